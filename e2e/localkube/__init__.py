@@ -1,0 +1,1 @@
+"""A Kubernetes cluster for tests: the user's own, kind where a Docker engine answers, or one built from Go modules."""

@@ -1,0 +1,184 @@
+"""The cluster's programs, built from pinned Go modules into a cache folder named after the pins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from localkube.hostpkgs import with_sbin
+from localkube.settings import E2E_DIR, KUBERNETES_VERSION, ClusterError, Settings
+from localkube.shell import run_logged, say
+
+_CNI = "github.com/containernetworking/plugins/plugins"
+_MAJOR, _MINOR = KUBERNETES_VERSION.removeprefix("v").split(".")[:2]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Programs that share one go.mod, hence one build: what they have in common is compiled once."""
+
+    name: str
+    packages: dict[str, str]  # file in the cache -> Go package
+    cgo: bool = False
+    tags: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return E2E_DIR / "gomods" / self.name
+
+
+CLUSTER = Group(
+    name="cluster",
+    packages={
+        "bin/pause": "./pause",
+        "bin/coredns": "./coredns",
+        "bin/etcd": "go.etcd.io/etcd/server/v3",
+        **{
+            f"bin/{name}": f"k8s.io/kubernetes/cmd/{name}"
+            for name in (
+                "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl",
+            )
+        },
+        **{
+            f"bin/{name}": f"github.com/containerd/containerd/v2/cmd/{name}"
+            for name in ("containerd", "containerd-shim-runc-v2", "ctr")
+        },
+        **{f"bin/{name}": f"github.com/moby/buildkit/cmd/{name}" for name in ("buildkitd", "buildctl")},
+        "bin/helm": "helm.sh/helm/v3/cmd/helm",
+        "cni/multus": "gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd/multus",
+        **{f"cni/{name}": f"{_CNI}/main/{name}" for name in ("bridge", "macvlan", "loopback")},
+        **{f"cni/{name}": f"{_CNI}/ipam/{name}" for name in ("host-local", "static")},
+        "cni/portmap": f"{_CNI}/meta/portmap",
+    },
+    tags=("no_btrfs", "no_devmapper", "no_zfs", "no_aufs", "no_tracing"),
+)  # fmt: skip
+RUNC = Group(
+    name="runc", packages={"bin/runc": "github.com/opencontainers/runc"}, cgo=True, tags=("seccomp",)
+)
+KIND = Group(name="kind", packages={"bin/kind": "sigs.k8s.io/kind"})
+LOCAL_GROUPS = (CLUSTER, RUNC)
+# Where a Docker engine runs, kind's node brings Kubernetes; these are what it lacks.
+KIND_PROGRAMS = (
+    "bin/kubectl", "bin/helm", "cni/multus", "cni/macvlan", "cni/bridge", "cni/host-local", "cni/static",
+)  # fmt: skip
+
+# No symbol tables and no DWARF: a fifth less to compile and to link, and nobody debugs these programs.
+_COMPILE = ("-trimpath", "-buildvcs=false", "-mod=readonly", "-gcflags=all=-dwarf=false")
+_LINK = " ".join(
+    ["-s", "-w"]
+    + [
+        f"-X k8s.io/component-base/version.{key}={value}"
+        for key, value in (("gitVersion", KUBERNETES_VERSION), ("gitMajor", _MAJOR), ("gitMinor", _MINOR))
+    ]
+)
+BUILD_TIMEOUT_S = 45 * 60
+
+
+def pins_key(group: Group) -> str:
+    """Changes with whatever decides the programs: the pins, our own sources, the flags and the machine's kind."""
+    digest = hashlib.sha256()
+    for path in sorted(group.folder.rglob("*")):
+        if path.is_file() and (path.name in ("go.mod", "go.sum") or path.suffix == ".go"):
+            digest.update(f"{path.relative_to(group.folder)}\0".encode() + path.read_bytes() + b"\0")
+    flags = [*_COMPILE, _LINK, *group.tags, str(group.cgo), platform.machine()]
+    digest.update("\0".join(flags).encode())
+    return digest.hexdigest()[:16]
+
+
+def programs_dir(settings: Settings, group: Group) -> Path:
+    return settings.cache / "programs" / f"{group.name}-{pins_key(group)}"
+
+
+def program(settings: Settings, name: str) -> Path:
+    """The path of one program, such as `bin/kubectl`."""
+    for group in (*LOCAL_GROUPS, KIND):
+        if name in group.packages:
+            return programs_dir(settings, group) / name
+    raise KeyError(name)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    try:
+        recorded = json.loads((folder / "stamp.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(name): int(size) for name, size in recorded.items()}
+
+
+def missing(settings: Settings, group: Group, names: Sequence[str] | None = None) -> list[str]:
+    """Programs that are not there whole: a killed build or a cut file shows as a size that the stamp does not know."""
+    folder = programs_dir(settings, group)
+    sizes = _sizes(folder)
+
+    def whole(name: str) -> bool:
+        path = folder / name
+        return name in sizes and path.is_file() and path.stat().st_size == sizes[name]
+
+    return [name for name in (names or list(group.packages)) if not whole(name)]
+
+
+def _go_env(group: Group) -> dict[str, str]:
+    env = {**os.environ, "CGO_ENABLED": "1" if group.cgo else "0", "GOFLAGS": "", "GOWORK": "off", "PATH": with_sbin()}
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if "GOGC" not in env and pages > 12 * 2**30:
+        env["GOGC"] = "400"  # the compiler spends less time collecting where memory is plenty
+    return env
+
+
+def _produced(package: str) -> str:
+    """What `go build -o FOLDER/` calls a program: the last part of its path that is no version."""
+    parts = [part for part in package.split("/") if part not in ("v2", "v3", "v4")]
+    return parts[-1]
+
+
+def build(settings: Settings, group: Group, names: Sequence[str] | None = None) -> None:
+    """Build what is missing, all in one `go build`, so that nothing is compiled twice and every core is busy."""
+    wanted = missing(settings, group, names)
+    if not wanted:
+        return
+    go = shutil.which("go", path=f"{with_sbin()}:/usr/local/go/bin")
+    if go is None:
+        raise ClusterError("Go is needed to build the cluster's programs, and `go` is not on the PATH")
+    folder = programs_dir(settings, group)
+    part = folder / "part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    started_s = time.monotonic()
+    reported: set[str] = set()
+    last_line_s = [started_s]
+
+    def report() -> None:
+        now_s = time.monotonic()
+        for name in wanted:
+            if name not in reported and (part / _produced(group.packages[name])).exists():
+                reported.add(name)
+                say(f"[{len(reported)}/{len(wanted)}] built {Path(name).name} … {now_s - started_s:.0f} s")
+                last_line_s[0] = now_s
+        if now_s - last_line_s[0] > 20:
+            say(f"[{len(reported)}/{len(wanted)}] compiling Go modules of `{group.name}` … {now_s - started_s:.0f} s")
+            last_line_s[0] = now_s
+
+    say(f"building {len(wanted)} programs of `{group.name}` from Go modules (kept in {folder})")
+    argv = [go, "build", *_COMPILE, "-tags", ",".join(group.tags), "-ldflags", _LINK, "-o", f"{part}/"]
+    argv += [group.packages[name] for name in wanted]
+    log = settings.cache / "logs" / f"build-{group.name}.log"
+    run_logged(argv, log, timeout_s=BUILD_TIMEOUT_S, env=_go_env(group), cwd=group.folder, poll=report)
+    report()
+    sizes = _sizes(folder)
+    for name in wanted:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (part / _produced(group.packages[name])).replace(target)
+        sizes[name] = target.stat().st_size
+    stamp = folder / "stamp.json.part"
+    stamp.write_text(json.dumps(sizes, indent=1))
+    stamp.replace(folder / "stamp.json")
+    shutil.rmtree(part, ignore_errors=True)
+    say(f"built `{group.name}` in {time.monotonic() - started_s:.0f} s")

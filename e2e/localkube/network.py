@@ -1,0 +1,123 @@
+"""Bridges, the stand-in NIC, forwarding and masquerading: made by `up`, taken away by `down`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from localkube.hostpkgs import with_sbin
+from localkube.proc import write_atomically
+from localkube.settings import (
+    NFT_TABLE,
+    NIC,
+    NIC_PEER,
+    NODE_BRIDGE,
+    NODE_IP,
+    POD_BRIDGE,
+    POD_CIDR,
+    POD_GATEWAY,
+    Settings,
+)
+from localkube.shell import run, say
+
+# Replies of a Service's backend must pass the host's address translation even when both pods sit on one bridge.
+_SYSCTLS = {
+    "net/ipv4/ip_forward": "1",
+    "net/bridge/bridge-nf-call-iptables": "1",
+    "net/ipv4/conf/all/rp_filter": "0",
+    "net/ipv4/conf/default/rp_filter": "0",
+}
+# Many pods and many files watched by each of them: the kernel's defaults are made for a desktop.
+_AT_LEAST = {"fs/inotify/max_user_instances": 1024, "fs/inotify/max_user_watches": 524288}
+_KUBE_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
+
+
+def _system(*argv: str, check: bool = True) -> str:
+    return run(argv, check=check, env={**os.environ, "PATH": with_sbin()}, timeout_s=20).stdout
+
+
+def link_exists(name: str) -> bool:
+    return Path(f"/sys/class/net/{name}").exists()
+
+
+def _remember(settings: Settings, values: dict[str, str]) -> None:
+    path = settings.state / "sysctl.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(values))
+
+
+def _set_sysctls(settings: Settings) -> None:
+    root = Path("/proc/sys")
+    if not (root / "net/bridge").exists():
+        _system("modprobe", "br_netfilter", check=False)
+    wanted = dict(_SYSCTLS)
+    for name, least in _AT_LEAST.items():
+        if (root / name).exists() and int((root / name).read_text()) < least:
+            wanted[name] = str(least)
+    wanted = {name: value for name, value in wanted.items() if (root / name).exists()}
+    _remember(settings, {name: (root / name).read_text().strip() for name in wanted})
+    for name, value in wanted.items():
+        if (root / name).read_text().strip() != value:
+            (root / name).write_text(value)
+
+
+def _bridge(name: str, address: str) -> None:
+    if not link_exists(name):
+        _system("ip", "link", "add", name, "type", "bridge")
+    _system("ip", "link", "set", name, "up")
+    _system("ip", "address", "replace", address, "dev", name)
+
+
+def masquerade_rules() -> str:
+    """Pods reach the world by the host's address; among themselves and towards the node they keep their own."""
+    return f"""
+table ip {NFT_TABLE} {{
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {POD_CIDR} ip daddr != {{ {POD_CIDR}, {NODE_IP} }} masquerade
+  }}
+}}
+"""
+
+
+def make(settings: Settings) -> None:
+    _set_sysctls(settings)
+    _bridge(NODE_BRIDGE, f"{NODE_IP}/24")
+    _bridge(POD_BRIDGE, f"{POD_GATEWAY}/24")
+    if not link_exists(NIC):
+        _system("ip", "link", "add", NIC, "type", "veth", "peer", "name", NIC_PEER)
+    for link in (NIC, NIC_PEER):
+        _system("ip", "link", "set", link, "up")
+    _system("ip", "link", "set", "lo", "up")
+    rules = f"add table ip {NFT_TABLE}\ndelete table ip {NFT_TABLE}\n{masquerade_rules()}"
+    run(["nft", "-f", "-"], stdin=rules, env={**os.environ, "PATH": with_sbin()})
+
+
+def is_whole() -> bool:
+    return all(link_exists(name) for name in (NODE_BRIDGE, POD_BRIDGE, NIC))
+
+
+def remove(settings: Settings) -> None:
+    """Take away what `make` made, and kube-proxy's own tables; what is not there is passed over."""
+    for link in (NIC, NODE_BRIDGE, POD_BRIDGE):
+        if link_exists(link):
+            _system("ip", "link", "delete", link, check=False)
+    for family, table in (("ip", NFT_TABLE), *_KUBE_TABLES):
+        if _nft_has(family, table):
+            _system("nft", "delete", "table", family, table, check=False)
+    path = settings.state / "sysctl.json"
+    if path.exists():
+        for name, value in json.loads(path.read_text()).items():
+            try:
+                (Path("/proc/sys") / name).write_text(value)
+            except OSError as error:
+                say(f"could not set {name} back to {value}: {error}")
+
+
+def _nft_has(family: str, table: str) -> bool:
+    try:
+        tables = _system("nft", "list", "tables", check=False)
+    except RuntimeError:
+        return False
+    return f"table {family} {table}" in tables.splitlines()

@@ -1,0 +1,127 @@
+"""containerd and its surroundings: configuration, CNI, the pause image, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from localkube import oci, pki
+from localkube.gobuild import program
+from localkube.hostpkgs import with_sbin
+from localkube.proc import Daemon, write_atomically
+from localkube.settings import PAUSE_IMAGE, POD_BRIDGE, POD_CIDR, Settings
+from localkube.shell import run, wait_for
+
+NAMESPACE = "k8s.io"
+
+
+def _config(settings: Settings) -> str:
+    runc = program(settings, "bin/runc")
+    cni = program(settings, "cni/bridge").parent
+    cri = "plugins.'io.containerd.cri.v1.runtime'"
+    return f"""version = 3
+root = '{settings.containerd_root}'
+state = '{settings.state}/run/containerd'
+disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.snapshotter.v1.erofs']
+
+[grpc]
+  address = '{settings.containerd_socket}'
+
+[plugins.'io.containerd.internal.v1.opt']
+  path = '{settings.state}/opt'
+
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  sandbox = '{PAUSE_IMAGE}'
+
+[{cri}]
+  # Without CAP_SYS_RESOURCE no process may lower its score, and every sandbox would die in its first step.
+  restrict_oom_score_adj = true
+  [{cri}.cni]
+    bin_dirs = ['{cni}']
+    conf_dir = '{settings.cni_conf}'
+  [{cri}.containerd]
+    default_runtime_name = 'runc'
+  [{cri}.containerd.runtimes.runc]
+    runtime_type = 'io.containerd.runc.v2'
+    [{cri}.containerd.runtimes.runc.options]
+      BinaryName = '{runc}'
+      SystemdCgroup = false
+"""
+
+
+def _multus_conf(settings: Settings) -> str:
+    """Multus is the network that the kubelet knows; it calls the bridge for eth0 and adds what a pod's annotation asks."""
+    ipam = {"type": "host-local", "dataDir": str(settings.state / "cni" / "ipam"), "ranges": [[{"subnet": POD_CIDR}]]}
+    bridge = {
+        "type": "bridge", "bridge": POD_BRIDGE, "isGateway": True, "hairpinMode": True,
+        "ipam": {**ipam, "routes": [{"dst": "0.0.0.0/0"}]},
+    }  # fmt: skip
+    portmap = {"type": "portmap", "backend": "nftables", "capabilities": {"portMappings": True}}
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": "multus",
+        "type": "multus",
+        "kubeconfig": str(pki.kubeconfig_of(settings, "multus")),
+        "cniDir": str(settings.state / "cni" / "multus"),
+        "binDir": str(program(settings, "cni/bridge").parent),
+        "capabilities": {"portMappings": True},
+        "delegates": [{"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, portmap]}],
+    }
+    return json.dumps(conf, indent=1)
+
+
+def write_configs(settings: Settings) -> None:
+    write_atomically(settings.configs / "containerd.toml", _config(settings))
+    write_atomically(settings.cni_conf / "00-multus.conf", _multus_conf(settings))
+
+
+def daemon(settings: Settings) -> Daemon:
+    argv = (str(program(settings, "bin/containerd")), "--config", str(settings.configs / "containerd.toml"))
+    return Daemon("containerd", argv, settings)
+
+
+def ctr(settings: Settings, *words: str, check: bool = True, timeout_s: float = 60) -> str:
+    tool = program(settings, "bin/ctr")
+    argv = [tool, "--address", settings.containerd_socket, "--namespace", NAMESPACE, *words]
+    return run(argv, check=check, timeout_s=timeout_s).stdout
+
+
+def has_image(settings: Settings, name: str) -> bool:
+    full = name if "/" in name else f"docker.io/library/{name}"
+    return full in ctr(settings, "images", "list", "--quiet").split()
+
+
+def start(settings: Settings) -> None:
+    containerd = daemon(settings)
+    folder = program(settings, "bin/containerd").parent
+    containerd.start({"PATH": f"{folder}:{with_sbin()}"})
+
+    def answers() -> bool:
+        containerd.must_live()
+        return bool(ctr(settings, "version", timeout_s=10))
+
+    wait_for("containerd to answer", answers, timeout_s=60, log=containerd.log)
+    if not has_image(settings, PAUSE_IMAGE):
+        _load_pause(settings)
+
+
+def _load_pause(settings: Settings) -> None:
+    with tempfile.TemporaryDirectory(dir=settings.state) as folder:
+        layer = Path(folder) / "layer.tar"
+        oci.tar_one_file(program(settings, "bin/pause"), "pause", layer)
+        layout = Path(folder) / "layout"
+        oci.write_layout(layout, layer, {"Entrypoint": ["/pause"], "User": "65535:65535"}, name=PAUSE_IMAGE)
+        archive = Path(folder) / "pause.tar"
+        run(["tar", "-C", layout, "-cf", archive, "."])
+        ctr(settings, "images", "import", str(archive))
+
+
+def end_tasks(settings: Settings) -> None:
+    """Take away every container that the running containerd still knows; images stay."""
+    tasks = ctr(settings, "tasks", "list", "--quiet", check=False).split()
+    if tasks:
+        ctr(settings, "tasks", "delete", "--force", *tasks, check=False, timeout_s=120)
+    containers = ctr(settings, "containers", "list", "--quiet", check=False).split()
+    if containers:
+        ctr(settings, "containers", "delete", *containers, check=False, timeout_s=120)

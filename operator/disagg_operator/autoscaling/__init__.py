@@ -1,0 +1,1 @@
+"""From signals to replicas: `signals` are the doors, `policy` decides (PURE), `loop` ties them together."""

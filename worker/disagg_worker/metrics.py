@@ -1,0 +1,63 @@
+"""The worker's Prometheus metrics, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from disagg_worker.engine.api import Load
+
+_TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class _LoadCollector(Collector):
+    """Reads the engine's load at scrape time, so that gauges are never stale."""
+
+    def __init__(self, load: Callable[[], Load | None]) -> None:
+        self._load = load
+
+    def collect(self) -> Iterator[Metric]:
+        load = self._load()
+        if load is None:
+            return
+        yield GaugeMetricFamily("disagg_worker_waiting_requests", "Requests queued here", value=load.waiting_requests)
+        yield GaugeMetricFamily("disagg_worker_waiting_tokens", "Prompt tokens queued here", value=load.waiting_tokens)
+        yield GaugeMetricFamily("disagg_worker_running_requests", "Requests being computed", value=load.running_requests)
+        blocks = GaugeMetricFamily("disagg_worker_kv_blocks", "KV cache blocks by state", labels=["state"])
+        for state, n in (("free", load.blocks_free), ("used", load.blocks_used), ("leased", load.blocks_leased)):
+            blocks.add_metric([state], n)
+        yield blocks
+        yield CounterMetricFamily("disagg_worker_prompt_tokens", "Prompt tokens computed", value=load.prompt_tokens_total)
+        yield CounterMetricFamily("disagg_worker_generated_tokens", "Tokens generated", value=load.generated_tokens_total)
+        yield CounterMetricFamily("disagg_worker_preemptions", "Sequences preempted", value=load.preemptions_total)
+
+
+class Metrics:
+    """One process's metrics."""
+
+    def __init__(self, load: Callable[[], Load | None]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_LoadCollector(load))
+        self.transfer_bytes = Counter(
+            "disagg_kv_transfer_bytes", "KV bytes moved between workers", ["direction"], registry=self.registry
+        )
+        self.transfer_seconds = Histogram(
+            "disagg_kv_transfer_seconds", "First to last byte", registry=self.registry, buckets=_TRANSFER_BUCKETS_S
+        )
+        self.transfer_exposed_seconds = Histogram(
+            "disagg_kv_transfer_exposed_seconds",
+            "Part of the transfer after the computation",
+            registry=self.registry,
+            buckets=_TRANSFER_BUCKETS_S,
+        )
+        self.transfer_failures = Counter("disagg_kv_transfer_failures", "Transfers that failed", ["reason"], registry=self.registry)
+        self.reservations_refused = Counter(
+            "disagg_worker_reservations_refused", "Requests refused for want of room", registry=self.registry
+        )
+        self.info = Info("disagg_worker", "Identity of this worker", registry=self.registry)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

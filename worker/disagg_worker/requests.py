@@ -1,0 +1,99 @@
+"""PURE: the bodies of the worker's two internal calls, checked field by field, and its events as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from disagg_worker.engine.api import EndEvent, ErrorEvent, Event, SamplingParams, TokenEvent
+
+MAX_TOKENS = 1 << 20
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Sampling(_Strict):
+    """docs/protocol.md, `sampling`."""
+
+    seed: int = Field(ge=0, lt=1 << 64)
+    max_new_tokens: int = Field(ge=1, le=MAX_TOKENS)
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, le=MAX_TOKENS)
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    logit_bias: list[tuple[TokenId, Annotated[float, Field(ge=-100, le=100)]]] = Field(default=[], max_length=1024, strict=False)
+    logprobs: int | None = Field(None, ge=0, le=20)
+    stop_token_ids: list[TokenId] = Field(default=[], max_length=256)
+    min_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
+
+    def to_params(self) -> SamplingParams:
+        values = self.model_dump()
+        values["logit_bias"] = tuple((int(t), float(b)) for t, b in self.logit_bias)
+        values["stop_token_ids"] = tuple(self.stop_token_ids)
+        return SamplingParams(**values)
+
+
+class _Work(_Strict):
+    request_id: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$")
+    epoch: int = Field(ge=0, le=1 << 20)
+    tokens: list[TokenId] = Field(min_length=1, max_length=MAX_TOKENS)
+    prompt_tokens: int = Field(ge=1)
+    sampling: Sampling
+    deadline_s: float = Field(gt=0, le=86400)
+
+
+class DecodeRequest(_Work):
+    mode: Literal["remote", "local"]
+
+
+class PrefillRequest(_Work):
+    ticket: dict[str, Any] | None
+
+
+WorkT = TypeVar("WorkT", DecodeRequest, PrefillRequest)
+
+
+class BadRequest(ValueError):
+    """The message names the field."""
+
+
+def parse(kind: type[WorkT], body: bytes) -> WorkT:
+    """Raises BadRequest."""
+    try:
+        request = kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadRequest(f"{'.'.join(str(p) for p in first['loc']) or 'body'}: {first['msg']}") from None
+    if request.prompt_tokens > len(request.tokens):
+        raise BadRequest(f"prompt_tokens: {request.prompt_tokens} of {len(request.tokens)} tokens")
+    if request.sampling.max_new_tokens <= len(request.tokens) - request.prompt_tokens:
+        raise BadRequest("sampling.max_new_tokens: that many tokens were emitted already")
+    return request
+
+
+def event_json(event: Event) -> dict[str, Any]:
+    """The event as a line of the stream."""
+    if isinstance(event, TokenEvent):
+        line: dict[str, Any] = {"type": "token", "index": event.index, "token": event.token}
+        if event.logprob is not None:
+            line |= {"logprob": event.logprob, "top_logprobs": [list(pair) for pair in event.top_logprobs]}
+        return line
+    if isinstance(event, EndEvent):
+        return {"type": "end", "finish_reason": event.finish_reason}
+    return error_json(event)
+
+
+def error_json(event: ErrorEvent) -> dict[str, Any]:
+    return {"type": "error", "code": event.code, "message": event.message, "retryable": event.retryable}
+
+
+def encode_line(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"

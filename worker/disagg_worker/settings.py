@@ -1,0 +1,71 @@
+"""Everything that can be set about a worker process, read from DISAGG_* environment variables, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "DISAGG_"
+MIN_KEY_BYTES = 32
+
+
+class SettingsError(Exception):
+    """A variable is missing or wrong; the message names it."""
+
+
+class Settings(BaseModel):
+    """Field `x_y` is the variable DISAGG_X_Y."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    role: Literal["prefill", "decode", "both"]
+    model_uri: str = Field(min_length=1)
+    model_name: str = Field(min_length=1)
+    model_mount: Path = Path("/mnt/model")
+    cache_dir: Path = Path("/cache")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    kv_interface: str = ""
+    kv_host: str = ""
+    kv_port: int = Field(9000, ge=0, le=65535)
+    pod_name: str = ""
+    pod_uid: str = ""
+    revision: str = ""
+    cluster_key_file: Path
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    block_size_tokens: int = Field(16, ge=1, le=1024)
+    kv_cache_bytes: int = Field(256 << 20, ge=1 << 20)
+    max_model_len: int | None = Field(None, ge=2)
+    max_running: int = Field(64, ge=1, le=4096)
+    max_waiting: int = Field(256, ge=1, le=65536)
+    max_batch_tokens: int = Field(2048, ge=16)
+    prefill_wait_s: float = Field(0.05, ge=0, le=10)
+    prefill_utilisation: float = Field(0.85, gt=0, le=1)
+    ticket_lifetime_s: float = Field(30.0, gt=0, le=3600)
+    transfer_idle_s: float = Field(5.0, gt=0, le=3600)
+    drain_timeout_s: float = Field(300.0, ge=0, le=86400)
+    threads: int = Field(1, ge=1, le=1024)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    def cluster_key(self) -> bytes:
+        """The shared key's bytes. Raises SettingsError when the file is missing, unreadable or too short: there is no default."""
+        try:
+            key = self.cluster_key_file.read_bytes().strip()
+        except OSError as error:
+            raise SettingsError(f"{PREFIX}CLUSTER_KEY_FILE: {error}") from None
+        if len(key) < MIN_KEY_BYTES:
+            raise SettingsError(f"{PREFIX}CLUSTER_KEY_FILE: {len(key)} bytes, at least {MIN_KEY_BYTES} are needed")
+        return key
+
+
+def from_environment(environment: Mapping[str, str]) -> Settings:
+    """Raises SettingsError that names every wrong variable. An empty variable counts as not set."""
+    raw = {k.removeprefix(PREFIX).lower(): v for k, v in environment.items() if k.startswith(PREFIX) and v != ""}
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
+        raise SettingsError("; ".join(lines)) from None

@@ -1,0 +1,82 @@
+"""PURE: the frames of a KV transfer (docs/protocol.md, "KV transfer over TCP"). Nothing is allocated before a length was checked."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+MAGIC = b"DKV1"
+MAX_PAYLOAD_BYTES = 64 << 20
+MAX_CONTROL_BYTES = 64 << 10
+_HEAD = struct.Struct("<4sBBHIIII")
+_CRC = struct.Struct("<I")
+HEADER_BYTES = _HEAD.size + _CRC.size
+
+
+class FrameError(ValueError):
+    """What arrived is not a frame of this protocol, or was damaged on the way."""
+
+
+class FrameType(IntEnum):
+    CHALLENGE = 1
+    BEGIN = 2
+    LAYER = 3
+    PROGRESS = 4
+    COMMIT = 5
+    ACK = 6
+    ERROR = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A frame's header. `length_bytes` is the payload's; `crc32` covers the header before it, and the payload."""
+
+    type: FrameType
+    layer: int = 0
+    seq: int = 0
+    first_block: int = 0
+    n_blocks: int = 0
+    length_bytes: int = 0
+    crc32: int = 0
+
+
+def encode_header(header: Header, payload: Sequence[bytes | memoryview]) -> tuple[bytes, int]:
+    """The header's bytes and its crc. `header.length_bytes` and `crc32` are computed from the payload's parts."""
+    length = sum(len(part) for part in payload)
+    if length > MAX_PAYLOAD_BYTES:
+        raise FrameError(f"payload of {length} bytes is over the limit of {MAX_PAYLOAD_BYTES}")
+    head = _HEAD.pack(MAGIC, header.type, 0, header.layer, header.seq, header.first_block, header.n_blocks, length)
+    crc = zlib.crc32(head)
+    for part in payload:
+        crc = zlib.crc32(part, crc)
+    return head + _CRC.pack(crc), crc
+
+
+def decode_header(raw: bytes) -> Header:
+    """Parse HEADER_BYTES bytes. Raises FrameError on another magic, an unknown type, or a length over the limit."""
+    magic, kind, flags, layer, seq, first_block, n_blocks, length = _HEAD.unpack_from(raw)
+    if magic != MAGIC:
+        raise FrameError(f"not a KV transfer of version 1 (magic {magic!r})")
+    if flags:
+        raise FrameError(f"unknown flags {flags:#x}")
+    try:
+        frame_type = FrameType(kind)
+    except ValueError:
+        raise FrameError(f"unknown frame type {kind}") from None
+    limit = MAX_PAYLOAD_BYTES if frame_type is FrameType.LAYER else MAX_CONTROL_BYTES
+    if length > limit:
+        raise FrameError(f"{frame_type.name} of {length} bytes is over the limit of {limit}")
+    (crc,) = _CRC.unpack_from(raw, _HEAD.size)
+    return Header(frame_type, layer, seq, first_block, n_blocks, length, crc)
+
+
+def check_crc(raw_header: bytes, payload: Sequence[bytes | memoryview], expected: int) -> None:
+    """Raises FrameError when header or payload changed on the way."""
+    crc = zlib.crc32(raw_header[: _HEAD.size])
+    for part in payload:
+        crc = zlib.crc32(part, crc)
+    if crc != expected:
+        raise FrameError("checksum mismatch")

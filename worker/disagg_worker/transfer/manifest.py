@@ -1,0 +1,105 @@
+"""PURE: what was received, and whether it is exactly what the ticket promised."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+from disagg_worker.engine.api import KvLayout, TokenEvent
+from disagg_worker.transfer.frames import FrameError, Header
+from disagg_worker.transfer.ticket import Ticket
+
+
+class Digest:
+    """SHA-256 over the LAYER frames' crcs, in order: cheap, and any lost, doubled or reordered frame changes it."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self.frames = 0
+        self.payload_bytes = 0
+
+    def add(self, crc32: int, payload_bytes: int) -> None:
+        self._hash.update(struct.pack("<I", crc32))
+        self.frames += 1
+        self.payload_bytes += payload_bytes
+
+    def hex(self) -> str:
+        return self._hash.hexdigest()
+
+
+@dataclass(slots=True)
+class Coverage:
+    """Which (layer, block) parts have arrived. Each must arrive exactly once."""
+
+    layout: KvLayout
+    n_blocks: int
+    digest: Digest = field(default_factory=Digest)
+    _seen: bytearray = field(init=False)
+    _missing: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._missing = self.layout.layers * self.n_blocks
+        self._seen = bytearray(self._missing)
+
+    def check(self, header: Header) -> None:
+        """Raises FrameError unless this LAYER frame lies inside the reservation, has the right size and is the next one."""
+        if header.seq != self.digest.frames:
+            raise FrameError(f"frame {header.seq} came where {self.digest.frames} was due")
+        if header.layer >= self.layout.layers:
+            raise FrameError(f"layer {header.layer} of {self.layout.layers}")
+        if not 0 < header.n_blocks <= self.n_blocks - min(header.first_block, self.n_blocks):
+            raise FrameError(f"blocks {header.first_block}+{header.n_blocks} of {self.n_blocks}")
+        if header.length_bytes != header.n_blocks * self.layout.layer_block_bytes:
+            raise FrameError(f"{header.length_bytes} bytes for {header.n_blocks} blocks")
+        start = header.layer * self.n_blocks + header.first_block
+        if any(self._seen[start : start + header.n_blocks]):
+            raise FrameError(f"layer {header.layer} blocks {header.first_block}+{header.n_blocks} came twice")
+
+    def take(self, header: Header) -> None:
+        """Record a checked frame whose payload was read and verified."""
+        start = header.layer * self.n_blocks + header.first_block
+        self._seen[start : start + header.n_blocks] = b"\x01" * header.n_blocks
+        self._missing -= header.n_blocks
+        self.digest.add(header.crc32, header.length_bytes)
+
+    @property
+    def complete(self) -> bool:
+        return self._missing == 0
+
+
+def commit_payload(digest: Digest, ticket: Ticket, first_token: TokenEvent) -> dict[str, Any]:
+    """The COMMIT frame's content."""
+    return {
+        "frames": digest.frames,
+        "bytes": digest.payload_bytes,
+        "digest": digest.hex(),
+        "token_hash": ticket.token_hash,
+        "tokens": ticket.tokens,
+        "first_token": first_token.token,
+        "logprob": first_token.logprob,
+        "top_logprobs": [list(pair) for pair in first_token.top_logprobs],
+    }
+
+
+def verify_commit(payload: object, coverage: Coverage, ticket: Ticket, vocab_size: int) -> int:
+    """The first token, if everything the ticket promised has arrived whole. Raises FrameError, naming what does not hold."""
+    if not isinstance(payload, dict):
+        raise FrameError("commit: must be an object")
+    expected = {
+        "frames": coverage.digest.frames,
+        "bytes": coverage.digest.payload_bytes,
+        "digest": coverage.digest.hex(),
+        "token_hash": ticket.token_hash,
+        "tokens": ticket.tokens,
+    }
+    for name, value in expected.items():
+        if payload.get(name) != value:
+            raise FrameError(f"commit.{name}: {payload.get(name)!r} does not match what was received")
+    if not coverage.complete:
+        raise FrameError("commit: some layers or blocks never arrived")
+    token = payload.get("first_token")
+    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+        raise FrameError(f"commit.first_token: {token!r} is not a token of this model")
+    return token

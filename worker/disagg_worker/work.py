@@ -1,0 +1,248 @@
+"""What the two internal calls do: reserve, transfer, compute, stream. Every path frees what it held, whoever leaves first."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from disagg_worker.engine.api import DecodeHandle, EndEvent, Engine, ErrorEvent, PrefillHandle, Reservation, TokenEvent
+from disagg_worker.metrics import Metrics
+from disagg_worker.requests import DecodeRequest, PrefillRequest, error_json, event_json
+from disagg_worker.streams import EventQueue
+from disagg_worker.transfer.listener import KvListener, Received, Session
+from disagg_worker.transfer.sender import TcpKvSender, TransferDone
+from disagg_worker.transfer.ticket import Ticket, sign, token_hash
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What the work needs to know of the process it runs in. `interface` carries `listener.host`."""
+
+    engine: Engine
+    listener: KvListener
+    metrics: Metrics
+    key: bytes
+    compat: str
+    incarnation: str
+    interface: str
+    ticket_lifetime_s: float
+
+
+Line = dict[str, Any]
+_END = (EndEvent, ErrorEvent)
+
+
+def _timed_out() -> Line:
+    return error_json(ErrorEvent("deadline_exceeded", "the request's deadline has passed", retryable=False))
+
+
+async def _relay(events: EventQueue, deadline_s: float) -> AsyncIterator[Line]:
+    """Token events until the one that ends the request."""
+    while True:
+        try:
+            event = await events.get(deadline_s - time.monotonic())
+        except TimeoutError:
+            yield _timed_out()
+            return
+        yield event_json(event)
+        if isinstance(event, _END):
+            return
+
+
+async def decode_local(node: Node, request: DecodeRequest) -> AsyncIterator[Line]:
+    """Prefill and decode here. Raises NoCapacity or InvalidInput before the first line."""
+    events = EventQueue()
+    params = request.sampling.to_params()
+    handle = node.engine.generate(request.request_id, request.tokens, request.prompt_tokens, params, events)
+
+    async def lines() -> AsyncIterator[Line]:
+        try:
+            yield {"type": "accepted", "path": "local", "kv_bytes": 0, "transfer_s": 0.0, "interface": ""}
+            async for line in _relay(events, time.monotonic() + request.deadline_s):
+                yield line
+        finally:
+            handle.cancel()
+
+    return lines()
+
+
+def _issue(node: Node, request: DecodeRequest) -> Ticket:
+    ticket = Ticket(
+        transfer_id=secrets.token_hex(16),
+        request_id=request.request_id,
+        epoch=request.epoch,
+        compat=node.compat,
+        decode_incarnation=node.incarnation,
+        host=node.listener.host,
+        port=node.listener.port,
+        tokens=len(request.tokens),
+        token_hash=token_hash(request.tokens),
+        lifetime_s=node.ticket_lifetime_s,
+    )
+    return sign(node.key, ticket)
+
+
+class _RemoteDecode:
+    """One reservation, from its ticket to its last token."""
+
+    def __init__(self, node: Node, request: DecodeRequest, reservation: Reservation) -> None:
+        self._node = node
+        self._request = request
+        self._events = EventQueue()
+        self._handle: DecodeHandle | None = None
+        self._reservation = reservation
+        self.ticket = _issue(node, request)
+        self._session = Session(self.ticket, reservation, self._on_commit, self._on_failed)
+        node.listener.expect(self._session)
+
+    def _on_commit(self, received: Received) -> None:
+        """On the listener's thread: the verified KV joins the batch."""
+        tokens = [*self._request.tokens, received.first_token]
+        params = self._request.sampling.to_params()
+        self._events.put(received)
+        prompt_tokens = self._request.prompt_tokens
+        self._handle = self._node.engine.decode(self._reservation, tokens, prompt_tokens, params, self._events)
+        if self._session.cancelled:
+            self._handle.cancel()
+        self._node.metrics.transfer_bytes.labels("received").inc(received.kv_bytes)
+        self._node.metrics.transfer_seconds.observe(received.transfer_s)
+
+    def _on_failed(self, code: str, message: str) -> None:
+        self._node.metrics.transfer_failures.labels(code).inc()
+        self._events.put(ErrorEvent("transfer_failed", message, retryable=True))
+
+    async def lines(self) -> AsyncIterator[Line]:
+        deadline_s = time.monotonic() + self._request.deadline_s
+        try:
+            yield {"type": "ticket", "ticket": self.ticket.to_json()}
+            first = await self._first(deadline_s)
+            if not isinstance(first, Received):
+                yield event_json(first)
+                return
+            yield {
+                "type": "accepted",
+                "path": "remote",
+                "kv_bytes": first.kv_bytes,
+                "transfer_s": round(first.transfer_s, 6),
+                "interface": self._node.interface,
+            }
+            async for line in _relay(self._events, deadline_s):
+                yield line
+        finally:
+            self.cancel()
+
+    async def _first(self, deadline_s: float) -> Received | ErrorEvent:
+        """The commit, or why there is none. The ticket's lifetime bounds the wait for its use, the idle limit the transfer."""
+        lifetime_s = min(self.ticket.lifetime_s, deadline_s - time.monotonic())
+        try:
+            event: Received | ErrorEvent = await self._events.get(lifetime_s)
+        except TimeoutError:
+            if not self._node.listener.begun(self._session):
+                self._node.metrics.transfer_failures.labels("ticket_expired").inc()
+                return ErrorEvent("ticket_expired", f"no KV came within {lifetime_s:g} s", retryable=True)
+            try:
+                event = await self._events.get(deadline_s - time.monotonic())
+            except TimeoutError:
+                return ErrorEvent("deadline_exceeded", "the request's deadline has passed", retryable=False)
+        return event
+
+    def cancel(self) -> None:
+        self._node.listener.cancel(self._session)
+        if self._handle is not None:
+            self._handle.cancel()
+
+
+async def decode_remote(node: Node, request: DecodeRequest) -> AsyncIterator[Line]:
+    """Reserve, hand out a ticket, wait for the KV, decode. Raises NoCapacity or InvalidInput before the first line."""
+    emitted = len(request.tokens) - request.prompt_tokens
+    total = len(request.tokens) + request.sampling.max_new_tokens - emitted
+    reservation = node.engine.reserve(request.request_id, len(request.tokens), total)
+    return _RemoteDecode(node, request, reservation).lines()
+
+
+class _Prefill:
+    """One prefill, from its queue to the acknowledgement of its KV."""
+
+    def __init__(self, node: Node, request: PrefillRequest, ticket: Ticket | None) -> None:
+        self._node = node
+        self._request = request
+        self._events = EventQueue()
+        self._handle: PrefillHandle | None = None
+        self._done_early = False
+        sender = None
+        if ticket is not None:
+            source = (node.listener.host, node.interface)
+            sender = TcpKvSender(ticket, node.key, node.incarnation, source, self._on_done)
+        self._sends = sender is not None
+        params = request.sampling.to_params()
+        self._handle = node.engine.prefill(request.request_id, request.tokens, request.prompt_tokens, params, self._events, sender)
+        if self._done_early:
+            self._handle.release()
+
+    def _on_done(self, done: TransferDone) -> None:
+        """On the sender's thread: acknowledged or failed, the blocks are free."""
+        if self._handle is None:
+            self._done_early = True
+        else:
+            self._handle.release()
+        metrics = self._node.metrics
+        if done.error is None:
+            metrics.transfer_bytes.labels("sent").inc(done.kv_bytes)
+            metrics.transfer_seconds.observe(done.transfer_s)
+            metrics.transfer_exposed_seconds.observe(done.exposed_s)
+        elif done.error.code == "transfer_failed":
+            metrics.transfer_failures.labels(done.error.code).inc()
+        self._events.put(done)
+
+    async def lines(self) -> AsyncIterator[Line]:
+        """The token, `transferred`, `end`: the engine's end event is held back until the transfer has ended too."""
+        deadline_s = time.monotonic() + self._request.deadline_s
+        ended: EndEvent | ErrorEvent | None = None
+        transferred = not self._sends
+        try:
+            while ended is None or not (transferred or isinstance(ended, ErrorEvent)):
+                try:
+                    event = await self._events.get(deadline_s - time.monotonic())
+                except TimeoutError:
+                    yield _timed_out()
+                    return
+                if isinstance(event, TokenEvent):
+                    yield event_json(event)
+                elif isinstance(event, TransferDone):
+                    transferred = True
+                    if event.error is not None and event.error.code == "transfer_failed":
+                        ended = event.error
+                    elif event.error is None:
+                        yield _transferred(event)
+                elif ended is None:
+                    ended = event
+            yield event_json(ended)
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            if not self._sends:
+                self._handle.release()
+
+
+def _transferred(done: TransferDone) -> Line:
+    return {
+        "type": "transferred",
+        "kv_bytes": done.kv_bytes,
+        "transfer_s": round(done.transfer_s, 6),
+        "exposed_s": round(done.exposed_s, 6),
+        "interface": done.interface,
+        "peer": done.peer,
+    }
+
+
+async def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None) -> AsyncIterator[Line]:
+    """Compute the prompt and push its KV. Raises NoCapacity or InvalidInput before the first line."""
+    await asyncio.sleep(0)
+    return _Prefill(node, request, ticket).lines()
