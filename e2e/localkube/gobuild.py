@@ -104,6 +104,12 @@ def program(settings: Settings, name: str) -> Path:
     raise KeyError(name)
 
 
+def programs_path(settings: Settings) -> str:
+    """PATH for the cluster's own processes: all built programs first."""
+    folders = [str(programs_dir(settings, group) / "bin") for group in LOCAL_GROUPS]
+    return ":".join([*folders, with_sbin()])
+
+
 def _sizes(folder: Path) -> dict[str, int]:
     try:
         recorded = json.loads((folder / "stamp.json").read_text())

@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 
 from localkube import oci, pki
-from localkube.gobuild import program
-from localkube.hostpkgs import with_sbin
+from localkube.gobuild import program, programs_path
 from localkube.proc import Daemon, write_atomically
 from localkube.settings import PAUSE_IMAGE, POD_BRIDGE, POD_CIDR, Settings
 from localkube.shell import run, wait_for
@@ -94,8 +93,7 @@ def has_image(settings: Settings, name: str) -> bool:
 
 def start(settings: Settings) -> None:
     containerd = daemon(settings)
-    folder = program(settings, "bin/containerd").parent
-    containerd.start({"PATH": f"{folder}:{with_sbin()}"})
+    containerd.start({"PATH": programs_path(settings)})
 
     def answers() -> bool:
         containerd.must_live()

@@ -41,9 +41,7 @@ class Metrics:
     def __init__(self, load: Callable[[], Load | None]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_LoadCollector(load))
-        self.transfer_bytes = Counter(
-            "disagg_kv_transfer_bytes", "KV bytes moved between workers", ["direction"], registry=self.registry
-        )
+        self.transfer_bytes = Counter("disagg_kv_transfer_bytes", "KV bytes moved between workers", ["direction"], registry=self.registry)
         self.transfer_seconds = Histogram(
             "disagg_kv_transfer_seconds", "First to last byte", registry=self.registry, buckets=_TRANSFER_BUCKETS_S
         )

@@ -1,0 +1,1 @@
+"""The inference engine: block pool, schedulers, sampler and the loop that drives the model."""

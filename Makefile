@@ -1,0 +1,50 @@
+# The two commands of a newcomer are `make demo` and `make test`; the rest is for work on the project.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PY := .venv/bin/python
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate
+help:           ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup:          ## .venv with everything pinned
+	@scripts/setup
+
+demo: setup     ## a real Kubernetes, the operator, one CR, a chat answer, both pools scaling
+	@$(PY) -m e2e.demo
+
+demo-down:      ## remove everything that demo made (the build cache stays)
+	@e2e/cluster down
+
+quickstart: setup ## the same resource as processes on this machine, without a cluster
+	@.venv/bin/disagg local -f examples/quickstart.yaml --ask "What does os.path.join do?"
+
+test: setup     ## everything: lint, types, import rules, unit, integration, end to end
+	@$(MAKE) --no-print-directory lint unit integration e2e
+
+test-fast: setup ## the part that takes under two minutes
+	@$(MAKE) --no-print-directory lint
+	@$(PY) -m pytest -q -m "not slow and not apiserver and not e2e"
+
+lint: setup
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check -q . || { echo "run: .venv/bin/ruff format ."; exit 1; }
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-cache >/tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; exit 1; }
+	@$(PY) scripts/check_house.py
+
+unit: setup
+	@$(PY) -m pytest -q -m "not apiserver and not e2e"
+
+integration: setup
+	@e2e/cluster build etcd kube-apiserver kubectl
+	@$(PY) -m pytest -q -m apiserver
+
+e2e: setup
+	@$(PY) -m pytest -q -m e2e e2e tests
+
+generate: setup ## crds/ and the chart's copy of them from the pydantic models
+	@$(PY) -m disagg_operator.api.crdgen
+
+lock:           ## requirements/*.txt from pyproject.toml
+	@scripts/lock

@@ -1,0 +1,105 @@
+"""A stand-in for the Python base image, made of Debian packages: for machines that reach no image registry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from pathlib import Path
+
+from localkube import hostpkgs, oci
+from localkube.settings import BASE_IMAGE, Settings
+from localkube.shell import run, run_logged, say
+
+_SUITE = "bookworm"
+_PACKAGES = ("python3", "python3-venv", "python3-pip", "ca-certificates", "netbase", "tzdata")
+# Where the real image has its interpreter, so that a Dockerfile works with both.
+_LINKS = {
+    "python3.11": "/usr/bin/python3.11",
+    "python3": "python3.11",
+    "python": "python3.11",
+    "pip3": "/usr/bin/pip3",
+    "pip": "/usr/bin/pip3",
+}
+_NOT_NEEDED = (
+    "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt", "var/lib/apt/lists",
+    "var/log", "usr/lib/python3.11/EXTERNALLY-MANAGED", "usr/lib/python3.11/test",
+)  # fmt: skip
+_PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+_CONFIG: dict[str, object] = {"Env": [f"PATH={_PATH}", "LANG=C.UTF-8"], "Cmd": ["python3"]}
+# Changed by hand when the steps below change: the layout is kept under this name.
+_RECIPE = "1"
+_TIMEOUT_S = 900
+
+
+def layout_dir(settings: Settings) -> Path:
+    text = json.dumps([_RECIPE, _SUITE, _PACKAGES, _LINKS, _NOT_NEEDED, _CONFIG, platform.machine()])
+    return settings.cache / "base" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest(settings: Settings) -> str:
+    index = json.loads((layout_dir(settings) / "index.json").read_text())
+    return str(index["manifests"][0]["digest"])
+
+
+def _mirror() -> list[str]:
+    """The package source that apt itself uses for the suite; debootstrap's own default where apt names none."""
+    listed = run(["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"], check=False, timeout_s=30).stdout
+    for line in listed.splitlines():
+        codename, _, address = line.partition(" ")
+        if codename == _SUITE and address:
+            return [address.strip()]
+    return []
+
+
+def _proxy_env() -> dict[str, str]:
+    env = {**os.environ, "PATH": hostpkgs.with_sbin()}
+    shell = run(["apt-config", "shell", "proxy", "Acquire::http::Proxy"], check=False, timeout_s=30).stdout.strip()
+    if shell.startswith("proxy='") and "http_proxy" not in env:
+        env["http_proxy"] = shell.removeprefix("proxy='").rstrip("'")
+    return env
+
+
+def _strip(root: Path) -> None:
+    for name in _NOT_NEEDED:
+        path = root / name
+        if path.is_dir():
+            shutil.rmtree(path)
+            if name.startswith("var/"):
+                path.mkdir()
+        elif path.exists():
+            path.unlink()
+    for name, target in _LINKS.items():
+        (root / "usr/local/bin" / name).symlink_to(target)
+
+
+def ensure(settings: Settings) -> Path:
+    """The layout's folder, made in about a minute when it is not there."""
+    layout = layout_dir(settings)
+    if (layout / "index.json").exists():
+        return layout
+    hostpkgs.ensure(hostpkgs.FOR_IMAGES)
+    started_s = time.monotonic()
+    say(f"making a stand-in for {BASE_IMAGE} from Debian packages")
+    work = settings.cache / "base" / "part"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    root = work / "root"
+    argv: list[str | Path] = ["debootstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", _SUITE, root]
+    log = settings.cache / "logs" / "debootstrap.log"
+    run_logged([*argv, *_mirror()], log, timeout_s=_TIMEOUT_S, env=_proxy_env())
+    _strip(root)
+    layer = work / "layer.tar"
+    run(
+        ["tar", "-C", root, "--numeric-owner", "--one-file-system", "--sort=name", "--mtime=@0",
+         "--exclude=./dev/*", "--exclude=./proc/*", "--exclude=./sys/*", "-cf", layer, "."],
+        timeout_s=300,
+    )  # fmt: skip
+    oci.write_layout(work / "layout", layer, _CONFIG, name=BASE_IMAGE)
+    (work / "layout").replace(layout)
+    shutil.rmtree(work)
+    say(f"made the base image in {time.monotonic() - started_s:.0f} s")
+    return layout

@@ -1,0 +1,67 @@
+"""Folders of wheels, one for each locked requirements file, so that an image's build needs no network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+from localkube import hostpkgs
+from localkube.settings import REPO_DIR, ClusterError, Settings
+from localkube.shell import run, run_logged, say
+
+_STUBS_SCRIPT = REPO_DIR / "scripts" / "torch_cpu_stubs.py"
+_TIMEOUT_S = 1200
+# The images' Python; the host's may be another, and its pip can still fetch for this one.
+_TARGET = ("--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none")
+
+
+def _key(requirements: Path, stubs: bool) -> str:
+    content = requirements.read_bytes() + (_STUBS_SCRIPT.read_bytes() if stubs else b"")
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def folder_of(settings: Settings, requirements: Path, *, stubs: bool) -> Path:
+    return settings.cache / "wheels" / f"{requirements.stem}-{_key(requirements, stubs)}"
+
+
+def ensure(settings: Settings, requirements: Path, *, stubs: bool) -> Path:
+    """Fetch the locked wheels; for torch on a CPU also make the wheel that stands for the CUDA libraries."""
+    folder = folder_of(settings, requirements, stubs=stubs)
+    if folder.is_dir():
+        return folder
+    started_s = time.monotonic()
+    say(f"fetching the wheels of {requirements.name}")
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    # Without the pip cache: the wheels are kept here, and a second copy of torch helps nobody.
+    argv: list[str | Path] = [sys.executable, "-m", "pip", "download", "--quiet", "--no-cache-dir", "--no-deps"]
+    argv += ["--disable-pip-version-check", "--require-hashes", "--only-binary", ":all:"]
+    if sys.version_info[:2] != (3, 11):
+        argv += [*_TARGET, "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64"]
+    log = settings.cache / "logs" / f"wheels-{requirements.stem}.log"
+    run_logged([*argv, "--dest", part, "-r", requirements], log, timeout_s=_TIMEOUT_S)
+    if stubs:
+        _add_stubs(part)
+    part.replace(folder)
+    say(f"fetched the wheels of {requirements.name} in {time.monotonic() - started_s:.0f} s")
+    return folder
+
+
+def _add_stubs(folder: Path) -> None:
+    torch = sorted(folder.glob("torch-*.whl"))
+    if not torch:
+        raise ClusterError(f"no torch wheel in {folder}, so no stand-in for its CUDA libraries can be made")
+    hostpkgs.ensure({name: hostpkgs.FOR_IMAGES[name] for name in ("binutils",)})
+    with tempfile.TemporaryDirectory(dir=folder) as unpacked:
+        with zipfile.ZipFile(torch[0]) as wheel:
+            libs = [n for n in wheel.namelist() if n.startswith("torch/lib/") and n.endswith(".so")]
+            wheel.extractall(unpacked, libs)
+        argv = [sys.executable, _STUBS_SCRIPT, f"{unpacked}/torch/lib", folder]
+        run(argv, timeout_s=300, env={**os.environ, "PATH": hostpkgs.with_sbin()})

@@ -1,0 +1,72 @@
+"""PURE: who sets a pool's replicas, and to what.
+
+There is one number, `DisaggPool.spec.replicas`, and one writer at a time:
+
+- the operator's autoscaler, when the pool declares `autoscaling`;
+- else whoever wrote /scale last (`kubectl scale`, an HPA, KEDA), until the declared `replicas` itself changes; what was declared
+  when it was last taken over is remembered in an annotation on the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from disagg_operator.kube import FIELD_MANAGER
+from disagg_operator.resources import Obj, annotations_of
+
+DECLARED = "disagg.dev/declared-replicas"
+OWNER_SPEC = "spec"
+OWNER_AUTOSCALER = "autoscaler"
+_MAX_OWNER = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What the resource says of one pool: fixed `replicas`, or bounds."""
+
+    replicas: int = 1
+    bounds: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """The number to write, who owns it, and the annotation's value (None: no annotation)."""
+
+    count: int
+    owner: str
+    declared: str | None
+
+
+def decide(declared: Declared, pool: Obj | None, wanted: int | None) -> Replicas:
+    """`pool`: the DisaggPool as it is, `wanted`: the autoscaler's decision, if it has one that is still to be carried out."""
+    live = None if pool is None else _live(pool)
+    if declared.bounds is not None:
+        low, high = declared.bounds
+        # Taking over a running pool starts from what runs, never from a default.
+        start = live if live is not None else low
+        count = wanted if wanted is not None else start
+        return Replicas(min(max(count, low), high), OWNER_AUTOSCALER, None)
+    text = str(declared.replicas)
+    if pool is None or live is None:
+        return Replicas(declared.replicas, OWNER_SPEC, text)
+    if annotations_of(pool).get(DECLARED) != text:
+        return Replicas(declared.replicas, OWNER_SPEC, text)
+    return Replicas(live, OWNER_SPEC if live == declared.replicas else scale_owner(pool), text)
+
+
+def _live(pool: Obj) -> int | None:
+    value = (pool.get("spec") or {}).get("replicas")
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def scale_owner(pool: Obj) -> str:
+    """Who wrote spec.replicas, by the object's field managers; the one that isn't us and wrote last."""
+    owner, latest = OWNER_SPEC, ""
+    for entry in pool["metadata"].get("managedFields") or []:
+        fields: Mapping[str, Any] = entry.get("fieldsV1") or {}
+        time = str(entry.get("time", ""))
+        if entry.get("manager") != FIELD_MANAGER and "f:replicas" in (fields.get("f:spec") or {}) and time >= latest:
+            owner, latest = str(entry.get("manager", OWNER_SPEC))[:_MAX_OWNER], time
+    return owner

@@ -1,0 +1,5 @@
+"""`python -m disagg_worker`."""
+
+from disagg_worker.main import main
+
+main()

@@ -1,0 +1,80 @@
+"""From logits to a token: a pure function of (logits, parameters, tokens so far, position).
+
+The random number comes from Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) keyed by the request's seed
+and counted by the position, so a request draws the same numbers alone, in any batch, and after a failover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from disagg_worker.engine.api import SamplingParams
+
+# Greedy below this: dividing by less overflows float32.
+_GREEDY = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The token, and (where asked for) its log probability and the best alternatives, both before temperature and filters."""
+
+    token: int
+    logprob: float | None
+    top_logprobs: tuple[tuple[int, float], ...]
+
+
+def uniform(seed: int, position: int) -> float:
+    """The random number in [0, 1) that belongs to this seed and position."""
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+
+
+def _penalised(logits: torch.Tensor, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int) -> torch.Tensor:
+    """Repetition penalty (CTRL, Keskar et al. 2019) over all tokens; presence and frequency (OpenAI API reference) over the output."""
+    emitted = len(tokens) - prompt_tokens
+    logits = logits.clone()
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted(set(tokens)))
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if emitted and (params.presence_penalty or params.frequency_penalty):
+        counts = torch.bincount(torch.tensor(tokens[prompt_tokens:]), minlength=len(logits))
+        logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+    for token, bias in params.logit_bias:
+        if token < len(logits):
+            logits[token] += bias
+    if emitted < params.min_tokens and params.stop_token_ids:
+        logits[[t for t in params.stop_token_ids if t < len(logits)]] = -torch.inf
+    return logits
+
+
+def _draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
+    """Temperature, then top-k, top-p and min-p, then the inverse of the cumulative distribution."""
+    probabilities = torch.softmax(logits.double() / params.temperature, dim=-1)
+    ordered, index = torch.sort(probabilities, descending=True, stable=True)
+    keep = len(ordered) if params.top_k <= 0 else min(params.top_k, len(ordered))
+    if params.top_p < 1.0:
+        before = torch.cumsum(ordered, -1) - ordered
+        keep = min(keep, int((before < params.top_p).sum()))
+    if params.min_p > 0.0:
+        keep = min(keep, int((ordered >= params.min_p * ordered[0]).sum()))
+    cumulative = torch.cumsum(ordered[: max(1, keep)], -1)
+    at = torch.searchsorted(cumulative, uniform(params.seed, position) * cumulative[-1], right=True)
+    return int(index[min(int(at), len(cumulative) - 1)])
+
+
+def sample(logits: torch.Tensor, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int) -> Sampled:
+    """The next token after `tokens`; logits [vocab] float32. Raises ArithmeticError when they are not finite."""
+    if not bool(torch.isfinite(logits).all()):
+        raise ArithmeticError("the model's logits are not finite")
+    adjusted = _penalised(logits, params, tokens, prompt_tokens)
+    token = int(torch.argmax(adjusted)) if params.temperature < _GREEDY else _draw(adjusted, params, len(tokens))
+    if params.logprobs is None:
+        return Sampled(token, None, ())
+    logs = torch.log_softmax(logits, dim=-1)
+    values, indices = torch.topk(logs, min(params.logprobs, len(logs)))
+    top = tuple((int(i), float(v)) for i, v in zip(indices.tolist(), values.tolist(), strict=True))
+    return Sampled(token, float(logs[token]), top)

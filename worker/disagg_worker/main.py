@@ -1,0 +1,132 @@
+"""The worker process: HTTP first (so that health can be asked), then the model, then work; on SIGTERM it drains and exits 0."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+
+from disagg_worker import interfaces, settings, work
+from disagg_worker.compat import compat_hash
+from disagg_worker.server import Worker, create_app
+from disagg_worker.transfer.listener import KvListener
+
+log = logging.getLogger("disagg_worker")
+_INTERFACE_TIMEOUT_S = 10.0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling: it would cut running streams."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _load(s: settings.Settings, key: bytes, worker: Worker) -> None:
+    """Everything slow, in a thread: the model, the KV listener. Raises ModelError, OSError or TimeoutError."""
+    from disagg_worker.engine.config import EngineConfig
+    from disagg_worker.engine.core import TorchEngine
+    from disagg_worker.model import loader
+
+    folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
+    log.info("loading %s from %s", s.model_name, folder)
+    tokenizer = loader.tokenizer_files(folder)
+    engine = TorchEngine(
+        folder,
+        EngineConfig(
+            name=s.model_name,
+            role=s.role,
+            dtype=s.dtype,
+            block_size_tokens=s.block_size_tokens,
+            kv_cache_bytes=s.kv_cache_bytes,
+            max_model_len=s.max_model_len,
+            max_running=s.max_running,
+            max_waiting=s.max_waiting,
+            max_batch_tokens=s.max_batch_tokens,
+            prefill_wait_s=s.prefill_wait_s,
+            prefill_utilisation=s.prefill_utilisation,
+            threads=s.threads,
+        ),
+    )
+    host = interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S) if s.kv_interface else (s.kv_host or s.host)
+    interface = s.kv_interface or interfaces.interface_of(host)
+    listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, idle_s=s.transfer_idle_s)
+    worker.tokenizer = tokenizer
+    worker.metrics.info.info({"role": s.role, "incarnation": worker.incarnation, "model": s.model_name, "interface": interface})
+    worker.node = work.Node(
+        engine=engine,
+        listener=listener,
+        metrics=worker.metrics,
+        key=key,
+        compat=compat_hash(engine.model.digest, engine.layout),
+        incarnation=worker.incarnation,
+        interface=interface,
+        ticket_lifetime_s=s.ticket_lifetime_s,
+    )
+    log.info("ready: role %s, KV on %s (%s:%d), %s", s.role, interface, host, listener.port, engine.layout)
+
+
+async def _drain(worker: Worker, server: uvicorn.Server, timeout_s: float) -> None:
+    """Refuse new work, let what runs finish, then stop the server."""
+    worker.draining = True
+    log.info("draining: %d requests run", worker.active)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await worker.idle.wait()
+    except TimeoutError:
+        log.warning("drain timed out after %g s, %d requests are cut off", timeout_s, worker.active)
+    server.should_exit = True
+
+
+async def serve(s: settings.Settings) -> int:
+    """Run until SIGTERM or a load that failed; the exit status."""
+    key = s.cluster_key()
+    worker = Worker(s, key, f"{s.pod_uid or secrets.token_hex(16)}/{secrets.token_hex(16)}")
+    config = uvicorn.Config(
+        create_app(worker),
+        host=s.host,
+        port=s.port,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=5,
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def on_signal() -> None:
+        if not worker.draining:
+            tasks.add(loop.create_task(_drain(worker, server, s.drain_timeout_s)))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    running = loop.create_task(server.serve())
+    try:
+        await asyncio.to_thread(_load, s, key, worker)
+    except Exception as error:
+        log.error("cannot serve: %s", error)
+        worker.failed = str(error)
+        server.should_exit = True
+    await running
+    if worker.node is not None:
+        worker.node.listener.close()
+        worker.node.engine.stop(5.0)
+    return 1 if worker.failed else 0
+
+
+def main() -> None:
+    try:
+        s = settings.from_environment(os.environ)
+        logging.basicConfig(level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        sys.exit(asyncio.run(serve(s)))
+    except settings.SettingsError as error:
+        sys.exit(f"disagg_worker: {error}")
