@@ -147,5 +147,3 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cluster: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from localkube import pki
 from localkube.gobuild import program, programs_path
@@ -136,7 +137,8 @@ def write_configs(settings: Settings) -> None:
 
 
 def kubectl(settings: Settings, *words: str, stdin: str | None = None, check: bool = True, timeout_s: float = 30) -> str:
-    argv = [program(settings, "bin/kubectl"), f"--kubeconfig={settings.kubeconfig}", "--request-timeout=15s", *words]
+    argv: list[str | Path] = [program(settings, "bin/kubectl"), f"--kubeconfig={settings.kubeconfig}"]
+    argv += ["--request-timeout=15s", *words]
     return run(argv, stdin=stdin, check=check, timeout_s=timeout_s, env=clean_env()).stdout
 
 

@@ -59,9 +59,7 @@ CLUSTER = Group(
     },
     tags=("no_btrfs", "no_devmapper", "no_zfs", "no_aufs", "no_tracing"),
 )  # fmt: skip
-RUNC = Group(
-    name="runc", packages={"bin/runc": "github.com/opencontainers/runc"}, cgo=True, tags=("seccomp",)
-)
+RUNC = Group(name="runc", packages={"bin/runc": "github.com/opencontainers/runc"}, cgo=True, tags=("seccomp",))
 KIND = Group(name="kind", packages={"bin/kind": "sigs.k8s.io/kind"})
 LOCAL_GROUPS = (CLUSTER, RUNC)
 # Where a Docker engine runs, kind's node brings Kubernetes; these are what it lacks.

@@ -181,7 +181,7 @@ def buildkitd(settings: Settings) -> Daemon:
         str(gobuild.program(settings, "bin/buildkitd")), f"--addr=unix://{settings.buildkit_socket}",
         f"--root={settings.cache}/buildkit", "--oci-worker=false", "--containerd-worker=true",
         f"--containerd-worker-addr={settings.containerd_socket}", "--containerd-worker-namespace=k8s.io",
-        "--containerd-worker-net=host", "--containerd-worker-gc=false",
+        "--containerd-worker-net=host", "--containerd-worker-gc=true", "--containerd-worker-gc-keepstorage=12000",
     )  # fmt: skip
     return Daemon("buildkitd", argv, settings)
 
@@ -207,7 +207,7 @@ def _build_with_buildkit(settings: Settings, build: Build) -> None:
     _start_buildkitd(settings)
     argv = _buildctl(settings, "build", "--progress=plain", "--frontend=dockerfile.v0")
     argv += ["--local", f"context={build.context}", "--local", f"dockerfile={build.dockerfile.parent}"]
-    argv += ["--opt", f"filename={build.dockerfile.name}", "--output", f"type=image,name={build.tag},unpack=true"]
+    argv += ["--opt", f"filename={build.dockerfile.name}", "--output", f"type=image,name={build.tag},unpack=true,compression=uncompressed"]
     base = _use_base(settings)
     if base is not None:
         argv += ["--oci-layout", f"base={base}"]

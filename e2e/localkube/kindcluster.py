@@ -50,7 +50,7 @@ def _kind(settings: Settings, *words: str, timeout_s: float = 120, check: bool =
 
 
 def kubectl(settings: Settings, *words: str, stdin: str | None = None, timeout_s: float = 60) -> str:
-    argv = [gobuild.program(settings, "bin/kubectl"), f"--kubeconfig={kubeconfig(settings)}", *words]
+    argv: list[str | Path] = [gobuild.program(settings, "bin/kubectl"), f"--kubeconfig={kubeconfig(settings)}", *words]
     return run(argv, stdin=stdin, timeout_s=timeout_s, env=clean_env()).stdout
 
 

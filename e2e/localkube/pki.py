@@ -58,12 +58,10 @@ def make(settings: Settings) -> None:
     for authority in ("ca", "front-proxy-ca"):
         _authority(folder, authority)
     names = [f"IP:{NODE_IP}", "IP:127.0.0.1", f"IP:{API_SERVICE_IP}", "DNS:localhost"]
-    service = "kubernetes.default.svc.cluster.local".split(".")
+    service = ["kubernetes", "default", "svc", "cluster", "local"]
     names += [f"DNS:{'.'.join(service[:count])}" for count in range(1, len(service) + 1)]
     _certificate(folder, "apiserver", "ca", "/CN=kube-apiserver", ",".join(names), "serverAuth")
-    _certificate(
-        folder, "apiserver-kubelet", "ca", "/O=system:masters/CN=kube-apiserver-kubelet-client", "", "clientAuth"
-    )
+    _certificate(folder, "apiserver-kubelet", "ca", "/O=system:masters/CN=kube-apiserver-kubelet-client", "", "clientAuth")
     _certificate(folder, "front-proxy", "front-proxy-ca", "/CN=front-proxy-client", "", "clientAuth")
     if not (folder / "sa.pub").exists():
         run(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", folder / "sa.key"])

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from localkube.settings import ClusterError, Settings
+from localkube.settings import ProcessDied, Settings
 from localkube.shell import clean_env, tail
 
 LOG_LIMIT_BYTES = 64 * 1024 * 1024
@@ -53,7 +53,7 @@ class Daemon:
         if self.pid() is None:
             return False
         recorded = json.loads(self.pid_file.read_text())
-        return recorded.get("argv") == list(self.argv)
+        return bool(recorded.get("argv") == list(self.argv))
 
     def start(self, env: Mapping[str, str] | None = None) -> bool:
         """Start unless it runs as wanted; says whether it started one."""
@@ -69,15 +69,13 @@ class Daemon:
             )  # fmt: skip
         ticks = start_ticks(process.pid)
         if ticks is None:
-            raise ClusterError(f"{self.name} ended at once; {self.log}:\n{tail(self.log)}")
-        write_atomically(
-            self.pid_file, json.dumps({"pid": process.pid, "start_ticks": ticks, "argv": list(self.argv)})
-        )
+            raise ProcessDied(f"{self.name} ended at once; {self.log}:\n{tail(self.log)}")
+        write_atomically(self.pid_file, json.dumps({"pid": process.pid, "start_ticks": ticks, "argv": list(self.argv)}))
         return True
 
     def must_live(self) -> None:
         if self.pid() is None:
-            raise ClusterError(f"{self.name} died; {self.log}:\n{tail(self.log)}")
+            raise ProcessDied(f"{self.name} died; {self.log}:\n{tail(self.log)}")
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:

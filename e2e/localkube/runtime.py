@@ -82,7 +82,7 @@ def daemon(settings: Settings) -> Daemon:
 
 def ctr(settings: Settings, *words: str, check: bool = True, timeout_s: float = 60) -> str:
     tool = program(settings, "bin/ctr")
-    argv = [tool, "--address", settings.containerd_socket, "--namespace", NAMESPACE, *words]
+    argv: list[str | Path] = [tool, "--address", settings.containerd_socket, "--namespace", NAMESPACE, *words]
     return run(argv, check=check, timeout_s=timeout_s).stdout
 
 

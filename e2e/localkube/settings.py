@@ -44,6 +44,10 @@ class ClusterError(RuntimeError):
     """Something a person must read; the text says what was waited for and shows the end of the log."""
 
 
+class ProcessDied(ClusterError):
+    """A process that was waited for is gone: no further waiting can help."""
+
+
 def _folder(variable: str, default: str) -> Path:
     configured = os.environ.get(variable, "")
     root = Path(configured) if configured.startswith("/") else Path.home() / default
@@ -59,9 +63,7 @@ class Settings:
 
     @classmethod
     def from_env(cls) -> Settings:
-        return cls(
-            cache=_folder("XDG_CACHE_HOME", ".cache") / "e2e", state=_folder("XDG_STATE_HOME", ".local/state") / "e2e"
-        )
+        return cls(cache=_folder("XDG_CACHE_HOME", ".cache") / "e2e", state=_folder("XDG_STATE_HOME", ".local/state") / "e2e")
 
     @property
     def logs(self) -> Path:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from localkube.settings import ClusterError
+from localkube.settings import ClusterError, ProcessDied
 
 _STARTED_S = time.monotonic()
 
@@ -106,6 +106,8 @@ def wait_for(what: str, probe: Callable[[], bool], *, timeout_s: float, log: Pat
         try:
             if probe():
                 return
+        except ProcessDied:
+            raise
         except ClusterError as error:
             reason = f"\nlast answer: {error}"
         if time.monotonic() > deadline_s:

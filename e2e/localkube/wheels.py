@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -30,6 +31,14 @@ def folder_of(settings: Settings, requirements: Path, *, stubs: bool) -> Path:
     return settings.cache / "wheels" / f"{requirements.stem}-{_key(requirements, stubs)}"
 
 
+def _python_with_pip() -> str:
+    """This interpreter, or the system's where this one has no pip."""
+    if importlib.util.find_spec("pip") is not None:
+        return sys.executable
+    hostpkgs.ensure({"python3-pip": ("lib/python3/dist-packages/pip/__init__.py",)})
+    return "/usr/bin/python3"
+
+
 def ensure(settings: Settings, requirements: Path, *, stubs: bool) -> Path:
     """Fetch the locked wheels; for torch on a CPU also make the wheel that stands for the CUDA libraries."""
     folder = folder_of(settings, requirements, stubs=stubs)
@@ -41,7 +50,7 @@ def ensure(settings: Settings, requirements: Path, *, stubs: bool) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     # Without the pip cache: the wheels are kept here, and a second copy of torch helps nobody.
-    argv: list[str | Path] = [sys.executable, "-m", "pip", "download", "--quiet", "--no-cache-dir", "--no-deps"]
+    argv: list[str | Path] = [_python_with_pip(), "-m", "pip", "download", "--quiet", "--no-cache-dir", "--no-deps"]
     argv += ["--disable-pip-version-check", "--require-hashes", "--only-binary", ":all:"]
     if sys.version_info[:2] != (3, 11):
         argv += [*_TARGET, "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64"]
@@ -58,10 +67,11 @@ def _add_stubs(folder: Path) -> None:
     torch = sorted(folder.glob("torch-*.whl"))
     if not torch:
         raise ClusterError(f"no torch wheel in {folder}, so no stand-in for its CUDA libraries can be made")
-    hostpkgs.ensure({name: hostpkgs.FOR_IMAGES[name] for name in ("binutils",)})
+    known = {**hostpkgs.FOR_CLUSTER, **hostpkgs.FOR_IMAGES}
+    hostpkgs.ensure({name: known[name] for name in ("binutils", "gcc", "libc6-dev")})
     with tempfile.TemporaryDirectory(dir=folder) as unpacked:
         with zipfile.ZipFile(torch[0]) as wheel:
             libs = [n for n in wheel.namelist() if n.startswith("torch/lib/") and n.endswith(".so")]
             wheel.extractall(unpacked, libs)
-        argv = [sys.executable, _STUBS_SCRIPT, f"{unpacked}/torch/lib", folder]
-        run(argv, timeout_s=300, env={**os.environ, "PATH": hostpkgs.with_sbin()})
+        stubs: list[str | Path] = [sys.executable, _STUBS_SCRIPT, f"{unpacked}/torch/lib", folder]
+        run(stubs, timeout_s=300, env={**os.environ, "PATH": hostpkgs.with_sbin()})

@@ -229,12 +229,10 @@ def _one_view(state: Mapping[str, Any]) -> RouterView | None:
     return RouterView(expected, healthy, tuple(sorted(links, key=lambda link: link.pod)))
 
 
-def pairs_by_transport(view: RouterView) -> dict[str, int]:
-    """Healthy pairs by what they use. A pair uses RDMA only if both ends do, so one worker without it makes all of them count
-    as TCP: the routers don't say which pair a worker is in, and too little is said rather than too much."""
+def workers_by_transport(view: RouterView) -> dict[str, int]:
+    """Ready workers by what they say they move KV with."""
     used = Counter(link.transport for link in view.workers)
-    rdma = view.healthy if used and set(used) == {"rdma"} else 0
-    return {"rdma": rdma, "tcp": view.healthy - rdma}
+    return {"rdma": used["rdma"], "tcp": used["tcp"]}
 
 
 def pool_of(obj: Obj) -> str:

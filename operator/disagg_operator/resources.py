@@ -14,7 +14,7 @@ Obj = dict[str, Any]
 
 GROUP = "disagg.dev"
 VERSION = "v1alpha1"
-_SEGMENT = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9.:_-]{0,251}[A-Za-z0-9])?$")
+_SEGMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:_-]{0,251}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ OWNED = (
 
 def segment(value: str) -> str:
     """`value` if it may stand in a URL path as it is; ValueError otherwise."""
-    if not _SEGMENT.match(value) or ".." in value:
+    if not _SEGMENT.fullmatch(value) or ".." in value:
         raise ValueError(f"not a name of a Kubernetes object: {value[:80]!r}")
     return value
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from disagg_operator.observe import Network, Observed, RouterView, Workload, pairs_by_transport
+from disagg_operator.observe import Network, Observed, RouterView, Workload, workers_by_transport
 from disagg_operator.resources import Obj
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
@@ -43,8 +43,8 @@ class Intent:
 
     generation: int
     pools: tuple[PoolIntent, ...]
-    router_replicas: int
     url: str
+    model: str
     revision: str
     suspended: bool = False
     transport: str = "auto"
@@ -59,6 +59,7 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
         "observedGeneration": intent.generation,
         "conditions": _stamped(conditions(intent, observed), previous, intent.generation, now),
         "url": intent.url,
+        "model": intent.model,
         "revision": _revision(intent, observed, previous),
         "pools": pools,
     }
@@ -68,7 +69,7 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
         status["pairs"] = {
             "expected": observed.view.expected,
             "healthy": observed.view.healthy,
-            "transport": pairs_by_transport(observed.view),
+            "transport": workers_by_transport(observed.view),
         }
     return status
 

@@ -110,9 +110,9 @@ class ScrapeLoop:
         for pool in list(entry.pools):
             if pool not in plan.policies:
                 del entry.pools[pool]
-        for pool, rules in plan.policies.items():
+        for pool in plan.policies:
             if not plan.suspended:
-                changed |= self._step(key, entry, pool, rules, pods, readings.get(pool))
+                changed |= self._step(key, entry, pool, plan, pods, readings.get(pool))
         if changed:
             self._wake(key)
 
@@ -149,7 +149,7 @@ class ScrapeLoop:
         return out
 
     def _step(
-        self, key: Key, entry: Live, pool: str, rules: policy.PoolPolicy, pods: _Pods, reading: PoolReading | None
+        self, key: Key, entry: Live, pool: str, plan: ScalePlan, pods: _Pods, reading: PoolReading | None
     ) -> bool:
         """One step of a pool's policy. True if a reconcile has something to do or to say."""
         current = self._replicas(key, pool)
@@ -159,12 +159,12 @@ class ScrapeLoop:
         seen = view((name_of(pod) for pod in pods.workers[pool]), reading)
         sample = policy.Sample(self._clock(), seen.requests, seen.silent_pods, seen.router_silent)
         before = scaling.decision
-        scaling.decision, scaling.state = policy.step(rules, sample, current, scaling.state)
+        scaling.decision, scaling.state = policy.step(plan.policies[pool], sample, current, scaling.state)
         self._metrics.decision(key, pool, scaling.decision)
         if before is None or before.blind != scaling.decision.blind:
             return True
         # An unchanged decision was announced before; it wakes again only while it waits to be carried out.
-        return scaling.decision.to != current
+        return scaling.decision.to != current and not (plan.dry_run and before.to == scaling.decision.to)
 
     def _replicas(self, key: Key, pool: str) -> int | None:
         found = self._cache.get(DISAGG_POOL, (key[0], f"{key[1]}-{pool}"))

@@ -35,7 +35,7 @@ from disagg_operator.autoscaling.signals.reading import (
 )
 
 MAX_AGE_S = 30
-_NAME = re.compile(r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
 def worker_query(namespace: str, name: str, pool: str) -> str:
@@ -58,7 +58,7 @@ def router_query(namespace: str, name: str, pool: str) -> str:
 
 
 def _checked(name: str) -> str:
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise ValueError(f"not a DNS label: {name[:80]!r}")
     return name
 

@@ -1,0 +1,162 @@
+"""Generates crds/ and the chart's copy from the pydantic models: structural schemas with every field described.
+
+Usage: python -m disagg_operator.api.crdgen [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from disagg_operator.api.base import GROUP, VERSION, Model
+from disagg_operator.api.pool import DisaggPool
+from disagg_operator.api.v1alpha1 import DisaggDeployment
+
+_KEEP = {
+    "type", "description", "properties", "items", "required", "enum", "default", "minimum", "maximum", "minLength", "maxLength",
+    "pattern", "maxItems", "additionalProperties",
+}  # fmt: skip
+
+
+def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema of pydantic as an OpenAPI v3 structural schema: references inlined, nullable unions reduced, titles dropped."""
+    if "$ref" in schema:
+        target = definitions[schema["$ref"].rsplit("/", 1)[-1]]
+        schema = {**target, **{k: v for k, v in schema.items() if k != "$ref"}}
+    if "anyOf" in schema:
+        options = [o for o in schema["anyOf"] if o.get("type") != "null"]
+        rest = {k: v for k, v in schema.items() if k != "anyOf"}
+        if rest.get("default", 0) is None:
+            rest.pop("default")
+        if len(options) == 1:
+            return structural({**options[0], **rest}, definitions)
+        if schema.get("x-kubernetes-int-or-string"):
+            return {k: v for k, v in rest.items() if k != "title"}
+    out = {k: v for k, v in schema.items() if k in _KEEP or k.startswith("x-kubernetes-")}
+    if "const" in schema:
+        out["enum"] = [schema["const"]]
+    if out.get("x-kubernetes-preserve-unknown-fields") or out.get("additionalProperties") is True:
+        out.pop("additionalProperties", None)
+    if out.get("additionalProperties") is False:
+        del out["additionalProperties"]
+    if out.get("default") in ({}, [], ""):
+        del out["default"]  # says nothing, and costs bytes
+    if isinstance(out.get("default"), dict):
+        out["default"] = {}  # the parts have defaults of their own
+    if "properties" in out:
+        out["properties"] = {k: structural(v, definitions) for k, v in out["properties"].items()}
+    if "items" in out:
+        out["items"] = structural(out["items"], definitions)
+    return out
+
+
+def _without_defaults(schema: Any) -> Any:
+    """Status is written by us alone: defaults would only hide what we forgot."""
+    if isinstance(schema, dict):
+        return {k: _without_defaults(v) for k, v in schema.items() if k != "default" or (isinstance(v, dict) and "type" in v)}
+    return [_without_defaults(v) for v in schema] if isinstance(schema, list) else schema
+
+
+def crd(kind: type[Model], plural: str, short: str, columns: list[dict[str, Any]], *, scale: bool) -> dict[str, Any]:
+    """The CustomResourceDefinition of one kind."""
+    raw = kind.model_json_schema(by_alias=True, mode="validation")
+    definitions = raw.get("$defs", {})
+    schema = structural(raw, definitions)
+    schema["properties"]["status"] = _without_defaults(schema["properties"]["status"])
+    schema["properties"] |= {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+    schema["required"] = ["spec"]
+    for name in ("additionalProperties",):
+        schema.pop(name, None)
+    subresources: dict[str, Any] = {"status": {}}
+    if scale:
+        subresources["scale"] = {
+            "specReplicasPath": ".spec.replicas",
+            "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector",
+        }
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+        "subresources": subresources,
+        "additionalPrinterColumns": columns,
+    }
+    singular = kind.__name__.lower()
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": kind.__name__,
+                "listKind": f"{kind.__name__}List",
+                "plural": plural,
+                "singular": singular,
+                "shortNames": [short],
+                "categories": ["all", "serving"],
+            },
+            "versions": [version],
+        },
+    }
+
+
+def _column(name: str, path: str, kind: str = "string", **more: Any) -> dict[str, Any]:
+    return {"name": name, "type": kind, "jsonPath": path, **more}
+
+
+def generate() -> dict[str, dict[str, Any]]:
+    """File name -> CustomResourceDefinition."""
+    age = _column("Age", ".metadata.creationTimestamp", "date")
+    ready = '.status.conditions[?(@.type=="Ready")]'
+    deployment_columns = [
+        _column("Ready", f"{ready}.status"),
+        _column("Reason", f"{ready}.reason"),
+        _column("Model", ".status.model"),
+        _column("Prefill", ".status.prefill"),
+        _column("Decode", ".status.decode"),
+        _column("URL", ".status.url"),
+        _column("Revision", ".status.revision.current", priority=1),
+        _column("Transport", ".spec.kvTransfer.transport", priority=1),
+        _column("Pairs", ".status.pairs.healthy", "integer", priority=1),
+        age,
+    ]
+    pool_columns = [
+        _column("Role", ".spec.role"),
+        _column("Desired", ".spec.replicas", "integer"),
+        _column("Current", ".status.replicas", "integer"),
+        _column("Ready", ".status.readyReplicas", "integer"),
+        age,
+    ]
+    return {
+        "disagg.dev_disaggdeployments.yaml": crd(DisaggDeployment, "disaggdeployments", "dd", deployment_columns, scale=False),
+        "disagg.dev_disaggpools.yaml": crd(DisaggPool, "disaggpools", "dp", pool_columns, scale=True),
+    }
+
+
+def main() -> None:
+    root = Path(__file__).resolve().parents[3]
+    stale = []
+    for name, content in generate().items():
+        text = "# Generated by `make generate` from operator/disagg_operator/api; do not edit.\n" + yaml.safe_dump(
+            content, sort_keys=False, width=120
+        )
+        for folder in (root / "crds", root / "helm/disagg/crds"):
+            path = folder / name
+            if "--check" in sys.argv:
+                if not path.exists() or path.read_text() != text:
+                    stale.append(str(path.relative_to(root)))
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    if stale:
+        sys.exit(f"stale, run `make generate`: {', '.join(stale)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""PURE: spec.kvTransfer: how the KV cache gets from prefill to decode, and over which network."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from disagg_operator.api.base import DnsLabel, DnsName, Free, Model, ResourceName, cel, rules
+
+
+class AttachmentRef(Model):
+    """An existing NetworkAttachmentDefinition."""
+
+    name: DnsName = Field(description="Its name.")
+    namespace: DnsLabel | None = Field(None, description="Its namespace. Default: the resource's own.")
+
+
+class Attachment(Model):
+    """A network to create: the operator makes the NetworkAttachmentDefinition and owns it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "self.type in ['sriov', 'ib-sriov', 'host-device'] || has(self.master)",
+                "master is required for macvlan and ipvlan",
+                ".master",
+            ),
+            cel("!(self.type in ['sriov', 'ib-sriov']) || has(self.resourceName)", "resourceName is required for sriov", ".resourceName"),
+        )
+    )
+    type: Literal["macvlan", "ipvlan", "host-device", "sriov", "ib-sriov"] = Field(description="CNI plugin.")
+    master: str | None = Field(None, min_length=1, max_length=15, description="Host interface of macvlan, ipvlan and host-device.")
+    mtu: int | None = Field(None, ge=576, le=65535, description="MTU of the interface.")
+    resource_name: ResourceName | None = Field(None, description="Device plugin resource of the virtual functions (sriov, ib-sriov).")
+    subnet: str | None = Field(
+        None, max_length=64, pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$", description="Addresses by host-local from this subnet."
+    )
+    ipam: Free | None = Field(None, description="IPAM section as the plugin takes it, instead of subnet.")
+
+
+class RdmaResource(Model):
+    """The RDMA device that each worker asks for."""
+
+    name: ResourceName = Field(description="Extended resource, such as rdma/hca_shared_devices_a.")
+    quantity: int = Field(1, ge=1, le=64, description="How many.")
+
+
+class NetworkSpec(Model):
+    """The second network of the workers."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel("has(self.attachmentRef) != has(self.attachment)", "set attachmentRef or attachment, not both", ".attachment")
+        )
+    )
+    attachment_ref: AttachmentRef | None = Field(None, description="Use an existing NetworkAttachmentDefinition.")
+    attachment: Attachment | None = Field(None, description="Create a NetworkAttachmentDefinition.")
+    interface: str = Field("net1", min_length=1, max_length=15, pattern=r"^[A-Za-z0-9_.-]+$", description="Its name inside the pods.")
+    rdma_resource: RdmaResource | None = Field(None, description="The RDMA device that each worker asks for.")
+
+
+class KvTransferSpec(Model):
+    """How the KV cache gets from prefill to decode."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(
+                "!has(self.transport) || self.transport != 'rdma' || (has(self.network) && has(self.network.rdmaResource))",
+                "transport rdma needs network.rdmaResource",
+                ".network",
+            )
+        )
+    )
+    transport: Literal["auto", "rdma", "tcp"] = Field(
+        "auto",
+        description="What is declared. The builtin engine moves KV over TCP; with rdma the condition KVTransferReady tells the truth.",
+    )
+    fallback: Literal["Forbid", "Warn"] | None = Field(
+        None, description="When workers use another transport than declared: Forbid: not ready; Warn: Degraded. Default: Forbid for rdma."
+    )
+    network: NetworkSpec | None = Field(None, description="The second network. Default: the pod network.")
+
+    @property
+    def forbids_fallback(self) -> bool:
+        return (self.fallback or ("Forbid" if self.transport == "rdma" else "Warn")) == "Forbid"

@@ -1,0 +1,87 @@
+"""PURE: status of a DisaggDeployment. Conditions are the truth; there is no phase."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from disagg_operator.api.base import Model
+
+
+class Condition(Model):
+    """As metav1.Condition."""
+
+    type: str = Field(max_length=63, description="What is meant, such as Ready.")
+    status: str = Field(pattern="^(True|False|Unknown)$", description="True, False or Unknown.")
+    reason: str = Field("", max_length=128, description="One word, for programs.")
+    message: str = Field("", max_length=1024, description="One sentence, for people.")
+    last_transition_time: str = Field("", max_length=64, description="When status last changed.")
+    observed_generation: int = Field(0, description="The generation this was seen at.")
+
+
+class Decision(Model):
+    """What the autoscaler last decided for a pool, and why."""
+
+    time: str = Field("", max_length=64, description="When.")
+    signal: str = Field("", max_length=64, description="What was measured.")
+    value: float = Field(0, description="Its value over the pool.")
+    target: float = Field(0, description="The target per worker.")
+    from_: int = Field(0, alias="from", description="Workers before.")
+    to: int = Field(0, description="Workers wanted.")
+    reason: str = Field("", max_length=512, description="Why, in words.")
+    dry_run: bool = Field(False, description="Nothing was changed.")
+
+
+class PoolStatus(Model):
+    """One pool as it is."""
+
+    name: str = Field(max_length=63, description="prefill or decode.")
+    desired: int = Field(0, description="Workers wanted.")
+    current: int = Field(0, description="Workers that exist.")
+    ready: int = Field(0, description="Workers that can serve.")
+    updated: int = Field(0, description="Workers of the newest revision.")
+    selector: str = Field("", max_length=512, description="Label selector of its pods.")
+    replica_owner: str = Field("", max_length=63, description="Who sets the number: autoscaler, spec, or another writer of /scale.")
+    last_decision: Decision | None = Field(None, description="The autoscaler's last decision.")
+
+
+class Transports(Model):
+    """Workers by the transport they really use."""
+
+    rdma: int = Field(0, description="Over RDMA.")
+    tcp: int = Field(0, description="Over TCP.")
+
+
+class Pairs(Model):
+    """Prefill-decode pairs, by the router's handshakes."""
+
+    expected: int = Field(0, description="Pairs that should work.")
+    healthy: int = Field(0, description="Pairs that moved a KV block.")
+    transport: Transports = Field(Transports(), description="Workers by transport.")
+
+
+class Revision(Model):
+    """Hashes of the rendered pods."""
+
+    current: str = Field("", max_length=64, description="What runs.")
+    update: str = Field("", max_length=64, description="What is rolled out.")
+
+
+def _list_map(key: str) -> dict[str, Any]:
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+
+
+class Status(Model):
+    """What is."""
+
+    model_config = ConfigDict(extra="allow")
+    observed_generation: int = Field(0, description="The generation that the conditions speak of.")
+    conditions: list[Condition] = Field([], description="What is true now.", json_schema_extra=_list_map("type"))
+    url: str = Field("", max_length=1024, description="Base URL of the OpenAI API inside the cluster.")
+    model: str = Field("", max_length=256, description="The served model's name.")
+    prefill: str = Field("", max_length=32, description="ready/desired prefill workers.")
+    decode: str = Field("", max_length=32, description="ready/desired decode workers.")
+    revision: Revision = Field(Revision(), description="Hashes of the rendered pods.")
+    pools: list[PoolStatus] = Field([], description="The pools as they are.", json_schema_extra=_list_map("name"))
+    pairs: Pairs = Field(Pairs(), description="Prefill-decode pairs.")

@@ -1,0 +1,278 @@
+"""PURE: DisaggDeployment, disagg.dev/v1alpha1. Every field has a description: `kubectl explain dd.spec` is the manual."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from disagg_operator.api.base import DnsLabel, DnsName, Free, Model, Quantity, Replicas, ResourceName, Seconds, cel, rules
+from disagg_operator.api.network import KvTransferSpec
+from disagg_operator.api.status import Status
+
+
+class SecretRef(Model):
+    """A key of a Secret in the same namespace."""
+
+    name: DnsName = Field(description="Name of the Secret.")
+    key: str = Field("token", min_length=1, max_length=253, description="Key inside the Secret.")
+
+
+class ModelSpec(Model):
+    """The model that both pools serve."""
+
+    uri: str = Field(
+        min_length=1,
+        max_length=1024,
+        pattern=r"^(hf|pvc|file)://.+$",
+        description="Where the checkpoint is: hf://org/name, pvc://claim/path or file:///path in the image. Safetensors, Llama family.",
+    )
+    name: str | None = Field(
+        None, min_length=1, max_length=256, description="The name that clients ask for. Default: the last part of the uri."
+    )
+    revision: str | None = Field(
+        None, min_length=1, max_length=256, pattern=r"^[A-Za-z0-9._/-]+$", description="Branch, tag or commit of an hf:// model."
+    )
+    auth_secret_ref: SecretRef | None = Field(None, description="Token for hf:// models that need one.")
+
+    @property
+    def served_name(self) -> str:
+        return self.name or self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+class EnvVar(Model):
+    """An environment variable of the workers."""
+
+    name: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Name of the variable.")
+    value: str = Field("", max_length=4096, description="Its value.")
+
+
+class EngineSpec(Model):
+    """The inference engine of both pools."""
+
+    type: Literal["builtin"] = Field("builtin", description="builtin: the bundled torch worker, the only engine of this version.")
+    image: str | None = Field(None, min_length=1, max_length=512, description="Worker image. Default: the operator's own release.")
+    env: list[EnvVar] = Field([], max_length=64, description="Further environment of the workers.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Type of weights and KV cache; auto: the checkpoint's.")
+    max_model_len: int | None = Field(
+        None, ge=16, le=16_777_216, description="Longest prompt plus output, in tokens. Default: what the model was trained for."
+    )
+    block_size_tokens: int = Field(16, ge=1, le=256, description="Tokens of one KV cache block.")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads of one worker.")
+
+
+class Accelerator(Model):
+    """The GPUs of one worker."""
+
+    product: str | None = Field(
+        None, min_length=1, max_length=63, description="Node label nvidia.com/gpu.product that the pool's nodes must carry."
+    )
+    count: int = Field(1, ge=0, le=64, description="Devices per worker.")
+    resource_name: ResourceName = Field("nvidia.com/gpu", description="The extended resource that is asked for.")
+
+
+class Parallelism(Model):
+    """How one worker splits the model."""
+
+    tensor: int = Field(1, ge=1, le=64, description="Tensor parallel size. The builtin engine supports 1.")
+
+
+class MetricTarget(Model):
+    """What the autoscaler aims at."""
+
+    average_value: Quantity = Field(description="Requests per worker, waiting and running.")
+
+
+class Metric(Model):
+    """One autoscaling signal."""
+
+    type: Literal["QueueDepth"] = Field("QueueDepth", description="QueueDepth: requests waiting for or running in the pool.")
+    target: MetricTarget = Field(description="The target per worker.")
+
+
+class ScalingRules(Model):
+    """Damping of one direction."""
+
+    stabilization_window_seconds: int = Field(ge=0, le=3600, description="Scale down only to the highest demand of this long.")
+
+
+class Behavior(Model):
+    """As in autoscaling/v2."""
+
+    scale_down: ScalingRules | None = Field(None, description="Damping of scaling down. Default: 300 s.")
+
+
+class Autoscaling(Model):
+    """Scale this pool by its own queue."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel("!has(self.minReplicas) || self.minReplicas <= self.maxReplicas", "minReplicas must not exceed maxReplicas", ".minReplicas")
+        )
+    )
+    min_replicas: int = Field(1, ge=1, le=1000, description="Never fewer workers.")
+    max_replicas: int = Field(ge=1, le=1000, description="Never more workers.")
+    metrics: list[Metric] = Field([], max_length=1, description="The signal and its target. Default: QueueDepth, see docs.")
+    behavior: Behavior | None = Field(None, description="Damping.")
+
+    def queue_target(self, default: float) -> float:
+        return float(self.metrics[0].target.average_value) if self.metrics else default
+
+    @property
+    def scale_down_window_s(self) -> int:
+        return self.behavior.scale_down.stabilization_window_seconds if self.behavior and self.behavior.scale_down else 300
+
+
+class Drain(Model):
+    """How a worker leaves."""
+
+    timeout_seconds: int = Field(300, ge=1, le=86_400, description="How long running requests may go on after the worker was told to stop.")
+
+
+class PoolSpec(Model):
+    """One pool of workers."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel("!(has(self.replicas) && has(self.autoscaling))", "set replicas or autoscaling, not both", ".autoscaling"),
+        )
+    )
+    replicas: Replicas | None = Field(
+        None, description="Fixed number of workers (default 1); afterwards `kubectl scale dp/NAME` or an HPA may change it."
+    )
+    autoscaling: Autoscaling | None = Field(None, description="Let the operator scale this pool by its queue.")
+    accelerator: Accelerator | None = Field(None, description="GPUs of each worker. Default: none, the worker computes on the CPU.")
+    parallelism: Parallelism = Field(Parallelism(), description="How one worker splits the model.")
+    resources: Free | None = Field(None, description="Requests and limits of the worker container, as in a Pod.")
+    kv_cache_size: Quantity | None = Field(None, description="Memory of one worker's KV cache, such as 2Gi. Default: 256Mi.")
+    max_running_requests: int = Field(64, ge=1, le=4096, description="Most sequences that one worker computes at a time.")
+    max_batch_tokens: int = Field(2048, ge=16, le=1_048_576, description="Token budget of one prefill batch.")
+    drain: Drain = Field(Drain(), description="How a worker leaves.")
+    pod_template: Free | None = Field(
+        None, description="Merged over the generated pod template: maps by key, containers and volumes by name (the worker is `main`)."
+    )
+
+    @property
+    def initial_replicas(self) -> int:
+        if self.autoscaling is not None:
+            return self.autoscaling.min_replicas
+        return 1 if self.replicas is None else self.replicas
+
+
+class RouterQueue(Model):
+    """What waits when the pools are full."""
+
+    max_depth: int = Field(1024, ge=0, le=1_000_000, description="Requests that may wait; further ones get 429.")
+    max_wait_seconds: int = Field(60, ge=0, le=3600, description="How long one may wait before it gets 503.")
+
+
+class RouterService(Model):
+    """The Service in front of the router."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field("ClusterIP", description="Kind of Service.")
+    port: int = Field(80, ge=1, le=65535, description="Its port.")
+
+
+class RouterSpec(Model):
+    """The OpenAI-compatible front door."""
+
+    replicas: int = Field(2, ge=1, le=100, description="Number of routers.")
+    image: str | None = Field(None, min_length=1, max_length=512, description="Router image. Default: the operator's own release.")
+    resources: Free | None = Field(None, description="Requests and limits of the router container, as in a Pod.")
+    queue: RouterQueue = Field(RouterQueue(), description="What waits when the pools are full.")
+    service: RouterService = Field(RouterService(), description="The Service in front of the router.")
+    api_keys_secret_ref: SecretRef | None = Field(
+        None, description="Secret whose key holds accepted API keys, one a line. Default: none asked."
+    )
+
+
+class ScalingSpec(Model):
+    """Scaling of both pools."""
+
+    dry_run: bool = Field(False, description="Compute and report decisions, change nothing.")
+
+
+class PrometheusSpec(Model):
+    """Where to read the pools' metrics instead of scraping the pods."""
+
+    url: str = Field(min_length=8, max_length=1024, pattern=r"^https?://[^\s]+$", description="Base URL of a Prometheus server.")
+
+
+class Observability(Model):
+    """Metrics."""
+
+    prometheus: PrometheusSpec | None = Field(None, description="Scale by this Prometheus. Default: scrape router and workers directly.")
+
+
+class Security(Model):
+    """Hardening."""
+
+    network_policy: bool = Field(True, description="Let only routers and workers of this deployment reach the workers.")
+
+
+class Spec(Model):
+    """What is wanted."""
+
+    model: ModelSpec = Field(description="The model that both pools serve.")
+    engine: EngineSpec = Field(EngineSpec(), description="The inference engine of both pools.")
+    prefill: PoolSpec = Field(description="Workers that compute prompts.")
+    decode: PoolSpec = Field(description="Workers that generate tokens.")
+    kv_transfer: KvTransferSpec = Field(KvTransferSpec(), description="How the KV cache gets from prefill to decode.")
+    router: RouterSpec = Field(RouterSpec(), description="The OpenAI-compatible front door.")
+    scaling: ScalingSpec = Field(ScalingSpec(), description="Scaling of both pools.")
+    observability: Observability = Field(Observability(), description="Metrics.")
+    security: Security = Field(Security(), description="Hardening.")
+    suspend: bool = Field(False, description="Scale both pools to 0; the router stays and answers 503.")
+
+    def pool(self, role: str) -> PoolSpec:
+        return self.prefill if role == "prefill" else self.decode
+
+
+class Metadata(Model):
+    """The part of metadata that we read."""
+
+    model_config = ConfigDict(extra="allow")
+    name: DnsLabel
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+
+
+MAX_NAME = 63 - len("-prefill-kv")
+
+
+class DisaggDeployment(Model):
+    """Serves one model from a prefill pool, a decode pool and a router."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(f"size(self.metadata.name) <= {MAX_NAME}", f"metadata.name must have at most {MAX_NAME} characters"),
+            cel("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')", "metadata.name must be a DNS-1035 label: a-z, 0-9, -"),
+            cel(
+                "(has(self.spec.prefill.replicas) && self.spec.prefill.replicas == 0) == "
+                "(has(self.spec.decode.replicas) && self.spec.decode.replicas == 0)",
+                "spec.prefill.replicas and spec.decode.replicas must both be 0 or both be above 0",
+            ),
+        )
+    )
+    api_version: str = "disagg.dev/v1alpha1"
+    kind: Literal["DisaggDeployment"] = "DisaggDeployment"
+    metadata: Metadata
+    spec: Spec = Field(description="What is wanted.")
+    status: Status | None = Field(None, description="What is.")
+
+
+class InvalidResource(ValueError):
+    """The resource can't be understood; the message names the field."""
+
+
+def parse(obj: dict[str, Any]) -> DisaggDeployment:
+    """A DisaggDeployment from a plain object (status is left out). Raises InvalidResource naming the first wrong field."""
+    try:
+        return DisaggDeployment.model_validate({k: v for k, v in obj.items() if k != "status"})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidResource(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+
+
+__all__ = ["DisaggDeployment", "InvalidResource", "PoolSpec", "Seconds", "Spec", "parse"]

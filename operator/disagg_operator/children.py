@@ -1,0 +1,86 @@
+"""What a deployment owns in the cluster: reading it, bringing it up to date, pruning it. Knows no policy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from disagg_operator import drift
+from disagg_operator.cache import LABEL_DEPLOYMENT
+from disagg_operator.kube import Kube
+from disagg_operator.queue import Key
+from disagg_operator.resources import (
+    DISAGG_POOL,
+    OWNED,
+    POD,
+    SECRET,
+    Obj,
+    name_of,
+    namespace_of,
+    owned_by,
+    resource_of,
+    uid_of,
+)
+
+
+class NameTaken(Exception):
+    """An object that we would make exists and belongs to somebody else."""
+
+
+@dataclass(slots=True)
+class Children:
+    """Live objects by (kind, name), and the deployment's pods."""
+
+    objects: dict[tuple[str, str], Obj]
+    pods: list[Obj]
+
+    def get(self, kind: str, name: str) -> Obj | None:
+        return self.objects.get((kind, name))
+
+
+async def read(kube: Kube, key: Key) -> Children:
+    """LIST every kind that may be owned, and pods, by label. Raises KubeError."""
+    namespace, name = key
+    labels = f"{LABEL_DEPLOYMENT}={name}"
+    *lists, pods = await asyncio.gather(*(kube.list(r, namespace, labels) for r in (*OWNED, POD)))
+    return Children({(str(o["kind"]), name_of(o)): o for found in lists for o in found}, pods)
+
+
+async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset[str]) -> bool:
+    """Bring one object up to date. True if a request was needed. Raises KubeError, NameTaken."""
+    key = (str(rendered["kind"]), name_of(rendered))
+    live = children.objects.get(key)
+    if live is None:
+        # Not among what carries our label: either it isn't there, or it is another's and must not be taken over by force.
+        found = await kube.get(resource_of(rendered), namespace_of(rendered), key[1])
+        if found is not None and not owned_by(found, owners):
+            raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
+        live = found
+    elif not owned_by(live, owners):
+        raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
+    if live is not None and (key[0] == SECRET.kind or drift.up_to_date(rendered, live)):
+        children.objects[key] = live  # a Secret is made once and never changed: all pods hold its key
+        return False
+    children.objects[key] = await kube.apply(drift.stamped(rendered))
+    return True
+
+
+async def prune(kube: Kube, rendered: Sequence[Obj], children: Children, owners: frozenset[str]) -> list[Obj]:
+    """Delete what is ours and no longer rendered; gives what was deleted. Never a pool or a Secret. Raises KubeError."""
+    wanted = {(str(o["kind"]), name_of(o)) for o in rendered}
+    gone = []
+    for key, obj in list(children.objects.items()):
+        kept = key in wanted or key[0] in (SECRET.kind, DISAGG_POOL.kind)
+        if kept or not owned_by(obj, owners) or obj["metadata"].get("deletionTimestamp"):
+            continue
+        await kube.delete(obj)
+        del children.objects[key]
+        gone.append(obj)
+    return gone
+
+
+def owners_of(resource: Obj, children: Children) -> frozenset[str]:
+    """Uids that make an object ours: the resource's and its pools'."""
+    pools = (uid_of(o) for (kind, _), o in children.objects.items() if kind == DISAGG_POOL.kind)
+    return frozenset({uid_of(resource), *pools} - {""})

@@ -1,0 +1,53 @@
+"""PURE: the DISAGG_* environment of workers and routers. Pods and local processes are rendered from the same values."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from disagg_operator.api import DisaggDeployment
+
+_SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+
+
+def quantity_bytes(quantity: str | int) -> int:
+    """A Kubernetes quantity such as 512Mi in bytes. Raises ValueError."""
+    text = str(quantity).strip()
+    digits = text.rstrip("kMGTKi")
+    suffix = text[len(digits) :]
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"{quantity!r} is not a quantity of bytes")
+    try:
+        return int(Decimal(digits) * _SUFFIXES[suffix])
+    except ArithmeticError:
+        raise ValueError(f"{quantity!r} is not a quantity of bytes") from None
+
+
+def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
+    """What every worker of a pool gets, wherever it runs."""
+    spec, pool = dd.spec, dd.spec.pool(role)
+    uri = f"{spec.model.uri}@{spec.model.revision}" if spec.model.revision and spec.model.uri.startswith("hf://") else spec.model.uri
+    out = {
+        "DISAGG_ROLE": role,
+        "DISAGG_MODEL_URI": uri,
+        "DISAGG_MODEL_NAME": spec.model.served_name,
+        "DISAGG_DTYPE": spec.engine.dtype,
+        "DISAGG_BLOCK_SIZE_TOKENS": str(spec.engine.block_size_tokens),
+        "DISAGG_MAX_RUNNING": str(pool.max_running_requests),
+        "DISAGG_MAX_BATCH_TOKENS": str(pool.max_batch_tokens),
+        "DISAGG_DRAIN_TIMEOUT_S": str(pool.drain.timeout_seconds),
+        "DISAGG_THREADS": str(spec.engine.threads),
+    }
+    if spec.engine.max_model_len is not None:
+        out["DISAGG_MAX_MODEL_LEN"] = str(spec.engine.max_model_len)
+    if pool.kv_cache_size is not None:
+        out["DISAGG_KV_CACHE_BYTES"] = str(quantity_bytes(pool.kv_cache_size))
+    return out
+
+
+def router_environment(dd: DisaggDeployment) -> dict[str, str]:
+    """What every router gets, wherever it runs."""
+    return {
+        "DISAGG_MODEL_NAME": dd.spec.model.served_name,
+        "DISAGG_QUEUE_MAX_DEPTH": str(dd.spec.router.queue.max_depth),
+        "DISAGG_QUEUE_MAX_WAIT_S": str(dd.spec.router.queue.max_wait_seconds),
+    }

@@ -1,0 +1,74 @@
+"""PURE: names, labels and owner references of everything that belongs to a DisaggDeployment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.base import API_VERSION
+
+Obj = dict[str, Any]
+DEPLOYMENT_LABEL = "disagg.dev/deployment"
+POOL_LABEL = "disagg.dev/pool"
+REVISION_LABEL = "disagg.dev/revision"
+MANAGER = "disagg-operator"
+WORKER_PORT, KV_PORT, ROUTER_PORT = 8000, 9000, 8080
+
+
+def pool_name(name: str, role: str) -> str:
+    return f"{name}-{role}"
+
+
+def router_name(name: str) -> str:
+    return f"{name}-router"
+
+
+def key_secret_name(name: str) -> str:
+    return f"{name}-cluster-key"
+
+
+def network_name(name: str) -> str:
+    return f"{name}-kv"
+
+
+def labels(name: str, component: str) -> dict[str, str]:
+    """Labels of an object; `component` is prefill, decode or router."""
+    out = {
+        "app.kubernetes.io/name": "disagg",
+        "app.kubernetes.io/instance": name,
+        "app.kubernetes.io/component": component,
+        "app.kubernetes.io/managed-by": MANAGER,
+        DEPLOYMENT_LABEL: name,
+    }
+    return out | ({POOL_LABEL: component} if component in ("prefill", "decode") else {})
+
+
+def selector(name: str, component: str) -> dict[str, str]:
+    """The part of the labels that never changes."""
+    return {"app.kubernetes.io/component": component, DEPLOYMENT_LABEL: name}
+
+
+def selector_text(name: str, component: str) -> str:
+    return ",".join(f"{k}={v}" for k, v in sorted(selector(name, component).items()))
+
+
+def owned_by_deployment(dd: DisaggDeployment, uid: str) -> list[Obj]:
+    return [_owner("DisaggDeployment", dd.metadata.name, uid)]
+
+
+def owned_by_pool(dd: DisaggDeployment, role: str, uid: str) -> list[Obj]:
+    return [_owner("DisaggPool", pool_name(dd.metadata.name, role), uid)]
+
+
+def _owner(kind: str, name: str, uid: str) -> Obj:
+    return {"apiVersion": API_VERSION, "kind": kind, "name": name, "uid": uid, "controller": True, "blockOwnerDeletion": True}
+
+
+def metadata(dd: DisaggDeployment, name: str, component: str, owners: list[Obj], annotations: dict[str, str] | None = None) -> Obj:
+    out: Obj = {
+        "name": name,
+        "namespace": dd.metadata.namespace,
+        "labels": labels(dd.metadata.name, component),
+        "ownerReferences": owners,
+    }
+    return out | ({"annotations": annotations} if annotations else {})

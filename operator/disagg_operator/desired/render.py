@@ -1,0 +1,169 @@
+"""PURE: the ordered list of objects of one DisaggDeployment, ready for server-side apply.
+
+Owners: the DisaggDeployment owns the shared objects and the two DisaggPools; each DisaggPool owns its Deployment, Service and budget.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.base import API_VERSION
+from disagg_operator.api.network import Attachment
+from disagg_operator.desired import names, pods
+from disagg_operator.desired.facts import ROLES, Facts
+from disagg_operator.desired.names import Obj
+
+DECLARED_ANNOTATION = "disagg.dev/declared-replicas"
+
+
+def render(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
+    """Everything that should exist, in the order in which it must be applied."""
+    out: list[Obj] = []
+    if facts.cluster_key is not None:
+        out.append(_key_secret(dd, facts, facts.cluster_key))
+    network = dd.spec.kv_transfer.network
+    if network is not None and network.attachment is not None and facts.attachments_available:
+        out.append(_attachment(dd, facts, network.attachment))
+    out += _accounts(dd, facts)
+    if dd.spec.security.network_policy:
+        out += _policies(dd, facts)
+    for role in ROLES:
+        out.append(_pool(dd, facts, role))
+        if role in facts.pool_uids:
+            out += _pool_children(dd, facts, role)
+    return out + _router(dd, facts)
+
+
+def _object(api_version: str, kind: str, metadata: Obj, **content: Any) -> Obj:
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
+
+
+def _shared(dd: DisaggDeployment, facts: Facts, name: str, component: str) -> Obj:
+    return names.metadata(dd, name, component, names.owned_by_deployment(dd, facts.uid))
+
+
+def _key_secret(dd: DisaggDeployment, facts: Facts, key: str) -> Obj:
+    metadata = _shared(dd, facts, names.key_secret_name(dd.metadata.name), "router")
+    return _object("v1", "Secret", metadata, type="Opaque", data={"cluster-key": base64.b64encode(key.encode()).decode()})
+
+
+def _attachment(dd: DisaggDeployment, facts: Facts, attachment: Attachment) -> Obj:
+    metadata = _shared(dd, facts, names.network_name(dd.metadata.name), "router")
+    plugin: Obj = {"type": attachment.type}
+    if attachment.type == "macvlan":
+        plugin["mode"] = "bridge"
+    if attachment.master:
+        plugin["device" if attachment.type == "host-device" else "master"] = attachment.master
+    if attachment.mtu:
+        plugin["mtu"] = attachment.mtu
+    if attachment.ipam is not None:
+        plugin["ipam"] = attachment.ipam
+    elif attachment.subnet:
+        plugin["ipam"] = {"type": "host-local", "ranges": [[{"subnet": attachment.subnet}]]}
+    if attachment.resource_name:
+        metadata["annotations"] = {"k8s.v1.cni.cncf.io/resourceName": attachment.resource_name}
+    config = {"cniVersion": "0.3.1", "name": names.network_name(dd.metadata.name), **plugin}
+    spec = {"config": json.dumps(config, sort_keys=True)}
+    return _object("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", metadata, spec=spec)
+
+
+def _accounts(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
+    """Workers have no rights at all; routers read the EndpointSlices of their namespace."""
+    worker, router = f"{dd.metadata.name}-worker", names.router_name(dd.metadata.name)
+    slices = {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": router}
+    subject = {"kind": "ServiceAccount", "name": router, "namespace": dd.metadata.namespace}
+    rbac = "rbac.authorization.k8s.io/v1"
+    return [
+        _object("v1", "ServiceAccount", _shared(dd, facts, worker, "worker"), automountServiceAccountToken=False),
+        _object("v1", "ServiceAccount", _shared(dd, facts, router, "router")),
+        _object(rbac, "Role", _shared(dd, facts, router, "router"), rules=[slices]),
+        _object(rbac, "RoleBinding", _shared(dd, facts, router, "router"), roleRef=reference, subjects=[subject]),
+    ]
+
+
+def _from_component(name: str, component: str) -> Obj:
+    return {"podSelector": {"matchLabels": names.selector(name, component)}}
+
+
+def _from_anywhere(app: str) -> Obj:
+    return {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": app}}}
+
+
+def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
+    """Workers accept routers (and scrapers) on HTTP and each other on the KV port; nothing else."""
+    name = dd.metadata.name
+    scrapers = [_from_anywhere("disagg-operator"), _from_anywhere("prometheus")]
+    http = {"from": [_from_component(name, "router"), *scrapers], "ports": [{"protocol": "TCP", "port": names.WORKER_PORT}]}
+    kv = {"from": [_from_component(name, r) for r in ROLES], "ports": [{"protocol": "TCP", "port": names.KV_PORT}]}
+    workers: Obj = {
+        "podSelector": {
+            "matchLabels": {names.DEPLOYMENT_LABEL: name},
+            "matchExpressions": [{"key": names.POOL_LABEL, "operator": "Exists"}],
+        },
+        "policyTypes": ["Ingress"],
+        "ingress": [http, kv],
+    }
+    return [_object("networking.k8s.io/v1", "NetworkPolicy", _shared(dd, facts, f"{name}-workers", "worker"), spec=workers)]
+
+
+def _pool(dd: DisaggDeployment, facts: Facts, role: str) -> Obj:
+    metadata = _shared(dd, facts, names.pool_name(dd.metadata.name, role), role)
+    if role in facts.declared:
+        metadata["annotations"] = {DECLARED_ANNOTATION: facts.declared[role]}
+    spec = {"deployment": dd.metadata.name, "role": role, "replicas": facts.replicas[role]}
+    return _object(API_VERSION, "DisaggPool", metadata, spec=spec)
+
+
+def _pool_children(dd: DisaggDeployment, facts: Facts, role: str) -> list[Obj]:
+    name = names.pool_name(dd.metadata.name, role)
+    owners = names.owned_by_pool(dd, role, facts.pool_uids[role])
+    template, revision = pods.worker_template(dd, role, facts.images)
+    metadata = names.metadata(dd, name, role, owners)
+    metadata["labels"] = metadata["labels"] | {names.REVISION_LABEL: revision}
+    match = names.selector(dd.metadata.name, role)
+    deployment: Obj = {
+        "replicas": facts.replicas[role],
+        "revisionHistoryLimit": 3,
+        "progressDeadlineSeconds": 1800,
+        "selector": {"matchLabels": match},
+        # New workers come before old ones go, so capacity never falls.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": template,
+    }
+    service: Obj = {
+        "clusterIP": "None",
+        "selector": match,
+        "ports": [{"name": "http", "port": names.WORKER_PORT, "targetPort": names.WORKER_PORT, "protocol": "TCP"}],
+    }
+    budget = {"maxUnavailable": 1, "selector": {"matchLabels": match}}
+    return [
+        _object("v1", "Service", names.metadata(dd, name, role, owners), spec=service),
+        _object("apps/v1", "Deployment", metadata, spec=deployment),
+        _object("policy/v1", "PodDisruptionBudget", names.metadata(dd, name, role, owners), spec=budget),
+    ]
+
+
+def _router(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
+    name, spec = names.router_name(dd.metadata.name), dd.spec.router
+    match = names.selector(dd.metadata.name, "router")
+    deployment: Obj = {
+        "replicas": spec.replicas,
+        "selector": {"matchLabels": match},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": pods.router_template(dd, facts.images),
+    }
+    service: Obj = {
+        "type": spec.service.type,
+        "selector": match,
+        "ports": [{"name": "http", "port": spec.service.port, "targetPort": names.ROUTER_PORT, "protocol": "TCP"}],
+    }
+    budget = {"maxUnavailable": 1, "selector": {"matchLabels": match}}
+    return [
+        _object("apps/v1", "Deployment", _shared(dd, facts, name, "router"), spec=deployment),
+        _object("v1", "Service", _shared(dd, facts, name, "router"), spec=service),
+        _object("policy/v1", "PodDisruptionBudget", _shared(dd, facts, name, "router"), spec=budget),
+    ]

@@ -1,0 +1,111 @@
+"""PURE: a DisaggDeployment as the control loops need it: parsed, checked beyond what its schema can, and with defaults filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from disagg_operator.api.v1alpha1 import DisaggDeployment, InvalidResource, PoolSpec, parse
+from disagg_operator.autoscaling.policy import PoolPolicy
+from disagg_operator.live import ScalePlan
+from disagg_operator.replicas import Declared
+from disagg_operator.resources import Obj
+
+POOLS = ("prefill", "decode")
+# Requests per worker when none is declared. A prefill worker batches what waits, so a short queue is healthy; a decode
+# worker is well used at half of its default of 64 running sequences.
+DEFAULT_TARGETS = {"prefill": 4.0, "decode": 32.0}
+
+
+class Refused(Exception):
+    """The resource can't be carried out. `reason` for the condition; the message names the field."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`attachment`: (namespace, name) of a NetworkAttachmentDefinition that must already exist."""
+
+    resource: DisaggDeployment
+    declared: Mapping[str, Declared]
+    scaling: ScalePlan
+    attachment: tuple[str, str] | None
+    inline_network: bool
+    rdma_resource: str | None
+    interface: str | None
+
+
+def read(obj: Obj) -> Plan:
+    """Parse and check. Raises Refused."""
+    try:
+        resource = parse(obj)
+    except InvalidResource as error:
+        raise Refused("InvalidSpec", str(error)) from None
+    spec, network = resource.spec, resource.spec.kv_transfer.network
+    for role in POOLS:
+        _check_pool(role, spec.pool(role))
+    reference = None if network is None or network.attachment_ref is None else network.attachment_ref
+    rdma = network.rdma_resource.name if network is not None and network.rdma_resource is not None else None
+    return Plan(
+        resource=resource,
+        declared={role: _declared(spec.pool(role)) for role in POOLS},
+        scaling=ScalePlan(
+            policies={role: rules for role in POOLS if (rules := _policy(role, spec.pool(role))) is not None},
+            prometheus_url=None if spec.observability.prometheus is None else spec.observability.prometheus.url,
+            dry_run=spec.scaling.dry_run,
+            suspended=spec.suspend,
+        ),
+        attachment=None
+        if reference is None
+        else (reference.namespace or resource.metadata.namespace, reference.name),
+        inline_network=network is not None and network.attachment is not None,
+        rdma_resource=rdma if spec.kv_transfer.transport == "rdma" else None,
+        interface=None if network is None else network.interface,
+    )
+
+
+def scale_plan(obj: Obj) -> ScalePlan | None:
+    """The part for the scrape loop; None for a resource that is refused (its pools are then left alone)."""
+    try:
+        return read(obj).scaling
+    except Refused:
+        return None
+
+
+def _check_pool(role: str, pool: PoolSpec) -> None:
+    if pool.parallelism.tensor > 1:
+        field = f"spec.{role}.parallelism.tensor"
+        message = f"{field}: the builtin engine runs one device per worker; {pool.parallelism.tensor} is not supported"
+        raise Refused("UnsupportedParallelism", message)
+    if pool.autoscaling is None:
+        return
+    if pool.autoscaling.min_replicas > pool.autoscaling.max_replicas:
+        raise Refused("InvalidSpec", f"spec.{role}.autoscaling.minReplicas must not exceed maxReplicas")
+    try:
+        target = pool.autoscaling.queue_target(DEFAULT_TARGETS[role])
+    except ValueError:
+        target = 0.0
+    if not 0.0 < target < 1e6:  # NaN fails too
+        field = f"spec.{role}.autoscaling.metrics[0].target.averageValue"
+        raise Refused("InvalidSpec", f"{field}: not a number of requests above 0")
+
+
+def _declared(pool: PoolSpec) -> Declared:
+    if pool.autoscaling is not None:
+        return Declared(bounds=(pool.autoscaling.min_replicas, pool.autoscaling.max_replicas))
+    return Declared(replicas=pool.initial_replicas)
+
+
+def _policy(role: str, pool: PoolSpec) -> PoolPolicy | None:
+    scaling = pool.autoscaling
+    if scaling is None:
+        return None
+    return PoolPolicy(
+        min_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        target=scaling.queue_target(DEFAULT_TARGETS[role]),
+        down_window_s=float(scaling.scale_down_window_s),
+    )
