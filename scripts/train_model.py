@@ -1,9 +1,10 @@
 """Train the small Llama checkpoint in models/stdlib-llama from text that any Python installation has.
 
 The text is the standard library's own docstrings, as prose and as short question-and-answer chats, so that the model's answers
-are recognisable English about Python and end by themselves. It knows nothing else. Deterministic for one version of Python and torch.
+are recognisable English about Python and end by themselves. It knows nothing else. Seed, data and schedule are fixed, so one version
+of Python and torch on one kind of CPU gives one checkpoint. 700 steps take about half an hour on one core.
 
-Usage: train_model.py [--minutes 20] [--out models/stdlib-llama]
+Usage: train_model.py [--steps 700] [--out models/stdlib-llama]
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import math
 import os
 import random
 import sysconfig
-import time
 from pathlib import Path
 
 import torch
@@ -53,7 +53,9 @@ def documented_names() -> list[tuple[str, str]]:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 if doc := ast.get_docstring(node):
                     found[name] = inspect.cleandoc(doc)
-                stack += [(f"{name}.{c.name}", c) for c in node.body if isinstance(c, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
+                stack += [
+                    (f"{name}.{c.name}", c) for c in node.body if isinstance(c, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                ]
     return sorted(found.items())
 
 
@@ -81,8 +83,14 @@ def train_tokenizer(texts: list[str], out: Path) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(out / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END, "model_max_length": 2048,
-                "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END,
+        "pad_token": END,
+        "model_max_length": 2048,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+    }
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
     return tokenizer
 
@@ -93,26 +101,44 @@ def save(model: LlamaForCausalLM, out: Path) -> None:
     save_file(tensors, out / "model.safetensors.tmp", metadata={"format": "pt"})
     os.replace(out / "model.safetensors.tmp", out / "model.safetensors")
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", "hidden_act": "silu",
-        "attention_bias": False, "mlp_bias": False, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0,
-        "tie_word_embeddings": True, "rope_theta": 10000.0,
-    } | {k: getattr(model.config, k) for k in (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range")}
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "tie_word_embeddings": True,
+        "rope_theta": 10000.0,
+    } | {
+        k: getattr(model.config, k)
+        for k in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+            "rms_norm_eps",
+            "initializer_range",
+        )
+    }
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     (out / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "pad_token_id": 0}, indent=1) + "\n")
 
 
-def train(model: LlamaForCausalLM, data: torch.Tensor, minutes: float, out: Path) -> None:
-    """AdamW with warm-up and cosine decay over the wall time given; a checkpoint every two minutes."""
+def train(model: LlamaForCausalLM, data: torch.Tensor, steps: int, out: Path) -> None:
+    """AdamW with warm-up and cosine decay over that many steps; a checkpoint every 100."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
     generator = torch.Generator().manual_seed(SEED)
-    start_s = saved_s = time.monotonic()
-    step = 0
-    while (elapsed := (time.monotonic() - start_s) / (60 * minutes)) < 1:
+    for step in range(steps):
         # Some long sequences, so that positions up to the limit have been seen.
         context, batch = (1024, BATCH // 4) if step % 12 == 11 else (CONTEXT, BATCH)
-        rate = 2e-3 * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * elapsed)))
+        rate = 2e-3 * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         at = torch.randint(len(data) - context - 1, (batch,), generator=generator)
@@ -123,18 +149,16 @@ def train(model: LlamaForCausalLM, data: torch.Tensor, minutes: float, out: Path
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        step += 1
-        if step % 50 == 0:
-            print(f"step {step}  {100 * elapsed:3.0f} %  loss {loss.item():.3f}", flush=True)
-        if time.monotonic() - saved_s > 120:
+        if step % 50 == 49:
+            print(f"step {step + 1}/{steps}  loss {loss.item():.3f}", flush=True)
+        if step % 100 == 99:
             save(model, out)
-            saved_s = time.monotonic()
     save(model, out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "models/stdlib-llama")
     arguments = parser.parse_args()
     rng = random.Random(SEED)
@@ -148,13 +172,23 @@ def main() -> None:
     rng.shuffle(texts)
     data = torch.tensor([i for text in texts for i in tokenizer.encode(text).ids])
     config = LlamaConfig(
-        vocab_size=2048, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
-        head_dim=32, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0, pad_token_id=0,
+        vocab_size=2048,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
     )
     model = LlamaForCausalLM(config)
     n_parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(docs)} docstrings, {len(pairs)} chats, {len(data)} tokens, {n_parameters} parameters", flush=True)
-    train(model, data, arguments.minutes, arguments.out)
+    train(model, data, arguments.steps, arguments.out)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,7 @@ from localkube.settings import BASE_IMAGE, Settings
 from localkube.shell import run, run_logged, say
 
 _SUITE = "bookworm"
-_PACKAGES = ("python3", "python3-venv", "python3-pip", "ca-certificates", "netbase", "tzdata")
-# Where the real image has its interpreter, so that a Dockerfile works with both.
-_LINKS = {
-    "python3.11": "/usr/bin/python3.11",
-    "python3": "python3.11",
-    "python": "python3.11",
-    "pip3": "/usr/bin/pip3",
-    "pip": "/usr/bin/pip3",
-}
+_PACKAGES = ("python3", "python3-venv", "ca-certificates", "netbase", "tzdata")
 _NOT_NEEDED = (
     "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt", "var/lib/apt/lists",
     "var/log", "usr/lib/python3.11/EXTERNALLY-MANAGED", "usr/lib/python3.11/test",
@@ -31,12 +23,12 @@ _NOT_NEEDED = (
 _PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONFIG: dict[str, object] = {"Env": [f"PATH={_PATH}", "LANG=C.UTF-8"], "Cmd": ["python3"]}
 # Changed by hand when the steps below change: the layout is kept under this name.
-_RECIPE = "1"
+_RECIPE = "2"
 _TIMEOUT_S = 900
 
 
 def layout_dir(settings: Settings) -> Path:
-    text = json.dumps([_RECIPE, _SUITE, _PACKAGES, _LINKS, _NOT_NEEDED, _CONFIG, platform.machine()])
+    text = json.dumps([_RECIPE, _SUITE, _PACKAGES, _NOT_NEEDED, _CONFIG, platform.machine()])
     return settings.cache / "base" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -72,8 +64,15 @@ def _strip(root: Path) -> None:
                 path.mkdir()
         elif path.exists():
             path.unlink()
-    for name, target in _LINKS.items():
-        (root / "usr/local/bin" / name).symlink_to(target)
+
+
+def _python_below_usr_local(root: Path) -> None:
+    """The real image's Python has the prefix /usr/local; Debian's own puts packages where `pip --prefix` is not looked up.
+
+    A virtual environment of exactly that prefix has the real image's layout, so the same Dockerfile works with both.
+    """
+    env = {"PATH": _PATH, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+    run(["chroot", root, "/usr/bin/python3.11", "-m", "venv", "/usr/local"], env=env, timeout_s=180)
 
 
 def ensure(settings: Settings) -> Path:
@@ -91,6 +90,7 @@ def ensure(settings: Settings) -> Path:
     argv: list[str | Path] = ["debootstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", _SUITE, root]
     log = settings.cache / "logs" / "debootstrap.log"
     run_logged([*argv, *_mirror()], log, timeout_s=_TIMEOUT_S, env=_proxy_env())
+    _python_below_usr_local(root)
     _strip(root)
     layer = work / "layer.tar"
     run(

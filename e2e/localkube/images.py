@@ -138,7 +138,7 @@ def _build_image(settings: Settings, mode: str, image: Image) -> None:
     if _is_built(settings, image, mode, key):
         say(f"{image.tag} is unchanged")
         return
-    args = {"REQUIREMENTS": image.requirements}
+    args = {"TORCH": "cpu"} if image.torch_stubs else {}
     build = Build(image.tag, REPO_DIR / image.dockerfile, REPO_DIR, image.wheels(settings), args)
     _run(settings, mode, build)
     path = _built_file(settings, image)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from disagg_operator import drift
 from disagg_operator.cache import LABEL_DEPLOYMENT
+from disagg_operator.desired.names import key_secret_name
 from disagg_operator.kube import Kube
 from disagg_operator.queue import Key
 from disagg_operator.resources import (
@@ -40,11 +44,26 @@ class Children:
 
 
 async def read(kube: Kube, key: Key) -> Children:
-    """LIST every kind that may be owned, and pods, by label. Raises KubeError."""
+    """LIST every kind that may be owned, and pods, by label; GET the Secret by name. Raises KubeError."""
     namespace, name = key
     labels = f"{LABEL_DEPLOYMENT}={name}"
-    *lists, pods = await asyncio.gather(*(kube.list(r, namespace, labels) for r in (*OWNED, POD)))
-    return Children({(str(o["kind"]), name_of(o)): o for found in lists for o in found}, pods)
+    listing = asyncio.gather(*(kube.list(r, namespace, labels) for r in (*OWNED, POD)))
+    found, (*lists, pods) = await asyncio.gather(kube.get(SECRET, namespace, key_secret_name(name)), listing)
+    objects = [o for listed in lists for o in listed] + ([] if found is None else [found])
+    return Children({(str(o["kind"]), name_of(o)): o for o in objects}, pods)
+
+
+def cluster_key_of(secret: Obj | None) -> bytes | None:
+    """The key that routers and workers share, as their key file holds it; None when there is none."""
+    try:
+        return base64.b64decode(((secret or {}).get("data") or {})["cluster-key"], validate=True).strip() or None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def bearer(key: bytes) -> str:
+    """What opens /internal/ on routers and workers (docs/protocol.md)."""
+    return hmac.new(key, b"disagg-http-v1", hashlib.sha256).hexdigest()
 
 
 async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset[str]) -> bool:
@@ -82,5 +101,6 @@ async def prune(kube: Kube, rendered: Sequence[Obj], children: Children, owners:
 
 def owners_of(resource: Obj, children: Children) -> frozenset[str]:
     """Uids that make an object ours: the resource's and its pools'."""
-    pools = (uid_of(o) for (kind, _), o in children.objects.items() if kind == DISAGG_POOL.kind)
-    return frozenset({uid_of(resource), *pools} - {""})
+    uid = frozenset({uid_of(resource)})
+    pools = (o for (kind, _), o in children.objects.items() if kind == DISAGG_POOL.kind)
+    return uid | {uid_of(pool) for pool in pools if owned_by(pool, uid)}

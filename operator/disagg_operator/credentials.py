@@ -78,9 +78,7 @@ def _from_kubeconfig(path: str | None) -> Credentials:
         raise NoCredentials(f"no usable kubeconfig: {error}") from error
 
     def token() -> str | None:
-        value = configuration.get_api_key_with_prefix("authorization") or configuration.get_api_key_with_prefix(
-            "BearerToken"
-        )
+        value = configuration.get_api_key_with_prefix("authorization") or configuration.get_api_key_with_prefix("BearerToken")
         return None if not value else str(value).removeprefix("Bearer ").strip()
 
     return Credentials(

@@ -44,9 +44,9 @@ class EventLimiter:
         """Whether to send `note` at monotonic time `now`; remembers it if so."""
         key = (uid, note.reason)
         last = self._said.get(key)
-        if last is not None and now - last[0] < QUIET_S:
-            if note.reason not in ALWAYS_IF_DIFFERENT or last[1] == note.message:
-                return False
+        differs = note.reason in ALWAYS_IF_DIFFERENT and last is not None and last[1] != note.message
+        if last is not None and now - last[0] < QUIET_S and not differs:
+            return False
         self._said.pop(key, None)  # to the end: the oldest is dropped first
         self._said[key] = (now, note.message)
         while len(self._said) > self.max_entries:
@@ -84,9 +84,7 @@ def event_object(about: Obj, note: Note, timestamp: str, suffix: str) -> Obj:
 class Recorder:
     """Sends notes as Events through the door. A failure is logged and forgotten: an Event is no state."""
 
-    def __init__(
-        self, kube: Kube, clock: Callable[[], float], wall: Callable[[], str], new_id: Callable[[], str]
-    ) -> None:
+    def __init__(self, kube: Kube, clock: Callable[[], float], wall: Callable[[], str], new_id: Callable[[], str]) -> None:
         self._kube = kube
         self._clock = clock
         self._wall = wall

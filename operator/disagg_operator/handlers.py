@@ -54,9 +54,7 @@ def _watch(registry: kopf.OperatorRegistry, resource: Resource, sink: Sink) -> N
         sink(resource, event["type"], dict(event["object"]))
 
     labels = None if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else {LABEL_DEPLOYMENT: kopf.PRESENT}
-    kopf.on.event(group, version, resource.plural, registry=registry, labels=labels, id=f"watch-{resource.plural}")(
-        on_event
-    )
+    kopf.on.event(group, version, resource.plural, registry=registry, labels=labels, id=f"watch-{resource.plural}")(on_event)
 
 
 def configure_kopf(settings: kopf.OperatorSettings) -> None:

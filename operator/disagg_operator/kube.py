@@ -16,7 +16,7 @@ import httpx
 
 from disagg_operator.credentials import Credentials
 from disagg_operator.kube_errors import Forbidden, Gone, KubeError, NotFound, Retry, from_status
-from disagg_operator.resources import EVENT, Obj, Resource, name_of, namespace_of, resource_of
+from disagg_operator.resources import EVENT, Obj, Objs, Resource, name_of, namespace_of, resource_of
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Kube(Protocol):
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj | None:
         """The object, or None when it isn't there."""
 
-    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[Obj]:
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> Objs:
         """All objects, with apiVersion and kind filled in; [] when an optional API is absent."""
 
     async def apply(self, obj: Obj) -> Obj:
@@ -91,7 +91,7 @@ class HttpKube:
         except NotFound:
             return None
 
-    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[Obj]:
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> Objs:
         for _ in range(3):  # a continue token may expire under our hands; the list then starts over
             try:
                 return await self._list_once(resource, namespace, labels)
@@ -103,9 +103,9 @@ class HttpKube:
                 raise
         raise Retry(f"LIST {resource.plural}: the continue token expired three times")
 
-    async def _list_once(self, resource: Resource, namespace: str | None, labels: str) -> list[Obj]:
+    async def _list_once(self, resource: Resource, namespace: str | None, labels: str) -> Objs:
         params = {"limit": str(_PAGE)} | ({"labelSelector": labels} if labels else {})
-        items: list[Obj] = []
+        items: Objs = []
         for _ in range(_MAX_PAGES):
             page = await self._call("GET", resource.path(namespace), params=params)
             # Items of a list carry neither apiVersion nor kind.

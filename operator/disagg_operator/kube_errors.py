@@ -1,12 +1,12 @@
 """What a call to the API server can end in, named by what the caller must do.
 
-    KubeError
-    ├── Retry(after_s)   overloaded, unreachable or timed out: the same call may succeed later
-    ├── Conflict         the object has changed since it was read: read again
-    ├── Gone             the list can't be continued from here: list again
-    ├── NotFound         the object, its namespace or its API isn't there
-    ├── Invalid(why)     the API server refuses this object: no retry helps until the input changes
-    └── Forbidden        the operator's role doesn't allow it, or its credentials don't hold
+KubeError
+├── Retry(after_s)   overloaded, unreachable or timed out: the same call may succeed later
+├── Conflict         the object has changed since it was read: read again
+├── Gone             the list can't be continued from here: list again
+├── NotFound         the object, its namespace or its API isn't there
+├── Invalid(why)     the API server refuses this object: no retry helps until the input changes
+└── Forbidden        the operator's role doesn't allow it, or its credentials don't hold
 """
 
 from __future__ import annotations

@@ -17,28 +17,16 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.reconciles = Counter(
-            "disagg_operator_reconciles", "Reconcile runs by result", ("result",), registry=self.registry
-        )
-        self.reconcile_seconds = Histogram(
-            "disagg_operator_reconcile_seconds", "Duration of a reconcile run", registry=self.registry
-        )
+        self.reconciles = Counter("disagg_operator_reconciles", "Reconcile runs by result", ("result",), registry=self.registry)
+        self.reconcile_seconds = Histogram("disagg_operator_reconcile_seconds", "Duration of a reconcile run", registry=self.registry)
         self.queue_depth = Gauge("disagg_operator_queue_depth", "Keys that are due", registry=self.registry)
-        self.watch_events = Counter(
-            "disagg_operator_watch_events", "Watch events by kind", ("kind",), registry=self.registry
-        )
+        self.watch_events = Counter("disagg_operator_watch_events", "Watch events by kind", ("kind",), registry=self.registry)
         self.writes = Gauge("disagg_operator_api_writes", "Writing requests to the API server", registry=self.registry)
-        self.sweep_seconds = Histogram(
-            "disagg_operator_sweep_seconds", "Duration of one scrape sweep", registry=self.registry
-        )
-        self.scaled = Counter(
-            "disagg_operator_scalings", "Decisions carried out", (*_POOL, "direction"), registry=self.registry
-        )
+        self.sweep_seconds = Histogram("disagg_operator_sweep_seconds", "Duration of one scrape sweep", registry=self.registry)
+        self.scaled = Counter("disagg_operator_scalings", "Decisions carried out", (*_POOL, "direction"), registry=self.registry)
         self._current = Gauge("disagg_autoscaler_replicas", "Replicas as set", _POOL, registry=self.registry)
         self._wanted = Gauge("disagg_autoscaler_wanted_replicas", "Replicas as decided", _POOL, registry=self.registry)
-        self._value = Gauge(
-            "disagg_autoscaler_signal", "Smoothed requests per replica; NaN when unknown", _POOL, registry=self.registry
-        )
+        self._value = Gauge("disagg_autoscaler_signal", "Smoothed requests per replica; NaN when unknown", _POOL, registry=self.registry)
         self._blind = Gauge("disagg_autoscaler_blind", "1 while held for want of metrics", _POOL, registry=self.registry)
 
     def decision(self, key: Key, pool: str, decision: Decision) -> None:

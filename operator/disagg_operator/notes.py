@@ -45,9 +45,7 @@ def of_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Note]
     return [*notes.values(), *_good_news(before, after, old, new)]
 
 
-def _good_news(
-    before: Mapping[str, Any], after: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
-) -> list[Note]:
+def _good_news(before: Mapping[str, Any], after: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Note]:
     out = []
     was, now = before.get("revision") or {}, after.get("revision") or {}
     if now.get("update") and was.get("update") and was["update"] != now["update"]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from disagg_operator.api.v1alpha1 import DisaggDeployment, InvalidResource, PoolSpec, parse
 from disagg_operator.autoscaling.policy import PoolPolicy
+from disagg_operator.desired.environment import quantity_bytes
+from disagg_operator.desired.facts import ROLES as POOLS
+from disagg_operator.desired.names import network_name
 from disagg_operator.live import ScalePlan
 from disagg_operator.replicas import Declared
 from disagg_operator.resources import Obj
 
-POOLS = ("prefill", "decode")
 # Requests per worker when none is declared. A prefill worker batches what waits, so a short queue is healthy; a decode
 # worker is well used at half of its default of 64 running sequences.
 DEFAULT_TARGETS = {"prefill": 4.0, "decode": 32.0}
@@ -27,13 +29,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`attachment`: (namespace, name) of a NetworkAttachmentDefinition that must already exist."""
+    """`attachment`: (namespace, name) of the NetworkAttachmentDefinition that the pods name."""
 
     resource: DisaggDeployment
     declared: Mapping[str, Declared]
     scaling: ScalePlan
     attachment: tuple[str, str] | None
-    inline_network: bool
     rdma_resource: str | None
     interface: str | None
 
@@ -47,7 +48,8 @@ def read(obj: Obj) -> Plan:
     spec, network = resource.spec, resource.spec.kv_transfer.network
     for role in POOLS:
         _check_pool(role, spec.pool(role))
-    reference = None if network is None or network.attachment_ref is None else network.attachment_ref
+    if _stopped(spec.prefill) != _stopped(spec.decode):
+        raise Refused("InvalidSpec", "spec.prefill.replicas and spec.decode.replicas must both be 0 or both be above 0")
     rdma = network.rdma_resource.name if network is not None and network.rdma_resource is not None else None
     return Plan(
         resource=resource,
@@ -58,13 +60,21 @@ def read(obj: Obj) -> Plan:
             dry_run=spec.scaling.dry_run,
             suspended=spec.suspend,
         ),
-        attachment=None
-        if reference is None
-        else (reference.namespace or resource.metadata.namespace, reference.name),
-        inline_network=network is not None and network.attachment is not None,
+        attachment=_attachment(resource),
         rdma_resource=rdma if spec.kv_transfer.transport == "rdma" else None,
         interface=None if network is None else network.interface,
     )
+
+
+def _attachment(resource: DisaggDeployment) -> tuple[str, str] | None:
+    """The NetworkAttachmentDefinition of the pods: referred to, or the one that is rendered."""
+    network = resource.spec.kv_transfer.network
+    if network is None:
+        return None
+    own = resource.metadata.namespace
+    if network.attachment_ref is not None:
+        return network.attachment_ref.namespace or own, network.attachment_ref.name
+    return own, network_name(resource.metadata.name)
 
 
 def scale_plan(obj: Obj) -> ScalePlan | None:
@@ -75,11 +85,22 @@ def scale_plan(obj: Obj) -> ScalePlan | None:
         return None
 
 
+def _stopped(pool: PoolSpec) -> bool:
+    return pool.autoscaling is None and pool.replicas == 0
+
+
 def _check_pool(role: str, pool: PoolSpec) -> None:
     if pool.parallelism.tensor > 1:
         field = f"spec.{role}.parallelism.tensor"
         message = f"{field}: the builtin engine runs one device per worker; {pool.parallelism.tensor} is not supported"
         raise Refused("UnsupportedParallelism", message)
+    if pool.kv_cache_size is not None:
+        try:
+            size_bytes = quantity_bytes(pool.kv_cache_size)
+        except ValueError as error:
+            raise Refused("InvalidSpec", f"spec.{role}.kvCacheSize: {error}") from None
+        if size_bytes <= 0:
+            raise Refused("InvalidSpec", f"spec.{role}.kvCacheSize: must be above 0")
     if pool.autoscaling is None:
         return
     if pool.autoscaling.min_replicas > pool.autoscaling.max_replicas:

@@ -118,6 +118,8 @@ class KeyedQueue:
         self._clock = clock
         self.state = state or QueueState()
         self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closed = False
 
     def add(self, key: Key, delay_s: float = 0.0, *, urgent: bool = False) -> None:
@@ -129,11 +131,17 @@ class KeyedQueue:
     def done(self, key: Key, *, failed: bool = False, after_s: float | None = None) -> None:
         self.state.done(key, self._clock(), failed=failed, after_s=after_s)
         self._changed.set()
+        if not self.state.running():
+            self._idle.set()
 
     def close(self) -> None:
         """No more keys go in or out; running ones may end."""
         self._closed = True
         self._changed.set()
+
+    async def idle(self) -> None:
+        """Wait until no key is running."""
+        await self._idle.wait()
 
     async def get(self) -> Key | None:
         """The next key, or None after `close`."""
@@ -142,6 +150,7 @@ class KeyedQueue:
             now = self._clock()
             key = self.state.pop(now)
             if key is not None:
+                self._idle.clear()
                 if self.state.depth():
                     self._changed.set()  # another worker may take the next one
                 return key

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from disagg_operator.desired.render import DECLARED_ANNOTATION
 from disagg_operator.kube import FIELD_MANAGER
 from disagg_operator.resources import Obj, annotations_of
 
-DECLARED = "disagg.dev/declared-replicas"
+DECLARED = DECLARED_ANNOTATION
+_SUSPENDED = "suspended:"
 OWNER_SPEC = "spec"
 OWNER_AUTOSCALER = "autoscaler"
 _MAX_OWNER = 63
@@ -39,21 +41,34 @@ class Replicas:
     declared: str | None
 
 
-def decide(declared: Declared, pool: Obj | None, wanted: int | None) -> Replicas:
+def decide(declared: Declared, pool: Obj | None, wanted: int | None, *, suspended: bool = False) -> Replicas:
     """`pool`: the DisaggPool as it is, `wanted`: the autoscaler's decision, if it has one that is still to be carried out."""
+    mark = None if pool is None else annotations_of(pool).get(DECLARED)
     live = None if pool is None else _live(pool)
+    if (saved := _saved(mark)) is not None:
+        live, mark = saved  # what the pool had before it was suspended
+    if suspended:
+        initial = declared.bounds[0] if declared.bounds is not None else declared.replicas
+        kept = live if live is not None else initial
+        # A pool without a mark is an autoscaled one; "-" says so.
+        return Replicas(0, OWNER_SPEC, f"{_SUSPENDED}{mark or ('-' if declared.bounds else declared.replicas)}:{kept}")
     if declared.bounds is not None:
         low, high = declared.bounds
         # Taking over a running pool starts from what runs, never from a default.
-        start = live if live is not None else low
-        count = wanted if wanted is not None else start
+        count = wanted if wanted is not None else live if live is not None else low
         return Replicas(min(max(count, low), high), OWNER_AUTOSCALER, None)
     text = str(declared.replicas)
-    if pool is None or live is None:
-        return Replicas(declared.replicas, OWNER_SPEC, text)
-    if annotations_of(pool).get(DECLARED) != text:
+    if pool is None or live is None or mark != text:
         return Replicas(declared.replicas, OWNER_SPEC, text)
     return Replicas(live, OWNER_SPEC if live == declared.replicas else scale_owner(pool), text)
+
+
+def _saved(mark: str | None) -> tuple[int, str] | None:
+    """(replicas, mark) from before a suspension, out of "suspended:<mark>:<replicas>"."""
+    if mark is None or not mark.startswith(_SUSPENDED):
+        return None
+    before, _, count = mark.removeprefix(_SUSPENDED).rpartition(":")
+    return (int(count), before) if count.isdigit() else None
 
 
 def _live(pool: Obj) -> int | None:

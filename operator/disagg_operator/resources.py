@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Obj = dict[str, Any]
+Objs = list[Obj]
 
 GROUP = "disagg.dev"
 VERSION = "v1alpha1"
@@ -49,9 +50,7 @@ ROLE = Resource("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 POD_DISRUPTION_BUDGET = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NETWORK_POLICY = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
-NETWORK_ATTACHMENT = Resource(
-    "k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", "network-attachment-definitions", optional=True
-)
+NETWORK_ATTACHMENT = Resource("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", "network-attachment-definitions", optional=True)
 
 ALL = (
     DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, DEPLOYMENT, ROLE,
@@ -59,9 +58,9 @@ ALL = (
 )  # fmt: skip
 _BY_KIND = {(r.api_version, r.kind): r for r in ALL}
 
-# What a DisaggDeployment may own, in the order in which it is listed and pruned.
+# What a DisaggDeployment may own and is listed by label. Secrets are not: the operator may GET one by name, and list none.
 OWNED = (
-    SECRET, NETWORK_ATTACHMENT, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, DISAGG_POOL, SERVICE, DEPLOYMENT,
+    NETWORK_ATTACHMENT, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, DISAGG_POOL, SERVICE, DEPLOYMENT,
     POD_DISRUPTION_BUDGET, NETWORK_POLICY,
 )  # fmt: skip
 

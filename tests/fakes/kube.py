@@ -60,9 +60,7 @@ class FakeKube:
         pool["metadata"]["resourceVersion"] = str(self._tick())
         pool["metadata"]["generation"] += 1
         entry = {"manager": manager, "time": f"2026-01-01T00:{self._counter:04}", "subresource": "scale"}
-        pool["metadata"].setdefault("managedFields", []).append(
-            {**entry, "fieldsV1": {"f:spec": {"f:replicas": {}}}}
-        )
+        pool["metadata"].setdefault("managedFields", []).append({**entry, "fieldsV1": {"f:spec": {"f:replicas": {}}}})
 
     def remove(self, kind: str, name: str, namespace: str = "default") -> None:
         """Delete with what it owns."""
@@ -172,9 +170,7 @@ class FakeKube:
 
     def _collect(self, uid: str) -> None:
         owned = [
-            key
-            for key, obj in self.objects.items()
-            if any(ref.get("uid") == uid for ref in obj["metadata"].get("ownerReferences") or [])
+            key for key, obj in self.objects.items() if any(ref.get("uid") == uid for ref in obj["metadata"].get("ownerReferences") or [])
         ]
         for key in owned:
             gone = self.objects.pop(key, None)

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+
 from disagg_operator.drift import APPLIED_HASH, stamped, up_to_date
 
 RENDERED: dict[str, Any] = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from disagg_operator.queue import KeyedQueue, QueueFull, QueueState
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from disagg_operator.queue import KeyedQueue, QueueFull, QueueState
 
 A, B = ("ns", "a"), ("ns", "b")
 

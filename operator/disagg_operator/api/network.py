@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from disagg_operator.api import checks
 from disagg_operator.api.base import DnsLabel, DnsName, Free, Model, ResourceName, cel, rules
 
 
@@ -22,15 +23,18 @@ class Attachment(Model):
     model_config = ConfigDict(
         json_schema_extra=rules(
             cel(
-                "self.type in ['sriov', 'ib-sriov', 'host-device'] || has(self.master)",
-                "master is required for macvlan and ipvlan",
+                "self.type in ['sriov', 'ib-sriov'] || has(self.master)",
+                checks.MASTER_NEEDED,
                 ".master",
             ),
-            cel("!(self.type in ['sriov', 'ib-sriov']) || has(self.resourceName)", "resourceName is required for sriov", ".resourceName"),
+            cel("!(self.type in ['sriov', 'ib-sriov']) || has(self.resourceName)", checks.RESOURCE_NEEDED, ".resourceName"),
+            cel("has(self.subnet) != has(self.ipam)", checks.ADDRESS_XOR, ".subnet"),
         )
     )
     type: Literal["macvlan", "ipvlan", "host-device", "sriov", "ib-sriov"] = Field(description="CNI plugin.")
-    master: str | None = Field(None, min_length=1, max_length=15, description="Host interface of macvlan, ipvlan and host-device.")
+    master: str | None = Field(
+        None, min_length=1, max_length=15, pattern=r"^[^/\s]+$", description="Host interface of macvlan, ipvlan and host-device."
+    )
     mtu: int | None = Field(None, ge=576, le=65535, description="MTU of the interface.")
     resource_name: ResourceName | None = Field(None, description="Device plugin resource of the virtual functions (sriov, ib-sriov).")
     subnet: str | None = Field(
@@ -50,9 +54,7 @@ class NetworkSpec(Model):
     """The second network of the workers."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel("has(self.attachmentRef) != has(self.attachment)", "set attachmentRef or attachment, not both", ".attachment")
-        )
+        json_schema_extra=rules(cel("has(self.attachmentRef) != has(self.attachment)", checks.ATTACHMENT_XOR, ".attachment"))
     )
     attachment_ref: AttachmentRef | None = Field(None, description="Use an existing NetworkAttachmentDefinition.")
     attachment: Attachment | None = Field(None, description="Create a NetworkAttachmentDefinition.")
@@ -67,7 +69,7 @@ class KvTransferSpec(Model):
         json_schema_extra=rules(
             cel(
                 "!has(self.transport) || self.transport != 'rdma' || (has(self.network) && has(self.network.rdmaResource))",
-                "transport rdma needs network.rdmaResource",
+                checks.RDMA_NEEDED,
                 ".network",
             )
         )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import ConfigDict, Field
 
-from disagg_operator.api.base import Model
+from disagg_operator.api.base import Model, list_map
 
 
 class Condition(Model):
@@ -68,20 +66,16 @@ class Revision(Model):
     update: str = Field("", max_length=64, description="What is rolled out.")
 
 
-def _list_map(key: str) -> dict[str, Any]:
-    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
-
-
 class Status(Model):
     """What is."""
 
     model_config = ConfigDict(extra="allow")
     observed_generation: int = Field(0, description="The generation that the conditions speak of.")
-    conditions: list[Condition] = Field([], description="What is true now.", json_schema_extra=_list_map("type"))
+    conditions: list[Condition] = Field([], description="What is true now.", json_schema_extra=list_map("type"))
     url: str = Field("", max_length=1024, description="Base URL of the OpenAI API inside the cluster.")
     model: str = Field("", max_length=256, description="The served model's name.")
     prefill: str = Field("", max_length=32, description="ready/desired prefill workers.")
     decode: str = Field("", max_length=32, description="ready/desired decode workers.")
     revision: Revision = Field(Revision(), description="Hashes of the rendered pods.")
-    pools: list[PoolStatus] = Field([], description="The pools as they are.", json_schema_extra=_list_map("name"))
+    pools: list[PoolStatus] = Field([], description="The pools as they are.", json_schema_extra=list_map("name"))
     pairs: Pairs = Field(Pairs(), description="Prefill-decode pairs.")

@@ -6,7 +6,21 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from disagg_operator.api.base import DnsLabel, DnsName, Free, Model, Quantity, Replicas, ResourceName, Seconds, cel, rules
+from disagg_operator.api import checks
+from disagg_operator.api.base import (
+    ByteQuantity,
+    DnsLabel,
+    DnsName,
+    Free,
+    Model,
+    PositiveNumber,
+    Quantity,
+    Replicas,
+    ResourceName,
+    cel,
+    list_map,
+    rules,
+)
 from disagg_operator.api.network import KvTransferSpec
 from disagg_operator.api.status import Status
 
@@ -15,16 +29,23 @@ class SecretRef(Model):
     """A key of a Secret in the same namespace."""
 
     name: DnsName = Field(description="Name of the Secret.")
-    key: str = Field("token", min_length=1, max_length=253, description="Key inside the Secret.")
+    key: str = Field("token", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$", description="Key inside the Secret.")
 
 
 class ModelSpec(Model):
     """The model that both pools serve."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(f"self.uri.matches('{checks.URI_PATTERN}')", checks.BAD_URI, ".uri"),
+            cel("!self.uri.matches('/[.][.](/|$)')", checks.DOTS, ".uri"),
+            cel("!has(self.revision) || self.uri.startsWith('hf://')", checks.REVISION_NEEDS_HF, ".revision"),
+            cel("!has(self.authSecretRef) || self.uri.startsWith('hf://')", checks.TOKEN_NEEDS_HF, ".authSecretRef"),
+        )
+    )
     uri: str = Field(
-        min_length=1,
+        min_length=6,
         max_length=1024,
-        pattern=r"^(hf|pvc|file)://.+$",
         description="Where the checkpoint is: hf://org/name, pvc://claim/path or file:///path in the image. Safetensors, Llama family.",
     )
     name: str | None = Field(
@@ -43,6 +64,11 @@ class ModelSpec(Model):
 class EnvVar(Model):
     """An environment variable of the workers."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(f"!(self.name in {list(checks.RESERVED_ENV)})", checks.RESERVED, ".name"),
+        )
+    )
     name: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Name of the variable.")
     value: str = Field("", max_length=4096, description="Its value.")
 
@@ -52,7 +78,9 @@ class EngineSpec(Model):
 
     type: Literal["builtin"] = Field("builtin", description="builtin: the bundled torch worker, the only engine of this version.")
     image: str | None = Field(None, min_length=1, max_length=512, description="Worker image. Default: the operator's own release.")
-    env: list[EnvVar] = Field([], max_length=64, description="Further environment of the workers.")
+    env: list[EnvVar] = Field(
+        [], max_length=64, description="Further environment of the workers, by name.", json_schema_extra=list_map("name")
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Type of weights and KV cache; auto: the checkpoint's.")
     max_model_len: int | None = Field(
         None, ge=16, le=16_777_216, description="Longest prompt plus output, in tokens. Default: what the model was trained for."
@@ -80,7 +108,7 @@ class Parallelism(Model):
 class MetricTarget(Model):
     """What the autoscaler aims at."""
 
-    average_value: Quantity = Field(description="Requests per worker, waiting and running.")
+    average_value: PositiveNumber = Field(description="Requests per worker, waiting and running.")
 
 
 class Metric(Model):
@@ -106,9 +134,7 @@ class Autoscaling(Model):
     """Scale this pool by its own queue."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel("!has(self.minReplicas) || self.minReplicas <= self.maxReplicas", "minReplicas must not exceed maxReplicas", ".minReplicas")
-        )
+        json_schema_extra=rules(cel("!has(self.minReplicas) || self.minReplicas <= self.maxReplicas", checks.MIN_MAX, ".minReplicas"))
     )
     min_replicas: int = Field(1, ge=1, le=1000, description="Never fewer workers.")
     max_replicas: int = Field(ge=1, le=1000, description="Never more workers.")
@@ -123,6 +149,28 @@ class Autoscaling(Model):
         return self.behavior.scale_down.stabilization_window_seconds if self.behavior and self.behavior.scale_down else 300
 
 
+class Resources(Model):
+    """Compute resources of a container, as in a Pod. Devices come from accelerator and rdmaResource."""
+
+    requests: dict[str, Quantity] | None = Field(None, max_length=16, description="Guaranteed amounts, by resource.")
+    limits: dict[str, Quantity] | None = Field(None, max_length=16, description="Upper bounds, by resource.")
+
+    def as_pod(self) -> dict[str, dict[str, str]]:
+        """As in a container. Amounts are text, so that 1 and "1" make the same revision."""
+        sections = {"requests": self.requests, "limits": self.limits}
+        return {name: {k: str(v) for k, v in amounts.items()} for name, amounts in sections.items() if amounts}
+
+
+class PodTemplate(Model):
+    """What is merged over the generated pod template: maps by key, containers, volumes and env by name; the worker is `main`."""
+
+    metadata: Free | None = Field(None, description="Further labels and annotations.")
+    spec: Free | None = Field(None, description="As spec of a Pod, any part of it.")
+
+    def as_patch(self) -> dict[str, Any]:
+        return {k: v for k, v in (("metadata", self.metadata), ("spec", self.spec)) if v is not None}
+
+
 class Drain(Model):
     """How a worker leaves."""
 
@@ -134,7 +182,7 @@ class PoolSpec(Model):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            cel("!(has(self.replicas) && has(self.autoscaling))", "set replicas or autoscaling, not both", ".autoscaling"),
+            cel("!(has(self.replicas) && has(self.autoscaling))", checks.REPLICAS_XOR, ".autoscaling"),
         )
     )
     replicas: Replicas | None = Field(
@@ -143,12 +191,12 @@ class PoolSpec(Model):
     autoscaling: Autoscaling | None = Field(None, description="Let the operator scale this pool by its queue.")
     accelerator: Accelerator | None = Field(None, description="GPUs of each worker. Default: none, the worker computes on the CPU.")
     parallelism: Parallelism = Field(Parallelism(), description="How one worker splits the model.")
-    resources: Free | None = Field(None, description="Requests and limits of the worker container, as in a Pod.")
-    kv_cache_size: Quantity | None = Field(None, description="Memory of one worker's KV cache, such as 2Gi. Default: 256Mi.")
+    resources: Resources | None = Field(None, description="Requests and limits of the worker container.")
+    kv_cache_size: ByteQuantity | None = Field(None, description="Memory of one worker's KV cache, such as 2Gi. Default: 256Mi.")
     max_running_requests: int = Field(64, ge=1, le=4096, description="Most sequences that one worker computes at a time.")
     max_batch_tokens: int = Field(2048, ge=16, le=1_048_576, description="Token budget of one prefill batch.")
     drain: Drain = Field(Drain(), description="How a worker leaves.")
-    pod_template: Free | None = Field(
+    pod_template: PodTemplate | None = Field(
         None, description="Merged over the generated pod template: maps by key, containers and volumes by name (the worker is `main`)."
     )
 
@@ -178,7 +226,7 @@ class RouterSpec(Model):
 
     replicas: int = Field(2, ge=1, le=100, description="Number of routers.")
     image: str | None = Field(None, min_length=1, max_length=512, description="Router image. Default: the operator's own release.")
-    resources: Free | None = Field(None, description="Requests and limits of the router container, as in a Pod.")
+    resources: Resources | None = Field(None, description="Requests and limits of the router container. Default: 100m, 128Mi to 512Mi.")
     queue: RouterQueue = Field(RouterQueue(), description="What waits when the pools are full.")
     service: RouterService = Field(RouterService(), description="The Service in front of the router.")
     api_keys_secret_ref: SecretRef | None = Field(
@@ -238,20 +286,18 @@ class Metadata(Model):
     generation: int = 0
 
 
-MAX_NAME = 63 - len("-prefill-kv")
-
-
 class DisaggDeployment(Model):
     """Serves one model from a prefill pool, a decode pool and a router."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            cel(f"size(self.metadata.name) <= {MAX_NAME}", f"metadata.name must have at most {MAX_NAME} characters"),
-            cel("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')", "metadata.name must be a DNS-1035 label: a-z, 0-9, -"),
+            cel(f"size(self.metadata.name) <= {checks.MAX_NAME}", checks.LONG_NAME),
+            cel(f"self.metadata.name.matches('{checks.NAME_PATTERN}')", checks.BAD_NAME),
             cel(
                 "(has(self.spec.prefill.replicas) && self.spec.prefill.replicas == 0) == "
                 "(has(self.spec.decode.replicas) && self.spec.decode.replicas == 0)",
-                "spec.prefill.replicas and spec.decode.replicas must both be 0 or both be above 0",
+                checks.BOTH_ZERO,
+                ".spec",
             ),
         )
     )
@@ -269,10 +315,21 @@ class InvalidResource(ValueError):
 def parse(obj: dict[str, Any]) -> DisaggDeployment:
     """A DisaggDeployment from a plain object (status is left out). Raises InvalidResource naming the first wrong field."""
     try:
-        return DisaggDeployment.model_validate({k: v for k, v in obj.items() if k != "status"})
+        dd = DisaggDeployment.model_validate({k: v for k, v in obj.items() if k != "status"})
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         raise InvalidResource(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+    for problem in checks.problems(dd):
+        raise InvalidResource(problem)
+    return dd
 
 
-__all__ = ["DisaggDeployment", "InvalidResource", "PoolSpec", "Seconds", "Spec", "parse"]
+def parse_file(obj: dict[str, Any]) -> DisaggDeployment:
+    """As `parse`, for a resource that no API server has seen: unknown fields are refused, too."""
+    dd = parse(obj)
+    for path in checks.unknown_fields(dd, {k: v for k, v in obj.items() if k != "status"}):
+        raise InvalidResource(f"{path}: unknown field")
+    return dd
+
+
+__all__ = ["DisaggDeployment", "InvalidResource", "PoolSpec", "Spec", "parse", "parse_file"]

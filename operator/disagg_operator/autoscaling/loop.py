@@ -15,6 +15,8 @@ from disagg_operator.autoscaling.signals.direct import DirectDoor, Target, parse
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
 from disagg_operator.autoscaling.signals.reading import PoolReading, router_waiting, view, worker_requests
 from disagg_operator.cache import Cache
+from disagg_operator.desired.facts import ROLES as POOLS
+from disagg_operator.desired.names import ROUTER_PORT, WORKER_PORT, pool_name
 from disagg_operator.live import Live, LiveTable, ScalePlan, Scaling
 from disagg_operator.metrics import Metrics
 from disagg_operator.observe import VIEW_MAX_AGE_S, http_port, is_ready, pool_of, router_view
@@ -23,9 +25,6 @@ from disagg_operator.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, Obj, label
 
 log = logging.getLogger(__name__)
 
-POOLS = ("prefill", "decode")
-WORKER_PORT = 8000
-ROUTER_PORT = 8080
 STATE_PATH = "/internal/v1/state"
 
 
@@ -99,9 +98,7 @@ class ScrapeLoop:
             targets.extend(Target(_pod_id(pod), _address(pod), http_port(pod, WORKER_PORT)) for pod in workers)
         return targets
 
-    async def _one(
-        self, key: Key, job: tuple[Obj, ScalePlan, _Pods], found: Mapping[tuple[str, str], str]
-    ) -> None:
+    async def _one(self, key: Key, job: tuple[Obj, ScalePlan, _Pods], found: Mapping[tuple[str, str], str]) -> None:
         resource, plan, pods = job
         entry = self._live.of(key, uid_of(resource))
         changed = self._update_view(entry, pods, found)
@@ -148,9 +145,7 @@ class ScrapeLoop:
             out[pool] = PoolReading(by_pod, sum(w[pool] for w in waiting if w is not None) if complete else None)
         return out
 
-    def _step(
-        self, key: Key, entry: Live, pool: str, plan: ScalePlan, pods: _Pods, reading: PoolReading | None
-    ) -> bool:
+    def _step(self, key: Key, entry: Live, pool: str, plan: ScalePlan, pods: _Pods, reading: PoolReading | None) -> bool:
         """One step of a pool's policy. True if a reconcile has something to do or to say."""
         current = self._replicas(key, pool)
         if current is None:
@@ -167,7 +162,7 @@ class ScrapeLoop:
         return scaling.decision.to != current and not (plan.dry_run and before.to == scaling.decision.to)
 
     def _replicas(self, key: Key, pool: str) -> int | None:
-        found = self._cache.get(DISAGG_POOL, (key[0], f"{key[1]}-{pool}"))
+        found = self._cache.get(DISAGG_POOL, (key[0], pool_name(key[1], pool)))
         value = None if found is None else (found.get("spec") or {}).get("replicas")
         return value if isinstance(value, int) else None
 

@@ -6,6 +6,8 @@ from typing import Any
 
 # Lists that are merged by a key instead of being replaced.
 _KEYED = {"containers": "name", "initContainers": "name", "volumes": "name", "env": "name", "volumeMounts": "mountPath", "ports": "name"}
+# Items that are a choice of one source: half of the old and half of the new one would be two.
+_WHOLE = {"env", "volumes"}
 
 
 def merge(base: Any, patch: Any, field: str = "") -> Any:
@@ -17,17 +19,17 @@ def merge(base: Any, patch: Any, field: str = "") -> Any:
                 out[key] = merge(out[key], value, key) if key in out else value
         return out
     if isinstance(base, list) and isinstance(patch, list) and field in _KEYED:
-        return _merge_keyed(base, patch, _KEYED[field])
+        return _merge_keyed(base, patch, _KEYED[field], whole=field in _WHOLE)
     return patch
 
 
-def _merge_keyed(base: list[Any], patch: list[Any], key: str) -> list[Any]:
+def _merge_keyed(base: list[Any], patch: list[Any], key: str, *, whole: bool) -> list[Any]:
     out = list(base)
-    at = {item.get(key): i for i, item in enumerate(base) if isinstance(item, dict)}
+    at = {item[key]: i for i, item in enumerate(base) if isinstance(item, dict) and key in item}
     for item in patch:
         name = item.get(key) if isinstance(item, dict) else None
         if name in at:
-            out[at[name]] = merge(out[at[name]], item)
+            out[at[name]] = item if whole else merge(out[at[name]], item)
         else:
             out.append(item)
     return out

@@ -32,7 +32,7 @@ def network_name(name: str) -> str:
 
 
 def labels(name: str, component: str) -> dict[str, str]:
-    """Labels of an object; `component` is prefill, decode or router."""
+    """Labels of an object; `component` is prefill, decode, router, worker (both pools) or shared."""
     out = {
         "app.kubernetes.io/name": "disagg",
         "app.kubernetes.io/instance": name,

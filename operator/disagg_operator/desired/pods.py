@@ -21,6 +21,7 @@ NETWORKS_ANNOTATION = "k8s.v1.cni.cncf.io/networks"
 # A worker may load its model for hours (hundreds of GB from a shared disk): only then is it dead.
 _STARTUP_PERIOD_S, _STARTUP_FAILURES = 2, 3600
 _TERMINATION_SLACK_S = 15
+_ROUTER_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
 
 
 def _env(values: dict[str, str]) -> list[Obj]:
@@ -82,7 +83,7 @@ def revision_of(template: Obj) -> str:
 
 def _worker_resources(dd: DisaggDeployment, role: str) -> Obj:
     pool, network = dd.spec.pool(role), dd.spec.kv_transfer.network
-    resources: Obj = {k: dict(v) for k, v in (pool.resources or {}).items()}
+    resources: Obj = {} if pool.resources is None else pool.resources.as_pod()
     devices: dict[str, int] = {}
     if pool.accelerator is not None and pool.accelerator.count:
         devices[pool.accelerator.resource_name] = pool.accelerator.count
@@ -173,11 +174,16 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
     }
     if pool.accelerator is not None and pool.accelerator.product:
         pod["nodeSelector"] = {"nvidia.com/gpu.product": pool.accelerator.product}
+    if pool.accelerator is not None and pool.accelerator.count:
+        # Nodes with devices are usually tainted with the resource's name.
         pod["tolerations"] = [{"key": pool.accelerator.resource_name, "operator": "Exists", "effect": "NoSchedule"}]
     template: Obj = {"metadata": {"labels": names.labels(dd.metadata.name, role)}, "spec": pod}
     if networks := _networks(dd):
         template["metadata"]["annotations"] = {NETWORKS_ANNOTATION: networks}
-    template = merge(template, pool.pod_template or {})
+    if pool.pod_template is not None:
+        template = merge(template, pool.pod_template.as_patch())
+    # The labels that selectors, budgets and policies go by aren't for a patch to change.
+    template["metadata"]["labels"] = template["metadata"]["labels"] | names.labels(dd.metadata.name, role)
     revision = revision_of(template)
     template["metadata"]["labels"] = template["metadata"]["labels"] | {names.REVISION_LABEL: revision}
     for container in template["spec"]["containers"]:
@@ -212,7 +218,7 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
         "imagePullPolicy": images.pull_policy,
         "env": _env(values),
         "ports": [{"name": "http", "containerPort": names.ROUTER_PORT, "protocol": "TCP"}],
-        "resources": spec.router.resources or {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": _ROUTER_RESOURCES if spec.router.resources is None else spec.router.resources.as_pod(),
         "readinessProbe": _probe("/readyz", names.ROUTER_PORT, 2, 2),
         "livenessProbe": _probe("/healthz", names.ROUTER_PORT, 10, 6),
         "securityContext": _security(),

@@ -46,12 +46,13 @@ def _shared(dd: DisaggDeployment, facts: Facts, name: str, component: str) -> Ob
 
 
 def _key_secret(dd: DisaggDeployment, facts: Facts, key: str) -> Obj:
-    metadata = _shared(dd, facts, names.key_secret_name(dd.metadata.name), "router")
-    return _object("v1", "Secret", metadata, type="Opaque", data={"cluster-key": base64.b64encode(key.encode()).decode()})
+    metadata = _shared(dd, facts, names.key_secret_name(dd.metadata.name), "shared")
+    data = {"cluster-key": base64.b64encode(key.encode()).decode()}
+    return _object("v1", "Secret", metadata, type="Opaque", immutable=True, data=data)
 
 
 def _attachment(dd: DisaggDeployment, facts: Facts, attachment: Attachment) -> Obj:
-    metadata = _shared(dd, facts, names.network_name(dd.metadata.name), "router")
+    metadata = _shared(dd, facts, names.network_name(dd.metadata.name), "shared")
     plugin: Obj = {"type": attachment.type}
     if attachment.type == "macvlan":
         plugin["mode"] = "bridge"
@@ -94,7 +95,10 @@ def _from_anywhere(app: str) -> Obj:
 
 
 def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
-    """Workers accept routers (and scrapers) on HTTP and each other on the KV port; nothing else."""
+    """Workers accept routers (and scrapers) on HTTP and each other on the KV port; they reach DNS, each other and, for hf://, the web.
+
+    A second network (Multus) is outside of what a NetworkPolicy governs.
+    """
     name = dd.metadata.name
     scrapers = [_from_anywhere("disagg-operator"), _from_anywhere("prometheus")]
     http = {"from": [_from_component(name, "router"), *scrapers], "ports": [{"protocol": "TCP", "port": names.WORKER_PORT}]}
@@ -104,10 +108,19 @@ def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
             "matchLabels": {names.DEPLOYMENT_LABEL: name},
             "matchExpressions": [{"key": names.POOL_LABEL, "operator": "Exists"}],
         },
-        "policyTypes": ["Ingress"],
+        "policyTypes": ["Ingress", "Egress"],
         "ingress": [http, kv],
+        "egress": _worker_egress(dd),
     }
     return [_object("networking.k8s.io/v1", "NetworkPolicy", _shared(dd, facts, f"{name}-workers", "worker"), spec=workers)]
+
+
+def _worker_egress(dd: DisaggDeployment) -> list[Obj]:
+    # 5353: a policy sees the port behind the DNS Service, and OpenShift's DNS pods listen there.
+    dns = {"ports": [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]}
+    kv = {"to": [_from_component(dd.metadata.name, r) for r in ROLES], "ports": [{"protocol": "TCP", "port": names.KV_PORT}]}
+    web = {"ports": [{"protocol": "TCP", "port": port} for port in (443, 80)]}
+    return [dns, kv, *([web] if dd.spec.model.uri.startswith("hf://") else [])]
 
 
 def _pool(dd: DisaggDeployment, facts: Facts, role: str) -> Obj:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from disagg_operator.autoscaling import policy
-from disagg_operator.autoscaling.policy import Decision, PoolPolicy, Sample, State, step
 from hypothesis import given
 from hypothesis import strategies as st
+
+from disagg_operator.autoscaling import policy
+from disagg_operator.autoscaling.policy import Decision, PoolPolicy, Sample, State, step
 
 RULES = PoolPolicy(min_replicas=1, max_replicas=8, target=4.0, down_window_s=60.0, smoothing_s=0.0)
 
@@ -107,9 +108,7 @@ rules_st = st.builds(
     lambda low, extra, target, window: PoolPolicy(low, low + extra, target, down_window_s=window),
     st.integers(1, 5), st.integers(0, 10), st.floats(0.5, 100), st.floats(0, 600),
 )  # fmt: skip
-samples_st = st.lists(
-    st.tuples(st.floats(0.1, 60), st.none() | st.floats(0, 5000), st.integers(0, 3), st.booleans()), max_size=40
-)
+samples_st = st.lists(st.tuples(st.floats(0.1, 60), st.none() | st.floats(0, 5000), st.integers(0, 3), st.booleans()), max_size=40)
 
 
 @given(rules_st, samples_st, st.integers(0, 20))
@@ -137,9 +136,7 @@ def test_a_constant_load_settles_and_stays(rules: PoolPolicy, requests: float, r
 
 
 @given(rules_st, samples_st)
-def test_what_a_step_remembers_is_bounded_by_its_windows(
-    rules: PoolPolicy, raw: list[tuple[float, float | None, int, bool]]
-) -> None:
+def test_what_a_step_remembers_is_bounded_by_its_windows(rules: PoolPolicy, raw: list[tuple[float, float | None, int, bool]]) -> None:
     state, now = State(), 0.0
     for gap, requests, _, _ in raw:
         now += gap

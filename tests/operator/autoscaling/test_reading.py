@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from disagg_operator.autoscaling.signals.prometheus import router_query, worker_query
 from disagg_operator.autoscaling.signals.reading import (
     PoolReading,
@@ -13,8 +16,6 @@ from disagg_operator.autoscaling.signals.reading import (
     view,
     worker_requests,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 WORKER = "# TYPE disagg_worker_waiting_requests gauge\ndisagg_worker_waiting_requests {}\ndisagg_worker_running_requests {}\n"
 
@@ -61,9 +62,7 @@ def test_view(ready: list[str], reading: PoolReading | None, expected: PoolView)
 
 
 def test_prometheus_vectors() -> None:
-    assert vector_by_pod([{"metric": {"pod": "a"}, "value": [1, "2"]}, {"metric": {"pod": "b"}, "value": [1, "NaN"]}]) == {
-        "a": 2.0
-    }
+    assert vector_by_pod([{"metric": {"pod": "a"}, "value": [1, "2"]}, {"metric": {"pod": "b"}, "value": [1, "NaN"]}]) == {"a": 2.0}
     assert vector_by_pod(None) is None
     assert vector_single([]) is None
     assert vector_single([{"metric": {}, "value": [1, "NaN"]}]) is None

@@ -1,6 +1,7 @@
 """Attention over the paged cache by torch's SDPA: gather the blocks, then one fused call.
 
-Cache of one layer: [block, 2, kv_head, token in block, head_dim], a strided view of [block, layer, 2, kv_head, token, head_dim].
+Cache: [block, layer, 2, kv_head, token in block, head_dim], contiguous. Seen as rows of [token in block, head_dim], one block of one KV
+head is one row, so K and V of any block table are gathered by a single `index_select`, in the order that attention wants.
 """
 
 from __future__ import annotations
@@ -9,43 +10,52 @@ import torch
 from torch.nn import functional
 
 
-def write_kv(cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def write_kv(cache: torch.Tensor, layer: int, blocks: torch.Tensor, offsets: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Store k and v [tokens, kv_head, head_dim] at (block, offset) of each token."""
-    cache[blocks, 0, :, offsets] = k
-    cache[blocks, 1, :, offsets] = v
+    into = cache[:, layer]
+    into[blocks, 0, :, offsets] = k
+    into[blocks, 1, :, offsets] = v
 
 
-def gather_kv(cache: torch.Tensor, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V [sequences, kv_head, blocks * block size, head_dim] of block tables [sequences, blocks]."""
-    sequences, blocks = tables.shape
-    picked = cache[tables]  # [S, nb, 2, kvh, bs, hd]
-    both = picked.permute(2, 0, 3, 1, 4, 5).reshape(2, sequences, cache.shape[2], blocks * cache.shape[3], cache.shape[4])
+def table_rows(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """Block tables [sequences, blocks] as row numbers [2, sequences, kv_head, blocks] of layer 0; made once a step, used by every layer."""
+    layers, kv_heads = cache.shape[1], cache.shape[3]
+    inner = torch.arange(2 * kv_heads, device=tables.device).view(2, 1, kv_heads, 1)
+    return tables[None, :, None, :] * (layers * 2 * kv_heads) + inner
+
+
+def gather_kv(cache: torch.Tensor, layer: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V [sequences, kv_head, blocks * block size, head_dim] of one layer."""
+    _, sequences, kv_heads, blocks = rows.shape
+    size, head_dim = cache.shape[4], cache.shape[5]
+    picked = cache.view(-1, size * head_dim).index_select(0, (rows + layer * 2 * kv_heads).view(-1))
+    both = picked.view(2, sequences, kv_heads, blocks * size, head_dim)
     return both[0], both[1]
 
 
-def prefill(q: torch.Tensor, cache: torch.Tensor, table: torch.Tensor, first: int) -> torch.Tensor:
-    """Causal attention of one sequence's chunk: q [tokens, head, head_dim] at positions first, first + 1, ... -> same shape."""
+def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal attention of one sequence's chunk: q [tokens, head, head_dim] are the last of the keys k, v [kv_head, keys, head_dim].
+
+    Returns [tokens, head * head_dim].
+    """
     tokens, heads, head_dim = q.shape
-    k, v = gather_kv(cache, table[None])
-    length = first + tokens
-    k, v = k[:, :, :length], v[:, :, :length]
-    query = q.transpose(0, 1)[None]
-    if first == 0:
-        out = functional.scaled_dot_product_attention(query, k, v, is_causal=True, enable_gqa=True)
+    query, earlier = q.transpose(0, 1)[None], k.shape[1] - tokens
+    if earlier == 0:
+        out = functional.scaled_dot_product_attention(query, k[None], v[None], is_causal=True, enable_gqa=True)
     else:
-        mask = torch.ones(tokens, length, dtype=torch.bool, device=q.device).tril(first)
-        out = functional.scaled_dot_product_attention(query, k, v, attn_mask=mask, enable_gqa=True)
+        mask = torch.ones(tokens, k.shape[1], dtype=torch.bool, device=q.device).tril(earlier)
+        out = functional.scaled_dot_product_attention(query, k[None], v[None], attn_mask=mask, enable_gqa=True)
     return out[0].transpose(0, 1).reshape(tokens, heads * head_dim)
 
 
-def decode(q: torch.Tensor, cache: torch.Tensor, tables: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """One new token a sequence: q [sequences, head, head_dim], mask [sequences, 1, 1, keys] (True: attend) -> [sequences, head * head_dim].
+def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """One new token a sequence: q [sequences, head, head_dim], k and v [sequences, kv_head, keys, head_dim], mask [sequences, 1, 1, keys]
+    (True: attend) -> [sequences, head * head_dim].
 
     The query heads of one KV head are folded into the query axis: no repetition of K and V, and 7 to 13 times faster on CPU.
     """
     sequences, heads, head_dim = q.shape
-    kv_heads = cache.shape[2]
-    k, v = gather_kv(cache, tables)
+    kv_heads = k.shape[1]
     folded = q.reshape(sequences, kv_heads, heads // kv_heads, head_dim)
     out = functional.scaled_dot_product_attention(folded, k, v, attn_mask=mask)
     return out.reshape(sequences, heads * head_dim)

@@ -21,3 +21,8 @@ class CacheMemory:
         size = self.layout.layer_block_bytes
         start = (block * self.layout.layers + layer) * size
         return self._bytes[start : start + size]
+
+    def clear(self, blocks: list[int]) -> None:
+        """Zero all layers of these blocks."""
+        if blocks:
+            self.tensor[torch.tensor(blocks)] = 0

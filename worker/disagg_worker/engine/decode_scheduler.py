@@ -21,7 +21,9 @@ class Capacity:
 
 
 def check_length(tokens: int, capacity: Capacity) -> None:
-    """Raises InvalidInput when there is no room for even one more token."""
+    """Raises InvalidInput for no tokens at all, or when there is no room for even one more."""
+    if tokens < 1:
+        raise InvalidInput("tokens: at least one is needed")
     if tokens >= capacity.max_model_len:
         raise InvalidInput(f"tokens: {tokens} and at least one more do not fit max_model_len {capacity.max_model_len}")
 
@@ -29,9 +31,10 @@ def check_length(tokens: int, capacity: Capacity) -> None:
 def blocks_to_hold(tokens: int, max_total_tokens: int, capacity: Capacity) -> int:
     """Blocks for `tokens` and all the growth the request may need. Raises InvalidInput (never) or NoCapacity (not now)."""
     check_length(tokens, capacity)
-    needed = blocks_for(min(max_total_tokens, capacity.max_model_len), capacity.block_size_tokens)
+    most_tokens = min(max(max_total_tokens, tokens + 1), capacity.max_model_len)
+    needed = blocks_for(most_tokens, capacity.block_size_tokens)
     if needed > capacity.blocks_total:
-        raise InvalidInput(f"tokens: {max_total_tokens} in all need {needed} KV blocks, this worker has {capacity.blocks_total}")
+        raise InvalidInput(f"tokens: {most_tokens} in all need {needed} KV blocks, this worker has {capacity.blocks_total}")
     if capacity.committed >= capacity.max_running:
         raise NoCapacity(f"{capacity.committed} sequences run or are reserved, max_running is {capacity.max_running}")
     if needed > capacity.blocks_free:

@@ -49,6 +49,8 @@ class HeldBlocks:
     def layer_view(self, layer: int, block: int) -> memoryview:
         if self.state is not State.LEASED:
             raise ValueError("the reservation has ended")
+        if not (0 <= layer < self._memory.layout.layers and 0 <= block < self.n_blocks):
+            raise IndexError(f"layer {layer}, block {block}: outside of the reservation")
         return self._memory.view(layer, self.blocks[block])
 
     def release(self) -> None:

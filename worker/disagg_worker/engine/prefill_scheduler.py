@@ -1,8 +1,9 @@
 """PURE: which waiting prompts make the next prefill batch, and when it starts.
 
-A batch is taken from one length bucket (powers of two), starting with the bucket of the oldest prompt. It starts once it would
-fill `utilisation` of the token budget, or when its oldest member has waited `wait_s`. A prompt longer than half the budget is computed
-in chunks of at most half the budget, and shorter prompts share the rest of each batch, so one long prompt never blocks them.
+A batch is taken from one length bucket (powers of two), so that short prompts do not wait for long ones computed beside them. It starts
+once its bucket holds `utilisation` of the token budget, or when the oldest prompt of all has waited `wait_s`; that one is then in it, so
+nothing starves. A prompt longer than half the budget is computed in chunks of at most half the budget, and shorter prompts share the
+rest of each batch, so one long prompt never blocks them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,20 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillRules:
+    """How batches are made: tokens a batch may hold, when it starts, and how many prompts it may hold."""
+
+    budget_tokens: int
+    wait_s: float
+    utilisation: float
+    max_sequences: int
+
+    @property
+    def chunk_tokens(self) -> int:
+        return max(1, self.budget_tokens // 2)
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillPlan:
     """`batch`: (key, tokens to compute now), or empty: ask again at `wake_at_s` (None: when something new has come)."""
 
@@ -34,28 +49,42 @@ def bucket(tokens: int) -> int:
     return max(0, (tokens - 1) // 64).bit_length()
 
 
-def plan_prefill(
-    waiting: Sequence[Waiting], now_s: float, budget_tokens: int, wait_s: float, utilisation: float, max_sequences: int
-) -> PrefillPlan:
+def plan_prefill(waiting: Sequence[Waiting], now_s: float, rules: PrefillRules) -> PrefillPlan:
     """The next batch out of `waiting`, which is in order of arrival."""
     if not waiting:
         return PrefillPlan(())
     oldest = waiting[0]
-    chunk_tokens = max(1, budget_tokens // 2)
-    same = [w for w in waiting if bucket(w.tokens_left) == bucket(oldest.tokens_left)]
-    others = [w for w in waiting if bucket(w.tokens_left) < bucket(oldest.tokens_left)]
-    long = oldest.tokens_left > chunk_tokens
-    candidates = [oldest, *others] if long else same
-    batch: list[tuple[int, int]] = []
-    room = budget_tokens
-    for w in candidates:
-        take = min(w.tokens_left, chunk_tokens) if w is oldest and long else w.tokens_left
-        if take > room or len(batch) == max_sequences:
+    due_s = oldest.queued_at_s + rules.wait_s
+    if oldest.started or now_s >= due_s:
+        return PrefillPlan(_fill(_candidates(waiting, oldest, rules), rules))
+    seen: set[int] = set()
+    for leader in waiting:
+        level = bucket(leader.tokens_left)
+        if level in seen:
             continue
-        batch.append((w.key, take))
-        room -= take
-    full = budget_tokens - room >= utilisation * budget_tokens or len(batch) == max_sequences
-    due_s = oldest.queued_at_s + wait_s
-    if full or long or oldest.started or now_s >= due_s:
-        return PrefillPlan(tuple(batch))
+        seen.add(level)
+        candidates = _candidates(waiting, leader, rules)
+        offered_tokens = sum(w.tokens_left for w in candidates)
+        if offered_tokens >= rules.utilisation * rules.budget_tokens or len(candidates) >= rules.max_sequences:
+            return PrefillPlan(_fill(candidates, rules))
     return PrefillPlan((), due_s)
+
+
+def _candidates(waiting: Sequence[Waiting], leader: Waiting, rules: PrefillRules) -> list[Waiting]:
+    """Who may be computed together with `leader`, in the order in which they get room; the leader is the first."""
+    if leader.tokens_left <= rules.chunk_tokens:
+        return [w for w in waiting if bucket(w.tokens_left) == bucket(leader.tokens_left)]
+    short = [w for w in waiting if w is not leader and w.tokens_left <= rules.chunk_tokens]
+    long = [w for w in waiting if w is not leader and w.tokens_left > rules.chunk_tokens]
+    return [leader, *short, *long]
+
+
+def _fill(candidates: Sequence[Waiting], rules: PrefillRules) -> tuple[tuple[int, int], ...]:
+    batch: list[tuple[int, int]] = []
+    room = rules.budget_tokens
+    for w in candidates:
+        take = min(w.tokens_left, rules.chunk_tokens)
+        if take <= room and len(batch) < rules.max_sequences:
+            batch.append((w.key, take))
+            room -= take
+    return tuple(batch)

@@ -51,19 +51,32 @@ def _penalised(logits: torch.Tensor, params: SamplingParams, tokens: Sequence[in
     return logits
 
 
-def _draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
-    """Temperature, then top-k, top-p and min-p, then the inverse of the cumulative distribution."""
-    probabilities = torch.softmax(logits.double() / params.temperature, dim=-1)
-    ordered, index = torch.sort(probabilities, descending=True, stable=True)
-    keep = len(ordered) if params.top_k <= 0 else min(params.top_k, len(ordered))
+def _filtered(probabilities: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """What top-k, then top-p (of what top-k left), then min-p keep: (probabilities, not renormalised; token ids), likeliest first."""
+    if 0 < params.top_k < len(probabilities):
+        ordered, index = torch.topk(probabilities, params.top_k)
+    else:
+        ordered, index = torch.sort(probabilities, descending=True, stable=True)
+    keep = len(ordered)
     if params.top_p < 1.0:
         before = torch.cumsum(ordered, -1) - ordered
-        keep = min(keep, int((before < params.top_p).sum()))
+        keep = min(keep, int((before < params.top_p * ordered.sum()).sum()))
     if params.min_p > 0.0:
         keep = min(keep, int((ordered >= params.min_p * ordered[0]).sum()))
-    cumulative = torch.cumsum(ordered[: max(1, keep)], -1)
-    at = torch.searchsorted(cumulative, uniform(params.seed, position) * cumulative[-1], right=True)
-    return int(index[min(int(at), len(cumulative) - 1)])
+    return ordered[: max(1, keep)], index[: max(1, keep)]
+
+
+def _draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
+    """Temperature, then the filters, then the inverse of the cumulative distribution."""
+    probabilities = torch.softmax(logits.double() / params.temperature, dim=-1)
+    index: torch.Tensor | None = None
+    if params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0:
+        probabilities, index = _filtered(probabilities, params)
+    cumulative = torch.cumsum(probabilities, -1)
+    # A strictly smaller cumulative value skips tokens of probability zero, also at the very start.
+    at = int(torch.searchsorted(cumulative, uniform(params.seed, position) * cumulative[-1], right=True))
+    at = min(at, int(probabilities.nonzero()[-1]))
+    return at if index is None else int(index[at])
 
 
 def sample(logits: torch.Tensor, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int) -> Sampled:
@@ -78,3 +91,41 @@ def sample(logits: torch.Tensor, params: SamplingParams, tokens: Sequence[int], 
     values, indices = torch.topk(logs, min(params.logprobs, len(logs)))
     top = tuple((int(i), float(v)) for i, v in zip(indices.tolist(), values.tolist(), strict=True))
     return Sampled(token, float(logs[token]), top)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the sampler needs to know of one sequence of a batch."""
+
+    params: SamplingParams
+    tokens: Sequence[int]
+    prompt_tokens: int
+
+    @property
+    def plain_greedy(self) -> bool:
+        """The likeliest token as it is: nothing changes the logits, nothing is reported."""
+        p = self.params
+        return (
+            p.temperature < _GREEDY
+            and p.logprobs is None
+            and not p.logit_bias
+            and p.repetition_penalty == 1.0
+            and p.presence_penalty == p.frequency_penalty == 0.0
+            and len(self.tokens) - self.prompt_tokens >= p.min_tokens
+        )
+
+
+def sample_rows(logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | Exception]:
+    """`sample` for each row of logits [rows, vocab]; one row's failure (also of its parameters) is that row's alone."""
+    finite = torch.isfinite(logits).all(dim=-1).tolist()
+    greedy = torch.argmax(logits, dim=-1).tolist()
+    out: list[Sampled | Exception] = []
+    for i, row in enumerate(rows):
+        if finite[i] and row.plain_greedy:
+            out.append(Sampled(greedy[i], None, ()))
+            continue
+        try:
+            out.append(sample(logits[i], row.params, row.tokens, row.prompt_tokens))
+        except Exception as error:
+            out.append(error)
+    return out

@@ -10,7 +10,7 @@ from disagg_worker.engine.block_pool import State
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`computed`: how many of `tokens` have their KV in the cache. `hands_over`: prefill only, the KV leaves or is dropped."""
+    """`computed`: how many of `tokens` have their KV in the cache. `hands_over`: prefill only, the KV goes to `sender` or is dropped."""
 
     key: int
     request_id: str
@@ -32,8 +32,15 @@ class Sequence:
     def emitted(self) -> int:
         return len(self.tokens) - self.prompt_tokens
 
+    @property
+    def releasable(self) -> bool:
+        """Nobody needs the blocks any more."""
+        return self.ended and (self.release_asked or self.sender is None)
+
     def finish_reason(self, max_model_len: int) -> str | None:
-        """Why the request is over after its last token, None when it is not."""
+        """Why the request is over after its last token, None when it is not (also before its first token)."""
+        if self.emitted < 1:
+            return None
         if self.tokens[-1] in self.sampling.stop_token_ids and self.emitted > self.sampling.min_tokens:
             return "stop"
         if self.emitted >= self.sampling.max_new_tokens or len(self.tokens) >= max_model_len:

@@ -9,6 +9,15 @@ from typing import Any
 from disagg_worker.engine.api import ModelError
 
 _ARCHITECTURES = ("LlamaForCausalLM",)
+# Fields whose other values mean another computation.
+_ONLY = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "quantization_config": None,
+    "partial_rotary_factor": 1.0,
+    "sliding_window": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +27,7 @@ class RopeScaling:
     factor: float
     low_freq_factor: float
     high_freq_factor: float
-    original_max_position_embeddings: int
+    original_max_position_embeddings: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,39 +61,52 @@ def _positive(raw: Mapping[str, Any], name: str, default: int | None = None) -> 
     return value
 
 
+def _number(raw: Mapping[str, Any], name: str, default: float | None = None, at: str = "") -> float:
+    value = raw.get(name)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ModelError(f"config.json: {at}{name}: {value!r} is not a positive number")
+    return float(value)
+
+
 def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from `rope_theta`/`rope_scaling` or the newer `rope_parameters`."""
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = parameters.get("rope_theta") or raw.get("rope_theta") or 10000.0
+    name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    parameters = raw.get(name) or {}
+    if not isinstance(parameters, Mapping):
+        raise ModelError(f"config.json: {name}: {parameters!r} is not an object")
+    theta = _number({"rope_theta": raw.get("rope_theta"), **parameters}, "rope_theta", 10000.0)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ModelError(f"config.json: {name}.partial_rotary_factor: {parameters['partial_rotary_factor']!r} is not supported")
     if kind == "default":
-        return float(theta), None
+        return theta, None
     if kind != "llama3":
-        raise ModelError(f"config.json: rope_scaling.rope_type: {kind!r} is not supported (default, llama3)")
-    try:
-        return float(theta), RopeScaling(
-            float(parameters["factor"]),
-            float(parameters["low_freq_factor"]),
-            float(parameters["high_freq_factor"]),
-            int(parameters["original_max_position_embeddings"]),
-        )
-    except KeyError as error:
-        raise ModelError(f"config.json: rope_scaling.{error.args[0]} is missing") from None
+        raise ModelError(f"config.json: {name}.rope_type: {kind!r} is not supported (default, llama3)")
+    numbers = {
+        field: _number(parameters, field, at=f"{name}.")
+        for field in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    }
+    if numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
+        raise ModelError(f"config.json: {name}.high_freq_factor: must be greater than low_freq_factor")
+    return theta, RopeScaling(**numbers)
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(int(v) for v in value) if isinstance(value, list) else (int(value),)
+def _token_ids(raw: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    value = raw.get(name)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in ids):
+        raise ModelError(f"{name}: {value!r} is neither a token id nor a list of them")
+    return tuple(ids)
 
 
 def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
     """Check config.json (and generation_config.json for the end tokens). Raises ModelError naming the field."""
-    architecture = (raw.get("architectures") or ["?"])[0]
+    architectures = raw.get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
     if architecture not in _ARCHITECTURES:
         raise ModelError(f"config.json: architectures: {architecture!r} is not supported ({', '.join(_ARCHITECTURES)})")
-    refused = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "quantization_config": None}
-    for name, only in refused.items():
+    for name, only in _ONLY.items():
         if raw.get(name, only) != only:
             raise ModelError(f"config.json: {name}: {raw[name]!r} is not supported")
     heads = _positive(raw, "num_attention_heads")
@@ -92,9 +114,11 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Model
     hidden = _positive(raw, "hidden_size")
     if heads % kv_heads:
         raise ModelError(f"config.json: num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}")
+    head_dim = _positive(raw, "head_dim", max(1, hidden // heads))
+    if head_dim % 2:
+        raise ModelError(f"config.json: head_dim: {head_dim} is odd, rotary embeddings need pairs")
     theta, scaling = _rope(raw)
-    eos = _token_ids(generation.get("eos_token_id")) or _token_ids(raw.get("eos_token_id"))
-    bos = raw.get("bos_token_id")
+    bos = _token_ids(raw, "bos_token_id")
     return ModelConfig(
         architecture=architecture,
         vocab_size=_positive(raw, "vocab_size"),
@@ -103,13 +127,13 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Model
         layers=_positive(raw, "num_hidden_layers"),
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=_positive(raw, "head_dim", hidden // heads),
+        head_dim=head_dim,
         max_positions=_positive(raw, "max_position_embeddings"),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
-        eos_token_ids=eos,
-        bos_token_id=None if bos is None else int(bos),
+        eos_token_ids=_token_ids(generation, "eos_token_id") or _token_ids(raw, "eos_token_id"),
+        bos_token_id=bos[0] if bos else None,
     )

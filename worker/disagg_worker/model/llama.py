@@ -15,7 +15,10 @@ from disagg_worker.model.config import ModelConfig, RopeScaling
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of one sequence to prefill: rows `start:stop` of the batch, at positions from `first` on; `table` its blocks."""
+    """A part of one sequence to prefill: rows `start:stop` of the batch, at positions from `first` on.
+
+    `table` [blocks] holds everything up to the chunk's end; a chunk that starts its sequence needs none.
+    """
 
     start: int
     stop: int
@@ -25,9 +28,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Flattened input. token_ids, positions, blocks, offsets: [tokens]; `last` the rows whose logits are wanted.
+    """Flattened input. token_ids, positions, blocks, offsets: [tokens]; `last` [rows whose logits are wanted].
 
-    Either `chunks` (prefill) or `tables` and `mask` (decode, one row a sequence) is set.
+    Either `chunks` (prefill) or `tables` [sequences, blocks] and `mask` [sequences, 1, 1, keys] (decode, one row a sequence) is set.
     """
 
     token_ids: torch.Tensor
@@ -110,22 +113,49 @@ class LlamaModel:
         tokens = x.shape[0]
         cos, sin = self._cos[batch.positions][:, None], self._sin[batch.positions][:, None]
         sizes = [c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim]
+        attend = _decode_attention(batch, cache) if batch.tables is not None else _prefill_attention(batch, cache)
         for i, layer in enumerate(self.layers):
             q, k, v = torch.split(functional.linear(self._rms(x, layer.norm_in), layer.qkv), sizes, dim=-1)
             q = self._rotate(q.view(tokens, c.heads, c.head_dim), cos, sin)
             k = self._rotate(k.view(tokens, c.kv_heads, c.head_dim), cos, sin)
-            kv = cache[:, i]
-            paged.write_kv(kv, batch.blocks, batch.offsets, k, v.view(tokens, c.kv_heads, c.head_dim))
+            v = v.view(tokens, c.kv_heads, c.head_dim)
+            paged.write_kv(cache, i, batch.blocks, batch.offsets, k, v)
             if on_layer is not None:
                 on_layer(i)
-            x = x + functional.linear(self._attend(batch, q, kv), layer.out)
+            x = x + functional.linear(attend(i, q, k, v), layer.out)
             gate, up = functional.linear(self._rms(x, layer.norm_mlp), layer.gate_up).chunk(2, dim=-1)
             x = x + functional.linear(functional.silu(gate) * up, layer.down)
         return functional.linear(self._rms(x[batch.last], self.norm), self.head).float()
 
-    @staticmethod
-    def _attend(batch: Batch, q: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
-        if batch.tables is not None and batch.mask is not None:
-            return paged.decode(q, cache, batch.tables, batch.mask)
-        parts = [paged.prefill(q[c.start : c.stop], cache, c.table, c.first) for c in batch.chunks]
+
+# (layer, q [tokens, head, head_dim], k and v [tokens, kv_head, head_dim], which are in the cache already) -> [tokens, head * head_dim]
+_Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _decode_attention(batch: Batch, cache: torch.Tensor) -> _Attention:
+    if batch.tables is None or batch.mask is None:
+        raise ValueError("a decode batch has tables and a mask")
+    rows, mask = paged.table_rows(cache, batch.tables), batch.mask
+
+    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return paged.decode(q, *paged.gather_kv(cache, layer, rows), mask)
+
+    return attend
+
+
+def _prefill_attention(batch: Batch, cache: torch.Tensor) -> _Attention:
+    rows = [paged.table_rows(cache, c.table[None]) if c.first else None for c in batch.chunks]
+
+    def one(layer: int, chunk: Chunk, table: torch.Tensor | None, qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        q, k, v = (t[chunk.start : chunk.stop] for t in qkv)
+        if table is None:  # the chunk starts its sequence: its keys are at hand
+            return paged.prefill(q, k.transpose(0, 1), v.transpose(0, 1))
+        keys, values = paged.gather_kv(cache, layer, table)
+        length = chunk.first + chunk.stop - chunk.start
+        return paged.prefill(q, keys[0, :, :length], values[0, :, :length])
+
+    def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        parts = [one(layer, c, table, (q, k, v)) for c, table in zip(batch.chunks, rows, strict=True)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    return attend

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from disagg_worker.engine.api import ModelError
 from disagg_worker.model.config import ModelConfig, parse_config
 
-log = logging.getLogger(__name__)
 _FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -25,7 +24,9 @@ _FILES = [
     "tokenizer*.json",
     "chat_template.jinja",
 ]
+_HF_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_STORED = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 
 def resolve(uri: str, mount: Path, cache: Path) -> Path:
@@ -33,21 +34,32 @@ def resolve(uri: str, mount: Path, cache: Path) -> Path:
     scheme, _, rest = uri.partition("://")
     if scheme == "file":
         folder = Path(rest)
+        if not folder.is_absolute():
+            raise ModelError(f"model uri {uri}: the path must be absolute (file:///path)")
     elif scheme == "pvc":
         folder = mount / rest.partition("/")[2]
+        if ".." in folder.parts:
+            raise ModelError(f"model uri {uri}: the path leaves the claim")
     elif scheme == "hf":
-        from huggingface_hub import snapshot_download
-
-        name, _, revision = rest.partition("@")
-        try:
-            folder = Path(snapshot_download(name, revision=revision or None, cache_dir=cache, allow_patterns=_FILES))
-        except Exception as error:
-            raise ModelError(f"model uri {uri}: {error}") from error
+        folder = _download(uri, rest, cache)
     else:
         raise ModelError(f"model uri {uri!r}: the scheme must be hf, pvc or file")
     if not (folder / "config.json").is_file():
         raise ModelError(f"model uri {uri}: {folder} holds no config.json")
     return folder
+
+
+def _download(uri: str, rest: str, cache: Path) -> Path:
+    """HF_ENDPOINT and HF_TOKEN are read by huggingface_hub itself, which also bounds and retries each request."""
+    match = _HF_NAME.fullmatch(rest)
+    if match is None:
+        raise ModelError(f"model uri {uri}: must be hf://org/name or hf://org/name@revision")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(match["name"], revision=match["revision"], cache_dir=cache, allow_patterns=_FILES))
+    except Exception as error:
+        raise ModelError(f"model uri {uri}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -81,9 +93,14 @@ def tokenizer_files(folder: Path) -> dict[str, Any]:
 
 def _shards(folder: Path) -> list[Path]:
     index = read_json(folder / "model.safetensors.index.json")
-    names = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index:
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
+            raise ModelError("model.safetensors.index.json: weight_map: must map tensor names to files")
+        names = sorted(set(weight_map.values()))
     for name in names:
-        if "/" in name or not (folder / name).is_file():
+        if Path(name).name != name or not (folder / name).is_file():
             raise ModelError(f"{folder.name}: {name} is missing")
     return [folder / name for name in names]
 
@@ -124,7 +141,17 @@ def _digest(folder: Path, shards: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, progress: Callable[[int, int], None] | None = None) -> Weights:
+def _checked(tensor: torch.Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    if tensor.dtype not in _STORED:
+        raise ModelError(f"{name} is stored as {tensor.dtype}, which is not supported")
+    if tuple(tensor.shape) != shape:
+        raise ModelError(f"{name} has shape {tuple(tensor.shape)}, config.json says {shape}")
+    if not torch.isfinite(tensor).all():
+        raise ModelError(f"{name} holds NaN or infinite values")
+    return tensor.to(dtype)
+
+
+def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> Weights:
     """Read every tensor, checked against the config. Raises ModelError naming the file or tensor."""
     shards = _shards(folder)
     shapes = dict(expected_shapes(config))
@@ -133,19 +160,14 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, progress
         try:
             with safe_open(shard, framework="pt", device="cpu") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
+                    if name not in shapes and (name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")):
+                        continue  # a tied head or a computed buffer that some checkpoints store nevertheless
                     if name not in shapes:
-                        if name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq"):
-                            continue
-                        raise ModelError(f"{shard.name}: tensor {name} is not part of {config.architecture}")
-                    tensor = file.get_tensor(name)
-                    if tuple(tensor.shape) != shapes[name]:
-                        raise ModelError(f"{shard.name}: {name} has shape {tuple(tensor.shape)}, config.json says {shapes[name]}")
-                    if not torch.isfinite(tensor).all():
-                        raise ModelError(f"{shard.name}: {name} holds NaN or infinite values")
-                    tensors[name] = tensor.to(dtype)
-                    if progress:
-                        progress(len(tensors), len(shapes))
-        except (SafetensorError, OSError) as error:
+                        raise ModelError(f"tensor {name} is not part of {config.architecture}")
+                    if name in tensors:
+                        raise ModelError(f"tensor {name} is in two files")
+                    tensors[name] = _checked(file.get_tensor(name), name, shapes[name], dtype)
+        except (SafetensorError, OSError, ModelError) as error:
             raise ModelError(f"{shard.name}: {error}") from None
     if missing := sorted(set(shapes) - set(tensors)):
         raise ModelError(f"{folder.name}: tensor {missing[0]} is missing ({len(missing)} in all)")
@@ -154,6 +176,8 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, progress
 
 def pick_dtype(setting: str, config: ModelConfig) -> torch.dtype:
     """`auto` is the checkpoint's own; float16 becomes bfloat16 (CPUs compute float16 a thousand times slower)."""
-    if setting != "auto":
-        return DTYPES[setting]
-    return DTYPES.get(config.dtype, torch.bfloat16)
+    if setting == "auto":
+        return DTYPES.get(config.dtype, torch.bfloat16)
+    if setting not in DTYPES:
+        raise ModelError(f"dtype {setting!r} is not supported (auto, {', '.join(DTYPES)})")
+    return DTYPES[setting]

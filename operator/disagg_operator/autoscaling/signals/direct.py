@@ -68,11 +68,12 @@ class DirectDoor:
     async def _one(self, target: Target) -> str | None:
         headers = {"Authorization": f"Bearer {target.bearer}"} if target.bearer else {}
         try:
-            async with self._gate, asyncio.timeout(self._timeout_s):
-                async with self._client.stream("GET", target.url(), headers=headers) as response:
-                    if response.status_code != 200:
-                        return None
-                    return await _bounded_text(response)
+            async with (
+                self._gate,
+                asyncio.timeout(self._timeout_s),
+                self._client.stream("GET", target.url(), headers=headers) as response,
+            ):
+                return await _bounded_text(response) if response.status_code == 200 else None
         except (httpx.HTTPError, TimeoutError, ValueError):
             return None
 

@@ -42,17 +42,13 @@ def worker_query(namespace: str, name: str, pool: str) -> str:
     """Requests per pod of a pool. Raises ValueError for a name that could break out of the quotes."""
     selector = f'namespace="{_checked(namespace)}",pod=~"{_checked(name)}-{_checked(pool)}-[a-z0-9]+-[a-z0-9]+"'
     running = f"{WORKER_RUNNING}{{{selector}}}"
-    return (
-        f"sum by (pod) ({WORKER_WAITING}{{{selector}}})"
-        f" + sum by (pod) ({running} and (time() - timestamp({running}) < {MAX_AGE_S}))"
-    )
+    return f"sum by (pod) ({WORKER_WAITING}{{{selector}}}) + sum by (pod) ({running} and (time() - timestamp({running}) < {MAX_AGE_S}))"
 
 
 def router_query(namespace: str, name: str, pool: str) -> str:
     """Requests that wait in the routers for a pool. Raises ValueError as above."""
     series = (
-        f'{ROUTER_WAITING}{{namespace="{_checked(namespace)}",pod=~"{_checked(name)}-router-[a-z0-9]+-[a-z0-9]+"'
-        f',pool="{_checked(pool)}"}}'
+        f'{ROUTER_WAITING}{{namespace="{_checked(namespace)}",pod=~"{_checked(name)}-router-[a-z0-9]+-[a-z0-9]+",pool="{_checked(pool)}"}}'
     )
     return f"sum({series} and (time() - timestamp({series}) < {MAX_AGE_S}))"
 

@@ -1,0 +1,67 @@
+"""Reads what a status needs beside the children, and folds all of it into `Observed`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from disagg_operator import observe
+from disagg_operator.children import Children
+from disagg_operator.desired.facts import ROLES as POOLS
+from disagg_operator.desired.names import pool_name, router_name
+from disagg_operator.kube import Kube
+from disagg_operator.kube_errors import Forbidden
+from disagg_operator.live import Live
+from disagg_operator.observe import Network, Observed, Workload, pool_of
+from disagg_operator.plan import Plan
+from disagg_operator.queue import Key
+from disagg_operator.replicas import Replicas
+from disagg_operator.resources import DEPLOYMENT, NETWORK_ATTACHMENT, NODE, Obj, labels_of
+
+log = logging.getLogger(__name__)
+
+
+class Looker:
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+
+    async def observe(self, plan: Plan, children: Children, pools: Mapping[str, Replicas], live: Live, key: Key) -> Observed:
+        """Everything as it is now. Raises KubeError."""
+
+        def workload(component: str, name: str, desired: int) -> Workload:
+            pods = [pod for pod in children.pods if _component(pod) == component]
+            return observe.workload(component, desired, children.get(DEPLOYMENT.kind, name), pods)
+
+        return Observed(
+            pools={role: workload(role, pool_name(key[1], role), pools[role].count) for role in POOLS},
+            router=workload("router", router_name(key[1]), plan.resource.spec.router.replicas),
+            network=await self._network(plan),
+            view=live.view,
+        )
+
+    async def _network(self, plan: Plan) -> Network:
+        if plan.attachment is None and plan.rdma_resource is None:
+            return Network()
+        multus = await self._kube.has_api(NETWORK_ATTACHMENT)
+        found = plan.attachment is not None and multus and await self._exists(plan.attachment)
+        return observe.network(
+            reference=plan.attachment,
+            found=found,
+            multus=multus,
+            rdma_resource=plan.rdma_resource,
+            nodes=None if plan.rdma_resource is None else await self._nodes(),
+        )
+
+    async def _exists(self, attachment: tuple[str, str]) -> bool:
+        return await self._kube.get(NETWORK_ATTACHMENT, *attachment) is not None
+
+    async def _nodes(self) -> list[Obj] | None:
+        try:
+            return await self._kube.list(NODE)
+        except Forbidden as error:
+            log.warning("nodes can't be listed: %s", error)
+            return None
+
+
+def _component(pod: Obj) -> str:
+    return pool_of(pod) or labels_of(pod).get("app.kubernetes.io/component", "")

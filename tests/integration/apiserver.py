@@ -1,0 +1,161 @@
+"""A real kube-apiserver with etcd, on free ports, for one test session. No kubelet, no controllers: nothing answers for pods.
+
+The programs are those of the local test cluster: `e2e/cluster programs` builds them. A missing one fails the tests by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+TOKEN = "admin-token-of-a-throw-away-server"
+_START_TIMEOUT_S = 60.0
+
+
+def program_path(name: str) -> str:
+    """Where a program lies, by PATH and by `e2e/cluster env`. Fails the test by its name when it isn't there."""
+    found = shutil.which(name)
+    if found is None:
+        env = subprocess.run(
+            [sys.executable, str(REPO / "e2e/cluster"), "env"], capture_output=True, text=True, timeout=60, check=False
+        ).stdout
+        paths = [line.removeprefix("export PATH=") for line in env.splitlines() if line.startswith("export PATH=")]
+        found = shutil.which(name, path=paths[0]) if paths else None
+    if found is None:
+        pytest.fail(f"{name} is missing: run `e2e/cluster programs` to build it")
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class ApiServer:
+    """`kubeconfig` has full rights."""
+
+    url: str
+    kubeconfig: Path
+    audit_log: Path
+
+    def writes_by(self, agent: str) -> list[str]:
+        """Writing requests (not leases) of clients whose user agent starts with `agent`, as "verb path"."""
+        out = []
+        for line in self.audit_log.read_text().splitlines():
+            entry = json.loads(line)
+            if entry["verb"] not in ("get", "list", "watch") and str(entry.get("userAgent", "")).startswith(agent):
+                out.append(f"{entry['verb']} {entry['requestURI']}")
+        return out
+
+
+def _certificate(folder: Path) -> None:
+    config = "subjectAltName=IP:127.0.0.1,DNS:localhost"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", config, "-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")],
+        check=True, capture_output=True, timeout=30,
+    )  # fmt: skip
+
+
+def _etcd(folder: Path, client: int, peer: int) -> list[str]:
+    url, peer_url = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
+    return [
+        program_path("etcd"), f"--data-dir={folder}/etcd", "--name=t", f"--listen-client-urls={url}",
+        f"--advertise-client-urls={url}", f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}",
+        f"--initial-cluster=t={peer_url}", "--unsafe-no-fsync", "--log-level=error",
+    ]  # fmt: skip
+
+
+def _apiserver(folder: Path, port: int, etcd: int) -> list[str]:
+    return [
+        program_path("kube-apiserver"), "--bind-address=127.0.0.1", f"--secure-port={port}",
+        f"--etcd-servers=http://127.0.0.1:{etcd}", "--service-cluster-ip-range=10.96.0.0/16",
+        "--authorization-mode=RBAC", f"--token-auth-file={folder}/tokens.csv",
+        f"--tls-cert-file={folder}/tls.crt", f"--tls-private-key-file={folder}/tls.key",
+        "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={folder}/tls.crt",
+        f"--service-account-signing-key-file={folder}/tls.key", "--disable-admission-plugins=ServiceAccount",
+        f"--audit-policy-file={folder}/audit.yaml", f"--audit-log-path={folder}/audit.log", "--audit-log-mode=blocking",
+        f"--advertise-address={_own_address()}", "--endpoint-reconciler-type=none",
+    ]  # fmt: skip
+
+
+def _own_address() -> str:
+    """The API server refuses loopback as the address to advertise; nothing connects to it here."""
+    return str(ipaddress.ip_address("192.0.2.1"))
+
+
+def _write_files(folder: Path, port: int) -> Path:
+    _certificate(folder)
+    (folder / "tokens.csv").write_text(f'{TOKEN},admin,admin,"system:masters"\n')
+    policy = {
+        "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+        "rules": [{"level": "Metadata"}],
+    }  # fmt: skip
+    (folder / "audit.yaml").write_text(json.dumps(policy))
+    cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(folder / "tls.crt")}
+    config = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "t",
+        "clusters": [{"name": "t", "cluster": cluster}], "users": [{"name": "t", "user": {"token": TOKEN}}],
+        "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t"}}],
+    }  # fmt: skip
+    path = folder / "kubeconfig"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def _wait_ready(url: str, ca: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    context = ssl.create_default_context(cafile=str(ca))
+    request = urllib.request.Request(f"{url}/readyz", headers={"Authorization": f"Bearer {TOKEN}"})
+    ends_at = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < ends_at:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError):
+            with urllib.request.urlopen(request, timeout=2, context=context) as response:
+                if response.status == 200:
+                    return
+        time.sleep(0.2)
+    pytest.fail(f"kube-apiserver did not become ready:\n{log.read_text()[-3000:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+
+
+@contextlib.contextmanager
+def api_server(folder: Path) -> Iterator[ApiServer]:
+    """etcd and kube-apiserver in `folder`; both are gone afterwards."""
+    port, client, peer = free_port(), free_port(), free_port()
+    kubeconfig = _write_files(folder, port)
+    env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    with contextlib.ExitStack() as stack:
+        for name, command in (("etcd", _etcd(folder, client, peer)), ("apiserver", _apiserver(folder, port, client))):
+            log = stack.enter_context(open(folder / f"{name}.log", "wb"))
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+            stack.callback(_stop, process)
+        url = f"https://127.0.0.1:{port}"
+        _wait_ready(url, folder / "tls.crt", process, folder / "apiserver.log")
+        yield ApiServer(url, kubeconfig, folder / "audit.log")

@@ -1,0 +1,93 @@
+"""When a prefill batch starts and who is in it."""
+
+from __future__ import annotations
+
+import pytest
+from disagg_worker.engine.prefill_scheduler import PrefillPlan, PrefillRules, Waiting, bucket, plan_prefill
+from hypothesis import given
+from hypothesis import strategies as st
+
+RULES = PrefillRules(budget_tokens=1000, wait_s=0.05, utilisation=0.85, max_sequences=8)
+
+
+def _waiting(*lengths: int, at_s: float = 0.0) -> list[Waiting]:
+    return [Waiting(key, n, at_s) for key, n in enumerate(lengths)]
+
+
+CASES: dict[str, tuple[list[Waiting], float, PrefillPlan]] = {
+    "nothing waits": ([], 0.0, PrefillPlan(())),
+    "one short prompt waits for company until its 50 ms are over": (_waiting(100), 0.0, PrefillPlan((), 0.05)),
+    "after 50 ms it is computed alone": (_waiting(100), 0.05, PrefillPlan(((0, 100),))),
+    "849 of 1000 tokens are not enough to start": (_waiting(283, 283, 283), 0.01, PrefillPlan((), 0.05)),
+    "850 of 1000 tokens start at once": (_waiting(283, 283, 284), 0.01, PrefillPlan(((0, 283), (1, 283), (2, 284)))),
+    "a full number of sequences starts at once": (_waiting(*[5] * 8), 0.0, PrefillPlan(tuple((i, 5) for i in range(8)))),
+    "a due batch takes only the oldest one's length bucket": (_waiting(60, 300, 50), 0.06, PrefillPlan(((0, 60), (2, 50)))),
+    "a bucket that is full starts though the oldest is of another": (
+        _waiting(20, 290, 290, 290),
+        0.0,
+        PrefillPlan(((1, 290), (2, 290), (3, 290))),
+    ),
+    "a long prompt is cut to half the budget and short ones share the rest": (
+        _waiting(1500, 60, 60),
+        0.06,
+        PrefillPlan(((0, 500), (1, 60), (2, 60))),
+    ),
+    "a begun prompt goes on without waiting": ([Waiting(0, 40, 0.0, started=True)], 0.01, PrefillPlan(((0, 40),))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_plan_is_as_expected_when(name: str) -> None:
+    waiting, now_s, expected = CASES[name]
+    assert plan_prefill(waiting, now_s, RULES) == expected
+
+
+@pytest.mark.parametrize(("tokens", "level"), [(1, 0), (64, 0), (65, 1), (128, 1), (129, 2), (256, 2), (257, 3)])
+def test_buckets_double_from_64_tokens(tokens: int, level: int) -> None:
+    assert bucket(tokens) == level
+
+
+waits = st.builds(Waiting, st.just(0), st.integers(1, 4000), st.floats(0, 1), st.booleans())
+queues = st.lists(waits, max_size=30).map(
+    lambda found: [Waiting(k, w.tokens_left, w.queued_at_s, w.started) for k, w in enumerate(sorted(found, key=lambda w: w.queued_at_s))]
+)
+rules = st.builds(PrefillRules, st.integers(1, 2048), st.floats(0, 0.2), st.floats(0.1, 1.0), st.integers(1, 16))
+
+
+@given(queues, st.floats(0, 2), rules)
+def test_every_plan_keeps_its_bounds(waiting: list[Waiting], now_s: float, rules: PrefillRules) -> None:
+    plan = plan_prefill(waiting, now_s, rules)
+    left = {w.key: w.tokens_left for w in waiting}
+    keys = [key for key, _ in plan.batch]
+    assert len(keys) == len(set(keys)) <= rules.max_sequences
+    assert sum(n for _, n in plan.batch) <= max(rules.budget_tokens, 1)
+    assert all(1 <= n <= min(left[key], rules.chunk_tokens) for key, n in plan.batch)
+    assert bool(waiting) == (bool(plan.batch) or plan.wake_at_s is not None)
+
+
+@given(queues.filter(bool), rules)
+def test_the_oldest_prompt_is_in_the_batch_as_soon_as_it_is_due(waiting: list[Waiting], rules: PrefillRules) -> None:
+    plan = plan_prefill(waiting, waiting[0].queued_at_s + rules.wait_s, rules)
+    assert plan.batch
+    assert plan.batch[0][0] == waiting[0].key
+
+
+@given(queues.filter(bool), rules)
+def test_a_queue_that_nothing_joins_is_computed_whole(waiting: list[Waiting], rules: PrefillRules) -> None:
+    left = {w.key: w for w in waiting}
+    for _ in range(sum(w.tokens_left for w in waiting) + 1):
+        if not left:
+            break
+        now_s = max(w.queued_at_s for w in left.values()) + rules.wait_s + 1
+        for key, n in plan_prefill(list(left.values()), now_s, rules).batch:
+            w = left.pop(key)
+            if w.tokens_left > n:
+                left[key] = Waiting(key, w.tokens_left - n, w.queued_at_s, started=True)
+        left = dict(sorted(left.items()))
+    assert not left
+
+
+@given(st.integers(0, 63), st.integers(64, 2000))
+def test_one_long_prompt_does_not_delay_a_short_one_beyond_the_next_batch(short: int, long_blocks: int) -> None:
+    waiting = [Waiting(0, long_blocks * 16, 0.0, started=True), Waiting(1, short + 1, 0.0)]
+    assert 1 in [key for key, _ in plan_prefill(waiting, 0.01, RULES).batch]

@@ -1,0 +1,5 @@
+"""`python -m disagg_router`."""
+
+from disagg_router.main import main
+
+main()

@@ -1,0 +1,84 @@
+"""The one door to the workers: info, tokenizer, and the two streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from disagg_router.errors import AttemptFailed, NoRoom
+from disagg_router.workers import Worker
+
+# A worker sends something at least this often while it works on us: a token, or the end.
+_READ_TIMEOUT_S = 120.0
+_MAX_LINE_BYTES = 1 << 20
+Line = dict[str, Any]
+
+
+class WorkerClient:
+    """Speaks docs/protocol.md. Connections are pooled."""
+
+    def __init__(self, bearer: str) -> None:
+        timeout = httpx.Timeout(_READ_TIMEOUT_S, connect=2.0, pool=5.0)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+        self._http = httpx.AsyncClient(headers={"authorization": f"Bearer {bearer}"}, timeout=timeout, limits=limits, trust_env=False)
+
+    async def get(self, url: str, path: str, timeout_s: float = 2.0) -> dict[str, Any]:
+        """A JSON object. Raises httpx.HTTPError or ValueError."""
+        answer = await self._http.get(url + path, timeout=timeout_s)
+        answer.raise_for_status()
+        content = answer.json()
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: not an object")
+        return content
+
+    @asynccontextmanager
+    async def stream(self, worker: Worker, role: str, body: Line) -> AsyncIterator[AsyncIterator[Line]]:
+        """The events of one call. Leaving the context cancels it at the worker. Raises NoRoom or AttemptFailed."""
+        try:
+            async with self._http.stream("POST", f"{worker.url}/internal/v1/{role}", json=body) as answer:
+                if answer.status_code != 200:
+                    raise _refusal(worker, role, answer.status_code, await answer.aread())
+                yield self._lines(worker, answer)
+        except httpx.HTTPError as error:
+            raise _broken(worker, error) from None
+
+    @staticmethod
+    async def _lines(worker: Worker, answer: httpx.Response) -> AsyncIterator[Line]:
+        try:
+            async for text in answer.aiter_lines():
+                if len(text) > _MAX_LINE_BYTES:
+                    raise AttemptFailed(f"{worker.pod}: event too long", reason="protocol", blame=(worker.incarnation,))
+                line = json.loads(text)
+                yield line
+                if line["type"] in ("end", "error"):
+                    return
+        except httpx.HTTPError as error:
+            raise _broken(worker, error) from None
+        except (ValueError, KeyError, TypeError):
+            raise AttemptFailed(f"{worker.pod}: garbled event", reason="protocol", blame=(worker.incarnation,)) from None
+        raise AttemptFailed(f"{worker.pod}: the stream broke off", reason="worker_lost", blame=(worker.incarnation,))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+def _broken(worker: Worker, error: httpx.HTTPError) -> AttemptFailed:
+    return AttemptFailed(f"{worker.pod}: {type(error).__name__}", reason="worker_lost", blame=(worker.incarnation,))
+
+
+def _refusal(worker: Worker, role: str, status: int, body: bytes) -> Exception:
+    """What a non-200 answer means."""
+    try:
+        error = json.loads(body)["error"]
+        code, message = str(error["code"]), str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        code, message = "internal", f"HTTP {status}"
+    if status in (429, 503):
+        return NoRoom(role, f"{worker.pod}: {message}")
+    if status in (400, 413):
+        return AttemptFailed(f"{worker.pod}: {message}", reason=code, retryable=False)
+    return AttemptFailed(f"{worker.pod}: {message}", reason=code, blame=(worker.incarnation,))

@@ -1,0 +1,54 @@
+"""PURE: what goes wrong, by what the caller must do.
+
+ApiError         goes to the client, in OpenAI's form
+AttemptFailed    this try on this pair failed; another may succeed
+NoRoom           a pool is full (or empty) now: wait
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """An answer to the client. `retry_after_s` is sent as Retry-After."""
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def kind(self) -> str:
+        if self.status == 401:
+            return "authentication_error"
+        if self.status == 404:
+            return "not_found_error"
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+
+class AttemptFailed(Exception):
+    """`blame` lists what should be avoided for a while: incarnations, or "prefill|decode" pairs of them."""
+
+    def __init__(self, message: str, *, reason: str, blame: tuple[str, ...] = (), retryable: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.blame = blame
+        self.retryable = retryable
+
+
+class NoRoom(Exception):
+    """No worker of `pool` takes the request now."""
+
+    def __init__(self, pool: str, message: str) -> None:
+        super().__init__(message)
+        self.pool = pool

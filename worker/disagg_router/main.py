@@ -1,0 +1,84 @@
+"""The router process; on SIGTERM it turns not ready, finishes its streams and exits 0."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+
+from disagg_router import settings
+from disagg_router.router import Router
+from disagg_router.server import create_app
+
+log = logging.getLogger("disagg_router")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling: it would cut running streams."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _drain(router: Router, server: uvicorn.Server) -> None:
+    router.draining = True
+    log.info("draining: %d requests run", router.active)
+    try:
+        async with asyncio.timeout(router.settings.drain_timeout_s):
+            await router.idle.wait()
+    except TimeoutError:
+        log.warning("drain timed out, %d requests are cut off", router.active)
+    server.should_exit = True
+
+
+async def serve(s: settings.Settings) -> int:
+    """Run until SIGTERM; the exit status."""
+    router = Router(s)
+    config = uvicorn.Config(
+        create_app(router),
+        host=s.host,
+        port=s.port,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=5,
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    drains: set[asyncio.Task[None]] = set()
+
+    def on_signal() -> None:
+        if not router.draining:
+            drains.add(loop.create_task(_drain(router, server)))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    background = loop.create_task(router.run())
+    serving = loop.create_task(server.serve())
+    done, _ = await asyncio.wait({background, serving}, return_when=asyncio.FIRST_COMPLETED)
+    failed = background in done
+    if failed:
+        log.error("background work failed", exc_info=background.exception())
+        server.should_exit = True
+    await serving
+    background.cancel()
+    await asyncio.gather(background, return_exceptions=True)
+    await router.client.close()
+    return 1 if failed else 0
+
+
+def main() -> None:
+    try:
+        s = settings.from_environment(os.environ)
+        logging.basicConfig(level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        sys.exit(asyncio.run(serve(s)))
+    except settings.SettingsError as error:
+        sys.exit(f"disagg_router: {error}")

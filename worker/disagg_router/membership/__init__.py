@@ -1,0 +1,1 @@
+"""Where the list of workers comes from: EndpointSlices of the cluster, or a file."""

@@ -1,0 +1,44 @@
+"""The workers from a JSON file, read again when it changes: `{"workers": [{"name": "...", "url": "http://..."}]}`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+
+from disagg_router.workers import Member
+
+log = logging.getLogger(__name__)
+_POLL_S = 0.2
+
+
+class FileMembership:
+    """Keeps the last good content while the file is missing or garbled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int] | None = None
+        self._members: dict[str, Member] = {}
+        self.synced = False
+
+    def members(self) -> dict[str, Member]:
+        return self._members
+
+    def read(self) -> None:
+        """Look at the file once."""
+        try:
+            stat = self._path.stat()
+            if (version := (stat.st_mtime_ns, stat.st_ino)) == self._seen:
+                return
+            listed = json.loads(self._path.read_text(encoding="utf-8"))["workers"]
+            self._members = {str(w["name"]): Member(str(w["name"]), str(w["url"])) for w in listed}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("membership file %s: %s", self._path, error)
+            return
+        self._seen, self.synced = version, True
+
+    async def run(self) -> None:
+        while True:
+            self.read()
+            await asyncio.sleep(_POLL_S)

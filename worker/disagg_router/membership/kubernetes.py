@@ -1,0 +1,107 @@
+"""The workers from EndpointSlices: LIST, then WATCH, with the pod's own service account. No client library: two GETs suffice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from disagg_router.workers import Member
+
+log = logging.getLogger(__name__)
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_WATCH_S = 240
+_BACKOFF_S = (0.5, 10.0)
+
+
+def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
+    """PURE: the ready addresses of one EndpointSlice, by pod name."""
+    port = next((p.get("port") for p in slice_.get("ports") or [] if p.get("name") == "http"), None)
+    out: dict[str, Member] = {}
+    for endpoint in slice_.get("endpoints") or []:
+        name = (endpoint.get("targetRef") or {}).get("name")
+        addresses = endpoint.get("addresses") or []
+        # A terminating worker still finishes its streams, but gets nothing new.
+        if port and name and addresses and (endpoint.get("conditions") or {}).get("ready", True):
+            host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
+            out[name] = Member(name, f"http://{host}:{port}")
+    return out
+
+
+class KubernetesMembership:
+    """EndpointSlices of the deployment's headless Services in one namespace."""
+
+    def __init__(self, api: str, namespace: str, deployment: str, account: Path = _ACCOUNT) -> None:
+        self._path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+        self._selector = f"disagg.dev/deployment={deployment},disagg.dev/pool"
+        self._account = account
+        self._api = api
+        self._slices: dict[str, dict[str, Member]] = {}
+        self.synced = False
+
+    def members(self) -> dict[str, Member]:
+        return {name: member for slice_ in self._slices.values() for name, member in slice_.items()}
+
+    async def run(self) -> None:
+        backoff_s = _BACKOFF_S[0]
+        while True:
+            try:
+                async with self._client() as http:
+                    version = await self._list(http)
+                    backoff_s = _BACKOFF_S[0]
+                    while True:
+                        version = await self._watch(http, version)
+            except _Expired:
+                continue
+            except (httpx.HTTPError, ValueError, KeyError, OSError) as error:
+                log.warning("EndpointSlices: %s; keeping the workers known", str(error) or type(error).__name__)
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+            backoff_s = min(_BACKOFF_S[1], backoff_s * 2)
+
+    def _client(self) -> httpx.AsyncClient:
+        # Read anew for each connection: the kubelet rotates the token.
+        token = (self._account / "token").read_text(encoding="utf-8").strip()
+        context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
+        timeout = httpx.Timeout(10.0, read=_WATCH_S + 30.0)
+        headers = {"authorization": f"Bearer {token}"}
+        return httpx.AsyncClient(base_url=self._api, headers=headers, verify=context, timeout=timeout, trust_env=False)
+
+    async def _list(self, http: httpx.AsyncClient) -> str:
+        answer = await http.get(self._path, params={"labelSelector": self._selector}, timeout=10.0)
+        answer.raise_for_status()
+        content = answer.json()
+        self._slices = {s["metadata"]["name"]: members_of(s) for s in content["items"]}
+        self.synced = True
+        return str(content["metadata"]["resourceVersion"])
+
+    async def _watch(self, http: httpx.AsyncClient, version: str) -> str:
+        """Follow changes until the server ends the watch; the version to go on from. Raises _Expired to list again."""
+        params: dict[str, str | int] = {
+            "labelSelector": self._selector, "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version,
+            "timeoutSeconds": _WATCH_S,
+        }  # fmt: skip
+        async with http.stream("GET", self._path, params=params) as answer:
+            if answer.status_code == 410:
+                raise _Expired
+            answer.raise_for_status()
+            async for line in answer.aiter_lines():
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise _Expired
+                metadata = event["object"]["metadata"]
+                version = str(metadata["resourceVersion"])
+                if event["type"] == "DELETED":
+                    self._slices.pop(metadata["name"], None)
+                elif event["type"] in ("ADDED", "MODIFIED"):
+                    self._slices[metadata["name"]] = members_of(event["object"])
+        return version
+
+
+class _Expired(Exception):
+    """The watch's history is gone."""

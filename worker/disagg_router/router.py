@@ -1,0 +1,80 @@
+"""One router process: its parts wired together, and what it tells the operator."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from disagg_router.admission import AdmissionQueue
+from disagg_router.client import WorkerClient
+from disagg_router.dispatch import Dispatcher
+from disagg_router.handshake import Handshakes
+from disagg_router.membership.file import FileMembership
+from disagg_router.membership.kubernetes import KubernetesMembership
+from disagg_router.metrics import Metrics
+from disagg_router.settings import Settings
+from disagg_router.table import Membership, WorkerTable
+
+POOLS = ("prefill", "decode")
+
+
+def membership_of(settings: Settings) -> Membership:
+    if settings.membership == "kubernetes":
+        return KubernetesMembership(settings.kube_api, settings.namespace, settings.deployment)
+    return FileMembership(Path(settings.membership.removeprefix("file://")))
+
+
+class Router:
+    """The shared parts of all requests."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.client = WorkerClient(settings.bearer())
+        self._membership = membership_of(settings)
+        self.table = WorkerTable(self.client, self._membership, settings.poll_interval_s)
+        self.queue = AdmissionQueue(settings.queue_max_depth, settings.queue_max_wait_s)
+        self.dispatcher = Dispatcher(self.client, self.table, self.queue, self.metrics, settings.request_timeout_s)
+        self.handshakes = Handshakes(self.dispatcher, self.table)
+        self.metrics.watch(lambda: {p: self.queue.waiting(p) for p in POOLS}, self.handshakes.counts)
+        self.created_s = int(time.time())
+        self.draining = False
+        self.active = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def enter(self) -> None:
+        self.active += 1
+        self.metrics.running.set(self.active)
+        self.idle.clear()
+
+    def leave(self) -> None:
+        self.active -= 1
+        self.metrics.running.set(self.active)
+        if self.active == 0:
+            self.idle.set()
+
+    async def run(self) -> None:
+        """Membership, polling and handshakes, until cancelled."""
+        await asyncio.gather(self._membership.run(), self.table.run(), self.handshakes.run())
+
+    def state(self) -> dict[str, Any]:
+        """GET /internal/v1/state."""
+        workers = [
+            {
+                "name": w.name,
+                "pod": w.pod,
+                "incarnation": w.incarnation,
+                "role": w.role,
+                "state": w.state,
+                "compat": w.compat,
+                "revision": w.revision,
+                "interface": w.interface,
+                "transport": w.transport,
+                "load": {"waiting_requests": w.waiting_requests, "running_requests": w.running_requests},
+            }
+            for w in self.table.workers()
+        ]
+        return {"workers": workers, "pairs": self.handshakes.counts(), "waiting": {p: self.queue.waiting(p) for p in POOLS}}

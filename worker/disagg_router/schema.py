@@ -1,0 +1,165 @@
+"""PURE: the OpenAI requests that are understood, checked field by field. What is not understood is refused by name, never ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from disagg_router.errors import ApiError
+
+MAX_N = 8
+MAX_PROMPTS = 16
+MAX_LOGPROBS = 20
+MAX_TOKENS = 1 << 20
+# Fields of OpenAI's API that change the answer and that this server has no support for.
+_UNSUPPORTED = {
+    "tools", "tool_choice", "functions", "function_call", "response_format", "modalities", "audio", "prediction", "suffix", "best_of",
+    "web_search_options", "reasoning_effort", "verbosity",
+}  # fmt: skip
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Strict):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class _Common(_Strict):
+    """What chat and plain completions share. Bounds are there so that no number can cost more than a refusal."""
+
+    model: str = Field(min_length=1, max_length=256)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOKENS)
+    min_p: float | None = Field(None, ge=0, le=1)
+    n: int | None = Field(None, ge=1, le=MAX_N)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | list[Annotated[str, Field(min_length=1, max_length=256)]] | None = Field(None, max_length=256)
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    ignore_eos: bool | None = None
+    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    user: str | None = Field(None, max_length=1024)
+    metadata: dict[str, str] | None = Field(None, max_length=64)
+    store: bool | None = None
+    service_tier: str | None = Field(None, max_length=64)
+    safety_identifier: str | None = Field(None, max_length=1024)
+    prompt_cache_key: str | None = Field(None, max_length=1024)
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_keys(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value is not None and not all(k.isascii() and k.isdigit() and len(k) < 10 for k in value):
+            raise ValueError("keys must be token ids")
+        return value
+
+    @field_validator("stop")
+    @classmethod
+    def _few_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, list) and len(value) > 16:
+            raise ValueError("at most 16 stop strings")
+        return value
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        raise TypeError("abstract")
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = Field(None, max_length=256)
+
+    def plain(self) -> dict[str, str]:
+        content = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
+        return {"role": self.role, "content": content}
+
+
+class ChatRequest(_Common):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(_Common):
+    """POST /v1/completions."""
+
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] = Field(union_mode="smart")
+    echo: Literal[False] | None = None
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        return self.max_tokens or 16
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def prompts(self) -> list[str | list[int]]:
+        """One entry for each prompt. Raises ApiError for none or too many."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and all(isinstance(p, int) for p in self.prompt):
+            return [[p for p in self.prompt if isinstance(p, int)]]
+        listed = [p for p in self.prompt if not isinstance(p, int)]
+        if not 0 < len(listed) <= MAX_PROMPTS:
+            raise ApiError(400, f"prompt: from 1 to {MAX_PROMPTS} prompts are taken", code="invalid_value", param="prompt")
+        return list(listed)
+
+
+RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
+
+
+def parse(kind: type[RequestT], content: Any) -> RequestT:
+    """Raises ApiError 400 naming the field."""
+    if not isinstance(content, dict):
+        raise ApiError(400, "the body must be a JSON object", code="invalid_body")
+    for name in content:
+        if name in _UNSUPPORTED and content[name] not in (None, [], {"type": "text"}):
+            raise ApiError(400, f"{name}: is not supported by this server", code="unsupported_parameter", param=str(name)[:64])
+    content = {k: v for k, v in content.items() if k not in _UNSUPPORTED}
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        param = ".".join(str(p) for p in first["loc"] if not isinstance(p, str) or "[" not in p)[:128]
+        if first["type"] == "extra_forbidden":
+            raise ApiError(400, f"{param}: unknown field", code="unknown_parameter", param=param) from None
+        raise ApiError(400, f"{param}: {first['msg']}", code="invalid_value", param=param) from None
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_body") from None

@@ -1,0 +1,76 @@
+"""Everything that can be set about a router process, read from DISAGG_* environment variables, once."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "DISAGG_"
+MIN_KEY_BYTES = 32
+
+
+class SettingsError(Exception):
+    """A variable is missing or wrong; the message names it."""
+
+
+class Settings(BaseModel):
+    """Field `x_y` is the variable DISAGG_X_Y."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    model_name: str = Field(min_length=1)
+    cluster_key_file: Path
+    membership: str = Field(pattern=r"^(kubernetes|file:///.+)$")
+    namespace: str = ""
+    deployment: str = ""
+    kube_api: str = "https://kubernetes.default.svc"
+    queue_max_depth: int = Field(1024, ge=0, le=1_000_000)
+    queue_max_wait_s: float = Field(60.0, ge=0, le=3600)
+    request_timeout_s: float = Field(600.0, gt=0, le=86400)
+    max_attempts: int = Field(4, ge=1, le=32)
+    api_keys_file: Path | None = None
+    max_body_bytes: int = Field(8 << 20, ge=1024, le=1 << 30)
+    drain_timeout_s: float = Field(110.0, ge=0, le=86400)
+    poll_interval_s: float = Field(1.0, gt=0, le=60)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    def bearer(self) -> str:
+        """What workers accept (docs/protocol.md). Raises SettingsError when the key is missing or too short: there is no default."""
+        try:
+            key = self.cluster_key_file.read_bytes().strip()
+        except OSError as error:
+            raise SettingsError(f"{PREFIX}CLUSTER_KEY_FILE: {error}") from None
+        if len(key) < MIN_KEY_BYTES:
+            raise SettingsError(f"{PREFIX}CLUSTER_KEY_FILE: {len(key)} bytes, at least {MIN_KEY_BYTES} are needed")
+        return hmac.new(key, b"disagg-http-v1", hashlib.sha256).hexdigest()
+
+    def api_keys(self) -> tuple[str, ...]:
+        """The accepted API keys, () when none are asked for. Raises SettingsError for a file that holds none."""
+        if self.api_keys_file is None:
+            return ()
+        try:
+            lines = self.api_keys_file.read_text(encoding="utf-8").split()
+        except OSError as error:
+            raise SettingsError(f"{PREFIX}API_KEYS_FILE: {error}") from None
+        if not lines:
+            raise SettingsError(f"{PREFIX}API_KEYS_FILE: holds no key")
+        return tuple(lines)
+
+
+def from_environment(environment: Mapping[str, str]) -> Settings:
+    """Raises SettingsError that names every wrong variable. An empty variable counts as not set."""
+    raw = {k.removeprefix(PREFIX).lower(): v for k, v in environment.items() if k.startswith(PREFIX) and v != ""}
+    try:
+        settings = Settings.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError("; ".join(f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())) from None
+    if settings.membership == "kubernetes" and not (settings.namespace and settings.deployment):
+        raise SettingsError(f"{PREFIX}NAMESPACE and {PREFIX}DEPLOYMENT: are needed for membership kubernetes")
+    return settings

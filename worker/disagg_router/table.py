@@ -1,0 +1,137 @@
+"""The live table of workers: who should exist (membership), who answers, how loaded they are, and the model's text side."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import httpx
+
+from disagg_router.client import WorkerClient
+from disagg_router.text import Text
+from disagg_router.workers import Breaker, Choice, Inflight, Member, Worker, choose, parse_info
+
+log = logging.getLogger(__name__)
+# A worker that misses this many polls is left out until it answers again.
+_MISSES = 2
+
+
+class Membership(Protocol):
+    """Where the list of workers comes from."""
+
+    synced: bool
+
+    def members(self) -> dict[str, Member]: ...
+
+    async def run(self) -> None:
+        """Keep the list current until cancelled."""
+
+
+class WorkerTable:
+    """Polled `info` of every member, this router's own load on it, and the circuit breaker."""
+
+    def __init__(self, client: WorkerClient, membership: Membership, interval_s: float) -> None:
+        self._client = client
+        self._membership = membership
+        self._interval_s = interval_s
+        self._workers: dict[str, Worker] = {}
+        self._misses: Counter[str] = Counter()
+        self._requests: Counter[str] = Counter()
+        self._tokens: Counter[str] = Counter()
+        self.breaker = Breaker()
+        self.text: Text | None = None
+
+    def workers(self) -> list[Worker]:
+        return list(self._workers.values())
+
+    @property
+    def synced(self) -> bool:
+        return self._membership.synced
+
+    def model_worker(self) -> Worker | None:
+        """Any worker that can tell about the model."""
+        return next((w for w in self._workers.values() if w.state == "ready"), None)
+
+    def choose(self, *, single_token: bool, full: set[str]) -> Choice | None:
+        now_s = time.monotonic()
+        return choose(
+            self.workers(),
+            single_token=single_token,
+            avoid=lambda key: self.breaker.is_open(key, now_s),
+            full=full,
+            inflight=Inflight(self._requests, self._tokens),
+            dice=random.random,
+        )
+
+    @contextmanager
+    def busy(self, worker: Worker | None, tokens: int) -> Iterator[None]:
+        """Count a request as under way on a worker."""
+        if worker is None:
+            yield
+            return
+        key = worker.incarnation
+        self._requests[key] += 1
+        self._tokens[key] += tokens
+        try:
+            yield
+        finally:
+            self._requests[key] -= 1
+            self._tokens[key] -= tokens
+
+    def lost(self, incarnation: str) -> None:
+        """A stream to it broke: don't choose it again before it has answered a poll."""
+        for name, worker in list(self._workers.items()):
+            if worker.incarnation == incarnation:
+                del self._workers[name]
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        while True:
+            started_s = time.monotonic()
+            await self.refresh()
+            await asyncio.sleep(max(0.05, self._interval_s - (time.monotonic() - started_s)))
+
+    async def refresh(self) -> None:
+        members = self._membership.members()
+        for name in set(self._workers) - set(members):
+            log.info("worker %s has left", name)
+            del self._workers[name]
+        await asyncio.gather(*(self._poll(m) for m in members.values()))
+        alive = {w.incarnation for w in self._workers.values()}
+        self.breaker.keep_only(alive)
+        for counter in (self._requests, self._tokens):
+            for key in [k for k, n in counter.items() if n <= 0 and k not in alive]:
+                del counter[key]
+        await self._refresh_text()
+
+    async def _poll(self, member: Member) -> None:
+        try:
+            worker = parse_info(member, await self._client.get(member.url, "/internal/v1/info"))
+        except (httpx.HTTPError, ValueError) as error:
+            self._misses[member.name] += 1
+            if self._misses[member.name] >= _MISSES and member.name in self._workers:
+                del self._workers[member.name]
+                log.warning("worker %s is lost: %s", member.name, str(error) or type(error).__name__)
+            return
+        self._misses[member.name] = 0
+        if worker is None:
+            self._workers.pop(member.name, None)
+            return
+        known = self._workers.get(member.name)
+        if known is None or known.incarnation != worker.incarnation:
+            log.info("worker %s: %s, %s, KV over %s (%s)", worker.pod, worker.role, worker.state, worker.transport, worker.interface)
+        self._workers[member.name] = worker
+
+    async def _refresh_text(self) -> None:
+        if self.text is not None or (worker := self.model_worker()) is None:
+            return
+        try:
+            self.text = Text(await self._client.get(worker.url, "/internal/v1/tokenizer", timeout_s=10.0))
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            log.error("no tokenizer from %s: %s", worker.pod, error)

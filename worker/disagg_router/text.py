@@ -1,0 +1,86 @@
+"""Text to tokens and back: the tokenizer and chat template come from a worker, so that the router needs no model files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from disagg_router.errors import ApiError
+
+_REPLACEMENT = "\ufffd"
+
+
+class Text:
+    """One model's tokenizer and chat template. Raises ValueError when the files are not usable."""
+
+    def __init__(self, files: Mapping[str, Any]) -> None:
+        self.digest = str(files["digest"])
+        try:
+            self._tokenizer = Tokenizer.from_str(files["tokenizer_json"])
+        except Exception as error:
+            raise ValueError(f"tokenizer.json: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        config = files.get("tokenizer_config") or {}
+        self._names = {k: v if isinstance(v, str) else v.get("content", "") for k, v in config.items() if k.endswith("_token") and v}
+        template = files.get("chat_template")
+        self._template = None
+        if isinstance(template, str):
+            environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+            environment.globals["raise_exception"] = _refuse
+            self._template = environment.from_string(template)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids. `special`: let the tokenizer add its begin token; markers inside the text are always recognised."""
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a chat. Raises ApiError when the template refuses it or there is none."""
+        if self._template is None:
+            raise ApiError(400, "this model has no chat template; use /v1/completions", code="no_chat_template", param="messages")
+        try:
+            text = self._template.render(messages=messages, add_generation_prompt=True, **self._names)
+        except jinja2.TemplateError as error:
+            raise ApiError(400, f"messages: the chat template refuses them: {error}", param="messages") from None
+        return self.encode(text, special=False)
+
+    def piece(self, token: int) -> str:
+        """The text of one token alone, for logprobs."""
+        return str(self._tokenizer.decode([token], skip_special_tokens=False))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+class Detokenizer:
+    """Tokens in one by one, text out, never half a character: the text of a window is compared with and without the new token."""
+
+    def __init__(self, text: Text) -> None:
+        self._text = text
+        self._tokens: list[int] = []
+        self._window = 0
+        self._shown = 0
+
+    def feed(self, token: int) -> str:
+        self._tokens.append(token)
+        before = self._text.decode(self._tokens[self._window : self._shown])
+        after = self._text.decode(self._tokens[self._window :])
+        if len(after) <= len(before) or after.endswith(_REPLACEMENT):
+            return ""
+        self._window, self._shown = self._shown, len(self._tokens)
+        return after[len(before) :]
+
+    def flush(self) -> str:
+        """What is left: an unfinished character becomes the replacement character."""
+        before = self._text.decode(self._tokens[self._window : self._shown])
+        after = self._text.decode(self._tokens[self._window :])
+        self._window = self._shown = len(self._tokens)
+        return after[len(before) :]

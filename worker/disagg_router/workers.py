@@ -1,0 +1,183 @@
+"""PURE: what the router knows of each worker, and which pair it picks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PROTOCOL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A worker that should exist: its name and base URL."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker that answered `info`."""
+
+    name: str
+    url: str
+    pod: str
+    incarnation: str
+    role: str
+    state: str
+    revision: str
+    compat: str
+    interface: str
+    transport: str
+    digest: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    block_size_tokens: int
+    blocks_total: int
+    blocks_free: int
+    max_running: int
+    waiting_requests: int
+    waiting_tokens: int
+    running_requests: int
+
+    def serves(self, role: str) -> bool:
+        return self.state == "ready" and self.role in (role, "both")
+
+
+def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
+    """The worker behind an `info` answer; None while it loads its model. Raises ValueError for a peer we can't speak with."""
+    if info.get("protocol") != PROTOCOL:
+        raise ValueError(f"{member.name} speaks protocol {info.get('protocol')!r}, this router {PROTOCOL}")
+    if "model" not in info:
+        return None
+    try:
+        model, kv, limits, load = info["model"], info["kv"], info["limits"], info["load"]
+        return Worker(
+            name=member.name,
+            url=member.url,
+            pod=str(info["pod"]) or member.name,
+            incarnation=str(info["incarnation"]),
+            role=str(info["role"]),
+            state=str(info["state"]),
+            revision=str(info["revision"]),
+            compat=str(kv["compat"]),
+            interface=str(kv["interface"]),
+            transport=str(kv["transport"]),
+            digest=str(model["digest"]),
+            max_model_len=int(model["max_model_len"]),
+            vocab_size=int(model["vocab_size"]),
+            eos_token_ids=tuple(int(t) for t in model["eos_token_ids"]),
+            bos_token_id=None if model["bos_token_id"] is None else int(model["bos_token_id"]),
+            block_size_tokens=int(kv["block_size_tokens"]),
+            blocks_total=int(kv["blocks_total"]),
+            blocks_free=int(kv["blocks_free"]),
+            max_running=int(limits["max_running"]),
+            waiting_requests=int(load["waiting_requests"]),
+            waiting_tokens=int(load["waiting_tokens"]),
+            running_requests=int(load["running_requests"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{member.name}: info lacks or garbles {error}") from None
+
+
+def pair_key(prefill: Worker, decode: Worker) -> str:
+    return f"{prefill.incarnation}|{decode.incarnation}"
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Circuit breaker: what failed is avoided for 1 s, doubled with each further failure up to 30 s, until it succeeds."""
+
+    first_s: float = 1.0
+    longest_s: float = 30.0
+    _failed: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def failed(self, key: str, now_s: float) -> None:
+        times = self._failed.get(key, (0, 0.0))[0]
+        self._failed[key] = (times + 1, now_s + min(self.longest_s, self.first_s * 2**times))
+
+    def succeeded(self, key: str) -> None:
+        self._failed.pop(key, None)
+
+    def is_open(self, key: str, now_s: float) -> bool:
+        return key in self._failed and now_s < self._failed[key][1]
+
+    def keep_only(self, incarnations: Collection[str]) -> None:
+        """Forget what concerns workers that are gone."""
+        self._failed = {k: v for k, v in self._failed.items() if all(part in incarnations for part in k.split("|"))}
+
+
+@dataclass(frozen=True, slots=True)
+class Inflight:
+    """What this router itself has under way, by incarnation: fresher than the last `info`."""
+
+    requests: Mapping[str, int]
+    tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`decode` None: prefill only. `prefill` None: decode prefills locally."""
+
+    prefill: Worker | None
+    decode: Worker | None
+
+
+def _decode_load(w: Worker, inflight: Inflight) -> tuple[float, float]:
+    running = max(w.running_requests, inflight.requests.get(w.incarnation, 0))
+    return running / max(1, w.max_running), -w.blocks_free / max(1, w.blocks_total)
+
+
+def _prefill_load(w: Worker, inflight: Inflight) -> tuple[float, float]:
+    tokens = max(w.waiting_tokens, inflight.tokens.get(w.incarnation, 0))
+    return float(tokens), float(max(w.waiting_requests + w.running_requests, inflight.requests.get(w.incarnation, 0)))
+
+
+def _by_load(
+    workers: Iterable[Worker], load: Callable[[Worker, Inflight], tuple[float, float]], inflight: Inflight, dice: Callable[[], float]
+) -> list[Worker]:
+    return sorted(workers, key=lambda w: (*load(w, inflight), dice()))
+
+
+def choose(
+    workers: Iterable[Worker],
+    *,
+    single_token: bool,
+    avoid: Callable[[str], bool],
+    full: Collection[str],
+    inflight: Inflight,
+    dice: Callable[[], float],
+) -> Choice | None:
+    """The least loaded pair that can talk; None: nobody can serve now.
+
+    `avoid(key)`: the breaker is open for an incarnation or a pair. `full`: incarnations that refused this request just now.
+    Equal loads are told apart by `dice`. With no usable prefill worker a decode worker prefills locally.
+    """
+    usable = [w for w in workers if w.incarnation not in full and not avoid(w.incarnation)]
+    prefills = _by_load((w for w in usable if w.serves("prefill")), _prefill_load, inflight, dice)
+    if single_token and prefills:
+        return Choice(prefills[0], None)
+    decodes = _by_load((w for w in usable if w.serves("decode")), _decode_load, inflight, dice)
+    for decode in decodes:
+        for prefill in prefills:
+            if prefill.compat != decode.compat or avoid(pair_key(prefill, decode)):
+                continue
+            return Choice(None, decode) if prefill.incarnation == decode.incarnation else Choice(prefill, decode)
+    return Choice(None, decodes[0]) if decodes else None
+
+
+def handshake_pairs(workers: Iterable[Worker], limit: int = 64) -> list[tuple[Worker, Worker]]:
+    """The pairs whose handshake is due: all when there are few, else one for each worker on either side."""
+    listed = sorted(workers, key=lambda w: w.name)
+    prefills = [w for w in listed if w.role == "prefill" and w.serves("prefill")]
+    decodes = [w for w in listed if w.role == "decode" and w.serves("decode")]
+    pairs = [(p, d) for p in prefills for d in decodes if p.compat == d.compat]
+    if len(pairs) <= limit:
+        return pairs
+    n = max(len(prefills), len(decodes))
+    sampled = [(prefills[i % len(prefills)], decodes[i % len(decodes)]) for i in range(n)]
+    return [(p, d) for p, d in sampled if p.compat == d.compat]
