@@ -100,6 +100,9 @@ def ensure(settings: Settings) -> Path:
     )  # fmt: skip
     oci.write_layout(work / "layout", layer, _CONFIG, name=BASE_IMAGE)
     (work / "layout").replace(layout)
+    for older in layout.parent.iterdir():
+        if older not in (layout, work):
+            shutil.rmtree(older)
     shutil.rmtree(work)
     say(f"made the base image in {time.monotonic() - started_s:.0f} s")
     return layout

@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("env", help="print `export` lines for `eval`")
     building = commands.add_parser("images", help="build the project's images and load them into the cluster")
     building.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(images.IMAGES)}; default all")
-    custom = commands.add_parser("build", help="build any Dockerfile into the cluster")
+    custom = commands.add_parser("image", help="build any Dockerfile into the cluster")
     custom.add_argument("--file", type=Path, required=True, help="the Dockerfile")
     custom.add_argument("--context", type=Path, required=True, help="the build's folder")
     custom.add_argument("--tag", required=True, help="the image's name")
@@ -111,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     custom.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     loading = commands.add_parser("load", help="load image archives (docker save, OCI) into the cluster")
     loading.add_argument("archives", nargs="+", type=Path)
-    commands.add_parser("programs", help="only build the local cluster's programs into the cache")
+    programs = commands.add_parser("build", help="only build the local cluster's programs into the cache")
+    programs.add_argument("names", nargs="*", metavar="NAME", help="such as etcd or kube-apiserver; default all")
     return parser
 
 
@@ -128,12 +129,12 @@ def _dispatch(settings: Settings, given: argparse.Namespace) -> int:
             down(settings, given.purge)
         elif given.command == "images":
             images.build_all(settings, mode_of(settings), tuple(given.names))
-        elif given.command == "build":
+        elif given.command == "image":
             images.build_custom(settings, mode_of(settings), given)
         elif given.command == "load":
             images.load(settings, mode_of(settings), given.archives)
-        elif given.command == "programs":
-            local.build_programs(settings)
+        elif given.command == "build":
+            local.build_programs(settings, tuple(given.names))
     return 0
 
 

@@ -147,7 +147,7 @@ def _build_image(settings: Settings, mode: str, image: Image) -> None:
 
 
 def build_custom(settings: Settings, mode: str, given: argparse.Namespace) -> None:
-    """`cluster build`: any Dockerfile, such as a test's own."""
+    """`cluster image`: any Dockerfile, such as a test's own."""
     args = dict(str(pair).split("=", 1) for pair in given.build_arg)
     folder = given.wheels.resolve() if given.wheels else None
     _run(settings, mode, Build(given.tag, given.file.resolve(), given.context.resolve(), folder, args))
@@ -161,6 +161,7 @@ def _run(settings: Settings, mode: str, build: Build) -> None:
         kindcluster.load_image(settings, build.tag)
     elif mode == "local":
         _build_with_buildkit(settings, build)
+        runtime.prune_images(settings)
     else:
         raise ClusterError("images can be built for a cluster of this tool only")
     say(f"built {build.tag} in {time.monotonic() - started_s:.0f} s")
@@ -181,7 +182,7 @@ def buildkitd(settings: Settings) -> Daemon:
         str(gobuild.program(settings, "bin/buildkitd")), f"--addr=unix://{settings.buildkit_socket}",
         f"--root={settings.cache}/buildkit", "--oci-worker=false", "--containerd-worker=true",
         f"--containerd-worker-addr={settings.containerd_socket}", "--containerd-worker-namespace=k8s.io",
-        "--containerd-worker-net=host", "--containerd-worker-gc=true", "--containerd-worker-gc-keepstorage=12000",
+        "--containerd-worker-net=host", "--containerd-worker-gc=true", "--containerd-worker-gc-keepstorage=8000",
     )  # fmt: skip
     return Daemon("buildkitd", argv, settings)
 
@@ -207,7 +208,9 @@ def _build_with_buildkit(settings: Settings, build: Build) -> None:
     _start_buildkitd(settings)
     argv = _buildctl(settings, "build", "--progress=plain", "--frontend=dockerfile.v0")
     argv += ["--local", f"context={build.context}", "--local", f"dockerfile={build.dockerfile.parent}"]
-    argv += ["--opt", f"filename={build.dockerfile.name}", "--output", f"type=image,name={build.tag},unpack=true,compression=uncompressed"]
+    # Compressing a gigabyte for a store on the same disk would take longer than everything else.
+    output = f"type=image,name={build.tag},unpack=true,compression=uncompressed"
+    argv += ["--opt", f"filename={build.dockerfile.name}", "--output", output]
     base = _use_base(settings)
     if base is not None:
         argv += ["--oci-layout", f"base={base}"]

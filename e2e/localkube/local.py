@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from localkube import addons, control, gobuild, hostpkgs, network, node, pki, runtime
@@ -45,10 +45,18 @@ def require_root() -> None:
         raise ClusterError("no Docker engine answers, and a cluster on this host itself needs root")
 
 
-def build_programs(settings: Settings) -> None:
-    hostpkgs.ensure(hostpkgs.FOR_CLUSTER)
+def build_programs(settings: Settings, names: Sequence[str] = ()) -> None:
+    """Build what the cache lacks: everything, or the programs of these file names (`etcd` for `bin/etcd`)."""
+    known = {Path(program).name: (group, program) for group in gobuild.LOCAL_GROUPS for program in group.packages}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ClusterError(f"no such program: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    if any(known[name][0].cgo for name in names or known):
+        hostpkgs.ensure(hostpkgs.FOR_CLUSTER)
     for group in gobuild.LOCAL_GROUPS:
-        gobuild.build(settings, group)
+        wanted = [program for of, program in (known[name] for name in names or known) if of is group]
+        if wanted:
+            gobuild.build(settings, group, wanted)
 
 
 def up(settings: Settings) -> None:

@@ -91,6 +91,16 @@ def has_image(settings: Settings, name: str) -> bool:
     return full in ctr(settings, "images", "list", "--quiet").split()
 
 
+def prune_images(settings: Settings) -> None:
+    """Drop images that a rebuild has left without a name: the kubelet's image collection is off, and a worker is gigabytes."""
+    rows = [line.split() for line in ctr(settings, "images", "list").splitlines()[1:]]
+    digests = {row[0]: row[2] for row in rows if len(row) > 2}
+    named = {digest for name, digest in digests.items() if not name.startswith("sha256:")}
+    nameless = [name for name, digest in digests.items() if name.startswith("sha256:") and digest not in named]
+    if nameless:
+        ctr(settings, "images", "delete", *nameless, check=False, timeout_s=120)
+
+
 def start(settings: Settings) -> None:
     containerd = daemon(settings)
     containerd.start({"PATH": programs_path(settings)})

@@ -59,6 +59,9 @@ def ensure(settings: Settings, requirements: Path, *, stubs: bool) -> Path:
     if stubs:
         _add_stubs(part)
     part.replace(folder)
+    for older in folder.parent.glob(f"{requirements.stem}-????????????????"):
+        if older != folder:
+            shutil.rmtree(older)
     say(f"fetched the wheels of {requirements.name} in {time.monotonic() - started_s:.0f} s")
     return folder
 

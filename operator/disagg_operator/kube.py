@@ -207,7 +207,7 @@ class HttpKube:
 
     async def _once(self, what: str, params: Mapping[str, str] | None, body: Obj | None, content_type: str) -> Obj:
         verb, path = what.split(" ", 1)
-        headers = {"Accept": "application/json", **self._credentials.headers()}
+        headers = {"Accept": "application/json", "User-Agent": FIELD_MANAGER, **self._credentials.headers()}
         content: bytes | None = None
         if body is not None:
             headers["Content-Type"] = content_type

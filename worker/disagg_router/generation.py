@@ -136,7 +136,7 @@ def plan(request: ChatRequest | CompletionRequest, text: Text, model: Worker, ma
     else:
         prompts = [p if isinstance(p, list) else text.encode(p, special=True) for p in request.prompts()]
     seed = secrets.randbits(63) if request.seed is None else request.seed % (1 << 64)
-    out = []
+    out: list[Generation] = []
     for prompt in prompts:
         allowed = check_prompt(prompt, request.wanted_tokens, model)
         for i in range(request.n or 1):

@@ -86,14 +86,14 @@ class Api:
         return await self._completions(request, schema.CompletionRequest, "completions")
 
     async def _completions(
-        self, request: Request, kind: type[schema.ChatRequest] | type[schema.CompletionRequest], endpoint: str
+        self, request: Request, kind: type[schema.RequestT], endpoint: str
     ) -> Response:
         code = 500
         try:
             self._authenticate(request)
             if self._router.draining:
                 raise ApiError(503, "this router is shutting down", code="draining", retry_after_s=1)
-            asked: schema.ChatRequest | schema.CompletionRequest = schema.parse(kind, await self._json(request))
+            asked = schema.parse(kind, await self._json(request))
             text, worker = self._model(asked.model)
             generations = plan(asked, text, worker, self._router.settings.max_attempts)
             shape = AnswerFormat(chat=endpoint == "chat", identity=secrets.token_hex(12), created_s=int(time.time()), model=asked.model)
@@ -128,10 +128,11 @@ class Api:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
 
-        work = asyncio.gather(*(one(g) for g in generations))
-        left = asyncio.create_task(gone())
+        work: asyncio.Future[list[list[Piece]]] = asyncio.gather(*(one(g) for g in generations))
+        left: asyncio.Future[None] = asyncio.create_task(gone())
         try:
-            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {work, left}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 raise ClientDisconnect
             return shape.whole(list(zip(generations, work.result(), strict=True)))
@@ -217,8 +218,8 @@ class Api:
 async def _http_error(request: Request, error: Exception) -> Response:
     """404 and 405 in OpenAI's form, too."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    message = f"{request.method} {request.url.path[:256]}: {'no such endpoint' if status == 404 else 'not allowed' if status == 405 else 'failed'}"
-    return _error(ApiError(status, message, code="not_found" if status == 404 else "method_not_allowed" if status == 405 else "internal"))
+    said, code = {404: ("no such endpoint", "not_found"), 405: ("not allowed", "method_not_allowed")}.get(status, ("failed", "internal"))
+    return _error(ApiError(status, f"{request.method} {request.url.path[:256]}: {said}", code=code))
 
 
 def create_app(router: Router) -> Starlette:

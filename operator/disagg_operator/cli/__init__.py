@@ -1,0 +1,1 @@
+"""The `disagg` command, also installed as `kubectl-disagg`."""

@@ -1,0 +1,60 @@
+"""One streamed chat completion on the terminal, and in plain words what happened to it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+
+class ChatFailed(Exception):
+    """The server refused or broke off; the message is its own."""
+
+
+def stream_chat(
+    base_url: str, model: str, question: str, write: Callable[[str], Any] = sys.stdout.write, timeout_s: float = 60.0
+) -> dict[str, Any]:
+    """Write the answer as it comes; returns the `disagg` object of the last chunk. Raises ChatFailed."""
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True, "temperature": 0, "max_tokens": 120}
+    trace: dict[str, Any] = {}
+    try:
+        with httpx.stream(
+            "POST", f"{base_url}/v1/chat/completions", json=body, headers={"x-disagg-trace": "1"}, timeout=timeout_s, trust_env=False
+        ) as answer:
+            if answer.status_code != 200:
+                raise ChatFailed(answer.read().decode(errors="replace"))
+            for line in answer.iter_lines():
+                if not line.startswith("data: ") or line == "data: [DONE]":
+                    continue
+                chunk = json.loads(line[6:])
+                if "error" in chunk:
+                    raise ChatFailed(chunk["error"]["message"])
+                for choice in chunk["choices"]:
+                    write(choice["delta"].get("content") or "")
+                    sys.stdout.flush()
+                trace = chunk.get("disagg", trace) | {"usage": chunk.get("usage")}
+    except httpx.HTTPError as error:
+        raise ChatFailed(f"{type(error).__name__}: {error}") from None
+    return trace
+
+
+def explain(trace: dict[str, Any]) -> list[str]:
+    """Lines that say what happened."""
+    out = []
+    prefill, decode = trace.get("prefill"), trace.get("decode")
+    if prefill and decode:
+        out.append(f"prefill on   {prefill['pod']}")
+        out.append(f"decode on    {decode['pod']}")
+        out.append(
+            f"KV transfer  {trace['kv_bytes']:,} bytes in {1e3 * trace['transfer_s']:.1f} ms over {trace['interface']}"
+            f" ({1e3 * trace['exposed_s']:.1f} ms of it not hidden behind the prefill)"
+        )
+    elif decode:
+        out.append(f"prefill and decode on {decode['pod']} (no prefill worker was ready)")
+    out.append(f"first token  {1e3 * trace['ttft_s']:.0f} ms")
+    if trace.get("tpot_s") is not None:
+        out.append(f"then         {1e3 * trace['tpot_s']:.1f} ms per token")
+    return out

@@ -1,0 +1,49 @@
+"""Fixtures: one API server a session with our CRDs in it, one namespace a test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import yaml
+from disagg_operator.resources import Obj
+
+from tests.integration.apiserver import REPO, ApiServer, api_server
+from tests.integration.operator_process import Cluster, client, eventually
+
+_CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    with api_server(tmp_path_factory.mktemp("apiserver")) as running:
+        yield running
+
+
+async def _install_crds(cluster: Cluster) -> None:
+    for path in sorted((REPO / "crds").glob("*.yaml")):
+        crd: Obj = yaml.safe_load(path.read_text())
+        name = crd["metadata"]["name"]
+        params = {"fieldManager": "test", "force": "true"}
+        await cluster.raw("PATCH", f"{_CRDS}/{name}", crd, "application/apply-patch+yaml", params)
+
+        async def established(name: str = name) -> bool:
+            found = await cluster.kube._call("GET", f"{_CRDS}/{name}")
+            states = {c["type"]: c["status"] for c in found.get("status", {}).get("conditions", [])}
+            return states.get("Established") == "True"
+
+        await eventually(f"{name} is established", established)
+
+
+@pytest.fixture
+async def cluster(server: ApiServer, request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    kube = client(server)
+    namespace = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50].strip("-")
+    found = Cluster(kube, namespace)
+    await _install_crds(found)
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+    params = {"fieldManager": "test", "force": "true"}
+    await found.raw("PATCH", f"/api/v1/namespaces/{namespace}", body, "application/apply-patch+yaml", params)
+    yield found
+    await kube.close()

@@ -1,0 +1,234 @@
+"""The operator as a process of its own against a real API server, and what a test needs to play the cluster around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from aiohttp import web
+from disagg_operator.credentials import load
+from disagg_operator.kube import HttpKube
+from disagg_operator.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, DISAGG_POOL, POD, SECRET, Obj
+
+from tests.integration.apiserver import REPO, ApiServer, free_port
+
+WAIT_S = 30.0
+SPEC: dict[str, Any] = {
+    "model": {"uri": "file:///models/stdlib-llama"},
+    "prefill": {"replicas": 1},
+    "decode": {"replicas": 2},
+    "router": {"replicas": 1},
+}
+
+
+class Operator:
+    """`python -m disagg_operator` and its log."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, port: int) -> None:
+        self.process = process
+        self.log = log
+        self.port = port
+
+    async def metric(self, name: str) -> float:
+        """The value of one of its metrics without labels."""
+        async with httpx.AsyncClient(trust_env=False) as client:
+            text = (await client.get(f"http://127.0.0.1:{self.port}/metrics")).text
+        return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))
+
+    async def stop(self) -> int:
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), WAIT_S)
+
+
+@contextlib.asynccontextmanager
+async def operator(server: ApiServer, folder: Path, namespace: str, **settings: str) -> AsyncIterator[Operator]:
+    """A running operator that watches one namespace; killed at the end if it still runs."""
+    port = free_port()
+    log = folder / f"operator-{port}.log"
+    env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
+        "PYTHONPATH": f"{REPO}/operator",
+        "KUBECONFIG": str(server.kubeconfig),
+        "DISAGG_WORKER_IMAGE": "worker:test",
+        "DISAGG_ROUTER_IMAGE": "router:test",
+        "DISAGG_WATCH_NAMESPACE": namespace,
+        "DISAGG_HEALTH_HOST": "127.0.0.1",
+        "DISAGG_HEALTH_PORT": str(port),
+        "DISAGG_SCRAPE_INTERVAL_S": "0.3",
+        "DISAGG_SCRAPE_TIMEOUT_S": "1",
+        **settings,
+    }
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "disagg_operator", env=env, stdout=out, stderr=out, start_new_session=True
+        )
+    running = Operator(process, log, port)
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def eventually(what: str, check: Callable[[], Awaitable[Any]], wait_s: float = WAIT_S) -> Any:
+    """The first true answer of `check`; fails with `what` and the last answer after `wait_s`."""
+    last: Any = None
+    try:
+        async with asyncio.timeout(wait_s):
+            while True:
+                try:
+                    last = await check()
+                except (AssertionError, KeyError, StopIteration, TypeError, httpx.TransportError) as error:
+                    last = repr(error)
+                else:
+                    if last:
+                        return last
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"not within {wait_s:g} s: {what}; last: {last}") from None
+
+
+class Cluster:
+    """One namespace of the real API server, with helpers that play user and kubelet."""
+
+    def __init__(self, kube: HttpKube, namespace: str) -> None:
+        self.kube = kube
+        self.namespace = namespace
+
+    async def apply_resource(self, name: str = "chat", **spec: Any) -> Obj:
+        """As `kubectl apply --server-side` would, under a manager of its own."""
+        obj = {
+            "apiVersion": "disagg.dev/v1alpha1",
+            "kind": "DisaggDeployment",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {**SPEC, **spec},
+        }
+        return await self.raw(
+            "PATCH",
+            DISAGG_DEPLOYMENT.path(self.namespace, name),
+            obj,
+            "application/apply-patch+yaml",
+            {"fieldManager": "kubectl", "force": "true", "fieldValidation": "Strict"},
+        )
+
+    async def raw(
+        self, verb: str, path: str, body: Obj, content_type: str, params: dict[str, str] | None = None
+    ) -> Obj:
+        return await self.kube._call(verb, path, body=body, content_type=content_type, params=params)
+
+    async def scale(self, pool: str, replicas: int) -> None:
+        """What `kubectl scale dp/POOL --replicas=N` sends."""
+        path = DISAGG_POOL.path(self.namespace, pool) + "/scale"
+        body = {"spec": {"replicas": replicas}}
+        await self.raw("PATCH", path, body, "application/merge-patch+json", {"fieldManager": "kubectl-scale"})
+
+    async def resource(self, name: str = "chat") -> Obj:
+        found = await self.kube.get(DISAGG_DEPLOYMENT, self.namespace, name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    async def condition(self, kind: str, name: str = "chat") -> Obj:
+        return next(c for c in (await self.resource(name))["status"]["conditions"] if c["type"] == kind)
+
+    async def replicas(self, role: str, name: str = "chat") -> tuple[int, int]:
+        """(of the pool, of its Deployment)"""
+        pool = await self.kube.get(DISAGG_POOL, self.namespace, f"{name}-{role}")
+        deployment = await self.kube.get(DEPLOYMENT, self.namespace, f"{name}-{role}")
+        if pool is None or deployment is None:
+            raise KeyError(role)
+        return pool["spec"]["replicas"], deployment["spec"]["replicas"]
+
+    async def bearer_key(self, name: str = "chat") -> bytes:
+        from disagg_operator.children import cluster_key_of
+
+        key = cluster_key_of(await self.kube.get(SECRET, self.namespace, f"{name}-cluster-key"))
+        if key is None:
+            raise KeyError(name)
+        return key
+
+    async def run_pod(self, component: str, index: int, address: str, port: int, name: str = "chat") -> str:
+        """A ready pod at an address of the loopback network, as kubelet and scheduler would leave it."""
+        labels = {"disagg.dev/deployment": name, "app.kubernetes.io/component": component}
+        if component != "router":
+            labels["disagg.dev/pool"] = component
+        # Named as a ReplicaSet would name it.
+        pod_name = f"{name}-{component}-0a1b2c3d4e-{index:05}"
+        container = {"name": "main", "image": "x", "ports": [{"name": "http", "containerPort": port}]}
+        meta = {"name": pod_name, "namespace": self.namespace, "labels": labels}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"containers": [container]}}
+        await self.raw("POST", POD.path(self.namespace), pod, "application/json")
+        conditions = [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]
+        status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": conditions}
+        path = POD.path(self.namespace, pod_name) + "/status"
+        await self.raw("PATCH", path, {"status": status}, "application/merge-patch+json")
+        return pod_name
+
+    async def deployments_are_ready(self, name: str = "chat") -> None:
+        """What the Deployment controller would write once all pods run."""
+        for role in ("prefill", "decode", "router"):
+            path = DEPLOYMENT.path(self.namespace, f"{name}-{role}")
+            found = await self.kube.get(DEPLOYMENT, self.namespace, f"{name}-{role}")
+            if found is None:
+                raise KeyError(role)
+            n = found["spec"]["replicas"]
+            status = {
+                "observedGeneration": found["metadata"]["generation"],
+                "replicas": n,
+                "readyReplicas": n,
+                "updatedReplicas": n,
+                "availableReplicas": n,
+            }
+            await self.raw("PATCH", path + "/status", {"status": status}, "application/merge-patch+json")
+
+
+class Pods:
+    """What the pods answer: a real HTTP server on several loopback addresses. `load` is requests by address."""
+
+    def __init__(self) -> None:
+        self.load: dict[str, float | str] = {}
+        self.waiting = {"prefill": 0.0, "decode": 0.0}
+        self.pairs = {"expected": 1, "healthy": 1}
+        self.silent: set[str] = set()
+        self.bearers: set[str] = set()
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, addresses: list[str], port: int) -> None:
+        app = web.Application()
+        app.add_routes([web.get("/metrics", self._metrics), web.get("/internal/v1/state", self._state)])
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        for address in addresses:
+            await web.TCPSite(self._runner, address, port).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        address = str(request.transport.get_extra_info("sockname")[0]) if request.transport else ""
+        if address in self.silent:
+            return web.Response(status=500)
+        if address == "127.0.0.10":
+            lines = [f'disagg_router_waiting_requests{{pool="{p}"}} {n}' for p, n in self.waiting.items()]
+        else:
+            lines = ["disagg_worker_waiting_requests 0", f"disagg_worker_running_requests {self.load.get(address, 0)}"]
+        return web.Response(text="\n".join(lines) + "\n")
+
+    async def _state(self, request: web.Request) -> web.Response:
+        self.bearers.add(request.headers.get("Authorization", ""))
+        workers = [{"pod": "p", "role": "prefill", "state": "ready", "transport": "tcp", "interface": "eth0"}]
+        return web.json_response({"workers": workers, "pairs": self.pairs, "waiting": self.waiting})
+
+
+def client(server: ApiServer) -> HttpKube:
+    """A client of the test's own; its requests are told apart from the operator's by the process, not by name."""
+    return HttpKube(load({"KUBECONFIG": str(server.kubeconfig)}), attempts=1)

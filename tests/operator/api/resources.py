@@ -1,0 +1,122 @@
+"""Resources for tests: a small good one, and one table of bad ones for both guards (CEL at the API server, `parse` in Python)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+Obj = dict[str, Any]
+
+
+def good(name: str = "chat", **spec: Any) -> Obj:
+    """A valid resource; `spec` is merged over it."""
+    base: Obj = {"model": {"uri": "file:///models/m"}, "prefill": {}, "decode": {}}
+    return {
+        "apiVersion": "disagg.dev/v1alpha1",
+        "kind": "DisaggDeployment",
+        "metadata": {"name": name, "namespace": "default", "uid": "11111111-2222-3333-4444-555555555555"},
+        "spec": _merged(base, spec),
+    }
+
+
+def _merged(base: Obj, patch: Obj) -> Obj:
+    out = copy.deepcopy(base)
+    for key, value in patch.items():
+        out[key] = _merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+_MACVLAN = {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}
+_SCALE = {"minReplicas": 1, "maxReplicas": 2}
+
+# What is wrong -> (the resource, words that the refusal must hold at the API server, words that it must hold in Python).
+BAD: dict[str, tuple[Obj, str, str]] = {
+    "replicas and autoscaling together": (
+        good(prefill={"replicas": 2, "autoscaling": _SCALE}), "spec.prefill.autoscaling", "spec.prefill.autoscaling",
+    ),
+    "minReplicas above maxReplicas": (
+        good(decode={"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}),
+        "minReplicas must not exceed maxReplicas", "spec.decode.autoscaling.minReplicas",
+    ),
+    "only one pool at 0": (good(prefill={"replicas": 0}), "must both be 0", "must both be 0"),
+    "attachment and attachmentRef together": (
+        good(kvTransfer={"network": {"attachment": _MACVLAN, "attachmentRef": {"name": "n"}}}),
+        "spec.kvTransfer.network.attachment", "spec.kvTransfer.network.attachment",
+    ),
+    "a network without attachment": (
+        good(kvTransfer={"network": {"interface": "net1"}}), "either attachmentRef or attachment", "either attachmentRef or attachment",
+    ),
+    "transport rdma without a device": (
+        good(kvTransfer={"transport": "rdma", "network": {"attachment": _MACVLAN}}), "rdmaResource", "rdmaResource",
+    ),
+    "macvlan without a master": (
+        good(kvTransfer={"network": {"attachment": {"type": "macvlan", "subnet": "10.9.0.0/24"}}}), "master is required", ".master",
+    ),
+    "sriov without a resource": (
+        good(kvTransfer={"network": {"attachment": {"type": "sriov", "subnet": "10.9.0.0/24"}}}), "resourceName is required", ".resourceName",
+    ),
+    "an attachment without addresses": (
+        good(kvTransfer={"network": {"attachment": {"type": "macvlan", "master": "eth1"}}}), "subnet or ipam", "subnet or ipam",
+    ),
+    "a name that leaves no room for the children": (good("a" * 52), "at most 51 characters", "at most 51 characters"),
+    "a name that starts with a digit": (good("1chat"), "DNS-1035", "DNS-1035"),
+    "a uri without a scheme": (good(model={"uri": "models/m"}), "uri must be hf://", "spec.model.uri"),
+    "a uri of another scheme": (good(model={"uri": "http://host/m"}), "uri must be hf://", "spec.model.uri"),
+    "a uri that climbs": (good(model={"uri": "pvc://claim/../../etc"}), "must not contain ..", "must not contain .."),
+    "a revision of a local model": (good(model={"revision": "main"}), "revision is for hf://", "spec.model.revision"),
+    "a token for a local model": (good(model={"authSecretRef": {"name": "t"}}), "authSecretRef is for hf://", "spec.model.authSecretRef"),
+    "a variable that the operator sets": (
+        good(engine={"env": [{"name": "DISAGG_CLUSTER_KEY_FILE", "value": "/tmp/k"}]}),
+        "set by the operator", "spec.engine.env[DISAGG_CLUSTER_KEY_FILE]",
+    ),
+    "an engine that this version lacks": (good(engine={"type": "vllm"}), "spec.engine.type", "spec.engine.type"),
+    "replicas that are a word": (good(prefill={"replicas": "two"}), "spec.prefill.replicas", "spec.prefill.replicas"),
+    "negative replicas": (good(prefill={"replicas": -1}), "spec.prefill.replicas", "spec.prefill.replicas"),
+    "maxReplicas of a million": (
+        good(prefill={"autoscaling": {"maxReplicas": 10**6}}), "maxReplicas", "spec.prefill.autoscaling.maxReplicas",
+    ),
+    "autoscaling without maxReplicas": (good(prefill={"autoscaling": {}}), "maxReplicas", "spec.prefill.autoscaling.maxReplicas"),
+    "a target of 0": (
+        good(prefill={"autoscaling": _SCALE | {"metrics": [{"type": "QueueDepth", "target": {"averageValue": "0"}}]}}),
+        "averageValue", "averageValue",
+    ),
+    "a target that is no number": (
+        good(prefill={"autoscaling": _SCALE | {"metrics": [{"type": "QueueDepth", "target": {"averageValue": "NaN"}}]}}),
+        "averageValue", "averageValue",
+    ),
+    "a signal that this version lacks": (
+        good(prefill={"autoscaling": _SCALE | {"metrics": [{"type": "TTFT", "target": {"averageValue": 1}}]}}), "metrics[0].type", "type",
+    ),
+    "a cache size that is no quantity": (good(decode={"kvCacheSize": "lots"}), "spec.decode.kvCacheSize", "spec.decode.kvCacheSize"),
+    "resources that are no quantity": (good(decode={"resources": {"limits": {"cpu": "two"}}}), "limits.cpu", "spec.decode.resources.limits.cpu"),
+    "no model": (
+        {**good(), "spec": {"prefill": {}, "decode": {}}}, "spec.model", "spec.model",
+    ),
+    "a port out of range": (good(router={"service": {"port": 70000}}), "spec.router.service.port", "spec.router.service.port"),
+    "a Prometheus that is no URL": (
+        good(observability={"prometheus": {"url": "ftp://host/x"}}), "spec.observability.prometheus.url", "spec.observability.prometheus.url",
+    ),
+}  # fmt: skip
+
+# Refused by strict field validation at the API server, and by parse_file for a file.
+UNKNOWN: dict[str, tuple[Obj, str]] = {
+    "a misspelt pool field": (good(prefill={"replica": 2}), "spec.prefill.replica"),
+    "a field of a later version": (good(objectives={"ttftSeconds": {"p99": 1}}), "spec.objectives"),
+    "a misspelt field in a list": (
+        good(prefill={"autoscaling": _SCALE | {"metrics": [{"kind": "x", "target": {"averageValue": 1}}]}}),
+        "spec.prefill.autoscaling.metrics[0].kind",
+    ),
+    "a part of a pod template outside of metadata and spec": (good(decode={"podTemplate": {"containers": []}}), "spec.decode.podTemplate.containers"),
+}  # fmt: skip
+
+# Only Python sees into a pod template.
+BAD_TEMPLATES: dict[str, tuple[Obj, str]] = {
+    "containers that are no list": (good(prefill={"podTemplate": {"spec": {"containers": "x"}}}), "spec.prefill.podTemplate.spec.containers"),
+    "containers that are removed": (good(prefill={"podTemplate": {"spec": {"containers": None}}}), "spec.prefill.podTemplate.spec.containers"),
+    "a container without a name": (good(decode={"podTemplate": {"spec": {"containers": [{}]}}}), "spec.decode.podTemplate.spec.containers"),
+    "labels that are removed": (good(decode={"podTemplate": {"metadata": {"labels": None}}}), "spec.decode.podTemplate.metadata.labels"),
+    "a variable without a name": (
+        good(decode={"podTemplate": {"spec": {"containers": [{"name": "main", "env": [{"value": "x"}]}]}}}),
+        "spec.decode.podTemplate.spec.containers[main].env",
+    ),
+}  # fmt: skip

@@ -1,0 +1,90 @@
+"""`parse` refuses what CEL refuses, in words that name the field; good resources get their defaults."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, good
+
+from disagg_operator.api import InvalidResource, parse, parse_file
+from disagg_operator.api.base import Model
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_resource_is_refused_by_name(case: str) -> None:
+    resource, _, words = BAD[case]
+    with pytest.raises(InvalidResource) as caught:
+        parse(resource)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("case", BAD_TEMPLATES)
+def test_a_pod_template_that_can_not_be_merged_is_refused_by_name(case: str) -> None:
+    resource, words = BAD_TEMPLATES[case]
+    with pytest.raises(InvalidResource) as caught:
+        parse(resource)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_an_unknown_field_is_refused_in_a_file_and_passed_over_in_the_cluster(case: str) -> None:
+    resource, path = UNKNOWN[case]
+    with pytest.raises(InvalidResource) as caught:
+        parse_file(resource)
+    assert str(caught.value) == f"{path}: unknown field"
+    assert parse(resource).metadata.name == "chat"  # stored by a later version of the CRD: still served
+
+
+def test_what_is_left_out_gets_its_default() -> None:
+    spec = parse(good()).spec
+    assert spec.model.served_name == "m"
+    assert (spec.prefill.initial_replicas, spec.router.replicas, spec.kv_transfer.transport) == (1, 2, "auto")
+    assert spec.security.network_policy
+    assert spec.kv_transfer.network is None
+
+
+@pytest.mark.parametrize(
+    ("kv_transfer", "forbids"),
+    [({}, False), ({"transport": "rdma"}, True), ({"transport": "rdma", "fallback": "Warn"}, False), ({"fallback": "Forbid"}, True)],
+)
+def test_a_fallback_is_forbidden_where_rdma_is_asked_for_unless_the_user_says_otherwise(
+    kv_transfer: dict[str, object], forbids: bool
+) -> None:
+    network = {"attachmentRef": {"name": "n"}, "rdmaResource": {"name": "rdma/hca"}}
+    assert parse(good(kvTransfer={**kv_transfer, "network": network})).spec.kv_transfer.forbids_fallback is forbids
+
+
+def test_the_scaling_window_and_target_are_read_from_the_vocabulary_of_the_hpa() -> None:
+    metrics = [{"type": "QueueDepth", "target": {"averageValue": "2.5"}}]
+    behavior = {"scaleDown": {"stabilizationWindowSeconds": 15}}
+    pool = parse(good(prefill={"autoscaling": {"maxReplicas": 3, "metrics": metrics, "behavior": behavior}})).spec.prefill
+    assert pool.autoscaling is not None
+    assert (pool.autoscaling.queue_target(9.0), pool.autoscaling.scale_down_window_s, pool.initial_replicas) == (2.5, 15, 1)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["model", "uri", "prefill", "decode", "replicas"]), inner, max_size=4)
+        ),
+        max_leaves=12,
+    )
+)
+def test_whatever_the_spec_is_it_is_understood_or_refused(spec: object) -> None:
+    try:
+        parsed = parse({**good(), "spec": spec})
+    except InvalidResource as refusal:
+        assert str(refusal)
+    else:
+        assert isinstance(parsed, Model)
+
+
+def test_yaml_numbers_and_texts_mean_the_same_resources() -> None:
+    text = yaml.safe_load("{requests: {cpu: 1, memory: 1Gi}, limits: {cpu: '1'}}")
+    resources = parse(good(prefill={"resources": text})).spec.prefill.resources
+    assert resources is not None
+    assert resources.as_pod() == {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1"}}

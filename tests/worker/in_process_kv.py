@@ -1,0 +1,94 @@
+"""A KvSender that copies the cache from one engine into another of the same process, in the place of the TCP one."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+from disagg_worker.engine.api import (
+    DecodeHandle,
+    Engine,
+    ErrorEvent,
+    Event,
+    EventSink,
+    PrefillHandle,
+    Reservation,
+    SamplingParams,
+    TokenEvent,
+)
+
+
+class InProcessKvSender:
+    """Copies each reported block at once; on commit the decode engine takes the reservation over. `reported` counts (layer, block)."""
+
+    def __init__(self, decode: Engine, reservation: Reservation, tokens: Sequence[int], prompt_tokens: int, sampling: SamplingParams) -> None:
+        self._decode = decode
+        self._reservation = reservation
+        self._request = (tokens, prompt_tokens, sampling)
+        self._lock = threading.Lock()
+        self._prefill: PrefillHandle | None = None
+        self._over = False
+        self.sink: EventSink | None = None
+        self.handle: DecodeHandle | None = None
+        self.reported: Counter[tuple[int, int]] = Counter()
+        self.aborted: ErrorEvent | None = None
+
+    def attach(self, handle: PrefillHandle) -> None:
+        """The prefill whose blocks to release; it may have ended already."""
+        with self._lock:
+            self._prefill = handle
+            over = self._over
+        if over:
+            handle.release()
+
+    def layer_ready(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
+        for i, block in enumerate(blocks, first_block):
+            self._reservation.layer_view(layer, i)[:] = block
+            self.reported[layer, i] += 1
+
+    def commit(self, first_token: TokenEvent) -> None:
+        tokens, prompt_tokens, sampling = self._request
+        if self.sink is None:
+            raise RuntimeError("nobody listens")
+        self.handle = self._decode.decode(self._reservation, [*tokens, first_token.token], prompt_tokens, sampling, self.sink)
+        self._release()
+
+    def abort(self, error: ErrorEvent) -> None:
+        self.aborted = error
+        self._reservation.release()
+        self._release()
+
+    def _release(self) -> None:
+        with self._lock:
+            self._over = True
+            handle = self._prefill
+        if handle is not None:
+            handle.release()
+
+
+class _FirstToken:
+    """The prefill's sink: its token goes on, and its end only where the request ends with it."""
+
+    def __init__(self, sink: EventSink) -> None:
+        self._sink = sink
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, TokenEvent | ErrorEvent) or event.finish_reason != "prefilled":
+            self._sink(event)
+
+
+def generate_remote(
+    prefill: Engine, decode: Engine, request_id: str, tokens: Sequence[int], prompt_tokens: int, sampling: SamplingParams, sink: EventSink
+) -> InProcessKvSender:
+    """Engine.generate over two engines: reserve, prefill, copy, decode. Raises NoCapacity or InvalidInput."""
+    total = prompt_tokens + sampling.max_new_tokens
+    reservation = decode.reserve(request_id, len(tokens), total)
+    sender = InProcessKvSender(decode, reservation, tokens, prompt_tokens, sampling)
+    sender.sink = sink
+    try:
+        sender.attach(prefill.prefill(request_id, tokens, prompt_tokens, sampling, _FirstToken(sink), sender))
+    except Exception:
+        reservation.release()
+        raise
+    return sender

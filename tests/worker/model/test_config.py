@@ -1,0 +1,88 @@
+"""config.json: what is supported is read right, everything else is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.worker.checkpoints import LLAMA3_ROPE, TINY
+
+from disagg_worker.engine.api import ModelError
+from disagg_worker.model.config import RopeScaling, parse_config
+
+
+def test_a_config_is_read_with_its_defaults() -> None:
+    config = parse_config({k: v for k, v in TINY.items() if k != "num_key_value_heads"}, {})
+    assert (config.heads, config.kv_heads, config.head_dim) == (4, 4, 8)
+    assert (config.rope_theta, config.rope_scaling) == (10000.0, None)
+    assert (config.eos_token_ids, config.bos_token_id, config.tied_embeddings) == ((0,), None, True)
+
+
+@pytest.mark.parametrize(
+    ("raw", "generation", "expected"),
+    [
+        ({"eos_token_id": 5}, {}, (5,)),
+        ({"eos_token_id": [5, 6]}, {}, (5, 6)),
+        ({"eos_token_id": 5}, {"eos_token_id": [7, 8]}, (7, 8)),
+        ({"eos_token_id": None}, {}, ()),
+    ],
+    ids=["one", "several", "generation_config.json wins", "none"],
+)
+def test_end_tokens_come_from(raw: dict[str, Any], generation: dict[str, Any], expected: tuple[int, ...]) -> None:
+    assert parse_config({**TINY, **raw}, generation).eos_token_ids == expected
+
+
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+def test_llama_3_rope_scaling_is_read_from_either_field(field: str) -> None:
+    config = parse_config({**TINY, field: {**LLAMA3_ROPE, "rope_theta": 500000.0}}, {})
+    assert config.rope_theta == 500000.0
+    assert config.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 64)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"architectures": ["MixtralForCausalLM"]}, "architectures: 'MixtralForCausalLM'"),
+    ({"architectures": []}, "architectures"),
+    ({"architectures": None}, "architectures"),
+    ({"attention_bias": True}, "attention_bias: True"),
+    ({"mlp_bias": True}, "mlp_bias: True"),
+    ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
+    ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+    ({"sliding_window": 4096}, "sliding_window: 4096"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type: 'yarn'"),
+    ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.rope_type: 'linear'"),
+    ({"rope_parameters": {k: v for k, v in LLAMA3_ROPE.items() if k != "factor"}}, "rope_parameters.factor"),
+    ({"rope_scaling": {**LLAMA3_ROPE, "low_freq_factor": 4.0}}, "high_freq_factor"),
+    ({"rope_scaling": [1]}, "rope_scaling"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers: 0"),
+    ({"vocab_size": "many"}, "vocab_size: 'many'"),
+    ({"hidden_size": True}, "hidden_size: True"),
+    ({"head_dim": 7}, "head_dim: 7 is odd"),
+    ({"rms_norm_eps": -1.0}, "rms_norm_eps: -1.0"),
+    ({"rope_theta": "big"}, "rope_theta: 'big'"),
+    ({"eos_token_id": ["</s>"]}, "eos_token_id"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), REFUSED, ids=[says for _, says in REFUSED])
+def test_what_would_be_computed_wrongly_is_refused_by_name(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ModelError, match=says.replace("(", r"\(")):
+        parse_config({**TINY, **change}, {})
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 1000) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*LLAMA3_ROPE, "type", "x"]), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*TINY, "rope_scaling", "rope_parameters", "rope_theta", "head_dim"]), json_values, max_size=4))
+def test_any_json_is_read_or_refused_but_never_crashes(change: dict[str, Any]) -> None:
+    try:
+        parse_config({**TINY, **change}, {})
+    except ModelError as error:
+        assert "config.json" in str(error) or "token_id" in str(error)
