@@ -12,10 +12,10 @@ setup:          ## .venv with everything pinned
 	@scripts/setup
 
 demo: setup     ## a real Kubernetes, the operator, one CR, a chat answer, both pools scaling
-	@$(PY) -m e2e.demo
+	@$(PY) e2e/demo.py
 
-demo-down:      ## remove everything that demo made (the build cache stays)
-	@e2e/cluster down
+demo-down: setup ## remove everything that demo made (the build cache stays)
+	@$(PY) e2e/demo.py down
 
 quickstart: setup ## the same resource as processes on this machine, without a cluster
 	@.venv/bin/disagg local -f examples/quickstart.yaml --ask "What does os.path.join do?"

@@ -28,6 +28,8 @@ FOR_IMAGES: Mapping[str, tuple[str, ...]] = {
     "debian-archive-keyring": ("share/keyrings/debian-archive-keyring.gpg",),
     "binutils": ("readelf",),
 }
+# Programs that tests use and that Debian builds already: `cluster build prometheus`.
+FOR_TESTS: Mapping[str, tuple[str, ...]] = {"prometheus": ("prometheus",)}
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 

@@ -109,12 +109,14 @@ def _inputs_key(settings: Settings, image: Image, mode: str) -> str:
     return digest.hexdigest()
 
 
-def _built_file(settings: Settings, image: Image) -> Path:
-    return settings.state / "images" / f"{image.name}.json"
+def _built_file(settings: Settings, image: Image, mode: str) -> Path:
+    """What an image was built from; kept as long as the image: containerd's store outlives `down`, kind's does not."""
+    folder = settings.cache if mode == "local" else settings.state
+    return folder / "images" / f"{image.name}.json"
 
 
 def _is_built(settings: Settings, image: Image, mode: str, key: str) -> bool:
-    path = _built_file(settings, image)
+    path = _built_file(settings, image, mode)
     if not path.exists() or json.loads(path.read_text()).get("key") != key:
         return False
     return mode == "kind" or runtime.has_image(settings, image.tag)
@@ -141,7 +143,7 @@ def _build_image(settings: Settings, mode: str, image: Image) -> None:
     args = {"TORCH": "cpu"} if image.torch_stubs else {}
     build = Build(image.tag, REPO_DIR / image.dockerfile, REPO_DIR, image.wheels(settings), args)
     _run(settings, mode, build)
-    path = _built_file(settings, image)
+    path = _built_file(settings, image, mode)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps({"key": key}))
 

@@ -48,9 +48,14 @@ def require_root() -> None:
 def build_programs(settings: Settings, names: Sequence[str] = ()) -> None:
     """Build what the cache lacks: everything, or the programs of these file names (`etcd` for `bin/etcd`)."""
     known = {Path(program).name: (group, program) for group in gobuild.LOCAL_GROUPS for program in group.packages}
-    unknown = [name for name in names if name not in known]
+    packaged = {name: hostpkgs.FOR_TESTS[name] for name in names if name in hostpkgs.FOR_TESTS}
+    unknown = [name for name in names if name not in known and name not in packaged]
     if unknown:
         raise ClusterError(f"no such program: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    hostpkgs.ensure(packaged)
+    names = [name for name in names if name not in packaged]
+    if packaged and not names:
+        return
     if any(known[name][0].cgo for name in names or known):
         hostpkgs.ensure(hostpkgs.FOR_CLUSTER)
     for group in gobuild.LOCAL_GROUPS:

@@ -15,6 +15,7 @@ from disagg_operator.desired.names import key_secret_name
 from disagg_operator.kube import Kube
 from disagg_operator.queue import Key
 from disagg_operator.resources import (
+    DEPLOYMENT,
     DISAGG_POOL,
     OWNED,
     POD,
@@ -83,6 +84,14 @@ async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset
         return False
     children.objects[key] = await kube.apply(drift.stamped(rendered))
     return True
+
+
+async def rehearse(kube: Kube, rendered: Sequence[Obj], children: Children) -> None:
+    """Let the API server judge all changed workloads before any of them is written. Raises KubeError (Invalid: it refuses)."""
+    for obj in rendered:
+        live = children.get(str(obj["kind"]), name_of(obj))
+        if obj["kind"] == DEPLOYMENT.kind and (live is None or not drift.up_to_date(obj, live)):
+            await kube.apply(drift.stamped(obj), dry_run=True)
 
 
 async def prune(kube: Kube, rendered: Sequence[Obj], children: Children, owners: frozenset[str]) -> list[Obj]:

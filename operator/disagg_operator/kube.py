@@ -34,7 +34,7 @@ class Kube(Protocol):
     async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> Objs:
         """All objects, with apiVersion and kind filled in; [] when an optional API is absent."""
 
-    async def apply(self, obj: Obj) -> Obj:
+    async def apply(self, obj: Obj, *, dry_run: bool = False) -> Obj:
         """Server-side apply with force. With metadata.resourceVersion set: Conflict if the object has changed."""
 
     async def apply_status(self, obj: Obj) -> Obj:
@@ -117,15 +117,16 @@ class HttpKube:
             params = params | {"continue": token}
         raise KubeError(f"LIST {resource.plural}: more than {_PAGE * _MAX_PAGES} objects")
 
-    async def apply(self, obj: Obj) -> Obj:
-        return await self._apply(obj, "")
+    async def apply(self, obj: Obj, *, dry_run: bool = False) -> Obj:
+        return await self._apply(obj, "", dry_run)
 
     async def apply_status(self, obj: Obj) -> Obj:
         return await self._apply(obj, "/status")
 
-    async def _apply(self, obj: Obj, subresource: str) -> Obj:
+    async def _apply(self, obj: Obj, subresource: str, dry_run: bool = False) -> Obj:
         path = resource_of(obj).path(namespace_of(obj), name_of(obj)) + subresource
         params = {"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
+        params |= {"dryRun": "All"} if dry_run else {}
         return await self._call("PATCH", path, params=params, body=obj, content_type="application/apply-patch+yaml")
 
     async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Obj) -> Obj:
@@ -171,7 +172,7 @@ class HttpKube:
         attempts: int | None = None,
     ) -> Obj:
         what = f"{verb} {path}"
-        if verb != "GET":
+        if verb != "GET" and "dryRun" not in (params or {}):
             self.writes += 1
         try:
             async with asyncio.timeout(self._deadline_s) as deadline:

@@ -11,6 +11,9 @@ KubeError
 
 from __future__ import annotations
 
+# How an apply of a wrong type or of an unknown field is answered, for built-in kinds: with 500, though no retry can help.
+_UNTYPED = "failed to create typed patch object"
+
 
 class KubeError(Exception):
     """Any failed call; the message names verb and path, never a body or a token."""
@@ -53,6 +56,8 @@ def from_status(code: int, what: str, message: str, after_s: float | None) -> Ku
         return Gone(text)
     if code in (401, 403):
         return Forbidden(text)
+    if code == 500 and _UNTYPED in message:
+        return Invalid(text)
     if code == 429 or code >= 500:
         return Retry(text, after_s)
     return Invalid(text)

@@ -128,6 +128,7 @@ class Reconciler:
                 attachments_available=has_networks,
             )
             rendered = render(run.plan.resource, facts)
+            await kids.rehearse(self._kube, rendered, run.children)
             for obj in rendered:
                 await self._apply(run, obj)
             if len(uids) == len(POOLS):

@@ -28,7 +28,7 @@ class FakeKube:
         self.writes = 0
         self.fail_at_write: int | None = None
         self.absent: set[str] = set()  # kinds that this cluster doesn't serve
-        self.forbidden_kinds: set[str] = set()
+        self.invalid_names: set[str] = set()  # a dry run of these is refused
         self._applied: dict[tuple[StoreKey, str], Obj] = {}
         self._counter = 0
         self.on_write: Callable[[str, Obj], None] = lambda verb, obj: None
@@ -73,8 +73,6 @@ class FakeKube:
         return copy.deepcopy(self.objects.get((resource.kind, namespace or "", name)))
 
     async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[Obj]:
-        if resource.kind in self.forbidden_kinds:
-            raise NotFound(f"LIST {resource.plural}")
         wanted = dict(part.split("=", 1) for part in labels.split(",") if "=" in part)
         exists = [part for part in labels.split(",") if part and "=" not in part]
         return [
@@ -86,7 +84,11 @@ class FakeKube:
             and all(k in labels_of(obj) for k in exists)
         ]
 
-    async def apply(self, obj: Obj) -> Obj:
+    async def apply(self, obj: Obj, *, dry_run: bool = False) -> Obj:
+        if dry_run:
+            if name_of(obj) in self.invalid_names:
+                raise Invalid(f"apply {name_of(obj)}: spec.template: wrong")
+            return copy.deepcopy(obj)
         key = self._begin("apply", obj)
         live = self.objects.get(key)
         precondition = obj["metadata"].get("resourceVersion")

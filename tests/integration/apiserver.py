@@ -128,10 +128,9 @@ def _wait_ready(url: str, ca: Path, process: subprocess.Popen[bytes], log: Path)
     while time.monotonic() < ends_at:
         if process.poll() is not None:
             break
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(request, timeout=2, context=context) as response:
-                if response.status == 200:
-                    return
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=2, context=context) as response:
+            if response.status == 200:
+                return
         time.sleep(0.2)
     pytest.fail(f"kube-apiserver did not become ready:\n{log.read_text()[-3000:]}")
 

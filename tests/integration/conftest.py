@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import yaml
-from disagg_operator.resources import Obj
-
 from tests.integration.apiserver import REPO, ApiServer, api_server
 from tests.integration.operator_process import Cluster, client, eventually
+
+from disagg_operator.resources import Obj
 
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
@@ -39,7 +40,8 @@ async def _install_crds(cluster: Cluster) -> None:
 @pytest.fixture
 async def cluster(server: ApiServer, request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
     kube = client(server)
-    namespace = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50].strip("-")
+    # Names of tests are longer than names of namespaces may be; the end keeps them apart.
+    namespace = f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())[:40]}-{zlib.crc32(request.node.name.encode()):08x}"
     found = Cluster(kube, namespace)
     await _install_crds(found)
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}

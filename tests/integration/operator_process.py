@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 from aiohttp import web
+from tests.integration.apiserver import REPO, ApiServer, free_port
+
 from disagg_operator.credentials import load
 from disagg_operator.kube import HttpKube
 from disagg_operator.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, DISAGG_POOL, POD, SECRET, Obj
-
-from tests.integration.apiserver import REPO, ApiServer, free_port
 
 WAIT_S = 30.0
 SPEC: dict[str, Any] = {
@@ -119,9 +119,7 @@ class Cluster:
             {"fieldManager": "kubectl", "force": "true", "fieldValidation": "Strict"},
         )
 
-    async def raw(
-        self, verb: str, path: str, body: Obj, content_type: str, params: dict[str, str] | None = None
-    ) -> Obj:
+    async def raw(self, verb: str, path: str, body: Obj, content_type: str, params: dict[str, str] | None = None) -> Obj:
         return await self.kube._call(verb, path, body=body, content_type=content_type, params=params)
 
     async def scale(self, pool: str, replicas: int) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.integration.apiserver import ApiServer, free_port
+from tests.integration.operator_process import Cluster, Pods, eventually, operator
+
 from disagg_operator.children import bearer
 from disagg_operator.kube_errors import KubeError
 from disagg_operator.resources import DEPLOYMENT, DISAGG_POOL, EVENT, NETWORK_POLICY, OWNED, POD
-
-from tests.integration.apiserver import ApiServer, free_port
-from tests.integration.operator_process import Cluster, Pods, eventually, operator
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
@@ -63,9 +63,7 @@ async def test_a_resource_becomes_children_that_it_owns(server: ApiServer, clust
         assert await running.stop() == 0
 
 
-async def test_edits_reach_children_and_unwanted_ones_are_pruned(
-    server: ApiServer, cluster: Cluster, tmp_path: Path
-) -> None:
+async def test_edits_reach_children_and_unwanted_ones_are_pruned(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
     async with operator(server, tmp_path, cluster.namespace):
         await cluster.apply_resource()
         await eventually("accepted", lambda: accepted(cluster))
@@ -153,9 +151,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("spec", "field"), BAD, ids=[str(i) for i in range(len(BAD))])
-async def test_bad_resources_are_refused_by_the_api_server_by_name(
-    cluster: Cluster, spec: dict[str, Any], field: str
-) -> None:
+async def test_bad_resources_are_refused_by_the_api_server_by_name(cluster: Cluster, spec: dict[str, Any], field: str) -> None:
     with pytest.raises(KubeError) as refused:
         await cluster.apply_resource(**spec)
     assert field in str(refused.value)
@@ -204,9 +200,7 @@ SCALED = {
 }
 
 
-async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(
-    server: ApiServer, cluster: Cluster, tmp_path: Path
-) -> None:
+async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
     pods, port = Pods(), free_port()
     async with operator(server, tmp_path, cluster.namespace):
         await cluster.apply_resource(decode=SCALED)

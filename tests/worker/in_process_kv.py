@@ -22,7 +22,9 @@ from disagg_worker.engine.api import (
 class InProcessKvSender:
     """Copies each reported block at once; on commit the decode engine takes the reservation over. `reported` counts (layer, block)."""
 
-    def __init__(self, decode: Engine, reservation: Reservation, tokens: Sequence[int], prompt_tokens: int, sampling: SamplingParams) -> None:
+    def __init__(
+        self, decode: Engine, reservation: Reservation, tokens: Sequence[int], prompt_tokens: int, sampling: SamplingParams
+    ) -> None:
         self._decode = decode
         self._reservation = reservation
         self._request = (tokens, prompt_tokens, sampling)

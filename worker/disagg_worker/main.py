@@ -8,14 +8,19 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import uvicorn
+import uvloop
 
 from disagg_worker import interfaces, settings, work
 from disagg_worker.compat import compat_hash
+from disagg_worker.engine.api import EngineError
 from disagg_worker.server import Worker, create_app
+from disagg_worker.settings import PREFIX
 from disagg_worker.transfer.listener import KvListener
 
 log = logging.getLogger("disagg_worker")
@@ -58,7 +63,9 @@ def _load(s: settings.Settings, key: bytes, worker: Worker) -> None:
     )
     host = interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S) if s.kv_interface else (s.kv_host or s.host)
     interface = s.kv_interface or interfaces.interface_of(host)
-    listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, idle_s=s.transfer_idle_s)
+    # Twice what can be reserved: strangers who only connect must not shut out those with a ticket.
+    connections = 2 * s.max_running + 64
+    listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
     worker.tokenizer = tokenizer
     worker.metrics.info.info({"role": s.role, "incarnation": worker.incarnation, "model": s.model_name, "interface": interface})
     worker.node = work.Node(
@@ -75,15 +82,38 @@ def _load(s: settings.Settings, key: bytes, worker: Worker) -> None:
 
 
 async def _drain(worker: Worker, server: uvicorn.Server, timeout_s: float) -> None:
-    """Refuse new work, let what runs finish, then stop the server."""
+    """Refuse new work, let what runs finish, then stop the server. What is still there near the deadline gets a clean `draining`."""
     worker.draining = True
     log.info("draining: %d requests run", worker.active)
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s - _grace_s(timeout_s)):
             await worker.idle.wait()
     except TimeoutError:
         log.warning("drain timed out after %g s, %d requests are cut off", timeout_s, worker.active)
+        if worker.node is not None:
+            await asyncio.to_thread(worker.node.engine.stop, _grace_s(timeout_s))
     server.should_exit = True
+
+
+def _grace_s(drain_timeout_s: float) -> float:
+    """The part of the drain that is kept for ending what did not end by itself."""
+    return min(5.0, drain_timeout_s / 10)
+
+
+def _start_loading(s: settings.Settings, key: bytes, worker: Worker, failed: Callable[[], object]) -> threading.Thread:
+    """Load in a daemon thread: a worker that is told to stop while it loads does not wait for the rest."""
+
+    def load() -> None:
+        try:
+            _load(s, key, worker)
+        except Exception as error:
+            log.error("cannot serve: %s", error, exc_info=not isinstance(error, EngineError | OSError))
+            worker.failed = str(error) or type(error).__name__
+            failed()
+
+    thread = threading.Thread(target=load, name="load", daemon=True)
+    thread.start()
+    return thread
 
 
 async def serve(s: settings.Settings) -> int:
@@ -92,12 +122,10 @@ async def serve(s: settings.Settings) -> int:
     worker = Worker(s, key, f"{s.pod_uid or secrets.token_hex(16)}/{secrets.token_hex(16)}")
     config = uvicorn.Config(
         create_app(worker),
-        host=s.host,
-        port=s.port,
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=max(1, round(_grace_s(s.drain_timeout_s))),
     )
     server = _Server(config)
     loop = asyncio.get_running_loop()
@@ -109,24 +137,28 @@ async def serve(s: settings.Settings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    running = loop.create_task(server.serve())
-    try:
-        await asyncio.to_thread(_load, s, key, worker)
-    except Exception as error:
-        log.error("cannot serve: %s", error)
-        worker.failed = str(error)
-        server.should_exit = True
-    await running
+    with socket.create_server((s.host, s.port), backlog=2048) as listening:
+        log.info("HTTP on %s:%d", s.host, listening.getsockname()[1])
+        loading = _start_loading(s, key, worker, lambda: loop.call_soon_threadsafe(setattr, server, "should_exit", True))
+        await server.serve(sockets=[listening])
     if worker.node is not None:
         worker.node.listener.close()
         worker.node.engine.stop(5.0)
-    return 1 if worker.failed else 0
+    status = 1 if worker.failed else 0
+    if loading.is_alive():
+        # The interpreter's own end would wait for, or crash on, a thread inside of torch or of a download.
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 def main() -> None:
     try:
         s = settings.from_environment(os.environ)
         logging.basicConfig(level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-        sys.exit(asyncio.run(serve(s)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.exit(runner.run(serve(s)))
     except settings.SettingsError as error:
         sys.exit(f"disagg_worker: {error}")
+    except OSError as error:
+        sys.exit(f"disagg_worker: {PREFIX}HOST, {PREFIX}PORT: {error}")

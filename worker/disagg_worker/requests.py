@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from disagg_worker.engine.api import EndEvent, ErrorEvent, Event, SamplingParams, TokenEvent
 
+Line = dict[str, Any]
 MAX_TOKENS = 1 << 20
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
@@ -65,6 +66,10 @@ class BadRequest(ValueError):
     """The message names the field."""
 
 
+class PromptTooLong(BadRequest):
+    """No worker of this model has room for it."""
+
+
 def parse(kind: type[WorkT], body: bytes) -> WorkT:
     """Raises BadRequest."""
     try:
@@ -79,10 +84,10 @@ def parse(kind: type[WorkT], body: bytes) -> WorkT:
     return request
 
 
-def event_json(event: Event) -> dict[str, Any]:
+def event_json(event: Event) -> Line:
     """The event as a line of the stream."""
     if isinstance(event, TokenEvent):
-        line: dict[str, Any] = {"type": "token", "index": event.index, "token": event.token}
+        line: Line = {"type": "token", "index": event.index, "token": event.token}
         if event.logprob is not None:
             line |= {"logprob": event.logprob, "top_logprobs": [list(pair) for pair in event.top_logprobs]}
         return line
@@ -91,9 +96,9 @@ def event_json(event: Event) -> dict[str, Any]:
     return error_json(event)
 
 
-def error_json(event: ErrorEvent) -> dict[str, Any]:
+def error_json(event: ErrorEvent) -> Line:
     return {"type": "error", "code": event.code, "message": event.message, "retryable": event.retryable}
 
 
-def encode_line(content: dict[str, Any]) -> bytes:
+def encode_line(content: Line) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,10 +17,13 @@ from disagg_worker import requests, work
 from disagg_worker.engine.api import InvalidInput, NoCapacity
 from disagg_worker.metrics import Metrics
 from disagg_worker.settings import Settings
-from disagg_worker.transfer.ticket import TicketError, http_bearer, verify
+from disagg_worker.streams import NdjsonResponse
+from disagg_worker.transfer.ticket import TicketError, http_bearer, token_hash, verify
 
 log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 16 << 20
+_BODY_TIMEOUT_S = 30.0
+_DEAD = "the engine loop is stuck or dead\n"
 PROTOCOL = 1
 
 
@@ -45,6 +48,16 @@ class Worker:
         if self.draining:
             return "draining"
         return "ready" if self.node else "starting"
+
+    @property
+    def engine_alive(self) -> bool:
+        """False once there was an engine and its loop is stuck or has ended."""
+        return self.node is None or self.node.engine.alive()
+
+    @property
+    def full(self) -> bool:
+        """More requests than can run and wait: each costs a task, a connection and perhaps a thread, so their number has a bound."""
+        return self.active >= self.settings.max_running + self.settings.max_waiting
 
     def authorized(self, request: Request) -> bool:
         given = request.headers.get("authorization", "").encode()
@@ -106,49 +119,51 @@ def _error(status: int, code: str, message: str, *, retryable: bool = False) -> 
 
 
 async def _body(request: Request) -> bytes:
-    """The body, never more than MAX_BODY_BYTES of it. Raises BadRequest."""
+    """The body, never more than MAX_BODY_BYTES of it, nor later than _BODY_TIMEOUT_S. Raises BadRequest."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY_BYTES:
-            raise requests.BadRequest(f"body: over {MAX_BODY_BYTES} bytes")
-        parts.append(part)
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            async for part in request.stream():
+                size += len(part)
+                if size > MAX_BODY_BYTES:
+                    raise requests.BadRequest(f"body: over {MAX_BODY_BYTES} bytes")
+                parts.append(part)
+    except TimeoutError:
+        raise requests.BadRequest(f"body: did not come within {_BODY_TIMEOUT_S:g} s") from None
     return b"".join(parts)
 
 
-async def _counted(worker: Worker, lines: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
-    """The lines; the worker is not idle before they have ended."""
-    try:
-        async for line in lines:
-            yield line
-    finally:
-        await lines.aclose()  # type: ignore[attr-defined]
-        worker.leave()
+def _check_length(node: work.Node, tokens: int) -> None:
+    limit = node.engine.model.max_model_len
+    if tokens >= limit:
+        raise requests.PromptTooLong(f"tokens: {tokens} and at least one more do not fit max_model_len {limit}")
 
 
-Start = Callable[[work.Node, bytes], Awaitable[AsyncIterator[dict[str, Any]]]]
-
-
-async def _start_decode(node: work.Node, body: bytes) -> AsyncIterator[dict[str, Any]]:
+def _start_decode(node: work.Node, body: bytes) -> work.Job:
     request = requests.parse(requests.DecodeRequest, body)
-    return await (work.decode_remote if request.mode == "remote" else work.decode_local)(node, request)
+    _check_length(node, len(request.tokens))
+    return (work.decode_remote if request.mode == "remote" else work.decode_local)(node, request)
 
 
-async def _start_prefill(node: work.Node, body: bytes) -> AsyncIterator[dict[str, Any]]:
+def _start_prefill(node: work.Node, body: bytes) -> work.Job:
     request = requests.parse(requests.PrefillRequest, body)
+    _check_length(node, len(request.tokens))
     ticket = None
     if request.ticket is not None:
         ticket = verify(node.key, request.ticket)
         if ticket.compat != node.compat:
             raise TicketError("ticket.compat: the decode worker's KV layout or model is another one")
-        if (ticket.request_id, ticket.tokens) != (request.request_id, len(request.tokens)):
+        if (ticket.request_id, ticket.epoch) != (request.request_id, request.epoch):
             raise TicketError("ticket: is for another request")
-    return await work.prefill(node, request, ticket)
+        if (ticket.tokens, ticket.token_hash) != (len(request.tokens), token_hash(request.tokens)):
+            raise TicketError("ticket.token_hash: is for other tokens")
+    return work.prefill(node, request, ticket)
+
+
+Start = Callable[[work.Node, bytes], work.Job]
 
 
 def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Callable[[Request], Awaitable[Response]]:
-    from disagg_worker.streams import NdjsonResponse
-
     async def endpoint(request: Request) -> Response:
         if not worker.authorized(request):
             return _error(401, "unauthorized", "the bearer token is missing or wrong")
@@ -158,26 +173,42 @@ def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Call
             return _error(503, "starting", "the model is still loading", retryable=True)
         if worker.settings.role not in roles:
             return _error(400, "invalid_request", f"this worker's role is {worker.settings.role}")
+        if worker.full:
+            return _error(429, "no_capacity", f"{worker.active} requests are here already", retryable=True)
         worker.enter()
-        lines = None
+        job = None
         try:
-            lines = await start(worker.node, await _body(request))
-            return NdjsonResponse(_counted(worker, lines))
-        except (requests.BadRequest, TicketError) as error:
+            job = start(worker.node, await _body(request))
+        except requests.PromptTooLong as error:
+            return _error(413, "prompt_too_long", str(error))
+        except (requests.BadRequest, TicketError, InvalidInput) as error:
             return _error(400, "invalid_request", str(error))
-        except InvalidInput as error:
-            code, status = ("prompt_too_long", 413) if "max_model_len" in str(error) else ("invalid_request", 400)
-            return _error(status, code, str(error))
         except NoCapacity as error:
             worker.metrics.reservations_refused.inc()
             return _error(429, "no_capacity", str(error), retryable=True)
         except ClientDisconnect:
             return _error(400, "cancelled", "the client went away")
+        except Exception:
+            log.exception("a request failed")
+            return _error(500, "internal", "internal error; see the worker's log", retryable=True)
         finally:
-            if lines is None:
+            if job is None:
                 worker.leave()
+        return NdjsonResponse(job.lines, _closing(worker, job), job.deadline_s)
 
     return endpoint
+
+
+def _closing(worker: Worker, job: work.Job) -> Callable[[], None]:
+    """Free what the job holds; the worker is not idle before that."""
+
+    def close() -> None:
+        try:
+            job.close()
+        finally:
+            worker.leave()
+
+    return close
 
 
 def create_app(worker: Worker) -> Starlette:
@@ -186,11 +217,13 @@ def create_app(worker: Worker) -> Starlette:
     async def healthz(request: Request) -> Response:
         if worker.failed:
             return PlainTextResponse(f"failed: {worker.failed}\n", 503)
-        if worker.node is not None and not worker.node.engine.alive():
-            return PlainTextResponse("the engine loop is stuck or dead\n", 503)
+        if not worker.engine_alive:
+            return PlainTextResponse(_DEAD, 503)
         return PlainTextResponse("ok\n")
 
     async def readyz(request: Request) -> Response:
+        if not worker.engine_alive:
+            return PlainTextResponse(_DEAD, 503)
         return PlainTextResponse(f"{worker.state}\n", 200 if worker.state == "ready" else 503)
 
     async def metrics(request: Request) -> Response:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from disagg_worker.engine.api import Event
-from disagg_worker.requests import encode_line
+from disagg_worker.requests import Line, encode_line
+
+log = logging.getLogger(__name__)
+# What a peer gets beyond its own deadline to read the last line.
+_GRACE_S = 5.0
 
 
 class EventQueue:
@@ -36,34 +42,40 @@ class EventQueue:
 
 
 class NdjsonResponse(Response):
-    """Streams objects as lines; a closed connection ends the iterator at once (its `finally` frees what it held)."""
+    """Streams objects as lines. However it ends (well, closed by the peer, past `deadline_s`), `close` is called once."""
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, lines: AsyncIterator[dict[str, Any]]) -> None:
+    def __init__(self, lines: AsyncIterator[Line], close: Callable[[], None], deadline_s: float) -> None:
+        """`deadline_s` is monotonic; the lines are expected to end by themselves then, a peer that does not read them isn't."""
         super().__init__(headers={"cache-control": "no-store"})
         del self.headers["content-length"]
         self._lines = lines
+        self._close = close
+        self._deadline_s = deadline_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        work = asyncio.create_task(self._pump(send))
-        gone = asyncio.create_task(self._disconnected(receive))
+        tasks: list[asyncio.Task[None]] = []
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            tasks = [asyncio.create_task(self._pump(send)), asyncio.create_task(self._disconnected(receive))]
+            timeout_s = self._deadline_s - time.monotonic() + _GRACE_S
+            await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            gone.cancel()
-            if not work.done():
-                work.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            self._close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pump(self, send: Send) -> None:
         try:
             async for line in self._lines:
                 await send({"type": "http.response.body", "body": encode_line(line), "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            await self._lines.aclose()  # type: ignore[attr-defined]
+        except Exception:
+            log.exception("a stream failed")
+            line = {"type": "error", "code": "internal", "message": "internal error; see the worker's log", "retryable": True}
+            await send({"type": "http.response.body", "body": encode_line(line), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     @staticmethod
     async def _disconnected(receive: Receive) -> None:

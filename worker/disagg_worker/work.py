@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from disagg_worker.engine.api import DecodeHandle, EndEvent, Engine, ErrorEvent, PrefillHandle, Reservation, TokenEvent
 from disagg_worker.metrics import Metrics
-from disagg_worker.requests import DecodeRequest, PrefillRequest, error_json, event_json
+from disagg_worker.requests import DecodeRequest, Line, PrefillRequest, error_json, event_json
 from disagg_worker.streams import EventQueue
 from disagg_worker.transfer.listener import KvListener, Received, Session
 from disagg_worker.transfer.sender import TcpKvSender, TransferDone
@@ -32,7 +31,15 @@ class Node:
     ticket_lifetime_s: float
 
 
-Line = dict[str, Any]
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Work that has begun. `close` gives back whatever it still holds (idempotent); the stream's end must call it, however it ends."""
+
+    lines: AsyncIterator[Line]
+    close: Callable[[], None]
+    deadline_s: float
+
+
 _END = (EndEvent, ErrorEvent)
 
 
@@ -53,21 +60,19 @@ async def _relay(events: EventQueue, deadline_s: float) -> AsyncIterator[Line]:
             return
 
 
-async def decode_local(node: Node, request: DecodeRequest) -> AsyncIterator[Line]:
-    """Prefill and decode here. Raises NoCapacity or InvalidInput before the first line."""
+def decode_local(node: Node, request: DecodeRequest) -> Job:
+    """Prefill and decode here. Raises NoCapacity or InvalidInput."""
     events = EventQueue()
     params = request.sampling.to_params()
+    deadline_s = time.monotonic() + request.deadline_s
     handle = node.engine.generate(request.request_id, request.tokens, request.prompt_tokens, params, events)
 
     async def lines() -> AsyncIterator[Line]:
-        try:
-            yield {"type": "accepted", "path": "local", "kv_bytes": 0, "transfer_s": 0.0, "interface": ""}
-            async for line in _relay(events, time.monotonic() + request.deadline_s):
-                yield line
-        finally:
-            handle.cancel()
+        yield {"type": "accepted", "path": "local", "kv_bytes": 0, "transfer_s": 0.0, "interface": ""}
+        async for line in _relay(events, deadline_s):
+            yield line
 
-    return lines()
+    return Job(lines(), handle.cancel, deadline_s)
 
 
 def _issue(node: Node, request: DecodeRequest) -> Ticket:
@@ -95,6 +100,8 @@ class _RemoteDecode:
         self._events = EventQueue()
         self._handle: DecodeHandle | None = None
         self._reservation = reservation
+        self._lock = threading.Lock()
+        self._closed = False
         self.ticket = _issue(node, request)
         self._session = Session(self.ticket, reservation, self._on_commit, self._on_failed)
         node.listener.expect(self._session)
@@ -105,9 +112,12 @@ class _RemoteDecode:
         params = self._request.sampling.to_params()
         self._events.put(received)
         prompt_tokens = self._request.prompt_tokens
-        self._handle = self._node.engine.decode(self._reservation, tokens, prompt_tokens, params, self._events)
-        if self._session.cancelled:
-            self._handle.cancel()
+        handle = self._node.engine.decode(self._reservation, tokens, prompt_tokens, params, self._events)
+        with self._lock:
+            self._handle = handle
+            closed = self._closed
+        if closed:
+            handle.cancel()
         self._node.metrics.transfer_bytes.labels("received").inc(received.kv_bytes)
         self._node.metrics.transfer_seconds.observe(received.transfer_s)
 
@@ -115,25 +125,21 @@ class _RemoteDecode:
         self._node.metrics.transfer_failures.labels(code).inc()
         self._events.put(ErrorEvent("transfer_failed", message, retryable=True))
 
-    async def lines(self) -> AsyncIterator[Line]:
-        deadline_s = time.monotonic() + self._request.deadline_s
-        try:
-            yield {"type": "ticket", "ticket": self.ticket.to_json()}
-            first = await self._first(deadline_s)
-            if not isinstance(first, Received):
-                yield event_json(first)
-                return
-            yield {
-                "type": "accepted",
-                "path": "remote",
-                "kv_bytes": first.kv_bytes,
-                "transfer_s": round(first.transfer_s, 6),
-                "interface": self._node.interface,
-            }
-            async for line in _relay(self._events, deadline_s):
-                yield line
-        finally:
-            self.cancel()
+    async def lines(self, deadline_s: float) -> AsyncIterator[Line]:
+        yield {"type": "ticket", "ticket": self.ticket.to_json()}
+        first = await self._first(deadline_s)
+        if not isinstance(first, Received):
+            yield event_json(first)
+            return
+        yield {
+            "type": "accepted",
+            "path": "remote",
+            "kv_bytes": first.kv_bytes,
+            "transfer_s": round(first.transfer_s, 6),
+            "interface": self._node.interface,
+        }
+        async for line in _relay(self._events, deadline_s):
+            yield line
 
     async def _first(self, deadline_s: float) -> Received | ErrorEvent:
         """The commit, or why there is none. The ticket's lifetime bounds the wait for its use, the idle limit the transfer."""
@@ -150,18 +156,23 @@ class _RemoteDecode:
                 return ErrorEvent("deadline_exceeded", "the request's deadline has passed", retryable=False)
         return event
 
-    def cancel(self) -> None:
+    def close(self) -> None:
         self._node.listener.cancel(self._session)
-        if self._handle is not None:
-            self._handle.cancel()
+        with self._lock:
+            self._closed = True
+            handle = self._handle
+        if handle is not None:
+            handle.cancel()
 
 
-async def decode_remote(node: Node, request: DecodeRequest) -> AsyncIterator[Line]:
-    """Reserve, hand out a ticket, wait for the KV, decode. Raises NoCapacity or InvalidInput before the first line."""
+def decode_remote(node: Node, request: DecodeRequest) -> Job:
+    """Reserve, hand out a ticket, wait for the KV, decode. Raises NoCapacity or InvalidInput."""
     emitted = len(request.tokens) - request.prompt_tokens
     total = len(request.tokens) + request.sampling.max_new_tokens - emitted
+    deadline_s = time.monotonic() + request.deadline_s
     reservation = node.engine.reserve(request.request_id, len(request.tokens), total)
-    return _RemoteDecode(node, request, reservation).lines()
+    decode = _RemoteDecode(node, request, reservation)
+    return Job(decode.lines(deadline_s), decode.close, deadline_s)
 
 
 class _Prefill:
@@ -169,26 +180,34 @@ class _Prefill:
 
     def __init__(self, node: Node, request: PrefillRequest, ticket: Ticket | None) -> None:
         self._node = node
-        self._request = request
         self._events = EventQueue()
+        self._lock = threading.Lock()
+        self._released = False
         self._handle: PrefillHandle | None = None
-        self._done_early = False
-        sender = None
+        self._sender: TcpKvSender | None = None
         if ticket is not None:
             source = (node.listener.host, node.interface)
-            sender = TcpKvSender(ticket, node.key, node.incarnation, source, self._on_done)
-        self._sends = sender is not None
+            self._sender = TcpKvSender(ticket, node.key, node.incarnation, request.tokens, source, self._on_done)
         params = request.sampling.to_params()
-        self._handle = node.engine.prefill(request.request_id, request.tokens, request.prompt_tokens, params, self._events, sender)
-        if self._done_early:
-            self._handle.release()
+        tokens, prompt_tokens = request.tokens, request.prompt_tokens
+        handle = node.engine.prefill(request.request_id, tokens, prompt_tokens, params, self._events, self._sender)
+        with self._lock:
+            self._handle = handle
+            released = self._released
+        if released:
+            handle.release()
+
+    def _release(self) -> None:
+        """The blocks are read no more. A sender may be done before its handle is known: then the constructor releases."""
+        with self._lock:
+            self._released = True
+            handle = self._handle
+        if handle is not None:
+            handle.release()
 
     def _on_done(self, done: TransferDone) -> None:
         """On the sender's thread: acknowledged or failed, the blocks are free."""
-        if self._handle is None:
-            self._done_early = True
-        else:
-            self._handle.release()
+        self._release()
         metrics = self._node.metrics
         if done.error is None:
             metrics.transfer_bytes.labels("sent").inc(done.kv_bytes)
@@ -198,37 +217,36 @@ class _Prefill:
             metrics.transfer_failures.labels(done.error.code).inc()
         self._events.put(done)
 
-    async def lines(self) -> AsyncIterator[Line]:
+    async def lines(self, deadline_s: float) -> AsyncIterator[Line]:
         """The token, `transferred`, `end`: the engine's end event is held back until the transfer has ended too."""
-        deadline_s = time.monotonic() + self._request.deadline_s
         ended: EndEvent | ErrorEvent | None = None
-        transferred = not self._sends
-        try:
-            while ended is None or not (transferred or isinstance(ended, ErrorEvent)):
-                try:
-                    event = await self._events.get(deadline_s - time.monotonic())
-                except TimeoutError:
-                    yield _timed_out()
-                    return
-                if isinstance(event, TokenEvent):
-                    yield event_json(event)
-                elif isinstance(event, TransferDone):
-                    transferred = True
-                    if event.error is not None and event.error.code == "transfer_failed":
-                        ended = event.error
-                    elif event.error is None:
-                        yield _transferred(event)
-                elif ended is None:
-                    ended = event
-            yield event_json(ended)
-        finally:
-            self.cancel()
+        transferred = self._sender is None
+        while ended is None or not (transferred or isinstance(ended, ErrorEvent)):
+            try:
+                event = await self._events.get(deadline_s - time.monotonic())
+            except TimeoutError:
+                yield _timed_out()
+                return
+            if isinstance(event, TokenEvent):
+                yield event_json(event)
+            elif isinstance(event, TransferDone):
+                transferred = True
+                if event.error is not None and event.error.code == "transfer_failed":
+                    ended = event.error
+                elif event.error is None:
+                    yield _transferred(event)
+            elif ended is None:
+                ended = event
+        yield event_json(ended)
 
-    def cancel(self) -> None:
+    def close(self) -> None:
+        """Computing stops, and so does sending; the sender's `on_done` releases. Without a sender nobody reads the blocks."""
         if self._handle is not None:
             self._handle.cancel()
-            if not self._sends:
-                self._handle.release()
+        if self._sender is not None:
+            self._sender.cancel()
+        else:
+            self._release()
 
 
 def _transferred(done: TransferDone) -> Line:
@@ -242,7 +260,8 @@ def _transferred(done: TransferDone) -> Line:
     }
 
 
-async def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None) -> AsyncIterator[Line]:
-    """Compute the prompt and push its KV. Raises NoCapacity or InvalidInput before the first line."""
-    await asyncio.sleep(0)
-    return _Prefill(node, request, ticket).lines()
+def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None) -> Job:
+    """Compute the prompt and push its KV. Raises NoCapacity or InvalidInput."""
+    deadline_s = time.monotonic() + request.deadline_s
+    job = _Prefill(node, request, ticket)
+    return Job(job.lines(deadline_s), job.close, deadline_s)

@@ -8,6 +8,11 @@ from typing import Any
 Obj = dict[str, Any]
 
 
+def patched(role: str, **spec: Any) -> Obj:
+    """A resource whose pool has a podTemplate with this spec."""
+    return good(**{role: {"podTemplate": {"spec": spec}}})
+
+
 def good(name: str = "chat", **spec: Any) -> Obj:
     """A valid resource; `spec` is merged over it."""
     base: Obj = {"model": {"uri": "file:///models/m"}, "prefill": {}, "decode": {}}
@@ -53,7 +58,8 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         good(kvTransfer={"network": {"attachment": {"type": "macvlan", "subnet": "10.9.0.0/24"}}}), "master is required", ".master",
     ),
     "sriov without a resource": (
-        good(kvTransfer={"network": {"attachment": {"type": "sriov", "subnet": "10.9.0.0/24"}}}), "resourceName is required", ".resourceName",
+        good(kvTransfer={"network": {"attachment": {"type": "sriov", "subnet": "10.9.0.0/24"}}}),
+        "resourceName is required", ".resourceName",
     ),
     "an attachment without addresses": (
         good(kvTransfer={"network": {"attachment": {"type": "macvlan", "master": "eth1"}}}), "subnet or ipam", "subnet or ipam",
@@ -88,13 +94,16 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         good(prefill={"autoscaling": _SCALE | {"metrics": [{"type": "TTFT", "target": {"averageValue": 1}}]}}), "metrics[0].type", "type",
     ),
     "a cache size that is no quantity": (good(decode={"kvCacheSize": "lots"}), "spec.decode.kvCacheSize", "spec.decode.kvCacheSize"),
-    "resources that are no quantity": (good(decode={"resources": {"limits": {"cpu": "two"}}}), "limits.cpu", "spec.decode.resources.limits.cpu"),
+    "resources that are no quantity": (
+        good(decode={"resources": {"limits": {"cpu": "two"}}}), "limits.cpu", "spec.decode.resources.limits.cpu",
+    ),
     "no model": (
         {**good(), "spec": {"prefill": {}, "decode": {}}}, "spec.model", "spec.model",
     ),
     "a port out of range": (good(router={"service": {"port": 70000}}), "spec.router.service.port", "spec.router.service.port"),
     "a Prometheus that is no URL": (
-        good(observability={"prometheus": {"url": "ftp://host/x"}}), "spec.observability.prometheus.url", "spec.observability.prometheus.url",
+        good(observability={"prometheus": {"url": "ftp://host/x"}}),
+        "spec.observability.prometheus.url", "spec.observability.prometheus.url",
     ),
 }  # fmt: skip
 
@@ -106,17 +115,19 @@ UNKNOWN: dict[str, tuple[Obj, str]] = {
         good(prefill={"autoscaling": _SCALE | {"metrics": [{"kind": "x", "target": {"averageValue": 1}}]}}),
         "spec.prefill.autoscaling.metrics[0].kind",
     ),
-    "a part of a pod template outside of metadata and spec": (good(decode={"podTemplate": {"containers": []}}), "spec.decode.podTemplate.containers"),
+    "a part of a pod template outside of metadata and spec": (
+        good(decode={"podTemplate": {"containers": []}}), "spec.decode.podTemplate.containers",
+    ),
 }  # fmt: skip
 
 # Only Python sees into a pod template.
 BAD_TEMPLATES: dict[str, tuple[Obj, str]] = {
-    "containers that are no list": (good(prefill={"podTemplate": {"spec": {"containers": "x"}}}), "spec.prefill.podTemplate.spec.containers"),
-    "containers that are removed": (good(prefill={"podTemplate": {"spec": {"containers": None}}}), "spec.prefill.podTemplate.spec.containers"),
-    "a container without a name": (good(decode={"podTemplate": {"spec": {"containers": [{}]}}}), "spec.decode.podTemplate.spec.containers"),
+    "containers that are no list": (patched("prefill", containers="x"), "spec.prefill.podTemplate.spec.containers"),
+    "containers that are removed": (patched("prefill", containers=None), "spec.prefill.podTemplate.spec.containers"),
+    "a container without a name": (patched("decode", containers=[{}]), "spec.decode.podTemplate.spec.containers"),
     "labels that are removed": (good(decode={"podTemplate": {"metadata": {"labels": None}}}), "spec.decode.podTemplate.metadata.labels"),
     "a variable without a name": (
-        good(decode={"podTemplate": {"spec": {"containers": [{"name": "main", "env": [{"value": "x"}]}]}}}),
+        patched("decode", containers=[{"name": "main", "env": [{"value": "x"}]}]),
         "spec.decode.podTemplate.spec.containers[main].env",
     ),
 }  # fmt: skip

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, good
 
 from disagg_operator.api import InvalidResource, parse, parse_file
-from disagg_operator.api.base import Model
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -6,6 +6,8 @@ import copy
 from typing import Any
 
 import pytest
+from tests.fakes.kube import FakeKube
+
 from disagg_operator.autoscaling.policy import Decision
 from disagg_operator.desired import Images
 from disagg_operator.drift import APPLIED_HASH
@@ -15,8 +17,6 @@ from disagg_operator.live import LiveTable, Scaling
 from disagg_operator.metrics import Metrics
 from disagg_operator.observe import RouterView, WorkerLink
 from disagg_operator.reconcile import Reconciler
-
-from tests.fakes.kube import FakeKube
 
 KEY = ("default", "chat")
 SPEC: dict[str, Any] = {
@@ -190,9 +190,7 @@ async def test_the_cluster_key_is_made_once_and_never_changed() -> None:
         ),
     ],
 )
-async def test_a_bad_spec_is_refused_by_name_and_what_runs_is_left_alone(
-    spec: dict[str, Any], reason: str, field: str
-) -> None:
+async def test_a_bad_spec_is_refused_by_name_and_what_runs_is_left_alone(spec: dict[str, Any], reason: str, field: str) -> None:
     world = World()
     await world.settle()
     before = world.snapshot()
@@ -208,11 +206,20 @@ async def test_a_bad_spec_is_refused_by_name_and_what_runs_is_left_alone(
     assert [e["reason"] for e in world.kube.events if e["type"] == "Warning"][-1] == "InvalidSpec"
 
 
+async def test_a_template_that_the_api_server_refuses_is_found_out_before_anything_is_written() -> None:
+    world = World()
+    await world.settle()
+    world.kube.invalid_names.add("chat-decode")
+    world.edit(engine={"dtype": "float32"})
+    before = world.snapshot()
+    await world.run()
+    assert world.condition("Accepted")["reason"] == "InvalidSpec"
+    assert world.snapshot() == before
+
+
 async def test_an_object_of_that_name_that_is_not_ours_is_not_taken_over() -> None:
     world = World()
-    world.kube.put(
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "chat-router", "namespace": "default"}, "spec": {"x": 1}}
-    )
+    world.kube.put({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "chat-router", "namespace": "default"}, "spec": {"x": 1}})
     assert await world.run() is not None
     assert world.condition("Accepted")["reason"] == "NameConflict"
     assert world.kube.find("Service", "chat-router")["spec"] == {"x": 1}
@@ -304,9 +311,7 @@ async def test_before_a_pool_shrinks_its_pods_are_priced_by_what_they_hold() -> 
     await world.settle()
     labels = world.kube.find("Deployment", "chat-decode")["spec"]["template"]["metadata"]["labels"]
     for name in "abc":
-        world.kube.put(
-            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "labels": labels}}
-        )
+        world.kube.put({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "labels": labels}})
     uid = world.kube.find("DisaggDeployment", "chat")["metadata"]["uid"]
     world.live.of(KEY, uid).loads = {"a": 5.0, "b": 0.0}
     world.decide("decode", 3, 1)

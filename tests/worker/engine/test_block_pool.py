@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from disagg_worker.engine.api import NoCapacity
-from disagg_worker.engine.block_pool import BlockPool, State, blocks_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from disagg_worker.engine.api import NoCapacity
+from disagg_worker.engine.block_pool import BlockPool, State, blocks_for
 
 HELD = st.sampled_from([State.USED, State.LEASED])
 TOTAL = 12

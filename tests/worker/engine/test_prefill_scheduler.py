@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from disagg_worker.engine.prefill_scheduler import PrefillPlan, PrefillRules, Waiting, bucket, plan_prefill
 from hypothesis import given
 from hypothesis import strategies as st
+
+from disagg_worker.engine.prefill_scheduler import PrefillPlan, PrefillRules, Waiting, bucket, plan_prefill
 
 RULES = PrefillRules(budget_tokens=1000, wait_s=0.05, utilisation=0.85, max_sequences=8)
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from disagg_worker.engine.api import SamplingParams
-from disagg_worker.engine.sampler import Row, Sampled, sample, sample_rows, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from disagg_worker.engine.api import SamplingParams
+from disagg_worker.engine.sampler import Row, Sampled, sample, sample_rows, uniform
 
 VOCAB = 32
 PLAIN = SamplingParams(seed=7, max_new_tokens=100)

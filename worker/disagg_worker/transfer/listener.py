@@ -14,9 +14,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 
 from disagg_worker.engine.api import KvLayout, Reservation
-from disagg_worker.transfer import frames, wire
+from disagg_worker.transfer import wire
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Coverage, verify_commit
 from disagg_worker.transfer.ticket import Ticket, TicketError, begin_proof, verify
@@ -33,6 +34,15 @@ class Received:
     transfer_s: float
 
 
+class Phase(Enum):
+    """WAITING -> RECEIVING -> TAKEN, or ENDED from either of the first two. Who moves it out of a phase owns the reservation."""
+
+    WAITING = "waiting"
+    RECEIVING = "receiving"
+    TAKEN = "taken"
+    ENDED = "ended"
+
+
 @dataclass(slots=True)
 class Session:
     """One announced transfer. The callbacks come from the connection's thread, exactly one of them, once.
@@ -44,8 +54,8 @@ class Session:
     reservation: Reservation
     on_commit: Callable[[Received], None]
     on_failed: Callable[[str, str], None]
+    phase: Phase = field(default=Phase.WAITING)
     sock: socket.socket | None = field(default=None)
-    cancelled: bool = field(default=False)
 
 
 class KvListener:
@@ -79,34 +89,26 @@ class KvListener:
         with self._lock:
             self._waiting[session.ticket.transfer_id] = session
 
-    def cancel(self, session: Session) -> bool:
-        """Forget a transfer. True: it had not begun and its reservation is released now; False: its thread will do that."""
+    def cancel(self, session: Session) -> None:
+        """Give a transfer up (idempotent). A reservation that waits is released now; one that is being written, by its thread, which is
+        woken; one that the engine took is the engine's."""
         with self._lock:
-            session.cancelled = True
-            waiting = self._waiting.pop(session.ticket.transfer_id, None)
-            sock = session.sock
-        if waiting is not None:
+            phase, session.phase = session.phase, Phase.TAKEN if session.phase is Phase.TAKEN else Phase.ENDED
+            self._waiting.pop(session.ticket.transfer_id, None)
+        if phase is Phase.WAITING:
             session.reservation.release()
-            return True
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # already gone
-        return False
+        elif phase is Phase.RECEIVING and session.sock is not None:
+            wire.hang_up(session.sock)
 
     def begun(self, session: Session) -> bool:
         """The ticket has been used."""
         with self._lock:
-            return session.ticket.transfer_id not in self._waiting
+            return session.phase is not Phase.WAITING
 
     def close(self) -> None:
         """Stop accepting; transfers that run end by themselves within the idle limit."""
         self._closed = True
-        try:
-            self._server.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        wire.hang_up(self._server)
         self._server.close()
 
     def _accept(self) -> None:
@@ -120,6 +122,7 @@ class KvListener:
                 time.sleep(0.1)  # out of descriptors: don't spin
                 continue
             if not self._slots.acquire(blocking=False):
+                log.warning("connection from %s closed: too many transfers", peer[0])
                 sock.close()
                 continue
             threading.Thread(target=self._serve, args=(sock, peer[0]), name="kv-recv", daemon=True).start()
@@ -127,69 +130,80 @@ class KvListener:
     def _serve(self, sock: socket.socket, peer: str) -> None:
         try:
             with sock:
-                sock.settimeout(self._idle_s)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._connection(sock, peer)
-        except (OSError, FrameError) as failure:
-            log.info("connection from %s refused: %s", peer, failure or type(failure).__name__)
+                self._connection(sock, wire.FrameSocket(sock, self._idle_s), peer)
+        except OSError as failure:
+            log.info("connection from %s lost: %s", peer, failure or type(failure).__name__)
+        except Exception:
+            log.exception("connection from %s failed", peer)
         finally:
             self._slots.release()
 
-    def _connection(self, sock: socket.socket, peer: str) -> None:
+    def _connection(self, sock: socket.socket, link: wire.FrameSocket, peer: str) -> None:
         try:
-            session = self._begin(sock)
+            session = self._begin(sock, link)
         except (FrameError, TicketError) as refusal:
             log.warning("transfer from %s refused: %s", peer, refusal)
-            self._send_error(sock, "ticket_refused", str(refusal))
+            self._send_error(link, "ticket_refused", str(refusal))
             return
         try:
-            received = self._receive(sock, session)
-        except (OSError, FrameError) as failure:
+            received = self._receive(link, session)
+        except Exception as failure:  # whatever it was, the blocks must come free
             message = str(failure) or type(failure).__name__
             log.warning("transfer %s from %s failed: %s", session.ticket.transfer_id, peer, message)
-            self._fail(sock, session, "cancelled" if session.cancelled else "transfer_failed", message)
+            self._fail(link, session, "transfer_failed", message)
+            return
+        with self._lock:
+            cancelled = session.phase is Phase.ENDED
+            session.phase = Phase.ENDED if cancelled else Phase.TAKEN
+        if cancelled:
+            self._fail(link, session, "cancelled", "the request was cancelled")
             return
         try:
             session.on_commit(received)
         except Exception as refusal:  # the engine's door: whatever it says, this transfer ends here
             log.warning("transfer %s not taken: %s", session.ticket.transfer_id, refusal)
-            self._fail(sock, session, "not_accepted", str(refusal))
+            self._fail(link, session, "not_accepted", str(refusal))
             return
-        wire.send_json(sock, FrameType.ACK, {"kv_bytes": received.kv_bytes})
+        link.send_json(FrameType.ACK, {"kv_bytes": received.kv_bytes})
 
-    def _begin(self, sock: socket.socket) -> Session:
+    def _begin(self, sock: socket.socket, link: wire.FrameSocket) -> Session:
         challenge = secrets.token_bytes(32)
-        wire.send_frame(sock, Header(FrameType.CHALLENGE), [challenge])
-        raw, header = wire.recv_header(sock)
+        link.send(Header(FrameType.CHALLENGE), [challenge])
+        raw, header = link.header()
         if header.type is not FrameType.BEGIN:
             raise FrameError(f"expected BEGIN, got {header.type.name}")
-        content = wire.parse_json(wire.recv_control(sock, raw, header))
+        content = wire.parse_json(link.control(raw, header))
         raw_ticket = content.get("ticket")
         transfer_id = raw_ticket.get("transfer_id") if isinstance(raw_ticket, dict) else None
         proof = content.get("proof")
-        expected = begin_proof(self._key, challenge, str(transfer_id))
-        if not isinstance(proof, str) or not hmac.compare_digest(proof.encode(), expected.encode()):
+        # An id or a proof of bytes that are no text must be refused like any other wrong one.
+        expected = begin_proof(self._key, challenge, transfer_id if isinstance(transfer_id, str) else "")
+        given = proof.encode(errors="replace") if isinstance(proof, str) else b""
+        if not hmac.compare_digest(given, expected.encode()):
             raise FrameError("proof: does not match")
         ticket = verify(self._key, raw_ticket)
         with self._lock:
-            session = self._waiting.pop(ticket.transfer_id, None)
-            if session is not None:
-                session.sock = sock
-        if session is None or session.ticket != ticket:
-            raise TicketError("ticket: unknown, used, expired or cancelled")
+            session = self._waiting.get(ticket.transfer_id)
+            if session is None or session.ticket != ticket:
+                raise TicketError("ticket: unknown, used, expired or cancelled")
+            del self._waiting[ticket.transfer_id]
+            session.phase = Phase.RECEIVING
+            session.sock = sock
         return session
 
-    def _receive(self, sock: socket.socket, session: Session) -> Received:
+    def _receive(self, link: wire.FrameSocket, session: Session) -> Received:
         started_s = time.monotonic()
         coverage = Coverage(self._layout, session.reservation.n_blocks)
         while True:
-            raw, header = wire.recv_header(sock)
+            raw, header = link.header()
             if header.type is FrameType.LAYER:
                 coverage.check(header)
-                self._receive_layer(sock, raw, header, session.reservation)
+                first = header.first_block
+                views = [session.reservation.layer_view(header.layer, first + i) for i in range(header.n_blocks)]
+                link.into(raw, header, views)
                 coverage.take(header)
                 continue
-            payload = wire.recv_control(sock, raw, header)
+            payload = link.control(raw, header)
             if header.type is FrameType.COMMIT:
                 token = verify_commit(wire.parse_json(payload), coverage, session.ticket, self._vocab_size)
                 elapsed_s = time.monotonic() - started_s
@@ -200,21 +214,17 @@ class KvListener:
             if header.type is not FrameType.PROGRESS:
                 raise FrameError(f"unexpected {header.type.name}")
 
-    @staticmethod
-    def _receive_layer(sock: socket.socket, raw: bytes, header: Header, reservation: Reservation) -> None:
-        views = [reservation.layer_view(header.layer, header.first_block + i) for i in range(header.n_blocks)]
-        for view in views:
-            wire.recv_into(sock, view)
-        frames.check_crc(raw, views, header.crc32)
-
-    def _fail(self, sock: socket.socket, session: Session, code: str, message: str) -> None:
+    def _fail(self, link: wire.FrameSocket, session: Session, code: str, message: str) -> None:
+        with self._lock:
+            cancelled = session.phase is Phase.ENDED
+            session.phase = Phase.ENDED
         session.reservation.release()
-        session.on_failed(code, message)
-        self._send_error(sock, code, message)
+        session.on_failed("cancelled" if cancelled else code, message)
+        self._send_error(link, code, message)
 
     @staticmethod
-    def _send_error(sock: socket.socket, code: str, message: str) -> None:
+    def _send_error(link: wire.FrameSocket, code: str, message: str) -> None:
         try:
-            wire.send_json(sock, FrameType.ERROR, {"code": code, "message": message, "retryable": True})
+            link.send_json(FrameType.ERROR, {"code": code, "message": message, "retryable": True})
         except OSError:
             pass  # the peer is gone; it sees the reset

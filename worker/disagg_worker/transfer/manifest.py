@@ -69,14 +69,14 @@ class Coverage:
         return self._missing == 0
 
 
-def commit_payload(digest: Digest, ticket: Ticket, first_token: TokenEvent) -> dict[str, Any]:
-    """The COMMIT frame's content."""
+def commit_payload(digest: Digest, tokens: int, token_hash: str, first_token: TokenEvent) -> dict[str, Any]:
+    """The COMMIT frame's content. Count and hash are those of the tokens that were computed, not a copy of the ticket's."""
     return {
         "frames": digest.frames,
         "bytes": digest.payload_bytes,
         "digest": digest.hex(),
-        "token_hash": ticket.token_hash,
-        "tokens": ticket.tokens,
+        "token_hash": token_hash,
+        "tokens": tokens,
         "first_token": first_token.token,
         "logprob": first_token.logprob,
         "top_logprobs": [list(pair) for pair in first_token.top_logprobs],

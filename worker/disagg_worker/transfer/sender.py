@@ -1,6 +1,7 @@
 """The prefill half of a transfer: one thread a transfer pushes each layer while the engine computes the next.
 
-Bounds: at most one thread for each prefill that runs; what is queued are views of blocks that the engine holds anyway.
+Bounds: one thread for each prefill in flight, whose number the server limits; what is queued are views of blocks that the engine holds
+anyway; every wait has a timeout, and `cancel` ends them all.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 
 from disagg_worker.engine.api import ErrorEvent, TokenEvent
 from disagg_worker.transfer import wire
-from disagg_worker.transfer.frames import MAX_PAYLOAD_BYTES, FrameError, FrameType, Header
+from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Digest, commit_payload
-from disagg_worker.transfer.ticket import Ticket, begin_proof
+from disagg_worker.transfer.ticket import Ticket, begin_proof, token_hash
 
 log = logging.getLogger(__name__)
+# Below the protocol's limit: a frame is in flight as a whole, and its crc is computed before its first byte goes out.
+_FRAME_BYTES = 8 << 20
+_CANCELLED = ErrorEvent("cancelled", "cancelled", retryable=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,9 @@ class _CommitItem:
     computed_at_s: float
 
 
+_Item = _LayerItem | _CommitItem | ErrorEvent
+
+
 class TransferFailed(Exception):
     """The peer refused or broke off."""
 
@@ -69,20 +76,24 @@ class TcpKvSender:
         ticket: Ticket,
         key: bytes,
         incarnation: str,
+        tokens: Sequence[int],
         source: tuple[str, str],
         on_done: Callable[[TransferDone], None],
         timeouts: SenderTimeouts | None = None,
     ) -> None:
-        """`source` is (local address to connect from, name of its interface)."""
+        """`tokens`: those that are really computed; the commit speaks of them. `source`: local address to connect from, name of its interface."""
         self._ticket = ticket
         self._key = key
         self._incarnation = incarnation
+        self._n_tokens, self._token_hash = len(tokens), token_hash(tokens)
         self._source_host, self._interface = source
         self._on_done = on_done
         self._timeouts = timeouts or SenderTimeouts()
-        self._items: queue.SimpleQueue[_LayerItem | _CommitItem | ErrorEvent] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._sock: socket.socket | None = None
+        self._cancelled = False
         self._ended = False
 
     def layer_ready(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
@@ -101,6 +112,16 @@ class TcpKvSender:
             self._ended = True
         self._on_done(TransferDone(0, 0.0, 0.0, self._interface, "", error))
 
+    def cancel(self) -> None:
+        """Break the transfer off (idempotent, any thread); `on_done` then comes at once. Does nothing before there is one: that is
+        the engine's to abort."""
+        with self._lock:
+            self._cancelled = True
+            sock = self._sock
+        self._items.put(_CANCELLED)
+        if sock is not None:
+            wire.hang_up(sock)
+
     def _start(self) -> None:
         with self._lock:
             if self._thread is None and not self._ended:
@@ -112,76 +133,85 @@ class TcpKvSender:
         started_s = time.monotonic()
         try:
             done = self._transfer(started_s)
-        except (OSError, FrameError, TransferFailed) as failure:
+        except Exception as failure:  # whatever it was, `on_done` must free the blocks
             message = f"KV transfer to {self._ticket.host}:{self._ticket.port}: {failure or type(failure).__name__}"
             log.warning("transfer %s failed: %s", self._ticket.transfer_id, message)
-            elapsed_s = time.monotonic() - started_s
-            error = ErrorEvent("transfer_failed", message, retryable=True)
-            done = TransferDone(0, elapsed_s, 0.0, self._interface, "", error)
+            error = _CANCELLED if self._cancelled else ErrorEvent("transfer_failed", message, retryable=True)
+            done = self._not_sent(started_s, error)
         with self._lock:
             self._ended = True
         self._on_done(done)
+
+    def _not_sent(self, started_s: float, error: ErrorEvent) -> TransferDone:
+        return TransferDone(0, time.monotonic() - started_s, 0.0, self._interface, "", error)
 
     def _connect(self) -> socket.socket:
         address = (self._ticket.host, self._ticket.port)
         source = (self._source_host, 0) if self._source_host else None
         sock = socket.create_connection(address, timeout=self._timeouts.connect_s, source_address=source)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.settimeout(self._timeouts.peer_s)
+        with self._lock:
+            self._sock = sock
+            cancelled = self._cancelled
+        if cancelled:
+            sock.close()
+            raise TransferFailed("cancelled")
         return sock
 
     def _transfer(self, started_s: float) -> TransferDone:
         digest = Digest()
         with self._connect() as sock:
-            raw, header = wire.recv_header(sock)
+            link = wire.FrameSocket(sock, self._timeouts.peer_s)
+            raw, header = link.header()
             if header.type is not FrameType.CHALLENGE:
                 raise FrameError(f"expected CHALLENGE, got {header.type.name}")
-            challenge = wire.recv_control(sock, raw, header)
-            proof = begin_proof(self._key, challenge, self._ticket.transfer_id)
+            proof = begin_proof(self._key, link.control(raw, header), self._ticket.transfer_id)
             begin = {"ticket": self._ticket.to_json(), "prefill_incarnation": self._incarnation, "proof": proof}
-            wire.send_json(sock, FrameType.BEGIN, begin)
+            link.send_json(FrameType.BEGIN, begin)
             first_byte_s = time.monotonic()
-            while True:
-                try:
-                    item = self._items.get(timeout=self._timeouts.progress_s)
-                except queue.Empty:
-                    wire.send_frame(sock, Header(FrameType.PROGRESS))
-                    continue
-                if isinstance(item, _LayerItem):
-                    self._send_layer(sock, item, digest)
-                    continue
+            while not isinstance(item := self._next_item(link), _CommitItem):
                 if isinstance(item, ErrorEvent):
                     content = {"code": item.code, "message": item.message, "retryable": item.retryable}
-                    wire.send_json(sock, FrameType.ERROR, content)
-                    return TransferDone(0, time.monotonic() - started_s, 0.0, self._interface, "", item)
-                wire.send_json(sock, FrameType.COMMIT, commit_payload(digest, self._ticket, item.first_token))
-                self._await_ack(sock)
-                now_s = time.monotonic()
-                return TransferDone(
-                    kv_bytes=digest.payload_bytes,
-                    transfer_s=now_s - first_byte_s,
-                    exposed_s=now_s - item.computed_at_s,
-                    interface=self._interface,
-                    peer=f"{self._ticket.host}:{self._ticket.port}",
-                )
+                    link.send_json(FrameType.ERROR, content)
+                    return self._not_sent(started_s, item)
+                self._send_layer(link, item, digest)
+            link.send_json(FrameType.COMMIT, commit_payload(digest, self._n_tokens, self._token_hash, item.first_token))
+            self._await_ack(link)
+            now_s = time.monotonic()
+            return TransferDone(
+                kv_bytes=digest.payload_bytes,
+                transfer_s=now_s - first_byte_s,
+                exposed_s=now_s - item.computed_at_s,
+                interface=self._interface,
+                peer=f"{self._ticket.host}:{self._ticket.port}",
+            )
 
-    def _send_layer(self, sock: socket.socket, item: _LayerItem, digest: Digest) -> None:
+    def _next_item(self, link: wire.FrameSocket) -> _Item:
+        """What the engine reports next; meanwhile the peer hears that we live."""
+        while True:
+            try:
+                return self._items.get(timeout=self._timeouts.progress_s)
+            except queue.Empty:
+                self._send(link, Header(FrameType.PROGRESS))
+
+    def _send_layer(self, link: wire.FrameSocket, item: _LayerItem, digest: Digest) -> None:
         block_bytes = len(item.blocks[0])
-        per_frame = max(1, MAX_PAYLOAD_BYTES // block_bytes)
+        per_frame = max(1, _FRAME_BYTES // block_bytes)
         for start in range(0, len(item.blocks), per_frame):
             part = item.blocks[start : start + per_frame]
             header = Header(FrameType.LAYER, item.layer, digest.frames, item.first_block + start, len(part))
-            try:
-                crc = wire.send_frame(sock, header, part)
-            except ConnectionError:
-                # The peer's reason is worth more than "broken pipe": it may lie in our receive buffer.
-                self._await_ack(sock)
-                raise
-            digest.add(crc, block_bytes * len(part))
+            digest.add(self._send(link, header, part), block_bytes * len(part))
 
-    def _await_ack(self, sock: socket.socket) -> None:
-        raw, header = wire.recv_header(sock)
-        payload = wire.recv_control(sock, raw, header)
+    def _send(self, link: wire.FrameSocket, header: Header, payload: Sequence[memoryview] = ()) -> int:
+        try:
+            return link.send(header, payload)
+        except ConnectionError:
+            # The peer's reason is worth more than "broken pipe": it may lie in our receive buffer.
+            self._await_ack(link)
+            raise
+
+    def _await_ack(self, link: wire.FrameSocket) -> None:
+        raw, header = link.header()
+        payload = link.control(raw, header)
         if header.type is FrameType.ERROR:
             content = wire.parse_json(payload)
             raise TransferFailed(f"{content.get('code')}: {content.get('message')}")

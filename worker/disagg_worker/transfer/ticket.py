@@ -51,7 +51,7 @@ def http_bearer(key: bytes) -> str:
 
 def begin_proof(key: bytes, challenge: bytes, transfer_id: str) -> str:
     """Shows the listener that the connecting worker knows the cluster key, for this connection only."""
-    return hmac.new(key, challenge + transfer_id.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key, challenge + transfer_id.encode(errors="replace"), hashlib.sha256).hexdigest()
 
 
 def _mac(key: bytes, ticket: Mapping[str, Any]) -> str:
@@ -85,6 +85,6 @@ def verify(key: bytes, raw: object) -> Ticket:
         value = raw[name]
         if isinstance(value, bool) or not isinstance(value, _TYPES[str(field.type)]):
             raise TicketError(f"ticket.{name}: must be {field.type}")
-    if not hmac.compare_digest(_mac(key, raw), raw["mac"]):
+    if not hmac.compare_digest(_mac(key, raw).encode(), raw["mac"].encode(errors="replace")):
         raise TicketError("ticket.mac: does not match")
     return Ticket(**raw)

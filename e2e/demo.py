@@ -1,0 +1,193 @@
+"""`make demo`: a real Kubernetes, the operator by helm, one short resource, a chat answer over the second network, both pools scaling.
+
+Usage: demo.py [down]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import load
+from access import router_url
+from disagg_operator.cli import chat
+from kubectl import RELEASE, REPO, SYSTEM_NAMESPACE, Cluster, ClusterFailed, conditions, is_true, pool_status
+
+NAME, MODEL = "chat", "stdlib-llama"
+EXAMPLE = REPO / "examples/quickstart.yaml"
+READY_TIMEOUT_S = 300.0
+PHASE_LIMIT_S = 150.0
+SHRINK_TIMEOUT_S = 150.0
+STARTED_S = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"\033[36m[demo {time.monotonic() - STARTED_S:5.0f} s]\033[0m {text}", flush=True)
+
+
+def title(text: str) -> None:
+    print(f"\n\033[1m{text}\033[0m", flush=True)
+
+
+def bring_up() -> Cluster:
+    """Cluster and images; their own progress goes to the terminal."""
+    title("1. A Kubernetes cluster, and the project's images")
+    subprocess.run([REPO / "e2e/cluster", "up", "--images"], check=True)
+    return Cluster()
+
+
+def deploy(cluster: Cluster) -> None:
+    """The operator, the resource, and a line for each condition until it is ready."""
+    title("2. The operator, and one resource")
+    cluster.install(say)
+    say(f"kubectl apply -f {EXAMPLE.relative_to(REPO)}")
+    cluster.kubectl("apply", "-f", EXAMPLE)
+    shown: dict[str, str] = {}
+
+    def ready() -> bool:
+        resource = cluster.get("dd", NAME)
+        for kind, condition in conditions(resource).items():
+            line = f"{kind:16} {condition['status']:8} {condition.get('reason', ''):24} {condition.get('message', '')}"
+            if shown.get(kind) != line:
+                shown[kind] = line
+                say(line.rstrip()[:180])
+        return is_true(resource, "Ready")
+
+    cluster.wait(f"DisaggDeployment {NAME} Ready", ready, READY_TIMEOUT_S, detail=lambda: diagnosis(cluster))
+
+
+def diagnosis(cluster: Cluster) -> str:
+    """What one would look at next."""
+    pods = cluster.kubectl("get", "pods,dd,dp", "-o", "wide", check=False)
+    logs = cluster.kubectl("-n", SYSTEM_NAMESPACE, "logs", "-l", "app.kubernetes.io/name=disagg-operator", "--tail=20", check=False)
+    return f"{pods}\n{logs}"
+
+
+def ask(url: str) -> None:
+    title("3. A chat completion through the router")
+    question = "What does os.path.join do?"
+    print(f"> {question}\n")
+    trace = chat.stream_chat(url, MODEL, question)
+    print("\n")
+    for line in chat.explain(trace):
+        say(line)
+    if trace.get("interface") != "net1":
+        raise ClusterFailed(f"the KV cache went over {trace.get('interface')!r}, not over the second network net1")
+
+
+def replicas(cluster: Cluster) -> dict[str, tuple[int, int]]:
+    """Pool -> (desired, ready)."""
+    resource = cluster.get("dd", NAME)
+    return {
+        r: (int(pool_status(resource, r).get("desired", 0)), int(pool_status(resource, r).get("ready", 0))) for r in ("prefill", "decode")
+    }
+
+
+def decode_heavy(number: int) -> dict[str, Any]:
+    """A short prompt and a long answer: work for decode."""
+    return {
+        "model": MODEL,
+        "prompt": [3 + number % 2000, 40, 50, 60],
+        "max_tokens": 500,
+        "ignore_eos": True,
+        "temperature": 0.8,
+        "seed": number,
+    }
+
+
+def prefill_heavy(number: int) -> dict[str, Any]:
+    """A long prompt and one token: work for prefill."""
+    rng = random.Random(number)
+    return {"model": MODEL, "prompt": [rng.randrange(3, 2048) for _ in range(1500)], "max_tokens": 1, "temperature": 0}
+
+
+def scale(cluster: Cluster, url: str, busy: str, idle: str, body: Any, concurrency: int) -> None:
+    """Load one pool until it has grown, then wait until it has shrunk; the other one must stay where it is."""
+    before = replicas(cluster)
+    say(f"load: {concurrency} requests at a time that are work for {busy}; before: {before[busy][0]} {busy}, {before[idle][0]} {idle}")
+    idle_seen = {before[idle][0]}
+    last = before
+
+    def look() -> dict[str, tuple[int, int]]:
+        nonlocal last
+        now = replicas(cluster)
+        idle_seen.add(now[idle][0])
+        if now != last:
+            say(f"{busy} {now[busy][1]}/{now[busy][0]} ready, {idle} {now[idle][1]}/{now[idle][0]} ready")
+            last = now
+        return now
+
+    async def grown() -> bool:
+        now = await asyncio.to_thread(look)
+        return now[busy][0] > before[busy][0] and now[busy][1] > before[busy][1]
+
+    started_s = time.monotonic()
+    result, reached = asyncio.run(load.run(url, body, concurrency, grown, PHASE_LIMIT_S))
+    median_ms = 1e3 * statistics.median(result.ttft_s) if result.ttft_s else float("nan")
+    say(
+        f"{result.finished} requests finished in {time.monotonic() - started_s:.0f} s, {result.failed} failed, median TTFT {median_ms:.0f} ms"
+    )
+    if result.failed:
+        raise ClusterFailed(f"{result.failed} requests failed: {result.errors}")
+    if not reached:
+        raise ClusterFailed(f"the {busy} pool did not grow within {PHASE_LIMIT_S:g} s\n{diagnosis(cluster)}")
+    say(f"the load is over; waiting for {busy} to shrink to {before[busy][0]}")
+    cluster.wait(
+        f"{busy} back at {before[busy][0]}", lambda: look()[busy] == before[busy], SHRINK_TIMEOUT_S, 1.0, lambda: diagnosis(cluster)
+    )
+    if idle_seen != {before[idle][0]}:
+        raise ClusterFailed(f"the {idle} pool moved, too: {sorted(idle_seen)}")
+    say(f"{idle} stayed at {before[idle][0]} all the time")
+
+
+def events(cluster: Cluster) -> list[str]:
+    """The operator's reasons for scaling, oldest first."""
+    found = [e for e in cluster.items("events") if e.get("reason") in ("ScaledUp", "ScaledDown")]
+    return [f"{e['reason']:10} {e['message']}" for e in sorted(found, key=lambda e: e["metadata"]["creationTimestamp"])]
+
+
+def demo() -> None:
+    cluster = bring_up()
+    deploy(cluster)
+    with router_url(cluster, f"{NAME}-router") as url:
+        ask(url)
+        title("4. Decode grows and shrinks by its queue, prefill stays")
+        scale(cluster, url, "decode", "prefill", decode_heavy, 24)
+        title("5. The reverse: prefill grows and shrinks, decode stays")
+        scale(cluster, url, "prefill", "decode", prefill_heavy, 16)
+    title("6. What the operator says")
+    print("\n".join(events(cluster)))
+    print(cluster.kubectl("get", "dd"))
+    print(cluster.kubectl("get", "dp"))
+    say(f"done in {(time.monotonic() - STARTED_S) / 60:.1f} minutes; `make demo-down` removes everything")
+
+
+def down() -> None:
+    """Remove what the demo made: from a cluster of the user's own, the release and the resource; else the cluster itself."""
+    environment = Cluster().environment
+    if environment.get("DISAGG_E2E_MODE") == "external":
+        cluster = Cluster(environment)
+        cluster.kubectl("delete", "-f", EXAMPLE, "--ignore-not-found", "--wait", "--timeout=120s", timeout_s=150, check=False)
+        cluster.run("helm", "uninstall", RELEASE, "-n", SYSTEM_NAMESPACE, "--ignore-not-found", "--wait", timeout_s=180)
+        cluster.kubectl("delete", "-f", REPO / "crds", "--ignore-not-found", timeout_s=120)
+        cluster.kubectl("delete", "namespace", SYSTEM_NAMESPACE, "--ignore-not-found", timeout_s=180)
+        return
+    subprocess.run([REPO / "e2e/cluster", "down"], check=True)
+
+
+def main() -> None:
+    try:
+        down() if sys.argv[1:] == ["down"] else demo()
+    except (ClusterFailed, chat.ChatFailed) as failure:
+        sys.exit(f"demo: {failure}")
+    except subprocess.CalledProcessError as failure:
+        sys.exit(f"demo: {failure}")
+
+
+if __name__ == "__main__":
+    main()

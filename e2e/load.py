@@ -1,0 +1,93 @@
+"""A bounded load on one OpenAI endpoint: so many requests at a time, until told to stop; every failure is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+
+@dataclass
+class Result:
+    """What came of a load. `ttft_s`: arrival to first text of each request."""
+
+    finished: int = 0
+    failed: int = 0
+    errors: list[str] = field(default_factory=list)
+    ttft_s: list[float] = field(default_factory=list)
+
+    def failure(self, message: str) -> None:
+        self.failed += 1
+        if len(self.errors) < 5:
+            self.errors.append(message)
+
+
+async def one(http: httpx.AsyncClient, url: str, body: dict[str, Any], result: Result) -> None:
+    """One streamed completion; it counts as finished only with a finish_reason and [DONE]."""
+    started_s, first_s, reason, done = time.monotonic(), 0.0, "", False
+    try:
+        async with http.stream("POST", f"{url}/v1/completions", json=body | {"stream": True}) as answer:
+            if answer.status_code != 200:
+                result.failure(f"HTTP {answer.status_code}: {(await answer.aread()).decode(errors='replace')[:200]}")
+                return
+            async for line in answer.aiter_lines():
+                if line == "data: [DONE]":
+                    done = True
+                elif line.startswith("data: "):
+                    chunk = json.loads(line[6:])
+                    if "error" in chunk:
+                        result.failure(str(chunk["error"]["message"]))
+                        return
+                    first_s = first_s or time.monotonic()
+                    reason = next((c["finish_reason"] for c in chunk["choices"] if c["finish_reason"]), reason)
+    except httpx.HTTPError as error:
+        result.failure(f"{type(error).__name__}: {error}")
+        return
+    if not (done and reason):
+        result.failure("the stream ended without a finish_reason")
+        return
+    result.finished += 1
+    result.ttft_s.append(first_s - started_s)
+
+
+async def run(
+    url: str,
+    body: Callable[[int], dict[str, Any]],
+    concurrency: int,
+    until: Callable[[], Awaitable[bool]],
+    limit_s: float,
+    interval_s: float = 1.0,
+) -> tuple[Result, bool]:
+    """Keep `concurrency` requests under way until `until()` is true or `limit_s` is over; what runs is then let finish.
+
+    `body(i)` makes the i-th request. The second value tells whether `until()` became true.
+    """
+    result, stop, number = Result(), asyncio.Event(), iter(range(1_000_000))
+    timeout = httpx.Timeout(120.0, connect=10.0)
+    limits = httpx.Limits(max_connections=concurrency)
+
+    async def client(http: httpx.AsyncClient) -> None:
+        while not stop.is_set():
+            before = result.failed
+            await one(http, url, body(next(number)), result)
+            if result.failed > before:
+                await asyncio.sleep(0.2)  # a dead server must not be hammered
+
+    async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False) as http:
+        clients = [asyncio.create_task(client(http)) for _ in range(concurrency)]
+        deadline_s, reached = time.monotonic() + limit_s, False
+        while not reached and time.monotonic() < deadline_s:
+            reached = await until()
+            if not reached:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(interval_s):
+                        await stop.wait()
+        stop.set()
+        await asyncio.gather(*clients)
+    return result, reached

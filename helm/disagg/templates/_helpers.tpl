@@ -1,0 +1,63 @@
+{{- define "disagg.name" -}}
+{{- printf "%s-operator" .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "disagg.selector" -}}
+app.kubernetes.io/name: disagg-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "disagg.labels" -}}
+{{ include "disagg.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{/* What the operator does in the namespaces that it watches. Nothing is granted that it does not use. */}}
+{{- define "disagg.namespacedRules" -}}
+- apiGroups: [disagg.dev]
+  resources: [disaggdeployments]
+  verbs: [get, list, watch]
+- apiGroups: [disagg.dev]
+  resources: [disaggdeployments/status, disaggpools/status]
+  verbs: [get, patch]
+- apiGroups: [disagg.dev]
+  resources: [disaggpools]
+  verbs: [get, list, watch, create, patch, delete]
+# Owner references with blockOwnerDeletion.
+- apiGroups: [disagg.dev]
+  resources: [disaggdeployments/finalizers, disaggpools/finalizers]
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services, serviceaccounts]
+  verbs: [get, list, watch, create, patch, delete]
+# Made once, read to talk to routers; never listed.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create, patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, patch]
+- apiGroups: ["", events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [roles, rolebindings]
+  verbs: [get, list, watch, create, patch, delete]
+# Held, because the routers' Role grants it.
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [get, list, watch]
+- apiGroups: [k8s.cni.cncf.io]
+  resources: [network-attachment-definitions]
+  verbs: [get, list, watch, create, patch, delete]
+{{- end -}}

@@ -1,0 +1,141 @@
+"""Scaling by a real Prometheus that scrapes real pods' pages, and by one that is dead, empty or talks nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import web
+from tests.integration.apiserver import ApiServer, free_port, program_path
+from tests.integration.operator_process import Cluster, Pods, eventually, operator
+
+from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
+from disagg_operator.autoscaling.signals.reading import PoolReading
+
+pytestmark = pytest.mark.slow
+
+
+@contextlib.asynccontextmanager
+async def prometheus(folder: Path, targets: dict[str, dict[str, str]]) -> AsyncIterator[str]:
+    """A Prometheus that scrapes `targets` (address -> labels) every half second; gives its URL."""
+    port = free_port()
+    static = [{"targets": [address], "labels": labels} for address, labels in targets.items()]
+    config = {
+        "global": {"scrape_interval": "500ms", "scrape_timeout": "400ms"},
+        "scrape_configs": [{"job_name": "disagg", "static_configs": static}],
+    }
+    (folder / "prometheus.yml").write_text(json.dumps(config))
+    with (folder / "prometheus.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            program_path("prometheus"), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb",
+            f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn", stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{port}"
+
+        async def up() -> bool:
+            async with httpx.AsyncClient(trust_env=False) as client:
+                return (await client.get(f"{url}/-/ready")).status_code == 200
+
+        await eventually("Prometheus is ready", up)
+        yield url
+    finally:
+        process.terminate()
+        await asyncio.wait_for(process.wait(), 20)
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[PrometheusDoor]:
+    found = PrometheusDoor(timeout_s=2.0)
+    yield found
+    found.close()
+
+
+async def test_the_documented_queries_read_a_real_prometheus(door: PrometheusDoor, tmp_path: Path) -> None:
+    pods, port = Pods(), free_port()
+    pods.load, pods.waiting = {"127.0.0.30": 3, "127.0.0.31": "NaN"}, {"prefill": 2.0, "decode": 7.0}
+    await pods.start(["127.0.0.10", "127.0.0.30", "127.0.0.31"], port)
+    names = {
+        "127.0.0.10": "chat-router-0a1b2c3d4e-00000",
+        "127.0.0.30": "chat-decode-0a1b2c3d4e-00000",
+        "127.0.0.31": "chat-decode-0a1b2c3d4e-00001",
+    }
+    targets = {f"{a}:{port}": {"namespace": "ns", "pod": pod} for a, pod in names.items()}
+    try:
+        async with prometheus(tmp_path, targets) as url:
+
+            async def read() -> PoolReading | None:
+                found = await door.read(url, "ns", "chat", "decode")
+                return found if found and found.by_pod and found.router_waiting is not None else None
+
+            reading = await eventually("Prometheus has scraped", read)
+            assert reading == PoolReading({names["127.0.0.30"]: 3.0}, 7.0)  # NaN is absent
+            assert await door.read(url, "ns", "other", "decode") == PoolReading({}, None)  # empty is unknown
+    finally:
+        await pods.stop()
+
+
+async def test_a_prometheus_that_is_not_there_or_talks_nonsense_says_nothing(door: PrometheusDoor) -> None:
+    assert await door.read(f"http://127.0.0.1:{free_port()}", "ns", "chat", "decode") is None
+    answers = iter(["<html>", '{"data": {"result": 7}}', '{"data": null}', "[]"] * 4)
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=next(answers), content_type="application/json")
+
+    app = web.Application()
+    app.add_routes([web.get("/api/v1/query", answer)])
+    runner, port = web.AppRunner(app), free_port()
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        for _ in range(4):
+            assert await door.read(f"http://127.0.0.1:{port}", "ns", "chat", "decode") is None
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.apiserver
+async def test_the_operator_scales_by_prometheus_and_holds_when_it_dies(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
+    pods, port = Pods(), free_port()
+    pods.load["127.0.0.30"] = 11
+    decode: dict[str, Any] = {
+        "autoscaling": {
+            "maxReplicas": 4,
+            "metrics": [{"type": "QueueDepth", "target": {"averageValue": 4}}],
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 1}},
+        }
+    }
+    await pods.start(["127.0.0.10", "127.0.0.30"], port)
+    try:
+        async with operator(server, tmp_path, cluster.namespace):
+            router = await cluster.run_pod("router", 0, "127.0.0.10", port)
+            worker = await cluster.run_pod("decode", 0, "127.0.0.30", port)
+            labels = {router: "127.0.0.10", worker: "127.0.0.30"}
+            targets = {f"{a}:{port}": {"namespace": cluster.namespace, "pod": pod} for pod, a in labels.items()}
+            async with prometheus(tmp_path, targets) as url:
+                await cluster.apply_resource(decode=decode, observability={"prometheus": {"url": url}})
+
+                async def up() -> bool:
+                    return await cluster.replicas("decode") == (3, 3)
+
+                await eventually("11 requests at 4 a worker make 3 workers", up)
+                pods.load["127.0.0.30"] = 0
+
+            async def blind() -> bool:
+                return bool((await cluster.condition("ScalingActive"))["reason"] == "MetricsUnavailable")
+
+            await eventually("a dead Prometheus is said", blind)
+            held = await cluster.replicas("decode")
+            assert held[0] >= 1
+            again = await cluster.resource()
+            assert {p["name"]: p["lastDecision"]["reason"] for p in again["status"]["pools"] if "lastDecision" in p} == {
+                "decode": "MetricsUnavailable"
+            }
+    finally:
+        await pods.stop()
