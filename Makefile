@@ -37,7 +37,7 @@ unit: setup
 	@$(PY) -m pytest -q -m "not apiserver and not e2e"
 
 integration: setup
-	@e2e/cluster build etcd kube-apiserver kubectl
+	@e2e/cluster build etcd kube-apiserver kubectl helm prometheus
 	@$(PY) -m pytest -q -m apiserver
 
 e2e: setup

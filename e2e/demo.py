@@ -44,7 +44,10 @@ def bring_up() -> Cluster:
 def deploy(cluster: Cluster) -> None:
     """The operator, the resource, and a line for each condition until it is ready."""
     title("2. The operator, and one resource")
-    cluster.install(say)
+    try:
+        cluster.install(say)
+    except ClusterFailed as failure:
+        raise ClusterFailed(f"{failure}\n{diagnosis(cluster)}") from None
     say(f"kubectl apply -f {EXAMPLE.relative_to(REPO)}")
     cluster.kubectl("apply", "-f", EXAMPLE)
     shown: dict[str, str] = {}

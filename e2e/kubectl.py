@@ -65,7 +65,7 @@ class Cluster:
         say("helm install disagg (CRDs, RBAC, operator)")
         self.run(
             "helm", "upgrade", "--install", RELEASE, REPO / "helm/disagg", "--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait",
-            "--timeout", "180s", *sets, timeout_s=240,
+            "--timeout", "120s", *sets, timeout_s=240,
         )  # fmt: skip
 
     def wait(self, what: str, done: Callable[[], bool], timeout_s: float, interval_s: float = 0.5, detail: Callable[[], str] = str) -> None:

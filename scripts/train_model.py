@@ -2,9 +2,9 @@
 
 The text is the standard library's own docstrings, as prose and as short question-and-answer chats, so that the model's answers
 are recognisable English about Python and end by themselves. It knows nothing else. Seed, data and schedule are fixed, so one version
-of Python and torch on one kind of CPU gives one checkpoint. 700 steps take about half an hour on one core.
+of Python and torch on one kind of CPU gives one checkpoint. 600 steps take about half an hour on one core.
 
-Usage: train_model.py [--steps 700] [--out models/stdlib-llama]
+Usage: train_model.py [--steps 600] [--out models/stdlib-llama]
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def save(model: LlamaForCausalLM, out: Path) -> None:
     """bf16 weights, config and generation config; each file replaced whole."""
     tensors = {n: p.detach().to(torch.bfloat16).contiguous() for n, p in model.state_dict().items() if n != "lm_head.weight"}
     save_file(tensors, out / "model.safetensors.tmp", metadata={"format": "pt"})
+    (out / "model.safetensors.tmp").chmod(0o644)  # safetensors makes it unreadable for anyone else, a worker's user included
     os.replace(out / "model.safetensors.tmp", out / "model.safetensors")
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -158,7 +159,7 @@ def train(model: LlamaForCausalLM, data: torch.Tensor, steps: int, out: Path) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "models/stdlib-llama")
     arguments = parser.parse_args()
     rng = random.Random(SEED)

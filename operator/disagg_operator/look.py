@@ -43,7 +43,9 @@ class Looker:
         if plan.attachment is None and plan.rdma_resource is None:
             return Network()
         multus = await self._kube.has_api(NETWORK_ATTACHMENT)
-        found = plan.attachment is not None and multus and await self._exists(plan.attachment)
+        found: bool | None = False
+        if plan.attachment is not None and multus:
+            found = await self._exists(plan.attachment)
         return observe.network(
             reference=plan.attachment,
             found=found,
@@ -52,8 +54,13 @@ class Looker:
             nodes=None if plan.rdma_resource is None else await self._nodes(),
         )
 
-    async def _exists(self, attachment: tuple[str, str]) -> bool:
-        return await self._kube.get(NETWORK_ATTACHMENT, *attachment) is not None
+    async def _exists(self, attachment: tuple[str, str]) -> bool | None:
+        """None when the operator may not look there: it was confined to another namespace."""
+        try:
+            return await self._kube.get(NETWORK_ATTACHMENT, *attachment) is not None
+        except Forbidden as error:
+            log.warning("%s/%s can't be read: %s", *attachment, error)
+            return None
 
     async def _nodes(self) -> list[Obj] | None:
         try:

@@ -175,16 +175,18 @@ def http_port(pod: Obj, default: int) -> int:
 def network(
     *,
     reference: tuple[str, str] | None,
-    found: bool,
+    found: bool | None,
     multus: bool,
     rdma_resource: str | None,
     nodes: Sequence[Obj] | None,
 ) -> Network:
-    """Whether the attachment `reference` (namespace, name) and the RDMA resource are there. `nodes=None`: not readable."""
+    """Whether the attachment `reference` (namespace, name) and the RDMA resource are there. None: not readable."""
     if reference is None and rdma_resource is None:
         return Network()
     if reference is not None and not multus:
         return Network(False, "MultusAbsent", "the cluster has no NetworkAttachmentDefinition API: install Multus")
+    if reference is not None and found is None:
+        return Network(False, "AttachmentNotReadable", f"the operator may not read {'/'.join(reference)}", known=False)
     if reference is not None and not found:
         where = "/".join(reference)
         return Network(False, "NetworkAttachmentMissing", f"NetworkAttachmentDefinition {where} does not exist")

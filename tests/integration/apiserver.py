@@ -25,6 +25,8 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 TOKEN = "admin-token-of-a-throw-away-server"
+LIMITED_TOKEN = "limited-token-of-a-throw-away-server"
+LIMITED_USER = "limited"
 _START_TIMEOUT_S = 60.0
 
 
@@ -50,20 +52,18 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class ApiServer:
-    """`kubeconfig` has full rights."""
+    """`kubeconfig` has full rights, `limited_kubeconfig` (user LIMITED_USER) none until a test grants some."""
 
     url: str
     kubeconfig: Path
+    limited_kubeconfig: Path
     audit_log: Path
 
-    def writes_by(self, agent: str) -> list[str]:
-        """Writing requests (not leases) of clients whose user agent starts with `agent`, as "verb path"."""
-        out = []
-        for line in self.audit_log.read_text().splitlines():
-            entry = json.loads(line)
-            if entry["verb"] not in ("get", "list", "watch") and str(entry.get("userAgent", "")).startswith(agent):
-                out.append(f"{entry['verb']} {entry['requestURI']}")
-        return out
+    def forbidden(self, user: str) -> list[str]:
+        """What `user` was refused, as "verb path"."""
+        entries = [json.loads(line) for line in self.audit_log.read_text().splitlines()]
+        refused = [e for e in entries if e["user"]["username"] == user and e.get("responseStatus", {}).get("code") == 403]
+        return sorted({f"{e['verb']} {e['requestURI'].partition('?')[0]}" for e in refused})
 
 
 def _certificate(folder: Path) -> None:
@@ -104,19 +104,24 @@ def _own_address() -> str:
 
 def _write_files(folder: Path, port: int) -> Path:
     _certificate(folder)
-    (folder / "tokens.csv").write_text(f'{TOKEN},admin,admin,"system:masters"\n')
+    (folder / "tokens.csv").write_text(f'{TOKEN},admin,admin,"system:masters"\n{LIMITED_TOKEN},{LIMITED_USER},{LIMITED_USER}\n')
     policy = {
         "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
         "rules": [{"level": "Metadata"}],
     }  # fmt: skip
     (folder / "audit.yaml").write_text(json.dumps(policy))
+    _kubeconfig(folder, "limited.kubeconfig", port, LIMITED_TOKEN)
+    return _kubeconfig(folder, "kubeconfig", port, TOKEN)
+
+
+def _kubeconfig(folder: Path, name: str, port: int, token: str) -> Path:
     cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(folder / "tls.crt")}
     config = {
         "apiVersion": "v1", "kind": "Config", "current-context": "t",
-        "clusters": [{"name": "t", "cluster": cluster}], "users": [{"name": "t", "user": {"token": TOKEN}}],
+        "clusters": [{"name": "t", "cluster": cluster}], "users": [{"name": "t", "user": {"token": token}}],
         "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t"}}],
     }  # fmt: skip
-    path = folder / "kubeconfig"
+    path = folder / name
     path.write_text(json.dumps(config))
     return path
 
@@ -157,4 +162,4 @@ def api_server(folder: Path) -> Iterator[ApiServer]:
             stack.callback(_stop, process)
         url = f"https://127.0.0.1:{port}"
         _wait_ready(url, folder / "tls.crt", process, folder / "apiserver.log")
-        yield ApiServer(url, kubeconfig, folder / "audit.log")
+        yield ApiServer(url, kubeconfig, folder / "limited.kubeconfig", folder / "audit.log")

@@ -21,10 +21,14 @@ class _Waiter:
     turn: int
     pool: str = field(compare=False)
     woken: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    left: bool = field(default=False, compare=False)
 
 
 class AdmissionQueue:
-    """Requests that found no room wait here, in order of arrival whatever pool they wait for."""
+    """Requests that found no room wait here, in order of arrival whatever pool they wait for: every request needs both.
+
+    Only the oldest is woken: by `wake`, or after a short while. When it leaves the next one is the oldest.
+    """
 
     def __init__(self, max_depth: int, max_wait_s: float) -> None:
         self._max_depth = max_depth
@@ -42,33 +46,47 @@ class AdmissionQueue:
 
     def crowded(self, turn: int) -> bool:
         """Somebody came before this turn and still waits: trying now would be jumping the queue."""
-        return bool(self._heap) and self._heap[0].turn < turn
+        oldest = self._oldest()
+        return oldest is not None and oldest.turn < turn
 
     def wake(self) -> None:
-        """Something ended: the oldest may try."""
-        if self._heap:
-            self._heap[0].woken.set()
+        """Something ended, or got its place: the oldest may try."""
+        if (oldest := self._oldest()) is not None:
+            oldest.woken.set()
 
     async def wait(self, turn: int, pool: str, since_s: float) -> None:
         """Wait for room in `pool` ("prefill" or "decode") since monotonic time `since_s`. Raises ApiError 429 or 503."""
-        if len(self._heap) >= self._max_depth:
+        if self._waiting.total() >= self._max_depth:
             raise ApiError(429, "the queue is full; try again later", code="queue_full", retry_after_s=1)
         waiter = _Waiter(turn, pool)
         heapq.heappush(self._heap, waiter)
         self._waiting[pool] += 1
         try:
-            while True:
-                left_s = since_s + self._max_wait_s - time.monotonic()
-                if left_s <= 0:
-                    message = f"no {pool} worker had room within {self._max_wait_s:g} s; try again later"
-                    raise ApiError(503, message, code="overloaded", retry_after_s=5)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(_RETRY_S, left_s)):
-                        await waiter.woken.wait()
-                waiter.woken.clear()
-                if self._heap[0] is waiter:
-                    return
+            await self._until_oldest(waiter, since_s + self._max_wait_s)
         finally:
+            was_oldest = self._oldest() is waiter
             self._waiting[pool] -= 1
-            self._heap.remove(waiter)
-            heapq.heapify(self._heap)
+            waiter.left = True
+            # The next one need not be tried at once, but has to know that its turn to retry has come.
+            if was_oldest and (oldest := self._oldest()) is not None and not oldest.woken.is_set():
+                oldest.woken.set()
+
+    async def _until_oldest(self, waiter: _Waiter, until_s: float) -> None:
+        """Return when the waiter is the oldest and was woken, or has been the oldest for a while."""
+        while True:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                message = f"no {waiter.pool} worker had room within {self._max_wait_s:g} s; try again later"
+                raise ApiError(503, message, code="overloaded", retry_after_s=5)
+            was_oldest = self._oldest() is waiter
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(_RETRY_S, left_s) if was_oldest else left_s):
+                    await waiter.woken.wait()
+            waiter.woken.clear()
+            if was_oldest and self._oldest() is waiter and time.monotonic() < until_s:
+                return
+
+    def _oldest(self) -> _Waiter | None:
+        while self._heap and self._heap[0].left:
+            heapq.heappop(self._heap)
+        return self._heap[0] if self._heap else None

@@ -14,9 +14,8 @@ Json = dict[str, Any]
 
 def usage(generations: Sequence[Generation]) -> Json:
     """Token counts; a prompt with n choices counts once for each prompt, as OpenAI counts it."""
-    prompts = {g.state.prompt: len(g.state.prompt) for g in generations}
+    prompt = sum(len(g.state.prompt) for g in generations if not g.shares_prompt)
     completion = sum(len(g.state.emitted) for g in generations)
-    prompt = sum(prompts.values())
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,8 +12,6 @@ import httpx
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers import Worker
 
-# A worker sends something at least this often while it works on us: a token, or the end.
-_READ_TIMEOUT_S = 120.0
 _MAX_LINE_BYTES = 1 << 20
 Line = dict[str, Any]
 
@@ -22,7 +20,8 @@ class WorkerClient:
     """Speaks docs/protocol.md. Connections are pooled."""
 
     def __init__(self, bearer: str) -> None:
-        timeout = httpx.Timeout(_READ_TIMEOUT_S, connect=2.0, pool=5.0)
+        # How long to wait for events is decided, and bounded, by each attempt.
+        timeout = httpx.Timeout(None, connect=2.0, write=10.0, pool=5.0)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
         self._http = httpx.AsyncClient(headers={"authorization": f"Bearer {bearer}"}, timeout=timeout, limits=limits, trust_env=False)
 
@@ -36,18 +35,18 @@ class WorkerClient:
         return content
 
     @asynccontextmanager
-    async def stream(self, worker: Worker, role: str, body: Line) -> AsyncIterator[AsyncIterator[Line]]:
+    async def stream(self, worker: Worker, role: str, body: Line) -> AsyncIterator[AsyncGenerator[Line]]:
         """The events of one call. Leaving the context cancels it at the worker. Raises NoRoom or AttemptFailed."""
         try:
             async with self._http.stream("POST", f"{worker.url}/internal/v1/{role}", json=body) as answer:
                 if answer.status_code != 200:
-                    raise _refusal(worker, role, answer.status_code, await answer.aread())
+                    raise _refusal(worker, role, answer.status_code, await answer.aread(), has_ticket=body.get("ticket") is not None)
                 yield self._lines(worker, answer)
         except httpx.HTTPError as error:
             raise _broken(worker, error) from None
 
     @staticmethod
-    async def _lines(worker: Worker, answer: httpx.Response) -> AsyncIterator[Line]:
+    async def _lines(worker: Worker, answer: httpx.Response) -> AsyncGenerator[Line]:
         try:
             async for text in answer.aiter_lines():
                 if len(text) > _MAX_LINE_BYTES:
@@ -70,15 +69,15 @@ def _broken(worker: Worker, error: httpx.HTTPError) -> AttemptFailed:
     return AttemptFailed(f"{worker.pod}: {type(error).__name__}", reason="worker_lost", blame=(worker.incarnation,))
 
 
-def _refusal(worker: Worker, role: str, status: int, body: bytes) -> Exception:
-    """What a non-200 answer means."""
+def _refusal(worker: Worker, role: str, status: int, body: bytes, *, has_ticket: bool) -> Exception:
+    """What a non-200 answer means. `has_ticket`: decode has taken the same request, so it may be the ticket that is refused."""
     try:
         error = json.loads(body)["error"]
         code, message = str(error["code"]), str(error["message"])
     except (ValueError, KeyError, TypeError):
         code, message = "internal", f"HTTP {status}"
     if status in (429, 503):
-        return NoRoom(role, f"{worker.pod}: {message}")
+        return NoRoom(role, f"{worker.pod}: {message}", reason=code)
     if status in (400, 413):
-        return AttemptFailed(f"{worker.pod}: {message}", reason=code, retryable=False)
+        return AttemptFailed(message, reason=code, retryable=has_ticket)
     return AttemptFailed(f"{worker.pod}: {message}", reason=code, blame=(worker.incarnation,))

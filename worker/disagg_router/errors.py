@@ -45,10 +45,21 @@ class AttemptFailed(Exception):
         self.blame = blame
         self.retryable = retryable
 
+    def for_client(self) -> ApiError:
+        """What the client is told when no further attempt is made."""
+        if self.reason == "prompt_too_long":
+            return ApiError(400, f"the prompt is too long: {self}", code="context_length_exceeded")
+        if self.reason == "invalid_request":
+            return ApiError(400, f"the request was refused: {self}", code="invalid_value")
+        if self.reason == "deadline_exceeded":
+            return ApiError(504, "the request was not finished in time", code="deadline_exceeded")
+        return ApiError(503, f"every attempt failed, the last: {self.reason}", code="workers_failed", retry_after_s=1)
+
 
 class NoRoom(Exception):
-    """No worker of `pool` takes the request now."""
+    """No worker of `pool` takes the request now; nobody is to blame. `reason` is the protocol's error code."""
 
-    def __init__(self, pool: str, message: str) -> None:
+    def __init__(self, pool: str, message: str, *, reason: str = "no_capacity") -> None:
         super().__init__(message)
         self.pool = pool
+        self.reason = reason

@@ -1,20 +1,22 @@
-"""From a checked request to text: limits, sampling parameters, detokenising, stop strings, usage. One `Choice` of the answer each."""
+"""From a checked request to text: limits, sampling parameters, detokenising, stop strings, usage. One choice of the answer each."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from disagg_router.dispatch import Dispatcher, Finished, Trace
+from disagg_router.attempt import Finished, Trace
+from disagg_router.dispatch import Dispatcher
 from disagg_router.errors import ApiError
 from disagg_router.request_state import RequestState, Token
 from disagg_router.schema import ChatRequest, CompletionRequest
 from disagg_router.stops import StopStrings
 from disagg_router.text import Detokenizer, Text
-from disagg_router.workers import Worker
+from disagg_router.workers import Model, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,8 @@ class Piece:
     finish_reason: str | None = None
 
 
-def check_prompt(prompt: list[int], wanted: int | None, model: Worker) -> int:
-    """How many tokens may be generated. Raises ApiError naming the limit."""
+def check_prompt(prompt: list[int], wanted: int | None, default: int | None, model: Model) -> int:
+    """How many tokens may be generated: what is wanted, else the default or what fits. Raises ApiError naming the limit."""
     limit = model.max_model_len
     if not prompt:
         raise ApiError(400, "the prompt is empty", code="empty_prompt", param="prompt")
@@ -35,17 +37,20 @@ def check_prompt(prompt: list[int], wanted: int | None, model: Worker) -> int:
         raise ApiError(400, f"prompt: token {bad} is not below the vocabulary's {model.vocab_size}", code="invalid_value", param="prompt")
     if len(prompt) >= limit:
         message = f"the prompt has {len(prompt)} tokens; this model's context is {limit} tokens, output included"
-        raise ApiError(413, message, code="context_length_exceeded", param="prompt")
+        raise ApiError(400, message, code="context_length_exceeded", param="prompt")
     if wanted is not None and wanted > limit - len(prompt):
         message = f"max_tokens: {wanted} and the prompt's {len(prompt)} tokens exceed this model's context of {limit} tokens"
         raise ApiError(400, message, code="context_length_exceeded", param="max_tokens")
-    return wanted if wanted is not None else limit - len(prompt)
+    return wanted if wanted is not None else min(limit - len(prompt), default or limit)
 
 
-def sampling_of(request: ChatRequest | CompletionRequest, model: Worker, max_new_tokens: int, seed: int) -> dict[str, Any]:
+def sampling_of(request: ChatRequest | CompletionRequest, model: Model, max_new_tokens: int, seed: int) -> dict[str, Any]:
     """docs/protocol.md, `sampling`. The defaults are OpenAI's."""
     stop_ids = [] if request.ignore_eos else list(model.eos_token_ids)
     bias = [[int(k), v] for k, v in (request.logit_bias or {}).items()]
+    if bad := next((i for i, _ in bias if i >= model.vocab_size), None):
+        message = f"logit_bias: token {bad} is not below the vocabulary's {model.vocab_size}"
+        raise ApiError(400, message, code="invalid_value", param="logit_bias")
     return {
         "seed": seed,
         "max_new_tokens": max_new_tokens,
@@ -65,23 +70,23 @@ def sampling_of(request: ChatRequest | CompletionRequest, model: Worker, max_new
 
 @dataclass(slots=True)
 class Generation:
-    """One choice of one answer. Times are monotonic, in seconds."""
+    """One choice of one answer. `shares_prompt`: not the first choice of its prompt. Times are monotonic, in seconds."""
 
     index: int
     text: Text
     state: RequestState
     stops: list[str]
+    shares_prompt: bool = False
     trace: Trace = field(default_factory=Trace)
     started_s: float = field(default_factory=time.monotonic)
     first_s: float = 0.0
     last_s: float = 0.0
 
-    async def pieces(self, dispatcher: Dispatcher) -> AsyncIterator[Piece]:
+    async def pieces(self, dispatcher: Dispatcher) -> AsyncGenerator[Piece]:
         """The answer as it comes. Raises ApiError."""
         detokenizer, stops = Detokenizer(self.text), StopStrings(self.stops)
         stop_ids = set(self.state.sampling["stop_token_ids"])
-        events = dispatcher.run(self.state, self.trace)
-        try:
+        async with contextlib.aclosing(dispatcher.run(self.state, self.trace)) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     rest = stops.feed(detokenizer.flush())
@@ -94,8 +99,6 @@ class Generation:
                     yield Piece(text, (event,), "stop")
                     return
                 yield Piece(text, (event,))
-        finally:
-            await events.aclose()  # type: ignore[attr-defined]
 
     @property
     def ttft_s(self) -> float:
@@ -129,7 +132,7 @@ class Generation:
         }
 
 
-def plan(request: ChatRequest | CompletionRequest, text: Text, model: Worker, max_attempts: int) -> list[Generation]:
+def plan(request: ChatRequest | CompletionRequest, text: Text, model: Model, max_attempts: int) -> list[Generation]:
     """Every choice that the request asks for. Raises ApiError."""
     if isinstance(request, ChatRequest):
         prompts = [text.encode_chat([m.plain() for m in request.messages])]
@@ -138,9 +141,9 @@ def plan(request: ChatRequest | CompletionRequest, text: Text, model: Worker, ma
     seed = secrets.randbits(63) if request.seed is None else request.seed % (1 << 64)
     out: list[Generation] = []
     for prompt in prompts:
-        allowed = check_prompt(prompt, request.wanted_tokens, model)
+        allowed = check_prompt(prompt, request.wanted_tokens, request.default_tokens, model)
         for i in range(request.n or 1):
             sampling = sampling_of(request, model, allowed, (seed + i) % (1 << 64))
-            state = RequestState(secrets.token_hex(16), tuple(prompt), sampling, max_attempts)
-            out.append(Generation(len(out), text, state, request.stops))
+            state = RequestState(secrets.token_hex(16), model.digest, tuple(prompt), sampling, max_attempts)
+            out.append(Generation(len(out), text, state, request.stops, shares_prompt=i > 0))
     return out

@@ -17,6 +17,7 @@ from disagg_router.router import Router
 from disagg_router.server import create_app
 
 log = logging.getLogger("disagg_router")
+_MAX_HEAD_BYTES = 64 << 10
 
 
 class _Server(uvicorn.Server):
@@ -30,6 +31,8 @@ class _Server(uvicorn.Server):
 async def _drain(router: Router, server: uvicorn.Server) -> None:
     router.draining = True
     log.info("draining: %d requests run", router.active)
+    # Not ready from now on; but whoever has not heard of it yet is still served.
+    await asyncio.sleep(router.settings.drain_grace_s)
     try:
         async with asyncio.timeout(router.settings.drain_timeout_s):
             await router.idle.wait()
@@ -47,6 +50,9 @@ async def serve(s: settings.Settings) -> int:
         port=s.port,
         log_level="warning",
         access_log=False,
+        # The parser that bounds a request's head.
+        http="h11",
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
     )

@@ -29,6 +29,7 @@ class RequestState:
     """
 
     request_id: str
+    digest: str
     prompt: tuple[int, ...]
     sampling: Mapping[str, Any]
     max_attempts: int
@@ -93,6 +94,14 @@ class RequestState:
         self._ended = reason
 
     @property
+    def complete(self) -> str | None:
+        """The finish reason when the tokens that are out end the request by themselves, whatever became of the workers: when the first
+        token is the last, decode learns it as a broken transfer, and may say so before prefill's `end` is here."""
+        if self.emitted and len(self.emitted) > self.sampling.get("min_tokens", 0) and self.emitted[-1] in self.sampling["stop_token_ids"]:
+            return "stop"
+        return "length" if len(self.emitted) >= self.max_new_tokens else None
+
+    @property
     def finished(self) -> str | None:
-        """The finish reason once every token is out."""
+        """The finish reason once a worker has said it and every token is out."""
         return self._ended if self._ended is not None and not self._early and self.emitted else None

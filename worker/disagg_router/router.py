@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from disagg_router.admission import AdmissionQueue
+from disagg_router.attempt import Patience
 from disagg_router.client import WorkerClient
 from disagg_router.dispatch import Dispatcher
 from disagg_router.handshake import Handshakes
@@ -36,7 +39,8 @@ class Router:
         self._membership = membership_of(settings)
         self.table = WorkerTable(self.client, self._membership, settings.poll_interval_s)
         self.queue = AdmissionQueue(settings.queue_max_depth, settings.queue_max_wait_s)
-        self.dispatcher = Dispatcher(self.client, self.table, self.queue, self.metrics, settings.request_timeout_s)
+        patience = Patience(settings.first_token_timeout_s, settings.stall_timeout_s)
+        self.dispatcher = Dispatcher(self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience)
         self.handshakes = Handshakes(self.dispatcher, self.table)
         self.metrics.watch(lambda: {p: self.queue.waiting(p) for p in POOLS}, self.handshakes.counts)
         self.created_s = int(time.time())
@@ -45,12 +49,17 @@ class Router:
         self.idle = asyncio.Event()
         self.idle.set()
 
-    def enter(self) -> None:
-        self.active += 1
-        self.metrics.running.set(self.active)
-        self.idle.clear()
+    @contextlib.contextmanager
+    def work(self) -> Iterator[contextlib.ExitStack]:
+        """Count a request as running until the stack closes: at the end of the block, unless `pop_all` hands that on."""
+        with contextlib.ExitStack() as stack:
+            self.active += 1
+            self.idle.clear()
+            stack.callback(self._leave)
+            self.metrics.running.set(self.active)
+            yield stack
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         self.active -= 1
         self.metrics.running.set(self.active)
         if self.active == 0:
@@ -73,7 +82,11 @@ class Router:
                 "revision": w.revision,
                 "interface": w.interface,
                 "transport": w.transport,
-                "load": {"waiting_requests": w.waiting_requests, "running_requests": w.running_requests},
+                "load": {
+                    "waiting_requests": w.waiting_requests,
+                    "waiting_tokens": w.waiting_tokens,
+                    "running_requests": w.running_requests,
+                },
             }
             for w in self.table.workers()
         ]

@@ -18,6 +18,8 @@ _UNSUPPORTED = {
     "web_search_options", "reasoning_effort", "verbosity",
 }  # fmt: skip
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenList = Annotated[list[TokenId], Field(max_length=MAX_TOKENS)]
+Few = Field(max_length=MAX_PROMPTS)
 
 
 class _Strict(BaseModel):
@@ -79,8 +81,9 @@ class _Common(_Strict):
         return self.max_tokens
 
     @property
-    def wanted_logprobs(self) -> int | None:
-        raise TypeError("abstract")
+    def default_tokens(self) -> int | None:
+        """How many tokens when the client names no number; None: what the context holds."""
+        return None
 
 
 class TextPart(_Strict):
@@ -118,13 +121,13 @@ class ChatRequest(_Common):
 class CompletionRequest(_Common):
     """POST /v1/completions."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]] = Field(union_mode="smart")
+    prompt: str | TokenList | Annotated[list[str], Few] | Annotated[list[TokenList], Few] = Field(union_mode="smart")
     echo: Literal[False] | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
 
     @property
-    def wanted_tokens(self) -> int | None:
-        return self.max_tokens or 16
+    def default_tokens(self) -> int | None:
+        return 16
 
     @property
     def wanted_logprobs(self) -> int | None:

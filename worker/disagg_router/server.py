@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,11 +23,12 @@ from disagg_router.answers import AnswerFormat
 from disagg_router.errors import ApiError
 from disagg_router.generation import Generation, Piece, plan
 from disagg_router.router import Router
-from disagg_router.streaming import SseResponse, merge
+from disagg_router.streaming import SseResponse, merge, while_connected
 from disagg_router.text import Text
-from disagg_router.workers import Worker
+from disagg_router.workers import Model
 
 log = logging.getLogger(__name__)
+_BODY_TIMEOUT_S = 60.0
 
 
 def _error(error: ApiError) -> Response:
@@ -34,6 +36,14 @@ def _error(error: ApiError) -> Response:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.body(), error.status, headers)
+
+
+async def _chain(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[dict[str, Any]]:
+    """`first`, then the rest, which is closed with this."""
+    async with contextlib.aclosing(rest):
+        yield first
+        async for event in rest:
+            yield event
 
 
 def _bearer_of(request: Request) -> str:
@@ -60,24 +70,27 @@ class Api:
     async def _json(self, request: Request) -> Any:
         limit = self._router.settings.max_body_bytes
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise ApiError(413, f"the body is over {limit} bytes", code="body_too_large")
-            parts.append(part)
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise ApiError(413, f"the body is over {limit} bytes", code="body_too_large")
+                    parts.append(part)
+        except TimeoutError:
+            raise ApiError(408, f"the body did not come within {_BODY_TIMEOUT_S:g} s", code="body_timeout") from None
         try:
             return json.loads(b"".join(parts))
         except (ValueError, RecursionError):
             raise ApiError(400, "the body is not valid JSON", code="invalid_json") from None
 
-    def _model(self, name: str) -> tuple[Text, Worker]:
-        if name != self._router.settings.model_name:
-            raise ApiError(404, f"the model {name!r} does not exist; this server has {self._router.settings.model_name!r}",
-                           code="model_not_found", param="model")  # fmt: skip
-        text, worker = self._router.table.text, self._router.table.model_worker()
-        if text is None or worker is None:
-            raise ApiError(503, "no worker is ready yet; try again later", code="starting", retry_after_s=5)
-        return text, worker
+    def _model(self, name: str) -> tuple[Text, Model]:
+        served = self._router.settings.model_name
+        if name != served:
+            raise ApiError(404, f"the model {name!r} does not exist; this server has {served!r}", code="model_not_found", param="model")
+        if (model := self._router.table.model()) is None:
+            raise ApiError(503, "no worker has been ready yet; try again later", code="starting", retry_after_s=5)
+        return model
 
     async def chat(self, request: Request) -> Response:
         return await self._completions(request, schema.ChatRequest, "chat")
@@ -85,86 +98,84 @@ class Api:
     async def completions(self, request: Request) -> Response:
         return await self._completions(request, schema.CompletionRequest, "completions")
 
-    async def _completions(
-        self, request: Request, kind: type[schema.RequestT], endpoint: str
-    ) -> Response:
-        code = 500
+    async def _completions(self, request: Request, kind: type[schema.RequestT], endpoint: str) -> Response:
+        """Counted by what it answered; an answer that is a stream counts as 200 once it has a first token."""
         try:
-            self._authenticate(request)
-            if self._router.draining:
-                raise ApiError(503, "this router is shutting down", code="draining", retry_after_s=1)
-            asked = schema.parse(kind, await self._json(request))
-            text, worker = self._model(asked.model)
-            generations = plan(asked, text, worker, self._router.settings.max_attempts)
-            shape = AnswerFormat(chat=endpoint == "chat", identity=secrets.token_hex(12), created_s=int(time.time()), model=asked.model)
-            traced = request.headers.get("x-disagg-trace") == "1"
-            self._router.enter()
-            if asked.stream:
-                usage = traced or (asked.stream_options is not None and asked.stream_options.include_usage)
-                code = 200
-                return SseResponse(self._stream(shape, generations, usage=usage, traced=traced))
-            try:
-                answer = await self._whole(request, shape, generations)
-            finally:
-                self._finished(generations)
-            code = 200
-            return JSONResponse(answer | ({"disagg": generations[0].trace_json()} if traced else {}))
+            answer = await self._answer(request, kind, chat=endpoint == "chat")
         except ApiError as error:
-            code = error.status
-            return _error(error)
+            answer = _error(error)
         except ClientDisconnect:
-            code = 499
-            return Response(status_code=499)
-        finally:
-            self._router.metrics.requests.labels(endpoint, str(code)).inc()
+            answer = Response(status_code=499)
+        except Exception:
+            log.exception("a request failed")
+            answer = _error(ApiError(500, "internal error; see the router's log", code="internal"))
+        self._router.metrics.requests.labels(endpoint, str(answer.status_code)).inc()
+        return answer
 
-    async def _whole(self, request: Request, shape: AnswerFormat, generations: list[Generation]) -> dict[str, Any]:
-        """The whole answer; given up when the client goes away."""
+    async def _answer(self, request: Request, kind: type[schema.RequestT], *, chat: bool) -> Response:
+        self._authenticate(request)
+        asked = schema.parse(kind, await self._json(request))
+        text, model = self._model(asked.model)
+        with self._router.work() as work:
+            generations = await asyncio.to_thread(plan, asked, text, model, self._router.settings.max_attempts)
+            shape = AnswerFormat(chat=chat, identity=secrets.token_hex(12), created_s=int(time.time()), model=asked.model)
+            traced = request.headers.get("x-disagg-trace") == "1"
 
-        async def one(generation: Generation) -> list[Piece]:
-            return [piece async for piece in generation.pieces(self._router.dispatcher)]
+            def close() -> None:
+                self._account(generations)
 
-        async def gone() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
+            work.callback(close)
+            if not asked.stream:
+                answer = await while_connected(request.receive, self._whole(shape, generations))
+                return JSONResponse(answer | ({"disagg": generations[0].trace_json()} if traced else {}))
+            usage = traced or (asked.stream_options is not None and asked.stream_options.include_usage)
+            events = self._stream(shape, generations, usage=usage, traced=traced)
+            try:
+                # Nothing is promised before there is a token: what fails until then is answered with its status.
+                first = await while_connected(request.receive, anext(events))
+            except BaseException:
+                await events.aclose()
+                raise
+            return SseResponse(_chain(first, events), work.pop_all().close)
 
-        work: asyncio.Future[list[list[Piece]]] = asyncio.gather(*(one(g) for g in generations))
-        left: asyncio.Future[None] = asyncio.create_task(gone())
-        try:
-            both: set[asyncio.Future[Any]] = {work, left}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientDisconnect
-            return shape.whole(list(zip(generations, work.result(), strict=True)))
-        finally:
-            left.cancel()
-            work.cancel()
-            await asyncio.gather(work, left, return_exceptions=True)
+    async def _whole(self, shape: AnswerFormat, generations: list[Generation]) -> dict[str, Any]:
+        """The whole answer."""
+        pieces: list[list[Piece]] = [[] for _ in generations]
+        async with contextlib.aclosing(merge([g.pieces(self._router.dispatcher) for g in generations])) as merged:
+            async for index, piece in merged:
+                pieces[index].append(piece)
+        return shape.whole(list(zip(generations, pieces, strict=True)))
 
     async def _stream(
         self, shape: AnswerFormat, generations: list[Generation], *, usage: bool, traced: bool
-    ) -> AsyncIterator[dict[str, Any]]:
-        """Chunks of all choices as they come; an error after the start is the last event."""
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Chunks of all choices as they come. Raises ApiError before the first; after it an error is the last event."""
         shown = [0] * len(generations)
-        pieces = merge([g.pieces(self._router.dispatcher) for g in generations])
+        started = False
         try:
-            for generation in generations:
-                if (opening := shape.opening(generation.index)) is not None:
-                    yield opening
-            async for index, piece in pieces:
-                if piece.text or (piece.tokens and piece.tokens[0].logprob is not None) or piece.finish_reason:
-                    yield shape.piece(generations[index], piece, shown[index])
-                shown[index] += len(piece.text)
+            async with contextlib.aclosing(merge([g.pieces(self._router.dispatcher) for g in generations])) as merged:
+                async for index, piece in merged:
+                    if not started:
+                        started = True
+                        for opening in filter(None, (shape.opening(g.index) for g in generations)):
+                            yield opening
+                    if piece.text or (piece.tokens and piece.tokens[0].logprob is not None) or piece.finish_reason:
+                        yield shape.piece(generations[index], piece, shown[index])
+                    shown[index] += len(piece.text)
             if usage:
                 yield shape.closing(generations, {"disagg": generations[0].trace_json()} if traced else {})
         except ApiError as error:
+            if not started:
+                raise
             yield error.body()
-        finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
-            self._finished(generations)
+        except Exception:
+            if not started:
+                raise
+            log.exception("a stream failed")
+            yield ApiError(500, "internal error; see the router's log", code="internal").body()
 
-    def _finished(self, generations: Sequence[Generation]) -> None:
-        self._router.leave()
+    def _account(self, generations: Sequence[Generation]) -> None:
+        """Metrics and one log line for each choice, whatever became of it."""
         metrics = self._router.metrics
         for g in generations:
             metrics.prompt_tokens.inc(len(g.state.prompt))
@@ -175,12 +186,13 @@ class Api:
             metrics.duration.observe(g.last_s - g.started_s)
             if g.tpot_s is not None:
                 metrics.tpot.observe(g.tpot_s)
-            metrics.paths.labels(g.trace.path or "unfinished").inc()
+            metrics.paths.labels(g.trace.path).inc()
             prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
             log.info(
-                "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%d transfer_ms=%.1f attempts=%d",
+                "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%d transfer_ms=%.1f"
+                " attempts=%d queue_ms=%.1f",
                 g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), len(g.state.emitted), 1e3 * g.ttft_s,
-                g.trace.kv_bytes, 1e3 * g.trace.transfer_s, g.trace.attempts,
+                g.trace.kv_bytes, 1e3 * g.trace.transfer_s, g.trace.attempts, 1e3 * g.trace.queue_s,
             )  # fmt: skip
 
     async def models(self, request: Request) -> Response:

@@ -38,6 +38,9 @@ class Settings(BaseModel):
     api_keys_file: Path | None = None
     max_body_bytes: int = Field(8 << 20, ge=1024, le=1 << 30)
     drain_timeout_s: float = Field(110.0, ge=0, le=86400)
+    drain_grace_s: float = Field(5.0, ge=0, le=600)
+    first_token_timeout_s: float = Field(120.0, gt=0, le=86400)
+    stall_timeout_s: float = Field(60.0, gt=0, le=86400)
     poll_interval_s: float = Field(1.0, gt=0, le=60)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -4,66 +4,84 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 T = TypeVar("T")
+# Items that one stream may be ahead of its reader.
+_MAX_AHEAD = 64
 
 
-class SseResponse(Response):
-    """`data: {json}` events, then `data: [DONE]`. A client that goes away ends the iterator at once."""
+async def while_connected(receive: Callable[[], Awaitable[Message]], work: Awaitable[T]) -> T:
+    """The work's result; when the client goes away first the work is cancelled and ClientDisconnect raised."""
 
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncIterator[dict[str, Any]]) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
-        self._events = events
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._pump(send))
-        gone = asyncio.create_task(self._disconnected(receive))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            work.cancel()
-            gone.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
-
-    async def _pump(self, send: Send) -> None:
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for event in self._events:
-                body = b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
-        finally:
-            await self._events.aclose()  # type: ignore[attr-defined]
-
-    @staticmethod
-    async def _disconnected(receive: Receive) -> None:
+    async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
+    task, left = asyncio.ensure_future(work), asyncio.create_task(gone())
+    try:
+        both: list[asyncio.Future[Any]] = [task, left]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        left.cancel()
+        await asyncio.gather(task, left, return_exceptions=True)
 
-async def merge(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int, T]]:
+
+class SseResponse(Response):
+    """`data: {json}` events; then, unless the last was an error, `data: [DONE]`. A client that goes away ends the iterator at once.
+
+    However it ends, the events are closed and `close` is called, once, even when nothing was sent.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[dict[str, Any]], close: Callable[[], None]) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._pump(send))
+        except ClientDisconnect:
+            pass  # there is nobody to tell
+        finally:
+            await self._events.aclose()
+            self._close()
+
+    async def _pump(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        failed = False
+        async for event in self._events:
+            failed = "error" in event
+            body = b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"" if failed else b"data: [DONE]\n\n", "more_body": False})
+
+
+async def merge(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:
     """(stream number, item) as they come. The first error of any stream is raised; then, and at the end, all are closed."""
-    queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue(maxsize=64)
+    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue(_MAX_AHEAD)
 
-    async def pump(number: int, stream: AsyncIterator[T]) -> None:
+    async def pump(number: int, stream: AsyncGenerator[T]) -> None:
         try:
             async for item in stream:
                 await queue.put((number, item))
             await queue.put(None)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
             await queue.put(error)
         finally:
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
 
     tasks = [asyncio.create_task(pump(i, s)) for i, s in enumerate(streams)]
     try:
@@ -72,7 +90,7 @@ async def merge(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int,
             item = await queue.get()
             if item is None:
                 left -= 1
-            elif isinstance(item, BaseException):
+            elif isinstance(item, Exception):
                 raise item
             else:
                 yield item

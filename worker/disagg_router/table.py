@@ -15,7 +15,7 @@ import httpx
 
 from disagg_router.client import WorkerClient
 from disagg_router.text import Text
-from disagg_router.workers import Breaker, Choice, Inflight, Member, Worker, choose, parse_info
+from disagg_router.workers import Breaker, Choice, Inflight, Member, Model, Worker, choose, model_of, parse_info
 
 log = logging.getLogger(__name__)
 # A worker that misses this many polls is left out until it answers again.
@@ -44,8 +44,10 @@ class WorkerTable:
         self._misses: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
+        self._texts: dict[str, Text] = {}
+        self._model: Model | None = None
         self.breaker = Breaker()
-        self.text: Text | None = None
+        self.proven: frozenset[str] = frozenset()
 
     def workers(self) -> list[Worker]:
         return list(self._workers.values())
@@ -54,24 +56,27 @@ class WorkerTable:
     def synced(self) -> bool:
         return self._membership.synced
 
-    def model_worker(self) -> Worker | None:
-        """Any worker that can tell about the model."""
-        return next((w for w in self._workers.values() if w.state == "ready"), None)
+    def model(self) -> tuple[Text, Model] | None:
+        """What new requests are read with; the last known while no worker is ready (they may queue), None before the first was."""
+        self._model = model_of(w for w in self._workers.values() if w.digest in self._texts) or self._model
+        return None if self._model is None else (self._texts[self._model.digest], self._model)
 
-    def choose(self, *, single_token: bool, full: set[str]) -> Choice | None:
+    def choose(self, *, digest: str, single_token: bool, full: set[str]) -> Choice | None:
         now_s = time.monotonic()
         return choose(
             self.workers(),
+            digest=digest,
             single_token=single_token,
             avoid=lambda key: self.breaker.is_open(key, now_s),
             full=full,
+            proven=self.proven,
             inflight=Inflight(self._requests, self._tokens),
             dice=random.random,
         )
 
     @contextmanager
     def busy(self, worker: Worker | None, tokens: int) -> Iterator[None]:
-        """Count a request as under way on a worker."""
+        """Count a request, and prompt tokens to compute, as under way on a worker."""
         if worker is None:
             yield
             return
@@ -98,40 +103,51 @@ class WorkerTable:
             await asyncio.sleep(max(0.05, self._interval_s - (time.monotonic() - started_s)))
 
     async def refresh(self) -> None:
+        """One round over all members."""
         members = self._membership.members()
         for name in set(self._workers) - set(members):
             log.info("worker %s has left", name)
             del self._workers[name]
+        for name in set(self._misses) - set(members):
+            del self._misses[name]
         await asyncio.gather(*(self._poll(m) for m in members.values()))
         alive = {w.incarnation for w in self._workers.values()}
-        self.breaker.keep_only(alive)
+        self.breaker.keep_only(alive, time.monotonic())
         for counter in (self._requests, self._tokens):
             for key in [k for k, n in counter.items() if n <= 0 and k not in alive]:
                 del counter[key]
-        await self._refresh_text()
+        await self._refresh_texts()
 
     async def _poll(self, member: Member) -> None:
         try:
             worker = parse_info(member, await self._client.get(member.url, "/internal/v1/info"))
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             self._misses[member.name] += 1
             if self._misses[member.name] >= _MISSES and member.name in self._workers:
                 del self._workers[member.name]
                 log.warning("worker %s is lost: %s", member.name, str(error) or type(error).__name__)
+            elif self._misses[member.name] == _MISSES:
+                log.warning("worker %s does not answer: %s", member.name, str(error) or type(error).__name__)
             return
         self._misses[member.name] = 0
         if worker is None:
             self._workers.pop(member.name, None)
             return
         known = self._workers.get(member.name)
-        if known is None or known.incarnation != worker.incarnation:
+        if known is None or (known.incarnation, known.state) != (worker.incarnation, worker.state):
             log.info("worker %s: %s, %s, KV over %s (%s)", worker.pod, worker.role, worker.state, worker.transport, worker.interface)
         self._workers[member.name] = worker
 
-    async def _refresh_text(self) -> None:
-        if self.text is not None or (worker := self.model_worker()) is None:
-            return
-        try:
-            self.text = Text(await self._client.get(worker.url, "/internal/v1/tokenizer", timeout_s=10.0))
-        except (httpx.HTTPError, ValueError, KeyError) as error:
-            log.error("no tokenizer from %s: %s", worker.pod, error)
+    async def _refresh_texts(self) -> None:
+        """Fetch the tokenizer of each model that is new (at most a few: two during a rollout), drop those of models that are gone."""
+        ready = {w.digest: w for w in self._workers.values() if w.state == "ready"}
+        for digest in set(self._texts) - set(ready) - ({self._model.digest} if self._model else set()):
+            del self._texts[digest]
+        for digest, worker in ready.items():
+            if digest in self._texts:
+                continue
+            try:
+                files = await self._client.get(worker.url, "/internal/v1/tokenizer", timeout_s=10.0)
+                self._texts[digest] = await asyncio.to_thread(Text, files)
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                log.error("no tokenizer from %s: %s", worker.pod, str(error) or type(error).__name__)

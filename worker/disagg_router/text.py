@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 from disagg_router.errors import ApiError
 
 _REPLACEMENT = "\ufffd"
+# No character takes more tokens than this: longer text that ends broken is broken, and is shown as it is.
+_MAX_HELD_TOKENS = 16
 
 
 class Text:
@@ -44,8 +46,9 @@ class Text:
             raise ApiError(400, "this model has no chat template; use /v1/completions", code="no_chat_template", param="messages")
         try:
             text = self._template.render(messages=messages, add_generation_prompt=True, **self._names)
-        except jinja2.TemplateError as error:
-            raise ApiError(400, f"messages: the chat template refuses them: {error}", param="messages") from None
+        except Exception as error:  # a template is a program: with messages that it did not expect it may do anything
+            message = str(error)[:256] if isinstance(error, jinja2.TemplateError) else type(error).__name__
+            raise ApiError(400, f"messages: the chat template refuses them: {message}", code="invalid_value", param="messages") from None
         return self.encode(text, special=False)
 
     def piece(self, token: int) -> str:
@@ -73,7 +76,8 @@ class Detokenizer:
         self._tokens.append(token)
         before = self._text.decode(self._tokens[self._window : self._shown])
         after = self._text.decode(self._tokens[self._window :])
-        if len(after) <= len(before) or after.endswith(_REPLACEMENT):
+        held = len(self._tokens) - self._shown
+        if len(after) <= len(before) or (after.endswith(_REPLACEMENT) and held < _MAX_HELD_TOKENS):
             return ""
         self._window, self._shown = self._shown, len(self._tokens)
         return after[len(before) :]

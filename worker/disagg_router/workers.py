@@ -84,6 +84,35 @@ def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
         raise ValueError(f"{member.name}: info lacks or garbles {error}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What requests are checked against. Workers of one digest compute the same tokens; the smallest of their limits holds."""
+
+    digest: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+def model_of(workers: Iterable[Worker]) -> Model | None:
+    """The model that new requests go to: of several (during a rollout) one that a whole pair serves, then the one with more decode
+    workers. None while nobody is ready."""
+    by_digest: dict[str, list[Worker]] = {}
+    for w in workers:
+        if w.state == "ready":
+            by_digest.setdefault(w.digest, []).append(w)
+
+    def rank(digest: str) -> tuple[bool, int, str]:
+        decodes = sum(w.serves("decode") for w in by_digest[digest])
+        return (decodes > 0 and any(w.serves("prefill") for w in by_digest[digest])), decodes, digest
+
+    if not by_digest:
+        return None
+    listed = by_digest[max(by_digest, key=rank)]
+    first = listed[0]
+    return Model(first.digest, min(w.max_model_len for w in listed), first.vocab_size, first.eos_token_ids)
+
+
 def pair_key(prefill: Worker, decode: Worker) -> str:
     return f"{prefill.incarnation}|{decode.incarnation}"
 
@@ -106,9 +135,10 @@ class Breaker:
     def is_open(self, key: str, now_s: float) -> bool:
         return key in self._failed and now_s < self._failed[key][1]
 
-    def keep_only(self, incarnations: Collection[str]) -> None:
-        """Forget what concerns workers that are gone."""
-        self._failed = {k: v for k, v in self._failed.items() if all(part in incarnations for part in k.split("|"))}
+    def keep_only(self, incarnations: Collection[str], now_s: float) -> None:
+        """Forget what concerns workers that are gone, unless it is recent: they may be back with the next poll."""
+        kept = {k: v for k, v in self._failed.items() if now_s < v[1] or all(part in incarnations for part in k.split("|"))}
+        self._failed = kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,27 +176,32 @@ def _by_load(
 def choose(
     workers: Iterable[Worker],
     *,
+    digest: str,
     single_token: bool,
     avoid: Callable[[str], bool],
     full: Collection[str],
+    proven: Collection[str],
     inflight: Inflight,
     dice: Callable[[], float],
 ) -> Choice | None:
     """The least loaded pair that can talk; None: nobody can serve now.
 
-    `avoid(key)`: the breaker is open for an incarnation or a pair. `full`: incarnations that refused this request just now.
-    Equal loads are told apart by `dice`. With no usable prefill worker a decode worker prefills locally.
+    `digest`: the model that the request was tokenised for. `avoid(key)`: the breaker is open for an incarnation or a pair. `full`:
+    incarnations that refused this request just now. `proven`: incarnations that have moved KV; others are taken only when no pair
+    of these is left. Equal loads are told apart by `dice`. With no usable prefill worker a decode worker prefills locally.
     """
-    usable = [w for w in workers if w.incarnation not in full and not avoid(w.incarnation)]
+    usable = [w for w in workers if w.digest == digest and w.incarnation not in full and not avoid(w.incarnation)]
     prefills = _by_load((w for w in usable if w.serves("prefill")), _prefill_load, inflight, dice)
     if single_token and prefills:
         return Choice(prefills[0], None)
     decodes = _by_load((w for w in usable if w.serves("decode")), _decode_load, inflight, dice)
-    for decode in decodes:
-        for prefill in prefills:
-            if prefill.compat != decode.compat or avoid(pair_key(prefill, decode)):
-                continue
-            return Choice(None, decode) if prefill.incarnation == decode.incarnation else Choice(prefill, decode)
+    trusted = ([p for p in prefills if p.incarnation in proven], [d for d in decodes if d.incarnation in proven])
+    for some_prefills, some_decodes in (trusted, (prefills, decodes)):
+        for decode in some_decodes:
+            for prefill in some_prefills:
+                if prefill.compat != decode.compat or avoid(pair_key(prefill, decode)):
+                    continue
+                return Choice(None, decode) if prefill.incarnation == decode.incarnation else Choice(prefill, decode)
     return Choice(None, decodes[0]) if decodes else None
 
 

@@ -27,7 +27,7 @@ log = logging.getLogger("disagg_worker")
 _INTERFACE_TIMEOUT_S = 10.0
 
 
-class _Server(uvicorn.Server):
+class QuietServer(uvicorn.Server):
     """uvicorn without its signal handling: it would cut running streams."""
 
     @contextlib.contextmanager
@@ -35,7 +35,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _load(s: settings.Settings, key: bytes, worker: Worker) -> None:
+def load_node(s: settings.Settings, key: bytes, worker: Worker) -> None:
     """Everything slow, in a thread: the model, the KV listener. Raises ModelError, OSError or TimeoutError."""
     from disagg_worker.engine.config import EngineConfig
     from disagg_worker.engine.core import TorchEngine
@@ -105,7 +105,7 @@ def _start_loading(s: settings.Settings, key: bytes, worker: Worker, failed: Cal
 
     def load() -> None:
         try:
-            _load(s, key, worker)
+            load_node(s, key, worker)
         except Exception as error:
             log.error("cannot serve: %s", error, exc_info=not isinstance(error, EngineError | OSError))
             worker.failed = str(error) or type(error).__name__
@@ -127,7 +127,7 @@ async def serve(s: settings.Settings) -> int:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(_grace_s(s.drain_timeout_s))),
     )
-    server = _Server(config)
+    server = QuietServer(config)
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 
 from disagg_operator.api import DisaggDeployment
@@ -11,15 +12,10 @@ _SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 
 
 def quantity_bytes(quantity: str | int) -> int:
     """A Kubernetes quantity such as 512Mi in bytes. Raises ValueError."""
-    text = str(quantity).strip()
-    digits = text.rstrip("kMGTKi")
-    suffix = text[len(digits) :]
-    if suffix not in _SUFFIXES:
+    parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kKMGT]?i?)", str(quantity))
+    if parts is None or parts[2] not in _SUFFIXES:
         raise ValueError(f"{quantity!r} is not a quantity of bytes")
-    try:
-        return int(Decimal(digits) * _SUFFIXES[suffix])
-    except ArithmeticError:
-        raise ValueError(f"{quantity!r} is not a quantity of bytes") from None
+    return int(Decimal(parts[1]) * _SUFFIXES[parts[2]])
 
 
 def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:

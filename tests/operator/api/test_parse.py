@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, good
+from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import InvalidResource, parse, parse_file
+from disagg_operator.desired import render
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -63,23 +67,19 @@ def test_the_scaling_window_and_target_are_read_from_the_vocabulary_of_the_hpa()
     assert (pool.autoscaling.queue_target(9.0), pool.autoscaling.scale_down_window_s, pool.initial_replicas) == (2.5, 15, 1)
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["model", "uri", "prefill", "decode", "replicas"]), inner, max_size=4)
-        ),
-        max_leaves=12,
-    )
+_KEYS = st.sampled_from(["model", "uri", "prefill", "decode", "replicas", "podTemplate", "spec", "containers", "env", "name"])
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4),
+    max_leaves=12,
 )
-def test_whatever_the_spec_is_it_is_understood_or_refused(spec: object) -> None:
-    try:
-        parsed = parse({**good(), "spec": spec})
-    except InvalidResource as refusal:
-        assert str(refusal)
-    else:
-        assert isinstance(parsed, Model)
+
+
+@given(_ANYTHING, _ANYTHING)
+def test_whatever_stands_in_the_spec_is_rendered_or_refused_and_never_an_error_of_another_kind(spec: object, pool: object) -> None:
+    for candidate in ({**good(), "spec": spec}, good(prefill=pool)):
+        with contextlib.suppress(InvalidResource):
+            render(parse(candidate), FACTS)
 
 
 def test_yaml_numbers_and_texts_mean_the_same_resources() -> None:

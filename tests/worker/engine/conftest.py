@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.checkpoints import write_checkpoint
+from tests.worker import checkpoints
+from tests.worker.engine.engines import BLOCK_BYTES, Make
 
-from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine.config import EngineConfig, Role
 from disagg_worker.engine.core import TorchEngine
 
-MakeEngine = Callable[..., TorchEngine]
-CONFIG = EngineConfig(
-    name="tiny", role="both", block_size_tokens=4, kv_cache_bytes=400 << 10, max_running=16, max_waiting=64, prefill_wait_s=0.0
-)
 
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("tiny"))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
-def make_engine(checkpoint: Path) -> Iterator[MakeEngine]:
-    """make_engine(**changes of CONFIG); each is stopped at the end, its loop must still be alive then, and no block may be lost."""
+def make(folder: Path) -> Iterator[Make]:
+    """Engines that are stopped at the end, after which no block may be missing."""
     made: list[TorchEngine] = []
 
-    def make(**changes: Any) -> TorchEngine:
-        made.append(TorchEngine(checkpoint, replace(CONFIG, **changes)))
+    def build(role: Role = "both", **changes: Any) -> TorchEngine:
+        settings = {"block_size_tokens": 4, "kv_cache_bytes": 256 * BLOCK_BYTES, "max_batch_tokens": 64, "prefill_wait_s": 0.0} | changes
+        made.append(TorchEngine(folder, EngineConfig("tiny", role, **settings)))
         return made[-1]
 
-    yield make
+    yield build
     for engine in made:
-        engine.stop(10.0)
-        assert not engine.alive()
+        engine.stop(10)
         load = engine.load()
-        assert load.blocks_free + load.blocks_used + load.blocks_leased == load.blocks_total
-
-
-@pytest.fixture
-def engine(make_engine: MakeEngine) -> TorchEngine:
-    return make_engine()
+        assert (load.blocks_free, load.waiting_requests, load.running_requests) == (load.blocks_total, 0, 0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.worker.random_models import LLAMA3_ROPE, TINY
+from tests.worker.checkpoints import LLAMA3_ROPE, TINY
 
 from disagg_worker.engine.api import ModelError
 from disagg_worker.model.config import RopeScaling, parse_config

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.worker import random_models
+from tests.worker import checkpoints
 
 from disagg_worker.engine.api import KvLayout, SamplingParams
 from disagg_worker.engine.batching import decode_batch, prefill_batch
@@ -25,7 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "untied embeddings": {"tie_word_embeddings": False},
     "head_dim of its own": {"head_dim": 12},
     "another rope base": {"rope_theta": 500000.0},
-    "llama 3 rope scaling": {"rope_scaling": {**random_models.LLAMA3_ROPE, "rope_theta": 500000.0}},
+    "llama 3 rope scaling": {"rope_scaling": {**checkpoints.LLAMA3_ROPE, "rope_theta": 500000.0}},
 }
 
 
@@ -76,7 +76,7 @@ TOKENS = [(7 * i * i + 3 * i) % 97 for i in range(40)]
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_are_those_of_transformers_with(shape: str, tmp_path: Path) -> None:
-    folder = random_models.make(tmp_path, **SHAPES[shape])
+    folder = checkpoints.make(tmp_path, **SHAPES[shape])
     expected = _reference(folder, TOKENS)
     bench = Bench(folder)
     s = bench.sequence(TOKENS[:30], 1)
@@ -89,7 +89,7 @@ def test_logits_are_those_of_transformers_with(shape: str, tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_models.make(tmp_path_factory.mktemp("tiny"))
+    return checkpoints.make(tmp_path_factory.mktemp("tiny"))
 
 
 @settings(max_examples=40, deadline=None)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.worker import random_models
-from tests.worker.random_models import TINY
+from tests.worker import checkpoints
+from tests.worker.checkpoints import TINY
 
 from disagg_worker.engine.api import ModelError
 from disagg_worker.model.config import parse_config
@@ -22,14 +22,14 @@ def _load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.T
 
 
 def test_shards_hold_the_same_as_one_file(tmp_path: Path) -> None:
-    whole = _load(random_models.make(tmp_path / "one"))
-    sharded = _load(random_models.make(tmp_path / "three", shards=3))
+    whole = _load(checkpoints.make(tmp_path / "one"))
+    sharded = _load(checkpoints.make(tmp_path / "three", shards=3))
     assert whole.keys() == sharded.keys()
     assert all(torch.equal(whole[n], sharded[n]) for n in whole)
 
 
 def test_tensors_get_the_asked_type(tmp_path: Path) -> None:
-    assert {t.dtype for t in _load(random_models.make(tmp_path), torch.bfloat16).values()} == {torch.bfloat16}
+    assert {t.dtype for t in _load(checkpoints.make(tmp_path), torch.bfloat16).values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_the_digest_follows_config_and_weights_and_nothing_else(tmp_path: Path) 
     def digest(folder: Path) -> str:
         return load_weights(folder, load_config(folder), torch.float32).digest
 
-    first = digest(random_models.make(tmp_path / "a"))
-    assert digest(random_models.make(tmp_path / "b")) == first
+    first = digest(checkpoints.make(tmp_path / "a"))
+    assert digest(checkpoints.make(tmp_path / "b")) == first
     (tmp_path / "b" / "README.md").write_text("hello")
     assert digest(tmp_path / "b") == first
-    assert digest(random_models.make(tmp_path / "c", seed=1)) != first
-    assert digest(random_models.make(tmp_path / "d", rope_theta=20000.0)) != first
+    assert digest(checkpoints.make(tmp_path / "c", seed=1)) != first
+    assert digest(checkpoints.make(tmp_path / "d", rope_theta=20000.0)) != first
 
 
 def _broken(kind: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -86,14 +86,14 @@ def _broken(kind: str, tensors: dict[str, torch.Tensor]) -> None:
     ],
 )
 def test_wrong_weights_are_refused(tmp_path: Path, kind: str, says: str) -> None:
-    tensors = random_models.random_tensors(TINY)
+    tensors = checkpoints.random_tensors(TINY)
     _broken(kind, tensors)
     with pytest.raises(ModelError, match=says):
-        _load(random_models.write(tmp_path, TINY, tensors))
+        _load(checkpoints.write(tmp_path, TINY, tensors))
 
 
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
-    path = random_models.make(tmp_path) / "model.safetensors"
+    path = checkpoints.make(tmp_path) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"model\.safetensors: "):
         _load(tmp_path)
@@ -103,19 +103,19 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     "content", ['{"weight_map": {"a": "../secret"}}', '{"weight_map": {"a": "gone.safetensors"}}', "{}x", '{"weight_map": 3}']
 )
 def test_a_bad_index_is_refused(tmp_path: Path, content: str) -> None:
-    random_models.make(tmp_path)
+    checkpoints.make(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ModelError):
         _load(tmp_path)
 
 
 def test_an_untied_head_stored_beside_tied_embeddings_is_ignored(tmp_path: Path) -> None:
-    tensors = random_models.random_tensors(TINY) | {"lm_head.weight": torch.zeros(97, 32)}
-    assert "lm_head.weight" not in _load(random_models.write(tmp_path, TINY, tensors))
+    tensors = checkpoints.random_tensors(TINY) | {"lm_head.weight": torch.zeros(97, 32)}
+    assert "lm_head.weight" not in _load(checkpoints.write(tmp_path, TINY, tensors))
 
 
 def test_folders_are_found_by_uri(tmp_path: Path) -> None:
-    folder = random_models.make(tmp_path / "mount" / "models" / "tiny")
+    folder = checkpoints.make(tmp_path / "mount" / "models" / "tiny")
     assert resolve(f"file://{folder}", tmp_path, tmp_path) == folder
     assert resolve("pvc://claim/models/tiny", tmp_path / "mount", tmp_path) == folder
 
@@ -139,7 +139,7 @@ def test_a_uri_that_leads_nowhere_is_refused(tmp_path: Path, uri: str, says: str
 
 
 def test_the_tokenizer_files_travel_with_their_digest(tmp_path: Path) -> None:
-    folder = random_models.make(tmp_path)
+    folder = checkpoints.make(tmp_path)
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         tokenizer_files(folder)
     (folder / "tokenizer.json").write_text("{}")

@@ -16,7 +16,7 @@ from disagg_router.workers import Member
 
 log = logging.getLogger(__name__)
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_WATCH_S = 240
+_WATCH_S = 120
 _BACKOFF_S = (0.5, 10.0)
 
 
@@ -57,8 +57,8 @@ class KubernetesMembership:
                     backoff_s = _BACKOFF_S[0]
                     while True:
                         version = await self._watch(http, version)
-            except _Expired:
-                continue
+            except _Expired as expired:
+                log.info("EndpointSlices: %s; listing again", expired)
             except (httpx.HTTPError, ValueError, KeyError, OSError) as error:
                 log.warning("EndpointSlices: %s; keeping the workers known", str(error) or type(error).__name__)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
@@ -68,7 +68,7 @@ class KubernetesMembership:
         # Read anew for each connection: the kubelet rotates the token.
         token = (self._account / "token").read_text(encoding="utf-8").strip()
         context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
-        timeout = httpx.Timeout(10.0, read=_WATCH_S + 30.0)
+        timeout = httpx.Timeout(10.0, read=_WATCH_S + 15.0)
         headers = {"authorization": f"Bearer {token}"}
         return httpx.AsyncClient(base_url=self._api, headers=headers, verify=context, timeout=timeout, trust_env=False)
 
@@ -88,12 +88,12 @@ class KubernetesMembership:
         }  # fmt: skip
         async with http.stream("GET", self._path, params=params) as answer:
             if answer.status_code == 410:
-                raise _Expired
+                raise _Expired("410")
             answer.raise_for_status()
             async for line in answer.aiter_lines():
                 event = json.loads(line)
                 if event["type"] == "ERROR":
-                    raise _Expired
+                    raise _Expired(str(event["object"].get("message"))[:256])
                 metadata = event["object"]["metadata"]
                 version = str(metadata["resourceVersion"])
                 if event["type"] == "DELETED":

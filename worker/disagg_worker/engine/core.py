@@ -131,6 +131,9 @@ class TorchEngine:
                 raise api.InvalidInput(f"tokens: {len(tokens)}, the reservation is for {reservation.tokens} and the first token")
             self._check_tokens(tokens)
             self._check_open()
+            most_tokens = min(prompt_tokens + sampling.max_new_tokens, self.model.max_model_len)
+            if most_tokens > len(reservation.blocks) * self._config.block_size_tokens:
+                raise api.InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} is more than was reserved for")
             sequence = self._sequence(reservation.request_id, tokens, prompt_tokens, sampling, sink, hands_over=False)
             self._pool.convert(reservation.blocks, State.LEASED, State.USED)
             sequence.blocks, sequence.state = reservation.blocks, State.USED

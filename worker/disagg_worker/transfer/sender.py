@@ -81,7 +81,7 @@ class TcpKvSender:
         on_done: Callable[[TransferDone], None],
         timeouts: SenderTimeouts | None = None,
     ) -> None:
-        """`tokens`: those that are really computed; the commit speaks of them. `source`: local address to connect from, name of its interface."""
+        """`tokens`: those that are computed; the commit speaks of them. `source`: local address to connect from, its interface."""
         self._ticket = ticket
         self._key = key
         self._incarnation = incarnation

@@ -1,0 +1,166 @@
+"""Workers with the real engine, a tiny random model and real sockets, inside of the test's process; and a client that plays the router."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from disagg_worker.engine.api import Load
+from disagg_worker.main import QuietServer, load_node
+from disagg_worker.server import Worker, create_app
+from disagg_worker.settings import Settings
+from disagg_worker.transfer.ticket import http_bearer
+
+KEY = b"k" * 32
+HEADERS = {"authorization": f"Bearer {http_bearer(KEY)}"}
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Running:
+    """One worker that serves."""
+
+    worker: Worker
+    http: httpx.AsyncClient
+
+    def load(self) -> Load:
+        assert self.worker.node is not None
+        return self.worker.node.engine.load()
+
+    async def until(self, what: Callable[[Load], bool]) -> None:
+        """Wait until the engine's load is like that."""
+        deadline_s = time.monotonic() + 20
+        while not what(self.load()):
+            assert time.monotonic() < deadline_s, self.load()
+            await asyncio.sleep(0.005)
+
+    async def empty(self) -> None:
+        """The invariant after everything: no block is held, no request is counted."""
+        await self.until(lambda load: load.blocks_free == load.blocks_total)
+        async with asyncio.timeout(20):
+            await self.worker.idle.wait()
+        load = self.load()
+        assert (load.waiting_requests, load.running_requests) == (0, 0)
+        assert self.worker.node is not None
+        assert self.worker.node.listener._waiting == {}
+
+    @asynccontextmanager
+    async def call(self, role: str, body: Line) -> AsyncIterator[AsyncIterator[Line]]:
+        """The events of one call; leaving closes the connection, as a router does that has had enough."""
+        async with self.http.stream("POST", f"/internal/v1/{role}", json=body) as answer:
+            assert answer.status_code == 200, (await answer.aread()).decode()
+            yield (json.loads(line) async for line in answer.aiter_lines())
+
+    async def lines(self, role: str, body: Line) -> list[Line]:
+        async with self.call(role, body) as events:
+            return [line async for line in events]
+
+    async def refused(self, role: str, body: Line) -> tuple[int, Line]:
+        answer = await self.http.post(f"/internal/v1/{role}", json=body)
+        return answer.status_code, answer.json()["error"]
+
+
+def make_settings(role: str, folder: Path, **changes: Any) -> Settings:
+    values = {
+        "role": role,
+        "model_uri": f"file://{folder}",
+        "model_name": "tiny",
+        "cluster_key_file": folder / "key",
+        "kv_port": 0,
+        "kv_cache_bytes": 64 << 20,
+        "prefill_wait_s": 0.0,
+    }
+    return Settings.model_validate(values | changes)
+
+
+@asynccontextmanager
+async def serve(worker: Worker) -> AsyncIterator[httpx.AsyncClient]:
+    """The worker's HTTP door on a real socket."""
+    server = QuietServer(uvicorn.Config(create_app(worker), log_level="warning", timeout_graceful_shutdown=1))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        task = asyncio.create_task(server.serve(sockets=[listening]))
+        try:
+            async with httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=30, trust_env=False) as http:
+                yield http
+        finally:
+            server.should_exit = True
+            await task
+
+
+@asynccontextmanager
+async def running(role: str, folder: Path, **changes: Any) -> AsyncIterator[Running]:
+    settings = make_settings(role, folder, **changes)
+    worker = Worker(settings, KEY, f"{role}/boot")
+    await asyncio.to_thread(load_node, settings, KEY, worker)
+    assert worker.node is not None
+    try:
+        async with serve(worker) as http:
+            yield Running(worker, http)
+    finally:
+        worker.node.listener.close()
+        await asyncio.to_thread(worker.node.engine.stop, 5.0)
+
+
+def body(tokens: list[int], prompt_tokens: int | None = None, **sampling: Any) -> Line:
+    values = {"seed": 1, "max_new_tokens": 8, "temperature": 0.0} | sampling
+    return {
+        "request_id": "r1",
+        "epoch": 0,
+        "tokens": tokens,
+        "prompt_tokens": prompt_tokens or len(tokens),
+        "sampling": values,
+        "deadline_s": 60.0,
+    }
+
+
+def prompt(n: int, start: int = 1) -> list[int]:
+    return [1 + (start + 7 * i) % 96 for i in range(n)]
+
+
+def tokens_of(lines: list[Line]) -> list[tuple[int, int]]:
+    return [(line["index"], line["token"]) for line in lines if line["type"] == "token"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    prefill: Running
+    decode: Running
+
+    async def generate(self, request: Line) -> tuple[list[Line], list[Line]]:
+        """What a router does: reserve, prefill with the ticket, read both streams to their ends."""
+        async with self.decode.call("decode", request | {"mode": "remote"}) as events:
+            ticket = (await anext(events))["ticket"]
+            first = await self.prefill.lines("prefill", request | {"ticket": ticket})
+            return first, [line async for line in events]
+
+    async def empty(self) -> None:
+        await self.prefill.empty()
+        await self.decode.empty()
+
+    async def serves_the_next(self) -> None:
+        """The invariant after every fault."""
+        await self.empty()
+        first, rest = await self.generate(body(prompt(40)))
+        assert [first[-1], rest[-1]] == [{"type": "end", "finish_reason": "prefilled"}, {"type": "end", "finish_reason": "length"}]
+        assert len(tokens_of(first + rest)) == 8
+        await self.empty()
+
+
+@asynccontextmanager
+async def pair(folder: Path, **changes: Any) -> AsyncIterator[Pair]:
+    async with contextlib.AsyncExitStack() as stack:
+        prefill = await stack.enter_async_context(running("prefill", folder, **changes))
+        decode = await stack.enter_async_context(running("decode", folder, **changes))
+        yield Pair(prefill, decode)

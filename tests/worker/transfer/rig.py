@@ -1,0 +1,170 @@
+"""A listener over real memory, and a peer that can misbehave on the wire in every way."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import secrets
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from disagg_worker.engine.api import KvLayout, TokenEvent
+from disagg_worker.transfer.frames import FrameType, Header, encode_header
+from disagg_worker.transfer.listener import KvListener, Received, Session
+from disagg_worker.transfer.manifest import Digest, commit_payload
+from disagg_worker.transfer.ticket import Ticket, begin_proof, sign, token_hash
+from disagg_worker.transfer.wire import FrameSocket, parse_json
+
+KEY = b"k" * 32
+LAYOUT = KvLayout(layers=3, kv_heads=2, head_dim=4, block_size_tokens=4, dtype="float32", itemsize_bytes=4)
+TOKENS = list(range(10, 20))
+BLOCKS = 3
+VOCAB = 64
+FIRST = TokenEvent(0, 7)
+
+
+class Memory:
+    """The blocks of one sequence, as an engine would hold them. Implements api.Reservation."""
+
+    def __init__(self, n_blocks: int = BLOCKS, fill: bytes = b"") -> None:
+        size = LAYOUT.layers * n_blocks * LAYOUT.layer_block_bytes
+        self.bytes = bytearray((fill * (size // len(fill) + 1))[:size] if fill else size)
+        self._n_blocks = n_blocks
+        self.released: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    @property
+    def n_blocks(self) -> int:
+        return self._n_blocks
+
+    def layer_view(self, layer: int, block: int) -> memoryview:
+        start = (block * LAYOUT.layers + layer) * LAYOUT.layer_block_bytes
+        return memoryview(self.bytes)[start : start + LAYOUT.layer_block_bytes]
+
+    def release(self) -> None:
+        self.released.put(True)
+
+
+SOURCE = Memory(fill=bytes(range(251)))
+
+
+class Rig:
+    """A listener with one announced transfer at a time; its outcome is in `outcomes`."""
+
+    def __init__(self, idle_s: float) -> None:
+        self.listener = KvListener("127.0.0.1", 0, KEY, LAYOUT, VOCAB, idle_s=idle_s, max_connections=4)
+        self.outcomes: queue.SimpleQueue[Received | tuple[str, str]] = queue.SimpleQueue()
+
+    def announce(self) -> Session:
+        ticket = Ticket(
+            transfer_id=secrets.token_hex(16),
+            request_id="r",
+            epoch=0,
+            compat="c",
+            decode_incarnation="d/e",
+            host=self.listener.host,
+            port=self.listener.port,
+            tokens=len(TOKENS),
+            token_hash=token_hash(TOKENS),
+            lifetime_s=30.0,
+        )
+        session = Session(sign(KEY, ticket), Memory(), self.outcomes.put, lambda code, message: self.outcomes.put((code, message)))
+        self.listener.expect(session)
+        return session
+
+    def outcome(self) -> Received | tuple[str, str]:
+        return self.outcomes.get(timeout=10)
+
+    def serves_the_next(self) -> None:
+        """The invariant after every fault: the listener is as good as before."""
+        session = self.announce()
+        with Peer(session.ticket) as peer:
+            peer.send_all()
+            assert peer.answer() == (FrameType.ACK, {"kv_bytes": len(SOURCE.bytes)})
+        assert isinstance(self.outcome(), Received)
+        assert isinstance(session.reservation, Memory)
+        assert session.reservation.bytes == SOURCE.bytes
+        assert self.listener._waiting == {}
+
+
+@contextmanager
+def rig(idle_s: float = 5.0) -> Iterator[Rig]:
+    r = Rig(idle_s)
+    try:
+        yield r
+    finally:
+        r.listener.close()
+
+
+class Peer:
+    """A prefill worker, made by hand."""
+
+    def __init__(self, ticket: Ticket, key: bytes = KEY) -> None:
+        self.ticket = ticket
+        self.key = key
+        self.sock = socket.create_connection((ticket.host, ticket.port), timeout=10)
+        self.link = FrameSocket(self.sock, 10)
+        raw, header = self.link.header()
+        assert header.type is FrameType.CHALLENGE
+        self.challenge = self.link.control(raw, header)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def reset(self) -> None:
+        """Close with RST, as a process that died does."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def begin(self) -> dict[str, Any]:
+        proof = begin_proof(self.key, self.challenge, self.ticket.transfer_id)
+        return {"ticket": self.ticket.to_json(), "prefill_incarnation": "p/e", "proof": proof}
+
+    def send_begin(self, **change: Any) -> None:
+        self.link.send_json(FrameType.BEGIN, self.begin() | change)
+
+    def send_all(self, tokens: list[int] = TOKENS) -> None:
+        self.send_begin()
+        digest = Digest()
+        for layer in range(LAYOUT.layers):
+            digest.add(self.link.send(layer_header(layer, digest.frames), layer_payload(layer)), BLOCKS * LAYOUT.layer_block_bytes)
+        self.link.send_json(FrameType.COMMIT, commit_payload(digest, len(tokens), token_hash(tokens), FIRST))
+
+    def answer(self) -> tuple[FrameType, dict[str, Any]]:
+        raw, header = self.link.header()
+        return header.type, parse_json(self.link.control(raw, header))
+
+
+def layer_header(layer: int, seq: int, **change: Any) -> Header:
+    return dataclasses.replace(Header(FrameType.LAYER, layer, seq, 0, BLOCKS), **change)
+
+
+def layer_payload(layer: int) -> list[memoryview]:
+    return [SOURCE.layer_view(layer, b) for b in range(BLOCKS)]
+
+
+def whole_stream(peer: Peer) -> bytes:
+    """Every byte that a good peer sends after the challenge."""
+    out = io_bytes(Header(FrameType.BEGIN), _json(peer.begin()))
+    digest = Digest()
+    for layer in range(LAYOUT.layers):
+        header, payload = layer_header(layer, layer), b"".join(layer_payload(layer))
+        raw, crc = encode_header(header, [payload])
+        out += raw + payload
+        digest.add(crc, len(payload))
+    return out + io_bytes(Header(FrameType.COMMIT), _json(commit_payload(digest, len(TOKENS), token_hash(TOKENS), FIRST)))
+
+
+def io_bytes(header: Header, payload: bytes) -> bytes:
+    return encode_header(header, [payload])[0] + payload
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    import json
+
+    return json.dumps(content).encode()

@@ -1,0 +1,75 @@
+"""A ticket is worth something only as the decode worker signed it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg_worker.transfer.ticket import Ticket, TicketError, begin_proof, http_bearer, sign, token_hash, verify
+
+KEY = b"k" * 32
+TICKET = sign(KEY, Ticket("ab" * 16, "cd" * 16, 0, "c0de", "uid/boot", "10.0.0.7", 9000, 3, token_hash([1, 2, 3]), 30.0))
+
+
+def test_a_signed_ticket_is_read_back_as_it_was() -> None:
+    assert verify(KEY, TICKET.to_json()) == TICKET
+
+
+def test_another_key_makes_another_signature() -> None:
+    with pytest.raises(TicketError, match=r"ticket\.mac"):
+        verify(b"x" * 32, TICKET.to_json())
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Ticket)])
+def test_a_change_to_any_field_is_noticed(name: str) -> None:
+    raw = TICKET.to_json()
+    raw[name] = raw[name] + ("0" if isinstance(raw[name], str) else 1)
+    with pytest.raises(TicketError):
+        verify(KEY, raw)
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Ticket)])
+def test_a_missing_field_is_named(name: str) -> None:
+    raw = TICKET.to_json()
+    del raw[name]
+    with pytest.raises(TicketError, match=name):
+        verify(KEY, raw)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"extra": 1},
+        {"port": "9000"},
+        {"port": True},
+        {"tokens": 1.5},
+        {"mac": None},
+        {"mac": "é" * 64},
+        {"host": ["10.0.0.7"]},
+        {"mac": "\ud800"},
+    ],
+)
+def test_wrong_types_and_strange_text_are_refused_and_never_crash(change: dict[str, Any]) -> None:
+    with pytest.raises(TicketError):
+        verify(KEY, TICKET.to_json() | change)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+def test_whatever_is_not_a_ticket_is_refused(raw: Any) -> None:
+    with pytest.raises(TicketError):
+        verify(KEY, raw)
+
+
+@given(st.lists(st.integers(0, 2**31 - 1)), st.lists(st.integers(0, 2**31 - 1)))
+def test_token_hashes_are_equal_only_for_equal_tokens(a: list[int], b: list[int]) -> None:
+    assert (token_hash(a) == token_hash(b)) == (a == b)
+
+
+def test_the_keys_uses_do_not_mix() -> None:
+    assert http_bearer(KEY) != begin_proof(KEY, b"disagg-http-v1", "") or http_bearer(KEY) != asdict(TICKET)["mac"]
+    assert begin_proof(KEY, b"1" * 32, "a") != begin_proof(KEY, b"2" * 32, "a")
+    assert begin_proof(KEY, b"1" * 32, "\ud800")  # text that is no UTF-8 must not raise

@@ -1,0 +1,98 @@
+"""The one or two streams of an attempt, each in a task, merged into one queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+
+from disagg_router.client import Line, WorkerClient
+from disagg_router.errors import AttemptFailed, NoRoom
+from disagg_router.request_state import ProtocolViolation
+from disagg_router.workers import Choice, Worker, pair_key
+
+# A slow client makes the workers' connections wait, not this process grow.
+_MAX_EVENTS = 256
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LegLine:
+    """One event of a leg ("prefill" or "decode")."""
+
+    leg: str
+    line: Line
+
+
+@dataclass(frozen=True, slots=True)
+class LegEnded:
+    """A leg's stream is through, or broke."""
+
+    leg: str
+    error: Exception | None = None
+
+
+class Legs:
+    """Decode first; prefill once there is a ticket."""
+
+    def __init__(self, client: WorkerClient, choice: Choice, body: Line) -> None:
+        self._client = client
+        self._choice = choice
+        self._body = body
+        self._events: asyncio.Queue[LegLine | LegEnded] = asyncio.Queue(_MAX_EVENTS)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._running: set[str] = set()
+
+    def start(self) -> None:
+        if self._choice.decode is not None:
+            mode = "remote" if self._choice.prefill is not None else "local"
+            self._spawn("decode", self._choice.decode, self._body | {"mode": mode})
+        elif self._choice.prefill is not None:
+            self._spawn("prefill", self._choice.prefill, self._body | {"ticket": None})
+
+    def start_prefill(self, ticket: Line) -> None:
+        """Raises ProtocolViolation for a ticket that was not asked for."""
+        if self._choice.prefill is None or len(self._tasks) > 1:
+            raise ProtocolViolation("a ticket that was not asked for")
+        self._spawn("prefill", self._choice.prefill, self._body | {"ticket": ticket})
+
+    def runs(self, leg: str | None = None) -> bool:
+        """The leg (or any) may still send something."""
+        return bool(self._running) if leg is None else leg in self._running
+
+    async def next(self) -> LegLine | LegEnded:
+        event = await self._events.get()
+        if isinstance(event, LegEnded):
+            self._running.discard(event.leg)
+        return event
+
+    def blame(self, leg: str) -> tuple[str, ...]:
+        """Keys for the breaker: of one worker, or of the pair."""
+        prefill, decode = self._choice.prefill, self._choice.decode
+        if leg == "pair":
+            return () if prefill is None or decode is None else (pair_key(prefill, decode),)
+        worker = prefill if leg == "prefill" else decode
+        return () if worker is None else (worker.incarnation,)
+
+    def _spawn(self, leg: str, worker: Worker, body: Line) -> None:
+        self._running.add(leg)
+        self._tasks.append(asyncio.create_task(self._pump(leg, worker, body)))
+
+    async def _pump(self, leg: str, worker: Worker, body: Line) -> None:
+        try:
+            async with self._client.stream(worker, leg, body) as lines, contextlib.aclosing(lines):
+                async for line in lines:
+                    await self._events.put(LegLine(leg, line))
+            await self._events.put(LegEnded(leg))
+        except (NoRoom, AttemptFailed) as error:
+            await self._events.put(LegEnded(leg, error))
+        except Exception:
+            log.exception("the %s stream from %s failed", leg, worker.pod)
+            await self._events.put(LegEnded(leg, AttemptFailed("internal error", reason="internal")))
+
+    async def close(self) -> None:
+        """Cancels what still runs: the workers free what they hold."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
