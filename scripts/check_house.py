@@ -20,7 +20,8 @@ def problems(root: Path) -> list[str]:
     out = []
     if (root / "operator/__init__.py").exists():
         out.append("operator/__init__.py: shadows the standard library's module")
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"], cwd=root, capture_output=True, text=True, check=True)
+    argv = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    listed = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=True)
     for name in listed.stdout.split():
         path = root / name
         if not path.exists():
@@ -29,9 +30,10 @@ def problems(root: Path) -> list[str]:
         if (lines := text.count("\n")) > MAX_FILE_LINES:
             out.append(f"{name}: {lines} lines, {MAX_FILE_LINES} at most")
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
-                if (length := node.end_lineno - node.lineno + 1) > MAX_FUNCTION_LINES:
-                    out.append(f"{name}:{node.lineno}: {node.name} has {length} lines, {MAX_FUNCTION_LINES} at most")
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if (length := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES:
+                out.append(f"{name}:{node.lineno}: {node.name} has {length} lines, {MAX_FUNCTION_LINES} at most")
     for path in sorted((root / "crds").glob("*.yaml")):
         if (size := len(json.dumps(yaml.safe_load(path.read_text()), separators=(",", ":")))) > MAX_CRD_BYTES:
             out.append(f"{path.name}: {size} bytes of JSON, {MAX_CRD_BYTES} at most")

@@ -28,11 +28,10 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _drain(router: Router, server: uvicorn.Server) -> None:
-    router.draining = True
+async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None:
     log.info("draining: %d requests run", router.active)
     # Not ready from now on; but whoever has not heard of it yet is still served.
-    await asyncio.sleep(router.settings.drain_grace_s)
+    await asyncio.sleep(grace_s)
     try:
         async with asyncio.timeout(router.settings.drain_timeout_s):
             await router.idle.wait()
@@ -60,12 +59,13 @@ async def serve(s: settings.Settings) -> int:
     loop = asyncio.get_running_loop()
     drains: set[asyncio.Task[None]] = set()
 
-    def on_signal() -> None:
+    def on_signal(grace_s: float) -> None:
         if not router.draining:
-            drains.add(loop.create_task(_drain(router, server)))
+            router.draining = True
+            drains.add(loop.create_task(_drain(router, server, grace_s)))
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGTERM, on_signal, s.grace_s)
+    loop.add_signal_handler(signal.SIGINT, on_signal, 0.0)
     background = loop.create_task(router.run())
     serving = loop.create_task(server.serve())
     done, _ = await asyncio.wait({background, serving}, return_when=asyncio.FIRST_COMPLETED)

@@ -38,14 +38,6 @@ def _error(error: ApiError) -> Response:
     return JSONResponse(error.body(), error.status, headers)
 
 
-async def _chain(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]) -> AsyncGenerator[dict[str, Any]]:
-    """`first`, then the rest, which is closed with this."""
-    async with contextlib.aclosing(rest):
-        yield first
-        async for event in rest:
-            yield event
-
-
 def _bearer_of(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
@@ -136,7 +128,7 @@ class Api:
             except BaseException:
                 await events.aclose()
                 raise
-            return SseResponse(_chain(first, events), work.pop_all().close)
+            return SseResponse(first, events, work.pop_all().close)
 
     async def _whole(self, shape: AnswerFormat, generations: list[Generation]) -> dict[str, Any]:
         """The whole answer."""

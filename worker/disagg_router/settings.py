@@ -38,11 +38,18 @@ class Settings(BaseModel):
     api_keys_file: Path | None = None
     max_body_bytes: int = Field(8 << 20, ge=1024, le=1 << 30)
     drain_timeout_s: float = Field(110.0, ge=0, le=86400)
-    drain_grace_s: float = Field(5.0, ge=0, le=600)
+    drain_grace_s: float | None = Field(None, ge=0, le=600)
     first_token_timeout_s: float = Field(120.0, gt=0, le=86400)
     stall_timeout_s: float = Field(60.0, gt=0, le=86400)
     poll_interval_s: float = Field(1.0, gt=0, le=60)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def grace_s(self) -> float:
+        """How long new requests are still taken after SIGTERM: a Service sends some until all nodes have heard of it."""
+        if self.drain_grace_s is not None:
+            return self.drain_grace_s
+        return 5.0 if self.membership == "kubernetes" else 0.0
 
     def bearer(self) -> str:
         """What workers accept (docs/protocol.md). Raises SettingsError when the key is missing or too short: there is no default."""

@@ -37,16 +37,18 @@ async def while_connected(receive: Callable[[], Awaitable[Message]], work: Await
 
 
 class SseResponse(Response):
-    """`data: {json}` events; then, unless the last was an error, `data: [DONE]`. A client that goes away ends the iterator at once.
+    """`data: {json}` events, `first` at once; then, unless the last was an error, `data: [DONE]`.
 
-    However it ends, the events are closed and `close` is called, once, even when nothing was sent.
+    A client that goes away ends the iterator at once. However it ends, the events are closed and `close` is called, once, even when
+    nothing was sent.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[dict[str, Any]], close: Callable[[], None]) -> None:
+    def __init__(self, first: dict[str, Any], events: AsyncGenerator[dict[str, Any]], close: Callable[[], None]) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
+        self._first = first
         self._events = events
         self._close = close
 
@@ -61,12 +63,16 @@ class SseResponse(Response):
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": _event(self._first), "more_body": True})
         failed = False
         async for event in self._events:
             failed = "error" in event
-            body = b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body", "body": _event(event), "more_body": True})
         await send({"type": "http.response.body", "body": b"" if failed else b"data: [DONE]\n\n", "more_body": False})
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
 
 
 async def merge(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:

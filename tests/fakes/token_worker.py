@@ -1,0 +1,310 @@
+"""A worker that speaks docs/protocol.md on a real socket, with made-up tokens and faults on demand.
+
+A token is a pure function of the seed and all tokens before it, as with a real engine, so that a failover that loses, repeats or
+reorders anything gives another text. KV is not moved; prefill tells decode over HTTP that it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import secrets
+import socket
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+KEY = b"a-cluster-key-for-tests-of-40-bytes-0123"
+BEARER = "Bearer " + hmac.new(KEY, b"disagg-http-v1", hashlib.sha256).hexdigest()
+END, USER, ASSISTANT = 0, 1, 2
+FIRST_BYTE = 3
+VOCAB = FIRST_BYTE + 256
+MAX_MODEL_LEN = 512
+TEMPLATE = (
+    "{% for m in messages %}{{ ('<|assistant|>' if m['role'] == 'assistant' else '<|user|>') + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def tokenizer_json() -> str:
+    """One token a byte: nearly every character that is not ASCII takes several tokens."""
+    # The byte-level alphabet, in byte order: printable Latin-1 stands for itself, the rest for code points from 256 on.
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in plain]
+    letter = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(rest)}
+    specials = ["<|end|>", "<|user|>", "<|assistant|>"]
+    vocab = {s: i for i, s in enumerate(specials)} | {letter[b]: FIRST_BYTE + b for b in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(s, special=True) for s in specials])
+    return str(tokenizer.to_str())
+
+
+def next_token(seed: int, tokens: Sequence[int]) -> int:
+    """A lower-case letter, from everything before it."""
+    digest = zlib.crc32(json.dumps([seed, list(tokens)]).encode())
+    return FIRST_BYTE + ord("a") + digest % 26
+
+
+def expected_tokens(seed: int, prompt: Sequence[int], n: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(n):
+        tokens.append(next_token(seed, tokens))
+    return tokens[len(prompt) :]
+
+
+def expected_text(seed: int, prompt: Sequence[int], n: int) -> str:
+    return bytes(t - FIRST_BYTE for t in expected_tokens(seed, prompt, n)).decode()
+
+
+@dataclass
+class Fault:
+    """What goes wrong in the next `times` calls of `leg`, after it has sent `after_tokens` tokens.
+
+    `kind`: "status" (an error answer, with `status` and `code`), "die" (the connection breaks), "stall" (nothing more comes),
+    "error" (an error event), "garbage" (a line that is no event), "silent_end" (the stream just ends), "no_transfer".
+    """
+
+    leg: str
+    kind: str
+    after_tokens: int = 0
+    times: int = 1
+    status: int = 500
+    code: str = "internal"
+
+
+class Died(Exception):
+    """Breaks the connection."""
+
+
+@dataclass
+class Seen:
+    """What a worker was asked, for tests to look at."""
+
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class TokenWorker:
+    """One worker. Change its attributes while it runs."""
+
+    def __init__(self, name: str, role: str, *, digest: str = "model-a", compat: str = "compat-a") -> None:
+        self.name, self.role, self.digest, self.compat = name, role, digest, compat
+        self.state = "ready"
+        self.slots = 64
+        self.end_after: int | None = None  # sample END as this output token
+        self.token_interval_s = 0.0
+        self.max_model_len = MAX_MODEL_LEN
+        self.faults: list[Fault] = []
+        self.seen = Seen()
+        self.running = 0
+        self.hold = asyncio.Event()  # cleared: tokens wait
+        self.hold.set()
+        self.incarnation = f"{name}/{secrets.token_hex(4)}"
+        self.url = ""
+        self._transfers: dict[str, asyncio.Future[int]] = {}
+        self._server: uvicorn.Server | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # The process.
+
+    async def start(self) -> None:
+        sock = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        routes = [
+            Route("/internal/v1/info", self._info),
+            Route("/internal/v1/tokenizer", self._tokenizer),
+            Route("/internal/v1/decode", self._decode, methods=["POST"]),
+            Route("/internal/v1/prefill", self._prefill, methods=["POST"]),
+            Route("/fake/transfer", self._transfer, methods=["POST"]),
+        ]
+        config = uvicorn.Config(Starlette(routes=routes), log_level="critical", access_log=False, timeout_graceful_shutdown=0, ws="none")
+        self._server = _QuietServer(config)
+        self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
+        while not self._server.started:
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Die: what runs is cut off, the port refuses."""
+        if self._server is None or self._task is None:
+            return
+        self.hold.set()
+        self._server.force_exit = self._server.should_exit = True
+        for state in list(self._server.server_state.connections):
+            state.transport.abort()  # type: ignore[union-attr]
+        await self._task
+        self._server = None
+
+    # The protocol.
+
+    def _refused(self, request: Request, leg: str) -> Response | None:
+        if not hmac.compare_digest(request.headers.get("authorization", ""), BEARER):
+            return _error(401, "unauthorized")
+        if self.state == "draining":
+            return _error(503, "draining")
+        if (fault := self._fault(leg, "status")) is not None:
+            return _error(fault.status, fault.code)
+        return _error(429, "no_capacity") if self.running >= self.slots else None
+
+    def _fault(self, leg: str, *kinds: str) -> Fault | None:
+        for fault in self.faults:
+            if fault.leg == leg and fault.kind in kinds and fault.times > 0:
+                fault.times -= 1
+                return fault
+        return None
+
+    async def _info(self, request: Request) -> Response:
+        if not hmac.compare_digest(request.headers.get("authorization", ""), BEARER):
+            return _error(401, "unauthorized")
+        model = {"name": "m", "digest": self.digest, "vocab_size": VOCAB, "max_model_len": self.max_model_len,
+                 "eos_token_ids": [END], "bos_token_id": None}  # fmt: skip
+        kv = {"compat": self.compat, "host": "127.0.0.1", "port": 1, "interface": "net1", "transport": "tcp", "block_size_tokens": 16,
+              "bytes_per_token": 64, "blocks_total": 100, "blocks_free": 100 - self.running}  # fmt: skip
+        load = {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": self.running}
+        return JSONResponse(
+            {"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role, "state": self.state, "revision": "r1",
+             "model": model, "kv": kv, "limits": {"max_running": 64, "max_waiting": 256}, "load": load}
+        )  # fmt: skip
+
+    async def _tokenizer(self, request: Request) -> Response:
+        config = {"eos_token": "<|end|>"}
+        files = {"digest": self.digest, "tokenizer_json": tokenizer_json(), "tokenizer_config": config, "chat_template": TEMPLATE}
+        return JSONResponse(files)
+
+    async def _transfer(self, request: Request) -> Response:
+        content = await request.json()
+        waiting = self._transfers.pop(content["transfer_id"], None)
+        if waiting is None or waiting.done():
+            return _error(409, "ticket_refused")
+        waiting.set_result(content["first_token"])
+        return JSONResponse({})
+
+    async def _decode(self, request: Request) -> Response:
+        body = await request.json()
+        self.seen.bodies.append(body)
+        return self._refused(request, "decode") or self._stream(self._decode_lines(body), self._fault("decode", *_KINDS))
+
+    async def _prefill(self, request: Request) -> Response:
+        body = await request.json()
+        self.seen.bodies.append(body)
+        refused = self._refused(request, "prefill")
+        return refused or self._stream(self._prefill_lines(body), self._fault("prefill", *_KINDS))
+
+    def _stream(self, lines: AsyncGenerator[dict[str, Any]], fault: Fault | None) -> Response:
+        self.running += 1
+        return StreamingResponse(self._sent(lines, fault), media_type="application/x-ndjson")
+
+    async def _sent(self, lines: AsyncGenerator[dict[str, Any]], fault: Fault | None) -> AsyncIterator[bytes]:
+        tokens, ended = 0, False
+        try:
+            async with contextlib.aclosing(lines):
+                async for line in lines:
+                    if fault is not None and tokens >= fault.after_tokens and line["type"] in ("token", "transferred", "end"):
+                        if fault.kind == "stall":
+                            await asyncio.Event().wait()
+                        if fault.kind == "silent_end":
+                            return
+                        if fault.kind == "die":
+                            raise Died
+                        bad = {"type": "error", "code": fault.code, "message": "as told", "retryable": True}
+                        yield json.dumps(bad).encode() + b"\n" if fault.kind == "error" else b"{]\n"
+                        return
+                    tokens += line["type"] == "token"
+                    ended = line["type"] == "end"
+                    yield json.dumps(line).encode() + b"\n"
+        finally:
+            self.running -= 1
+            if not ended:
+                self.seen.cancelled.set()
+
+    def _sample(self, body: dict[str, Any], tokens: list[int]) -> dict[str, Any]:
+        index = len(tokens) - body["prompt_tokens"]
+        token = END if index == self.end_after else next_token(body["sampling"]["seed"], tokens)
+        tokens.append(token)
+        line: dict[str, Any] = {"type": "token", "index": index, "token": token}
+        if body["sampling"].get("logprobs") is not None:
+            line |= {"logprob": -0.5, "top_logprobs": [[token, -0.5], [FIRST_BYTE, -1.5]][: body["sampling"]["logprobs"]]}
+        return line
+
+    def _reason(self, body: dict[str, Any], tokens: list[int]) -> str | None:
+        if tokens[-1] in body["sampling"]["stop_token_ids"]:
+            return "stop"
+        return "length" if len(tokens) - body["prompt_tokens"] >= body["sampling"]["max_new_tokens"] else None
+
+    async def _rest(self, body: dict[str, Any], tokens: list[int]) -> AsyncGenerator[dict[str, Any]]:
+        while (reason := self._reason(body, tokens)) is None:
+            await self.hold.wait()
+            await asyncio.sleep(self.token_interval_s)
+            yield self._sample(body, tokens)
+        yield {"type": "end", "finish_reason": reason}
+
+    async def _decode_lines(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        tokens = list(body["tokens"])
+        if body["mode"] == "local":
+            yield {"type": "accepted", "path": "local", "kv_bytes": 0, "transfer_s": 0.0, "interface": ""}
+            yield self._sample(body, tokens)
+        else:
+            transfer_id = secrets.token_hex(16)
+            waiting = self._transfers[transfer_id] = asyncio.get_running_loop().create_future()
+            host, port = self.url.removeprefix("http://").split(":")
+            yield {"type": "ticket", "ticket": {"transfer_id": transfer_id, "request_id": body["request_id"], "epoch": body["epoch"],
+                   "compat": self.compat, "decode_incarnation": self.incarnation, "host": host, "port": int(port),
+                   "tokens": len(tokens), "token_hash": "", "lifetime_s": 30.0, "mac": ""}}  # fmt: skip
+            first = await asyncio.wait_for(waiting, 30.0)
+            if first < 0:
+                yield {"type": "error", "code": "transfer_failed", "message": "broken off", "retryable": True}
+                return
+            tokens.append(first)
+            yield {"type": "accepted", "path": "remote", "kv_bytes": 64 * len(tokens), "transfer_s": 0.002, "interface": "net1"}
+        async with contextlib.aclosing(self._rest(body, tokens)) as rest:
+            async for line in rest:
+                yield line
+
+    async def _prefill_lines(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        tokens, ticket = list(body["tokens"]), body["ticket"]
+        line = self._sample(body, tokens)
+        reason = self._reason(body, tokens)
+        if ticket is not None and (reason is not None or self._fault("prefill", "no_transfer")):
+            # As with a real transfer that breaks off: decode hears of it first.
+            await self._tell(ticket, -1)
+            await asyncio.sleep(0.02)
+            if reason is None:
+                yield {"type": "error", "code": "transfer_failed", "message": "as told", "retryable": True}
+                return
+        yield line
+        if ticket is not None and reason is None:
+            await self._tell(ticket, tokens[-1])
+            yield {"type": "transferred", "kv_bytes": 64 * len(tokens), "transfer_s": 0.002, "exposed_s": 0.001, "interface": "net1",
+                   "peer": f"{ticket['host']}:{ticket['port']}"}  # fmt: skip
+        yield {"type": "end", "finish_reason": reason or "prefilled"}
+
+    async def _tell(self, ticket: dict[str, Any], first_token: int) -> None:
+        content = {"transfer_id": ticket["transfer_id"], "first_token": first_token}
+        async with httpx.AsyncClient(trust_env=False) as http:
+            await http.post(f"http://{ticket['host']}:{ticket['port']}/fake/transfer", json=content)
+
+
+_KINDS = ("die", "stall", "error", "garbage", "silent_end")
+
+
+class _QuietServer(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+def _error(status: int, code: str) -> Response:
+    return JSONResponse({"error": {"code": code, "message": f"{code}, as told", "retryable": status != 400}}, status)

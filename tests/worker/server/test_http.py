@@ -1,0 +1,200 @@
+"""The worker's HTTP door: who may call, what it says of itself, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.routing import Route
+from tests.worker.server.rig import KEY, body, make_settings, prompt, running, serve
+
+from disagg_worker import server
+from disagg_worker.requests import Line
+from disagg_worker.server import MAX_BODY_BYTES, Worker
+from disagg_worker.streams import NdjsonResponse
+
+PROTECTED = [("GET", "info"), ("GET", "tokenizer"), ("POST", "decode"), ("POST", "prefill")]
+
+
+@pytest.mark.parametrize("given", [None, "", "Bearer", "Bearer 00", "Basic abc", "bearer é"])
+async def test_everything_internal_needs_the_clusters_key(tiny: Path, given: str | None) -> None:
+    async with serve(Worker(make_settings("both", tiny), KEY, "u/b")) as http:
+        del http.headers["authorization"]
+        headers = {} if given is None else {"authorization": given.encode("latin-1")}
+        for method, name in PROTECTED:
+            answer = await http.request(method, f"/internal/v1/{name}", headers=headers)  # type: ignore[arg-type]
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+        for name in ("healthz", "metrics"):
+            assert (await http.get(f"/{name}")).status_code == 200
+
+
+async def test_while_the_model_loads_it_is_healthy_and_not_ready(tiny: Path) -> None:
+    async with serve(Worker(make_settings("both", tiny), KEY, "u/b")) as http:
+        assert (await http.get("/healthz")).status_code == 200
+        ready = await http.get("/readyz")
+        assert (ready.status_code, ready.text) == (503, "starting\n")
+        assert (await http.get("/internal/v1/info")).json()["state"] == "starting"
+        for method, name in PROTECTED[1:]:
+            assert (await http.request(method, f"/internal/v1/{name}")).status_code == 503
+
+
+async def test_a_load_that_failed_is_unhealthy_and_says_why(tiny: Path) -> None:
+    worker = Worker(make_settings("both", tiny), KEY, "u/b")
+    worker.failed = "config.json: no such file"
+    async with serve(worker) as http:
+        answer = await http.get("/healthz")
+        assert (answer.status_code, answer.text) == (503, "failed: config.json: no such file\n")
+
+
+async def test_info_says_who_it_is_and_what_it_can_take(tiny: Path) -> None:
+    async with running("decode", tiny, pod_name="chat-decode-abc", revision="5d8f") as decode:
+        info = (await decode.http.get("/internal/v1/info")).json()
+        node = decode.worker.node
+        assert node is not None
+        blocks = info["kv"].pop("blocks_total")
+        assert info["kv"].pop("blocks_free") == blocks == (64 << 20) // (16 * info["kv"]["bytes_per_token"])
+        assert info == {
+            "protocol": 1,
+            "incarnation": "decode/boot",
+            "pod": "chat-decode-abc",
+            "role": "decode",
+            "state": "ready",
+            "revision": "5d8f",
+            "model": {
+                "name": "tiny",
+                "digest": node.engine.model.digest,
+                "vocab_size": 97,
+                "max_model_len": 65536,
+                "eos_token_ids": [0],
+                "bos_token_id": None,
+            },
+            "kv": {
+                "compat": node.compat,
+                "host": "127.0.0.1",
+                "port": node.listener.port,
+                "interface": "lo",
+                "transport": "tcp",
+                "block_size_tokens": 16,
+                "bytes_per_token": node.engine.layout.bytes_per_token,
+            },
+            "limits": {"max_running": 64, "max_waiting": 256},
+            "load": {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": 0},
+        }
+        assert (await decode.http.get("/readyz")).status_code == 200
+        tokenizer = (await decode.http.get("/internal/v1/tokenizer")).json()
+        assert set(tokenizer) == {"digest", "tokenizer_json", "tokenizer_config", "chat_template"}
+
+
+async def test_metrics_have_the_names_that_autoscaling_and_dashboards_read(tiny: Path) -> None:
+    async with running("both", tiny) as one:
+        await one.lines("decode", body(prompt(20)) | {"mode": "local"})
+        await one.empty()
+        families = {f.name: f for f in text_string_to_metric_families((await one.http.get("/metrics")).text)}
+        assert {
+            "disagg_worker_waiting_requests",
+            "disagg_worker_waiting_tokens",
+            "disagg_worker_running_requests",
+            "disagg_worker_kv_blocks",
+            "disagg_worker_prompt_tokens",
+            "disagg_worker_generated_tokens",
+            "disagg_worker_preemptions",
+            "disagg_kv_transfer_bytes",
+            "disagg_kv_transfer_seconds",
+            "disagg_kv_transfer_exposed_seconds",
+            "disagg_kv_transfer_failures",
+            "disagg_worker_reservations_refused",
+            "disagg_worker",
+        } <= set(families) | {name.removesuffix("_info") for name in families}
+        blocks = {s.labels["state"]: s.value for s in families["disagg_worker_kv_blocks"].samples}
+        assert set(blocks) == {"free", "used", "leased"}
+        assert (blocks["used"], blocks["leased"]) == (0, 0)
+        assert families["disagg_worker_prompt_tokens"].samples[0].value == 20
+        assert families["disagg_worker_generated_tokens"].samples[0].value == 8
+        labels = next(s.labels for f in families.values() for s in f.samples if s.name == "disagg_worker_info")
+        assert labels == {"role": "both", "incarnation": "both/boot", "model": "tiny", "interface": "lo"}
+
+
+@pytest.mark.parametrize(("role", "refused"), [("prefill", "decode"), ("decode", "prefill")])
+async def test_a_worker_does_its_roles_work_only(tiny: Path, role: str, refused: str) -> None:
+    async with running(role, tiny) as worker:
+        request = body(prompt(4)) | ({"mode": "local"} if refused == "decode" else {"ticket": None})
+        status, error = await worker.refused(refused, request)
+        assert (status, error["code"]) == (400, "invalid_request")
+
+
+async def test_requests_that_can_never_be_served_are_told_so(tiny: Path) -> None:
+    async with running("both", tiny, max_model_len=64) as one:
+        for role, extra in (("decode", {"mode": "local"}), ("decode", {"mode": "remote"}), ("prefill", {"ticket": None})):
+            status, error = await one.refused(role, body(prompt(64)) | extra)
+            assert (status, error["code"], error["retryable"]) == (413, "prompt_too_long", False)
+            status, error = await one.refused(role, body([1, 97]) | {"extra": 1} | extra)
+            assert (status, error["code"]) == (400, "invalid_request")
+        status, error = await one.refused("decode", body([1, 97]) | {"mode": "local"})
+        assert (status, error["code"]) == (400, "invalid_request")
+        await one.empty()
+
+
+async def test_a_body_over_the_limit_is_refused_without_being_parsed(tiny: Path) -> None:
+    async with running("both", tiny) as one:
+
+        async def endless() -> AsyncIterator[bytes]:
+            for _ in range(MAX_BODY_BYTES // (1 << 20) + 1):
+                yield b" " * (1 << 20)
+
+        answer = await one.http.post("/internal/v1/decode", content=endless())
+        assert answer.status_code == 400
+        assert "over" in answer.json()["error"]["message"]
+        await one.empty()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_BODY_TIMEOUT_S", 0.2)
+    async with running("both", tiny) as one:
+        reader, writer = await asyncio.open_connection(one.http.base_url.host, one.http.base_url.port)
+        head = f"POST /internal/v1/decode HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nAuthorization: {one.http.headers['authorization']}\r\n\r\n"
+        writer.write(head.encode())
+        assert b"400" in await reader.readline()
+        writer.close()
+        await one.empty()
+
+
+async def test_a_draining_worker_refuses_new_work_and_is_not_ready(tiny: Path) -> None:
+    async with running("both", tiny) as one:
+        one.worker.draining = True
+        assert (await one.http.get("/readyz")).text == "draining\n"
+        assert (await one.http.get("/healthz")).status_code == 200
+        assert (await one.http.get("/internal/v1/info")).json()["state"] == "draining"
+        status, error = await one.refused("decode", body(prompt(4)) | {"mode": "local"})
+        assert (status, error["code"], error["retryable"]) == (503, "draining", True)
+
+
+async def test_a_dead_engine_is_neither_healthy_nor_ready(tiny: Path) -> None:
+    async with running("both", tiny) as one:
+        assert one.worker.node is not None
+        await asyncio.to_thread(one.worker.node.engine.stop, 5.0)
+        assert (await one.http.get("/healthz")).status_code == 503
+        assert (await one.http.get("/readyz")).status_code == 503
+
+
+async def test_a_stream_that_fails_inside_ends_in_one_error_and_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    closed: list[bool] = []
+
+    async def lines() -> AsyncIterator[Line]:
+        yield {"type": "token", "index": 0, "token": 1}
+        raise ZeroDivisionError
+
+    async def endpoint(_: object) -> NdjsonResponse:
+        return NdjsonResponse(lines(), lambda: closed.append(True), asyncio.get_running_loop().time() + 60)
+
+    app = Starlette(routes=[Route("/", endpoint)])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        got = [json.loads(line) for line in (await http.get("/")).text.splitlines()]
+    assert [line["type"] for line in got] == ["token", "error"]
+    assert (got[-1]["code"], closed) == ("internal", [True])
+    assert "ZeroDivisionError" in caplog.text

@@ -1,0 +1,182 @@
+"""The worker as a process: how it starts, refuses to start, drains and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.worker.server.rig import HEADERS, body, prompt, tokens_of
+
+pytestmark = pytest.mark.slow
+REPO = Path(__file__).parents[3]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        return int(s.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Process:
+    running: asyncio.subprocess.Process
+    http: httpx.AsyncClient
+
+    async def ready(self) -> None:
+        deadline_s = time.monotonic() + 60
+        while True:
+            try:
+                if (await self.http.get("/readyz")).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            assert self.running.returncode is None
+            assert time.monotonic() < deadline_s
+            await asyncio.sleep(0.05)
+
+    async def log(self) -> str:
+        """What it wrote, once it has ended."""
+        assert self.running.stderr is not None
+        async with asyncio.timeout(60):
+            return (await self.running.stderr.read()).decode()
+
+
+@asynccontextmanager
+async def process(folder: Path, role: str = "both", **variables: Any) -> AsyncIterator[Process]:
+    port = free_port()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(REPO / "worker"),
+        "OMP_NUM_THREADS": "1",
+        "DISAGG_ROLE": role,
+        "DISAGG_MODEL_URI": f"file://{folder}",
+        "DISAGG_MODEL_NAME": "tiny",
+        "DISAGG_CLUSTER_KEY_FILE": str(folder / "key"),
+        "DISAGG_PORT": str(port),
+        "DISAGG_KV_PORT": "0",
+        "DISAGG_KV_CACHE_BYTES": str(64 << 20),
+    }
+    environment |= {f"DISAGG_{k.upper()}": str(v) for k, v in variables.items()}
+    started = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "disagg_worker", env=environment, stderr=asyncio.subprocess.PIPE, cwd="/"
+    )
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=30, trust_env=False) as http:
+            yield Process(started, http)
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.communicate()
+
+
+async def test_two_processes_give_the_tokens_of_one(tiny: Path) -> None:
+    async with process(tiny, "prefill") as p, process(tiny, "decode") as d, process(tiny, "both") as one:
+        await asyncio.gather(p.ready(), d.ready(), one.ready())
+        request = body(prompt(100), temperature=0.8, max_new_tokens=30)
+        whole = await _lines(one, "decode", request | {"mode": "local"})
+        async with d.http.stream("POST", "/internal/v1/decode", json=request | {"mode": "remote"}) as answer:
+            events = answer.aiter_lines()
+            ticket = _parse(await anext(events))["ticket"]
+            first = await _lines(p, "prefill", request | {"ticket": ticket})
+            rest = [_parse(line) async for line in events]
+        assert tokens_of(first + rest) == tokens_of(whole)
+        assert len(tokens_of(whole)) == 30
+
+
+def _parse(line: str) -> dict[str, Any]:
+    import json
+
+    return dict(json.loads(line))
+
+
+async def _lines(p: Process, role: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    answer = await p.http.post(f"/internal/v1/{role}", json=request)
+    assert answer.status_code == 200
+    return [_parse(line) for line in answer.text.splitlines()]
+
+
+async def test_a_drain_refuses_new_work_and_finishes_what_runs(tiny: Path) -> None:
+    async with process(tiny) as one:
+        await one.ready()
+        request = body(prompt(20), max_new_tokens=2000) | {"mode": "local"}
+        async with one.http.stream("POST", "/internal/v1/decode", json=request) as answer:
+            events = answer.aiter_lines()
+            for _ in range(3):
+                await anext(events)
+            one.running.send_signal(signal.SIGTERM)
+            while (await one.http.get("/readyz")).status_code == 200:
+                await asyncio.sleep(0.005)
+            refused = await one.http.post("/internal/v1/decode", json=request)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+            one.running.send_signal(signal.SIGTERM)  # an impatient second one changes nothing
+            rest = [_parse(line) async for line in events]
+        assert rest[-1] == {"type": "end", "finish_reason": "length"}
+        assert rest[-2]["index"] == 1999
+        async with asyncio.timeout(30):
+            assert await one.running.wait() == 0
+
+
+async def test_what_does_not_finish_in_time_is_told_to_go_elsewhere(tiny: Path) -> None:
+    async with process(tiny, drain_timeout_s=2) as one:
+        await one.ready()
+        request = body(prompt(20), max_new_tokens=60000) | {"mode": "local"}
+        async with one.http.stream("POST", "/internal/v1/decode", json=request) as answer:
+            events = answer.aiter_lines()
+            await anext(events)
+            started_s = time.monotonic()
+            one.running.send_signal(signal.SIGTERM)
+            last = [_parse(line) async for line in events][-1]
+        assert (last["type"], last["code"], last["retryable"]) == ("error", "draining", True)
+        async with asyncio.timeout(30):
+            assert await one.running.wait() == 0
+        assert time.monotonic() - started_s < 20
+
+
+async def test_a_stop_while_the_model_loads_is_obeyed_at_once(tiny: Path) -> None:
+    """The KV interface never comes, which holds the load for 10 s."""
+    async with process(tiny, kv_interface="net9") as one:
+        deadline_s = time.monotonic() + 60
+        while True:
+            try:
+                assert (await one.http.get("/internal/v1/info")).json()["state"] == "starting"
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline_s
+                await asyncio.sleep(0.02)
+        started_s = time.monotonic()
+        one.running.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            assert await one.running.wait() == 0
+        assert time.monotonic() - started_s < 8
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"role": "router"}, "DISAGG_ROLE"),
+        ({"cluster_key_file": "/no/such/file"}, "DISAGG_CLUSTER_KEY_FILE"),
+        ({"host": "192.0.2.1"}, "DISAGG_HOST"),
+        ({"model_uri": "file:///no/such/folder"}, "config.json"),
+        ({"kv_host": "192.0.2.1"}, "192.0.2.1"),
+        ({"kv_cache_bytes": 1 << 20}, "kv_cache_bytes"),
+    ],
+)
+async def test_what_can_not_serve_ends_with_a_reason_and_no_traceback(tiny: Path, variables: dict[str, Any], message: str) -> None:
+    role = variables.get("role", "both")
+    rest = {k: v for k, v in variables.items() if k != "role"}
+    async with process(tiny, role, **rest) as one:
+        log = await one.log()
+        async with asyncio.timeout(30):
+            assert await one.running.wait() == 1
+        assert message in log
+        assert "Traceback" not in log
