@@ -24,16 +24,16 @@ def _reachable(host: str, port: int) -> bool:
 
 
 @contextlib.contextmanager
-def router_url(cluster: Cluster, service: str, namespace: str = "default") -> Iterator[str]:
+def router_url(cluster: Cluster, service: str) -> Iterator[str]:
     """Raises ClusterFailed when neither way works."""
-    spec = cluster.get("service", service, namespace).get("spec", {})
+    spec = cluster.get("service", service).get("spec", {})
     if not spec:
-        raise ClusterFailed(f"service {namespace}/{service} does not exist")
+        raise ClusterFailed(f"service {cluster.namespace}/{service} does not exist")
     host, port = spec.get("clusterIP", ""), spec["ports"][0]["port"]
     if _reachable(host, port):
         yield f"http://{host}:{port}"
         return
-    argv = ["kubectl", "-n", namespace, "port-forward", f"service/{service}", f":{port}"]
+    argv = ["kubectl", "-n", cluster.namespace, "port-forward", f"service/{service}", f":{port}"]
     with subprocess.Popen(argv, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as forward:
         try:
             yield f"http://127.0.0.1:{_forwarded_port(forward)}"

@@ -32,10 +32,11 @@ def cluster_environment() -> dict[str, str]:
 
 
 class Cluster:
-    """One cluster. Every call has a deadline."""
+    """One cluster, seen from one namespace. Every call has a deadline."""
 
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, environment: dict[str, str] | None = None, namespace: str = "default") -> None:
         self.environment = environment or cluster_environment()
+        self.namespace = namespace
 
     def run(self, *argv: str | Path, timeout_s: float = 120, stdin: str | None = None, check: bool = True) -> str:
         """Run a program; its standard output. Raises ClusterFailed."""
@@ -47,16 +48,17 @@ class Cluster:
         return out.stdout
 
     def kubectl(self, *argv: str | Path, timeout_s: float = 60, stdin: str | None = None, check: bool = True) -> str:
-        return self.run("kubectl", *argv, timeout_s=timeout_s, stdin=stdin, check=check)
+        """In this namespace, unless `argv` names another."""
+        return self.run("kubectl", "-n", self.namespace, *argv, timeout_s=timeout_s, stdin=stdin, check=check)
 
-    def get(self, kind: str, name: str, namespace: str = "default") -> dict[str, Any]:
+    def get(self, kind: str, name: str) -> dict[str, Any]:
         """One object, {} when it does not exist."""
-        out = self.kubectl("-n", namespace, "get", kind, name, "-o", "json", "--ignore-not-found")
+        out = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
         return dict(json.loads(out)) if out.strip() else {}
 
-    def items(self, kind: str, namespace: str = "default", selector: str = "") -> list[dict[str, Any]]:
+    def items(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
         chosen = ["-l", selector] if selector else []
-        return list(json.loads(self.kubectl("-n", namespace, "get", kind, *chosen, "-o", "json"))["items"])
+        return list(json.loads(self.kubectl("get", kind, *chosen, "-o", "json"))["items"])
 
     def install(self, say: Callable[[str], None], **values: str) -> None:
         """`helm install` of the chart, or its upgrade; the CRDs first, since helm never upgrades them."""

@@ -40,22 +40,28 @@ async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None
     server.should_exit = True
 
 
-async def serve(s: settings.Settings) -> int:
-    """Run until SIGTERM; the exit status."""
-    router = Router(s)
+def server_of(router: Router) -> uvicorn.Server:
+    """The HTTP server of a router, not started."""
     config = uvicorn.Config(
         create_app(router),
-        host=s.host,
-        port=s.port,
+        host=router.settings.host,
+        port=router.settings.port,
         log_level="warning",
         access_log=False,
         # The parser that bounds a request's head.
         http="h11",
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        ws="none",
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
     )
-    server = _Server(config)
+    return _Server(config)
+
+
+async def serve(s: settings.Settings) -> int:
+    """Run until SIGTERM; the exit status."""
+    router = Router(s)
+    server = server_of(router)
     loop = asyncio.get_running_loop()
     drains: set[asyncio.Task[None]] = set()
 

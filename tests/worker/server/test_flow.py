@@ -174,11 +174,13 @@ async def test_a_router_that_leaves_a_prefill_whose_peer_is_stuck_frees_its_bloc
         with socket.create_server(("127.0.0.1", 0)) as server:
             ticket = await _deaf_decode(prefill, server, request)
             async with prefill.call("prefill", request | {"ticket": ticket}) as events:
-                with await asyncio.to_thread(_greet, server):
-                    assert (await anext(events))["type"] == "token"
-                    await prefill.until(lambda load: load.blocks_leased > 0)
-                    await events.aclose()  # type: ignore[attr-defined]
-        await prefill.empty()
+                stuck = await asyncio.to_thread(_greet, server)
+                assert (await anext(events))["type"] == "token"
+                await prefill.until(lambda load: load.blocks_leased > 0)
+            with stuck:
+                await prefill.empty()
+        # Freed by the cancel: the peer's silence would have been a failure.
+        assert 'reason="transfer_failed"' not in (await prefill.http.get("/metrics")).text
 
 
 async def test_a_decode_worker_that_dies_during_the_transfer_frees_the_prefills_blocks(tiny: Path) -> None:

@@ -157,7 +157,8 @@ async def test_a_body_that_does_not_come_is_not_waited_for(tiny: Path, monkeypat
     monkeypatch.setattr(server, "_BODY_TIMEOUT_S", 0.2)
     async with running("both", tiny) as one:
         reader, writer = await asyncio.open_connection(one.http.base_url.host, one.http.base_url.port)
-        head = f"POST /internal/v1/decode HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nAuthorization: {one.http.headers['authorization']}\r\n\r\n"
+        auth = one.http.headers["authorization"]
+        head = f"POST /internal/v1/decode HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nAuthorization: {auth}\r\n\r\n"
         writer.write(head.encode())
         assert b"400" in await reader.readline()
         writer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -94,8 +95,6 @@ async def test_two_processes_give_the_tokens_of_one(tiny: Path) -> None:
 
 
 def _parse(line: str) -> dict[str, Any]:
-    import json
-
     return dict(json.loads(line))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import queue
 import secrets
 import socket
@@ -165,6 +166,4 @@ def io_bytes(header: Header, payload: bytes) -> bytes:
 
 
 def _json(content: dict[str, Any]) -> bytes:
-    import json
-
     return json.dumps(content).encode()

@@ -1,0 +1,47 @@
+"""Fixtures: a real cluster with the operator in it, once a session; a namespace that enforces PodSecurity `restricted`, once a module."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "e2e"))
+
+from kubectl import RELEASE, REPO, SYSTEM_NAMESPACE, Cluster  # noqa: E402 - of the folder above
+
+_UP_TIMEOUT_S = 45 * 60
+_LABEL = "disagg-e2e=true"
+
+
+@pytest.fixture(scope="session")
+def whole_cluster() -> Cluster:
+    """The cluster is left up: the next session, or `make demo`, finds it warm."""
+    subprocess.run([REPO / "e2e/cluster", "up", "--images"], check=True, timeout=_UP_TIMEOUT_S)
+    cluster = Cluster(namespace=SYSTEM_NAMESPACE)
+    was_there = bool(cluster.get("deployment", f"{RELEASE}-operator"))
+    cluster.install(print)
+    if was_there:
+        # The image's name never changes, so helm may have left an operator that runs an older one.
+        cluster.kubectl("rollout", "restart", f"deployment/{RELEASE}-operator")
+        cluster.kubectl("rollout", "status", f"deployment/{RELEASE}-operator", "--timeout=120s", timeout_s=150)
+    # What a session that was killed has left.
+    cluster.kubectl("delete", "namespace", "-l", _LABEL, "--timeout=120s", timeout_s=150)
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(whole_cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Seen from the module's own namespace."""
+    name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", Path(str(request.path)).stem.removeprefix("test_"))
+    whole_cluster.kubectl("create", "namespace", name)
+    whole_cluster.kubectl("label", "namespace", name, _LABEL, "pod-security.kubernetes.io/enforce=restricted")
+    yield Cluster(whole_cluster.environment, name)
+    # All of it, before the next module needs the CPU.
+    whole_cluster.kubectl("delete", "dd", "--all", "-n", name, "--timeout=60s", timeout_s=90)
+    whole_cluster.kubectl("delete", "pods", "--all", "-n", name, "--grace-period=1", "--timeout=60s", timeout_s=90)
+    whole_cluster.kubectl("delete", "namespace", name, "--wait=false")

@@ -1,0 +1,119 @@
+"""What the end-to-end tests do with one DisaggDeployment: apply, wait, look, talk to it as an OpenAI client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+import yaml
+from kubectl import Cluster, conditions, is_true
+
+MODEL = "stdlib-llama"
+READY_TIMEOUT_S = 150.0
+
+
+def resource(name: str, subnet: str, **spec: Any) -> dict[str, Any]:
+    """A DisaggDeployment of one prefill and one decode worker; the keywords replace parts of its spec."""
+    attachment = {"type": "macvlan", "master": "disagg-rdma0", "subnet": subnet}
+    default = {
+        "model": {"uri": f"file:///models/{MODEL}"},
+        "prefill": {},
+        "decode": {},
+        "kvTransfer": {"network": {"attachment": attachment}},
+        "router": {"replicas": 1},
+    }
+    return {"apiVersion": "disagg.dev/v1alpha1", "kind": "DisaggDeployment", "metadata": {"name": name}, "spec": default | spec}
+
+
+def apply(cluster: Cluster, obj: dict[str, Any]) -> None:
+    """Raises ClusterFailed with the API server's words."""
+    cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(obj))
+
+
+def edit(cluster: Cluster, name: str, **spec: Any) -> None:
+    """Merge into the spec, as `kubectl patch` does."""
+    cluster.kubectl("patch", "dd", name, "--type=merge", "-p", yaml.safe_dump({"spec": spec}))
+
+
+def selector(name: str, component: str) -> str:
+    return f"disagg.dev/deployment={name},app.kubernetes.io/component={component}"
+
+
+def pods(cluster: Cluster, name: str, component: str) -> dict[str, dict[str, Any]]:
+    """Pod name -> pod, terminating ones included."""
+    return {p["metadata"]["name"]: p for p in cluster.items("pods", selector(name, component))}
+
+
+def uids(cluster: Cluster, name: str) -> dict[str, str]:
+    """Name -> uid of every pod of the deployment."""
+    found = cluster.items("pods", f"disagg.dev/deployment={name}")
+    return {p["metadata"]["name"]: p["metadata"]["uid"] for p in found}
+
+
+def diagnosis(cluster: Cluster, name: str) -> str:
+    """What one would look at next."""
+    found = cluster.get("dd", name)
+    lines = [f"{c['type']}={c['status']} {c.get('reason', '')}: {c.get('message', '')}" for c in conditions(found).values()]
+    return "\n".join([*lines, cluster.kubectl("get", "pods,dp", "-o", "wide", check=False)])
+
+
+def wait_ready(cluster: Cluster, name: str, **counts: int) -> dict[str, Any]:
+    """The resource once it is Ready at its present generation, with so many workers ready in each pool named."""
+
+    def ready() -> bool:
+        found = cluster.get("dd", name)
+        return is_true(found, "Ready") and all(found["status"].get(role) == f"{n}/{n}" for role, n in counts.items())
+
+    cluster.wait(f"{name} Ready {counts or ''}", ready, READY_TIMEOUT_S, detail=lambda: diagnosis(cluster, name))
+    return cluster.get("dd", name)
+
+
+async def until_ready(cluster: Cluster, name: str, **counts: int) -> dict[str, Any]:
+    return await asyncio.to_thread(lambda: wait_ready(cluster, name, **counts))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finished stream. `trace` is the router's own account of it; times are monotonic, in seconds."""
+
+    tokens: tuple[str, ...]
+    finish_reason: str
+    trace: dict[str, Any]
+    started_s: float
+    ended_s: float
+
+    def pod(self, role: str) -> str:
+        return str(self.trace[role]["pod"])
+
+
+@asynccontextmanager
+async def api(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    """A client that retries nothing: what fails shows."""
+    http = openai.DefaultAsyncHttpxClient(trust_env=False, timeout=120.0)
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http) as client:
+        yield client
+
+
+async def stream(client: openai.AsyncOpenAI, prompt: Sequence[int], max_tokens: int, started: asyncio.Event | None = None) -> Answer:
+    """A greedy completion of exactly `max_tokens`; `started` is set at its first token. Raises openai.APIError."""
+    started_s = time.monotonic()
+    tokens: list[str] = []
+    reason, trace = "", {}
+    chunks = await client.completions.create(
+        model=MODEL, prompt=list(prompt), max_tokens=max_tokens, temperature=0, logprobs=0, stream=True,
+        extra_body={"ignore_eos": True}, extra_headers={"x-disagg-trace": "1"},
+    )  # fmt: skip
+    async for chunk in chunks:
+        for choice in chunk.choices:
+            if choice.logprobs is not None:
+                tokens += choice.logprobs.tokens or []
+            reason = choice.finish_reason or reason
+        if started is not None and tokens:
+            started.set()
+        trace = (chunk.model_extra or {}).get("disagg", trace)
+    return Answer(tuple(tokens), reason, trace, started_s, time.monotonic())

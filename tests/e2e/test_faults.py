@@ -1,0 +1,122 @@
+"""Workers die, leave and are replaced while requests run: two prefill and two decode workers, and no request fails."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import load
+import pytest
+from access import router_url
+from kubectl import Cluster
+from tests.e2e import rig
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
+NAME = "pair"
+_LIMIT_S = 150.0
+
+
+@pytest.fixture(scope="module")
+def pair(cluster: Cluster) -> Cluster:
+    two = {"replicas": 2}
+    rig.apply(cluster, rig.resource(NAME, "192.168.79.0/24", prefill=two, decode=two))
+    rig.wait_ready(cluster, NAME, prefill=2, decode=2)
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def url(pair: Cluster) -> Iterator[str]:
+    with router_url(pair, f"{NAME}-router") as found:
+        yield found
+
+
+def _prompt(number: int) -> list[int]:
+    return [random.Random(number * 1000 + i).randrange(3, 2048) for i in range(40)]
+
+
+async def test_greedy_streams_survive_the_death_of_their_decode_worker(pair: Cluster, url: str) -> None:
+    async with rig.api(url) as client:
+        alone = await asyncio.gather(*(rig.stream(client, _prompt(i), 500) for i in range(4)))
+        assert {a.trace["attempts"] for a in alone} == {1}
+        started = [asyncio.Event() for _ in range(4)]
+        running = [asyncio.create_task(rig.stream(client, _prompt(i), 500, started[i])) for i in range(4)]
+        await asyncio.gather(*(e.wait() for e in started))
+        # Any decode worker will do: the requests are spread over both.
+        victim = next(iter(rig.pods(pair, NAME, "decode")))
+        await asyncio.to_thread(pair.kubectl, "delete", "pod", victim, "--grace-period=0", "--force", "--wait=false")
+        answers = await asyncio.gather(*running)
+    assert [a.tokens for a in answers] == [a.tokens for a in alone]
+    assert {len(a.tokens) for a in answers} == {500}
+    hit = [a for a in answers if a.trace["attempts"] > 1]
+    assert hit, "the worker that died held none of the streams"
+    assert all(a.pod("decode") != victim for a in hit)
+    await rig.until_ready(pair, NAME, prefill=2, decode=2)
+
+
+def _mixed(number: int) -> dict[str, Any]:
+    """Some work for each pool."""
+    return {"model": rig.MODEL, "prompt": _prompt(number) * 8, "max_tokens": 80, "ignore_eos": True, "temperature": 0.7, "seed": number}
+
+
+async def test_workers_that_are_told_to_go_finish_what_they_hold(pair: Cluster, url: str) -> None:
+    leaving = [next(iter(rig.pods(pair, NAME, role))) for role in ("prefill", "decode")]
+
+    async def leave() -> None:
+        await asyncio.to_thread(pair.kubectl, "delete", "pod", *leaving, "--timeout=90s", timeout_s=100)
+        await rig.until_ready(pair, NAME, prefill=2, decode=2)
+
+    task = asyncio.create_task(leave())
+
+    async def over() -> bool:
+        return task.done()
+
+    result, reached = await load.run(url, _mixed, 6, over, _LIMIT_S, interval_s=0.5)
+    await task
+    assert reached
+    assert result.errors == []
+    assert result.finished > 20
+    assert not {*leaving} & rig.uids(pair, NAME).keys()
+
+
+async def _watch_rollout(pair: Cluster, old: set[str]) -> dict[str, float]:
+    """Old decode pods -> when (monotonic, s) their end was first seen to have begun, once all are gone and the resource is ready."""
+    leaving: dict[str, float] = {}
+    deadline_s = time.monotonic() + _LIMIT_S
+    while time.monotonic() < deadline_s:
+        found = await asyncio.to_thread(rig.pods, pair, NAME, "decode")
+        now_s = time.monotonic()
+        for name in old:
+            if name not in found or "deletionTimestamp" in found[name]["metadata"]:
+                leaving.setdefault(name, now_s)
+        if not old & found.keys():
+            await rig.until_ready(pair, NAME, prefill=2, decode=2)
+            return leaving
+        await asyncio.sleep(0.2)
+    pytest.fail(f"the rollout did not end\n{rig.diagnosis(pair, NAME)}")
+
+
+async def test_a_rollout_of_decode_reaches_the_pods_and_cuts_no_stream(pair: Cluster, url: str) -> None:
+    old = set(rig.pods(pair, NAME, "decode"))
+    prefill = rig.pods(pair, NAME, "prefill").keys()
+    answers: list[rig.Answer] = []
+    rig.edit(pair, NAME, decode={"maxRunningRequests": 33})
+    rollout = asyncio.create_task(_watch_rollout(pair, old))
+    async with rig.api(url) as client:
+
+        async def keep_streaming(number: int) -> None:
+            while not rollout.done():
+                answers.append(await rig.stream(client, _prompt(number), 300))
+
+        await asyncio.gather(*(keep_streaming(i) for i in range(4)))
+    leaving = await rollout
+    assert {len(a.tokens) for a in answers} == {300}
+    spanning = [a for a in answers if a.pod("decode") in old and a.started_s < leaving[a.pod("decode")] < a.ended_s]
+    assert spanning, "no stream ran on a worker while it was told to go"
+    assert {a.trace["attempts"] for a in spanning} == {1}
+    for pod in rig.pods(pair, NAME, "decode").values():
+        env = {e["name"]: e.get("value") for e in pod["spec"]["containers"][0]["env"]}
+        assert env["DISAGG_MAX_RUNNING"] == "33"
+    assert rig.pods(pair, NAME, "prefill").keys() == prefill

@@ -1,0 +1,100 @@
+"""A router and fake workers on real sockets, in the test's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import openai
+from tests.fakes.token_worker import BEARER, KEY, TokenWorker
+
+from disagg_router import settings
+from disagg_router.main import server_of
+from disagg_router.router import Router
+
+MODEL = "m"
+
+
+class Stack:
+    """`async with Stack(tmp_path, workers...) as stack`: the pairs' handshakes are done when it is entered, if there are pairs."""
+
+    def __init__(self, folder: Path, *workers: TokenWorker, **options: Any) -> None:
+        self._folder = folder
+        self._members = folder / "members.json"
+        self.workers = list(workers)
+        (folder / "key").write_bytes(KEY)
+        values = {"model_name": MODEL, "cluster_key_file": str(folder / "key"), "membership": f"file://{self._members}",
+                  "poll_interval_s": 0.05, "request_timeout_s": 20, "queue_max_wait_s": 10} | options  # fmt: skip
+        self.router = Router(settings.Settings.model_validate(values))
+        self.router.table.breaker.first_s = 0.05
+        self.url = ""
+
+    async def __aenter__(self) -> Stack:
+        await asyncio.gather(*(w.start() for w in self.workers))
+        self.publish()
+        sock = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        self._server = server_of(self.router)
+        self._background = asyncio.create_task(self.router.run())
+        self._serving = asyncio.create_task(self._server.serve(sockets=[sock]))
+        self.http = httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=20)
+        self.openai = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
+        await self.until(lambda: self._server.started and self.router.table.synced)
+        if self.workers:
+            await self.until(lambda: len(self.router.table.workers()) == len(self.workers) and self.router.table.model() is not None)
+            await self.until(lambda: self.healthy() == self.expected_pairs())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.openai.close()
+        await self.http.aclose()
+        await asyncio.gather(*(w.stop() for w in self.workers))
+        self._server.should_exit = True
+        await self._serving
+        self._background.cancel()
+        await asyncio.gather(self._background, return_exceptions=True)
+        await self.router.client.close()
+
+    def publish(self, *workers: TokenWorker) -> None:
+        """Write the membership file: these workers, or all."""
+        listed = [{"name": w.name, "url": w.url} for w in workers or self.workers]
+        fresh = self._members.with_suffix(".new")
+        fresh.write_text(json.dumps({"workers": listed}))
+        fresh.replace(self._members)
+
+    def expected_pairs(self) -> int:
+        pairs = [(p, d) for p in self.workers for d in self.workers if p.role == "prefill" and d.role == "decode"]
+        return len([1 for p, d in pairs if p.compat == d.compat])
+
+    def healthy(self) -> int:
+        return self.router.handshakes.counts()["healthy"]
+
+    async def until(self, condition: Any, limit_s: float = 10.0) -> None:
+        """Wait for what no event tells."""
+        async with asyncio.timeout(limit_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def complete(self, prompt: str = "hello", **fields: Any) -> httpx.Response:
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": 8, "seed": 5} | fields
+        return await self.http.post("/v1/completions", json=body, headers={"x-disagg-trace": "1"})
+
+    async def state(self) -> dict[str, Any]:
+        answer = await self.http.get("/internal/v1/state", headers={"authorization": BEARER})
+        content: dict[str, Any] = answer.json()
+        return content
+
+    async def metric(self, line: str) -> float:
+        """The value of one sample, 0 when there is none yet."""
+        text = (await self.http.get("/metrics")).text
+        return next((float(x.rsplit(" ", 1)[1]) for x in text.splitlines() if x.startswith(line + " ")), 0.0)
+
+
+def tokens_of(text: str) -> list[int]:
+    """As the fake's tokenizer reads plain text."""
+    return [3 + b for b in text.encode()]

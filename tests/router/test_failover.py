@@ -1,0 +1,199 @@
+"""Whatever dies, the client gets the same text as if nothing had: no gap, no repeat."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import openai
+import pytest
+from tests.fakes.token_worker import Fault, TokenWorker, expected_text
+from tests.router.stack import MODEL, Stack, tokens_of
+
+PROMPT = tokens_of("hello")
+N = 40
+WANTED = expected_text(5, PROMPT, N)
+
+
+def workers(prefills: int = 2, decodes: int = 2) -> list[TokenWorker]:
+    return [TokenWorker(f"p{i}", "prefill") for i in range(prefills)] + [TokenWorker(f"d{i}", "decode") for i in range(decodes)]
+
+
+def inject(pool: list[TokenWorker], leg: str, **fault: object) -> None:
+    """The next call of this leg fails, on whichever worker it comes first; the others are sound (one shared Fault)."""
+    shared = Fault(leg, **fault)  # type: ignore[arg-type]
+    for worker in pool:
+        worker.faults.append(shared)
+
+
+FAULTS = [
+    ("decode", {"kind": "status", "status": 500}, "internal"),
+    ("decode", {"kind": "die", "after_tokens": 0}, "worker_lost"),
+    ("decode", {"kind": "die", "after_tokens": 1}, "worker_lost"),
+    ("decode", {"kind": "die", "after_tokens": 25}, "worker_lost"),
+    ("decode", {"kind": "silent_end", "after_tokens": 7}, "worker_lost"),
+    ("decode", {"kind": "garbage", "after_tokens": 7}, "protocol"),
+    ("decode", {"kind": "error", "after_tokens": 7}, "internal"),
+    ("decode", {"kind": "error", "after_tokens": 7, "code": "cancelled"}, "cancelled"),
+    ("decode", {"kind": "error", "after_tokens": 7, "code": "draining"}, "draining"),
+    ("decode", {"kind": "stall", "after_tokens": 7}, "stalled"),
+    ("prefill", {"kind": "status", "status": 500}, "internal"),
+    ("prefill", {"kind": "status", "status": 400, "code": "invalid_request"}, "invalid_request"),
+    ("prefill", {"kind": "die", "after_tokens": 0}, "worker_lost"),
+    ("prefill", {"kind": "stall", "after_tokens": 0}, "stalled"),
+    ("prefill", {"kind": "error", "after_tokens": 0}, "internal"),
+    ("prefill", {"kind": "garbage", "after_tokens": 0}, "protocol"),
+    ("prefill", {"kind": "no_transfer"}, "transfer_failed"),
+]
+
+
+@pytest.mark.parametrize(("leg", "fault", "reason"), FAULTS)
+async def test_a_fault_changes_nothing_for_the_client(tmp_path: Path, leg: str, fault: dict[str, object], reason: str) -> None:
+    pool = workers()
+    async with Stack(tmp_path, *pool, stall_timeout_s=0.5, first_token_timeout_s=0.5) as stack:
+        inject(pool, leg, **fault)
+        answer = (await stack.complete(max_tokens=N)).json()
+        assert answer["choices"][0]["text"] == WANTED
+        assert answer["usage"]["completion_tokens"] == N
+        assert await stack.metric(f'disagg_router_failovers_total{{reason="{reason}"}}') == 1
+        assert answer["disagg"]["attempts"] == (1 if reason == "draining" else 2)
+
+
+async def test_a_prefill_worker_that_is_lost_after_its_part_is_not_missed(tmp_path: Path) -> None:
+    pool = workers()
+    async with Stack(tmp_path, *pool) as stack:
+        inject(pool, "prefill", kind="die", after_tokens=1)
+        for worker in pool:
+            worker.token_interval_s = 0.005
+        answer = (await stack.complete(max_tokens=N)).json()
+        assert (answer["choices"][0]["text"], answer["disagg"]["attempts"]) == (WANTED, 1)
+
+
+async def test_the_second_attempt_prefills_the_emitted_tokens_too_with_the_same_seed(tmp_path: Path) -> None:
+    pool = workers()
+    async with Stack(tmp_path, *pool) as stack:
+        for worker in pool:
+            worker.seen.bodies.clear()
+        inject(pool, "decode", kind="die", after_tokens=9)
+        await stack.complete(max_tokens=N)
+        decodes = [b for w in pool for b in w.seen.bodies if w.role == "decode"]
+        first, second = sorted(decodes, key=lambda b: b["epoch"])
+        assert second["epoch"] == first["epoch"] + 1
+        assert (first["tokens"], first["prompt_tokens"], second["prompt_tokens"]) == (PROMPT, 5, 5)
+        emitted = bytes(t - 3 for t in second["tokens"][5:]).decode()
+        assert len(emitted) >= 9
+        assert WANTED.startswith(emitted)
+        assert second["sampling"] == first["sampling"]
+
+
+async def test_a_stream_goes_on_after_its_decode_worker_died(tmp_path: Path) -> None:
+    pool = workers()
+    async with Stack(tmp_path, *pool) as stack:
+        for worker in pool:
+            worker.token_interval_s = 0.01
+        stream = await stack.openai.completions.create(model=MODEL, prompt="hello", max_tokens=N, seed=5, stream=True)
+        text, killed = "", False
+        async for chunk in stream:
+            text += chunk.choices[0].text
+            if len(text) >= 10 and not killed:
+                killed = True
+                await next(w for w in pool if w.role == "decode" and w.running).stop()
+        assert text == WANTED
+
+
+async def test_many_streams_survive_the_death_of_half_the_workers(tmp_path: Path) -> None:
+    pool = workers()
+    async with Stack(tmp_path, *pool) as stack:
+        for worker in pool:
+            worker.token_interval_s = 0.01
+
+        async def one(seed: int) -> bool:
+            answer = (await stack.complete(max_tokens=N, seed=seed)).json()
+            return bool(answer["choices"][0]["text"] == expected_text(seed, PROMPT, N))
+
+        tasks = [asyncio.create_task(one(seed)) for seed in range(16)]
+        await stack.until(lambda: sum(w.running for w in pool if w.role == "decode") >= 8)
+        await asyncio.gather(pool[0].stop(), pool[2].stop())
+        assert all(await asyncio.gather(*tasks))
+
+
+async def test_the_only_decode_worker_may_come_back_as_another_incarnation(tmp_path: Path) -> None:
+    prefill, decode = workers(1, 1)
+    async with Stack(tmp_path, prefill, decode) as stack:
+        decode.token_interval_s = 0.01
+        task = asyncio.create_task(stack.complete(max_tokens=N))
+        await stack.until(lambda: decode.running == 1)
+        await decode.stop()
+        await stack.until(lambda: stack.router.queue.waiting("decode") == 1)
+        again = TokenWorker("d0", "decode")
+        stack.workers.append(again)
+        await again.start()
+        stack.publish(prefill, again)
+        assert (await task).json()["choices"][0]["text"] == WANTED
+
+
+async def test_a_pair_that_can_not_transfer_is_avoided_and_decode_prefills_itself(tmp_path: Path) -> None:
+    prefill, decode = workers(1, 1)
+    async with Stack(tmp_path, prefill, decode) as stack:
+        stack.router.table.breaker.first_s = 5.0
+        prefill.faults = [Fault("prefill", "no_transfer", times=1000)]
+        answer = (await stack.complete(max_tokens=N)).json()
+        assert (answer["choices"][0]["text"], answer["disagg"]["path"], answer["disagg"]["attempts"]) == (WANTED, "local", 2)
+        again = (await stack.complete(max_tokens=N)).json()
+        assert (again["disagg"]["path"], again["disagg"]["attempts"]) == ("local", 1)
+        await stack.until(lambda: stack.healthy() == 0)
+        assert (await stack.state())["pairs"] == {"expected": 1, "healthy": 0}
+
+
+async def test_the_attempts_are_bounded(tmp_path: Path) -> None:
+    pool = workers(1, 6)
+    async with Stack(tmp_path, *pool, max_attempts=3) as stack:
+        for worker in pool:
+            worker.faults = [Fault("decode", "status", status=500, times=1000)]
+        answer = await stack.complete()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "workers_failed")
+        assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(("status", "code", "wanted"), [(400, "invalid_request", 400), (413, "prompt_too_long", 400)])
+async def test_what_no_worker_would_take_is_not_tried_again(tmp_path: Path, status: int, code: str, wanted: int) -> None:
+    pool = workers()
+    async with Stack(tmp_path, *pool) as stack:
+        inject(pool, "decode", kind="status", status=status, code=code)
+        assert (await stack.complete()).status_code == wanted
+        assert (await stack.complete()).status_code == 200
+
+
+async def test_an_error_after_the_stream_began_is_its_last_event(tmp_path: Path) -> None:
+    pool = workers(1, 1)
+    async with Stack(tmp_path, *pool, max_attempts=1) as stack:
+        inject(pool, "decode", kind="die", after_tokens=5)
+        async with stack.http.stream("POST", "/v1/completions", json={"model": MODEL, "prompt": "hello", "stream": True}) as answer:
+            assert answer.status_code == 200
+            lines = [line async for line in answer.aiter_lines() if line]
+        assert '"error"' in lines[-1]
+        assert "[DONE]" not in lines[-1]
+        inject(pool, "decode", kind="die", after_tokens=5)
+        await stack.until(lambda: len(stack.router.table.workers()) == 2)
+        with pytest.raises(openai.APIError, match="worker_lost"):
+            async for _ in await stack.openai.completions.create(model=MODEL, prompt="hello", stream=True):
+                pass
+
+
+async def test_a_request_ends_at_its_deadline(tmp_path: Path) -> None:
+    pool = workers(1, 1)
+    async with Stack(tmp_path, *pool, request_timeout_s=0.4) as stack:
+        pool[1].hold.clear()
+        answer = await stack.complete()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        await stack.until(lambda: pool[1].running == 0)
+
+
+async def test_a_worker_of_another_model_never_gets_the_tokens(tmp_path: Path) -> None:
+    """During a rollout to another model both are there; a request stays with the model that it was read for."""
+    old, new = workers(1, 2), [TokenWorker("pn", "prefill", digest="model-b", compat="compat-b")]
+    async with Stack(tmp_path, *old, *new) as stack:
+        inject(old, "decode", kind="die", after_tokens=3)
+        new[0].seen.bodies.clear()
+        assert (await stack.complete(max_tokens=N)).json()["choices"][0]["text"] == WANTED
+        assert new[0].seen.bodies == []

@@ -1,0 +1,88 @@
+"""The data plane as it really runs: worker processes on loopback, and a router in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from tests.worker.oracle import MODEL
+
+from disagg_router.router import Router
+from disagg_router.settings import Settings
+
+REPO = Path(__file__).parents[2]
+WAIT_S = 120.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def workers(folder: Path, roles: list[str], **settings: str) -> AsyncIterator[dict[str, asyncio.subprocess.Process]]:
+    """One process for each role, in a membership file `folder`/workers.json; on exit they drain and must end with status 0."""
+    key = folder / "key"
+    key.write_text(secrets.token_hex(32))
+    processes: dict[str, asyncio.subprocess.Process] = {}
+    members = []
+    for i, role in enumerate(roles):
+        name, port = f"{role}-{i}", free_port()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPO / "worker"),
+            "OMP_NUM_THREADS": "1",
+            "DISAGG_ROLE": role,
+            "DISAGG_MODEL_URI": f"file://{MODEL}",
+            "DISAGG_MODEL_NAME": MODEL.name,
+            "DISAGG_CLUSTER_KEY_FILE": str(key),
+            "DISAGG_PORT": str(port),
+            "DISAGG_KV_PORT": "0",
+            "DISAGG_POD_NAME": name,
+            **{f"DISAGG_{k.upper()}": v for k, v in settings.items()},
+        }
+        with (folder / f"{name}.log").open("wb") as log:
+            processes[name] = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "disagg_worker", env=environment, stdout=log, stderr=log
+            )
+        members.append({"name": name, "url": f"http://127.0.0.1:{port}"})
+    (folder / "workers.json").write_text(json.dumps({"workers": members}))
+    try:
+        yield processes
+    finally:
+        for process in processes.values():
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(p.wait() for p in processes.values()))
+
+
+@contextlib.asynccontextmanager
+async def router(folder: Path, **settings: str) -> AsyncIterator[Router]:
+    """A router in this process, once every pair of workers has shaken hands."""
+    raw = {
+        "model_name": MODEL.name, "cluster_key_file": folder / "key", "membership": f"file://{folder}/workers.json", "poll_interval_s": 0.2,
+        **settings,
+    }  # fmt: skip
+    one = Router(Settings.model_validate(raw))
+    background = asyncio.create_task(one.run())
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while not (counts := one.handshakes.counts())["expected"] or counts["healthy"] < counts["expected"]:
+                if background.done():
+                    background.result()
+                await asyncio.sleep(0.05)
+        yield one
+    finally:
+        background.cancel()
+        await asyncio.gather(background, return_exceptions=True)
+        await one.client.close()
