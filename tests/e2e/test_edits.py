@@ -109,9 +109,11 @@ def test_kubectl_scale_of_a_pool_is_kept(sim: Cluster) -> None:
     sim.wait("the policy is gone", lambda: not sim.get("networkpolicy", f"{NAME}-workers"), 30.0)
     rig.wait_ready(sim, NAME, prefill=1, decode=2)
     assert sim.get("dp", f"{NAME}-decode")["spec"]["replicas"] == 2
-    # The declared number, once it changes, wins.
-    rig.edit(sim, NAME, decode={"replicas": 1})
-    rig.wait_ready(sim, NAME, prefill=1, decode=1)
+    # The declared number, once it changes, wins: first the same as what runs, then less.
+    for count in (2, 1):
+        rig.edit(sim, NAME, decode={"replicas": count})
+        found = rig.wait_ready(sim, NAME, prefill=1, decode=count)
+        assert {p["name"]: p["replicaOwner"] for p in found["status"]["pools"]}["decode"] == "spec"
 
 
 def test_an_hpa_reads_and_writes_a_pool(sim: Cluster) -> None:

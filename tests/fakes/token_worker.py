@@ -131,7 +131,9 @@ class TokenWorker:
             Route("/internal/v1/prefill", self._prefill, methods=["POST"]),
             Route("/fake/transfer", self._transfer, methods=["POST"]),
         ]
-        config = uvicorn.Config(Starlette(routes=routes), log_level="critical", access_log=False, timeout_graceful_shutdown=0, ws="none")
+        config = uvicorn.Config(
+            Starlette(routes=routes), log_level="critical", access_log=False, timeout_graceful_shutdown=0, ws="none", lifespan="off"
+        )
         self._server = _QuietServer(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
         while not self._server.started:

@@ -54,9 +54,12 @@ class AdmissionQueue:
         if (oldest := self._oldest()) is not None:
             oldest.woken.set()
 
-    async def wait(self, turn: int, pool: str, since_s: float) -> None:
-        """Wait for room in `pool` ("prefill" or "decode") since monotonic time `since_s`. Raises ApiError 429 or 503."""
-        if self._waiting.total() >= self._max_depth:
+    async def wait(self, turn: int, pool: str, since_s: float, *, returning: bool = False) -> None:
+        """Wait for room in `pool` ("prefill" or "decode") since monotonic time `since_s`. Raises ApiError 429 or 503.
+
+        `returning`: it waited before, or has emitted tokens. Newcomers that filled the queue meanwhile don't push it out.
+        """
+        if self._waiting.total() >= self._max_depth and not returning:
             raise ApiError(429, "the queue is full; try again later", code="queue_full", retry_after_s=1)
         waiter = _Waiter(turn, pool)
         heapq.heappush(self._heap, waiter)

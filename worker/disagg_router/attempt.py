@@ -128,7 +128,7 @@ class Attempt:
             return []
         try:
             return self._line(event.leg, event.line)
-        except (ProtocolViolation, KeyError, TypeError, ValueError) as violation:
+        except (ProtocolViolation, KeyError, TypeError, ValueError, OverflowError) as violation:
             message = f"{event.leg} worker: {violation}"
             raise AttemptFailed(message, reason="protocol", blame=self._legs.blame(event.leg)) from None
 
@@ -155,7 +155,8 @@ class Attempt:
         if event.leg == "prefill" and self._accepted and self._has_first:
             log.info("request %s: prefill was lost after it had done its part: %s", self._state.request_id, event.error)
             return
-        raise self._deferred or event.error
+        # Prefill's own end says more than the broken transfer that decode saw.
+        raise event.error
 
     def _line(self, leg: str, line: Line) -> list[Token]:
         kind, trace = line["type"], self._trace
@@ -190,7 +191,8 @@ class Attempt:
         if leg == "decode" and code == "transfer_failed" and self._legs.runs("prefill"):
             self._deferred = failure
             return
-        raise self._deferred or failure
+        # Prefill's reason is the better one, if it blames somebody.
+        raise self._deferred if self._deferred is not None and not failure.blame else failure
 
     def _succeeded(self) -> None:
         prefill, decode = self._choice.prefill, self._choice.decode

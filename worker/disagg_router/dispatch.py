@@ -26,6 +26,7 @@ class _Turn:
         self.number = number
         self.since_s = time.monotonic()
         self.full: set[str] = set()
+        self.admitted = False
 
 
 class Dispatcher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,8 +77,13 @@ class RequestState:
             index, token = int(line["index"]), int(line["token"])
             top = tuple((int(t), float(p)) for t, p in line.get("top_logprobs", ()))
             logprob = None if line.get("logprob") is None else float(line["logprob"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolViolation(f"garbled token event: {error}") from None
+        if not all(0 <= t < 1 << 31 for t in (token, *(t for t, _ in top))):
+            raise ProtocolViolation(f"token {token} is no token id")
+        if not all(math.isfinite(p) for p in (logprob or 0.0, *(p for _, p in top))):
+            # JSON has no such number: the client could not read it.
+            raise ProtocolViolation("a logprob that is no finite number")
         if not len(self.emitted) <= index < self.max_new_tokens or index in self._early:
             raise ProtocolViolation(f"token {index} when {len(self.emitted)} are out")
         self._early[index] = Token(index, token, logprob, top)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -17,6 +19,7 @@ _UNSUPPORTED = {
     "tools", "tool_choice", "functions", "function_call", "response_format", "modalities", "audio", "prediction", "suffix", "best_of",
     "web_search_options", "reasoning_effort", "verbosity",
 }  # fmt: skip
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenList = Annotated[list[TokenId], Field(max_length=MAX_TOKENS)]
 Few = Field(max_length=MAX_PROMPTS)
@@ -145,6 +148,38 @@ class CompletionRequest(_Common):
         return list(listed)
 
 
+_FIELDS = {name for model in (ChatRequest, CompletionRequest, Message, TextPart, StreamOptions) for name in model.model_fields}
+
+
+def _refusal(error: ValidationError) -> ApiError:
+    """The first thing that is wrong, by the name that the client knows: where one of several forms is allowed, the error's location also
+    names the form that pydantic tried."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    *parents, last = first["loc"]
+    if first["type"] == "extra_forbidden":
+        param = _path([*(p for p in parents if isinstance(p, int) or p in _FIELDS), last])
+        return ApiError(400, f"{param}: unknown field", code="unknown_parameter", param=param)
+    known = [p for p in first["loc"] if isinstance(p, int) or p in _FIELDS]
+    param = _path(known)
+    message = first["msg"] if len(known) == len(first["loc"]) else "has the wrong type, or a value out of bounds"
+    return ApiError(400, f"{param}: {message}", code="invalid_value", param=param)
+
+
+def _path(loc: list[int | str]) -> str:
+    return ".".join(map(str, loc))[:128]
+
+
+def loads(raw: bytes) -> Any:
+    """The body's content. Raises ApiError 400; also for half a surrogate pair, which Python's JSON lets pass and nothing can encode."""
+    try:
+        content = json.loads(raw)
+        if _SURROGATE.search(raw):
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except (ValueError, RecursionError):
+        raise ApiError(400, "the body is not valid JSON", code="invalid_json") from None
+
+
 RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
 
 
@@ -159,10 +194,6 @@ def parse(kind: type[RequestT], content: Any) -> RequestT:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        param = ".".join(str(p) for p in first["loc"] if not isinstance(p, str) or "[" not in p)[:128]
-        if first["type"] == "extra_forbidden":
-            raise ApiError(400, f"{param}: unknown field", code="unknown_parameter", param=param) from None
-        raise ApiError(400, f"{param}: {first['msg']}", code="invalid_value", param=param) from None
+        raise _refusal(error) from None
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply", code="invalid_body") from None

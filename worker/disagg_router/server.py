@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
 import logging
 import secrets
 import time
@@ -71,10 +70,7 @@ class Api:
                     parts.append(part)
         except TimeoutError:
             raise ApiError(408, f"the body did not come within {_BODY_TIMEOUT_S:g} s", code="body_timeout") from None
-        try:
-            return json.loads(b"".join(parts))
-        except (ValueError, RecursionError):
-            raise ApiError(400, "the body is not valid JSON", code="invalid_json") from None
+        return schema.loads(b"".join(parts))
 
     def _model(self, name: str) -> tuple[Text, Model]:
         served = self._router.settings.model_name

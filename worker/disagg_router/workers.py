@@ -80,7 +80,7 @@ def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
             waiting_tokens=int(load["waiting_tokens"]),
             running_requests=int(load["running_requests"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{member.name}: info lacks or garbles {error}") from None
 
 
@@ -119,15 +119,21 @@ def pair_key(prefill: Worker, decode: Worker) -> str:
 
 @dataclass(slots=True)
 class Breaker:
-    """Circuit breaker: what failed is avoided for 1 s, doubled with each further failure up to 30 s, until it succeeds."""
+    """Circuit breaker: what failed is avoided for 1 s, doubled with each further failure up to 30 s, until it succeeds.
+
+    What fails while it is avoided was under way before, and says nothing new: many requests that one fault ended count once.
+    """
 
     first_s: float = 1.0
     longest_s: float = 30.0
     _failed: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def failed(self, key: str, now_s: float) -> None:
+        if self.is_open(key, now_s):
+            return
         times = self._failed.get(key, (0, 0.0))[0]
-        self._failed[key] = (times + 1, now_s + min(self.longest_s, self.first_s * 2**times))
+        # Bounded: a power of two that no float can hold is reached in a night.
+        self._failed[key] = (times + 1, now_s + min(self.longest_s, self.first_s * 2.0 ** min(times, 30)))
 
     def succeeded(self, key: str) -> None:
         self._failed.pop(key, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 from pathlib import Path
 from typing import Any
@@ -308,4 +309,25 @@ async def test_a_connection_closed_right_after_the_request_leaks_nothing(tiny: P
             writer.write(head.encode() + content[: len(content) - cut])
             await writer.drain()
             writer.transport.abort()
+        await p.serves_the_next()
+
+
+async def test_requests_that_are_dropped_at_any_moment_leave_nothing_behind(tiny: Path) -> None:
+    async with pair(tiny, max_running=16) as p:
+        chance = random.Random(7)
+
+        async def drop(i: int, after_events: int, prefill_too: bool) -> None:
+            request = body(prompt(5 + i), max_new_tokens=200) | {"request_id": f"r{i}"}
+            async with p.decode.call("decode", request | {"mode": "remote"}) as events:
+                pushed = request | {"ticket": await _ticket(events)}
+                async with p.prefill.call("prefill", pushed) as first:
+                    if prefill_too:
+                        return
+                    async for _ in first:
+                        pass
+                for _ in range(after_events):
+                    await anext(events)
+
+        for _ in range(6):
+            await asyncio.gather(*[drop(i, chance.randrange(20), chance.random() < 0.4) for i in range(12)])
         await p.serves_the_next()

@@ -80,18 +80,23 @@ async def process(folder: Path, role: str = "both", **variables: Any) -> AsyncIt
         await started.communicate()
 
 
-async def test_two_processes_give_the_tokens_of_one(tiny: Path) -> None:
-    async with process(tiny, "prefill") as p, process(tiny, "decode") as d, process(tiny, "both") as one:
+@pytest.mark.parametrize("shipped", [False, True], ids=["tiny", "stdlib-llama"])
+async def test_two_processes_give_the_tokens_of_one(tiny: Path, shipped: bool) -> None:
+    folder = REPO / "models" / "stdlib-llama" if shipped else tiny
+    key = {"cluster_key_file": tiny / "key"}
+    async with process(folder, "prefill", **key) as p, process(folder, "decode", **key) as d, process(folder, "both", **key) as one:
         await asyncio.gather(p.ready(), d.ready(), one.ready())
-        request = body(prompt(100), temperature=0.8, max_new_tokens=30)
-        whole = await _lines(one, "decode", request | {"mode": "local"})
-        async with d.http.stream("POST", "/internal/v1/decode", json=request | {"mode": "remote"}) as answer:
-            events = answer.aiter_lines()
-            ticket = _parse(await anext(events))["ticket"]
-            first = await _lines(p, "prefill", request | {"ticket": ticket})
-            rest = [_parse(line) async for line in events]
-        assert tokens_of(first + rest) == tokens_of(whole)
-        assert len(tokens_of(whole)) == 30
+        for n, sampling in ((1, {}), (16, {"temperature": 0.8}), (100, {"temperature": 0.8, "top_p": 0.9}), (700, {})):
+            request = body(prompt(n), max_new_tokens=40, **sampling)
+            whole = await _lines(one, "decode", request | {"mode": "local"})
+            async with d.http.stream("POST", "/internal/v1/decode", json=request | {"mode": "remote"}) as answer:
+                events = answer.aiter_lines()
+                ticket = _parse(await anext(events))["ticket"]
+                first = await _lines(p, "prefill", request | {"ticket": ticket})
+                rest = [_parse(line) async for line in events]
+            assert tokens_of(first + rest) == tokens_of(whole)
+            assert len(tokens_of(whole)) == 40
+            assert first[1]["kv_bytes"] == rest[0]["kv_bytes"] > 0
 
 
 def _parse(line: str) -> dict[str, Any]:

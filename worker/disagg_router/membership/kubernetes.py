@@ -28,7 +28,7 @@ def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
         name = (endpoint.get("targetRef") or {}).get("name")
         addresses = endpoint.get("addresses") or []
         # A terminating worker still finishes its streams, but gets nothing new.
-        if port and name and addresses and (endpoint.get("conditions") or {}).get("ready", True):
+        if port and name and addresses and (endpoint.get("conditions") or {}).get("ready") is not False:
             host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
             out[name] = Member(name, f"http://{host}:{port}")
     return out

@@ -1,0 +1,8 @@
+"""The cluster tool is a program of its own: its modules lie below e2e/."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "e2e"))
