@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "e2e"))
 
-from kubectl import RELEASE, REPO, SYSTEM_NAMESPACE, Cluster  # noqa: E402 - of the folder above
+from kubectl import RELEASE, REPO, SYSTEM_NAMESPACE, Cluster
 
 _UP_TIMEOUT_S = 45 * 60
 _LABEL = "disagg-e2e=true"

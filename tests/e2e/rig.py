@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 import yaml
+
 from kubectl import Cluster, conditions, is_true
 
 MODEL = "stdlib-llama"

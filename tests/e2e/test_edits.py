@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kubectl import Cluster, ClusterFailed, conditions
 from tests.e2e import rig
+
+from kubectl import Cluster, ClusterFailed, conditions
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
 NAME = "sim"

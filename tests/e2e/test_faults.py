@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import load
 import pytest
+from tests.e2e import rig
+
+import load
 from access import router_url
 from kubectl import Cluster
-from tests.e2e import rig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
 NAME = "pair"

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import demo
 import openai
 import pytest
+from tests.e2e import rig
+
+import demo
 from access import router_url
 from kubectl import RELEASE, SYSTEM_NAMESPACE, Cluster, conditions
-from tests.e2e import rig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
 NAME = demo.NAME

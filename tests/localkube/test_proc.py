@@ -15,6 +15,11 @@ from localkube import proc
 from localkube.proc import Daemon
 from localkube.settings import Settings
 
+# A daemon outlives its starter on purpose, and Python remarks on that when the handle is collected.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 
 

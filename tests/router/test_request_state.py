@@ -1,4 +1,4 @@
-"""Tokens in from two legs in any order; out once each, in order; ended once."""
+"""Tokens of two legs and several attempts: each goes out once, in order."""
 
 from __future__ import annotations
 
@@ -11,60 +11,106 @@ from hypothesis import strategies as st
 from disagg_router.request_state import ProtocolViolation, RequestState
 
 
-def state(max_new_tokens: int = 8, **sampling: Any) -> RequestState:
-    values = {"max_new_tokens": max_new_tokens, "min_tokens": 0, "stop_token_ids": [0]} | sampling
-    return RequestState("r", "m", (1, 2), values, 3)
+def make(n: int = 10, attempts: int = 3, **sampling: Any) -> RequestState:
+    return RequestState("r", "D", (1, 2, 3), {"max_new_tokens": n, "stop_token_ids": [0]} | sampling, attempts)
 
 
 def line(index: int, token: int = 7, **more: Any) -> dict[str, Any]:
-    return {"type": "token", "index": index, "token": token} | more
+    return {"type": "token", "index": index, "token": token, **more}
 
 
-@given(st.permutations(range(8)))
-def test_tokens_come_out_in_order_however_they_come_in(order: list[int]) -> None:
-    s = state()
-    out = [t.token for i in order for t in s.token(line(i, 100 + i))]
-    assert out == s.emitted == list(range(100, 108))
+@given(st.data(), st.integers(1, 12))
+def test_any_interleaving_of_two_legs_gives_each_token_once_and_in_order(data: st.DataObject, n: int) -> None:
+    state, out = make(n), []
+    legs = [[0], list(range(1, n))]
+    while any(legs):
+        leg = data.draw(st.sampled_from([leg for leg in legs if leg]))
+        index = leg.pop(0)
+        out += state.token(line(index, 100 + index))
+    assert [(t.index, t.token) for t in out] == [(i, 100 + i) for i in range(n)]
+    assert state.emitted == [100 + i for i in range(n)]
+    assert state.complete == "length"
 
 
-@given(st.lists(st.integers(1, 7), max_size=4))
-def test_over_any_number_of_failovers_every_token_comes_out_once(chunks: list[int]) -> None:
-    s = state(max_new_tokens=40)
-    for size in chunks:
-        at = len(s.emitted)
-        # The last token of each attempt is early, and lost with it.
-        for i in [*range(at, at + size), at + size + 1]:
-            s.token(line(i, i))
-        s.next_attempt()
-        assert s.body(1.0)["tokens"] == [1, 2, *range(at + size)]
-    assert s.emitted == list(range(sum(chunks)))
-    assert (s.epoch, s.body(1.0)["epoch"], s.body(1.0)["prompt_tokens"]) == (len(chunks), len(chunks), 2)
+@given(st.lists(st.integers(0, 11), unique=True))
+def test_what_is_out_has_no_gap_whatever_came_so_far(indices: list[int]) -> None:
+    state, out = make(12), []
+    for index in indices:
+        out += [t.index for t in state.token(line(index))]
+    assert out == list(range(len(out)))
+    assert len(out) == next(i for i in range(13) if i not in indices)
+    state.end("length")
+    assert (state.finished is not None) == (len(out) == len(indices) > 0)
+
+
+@given(st.permutations(range(5)), st.integers(0, 4))
+def test_a_token_that_came_before_is_a_violation_and_changes_nothing(order: list[int], again: int) -> None:
+    state = make(6)
+    for index in order:
+        state.token(line(index))
+    before = list(state.emitted)
+    with pytest.raises(ProtocolViolation):
+        state.token(line(again, 99))
+    assert state.emitted == before
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+def test_attempts_that_break_off_anywhere_add_up_without_gap_or_repeat(parts: list[int]) -> None:
+    total = sum(parts)
+    state, out = make(total, attempts=9), []
+    for part in parts:
+        at = len(state.emitted)
+        body = state.body(1.0)
+        assert body["tokens"] == [1, 2, 3, *range(100, 100 + at)]
+        assert (body["prompt_tokens"], body["epoch"]) == (3, state.epoch)
+        out += [t for i in range(at, at + part) for t in state.token(line(i, 100 + i))]
+        if len(state.emitted) + 1 < total:
+            state.token(line(at + part + 1, 55))  # too early; the attempt dies before its predecessor comes
+        state.next_attempt()
+    assert [t.token for t in out] == list(range(100, 100 + total))
+    assert state.epoch == len(parts)
 
 
 @pytest.mark.parametrize(
-    "bad",
-    [line(1), line(-1), line(8), {"type": "token"}, line(2, token=None), line(2, logprob="x"), line(2, top_logprobs=[[1]]),
-     line(2, top_logprobs=5)],
+    "garbled",
+    [
+        {}, {"index": 0}, {"token": 1}, line(-1), line(10), {"index": "x", "token": 1}, {"index": None, "token": 1}, line(0, -1),
+        line(0, 1 << 31),
+        {"index": float("inf"), "token": 1}, {"index": 0, "token": float("inf")}, {"index": 0, "token": float("nan")}, line(0, logprob="x"),
+        line(0, logprob=float("nan")), line(0, top_logprobs=[[1]]), line(0, top_logprobs=5), line(0, top_logprobs=[[-1, 0.0]]),
+    ],
 )  # fmt: skip
-def test_what_can_not_be_a_token_is_a_violation(bad: dict[str, Any]) -> None:
-    s = state()
-    s.token(line(0))
-    s.token(line(1))
+def test_a_garbled_token_is_a_violation_and_is_not_shown(garbled: dict[str, Any]) -> None:
+    state = make()
     with pytest.raises(ProtocolViolation):
-        s.token(bad)
+        state.token(garbled)
+    assert state.emitted == []
 
 
-def test_the_end_counts_once_every_token_is_out() -> None:
-    s = state()
-    assert s.finished is None
-    s.end("length")
-    assert s.finished is None
-    s.token(line(1))
-    assert s.finished is None
-    s.token(line(0))
-    assert s.finished == "length"
+def test_a_forbidden_tokens_logprob_is_a_number_that_json_has() -> None:
+    [token] = make().token(line(0, logprob=-0.5, top_logprobs=[[1, float("-inf")]]))
+    assert (token.logprob, token.top_logprobs) == (-0.5, ((1, -9999.0),))
+
+
+def test_an_end_counts_only_when_all_before_it_is_out() -> None:
+    state = make(2)
+    state.token(line(1))
+    state.end("length")
+    assert state.finished is None
+    state.token(line(0))
+    assert state.finished == "length"
     with pytest.raises(ProtocolViolation):
-        s.end("prefilled")
+        state.end("prefilled")
+
+
+def test_an_end_of_an_attempt_that_failed_is_forgotten() -> None:
+    state = make(4)
+    state.token(line(0))
+    state.token(line(2))
+    state.end("stop")
+    state.next_attempt()
+    assert state.finished is None
+    assert [t.index for t in state.token(line(1))] == [1]
 
 
 @pytest.mark.parametrize(
@@ -72,24 +118,29 @@ def test_the_end_counts_once_every_token_is_out() -> None:
     [
         ([], {}, None),
         ([5], {}, None),
-        ([0], {}, "stop"),
-        ([5, 0], {"min_tokens": 2}, None),
-        ([5, 5, 0], {"min_tokens": 2}, "stop"),
-        ([0], {"stop_token_ids": []}, None),
-        ([5] * 8, {}, "length"),
-        ([5] * 7 + [0], {}, "stop"),
+        ([5, 0], {}, "stop"),
+        ([0], {"min_tokens": 1}, None),
+        ([5, 0], {"min_tokens": 1}, "stop"),
+        ([5, 0], {"stop_token_ids": []}, None),
+        ([5] * 10, {}, "length"),
     ],
 )
-def test_tokens_that_end_the_request_by_themselves_are_recognised(tokens: list[int], sampling: dict[str, Any], wanted: str | None) -> None:
-    s = state(**sampling)
+def test_the_tokens_themselves_tell_when_a_request_is_over(tokens: list[int], sampling: dict[str, Any], wanted: str | None) -> None:
+    state = make(10, **sampling)
     for i, token in enumerate(tokens):
-        s.token(line(i, token))
-    assert s.complete == wanted
+        state.token(line(i, token))
+    assert state.complete == wanted
 
 
-def test_the_budget_counts_failures_and_one_token_is_prefills_alone() -> None:
-    s = state(max_new_tokens=2)
-    assert not s.single_token
-    s.token(line(0))
-    assert s.single_token
-    assert [s.failed(), s.failed(), s.failed()] == [True, True, False]
+def test_attempts_are_counted_and_bounded() -> None:
+    state = make(attempts=3)
+    assert [state.failed() for _ in range(4)] == [True, True, False, False]
+
+
+def test_the_last_token_needs_prefill_alone() -> None:
+    state = make(3)
+    wants = []
+    for i in range(3):
+        wants.append(state.single_token)
+        state.token(line(i))
+    assert wants == [False, False, True]

@@ -1,51 +1,58 @@
-"""Stop strings: cut before the first that occurs, whatever pieces the text comes in; show nothing that may be part of one."""
+"""Stop strings in text that comes in pieces."""
 
 from __future__ import annotations
 
-from hypothesis import given
+import pytest
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from disagg_router.stops import StopStrings
 
-texts = st.text("ab", max_size=30)
-stops = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
+
+@st.composite
+def split(draw: st.DrawFn) -> list[str]:
+    return draw(st.lists(st.text("abc", max_size=4), max_size=12))
 
 
-def cut(text: str, stop_strings: list[str]) -> str:
-    """As a stream would be: the stop string whose end comes first counts, then the one that begins first."""
-    for end in range(len(text) + 1):
-        starts = [end - len(s) for s in stop_strings if text[:end].endswith(s)]
-        if starts:
-            return text[: min(starts)]
-    return text
+def cut(text: str, stops: list[str]) -> str:
+    """The text before the first stop string. Of several the one that is complete first wins: the rest was not generated then."""
+    ends = [(at + len(s), at) for s in stops if s and (at := text.find(s)) >= 0]
+    if not ends:
+        return text
+    end = min(ends)[0]
+    return text[: min(at for s in stops if s and (at := text[:end].find(s)) >= 0)]
 
 
-@given(st.lists(st.sampled_from("ab"), max_size=30), stops)
-def test_fed_letter_by_letter_the_text_ends_before_the_first_stop_string(letters: list[str], stop_strings: list[str]) -> None:
-    s = StopStrings(stop_strings)
-    shown = "".join(s.feed(x) for x in letters) + s.flush()
-    assert shown == cut("".join(letters), stop_strings)
-    assert s.stopped == any(x in "".join(letters) for x in stop_strings)
+@given(split(), st.lists(st.text("abc", max_size=4), max_size=3))
+@example(["abcd"], ["abcd", "c"])
+@example(["aaa", "b"], ["aab"])
+def test_any_split_gives_the_same_as_the_whole_text(pieces: list[str], stops: list[str]) -> None:
+    text = "".join(pieces)
+    for parts in (pieces, [text], list(text)):
+        machine = StopStrings(stops)
+        assert "".join(machine.feed(part) for part in parts) + machine.flush() == cut(text, stops)
+        assert machine.stopped == any(s and s in text for s in stops)
 
 
-@given(st.lists(texts, max_size=6), stops)
-def test_in_pieces_nothing_of_a_stop_string_is_ever_shown(pieces: list[str], stop_strings: list[str]) -> None:
-    s = StopStrings(stop_strings)
-    whole = "".join(pieces)
-    shown = "".join(s.feed(p) for p in pieces) + s.flush()
-    assert whole.startswith(shown)
-    assert not any(x in shown for x in stop_strings)
-    assert s.stopped or shown == whole
+@given(split(), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
+def test_what_was_shown_never_holds_a_stop_string_nor_is_taken_back(pieces: list[str], stops: list[str]) -> None:
+    machine, shown, fed = StopStrings(stops), "", ""
+    for piece in pieces:
+        shown, fed = shown + machine.feed(piece), fed + piece
+        assert not any(s in shown for s in stops)
+        assert fed.startswith(shown)
+        # No more is held than could begin a stop string.
+        assert machine.stopped or len(fed) - len(shown) < max((len(s) for s in stops), default=1)
 
 
-def test_text_that_may_begin_a_stop_string_waits_for_what_comes_next() -> None:
-    s = StopStrings(["\n\nUser:"])
-    assert [s.feed(x) for x in ("ok\n", "\nUs", "e it", "\n\nUser", ": no")] == ["ok", "", "\n\nUse it", "", ""]
-    assert s.stopped
-    assert s.flush() == ""
+@pytest.mark.parametrize("stops", [[], [""], ["zzz"]])
+def test_without_a_stop_string_all_text_goes_through(stops: list[str]) -> None:
+    machine = StopStrings(stops)
+    assert machine.feed("hello z") + machine.flush() == "hello z"
+    assert not machine.stopped
 
 
-def test_after_the_stop_nothing_is_shown() -> None:
-    s = StopStrings(["x"])
-    assert s.feed("axb") == "a"
-    assert s.feed("c") == s.flush() == ""
+def test_after_a_stop_nothing_is_shown() -> None:
+    machine = StopStrings(["b"])
+    assert machine.feed("abc") == "a"
+    assert machine.feed("abc") == machine.flush() == ""

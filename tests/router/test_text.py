@@ -1,72 +1,110 @@
-"""Text to tokens and back, with a tokenizer of one token a byte."""
+"""Text to tokens and back, with the bundled model's real tokenizer."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.fakes.token_worker import ASSISTANT, END, FIRST_BYTE, TEMPLATE, USER, tokenizer_json
 
 from disagg_router.errors import ApiError
 from disagg_router.text import Detokenizer, Text
 
-FILES: dict[str, Any] = {"digest": "m", "tokenizer_json": tokenizer_json(), "tokenizer_config": {}, "chat_template": TEMPLATE}
+_FOLDER = Path(__file__).parents[2] / "models" / "stdlib-llama"
+_CONFIG = json.loads((_FOLDER / "tokenizer_config.json").read_text())
+FILES = {
+    "digest": "D",
+    "tokenizer_json": (_FOLDER / "tokenizer.json").read_text(),
+    "tokenizer_config": _CONFIG,
+    "chat_template": _CONFIG["chat_template"],
+}
 TEXT = Text(FILES)
+# What makes UTF-8 hard, too: letters of two to four bytes, joined emoji, combining marks.
+HARD = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("€🙂👩‍👩é\u0301न漢 \n")), max_size=30)
 
 
-@given(st.text(max_size=40))
-def test_the_pieces_make_up_the_text_and_no_piece_holds_half_a_character(wanted: str) -> None:
-    detokenizer = Detokenizer(TEXT)
-    pieces = [detokenizer.feed(t) for t in TEXT.encode(wanted, special=False)]
-    assert "".join(pieces) + detokenizer.flush() == wanted
-    assert all("\ufffd" not in p for p in pieces) or "\ufffd" in wanted
+def fed(tokens: list[int]) -> list[str]:
+    machine = Detokenizer(TEXT)
+    return [*(machine.feed(t) for t in tokens), machine.flush()]
 
 
-@given(st.binary(max_size=60))
-def test_bytes_that_are_no_text_are_shown_all_the_same_and_never_lost(raw: bytes) -> None:
-    detokenizer = Detokenizer(TEXT)
-    shown = "".join(detokenizer.feed(FIRST_BYTE + b) for b in raw) + detokenizer.flush()
-    assert [c for c in shown if c.isascii()] == [c for c in raw.decode(errors="replace") if c.isascii()]
+@given(HARD)
+@example("a🙂b")
+def test_no_piece_ends_in_half_a_character_and_all_together_are_the_text(text: str) -> None:
+    tokens = TEXT.encode(text, special=False)
+    pieces = fed(tokens)
+    assert "".join(pieces) == TEXT.decode(tokens)
+    if "\ufffd" not in TEXT.decode(tokens):
+        assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_endless_broken_bytes_are_not_held_back_for_ever() -> None:
-    detokenizer = Detokenizer(TEXT)
-    assert "".join(detokenizer.feed(FIRST_BYTE + 0x80) for _ in range(40))
+@given(st.lists(st.integers(0, 2047), max_size=15))
+def test_any_tokens_come_out_as_the_whole_decode_would_have_them(tokens: list[int]) -> None:
+    """Broken characters and special tokens among them."""
+    assert "".join(fed(tokens)) == TEXT.decode(tokens)
 
 
-def test_special_tokens_are_not_shown() -> None:
-    detokenizer = Detokenizer(TEXT)
-    assert [detokenizer.feed(t) for t in (FIRST_BYTE + 65, END, FIRST_BYTE + 66)] == ["A", "", "B"]
+def test_endless_garbage_is_shown_and_not_held_for_ever() -> None:
+    [half] = [t for t in range(2048) if TEXT.piece(t) == "\ufffd"][:1]
+    machine = Detokenizer(TEXT)
+    assert any(machine.feed(half) for _ in range(40))
 
 
-def test_a_chat_is_what_the_template_makes_of_it() -> None:
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    a, b, c = (FIRST_BYTE + ord(x) for x in "abc")
-    assert TEXT.encode_chat(messages) == [USER, a, ASSISTANT, b, USER, c, ASSISTANT]
+def test_an_unfinished_character_at_the_end_becomes_the_replacement_character() -> None:
+    tokens = TEXT.encode("a🙂", special=False)
+    assert "".join(fed(tokens[:-1])) == TEXT.decode(tokens[:-1])
+    assert fed(tokens[:-1])[-1].endswith("\ufffd")
+
+
+def test_a_token_beyond_the_vocabulary_is_no_text() -> None:
+    assert "".join(fed([5, 999_999, 6])) == TEXT.decode([5, 6])
+
+
+def test_a_chat_is_the_templates_text() -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "so"}]
+    tokens = TEXT.encode_chat(messages)
+    assert [t for t in tokens if t < 3] == [1, 2, 0, 1, 2]
+    assert TEXT.decode(tokens) == "hiyesso"
 
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ raise_exception('no system role') }}", "{{ messages[0].content + 1 }}", "{{ ''.__class__.__mro__ }}", "{{ range(10**9) | list }}",
-     "{{ messages.append(1) }}", "{% for i in range(99999) %}{% for j in range(99999) %}{{ undefined.x }}{% endfor %}{% endfor %}"],
-)  # fmt: skip
-def test_a_template_that_refuses_or_misbehaves_makes_a_400(template: str) -> None:
-    text = Text(FILES | {"chat_template": template})
-    with pytest.raises(ApiError) as caught:
-        text.encode_chat([{"role": "user", "content": "a"}])
+    ["{{ raise_exception('no system') }}", "{{ messages[9].content }}", "{{ 1 / 0 }}", "{{ missing.attribute }}", "{{ messages | nope }}"],
+)
+def test_a_template_that_refuses_the_chat_is_the_clients_error(template: str) -> None:
+    try:
+        text = Text(FILES | {"chat_template": template})
+    except ValueError:
+        return  # not a template at all: the worker's files are at fault
+    with pytest.raises(ApiError, match="messages") as caught:
+        text.encode_chat([{"role": "user", "content": "x"}])
     assert caught.value.status == 400
 
 
-def test_without_a_template_chat_is_refused_and_completions_work() -> None:
-    text = Text(FILES | {"chat_template": None})
+@pytest.mark.parametrize(
+    "attack", ["{{ ''.__class__.__mro__ }}", "{{ messages.__class__.__base__.__subclasses__() }}", "{{ messages.append(1) }}"]
+)
+def test_a_template_from_a_model_folder_can_not_leave_its_sandbox(attack: str) -> None:
+    with pytest.raises(ApiError):
+        Text(FILES | {"chat_template": attack}).encode_chat([{"role": "user", "content": "x"}])
+
+
+def test_a_model_without_a_template_can_not_chat() -> None:
     with pytest.raises(ApiError, match="no chat template"):
-        text.encode_chat([{"role": "user", "content": "a"}])
-    assert text.encode("a", special=True) == [FIRST_BYTE + 97]
+        Text(FILES | {"chat_template": None}).encode_chat([{"role": "user", "content": "x"}])
 
 
-@pytest.mark.parametrize("bad", ["", "{}", "[]", '{"model": 5}'])
-def test_an_unusable_tokenizer_is_a_value_error(bad: str) -> None:
-    with pytest.raises(ValueError, match=r"tokenizer\.json"):
-        Text(FILES | {"tokenizer_json": bad})
+@pytest.mark.parametrize(
+    "broken",
+    [{"tokenizer_json": "{}"}, {"tokenizer_json": ""}, {"tokenizer_json": 5}, {"chat_template": "{% if %}"}, {"tokenizer_config": []},
+     {"tokenizer_config": {"eos_token": 5}}],
+)  # fmt: skip
+def test_files_that_are_not_usable_are_a_value_error_or_do_without(broken: dict[str, Any]) -> None:
+    """Anything else would end the router's polling."""
+    try:
+        Text(FILES | broken)
+    except ValueError:
+        pass

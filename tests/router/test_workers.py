@@ -1,8 +1,8 @@
-"""Pair choice: only ready workers that can talk and that nobody has reason to avoid; the least loaded of them."""
+"""Which pair is chosen, and who is avoided for how long."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -10,192 +10,194 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_router.workers import (
-    Breaker,
-    Choice,
-    Inflight,
-    Member,
-    Worker,
-    choose,
-    handshake_pairs,
-    model_of,
-    pair_key,
-    parse_info,
-)
+from disagg_router.workers import Breaker, Choice, Inflight, Member, Worker, choose, handshake_pairs, model_of, pair_key, parse_info
 
 IDLE = Inflight({}, {})
-BASE = Worker(
-    name="w", url="http://w", pod="w", incarnation="w/1", role="decode", state="ready", revision="r", compat="c", interface="net1",
-    transport="tcp", digest="m", max_model_len=100, vocab_size=50, eos_token_ids=(0,), bos_token_id=None, block_size_tokens=16,
-    blocks_total=100, blocks_free=100, max_running=10, waiting_requests=0, waiting_tokens=0, running_requests=0,
-)  # fmt: skip
-
-
-def worker(name: str, role: str, **fields: Any) -> Worker:
-    return replace(BASE, name=name, pod=name, incarnation=f"{name}/1", role=role, **fields)
-
-
-def pick(workers: list[Worker], **fields: Any) -> Choice | None:
-    values: dict[str, Any] = {"digest": "m", "single_token": False, "avoid": lambda _: False, "full": (), "proven": (), "inflight": IDLE,
-                              "dice": lambda: 0.0}  # fmt: skip
-    return choose(workers, **(values | fields))
-
-
-def names(choice: Choice | None) -> tuple[str | None, str | None] | None:
-    if choice is None:
-        return None
-    return (choice.prefill.name if choice.prefill else None), (choice.decode.name if choice.decode else None)
-
-
-P, D = worker("p", "prefill"), worker("d", "decode")
-B = worker("b", "both")
-BUSY = replace(D, name="busy", incarnation="busy/1", running_requests=5)
-LITTLE_KV = replace(D, name="little", incarnation="little/1", blocks_free=10)
-LONG_QUEUE = replace(P, name="long", incarnation="long/1", waiting_tokens=900)
-
-
-@pytest.mark.parametrize(
-    ("workers", "fields", "wanted"),
-    [
-        ([], {}, None),
-        ([P], {}, None),
-        ([D], {}, (None, "d")),
-        ([P, D], {}, ("p", "d")),
-        ([B], {}, (None, "b")),
-        ([P], {"single_token": True}, ("p", None)),
-        ([D], {"single_token": True}, (None, "d")),
-        ([P, D], {"single_token": True}, ("p", None)),
-        ([P, replace(D, state="draining")], {}, None),
-        ([P, replace(D, state="starting")], {}, None),
-        ([replace(P, state="draining"), D], {}, (None, "d")),
-        ([P, replace(D, compat="other")], {}, (None, "d")),
-        ([P, replace(D, digest="other")], {}, None),
-        ([P, BUSY, D], {}, ("p", "d")),
-        ([P, LITTLE_KV, D], {}, ("p", "d")),
-        ([LONG_QUEUE, P, D], {}, ("p", "d")),
-        ([P, BUSY, D], {"full": {"d/1"}}, ("p", "busy")),
-        ([P, BUSY, D], {"avoid": {"d/1"}.__contains__}, ("p", "busy")),
-        ([P, BUSY, D], {"avoid": {"p/1|d/1"}.__contains__}, ("p", "busy")),
-        ([P, D], {"avoid": {"p/1|d/1"}.__contains__}, (None, "d")),
-        ([P, D], {"avoid": {"p/1"}.__contains__}, (None, "d")),
-        ([P, BUSY, D], {"proven": {"p/1", "busy/1"}}, ("p", "busy")),
-        ([P, BUSY, D], {"proven": {"p/1", "busy/1"}, "full": {"busy/1"}}, ("p", "d")),
-        ([P, BUSY, D], {"inflight": Inflight({"d/1": 9}, {})}, ("p", "busy")),
-        ([P, LONG_QUEUE, D], {"inflight": Inflight({}, {"p/1": 1000})}, ("long", "d")),
-    ],
-)
-def test_who_is_chosen(workers: list[Worker], fields: dict[str, Any], wanted: tuple[str | None, str | None] | None) -> None:
-    assert names(pick(workers, **fields)) == wanted
-
-
-def test_equal_loads_are_told_apart_by_the_dice() -> None:
-    twins = [P, *(replace(D, name=f"d{i}", incarnation=f"d{i}/1") for i in range(3))]
-    for lucky in range(3):
-        throws = iter([0.0, *(0.0 if i == lucky else 1.0 for i in range(3))])
-        assert names(pick(twins, dice=lambda t=throws: next(t))) == ("p", f"d{lucky}")
-
-
-fleets = st.lists(
-    st.builds(
-        lambda i, role, state, compat, digest, running, tokens: worker(
-            f"w{i}", role, state=state, compat=compat, digest=digest, running_requests=running, waiting_tokens=tokens
-        ),
-        st.integers(0, 10**6), st.sampled_from(["prefill", "decode", "both"]), st.sampled_from(["ready", "ready", "draining", "starting"]),
-        st.sampled_from("ab"), st.sampled_from(["m", "m", "other"]), st.integers(0, 20), st.integers(0, 5000),
-    ),
-    max_size=8, unique_by=lambda w: w.name,
-)  # fmt: skip
-
-
-@given(fleet=fleets, data=st.data(), single=st.booleans())
-def test_a_choice_can_always_serve_and_there_is_one_whenever_a_decode_worker_is_usable(
-    fleet: list[Worker], data: st.DataObject, single: bool
-) -> None:
-    keys = [w.incarnation for w in fleet]
-    subset: Callable[[], frozenset[str]] = lambda: data.draw(st.frozensets(st.sampled_from(keys))) if keys else frozenset()  # noqa: E731
-    full, avoided, proven = subset(), subset(), subset()
-    choice = pick(fleet, single_token=single, full=full, avoid=avoided.__contains__, proven=proven)
-    usable = [w for w in fleet if w.state == "ready" and w.digest == "m" and w.incarnation not in full | avoided]
-    if choice is None:
-        assert not any(w.serves("decode") for w in usable)
-        assert not (single and any(w.serves("prefill") for w in usable))
-        return
-    for role, chosen in (("prefill", choice.prefill), ("decode", choice.decode)):
-        assert chosen is None or (chosen in usable and chosen.serves(role))
-    if choice.prefill is not None and choice.decode is not None:
-        assert choice.prefill.compat == choice.decode.compat
-        assert choice.prefill.incarnation != choice.decode.incarnation
-    assert choice.prefill is not None or choice.decode is not None
-
-
-def test_new_requests_go_to_the_model_that_a_pair_serves_with_the_smallest_of_its_limits() -> None:
-    new = [worker("n1", "decode", digest="z"), worker("n2", "decode", digest="z")]
-    assert model_of([]) is None
-    assert model_of([replace(P, state="starting")]) is None
-    found = model_of([P, replace(D, max_model_len=60), *new])
-    assert found is not None
-    assert (found.digest, found.max_model_len) == ("m", 60)
-    assert model_of(new).digest == "z"  # type: ignore[union-attr]
-
-
-def test_the_breaker_waits_longer_after_each_failure_and_forgets_with_success() -> None:
-    breaker = Breaker(first_s=1.0, longest_s=4.0)
-    ends = []
-    now_s = 0.0
-    for _ in range(5):
-        breaker.failed("a", now_s)
-        assert breaker.is_open("a", now_s)
-        step = next(s for s in (1.0, 2.0, 4.0, 8.0) if not breaker.is_open("a", now_s + s))
-        ends.append(step)
-        now_s += step
-    assert ends == [1.0, 2.0, 4.0, 4.0, 4.0]
-    assert not breaker.is_open("b", now_s)
-    breaker.succeeded("a")
-    breaker.failed("a", now_s)
-    assert not breaker.is_open("a", now_s + 1.0)
-
-
-def test_the_breaker_forgets_the_gone_but_not_before_their_time() -> None:
-    breaker = Breaker(first_s=10.0)
-    breaker.failed("p|d", 0.0)
-    breaker.keep_only({"d"}, 5.0)
-    assert breaker.is_open("p|d", 5.0)
-    breaker.keep_only({"d"}, 20.0)
-    breaker.failed("p|d", 20.0)
-    assert not breaker.is_open("p|d", 30.0)
-
-
-@given(st.integers(0, 12), st.integers(0, 12), st.integers(1, 150))
-def test_handshakes_cover_every_worker_and_are_bounded(prefills: int, decodes: int, limit: int) -> None:
-    fleet = [worker(f"p{i}", "prefill") for i in range(prefills)] + [worker(f"d{i}", "decode") for i in range(decodes)]
-    pairs = handshake_pairs(fleet, limit)
-    assert len({pair_key(p, d) for p, d in pairs}) == len(pairs)
-    assert len(pairs) <= max(limit, prefills, decodes)
-    if prefills and decodes:
-        assert {w.name for pair in pairs for w in pair} == {w.name for w in fleet}
-    else:
-        assert pairs == []
-
-
-INFO = {
-    "protocol": 1, "incarnation": "u/e", "pod": "x", "role": "decode", "state": "ready", "revision": "5d8f",
-    "model": {"name": "chat", "digest": "s", "vocab_size": 2048, "max_model_len": 2048, "eos_token_ids": [0], "bos_token_id": None},
-    "kv": {"compat": "s", "host": "10.56.0.7", "port": 9000, "interface": "net1", "transport": "tcp", "block_size_tokens": 16,
-           "bytes_per_token": 6144, "blocks_total": 4096, "blocks_free": 4000},
-    "limits": {"max_running": 64, "max_waiting": 256}, "load": {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": 0},
+INFO: dict[str, Any] = {
+    "protocol": 1, "incarnation": "uid/1", "pod": "chat-decode-abc", "role": "decode", "state": "ready", "revision": "5d8f",
+    "model": {"name": "m", "digest": "D", "vocab_size": 2048, "max_model_len": 2048, "eos_token_ids": [0], "bos_token_id": None},
+    "kv": {"compat": "c", "host": "10.0.0.7", "port": 9000, "interface": "net1", "transport": "tcp", "block_size_tokens": 16,
+           "bytes_per_token": 6144, "blocks_total": 100, "blocks_free": 100},
+    "limits": {"max_running": 10, "max_waiting": 256},
+    "load": {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": 0},
 }  # fmt: skip
 
 
-def test_info_as_the_protocol_describes_it_is_understood() -> None:
-    found = parse_info(Member("n", "http://n"), INFO)
-    assert found is not None
-    assert (found.name, found.pod, found.eos_token_ids, found.blocks_free) == ("n", "x", (0,), 4000)
-    assert parse_info(Member("n", "http://n"), {k: v for k, v in INFO.items() if k not in ("model", "kv", "load")}) is None
+def worker(name: str, role: str, **changes: Any) -> Worker:
+    parsed = parse_info(Member(name, f"http://{name}"), INFO | {"incarnation": f"{name}/1", "role": role})
+    assert parsed is not None
+    return replace(parsed, **changes)
+
+
+def pick(workers: list[Worker], **changes: Any) -> Choice | None:
+    options: dict[str, Any] = {
+        "digest": "D", "single_token": False, "avoid": lambda key: False, "full": (), "proven": (), "inflight": IDLE, "dice": lambda: 0.5,
+    }  # fmt: skip
+    return choose(workers, **options | changes)
+
+
+def names(choice: Choice | None) -> tuple[str | None, str | None] | None:
+    return None if choice is None else (choice.prefill.name if choice.prefill else None, choice.decode.name if choice.decode else None)
+
+
+P, D, BOTH = worker("p", "prefill"), worker("d", "decode"), worker("b", "both")
+TABLE: list[tuple[str, list[Worker], dict[str, Any], tuple[str | None, str | None] | None]] = [
+    ("nobody is there", [], {}, None),
+    ("a pair", [P, D], {}, ("p", "d")),
+    ("only a prefill worker", [P], {}, None),
+    ("only a decode worker: it prefills itself", [D], {}, (None, "d")),
+    ("one worker of both roles needs no transfer", [BOTH], {}, (None, "b")),
+    ("one token needs no decode worker", [P, D], {"single_token": True}, ("p", None)),
+    ("one token without a prefill worker", [D], {"single_token": True}, (None, "d")),
+    ("decode drains", [P, replace(D, state="draining")], {}, None),
+    ("prefill drains", [replace(P, state="draining"), D], {}, (None, "d")),
+    ("decode starts", [P, replace(D, state="starting")], {}, None),
+    ("layouts differ", [replace(P, compat="other"), D], {}, (None, "d")),
+    ("the model is another one", [replace(P, digest="E"), replace(D, digest="E")], {}, None),
+    ("decode is full", [P, D], {"full": {"d/1"}}, None),
+    ("prefill is full", [P, D], {"full": {"p/1"}}, (None, "d")),
+    ("the pair is avoided", [P, D], {"avoid": lambda key: key == "p/1|d/1"}, (None, "d")),
+    ("the prefill worker is avoided", [P, D], {"avoid": lambda key: key == "p/1"}, (None, "d")),
+    ("the decode worker is avoided", [P, D], {"avoid": lambda key: key == "d/1"}, None),
+    ("less waits for prefill", [replace(P, waiting_tokens=9), worker("q", "prefill", waiting_tokens=8), D], {}, ("q", "d")),
+    ("fewer run on decode", [P, replace(D, running_requests=2), worker("e", "decode", running_requests=1)], {}, ("p", "e")),
+    ("a bigger decode worker takes more", [P, replace(D, running_requests=2, max_running=20),
+      worker("e", "decode", running_requests=2)], {}, ("p", "d")),
+    ("decode with more free KV", [P, replace(D, blocks_free=10), worker("e", "decode", blocks_free=20)], {}, ("p", "e")),
+    ("what this router sent counts before the next poll", [P, D, worker("e", "decode")], {"inflight": Inflight({"d/1": 1}, {})},
+      ("p", "e")),
+    ("tokens that this router sent count", [P, worker("q", "prefill"), D], {"inflight": Inflight({}, {"p/1": 5})}, ("q", "d")),
+    ("a proven pair goes before an idle one", [replace(P, waiting_tokens=9), worker("q", "prefill"), D],
+     {"proven": {"p/1", "d/1"}}, ("p", "d")),
+    ("no proven pair is left", [P, D], {"proven": {"p/1"}}, ("p", "d")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("workers", "options", "wanted"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_the_pair_of_the_table_is_chosen(
+    workers: list[Worker], options: dict[str, Any], wanted: tuple[str | None, str | None] | None
+) -> None:
+    assert names(pick(workers, **options)) == wanted
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> list[Worker]:
+    return [
+        worker(
+            f"w{i}",
+            draw(st.sampled_from(["prefill", "decode", "both"])),
+            state=draw(st.sampled_from(["ready", "ready", "draining", "starting"])),
+            compat=draw(st.sampled_from("cc2")),
+            digest=draw(st.sampled_from("DDE")),
+            running_requests=draw(st.integers(0, 12)),
+            waiting_tokens=draw(st.integers(0, 3)),
+            blocks_free=draw(st.integers(0, 100)),
+        )
+        for i in range(draw(st.integers(0, 6)))
+    ]
+
+
+@given(pools(), st.data(), st.booleans(), st.integers())
+def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
+    workers: list[Worker], data: st.DataObject, single: bool, seed: int
+) -> None:
+    keys = [w.incarnation for w in workers] + [pair_key(p, d) for p in workers for d in workers]
+    some = st.sets(st.sampled_from(keys)) if keys else st.just(set[str]())
+    avoided, full, proven = data.draw(some), data.draw(some), data.draw(some)
+    dice = random.Random(seed).random
+    choice = pick(workers, avoid=avoided.__contains__, full=full, proven=proven, single_token=single, dice=dice)
+    usable = [w for w in workers if w.state == "ready" and w.digest == "D" and w.incarnation not in avoided | full]
+    decodes = [w for w in usable if w.role != "prefill"]
+    prefills = [w for w in usable if w.role != "decode"]
+    pairs = [(p, d) for p in prefills for d in decodes if p.compat == d.compat and pair_key(p, d) not in avoided]
+    if choice is None:
+        assert not decodes
+        assert not (single and prefills)
+        return
+    assert choice.prefill is None or choice.prefill in prefills
+    assert choice.decode is None or choice.decode in decodes
+    if choice.decode is None:
+        assert single
+        assert choice.prefill is not None
+        assert choice.prefill.waiting_tokens == min(p.waiting_tokens for p in prefills)
+    elif choice.prefill is not None:
+        assert (choice.prefill, choice.decode) in pairs
+    else:
+        # Decode prefills itself only where no pair is possible, or where it is the pair.
+        assert not pairs or (choice.decode, choice.decode) in pairs
+    if choice.decode is not None and choice.prefill is not None and not proven:
+        assert choice.decode.running_requests == min(d.running_requests for _, d in pairs)
+
+
+@given(pools(), st.integers(1, 5))
+def test_handshakes_are_due_for_fitting_pairs_of_separate_roles_alone(workers: list[Worker], limit: int) -> None:
+    everything = handshake_pairs(workers, 1000)
+    assert all(p.role == "prefill" and d.role == "decode" and p.compat == d.compat and p.state == d.state == "ready" for p, d in everything)
+    sampled = handshake_pairs(workers, limit)
+    assert set(sampled) <= set(everything)
+    assert len(sampled) <= max(limit, len(workers))
+
+
+def test_of_two_models_the_one_that_a_pair_serves_takes_new_requests() -> None:
+    lone = [worker(f"e{i}", "decode", digest="E") for i in range(3)]
+    model = model_of([P, replace(D, max_model_len=1000), *lone])
+    assert model is not None
+    assert (model.digest, model.max_model_len) == ("D", 1000)
+    assert model_of([replace(D, state="draining")]) is None
 
 
 @pytest.mark.parametrize(
-    "change", [{"protocol": 2}, {"protocol": None}, {"kv": {}}, {"model": None}, {"load": 3}, {"limits": {"max_running": "x"}}]
-)
-def test_info_of_a_peer_that_we_can_not_speak_with_is_refused(change: dict[str, Any]) -> None:
+    "garbled",
+    [
+        {"protocol": 2}, {"protocol": None}, {"kv": {}}, {"limits": []}, {"load": None}, {"model": {"digest": "D"}}, {"model": []},
+        {"load": INFO["load"] | {"waiting_tokens": "many"}}, {"load": INFO["load"] | {"waiting_tokens": float("inf")}},
+        {"model": INFO["model"] | {"eos_token_ids": 0}},
+    ],
+)  # fmt: skip
+def test_a_peer_that_is_not_understood_is_a_value_error_whatever_is_wrong(garbled: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
-        parse_info(Member("n", "http://n"), INFO | change)
+        parse_info(Member("w", "http://w"), INFO | garbled)
+
+
+def test_a_worker_that_still_loads_is_no_worker_yet() -> None:
+    assert parse_info(Member("w", "http://w"), {k: v for k, v in INFO.items() if k not in ("model", "kv", "load")}) is None
+
+
+def test_what_failed_is_avoided_for_longer_each_time_until_it_succeeds() -> None:
+    breaker, now_s, waits = Breaker(), 0.0, []
+    for _ in range(7):
+        breaker.failed("k", now_s)
+        started_s = now_s
+        while breaker.is_open("k", now_s):
+            now_s += 0.5
+        waits.append(now_s - started_s)
+    assert waits == [1, 2, 4, 8, 16, 30, 30]
+    breaker.succeeded("k")
+    breaker.failed("k", now_s)
+    assert not breaker.is_open("k", now_s + 1)
+
+
+def test_many_requests_that_one_fault_ended_count_as_one_failure() -> None:
+    breaker = Breaker()
+    for i in range(64):
+        breaker.failed("k", i * 0.01)
+    assert not breaker.is_open("k", 1.0)
+
+
+def test_a_pair_that_fails_for_days_stays_avoided() -> None:
+    """2**1024 is beyond every float."""
+    breaker, now_s = Breaker(), 0.0
+    for _ in range(3000):
+        breaker.failed("k", now_s)
+        assert breaker.is_open("k", now_s + 0.9)
+        now_s += 30
+
+
+def test_the_breaker_forgets_workers_that_are_gone() -> None:
+    breaker = Breaker()
+    for key in ("a", "a|b", "a|c"):
+        breaker.failed(key, 0.0)
+    breaker.keep_only({"a", "b"}, 0.5)
+    assert len(breaker._failed) == 3
+    breaker.keep_only({"a", "b"}, 5.0)
+    assert set(breaker._failed) == {"a", "a|b"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import itertools
 import time
@@ -21,6 +20,7 @@ class _Waiter:
     turn: int
     pool: str = field(compare=False)
     woken: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    may_try: bool = field(default=False, compare=False)
     left: bool = field(default=False, compare=False)
 
 
@@ -52,6 +52,7 @@ class AdmissionQueue:
     def wake(self) -> None:
         """Something ended, or got its place: the oldest may try."""
         if (oldest := self._oldest()) is not None:
+            oldest.may_try = True
             oldest.woken.set()
 
     async def wait(self, turn: int, pool: str, since_s: float, *, returning: bool = False) -> None:
@@ -70,8 +71,8 @@ class AdmissionQueue:
             was_oldest = self._oldest() is waiter
             self._waiting[pool] -= 1
             waiter.left = True
-            # The next one need not be tried at once, but has to know that its turn to retry has come.
-            if was_oldest and (oldest := self._oldest()) is not None and not oldest.woken.is_set():
+            # The next one need not try at once, but has to know that it is the one to try again from now on.
+            if was_oldest and (oldest := self._oldest()) is not None:
                 oldest.woken.set()
 
     async def _until_oldest(self, waiter: _Waiter, until_s: float) -> None:
@@ -82,12 +83,15 @@ class AdmissionQueue:
                 message = f"no {waiter.pool} worker had room within {self._max_wait_s:g} s; try again later"
                 raise ApiError(503, message, code="overloaded", retry_after_s=5)
             was_oldest = self._oldest() is waiter
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(min(_RETRY_S, left_s) if was_oldest else left_s):
                     await waiter.woken.wait()
+            except TimeoutError:
+                waiter.may_try = was_oldest
             waiter.woken.clear()
-            if was_oldest and self._oldest() is waiter and time.monotonic() < until_s:
+            if waiter.may_try and self._oldest() is waiter and time.monotonic() < until_s:
                 return
+            waiter.may_try = False
 
     def _oldest(self) -> _Waiter | None:
         while self._heap and self._heap[0].left:

@@ -48,21 +48,30 @@ class WorkerClient:
     @staticmethod
     async def _lines(worker: Worker, answer: httpx.Response) -> AsyncGenerator[Line]:
         try:
-            async for text in answer.aiter_lines():
-                if len(text) > _MAX_LINE_BYTES:
-                    raise AttemptFailed(f"{worker.pod}: event too long", reason="protocol", blame=(worker.incarnation,))
+            async for text in _split(answer.aiter_bytes()):
                 line = json.loads(text)
                 yield line
                 if line["type"] in ("end", "error"):
                     return
         except httpx.HTTPError as error:
             raise _broken(worker, error) from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise AttemptFailed(f"{worker.pod}: garbled event", reason="protocol", blame=(worker.incarnation,)) from None
         raise AttemptFailed(f"{worker.pod}: the stream broke off", reason="worker_lost", blame=(worker.incarnation,))
 
     async def close(self) -> None:
         await self._http.aclose()
+
+
+async def _split(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """Lines, by line feeds alone (httpx also splits at U+2028 and its like). Raises ValueError for one that is over _MAX_LINE_BYTES."""
+    held = b""
+    async for chunk in chunks:
+        *lines, held = (held + chunk).split(b"\n")
+        for line in lines:
+            yield line
+        if len(held) > _MAX_LINE_BYTES:
+            raise ValueError("event too long")
 
 
 def _broken(worker: Worker, error: httpx.HTTPError) -> AttemptFailed:

@@ -26,7 +26,7 @@ class _Turn:
         self.number = number
         self.since_s = time.monotonic()
         self.full: set[str] = set()
-        self.admitted = False
+        self.returning = False
 
 
 class Dispatcher:
@@ -58,7 +58,7 @@ class Dispatcher:
                         yield item
                         if isinstance(item, Finished):
                             return
-                        turn.since_s = time.monotonic()
+                        turn.since_s, turn.returning = time.monotonic(), True
             except (NoRoom, AttemptFailed) as failure:
                 if (reason := state.complete) is not None:
                     yield Finished(reason)
@@ -98,7 +98,8 @@ class Dispatcher:
     async def _wait(self, turn: _Turn, pool: str, trace: Trace) -> None:
         started_s = time.monotonic()
         try:
-            await self._queue.wait(turn.number, pool, turn.since_s)
+            await self._queue.wait(turn.number, pool, turn.since_s, returning=turn.returning)
+            turn.returning = True
         finally:
             trace.queue_s += time.monotonic() - started_s
 

@@ -22,6 +22,15 @@ class ProtocolViolation(Exception):
     """A worker sent what it must not."""
 
 
+def _logprob(value: Any) -> float:
+    """Raises ValueError for what is no logarithm of a probability."""
+    logprob = float(value)
+    if math.isnan(logprob) or logprob == math.inf:
+        raise ValueError("logprob is no number")
+    # JSON has no infinity: a forbidden token's logprob is sent as vLLM sends it.
+    return max(logprob, -9999.0)
+
+
 @dataclass(slots=True)
 class RequestState:
     """Tokens in, in any order and from two legs; tokens out once each, without a gap.
@@ -75,15 +84,12 @@ class RequestState:
         """A worker's token event -> the tokens that are now in order. Raises ProtocolViolation."""
         try:
             index, token = int(line["index"]), int(line["token"])
-            top = tuple((int(t), float(p)) for t, p in line.get("top_logprobs", ()))
-            logprob = None if line.get("logprob") is None else float(line["logprob"])
+            top = tuple((int(t), _logprob(p)) for t, p in line.get("top_logprobs", ()))
+            logprob = None if line.get("logprob") is None else _logprob(line["logprob"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolViolation(f"garbled token event: {error}") from None
         if not all(0 <= t < 1 << 31 for t in (token, *(t for t, _ in top))):
             raise ProtocolViolation(f"token {token} is no token id")
-        if not all(math.isfinite(p) for p in (logprob or 0.0, *(p for _, p in top))):
-            # JSON has no such number: the client could not read it.
-            raise ProtocolViolation("a logprob that is no finite number")
         if not len(self.emitted) <= index < self.max_new_tokens or index in self._early:
             raise ProtocolViolation(f"token {index} when {len(self.emitted)} are out")
         self._early[index] = Token(index, token, logprob, top)

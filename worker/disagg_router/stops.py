@@ -17,11 +17,12 @@ class StopStrings:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for at in (self._held.find(s) for s in self._stops) if at >= 0]
-        if found:
+        ends = [at + len(s) for s in self._stops if (at := self._held.find(s)) >= 0]
+        if ends:
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
-            return shown
+            # As if it had come letter by letter: how the text was split into tokens must not matter.
+            seen, self._held = self._held[: min(ends)], ""
+            return seen[: min(at for s in self._stops if (at := seen.find(s)) >= 0)]
         keep = max((self._overlap(s) for s in self._stops), default=0)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return shown

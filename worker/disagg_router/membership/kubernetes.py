@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _WATCH_S = 120
 _BACKOFF_S = (0.5, 10.0)
+_WATCH_PAUSE_S = 1.0
 
 
 def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
@@ -56,7 +58,10 @@ class KubernetesMembership:
                     version = await self._list(http)
                     backoff_s = _BACKOFF_S[0]
                     while True:
+                        started_s = time.monotonic()
                         version = await self._watch(http, version)
+                        # A server (or a proxy before it) that ends each watch at once must not be asked without a pause.
+                        await asyncio.sleep(max(0.0, _WATCH_PAUSE_S - (time.monotonic() - started_s)))
             except _Expired as expired:
                 log.info("EndpointSlices: %s; listing again", expired)
             except (httpx.HTTPError, ValueError, KeyError, OSError) as error:
