@@ -41,7 +41,7 @@ integration: setup
 	@$(PY) -m pytest -q -m apiserver
 
 e2e: setup
-	@$(PY) -m pytest -q -m e2e e2e tests
+	@$(PY) -m pytest -q -m e2e
 
 generate: setup ## crds/ and the chart's copy of them from the pydantic models
 	@$(PY) -m disagg_operator.api.crdgen

@@ -132,9 +132,8 @@ def scale(cluster: Cluster, url: str, busy: str, idle: str, body: Any, concurren
     started_s = time.monotonic()
     result, reached = asyncio.run(load.run(url, body, concurrency, grown, PHASE_LIMIT_S))
     median_ms = 1e3 * statistics.median(result.ttft_s) if result.ttft_s else float("nan")
-    say(
-        f"{result.finished} requests finished in {time.monotonic() - started_s:.0f} s, {result.failed} failed, median TTFT {median_ms:.0f} ms"
-    )
+    took_s = time.monotonic() - started_s
+    say(f"{result.finished} requests finished in {took_s:.0f} s, {result.failed} failed, median TTFT {median_ms:.0f} ms")
     if result.failed:
         raise ClusterFailed(f"{result.failed} requests failed: {result.errors}")
     if not reached:

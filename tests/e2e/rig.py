@@ -63,10 +63,24 @@ def diagnosis(cluster: Cluster, name: str) -> str:
     return "\n".join([*lines, cluster.kubectl("get", "pods,dp", "-o", "wide", check=False)])
 
 
+def is_ready(pod: dict[str, Any]) -> bool:
+    return conditions(pod).get("Ready", {}).get("status") == "True"
+
+
+def serving(cluster: Cluster, name: str, component: str) -> set[str]:
+    """Names of the pods that are ready and stay."""
+    return {k for k, p in pods(cluster, name, component).items() if "deletionTimestamp" not in p["metadata"] and is_ready(p)}
+
+
 def wait_ready(cluster: Cluster, name: str, **counts: int) -> dict[str, Any]:
-    """The resource once it is Ready at its present generation, with so many workers ready in each pool named."""
+    """The resource once it is Ready at its present generation, with so many workers ready in each pool named.
+
+    The pods are asked, too: what the status says may be older than a deletion by the caller.
+    """
 
     def ready() -> bool:
+        if any(len(serving(cluster, name, role)) != n for role, n in counts.items()):
+            return False
         found = cluster.get("dd", name)
         return is_true(found, "Ready") and all(found["status"].get(role) == f"{n}/{n}" for role, n in counts.items())
 
@@ -100,11 +114,12 @@ async def api(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-async def stream(client: openai.AsyncOpenAI, prompt: Sequence[int], max_tokens: int, started: asyncio.Event | None = None) -> Answer:
-    """A greedy completion of exactly `max_tokens`; `started` is set at its first token. Raises openai.APIError."""
+async def stream(client: openai.AsyncOpenAI, prompt: Sequence[int], max_tokens: int, well_under_way: asyncio.Event | None = None) -> Answer:
+    """A greedy completion of exactly `max_tokens`; `well_under_way` is set after a tenth of them. Raises openai.APIError."""
     started_s = time.monotonic()
     tokens: list[str] = []
-    reason, trace = "", {}
+    reason = ""
+    trace: dict[str, Any] = {}
     chunks = await client.completions.create(
         model=MODEL, prompt=list(prompt), max_tokens=max_tokens, temperature=0, logprobs=0, stream=True,
         extra_body={"ignore_eos": True}, extra_headers={"x-disagg-trace": "1"},
@@ -114,7 +129,7 @@ async def stream(client: openai.AsyncOpenAI, prompt: Sequence[int], max_tokens: 
             if choice.logprobs is not None:
                 tokens += choice.logprobs.tokens or []
             reason = choice.finish_reason or reason
-        if started is not None and tokens:
-            started.set()
+        if well_under_way is not None and len(tokens) >= max_tokens // 10:
+            well_under_way.set()
         trace = (chunk.model_extra or {}).get("disagg", trace)
     return Answer(tuple(tokens), reason, trace, started_s, time.monotonic())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fakes.token_worker import MAX_MODEL_LEN, VOCAB, TokenWorker
@@ -87,6 +88,7 @@ PLAIN_ONLY: list[tuple[dict[str, Any], int, str, str | None]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_every_wrong_field_is_refused_by_name(tmp_path: Path) -> None:
     cases = [("/v1/chat/completions", CHAT, *c) for c in BOTH + CHAT_ONLY] + [("/v1/completions", PLAIN, *c) for c in BOTH + PLAIN_ONLY]
     async with Stack(tmp_path, *pair()) as stack:
@@ -191,6 +193,7 @@ bodies = st.one_of(
 )
 
 
+@pytest.mark.slow
 async def test_no_body_makes_a_500(tmp_path: Path) -> None:
     async with Stack(tmp_path, *pair()) as stack:
         loop = asyncio.get_running_loop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -72,13 +71,10 @@ def test_a_chat_is_the_templates_text() -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ raise_exception('no system') }}", "{{ messages[9].content }}", "{{ 1 / 0 }}", "{{ missing.attribute }}", "{{ messages | nope }}"],
+    ["{{ raise_exception('no system') }}", "{{ messages[9].content }}", "{{ 1 / 0 }}", "{{ missing.attribute }}"],
 )
 def test_a_template_that_refuses_the_chat_is_the_clients_error(template: str) -> None:
-    try:
-        text = Text(FILES | {"chat_template": template})
-    except ValueError:
-        return  # not a template at all: the worker's files are at fault
+    text = Text(FILES | {"chat_template": template})
     with pytest.raises(ApiError, match="messages") as caught:
         text.encode_chat([{"role": "user", "content": "x"}])
     assert caught.value.status == 400
@@ -92,19 +88,27 @@ def test_a_template_from_a_model_folder_can_not_leave_its_sandbox(attack: str) -
         Text(FILES | {"chat_template": attack}).encode_chat([{"role": "user", "content": "x"}])
 
 
-def test_a_model_without_a_template_can_not_chat() -> None:
-    with pytest.raises(ApiError, match="no chat template"):
-        Text(FILES | {"chat_template": None}).encode_chat([{"role": "user", "content": "x"}])
+@pytest.mark.parametrize("template", [None, 5, "{% if %}", "{{ messages | nope }}"])
+def test_a_model_without_a_usable_template_does_all_but_chat(template: object) -> None:
+    """An exception in the constructor would end the router's polling."""
+    text = Text(FILES | {"chat_template": template})
+    assert text.encode("hi", special=True) == TEXT.encode("hi", special=True)
+    with pytest.raises(ApiError, match="no usable chat template"):
+        text.encode_chat([{"role": "user", "content": "x"}])
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [{"tokenizer_json": "{}"}, {"tokenizer_json": ""}, {"tokenizer_json": 5}, {"chat_template": "{% if %}"}, {"tokenizer_config": []},
-     {"tokenizer_config": {"eos_token": 5}}],
-)  # fmt: skip
-def test_files_that_are_not_usable_are_a_value_error_or_do_without(broken: dict[str, Any]) -> None:
-    """Anything else would end the router's polling."""
-    try:
-        Text(FILES | broken)
-    except ValueError:
-        pass
+@pytest.mark.parametrize("broken", ["{}", "", 5, None, "[" * 100_000])
+def test_a_tokenizer_that_is_none_is_a_value_error(broken: object) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        Text(FILES | {"tokenizer_json": broken})
+
+
+@pytest.mark.parametrize("config", [None, [], {"eos_token": 5}, {"eos_token": None}, {"eos_token": {"content": None}}])
+def test_special_tokens_that_are_no_text_are_left_out(config: object) -> None:
+    Text(FILES | {"tokenizer_config": config}).encode_chat([{"role": "user", "content": "x"}])
+
+
+def test_special_tokens_are_there_for_the_template() -> None:
+    config = {"bos_token": {"content": "<|user|>"}, "eos_token": "<|end|>"}
+    text = Text(FILES | {"tokenizer_config": config, "chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"})
+    assert text.encode_chat([{"role": "user", "content": ""}]) == [1, 0]

@@ -155,6 +155,9 @@ def _refusal(error: ValidationError) -> ApiError:
     """The first thing that is wrong, by the name that the client knows: where one of several forms is allowed, the error's location also
     names the form that pydantic tried."""
     first = error.errors(include_url=False, include_input=False)[0]
+    if not first["loc"]:
+        # A field's name that is no Unicode: there is nothing to call it by.
+        return ApiError(400, f"the body: {first['msg']}", code="invalid_body")
     *parents, last = first["loc"]
     if first["type"] == "extra_forbidden":
         param = _path([*(p for p in parents if isinstance(p, int) or p in _FIELDS), last])

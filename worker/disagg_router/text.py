@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 
 from disagg_router.errors import ApiError
 
+log = logging.getLogger(__name__)
 _REPLACEMENT = "\ufffd"
 # No character takes more tokens than this: longer text that ends broken is broken, and is shown as it is.
 _MAX_HELD_TOKENS = 16
@@ -27,14 +29,9 @@ class Text:
             raise ValueError(f"tokenizer.json: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        config = files.get("tokenizer_config") or {}
-        self._names = {k: v if isinstance(v, str) else v.get("content", "") for k, v in config.items() if k.endswith("_token") and v}
+        self._names = _special_tokens(files.get("tokenizer_config"))
         template = files.get("chat_template")
-        self._template = None
-        if isinstance(template, str):
-            environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-            environment.globals["raise_exception"] = _refuse
-            self._template = environment.from_string(template)
+        self._template = _compile(template) if isinstance(template, str) else None
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids. `special`: let the tokenizer add its begin token; markers inside the text are always recognised."""
@@ -43,7 +40,7 @@ class Text:
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a chat. Raises ApiError when the template refuses it or there is none."""
         if self._template is None:
-            raise ApiError(400, "this model has no chat template; use /v1/completions", code="no_chat_template", param="messages")
+            raise ApiError(400, "this model has no usable chat template; use /v1/completions", code="no_chat_template", param="messages")
         try:
             text = self._template.render(messages=messages, add_generation_prompt=True, **self._names)
         except Exception as error:  # a template is a program: with messages that it did not expect it may do anything
@@ -57,6 +54,23 @@ class Text:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def _special_tokens(config: object) -> dict[str, str]:
+    """`bos_token` and its like, for the template; each is a string or an object with `content`."""
+    named = {k: v.get("content") if isinstance(v, dict) else v for k, v in config.items()} if isinstance(config, dict) else {}
+    return {k: v for k, v in named.items() if str(k).endswith("_token") and isinstance(v, str)}
+
+
+def _compile(template: str) -> jinja2.Template | None:
+    """None for a template with errors: the model can do everything but chat then."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.globals["raise_exception"] = _refuse
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateError as error:
+        log.error("the model's chat template is not usable: %s", error)
+        return None
 
 
 def _refuse(message: str) -> NoReturn:

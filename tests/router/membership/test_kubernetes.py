@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from disagg_router.membership import kubernetes
 from disagg_router.membership.kubernetes import KubernetesMembership, members_of
 
 
@@ -171,3 +172,21 @@ async def test_without_an_answer_it_is_not_synced(tmp_path: Path) -> None:
     async with following(tmp_path, server) as members:
         await until(lambda: server.lists >= 1)
         assert not members.synced
+
+
+def test_no_word_about_being_ready_means_ready() -> None:
+    assert set(members_of(slice_of("s", ("a", "10.0.0.1", None)))) == {"a"}
+    content = slice_of("s", ("a", "10.0.0.1", True))
+    content["endpoints"][0]["conditions"] = {"ready": None}
+    assert set(members_of(content)) == {"a"}
+
+
+async def test_a_watch_that_ends_at_once_is_not_repeated_without_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "_WATCH_PAUSE_S", 60.0)
+    server = ApiServer()
+    async with following(tmp_path, server):
+        for _ in range(5):
+            server.end_watch()
+        await until(lambda: len(server.watches) == 1)
+        await asyncio.sleep(0.2)
+        assert len(server.watches) == 1

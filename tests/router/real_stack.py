@@ -1,0 +1,113 @@
+"""The real processes on loopback: a prefill worker, a decode worker and one of role `both`, each pool with a router in front."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+_ROOT = Path(__file__).parents[2]
+MODEL = "stdlib"
+API_KEY = "sk-test"
+BODY_LIMIT_BYTES = 64 << 10
+_START_TIMEOUT_S = 90.0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def process(module: str, log: Path, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m module` with these DISAGG_* settings, until the block ends."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DISAGG_")}
+    environment |= {"PYTHONPATH": str(_ROOT / "worker"), "OMP_NUM_THREADS": "1"}
+    environment |= {f"DISAGG_{k.upper()}": str(v) for k, v in settings.items()}
+    with log.open("wb") as out, subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=out, stderr=out) as child:
+        try:
+            yield child
+        finally:
+            child.terminate()
+            try:
+                child.wait(20)
+            except subprocess.TimeoutExpired:
+                child.kill()
+
+
+@dataclass(frozen=True)
+class Real:
+    """Base URLs. `split`: prefill and decode on two workers; `whole`: one worker of role both."""
+
+    split: str
+    whole: str
+    folder: Path
+
+
+def _wait(url: str, log: Path, child: subprocess.Popen[bytes]) -> None:
+    """Until the URL answers 200."""
+    until_s = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        try:
+            if httpx.get(url, trust_env=False, headers={"authorization": f"Bearer {API_KEY}"}).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        if child.poll() is not None or time.monotonic() > until_s:
+            raise RuntimeError(f"{url} is not ready:\n{log.read_text()[-4000:]}")
+        time.sleep(0.1)
+
+
+def _serves(base: str, key: dict[str, str]) -> None:
+    """Until a request is served, by a whole pair: the first ones may come before the first poll of the workers."""
+    until_s = time.monotonic() + _START_TIMEOUT_S
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 1}
+    while httpx.post(f"{base}/v1/completions", json=body, headers=key, trust_env=False).status_code != 200 or not _pairs_ready(base):
+        if time.monotonic() > until_s:
+            raise RuntimeError(f"{base} serves nothing")
+        time.sleep(0.1)
+
+
+def _pairs_ready(base: str) -> bool:
+    text = httpx.get(f"{base}/metrics", trust_env=False).text
+    count = {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("disagg_router_pairs{")}
+    return count["healthy"] == count["expected"]
+
+
+@contextmanager
+def real(folder: Path) -> Iterator[Real]:
+    (folder / "key").write_text(secrets.token_hex(32))
+    (folder / "api-keys").write_text(API_KEY + "\nsk-other\n")
+    common = {"model_name": MODEL, "cluster_key_file": folder / "key"}
+    with ExitStack() as stack:
+        waits = []
+        members: dict[str, list[dict[str, str]]] = {"split": [], "whole": []}
+        for role in ("prefill", "decode", "both"):
+            port, log = free_port(), folder / f"{role}.log"
+            model = {"model_uri": f"file://{_ROOT / 'models' / 'stdlib-llama'}", "kv_cache_bytes": 64 << 20}
+            settings = common | model | {"role": role, "port": port, "kv_port": 0, "pod_name": role}
+            waits.append((f"http://127.0.0.1:{port}/readyz", log, stack.enter_context(process("disagg_worker", log, **settings))))
+            members["whole" if role == "both" else "split"].append({"name": role, "url": f"http://127.0.0.1:{port}"})
+        urls = {}
+        for name, listed in members.items():
+            (folder / f"{name}.json").write_text(json.dumps({"workers": listed}))
+            port, log = free_port(), folder / f"router-{name}.log"
+            settings = common | {"port": port, "membership": f"file://{folder / name}.json", "max_body_bytes": BODY_LIMIT_BYTES,
+                                 "api_keys_file": folder / "api-keys", "poll_interval_s": 0.2}  # fmt: skip
+            urls[name] = f"http://127.0.0.1:{port}"
+            waits.append((f"{urls[name]}/readyz", log, stack.enter_context(process("disagg_router", log, **settings))))
+        for url, log, child in waits:
+            _wait(url, log, child)
+        for url in urls.values():
+            _serves(url, {"authorization": f"Bearer {API_KEY}"})
+        yield Real(urls["split"], urls["whole"], folder)

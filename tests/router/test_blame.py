@@ -1,0 +1,39 @@
+"""When a transfer breaks off, decode sees it first; prefill knows why."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from tests.fakes.token_worker import TokenWorker, expected_text
+from tests.router.stack import Stack, tokens_of
+
+
+class Failing(TokenWorker):
+    """Its computation fails while decode waits for the KV; decode hears of it before the router does."""
+
+    fails = False
+
+    async def _prefill_lines(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        if self.fails:
+            await self._tell(body["ticket"], -1)
+            await asyncio.sleep(0.05)
+            yield {"type": "error", "code": "internal", "message": "out of memory", "retryable": True}
+            return
+        async for line in super()._prefill_lines(body):
+            yield line
+
+
+async def test_the_worker_that_failed_is_avoided_and_not_its_link_to_one_other(tmp_path: Path) -> None:
+    prefill = Failing("p0", "prefill")
+    async with Stack(tmp_path, prefill, TokenWorker("d0", "decode"), TokenWorker("d1", "decode")) as stack:
+        stack.router.table.breaker.first_s = 30.0
+        prefill.fails = True
+        answer = (await stack.complete()).json()
+        assert answer["choices"][0]["text"] == expected_text(5, tokens_of("hello"), 8)
+        assert (answer["disagg"]["path"], answer["disagg"]["attempts"]) == ("local", 2)
+        assert await stack.metric('disagg_router_failovers_total{reason="internal"}') == 1
+        assert stack.router.table.breaker.is_open(prefill.incarnation, time.monotonic())
