@@ -38,10 +38,10 @@ unit: setup
 
 integration: setup
 	@e2e/cluster build etcd kube-apiserver kubectl helm prometheus
-	@$(PY) -m pytest -q -m apiserver
+	@$(PY) -m pytest -q -m apiserver tests/operator tests/integration
 
 e2e: setup
-	@$(PY) -m pytest -q -m e2e
+	@$(PY) -m pytest -q -m e2e tests/e2e
 
 generate: setup ## crds/ and the chart's copy of them from the pydantic models
 	@$(PY) -m disagg_operator.api.crdgen

@@ -63,12 +63,18 @@ class Cluster:
     def install(self, say: Callable[[str], None], **values: str) -> None:
         """`helm install` of the chart, or its upgrade; the CRDs first, since helm never upgrades them."""
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", REPO / "crds")
+        operator = ("-n", SYSTEM_NAMESPACE, "deployment", f"{RELEASE}-operator")
+        was_there = self.kubectl("get", *operator, "-o", "name", "--ignore-not-found").strip()
         sets = [part for name, value in values.items() for part in ("--set", f"{name.replace('__', '.')}={value}")]
         say("helm install disagg (CRDs, RBAC, operator)")
         self.run(
             "helm", "upgrade", "--install", RELEASE, REPO / "helm/disagg", "--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait",
             "--timeout", "120s", *sets, timeout_s=240,
         )  # fmt: skip
+        if was_there:
+            # The images' names never change, so an upgrade may leave an operator that runs an older one.
+            self.kubectl("rollout", "restart", *operator)
+            self.kubectl("rollout", "status", *operator, "--timeout=120s", timeout_s=150)
 
     def wait(self, what: str, done: Callable[[], bool], timeout_s: float, interval_s: float = 0.5, detail: Callable[[], str] = str) -> None:
         """Poll until `done()`. Raises ClusterFailed saying what was waited for."""

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "e2e"))
 
-from kubectl import RELEASE, REPO, SYSTEM_NAMESPACE, Cluster
+from kubectl import REPO, SYSTEM_NAMESPACE, Cluster
 
 _UP_TIMEOUT_S = 45 * 60
 _LABEL = "disagg-e2e=true"
@@ -23,12 +23,7 @@ def whole_cluster() -> Cluster:
     """The cluster is left up: the next session, or `make demo`, finds it warm."""
     subprocess.run([REPO / "e2e/cluster", "up", "--images"], check=True, timeout=_UP_TIMEOUT_S)
     cluster = Cluster(namespace=SYSTEM_NAMESPACE)
-    was_there = bool(cluster.get("deployment", f"{RELEASE}-operator"))
     cluster.install(print)
-    if was_there:
-        # The image's name never changes, so helm may have left an operator that runs an older one.
-        cluster.kubectl("rollout", "restart", f"deployment/{RELEASE}-operator")
-        cluster.kubectl("rollout", "status", f"deployment/{RELEASE}-operator", "--timeout=120s", timeout_s=150)
     # What a session that was killed has left.
     cluster.kubectl("delete", "namespace", "-l", _LABEL, "--timeout=120s", timeout_s=150)
     return cluster

@@ -74,6 +74,7 @@ async def test_the_second_attempt_prefills_the_emitted_tokens_too_with_the_same_
     async with Stack(tmp_path, *pool) as stack:
         for worker in pool:
             worker.seen.bodies.clear()
+            worker.token_interval_s = 0.02  # prefill's first token comes before decode's ninth, whatever else the machine does
         inject(pool, "decode", kind="die", after_tokens=9)
         await stack.complete(max_tokens=N)
         # A handshake has 4 tokens.

@@ -15,7 +15,7 @@ Json = dict[str, Any]
 def usage(generations: Sequence[Generation]) -> Json:
     """Token counts; a prompt with n choices counts once for each prompt, as OpenAI counts it."""
     prompt = sum(len(g.state.prompt) for g in generations if not g.shares_prompt)
-    completion = sum(len(g.state.emitted) for g in generations)
+    completion = sum(g.tokens for g in generations)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

@@ -185,7 +185,7 @@ class Attempt:
         if leg == "prefill" and self._accepted and self._has_first:
             return
         if code in _ELSEWHERE:
-            raise NoRoom(_ELSEWHERE[code] or leg, message, reason=code)
+            raise NoRoom(_ELSEWHERE[code] or leg, message, reason=code, broke_off=True)
         blame = {"transfer_failed": self._legs.blame("pair"), "internal": self._legs.blame(leg)}.get(code, ())
         failure = AttemptFailed(message, reason=code, blame=blame, retryable=code not in _FINAL)
         if leg == "decode" and code == "transfer_failed" and self._legs.runs("prefill"):

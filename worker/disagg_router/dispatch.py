@@ -86,7 +86,7 @@ class Dispatcher:
 
     async def _refused(self, state: RequestState, trace: Trace, turn: _Turn, choice: Choice | None, refusal: NoRoom) -> None:
         """Mark who is full; return at once while somebody else may be asked, else when it is this request's turn to try again."""
-        if state.emitted:
+        if refusal.broke_off:
             self._metrics.failovers.labels(refusal.reason).inc()
         worker = None if choice is None else choice.prefill if refusal.pool == "prefill" else choice.decode
         if worker is not None and worker.incarnation not in turn.full:

@@ -57,9 +57,13 @@ class AttemptFailed(Exception):
 
 
 class NoRoom(Exception):
-    """No worker of `pool` takes the request now; nobody is to blame. `reason` is the protocol's error code."""
+    """No worker of `pool` takes the request now; nobody is to blame. `reason` is the protocol's error code.
 
-    def __init__(self, pool: str, message: str, *, reason: str = "no_capacity") -> None:
+    `broke_off`: a worker had taken it and gave it back, so the request goes on elsewhere.
+    """
+
+    def __init__(self, pool: str, message: str, *, reason: str = "no_capacity", broke_off: bool = False) -> None:
         super().__init__(message)
         self.pool = pool
         self.reason = reason
+        self.broke_off = broke_off

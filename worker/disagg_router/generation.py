@@ -81,6 +81,8 @@ class Generation:
     started_s: float = field(default_factory=time.monotonic)
     first_s: float = 0.0
     last_s: float = 0.0
+    # Tokens of the answer. `state.emitted` may be ahead of it: what came after a stop string is no part of the answer.
+    tokens: int = 0
 
     async def pieces(self, dispatcher: Dispatcher) -> AsyncGenerator[Piece]:
         """The answer as it comes. Raises ApiError."""
@@ -92,6 +94,7 @@ class Generation:
                     rest = stops.feed(detokenizer.flush())
                     yield Piece(rest + stops.flush(), finish_reason="stop" if stops.stopped else event.reason)
                     return
+                self.tokens += 1
                 self.last_s = time.monotonic()
                 self.first_s = self.first_s or self.last_s
                 text = "" if event.token in stop_ids else stops.feed(detokenizer.feed(event.token))
@@ -106,8 +109,7 @@ class Generation:
 
     @property
     def tpot_s(self) -> float | None:
-        n = len(self.state.emitted)
-        return (self.last_s - self.first_s) / (n - 1) if n > 1 else None
+        return (self.last_s - self.first_s) / (self.tokens - 1) if self.tokens > 1 else None
 
     def trace_json(self) -> dict[str, Any]:
         """The `disagg` object of the answer: what happened, for people and for the demo."""

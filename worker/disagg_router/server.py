@@ -167,7 +167,7 @@ class Api:
         metrics = self._router.metrics
         for g in generations:
             metrics.prompt_tokens.inc(len(g.state.prompt))
-            metrics.generated_tokens.inc(len(g.state.emitted))
+            metrics.generated_tokens.inc(g.tokens)
             if not g.first_s:
                 continue
             metrics.ttft.observe(g.ttft_s)
@@ -179,7 +179,7 @@ class Api:
             log.info(
                 "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%d transfer_ms=%.1f"
                 " attempts=%d queue_ms=%.1f",
-                g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), len(g.state.emitted), 1e3 * g.ttft_s,
+                g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), g.tokens, 1e3 * g.ttft_s,
                 g.trace.kv_bytes, 1e3 * g.trace.transfer_s, g.trace.attempts, 1e3 * g.trace.queue_s,
             )  # fmt: skip
 
