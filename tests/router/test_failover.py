@@ -169,6 +169,8 @@ async def test_what_no_worker_would_take_is_not_tried_again(tmp_path: Path, stat
 async def test_an_error_after_the_stream_began_is_its_last_event(tmp_path: Path) -> None:
     pool = workers(1, 1)
     async with Stack(tmp_path, *pool, max_attempts=1) as stack:
+        for worker in pool:
+            worker.token_interval_s = 0.02  # the first token is out before decode dies
         inject(pool, "decode", kind="die", after_tokens=5)
         async with stack.http.stream("POST", "/v1/completions", json={"model": MODEL, "prompt": "hello", "stream": True}) as answer:
             assert answer.status_code == 200

@@ -1,0 +1,36 @@
+"""What the documents say is true of the repository: YAML blocks are valid resources, named commands and files exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from disagg_operator.api import parse_file
+
+REPO = Path(__file__).parents[1]
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+
+
+def test_the_yaml_of_the_readme_is_a_valid_resource() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        parse_file(yaml.safe_load(block))
+
+
+def test_the_quickstart_is_short() -> None:
+    assert len((REPO / "examples/quickstart.yaml").read_text().splitlines()) <= 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_named_targets_and_files_exist(page: Path) -> None:
+    text = page.read_text()
+    targets = set(re.findall(r"^([a-z0-9-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z0-9-]+)`", text)) <= targets
+    for name in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (page.parent / name).exists(), name
+    for name in re.findall(r"`((?:examples|scripts|docs|models|helm|e2e)/[\w./-]+)`", text):
+        assert (REPO / name).exists(), name
