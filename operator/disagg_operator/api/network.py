@@ -38,9 +38,14 @@ class Attachment(Model):
     mtu: int | None = Field(None, ge=576, le=65535, description="MTU of the interface.")
     resource_name: ResourceName | None = Field(None, description="Device plugin resource of the virtual functions (sriov, ib-sriov).")
     subnet: str | None = Field(
-        None, max_length=64, pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$", description="Addresses by host-local from this subnet."
+        None,
+        max_length=64,
+        pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$",
+        description="Addresses from this subnet by host-local, which counts on each node alone: for one node. For more, use ipam.",
     )
-    ipam: Free | None = Field(None, description="IPAM section as the plugin takes it, instead of subnet.")
+    ipam: Free | None = Field(
+        None, description="IPAM section as the plugin takes it, such as {type: whereabouts, range: 192.168.100.0/22}, instead of subnet."
+    )
 
 
 class RdmaResource(Model):
