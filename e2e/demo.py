@@ -6,12 +6,15 @@ Usage: demo.py [down]
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import statistics
 import subprocess
 import sys
 import time
 from typing import Any
+
+import yaml
 
 import load
 from access import router_url
@@ -41,15 +44,43 @@ def bring_up() -> Cluster:
     return Cluster()
 
 
+def is_external(cluster: Cluster) -> bool:
+    """The cluster is the user's own."""
+    return cluster.environment.get("DISAGG_E2E_MODE") == "external"
+
+
+def image_values(cluster: Cluster) -> dict[str, str]:
+    """Where a cluster of the user's own gets the images from: DISAGG_IMAGES, such as REGISTRY/disagg-%s:1. Raises ClusterFailed."""
+    if not is_external(cluster):
+        return {}
+    pattern = os.environ.get("DISAGG_IMAGES", "")
+    if pattern.count("%s") != 1:
+        raise ClusterFailed(
+            "on a cluster of your own, set DISAGG_IMAGES to where it pulls the images from, such as REGISTRY/disagg-%s:1"
+        )
+    return {f"images__{name}": pattern.replace("%s", name) for name in ("operator", "router", "worker")}
+
+
+def manifest(cluster: Cluster) -> str:
+    """The example; on a cluster of the user's own over the NIC in DISAGG_E2E_NIC, or without a second network where none is named."""
+    resource = yaml.safe_load(EXAMPLE.read_text())
+    if is_external(cluster):
+        if nic := os.environ.get("DISAGG_E2E_NIC"):
+            resource["spec"]["kvTransfer"]["network"]["attachment"]["master"] = nic
+        else:
+            del resource["spec"]["kvTransfer"]
+    return str(yaml.safe_dump(resource))
+
+
 def deploy(cluster: Cluster) -> None:
     """The operator, the resource, and a line for each condition until it is ready."""
     title("2. The operator, and one resource")
     try:
-        cluster.install(say)
+        cluster.install(say, **image_values(cluster))
     except ClusterFailed as failure:
         raise ClusterFailed(f"{failure}\n{diagnosis(cluster)}") from None
     say(f"kubectl apply -f {EXAMPLE.relative_to(REPO)}")
-    cluster.kubectl("apply", "-f", EXAMPLE)
+    cluster.kubectl("apply", "-f", "-", stdin=manifest(cluster))
     shown: dict[str, str] = {}
 
     def ready() -> bool:
@@ -71,7 +102,7 @@ def diagnosis(cluster: Cluster) -> str:
     return f"{pods}\n{logs}"
 
 
-def ask(url: str) -> None:
+def ask(url: str, interface: str) -> None:
     title("3. A chat completion through the router")
     question = "What does os.path.join do?"
     print(f"> {question}\n")
@@ -79,8 +110,8 @@ def ask(url: str) -> None:
     print("\n")
     for line in chat.explain(trace):
         say(line)
-    if trace.get("interface") != "net1":
-        raise ClusterFailed(f"the KV cache went over {trace.get('interface')!r}, not over the second network net1")
+    if trace.get("interface") != interface:
+        raise ClusterFailed(f"the KV cache went over {trace.get('interface')!r}, not over {interface}")
 
 
 def replicas(cluster: Cluster) -> dict[str, tuple[int, int]]:
@@ -157,7 +188,7 @@ def demo() -> None:
     cluster = bring_up()
     deploy(cluster)
     with router_url(cluster, f"{NAME}-router") as url:
-        ask(url)
+        ask(url, "eth0" if is_external(cluster) and not os.environ.get("DISAGG_E2E_NIC") else "net1")
         title("4. Decode grows and shrinks by its queue, prefill stays")
         scale(cluster, url, "decode", "prefill", decode_heavy, 24)
         title("5. The reverse: prefill grows and shrinks, decode stays")
@@ -171,9 +202,8 @@ def demo() -> None:
 
 def down() -> None:
     """Remove what the demo made: from a cluster of the user's own, the release and the resource; else the cluster itself."""
-    environment = Cluster().environment
-    if environment.get("DISAGG_E2E_MODE") == "external":
-        cluster = Cluster(environment)
+    cluster = Cluster()
+    if is_external(cluster):
         cluster.kubectl("delete", "-f", EXAMPLE, "--ignore-not-found", "--wait", "--timeout=120s", timeout_s=150, check=False)
         cluster.run("helm", "uninstall", RELEASE, "-n", SYSTEM_NAMESPACE, "--ignore-not-found", "--wait", timeout_s=180)
         cluster.kubectl("delete", "-f", REPO / "crds", "--ignore-not-found", timeout_s=120)
