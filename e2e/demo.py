@@ -55,9 +55,7 @@ def image_values(cluster: Cluster) -> dict[str, str]:
         return {}
     pattern = os.environ.get("DISAGG_IMAGES", "")
     if pattern.count("%s") != 1:
-        raise ClusterFailed(
-            "on a cluster of your own, set DISAGG_IMAGES to where it pulls the images from, such as REGISTRY/disagg-%s:1"
-        )
+        raise ClusterFailed("on a cluster of your own, set DISAGG_IMAGES to where it pulls the images from, such as REGISTRY/disagg-%s:1")
     return {f"images__{name}": pattern.replace("%s", name) for name in ("operator", "router", "worker")}
 
 
