@@ -10,6 +10,9 @@ import pytest
 from tests.fakes.token_worker import Fault, TokenWorker, expected_text
 from tests.router.stack import MODEL, Stack, tokens_of
 
+# Many whole stacks on real sockets: a second each.
+pytestmark = pytest.mark.slow
+
 PROMPT = tokens_of("hello")
 N = 40
 WANTED = expected_text(5, PROMPT, N)

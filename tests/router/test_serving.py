@@ -9,6 +9,9 @@ import pytest
 from tests.fakes.token_worker import ASSISTANT, USER, Fault, TokenWorker, expected_text
 from tests.router.stack import MODEL, Stack, tokens_of
 
+# Many whole stacks on real sockets: a second each.
+pytestmark = pytest.mark.slow
+
 PROMPT = tokens_of("hello")
 TRACED = {"X-Disagg-Trace": "1"}
 
