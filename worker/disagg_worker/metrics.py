@@ -32,7 +32,10 @@ class _LoadCollector(Collector):
         yield blocks
         yield CounterMetricFamily("disagg_worker_prompt_tokens", "Prompt tokens computed", value=load.prompt_tokens_total)
         yield CounterMetricFamily("disagg_worker_generated_tokens", "Tokens generated", value=load.generated_tokens_total)
-        yield CounterMetricFamily("disagg_worker_preemptions", "Sequences preempted", value=load.preemptions_total)
+        steps = CounterMetricFamily("disagg_worker_steps", "Forward passes by kind", labels=["kind"])
+        for kind, n in load.steps_total.items():
+            steps.add_metric([kind], n)
+        yield steps
 
 
 class Metrics:

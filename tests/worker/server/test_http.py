@@ -103,7 +103,7 @@ async def test_metrics_have_the_names_that_autoscaling_and_dashboards_read(tiny:
             "disagg_worker_kv_blocks",
             "disagg_worker_prompt_tokens",
             "disagg_worker_generated_tokens",
-            "disagg_worker_preemptions",
+            "disagg_worker_steps",
             "disagg_kv_transfer_bytes",
             "disagg_kv_transfer_seconds",
             "disagg_kv_transfer_exposed_seconds",
@@ -116,6 +116,7 @@ async def test_metrics_have_the_names_that_autoscaling_and_dashboards_read(tiny:
         assert (blocks["used"], blocks["leased"]) == (0, 0)
         assert families["disagg_worker_prompt_tokens"].samples[0].value == 20
         assert families["disagg_worker_generated_tokens"].samples[0].value == 8
+        assert all(sample.value > 0 for sample in families["disagg_worker_steps"].samples)
         labels = next(s.labels for f in families.values() for s in f.samples if s.name == "disagg_worker_info")
         assert labels == {"role": "both", "incarnation": "both/boot", "model": "tiny", "interface": "lo"}
 

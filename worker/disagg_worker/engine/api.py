@@ -157,7 +157,6 @@ class Load:
     blocks_free: int
     blocks_used: int
     blocks_leased: int
-    preemptions_total: int = 0
     prompt_tokens_total: int = 0
     generated_tokens_total: int = 0
     steps_total: dict[str, int] = field(default_factory=dict)
