@@ -21,11 +21,15 @@ def _by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return out.flatten(1)
 
 
+def _slots(table: list[int], tokens: int) -> torch.Tensor:
+    at = torch.arange(tokens)
+    return torch.tensor(table)[at // SIZE] * SIZE + at % SIZE
+
+
 def _filled(kv_heads: int, table: list[int], k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
     """A cache full of rubbish but for k and v [keys, kv_head, dim] in the blocks of `table`."""
     cache = torch.full((BLOCKS, LAYERS, 2, kv_heads, SIZE, HEAD_DIM), 1e3)
-    at = torch.arange(len(k))
-    paged.write_kv(cache, layer, torch.tensor(table)[at // SIZE], at % SIZE, k, v)
+    paged.write_kv(cache, layer, _slots(table, len(k)), k, v)
     return cache
 
 
@@ -36,7 +40,7 @@ def test_a_chunk_attends_to_its_prefix_and_to_itself(heads: int, kv_heads: int, 
     q, k, v = torch.randn(tokens, heads, HEAD_DIM), torch.randn(keys, kv_heads, HEAD_DIM), torch.randn(keys, kv_heads, HEAD_DIM)
     table = [9, 2, 7, 4][: -(-keys // SIZE)]
     cache = _filled(kv_heads, table, k, v, layer=1)
-    found_k, found_v = paged.gather_kv(cache, 1, paged.table_rows(cache, torch.tensor([table])))
+    found_k, found_v = paged.gather_kv(cache, 1, torch.tensor([table]))
     torch.testing.assert_close(found_k[0, :, :keys], k.transpose(0, 1))
     out = paged.prefill(q, found_k[0, :, :keys], found_v[0, :, :keys])
     torch.testing.assert_close(out, _by_hand(q, k, v))
@@ -49,12 +53,11 @@ def test_a_decode_batch_of_unequal_lengths_is_as_each_sequence_alone(heads: int,
     cache = torch.full((BLOCKS, LAYERS, 2, kv_heads, SIZE, HEAD_DIM), 1e3)
     parts = [(torch.randn(n, kv_heads, HEAD_DIM), torch.randn(n, kv_heads, HEAD_DIM)) for n in lengths]
     for table, (k, v) in zip(tables, parts, strict=True):
-        at = torch.arange(len(k))
-        paged.write_kv(cache, 0, torch.tensor(table)[at // SIZE], at % SIZE, k, v)
+        paged.write_kv(cache, 0, _slots(table, len(k)), k, v)
     q = torch.randn(3, heads, HEAD_DIM)
     padded = torch.tensor([t + t[:1] * (3 - len(t)) for t in tables])
-    mask = (torch.arange(3 * SIZE)[None] < torch.tensor(lengths)[:, None])[:, None, None]
-    out = paged.decode(q, *paged.gather_kv(cache, 0, paged.table_rows(cache, padded)), mask)
+    mask = paged.decode_mask(torch.tensor(lengths), 3 * SIZE, None)
+    out = paged.decode(q, *paged.gather_kv(cache, 0, padded), mask)
     for i, (k, v) in enumerate(parts):
         torch.testing.assert_close(out[i : i + 1], _by_hand(q[i : i + 1], k, v))
 

@@ -10,40 +10,49 @@ import torch
 from torch.nn import functional
 
 
-def write_kv(cache: torch.Tensor, layer: int, blocks: torch.Tensor, offsets: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Store k and v [tokens, kv_head, head_dim] at (block, offset) of each token."""
+def write_kv(cache: torch.Tensor, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Store k and v [tokens, kv_head, head_dim] at each token's slot (block * block size + offset)."""
+    size = cache.shape[4]
+    blocks, offsets = slots // size, slots % size
     into = cache[:, layer]
     into[blocks, 0, :, offsets] = k
     into[blocks, 1, :, offsets] = v
 
 
-def table_rows(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """Block tables [sequences, blocks] as row numbers [2, sequences, kv_head, blocks] of layer 0; made once a step, used by every layer."""
-    layers, kv_heads = cache.shape[1], cache.shape[3]
+def gather_kv(cache: torch.Tensor, layer: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V [sequences, kv_head, blocks * block size, head_dim] of one layer, by block tables [sequences, blocks]."""
+    layers, kv_heads, size, head_dim = cache.shape[1], cache.shape[3], cache.shape[4], cache.shape[5]
+    sequences, blocks = tables.shape
     inner = torch.arange(2 * kv_heads, device=tables.device).view(2, 1, kv_heads, 1)
-    return tables[None, :, None, :] * (layers * 2 * kv_heads) + inner
-
-
-def gather_kv(cache: torch.Tensor, layer: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V [sequences, kv_head, blocks * block size, head_dim] of one layer."""
-    _, sequences, kv_heads, blocks = rows.shape
-    size, head_dim = cache.shape[4], cache.shape[5]
-    picked = cache.view(-1, size * head_dim).index_select(0, (rows + layer * 2 * kv_heads).view(-1))
+    rows = (tables[None, :, None, :] * layers + layer) * (2 * kv_heads) + inner
+    picked = cache.view(-1, size * head_dim).index_select(0, rows.view(-1))
     both = picked.view(2, sequences, kv_heads, blocks * size, head_dim)
     return both[0], both[1]
 
 
-def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def decode_mask(lengths: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
+    """[sequences, 1, 1, keys], True: attend. `lengths` [sequences] counts the token that asks."""
+    at = torch.arange(keys, device=lengths.device)[None]
+    seen = at < lengths[:, None]
+    if window is not None:
+        seen &= at >= lengths[:, None] - window
+    return seen[:, None, None]
+
+
+def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """Causal attention of one sequence's chunk: q [tokens, head, head_dim] are the last of the keys k, v [kv_head, keys, head_dim].
 
     Returns [tokens, head * head_dim].
     """
     tokens, heads, head_dim = q.shape
-    query, earlier = q.transpose(0, 1)[None], k.shape[1] - tokens
-    if earlier == 0:
+    keys = k.shape[1]
+    query, earlier = q.transpose(0, 1)[None], keys - tokens
+    if earlier == 0 and (window is None or window >= keys):
         out = functional.scaled_dot_product_attention(query, k[None], v[None], is_causal=True, enable_gqa=True)
     else:
-        mask = torch.ones(tokens, k.shape[1], dtype=torch.bool, device=q.device).tril(earlier)
+        mask = torch.ones(tokens, keys, dtype=torch.bool, device=q.device).tril(earlier)
+        if window is not None:
+            mask = mask.triu(earlier - window + 1)
         out = functional.scaled_dot_product_attention(query, k[None], v[None], attn_mask=mask, enable_gqa=True)
     return out[0].transpose(0, 1).reshape(tokens, heads * head_dim)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.engine import api
 from disagg_worker.engine.block_pool import BlockPool, State, blocks_for
 from disagg_worker.engine.cache_memory import CacheMemory
@@ -26,7 +27,7 @@ from disagg_worker.engine.prefill_scheduler import PrefillRules, Waiting, plan_p
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.steps import Outcome, Steps
 from disagg_worker.model import loader
-from disagg_worker.model.llama import LlamaModel
+from disagg_worker.model.decoder import Decoder
 
 log = logging.getLogger(__name__)
 # A step longer than this means the loop is stuck, not slow.
@@ -67,7 +68,7 @@ class TorchEngine:
             )
         self._pool = BlockPool(blocks)
         self._memory = CacheMemory(self.layout, blocks, dtype)
-        self._steps = Steps(LlamaModel(model, weights.tensors), self._memory)
+        self._steps = Steps(Decoder(model, weights.tensors, PlainBackend(torch.device("cpu"))), self._memory)
         self._rules = PrefillRules(config.max_batch_tokens, config.prefill_wait_s, config.prefill_utilisation, config.max_running)
         self._wake = threading.Condition()
         self._waiting: list[Sequence] = []

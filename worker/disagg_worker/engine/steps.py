@@ -12,7 +12,7 @@ from disagg_worker.engine.block_pool import blocks_for
 from disagg_worker.engine.cache_memory import CacheMemory
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows
 from disagg_worker.engine.sequence import Sequence
-from disagg_worker.model.llama import LlamaModel
+from disagg_worker.model.decoder import Decoder
 
 log = logging.getLogger(__name__)
 Outcome = Sampled | Exception
@@ -21,7 +21,7 @@ Outcome = Sampled | Exception
 class Steps:
     """Computes batches over the KV cache. An exception out of a method concerns the whole batch, one in an Outcome one sequence."""
 
-    def __init__(self, network: LlamaModel, memory: CacheMemory) -> None:
+    def __init__(self, network: Decoder, memory: CacheMemory) -> None:
         self.network = network
         self._memory = memory
         self._size = memory.layout.block_size_tokens

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.worker import checkpoints
 
+from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.engine.api import KvLayout, SamplingParams
 from disagg_worker.engine.batching import decode_batch, prefill_batch
 from disagg_worker.engine.cache_memory import CacheMemory
 from disagg_worker.engine.sequence import Sequence
-from disagg_worker.model.llama import LlamaModel
+from disagg_worker.model.decoder import Decoder
 from disagg_worker.model.loader import load_config, load_weights
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -35,7 +36,7 @@ class Bench:
     def __init__(self, folder: Path, block_size: int = 4, dtype: torch.dtype = torch.float32) -> None:
         config = load_config(folder)
         self.size = block_size
-        self.network = LlamaModel(config, load_weights(folder, config, dtype).tensors)
+        self.network = Decoder(config, load_weights(folder, config, dtype).tensors, PlainBackend(torch.device("cpu")))
         layout = KvLayout(config.layers, config.kv_heads, config.head_dim, block_size, str(dtype), dtype.itemsize)
         self.memory = CacheMemory(layout, 64, dtype)
         self.memory.tensor.fill_(7.0)  # whatever lies in unused slots must not matter

@@ -1,0 +1,1 @@
+"""Where the network's arithmetic happens: one interface, plain torch everywhere, faster ways on CPU and CUDA."""
