@@ -1,6 +1,6 @@
 """What a backend offers to the network. The KV cache is [block, layer, 2, kv_head, token in block, head_dim], contiguous.
 
-Every method leaves its arguments alone unless it says otherwise. Floating tensors have the model's dtype unless said otherwise.
+Every method leaves its arguments alone unless it says otherwise. Activations have the backend's `compute_dtype`.
 """
 
 from __future__ import annotations
@@ -123,6 +123,9 @@ class Backend(Protocol):
 
     name: str
     device: torch.device
+
+    def compute_dtype(self, model: torch.dtype) -> torch.dtype:
+        """The dtype of activations, norm weights and rotary tables, for a model of that dtype."""
 
     def linear(self, weight: Weight, bias: torch.Tensor | None) -> Linear:
         """Take a weight over, in whatever layout is fastest here (the caller drops its own reference)."""

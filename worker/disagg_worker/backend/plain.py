@@ -71,6 +71,9 @@ class PlainBackend:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
+    def compute_dtype(self, model: torch.dtype) -> torch.dtype:
+        return model
+
     def linear(self, weight: Weight, bias: torch.Tensor | None) -> Linear:
         if isinstance(weight, DenseWeight):
             return _DenseLinear(weight.weight, bias)

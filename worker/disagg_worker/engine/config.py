@@ -15,6 +15,7 @@ class EngineConfig:
     name: str
     role: Role
     dtype: str = "auto"
+    device: str = "cpu"
     block_size_tokens: int = 16
     kv_cache_bytes: int = 256 << 20
     max_model_len: int | None = None

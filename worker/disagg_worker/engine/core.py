@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from disagg_worker.backend.plain import PlainBackend
+from disagg_worker.backend.select import select
 from disagg_worker.engine import api
 from disagg_worker.engine.block_pool import BlockPool, State, blocks_for
 from disagg_worker.engine.cache_memory import CacheMemory
@@ -68,7 +68,7 @@ class TorchEngine:
             )
         self._pool = BlockPool(blocks)
         self._memory = CacheMemory(self.layout, blocks, dtype)
-        self._steps = Steps(Decoder(model, weights.tensors, PlainBackend(torch.device("cpu"))), self._memory)
+        self._steps = Steps(Decoder(model, weights.tensors, select(config.device, config.threads)), self._memory)
         self._rules = PrefillRules(config.max_batch_tokens, config.prefill_wait_s, config.prefill_utilisation, config.max_running)
         self._wake = threading.Condition()
         self._waiting: list[Sequence] = []

@@ -25,6 +25,7 @@ class Steps:
         self.network = network
         self._memory = memory
         self._size = memory.layout.block_size_tokens
+        self._decode = network.backend.decode_program(network, memory.tensor) or network.forward
 
     def prefill(self, work: Many[tuple[Sequence, int]]) -> list[tuple[Sequence, Outcome]]:
         """Compute n more tokens of each sequence. Returns the next token of those that are computed whole, and failures."""
@@ -50,7 +51,7 @@ class Steps:
         """One more token for each sequence."""
         with torch.inference_mode():
             self._memory.clear([s.blocks[s.computed // self._size] for s in running if s.computed % self._size == 0])
-            logits = self.network.forward(decode_batch(running, self._size), self._memory.tensor)
+            logits = self._decode(decode_batch(running, self._size), self._memory.tensor)
             for s in running:
                 s.computed += 1
             return list(zip(running, self._sample(logits, running), strict=True))

@@ -35,20 +35,21 @@ class Decoder:
         self.backend = backend
         self.shape = QkvShape(config.heads, config.kv_heads, config.head_dim)
         self.embedding = tensors["model.embed_tokens.weight"]
-        self.norm = tensors["model.norm.weight"]
+        self._compute = backend.compute_dtype(self.embedding.dtype)
+        self.norm = tensors["model.norm.weight"].to(self._compute)
         self.head = backend.linear(DenseWeight(self.embedding if config.tied_embeddings else tensors["lm_head.weight"]), None)
         self.layers = [self._layer(tensors, f"model.layers.{i}") for i in range(config.layers)]
-        self.rotary: Rotary = rotary_tables(config, self.embedding.dtype, backend.device)
+        self.rotary: Rotary = rotary_tables(config, self._compute, backend.device)
 
     def _layer(self, tensors: dict[str, torch.Tensor], at: str) -> Layer:
         take = tensors.pop
         fused = self._fused
         return Layer(
-            norm_in=take(f"{at}.input_layernorm.weight"),
+            norm_in=take(f"{at}.input_layernorm.weight").to(self._compute),
             qkv=fused(tensors, [f"{at}.self_attn.{p}_proj" for p in "qkv"]),
             head_norms=None,
             out=fused(tensors, [f"{at}.self_attn.o_proj"]),
-            norm_mlp=take(f"{at}.post_attention_layernorm.weight"),
+            norm_mlp=take(f"{at}.post_attention_layernorm.weight").to(self._compute),
             gate_up=fused(tensors, [f"{at}.mlp.{p}_proj" for p in ("gate", "up")]),
             down=fused(tensors, [f"{at}.mlp.down_proj"]),
             window=None,
@@ -58,11 +59,15 @@ class Decoder:
         weights = [tensors.pop(f"{n}.weight") for n in names]
         return self.backend.linear(DenseWeight(torch.cat(weights) if len(weights) > 1 else weights[0]), _bias(tensors, names))
 
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[tokens] -> [tokens, hidden]."""
+        return functional.embedding(token_ids, self.embedding).to(self._compute)
+
     def forward(self, batch: Batch, cache: torch.Tensor, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """Logits [len(batch.last), vocab] in float32. Writes K and V into `cache` [block, layer, 2, kv_head, token, head_dim]
         and calls `on_layer(i)` as soon as layer i's are final, before its attention and MLP run."""
         backend, eps = self.backend, self.config.rms_norm_eps
-        x = functional.embedding(batch.token_ids, self.embedding)
+        x = self.embed(batch.token_ids)
         normed = backend.rms_norm(x, self.layers[0].norm_in, eps)
         for i, layer in enumerate(self.layers):
             qkv = layer.qkv(normed)

@@ -1,0 +1,92 @@
+"""Compiles the kernels, or finds them compiled: in DISAGG_KERNELS (images bring them along), else in the user's cache, else by g++ now.
+
+python -m disagg_worker.backend.cpu.build --out FOLDER     compile every level ahead of time
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+_SOURCE = Path(__file__).parent / "src"
+# x86-64 levels, best first, and the CPU flags each needs. The AVX-512 build is the same source with wider vectors.
+LEVELS = {
+    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma"},
+    "x86-64-v3": {"avx2", "fma", "bmi2"},
+}
+_COMPILE_TIMEOUT_S = 300.0
+
+
+class KernelsUnavailable(Exception):
+    """There are no kernels for this machine; the message says why."""
+
+
+def supported_levels(cpuinfo: str) -> list[str]:
+    """The levels that a CPU with this /proc/cpuinfo can run, best first."""
+    flags = next((set(line.partition(":")[2].split()) for line in cpuinfo.splitlines() if line.startswith("flags")), set())
+    return [level for level, needed in LEVELS.items() if needed <= flags]
+
+
+def _sources() -> list[Path]:
+    return sorted(_SOURCE.glob("*.[ch]pp"))
+
+
+def file_name(level: str) -> str:
+    """Named by the sources' hash, so that another version is another file."""
+    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in _sources())).hexdigest()[:16]
+    return f"kernels-{level}-{digest}.so"
+
+
+def compile_level(level: str, folder: Path) -> Path:
+    """Compile into `folder` unless it is there. Processes that start together compile once. Raises KernelsUnavailable."""
+    target = folder / file_name(level)
+    if target.exists():
+        return target
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise KernelsUnavailable("there is no g++ to compile the CPU kernels with, and DISAGG_KERNELS holds none")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            made = folder / f"{target.name}.{os.getpid()}"
+            flags = ["-O3", "-std=c++17", f"-march={level}", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread"]
+            if level == "x86-64-v4":
+                flags.append("-mprefer-vector-width=512")
+            command = [compiler, *flags, str(_SOURCE / "kernels.cpp"), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False)
+            if done.returncode:
+                raise KernelsUnavailable(f"compiling the CPU kernels failed: {done.stderr[-2000:]}")
+            made.replace(target)
+    return target
+
+
+def find(environment: Mapping[str, str], cpuinfo: str) -> Path:
+    """The best kernels for this CPU, compiled now if need be. Raises KernelsUnavailable."""
+    levels = supported_levels(cpuinfo)
+    if not levels:
+        raise KernelsUnavailable("the CPU has no AVX2")
+    if ahead := environment.get("DISAGG_KERNELS"):
+        for level in levels:
+            if (path := Path(ahead) / file_name(level)).exists():
+                return path
+    base = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return compile_level(levels[0], base / "disagg" / "kernels")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile the CPU kernels of every level.")
+    parser.add_argument("--out", type=Path, required=True, help="folder; set DISAGG_KERNELS to it")
+    folder: Path = parser.parse_args().out
+    for level in LEVELS:
+        print(compile_level(level, folder))
+
+
+if __name__ == "__main__":
+    main()
