@@ -21,32 +21,83 @@ struct Cache {
         const uint16_t* source = (const uint16_t*)data + from;
         const int n = tokens * head_dim;
         int i = 0;
-        for (; i + LANES <= n; i += LANES) store(room + i, widen(load<vh>(source + i)));
-        for (; i < n; i++) room[i] = widen(source[i]);
+        for (; i + LANES <= n; i += LANES) store(room + i, widen(source + i));
+        for (; i < n; i++) room[i] = widen_one(source[i]);
         return room;
     }
 };
 
-static inline float dot(const float* a, const float* b, int n) {
-    vf first{}, second{};
-    int i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        first += load<vf>(a + i) * load<vf>(b + i);
-        second += load<vf>(a + i + LANES) * load<vf>(b + i + LANES);
+// scores[g][t] = scale * q[g] . keys[t] for ROWS queries; four keys at a time. A key's score is added in the same order wherever it stands.
+template <int ROWS>
+static void scores_of(const float* q, const float* keys, int tokens, int d, float scale, float* scores, size_t stride) {
+    for (int t = 0; t < tokens; t += 4) {
+        const float* k[4];
+        for (int j = 0; j < 4; j++) k[j] = keys + (size_t)std::min(t + j, tokens - 1) * d;
+        vf sums[ROWS][4] = {};
+        int i = 0;
+        for (; i + LANES <= d; i += LANES) {
+            vf key[4];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) key[j] = load<vf>(k[j] + i);
+#pragma GCC unroll 3
+            for (int g = 0; g < ROWS; g++) {
+                vf query = load<vf>(q + (size_t)g * d + i);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) sums[g][j] += query * key[j];
+            }
+        }
+        for (int g = 0; g < ROWS; g++) {
+            float four[4];
+            sum_four(sums[g], four);
+            for (int j = 0; j < 4 && t + j < tokens; j++) {
+                float rest = four[j];
+                for (int r = i; r < d; r++) rest += q[(size_t)g * d + r] * k[j][r];
+                scores[g * stride + t + j] = scale * rest;
+            }
+        }
     }
-    for (; i + LANES <= n; i += LANES) first += load<vf>(a + i) * load<vf>(b + i);
-    float total = sum(first + second);
-    for (; i < n; i++) total += a[i] * b[i];
-    return total;
 }
 
-// Softmax in place; returns nothing to divide by: the result sums to 1. n >= 1.
+// out[g] += sum over t of weights[g][t] * values[t] for ROWS queries.
+template <int ROWS>
+static void add_values(const float* weights, size_t stride, const float* values, int tokens, int d, float* out) {
+    int i = 0;
+    for (; i + 2 * LANES <= d; i += 2 * LANES) {
+        vf sums[ROWS][2];
+        for (int g = 0; g < ROWS; g++)
+            for (int h = 0; h < 2; h++) sums[g][h] = load<vf>(out + (size_t)g * d + i + h * LANES);
+        for (int t = 0; t < tokens; t++) {
+            vf low = load<vf>(values + (size_t)t * d + i), high = load<vf>(values + (size_t)t * d + i + LANES);
+#pragma GCC unroll 3
+            for (int g = 0; g < ROWS; g++) {
+                sums[g][0] += weights[g * stride + t] * low;
+                sums[g][1] += weights[g * stride + t] * high;
+            }
+        }
+        for (int g = 0; g < ROWS; g++)
+            for (int h = 0; h < 2; h++) store(out + (size_t)g * d + i + h * LANES, sums[g][h]);
+    }
+    for (; i < d; i++)
+        for (int g = 0; g < ROWS; g++)
+            for (int t = 0; t < tokens; t++) out[(size_t)g * d + i] += weights[g * stride + t] * values[(size_t)t * d + i];
+}
+
+// Softmax in place. n >= 1.
 static inline void softmax(float* x, int n) {
     float most = x[0];
-    for (int i = 1; i < n; i++) most = std::max(most, x[i]);
+    int i = 0;
+    if (n >= LANES) {
+        vf widest = load<vf>(x);
+        for (i = LANES; i + LANES <= n; i += LANES) {
+            vf v = load<vf>(x + i);
+            widest = v > widest ? v : widest;
+        }
+        for (int j = 0; j < LANES; j++) most = std::max(most, widest[j]);
+    }
+    for (; i < n; i++) most = std::max(most, x[i]);
     vf total{};
     float rest = 0;
-    int i = 0;
+    i = 0;
     for (; i + LANES <= n; i += LANES) {
         vf e = exponential(load<vf>(x + i) - most);
         store(x + i, e);
@@ -62,39 +113,36 @@ static inline void softmax(float* x, int n) {
     for (i = 0; i < n; i++) x[i] *= scale;
 }
 
-// One new token of one sequence and one KV head: q, out [group][head_dim]; keys first..length-1 are seen.
+// One new token of one sequence and one KV head: q, out [group][head_dim]; keys first..length-1 are seen. Queries go three at a time.
 static void attend_token(const Cache& c, int layer, int head, const int64_t* table, int first, int length, int group, const float* q, float* out) {
-    const int d = c.head_dim, seen = length - first, scores_stride = seen;
+    const int d = c.head_dim;
+    const size_t seen = length - first;
     static thread_local std::vector<float> scores, room;
-    scores.resize((size_t)group * seen);
+    scores.resize(group * seen);
     room.resize(c.head_elements());
     const float scale = 1.0f / std::sqrt((float)d);
     for (int at = first / c.size * c.size; at < length; at += c.size) {
-        const int tokens = std::min(c.size, length - at), skip = std::max(0, first - at);
-        const float* keys = c.floats(table[at / c.size], layer, 0, head, tokens, room.data());
-        for (int g = 0; g < group; g++)
-            for (int t = skip; t < tokens; t++) scores[(size_t)g * scores_stride + at + t - first] = scale * dot(q + g * d, keys + t * d, d);
+        const int end = std::min(c.size, length - at), skip = std::max(0, first - at), tokens = end - skip;
+        const float* keys = c.floats(table[at / c.size], layer, 0, head, end, room.data()) + (size_t)skip * d;
+        for (int g = 0; g < group; g += 3) {
+            const float* from = q + (size_t)g * d;
+            float* to = scores.data() + g * seen + at + skip - first;
+            if (group - g >= 3) scores_of<3>(from, keys, tokens, d, scale, to, seen);
+            else if (group - g == 2) scores_of<2>(from, keys, tokens, d, scale, to, seen);
+            else scores_of<1>(from, keys, tokens, d, scale, to, seen);
+        }
     }
-    for (int g = 0; g < group; g++) softmax(scores.data() + (size_t)g * scores_stride, seen);
+    for (int g = 0; g < group; g++) softmax(scores.data() + g * seen, (int)seen);
     std::memset(out, 0, sizeof(float) * group * d);
     for (int at = first / c.size * c.size; at < length; at += c.size) {
-        const int tokens = std::min(c.size, length - at), skip = std::max(0, first - at);
-        const float* values = c.floats(table[at / c.size], layer, 1, head, tokens, room.data());
-        for (int g = 0; g < group; g++) {
-            const float* p = scores.data() + (size_t)g * scores_stride + at - first;
-            float* o = out + g * d;
-            int i = 0;
-            for (; i + 2 * LANES <= d; i += 2 * LANES) {
-                vf low = load<vf>(o + i), high = load<vf>(o + i + LANES);
-                for (int t = skip; t < tokens; t++) {
-                    low += p[t] * load<vf>(values + t * d + i);
-                    high += p[t] * load<vf>(values + t * d + i + LANES);
-                }
-                store(o + i, low);
-                store(o + i + LANES, high);
-            }
-            for (; i < d; i++)
-                for (int t = skip; t < tokens; t++) o[i] += p[t] * values[t * d + i];
+        const int end = std::min(c.size, length - at), skip = std::max(0, first - at), tokens = end - skip;
+        const float* values = c.floats(table[at / c.size], layer, 1, head, end, room.data()) + (size_t)skip * d;
+        for (int g = 0; g < group; g += 3) {
+            const float* weights = scores.data() + g * seen + at + skip - first;
+            float* to = out + (size_t)g * d;
+            if (group - g >= 3) add_values<3>(weights, seen, values, tokens, d, to);
+            else if (group - g == 2) add_values<2>(weights, seen, values, tokens, d, to);
+            else add_values<1>(weights, seen, values, tokens, d, to);
         }
     }
 }

@@ -33,8 +33,8 @@ struct FromInt8 {
     static constexpr int bytes = PANEL;
     static constexpr bool grouped = true;
     static void get(const uint8_t* at, vf& low, vf& high) {
-        low = __builtin_convertvector(__builtin_convertvector(load<vb>(at), vi), vf);
-        high = __builtin_convertvector(__builtin_convertvector(load<vb>(at + LANES), vi), vf);
+        low = __builtin_convertvector(from_bytes(at), vf);
+        high = __builtin_convertvector(from_bytes(at + LANES), vf);
     }
 };
 // Byte j holds features j (low half) and j + LANES (high half).
@@ -42,7 +42,7 @@ struct FromInt4 {
     static constexpr int bytes = PANEL / 2;
     static constexpr bool grouped = true;
     static void get(const uint8_t* at, vf& low, vf& high) {
-        vi pairs = __builtin_convertvector(load<vb>(at), vi);
+        vi pairs = from_bytes(at);
         low = __builtin_convertvector(pairs & 15, vf);
         high = __builtin_convertvector(pairs >> 4, vf);
     }
@@ -63,7 +63,6 @@ static inline void accumulate(vf (&sums)[PANELS][ROWS][2], const uint8_t* data, 
 #pragma GCC unroll 4
         for (int p = 0; p < PANELS; p++) {
             const uint8_t* at = data + p * panel_bytes + (size_t)k * W::bytes;
-            __builtin_prefetch(at + 1024);
             W::get(at, w[p][0], w[p][1]);
         }
 #pragma GCC unroll 6

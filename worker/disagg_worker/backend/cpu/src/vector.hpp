@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include <immintrin.h>
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 #else
@@ -15,8 +17,6 @@ constexpr int PANEL = 2 * LANES;
 typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
-typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
-typedef uint8_t vb __attribute__((vector_size(LANES)));
 
 template <class V>
 static inline V load(const void* at) {
@@ -31,9 +31,25 @@ static inline void store(void* at, V v) {
 static inline vf splat(float x) { return x - vf{}; }
 static inline vf as_float(vu v) { return (vf)v; }
 
+// LANES unsigned bytes or 16-bit words as 32-bit integers. (By intrinsics: gcc takes __builtin_convertvector apart here.)
+static inline vi from_bytes(const uint8_t* at) {
+#if defined(__AVX512F__)
+    return (vi)_mm512_cvtepu8_epi32(load<__m128i>(at));
+#else
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)at));
+#endif
+}
+static inline vu from_words(const uint16_t* at) {
+#if defined(__AVX512F__)
+    return (vu)_mm512_cvtepu16_epi32(load<__m256i>(at));
+#else
+    return (vu)_mm256_cvtepu16_epi32(load<__m128i>(at));
+#endif
+}
+
 // bfloat16 is the upper half of a float.
-static inline vf widen(vh v) { return as_float(__builtin_convertvector(v, vu) << 16); }
-static inline float widen(uint16_t v) {
+static inline vf widen(const uint16_t* at) { return as_float(from_words(at) << 16); }
+static inline float widen_one(uint16_t v) {
     uint32_t bits = (uint32_t)v << 16;
     float f;
     __builtin_memcpy(&f, &bits, 4);
@@ -54,6 +70,18 @@ static inline float sum(vf v) {
     for (int step = LANES / 2; step > 0; step /= 2)
         for (int i = 0; i < step; i++) a[i] += a[i + step];
     return a[0];
+}
+
+// The sums of four vectors.
+static inline void sum_four(const vf* v, float* out) {
+#if defined(__AVX512F__)
+    __m256 h[4];
+    for (int i = 0; i < 4; i++) h[i] = _mm256_add_ps(_mm512_castps512_ps256((__m512)v[i]), _mm512_extractf32x8_ps((__m512)v[i], 1));
+#else
+    const __m256* h = (const __m256*)v;
+#endif
+    __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(h[0], h[1]), _mm256_hadd_ps(h[2], h[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
 }
 
 // e^x, to 2 ulp for x in [-87, 88]; below it is 0, above it stays at e^88. Cody-Waite reduction and the polynomial of Cephes' expf.
