@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from disagg_worker.model.config import parse_config
-from disagg_worker.model.loader import expected_shapes
+from disagg_worker.model.weights import expected_shapes
 
 TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

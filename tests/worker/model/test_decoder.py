@@ -10,14 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.worker import checkpoints
+from tests.worker.runner import Fed, Runner, fed
 
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.engine.api import KvLayout, SamplingParams
-from disagg_worker.engine.batching import decode_batch, prefill_batch
-from disagg_worker.engine.cache_memory import CacheMemory
-from disagg_worker.engine.sequence import Sequence
-from disagg_worker.model.decoder import Decoder
-from disagg_worker.model.loader import load_config, load_weights
 
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped query heads": {},
@@ -30,36 +25,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-class Bench:
-    """A network with a cache of its own, fed by hand."""
-
-    def __init__(self, folder: Path, block_size: int = 4, dtype: torch.dtype = torch.float32) -> None:
-        config = load_config(folder)
-        self.size = block_size
-        self.network = Decoder(config, load_weights(folder, config, dtype).tensors, PlainBackend(torch.device("cpu")))
-        layout = KvLayout(config.layers, config.kv_heads, config.head_dim, block_size, str(dtype), dtype.itemsize)
-        self.memory = CacheMemory(layout, 64, dtype)
-        self.memory.tensor.fill_(7.0)  # whatever lies in unused slots must not matter
-
-    def sequence(self, tokens: list[int], first_block: int) -> Sequence:
-        s = Sequence(first_block, "x", list(tokens), len(tokens), SamplingParams(0, 9), lambda e: None, False, 0.0)
-        # Blocks in no order: nothing may depend on neighbours.
-        s.blocks = [(first_block + 5 * i) % 64 for i in range(12)]
-        return s
-
-    @torch.inference_mode()
-    def prefill(self, *work: tuple[Sequence, int]) -> torch.Tensor:
-        logits = self.network.forward(prefill_batch(work, self.size), self.memory.tensor)
-        for s, n in work:
-            s.computed += n
-        return logits
-
-    @torch.inference_mode()
-    def decode(self, *running: Sequence) -> torch.Tensor:
-        logits = self.network.forward(decode_batch(running, self.size), self.memory.tensor)
-        for s in running:
-            s.computed += 1
-        return logits
+def _bench(folder: Path, dtype: torch.dtype = torch.float32) -> Runner:
+    return Runner(folder, PlainBackend(torch.device("cpu")), dtype=dtype)
 
 
 def _reference(folder: Path, tokens: list[int]) -> torch.Tensor:
@@ -79,8 +46,8 @@ TOKENS = [(7 * i * i + 3 * i) % 97 for i in range(40)]
 def test_logits_are_those_of_transformers_with(shape: str, tmp_path: Path) -> None:
     folder = checkpoints.make(tmp_path, **SHAPES[shape])
     expected = _reference(folder, TOKENS)
-    bench = Bench(folder)
-    s = bench.sequence(TOKENS[:30], 1)
+    bench = _bench(folder)
+    s = fed(TOKENS[:30], 1)
     bench.prefill((s, 9))  # two chunks, the first ends within a block
     torch.testing.assert_close(bench.prefill((s, 21))[0], expected[29], atol=1e-4, rtol=1e-4)
     for i in range(30, 40):
@@ -96,49 +63,49 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.data())
 def test_logits_do_not_depend_on_chunks_or_company(tiny: Path, lengths: list[int], data: st.DataObject) -> None:
-    bench, alone = Bench(tiny), []
+    bench, alone = _bench(tiny), []
     for n in lengths:
-        alone.append(bench.prefill((bench.sequence(TOKENS[:n], 0), n))[0])
-    sequences = [bench.sequence(TOKENS[:n], 16 * i) for i, n in enumerate(lengths)]
+        alone.append(bench.prefill((fed(TOKENS[:n], 0), n))[0])
+    sequences = [fed(TOKENS[:n], 16 * i) for i, n in enumerate(lengths)]
     for s in sequences:
         s.blocks = [16 * sequences.index(s) + i for i in range(12)]
-    found: dict[int, torch.Tensor] = {}
+    found: dict[Fed, torch.Tensor] = {}
     while any(s.computed < len(s.tokens) for s in sequences):
         left = [s for s in sequences if s.computed < len(s.tokens)]
         work = [(s, data.draw(st.integers(1, len(s.tokens) - s.computed))) for s in left]
         logits = bench.prefill(*work)
         for row, s in enumerate([s for s, _ in work if s.computed == len(s.tokens)]):
-            found[s.key] = logits[row]
+            found[s] = logits[row]
     for s, expected in zip(sequences, alone, strict=True):
-        torch.testing.assert_close(found[s.key], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[s], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_sequences_of_different_lengths_decode_together_as_alone(tiny: Path) -> None:
-    together, alone = Bench(tiny), Bench(tiny)
+    together, alone = _bench(tiny), _bench(tiny)
     sequences = []
     for i, n in enumerate((1, 4, 17, 33)):
-        s = together.sequence(TOKENS[:n], 0)
+        s = fed(TOKENS[:n], 0)
         s.blocks = [16 * i + j for j in range(12)]
         together.prefill((s, n))
         s.tokens.append(TOKENS[n])
         sequences.append(s)
     logits = together.decode(*sequences)
     for row, n in enumerate((1, 4, 17, 33)):
-        s = alone.sequence(TOKENS[:n], 0)
+        s = fed(TOKENS[:n], 0)
         alone.prefill((s, n))
         s.tokens.append(TOKENS[n])
         torch.testing.assert_close(logits[row], alone.decode(s)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_bfloat16_is_near_float32(tiny: Path) -> None:
-    exact, rough = Bench(tiny), Bench(tiny, dtype=torch.bfloat16)
-    a = exact.prefill((exact.sequence(TOKENS, 1), 40))[0]
-    b = rough.prefill((rough.sequence(TOKENS, 1), 40))[0]
+    exact, rough = _bench(tiny), _bench(tiny, dtype=torch.bfloat16)
+    a = exact.prefill((fed(TOKENS, 1), 40))[0]
+    b = rough.prefill((fed(TOKENS, 1), 40))[0]
     assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.999
 
 
 def test_the_bytes_of_a_view_are_the_keys_and_values_of_its_block(tiny: Path) -> None:
-    bench = Bench(tiny)
-    bench.prefill((bench.sequence(TOKENS, 1), 40))
+    bench = _bench(tiny)
+    bench.prefill((fed(TOKENS, 1), 40))
     seen = torch.frombuffer(bench.memory.view(1, 6), dtype=torch.float32).view(2, 2, 4, 8)
     assert torch.equal(seen, bench.memory.tensor[6, 1])

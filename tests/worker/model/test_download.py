@@ -15,12 +15,15 @@ from tests.worker import checkpoints
 PROGRAM = """
 import sys
 from pathlib import Path
+import torch
+from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.engine.api import ModelError
-from disagg_worker.model.loader import load_config, load_weights, pick_dtype, resolve
+from disagg_worker.model.loader import load_config, pick_dtype, resolve
+from disagg_worker.model.network import load_network
 try:
     folder = resolve(sys.argv[1], Path("/"), Path(sys.argv[2]))
     config = load_config(folder)
-    print(load_weights(folder, config, pick_dtype("auto", config)).digest)
+    print(load_network(folder, config, pick_dtype("auto", config, "cpu"), PlainBackend(torch.device("cpu"))).digest)
 except ModelError as error:
     print("ModelError", error)
 """

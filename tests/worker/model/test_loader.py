@@ -11,14 +11,20 @@ from tests.worker import checkpoints
 from tests.worker.checkpoints import TINY
 
 from disagg_worker.engine.api import ModelError
+from disagg_worker.model.checkpoint import Checkpoint, LoadProgress
 from disagg_worker.model.config import parse_config
-from disagg_worker.model.loader import load_config, load_weights, pick_dtype, resolve, tokenizer_files
+from disagg_worker.model.loader import load_config, pick_dtype, resolve, tokenizer_files
+from disagg_worker.model.weights import FloatWeights, Shard, expected_shapes
 
 EMBEDDING = "model.embed_tokens.weight"
 
 
 def _load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    return load_weights(folder, load_config(folder), dtype).tensors
+    """Every tensor, as the network would take it."""
+    config = load_config(folder)
+    with Checkpoint(folder) as checkpoint:
+        source = FloatWeights(checkpoint, config, dtype, Shard())
+        return {name: source.vector(name) for name, _ in expected_shapes(config)}
 
 
 def test_shards_hold_the_same_as_one_file(tmp_path: Path) -> None:
@@ -42,17 +48,58 @@ def test_tensors_get_the_asked_type(tmp_path: Path) -> None:
     ],
 )
 def test_the_type_computed_in_is(setting: str, stored: str, expected: torch.dtype) -> None:
-    assert pick_dtype(setting, parse_config({**TINY, "dtype": stored}, {})) is expected
+    assert pick_dtype(setting, parse_config({**TINY, "dtype": stored}, {}), "cpu") is expected
 
 
-def test_an_unknown_type_is_refused() -> None:
-    with pytest.raises(ModelError, match="'int4' is not supported"):
-        pick_dtype("int4", parse_config(TINY, {}))
+@pytest.mark.parametrize("setting", ["int4", "float16"])
+def test_a_type_that_can_not_be_computed_in_is_refused(setting: str) -> None:
+    with pytest.raises(ModelError, match=f"'{setting}' is not supported"):
+        pick_dtype(setting, parse_config(TINY, {}), "cpu")
+
+
+def test_a_gpu_computes_in_float16() -> None:
+    assert pick_dtype("auto", parse_config({**TINY, "dtype": "float16"}, {}), "cuda") is torch.float16
+
+
+def test_progress_ends_with_everything_read(tmp_path: Path) -> None:
+    folder, seen = checkpoints.make(tmp_path, shards=2), list[LoadProgress]()
+    config = load_config(folder)
+    with Checkpoint(folder, seen.append) as checkpoint:
+        source = FloatWeights(checkpoint, config, torch.float32, Shard())
+        for name, _ in expected_shapes(config):
+            source.vector(name)
+    fractions = [p.fraction for p in seen]
+    assert fractions == sorted(fractions)
+    assert 0 < fractions[0] < 0.9 < fractions[-1] <= 1
+    assert "% of 0.00 GB" in str(seen[-1])
+
+
+def test_the_parts_of_all_ranks_make_the_whole(tmp_path: Path) -> None:
+    folder = checkpoints.make(tmp_path, attention_bias=True)
+    config = load_config(folder)
+    at = "model.layers.0."
+    with Checkpoint(folder) as checkpoint:
+        whole = FloatWeights(checkpoint, config, torch.float32, Shard())
+        ranks = [FloatWeights(checkpoint, config, torch.float32, Shard(r, 2)) for r in (0, 1)]
+        down = [r.matrix([at + "mlp.down_proj"], "inputs").weight for r in ranks]
+        assert torch.equal(torch.cat(down, dim=1), whole.matrix([at + "mlp.down_proj"], "inputs").weight)
+        names = [f"{at}self_attn.{p}_proj" for p in "kv"]
+        rows = [r.matrix(names, "outputs").weight.view(2, -1, 32) for r in ranks]
+        assert torch.equal(torch.cat(rows, dim=1).flatten(0, 1), whole.matrix(names, "outputs").weight)
+        biases = [r.bias([at + "self_attn.o_proj"], "inputs") for r in ranks]
+        assert biases[0] is not None
+        assert biases[1] is None
+
+
+def test_what_does_not_divide_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"parallelism 4 does not divide config\.json's num_key_value_heads 2"):
+        Shard(0, 4).check(parse_config(TINY, {}))
 
 
 def test_the_digest_follows_config_and_weights_and_nothing_else(tmp_path: Path) -> None:
     def digest(folder: Path) -> str:
-        return load_weights(folder, load_config(folder), torch.float32).digest
+        with Checkpoint(folder) as checkpoint:
+            return checkpoint.digest()
 
     first = digest(checkpoints.make(tmp_path / "a"))
     assert digest(checkpoints.make(tmp_path / "b")) == first
@@ -110,8 +157,8 @@ def test_a_bad_index_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_an_untied_head_stored_beside_tied_embeddings_is_ignored(tmp_path: Path) -> None:
-    tensors = checkpoints.random_tensors(TINY) | {"lm_head.weight": torch.zeros(97, 32)}
-    assert "lm_head.weight" not in _load(checkpoints.write(tmp_path, TINY, tensors))
+    tensors = checkpoints.random_tensors(TINY) | {"lm_head.weight": torch.full((97, 32), torch.nan)}
+    assert _load(checkpoints.write(tmp_path, TINY, tensors))
 
 
 def test_folders_are_found_by_uri(tmp_path: Path) -> None:

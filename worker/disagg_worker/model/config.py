@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from disagg_worker.engine.api import ModelError
+from disagg_worker.model.quantization_config import StoredQuantization, parse_quantization
 
-_ARCHITECTURES = ("LlamaForCausalLM",)
-# Fields whose other values mean another computation.
-_ONLY = {
-    "attention_bias": False,
-    "mlp_bias": False,
-    "hidden_act": "silu",
-    "quantization_config": None,
-    "partial_rotary_factor": 1.0,
-    "sliding_window": None,
+# Fields of relatives of these families whose other values mean another computation.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "partial_rotary_factor": (1.0,),
+    "rope_interleaved": (False,),
+    "no_rope_layers": (),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "query_pre_attn_scalar": (),
+    "attention_multiplier": (),
+    "embedding_multiplier": (1.0,),
+    "residual_multiplier": (1.0,),
+    "logits_scaling": (1.0,),
+    "logit_scale": (1.0,),
+    "clip_qkv": (),
+    "use_qk_norm": (False,),
+    "qk_layernorm": (False,),
+    "num_experts": (0,),
+    "num_local_experts": (0,),
+    "n_routed_experts": (0,),
+    "kv_lora_rank": (),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class RopeScaling:
+class _Family:
+    """What distinguishes an architecture. `qkv_bias` None: as `attention_bias` says, which then holds for the output projection too."""
+
+    qkv_bias: bool | None = None
+    head_norms: bool = False
+    window: str = "none"  # none | all layers | chosen layers
+
+
+_FAMILIES = {
+    "LlamaForCausalLM": _Family(),
+    "MistralForCausalLM": _Family(qkv_bias=False, window="all"),
+    "Qwen2ForCausalLM": _Family(qkv_bias=True, window="chosen"),
+    "Qwen3ForCausalLM": _Family(head_norms=True, window="chosen"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
     """Llama 3.1's frequency scaling (rope_type "llama3"), as transformers' modeling_rope_utils defines it."""
 
     factor: float
@@ -31,8 +62,30 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearScaling:
+    """All positions divided by the factor (rope_type "linear")."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """YaRN (Peng et al., arXiv 2309.00071; rope_type "yarn"). `attention_factor` multiplies cos and sin."""
+
+    factor: float
+    original_max_position_embeddings: float
+    attention_factor: float
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+
+
+RopeScaling = Llama3Scaling | LinearScaling | YarnScaling
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shapes of a Llama-family decoder. `max_positions` is what the rotary embedding was trained for."""
+    """Shapes of a Llama-family decoder. `max_positions`: what the rotary embedding is good for; `windows`: of each layer, None: none."""
 
     architecture: str
     vocab_size: int
@@ -47,6 +100,12 @@ class ModelConfig:
     rope_theta: float
     rope_scaling: RopeScaling | None
     tied_embeddings: bool
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    head_norms: bool
+    windows: tuple[int | None, ...]
+    quantization: StoredQuantization | None
     dtype: str
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
@@ -79,17 +138,67 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise ModelError(f"config.json: {name}.partial_rotary_factor: {parameters['partial_rotary_factor']!r} is not supported")
-    if kind == "default":
+    at = f"{name}."
+    # Dynamic scaling changes nothing up to max_position_embeddings, and longer prompts are refused.
+    if kind in ("default", "dynamic"):
         return theta, None
+    if kind == "linear":
+        return theta, LinearScaling(_number(parameters, "factor", at=at))
+    if kind == "yarn":
+        return theta, _yarn(parameters, raw, at)
     if kind != "llama3":
-        raise ModelError(f"config.json: {name}.rope_type: {kind!r} is not supported (default, llama3)")
+        raise ModelError(f"config.json: {name}.rope_type: {kind!r} is not supported (default, dynamic, linear, llama3, yarn)")
     numbers = {
-        field: _number(parameters, field, at=f"{name}.")
+        field: _number(parameters, field, at=at)
         for field in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     }
     if numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
         raise ModelError(f"config.json: {name}.high_freq_factor: must be greater than low_freq_factor")
-    return theta, RopeScaling(**numbers)
+    return theta, Llama3Scaling(**numbers)
+
+
+def _yarn(parameters: Mapping[str, Any], raw: Mapping[str, Any], at: str) -> YarnScaling:
+    factor = _number(parameters, "factor", at=at)
+    original = _number(parameters, "original_max_position_embeddings", raw.get("max_position_embeddings"), at=at)
+
+    def stretch(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    inferred = stretch(1.0)
+    if parameters.get("mscale") and parameters.get("mscale_all_dim"):
+        inferred = stretch(_number(parameters, "mscale", at=at)) / stretch(_number(parameters, "mscale_all_dim", at=at))
+    return YarnScaling(
+        factor=factor,
+        original_max_position_embeddings=original,
+        attention_factor=_number(parameters, "attention_factor", inferred, at=at),
+        beta_fast=_number(parameters, "beta_fast", 32.0, at=at),
+        beta_slow=_number(parameters, "beta_slow", 1.0, at=at),
+        truncate=parameters.get("truncate", True) is not False,
+    )
+
+
+def _windows(raw: Mapping[str, Any], family: _Family, layers: int) -> tuple[int | None, ...]:
+    """The sliding window of each layer."""
+    kinds = raw.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or len(kinds) != layers):
+        raise ModelError(f"config.json: layer_types: must name a type for each of the {layers} layers")
+    for kind in kinds or ():
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ModelError(f"config.json: layer_types: {kind!r} is not supported (full_attention, sliding_attention)")
+    wanted = raw.get("sliding_window") is not None and (family.window == "all" or bool(raw.get("use_sliding_window", False)))
+    if family.window == "none" and (raw.get("sliding_window") is not None or "sliding_attention" in (kinds or ())):
+        raise ModelError(f"config.json: sliding_window: {raw.get('sliding_window')!r} is not supported for this architecture")
+    if not wanted:
+        if "sliding_attention" in (kinds or ()):
+            raise ModelError("config.json: layer_types: names sliding_attention, but sliding_window is not in use")
+        return (None,) * layers
+    window = _positive(raw, "sliding_window")
+    if kinds is not None:
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    first = 0 if family.window == "all" else raw.get("max_window_layers", 28)
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+        raise ModelError(f"config.json: max_window_layers: {first!r} is not a number of layers")
+    return tuple(window if i >= first else None for i in range(layers))
 
 
 def _token_ids(raw: Mapping[str, Any], name: str) -> tuple[int, ...]:
@@ -104,10 +213,11 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Model
     """Check config.json (and generation_config.json for the end tokens). Raises ModelError naming the field."""
     architectures = raw.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
-    if architecture not in _ARCHITECTURES:
-        raise ModelError(f"config.json: architectures: {architecture!r} is not supported ({', '.join(_ARCHITECTURES)})")
+    family = _FAMILIES.get(architecture) if isinstance(architecture, str) else None
+    if family is None:
+        raise ModelError(f"config.json: architectures: {architecture!r} is not supported ({', '.join(_FAMILIES)})")
     for name, only in _ONLY.items():
-        if raw.get(name, only) != only:
+        if raw.get(name) is not None and raw[name] not in only:
             raise ModelError(f"config.json: {name}: {raw[name]!r} is not supported")
     heads = _positive(raw, "num_attention_heads")
     kv_heads = _positive(raw, "num_key_value_heads", heads)
@@ -118,21 +228,32 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Model
     if head_dim % 2:
         raise ModelError(f"config.json: head_dim: {head_dim} is odd, rotary embeddings need pairs")
     theta, scaling = _rope(raw)
+    layers = _positive(raw, "num_hidden_layers")
+    max_positions = _positive(raw, "max_position_embeddings")
+    if isinstance(scaling, YarnScaling):
+        max_positions = max(max_positions, int(scaling.factor * scaling.original_max_position_embeddings))
+    attention_bias = bool(raw.get("attention_bias", False))
     bos = _token_ids(raw, "bos_token_id")
     return ModelConfig(
-        architecture=architecture,
+        architecture=str(architecture),
         vocab_size=_positive(raw, "vocab_size"),
         hidden_size=hidden,
         intermediate_size=_positive(raw, "intermediate_size"),
-        layers=_positive(raw, "num_hidden_layers"),
+        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        max_positions=_positive(raw, "max_position_embeddings"),
+        max_positions=max_positions,
         rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
         tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
+        out_bias=attention_bias if family.qkv_bias is None else False,
+        mlp_bias=bool(raw.get("mlp_bias", False)),
+        head_norms=family.head_norms,
+        windows=_windows(raw, family, layers),
+        quantization=parse_quantization(raw.get("quantization_config")),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
         eos_token_ids=_token_ids(generation, "eos_token_id") or _token_ids(raw, "eos_token_id"),
         bos_token_id=bos[0] if bos else None,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
-from disagg_worker.backend.api import Backend, Batch, DenseWeight, HeadNorms, Linear, QkvShape, Rotary
+from disagg_worker.backend.api import Backend, Batch, HeadNorms, Linear, QkvShape, Rotary
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.rotary import rotary_tables
+from disagg_worker.model.weights import Shard, Split, WeightSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,37 +29,64 @@ class Layer:
     window: int | None
 
 
-class Decoder:
-    """Weights and forward pass. Stateless: the KV cache is the caller's."""
+class Parallel(Protocol):
+    """The other ranks of a tensor-parallel group."""
 
-    def __init__(self, config: ModelConfig, tensors: dict[str, torch.Tensor], backend: Backend) -> None:
+    def sum_(self, x: torch.Tensor) -> torch.Tensor:
+        """Add up x over all ranks, in place."""
+
+
+class Decoder:
+    """Weights and forward pass. Stateless: the KV cache is the caller's. `shard`: the heads it computes; `parallel` adds up."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        source: WeightSource,
+        backend: Backend,
+        positions: int | None = None,
+        shard: Shard | None = None,
+        parallel: Parallel | None = None,
+    ) -> None:
+        shard = shard or Shard()
+        shard.check(config)
         self.config = config
         self.backend = backend
-        self.shape = QkvShape(config.heads, config.kv_heads, config.head_dim)
-        self.embedding = tensors["model.embed_tokens.weight"]
+        self.parallel = parallel
+        self.shape = QkvShape(config.heads // shard.size, config.kv_heads // shard.size, config.head_dim)
+        self._source = source
+        self.embedding = source.embedding().to(backend.device)
         self._compute = backend.compute_dtype(self.embedding.dtype)
-        self.norm = tensors["model.norm.weight"].to(self._compute)
-        self.head = backend.linear(DenseWeight(self.embedding if config.tied_embeddings else tensors["lm_head.weight"]), None)
-        self.layers = [self._layer(tensors, f"model.layers.{i}") for i in range(config.layers)]
-        self.rotary: Rotary = rotary_tables(config, self._compute, backend.device)
+        self.layers = [self._layer(f"model.layers.{i}", config.windows[i]) for i in range(config.layers)]
+        self.norm = self._vector("model.norm.weight")
+        self.head = backend.linear(source.head(), None)
+        self.rotary: Rotary = rotary_tables(config, positions or config.max_positions, self._compute, backend.device)
+        del self._source
 
-    def _layer(self, tensors: dict[str, torch.Tensor], at: str) -> Layer:
-        take = tensors.pop
-        fused = self._fused
+    def _layer(self, at: str, window: int | None) -> Layer:
+        norms = None
+        if self.config.head_norms:
+            q, k = (self._vector(f"{at}.self_attn.{p}_norm.weight") for p in "qk")
+            norms = HeadNorms(q, k, self.config.rms_norm_eps)
         return Layer(
-            norm_in=take(f"{at}.input_layernorm.weight").to(self._compute),
-            qkv=fused(tensors, [f"{at}.self_attn.{p}_proj" for p in "qkv"]),
-            head_norms=None,
-            out=fused(tensors, [f"{at}.self_attn.o_proj"]),
-            norm_mlp=take(f"{at}.post_attention_layernorm.weight").to(self._compute),
-            gate_up=fused(tensors, [f"{at}.mlp.{p}_proj" for p in ("gate", "up")]),
-            down=fused(tensors, [f"{at}.mlp.down_proj"]),
-            window=None,
+            norm_in=self._vector(f"{at}.input_layernorm.weight"),
+            qkv=self._linear([f"{at}.self_attn.{p}_proj" for p in "qkv"], "outputs"),
+            head_norms=norms,
+            out=self._linear([f"{at}.self_attn.o_proj"], "inputs"),
+            norm_mlp=self._vector(f"{at}.post_attention_layernorm.weight"),
+            gate_up=self._linear([f"{at}.mlp.{p}_proj" for p in ("gate", "up")], "outputs"),
+            down=self._linear([f"{at}.mlp.down_proj"], "inputs"),
+            window=window,
         )
 
-    def _fused(self, tensors: dict[str, torch.Tensor], names: list[str]) -> Linear:
-        weights = [tensors.pop(f"{n}.weight") for n in names]
-        return self.backend.linear(DenseWeight(torch.cat(weights) if len(weights) > 1 else weights[0]), _bias(tensors, names))
+    def _vector(self, name: str) -> torch.Tensor:
+        return self._source.vector(name).to(self.backend.device, self._compute)
+
+    def _linear(self, names: list[str], split: Split) -> Linear:
+        return self.backend.linear(self._source.matrix(names, split), self._source.bias(names, split))
+
+    def _sum(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.parallel is None else self.parallel.sum_(x)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[tokens] -> [tokens, hidden]."""
@@ -74,17 +103,12 @@ class Decoder:
             q, k, v = backend.store_qkv(qkv, self.shape, layer.head_norms, self.rotary, batch, cache, i)
             if on_layer is not None:
                 on_layer(i)
-            attended = layer.out(backend.attend(q, k, v, batch, cache, i, layer.window))
+            attended = self._sum(layer.out(backend.attend(q, k, v, batch, cache, i, layer.window)))
             normed = backend.add_rms_norm(x, attended, layer.norm_mlp, eps)
-            moved = layer.down(backend.gated(layer.gate_up(normed)))
+            moved = self._sum(layer.down(backend.gated(layer.gate_up(normed))))
             if i + 1 < len(self.layers):
                 normed = backend.add_rms_norm(x, moved, self.layers[i + 1].norm_in, eps)
             else:
                 # Only the rows whose logits are wanted go on.
                 normed = backend.add_rms_norm(x[batch.last], moved[batch.last], self.norm, eps)
         return self.head(normed).float()
-
-
-def _bias(tensors: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor | None:
-    found = [tensors[f"{n}.bias"] for n in names if f"{n}.bias" in tensors]
-    return torch.cat(found) if found else None

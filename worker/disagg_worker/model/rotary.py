@@ -1,4 +1,4 @@
-"""Rotary position embeddings and the ways they are stretched beyond the trained length."""
+"""Rotary position embeddings and the ways they are stretched beyond the trained length (formulas: transformers, modeling_rope_utils)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 import torch
 
 from disagg_worker.backend.api import Rotary
-from disagg_worker.model.config import ModelConfig, RopeScaling
+from disagg_worker.model.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
 
 
-def _scaled(inverse: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
-    """Llama 3.1: low frequencies are stretched, high ones kept, those between blended (transformers, modeling_rope_utils)."""
+def _llama3(inverse: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
+    """Low frequencies are stretched, high ones kept, those between blended."""
     wavelength = 2 * math.pi / inverse
     low = scaling.original_max_position_embeddings / scaling.low_freq_factor
     high = scaling.original_max_position_embeddings / scaling.high_freq_factor
@@ -23,11 +23,30 @@ def _scaled(inverse: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
     return torch.where((wavelength <= low) & (wavelength >= high), blended, out)
 
 
-def rotary_tables(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Rotary:
-    """cos and sin [max_positions, head_dim] of the config's base and scaling."""
+def _yarn(inverse: torch.Tensor, scaling: YarnScaling, theta: float, dim: int) -> torch.Tensor:
+    """Dimensions that turn fewer than beta_slow times in the trained length are stretched, more than beta_fast kept, a ramp between."""
+
+    def dimension(turns: float) -> float:
+        return dim * math.log(scaling.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low or 0.001)).clamp(0, 1)
+    return inverse / scaling.factor * ramp + inverse * (1 - ramp)
+
+
+def rotary_tables(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> Rotary:
+    """cos and sin [positions, head_dim] of the config's base and scaling."""
     inverse = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
-    if config.rope_scaling is not None:
-        inverse = _scaled(inverse, config.rope_scaling)
-    angles = torch.outer(torch.arange(config.max_positions, dtype=torch.float32), inverse)
+    scaling, factor = config.rope_scaling, 1.0
+    if isinstance(scaling, Llama3Scaling):
+        inverse = _llama3(inverse, scaling)
+    elif isinstance(scaling, LinearScaling):
+        inverse = inverse / scaling.factor
+    elif isinstance(scaling, YarnScaling):
+        inverse, factor = _yarn(inverse, scaling, config.rope_theta, config.head_dim), scaling.attention_factor
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), inverse)
     angles = torch.cat((angles, angles), dim=-1)
-    return Rotary(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
+    return Rotary((angles.cos() * factor).to(device, dtype), (angles.sin() * factor).to(device, dtype))
