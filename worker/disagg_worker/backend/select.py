@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from pathlib import Path
@@ -15,17 +16,39 @@ log = logging.getLogger(__name__)
 
 
 def select(device: str, threads: int) -> Backend:
-    """`cpu`: the kernels, or plain torch where there are none for this machine (logged); `plain`: plain torch on the CPU."""
+    """`auto`: the GPU where torch sees one, else the CPU; `cpu`: the kernels, or plain torch where there are none for this machine
+    (logged); `cuda`; `plain`: plain torch on the CPU. `threads`: of the CPU kernels."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "plain":
         return PlainBackend(torch.device("cpu"))
-    if device != "cpu":
-        raise ValueError(f"device: {device!r} is not supported (cpu, plain)")
+    if device == "cpu":
+        return _cpu(threads)
+    if device == "cuda":
+        return _cuda()
+    raise ValueError(f"device: {device!r} is not supported (auto, cpu, cuda, plain)")
+
+
+def _cpu(threads: int) -> Backend:
     from disagg_worker.backend.cpu import build, library
     from disagg_worker.backend.cpu.backend import CpuBackend
 
     try:
         path = build.find(os.environ, Path("/proc/cpuinfo").read_text())
         return CpuBackend(library.load(path), threads)
-    except (build.KernelsUnavailable, OSError) as error:
+    except (build.KernelsUnavailable, OSError, ImportError) as error:
         log.warning("the CPU kernels can't be used, plain torch computes instead: %s", error)
         return PlainBackend(torch.device("cpu"))
+
+
+def _cuda() -> Backend:
+    if not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but torch sees no CUDA device")
+    # By name: neither Triton nor a driver is needed where no GPU is used.
+    try:
+        package = importlib.import_module("disagg_worker.backend.cuda")
+    except ImportError as error:
+        log.warning("the CUDA kernels can't be used, plain torch computes instead: %s", error)
+        return PlainBackend(torch.device("cuda"))
+    backend: Backend = package.CudaBackend(torch.device("cuda"))
+    return backend

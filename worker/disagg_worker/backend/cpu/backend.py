@@ -70,7 +70,7 @@ class PackedLinear:
         )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.contiguous()
+        x = x.float().contiguous()
         out = torch.empty(x.shape[0], self.out_features)
         self._backend.kernels.disagg_matmul(self._backend.pool, self.matrix, x.data_ptr(), out.data_ptr(), x.shape[0], 0)
         return out
@@ -179,7 +179,8 @@ class CpuBackend:
         return out
 
     def decode_program(self, network: Decoder, cache: torch.Tensor) -> DecodeProgram | None:
-        return _DecodeStep(self, network, cache)
+        # Ranks have to add up between the layers, which one call can't.
+        return _DecodeStep(self, network, cache) if network.parallel is None else None
 
 
 class _DecodeStep:

@@ -27,59 +27,68 @@ struct Cache {
     }
 };
 
-// scores[g][t] = scale * q[g] . keys[t] for ROWS queries; four keys at a time. A key's score is added in the same order wherever it stands.
-template <int ROWS>
-static void scores_of(const float* q, const float* keys, int tokens, int d, float scale, float* scores, size_t stride) {
-    for (int t = 0; t < tokens; t += 4) {
-        const float* k[4];
-        for (int j = 0; j < 4; j++) k[j] = keys + (size_t)std::min(t + j, tokens - 1) * d;
-        vf sums[ROWS][4] = {};
-        int i = 0;
-        for (; i + LANES <= d; i += LANES) {
-            vf key[4];
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) key[j] = load<vf>(k[j] + i);
-#pragma GCC unroll 3
-            for (int g = 0; g < ROWS; g++) {
-                vf query = load<vf>(q + (size_t)g * d + i);
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++) sums[g][j] += query * key[j];
+// The cache's own type, widened where it is used: a copy of each block as floats costs more than it saves.
+static inline vf wide(const float* at) { return load<vf>(at); }
+static inline vf wide(const uint16_t* at) { return widen(at); }
+static inline float wide_one(float v) { return v; }
+static inline float wide_one(uint16_t v) { return widen_one(v); }
+
+// scores[g][t] = scale * q[g] . keys[t]. D: the head size where it is known here (a key then stays in registers for all queries), else 0.
+template <int D, class T>
+static void scores_of(const float* q, int group, const T* keys, int tokens, int head_dim, float scale, float* scores, size_t stride) {
+    const int d = D ? D : head_dim;
+    for (int t = 0; t < tokens; t++, keys += d) {
+        vf key[D ? D / LANES : 1];
+        if constexpr (D != 0)
+#pragma GCC unroll 16
+            for (int i = 0; i < D / LANES; i++) key[i] = wide(keys + i * LANES);
+        for (int g = 0; g < group; g++) {
+            const float* query = q + (size_t)g * d;
+            vf even{}, odd{};
+            float rest = 0;
+            if constexpr (D != 0) {
+#pragma GCC unroll 16
+                for (int i = 0; i < D / LANES; i += 2) {
+                    even += key[i] * load<vf>(query + i * LANES);
+                    odd += key[i + 1] * load<vf>(query + (i + 1) * LANES);
+                }
+            } else {
+                int i = 0;
+                for (; i + LANES <= d; i += LANES) even += wide(keys + i) * load<vf>(query + i);
+                for (; i < d; i++) rest += wide_one(keys[i]) * query[i];
             }
-        }
-        for (int g = 0; g < ROWS; g++) {
-            float four[4];
-            sum_four(sums[g], four);
-            for (int j = 0; j < 4 && t + j < tokens; j++) {
-                float rest = four[j];
-                for (int r = i; r < d; r++) rest += q[(size_t)g * d + r] * k[j][r];
-                scores[g * stride + t + j] = scale * rest;
-            }
+            scores[g * stride + t] = scale * (sum(even + odd) + rest);
         }
     }
 }
 
-// out[g] += sum over t of weights[g][t] * values[t] for ROWS queries.
-template <int ROWS>
-static void add_values(const float* weights, size_t stride, const float* values, int tokens, int d, float* out) {
-    int i = 0;
-    for (; i + 2 * LANES <= d; i += 2 * LANES) {
-        vf sums[ROWS][2];
-        for (int g = 0; g < ROWS; g++)
-            for (int h = 0; h < 2; h++) sums[g][h] = load<vf>(out + (size_t)g * d + i + h * LANES);
-        for (int t = 0; t < tokens; t++) {
-            vf low = load<vf>(values + (size_t)t * d + i), high = load<vf>(values + (size_t)t * d + i + LANES);
-#pragma GCC unroll 3
-            for (int g = 0; g < ROWS; g++) {
-                sums[g][0] += weights[g * stride + t] * low;
-                sums[g][1] += weights[g * stride + t] * high;
+// out[g] += sum over t of weights[g][t] * values[t].
+template <int D, class T>
+static void add_values(const float* weights, size_t stride, int group, const T* values, int tokens, int head_dim, float* out) {
+    const int d = D ? D : head_dim;
+    for (int g = 0; g < group; g++, out += d, weights += stride) {
+        if constexpr (D != 0) {
+            vf sums[D / LANES];
+#pragma GCC unroll 16
+            for (int i = 0; i < D / LANES; i++) sums[i] = load<vf>(out + i * LANES);
+            for (int t = 0; t < tokens; t++) {
+                vf weight = splat(weights[t]);
+#pragma GCC unroll 16
+                for (int i = 0; i < D / LANES; i++) sums[i] += weight * wide(values + (size_t)t * D + i * LANES);
             }
+#pragma GCC unroll 16
+            for (int i = 0; i < D / LANES; i++) store(out + i * LANES, sums[i]);
+        } else {
+            int i = 0;
+            for (; i + LANES <= d; i += LANES) {
+                vf total = load<vf>(out + i);
+                for (int t = 0; t < tokens; t++) total += weights[t] * wide(values + (size_t)t * d + i);
+                store(out + i, total);
+            }
+            for (; i < d; i++)
+                for (int t = 0; t < tokens; t++) out[i] += weights[t] * wide_one(values[(size_t)t * d + i]);
         }
-        for (int g = 0; g < ROWS; g++)
-            for (int h = 0; h < 2; h++) store(out + (size_t)g * d + i + h * LANES, sums[g][h]);
     }
-    for (; i < d; i++)
-        for (int g = 0; g < ROWS; g++)
-            for (int t = 0; t < tokens; t++) out[(size_t)g * d + i] += weights[g * stride + t] * values[(size_t)t * d + i];
 }
 
 // Softmax in place. n >= 1.
@@ -113,38 +122,34 @@ static inline void softmax(float* x, int n) {
     for (i = 0; i < n; i++) x[i] *= scale;
 }
 
-// One new token of one sequence and one KV head: q, out [group][head_dim]; keys first..length-1 are seen. Queries go three at a time.
+// One new token of one sequence and one KV head: q, out [group][head_dim]; keys first..length-1 are seen.
+template <class T, int D>
 static void attend_token(const Cache& c, int layer, int head, const int64_t* table, int first, int length, int group, const float* q, float* out) {
     const int d = c.head_dim;
     const size_t seen = length - first;
-    static thread_local std::vector<float> scores, room;
+    static thread_local std::vector<float> scores;
     scores.resize(group * seen);
-    room.resize(c.head_elements());
+    const T* data = (const T*)c.data;
     const float scale = 1.0f / std::sqrt((float)d);
-    for (int at = first / c.size * c.size; at < length; at += c.size) {
-        const int end = std::min(c.size, length - at), skip = std::max(0, first - at), tokens = end - skip;
-        const float* keys = c.floats(table[at / c.size], layer, 0, head, end, room.data()) + (size_t)skip * d;
-        for (int g = 0; g < group; g += 3) {
-            const float* from = q + (size_t)g * d;
-            float* to = scores.data() + g * seen + at + skip - first;
-            if (group - g >= 3) scores_of<3>(from, keys, tokens, d, scale, to, seen);
-            else if (group - g == 2) scores_of<2>(from, keys, tokens, d, scale, to, seen);
-            else scores_of<1>(from, keys, tokens, d, scale, to, seen);
-        }
+    for (int at = first; at < length;) {
+        const int skip = at % c.size, tokens = std::min(c.size - skip, length - at);
+        const T* keys = data + c.at(table[at / c.size], layer, 0, head) + (size_t)skip * d;
+        scores_of<D>(q, group, keys, tokens, d, scale, scores.data() + at - first, seen);
+        at += tokens;
     }
     for (int g = 0; g < group; g++) softmax(scores.data() + g * seen, (int)seen);
     std::memset(out, 0, sizeof(float) * group * d);
-    for (int at = first / c.size * c.size; at < length; at += c.size) {
-        const int end = std::min(c.size, length - at), skip = std::max(0, first - at), tokens = end - skip;
-        const float* values = c.floats(table[at / c.size], layer, 1, head, end, room.data()) + (size_t)skip * d;
-        for (int g = 0; g < group; g += 3) {
-            const float* weights = scores.data() + g * seen + at + skip - first;
-            float* to = out + (size_t)g * d;
-            if (group - g >= 3) add_values<3>(weights, seen, values, tokens, d, to);
-            else if (group - g == 2) add_values<2>(weights, seen, values, tokens, d, to);
-            else add_values<1>(weights, seen, values, tokens, d, to);
-        }
+    for (int at = first; at < length;) {
+        const int skip = at % c.size, tokens = std::min(c.size - skip, length - at);
+        const T* values = data + c.at(table[at / c.size], layer, 1, head) + (size_t)skip * d;
+        add_values<D>(scores.data() + at - first, seen, group, values, tokens, d, out);
+        at += tokens;
     }
+}
+
+template <class T>
+static auto attend_token_of(int head_dim) {
+    return head_dim == 64 ? attend_token<T, 64> : head_dim == 128 ? attend_token<T, 128> : attend_token<T, 0>;
 }
 
 // A decode batch: q, out [sequences][heads * head_dim].
@@ -156,7 +161,7 @@ static void attend_decode(Pool& pool, const Cache& c, int layer, const int64_t* 
             const int s = job / c.kv_heads, head = job % c.kv_heads, length = (int)lengths[s];
             const int first = window > 0 ? std::max(0, length - window) : 0;
             const size_t at = ((size_t)s * heads + (size_t)head * group) * c.head_dim;
-            attend_token(c, layer, head, tables + (size_t)s * width, first, length, group, q + at, out + at);
+            (c.bf16 ? attend_token_of<uint16_t> : attend_token_of<float>)(c.head_dim)(c, layer, head, tables + (size_t)s * width, first, length, group, q + at, out + at);
         }
     });
 }

@@ -72,18 +72,6 @@ static inline float sum(vf v) {
     return a[0];
 }
 
-// The sums of four vectors.
-static inline void sum_four(const vf* v, float* out) {
-#if defined(__AVX512F__)
-    __m256 h[4];
-    for (int i = 0; i < 4; i++) h[i] = _mm256_add_ps(_mm512_castps512_ps256((__m512)v[i]), _mm512_extractf32x8_ps((__m512)v[i], 1));
-#else
-    const __m256* h = (const __m256*)v;
-#endif
-    __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(h[0], h[1]), _mm256_hadd_ps(h[2], h[3]));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
-}
-
 // e^x, to 2 ulp for x in [-87, 88]; below it is 0, above it stays at e^88. Cody-Waite reduction and the polynomial of Cephes' expf.
 static inline vf exponential(vf x) {
     vf low = splat(-87.0f);

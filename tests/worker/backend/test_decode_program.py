@@ -1,0 +1,103 @@
+"""The whole decode step in one call, against the network layer by layer and against plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.worker import checkpoints
+from tests.worker.backend import kernels
+
+from disagg_worker.backend.api import Backend, Batch
+from disagg_worker.backend.plain import PlainBackend
+from disagg_worker.model.decoder import Decoder
+from disagg_worker.model.loader import load_config
+from disagg_worker.model.network import load_network
+
+LENGTHS = [5, 40, 17, 64, 1, 33, 9, 80]
+
+
+def network(folder: Path, backend: Backend, dtype: torch.dtype) -> Decoder:
+    return load_network(folder, load_config(folder), dtype, backend).network
+
+
+def decode_batch() -> Batch:
+    return replace(kernels.decode_batch(LENGTHS), token_ids=torch.tensor([3 * i + 1 for i in range(len(LENGTHS))]))
+
+
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [8, 64])
+@pytest.mark.parametrize("threads", [1, 2])
+@torch.inference_mode()
+def test_one_call_computes_the_bits_of_the_layers(tmp_path: Path, level: str, dtype: torch.dtype, head_dim: int, threads: int) -> None:
+    folder = checkpoints.make(tmp_path, head_dim=head_dim, tie_word_embeddings=False)
+    net = network(folder, kernels.backend(level, threads), dtype)
+    layered, program = (kernels.cache(2, head_dim, dtype) for _ in range(2))
+    run = net.backend.decode_program(net, program)
+    assert run is not None
+    batch = decode_batch()
+    expected = net.forward(batch, layered)
+    assert torch.equal(run(batch, program), expected)
+    assert torch.equal(program, layered)
+    assert torch.equal(run(batch, program), expected)  # nothing is left over from the first step
+
+
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_sequence_decodes_alone_as_in_a_batch(tmp_path: Path, level: str, dtype: torch.dtype) -> None:
+    net = network(checkpoints.make(tmp_path), kernels.backend(level), dtype)
+    cache = kernels.cache(2, 8, dtype)
+    run = net.backend.decode_program(net, cache)
+    assert run is not None
+    batch = decode_batch()
+    assert batch.tables is not None
+    assert batch.lengths is not None
+    together = run(batch, cache)
+    for i in range(len(LENGTHS)):
+        part = slice(i, i + 1)
+        one = Batch(
+            batch.token_ids[part],
+            batch.positions[part],
+            batch.slots[part],
+            batch.last[:1],
+            tables=batch.tables[part].contiguous(),
+            lengths=batch.lengths[part],
+        )
+        assert torch.equal(run(one, cache)[0], together[i])
+
+
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@torch.inference_mode()
+def test_prefill_and_decode_write_the_same_kv(tmp_path: Path, level: str) -> None:
+    """One token at a time by prefill, and by decode: the same kernels in the same order, so the same bytes in the cache."""
+    net = network(checkpoints.make(tmp_path), kernels.backend(level), torch.bfloat16)
+    by_prefill, by_decode = kernels.cache(2, 8, torch.bfloat16), kernels.cache(2, 8, torch.bfloat16)
+    run = net.backend.decode_program(net, by_decode)
+    assert run is not None
+    for at in range(12):
+        decode = kernels.decode_batch([at + 1])
+        prefill = kernels.prefill_batch([(at, 1)])
+        table = prefill.chunks[0].table
+        ids, slots = torch.tensor([7 * at % 97]), table[at // 8 : at // 8 + 1] * 8 + at % 8
+        net.forward(replace(prefill, token_ids=ids), by_prefill)
+        run(replace(decode, token_ids=ids, slots=slots, tables=table[None].contiguous()), by_decode)
+    first_layer = (slice(None), 0)
+    assert torch.equal(by_prefill[first_layer], by_decode[first_layer])
+    torch.testing.assert_close(by_prefill.float(), by_decode.float(), rtol=2**-7, atol=1e-3)
+
+
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@pytest.mark.parametrize("head_dim", [8, 64])
+@torch.inference_mode()
+def test_logits_are_those_of_plain_torch(tmp_path: Path, level: str, head_dim: int) -> None:
+    folder = checkpoints.make(tmp_path, head_dim=head_dim)
+    mine = network(folder, kernels.backend(level), torch.float32)
+    plain = network(folder, PlainBackend(torch.device("cpu")), torch.float32)
+    for batch in (decode_batch(), replace(kernels.prefill_batch([(0, 19), (13, 6)]), token_ids=torch.arange(25))):
+        cache, other = kernels.cache(2, head_dim, torch.float32), kernels.cache(2, head_dim, torch.float32)
+        torch.testing.assert_close(mine.forward(batch, cache), plain.forward(batch, other), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(cache, other, rtol=1e-5, atol=1e-4)
