@@ -82,6 +82,8 @@ def test_the_whole_of_sampling_reaches_the_engine() -> None:
         ({"request_id": ""}, "request_id"),
         ({"epoch": -1}, "epoch"),
         ({"host": "10.0.0.1"}, "host"),
+        ({"tenant": "x" * 129}, "tenant"),
+        ({"tenant": None}, "tenant"),
         ({"sampling": SAMPLING | {"seed": -1}}, "sampling.seed"),
         ({"sampling": SAMPLING | {"seed": 2**64}}, "sampling.seed"),
         ({"sampling": SAMPLING | {"temperature": float("nan")}}, "sampling.temperature"),
@@ -121,4 +123,5 @@ def test_a_token_without_logprobs_carries_none(index: int, token: int) -> None:
     assert event_json(TokenEvent(index, token)) == {"type": "token", "index": index, "token": token}
     full = event_json(TokenEvent(index, token, -0.5, ((token, -0.5),)))
     assert (full["logprob"], full["top_logprobs"]) == (-0.5, [[token, -0.5]])
+    assert event_json(TokenEvent(index, token, cached_tokens=0))["cached_tokens"] == 0
     assert event_json(EndEvent("stop")) == {"type": "end", "finish_reason": "stop"}

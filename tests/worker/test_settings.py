@@ -22,6 +22,15 @@ def test_every_field_is_a_variable() -> None:
     assert (given.kv_interface, given.threads, given.prefill_wait_s) == ("net1", 4, 0.1)
 
 
+def test_the_cache_can_be_set() -> None:
+    s = from_environment(GOOD)
+    assert (s.device, s.prefix_cache, s.eviction, s.host_cache_bytes) == ("cpu", True, "lru", 0)
+    given = from_environment(GOOD | {"DISAGG_PREFIX_CACHE": "off", "DISAGG_EVICTION": "fifo", "DISAGG_HOST_CACHE_BYTES": "1000"})
+    assert (given.prefix_cache, given.eviction, given.host_cache_bytes) == (False, "fifo", 1000)
+    given = from_environment(GOOD | {"DISAGG_GROWTH_RESERVE_TOKENS": "7", "DISAGG_SATURATING_TOKENS": "9", "DISAGG_DEVICE": "plain"})
+    assert (given.growth_reserve_tokens, given.saturating_tokens, given.device) == (7, 9, "plain")
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_what_has_no_default_must_be_set(name: str) -> None:
     with pytest.raises(SettingsError, match=name):
@@ -38,6 +47,11 @@ def test_what_has_no_default_must_be_set(name: str) -> None:
         ("BLOCK_SIZE_TOKENS", "0"),
         ("KV_CACHE_BYTES", "1Gi"),
         ("PREFILL_UTILISATION", "1.5"),
+        ("DEVICE", "tpu"),
+        ("EVICTION", "random"),
+        ("HOST_CACHE_BYTES", "-1"),
+        ("GROWTH_RESERVE_TOKENS", "0"),
+        ("PREFIX_CACHE", "maybe"),
         ("DRAIN_TIMEOUT_S", "-1"),
         ("TICKET_LIFETIME_S", "nan"),
         ("LOG_LEVEL", "LOUD"),

@@ -59,6 +59,12 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker) -> None:
             prefill_wait_s=s.prefill_wait_s,
             prefill_utilisation=s.prefill_utilisation,
             threads=s.threads,
+            device=s.device,
+            prefix_cache=s.prefix_cache,
+            eviction=s.eviction,
+            host_cache_bytes=s.host_cache_bytes,
+            growth_reserve_tokens=s.growth_reserve_tokens,
+            saturating_tokens=s.saturating_tokens,
         ),
     )
     host = interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S) if s.kv_interface else (s.kv_host or s.host)

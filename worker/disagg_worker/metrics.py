@@ -31,11 +31,18 @@ class _LoadCollector(Collector):
             blocks.add_metric([state], n)
         yield blocks
         yield CounterMetricFamily("disagg_worker_prompt_tokens", "Prompt tokens computed", value=load.prompt_tokens_total)
+        yield CounterMetricFamily("disagg_worker_cached_tokens", "Prompt tokens found in the cache", value=load.cached_tokens_total)
         yield CounterMetricFamily("disagg_worker_generated_tokens", "Tokens generated", value=load.generated_tokens_total)
+        yield CounterMetricFamily("disagg_worker_preemptions", "Sequences put back for want of KV blocks", value=load.preemptions_total)
+        yield GaugeMetricFamily("disagg_worker_host_cache_bytes", "Evicted KV kept in host memory", value=load.host_cache_bytes)
         steps = CounterMetricFamily("disagg_worker_steps", "Forward passes by kind", labels=["kind"])
         for kind, n in load.steps_total.items():
             steps.add_metric([kind], n)
         yield steps
+        seconds = CounterMetricFamily("disagg_worker_step_seconds", "Time of steps, in the network and beside it", labels=["part"])
+        for part, value in load.step_seconds_total.items():
+            seconds.add_metric([part], value)
+        yield seconds
 
 
 class Metrics:

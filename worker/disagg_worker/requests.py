@@ -5,17 +5,33 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from disagg_worker.engine.api import EndEvent, ErrorEvent, Event, SamplingParams, TokenEvent
+from disagg_worker.engine.api import EndEvent, ErrorEvent, Event, SamplingParams, Structured, TokenEvent
 
 Line = dict[str, Any]
 MAX_TOKENS = 1 << 20
+MAX_GRAMMAR_CHARS = 1 << 16
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StructuredOutput(_Strict):
+    """docs/protocol.md, `sampling.structured`."""
+
+    kind: Literal["json_schema", "regex", "grammar", "choice"]
+    value: str = Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)
+
+    @model_validator(mode="after")
+    def _choices(self) -> StructuredOutput:
+        if self.kind == "choice":
+            choices = json.loads(self.value)
+            if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
+                raise ValueError("must be a JSON list of strings that are not empty")
+        return self
 
 
 class Sampling(_Strict):
@@ -34,9 +50,11 @@ class Sampling(_Strict):
     logprobs: int | None = Field(None, ge=0, le=20)
     stop_token_ids: list[TokenId] = Field(default=[], max_length=256)
     min_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
+    structured: StructuredOutput | None = None
 
     def to_params(self) -> SamplingParams:
         values = self.model_dump()
+        values["structured"] = None if self.structured is None else Structured(self.structured.kind, self.structured.value)
         values["logit_bias"] = tuple((int(t), float(b)) for t, b in self.logit_bias)
         values["stop_token_ids"] = tuple(self.stop_token_ids)
         return SamplingParams(**values)
@@ -48,6 +66,7 @@ class _Work(_Strict):
     tokens: list[TokenId] = Field(min_length=1, max_length=MAX_TOKENS)
     prompt_tokens: int = Field(ge=1)
     sampling: Sampling
+    tenant: str = Field("", max_length=128)
     deadline_s: float = Field(gt=0, le=86400)
 
 
@@ -90,6 +109,8 @@ def event_json(event: Event) -> Line:
         line: Line = {"type": "token", "index": event.index, "token": event.token}
         if event.logprob is not None:
             line |= {"logprob": event.logprob, "top_logprobs": [list(pair) for pair in event.top_logprobs]}
+        if event.cached_tokens is not None:
+            line["cached_tokens"] = event.cached_tokens
         return line
     if isinstance(event, EndEvent):
         return {"type": "end", "finish_reason": event.finish_reason}

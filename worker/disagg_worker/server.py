@@ -139,15 +139,22 @@ def _check_length(node: work.Node, tokens: int) -> None:
         raise requests.PromptTooLong(f"tokens: {tokens} and at least one more do not fit max_model_len {limit}")
 
 
-def _start_decode(node: work.Node, body: bytes) -> work.Job:
-    request = requests.parse(requests.DecodeRequest, body)
+async def _prepare(node: work.Node, request: requests.DecodeRequest | requests.PrefillRequest) -> None:
+    """What can be refused or takes long, before anything is held. Compiling a grammar must not hold up the other streams."""
     _check_length(node, len(request.tokens))
+    if request.sampling.structured is not None:
+        await asyncio.to_thread(node.engine.prepare, request.sampling.to_params())
+
+
+async def _start_decode(node: work.Node, body: bytes) -> work.Job:
+    request = requests.parse(requests.DecodeRequest, body)
+    await _prepare(node, request)
     return (work.decode_remote if request.mode == "remote" else work.decode_local)(node, request)
 
 
-def _start_prefill(node: work.Node, body: bytes) -> work.Job:
+async def _start_prefill(node: work.Node, body: bytes) -> work.Job:
     request = requests.parse(requests.PrefillRequest, body)
-    _check_length(node, len(request.tokens))
+    await _prepare(node, request)
     ticket = None
     if request.ticket is not None:
         ticket = verify(node.key, request.ticket)
@@ -160,7 +167,7 @@ def _start_prefill(node: work.Node, body: bytes) -> work.Job:
     return work.prefill(node, request, ticket)
 
 
-Start = Callable[[work.Node, bytes], work.Job]
+Start = Callable[[work.Node, bytes], Awaitable[work.Job]]
 
 
 def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Callable[[Request], Awaitable[Response]]:
@@ -178,7 +185,7 @@ def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Call
         worker.enter()
         job = None
         try:
-            job = start(worker.node, await _body(request))
+            job = await start(worker.node, await _body(request))
         except requests.PromptTooLong as error:
             return _error(413, "prompt_too_long", str(error))
         except (requests.BadRequest, TicketError, InvalidInput) as error:

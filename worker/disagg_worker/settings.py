@@ -17,7 +17,7 @@ class SettingsError(Exception):
 
 
 class Settings(BaseModel):
-    """Field `x_y` is the variable DISAGG_X_Y."""
+    """Field `x_y` is the variable DISAGG_X_Y; engine.config.EngineConfig says what the engine's do."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -48,6 +48,12 @@ class Settings(BaseModel):
     transfer_idle_s: float = Field(5.0, gt=0, le=3600)
     drain_timeout_s: float = Field(300.0, ge=0, le=86400)
     threads: int = Field(1, ge=1, le=1024)
+    device: Literal["cpu", "cuda", "plain"] = "cpu"
+    prefix_cache: bool = True
+    eviction: Literal["lru", "fifo"] = "lru"
+    host_cache_bytes: int = Field(0, ge=0)
+    growth_reserve_tokens: int = Field(128, ge=1, le=1 << 20)
+    saturating_tokens: int = Field(256, ge=1, le=1 << 20)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def cluster_key(self) -> bytes:

@@ -65,7 +65,7 @@ def decode_local(node: Node, request: DecodeRequest) -> Job:
     events = EventQueue()
     params = request.sampling.to_params()
     deadline_s = time.monotonic() + request.deadline_s
-    handle = node.engine.generate(request.request_id, request.tokens, request.prompt_tokens, params, events)
+    handle = node.engine.generate(request.request_id, request.tokens, request.prompt_tokens, params, events, request.tenant)
 
     async def lines() -> AsyncIterator[Line]:
         yield {"type": "accepted", "path": "local", "kv_bytes": 0, "transfer_s": 0.0, "interface": ""}
@@ -112,7 +112,7 @@ class _RemoteDecode:
         params = self._request.sampling.to_params()
         self._events.put(received)
         prompt_tokens = self._request.prompt_tokens
-        handle = self._node.engine.decode(self._reservation, tokens, prompt_tokens, params, self._events)
+        handle = self._node.engine.decode(self._reservation, tokens, prompt_tokens, params, self._events, self._request.tenant)
         with self._lock:
             self._handle = handle
             closed = self._closed
@@ -190,7 +190,7 @@ class _Prefill:
             self._sender = TcpKvSender(ticket, node.key, node.incarnation, request.tokens, source, self._on_done)
         params = request.sampling.to_params()
         tokens, prompt_tokens = request.tokens, request.prompt_tokens
-        handle = node.engine.prefill(request.request_id, tokens, prompt_tokens, params, self._events, self._sender)
+        handle = node.engine.prefill(request.request_id, tokens, prompt_tokens, params, self._events, self._sender, request.tenant)
         with self._lock:
             self._handle = handle
             released = self._released

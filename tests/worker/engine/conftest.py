@@ -10,6 +10,7 @@ import pytest
 from tests.worker import checkpoints
 from tests.worker.engine.engines import BLOCK_BYTES, Make
 
+from disagg_worker.backend.api import Backend
 from disagg_worker.engine.config import EngineConfig, Role
 from disagg_worker.engine.core import TorchEngine
 
@@ -24,9 +25,9 @@ def make(folder: Path) -> Iterator[Make]:
     """Engines that are stopped at the end, after which no block may be missing."""
     made: list[TorchEngine] = []
 
-    def build(role: Role = "both", **changes: Any) -> TorchEngine:
+    def build(role: Role = "both", backend: Backend | None = None, **changes: Any) -> TorchEngine:
         settings = {"block_size_tokens": 4, "kv_cache_bytes": 256 * BLOCK_BYTES, "max_batch_tokens": 64, "prefill_wait_s": 0.0} | changes
-        made.append(TorchEngine(folder, EngineConfig("tiny", role, **settings)))
+        made.append(TorchEngine(folder, EngineConfig("tiny", role, **settings), backend))
         return made[-1]
 
     yield build

@@ -19,6 +19,7 @@ from disagg_worker.engine import api
 from disagg_worker.engine.api import EndEvent, ErrorEvent, NoCapacity, TokenEvent
 from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.steps import Steps
 
 # ---- cancel, stop and faults ----
@@ -163,7 +164,7 @@ def test_a_loop_that_fails_leaves_no_request_without_an_answer(make: Make, monke
     engine, sink = make(), Collector()
     engine.generate("r", prompt(5), 5, GREEDY, sink)
     assert gate.reached.wait(30)
-    monkeypatch.setattr(TorchEngine, "_take_prefill", lambda *_: 1 / 0)
+    monkeypatch.setattr(Queues, "take_prefill", lambda *_: 1 / 0)
     gate.open.set()
     assert isinstance(sink.wait(), ErrorEvent)
     engine.stop(10)

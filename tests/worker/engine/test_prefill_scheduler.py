@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disagg_worker.engine.prefill_scheduler import PrefillPlan, PrefillRules, Waiting, bucket, plan_prefill
+from disagg_worker.engine.prefill_scheduler import FairShares, PrefillPlan, PrefillRules, Waiting, bucket, plan_prefill
 
 RULES = PrefillRules(budget_tokens=1000, wait_s=0.05, utilisation=0.85, max_sequences=8)
 
@@ -73,6 +73,7 @@ def test_the_oldest_prompt_is_in_the_batch_as_soon_as_it_is_due(waiting: list[Wa
     assert plan.batch[0][0] == waiting[0].key
 
 
+@settings(deadline=None)
 @given(queues.filter(bool), rules)
 def test_a_queue_that_nothing_joins_is_computed_whole(waiting: list[Waiting], rules: PrefillRules) -> None:
     left = {w.key: w for w in waiting}
@@ -92,3 +93,80 @@ def test_a_queue_that_nothing_joins_is_computed_whole(waiting: list[Waiting], ru
 def test_one_long_prompt_does_not_delay_a_short_one_beyond_the_next_batch(short: int, long_blocks: int) -> None:
     waiting = [Waiting(0, long_blocks * 16, 0.0, started=True), Waiting(1, short + 1, 0.0)]
     assert 1 in [key for key, _ in plan_prefill(waiting, 0.01, RULES).batch]
+
+
+def test_a_processor_that_few_tokens_saturate_does_not_wait_for_more() -> None:
+    rules = PrefillRules(1000, 0.05, 0.85, 8, saturating_tokens=200)
+    assert plan_prefill(_waiting(170), 0.0, rules).batch == ((0, 170),)
+    assert plan_prefill(_waiting(169), 0.0, rules) == PrefillPlan((), 0.05)
+
+
+# ---- between tenants ----
+
+
+def _served(queue: list[Waiting], shares: FairShares) -> list[tuple[str, int]]:
+    """One batch out of the queue, which it changes; who got how much."""
+    now_s = max(w.queued_at_s for w in queue) + 1
+    batch = dict(plan_prefill(shares.order(queue), now_s, RULES).batch)
+    work = [(w.tenant, batch[w.key]) for w in queue if w.key in batch]
+    shares.charge(work, RULES.full_tokens)
+    queue[:] = [
+        Waiting(w.key, w.tokens_left - batch.get(w.key, 0), w.queued_at_s, w.started or w.key in batch, w.tenant)
+        for w in queue
+        if w.tokens_left > batch.get(w.key, 0)
+    ]
+    return work
+
+
+lengths = st.lists(st.integers(1, 3000), min_size=1, max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths, st.integers(1, 6), st.integers(0, 10), st.integers(1, 3000))
+def test_a_flood_delays_another_tenant_by_no_more_than_its_share(flood: list[int], floods: int, before: int, tokens: int) -> None:
+    """With k flooding tenants a prompt of c chunks is computed within (k + 1) * (c + 1) batches, however much the others ask for."""
+    shares = FairShares()
+    queue = [Waiting(i * floods + t, n, 0.0, tenant=f"flood {t}") for i, n in enumerate(flood) for t in range(floods)]
+    for _ in range(before):
+        if queue:
+            _served(queue, shares)
+    queue.append(Waiting(10_000, tokens, 1.0, tenant="other"))
+    batches = 0
+    while any(w.tenant == "other" for w in queue):
+        _served(queue, shares)
+        batches += 1
+        more = flood[batches % len(flood)]
+        queue += [Waiting(20_000 + batches * floods + t, more, 1.0, tenant=f"flood {t}") for t in range(floods)]
+    chunks = -(-tokens // RULES.chunk_tokens)
+    assert batches <= (floods + 1) * (chunks + 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 1500), min_size=10, max_size=30), st.lists(st.integers(1, 1500), min_size=10, max_size=30))
+def test_of_two_tenants_that_wait_the_one_behind_is_always_in_the_next_batch(ours: list[int], theirs: list[int]) -> None:
+    shares = FairShares()
+    queue = [Waiting(i, n, 0.0, tenant="a") for i, n in enumerate(ours)]
+    queue += [Waiting(1000 + i, n, 0.0, tenant="b") for i, n in enumerate(theirs)]
+    cost = {"a": 0.0, "b": 0.0}
+    while {w.tenant for w in queue} == {"a", "b"}:
+        work = _served(queue, shares)
+        if abs(cost["a"] - cost["b"]) > 1e-6:
+            assert min(cost, key=lambda t: cost[t]) in dict(work)
+        price = max(1.0, RULES.full_tokens / sum(n for _, n in work))
+        for tenant, tokens in work:
+            cost[tenant] += price * tokens
+
+
+def test_a_tenant_that_was_away_neither_owes_nor_is_owed() -> None:
+    shares = FairShares()
+    queue = [Waiting(i, 500, 0.0, tenant="busy") for i in range(20)]
+    for _ in range(5):
+        _served(queue, shares)
+    queue += [Waiting(100 + i, 500, 0.0, tenant="new") for i in range(20)]
+    got = [tenant for _ in range(8) for tenant, _ in _served(queue, shares)]
+    assert abs(got.count("busy") - got.count("new")) <= 2
+
+
+def test_one_tenants_prompts_keep_their_order() -> None:
+    queue = _waiting(900, 10, 700, 20)
+    assert FairShares().order(queue) == queue

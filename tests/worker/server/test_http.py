@@ -121,6 +121,23 @@ async def test_metrics_have_the_names_that_autoscaling_and_dashboards_read(tiny:
         assert labels == {"role": "both", "incarnation": "both/boot", "model": "tiny", "interface": "lo"}
 
 
+async def test_a_prompt_is_cached_for_its_tenant_and_the_metrics_tell(tiny: Path) -> None:
+    async with running("both", tiny) as one:
+        cached = []
+        for tenant in ("a", "a", "b"):
+            lines = await one.lines("decode", body(prompt(40)) | {"mode": "local", "tenant": tenant})
+            cached.append([line.get("cached_tokens") for line in lines if line["type"] == "token"])
+        assert [c[0] for c in cached] == [0, 32, 0]
+        assert all(rest == [None] * len(rest) for _, *rest in cached)
+        families = {f.name: f for f in text_string_to_metric_families((await one.http.get("/metrics")).text)}
+        assert families["disagg_worker_cached_tokens"].samples[0].value == 32
+        assert families["disagg_worker_preemptions"].samples[0].value == 0
+        assert families["disagg_worker_host_cache_bytes"].samples[0].value == 0
+        seconds = {s.labels["part"]: s.value for s in families["disagg_worker_step_seconds"].samples}
+        assert seconds.keys() == {"forward", "rest"}
+        assert min(seconds.values()) > 0
+
+
 @pytest.mark.parametrize(("role", "refused"), [("prefill", "decode"), ("decode", "prefill")])
 async def test_a_worker_does_its_roles_work_only(tiny: Path, role: str, refused: str) -> None:
     async with running(role, tiny) as worker:

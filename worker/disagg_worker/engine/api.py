@@ -11,6 +11,14 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
+class Structured:
+    """What the output must match. kind: json_schema, regex, grammar (Lark, as llguidance reads it), choice (value: a JSON list)."""
+
+    kind: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to turn logits into a token. `seed` is always set: a token is a pure function of (logits, these, position)."""
 
@@ -27,16 +35,19 @@ class SamplingParams:
     logprobs: int | None = None  # number of alternatives to report, None: report nothing
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
+    structured: Structured | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One output token. `index` counts output tokens of the whole request from 0."""
+    """One output token. `index` counts output tokens of the whole request from 0. `cached_tokens`: with the first token that an engine
+    computed from a prompt, how many of the prompt's tokens it found in its cache."""
 
     index: int
     token: int
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,8 @@ class KvSender(Protocol):
         """The KV of `layer` is final in these blocks of the sequence (`first_block` counts the sequence's blocks from 0).
 
         Each memoryview is the contiguous bytes `[k, v][kv_head][token][head_dim]` of one block and layer, zero-copy.
-        Called once per (layer, block): a block that a chunk only part fills is reported when a later chunk (or the last) completes it.
+        Called once per (layer, block), those found in the prefix cache included; a block that a chunk only part fills is reported when a
+        later chunk (or the last) completes it.
         """
 
     def commit(self, first_token: TokenEvent) -> None:
@@ -148,7 +160,10 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A snapshot for `info` and metrics. free + used + leased = total blocks."""
+    """A snapshot for `info` and metrics. free + used + leased = total blocks; free ones may have cached content.
+
+    prompt_tokens_total: computed, so without the cached ones. step_seconds_total: of steps, `forward` in the network, `rest` beside it.
+    """
 
     waiting_requests: int
     waiting_tokens: int
@@ -160,6 +175,10 @@ class Load:
     prompt_tokens_total: int = 0
     generated_tokens_total: int = 0
     steps_total: dict[str, int] = field(default_factory=dict)
+    cached_tokens_total: int = 0
+    preemptions_total: int = 0
+    host_cache_bytes: int = 0
+    step_seconds_total: dict[str, float] = field(default_factory=dict)
 
 
 class EngineError(Exception):
@@ -185,7 +204,7 @@ class ModelError(EngineError):
 
 
 class Engine(Protocol):
-    """The inference engine of one worker process."""
+    """The inference engine of one worker process. Requests of two tenants never share cached KV."""
 
     model: ModelInfo
     layout: KvLayout
@@ -198,6 +217,7 @@ class Engine(Protocol):
         sampling: SamplingParams,
         sink: EventSink,
         sender: KvSender | None,
+        tenant: str = "",
     ) -> PrefillHandle:
         """Queue a prefill of `tokens` (prompt, then emitted ones from `prompt_tokens` on). The sink gets one TokenEvent and an
         EndEvent (`prefilled`, or `stop`/`length` when that token ends the request; then the sender is aborted with code `finished`).
@@ -206,7 +226,9 @@ class Engine(Protocol):
         """
 
     def reserve(self, request_id: str, tokens: int, max_total_tokens: int) -> Reservation:
-        """Hold blocks for `tokens` plus a growth reserve. Raises NoCapacity or InvalidInput (would never fit)."""
+        """Hold blocks for `tokens` plus a growth reserve; `decode` may then emit up to `max_total_tokens` in all.
+
+        Raises NoCapacity or InvalidInput (would never fit)."""
 
     def decode(
         self,
@@ -215,6 +237,7 @@ class Engine(Protocol):
         prompt_tokens: int,
         sampling: SamplingParams,
         sink: EventSink,
+        tenant: str = "",
     ) -> DecodeHandle:
         """Join the continuous batch. The KV of all `tokens` but the last is in the reservation; the last one is the first token,
         sampled by prefill. The sink gets the tokens after it. Takes ownership of the reservation."""
@@ -226,11 +249,15 @@ class Engine(Protocol):
         prompt_tokens: int,
         sampling: SamplingParams,
         sink: EventSink,
+        tenant: str = "",
     ) -> DecodeHandle:
         """Prefill and decode here (role `both`, and the fallback of the dual path). The sink gets every new token.
 
         Raises NoCapacity or InvalidInput.
         """
+
+    def prepare(self, sampling: SamplingParams) -> None:
+        """Compile what `sampling` needs compiled; may take a second. Raises InvalidInput."""
 
     def load(self) -> Load: ...
 

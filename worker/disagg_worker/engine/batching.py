@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 
+import numpy as np
 import torch
 
 from disagg_worker.backend.api import Batch, Chunk
@@ -11,7 +12,7 @@ from disagg_worker.engine.block_pool import blocks_for
 from disagg_worker.engine.sequence import Sequence
 
 
-def prefill_batch(work: Many[tuple[Sequence, int]], block_size: int) -> Batch:
+def prefill_batch(work: Many[tuple[Sequence, int]], block_size: int, device: torch.device) -> Batch:
     """One chunk of n tokens of each sequence; logits are wanted where a chunk ends its sequence."""
     ids: list[int] = []
     chunks, positions, slots, last = [], [], [], []
@@ -20,29 +21,64 @@ def prefill_batch(work: Many[tuple[Sequence, int]], block_size: int) -> Batch:
         ids += sequence.tokens[first : first + n]
         at = torch.arange(first, first + n)
         table = torch.tensor(sequence.blocks[: blocks_for(first + n, block_size)])
-        chunks.append(Chunk(start, start + n, first, table))
+        chunks.append(Chunk(start, start + n, first, table.to(device)))
         positions.append(at)
         slots.append(table[at // block_size] * block_size + at % block_size)
         if first + n == len(sequence.tokens):
             last.append(start + n - 1)
-    return Batch(torch.tensor(ids), torch.cat(positions), torch.cat(slots), torch.tensor(last, dtype=torch.long), tuple(chunks))
-
-
-def decode_batch(running: Many[Sequence], block_size: int) -> Batch:
-    """The last token of each sequence, whose KV is not in the cache yet."""
-    widest = max(blocks_for(s.computed + 1, block_size) for s in running)
-    rows, slots = [], []
-    for s in running:
-        own = s.blocks[: blocks_for(s.computed + 1, block_size)]
-        # Shorter tables are filled up with the sequence's own first block, which the length hides.
-        rows.append(own + own[:1] * (widest - len(own)))
-        slots.append(own[s.computed // block_size] * block_size + s.computed % block_size)
-    positions = torch.tensor([s.computed for s in running])
     return Batch(
-        torch.tensor([s.tokens[-1] for s in running]),
-        positions,
-        torch.tensor(slots),
-        torch.arange(len(running)),
-        tables=torch.tensor(rows),
-        lengths=positions + 1,
+        torch.tensor(ids).to(device),
+        torch.cat(positions).to(device),
+        torch.cat(slots).to(device),
+        torch.tensor(last, dtype=torch.long).to(device),
+        tuple(chunks),
     )
+
+
+class DecodeBatches:
+    """Makes decode batches. Memory and tensors are kept between steps: after a step every Python object is cold in the processor's caches,
+    and making a tensor costs 50 us and more. A batch is valid until the next one is built."""
+
+    def __init__(self, block_size: int, device: torch.device) -> None:
+        self._size = block_size
+        self._device = device
+        self._rows: list[list[int]] = []
+        self._lengths: list[int] = []
+        self._shape = (0, 0)
+        self._resize(0, 0)
+
+    def build(self, running: Many[Sequence]) -> Batch:
+        """The last token of each sequence, whose KV is not in the cache yet."""
+        size = self._size
+        positions = [s.computed for s in running]
+        rows = [s.blocks for s in running]
+        if self._shape != (shape := (len(rows), max(positions) // size + 1)):
+            self._resize(*shape)
+        self._update(rows)
+        slots = [blocks[at // size] * size + at % size for blocks, at in zip(rows, positions, strict=True)]
+        self._columns[:] = [[s.tokens[-1] for s in running], positions, slots, [at + 1 for at in positions]]
+        return self._batch if self._device.type == "cpu" else self._copied()
+
+    def _resize(self, rows: int, widest: int) -> None:
+        self._shape = (rows, widest)
+        self._rows = []
+        self._columns = np.zeros((4, rows), dtype=np.int64)
+        self._tables = np.zeros((rows, widest), dtype=np.int64)
+        ids, positions, slots, lengths = torch.from_numpy(self._columns).unbind(0)
+        self._batch = Batch(ids, positions, slots, torch.arange(rows), tables=torch.from_numpy(self._tables), lengths=lengths)
+
+    def _update(self, rows: list[list[int]]) -> None:
+        """Write the tables of rows that changed. A row is known by its list, which only ever grows."""
+        widest = self._shape[1]
+        for i, blocks in enumerate(rows):
+            if i < len(self._rows) and self._rows[i] is blocks and self._lengths[i] == len(blocks):
+                continue
+            # Shorter tables are filled up with the sequence's own first block, which the length hides.
+            self._tables[i] = (blocks + blocks[:1] * (widest - len(blocks)))[:widest]
+        self._rows, self._lengths = rows, [len(blocks) for blocks in rows]
+
+    def _copied(self) -> Batch:
+        b, to = self._batch, self._device
+        ids, positions, slots, lengths = torch.from_numpy(self._columns).to(to).unbind(0)
+        tables = torch.from_numpy(self._tables).to(to)
+        return Batch(ids, positions, slots, b.last.to(to), tables=tables, lengths=lengths)

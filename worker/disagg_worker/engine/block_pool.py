@@ -1,61 +1,210 @@
-"""PURE: who owns which KV block. Invariant: free + used + leased = total, and no block has two owners."""
+"""PURE: who owns which KV block, and what the blocks hold. Invariant: free + used + leased = total.
+
+A full block whose content has a name (prefix_hash) may be shared: it has as many references as owners. When the last one goes the block
+is free but keeps its content, so a later prompt finds it, until it is evicted for another. A block's generation rises whenever its
+content is given up, and every use of a reference compares it, so a stale one raises and never reads another request's KV.
+"""
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
+from typing import Literal, NamedTuple
 
 from disagg_worker.engine.api import NoCapacity
 
+Eviction = Literal["lru", "fifo"]
+
 
 class State(Enum):
+    """`used`: a sequence computes with it (whoever else has it); `leased`: it waits for KV to come, or to be sent off."""
+
     FREE = "free"
     USED = "used"
     LEASED = "leased"
 
 
-class BlockPool:
-    """Hands out block numbers. `used`: a sequence computes with them; `leased`: they wait for KV to come, or to be sent off.
+class StaleReference(Exception):
+    """The block has been given to other content since the reference was made."""
 
-    Every block has a generation that rises whenever it is freed, so a stale reference can be told from a fresh one.
+
+class BlockRef(NamedTuple):
+    """A block with the content it had."""
+
+    block: int
+    generation: int
+
+
+@dataclass(slots=True, eq=False)
+class Holding:
+    """The blocks of one owner in the order of its tokens. Empty once it was freed."""
+
+    state: State
+    blocks: list[int]
+    generations: list[int]
+
+
+class BlockPool:
+    """Hands out block numbers. `on_evict(name, block)` is called before cached content is given up.
+
+    Empty blocks go first, then cached ones: `lru` gives up what nobody has used for longest, `fifo` what was computed first.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, eviction: Eviction = "lru", on_evict: Callable[[bytes, BlockRef], None] | None = None) -> None:
         self.total = total
-        self._free = deque(range(total))
-        self._state = [State.FREE] * total
+        self._lru = eviction == "lru"
+        self._on_evict = on_evict
+        self._refs = {State.USED: [0] * total, State.LEASED: [0] * total}
         self._counts = {State.FREE: total, State.USED: 0, State.LEASED: 0}
-        self.generation = [0] * total
+        self._generation = [0] * total
+        self._name: list[bytes | None] = [None] * total
+        self._named: dict[bytes, BlockRef] = {}
+        self._empty = deque(range(total))
+        # (stamp, block) of free blocks with content; entries whose stamp is not the block's are out of date.
+        self._cached: list[tuple[int, int]] = []
+        self._stamp = [0] * total
+        self._clock = 0
 
     def count(self, state: State) -> int:
         return self._counts[state]
 
-    def allocate(self, n: int, state: State) -> list[int]:
-        """Take n free blocks, oldest freed first. Raises NoCapacity, taking none."""
-        if n > len(self._free):
-            raise NoCapacity(f"{n} KV blocks are needed, {len(self._free)} of {self.total} are free")
-        blocks = [self._free.popleft() for _ in range(n)]
-        self._move(blocks, State.FREE, state)
-        return blocks
+    def state(self, block: int) -> State:
+        if self._refs[State.USED][block]:
+            return State.USED
+        return State.LEASED if self._refs[State.LEASED][block] else State.FREE
 
-    def convert(self, blocks: list[int], old: State, new: State) -> None:
-        """Change what owned blocks are held for."""
-        self._move(blocks, old, new)
+    def check(self, ref: BlockRef) -> int:
+        """The block's number. Raises StaleReference."""
+        if self._generation[ref.block] != ref.generation:
+            raise StaleReference(f"block {ref.block} is of generation {self._generation[ref.block]}, the reference is of {ref.generation}")
+        return ref.block
 
-    def free(self, blocks: list[int], state: State) -> None:
-        """Give blocks back. Raises ValueError, freeing none, when one is not in `state` (it was freed twice)."""
-        self._move(blocks, state, State.FREE)
-        for block in blocks:
-            self.generation[block] += 1
-            self._free.append(block)
+    def ref(self, holding: Holding, index: int) -> BlockRef:
+        """The holding's `index`-th block, checked. Raises StaleReference."""
+        ref = BlockRef(holding.blocks[index], holding.generations[index])
+        self.check(ref)
+        return ref
 
-    def _move(self, blocks: list[int], old: State, new: State) -> None:
-        if any(self._state[b] is not old for b in blocks) or len(set(blocks)) != len(blocks):
-            raise ValueError(f"blocks {blocks} are not all {old.value}")
-        for block in blocks:
-            self._state[block] = new
-        self._counts[old] -= len(blocks)
-        self._counts[new] += len(blocks)
+    # ---- owning ----
+
+    def allocate(self, n: int, state: State) -> Holding:
+        """Take n free blocks. Raises NoCapacity, taking none."""
+        holding = Holding(state, [], [])
+        self.extend(holding, n)
+        return holding
+
+    def extend(self, holding: Holding, n: int) -> None:
+        """n more blocks for an owner. Raises NoCapacity, taking none."""
+        if n > self._counts[State.FREE]:
+            raise NoCapacity(f"{n} KV blocks are needed, {self._counts[State.FREE]} of {self.total} are free")
+        for _ in range(n):
+            block = self._empty.popleft() if self._empty else self._evict()
+            self._add(block, holding.state)
+            holding.blocks.append(block)
+            holding.generations.append(self._generation[block])
+
+    def share(self, holding: Holding, ref: BlockRef) -> None:
+        """One more owner for a block with content. Raises StaleReference."""
+        self._add(self.check(ref), holding.state)
+        holding.blocks.append(ref.block)
+        holding.generations.append(ref.generation)
+
+    def convert(self, holding: Holding, new: State) -> None:
+        """Change what the blocks are held for. Raises StaleReference, changing nothing."""
+        self._check_all(holding)
+        for block in holding.blocks:
+            self._add(block, new)
+            self._drop(block, holding.state)
+        holding.state = new
+
+    def free(self, holding: Holding) -> None:
+        """Give an owner's blocks back, last block first: the end of a prefix is worth less than its start.
+
+        Raises StaleReference, freeing none, when one was freed twice.
+        """
+        self._check_all(holding)
+        for block in reversed(holding.blocks):
+            self._drop(block, holding.state)
+            if self.state(block) is State.FREE:
+                self._retire(block)
+        holding.blocks, holding.generations = [], []
+
+    # ---- content ----
+
+    def find(self, name: bytes) -> BlockRef | None:
+        """A block with that content, owned or not."""
+        return self._named.get(name)
+
+    def register(self, ref: BlockRef, name: bytes) -> None:
+        """Say what an owned block holds from now on. Does nothing when the content is cached already. Raises StaleReference."""
+        block = self.check(ref)
+        if self._name[block] is None and name not in self._named:
+            self._name[block] = name
+            self._named[name] = ref
+            self._clock += 1
+            self._stamp[block] = self._clock
+
+    def forget(self, holding: Holding) -> None:
+        """What these blocks hold is not to be found any more."""
+        for block in holding.blocks:
+            self._unname(block)
+
+    def _unname(self, block: int) -> None:
+        if (name := self._name[block]) is not None:
+            del self._named[name]
+            self._name[block] = None
+
+    def _retire(self, block: int) -> None:
+        """The last owner has gone."""
+        if self._name[block] is None:
+            self._generation[block] += 1
+            self._empty.append(block)
+            return
+        if self._lru:
+            self._clock += 1
+            self._stamp[block] = self._clock
+        heapq.heappush(self._cached, (self._stamp[block], block))
+        if len(self._cached) > 4 * self.total:  # mostly out of date
+            self._cached = [entry for entry in set(self._cached) if self._evictable(entry)]
+            heapq.heapify(self._cached)
+
+    def _evictable(self, entry: tuple[int, int]) -> bool:
+        stamp, block = entry
+        return self._stamp[block] == stamp and self._name[block] is not None and self.state(block) is State.FREE
+
+    def _evict(self) -> int:
+        """A free block out of the cache; there is one, the caller counted."""
+        while not self._evictable(entry := heapq.heappop(self._cached)):
+            pass
+        block = entry[1]
+        name = self._name[block]
+        if self._on_evict is not None and name is not None:
+            self._on_evict(name, BlockRef(block, self._generation[block]))
+        self._unname(block)
+        self._generation[block] += 1
+        return block
+
+    # ---- counting ----
+
+    def _check_all(self, holding: Holding) -> None:
+        refs = self._refs[holding.state]
+        for block, generation in zip(holding.blocks, holding.generations, strict=True):
+            self.check(BlockRef(block, generation))
+            if not refs[block]:
+                raise StaleReference(f"block {block} is not {holding.state.value}")
+
+    def _add(self, block: int, state: State) -> None:
+        self._counts[self.state(block)] -= 1
+        self._refs[state][block] += 1
+        self._counts[self.state(block)] += 1
+
+    def _drop(self, block: int, state: State) -> None:
+        self._counts[self.state(block)] -= 1
+        self._refs[state][block] -= 1
+        self._counts[self.state(block)] += 1
 
 
 def blocks_for(tokens: int, block_size_tokens: int) -> int:

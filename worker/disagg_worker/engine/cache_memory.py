@@ -22,6 +22,16 @@ class CacheMemory:
         start = (block * self.layout.layers + layer) * size
         return self._bytes[start : start + size]
 
+    def read(self, block: int) -> bytes:
+        """A copy of all layers of a block."""
+        size = self.layout.layer_block_bytes * self.layout.layers
+        return bytes(self._bytes[block * size : (block + 1) * size])
+
+    def write(self, block: int, content: bytes) -> None:
+        """Put back what `read` gave."""
+        size = self.layout.layer_block_bytes * self.layout.layers
+        self._bytes[block * size : (block + 1) * size] = content
+
     def clear(self, blocks: list[int]) -> None:
         """Zero all layers of these blocks."""
         if blocks:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from disagg_worker.engine.block_pool import Eviction
+
 Role = Literal["prefill", "decode", "both"]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """`max_model_len` None: what the model was trained for. Units are in the names."""
+    """`max_model_len` None: what the model was trained for. Units are in the names.
+
+    device: of backend.select. saturating_tokens: prefill of more tokens at once is not faster a token (measure: benchmarks/).
+    growth_reserve_tokens: how much of its output a request is admitted with. host_cache_bytes: for evicted blocks, 0 for none.
+    """
 
     name: str
     role: Role
@@ -25,3 +31,8 @@ class EngineConfig:
     prefill_wait_s: float = 0.05
     prefill_utilisation: float = 0.85
     threads: int = 1
+    prefix_cache: bool = True
+    eviction: Eviction = "lru"
+    host_cache_bytes: int = 0
+    growth_reserve_tokens: int = 128
+    saturating_tokens: int = 256

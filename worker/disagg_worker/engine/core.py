@@ -1,85 +1,80 @@
 """The engine: one thread that turns queued prompts and reserved KV into tokens. Implements engine.api.Engine.
 
 Locking: `_wake` guards the queues and the pool; it is held neither while the model computes nor while a sink or sender is called.
-Admission counts growth (decode_scheduler), so a running sequence never lacks a block and nothing is ever preempted.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from disagg_worker.backend.api import Backend
 from disagg_worker.backend.select import select
 from disagg_worker.engine import api
-from disagg_worker.engine.block_pool import BlockPool, State, blocks_for
+from disagg_worker.engine.block_pool import State, blocks_for
 from disagg_worker.engine.cache_memory import CacheMemory
 from disagg_worker.engine.config import EngineConfig
-from disagg_worker.engine.decode_scheduler import Capacity, blocks_to_hold, check_length
 from disagg_worker.engine.handles import HeldBlocks, SequenceHandle
-from disagg_worker.engine.prefill_scheduler import PrefillRules, Waiting, plan_prefill
+from disagg_worker.engine.kv_store import KvStore
+from disagg_worker.engine.prefix_hash import PrefixNames
+from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
+from disagg_worker.engine.settle import INTERNAL, OUT_OF_MEMORY, Settler
 from disagg_worker.engine.steps import Outcome, Steps
+from disagg_worker.engine.structured import Grammars
 from disagg_worker.model import loader
-from disagg_worker.model.decoder import Decoder
+from disagg_worker.model.network import load_network
 
 log = logging.getLogger(__name__)
 # A step longer than this means the loop is stuck, not slow.
 _STUCK_S = 300.0
 _IDLE_WAIT_S = 1.0
-_INTERNAL = api.ErrorEvent("internal", "the engine failed on this request; see the worker's log", retryable=True)
-_POISONED = api.ErrorEvent("internal", "the model's logits are not finite", retryable=False)
 _DRAINING = api.ErrorEvent("draining", "the worker is stopping", retryable=True)
 _CANCELLED = api.ErrorEvent("cancelled", "cancelled", retryable=False)
-_FINISHED = api.ErrorEvent("finished", "the first token ended the request", retryable=False)
+ItemT = TypeVar("ItemT")
 
 
 class TorchEngine:
-    """Loads the model at construction (raises ModelError), then serves until `stop`."""
+    """Loads the model at construction (raises ModelError), then serves until `stop`. `backend` None: the one that the config names."""
 
-    def __init__(self, folder: Path, config: EngineConfig) -> None:
+    def __init__(self, folder: Path, config: EngineConfig, backend: Backend | None = None) -> None:
         torch.set_num_threads(config.threads)
         self._config = config
         model = loader.load_config(folder)
-        dtype = loader.pick_dtype(config.dtype, model)
-        weights = loader.load_weights(folder, model, dtype)
+        backend = backend or select(config.device, config.threads)
+        dtype = loader.pick_dtype(config.dtype, model, backend.device.type)
         max_len = min(config.max_model_len or model.max_positions, model.max_positions)
-        self.layout = api.KvLayout(
-            model.layers,
-            model.kv_heads,
-            model.head_dim,
-            config.block_size_tokens,
-            str(dtype).removeprefix("torch."),
-            dtype.itemsize,
-        )
+        loaded = load_network(folder, model, dtype, backend, positions=max_len)
+        size = config.block_size_tokens
+        self.layout = api.KvLayout(model.layers, model.kv_heads, model.head_dim, size, str(dtype).removeprefix("torch."), dtype.itemsize)
         self.model = api.ModelInfo(
-            config.name, weights.digest, model.architecture, model.vocab_size, max_len, model.eos_token_ids, model.bos_token_id
+            config.name, loaded.digest, model.architecture, model.vocab_size, max_len, model.eos_token_ids, model.bos_token_id
         )
-        blocks = config.kv_cache_bytes // (self.layout.bytes_per_token * config.block_size_tokens)
-        if blocks < blocks_for(max_len, config.block_size_tokens):
-            raise api.ModelError(
-                f"kv_cache_bytes: {config.kv_cache_bytes} hold {blocks * config.block_size_tokens} tokens, max_model_len is {max_len}"
-            )
-        self._pool = BlockPool(blocks)
+        blocks = config.kv_cache_bytes // (self.layout.bytes_per_token * size)
+        if blocks < blocks_for(max_len, size):
+            raise api.ModelError(f"kv_cache_bytes: {config.kv_cache_bytes} hold {blocks * size} tokens, max_model_len is {max_len}")
         self._memory = CacheMemory(self.layout, blocks, dtype)
-        self._steps = Steps(Decoder(model, weights.tensors, select(config.device, config.threads)), self._memory)
-        self._rules = PrefillRules(config.max_batch_tokens, config.prefill_wait_s, config.prefill_utilisation, config.max_running)
+        self._store = KvStore(blocks, config.eviction, config.host_cache_bytes if config.prefix_cache else 0, self._memory)
+        self._names = PrefixNames(secrets.token_bytes(32), size) if config.prefix_cache else None
+        network = loaded.network
+        self._grammars = Grammars(folder / "tokenizer.json", model.vocab_size, model.eos_token_ids)
+        self._steps = Steps(network, self._memory, self._store, self._grammars)
         self._wake = threading.Condition()
-        self._waiting: list[Sequence] = []
-        self._running: list[Sequence] = []
-        self._prefilling: set[Sequence] = set()
-        self._committed = 0
+        self._queues = Queues(config, max_len, self._store, self._names)
+        self._settler = Settler(self._wake, self._queues, max_len)
         self._next_key = 0
         self._stopping = False
         self._prompt_tokens = 0
-        self._generated_tokens = 0
         self._steps_total = {"prefill": 0, "decode": 0}
+        self._busy_s = 0.0
         self._step_started_s: float | None = None
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
@@ -94,26 +89,18 @@ class TorchEngine:
         sampling: api.SamplingParams,
         sink: api.EventSink,
         sender: api.KvSender | None,
+        tenant: str = "",
     ) -> SequenceHandle:
-        with self._wake:
-            self._check_request(tokens, prompt_tokens, sampling)
-            check_length(len(tokens), self._capacity())
-            if blocks_for(len(tokens), self._config.block_size_tokens) > self._pool.total:
-                raise api.InvalidInput(f"tokens: {len(tokens)} need more KV blocks than the {self._pool.total} of this worker")
-            self._check_place()
-            sequence = self._sequence(request_id, tokens, prompt_tokens, sampling, sink, hands_over=True)
-            sequence.sender = sender
-            self._waiting.append(sequence)
-            self._wake.notify_all()
-        return SequenceHandle(self, sequence)
+        self._check_request(tokens, prompt_tokens, sampling)
+        sequence = self._sequence(request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=True)
+        sequence.sender = sender
+        return self._enter(sequence, self._queues.add_prefill)
 
     def reserve(self, request_id: str, tokens: int, max_total_tokens: int) -> HeldBlocks:
         with self._wake:
             self._check_open()
-            n = blocks_to_hold(tokens, max_total_tokens, self._capacity())
-            held = HeldBlocks(self, request_id, tokens, self._pool.allocate(n, State.LEASED), self._memory)
-            self._committed += 1
-            return held
+            holding = self._queues.reserve(tokens, max_total_tokens)
+        return HeldBlocks(self, request_id, tokens, max_total_tokens, holding, self._store, self._memory)
 
     def decode(
         self,
@@ -122,57 +109,64 @@ class TorchEngine:
         prompt_tokens: int,
         sampling: api.SamplingParams,
         sink: api.EventSink,
+        tenant: str = "",
     ) -> SequenceHandle:
         if not isinstance(reservation, HeldBlocks):
             raise api.InvalidInput("reservation: was not made by this engine")
-        with self._wake:
-            if reservation.state is not State.LEASED:
+        if reservation.ended:
+            raise api.InvalidInput("reservation: has ended")
+        if len(tokens) != reservation.tokens + 1 or not 1 <= prompt_tokens < len(tokens):
+            raise api.InvalidInput(f"tokens: {len(tokens)}, the reservation is for {reservation.tokens} and the first token")
+        self._check_tokens(tokens)
+        self._check_open()
+        if min(prompt_tokens + sampling.max_new_tokens, self.model.max_model_len) > max(reservation.most_tokens, len(tokens)):
+            raise api.InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} is more than was reserved for")
+        sequence = self._sequence(reservation.request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=False)
+
+        def join(s: Sequence) -> None:
+            if reservation.ended:
                 raise api.InvalidInput("reservation: has ended")
-            if len(tokens) != reservation.tokens + 1 or not 1 <= prompt_tokens < len(tokens):
-                raise api.InvalidInput(f"tokens: {len(tokens)}, the reservation is for {reservation.tokens} and the first token")
-            self._check_tokens(tokens)
-            self._check_open()
-            most_tokens = min(prompt_tokens + sampling.max_new_tokens, self.model.max_model_len)
-            if most_tokens > len(reservation.blocks) * self._config.block_size_tokens:
-                raise api.InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} is more than was reserved for")
-            sequence = self._sequence(reservation.request_id, tokens, prompt_tokens, sampling, sink, hands_over=False)
-            self._pool.convert(reservation.blocks, State.LEASED, State.USED)
-            sequence.blocks, sequence.state = reservation.blocks, State.USED
-            reservation.state = State.USED
-            sequence.computed = len(tokens) - 1
-            self._running.append(sequence)
-            self._wake.notify_all()
-        return SequenceHandle(self, sequence)
+            self._queues.join(s, reservation.holding)
+            reservation.ended = True
+
+        return self._enter(sequence, join)
 
     def generate(
-        self, request_id: str, tokens: Many[int], prompt_tokens: int, sampling: api.SamplingParams, sink: api.EventSink
+        self,
+        request_id: str,
+        tokens: Many[int],
+        prompt_tokens: int,
+        sampling: api.SamplingParams,
+        sink: api.EventSink,
+        tenant: str = "",
     ) -> SequenceHandle:
-        with self._wake:
-            self._check_request(tokens, prompt_tokens, sampling)
-            self._check_place()
-            total = prompt_tokens + sampling.max_new_tokens
-            n = blocks_to_hold(len(tokens), total, self._capacity())
-            sequence = self._sequence(request_id, tokens, prompt_tokens, sampling, sink, hands_over=False)
-            sequence.blocks, sequence.state = self._pool.allocate(n, State.USED), State.USED
-            self._committed += 1
-            self._waiting.append(sequence)
-            self._wake.notify_all()
-        return SequenceHandle(self, sequence)
+        self._check_request(tokens, prompt_tokens, sampling)
+        sequence = self._sequence(request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=False)
+        return self._enter(sequence, self._queues.add_local)
+
+    def prepare(self, sampling: api.SamplingParams) -> None:
+        if sampling.structured is not None:
+            self._grammars.compile(sampling.structured)
 
     def load(self) -> api.Load:
         with self._wake:
-            waiting = [s for s in self._waiting if s not in self._prefilling]
+            queues, pool = self._queues, self._store.pool
+            waiting = [s for s in queues.waiting if s not in queues.prefilling]
             return api.Load(
                 waiting_requests=len(waiting),
                 waiting_tokens=sum(len(s.tokens) - s.computed for s in waiting),
-                running_requests=len(self._running) + len(self._prefilling),
-                blocks_total=self._pool.total,
-                blocks_free=self._pool.count(State.FREE),
-                blocks_used=self._pool.count(State.USED),
-                blocks_leased=self._pool.count(State.LEASED),
+                running_requests=len(queues.running) + len(queues.prefilling),
+                blocks_total=pool.total,
+                blocks_free=pool.count(State.FREE),
+                blocks_used=pool.count(State.USED),
+                blocks_leased=pool.count(State.LEASED),
                 prompt_tokens_total=self._prompt_tokens,
-                generated_tokens_total=self._generated_tokens,
+                generated_tokens_total=self._settler.generated_tokens,
                 steps_total=dict(self._steps_total),
+                cached_tokens_total=queues.cached_tokens,
+                preemptions_total=queues.preemptions,
+                host_cache_bytes=self._store.host.held_bytes,
+                step_seconds_total={"forward": self._steps.forward_s, "rest": max(0.0, self._busy_s - self._steps.forward_s)},
             )
 
     def alive(self) -> bool:
@@ -196,27 +190,19 @@ class TorchEngine:
             sequence.release_asked = True
             if not sequence.ended:
                 sequence.cancelled = True
-            self._free_if_releasable(sequence)
+            self._queues.free_if_releasable(sequence)
             self._wake.notify_all()
 
     def release_reserved(self, reserved: HeldBlocks) -> None:
         with self._wake:
-            if reserved.state is State.LEASED:
-                reserved.state = State.FREE
-                self._pool.free(reserved.blocks, State.LEASED)
-                self._committed -= 1
+            if not reserved.ended:
+                reserved.ended = True
+                self._queues.unreserve(reserved.holding)
                 self._wake.notify_all()
-
-    # ---- under the lock ----
 
     def _check_open(self) -> None:
         if self._stopping:
             raise api.NoCapacity("the worker is stopping")
-
-    def _check_place(self) -> None:
-        self._check_open()
-        if len(self._waiting) >= self._config.max_waiting:
-            raise api.NoCapacity(f"{len(self._waiting)} requests wait, max_waiting is {self._config.max_waiting}")
 
     def _check_tokens(self, tokens: Many[int]) -> None:
         if not tokens or min(tokens) < 0 or max(tokens) >= self.model.vocab_size:
@@ -229,11 +215,6 @@ class TorchEngine:
         if len(tokens) - prompt_tokens >= sampling.max_new_tokens:
             raise api.InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} were emitted already")
 
-    def _capacity(self) -> Capacity:
-        c = self._config
-        free = self._pool.count(State.FREE)
-        return Capacity(c.block_size_tokens, self._pool.total, free, self._committed, c.max_running, self.model.max_model_len)
-
     def _sequence(
         self,
         request_id: str,
@@ -241,42 +222,23 @@ class TorchEngine:
         prompt_tokens: int,
         sampling: api.SamplingParams,
         sink: api.EventSink,
+        tenant: str,
         *,
         hands_over: bool,
     ) -> Sequence:
-        self._next_key += 1
-        return Sequence(self._next_key, request_id, list(tokens), prompt_tokens, sampling, sink, hands_over, time.monotonic())
+        s = Sequence(0, request_id, list(tokens), prompt_tokens, sampling, sink, hands_over, time.monotonic(), tenant)
+        if self._names is not None:  # hashed here, not under the lock
+            self._names.extend(s.names, s.tokens, tenant)
+        return s
 
-    def _free_if_releasable(self, sequence: Sequence) -> None:
-        if sequence.releasable and sequence.blocks:
-            self._pool.free(sequence.blocks, sequence.state)
-            sequence.blocks = []
-
-    def _over(self) -> list[tuple[Sequence, api.EndEvent | api.ErrorEvent]]:
-        """What was cancelled, or arrived from another worker with its last token."""
-        over: list[tuple[Sequence, api.EndEvent | api.ErrorEvent]] = []
-        over += [(s, _CANCELLED) for s in (*self._waiting, *self._running) if s.cancelled]
-        for s in self._running:
-            if not s.cancelled and (reason := s.finish_reason(self.model.max_model_len)) is not None:
-                over.append((s, api.EndEvent(reason)))
-        return over
-
-    def _take_prefill(self, now_s: float) -> tuple[list[tuple[Sequence, int]], float | None]:
-        """The next prefill batch with its blocks, and when to ask again if there is none now."""
-        waiting = [Waiting(s.key, len(s.tokens) - s.computed, s.queued_at_s, s.computed > 0) for s in self._waiting]
-        plan = plan_prefill(waiting, now_s, self._rules)
-        by_key = {s.key: s for s in self._waiting}
-        work: list[tuple[Sequence, int]] = []
-        for key, n in plan.batch:
-            sequence = by_key[key]
-            if not sequence.blocks:
-                needed = blocks_for(len(sequence.tokens), self._config.block_size_tokens)
-                if needed > self._pool.count(State.FREE):
-                    break  # who came later may not overtake, or the long would starve; a release wakes the loop
-                sequence.blocks, sequence.state = self._pool.allocate(needed, State.USED), State.USED
-            work.append((sequence, n))
-        self._prefilling = {s for s, _ in work}
-        return work, plan.wake_at_s
+    def _enter(self, s: Sequence, admit: Callable[[Sequence], None]) -> SequenceHandle:
+        with self._wake:
+            self._check_open()
+            self._next_key += 1
+            s.key = self._next_key
+            admit(s)
+            self._wake.notify_all()
+        return SequenceHandle(self, s)
 
     # ---- the loop: the engine's thread ----
 
@@ -288,113 +250,77 @@ class TorchEngine:
             log.exception("the engine's loop failed")
         with self._wake:
             self._stopping = True
-            left = [*self._waiting, *self._running]
+            left = [*self._queues.waiting, *self._queues.running]
         for s in left:
-            self._end(s, _DRAINING)
+            self._settler.end(s, _DRAINING)
+
+    def _over(self) -> list[tuple[Sequence, api.EndEvent | api.ErrorEvent]]:
+        """What was cancelled, or arrived from another worker with its last token."""
+        over: list[tuple[Sequence, api.EndEvent | api.ErrorEvent]] = []
+        over += [(s, _CANCELLED) for s in (*self._queues.waiting, *self._queues.running) if s.cancelled]
+        for s in self._queues.running:
+            if not s.cancelled and (reason := s.finish_reason(self.model.max_model_len)) is not None:
+                over.append((s, api.EndEvent(reason)))
+        return over
 
     def _turn(self) -> bool:
         """Compute what there is to compute, or wait for it. False: stop."""
         with self._wake:
             if self._stopping:
                 return False
+            started_s = time.monotonic()
             over = self._over()
             if not over:
-                now_s = time.monotonic()
-                work, wake_at_s = self._take_prefill(now_s)
-                running = list(self._running)
+                running = self._queues.take_decode()
+                work, wake_at_s = self._queues.take_prefill(started_s)
                 if not work and not running:
-                    self._wake.wait(_IDLE_WAIT_S if wake_at_s is None else max(0.0, wake_at_s - now_s))
+                    self._wake.wait(_IDLE_WAIT_S if wake_at_s is None else max(0.0, wake_at_s - started_s))
                     return True
         if over:
             for s, event in over:
-                self._end(s, event)
+                self._settler.end(s, event)
             return True
-        self._step_started_s = time.monotonic()
+        self._step_started_s = started_s
         if work:
-            self._step("prefill", [s for s, _ in work], partial(self._steps.prefill, work))
+            self._step("prefill", work, self._steps.prefill, lambda item: item[0])
             self._prompt_tokens += sum(n for _, n in work)
         if running:
-            self._step("decode", running, partial(self._steps.decode, running))
+            self._step("decode", running, self._steps.decode, lambda s: s)
         self._step_started_s = None
+        self._busy_s += time.monotonic() - started_s
         return True
 
-    def _step(self, kind: str, sequences: list[Sequence], compute: Callable[[], list[tuple[Sequence, Outcome]]]) -> None:
-        """Run one step; an exception fails that step's requests and nothing else."""
+    def _step(
+        self,
+        kind: str,
+        items: list[ItemT],
+        compute: Callable[[list[ItemT]], list[tuple[Sequence, Outcome]]],
+        sequence: Callable[[ItemT], Sequence],
+    ) -> None:
+        """Run one step. Out of memory costs its newest request, and the others are computed again; another exception fails them all."""
         self._steps_total[kind] += 1
-        try:
-            outcomes = compute()
-        except Exception:
-            log.exception("a %s step of %d sequences failed", kind, len(sequences))
-            for s in sequences:
-                self._end(s, _INTERNAL)
-        else:
+        while items:
+            try:
+                outcomes = compute(items)
+            except Exception as error:
+                log.exception("a %s step of %d sequences failed", kind, len(items))
+                newest = max(items, key=lambda item: sequence(item).key)
+                lost = [newest] if _out_of_memory(error) else items
+                for item in lost:
+                    self._settler.end(sequence(item), OUT_OF_MEMORY if _out_of_memory(error) else INTERNAL)
+                items = [item for item in items if item not in lost]
+                continue
+            with self._wake:
+                for item in items:
+                    self._queues.note_computed(sequence(item))
             for s, outcome in outcomes:
                 if not s.cancelled:
-                    self._settle_guarded(s, outcome)
+                    self._settler.settle(s, outcome)
+            break
         with self._wake:
-            self._prefilling.clear()
+            self._queues.prefilling.clear()
 
-    def _settle_guarded(self, s: Sequence, outcome: Outcome) -> None:
-        try:
-            self._settle(s, outcome)
-        except Exception:
-            log.exception("request %s failed after its step", s.request_id)
-            self._end(s, _INTERNAL)
 
-    def _settle(self, s: Sequence, outcome: Outcome) -> None:
-        """Pass a sampled token on and decide what becomes of its request."""
-        if isinstance(outcome, Exception):
-            log.error("request %s failed", s.request_id, exc_info=outcome)
-            self._end(s, _POISONED if isinstance(outcome, ArithmeticError) else _INTERNAL)
-            return
-        s.tokens.append(outcome.token)
-        self._generated_tokens += 1
-        event = api.TokenEvent(s.emitted - 1, outcome.token, outcome.logprob, outcome.top_logprobs)
-        self._tell(s, event)
-        reason = s.finish_reason(self.model.max_model_len)
-        if reason is not None:
-            if s.sender is not None:
-                s.sender.abort(_FINISHED)
-            self._end(s, api.EndEvent(reason))
-        elif s.hands_over:
-            if s.sender is not None:
-                s.sender.commit(event)
-            self._end(s, api.EndEvent("prefilled"))
-        elif s in self._prefilling:
-            with self._wake:
-                self._waiting.remove(s)
-                self._prefilling.discard(s)
-                self._running.append(s)
-
-    def _end(self, s: Sequence, event: api.EndEvent | api.ErrorEvent) -> None:
-        """The one way out of the engine for a sequence. Blocks that a sender reads stay leased until it releases them."""
-        with self._wake:
-            if s.ended:
-                return
-            s.ended = True
-            self._prefilling.discard(s)
-            if s in self._waiting:
-                self._waiting.remove(s)
-            if s in self._running:
-                self._running.remove(s)
-            if not s.hands_over:
-                self._committed -= 1
-            elif s.blocks:
-                self._pool.convert(s.blocks, s.state, State.LEASED)
-                s.state = State.LEASED
-            self._free_if_releasable(s)
-        self._tell(s, event)
-
-    @staticmethod
-    def _tell(s: Sequence, event: api.Event) -> None:
-        """A sink or sender that raises fails its own request; it must not cost the others theirs."""
-        try:
-            if s.sender is not None and isinstance(event, api.ErrorEvent):
-                s.sender.abort(event)
-        except Exception:
-            log.exception("the sender of request %s failed", s.request_id)
-        try:
-            s.sink(event)
-        except Exception:
-            log.exception("the sink of request %s failed", s.request_id)
-            s.cancelled = True
+def _out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from disagg_worker.engine.block_pool import State, blocks_for
+from disagg_worker.engine.block_pool import Holding, blocks_for
 from disagg_worker.engine.cache_memory import CacheMemory
+from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.sequence import Sequence
 
 
@@ -32,14 +33,18 @@ class SequenceHandle:
 
 
 class HeldBlocks:
-    """Implements api.Reservation. `blocks` holds the announced tokens first, then the growth."""
+    """Implements api.Reservation. `holding` has the blocks of the announced tokens first, then some for growth."""
 
-    def __init__(self, owner: SequenceOwner, request_id: str, tokens: int, blocks: list[int], memory: CacheMemory) -> None:
+    def __init__(
+        self, owner: SequenceOwner, request_id: str, tokens: int, most_tokens: int, holding: Holding, store: KvStore, memory: CacheMemory
+    ) -> None:
         self._owner = owner
         self.request_id = request_id
         self.tokens = tokens
-        self.blocks = blocks
-        self.state = State.LEASED
+        self.most_tokens = most_tokens
+        self.holding = holding
+        self.ended = False
+        self._store = store
         self._memory = memory
 
     @property
@@ -47,11 +52,12 @@ class HeldBlocks:
         return blocks_for(self.tokens, self._memory.layout.block_size_tokens)
 
     def layer_view(self, layer: int, block: int) -> memoryview:
-        if self.state is not State.LEASED:
+        """Raises ValueError when the reservation has ended, StaleReference when its block is not its own any more."""
+        if self.ended:
             raise ValueError("the reservation has ended")
         if not (0 <= layer < self._memory.layout.layers and 0 <= block < self.n_blocks):
             raise IndexError(f"layer {layer}, block {block}: outside of the reservation")
-        return self._memory.view(layer, self.blocks[block])
+        return self._memory.view(layer, self._store.pool.ref(self.holding, block).block)
 
     def release(self) -> None:
         self._owner.release_reserved(self)

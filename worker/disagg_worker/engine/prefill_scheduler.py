@@ -1,9 +1,9 @@
 """PURE: which waiting prompts make the next prefill batch, and when it starts.
 
 A batch is taken from one length bucket (powers of two), so that short prompts do not wait for long ones computed beside them. It starts
-once its bucket holds `utilisation` of the token budget, or when the oldest prompt of all has waited `wait_s`; that one is then in it, so
-nothing starves. A prompt longer than half the budget is computed in chunks of at most half the budget, and shorter prompts share the
-rest of each batch, so one long prompt never blocks them.
+once its bucket keeps the processor busy (`utilisation` of the tokens that saturate it), or when the oldest prompt of all has waited
+`wait_s`. It is led by the first prompt in fair order, which is always in it, so nothing starves. A prompt longer than half the budget is
+computed in chunks of at most half the budget, and shorter prompts share the rest of each batch, so one long prompt never blocks them.
 """
 
 from __future__ import annotations
@@ -14,26 +14,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A prompt that still has `tokens_left` to compute. `started`: a chunk of it was computed already."""
+    """A prompt that still has `tokens_left` to compute. `started`: it holds blocks; a chunk of it was computed already."""
 
     key: int
     tokens_left: int
     queued_at_s: float
     started: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillRules:
-    """How batches are made: tokens a batch may hold, when it starts, and how many prompts it may hold."""
+    """How batches are made: tokens a batch may hold, when it starts, how many prompts it may hold, and from how many tokens on
+    a batch computes no more tokens a second than a smaller one (None: the budget)."""
 
     budget_tokens: int
     wait_s: float
     utilisation: float
     max_sequences: int
+    saturating_tokens: int | None = None
 
     @property
     def chunk_tokens(self) -> int:
         return max(1, self.budget_tokens // 2)
+
+    @property
+    def full_tokens(self) -> int:
+        """So many keep the processor busy."""
+        return min(self.budget_tokens, self.saturating_tokens or self.budget_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +52,53 @@ class PrefillPlan:
     wake_at_s: float | None = None
 
 
+class FairShares:
+    """Start-time fair queueing between tenants (Goyal, Vin, Cheng 1996) in tokens: of two tenants that both wait, neither gets more than
+    one batch ahead of the other. A tenant that had nothing to do gets no credit for it."""
+
+    def __init__(self) -> None:
+        self._served: dict[str, float] = {}
+        self._now = 0.0
+
+    def order(self, waiting: Sequence[Waiting]) -> list[Waiting]:
+        """`waiting`, in order of arrival, in the order in which it is to be computed. A tenant's own prompts keep their order."""
+        active = {w.tenant for w in waiting}
+        if len(active) <= 1:
+            return list(waiting)
+        tags = {t: self._tag(t) for t in active}
+        tagged = []
+        for w in waiting:
+            tagged.append((tags[w.tenant], w))
+            tags[w.tenant] += w.tokens_left
+        return [w for _, w in sorted(tagged, key=lambda entry: entry[0])]
+
+    def charge(self, batch: Sequence[tuple[str, int]], least_tokens: int) -> None:
+        """(tenant, tokens) that are computed now. A batch of less than `least_tokens` takes as long as one of so many, and costs as
+        much. The virtual time becomes the start tag of what is in service."""
+        if not batch:
+            return
+        self._now = max(self._now, min(self._tag(tenant) for tenant, _ in batch))
+        price = max(1.0, least_tokens / sum(tokens for _, tokens in batch))
+        for tenant, tokens in batch:
+            self._served[tenant] = self._tag(tenant) + price * tokens
+        self._served = {t: n for t, n in self._served.items() if n > self._now}
+
+    def _tag(self, tenant: str) -> float:
+        return max(self._now, self._served.get(tenant, 0.0))
+
+
 def bucket(tokens: int) -> int:
     """The length bucket: 0 for up to 64 tokens, then one for each doubling."""
     return max(0, (tokens - 1) // 64).bit_length()
 
 
 def plan_prefill(waiting: Sequence[Waiting], now_s: float, rules: PrefillRules) -> PrefillPlan:
-    """The next batch out of `waiting`, which is in order of arrival."""
+    """The next batch out of `waiting`, which is in fair order (of arrival, where there is one tenant)."""
     if not waiting:
         return PrefillPlan(())
-    oldest = waiting[0]
-    due_s = oldest.queued_at_s + rules.wait_s
-    if oldest.started or now_s >= due_s:
-        return PrefillPlan(_fill(_candidates(waiting, oldest, rules), rules))
+    due_s = min(w.queued_at_s for w in waiting) + rules.wait_s
+    if now_s >= due_s or any(w.started for w in waiting):
+        return PrefillPlan(_fill(_candidates(waiting, waiting[0], rules), rules))
     seen: set[int] = set()
     for leader in waiting:
         level = bucket(leader.tokens_left)
@@ -65,7 +107,7 @@ def plan_prefill(waiting: Sequence[Waiting], now_s: float, rules: PrefillRules) 
         seen.add(level)
         candidates = _candidates(waiting, leader, rules)
         offered_tokens = sum(w.tokens_left for w in candidates)
-        if offered_tokens >= rules.utilisation * rules.budget_tokens or len(candidates) >= rules.max_sequences:
+        if offered_tokens >= rules.utilisation * rules.full_tokens or len(candidates) >= rules.max_sequences:
             return PrefillPlan(_fill(candidates, rules))
     return PrefillPlan((), due_s)
 
@@ -73,7 +115,8 @@ def plan_prefill(waiting: Sequence[Waiting], now_s: float, rules: PrefillRules) 
 def _candidates(waiting: Sequence[Waiting], leader: Waiting, rules: PrefillRules) -> list[Waiting]:
     """Who may be computed together with `leader`, in the order in which they get room; the leader is the first."""
     if leader.tokens_left <= rules.chunk_tokens:
-        return [w for w in waiting if bucket(w.tokens_left) == bucket(leader.tokens_left)]
+        alike = [w for w in waiting if w is not leader and bucket(w.tokens_left) == bucket(leader.tokens_left)]
+        return [leader, *alike]
     short = [w for w in waiting if w is not leader and w.tokens_left <= rules.chunk_tokens]
     long = [w for w in waiting if w is not leader and w.tokens_left > rules.chunk_tokens]
     return [leader, *short, *long]

@@ -6,6 +6,7 @@ and counted by the position, so a request draws the same numbers alone, in any b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from disagg_worker.engine.api import SamplingParams
+from disagg_worker.engine.structured import GrammarState
 
 # Greedy below this: dividing by less overflows float32.
 _GREEDY = 1e-5
@@ -32,7 +34,9 @@ def uniform(seed: int, position: int) -> float:
     return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
 
 
-def _penalised(logits: torch.Tensor, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int) -> torch.Tensor:
+def _penalised(
+    logits: torch.Tensor, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int, allowed: torch.Tensor | None
+) -> torch.Tensor:
     """Repetition penalty (CTRL, Keskar et al. 2019) over all tokens; presence and frequency (OpenAI API reference) over the output."""
     emitted = len(tokens) - prompt_tokens
     logits = logits.clone()
@@ -46,6 +50,8 @@ def _penalised(logits: torch.Tensor, params: SamplingParams, tokens: Sequence[in
     for token, bias in params.logit_bias:
         if token < len(logits):
             logits[token] += bias
+    if allowed is not None:
+        return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
     if emitted < params.min_tokens and params.stop_token_ids:
         logits[[t for t in params.stop_token_ids if t < len(logits)]] = -torch.inf
     return logits
@@ -79,11 +85,13 @@ def _draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
     return at if index is None else int(index[at])
 
 
-def sample(logits: torch.Tensor, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int) -> Sampled:
-    """The next token after `tokens`; logits [vocab] float32. Raises ArithmeticError when they are not finite."""
+def sample(
+    logits: torch.Tensor, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int, allowed: torch.Tensor | None = None
+) -> Sampled:
+    """The next token after `tokens`; logits [vocab] float32, allowed bool [vocab]. Raises ArithmeticError when logits are not finite."""
     if not bool(torch.isfinite(logits).all()):
         raise ArithmeticError("the model's logits are not finite")
-    adjusted = _penalised(logits, params, tokens, prompt_tokens)
+    adjusted = _penalised(logits, params, tokens, prompt_tokens, allowed)
     token = int(torch.argmax(adjusted)) if params.temperature < _GREEDY else _draw(adjusted, params, len(tokens))
     if params.logprobs is None:
         return Sampled(token, None, ())
@@ -100,6 +108,10 @@ class Row:
     params: SamplingParams
     tokens: Sequence[int]
     prompt_tokens: int
+    grammar: GrammarState | None = None
+
+    def allowed(self) -> torch.Tensor | None:
+        return None if self.grammar is None else self.grammar.allowed(self.tokens[self.prompt_tokens :])
 
     @property
     def plain_greedy(self) -> bool:
@@ -107,6 +119,7 @@ class Row:
         p = self.params
         return (
             p.temperature < _GREEDY
+            and self.grammar is None
             and p.logprobs is None
             and not p.logit_bias
             and p.repetition_penalty == 1.0
@@ -117,15 +130,21 @@ class Row:
 
 def sample_rows(logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | Exception]:
     """`sample` for each row of logits [rows, vocab]; one row's failure (also of its parameters) is that row's alone."""
-    finite = torch.isfinite(logits).all(dim=-1).tolist()
-    greedy = torch.argmax(logits, dim=-1).tolist()
+    # A NaN is the largest of all, so the largest value tells. numpy's argmax is many times faster than torch's on a CPU.
+    if logits.device.type == "cpu":
+        values = logits.numpy()
+        greedy = values.argmax(-1).tolist()
+        finite = [math.isfinite(values[i, token]) for i, token in enumerate(greedy)]
+    else:
+        largest, best = logits.max(-1)
+        greedy, finite = best.tolist(), torch.isfinite(largest).tolist()
     out: list[Sampled | Exception] = []
     for i, row in enumerate(rows):
         if finite[i] and row.plain_greedy:
             out.append(Sampled(greedy[i], None, ()))
             continue
         try:
-            out.append(sample(logits[i], row.params, row.tokens, row.prompt_tokens))
+            out.append(sample(logits[i], row.params, row.tokens, row.prompt_tokens, row.allowed()))
         except Exception as error:
             out.append(error)
     return out

@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from disagg_worker.engine.api import EventSink, KvSender, SamplingParams
-from disagg_worker.engine.block_pool import State
+from disagg_worker.engine.block_pool import Holding
+from disagg_worker.engine.structured import GrammarState
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`computed`: how many of `tokens` have their KV in the cache. `hands_over`: prefill only, the KV goes to `sender` or is dropped."""
+    """`key` rises with every request: the larger, the newer. `hands_over`: prefill only, the KV goes to `sender` or is dropped.
+
+    computed: how many of `tokens` have their KV in the cache. names: of its full blocks (prefix_hash), as far as known.
+    registered, reported: how many of its blocks can be found by others, and were reported to the sender whole; reported_layers: how many
+    layers of the next ones were. cached_tokens: how much of the prompt was found in the cache at the first start here, None before;
+    told_cached: the sink knows.
+    """
 
     key: int
     request_id: str
@@ -20,13 +27,24 @@ class Sequence:
     sink: EventSink
     hands_over: bool
     queued_at_s: float
+    tenant: str = ""
     sender: KvSender | None = None
-    blocks: list[int] = field(default_factory=list)
-    state: State = State.FREE
+    names: list[bytes] = field(default_factory=list)
+    holding: Holding | None = None
     computed: int = 0
+    registered: int = 0
+    reported: int = 0
+    reported_layers: int = 0
+    cached_tokens: int | None = None
+    told_cached: bool = False
+    grammar: GrammarState | None = None
     cancelled: bool = False
     ended: bool = False
     release_asked: bool = False
+
+    @property
+    def blocks(self) -> list[int]:
+        return self.holding.blocks if self.holding is not None else []
 
     @property
     def emitted(self) -> int:
@@ -36,6 +54,10 @@ class Sequence:
     def releasable(self) -> bool:
         """Nobody needs the blocks any more."""
         return self.ended and (self.release_asked or self.sender is None)
+
+    def most_tokens(self, max_model_len: int) -> int:
+        """How long it can get."""
+        return min(self.prompt_tokens + self.sampling.max_new_tokens, max_model_len)
 
     def finish_reason(self, max_model_len: int) -> str | None:
         """Why the request is over after its last token, None when it is not (also before its first token)."""

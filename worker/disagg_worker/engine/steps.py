@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Sequence as Many
 
 import torch
 
-from disagg_worker.engine.batching import decode_batch, prefill_batch
+from disagg_worker.backend.api import Batch
+from disagg_worker.engine.batching import DecodeBatches, prefill_batch
 from disagg_worker.engine.block_pool import blocks_for
 from disagg_worker.engine.cache_memory import CacheMemory
+from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows
 from disagg_worker.engine.sequence import Sequence
+from disagg_worker.engine.structured import Grammars
 from disagg_worker.model.decoder import Decoder
 
-log = logging.getLogger(__name__)
 Outcome = Sampled | Exception
 
 
 class Steps:
-    """Computes batches over the KV cache. An exception out of a method concerns the whole batch, one in an Outcome one sequence."""
+    """Computes batches over the KV cache. An exception out of a method concerns the whole batch, one in an Outcome one sequence.
 
-    def __init__(self, network: Decoder, memory: CacheMemory) -> None:
+    `forward_s`: seconds spent in the network so far. After an exception the same sequences may be computed again.
+    """
+
+    def __init__(self, network: Decoder, memory: CacheMemory, store: KvStore, grammars: Grammars) -> None:
         self.network = network
+        self.forward_s = 0.0
         self._memory = memory
+        self._store = store
+        self._grammars = grammars
         self._size = memory.layout.block_size_tokens
-        self._decode = network.backend.decode_program(network, memory.tensor) or network.forward
+        self._device = network.backend.device
+        self._batches = DecodeBatches(self._size, self._device)
+        self._program = network.backend.decode_program(network, memory.tensor)
 
     def prefill(self, work: Many[tuple[Sequence, int]]) -> list[tuple[Sequence, Outcome]]:
         """Compute n more tokens of each sequence. Returns the next token of those that are computed whole, and failures."""
         with torch.inference_mode():
             self._memory.clear([b for s, n in work for b in self._partly_filled(s, n)])
-            ready = [r for s, n in work if (r := self._completed_blocks(s, n)) is not None]
+            ready = [(s, range(s.reported, end)) for s, n in work if (end := self._final_blocks(s, n)) > s.reported]
             failed: dict[Sequence, Exception] = {}
 
             def on_layer(layer: int) -> None:
-                for s, first, views in ready:
-                    self._report(s, layer, first, views, failed)
+                for s, indices in ready:
+                    self._report(s, layer, indices, failed)
 
-            logits = self.network.forward(prefill_batch(work, self._size), self._memory.tensor, on_layer)
+            batch = prefill_batch(work, self._size, self._device)
+            started_s = time.perf_counter()
+            logits = self.network.forward(batch, self._memory.tensor, on_layer)
+            self.forward_s += time.perf_counter() - started_s
+            for s, indices in ready:
+                s.reported, s.reported_layers = indices.stop, 0
             whole = []
             for s, n in work:
                 s.computed += n
@@ -51,14 +66,24 @@ class Steps:
         """One more token for each sequence."""
         with torch.inference_mode():
             self._memory.clear([s.blocks[s.computed // self._size] for s in running if s.computed % self._size == 0])
-            logits = self._decode(decode_batch(running, self._size), self._memory.tensor)
+            batch = self._batches.build(running)
+            started_s = time.perf_counter()
+            logits = self._decode_logits(batch)
+            self.forward_s += time.perf_counter() - started_s
             for s in running:
                 s.computed += 1
             return list(zip(running, self._sample(logits, running), strict=True))
 
-    @staticmethod
-    def _sample(logits: torch.Tensor, sequences: Many[Sequence]) -> list[Outcome]:
-        return sample_rows(logits, [Row(s.sampling, s.tokens, s.prompt_tokens) for s in sequences])
+    def _decode_logits(self, batch: Batch) -> torch.Tensor:
+        if self._program is not None:
+            return self._program(batch, self._memory.tensor)
+        return self.network.forward(batch, self._memory.tensor)
+
+    def _sample(self, logits: torch.Tensor, sequences: Many[Sequence]) -> list[Outcome]:
+        for s in sequences:
+            if s.sampling.structured is not None and s.grammar is None:
+                s.grammar = self._grammars.start(s.sampling.structured)
+        return sample_rows(logits, [Row(s.sampling, s.tokens, s.prompt_tokens, s.grammar) for s in sequences])
 
     def _partly_filled(self, s: Sequence, n: int) -> list[int]:
         """The block that the next n tokens enter and leave part empty. It is cleared before, so that what another request left there is
@@ -67,17 +92,19 @@ class Steps:
         last = stop // self._size
         return [s.blocks[last]] if stop % self._size and s.computed <= last * self._size else []
 
-    def _completed_blocks(self, s: Sequence, n: int) -> tuple[Sequence, int, range] | None:
-        """Which of the sequence's blocks are final once the next n tokens are computed, for the sender."""
+    def _final_blocks(self, s: Sequence, n: int) -> int:
+        """How many of the sequence's blocks are final for its sender once the next n tokens are computed, those from the cache included."""
+        if s.sender is None:
+            return 0
         stop = s.computed + n
-        end = blocks_for(stop, self._size) if stop == len(s.tokens) else stop // self._size
-        first = s.computed // self._size
-        return (s, first, range(first, end)) if s.sender is not None and end > first else None
+        return blocks_for(stop, self._size) if stop == len(s.tokens) else stop // self._size
 
-    def _report(self, s: Sequence, layer: int, first: int, indices: range, failed: dict[Sequence, Exception]) -> None:
-        if s.sender is None or s in failed:
+    def _report(self, s: Sequence, layer: int, indices: range, failed: dict[Sequence, Exception]) -> None:
+        if s.sender is None or s.holding is None or s in failed or layer < s.reported_layers:
             return
         try:
-            s.sender.layer_ready(layer, first, [self._memory.view(layer, s.blocks[i]) for i in indices])
+            blocks = [self._store.pool.ref(s.holding, i).block for i in indices]
+            s.sender.layer_ready(layer, indices.start, [self._memory.view(layer, b) for b in blocks])
         except Exception as error:  # a sender's fault is its own request's, not the batch's
             failed[s] = error
+        s.reported_layers = layer + 1

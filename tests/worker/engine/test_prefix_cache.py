@@ -1,0 +1,224 @@
+"""What was computed once is found again: by the same tenant, bit for bit, in every role; and by nobody else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.worker.collector import Collector
+from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Keeper, Make, prompt
+from tests.worker.in_process_kv import generate_remote
+
+from disagg_worker.engine.api import EndEvent, InvalidInput
+from disagg_worker.engine.block_pool import StaleReference
+from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.handles import HeldBlocks
+from disagg_worker.engine.host_tier import HostTier
+from disagg_worker.engine.prefix_hash import PrefixNames
+
+
+def _generate(engine: TorchEngine, tokens: list[int], tenant: str = "") -> tuple[list[int], int | None]:
+    """The tokens, and how many of the prompt's were cached."""
+    sink = Collector()
+    engine.generate("r", tokens, len(tokens), RANDOM, sink, tenant)
+    found = sink.finished()
+    assert all(e.cached_tokens is None for e in sink.events[1:])
+    return found, sink.events[0].cached_tokens
+
+
+@pytest.mark.parametrize(("n", "cached"), [(3, 0), (4, 0), (5, 4), (30, 28), (32, 28), (33, 32)])
+def test_full_blocks_are_reused_and_at_least_one_token_is_computed(make: Make, n: int, cached: int) -> None:
+    engine = make()
+    first, second = _generate(engine, prompt(n)), _generate(engine, prompt(n))
+    assert (first[1], second[1]) == (0, cached)
+    assert first[0] == second[0]
+    load = engine.load()
+    assert (load.prompt_tokens_total, load.cached_tokens_total) == (2 * n - cached, cached)
+
+
+def test_a_prompt_that_goes_on_after_a_shared_start_reuses_the_start_only(make: Make) -> None:
+    engine = make()
+    _generate(engine, prompt(20))
+    other = [*prompt(10), 96, *prompt(20)[11:]]
+    fresh, _ = _generate(make(prefix_cache=False), other)
+    assert _generate(engine, other) == (fresh, 8)
+
+
+def test_the_next_turn_of_a_conversation_finds_prompt_and_answer(make: Make) -> None:
+    engine = make()
+    answer, _ = _generate(engine, prompt(10))
+    following = [*prompt(10), *answer, 5, 6]
+    _, cached = _generate(engine, following)
+    # The answer's last token was never an input.
+    assert cached == (10 + len(answer) - 1) // 4 * 4
+
+
+def test_two_tenants_never_share_and_without_a_cache_nobody_does(make: Make) -> None:
+    engine = make()
+    expected, _ = _generate(engine, prompt(40), "one")
+    assert _generate(engine, prompt(40), "two") == (expected, 0)
+    assert _generate(engine, prompt(40), "") == (expected, 0)
+    assert _generate(engine, prompt(40), "one") == (expected, 36)
+    plain = make(prefix_cache=False)
+    assert [_generate(plain, prompt(40)) for _ in range(2)] == [(expected, 0)] * 2
+
+
+def test_prefill_hands_cached_blocks_over_like_computed_ones(make: Make) -> None:
+    engine, keepers = make("prefill", max_batch_tokens=24), [Keeper(), Keeper()]
+    cached: list[int | None] = []
+    for keeper in keepers:
+        sink = Collector()
+        handle = engine.prefill("r", prompt(30), 30, GREEDY, sink, keeper)
+        assert sink.wait() == EndEvent("prefilled")
+        handle.release()
+        cached.append(sink.events[0].cached_tokens)
+    assert cached == [0, 28]
+    fresh, reused = keepers
+    assert sorted(reused.reported) == [(layer, block) for layer in range(2) for block in range(8)]
+    assert {k: v for k, v in reused.parts.items() if k[1] < 7} == {k: v for k, v in fresh.parts.items() if k[1] < 7}
+    assert reused.first is not None
+    assert fresh.first is not None
+    assert reused.first.token == fresh.first.token
+
+
+def test_blocks_that_came_by_transfer_are_found_by_a_local_request(make: Make) -> None:
+    prefill, decode = make("prefill"), make("decode")
+    sink = Collector()
+    generate_remote(prefill, decode, "r", prompt(30), 30, RANDOM, sink)
+    expected = sink.finished()
+    assert _generate(decode, prompt(30)) == (expected, 28)
+
+
+def test_handed_over_blocks_serve_a_second_prefill_while_they_are_leased(make: Make) -> None:
+    engine, sinks = make("prefill"), [Collector(), Collector()]
+    handles = []
+    for sink in sinks:
+        handles.append(engine.prefill("r", prompt(30), 30, GREEDY, sink, Keeper()))
+        sink.wait()
+    assert engine.load().blocks_leased == 8 + 1
+    handles[0].release()
+    assert engine.load().blocks_leased == 8
+    handles[1].release()
+    assert engine.load().blocks_leased == 0
+
+
+# ---- the host tier ----
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_evicted_blocks_come_back_from_host_memory_bit_for_bit(make: Make, dtype: str) -> None:
+    engine = make(kv_cache_bytes=MAX_LEN_BLOCKS * BLOCK_BYTES, host_cache_bytes=400 * BLOCK_BYTES, dtype=dtype, block_size_tokens=8)
+    total = engine.load().blocks_total * 8
+    expected, _ = _generate(engine, prompt(200))
+    names: list[bytes] = []
+    assert engine._names is not None
+    engine._names.extend(names, prompt(200), "")
+
+    def content(i: int) -> bytes:
+        ref = engine._store.pool.find(names[i])
+        assert ref is not None
+        return engine._memory.read(ref.block)
+
+    before = [content(i) for i in range(24)]
+    for salt in range(1, 2 + total // 200):  # others take all the room
+        _generate(engine, prompt(200, salt))
+    assert engine._store.pool.find(names[23]) is None
+    assert engine.load().host_cache_bytes > 0
+    assert _generate(engine, prompt(200)) == (expected, 192)
+    assert [content(i) for i in range(24)] == before
+
+
+def test_a_host_tier_of_nothing_keeps_nothing(make: Make) -> None:
+    engine = make(kv_cache_bytes=MAX_LEN_BLOCKS * BLOCK_BYTES)
+    for salt in range(3):
+        _generate(engine, prompt(200, salt))
+    assert (engine.load().host_cache_bytes, _generate(engine, prompt(200))[1]) == (0, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 6), st.booleans()), max_size=60), st.integers(0, 15))
+def test_the_host_tier_keeps_the_newest_that_fit_and_a_stale_entry_is_refused(ops: list[tuple[int, int, bool]], capacity: int) -> None:
+    tier, model = HostTier(capacity), dict[bytes, bytes]()
+    for number, size, put in ops:
+        name = bytes([number])
+        if put:
+            stale = tier.find(name)
+            tier.put(name, name * size)
+            model.pop(name, None)
+            if size <= capacity:
+                model[name] = name * size
+                while sum(map(len, model.values())) > capacity:
+                    del model[next(iter(model))]
+            if stale is not None:
+                with pytest.raises(StaleReference):
+                    tier.take(stale)
+        elif (ref := tier.find(name)) is not None:
+            assert tier.take(ref) == model.pop(name)
+            with pytest.raises(StaleReference):
+                tier.take(ref)
+        else:
+            assert name not in model
+        assert tier.held_bytes == sum(map(len, model.values())) <= capacity
+        assert len(tier) == len(model)
+
+
+# ---- names and references ----
+
+tokens = st.lists(st.integers(0, 3), max_size=12)
+
+
+@given(tokens, tokens, st.sampled_from(["", "a", "b"]), st.sampled_from(["", "a", "b"]))
+def test_names_are_equal_where_all_tokens_before_and_the_tenant_are(a: list[int], b: list[int], of_a: str, of_b: str) -> None:
+    names = PrefixNames(b"k" * 32, 2)
+    first, second = list[bytes](), list[bytes]()
+    names.extend(first, a, of_a)
+    names.extend(second, b, of_b)
+    assert (len(first), len(second)) == (len(a) // 2, len(b) // 2)
+    for i, (x, y) in enumerate(zip(first, second, strict=False)):
+        assert (x == y) == (of_a == of_b and a[: 2 * i + 2] == b[: 2 * i + 2])
+    step = list[bytes]()
+    for end in range(len(a) + 1):
+        names.extend(step, a[:end], of_a)
+    assert step == first
+
+
+def test_another_key_gives_other_names() -> None:
+    found = []
+    for key in (b"k" * 32, b"l" * 32):
+        names: list[bytes] = []
+        PrefixNames(key, 2).extend(names, [1, 2], "")
+        found += names
+    assert len(set(found)) == 2
+
+
+def test_a_reference_that_outlived_its_reservation_reads_nobodys_kv(make: Make) -> None:
+    engine = make("decode", kv_cache_bytes=MAX_LEN_BLOCKS * BLOCK_BYTES)
+    held = engine.reserve("r", 9, 21)
+    copy = HeldBlocks(
+        engine,
+        "r",
+        9,
+        21,
+        type(held.holding)(held.holding.state, [*held.holding.blocks], [*held.holding.generations]),
+        engine._store,
+        engine._memory,
+    )
+    copy.layer_view(0, 0)
+    held.release()
+    others = engine.reserve("other", 200, 255)
+    with pytest.raises(StaleReference):
+        copy.layer_view(0, 0)
+    with pytest.raises(InvalidInput, match="has ended"):
+        engine.decode(held, prompt(10), 9, GREEDY, Collector())
+    others.release()
+
+
+def test_kv_that_is_not_finite_is_not_found_again(make: Make) -> None:
+    engine = make()
+    expected, _ = _generate(engine, prompt(30))
+    engine._memory.tensor.fill_(torch.nan)
+    sink = Collector()
+    engine.generate("r", prompt(30), 30, RANDOM, sink)
+    sink.wait()
+    assert sink.events == []
+    assert _generate(engine, prompt(30)) == (expected, 0)

@@ -1,0 +1,233 @@
+"""The engine's queues without a network: whatever comes, every request ends, the oldest goes on, no block is lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from disagg_worker.engine.api import Event, NoCapacity, SamplingParams
+from disagg_worker.engine.block_pool import Holding, State
+from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine.kv_store import KvStore
+from disagg_worker.engine.prefix_hash import PrefixNames
+from disagg_worker.engine.queues import Queues
+from disagg_worker.engine.sequence import Sequence
+
+SIZE, MAX_LEN, BLOCKS = 4, 64, 20
+
+
+class NoMemory:
+    """The queues decide by counts; a block's bytes are its last writer's business."""
+
+    def read(self, block: int) -> bytes:
+        return b"1"
+
+    def write(self, block: int, content: bytes) -> None: ...
+
+
+def _no_sink(event: Event) -> None: ...
+
+
+@dataclass
+class Run:
+    """A pool, its queues, and steps that compute nothing."""
+
+    growth: int
+    prefix_cache: bool = True
+    clock_s: float = 0.0
+    next_key: int = 0
+    reserved: list[tuple[Holding, int, int]] = field(default_factory=list)
+    sent: list[Sequence] = field(default_factory=list)
+    ended: list[Sequence] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        config = EngineConfig(
+            "t", "both", block_size_tokens=SIZE, max_running=6, max_batch_tokens=16, saturating_tokens=8, growth_reserve_tokens=self.growth
+        )
+        self.store = KvStore(BLOCKS, "lru", 3, NoMemory())
+        self.queues = Queues(config, MAX_LEN, self.store, PrefixNames(b"k" * 32, SIZE) if self.prefix_cache else None)
+
+    def sequence(self, n: int, new: int, tenant: str, *, hands_over: bool = False) -> Sequence:
+        self.next_key += 1
+        params = SamplingParams(seed=0, max_new_tokens=new)
+        return Sequence(self.next_key, "r", [i % 3 for i in range(n)], n, params, _no_sink, hands_over, self.clock_s, tenant)
+
+    def turn(self) -> int:
+        """One turn of the engine; how many sequences got on."""
+        self.clock_s += 0.1
+        running = self.queues.take_decode()
+        work, _ = self.queues.take_prefill(self.clock_s)
+        assert sum(n for _, n in work) <= 16
+        assert all(n >= 1 for _, n in work)
+        for s, n in work:
+            s.computed += n
+            self._after(s, done=s.computed == len(s.tokens))
+        self.queues.prefilling.clear()
+        for s in running:
+            assert s.computed == len(s.tokens) - 1 < len(s.blocks) * SIZE
+            s.computed += 1
+            self._after(s, done=True)
+        self.check()
+        return len(work) + len(running)
+
+    def _after(self, s: Sequence, *, done: bool) -> None:
+        self.queues.note_computed(s)
+        if not done:
+            return
+        s.tokens.append(s.emitted % 3)
+        if s.hands_over or s.finish_reason(MAX_LEN):
+            s.ended = True
+            s.release_asked = not s.hands_over
+            self.queues.remove(s, poisoned=False)
+            (self.sent if s.hands_over else self.ended).append(s)
+        elif s in self.queues.prefilling:
+            self.queues.start_decode(s)
+
+    def check(self) -> None:
+        pool = self.store.pool
+        assert sum(pool.count(state) for state in State) == BLOCKS
+        owners = [s.holding for s in (*self.queues.waiting, *self.queues.running, *self.sent) if s.holding]
+        held = {b for h in (*owners, *(r[0] for r in self.reserved)) for b in h.blocks}
+        assert pool.count(State.USED) + pool.count(State.LEASED) == len(held)
+        assert [s.key for s in self.queues.waiting] == sorted(s.key for s in self.queues.waiting)
+        assert len(self.queues.running) <= 6
+
+
+acts = st.tuples(
+    st.sampled_from(["local", "local", "prefill", "reserve", "join", "turn", "release"]),
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.sampled_from(["", "a"]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(acts, max_size=40), st.integers(1, 40), st.booleans())
+def test_every_request_ends_and_every_block_comes_back(ops: list[tuple[str, int, int, str]], growth: int, cached: bool) -> None:
+    run = Run(growth, cached)
+    taken = 0
+    for kind, n, new, tenant in ops:
+        try:
+            if kind == "local":
+                run.queues.add_local(run.sequence(n, new, tenant))
+                taken += 1
+            elif kind == "prefill":
+                s = run.sequence(n, new, tenant, hands_over=True)
+                s.sender = object()  # type: ignore[assignment]  # only whether there is one matters here
+                run.queues.add_prefill(s)
+            elif kind == "reserve":
+                run.reserved.append((run.queues.reserve(n, n + new), n, new))
+            elif kind == "join" and run.reserved:
+                holding, n, new = run.reserved.pop()
+                s = run.sequence(n, new + 1, tenant)
+                s.tokens.append(1)
+                run.queues.join(s, holding)
+                taken += 1
+            elif kind == "release":
+                for s in run.sent:
+                    s.release_asked = True
+                    run.queues.free_if_releasable(s)
+                run.sent.clear()
+            else:
+                run.turn()
+        except NoCapacity:
+            pass
+        run.check()
+    for holding, _, _ in run.reserved:
+        run.queues.unreserve(holding)
+    run.reserved.clear()
+    for _ in range(4000):
+        for s in run.sent:
+            s.release_asked = True
+            run.queues.free_if_releasable(s)
+        run.sent.clear()
+        if not (run.queues.waiting or run.queues.running):
+            break
+        assert run.turn() > 0, "nothing is leased, so somebody can go on"
+    assert len(run.ended) == taken
+    assert run.store.free == BLOCKS
+    assert run.queues.committed == 0
+
+
+def test_the_newest_gives_its_blocks_up_and_the_oldest_never_does() -> None:
+    run = Run(growth=1, prefix_cache=False)
+    sequences = [run.sequence(16, 40, "") for _ in range(4)]
+    for s in sequences:
+        run.queues.add_local(s)
+    preempted: set[int] = set()
+    while run.queues.waiting or run.queues.running:
+        before = {s.key for s in run.queues.running}
+        run.turn()
+        preempted |= before & {s.key for s in run.queues.waiting}
+    assert run.queues.preemptions > 0
+    assert sequences[0].key not in preempted
+    assert [s.key for s in run.ended] == sorted(s.key for s in run.ended)
+
+
+def test_a_sequence_that_lacks_a_leased_block_waits_for_it_and_loses_nothing() -> None:
+    run = Run(growth=1)
+    s = run.sequence(8, 20, "")
+    run.queues.add_local(s)
+    run.turn()
+    held = [run.queues.reserve(31, 32), run.queues.reserve(30, 31)]
+    run.reserved = [(h, 0, 0) for h in held]
+    while run.turn():
+        pass
+    assert (s.holding is not None, run.queues.preemptions) == (True, 0)
+    run.reserved.clear()
+    for holding in held:
+        run.queues.unreserve(holding)
+    while run.queues.running:
+        assert run.turn() == 1
+    assert run.ended == [s]
+
+
+def test_a_prompt_that_waits_for_blocks_is_not_overtaken_by_new_ones() -> None:
+    run = Run(growth=1)
+    run.queues.add_local(run.sequence(40, 20, "x"))
+    for _ in range(3):
+        run.turn()
+    big = run.sequence(30, 4, "y")
+    run.queues.add_local(big)
+    refused = False
+    try:
+        run.queues.reserve(4, 40)
+    except NoCapacity:
+        refused = True
+    assert refused
+
+
+def test_beside_running_sequences_a_prefill_batch_is_no_larger_than_saturates_the_processor() -> None:
+    run = Run(growth=1, prefix_cache=False)
+    run.queues.add_local(run.sequence(4, 20, ""))
+    run.turn()
+    assert [s.computed for s in run.queues.running] == [4]
+    run.queues.add_local(run.sequence(40, 4, ""))
+    sizes = []
+    while run.queues.waiting:
+        run.clock_s += 0.1
+        assert len(run.queues.take_decode()) == 1
+        work, _ = run.queues.take_prefill(run.clock_s)
+        sizes.append(sum(n for _, n in work))
+        for s, n in work:
+            s.computed += n
+            if s.computed == len(s.tokens):
+                run.queues.start_decode(s)
+    assert sizes == [4] * 10
+
+
+def test_who_comes_back_from_preemption_stands_before_those_who_came_later() -> None:
+    run = Run(growth=1, prefix_cache=False)
+    sequences = [run.sequence(24, 30, "") for _ in range(3)]
+    for s in sequences[:2]:
+        run.queues.add_local(s)
+    while not run.queues.preemptions:
+        run.turn()
+    run.queues.waiting.append(sequences[2])
+    run.queues.committed += 1
+    assert [s.key for s in run.queues.waiting] == [2, 3]
+    while run.queues.waiting or run.queues.running:
+        run.turn()
+    assert [s.key for s in run.ended] == [1, 2, 3]

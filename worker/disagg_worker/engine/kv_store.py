@@ -1,0 +1,75 @@
+"""PURE: blocks with their content: the pool, the cache of prefixes in it, and the host tier behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from disagg_worker.engine.api import NoCapacity
+from disagg_worker.engine.block_pool import BlockPool, BlockRef, Eviction, Holding, State
+from disagg_worker.engine.host_tier import HostRef, HostTier
+
+
+class BlockBytes(Protocol):
+    """Whole blocks, all layers, as bytes (CacheMemory)."""
+
+    def read(self, block: int) -> bytes: ...
+    def write(self, block: int, content: bytes) -> None: ...
+
+
+class KvStore:
+    """`host_bytes` 0: evicted content is lost."""
+
+    def __init__(self, total: int, eviction: Eviction, host_bytes: int, memory: BlockBytes) -> None:
+        self.pool = BlockPool(total, eviction, self._save if host_bytes else None)
+        self.host = HostTier(host_bytes)
+        self._memory = memory
+
+    def _save(self, name: bytes, ref: BlockRef) -> None:
+        self.host.put(name, self._memory.read(self.pool.check(ref)))
+
+    @property
+    def free(self) -> int:
+        return self.pool.count(State.FREE)
+
+    def acquire(self, names: Sequence[bytes], n: int, keep_free: int = 0) -> tuple[Holding, int]:
+        """n blocks to compute with, the first of which have the content of `names` as far as it is cached: (blocks, how many of these).
+
+        Raises NoCapacity, taking none, when fewer than `keep_free` would be left.
+        """
+        found = self._find(names[:n])
+        shared = [ref for ref in found if isinstance(ref, BlockRef)]
+        needed = n - sum(self.pool.state(ref.block) is not State.FREE for ref in shared)
+        if needed + keep_free > self.free:
+            raise NoCapacity(f"{needed} KV blocks are needed, {self.free} of {self.pool.total} are free")
+        # What was found is secured before new blocks evict something.
+        cached = Holding(State.USED, [], [])
+        for ref in shared:
+            self.pool.share(cached, ref)
+        contents = {i: self.host.take(ref) for i, ref in enumerate(found) if isinstance(ref, HostRef)}
+        fresh = self.pool.allocate(n - len(shared), State.USED)
+        refs = {
+            True: iter(zip(cached.blocks, cached.generations, strict=True)),
+            False: iter(zip(fresh.blocks, fresh.generations, strict=True)),
+        }
+        order = [next(refs[i < len(found) and i not in contents]) for i in range(n)]
+        holding = Holding(State.USED, [block for block, _ in order], [generation for _, generation in order])
+        for i, content in contents.items():
+            self._memory.write(holding.blocks[i], content)
+            self.pool.register(self.pool.ref(holding, i), names[i])
+        return holding, len(found)
+
+    def _find(self, names: Sequence[bytes]) -> list[BlockRef | HostRef]:
+        found: list[BlockRef | HostRef] = []
+        for name in names:
+            ref = self.pool.find(name) or self.host.find(name)
+            if ref is None:
+                break
+            found.append(ref)
+        return found
+
+    def register(self, holding: Holding, first: int, names: Sequence[bytes]) -> None:
+        """The holding's blocks from `first` on hold what `names` says."""
+        for i, name in enumerate(names, first):
+            self.pool.register(self.pool.ref(holding, i), name)
+            self.host.discard(name)

@@ -1,0 +1,208 @@
+"""PURE: every request's place in the engine and every block's: admission, what is computed next, preemption. The engine holds its lock
+around each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import replace
+
+from disagg_worker.engine.api import NoCapacity
+from disagg_worker.engine.block_pool import Holding, State, blocks_for
+from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine.decode_scheduler import Capacity, blocks_to_hold, check_length, start_blocks, victim
+from disagg_worker.engine.kv_store import KvStore
+from disagg_worker.engine.prefill_scheduler import FairShares, PrefillRules, Waiting, plan_prefill
+from disagg_worker.engine.prefix_hash import PrefixNames
+from disagg_worker.engine.sequence import Sequence
+
+Work = list[tuple[Sequence, int]]
+
+
+class Queues:
+    """`waiting` is in order of arrival, so preempted sequences are first; `running` are decoded together; `prefilling` are those of the
+    waiting whose step runs now. `committed` counts what will be decoded: running, waiting for it, or reserved."""
+
+    def __init__(self, config: EngineConfig, max_model_len: int, store: KvStore, names: PrefixNames | None) -> None:
+        self._config = config
+        self._size = config.block_size_tokens
+        self._max_len = max_model_len
+        self._store = store
+        self._names = names
+        self._shares = FairShares()
+        self._rules = PrefillRules(
+            config.max_batch_tokens, config.prefill_wait_s, config.prefill_utilisation, config.max_running, config.saturating_tokens
+        )
+        # Beside running sequences a larger batch than saturates the processor would only make them wait longer.
+        self._rules_beside_decode = replace(self._rules, budget_tokens=min(config.max_batch_tokens, config.saturating_tokens))
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.prefilling: set[Sequence] = set()
+        self.committed = 0
+        self.preemptions = 0
+        self.cached_tokens = 0
+
+    # ---- admission ----
+
+    def _capacity(self) -> Capacity:
+        """Free blocks are those that no waiting sequence was promised and, one each, no running one may need next."""
+        c, pool = self._config, self._store.pool
+        promised = sum(self._needed(s) for s in self.waiting if s.holding is None and not s.hands_over)
+        free = self._store.free - promised - len(self.running)
+        return Capacity(self._size, pool.total, free, self.committed, c.max_running, self._max_len, c.growth_reserve_tokens)
+
+    def _needed(self, s: Sequence) -> int:
+        """Blocks that a waiting sequence starts with."""
+        if s.hands_over:
+            return blocks_for(len(s.tokens), self._size)
+        return start_blocks(len(s.tokens), s.most_tokens(self._max_len), self._config.growth_reserve_tokens, self._size)
+
+    def _check_place(self) -> None:
+        if len(self.waiting) >= self._config.max_waiting:
+            raise NoCapacity(f"{len(self.waiting)} requests wait, max_waiting is {self._config.max_waiting}")
+
+    def add_prefill(self, s: Sequence) -> None:
+        """Queue a prompt whose KV is handed over. Raises NoCapacity or InvalidInput."""
+        check_length(len(s.tokens), self._capacity())
+        self._check_place()
+        self.waiting.append(s)
+
+    def add_local(self, s: Sequence) -> None:
+        """Queue a prompt that is decoded here too. Raises NoCapacity or InvalidInput."""
+        blocks_to_hold(len(s.tokens), s.most_tokens(self._max_len), self._capacity())
+        self._check_place()
+        self.committed += 1
+        self.waiting.append(s)
+
+    def reserve(self, tokens: int, max_total_tokens: int) -> Holding:
+        """Blocks for KV to come. Raises NoCapacity or InvalidInput."""
+        holding = self._store.pool.allocate(blocks_to_hold(tokens, max_total_tokens, self._capacity()), State.LEASED)
+        self.committed += 1
+        return holding
+
+    def unreserve(self, holding: Holding) -> None:
+        self._store.pool.free(holding)
+        self.committed -= 1
+
+    def join(self, s: Sequence, holding: Holding) -> None:
+        """A reservation whose KV has come is decoded from now on."""
+        self._store.pool.convert(holding, State.USED)
+        s.holding = holding
+        s.computed = len(s.tokens) - 1
+        s.cached_tokens, s.told_cached = 0, True  # its prompt was computed elsewhere
+        self.running.append(s)
+        self.note_computed(s)
+
+    # ---- the next step ----
+
+    def take_decode(self) -> list[Sequence]:
+        """The running sequences that have a block for their next token, oldest first. Others are preempted where that is needed."""
+        able = []
+        for s in sorted(self.running, key=lambda s: s.key):
+            if s in self.running and self._grow(s):
+                able.append(s)
+        return able
+
+    def _grow(self, s: Sequence) -> bool:
+        if s.holding is None:
+            raise AssertionError("a running sequence holds blocks")
+        if s.computed < len(s.holding.blocks) * self._size:
+            return True
+        while not self._store.free:
+            holders = {h.key: h for h in (*self.running, *self.waiting) if h.holding is not None and not h.hands_over}
+            newest = victim(s.key, list(holders))
+            if newest is None:
+                return False  # blocks are leased to transfers; their end wakes the loop
+            self._preempt(holders[newest])
+        self._store.pool.extend(s.holding, 1)
+        return True
+
+    def _preempt(self, s: Sequence) -> None:
+        """Back to its place in the queue, before all who came later; what is computed stays in the cache as long as there is room."""
+        self.preemptions += 1
+        if s.holding is not None:
+            self._store.pool.free(s.holding)
+        s.holding, s.computed, s.registered = None, 0, 0
+        if s in self.running:
+            self.running.remove(s)
+            self.waiting.append(s)
+            self.waiting.sort(key=lambda s: s.key)
+
+    def take_prefill(self, now_s: float) -> tuple[Work, float | None]:
+        """The next prefill batch with its blocks, and when to ask again if there is none now."""
+        if not self.waiting:
+            return [], None
+        rules = self._rules_beside_decode if self.running else self._rules
+        waiting = [Waiting(s.key, len(s.tokens) - s.computed, s.queued_at_s, s.holding is not None, s.tenant) for s in self.waiting]
+        plan = plan_prefill(self._shares.order(waiting), now_s, rules)
+        work = self._with_blocks(plan.batch)
+        if plan.batch and not work:  # the first lacks blocks, which those that have begun may be holding
+            work = self._with_blocks(plan_prefill([w for w in waiting if w.started], now_s, rules).batch)
+        self._shares.charge([(s.tenant, n) for s, n in work], rules.full_tokens)
+        self.prefilling = {s for s, _ in work}
+        return work, plan.wake_at_s
+
+    def _with_blocks(self, batch: Many[tuple[int, int]]) -> Work:
+        """Once one has to wait for blocks nobody may start after it, or the long would starve."""
+        by_key = {s.key: s for s in self.waiting}
+        work: Work = []
+        full = False
+        for key, n in batch:
+            s = by_key[key]
+            if s.holding is None:
+                full = full or not self._start(s)
+            if s.holding is not None:
+                work.append((s, min(n, len(s.tokens) - s.computed)))
+        return work
+
+    def _start(self, s: Sequence) -> bool:
+        """Give a waiting sequence its blocks, the first ones out of the cache; the last token is always computed."""
+        if self._names is not None:
+            self._names.extend(s.names, s.tokens, s.tenant)
+        usable = (len(s.tokens) - 1) // self._size
+        try:
+            s.holding, hits = self._store.acquire(s.names[:usable], self._needed(s), keep_free=len(self.running))
+        except NoCapacity:
+            return False
+        s.computed, s.registered = hits * self._size, hits
+        if s.cached_tokens is None:
+            s.cached_tokens = min(s.computed, s.prompt_tokens)
+            self.cached_tokens += s.cached_tokens
+        return True
+
+    # ---- after the step ----
+
+    def note_computed(self, s: Sequence) -> None:
+        """Let others find the blocks that are full now."""
+        full = s.computed // self._size
+        if self._names is None or s.holding is None or full <= s.registered:
+            return
+        self._names.extend(s.names, s.tokens, s.tenant)
+        self._store.register(s.holding, s.registered, s.names[s.registered : full])
+        s.registered = full
+
+    def start_decode(self, s: Sequence) -> None:
+        """Its prompt is computed, its first token sampled."""
+        self.waiting.remove(s)
+        self.prefilling.discard(s)
+        self.running.append(s)
+
+    def remove(self, s: Sequence, *, poisoned: bool) -> None:
+        """Out of the queues. Blocks that a sender reads stay leased until `free_if_releasable`. Poisoned ones shall not be found again."""
+        self.prefilling.discard(s)
+        if s in self.waiting:
+            self.waiting.remove(s)
+        if s in self.running:
+            self.running.remove(s)
+        if s.holding is not None and poisoned:
+            self._store.pool.forget(s.holding)
+        if not s.hands_over:
+            self.committed -= 1
+        elif s.holding is not None:
+            self._store.pool.convert(s.holding, State.LEASED)
+        self.free_if_releasable(s)
+
+    def free_if_releasable(self, s: Sequence) -> None:
+        if s.releasable and s.holding is not None:
+            self._store.pool.free(s.holding)
+            s.holding = None

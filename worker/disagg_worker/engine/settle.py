@@ -1,0 +1,90 @@
+"""What becomes of a step's results: tokens go out, requests end, are handed over or go on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from disagg_worker.engine import api
+from disagg_worker.engine.queues import Queues
+from disagg_worker.engine.sequence import Sequence
+from disagg_worker.engine.steps import Outcome
+from disagg_worker.engine.structured import GrammarError
+
+log = logging.getLogger(__name__)
+INTERNAL = api.ErrorEvent("internal", "the engine failed on this request; see the worker's log", retryable=True)
+OUT_OF_MEMORY = api.ErrorEvent("internal", "out of memory: the newest request of a batch is given up for the others", retryable=True)
+_POISONED = api.ErrorEvent("internal", "the model's logits are not finite", retryable=False)
+_FINISHED = api.ErrorEvent("finished", "the first token ended the request", retryable=False)
+
+
+class Settler:
+    """Runs on the engine's thread. `lock` guards the queues; no sink and no sender is called under it."""
+
+    def __init__(self, lock: threading.Condition, queues: Queues, max_model_len: int) -> None:
+        self._lock = lock
+        self._queues = queues
+        self._max_len = max_model_len
+        self.generated_tokens = 0
+
+    def settle(self, s: Sequence, outcome: Outcome) -> None:
+        """Pass a sampled token on and decide what becomes of its request."""
+        try:
+            self._settle(s, outcome)
+        except Exception:
+            log.exception("request %s failed after its step", s.request_id)
+            self.end(s, INTERNAL)
+
+    def _settle(self, s: Sequence, outcome: Outcome) -> None:
+        if isinstance(outcome, Exception):
+            if isinstance(outcome, GrammarError):
+                self.end(s, api.ErrorEvent("invalid_request", f"sampling.structured: {outcome}", retryable=False))
+                return
+            log.error("request %s failed", s.request_id, exc_info=outcome)
+            self.end(s, _POISONED if isinstance(outcome, ArithmeticError) else INTERNAL, poisoned=isinstance(outcome, ArithmeticError))
+            return
+        s.tokens.append(outcome.token)
+        self.generated_tokens += 1
+        event = api.TokenEvent(s.emitted - 1, outcome.token, outcome.logprob, outcome.top_logprobs, self._cached_tokens(s))
+        self._tell(s, event)
+        reason = s.finish_reason(self._max_len)
+        if reason is not None:
+            if s.sender is not None:
+                s.sender.abort(_FINISHED)
+            self.end(s, api.EndEvent(reason))
+        elif s.hands_over:
+            if s.sender is not None:
+                s.sender.commit(event)
+            self.end(s, api.EndEvent("prefilled"))
+        elif s in self._queues.prefilling:
+            with self._lock:
+                self._queues.start_decode(s)
+
+    @staticmethod
+    def _cached_tokens(s: Sequence) -> int | None:
+        """Said once, with the first token that was computed from the prompt here."""
+        told, s.told_cached = s.told_cached, True
+        return None if told else s.cached_tokens
+
+    def end(self, s: Sequence, event: api.EndEvent | api.ErrorEvent, *, poisoned: bool = False) -> None:
+        """The one way out of the engine for a sequence. `poisoned`: what it computed must not be found by others."""
+        with self._lock:
+            if s.ended:
+                return
+            s.ended = True
+            self._queues.remove(s, poisoned=poisoned)
+        self._tell(s, event)
+
+    @staticmethod
+    def _tell(s: Sequence, event: api.Event) -> None:
+        """A sink or sender that raises fails its own request; it must not cost the others theirs."""
+        try:
+            if s.sender is not None and isinstance(event, api.ErrorEvent):
+                s.sender.abort(event)
+        except Exception:
+            log.exception("the sender of request %s failed", s.request_id)
+        try:
+            s.sink(event)
+        except Exception:
+            log.exception("the sink of request %s failed", s.request_id)
+            s.cancelled = True

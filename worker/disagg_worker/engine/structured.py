@@ -1,0 +1,116 @@
+"""Structured output: which tokens may come next under a JSON schema, a regular expression, a choice or a grammar.
+
+By llguidance: it needs no torch, reads tokenizer.json itself, bounds its own work by fuel limits and makes a mask in a millisecond or less.
+What is allowed is a pure function of the tokens emitted so far, so it is the same after a failover, a hand-over or a preemption.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import llguidance
+import llguidance.numpy
+import numpy as np
+import torch
+
+from disagg_worker.engine.api import InvalidInput, Structured
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+_CACHED = 64
+# Without it a model may put white space between two tokens of JSON for ever.
+_COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
+
+
+class GrammarError(Exception):
+    """The grammar can't go on from here."""
+
+
+class Grammars:
+    """Compiles and caches. Any thread."""
+
+    def __init__(self, tokenizer_json: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._vocab_size = vocab_size
+        self._eos = list(eos_token_ids)
+        self._path = tokenizer_json
+        self._lock = threading.Lock()
+        self._tokenizer: llguidance.LLTokenizer | None = None
+        self._compiled: OrderedDict[Structured, llguidance.LLMatcher] = OrderedDict()
+
+    def compile(self, wanted: Structured) -> None:
+        """Raises InvalidInput saying what is wrong with it."""
+        self._matcher(wanted)
+
+    def start(self, wanted: Structured) -> GrammarState:
+        """The state before the first token."""
+        return GrammarState(self._matcher(wanted).deep_copy(), self._vocab_size, self._eos)
+
+    def _matcher(self, wanted: Structured) -> llguidance.LLMatcher:
+        with self._lock:
+            if (found := self._compiled.get(wanted)) is not None:
+                self._compiled.move_to_end(wanted)
+                return found
+            tokenizer = self._tokenizer = self._tokenizer or self._load()
+        matcher = llguidance.LLMatcher(tokenizer, _grammar(wanted), log_level=0)
+        if matcher.is_error():
+            raise InvalidInput(f"sampling.structured.{wanted.kind}: {matcher.get_error().strip()[:500]}")
+        with self._lock:
+            self._compiled[wanted] = matcher
+            if len(self._compiled) > _CACHED:
+                self._compiled.popitem(last=False)
+        return matcher
+
+    def _load(self) -> llguidance.LLTokenizer:
+        if not self._eos:
+            raise InvalidInput("sampling.structured: the model names no end token (eos_token_id), so nothing could end the output")
+        if not self._path.is_file():
+            raise InvalidInput("sampling.structured: the model has no tokenizer.json")
+        return llguidance.LLTokenizer(str(self._path), n_vocab=self._vocab_size, eos_token=self._eos)
+
+
+def _grammar(wanted: Structured) -> str:
+    make = llguidance.LLMatcher
+    if wanted.kind == "regex":
+        return make.grammar_from_regex(wanted.value)
+    if wanted.kind == "grammar":
+        return make.grammar_from_lark(wanted.value)
+    if wanted.kind == "choice":
+        return make.grammar_from_lark("start: " + " | ".join(json.dumps(c, ensure_ascii=False) for c in json.loads(wanted.value)))
+    try:
+        return make.grammar_from_json_schema(wanted.value, overrides=_COMPACT)
+    except ValueError as error:
+        raise InvalidInput(f"sampling.structured.{wanted.kind}: {error}") from None
+
+
+class GrammarState:
+    """One sequence's way through its grammar."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._eos = list(eos_token_ids)
+        self._consumed = 0
+        self._bits = llguidance.numpy.allocate_token_bitmask(1, vocab_size)
+
+    def allowed(self, emitted: Sequence[int]) -> torch.Tensor:
+        """Which tokens may follow `emitted`, bool [vocab]; calls come with ever more tokens. Raises GrammarError."""
+        if not self._matcher.is_stopped():
+            self._matcher.consume_tokens(list(emitted[self._consumed :]))
+            self._consumed = len(emitted)
+        mask = torch.zeros(self._vocab_size, dtype=torch.bool)
+        if self._matcher.is_error():
+            raise GrammarError(self._matcher.get_error())
+        if self._matcher.is_stopped():  # nothing can be added: the output ends
+            mask[self._eos] = True
+            return mask
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits, 0)
+        if self._matcher.is_error():
+            raise GrammarError(self._matcher.get_error())
+        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]
+        return torch.from_numpy(bits.astype(np.bool_))
