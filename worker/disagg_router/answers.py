@@ -16,7 +16,13 @@ def usage(generations: Sequence[Generation]) -> Json:
     """Token counts; a prompt with n choices counts once for each prompt, as OpenAI counts it."""
     prompt = sum(len(g.state.prompt) for g in generations if not g.shares_prompt)
     completion = sum(g.tokens for g in generations)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    cached = sum(g.state.cached_tokens for g in generations if not g.shares_prompt)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
 
 
 def _entry(text: Text, token: int, logprob: float | None) -> Json:

@@ -51,6 +51,7 @@ def sampling_of(request: ChatRequest | CompletionRequest, model: Model, max_new_
     if bad := next((i for i, _ in bias if i >= model.vocab_size), None):
         message = f"logit_bias: token {bad} is not below the vocabulary's {model.vocab_size}"
         raise ApiError(400, message, code="invalid_value", param="logit_bias")
+    structured = request.structured
     return {
         "seed": seed,
         "max_new_tokens": max_new_tokens,
@@ -65,6 +66,7 @@ def sampling_of(request: ChatRequest | CompletionRequest, model: Model, max_new_
         "logprobs": request.wanted_logprobs,
         "stop_token_ids": stop_ids,
         "min_tokens": min(request.min_tokens or 0, max_new_tokens),
+        "structured": None if structured is None else {"kind": structured[1], "value": structured[2]},
     }
 
 
@@ -134,7 +136,7 @@ class Generation:
         }
 
 
-def plan(request: ChatRequest | CompletionRequest, text: Text, model: Model, max_attempts: int) -> list[Generation]:
+def plan(request: ChatRequest | CompletionRequest, text: Text, model: Model, max_attempts: int, tenant: str = "") -> list[Generation]:
     """Every choice that the request asks for. Raises ApiError."""
     if isinstance(request, ChatRequest):
         prompts = [text.encode_chat([m.plain() for m in request.messages])]
@@ -146,6 +148,6 @@ def plan(request: ChatRequest | CompletionRequest, text: Text, model: Model, max
         allowed = check_prompt(prompt, request.wanted_tokens, request.default_tokens, model)
         for i in range(request.n or 1):
             sampling = sampling_of(request, model, allowed, (seed + i) % (1 << 64))
-            state = RequestState(secrets.token_hex(16), model.digest, tuple(prompt), sampling, max_attempts)
+            state = RequestState(secrets.token_hex(16), model.digest, tuple(prompt), sampling, max_attempts, tenant)
             out.append(Generation(len(out), text, state, request.stops, shares_prompt=i > 0))
     return out

@@ -43,9 +43,12 @@ class RequestState:
     prompt: tuple[int, ...]
     sampling: Mapping[str, Any]
     max_attempts: int
+    tenant: str = ""
     emitted: list[int] = field(default_factory=list)
     epoch: int = 0
     failures: int = 0
+    # How much of the prompt the worker of the first attempt that said so found in its cache.
+    cached_tokens: int = 0
     _early: dict[int, Token] = field(default_factory=dict)
     _ended: str | None = None
 
@@ -66,6 +69,7 @@ class RequestState:
             "tokens": [*self.prompt, *self.emitted],
             "prompt_tokens": len(self.prompt),
             "sampling": dict(self.sampling),
+            "tenant": self.tenant,
             "deadline_s": deadline_s,
         }
 
@@ -92,6 +96,11 @@ class RequestState:
             raise ProtocolViolation(f"token {token} is no token id")
         if not len(self.emitted) <= index < self.max_new_tokens or index in self._early:
             raise ProtocolViolation(f"token {index} when {len(self.emitted)} are out")
+        if not self.emitted and index == 0:
+            cached = line.get("cached_tokens", 0)
+            if isinstance(cached, bool) or not isinstance(cached, int) or not 0 <= cached <= len(self.prompt):
+                raise ProtocolViolation(f"cached_tokens {cached!r}")
+            self.cached_tokens = cached
         self._early[index] = Token(index, token, logprob, top)
         out = []
         while (ready := self._early.pop(len(self.emitted), None)) is not None:

@@ -6,17 +6,18 @@ import json
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from disagg_router.errors import ApiError
 
-MAX_N = 8
+MAX_N = 16
 MAX_PROMPTS = 16
 MAX_LOGPROBS = 20
 MAX_TOKENS = 1 << 20
+MAX_GRAMMAR_CHARS = 1 << 16
 # Fields of OpenAI's API that change the answer and that this server has no support for.
 _UNSUPPORTED = {
-    "tools", "tool_choice", "functions", "function_call", "response_format", "modalities", "audio", "prediction", "suffix", "best_of",
+    "tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "suffix", "best_of",
     "web_search_options", "reasoning_effort", "verbosity",
 }  # fmt: skip
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -32,6 +33,43 @@ class _Strict(BaseModel):
 class StreamOptions(_Strict):
     include_usage: bool = False
     include_obfuscation: bool = False
+
+
+class JsonSchema(BaseModel):
+    """OpenAI's `response_format.json_schema`. `strict` is always kept to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("", max_length=256)
+    description: str | None = Field(None, max_length=4096)
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_needed(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema must be given with type json_schema, and only then")
+        return self
+
+
+class StructuredOutputs(_Strict):
+    """vLLM's `structured_outputs`: exactly one of the fields."""
+
+    json_: dict[str, Any] | None = Field(None, alias="json")
+    regex: str | None = Field(None, min_length=1)
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=1024)
+    grammar: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> StructuredOutputs:
+        if sum(v is not None for v in (self.json_, self.regex, self.choice, self.grammar)) != 1:
+            raise ValueError("exactly one of json, regex, choice and grammar must be given")
+        return self
 
 
 class _Common(_Strict):
@@ -54,6 +92,9 @@ class _Common(_Strict):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     user: str | None = Field(None, max_length=1024)
     metadata: dict[str, str] | None = Field(None, max_length=64)
     store: bool | None = None
@@ -78,6 +119,36 @@ class _Common(_Strict):
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @property
+    def structured(self) -> tuple[str, str, str] | None:
+        """(the field that asks for it, kind, value) as docs/protocol.md's `sampling.structured` has them. Raises ApiError."""
+        found: list[tuple[str, str, str]] = []
+        if (form := self.response_format) is not None and form.type != "text":
+            schema = form.json_schema.schema_ if form.json_schema is not None else {"type": "object"}
+            found.append(("response_format", "json_schema", json.dumps(schema)))
+        if (wanted := self.structured_outputs) is not None:
+            if wanted.json_ is not None:
+                found.append(("structured_outputs", "json_schema", json.dumps(wanted.json_)))
+            elif wanted.choice is not None:
+                found.append(("structured_outputs", "choice", json.dumps(wanted.choice)))
+            elif wanted.regex is not None:
+                found.append(("structured_outputs", "regex", wanted.regex))
+            else:
+                found.append(("structured_outputs", "grammar", wanted.grammar or ""))
+        if not found:
+            return None
+        field, _, value = found[0]
+        if len(found) > 1:
+            raise ApiError(400, "structured_outputs: response_format asks for a form already", code="invalid_value", param=found[1][0])
+        if len(value) > MAX_GRAMMAR_CHARS:
+            raise ApiError(400, f"{field}: over {MAX_GRAMMAR_CHARS} characters", code="invalid_value", param=field)
+        for other in ("min_tokens", "ignore_eos"):
+            if getattr(self, other):
+                raise ApiError(
+                    400, f"{other}: does not go with {field}, which says when the output ends", code="invalid_value", param=other
+                )
+        return found[0]
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -148,7 +219,8 @@ class CompletionRequest(_Common):
         return list(listed)
 
 
-_FIELDS = {name for model in (ChatRequest, CompletionRequest, Message, TextPart, StreamOptions) for name in model.model_fields}
+_MODELS = (ChatRequest, CompletionRequest, Message, TextPart, StreamOptions, ResponseFormat, JsonSchema, StructuredOutputs)
+_FIELDS = {"schema", "json"} | {name for model in _MODELS for name in model.model_fields}
 
 
 def _refusal(error: ValidationError) -> ApiError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import json
 import logging
 import secrets
 import time
@@ -49,6 +50,7 @@ class Api:
         self._router = router
         self._keys = [k.encode() for k in router.settings.api_keys()]
         self._bearer = router.settings.bearer().encode()
+        self._salt = hmac.digest(self._bearer, b"disagg-tenant-v1", "sha256")
 
     def _authenticate(self, request: Request) -> None:
         if not self._keys:
@@ -57,6 +59,11 @@ class Api:
         # Every key is compared, so the time says nothing about which one was near.
         if sum(hmac.compare_digest(given, key) for key in self._keys) == 0:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    def _tenant(self, request: Request, salt: str | None) -> str:
+        """Who may share cached KV: the requests of one API key and one `cache_salt`. Workers learn neither."""
+        key = _bearer_of(request) if self._keys else ""
+        return hmac.digest(self._salt, json.dumps([key, salt]).encode(), "sha256").hex() if key or salt else ""
 
     async def _json(self, request: Request) -> Any:
         limit = self._router.settings.max_body_bytes
@@ -105,7 +112,9 @@ class Api:
         asked = schema.parse(kind, await self._json(request))
         text, model = self._model(asked.model)
         with self._router.work() as work:
-            generations = await asyncio.to_thread(plan, asked, text, model, self._router.settings.max_attempts)
+            generations = await asyncio.to_thread(
+                plan, asked, text, model, self._router.settings.max_attempts, self._tenant(request, asked.cache_salt)
+            )
             shape = AnswerFormat(chat=chat, identity=secrets.token_hex(12), created_s=int(time.time()), model=asked.model)
             traced = request.headers.get("x-disagg-trace") == "1"
 

@@ -23,6 +23,7 @@ from disagg_worker.transfer.manifest import Coverage, verify_commit
 from disagg_worker.transfer.ticket import Ticket, TicketError, begin_proof, verify
 
 log = logging.getLogger(__name__)
+_LINGER_S = 2.0  # for a refused peer to read why
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,4 +228,5 @@ class KvListener:
         try:
             link.send_json(FrameType.ERROR, {"code": code, "message": message, "retryable": True})
         except OSError:
-            pass  # the peer is gone; it sees the reset
+            return  # the peer is gone; it sees the reset
+        link.part(_LINGER_S)

@@ -76,6 +76,19 @@ class FrameSocket:
                 raise ConnectionError("the peer closed the connection")
             got += n
 
+    def part(self, linger_s: float) -> None:
+        """Say that no more comes and read away what the peer still sends, for `linger_s` at most. Closed with bytes unread, a socket is
+        reset, and the peer would lose the error that was sent to it."""
+        deadline_s = time.monotonic() + linger_s
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+            while True:
+                self._sock.settimeout(_left_s(deadline_s))
+                if not self._sock.recv(1 << 16):
+                    return
+        except OSError:
+            pass  # gone, or too slow to leave
+
     def _deadline_s(self, payload_bytes: int) -> float:
         return time.monotonic() + self._idle_s + payload_bytes / _MIN_BYTES_PER_S
 
