@@ -1,0 +1,104 @@
+"""PURE: from a model's config.json to what it weighs, computes and stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class PlanError(Exception):
+    """An input is wrong or missing; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A dense decoder. `weight_bits`, `kv_bits`: how weights and KV cache are stored."""
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    weight_bits: int = 16
+    kv_bits: int = 16
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters that each token is multiplied with: attention, MLP and the output head."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate) + self.hidden * self.vocab
+
+    @property
+    def weight_bytes(self) -> float:
+        """All weights; embeddings and norms stay at 16 bits."""
+        embedding = 0 if self.tied else self.hidden * self.vocab
+        return self.matrix_parameters * self.weight_bits / 8 + 2 * embedding
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of all layers: 2 * layers * kv_heads * head_dim * bytes."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_bits / 8
+
+    @property
+    def token_flops(self) -> float:
+        """Of one token through the matrices: a multiplication and an addition for each parameter."""
+        return 2 * self.matrix_parameters
+
+    @property
+    def pair_flops(self) -> float:
+        """Of one token attending to one earlier token, all layers: q.k and p.v."""
+        return 4 * self.layers * self.heads * self.head_dim
+
+
+def _shape(name: str, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, head_dim: int, vocab: int) -> ModelShape:
+    return ModelShape(name, layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, tied=False)
+
+
+# Shapes as in the published config.json of each model.
+KNOWN = {
+    shape.name: shape
+    for shape in (
+        _shape("llama-3.1-8b", 32, 4096, 14336, 32, 8, 128, 128256),
+        _shape("llama-3.1-70b", 80, 8192, 28672, 64, 8, 128, 128256),
+        _shape("llama-2-70b", 80, 8192, 28672, 64, 8, 128, 32000),
+        _shape("mistral-7b", 32, 4096, 14336, 32, 8, 128, 32768),
+        _shape("qwen2.5-7b", 28, 3584, 18944, 28, 4, 128, 152064),
+        _shape("qwen2.5-32b", 64, 5120, 27648, 40, 8, 128, 152064),
+        _shape("qwen2.5-72b", 80, 8192, 29568, 64, 8, 128, 152064),
+        _shape("qwen3-8b", 36, 4096, 12288, 32, 8, 128, 151936),
+    )
+}
+
+
+def _integer(raw: Mapping[str, Any], field: str, default: int | None = None) -> int:
+    value = raw.get(field)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PlanError(f"config.json: {field}: {value!r} is not a positive integer")
+    return value
+
+
+def from_config(raw: Mapping[str, Any], name: str) -> ModelShape:
+    """The shape in a Hugging Face config.json. Raises PlanError naming the field."""
+    for field in ("num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank"):
+        if raw.get(field):
+            raise PlanError(f"config.json: {field}: mixture-of-experts and latent-attention models are not planned yet")
+    hidden, heads = _integer(raw, "hidden_size"), _integer(raw, "num_attention_heads")
+    quantization = raw.get("quantization_config") or {}
+    return ModelShape(
+        name=name,
+        layers=_integer(raw, "num_hidden_layers"),
+        hidden=hidden,
+        intermediate=_integer(raw, "intermediate_size"),
+        heads=heads,
+        kv_heads=_integer(raw, "num_key_value_heads", heads),
+        head_dim=_integer(raw, "head_dim", max(1, hidden // heads)),
+        vocab=_integer(raw, "vocab_size"),
+        tied=bool(raw.get("tie_word_embeddings", False)),
+        weight_bits=_integer(quantization, "bits", 16) if isinstance(quantization, Mapping) else 16,
+    )
