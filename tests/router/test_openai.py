@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,6 +129,46 @@ def test_logprobs_are_of_the_tokens_of_the_text(client: openai.OpenAI) -> None:
 def test_prompts_of_several_kinds_are_taken(client: openai.OpenAI) -> None:
     assert len(client.completions.create(model=MODEL, prompt=["a", "b"], max_tokens=2, n=2).choices) == 4
     assert client.completions.create(model=MODEL, prompt=[5, 6, 7], max_tokens=2).usage.prompt_tokens == 3  # type: ignore[union-attr]
+
+
+def test_the_output_has_the_form_that_was_asked_for(client: openai.OpenAI, whole: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}, "s": {"enum": ["x", "y"]}}, "required": ["n", "s"],
+              "additionalProperties": False}  # fmt: skip
+    form: Any = {"type": "json_schema", "json_schema": {"name": "pair", "schema": schema, "strict": True}}
+    options: dict[str, Any] = {"model": MODEL, "messages": CHAT, "max_tokens": 80, "temperature": 1.0, "seed": 3, "response_format": form}
+    texts = [c.chat.completions.create(**options).choices[0].message.content for c in (client, whole)]
+    assert texts[0] == texts[1]
+    assert set(json.loads(texts[0] or "")) == {"n", "s"}
+    streamed = "".join(c.choices[0].delta.content or "" for c in client.chat.completions.create(**options, stream=True))
+    assert streamed == texts[0]
+    plain = client.completions.create(
+        model=MODEL, prompt=PROMPT, max_tokens=40, n=3, seed=1, extra_body={"structured_outputs": {"regex": r"[ab]{4}\d"}}
+    )
+    assert all(re.fullmatch(r"[ab]{4}\d", c.text) and c.finish_reason == "stop" for c in plain.choices)
+
+
+def test_a_form_that_makes_no_sense_is_refused_before_anything_streams(client: openai.OpenAI) -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model=MODEL, messages=CHAT, response_format=form, stream=stream)
+        assert "nonsense" in str(caught.value)
+
+
+def test_a_prompt_seen_before_is_counted_as_cached_and_other_keys_do_not_see_it(stack: Real, client: openai.OpenAI) -> None:
+    prompt = "x = compute(1, 2)  # cached\n" * 12
+
+    def cached(c: openai.OpenAI, **extra: Any) -> int:
+        usage = c.completions.create(model=MODEL, prompt=prompt, max_tokens=3, temperature=0, extra_body=extra).usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        return usage.prompt_tokens_details.cached_tokens or 0
+
+    assert cached(client) == 0
+    assert cached(client) > 50
+    assert cached(client, cache_salt="mine") == 0
+    with openai.OpenAI(base_url=f"{stack.split}/v1", api_key="sk-other", max_retries=0, timeout=60) as stranger:
+        assert cached(stranger) == 0
 
 
 LIMIT = 2048

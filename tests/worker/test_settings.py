@@ -24,7 +24,7 @@ def test_every_field_is_a_variable() -> None:
 
 def test_the_cache_can_be_set() -> None:
     s = from_environment(GOOD)
-    assert (s.device, s.prefix_cache, s.eviction, s.host_cache_bytes) == ("cpu", True, "lru", 0)
+    assert (s.device, s.prefix_cache, s.eviction, s.host_cache_bytes) == ("auto", True, "lru", 0)
     given = from_environment(GOOD | {"DISAGG_PREFIX_CACHE": "off", "DISAGG_EVICTION": "fifo", "DISAGG_HOST_CACHE_BYTES": "1000"})
     assert (given.prefix_cache, given.eviction, given.host_cache_bytes) == (False, "fifo", 1000)
     given = from_environment(GOOD | {"DISAGG_GROWTH_RESERVE_TOKENS": "7", "DISAGG_SATURATING_TOKENS": "9", "DISAGG_DEVICE": "plain"})
@@ -48,6 +48,7 @@ def test_what_has_no_default_must_be_set(name: str) -> None:
         ("KV_CACHE_BYTES", "1Gi"),
         ("PREFILL_UTILISATION", "1.5"),
         ("DEVICE", "tpu"),
+        ("QUANTIZATION", "int3"),
         ("EVICTION", "random"),
         ("HOST_CACHE_BYTES", "-1"),
         ("GROWTH_RESERVE_TOKENS", "0"),

@@ -50,6 +50,7 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker) -> None:
             name=s.model_name,
             role=s.role,
             dtype=s.dtype,
+            quantization=s.quantization,
             block_size_tokens=s.block_size_tokens,
             kv_cache_bytes=s.kv_cache_bytes,
             max_model_len=s.max_model_len,
@@ -66,6 +67,7 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker) -> None:
             growth_reserve_tokens=s.growth_reserve_tokens,
             saturating_tokens=s.saturating_tokens,
         ),
+        on_progress=worker.on_progress,
     )
     host = interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S) if s.kv_interface else (s.kv_host or s.host)
     interface = s.kv_interface or interfaces.interface_of(host)

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -19,6 +19,9 @@ from disagg_worker.metrics import Metrics
 from disagg_worker.settings import Settings
 from disagg_worker.streams import NdjsonResponse
 from disagg_worker.transfer.ticket import TicketError, http_bearer, token_hash, verify
+
+if TYPE_CHECKING:
+    from disagg_worker.model.checkpoint import LoadProgress
 
 log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 16 << 20
@@ -36,6 +39,7 @@ class Worker:
         self.node: work.Node | None = None
         self.tokenizer: dict[str, Any] = {}
         self.failed: str = ""
+        self.loading: LoadProgress | None = None
         self.draining = False
         self.active = 0
         self.idle = asyncio.Event()
@@ -58,6 +62,10 @@ class Worker:
     def full(self) -> bool:
         """More requests than can run and wait: each costs a task, a connection and perhaps a thread, so their number has a bound."""
         return self.active >= self.settings.max_running + self.settings.max_waiting
+
+    def on_progress(self, progress: LoadProgress) -> None:
+        """How far the weights are; any thread."""
+        self.loading = progress
 
     def authorized(self, request: Request) -> bool:
         given = request.headers.get("authorization", "").encode()
@@ -84,6 +92,8 @@ class Worker:
             "limits": {"max_running": s.max_running, "max_waiting": s.max_waiting},
         }
         if self.node is None:
+            if self.loading is not None:
+                answer["loading"] = {"read_bytes": self.loading.read_bytes, "total_bytes": self.loading.total_bytes}
             return answer
         engine, load = self.node.engine, self.node.engine.load()
         model = engine.model
@@ -231,7 +241,8 @@ def create_app(worker: Worker) -> Starlette:
     async def readyz(request: Request) -> Response:
         if not worker.engine_alive:
             return PlainTextResponse(_DEAD, 503)
-        return PlainTextResponse(f"{worker.state}\n", 200 if worker.state == "ready" else 503)
+        progress = f": {worker.loading}" if worker.state == "starting" and worker.loading else ""
+        return PlainTextResponse(f"{worker.state}{progress}\n", 200 if worker.state == "ready" else 503)
 
     async def metrics(request: Request) -> Response:
         return Response(worker.metrics.render(), media_type="text/plain; version=0.0.4")

@@ -36,6 +36,7 @@ class Settings(BaseModel):
     revision: str = ""
     cluster_key_file: Path
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["none", "int8", "int4", "fp8"] = "none"
     block_size_tokens: int = Field(16, ge=1, le=1024)
     kv_cache_bytes: int = Field(256 << 20, ge=1 << 20)
     max_model_len: int | None = Field(None, ge=2)
@@ -48,7 +49,7 @@ class Settings(BaseModel):
     transfer_idle_s: float = Field(5.0, gt=0, le=3600)
     drain_timeout_s: float = Field(300.0, ge=0, le=86400)
     threads: int = Field(1, ge=1, le=1024)
-    device: Literal["cpu", "cuda", "plain"] = "cpu"
+    device: Literal["auto", "cpu", "cuda", "plain"] = "auto"
     prefix_cache: bool = True
     eviction: Literal["lru", "fifo"] = "lru"
     host_cache_bytes: int = Field(0, ge=0)

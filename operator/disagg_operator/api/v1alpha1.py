@@ -73,6 +73,14 @@ class EnvVar(Model):
     value: str = Field("", max_length=4096, description="Its value.")
 
 
+class PrefixCaching(Model):
+    """Reuse of the KV of prompts that begin alike; never between requests of different API keys."""
+
+    enabled: bool = Field(True, description="Keep the KV of finished requests until its blocks are needed.")
+    eviction: Literal["lru", "fifo"] = Field("lru", description="Which unused block goes first: least recently used, or oldest.")
+    host_memory: ByteQuantity | None = Field(None, description="Host memory per worker for evicted blocks. Default: none.")
+
+
 class EngineSpec(Model):
     """The inference engine of both pools."""
 
@@ -82,6 +90,10 @@ class EngineSpec(Model):
         [], max_length=64, description="Further environment of the workers, by name.", json_schema_extra=list_map("name")
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Type of weights and KV cache; auto: the checkpoint's.")
+    quantization: Literal["none", "int8", "int4", "fp8"] = Field(
+        "none", description="Weights are rounded to this at load (a checkpoint that is quantised stays as it is); fp8 wants a GPU."
+    )
+    prefix_caching: PrefixCaching = Field(PrefixCaching(), description="Reuse of KV between requests.")
     max_model_len: int | None = Field(
         None, ge=16, le=16_777_216, description="Longest prompt plus output, in tokens. Default: what the model was trained for."
     )

@@ -27,6 +27,9 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
         "DISAGG_MODEL_URI": uri,
         "DISAGG_MODEL_NAME": spec.model.served_name,
         "DISAGG_DTYPE": spec.engine.dtype,
+        "DISAGG_QUANTIZATION": spec.engine.quantization,
+        "DISAGG_PREFIX_CACHE": str(spec.engine.prefix_caching.enabled).lower(),
+        "DISAGG_EVICTION": spec.engine.prefix_caching.eviction,
         "DISAGG_BLOCK_SIZE_TOKENS": str(spec.engine.block_size_tokens),
         "DISAGG_MAX_RUNNING": str(pool.max_running_requests),
         "DISAGG_MAX_BATCH_TOKENS": str(pool.max_batch_tokens),
@@ -37,6 +40,8 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
         out["DISAGG_MAX_MODEL_LEN"] = str(spec.engine.max_model_len)
     if pool.kv_cache_size is not None:
         out["DISAGG_KV_CACHE_BYTES"] = str(quantity_bytes(pool.kv_cache_size))
+    if spec.engine.prefix_caching.host_memory is not None:
+        out["DISAGG_HOST_CACHE_BYTES"] = str(quantity_bytes(spec.engine.prefix_caching.host_memory))
     return out
 
 

@@ -57,6 +57,12 @@ def test_bfloat16_caches_are_handed_over_whole(make: Make) -> None:
     assert both.layout.itemsize_bytes == 2
 
 
+def test_weights_quantised_at_load_serve_and_are_told_apart(make: Make) -> None:
+    engines = {q: make(quantization=q) for q in ("none", "int8", "int4")}
+    assert {q: e.model.digest.partition("+")[2] for q, e in engines.items()} == {"none": "", "int8": "int8", "int4": "int4"}
+    assert all(len(local(e, prompt(30))) == 12 for e in engines.values())
+
+
 @pytest.mark.parametrize("budget", [1, 6, 64, 1000])
 def test_each_layer_of_each_block_is_reported_once_when_it_is_final(make: Make, budget: int) -> None:
     whole, cut = Keeper(), Keeper()

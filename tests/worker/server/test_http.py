@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from starlette.routing import Route
 from tests.worker.server.rig import KEY, body, make_settings, prompt, running, serve
 
 from disagg_worker import server
+from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.requests import Line
 from disagg_worker.server import MAX_BODY_BYTES, Worker
 from disagg_worker.streams import NdjsonResponse
@@ -42,6 +44,17 @@ async def test_while_the_model_loads_it_is_healthy_and_not_ready(tiny: Path) -> 
         assert (await http.get("/internal/v1/info")).json()["state"] == "starting"
         for method, name in PROTECTED[1:]:
             assert (await http.request(method, f"/internal/v1/{name}")).status_code == 503
+
+
+async def test_how_far_loading_is_can_be_seen(tiny: Path) -> None:
+    worker = Worker(make_settings("both", tiny), KEY, "u/b")
+    with Checkpoint(tiny, worker.on_progress) as checkpoint:
+        for name in checkpoint:
+            checkpoint.floats(name)
+        async with serve(worker) as http:
+            loading = (await http.get("/internal/v1/info")).json()["loading"]
+            assert 0 < loading["read_bytes"] <= loading["total_bytes"]
+            assert re.fullmatch(r"starting: \d+ % of [0-9.]+ GB, \d+ MB/s\n", (await http.get("/readyz")).text)
 
 
 async def test_a_load_that_failed_is_unhealthy_and_says_why(tiny: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from disagg_worker.engine.block_pool import Eviction
 
+Quantization = Literal["none", "int8", "int4", "fp8"]
 Role = Literal["prefill", "decode", "both"]
 
 
@@ -14,13 +15,15 @@ Role = Literal["prefill", "decode", "both"]
 class EngineConfig:
     """`max_model_len` None: what the model was trained for. Units are in the names.
 
-    device: of backend.select. saturating_tokens: prefill of more tokens at once is not faster a token (measure: benchmarks/).
+    device: of backend.select. quantization: of the weights at load; a checkpoint that is quantised stays as it is.
+    saturating_tokens: prefill of more tokens at once is not faster a token (measure: benchmarks/).
     growth_reserve_tokens: how much of its output a request is admitted with. host_cache_bytes: for evicted blocks, 0 for none.
     """
 
     name: str
     role: Role
     dtype: str = "auto"
+    quantization: Quantization = "none"
     device: str = "cpu"
     block_size_tokens: int = 16
     kv_cache_bytes: int = 256 << 20

@@ -31,6 +31,7 @@ from disagg_worker.engine.settle import INTERNAL, OUT_OF_MEMORY, Settler
 from disagg_worker.engine.steps import Outcome, Steps
 from disagg_worker.engine.structured import Grammars
 from disagg_worker.model import loader
+from disagg_worker.model.checkpoint import OnProgress
 from disagg_worker.model.network import load_network
 
 log = logging.getLogger(__name__)
@@ -45,14 +46,14 @@ ItemT = TypeVar("ItemT")
 class TorchEngine:
     """Loads the model at construction (raises ModelError), then serves until `stop`. `backend` None: the one that the config names."""
 
-    def __init__(self, folder: Path, config: EngineConfig, backend: Backend | None = None) -> None:
+    def __init__(self, folder: Path, config: EngineConfig, backend: Backend | None = None, on_progress: OnProgress | None = None) -> None:
         torch.set_num_threads(config.threads)
         self._config = config
         model = loader.load_config(folder)
         backend = backend or select(config.device, config.threads)
         dtype = loader.pick_dtype(config.dtype, model, backend.device.type)
         max_len = min(config.max_model_len or model.max_positions, model.max_positions)
-        loaded = load_network(folder, model, dtype, backend, positions=max_len)
+        loaded = load_network(folder, model, dtype, backend, positions=max_len, quantization=config.quantization, on_progress=on_progress)
         size = config.block_size_tokens
         self.layout = api.KvLayout(model.layers, model.kv_heads, model.head_dim, size, str(dtype).removeprefix("torch."), dtype.itemsize)
         self.model = api.ModelInfo(

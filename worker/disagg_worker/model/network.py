@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from disagg_worker.backend.api import Backend
+from disagg_worker.engine.config import Quantization
 from disagg_worker.model.checkpoint import Checkpoint, OnProgress
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.decoder import Decoder, Parallel
-from disagg_worker.model.quantization import Quantization, make_source
+from disagg_worker.model.quantization import make_source
 from disagg_worker.model.weights import Shard
 
 

@@ -6,18 +6,17 @@ Formats as their makers publish them: GPTQ (AutoGPTQ's QuantLinear), AWQ (AutoAW
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
 from disagg_worker.backend.api import DenseWeight, Fp8Weight, GroupQuantizedWeight, Weight
 from disagg_worker.engine.api import ModelError
+from disagg_worker.engine.config import Quantization
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.quantization_config import StoredQuantization
 from disagg_worker.model.weights import FloatWeights, Shard, Split, WeightSource, expected_shapes, is_computed, module_shapes, read_bias
 
-Quantization = Literal["none", "int8", "int4", "fp8"]
 _GROUPS = (128, 64, 32)
 # How far the range of a group is narrowed when that loses less than it gains; the best is kept, by squared error.
 _CLIPS = (1.0, 0.96, 0.92, 0.88, 0.84)
