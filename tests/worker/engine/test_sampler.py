@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from disagg_worker.engine import sampler
 from disagg_worker.engine.api import SamplingParams
-from disagg_worker.engine.sampler import Row, Sampled, sample, sample_rows, uniform
+from disagg_worker.engine.sampler import Row, Sampled, sample_rows, uniform
 
 VOCAB = 32
 PLAIN = SamplingParams(seed=7, max_new_tokens=100)
@@ -40,6 +41,10 @@ tokens = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12)
 
 def _logits(seed: int) -> torch.Tensor:
     return torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def sample(logits: torch.Tensor, params: SamplingParams, tokens: list[int] | Any, prompt_tokens: int) -> Sampled:
+    return sampler.sample(logits.numpy(), params, tokens, prompt_tokens)
 
 
 def _kept(logits: list[float], **change: Any) -> set[int]:
@@ -98,6 +103,22 @@ def test_a_filter_keeps_the_proportions_of_what_it_leaves() -> None:
     expected = torch.softmax(logits[:4].double(), -1).numpy() * n
     assert max(drawn) <= 3
     assert _chi_square(np.bincount(drawn, minlength=4), expected) < _CHI_SQUARE[3]
+
+
+@pytest.mark.parametrize(
+    "change", [{"top_p": 0.3}, {"top_p": 0.999}, {"min_p": 0.2}, {"min_p": 0.999}, {"min_p": 0.9, "top_p": 0.9}], ids=str
+)
+@pytest.mark.parametrize("scale", [0.01, 4.0], ids=["flat", "steep"])
+def test_over_a_large_vocabulary_the_filters_keep_what_a_full_sort_says(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], scale: float
+) -> None:
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(1)) * scale
+
+    def draw(few: int) -> list[int]:
+        monkeypatch.setattr(sampler, "_FEW", few)
+        return [sample(logits, replace(PLAIN, seed=i, **change), [1], 1).token for i in range(40)]
+
+    assert draw(64) == draw(5000)
 
 
 FLAT = [math.log(p) for p in (0.4, 0.3, 0.2, 0.06, 0.04)]

@@ -129,7 +129,7 @@ def test_a_model_without_tokenizer_or_end_token_refuses_structured_output(tmp_pa
 
 def test_the_output_ends_where_nothing_can_follow() -> None:
     state = Grammars(MODEL / "tokenizer.json", 2048, [0]).start(Structured("choice", '["a"]'))
-    letter = state.allowed([]).nonzero().flatten().tolist()
+    letter = state.allowed([]).nonzero()[0].tolist()
     assert len(letter) == 1
-    assert state.allowed(letter).nonzero().flatten().tolist() == [0]
-    assert state.allowed([*letter, 0]).nonzero().flatten().tolist() == [0]
+    assert state.allowed(letter).nonzero()[0].tolist() == [0]
+    assert state.allowed([*letter, 0]).nonzero()[0].tolist() == [0]

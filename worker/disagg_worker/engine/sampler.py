@@ -11,13 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from disagg_worker.engine.api import SamplingParams
 from disagg_worker.engine.structured import GrammarState
 
+Floats = npt.NDArray[np.floating]
 # Greedy below this: dividing by less overflows float32.
 _GREEDY = 1e-5
+# So many of the likeliest tokens nearly always hold what top-p and min-p keep; sorting a whole vocabulary costs milliseconds.
+_FEW = 1024
+_NOT_FINITE = "the model's logits are not finite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,69 +40,97 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _penalised(
-    logits: torch.Tensor, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int, allowed: torch.Tensor | None
-) -> torch.Tensor:
+    logits: Floats, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int, allowed: npt.NDArray[np.bool_] | None
+) -> Floats:
     """Repetition penalty (CTRL, Keskar et al. 2019) over all tokens; presence and frequency (OpenAI API reference) over the output."""
     emitted = len(tokens) - prompt_tokens
-    logits = logits.clone()
+    logits = logits.copy()
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(tokens)))
+        seen = np.unique(np.asarray(tokens))
         values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        logits[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if emitted and (params.presence_penalty or params.frequency_penalty):
-        counts = torch.bincount(torch.tensor(tokens[prompt_tokens:]), minlength=len(logits))
-        logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+        output, counts = np.unique(np.asarray(tokens[prompt_tokens:]), return_counts=True)
+        logits[output] -= params.frequency_penalty * counts + params.presence_penalty
     for token, bias in params.logit_bias:
         if token < len(logits):
             logits[token] += bias
     if allowed is not None:
-        return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
-    if emitted < params.min_tokens and params.stop_token_ids:
-        logits[[t for t in params.stop_token_ids if t < len(logits)]] = -torch.inf
+        logits[~allowed] = -np.inf
+    elif emitted < params.min_tokens and params.stop_token_ids:
+        logits[[t for t in params.stop_token_ids if t < len(logits)]] = -np.inf
     return logits
 
 
-def _filtered(probabilities: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
-    """What top-k, then top-p (of what top-k left), then min-p keep: (probabilities, not renormalised; token ids), likeliest first."""
-    if 0 < params.top_k < len(probabilities):
-        ordered, index = torch.topk(probabilities, params.top_k)
+def _best(weights: Floats, n: int) -> npt.NDArray[np.int64]:
+    """The n greatest, greatest first, equals by their index."""
+    if 0 < n < len(weights):
+        least = np.partition(weights, len(weights) - n)[len(weights) - n]
+        candidates = np.flatnonzero(weights >= least)
     else:
-        ordered, index = torch.sort(probabilities, descending=True, stable=True)
+        candidates = np.arange(len(weights))
+    return candidates[np.argsort(-weights[candidates], kind="stable")][:n]
+
+
+def _enough(weights: Floats, params: SamplingParams) -> tuple[npt.NDArray[np.int64], float]:
+    """The likeliest token ids, at least all that top-p or min-p keep; and the sum of all weights."""
+    total, n = float(weights.sum()), _FEW
+    while True:
+        index = _best(weights, n)
+        by_sum = params.top_p < 1.0 and weights[index].sum() >= params.top_p * total
+        by_least = params.min_p > 0.0 and weights[index[-1]] < params.min_p * weights[index[0]]
+        if n >= len(weights) or by_sum or by_least:
+            return index, total
+        n *= 8
+
+
+def _filtered(weights: Floats, params: SamplingParams) -> npt.NDArray[np.int64]:
+    """Token ids that top-k, then top-p (of what top-k left), then min-p keep, likeliest first."""
+    if 0 < params.top_k < len(weights):
+        index = _best(weights, params.top_k)
+        total = float(weights[index].sum())
+    else:
+        index, total = _enough(weights, params)
+    ordered = weights[index]
     keep = len(ordered)
     if params.top_p < 1.0:
-        before = torch.cumsum(ordered, -1) - ordered
-        keep = min(keep, int((before < params.top_p * ordered.sum()).sum()))
+        before = np.cumsum(ordered) - ordered
+        keep = min(keep, int((before < params.top_p * total).sum()))
     if params.min_p > 0.0:
         keep = min(keep, int((ordered >= params.min_p * ordered[0]).sum()))
-    return ordered[: max(1, keep)], index[: max(1, keep)]
+    return index[: max(1, keep)]
 
 
-def _draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
+def _draw(logits: Floats, params: SamplingParams, position: int) -> int:
     """Temperature, then the filters, then the inverse of the cumulative distribution."""
-    probabilities = torch.softmax(logits.double() / params.temperature, dim=-1)
-    index: torch.Tensor | None = None
+    scaled = logits.astype(np.float64)
+    scaled -= scaled.max()
+    scaled /= params.temperature
+    weights = np.exp(scaled, out=scaled)
+    index: npt.NDArray[np.int64] | None = None
     if params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0:
-        probabilities, index = _filtered(probabilities, params)
-    cumulative = torch.cumsum(probabilities, -1)
-    # A strictly smaller cumulative value skips tokens of probability zero, also at the very start.
-    at = int(torch.searchsorted(cumulative, uniform(params.seed, position) * cumulative[-1], right=True))
-    at = min(at, int(probabilities.nonzero()[-1]))
+        index = _filtered(weights, params)
+        weights = weights[index]
+    cumulative = np.cumsum(weights)
+    # Strictly above the drawn value: tokens of probability zero are skipped, also at the very start and at the end.
+    drawn = min(uniform(params.seed, position) * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
+    at = int(np.searchsorted(cumulative, drawn, side="right"))
     return at if index is None else int(index[at])
 
 
 def sample(
-    logits: torch.Tensor, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int, allowed: torch.Tensor | None = None
+    logits: Floats, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int, allowed: npt.NDArray[np.bool_] | None = None
 ) -> Sampled:
-    """The next token after `tokens`; logits [vocab] float32, allowed bool [vocab]. Raises ArithmeticError when logits are not finite."""
-    if not bool(torch.isfinite(logits).all()):
-        raise ArithmeticError("the model's logits are not finite")
+    """The next token after `tokens`; logits [vocab], allowed [vocab]. Raises ArithmeticError when logits are not finite."""
+    if not np.isfinite(logits).all():
+        raise ArithmeticError(_NOT_FINITE)
     adjusted = _penalised(logits, params, tokens, prompt_tokens, allowed)
-    token = int(torch.argmax(adjusted)) if params.temperature < _GREEDY else _draw(adjusted, params, len(tokens))
+    token = int(adjusted.argmax()) if params.temperature < _GREEDY else _draw(adjusted, params, len(tokens))
     if params.logprobs is None:
         return Sampled(token, None, ())
-    logs = torch.log_softmax(logits, dim=-1)
-    values, indices = torch.topk(logs, min(params.logprobs, len(logs)))
-    top = tuple((int(i), float(v)) for i, v in zip(indices.tolist(), values.tolist(), strict=True))
+    logs = logits - logits.max()
+    logs -= np.log(np.exp(logs, dtype=np.float64).sum())
+    top = tuple((int(i), float(logs[i])) for i in _best(logs, min(params.logprobs, len(logs))))
     return Sampled(token, float(logs[token]), top)
 
 
@@ -110,7 +143,7 @@ class Row:
     prompt_tokens: int
     grammar: GrammarState | None = None
 
-    def allowed(self) -> torch.Tensor | None:
+    def allowed(self) -> npt.NDArray[np.bool_] | None:
         return None if self.grammar is None else self.grammar.allowed(self.tokens[self.prompt_tokens :])
 
     @property
@@ -138,13 +171,14 @@ def sample_rows(logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | Exc
     else:
         largest, best = logits.max(-1)
         greedy, finite = best.tolist(), torch.isfinite(largest).tolist()
+        values = np.empty(0) if all(row.plain_greedy for row in rows) else logits.cpu().numpy()
     out: list[Sampled | Exception] = []
     for i, row in enumerate(rows):
-        if finite[i] and row.plain_greedy:
-            out.append(Sampled(greedy[i], None, ()))
+        if row.plain_greedy:
+            out.append(Sampled(greedy[i], None, ()) if finite[i] else ArithmeticError(_NOT_FINITE))
             continue
         try:
-            out.append(sample(logits[i], row.params, row.tokens, row.prompt_tokens, row.allowed()))
+            out.append(sample(values[i], row.params, row.tokens, row.prompt_tokens, row.allowed()))
         except Exception as error:
             out.append(error)
     return out

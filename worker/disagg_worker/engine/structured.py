@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import llguidance
 import llguidance.numpy
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from disagg_worker.engine.api import InvalidInput, Structured
 
@@ -98,19 +98,19 @@ class GrammarState:
         self._consumed = 0
         self._bits = llguidance.numpy.allocate_token_bitmask(1, vocab_size)
 
-    def allowed(self, emitted: Sequence[int]) -> torch.Tensor:
-        """Which tokens may follow `emitted`, bool [vocab]; calls come with ever more tokens. Raises GrammarError."""
+    def allowed(self, emitted: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Which tokens may follow `emitted`, [vocab]; calls come with ever more tokens. Raises GrammarError."""
         if not self._matcher.is_stopped():
             self._matcher.consume_tokens(list(emitted[self._consumed :]))
             self._consumed = len(emitted)
-        mask = torch.zeros(self._vocab_size, dtype=torch.bool)
         if self._matcher.is_error():
             raise GrammarError(self._matcher.get_error())
         if self._matcher.is_stopped():  # nothing can be added: the output ends
+            mask = np.zeros(self._vocab_size, dtype=np.bool_)
             mask[self._eos] = True
             return mask
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits, 0)
         if self._matcher.is_error():
             raise GrammarError(self._matcher.get_error())
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]
-        return torch.from_numpy(bits.astype(np.bool_))
+        return bits.view(np.bool_)
