@@ -18,7 +18,7 @@ from tests.integration.operator_process import Cluster, Pods, eventually, operat
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
 from disagg_operator.autoscaling.signals.reading import PoolReading
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.apiserver
 
 
 @contextlib.asynccontextmanager

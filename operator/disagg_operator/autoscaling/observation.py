@@ -1,0 +1,82 @@
+"""PURE: what an autoscaling policy sees of a deployment at one moment, and what it answers.
+
+Counts are of the last `interval_s`; a NaN means not known (nobody answered), never zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+UNKNOWN = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Pods:
+    """Workers of one pool. `replicas`: what it is set to; `starting_ages_s`: since when each that is not ready yet exists;
+    `cold_start_s`: mean time from creation to ready, measured on the last ones (NaN: none yet)."""
+
+    replicas: int
+    ready: int
+    starting_ages_s: tuple[float, ...] = ()
+    draining: int = 0
+    cold_start_s: float = UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillSignals:
+    """Arrivals and what they ask for; tokens are uncached prompt tokens. `busy_s`: seconds of computing, summed over the workers."""
+
+    pods: Pods
+    arrivals: float = UNKNOWN
+    prompt_tokens: float = UNKNOWN
+    prompt_tokens_squared: float = UNKNOWN
+    waiting_requests: float = UNKNOWN
+    waiting_tokens: float = UNKNOWN
+    running_requests: float = UNKNOWN
+    busy_s: float = UNKNOWN
+    ttft_total: float = UNKNOWN
+    ttft_ok: float = UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSignals:
+    """`waiting_requests`: prefilled or queued for want of decode capacity. `completed_*`: of the requests that ended in the interval."""
+
+    pods: Pods
+    waiting_requests: float = UNKNOWN
+    running_requests: float = UNKNOWN
+    kv_tokens: float = UNKNOWN
+    kv_capacity_tokens: float = UNKNOWN
+    generated_tokens: float = UNKNOWN
+    completions: float = UNKNOWN
+    completed_output_tokens: float = UNKNOWN
+    completed_context_tokens: float = UNKNOWN
+    tpot_total: float = UNKNOWN
+    tpot_ok: float = UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """`now_s`: any clock that only goes forward, the same one over a policy's life; of the day for the daily shape (UTC epoch)."""
+
+    now_s: float
+    interval_s: float
+    prefill: PrefillSignals
+    decode: DecodeSignals
+
+    @property
+    def blind(self) -> bool:
+        """What arrives is not known."""
+        return math.isnan(self.prefill.arrivals)
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """How many workers each pool should have; `flip`: so many of the change shall move between the pools (> 0: prefill to decode)."""
+
+    prefill: int
+    decode: int
+    reason: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
+    flip: int = 0

@@ -1,0 +1,95 @@
+"""PURE: how fast one worker of each pool is.
+
+Prefill of a batch with n uncached tokens each takes `a + b*sum(n) + c*sum(n^2)` seconds; one decode step over B sequences that hold K
+tokens of KV takes `d + e*B + f*K`. The published profiles are fits of Splitwise's measurements (github.com/Mutinifni/splitwise-sim,
+data/perf_model.csv, MIT) and, for the 8B model, of the parameters in llm-d's autoscaler guide.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+
+class ProfileError(ValueError):
+    """A profile that can't be used; the message names field and file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Seconds, seconds per token, and so on; `kv_tokens`: what one decode worker's cache holds."""
+
+    gpus: int
+    a_s: float
+    b_s_per_token: float
+    c_s_per_token2: float
+    d_s: float
+    e_s_per_sequence: float
+    f_s_per_token: float
+    kv_tokens: int
+    transfer_s_per_token: float = 0.0
+    batch_tokens: int = 4096
+    max_running: int = 256
+
+    def prefill_s(self, tokens: float, tokens_squared: float) -> float:
+        """One batch whose prompts' uncached tokens, and their squares, sum up to this."""
+        return self.a_s + self.b_s_per_token * tokens + self.c_s_per_token2 * tokens_squared
+
+    def isolated_s(self, tokens: float) -> float:
+        """One prompt alone."""
+        return self.prefill_s(tokens, tokens * tokens)
+
+    def step_s(self, sequences: float, kv_tokens: float) -> float:
+        """One decode step."""
+        return self.d_s + self.e_s_per_sequence * sequences + self.f_s_per_token * kv_tokens
+
+    def prefill_work_s(self, requests: float, tokens: float, tokens_squared: float) -> float:
+        """Seconds of one worker for these prompts under load, when batches are full but for prompts that fill one alone."""
+        batches = min(requests, 1.15 * tokens / self.batch_tokens)
+        return self.a_s * batches + self.b_s_per_token * tokens + self.c_s_per_token2 * tokens_squared
+
+    def best_batch(self, tpot_s: float, kv_per_sequence: float) -> float:
+        """Most sequences whose step stays within `tpot_s`; at least 1, at most what the cache and `max_running` allow."""
+        by_time = (tpot_s - self.d_s) / (self.e_s_per_sequence + self.f_s_per_token * kv_per_sequence)
+        return max(1.0, min(by_time, self.kv_tokens / max(kv_per_sequence, 1.0), float(self.max_running)))
+
+    def decode_tokens_per_s(self, tpot_s: float, kv_per_sequence: float) -> float:
+        """Most tokens a second of one worker within `tpot_s`."""
+        batch = self.best_batch(tpot_s, kv_per_sequence)
+        return batch / self.step_s(batch, batch * kv_per_sequence)
+
+
+PROFILES = {
+    "70b-h100-tp4": Profile(4, 35.7e-3, 60.4e-6, 7.3e-9, 28.85e-3, 0.27e-3, 35e-9, 450_000),
+    "70b-a100-tp4": Profile(4, 41.5e-3, 156.7e-6, 14.6e-9, 43.1e-3, 0.19e-3, 57e-9, 450_000),
+    "8b-h100": Profile(1, 10e-3, 32e-6, 0.33e-9, 6.97e-3, 0.027e-3, 56e-9, 420_000),
+}
+# An H200 computes as an H100 does and reads 4.8 instead of 3.35 TB/s from 2.1 times the free memory.
+_H100 = PROFILES["70b-h100-tp4"]
+PROFILES["70b-h200-tp4"] = replace(_H100, d_s=0.7 * _H100.d_s, f_s_per_token=0.7 * _H100.f_s_per_token, kv_tokens=945_000)
+
+
+def load(name: str) -> Profile:
+    """A published profile by its name, or one from a JSON file as `disagg profile` writes it. Raises ProfileError."""
+    if name in PROFILES:
+        return PROFILES[name]
+    path = Path(name)
+    if not path.is_file():
+        raise ProfileError(f"profile: {name!r} is neither a file nor one of {', '.join(sorted(PROFILES))}")
+    try:
+        raw = json.loads(path.read_text())
+        known = {f.name for f in fields(Profile)}
+        if unknown := sorted(set(raw) - known):
+            raise ProfileError(f"{name}: {unknown[0]}: unknown field")
+        found = Profile(**raw)
+    except (ValueError, TypeError) as error:
+        raise ProfileError(f"{name}: {error}") from None
+    for field, value in asdict(found).items():
+        if not isinstance(value, int | float) or value < 0 or (value == 0 and field in ("gpus", "d_s", "kv_tokens", "max_running")):
+            raise ProfileError(f"{name}: {field}: {value!r} is not a positive number")
+    return found
+
+
+def save(profile: Profile, path: Path) -> None:
+    path.write_text(json.dumps(asdict(profile), indent=1) + "\n")
