@@ -13,6 +13,7 @@ from tests.router.stack import MODEL, Stack, tokens_of
 pytestmark = pytest.mark.slow
 
 PROMPT = tokens_of("hello")
+NOTHING_CACHED = {"prompt_tokens_details": {"cached_tokens": 0}}
 TRACED = {"X-Disagg-Trace": "1"}
 
 
@@ -24,7 +25,7 @@ async def test_a_completion_is_prefilled_here_and_decoded_there_and_says_so(tmp_
     async with Stack(tmp_path, *pair()) as stack:
         answer = (await stack.complete(max_tokens=12)).json()
         assert answer["choices"][0] == {"index": 0, "finish_reason": "length", "text": expected_text(5, PROMPT, 12), "logprobs": None}
-        assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 12, "total_tokens": 17}
+        assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 12, "total_tokens": 17, **NOTHING_CACHED}
         trace = answer["disagg"]
         assert (trace["prefill"]["pod"], trace["decode"]["pod"], trace["path"], trace["attempts"]) == ("p0", "d0", "remote", 1)
         assert (trace["kv_bytes"], trace["interface"]) == (64 * 6, "net1")
@@ -83,7 +84,7 @@ async def test_n_choices_of_several_prompts_differ_by_their_seed_and_the_prompts
         wanted = [expected_text(5 + i % 2, tokens_of(p), 4) for i, p in enumerate(prompts)]
         assert [c["text"] for c in answer["choices"]] == wanted
         assert [c["index"] for c in answer["choices"]] == list(range(6))
-        assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 24, "total_tokens": 29}
+        assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 24, "total_tokens": 29, **NOTHING_CACHED}
 
 
 async def test_the_same_choices_come_streamed(tmp_path: Path) -> None:
