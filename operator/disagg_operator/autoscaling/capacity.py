@@ -15,6 +15,10 @@ SLACK_STEP = 0.1
 SLACK_BINS = 61  # to a slack of 4
 _PRIOR_REQUESTS = 150.0
 _MEMORY_S = 2 * 86_400.0
+_PRIOR_WEIGHT = 6.0  # of the middle: known to about 0.4
+_WORTH = 10.0
+_MOST_MOVE = 0.1
+_LEAST_MIDDLE = -1.5
 
 
 def slack(workers: float, demand: float) -> float:
@@ -23,22 +27,26 @@ def slack(workers: float, demand: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class MissCurve:
-    """Shares of misses by slack, from counts that fade over two days. The prior falls from 1 to 0 around `middle`, as a logistic function
-    of that `width`."""
+    """Share of misses by slack: a logistic function that falls from 1 to 0 around `middle`, bent by counts where there are many.
+
+    `middle` moves with the evidence (one step of Newton's method on the likelihood an interval), so that what happens at one slack
+    says something of its neighbours; `weight` is the Fisher information that it rests on. Counts fade over two days.
+    """
 
     middle: float
     width: float
+    weight: float = _PRIOR_WEIGHT
     total: tuple[float, ...] = (0.0,) * SLACK_BINS
     missed: tuple[float, ...] = (0.0,) * SLACK_BINS
 
-    def prior(self, at: float) -> float:
+    def logistic(self, at: float) -> float:
         return 1 / (1 + math.exp(max(-50.0, min(50.0, (at - self.middle) / self.width))))
 
     def shares(self) -> list[float]:
         """By bin, never rising."""
         found, least = [], 1.0
         for i, (n, missed) in enumerate(zip(self.total, self.missed, strict=True)):
-            share = (missed + _PRIOR_REQUESTS * self.prior(LEAST_SLACK + i * SLACK_STEP)) / (n + _PRIOR_REQUESTS)
+            share = (missed + _PRIOR_REQUESTS * self.logistic(LEAST_SLACK + i * SLACK_STEP)) / (n + _PRIOR_REQUESTS)
             least = min(least, share)
             found.append(least)
         return found
@@ -53,7 +61,12 @@ def observe(curve: MissCurve, at: float, total: float, ok: float, interval_s: fl
     totals, missed = [n * keep for n in curve.total], [n * keep for n in curve.missed]
     totals[i] += total
     missed[i] += max(0.0, total - ok)
-    return replace(curve, total=tuple(totals), missed=tuple(missed))
+    # Requests of one interval miss together: they are worth a few independent ones.
+    worth, expected = min(total, _WORTH), curve.logistic(at)
+    weight = max(_PRIOR_WEIGHT, curve.weight * keep) + worth * expected * (1 - expected) / curve.width**2
+    move = worth * ((1 - ok / total) - expected) / curve.width / weight
+    middle = curve.middle + max(-_MOST_MOVE, min(_MOST_MOVE, move))
+    return replace(curve, middle=max(_LEAST_MIDDLE, middle), weight=weight, total=tuple(totals), missed=tuple(missed))
 
 
 def share_at(shares: list[float], at: float) -> float:

@@ -1,7 +1,9 @@
 """PURE: what a rate will be one horizon from now, and how wrong such forecasts have been.
 
-Level and damped trend by Holt's method (E. S. Gardner, "Exponential smoothing: the state of the art", 1985, with a time constant in place
-of a factor per step, so that the interval may vary), bent by the daily shape where two days of it are known.
+Several forecasters of the same form run side by side: level and damped trend by Holt's method (E. S. Gardner, "Exponential smoothing: the
+state of the art", 1985, with time constants in place of factors per step, so that the interval may vary), bent by the daily shape where
+two days of it are known. They differ in how fast they follow. Each is weighted by how little it has erred on this very rate: work that
+comes in lumps is best forecast by its long mean, a ramp by the quick one.
 """
 
 from __future__ import annotations
@@ -19,60 +21,88 @@ _KEPT_FORECASTS = 128
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Time constants in seconds."""
+    """Time constants in seconds, one of each pair for each forecaster. `window_s`: rates are judged by their mean over so long."""
 
-    level_s: float = 60.0
-    trend_s: float = 300.0
+    level_s: tuple[float, ...] = (45.0, 150.0, 500.0)
+    trend_s: tuple[float, ...] = (240.0, 400.0, 1200.0)
     damping_s: float = 300.0  # how long a trend is believed to last
-    error_memory_s: float = 4 * 3600.0
+    error_memory_s: tuple[float, ...] = (1200.0, 4 * 3600.0)  # wild times come in clusters: a short memory beside the long one
+    skill_memory_s: float = 3600.0
+    skill_power: float = 4.0
+    window_s: float = 60.0
     shape_days: float = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Forecaster:
-    """State for one rate. `made`: (due time, forecast) not judged yet; `errors`: decayed histogram of log(actual / forecast)."""
+    """State for one rate. `recent`: (time, rate) of the last window; `made`: (due time, forecast of all, forecast of each) not judged yet;
+    `errors`: histograms of log(actual / forecast), one a memory; `skill`: decayed mean square of that, of each forecaster."""
 
-    level: float = math.nan
-    trend: float = 0.0  # per second
+    levels: tuple[float, ...] = ()
+    trends: tuple[float, ...] = ()  # per second
     updated_s: float = math.nan
-    made: tuple[tuple[float, float], ...] = ()
-    errors: tuple[float, ...] = ()
+    recent: tuple[tuple[float, float], ...] = ()
+    made: tuple[tuple[float, ...], ...] = ()
+    errors: tuple[tuple[float, ...], ...] = ()
+    skill: tuple[float, ...] = ()
     shape: tuple[float, ...] = ()  # mean rate of each ten minutes of a day
     shape_seen_s: float = 0.0  # how much time went into it
+
+    @property
+    def level(self) -> float:
+        """Mean rate of the last window; NaN before the first update."""
+        return sum(rate for _, rate in self.recent) / len(self.recent) if self.recent else math.nan
 
 
 def update(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: Tuning) -> Forecaster:
     """Take in the rate of the interval that ends at now_s."""
-    if math.isnan(f.level):
-        return replace(f, level=rate, updated_s=now_s, shape=_shape(f, now_s, interval_s, rate, tuning), shape_seen_s=interval_s)
+    shape, seen_s = _shape(f, now_s, interval_s, rate, tuning), f.shape_seen_s + interval_s
+    if not f.levels:
+        n = len(tuning.level_s)
+        return replace(
+            f, levels=(rate,) * n, trends=(0.0,) * n, updated_s=now_s, recent=((now_s, rate),), shape=shape, shape_seen_s=seen_s,
+            errors=f.errors or (prior(),) * len(tuning.error_memory_s), skill=f.skill or (0.05,) * n,
+        )  # fmt: skip
     dt = max(now_s - f.updated_s, 1e-3)
-    expected = f.level + f.trend * dt
-    gain = 1 - math.exp(-dt / tuning.level_s)
-    level = max(0.0, expected + gain * (rate - expected))
-    trend_gain = 1 - math.exp(-dt / tuning.trend_s)
-    trend = f.trend + trend_gain * ((level - f.level) / dt - f.trend)
-    due = [(at, made) for at, made in f.made if at <= now_s]
-    errors = f.errors or prior()
-    decay = math.exp(-dt / tuning.error_memory_s)
-    if due:
-        counts = [c * decay for c in errors]
-        for _, made in due:
-            counts[_bin(rate, made)] += 1.0
-        errors = tuple(counts)
-    return Forecaster(
-        level, trend, now_s, f.made[len(due) :], errors, _shape(f, now_s, interval_s, rate, tuning), f.shape_seen_s + interval_s
-    )
+    levels, trends = [], []
+    for level, trend, level_s, trend_s in zip(f.levels, f.trends, tuning.level_s, tuning.trend_s, strict=True):
+        expected = level + trend * dt
+        levels.append(max(0.0, expected + (1 - math.exp(-dt / level_s)) * (rate - expected)))
+        trends.append(trend + (1 - math.exp(-dt / trend_s)) * ((levels[-1] - level) / dt - trend))
+    recent = (*[(at, r) for at, r in f.recent if at > now_s - tuning.window_s + 0.5 * interval_s], (now_s, rate))
+    f = replace(f, levels=tuple(levels), trends=tuple(trends), updated_s=now_s, recent=recent, shape=shape, shape_seen_s=seen_s)
+    return _judge(f, now_s, dt, tuning)
+
+
+def _judge(f: Forecaster, now_s: float, dt: float, tuning: Tuning) -> Forecaster:
+    """Forecasts whose time has come: what was the mean over the window around it?"""
+    due = [made for made in f.made if made[0] <= now_s - tuning.window_s / 2]
+    if not due:
+        return f
+    errors = [[c * math.exp(-dt / memory_s) for c in counts] for counts, memory_s in zip(f.errors, tuning.error_memory_s, strict=True)]
+    skill = list(f.skill)
+    gain = 1 - math.exp(-dt / tuning.skill_memory_s)
+    actual = f.level
+    for _, forecast, *each in due:
+        for counts in errors:
+            counts[_bin(actual, forecast)] += 1.0
+        for i, guess in enumerate(each):
+            skill[i] += gain * (_log_ratio(actual, guess) ** 2 - skill[i])
+    return replace(f, made=f.made[len(due) :], errors=tuple(map(tuple, errors)), skill=tuple(skill))
 
 
 def prior() -> tuple[float, ...]:
-    """Before anything is known: errors of about 25 %, worth ten minutes of watching."""
-    weights = [math.exp(-(((i - _MIDDLE) * ERROR_STEP / 0.25) ** 2) / 2) for i in range(ERROR_BINS)]
+    """Before anything is known: errors of about 20 %, worth a few minutes of watching."""
+    weights = [math.exp(-(((i - _MIDDLE) * ERROR_STEP / 0.2) ** 2) / 2) for i in range(ERROR_BINS)]
     return tuple(12 * w / sum(weights) for w in weights)
 
 
+def _log_ratio(actual: float, forecast: float) -> float:
+    return max(-1.2, min(1.2, math.log(max(actual, 1e-6) / max(forecast, 1e-6))))
+
+
 def _bin(actual: float, forecast: float) -> int:
-    ratio = math.log(max(actual, 1e-9) / max(forecast, 1e-9))
-    return max(0, min(ERROR_BINS - 1, _MIDDLE + round(ratio / ERROR_STEP)))
+    return _MIDDLE + round(_log_ratio(actual, forecast) / ERROR_STEP)
 
 
 def _shape(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: Tuning) -> tuple[float, ...]:
@@ -96,24 +126,29 @@ def seasonal(f: Forecaster, at_s: float) -> float:
     return f.shape[i % SHAPE_BINS] * (i + 1 - x) + f.shape[(i + 1) % SHAPE_BINS] * (x - i)
 
 
-def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> float:
-    """The expected rate at the horizon; NaN before the first update."""
-    if math.isnan(f.level):
-        return math.nan
-    by_trend = f.level + f.trend * tuning.damping_s * (1 - math.exp(-horizon_s / tuning.damping_s))
+def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> tuple[float, ...]:
+    """The expected rate at the horizon, by all together and then by each; NaN before the first update."""
+    if not f.levels:
+        return (math.nan,)
     then, now = seasonal(f, f.updated_s + horizon_s), seasonal(f, f.updated_s)
-    if now > 0 and then > 0:
-        by_trend = (by_trend + f.level * min(2.0, max(0.5, then / now))) / 2
-    return max(0.0, min(by_trend, 2.5 * f.level), 0.3 * f.level)
+    each = []
+    for level, trend in zip(f.levels, f.trends, strict=True):
+        ahead = level + trend * tuning.damping_s * (1 - math.exp(-horizon_s / tuning.damping_s))
+        if now > 0 and then > 0:
+            ahead = (ahead + level * min(2.0, max(0.5, then / now))) / 2
+        each.append(max(0.0, min(ahead, 2.5 * level), 0.3 * level))
+    weights = [max(s, 1e-4) ** -tuning.skill_power for s in f.skill]
+    return (sum(w * e for w, e in zip(weights, each, strict=True)) / sum(weights), *each)
 
 
-def remember(f: Forecaster, due_s: float, forecast: float) -> Forecaster:
-    """A forecast to be judged when its time has come."""
-    return replace(f, made=(*f.made, (due_s, forecast))[-_KEPT_FORECASTS:])
+def remember(f: Forecaster, due_s: float, forecasts: tuple[float, ...]) -> Forecaster:
+    """A forecast (as `predict` made it) to be judged when its time has come."""
+    return replace(f, made=(*f.made, (due_s, *forecasts))[-_KEPT_FORECASTS:])
 
 
 def ratios(f: Forecaster) -> list[tuple[float, float]]:
     """(actual / forecast, probability), ascending."""
-    errors = f.errors or prior()
-    total = sum(errors)
-    return [(math.exp((i - _MIDDLE) * ERROR_STEP), c / total) for i, c in enumerate(errors) if c > 1e-4 * total]
+    histograms = f.errors or (prior(),)
+    sums = [sum(counts) for counts in histograms]
+    shares = [sum(c[i] / total for c, total in zip(histograms, sums, strict=True)) / len(sums) for i in range(ERROR_BINS)]
+    return [(math.exp((i - _MIDDLE) * ERROR_STEP), share) for i, share in enumerate(shares) if share > 1e-4]

@@ -6,11 +6,11 @@ For each pool, in workers:
     forecast   = demand one cold start (and three scrapes) ahead, with a histogram of how wrong such forecasts have been
     M(n)       = expected share of requests that miss their objective with n workers: the histogram folded with a curve of misses by
                  utilisation, which is learned from the pool's own requests
-    wanted     = the n that minimises  n + price * forecast * M(n)
+    wanted     = the n that minimises  n + price * forecast * M(n), where misses that come together count more
 
 The price steers the error budget: it rises while more requests miss than the budget allows and falls while fewer do. So misses are accepted
 where avoiding them is dear (the last worker of a small pool) and avoided where it is cheap. Workers that start count as capacity.
-Scaling down goes to the largest `wanted` of the last cold start. Without metrics nothing is ever scaled down.
+Scaling down goes to the largest `wanted` of the last one and a half cold starts. Without metrics nothing is ever scaled down.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ _WARM_UP_S = 600.0  # the estimators know nothing yet: not below the starting si
 _BLIND_FORECAST_S = 300.0
 _OUTPUT_MEMORY_S = 600.0
 _DRAIN_S = 30.0  # a backlog shall be gone after this long
+_TOGETHER = 10.0  # a miss among many misses weighs up to so many times more: one in a hundred is nothing, a bad minute is an incident
+_PRICE_PRIOR_S = 1200.0
+_KEEP = 1.5  # cold starts
+_BUDGET_MEMORY_S = 3 * 3600.0
 _VERSION = 1
 
 
@@ -68,7 +72,7 @@ class Settings:
     peaks: tuple[Peak, ...] = ()
     cold_start_s: float = 120.0
     role_flip_s: float | None = None  # how long moving a worker between the pools takes; None: never
-    price: float = 30.0
+    price: float = 11.0
     tuning: Tuning = field(default_factory=Tuning)
 
 
@@ -77,7 +81,7 @@ class PoolState:
     """What is remembered of one pool. `wanted`: (time, n) of the last cold start; `misses`: faded share of requests out of budget."""
 
     demand: Forecaster = field(default_factory=Forecaster)
-    curve: MissCurve = field(default_factory=lambda: MissCurve(0.5, 0.2))
+    curve: MissCurve = field(default_factory=lambda: MissCurve(0.4, 0.2))
     wanted: tuple[tuple[float, int], ...] = ()
     load: float = math.nan
     missed: float = 0.0
@@ -89,12 +93,11 @@ class State:
     """What a step remembers; the empty state is a safe start. `output_tokens`: mean of a request."""
 
     prefill: PoolState = field(default_factory=PoolState)
-    decode: PoolState = field(default_factory=lambda: PoolState(curve=MissCurve(0.1, 0.08)))
-    inflow: Forecaster = field(default_factory=Forecaster)
+    decode: PoolState = field(default_factory=lambda: PoolState(curve=MissCurve(0.0, 0.08)))
     output_tokens: float = math.nan
     kv_per_sequence: float = math.nan
-    calibration: float = 1.0
     began_s: float = math.nan
+    began_with: tuple[int, int] = (0, 0)
     seen_s: float = math.nan
 
 
@@ -119,27 +122,31 @@ def from_json(raw: dict[str, Any]) -> State:
     def number(value: Any) -> float:
         return math.nan if value is None else float(value)
 
+    def numbers(values: Any) -> tuple[float, ...]:
+        return tuple(map(number, values))
+
     def forecaster(f: dict[str, Any]) -> Forecaster:
         return Forecaster(
-            number(f["level"]), number(f["trend"]), number(f["updated_s"]), tuple((number(a), number(b)) for a, b in f["made"]),
-            tuple(map(number, f["errors"])), tuple(map(number, f["shape"])), number(f["shape_seen_s"]),
+            levels=numbers(f["levels"]), trends=numbers(f["trends"]), updated_s=number(f["updated_s"]),
+            recent=tuple((number(at), number(rate)) for at, rate in f["recent"]),
+            made=tuple(map(numbers, f["made"])),
+            errors=tuple(map(numbers, f["errors"])), skill=numbers(f["skill"]), shape=numbers(f["shape"]),
+            shape_seen_s=number(f["shape_seen_s"]),
         )  # fmt: skip
 
     def pool(p: dict[str, Any]) -> PoolState:
-        curve = MissCurve(
-            number(p["curve"]["middle"]),
-            number(p["curve"]["width"]),
-            tuple(map(number, p["curve"]["total"])),
-            tuple(map(number, p["curve"]["missed"])),
-        )
+        c = p["curve"]
+        curve = MissCurve(number(c["middle"]), number(c["width"]), number(c["weight"]), numbers(c["total"]), numbers(c["missed"]))
         wanted = tuple((number(at), int(n)) for at, n in p["wanted"])
         return PoolState(forecaster(p["demand"]), curve, wanted, number(p["load"]), number(p["missed"]), number(p["counted"]))
 
     try:
         if raw["version"] != _VERSION:
             return State()
-        rest = {k: number(raw[k]) for k in ("output_tokens", "kv_per_sequence", "calibration", "began_s", "seen_s")}
-        return State(pool(raw["prefill"]), pool(raw["decode"]), forecaster(raw["inflow"]), **rest)
+        return State(
+            pool(raw["prefill"]), pool(raw["decode"]), number(raw["output_tokens"]), number(raw["kv_per_sequence"]),
+            number(raw["began_s"]), (int(raw["began_with"][0]), int(raw["began_with"][1])), number(raw["seen_s"]),
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError):
         return State()
 
@@ -169,7 +176,7 @@ class _Plan:
 def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, State]:
     """Take one observation into account."""
     if math.isnan(state.began_s):
-        state = replace(state, began_s=o.now_s)
+        state = replace(state, began_s=o.now_s, began_with=(o.prefill.pods.replicas, o.decode.pods.replicas))
     if o.blind:
         return _blind(settings, o, state), state
     state = _learn(settings, o, replace(state, seen_s=o.now_s))
@@ -177,9 +184,10 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
     decode, decode_state = _decode(settings, o, state)
     state = replace(state, prefill=prefill_state, decode=decode_state)
     if o.now_s - state.began_s < _WARM_UP_S:
-        for plan in (prefill, decode):
-            if plan.wanted < plan.pods.replicas:
-                plan.wanted, plan.reason = plan.pods.replicas, "still learning: not below the starting size"
+        for plan, began_with in zip((prefill, decode), state.began_with, strict=True):
+            least = min(began_with, plan.limits.most)
+            if plan.wanted < least:
+                plan.wanted, plan.reason = least, "still learning: not below the starting size"
     _join(settings, prefill, decode)
     numbers = {f"prefill_{k}": v for k, v in prefill.numbers.items()} | {f"decode_{k}": v for k, v in decode.numbers.items()}
     reason = f"prefill: {prefill.reason}; decode: {decode.reason}"
@@ -206,13 +214,13 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[_Plan, P
     mean2 = p.prompt_tokens_squared / p.prompt_tokens if p.prompt_tokens > 0 else 0.0
     queued = 0.0 if math.isnan(p.waiting_tokens) else p.waiting_tokens
     backlog_s = queued * (profile.b_s_per_token + profile.a_s / profile.batch_tokens + profile.c_s_per_token2 * mean2)
-    pool = _judge(pool, o, p.pods, work + backlog_s / o.interval_s, p.ttft_total, p.ttft_ok, 0.0)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, o.interval_s, work, settings.tuning))
+    pool = _judge(pool, o, p.pods, pool.demand.level + backlog_s / settings.tuning.window_s, p.ttft_total, p.ttft_ok, 0.0)
     horizon_s = _horizon_s(settings, p.pods, o.interval_s)
-    expected = forecast.predict(pool.demand, horizon_s, settings.tuning)
+    forecasts = forecast.predict(pool.demand, horizon_s, settings.tuning)
     # What one interval can't work off while new work comes in.
     extra = max(0.0, backlog_s - 0.5 * p.pods.ready) / _DRAIN_S
-    return _plan(settings, settings.prefill, o, p.pods, pool, expected, extra, horizon_s, state.began_s)
+    return _plan(settings, settings.prefill, o, p.pods, pool, forecasts, extra, horizon_s, state.began_s)
 
 
 def _decode(settings: Settings, o: Observation, state: State) -> tuple[_Plan, PoolState]:
@@ -228,11 +236,11 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[_Plan, Po
     inflow_now = o.prefill.arrivals * output / interval_s / rate
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, interval_s, made, settings.tuning))
     horizon_s = _horizon_s(settings, d.pods, interval_s)
-    expected = forecast.predict(pool.demand, horizon_s, settings.tuning)
+    forecasts = forecast.predict(pool.demand, horizon_s, settings.tuning)
     # Prefilled but not admitted: it wants decode workers, not prefill workers.
     waiting = 0.0 if math.isnan(d.waiting_requests) else d.waiting_requests
     extra = waiting * output / rate / max(_DRAIN_S, duration_s)
-    plan, pool = _plan(settings, settings.decode, o, d.pods, pool, expected, extra, horizon_s, state.began_s)
+    plan, pool = _plan(settings, settings.decode, o, d.pods, pool, forecasts, extra, horizon_s, state.began_s)
     plan.numbers |= {"worker_tokens_per_s": rate, "output_tokens": output, "kv_per_sequence": kv, "inflow": inflow_now}
     return plan, pool
 
@@ -248,17 +256,17 @@ def _judge(pool: PoolState, o: Observation, pods: Pods, demand: float, total: fl
     load = demand + keep * ((pool.load if keep else demand) - demand)
     if math.isnan(total) or math.isnan(ok):
         return replace(pool, load=load)
-    fade = math.exp(-o.interval_s / (3 * 3600.0))
+    fade = math.exp(-o.interval_s / _BUDGET_MEMORY_S)
     curve = capacity.observe(pool.curve, capacity.slack(pods.ready, load), total, ok, o.interval_s)
     missed, counted = pool.missed * fade + total - ok, pool.counted * fade + total
     return replace(pool, load=load, curve=curve, missed=missed, counted=counted)
 
 
 def _price(settings: Settings, pool: PoolState, arrivals_per_s: float) -> float:
-    """Above the budget misses grow dear, below it cheap; an hour of requests that are just in budget is the prior."""
-    prior = max(3600.0 * arrivals_per_s, 1.0)
+    """Above the budget misses grow dear, below it cheap; twenty minutes that are just in budget are the prior."""
+    prior = max(_PRICE_PRIOR_S * arrivals_per_s, 1.0)
     share = (pool.missed + prior * settings.budget) / (pool.counted + prior)
-    return settings.price * math.exp(max(-3.0, min(3.0, 2.0 * (share / settings.budget - 1))))
+    return settings.price * math.exp(max(-2.0, min(1.5, 2.0 * (share / settings.budget - 1))))
 
 
 def _miss_share(expected: float, n: int, shares: list[float], ratios: list[tuple[float, float]]) -> float:
@@ -266,7 +274,11 @@ def _miss_share(expected: float, n: int, shares: list[float], ratios: list[tuple
     if n <= 0:
         return 1.0
     weight = sum(r * p for r, p in ratios)
-    return sum(r * p * capacity.share_at(shares, capacity.slack(n, expected * r)) for r, p in ratios) / weight
+    total = 0.0
+    for r, p in ratios:
+        share = capacity.share_at(shares, capacity.slack(n, expected * r))
+        total += r * p * share * (1 + _TOGETHER * share)
+    return total / weight
 
 
 def _plan(
@@ -275,21 +287,23 @@ def _plan(
     o: Observation,
     pods: Pods,
     pool: PoolState,
-    expected: float,
+    forecasts: tuple[float, ...],
     extra: float,
     horizon_s: float,
     began_s: float,
 ) -> tuple[_Plan, PoolState]:
     if o.now_s - began_s >= _LEARN_S:
-        pool = replace(pool, demand=forecast.remember(pool.demand, o.now_s + horizon_s, expected))
+        pool = replace(pool, demand=forecast.remember(pool.demand, o.now_s + horizon_s, forecasts))
+    expected = forecasts[0]
     wanted_load = expected * settings.over_provisioning + extra
     price = _price(settings, pool, o.prefill.arrivals / o.interval_s)
     plan = _Plan(pods, limits, pods.replicas, "", max(wanted_load, 1e-6), price, pool.curve.shares(), forecast.ratios(pool.demand))
-    lowest, highest = max(1, int(0.5 * wanted_load)), int(3 * wanted_load) + 4
+    most = max(1, limits.most)  # whatever is measured, the search ends at the bounds
+    lowest, highest = (min(most, max(1, int(n))) for n in (0.5 * wanted_load, 3 * wanted_load + 4))
     best = min(range(lowest, highest + 1), key=plan.loss)
     best = max(best, _scheduled(settings, limits is settings.prefill, o.now_s))
     best = max(limits.least, min(limits.most, best))
-    keep_s = horizon_s - 3 * o.interval_s
+    keep_s = _KEEP * (horizon_s - 3 * o.interval_s)
     history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - keep_s], (o.now_s, best))
     highest_lately = max(n for _, n in history)
     if best > pods.replicas:

@@ -11,7 +11,7 @@ import numpy as np
 
 from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets
 from disagg_operator.planning.profile import Profile
-from disagg_operator.simulation import kernel as k
+from disagg_operator.simulation import kernel, state
 from disagg_operator.simulation.traces import Trace
 
 Policy = Callable[[Observation], Targets]
@@ -60,13 +60,13 @@ class _Pool:
     ready_s: Any
     death_s: Any
     exit_s: Any
-    born_s: Any = field(default_factory=lambda: np.zeros(k.PODS))
+    born_s: Any = field(default_factory=lambda: np.zeros(state.PODS))
     becomes: dict[int, int] = field(default_factory=dict)  # draining worker -> pool that it flips to
     desired: int = 0
     cold_starts_s: list[float] = field(default_factory=list)
 
-    def of(self, state: int) -> Any:
-        return np.flatnonzero(self.state == state)
+    def of(self, kind: int) -> Any:
+        return np.flatnonzero(self.state == kind)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ class Series:
 
     def __getitem__(self, name: str) -> Any:
         return self.rows[:, self.columns.index(name)]
+
+    def columns_as_lists(self) -> dict[str, list[float]]:
+        return {name: self.rows[:, i].tolist() for i, name in enumerate(self.columns)}
 
 
 _COLUMNS = (
@@ -101,7 +104,7 @@ class Cluster:
             p.max_running, setup.tpot_s, setup.drop_s, p.transfer_s_per_token, setup.link_tokens_per_s,
             float(setup.aligned),
         )  # fmt: skip
-        self.sim = k.make(trace.arrival_s, trace.prompt_tokens, trace.cached_tokens, trace.output_tokens, limit, fixed)
+        self.sim = state.make(trace.arrival_s, trace.prompt_tokens, trace.cached_tokens, trace.output_tokens, limit, fixed)
         s = self.sim
         self._random = np.random.default_rng(setup.seed)
         self._pools = (
@@ -116,21 +119,21 @@ class Cluster:
     # ---- workers ----
 
     def _create(self, pool: _Pool, now: float, delay_s: float) -> None:
-        place = int(np.flatnonzero((pool.state == k.NONE) & ~np.isfinite(pool.exit_s))[0])
+        place = int(np.flatnonzero((pool.state == state.NONE) & ~np.isfinite(pool.exit_s))[0])
         pool.born_s[place] = now
         pool.ready_s[place] = now + delay_s
         rate = self.setup.failures_per_worker_hour / 3600
         pool.death_s[place] = now + self._random.exponential(1 / rate) if rate else np.inf
         pool.next_s[place] = min(pool.ready_s[place], pool.death_s[place])
-        pool.state[place] = k.STARTING
+        pool.state[place] = state.STARTING
         if pool.kind == DECODE:
             self.sim.d_limit_s[place] = np.inf
-        which = k.P_PLACES if pool.kind == PREFILL else k.D_PLACES
+        which = state.P_PLACES if pool.kind == PREFILL else state.D_PLACES
         self.sim.tally[which] = max(self.sim.tally[which], place + 1)
 
     def _cold_start_s(self, pool: _Pool) -> float:
         seconds = float(self._random.uniform(*self.setup.cold_start_s))
-        if self.setup.warm_workers is not None and (pool.state != k.NONE).sum() >= self.setup.warm_workers:
+        if self.setup.warm_workers is not None and (pool.state != state.NONE).sum() >= self.setup.warm_workers:
             seconds += float(self._random.uniform(*self.setup.node_start_s))
         return seconds
 
@@ -150,25 +153,29 @@ class Cluster:
         """A worker starts to drain; one that computes nothing is gone at once."""
         s = self.sim
         idle = s.p_from[place] == s.p_to[place] if pool.kind == PREFILL else s.d_batch[place] == 0
-        if pool.state[place] == k.STARTING or idle:
-            pool.state[place], pool.next_s[place], pool.exit_s[place] = k.NONE, np.inf, now
+        if pool.state[place] == state.STARTING or idle:
+            pool.state[place], pool.next_s[place], pool.exit_s[place] = state.NONE, np.inf, now
         else:
-            pool.state[place] = k.DRAINING
+            pool.state[place] = state.DRAINING
             if pool.kind == DECODE:
                 s.d_limit_s[place] = now + self.setup.grace_s
                 pool.next_s[place] = min(pool.next_s[place], s.d_limit_s[place])
 
     def _victims(self, pool: _Pool, n: int) -> list[int]:
         """Those that start, youngest first, then the idlest."""
-        starting = sorted(pool.of(k.STARTING).tolist(), key=lambda i: -pool.born_s[i])
+        starting = sorted(pool.of(state.STARTING).tolist(), key=lambda i: -pool.born_s[i])
         s = self.sim
         load = s.d_batch if pool.kind == DECODE else np.where(s.p_from == s.p_to, 0.0, s.p_ready_s)
-        ready = sorted(pool.of(k.READY).tolist(), key=lambda i: float(load[i]))
+        ready = sorted(pool.of(state.READY).tolist(), key=lambda i: float(load[i]))
         return [*starting, *ready][:n]
 
     def _scale(self, pool: _Pool, wanted: int, now: float) -> None:
         wanted = max(self.setup.least, min(self.setup.most, wanted))
-        have = len(pool.of(k.STARTING)) + len(pool.of(k.READY)) + sum(p.becomes.get(i) == pool.kind for p in self._pools for i in p.becomes)
+        have = (
+            len(pool.of(state.STARTING))
+            + len(pool.of(state.READY))
+            + sum(p.becomes.get(i) == pool.kind for p in self._pools for i in p.becomes)
+        )
         if wanted != pool.desired:
             self.actions += 1
             pool.desired = wanted
@@ -183,7 +190,7 @@ class Cluster:
     def _flip(self, n: int, now: float) -> None:
         """Move ready workers between the pools: > 0 from prefill to decode."""
         giver, taker = (self._pools[PREFILL], self._pools[DECODE]) if n > 0 else (self._pools[DECODE], self._pools[PREFILL])
-        ready = [i for i in self._victims(giver, k.PODS) if giver.state[i] == k.READY]
+        ready = [i for i in self._victims(giver, state.PODS) if giver.state[i] == state.READY]
         for place in ready[: min(abs(n), len(ready) - 1)]:
             self.flips += 1
             giver.becomes[place] = taker.kind
@@ -192,37 +199,39 @@ class Cluster:
     # ---- what a policy sees ----
 
     def _pods(self, pool: _Pool, now: float) -> Pods:
-        starting = pool.of(k.STARTING)
+        starting = pool.of(state.STARTING)
         ages = tuple(sorted((float(now - pool.born_s[i]) for i in starting), reverse=True))
         known = pool.cold_starts_s[-8 - len(ages) : len(pool.cold_starts_s) - len(ages)]
         cold = sum(known) / len(known) if known else math.nan
-        return Pods(pool.desired, len(pool.of(k.READY)), ages, len(pool.of(k.DRAINING)), cold)
+        return Pods(pool.desired, len(pool.of(state.READY)), ages, len(pool.of(state.DRAINING)), cold)
 
     def _signals(self, now: float) -> tuple[PrefillSignals, DecodeSignals]:
         s = self.sim
-        k.settle(s, now)
+        kernel.settle(s, now)
         count = s.tally
         delta = count - self._last_count
         self._last_count = count.copy()
         busy = s.p_to - s.p_from
-        serving = (s.d_state == k.READY) | (s.d_state == k.DRAINING)
+        serving = (s.d_state == state.READY) | (s.d_state == state.DRAINING)
         no_pods = Pods(0, 0)
         prefill = PrefillSignals(
-            no_pods, delta[k.ARRIVALS], delta[k.WORK], delta[k.WORK2],
-            count[k.P_TAIL] - count[k.P_HEAD] + count[k.A_TAIL] - count[k.A_HEAD], count[k.QUEUED_TOKENS], float(busy.sum()),
-            delta[k.P_BUSY_S], delta[k.TTFT_ALL] + delta[k.DROPS], delta[k.TTFT_OK],
+            no_pods, delta[state.ARRIVALS], delta[state.WORK], delta[state.WORK2],
+            count[state.P_TAIL] - count[state.P_HEAD] + count[state.A_TAIL] - count[state.A_HEAD], count[state.QUEUED_TOKENS],
+            float(busy.sum()),
+            delta[state.P_BUSY_S], delta[state.TTFT_ALL] + delta[state.DROPS], delta[state.TTFT_OK],
         )  # fmt: skip
         decode = DecodeSignals(
-            no_pods, count[k.D_TAIL] - count[k.D_HEAD], float(s.d_batch[serving].sum()), float(s.d_kv[serving].sum()),
-            float(self.setup.profile.kv_tokens), delta[k.GENERATED], delta[k.ENDED], delta[k.ENDED_TOKENS], delta[k.ENDED_KV],
-            delta[k.TPOT_ALL] + delta[k.LOST], delta[k.TPOT_OK],
+            no_pods, count[state.D_TAIL] - count[state.D_HEAD], float(s.d_batch[serving].sum()), float(s.d_kv[serving].sum()),
+            float(self.setup.profile.kv_tokens), delta[state.GENERATED], delta[state.ENDED], delta[state.ENDED_TOKENS],
+            delta[state.ENDED_KV],
+            delta[state.TPOT_ALL] + delta[state.LOST], delta[state.TPOT_OK],
         )  # fmt: skip
         return prefill, decode
 
     def _row(self, now: float, p: PrefillSignals, d: DecodeSignals) -> None:
         pre, dec = self._pools
-        paid = [int((pool.state != k.NONE).sum()) for pool in self._pools]
-        ready = [len(pool.of(k.READY)) for pool in self._pools]
+        paid = [int((pool.state != state.NONE).sum()) for pool in self._pools]
+        ready = [len(pool.of(state.READY)) for pool in self._pools]
         self._rows.append((
             now, pre.desired, ready[0], paid[0], dec.desired, ready[1], paid[1], p.waiting_requests, p.waiting_tokens, d.waiting_requests,
             d.running_requests, p.arrivals, p.prompt_tokens, d.generated_tokens, p.ttft_total, p.ttft_ok, d.tpot_total, d.tpot_ok,
@@ -254,7 +263,7 @@ class Cluster:
         end_s, now = self.trace.span_s, 0.0
         while now < end_s:
             now += setup.interval_s
-            k.advance(s, now)
+            kernel.advance(s, now)
             self._collect_exits(now)
             seen.append(self._signals(now))
             self._row(now, *seen[-1])
@@ -262,9 +271,9 @@ class Cluster:
             if policy_sees is not None:
                 self._apply(policy(policy_sees), now)
         for pool in self._pools:
-            for place in np.flatnonzero(pool.state != k.NONE).tolist():
+            for place in np.flatnonzero(pool.state != state.NONE).tolist():
                 self._pay(pool, place, now)
-        k.advance(s, now + 86_400.0)
+        kernel.advance(s, now + 86_400.0)
         return self
 
     def _observe(self, seen: list[tuple[PrefillSignals, DecodeSignals]], now: float) -> Observation | None:

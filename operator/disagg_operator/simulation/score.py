@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from disagg_operator.simulation import kernel as k
+from disagg_operator.simulation import state
 from disagg_operator.simulation.cluster import Cluster
 
 _WINDOW_S = 300.0
@@ -42,7 +42,7 @@ def score(cluster: Cluster) -> Score:
     """Judge a run that has ended."""
     s, setup = cluster.sim, cluster.setup
     scored = s.arrival_s >= setup.unscored_s if cluster.trace.span_s > setup.unscored_s else np.ones(len(s.arrival_s), bool)
-    done = s.status == k.DONE
+    done = s.status == state.DONE
     ttft = s.first_s - s.arrival_s
     ttft_ok = done & (ttft <= s.ttft_limit_s)
     tpot = (s.last_s - s.first_s) / np.maximum(s.output - 1, 1)
@@ -65,7 +65,7 @@ def score(cluster: Cluster) -> Score:
         tpot_p99_s=_quantile(tpot[scored & done & (s.output > 1)], 0.99),
         actions=cluster.actions,
         starts=cluster.starts,
-        dropped=int((s.status == k.DROPPED).sum()),
-        killed=int((s.status == k.KILLED).sum()),
+        dropped=int((s.status == state.DROPPED).sum()),
+        killed=int((s.status == state.KILLED).sum()),
         requests=len(s.arrival_s),
     )

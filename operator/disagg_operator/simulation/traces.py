@@ -97,18 +97,18 @@ def _csv(path: Path) -> Trace:
         return _trace(path, _columns(path, table))
     except (pa.ArrowInvalid, pa.ArrowKeyError, TraceError):
         pass  # a column that is no number, a row too short: read again, line by line, to say where
-    with _text(path) as file:
+    with text_file(path) as file:
         rows = csv.DictReader(file)
         return _slow(path, ((rows.line_num, row) for row in rows))
 
 
-def _text(path: Path) -> io.TextIOBase:
+def text_file(path: Path) -> io.TextIOBase:
     raw: Any = gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # noqa: SIM115 - closed with its wrapper
     return io.TextIOWrapper(raw, encoding="utf-8", newline="")
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with _text(path) as file:
+    with text_file(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

@@ -1,0 +1,163 @@
+"""Every policy on every trace, against what foresight would cost; then the hard variants of the predictive one.
+
+    python -m benchmarks.autoscaling.run --traces DIR [--out benchmarks/results]
+
+Writes autoscaling.md and autoscaling.json. The rules are those of `Setup`'s defaults: 70B on 4 H100, cold start 60 to 180 s, values one
+scrape of 15 s old, 1 to 40 workers a pool; TTFT within max(1 s, 5 x alone), TPOT within 60 ms. One configuration for all traces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine
+from disagg_operator.planning import profile as profiles
+from disagg_operator.simulation import bounds, policies, traces
+from disagg_operator.simulation.cluster import Cluster, Setup
+from disagg_operator.simulation.score import Score, score
+
+CASES = {
+    "servegen_m-large_d4": 1,
+    "servegen_m-mid_d4": 2,
+    "servegen_mm-image": 4,
+    "azure2023_conv": 4,
+    "mooncake_conversation": 2,
+}
+LARGE = "servegen_m-large_d4"
+EVENING_S = (72_000.0, 72_900.0)  # fifteen minutes on m-large's evening ramp
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as above": {},
+    "cold start 200 to 280 s": {"cold_start_s": (200.0, 280.0)},
+    "no metrics for 15 minutes on the evening ramp": {"blind_s": (EVENING_S,)},
+    "drain without limit": {"grace_s": math.inf},
+    "another seed": {"seed": 1},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One simulation. `kind`: policy, static, oracle or fluid."""
+
+    directory: Path
+    trace: str
+    kind: str
+    policy: str = ""
+    variant: str = "as above"
+
+
+def load(job: Job) -> traces.Trace:
+    return traces.read(job.directory / f"{job.trace}.csv.gz").times(CASES[job.trace])
+
+
+def work(job: Job) -> tuple[Job, dict[str, Any]]:
+    """Do it; plain data."""
+    trace = load(job)
+    setup = replace(Setup(profiles.load("70b-h100-tp4")), **VARIANTS[job.variant])
+    began = time.perf_counter()
+    if job.kind == "fluid":
+        return job, {"gpu_hours": bounds.fluid_gpu_hours(trace, setup)}
+    if job.kind in {"static", "oracle"}:
+        bound = bounds.static(trace, setup) if job.kind == "static" else bounds.oracle(trace, setup)
+        return job, asdict(bound.score) | {"plan": bound.plan, "seconds": time.perf_counter() - began}
+    past_file = job.directory / f"{job.trace}.history_1min.csv.gz"
+    past = policies.read_history(past_file, CASES[job.trace]) if past_file.is_file() else None
+    result: Score = score(Cluster(trace, setup).run(policies.make(job.policy, setup, past)))
+    return job, asdict(result) | {"seconds": time.perf_counter() - began}
+
+
+def jobs(directory: Path) -> list[Job]:
+    setup = Setup(profiles.load("70b-h100-tp4"))
+    found = [Job(directory, LARGE, "policy", policies.PREDICTIVE, variant) for variant in VARIANTS]
+    for trace in CASES:
+        found += [Job(directory, trace, kind) for kind in ("oracle", "static", "fluid")]
+        found += [Job(directory, trace, "policy", name) for name in policies.names(setup) if (trace, name) != (LARGE, policies.PREDICTIVE)]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--traces", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    warm = Job(args.traces, "azure2023_conv", "policy", "KEDA (1, 48)")
+    work(warm)  # compiles the kernels into numba's cache
+    results = []
+    with ProcessPoolExecutor(args.processes) as pool:
+        for job, result in pool.map(work, jobs(args.traces)):
+            results.append((job, result))
+            print(f"{job.trace:24s} {job.kind:7s} {job.policy:30s} {job.variant:24s} {_cell(result)}", flush=True)
+    alone = work(warm.__class__(args.traces, LARGE, "policy", "KEDA (1, 48)"))[1]["seconds"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = [{k: str(v) for k, v in asdict(job).items() if k != "directory"} | result for job, result in results]
+    raw = {"machine": machine(), "simulator_seconds_for_m-large_alone": alone, "runs": rows}
+    (args.out / "autoscaling.json").write_text(json.dumps(raw, indent=1) + "\n")
+    text = report(results, alone)
+    (args.out / "autoscaling.md").write_text(text)
+    print(text)
+
+
+def _cell(r: dict[str, Any]) -> str:
+    return f"{r['gpu_hours']:.0f} @{100 * r['attainment']:.2f}" if "attainment" in r else f"{r['gpu_hours']:.0f}"
+
+
+def ratio(gpu_hours: float, attainment: float, reference: float) -> float:
+    """Cost against the reference, 40 times what lacks to 99 % on top."""
+    return gpu_hours / reference * (1 + 40 * max(0.0, 0.99 - attainment))
+
+
+def report(results: list[tuple[Job, dict[str, Any]]], alone_s: float) -> str:
+    """The tables, as Markdown."""
+    by = {(job.trace, job.kind, job.policy): r for job, r in results if job.variant == "as above"}
+    reference = {t: min(by[t, "static", ""]["gpu_hours"], by[t, "oracle", ""]["gpu_hours"]) for t in CASES}
+    lines = [
+        "# Autoscaling: GPU-hours @ attainment %", "",
+        f"Made by `make bench-autoscaling`. {machine()}.", "",
+        "Cost: geometric mean over the traces of GPU-hours against the cheaper of the two plans with foresight, times 1 + 40 * (0.99 -",
+        "attainment) where a trace is under 99 %.", "",
+        "| policy | " + " | ".join(f"{t} x{k}" for t, k in CASES.items()) + " | cost |",
+        "|---|" + "---|" * (len(CASES) + 1),
+    ]  # fmt: skip
+    names = [name for trace, kind, name in by if kind == "policy" and trace == "azure2023_conv"]
+    for name in names:
+        runs = [by[t, "policy", name] for t in CASES]
+        product = math.prod(ratio(r["gpu_hours"], r["attainment"], reference[t]) for r, t in zip(runs, CASES, strict=True))
+        label = f"**{name}**" if name == policies.PREDICTIVE else name
+        lines.append(f"| {label} | " + " | ".join(map(_cell, runs)) + f" | {product ** (1 / len(CASES)):.3f} |")
+    for kind, label in (("fluid", "fluid bound"), ("static", "cheapest fixed fleet"), ("oracle", "plan with foresight")):
+        lines.append(f"| {label} | " + " | ".join(_cell(by[t, kind, ""]) for t in CASES) + " | |")
+    closer = "TTFT % | TPOT % | 5-minute windows under 95 % | worst window | pod starts | dropped | killed |"
+    lines += ["", "The predictive policy, closer:", "", f"| trace | {closer}", "|---|---|---|---|---|---|---|---|"]
+    for t in CASES:
+        lines.append(f"| {t} | " + _closer(by[t, "policy", policies.PREDICTIVE]) + " |")
+    lines += [
+        "",
+        f"Variants on {LARGE}:",
+        "",
+        f"| variant | GPU-h @ attainment | cost | {closer}",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for job, r in results:
+        if job.trace == LARGE and job.policy == policies.PREDICTIVE:
+            lines.append(f"| {job.variant} | {_cell(r)} | {r['gpu_hours'] / reference[LARGE]:.3f} | {_closer(r)} |")
+    requests = by[LARGE, "policy", policies.PREDICTIVE]["requests"]
+    lines += ["", f"The simulator serves the {requests:,} requests of {LARGE} in {alone_s:.1f} s (policy: KEDA; alone on the machine)."]
+    return "\n".join(lines) + "\n"
+
+
+def _closer(r: dict[str, Any]) -> str:
+    return (
+        f"{100 * r['ttft_attainment']:.2f} | {100 * r['tpot_attainment']:.2f} | {100 * r['windows_below']:.1f} % | "
+        f"{100 * r['worst_window']:.0f} % | {r['starts']} | {r['dropped']} | {r['killed']}"
+    )
+
+
+if __name__ == "__main__":
+    main()

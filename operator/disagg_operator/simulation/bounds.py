@@ -1,0 +1,125 @@
+"""What nobody can beat, and what foresight would cost: the fluid bound, the cheapest fixed fleet, and a plan from the true arrivals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from disagg_operator.autoscaling.observation import Observation, Targets
+from disagg_operator.simulation.cluster import Cluster, Setup
+from disagg_operator.simulation.score import Score, score
+from disagg_operator.simulation.traces import Trace
+
+_PER_POOL = 0.995  # of each pool's objective
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """`plan`: how it was reached, in words."""
+
+    plan: str
+    score: Score
+
+
+def fluid_gpu_hours(trace: Trace, setup: Setup) -> float:
+    """Prefill in full batches and every output token at the best batch within the objective: no rounding, queueing or cold start."""
+    p = setup.profile
+    work = np.maximum(trace.prompt_tokens - trace.cached_tokens, 1).astype(np.float64)
+    prefill_s = p.a_s * work.sum() / p.batch_tokens + p.b_s_per_token * work.sum() + p.c_s_per_token2 * (work * work).sum()
+    kv = trace.prompt_tokens + trace.output_tokens / 2
+    output = trace.output_tokens.astype(np.float64)
+    held = float((kv * output).sum() / output.sum())  # what a running sequence holds, by time
+    decode_s = float(output.sum()) / p.decode_tokens_per_s(setup.tpot_s, held)
+    return (float(prefill_s) + decode_s) * p.gpus / 3600
+
+
+def static(trace: Trace, setup: Setup) -> Bound:
+    """The cheapest fixed fleet that keeps 99.5 % of each objective, known with hindsight."""
+
+    def fixed(prefill: int, decode: int) -> Score:
+        sized = replace(setup, initial=(prefill, decode))
+        return score(Cluster(trace, sized).run(lambda _: Targets(prefill, decode)))
+
+    prefill = _least(setup, lambda n: fixed(n, setup.most).ttft_attainment)
+    decode = _least(setup, lambda n: fixed(prefill, n).tpot_attainment)
+    return Bound(f"{prefill} prefill and {decode} decode workers", fixed(prefill, decode))
+
+
+def _least(setup: Setup, attained: Callable[[int], float]) -> int:
+    low, high = setup.least, setup.most
+    while low < high:
+        middle = (low + high) // 2
+        if attained(middle) >= _PER_POOL:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def oracle(trace: Trace, setup: Setup, stays_s: tuple[float, ...] = (0.0, 300.0, 900.0), rounds: int = 5) -> Bound:
+    """Workers for the work w that will come in, one cold start ahead, n = w + beta * sqrt(w), kept for at least `stay`: the cheapest
+    beta of each pool and stay that keep 99.5 % of each objective. An upper bound of the optimum, found by halving."""
+    work = _true_work(trace, setup)
+    best: Bound | None = None
+    for stay_s in stays_s:
+        found = _oracle(trace, setup, work, stay_s, rounds)
+        if best is None or found.score.gpu_hours < best.score.gpu_hours:
+            best = found
+    assert best is not None
+    return best
+
+
+def _oracle(trace: Trace, setup: Setup, work: tuple[Any, Any], stay_s: float, rounds: int) -> Bound:
+    low, high = [-0.5, -0.5], [4.0, 4.0]
+    best: Bound | None = None
+    for i in range(rounds + 1):
+        beta = [high[0], high[1]] if i == rounds else [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+        plans = [_plan(w, b, setup, stay_s) for w, b in zip(work, beta, strict=True)]
+        sized = replace(setup, initial=(int(plans[0][0]), int(plans[1][0])))
+        result = score(Cluster(trace, sized).run(_follow(plans, setup)))
+        for pool, attained in enumerate((result.ttft_attainment, result.tpot_attainment)):
+            if attained >= _PER_POOL:
+                high[pool] = beta[pool]
+            else:
+                low[pool] = beta[pool]
+        best = Bound(f"beta {beta[0]:.2f} and {beta[1]:.2f}, stay {stay_s:.0f} s", result)
+    assert best is not None
+    return best
+
+
+def _follow(plans: list[Any], setup: Setup) -> Callable[[Observation], Targets]:
+    def policy(o: Observation) -> Targets:
+        i = min(int(o.now_s / setup.interval_s), len(plans[0]) - 1)
+        return Targets(int(plans[0][i]), int(plans[1][i]))
+
+    return policy
+
+
+def _true_work(trace: Trace, setup: Setup) -> tuple[Any, Any]:
+    """Workers' worth of work of each scrape, as a fleet with room for all sees it, over a minute around it."""
+    p = setup.profile
+    sized = replace(setup, initial=(setup.most, setup.most))
+    series = Cluster(trace, sized).run(lambda _: Targets(setup.most, setup.most)).series
+    requests, tokens = series["arrivals"], series["prompt_tokens"]
+    squares = np.zeros(len(tokens))
+    work = np.maximum(trace.prompt_tokens - trace.cached_tokens, 1).astype(np.float64)
+    at = np.minimum((trace.arrival_s / setup.interval_s).astype(int), len(tokens) - 1)
+    np.add.at(squares, at, work * work)
+    batches = np.minimum(requests, 1.15 * tokens / p.batch_tokens)
+    prefill = (p.a_s * batches + p.b_s_per_token * tokens + p.c_s_per_token2 * squares) / setup.interval_s
+    kv = float((trace.prompt_tokens + trace.output_tokens / 2).mean())
+    decode = series["generated_tokens"] / setup.interval_s / p.decode_tokens_per_s(0.97 * setup.tpot_s, kv)
+    around = np.ones(4) / 4
+    return np.convolve(prefill, around, "same"), np.convolve(decode, around, "same")
+
+
+def _plan(work: Any, beta: float, setup: Setup, stay_s: float) -> Any:
+    n = np.ceil(work + beta * np.sqrt(work) - 1e-9).clip(setup.least, setup.most)
+    ahead = math.ceil(setup.cold_start_s[1] / setup.interval_s) + 1
+    behind = int(stay_s / setup.interval_s)
+    padded = np.concatenate([np.full(behind, n[0]), n, np.full(ahead, n[-1])])
+    return np.lib.stride_tricks.sliding_window_view(padded, ahead + behind + 1).max(axis=1)

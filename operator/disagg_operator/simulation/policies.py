@@ -1,0 +1,74 @@
+"""Policies by their name, as the command line and the benchmark run them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from disagg_operator.autoscaling import history, predictive
+from disagg_operator.autoscaling.observation import Observation, Targets
+from disagg_operator.simulation import baselines
+from disagg_operator.simulation.cluster import Setup
+from disagg_operator.simulation.traces import TraceError, text_file
+
+Policy = Callable[[Observation], Targets]
+PREDICTIVE = "predictive"
+
+
+class PolicyError(ValueError):
+    """No policy has this name."""
+
+
+class Predictive:
+    """The predictive policy with its state. `log` keeps what it saw and said, if asked to."""
+
+    def __init__(self, settings: predictive.Settings, state: predictive.State | None = None, log: bool = False) -> None:
+        self.settings = settings
+        self.state = state or predictive.State()
+        self.log: list[tuple[Observation, Targets]] | None = [] if log else None
+
+    def __call__(self, observation: Observation) -> Targets:
+        targets, self.state = predictive.step(self.settings, observation, self.state)
+        if self.log is not None:
+            self.log.append((observation, targets))
+        return targets
+
+
+def settings_of(setup: Setup) -> predictive.Settings:
+    """The predictive policy's settings for a simulated cluster: its bounds and objectives, everything else by default."""
+    limits = predictive.PoolLimits(setup.least, setup.most, setup.profile.gpus)
+    return predictive.Settings(setup.profile, setup.tpot_s, limits, limits)
+
+
+def names(setup: Setup) -> list[str]:
+    return [PREDICTIVE, *baselines.all_of(setup.profile, setup.tpot_s)]
+
+
+def make(name: str, setup: Setup, past: list[history.Minute] | None = None, flip_s: float | None = None) -> Policy:
+    """A fresh policy. `past`: what the predictive one may learn from. Raises PolicyError."""
+    if name == PREDICTIVE:
+        settings = replace(settings_of(setup), role_flip_s=flip_s)
+        return Predictive(settings, history.seed(settings, past) if past else None)
+    if fixed := re.fullmatch(r"static:(\d+),(\d+)", name):
+        sizes = Targets(int(fixed[1]), int(fixed[2]))
+        return lambda _: sizes
+    known = baselines.all_of(setup.profile, setup.tpot_s)
+    if name not in known:
+        raise PolicyError(f"policy: {name!r} is none of predictive, static:PREFILL,DECODE, {', '.join(known)}")
+    return known[name]
+
+
+def read_history(path: Path, copies: int = 1) -> list[history.Minute]:
+    """Minutes before a trace, columns minute (-1 ends where it begins), requests, prompt_tokens, output_tokens. Raises TraceError."""
+    found = []
+    with text_file(path) as file:
+        for row in (rows := csv.DictReader(file)):
+            try:
+                values = [float(row[c]) for c in ("minute", "requests", "prompt_tokens", "output_tokens")]
+            except (KeyError, TypeError, ValueError) as error:
+                raise TraceError(f"{path}:{rows.line_num}: {error}") from None
+            found.append(history.Minute((values[0] + 1) * 60.0, *(copies * v for v in values[1:])))
+    return found
