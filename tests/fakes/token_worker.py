@@ -104,6 +104,7 @@ class TokenWorker:
     def __init__(self, name: str, role: str, *, digest: str = "model-a", compat: str = "compat-a") -> None:
         self.name, self.role, self.digest, self.compat = name, role, digest, compat
         self.state = "ready"
+        self.role_served: str | None = None  # another than the router has heard of
         self.slots = 64
         self.end_after: int | None = None  # sample END as this output token
         self.token_interval_s = 0.0
@@ -157,6 +158,8 @@ class TokenWorker:
             return _error(401, "unauthorized")
         if self.state == "draining":
             return _error(503, "draining")
+        if self.role_served not in (None, leg):
+            return _error(503, "other_role")
         if (fault := self._fault(leg, "status")) is not None:
             return _error(fault.status, fault.code)
         return _error(429, "no_capacity") if self.running >= self.slots else None

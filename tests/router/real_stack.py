@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-_ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 MODEL = "stdlib"
 API_KEY = "sk-test"
 BODY_LIMIT_BYTES = 64 << 10
@@ -32,7 +34,7 @@ def free_port() -> int:
 def process(module: str, log: Path, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m module` with these DISAGG_* settings, until the block ends."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DISAGG_")}
-    environment |= {"PYTHONPATH": str(_ROOT / "worker"), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(ROOT / "worker"), "OMP_NUM_THREADS": "1"}
     environment |= {f"DISAGG_{k.upper()}": str(v) for k, v in settings.items()}
     with log.open("wb") as out, subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=out, stderr=out) as child:
         try:
@@ -52,6 +54,16 @@ class Real:
     split: str
     whole: str
     folder: Path
+
+
+async def wait_ready(http: httpx.AsyncClient, url: str) -> None:
+    """Until the URL answers 200."""
+    async with asyncio.timeout(_START_TIMEOUT_S):
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if (await http.get(url)).status_code == 200:
+                    return
+            await asyncio.sleep(0.05)
 
 
 def _wait(url: str, log: Path, child: subprocess.Popen[bytes]) -> None:
@@ -94,7 +106,7 @@ def real(folder: Path) -> Iterator[Real]:
         members: dict[str, list[dict[str, str]]] = {"split": [], "whole": []}
         for role in ("prefill", "decode", "both"):
             port, log = free_port(), folder / f"{role}.log"
-            model = {"model_uri": f"file://{_ROOT / 'models' / 'stdlib-llama'}", "kv_cache_bytes": 64 << 20}
+            model = {"model_uri": f"file://{ROOT / 'models' / 'stdlib-llama'}", "kv_cache_bytes": 64 << 20}
             settings = common | model | {"role": role, "port": port, "kv_port": 0, "pod_name": role}
             waits.append((f"http://127.0.0.1:{port}/readyz", log, stack.enter_context(process("disagg_worker", log, **settings))))
             members["whole" if role == "both" else "split"].append({"name": role, "url": f"http://127.0.0.1:{port}"})

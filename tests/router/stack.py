@@ -60,9 +60,9 @@ class Stack:
         await asyncio.gather(self._background, return_exceptions=True)
         await self.router.client.close()
 
-    def publish(self, *workers: TokenWorker) -> None:
-        """Write the membership file: these workers, or all."""
-        listed = [{"name": w.name, "url": w.url} for w in workers or self.workers]
+    def publish(self, *workers: TokenWorker, pools: dict[str, str] | None = None) -> None:
+        """Write the membership file: these workers, or all; in these pools, by name."""
+        listed = [{"name": w.name, "url": w.url, "pool": (pools or {}).get(w.name)} for w in workers or self.workers]
         fresh = self._members.with_suffix(".new")
         fresh.write_text(json.dumps({"workers": listed}))
         fresh.replace(self._members)

@@ -78,6 +78,7 @@ class Router:
                 "incarnation": w.incarnation,
                 "role": w.role,
                 "state": w.state,
+                "pools": sorted(w.pools),
                 "compat": w.compat,
                 "revision": w.revision,
                 "interface": w.interface,

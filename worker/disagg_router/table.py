@@ -134,8 +134,12 @@ class WorkerTable:
             self._workers.pop(member.name, None)
             return
         known = self._workers.get(member.name)
-        if known is None or (known.incarnation, known.state) != (worker.incarnation, worker.state):
-            log.info("worker %s: %s, %s, KV over %s (%s)", worker.pod, worker.role, worker.state, worker.transport, worker.interface)
+        if known is None or (known.incarnation, known.state, known.at_home) != (worker.incarnation, worker.state, worker.at_home):
+            elsewhere = "" if worker.at_home else f", but listed by {'/'.join(sorted(worker.pools))}: not used"
+            log.info(
+                "worker %s: %s, %s, KV over %s (%s)%s",
+                worker.pod, worker.role, worker.state, worker.transport, worker.interface, elsewhere,
+            )  # fmt: skip
         self._workers[member.name] = worker
 
     async def _refresh_texts(self) -> None:

@@ -11,10 +11,11 @@ PROTOCOL = 1
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A worker that should exist: its name and base URL."""
+    """A worker that should exist: its name and base URL. `pools`: those that list it, none where that is not known."""
 
     name: str
     url: str
+    pools: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,15 @@ class Worker:
     waiting_requests: int
     waiting_tokens: int
     running_requests: int
+    pools: frozenset[str] = frozenset()
+
+    @property
+    def at_home(self) -> bool:
+        """It does the work of the pool that lists it. Not so for a while when it moves from one to the other."""
+        return not self.pools or self.role == "both" or self.role in self.pools
 
     def serves(self, role: str) -> bool:
-        return self.state == "ready" and self.role in (role, "both")
+        return self.state == "ready" and self.at_home and self.role in (role, "both")
 
 
 def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
@@ -79,6 +86,7 @@ def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
             waiting_requests=int(load["waiting_requests"]),
             waiting_tokens=int(load["waiting_tokens"]),
             running_requests=int(load["running_requests"]),
+            pools=member.pools,
         )
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{member.name}: info lacks or garbles {error}") from None

@@ -19,9 +19,10 @@ import uvloop
 from disagg_worker import interfaces, settings, work
 from disagg_worker.compat import compat_hash
 from disagg_worker.engine.api import EngineError
-from disagg_worker.server import Worker, create_app
+from disagg_worker.server import create_app
 from disagg_worker.settings import PREFIX
 from disagg_worker.transfer.listener import KvListener
+from disagg_worker.worker import Worker
 
 log = logging.getLogger("disagg_worker")
 _INTERFACE_TIMEOUT_S = 10.0
@@ -75,7 +76,6 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker) -> None:
     connections = 2 * s.max_running + 64
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
     worker.tokenizer = tokenizer
-    worker.metrics.info.info({"role": s.role, "incarnation": worker.incarnation, "model": s.model_name, "interface": interface})
     worker.node = work.Node(
         engine=engine,
         listener=listener,
@@ -86,6 +86,7 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker) -> None:
         interface=interface,
         ticket_lifetime_s=s.ticket_lifetime_s,
     )
+    worker.publish_identity()
     log.info("ready: role %s, KV on %s (%s:%d), %s", s.role, interface, host, listener.port, engine.layout)
 
 
@@ -93,13 +94,9 @@ async def _drain(worker: Worker, server: uvicorn.Server, timeout_s: float) -> No
     """Refuse new work, let what runs finish, then stop the server. What is still there near the deadline gets a clean `draining`."""
     worker.draining = True
     log.info("draining: %d requests run", worker.active)
-    try:
-        async with asyncio.timeout(timeout_s - _grace_s(timeout_s)):
-            await worker.idle.wait()
-    except TimeoutError:
+    if not await worker.wait_idle(timeout_s - _grace_s(timeout_s)):
         log.warning("drain timed out after %g s, %d requests are cut off", timeout_s, worker.active)
-        if worker.node is not None:
-            await asyncio.to_thread(worker.node.engine.stop, _grace_s(timeout_s))
+        await worker.break_off(_grace_s(timeout_s))
     server.should_exit = True
 
 

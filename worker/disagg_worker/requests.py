@@ -1,4 +1,4 @@
-"""PURE: the bodies of the worker's two internal calls, checked field by field, and its events as JSON."""
+"""PURE: the bodies of the worker's internal calls, checked field by field, and its events as JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from disagg_worker.engine.api import EndEvent, ErrorEvent, Event, SamplingParams, Structured, TokenEvent
+from disagg_worker.settings import Role
 
 Line = dict[str, Any]
 MAX_TOKENS = 1 << 20
@@ -78,7 +79,15 @@ class PrefillRequest(_Work):
     ticket: dict[str, Any] | None
 
 
+class RoleRequest(_Strict):
+    """docs/protocol.md, `role`."""
+
+    role: Role
+    deadline_s: float = Field(60.0, ge=0, le=86400)
+
+
 WorkT = TypeVar("WorkT", DecodeRequest, PrefillRequest)
+AnyT = TypeVar("AnyT", bound=_Strict)
 
 
 class BadRequest(ValueError):
@@ -89,13 +98,22 @@ class PromptTooLong(BadRequest):
     """No worker of this model has room for it."""
 
 
-def parse(kind: type[WorkT], body: bytes) -> WorkT:
-    """Raises BadRequest."""
+def _valid(kind: type[AnyT], body: bytes) -> AnyT:
     try:
-        request = kind.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors()[0]
         raise BadRequest(f"{'.'.join(str(p) for p in first['loc']) or 'body'}: {first['msg']}") from None
+
+
+def parse_role(body: bytes) -> RoleRequest:
+    """Raises BadRequest."""
+    return _valid(RoleRequest, body)
+
+
+def parse(kind: type[WorkT], body: bytes) -> WorkT:
+    """Raises BadRequest."""
+    request = _valid(kind, body)
     if request.prompt_tokens > len(request.tokens):
         raise BadRequest(f"prompt_tokens: {request.prompt_tokens} of {len(request.tokens)} tokens")
     if request.sampling.max_new_tokens <= len(request.tokens) - request.prompt_tokens:

@@ -1,12 +1,10 @@
-"""The worker's HTTP door (docs/protocol.md): health, metrics, identity, and the two calls that do work."""
+"""The worker's HTTP door (docs/protocol.md): health, metrics, identity, change of role, and the two calls that do work."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -15,113 +13,14 @@ from starlette.routing import Route
 
 from disagg_worker import requests, work
 from disagg_worker.engine.api import InvalidInput, NoCapacity
-from disagg_worker.metrics import Metrics
-from disagg_worker.settings import Settings
 from disagg_worker.streams import NdjsonResponse
-from disagg_worker.transfer.ticket import TicketError, http_bearer, token_hash, verify
-
-if TYPE_CHECKING:
-    from disagg_worker.model.checkpoint import LoadProgress
+from disagg_worker.transfer.ticket import TicketError, token_hash, verify
+from disagg_worker.worker import RoleChanging, Worker
 
 log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 16 << 20
 _BODY_TIMEOUT_S = 30.0
 _DEAD = "the engine loop is stuck or dead\n"
-PROTOCOL = 1
-
-
-class Worker:
-    """The process's state: `starting` until a node is set, then `ready`, at last `draining`."""
-
-    def __init__(self, settings: Settings, key: bytes, incarnation: str) -> None:
-        self.settings = settings
-        self.incarnation = incarnation
-        self.node: work.Node | None = None
-        self.tokenizer: dict[str, Any] = {}
-        self.failed: str = ""
-        self.loading: LoadProgress | None = None
-        self.draining = False
-        self.active = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
-        self.metrics = Metrics(lambda: self.node.engine.load() if self.node else None)
-        self._bearer = b"Bearer " + http_bearer(key).encode()
-
-    @property
-    def state(self) -> str:
-        if self.draining:
-            return "draining"
-        return "ready" if self.node else "starting"
-
-    @property
-    def engine_alive(self) -> bool:
-        """False once there was an engine and its loop is stuck or has ended."""
-        return self.node is None or self.node.engine.alive()
-
-    @property
-    def full(self) -> bool:
-        """More requests than can run and wait: each costs a task, a connection and perhaps a thread, so their number has a bound."""
-        return self.active >= self.settings.max_running + self.settings.max_waiting
-
-    def on_progress(self, progress: LoadProgress) -> None:
-        """How far the weights are; any thread."""
-        self.loading = progress
-
-    def authorized(self, request: Request) -> bool:
-        given = request.headers.get("authorization", "").encode()
-        return hmac.compare_digest(given, self._bearer)
-
-    def enter(self) -> None:
-        self.active += 1
-        self.idle.clear()
-
-    def leave(self) -> None:
-        self.active -= 1
-        if self.active == 0:
-            self.idle.set()
-
-    def info(self) -> dict[str, Any]:
-        s = self.settings
-        answer: dict[str, Any] = {
-            "protocol": PROTOCOL,
-            "incarnation": self.incarnation,
-            "pod": s.pod_name,
-            "role": s.role,
-            "state": self.state,
-            "revision": s.revision,
-            "limits": {"max_running": s.max_running, "max_waiting": s.max_waiting},
-        }
-        if self.node is None:
-            if self.loading is not None:
-                answer["loading"] = {"read_bytes": self.loading.read_bytes, "total_bytes": self.loading.total_bytes}
-            return answer
-        engine, load = self.node.engine, self.node.engine.load()
-        model = engine.model
-        answer["model"] = {
-            "name": model.name,
-            "digest": model.digest,
-            "vocab_size": model.vocab_size,
-            "max_model_len": model.max_model_len,
-            "eos_token_ids": list(model.eos_token_ids),
-            "bos_token_id": model.bos_token_id,
-        }
-        answer["kv"] = {
-            "compat": self.node.compat,
-            "host": self.node.listener.host,
-            "port": self.node.listener.port,
-            "interface": self.node.interface,
-            "transport": "tcp",
-            "block_size_tokens": engine.layout.block_size_tokens,
-            "bytes_per_token": engine.layout.bytes_per_token,
-            "blocks_total": load.blocks_total,
-            "blocks_free": load.blocks_free,
-        }
-        answer["load"] = {
-            "waiting_requests": load.waiting_requests,
-            "waiting_tokens": load.waiting_tokens,
-            "running_requests": load.running_requests,
-        }
-        return answer
 
 
 def _error(status: int, code: str, message: str, *, retryable: bool = False) -> JSONResponse:
@@ -184,12 +83,13 @@ def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Call
     async def endpoint(request: Request) -> Response:
         if not worker.authorized(request):
             return _error(401, "unauthorized", "the bearer token is missing or wrong")
-        if worker.draining:
+        if worker.state == "draining":
             return _error(503, "draining", "this worker takes no new requests", retryable=True)
         if worker.node is None:
             return _error(503, "starting", "the model is still loading", retryable=True)
-        if worker.settings.role not in roles:
-            return _error(400, "invalid_request", f"this worker's role is {worker.settings.role}")
+        if worker.role not in roles:
+            # Whoever asks has not heard of a change of role yet; another worker will take the request.
+            return _error(503, "other_role", f"this worker's role is {worker.role}", retryable=True)
         if worker.full:
             return _error(429, "no_capacity", f"{worker.active} requests are here already", retryable=True)
         worker.enter()
@@ -211,21 +111,33 @@ def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Call
         finally:
             if job is None:
                 worker.leave()
-        return NdjsonResponse(job.lines, _closing(worker, job), job.deadline_s)
+        return NdjsonResponse(job.lines, worker.keep(job), job.deadline_s)
 
     return endpoint
 
 
-def _closing(worker: Worker, job: work.Job) -> Callable[[], None]:
-    """Free what the job holds; the worker is not idle before that."""
-
-    def close() -> None:
+def _role_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        """200: the worker has that role. 202: it will; ask again, or watch `info`."""
+        if not worker.authorized(request):
+            return _error(401, "unauthorized", "the bearer token is missing or wrong")
         try:
-            job.close()
-        finally:
-            worker.leave()
+            wanted = requests.parse_role(await _body(request))
+        except requests.BadRequest as error:
+            return _error(400, "invalid_request", str(error))
+        except ClientDisconnect:
+            return _error(400, "cancelled", "the client went away")
+        if worker.draining:
+            return _error(503, "draining", "this worker is about to end", retryable=True)
+        if worker.node is None:
+            return _error(503, "starting", "the model is still loading", retryable=True)
+        try:
+            done = worker.change_role(wanted.role, wanted.deadline_s)
+        except RoleChanging as error:
+            return _error(409, "role_changing", str(error), retryable=True)
+        return JSONResponse(worker.role_status(), 200 if done else 202)
 
-    return close
+    return endpoint
 
 
 def create_app(worker: Worker) -> Starlette:
@@ -265,6 +177,7 @@ def create_app(worker: Worker) -> Starlette:
         Route("/metrics", metrics),
         Route("/internal/v1/info", info),
         Route("/internal/v1/tokenizer", tokenizer),
+        Route("/internal/v1/role", _role_endpoint(worker), methods=["POST"]),
         Route("/internal/v1/decode", _work_endpoint(worker, ("decode", "both"), _start_decode), methods=["POST"]),
         Route("/internal/v1/prefill", _work_endpoint(worker, ("prefill", "both"), _start_prefill), methods=["POST"]),
     ]

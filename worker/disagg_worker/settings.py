@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 PREFIX = "DISAGG_"
+Role = Literal["prefill", "decode", "both"]
 MIN_KEY_BYTES = 32
 
 
@@ -21,7 +22,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    role: Literal["prefill", "decode", "both"]
+    role: Role
     model_uri: str = Field(min_length=1)
     model_name: str = Field(min_length=1)
     model_mount: Path = Path("/mnt/model")

@@ -31,12 +31,14 @@ class Node:
     ticket_lifetime_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Work that has begun. `close` gives back whatever it still holds (idempotent); the stream's end must call it, however it ends."""
+    """Work that has begun. `close` gives back whatever it still holds (idempotent); the stream's end must call it, however it ends.
+    `interrupt` makes that error the stream's next line, and its last."""
 
     lines: AsyncIterator[Line]
     close: Callable[[], None]
+    interrupt: Callable[[ErrorEvent], None]
     deadline_s: float
 
 
@@ -72,7 +74,7 @@ def decode_local(node: Node, request: DecodeRequest) -> Job:
         async for line in _relay(events, deadline_s):
             yield line
 
-    return Job(lines(), handle.cancel, deadline_s)
+    return Job(lines(), handle.cancel, events.put, deadline_s)
 
 
 def _issue(node: Node, request: DecodeRequest) -> Ticket:
@@ -97,7 +99,7 @@ class _RemoteDecode:
     def __init__(self, node: Node, request: DecodeRequest, reservation: Reservation) -> None:
         self._node = node
         self._request = request
-        self._events = EventQueue()
+        self.events = EventQueue()
         self._handle: DecodeHandle | None = None
         self._reservation = reservation
         self._lock = threading.Lock()
@@ -110,9 +112,9 @@ class _RemoteDecode:
         """On the listener's thread: the verified KV joins the batch."""
         tokens = [*self._request.tokens, received.first_token]
         params = self._request.sampling.to_params()
-        self._events.put(received)
+        self.events.put(received)
         prompt_tokens = self._request.prompt_tokens
-        handle = self._node.engine.decode(self._reservation, tokens, prompt_tokens, params, self._events, self._request.tenant)
+        handle = self._node.engine.decode(self._reservation, tokens, prompt_tokens, params, self.events, self._request.tenant)
         with self._lock:
             self._handle = handle
             closed = self._closed
@@ -123,7 +125,7 @@ class _RemoteDecode:
 
     def _on_failed(self, code: str, message: str) -> None:
         self._node.metrics.transfer_failures.labels(code).inc()
-        self._events.put(ErrorEvent("transfer_failed", message, retryable=True))
+        self.events.put(ErrorEvent("transfer_failed", message, retryable=True))
 
     async def lines(self, deadline_s: float) -> AsyncIterator[Line]:
         yield {"type": "ticket", "ticket": self.ticket.to_json()}
@@ -138,20 +140,20 @@ class _RemoteDecode:
             "transfer_s": round(first.transfer_s, 6),
             "interface": self._node.interface,
         }
-        async for line in _relay(self._events, deadline_s):
+        async for line in _relay(self.events, deadline_s):
             yield line
 
     async def _first(self, deadline_s: float) -> Received | ErrorEvent:
         """The commit, or why there is none. The ticket's lifetime bounds the wait for its use, the idle limit the transfer."""
         lifetime_s = min(self.ticket.lifetime_s, deadline_s - time.monotonic())
         try:
-            event: Received | ErrorEvent = await self._events.get(lifetime_s)
+            event: Received | ErrorEvent = await self.events.get(lifetime_s)
         except TimeoutError:
             if not self._node.listener.begun(self._session):
                 self._node.metrics.transfer_failures.labels("ticket_expired").inc()
                 return ErrorEvent("ticket_expired", f"no KV came within {lifetime_s:g} s", retryable=True)
             try:
-                event = await self._events.get(deadline_s - time.monotonic())
+                event = await self.events.get(deadline_s - time.monotonic())
             except TimeoutError:
                 return ErrorEvent("deadline_exceeded", "the request's deadline has passed", retryable=False)
         return event
@@ -172,7 +174,7 @@ def decode_remote(node: Node, request: DecodeRequest) -> Job:
     deadline_s = time.monotonic() + request.deadline_s
     reservation = node.engine.reserve(request.request_id, len(request.tokens), total)
     decode = _RemoteDecode(node, request, reservation)
-    return Job(decode.lines(deadline_s), decode.close, deadline_s)
+    return Job(decode.lines(deadline_s), decode.close, decode.events.put, deadline_s)
 
 
 class _Prefill:
@@ -180,7 +182,7 @@ class _Prefill:
 
     def __init__(self, node: Node, request: PrefillRequest, ticket: Ticket | None) -> None:
         self._node = node
-        self._events = EventQueue()
+        self.events = EventQueue()
         self._lock = threading.Lock()
         self._released = False
         self._handle: PrefillHandle | None = None
@@ -190,7 +192,7 @@ class _Prefill:
             self._sender = TcpKvSender(ticket, node.key, node.incarnation, request.tokens, source, self._on_done)
         params = request.sampling.to_params()
         tokens, prompt_tokens = request.tokens, request.prompt_tokens
-        handle = node.engine.prefill(request.request_id, tokens, prompt_tokens, params, self._events, self._sender, request.tenant)
+        handle = node.engine.prefill(request.request_id, tokens, prompt_tokens, params, self.events, self._sender, request.tenant)
         with self._lock:
             self._handle = handle
             released = self._released
@@ -215,7 +217,7 @@ class _Prefill:
             metrics.transfer_exposed_seconds.observe(done.exposed_s)
         elif done.error.code == "transfer_failed":
             metrics.transfer_failures.labels(done.error.code).inc()
-        self._events.put(done)
+        self.events.put(done)
 
     async def lines(self, deadline_s: float) -> AsyncIterator[Line]:
         """The token, `transferred`, `end`: the engine's end event is held back until the transfer has ended too."""
@@ -223,7 +225,7 @@ class _Prefill:
         transferred = self._sender is None
         while ended is None or not (transferred or isinstance(ended, ErrorEvent)):
             try:
-                event = await self._events.get(deadline_s - time.monotonic())
+                event = await self.events.get(deadline_s - time.monotonic())
             except TimeoutError:
                 yield _timed_out()
                 return
@@ -264,4 +266,4 @@ def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None) -> Job:
     """Compute the prompt and push its KV. Raises NoCapacity or InvalidInput."""
     deadline_s = time.monotonic() + request.deadline_s
     job = _Prefill(node, request, ticket)
-    return Job(job.lines(deadline_s), job.close, deadline_s)
+    return Job(job.lines(deadline_s), job.close, job.events.put, deadline_s)

@@ -36,6 +36,19 @@ def test_ready_addresses_become_members_and_the_rest_does_not() -> None:
     assert {n: m.url for n, m in found.items()} == {"a": "http://10.0.0.1:8000", "c": "http://[fd00::1]:8000"}
 
 
+def test_a_slice_names_its_pool_and_a_pod_that_moves_is_in_both(tmp_path: Path) -> None:
+    def labelled(name: str, pool: str) -> dict[str, Any]:
+        content = slice_of(name, ("a", "10.0.0.1", True))
+        content["metadata"]["labels"] = {"disagg.dev/pool": pool}
+        return content
+
+    assert members_of(labelled("s", "decode"))["a"].pools == {"decode"}
+    assert members_of(slice_of("s", ("a", "10.0.0.1", True)))["a"].pools == frozenset()
+    membership = KubernetesMembership("http://x", "ns", "chat", tmp_path)
+    membership._slices = {pool: members_of(labelled(pool, pool)) for pool in ("prefill", "decode")}
+    assert membership.members()["a"].pools == {"prefill", "decode"}
+
+
 @pytest.mark.parametrize("change", [{"ports": None}, {"ports": []}, {"endpoints": None}, {"endpoints": [{"addresses": []}]},
                                     {"endpoints": [{"addresses": ["10.0.0.1"]}]}])  # fmt: skip
 def test_slices_without_port_or_pods_give_nobody(change: dict[str, Any]) -> None:

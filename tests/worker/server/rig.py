@@ -18,9 +18,10 @@ import uvicorn
 
 from disagg_worker.engine.api import Load
 from disagg_worker.main import QuietServer, load_node
-from disagg_worker.server import Worker, create_app
+from disagg_worker.server import create_app
 from disagg_worker.settings import Settings
 from disagg_worker.transfer.ticket import http_bearer
+from disagg_worker.worker import Worker
 
 KEY = b"k" * 32
 HEADERS = {"authorization": f"Bearer {http_bearer(KEY)}"}

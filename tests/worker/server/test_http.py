@@ -18,8 +18,9 @@ from tests.worker.server.rig import KEY, body, make_settings, prompt, running, s
 from disagg_worker import server
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.requests import Line
-from disagg_worker.server import MAX_BODY_BYTES, Worker
+from disagg_worker.server import MAX_BODY_BYTES
 from disagg_worker.streams import NdjsonResponse
+from disagg_worker.worker import Worker
 
 PROTECTED = [("GET", "info"), ("GET", "tokenizer"), ("POST", "decode"), ("POST", "prefill")]
 
@@ -77,6 +78,8 @@ async def test_info_says_who_it_is_and_what_it_can_take(tiny: Path) -> None:
             "incarnation": "decode/boot",
             "pod": "chat-decode-abc",
             "role": "decode",
+            "role_epoch": 0,
+            "changing_to": None,
             "state": "ready",
             "revision": "5d8f",
             "model": {
@@ -156,7 +159,7 @@ async def test_a_worker_does_its_roles_work_only(tiny: Path, role: str, refused:
     async with running(role, tiny) as worker:
         request = body(prompt(4)) | ({"mode": "local"} if refused == "decode" else {"ticket": None})
         status, error = await worker.refused(refused, request)
-        assert (status, error["code"]) == (400, "invalid_request")
+        assert (status, error["code"], error["retryable"]) == (503, "other_role", True)
 
 
 async def test_requests_that_can_never_be_served_are_told_so(tiny: Path) -> None:

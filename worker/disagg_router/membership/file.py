@@ -1,4 +1,5 @@
-"""The workers from a JSON file, read again when it changes: `{"workers": [{"name": "...", "url": "http://..."}]}`."""
+"""The workers from a JSON file, read again when it changes: `{"workers": [{"name": "...", "url": "http://...", "pool": "decode"}]}`
+(`pool` may be left out)."""
 
 from __future__ import annotations
 
@@ -6,11 +7,16 @@ import asyncio
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from disagg_router.workers import Member
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2
+
+
+def _member(listed: dict[str, Any]) -> Member:
+    return Member(str(listed["name"]), str(listed["url"]), frozenset([str(listed["pool"])] if listed.get("pool") else []))
 
 
 class FileMembership:
@@ -32,8 +38,8 @@ class FileMembership:
             if (version := (stat.st_mtime_ns, stat.st_ino)) == self._seen:
                 return
             listed = json.loads(self._path.read_text(encoding="utf-8"))["workers"]
-            self._members = {str(w["name"]): Member(str(w["name"]), str(w["url"])) for w in listed}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._members = {m.name: m for m in map(_member, listed)}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("membership file %s: %s", self._path, error)
             return
         self._seen, self.synced = version, True

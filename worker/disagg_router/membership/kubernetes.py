@@ -8,6 +8,7 @@ import logging
 import random
 import ssl
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from disagg_router.workers import Member
 
 log = logging.getLogger(__name__)
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_POOL_LABEL = "disagg.dev/pool"
 _WATCH_S = 120
 _BACKOFF_S = (0.5, 10.0)
 _WATCH_PAUSE_S = 1.0
 
 
 def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
-    """PURE: the ready addresses of one EndpointSlice, by pod name."""
+    """PURE: the ready addresses of one EndpointSlice, by pod name. A slice has the labels of its Service, so it names the pool."""
+    pool = (slice_["metadata"].get("labels") or {}).get(_POOL_LABEL)
+    pools = frozenset([pool] if pool else [])
     port = next((p.get("port") for p in slice_.get("ports") or [] if p.get("name") == "http"), None)
     out: dict[str, Member] = {}
     for endpoint in slice_.get("endpoints") or []:
@@ -32,7 +36,7 @@ def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
         # A terminating worker still finishes its streams, but gets nothing new.
         if port and name and addresses and (endpoint.get("conditions") or {}).get("ready") is not False:
             host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
-            out[name] = Member(name, f"http://{host}:{port}")
+            out[name] = Member(name, f"http://{host}:{port}", pools)
     return out
 
 
@@ -41,14 +45,20 @@ class KubernetesMembership:
 
     def __init__(self, api: str, namespace: str, deployment: str, account: Path = _ACCOUNT) -> None:
         self._path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-        self._selector = f"disagg.dev/deployment={deployment},disagg.dev/pool"
+        self._selector = f"disagg.dev/deployment={deployment},{_POOL_LABEL}"
         self._account = account
         self._api = api
         self._slices: dict[str, dict[str, Member]] = {}
         self.synced = False
 
     def members(self) -> dict[str, Member]:
-        return {name: member for slice_ in self._slices.values() for name, member in slice_.items()}
+        """A pod that moves to the other pool is listed by both for a moment."""
+        out: dict[str, Member] = {}
+        for slice_ in self._slices.values():
+            for name, member in slice_.items():
+                known = out.get(name)
+                out[name] = member if known is None else replace(member, pools=known.pools | member.pools)
+        return out
 
     async def run(self) -> None:
         backoff_s = _BACKOFF_S[0]

@@ -1,0 +1,128 @@
+"""A worker changes its role under load, in the real processes: no stream is cut, nothing is loaded again, and it serves in its new role."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from tests.fakes.token_worker import BEARER, KEY, TokenWorker, expected_text
+from tests.router.real_stack import MODEL, ROOT, free_port, process, wait_ready
+from tests.router.stack import Stack
+
+PROMPT = "import os\n\ndef main("
+
+
+async def test_between_its_two_pools_a_worker_gets_nothing_and_then_its_new_work(tmp_path: Path) -> None:
+    p, d, e = TokenWorker("p", "prefill"), TokenWorker("d", "decode"), TokenWorker("e", "decode")
+    async with Stack(tmp_path, p, d, e) as stack:
+        table = stack.router.table
+        stack.publish(p, d, e, pools={"p": "prefill", "d": "decode", "e": "prefill"})
+        await stack.until(lambda: [w.name for w in table.workers() if w.serves("decode")] == ["d"])
+        before = len(e.seen.bodies)
+        assert (await stack.complete(max_tokens=4)).json()["disagg"]["decode"]["pod"] == "d"
+        assert len(e.seen.bodies) == before
+        e.role, e.incarnation = "prefill", "e/2"
+        await stack.until(lambda: sum(w.serves("prefill") for w in table.workers()) == 2 and stack.healthy() == 2)
+        await p.stop()
+        answer = (await stack.complete(max_tokens=4)).json()
+        assert (answer["disagg"]["prefill"]["pod"], answer["disagg"]["path"]) == ("e", "remote")
+        listed = {w["name"]: (w["role"], w["pools"]) for w in (await stack.state())["workers"]}
+        assert listed["e"] == ("prefill", ["prefill"])
+
+
+async def test_a_router_that_has_not_heard_of_the_change_asks_somebody_else(tmp_path: Path) -> None:
+    p, d, e = TokenWorker("p", "prefill"), TokenWorker("d", "decode"), TokenWorker("e", "decode")
+    async with Stack(tmp_path, p, d, e, poll_interval_s=30) as stack:
+        e.role_served = "prefill"
+        answers = [(await stack.complete(max_tokens=4)).json() for _ in range(6)]
+        assert {a["disagg"]["decode"]["pod"] for a in answers} == {"d"}
+        assert {a["choices"][0]["text"] for a in answers} == {expected_text(5, [3 + b for b in b"hello"], 4)}
+
+
+def _worker(stack: ExitStack, folder: Path, name: str, role: str) -> str:
+    port = free_port()
+    settings = {
+        "model_name": MODEL, "cluster_key_file": folder / "key", "model_uri": f"file://{ROOT / 'models' / 'stdlib-llama'}",
+        "kv_cache_bytes": 64 << 20, "role": role, "port": port, "kv_port": 0, "pod_name": name, "dtype": "float32",
+    }  # fmt: skip
+    stack.enter_context(process("disagg_worker", folder / f"{name}.log", **settings))
+    return f"http://127.0.0.1:{port}"
+
+
+async def _become(http: httpx.AsyncClient, url: str, role: str) -> dict[str, Any]:
+    async with asyncio.timeout(60):
+        while (answer := await http.post(f"{url}/internal/v1/role", json={"role": role})).status_code == 202:
+            await asyncio.sleep(0.05)
+    assert answer.status_code == 200, answer.text
+    content: dict[str, Any] = answer.json()
+    return content
+
+
+@pytest.mark.slow
+async def test_under_load_two_workers_change_places_and_no_stream_notices(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(KEY)
+    with ExitStack() as stack:
+        urls = {n: _worker(stack, tmp_path, n, role) for n, role in (("p", "prefill"), ("d", "decode"), ("e", "decode"))}
+        (tmp_path / "members.json").write_text(json.dumps({"workers": [{"name": n, "url": u} for n, u in urls.items()]}))
+        base = f"http://127.0.0.1:{(port := free_port())}"
+        settings = {"model_name": MODEL, "cluster_key_file": tmp_path / "key", "port": port, "poll_interval_s": 0.2,
+                    "membership": f"file://{tmp_path / 'members.json'}"}  # fmt: skip
+        stack.enter_context(process("disagg_router", tmp_path / "router.log", **settings))
+        async with (
+            httpx.AsyncClient(headers={"authorization": BEARER}, trust_env=False, timeout=60) as http,
+            openai.AsyncOpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0, timeout=60) as client,
+        ):
+            await asyncio.gather(*(wait_ready(http, f"{u}/readyz") for u in urls.values()))
+
+            async def state() -> dict[str, Any]:
+                content: dict[str, Any] = (await http.get(f"{base}/internal/v1/state")).json()
+                return content
+
+            async def paired(n: int) -> None:
+                async with asyncio.timeout(60):
+                    while (await state())["pairs"] != {"expected": n, "healthy": n}:
+                        await asyncio.sleep(0.05)
+
+            async def stream(seed: int) -> tuple[str, dict[str, Any]]:
+                options: dict[str, Any] = {"temperature": 0.9, "seed": seed, "max_tokens": 120, "extra_body": {"ignore_eos": True}}
+                text, trace = "", {}
+                chunks = await client.completions.create(
+                    model=MODEL, prompt=PROMPT, stream=True, extra_headers={"x-disagg-trace": "1"}, **options
+                )
+                async for chunk in chunks:
+                    text += "".join(c.text for c in chunk.choices)
+                    trace = (chunk.model_extra or {}).get("disagg", trace)
+                return text, trace
+
+            await wait_ready(http, f"{base}/readyz")
+            await paired(2)
+            wanted = {seed: (await stream(seed))[0] for seed in range(4)}
+            load = [asyncio.create_task(stream(i % 4)) for i in range(12)]
+            async with asyncio.timeout(60):
+                while sum(w["load"]["running_requests"] > 0 for w in (await state())["workers"] if w["name"] == "e") == 0:
+                    await asyncio.sleep(0.02)
+            started_s = time.monotonic()
+            became = await _become(http, urls["e"], "prefill")
+            flip_s = time.monotonic() - started_s
+            more = [asyncio.create_task(stream(i % 4)) for i in range(8)]
+            await _become(http, urls["p"], "decode")
+            done = [*await asyncio.gather(*load), *await asyncio.gather(*more)]
+            assert [text for text, _ in done] == [wanted[i % 4] for i in [*range(12), *range(8)]]
+            await paired(2)
+            text, trace = await stream(1)
+            assert (text, trace["prefill"]["pod"], trace["path"]) == (wanted[1], "e", "remote")
+            assert trace["prefill"]["incarnation"] == became["incarnation"]
+            assert {(w["name"], w["role"]) for w in (await state())["workers"]} == {("p", "decode"), ("d", "decode"), ("e", "prefill")}
+            assert flip_s < 30
+        for name in urls:
+            log = (tmp_path / f"{name}.log").read_text()
+            assert len(re.findall(r"loading stdlib from", log)) == 1
+            assert "Traceback" not in log
