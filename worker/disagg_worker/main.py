@@ -36,7 +36,7 @@ class QuietServer(uvicorn.Server):
         yield
 
 
-def load_node(s: settings.Settings, key: bytes, worker: Worker) -> None:
+def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callable[[str], None]) -> None:
     """Everything slow, in a thread: the model, the KV listener. Raises ModelError, OSError or TimeoutError."""
     from disagg_worker.engine.config import EngineConfig
     from disagg_worker.engine.core import TorchEngine
@@ -67,8 +67,13 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker) -> None:
             host_cache_bytes=s.host_cache_bytes,
             growth_reserve_tokens=s.growth_reserve_tokens,
             saturating_tokens=s.saturating_tokens,
+            tensor_parallel=s.tensor_parallel,
+            rank_timeout_s=s.rank_timeout_s,
+            rank_start_timeout_s=s.rank_start_timeout_s,
+            log_level=s.log_level,
         ),
         on_progress=worker.on_progress,
+        on_lost=on_lost,
     )
     host = interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S) if s.kv_interface else (s.kv_host or s.host)
     interface = s.kv_interface or interfaces.interface_of(host)
@@ -108,13 +113,16 @@ def _grace_s(drain_timeout_s: float) -> float:
 def _start_loading(s: settings.Settings, key: bytes, worker: Worker, failed: Callable[[], object]) -> threading.Thread:
     """Load in a daemon thread: a worker that is told to stop while it loads does not wait for the rest."""
 
+    def lost(message: str) -> None:
+        worker.failed = worker.failed or message
+        failed()
+
     def load() -> None:
         try:
-            load_node(s, key, worker)
+            load_node(s, key, worker, lost)
         except Exception as error:
             log.error("cannot serve: %s", error, exc_info=not isinstance(error, EngineError | OSError))
-            worker.failed = str(error) or type(error).__name__
-            failed()
+            lost(str(error) or type(error).__name__)
 
     thread = threading.Thread(target=load, name="load", daemon=True)
     thread.start()

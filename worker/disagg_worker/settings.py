@@ -39,7 +39,7 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"
     block_size_tokens: int = Field(16, ge=1, le=1024)
-    kv_cache_bytes: int = Field(256 << 20, ge=1 << 20)
+    kv_cache_bytes: int | None = Field(None, ge=1 << 20)
     max_model_len: int | None = Field(None, ge=2)
     max_running: int = Field(64, ge=1, le=4096)
     max_waiting: int = Field(256, ge=1, le=65536)
@@ -56,6 +56,9 @@ class Settings(BaseModel):
     host_cache_bytes: int = Field(0, ge=0)
     growth_reserve_tokens: int = Field(128, ge=1, le=1 << 20)
     saturating_tokens: int = Field(256, ge=1, le=1 << 20)
+    tensor_parallel: int = Field(1, ge=1, le=64)
+    rank_timeout_s: float = Field(60.0, gt=0, le=3600)
+    rank_start_timeout_s: float = Field(600.0, gt=0, le=86400)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def cluster_key(self) -> bytes:

@@ -45,6 +45,16 @@ def dequantized(weight: GroupQuantizedWeight | Fp8Weight) -> torch.Tensor:
     return ((values - weight.zero[..., None]) * weight.scale[..., None]).view(out, -1)
 
 
+def on_device(weight: Weight, device: torch.device) -> Weight:
+    """The same weight in the device's memory."""
+    if isinstance(weight, DenseWeight):
+        return DenseWeight(weight.weight.to(device))
+    if isinstance(weight, Fp8Weight):
+        return Fp8Weight(weight.weight.to(device), weight.scale.to(device))
+    moved = (t.to(device) for t in (weight.q, weight.scale, weight.zero))
+    return GroupQuantizedWeight(weight.bits, weight.group_size, *moved)
+
+
 class _QuantizedLinear:
     """Dequantises at every call: exact, small in memory, slow."""
 
@@ -75,9 +85,9 @@ class PlainBackend:
         return model
 
     def linear(self, weight: Weight, bias: torch.Tensor | None) -> Linear:
-        if isinstance(weight, DenseWeight):
-            return _DenseLinear(weight.weight, bias)
-        return _QuantizedLinear(weight, bias)
+        bias = None if bias is None else bias.to(self.device)
+        weight = on_device(weight, self.device)
+        return _DenseLinear(weight.weight, bias) if isinstance(weight, DenseWeight) else _QuantizedLinear(weight, bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         wide = x.float()

@@ -15,9 +15,9 @@ from disagg_worker.backend.plain import PlainBackend
 log = logging.getLogger(__name__)
 
 
-def select(device: str, threads: int) -> Backend:
+def select(device: str, threads: int, index: int = 0) -> Backend:
     """`auto`: the GPU where torch sees one, else the CPU; `cpu`: the kernels, or plain torch where there are none for this machine
-    (logged); `cuda`; `plain`: plain torch on the CPU. `threads`: of the CPU kernels."""
+    (logged); `cuda`; `plain`: plain torch on the CPU. `threads`: of the CPU kernels. `index`: which GPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "plain":
@@ -25,7 +25,7 @@ def select(device: str, threads: int) -> Backend:
     if device == "cpu":
         return _cpu(threads)
     if device == "cuda":
-        return _cuda()
+        return _cuda(index)
     raise ValueError(f"device: {device!r} is not supported (auto, cpu, cuda, plain)")
 
 
@@ -41,14 +41,16 @@ def _cpu(threads: int) -> Backend:
         return PlainBackend(torch.device("cpu"))
 
 
-def _cuda() -> Backend:
+def _cuda(index: int) -> Backend:
     if not torch.cuda.is_available():
         raise ValueError("device: cuda was asked for, but torch sees no CUDA device")
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"device: rank {index} has no GPU, torch sees {torch.cuda.device_count()}")
     # By name: neither Triton nor a driver is needed where no GPU is used.
     try:
         package = importlib.import_module("disagg_worker.backend.cuda")
     except ImportError as error:
         log.warning("the CUDA kernels can't be used, plain torch computes instead: %s", error)
-        return PlainBackend(torch.device("cuda"))
-    backend: Backend = package.CudaBackend(torch.device("cuda"))
+        return PlainBackend(torch.device("cuda", index))
+    backend: Backend = package.CudaBackend(torch.device("cuda", index))
     return backend

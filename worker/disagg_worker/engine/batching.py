@@ -1,4 +1,4 @@
-"""Sequences to tensors: the input of one prefill or decode step."""
+"""Sequences to tensors on the CPU: the input of one prefill or decode step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from disagg_worker.engine.block_pool import blocks_for
 from disagg_worker.engine.sequence import Sequence
 
 
-def prefill_batch(work: Many[tuple[Sequence, int]], block_size: int, device: torch.device) -> Batch:
+def prefill_batch(work: Many[tuple[Sequence, int]], block_size: int) -> Batch:
     """One chunk of n tokens of each sequence; logits are wanted where a chunk ends its sequence."""
     ids: list[int] = []
     chunks, positions, slots, last = [], [], [], []
@@ -21,16 +21,16 @@ def prefill_batch(work: Many[tuple[Sequence, int]], block_size: int, device: tor
         ids += sequence.tokens[first : first + n]
         at = torch.arange(first, first + n)
         table = torch.tensor(sequence.blocks[: blocks_for(first + n, block_size)])
-        chunks.append(Chunk(start, start + n, first, table.to(device)))
+        chunks.append(Chunk(start, start + n, first, table))
         positions.append(at)
         slots.append(table[at // block_size] * block_size + at % block_size)
         if first + n == len(sequence.tokens):
             last.append(start + n - 1)
     return Batch(
-        torch.tensor(ids).to(device),
-        torch.cat(positions).to(device),
-        torch.cat(slots).to(device),
-        torch.tensor(last, dtype=torch.long).to(device),
+        torch.tensor(ids),
+        torch.cat(positions),
+        torch.cat(slots),
+        torch.tensor(last, dtype=torch.long),
         tuple(chunks),
     )
 
@@ -39,9 +39,8 @@ class DecodeBatches:
     """Makes decode batches. Memory and tensors are kept between steps: after a step every Python object is cold in the processor's caches,
     and making a tensor costs 50 us and more. A batch is valid until the next one is built."""
 
-    def __init__(self, block_size: int, device: torch.device) -> None:
+    def __init__(self, block_size: int) -> None:
         self._size = block_size
-        self._device = device
         self._rows: list[list[int]] = []
         self._lengths: list[int] = []
         self._shape = (0, 0)
@@ -57,7 +56,7 @@ class DecodeBatches:
         self._update(rows)
         slots = [blocks[at // size] * size + at % size for blocks, at in zip(rows, positions, strict=True)]
         self._columns[:] = [[s.tokens[-1] for s in running], positions, slots, [at + 1 for at in positions]]
-        return self._batch if self._device.type == "cpu" else self._copied()
+        return self._batch
 
     def _resize(self, rows: int, widest: int) -> None:
         self._shape = (rows, widest)
@@ -76,9 +75,3 @@ class DecodeBatches:
             # Shorter tables are filled up with the sequence's own first block, which the length hides.
             self._tables[i] = (blocks + blocks[:1] * (widest - len(blocks)))[:widest]
         self._rows, self._lengths = rows, [len(blocks) for blocks in rows]
-
-    def _copied(self) -> Batch:
-        b, to = self._batch, self._device
-        ids, positions, slots, lengths = torch.from_numpy(self._columns).to(to).unbind(0)
-        tables = torch.from_numpy(self._tables).to(to)
-        return Batch(ids, positions, slots, b.last.to(to), tables=tables, lengths=lengths)

@@ -17,6 +17,9 @@ class EngineConfig:
 
     device: of backend.select. quantization: of the weights at load; a checkpoint that is quantised stays as it is.
     saturating_tokens: prefill of more tokens at once is not faster a token (measure: benchmarks/).
+    tensor_parallel: processes (and GPUs) that the worker is split over; rank_timeout_s: of one exchange between them,
+    rank_start_timeout_s: until all are ready, once the first is. kv_cache_bytes: over all of them; None: 256 MiB on a CPU, what is free on
+    GPUs.
     growth_reserve_tokens: how much of its output a request is admitted with. host_cache_bytes: for evicted blocks, 0 for none.
     """
 
@@ -26,7 +29,7 @@ class EngineConfig:
     quantization: Quantization = "none"
     device: str = "cpu"
     block_size_tokens: int = 16
-    kv_cache_bytes: int = 256 << 20
+    kv_cache_bytes: int | None = None
     max_model_len: int | None = None
     max_running: int = 64
     max_waiting: int = 256
@@ -39,3 +42,7 @@ class EngineConfig:
     host_cache_bytes: int = 0
     growth_reserve_tokens: int = 128
     saturating_tokens: int = 256
+    tensor_parallel: int = 1
+    rank_timeout_s: float = 60.0
+    rank_start_timeout_s: float = 600.0
+    log_level: str = "INFO"

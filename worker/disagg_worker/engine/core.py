@@ -19,8 +19,7 @@ import torch
 from disagg_worker.backend.api import Backend
 from disagg_worker.backend.select import select
 from disagg_worker.engine import api
-from disagg_worker.engine.block_pool import State, blocks_for
-from disagg_worker.engine.cache_memory import CacheMemory
+from disagg_worker.engine.block_pool import State
 from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.handles import HeldBlocks, SequenceHandle
 from disagg_worker.engine.kv_store import KvStore
@@ -28,11 +27,11 @@ from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.settle import INTERNAL, OUT_OF_MEMORY, Settler
+from disagg_worker.engine.setup import Plan, set_up
 from disagg_worker.engine.steps import Outcome, Steps
 from disagg_worker.engine.structured import Grammars
 from disagg_worker.model import loader
 from disagg_worker.model.checkpoint import OnProgress
-from disagg_worker.model.network import load_network
 
 log = logging.getLogger(__name__)
 # A step longer than this means the loop is stuck, not slow.
@@ -46,33 +45,37 @@ ItemT = TypeVar("ItemT")
 class TorchEngine:
     """Loads the model at construction (raises ModelError), then serves until `stop`. `backend` None: the one that the config names."""
 
-    def __init__(self, folder: Path, config: EngineConfig, backend: Backend | None = None, on_progress: OnProgress | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: EngineConfig,
+        backend: Backend | None = None,
+        on_progress: OnProgress | None = None,
+        on_lost: Callable[[str], None] = lambda _: None,
+    ) -> None:
         torch.set_num_threads(config.threads)
         self._config = config
+        self._on_lost = on_lost
+        self._wake = threading.Condition()
+        self._stopping = False
         model = loader.load_config(folder)
         backend = backend or select(config.device, config.threads)
         dtype = loader.pick_dtype(config.dtype, model, backend.device.type)
         max_len = min(config.max_model_len or model.max_positions, model.max_positions)
-        loaded = load_network(folder, model, dtype, backend, positions=max_len, quantization=config.quantization, on_progress=on_progress)
+        machine = set_up(Plan(folder, config, model, backend, dtype, max_len), on_progress, self._lost)
         size = config.block_size_tokens
-        self.layout = api.KvLayout(model.layers, model.kv_heads, model.head_dim, size, str(dtype).removeprefix("torch."), dtype.itemsize)
+        self.layout, blocks = machine.layout, machine.blocks
         self.model = api.ModelInfo(
-            config.name, loaded.digest, model.architecture, model.vocab_size, max_len, model.eos_token_ids, model.bos_token_id
+            config.name, machine.digest, model.architecture, model.vocab_size, max_len, model.eos_token_ids, model.bos_token_id
         )
-        blocks = config.kv_cache_bytes // (self.layout.bytes_per_token * size)
-        if blocks < blocks_for(max_len, size):
-            raise api.ModelError(f"kv_cache_bytes: {config.kv_cache_bytes} hold {blocks * size} tokens, max_model_len is {max_len}")
-        self._memory = CacheMemory(self.layout, blocks, dtype)
+        self._memory, self._executor = machine.memory, machine.executor
         self._store = KvStore(blocks, config.eviction, config.host_cache_bytes if config.prefix_cache else 0, self._memory)
         self._names = PrefixNames(secrets.token_bytes(32), size) if config.prefix_cache else None
-        network = loaded.network
         self._grammars = Grammars(folder / "tokenizer.json", model.vocab_size, model.eos_token_ids)
-        self._steps = Steps(network, self._memory, self._store, self._grammars)
-        self._wake = threading.Condition()
+        self._steps = Steps(machine.executor, self._memory, self._store, self._grammars)
         self._queues = Queues(config, max_len, self._store, self._names)
         self._settler = Settler(self._wake, self._queues, max_len)
         self._next_key = 0
-        self._stopping = False
         self._prompt_tokens = 0
         self._steps_total = {"prefill": 0, "decode": 0}
         self._busy_s = 0.0
@@ -128,6 +131,7 @@ class TorchEngine:
             if reservation.ended:
                 raise api.InvalidInput("reservation: has ended")
             self._queues.join(s, reservation.holding)
+            self._steps.arrived(reservation.holding.blocks[: reservation.n_blocks])
             reservation.ended = True
 
         return self._enter(sequence, join)
@@ -179,6 +183,14 @@ class TorchEngine:
             self._stopping = True
             self._wake.notify_all()
         self._thread.join(timeout_s)
+        self._executor.close()
+
+    def _lost(self, message: str) -> None:
+        """A rank has ended, so nothing can be computed any more: all that is here may succeed elsewhere."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        self._on_lost(message)
 
     def cancel_sequence(self, sequence: Sequence) -> None:
         with self._wake:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence as Many
 
 import torch
@@ -11,11 +12,11 @@ from disagg_worker.backend.api import Batch
 from disagg_worker.engine.batching import DecodeBatches, prefill_batch
 from disagg_worker.engine.block_pool import blocks_for
 from disagg_worker.engine.cache_memory import CacheMemory
+from disagg_worker.engine.executor import Executor, OnLayer, Step
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.structured import Grammars
-from disagg_worker.model.decoder import Decoder
 
 Outcome = Sampled | Exception
 
@@ -26,32 +27,29 @@ class Steps:
     `forward_s`: seconds spent in the network so far. After an exception the same sequences may be computed again.
     """
 
-    def __init__(self, network: Decoder, memory: CacheMemory, store: KvStore, grammars: Grammars) -> None:
-        self.network = network
+    def __init__(self, executor: Executor, memory: CacheMemory, store: KvStore, grammars: Grammars) -> None:
         self.forward_s = 0.0
+        self._executor = executor
         self._memory = memory
         self._store = store
         self._grammars = grammars
         self._size = memory.layout.block_size_tokens
-        self._device = network.backend.device
-        self._batches = DecodeBatches(self._size, self._device)
-        self._program = network.backend.decode_program(network, memory.tensor)
+        self._batches = DecodeBatches(self._size)
+        self._arrived: deque[int] = deque()
 
     def prefill(self, work: Many[tuple[Sequence, int]]) -> list[tuple[Sequence, Outcome]]:
         """Compute n more tokens of each sequence. Returns the next token of those that are computed whole, and failures."""
         with torch.inference_mode():
-            self._memory.clear([b for s, n in work for b in self._partly_filled(s, n)])
+            cleared = [b for s, n in work for b in self._partly_filled(s, n)]
             ready = [(s, range(s.reported, end)) for s, n in work if (end := self._final_blocks(s, n)) > s.reported]
+            exported = [s.blocks[i] for s, indices in ready for i in indices]
             failed: dict[Sequence, Exception] = {}
 
             def on_layer(layer: int) -> None:
                 for s, indices in ready:
                     self._report(s, layer, indices, failed)
 
-            batch = prefill_batch(work, self._size, self._device)
-            started_s = time.perf_counter()
-            logits = self.network.forward(batch, self._memory.tensor, on_layer)
-            self.forward_s += time.perf_counter() - started_s
+            logits = self._run(prefill_batch(work, self._size), cleared, exported, on_layer if ready else None)
             for s, indices in ready:
                 s.reported, s.reported_layers = indices.stop, 0
             whole = []
@@ -65,19 +63,26 @@ class Steps:
     def decode(self, running: Many[Sequence]) -> list[tuple[Sequence, Outcome]]:
         """One more token for each sequence."""
         with torch.inference_mode():
-            self._memory.clear([s.blocks[s.computed // self._size] for s in running if s.computed % self._size == 0])
-            batch = self._batches.build(running)
-            started_s = time.perf_counter()
-            logits = self._decode_logits(batch)
-            self.forward_s += time.perf_counter() - started_s
+            cleared = [s.blocks[s.computed // self._size] for s in running if s.computed % self._size == 0]
+            logits = self._run(self._batches.build(running), cleared)
             for s in running:
                 s.computed += 1
             return list(zip(running, self._sample(logits, running), strict=True))
 
-    def _decode_logits(self, batch: Batch) -> torch.Tensor:
-        if self._program is not None:
-            return self._program(batch, self._memory.tensor)
-        return self.network.forward(batch, self._memory.tensor)
+    def arrived(self, blocks: Many[int]) -> None:
+        """The KV of these blocks came from another worker; it is taken over before the next step. Any thread."""
+        self._arrived.extend(blocks)
+
+    def _run(self, batch: Batch, cleared: list[int], exported: Many[int] = (), on_layer: OnLayer | None = None) -> torch.Tensor:
+        loaded = tuple(self._arrived.popleft() for _ in range(len(self._arrived)))
+        started_s = time.perf_counter()
+        try:
+            return self._executor.run(Step(batch, loaded, tuple(cleared), tuple(exported)), on_layer)
+        except Exception:
+            self._arrived.extendleft(reversed(loaded))  # for the next attempt
+            raise
+        finally:
+            self.forward_s += time.perf_counter() - started_s
 
     def _sample(self, logits: torch.Tensor, sequences: Many[Sequence]) -> list[Outcome]:
         for s in sequences:

@@ -61,7 +61,7 @@ def shard_files(folder: Path) -> list[Path]:
 class Checkpoint:
     """Opens every file (raises ModelError for a truncated one, or a tensor in two). Use as a context manager."""
 
-    def __init__(self, folder: Path, on_progress: OnProgress | None = None) -> None:
+    def __init__(self, folder: Path, on_progress: OnProgress | None = None, *, hashed: bool = True) -> None:
         self.folder = folder
         self._files: dict[str, tuple[str, Any]] = {}  # tensor -> (file name, opened file)
         self._shards = shard_files(folder)
@@ -82,6 +82,8 @@ class Checkpoint:
                 self._files[name] = path.name, file
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="digest")
         self._stop = threading.Event()
+        if not hashed:
+            self._stop.set()
         self._digest = self._hasher.submit(self._hash)
 
     def __enter__(self) -> Checkpoint:

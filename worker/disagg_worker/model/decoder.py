@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -33,7 +33,10 @@ class Parallel(Protocol):
     """The other ranks of a tensor-parallel group."""
 
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
-        """Add up x over all ranks, in place."""
+        """Add up x over all ranks, in place; every rank gets the same bits."""
+
+    def gather(self, x: torch.Tensor, widths: list[int]) -> torch.Tensor:
+        """[rows, widths[rank]] of every rank -> [rows, sum(widths)] on rank 0; another rank gets its own part back."""
 
 
 class Decoder:
@@ -60,6 +63,7 @@ class Decoder:
         self.layers = [self._layer(f"model.layers.{i}", config.windows[i]) for i in range(config.layers)]
         self.norm = self._vector("model.norm.weight")
         self.head = backend.linear(source.head(), None)
+        self._vocab_parts = [len(range(config.vocab_size)[replace(shard, rank=r).part(config.vocab_size)]) for r in range(shard.size)]
         self.rotary: Rotary = rotary_tables(config, positions or config.max_positions, self._compute, backend.device)
         del self._source
 
@@ -93,8 +97,10 @@ class Decoder:
         return functional.embedding(token_ids, self.embedding).to(self._compute)
 
     def forward(self, batch: Batch, cache: torch.Tensor, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
-        """Logits [len(batch.last), vocab] in float32. Writes K and V into `cache` [block, layer, 2, kv_head, token, head_dim]
-        and calls `on_layer(i)` as soon as layer i's are final, before its attention and MLP run."""
+        """Logits [len(batch.last), vocab] in float32 (of a group: on rank 0).
+
+        Writes K and V into `cache` [block, layer, 2, kv_head, token, head_dim] and calls
+        `on_layer(i)` as soon as layer i's are final, before its attention and MLP run."""
         backend, eps = self.backend, self.config.rms_norm_eps
         x = self.embed(batch.token_ids)
         normed = backend.rms_norm(x, self.layers[0].norm_in, eps)
@@ -111,4 +117,9 @@ class Decoder:
             else:
                 # Only the rows whose logits are wanted go on.
                 normed = backend.add_rms_norm(x[batch.last], moved[batch.last], self.norm, eps)
-        return self.head(normed).float()
+        return self.logits(normed)
+
+    def logits(self, normed: torch.Tensor) -> torch.Tensor:
+        """The head, which is cut over the ranks, on rows that are normed already."""
+        part = self.head(normed).float()
+        return part if self.parallel is None else self.parallel.gather(part, self._vocab_parts)

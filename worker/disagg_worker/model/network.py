@@ -18,7 +18,8 @@ from disagg_worker.model.weights import Shard
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The network, and the digest of config and weights (hex SHA-256, with `+int4` or the like where it was quantised here)."""
+    """The network, and the digest of config and weights (hex SHA-256, with `+int4` or the like where it was quantised here; empty on
+    ranks above 0)."""
 
     network: Decoder
     digest: str
@@ -41,9 +42,9 @@ def load_network(
     Raises ModelError naming file, field or tensor.
     """
     shard = shard or Shard()
-    with Checkpoint(folder, on_progress) as checkpoint:
+    with Checkpoint(folder, on_progress, hashed=shard.rank == 0) as checkpoint:
         source = make_source(checkpoint, config, dtype, shard, quantization)
         network = Decoder(config, source, backend, positions, shard, parallel)
         # KV of differently quantised weights must not mix, so the digest tells them apart.
         suffix = "" if quantization == "none" else f"+{quantization}"
-        return Loaded(network, checkpoint.digest() + suffix)
+        return Loaded(network, (checkpoint.digest() + suffix) if shard.rank == 0 else "")

@@ -15,7 +15,17 @@ from disagg_worker.engine.config import Quantization
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.quantization_config import StoredQuantization
-from disagg_worker.model.weights import FloatWeights, Shard, Split, WeightSource, expected_shapes, is_computed, module_shapes, read_bias
+from disagg_worker.model.weights import (
+    FloatWeights,
+    Shard,
+    Split,
+    WeightSource,
+    expected_shapes,
+    is_computed,
+    module_shapes,
+    read_bias,
+    read_head,
+)
 
 _GROUPS = (128, 64, 32)
 # How far the range of a group is narrowed when that loses less than it gains; the best is kept, by squared error.
@@ -113,7 +123,7 @@ class StoredWeights:
         return self.vector("model.embed_tokens.weight")
 
     def head(self) -> Weight:
-        return DenseWeight(self.vector("model.embed_tokens.weight" if self._config.tied_embeddings else "lm_head.weight"))
+        return read_head(self._checkpoint, self._config, self._shard, self._dtype)
 
     def vector(self, name: str) -> torch.Tensor:
         return self._checkpoint.floats(name).to(self._dtype)

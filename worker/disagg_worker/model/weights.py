@@ -46,7 +46,7 @@ class WeightSource(Protocol):
         """[vocab, hidden] in the model's dtype."""
 
     def head(self) -> Weight:
-        """The output head [vocab, hidden], whole."""
+        """This rank's rows of the output head [vocab, hidden]."""
 
     def vector(self, name: str) -> torch.Tensor:
         """A norm weight, whole, in the model's dtype."""
@@ -112,7 +112,7 @@ class FloatWeights:
         return self.vector("model.embed_tokens.weight")
 
     def head(self) -> Weight:
-        return DenseWeight(self.vector("model.embed_tokens.weight" if self._config.tied_embeddings else "lm_head.weight"))
+        return read_head(self._checkpoint, self._config, self._shard, self._dtype)
 
     def vector(self, name: str) -> torch.Tensor:
         return self._checkpoint.floats(name).to(self._dtype)
@@ -133,6 +133,13 @@ class FloatWeights:
 
     def bias(self, names: Sequence[str], split: Split) -> torch.Tensor | None:
         return read_bias(self._checkpoint, self._shard, names, split, self._dtype)
+
+
+def read_head(checkpoint: Checkpoint, config: ModelConfig, shard: Shard, dtype: torch.dtype) -> DenseWeight:
+    """WeightSource.head of any checkpoint."""
+    name = "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
+    rows = shard.part(config.vocab_size) if shard.size > 1 else slice(None)
+    return DenseWeight(checkpoint.floats(name, rows).to(dtype))
 
 
 def read_bias(checkpoint: Checkpoint, shard: Shard, names: Sequence[str], split: Split, dtype: torch.dtype) -> torch.Tensor | None:

@@ -1,0 +1,142 @@
+"""From a model folder to what computes: the network's parts on their devices, and the cache."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from disagg_worker.backend.api import Backend
+from disagg_worker.engine.api import KvLayout, ModelError
+from disagg_worker.engine.block_pool import blocks_for
+from disagg_worker.engine.cache_memory import CacheMemory, HostCopy
+from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine.executor import Executor, LocalExecutor
+from disagg_worker.model.checkpoint import OnProgress
+from disagg_worker.model.config import ModelConfig
+from disagg_worker.model.network import load_network
+from disagg_worker.model.weights import Shard
+from disagg_worker.parallel.collectives import Collectives
+from disagg_worker.parallel.leader import Group, GroupExecutor
+
+log = logging.getLogger(__name__)
+_CPU_CACHE_BYTES = 256 << 20
+# Of a GPU's memory that is free once the weights are there: the rest is for activations, graphs and NCCL.
+_GPU_CACHE_PART = 0.85
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What computes the steps. `memory` is rank 0's part, through whose views the whole KV is seen."""
+
+    executor: Executor
+    memory: CacheMemory
+    layout: KvLayout
+    blocks: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be set up."""
+
+    folder: Path
+    config: EngineConfig
+    model: ModelConfig
+    backend: Backend
+    dtype: torch.dtype
+    max_len: int
+
+    @property
+    def layout(self) -> KvLayout:
+        m, dtype = self.model, self.dtype
+        return KvLayout(m.layers, m.kv_heads, m.head_dim, self.config.block_size_tokens, str(dtype).removeprefix("torch."), dtype.itemsize)
+
+
+def set_up(plan: Plan, on_progress: OnProgress | None, on_lost: Callable[[str], None]) -> Machine:
+    """Raises ModelError. `on_lost`: a rank of the group has ended, and with it this worker."""
+    config = plan.config
+    if config.tensor_parallel == 1:
+        return _alone(plan, on_progress)
+    Shard(0, config.tensor_parallel).check(plan.model)
+    if config.host_cache_bytes:
+        raise ModelError("host_cache_bytes: the host tier is not supported with tensor parallelism")
+    start = {
+        "folder": str(plan.folder),
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "device": "cuda" if plan.backend.device.type == "cuda" else config.device,
+        "threads": config.threads,
+        "quantization": config.quantization,
+        "positions": plan.max_len,
+        "log_level": config.log_level,
+    }
+    group = Group(start, config.tensor_parallel, config.rank_timeout_s, config.rank_start_timeout_s, on_lost)
+    try:
+        return _together(plan, group, on_progress)
+    except BaseException:
+        group.close()
+        raise
+
+
+def _alone(plan: Plan, on_progress: OnProgress | None) -> Machine:
+    config, device, layout = plan.config, plan.backend.device, plan.layout
+    loaded = load_network(
+        plan.folder,
+        plan.model,
+        plan.dtype,
+        plan.backend,
+        positions=plan.max_len,
+        quantization=config.quantization,
+        on_progress=on_progress,
+    )
+    blocks = _blocks(plan, [_free_bytes(device)])
+    host = None if device.type == "cpu" else HostCopy(layout, blocks, plan.dtype, -1)
+    memory = CacheMemory(layout, blocks, plan.dtype, device, host=host)
+    return Machine(LocalExecutor(loaded.network, memory), memory, layout, blocks, loaded.digest)
+
+
+def _together(plan: Plan, group: Group, on_progress: OnProgress | None) -> Machine:
+    config, device, layout = plan.config, plan.backend.device, plan.layout
+    collectives = Collectives(0, group.size, device, group.timeout_s)
+    shard = Shard(0, group.size)
+    loaded = load_network(
+        plan.folder,
+        plan.model,
+        plan.dtype,
+        plan.backend,
+        positions=plan.max_len,
+        shard=shard,
+        parallel=collectives,
+        quantization=config.quantization,
+        on_progress=on_progress,
+    )
+    blocks = _blocks(plan, [_free_bytes(device), *(int(facts["free_bytes"]) for facts in group.facts())])
+    group.make_cache(layout, blocks)
+    group.connect(collectives)
+    memory = CacheMemory(
+        layout, blocks, plan.dtype, device, shard.part(layout.kv_heads), HostCopy(layout, blocks, plan.dtype, group.memory_fd)
+    )
+    executor = GroupExecutor(group, LocalExecutor(loaded.network, memory))
+    group.await_ready()
+    log.info("%d ranks are ready", group.size)
+    return Machine(executor, memory, layout, blocks, loaded.digest)
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def _blocks(plan: Plan, free_bytes: list[int]) -> int:
+    """How many blocks the cache has; `free_bytes` of each rank's device. Raises ModelError when the longest request would not fit."""
+    size, wanted = plan.config.block_size_tokens, plan.config.kv_cache_bytes
+    if wanted is None:
+        on_gpu = plan.backend.device.type == "cuda"
+        wanted = math.floor(min(free_bytes) * len(free_bytes) * _GPU_CACHE_PART) if on_gpu else _CPU_CACHE_BYTES
+    blocks = wanted // (plan.layout.bytes_per_token * size)
+    if blocks < blocks_for(plan.max_len, size):
+        raise ModelError(f"kv_cache_bytes: {wanted} hold {blocks * size} tokens, max_model_len is {plan.max_len}")
+    return blocks
