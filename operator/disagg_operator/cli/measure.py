@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import time
@@ -152,7 +153,7 @@ async def queued(endpoint: Endpoint, tokens: int, prompts: int) -> float:
         raise MeasureError(f"no first token within {_TIMEOUT_S:g} s") from None
     finally:
         await _cancel(asked)
-    return median(b - a for a, b in zip(firsts_s[:-1], firsts_s[1:], strict=True))
+    return median(b - a for a, b in itertools.pairwise(firsts_s))
 
 
 async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> tuple[DecodePoint | None, float]:

@@ -34,7 +34,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, fit, print, write. Raises one of ERRORS."""
-    for name, least in (("gpus", 1), ("kv_tokens", 1), ("max_prompt_tokens", 128), ("max_batch", 2), ("batch_tokens", 1), ("max_running", 1)):
+    for name, least in (
+        ("gpus", 1),
+        ("kv_tokens", 1),
+        ("max_prompt_tokens", 128),
+        ("max_batch", 2),
+        ("batch_tokens", 1),
+        ("max_running", 1),
+    ):
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')}: must be {least} or more")
     extent = measure.Extent(args.max_prompt_tokens, args.max_batch, args.seconds)
@@ -59,7 +66,8 @@ def coefficients(p: profiles.Profile) -> Table:
     table = Table(title="prefill a + b*n + c*n^2, decode step d + e*sequences + f*tokens", title_justify="left")
     rows = {
         "a": (1e3 * p.a_s, "ms a batch"), "b": (1e6 * p.b_s_per_token, "us a prompt token"), "c": (1e9 * p.c_s_per_token2, "ns a token^2"),
-        "d": (1e3 * p.d_s, "ms a step"), "e": (1e6 * p.e_s_per_sequence, "us a sequence"), "f": (1e9 * p.f_s_per_token, "ns a token in the cache"),
+        "d": (1e3 * p.d_s, "ms a step"), "e": (1e6 * p.e_s_per_sequence, "us a sequence"),
+        "f": (1e9 * p.f_s_per_token, "ns a token in the cache"),
         "overhead": (1e3 * p.overhead_s, "ms to the first token beside computation"),
         "hand-over": (1e3 * p.handover_s, "ms from the first token until it decodes"),
         "batch wait": (1e3 * p.batch_wait_s, f"ms of prompts under {p.batch_full_tokens} tokens"),

@@ -1,8 +1,10 @@
 """PURE: the smallest prefill pool and the smallest decode pool that keep an objective, from a profile and the traffic.
 
-Prefill is an M/G/c queue: the tail of the wait, and the tail prompt computed alone, must fit into the objective. It is staffed with at least
-u + 0.6 sqrt(u) sqrt((1 + cs^2) / 2) workers for u workers' worth of work. Decode: so many sequences in one step as the objective allows, and
-room for the streams that are in flight at the percentile, whose number has the standard deviation of its root. On top, each replica has one
+Prefill is an M/G/c queue: the tail of the wait, and the tail prompt alone, must fit into the objective. It is staffed with at least
+u + 0.6 sqrt(u) sqrt((1 + cs^2) / 2) workers for u workers' worth of work.
+
+Decode: so many sequences in one step as the objective allows, and room
+for the streams that are in flight at the percentile, whose number has the standard deviation of its root. On top, each replica has one
 network interface, which its pool's KV traffic may fill to 80 %.
 """
 
@@ -135,7 +137,9 @@ def decode_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Pro
     if batch < 1:
         if bound == "cache":
             held = traffic.prompt.mean + traffic.output.mean
-            return Infeasible("memory", f"a request of {held:.0f} tokens does not fit in the cache of {profile.kv_tokens} tokens of {where}")
+            return Infeasible(
+                "memory", f"a request of {held:.0f} tokens does not fit in the cache of {profile.kv_tokens} tokens of {where}"
+            )
         one_s = profile.step_s(1, traffic.held_tokens)
         late = f" and {1e3 * late_s:.1f} ms for its KV over {kv.network.name}" if late_s > 0.05 * one_s else ""
         return Infeasible(

@@ -129,7 +129,10 @@ def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: 
     )  # fmt: skip
     alone = [Residual(f"{p.tokens} tokens alone", p.alone_s, _alone_s(profile, p.tokens)) for p in prefill]
     behind = [Residual(f"{n} tokens behind others", s, profile.isolated_s(n)) for n, s in queued]
-    steps = [Residual(f"{p.sequences:.0f} x {p.kv_tokens / p.sequences:.0f} tokens", p.step_s, profile.step_s(p.sequences, p.kv_tokens)) for p in decode]
+    steps = [
+        Residual(f"{p.sequences:.0f} x {p.kv_tokens / p.sequences:.0f} tokens", p.step_s, profile.step_s(p.sequences, p.kv_tokens))
+        for p in decode
+    ]
     return Fitted(profile, (*alone, *behind), tuple(steps))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from disagg_operator.planning.capacity import Infeasible, PoolPlan
 from disagg_operator.planning.hardware import Gpu
 from disagg_operator.planning.profile import Profile
-from disagg_operator.planning.queueing import MOST_REPLICAS, least, wait_s
+from disagg_operator.planning.queueing import MOST_REPLICAS, least, poisson_quantile, wait_s
 from disagg_operator.planning.traffic import Objectives, Traffic
 
 CHUNKS_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -55,7 +55,7 @@ def mixed(traffic: Traffic, objectives: Objectives, profile: Profile, chunk_toke
     most = max(1.0, streams + objectives.z * math.sqrt(streams))
     step_s = p.step_s(most, most * traffic.held_tokens)
     met = chunks_per_s * traffic.output.mean * mean_s
-    tpot_s = step_s + (met + objectives.z * math.sqrt(met)) * (chunk_s + p.a_s) / traffic.output.mean
+    tpot_s = step_s + poisson_quantile(met, objectives.percentile) * (chunk_s + p.a_s) / traffic.output.mean
     turn_s = step_s + p.a_s + chunk_s
     service_s = prompt.mean / chunk * turn_s
     queue_s = wait_s(traffic.requests_per_s, service_s, prompt.variance / prompt.mean**2, replicas, objectives.percentile)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
-MOST_REPLICAS = 100_000
+MOST_REPLICAS = 10_000
 
 
 def wait_s(arrivals_per_s: float, service_s: float, service_cv2: float, servers: int, percentile: float) -> float:
@@ -39,3 +40,15 @@ def least(good: Callable[[int], bool], low: int, high: int = MOST_REPLICAS) -> i
         else:
             low = middle + 1
     return high
+
+
+def poisson_quantile(mean: float, percentile: float) -> float:
+    """How many of something rare and independent happen, at most, in `percentile` of the cases."""
+    if mean > 100:
+        return mean + NormalDist().inv_cdf(percentile) * math.sqrt(mean)
+    n, chance, total = 0, math.exp(-mean), math.exp(-mean)
+    while total < percentile:
+        n += 1
+        chance *= mean / n
+        total += chance
+    return float(n)

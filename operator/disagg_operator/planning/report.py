@@ -59,7 +59,9 @@ def crossover(plan: Plan) -> str:
     if plan.crossover_per_s is None:
         if all(math.isinf(apart) for _, apart, _ in plan.rates):
             return "Disaggregation is infeasible at every rate."
-        return f"Monolithic serving is as cheap or cheaper at {highest:g} requests/s and above all rates tried; there is no crossover below."
+        return (
+            f"Monolithic serving is as cheap or cheaper at {highest:g} requests/s and above all rates tried; there is no crossover below."
+        )
     if plan.crossover_per_s == plan.rates[0][0]:
         return f"Disaggregation is cheaper at every rate from {plan.rates[0][0]:g} to {highest:g} requests/s."
     return f"Crossover: from about {plan.crossover_per_s:.2g} requests/s on (up to {highest:g}) disaggregation is cheaper."
@@ -90,7 +92,9 @@ def both(plan: Plan) -> tuple[tuple[str, Deployment | Infeasible], ...]:
 
 def pool_row(p: PoolPlan, chunk_tokens: int = 0) -> list[str]:
     """Cells of one pool: role, GPUs, replicas, tensor parallelism, batch, utilisation, what sets its size."""
-    batch = {"prefill": f"{p.batch:,} tokens", "decode": f"{p.batch} sequences"}.get(p.role, f"{p.batch} sequences, chunks of {chunk_tokens}")
+    batch = {"prefill": f"{p.batch:,} tokens", "decode": f"{p.batch} sequences"}.get(
+        p.role, f"{p.batch} sequences, chunks of {chunk_tokens}"
+    )
     return [
         ROLES[p.role], f"{p.gpus} x {p.gpu.name}", str(p.replicas), str(p.tensor), batch, f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
     ]  # fmt: skip
