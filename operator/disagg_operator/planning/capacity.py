@@ -1,58 +1,44 @@
-"""PURE: how many replicas of what serve the traffic within the objectives, apart or in one pool.
+"""PURE: the smallest prefill pool and the smallest decode pool that keep an objective, from a profile and the traffic.
 
-Waiting: an M/G/c pool is staffed with u + 0.6 sqrt(u) sqrt((1 + cs^2) / 2) servers (square-root staffing), and the tail of the wait is
-taken as exponential with the mean of Sakasegawa's approximation (H. Sakasegawa, "An approximation formula Lq = a b^rho / (1 - rho)", 1977).
+Prefill is an M/G/c queue: the tail of the wait, and the tail prompt alone, must fit into the objective. It is staffed with at least
+u + 0.6 sqrt(u) sqrt((1 + cs^2) / 2) workers for u workers' worth of work.
+
+Decode: so many sequences in one step as the objective allows, and room
+for the streams that are in flight at the percentile, whose number has the standard deviation of its root. On top, each replica has one
+network interface, which its pool's KV traffic may fill to 80 %.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from disagg_operator.planning.hardware import Gpu, Network
 from disagg_operator.planning.model_shape import ModelShape
-from disagg_operator.planning.performance import Efficiency, Profile, estimate
+from disagg_operator.planning.profile import Profile
+from disagg_operator.planning.queueing import MOST_REPLICAS, least, wait_s
+from disagg_operator.planning.traffic import Objectives, Traffic
 
 _TPOT_MARGIN = 0.97
 _STAFFING = 0.6
-_MOST_SEQUENCES = 512
-_MOST_REPLICAS = 100_000
-_CHUNKS_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Requests a second and their lengths. Second moments carry the tail: planning on mean prompts alone forgets it."""
-
-    requests_per_s: float
-    prompt_mean_tokens: float
-    prompt_second_moment: float
-    prompt_p99_tokens: float
-    output_mean_tokens: float
-
-    def scaled(self, requests_per_s: float) -> Traffic:
-        return Traffic(requests_per_s, self.prompt_mean_tokens, self.prompt_second_moment, self.prompt_p99_tokens, self.output_mean_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Objectives:
-    """99th percentiles."""
-
-    ttft_p99_s: float
-    tpot_p99_s: float
+_LINK_USE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """A pool of equal replicas. `batch`: prompts' tokens in a prefill batch, or sequences in a decode batch."""
+    """A pool of equal replicas. `batch`: tokens of a prefill batch, or most sequences of a step. `bound`: what sets its size."""
 
     role: str
     gpu: Gpu
-    tensor: int
+    profile: Profile
     replicas: int
     batch: int
     utilisation: float
-    profile: Profile
+    bound: str
+
+    @property
+    def tensor(self) -> int:
+        return self.profile.gpus
 
     @property
     def gpus(self) -> int:
@@ -60,164 +46,123 @@ class PoolPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Deployment:
-    """One or two pools with what a user sees of them. `cost_per_hour` in the currency of the prices."""
+class Kv:
+    """The cache of one token, and the way that it takes; what of a transfer is not hidden behind the computation of later layers."""
 
-    pools: tuple[PoolPlan, ...]
-    ttft_p99_s: float
-    tpot_p99_s: float
-    transfer_p99_s: float
-    cost_per_hour: float
+    model: ModelShape
+    network: Network
 
-    @property
-    def gpus(self) -> int:
-        return sum(p.gpus for p in self.pools)
+    def bytes_of(self, tokens: float) -> float:
+        return tokens * self.model.kv_bytes_per_token
+
+    def alone_s(self, tokens: float) -> float:
+        """The whole cache of a prompt at once."""
+        return self.network.transfer_s(self.bytes_of(tokens))
+
+    def exposed_s(self, tokens: float, prefill_s: float) -> float:
+        """Layers go out as they are computed: what is left is the last one, or all that the link is behind."""
+        moving_s = self.alone_s(tokens) - self.network.base_latency_s
+        hidden_s = prefill_s * (1 - 1 / self.model.layers)
+        return self.network.base_latency_s + max(moving_s / self.model.layers, moving_s - hidden_s)
+
+    def interfaces(self, traffic: Traffic) -> int:
+        """Replicas, with one network interface each, that can move the traffic's KV."""
+        bits_per_s = 8 * traffic.prompt_tokens_per_s * self.model.kv_bytes_per_token
+        return max(1, math.ceil(bits_per_s / (self.network.line_bits_per_s * self.network.efficiency * _LINK_USE) - 1e-9))
 
 
 @dataclass(frozen=True, slots=True)
 class Infeasible:
-    """Why nothing in reach meets the objectives; names the objective."""
+    """Why nothing in reach meets the objectives. `limit`: the objective or resource that can't be met."""
 
+    limit: str
     reason: str
 
 
-def wait_p99_s(arrivals_per_s: float, service_s: float, service_cv2: float, servers: int) -> float:
-    """99th percentile of the wait in a pool of `servers`; infinite when overloaded."""
-    rho = arrivals_per_s * service_s / servers
-    if rho >= 1:
-        return math.inf
-    mean_s = (1 + service_cv2) / 2 * rho ** (math.sqrt(2 * (servers + 1)) - 1) / (servers * (1 - rho)) * service_s
-    busy: float = rho ** (math.sqrt(2 * (servers + 1)) - 1)
-    return 0.0 if busy <= 0.01 else mean_s / busy * math.log(busy / 0.01)
-
-
-def prefill_pool(traffic: Traffic, ttft_p99_s: float, gpu: Gpu, profile: Profile) -> tuple[PoolPlan, float] | Infeasible:
-    """The smallest prefill pool and its p99 TTFT."""
-    alone_s = profile.prefill_s(traffic.prompt_p99_tokens)
-    if alone_s > ttft_p99_s:
-        return Infeasible(
-            f"ttft: a prompt of {traffic.prompt_p99_tokens:.0f} tokens takes {alone_s:.2f} s alone on {profile.gpus} x {gpu.name}, "
-            f"{ttft_p99_s:g} s is asked"
-        )
-    service_s = profile.a_s + profile.b_s * traffic.prompt_mean_tokens + profile.c_s * traffic.prompt_second_moment
-    variance = max(0.0, traffic.prompt_second_moment - traffic.prompt_mean_tokens**2)
-    cv2 = profile.b_s**2 * variance / service_s**2
-    load = traffic.requests_per_s * service_s
-    servers = max(1, math.ceil(load + _STAFFING * math.sqrt(load) * math.sqrt((1 + cv2) / 2) - 1e-9))
-    while servers < _MOST_REPLICAS:
-        found_s = alone_s + wait_p99_s(traffic.requests_per_s, service_s, cv2, servers)
-        if found_s <= ttft_p99_s:
-            batch = max(1, round((profile.b_s and profile.a_s / profile.b_s) * 4))
-            return PoolPlan("prefill", gpu, profile.gpus, servers, batch, load / servers, profile), found_s
-        servers += max(1, servers // 50)
-    return Infeasible("ttft: more than 100,000 prefill replicas would be needed")
-
-
-def decode_batch(traffic: Traffic, tpot_p99_s: float, profile: Profile) -> float:
-    """The most sequences in one step inside the objective and the cache; below 1: infeasible."""
-    held_tokens = traffic.prompt_mean_tokens + traffic.output_mean_tokens / 2
-    by_time = (tpot_p99_s * _TPOT_MARGIN - profile.d_s) / (profile.e_s + profile.f_s * held_tokens)
-    by_room = profile.kv_tokens / (traffic.prompt_mean_tokens + traffic.output_mean_tokens)
-    return min(by_time, by_room, _MOST_SEQUENCES)
-
-
-def decode_pool(traffic: Traffic, tpot_p99_s: float, gpu: Gpu, profile: Profile) -> tuple[PoolPlan, float] | Infeasible:
-    """The smallest decode pool and its p99 TPOT."""
-    batch = decode_batch(traffic, tpot_p99_s, profile)
-    if batch < 1:
-        least_s = profile.step_s(1, traffic.prompt_mean_tokens)
-        return Infeasible(
-            f"tpot: one sequence takes {1e3 * least_s:.1f} ms a token on {profile.gpus} x {gpu.name}, {1e3 * tpot_p99_s:g} ms is asked"
-        )
-    held_tokens = traffic.prompt_mean_tokens + traffic.output_mean_tokens / 2
-    step_s = profile.step_s(batch, batch * held_tokens)
-    # Sequences in flight, spread at random over replicas: their standard deviation is the root of their mean.
-    flying = traffic.requests_per_s * traffic.output_mean_tokens * step_s
-    replicas = max(1, math.ceil((flying + 2.33 * math.sqrt(flying)) / batch - 1e-9))
-    here = flying / replicas
-    busy_s = profile.step_s(min(batch, here + 2.33 * math.sqrt(here)), min(batch, here + 2.33 * math.sqrt(here)) * held_tokens)
-    return PoolPlan("decode", gpu, profile.gpus, replicas, int(batch), flying / (replicas * batch), profile), busy_s
-
-
 @dataclass(frozen=True, slots=True)
-class _Mixed:
-    """What one replica of a monolithic pool does at its share of the traffic."""
+class Sized:
+    """A pool and the latency at the percentile that it gives."""
 
-    streams: float
-    ttft_p99_s: float
-    tpot_p99_s: float
-    utilisation: float
+    pool: PoolPlan
+    latency_s: float
 
 
-def _mixed(traffic: Traffic, profile: Profile, chunk_tokens: int, replicas: int) -> _Mixed | None:
-    """Chunked prefill between decode steps: a chunk holds every running stream for its time. None: overloaded.
-
-    A stream meets a Poisson number of chunks in its life; its time per token is the step's, plus the 99th percentile of those.
-    """
-    held_tokens = traffic.prompt_mean_tokens + traffic.output_mean_tokens / 2
-    chunk_s = profile.b_s * chunk_tokens + profile.c_s * chunk_tokens * traffic.prompt_second_moment / traffic.prompt_mean_tokens
-    chunks_per_s = traffic.requests_per_s / replicas * math.ceil(traffic.prompt_mean_tokens / chunk_tokens)
-    streams_per_step_s = traffic.requests_per_s / replicas * traffic.output_mean_tokens
-    idle = 1 - chunks_per_s * chunk_s - streams_per_step_s * (profile.e_s + profile.f_s * held_tokens)
-    if idle <= 0.02:
-        return None
-    mean_s = profile.d_s / idle  # solves mean = step(streams_per_step * mean) + chunks_per_s * chunk_s * mean
-    streams = streams_per_step_s * mean_s
-    most = streams + 2.33 * math.sqrt(streams)
-    step_s = profile.step_s(max(1.0, most), max(1.0, most) * held_tokens)
-    met = chunks_per_s * traffic.output_mean_tokens * mean_s
-    tpot_s = step_s + (met + 2.33 * math.sqrt(met)) * chunk_s / traffic.output_mean_tokens
-    variance = max(0.0, traffic.prompt_second_moment - traffic.prompt_mean_tokens**2)
-    turn_s = step_s + chunk_s
-    service_s = math.ceil(traffic.prompt_mean_tokens / chunk_tokens) * turn_s
-    wait_s = wait_p99_s(traffic.requests_per_s, service_s, variance / traffic.prompt_mean_tokens**2, replicas)
-    ttft_s = wait_s + math.ceil(traffic.prompt_p99_tokens / chunk_tokens) * turn_s
-    return _Mixed(most, ttft_s, tpot_s, 1 - idle)
+def prefill_batch_tokens(traffic: Traffic, profile: Profile) -> int:
+    """Tokens from which on the fixed part of a batch is under a tenth of its time; at least a typical prompt, as a power of two."""
+    wanted = max(traffic.prompt.mean, 9 * profile.a_s / profile.b_s_per_token if profile.b_s_per_token else 0.0)
+    return int(min(65_536, max(256, 2 ** math.ceil(math.log2(wanted)))))
 
 
-def monolithic(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile) -> tuple[PoolPlan, float, float] | Infeasible:
-    """One pool doing both: the chunk size that needs the fewest replicas. (plan, p99 TTFT, p99 TPOT)."""
-    best: tuple[PoolPlan, float, float] | None = None
-    for chunk_tokens in _CHUNKS_TOKENS:
-        replicas, most = 1, best[0].replicas if best else _MOST_REPLICAS
-        while replicas < most:
-            found = _mixed(traffic, profile, chunk_tokens, replicas)
-            held = traffic.prompt_mean_tokens + traffic.output_mean_tokens
-            if found is not None and _meets(found, objectives, profile.kv_tokens / held):
-                pool = PoolPlan("both", gpu, profile.gpus, replicas, math.ceil(found.streams), found.utilisation, profile)
-                best = pool, found.ttft_p99_s, found.tpot_p99_s
-                break
-            replicas += max(1, replicas // 50)
-    if best is not None:
-        return best
-    idle = _mixed(traffic.scaled(1e-6), profile, _CHUNKS_TOKENS[-1], 1)
-    if idle is not None and idle.ttft_p99_s > objectives.ttft_p99_s:
+def prefill_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile, kv: Kv) -> Sized | Infeasible:
+    """Each prompt is taken as a batch of its own, which batching only betters."""
+    alone_s = profile.overhead_s + profile.batch_wait_s + profile.isolated_s(traffic.prompt.tail)
+    where = f"{profile.gpus} x {gpu.name}"
+    if alone_s > objectives.ttft_s:
         return Infeasible(
-            f"ttft: {traffic.prompt_p99_tokens:.0f} tokens take {idle.ttft_p99_s:.2f} s even alone on {profile.gpus} x {gpu.name}, "
-            f"{objectives.ttft_p99_s:g} s is asked"
+            "ttft", f"a prompt of {traffic.prompt.tail:.0f} tokens takes {alone_s:.2f} s alone on {where}, {objectives.ttft_s:g} s is asked"
         )
-    return Infeasible(f"tpot: prefill beside decoding leaves no way to {1e3 * objectives.tpot_p99_s:g} ms on {profile.gpus} x {gpu.name}")
+    p = profile
+    service_s = p.a_s + p.b_s_per_token * traffic.prompt.mean + p.c_s_per_token2 * traffic.prompt.second_moment
+    # The slope of the service time at the mean: what a longer prompt costs more.
+    slope = p.b_s_per_token + 2 * p.c_s_per_token2 * traffic.prompt.mean
+    cv2 = slope**2 * traffic.prompt.variance / service_s**2
+    load = traffic.requests_per_s * service_s
+    staffed = max(1, math.ceil(load + _STAFFING * math.sqrt(load) * math.sqrt((1 + cv2) / 2) - 1e-9))
+    network = kv.interfaces(traffic)
+
+    def ttft_s(servers: int) -> float:
+        return alone_s + wait_s(traffic.requests_per_s, service_s, cv2, servers, objectives.percentile)
+
+    found = least(lambda n: ttft_s(n) <= objectives.ttft_s, max(staffed, network))
+    if found is None:
+        return Infeasible("ttft", f"more than {MOST_REPLICAS:,} prefill replicas of {where} would be needed")
+    bound = "network" if found == network > staffed else "ttft" if found > staffed else "compute"
+    pool = PoolPlan("prefill", gpu, profile, found, prefill_batch_tokens(traffic, profile), load / found, bound)
+    return Sized(pool, ttft_s(found))
 
 
-def _meets(found: _Mixed, objectives: Objectives, room: float) -> bool:
-    return (
-        found.ttft_p99_s <= objectives.ttft_p99_s
-        and found.tpot_p99_s <= objectives.tpot_p99_s
-        and found.streams <= min(room, _MOST_SEQUENCES)
-    )
+def decode_batch(traffic: Traffic, tpot_s: float, profile: Profile) -> tuple[float, str]:
+    """The most sequences in one step inside the objective, the cache and what an engine runs, and which of them it is."""
+    by_time = (tpot_s * _TPOT_MARGIN - profile.d_s) / (profile.e_s_per_sequence + profile.f_s_per_token * traffic.held_tokens)
+    by_room = profile.kv_tokens / (traffic.prompt.mean + traffic.output.mean)
+    return min((by_time, "tpot"), (by_room, "cache"), (float(profile.max_running), "batch"))
 
 
-def profiles(model: ModelShape, gpu: Gpu, efficiency: Efficiency) -> list[Profile]:
-    """Every tensor parallelism that the GPU and the model's KV heads allow."""
-    found = []
-    tensor = 1
-    while tensor <= gpu.max_tensor and model.kv_heads % tensor == 0:
-        if (profile := estimate(model, gpu, tensor, efficiency)) is not None:
-            found.append(profile)
-        tensor *= 2
-    return found
+def decode_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile, kv: Kv, exposed_s: float) -> Sized | Infeasible:
+    """`exposed_s`: how much later the second token comes for the transfer; it counts in TPOT."""
+    where = f"{profile.gpus} x {gpu.name}"
+    late_s = (exposed_s + profile.handover_s) / max(1.0, traffic.output.mean - 1)
+    fraction, bound = decode_batch(traffic, objectives.tpot_s - late_s, profile)
+    batch = math.floor(fraction + 1e-9)
+    if batch < 1:
+        if bound == "cache":
+            held = traffic.prompt.mean + traffic.output.mean
+            return Infeasible(
+                "memory", f"a request of {held:.0f} tokens does not fit in the cache of {profile.kv_tokens} tokens of {where}"
+            )
+        one_s = profile.step_s(1, traffic.held_tokens)
+        late = f" and {1e3 * late_s:.1f} ms for its KV over {kv.network.name}" if late_s > 0.05 * one_s else ""
+        return Infeasible(
+            "tpot", f"one sequence takes {1e3 * one_s:.1f} ms a token on {where}{late}, {1e3 * objectives.tpot_s:g} ms is asked"
+        )
+    step_s = profile.step_s(batch, batch * traffic.held_tokens)
+    flying = traffic.output_tokens_per_s * step_s
+    needed = max(1, math.ceil((flying + objectives.z * math.sqrt(flying)) / batch - 1e-9))
+    network = kv.interfaces(traffic)
+    replicas = max(needed, network)
+    if replicas > MOST_REPLICAS:
+        return Infeasible("tpot", f"more than {MOST_REPLICAS:,} decode replicas of {where} would be needed")
+    here = flying / replicas
+    most = min(float(batch), here + objectives.z * math.sqrt(here))
+    pool = PoolPlan("decode", gpu, profile, replicas, batch, flying / (replicas * batch), "network" if network > needed else bound)
+    return Sized(pool, profile.step_s(most, most * traffic.held_tokens) + late_s)
 
 
-def transfer_s(model: ModelShape, network: Network, tokens: float) -> float:
-    """The KV cache of a prompt over the network, not overlapped with its computation."""
-    return network.transfer_s(tokens * model.kv_bytes_per_token)
+def with_tail_in_cache(pool: PoolPlan, traffic: Traffic) -> bool:
+    """The longest usual request fits into one replica's cache."""
+    return traffic.prompt.tail + traffic.output.tail <= pool.profile.kv_tokens
+
+
+def resized(pool: PoolPlan, replicas: int) -> PoolPlan:
+    """The same pool with another count, as a simulation found it."""
+    return replace(pool, replicas=replicas, utilisation=pool.utilisation * pool.replicas / replicas, bound="simulation")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class PlanError(Exception):
+class PlanError(ValueError):
     """An input is wrong or missing; the message names it."""
 
 
@@ -59,7 +59,8 @@ def _shape(name: str, layers: int, hidden: int, intermediate: int, heads: int, k
     return ModelShape(name, layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, tied=False)
 
 
-# Shapes as in the published config.json of each model.
+# Shapes as in the published config.json of each model, huggingface.co/ORG/NAME: meta-llama/Llama-3.1-8B and -70B, meta-llama/Llama-2-70b-hf,
+# mistralai/Mistral-7B-v0.3, Qwen/Qwen2.5-7B, -32B and -72B, Qwen/Qwen3-8B and -32B. Embeddings are not tied in any.
 KNOWN = {
     shape.name: shape
     for shape in (
@@ -71,8 +72,21 @@ KNOWN = {
         _shape("qwen2.5-32b", 64, 5120, 27648, 40, 8, 128, 152064),
         _shape("qwen2.5-72b", 80, 8192, 29568, 64, 8, 128, 152064),
         _shape("qwen3-8b", 36, 4096, 12288, 32, 8, 128, 151936),
+        _shape("qwen3-32b", 64, 5120, 25600, 64, 8, 128, 151936),
+        _shape("llama-3.3-70b", 80, 8192, 28672, 64, 8, 128, 128256),
     )
 }
+
+
+_SUFFIXES = ("-instruct", "-base", "-chat", "-hf", "-it", "-v0.3")
+
+
+def named(name: str) -> ModelShape | None:
+    """A known shape by a Hugging Face name, whatever organisation and variant: meta-llama/Llama-3.1-70B-Instruct."""
+    short = name.rsplit("/", 1)[-1].lower().removeprefix("meta-")
+    while (cut := next((s for s in _SUFFIXES if short.endswith(s)), None)) is not None:
+        short = short.removesuffix(cut)
+    return KNOWN.get(short)
 
 
 def _integer(raw: Mapping[str, Any], field: str, default: int | None = None) -> int:
@@ -89,7 +103,6 @@ def from_config(raw: Mapping[str, Any], name: str) -> ModelShape:
         if raw.get(field):
             raise PlanError(f"config.json: {field}: mixture-of-experts and latent-attention models are not planned yet")
     hidden, heads = _integer(raw, "hidden_size"), _integer(raw, "num_attention_heads")
-    quantization = raw.get("quantization_config") or {}
     return ModelShape(
         name=name,
         layers=_integer(raw, "num_hidden_layers"),
@@ -100,5 +113,20 @@ def from_config(raw: Mapping[str, Any], name: str) -> ModelShape:
         head_dim=_integer(raw, "head_dim", max(1, hidden // heads)),
         vocab=_integer(raw, "vocab_size"),
         tied=bool(raw.get("tie_word_embeddings", False)),
-        weight_bits=_integer(quantization, "bits", 16) if isinstance(quantization, Mapping) else 16,
+        weight_bits=_weight_bits(raw),
     )
+
+
+def _weight_bits(raw: Mapping[str, Any]) -> int:
+    quantization = raw.get("quantization_config")
+    if quantization is None:
+        return 32 if raw.get("torch_dtype", raw.get("dtype")) == "float32" else 16
+    if not isinstance(quantization, Mapping):
+        raise PlanError("config.json: quantization_config: must be an object")
+    if quantization.get("quant_method") in ("fp8", "fbgemm_fp8"):
+        return 8
+    groups = quantization.get("config_groups")
+    if isinstance(groups, Mapping) and groups:  # compressed-tensors
+        weights = next(iter(groups.values())).get("weights") or {}
+        return _integer(weights, "num_bits", 16)
+    return _integer(quantization, "bits", 16)

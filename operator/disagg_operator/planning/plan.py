@@ -5,130 +5,180 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from disagg_operator.planning.capacity import (
-    Deployment,
-    Infeasible,
-    Objectives,
-    PoolPlan,
-    Traffic,
-    decode_pool,
-    monolithic,
-    prefill_pool,
-    profiles,
-    transfer_s,
-)
+from disagg_operator.planning.capacity import Infeasible, Kv, PoolPlan, Sized, decode_pool, prefill_pool
 from disagg_operator.planning.hardware import Gpu, Network
 from disagg_operator.planning.model_shape import ModelShape
-from disagg_operator.planning.performance import Efficiency, Profile
+from disagg_operator.planning.monolithic import Together, monolithic_pool
+from disagg_operator.planning.performance import Efficiency, estimates
+from disagg_operator.planning.profile import Profile
+from disagg_operator.planning.traffic import Objectives, Traffic
 
 _RATES_PER_DECADE = 8
+LOWEST_PER_S = 0.1
+Kind = Literal["disaggregated", "monolithic", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One or two pools with what a user sees of them at the percentile. `cost_per_hour`: in the currency of the prices, or GPUs.
+
+    `transfer_s`: the whole KV cache of a typical prompt, `exposed_s`: what of the tail prompt's is not hidden behind prefill.
+    """
+
+    pools: tuple[PoolPlan, ...]
+    ttft_s: float
+    tpot_s: float
+    transfer_s: float
+    exposed_s: float
+    cost_per_hour: float
+    chunk_tokens: int = 0
+
+    @property
+    def gpus(self) -> int:
+        return sum(p.gpus for p in self.pools)
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is to be served, how well, and with what. `prices_per_hour`: of one GPU, by name; without prices GPUs count one each."""
+    """What is to be served, how well, and with what.
+
+    `prices_per_hour`: of one GPU, by name; without prices each GPU counts one. `measured`: profiles by GPU name, instead of the estimates.
+    `prefill_gpus`, `decode_gpus`: names that a pool may use; empty: all.
+    """
 
     model: ModelShape
     traffic: Traffic
     objectives: Objectives
     gpus: tuple[Gpu, ...]
     network: Network
-    prices_per_hour: Mapping[str, float]
+    prices_per_hour: Mapping[str, float] = field(default_factory=dict)
     efficiency: Efficiency = field(default_factory=Efficiency)
-    measured: Mapping[str, Profile] | None = None  # by GPU name: replaces the estimates
+    measured: Mapping[str, Sequence[Profile]] = field(default_factory=dict)
+    prefill_gpus: frozenset[str] = frozenset()
+    decode_gpus: frozenset[str] = frozenset()
 
-    def options(self) -> list[tuple[Gpu, Profile]]:
-        if self.measured:
-            return [(g, self.measured[g.name]) for g in self.gpus if g.name in self.measured]
-        return [(g, p) for g in self.gpus for p in profiles(self.model, g, self.efficiency)]
+    def options(self, allowed: frozenset[str] = frozenset()) -> list[tuple[Gpu, Profile]]:
+        """Every replica that can be made."""
+        return [
+            (g, p)
+            for g in self.gpus
+            if not allowed or g.name in allowed
+            for p in self.measured.get(g.name) or estimates(self.model, g, self.efficiency)
+        ]
 
     def cost(self, pool: PoolPlan) -> float:
         return pool.gpus * self.prices_per_hour.get(pool.gpu.name, 1.0)
 
+    @property
+    def kv(self) -> Kv:
+        return Kv(self.model, self.network)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The answer. `crossover_per_s`: the lowest rate from which on disaggregation is the cheaper at every rate tried; None: it never is."""
+    """The answer. `crossover_per_s`: the lowest rate from which on disaggregation is the cheaper at every rate tried; None: it never is.
+    `rates`: (requests/s, cost disaggregated, cost monolithic), infinite where infeasible."""
 
     question: Question
     disaggregated: Deployment | Infeasible
     monolithic: Deployment | Infeasible
     crossover_per_s: float | None
-    rates: tuple[tuple[float, float, float], ...]  # (requests/s, cost disaggregated, cost monolithic); inf: infeasible
+    rates: tuple[tuple[float, float, float], ...]
+    simulated: bool = False
 
     @property
-    def recommended(self) -> str:
-        """`disaggregated`, `monolithic` or `none`."""
-        costs = {
-            name: d.cost_per_hour
-            for name, d in (("monolithic", self.monolithic), ("disaggregated", self.disaggregated))
-            if isinstance(d, Deployment)
-        }
-        return min(costs, key=lambda name: costs[name]) if costs else "none"
+    def recommended(self) -> Kind:
+        """The cheaper of what is feasible; the simpler one of equals."""
+        apart, together = cost_of(self.disaggregated), cost_of(self.monolithic)
+        if apart == together == math.inf:
+            return "none"
+        return "disaggregated" if apart < together else "monolithic"
+
+    @property
+    def chosen(self) -> Deployment | None:
+        found = self.disaggregated if self.recommended == "disaggregated" else self.monolithic
+        return found if isinstance(found, Deployment) else None
+
+
+def cost_of(d: Deployment | Infeasible) -> float:
+    return d.cost_per_hour if isinstance(d, Deployment) else math.inf
+
+
+def together_from(q: Question, p: Sized, d: Sized, exposed_s: float) -> Deployment:
+    transfer_s = q.kv.alone_s(q.traffic.prompt.mean)
+    return Deployment((p.pool, d.pool), p.latency_s, d.latency_s, transfer_s, exposed_s, q.cost(p.pool) + q.cost(d.pool))
 
 
 def best_disaggregated(q: Question) -> Deployment | Infeasible:
-    """The cheapest prefill pool with the cheapest decode pool of the same vendor; they meet only in TTFT, by the KV transfer."""
-    moved_s = transfer_s(q.model, q.network, q.traffic.prompt_p99_tokens)
-    left_s = q.objectives.ttft_p99_s - moved_s
-    if left_s <= 0:
-        return Infeasible(f"ttft: the KV of {q.traffic.prompt_p99_tokens:.0f} tokens takes {moved_s:.2f} s over {q.network.name}")
-    found = []
-    for vendor in sorted({g.vendor for g in q.gpus}):
-        options = [(g, p) for g, p in q.options() if g.vendor == vendor]
-        prefill = _cheapest(q, [prefill_pool(q.traffic, left_s, g, p) for g, p in options])
-        decode = _cheapest(q, [decode_pool(q.traffic, q.objectives.tpot_p99_s, g, p) for g, p in options])
-        found.append(_together(q, prefill, decode, moved_s))
+    """The cheapest prefill pool with the cheapest decode pool of the same vendor; they meet in the KV transfer, which delays the second
+    token."""
+    found = [_of_vendor(q, vendor) for vendor in sorted({g.vendor for g in q.gpus})]
     good = [d for d in found if isinstance(d, Deployment)]
-    return min(good, key=lambda d: d.cost_per_hour) if good else found[0]
+    return min(good, key=lambda d: (d.cost_per_hour, d.ttft_s)) if good else _nearest([d for d in found if isinstance(d, Infeasible)])
 
 
-def _together(
-    q: Question, prefill: tuple[PoolPlan, float] | Infeasible, decode: tuple[PoolPlan, float] | Infeasible, moved_s: float
-) -> Deployment | Infeasible:
-    if isinstance(prefill, Infeasible):
-        return prefill
-    if isinstance(decode, Infeasible):
-        return decode
-    (p, ttft_s), (d, tpot_s) = prefill, decode
-    return Deployment((p, d), ttft_s + moved_s, tpot_s, moved_s, q.cost(p) + q.cost(d))
+def _of_vendor(q: Question, vendor: str) -> Deployment | Infeasible:
+    makes = [(g, p) for g, p in q.options(q.prefill_gpus) if g.vendor == vendor]
+    takes = [(g, p) for g, p in q.options(q.decode_gpus) if g.vendor == vendor]
+    prefills = [prefill_pool(q.traffic, q.objectives, g, p, q.kv) for g, p in makes]
+    if isinstance(best := _cheapest(q, prefills), Infeasible):
+        return best
+    found: list[Deployment] = []
+    why: list[Infeasible] = []
+    # A costlier prefill pool that computes longer hides more of a transfer; the cheapest pair is found among all.
+    for prefill in prefills:
+        if isinstance(prefill, Infeasible):
+            continue
+        tail = q.traffic.prompt.tail
+        exposed_s = q.kv.exposed_s(tail, prefill.pool.profile.isolated_s(tail))
+        decode = _cheapest(q, [decode_pool(q.traffic, q.objectives, g, p, q.kv, exposed_s) for g, p in takes])
+        if isinstance(decode, Infeasible):
+            why.append(decode)
+        else:
+            found.append(together_from(q, prefill, decode, exposed_s))
+    return min(found, key=lambda d: (d.cost_per_hour, d.ttft_s)) if found else _nearest(why)
+
+
+def _cheapest(q: Question, found: Sequence[Sized | Infeasible]) -> Sized | Infeasible:
+    good = [f for f in found if isinstance(f, Sized)]
+    if good:
+        return min(good, key=lambda f: (q.cost(f.pool), f.latency_s))
+    bad = [f for f in found if isinstance(f, Infeasible)]
+    return _nearest(bad) if bad else _too_large(q)
+
+
+def _nearest(found: Sequence[Infeasible]) -> Infeasible:
+    """Of several reasons the last: options go from small replicas to large ones, so it is that of the strongest."""
+    return found[-1]
 
 
 def best_monolithic(q: Question) -> Deployment | Infeasible:
     """The cheapest single pool."""
-    found = [monolithic(q.traffic, q.objectives, g, p) for g, p in q.options()]
-    good = [f for f in found if not isinstance(f, Infeasible)]
+    found = [monolithic_pool(q.traffic, q.objectives, g, p) for g, p in q.options()]
+    good = [f for f in found if isinstance(f, Together)]
     if not good:
-        return next((f for f in found if isinstance(f, Infeasible)), _too_large(q))
-    pool, ttft_s, tpot_s = min(good, key=lambda f: (q.cost(f[0]), f[1]))
-    return Deployment((pool,), ttft_s, tpot_s, 0.0, q.cost(pool))
+        bad = [f for f in found if isinstance(f, Infeasible)]
+        return _nearest(bad) if bad else _too_large(q)
+    best = min(good, key=lambda f: (q.cost(f.pool), f.ttft_s))
+    return Deployment((best.pool,), best.ttft_s, best.tpot_s, 0.0, 0.0, q.cost(best.pool), best.chunk_tokens)
 
 
 def _too_large(q: Question) -> Infeasible:
     names = ", ".join(g.name for g in q.gpus)
-    return Infeasible(f"model: {q.model.weight_bytes / 1e9:.0f} GB of weights and a cache fit no replica of {names}")
-
-
-def _cheapest(q: Question, found: Sequence[tuple[PoolPlan, float] | Infeasible]) -> tuple[PoolPlan, float] | Infeasible:
-    good = [f for f in found if not isinstance(f, Infeasible)]
-    if good:
-        return min(good, key=lambda f: (q.cost(f[0]), f[1]))
-    return next((f for f in found if isinstance(f, Infeasible)), _too_large(q))
-
-
-def _cost(d: Deployment | Infeasible) -> float:
-    return d.cost_per_hour if isinstance(d, Deployment) else math.inf
+    return Infeasible("memory", f"{q.model.weight_bytes / 1e9:.0f} GB of weights and a cache fit no replica of {names}")
 
 
 def make_plan(q: Question, highest_per_s: float = 1000.0) -> Plan:
     """Plan the question's traffic, and the costs over rates from 0.1/s to `highest_per_s` for the crossover."""
     rates = []
-    steps = max(1, round(_RATES_PER_DECADE * math.log10(highest_per_s / 0.1)))
+    highest_per_s = max(highest_per_s, 10 * LOWEST_PER_S)
+    steps = max(1, round(_RATES_PER_DECADE * math.log10(highest_per_s / LOWEST_PER_S)))
     for i in range(steps + 1):
-        rate = 0.1 * (highest_per_s / 0.1) ** (i / steps)
-        at = replace(q, traffic=q.traffic.scaled(rate))
-        rates.append((rate, _cost(best_disaggregated(at)), _cost(best_monolithic(at))))
+        rate = LOWEST_PER_S * (highest_per_s / LOWEST_PER_S) ** (i / steps)
+        at = replace(q, traffic=q.traffic.at(rate))
+        rates.append((rate, cost_of(best_disaggregated(at)), cost_of(best_monolithic(at))))
     crossover = None
     for rate, apart, together in reversed(rates):
         if apart >= together:

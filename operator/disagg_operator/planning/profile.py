@@ -8,6 +8,7 @@ data/perf_model.csv, MIT) and, for the 8B model, of the parameters in llm-d's au
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -18,7 +19,11 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Seconds, seconds per token, and so on; `kv_tokens`: what one decode worker's cache holds."""
+    """Seconds, seconds per token, and so on; `kv_tokens`: what one decode worker's cache holds.
+
+    What a request meets beside computation: `overhead_s` until its first token (router, network), `handover_s` from there until it decodes.
+    An idle worker starts a prefill batch once `batch_full_tokens` wait, or the oldest prompt has waited `batch_wait_s`.
+    """
 
     gpus: int
     a_s: float
@@ -31,6 +36,10 @@ class Profile:
     transfer_s_per_token: float = 0.0
     batch_tokens: int = 4096
     max_running: int = 256
+    overhead_s: float = 0.0
+    handover_s: float = 0.0
+    batch_wait_s: float = 0.0
+    batch_full_tokens: int = 0
 
     def prefill_s(self, tokens: float, tokens_squared: float) -> float:
         """One batch whose prompts' uncached tokens, and their squares, sum up to this."""
@@ -69,6 +78,9 @@ PROFILES = {
 _H100 = PROFILES["70b-h100-tp4"]
 PROFILES["70b-h200-tp4"] = replace(_H100, d_s=0.7 * _H100.d_s, f_s_per_token=0.7 * _H100.f_s_per_token, kv_tokens=945_000)
 
+_POSITIVE = ("gpus", "d_s", "kv_tokens", "batch_tokens", "max_running")
+_WHOLE = ("gpus", "kv_tokens", "batch_tokens", "max_running", "batch_full_tokens")
+
 
 def load(name: str) -> Profile:
     """A published profile by its name, or one from a JSON file as `disagg profile` writes it. Raises ProfileError."""
@@ -79,15 +91,22 @@ def load(name: str) -> Profile:
         raise ProfileError(f"profile: {name!r} is neither a file nor one of {', '.join(sorted(PROFILES))}")
     try:
         raw = json.loads(path.read_text())
+        if not isinstance(raw, dict):
+            raise ProfileError(f"{name}: must hold one JSON object")
         known = {f.name for f in fields(Profile)}
         if unknown := sorted(set(raw) - known):
             raise ProfileError(f"{name}: {unknown[0]}: unknown field")
         found = Profile(**raw)
-    except (ValueError, TypeError) as error:
+    except ProfileError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
         raise ProfileError(f"{name}: {error}") from None
     for field, value in asdict(found).items():
-        if not isinstance(value, int | float) or value < 0 or (value == 0 and field in ("gpus", "d_s", "kv_tokens", "max_running")):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or value < 0 or (value == 0 and field in _POSITIVE):
             raise ProfileError(f"{name}: {field}: {value!r} is not a positive number")
+        if field in _WHOLE and value != int(value):
+            raise ProfileError(f"{name}: {field}: {value!r} is not a whole number")
     return found
 
 

@@ -102,7 +102,7 @@ class Cluster:
         fixed = (
             p.a_s, p.b_s_per_token, p.c_s_per_token2, p.d_s, p.e_s_per_sequence, p.f_s_per_token, p.kv_tokens, p.batch_tokens,
             p.max_running, setup.tpot_s, setup.drop_s, p.transfer_s_per_token, setup.link_tokens_per_s,
-            float(setup.aligned),
+            float(setup.aligned), p.overhead_s, p.handover_s, p.batch_wait_s, p.batch_full_tokens,
         )  # fmt: skip
         self.sim = state.make(trace.arrival_s, trace.prompt_tokens, trace.cached_tokens, trace.output_tokens, limit, fixed)
         s = self.sim

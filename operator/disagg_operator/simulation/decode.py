@@ -169,13 +169,13 @@ def pull_decode(s: Sim, now: float) -> None:
 @njit
 def finish(s: Sim, r: int, now: float) -> None:
     s.status[r] = DONE
-    s.last_s[r] = now
+    s.last_s[r] = now + s.fixed[14]
     s.tally[ENDED] += 1
     s.tally[ENDED_TOKENS] += s.output[r]
     s.tally[ENDED_KV] += s.context[r]
     if s.output[r] > 1:
         s.tally[TPOT_ALL] += 1
-        if (now - s.first_s[r]) / (s.output[r] - 1) <= s.fixed[9]:
+        if (s.last_s[r] - s.first_s[r]) / (s.output[r] - 1) <= s.fixed[9]:
             s.tally[TPOT_OK] += 1
 
 

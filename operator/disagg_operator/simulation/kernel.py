@@ -118,6 +118,11 @@ def _start_batch(s: Sim, p: int, now: float) -> bool:
     head = A_HEAD if again else P_HEAD
     tail = int(s.tally[A_TAIL] if again else s.tally[P_TAIL])
     at = begin = int(s.tally[head])
+    if at < tail and not again and s.tally[QUEUED_TOKENS] < s.fixed[17]:
+        due_s = s.arrival_s[queue[at]] + s.fixed[16]
+        if now < due_s - 1e-9:  # more may come to fill the batch
+            s.p_next_s[p] = min(due_s, s.p_death_s[p])
+            return False
     tokens, squares = 0.0, 0.0
     while at < tail:
         r = queue[at]
@@ -154,10 +159,10 @@ def _start_prefills(s: Sim, now: float) -> None:
 
 @njit
 def _hand_over(s: Sim, r: int, now: float) -> None:
-    if s.fixed[11] <= 0 and s.fixed[12] <= 0:
+    if s.fixed[11] <= 0 and s.fixed[12] <= 0 and s.fixed[15] <= 0:
         to_decode(s, r, now)
         return
-    at = now + s.fixed[11] * s.context[r]
+    at = now + s.fixed[15] + s.fixed[11] * s.context[r]
     if s.fixed[12] > 0:  # a network that all transfers share, one after the other
         seconds = s.context[r] / s.fixed[12]
         begin = max(now, s.tally[LINK_FREE])
@@ -192,10 +197,10 @@ def _prefill_event(s: Sim, p: int, now: float) -> None:
             _requeue(s, r)
             continue
         if math.isnan(s.first_s[r]):
-            s.first_s[r] = now
+            s.first_s[r] = now + s.fixed[14]  # tokens reach the client so much later
             s.tally[FIRST] += 1
             s.tally[TTFT_ALL] += 1
-            if now - s.arrival_s[r] <= s.ttft_limit_s[r]:
+            if s.first_s[r] - s.arrival_s[r] <= s.ttft_limit_s[r]:
                 s.tally[TTFT_OK] += 1
         s.tally[GENERATED] += 1
         s.left[r] -= 1

@@ -64,7 +64,8 @@ class Sim(NamedTuple):
     fixed: np.ndarray[Any, Any]  # profile and rules, see FIXED
 
 
-FIXED = ("a", "b", "c", "d", "e", "f", "kv", "batch_tokens", "max_running", "tpot_s", "drop_s", "xfer_s", "link_tokens_per_s", "aligned")
+FIXED = ("a", "b", "c", "d", "e", "f", "kv", "batch_tokens", "max_running", "tpot_s", "drop_s", "xfer_s", "link_tokens_per_s", "aligned",
+         "overhead_s", "handover_s", "batch_wait_s", "batch_full_tokens")  # fmt: skip
 
 
 def make(arrival_s: Any, prompt: Any, cached: Any, output: Any, ttft_limit_s: Any, fixed: Any) -> Sim:

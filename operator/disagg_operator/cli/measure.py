@@ -1,0 +1,285 @@
+"""Times a running OpenAI endpoint, briefly: prompts alone, prompts behind others, batches of streams. What `disagg profile` fits.
+
+Prompts are random token ids, so that no prefix cache helps, and every answer has exactly the tokens that were asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import httpx
+
+from disagg_operator.planning.fit import DecodePoint, PrefillPoint
+
+_IDS = (100, 1000)  # ordinary tokens in every vocabulary that we know of
+_TIMEOUT_S = 120.0
+_LEAST_STEPS = 12
+_ALONE_TOKENS = 2  # two, so that the cache is handed over as in real life
+
+
+class MeasureError(Exception):
+    """The endpoint can't be measured; the message says why."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """One stream. Times are monotonic; one entry of `events_s` for each event that carried text."""
+
+    sent_s: float
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    events_s: list[float] = field(default_factory=list)
+
+    @property
+    def ttft_s(self) -> float:
+        return self.events_s[0] - self.sent_s
+
+    @property
+    def tpot_s(self) -> float:
+        return (self.events_s[-1] - self.events_s[0]) / max(1, self.output_tokens - 1)
+
+
+class Endpoint:
+    """`POST /completions` of one model. `async with`. Chunks are only stamped while they come, and parsed when all are there."""
+
+    def __init__(self, url: str, model: str | None, api_key: str | None, seed: int = 0) -> None:
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+        self._http = httpx.AsyncClient(base_url=url.rstrip("/") + "/", headers=headers, timeout=_TIMEOUT_S, trust_env=False, limits=limits)
+        self._random = random.Random(seed)
+        self.model = model or ""
+
+    async def __aenter__(self) -> Endpoint:
+        if not self.model:
+            answer = await self._get("models")
+            try:
+                self.model = str(answer["data"][0]["id"])
+            except (KeyError, IndexError, TypeError):
+                raise MeasureError(f"{self._http.base_url}models: lists no model; name one with --model") from None
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def _get(self, path: str) -> Any:
+        try:
+            answer = await self._http.get(path)
+            answer.raise_for_status()
+            return answer.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise MeasureError(f"{self._http.base_url}{path}: {error}") from None
+
+    def prompt(self, tokens: int) -> list[int]:
+        return [self._random.randrange(*_IDS) for _ in range(tokens)]
+
+    async def ask(self, prompt: list[int], output_tokens: int, on_first: Callable[[], None] | None = None) -> Answer:
+        """Stream one answer to its end. Raises MeasureError."""
+        body = {
+            "model": self.model, "prompt": prompt, "max_tokens": output_tokens, "min_tokens": output_tokens, "ignore_eos": True,
+            "temperature": 0, "stream": True, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        answer = Answer(time.monotonic())
+        chunks: list[tuple[float, bytes]] = []
+        try:
+            async with self._http.stream("POST", "completions", json=body) as response:
+                if response.status_code != 200:
+                    raise MeasureError(f"HTTP {response.status_code}: {(await response.aread())[:500].decode(errors='replace')}")
+                async for chunk in response.aiter_raw():
+                    if not chunks and on_first is not None:
+                        on_first()
+                    chunks.append((time.monotonic(), chunk))
+        except httpx.HTTPError as error:
+            raise MeasureError(f"{self._http.base_url}completions: {error or type(error).__name__}") from None
+        _read(answer, chunks)
+        return answer
+
+
+def _read(answer: Answer, chunks: list[tuple[float, bytes]]) -> None:
+    """Fill the answer in from what came when. Raises MeasureError."""
+    rest = b""
+    for at_s, chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                raise MeasureError(f"the answer failed: {event['error']}")
+            if usage := event.get("usage"):
+                answer.prompt_tokens, answer.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+            if event.get("choices"):
+                answer.events_s.append(at_s)
+    if not answer.events_s or not answer.output_tokens:
+        raise MeasureError("an answer without tokens or without usage: the endpoint must support stream_options.include_usage")
+
+
+# ---- what is measured ----
+
+
+async def alone(endpoint: Endpoint, tokens: int) -> Answer:
+    """A prompt that has the endpoint to itself."""
+    return await endpoint.ask(endpoint.prompt(tokens), _ALONE_TOKENS)
+
+
+async def queued(endpoint: Endpoint, tokens: int, prompts: int) -> float:
+    """Seconds that a prompt takes while exactly one other waits behind it: what the worker itself needs."""
+    firsts_s: list[float] = []
+    room = asyncio.Semaphore(2)
+
+    def first() -> None:
+        firsts_s.append(time.monotonic())
+        room.release()
+
+    asked: list[asyncio.Task[Answer]] = []
+    try:
+        for _ in range(prompts):
+            async with asyncio.timeout(_TIMEOUT_S):
+                await room.acquire()
+            for task in asked:
+                if task.done():
+                    task.result()
+            asked.append(asyncio.create_task(endpoint.ask(endpoint.prompt(tokens), _ALONE_TOKENS, first)))
+        await asyncio.gather(*asked)
+    except TimeoutError:
+        raise MeasureError(f"no first token within {_TIMEOUT_S:g} s") from None
+    finally:
+        await _cancel(asked)
+    return median(b - a for a, b in itertools.pairwise(firsts_s))
+
+
+async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> tuple[DecodePoint | None, float]:
+    """So many streams at once: the step while all of them run (None: they never did for long enough), and the gap after the first token."""
+    tasks = [asyncio.create_task(endpoint.ask(endpoint.prompt(prompt_tokens), output_tokens)) for _ in range(sequences)]
+    try:
+        answers = await asyncio.gather(*tasks)
+    finally:
+        await _cancel(tasks)
+    gap_s = median(a.events_s[1] - a.events_s[0] for a in answers if len(a.events_s) > 1) if output_tokens > 1 else 0.0
+    begin_s = max(a.events_s[min(1, len(a.events_s) - 1)] for a in answers)
+    end_s = min(a.events_s[-1] for a in answers)
+    steps, held = 0.0, 0.0
+    for a in answers:
+        per_event = a.output_tokens / len(a.events_s)
+        before = sum(t < begin_s for t in a.events_s) * per_event
+        made = sum(begin_s < t <= end_s for t in a.events_s) * per_event
+        steps += made / sequences
+        held += a.prompt_tokens + before + made / 2
+    if steps < _LEAST_STEPS:
+        return None, gap_s
+    return DecodePoint(sequences, held, (end_s - begin_s) / steps), gap_s
+
+
+async def _cancel(tasks: list[asyncio.Task[Answer]]) -> None:
+    for task in tasks:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# ---- the whole measurement ----
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How far to measure and how long."""
+
+    max_prompt_tokens: int = 1024
+    max_batch: int = 16
+    seconds: float = 60.0
+
+    def lengths(self) -> list[int]:
+        """Prompts from 16 tokens on, growing by half to twofold."""
+        found, n = [], 16.0
+        while n < self.max_prompt_tokens * 0.8:
+            found.append(round(n))
+            n *= 1.5 if n >= 64 else 2
+        return [*found, self.max_prompt_tokens]
+
+    def batches(self) -> list[int]:
+        found, n = [], 1
+        while n < self.max_batch:
+            found.append(n)
+            n *= 2
+        return [*found, self.max_batch]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Everything that is fitted."""
+
+    prefill: tuple[PrefillPoint, ...]
+    decode: tuple[DecodePoint, ...]
+    handover_s: float
+
+
+async def measure(endpoint: Endpoint, extent: Extent, say: Callable[[str], None]) -> Measured:
+    """Rounds over all lengths, then over all batches, for as long as `extent` says; at least one of each. Raises MeasureError."""
+    await alone(endpoint, 32)  # connections, first-call work
+    say(f"prompts of {extent.lengths()[0]} to {extent.max_prompt_tokens} tokens")
+    prefill = await _prefill(endpoint, extent)
+    say(f"batches of 1 to {extent.max_batch} streams")
+    decode, handover_s = await _decode(endpoint, extent, prefill)
+    return Measured(tuple(prefill), tuple(decode), handover_s)
+
+
+async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncIterator[int]:
+    end_s, n = time.monotonic() + seconds, 0
+    while n == 0 or time.monotonic() < end_s:
+        await once()
+        n += 1
+        yield n
+
+
+async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
+    alone_s: dict[int, list[float]] = {n: [] for n in extent.lengths()}
+    queued_s: dict[int, list[float]] = {n: [] for n in extent.lengths() if n >= extent.max_prompt_tokens / 5}
+
+    async def once() -> None:
+        for n, found in alone_s.items():
+            found.append((await alone(endpoint, n)).ttft_s)
+        for n, found in queued_s.items():
+            found.append(await queued(endpoint, n, 8))
+
+    async for _ in _rounds(0.5 * extent.seconds, once):
+        pass
+    return [PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None) for n, s in alone_s.items()]
+
+
+async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint]) -> tuple[list[DecodePoint], float]:
+    most = prefill[-1]
+    per_prompt_s = (most.queued_s or most.alone_s) / most.tokens
+    found: dict[tuple[int, int], list[DecodePoint]] = {}
+    gaps_s: list[float] = []
+    steps_s: list[float] = []
+
+    async def once() -> None:
+        for prompt in (16, extent.max_prompt_tokens // 2):
+            step_s = 0.005
+            for sequences in extent.batches():
+                ramp = sequences * prompt * per_prompt_s / step_s  # tokens that the first stream makes until the last one runs
+                output = min(int(3 * _LEAST_STEPS + 1.5 * ramp), extent.max_prompt_tokens // 2)
+                point, gap_s = await batch(endpoint, sequences, prompt, output)
+                if point is not None:
+                    found.setdefault((sequences, prompt), []).append(point)
+                    step_s = point.step_s
+                    if sequences == 1:
+                        gaps_s.append(gap_s)
+                        steps_s.append(point.step_s)
+
+    async for _ in _rounds(0.5 * extent.seconds, once):
+        pass
+    points = [_middle(p) for p in found.values()]
+    return points, max(0.0, median(gaps_s) - median(steps_s)) if gaps_s else 0.0
+
+
+def _middle(points: list[DecodePoint]) -> DecodePoint:
+    return DecodePoint(points[0].sequences, median(p.kv_tokens for p in points), median(p.step_s for p in points))

@@ -1,0 +1,161 @@
+"""PURE: from measured times to a Profile. Coefficients are not negative; errors count relative to the time that was measured.
+
+Prefill is measured in two ways. Alone, a prompt's first token takes `overhead + a + b*n + c*n^2`. With one prompt always waiting behind the
+one that is computed, a prompt takes `a + b*n + c*n^2`: nothing but the worker's own time. The difference is what router and network add.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from disagg_operator.planning.profile import Profile
+
+_LEAST_POINTS = 3
+
+
+class FitError(ValueError):
+    """Too little was measured; the message says of what."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillPoint:
+    """Median time to the first token of a prompt alone, and, where it was measured, the time a prompt takes when they queue."""
+
+    tokens: int
+    alone_s: float
+    queued_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePoint:
+    """One decode step over so many sequences that hold so many tokens together."""
+
+    sequences: float
+    kv_tokens: float
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """A measured time and what the fitted profile says."""
+
+    what: str
+    measured_s: float
+    fitted_s: float
+
+    @property
+    def error(self) -> float:
+        """Relative, 0.1: the profile is 10 % too slow."""
+        return self.fitted_s / self.measured_s - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A profile and how well it says what was measured."""
+
+    profile: Profile
+    prefill: tuple[Residual, ...]
+    decode: tuple[Residual, ...]
+
+    @property
+    def worst_error(self) -> float:
+        return max(abs(r.error) for r in (*self.prefill, *self.decode))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What can't be measured from outside: what one replica has."""
+
+    gpus: int = 1
+    kv_tokens: int = 0
+    batch_tokens: int = 4096
+    max_running: int = 256
+
+
+def non_negative(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
+    """Least squares of relative errors with coefficients >= 0: the best of all choices of coefficients that are 0. For a few columns."""
+    n = len(rows[0])
+    scaled = [[x / v for x in row] for row, v in zip(rows, values, strict=True)]
+    best, least = [0.0] * n, math.inf
+    for size in range(1, n + 1):
+        for chosen in itertools.combinations(range(n), size):
+            found = _solve([[row[i] for i in chosen] for row in scaled])
+            if found is None or min(found) < 0:
+                continue
+            error = sum((sum(row[i] * x for i, x in zip(chosen, found, strict=True)) - 1) ** 2 for row in scaled)
+            if error < least - 1e-12:
+                least = error
+                best = [dict(zip(chosen, found, strict=True)).get(i, 0.0) for i in range(n)]
+    return best
+
+
+def _solve(rows: Sequence[Sequence[float]]) -> list[float] | None:
+    """The x that brings rows * x nearest to 1, by the normal equations with scaled columns; None where columns depend on each other."""
+    n = len(rows[0])
+    size = [math.sqrt(sum(r[i] * r[i] for r in rows)) or 1.0 for i in range(n)]
+    m = [[sum(r[i] * r[j] for r in rows) / size[i] / size[j] for j in range(n)] + [sum(r[i] for r in rows) / size[i]] for i in range(n)]
+    for i in range(n):
+        pivot = max(range(i, n), key=lambda k: abs(m[k][i]))
+        if abs(m[pivot][i]) < 1e-9:
+            return None
+        m[i], m[pivot] = m[pivot], m[i]
+        for k in range(n):
+            if k != i:
+                factor = m[k][i] / m[i][i]
+                m[k] = [x - factor * y for x, y in zip(m[k], m[i], strict=True)]
+    return [m[i][n] / m[i][i] / size[i] for i in range(n)]
+
+
+def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: Limits, handover_s: float = 0.0) -> Fitted:
+    """Raises FitError."""
+    queued = [(p.tokens, p.queued_s) for p in prefill if p.queued_s is not None]
+    if len(queued) < _LEAST_POINTS:
+        raise FitError(f"prefill: times of {len(queued)} lengths, at least {_LEAST_POINTS} are needed")
+    if len(decode) < _LEAST_POINTS:
+        raise FitError(f"decode: times of {len(decode)} batches, at least {_LEAST_POINTS} are needed")
+    a, b, c = non_negative([(1.0, n, n * n) for n, _ in queued], [s for _, s in queued])
+    d, e, f = non_negative([(1.0, p.sequences, p.kv_tokens) for p in decode], [p.step_s for p in decode])
+    if d <= 0:
+        d = min(p.step_s for p in decode) * 1e-3  # a step is never free
+    extra = {p.tokens: p.alone_s - (a + b * p.tokens + c * p.tokens**2) for p in prefill}
+    wait_s, full_tokens, overhead_s = _batch_wait(extra)
+    profile = Profile(
+        limits.gpus, a, b, c, d, e, f, limits.kv_tokens, 0.0, limits.batch_tokens, limits.max_running,
+        overhead_s, handover_s, wait_s, full_tokens,
+    )  # fmt: skip
+    alone = [Residual(f"{p.tokens} tokens alone", p.alone_s, _alone_s(profile, p.tokens)) for p in prefill]
+    behind = [Residual(f"{n} tokens behind others", s, profile.isolated_s(n)) for n, s in queued]
+    steps = [
+        Residual(f"{p.sequences:.0f} x {p.kv_tokens / p.sequences:.0f} tokens", p.step_s, profile.step_s(p.sequences, p.kv_tokens))
+        for p in decode
+    ]
+    return Fitted(profile, (*alone, *behind), tuple(steps))
+
+
+def _alone_s(profile: Profile, tokens: int) -> float:
+    wait_s = profile.batch_wait_s if tokens < profile.batch_full_tokens else 0.0
+    return profile.overhead_s + wait_s + profile.isolated_s(tokens)
+
+
+def _batch_wait(extra: dict[int, float]) -> tuple[float, int, float]:
+    """(wait, tokens from which nothing is waited for, overhead) from what prompts of each length take beyond their computation.
+
+    The split of the lengths into short ones that wait and long ones that do not which explains the differences best; none, unless the short
+    ones wait for at least 10 ms and twice the overhead more.
+    """
+    lengths = sorted(extra)
+    overhead_s = max(0.0, median(extra.values()))
+    found = (0.0, 0, overhead_s)
+    least = sum(abs(x - overhead_s) for x in extra.values())
+    for i in range(1, len(lengths)):
+        short, long = [extra[n] for n in lengths[:i]], [extra[n] for n in lengths[i:]]
+        base_s, high_s = max(0.0, median(long)), median(short)
+        error = sum(abs(x - high_s) for x in short) + sum(abs(x - base_s) for x in long)
+        if error < least and high_s - base_s >= max(0.010, 2 * base_s):
+            least = error
+            found = high_s - base_s, lengths[i], base_s
+    return found

@@ -1,0 +1,99 @@
+"""PURE: the smallest pool whose replicas prefill and decode, with prompts computed in chunks between decode steps.
+
+A chunk holds every running stream for its time. A stream meets a Poisson number of chunks in its life; its time per token is the step's and
+those. Small chunks hold up streams less and cost more fixed time: the size that needs the fewest replicas is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from disagg_operator.planning.capacity import Infeasible, PoolPlan
+from disagg_operator.planning.hardware import Gpu
+from disagg_operator.planning.profile import Profile
+from disagg_operator.planning.queueing import MOST_REPLICAS, least, poisson_quantile, wait_s
+from disagg_operator.planning.traffic import Objectives, Traffic
+
+CHUNKS_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
+_LEAST_IDLE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """What one replica does at its share of the traffic. `streams`: at the percentile."""
+
+    streams: float
+    ttft_s: float
+    tpot_s: float
+    utilisation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """A pool that does both, and its latencies at the percentile. `pool.batch`: streams; `chunk_tokens`: of prompts in one step."""
+
+    pool: PoolPlan
+    ttft_s: float
+    tpot_s: float
+    chunk_tokens: int
+
+
+def mixed(traffic: Traffic, objectives: Objectives, profile: Profile, chunk_tokens: int, replicas: int) -> Mixed | None:
+    """None: overloaded."""
+    p, prompt = profile, traffic.prompt
+    chunk = min(chunk_tokens, prompt.mean)
+    # A chunk attends to all of its prompt before it: per token c * n on average over prompts weighted by length.
+    chunk_s = p.b_s_per_token * chunk + p.c_s_per_token2 * chunk * prompt.second_moment / prompt.mean
+    chunks_per_s = traffic.requests_per_s / replicas * prompt.mean / chunk
+    tokens_per_s = traffic.output_tokens_per_s / replicas
+    idle = 1 - chunks_per_s * (chunk_s + p.a_s) - tokens_per_s * (p.e_s_per_sequence + p.f_s_per_token * traffic.held_tokens)
+    if idle <= _LEAST_IDLE:
+        return None
+    mean_s = p.d_s / idle  # solves mean = step(tokens_per_s * mean) + chunks_per_s * chunk_s * mean
+    streams = tokens_per_s * mean_s
+    most = max(1.0, streams + objectives.z * math.sqrt(streams))
+    step_s = p.step_s(most, most * traffic.held_tokens)
+    met = chunks_per_s * traffic.output.mean * mean_s
+    tpot_s = step_s + poisson_quantile(met, objectives.percentile) * (chunk_s + p.a_s) / traffic.output.mean
+    turn_s = step_s + p.a_s + chunk_s
+    service_s = prompt.mean / chunk * turn_s
+    queue_s = wait_s(traffic.requests_per_s, service_s, prompt.variance / prompt.mean**2, replicas, objectives.percentile)
+    ttft_s = p.overhead_s + queue_s + max(1.0, prompt.tail / chunk) * turn_s
+    return Mixed(most, ttft_s, tpot_s, 1 - idle)
+
+
+def monolithic_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile) -> Together | Infeasible:
+    """The fewest replicas over all chunk sizes."""
+    room = min(profile.kv_tokens / (traffic.prompt.mean + traffic.output.mean), profile.max_running)
+    best: Together | None = None
+    for chunk_tokens in CHUNKS_TOKENS:
+
+        def good(n: int, chunk_tokens: int = chunk_tokens) -> bool:
+            m = mixed(traffic, objectives, profile, chunk_tokens, n)
+            return m is not None and m.ttft_s <= objectives.ttft_s and m.tpot_s <= objectives.tpot_s and m.streams <= room
+
+        most = best.pool.replicas - 1 if best else MOST_REPLICAS
+        n = least(good, 1, most) if most >= 1 else None
+        found = mixed(traffic, objectives, profile, chunk_tokens, n) if n is not None else None
+        if n is not None and found is not None:
+            pool = PoolPlan("both", gpu, profile, n, math.ceil(found.streams), found.utilisation, "ttft and tpot")
+            best = Together(pool, found.ttft_s, found.tpot_s, chunk_tokens)
+    return best if best is not None else _why(traffic, objectives, gpu, profile, room)
+
+
+def _why(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile, room: float) -> Infeasible:
+    where = f"{profile.gpus} x {gpu.name}"
+    if room < 1:
+        held = traffic.prompt.mean + traffic.output.mean
+        return Infeasible("memory", f"a request of {held:.0f} tokens does not fit in the cache of {profile.kv_tokens} tokens of {where}")
+    idle = [m for c in CHUNKS_TOKENS if (m := mixed(traffic.at(1e-6), objectives, profile, c, 1)) is not None]
+    ttft_s = min((m.ttft_s for m in idle), default=math.inf)
+    tpot_s = min((m.tpot_s for m in idle), default=math.inf)
+    if ttft_s > objectives.ttft_s:
+        return Infeasible(
+            "ttft", f"{traffic.prompt.tail:.0f} prompt tokens take {ttft_s:.2f} s even alone on {where}, {objectives.ttft_s:g} s is asked"
+        )
+    if tpot_s > objectives.tpot_s:
+        return Infeasible("tpot", f"a token takes {1e3 * tpot_s:.1f} ms even alone on {where}, {1e3 * objectives.tpot_s:g} ms is asked")
+    return Infeasible("tpot", f"no chunk size keeps both objectives beside other requests on {where}")

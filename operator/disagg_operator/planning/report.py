@@ -1,0 +1,191 @@
+"""PURE: a plan in words and as plain data, for the terminal, JSON and HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from disagg_operator.planning.capacity import Infeasible, PoolPlan
+from disagg_operator.planning.hardware import NETWORKS
+from disagg_operator.planning.plan import Deployment, Plan, cost_of
+
+ROLES = {"prefill": "prefill", "decode": "decode", "both": "prefill + decode"}
+_BOUNDS = {
+    "compute": "compute", "ttft": "TTFT", "tpot": "TPOT", "cache": "KV cache", "batch": "batch limit", "network": "network",
+    "ttft and tpot": "TTFT and TPOT", "simulation": "simulation",
+}  # fmt: skip
+
+
+def seconds(value: float) -> str:
+    """With the unit that suits it."""
+    return f"{1e6 * value:.0f} us" if value < 1e-3 else f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.2f} s"
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def money(plan: Plan, value: float) -> str:
+    """An hour's cost: in the currency of the prices, or GPUs where none were given."""
+    if math.isinf(value):
+        return "-"
+    return f"{value:,.2f} an hour" if plan.question.prices_per_hour else f"{value:,.0f} GPU-hours an hour"
+
+
+def headline(plan: Plan) -> str:
+    """What to do, in one sentence."""
+    q = plan.question
+    apart, together = cost_of(plan.disaggregated), cost_of(plan.monolithic)
+    if plan.recommended == "none":
+        assert isinstance(plan.disaggregated, Infeasible)
+        return "Infeasible: nothing in reach keeps the objectives."
+    saved = f"{100 * (1 - min(apart, together) / max(apart, together)):.0f} % less" if math.isfinite(apart + together) else ""
+    if plan.recommended == "monolithic":
+        why = "the other is infeasible" if not saved else "it costs the same and is simpler" if apart == together else f"it costs {saved}"
+        return f"Recommended: monolithic. At {q.traffic.requests_per_s:g} requests/s {why}."
+    why = f"it costs {saved}" if saved else "one pool can't keep the objectives"
+    return f"Recommended: disaggregated. At {q.traffic.requests_per_s:g} requests/s {why}."
+
+
+def crossover(plan: Plan) -> str:
+    """From which rate on to disaggregate."""
+    highest = plan.rates[-1][0]
+    if plan.crossover_per_s is None:
+        if all(math.isinf(apart) for _, apart, _ in plan.rates):
+            return "Disaggregation is infeasible at every rate."
+        return (
+            f"Monolithic serving is as cheap or cheaper at {highest:g} requests/s and above all rates tried; there is no crossover below."
+        )
+    if plan.crossover_per_s == plan.rates[0][0]:
+        return f"Disaggregation is cheaper at every rate from {plan.rates[0][0]:g} to {highest:g} requests/s."
+    return f"Crossover: from about {plan.crossover_per_s:.2g} requests/s on (up to {highest:g}) disaggregation is cheaper."
+
+
+def notes(plan: Plan) -> list[str]:
+    """What the reader must know to judge the figures."""
+    q = plan.question
+    out = [f"{name} is infeasible: {d.limit}: {d.reason}." for name, d in both(plan) if isinstance(d, Infeasible)]
+    out.append(crossover(plan))
+    if not q.prices_per_hour:
+        out.append("Without prices (--price) every GPU counts the same, so a small one costs as much as a large one.")
+    for gpu in sorted({p.gpu.name for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools}):
+        source = "measured profile" if gpu in q.measured else "roof line"
+        out.append(f"{gpu}: {source}.")
+    out.append("Sizes: simulated, request by request, on fixed fleets; the crossover is from the formulas." if plan.simulated else
+               "Sizes: queueing formulas; --simulate checks them request by request.")  # fmt: skip
+    for _, d in both(plan):
+        if isinstance(d, Deployment) and any(q.traffic.prompt.tail + q.traffic.output.tail > p.profile.kv_tokens for p in d.pools):
+            out.append("A request of tail lengths does not fit into one replica's cache: it would be refused.")
+            break
+    return out
+
+
+def both(plan: Plan) -> tuple[tuple[str, Deployment | Infeasible], ...]:
+    return ("disaggregated", plan.disaggregated), ("monolithic", plan.monolithic)
+
+
+def pool_row(p: PoolPlan, chunk_tokens: int = 0) -> list[str]:
+    """Cells of one pool: role, GPUs, replicas, tensor parallelism, batch, utilisation, what sets its size."""
+    batch = {"prefill": f"{p.batch:,} tokens", "decode": f"{p.batch} sequences"}.get(
+        p.role, f"{p.batch} sequences, chunks of {chunk_tokens}"
+    )
+    return [
+        ROLES[p.role], f"{p.gpus} x {p.gpu.name}", str(p.replicas), str(p.tensor), batch, f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
+    ]  # fmt: skip
+
+
+POOL_COLUMNS = ("pool", "GPUs", "replicas", "tensor parallel", "batch", "utilisation", "limited by")
+DEPLOYMENT_COLUMNS = ("", "GPUs", "cost", "output tokens/s per GPU", "TTFT", "TPOT")
+TRANSFER_COLUMNS = ("network", "mean prompt", "tail prompt", "not hidden behind prefill")
+
+
+def deployment_row(plan: Plan, name: str, d: Deployment | Infeasible) -> list[str]:
+    if isinstance(d, Infeasible):
+        return [name, "infeasible", "-", "-", "-", "-"]
+    per_gpu = plan.question.traffic.output_tokens_per_s / d.gpus
+    return [name, str(d.gpus), money(plan, d.cost_per_hour), f"{per_gpu:.1f}", seconds(d.ttft_s), seconds(d.tpot_s)]
+
+
+def transfers(plan: Plan) -> list[list[str]]:
+    """How long the KV of a mean and of a tail prompt takes over each network, and what of the latter the user waits for."""
+    q = plan.question
+    rows = []
+    prefill = plan.disaggregated.pools[0].profile if isinstance(plan.disaggregated, Deployment) else None
+    for name, network in NETWORKS.items():
+        kv = type(q.kv)(q.model, network)
+        tail = q.traffic.prompt.tail
+        exposed = seconds(kv.exposed_s(tail, prefill.isolated_s(tail))) if prefill else "-"
+        mark = f"{name} (planned)" if name == q.network.name else name
+        rows.append([mark, seconds(kv.alone_s(q.traffic.prompt.mean)), seconds(kv.alone_s(tail)), exposed])
+    return rows
+
+
+def question_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Inputs and what follows from them at once."""
+    q, t = plan.question, plan.question.traffic
+    p = f"p{100 * q.objectives.percentile:g}"
+    return [
+        ("model", f"{q.model.name}: {q.model.layers} layers, {q.model.heads} heads, {q.model.kv_heads} KV heads, {q.model.weight_bits}-bit weights"),
+        ("weights", size(q.model.weight_bytes)),
+        ("KV cache", f"{q.model.kv_bytes_per_token:,.0f} bytes a token; {size(q.kv.bytes_of(t.prompt.mean))} for a mean prompt"),
+        ("traffic", f"{t.requests_per_s:g} requests/s, {t.prompt_tokens_per_s:,.0f} prompt and {t.output_tokens_per_s:,.0f} output tokens/s"),
+        ("prompts", f"{t.prompt.mean:.0f} tokens, {p} {t.prompt.tail:.0f}"),
+        ("answers", f"{t.output.mean:.0f} tokens, {p} {t.output.tail:.0f}"),
+        ("objectives", f"{p}: TTFT {seconds(q.objectives.ttft_s)}, TPOT {seconds(q.objectives.tpot_s)}"),
+    ]  # fmt: skip
+
+
+def as_data(plan: Plan) -> dict[str, Any]:
+    """Everything, as JSON takes it (infinite costs are null)."""
+    q = plan.question
+    return {
+        "recommended": plan.recommended,
+        "headline": headline(plan),
+        "crossover_requests_per_s": plan.crossover_per_s,
+        "simulated": plan.simulated,
+        "notes": notes(plan),
+        "model": {"name": q.model.name, "weight_bytes": q.model.weight_bytes, "kv_bytes_per_token": q.model.kv_bytes_per_token},
+        "traffic": {
+            "requests_per_s": q.traffic.requests_per_s, "prompt_mean_tokens": q.traffic.prompt.mean,
+            "prompt_tail_tokens": q.traffic.prompt.tail, "output_mean_tokens": q.traffic.output.mean,
+            "output_tail_tokens": q.traffic.output.tail,
+        },
+        "objectives": {"ttft_s": q.objectives.ttft_s, "tpot_s": q.objectives.tpot_s, "percentile": q.objectives.percentile},
+        "deployments": {name: _deployment(q.prices_per_hour, d) for name, d in both(plan)},
+        "transfer_s": _transfer_data(plan),
+        "rates": [{"requests_per_s": r, "disaggregated": _finite(a), "monolithic": _finite(t)} for r, a, t in plan.rates],
+    }  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _deployment(prices: Any, d: Deployment | Infeasible) -> dict[str, Any]:
+    if isinstance(d, Infeasible):
+        return {"feasible": False, "limit": d.limit, "reason": d.reason}
+    return {
+        "feasible": True, "gpus": d.gpus, ("cost_per_hour" if prices else "gpu_hours_per_hour"): d.cost_per_hour, "ttft_s": d.ttft_s,
+        "tpot_s": d.tpot_s, "kv_exposed_s": d.exposed_s, "pools": [_pool(p) for p in d.pools],
+    }  # fmt: skip
+
+
+def _pool(p: PoolPlan) -> dict[str, Any]:
+    return {
+        "role": p.role, "gpu": p.gpu.name, "replicas": p.replicas, "tensor_parallel": p.tensor, "gpus": p.gpus, "batch": p.batch,
+        "utilisation": p.utilisation, "limited_by": p.bound, "kv_tokens": p.profile.kv_tokens,
+    }  # fmt: skip
+
+
+def _transfer_data(plan: Plan) -> dict[str, dict[str, float]]:
+    q = plan.question
+    tokens: Sequence[tuple[str, float]] = (("mean_prompt", q.traffic.prompt.mean), ("tail_prompt", q.traffic.prompt.tail))
+    return {
+        name: {label: network.transfer_s(q.kv.bytes_of(n)) for label, n in tokens} for name, network in NETWORKS.items()
+    }  # fmt: skip

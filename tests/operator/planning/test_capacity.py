@@ -1,0 +1,160 @@
+"""Pools: monotone in what is asked, honest about limits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.operator.planning.questions import question, traffic
+
+from disagg_operator.planning.capacity import Infeasible, Kv, decode_batch, decode_pool, prefill_pool
+from disagg_operator.planning.hardware import GPUS, NETWORKS
+from disagg_operator.planning.model_shape import KNOWN
+from disagg_operator.planning.monolithic import monolithic_pool
+from disagg_operator.planning.performance import Efficiency, estimate
+from disagg_operator.planning.plan import Deployment, best_disaggregated, best_monolithic, cost_of
+from disagg_operator.planning.profile import PROFILES, Profile
+from disagg_operator.planning.traffic import Objectives, Traffic
+
+H100 = GPUS["H100"]
+KV = Kv(KNOWN["llama-3.1-70b"], NETWORKS["rdma-400"])
+PROFILE = PROFILES["70b-h100-tp4"]
+traffics = st.builds(
+    lambda rate, mean, ratio, out, out_ratio: traffic(rate, (mean, mean * ratio), (out, out * out_ratio)),
+    st.floats(0.05, 500), st.floats(50, 4000), st.floats(1, 8), st.floats(2, 1000), st.floats(1, 8),
+)  # fmt: skip
+objectives = st.builds(Objectives, st.floats(0.2, 20), st.floats(0.035, 0.2), st.floats(0.9, 0.999))
+
+
+def counts(t: Traffic, o: Objectives, profile: Profile = PROFILE, kv: Kv = KV) -> tuple[float, float, float]:
+    """Replicas of prefill, decode and of one pool; infinite: infeasible."""
+    p = prefill_pool(t, o, H100, profile, kv)
+    d = decode_pool(t, o, H100, profile, kv, 0.003)
+    m = monolithic_pool(t, o, H100, profile)
+    return tuple(math.inf if isinstance(x, Infeasible) else x.pool.replicas for x in (p, d, m))  # type: ignore[return-value]
+
+
+@given(traffics, objectives, st.floats(1.01, 4))
+@settings(deadline=None, max_examples=150)
+def test_more_traffic_never_needs_fewer_workers(t: Traffic, o: Objectives, factor: float) -> None:
+    less, more = counts(t, o), counts(t.at(factor * t.requests_per_s), o)
+    assert all(a <= b for a, b in zip(less, more, strict=True))
+
+
+@given(traffics, objectives, st.floats(0.3, 0.99), st.floats(0.3, 0.99))
+@settings(deadline=None, max_examples=150)
+def test_tighter_objectives_never_need_fewer_workers(t: Traffic, o: Objectives, ttft: float, tpot: float) -> None:
+    loose, tight = counts(t, o), counts(t, replace(o, ttft_s=ttft * o.ttft_s, tpot_s=tpot * o.tpot_s))
+    assert all(a <= b for a, b in zip(loose, tight, strict=True))
+
+
+@given(traffics, objectives, st.floats(0.3, 0.99))
+@settings(deadline=None, max_examples=150)
+def test_faster_workers_are_never_more(t: Traffic, o: Objectives, factor: float) -> None:
+    p = PROFILE
+    fast = replace(
+        p, a_s=factor * p.a_s, b_s_per_token=factor * p.b_s_per_token, c_s_per_token2=factor * p.c_s_per_token2, d_s=factor * p.d_s,
+        e_s_per_sequence=factor * p.e_s_per_sequence, f_s_per_token=factor * p.f_s_per_token,
+    )  # fmt: skip
+    slow_p, slow_d, _ = counts(t, o)
+    fast_p, fast_d, _ = counts(t, o, fast)
+    assert (fast_p, fast_d) <= (slow_p, slow_d) and fast_p <= slow_p and fast_d <= slow_d
+
+
+@given(traffics, objectives)
+@settings(deadline=None, max_examples=150)
+def test_what_is_planned_keeps_the_objectives_and_is_not_overloaded(t: Traffic, o: Objectives) -> None:
+    p = prefill_pool(t, o, H100, PROFILE, KV)
+    d = decode_pool(t, o, H100, PROFILE, KV, 0.003)
+    m = monolithic_pool(t, o, H100, PROFILE)
+    for sized, limit in ((p, o.ttft_s), (d, o.tpot_s)):
+        if not isinstance(sized, Infeasible):
+            assert sized.latency_s <= limit
+            assert 0 < sized.pool.utilisation <= 1
+    if not isinstance(m, Infeasible):
+        assert m.ttft_s <= o.ttft_s and m.tpot_s <= o.tpot_s
+
+
+def test_a_prompt_that_takes_too_long_alone_is_named() -> None:
+    found = prefill_pool(traffic(prompt=(8000, 30_000)), Objectives(1.0, 0.05), H100, PROFILE, KV)
+    assert isinstance(found, Infeasible)
+    assert found.limit == "ttft"
+    assert "30000 tokens" in found.reason and "1 s is asked" in found.reason
+
+
+def test_a_step_that_takes_too_long_alone_is_named() -> None:
+    found = decode_pool(traffic(), Objectives(1.0, 0.02), H100, PROFILE, KV, 0.0)
+    assert isinstance(found, Infeasible)
+    assert found.limit == "tpot"
+    assert "29" in found.reason and "20 ms is asked" in found.reason
+
+
+def test_a_transfer_that_eats_the_time_per_token_is_named() -> None:
+    slow = Kv(KNOWN["llama-3.1-70b"], NETWORKS["ethernet-25"])
+    short = traffic(output=(4, 10))
+    found = decode_pool(short, Objectives(1.0, 0.05), H100, PROFILE, slow, slow.exposed_s(4000, 0.3))
+    assert isinstance(found, Infeasible)
+    assert found.limit == "tpot" and "KV over ethernet-25" in found.reason
+
+
+def test_a_request_larger_than_the_cache_is_named() -> None:
+    found = decode_pool(traffic(prompt=(1000, 4000)), Objectives(1.0, 0.05), H100, replace(PROFILE, kv_tokens=1000), KV, 0.0)
+    assert isinstance(found, Infeasible)
+    assert found.limit == "memory" and "1250 tokens" in found.reason
+
+
+@pytest.mark.parametrize(("change", "bound"), [({}, "tpot"), ({"kv_tokens": 20_000}, "cache"), ({"max_running": 8}, "batch")])
+def test_what_bounds_a_decode_batch(change: dict[str, int], bound: str) -> None:
+    assert decode_batch(traffic(), 0.05, replace(PROFILE, **change))[1] == bound
+
+
+def test_a_thin_network_makes_pools_larger_and_is_named() -> None:
+    wide, thin = (Kv(KNOWN["llama-3.1-70b"], NETWORKS[n]) for n in ("rdma-400", "ethernet-25"))
+    o = Objectives(5.0, 0.1)
+    fast, slow = (prefill_pool(traffic(100), o, H100, PROFILE, kv) for kv in (wide, thin))
+    assert not isinstance(fast, Infeasible) and not isinstance(slow, Infeasible)
+    # 100/s x 1,000 tokens x 327,680 bytes = 262 Gb/s, over 16 Gb/s of each interface.
+    assert slow.pool.replicas == math.ceil(262.144 / (25 * 0.8 * 0.8)) > fast.pool.replicas
+    assert slow.pool.bound == "network"
+
+
+@pytest.mark.parametrize(
+    ("network", "tokens", "least_s", "most_s"),
+    [("rdma-100", 15_259, 0.4, 0.5), ("nvlink", 1000, 0.0005, 0.002), ("ethernet-25", 1000, 0.02, 0.2)],
+)
+def test_transfer_times(network: str, tokens: int, least_s: float, most_s: float) -> None:
+    """5 GB over 100 Gb/s is 0.4 s and not 5 ms."""
+    assert least_s < Kv(KNOWN["llama-3.1-70b"], NETWORKS[network]).alone_s(tokens) < most_s
+
+
+@given(st.floats(1, 1e5), st.floats(0, 100))
+def test_what_is_exposed_is_at_least_the_last_layer_and_at_most_the_whole(tokens: float, prefill_s: float) -> None:
+    whole, exposed = KV.alone_s(tokens), KV.exposed_s(tokens, prefill_s)
+    assert KV.network.base_latency_s < exposed <= whole * (1 + 1e-9)
+    assert KV.exposed_s(tokens, prefill_s + 1) <= exposed
+
+
+@given(traffics, st.sampled_from(["A100", "H100", "H200", "MI300X"]), st.floats(1.1, 3))
+@settings(deadline=None, max_examples=60)
+def test_costs_grow_with_traffic_and_shrink_with_choice(t: Traffic, gpu: str, factor: float) -> None:
+    q = question(gpus=gpu, traffic=t, ttft_s=10.0, tpot_s=0.1)
+    for best in (best_disaggregated, best_monolithic):
+        here = cost_of(best(q))
+        assert cost_of(best(replace(q, traffic=t.at(factor * t.requests_per_s)))) >= here
+        assert cost_of(best(replace(q, gpus=(*q.gpus, GPUS["B200"])))) <= here
+
+
+def test_kv_moves_within_one_vendor_only() -> None:
+    found = best_disaggregated(question(gpus="H100,MI300X"))
+    assert isinstance(found, Deployment)
+    assert len({p.gpu.vendor for p in found.pools}) == 1
+
+
+def test_an_estimate_of_every_gpu_of_a_small_model_plans() -> None:
+    for gpu in GPUS.values():
+        profile = estimate(KNOWN["llama-3.1-8b"], gpu, 2, Efficiency())
+        assert profile is not None
+        assert isinstance(best_disaggregated(question("llama-3.1-8b", gpu.name, ttft_s=5.0, tpot_s=0.1)), Deployment)

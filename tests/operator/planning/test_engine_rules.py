@@ -1,0 +1,68 @@
+"""What a measured profile adds to the simulator: overhead, hand-over, and prefill batches that wait to be filled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from disagg_operator.autoscaling.observation import Targets
+from disagg_operator.planning.profile import Profile
+from disagg_operator.simulation.cluster import Cluster, Setup
+from disagg_operator.simulation.traces import Trace
+
+PLAIN = Profile(1, 0.01, 1e-4, 0.0, 0.002, 0.0, 0.0, 100_000)
+
+
+def serve(profile: Profile, *requests: tuple[float, int, int]) -> Any:
+    arrival, prompt, output = (np.array(column) for column in zip(*requests, strict=True))
+    trace = Trace("t", arrival.astype(float), prompt, np.zeros(len(prompt), np.int64), output)
+    setup = Setup(profile, initial=(1, 1), most=1, aligned=True, unscored_s=0.0)
+    return Cluster(trace, setup).run(lambda _: Targets(1, 1)).sim
+
+
+def test_alone_without_extras() -> None:
+    s = serve(PLAIN, (0.0, 100, 11))
+    assert (s.first_s[0], s.last_s[0]) == pytest.approx((0.02, 0.04))
+
+
+def test_overhead_delays_every_token_and_keeps_no_worker_busy() -> None:
+    slow = serve(replace(PLAIN, overhead_s=0.5), (0.0, 100, 11), (0.001, 100, 11))
+    fast = serve(PLAIN, (0.0, 100, 11), (0.001, 100, 11))
+    assert slow.first_s == pytest.approx(fast.first_s + 0.5)
+    assert slow.last_s == pytest.approx(fast.last_s + 0.5)
+
+
+def test_the_hand_over_delays_what_comes_after_the_first_token() -> None:
+    s = serve(replace(PLAIN, handover_s=0.3), (0.0, 100, 11))
+    assert (s.first_s[0], s.last_s[0]) == pytest.approx((0.02, 0.34))
+
+
+def test_a_short_prompt_waits_for_others_and_a_long_one_does_not() -> None:
+    waiting = replace(PLAIN, batch_wait_s=0.05, batch_full_tokens=200)
+    s = serve(waiting, (0.0, 100, 1), (1.0, 200, 1))
+    assert s.first_s == pytest.approx([0.05 + 0.02, 1.0 + 0.03])
+
+
+def test_a_batch_starts_as_soon_as_it_is_full() -> None:
+    waiting = replace(PLAIN, batch_wait_s=0.05, batch_full_tokens=200)
+    s = serve(waiting, (0.0, 100, 1), (0.02, 100, 1))
+    assert s.first_s == pytest.approx([0.02 + 0.03, 0.02 + 0.03])
+
+
+def test_who_waits_behind_a_batch_waits_no_longer_than_the_rule_says() -> None:
+    """The second arrives while the first is computed, and is due 50 ms after it came."""
+    waiting = replace(PLAIN, batch_wait_s=0.05, batch_full_tokens=200)
+    s = serve(waiting, (0.0, 200, 1), (0.02, 100, 1), (0.1, 300, 1))
+    assert s.first_s == pytest.approx([0.03, 0.07 + 0.02, 0.1 + 0.04])
+
+
+def test_everything_is_served_whatever_the_rule() -> None:
+    random = np.random.default_rng(3)
+    arrivals = np.cumsum(random.exponential(0.05, 300))
+    requests = [(float(t), int(random.integers(1, 400)), int(random.integers(1, 60))) for t in arrivals]
+    s = serve(replace(PLAIN, batch_wait_s=0.05, batch_full_tokens=217, overhead_s=0.01, handover_s=0.004), *requests)
+    assert not np.isnan(s.last_s).any()
+    assert (s.first_s >= arrivals + 0.02).all() and (s.last_s >= s.first_s).all()

@@ -1,0 +1,127 @@
+"""`disagg plan`: what goes in by arguments and what comes out as table, JSON, YAML and HTML."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from disagg_operator.api import parse_file
+from disagg_operator.cli.main import main
+from disagg_operator.planning.profile import PROFILES, save
+
+SMALL = ["--prompt-tokens", "500,2000", "--output-tokens", "150"]
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as left:
+        main(["plan", *arguments])
+    code = left.value.code
+    out = capsys.readouterr().out
+    return (code, out) if isinstance(code, int) else (2, str(code))
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = plan(capsys, "meta-llama/Llama-3.1-8B-Instruct", "--rate", "100", *SMALL, "--gpus", "H100,L40S")
+    assert code == 0
+    for words in (
+        "Recommended:",
+        "131,072 bytes a token",
+        "disaggregated",
+        "monolithic",
+        "rdma-400 (planned)",
+        "ethernet-25",
+        "tensor parallel",
+    ):
+        assert words in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_json_yaml_and_html(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    files = "--yaml", str(tmp_path / "cr.yaml"), "--html", str(tmp_path / "r.html")
+    code, out = plan(capsys, "meta-llama/Llama-3.1-70B", "--rate", "80", *SMALL, "--price", "H100=2.5", "--json", *files)
+    data = json.loads(out)
+    assert code == 0
+    pools = {p["role"]: p for p in data["deployments"]["disaggregated"]["pools"]}
+    cost = data["deployments"]["disaggregated"]["cost_per_hour"]
+    assert cost == 2.5 * sum(p["gpus"] for p in pools.values())
+    spec = parse_file(yaml.safe_load((tmp_path / "cr.yaml").read_text())).spec
+    assert (spec.prefill.replicas, spec.decode.replicas) == (pools["prefill"]["replicas"], pools["decode"]["replicas"])
+    assert (tmp_path / "cr.yaml").read_text().startswith("# Recommended:")
+    page = (tmp_path / "r.html").read_text()
+    tags: list[str] = []
+    links: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            tags.append(tag)
+            links.extend(v or "" for k, v in attrs if k in ("src", "href", "xlink:href") and not (v or "").startswith("#"))
+
+    Reader().feed(page)
+    assert tags.count("svg") == 4 and tags.count("table") == 4
+    assert links == []  # nothing is loaded from elsewhere
+    assert data["headline"] in page
+
+
+def test_infeasible_is_said_with_the_limit_and_the_status(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out = plan(capsys, "llama-3.1-70b", "--rate", "10", *SMALL, "--tpot-ms", "2", "--html", str(tmp_path / "r.html"))
+    assert code == 1
+    assert "Infeasible" in out and "tpot" in out and "2 ms is asked" in out
+    assert "verdict bad" in (tmp_path / "r.html").read_text()
+
+
+def test_a_config_file_and_a_measured_profile(capsys: pytest.CaptureFixture[str], tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    model = str(Path(pytestconfig.rootpath) / "models" / "stdlib-llama")
+    save(PROFILES["8b-h100"], tmp_path / "p.json")
+    code, out = plan(capsys, model, "--rate", "5", *SMALL, "--profile", f"H100={tmp_path / 'p.json'}", "--json")
+    assert code == 0
+    data = json.loads(out)
+    assert data["model"] == {"name": "stdlib-llama", "weight_bytes": data["model"]["weight_bytes"], "kv_bytes_per_token": 3072}
+    assert "H100: measured profile." in data["notes"]
+
+
+@pytest.mark.slow
+def test_a_trace_is_simulated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = "".join(f"{i / 20},{200 + 37 * (i % 40)},{20 + i % 90}\n" for i in range(4000))
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    arguments = ["llama-3.1-8b", "--trace", str(tmp_path / "t.csv"), "--uri", "hf://a/b", "--yaml", str(tmp_path / "cr.yaml")]
+    code, out = plan(capsys, *arguments, "--json")
+    data = json.loads(out)
+    assert code == 0 and data["simulated"]
+    assert data["traffic"]["requests_per_s"] == pytest.approx(20, rel=0.01)
+    assert {p["limited_by"] for p in data["deployments"]["disaggregated"]["pools"]} == {"simulation"}
+    spec = parse_file(yaml.safe_load((tmp_path / "cr.yaml").read_text())).spec
+    assert spec.prefill.autoscaling is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no-such-model", "--rate", "1", *SMALL], "model: 'no-such-model'"),
+        (["llama-3.1-8b", "--rate", "1"], "--prompt-tokens"),
+        (["llama-3.1-8b", "--rate", "0", *SMALL], "--rate"),
+        (["llama-3.1-8b", "--rate", "nan", *SMALL], "--rate"),
+        (["llama-3.1-8b", "--rate", "1", "--prompt-tokens", "many", "--output-tokens", "1"], "--prompt-tokens: 'many'"),
+        (["llama-3.1-8b", "--rate", "1", "--prompt-tokens", "9,8", "--output-tokens", "1"], "--prompt-tokens"),
+        (["llama-3.1-8b", "--rate", "1", *SMALL, "--gpus", "H100,Z80"], "--gpus: 'Z80'"),
+        (["llama-3.1-8b", "--rate", "1", *SMALL, "--price", "H100"], "--price: 'H100'"),
+        (["llama-3.1-8b", "--rate", "1", *SMALL, "--price", "H100=-1"], "--price: H100=-1"),
+        (["llama-3.1-8b", "--rate", "1", *SMALL, "--gpus", "H100,A100", "--price", "H100=2"], "price of A100 is missing"),
+        (["llama-3.1-8b", "--rate", "1", *SMALL, "--percentile", "100"], "--percentile"),
+        (["llama-3.1-8b", "--rate", "1", *SMALL, "--ttft", "0"], "--ttft"),
+        (["llama-3.1-8b", "--rate", "1", *SMALL, "--yaml", "x.yaml"], "--uri"),
+        (["llama-3.1-8b", "--rate", "1", *SMALL, "--profile", "H100=nowhere.json"], "nowhere.json"),
+        (["llama-3.1-8b", "--trace", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["llama-3.1-8b", "--trace", "nowhere.csv", "--rate", "1"], "--trace: brings rate"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = plan(capsys, *arguments)
+    assert code == 2
+    assert words in text

@@ -1,0 +1,43 @@
+"""Profiles are written and read back; a wrong file is refused by field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from disagg_operator.planning.profile import PROFILES, ProfileError, load, save
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_what_was_written_is_read(name: str, tmp_path: Path) -> None:
+    save(PROFILES[name], tmp_path / "p.json")
+    assert load(str(tmp_path / "p.json")) == PROFILES[name] == load(name)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("gpus", 0), ("gpus", 1.5), ("a_s", -1), ("d_s", 0), ("kv_tokens", "many"), ("batch_tokens", 0), ("max_running", True), ("colour", 1),
+        ("b_s_per_token", float("nan")), ("batch_wait_s", -0.1),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_by_field(field: str, value: object, tmp_path: Path) -> None:
+    save(PROFILES["8b-h100"], tmp_path / "p.json")
+    raw = json.loads((tmp_path / "p.json").read_text()) | {field: value}
+    (tmp_path / "p.json").write_text(json.dumps(raw))
+    with pytest.raises(ProfileError, match=field):
+        load(str(tmp_path / "p.json"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"gpus": 1}'])
+def test_what_is_no_profile_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(ProfileError, match=r"p\.json"):
+        load(str(tmp_path / "p.json"))
+
+
+def test_neither_name_nor_file() -> None:
+    with pytest.raises(ProfileError, match="70b-h100-tp4"):
+        load("70b-h100-tp5")
