@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 UNKNOWN = math.nan
+YOUNG_S = 60.0  # a worker that new still fills its caches and says little of its speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,11 @@ class Pods:
 
 @dataclass(frozen=True, slots=True)
 class PrefillSignals:
-    """Arrivals and what they ask for; tokens are uncached prompt tokens. `busy_s`: seconds of computing, summed over the workers."""
+    """Arrivals and what they ask for; tokens are uncached prompt tokens. `busy_s`: seconds of computing, summed over the workers.
+
+    `batch*`: the batches computed in the interval, what was in them (tokens, squares of each prompt's tokens) and how long they took: all
+    four of the same workers, without those that became ready less than `YOUNG_S` ago. A worker's speed is learned from them.
+    """
 
     pods: Pods
     arrivals: float = UNKNOWN
@@ -37,11 +42,19 @@ class PrefillSignals:
     busy_s: float = UNKNOWN
     ttft_total: float = UNKNOWN
     ttft_ok: float = UNKNOWN
+    batches: float = UNKNOWN
+    batch_tokens: float = UNKNOWN
+    batch_tokens_squared: float = UNKNOWN
+    batch_s: float = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeSignals:
-    """`waiting_requests`: prefilled or queued for want of decode capacity. `completed_*`: of the requests that ended in the interval."""
+    """`waiting_requests`: prefilled or queued for want of decode capacity. `completed_*`: of the requests that ended in the interval.
+
+    `step*`: the decode steps made in the interval, the sequences and the KV tokens in them, summed over the steps, and how long they took:
+    of the same workers, as for prefill. `kv_capacity_tokens`: of one worker; `kv_tokens`: of all.
+    """
 
     pods: Pods
     waiting_requests: float = UNKNOWN
@@ -54,6 +67,10 @@ class DecodeSignals:
     completed_context_tokens: float = UNKNOWN
     tpot_total: float = UNKNOWN
     tpot_ok: float = UNKNOWN
+    steps: float = UNKNOWN
+    step_sequences: float = UNKNOWN
+    step_kv_tokens: float = UNKNOWN
+    step_s: float = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

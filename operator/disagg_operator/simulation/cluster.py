@@ -114,7 +114,7 @@ class Cluster:
         self.gpu_s = 0.0
         self.starts = self.actions = self.flips = 0
         self._rows: list[tuple[float, ...]] = []
-        self._last_count = s.tally.copy()
+        self._last_count: list[float] = s.tally.tolist()
 
     # ---- workers ----
 
@@ -208,9 +208,9 @@ class Cluster:
     def _signals(self, now: float) -> tuple[PrefillSignals, DecodeSignals]:
         s = self.sim
         kernel.settle(s, now)
-        count = s.tally
-        delta = count - self._last_count
-        self._last_count = count.copy()
+        count = s.tally.tolist()  # plain floats: a policy computes with them much faster
+        delta = [a - b for a, b in zip(count, self._last_count, strict=True)]
+        self._last_count = count
         busy = s.p_to - s.p_from
         serving = (s.d_state == state.READY) | (s.d_state == state.DRAINING)
         no_pods = Pods(0, 0)
@@ -219,12 +219,14 @@ class Cluster:
             count[state.P_TAIL] - count[state.P_HEAD] + count[state.A_TAIL] - count[state.A_HEAD], count[state.QUEUED_TOKENS],
             float(busy.sum()),
             delta[state.P_BUSY_S], delta[state.TTFT_ALL] + delta[state.DROPS], delta[state.TTFT_OK],
+            delta[state.BATCHES], delta[state.BATCH_TOKENS], delta[state.BATCH_TOKENS2], delta[state.P_BUSY_S],
         )  # fmt: skip
         decode = DecodeSignals(
             no_pods, count[state.D_TAIL] - count[state.D_HEAD], float(s.d_batch[serving].sum()), float(s.d_kv[serving].sum()),
             float(self.setup.profile.kv_tokens), delta[state.GENERATED], delta[state.ENDED], delta[state.ENDED_TOKENS],
             delta[state.ENDED_KV],
             delta[state.TPOT_ALL] + delta[state.LOST], delta[state.TPOT_OK],
+            delta[state.STEPS], delta[state.STEP_SEQUENCES], delta[state.STEP_KV], delta[state.STEP_S],
         )  # fmt: skip
         return prefill, decode
 

@@ -28,6 +28,10 @@ from disagg_operator.simulation.state import (
     NONE,
     READY,
     STARTING,
+    STEP_KV,
+    STEP_S,
+    STEP_SEQUENCES,
+    STEPS,
     TPOT_ALL,
     TPOT_OK,
     Sim,
@@ -56,8 +60,13 @@ def steps_within(s: Sim, p: int, seconds: float) -> float:
 def step_on(s: Sim, p: int, n: float) -> None:
     """Move the worker's boundary n steps on."""
     if n > 0:
-        s.d_t0[p] += steps_s(s, p, n)
-        s.d_kv[p] += n * s.d_batch[p]
+        batch, seconds = s.d_batch[p], steps_s(s, p, n)
+        s.tally[STEPS] += n
+        s.tally[STEP_SEQUENCES] += n * batch
+        s.tally[STEP_KV] += n * s.d_kv[p] + batch * n * (n - 1) / 2
+        s.tally[STEP_S] += seconds
+        s.d_t0[p] += seconds
+        s.d_kv[p] += n * batch
         s.d_step[p] += n
         s.tally[GENERATED] += n * s.d_batch[p]
 

@@ -11,6 +11,9 @@ from disagg_operator.simulation.state import (
     A_HEAD,
     A_TAIL,
     ARRIVALS,
+    BATCH_TOKENS,
+    BATCH_TOKENS2,
+    BATCHES,
     D_PLACES,
     DRAINING,
     DROPPED,
@@ -144,6 +147,9 @@ def _start_batch(s: Sim, p: int, now: float) -> bool:
     s.tally[QUEUED_TOKENS] -= tokens
     duration = s.fixed[0] + s.fixed[1] * tokens + s.fixed[2] * squares
     s.tally[P_BUSY_S] += duration
+    s.tally[BATCHES] += 1
+    s.tally[BATCH_TOKENS] += tokens
+    s.tally[BATCH_TOKENS2] += squares
     s.p_from[p], s.p_to[p], s.p_again[p] = begin, at, again
     s.p_ready_s[p] = now + duration
     s.p_next_s[p] = min(now + duration, s.p_death_s[p])

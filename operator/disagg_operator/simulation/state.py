@@ -16,9 +16,9 @@ _AGAIN = 1 << 20  # requests that may come back from dead workers, all together
 (
     NEXT, P_HEAD, P_TAIL, D_HEAD, D_TAIL, T_SIZE, QUEUED_TOKENS, ARRIVALS, WORK, WORK2, FIRST, TTFT_OK, TTFT_ALL, ENDED, ENDED_TOKENS,
     TPOT_OK, TPOT_ALL, GENERATED, P_BUSY_S, LOST, DROPS, LINK_FREE, LINK_BUSY_S, RETRIES, ENDED_KV,
-    A_HEAD, A_TAIL, P_PLACES, D_PLACES,
-) = range(29)  # fmt: skip
-COUNTERS = 29
+    A_HEAD, A_TAIL, P_PLACES, D_PLACES, BATCHES, BATCH_TOKENS, BATCH_TOKENS2, STEPS, STEP_SEQUENCES, STEP_KV, STEP_S,
+) = range(36)  # fmt: skip
+COUNTERS = 36
 
 njit: Any = numba.njit(cache=True, fastmath=False)
 
