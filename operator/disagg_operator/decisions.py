@@ -11,6 +11,8 @@ from disagg_operator.resources import Obj, annotations_of, name_of
 
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 _MAX_COST = 1_000_000
+_MAX_WORDS = 512
+_MAX_NUMBERS = 24
 
 
 def to_carry_out(decision: Decision | None, live_replicas: int | None, dry_run: bool) -> int | None:
@@ -43,6 +45,10 @@ def last_decision(stored: Mapping[str, Any] | None, decision: Decision | None, d
     }
     if decision.value is not None:
         entry["value"] = round(decision.value, 3)
+    if decision.message:
+        entry["message"] = decision.message[:_MAX_WORDS]
+    if decision.numbers:
+        entry["numbers"] = dict(sorted(decision.numbers.items())[:_MAX_NUMBERS])
     same = kept is not None and all(kept.get(k) == entry[k] for k in ("from", "to", "reason", "dryRun"))
     return kept if same and dry_run else entry
 
@@ -54,7 +60,7 @@ def shown(value: float | None) -> str:
 
 def scaled_note(pool: str, decision: Decision) -> Note:
     reason = "ScaledUp" if decision.to > decision.current else "ScaledDown"
-    why = f"{decision.signal}={shown(decision.value)} target {shown(decision.target)}"
+    why = decision.message or f"{decision.signal}={shown(decision.value)} target {shown(decision.target)}"
     return Note(NORMAL, reason, f"{pool}: {why}: {decision.current} -> {decision.to} ({decision.reason})")
 
 

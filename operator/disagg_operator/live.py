@@ -8,16 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from disagg_operator.autoscaling.podfacts import Starts
 from disagg_operator.autoscaling.policy import Decision, PoolPolicy, State
+from disagg_operator.autoscaling.predictive import Settings
+from disagg_operator.autoscaling.predictor import Predicting
+from disagg_operator.autoscaling.signals.fold import Memory
 from disagg_operator.observe import RouterView
 from disagg_operator.queue import Key
 
 
 @dataclass(frozen=True, slots=True)
 class ScalePlan:
-    """What a resource says of scaling. `policies` holds the pools that the operator scales."""
+    """What a resource says of scaling. `policies`: the pools that the operator scales, as the policy queue has them; `predictive`: the
+    settings of that policy, where it is the one; `down_windows_s`: declared damping, by pool."""
 
     policies: Mapping[str, PoolPolicy]
+    predictive: Settings | None = None
+    down_windows_s: Mapping[str, float] = field(default_factory=dict)
     prometheus_url: str | None = None
     dry_run: bool = False
     suspended: bool = False
@@ -33,13 +40,20 @@ class Scaling:
 
 @dataclass(slots=True)
 class Live:
-    """One DisaggDeployment. `loads`: requests by pod at the last look."""
+    """One DisaggDeployment. `loads`: requests by pod at the last look; `loaded`: what the policy learned before the operator's start is in
+    `predicting`, of which `unsaved` says whether anything is to be kept since epoch time `saved_s`."""
 
     uid: str = ""
     bearer: str | None = None
     view: RouterView | None = None
     view_at: float = float("-inf")
     pools: dict[str, Scaling] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    starts: dict[str, Starts] = field(default_factory=dict)
+    predicting: Predicting = field(default_factory=Predicting)
+    loaded: bool = False
+    unsaved: bool = False
+    saved_s: float = float("-inf")
     loads: dict[str, float] = field(default_factory=dict)
 
 
@@ -55,6 +69,12 @@ class LiveTable:
             entry = self._entries[key] = Live(uid)
         return entry
 
-    def forget_all_but(self, keys: frozenset[Key]) -> None:
-        for key in [k for k in self._entries if k not in keys]:
+    def forget_all_but(self, keys: frozenset[Key]) -> list[Key]:
+        """Gives what was forgotten."""
+        gone = [k for k in self._entries if k not in keys]
+        for key in gone:
             del self._entries[key]
+        return gone
+
+    def items(self) -> list[tuple[Key, Live]]:
+        return list(self._entries.items())

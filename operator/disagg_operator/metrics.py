@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -26,7 +27,13 @@ class Metrics:
         self.scaled = Counter("disagg_operator_scalings", "Decisions carried out", (*_POOL, "direction"), registry=self.registry)
         self._current = Gauge("disagg_autoscaler_replicas", "Replicas as set", _POOL, registry=self.registry)
         self._wanted = Gauge("disagg_autoscaler_wanted_replicas", "Replicas as decided", _POOL, registry=self.registry)
-        self._value = Gauge("disagg_autoscaler_signal", "Smoothed requests per replica; NaN when unknown", _POOL, registry=self.registry)
+        self._value = Gauge(
+            "disagg_autoscaler_signal",
+            "Forecast work in workers, or requests per replica; NaN: unknown",
+            _POOL,
+            registry=self.registry,
+        )
+        self._number = Gauge("disagg_autoscaler_number", "What the last decision was made by", (*_POOL, "name"), registry=self.registry)
         self._blind = Gauge("disagg_autoscaler_blind", "1 while held for want of metrics", _POOL, registry=self.registry)
 
     def decision(self, key: Key, pool: str, decision: Decision) -> None:
@@ -35,6 +42,16 @@ class Metrics:
         self._wanted.labels(*labels).set(decision.to)
         self._value.labels(*labels).set(math.nan if decision.value is None else decision.value)
         self._blind.labels(*labels).set(1 if decision.blind else 0)
+        for name, value in decision.numbers.items():
+            self._number.labels(*labels, name).set(value)
+
+    def forget(self, key: Key) -> None:
+        """The resource is gone: so are its series."""
+        for metric in (self._current, self._wanted, self._value, self._blind, self._number, self.scaled):
+            for labels in [sample.labels for family in metric.collect() for sample in family.samples]:
+                if (labels.get("namespace"), labels.get("deployment")) == key:
+                    with contextlib.suppress(KeyError):
+                        metric.remove(*(labels[name] for name in metric._labelnames))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from disagg_operator.api.v1alpha1 import DisaggDeployment, InvalidResource, PoolSpec, parse
+from disagg_operator.autoscaling import scaling
 from disagg_operator.autoscaling.policy import PoolPolicy
 from disagg_operator.desired.environment import quantity_bytes
 from disagg_operator.desired.facts import ROLES as POOLS
@@ -16,6 +17,7 @@ from disagg_operator.resources import Obj
 
 # Requests per worker when none is declared. A prefill worker batches what waits, so a short queue is healthy; a decode
 # worker is well used at half of its default of 64 running sequences.
+DEFAULT_DOWN_WINDOW_S = 300.0
 DEFAULT_TARGETS = {"prefill": 4.0, "decode": 32.0}
 
 
@@ -48,6 +50,8 @@ def read(obj: Obj) -> Plan:
     spec, network = resource.spec, resource.spec.kv_transfer.network
     for role in POOLS:
         _check_pool(role, spec.pool(role))
+    if spec.scaling.max_gpus is not None and not all(scaling.gpus_of(spec.pool(role)) for role in POOLS):
+        raise Refused("InvalidSpec", "spec.scaling.maxGPUs: both pools must have an accelerator")
     if _stopped(spec.prefill) != _stopped(spec.decode):
         raise Refused("InvalidSpec", "spec.prefill.replicas and spec.decode.replicas must both be 0 or both be above 0")
     rdma = network.rdma_resource.name if network is not None and network.rdma_resource is not None else None
@@ -56,6 +60,8 @@ def read(obj: Obj) -> Plan:
         declared={role: _declared(spec.pool(role)) for role in POOLS},
         scaling=ScalePlan(
             policies={role: rules for role in POOLS if (rules := _policy(role, spec.pool(role))) is not None},
+            predictive=scaling.settings_of(resource) if spec.scaling.policy == "predictive" else None,
+            down_windows_s=_down_windows_s(resource),
             prometheus_url=None if spec.observability.prometheus is None else spec.observability.prometheus.url,
             dry_run=spec.scaling.dry_run,
             suspended=spec.suspend,
@@ -64,6 +70,12 @@ def read(obj: Obj) -> Plan:
         rdma_resource=rdma if spec.kv_transfer.transport == "rdma" else None,
         interface=None if network is None else network.interface,
     )
+
+
+def _down_windows_s(resource: DisaggDeployment) -> dict[str, float]:
+    """Those that are declared."""
+    bounds = {role: resource.spec.pool(role).autoscaling for role in POOLS}
+    return {role: float(b.scale_down_window_s) for role, b in bounds.items() if b is not None and b.scale_down_window_s is not None}
 
 
 def _attachment(resource: DisaggDeployment) -> tuple[str, str] | None:
@@ -121,12 +133,12 @@ def _declared(pool: PoolSpec) -> Declared:
 
 
 def _policy(role: str, pool: PoolSpec) -> PoolPolicy | None:
-    scaling = pool.autoscaling
-    if scaling is None:
+    bounds = pool.autoscaling
+    if bounds is None:
         return None
     return PoolPolicy(
-        min_replicas=scaling.min_replicas,
-        max_replicas=scaling.max_replicas,
-        target=scaling.queue_target(DEFAULT_TARGETS[role]),
-        down_window_s=float(scaling.scale_down_window_s),
+        min_replicas=bounds.min_replicas,
+        max_replicas=bounds.max_replicas,
+        target=bounds.queue_target(DEFAULT_TARGETS[role]),
+        down_window_s=DEFAULT_DOWN_WINDOW_S if bounds.scale_down_window_s is None else float(bounds.scale_down_window_s),
     )

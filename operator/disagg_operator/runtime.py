@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+import tempfile
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 from disagg_operator import children as kids
+from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.loop import ScrapeLoop
+from disagg_operator.autoscaling.records import Records
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
+from disagg_operator.autoscaling.store import StateStore
 from disagg_operator.cache import LABEL_DEPLOYMENT, WATCHED, Cache
 from disagg_operator.desired import Images
 from disagg_operator.desired.names import key_secret_name
@@ -49,6 +56,7 @@ class Runtime:
         wall: Callable[[], str],
         new_id: Callable[[], str],
         new_cluster_key: Callable[[], str],
+        epoch: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._kube = kube
@@ -57,6 +65,8 @@ class Runtime:
         self.live = LiveTable()
         self.metrics = Metrics()
         self.queue = KeyedQueue(clock)
+        # The wall clock at the start, and from then on the monotonic one: forecasts need the time of day, and none that jumps.
+        self._epoch_0 = epoch() - clock()
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusDoor(timeout_s=settings.prometheus_timeout_s)
         self._reconciler = Reconciler(
@@ -68,6 +78,9 @@ class Runtime:
             wall=wall,
             new_cluster_key=new_cluster_key,
         )
+        self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
+        self._records = Records(self._record_dir)
+        self._forecasting = Forecasting(StateStore(kube), self._records, self._prometheus, self._epoch)
         self._loop = ScrapeLoop(
             cache=self.cache,
             live=self.live,
@@ -76,10 +89,12 @@ class Runtime:
             plan_of=scale_plan,
             bearer_of=self._bearer_of,
             wake=self._wake,
+            forecasting=self._forecasting,
             clock=clock,
+            epoch=self._epoch,
             metrics=self.metrics,
         )
-        self._health = HealthServer(settings.health_host, settings.health_port, self.sick, self._metrics_text)
+        self._health = HealthServer(settings.health_host, settings.health_port, self.sick, self._metrics_text, self._records.read)
         self._tasks: list[asyncio.Task[None]] = []
         self._swept_at = clock()
         self._synced_at = clock()
@@ -106,10 +121,23 @@ class Runtime:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._keep_state()
+        if not self._settings.record_dir:
+            shutil.rmtree(self._record_dir, ignore_errors=True)
         await self._health.stop()
         await self._direct.close()
         self._prometheus.close()
         await self._kube.close()
+
+    async def _keep_state(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.shutdown_timeout_s):
+                await self._forecasting.save_all(self.live)
+        except TimeoutError:
+            log.warning("stopping without the scaling state of every resource")
+
+    def _epoch(self) -> float:
+        return self._epoch_0 + self._clock()
 
     def watch_event(self, resource: Resource, kind: str | None, obj: Obj) -> None:
         """One event of a watch; `kind` is None for what a watch starts with."""

@@ -29,7 +29,8 @@ class Settings(BaseModel):
     reconcile_timeout_s: Seconds = 60.0
     resync_interval_s: Seconds = 300.0
     debounce_s: Annotated[float, Field(ge=0, le=60)] = 0.2
-    scrape_interval_s: Seconds = 3.0
+    scrape_interval_s: Seconds = 5.0
+    record_dir: str = ""  # empty: a folder of its own, gone with the process
     scrape_timeout_s: Seconds = 2.0
     scrape_concurrency: Annotated[int, Field(ge=1, le=256)] = 16
     prometheus_timeout_s: Seconds = 4.0

@@ -231,7 +231,7 @@ def _scaling(intent: Intent) -> list[Condition]:
     if blind:
         message = f"no usable metrics of {', '.join(blind)}: replicas are held"
         return [Condition("ScalingActive", FALSE, "MetricsUnavailable", message)]
-    return [Condition("ScalingActive", TRUE, "MetricsFound", "replicas follow the queues")]
+    return [Condition("ScalingActive", TRUE, "MetricsFound", "replicas follow the load")]
 
 
 def _degraded(available: Condition, others: Sequence[Condition], intent: Intent, observed: Observed) -> Condition:

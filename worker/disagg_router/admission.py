@@ -44,6 +44,11 @@ class AdmissionQueue:
     def waiting(self, pool: str) -> int:
         return self._waiting[pool]
 
+    def scarce(self) -> str:
+        """The pool that those who wait wait for: who comes later waits for the same."""
+        oldest = self._oldest()
+        return "decode" if oldest is None else oldest.pool
+
     def crowded(self, turn: int) -> bool:
         """Somebody came before this turn and still waits: trying now would be jumping the queue."""
         oldest = self._oldest()

@@ -47,7 +47,7 @@ class Dispatcher:
         deadline_s = time.monotonic() + self._timeout_s
         turn = _Turn(self._queue.turn())
         if self._queue.crowded(turn.number):
-            await self._wait(turn, "decode", trace)
+            await self._wait(turn, self._queue.scarce(), trace)
         while True:
             choice: Choice | None = None
             try:

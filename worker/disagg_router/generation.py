@@ -83,6 +83,7 @@ class Generation:
     started_s: float = field(default_factory=time.monotonic)
     first_s: float = 0.0
     last_s: float = 0.0
+    ended: bool = False  # a whole answer was given
     # Tokens of the answer. `state.emitted` may be ahead of it: what came after a stop string is no part of the answer.
     tokens: int = 0
 
@@ -93,6 +94,7 @@ class Generation:
         async with contextlib.aclosing(dispatcher.run(self.state, self.trace)) as events:
             async for event in events:
                 if isinstance(event, Finished):
+                    self.ended = True
                     rest = stops.feed(detokenizer.flush())
                     yield Piece(rest + stops.flush(), finish_reason="stop" if stops.stopped else event.reason)
                     return
@@ -101,6 +103,7 @@ class Generation:
                 self.first_s = self.first_s or self.last_s
                 text = "" if event.token in stop_ids else stops.feed(detokenizer.feed(event.token))
                 if stops.stopped:
+                    self.ended = True
                     yield Piece(text, (event,), "stop")
                     return
                 yield Piece(text, (event,))

@@ -34,7 +34,7 @@ class Router:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.objectives)
         self.client = WorkerClient(settings.bearer())
         self._membership = membership_of(settings)
         self.table = WorkerTable(self.client, self._membership, settings.poll_interval_s)

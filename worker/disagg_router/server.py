@@ -115,6 +115,8 @@ class Api:
             generations = await asyncio.to_thread(
                 plan, asked, text, model, self._router.settings.max_attempts, self._tenant(request, asked.cache_salt)
             )
+            for g in generations:
+                self._router.metrics.arrived(len(g.state.prompt))
             shape = AnswerFormat(chat=chat, identity=secrets.token_hex(12), created_s=int(time.time()), model=asked.model)
             traced = request.headers.get("x-disagg-trace") == "1"
 
@@ -138,7 +140,7 @@ class Api:
     async def _whole(self, shape: AnswerFormat, generations: list[Generation]) -> dict[str, Any]:
         """The whole answer."""
         pieces: list[list[Piece]] = [[] for _ in generations]
-        async with contextlib.aclosing(merge([g.pieces(self._router.dispatcher) for g in generations])) as merged:
+        async with contextlib.aclosing(merge([self._pieces(g) for g in generations])) as merged:
             async for index, piece in merged:
                 pieces[index].append(piece)
         return shape.whole(list(zip(generations, pieces, strict=True)))
@@ -150,7 +152,7 @@ class Api:
         shown = [0] * len(generations)
         started = False
         try:
-            async with contextlib.aclosing(merge([g.pieces(self._router.dispatcher) for g in generations])) as merged:
+            async with contextlib.aclosing(merge([self._pieces(g) for g in generations])) as merged:
                 async for index, piece in merged:
                     if not started:
                         started = True
@@ -171,6 +173,21 @@ class Api:
             log.exception("a stream failed")
             yield ApiError(500, "internal error; see the router's log", code="internal").body()
 
+    async def _pieces(self, g: Generation) -> AsyncGenerator[Piece]:
+        """A choice's pieces, counted against the objectives. Raises ApiError."""
+        metrics, seen = self._router.metrics, False
+        try:
+            async with contextlib.aclosing(g.pieces(self._router.dispatcher)) as pieces:
+                async for piece in pieces:
+                    if piece.tokens and not seen:
+                        seen = True
+                        metrics.first_token(len(g.state.prompt), g.state.cached_tokens, g.ttft_s)
+                    yield piece
+        except ApiError as error:
+            if error.status >= 500 or error.status == 429:
+                metrics.failed(has_first=seen)
+            raise
+
     def _account(self, generations: Sequence[Generation]) -> None:
         """Metrics and one log line for each choice, whatever became of it."""
         metrics = self._router.metrics
@@ -184,6 +201,8 @@ class Api:
             if g.tpot_s is not None:
                 metrics.tpot.observe(g.tpot_s)
             metrics.paths.labels(g.trace.path).inc()
+            if g.ended:
+                metrics.ended(len(g.state.prompt), g.tokens, g.tpot_s)
             prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
             log.info(
                 "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%d transfer_ms=%.1f"

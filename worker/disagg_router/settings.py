@@ -10,6 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from disagg_router.metrics import Objectives
+
 PREFIX = "DISAGG_"
 MIN_KEY_BYTES = 32
 
@@ -41,8 +43,19 @@ class Settings(BaseModel):
     drain_grace_s: float | None = Field(None, ge=0, le=600)
     first_token_timeout_s: float = Field(120.0, gt=0, le=86400)
     stall_timeout_s: float = Field(60.0, gt=0, le=86400)
+    objective_ttft_s: float | None = Field(None, gt=0, le=3600)
+    objective_tpot_s: float | None = Field(None, gt=0, le=3600)
+    # What a prompt of n uncached tokens takes alone: a + b*n + c*n^2 (seconds); the first objective is never below 5 times that.
+    prefill_a_s: float = Field(0.0, ge=0, le=3600)
+    prefill_b_s_per_token: float = Field(0.0, ge=0, le=60)
+    prefill_c_s_per_token2: float = Field(0.0, ge=0, le=1)
     poll_interval_s: float = Field(1.0, gt=0, le=60)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def objectives(self) -> Objectives:
+        prefill_s = (self.prefill_a_s, self.prefill_b_s_per_token, self.prefill_c_s_per_token2)
+        return Objectives(self.objective_ttft_s, self.objective_tpot_s, prefill_s)
 
     @property
     def grace_s(self) -> float:

@@ -12,12 +12,24 @@ from disagg_worker.engine.api import Load
 
 _TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
+_WORK = {
+    "prefill_batches": "Prefill batches computed",
+    "prefill_batch_tokens": "Prompt tokens in them",
+    "prefill_batch_tokens_squared": "Squares of each prompt's tokens in them",
+    "prefill_batch_seconds": "Time that they took",
+    "decode_steps": "Decode steps made",
+    "decode_step_sequences": "Sequences in them, summed over the steps",
+    "decode_step_kv_tokens": "KV tokens in them, summed over the steps",
+    "decode_step_seconds": "Time that they took",
+}
+
 
 class _LoadCollector(Collector):
     """Reads the engine's load at scrape time, so that gauges are never stale."""
 
-    def __init__(self, load: Callable[[], Load | None]) -> None:
+    def __init__(self, load: Callable[[], Load | None], block_tokens: int) -> None:
         self._load = load
+        self._block_tokens = block_tokens
 
     def collect(self) -> Iterator[Metric]:
         load = self._load()
@@ -30,6 +42,12 @@ class _LoadCollector(Collector):
         for state, n in (("free", load.blocks_free), ("used", load.blocks_used), ("leased", load.blocks_leased)):
             blocks.add_metric([state], n)
         yield blocks
+        held = self._block_tokens * (load.blocks_total - load.blocks_free)
+        yield GaugeMetricFamily("disagg_worker_kv_tokens", "Tokens that the KV blocks in use have room for", value=held)
+        capacity = self._block_tokens * load.blocks_total
+        yield GaugeMetricFamily("disagg_worker_kv_capacity_tokens", "Tokens that the whole KV cache has room for", value=capacity)
+        for name, value in load.work_total.items():
+            yield CounterMetricFamily(f"disagg_worker_{name}", _WORK[name], value=value)
         yield CounterMetricFamily("disagg_worker_prompt_tokens", "Prompt tokens computed", value=load.prompt_tokens_total)
         yield CounterMetricFamily("disagg_worker_cached_tokens", "Prompt tokens found in the cache", value=load.cached_tokens_total)
         yield CounterMetricFamily("disagg_worker_generated_tokens", "Tokens generated", value=load.generated_tokens_total)
@@ -48,9 +66,9 @@ class _LoadCollector(Collector):
 class Metrics:
     """One process's metrics."""
 
-    def __init__(self, load: Callable[[], Load | None]) -> None:
+    def __init__(self, load: Callable[[], Load | None], block_tokens: int) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_LoadCollector(load))
+        self.registry.register(_LoadCollector(load, block_tokens))
         self.transfer_bytes = Counter("disagg_kv_transfer_bytes", "KV bytes moved between workers", ["direction"], registry=self.registry)
         self.transfer_seconds = Histogram(
             "disagg_kv_transfer_seconds", "First to last byte", registry=self.registry, buckets=_TRANSFER_BUCKETS_S

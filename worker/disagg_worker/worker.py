@@ -50,7 +50,7 @@ class Worker:
         self.active = 0
         self.idle = asyncio.Event()
         self.idle.set()
-        self.metrics = Metrics(lambda: self.node.engine.load() if self.node else None)
+        self.metrics = Metrics(lambda: self.node.engine.load() if self.node else None, settings.block_size_tokens)
         self._jobs: dict[work.Job, Callable[[], None]] = {}
         self._change: asyncio.Task[None] | None = None
         self._bearer = b"Bearer " + http_bearer(key).encode()

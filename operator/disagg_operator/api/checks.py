@@ -47,6 +47,24 @@ ADDRESS_XOR = "set either subnet or ipam: without an address no KV can be sent"
 ATTACHMENT_XOR = "set either attachmentRef or attachment"
 NOT_A_MAP = "must be a map"
 NOT_NAMED = "must be a list of maps, each with a name"
+RATIO = "min must not exceed max"
+# Two pools are equal when a worker of the one could be one of the other: the same devices, memory and template.
+FLIP_RULE = (
+    "!has(self.scaling) || !has(self.scaling.roleFlip) || !self.scaling.roleFlip || "
+    "(has(self.prefill.autoscaling) && has(self.decode.autoscaling) && "
+    + " && ".join(
+        f"(has(self.prefill.{f}) ? has(self.decode.{f}) && self.prefill.{f} == self.decode.{f} : !has(self.decode.{f}))"
+        for f in ("accelerator", "resources", "kvCacheSize")
+    )
+    + ")"
+)
+FLIP_EQUAL = "roleFlip needs autoscaling in both pools, and the same accelerator, resources and kvCacheSize in both"
+QUEUE_RULE = (
+    "!has(self.scaling) || !has(self.scaling.policy) || self.scaling.policy != 'queue' || "
+    "(!(has(self.scaling.roleFlip) && self.scaling.roleFlip) && !has(self.scaling.ratio) && "
+    "!(has(self.scaling.schedule) && size(self.scaling.schedule) > 0) && !has(self.scaling.maxGPUs))"
+)
+QUEUE_ONLY = "the policy queue knows no ratio, schedule, maxGPUs or roleFlip; use predictive"
 RDMA_NEEDED = "transport rdma needs network.rdmaResource"
 
 
@@ -65,6 +83,7 @@ def problems(dd: DisaggDeployment) -> Iterator[str]:
         yield from _pool(f"spec.{role}", dd.spec.pool(role))
     if (dd.spec.prefill.replicas == 0) != (dd.spec.decode.replicas == 0):
         yield f"spec: {BOTH_ZERO}"
+    yield from _scaling(dd)
     yield from _kv_transfer(dd.spec.kv_transfer)
 
 
@@ -106,6 +125,17 @@ def _pool(path: str, pool: PoolSpec) -> Iterator[str]:
         yield f"{path}.autoscaling: {REPLICAS_XOR}"
     if pool.autoscaling.min_replicas > pool.autoscaling.max_replicas:
         yield f"{path}.autoscaling.minReplicas: {MIN_MAX}"
+
+
+def _scaling(dd: DisaggDeployment) -> Iterator[str]:
+    scaling, pools = dd.spec.scaling, (dd.spec.prefill, dd.spec.decode)
+    if scaling.ratio is not None and scaling.ratio.min > scaling.ratio.max:
+        yield f"spec.scaling.ratio.min: {RATIO}"
+    alike = all(getattr(pools[0], f) == getattr(pools[1], f) for f in ("accelerator", "resources", "kv_cache_size"))
+    if scaling.role_flip and not (alike and all(p.autoscaling is not None for p in pools)):
+        yield f"spec.scaling.roleFlip: {FLIP_EQUAL}"
+    if scaling.policy == "queue" and (scaling.role_flip or scaling.ratio or scaling.schedule or scaling.max_gpus is not None):
+        yield f"spec.scaling.policy: {QUEUE_ONLY}"
 
 
 def _kv_transfer(kv: KvTransferSpec) -> Iterator[str]:

@@ -24,10 +24,12 @@ class Decision(Model):
     time: str = Field("", max_length=64, description="When.")
     signal: str = Field("", max_length=64, description="What was measured.")
     value: float = Field(0, description="Its value over the pool.")
-    target: float = Field(0, description="The target per worker.")
+    target: float = Field(0, description="The target per worker (policy queue).")
     from_: int = Field(0, alias="from", description="Workers before.")
     to: int = Field(0, description="Workers wanted.")
-    reason: str = Field("", max_length=512, description="Why, in words.")
+    reason: str = Field("", max_length=64, description="Why, in one word, for programs.")
+    message: str = Field("", max_length=512, description="Why, in a sentence, for people.")
+    numbers: dict[str, float] = Field({}, max_length=24, description="What it was decided by; docs/autoscaling.md has the names.")
     dry_run: bool = Field(False, description="Nothing was changed.")
 
 

@@ -13,7 +13,6 @@ from disagg_operator.api.base import (
     DnsName,
     Free,
     Model,
-    PositiveNumber,
     Quantity,
     Replicas,
     ResourceName,
@@ -22,6 +21,7 @@ from disagg_operator.api.base import (
     rules,
 )
 from disagg_operator.api.network import KvTransferSpec
+from disagg_operator.api.scaling import Autoscaling, Objectives, ScalingSpec
 from disagg_operator.api.status import Status
 
 
@@ -117,50 +117,6 @@ class Parallelism(Model):
     tensor: int = Field(1, ge=1, le=64, description="Tensor parallel size. The builtin engine supports 1.")
 
 
-class MetricTarget(Model):
-    """What the autoscaler aims at."""
-
-    average_value: PositiveNumber = Field(description="Requests per worker, waiting and running.")
-
-
-class Metric(Model):
-    """One autoscaling signal."""
-
-    type: Literal["QueueDepth"] = Field("QueueDepth", description="QueueDepth: requests waiting for or running in the pool.")
-    target: MetricTarget = Field(description="The target per worker.")
-
-
-class ScalingRules(Model):
-    """Damping of one direction."""
-
-    stabilization_window_seconds: int = Field(ge=0, le=3600, description="Scale down only to the highest demand of this long.")
-
-
-class Behavior(Model):
-    """As in autoscaling/v2."""
-
-    scale_down: ScalingRules | None = Field(None, description="Damping of scaling down. Default: 300 s.")
-
-
-class Autoscaling(Model):
-    """Scale this pool by its own queue."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(cel("!has(self.minReplicas) || self.minReplicas <= self.maxReplicas", checks.MIN_MAX, ".minReplicas"))
-    )
-    min_replicas: int = Field(1, ge=1, le=1000, description="Never fewer workers.")
-    max_replicas: int = Field(ge=1, le=1000, description="Never more workers.")
-    metrics: list[Metric] = Field([], max_length=1, description="The signal and its target. Default: QueueDepth, see docs.")
-    behavior: Behavior | None = Field(None, description="Damping.")
-
-    def queue_target(self, default: float) -> float:
-        return float(self.metrics[0].target.average_value) if self.metrics else default
-
-    @property
-    def scale_down_window_s(self) -> int:
-        return self.behavior.scale_down.stabilization_window_seconds if self.behavior and self.behavior.scale_down else 300
-
-
 class Resources(Model):
     """Compute resources of a container, as in a Pod. Devices come from accelerator and rdmaResource."""
 
@@ -200,7 +156,7 @@ class PoolSpec(Model):
     replicas: Replicas | None = Field(
         None, description="Fixed number of workers (default 1); afterwards `kubectl scale dp/NAME` or an HPA may change it."
     )
-    autoscaling: Autoscaling | None = Field(None, description="Let the operator scale this pool by its queue.")
+    autoscaling: Autoscaling | None = Field(None, description="Let the operator scale this pool by its load.")
     accelerator: Accelerator | None = Field(None, description="GPUs of each worker. Default: none, the worker computes on the CPU.")
     parallelism: Parallelism = Field(Parallelism(), description="How one worker splits the model.")
     resources: Resources | None = Field(None, description="Requests and limits of the worker container.")
@@ -246,12 +202,6 @@ class RouterSpec(Model):
     )
 
 
-class ScalingSpec(Model):
-    """Scaling of both pools."""
-
-    dry_run: bool = Field(False, description="Compute and report decisions, change nothing.")
-
-
 class PrometheusSpec(Model):
     """Where to read the pools' metrics instead of scraping the pods."""
 
@@ -273,12 +223,19 @@ class Security(Model):
 class Spec(Model):
     """What is wanted."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            cel(checks.FLIP_RULE, checks.FLIP_EQUAL, ".scaling.roleFlip"),
+            cel(checks.QUEUE_RULE, checks.QUEUE_ONLY, ".scaling.policy"),
+        )
+    )
     model: ModelSpec = Field(description="The model that both pools serve.")
     engine: EngineSpec = Field(EngineSpec(), description="The inference engine of both pools.")
     prefill: PoolSpec = Field(description="Workers that compute prompts.")
     decode: PoolSpec = Field(description="Workers that generate tokens.")
     kv_transfer: KvTransferSpec = Field(KvTransferSpec(), description="How the KV cache gets from prefill to decode.")
     router: RouterSpec = Field(RouterSpec(), description="The OpenAI-compatible front door.")
+    objectives: Objectives = Field(Objectives(), description="What the scaling aims at; the routers count who keeps it.")
     scaling: ScalingSpec = Field(ScalingSpec(), description="Scaling of both pools.")
     observability: Observability = Field(Observability(), description="Metrics.")
     security: Security = Field(Security(), description="Hardening.")

@@ -1,6 +1,6 @@
 """One loop for all deployments: look at every pod, step every policy, wake the reconcile where something changed.
 
-It writes nothing to the cluster: a decision lies in the `LiveTable` until the reconcile of its key carries it out.
+It writes nothing to the cluster but the policies' state: a decision lies in the `LiveTable` until the reconcile of its key carries it out.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from disagg_operator.autoscaling import policy
+from disagg_operator.autoscaling import podfacts, policy
+from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target, parse_json_object
+from disagg_operator.autoscaling.signals.fold import Answers, Look, fold
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
-from disagg_operator.autoscaling.signals.reading import PoolReading, router_waiting, view, worker_requests
+from disagg_operator.autoscaling.signals.reading import PoolReading, reading, view
+from disagg_operator.autoscaling.signals.samples import Sample, parse
 from disagg_operator.cache import Cache
 from disagg_operator.desired.facts import ROLES as POOLS
 from disagg_operator.desired.names import ROUTER_PORT, WORKER_PORT, pool_name
@@ -26,18 +29,32 @@ from disagg_operator.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, Obj, label
 log = logging.getLogger(__name__)
 
 STATE_PATH = "/internal/v1/state"
+# Prometheus scrapes pods one after the other: a step waits until all have been, or for so long.
+_ALL_SCRAPED_S = 45.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Pods:
-    """The ready pods of one deployment."""
+    """The pods of one deployment: those that are ready, and all of each pool."""
 
     routers: tuple[Obj, ...]
     workers: Mapping[str, tuple[Obj, ...]]
+    all_of: Mapping[str, tuple[Obj, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One deployment in one sweep."""
+
+    key: Key
+    resource: Obj
+    plan: ScalePlan
+    pods: _Pods
+    entry: Live
 
 
 class ScrapeLoop:
-    """`tick` is one sweep over everything."""
+    """`tick` is one sweep over everything. `clock` is monotonic, `epoch` the seconds since 1970, which never go back."""
 
     def __init__(
         self,
@@ -46,72 +63,78 @@ class ScrapeLoop:
         live: LiveTable,
         direct: DirectDoor,
         prometheus: PrometheusDoor,
+        forecasting: Forecasting,
         plan_of: Callable[[Obj], ScalePlan | None],
         bearer_of: Callable[[Key], Awaitable[str | None]],
         wake: Callable[[Key], None],
         clock: Callable[[], float],
+        epoch: Callable[[], float],
         metrics: Metrics,
     ) -> None:
         self._cache = cache
         self._live = live
         self._direct = direct
         self._prometheus = prometheus
+        self._forecasting = forecasting
         self._plan_of = plan_of
         self._bearer_of = bearer_of
         self._wake = wake
         self._clock = clock
+        self._epoch = epoch
         self._metrics = metrics
 
     async def tick(self) -> None:
         """One sweep. Never raises for what a pod or a Prometheus does."""
         keys = self._cache.keys()
-        self._live.forget_all_but(frozenset(keys))
+        for gone in self._live.forget_all_but(frozenset(keys)):
+            self._forecasting.forget(gone)
+            self._metrics.forget(gone)
         pods = self._cache.pods_by_deployment()
-        jobs: dict[Key, tuple[Obj, ScalePlan, _Pods]] = {}
+        jobs = []
         for key in keys:
             resource = self._cache.get(DISAGG_DEPLOYMENT, key)
             plan = None if resource is None else self._plan_of(resource)
             if resource is not None and plan is not None:
-                jobs[key] = (resource, plan, _sort(pods.get(key, [])))
-        await asyncio.gather(*(self._ensure_bearer(key, uid_of(job[0]), job[2]) for key, job in jobs.items()))
-        targets = [t for key, job in jobs.items() for t in self._targets(key, job)]
-        bodies = await self._direct.fetch(targets)
+                jobs.append(_Job(key, resource, plan, _sort(pods.get(key, [])), self._live.of(key, uid_of(resource))))
+        await asyncio.gather(*(self._ensure_bearer(job) for job in jobs))
+        bodies = await self._direct.fetch([t for job in jobs for t in self._targets(job)])
         found = {(target.pod, target.path): body for target, body in bodies.items()}
-        await asyncio.gather(*(self._one(key, job, found) for key, job in jobs.items()))
+        await asyncio.gather(*(self._one(job, found) for job in jobs))
 
-    async def _ensure_bearer(self, key: Key, uid: str, pods: _Pods) -> None:
-        entry = self._live.of(key, uid)
-        if entry.bearer is None and pods.routers:
-            entry.bearer = await self._bearer_of(key)
+    async def _ensure_bearer(self, job: _Job) -> None:
+        if job.entry.bearer is None and job.pods.routers:
+            job.entry.bearer = await self._bearer_of(job.key)
 
-    def _targets(self, key: Key, job: tuple[Obj, ScalePlan, _Pods]) -> list[Target]:
-        resource, plan, pods = job
-        entry = self._live.of(key, uid_of(resource))
-        targets = []
-        for pod in pods.routers:
+    def _targets(self, job: _Job) -> list[Target]:
+        targets, direct = [], job.plan.prometheus_url is None
+        for pod in job.pods.routers:
             port = http_port(pod, ROUTER_PORT)
-            targets.append(Target(_pod_id(pod), _address(pod), port))
-            if entry.bearer is not None:
-                targets.append(Target(_pod_id(pod), _address(pod), port, STATE_PATH, entry.bearer))
-        if plan.prometheus_url is None:
-            workers = (pod for pool in POOLS for pod in pods.workers[pool])
+            if direct:
+                targets.append(Target(_pod_id(pod), _address(pod), port))
+            if job.entry.bearer is not None:
+                targets.append(Target(_pod_id(pod), _address(pod), port, STATE_PATH, job.entry.bearer))
+        if direct:
+            workers = (pod for pool in POOLS for pod in job.pods.workers[pool])
             targets.extend(Target(_pod_id(pod), _address(pod), http_port(pod, WORKER_PORT)) for pod in workers)
         return targets
 
-    async def _one(self, key: Key, job: tuple[Obj, ScalePlan, _Pods], found: Mapping[tuple[str, str], str]) -> None:
-        resource, plan, pods = job
-        entry = self._live.of(key, uid_of(resource))
-        changed = self._update_view(entry, pods, found)
-        readings = await self._readings(key, plan, pods, found)
-        entry.loads = {pod: load for r in readings.values() if r is not None for pod, load in r.by_pod.items()}
+    async def _one(self, job: _Job, found: Mapping[tuple[str, str], str]) -> None:
+        entry, plan = job.entry, job.plan
+        changed = self._update_view(entry, job.pods, found)
+        look = await self._look(job, found)
+        readings = {pool: reading(pool, look.prefill if pool == "prefill" else look.decode, look.routers) for pool in POOLS}
+        entry.loads = {pod: load for r in readings.values() for pod, load in r.by_pod.items()}
         for pool in list(entry.pools):
             if pool not in plan.policies:
                 del entry.pools[pool]
-        for pool in plan.policies:
-            if not plan.suspended:
-                changed |= self._step(key, entry, pool, plan, pods, readings.get(pool))
+        if plan.policies and not plan.suspended:
+            if plan.predictive is None:
+                for pool in plan.policies:
+                    changed |= self._step(job, pool, readings[pool])
+            else:
+                changed |= await self._predict(job, look)
         if changed:
-            self._wake(key)
+            self._wake(job.key)
 
     def _update_view(self, entry: Live, pods: _Pods, found: Mapping[tuple[str, str], str]) -> bool:
         """Take the routers' word. True if what status says of the pairs changes."""
@@ -126,40 +149,64 @@ class ScrapeLoop:
             entry.bearer = None  # the Secret may have been made anew: read it again next time
         return entry.view != before
 
-    async def _readings(
-        self, key: Key, plan: ScalePlan, pods: _Pods, found: Mapping[tuple[str, str], str]
-    ) -> dict[str, PoolReading | None]:
-        if plan.prometheus_url is not None:
-            url, pools = plan.prometheus_url, list(plan.policies)
-            answers = await asyncio.gather(*(self._prometheus.read(url, *key, pool) for pool in pools))
-            return dict(zip(pools, answers, strict=True))
-        waiting = [router_waiting(found.get((_pod_id(pod), "/metrics"), "")) for pod in pods.routers]
-        complete = bool(waiting) and all(w is not None for w in waiting)
-        out: dict[str, PoolReading | None] = {}
-        for pool in POOLS:
-            by_pod = {}
-            for pod in pods.workers[pool]:
-                requests = worker_requests(found.get((_pod_id(pod), "/metrics"), ""))
-                if requests is not None:
-                    by_pod[name_of(pod)] = requests
-            out[pool] = PoolReading(by_pod, sum(w[pool] for w in waiting if w is not None) if complete else None)
-        return out
+    async def _look(self, job: _Job, found: Mapping[tuple[str, str], str]) -> Look:
+        """What the ready pods say, from themselves or from Prometheus."""
+        now_s, stored = self._epoch(), None
+        if job.plan.prometheus_url is not None:
+            stored = await self._prometheus.read(job.plan.prometheus_url, *job.key, now_s) or {}
 
-    def _step(self, key: Key, entry: Live, pool: str, plan: ScalePlan, pods: _Pods, reading: PoolReading | None) -> bool:
-        """One step of a pool's policy. True if a reconcile has something to do or to say."""
-        current = self._replicas(key, pool)
+        def answers(pods: tuple[Obj, ...]) -> dict[str, Sample | None]:
+            if stored is not None:
+                return {name_of(pod): stored.get(name_of(pod)) for pod in pods}
+            bodies = {name_of(pod): found.get((_pod_id(pod), "/metrics")) for pod in pods}
+            return {name: None if body is None else parse(body, now_s) for name, body in bodies.items()}
+
+        entry, facts = job.entry, {}
+        for pool in POOLS:
+            entry.starts[pool] = podfacts.note_starts(entry.starts.get(pool, podfacts.Starts()), job.pods.workers[pool])
+            replicas = self._replicas(job.key, pool)
+            facts[pool] = podfacts.facts(job.pods.all_of[pool], 0 if replicas is None else replicas, now_s, entry.starts[pool])
+        prefill, decode = (answers(job.pods.workers[pool]) for pool in POOLS)
+        return Look(now_s, answers(job.pods.routers), prefill, decode, facts["prefill"], facts["decode"])
+
+    def _step(self, job: _Job, pool: str, seen_reading: PoolReading) -> bool:
+        """One step of a pool's own policy. True if a reconcile has something to do or to say."""
+        current = self._replicas(job.key, pool)
         if current is None:
             return False
-        scaling = entry.pools.setdefault(pool, Scaling())
-        seen = view((name_of(pod) for pod in pods.workers[pool]), reading)
+        scaling = job.entry.pools.setdefault(pool, Scaling())
+        seen = view((name_of(pod) for pod in job.pods.workers[pool]), seen_reading)
         sample = policy.Sample(self._clock(), seen.requests, seen.silent_pods, seen.router_silent)
-        before = scaling.decision
-        scaling.decision, scaling.state = policy.step(plan.policies[pool], sample, current, scaling.state)
-        self._metrics.decision(key, pool, scaling.decision)
-        if before is None or before.blind != scaling.decision.blind:
+        decision, scaling.state = policy.step(job.plan.policies[pool], sample, current, scaling.state)
+        return self._decided(job, pool, decision)
+
+    async def _predict(self, job: _Job, look: Look) -> bool:
+        """One step of both pools' policy. True as above."""
+        entry = job.entry
+        if any(self._replicas(job.key, pool) is None for pool in POOLS) or not await self._forecasting.ready(job.key, entry, job.plan):
+            return False
+        if job.plan.prometheus_url is not None and not _advanced(look.routers, entry, look.now_s):
+            return False
+        first = entry.memory.at_s != entry.memory.at_s
+        folded, entry.memory = fold(look, entry.memory)
+        if first and any(sample is not None for sample in look.routers.values()):
+            return False  # counters say something from the second look on
+        outcome = await self._forecasting.step(job.key, entry, job.plan, folded)
+        if outcome is None:
+            return False
+        changed = False
+        for pool, decision in outcome.decisions.items():
+            changed |= self._decided(job, pool, decision)
+        return changed
+
+    def _decided(self, job: _Job, pool: str, decision: policy.Decision) -> bool:
+        scaling = job.entry.pools.setdefault(pool, Scaling())
+        before, scaling.decision = scaling.decision, decision
+        self._metrics.decision(job.key, pool, decision)
+        if before is None or before.blind != decision.blind:
             return True
         # An unchanged decision was announced before; it wakes again only while it waits to be carried out.
-        return scaling.decision.to != current and not (plan.dry_run and before.to == scaling.decision.to)
+        return decision.to != decision.current and not (job.plan.dry_run and before.to == decision.to)
 
     def _replicas(self, key: Key, pool: str) -> int | None:
         found = self._cache.get(DISAGG_POOL, (key[0], pool_name(key[1], pool)))
@@ -167,11 +214,20 @@ class ScrapeLoop:
         return value if isinstance(value, int) else None
 
 
+def _advanced(routers: Answers, entry: Live, now_s: float) -> bool:
+    """Every router that answers has been scraped since the last step, or that step is long ago."""
+    if not now_s - entry.memory.at_s < _ALL_SCRAPED_S:
+        return True
+    before = entry.memory.samples
+    heard = [(pod, sample) for pod, sample in routers.items() if sample is not None]
+    return bool(heard) and all(pod not in before or sample.at_s > before[pod].at_s for pod, sample in heard)
+
+
 def _sort(pods: list[Obj]) -> _Pods:
     ready = [pod for pod in pods if is_ready(pod) and _address(pod)]
     workers = {pool: tuple(pod for pod in ready if pool_of(pod) == pool) for pool in POOLS}
     routers = tuple(pod for pod in ready if labels_of(pod).get("app.kubernetes.io/component") == "router")
-    return _Pods(routers, workers)
+    return _Pods(routers, workers, {pool: tuple(pod for pod in pods if pool_of(pod) == pool) for pool in POOLS})
 
 
 def _address(pod: Obj) -> str:

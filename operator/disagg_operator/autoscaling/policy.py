@@ -18,8 +18,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 # A stretch without samples longer than this is a hole: what was seen before it can't vouch for a scale-down.
 MAX_GAP_S = 30.0
@@ -60,7 +60,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`to == current` means hold. `value`: the smoothed demand per replica, None when unknown."""
+    """`to == current` means hold. `value`: the smoothed demand per replica, None when unknown. `message`: why, in a sentence."""
 
     current: int
     to: int
@@ -68,6 +68,8 @@ class Decision:
     signal: str
     value: float | None
     target: float
+    message: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def blind(self) -> bool:

@@ -20,9 +20,13 @@ import yaml
 
 from disagg_operator import plan
 from disagg_operator.api import DisaggDeployment, InvalidResource, parse_file
-from disagg_operator.autoscaling import policy
+from disagg_operator.autoscaling import policy, predictor
+from disagg_operator.autoscaling.observation import Pods
+from disagg_operator.autoscaling.podfacts import Starts
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target
-from disagg_operator.autoscaling.signals.reading import PoolReading, router_waiting, view, worker_requests
+from disagg_operator.autoscaling.signals.fold import Look, Memory, fold
+from disagg_operator.autoscaling.signals.reading import reading, view
+from disagg_operator.autoscaling.signals.samples import Sample, parse
 from disagg_operator.cli import chat
 from disagg_operator.cli.processes import Running, free_port, start, stop_all
 from disagg_operator.desired.facts import ROLES
@@ -80,6 +84,8 @@ class Supervisor:
         self._members = folder / "workers.json"
         self._scaling = plan.read(dd.model_dump(by_alias=True, exclude_none=True)).scaling
         self._states = {role: policy.State() for role in ROLES}
+        self._memory, self._predicting = Memory(), predictor.Predicting()
+        self._starts = {role: Starts() for role in ROLES}
         self.wanted = {role: dd.spec.pool(role).initial_replicas for role in ROLES}
         self._workers: dict[str, list[Running]] = {role: [] for role in ROLES}
         self._next = dict.fromkeys(ROLES, 0)
@@ -136,22 +142,59 @@ class Supervisor:
         part.replace(self._members)
 
     async def scale(self) -> None:
-        """One look at the queues, one step of each pool's policy."""
-        if not self._scaling.policies:
+        """One look at router and workers, one step of the policy."""
+        if not self._scaling.policies or self._router is None:
             return
         targets = {w.spec.name: Target(w.spec.name, "127.0.0.1", w.port) for w in self.everything() if not w.draining}
         bodies = {t.pod: body for t, body in (await self._door.fetch(targets.values())).items()}
-        waiting = router_waiting(bodies.get(self._router.spec.name, "")) if self._router else None
-        for role, rules in self._scaling.policies.items():
-            names = [w.spec.name for w in self._workers[role] if not w.draining and w.spec.name in bodies]
-            by_pod = {n: r for n in names if (r := worker_requests(bodies[n])) is not None}
-            seen = view(by_pod, PoolReading(by_pod, None if waiting is None else waiting[role]))
-            sample = policy.Sample(time.monotonic(), seen.requests, seen.silent_pods, seen.router_silent)
-            decision, self._states[role] = policy.step(rules, sample, self.wanted[role], self._states[role])
+        now_s = time.time()
+        said = {name: parse(bodies[name], now_s) if name in bodies else None for name in targets}
+        routers = {self._router.spec.name: said.get(self._router.spec.name)}
+        workers = {role: self._answers(role, said) for role in ROLES}
+        for role in ROLES:
+            taken_s = {w.spec.name: w.ready_after_s for w in self._workers[role] if w.ready_after_s is not None}
+            self._starts[role] = Starts({**self._starts[role].taken_s, **taken_s})
+        if self._scaling.predictive is None:
+            decisions = {role: self._queue_step(role, rules, workers[role], routers) for role, rules in self._scaling.policies.items()}
+        else:
+            look = Look(now_s, routers, workers["prefill"], workers["decode"], self._pods("prefill"), self._pods("decode"))
+            decisions = self._predictive_step(look)
+        for role, decision in decisions.items():
             if decision.to != decision.current and not self._scaling.dry_run:
                 value = "?" if decision.value is None else f"{decision.value:.1f}"
-                say(f"{role} {decision.current} -> {decision.to}: {decision.signal} {value} per worker, target {decision.target:g}")
+                why = decision.message or f"{decision.signal} {value} per worker, target {decision.target:g}"
+                say(f"{role} {decision.current} -> {decision.to}: {why}")
                 self.wanted[role] = decision.to
+
+    def _answers(self, role: str, said: dict[str, Sample | None]) -> dict[str, Sample | None]:
+        """Of the workers that are up: a worker that still starts can't answer."""
+        up = [w for w in self._workers[role] if not w.draining]
+        for worker in up:
+            if said.get(worker.spec.name) is not None:
+                worker.seen()
+        return {w.spec.name: said.get(w.spec.name) for w in up if w.ready_after_s is not None}
+
+    def _pods(self, role: str) -> Pods:
+        alive = [w for w in self._workers[role] if w.alive]
+        starting = tuple(w.age_s for w in alive if w.ready_after_s is None and not w.draining)
+        ready = sum(w.ready_after_s is not None and not w.draining for w in alive)
+        return Pods(self.wanted[role], ready, starting, sum(w.draining for w in alive), self._starts[role].mean_s)
+
+    def _queue_step(
+        self, role: str, rules: policy.PoolPolicy, workers: dict[str, Sample | None], routers: dict[str, Sample | None]
+    ) -> policy.Decision:
+        seen = view(workers, reading(role, workers, routers))
+        sample = policy.Sample(time.monotonic(), seen.requests, seen.silent_pods, seen.router_silent)
+        decision, self._states[role] = policy.step(rules, sample, self.wanted[role], self._states[role])
+        return decision
+
+    def _predictive_step(self, look: Look) -> dict[str, policy.Decision]:
+        assert self._scaling.predictive is not None
+        folded, self._memory = fold(look, self._memory)
+        outcome, self._predicting = predictor.step(
+            self._scaling.predictive, self._scaling.policies, self._scaling.down_windows_s, folded, self._predicting
+        )
+        return {} if outcome is None else dict(outcome.decisions)
 
     async def available(self) -> str | None:
         """None when a request can be served, else what is missing."""

@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from disagg_operator.desired.process import ProcessSpec
@@ -23,6 +24,8 @@ class Running:
     process: asyncio.subprocess.Process
     log: Path
     draining: bool = False
+    started_s: float = field(default_factory=time.monotonic)
+    ready_after_s: float | None = None
 
     @property
     def alive(self) -> bool:
@@ -31,6 +34,15 @@ class Running:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.started_s
+
+    def seen(self) -> None:
+        """It answered with what a worker that is ready says."""
+        if self.ready_after_s is None:
+            self.ready_after_s = self.age_s
 
     def terminate(self) -> None:
         self.draining = True

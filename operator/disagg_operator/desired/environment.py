@@ -6,6 +6,7 @@ import re
 from decimal import Decimal
 
 from disagg_operator.api import DisaggDeployment
+from disagg_operator.autoscaling.scaling import profile_of
 
 _SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 
@@ -46,9 +47,15 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
 
 
 def router_environment(dd: DisaggDeployment) -> dict[str, str]:
-    """What every router gets, wherever it runs."""
+    """What every router gets, wherever it runs: it counts who keeps the objectives, and has to know what a prompt takes alone."""
+    objectives, profile = dd.spec.objectives, profile_of(dd)
     return {
         "DISAGG_MODEL_NAME": dd.spec.model.served_name,
         "DISAGG_QUEUE_MAX_DEPTH": str(dd.spec.router.queue.max_depth),
         "DISAGG_QUEUE_MAX_WAIT_S": str(dd.spec.router.queue.max_wait_seconds),
+        "DISAGG_OBJECTIVE_TTFT_S": f"{objectives.ttft_seconds.p99:g}",
+        "DISAGG_OBJECTIVE_TPOT_S": f"{objectives.tpot_seconds.p99:g}",
+        "DISAGG_PREFILL_A_S": f"{profile.a_s:.4g}",
+        "DISAGG_PREFILL_B_S_PER_TOKEN": f"{profile.b_s_per_token:.4g}",
+        "DISAGG_PREFILL_C_S_PER_TOKEN2": f"{profile.c_s_per_token2:.4g}",
     }

@@ -1,21 +1,16 @@
-"""Texts and answers to numbers: absent is never zero."""
+"""Pages and answers to samples: absent is never zero."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_operator.autoscaling.signals.prometheus import router_query, worker_query
-from disagg_operator.autoscaling.signals.reading import (
-    PoolReading,
-    PoolView,
-    router_waiting,
-    vector_by_pod,
-    vector_single,
-    view,
-    worker_requests,
-)
+from disagg_operator.autoscaling.signals.prometheus import history_queries, samples_query
+from disagg_operator.autoscaling.signals.reading import PoolReading, PoolView, reading, view
+from disagg_operator.autoscaling.signals.samples import Sample, from_matrix, parse
 
 WORKER = "# TYPE disagg_worker_waiting_requests gauge\ndisagg_worker_waiting_requests {}\ndisagg_worker_running_requests {}\n"
 
@@ -35,13 +30,26 @@ WORKER = "# TYPE disagg_worker_waiting_requests gauge\ndisagg_worker_waiting_req
     ],
 )
 def test_worker_requests(text: str, requests: float | None) -> None:
-    assert worker_requests(text) == requests
+    found = reading("decode", {"a": parse(text, 1.0)}, {})
+    assert found.by_pod == ({} if requests is None else {"a": requests})
 
 
-def test_router_waiting_is_told_apart_by_pool() -> None:
-    text = 'disagg_router_waiting_requests{pool="decode"} 7\n'
-    assert router_waiting(text) == {"prefill": 0.0, "decode": 7.0}
-    assert router_waiting("up 1\n") is None
+def test_labels_of_our_own_tell_series_apart_and_others_do_not() -> None:
+    page = parse(
+        'disagg_router_waiting_requests{pool="decode"} 7\n'
+        'disagg_router_objective_requests_total{within="true",objective="ttft",job="x"} 3\n'
+        'disagg_router_ttft_seconds_bucket{le="1"} 3\n',
+        5.0,
+    )
+    assert page == Sample(5.0, {"disagg_router_waiting_requests:decode": 7.0, "disagg_router_objective_requests_total:ttft:true": 3.0})
+
+
+def test_routers_waiting_is_known_only_when_all_answered() -> None:
+    one = Sample(0.0, {"disagg_router_waiting_requests:decode": 7.0})
+    assert reading("decode", {}, {"r": one}).router_waiting == 7.0
+    assert reading("prefill", {}, {"r": one}).router_waiting is None
+    assert reading("decode", {}, {"r": one, "s": None}).router_waiting is None
+    assert reading("decode", {}, {}).router_waiting is None
 
 
 @pytest.mark.parametrize(
@@ -61,29 +69,46 @@ def test_view(ready: list[str], reading: PoolReading | None, expected: PoolView)
     assert view(ready, reading) == expected
 
 
-def test_prometheus_vectors() -> None:
-    assert vector_by_pod([{"metric": {"pod": "a"}, "value": [1, "2"]}, {"metric": {"pod": "b"}, "value": [1, "NaN"]}]) == {"a": 2.0}
-    assert vector_by_pod(None) is None
-    assert vector_single([]) is None
-    assert vector_single([{"metric": {}, "value": [1, "NaN"]}]) is None
-    assert vector_single([{"metric": {}, "value": [1, "4"]}]) == 4.0
+def _series(pod: str, name: str, *points: tuple[float, str], **labels: str) -> dict[str, object]:
+    return {"metric": {"__name__": name, "pod": pod, **labels}, "values": [list(p) for p in points]}
+
+
+def test_raw_samples_of_a_prometheus_keep_their_own_times() -> None:
+    answer = [
+        _series("a", "disagg_worker_waiting_requests", (100.0, "1"), (115.0, "2")),
+        _series("a", "disagg_worker_running_requests", (115.0, "3")),
+        _series("a", "disagg_worker_waiting_tokens", (100.0, "9")),  # ended with the scrape before
+        _series("b", "disagg_worker_waiting_requests", (40.0, "8")),  # too old
+        _series("c", "disagg_worker_waiting_requests", (110.0, "NaN")),
+        _series("c", "disagg_worker_running_requests", (110.0, "4")),
+        _series("d", "up", (115.0, "1")),
+    ]
+    assert from_matrix(answer, 120.0, 75.0) == {
+        "a": Sample(115.0, {"disagg_worker_waiting_requests": 2.0, "disagg_worker_running_requests": 3.0}),
+        "c": Sample(110.0, {"disagg_worker_running_requests": 4.0}),
+    }
+    assert from_matrix([], 120.0, 75.0) == {}
+    assert from_matrix(None, 120.0, 75.0) is None
 
 
 @given(st.recursive(st.none() | st.floats() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
 def test_no_answer_of_a_prometheus_can_break_the_reader(answer: object) -> None:
-    vector_by_pod(answer)
-    vector_single(answer)
+    from_matrix(answer, 0.0, 75.0)
+    from_matrix([{"metric": answer, "values": answer}], 0.0, 75.0)
+    from_matrix([{"metric": {"__name__": "disagg_worker_kv_tokens", "pod": "a"}, "values": [answer]}], 0.0, 75.0)
 
 
 @given(st.text())
 def test_no_page_can_break_the_reader(text: str) -> None:
-    worker_requests(text)
-    router_waiting(text)
+    parse(text, 0.0)
+    found = parse("disagg_worker_kv_tokens " + text, 0.0)
+    assert found is None or all(math.isfinite(v) for v in found.values.values())
 
 
 @pytest.mark.parametrize("name", ['a"} or vector(0) #', "a b", "", "A", "a\n"])
 def test_a_name_that_could_leave_the_quotes_of_a_query_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="not a DNS label"):
-        worker_query("ns", name, "prefill")
-    with pytest.raises(ValueError, match="not a DNS label"):
-        router_query(name, "chat", "prefill")
+    for query in (samples_query, history_queries):
+        with pytest.raises(ValueError, match="not a DNS label"):
+            query("ns", name)
+        with pytest.raises(ValueError, match="not a DNS label"):
+            query(name, "chat")

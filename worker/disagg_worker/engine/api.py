@@ -163,6 +163,7 @@ class Load:
     """A snapshot for `info` and metrics. free + used + leased = total blocks; free ones may have cached content.
 
     prompt_tokens_total: computed, so without the cached ones. step_seconds_total: of steps, `forward` in the network, `rest` beside it.
+    work_total: what was in the batches and steps, by name (disagg_worker.engine.steps.Work).
     """
 
     waiting_requests: int
@@ -179,6 +180,7 @@ class Load:
     preemptions_total: int = 0
     host_cache_bytes: int = 0
     step_seconds_total: dict[str, float] = field(default_factory=dict)
+    work_total: dict[str, float] = field(default_factory=dict)
 
 
 class EngineError(Exception):

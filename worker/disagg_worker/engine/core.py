@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -168,6 +169,7 @@ class TorchEngine:
                 prompt_tokens_total=self._prompt_tokens,
                 generated_tokens_total=self._settler.generated_tokens,
                 steps_total=dict(self._steps_total),
+                work_total=asdict(self._steps.work),
                 cached_tokens_total=queues.cached_tokens,
                 preemptions_total=queues.preemptions,
                 host_cache_bytes=self._store.host.held_bytes,

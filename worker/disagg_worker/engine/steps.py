@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
 import torch
 
@@ -21,6 +22,32 @@ from disagg_worker.engine.structured import Grammars
 Outcome = Sampled | Exception
 
 
+@dataclass(slots=True)
+class Work:
+    """What was computed and how long it took, in all: a policy learns a worker's speed from it. The squares are of each prompt's tokens."""
+
+    prefill_batches: int = 0
+    prefill_batch_tokens: int = 0
+    prefill_batch_tokens_squared: int = 0
+    prefill_batch_seconds: float = 0.0
+    decode_steps: int = 0
+    decode_step_sequences: int = 0
+    decode_step_kv_tokens: int = 0
+    decode_step_seconds: float = 0.0
+
+    def prefilled(self, tokens: Many[int], seconds: float) -> None:
+        self.prefill_batches += 1
+        self.prefill_batch_tokens += sum(tokens)
+        self.prefill_batch_tokens_squared += sum(n * n for n in tokens)
+        self.prefill_batch_seconds += seconds
+
+    def decoded(self, sequences: int, kv_tokens: int, seconds: float) -> None:
+        self.decode_steps += 1
+        self.decode_step_sequences += sequences
+        self.decode_step_kv_tokens += kv_tokens
+        self.decode_step_seconds += seconds
+
+
 class Steps:
     """Computes batches over the KV cache. An exception out of a method concerns the whole batch, one in an Outcome one sequence.
 
@@ -30,6 +57,7 @@ class Steps:
     def __init__(self, executor: Executor, memory: CacheMemory, store: KvStore, grammars: Grammars) -> None:
         self.forward_s = 0.0
         self._executor = executor
+        self.work = Work()
         self._memory = memory
         self._store = store
         self._grammars = grammars
@@ -39,6 +67,7 @@ class Steps:
 
     def prefill(self, work: Many[tuple[Sequence, int]]) -> list[tuple[Sequence, Outcome]]:
         """Compute n more tokens of each sequence. Returns the next token of those that are computed whole, and failures."""
+        began_s = time.perf_counter()
         with torch.inference_mode():
             cleared = [b for s, n in work for b in self._partly_filled(s, n)]
             ready = [(s, range(s.reported, end)) for s, n in work if (end := self._final_blocks(s, n)) > s.reported]
@@ -58,16 +87,20 @@ class Steps:
                 if s.computed == len(s.tokens):
                     whole.append(s)
             outcomes = dict(zip(whole, self._sample(logits, whole), strict=True))
+        self.work.prefilled([n for _, n in work], time.perf_counter() - began_s)
         return list((outcomes | failed).items())
 
     def decode(self, running: Many[Sequence]) -> list[tuple[Sequence, Outcome]]:
         """One more token for each sequence."""
+        began_s = time.perf_counter()
         with torch.inference_mode():
             cleared = [s.blocks[s.computed // self._size] for s in running if s.computed % self._size == 0]
             logits = self._run(self._batches.build(running), cleared)
             for s in running:
                 s.computed += 1
-            return list(zip(running, self._sample(logits, running), strict=True))
+            outcomes = list(zip(running, self._sample(logits, running), strict=True))
+        self.work.decoded(len(running), sum(s.computed for s in running), time.perf_counter() - began_s)
+        return outcomes
 
     def arrived(self, blocks: Many[int]) -> None:
         """The KV of these blocks came from another worker; it is taken over before the next step. Any thread."""

@@ -1,20 +1,19 @@
 """Door: a Prometheus that the user runs, by prometheus-api-client.
 
 That client is synchronous, so it runs in two threads of its own and every query has a deadline; a Prometheus that hangs costs
-at most these threads. Queries, for a pool P of deployment NAME in namespace NS (series need the usual `namespace` and `pod` labels):
+at most these threads. For deployment NAME in namespace NS (series need the usual `namespace` and `pod` labels) one query reads what the
+pods last reported, with the times at which they did:
 
-    per pod:  sum by (pod) (disagg_worker_waiting_requests{S}) + sum by (pod) (disagg_worker_running_requests{S} and FRESH)
-              S = namespace="NS", pod=~"NAME-P-[a-z0-9]+-[a-z0-9]+"
-    router:   sum(disagg_router_waiting_requests{namespace="NS", pod=~"NAME-router-...", pool="P"} and FRESH)
-    FRESH     time() - timestamp(series) < 30: an instant query answers with values up to five minutes old, and a pod that is gone
-              must not look as busy or as idle as it was.
+    {namespace="NS", pod=~"NAME-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+", __name__=~"disagg_router_...|disagg_worker_..."}[75s]
 
-An empty answer means "unknown", never zero.
+The raw samples go the same way as those of a direct scrape: counters are differenced for each pod, old values are no values, an empty
+answer means "unknown", never zero. The days before are read minute by minute from sums of increases (`history_queries`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,32 +24,28 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 from requests import RequestException
 from urllib3.util.retry import Retry
 
-from disagg_operator.autoscaling.signals.reading import (
-    ROUTER_WAITING,
-    WORKER_RUNNING,
-    WORKER_WAITING,
-    PoolReading,
-    vector_by_pod,
-    vector_single,
-)
+from disagg_operator.autoscaling.history import Minute
+from disagg_operator.autoscaling.signals.samples import ROUTER_METRICS, WORKER_METRICS, Sample, from_matrix
 
-MAX_AGE_S = 30
+# Two scrapes of the usual 30 s, and a little.
+MAX_AGE_S = 75
+HISTORY_DAYS = 3
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_FAILURES = (RequestException, PrometheusApiClientException, TimeoutError, ValueError, KeyError, TypeError)
 
 
-def worker_query(namespace: str, name: str, pool: str) -> str:
-    """Requests per pod of a pool. Raises ValueError for a name that could break out of the quotes."""
-    selector = f'namespace="{_checked(namespace)}",pod=~"{_checked(name)}-{_checked(pool)}-[a-z0-9]+-[a-z0-9]+"'
-    running = f"{WORKER_RUNNING}{{{selector}}}"
-    return f"sum by (pod) ({WORKER_WAITING}{{{selector}}}) + sum by (pod) ({running} and (time() - timestamp({running}) < {MAX_AGE_S}))"
+def samples_query(namespace: str, name: str) -> str:
+    """What every pod of a deployment last reported. Raises ValueError for a name that could break out of the quotes."""
+    pods = f'namespace="{_checked(namespace)}",pod=~"{_checked(name)}-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+"'
+    return f'{{{pods},__name__=~"{"|".join((*ROUTER_METRICS, *WORKER_METRICS))}"}}[{MAX_AGE_S}s]'
 
 
-def router_query(namespace: str, name: str, pool: str) -> str:
-    """Requests that wait in the routers for a pool. Raises ValueError as above."""
-    series = (
-        f'{ROUTER_WAITING}{{namespace="{_checked(namespace)}",pod=~"{_checked(name)}-router-[a-z0-9]+-[a-z0-9]+",pool="{_checked(pool)}"}}'
-    )
-    return f"sum({series} and (time() - timestamp({series}) < {MAX_AGE_S}))"
+def history_queries(namespace: str, name: str) -> tuple[str, str, str]:
+    """Requests, prompt and output tokens of a minute, by the mean of two (scrapes may be a minute apart). Raises ValueError as above."""
+    pods = f'namespace="{_checked(namespace)}",pod=~"{_checked(name)}-router-[a-z0-9]+-[a-z0-9]+"'
+    sums = ("disagg_router_arrivals_total", "disagg_router_arrived_prompt_tokens_total")
+    requests, prompt = (f"sum(increase({metric}{{{pods}}}[2m]))/2" for metric in sums)
+    return requests, prompt, f'sum(increase(disagg_router_completed_tokens_total{{{pods},kind="output"}}[2m]))/2'
 
 
 def _checked(name: str) -> str:
@@ -60,7 +55,7 @@ def _checked(name: str) -> str:
 
 
 class PrometheusDoor:
-    """Reads pools from Prometheus servers, by URL."""
+    """Reads deployments from Prometheus servers, by URL."""
 
     def __init__(self, *, timeout_s: float = 4.0, connect: Callable[[str], Any] | None = None) -> None:
         self._timeout_s = timeout_s
@@ -75,26 +70,48 @@ class PrometheusDoor:
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def read(self, url: str, namespace: str, name: str, pool: str) -> PoolReading | None:
-        """What Prometheus knows of a pool; None when it does not answer or knows nothing of its pods and routers."""
-        by_pod, waiting = await asyncio.gather(
-            self._query(url, worker_query(namespace, name, pool)),
-            self._query(url, router_query(namespace, name, pool)),
-        )
-        pods = vector_by_pod(by_pod)
-        return None if pods is None else PoolReading(pods, vector_single(waiting))
+    async def read(self, url: str, namespace: str, name: str, now_s: float) -> dict[str, Sample] | None:
+        """What Prometheus knows of a deployment's pods, by pod, with epoch times; None when it does not answer."""
+        query = samples_query(namespace, name)
+        answer = await self._in_thread(lambda: self._connection(url).custom_query(query, timeout=self._timeout_s))
+        return from_matrix(answer, now_s, MAX_AGE_S)
 
-    async def _query(self, url: str, query: str) -> Any:
-        loop = asyncio.get_running_loop()
+    async def history(self, url: str, namespace: str, name: str, now_s: float) -> list[Minute]:
+        """The minutes of the last days in which something came, oldest first; [] when there are none or it does not answer."""
+        end = datetime.datetime.fromtimestamp(now_s - now_s % 60, datetime.UTC)
+        start = end - datetime.timedelta(days=HISTORY_DAYS)
+        columns = []
+        for query in history_queries(namespace, name):
+            columns.append(_series(await self._in_thread(self._range(url, query, start, end))))
+        requests, prompt, output = columns
+        return [Minute(t, requests[t], prompt.get(t, 0.0), output.get(t, 0.0)) for t in sorted(requests) if requests[t] > 0]
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
         try:
             async with self._gate, asyncio.timeout(self._timeout_s + 1.0):
-                return await loop.run_in_executor(self._executor, self._blocking_query, url, query)
-        except (RequestException, PrometheusApiClientException, TimeoutError, ValueError, KeyError, TypeError):
+                return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        except _FAILURES:
             return None
 
-    def _blocking_query(self, url: str, query: str) -> Any:
+    def _range(self, url: str, query: str, start: datetime.datetime, end: datetime.datetime) -> Callable[[], Any]:
+        return lambda: self._connection(url).custom_query_range(query, start, end, "60", timeout=self._timeout_s)
+
+    def _connection(self, url: str) -> Any:
         if url not in self._connections:
             if len(self._connections) >= 64:  # one a CR at most; a bound all the same
                 self._connections.clear()
             self._connections[url] = self._connect(url)
-        return self._connections[url].custom_query(query, timeout=self._timeout_s)
+        return self._connections[url]
+
+
+def _series(answer: Any) -> dict[float, float]:
+    """The values of a range answer of at most one series, by time; what is no number is left out."""
+    out: dict[float, float] = {}
+    try:
+        for at_s, text in answer[0]["values"] if answer else ():
+            value = float(text)
+            if value >= 0 and value != float("inf"):
+                out[float(at_s)] = value
+    except (KeyError, IndexError, TypeError, ValueError):
+        return {}
+    return out

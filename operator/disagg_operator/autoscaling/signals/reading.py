@@ -1,13 +1,12 @@
-"""PURE: texts and answers to numbers. Whatever isn't a finite number counts as absent, and absent is never zero."""
+"""PURE: samples as the policy queue sees them: requests by pod, and those that wait in the routers. Absent is never zero."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
+from disagg_operator.autoscaling.signals.samples import Sample
 
 WORKER_WAITING = "disagg_worker_waiting_requests"
 WORKER_RUNNING = "disagg_worker_running_requests"
@@ -34,6 +33,18 @@ class PoolView:
     router_silent: bool
 
 
+def reading(pool: str, workers: Mapping[str, Sample | None], routers: Mapping[str, Sample | None]) -> PoolReading:
+    """What one look says of one pool."""
+    by_pod = {}
+    for pod, sample in workers.items():
+        requests = math.nan if sample is None else sample.get(WORKER_WAITING) + sample.get(WORKER_RUNNING)
+        if not math.isnan(requests):
+            by_pod[pod] = requests
+    waiting = [math.nan if sample is None else sample.get(f"{ROUTER_WAITING}:{pool}") for sample in routers.values()]
+    known = bool(waiting) and not any(map(math.isnan, waiting))
+    return PoolReading(by_pod, sum(waiting) if known else None)
+
+
 def view(ready_pods: Iterable[str], reading: PoolReading | None) -> PoolView:
     """Fold a reading over the pods that should have answered.
 
@@ -48,74 +59,3 @@ def view(ready_pods: Iterable[str], reading: PoolReading | None) -> PoolView:
     if (ready and not heard) or (not ready and router_silent):
         return PoolView(None, silent, router_silent)
     return PoolView(sum(heard.values()) + (reading.router_waiting or 0.0), silent, router_silent)
-
-
-def worker_requests(text: str) -> float | None:
-    """Waiting plus running requests of one worker's /metrics; None when either is missing or not a number."""
-    found = _values(text, {WORKER_WAITING, WORKER_RUNNING})
-    if len(found) != 2:
-        return None
-    return sum(value for samples in found.values() for _, value in samples)
-
-
-def router_waiting(text: str) -> dict[str, float] | None:
-    """Requests that wait in one router, by pool; None when the gauge is missing. A pool not named has none waiting."""
-    found = _values(text, {ROUTER_WAITING}).get(ROUTER_WAITING)
-    if found is None:
-        return None
-    totals: dict[str, float] = {"prefill": 0.0, "decode": 0.0}
-    for labels, value in found:
-        pool = labels.get("pool", "")
-        if pool in totals:
-            totals[pool] += value
-    return totals
-
-
-def _values(text: str, names: set[str]) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Samples by name. A name with any value that is no finite number >= 0 is left out; broken text gives {}."""
-    found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    bad: set[str] = set()
-    try:
-        for family in text_string_to_metric_families(text):
-            if family.name not in names:
-                continue
-            for sample in family.samples:
-                value = float(sample.value)
-                if not math.isfinite(value) or value < 0:
-                    bad.add(family.name)
-                found.setdefault(family.name, []).append((dict(sample.labels), value))
-    except (ValueError, KeyError, IndexError):
-        return {}
-    return {name: samples for name, samples in found.items() if name not in bad}
-
-
-def vector_by_pod(answer: Any) -> dict[str, float] | None:
-    """An instant vector with a `pod` label as {pod: value}; NaN and malformed elements are left out; None for no vector."""
-    if not isinstance(answer, list):
-        return None
-    out: dict[str, float] = {}
-    for element in answer:
-        value = _element_value(element)
-        if value is not None and isinstance(element.get("metric"), dict):
-            out[str(element["metric"].get("pod", ""))] = value
-    return out
-
-
-def vector_single(answer: Any) -> float | None:
-    """The value of an instant vector of exactly one element; None for an empty one (which is not zero) or NaN."""
-    if not isinstance(answer, list) or len(answer) != 1:
-        return None
-    return _element_value(answer[0])
-
-
-def _element_value(element: Any) -> float | None:
-    if not isinstance(element, dict):
-        return None
-    pair = element.get("value")
-    if not isinstance(pair, list) or len(pair) != 2:
-        return None
-    try:
-        value = float(pair[1])
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) and value >= 0 else None

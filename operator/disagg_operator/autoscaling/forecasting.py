@@ -1,0 +1,117 @@
+"""The predictive policy in the operator: its state loaded, stepped, recorded and kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from disagg_operator.autoscaling import codec, history, predictive, predictor
+from disagg_operator.autoscaling.podfacts import Starts
+from disagg_operator.autoscaling.predictor import Outcome, Predicting
+from disagg_operator.autoscaling.records import Records
+from disagg_operator.autoscaling.signals.fold import Folded
+from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
+from disagg_operator.autoscaling.store import StateStore
+from disagg_operator.kube_errors import KubeError
+from disagg_operator.live import Live, LiveTable, ScalePlan
+from disagg_operator.queue import Key
+
+log = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 60.0
+# A state that is older has missed so much that the days before are better read from Prometheus, where there is one.
+_STALE_S = 6 * 3600.0
+_SAVES_AT_ONCE = 8
+
+
+class Forecasting:
+    """Shared by all deployments. What it remembers of each lies in its `Live` entry."""
+
+    def __init__(self, store: StateStore, records: Records, prometheus: PrometheusDoor, epoch: Callable[[], float]) -> None:
+        self._store = store
+        self._records = records
+        self._prometheus = prometheus
+        self._epoch = epoch
+        self._gate = asyncio.Semaphore(_SAVES_AT_ONCE)
+
+    async def ready(self, key: Key, entry: Live, plan: ScalePlan) -> bool:
+        """The state from before the operator's last start is there, if there is one. False: can't be known now; nothing is decided."""
+        if entry.loaded:
+            return True
+        try:
+            kept = await self._store.load(key, entry.uid)
+        except KubeError as error:
+            log.warning("%s/%s: the scaling state can't be read: %s", *key, error)
+            return False
+        now_s = self._epoch()
+        fresh = kept is not None and now_s - _number(kept.get("saved_s")) < _STALE_S
+        if kept is not None:
+            _restore(entry, kept)
+        if not fresh and plan.prometheus_url is not None and plan.predictive is not None:
+            minutes = await self._prometheus.history(plan.prometheus_url, *key, now_s)
+            if minutes:
+                state = await asyncio.to_thread(history.seed, plan.predictive, minutes)
+                entry.predicting = replace(entry.predicting, state=state)
+                log.info("%s/%s: learned from %d minutes of history", *key, len(minutes))
+        entry.loaded = True
+        # Not all at the same moment, after a start with many resources.
+        entry.saved_s = now_s - SAVE_EVERY_S * (hash(key) % 100) / 200
+        return True
+
+    async def step(self, key: Key, entry: Live, plan: ScalePlan, folded: Folded) -> Outcome | None:
+        """One step of the policy, recorded."""
+        if plan.predictive is None:
+            return None
+        before = entry.predicting
+        outcome, entry.predicting = predictor.step(plan.predictive, plan.policies, plan.down_windows_s, folded, before)
+        if outcome is not None:
+            self._record(key, plan, before, folded, outcome)
+            if not folded.observation.blind:
+                entry.unsaved = True
+        if entry.unsaved and folded.observation.now_s - entry.saved_s >= SAVE_EVERY_S:
+            await self._save(key, entry)
+        return outcome
+
+    async def save_all(self, live: LiveTable) -> None:
+        """Before the operator stops."""
+        await asyncio.gather(*(self._save(key, entry) for key, entry in live.items() if entry.unsaved))
+
+    def forget(self, key: Key) -> None:
+        self._records.forget(key)
+
+    async def _save(self, key: Key, entry: Live) -> None:
+        entry.saved_s = self._epoch()
+        content = {
+            "saved_s": entry.saved_s,
+            "state": predictive.to_json(entry.predicting.state),
+            "starts": {pool: dict(starts.taken_s) for pool, starts in entry.starts.items()},
+        }
+        async with self._gate:
+            entry.unsaved = not await self._store.save(key, entry.uid, content)
+
+    def _record(self, key: Key, plan: ScalePlan, before: Predicting, folded: Folded, outcome: Outcome) -> None:
+        o = folded.observation
+        # Settings change with the resource, and with the size of a pool that isn't scaled.
+        if self._records.must_begin(key) or before.settings != outcome.settings:
+            head: dict[str, Any] = {"begin": True, "t": o.now_s, "settings": codec.plain(outcome.settings)}
+            self._records.write(key, {**head, "state": predictive.to_json(before.state)}, begins=True)
+        decided = {name: decision.to for name, decision in outcome.decisions.items()}
+        line = {"t": o.now_s, "observation": codec.plain(o), "targets": codec.plain(outcome.targets), "decided": decided}
+        self._records.write(key, {**line, "reasons": {n: d.reason for n, d in outcome.decisions.items()}, "dryRun": plan.dry_run})
+
+
+def _restore(entry: Live, kept: dict[str, Any]) -> None:
+    state = kept.get("state")
+    if isinstance(state, dict):
+        entry.predicting = replace(entry.predicting, state=predictive.from_json(state))
+    for pool, taken in (kept.get("starts") or {}).items():
+        found = {str(uid): s for uid, value in taken.items() if not math.isnan(s := _number(value))} if isinstance(taken, dict) else {}
+        entry.starts[str(pool)] = Starts({**found, **entry.starts.get(str(pool), Starts()).taken_s})
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

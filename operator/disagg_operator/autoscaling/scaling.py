@@ -1,0 +1,88 @@
+"""PURE: what a resource says of scaling, as the predictive policy's settings."""
+
+from __future__ import annotations
+
+import re
+
+from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.v1alpha1 import PoolSpec
+from disagg_operator.autoscaling.predictive import Peak, PoolLimits, Settings
+from disagg_operator.planning import hardware, model_shape
+from disagg_operator.planning.performance import Efficiency, estimate
+from disagg_operator.planning.profile import Profile
+
+# The bundled 5-million-parameter model on one CPU thread: the order of magnitude is right, the rest is learned.
+CPU = Profile(1, 4e-3, 0.15e-3, 0.0, 3e-3, 0.6e-3, 0.1e-6, 40_000, batch_tokens=2048, max_running=64)
+# Moving a worker between the pools: drain what it runs, change, relabel. Until it has been measured.
+ROLE_FLIP_S = 10.0
+
+
+def settings_of(dd: DisaggDeployment) -> Settings:
+    """Bounds of a pool that isn't autoscaled are set anew with each observation."""
+    spec = dd.spec.scaling
+    return Settings(
+        profile=profile_of(dd),
+        tpot_s=dd.spec.objectives.tpot_seconds.p99,
+        prefill=_limits(dd.spec.prefill),
+        decode=_limits(dd.spec.decode),
+        over_provisioning=spec.over_provisioning,
+        gpu_budget=spec.max_gpus,
+        ratio=None if spec.ratio is None else (spec.ratio.min, spec.ratio.max),
+        peaks=tuple(Peak(_seconds(p.from_), _seconds(p.to), p.prefill, p.decode) for p in spec.schedule),
+        role_flip_s=ROLE_FLIP_S if spec.role_flip else None,
+    )
+
+
+def _limits(pool: PoolSpec) -> PoolLimits:
+    if pool.autoscaling is None:
+        return PoolLimits(gpus=gpus_of(pool))
+    return PoolLimits(pool.autoscaling.min_replicas, pool.autoscaling.max_replicas, gpus_of(pool))
+
+
+def _seconds(time_of_day: str) -> float:
+    hours, _, minutes = time_of_day.partition(":")
+    return 3600.0 * int(hours) + 60.0 * int(minutes)
+
+
+def profile_of(dd: DisaggDeployment) -> Profile:
+    """How fast a worker is before anything has been measured: declared, else by accelerator and model, else a CPU with a small model.
+    Prefill's numbers are of a prefill worker, decode's of a decode worker."""
+    spec = dd.spec
+    prefill, decode = _estimate(dd, spec.prefill), _estimate(dd, spec.decode)
+    found = Profile(
+        gpus=gpus_of(spec.decode) or 1,
+        a_s=prefill.a_s, b_s_per_token=prefill.b_s_per_token, c_s_per_token2=prefill.c_s_per_token2,
+        d_s=decode.d_s, e_s_per_sequence=decode.e_s_per_sequence, f_s_per_token=decode.f_s_per_token, kv_tokens=decode.kv_tokens,
+        batch_tokens=spec.prefill.max_batch_tokens, max_running=spec.decode.max_running_requests,
+    )  # fmt: skip
+    declared = spec.scaling.profile
+    if declared is None:
+        return found
+    p, d = declared.prefill, declared.decode
+    return Profile(
+        found.gpus, p.base, p.per_token, p.per_token2, d.base, d.per_sequence, d.per_kv_token, d.kv_tokens,
+        batch_tokens=found.batch_tokens, max_running=found.max_running,
+    )  # fmt: skip
+
+
+def gpus_of(pool: PoolSpec) -> int:
+    return 0 if pool.accelerator is None else pool.accelerator.count
+
+
+def _estimate(dd: DisaggDeployment, pool: PoolSpec) -> Profile:
+    product = None if pool.accelerator is None else pool.accelerator.product
+    gpu = next((g for g in hardware.GPUS.values() if g.product == product), None)
+    shape = _shape(dd.spec.model.uri.rstrip("/").rsplit("/", 1)[-1])
+    if gpu is None or shape is None or not gpus_of(pool):
+        return CPU
+    roof = estimate(shape, gpu, gpus_of(pool), Efficiency())
+    if roof is None:
+        return CPU
+    return Profile(roof.gpus, roof.a_s, roof.b_s, roof.c_s, roof.d_s, roof.e_s, roof.f_s, int(roof.kv_tokens))
+
+
+def _shape(name: str) -> model_shape.ModelShape | None:
+    """The known shape whose name begins the model's, such as Llama-3.1-70B-Instruct."""
+    words = re.sub(r"[^a-z0-9.]+", "-", name.lower()).removeprefix("meta-")
+    fitting = [s for known, s in model_shape.KNOWN.items() if words == known or words.startswith(known + "-")]
+    return fitting[0] if fitting else None

@@ -1,0 +1,211 @@
+"""PURE: pods' samples, now and before, to the signals of an `Observation`.
+
+Counters are differenced for each pod (a smaller value is a fresh start from zero) and then summed. A pod that did not answer is unknown:
+the others speak for it, and the pool is marked `partial`, so that nobody scales down on it. Where none answered the signal is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals
+from disagg_operator.autoscaling.signals.samples import Sample
+
+Routed = Callable[[str], float]
+Answers = Mapping[str, Sample | None]  # of the pods that should answer
+# Older looks say nothing of the present: after a hole the counters begin anew.
+MAX_GAP_S = 120.0
+_SHARE_MEMORY_S = 120.0
+_YOUNG_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much of the prompts' tokens, and of their squares, was not cached lately: sums that fade."""
+
+    prompt: float = 0.0
+    uncached: float = 0.0
+    prompt2: float = 0.0
+    uncached2: float = 0.0
+
+    def tokens(self) -> float:
+        return self.uncached / self.prompt if self.prompt > 0 else 1.0
+
+    def squares(self) -> float:
+        return self.uncached2 / self.prompt2 if self.prompt2 > 0 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the next look is compared with. `at_s`: the last look; `seen_s`: since when each pod answers."""
+
+    at_s: float = math.nan
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    seen_s: Mapping[str, float] = field(default_factory=dict)
+    share: Share = Share()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What should have answered, by pod, and what did. Pods' facts come from Kubernetes."""
+
+    now_s: float
+    routers: Answers
+    prefill: Answers
+    decode: Answers
+    prefill_pods: Pods
+    decode_pods: Pods
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """`partial`: the pools of which something is not known, though not all."""
+
+    observation: Observation
+    partial: frozenset[str]
+
+
+class _Pool:
+    """One kind of pods: sums over them."""
+
+    def __init__(self, answers: Answers, memory: Memory, interval_s: float, now_s: float) -> None:
+        self._memory = memory
+        self._interval_s = interval_s
+        self._expected = len(answers)
+        self._heard = {pod: sample for pod, sample in answers.items() if sample is not None}
+        self._old = {pod: s for pod, s in self._heard.items() if now_s - memory.seen_s.get(pod, now_s) >= _YOUNG_S}
+
+    @property
+    def silent(self) -> bool:
+        return len(self._heard) < self._expected
+
+    def gauge(self, metric: str) -> float:
+        """Sum over all; the mean of those that answered stands for those that did not."""
+        values = [v for s in self._heard.values() if not math.isnan(v := s.get(metric))]
+        return self._for_all(values)
+
+    def mean(self, metric: str) -> float:
+        return self.gauge(metric) / self._expected if self._expected else math.nan
+
+    def increase(self, metric: str) -> float:
+        """How much a counter grew in the interval."""
+        if math.isnan(self._interval_s):
+            return math.nan
+        values = [v for pod, s in self._heard.items() if not math.isnan(v := self._increase(pod, s, metric))]
+        return self._for_all(values)
+
+    def increase_of_old(self, *metrics: str) -> tuple[float, ...]:
+        """As `increase`, of the same pods for all metrics, without those that are new and without any word for the silent."""
+        if math.isnan(self._interval_s) or not self._old:
+            return (math.nan,) * len(metrics)
+        rows = [[self._increase(pod, s, m) for m in metrics] for pod, s in self._old.items()]
+        rows = [row for row in rows if not any(map(math.isnan, row))]
+        return tuple(map(sum, zip(*rows, strict=True))) if rows else (math.nan,) * len(metrics)
+
+    def _increase(self, pod: str, sample: Sample, metric: str) -> float:
+        now, before = sample.get(metric), self._memory.samples.get(pod)
+        if before is None:
+            return math.nan if math.isnan(now) else 0.0  # what it counted before we knew it is not of this interval
+        then, elapsed_s = before.get(metric), sample.at_s - before.at_s
+        if math.isnan(now) or elapsed_s <= 0:
+            return 0.0 if elapsed_s <= 0 and not math.isnan(now) else math.nan
+        grown = now - then if now >= then else now  # NaN: a series that began with its first event
+        if math.isnan(then):
+            grown = now
+        return grown * min(1.0, self._interval_s / elapsed_s)
+
+    def _for_all(self, values: list[float]) -> float:
+        if not values:
+            return 0.0 if self._expected == 0 else math.nan
+        return sum(values) * self._expected / len(values)
+
+
+def fold(look: Look, memory: Memory) -> tuple[Folded, Memory]:
+    """One look. After the first one, and after a hole, the counters are not known yet."""
+    interval_s = look.now_s - memory.at_s
+    if not 0 < interval_s <= MAX_GAP_S:
+        interval_s = math.nan
+        memory = replace(memory, samples={})
+    routers = _Pool(look.routers, memory, interval_s, look.now_s)
+    prefill = _Pool(look.prefill, memory, interval_s, look.now_s)
+    decode = _Pool(look.decode, memory, interval_s, look.now_s)
+    known = len(look.routers) > 0 and not math.isnan(interval_s)
+
+    def routed(metric: str) -> float:
+        return routers.increase(metric) if known else math.nan
+
+    share = _share(memory.share, routed, interval_s)
+    observation = Observation(
+        look.now_s, 0.0 if math.isnan(interval_s) else interval_s,
+        _prefill(look, routed, share, routers, prefill), _decode(look, routed, routers, decode),
+    )  # fmt: skip
+    partial = {name for name, pool in (("prefill", prefill), ("decode", decode)) if pool.silent}
+    if routers.silent or not look.routers:
+        partial |= {"prefill", "decode"}
+    return Folded(observation, frozenset(partial)), _remember(look, memory, share)
+
+
+def _remember(look: Look, memory: Memory, share: Share) -> Memory:
+    samples, seen_s = {}, {}
+    for answers in (look.routers, look.prefill, look.decode):
+        for pod, sample in answers.items():
+            # A pod that is silent keeps its last word: the next one is compared with it.
+            if (kept := sample or memory.samples.get(pod)) is not None:
+                samples[pod] = kept
+                seen_s[pod] = memory.seen_s.get(pod, look.now_s)
+    return Memory(look.now_s, samples, seen_s, share)
+
+
+def _share(share: Share, routed: Routed, interval_s: float) -> Share:
+    grown = [routed(f"disagg_router_prefilled_tokens{power}_total:{part}") for power in ("", "_squared") for part in ("prompt", "uncached")]
+    if any(map(math.isnan, grown)):
+        return share
+    keep = math.exp(-interval_s / _SHARE_MEMORY_S)
+    old = (share.prompt, share.uncached, share.prompt2, share.uncached2)
+    return Share(*(keep * a + b for a, b in zip(old, grown, strict=True)))
+
+
+def _prefill(look: Look, routed: Routed, share: Share, routers: _Pool, workers: _Pool) -> PrefillSignals:
+    arrivals = routed("disagg_router_arrivals_total")
+    tokens = routed("disagg_router_arrived_prompt_tokens_total") * share.tokens()
+    outside = routers.gauge("disagg_router_waiting_requests:prefill") if look.routers else math.nan
+    mean = tokens / arrivals if arrivals > 0 else 0.0
+    ok, missed = (routed(f"disagg_router_objective_requests_total:ttft:{word}") for word in ("true", "false"))
+    names = ("batches", "batch_tokens", "batch_tokens_squared", "batch_seconds")
+    learned = workers.increase_of_old(*(f"disagg_worker_prefill_{n}_total" for n in names))
+    return PrefillSignals(
+        pods=look.prefill_pods,
+        arrivals=arrivals,
+        prompt_tokens=tokens,
+        prompt_tokens_squared=routed("disagg_router_arrived_prompt_tokens_squared_total") * share.squares(),
+        waiting_requests=workers.gauge("disagg_worker_waiting_requests") + outside,
+        waiting_tokens=workers.gauge("disagg_worker_waiting_tokens") + outside * mean,
+        running_requests=workers.gauge("disagg_worker_running_requests"),
+        busy_s=workers.increase("disagg_worker_prefill_batch_seconds_total"),
+        ttft_total=ok + missed,
+        ttft_ok=ok,
+        **dict(zip(("batches", "batch_tokens", "batch_tokens_squared", "batch_s"), learned, strict=True)),
+    )
+
+
+def _decode(look: Look, routed: Routed, routers: _Pool, workers: _Pool) -> DecodeSignals:
+    outside = routers.gauge("disagg_router_waiting_requests:decode") if look.routers else math.nan
+    ok, missed = (routed(f"disagg_router_objective_requests_total:tpot:{word}") for word in ("true", "false"))
+    names = ("steps", "step_sequences", "step_kv_tokens", "step_seconds")
+    learned = workers.increase_of_old(*(f"disagg_worker_decode_{n}_total" for n in names))
+    return DecodeSignals(
+        pods=look.decode_pods,
+        waiting_requests=workers.gauge("disagg_worker_waiting_requests") + outside,
+        running_requests=workers.gauge("disagg_worker_running_requests"),
+        kv_tokens=workers.gauge("disagg_worker_kv_tokens"),
+        kv_capacity_tokens=workers.mean("disagg_worker_kv_capacity_tokens"),
+        generated_tokens=workers.increase("disagg_worker_generated_tokens_total"),
+        completions=routed("disagg_router_completions_total"),
+        completed_output_tokens=routed("disagg_router_completed_tokens_total:output"),
+        completed_context_tokens=routed("disagg_router_completed_tokens_total:context"),
+        tpot_total=ok + missed,
+        tpot_ok=ok,
+        **dict(zip(("steps", "step_sequences", "step_kv_tokens", "step_s"), learned, strict=True)),
+    )
