@@ -60,7 +60,7 @@ def read(obj: Obj) -> Plan:
         declared={role: _declared(spec.pool(role)) for role in POOLS},
         scaling=ScalePlan(
             policies={role: rules for role in POOLS if (rules := _policy(role, spec.pool(role))) is not None},
-            predictive=scaling.settings_of(resource) if spec.scaling.policy == "predictive" else None,
+            predictive=scaling.settings_of(resource) if spec.predictive else None,
             down_windows_s=_down_windows_s(resource),
             prometheus_url=None if spec.observability.prometheus is None else spec.observability.prometheus.url,
             dry_run=spec.scaling.dry_run,

@@ -196,6 +196,7 @@ class Pods:
         self.waiting = {"prefill": 0.0, "decode": 0.0}
         self.pairs = {"expected": 1, "healthy": 1}
         self.silent: set[str] = set()
+        self.counters: dict[str, Callable[[], dict[str, float]]] = {}
         self.bearers: set[str] = set()
         self._runner: web.AppRunner | None = None
 
@@ -219,7 +220,8 @@ class Pods:
             lines = [f'disagg_router_waiting_requests{{pool="{p}"}} {n}' for p, n in self.waiting.items()]
         else:
             lines = ["disagg_worker_waiting_requests 0", f"disagg_worker_running_requests {self.load.get(address, 0)}"]
-        return web.Response(text="\n".join(lines) + "\n")
+        more = self.counters.get(address, dict)()
+        return web.Response(text="\n".join([*lines, *(f"{k} {v}" for k, v in more.items())]) + "\n")
 
     async def _state(self, request: web.Request) -> web.Response:
         self.bearers.add(request.headers.get("Authorization", ""))

@@ -48,23 +48,29 @@ ATTACHMENT_XOR = "set either attachmentRef or attachment"
 NOT_A_MAP = "must be a map"
 NOT_NAMED = "must be a list of maps, each with a name"
 RATIO = "min must not exceed max"
-# Two pools are equal when a worker of the one could be one of the other: the same devices, memory and template.
+# CEL compares accelerators alone: quantities may be written in several ways.
 FLIP_RULE = (
     "!has(self.scaling) || !has(self.scaling.roleFlip) || !self.scaling.roleFlip || "
     "(has(self.prefill.autoscaling) && has(self.decode.autoscaling) && "
-    + " && ".join(
-        f"(has(self.prefill.{f}) ? has(self.decode.{f}) && self.prefill.{f} == self.decode.{f} : !has(self.decode.{f}))"
-        for f in ("accelerator", "resources", "kvCacheSize")
-    )
-    + ")"
+    "has(self.prefill.accelerator) == has(self.decode.accelerator) && "
+    "(!has(self.prefill.accelerator) || (self.prefill.accelerator.count == self.decode.accelerator.count && "
+    "self.prefill.accelerator.resourceName == self.decode.accelerator.resourceName && "
+    "has(self.prefill.accelerator.product) == has(self.decode.accelerator.product) && "
+    "(!has(self.prefill.accelerator.product) || self.prefill.accelerator.product == self.decode.accelerator.product))))"
 )
 FLIP_EQUAL = "roleFlip needs autoscaling in both pools, and the same accelerator, resources and kvCacheSize in both"
+_METRICS = " || ".join(
+    f"(has(self.{r}.autoscaling) && has(self.{r}.autoscaling.metrics) && size(self.{r}.autoscaling.metrics) > 0)"
+    for r in ("prefill", "decode")
+)
 QUEUE_RULE = (
-    "!has(self.scaling) || !has(self.scaling.policy) || self.scaling.policy != 'queue' || "
+    f"!has(self.scaling) || !(has(self.scaling.policy) ? self.scaling.policy == 'queue' : {_METRICS}) || "
     "(!(has(self.scaling.roleFlip) && self.scaling.roleFlip) && !has(self.scaling.ratio) && "
     "!(has(self.scaling.schedule) && size(self.scaling.schedule) > 0) && !has(self.scaling.maxGPUs))"
 )
-QUEUE_ONLY = "the policy queue knows no ratio, schedule, maxGPUs or roleFlip; use predictive"
+QUEUE_ONLY = "the policy queue (which metrics ask for) knows no ratio, schedule, maxGPUs or roleFlip; use predictive"
+METRICS_RULE = f"!has(self.scaling) || !has(self.scaling.policy) || self.scaling.policy != 'predictive' || !({_METRICS})"
+METRICS_ONLY = "metrics are for the policy queue; predictive goes by objectives"
 RDMA_NEEDED = "transport rdma needs network.rdmaResource"
 
 
@@ -134,7 +140,11 @@ def _scaling(dd: DisaggDeployment) -> Iterator[str]:
     alike = all(getattr(pools[0], f) == getattr(pools[1], f) for f in ("accelerator", "resources", "kv_cache_size"))
     if scaling.role_flip and not (alike and all(p.autoscaling is not None for p in pools)):
         yield f"spec.scaling.roleFlip: {FLIP_EQUAL}"
-    if scaling.policy == "queue" and (scaling.role_flip or scaling.ratio or scaling.schedule or scaling.max_gpus is not None):
+    metrics = any(p.autoscaling is not None and p.autoscaling.metrics for p in pools)
+    if scaling.policy == "predictive" and metrics:
+        yield f"spec.scaling.policy: {METRICS_ONLY}"
+    queue = scaling.policy == "queue" or (scaling.policy is None and metrics)
+    if queue and (scaling.role_flip or scaling.ratio or scaling.schedule or scaling.max_gpus is not None):
         yield f"spec.scaling.policy: {QUEUE_ONLY}"
 
 

@@ -36,6 +36,8 @@ def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
         if schema.get("x-kubernetes-int-or-string"):
             return {k: v for k, v in rest.items() if k != "title"}
     out = {k: v for k, v in schema.items() if k in _KEEP or k.startswith("x-kubernetes-")}
+    if "exclusiveMinimum" in schema:  # OpenAPI v3 has a flag for it
+        out |= {"minimum": schema["exclusiveMinimum"], "exclusiveMinimum": True}
     if "const" in schema:
         out["enum"] = [schema["const"]]
     if out.get("x-kubernetes-preserve-unknown-fields") or out.get("additionalProperties") is True:

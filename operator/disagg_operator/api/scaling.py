@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from disagg_operator.api import checks
 from disagg_operator.api.base import DnsLabel, Model, PositiveNumber, cel, list_map, rules
 
-Positive = Annotated[float, Field(ge=0.0001, le=3600)]
+Positive = Annotated[float, Field(gt=0, le=3600)]
 Small = Annotated[float, Field(ge=0, le=3600)]
 TimeOfDay = Annotated[str, Field(max_length=5, pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 
@@ -61,20 +61,26 @@ class Autoscaling(Model):
         return self.behavior.scale_down.stabilization_window_seconds if self.behavior and self.behavior.scale_down else None
 
 
-class Percentile(Model):
+class TtftPercentile(Model):
     """The time that 99 of 100 requests shall keep."""
 
-    p99: Positive = Field(description="Seconds.")
+    p99: Positive = Field(1.0, description="Seconds.")
+
+
+class TpotPercentile(Model):
+    """The time that 99 of 100 requests shall keep."""
+
+    p99: Positive = Field(0.06, description="Seconds.")
 
 
 class Objectives(Model):
     """Service level objectives; 99 % of the requests shall keep each."""
 
-    ttft_seconds: Percentile = Field(
-        Percentile(p99=1.0), description="Arrival to first token; a prompt that alone takes long may take 5 times that. Default: 1 s."
+    ttft_seconds: TtftPercentile = Field(
+        TtftPercentile(), description="Arrival to first token; a prompt that alone takes long may take 5 times that. Default: 1 s."
     )
-    tpot_seconds: Percentile = Field(
-        Percentile(p99=0.06), description="Time per output token after the first, waiting for decode included. Default: 0.06 s."
+    tpot_seconds: TpotPercentile = Field(
+        TpotPercentile(), description="Time per output token after the first, waiting for decode included. Default: 0.06 s."
     )
 
 
@@ -85,7 +91,7 @@ class Ratio(Model):
         json_schema_extra=rules(cel("!has(self.min) || !has(self.max) || self.min <= self.max", checks.RATIO, ".min"))
     )
     min: Annotated[float, Field(ge=0, le=1000)] = Field(0.0, description="Never fewer decode workers per prefill worker.")
-    max: Annotated[float, Field(ge=0.001, le=1000)] = Field(1000.0, description="Never more decode workers per prefill worker.")
+    max: Annotated[float, Field(gt=0, le=1000)] = Field(1000.0, description="Never more decode workers per prefill worker.")
 
 
 class Peak(Model):
@@ -125,8 +131,9 @@ class WorkerSpeed(Model):
 class ScalingSpec(Model):
     """Scaling of both pools."""
 
-    policy: Literal["predictive", "queue"] = Field(
-        "predictive", description="predictive: forecasts and objectives; queue: requests per worker, nothing else."
+    policy: Literal["predictive", "queue"] | None = Field(
+        None,
+        description="predictive: forecasts and objectives; queue: requests per worker. Default: predictive, unless a pool declares metrics.",
     )
     dry_run: bool = Field(False, description="Compute and report decisions, change nothing.")
     over_provisioning: Annotated[float, Field(ge=0.5, le=10)] = Field(

@@ -227,6 +227,7 @@ class Spec(Model):
         json_schema_extra=rules(
             cel(checks.FLIP_RULE, checks.FLIP_EQUAL, ".scaling.roleFlip"),
             cel(checks.QUEUE_RULE, checks.QUEUE_ONLY, ".scaling.policy"),
+            cel(checks.METRICS_RULE, checks.METRICS_ONLY, ".scaling.policy"),
         )
     )
     model: ModelSpec = Field(description="The model that both pools serve.")
@@ -240,6 +241,13 @@ class Spec(Model):
     observability: Observability = Field(Observability(), description="Metrics.")
     security: Security = Field(Security(), description="Hardening.")
     suspend: bool = Field(False, description="Scale both pools to 0; the router stays and answers 503.")
+
+    @property
+    def predictive(self) -> bool:
+        """The policy that is meant: metrics ask for the one that has targets."""
+        if self.scaling.policy is not None:
+            return self.scaling.policy == "predictive"
+        return not any(p.autoscaling is not None and p.autoscaling.metrics for p in (self.prefill, self.decode))
 
     def pool(self, role: str) -> PoolSpec:
         return self.prefill if role == "prefill" else self.decode

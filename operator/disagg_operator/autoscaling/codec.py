@@ -15,7 +15,7 @@ class CodecError(ValueError):
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples, maps and numbers as JSON holds them. Floats are rounded to nine digits."""
+    """Dataclasses, tuples, maps and numbers as JSON holds them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -23,7 +23,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, float):
-        return float(f"{value:.9g}") if math.isfinite(value) else None if math.isnan(value) else math.copysign(1e300, value)
+        return value if math.isfinite(value) else None if math.isnan(value) else math.copysign(1e300, value)
     return value
 
 

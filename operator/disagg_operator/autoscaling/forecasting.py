@@ -98,7 +98,7 @@ class Forecasting:
         # Settings change with the resource, and with the size of a pool that isn't scaled.
         if self._records.must_begin(key) or before.settings != outcome.settings:
             head: dict[str, Any] = {"begin": True, "t": o.now_s, "settings": codec.plain(outcome.settings)}
-            self._records.write(key, {**head, "state": predictive.to_json(before.state)}, begins=True)
+            self._records.write(key, {**head, "state": codec.plain(before.state)}, begins=True)
         decided = {name: decision.to for name, decision in outcome.decisions.items()}
         line = {"t": o.now_s, "observation": codec.plain(o), "targets": codec.plain(outcome.targets), "decided": decided}
         self._records.write(key, {**line, "reasons": {n: d.reason for n, d in outcome.decisions.items()}, "dryRun": plan.dry_run})

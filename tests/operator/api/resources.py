@@ -105,12 +105,48 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         good(observability={"prometheus": {"url": "ftp://host/x"}}),
         "spec.observability.prometheus.url", "spec.observability.prometheus.url",
     ),
+    "an objective of no time": (
+        good(objectives={"ttftSeconds": {"p99": 0}}), "spec.objectives.ttftSeconds.p99", "spec.objectives.ttftSeconds.p99",
+    ),
+    "an objective that is no number": (
+        good(objectives={"tpotSeconds": {"p99": "fast"}}), "spec.objectives.tpotSeconds.p99", "spec.objectives.tpotSeconds.p99",
+    ),
+    "a policy that is unknown": (good(scaling={"policy": "guess"}), "spec.scaling.policy", "spec.scaling.policy"),
+    "a factor below a half": (good(scaling={"overProvisioning": 0.1}), "spec.scaling.overProvisioning", "spec.scaling.overProvisioning"),
+    "a ratio upside down": (good(scaling={"ratio": {"min": 3, "max": 2}}), "min must not exceed max", "spec.scaling.ratio.min"),
+    "a peak at no time of day": (
+        good(scaling={"schedule": [{"name": "noon", "from": "25:00", "to": "26:00"}]}), "spec.scaling.schedule[0].from",
+        "spec.scaling.schedule.0.from",
+    ),
+    "a role flip of pools that are not alike": (
+        good(
+            prefill={"autoscaling": _SCALE, "accelerator": {"count": 1}}, decode={"autoscaling": _SCALE}, scaling={"roleFlip": True},
+        ), "roleFlip needs autoscaling in both pools", "spec.scaling.roleFlip",
+    ),
+    "a role flip of a fixed pool": (
+        good(prefill={"autoscaling": _SCALE}, scaling={"roleFlip": True}), "roleFlip needs autoscaling in both pools", "spec.scaling.roleFlip",
+    ),
+    "a GPU budget for the policy queue": (
+        good(scaling={"policy": "queue", "maxGPUs": 8}), "the policy queue", "spec.scaling.policy",
+    ),
+    "a schedule where metrics ask for the policy queue": (
+        good(
+            prefill={"autoscaling": _SCALE | {"metrics": [{"type": "QueueDepth", "target": {"averageValue": 4}}]}},
+            scaling={"schedule": [{"name": "noon", "from": "11:00", "to": "13:00"}]},
+        ), "the policy queue", "spec.scaling.policy",
+    ),
+    "metrics for the predictive policy": (
+        good(
+            prefill={"autoscaling": _SCALE | {"metrics": [{"type": "QueueDepth", "target": {"averageValue": 4}}]}},
+            scaling={"policy": "predictive"},
+        ), "metrics are for the policy queue", "spec.scaling.policy",
+    ),
 }  # fmt: skip
 
 # Refused by strict field validation at the API server, and by parse_file for a file.
 UNKNOWN: dict[str, tuple[Obj, str]] = {
     "a misspelt pool field": (good(prefill={"replica": 2}), "spec.prefill.replica"),
-    "a field of a later version": (good(objectives={"ttftSeconds": {"p99": 1}}), "spec.objectives"),
+    "a field of a later version": (good(notYet={"a": 1}), "spec.notYet"),
     "a misspelt field in a list": (
         good(prefill={"autoscaling": _SCALE | {"metrics": [{"kind": "x", "target": {"averageValue": 1}}]}}),
         "spec.prefill.autoscaling.metrics[0].kind",
