@@ -220,6 +220,8 @@ def test_broken_bodies_wrong_methods_and_paths_are_answered_in_the_same_form(
     answer = httpx.request(method, stack.split + path, content=content, headers=headers, trust_env=False)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    if status == 405:
+        assert set(answer.headers["allow"].replace(" ", "").split(",")) == ({"POST"} if method == "GET" else {"GET", "HEAD"})
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic sk-test", "Bearer sk-tes", "Bearer sk-test2"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,28 @@ async def test_who_waits_is_counted_for_the_pool_that_is_full(tmp_path: Path, po
         assert answer["choices"][0]["text"] == expected_text(5, tokens_of("hello"), 8)
         assert answer["disagg"]["queue_s"] > 0
         assert (answer["disagg"]["attempts"], answer["disagg"]["path"]) == (1, "remote")
+
+
+async def test_nobody_waits_for_room_longer_than_for_the_request(tmp_path: Path) -> None:
+    prefill, decode = pair()
+    async with Stack(tmp_path, prefill, decode, request_timeout_s=0.4, queue_max_wait_s=60) as stack:
+        decode.slots = 0
+        started_s = time.monotonic()
+        answer = await stack.complete()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert time.monotonic() - started_s < 5
+        assert stack.router.queue.waiting("decode") == 0
+
+
+async def test_while_all_workers_restart_the_first_request_ever_waits_for_them(tmp_path: Path) -> None:
+    prefill, decode = pair()
+    async with Stack(tmp_path, prefill, decode) as stack:
+        prefill.state = decode.state = "starting"
+        await stack.until(lambda: all(w.state == "starting" for w in stack.router.table.workers()))
+        asked = asyncio.create_task(stack.complete())
+        await stack.until(lambda: stack.router.queue.waiting("decode") == 1)
+        prefill.state = decode.state = "ready"
+        assert (await asked).json()["choices"][0]["text"] == expected_text(5, tokens_of("hello"), 8)
 
 
 async def test_a_full_queue_is_429_and_too_long_a_wait_503_both_with_retry_after(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -60,8 +61,9 @@ class AdmissionQueue:
             oldest.may_try = True
             oldest.woken.set()
 
-    async def wait(self, turn: int, pool: str, since_s: float, *, returning: bool = False) -> None:
-        """Wait for room in `pool` ("prefill" or "decode") since monotonic time `since_s`. Raises ApiError 429 or 503.
+    async def wait(self, turn: int, pool: str, since_s: float, *, deadline_s: float = math.inf, returning: bool = False) -> None:
+        """Wait for room in `pool` ("prefill" or "decode") since monotonic time `since_s`, until `deadline_s` at most. Raises ApiError
+        429, 503, or 504 at that deadline.
 
         `returning`: it waited before, or has emitted tokens. Newcomers that filled the queue meanwhile don't push it out.
         """
@@ -71,7 +73,7 @@ class AdmissionQueue:
         heapq.heappush(self._heap, waiter)
         self._waiting[pool] += 1
         try:
-            await self._until_oldest(waiter, since_s + self._max_wait_s)
+            await self._until_oldest(waiter, since_s + self._max_wait_s, deadline_s)
         finally:
             was_oldest = self._oldest() is waiter
             self._waiting[pool] -= 1
@@ -80,11 +82,13 @@ class AdmissionQueue:
             if was_oldest and (oldest := self._oldest()) is not None:
                 oldest.woken.set()
 
-    async def _until_oldest(self, waiter: _Waiter, until_s: float) -> None:
+    async def _until_oldest(self, waiter: _Waiter, until_s: float, deadline_s: float) -> None:
         """Return when the waiter is the oldest and was woken, or has been the oldest for a while."""
         while True:
-            left_s = until_s - time.monotonic()
+            left_s = min(until_s, deadline_s) - time.monotonic()
             if left_s <= 0:
+                if deadline_s < until_s:
+                    raise ApiError(504, f"no {waiter.pool} worker had room before the request's deadline", code="deadline_exceeded")
                 message = f"no {waiter.pool} worker had room within {self._max_wait_s:g} s; try again later"
                 raise ApiError(503, message, code="overloaded", retry_after_s=5)
             was_oldest = self._oldest() is waiter
@@ -94,7 +98,7 @@ class AdmissionQueue:
             except TimeoutError:
                 waiter.may_try = was_oldest
             waiter.woken.clear()
-            if waiter.may_try and self._oldest() is waiter and time.monotonic() < until_s:
+            if waiter.may_try and self._oldest() is waiter and time.monotonic() < min(until_s, deadline_s):
                 return
             waiter.may_try = False
 

@@ -47,7 +47,7 @@ class Dispatcher:
         deadline_s = time.monotonic() + self._timeout_s
         turn = _Turn(self._queue.turn())
         if self._queue.crowded(turn.number):
-            await self._wait(turn, self._queue.scarce(), trace)
+            await self._wait(turn, self._queue.scarce(), trace, deadline_s)
         while True:
             choice: Choice | None = None
             try:
@@ -66,7 +66,7 @@ class Dispatcher:
                 if isinstance(failure, AttemptFailed):
                     self._failed(state, failure)
                 else:
-                    await self._refused(state, trace, turn, choice, failure)
+                    await self._refused(turn, choice, failure, trace, deadline_s)
             state.next_attempt()
             if time.monotonic() > deadline_s:
                 raise ApiError(504, f"not finished within {self._timeout_s:g} s", code="deadline_exceeded")
@@ -84,7 +84,7 @@ class Dispatcher:
             raise NoRoom("prefill", "every prefill worker is full")
         return choice
 
-    async def _refused(self, state: RequestState, trace: Trace, turn: _Turn, choice: Choice | None, refusal: NoRoom) -> None:
+    async def _refused(self, turn: _Turn, choice: Choice | None, refusal: NoRoom, trace: Trace, deadline_s: float) -> None:
         """Mark who is full; return at once while somebody else may be asked, else when it is this request's turn to try again."""
         if refusal.broke_off:
             self._metrics.failovers.labels(refusal.reason).inc()
@@ -93,12 +93,12 @@ class Dispatcher:
             turn.full.add(worker.incarnation)
             return
         turn.full.clear()
-        await self._wait(turn, refusal.pool, trace)
+        await self._wait(turn, refusal.pool, trace, deadline_s)
 
-    async def _wait(self, turn: _Turn, pool: str, trace: Trace) -> None:
+    async def _wait(self, turn: _Turn, pool: str, trace: Trace, deadline_s: float) -> None:
         started_s = time.monotonic()
         try:
-            await self._queue.wait(turn.number, pool, turn.since_s, returning=turn.returning)
+            await self._queue.wait(turn.number, pool, turn.since_s, deadline_s=deadline_s, returning=turn.returning)
             turn.returning = True
         finally:
             trace.queue_s += time.monotonic() - started_s

@@ -9,7 +9,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,6 +22,7 @@ from disagg_router import schema
 from disagg_router.answers import AnswerFormat
 from disagg_router.errors import ApiError
 from disagg_router.generation import Generation, Piece, plan
+from disagg_router.keys import ApiKeys
 from disagg_router.router import Router
 from disagg_router.streaming import SseResponse, merge, while_connected
 from disagg_router.text import Text
@@ -31,8 +32,10 @@ log = logging.getLogger(__name__)
 _BODY_TIMEOUT_S = 60.0
 
 
-def _error(error: ApiError) -> Response:
-    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
+def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    headers = dict(headers or {})
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.body(), error.status, headers)
@@ -48,21 +51,17 @@ class Api:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._keys = [k.encode() for k in router.settings.api_keys()]
+        self._keys = ApiKeys(router.settings)
         self._bearer = router.settings.bearer().encode()
         self._salt = hmac.digest(self._bearer, b"disagg-tenant-v1", "sha256")
 
     def _authenticate(self, request: Request) -> None:
-        if not self._keys:
-            return
-        given = _bearer_of(request).encode()
-        # Every key is compared, so the time says nothing about which one was near.
-        if sum(hmac.compare_digest(given, key) for key in self._keys) == 0:
+        if self._keys.required and not self._keys.accept(_bearer_of(request)):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     def _tenant(self, request: Request, salt: str | None) -> str:
         """Who may share cached KV: the requests of one API key and one `cache_salt`. Workers learn neither."""
-        key = _bearer_of(request) if self._keys else ""
+        key = _bearer_of(request) if self._keys.required else ""
         return hmac.digest(self._salt, json.dumps([key, salt]).encode(), "sha256").hex() if key or salt else ""
 
     async def _json(self, request: Request) -> Any:
@@ -244,10 +243,11 @@ class Api:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """404 and 405 in OpenAI's form, too."""
+    """404 and 405 in OpenAI's form, too; 405 says what is allowed."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     said, code = {404: ("no such endpoint", "not_found"), 405: ("not allowed", "method_not_allowed")}.get(status, ("failed", "internal"))
-    return _error(ApiError(status, f"{request.method} {request.url.path[:256]}: {said}", code=code))
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return _error(ApiError(status, f"{request.method} {request.url.path[:256]}: {said}", code=code), headers)
 
 
 def create_app(router: Router) -> Starlette:

@@ -80,7 +80,7 @@ class Settings(BaseModel):
             return ()
         try:
             lines = self.api_keys_file.read_text(encoding="utf-8").split()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"{PREFIX}API_KEYS_FILE: {error}") from None
         if not lines:
             raise SettingsError(f"{PREFIX}API_KEYS_FILE: holds no key")

@@ -117,6 +117,8 @@ class WorkerTable:
             for key in [k for k, n in counter.items() if n <= 0 and k not in alive]:
                 del counter[key]
         await self._refresh_texts()
+        # Also while nobody asks: when all workers are away at once, requests wait for them and are not refused.
+        self.model()
 
     async def _poll(self, member: Member) -> None:
         try:
