@@ -17,8 +17,10 @@ from disagg_operator.resources import Obj
 
 # Requests per worker when none is declared. A prefill worker batches what waits, so a short queue is healthy; a decode
 # worker is well used at half of its default of 64 running sequences.
-DEFAULT_DOWN_WINDOW_S = 300.0
 DEFAULT_TARGETS = {"prefill": 4.0, "decode": 32.0}
+DEFAULT_DOWN_WINDOW_S = 300.0
+# Ranks without GPUs share the CPU: good for trying the wiring, and nothing gets faster.
+_MOST_CPU_RANKS = 4
 
 
 class Refused(Exception):
@@ -102,10 +104,10 @@ def _stopped(pool: PoolSpec) -> bool:
 
 
 def _check_pool(role: str, pool: PoolSpec) -> None:
-    if pool.parallelism.tensor > 1:
-        field = f"spec.{role}.parallelism.tensor"
-        message = f"{field}: the builtin engine runs one device per worker; {pool.parallelism.tensor} is not supported"
-        raise Refused("UnsupportedParallelism", message)
+    ranks, gpus = pool.parallelism.tensor, 0 if pool.accelerator is None else pool.accelerator.count
+    if ranks > (gpus or _MOST_CPU_RANKS):
+        limit = f"accelerator.count is {gpus}" if gpus else f"without GPUs at most {_MOST_CPU_RANKS} are supported"
+        raise Refused("UnsupportedParallelism", f"spec.{role}.parallelism.tensor: {ranks} ranks, but {limit}")
     if pool.kv_cache_size is not None:
         try:
             size_bytes = quantity_bytes(pool.kv_cache_size)

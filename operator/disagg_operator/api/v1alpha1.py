@@ -114,7 +114,7 @@ class Accelerator(Model):
 class Parallelism(Model):
     """How one worker splits the model."""
 
-    tensor: int = Field(1, ge=1, le=64, description="Tensor parallel size. The builtin engine supports 1.")
+    tensor: int = Field(1, ge=1, le=64, description="Tensor parallel size: ranks, with a GPU each, that a worker is split over.")
 
 
 class Resources(Model):

@@ -37,6 +37,8 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
         "DISAGG_DRAIN_TIMEOUT_S": str(pool.drain.timeout_seconds),
         "DISAGG_THREADS": str(spec.engine.threads),
     }
+    if pool.parallelism.tensor > 1:
+        out["DISAGG_TENSOR_PARALLEL"] = str(pool.parallelism.tensor)
     if spec.engine.max_model_len is not None:
         out["DISAGG_MAX_MODEL_LEN"] = str(spec.engine.max_model_len)
     if pool.kv_cache_size is not None:

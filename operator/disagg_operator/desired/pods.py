@@ -126,6 +126,8 @@ def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
     ]
     if spec.model.uri.startswith("pvc://"):
         mounts.append({"name": "model", "mountPath": MODEL_MOUNT, "readOnly": True})
+    if spec.pool(role).parallelism.tensor > 1:
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 (a mount point inside the pod)
     return {
         "name": "main",
         "image": spec.engine.image or images.worker,
@@ -162,6 +164,8 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
     if spec.model.uri.startswith("pvc://"):
         claim = spec.model.uri.removeprefix("pvc://").partition("/")[0]
         volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+    if pool.parallelism.tensor > 1:  # NCCL's; a pod's own /dev/shm has 64 MiB
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}})
     pod: Obj = {
         "serviceAccountName": f"{dd.metadata.name}-worker",
         "automountServiceAccountToken": False,

@@ -59,6 +59,17 @@ def test_only_transport_rdma_locks_memory_and_asks_for_the_device() -> None:
     assert "add" not in tcp["securityContext"]["capabilities"]
 
 
+def test_ranks_get_a_gpu_each_and_shared_memory() -> None:
+    split = {"decode": {"accelerator": {"count": 4}, "parallelism": {"tensor": 4}}}
+    assert _env("decode", **split)["DISAGG_TENSOR_PARALLEL"] == "4"
+    assert _main("decode", **split)["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert {"name": "shm", "mountPath": "/dev/shm"} in _main("decode", **split)["volumeMounts"]
+    volume = next(v for v in _template("decode", **split)["spec"]["volumes"] if v["name"] == "shm")
+    assert volume["emptyDir"]["medium"] == "Memory"
+    assert "DISAGG_TENSOR_PARALLEL" not in _env("prefill", **split)
+    assert all(v["name"] != "shm" for v in _template("prefill", **split)["spec"]["volumes"])
+
+
 def test_an_attached_network_is_in_the_annotation_and_in_the_environment() -> None:
     template = _template("prefill", kvTransfer={"network": NETWORK})
     (network,) = json.loads(template["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"])

@@ -180,6 +180,7 @@ async def test_the_cluster_key_is_made_once_and_never_changed() -> None:
     ("spec", "reason", "field"),
     [
         ({"prefill": {"replicas": 1, "parallelism": {"tensor": 8}}}, "UnsupportedParallelism", "spec.prefill.parallelism"),
+        ({"decode": {"accelerator": {"count": 2}, "parallelism": {"tensor": 4}}}, "UnsupportedParallelism", "accelerator.count is 2"),
         ({"prefill": {"replicas": "many"}}, "InvalidSpec", "prefill.replicas"),
         ({"prefill": {"replicas": 0}}, "InvalidSpec", "spec.prefill.replicas"),
         ({"decode": {"kvCacheSize": "lots"}}, "InvalidSpec", "spec.decode.kvCacheSize"),

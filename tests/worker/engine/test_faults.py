@@ -19,6 +19,7 @@ from disagg_worker.engine import api
 from disagg_worker.engine.api import EndEvent, ErrorEvent, NoCapacity, TokenEvent
 from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.executor import Step
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.steps import Steps
 
@@ -105,15 +106,15 @@ def test_an_exception_in_a_step_fails_its_requests_and_the_next_is_served(make: 
 def test_logits_that_are_not_finite_fail_one_request_only(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make()
     expected = local(engine, prompt(7))
-    network = engine._steps.network
-    forward = network.forward
+    executor = engine._executor
+    run = executor.run
 
-    def poisoned(batch: Any, *rest: Any) -> torch.Tensor:
-        logits = forward(batch, *rest)
-        logits[batch.token_ids[batch.last] == prompt(5)[-1]] = torch.nan
+    def poisoned(step: Step, *rest: Any) -> torch.Tensor:
+        logits = run(step, *rest)
+        logits[step.batch.token_ids[step.batch.last] == prompt(5)[-1]] = torch.nan
         return logits
 
-    monkeypatch.setattr(network, "forward", poisoned)
+    monkeypatch.setattr(executor, "run", poisoned)
     bad, good = Collector(), Collector()
     engine.generate("bad", prompt(5), 5, GREEDY, bad)
     engine.generate("good", prompt(7), 7, GREEDY, good)

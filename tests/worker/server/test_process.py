@@ -87,16 +87,46 @@ async def test_two_processes_give_the_tokens_of_one(tiny: Path, shipped: bool) -
     async with process(folder, "prefill", **key) as p, process(folder, "decode", **key) as d, process(folder, "both", **key) as one:
         await asyncio.gather(p.ready(), d.ready(), one.ready())
         for n, sampling in ((1, {}), (16, {"temperature": 0.8}), (100, {"temperature": 0.8, "top_p": 0.9}), (700, {})):
-            request = body(prompt(n), max_new_tokens=40, **sampling)
-            whole = await _lines(one, "decode", request | {"mode": "local"})
-            async with d.http.stream("POST", "/internal/v1/decode", json=request | {"mode": "remote"}) as answer:
-                events = answer.aiter_lines()
-                ticket = _parse(await anext(events))["ticket"]
-                first = await _lines(p, "prefill", request | {"ticket": ticket})
-                rest = [_parse(line) async for line in events]
-            assert tokens_of(first + rest) == tokens_of(whole)
-            assert len(tokens_of(whole)) == 40
-            assert first[1]["kv_bytes"] == rest[0]["kv_bytes"] > 0
+            await _is_the_same(p, d, one, body(prompt(n), max_new_tokens=40, **sampling))
+
+
+async def test_workers_of_two_ranks_each_give_the_tokens_of_one(tiny: Path) -> None:
+    key: dict[str, Any] = {"cluster_key_file": tiny / "key", "dtype": "float32"}
+    folder = REPO / "models" / "stdlib-llama"
+    split = key | {"tensor_parallel": 2}
+    async with process(folder, "prefill", **split) as p, process(folder, "decode", **split) as d, process(folder, "both", **key) as one:
+        await asyncio.gather(p.ready(), d.ready(), one.ready())
+        for n in (1, 16, 100, 700):
+            await _is_the_same(p, d, one, body(prompt(n), max_new_tokens=40, temperature=0.0))
+
+
+async def test_a_worker_ends_with_its_rank(tiny: Path) -> None:
+    async with process(tiny, tensor_parallel=2) as one:
+        await one.ready()
+        request = body(prompt(20), max_new_tokens=60000) | {"mode": "local"}
+        async with one.http.stream("POST", "/internal/v1/decode", json=request) as answer:
+            events = answer.aiter_lines()
+            await anext(events)
+            rank = Path(f"/proc/{one.running.pid}/task").glob("*/children")
+            os.kill(int("".join(path.read_text() for path in rank)), signal.SIGKILL)
+            last = [_parse(line) async for line in events][-1]
+        assert (last["type"], last["retryable"]) == ("error", True)
+        async with asyncio.timeout(15):
+            assert await one.running.wait() == 1
+        assert "rank 1 of 2 was killed by SIGKILL" in await one.log()
+
+
+async def _is_the_same(prefill: Process, decode: Process, one: Process, request: dict[str, Any]) -> None:
+    """The request over two workers, with its KV moved, gives the tokens of one worker."""
+    whole = await _lines(one, "decode", request | {"mode": "local"})
+    async with decode.http.stream("POST", "/internal/v1/decode", json=request | {"mode": "remote"}) as answer:
+        events = answer.aiter_lines()
+        ticket = _parse(await anext(events))["ticket"]
+        first = await _lines(prefill, "prefill", request | {"ticket": ticket})
+        rest = [_parse(line) async for line in events]
+    assert tokens_of(first + rest) == tokens_of(whole)
+    assert len(tokens_of(whole)) == 40
+    assert first[1]["kv_bytes"] == rest[0]["kv_bytes"] > 0
 
 
 def _parse(line: str) -> dict[str, Any]:
