@@ -64,7 +64,8 @@ def update(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: 
     if not f.levels:
         n = len(tuning.level_s)
         return replace(
-            f, levels=(rate,) * n, trends=(0.0,) * n, updated_s=now_s, fresh_s=interval_s, recent=((now_s, rate),), shape=shape, shape_seen_s=seen_s,
+            f, levels=(rate,) * n, trends=(0.0,) * n, updated_s=now_s, fresh_s=interval_s, recent=((now_s, rate),),
+            shape=shape, shape_seen_s=seen_s,
             errors=f.errors or (prior(),) * len(tuning.error_memory_s), skill=f.skill or (0.05,) * n,
         )  # fmt: skip
     dt = max(now_s - f.updated_s, 1e-3)

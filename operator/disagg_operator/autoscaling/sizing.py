@@ -49,9 +49,9 @@ class Plan:
         return self.known[n]
 
     def best(self) -> int:
-        """The number of least loss, without bounds but the pool's largest size."""
+        """The number of least loss within the pool's largest size, never with less capacity than work: that queue has no end."""
         most = max(1, self.limits.most)  # whatever is measured, the search ends there
-        low, high = (min(most, max(1, int(min(n, 1e6)))) for n in (0.5 * self.forecast, 3 * self.forecast + 4))
+        low, high = (min(most, max(1, int(min(n, 1e6)))) for n in (math.ceil(min(1e6, self.forecast)), 3 * self.forecast + 4))
         return min(range(low, high + 1), key=self.loss)
 
 

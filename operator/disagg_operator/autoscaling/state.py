@@ -36,7 +36,7 @@ class Settings:
 
     `profile`: where learning a worker's speed begins. `budget`: the share of requests that may miss each of the two objectives.
     `over_provisioning`: multiplies the expected work. `gpu_budget`: GPUs of both pools together. `ratio`: least and most decode workers per
-    prefill worker. `cold_start_s`: until it has been measured. `role_flip_s`: how long moving a worker between the pools takes; None: never.
+    prefill worker. `cold_start_s`: until it has been measured. `role_flip_s`: time to move a worker between the pools; None: never.
     `price`: workers that one worker's work of missed requests is worth, to begin with. `learn`: correct the profile by what workers do.
     """
 
@@ -58,8 +58,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """What is remembered of one pool. `wanted`: (time, n) of the last cold starts; `missed` of `counted`: requests, faded; `cap`: workers that
-    could be placed when others could not, believed until `cap_until_s`."""
+    """What is remembered of one pool. `wanted`: (time, n) of the last cold starts; `missed` of `counted`: requests, faded; `cap`: so many
+    workers could be placed when others could not, believed until `cap_until_s`."""
 
     demand: Forecaster = field(default_factory=Forecaster)
     curve: MissCurve = field(default_factory=lambda: MissCurve(0.4, 0.2))
@@ -73,7 +73,7 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a step remembers; the empty state is a safe start. `output_tokens`: mean of a request; `seen_s`: when metrics were last there."""
+    """What a step remembers; the empty state is a safe start. `output_tokens`: mean of a request; `seen_s`: when metrics last came."""
 
     prefill: PoolState = field(default_factory=PoolState)
     decode: PoolState = field(default_factory=lambda: PoolState(curve=MissCurve(0.0, 0.08)))

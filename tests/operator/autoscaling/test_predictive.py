@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -24,11 +25,11 @@ PROMPT, OUTPUT = 1000.0, 200.0
 def look(
     now_s: float, rate: float, prefill: Pods, decode: Pods, *, missed: float = 0.0, waiting_tokens: float = 0.0, decode_waiting: float = 0.0
 ) -> Observation:
-    """Fifteen seconds of `rate` requests a second of one length. A pool with less than its work misses what it lacks, and `missed`."""
+    """Fifteen seconds of `rate` requests a second of one length. With fewer workers than work all is late, else `missed`."""
     n = 15 * rate
     running = rate * OUTPUT * 0.045
-    late = max(missed, 1 - prefill.ready / max(PROFILE.prefill_work_s(rate, rate * PROMPT, rate * PROMPT**2), 1e-9))
-    slow = max(missed, 1 - decode.ready * PROFILE.decode_tokens_per_s(0.97 * 0.06, PROMPT + OUTPUT / 2) / max(rate * OUTPUT, 1e-9))
+    late = 1.0 if prefill.ready < PROFILE.prefill_work_s(rate, rate * PROMPT, rate * PROMPT**2) else missed
+    slow = 1.0 if decode.ready * PROFILE.decode_tokens_per_s(0.97 * 0.06, PROMPT + OUTPUT / 2) < rate * OUTPUT else missed
     return Observation(
         now_s,
         15.0,
@@ -72,7 +73,8 @@ def test_a_steady_load_gets_its_work_and_some_slack_and_then_rests() -> None:
     last = targets[-1]
     assert work < last.prefill <= work + 2.5 * math.sqrt(work)
     assert tokens < last.decode <= tokens + 2.5 * math.sqrt(tokens)
-    assert len({(t.prefill, t.decode) for t in targets[-120:]}) == 1
+    changes = sum((a.prefill, a.decode) != (b.prefill, b.decode) for a, b in itertools.pairwise(targets[-120:]))
+    assert changes <= 2  # in half an hour
 
 
 def test_the_reason_and_the_numbers_come_along() -> None:
