@@ -17,6 +17,9 @@ ERROR_STEP = 0.05
 ERROR_BINS = 49  # log(actual / forecast) from -1.2 to 1.2
 _MIDDLE = ERROR_BINS // 2
 _KEPT_FORECASTS = 128
+FALL = 0.0
+PRIOR_SD = 0.2
+PRIOR_N = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Forecaster:
     levels: tuple[float, ...] = ()
     trends: tuple[float, ...] = ()  # per second
     updated_s: float = math.nan
+    fresh_s: float = 0.0  # how long levels have been followed
     recent: tuple[tuple[float, float], ...] = ()
     made: tuple[tuple[float, ...], ...] = ()
     errors: tuple[tuple[float, ...], ...] = ()
@@ -60,17 +64,29 @@ def update(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: 
     if not f.levels:
         n = len(tuning.level_s)
         return replace(
-            f, levels=(rate,) * n, trends=(0.0,) * n, updated_s=now_s, recent=((now_s, rate),), shape=shape, shape_seen_s=seen_s,
+            f, levels=(rate,) * n, trends=(0.0,) * n, updated_s=now_s, fresh_s=interval_s, recent=((now_s, rate),),
+            shape=shape, shape_seen_s=seen_s,
             errors=f.errors or (prior(),) * len(tuning.error_memory_s), skill=f.skill or (0.05,) * n,
         )  # fmt: skip
     dt = max(now_s - f.updated_s, 1e-3)
     levels, trends = [], []
     for level, trend, level_s, trend_s in zip(f.levels, f.trends, tuning.level_s, tuning.trend_s, strict=True):
         expected = level + trend * dt
-        levels.append(max(0.0, expected + (1 - math.exp(-dt / level_s)) * (rate - expected)))
-        trends.append(trend + (1 - math.exp(-dt / trend_s)) * ((levels[-1] - level) / dt - trend))
+        young = f.fresh_s < level_s  # a plain mean until it has seen enough, so that the first interval weighs no more than others
+        gain = max(1 - math.exp(-dt / level_s), dt / (f.fresh_s + dt)) if young else 1 - math.exp(-dt / level_s)
+        levels.append(max(0.0, expected + gain * (rate - expected)))
+        trends.append(0.0 if young else trend + (1 - math.exp(-dt / trend_s)) * ((levels[-1] - level) / dt - trend))
     recent = (*[(at, r) for at, r in f.recent if at > now_s - tuning.window_s + 0.5 * interval_s], (now_s, rate))
-    f = replace(f, levels=tuple(levels), trends=tuple(trends), updated_s=now_s, recent=recent, shape=shape, shape_seen_s=seen_s)
+    f = replace(
+        f,
+        levels=tuple(levels),
+        trends=tuple(trends),
+        updated_s=now_s,
+        fresh_s=f.fresh_s + dt,
+        recent=recent,
+        shape=shape,
+        shape_seen_s=seen_s,
+    )
     return _judge(f, now_s, dt, tuning)
 
 
@@ -91,10 +107,19 @@ def _judge(f: Forecaster, now_s: float, dt: float, tuning: Tuning) -> Forecaster
     return replace(f, made=f.made[len(due) :], errors=tuple(map(tuple, errors)), skill=tuple(skill))
 
 
+def scaled(f: Forecaster, factor: float) -> Forecaster:
+    """The same in other units: a worker has turned out to be faster or slower."""
+    return replace(
+        f, levels=tuple(factor * v for v in f.levels), trends=tuple(factor * v for v in f.trends),
+        recent=tuple((at, factor * rate) for at, rate in f.recent), made=tuple((at, *(factor * v for v in each)) for at, *each in f.made),
+        shape=tuple(factor * v for v in f.shape),
+    )  # fmt: skip
+
+
 def prior() -> tuple[float, ...]:
     """Before anything is known: errors of about 20 %, worth a few minutes of watching."""
-    weights = [math.exp(-(((i - _MIDDLE) * ERROR_STEP / 0.2) ** 2) / 2) for i in range(ERROR_BINS)]
-    return tuple(12 * w / sum(weights) for w in weights)
+    weights = [math.exp(-(((i - _MIDDLE) * ERROR_STEP / PRIOR_SD) ** 2) / 2) for i in range(ERROR_BINS)]
+    return tuple(PRIOR_N * w / sum(weights) for w in weights)
 
 
 def _log_ratio(actual: float, forecast: float) -> float:
@@ -133,7 +158,8 @@ def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> tuple[float, ...
     then, now = seasonal(f, f.updated_s + horizon_s), seasonal(f, f.updated_s)
     each = []
     for level, trend in zip(f.levels, f.trends, strict=True):
-        ahead = level + trend * tuning.damping_s * (1 - math.exp(-horizon_s / tuning.damping_s))
+        # Only a rise is believed to go on: a fall that ends early costs objectives, one that is seen late a few GPU-minutes.
+        ahead = level + max(FALL * trend, trend) * tuning.damping_s * (1 - math.exp(-horizon_s / tuning.damping_s))
         if now > 0 and then > 0:
             ahead = (ahead + level * min(2.0, max(0.5, then / now))) / 2
         each.append(max(0.0, min(ahead, 2.5 * level), 0.3 * level))

@@ -90,10 +90,15 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """How many workers each pool should have; `flip`: so many of the change shall move between the pools (> 0: prefill to decode)."""
+    """How many workers each pool should have; `flip`: so many of the change shall move between the pools (> 0: prefill to decode).
+
+    `*_ahead`: workers that may be needed in ten minutes, for who provisions nodes; 0: not known.
+    """
 
     prefill: int
     decode: int
     reason: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
     flip: int = 0
+    prefill_ahead: int = 0
+    decode_ahead: int = 0
