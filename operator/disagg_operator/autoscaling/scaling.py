@@ -78,7 +78,16 @@ def _estimate(dd: DisaggDeployment, pool: PoolSpec) -> Profile:
     roof = estimate(shape, gpu, gpus_of(pool), Efficiency())
     if roof is None:
         return CPU
-    return Profile(roof.gpus, roof.a_s, roof.b_s, roof.c_s, roof.d_s, roof.e_s, roof.f_s, int(roof.kv_tokens))
+    return Profile(
+        roof.gpus,
+        roof.a_s,
+        roof.b_s_per_token,
+        roof.c_s_per_token2,
+        roof.d_s,
+        roof.e_s_per_sequence,
+        roof.f_s_per_token,
+        int(roof.kv_tokens),
+    )
 
 
 def _shape(name: str) -> model_shape.ModelShape | None:
