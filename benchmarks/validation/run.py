@@ -2,6 +2,7 @@
 
     python -m benchmarks.validation.run profile          # a short measurement by `disagg profile`
     python -m benchmarks.validation.run load NAME ...    # serve these loads (default: all) and keep what was measured
+    python -m benchmarks.validation.run all              # both
     python -m benchmarks.validation.run report           # simulate the same requests, write benchmarks/results/validation.md
 
 The parts may run one after the other, so that none takes the machine for long. Requests come at their own times (Poisson), whatever the
@@ -41,7 +42,7 @@ _HERE = Path(__file__).parent
 _DISAGG = str(Path(sys.executable).with_name("disagg"))
 _START_S = 120.0
 _KV_TOKENS = (256 << 20) // 3072  # of the default kvCacheSize; this model takes 3,072 bytes a token in bf16
-_PROFILE_SECONDS = 36.0
+_PROFILE_SECONDS = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,7 @@ def _cell(name: str, real: float, said: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("profile", "load", "report"))
+    parser.add_argument("part", choices=("profile", "load", "all", "report"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(LOADS))
     parser.add_argument("--folder", type=Path, default=Path("build/validation"), help="where the parts keep what they measured")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -214,10 +215,11 @@ def main() -> None:
         print(report(args.folder, args.out))
         return
     with stack() as url:
-        if args.part == "profile":
+        if args.part != "load":
             command = [_DISAGG, "profile", url, "--kv-tokens", str(_KV_TOKENS), "--out", str(file)]
             subprocess.run([*command, "--seconds", str(_PROFILE_SECONDS), "--max-prompt-tokens", "1000", "--max-batch", "16"], check=True)
-            args.names = ["chat 30 %", "chat 70 %", "long answers 30 %", "all at once"]
+        if args.part == "profile":
+            return
         for name in args.names or LOADS:
             trace = requests(LOADS[name], profiles.load(str(file)), seed=7)
             print(f"{name}: {len(trace)} requests", flush=True)

@@ -18,11 +18,12 @@ from typing import Any
 
 import httpx
 
-from disagg_operator.planning.fit import DecodePoint, PrefillPoint
+from disagg_operator.planning.fit import DecodePoint, PrefillPoint, batch_wait
 
 _IDS = (100, 1000)  # ordinary tokens in every vocabulary that we know of
 _TIMEOUT_S = 120.0
-_LEAST_STEPS = 12
+_LEAST_STEPS = 24
+_LEAST_WINDOW_S = 0.4  # of a batch: events come in bundles
 _ALONE_TOKENS = 2  # two, so that the cache is handed over as in real life
 
 
@@ -251,7 +252,24 @@ async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
 
     async for _ in _rounds(0.5 * extent.seconds, once):
         pass
-    return [PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None) for n, s in alone_s.items()]
+    await _find_wait(endpoint, alone_s)
+    return [PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None) for n, s in sorted(alone_s.items())]
+
+
+async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> None:
+    """Where short prompts wait to fill a batch: halve the gap between the longest that does and the shortest that does not."""
+    wait_s, full_tokens = batch_wait([(n, median(s)) for n, s in alone_s.items()])
+    below = max((n for n in alone_s if n < full_tokens), default=full_tokens)
+    base_s = median(alone_s[full_tokens]) if full_tokens else 0.0
+    while full_tokens - below > max(4, full_tokens // 50):
+        middle = (below + full_tokens) // 2
+        found = alone_s.setdefault(middle, [])
+        for _ in range(3):
+            found.append((await alone(endpoint, middle)).ttft_s)
+        if median(found) > base_s + wait_s / 3:
+            below = middle
+        else:
+            full_tokens = middle
 
 
 async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint]) -> tuple[list[DecodePoint], float]:
@@ -263,10 +281,11 @@ async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint
 
     async def once() -> None:
         for prompt in (16, extent.max_prompt_tokens // 2):
-            step_s = 0.005
+            step_s = 0.001
             for sequences in extent.batches():
                 ramp = sequences * prompt * per_prompt_s / step_s  # tokens that the first stream makes until the last one runs
-                output = min(int(3 * _LEAST_STEPS + 1.5 * ramp), extent.max_prompt_tokens // 2)
+                output = int(1.5 * _LEAST_STEPS + max(_LEAST_STEPS, _LEAST_WINDOW_S / step_s) + 1.5 * ramp)
+                output = min(output, extent.max_prompt_tokens // 2)
                 point, gap_s = await batch(endpoint, sequences, prompt, output)
                 if point is not None:
                     found.setdefault((sequences, prompt), []).append(point)

@@ -15,6 +15,7 @@ from statistics import median
 from disagg_operator.planning.profile import Profile
 
 _LEAST_POINTS = 3
+_LEAST_WAIT_S = 0.010
 
 
 class FitError(ValueError):
@@ -112,7 +113,9 @@ def _solve(rows: Sequence[Sequence[float]]) -> list[float] | None:
 
 def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: Limits, handover_s: float = 0.0) -> Fitted:
     """Raises FitError."""
-    queued = [(p.tokens, p.queued_s) for p in prefill if p.queued_s is not None]
+    wait_s, full_tokens = batch_wait([(p.tokens, p.alone_s) for p in prefill])
+    # Behind others, prompts that wait to fill a batch are computed together: their times say nothing of one.
+    queued = [(p.tokens, p.queued_s) for p in prefill if p.queued_s is not None and p.tokens >= full_tokens]
     if len(queued) < _LEAST_POINTS:
         raise FitError(f"prefill: times of {len(queued)} lengths, at least {_LEAST_POINTS} are needed")
     if len(decode) < _LEAST_POINTS:
@@ -121,11 +124,10 @@ def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: 
     d, e, f = non_negative([(1.0, p.sequences, p.kv_tokens) for p in decode], [p.step_s for p in decode])
     if d <= 0:
         d = min(p.step_s for p in decode) * 1e-3  # a step is never free
-    extra = {p.tokens: p.alone_s - (a + b * p.tokens + c * p.tokens**2) for p in prefill}
-    wait_s, full_tokens, overhead_s = _batch_wait(extra)
+    beside = [p.alone_s - (a + b * p.tokens + c * p.tokens**2) - (wait_s if p.tokens < full_tokens else 0.0) for p in prefill]
     profile = Profile(
         limits.gpus, a, b, c, d, e, f, limits.kv_tokens, 0.0, limits.batch_tokens, limits.max_running,
-        overhead_s, handover_s, wait_s, full_tokens,
+        max(0.0, median(beside)), handover_s, wait_s, full_tokens,
     )  # fmt: skip
     alone = [Residual(f"{p.tokens} tokens alone", p.alone_s, _alone_s(profile, p.tokens)) for p in prefill]
     behind = [Residual(f"{n} tokens behind others", s, profile.isolated_s(n)) for n, s in queued]
@@ -141,21 +143,21 @@ def _alone_s(profile: Profile, tokens: int) -> float:
     return profile.overhead_s + wait_s + profile.isolated_s(tokens)
 
 
-def _batch_wait(extra: dict[int, float]) -> tuple[float, int, float]:
-    """(wait, tokens from which nothing is waited for, overhead) from what prompts of each length take beyond their computation.
+def batch_wait(alone: Sequence[tuple[int, float]]) -> tuple[float, int]:
+    """(wait, tokens from which on nothing is waited for), from prompts alone: the split of the lengths into short ones that wait and long
+    ones that do not which explains their times best. None (0, 0) unless it is 10 ms or more and halves the error."""
+    points = sorted(alone)
+    times = [s for _, s in points]
 
-    The split of the lengths into short ones that wait and long ones that do not which explains the differences best; none, unless the short
-    ones wait for at least 10 ms and twice the overhead more.
-    """
-    lengths = sorted(extra)
-    overhead_s = max(0.0, median(extra.values()))
-    found = (0.0, 0, overhead_s)
-    least = sum(abs(x - overhead_s) for x in extra.values())
-    for i in range(1, len(lengths)):
-        short, long = [extra[n] for n in lengths[:i]], [extra[n] for n in lengths[i:]]
-        base_s, high_s = max(0.0, median(long)), median(short)
-        error = sum(abs(x - high_s) for x in short) + sum(abs(x - base_s) for x in long)
-        if error < least and high_s - base_s >= max(0.010, 2 * base_s):
-            least = error
-            found = high_s - base_s, lengths[i], base_s
-    return found
+    def error(rows: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
+        found = non_negative(rows, times)
+        return sum((sum(x * y for x, y in zip(row, found, strict=True)) / s - 1) ** 2 for row, s in zip(rows, times, strict=True)), found
+
+    least, _ = error([(1.0, n, n * n) for n, _ in points])
+    best = 0.0, 0
+    limit = least / 4  # of squares
+    for i in range(1, len(points)):
+        squares, found = error([(1.0, n, n * n, float(k < i)) for k, (n, _) in enumerate(points)])
+        if squares < limit and found[3] >= _LEAST_WAIT_S:
+            limit, best = squares, (found[3], points[i][0])
+    return best
