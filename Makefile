@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate
+.PHONY: bench-validation help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -45,6 +45,9 @@ e2e: setup
 
 generate: setup ## crds/ and the chart's copy of them from the pydantic models
 	@$(PY) -m disagg_operator.api.crdgen
+
+bench-validation: setup ## the simulator against the stack running here; writes benchmarks/results/validation.md
+	@$(PY) -m benchmarks.validation.run all && $(PY) -m benchmarks.validation.run report
 
 lock:           ## requirements/*.txt from pyproject.toml
 	@scripts/lock

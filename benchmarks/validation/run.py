@@ -174,7 +174,7 @@ def report(folder: Path, out: Path) -> str:
         "# The simulator against the bundled engine", "",
         f"Made by `make bench-validation`. {machine()}.", "",
         "Router, one prefill and one decode worker of one thread each (`benchmarks/validation`) served each list of",
-        f"requests; so did the simulator, with the profile that `disagg profile` had fitted in {_PROFILE_SECONDS:.0f} s. Measured / predicted",
+        f"requests; so did the simulator, by the profile that `disagg profile` fitted in {_PROFILE_SECONDS:.0f} s. Measured / predicted",
         "(error of the prediction). Goal: 10 % at the median and in tokens/s, 20 % at p99; **bold** misses it.", "",
         "| load | requests | " + " | ".join(head) + " |", "|---|---|" + "---|" * len(head),
     ]  # fmt: skip

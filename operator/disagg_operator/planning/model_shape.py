@@ -59,8 +59,8 @@ def _shape(name: str, layers: int, hidden: int, intermediate: int, heads: int, k
     return ModelShape(name, layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, tied=False)
 
 
-# Shapes as in the published config.json of each model, huggingface.co/ORG/NAME: meta-llama/Llama-3.1-8B and -70B, meta-llama/Llama-2-70b-hf,
-# mistralai/Mistral-7B-v0.3, Qwen/Qwen2.5-7B, -32B and -72B, Qwen/Qwen3-8B and -32B. Embeddings are not tied in any.
+# Shapes as in the published config.json of each model, huggingface.co/ORG/NAME: meta-llama/Llama-3.1-8B and -70B, Llama-3.3-70B and
+# Llama-2-70b-hf, mistralai/Mistral-7B-v0.3, Qwen/Qwen2.5-7B, -32B and -72B, Qwen/Qwen3-8B and -32B. Embeddings are not tied in any.
 KNOWN = {
     shape.name: shape
     for shape in (

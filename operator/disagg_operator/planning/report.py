@@ -130,11 +130,14 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
     """Inputs and what follows from them at once."""
     q, t = plan.question, plan.question.traffic
     p = f"p{100 * q.objectives.percentile:g}"
+    m = q.model
+    shape = f"{m.layers} layers, {m.heads} heads, {m.kv_heads} KV heads, {m.weight_bits}-bit weights"
+    tokens = f"{t.prompt_tokens_per_s:,.0f} prompt and {t.output_tokens_per_s:,.0f} output tokens/s"
     return [
-        ("model", f"{q.model.name}: {q.model.layers} layers, {q.model.heads} heads, {q.model.kv_heads} KV heads, {q.model.weight_bits}-bit weights"),
-        ("weights", size(q.model.weight_bytes)),
-        ("KV cache", f"{q.model.kv_bytes_per_token:,.0f} bytes a token; {size(q.kv.bytes_of(t.prompt.mean))} for a mean prompt"),
-        ("traffic", f"{t.requests_per_s:g} requests/s, {t.prompt_tokens_per_s:,.0f} prompt and {t.output_tokens_per_s:,.0f} output tokens/s"),
+        ("model", f"{m.name}: {shape}"),
+        ("weights", size(m.weight_bytes)),
+        ("KV cache", f"{m.kv_bytes_per_token:,.0f} bytes a token; {size(q.kv.bytes_of(t.prompt.mean))} for a mean prompt"),
+        ("traffic", f"{t.requests_per_s:g} requests/s, {tokens}"),
         ("prompts", f"{t.prompt.mean:.0f} tokens, {p} {t.prompt.tail:.0f}"),
         ("answers", f"{t.output.mean:.0f} tokens, {p} {t.output.tail:.0f}"),
         ("objectives", f"{p}: TTFT {seconds(q.objectives.ttft_s)}, TPOT {seconds(q.objectives.tpot_s)}"),

@@ -32,9 +32,8 @@ _ENOUGH = 64
 def traffic_of(trace: Trace, percentile: float) -> Traffic:
     """The lengths of the whole trace at the rate of its busiest five minutes. Cached tokens are no work."""
     span_s = max(trace.span_s, 1.0)
-    if span_s <= _PEAK_S:
-        rate = len(trace) / span_s
-    else:
+    rate = len(trace) / span_s
+    if span_s > _PEAK_S:
         rate = float(np.bincount((trace.arrival_s / _PEAK_S).astype(int)).max()) / _PEAK_S
     work = np.maximum(trace.prompt_tokens - trace.cached_tokens, 1)
     return Traffic(rate, of_samples(work.tolist(), percentile), of_samples(trace.output_tokens.tolist(), percentile))

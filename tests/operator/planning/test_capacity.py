@@ -61,7 +61,9 @@ def test_faster_workers_are_never_more(t: Traffic, o: Objectives, factor: float)
     )  # fmt: skip
     slow_p, slow_d, _ = counts(t, o)
     fast_p, fast_d, _ = counts(t, o, fast)
-    assert (fast_p, fast_d) <= (slow_p, slow_d) and fast_p <= slow_p and fast_d <= slow_d
+    assert (fast_p, fast_d) <= (slow_p, slow_d)
+    assert fast_p <= slow_p
+    assert fast_d <= slow_d
 
 
 @given(traffics, objectives)
@@ -75,21 +77,24 @@ def test_what_is_planned_keeps_the_objectives_and_is_not_overloaded(t: Traffic, 
             assert sized.latency_s <= limit
             assert 0 < sized.pool.utilisation <= 1
     if not isinstance(m, Infeasible):
-        assert m.ttft_s <= o.ttft_s and m.tpot_s <= o.tpot_s
+        assert m.ttft_s <= o.ttft_s
+        assert m.tpot_s <= o.tpot_s
 
 
 def test_a_prompt_that_takes_too_long_alone_is_named() -> None:
     found = prefill_pool(traffic(prompt=(8000, 30_000)), Objectives(1.0, 0.05), H100, PROFILE, KV)
     assert isinstance(found, Infeasible)
     assert found.limit == "ttft"
-    assert "30000 tokens" in found.reason and "1 s is asked" in found.reason
+    assert "30000 tokens" in found.reason
+    assert "1 s is asked" in found.reason
 
 
 def test_a_step_that_takes_too_long_alone_is_named() -> None:
     found = decode_pool(traffic(), Objectives(1.0, 0.02), H100, PROFILE, KV, 0.0)
     assert isinstance(found, Infeasible)
     assert found.limit == "tpot"
-    assert "29" in found.reason and "20 ms is asked" in found.reason
+    assert "29" in found.reason
+    assert "20 ms is asked" in found.reason
 
 
 def test_a_transfer_that_eats_the_time_per_token_is_named() -> None:
@@ -97,13 +102,15 @@ def test_a_transfer_that_eats_the_time_per_token_is_named() -> None:
     short = traffic(output=(4, 10))
     found = decode_pool(short, Objectives(1.0, 0.05), H100, PROFILE, slow, slow.exposed_s(4000, 0.3))
     assert isinstance(found, Infeasible)
-    assert found.limit == "tpot" and "KV over ethernet-25" in found.reason
+    assert found.limit == "tpot"
+    assert "KV over ethernet-25" in found.reason
 
 
 def test_a_request_larger_than_the_cache_is_named() -> None:
     found = decode_pool(traffic(prompt=(1000, 4000)), Objectives(1.0, 0.05), H100, replace(PROFILE, kv_tokens=1000), KV, 0.0)
     assert isinstance(found, Infeasible)
-    assert found.limit == "memory" and "1250 tokens" in found.reason
+    assert found.limit == "memory"
+    assert "1250 tokens" in found.reason
 
 
 @pytest.mark.parametrize(("change", "bound"), [({}, "tpot"), ({"kv_tokens": 20_000}, "cache"), ({"max_running": 8}, "batch")])
@@ -115,7 +122,8 @@ def test_a_thin_network_makes_pools_larger_and_is_named() -> None:
     wide, thin = (Kv(KNOWN["llama-3.1-70b"], NETWORKS[n]) for n in ("rdma-400", "ethernet-25"))
     o = Objectives(5.0, 0.1)
     fast, slow = (prefill_pool(traffic(100), o, H100, PROFILE, kv) for kv in (wide, thin))
-    assert not isinstance(fast, Infeasible) and not isinstance(slow, Infeasible)
+    assert not isinstance(fast, Infeasible)
+    assert not isinstance(slow, Infeasible)
     # 100/s x 1,000 tokens x 327,680 bytes = 262 Gb/s, over 16 Gb/s of each interface.
     assert slow.pool.replicas == math.ceil(262.144 / (25 * 0.8 * 0.8)) > fast.pool.replicas
     assert slow.pool.bound == "network"

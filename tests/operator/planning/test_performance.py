@@ -9,7 +9,7 @@ from disagg_operator.planning.model_shape import KNOWN, from_config
 from disagg_operator.planning.performance import EFFICIENCIES, Efficiency, estimate, estimates
 from disagg_operator.planning.profile import Profile
 
-# Llama 2 70B on 4 GPUs with vLLM of 2023, from Splitwise's table: ms of a prompt of 1,024 and 8,192 tokens, and of a decode step at batch 1.
+# Llama 2 70B on 4 GPUs with vLLM of 2023, from Splitwise's table: ms of a prompt of 1,024 and 8,192 tokens, of a decode step at batch 1.
 SPLITWISE = {"H100": (106.0, 954.0, 29.4), "A100": (227.0, 2278.0, 44.5)}
 
 
@@ -75,7 +75,8 @@ def test_70b_fits_no_single_h100_and_half_of_it_in_8_bits_does_fit_two() -> None
     )  # fmt: skip
     assert [p.gpus for p in estimates(eight, h100, Efficiency())] == [2, 4, 8]
     wide, narrow = estimate(eight, h100, 4, Efficiency()), estimate(model, h100, 4, Efficiency())
-    assert wide is not None and narrow is not None
+    assert wide is not None
+    assert narrow is not None
     assert wide.b_s_per_token < 0.65 * narrow.b_s_per_token  # fp8 doubles the FLOP/s; the all-reduce stays
     assert wide.kv_tokens > narrow.kv_tokens
 
@@ -85,7 +86,8 @@ def test_more_gpus_than_kv_heads_hold_heads_twice() -> None:
     assert [p.gpus for p in estimates(model, GPUS["H100"], Efficiency())] == [1, 2, 4]
     shape = KNOWN["llama-3.1-8b"]
     four, eight = (estimate(shape, GPUS["H100"], n, Efficiency()) for n in (4, 8))
-    assert four is not None and eight is not None
+    assert four is not None
+    assert eight is not None
     assert eight.kv_tokens > 1.9 * four.kv_tokens  # 8 KV heads: none twice
 
 
@@ -93,5 +95,7 @@ def test_more_gpus_than_kv_heads_hold_heads_twice() -> None:
 def test_the_catalogue_is_whole(gpu: object) -> None:
     g = GPUS[gpu.name]  # type: ignore[attr-defined]
     assert g.source.startswith("https://")
-    assert g.memory_bytes > 20e9 and g.bandwidth_bytes_per_s > 5e11 and g.bf16_flops > 5e13
+    assert g.memory_bytes > 20e9
+    assert g.bandwidth_bytes_per_s > 5e11
+    assert g.bf16_flops > 5e13
     assert g.fp8_flops is None or g.fp8_flops == pytest.approx(2 * g.bf16_flops, rel=0.02)

@@ -21,8 +21,10 @@ def test_at_low_load_one_pool_wins_and_at_high_load_two_do() -> None:
     low, high = make_plan(question(traffic=traffic(0.5))), make_plan(question(traffic=traffic(200)))
     assert (low.recommended, high.recommended) == ("monolithic", "disaggregated")
     assert low.crossover_per_s == high.crossover_per_s
-    assert low.crossover_per_s is not None and 0.5 < low.crossover_per_s < 200
-    assert "costs" in report.headline(low) and "Crossover" in report.crossover(low)
+    assert low.crossover_per_s is not None
+    assert 0.5 < low.crossover_per_s < 200
+    assert "costs" in report.headline(low)
+    assert "Crossover" in report.crossover(low)
 
 
 def test_from_the_crossover_on_disaggregation_is_cheaper_at_every_rate() -> None:
@@ -31,7 +33,8 @@ def test_from_the_crossover_on_disaggregation_is_cheaper_at_every_rate() -> None
     above = [row for row in plan.rates if row[0] >= plan.crossover_per_s]
     assert all(apart < together for _, apart, together in above)
     below = [row for row in plan.rates if row[0] < plan.crossover_per_s]
-    assert below and below[-1][1] >= below[-1][2]
+    assert below
+    assert below[-1][1] >= below[-1][2]
 
 
 def test_loose_objectives_are_served_by_one_pool_at_any_rate() -> None:
@@ -48,7 +51,8 @@ def test_equal_cost_goes_to_the_simpler_one() -> None:
 def test_what_only_two_pools_can_do() -> None:
     """One chunk of a prompt in the life of an answer of 20 tokens is too much; with 10,000 replicas streams still meet some."""
     plan = make_plan(question(tpot_s=0.0305, traffic=traffic(1000, output=(20, 60)), measured={"H100": [PROFILES["70b-h100-tp4"]]}))
-    assert isinstance(plan.monolithic, Infeasible) and isinstance(plan.disaggregated, Deployment)
+    assert isinstance(plan.monolithic, Infeasible)
+    assert isinstance(plan.disaggregated, Deployment)
     assert plan.recommended == "disaggregated"
     assert "can't keep" in report.headline(plan)
     assert any(note.startswith("monolithic is infeasible: tpot") for note in report.notes(plan))
@@ -60,8 +64,10 @@ def test_what_only_two_pools_can_do() -> None:
 )
 def test_infeasible_objectives_are_named(change: dict[str, object], limit: str) -> None:
     plan = make_plan(question(**change))  # type: ignore[arg-type]
-    assert plan.recommended == "none" and plan.chosen is None
-    assert isinstance(plan.disaggregated, Infeasible) and isinstance(plan.monolithic, Infeasible)
+    assert plan.recommended == "none"
+    assert plan.chosen is None
+    assert isinstance(plan.disaggregated, Infeasible)
+    assert isinstance(plan.monolithic, Infeasible)
     assert plan.disaggregated.limit == plan.monolithic.limit == limit
     assert "Infeasible" in report.headline(plan)
 
@@ -69,10 +75,12 @@ def test_infeasible_objectives_are_named(change: dict[str, object], limit: str) 
 def test_prices_decide_and_without_them_gpus_count() -> None:
     dear = make_plan(question(gpus="H100,A100", prices_per_hour={"H100": 100.0, "A100": 1.0}))
     chosen = dear.chosen
-    assert chosen is not None and {p.gpu.name for p in chosen.pools} == {"A100"}
+    assert chosen is not None
+    assert {p.gpu.name for p in chosen.pools} == {"A100"}
     assert chosen.cost_per_hour == chosen.gpus
     plain = make_plan(question(gpus="H100,A100"))
-    assert plain.chosen is not None and plain.chosen.cost_per_hour == plain.chosen.gpus < chosen.gpus
+    assert plain.chosen is not None
+    assert plain.chosen.cost_per_hour == plain.chosen.gpus < chosen.gpus
 
 
 def test_a_pool_may_be_kept_to_a_gpu() -> None:
@@ -104,10 +112,10 @@ def test_the_published_gain_per_gpu_is_1_3_and_not_6_4() -> None:
 
 
 def test_a_thousand_requests_a_second_at_3060_tokens_would_be_answers_of_3_tokens() -> None:
-    assert 3060 / 1000 == pytest.approx(3.06)
+    assert pytest.approx(3.06) == 3060 / 1000
     # With answers of 200 tokens it is 15 requests a second; 1,000 a second are 200,000 tokens a second, 65 times as much.
-    assert 3060 / 200 == pytest.approx(15.3)
-    assert 1000 * 200 / 3060 == pytest.approx(65.4, abs=0.1)
+    assert pytest.approx(15.3) == 3060 / 200
+    assert pytest.approx(65.4, abs=0.1) == 1000 * 200 / 3060
 
 
 def example(rate_per_s: float) -> Question:
@@ -122,7 +130,8 @@ def example(rate_per_s: float) -> Question:
 def test_the_example_in_our_planner() -> None:
     """3,060 tokens/s take a fraction of 40 GPUs, and 1,000 requests/s many more."""
     small, large = make_plan(example(15.3)), make_plan(example(1000.0))
-    assert isinstance(small.disaggregated, Deployment) and isinstance(large.disaggregated, Deployment)
+    assert isinstance(small.disaggregated, Deployment)
+    assert isinstance(large.disaggregated, Deployment)
     assert small.disaggregated.gpus < 40 < large.disaggregated.gpus
     assert large.disaggregated.gpus > 300
     assert math.isfinite(cost_of(small.monolithic))

@@ -61,7 +61,8 @@ def test_json_yaml_and_html(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
             links.extend(v or "" for k, v in attrs if k in ("src", "href", "xlink:href") and not (v or "").startswith("#"))
 
     Reader().feed(page)
-    assert tags.count("svg") == 4 and tags.count("table") == 4
+    assert tags.count("svg") == 4
+    assert tags.count("table") == 4
     assert links == []  # nothing is loaded from elsewhere
     assert data["headline"] in page
 
@@ -69,7 +70,9 @@ def test_json_yaml_and_html(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 def test_infeasible_is_said_with_the_limit_and_the_status(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out = plan(capsys, "llama-3.1-70b", "--rate", "10", *SMALL, "--tpot-ms", "2", "--html", str(tmp_path / "r.html"))
     assert code == 1
-    assert "Infeasible" in out and "tpot" in out and "2 ms is asked" in out
+    assert "Infeasible" in out
+    assert "tpot" in out
+    assert "2 ms is asked" in out
     assert "verdict bad" in (tmp_path / "r.html").read_text()
 
 
@@ -90,7 +93,8 @@ def test_a_trace_is_simulated(capsys: pytest.CaptureFixture[str], tmp_path: Path
     arguments = ["llama-3.1-8b", "--trace", str(tmp_path / "t.csv"), "--uri", "hf://a/b", "--yaml", str(tmp_path / "cr.yaml")]
     code, out = plan(capsys, *arguments, "--json")
     data = json.loads(out)
-    assert code == 0 and data["simulated"]
+    assert code == 0
+    assert data["simulated"]
     assert data["traffic"]["requests_per_s"] == pytest.approx(20, rel=0.01)
     assert {p["limited_by"] for p in data["deployments"]["disaggregated"]["pools"]} == {"simulation"}
     spec = parse_file(yaml.safe_load((tmp_path / "cr.yaml").read_text())).spec
