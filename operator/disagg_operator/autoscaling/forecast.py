@@ -20,6 +20,8 @@ _KEPT_FORECASTS = 128
 FALL = 0.0
 PRIOR_SD = 0.2
 PRIOR_N = 12
+PRIOR_TAIL = 0.35
+PRIOR_RARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Tuning:
     level_s: tuple[float, ...] = (45.0, 150.0, 500.0)
     trend_s: tuple[float, ...] = (240.0, 400.0, 1200.0)
     damping_s: float = 300.0  # how long a trend is believed to last
-    error_memory_s: tuple[float, ...] = (1200.0, 4 * 3600.0)  # wild times come in clusters: a short memory beside the long one
+    error_memory_s: tuple[float, ...] = (1200.0, 4 * 3600.0, 2 * 86_400.0)  # wild times come in clusters: a short memory beside the long one
     skill_memory_s: float = 3600.0
     skill_power: float = 4.0
     window_s: float = 60.0
@@ -118,8 +120,10 @@ def scaled(f: Forecaster, factor: float) -> Forecaster:
 
 def prior() -> tuple[float, ...]:
     """Before anything is known: errors of about 20 %, worth a few minutes of watching."""
-    weights = [math.exp(-(((i - _MIDDLE) * ERROR_STEP / PRIOR_SD) ** 2) / 2) for i in range(ERROR_BINS)]
-    return tuple(PRIOR_N * w / sum(weights) for w in weights)
+    errors = [(i - _MIDDLE) * ERROR_STEP for i in range(ERROR_BINS)]
+    common = [math.exp(-((e / PRIOR_SD) ** 2) / 2) for e in errors]
+    rare = [math.exp(-abs(e) / PRIOR_TAIL) for e in errors]
+    return tuple(PRIOR_N * ((1 - PRIOR_RARE) * c / sum(common) + PRIOR_RARE * r / sum(rare)) for c, r in zip(common, rare, strict=True))
 
 
 def _log_ratio(actual: float, forecast: float) -> float:

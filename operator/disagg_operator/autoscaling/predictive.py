@@ -34,6 +34,8 @@ _BLIND_FORECAST_S = 300.0
 _OUTPUT_MEMORY_S = 600.0
 _DRAIN_S = 30.0  # a backlog shall be gone after this long
 _BUDGET_MEMORY_S = 3 * 3600.0
+_STEER_S = 4 * 3600.0
+_MOST_PRESSURE = 2.5
 
 
 def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, State]:
@@ -115,7 +117,7 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[Plan, Po
     queued = 0.0 if math.isnan(p.waiting_tokens) else p.waiting_tokens
     backlog_s = queued * (profile.b_s_per_token + profile.a_s / profile.batch_tokens + profile.c_s_per_token2 * mean2)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, o.interval_s, work, settings.tuning))
-    pool = _judge(pool, o, p.pods, pool.demand.level + backlog_s / settings.tuning.window_s, p.ttft_total, p.ttft_ok, 0.0)
+    pool = _judge(settings, pool, o, p.pods, pool.demand.level + backlog_s / settings.tuning.window_s, p.ttft_total, p.ttft_ok, 0.0)
     # What one interval can't work off while new work comes in.
     extra = max(0.0, backlog_s - 0.5 * p.pods.ready) / _DRAIN_S
     outlook = Outlook(_horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, extra, state.began_s)
@@ -131,7 +133,7 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[Plan, Poo
         return hold(d.pods, settings.decode, "generated tokens are not known: holding"), pool
     output = 200.0 if math.isnan(state.output_tokens) else state.output_tokens
     duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
-    pool = _judge(pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)
+    pool = _judge(settings, pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, interval_s, made, settings.tuning))
     # Prefilled but not admitted: it wants decode workers, not prefill workers.
     waiting = 0.0 if math.isnan(d.waiting_requests) else d.waiting_requests
@@ -149,7 +151,7 @@ def _horizon_s(settings: Settings, pods: Pods, interval_s: float) -> float:
     return min(cold_s, forecast.DAY_S) + 3 * interval_s
 
 
-def _judge(pool: PoolState, o: Observation, pods: Pods, demand: float, total: float, ok: float, memory_s: float) -> PoolState:
+def _judge(settings: Settings, pool: PoolState, o: Observation, pods: Pods, demand: float, total: float, ok: float, memory_s: float) -> PoolState:
     """Learn from the interval's misses. A miss of a long request belongs to the utilisation of its whole life."""
     keep = 0.0 if math.isnan(pool.load) else math.exp(-o.interval_s / max(memory_s, 1e-3))
     load = demand + keep * ((pool.load if keep else demand) - demand)
@@ -158,7 +160,11 @@ def _judge(pool: PoolState, o: Observation, pods: Pods, demand: float, total: fl
     fade = math.exp(-o.interval_s / _BUDGET_MEMORY_S)
     curve = capacity.observe(pool.curve, capacity.slack(pods.ready, load), total, ok, o.interval_s)
     missed, counted = pool.missed * fade + total - ok, pool.counted * fade + total
-    return replace(pool, load=load, curve=curve, missed=missed, counted=counted)
+    pressure = pool.pressure
+    if total > 0:
+        pressure += o.interval_s / _STEER_S * ((1 - ok / total) / settings.budget - 1)
+    pressure = max(-_MOST_PRESSURE, min(_MOST_PRESSURE, pressure))
+    return replace(pool, load=load, curve=curve, missed=missed, counted=counted, pressure=pressure)
 
 
 def _flip(settings: Settings, prefill: Plan, decode: Plan) -> int:

@@ -78,7 +78,7 @@ def price_of(settings: Settings, pool: PoolState, arrivals_per_s: float) -> floa
     """Above the budget misses grow dear, below it cheap; twenty minutes that are just in budget are the prior."""
     prior = max(_PRICE_PRIOR_S * arrivals_per_s, 1.0)
     share = (pool.missed + prior * settings.budget) / (pool.counted + prior)
-    return settings.price * math.exp(max(_PRICE_LOW, min(_PRICE_HIGH, _PRICE_GAIN * (share / settings.budget - 1))))
+    return settings.price * math.exp(pool.pressure + max(_PRICE_LOW, min(_PRICE_HIGH, _PRICE_GAIN * (share / settings.budget - 1))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class PoolState:
     load: float = math.nan
     missed: float = 0.0
     counted: float = 0.0
+    pressure: float = 0.0
     cap: int = 0
     cap_until_s: float = -math.inf
 

@@ -16,6 +16,7 @@ from disagg_operator.simulation.traces import Trace
 
 Policy = Callable[[Observation], Targets]
 PREFILL, DECODE = 0, 1
+_LAST_S = 86_400.0  # after the last arrival everything ends within a day
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +276,21 @@ class Cluster:
         for pool in self._pools:
             for place in np.flatnonzero(pool.state != state.NONE).tolist():
                 self._pay(pool, place, now)
-        kernel.advance(s, now + 86_400.0)
+        self._finish(now)
         return self
+
+    def _finish(self, now: float) -> None:
+        """Serve what is left on the fleet as it is, unpaid; where workers die, others are started for them."""
+        s, paid = self.sim, self.gpu_s
+        end_s = now + _LAST_S
+        while self.setup.failures_per_worker_hour and now < end_s and (s.status == state.PENDING).any():
+            now += self.setup.interval_s
+            kernel.advance(s, now)
+            self._collect_exits(now)
+            for pool in self._pools:
+                self._scale(pool, pool.desired, now)
+        kernel.advance(s, end_s)
+        self.gpu_s = paid
 
     def _observe(self, seen: list[tuple[PrefillSignals, DecodeSignals]], now: float) -> Observation | None:
         if len(seen) <= self.setup.lag:

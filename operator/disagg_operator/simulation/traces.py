@@ -145,7 +145,7 @@ def _columns(path: Path, table: pa.Table) -> tuple[Any, Any, Any, Any]:
     times = table[arrival]
     if pa.types.is_timestamp(times.type):
         seconds = times.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy() / 1e6
-        seconds = seconds - seconds[:1]
+        seconds = seconds - seconds.min(initial=np.inf)
     elif pa.types.is_string(times.type):
         raise TraceError("text")
     else:
@@ -164,13 +164,13 @@ def _trace(path: Path, columns: tuple[Any, Any, Any, Any]) -> Trace:
     for values in (prompt, output, cached):
         if not np.issubdtype(values.dtype, np.integer) or (len(values) and not 0 <= values.min() <= values.max() <= _MOST_TOKENS):
             raise TraceError(f"{path}: a length is no whole number of 0 to {_MOST_TOKENS} tokens")
-    good = np.isfinite(arrival).all() and (len(prompt) == 0 or (prompt.min() > 0 and output.min() > 0 and (cached <= prompt).all()))
+    good = np.isfinite(arrival).all() and (len(prompt) == 0 or (arrival.min() >= 0 and prompt.min() > 0 and output.min() > 0 and (cached <= prompt).all()))
     if not good:
         raise TraceError(f"{path}: an arrival or a length is out of range")
     if len(arrival) == 0:
         raise TraceError(f"{path}: holds no request")
     order = np.argsort(arrival, kind="stable")
-    arrival = np.maximum(arrival[order], 0.0)
+    arrival = arrival[order]
     name = path.name.split(".")[0]
     return Trace(name, arrival, prompt[order].astype(np.int64), cached[order].astype(np.int64), output[order].astype(np.int64))
 
@@ -182,7 +182,7 @@ def _slow(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> Trace:
     found: list[tuple[float, int, int, int]] = []
     columns: tuple[str, str, str, str] | None = None
     seen: set[int] = set()
-    begin_s: float | None = None
+    begin_s = math.inf
     for number, row in rows:
         columns = columns or _format(path, {k for k in row if k})
         at, prompt, output, cached = columns
@@ -197,16 +197,17 @@ def _slow(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> Trace:
             return got
 
         seconds = value(at, _seconds, -math.inf if at == "TIMESTAMP" else 0.0)
-        begin_s = seconds if begin_s is None and at == "TIMESTAMP" else begin_s
+        begin_s = min(begin_s, seconds if at == "TIMESTAMP" else 0.0)
         n_output = int(value(output, _whole, 0 if at == "Timestamp" else 1))
         n_prompt = int(value(prompt, _whole, 1))
         n_cached = int(value(cached, _whole, 0)) if cached in row else _cached(row, seen, n_prompt)
-        if n_cached > n_prompt or max(n_prompt, n_output) > _MOST_TOKENS:
-            raise TraceError(f"{path}:{number}: {cached or prompt}: out of range ({n_prompt} prompt tokens, {n_cached} cached)")
+        for column, n, most in ((prompt, n_prompt, _MOST_TOKENS), (output, n_output, _MOST_TOKENS), (cached, n_cached, n_prompt)):
+            if n > most:
+                raise TraceError(f"{path}:{number}: {column}: out of range, {n} is more than {most}")
         if n_output:
-            found.append(((seconds - (begin_s or 0.0)) / (1000.0 if at == "timestamp" else 1.0), n_prompt, n_output, n_cached))
+            found.append((seconds / (1000.0 if at == "timestamp" else 1.0), n_prompt, n_output, n_cached))
     arrays = [np.array(column) for column in zip(*found, strict=True)] or [np.zeros(0), *[np.zeros(0, np.int64)] * 3]
-    return _trace(path, (arrays[0].astype(np.float64), arrays[1], arrays[2], arrays[3]))
+    return _trace(path, (arrays[0].astype(np.float64) - (begin_s if found else 0.0), arrays[1], arrays[2], arrays[3]))
 
 
 def _whole(value: Any) -> float:
