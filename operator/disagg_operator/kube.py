@@ -16,7 +16,7 @@ import httpx
 
 from disagg_operator.credentials import Credentials
 from disagg_operator.kube_errors import Forbidden, Gone, KubeError, NotFound, Retry, from_status
-from disagg_operator.resources import EVENT, Obj, Objs, Resource, name_of, namespace_of, resource_of
+from disagg_operator.resources import EVENT, POD, Obj, Objs, Resource, name_of, namespace_of, resource_of
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +205,17 @@ class HttpKube:
                 if attempt > 1 or not await asyncio.to_thread(self._credentials.reload):
                     raise
         raise Retry(f"{what}: gave up after {attempts} attempts")
+
+    async def pod_page(self, namespace: str, pod: str, port: int, path: str) -> str:
+        """What a pod answers under `path`, by way of the API server's proxy. Raises KubeError."""
+        url = f"{POD.path(namespace, pod)}:{port}/proxy/{path.lstrip('/')}"
+        try:
+            response = await self._client.get(url, headers={"User-Agent": FIELD_MANAGER, **self._credentials.headers()})
+        except httpx.HTTPError as error:
+            raise Retry(f"GET {url}: {type(error).__name__}") from error
+        if response.status_code != 200:
+            raise from_status(response.status_code, f"GET {url}", _message(response), None)
+        return response.text
 
     async def _once(self, what: str, params: Mapping[str, str] | None, body: Obj | None, content_type: str) -> Obj:
         verb, path = what.split(" ", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import pytest
 from aiohttp import web
 from tests.integration.apiserver import ApiServer, free_port, program_path
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
+from tests.integration.test_predictive import SPEED, Traffic
 
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
-from disagg_operator.autoscaling.signals.reading import PoolReading
+from disagg_operator.autoscaling.signals.reading import PoolReading, reading
+from disagg_operator.autoscaling.signals.samples import Sample
 
 pytestmark = pytest.mark.apiserver
 
@@ -57,9 +60,18 @@ async def door() -> AsyncIterator[PrometheusDoor]:
     found.close()
 
 
-async def test_the_documented_queries_read_a_real_prometheus(door: PrometheusDoor, tmp_path: Path) -> None:
+async def test_the_documented_query_reads_a_real_prometheus(door: PrometheusDoor, tmp_path: Path) -> None:
     pods, port = Pods(), free_port()
     pods.load, pods.waiting = {"127.0.0.30": 3, "127.0.0.31": "NaN"}, {"prefill": 2.0, "decode": 7.0}
+    counted = {"disagg_router_arrivals_total": 0.0, "disagg_router_arrived_prompt_tokens_total": 0.0}
+    counted['disagg_router_completed_tokens_total{kind="output"}'] = 0.0
+
+    def count() -> dict[str, float]:
+        for name in counted:
+            counted[name] += 10.0
+        return counted
+
+    pods.counters["127.0.0.10"] = count
     await pods.start(["127.0.0.10", "127.0.0.30", "127.0.0.31"], port)
     names = {
         "127.0.0.10": "chat-router-0a1b2c3d4e-00000",
@@ -70,19 +82,33 @@ async def test_the_documented_queries_read_a_real_prometheus(door: PrometheusDoo
     try:
         async with prometheus(tmp_path, targets) as url:
 
-            async def read() -> PoolReading | None:
-                found = await door.read(url, "ns", "chat", "decode")
-                return found if found and found.by_pod and found.router_waiting is not None else None
+            async def read() -> dict[str, Sample] | None:
+                found = await door.read(url, "ns", "chat", time.time())
+                return found if found and set(found) == set(names.values()) else None
 
-            reading = await eventually("Prometheus has scraped", read)
-            assert reading == PoolReading({names["127.0.0.30"]: 3.0}, 7.0)  # NaN is absent
-            assert await door.read(url, "ns", "other", "decode") == PoolReading({}, None)  # empty is unknown
+            found = await eventually("Prometheus has scraped", read)
+            decode = {pod: sample for pod, sample in found.items() if "decode" in pod}
+            routers = {pod: sample for pod, sample in found.items() if "router" in pod}
+            # NaN is absent
+            assert reading("decode", decode, routers) == PoolReading({names["127.0.0.30"]: 3.0}, 7.0)
+            assert abs(found[names["127.0.0.10"]].at_s - time.time()) < 30  # when it was scraped, not when we asked
+            assert await door.read(url, "ns", "other", time.time()) == {}  # empty is unknown
+            assert await door.read(url, "ns", "chat", time.time() + 100) == {}  # so is what is old
+
+            async def learned() -> bool:
+                minutes = await door.history(url, "ns", "chat", time.time() + 60)
+                return bool(minutes) and minutes[-1].requests > 0 and minutes[-1].output_tokens > 0
+
+            await eventually("the minutes before are read", learned)
+            assert await door.history(url, "ns", "other", time.time()) == []
     finally:
         await pods.stop()
 
 
 async def test_a_prometheus_that_is_not_there_or_talks_nonsense_says_nothing(door: PrometheusDoor) -> None:
-    assert await door.read(f"http://127.0.0.1:{free_port()}", "ns", "chat", "decode") is None
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    assert await door.read(nowhere, "ns", "chat", 0.0) is None
+    assert await door.history(nowhere, "ns", "chat", 1e9) == []
     answers = iter(["<html>", '{"data": {"result": 7}}', '{"data": null}', "[]"] * 4)
 
     async def answer(_: web.Request) -> web.Response:
@@ -95,7 +121,7 @@ async def test_a_prometheus_that_is_not_there_or_talks_nonsense_says_nothing(doo
     try:
         await web.TCPSite(runner, "127.0.0.1", port).start()
         for _ in range(4):
-            assert await door.read(f"http://127.0.0.1:{port}", "ns", "chat", "decode") is None
+            assert not await door.read(f"http://127.0.0.1:{port}", "ns", "chat", 0.0)
     finally:
         await runner.cleanup()
 
@@ -137,5 +163,37 @@ async def test_the_operator_scales_by_prometheus_and_holds_when_it_dies(server: 
             assert {p["name"]: p["lastDecision"]["reason"] for p in again["status"]["pools"] if "lastDecision" in p} == {
                 "decode": "MetricsUnavailable"
             }
+    finally:
+        await pods.stop()
+
+
+async def test_the_predictive_policy_scales_by_prometheus_and_says_when_it_is_gone(
+    server: ApiServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    traffic, pods, port = Traffic(), Pods(), free_port()
+    pods.counters = {"127.0.0.10": traffic.router, "127.0.0.30": traffic.decode}
+    await pods.start(["127.0.0.10", "127.0.0.20", "127.0.0.30"], port)
+    try:
+        async with operator(server, tmp_path, cluster.namespace):
+            roles = {"router": "127.0.0.10", "prefill": "127.0.0.20", "decode": "127.0.0.30"}
+            names = {await cluster.run_pod(role, 0, address, port): address for role, address in roles.items()}
+            targets = {f"{a}:{port}": {"namespace": cluster.namespace, "pod": pod} for pod, a in names.items()}
+            async with prometheus(tmp_path, targets) as url:
+                traffic.requests_per_s = 60
+                await cluster.apply_resource(
+                    decode={"autoscaling": {"maxReplicas": 6}}, scaling={"profile": SPEED}, observability={"prometheus": {"url": url}}
+                )
+
+                async def up() -> bool:
+                    return (await cluster.replicas("decode"))[0] >= 3
+
+                await eventually("60 requests a second make at least 3 workers", up)
+            held = await cluster.replicas("decode")
+
+            async def blind() -> bool:
+                return bool((await cluster.condition("ScalingActive"))["reason"] == "MetricsUnavailable")
+
+            await eventually("a Prometheus that is gone is said", blind, 60.0)
+            assert (await cluster.replicas("decode"))[0] >= held[0]
     finally:
         await pods.stop()

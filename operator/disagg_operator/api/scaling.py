@@ -133,7 +133,7 @@ class ScalingSpec(Model):
 
     policy: Literal["predictive", "queue"] | None = Field(
         None,
-        description="predictive: forecasts and objectives; queue: requests per worker. Default: predictive, unless a pool declares metrics.",
+        description="predictive: by objectives; queue: requests per worker. Default: queue where a pool has metrics, else predictive.",
     )
     dry_run: bool = Field(False, description="Compute and report decisions, change nothing.")
     over_provisioning: Annotated[float, Field(ge=0.5, le=10)] = Field(

@@ -75,19 +75,7 @@ def _estimate(dd: DisaggDeployment, pool: PoolSpec) -> Profile:
     shape = _shape(dd.spec.model.uri.rstrip("/").rsplit("/", 1)[-1])
     if gpu is None or shape is None or not gpus_of(pool):
         return CPU
-    roof = estimate(shape, gpu, gpus_of(pool), Efficiency())
-    if roof is None:
-        return CPU
-    return Profile(
-        roof.gpus,
-        roof.a_s,
-        roof.b_s_per_token,
-        roof.c_s_per_token2,
-        roof.d_s,
-        roof.e_s_per_sequence,
-        roof.f_s_per_token,
-        int(roof.kv_tokens),
-    )
+    return estimate(shape, gpu, gpus_of(pool), Efficiency()) or CPU
 
 
 def _shape(name: str) -> model_shape.ModelShape | None:

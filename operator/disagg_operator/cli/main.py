@@ -11,8 +11,10 @@ from typing import Any
 
 # name -> (module, help). Each module has `arguments(parser)`, `run(args) -> int` and `ERRORS`, what it raises for bad input.
 TOOLS = {
+    "explain": ("disagg_operator.cli.explain", "what the autoscaler saw and decided, and why"),
     "plan": ("disagg_operator.cli.plan", "how many replicas of what serve a traffic within objectives, apart or in one pool"),
     "profile": ("disagg_operator.cli.profile", "measure a running endpoint: a profile for simulate and plan"),
+    "replay": ("disagg_operator.cli.replay", "recorded decisions once more through a policy, and where it differs"),
     "simulate": ("disagg_operator.cli.simulate", "what a scaling policy would do with a trace, request by request"),
 }
 

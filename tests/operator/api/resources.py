@@ -124,7 +124,8 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         ), "roleFlip needs autoscaling in both pools", "spec.scaling.roleFlip",
     ),
     "a role flip of a fixed pool": (
-        good(prefill={"autoscaling": _SCALE}, scaling={"roleFlip": True}), "roleFlip needs autoscaling in both pools", "spec.scaling.roleFlip",
+        good(prefill={"autoscaling": _SCALE}, scaling={"roleFlip": True}),
+        "roleFlip needs autoscaling in both pools", "spec.scaling.roleFlip",
     ),
     "a GPU budget for the policy queue": (
         good(scaling={"policy": "queue", "maxGPUs": 8}), "the policy queue", "spec.scaling.policy",

@@ -1,0 +1,115 @@
+"""PURE: the records of decisions, read back: what was seen and decided, and what another policy would decide from the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from disagg_operator.autoscaling import codec, predictive
+from disagg_operator.autoscaling.observation import Observation, Targets
+from disagg_operator.autoscaling.predictive import Settings, State
+
+Policy = Callable[[Observation], Targets]
+
+
+class JournalError(ValueError):
+    """Lines that are no records; the message has the number of the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: what was seen, what the policy answered, and what the operator made of it, by pool."""
+
+    observation: Observation
+    targets: Targets
+    decided: dict[str, int]
+    reasons: dict[str, str]
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Steps of one policy from a known state on: an operator's life, or part of it."""
+
+    settings: Settings
+    state: State
+    steps: list[Step] = field(default_factory=list)
+
+
+def read(lines: Iterable[str]) -> list[Run]:
+    """Raises JournalError."""
+    runs: list[Run] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            raw = json.loads(line)
+            if not isinstance(raw, dict):
+                raise ValueError("not a record")
+            if raw.get("begin"):
+                runs.append(Run(codec.parse(Settings, raw["settings"]), codec.parse(State, raw["state"])))
+            elif not runs:
+                raise ValueError("the first line is no beginning")
+            else:
+                runs[-1].steps.append(_step(raw))
+        except KeyError as error:
+            raise JournalError(f"line {number}: no field {error}") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise JournalError(f"line {number}: {error}") from None
+    return runs
+
+
+def _step(raw: dict[str, Any]) -> Step:
+    decided = {str(k): int(v) for k, v in raw["decided"].items()}
+    reasons = {str(k): str(v) for k, v in raw["reasons"].items()}
+    return Step(
+        codec.parse(Observation, raw["observation"]), codec.parse(Targets, raw["targets"]), decided, reasons, bool(raw.get("dryRun"))
+    )
+
+
+def replay(runs: Sequence[Run], policy_of: Callable[[Run], Policy]) -> list[Targets]:
+    """What a policy answers to the same observations, step by step. The observations stay as they were: had it decided otherwise, other
+    workers would have served, so this shows where it differs and not where it would have ended."""
+    out = []
+    for run in runs:
+        policy = policy_of(run)
+        out += [policy(step.observation) for step in run.steps]
+    return out
+
+
+def predictive_policy(settings: Settings, state: State) -> Policy:
+    """The predictive policy from a state on."""
+
+    def policy(observation: Observation) -> Targets:
+        nonlocal state
+        targets, state = predictive.step(settings, observation, state)
+        return targets
+
+    return policy
+
+
+def steps_of(runs: Sequence[Run], since_s: float = -math.inf) -> list[Step]:
+    return [step for run in runs for step in run.steps if step.observation.now_s >= since_s]
+
+
+def columns(steps: Sequence[Step], targets: Sequence[Targets] | None = None) -> dict[str, list[float]]:
+    """As `plots.Timeline` wants them, times from the first step on. `targets`: of another policy, instead of what was decided."""
+    began_s = steps[0].observation.now_s if steps else 0.0
+    out: dict[str, list[float]] = {}
+    for i, step in enumerate(steps):
+        o, p, d = step.observation, step.observation.prefill, step.observation.decode
+        wanted = targets[i] if targets is not None else step.targets
+        row = {
+            "t_s": o.now_s - began_s + o.interval_s, "arrivals": p.arrivals, "prompt_tokens": p.prompt_tokens,
+            "generated_tokens": d.generated_tokens, "waiting_requests": p.waiting_requests, "decode_waiting": d.waiting_requests,
+            "ttft_total": p.ttft_total, "ttft_ok": p.ttft_ok, "tpot_total": d.tpot_total, "tpot_ok": d.tpot_ok,
+            "prefill_ready": float(p.pods.ready), "decode_ready": float(d.pods.ready),
+            "prefill_desired": float(wanted.prefill if targets is not None else step.decided.get("prefill", p.pods.replicas)),
+            "decode_desired": float(wanted.decode if targets is not None else step.decided.get("decode", d.pods.replicas)),
+        }  # fmt: skip
+        for name, value in row.items():
+            out.setdefault(name, []).append(value)
+    return out

@@ -1,0 +1,119 @@
+"""`disagg replay`: recorded observations once more through a policy, offline, and where it decides otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import datetime
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from disagg_operator.autoscaling import codec, journal
+from disagg_operator.autoscaling.journal import Policy, Run, Step
+from disagg_operator.autoscaling.observation import Targets
+from disagg_operator.autoscaling.predictive import Settings
+from disagg_operator.cli import decisions
+from disagg_operator.simulation import policies
+from disagg_operator.simulation.cluster import Setup
+
+ERRORS = (*decisions.ERRORS, policies.PolicyError)
+_MOST_ROWS = 200
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    decisions.arguments(parser)
+    parser.add_argument("--policy", default=policies.PREDICTIVE, help="predictive (default), or another that `disagg simulate` knows")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="K=V", help="a setting of the predictive policy, such as budget=0.01 or decode.most=8"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print where it differs; 0 also when it does. Raises one of ERRORS."""
+    runs = decisions.load(args)
+    changes = [parse_change(text) for text in args.set]
+    if changes and args.policy != policies.PREDICTIVE:
+        raise ValueError("--set: changes settings of the predictive policy alone")
+    targets = journal.replay(runs, lambda one: policy_of(args.policy, one, changes))
+    everything = journal.steps_of(runs)
+    since_s = everything[-1].observation.now_s - decisions.seconds(args.since)
+    pairs = [(s, t) for s, t in zip(everything, targets, strict=True) if s.observation.now_s >= since_s]
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    other = [(s, t) for s, t in pairs if (t.prefill, t.decode) != (s.targets.prefill, s.targets.decode)]
+    what = ", ".join([args.policy, *args.set])
+    if other:
+        console.print(table(what, other[:_MOST_ROWS]))
+    console.print(summary(what, pairs, len(other)))
+    if args.plot:
+        from disagg_operator import plots
+
+        steps, new = [s for s, _ in pairs], [t for _, t in pairs]
+        timelines = [plots.Timeline(f"{args.source}: {what} (what was wanted)", journal.columns(steps, new))]
+        if args.plot.suffix.lower() in (".html", ".htm"):
+            timelines.insert(0, plots.Timeline(f"{args.source}: as it was decided", journal.columns(steps)))
+        plots.save(args.plot, timelines, summary(what, pairs, len(other)))
+    return 0
+
+
+def policy_of(name: str, run: Run, changes: Sequence[tuple[str, Any]]) -> Policy:
+    """A policy at the beginning of a run. Raises PolicyError, ValueError."""
+    if name != policies.PREDICTIVE:
+        s = run.settings
+        least, most = min(s.prefill.least, s.decode.least), max(s.prefill.most, s.decode.most)
+        return policies.make(name, Setup(s.profile, tpot_s=s.tpot_s, least=least, most=most))
+    settings = run.settings
+    for path, value in changes:
+        settings = changed(settings, path, value)
+    return journal.predictive_policy(settings, run.state)
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """`budget=0.01` -> ("budget", 0.01). Raises ValueError."""
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set: {text!r} is not K=V")
+    try:
+        return path, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        raise ValueError(f"--set {path}: {value!r} is no number, None or tuple") from None
+
+
+def changed(settings: Settings, path: str, value: Any) -> Settings:
+    """Settings with one field replaced, by its path. Raises ValueError naming it."""
+    raw = codec.plain(settings)
+    inner, *rest = raw, *path.split(".")
+    for part in rest[:-1]:
+        inner = inner.get(part) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict) or rest[-1] not in inner:
+        known = ", ".join(f.name for f in fields(Settings))
+        raise ValueError(f"--set {path}: no such setting; there are {known}, and their parts after a dot")
+    inner[rest[-1]] = codec.plain(value)
+    return codec.parse(Settings, raw, "--set")
+
+
+def table(title: str, pairs: Sequence[tuple[Step, Targets]]) -> Table:
+    """One row for each step in which the two differ."""
+    found = Table(title=f"{title}: where it differs (UTC)", title_justify="left")
+    for column in ("time", "prefill was", "now", "decode was", "now ", "why now"):
+        found.add_column(column, justify="left" if column in ("time", "why now") else "right", overflow="fold")
+    for step, target in pairs:
+        time = datetime.datetime.fromtimestamp(step.observation.now_s, datetime.UTC).strftime("%m-%d %H:%M:%S")
+        sizes = (step.targets.prefill, target.prefill, step.targets.decode, target.decode)
+        found.add_row(time, *map(str, sizes), target.reason)
+    return found
+
+
+def summary(what: str, pairs: Sequence[tuple[Step, Targets]], differing: int) -> str:
+    """The difference in one line. Worker-hours are of what was wanted, not of what would have run."""
+    hours = [0.0, 0.0]
+    for step, target in pairs:
+        interval_h = step.observation.interval_s / 3600
+        hours[0] += interval_h * (step.targets.prefill + step.targets.decode)
+        hours[1] += interval_h * (target.prefill + target.decode)
+    return f"{what}: differs in {differing} of {len(pairs)} steps; wanted {hours[1]:.2f} worker-hours, {hours[0]:.2f} were wanted then."
