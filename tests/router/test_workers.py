@@ -10,7 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_router.workers import Breaker, Choice, Inflight, Member, Worker, choose, handshake_pairs, model_of, pair_key, parse_info
+from disagg_router.room import Room
+from disagg_router.workers import (
+    Breaker,
+    Choice,
+    Inflight,
+    Member,
+    Prompt,
+    Worker,
+    choose,
+    decode_room,
+    handshake_pairs,
+    model_of,
+    pair_key,
+    parse_info,
+)
 
 IDLE = Inflight({}, {})
 INFO: dict[str, Any] = {
@@ -68,6 +82,18 @@ TABLE: list[tuple[str, list[Worker], dict[str, Any], tuple[str | None, str | Non
     ("a bigger decode worker takes more", [P, replace(D, running_requests=2, max_running=20),
       worker("e", "decode", running_requests=2)], {}, ("p", "d")),
     ("decode with more free KV", [P, replace(D, blocks_free=10), worker("e", "decode", blocks_free=20)], {}, ("p", "e")),
+    ("decode that lacks KV for the prompt goes last", [P, replace(D, room=Room(5, 100, 9, 10, 0.0)),
+      worker("e", "decode", running_requests=8, room=Room(50, 100, 2, 10, 0.0))], {"prompt": Prompt(20)}, ("p", "e")),
+    ("but where all lack it one is asked", [P, replace(D, room=Room(5, 100, 9, 10, 0.0))], {"prompt": Prompt(20)}, ("p", "d")),
+    ("a cached prefix is worth its tokens", [replace(P, waiting_tokens=40), worker("q", "prefill"), D],
+      {"prompt": Prompt(100, {"p/1": 64})}, ("p", "d")),
+    ("but not more", [replace(P, waiting_tokens=70), worker("q", "prefill"), D], {"prompt": Prompt(100, {"p/1": 64})}, ("q", "d")),
+    ("of equals the one with the prefix", [replace(P, waiting_tokens=64), worker("q", "prefill"), D],
+      {"prompt": Prompt(100, {"p/1": 64})}, ("p", "d")),
+    ("workers that do both are compared as such", [replace(BOTH, waiting_tokens=500), worker("c", "both", running_requests=3)],
+      {"prompt": Prompt(100)}, (None, "c")),
+    ("and the prefix counts there too", [replace(BOTH, running_requests=1), worker("c", "both")],
+      {"prompt": Prompt(100, {"b/1": 64})}, (None, "b")),
     ("what this router sent counts before the next poll", [P, D, worker("e", "decode")], {"inflight": Inflight({"d/1": 1}, {})},
       ("p", "e")),
     ("tokens that this router sent count", [P, worker("q", "prefill"), D], {"inflight": Inflight({}, {"p/1": 5})}, ("q", "d")),
@@ -131,6 +157,16 @@ def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
         assert not pairs or (choice.decode, choice.decode) in pairs
     if choice.decode is not None and choice.prefill is not None and not proven:
         assert choice.decode.running_requests == min(d.running_requests for _, d in pairs)
+
+
+def test_decodes_room_is_that_of_the_workers_that_the_kv_can_go_to() -> None:
+    room = Room(10, 100, 1, 8, 0.02)
+    workers = [
+        P, D, replace(D, name="e", room=room), replace(D, name="f", room=replace(room, step_s=0.5)), replace(D, room=room, compat="other"),
+        replace(D, room=room, state="draining"), replace(P, room=room),
+    ]  # fmt: skip
+    assert decode_room(workers, "c") == Room(20, 200, 2, 16, 0.5)
+    assert decode_room([P, D], "c") is None
 
 
 @given(pools(), st.integers(1, 5))

@@ -13,6 +13,7 @@ from disagg_router.client import Line, WorkerClient
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.legs import LegEnded, Legs
 from disagg_router.request_state import ProtocolViolation, RequestState, Token
+from disagg_router.room import Room, parse_room
 from disagg_router.table import WorkerTable
 from disagg_router.workers import Choice, Worker, pair_key
 
@@ -93,9 +94,10 @@ class Attempt:
 
     async def items(self) -> AsyncGenerator[Token | Finished]:
         """Raises NoRoom or AttemptFailed."""
-        n_tokens = len(self._state.prompt) + len(self._state.emitted)
-        with self._prefilling, self._table.busy(self._choice.decode, 0):
-            self._prefilling.enter_context(self._table.busy(self._choice.prefill, n_tokens))
+        prefill, decode = self._choice.prefill, self._choice.decode
+        with self._prefilling, self._table.busy(decode, requests=1):
+            self._prefilling.enter_context(self._table.busy(prefill, requests=1))
+            self._prefilling.enter_context(self._table.busy(prefill or decode, tokens=self._choice.computed_tokens))
             try:
                 self._legs.start()
                 while True:
@@ -161,10 +163,12 @@ class Attempt:
     def _line(self, leg: str, line: Line) -> list[Token]:
         kind, trace = line["type"], self._trace
         if kind == "token":
+            if leg == "decode":  # the prompt is computed, wherever that was
+                self._prefilling.close()
             return self._state.token(line)
         if kind == "ticket":
             self._has_ticket = True
-            self._legs.start_prefill(dict(line["ticket"]))
+            self._ticket(dict(line["ticket"]), parse_room(line.get("room")))
             self._room_changed()
         elif kind == "accepted":
             self._accepted = True
@@ -179,6 +183,13 @@ class Attempt:
         elif kind == "error":
             self._error(leg, str(line["code"]), str(line["message"]))
         return []
+
+    def _ticket(self, ticket: Line, room: Room | None) -> None:
+        """Decode has room for it, and says what is left."""
+        prefill, decode = self._choice.prefill, self._choice.decode
+        if decode is not None:
+            self._table.note_room(decode, room)
+        self._legs.start_prefill(ticket, None if prefill is None else self._table.decode_room(prefill))
 
     def _error(self, leg: str, code: str, message: str) -> None:
         """A worker ended its stream with an error."""

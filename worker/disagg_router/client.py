@@ -34,6 +34,10 @@ class WorkerClient:
             raise ValueError(f"{path}: not an object")
         return content
 
+    async def post(self, url: str, path: str, content: dict[str, Any], timeout_s: float = 2.0) -> None:
+        """Raises httpx.HTTPError."""
+        (await self._http.post(url + path, json=content, timeout=timeout_s)).raise_for_status()
+
     @asynccontextmanager
     async def stream(self, worker: Worker, role: str, body: Line) -> AsyncIterator[AsyncGenerator[Line]]:
         """The events of one call. Leaving the context cancels it at the worker. Raises NoRoom or AttemptFailed."""

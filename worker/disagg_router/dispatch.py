@@ -76,7 +76,8 @@ class Dispatcher:
         return Attempt(self._client, self._table, choice, state, trace, self._patience, deadline_s, self._queue.wake).items()
 
     def _choose(self, state: RequestState, full: set[str]) -> Choice:
-        choice = self._table.choose(digest=state.digest, single_token=state.single_token, full=full)
+        tokens = [*state.prompt, *state.emitted]
+        choice = self._table.choose(digest=state.digest, single_token=state.single_token, full=full, tokens=tokens, tenant=state.tenant)
         if choice is None:
             raise NoRoom("decode", "no worker has room or is ready")
         if choice.prefill is None and any(w.incarnation in full and w.serves("prefill") for w in self._table.workers()):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from disagg_router.client import Line, WorkerClient
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.request_state import ProtocolViolation
+from disagg_router.room import Room
 from disagg_router.workers import Choice, Worker, pair_key
 
 # A slow client makes the workers' connections wait, not this process grow.
@@ -51,11 +52,12 @@ class Legs:
         elif self._choice.prefill is not None:
             self._spawn("prefill", self._choice.prefill, self._body | {"ticket": None})
 
-    def start_prefill(self, ticket: Line) -> None:
+    def start_prefill(self, ticket: Line, room: Room | None) -> None:
         """Raises ProtocolViolation for a ticket that was not asked for."""
         if self._choice.prefill is None or len(self._tasks) > 1:
             raise ProtocolViolation("a ticket that was not asked for")
-        self._spawn("prefill", self._choice.prefill, self._body | {"ticket": ticket})
+        told = {} if room is None else {"decode_room": room.to_json()}
+        self._spawn("prefill", self._choice.prefill, self._body | {"ticket": ticket} | told)
 
     def runs(self, leg: str | None = None) -> bool:
         """The leg (or any) may still send something."""

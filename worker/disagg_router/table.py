@@ -7,15 +7,18 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import httpx
 
+from disagg_router.affinity import PrefixMap, prefix_names
 from disagg_router.client import WorkerClient
+from disagg_router.room import Room
 from disagg_router.text import Text
-from disagg_router.workers import Breaker, Choice, Inflight, Member, Model, Worker, choose, model_of, parse_info
+from disagg_router.workers import Breaker, Choice, Inflight, Member, Model, Prompt, Worker, choose, decode_room, model_of, parse_info
 
 log = logging.getLogger(__name__)
 # A worker that misses this many polls is left out until it answers again.
@@ -46,6 +49,7 @@ class WorkerTable:
         self._tokens: Counter[str] = Counter()
         self._texts: dict[str, Text] = {}
         self._model: Model | None = None
+        self._prefixes = PrefixMap()
         self.breaker = Breaker()
         self.proven: frozenset[str] = frozenset()
 
@@ -61,9 +65,11 @@ class WorkerTable:
         self._model = model_of(w for w in self._workers.values() if w.digest in self._texts) or self._model
         return None if self._model is None else (self._texts[self._model.digest], self._model)
 
-    def choose(self, *, digest: str, single_token: bool, full: set[str]) -> Choice | None:
+    def choose(self, *, digest: str, single_token: bool, full: set[str], tokens: Sequence[int], tenant: str) -> Choice | None:
+        """Whom to ask; the choice counts as made: its worker is expected to have these tokens from now on."""
         now_s = time.monotonic()
-        return choose(
+        names = prefix_names(tokens, tenant)
+        choice = choose(
             self.workers(),
             digest=digest,
             single_token=single_token,
@@ -72,21 +78,36 @@ class WorkerTable:
             proven=self.proven,
             inflight=Inflight(self._requests, self._tokens),
             dice=random.random,
+            prompt=Prompt(len(tokens), self._prefixes.cached_tokens(names)),
         )
+        computes = None if choice is None else choice.prefill or choice.decode
+        if computes is not None:
+            self._prefixes.sent(names, computes.incarnation)
+        return choice
+
+    def note_room(self, worker: Worker, room: Room | None) -> None:
+        """What a worker said of its room just now."""
+        known = self._workers.get(worker.name)
+        if room is not None and known is not None and known.incarnation == worker.incarnation:
+            self._workers[worker.name] = replace(known, room=room)
+
+    def decode_room(self, prefill: Worker) -> Room | None:
+        """For a prefill worker that asks for it: what the decode workers behind it can take."""
+        return None if prefill.room is None else decode_room(self._workers.values(), prefill.compat)
 
     @contextmanager
-    def busy(self, worker: Worker | None, tokens: int) -> Iterator[None]:
-        """Count a request, and prompt tokens to compute, as under way on a worker."""
+    def busy(self, worker: Worker | None, *, requests: int = 0, tokens: int = 0) -> Iterator[None]:
+        """Count requests, and prompt tokens to compute, as under way on a worker."""
         if worker is None:
             yield
             return
         key = worker.incarnation
-        self._requests[key] += 1
+        self._requests[key] += requests
         self._tokens[key] += tokens
         try:
             yield
         finally:
-            self._requests[key] -= 1
+            self._requests[key] -= requests
             self._tokens[key] -= tokens
 
     def lost(self, incarnation: str) -> None:
@@ -116,9 +137,19 @@ class WorkerTable:
         for counter in (self._requests, self._tokens):
             for key in [k for k, n in counter.items() if n <= 0 and k not in alive]:
                 del counter[key]
+        await asyncio.gather(*(self._tell_room(w) for w in self.workers() if w.role == "prefill" and w.serves("prefill")))
         await self._refresh_texts()
         # Also while nobody asks: when all workers are away at once, requests wait for them and are not refused.
         self.model()
+
+    async def _tell_room(self, prefill: Worker) -> None:
+        """Best effort: each request that goes there says it too."""
+        if (room := self.decode_room(prefill)) is None:
+            return
+        try:
+            await self._client.post(prefill.url, "/internal/v1/decode-room", room.to_json())
+        except httpx.HTTPError as error:
+            log.debug("worker %s was not told of decode's room: %s", prefill.pod, str(error) or type(error).__name__)
 
     async def _poll(self, member: Member) -> None:
         try:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from disagg_router.room import Room, parse_room, total
+
 PROTOCOL = 1
 
 
@@ -45,6 +47,7 @@ class Worker:
     waiting_tokens: int
     running_requests: int
     pools: frozenset[str] = frozenset()
+    room: Room | None = None
 
     @property
     def at_home(self) -> bool:
@@ -87,8 +90,9 @@ def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
             waiting_tokens=int(load["waiting_tokens"]),
             running_requests=int(load["running_requests"]),
             pools=member.pools,
+            room=parse_room(load.get("room")),
         )
-    except (KeyError, TypeError, OverflowError) as error:
+    except (KeyError, TypeError, OverflowError, AttributeError) as error:
         raise ValueError(f"{member.name}: info lacks or garbles {error}") from None
 
 
@@ -165,26 +169,57 @@ class Inflight:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`decode` None: prefill only. `prefill` None: decode prefills locally."""
+    """`decode` None: prefill only. `prefill` None: decode prefills locally. `computed_tokens`: of the prompt, not found in a cache."""
 
     prefill: Worker | None
     decode: Worker | None
+    computed_tokens: int = field(default=0, compare=False)
 
 
-def _decode_load(w: Worker, inflight: Inflight) -> tuple[float, float]:
-    running = max(w.running_requests, inflight.requests.get(w.incarnation, 0))
-    return running / max(1, w.max_running), -w.blocks_free / max(1, w.blocks_total)
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the choice depends on in a request. `cached_tokens`: by incarnation, how much of it should be in that worker's prefix cache."""
+
+    tokens: int = 0
+    cached_tokens: Mapping[str, int] = field(default_factory=dict)
+
+    def to_compute(self, w: Worker) -> int:
+        return max(1, self.tokens - self.cached_tokens.get(w.incarnation, 0))
 
 
-def _prefill_load(w: Worker, inflight: Inflight) -> tuple[float, float]:
-    tokens = max(w.waiting_tokens, inflight.tokens.get(w.incarnation, 0))
-    return float(tokens), float(max(w.waiting_requests + w.running_requests, inflight.requests.get(w.incarnation, 0)))
+# What one running sequence delays a prompt by in a worker that does both, in tokens of prefill.
+_RUNNING_TOKENS = 32
 
 
-def _by_load(
-    workers: Iterable[Worker], load: Callable[[Worker, Inflight], tuple[float, float]], inflight: Inflight, dice: Callable[[], float]
-) -> list[Worker]:
-    return sorted(workers, key=lambda w: (*load(w, inflight), dice()))
+def _running(w: Worker, inflight: Inflight) -> int:
+    return max(w.running_requests, inflight.requests.get(w.incarnation, 0))
+
+
+def _decode_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, ...]:
+    """Who could not take it goes last; then by seats, then by KV."""
+    lacks_kv = w.room is not None and w.room.free_tokens <= prompt.tokens
+    return float(lacks_kv), _running(w, inflight) / max(1, w.max_running), -w.blocks_free / max(1, w.blocks_total)
+
+
+def _prefill_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, ...]:
+    """Tokens to compute until this prompt is done. Of equals, the one that has its start: others like it may follow."""
+    queued = max(w.waiting_tokens, inflight.tokens.get(w.incarnation, 0))
+    requests = max(w.waiting_requests + w.running_requests, inflight.requests.get(w.incarnation, 0))
+    return float(queued + prompt.to_compute(w)), -float(prompt.cached_tokens.get(w.incarnation, 0)), float(requests)
+
+
+def _whole_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, ...]:
+    """Of workers that do both."""
+    lacks_kv, seats, _ = _decode_load(w, inflight, prompt)
+    queued, hits, requests = _prefill_load(w, inflight, prompt)
+    return lacks_kv, float(seats >= 1.0), queued + _RUNNING_TOKENS * _running(w, inflight), hits, requests
+
+
+Loading = Callable[[Worker, Inflight, Prompt], tuple[float, ...]]
+
+
+def _by_load(workers: Iterable[Worker], load: Loading, inflight: Inflight, prompt: Prompt, dice: Callable[[], float]) -> list[Worker]:
+    return sorted(workers, key=lambda w: (*load(w, inflight, prompt), dice()))
 
 
 def choose(
@@ -197,6 +232,7 @@ def choose(
     proven: Collection[str],
     inflight: Inflight,
     dice: Callable[[], float],
+    prompt: Prompt | None = None,
 ) -> Choice | None:
     """The least loaded pair that can talk; None: nobody can serve now.
 
@@ -204,19 +240,29 @@ def choose(
     incarnations that refused this request just now. `proven`: incarnations that have moved KV; others are taken only when no pair
     of these is left. Equal loads are told apart by `dice`. With no usable prefill worker a decode worker prefills locally.
     """
+    prompt = prompt or Prompt()
     usable = [w for w in workers if w.digest == digest and w.incarnation not in full and not avoid(w.incarnation)]
-    prefills = _by_load((w for w in usable if w.serves("prefill")), _prefill_load, inflight, dice)
+    prefills = _by_load((w for w in usable if w.serves("prefill")), _prefill_load, inflight, prompt, dice)
     if single_token and prefills:
-        return Choice(prefills[0], None)
-    decodes = _by_load((w for w in usable if w.serves("decode")), _decode_load, inflight, dice)
+        return Choice(prefills[0], None, prompt.to_compute(prefills[0]))
+    whole = all(w.role == "both" for w in usable)
+    decodes = _by_load((w for w in usable if w.serves("decode")), _whole_load if whole else _decode_load, inflight, prompt, dice)
+    if whole:  # nothing is gained by moving KV between workers that are alike
+        return Choice(None, decodes[0], prompt.to_compute(decodes[0])) if decodes else None
     trusted = ([p for p in prefills if p.incarnation in proven], [d for d in decodes if d.incarnation in proven])
     for some_prefills, some_decodes in (trusted, (prefills, decodes)):
         for decode in some_decodes:
             for prefill in some_prefills:
                 if prefill.compat != decode.compat or avoid(pair_key(prefill, decode)):
                     continue
-                return Choice(None, decode) if prefill.incarnation == decode.incarnation else Choice(prefill, decode)
-    return Choice(None, decodes[0]) if decodes else None
+                one = prefill.incarnation == decode.incarnation
+                return Choice(None if one else prefill, decode, prompt.to_compute(prefill))
+    return Choice(None, decodes[0], prompt.to_compute(decodes[0])) if decodes else None
+
+
+def decode_room(workers: Iterable[Worker], compat: str) -> Room | None:
+    """What is left of the decode workers that KV of `compat` can go to. None when none of them says."""
+    return total(w.room for w in workers if w.room is not None and w.compat == compat and w.serves("decode"))
 
 
 def handshake_pairs(workers: Iterable[Worker], limit: int = 64) -> list[tuple[Worker, Worker]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from disagg_worker.engine.api import EndEvent, ErrorEvent, Event, SamplingParams, Structured, TokenEvent
+from disagg_worker.engine.api import DecodeRoom, EndEvent, ErrorEvent, Event, SamplingParams, Structured, TokenEvent
 from disagg_worker.settings import Role
 
 Line = dict[str, Any]
@@ -75,8 +75,22 @@ class DecodeRequest(_Work):
     mode: Literal["remote", "local"]
 
 
+class Room(_Strict):
+    """docs/protocol.md, `room`."""
+
+    free_tokens: int = Field(ge=0, lt=1 << 53)
+    total_tokens: int = Field(ge=0, lt=1 << 53)
+    free_seats: int = Field(ge=0, lt=1 << 53)
+    total_seats: int = Field(ge=0, lt=1 << 53)
+    step_s: float = Field(ge=0, le=86400)
+
+    def to_room(self) -> DecodeRoom:
+        return DecodeRoom(**self.model_dump())
+
+
 class PrefillRequest(_Work):
     ticket: dict[str, Any] | None
+    decode_room: Room | None = None
 
 
 class RoleRequest(_Strict):
@@ -109,6 +123,11 @@ def _valid(kind: type[AnyT], body: bytes) -> AnyT:
 def parse_role(body: bytes) -> RoleRequest:
     """Raises BadRequest."""
     return _valid(RoleRequest, body)
+
+
+def parse_room(body: bytes) -> Room:
+    """Raises BadRequest."""
+    return _valid(Room, body)
 
 
 def parse(kind: type[WorkT], body: bytes) -> WorkT:

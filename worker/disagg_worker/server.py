@@ -140,6 +140,24 @@ def _role_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
     return endpoint
 
 
+def _room_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        if not worker.authorized(request):
+            return _error(401, "unauthorized", "the bearer token is missing or wrong")
+        if worker.node is None:
+            return _error(503, "starting", "the model is still loading", retryable=True)
+        try:
+            room = requests.parse_room(await _body(request))
+        except requests.BadRequest as error:
+            return _error(400, "invalid_request", str(error))
+        except ClientDisconnect:
+            return _error(400, "cancelled", "the client went away")
+        worker.node.engine.limit_prefill(room.to_room())
+        return Response(status_code=204)
+
+    return endpoint
+
+
 def create_app(worker: Worker) -> Starlette:
     """The worker's ASGI application."""
 
@@ -177,6 +195,7 @@ def create_app(worker: Worker) -> Starlette:
         Route("/metrics", metrics),
         Route("/internal/v1/info", info),
         Route("/internal/v1/tokenizer", tokenizer),
+        Route("/internal/v1/decode-room", _room_endpoint(worker), methods=["POST"]),
         Route("/internal/v1/role", _role_endpoint(worker), methods=["POST"]),
         Route("/internal/v1/decode", _work_endpoint(worker, ("decode", "both"), _start_decode), methods=["POST"]),
         Route("/internal/v1/prefill", _work_endpoint(worker, ("prefill", "both"), _start_prefill), methods=["POST"]),

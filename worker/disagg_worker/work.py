@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from disagg_worker.engine.api import DecodeHandle, EndEvent, Engine, ErrorEvent, PrefillHandle, Reservation, TokenEvent
 from disagg_worker.metrics import Metrics
@@ -128,7 +128,7 @@ class _RemoteDecode:
         self.events.put(ErrorEvent("transfer_failed", message, retryable=True))
 
     async def lines(self, deadline_s: float) -> AsyncIterator[Line]:
-        yield {"type": "ticket", "ticket": self.ticket.to_json()}
+        yield {"type": "ticket", "ticket": self.ticket.to_json(), "room": asdict(self._node.engine.load().room)}
         first = await self._first(deadline_s)
         if not isinstance(first, Received):
             yield event_json(first)
@@ -265,5 +265,7 @@ def _transferred(done: TransferDone) -> Line:
 def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None) -> Job:
     """Compute the prompt and push its KV. Raises NoCapacity or InvalidInput."""
     deadline_s = time.monotonic() + request.deadline_s
+    if request.decode_room is not None:
+        node.engine.limit_prefill(request.decode_room.to_room())
     job = _Prefill(node, request, ticket)
     return Job(job.lines(deadline_s), job.close, job.events.put, deadline_s)

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -221,5 +221,7 @@ class Worker:
             "waiting_requests": load.waiting_requests,
             "waiting_tokens": load.waiting_tokens,
             "running_requests": load.running_requests,
+            "room": asdict(load.room),
+            "prefill_limit_tokens": load.prefill_limit_tokens,
         }
         return answer

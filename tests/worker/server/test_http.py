@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.routing import Route
-from tests.worker.server.rig import KEY, body, make_settings, prompt, running, serve
+from tests.worker.server.rig import KEY, body, make_settings, prompt, running, serve, tokens_of
 
 from disagg_worker import server
 from disagg_worker.model.checkpoint import Checkpoint
@@ -100,7 +100,19 @@ async def test_info_says_who_it_is_and_what_it_can_take(tiny: Path) -> None:
                 "bytes_per_token": node.engine.layout.bytes_per_token,
             },
             "limits": {"max_running": 64, "max_waiting": 256},
-            "load": {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": 0},
+            "load": {
+                "waiting_requests": 0,
+                "waiting_tokens": 0,
+                "running_requests": 0,
+                "room": {
+                    "free_tokens": 16 * blocks,
+                    "total_tokens": 16 * blocks,
+                    "free_seats": 64,
+                    "total_seats": 64,
+                    "step_s": 0.0,
+                },
+                "prefill_limit_tokens": 2048,
+            },
         }
         assert (await decode.http.get("/readyz")).status_code == 200
         tokenizer = (await decode.http.get("/internal/v1/tokenizer")).json()
@@ -152,6 +164,18 @@ async def test_a_prompt_is_cached_for_its_tenant_and_the_metrics_tell(tiny: Path
         seconds = {s.labels["part"]: s.value for s in families["disagg_worker_step_seconds"].samples}
         assert seconds.keys() == {"forward", "rest"}
         assert min(seconds.values()) > 0
+
+
+async def test_decodes_room_is_taken_and_a_garbled_one_refused_by_name(tiny: Path) -> None:
+    room = {"free_tokens": 0, "total_tokens": 100, "free_seats": 3, "total_seats": 4, "step_s": 0.1}
+    async with running("prefill", tiny) as one:
+        assert (await one.http.post("/internal/v1/decode-room", json=room)).status_code == 204
+        assert one.load().prefill_limit_tokens == 256
+        for garbled in (room | {"free_seats": -1}, {}, room | {"x": 1}, [room], room | {"step_s": "1"}):
+            answer = await one.http.post("/internal/v1/decode-room", json=garbled)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+        assert (await one.http.post("/internal/v1/decode-room", json=room, headers={"authorization": "x"})).status_code == 401
+        assert len(tokens_of(await one.lines("prefill", body(prompt(400)) | {"ticket": None}))) == 1
 
 
 @pytest.mark.parametrize(("role", "refused"), [("prefill", "decode"), ("decode", "prefill")])

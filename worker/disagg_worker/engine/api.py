@@ -159,9 +159,22 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeRoom:
+    """What one or several decode workers can still take: KV tokens that are promised to nobody, and sequences. `step_s`: how long a decode
+    step took lately, 0: there was none."""
+
+    free_tokens: int
+    total_tokens: int
+    free_seats: int
+    total_seats: int
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """A snapshot for `info` and metrics. free + used + leased = total blocks; free ones may have cached content.
 
+    room: for sequences to decode. prefill_limit_tokens: what a prefill batch may hold now.
     prompt_tokens_total: computed, so without the cached ones. step_seconds_total: of steps, `forward` in the network, `rest` beside it.
     work_total: what was in the batches and steps, by name (disagg_worker.engine.steps.Work).
     """
@@ -181,6 +194,8 @@ class Load:
     host_cache_bytes: int = 0
     step_seconds_total: dict[str, float] = field(default_factory=dict)
     work_total: dict[str, float] = field(default_factory=dict)
+    room: DecodeRoom = DecodeRoom(0, 0, 0, 0, 0.0)
+    prefill_limit_tokens: int = 0
 
 
 class EngineError(Exception):
@@ -260,6 +275,9 @@ class Engine(Protocol):
 
     def prepare(self, sampling: SamplingParams) -> None:
         """Compile what `sampling` needs compiled; may take a second. Raises InvalidInput."""
+
+    def limit_prefill(self, room: DecodeRoom) -> None:
+        """What decode has left elsewhere, for what is prefilled here: batches shrink while it has little (prefill_limit)."""
 
     def load(self) -> Load: ...
 

@@ -24,6 +24,7 @@ from disagg_worker.engine.block_pool import State
 from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.handles import HeldBlocks, SequenceHandle
 from disagg_worker.engine.kv_store import KvStore
+from disagg_worker.engine.prefill_limit import KnownRoom
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 # A step longer than this means the loop is stuck, not slow.
 _STUCK_S = 300.0
 _IDLE_WAIT_S = 1.0
+# Weight of the latest decode step in the recent ones' duration.
+_SMOOTHING = 0.2
 _DRAINING = api.ErrorEvent("draining", "the worker is stopping", retryable=True)
 _CANCELLED = api.ErrorEvent("cancelled", "cancelled", retryable=False)
 ItemT = TypeVar("ItemT")
@@ -80,6 +83,7 @@ class TorchEngine:
         self._prompt_tokens = 0
         self._steps_total = {"prefill": 0, "decode": 0}
         self._busy_s = 0.0
+        self._decode_step_s = 0.0
         self._step_started_s: float | None = None
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
@@ -154,6 +158,10 @@ class TorchEngine:
         if sampling.structured is not None:
             self._grammars.compile(sampling.structured)
 
+    def limit_prefill(self, room: api.DecodeRoom) -> None:
+        with self._wake:
+            self._queues.decode_room = KnownRoom(room, time.monotonic())
+
     def load(self) -> api.Load:
         with self._wake:
             queues, pool = self._queues, self._store.pool
@@ -173,6 +181,8 @@ class TorchEngine:
                 cached_tokens_total=queues.cached_tokens,
                 preemptions_total=queues.preemptions,
                 host_cache_bytes=self._store.host.held_bytes,
+                room=queues.room(self._decode_step_s),
+                prefill_limit_tokens=queues.prefill_limit_tokens(time.monotonic()),
                 step_seconds_total={"forward": self._steps.forward_s, "rest": max(0.0, self._busy_s - self._steps.forward_s)},
             )
 
@@ -300,7 +310,10 @@ class TorchEngine:
             self._step("prefill", work, self._steps.prefill, lambda item: item[0])
             self._prompt_tokens += sum(n for _, n in work)
         if running:
+            decode_started_s = time.monotonic()
             self._step("decode", running, self._steps.decode, lambda s: s)
+            took_s = time.monotonic() - decode_started_s
+            self._decode_step_s += (took_s - self._decode_step_s) * (_SMOOTHING if self._decode_step_s else 1.0)
         self._step_started_s = None
         self._busy_s += time.monotonic() - started_s
         return True

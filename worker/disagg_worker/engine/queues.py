@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence as Many
 from dataclasses import replace
 
-from disagg_worker.engine.api import NoCapacity
+from disagg_worker.engine.api import DecodeRoom, NoCapacity
 from disagg_worker.engine.block_pool import Holding, State, blocks_for
 from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.decode_scheduler import Capacity, blocks_to_hold, check_length, start_blocks, victim
 from disagg_worker.engine.kv_store import KvStore
+from disagg_worker.engine.prefill_limit import KnownRoom, limited
 from disagg_worker.engine.prefill_scheduler import FairShares, PrefillRules, Waiting, plan_prefill
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.sequence import Sequence
@@ -39,6 +40,7 @@ class Queues:
         self.running: list[Sequence] = []
         self.prefilling: set[Sequence] = set()
         self.committed = 0
+        self.decode_room: KnownRoom | None = None
         self.preemptions = 0
         self.cached_tokens = 0
 
@@ -50,6 +52,12 @@ class Queues:
         promised = sum(self._needed(s) for s in self.waiting if s.holding is None and not s.hands_over)
         free = self._store.free - promised - len(self.running)
         return Capacity(self._size, pool.total, free, self.committed, c.max_running, self._max_len, c.growth_reserve_tokens)
+
+    def room(self, step_s: float) -> DecodeRoom:
+        """What could be reserved now."""
+        c = self._capacity()
+        free, seats = max(0, c.blocks_free), max(0, c.max_running - c.committed)
+        return DecodeRoom(free * self._size, c.blocks_total * self._size, seats, c.max_running, step_s)
 
     def _needed(self, s: Sequence) -> int:
         """Blocks that a waiting sequence starts with."""
@@ -128,11 +136,18 @@ class Queues:
             self.waiting.append(s)
             self.waiting.sort(key=lambda s: s.key)
 
+    def _rules_now(self, now_s: float) -> PrefillRules:
+        return self._rules_beside_decode if self.running else limited(self._rules, self.decode_room, now_s)
+
+    def prefill_limit_tokens(self, now_s: float) -> int:
+        """What the next prefill batch may hold."""
+        return self._rules_now(now_s).budget_tokens
+
     def take_prefill(self, now_s: float) -> tuple[Work, float | None]:
         """The next prefill batch with its blocks, and when to ask again if there is none now."""
         if not self.waiting:
             return [], None
-        rules = self._rules_beside_decode if self.running else self._rules
+        rules = self._rules_now(now_s)
         waiting = [Waiting(s.key, len(s.tokens) - s.computed, s.queued_at_s, s.holding is not None, s.tenant) for s in self.waiting]
         plan = plan_prefill(self._shares.order(waiting), now_s, rules)
         work = self._with_blocks(plan.batch)
