@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.worker.collector import Collector
-from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Keeper, Make, prompt
+from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import generate_remote
 
 from disagg_worker.engine.api import EndEvent, InvalidInput
@@ -52,6 +54,29 @@ def test_the_next_turn_of_a_conversation_finds_prompt_and_answer(make: Make) -> 
     _, cached = _generate(engine, following)
     # The answer's last token was never an input.
     assert cached == (10 + len(answer) - 1) // 4 * 4
+
+
+def test_prompts_of_one_start_that_come_together_compute_it_once(make: Make) -> None:
+    """Whole prompts, as the choices of one request are, and prompts that part after a common start; in one batch or in chunks."""
+    for budget in (1024, 64):
+        rules = {"prefill_wait_s": 0.3, "max_batch_tokens": budget, "saturating_tokens": budget}
+        engine = make(kv_cache_bytes=512 * BLOCK_BYTES, **rules)
+        prompts = [prompt(201)] * 4 + [[*prompt(160), *prompt(41, i)] for i in (5, 9)]
+        sinks = [Collector() for _ in prompts]
+        for i, (tokens, sink) in enumerate(zip(prompts, sinks, strict=True)):
+            engine.generate("r", tokens, len(tokens), replace(RANDOM, seed=i), sink)
+        found = [s.finished() for s in sinks]
+        assert engine.load().prompt_tokens_total == 201 + 3 * 1 + 2 * 41
+        assert found == [local(make(prefix_cache=False), t, replace(RANDOM, seed=i)) for i, t in enumerate(prompts)]
+
+
+def test_a_start_that_another_gives_up_is_computed_by_who_waited_for_it(make: Make) -> None:
+    engine = make(max_batch_tokens=8, saturating_tokens=8)
+    first, second = Collector(), Collector()
+    handle = engine.generate("r", prompt(200), 200, GREEDY, first)
+    engine.generate("r", prompt(200), 200, GREEDY, second)
+    handle.cancel()
+    assert second.finished() == local(make(), prompt(200))
 
 
 def test_two_tenants_never_share_and_without_a_cache_nobody_does(make: Make) -> None:

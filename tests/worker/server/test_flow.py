@@ -313,7 +313,7 @@ async def test_a_connection_closed_right_after_the_request_leaks_nothing(tiny: P
 
 
 async def test_requests_that_are_dropped_at_any_moment_leave_nothing_behind(tiny: Path) -> None:
-    async with pair(tiny, max_running=16) as p:
+    async with pair(tiny, max_running=128) as p:
         chance = random.Random(7)
 
         async def drop(i: int, after_events: int, prefill_too: bool) -> None:

@@ -160,15 +160,27 @@ class Queues:
     def _with_blocks(self, batch: Many[tuple[int, int]]) -> Work:
         """Once one has to wait for blocks nobody may start after it, or the long would starve."""
         by_key = {s.key: s for s in self.waiting}
+        coming = {name for s in self.waiting if s.holding is not None for name in s.names[s.registered :]}
         work: Work = []
         full = False
         for key, n in batch:
             s = by_key[key]
+            if s.holding is None and self._start_is_coming(s, coming):
+                continue
             if s.holding is None:
                 full = full or not self._start(s)
+                coming |= set(s.names[s.registered :]) if s.holding is not None else set()
             if s.holding is not None:
                 work.append((s, min(n, len(s.tokens) - s.computed)))
         return work
+
+    def _start_is_coming(self, s: Sequence, coming: set[bytes]) -> bool:
+        """The first block that it would compute is just being computed for another: it waits and finds it. So the choices of one request,
+        or many with one system prompt, cost their common start once."""
+        for name in s.names[: (len(s.tokens) - 1) // self._size]:
+            if self._store.pool.find(name) is None and self._store.host.find(name) is None:
+                return name in coming
+        return False
 
     def _start(self, s: Sequence) -> bool:
         """Give a waiting sequence its blocks, the first ones out of the cache; the last token is always computed."""
