@@ -113,7 +113,7 @@ def test_a_place_that_was_never_written_does_not_poison_the_others() -> None:
 @pytest.mark.parametrize("window", [None, 1, 20, 64])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 16), (2, 1, 80)])
 def test_prefill_attention(heads: int, kv_heads: int, dim: int, window: int | None, dtype: torch.dtype) -> None:
-    batch = kernels.prefill_batch([(0, 70), (65, 3), (13, 1), (1, 64)])
+    batch = kernels.prefill_batch([(0, 150), (65, 3), (13, 1), (1, 64)])
     cache = kernels.cache(kv_heads, dim, dtype).to(DEVICE)
     tokens = len(batch.token_ids)
     q = rand(tokens, heads, dim, dtype=dtype)
@@ -124,9 +124,9 @@ def test_prefill_attention(heads: int, kv_heads: int, dim: int, window: int | No
 
 
 def test_tiles_cover_every_token_once() -> None:
-    batch = kernels.prefill_batch([(0, 70), (65, 3), (13, 1), (1, 64)])
+    batch = kernels.prefill_batch([(0, 150), (65, 3), (13, 1), (1, 64)])
     rows = [r for start, count, _, _ in tiles_of(batch.chunks).tolist() for r in range(start, start + count)]
-    assert sorted(rows) == list(range(138))
+    assert sorted(rows) == list(range(218))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -20,7 +20,8 @@ class _Graph:
 
     def __init__(self, network: Decoder, cache: torch.Tensor, static: StaticBatch, pool: Any) -> None:
         batch = static.batch
-        side: Any = torch.cuda.Stream(network.backend.device)
+        stream: Any = torch.cuda.Stream
+        side = stream(network.backend.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles the kernels, and has cuBLAS and NCCL take their memory
             for _ in range(_WARM_UP_RUNS):

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from disagg_worker.backend.api import Chunk
 
-_TOKENS, _KEYS = 64, 64
+_TOKENS, _KEYS = 128, 64
 
 
 @triton.jit(do_not_specialize=["layer", "table_width"])
@@ -86,6 +86,6 @@ def attend(q: torch.Tensor, cache: torch.Tensor, layer: int, prepared: Prepared,
         _tile[(len(prepared.tiles), heads)](
             q, cache, prepared.tiles, prepared.tables, out, layer, prepared.tables.shape[1], dim**-0.5 * 1.4426950408889634,
             layers, heads, kv_heads, size, dim, max(16, triton.next_power_of_2(dim)), _TOKENS, _KEYS, window or 0,
-            num_warps=4, num_stages=2,
+            num_warps=8, num_stages=2,
         )  # fmt: skip
     return out
