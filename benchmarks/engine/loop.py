@@ -5,6 +5,7 @@ Only the standard library is used here: peers run this in environments of their 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -35,7 +36,7 @@ def now() -> tuple[float, float]:
 
 
 def between(marks: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)]
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks)]
 
 
 def prompts(batch: int, length: int, vocabulary: int, seed: int) -> list[list[int]]:

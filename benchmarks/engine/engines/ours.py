@@ -42,7 +42,7 @@ class Ours:
         before = self._engine.load().step_seconds_total
         for i, prompt in enumerate(prompts):
             sampling = SamplingParams(seed=1, max_new_tokens=tokens, temperature=0.0)
-            self._engine.generate(f"r{i}", prompt, len(prompt), sampling, lambda event, i=i: sink(i, event))  # type: ignore[misc]
+            self._engine.generate(f"r{i}", prompt, len(prompt), sampling, lambda event, i=i: sink(i, event))
         for _ in prompts:
             if not isinstance(end := ended.get(timeout=_DEADLINE_S), EndEvent):
                 raise RuntimeError(f"a request failed: {end}")

@@ -18,10 +18,19 @@ from disagg_worker.backend.plain import PlainBackend
 V3 = "processor : 0\nflags\t\t: fpu sse2 avx avx2 fma bmi1 bmi2\n"
 V4 = V3.replace("bmi2", "bmi2 avx512f avx512bw avx512cd avx512dq avx512vl")
 
+BF16 = V4.replace("avx512vl", "avx512vl avx512_bf16")
+
 
 @pytest.mark.parametrize(
     ("cpuinfo", "levels"),
-    [(V4, ["x86-64-v4", "x86-64-v3"]), (V3, ["x86-64-v3"]), ("flags : sse2 avx\n", []), ("Features : asimd\n", []), ("", [])],
+    [
+        (BF16, ["x86-64-v4-bf16", "x86-64-v4", "x86-64-v3"]),
+        (V4, ["x86-64-v4", "x86-64-v3"]),
+        (V3, ["x86-64-v3"]),
+        ("flags : sse2 avx\n", []),
+        ("Features : asimd\n", []),
+        ("", []),
+    ],
 )
 def test_levels_by_cpu(cpuinfo: str, levels: list[str]) -> None:
     assert build.supported_levels(cpuinfo) == levels

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.worker import checkpoints
+from tests.worker.backend import kernels
 from tests.worker.checkpoints import TINY
 from tests.worker.oracle import MODEL
 from tests.worker.runner import Runner, fed
 
 from disagg_worker.backend.api import Backend, GroupQuantizedWeight
 from disagg_worker.backend.plain import PlainBackend, dequantized
-from disagg_worker.backend.select import select
 from disagg_worker.engine.api import ModelError
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
@@ -141,7 +141,8 @@ def _stored(folder: Path, kind: str) -> tuple[Path, Path]:
     return checkpoints.write(folder / "stored", {**CONFIG, "quantization_config": config}, packed), floats
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"plain": lambda: PLAIN, "cpu": lambda: select("cpu", 1)}
+# The kernels of the lowest level: higher ones may round the inputs.
+BACKENDS: dict[str, Callable[[], Backend]] = {"plain": lambda: PLAIN, "cpu": lambda: kernels.backend(kernels.LEVELS[-1])}
 TOKENS = [(7 * i * i + 3 * i) % 97 for i in range(20)]
 
 

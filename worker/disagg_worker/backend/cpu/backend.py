@@ -31,15 +31,29 @@ if TYPE_CHECKING:
 
 _MADV_HUGEPAGE = 14
 _HUGE_PAGE_BYTES = 2 << 20
+_LINE_BYTES = 64
 
 
-def _large(n_bytes: int) -> torch.Tensor:
-    """Uninitialised bytes in huge pages where the kernel grants them: weights are streamed, small pages would cost walks."""
-    tensor = torch.empty(n_bytes + _HUGE_PAGE_BYTES, dtype=torch.uint8)
-    start = -tensor.data_ptr() % _HUGE_PAGE_BYTES
-    tensor = tensor[start : start + n_bytes]
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(n_bytes), _MADV_HUGEPAGE)
-    return tensor
+class Arena:
+    """Uninitialised bytes in huge pages where the kernel grants them: weights are streamed, small pages would cost walks. Matrices share
+    chunks, since the last part of a mapping that fills no huge page gets small ones."""
+
+    _CHUNK_BYTES = 64 << 20
+
+    def __init__(self) -> None:
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def take(self, n_bytes: int) -> torch.Tensor:
+        if self._used + n_bytes > len(self._chunk):
+            size = -(-max(n_bytes, self._CHUNK_BYTES) // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+            chunk = torch.empty(size + _HUGE_PAGE_BYTES, dtype=torch.uint8)
+            start = -chunk.data_ptr() % _HUGE_PAGE_BYTES
+            self._chunk, self._used = chunk[start : start + size], 0
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(self._chunk.data_ptr()), ctypes.c_size_t(size), _MADV_HUGEPAGE)
+        taken = self._chunk[self._used : self._used + n_bytes]
+        self._used += -(-n_bytes // _LINE_BYTES) * _LINE_BYTES
+        return taken
 
 
 class PackedLinear:
@@ -60,7 +74,7 @@ class PackedLinear:
         self.out_features, self.in_features = source.shape
         self._bias = None if bias is None else _padded(bias.float(), panel)
         panels = -(-self.out_features // panel)
-        self._data = _large(panels * self.in_features * kind.panel_bytes(panel))
+        self._data = backend.arena.take(panels * kind.panel_bytes(panel, self.in_features))
         backend.kernels.disagg_pack(kind, self.in_features, 0, self.out_features, source.data_ptr(), self._data.data_ptr())
         self.weight_bytes = self._data.nbytes + (
             self._scale.nbytes + self._zero.nbytes if self._scale is not None and self._zero is not None else 0
@@ -96,7 +110,10 @@ class CpuBackend:
     def __init__(self, kernels: ctypes.CDLL, threads: int) -> None:
         self.device = torch.device("cpu")
         self.kernels = kernels
+        self.arena = Arena()
         self.panel: int = kernels.disagg_panel()
+        # Inputs are rounded to bfloat16 for all weights but float32 ones.
+        self.rounds_inputs = bool(kernels.disagg_pairs())
         self.pool = ctypes.c_void_p(kernels.disagg_pool(threads))
 
     def compute_dtype(self, model: torch.dtype) -> torch.dtype:
@@ -105,6 +122,8 @@ class CpuBackend:
     def linear(self, weight: Weight, bias: torch.Tensor | None) -> Linear:
         if isinstance(weight, Fp8Weight):
             weight = DenseWeight(dequantized(weight).bfloat16())
+        elif isinstance(weight, GroupQuantizedWeight) and weight.group_size % 2 and weight.scale.shape[1] > 1:
+            weight = DenseWeight(dequantized(weight))  # the kernels take two inputs at a time
         return PackedLinear(self, weight, bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -15,10 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _SOURCE = Path(__file__).parent / "src"
-# x86-64 levels, best first, and the CPU flags each needs. The AVX-512 build is the same source with wider vectors.
+# x86-64 levels, best first, and the CPU flags each needs. All are one source: AVX-512 has wider vectors, and
+# AVX512_BF16 multiplies pairs of bfloat16.
+_V4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma"}
 LEVELS = {
-    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma"},
+    "x86-64-v4-bf16": _V4 | {"avx512_bf16"},
+    "x86-64-v4": _V4,
     "x86-64-v3": {"avx2", "fma", "bmi2"},
+}
+_FLAGS = {
+    "x86-64-v4-bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"),
+    "x86-64-v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+    "x86-64-v3": ("-march=x86-64-v3",),
 }
 _COMPILE_TIMEOUT_S = 300.0
 
@@ -56,10 +64,19 @@ def compile_level(level: str, folder: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             made = folder / f"{target.name}.{os.getpid()}"
-            flags = ["-O3", "-std=c++17", f"-march={level}", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread"]
-            if level == "x86-64-v4":
-                flags.append("-mprefer-vector-width=512")
-            command = [compiler, *flags, str(_SOURCE / "kernels.cpp"), "-o", str(made)]
+            command = [
+                compiler,
+                "-O3",
+                "-std=c++17",
+                *_FLAGS[level],
+                "-ffp-contract=fast",
+                "-fPIC",
+                "-shared",
+                "-pthread",
+                str(_SOURCE / "kernels.cpp"),
+                "-o",
+                str(made),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False)
             if done.returncode:
                 raise KernelsUnavailable(f"compiling the CPU kernels failed: {done.stderr[-2000:]}")

@@ -18,9 +18,11 @@ class Kind(IntEnum):
     INT8 = 2
     INT4 = 3
 
-    def panel_bytes(self, panel: int) -> int:
-        """Bytes of one input feature of one panel."""
-        return {Kind.F32: 4 * panel, Kind.BF16: 2 * panel, Kind.INT8: panel, Kind.INT4: panel // 2}[self]
+    def panel_bytes(self, panel: int, inputs: int) -> int:
+        """Of a panel of so many inputs; all but float32 take them by twos."""
+        if self is Kind.F32:
+            return 4 * panel * inputs
+        return {Kind.BF16: 4, Kind.INT8: 2, Kind.INT4: 1}[self] * panel * -(-inputs // 2)
 
 
 class Matrix(Structure):
@@ -87,6 +89,7 @@ def cache_struct(cache: torch.Tensor) -> Cache:
 _INT, _POINTER, _FLOAT = ctypes.c_int, c_void_p, c_float
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "disagg_panel": (_INT, []),
+    "disagg_pairs": (_INT, []),
     "disagg_sizes": (c_size_t, [_INT]),
     "disagg_pool": (_POINTER, [_INT]),
     "disagg_pool_free": (None, [_POINTER]),

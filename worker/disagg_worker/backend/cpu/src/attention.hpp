@@ -33,66 +33,122 @@ static inline vf wide(const uint16_t* at) { return widen(at); }
 static inline float wide_one(float v) { return v; }
 static inline float wide_one(uint16_t v) { return widen_one(v); }
 
+// Which lanes of two vectors are added up by `sums_of` at each of its levels.
+struct Folding {
+    int32_t left[LANES], right[LANES];
+    constexpr explicit Folding(int size) : left(), right() {
+        for (int lane = 0; lane < LANES; lane++) {
+            const int half = size / 2, at = lane % size, from = lane - at + (at < half ? at : at - half + LANES);
+            left[lane] = from;
+            right[lane] = from + half;
+        }
+    }
+};
+
+// Lane i of the result is the sum of v[i]'s lanes; v is used up. Halves of two vectors are laid side by side and added until one is left.
+static inline vf sums_of(vf (&v)[LANES]) {
+    const auto fold = [&](int left, const Folding& by) {
+        const vi low = load<vi>(by.left), high = load<vi>(by.right);
+        for (int i = 0; i < left; i++) v[i] = __builtin_shuffle(v[i], v[i + left], low) + __builtin_shuffle(v[i], v[i + left], high);
+    };
+    static constexpr Folding first(LANES), second(LANES / 2), third(LANES / 4), fourth(LANES >= 16 ? LANES / 8 : 2);
+    fold(LANES / 2, first);
+    fold(LANES / 4, second);
+    fold(LANES / 8, third);
+    if constexpr (LANES >= 16) fold(LANES / 16, fourth);
+    return v[0];
+}
+
 // scores[g][t] = scale * q[g] . keys[t]. D: the head size where it is known here (a key then stays in registers for all queries), else 0.
 template <int D, class T>
 static void scores_of(const float* q, int group, const T* keys, int tokens, int head_dim, float scale, float* scores, size_t stride) {
-    const int d = D ? D : head_dim;
-    for (int t = 0; t < tokens; t++, keys += d) {
-        vf key[D ? D / LANES : 1];
-        if constexpr (D != 0)
+    if constexpr (D != 0) {
+        constexpr int QUERIES = 8;
+        vf parts[QUERIES][LANES];
+        for (int first = 0; first < tokens; first += LANES)
+            for (int g0 = 0; g0 < group; g0 += QUERIES) {
+                const int here = std::min(LANES, tokens - first), queries = std::min(QUERIES, group - g0);
+                for (int t = 0; t < here; t++) {
+                    vf key[D / LANES];
 #pragma GCC unroll 16
-            for (int i = 0; i < D / LANES; i++) key[i] = wide(keys + i * LANES);
-        for (int g = 0; g < group; g++) {
-            const float* query = q + (size_t)g * d;
-            vf even{}, odd{};
-            float rest = 0;
-            if constexpr (D != 0) {
+                    for (int i = 0; i < D / LANES; i++) key[i] = wide(keys + (size_t)(first + t) * D + i * LANES);
+                    for (int g = 0; g < queries; g++) {
+                        const float* query = q + (size_t)(g0 + g) * D;
+                        vf even{}, odd{};
 #pragma GCC unroll 16
-                for (int i = 0; i < D / LANES; i += 2) {
-                    even += key[i] * load<vf>(query + i * LANES);
-                    odd += key[i + 1] * load<vf>(query + (i + 1) * LANES);
+                        for (int i = 0; i < D / LANES; i += 2) {
+                            even += key[i] * load<vf>(query + i * LANES);
+                            odd += key[i + 1] * load<vf>(query + (i + 1) * LANES);
+                        }
+                        parts[g][t] = even + odd;
+                    }
                 }
-            } else {
-                int i = 0;
-                for (; i + LANES <= d; i += LANES) even += wide(keys + i) * load<vf>(query + i);
-                for (; i < d; i++) rest += wide_one(keys[i]) * query[i];
+                for (int g = 0; g < queries; g++) {
+                    for (int t = here; t < LANES; t++) parts[g][t] = vf{};
+                    const vf found = scale * sums_of(parts[g]);
+                    std::memcpy(scores + (g0 + g) * stride + first, &found, here * sizeof(float));
+                }
             }
-            scores[g * stride + t] = scale * (sum(even + odd) + rest);
-        }
+        return;
     }
+    for (int t = 0; t < tokens; t++, keys += head_dim)
+        for (int g = 0; g < group; g++) {
+            const float* query = q + (size_t)g * head_dim;
+            vf even{};
+            float rest = 0;
+            int i = 0;
+            for (; i + LANES <= head_dim; i += LANES) even += wide(keys + i) * load<vf>(query + i);
+            for (; i < head_dim; i++) rest += wide_one(keys[i]) * query[i];
+            scores[g * stride + t] = scale * (sum(even) + rest);
+        }
 }
 
-// out[g] += sum over t of weights[g][t] * values[t].
+// out[g] += sum over t of weights[g][t] * values[t], for G of the group's queries: a value is widened once for all of them.
+template <int D, int G, class T>
+static void add_values_for(const float* weights, size_t stride, const T* values, int tokens, float* out) {
+    vf sums[G][D / LANES];
+    for (int g = 0; g < G; g++)
+#pragma GCC unroll 16
+        for (int i = 0; i < D / LANES; i++) sums[g][i] = load<vf>(out + g * D + i * LANES);
+    for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 16
+        for (int i = 0; i < D / LANES; i++) {
+            const vf value = wide(values + (size_t)t * D + i * LANES);
+#pragma GCC unroll 4
+            for (int g = 0; g < G; g++) sums[g][i] += weights[g * stride + t] * value;
+        }
+    for (int g = 0; g < G; g++)
+#pragma GCC unroll 16
+        for (int i = 0; i < D / LANES; i++) store(out + g * D + i * LANES, sums[g][i]);
+}
+
 template <int D, class T>
 static void add_values(const float* weights, size_t stride, int group, const T* values, int tokens, int head_dim, float* out) {
-    const int d = D ? D : head_dim;
-    for (int g = 0; g < group; g++, out += d, weights += stride) {
-        if constexpr (D != 0) {
-            vf sums[D / LANES];
-#pragma GCC unroll 16
-            for (int i = 0; i < D / LANES; i++) sums[i] = load<vf>(out + i * LANES);
-            for (int t = 0; t < tokens; t++) {
-                vf weight = splat(weights[t]);
-#pragma GCC unroll 16
-                for (int i = 0; i < D / LANES; i++) sums[i] += weight * wide(values + (size_t)t * D + i * LANES);
-            }
-#pragma GCC unroll 16
-            for (int i = 0; i < D / LANES; i++) store(out + i * LANES, sums[i]);
-        } else {
-            int i = 0;
-            for (; i + LANES <= d; i += LANES) {
-                vf total = load<vf>(out + i);
-                for (int t = 0; t < tokens; t++) total += weights[t] * wide(values + (size_t)t * d + i);
-                store(out + i, total);
-            }
-            for (; i < d; i++)
-                for (int t = 0; t < tokens; t++) out[i] += weights[t] * wide_one(values[(size_t)t * d + i]);
+    if constexpr (D != 0) {
+        // As many queries as leave registers free.
+        constexpr int MOST = LANES < 16 ? 1 : D <= 64 ? 4 : 2;
+        for (int g = 0; g < group;) {
+            const int left = group - g;
+            const auto go = left >= MOST ? add_values_for<D, MOST, T> : left == 3 ? add_values_for<D, std::min(3, MOST), T> : left == 2 ? add_values_for<D, std::min(2, MOST), T> : add_values_for<D, 1, T>;
+            go(weights + g * stride, stride, values, tokens, out + (size_t)g * D);
+            g += std::min(left, MOST);
         }
+        return;
+    }
+    for (int g = 0; g < group; g++, out += head_dim, weights += stride) {
+        int i = 0;
+        for (; i + LANES <= head_dim; i += LANES) {
+            vf total = load<vf>(out + i);
+            for (int t = 0; t < tokens; t++) total += weights[t] * wide(values + (size_t)t * head_dim + i);
+            store(out + i, total);
+        }
+        for (; i < head_dim; i++)
+            for (int t = 0; t < tokens; t++) out[i] += weights[t] * wide_one(values[(size_t)t * head_dim + i]);
     }
 }
 
-// Softmax in place. n >= 1.
-static inline void softmax(float* x, int n) {
+// Softmax of scale * x in place. n >= 1.
+static inline void softmax(float* x, int n, float scale = 1.0f) {
     float most = x[0];
     int i = 0;
     if (n >= LANES) {
@@ -108,18 +164,24 @@ static inline void softmax(float* x, int n) {
     float rest = 0;
     i = 0;
     for (; i + LANES <= n; i += LANES) {
-        vf e = exponential(load<vf>(x + i) - most);
+        vf e = exponential((load<vf>(x + i) - most) * scale);
         store(x + i, e);
         total += e;
     }
     if (i < n) {
         float tail[LANES] = {};
         std::memcpy(tail, x + i, (n - i) * sizeof(float));
-        store(tail, exponential(load<vf>(tail) - most));
+        store(tail, exponential((load<vf>(tail) - most) * scale));
         for (int j = 0; i < n; i++, j++) rest += x[i] = tail[j];
     }
-    const float scale = 1.0f / (sum(total) + rest);
-    for (i = 0; i < n; i++) x[i] *= scale;
+    const float whole = 1.0f / (sum(total) + rest);
+    for (i = 0; i < n; i++) x[i] *= whole;
+}
+
+// The hardware's prefetching does not know where the next block is.
+template <class T>
+static inline void fetch(const T* from, size_t elements) {
+    for (size_t byte = 0; byte < elements * sizeof(T); byte += 64) _mm_prefetch((const char*)from + byte, _MM_HINT_T0);
 }
 
 // One new token of one sequence and one KV head: q, out [group][head_dim]; keys first..length-1 are seen.
@@ -134,6 +196,7 @@ static void attend_token(const Cache& c, int layer, int head, const int64_t* tab
     for (int at = first; at < length;) {
         const int skip = at % c.size, tokens = std::min(c.size - skip, length - at);
         const T* keys = data + c.at(table[at / c.size], layer, 0, head) + (size_t)skip * d;
+        if (at + tokens < length) fetch(data + c.at(table[at / c.size + 1], layer, 0, head), c.head_elements());
         scores_of<D>(q, group, keys, tokens, d, scale, scores.data() + at - first, seen);
         at += tokens;
     }
@@ -142,6 +205,7 @@ static void attend_token(const Cache& c, int layer, int head, const int64_t* tab
     for (int at = first; at < length;) {
         const int skip = at % c.size, tokens = std::min(c.size - skip, length - at);
         const T* values = data + c.at(table[at / c.size], layer, 1, head) + (size_t)skip * d;
+        if (at + tokens < length) fetch(data + c.at(table[at / c.size + 1], layer, 1, head), c.head_elements());
         add_values<D>(scores.data() + at - first, seen, group, values, tokens, d, out);
         at += tokens;
     }
@@ -166,75 +230,109 @@ static void attend_decode(Pool& pool, const Cache& c, int layer, const int64_t* 
     });
 }
 
-// Keys as a packed matrix [key / PANEL][head_dim][PANEL] and values as [head_dim / PANEL][keys][PANEL], so that both products run as `tile`s.
-static void pack_head(const Cache& c, int layer, int head, const int64_t* table, int length, std::vector<float>& keys, std::vector<float>& values) {
-    const int d = c.head_dim, columns = (d + PANEL - 1) / PANEL;
-    keys.assign((size_t)(length + PANEL - 1) / PANEL * PANEL * d, 0.0f);
-    values.assign((size_t)columns * PANEL * length, 0.0f);
-    std::vector<float> room(c.head_elements());
-    for (int at = 0; at < length; at += c.size) {
-        const int tokens = std::min(c.size, length - at);
-        const float* k = c.floats(table[at / c.size], layer, 0, head, tokens, room.data());
+// Keys and values of one head as packed matrices, so that both products run as `tile`s: [key / PANEL][head_dim][PANEL] and
+// [head_dim / PANEL][keys][PANEL]; in pairs (of head_dim, and of keys) where the products are of pairs.
+struct PackedHead {
+    std::vector<uint32_t> keys, values;
+    int steps;  // of a panel of values
+
+    void pack(const Cache& c, int layer, int head, const int64_t* table, int length) {
+        const int d = c.head_dim, columns = (d + PANEL - 1) / PANEL;
+        const bool pairs = PAIRS && c.bf16;
+        const int words = pairs ? d / 2 : d;
+        steps = pairs ? (length + 1) / 2 : length;
+        keys.assign((size_t)(length + PANEL - 1) / PANEL * PANEL * words, 0);
+        values.assign((size_t)columns * PANEL * steps, 0);
+        std::vector<float> room(c.head_elements());
+        for (int at = 0; at < length; at += c.size) {
+            const int tokens = std::min(c.size, length - at);
+            const int64_t k = c.at(table[at / c.size], layer, 0, head), v = c.at(table[at / c.size], layer, 1, head);
+            if (pairs)
+                take((const uint16_t*)c.data + k, (const uint16_t*)c.data + v, at, tokens, d);
+            else {
+                take_keys((const uint32_t*)c.floats(table[at / c.size], layer, 0, head, tokens, room.data()), at, tokens, words);
+                const float* from = c.floats(table[at / c.size], layer, 1, head, tokens, room.data());
+                for (int t = 0; t < tokens; t++)
+                    for (int i = 0; i < d; i += PANEL) std::memcpy(word(i, at + t), from + t * d + i, sizeof(float) * std::min(PANEL, d - i));
+            }
+        }
+    }
+
+  private:
+    uint32_t* word(int i, int step) { return values.data() + ((size_t)(i / PANEL) * steps + step) * PANEL + i % PANEL; }
+    void take_keys(const uint32_t* from, int at, int tokens, int words) {
         for (int t = 0; t < tokens; t++) {
-            float* to = keys.data() + (size_t)((at + t) / PANEL) * PANEL * d + (at + t) % PANEL;
-            for (int i = 0; i < d; i++) to[(size_t)i * PANEL] = k[t * d + i];
-        }
-        const float* v = c.floats(table[at / c.size], layer, 1, head, tokens, room.data());
-        for (int t = 0; t < tokens; t++)
-            for (int i = 0; i < d; i += PANEL)
-                std::memcpy(values.data() + ((size_t)(i / PANEL) * length + at + t) * PANEL, v + t * d + i, sizeof(float) * std::min(PANEL, d - i));
-    }
-}
-
-template <int ROWS>
-static void product(const Matrix& a, int panels, const float* x, size_t x_stride, float* y, size_t y_stride) {
-    for (int panel = 0; panel < panels; panel++) {
-        vf sums[1][ROWS][2] = {};
-        tile<FromF32, ROWS, 1>(a, panel, x, x_stride, nullptr, sums);
-        for (int m = 0; m < ROWS; m++) {
-            store(y + m * y_stride + (size_t)panel * PANEL, sums[0][m][0]);
-            store(y + m * y_stride + (size_t)panel * PANEL + LANES, sums[0][m][1]);
+            uint32_t* to = keys.data() + (size_t)((at + t) / PANEL) * PANEL * words + (at + t) % PANEL;
+            for (int i = 0; i < words; i++) to[(size_t)i * PANEL] = from[(size_t)t * words + i];
         }
     }
-}
+    void take(const uint16_t* k, const uint16_t* v, int at, int tokens, int d) {
+        take_keys((const uint32_t*)k, at, tokens, d / 2);
+        for (int t = 0; t < tokens; t++) {
+            const int shift = (at + t) % 2 * 16;
+            int i = 0;
+            for (; i + LANES <= d; i += LANES) {
+                uint32_t* to = word(i, (at + t) / 2);
+                store(to, load<vu>(to) | from_words(v + (size_t)t * d + i) << shift);
+            }
+            for (; i < d; i++) *word(i, (at + t) / 2) |= (uint32_t)v[(size_t)t * d + i] << shift;
+        }
+    }
+};
 
-// A chunk of one sequence: q, out [tokens][heads * head_dim], the last of `length` keys. Six queries at a time see the keys up to their own.
-static void attend_chunk(Pool& pool, const Cache& c, int layer, const int64_t* table, int tokens, int length, int heads, int window, const float* q,
-                         float* out) {
-    constexpr int ROWS = 6;
-    const int d = c.head_dim, group = heads / c.kv_heads, earlier = length - tokens, stride = heads * d;
-    const int columns = (d + PANEL - 1) / PANEL;
+// A chunk of one sequence: q, out [tokens][heads * head_dim], the last of `length` keys. MOST_ROWS queries at a time see the keys up to
+// their own.
+template <class W>
+static void attend_chunk_as(Pool& pool, const Cache& c, int layer, const int64_t* table, int tokens, int length, int heads, int window, const float* q,
+                            float* out) {
+    constexpr int ROWS = MOST_ROWS;
+    constexpr bool pairs = W::paired;
+    const int d = c.head_dim, group = heads / c.kv_heads, earlier = length - tokens, stride = heads * d, words = pairs ? d / 2 : d;
+    const int columns = (d + PANEL - 1) / PANEL, kind = pairs ? BF16 : F32;
     const float scale = 1.0f / std::sqrt((float)d);
     pool.run([&](int part, int parts) {
-        std::vector<float> keys, values, scores, x(ROWS * d), o((size_t)ROWS * columns * PANEL);
+        PackedHead packed;
+        std::vector<float> scores, o((size_t)ROWS * PANEL);
+        std::vector<uint32_t> x((size_t)ROWS * words), p;
         for (int head = part; head < c.kv_heads; head += parts) {
-            pack_head(c, layer, head, table, length, keys, values);
+            packed.pack(c, layer, head, table, length);
             for (int h = head * group; h < (head + 1) * group; h++)
                 for (int t0 = 0; t0 < tokens; t0 += ROWS) {
                     const int here = std::min(ROWS, tokens - t0), last = earlier + t0 + here;
                     const int low = window > 0 ? std::max(0, earlier + t0 + 1 - window) / PANEL : 0;
-                    const int high = (last + PANEL - 1) / PANEL, width = (high - low) * PANEL;
+                    const int high = (last + PANEL - 1) / PANEL, width = (high - low) * PANEL, from = low * PANEL, rows = last - from;
                     scores.resize((size_t)ROWS * width);
-                    for (int m = 0; m < ROWS; m++)
-                        for (int i = 0; i < d; i++) x[m * d + i] = m < here ? scale * q[(size_t)(t0 + m) * stride + h * d + i] : 0.0f;
-                    Matrix k{F32, d, width, 0, (const uint8_t*)(keys.data() + (size_t)low * PANEL * d), nullptr, nullptr, nullptr};
-                    product<ROWS>(k, high - low, x.data(), d, scores.data(), width);
-                    for (int m = 0; m < ROWS; m++) {
+                    if (here < ROWS) std::fill(x.begin(), x.end(), 0);
+                    for (int m = 0; m < here; m++) pack_row(q + (size_t)(t0 + m) * stride + h * d, d, pairs, x.data() + m, ROWS);
+                    const Matrix k{kind, d, width, 0, (const uint8_t*)(packed.keys.data() + (size_t)from * words), nullptr, nullptr, nullptr};
+                    for (int panel = 0; panel < high - low; panel++) tile<W, ROWS, NONE>(k, panel, x.data(), nullptr, scores.data(), false);
+                    p.assign((size_t)ROWS * (rows + 1), 0);
+                    for (int m = 0; m < here; m++) {
                         float* row = scores.data() + (size_t)m * width;
-                        const int end = m < here ? earlier + t0 + m + 1 - low * PANEL : 1;
-                        const int begin = m < here && window > 0 ? std::max(0, end - window) : 0;
+                        const int end = earlier + t0 + m + 1 - from, begin = window > 0 ? std::max(0, end - window) : 0;
                         std::fill(row, row + begin, 0.0f);
-                        softmax(row + begin, end - begin);
+                        softmax(row + begin, end - begin, scale);
                         std::fill(row + end, row + width, 0.0f);
+                        pack_row(row, rows, pairs, p.data() + m, ROWS);
                     }
-                    // The panels of `values` are `length` rows long; only the rows that are seen take part.
-                    const int from = low * PANEL, rows = last - from;
+                    // Only the keys that are seen take part.
                     for (int column = 0; column < columns; column++) {
-                        Matrix v{F32, rows, PANEL, 0, (const uint8_t*)(values.data() + ((size_t)column * length + from) * PANEL), nullptr, nullptr, nullptr};
-                        product<ROWS>(v, 1, scores.data(), width, o.data() + column * PANEL, (size_t)columns * PANEL);
+                        const uint32_t* values = packed.values.data() + ((size_t)column * packed.steps + (pairs ? from / 2 : from)) * PANEL;
+                        const Matrix v{kind, rows, PANEL, 0, (const uint8_t*)values, nullptr, nullptr, nullptr};
+                        tile<W, ROWS, NONE>(v, 0, p.data(), nullptr, o.data(), false);
+                        for (int m = 0; m < here; m++)
+                            std::memcpy(out + (size_t)(t0 + m) * stride + h * d + column * PANEL, o.data() + (size_t)m * PANEL, std::min(PANEL, d - column * PANEL) * sizeof(float));
                     }
-                    for (int m = 0; m < here; m++) std::memcpy(out + (size_t)(t0 + m) * stride + h * d, o.data() + (size_t)m * columns * PANEL, d * sizeof(float));
                 }
         }
     });
+}
+
+// Products are of pairs where the CPU has them and the cache is bfloat16: queries and probabilities are rounded, too. One token is computed as
+// decode would.
+static void attend_chunk(Pool& pool, const Cache& c, int layer, const int64_t* table, int tokens, int length, int heads, int window, const float* q,
+                         float* out) {
+    const int64_t all = length;
+    if (tokens == 1) return attend_decode(pool, c, layer, table, 0, &all, 1, heads, window, q, out);
+    (PAIRS && c.bf16 ? attend_chunk_as<FromBf16> : attend_chunk_as<FromF32>)(pool, c, layer, table, tokens, length, heads, window, q, out);
 }

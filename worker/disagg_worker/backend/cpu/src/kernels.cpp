@@ -77,35 +77,13 @@ extern "C" {
 
 int disagg_lanes() { return LANES; }
 int disagg_panel() { return PANEL; }
+int disagg_pairs() { return PAIRS; }
 size_t disagg_sizes(int which) { return which == 0 ? sizeof(Matrix) : which == 1 ? sizeof(Layer) : which == 2 ? sizeof(Network) : sizeof(Cache); }
 
 void* disagg_pool(int threads) { return new Pool(threads); }
 void disagg_pool_free(void* pool) { delete (Pool*)pool; }
 
-// Rows `from`..`from + rows` of a weight [out][in] (float, or bfloat16, or one value a byte) into their panels; `from` is a multiple of PANEL.
-void disagg_pack(int kind, int in, int from, int rows, const void* source, uint8_t* data) {
-    const int bytes = kind == F32 ? PANEL * 4 : kind == BF16 ? PANEL * 2 : kind == INT8 ? PANEL : PANEL / 2;
-    for (int n0 = 0; n0 < rows; n0 += PANEL) {
-        uint8_t* panel = data + (size_t)(from + n0) / PANEL * in * bytes;
-        const int here = std::min(PANEL, rows - n0);
-        for (int k = 0; k < in; k++) {
-            uint8_t* to = panel + (size_t)k * bytes;
-            std::memset(to, 0, bytes);
-            for (int i = 0; i < here; i++) {
-                const size_t at = (size_t)(n0 + i) * in + k;
-                const int lane = i % LANES, high = i / LANES;
-                if (kind == F32)
-                    ((float*)to)[i] = ((const float*)source)[at];
-                else if (kind == BF16)
-                    ((uint16_t*)to)[2 * lane + high] = ((const uint16_t*)source)[at];
-                else if (kind == INT8)
-                    to[i] = ((const uint8_t*)source)[at];
-                else
-                    to[lane] |= ((const uint8_t*)source)[at] << (4 * high);
-            }
-        }
-    }
-}
+void disagg_pack(int kind, int in, int from, int rows, const void* source, uint8_t* data) { pack(kind, in, from, rows, source, data); }
 
 void disagg_matmul(void* pool, const Matrix* a, const float* x, float* y, int rows, int add) { matmul(*(Pool*)pool, *a, x, y, rows, add); }
 
