@@ -60,16 +60,22 @@ class Endpoint:
         self.model = model or ""
 
     async def __aenter__(self) -> Endpoint:
-        if not self.model:
-            answer = await self._get("models")
-            try:
-                self.model = str(answer["data"][0]["id"])
-            except (KeyError, IndexError, TypeError):
-                raise MeasureError(f"{self._http.base_url}models: lists no model; name one with --model") from None
+        try:
+            self.model = self.model or await self._first_model()
+        except BaseException:
+            await self._http.aclose()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
+
+    async def _first_model(self) -> str:
+        answer = await self._get("models")
+        try:
+            return str(answer["data"][0]["id"])
+        except (KeyError, IndexError, TypeError):
+            raise MeasureError(f"{self._http.base_url}models: lists no model; name one with --model") from None
 
     async def _get(self, path: str) -> Any:
         try:
