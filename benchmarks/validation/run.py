@@ -240,6 +240,7 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     file = args.folder / "profile.json"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack goes, too
     if args.part == "report":
         print(report(args.folder, args.out))
         return
