@@ -60,16 +60,22 @@ class Endpoint:
         self.model = model or ""
 
     async def __aenter__(self) -> Endpoint:
-        if not self.model:
-            answer = await self._get("models")
-            try:
-                self.model = str(answer["data"][0]["id"])
-            except (KeyError, IndexError, TypeError):
-                raise MeasureError(f"{self._http.base_url}models: lists no model; name one with --model") from None
+        try:
+            self.model = self.model or await self._first_model()
+        except BaseException:
+            await self._http.aclose()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
+
+    async def _first_model(self) -> str:
+        answer = await self._get("models")
+        try:
+            return str(answer["data"][0]["id"])
+        except (KeyError, IndexError, TypeError):
+            raise MeasureError(f"{self._http.base_url}models: lists no model; name one with --model") from None
 
     async def _get(self, path: str) -> Any:
         try:
@@ -233,8 +239,8 @@ async def measure(endpoint: Endpoint, extent: Extent, say: Callable[[str], None]
 
 
 async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncIterator[int]:
-    end_s, n = time.monotonic() + seconds, 0
-    while n == 0 or time.monotonic() < end_s:
+    begin_s, n = time.monotonic(), 0
+    while n == 0 or (time.monotonic() - begin_s) * (n + 1) / n < seconds:
         await once()
         n += 1
         yield n
@@ -278,17 +284,22 @@ async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint
     found: dict[tuple[int, int], list[DecodePoint]] = {}
     gaps_s: list[float] = []
     steps_s: list[float] = []
+    half = extent.max_prompt_tokens // 2
+    probe, _ = await batch(endpoint, 1, 16, 2 * _LEAST_STEPS)
+    first_s = probe.step_s if probe is not None else 0.01
 
     async def once() -> None:
-        for prompt in (16, extent.max_prompt_tokens // 2):
-            step_s = 0.001
+        step_s = first_s
+        for longest in (16, half):
             for sequences in extent.batches():
+                # All streams run together only if the prompts are computed within a third of the longest answer.
+                prompt = max(16, min(longest, int(half / 3 * step_s / (sequences * per_prompt_s))))
                 ramp = sequences * prompt * per_prompt_s / step_s  # tokens that the first stream makes until the last one runs
                 output = int(1.5 * _LEAST_STEPS + max(_LEAST_STEPS, _LEAST_WINDOW_S / step_s) + 1.5 * ramp)
-                output = min(output, extent.max_prompt_tokens // 2)
+                output = min(output, half)
                 point, gap_s = await batch(endpoint, sequences, prompt, output)
                 if point is not None:
-                    found.setdefault((sequences, prompt), []).append(point)
+                    found.setdefault((sequences, longest), []).append(point)
                     step_s = point.step_s
                     if sequences == 1:
                         gaps_s.append(gap_s)

@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from disagg_operator.planning.profile import Profile
 
@@ -113,21 +112,24 @@ def _solve(rows: Sequence[Sequence[float]]) -> list[float] | None:
 
 def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: Limits, handover_s: float = 0.0) -> Fitted:
     """Raises FitError."""
-    wait_s, full_tokens = batch_wait([(p.tokens, p.alone_s) for p in prefill])
+    _, full_tokens = batch_wait([(p.tokens, p.alone_s) for p in prefill])
     # Behind others, prompts that wait to fill a batch are computed together: their times say nothing of one.
     queued = [(p.tokens, p.queued_s) for p in prefill if p.queued_s is not None and p.tokens >= full_tokens]
     if len(queued) < _LEAST_POINTS:
         raise FitError(f"prefill: times of {len(queued)} lengths, at least {_LEAST_POINTS} are needed")
     if len(decode) < _LEAST_POINTS:
         raise FitError(f"decode: times of {len(decode)} batches, at least {_LEAST_POINTS} are needed")
-    a, b, c = non_negative([(1.0, n, n * n) for n, _ in queued], [s for _, s in queued])
+    # One solution for both kinds of times: what prompts alone take more is overhead and wait.
+    rows = [(1.0, n, n * n, 0.0, 0.0) for n, _ in queued] + [
+        (1.0, p.tokens, p.tokens**2, 1.0, float(p.tokens < full_tokens)) for p in prefill
+    ]
+    a, b, c, overhead_s, wait_s = non_negative(rows, [s for _, s in queued] + [p.alone_s for p in prefill])
     d, e, f = non_negative([(1.0, p.sequences, p.kv_tokens) for p in decode], [p.step_s for p in decode])
     if d <= 0:
         d = min(p.step_s for p in decode) * 1e-3  # a step is never free
-    beside = [p.alone_s - (a + b * p.tokens + c * p.tokens**2) - (wait_s if p.tokens < full_tokens else 0.0) for p in prefill]
     profile = Profile(
         limits.gpus, a, b, c, d, e, f, limits.kv_tokens, 0.0, limits.batch_tokens, limits.max_running,
-        max(0.0, median(beside)), handover_s, wait_s, full_tokens,
+        overhead_s, handover_s, wait_s, full_tokens,
     )  # fmt: skip
     alone = [Residual(f"{p.tokens} tokens alone", p.alone_s, _alone_s(profile, p.tokens)) for p in prefill]
     behind = [Residual(f"{n} tokens behind others", s, profile.isolated_s(n)) for n, s in queued]
