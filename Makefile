@@ -46,6 +46,10 @@ e2e: setup
 generate: setup ## crds/ and the chart's copy of them from the pydantic models
 	@$(PY) -m disagg_operator.api.crdgen
 
+TRACES ?= traces
+bench-autoscaling: setup ## every scaling policy on the traces in TRACES; writes benchmarks/results/autoscaling.md (half an hour of one core)
+	@$(PY) -m benchmarks.autoscaling.run --traces $(TRACES)
+
 bench-validation: setup ## the simulator against the stack running here; writes benchmarks/results/validation.md
 	@$(PY) -m benchmarks.validation.run all && $(PY) -m benchmarks.validation.run report
 

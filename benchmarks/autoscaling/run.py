@@ -2,13 +2,16 @@
 
     python -m benchmarks.autoscaling.run --traces DIR [--out benchmarks/results]
 
-Writes autoscaling.md and autoscaling.json. The rules are those of `Setup`'s defaults: 70B on 4 H100, cold start 60 to 180 s, values one
+Writes autoscaling.md and autoscaling.json. Runs whose code and trace have not changed are taken from `--cache`.
+The rules are those of `Setup`'s defaults: 70B on 4 H100, cold start 60 to 180 s, values one
 scrape of 15 s old, 1 to 40 workers a pool; TTFT within max(1 s, 5 x alone), TPOT within 60 ms. One configuration for all traces.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import json
 import math
 import time
@@ -17,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import disagg_operator
 from benchmarks.machine import machine
 from disagg_operator.planning import profile as profiles
 from disagg_operator.simulation import bounds, policies, traces
@@ -31,14 +35,32 @@ CASES = {
     "mooncake_conversation": 2,
 }
 LARGE = "servegen_m-large_d4"
+SHORT = "azure2023_conv"
 EVENING_S = (72_000.0, 72_900.0)  # fifteen minutes on m-large's evening ramp
-VARIANTS: dict[str, dict[str, Any]] = {
-    "as above": {},
-    "cold start 200 to 280 s": {"cold_start_s": (200.0, 280.0)},
-    "no metrics for 15 minutes on the evening ramp": {"blind_s": (EVENING_S,)},
-    "drain without limit": {"grace_s": math.inf},
-    "another seed": {"seed": 1},
+
+
+def _times(factor: float) -> profiles.Profile:
+    p = profiles.load("70b-h100-tp4")
+    names = ("a_s", "b_s_per_token", "c_s_per_token2", "d_s", "e_s_per_sequence", "f_s_per_token")
+    return replace(p, **{name: factor * getattr(p, name) for name in names})
+
+
+BASE = "as above"
+# What is different in the cluster, and in the policy's settings.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    BASE: ({}, {}),
+    "cold start 200 to 280 s": ({"cold_start_s": (200.0, 280.0)}, {}),
+    "no metrics for 15 minutes on the evening ramp": ({"blind_s": (EVENING_S,)}, {}),
+    "drain without limit": ({"grace_s": math.inf}, {}),
+    "another seed": ({"seed": 1}, {}),
+    "two failures a worker and day, drain without limit": ({"failures_per_worker_hour": 2 / 24, "grace_s": math.inf}, {}),
+    "profile given: that of an A100": ({}, {"profile": profiles.load("70b-a100-tp4")}),
+    "profile given: twice too fast": ({}, {"profile": _times(0.5)}),
+    "profile given: twice too slow": ({}, {"profile": _times(2.0)}),
+    "twice too fast, and not learned": ({}, {"profile": _times(0.5), "learn": False}),
+    "workers change sides in 10 s": ({"flip_s": 10.0}, {"role_flip_s": 10.0}),
 }
+WRONG_PROFILES = [name for name in VARIANTS if "profile given" in name or "not learned" in name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +71,7 @@ class Job:
     trace: str
     kind: str
     policy: str = ""
-    variant: str = "as above"
+    variant: str = BASE
 
 
 def load(job: Job) -> traces.Trace:
@@ -59,7 +81,8 @@ def load(job: Job) -> traces.Trace:
 def work(job: Job) -> tuple[Job, dict[str, Any]]:
     """Do it; plain data."""
     trace = load(job)
-    setup = replace(Setup(profiles.load("70b-h100-tp4")), **VARIANTS[job.variant])
+    cluster, settings = VARIANTS[job.variant]
+    setup = replace(Setup(profiles.load("70b-h100-tp4")), **cluster)
     began = time.perf_counter()
     if job.kind == "fluid":
         return job, {"gpu_hours": bounds.fluid_gpu_hours(trace, setup)}
@@ -68,16 +91,40 @@ def work(job: Job) -> tuple[Job, dict[str, Any]]:
         return job, asdict(bound.score) | {"plan": bound.plan, "seconds": time.perf_counter() - began}
     past_file = job.directory / f"{job.trace}.history_1min.csv.gz"
     past = policies.read_history(past_file, CASES[job.trace]) if past_file.is_file() else None
-    result: Score = score(Cluster(trace, setup).run(policies.make(job.policy, setup, past)))
+    policy = policies.make(job.policy, setup, past)
+    if isinstance(policy, policies.Predictive):
+        policy.settings = replace(policy.settings, **settings)
+    result: Score = score(Cluster(trace, setup).run(policy))
     return job, asdict(result) | {"seconds": time.perf_counter() - began}
+
+
+def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
+    """`work`, unless the same code has done it on the same trace before."""
+    code, root = hashlib.sha256(), Path(disagg_operator.__path__[0])
+    used = [*root.glob("simulation/*.py"), root / "planning/profile.py"]
+    if job.policy == policies.PREDICTIVE:
+        used += root.glob("autoscaling/*.py")
+    for path in sorted(used):
+        code.update(path.read_bytes())
+    code.update((job.directory / f"{job.trace}.csv.gz").read_bytes())
+    code.update(repr([job.trace, CASES[job.trace], job.kind, job.policy, VARIANTS[job.variant]]).encode())
+    kept = folder / f"{code.hexdigest()[:24]}.json"
+    if kept.is_file():
+        return job, json.loads(kept.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    _, result = work(job)
+    kept.write_text(json.dumps(result))
+    return job, result
 
 
 def jobs(directory: Path) -> list[Job]:
     setup = Setup(profiles.load("70b-h100-tp4"))
     found = [Job(directory, LARGE, "policy", policies.PREDICTIVE, variant) for variant in VARIANTS]
+    found += [Job(directory, SHORT, "policy", policies.PREDICTIVE, variant) for variant in WRONG_PROFILES]
     for trace in CASES:
-        found += [Job(directory, trace, kind) for kind in ("oracle", "static", "fluid")]
-        found += [Job(directory, trace, "policy", name) for name in policies.names(setup) if (trace, name) != (LARGE, policies.PREDICTIVE)]
+        names = [n for n in policies.names(setup) if (trace, n) != (LARGE, policies.PREDICTIVE)]
+        found += [Job(directory, trace, "policy", name) for name in names]
+        found += [Job(directory, trace, kind) for kind in ("fluid", "static", "oracle")]
     return found
 
 
@@ -86,12 +133,13 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--cache", type=Path, default=Path("build/autoscaling"))
     args = parser.parse_args()
-    warm = Job(args.traces, "azure2023_conv", "policy", "KEDA (1, 48)")
+    warm = Job(args.traces, SHORT, "policy", "KEDA (1, 48)")
     work(warm)  # compiles the kernels into numba's cache
     results = []
     with ProcessPoolExecutor(args.processes) as pool:
-        for job, result in pool.map(work, jobs(args.traces)):
+        for job, result in pool.map(functools.partial(cached, args.cache), jobs(args.traces)):
             results.append((job, result))
             print(f"{job.trace:24s} {job.kind:7s} {job.policy:30s} {job.variant:24s} {_cell(result)}", flush=True)
     alone = work(warm.__class__(args.traces, LARGE, "policy", "KEDA (1, 48)"))[1]["seconds"]
@@ -115,7 +163,7 @@ def ratio(gpu_hours: float, attainment: float, reference: float) -> float:
 
 def report(results: list[tuple[Job, dict[str, Any]]], alone_s: float) -> str:
     """The tables, as Markdown."""
-    by = {(job.trace, job.kind, job.policy): r for job, r in results if job.variant == "as above"}
+    by = {(job.trace, job.kind, job.policy): r for job, r in results if job.variant == BASE}
     reference = {t: min(by[t, "static", ""]["gpu_hours"], by[t, "oracle", ""]["gpu_hours"]) for t in CASES}
     lines = [
         "# Autoscaling: GPU-hours @ attainment %", "",
@@ -125,7 +173,7 @@ def report(results: list[tuple[Job, dict[str, Any]]], alone_s: float) -> str:
         "| policy | " + " | ".join(f"{t} x{k}" for t, k in CASES.items()) + " | cost |",
         "|---|" + "---|" * (len(CASES) + 1),
     ]  # fmt: skip
-    names = [name for trace, kind, name in by if kind == "policy" and trace == "azure2023_conv"]
+    names = [name for trace, kind, name in by if kind == "policy" and trace == SHORT]
     for name in names:
         runs = [by[t, "policy", name] for t in CASES]
         product = math.prod(ratio(r["gpu_hours"], r["attainment"], reference[t]) for r, t in zip(runs, CASES, strict=True))
@@ -147,6 +195,16 @@ def report(results: list[tuple[Job, dict[str, Any]]], alone_s: float) -> str:
     for job, r in results:
         if job.trace == LARGE and job.policy == policies.PREDICTIVE:
             lines.append(f"| {job.variant} | {_cell(r)} | {r['gpu_hours'] / reference[LARGE]:.3f} | {_closer(r)} |")
+    lines += [
+        "",
+        f"And on {SHORT}, an hour to learn in:",
+        "",
+        f"| variant | GPU-h @ attainment | cost | {closer}",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for job, r in results:
+        if job.trace == SHORT and job.policy == policies.PREDICTIVE:
+            lines.append(f"| {job.variant} | {_cell(r)} | {r['gpu_hours'] / reference[SHORT]:.3f} | {_closer(r)} |")
     requests = by[LARGE, "policy", policies.PREDICTIVE]["requests"]
     lines += ["", f"The simulator serves the {requests:,} requests of {LARGE} in {alone_s:.1f} s (policy: KEDA; alone on the machine)."]
     return "\n".join(lines) + "\n"

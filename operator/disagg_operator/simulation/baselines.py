@@ -126,7 +126,7 @@ class Kpa:
 @dataclass
 class Apa:
     """AIBrix's APA on the mean of a minute: outside of [1 - 0.2, 1 + 0.1] of the target per pod in proportion, by a factor of two at most;
-    down to the largest of its cool-down of 300 s. With the guard of its later versions: pods that start count."""
+    down to the largest of its cool-down of 300 s. With the guard of its later versions: nothing is added while pods start."""
 
     prefill: float
     decode: float
@@ -145,7 +145,7 @@ class Apa:
             use = sum(row[1 + i] for row in self.seen) / len(self.seen) / n / target
             wanted = n
             if use > 1.1:
-                wanted = min(math.ceil(n * use), 2 * n)
+                wanted = n if pods.starting_ages_s else min(math.ceil(n * use), 2 * n)
             elif use < 0.8:
                 wanted = max(math.ceil(n * use), n // 2)
             out.append(self.cool_down[i].decide(o.now_s, n, wanted))

@@ -88,7 +88,7 @@ def _decode_gone(s: Sim, p: int, now: float, died: bool) -> None:
                 s.status[r] = KILLED
                 s.tally[LOST] += 1
                 continue
-            made = s.left[r] - math.ceil(s.heap_step[p, i] - s.d_step[p])
+            made = s.left[r] - max(1, math.ceil(s.heap_step[p, i] - s.d_step[p]))  # the step that it dies in is not made
             s.context[r] += made
             s.left[r] -= made
             s.work[r] = s.context[r]

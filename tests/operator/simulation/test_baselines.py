@@ -1,0 +1,106 @@
+"""The policies that others ship, by their documented formulas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals
+from disagg_operator.planning.profile import PROFILES
+from disagg_operator.simulation.baselines import Apa, Dynamo, HeteroScale, Hpa, HpaBehavior, Kpa, Wva, all_of
+
+PROFILE = PROFILES["70b-h100-tp4"]
+
+
+def look(now_s: float, flying: float, pods: Pods, *, busy: float = 0.5, kv: float = 0.1, made: float = 500.0) -> Observation:
+    """So many requests in flight in each pool; `busy`: share of time, `kv`: share of memory, `made`: tokens/s, of each pod."""
+    return Observation(
+        now_s,
+        15.0,
+        PrefillSignals(pods, 100.0, 80_000.0, 9e7, flying, 0.0, 0.0, busy * 15.0 * pods.ready),
+        DecodeSignals(
+            pods, 0.0, flying, kv * 450_000.0 * pods.ready, 450_000.0, made * 15.0 * pods.ready, 100.0, 20_000.0, 100_000.0,
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pods", "flying", "prefill"),
+    [
+        pytest.param(Pods(4, 4), 12, 6, id="ceil of pods times ratio"),
+        pytest.param(Pods(4, 4), 8.7, 4, id="within the tolerance"),
+        pytest.param(Pods(4, 4), 40, 8, id="at most double or four more"),
+        pytest.param(Pods(1, 1), 40, 5, id="at least four more"),
+        pytest.param(Pods(8, 4), 12, 8, id="pods that start count nothing on the way up: the other direction holds"),
+        pytest.param(Pods(8, 4), 40, 16, id="and dampen it"),
+        pytest.param(Pods(4, 0), 40, 4, id="no pod, no metric"),
+    ],
+)
+def test_hpa_on_a_metric_of_the_pods(pods: Pods, flying: float, prefill: int) -> None:
+    assert Hpa(2, 1000)(look(0, flying, pods)).prefill == prefill
+
+
+def test_keda_knows_no_pods() -> None:
+    assert Hpa(2, 1000, "external")(look(0, 30, Pods(8, 4))).prefill == 15
+    assert Hpa(2, 1000, "external")(look(0, 17, Pods(8, 8))).prefill == 8  # within 10 %
+
+
+def test_hpa_goes_down_to_the_largest_of_five_minutes() -> None:
+    behavior = HpaBehavior()
+    assert behavior.decide(0, 8, 6) == 6  # a fresh controller knows only this
+    assert behavior.decide(100, 8, 3) == 6
+    assert behavior.decide(301, 8, 3) == 3
+    slow = HpaBehavior(300.0, up_window_s=60.0)
+    assert slow.decide(0, 4, 4) == 4
+    assert slow.decide(30, 4, 8) == 4
+    assert slow.decide(61, 4, 8) == 8
+
+
+def test_knative_panics_at_twice_and_waits_before_it_shrinks() -> None:
+    kpa = Kpa(2, 1000, delay_s=120.0)
+    assert kpa(look(0, 8, Pods(4, 4))).prefill == 4
+    assert kpa(look(15, 40, Pods(4, 4))).prefill == 20  # by the last scrape alone
+    assert kpa(look(30, 8, Pods(20, 20))).prefill == 20  # never down in panic
+    assert kpa(look(240, 8, Pods(20, 20))).prefill == 10  # half of what is ready
+    assert kpa(look(600, 8, Pods(6, 6))).prefill == 4
+
+
+def test_apa_moves_by_a_factor_of_two_outside_of_its_band() -> None:
+    assert Apa(2, 1000)(look(0, 40, Pods(4, 4))).prefill == 8
+    assert Apa(2, 1000)(look(0, 8.7, Pods(4, 4))).prefill == 4
+    assert Apa(2, 1000)(look(0, 7, Pods(4, 4))).prefill == 4
+    assert Apa(2, 1000)(look(0, 40, Pods(4, 3, (20.0,)))).prefill == 4  # while pods start nothing is added
+
+
+def test_dynamo_plans_an_interval_at_full_utilisation() -> None:
+    policy = Dynamo(PROFILE, 0.060)
+    answers = [policy(look(15.0 * i, 5, Pods(3, 3))) for i in range(1, 14)]
+    assert {(a.prefill, a.decode) for a in answers[:-1]} == {(3, 3)}
+    rate = 100 / 15
+    assert answers[-1].prefill == math.ceil(rate * PROFILE.isolated_s(800.0))
+    assert answers[-1].decode == math.ceil(rate * 200 / PROFILE.decode_tokens_per_s(0.060, 800 + 100))
+    assert Dynamo(PROFILE, 0.060, 2.0).margin == 2.0
+
+
+def test_wva_moves_by_one_when_nothing_starts() -> None:
+    assert Wva(0.7, 0.13)(look(0, 5, Pods(4, 4), busy=0.65, kv=0.01)).prefill == 5
+    assert Wva(0.7, 0.13)(look(0, 5, Pods(5, 4), busy=0.65, kv=0.01)).prefill == 5
+    assert Wva(0.7, 0.13)(look(0, 5, Pods(4, 4), busy=0.3)).prefill == 3
+    assert Wva(0.7, 0.13)(look(0, 5, Pods(4, 4), busy=0.5)).prefill == 4  # the others could not take it
+
+
+def test_heteroscale_keeps_a_ratio() -> None:
+    target = 0.5 * PROFILE.decode_tokens_per_s(0.060, 1000.0)
+    answer = HeteroScale(PROFILE, 0.060)(look(1000, 5, Pods(4, 4), made=1.45 * target))
+    assert answer.decode == 6
+    assert answer.prefill == math.ceil(6 * 2.4)
+
+
+@pytest.mark.parametrize("name", all_of(PROFILE, 0.060))
+def test_without_metrics_none_of_them_moves(name: str) -> None:
+    o = look(0, 5, Pods(4, 4))
+    blind = replace(o, prefill=PrefillSignals(o.prefill.pods), decode=DecodeSignals(o.decode.pods))
+    answer = all_of(PROFILE, 0.060)[name](blind)
+    assert (answer.prefill, answer.decode) == (4, 4)
