@@ -18,7 +18,9 @@ Start = Callable[..., TorchEngine]
 def start() -> Iterator[Start]:
     made: list[TorchEngine] = []
 
-    def build(folder: Path, ranks: int, role: Role = "both", on_lost: Callable[[str], None] = lambda _: None, **changes: Any) -> TorchEngine:
+    def build(
+        folder: Path, ranks: int, role: Role = "both", on_lost: Callable[[str], None] = lambda _: None, **changes: Any
+    ) -> TorchEngine:
         config = EngineConfig("m", role, dtype="float32", tensor_parallel=ranks, prefill_wait_s=0.0, **changes)
         made.append(TorchEngine(folder, config, on_lost=on_lost))
         return made[-1]

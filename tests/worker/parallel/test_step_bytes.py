@@ -27,7 +27,9 @@ def steps(draw: st.DrawFn) -> Step:
     if draw(st.booleans()):
         width = draw(st.integers(1, 4))
         return Step(Batch(ids, positions, slots, last, tables=tensor(tokens * width).view(tokens, width), lengths=tensor(tokens)), *lists)
-    chunks = tuple(Chunk(*draw(st.tuples(NUMBERS, NUMBERS, NUMBERS)), tensor(draw(st.integers(1, 4)))) for _ in range(draw(st.integers(1, 3))))
+    chunks = tuple(
+        Chunk(*draw(st.tuples(NUMBERS, NUMBERS, NUMBERS)), tensor(draw(st.integers(1, 4)))) for _ in range(draw(st.integers(1, 3)))
+    )
     return Step(Batch(ids, positions, slots, last, chunks), *lists)
 
 
