@@ -187,7 +187,7 @@ async def test_the_predictive_policy_scales_by_prometheus_and_says_when_it_is_go
                 async def up() -> bool:
                     return (await cluster.replicas("decode"))[0] >= 3
 
-                await eventually("60 requests a second make at least 3 workers", up)
+                await eventually("60 requests a second make at least 3 workers", up, 60.0)
             held = await cluster.replicas("decode")
 
             async def blind() -> bool:
