@@ -104,11 +104,13 @@ async def serve(worker: Worker) -> AsyncIterator[httpx.AsyncClient]:
 async def running(role: str, folder: Path, **changes: Any) -> AsyncIterator[Running]:
     settings = make_settings(role, folder, **changes)
     worker = Worker(settings, KEY, f"{role}/boot")
-    await asyncio.to_thread(load_node, settings, KEY, worker)
+    lost: list[str] = []
+    await asyncio.to_thread(load_node, settings, KEY, worker, lost.append)
     assert worker.node is not None
     try:
         async with serve(worker) as http:
             yield Running(worker, http)
+        assert lost == []
     finally:
         worker.node.listener.close()
         await asyncio.to_thread(worker.node.engine.stop, 5.0)
