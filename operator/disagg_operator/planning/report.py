@@ -60,7 +60,7 @@ def crossover(plan: Plan) -> str:
         if all(math.isinf(apart) for _, apart, _ in plan.rates):
             return "Disaggregation is infeasible at every rate."
         return (
-            f"Monolithic serving is as cheap or cheaper at {highest:g} requests/s and above all rates tried; there is no crossover below."
+            f"No crossover up to {highest:g} requests/s: there, too, one pool is as cheap or cheaper."
         )
     if plan.crossover_per_s == plan.rates[0][0]:
         return f"Disaggregation is cheaper at every rate from {plan.rates[0][0]:g} to {highest:g} requests/s."
