@@ -147,7 +147,8 @@ def _alone_s(profile: Profile, tokens: int) -> float:
 
 def batch_wait(alone: Sequence[tuple[int, float]]) -> tuple[float, int]:
     """(wait, tokens from which on nothing is waited for), from prompts alone: the split of the lengths into short ones that wait and long
-    ones that do not which explains their times best. None (0, 0) unless it is 10 ms or more and halves the error."""
+    ones that do not which explains their times best. None (0, 0) unless it halves the squares of the errors,
+    and is 10 ms and a quarter of the shortest prompt's time or more."""
     points = sorted(alone)
     times = [s for _, s in points]
 
@@ -157,9 +158,9 @@ def batch_wait(alone: Sequence[tuple[int, float]]) -> tuple[float, int]:
 
     least, _ = error([(1.0, n, n * n) for n, _ in points])
     best = 0.0, 0
-    limit = least / 4  # of squares
+    limit = least / 2
     for i in range(1, len(points)):
         squares, found = error([(1.0, n, n * n, float(k < i)) for k, (n, _) in enumerate(points)])
-        if squares < limit and found[3] >= _LEAST_WAIT_S:
+        if squares < limit and found[3] >= max(_LEAST_WAIT_S, 0.25 * times[0]):
             limit, best = squares, (found[3], points[i][0])
     return best
