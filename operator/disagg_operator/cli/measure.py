@@ -53,11 +53,11 @@ class Answer:
 class Endpoint:
     """`POST /completions` of one model. `async with`. Chunks are only stamped while they come, and parsed when all are there."""
 
-    def __init__(self, url: str, model: str | None, api_key: str | None, seed: int = 0) -> None:
+    def __init__(self, url: str, model: str | None, api_key: str | None) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
         self._http = httpx.AsyncClient(base_url=url.rstrip("/") + "/", headers=headers, timeout=_TIMEOUT_S, trust_env=False, limits=limits)
-        self._random = random.Random(seed)
+        self._random = random.Random()  # never the same prompts again: a prefix cache would answer them
         self.model = model or ""
 
     async def __aenter__(self) -> Endpoint:
