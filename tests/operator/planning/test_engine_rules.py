@@ -60,7 +60,7 @@ def test_who_waits_behind_a_batch_waits_no_longer_than_the_rule_says() -> None:
 
 
 def test_a_batch_holds_prompts_of_one_bucket_and_the_oldest_that_is_due_leads() -> None:
-    """While the first is computed a short, a long and a short one come; the short ones (of 33 to 64 tokens) go together, before the long one."""
+    """While the first is computed a short, a long and a short one come; the short ones (up to 64 tokens) go together, first."""
     waiting = replace(PLAIN, batch_wait_s=0.05, batch_full_tokens=200)
     s = serve(waiting, (0.0, 1000, 1), (0.01, 60, 1), (0.02, 400, 1), (0.03, 50, 1), (0.04, 500, 1))
     free = 0.11
