@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import random
 import time
@@ -161,7 +160,7 @@ async def queued(endpoint: Endpoint, tokens: int, prompts: int) -> float:
         raise MeasureError(f"no first token within {_TIMEOUT_S:g} s") from None
     finally:
         await _cancel(asked)
-    return median(b - a for a, b in itertools.pairwise(firsts_s))
+    return (firsts_s[-1] - firsts_s[0]) / (len(firsts_s) - 1)
 
 
 async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> tuple[DecodePoint | None, float]:
@@ -261,20 +260,20 @@ async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
     async for _ in _rounds(0.5 * extent.seconds, once):
         pass
     await _find_wait(endpoint, alone_s)
-    return [PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None) for n, s in sorted(alone_s.items())]
+    return [PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None, min(s)) for n, s in sorted(alone_s.items())]
 
 
 async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> None:
     """Where short prompts wait to fill a batch: halve the gap between the longest that does and the shortest that does not."""
-    wait_s, full_tokens = batch_wait([(n, median(s)) for n, s in alone_s.items()])
+    wait_s, full_tokens = batch_wait([(n, min(s)) for n, s in alone_s.items()])
     below = max((n for n in alone_s if n < full_tokens), default=full_tokens)
-    base_s = median(alone_s[full_tokens]) if full_tokens else 0.0
+    base_s = min(alone_s[full_tokens]) if full_tokens else 0.0
     while full_tokens - below > max(4, full_tokens // 50):
         middle = (below + full_tokens) // 2
         found = alone_s.setdefault(middle, [])
         for _ in range(_ALONE_TIMES):
             found.append((await alone(endpoint, middle)).ttft_s)
-        if median(found) > base_s + wait_s / 3:
+        if min(found) > base_s + wait_s / 3:
             below = middle
         else:
             full_tokens = middle

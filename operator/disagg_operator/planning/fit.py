@@ -23,11 +23,13 @@ class FitError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PrefillPoint:
-    """Median time to the first token of a prompt alone, and, where it was measured, the time a prompt takes when they queue."""
+    """Median time to the first token of a prompt alone, and, where it was measured, the time a prompt takes when they queue. `least_s`: the
+    shortest that was seen alone, which others on the machine have disturbed the least."""
 
     tokens: int
     alone_s: float
     queued_s: float | None = None
+    least_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def _solve(rows: Sequence[Sequence[float]]) -> list[float] | None:
 
 def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: Limits, handover_s: float = 0.0) -> Fitted:
     """Raises FitError."""
-    _, full_tokens = batch_wait([(p.tokens, p.alone_s) for p in prefill])
+    _, full_tokens = batch_wait([(p.tokens, p.least_s or p.alone_s) for p in prefill])
     # Behind others, prompts that wait to fill a batch are computed together: their times say nothing of one.
     queued = [(p.tokens, p.queued_s) for p in prefill if p.queued_s is not None and p.tokens >= full_tokens]
     if len(queued) < _LEAST_POINTS:
