@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from disagg_operator.planning.profile import Profile
 
-_LEAST_POINTS = 3
+_LEAST_POINTS, _LEAST_QUEUED = 3, 2
 _LEAST_WAIT_S = 0.010
 
 
@@ -117,8 +117,9 @@ def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: 
     _, full_tokens = batch_wait([(p.tokens, p.least_s or p.alone_s) for p in prefill])
     # Behind others, prompts that wait to fill a batch are computed together: their times say nothing of one.
     queued = [(p.tokens, p.queued_s) for p in prefill if p.queued_s is not None and p.tokens >= full_tokens]
-    if len(queued) < _LEAST_POINTS:
-        raise FitError(f"prefill: times of {len(queued)} lengths, at least {_LEAST_POINTS} are needed")
+    if len(prefill) < _LEAST_POINTS or len(queued) < _LEAST_QUEUED:
+        few = f"{len(prefill)} lengths alone and of {len(queued)} behind others that wait for no batch"
+        raise FitError(f"prefill: times of {few}; at least {_LEAST_POINTS} and {_LEAST_QUEUED} are needed: measure longer prompts")
     if len(decode) < _LEAST_POINTS:
         raise FitError(f"decode: times of {len(decode)} batches, at least {_LEAST_POINTS} are needed")
     # One solution for both kinds of times: what prompts alone take more is overhead and wait.
