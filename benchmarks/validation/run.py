@@ -58,7 +58,7 @@ class Load:
     share: float
     prompt: tuple[float, float]
     output: tuple[float, float]
-    seconds: float = 30.0
+    seconds: float = 22.0
     requests: int = 0
 
 

@@ -58,7 +58,7 @@ def draw(timeline: Timeline) -> Any:
     slo.set_xlabel(f"time, {unit}")
     for axis in (load, queue, workers, slo):
         axis.grid(alpha=0.25)
-        axis.legend(loc="upper left", fontsize=8, frameon=False, ncols=4)
+        axis.legend(loc="lower left" if axis is slo else "upper left", fontsize=8, frameon=False, ncols=4)
         axis.margins(x=0.005)
     return figure
 

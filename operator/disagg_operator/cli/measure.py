@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import random
 import time
@@ -24,6 +23,7 @@ _IDS = (100, 1000)  # ordinary tokens in every vocabulary that we know of
 _TIMEOUT_S = 120.0
 _LEAST_STEPS = 24
 _LEAST_WINDOW_S = 0.4  # of a batch: events come in bundles
+_ALONE_TIMES = 3  # in a round: one alone may have been disturbed
 _ALONE_TOKENS = 2  # two, so that the cache is handed over as in real life
 
 
@@ -52,11 +52,11 @@ class Answer:
 class Endpoint:
     """`POST /completions` of one model. `async with`. Chunks are only stamped while they come, and parsed when all are there."""
 
-    def __init__(self, url: str, model: str | None, api_key: str | None, seed: int = 0) -> None:
+    def __init__(self, url: str, model: str | None, api_key: str | None) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
         self._http = httpx.AsyncClient(base_url=url.rstrip("/") + "/", headers=headers, timeout=_TIMEOUT_S, trust_env=False, limits=limits)
-        self._random = random.Random(seed)
+        self._random = random.Random()  # never the same prompts again: a prefix cache would answer them
         self.model = model or ""
 
     async def __aenter__(self) -> Endpoint:
@@ -160,7 +160,7 @@ async def queued(endpoint: Endpoint, tokens: int, prompts: int) -> float:
         raise MeasureError(f"no first token within {_TIMEOUT_S:g} s") from None
     finally:
         await _cancel(asked)
-    return median(b - a for a, b in itertools.pairwise(firsts_s))
+    return (firsts_s[-1] - firsts_s[0]) / (len(firsts_s) - 1)
 
 
 async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> tuple[DecodePoint | None, float]:
@@ -252,27 +252,28 @@ async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
 
     async def once() -> None:
         for n, found in alone_s.items():
-            found.append((await alone(endpoint, n)).ttft_s)
+            for _ in range(_ALONE_TIMES):
+                found.append((await alone(endpoint, n)).ttft_s)
         for n, found in queued_s.items():
             found.append(await queued(endpoint, n, 8))
 
     async for _ in _rounds(0.5 * extent.seconds, once):
         pass
     await _find_wait(endpoint, alone_s)
-    return [PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None) for n, s in sorted(alone_s.items())]
+    return [PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None, min(s)) for n, s in sorted(alone_s.items())]
 
 
 async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> None:
     """Where short prompts wait to fill a batch: halve the gap between the longest that does and the shortest that does not."""
-    wait_s, full_tokens = batch_wait([(n, median(s)) for n, s in alone_s.items()])
+    wait_s, full_tokens = batch_wait([(n, min(s)) for n, s in alone_s.items()])
     below = max((n for n in alone_s if n < full_tokens), default=full_tokens)
-    base_s = median(alone_s[full_tokens]) if full_tokens else 0.0
+    base_s = min(alone_s[full_tokens]) if full_tokens else 0.0
     while full_tokens - below > max(4, full_tokens // 50):
         middle = (below + full_tokens) // 2
         found = alone_s.setdefault(middle, [])
-        for _ in range(3):
+        for _ in range(_ALONE_TIMES):
             found.append((await alone(endpoint, middle)).ttft_s)
-        if median(found) > base_s + wait_s / 3:
+        if min(found) > base_s + wait_s / 3:
             below = middle
         else:
             full_tokens = middle

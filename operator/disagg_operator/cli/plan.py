@@ -40,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     goals.add_argument("--tpot-ms", type=float, default=50.0, metavar="MS", help="time per output token (default 50)")
     goals.add_argument("--percentile", type=float, default=99.0, help="of requests that keep them (default 99)")
     have = parser.add_argument_group("hardware")
-    have.add_argument("--gpus", default="H100", metavar="NAME,...", help=f"for both pools: {', '.join(GPUS)} (default H100)")
+    have.add_argument("--gpus", metavar="NAME,...", help=f"for both pools: {', '.join(GPUS)} (default H100)")
     have.add_argument("--prefill-gpus", metavar="NAME,...", help="for prefill instead")
     have.add_argument("--decode-gpus", metavar="NAME,...", help="for decode instead")
     have.add_argument("--price", action="append", default=[], metavar="GPU=PER_HOUR", help="price of one GPU; none: GPU-hours are counted")
@@ -96,12 +96,10 @@ def _question(args: argparse.Namespace) -> tuple[planner.Question, Any]:
             raise PlanError(f"{name}: must be more than 0")
     objectives = Objectives(args.ttft, args.tpot_ms / 1000, args.percentile / 100)
     traffic, trace = _traffic(args, objectives.percentile)
-    everywhere = _gpus(args.gpus, "--gpus")
     prefill = _gpus(args.prefill_gpus, "--prefill-gpus") if args.prefill_gpus else []
     decode = _gpus(args.decode_gpus, "--decode-gpus") if args.decode_gpus else []
+    everywhere = [] if prefill and decode and not args.gpus else _gpus(args.gpus or "H100", "--gpus")
     gpus = list({g.name: g for g in [*everywhere, *prefill, *decode]}.values())
-    if prefill and decode and "--gpus" not in sys.argv:
-        gpus = list({g.name: g for g in [*prefill, *decode]}.values())
     names = frozenset(g.name for g in everywhere)
     question = planner.Question(
         _model(args), traffic, objectives, tuple(gpus), NETWORKS[args.network], _prices(args.price, gpus), EFFICIENCIES[args.efficiency],

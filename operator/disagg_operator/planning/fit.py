@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from disagg_operator.planning.profile import Profile
 
-_LEAST_POINTS = 3
+_LEAST_POINTS, _LEAST_QUEUED = 3, 2
 _LEAST_WAIT_S = 0.010
 
 
@@ -23,11 +23,13 @@ class FitError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PrefillPoint:
-    """Median time to the first token of a prompt alone, and, where it was measured, the time a prompt takes when they queue."""
+    """Median time to the first token of a prompt alone, and, where it was measured, the time a prompt takes when they queue. `least_s`: the
+    shortest that was seen alone, which others on the machine have disturbed the least."""
 
     tokens: int
     alone_s: float
     queued_s: float | None = None
+    least_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +114,12 @@ def _solve(rows: Sequence[Sequence[float]]) -> list[float] | None:
 
 def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: Limits, handover_s: float = 0.0) -> Fitted:
     """Raises FitError."""
-    _, full_tokens = batch_wait([(p.tokens, p.alone_s) for p in prefill])
+    _, full_tokens = batch_wait([(p.tokens, p.least_s or p.alone_s) for p in prefill])
     # Behind others, prompts that wait to fill a batch are computed together: their times say nothing of one.
     queued = [(p.tokens, p.queued_s) for p in prefill if p.queued_s is not None and p.tokens >= full_tokens]
-    if len(queued) < _LEAST_POINTS:
-        raise FitError(f"prefill: times of {len(queued)} lengths, at least {_LEAST_POINTS} are needed")
+    if len(prefill) < _LEAST_POINTS or len(queued) < _LEAST_QUEUED:
+        few = f"{len(prefill)} lengths alone and of {len(queued)} behind others that wait for no batch"
+        raise FitError(f"prefill: times of {few}; at least {_LEAST_POINTS} and {_LEAST_QUEUED} are needed: measure longer prompts")
     if len(decode) < _LEAST_POINTS:
         raise FitError(f"decode: times of {len(decode)} batches, at least {_LEAST_POINTS} are needed")
     # One solution for both kinds of times: what prompts alone take more is overhead and wait.
@@ -147,7 +150,8 @@ def _alone_s(profile: Profile, tokens: int) -> float:
 
 def batch_wait(alone: Sequence[tuple[int, float]]) -> tuple[float, int]:
     """(wait, tokens from which on nothing is waited for), from prompts alone: the split of the lengths into short ones that wait and long
-    ones that do not which explains their times best. None (0, 0) unless it is 10 ms or more and halves the error."""
+    ones that do not which explains their times best. None (0, 0) unless it halves the squares of the errors,
+    and is 10 ms and a quarter of the shortest prompt's time or more."""
     points = sorted(alone)
     times = [s for _, s in points]
 
@@ -157,9 +161,9 @@ def batch_wait(alone: Sequence[tuple[int, float]]) -> tuple[float, int]:
 
     least, _ = error([(1.0, n, n * n) for n, _ in points])
     best = 0.0, 0
-    limit = least / 4  # of squares
+    limit = least / 2
     for i in range(1, len(points)):
         squares, found = error([(1.0, n, n * n, float(k < i)) for k, (n, _) in enumerate(points)])
-        if squares < limit and found[3] >= _LEAST_WAIT_S:
+        if squares < limit and found[3] >= max(_LEAST_WAIT_S, 0.25 * times[0]):
             limit, best = squares, (found[3], points[i][0])
     return best

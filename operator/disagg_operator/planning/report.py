@@ -59,9 +59,7 @@ def crossover(plan: Plan) -> str:
     if plan.crossover_per_s is None:
         if all(math.isinf(apart) for _, apart, _ in plan.rates):
             return "Disaggregation is infeasible at every rate."
-        return (
-            f"Monolithic serving is as cheap or cheaper at {highest:g} requests/s and above all rates tried; there is no crossover below."
-        )
+        return f"No crossover up to {highest:g} requests/s: there, too, one pool is as cheap or cheaper."
     if plan.crossover_per_s == plan.rates[0][0]:
         return f"Disaggregation is cheaper at every rate from {plan.rates[0][0]:g} to {highest:g} requests/s."
     return f"Crossover: from about {plan.crossover_per_s:.2g} requests/s on (up to {highest:g}) disaggregation is cheaper."

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from disagg_operator.simulation.batching import lead
 from disagg_operator.simulation.decode import finish, heap_pop, plan_decode, pull_decode, remove_decode, step_on, to_boundary, to_decode
 from disagg_operator.simulation.state import (
     A_HEAD,
@@ -121,11 +122,12 @@ def _start_batch(s: Sim, p: int, now: float) -> bool:
     head = A_HEAD if again else P_HEAD
     tail = int(s.tally[A_TAIL] if again else s.tally[P_TAIL])
     at = begin = int(s.tally[head])
-    if at < tail and not again and s.tally[QUEUED_TOKENS] < s.fixed[17]:
-        due_s = s.arrival_s[queue[at]] + s.fixed[16]
-        if now < due_s - 1e-9:  # more may come to fill the batch
-            s.p_next_s[p] = min(due_s, s.p_death_s[p])
+    if at < tail and not again and s.fixed[17] > 0:
+        n = lead(s, queue, at, tail, now)
+        if n == 0:  # more may come to fill the batch
+            s.p_next_s[p] = min(s.arrival_s[queue[at]] + s.fixed[16], s.p_death_s[p])
             return False
+        tail = at + n
     tokens, squares = 0.0, 0.0
     while at < tail:
         r = queue[at]

@@ -59,6 +59,20 @@ def test_who_waits_behind_a_batch_waits_no_longer_than_the_rule_says() -> None:
     assert s.first_s == pytest.approx([0.03, 0.07 + 0.02, 0.1 + 0.04])
 
 
+def test_a_batch_holds_prompts_of_one_bucket_and_the_oldest_that_is_due_leads() -> None:
+    """While the first is computed a short, a long and a short one come; the short ones (up to 64 tokens) go together, first."""
+    waiting = replace(PLAIN, batch_wait_s=0.05, batch_full_tokens=200)
+    s = serve(waiting, (0.0, 1000, 1), (0.01, 60, 1), (0.02, 400, 1), (0.03, 50, 1), (0.04, 500, 1))
+    free = 0.11
+    assert s.first_s == pytest.approx([free, free + 0.021, free + 0.021 + 0.10, free + 0.021, free + 0.021 + 0.10])
+
+
+def test_a_full_bucket_goes_before_an_older_prompt_that_is_not_due() -> None:
+    waiting = replace(PLAIN, batch_wait_s=0.05, batch_full_tokens=200)
+    s = serve(waiting, (0.0, 60, 1), (0.01, 300, 1))
+    assert s.first_s == pytest.approx([0.05 + 0.016, 0.01 + 0.04])
+
+
 def test_everything_is_served_whatever_the_rule() -> None:
     random = np.random.default_rng(3)
     arrivals = np.cumsum(random.exponential(0.05, 300))

@@ -86,6 +86,13 @@ def test_a_config_file_and_a_measured_profile(capsys: pytest.CaptureFixture[str]
     assert "H100: measured profile." in data["notes"]
 
 
+def test_each_pool_may_have_its_own_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--prefill-gpus", "H100", "--decode-gpus", "A100", "--price", "H100=3", "--price", "A100=2"]
+    _, out = plan(capsys, "llama-3.1-8b", "--rate", "50", *SMALL, *own, "--json")
+    pools = json.loads(out)["deployments"]["disaggregated"]["pools"]
+    assert [(p["role"], p["gpu"]) for p in pools] == [("prefill", "H100"), ("decode", "A100")]
+
+
 @pytest.mark.slow
 def test_a_trace_is_simulated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rows = "".join(f"{i / 20},{200 + 37 * (i % 40)},{20 + i % 90}\n" for i in range(4000))

@@ -58,6 +58,16 @@ def test_an_answer_is_timed_and_has_the_tokens_that_were_asked_for(stack: Real) 
     assert answer.tpot_s > 0
 
 
+def test_prompts_are_never_the_same_again(stack: Real) -> None:
+    """Two measurements with one seed found each other's prompts in the prefix cache."""
+
+    async def prompt() -> list[int]:
+        async with measure.Endpoint(f"{stack.split}/v1", None, API_KEY) as endpoint:
+            return endpoint.prompt(100)
+
+    assert asyncio.run(prompt())[:16] != asyncio.run(prompt())[:16]
+
+
 @pytest.mark.parametrize(
     ("url", "key", "words"),
     [("{}/v1", "wrong", "401"), ("{}/v2", API_KEY, "404"), ("http://127.0.0.1:9/v1", API_KEY, "127.0.0.1:9")],
