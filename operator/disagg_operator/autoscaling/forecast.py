@@ -17,11 +17,7 @@ ERROR_STEP = 0.05
 ERROR_BINS = 49  # log(actual / forecast) from -1.2 to 1.2
 _MIDDLE = ERROR_BINS // 2
 _KEPT_FORECASTS = 128
-FALL = 0.0
-PRIOR_SD = 0.2
-PRIOR_N = 12
-PRIOR_TAIL = 0.35
-PRIOR_RARE = 0.1
+_PRIOR_SPREAD, _PRIOR_FORECASTS = 0.2, 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +26,8 @@ class Tuning:
 
     level_s: tuple[float, ...] = (45.0, 150.0, 500.0)
     trend_s: tuple[float, ...] = (240.0, 400.0, 1200.0)
-    damping_s: float = 300.0  # how long a trend is believed to last
-    error_memory_s: tuple[float, ...] = (1200.0, 4 * 3600.0, 2 * 86_400.0)  # wild times come in clusters: a short memory beside the long one
+    damping_s: float = 150.0  # how long a trend is believed to last
+    error_memory_s: tuple[float, ...] = (1200.0, 4 * 3600.0)  # wild times come in clusters: a short memory beside the long one
     skill_memory_s: float = 3600.0
     skill_power: float = 4.0
     window_s: float = 60.0
@@ -119,11 +115,9 @@ def scaled(f: Forecaster, factor: float) -> Forecaster:
 
 
 def prior() -> tuple[float, ...]:
-    """Before anything is known: errors of about 20 %, worth a few minutes of watching."""
-    errors = [(i - _MIDDLE) * ERROR_STEP for i in range(ERROR_BINS)]
-    common = [math.exp(-((e / PRIOR_SD) ** 2) / 2) for e in errors]
-    rare = [math.exp(-abs(e) / PRIOR_TAIL) for e in errors]
-    return tuple(PRIOR_N * ((1 - PRIOR_RARE) * c / sum(common) + PRIOR_RARE * r / sum(rare)) for c, r in zip(common, rare, strict=True))
+    """Before anything is known: errors of about 20 %, worth a minute of watching."""
+    weights = [math.exp(-(((i - _MIDDLE) * ERROR_STEP / _PRIOR_SPREAD) ** 2) / 2) for i in range(ERROR_BINS)]
+    return tuple(_PRIOR_FORECASTS * w / sum(weights) for w in weights)
 
 
 def _log_ratio(actual: float, forecast: float) -> float:
@@ -163,7 +157,7 @@ def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> tuple[float, ...
     each = []
     for level, trend in zip(f.levels, f.trends, strict=True):
         # Only a rise is believed to go on: a fall that ends early costs objectives, one that is seen late a few GPU-minutes.
-        ahead = level + max(FALL * trend, trend) * tuning.damping_s * (1 - math.exp(-horizon_s / tuning.damping_s))
+        ahead = level + max(0.0, trend) * tuning.damping_s * (1 - math.exp(-horizon_s / tuning.damping_s))
         if now > 0 and then > 0:
             ahead = (ahead + level * min(2.0, max(0.5, then / now))) / 2
         each.append(max(0.0, min(ahead, 2.5 * level), 0.3 * level))

@@ -15,7 +15,7 @@ from disagg_operator.autoscaling.observation import Observation
 from disagg_operator.planning.profile import Profile
 
 _NOISE = 0.05  # relative, of an interval's seconds
-_PRIOR_SPREAD = 1.0  # of the factors
+_PRIOR_SPREAD = 3.0  # of the factors
 _MEMORY_S = 2 * 3600.0
 _LEAST_FACTOR = 0.02
 _LEAST_S = 0.5  # of computing in an interval, to say anything

@@ -8,7 +8,8 @@ For each pool, in workers:
                  utilisation, which is learned from the pool's own requests
     wanted     = the n that minimises  n + price * forecast * M(n), where misses that come together count more
 
-The price steers the error budget: it rises while more requests miss than the budget allows and falls while fewer do. So misses are accepted
+The price steers the error budget: it rises while more requests miss than the budget allows and falls while fewer do, quickly by what was
+missed in the last hours and slowly by all that ever was. So misses are accepted
 where avoiding them is dear (the last worker of a small pool) and avoided where it is cheap. Workers that start count as capacity.
 Scaling down goes to the largest `wanted` of the last one and a half cold starts. Without metrics nothing is ever scaled down. How fast a
 worker is, is learned from what workers did (`learning`); the profile in the settings is only where that begins.
@@ -34,7 +35,7 @@ _BLIND_FORECAST_S = 300.0
 _OUTPUT_MEMORY_S = 600.0
 _DRAIN_S = 30.0  # a backlog shall be gone after this long
 _BUDGET_MEMORY_S = 3 * 3600.0
-_STEER_S = 4 * 3600.0
+_STEER_S = 8 * 3600.0  # the price grows e-fold in so long when twice the budget is missed, and shrinks when nothing is
 _MOST_PRESSURE = 2.5
 
 
@@ -151,7 +152,9 @@ def _horizon_s(settings: Settings, pods: Pods, interval_s: float) -> float:
     return min(cold_s, forecast.DAY_S) + 3 * interval_s
 
 
-def _judge(settings: Settings, pool: PoolState, o: Observation, pods: Pods, demand: float, total: float, ok: float, memory_s: float) -> PoolState:
+def _judge(
+    settings: Settings, pool: PoolState, o: Observation, pods: Pods, demand: float, total: float, ok: float, memory_s: float
+) -> PoolState:
     """Learn from the interval's misses. A miss of a long request belongs to the utilisation of its whole life."""
     keep = 0.0 if math.isnan(pool.load) else math.exp(-o.interval_s / max(memory_s, 1e-3))
     load = demand + keep * ((pool.load if keep else demand) - demand)

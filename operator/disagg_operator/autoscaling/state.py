@@ -34,7 +34,8 @@ class Peak:
 class Settings:
     """What a user may set.
 
-    `profile`: where learning a worker's speed begins. `budget`: the share of requests that may miss each of the two objectives.
+    `profile`: where learning a worker's speed begins. `budget`: the share of requests that may miss each of the two objectives
+    for want of workers.
     `over_provisioning`: multiplies the expected work. `gpu_budget`: GPUs of both pools together. `ratio`: least and most decode workers per
     prefill worker. `cold_start_s`: until it has been measured. `role_flip_s`: time to move a worker between the pools; None: never.
     `price`: workers that one worker's work of missed requests is worth, to begin with. `learn`: correct the profile by what workers do.
@@ -44,7 +45,7 @@ class Settings:
     tpot_s: float
     prefill: PoolLimits = PoolLimits()
     decode: PoolLimits = PoolLimits()
-    budget: float = 0.0045
+    budget: float = 0.0025
     over_provisioning: float = 1.0
     gpu_budget: int | None = None
     ratio: tuple[float, float] | None = None
@@ -59,7 +60,8 @@ class Settings:
 @dataclass(frozen=True, slots=True)
 class PoolState:
     """What is remembered of one pool. `wanted`: (time, n) of the last cold starts; `missed` of `counted`: requests, faded; `cap`: so many
-    workers could be placed when others could not, believed until `cap_until_s`."""
+    workers could be placed when others could not, believed until `cap_until_s`; `pressure`: log of
+    the price's correction by all that was missed."""
 
     demand: Forecaster = field(default_factory=Forecaster)
     curve: MissCurve = field(default_factory=lambda: MissCurve(0.4, 0.2))

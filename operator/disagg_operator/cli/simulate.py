@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import sys
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         for note in notes:
             console.print(note)
     if args.plot:
-        recorder = Console(file=open("/dev/null", "w"), record=True, width=160)  # noqa: SIM115
+        recorder = Console(file=io.StringIO(), record=True, width=160)
         recorder.print(table(trace.name, scores))
         plots.save(args.plot, timelines, "\n".join([recorder.export_text(), *notes]))
     return 0

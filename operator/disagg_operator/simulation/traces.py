@@ -164,7 +164,9 @@ def _trace(path: Path, columns: tuple[Any, Any, Any, Any]) -> Trace:
     for values in (prompt, output, cached):
         if not np.issubdtype(values.dtype, np.integer) or (len(values) and not 0 <= values.min() <= values.max() <= _MOST_TOKENS):
             raise TraceError(f"{path}: a length is no whole number of 0 to {_MOST_TOKENS} tokens")
-    good = np.isfinite(arrival).all() and (len(prompt) == 0 or (arrival.min() >= 0 and prompt.min() > 0 and output.min() > 0 and (cached <= prompt).all()))
+    good = np.isfinite(arrival).all() and (
+        len(prompt) == 0 or bool(arrival.min() >= 0 and prompt.min() > 0 and output.min() > 0 and (cached <= prompt).all())
+    )
     if not good:
         raise TraceError(f"{path}: an arrival or a length is out of range")
     if len(arrival) == 0:

@@ -61,9 +61,8 @@ def test_policies_by_name() -> None:
 
 def test_a_wrong_profile_is_learned_away() -> None:
     """With a profile that says workers are twice as fast as they are, the policy ends where it ends with the right one."""
-    trace, wrong = day(), replace(
-        PROFILE, a_s=PROFILE.a_s / 2, b_s_per_token=PROFILE.b_s_per_token / 2, d_s=PROFILE.d_s / 2, e_s_per_sequence=PROFILE.e_s_per_sequence / 2
-    )  # fmt: skip
+    halved = ("a_s", "b_s_per_token", "d_s", "e_s_per_sequence")
+    trace, wrong = day(), replace(PROFILE, **{name: getattr(PROFILE, name) / 2 for name in halved})
 
     def run(**changes: object) -> float:
         policy = policies.Predictive(replace(policies.settings_of(SETUP), **changes))  # type: ignore[arg-type]

@@ -1,0 +1,74 @@
+"""`disagg simulate`, as a user calls it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from disagg_operator.cli import simulate
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    r = np.random.default_rng(1)
+    at = np.sort(r.uniform(0, 1800, 9000))
+    rows = [f"{t:.3f},{p},{o}" for t, p, o in zip(at, r.integers(50, 2000, 9000), r.integers(2, 200, 9000), strict=True)]
+    path = tmp_path / "half-hour.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def run(*argv: str) -> int:
+    parser = argparse.ArgumentParser()
+    simulate.arguments(parser)
+    return simulate.run(parser.parse_args(argv))
+
+
+def test_scores_as_json_and_a_picture(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "day.png"
+    assert run(str(trace), "--json", "--plot", str(picture)) == 0
+    found = json.loads(capsys.readouterr().out)
+    score = found["scores"]["predictive"]
+    assert found["trace"] == "half-hour"
+    assert score["requests"] == 9000
+    assert score["attainment"] > 0.98
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_table_with_bounds_baselines_and_monolithic_serving(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "day.html"
+    argv = ("--policy", "all", "--policy", "static:2,2", "--bounds", "--monolithic", "4", "--link-gbps", "400", "--plot", str(page))
+    assert run(str(trace), *argv, "--failures-per-worker-day", "5", "--grace-s", "inf", "--warm-workers", "2", "--most", "8") == 0
+    out = capsys.readouterr().out
+    for text in (
+        "KEDA (1, 48)",
+        "HeteroScale",
+        "static:2,2",
+        "cheapest fixed fleet",
+        "with foresight",
+        "fluid bound",
+        "monolithic, 4 workers",
+    ):
+        assert text in out
+    assert "<img" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        pytest.param(("--policy", "magic"), "'magic' is none of", id="policy"),
+        pytest.param(("--profile", "none.json"), "neither a file nor one of", id="profile"),
+        pytest.param(("--copies", "0"), "--copies", id="copies"),
+        pytest.param(("--cold-start-s", "9", "3"), "--cold-start-s", id="cold start"),
+        pytest.param(("--link-gbps", "-1"), "--link-gbps", id="link"),
+        pytest.param(("--history", "none.csv"), "none.csv", id="history"),
+    ],
+)
+def test_bad_arguments_are_named(trace: Path, argv: tuple[str, ...], message: str) -> None:
+    with pytest.raises(simulate.ERRORS, match=message):
+        run(str(trace), *argv)
