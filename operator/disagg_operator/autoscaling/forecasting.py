@@ -66,8 +66,10 @@ class Forecasting:
         """One step of the policy, recorded."""
         if plan.predictive is None:
             return None
-        before = entry.predicting
-        outcome, entry.predicting = predictor.step(plan.predictive, plan.policies, plan.down_windows_s, folded, before)
+        before, settings = entry.predicting, plan.predictive
+        if settings.role_flip_s is not None and entry.flips_s:
+            settings = replace(settings, role_flip_s=sum(entry.flips_s) / len(entry.flips_s))
+        outcome, entry.predicting = predictor.step(settings, plan.policies, plan.down_windows_s, folded, before)
         if outcome is not None:
             self._record(key, plan, before, folded, outcome)
             if not folded.observation.blind:
