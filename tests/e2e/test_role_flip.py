@@ -23,7 +23,7 @@ SLOW_START = {
             {
                 "name": "as-if-large",
                 "image": "disagg.dev/worker:dev",
-                "command": ["python3", "-c", "import time; time.sleep(25)"],
+                "command": ["python3", "-c", "import time; time.sleep(8)"],
                 "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
             }
         ]

@@ -255,7 +255,7 @@ def _advanced(routers: Answers, entry: Live, now_s: float) -> bool:
         return True
     before = entry.memory.samples
     heard = [(pod, sample) for pod, sample in routers.items() if sample is not None]
-    return bool(heard) and all(pod not in before or sample.at_s > before[pod].at_s for pod, sample in heard)
+    return all(pod not in before or sample.at_s > before[pod].at_s for pod, sample in heard)
 
 
 def _sort(pods: list[Obj]) -> _Pods:
