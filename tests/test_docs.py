@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from disagg_operator.api import parse_file
+from disagg_operator.api.scaling import ScalingSpec
+from disagg_operator.autoscaling.signals.samples import ROUTER_METRICS, WORKER_METRICS
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -34,3 +36,15 @@ def test_named_targets_and_files_exist(page: Path) -> None:
         assert (page.parent / name).exists(), name
     for name in re.findall(r"`((?:examples|scripts|docs|models|helm|e2e)/[\w./-]+)`", text):
         assert (REPO / name).exists(), name
+
+
+def test_the_page_on_autoscaling_names_every_series_that_is_read_and_every_number() -> None:
+    text = (REPO / "docs/autoscaling.md").read_text()
+    named = set(re.findall(r"`(disagg_(?:router|worker)_[a-z0-9_]+)`", text))
+    assert named == {*ROUTER_METRICS, *WORKER_METRICS}
+    for field in ScalingSpec.model_fields.values():
+        assert f"scaling.{field.alias}" in text or field.alias == "policy"
+    for name in re.findall(
+        r'^        "([a-z_]+)": ', (REPO / "operator/disagg_operator/autoscaling/predictive.py").read_text(), re.MULTILINE
+    ):
+        assert name in text, name

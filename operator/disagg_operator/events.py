@@ -20,7 +20,7 @@ NORMAL = "Normal"
 WARNING = "Warning"
 COMPONENT = "disagg-operator"
 QUIET_S = 600.0
-ALWAYS_IF_DIFFERENT = frozenset({"ScaledUp", "ScaledDown"})
+ALWAYS_IF_DIFFERENT = frozenset({"ScaledUp", "ScaledDown", "RoleFlipped"})
 _MAX_MESSAGE = 1000
 
 

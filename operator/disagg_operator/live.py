@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from disagg_operator.autoscaling.flipping import Flip
 from disagg_operator.autoscaling.podfacts import Starts
 from disagg_operator.autoscaling.policy import Decision, PoolPolicy, State
 from disagg_operator.autoscaling.predictive import Settings
@@ -51,6 +52,8 @@ class Live:
     memory: Memory = field(default_factory=Memory)
     starts: dict[str, Starts] = field(default_factory=dict)
     predicting: Predicting = field(default_factory=Predicting)
+    flip: Flip | None = None
+    flips_s: tuple[float, ...] = ()  # how long the last moves took
     loaded: bool = False
     unsaved: bool = False
     saved_s: float = float("-inf")

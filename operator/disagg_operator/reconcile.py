@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from disagg_operator import children as kids
-from disagg_operator import decisions, notes, replicas, status
+from disagg_operator import decisions, notes, relabel, replicas, status
 from disagg_operator.children import Children, NameTaken
 from disagg_operator.desired import Facts, Images, render
 from disagg_operator.desired.facts import ROLES as POOLS
 from disagg_operator.desired.names import REVISION_LABEL, key_secret_name, pool_name, selector_text
-from disagg_operator.events import Note, Recorder
+from disagg_operator.events import NORMAL, Note, Recorder
 from disagg_operator.kube import Kube
 from disagg_operator.kube_errors import Conflict, Forbidden, Invalid, NotFound
 from disagg_operator.live import Live, LiveTable
@@ -74,6 +74,7 @@ class Reconciler:
         images: Images,
         wall: Callable[[], str],
         new_cluster_key: Callable[[], str],
+        clock: Callable[[], float],
     ) -> None:
         self._kube = kube
         self._live = live
@@ -82,6 +83,7 @@ class Reconciler:
         self._images = images
         self._wall = wall
         self._new_cluster_key = new_cluster_key
+        self._clock = clock
         self._looker = Looker(kube)
 
     async def run(self, key: Key) -> float | None:
@@ -129,6 +131,7 @@ class Reconciler:
             )
             rendered = render(run.plan.resource, facts)
             await kids.rehearse(self._kube, rendered, run.children)
+            await self._move_pod(run, rendered)
             for obj in rendered:
                 await self._apply(run, obj)
             if len(uids) == len(POOLS):
@@ -148,10 +151,34 @@ class Reconciler:
             log.info("%s/%s: applied %s %s", *run.key, obj["kind"], name_of(obj))
             self._note_scaling(run, obj)
 
+    async def _move_pod(self, run: _Run, rendered: list[Obj]) -> None:
+        """A worker that has changed its role: its new pool first, then its labels; the pool that it leaves shrinks with all the rest."""
+        flip = run.live.flip
+        if flip is None or not flip.changed:
+            return
+        name = pool_name(run.key[1], flip.taking)
+        for obj in rendered:
+            if obj["kind"] in (DISAGG_POOL.kind, DEPLOYMENT.kind) and name_of(obj) == name:
+                await self._apply(run, obj)
+        taker = run.children.get(DEPLOYMENT.kind, name)
+        if taker is None or not any(name_of(pod) == flip.pod for pod in run.children.pods):
+            run.live.flip = None
+            return
+        await relabel.move(self._kube, run.key, flip, taker)
+        took_s = self._clock() - flip.since_s
+        run.live.flip, run.live.flips_s = None, (*run.live.flips_s[-3:], took_s)
+        note = f"worker {flip.pod} went from {flip.giving} to {flip.taking} in {took_s:.1f} s, without loading its weights again"
+        run.notes.append(Note(NORMAL, "RoleFlipped", note))
+
     def _replicas(self, run: _Run, role: str) -> Replicas:
         pool = run.pool(role)
         scaling = run.live.pools.get(role)
         current = None if pool is None else (pool.get("spec") or {}).get("replicas")
+        flip = run.live.flip
+        if flip is not None and flip.changed and current is not None and role in (flip.giving, flip.taking):
+            # Once: a run that is made again finds one of the numbers changed already.
+            flip.sizes.setdefault(role, current + (1 if role == flip.taking else -1))
+            return replicas.decide(run.plan.declared[role], pool, flip.sizes[role], suspended=run.plan.scaling.suspended)
         wanted = decisions.to_carry_out(scaling.decision if scaling else None, current, run.plan.scaling.dry_run)
         return replicas.decide(run.plan.declared[role], pool, wanted, suspended=run.plan.scaling.suspended)
 

@@ -45,6 +45,7 @@ CONFIG_MAP = Resource("v1", "ConfigMap", "configmaps")
 POD = Resource("v1", "Pod", "pods")
 NODE = Resource("v1", "Node", "nodes", namespaced=False)
 EVENT = Resource("v1", "Event", "events")
+REPLICA_SET = Resource("apps/v1", "ReplicaSet", "replicasets")
 DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments")
 ROLE = Resource("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
@@ -53,7 +54,7 @@ NETWORK_POLICY = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolic
 NETWORK_ATTACHMENT = Resource("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", "network-attachment-definitions", optional=True)
 
 ALL = (
-    DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, DEPLOYMENT, ROLE,
+    DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, REPLICA_SET, DEPLOYMENT, ROLE,
     ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
 )  # fmt: skip
 _BY_KIND = {(r.api_version, r.kind): r for r in ALL}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from disagg_operator import children as kids
+from disagg_operator.autoscaling.flipper import Flipper
 from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.loop import ScrapeLoop
 from disagg_operator.autoscaling.records import Records
@@ -77,10 +78,12 @@ class Runtime:
             images=Images(worker=settings.worker_image, router=settings.router_image),
             wall=wall,
             new_cluster_key=new_cluster_key,
+            clock=clock,
         )
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
         self._records = Records(self._record_dir)
         self._forecasting = Forecasting(StateStore(kube), self._records, self._prometheus, self._epoch)
+        self._flipper = Flipper(self._direct, self._wake, clock)
         self._loop = ScrapeLoop(
             cache=self.cache,
             live=self.live,
@@ -90,6 +93,7 @@ class Runtime:
             bearer_of=self._bearer_of,
             wake=self._wake,
             forecasting=self._forecasting,
+            flipper=self._flipper,
             clock=clock,
             epoch=self._epoch,
             metrics=self.metrics,
@@ -121,6 +125,7 @@ class Runtime:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._flipper.close()
         await self._keep_state()
         if not self._settings.record_dir:
             shutil.rmtree(self._record_dir, ignore_errors=True)

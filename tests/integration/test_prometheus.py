@@ -171,6 +171,7 @@ async def test_the_predictive_policy_scales_by_prometheus_and_says_when_it_is_go
     server: ApiServer, cluster: Cluster, tmp_path: Path
 ) -> None:
     traffic, pods, port = Traffic(), Pods(), free_port()
+    traffic.requests_per_s = 60
     pods.counters = {"127.0.0.10": traffic.router, "127.0.0.30": traffic.decode}
     await pods.start(["127.0.0.10", "127.0.0.20", "127.0.0.30"], port)
     try:
@@ -179,7 +180,13 @@ async def test_the_predictive_policy_scales_by_prometheus_and_says_when_it_is_go
             names = {await cluster.run_pod(role, 0, address, port): address for role, address in roles.items()}
             targets = {f"{a}:{port}": {"namespace": cluster.namespace, "pod": pod} for pod, a in names.items()}
             async with prometheus(tmp_path, targets) as url:
-                traffic.requests_per_s = 60
+
+                async def scraped() -> bool:
+                    async with httpx.AsyncClient(trust_env=False) as http:
+                        found = await http.get(f"{url}/api/v1/query", params={"query": "disagg_router_arrivals_total > 0"})
+                    return bool(found.json()["data"]["result"])
+
+                await eventually("Prometheus has scraped", scraped)
                 await cluster.apply_resource(
                     decode={"autoscaling": {"maxReplicas": 6}}, scaling={"profile": SPEED}, observability={"prometheus": {"url": url}}
                 )
@@ -187,7 +194,7 @@ async def test_the_predictive_policy_scales_by_prometheus_and_says_when_it_is_go
                 async def up() -> bool:
                     return (await cluster.replicas("decode"))[0] >= 3
 
-                await eventually("60 requests a second make at least 3 workers", up, 60.0)
+                await eventually("60 requests a second make at least 3 workers", up)
             held = await cluster.replicas("decode")
 
             async def blind() -> bool:

@@ -66,11 +66,13 @@ class Forecasting:
         """One step of the policy, recorded."""
         if plan.predictive is None:
             return None
-        before = entry.predicting
-        outcome, entry.predicting = predictor.step(plan.predictive, plan.policies, plan.down_windows_s, folded, before)
+        before, settings = entry.predicting, plan.predictive
+        if settings.role_flip_s is not None and entry.flips_s:
+            settings = replace(settings, role_flip_s=sum(entry.flips_s) / len(entry.flips_s))
+        outcome, entry.predicting = predictor.step(settings, plan.policies, plan.down_windows_s, folded, before)
         if outcome is not None:
-            self._record(key, plan, before, folded, outcome)
-            if not folded.observation.blind:
+            self._record(key, plan, before, outcome)
+            if not outcome.observation.blind:
                 entry.unsaved = True
         if entry.unsaved and folded.observation.now_s - entry.saved_s >= SAVE_EVERY_S:
             await self._save(key, entry)
@@ -93,8 +95,8 @@ class Forecasting:
         async with self._gate:
             entry.unsaved = not await self._store.save(key, entry.uid, content)
 
-    def _record(self, key: Key, plan: ScalePlan, before: Predicting, folded: Folded, outcome: Outcome) -> None:
-        o = folded.observation
+    def _record(self, key: Key, plan: ScalePlan, before: Predicting, outcome: Outcome) -> None:
+        o = outcome.observation
         # Settings change with the resource, and with the size of a pool that isn't scaled.
         if self._records.must_begin(key) or before.settings != outcome.settings:
             head: dict[str, Any] = {"begin": True, "t": o.now_s, "settings": codec.plain(outcome.settings)}

@@ -10,8 +10,10 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from disagg_operator.autoscaling import podfacts, policy
+from disagg_operator.autoscaling import flipping, podfacts, policy
+from disagg_operator.autoscaling.flipper import Flipper
 from disagg_operator.autoscaling.forecasting import Forecasting
+from disagg_operator.autoscaling.observation import Targets
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target, parse_json_object
 from disagg_operator.autoscaling.signals.fold import Answers, Look, fold
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
@@ -64,6 +66,7 @@ class ScrapeLoop:
         direct: DirectDoor,
         prometheus: PrometheusDoor,
         forecasting: Forecasting,
+        flipper: Flipper,
         plan_of: Callable[[Obj], ScalePlan | None],
         bearer_of: Callable[[Key], Awaitable[str | None]],
         wake: Callable[[Key], None],
@@ -76,6 +79,7 @@ class ScrapeLoop:
         self._direct = direct
         self._prometheus = prometheus
         self._forecasting = forecasting
+        self._flipper = flipper
         self._plan_of = plan_of
         self._bearer_of = bearer_of
         self._wake = wake
@@ -124,6 +128,7 @@ class ScrapeLoop:
         look = await self._look(job, found)
         readings = {pool: reading(pool, look.prefill if pool == "prefill" else look.decode, look.routers) for pool in POOLS}
         entry.loads = {pod: load for r in readings.values() for pod, load in r.by_pod.items()}
+        self._keep_roles(job, look)
         for pool in list(entry.pools):
             if pool not in plan.policies:
                 del entry.pools[pool]
@@ -194,10 +199,40 @@ class ScrapeLoop:
         outcome = await self._forecasting.step(job.key, entry, job.plan, folded)
         if outcome is None:
             return False
+        decisions = self._flip(job, outcome.targets, outcome.decisions)
         changed = False
-        for pool, decision in outcome.decisions.items():
+        for pool, decision in decisions.items():
             changed |= self._decided(job, pool, decision)
         return changed
+
+    def _flip(self, job: _Job, targets: Targets, decisions: Mapping[str, policy.Decision]) -> Mapping[str, policy.Decision]:
+        """Begin to move a worker between the pools, if that is what the policy asks for. Gives what is left to be done otherwise."""
+        entry = job.entry
+        if entry.flip is None and not job.plan.dry_run and entry.bearer is not None:
+            asked = flipping.wanted(targets, decisions)
+            pods = {} if asked is None else {name_of(pod): pod for pod in job.pods.workers[asked[0]]}
+            pod = flipping.idlest(entry.loads, pods)
+            if asked is not None and pod is not None and len(pods) > 1:
+                flip = flipping.Flip(pod, asked[0], asked[1], self._clock())
+                self._flipper.begin(job.key, entry, flip, self._worker(job, pods[pod]))
+        if entry.flip is None:
+            return decisions
+        return flipping.without(decisions, entry.flip.giving, entry.flip.taking, max(1, abs(targets.flip)))
+
+    def _keep_roles(self, job: _Job, look: Look) -> None:
+        """Every worker has the role of the pool that its pod is in, but for the one that is about to leave it."""
+        for pool in POOLS:
+            answers = look.prefill if pool == "prefill" else look.decode
+            for pod in job.pods.workers[pool]:
+                role, moving = (
+                    flipping.role_of(answers.get(name_of(pod))),
+                    job.entry.flip is not None and job.entry.flip.pod == name_of(pod),
+                )
+                if role in POOLS and role != pool and not moving and job.entry.bearer is not None:
+                    self._flipper.ask_back(job.key, name_of(pod), pool, self._worker(job, pod))
+
+    def _worker(self, job: _Job, pod: Obj) -> Target:
+        return Target(_pod_id(pod), _address(pod), http_port(pod, WORKER_PORT), bearer=job.entry.bearer)
 
     def _decided(self, job: _Job, pool: str, decision: policy.Decision) -> bool:
         scaling = job.entry.pools.setdefault(pool, Scaling())
@@ -220,7 +255,7 @@ def _advanced(routers: Answers, entry: Live, now_s: float) -> bool:
         return True
     before = entry.memory.samples
     heard = [(pod, sample) for pod, sample in routers.items() if sample is not None]
-    return bool(heard) and all(pod not in before or sample.at_s > before[pod].at_s for pod, sample in heard)
+    return all(pod not in before or sample.at_s > before[pod].at_s for pod, sample in heard)
 
 
 def _sort(pods: list[Obj]) -> _Pods:

@@ -37,8 +37,9 @@ class Predicting:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one step. `decisions`: by pool that is scaled."""
+    """Of one step. `observation`: as the policy took it; `decisions`: by pool that is scaled."""
 
+    observation: Observation
     targets: Targets
     decisions: Mapping[str, Decision]
     settings: Settings
@@ -52,7 +53,8 @@ def step(
     memory: Predicting,
 ) -> tuple[Outcome | None, Predicting]:
     """Take one look into account; None: nothing is said, everything stays. `pools`: bounds of those that are scaled."""
-    o = folded.observation
+    o = seen_whole(folded.observation)
+    folded = replace(folded, observation=o)
     if o.blind and o.now_s - memory.seen_s < BLIND_AFTER_S:
         return None, memory
     settings = _fixed(settings, pools, o)
@@ -69,7 +71,15 @@ def step(
     seen_s = memory.seen_s if o.blind else o.now_s
     if math.isnan(seen_s):
         seen_s = -math.inf  # blind from the start: told once, at once
-    return Outcome(targets, decisions, settings), replace(memory, state=state, wanted=wanted, seen_s=seen_s, settings=settings)
+    return Outcome(o, targets, decisions, settings), replace(memory, state=state, wanted=wanted, seen_s=seen_s, settings=settings)
+
+
+def seen_whole(o: Observation) -> Observation:
+    """A moment at which what comes in or what is generated is not known is a blind one: half a picture would be taken for no load."""
+    needed = (o.prefill.arrivals, o.prefill.prompt_tokens, o.prefill.prompt_tokens_squared, o.decode.generated_tokens)
+    if not any(map(math.isnan, needed)):
+        return o
+    return replace(o, prefill=replace(o.prefill, arrivals=math.nan))
 
 
 def _fixed(settings: Settings, pools: Mapping[str, PoolPolicy], o: Observation) -> Settings:

@@ -14,7 +14,7 @@ from disagg_operator.planning.profile import Profile
 # The bundled 5-million-parameter model on one CPU thread: the order of magnitude is right, the rest is learned.
 CPU = Profile(1, 4e-3, 0.15e-3, 0.0, 3e-3, 0.6e-3, 0.1e-6, 40_000, batch_tokens=2048, max_running=64)
 # Moving a worker between the pools: drain what it runs, change, relabel. Until it has been measured.
-ROLE_FLIP_S = 10.0
+ROLE_FLIP_S = 5.0
 
 
 def settings_of(dd: DisaggDeployment) -> Settings:

@@ -101,6 +101,25 @@ def test_one_missed_scrape_says_nothing_and_a_longer_blindness_holds() -> None:
     assert all(d.blind and d.to == d.current for d in last.decisions.values())
 
 
+@pytest.mark.parametrize("lost", ["generated_tokens", "prompt_tokens", "prompt_tokens_squared"])
+def test_half_a_picture_is_not_taken_for_an_idle_pool(lost: str) -> None:
+    """All decode workers silent at once, while the routers answer: the forecast must not fall to nothing."""
+
+    def without(o: Observation) -> Observation:
+        part = "decode" if lost == "generated_tokens" else "prefill"
+        half = replace(o.decode, generated_tokens=math.nan) if part == "decode" else replace(o.prefill, **{lost: math.nan})
+        return replace(o, **{part: half})
+
+    looks = [observation(5 * i, per_s=50.0) for i in range(40)]
+    whole, broken = run(*looks), run(*looks[:30], without(looks[30]), *looks[31:])
+    assert broken[30] is None
+    assert whole[-1] is not None
+    assert broken[-1] is not None
+    for pool in POOLS:
+        now, then = broken[-1].decisions[pool].numbers["forecast"], whole[-1].decisions[pool].numbers["forecast"]
+        assert now == pytest.approx(then, rel=0.05)
+
+
 def test_blind_from_the_start_is_told_at_once_and_bounds_hold_all_the_same() -> None:
     first = run(blind(0, prefill=0, decode=20))[0]
     assert first is not None

@@ -55,6 +55,7 @@ class World:
             images=Images(worker="w:1", router="r:1"),
             wall=lambda: self.now,
             new_cluster_key=lambda: "ab" * 32,
+            clock=lambda: 0.0,
         )
 
     async def run(self) -> float | None:

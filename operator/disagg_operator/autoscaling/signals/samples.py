@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 # The labels that tell our series apart; what a scraper adds (job, instance, namespace, ...) is not among them.
-LABELS = ("objective", "within", "part", "kind", "pool")
+LABELS = ("objective", "within", "part", "kind", "pool", "role")
 ROUTER_METRICS = (
     "disagg_router_waiting_requests", "disagg_router_arrivals_total", "disagg_router_arrived_prompt_tokens_total",
     "disagg_router_arrived_prompt_tokens_squared_total", "disagg_router_prefilled_tokens_total",
@@ -26,7 +26,7 @@ WORKER_METRICS = (
     "disagg_worker_prefill_batches_total", "disagg_worker_prefill_batch_tokens_total",
     "disagg_worker_prefill_batch_tokens_squared_total", "disagg_worker_prefill_batch_seconds_total",
     "disagg_worker_decode_steps_total", "disagg_worker_decode_step_sequences_total", "disagg_worker_decode_step_kv_tokens_total",
-    "disagg_worker_decode_step_seconds_total",
+    "disagg_worker_decode_step_seconds_total", "disagg_worker_info",
 )  # fmt: skip
 _WANTED = frozenset((*ROUTER_METRICS, *WORKER_METRICS))
 
