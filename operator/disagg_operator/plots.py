@@ -144,7 +144,7 @@ def _cost(plan: Plan) -> Any:
     axis.set_xscale("log")
     axis.set_yscale("log")
     at = plan.question.traffic.requests_per_s
-    axis.axvline(at, color=_GREY, linewidth=1, linestyle="--", label=f"planned: {at:g}/s")
+    axis.axvline(at, color=_GREY, linewidth=1, linestyle="--", label=f"planned: {at:.4g}/s")
     if plan.crossover_per_s is not None and plan.crossover_per_s > rates[0]:
         axis.axvline(plan.crossover_per_s, color=_GREEN, linewidth=1, linestyle=":", label=f"crossover: {plan.crossover_per_s:.2g}/s")
     axis.legend(fontsize=8, frameon=False)

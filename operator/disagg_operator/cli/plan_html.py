@@ -32,7 +32,7 @@ def write(path: Path, plan: Plan) -> None:
 def render(plan: Plan) -> str:
     """The report as a document."""
     q = plan.question
-    title = f"{q.model.name} at {q.traffic.requests_per_s:g} requests/s"
+    title = f"{q.model.name} at {q.traffic.requests_per_s:.4g} requests/s"
     verdict = "verdict" if plan.chosen else "verdict bad"
     parts = [
         f"<h1>{html.escape(title)}</h1>",

@@ -35,7 +35,7 @@ def money(plan: Plan, value: float) -> str:
     """An hour's cost: in the currency of the prices, or GPUs where none were given."""
     if math.isinf(value):
         return "-"
-    return f"{value:,.2f} an hour" if plan.question.prices_per_hour else f"{value:,.0f} GPU-hours an hour"
+    return f"{value:,.2f} an hour" if plan.question.prices_per_hour else f"{value:,.0f} GPU-hours/h"
 
 
 def headline(plan: Plan) -> str:
@@ -48,9 +48,9 @@ def headline(plan: Plan) -> str:
     saved = f"{100 * (1 - min(apart, together) / max(apart, together)):.0f} % less" if math.isfinite(apart + together) else ""
     if plan.recommended == "monolithic":
         why = "the other is infeasible" if not saved else "it costs the same and is simpler" if apart == together else f"it costs {saved}"
-        return f"Recommended: monolithic. At {q.traffic.requests_per_s:g} requests/s {why}."
+        return f"Recommended: monolithic. At {q.traffic.requests_per_s:.4g} requests/s {why}."
     why = f"it costs {saved}" if saved else "one pool can't keep the objectives"
-    return f"Recommended: disaggregated. At {q.traffic.requests_per_s:g} requests/s {why}."
+    return f"Recommended: disaggregated. At {q.traffic.requests_per_s:.4g} requests/s {why}."
 
 
 def crossover(plan: Plan) -> str:
@@ -135,7 +135,7 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
         ("model", f"{m.name}: {shape}"),
         ("weights", size(m.weight_bytes)),
         ("KV cache", f"{m.kv_bytes_per_token:,.0f} bytes a token; {size(q.kv.bytes_of(t.prompt.mean))} for a mean prompt"),
-        ("traffic", f"{t.requests_per_s:g} requests/s, {tokens}"),
+        ("traffic", f"{t.requests_per_s:.4g} requests/s, {tokens}"),
         ("prompts", f"{t.prompt.mean:.0f} tokens, {p} {t.prompt.tail:.0f}"),
         ("answers", f"{t.output.mean:.0f} tokens, {p} {t.output.tail:.0f}"),
         ("objectives", f"{p}: TTFT {seconds(q.objectives.ttft_s)}, TPOT {seconds(q.objectives.tpot_s)}"),

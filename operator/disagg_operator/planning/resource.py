@@ -35,6 +35,9 @@ def deployment(plan: Plan, wishes: Wishes) -> dict[str, Any]:
     for pool in d.pools:
         spec[pool.role] = _pool(pool, model, wishes.scaled)
     spec["kvTransfer"] = _transfer(plan, wishes)
+    objectives = plan.question.objectives
+    if objectives.percentile == 0.99:  # the only one that a resource can state
+        spec["objectives"] = {"ttftSeconds": {"p99": objectives.ttft_s}, "tpotSeconds": {"p99": objectives.tpot_s}}
     out = {"apiVersion": "disagg.dev/v1alpha1", "kind": "DisaggDeployment", "metadata": {"name": wishes.name}, "spec": spec}
     try:
         parse_file(out)

@@ -97,6 +97,13 @@ def _apart(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasible:
 
 
 def _together(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasible:
+    """Real arrivals may want other chunks than the formulas: their halves and doubles are tried, too."""
+    found = [_chunked(q, replace(d, chunk_tokens=int(d.chunk_tokens * factor)), trace) for factor in (1, 0.5, 2)]
+    good = [f for f in found if isinstance(f, Deployment)]
+    return min(good, key=lambda f: f.cost_per_hour) if good else found[0]
+
+
+def _chunked(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasible:
     o, pool = q.objectives, d.pools[0]
 
     def times(n: int) -> tuple[float, float]:
@@ -112,7 +119,7 @@ def _together(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasib
 
     n = _count(good, pool.replicas)
     if n is None:
-        return Infeasible("ttft", f"simulated: {_MOST} replicas keep not both objectives on {trace.name}")
+        return Infeasible("ttft", f"simulated: {_MOST} replicas do not keep both objectives on {trace.name}")
     ttft_s, tpot_s = times(n)
     found = resized(pool, n)
     return replace(d, pools=(found,), ttft_s=ttft_s, tpot_s=tpot_s, cost_per_hour=q.cost(found))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from disagg_operator.planning.hardware import GPUS
@@ -99,3 +101,14 @@ def test_the_catalogue_is_whole(gpu: object) -> None:
     assert g.bandwidth_bytes_per_s > 5e11
     assert g.bf16_flops > 5e13
     assert g.fp8_flops is None or g.fp8_flops == pytest.approx(2 * g.bf16_flops, rel=0.02)
+
+
+def test_the_figures_in_the_document_are_these(pytestconfig: pytest.Config) -> None:
+    text = (Path(pytestconfig.rootpath) / "docs" / "planning.md").read_text()
+    for gpu, words in (("H100", "{:.0f} / {:.0f} ms"), ("A100", "{:.0f} / {:,.0f} ms")):
+        profile = _profile("llama-2-70b", gpu, 4, "eager")
+        assert words.format(1e3 * profile.isolated_s(1024), 1e3 * profile.isolated_s(8192)) in text
+    steps = [_profile("llama-2-70b", "H100", 4, "eager").step_s(b, b * 1024) for b in (1, 32, 64)]
+    assert " / ".join(f"{1e3 * s:.1f}" for s in steps) in text
+    small = _profile("llama-3.1-8b", "H100", 1, "tuned")
+    assert f"{1e3 * small.d_s:.2f} ms, {1e6 * small.b_s_per_token:.1f} us" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from tests.operator.planning.questions import question, traffic
@@ -136,6 +137,18 @@ def test_the_example_in_our_planner() -> None:
     assert large.disaggregated.gpus > 300
     assert math.isfinite(cost_of(small.monolithic))
     assert small.recommended == "monolithic"
+
+
+def test_the_example_in_the_document_is_this(pytestconfig: pytest.Config) -> None:
+    text = (Path(pytestconfig.rootpath) / "docs" / "planning.md").read_text()
+    for rate in (15.3, 1000.0):
+        plan = make_plan(example(rate))
+        cells = []
+        for d in (plan.disaggregated, plan.monolithic):
+            assert isinstance(d, Deployment)
+            gpus = " + ".join(f"{p.gpus} {p.gpu.name}" for p in d.pools)
+            cells.append(f"{gpus}: {200 * rate / d.gpus:.0f} tokens/s per GPU, TTFT {1e3 * d.ttft_s:.0f} ms")
+        assert f"| {cells[0]} | {cells[1]} |" in text
 
 
 def test_25_ms_to_the_first_token_on_8_h100_is_a_prompt_of_a_few_hundred_tokens() -> None:

@@ -46,6 +46,7 @@ def test_it_is_a_resource_of_ours_with_the_planned_pools(case: str) -> None:
 
 
 def test_details() -> None:
+    assert made("fixed")["spec"]["objectives"] == {"ttftSeconds": {"p99": 2.0}, "tpotSeconds": {"p99": 0.05}}
     assert made("AMD")["spec"]["decode"]["accelerator"]["resourceName"] == "amd.com/gpu"
     assert made("rdma")["spec"]["kvTransfer"]["transport"] == "rdma"
     assert made("ethernet")["spec"]["kvTransfer"] == {"transport": "tcp", "network": {"attachmentRef": {"name": "kv"}}}
