@@ -87,7 +87,7 @@ def work(job: Job) -> tuple[Job, dict[str, Any]]:
     if job.kind == "fluid":
         return job, {"gpu_hours": bounds.fluid_gpu_hours(trace, setup)}
     if job.kind in {"static", "oracle"}:
-        bound = bounds.static(trace, setup) if job.kind == "static" else bounds.oracle(trace, setup)
+        bound = bounds.static(trace, setup) if job.kind == "static" else bounds.oracle(trace, setup, (0.0, 300.0))
         return job, asdict(bound.score) | {"plan": bound.plan, "seconds": time.perf_counter() - began}
     past_file = job.directory / f"{job.trace}.history_1min.csv.gz"
     past = policies.read_history(past_file, CASES[job.trace]) if past_file.is_file() else None

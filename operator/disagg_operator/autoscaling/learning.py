@@ -2,7 +2,8 @@
 
 Prefill seconds are linear in batches, tokens and squared tokens, decode seconds in steps, sequences and KV tokens, and sums over intervals
 and workers keep that. So each interval is one row of a ridge regression for three factors by which the prior's terms are multiplied:
-rows are divided by their seconds (errors are relative), fade over hours and pull against a prior of 1. What intervals do not tell apart
+rows are divided by their seconds (errors are relative), fade over hours and pull against a prior of 1 that is worth a hundredth of a row in
+each term, however small the prior made that term. What intervals do not tell apart
 (batches that are always full) stays in the prior's proportions; that is all a policy needs while it stays so.
 """
 
@@ -15,9 +16,9 @@ from disagg_operator.autoscaling.observation import Observation
 from disagg_operator.planning.profile import Profile
 
 _NOISE = 0.05  # relative, of an interval's seconds
-_PRIOR_SPREAD = 3.0  # of the factors
+_PRIOR_ROWS = 0.01
 _MEMORY_S = 2 * 3600.0
-_LEAST_FACTOR = 0.02
+_LEAST_FACTOR, _MOST_FACTOR = 0.02, 1000.0
 _LEAST_S = 0.5  # of computing in an interval, to say anything
 
 Three = tuple[float, float, float]
@@ -29,6 +30,7 @@ class Evidence:
 
     squares: tuple[float, float, float, float, float, float] = (0.0,) * 6
     products: Three = (0.0,) * 3
+    rows: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,11 @@ def profile(learned: Learned, prior: Profile) -> Profile:
 
 
 def factors(evidence: Evidence) -> Three:
-    """By which each of the prior's terms is multiplied, none under a fiftieth."""
-    s, precision = evidence.squares, 1 / _PRIOR_SPREAD**2
-    matrix = [[s[0] + precision, s[1], s[2]], [s[1], s[3] + precision, s[4]], [s[2], s[4], s[5] + precision]]
-    right = [p + precision for p in evidence.products]
+    """By which each of the prior's terms is multiplied: a fiftieth at least, a thousand at most."""
+    s, share = evidence.squares, _PRIOR_ROWS / max(evidence.rows, 1.0)
+    prior = [share * max(square, 1e-6) for square in (s[0], s[3], s[5])]
+    matrix = [[s[0] + prior[0], s[1], s[2]], [s[1], s[3] + prior[1], s[4]], [s[2], s[4], s[5] + prior[2]]]
+    right = [p + own for p, own in zip(evidence.products, prior, strict=True)]
     free, found = [0, 1, 2], [_LEAST_FACTOR] * 3
     while free:
         rest = [right[i] - sum(matrix[i][j] * _LEAST_FACTOR for j in range(3) if j not in free) for i in free]
@@ -72,7 +75,7 @@ def factors(evidence: Evidence) -> Three:
         lowest = min(range(len(free)), key=values.__getitem__)
         if values[lowest] >= _LEAST_FACTOR:
             for i, value in zip(free, values, strict=True):
-                found[i] = value
+                found[i] = min(value, _MOST_FACTOR)
             break
         del free[lowest]
     return found[0], found[1], found[2]
@@ -96,7 +99,7 @@ def _add(evidence: Evidence, expected: Three, seconds: float, interval_s: float)
     p = [keep * old + one * new for old, new in zip(evidence.products, (x, y, z), strict=True)]
     if not all(math.isfinite(v) for v in (*s, *p)):
         return evidence
-    return Evidence((s[0], s[1], s[2], s[3], s[4], s[5]), (p[0], p[1], p[2]))
+    return Evidence((s[0], s[1], s[2], s[3], s[4], s[5]), (p[0], p[1], p[2]), keep * evidence.rows + 1)
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:

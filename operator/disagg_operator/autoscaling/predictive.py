@@ -33,6 +33,7 @@ __all__ = ["Peak", "PoolLimits", "PoolState", "Settings", "State", "from_json", 
 _WARM_UP_S = 600.0  # the estimators know nothing yet: not below the starting size
 _BLIND_FORECAST_S = 300.0
 _OUTPUT_MEMORY_S = 600.0
+_MOST_WORK = 1e6  # workers: more is no measurement
 _DRAIN_S = 30.0  # a backlog shall be gone after this long
 _BUDGET_MEMORY_S = 3 * 3600.0
 _STEER_S = 8 * 3600.0  # the price grows e-fold in so long when twice the budget is missed, and shrinks when nothing is
@@ -78,10 +79,10 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
     d = o.decode
     gain = 1 - math.exp(-o.interval_s / _OUTPUT_MEMORY_S)
     output, kv = state.output_tokens, state.kv_per_sequence
-    if d.completions > 0 and d.completed_output_tokens > 0:
+    if d.completions >= 1 and d.completed_output_tokens > 0:
         mean = d.completed_output_tokens / d.completions
         output = mean if math.isnan(output) else output + gain * (mean - output)
-    if d.running_requests > 0 and d.kv_tokens > 0:
+    if d.running_requests >= 1 and d.kv_tokens > 0:
         held = d.kv_tokens / d.running_requests
         kv = held if math.isnan(kv) else kv + gain * (held - kv)
     state = replace(state, output_tokens=output, kv_per_sequence=kv)
@@ -99,9 +100,10 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
 
 
 def _scaled(pool: PoolState, before: float, now: float) -> PoolState:
-    if not (before > 0 and now > 0) or before == now:
+    factor = now / before if before > 0 else math.nan
+    if not 1e-4 < factor < 1e4 or factor == 1:
         return pool
-    return replace(pool, demand=forecast.scaled(pool.demand, now / before), load=pool.load * now / before)
+    return replace(pool, demand=forecast.scaled(pool.demand, factor), load=pool.load * factor)
 
 
 def _decode_rate(settings: Settings, profile: Profile, state: State) -> float:
@@ -112,10 +114,10 @@ def _decode_rate(settings: Settings, profile: Profile, state: State) -> float:
 def _prefill(settings: Settings, o: Observation, state: State) -> tuple[Plan, PoolState]:
     p, profile, pool = o.prefill, settings.profile, state.prefill
     work = profile.prefill_work_s(p.arrivals, p.prompt_tokens, p.prompt_tokens_squared) / o.interval_s
-    if math.isnan(work):
+    if not work < _MOST_WORK:
         return hold(p.pods, settings.prefill, "prompt lengths are not known: holding"), pool
-    mean2 = p.prompt_tokens_squared / p.prompt_tokens if p.prompt_tokens > 0 else 0.0
-    queued = 0.0 if math.isnan(p.waiting_tokens) else p.waiting_tokens
+    mean2 = p.prompt_tokens_squared / p.prompt_tokens if p.prompt_tokens >= 1 else 0.0
+    queued = p.waiting_tokens if p.waiting_tokens < 1e12 else 0.0
     backlog_s = queued * (profile.b_s_per_token + profile.a_s / profile.batch_tokens + profile.c_s_per_token2 * mean2)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, o.interval_s, work, settings.tuning))
     pool = _judge(settings, pool, o, p.pods, pool.demand.level + backlog_s / settings.tuning.window_s, p.ttft_total, p.ttft_ok, 0.0)
@@ -130,14 +132,14 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[Plan, Poo
     d, pool, interval_s = o.decode, state.decode, o.interval_s
     rate = _decode_rate(settings, settings.profile, state)
     made = d.generated_tokens / interval_s / rate
-    if math.isnan(made):
+    if not made < _MOST_WORK:
         return hold(d.pods, settings.decode, "generated tokens are not known: holding"), pool
     output = 200.0 if math.isnan(state.output_tokens) else state.output_tokens
     duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
     pool = _judge(settings, pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, interval_s, made, settings.tuning))
     # Prefilled but not admitted: it wants decode workers, not prefill workers.
-    waiting = 0.0 if math.isnan(d.waiting_requests) else d.waiting_requests
+    waiting = d.waiting_requests if d.waiting_requests < 1e9 else 0.0
     extra = waiting * output / rate / max(_DRAIN_S, duration_s)
     outlook = Outlook(_horizon_s(settings, d.pods, interval_s), o.prefill.arrivals / interval_s, extra, state.began_s)
     found, pool = plan(settings, settings.decode, o, d.pods, pool, outlook)

@@ -95,7 +95,10 @@ def test_pools_move_apart_when_prompts_grow_and_answers_shrink() -> None:
                 o.prefill, prompt_tokens=o.prefill.prompt_tokens * p, prompt_tokens_squared=o.prefill.prompt_tokens_squared * p * p
             ),
             decode=replace(
-                o.decode, generated_tokens=o.decode.generated_tokens * d, completed_output_tokens=o.decode.completed_output_tokens * d
+                o.decode,
+                generated_tokens=o.decode.generated_tokens * d,
+                completed_output_tokens=o.decode.completed_output_tokens * d,
+                tpot_ok=o.decode.tpot_total,
             ),
         )
 
@@ -122,7 +125,7 @@ def test_misses_raise_the_price_and_with_it_the_size() -> None:
         o, prefill=replace(o.prefill, ttft_ok=0.8 * o.prefill.ttft_total)))  # fmt: skip
     assert missing[-1].numbers["prefill_price"] > 2 * calm.numbers["prefill_price"]
     assert missing[-1].prefill > calm.prefill
-    assert missing[-1].decode == calm.decode  # the other pool has a budget of its own
+    assert missing[-1].decode <= calm.decode  # the other pool has a budget of its own
 
 
 def test_a_backlog_and_blocked_decode_count_where_they_wait() -> None:
@@ -141,6 +144,77 @@ def test_pods_that_start_are_capacity() -> None:
     p = Pods(calm.prefill, calm.prefill - 3, (90.0, 60.0, 30.0), cold_start_s=120.0)
     answer, _ = step(RULES, look(3615, 40.0, p, Pods(calm.decode, calm.decode, cold_start_s=120.0)), state)
     assert answer.prefill == calm.prefill
+
+
+def test_pods_that_can_not_be_placed_do_not_count_for_ever() -> None:
+    calm, state = steady()
+    d = Pods(calm.decode, calm.decode, cold_start_s=120.0)
+    young = Pods(calm.prefill + 3, calm.prefill, (500.0,) * 3, cold_start_s=120.0)
+    waiting, _ = step(RULES, look(3615, 140.0, young, d), state)
+    assert waiting.prefill >= calm.prefill + 3
+    stuck = replace(young, starting_ages_s=(700.0,) * 3)
+    given_up, state = step(RULES, look(3615, 140.0, stuck, d), state)
+    assert given_up.prefill == calm.prefill
+    assert "can't be placed" in given_up.reason
+    p = Pods(calm.prefill, calm.prefill, cold_start_s=120.0)
+    for now in range(3630, 4215, 15):
+        answer, state = step(RULES, look(now, 140.0, p, d), state)
+        assert answer.prefill == calm.prefill
+    again, _ = step(RULES, look(4230, 140.0, p, d), state)
+    assert again.prefill > calm.prefill  # tried again after ten minutes
+
+
+def test_a_pool_whose_signals_are_missing_holds_and_the_other_moves_on() -> None:
+    calm, state = steady()
+    p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
+    for now in range(3615, 4200, 15):
+        o = look(now, 5.0, p, d)
+        answer, state = step(RULES, replace(o, decode=DecodeSignals(d)), state)
+    assert answer.decode == calm.decode
+    assert "generated tokens are not known" in answer.reason
+    assert answer.prefill < calm.prefill
+    after, state = step(RULES, look(4215, 40.0, p, d), state)
+    assert math.isfinite(after.numbers["decode_forecast"])  # nothing of the hole is left
+    o = look(4230, 40.0, p, d)
+    odd, state = step(RULES, replace(o, prefill=replace(o.prefill, prompt_tokens=math.inf)), state)
+    assert "prompt lengths are not known" in odd.reason
+
+
+def test_nodes_are_asked_for_ten_minutes_ahead_and_workers_held_for_what_comes_then() -> None:
+    def day(t: float) -> float:
+        return 30.0 + 25.0 * math.sin(2 * math.pi * t / 7200.0)
+
+    targets, _ = drive(RULES, lambda t: 20.0 + max(0.0, t - 3600) * 0.03, 4800, sizes=(5, 5))
+    assert targets[-1].prefill_ahead >= targets[-1].prefill
+    assert targets[-1].numbers["prefill_in_ten_minutes"] == targets[-1].prefill_ahead
+    targets, _ = drive(RULES, day, 7200, sizes=(6, 6))
+    assert all(t.prefill_ahead >= 1 and t.decode_ahead >= 1 for t in targets)
+
+
+def test_a_wrong_profile_is_corrected_and_what_is_remembered_with_it() -> None:
+    names = ("a_s", "b_s_per_token", "c_s_per_token2", "d_s", "e_s_per_sequence", "f_s_per_token")
+    wrong = replace(RULES, profile=replace(PROFILE, **{name: getattr(PROFILE, name) / 2 for name in names}))
+
+    def computed(o: Observation) -> Observation:
+        n, batches, made, steps = o.prefill.arrivals, o.prefill.arrivals / 3, o.decode.generated_tokens, 300.0 * o.decode.pods.ready
+        kv = made * (PROMPT + OUTPUT / 2)
+        return replace(
+            o,
+            prefill=replace(
+                o.prefill, batches=batches, batch_tokens=n * PROMPT, batch_tokens_squared=n * PROMPT**2,
+                batch_s=PROFILE.a_s * batches + PROFILE.b_s_per_token * n * PROMPT + PROFILE.c_s_per_token2 * n * PROMPT**2,
+            ),
+            decode=replace(
+                o.decode, steps=steps, step_sequences=made, step_kv_tokens=kv,
+                step_s=PROFILE.d_s * steps + PROFILE.e_s_per_sequence * made + PROFILE.f_s_per_token * kv,
+            ),
+        )  # fmt: skip
+
+    right, _ = drive(RULES, lambda _: 40.0, 3600, sizes=(8, 8), change=computed)
+    found, _ = drive(wrong, lambda _: 40.0, 3600, sizes=(8, 8), change=computed)
+    for name in ("prefill_demand", "decode_demand", "decode_worker_tokens_per_s"):
+        assert found[-1].numbers[name] == pytest.approx(right[-1].numbers[name], rel=0.05)
+    assert (found[-1].prefill, found[-1].decode) == (right[-1].prefill, right[-1].decode)
 
 
 def test_down_only_after_the_last_cold_starts_saw_no_need() -> None:
@@ -182,6 +256,10 @@ def test_bounds_ratio_budget_and_peaks_hold() -> None:
     tight = replace(RULES, prefill=PoolLimits(2, 3, 4), decode=PoolLimits(5, 6, 4))
     targets, _ = drive(tight, lambda t: 60.0 if t > 600 else 1.0, 2400, sizes=(3, 5))
     assert all(2 <= t.prefill <= 3 and 5 <= t.decode <= 6 for t in targets)
+    both = replace(RULES, ratio=(1.0, 1.5), gpu_budget=40)
+    targets, _ = drive(both, lambda _: 120.0, 1800, sizes=(4, 4))
+    assert all(t.prefill <= t.decode <= 1.5 * t.prefill and 4 * (t.prefill + t.decode) <= 40 for t in targets[2:])
+    assert "ratio and GPU budget" in targets[-1].reason
     ratio = replace(RULES, ratio=(1.0, 1.5))
     targets, _ = drive(ratio, lambda _: 40.0, 1800, sizes=(6, 6))
     assert all(t.prefill <= t.decode <= 1.5 * t.prefill for t in targets[45:])
@@ -193,6 +271,8 @@ def test_bounds_ratio_budget_and_peaks_hold() -> None:
     targets, _ = drive(peak, lambda _: 10.0, 9000, sizes=(3, 3))
     inside = [t for i, t in enumerate(targets) if 7200 <= 15 * (i + 1) < 7500]
     assert all(t.prefill >= 20 and t.decode >= 11 for t in inside)
+    assert targets[(7200 - 150) // 15 - 1].prefill >= 20  # a cold start before the peak
+    assert targets[(7200 - 300) // 15 - 1].prefill < 20
     assert targets[-1].prefill < 20
 
 
