@@ -62,6 +62,7 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callabl
             prefill_utilisation=s.prefill_utilisation,
             threads=s.threads,
             device=s.device,
+            kv_cache_dtype=s.kv_cache_dtype,
             prefix_cache=s.prefix_cache,
             eviction=s.eviction,
             host_cache_bytes=s.host_cache_bytes,

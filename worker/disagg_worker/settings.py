@@ -38,6 +38,7 @@ class Settings(BaseModel):
     cluster_key_file: Path
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["none", "int8", "int4", "fp8"] = "none"
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     block_size_tokens: int = Field(16, ge=1, le=1024)
     kv_cache_bytes: int | None = Field(None, ge=1 << 20)
     max_model_len: int | None = Field(None, ge=2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from disagg_worker.engine.api import KvLayout
-from disagg_worker.engine.cache_memory import CacheMemory
+from disagg_worker.engine.cache_memory import CacheMemory, HostCopy
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -39,3 +41,39 @@ def test_cleared_blocks_are_zero_and_the_others_untouched() -> None:
     memory.clear([])
     assert [float(memory.tensor[b].sum()) for b in (1, 3)] == [0.0, 0.0]
     assert bool((memory.tensor[[0, 2]] == 1.0).all())
+
+
+def _halves(dtype: torch.dtype) -> tuple[CacheMemory, list[CacheMemory]]:
+    """A cache of 4 heads, and two that hold two of them each beside one host copy."""
+    layout = KvLayout(3, 4, 4, 2, str(dtype).removeprefix("torch."), dtype.itemsize)
+    fd = os.memfd_create("test")
+    os.ftruncate(fd, 6 * layout.layers * layout.layer_block_bytes)
+    host = HostCopy(layout, 6, dtype, fd)
+    os.close(fd)
+    return CacheMemory(layout, 6, dtype), [CacheMemory(layout, 6, dtype, None, heads, host) for heads in (slice(0, 2), slice(2, 4))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_parts_of_the_heads_make_the_bytes_of_the_whole_and_back(dtype: torch.dtype) -> None:
+    whole, parts = _halves(dtype)
+    whole.tensor.copy_(torch.randn(whole.tensor.shape).to(dtype))
+    for part, heads in zip(parts, (slice(0, 2), slice(2, 4)), strict=True):
+        part.tensor.copy_(whole.tensor[:, :, :, heads])
+        for layer in range(3):
+            assert part.export(layer, [1, 4]) is None
+    for block in (1, 4):
+        for layer in range(3):
+            assert bytes(parts[0].view(layer, block)) == bytes(whole.view(layer, block))
+    assert not any(parts[0].view(0, 2))  # what was not exported has not moved
+    for part in parts:
+        part.clear([1, 2, 4])
+        part.load([1])
+    rebuilt = torch.cat([p.tensor.view(torch.uint8) for p in parts], dim=3)
+    assert torch.equal(rebuilt[1], whole.tensor.view(torch.uint8)[1])
+    assert not rebuilt[4].any()
+
+
+def test_a_cache_without_a_host_copy_does_not_pretend_to_have_one() -> None:
+    memory = CacheMemory(KvLayout(1, 4, 4, 2, "float32", 4), 2, torch.float32, heads=slice(0, 2))
+    with pytest.raises(RuntimeError, match="no host copy"):
+        memory.view(0, 0)

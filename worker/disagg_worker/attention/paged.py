@@ -9,11 +9,17 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+FP8_MOST = 448.0
+
 
 def write_kv(cache: torch.Tensor, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Store k and v [tokens, kv_head, head_dim] at each token's slot (block * block size + offset)."""
     size = cache.shape[4]
     blocks, offsets = slots // size, slots % size
+    if cache.dtype == torch.float8_e4m3fn:  # torch would make NaN of what is too large, and can't assign 8-bit floats by index
+        kind = torch.uint8
+        k, v = (x.clamp(-FP8_MOST, FP8_MOST).to(cache.dtype).view(kind) for x in (k, v))
+        cache = cache.view(kind)
     into = cache[:, layer]
     into[blocks, 0, :, offsets] = k
     into[blocks, 1, :, offsets] = v
@@ -25,7 +31,8 @@ def gather_kv(cache: torch.Tensor, layer: int, tables: torch.Tensor) -> tuple[to
     sequences, blocks = tables.shape
     inner = torch.arange(2 * kv_heads, device=tables.device).view(2, 1, kv_heads, 1)
     rows = (tables[None, :, None, :] * layers + layer) * (2 * kv_heads) + inner
-    picked = cache.view(-1, size * head_dim).index_select(0, rows.view(-1))
+    raw = cache.view(torch.uint8) if cache.dtype == torch.float8_e4m3fn else cache
+    picked = raw.view(-1, size * head_dim).index_select(0, rows.view(-1)).view(cache.dtype)
     both = picked.view(2, sequences, kv_heads, blocks * size, head_dim)
     return both[0], both[1]
 

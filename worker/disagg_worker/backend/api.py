@@ -123,6 +123,10 @@ class Backend(Protocol):
 
     name: str
     device: torch.device
+    fp8_cache: bool
+    """Whether the KV cache may be float8_e4m3fn."""
+    decode_sizes: tuple[int, ...]
+    """Batch sizes that are worth a step before the first request (kernels to compile, graphs to record); empty: nothing is."""
 
     def compute_dtype(self, model: torch.dtype) -> torch.dtype:
         """The dtype of activations, norm weights and rotary tables, for a model of that dtype."""

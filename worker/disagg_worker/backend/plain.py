@@ -77,6 +77,8 @@ class PlainBackend:
     """Implements api.Backend."""
 
     name = "torch"
+    fp8_cache = True
+    decode_sizes: tuple[int, ...] = ()
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -119,7 +121,7 @@ class PlainBackend:
         window: int | None,
     ) -> torch.Tensor:
         if batch.tables is not None and batch.lengths is not None:
-            keys, values = paged.gather_kv(cache, layer, batch.tables)
+            keys, values = (x.to(q.dtype) for x in paged.gather_kv(cache, layer, batch.tables))
             return paged.decode(q, keys, values, paged.decode_mask(batch.lengths, keys.shape[2], window))
         parts = [self._chunk(c, q, k, v, cache, layer, window) for c in batch.chunks]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -131,7 +133,7 @@ class PlainBackend:
         rows = slice(chunk.start, chunk.stop)
         if chunk.first == 0:  # the chunk starts its sequence: its keys are at hand
             return paged.prefill(q[rows], k[rows].transpose(0, 1), v[rows].transpose(0, 1), window)
-        keys, values = paged.gather_kv(cache, layer, chunk.table[None])
+        keys, values = (x.to(q.dtype) for x in paged.gather_kv(cache, layer, chunk.table[None]))
         length = chunk.first + chunk.stop - chunk.start
         return paged.prefill(q[rows], keys[0, :, :length], values[0, :, :length], window)
 

@@ -27,7 +27,7 @@ class HostCopy:
         self._map = mmap.mmap(fd, blocks * layout.layers * layout.layer_block_bytes)
         self.bytes = memoryview(self._map)
         shape = (blocks, layout.layers, 2, layout.kv_heads, layout.block_size_tokens, layout.head_dim)
-        self.tensor = torch.frombuffer(self._map, dtype=dtype).view(shape)
+        self.raw = torch.frombuffer(self._map, dtype=torch.uint8).view(*shape[:-1], layout.head_dim * dtype.itemsize)
 
 
 class CacheMemory:
@@ -50,6 +50,7 @@ class CacheMemory:
         held = len(range(layout.kv_heads)[self._heads])
         shape = (blocks, layout.layers, 2, held, layout.block_size_tokens, layout.head_dim)
         self.tensor = torch.zeros(shape, dtype=dtype, device=device)
+        self._raw = self.tensor.view(torch.uint8)  # not every device assigns every dtype by index
         self._cuda = self.tensor.is_cuda
         self._host = host
         self._stream = _Stream(self.tensor.device) if self._cuda else None
@@ -75,16 +76,16 @@ class CacheMemory:
         thread, to have it there."""
         if self._host is None or not blocks:
             return None
-        at, into = torch.tensor(blocks), self._host.tensor
+        at, into = torch.tensor(blocks), self._host.raw
         if self._stream is None:
-            into[at, layer, :, self._heads] = self.tensor[at, layer]
+            into[at, layer, :, self._heads] = self._raw[at, layer]
             return None
         # Gathered in the device, moved by one copy beside the computation, scattered by whoever waits: blocks are small.
         computed, copied = _Event(), _Event()
         computed.record()
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(computed)
-            part = self.tensor[at.pin_memory().to(self.tensor.device, non_blocking=True), layer]
+            part = self._raw[at.pin_memory().to(self.tensor.device, non_blocking=True), layer]
             pinned = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
             pinned.copy_(part, non_blocking=True)
             copied.record()
@@ -100,28 +101,28 @@ class CacheMemory:
         if self._host is None or not blocks:
             return
         at = torch.tensor(blocks)
-        part = self._host.tensor[at, :, :, self._heads]
-        self.tensor[at.to(self.tensor.device)] = part.to(self.tensor.device)
+        part = self._host.raw[at, :, :, self._heads]
+        self._raw[at.to(self.tensor.device)] = part.to(self.tensor.device)
 
     # ---- whole blocks, for the host tier ----
 
     def read(self, block: int) -> bytes:
         """A copy of all layers of a block. Any thread: the block is free, so nothing writes to it."""
-        part = self.tensor[block]
+        part = self._raw[block]
         if self._stream is not None:
             computed = _Event()
             computed.record(torch.cuda.default_stream(part.device))
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(computed)
                 part = part.cpu()
-        return part.view(-1).view(torch.uint8).numpy().tobytes()
+        return part.numpy().tobytes()
 
     def write(self, block: int, content: bytes) -> None:
         """Put back what `read` gave."""
-        part = self.tensor[block]
-        part.copy_(torch.frombuffer(bytearray(content), dtype=part.dtype).view(part.shape))
+        part = self._raw[block]
+        part.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8).view(part.shape))
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero all layers of these blocks."""
         if blocks:
-            self.tensor[torch.tensor(blocks, device=self.tensor.device)] = 0
+            self._raw[torch.tensor(blocks, device=self.tensor.device)] = 0

@@ -15,7 +15,8 @@ Role = Literal["prefill", "decode", "both"]
 class EngineConfig:
     """`max_model_len` None: what the model was trained for. Units are in the names.
 
-    device: of backend.select. quantization: of the weights at load; a checkpoint that is quantised stays as it is.
+    device: of backend.select. kv_cache_dtype: auto is the model's; fp8 (e4m3, saturating) holds twice as much as a 16-bit one.
+    quantization: of the weights at load; a checkpoint that is quantised stays as it is.
     saturating_tokens: prefill of more tokens at once is not faster a token (measure: benchmarks/).
     tensor_parallel: processes (and GPUs) that the worker is split over; rank_timeout_s: of one exchange between them,
     rank_start_timeout_s: until all are ready, once the first is. kv_cache_bytes: over all of them; None: 256 MiB on a CPU, what is free on
@@ -28,6 +29,7 @@ class EngineConfig:
     dtype: str = "auto"
     quantization: Quantization = "none"
     device: str = "cpu"
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     block_size_tokens: int = 16
     kv_cache_bytes: int | None = None
     max_model_len: int | None = None

@@ -16,6 +16,7 @@ from disagg_worker.engine.block_pool import blocks_for
 from disagg_worker.engine.cache_memory import CacheMemory, HostCopy
 from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.executor import Executor, LocalExecutor
+from disagg_worker.engine.warm_up import steps, warm_up
 from disagg_worker.model.checkpoint import OnProgress
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.network import load_network
@@ -52,16 +53,41 @@ class Plan:
     max_len: int
 
     @property
+    def cache_dtype(self) -> torch.dtype:
+        return torch.float8_e4m3fn if self.config.kv_cache_dtype == "fp8" else self.dtype
+
+    @property
     def layout(self) -> KvLayout:
-        m, dtype = self.model, self.dtype
+        m, dtype = self.model, self.cache_dtype
         return KvLayout(m.layers, m.kv_heads, m.head_dim, self.config.block_size_tokens, str(dtype).removeprefix("torch."), dtype.itemsize)
 
 
 def set_up(plan: Plan, on_progress: OnProgress | None, on_lost: Callable[[str], None]) -> Machine:
     """Raises ModelError. `on_lost`: a rank of the group has ended, and with it this worker."""
+    if plan.config.kv_cache_dtype == "fp8" and not plan.backend.fp8_cache:
+        raise ModelError(f"kv_cache_dtype: fp8 is not supported by the {plan.backend.name} backend on {plan.backend.device}")
+    machine = _alone(plan, on_progress) if plan.config.tensor_parallel == 1 else _split(plan, on_progress, on_lost)
+    c, sizes = plan.config, plan.backend.decode_sizes
+    log.info(
+        "backend %s on %s, %d rank(s), weights and activations %s, KV cache %s of %d blocks",
+        plan.backend.name,
+        plan.backend.device,
+        c.tensor_parallel,
+        plan.layout.dtype if c.quantization == "none" else f"{plan.layout.dtype} and {c.quantization}",
+        machine.layout.dtype,
+        machine.blocks,
+    )
+    if sizes:
+        try:
+            warm_up(machine.executor, steps(c.block_size_tokens, machine.blocks, plan.max_len, sizes, c.max_running, c.max_batch_tokens))
+        except BaseException:
+            machine.executor.close()
+            raise
+    return machine
+
+
+def _split(plan: Plan, on_progress: OnProgress | None, on_lost: Callable[[str], None]) -> Machine:
     config = plan.config
-    if config.tensor_parallel == 1:
-        return _alone(plan, on_progress)
     Shard(0, config.tensor_parallel).check(plan.model)
     if config.host_cache_bytes:
         raise ModelError("host_cache_bytes: the host tier is not supported with tensor parallelism")
@@ -94,8 +120,8 @@ def _alone(plan: Plan, on_progress: OnProgress | None) -> Machine:
         on_progress=on_progress,
     )
     blocks = _blocks(plan, [_free_bytes(device)])
-    host = None if device.type == "cpu" else HostCopy(layout, blocks, plan.dtype, -1)
-    memory = CacheMemory(layout, blocks, plan.dtype, device, host=host)
+    host = None if device.type == "cpu" else HostCopy(layout, blocks, plan.cache_dtype, -1)
+    memory = CacheMemory(layout, blocks, plan.cache_dtype, device, host=host)
     return Machine(LocalExecutor(loaded.network, memory), memory, layout, blocks, loaded.digest)
 
 
@@ -118,7 +144,7 @@ def _together(plan: Plan, group: Group, on_progress: OnProgress | None) -> Machi
     group.make_cache(layout, blocks)
     group.connect(collectives)
     memory = CacheMemory(
-        layout, blocks, plan.dtype, device, shard.part(layout.kv_heads), HostCopy(layout, blocks, plan.dtype, group.memory_fd)
+        layout, blocks, plan.cache_dtype, device, shard.part(layout.kv_heads), HostCopy(layout, blocks, plan.cache_dtype, group.memory_fd)
     )
     executor = GroupExecutor(group, LocalExecutor(loaded.network, memory))
     group.await_ready()

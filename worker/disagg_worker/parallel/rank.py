@@ -48,7 +48,7 @@ def _expect(messages: Messages, kind: Kind) -> dict[str, Any]:
     return wire_json.loads(content)
 
 
-def _load(start: dict[str, Any]) -> tuple[Decoder, Collectives, torch.dtype]:
+def _load(start: dict[str, Any]) -> tuple[Decoder, Collectives]:
     torch.set_num_threads(start["threads"])
     folder = Path(start["folder"])
     backend = select(start["device"], start["threads"], start["rank"])
@@ -64,19 +64,20 @@ def _load(start: dict[str, Any]) -> tuple[Decoder, Collectives, torch.dtype]:
         parallel=collectives,
         quantization=start["quantization"],
     )
-    return loaded.network, collectives, dtype
+    return loaded.network, collectives
 
 
 def _serve(channel: Channel, messages: Messages, memory_fd: int) -> None:
     start = _expect(messages, Kind.START)
     logging.basicConfig(level=start["log_level"], format=f"%(asctime)s %(levelname)s rank {start['rank']}: %(message)s", stream=sys.stderr)
-    network, collectives, dtype = _load(start)
+    network, collectives = _load(start)
     device = network.backend.device
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     channel.send_json(Kind.LOADED, {"free_bytes": free_bytes})
     cache = _expect(messages, Kind.CACHE)
     collectives.connect(join_store(start["store_port"], start["size"], start["timeout_s"]))
     layout = KvLayout(**cache["layout"])
+    dtype: torch.dtype = getattr(torch, layout.dtype)
     host = HostCopy(layout, cache["blocks"], dtype, memory_fd)
     heads = Shard(start["rank"], start["size"]).part(layout.kv_heads)
     executor = LocalExecutor(network, CacheMemory(layout, cache["blocks"], dtype, device, heads, host))

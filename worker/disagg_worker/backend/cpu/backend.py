@@ -106,6 +106,8 @@ class CpuBackend:
     """Implements api.Backend. Raises build.KernelsUnavailable where there are no kernels."""
 
     name = "cpu"
+    fp8_cache = False
+    decode_sizes: tuple[int, ...] = ()
 
     def __init__(self, kernels: ctypes.CDLL, threads: int) -> None:
         self.device = torch.device("cpu")

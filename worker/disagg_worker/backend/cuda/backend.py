@@ -20,6 +20,7 @@ from disagg_worker.backend.api import (
 from disagg_worker.backend.cuda import decode_attention, elementwise, prefill_attention, store
 from disagg_worker.backend.cuda.graphs import DecodeGraphs
 from disagg_worker.backend.cuda.linear import DenseLinear, FewBitsLinear
+from disagg_worker.backend.cuda.static_batch import BATCH_SIZES
 from disagg_worker.backend.cuda.weight_only import unit_of
 from disagg_worker.backend.plain import PlainBackend
 
@@ -34,6 +35,7 @@ class CudaBackend:
     """Implements api.Backend."""
 
     name = "cuda"
+    decode_sizes = BATCH_SIZES
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -42,7 +44,7 @@ class CudaBackend:
         on_gpu = device.type == "cuda"
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else _PROCESSORS_WITHOUT_GPU
         # Tensor cores and conversions for float8_e4m3 came with Ada.
-        self.has_fp8 = not on_gpu or torch.cuda.get_device_capability(device) >= (8, 9)
+        self.fp8_cache = self._has_fp8 = not on_gpu or torch.cuda.get_device_capability(device) >= (8, 9)
         if on_gpu:
             torch.cuda.set_device(device)
 
@@ -52,7 +54,7 @@ class CudaBackend:
     def linear(self, weight: Weight, bias: torch.Tensor | None) -> Linear:
         if isinstance(weight, DenseWeight):
             return DenseLinear(weight.weight, bias, self.device)
-        unit = unit_of(weight) if self.has_fp8 or not isinstance(weight, Fp8Weight) else None
+        unit = unit_of(weight) if self._has_fp8 or not isinstance(weight, Fp8Weight) else None
         return self._plain.linear(weight, bias) if unit is None else FewBitsLinear(weight, unit, bias, self.device)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

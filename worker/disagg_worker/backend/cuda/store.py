@@ -7,9 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from disagg_worker.attention.paged import FP8_MOST
 from disagg_worker.backend.api import HeadNorms, QkvShape, Rotary
-
-FP8_MOST = 448.0
 
 
 @triton.jit
