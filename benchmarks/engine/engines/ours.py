@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import time
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ class Ours:
         return self._run([prompt], tokens)[1][0]
 
     def facts(self) -> dict[str, Any]:
-        return {"torch": torch.__version__, "network_share": self._network_share, "at": time.time()}
+        return {"torch": torch.__version__, "network_share": self._network_share}
 
 
 if __name__ == "__main__":
