@@ -91,7 +91,7 @@ def main() -> None:
         facts[name] = process.ask(do="facts")
         process.close()
     reference = made["transformers"]
-    results = {
+    results: dict[str, Any] = {
         "machine": machine(),
         "versions": facts,
         "prompts": len(prompts),
