@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: bench-validation help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate
+.PHONY: bench-engine bench-accuracy bench-agreement bench-validation help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -55,3 +55,12 @@ bench-validation: setup ## the simulator against the stack running here; writes 
 
 lock:           ## requirements/*.txt from pyproject.toml
 	@scripts/lock
+
+bench-engine: setup ## ours beside vLLM, llama.cpp and transformers on one core (installs them: minutes; pins: benchmarks/engine/requirements)
+	@$(PY) -m benchmarks.engine.run
+
+bench-agreement: setup ## the same greedy tokens from all of them
+	@$(PY) -m benchmarks.engine.agreement
+
+bench-accuracy: setup ## what each quantisation costs on text that the bundled model has not read
+	@$(PY) -m benchmarks.accuracy.quantization

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,11 @@ class Ours:
         self._engine = TorchEngine(Path(folder), config)
         self._network_share = 0.0
 
-    def _run(self, prompts: list[list[int]], tokens: int) -> tuple[list[tuple[float, float]], list[list[int]]]:
-        """When each token of the first prompt came, and all tokens."""
-        marks: list[tuple[float, float]] = []
+    def _run(self, prompts: list[list[int]], tokens: int, steps: int) -> tuple[list[tuple[float, float]], list[list[int]]]:
+        """When the request was made and each token of the first prompt came; and all tokens. The network's share is of the last but one
+        `steps` tokens."""
+        marks = [loop.now()]
+        network_s = [self._network_s()]
         out: list[list[int]] = [[] for _ in prompts]
         ended: queue.Queue[Event] = queue.Queue()
 
@@ -38,34 +39,36 @@ class Ours:
             out[i].append(event.token)
             if i == 0:
                 marks.append(loop.now())
+                network_s.append(self._network_s() if len(marks) in (tokens - steps, tokens) or tokens == 1 else 0.0)
 
-        before = self._engine.load().step_seconds_total
         for i, prompt in enumerate(prompts):
             sampling = SamplingParams(seed=1, max_new_tokens=tokens, temperature=0.0)
             self._engine.generate(f"r{i}", prompt, len(prompt), sampling, lambda event, i=i: sink(i, event))
         for _ in prompts:
             if not isinstance(end := ended.get(timeout=_DEADLINE_S), EndEvent):
                 raise RuntimeError(f"a request failed: {end}")
-        after = self._engine.load().step_seconds_total
-        forward, rest = (after[k] - before[k] for k in ("forward", "rest"))
-        self._network_share = forward / (forward + rest)
+        first, last = (0, 1) if tokens == 1 else (tokens - steps - 1, tokens - 1)
+        if len(marks) > last:  # an end token comes early
+            self._network_share = (network_s[last] - network_s[first]) / (marks[last][0] - marks[first][0])
         return marks, out
 
+    def _network_s(self) -> float:
+        return self._engine.load().step_seconds_total["forward"]
+
     def prefill(self, prompt: list[int]) -> list[tuple[float, float]]:
-        start = loop.now()
-        marks, _ = self._run([prompt], 1)
-        return loop.between([start, *marks])
+        return loop.between(self._run([prompt], 1, 1)[0])
 
     def decode(self, prompts: list[list[int]], steps: int) -> list[tuple[float, float]]:
         # Prompts are computed together, or one after another: the last joins at the latest when as many steps are done.
-        marks, _ = self._run(prompts, steps + len(prompts) + 2)
-        return loop.between(marks)[-steps - 1 : -1]
+        tokens = steps + len(prompts) + 2
+        marks, _ = self._run(prompts, tokens, steps)
+        return loop.between(marks[tokens - steps - 1 : tokens])
 
     def greedy(self, prompt: list[int], tokens: int) -> list[int]:
-        return self._run([prompt], tokens)[1][0]
+        return self._run([prompt], tokens, 1)[1][0]
 
     def facts(self) -> dict[str, Any]:
-        return {"torch": torch.__version__, "network_share": self._network_share, "at": time.time()}
+        return {"torch": torch.__version__, "network_share": self._network_share}
 
 
 if __name__ == "__main__":

@@ -49,7 +49,10 @@ class Transformers:
         return loop.between(self._generate(prompts, steps + 1)[0])
 
     def greedy(self, prompt: list[int], tokens: int) -> list[int]:
-        return self._generate([prompt], tokens)[1][0]
+        ids = torch.tensor([prompt])
+        out = self._model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        found: list[int] = out[0, len(prompt) :].tolist()
+        return found
 
     def facts(self) -> dict[str, Any]:
         return {"transformers": version("transformers"), "torch": torch.__version__}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tests.worker.backend import kernels
 
 from disagg_worker.backend.api import Batch, DenseWeight, Fp8Weight, HeadNorms, QkvShape, Rotary
-from disagg_worker.backend.cpu.backend import CpuBackend
+from disagg_worker.backend.cpu.backend import Arena, CpuBackend
 from disagg_worker.backend.plain import PlainBackend, dequantized
 
 PLAIN = PlainBackend(torch.device("cpu"))
@@ -229,3 +230,13 @@ def _attended(q: torch.Tensor, batch: Batch, cache: torch.Tensor, window: int | 
             p = torch.softmax(heads @ seen[0].transpose(1, 2) / head_dim**0.5, -1)
             rows.append((p @ seen[1]).reshape(-1))
     return torch.stack(rows)
+
+
+def test_matrices_share_chunks_of_memory_but_no_bytes() -> None:
+    arena = Arena()
+    pieces = [arena.take(n) for n in (100, 64, 1, 90 << 20, 1000)]
+    spans = sorted((p.data_ptr(), p.data_ptr() + len(p)) for p in pieces)
+    assert all(start % 64 == 0 for start, _ in spans)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    assert [len(p) for p in pieces] == [100, 64, 1, 90 << 20, 1000]
+    assert pieces[0].untyped_storage().data_ptr() == pieces[2].untyped_storage().data_ptr()

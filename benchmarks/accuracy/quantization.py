@@ -1,0 +1,147 @@
+"""What each quantisation costs in accuracy: cross-entropy and greedy agreement of the trained model on text that it has not read.
+
+    python -m benchmarks.accuracy.quantization [--out benchmarks/results]
+
+Weights alone are quantised, as at load (engine setting `quantization`). `reference` computes in plain torch in float32 on the weights'
+exact values, so that the change is the weights' alone; `kernels` is what a CPU worker runs, with the KV cache in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.accuracy.texts import MODEL, PACKAGES, held_out
+from benchmarks.machine import machine
+from disagg_worker.backend.api import Backend, Batch, Chunk, DenseWeight, Weight
+from disagg_worker.backend.plain import PlainBackend, dequantized
+from disagg_worker.backend.select import select
+from disagg_worker.model.checkpoint import Checkpoint
+from disagg_worker.model.config import ModelConfig
+from disagg_worker.model.decoder import Decoder
+from disagg_worker.model.loader import load_config
+from disagg_worker.model.quantization import quantize, to_fp8
+from disagg_worker.model.weights import FloatWeights, Shard, Split, WeightSource
+
+TEXTS, LEAST_TOKENS, MOST_TOKENS = 64, 96, 512
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """kind: none, int8, int4, fp8; group: inputs that share a scale. kernels: by the CPU kernels, else by plain torch in float32."""
+
+    name: str
+    dtype: torch.dtype = torch.bfloat16
+    kind: str = "none"
+    group: int = 0
+    kernels: bool = False
+
+
+VARIANTS = (
+    Variant("fp32", torch.float32),
+    Variant("bf16, kernels", kernels=True),
+    Variant("fp8 weights, a scale a row", kind="fp8"),
+    *(Variant(f"int8, groups of {g}", kind="int8", group=g) for g in (128, 64, 32)),
+    *(Variant(f"int4, groups of {g}", kind="int4", group=g) for g in (128, 64, 32)),
+    Variant("int8, groups of 64, kernels", kind="int8", group=64, kernels=True),
+    Variant("int4, groups of 64, kernels", kind="int4", group=64, kernels=True),
+)
+
+
+class Quantized:
+    """Implements WeightSource: as model.quantization does it, with a group size that is given.."""
+
+    def __init__(self, source: WeightSource, variant: Variant) -> None:
+        self._source, self._variant = source, variant
+        self.embedding, self.head, self.vector, self.bias = source.embedding, source.head, source.vector, source.bias
+
+    def matrix(self, names: Sequence[str], split: Split) -> Weight:
+        weight = self._source.matrix(names, split)
+        v = self._variant
+        if v.kind == "none" or not isinstance(weight, DenseWeight):
+            return weight
+        group = v.group if v.group and weight.weight.shape[1] % v.group == 0 else 32
+        made = to_fp8(weight.weight) if v.kind == "fp8" else quantize(weight.weight, int(v.kind[3:]), group)
+        return made if v.kernels else DenseWeight(dequantized(made))
+
+
+def network(variant: Variant, config: ModelConfig) -> Decoder:
+    backend: Backend = select("cpu", 1) if variant.kernels else PlainBackend(torch.device("cpu"))
+    with Checkpoint(MODEL, None) as checkpoint:
+        # Plain torch computes in the model's dtype: float32 holds every stored value.
+        source = FloatWeights(checkpoint, config, variant.dtype if variant.kernels else torch.float32, Shard())
+        return Decoder(config, Quantized(source, variant), backend, MOST_TOKENS)
+
+
+@torch.inference_mode()
+def logits(net: Decoder, ids: list[int], cache: torch.Tensor) -> torch.Tensor:
+    """[tokens, vocab], of every position of one text."""
+    at, size = torch.arange(len(ids)), cache.shape[4]
+    table = torch.arange(-(-len(ids) // size))
+    return net.forward(Batch(torch.tensor(ids), at, at, at, (Chunk(0, len(ids), 0, table),)), cache)
+
+
+def evaluate(variant: Variant, texts: list[list[int]], reference: list[torch.Tensor] | None) -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """Cross-entropy (nats a token) over all texts, and how often the likeliest token is the reference's."""
+    config = load_config(MODEL)
+    net = network(variant, config)
+    cache_dtype = torch.bfloat16 if variant.kernels else torch.float32
+    cache = torch.zeros(MOST_TOKENS // 16, config.layers, 2, config.kv_heads, 16, config.head_dim, dtype=cache_dtype)
+    loss, count, same, best = 0.0, 0, 0, []
+    for i, ids in enumerate(texts):
+        found = logits(net, ids, cache).double()
+        loss += torch.nn.functional.cross_entropy(found[:-1], torch.tensor(ids[1:]), reduction="sum").item()
+        count += len(ids) - 1
+        best.append(found.argmax(-1))
+        same += int((best[i] == (reference[i] if reference else best[i])).sum())
+    mean = loss / count
+    return {"cross_entropy": mean, "perplexity": torch.tensor(mean).exp().item(), "same_token": same / sum(map(len, texts))}, best
+
+
+def render(results: dict[str, Any]) -> str:
+    out = [
+        "# What quantisation costs in accuracy\n",
+        f"Made by `make bench-accuracy`. {results['machine']}, torch {results['torch']}.\n",
+        "Model: models/stdlib-llama (5 million weights: small models are more sensitive than large ones), on",
+        f"{results['tokens']} tokens of {results['texts']} docstrings of {', '.join(PACKAGES)},",
+        "none of which it was trained on. Change: of the cross-entropy, against fp32. Same token: how often the likeliest next token is",
+        "fp32's.\n",
+        "Rows without `kernels` compute in float32 on the quantised weights' exact values; rows with it run the CPU worker's kernels, with",
+        "the KV cache in bfloat16. The checkpoint is stored in bfloat16, so bf16 weights themselves lose nothing. fp8 weights are meant",
+        "for GPUs; here their values are computed in float32.\n",
+        "| weights | cross-entropy (nats a token) | change | perplexity | same token |",
+        "|---|---|---|---|---|",
+    ]
+    base = results["variants"]["fp32"]["cross_entropy"]
+    for name, r in results["variants"].items():
+        change = f"{r['cross_entropy'] - base:+.5f} ({100 * (r['cross_entropy'] / base - 1):+.3f} %)"
+        out.append(f"| {name} | {r['cross_entropy']:.5f} | {change} | {r['perplexity']:.3f} | {100 * r['same_token']:.2f} % |")
+    return "\n".join(out) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    folder: Path = parser.parse_args().out
+    torch.set_num_threads(1)
+    texts = held_out(TEXTS, LEAST_TOKENS, MOST_TOKENS)
+    reference: list[torch.Tensor] | None = None
+    found = {}
+    for variant in VARIANTS:
+        found[variant.name], best = evaluate(variant, texts, reference)
+        reference = reference or best
+    results = {"machine": machine(), "torch": torch.__version__, "texts": len(texts), "tokens": sum(map(len, texts)), "variants": found}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "accuracy.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "accuracy.md").write_text(render(results))
+    print(render(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What the machine can do at most, measured in the same run: bytes read from memory, products of matrices by torch. One thread."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_SOURCE = Path(__file__).with_name("roof.cpp")
+
+
+def read_gb_per_s(n_bytes: int) -> float:
+    """The best of several ways of reading so many bytes once."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/roof"
+        subprocess.run(["g++", "-O3", "-march=native", "-w", str(_SOURCE), "-o", program], check=True, timeout=60)
+        out = subprocess.run([program, str(n_bytes)], check=True, capture_output=True, text=True, timeout=120)
+    return max(float(line) for line in out.stdout.split())
+
+
+def _median_s(f: Callable[[], Any], times: int) -> float:
+    f()
+    found = []
+    for _ in range(times):
+        start = time.process_time()
+        f()
+        found.append(time.process_time() - start)
+    return statistics.median(found)
+
+
+def products_s(config: dict[str, Any], tokens: int, dtype: torch.dtype, times: int = 5) -> float:
+    """The time that torch takes for the products of one prefill: every matrix of every layer, the head for one row. Nothing else."""
+    torch.set_num_threads(1)
+    h, inner, d = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    qkv = (config["num_attention_heads"] + 2 * config["num_key_value_heads"]) * d
+    total = 0.0
+    for out, inputs in ((qkv, h), (h, config["num_attention_heads"] * d), (2 * inner, h), (h, inner)):
+        # One weight a layer: a matrix that stays in the cache is no model.
+        weights = [torch.randn(out, inputs).to(dtype) for _ in range(config["num_hidden_layers"])]
+        x = torch.randn(tokens, inputs).to(dtype)
+        total += _median_s(lambda x=x, weights=weights: [torch.nn.functional.linear(x, w) for w in weights], times)  # type: ignore[misc]
+    head, row = torch.randn(config["vocab_size"], h).to(dtype), torch.randn(1, h).to(dtype)
+    return total + _median_s(lambda: torch.nn.functional.linear(row, head), times)
