@@ -169,7 +169,7 @@ class TorchEngine:
             return api.Load(
                 waiting_requests=len(waiting),
                 waiting_tokens=sum(len(s.tokens) - s.computed for s in waiting),
-                running_requests=len(queues.running) + sum(not s.ended for s in queues.prefilling),
+                running_requests=len(queues.running) + len(queues.prefilling),
                 blocks_total=pool.total,
                 blocks_free=pool.count(State.FREE),
                 blocks_used=pool.count(State.USED),
