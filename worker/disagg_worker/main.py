@@ -36,7 +36,7 @@ class QuietServer(uvicorn.Server):
         yield
 
 
-def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callable[[str], None]) -> None:
+def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callable[[str], None] = lambda _: None) -> None:
     """Everything slow, in a thread: the model, the KV listener. Raises ModelError, OSError or TimeoutError."""
     from disagg_worker.engine.config import EngineConfig
     from disagg_worker.engine.core import TorchEngine

@@ -1,0 +1,63 @@
+"""The KV that decode gets over the wire is, bit for bit and block by block, what it would have computed itself with the same chunks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.worker.server.rig import Line, Pair, Running, body, pair, prompt, running, tokens_of
+
+from disagg_worker.engine.core import TorchEngine
+
+SIZE = 16
+
+
+def engine_of(worker: Running) -> TorchEngine:
+    assert worker.worker.node is not None
+    engine = worker.worker.node.engine
+    assert isinstance(engine, TorchEngine)
+    return engine
+
+
+def digests(worker: Running, tokens: list[int]) -> list[str]:
+    """Of each full block of these tokens, all layers, as it lies in the worker's cache now."""
+    engine = engine_of(worker)
+    assert engine._names is not None
+    names: list[bytes] = []
+    engine._names.extend(names, tokens, "")
+    out = []
+    for name in names:
+        ref = engine._store.pool.find(name)
+        assert ref is not None
+        block = engine._store.pool.check(ref)
+        out.append(hashlib.sha256(engine._memory.read(block)).hexdigest())
+    return out
+
+
+async def transferred(p: Pair, request: Line) -> list[int]:
+    """Prompt and output of a request over both workers."""
+    first, rest = await p.generate(request)
+    assert first[1]["kv_bytes"] > 0
+    return [*request["tokens"], *(token for _, token in tokens_of(first + rest))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"max_batch_tokens": 48}, {"max_batch_tokens": 64, "threads": 2}], ids=["whole", "chunks", "2 threads"]
+)
+async def test_each_block_is_the_same_bits(tiny: Path, dtype: str, changes: dict[str, Any]) -> None:
+    common = {"dtype": dtype, "max_model_len": 1024, "block_size_tokens": SIZE} | changes
+    async with pair(tiny, **common) as p, running("decode", tiny, **common) as alone:
+        for n in (16, 33, 200):
+            request = body(prompt(n, n), max_new_tokens=40, temperature=0.7)
+            tokens = await transferred(p, request)
+            own = await alone.lines("decode", request | {"mode": "local"})
+            assert [*request["tokens"], *(token for _, token in tokens_of(own))] == tokens
+            # The prompt's blocks came by transfer, the output's were computed upon them.
+            found, wanted = digests(p.decode, tokens[:-1]), digests(alone, tokens[:-1])
+            assert len(found) == (n + 39) // SIZE
+            assert found == wanted
+            assert found[: n // SIZE] == digests(p.prefill, request["tokens"])
+        await p.empty()
