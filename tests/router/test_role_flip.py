@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -47,14 +48,13 @@ async def test_a_router_that_has_not_heard_of_the_change_asks_somebody_else(tmp_
         assert {a["choices"][0]["text"] for a in answers} == {expected_text(5, [3 + b for b in b"hello"], 4)}
 
 
-def _worker(stack: ExitStack, folder: Path, name: str, role: str) -> str:
+def _worker(stack: ExitStack, folder: Path, name: str, role: str) -> tuple[str, subprocess.Popen[bytes]]:
     port = free_port()
     settings = {
         "model_name": MODEL, "cluster_key_file": folder / "key", "model_uri": f"file://{ROOT / 'models' / 'stdlib-llama'}",
         "kv_cache_bytes": 64 << 20, "role": role, "port": port, "kv_port": 0, "pod_name": name, "dtype": "float32",
     }  # fmt: skip
-    stack.enter_context(process("disagg_worker", folder / f"{name}.log", **settings))
-    return f"http://127.0.0.1:{port}"
+    return f"http://127.0.0.1:{port}", stack.enter_context(process("disagg_worker", folder / f"{name}.log", **settings))
 
 
 async def _become(http: httpx.AsyncClient, url: str, role: str) -> dict[str, Any]:
@@ -67,10 +67,11 @@ async def _become(http: httpx.AsyncClient, url: str, role: str) -> dict[str, Any
 
 
 @pytest.mark.slow
-async def test_under_load_two_workers_change_places_and_no_stream_notices(tmp_path: Path) -> None:
+async def test_under_load_two_workers_change_places_and_one_dies_and_no_stream_notices(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(KEY)
     with ExitStack() as stack:
-        urls = {n: _worker(stack, tmp_path, n, role) for n, role in (("p", "prefill"), ("d", "decode"), ("e", "decode"))}
+        started = {n: _worker(stack, tmp_path, n, role) for n, role in (("p", "prefill"), ("d", "decode"), ("e", "decode"))}
+        urls = {name: url for name, (url, _) in started.items()}
         (tmp_path / "members.json").write_text(json.dumps({"workers": [{"name": n, "url": u} for n, u in urls.items()]}))
         base = f"http://127.0.0.1:{(port := free_port())}"
         settings = {"model_name": MODEL, "cluster_key_file": tmp_path / "key", "port": port, "poll_interval_s": 0.2,
@@ -91,8 +92,8 @@ async def test_under_load_two_workers_change_places_and_no_stream_notices(tmp_pa
                     while (await state())["pairs"] != {"expected": n, "healthy": n}:
                         await asyncio.sleep(0.05)
 
-            async def stream(seed: int) -> tuple[str, dict[str, Any]]:
-                options: dict[str, Any] = {"temperature": 0.9, "seed": seed, "max_tokens": 120, "extra_body": {"ignore_eos": True}}
+            async def stream(seed: int, n: int = 120) -> tuple[str, dict[str, Any]]:
+                options: dict[str, Any] = {"temperature": 0.9, "seed": seed, "max_tokens": n, "extra_body": {"ignore_eos": True}}
                 text, trace = "", {}
                 chunks = await client.completions.create(
                     model=MODEL, prompt=PROMPT, stream=True, extra_headers={"x-disagg-trace": "1"}, **options
@@ -122,6 +123,20 @@ async def test_under_load_two_workers_change_places_and_no_stream_notices(tmp_pa
             assert trace["prefill"]["incarnation"] == became["incarnation"]
             assert {(w["name"], w["role"]) for w in (await state())["workers"]} == {("p", "decode"), ("d", "decode"), ("e", "prefill")}
             assert flip_s < 30
+
+            # And the death of the worker that decodes a stream changes not one of its tokens.
+            text, trace = await stream(7, 1500)
+            task = asyncio.create_task(stream(7, 1500))
+            running: list[str] = []
+            async with asyncio.timeout(60):
+                while not running:
+                    await asyncio.sleep(0.02)
+                    listed = (await state())["workers"]
+                    running = [w["name"] for w in listed if w["role"] == "decode" and w["load"]["running_requests"]]
+            started[running[0]][1].kill()
+            again, trace = await task
+            assert again == text
+            assert trace["attempts"] > 1
         for name in urls:
             log = (tmp_path / f"{name}.log").read_text()
             assert len(re.findall(r"loading stdlib from", log)) == 1
