@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,70 @@ def _worker(stack: ExitStack, folder: Path, name: str, role: str) -> tuple[str, 
     return f"http://127.0.0.1:{port}", stack.enter_context(process("disagg_worker", folder / f"{name}.log", **settings))
 
 
-async def _become(http: httpx.AsyncClient, url: str, role: str) -> dict[str, Any]:
-    async with asyncio.timeout(60):
-        while (answer := await http.post(f"{url}/internal/v1/role", json={"role": role})).status_code == 202:
-            await asyncio.sleep(0.05)
-    assert answer.status_code == 200, answer.text
-    content: dict[str, Any] = answer.json()
-    return content
+@dataclass(frozen=True)
+class Running:
+    """Workers and their router, as a client and as the operator see them."""
+
+    base: str
+    http: httpx.AsyncClient
+    client: openai.AsyncOpenAI
+
+    async def become(self, url: str, role: str) -> dict[str, Any]:
+        async with asyncio.timeout(60):
+            while (answer := await self.http.post(f"{url}/internal/v1/role", json={"role": role})).status_code == 202:
+                await asyncio.sleep(0.05)
+        assert answer.status_code == 200, answer.text
+        content: dict[str, Any] = answer.json()
+        return content
+
+    async def state(self) -> dict[str, Any]:
+        content: dict[str, Any] = (await self.http.get(f"{self.base}/internal/v1/state")).json()
+        return content
+
+    async def paired(self, n: int) -> None:
+        async with asyncio.timeout(60):
+            while (await self.state())["pairs"] != {"expected": n, "healthy": n}:
+                await asyncio.sleep(0.05)
+
+    async def runs_on(self, *names: str) -> str:
+        """Wait until one of these workers has a sequence; which."""
+        async with asyncio.timeout(60):
+            while True:
+                listed = (await self.state())["workers"]
+                if found := [w["name"] for w in listed if w["name"] in names and w["load"]["running_requests"]]:
+                    return str(found[0])
+                await asyncio.sleep(0.02)
+
+    async def stream(self, seed: int, n: int = 120) -> tuple[str, dict[str, Any]]:
+        """Text and trace of a request at temperature 0.9."""
+        text, trace = "", {}
+        chunks = await self.client.completions.create(
+            model=MODEL, prompt=PROMPT, stream=True, temperature=0.9, seed=seed, max_tokens=n,
+            extra_body={"ignore_eos": True}, extra_headers={"x-disagg-trace": "1"},
+        )  # fmt: skip
+        async for chunk in chunks:
+            text += "".join(c.text for c in chunk.choices)
+            trace = (chunk.model_extra or {}).get("disagg", trace)
+        return text, trace
+
+
+async def _change_places(running: Running, urls: dict[str, str]) -> None:
+    """While streams run, e becomes a prefill worker and p a decode worker."""
+    wanted = {seed: (await running.stream(seed))[0] for seed in range(4)}
+    load = [asyncio.create_task(running.stream(i % 4)) for i in range(12)]
+    await running.runs_on("e")
+    started_s = time.monotonic()
+    became = await running.become(urls["e"], "prefill")
+    assert time.monotonic() - started_s < 30
+    more = [asyncio.create_task(running.stream(i % 4)) for i in range(8)]
+    await running.become(urls["p"], "decode")
+    done = [*await asyncio.gather(*load), *await asyncio.gather(*more)]
+    assert [text for text, _ in done] == [wanted[i % 4] for i in [*range(12), *range(8)]]
+    await running.paired(2)
+    text, trace = await running.stream(1)
+    assert (text, trace["prefill"]["pod"], trace["path"]) == (wanted[1], "e", "remote")
+    assert trace["prefill"]["incarnation"] == became["incarnation"]
+    assert {(w["name"], w["role"]) for w in (await running.state())["workers"]} == {("p", "decode"), ("d", "decode"), ("e", "prefill")}
 
 
 @pytest.mark.slow
@@ -81,59 +139,14 @@ async def test_under_load_two_workers_change_places_and_one_dies_and_no_stream_n
             httpx.AsyncClient(headers={"authorization": BEARER}, trust_env=False, timeout=60) as http,
             openai.AsyncOpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0, timeout=60) as client,
         ):
-            await asyncio.gather(*(wait_ready(http, f"{u}/readyz") for u in urls.values()))
-
-            async def state() -> dict[str, Any]:
-                content: dict[str, Any] = (await http.get(f"{base}/internal/v1/state")).json()
-                return content
-
-            async def paired(n: int) -> None:
-                async with asyncio.timeout(60):
-                    while (await state())["pairs"] != {"expected": n, "healthy": n}:
-                        await asyncio.sleep(0.05)
-
-            async def stream(seed: int, n: int = 120) -> tuple[str, dict[str, Any]]:
-                options: dict[str, Any] = {"temperature": 0.9, "seed": seed, "max_tokens": n, "extra_body": {"ignore_eos": True}}
-                text, trace = "", {}
-                chunks = await client.completions.create(
-                    model=MODEL, prompt=PROMPT, stream=True, extra_headers={"x-disagg-trace": "1"}, **options
-                )
-                async for chunk in chunks:
-                    text += "".join(c.text for c in chunk.choices)
-                    trace = (chunk.model_extra or {}).get("disagg", trace)
-                return text, trace
-
-            await wait_ready(http, f"{base}/readyz")
-            await paired(2)
-            wanted = {seed: (await stream(seed))[0] for seed in range(4)}
-            load = [asyncio.create_task(stream(i % 4)) for i in range(12)]
-            async with asyncio.timeout(60):
-                while sum(w["load"]["running_requests"] > 0 for w in (await state())["workers"] if w["name"] == "e") == 0:
-                    await asyncio.sleep(0.02)
-            started_s = time.monotonic()
-            became = await _become(http, urls["e"], "prefill")
-            flip_s = time.monotonic() - started_s
-            more = [asyncio.create_task(stream(i % 4)) for i in range(8)]
-            await _become(http, urls["p"], "decode")
-            done = [*await asyncio.gather(*load), *await asyncio.gather(*more)]
-            assert [text for text, _ in done] == [wanted[i % 4] for i in [*range(12), *range(8)]]
-            await paired(2)
-            text, trace = await stream(1)
-            assert (text, trace["prefill"]["pod"], trace["path"]) == (wanted[1], "e", "remote")
-            assert trace["prefill"]["incarnation"] == became["incarnation"]
-            assert {(w["name"], w["role"]) for w in (await state())["workers"]} == {("p", "decode"), ("d", "decode"), ("e", "prefill")}
-            assert flip_s < 30
-
+            running = Running(base, http, client)
+            await asyncio.gather(*(wait_ready(http, f"{u}/readyz") for u in [*urls.values(), base]))
+            await running.paired(2)
+            await _change_places(running, urls)
             # And the death of the worker that decodes a stream changes not one of its tokens.
-            text, trace = await stream(7, 1500)
-            task = asyncio.create_task(stream(7, 1500))
-            running: list[str] = []
-            async with asyncio.timeout(60):
-                while not running:
-                    await asyncio.sleep(0.02)
-                    listed = (await state())["workers"]
-                    running = [w["name"] for w in listed if w["role"] == "decode" and w["load"]["running_requests"]]
-            started[running[0]][1].kill()
+            text, _ = await running.stream(7, 1500)
+            task = asyncio.create_task(running.stream(7, 1500))
+            started[await running.runs_on("p", "d")][1].kill()
             again, trace = await task
             assert again == text
             assert trace["attempts"] > 1

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.worker import checkpoints
 from tests.worker.checkpoints import LLAMA3_ROPE, TINY
 
 from disagg_worker.engine.api import ModelError
-from disagg_worker.model.config import LinearScaling, Llama3Scaling, YarnScaling, parse_config
+from disagg_worker.model.config import LinearScaling, Llama3Scaling, YarnScaling, parse_config, unknown_fields
+from disagg_worker.model.loader import load_config
 
 
 def test_a_config_is_read_with_its_defaults() -> None:
@@ -56,6 +59,8 @@ def test_other_ways_to_stretch_are_read() -> None:
         ("LlamaForCausalLM", {}, (None, None)),
         ("MistralForCausalLM", {"sliding_window": 5}, (5, 5)),
         ("MistralForCausalLM", {"sliding_window": None}, (None, None)),
+        ("MistralForCausalLM", {}, (4096, 4096)),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 1}, (None, 4096)),
         ("Qwen2ForCausalLM", {"sliding_window": 5}, (None, None)),
         ("Qwen2ForCausalLM", {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1}, (None, 5)),
         (
@@ -69,6 +74,13 @@ def test_windows_are_those_of_the_family(architecture: str, raw: dict[str, Any],
     assert parse_config({**TINY, "architectures": [architecture], **raw}, {}).windows == windows
 
 
+def test_fields_that_nobody_knows_are_told_and_those_without_a_value_are_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert unknown_fields({**TINY, "use_cache": True, "clip_qkv": None, "new_thing": None, "other": False}) == []
+    folder = checkpoints.make(tmp_path, secret_sauce=3, another={"x": 1})
+    load_config(folder)
+    assert "another, secret_sauce: not known here" in caplog.text
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"architectures": ["MixtralForCausalLM"]}, "architectures: 'MixtralForCausalLM'"),
     ({"architectures": []}, "architectures"),
@@ -79,6 +91,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types: 'chunked_attention'"),
     ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["sliding_attention"] * 2}, "sliding_window is not in use"),
     ({"architectures": ["MistralForCausalLM"], "sliding_window": -1}, "sliding_window: -1"),
+    ({"attention_chunk_size": 8192}, "attention_chunk_size: 8192"),
+    ({"use_mrope": True}, "use_mrope: True"),
+    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: 'yes'"),
+    ({"attention_bias": 1}, "attention_bias: 1"),
     ({"hidden_act": "gelu"}, "hidden_act: 'gelu'"),
     ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
     ({"sliding_window": 4096}, "sliding_window: 4096"),

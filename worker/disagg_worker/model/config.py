@@ -31,7 +31,34 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "num_local_experts": (0,),
     "n_routed_experts": (0,),
     "kv_lora_rank": (),
+    "attention_chunk_size": (),
+    "attn_temperature_tuning": (False,),
+    "use_mrope": (False,),
+    "alibi": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
 }
+# Fields that say nothing of the computation, or only of training.
+_HARMLESS = frozenset({
+    "_name_or_path", "_attn_implementation", "attention_dropout", "bos_token_id", "chat_template", "dtype", "eos_token_id", "id2label",
+    "initializer_range", "label2id", "layer_norm_eps", "max_window_layers", "model_type", "output_attentions", "output_hidden_states",
+    "pad_token_id", "pretraining_tp", "return_dict", "transformers_version", "torch_dtype", "unk_token_id", "use_cache",
+})  # fmt: skip
+_USED = frozenset({
+    "architectures", "attention_bias", "head_dim", "hidden_size", "intermediate_size", "layer_types", "max_position_embeddings", "mlp_bias",
+    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "quantization_config", "rms_norm_eps", "rope_parameters",
+    "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_sliding_window", "vocab_size",
+})  # fmt: skip
+
+
+def unknown_fields(raw: Mapping[str, Any]) -> list[str]:
+    """Fields of config.json with a value, of which nothing is known here: whoever loads the model is told."""
+    known = _HARMLESS | _USED | set(_ONLY)
+    return sorted(name for name, value in raw.items() if name not in known and value not in (None, False, [], {}))
+
+
+# Of the families that can have one, where config.json does not say (transformers' MistralConfig, Qwen2Config, Qwen3Config).
+_DEFAULT_WINDOW = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +155,13 @@ def _number(raw: Mapping[str, Any], name: str, default: float | None = None, at:
     return float(value)
 
 
+def _flag(raw: Mapping[str, Any], name: str) -> bool:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ModelError(f"config.json: {name}: {value!r} is neither true nor false")
+    return bool(value)
+
+
 def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from `rope_theta`/`rope_scaling` or the newer `rope_parameters`."""
     name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
@@ -185,7 +219,9 @@ def _windows(raw: Mapping[str, Any], family: _Family, layers: int) -> tuple[int 
     for kind in kinds or ():
         if kind not in ("full_attention", "sliding_attention"):
             raise ModelError(f"config.json: layer_types: {kind!r} is not supported (full_attention, sliding_attention)")
-    wanted = raw.get("sliding_window") is not None and (family.window == "all" or bool(raw.get("use_sliding_window", False)))
+    if family.window != "none":
+        raw = {"sliding_window": _DEFAULT_WINDOW, **raw}
+    wanted = raw.get("sliding_window") is not None and (family.window == "all" or _flag(raw, "use_sliding_window"))
     if family.window == "none" and (raw.get("sliding_window") is not None or "sliding_attention" in (kinds or ())):
         raise ModelError(f"config.json: sliding_window: {raw.get('sliding_window')!r} is not supported for this architecture")
     if not wanted:
@@ -232,7 +268,7 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Model
     max_positions = _positive(raw, "max_position_embeddings")
     if isinstance(scaling, YarnScaling):
         max_positions = max(max_positions, int(scaling.factor * scaling.original_max_position_embeddings))
-    attention_bias = bool(raw.get("attention_bias", False))
+    attention_bias = _flag(raw, "attention_bias")
     bos = _token_ids(raw, "bos_token_id")
     return ModelConfig(
         architecture=str(architecture),
@@ -247,10 +283,10 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Model
         rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        tied_embeddings=_flag(raw, "tie_word_embeddings"),
         qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
         out_bias=attention_bias if family.qkv_bias is None else False,
-        mlp_bias=bool(raw.get("mlp_bias", False)),
+        mlp_bias=_flag(raw, "mlp_bias"),
         head_norms=family.head_norms,
         windows=_windows(raw, family, layers),
         quantization=parse_quantization(raw.get("quantization_config")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 
 from disagg_worker.engine.api import ModelError
-from disagg_worker.model.config import ModelConfig, parse_config
+from disagg_worker.model.config import ModelConfig, parse_config, unknown_fields
 from disagg_worker.model.files import read_json
 
+log = logging.getLogger(__name__)
 _FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -60,7 +62,11 @@ def _download(uri: str, rest: str, cache: Path) -> Path:
 
 
 def load_config(folder: Path) -> ModelConfig:
-    return parse_config(read_json(folder / "config.json"), read_json(folder / "generation_config.json"))
+    raw = read_json(folder / "config.json")
+    config = parse_config(raw, read_json(folder / "generation_config.json"))
+    if unknown := unknown_fields(raw):
+        log.warning("config.json: %s: not known here, ignored", ", ".join(unknown))
+    return config
 
 
 def tokenizer_files(folder: Path) -> dict[str, Any]:
