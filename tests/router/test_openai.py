@@ -104,6 +104,38 @@ def test_a_seed_gives_the_same_again_and_choices_differ(client: openai.OpenAI) -
     assert len(set(texts[0])) > 1
 
 
+def test_choices_share_the_computation_of_their_prompt(stack: Real, client: openai.OpenAI) -> None:
+    url = json.loads((stack.folder / "split.json").read_text())["workers"][0]["url"]
+
+    def computed() -> float:
+        text = httpx.get(f"{url}/metrics", trust_env=False).text
+        return next(float(x.rsplit(" ", 1)[1]) for x in text.splitlines() if x.startswith("disagg_worker_prompt_tokens_total "))
+
+    before = computed()
+    answer = client.completions.create(model=MODEL, prompt="choices = shared(prompt)  # once\n" * 40, n=6, seed=1, max_tokens=3)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens > 300
+    assert len(answer.choices) == 6
+    assert answer.usage.prompt_tokens <= computed() - before < answer.usage.prompt_tokens + 6 * 16 + 1
+
+
+def test_a_bias_and_a_penalty_change_what_is_said(client: openai.OpenAI, whole: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "logprobs": 0}
+
+    def tokens(c: openai.OpenAI, **fields: Any) -> list[str]:
+        logprobs = c.completions.create(**options, **fields).choices[0].logprobs
+        assert logprobs is not None
+        return logprobs.tokens or []
+
+    forced = tokens(client, logit_bias={"300": 100})
+    assert (len(forced), len(set(forced))) == (12, 1)
+    # Each time that a token is said makes it two less likely, so that the other one's turn comes.
+    fields: dict[str, Any] = {"logit_bias": {"300": 100, "301": 96}, "presence_penalty": 2, "frequency_penalty": 2}
+    penalised = [tokens(c, **fields) for c in (client, whole)]
+    assert penalised[0] == penalised[1]
+    assert len(set(penalised[0])) == 2
+
+
 def test_a_stop_string_is_not_shown_nor_what_follows(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "max_tokens": 40, "temperature": 0}
     text = client.completions.create(**options).choices[0].text

@@ -68,6 +68,7 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callabl
             host_cache_bytes=s.host_cache_bytes,
             growth_reserve_tokens=s.growth_reserve_tokens,
             saturating_tokens=s.saturating_tokens,
+            decode_step_target_s=s.decode_step_target_s,
             tensor_parallel=s.tensor_parallel,
             rank_timeout_s=s.rank_timeout_s,
             rank_start_timeout_s=s.rank_start_timeout_s,

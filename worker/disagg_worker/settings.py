@@ -57,6 +57,7 @@ class Settings(BaseModel):
     host_cache_bytes: int = Field(0, ge=0)
     growth_reserve_tokens: int = Field(128, ge=1, le=1 << 20)
     saturating_tokens: int = Field(256, ge=1, le=1 << 20)
+    decode_step_target_s: float | None = Field(None, gt=0, le=3600)
     tensor_parallel: int = Field(1, ge=1, le=64)
     rank_timeout_s: float = Field(60.0, gt=0, le=3600)
     rank_start_timeout_s: float = Field(600.0, gt=0, le=86400)

@@ -38,6 +38,15 @@ def test_the_limit_is_as_documented(share: float, tokens: int, prompts: int) -> 
     assert (cut.budget_tokens, cut.max_sequences) == (tokens, prompts)
 
 
+def test_steps_that_take_too_long_cut_it_too_where_there_is_a_target() -> None:
+    slow = KnownRoom(replace(room(0.5), step_s=0.1), 0.0)
+    assert limited(RULES, slow, 0.0) is RULES
+    assert limited(RULES, slow, 0.0, 0.1) is RULES
+    assert limited(RULES, slow, 0.0, 0.05).budget_tokens == 256 + (2048 - 256) // 2
+    scarce = KnownRoom(replace(room(0.125), step_s=0.1), 0.0)
+    assert limited(RULES, scarce, 0.0, 0.05).budget_tokens == 256 + (2048 - 256) // 4
+
+
 def test_without_fresh_news_there_is_no_limit() -> None:
     assert limited(RULES, None, 0.0) is RULES
     assert limited(RULES, KnownRoom(room(0.0), 10.0), 15.1) is RULES
@@ -50,9 +59,9 @@ def test_the_scarcer_of_seats_and_kv_counts() -> None:
     assert free_share(DecodeRoom(0, 0, 0, 0, 0.0)) == 0.0
 
 
-@given(rules, rooms, rooms)
-def test_bounds_hold_and_more_room_never_means_less(some: PrefillRules, a: DecodeRoom, b: DecodeRoom) -> None:
-    cut = [limited(some, KnownRoom(r, 0.0), 1.0) for r in (a, b)]
+@given(rules, rooms, rooms, st.none() | st.floats(0.01, 1))
+def test_bounds_hold_and_more_room_never_means_less(some: PrefillRules, a: DecodeRoom, b: DecodeRoom, target_s: float | None) -> None:
+    cut = [limited(some, KnownRoom(replace(r, step_s=0.3), 0.0), 1.0, target_s) for r in (a, b)]
     for c in cut:
         assert min(some.budget_tokens, some.full_tokens) <= c.budget_tokens <= some.budget_tokens
         assert 1 <= c.max_sequences <= some.max_sequences

@@ -17,6 +17,7 @@ class EngineConfig:
 
     device: of backend.select. kv_cache_dtype: auto is the model's; fp8 (e4m3, saturating) holds twice as much as a 16-bit one.
     quantization: of the weights at load; a checkpoint that is quantised stays as it is.
+    decode_step_target_s: prefill batches shrink while decode's steps take longer than this (prefill_limit); None: they may.
     saturating_tokens: prefill of more tokens at once is not faster a token (measure: benchmarks/).
     tensor_parallel: processes (and GPUs) that the worker is split over; rank_timeout_s: of one exchange between them,
     rank_start_timeout_s: until all are ready, once the first is. kv_cache_bytes: over all of them; None: 256 MiB on a CPU, what is free on
@@ -44,6 +45,7 @@ class EngineConfig:
     host_cache_bytes: int = 0
     growth_reserve_tokens: int = 128
     saturating_tokens: int = 256
+    decode_step_target_s: float | None = None
     tensor_parallel: int = 1
     rank_timeout_s: float = 60.0
     rank_start_timeout_s: float = 600.0

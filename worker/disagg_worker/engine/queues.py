@@ -137,7 +137,9 @@ class Queues:
             self.waiting.sort(key=lambda s: s.key)
 
     def _rules_now(self, now_s: float) -> PrefillRules:
-        return self._rules_beside_decode if self.running else limited(self._rules, self.decode_room, now_s)
+        return (
+            self._rules_beside_decode if self.running else limited(self._rules, self.decode_room, now_s, self._config.decode_step_target_s)
+        )
 
     def prefill_limit_tokens(self, now_s: float) -> int:
         """What the next prefill batch may hold."""
