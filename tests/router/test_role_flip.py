@@ -92,6 +92,12 @@ class Running:
                     return str(found[0])
                 await asyncio.sleep(0.02)
 
+    async def quiet(self) -> None:
+        """Until the router has heard that nothing runs: what it knows of load is a poll old."""
+        async with asyncio.timeout(60):
+            while any(w["load"]["running_requests"] for w in (await self.state())["workers"]):
+                await asyncio.sleep(0.02)
+
     async def stream(self, seed: int, n: int = 120) -> tuple[str, dict[str, Any]]:
         """Text and trace of a request at temperature 0.9."""
         text, trace = "", {}
@@ -108,6 +114,7 @@ class Running:
 async def _change_places(running: Running, urls: dict[str, str]) -> None:
     """While streams run, e becomes a prefill worker and p a decode worker."""
     wanted = {seed: (await running.stream(seed))[0] for seed in range(4)}
+    await running.quiet()
     load = [asyncio.create_task(running.stream(i % 4)) for i in range(12)]
     await running.runs_on("e")
     started_s = time.monotonic()
@@ -145,6 +152,7 @@ async def test_under_load_two_workers_change_places_and_one_dies_and_no_stream_n
             await _change_places(running, urls)
             # And the death of the worker that decodes a stream changes not one of its tokens.
             text, _ = await running.stream(7, 1500)
+            await running.quiet()
             task = asyncio.create_task(running.stream(7, 1500))
             started[await running.runs_on("p", "d")][1].kill()
             again, trace = await task
