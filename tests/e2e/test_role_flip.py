@@ -55,7 +55,8 @@ def url(flip: Cluster) -> Iterator[str]:
 
 def _containers(pods: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Pod -> its container's id: another one has loaded the weights again."""
-    return {name: p["status"]["containerStatuses"][0]["containerID"] for name, p in pods.items() if p["status"].get("containerStatuses")}
+    found = {name: p["status"].get("containerStatuses", [{}])[0].get("containerID", "") for name, p in pods.items()}
+    return {name: container for name, container in found.items() if container}
 
 
 def test_a_prefill_worker_becomes_a_decode_worker_while_requests_run(flip: Cluster, url: str) -> None:

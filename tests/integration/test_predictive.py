@@ -92,7 +92,8 @@ async def test_arrivals_drive_both_pools_and_the_decision_explains_itself(
             return (await cluster.replicas("decode"))[0] >= 3
 
         await eventually("decode grows", up)
-        found = await decision(cluster, "decode")
+        # The number is written first, then status.
+        found = await eventually("status tells the decision", lambda: decision(cluster, "decode"))
         assert found["reason"] == "ForecastAboveCapacity"
         assert "workers of work expected" in found["message"]
         assert found["to"] > found["from"] >= 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import httpx
 import pytest
 from tests.fakes.token_worker import ASSISTANT, USER, Fault, TokenWorker, expected_text
 from tests.router.stack import MODEL, Stack, tokens_of
+
+from disagg_router.router import Router
 
 # Many whole stacks on real sockets: a second each.
 pytestmark = pytest.mark.slow
@@ -228,3 +231,19 @@ async def test_metrics_have_the_names_that_others_scrape(tmp_path: Path) -> None
         assert await stack.metric("disagg_router_generated_tokens_total") == 8
         for name in ("ttft", "tpot", "request"):
             assert await stack.metric(f"disagg_router_{name}_seconds_count") == 1
+
+
+async def test_a_router_that_just_began_is_ready_only_once_it_has_asked_the_workers(tmp_path: Path) -> None:
+    """Else a rolling update of routers refuses requests that the old ones would have taken."""
+    async with Stack(tmp_path, *pair()) as stack:
+        fresh = Router(stack.router.settings)
+        running = asyncio.create_task(fresh.run())
+        try:
+            async with asyncio.timeout(10):
+                while not fresh.table.synced:
+                    await asyncio.sleep(0)
+            assert fresh.table.model() is not None
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await fresh.client.close()

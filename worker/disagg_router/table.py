@@ -49,6 +49,7 @@ class WorkerTable:
         self._tokens: Counter[str] = Counter()
         self._texts: dict[str, Text] = {}
         self._model: Model | None = None
+        self._asked = False
         self._prefixes = PrefixMap()
         self.breaker = Breaker()
         self.proven: frozenset[str] = frozenset()
@@ -58,7 +59,9 @@ class WorkerTable:
 
     @property
     def synced(self) -> bool:
-        return self._membership.synced
+        """The list of workers is known, and every one of it was asked once: before that a router that just began would refuse what the
+        others take."""
+        return self._asked
 
     def model(self) -> tuple[Text, Model] | None:
         """What new requests are read with; the last known while no worker is ready (they may queue), None before the first was."""
@@ -125,7 +128,7 @@ class WorkerTable:
 
     async def refresh(self) -> None:
         """One round over all members."""
-        members = self._membership.members()
+        listed, members = self._membership.synced, self._membership.members()
         for name in set(self._workers) - set(members):
             log.info("worker %s has left", name)
             del self._workers[name]
@@ -141,6 +144,7 @@ class WorkerTable:
         await self._refresh_texts()
         # Also while nobody asks: when all workers are away at once, requests wait for them and are not refused.
         self.model()
+        self._asked = self._asked or listed
 
     async def _tell_room(self, prefill: Worker) -> None:
         """Best effort: each request that goes there says it too."""
