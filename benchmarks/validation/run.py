@@ -33,6 +33,7 @@ import numpy as np
 import yaml
 
 from benchmarks.machine import machine
+from benchmarks.validation.cores import busy_neighbours, pin_prefill
 from disagg_operator.autoscaling.observation import Targets
 from disagg_operator.cli.measure import Endpoint
 from disagg_operator.cli.processes import free_port
@@ -115,7 +116,7 @@ def model(folder: Path) -> Path:
 
 
 @contextmanager
-def stack(folder: Path) -> Iterator[str]:
+def stack(folder: Path, cpus: tuple[int, int] | None) -> Iterator[str]:
     """`disagg local` with the deployment; the base URL of its API."""
     port = free_port()
     resource = yaml.safe_load((_HERE / "deployment.yaml").read_text())
@@ -126,6 +127,8 @@ def stack(folder: Path) -> Iterator[str]:
         try:
             url = f"http://127.0.0.1:{port}/v1"
             _wait(child, url)
+            if cpus is not None:
+                pin_prefill(child.pid, cpus[0])
             yield url
         finally:
             child.send_signal(signal.SIGINT)
@@ -244,7 +247,7 @@ def main() -> None:
     if args.part == "report":
         print(report(args.folder, args.out))
         return
-    with stack(args.folder) as url:
+    with busy_neighbours() as cpus, stack(args.folder, cpus) as url:
         if args.part != "load":
             command = [_DISAGG, "profile", url, "--kv-tokens", str(_KV_TOKENS), "--out", str(file)]
             subprocess.run([*command, "--seconds", str(_PROFILE_SECONDS), "--max-prompt-tokens", "800", "--max-batch", "16"], check=True)
