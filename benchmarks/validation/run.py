@@ -230,11 +230,11 @@ def report(folder: Path, out: Path, note: str) -> str:
 
 
 def _profile_lines(p: profiles.Profile) -> list[str]:
-    return [
-        f"Profile: prefill {1e3 * p.a_s:.2f} ms + {1e6 * p.b_s_per_token:.0f} us a token + {1e9 * p.c_s_per_token2:.0f} ns a token^2, decode step "
-        f"{1e3 * p.d_s:.2f} ms + {1e6 * p.e_s_per_sequence:.0f} us a sequence + {1e6 * p.f_s_per_token:.2f} us a token in the cache; overhead "
-        f"{1e3 * p.overhead_s:.1f} ms, hand-over {1e3 * p.handover_s:.1f} ms, prompts under {p.batch_full_tokens} tokens wait {1e3 * p.batch_wait_s:.0f} ms.",
-    ]  # fmt: skip
+    prefill = f"{1e3 * p.a_s:.2f} ms + {1e6 * p.b_s_per_token:.0f} us a token + {1e9 * p.c_s_per_token2:.0f} ns a token^2"
+    step = f"{1e3 * p.d_s:.2f} ms + {1e6 * p.e_s_per_sequence:.0f} us a sequence + {1e6 * p.f_s_per_token:.2f} us a token in the cache"
+    rest = f"overhead {1e3 * p.overhead_s:.1f} ms, hand-over {1e3 * p.handover_s:.1f} ms"
+    wait = f"prompts under {p.batch_full_tokens} tokens wait {1e3 * p.batch_wait_s:.0f} ms"
+    return [f"Profile: prefill {prefill}; decode step {step}; {rest}; {wait}."]
 
 
 def _cell(name: str, real: float, said: float) -> str:
