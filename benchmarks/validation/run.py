@@ -33,6 +33,7 @@ import numpy as np
 import yaml
 
 from benchmarks.machine import machine
+from benchmarks.validation.cores import busy_neighbours, pin_prefill
 from disagg_operator.autoscaling.observation import Targets
 from disagg_operator.cli.measure import Endpoint
 from disagg_operator.cli.processes import free_port
@@ -115,7 +116,7 @@ def model(folder: Path) -> Path:
 
 
 @contextmanager
-def stack(folder: Path) -> Iterator[str]:
+def stack(folder: Path, cpus: tuple[int, int] | None) -> Iterator[str]:
     """`disagg local` with the deployment; the base URL of its API."""
     port = free_port()
     resource = yaml.safe_load((_HERE / "deployment.yaml").read_text())
@@ -126,6 +127,8 @@ def stack(folder: Path) -> Iterator[str]:
         try:
             url = f"http://127.0.0.1:{port}/v1"
             _wait(child, url)
+            if cpus is not None:
+                pin_prefill(child.pid, cpus[0])
             yield url
         finally:
             child.send_signal(signal.SIGINT)
@@ -195,7 +198,7 @@ def figures(trace: Trace, times: dict[str, Any]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def report(folder: Path, out: Path) -> str:
+def report(folder: Path, out: Path, note: str) -> str:
     """The table, as Markdown; written with all figures to `out`."""
     profile = profiles.load(str(folder / "profile.json"))
     raw: dict[str, Any] = {"machine": machine(), "profile": asdict(profile), "loads": {}}
@@ -220,9 +223,18 @@ def report(folder: Path, out: Path) -> str:
         lines.append(f"| {name} | {len(trace)} | " + " | ".join(_cell(k, real[k], said[k]) for k in head) + " |")
     out.mkdir(parents=True, exist_ok=True)
     (out / "validation.json").write_text(json.dumps(raw, indent=1) + "\n")
+    lines += ["", *_profile_lines(profile), *(["", note] if note else [])]
     text = "\n".join(lines) + "\n"
     (out / "validation.md").write_text(text)
     return text
+
+
+def _profile_lines(p: profiles.Profile) -> list[str]:
+    prefill = f"{1e3 * p.a_s:.2f} ms + {1e6 * p.b_s_per_token:.0f} us a token + {1e9 * p.c_s_per_token2:.0f} ns a token^2"
+    step = f"{1e3 * p.d_s:.2f} ms + {1e6 * p.e_s_per_sequence:.0f} us a sequence + {1e6 * p.f_s_per_token:.2f} us a token in the cache"
+    rest = f"overhead {1e3 * p.overhead_s:.1f} ms, hand-over {1e3 * p.handover_s:.1f} ms"
+    wait = f"prompts under {p.batch_full_tokens} tokens wait {1e3 * p.batch_wait_s:.0f} ms"
+    return [f"Profile: prefill {prefill}; decode step {step}; {rest}; {wait}."]
 
 
 def _cell(name: str, real: float, said: float) -> str:
@@ -237,14 +249,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(LOADS))
     parser.add_argument("--folder", type=Path, default=Path("build/validation"), help="where the parts keep what they measured")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--note", default="", help="of this run, into the report")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     file = args.folder / "profile.json"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack goes, too
     if args.part == "report":
-        print(report(args.folder, args.out))
+        print(report(args.folder, args.out, args.note))
         return
-    with stack(args.folder) as url:
+    with busy_neighbours() as cpus, stack(args.folder, cpus) as url:
         if args.part != "load":
             command = [_DISAGG, "profile", url, "--kv-tokens", str(_KV_TOKENS), "--out", str(file)]
             subprocess.run([*command, "--seconds", str(_PROFILE_SECONDS), "--max-prompt-tokens", "800", "--max-batch", "16"], check=True)
