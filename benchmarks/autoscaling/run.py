@@ -150,10 +150,12 @@ def main() -> None:
         for job, result in pool.map(functools.partial(cached, args.cache), jobs(args.traces, tuple(args.kinds))):
             results.append((job, result))
             print(f"{job.trace:24s} {job.kind:7s} {job.policy:30s} {job.variant:24s} {_cell(result)}", flush=True)
-    alone = work(warm.__class__(args.traces, LARGE, "policy", "KEDA (1, 48)"))[1]["seconds"]
+    began = time.process_time()
+    work(replace(warm, trace=LARGE))
+    alone = time.process_time() - began
     args.out.mkdir(parents=True, exist_ok=True)
     rows = [{k: str(v) for k, v in asdict(job).items() if k != "directory"} | result for job, result in results]
-    raw = {"machine": machine(), "simulator_seconds_for_m-large_alone": alone, "runs": rows}
+    raw = {"machine": machine(), "simulator_processor_seconds_for_m-large": alone, "runs": rows}
     (args.out / "autoscaling.json").write_text(json.dumps(raw, indent=1) + "\n")
     text = report(results, alone)
     (args.out / "autoscaling.md").write_text(text)
@@ -214,7 +216,10 @@ def report(results: list[tuple[Job, dict[str, Any]]], alone_s: float) -> str:
         if job.trace == SHORT and job.policy == policies.PREDICTIVE:
             lines.append(f"| {job.variant} | {_cell(r)} | {r['gpu_hours'] / reference[SHORT]:.3f} | {_closer(r)} |")
     requests = by[LARGE, "policy", policies.PREDICTIVE]["requests"]
-    lines += ["", f"The simulator serves the {requests:,} requests of {LARGE} in {alone_s:.1f} s (policy: KEDA; alone on the machine)."]
+    lines += [
+        "",
+        f"The simulator serves the {requests:,} requests of {LARGE} in {alone_s:.1f} s of processor time, reading included (policy: KEDA).",
+    ]
     return "\n".join(lines) + "\n"
 
 
