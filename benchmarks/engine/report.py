@@ -43,7 +43,7 @@ def _shares(part: str, found: dict[str, Any]) -> list[str]:
                 roof = f"{n_bytes / 1e6:.0f} MB at {gb_per_s:.1f} GB/s: {1e3 * least_s:.2f} ms"
             else:
                 least_s = found["roofs"][f"products_{case.split('x')[1]}_s"]
-                roof = f"torch's products alone: {1e3 * least_s:.1f} ms"
+                roof = f"torch.matmul of the same products: {1e3 * least_s:.1f} ms"
             lines.append(f"| {name} | {case} | {1e3 * times['cpu']:.2f} ms | {roof} | {100 * least_s / times['cpu']:.0f} % | {over} |")
     return lines
 

@@ -35,15 +35,20 @@ def _median_s(f: Callable[[], Any], times: int) -> float:
 
 
 def products_s(config: dict[str, Any], tokens: int, dtype: torch.dtype, times: int = 5) -> float:
-    """The time that torch takes for the products of one prefill: every matrix of every layer, the head for one row. Nothing else."""
+    """The time that torch.matmul takes for the products of one prefill, and nothing else: every matrix of every layer, the head for one
+    row, and attention's two products, of which half is counted since half is masked."""
     torch.set_num_threads(1)
     h, inner, d = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    qkv = (config["num_attention_heads"] + 2 * config["num_key_value_heads"]) * d
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    qkv = (heads + 2 * config["num_key_value_heads"]) * d
     total = 0.0
-    for out, inputs in ((qkv, h), (h, config["num_attention_heads"] * d), (2 * inner, h), (h, inner)):
+    for out, inputs in ((qkv, h), (h, heads * d), (2 * inner, h), (h, inner)):
         # One weight a layer: a matrix that stays in the cache is no model.
-        weights = [torch.randn(out, inputs).to(dtype) for _ in range(config["num_hidden_layers"])]
+        weights = [torch.randn(out, inputs).to(dtype) for _ in range(layers)]
         x = torch.randn(tokens, inputs).to(dtype)
-        total += _median_s(lambda x=x, weights=weights: [torch.nn.functional.linear(x, w) for w in weights], times)  # type: ignore[misc]
+        total += _median_s(lambda x=x, weights=weights: [torch.nn.functional.linear(x, w) for w in weights], times)
+    q, k, v = (torch.randn(heads, tokens, d).to(dtype) for _ in range(3))
+    p = torch.rand(heads, tokens, tokens).to(dtype)
+    total += layers / 2 * _median_s(lambda: (q @ k.transpose(1, 2), p @ v), times)
     head, row = torch.randn(config["vocab_size"], h).to(dtype), torch.randn(1, h).to(dtype)
     return total + _median_s(lambda: torch.nn.functional.linear(row, head), times)
