@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: bench-engine bench-accuracy bench-agreement bench-validation help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate
+.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -47,6 +47,19 @@ generate: setup ## crds/ and the chart's copy of them from the pydantic models
 	@$(PY) -m disagg_operator.api.crdgen
 
 TRACES ?= traces
+test-gpu: setup-gpu ## the kernels, graphs, the engine and KV transfer on this machine's GPU (a machine with one; not run in CI)
+	@.venv-gpu/bin/python -m pytest -q tests/gpu tests/worker/backend/cuda
+
+bench-gpu: setup-gpu ## roof lines, decode, prefill and attention of an 8B-shaped model on this machine's GPU; writes benchmarks/results/gpu.md
+	@PYTHONPATH=operator:worker:. .venv-gpu/bin/python -m benchmarks.gpu
+
+# The real CUDA libraries (3 GB) instead of the stubs of .venv.
+setup-gpu:
+	@test -x .venv-gpu/bin/pytest || { python3 -m venv .venv-gpu && .venv-gpu/bin/pip install -q --require-hashes -r requirements/uv.txt \
+	  && .venv-gpu/bin/uv pip install -q --python .venv-gpu/bin/python --no-deps --require-hashes -r requirements/dev-cpu.txt \
+	  && .venv-gpu/bin/uv pip install -q --python .venv-gpu/bin/python --no-deps --require-hashes -r requirements/worker.txt \
+	  && .venv-gpu/bin/uv pip install -q --python .venv-gpu/bin/python --no-deps --no-build-isolation -e .; }
+
 bench-autoscaling: setup ## every scaling policy on the traces in TRACES; writes benchmarks/results/autoscaling.md (half an hour of one core)
 	@$(PY) -m benchmarks.autoscaling.run --traces $(TRACES)
 

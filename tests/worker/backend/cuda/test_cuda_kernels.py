@@ -14,6 +14,7 @@ from disagg_worker.backend.cuda import decode_attention
 from disagg_worker.backend.cuda.backend import CudaBackend
 from disagg_worker.backend.cuda.prefill_attention import tiles_of
 from disagg_worker.backend.plain import PlainBackend
+from disagg_worker.engine.executor import to_device
 from disagg_worker.model.quantization import quantize, to_fp8
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,16 +73,12 @@ def test_q_k_and_v_are_normed_turned_and_stored(heads: int, kv_heads: int, dim: 
 
 
 def _decode(heads: int, kv_heads: int, dim: int, dtype: torch.dtype, lengths: list[int], window: int | None, splits: int) -> None:
-    batch = kernels.decode_batch(lengths)
+    batch = to_device(kernels.decode_batch(lengths), DEVICE)
     assert batch.tables is not None
     assert batch.lengths is not None
     cache, q = kernels.cache(kv_heads, dim, dtype).to(DEVICE), rand(len(lengths), heads, dim, dtype=dtype)
-    on_device = Batch(*(t.to(DEVICE) for t in (batch.token_ids, batch.positions, batch.slots, batch.last)),
-                      tables=batch.tables.to(DEVICE), lengths=batch.lengths.to(DEVICE))  # fmt: skip
-    assert on_device.tables is not None
-    assert on_device.lengths is not None
-    found = decode_attention.attend(q, cache, 1, on_device.tables, on_device.lengths, window, splits)
-    near(found, PLAIN.attend(q, q, q, on_device, cache, 1, window), dtype)
+    found = decode_attention.attend(q, cache, 1, batch.tables, batch.lengths, window, splits)
+    near(found, PLAIN.attend(q, q, q, batch, cache, 1, window), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -90,22 +87,22 @@ def test_decode_attention_over_head_shapes(heads: int, kv_heads: int, dim: int, 
     _decode(heads, kv_heads, dim, dtype, [1, 8, 9, 130], None, 2)
 
 
-@pytest.mark.parametrize("splits", [1, 2, 4, 8])
+@pytest.mark.parametrize("splits", [1, 4])
 @pytest.mark.parametrize("window", [None, 1, 20, 64, 300])
 def test_decode_attention_over_windows_and_splits(window: int | None, splits: int) -> None:
-    _decode(4, 2, 16, torch.float32, [1, 2, 63, 64, 65, 128, 129, 300], window, splits)
+    _decode(4, 2, 16, torch.float32, [1, 2, 63, 64, 65, 129, 300], window, splits)
 
 
 def test_a_place_that_was_never_written_does_not_poison_the_others() -> None:
     """A NaN behind a sequence's length, or in a block of somebody else."""
-    batch = kernels.decode_batch([9])
+    batch = to_device(kernels.decode_batch([9]), DEVICE)
     assert batch.tables is not None
     assert batch.lengths is not None
-    cache, q = kernels.cache(2, 16, torch.float32), rand(1, 4, 16)
+    cache, q = kernels.cache(2, 16, torch.float32).to(DEVICE), rand(1, 4, 16)
     expected = PLAIN.attend(q, q, q, batch, cache, 0, None)
     cache[batch.tables[0, 1], :, :, :, 1:] = torch.nan
     cache[[b for b in range(40) if b not in batch.tables[0].tolist()]] = torch.nan
-    found = decode_attention.attend(q, cache.to(DEVICE), 0, batch.tables.to(DEVICE), batch.lengths.to(DEVICE), None, 2)
+    found = decode_attention.attend(q, cache, 0, batch.tables, batch.lengths, None, 2)
     near(found, expected, torch.float32)
 
 
@@ -113,7 +110,7 @@ def test_a_place_that_was_never_written_does_not_poison_the_others() -> None:
 @pytest.mark.parametrize("window", [None, 1, 20, 64])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 16), (2, 1, 80)])
 def test_prefill_attention(heads: int, kv_heads: int, dim: int, window: int | None, dtype: torch.dtype) -> None:
-    batch = kernels.prefill_batch([(0, 150), (65, 3), (13, 1), (1, 64)])
+    batch = to_device(kernels.prefill_batch([(0, 150), (65, 3), (13, 1), (1, 64)]), DEVICE)
     cache = kernels.cache(kv_heads, dim, dtype).to(DEVICE)
     tokens = len(batch.token_ids)
     q = rand(tokens, heads, dim, dtype=dtype)

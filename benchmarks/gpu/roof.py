@@ -1,0 +1,43 @@
+"""What the device can do: bytes from its memory, and products of the model's matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.gpu.clock import seconds
+from disagg_worker.model.config import ModelConfig
+
+
+def read_bytes_per_s(device: torch.device, n_bytes: int) -> float:
+    """The better of a copy (read and written) and a sum (read), over far more than the caches hold."""
+    source = torch.randn(n_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    copy_s = seconds(lambda: target.copy_(source), device)
+    read_s = seconds(lambda: torch.sum(source), device)
+    return max(2 * source.nbytes / copy_s, source.nbytes / read_s)
+
+
+def matrices(c: ModelConfig) -> Iterator[tuple[int, int]]:
+    """(outputs, inputs) of a layer's four products."""
+    yield (c.heads + 2 * c.kv_heads) * c.head_dim, c.hidden_size
+    yield c.hidden_size, c.heads * c.head_dim
+    yield 2 * c.intermediate_size, c.hidden_size
+    yield c.hidden_size, c.intermediate_size
+
+
+def matmul_flops_per_s(c: ModelConfig, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
+    """The best rate among the layer's own shapes, on random values."""
+    rates = []
+    for outputs, inputs in matrices(c):
+        x, w = torch.randn(tokens, inputs, device=device).to(dtype), torch.randn(outputs, inputs, device=device).to(dtype)
+        rates.append(2 * tokens * outputs * inputs / seconds(lambda x=x, w=w: torch.nn.functional.linear(x, w), device))
+    return max(rates)
+
+
+def prefill_flops(c: ModelConfig, tokens: int) -> float:
+    """Matrix products of all layers, causal attention, and the head for one row."""
+    dense = 2 * tokens * sum(o * i for o, i in matrices(c))
+    attention = 4 * c.heads * c.head_dim * tokens * (tokens + 1) / 2
+    return c.layers * (dense + attention) + 2 * c.vocab_size * c.hidden_size
