@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def _median_s(f: Callable[[], Any], times: int) -> float:
     return statistics.median(found)
 
 
+def _products(x: torch.Tensor, weights: list[torch.Tensor]) -> None:
+    for w in weights:
+        torch.nn.functional.linear(x, w)
+
+
 def products_s(config: dict[str, Any], tokens: int, dtype: torch.dtype, times: int = 5) -> float:
     """The time that torch.matmul takes for the products of one prefill, and nothing else: every matrix of every layer, the head for one
     row, and attention's two products, of which half is counted since half is masked."""
@@ -46,9 +52,9 @@ def products_s(config: dict[str, Any], tokens: int, dtype: torch.dtype, times: i
         # One weight a layer: a matrix that stays in the cache is no model.
         weights = [torch.randn(out, inputs).to(dtype) for _ in range(layers)]
         x = torch.randn(tokens, inputs).to(dtype)
-        total += _median_s(lambda x=x, weights=weights: [torch.nn.functional.linear(x, w) for w in weights], times)
+        total += _median_s(partial(_products, x, weights), times)
     q, k, v = (torch.randn(heads, tokens, d).to(dtype) for _ in range(3))
     p = torch.rand(heads, tokens, tokens).to(dtype)
     total += layers / 2 * _median_s(lambda: (q @ k.transpose(1, 2), p @ v), times)
     head, row = torch.randn(config["vocab_size"], h).to(dtype), torch.randn(1, h).to(dtype)
-    return total + _median_s(lambda: torch.nn.functional.linear(row, head), times)
+    return float(total + _median_s(lambda: torch.nn.functional.linear(row, head), times))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def _decode(r: Report, c: ModelConfig, small: bool, device: torch.device, bytes_
     r.line("| sequences | ms a step | tokens/s | GB/s | of the memory's rate | goal |\n|---|---|---|---|---|---|")
     for n in sizes:
         batch = model.decode_batch(n, length, BLOCK_SIZE)
-        step_s = seconds(lambda batch=batch: program(batch, cache), device)
+        step_s = seconds(partial(program, batch, cache), device)
         moved = weights + n * length * 2 * c.layers * c.kv_heads * c.head_dim * cache.element_size()
         share = moved / step_s / bytes_per_s
         r.line(f"| {n} | {1e3 * step_s:.2f} | {n / step_s:.0f} | {moved / step_s / 1e9:.0f} | {r.judged(share, DECODE_GOAL)} |")
@@ -79,7 +80,7 @@ def _prefill(r: Report, c: ModelConfig, small: bool, device: torch.device) -> No
     )
     for n in sizes:
         batch, peak = model.prefill_batch(n, BLOCK_SIZE, device), roof.matmul_flops_per_s(c, n, dtype, device)
-        took_s = seconds(lambda batch=batch: network.forward(batch, cache), device)
+        took_s = seconds(partial(network.forward, batch, cache), device)
         rate = roof.prefill_flops(c, n) / took_s
         shown = f"{1e3 * took_s:.1f} | {n / took_s:.0f} | {rate / 1e12:.0f} | {peak / 1e12:.0f}"
         r.line(f"| {n} | {shown} | {r.judged(rate / peak, PREFILL_GOAL)} |")

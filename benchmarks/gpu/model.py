@@ -48,7 +48,8 @@ class RandomWeights:
         self._generator = torch.Generator(device).manual_seed(0)
 
     def _random(self, *shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=self._generator, device=self._device, dtype=self._dtype) * (0.5 / shape[-1] ** 0.5)
+        values: torch.Tensor = torch.randn(*shape, generator=self._generator, device=self._device, dtype=self._dtype)
+        return values.mul_(0.5 / shape[-1] ** 0.5)
 
     def embedding(self) -> torch.Tensor:
         return self._random(self._config.vocab_size, self._config.hidden_size)

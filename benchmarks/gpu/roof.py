@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -32,7 +33,7 @@ def matmul_flops_per_s(c: ModelConfig, tokens: int, dtype: torch.dtype, device: 
     rates = []
     for outputs, inputs in matrices(c):
         x, w = torch.randn(tokens, inputs, device=device).to(dtype), torch.randn(outputs, inputs, device=device).to(dtype)
-        rates.append(2 * tokens * outputs * inputs / seconds(lambda x=x, w=w: torch.nn.functional.linear(x, w), device))
+        rates.append(2 * tokens * outputs * inputs / seconds(partial(torch.nn.functional.linear, x, w), device))
     return max(rates)
 
 
