@@ -37,12 +37,13 @@ def last_decision(stored: Mapping[str, Any] | None, decision: Decision | None, d
     entry: Obj = {
         "time": now,
         "signal": decision.signal,
-        "target": decision.target,
         "from": decision.current,
         "to": decision.to,
         "reason": decision.reason,
         "dryRun": dry_run,
     }
+    if decision.target:
+        entry["target"] = decision.target
     if decision.value is not None:
         entry["value"] = round(decision.value, 3)
     if decision.message:
