@@ -6,6 +6,7 @@ A row's result does not depend on the rows beside it (src/matmul.hpp), so a toke
 from __future__ import annotations
 
 import ctypes
+import mmap
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,9 +30,17 @@ from disagg_worker.backend.plain import dequantized
 if TYPE_CHECKING:
     from disagg_worker.model.decoder import Decoder
 
-_MADV_HUGEPAGE = 14
 _HUGE_PAGE_BYTES = 2 << 20
 _LINE_BYTES = 64
+
+
+def ask_for_huge_pages(memory: torch.Tensor) -> None:
+    """For all whole pages of it. Where the kernel has none nothing changes."""
+    page = mmap.PAGESIZE
+    start = -(-memory.data_ptr() // page) * page
+    size = (memory.data_ptr() + memory.nbytes - start) // page * page
+    if size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
 
 
 class Arena:
@@ -50,7 +59,7 @@ class Arena:
             chunk = torch.empty(size + _HUGE_PAGE_BYTES, dtype=torch.uint8)
             start = -chunk.data_ptr() % _HUGE_PAGE_BYTES
             self._chunk, self._used = chunk[start : start + size], 0
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(self._chunk.data_ptr()), ctypes.c_size_t(size), _MADV_HUGEPAGE)
+            ask_for_huge_pages(self._chunk)
         taken = self._chunk[self._used : self._used + n_bytes]
         self._used += -(-n_bytes // _LINE_BYTES) * _LINE_BYTES
         return taken
@@ -200,6 +209,8 @@ class CpuBackend:
         return out
 
     def decode_program(self, network: Decoder, cache: torch.Tensor) -> DecodeProgram | None:
+        # Blocks lie anywhere in the cache: with small pages each is a walk through the page tables.
+        ask_for_huge_pages(cache)
         # Ranks have to add up between the layers, which one call can't.
         return _DecodeStep(self, network, cache) if network.parallel is None else None
 

@@ -59,9 +59,18 @@ static inline vf sums_of(vf (&v)[LANES]) {
     return v[0];
 }
 
-// scores[g][t] = scale * q[g] . keys[t]. D: the head size where it is known here (a key then stays in registers for all queries), else 0.
+// The hardware's prefetching does not know where the next block is: with each token, the same one of the next block. (A whole block at
+// once fills the queue of misses: half as fast.)
 template <int D, class T>
-static void scores_of(const float* q, int group, const T* keys, int tokens, int head_dim, float scale, float* scores, size_t stride) {
+static inline void fetch(const T* next, int token) {
+#pragma GCC unroll 8
+    for (size_t byte = 0; byte < D * sizeof(T); byte += 64) _mm_prefetch((const char*)(next + (size_t)token * D) + byte, _MM_HINT_T0);
+}
+
+// scores[g][t] = scale * q[g] . keys[t]. D: the head size where it is known here (a key then stays in registers for all queries), else 0.
+// `next`: the block that is read after this one.
+template <int D, class T>
+static void scores_of(const float* q, int group, const T* keys, const T* next, int tokens, int head_dim, float scale, float* scores, size_t stride) {
     if constexpr (D != 0) {
         constexpr int QUERIES = 8;
         vf parts[QUERIES][LANES];
@@ -69,6 +78,7 @@ static void scores_of(const float* q, int group, const T* keys, int tokens, int 
             for (int g0 = 0; g0 < group; g0 += QUERIES) {
                 const int here = std::min(LANES, tokens - first), queries = std::min(QUERIES, group - g0);
                 for (int t = 0; t < here; t++) {
+                    if (g0 == 0) fetch<D>(next, first + t);
                     vf key[D / LANES];
 #pragma GCC unroll 16
                     for (int i = 0; i < D / LANES; i++) key[i] = wide(keys + (size_t)(first + t) * D + i * LANES);
@@ -105,32 +115,34 @@ static void scores_of(const float* q, int group, const T* keys, int tokens, int 
 
 // out[g] += sum over t of weights[g][t] * values[t], for G of the group's queries: a value is widened once for all of them.
 template <int D, int G, class T>
-static void add_values_for(const float* weights, size_t stride, const T* values, int tokens, float* out) {
+static void add_values_for(const float* weights, size_t stride, const T* values, const T* next, int tokens, float* out) {
     vf sums[G][D / LANES];
     for (int g = 0; g < G; g++)
 #pragma GCC unroll 16
         for (int i = 0; i < D / LANES; i++) sums[g][i] = load<vf>(out + g * D + i * LANES);
-    for (int t = 0; t < tokens; t++)
+    for (int t = 0; t < tokens; t++) {
+        fetch<D>(next, t);
 #pragma GCC unroll 16
         for (int i = 0; i < D / LANES; i++) {
             const vf value = wide(values + (size_t)t * D + i * LANES);
 #pragma GCC unroll 4
             for (int g = 0; g < G; g++) sums[g][i] += weights[g * stride + t] * value;
         }
+    }
     for (int g = 0; g < G; g++)
 #pragma GCC unroll 16
         for (int i = 0; i < D / LANES; i++) store(out + g * D + i * LANES, sums[g][i]);
 }
 
 template <int D, class T>
-static void add_values(const float* weights, size_t stride, int group, const T* values, int tokens, int head_dim, float* out) {
+static void add_values(const float* weights, size_t stride, int group, const T* values, const T* next, int tokens, int head_dim, float* out) {
     if constexpr (D != 0) {
         // As many queries as leave registers free.
         constexpr int MOST = LANES < 16 ? 1 : D <= 64 ? 4 : 2;
         for (int g = 0; g < group;) {
             const int left = group - g;
             const auto go = left >= MOST ? add_values_for<D, MOST, T> : left == 3 ? add_values_for<D, std::min(3, MOST), T> : left == 2 ? add_values_for<D, std::min(2, MOST), T> : add_values_for<D, 1, T>;
-            go(weights + g * stride, stride, values, tokens, out + (size_t)g * D);
+            go(weights + g * stride, stride, values, next, tokens, out + (size_t)g * D);
             g += std::min(left, MOST);
         }
         return;
@@ -178,15 +190,11 @@ static inline void softmax(float* x, int n, float scale = 1.0f) {
     for (i = 0; i < n; i++) x[i] *= whole;
 }
 
-// The hardware's prefetching does not know where the next block is.
-template <class T>
-static inline void fetch(const T* from, size_t elements) {
-    for (size_t byte = 0; byte < elements * sizeof(T); byte += 64) _mm_prefetch((const char*)from + byte, _MM_HINT_T0);
-}
-
-// One new token of one sequence and one KV head: q, out [group][head_dim]; keys first..length-1 are seen.
+// One new token of one sequence and one KV head: q, out [group][head_dim]; keys first..length-1 are seen. `after`: in elements, where the
+// cache is read next.
 template <class T, int D>
-static void attend_token(const Cache& c, int layer, int head, const int64_t* table, int first, int length, int group, const float* q, float* out) {
+static void attend_token(const Cache& c, int layer, int head, const int64_t* table, int first, int length, int group, int64_t after, const float* q,
+                         float* out) {
     const int d = c.head_dim;
     const size_t seen = length - first;
     static thread_local std::vector<float> scores;
@@ -196,8 +204,9 @@ static void attend_token(const Cache& c, int layer, int head, const int64_t* tab
     for (int at = first; at < length;) {
         const int skip = at % c.size, tokens = std::min(c.size - skip, length - at);
         const T* keys = data + c.at(table[at / c.size], layer, 0, head) + (size_t)skip * d;
-        if (at + tokens < length) fetch(data + c.at(table[at / c.size + 1], layer, 0, head), c.head_elements());
-        scores_of<D>(q, group, keys, tokens, d, scale, scores.data() + at - first, seen);
+        const bool more = at + tokens < length;
+        const T* next = data + c.at(table[more ? at / c.size + 1 : first / c.size], layer, !more, head);
+        scores_of<D>(q, group, keys, next, tokens, d, scale, scores.data() + at - first, seen);
         at += tokens;
     }
     for (int g = 0; g < group; g++) softmax(scores.data() + g * seen, (int)seen);
@@ -205,8 +214,8 @@ static void attend_token(const Cache& c, int layer, int head, const int64_t* tab
     for (int at = first; at < length;) {
         const int skip = at % c.size, tokens = std::min(c.size - skip, length - at);
         const T* values = data + c.at(table[at / c.size], layer, 1, head) + (size_t)skip * d;
-        if (at + tokens < length) fetch(data + c.at(table[at / c.size + 1], layer, 1, head), c.head_elements());
-        add_values<D>(scores.data() + at - first, seen, group, values, tokens, d, out);
+        const T* next = data + (at + tokens < length ? c.at(table[at / c.size + 1], layer, 1, head) : after);
+        add_values<D>(scores.data() + at - first, seen, group, values, next, tokens, d, out);
         at += tokens;
     }
 }
@@ -223,9 +232,10 @@ static void attend_decode(Pool& pool, const Cache& c, int layer, const int64_t* 
     pool.run([&](int part, int parts) {
         for (int job = part; job < jobs; job += parts) {
             const int s = job / c.kv_heads, head = job % c.kv_heads, length = (int)lengths[s];
-            const int first = window > 0 ? std::max(0, length - window) : 0;
+            const int first = window > 0 ? std::max(0, length - window) : 0, then = std::min(job + parts, jobs - 1);
+            const int64_t after = c.at(tables[(size_t)(then / c.kv_heads) * width], layer, 0, then % c.kv_heads);
             const size_t at = ((size_t)s * heads + (size_t)head * group) * c.head_dim;
-            (c.bf16 ? attend_token_of<uint16_t> : attend_token_of<float>)(c.head_dim)(c, layer, head, tables + (size_t)s * width, first, length, group, q + at, out + at);
+            (c.bf16 ? attend_token_of<uint16_t> : attend_token_of<float>)(c.head_dim)(c, layer, head, tables + (size_t)s * width, first, length, group, after, q + at, out + at);
         }
     });
 }
