@@ -26,6 +26,7 @@ def day(seed: int = 0) -> Trace:
     return Trace("day", at, r.integers(50, 2500, len(at)), np.zeros(len(at), int), r.integers(2, 500, len(at)))
 
 
+@pytest.mark.slow
 def test_the_bounds_are_in_order_and_keep_the_objectives() -> None:
     trace = day()
     fluid = bounds.fluid_gpu_hours(trace, SETUP)
