@@ -62,7 +62,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 WRONG_PROFILES = [name for name in VARIANTS if "profile given" in name or "not learned" in name]
 _ALSO_LARGE = "profile given: twice too fast"
-_STAYS_S = (0.0, 300.0)  # minimum stays that the plan with foresight tries; of whole days only the longer, which is the better there
+_STAYS_S = (0.0, 300.0)  # minimum stays that the plan with foresight tries
 KINDS = ("policy", "fluid", "oracle", "static")
 
 
@@ -90,11 +90,7 @@ def work(job: Job) -> tuple[Job, dict[str, Any]]:
     if job.kind == "fluid":
         return job, {"gpu_hours": bounds.fluid_gpu_hours(trace, setup)}
     if job.kind in {"static", "oracle"}:
-        bound = (
-            bounds.static(trace, setup)
-            if job.kind == "static"
-            else bounds.oracle(trace, setup, _STAYS_S if trace.span_s < 7200 else _STAYS_S[1:])
-        )
+        bound = bounds.static(trace, setup) if job.kind == "static" else bounds.oracle(trace, setup, _STAYS_S)
         return job, asdict(bound.score) | {"plan": bound.plan, "seconds": time.perf_counter() - began}
     past_file = job.directory / f"{job.trace}.history_1min.csv.gz"
     past = policies.read_history(past_file, CASES[job.trace]) if past_file.is_file() else None

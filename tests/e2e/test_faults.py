@@ -19,6 +19,8 @@ from kubectl import Cluster
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
 NAME = "pair"
 _LIMIT_S = 150.0
+# So many that a stream outlasts the pod that is killed under it: the small model makes several hundred a second.
+_TOKENS = 1200
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +44,10 @@ def _prompt(number: int) -> list[int]:
 
 async def test_greedy_streams_survive_the_death_of_their_decode_worker(pair: Cluster, url: str) -> None:
     async with rig.api(url) as client:
-        alone = await asyncio.gather(*(rig.stream(client, _prompt(i), 500) for i in range(4)))
+        alone = await asyncio.gather(*(rig.stream(client, _prompt(i), _TOKENS) for i in range(4)))
         assert {a.trace["attempts"] for a in alone} == {1}
         under_way = [asyncio.Event() for _ in range(4)]
-        running = [asyncio.create_task(rig.stream(client, _prompt(i), 500, under_way[i])) for i in range(4)]
+        running = [asyncio.create_task(rig.stream(client, _prompt(i), _TOKENS, under_way[i])) for i in range(4)]
         async with asyncio.timeout(60):
             await asyncio.gather(*(e.wait() for e in under_way))
         # Any decode worker will do: the requests are spread over both.
@@ -53,7 +55,7 @@ async def test_greedy_streams_survive_the_death_of_their_decode_worker(pair: Clu
         await asyncio.to_thread(pair.kubectl, "delete", "pod", victim, "--grace-period=0", "--force", "--wait=false")
         answers = await asyncio.gather(*running)
     assert [a.tokens for a in answers] == [a.tokens for a in alone]
-    assert {len(a.tokens) for a in answers} == {500}
+    assert {len(a.tokens) for a in answers} == {_TOKENS}
     hit = [a for a in answers if a.trace["attempts"] > 1]
     assert hit, "the worker that died held none of the streams"
     assert all(a.pod("decode") != victim for a in hit)
