@@ -44,7 +44,7 @@ def test_named_targets_and_files_exist(page: Path) -> None:
 
 def test_the_page_on_autoscaling_names_every_series_that_is_read_and_every_number() -> None:
     text = (REPO / "docs/autoscaling.md").read_text()
-    named = set(re.findall(r"`(disagg_(?:router|worker)_[a-z0-9_]+)`", text))
+    named = set(re.findall(r"`(disagg_(?:router|worker|prefill)_[a-z0-9_]+)`", text))
     assert named == {*ROUTER_METRICS, *WORKER_METRICS}
     for field in ScalingSpec.model_fields.values():
         assert f"scaling.{field.alias}" in text or field.alias == "policy"

@@ -54,6 +54,8 @@ class _LoadCollector(Collector):
         yield CounterMetricFamily("disagg_worker_preemptions", "Sequences put back for want of KV blocks", value=load.preemptions_total)
         limit = "Tokens that a prefill batch may hold now: less while decode has little room"
         yield GaugeMetricFamily("disagg_prefill_batch_limit_tokens", limit, value=load.prefill_limit_tokens)
+        most = "Tokens that a prefill batch may hold while decode has room"
+        yield GaugeMetricFamily("disagg_prefill_batch_most_tokens", most, value=load.prefill_most_tokens)
         yield GaugeMetricFamily("disagg_worker_host_cache_bytes", "Evicted KV kept in host memory", value=load.host_cache_bytes)
         steps = CounterMetricFamily("disagg_worker_steps", "Forward passes by kind", labels=["kind"])
         for kind, n in load.steps_total.items():

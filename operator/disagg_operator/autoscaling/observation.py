@@ -28,8 +28,9 @@ class Pods:
 class PrefillSignals:
     """Arrivals and what they ask for; tokens are uncached prompt tokens. `busy_s`: seconds of computing, summed over the workers.
 
-    `batch*`: the batches computed in the interval, what was in them (tokens, squares of each prompt's tokens) and how long they took: all
-    four of the same workers, without those that became ready less than `YOUNG_S` ago. A worker's speed is learned from them.
+    `batch_share`: how much of a full batch the workers may compute at once, 0 to 1; under 1 where they wait for room in decode.
+    The other `batch*`: the batches computed in the interval, what was in them (tokens, squares of each prompt's tokens) and how long they
+    took: all four of the same workers, without those that became ready less than `YOUNG_S` ago. A worker's speed is learned from them.
     """
 
     pods: Pods
@@ -46,6 +47,7 @@ class PrefillSignals:
     batch_tokens: float = UNKNOWN
     batch_tokens_squared: float = UNKNOWN
     batch_s: float = UNKNOWN
+    batch_share: float = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

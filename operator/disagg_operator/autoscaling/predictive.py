@@ -22,7 +22,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from disagg_operator.autoscaling import capacity, forecast, learning
-from disagg_operator.autoscaling.observation import Observation, Pods, Targets
+from disagg_operator.autoscaling.observation import Observation, Pods, PrefillSignals, Targets
 from disagg_operator.autoscaling.saved import from_json, to_json
 from disagg_operator.autoscaling.sizing import Outlook, Plan, hold, join, plan
 from disagg_operator.autoscaling.state import Peak, PoolLimits, PoolState, Settings, State
@@ -121,10 +121,15 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[Plan, Po
     backlog_s = queued * (profile.b_s_per_token + profile.a_s / profile.batch_tokens + profile.c_s_per_token2 * mean2)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, o.interval_s, work, settings.tuning))
     pool = _judge(settings, pool, o, p.pods, pool.demand.level + backlog_s / settings.tuning.window_s, p.ttft_total, p.ttft_ok, 0.0)
-    # What one interval can't work off while new work comes in.
-    extra = max(0.0, backlog_s - 0.5 * p.pods.ready) / _DRAIN_S
+    # What one interval can't work off while new work comes in. What decode has no room for, more prefill workers would not serve either.
+    extra = (1 - _held(p)) * max(0.0, backlog_s - 0.5 * p.pods.ready) / _DRAIN_S
     outlook = Outlook(_horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, extra, state.began_s)
     return plan(settings, settings.prefill, o, p.pods, pool, outlook)
+
+
+def _held(p: PrefillSignals) -> float:
+    """How much of what waits for prefill waits because decode is nearly full."""
+    return 1 - min(1.0, p.batch_share) if p.batch_share >= 0 else 0.0
 
 
 def _decode(settings: Settings, o: Observation, state: State) -> tuple[Plan, PoolState]:
@@ -138,8 +143,9 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[Plan, Poo
     duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
     pool = _judge(settings, pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, interval_s, made, settings.tuning))
-    # Prefilled but not admitted: it wants decode workers, not prefill workers.
-    waiting = d.waiting_requests if d.waiting_requests < 1e9 else 0.0
+    # Prefilled but not admitted, or not prefilled for want of room: it wants decode workers, not prefill workers.
+    held = _held(o.prefill) * o.prefill.waiting_requests
+    waiting = sum(n for n in (d.waiting_requests, held) if n < 1e9)
     extra = waiting * output / rate / max(_DRAIN_S, duration_s)
     outlook = Outlook(_horizon_s(settings, d.pods, interval_s), o.prefill.arrivals / interval_s, extra, state.began_s)
     found, pool = plan(settings, settings.decode, o, d.pods, pool, outlook)

@@ -56,6 +56,20 @@ def test_counters_are_known_from_the_second_look_on_and_gauges_from_the_first() 
 
 
 @pytest.mark.parametrize(
+    ("workers", "share"),
+    [
+        pytest.param([(256, 2048), (1024, 2048)], 0.3125, id="held back by decode"),
+        pytest.param([(2048, 2048)], 1.0, id="decode has room"),
+        pytest.param([], math.nan, id="nobody says"),
+    ],
+)
+def test_how_far_prefill_is_held_back(workers: list[tuple[float, float]], share: float) -> None:
+    names = ("disagg_prefill_batch_limit_tokens", "disagg_prefill_batch_most_tokens")
+    prefill = {str(i): worker(100, **dict(zip(names, w, strict=True))) for i, w in enumerate(workers)} or {"0": worker(100)}
+    assert after(look(100, {"r": router(100, 1)}, prefill)).observation.prefill.batch_share == pytest.approx(share, nan_ok=True)
+
+
+@pytest.mark.parametrize(
     ("before", "now", "arrivals"),
     [
         pytest.param({"r": 10}, {"r": 4}, 4, id="a process that began anew counts from zero"),

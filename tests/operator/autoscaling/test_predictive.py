@@ -139,6 +139,16 @@ def test_a_backlog_and_blocked_decode_count_where_they_wait() -> None:
     assert blocked.prefill == calm.prefill
 
 
+def test_prompts_that_wait_because_decode_is_full_want_decode_workers() -> None:
+    calm, state = steady()
+    p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
+    seen = look(3615, 40.0, p, d, waiting_tokens=400_000)
+    held, _ = step(RULES, replace(seen, prefill=replace(seen.prefill, batch_share=0.125)), state)
+    free, _ = step(RULES, replace(seen, prefill=replace(seen.prefill, batch_share=1.0)), state)
+    assert (held.decode > calm.decode, free.decode) == (True, calm.decode)
+    assert calm.prefill <= held.prefill < free.prefill
+
+
 def test_pods_that_start_are_capacity() -> None:
     calm, state = steady()
     p = Pods(calm.prefill, calm.prefill - 3, (90.0, 60.0, 30.0), cold_start_s=120.0)

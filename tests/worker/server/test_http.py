@@ -137,6 +137,8 @@ async def test_metrics_have_the_names_that_autoscaling_and_dashboards_read(tiny:
             "disagg_kv_transfer_exposed_seconds",
             "disagg_kv_transfer_failures",
             "disagg_worker_reservations_refused",
+            "disagg_prefill_batch_limit_tokens",
+            "disagg_prefill_batch_most_tokens",
             "disagg_worker",
         } <= set(families) | {name.removesuffix("_info") for name in families}
         blocks = {s.labels["state"]: s.value for s in families["disagg_worker_kv_blocks"].samples}

@@ -174,7 +174,7 @@ class DecodeRoom:
 class Load:
     """A snapshot for `info` and metrics. free + used + leased = total blocks; free ones may have cached content.
 
-    room: for sequences to decode. prefill_limit_tokens: what a prefill batch may hold now.
+    room: for sequences to decode. prefill_limit_tokens: what a prefill batch may hold now, of prefill_most_tokens by the settings.
     prompt_tokens_total: computed, so without the cached ones. step_seconds_total: of steps, `forward` in the network, `rest` beside it.
     work_total: what was in the batches and steps, by name (disagg_worker.engine.steps.Work).
     """
@@ -196,6 +196,7 @@ class Load:
     work_total: dict[str, float] = field(default_factory=dict)
     room: DecodeRoom = DecodeRoom(0, 0, 0, 0, 0.0)
     prefill_limit_tokens: int = 0
+    prefill_most_tokens: int = 0
 
 
 class EngineError(Exception):

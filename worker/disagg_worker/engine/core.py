@@ -183,6 +183,7 @@ class TorchEngine:
                 host_cache_bytes=self._store.host.held_bytes,
                 room=queues.room(self._decode_step_s),
                 prefill_limit_tokens=queues.prefill_limit_tokens(time.monotonic()),
+                prefill_most_tokens=queues.prefill_most_tokens,
                 step_seconds_total={"forward": self._steps.forward_s, "rest": max(0.0, self._busy_s - self._steps.forward_s)},
             )
 

@@ -145,6 +145,11 @@ class Queues:
         """What the next prefill batch may hold."""
         return self._rules_now(now_s).budget_tokens
 
+    @property
+    def prefill_most_tokens(self) -> int:
+        """What a prefill batch may hold while decode has room."""
+        return self._rules.budget_tokens
+
     def take_prefill(self, now_s: float) -> tuple[Work, float | None]:
         """The next prefill batch with its blocks, and when to ask again if there is none now."""
         if not self.waiting:

@@ -175,6 +175,7 @@ def _prefill(look: Look, routed: Routed, share: Share, routers: _Pool, workers: 
     ok, missed = (routed(f"disagg_router_objective_requests_total:ttft:{word}") for word in ("true", "false"))
     names = ("batches", "batch_tokens", "batch_tokens_squared", "batch_seconds")
     learned = workers.increase_of_old(*(f"disagg_worker_prefill_{n}_total" for n in names))
+    limit, most = (workers.gauge(f"disagg_prefill_batch_{n}_tokens") for n in ("limit", "most"))
     return PrefillSignals(
         pods=look.prefill_pods,
         arrivals=arrivals,
@@ -186,6 +187,7 @@ def _prefill(look: Look, routed: Routed, share: Share, routers: _Pool, workers: 
         busy_s=workers.increase("disagg_worker_prefill_batch_seconds_total"),
         ttft_total=ok + missed,
         ttft_ok=ok,
+        batch_share=limit / most if most > 0 else math.nan,
         **dict(zip(("batches", "batch_tokens", "batch_tokens_squared", "batch_s"), learned, strict=True)),
     )
 

@@ -26,7 +26,8 @@ WORKER_METRICS = (
     "disagg_worker_prefill_batches_total", "disagg_worker_prefill_batch_tokens_total",
     "disagg_worker_prefill_batch_tokens_squared_total", "disagg_worker_prefill_batch_seconds_total",
     "disagg_worker_decode_steps_total", "disagg_worker_decode_step_sequences_total", "disagg_worker_decode_step_kv_tokens_total",
-    "disagg_worker_decode_step_seconds_total", "disagg_worker_info",
+    "disagg_worker_decode_step_seconds_total", "disagg_worker_info", "disagg_prefill_batch_limit_tokens",
+    "disagg_prefill_batch_most_tokens",
 )  # fmt: skip
 _WANTED = frozenset((*ROUTER_METRICS, *WORKER_METRICS))
 
