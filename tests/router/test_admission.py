@@ -33,11 +33,34 @@ async def test_only_the_oldest_is_woken_whatever_the_order_of_entering(monkeypat
     assert queue.crowded(turns[1])
     assert not queue.crowded(turns[0])
     for n in range(1, 5):
-        queue.wake()
+        if n == 1:
+            queue.wake()
+        else:
+            queue.settled(turns[n - 2])
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         tasks = [t for t in tasks if not t.done()]
         assert out == turns[:n]
     assert queue.waiting("decode") == 0
+
+
+async def test_room_that_appears_while_the_oldest_asks_is_kept_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asked a moment too early and was refused: whoever asks a moment later must not be served before it."""
+    monkeypatch.setattr(admission, "_RETRY_S", 60.0)
+    queue = AdmissionQueue(10, 60.0)
+    first, second = queue.turn(), queue.turn()
+    now_s = time.monotonic()
+    asks, waits = (asyncio.create_task(queue.wait(t, "decode", now_s)) for t in (first, second))
+    await settle()
+    queue.wake()
+    await asks
+    assert queue.crowded(queue.turn())
+    queue.wake()
+    await settle()
+    assert not waits.done()
+    async with asyncio.timeout(5):
+        await queue.wait(first, "decode", now_s, returning=True)  # refused, and asked again at once
+        queue.gone(first)
+        await waits
 
 
 async def test_who_waited_before_is_not_pushed_out_by_newcomers() -> None:

@@ -33,7 +33,7 @@ async def test_requests_wait_for_room_in_order_and_none_is_lost(tmp_path: Path) 
         await asyncio.gather(*tasks)
         # Two run at a time, so nobody can be overtaken by more than the one beside; and what was tokenised at the same moment, in
         # threads, may have changed places before it came to the queue.
-        assert all(abs(place - seed) <= 4 for place, seed in enumerate(done))
+        assert all(abs(place - seed) <= 4 for place, seed in enumerate(done)), str(done)
 
 
 @pytest.mark.parametrize("pool", ["decode", "prefill"])

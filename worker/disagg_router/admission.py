@@ -28,7 +28,8 @@ class _Waiter:
 class AdmissionQueue:
     """Requests that found no room wait here, in order of arrival whatever pool they wait for: every request needs both.
 
-    Only the oldest is woken: by `wake`, or after a short while. When it leaves the next one is the oldest.
+    Only the oldest is woken: by `wake`, or after a short while. When it leaves the next one is the oldest. While it tries, room that
+    appears is kept for it: it may have asked a moment too early, and would else be overtaken by whoever asks a moment later.
     """
 
     def __init__(self, max_depth: int, max_wait_s: float) -> None:
@@ -37,6 +38,8 @@ class AdmissionQueue:
         self._turns = itertools.count()
         self._heap: list[_Waiter] = []
         self._waiting: Counter[str] = Counter()
+        self._trying: set[int] = set()  # turns that waited and ask for room now
+        self._kept = False  # room appeared meanwhile
 
     def turn(self) -> int:
         """A place in the order, kept over all of a request's waits."""
@@ -53,13 +56,31 @@ class AdmissionQueue:
     def crowded(self, turn: int) -> bool:
         """Somebody came before this turn and still waits: trying now would be jumping the queue."""
         oldest = self._oldest()
-        return oldest is not None and oldest.turn < turn
+        return (oldest is not None and oldest.turn < turn) or self._tries_before(turn)
 
     def wake(self) -> None:
         """Something ended, or got its place: the oldest may try."""
-        if (oldest := self._oldest()) is not None:
-            oldest.may_try = True
-            oldest.woken.set()
+        if (oldest := self._oldest()) is None:
+            return
+        if self._tries_before(oldest.turn):
+            self._kept = True
+            return
+        oldest.may_try = True
+        oldest.woken.set()
+
+    def settled(self, turn: int) -> None:
+        """A request got its place, or has ended."""
+        self._trying.discard(turn)
+        self._kept = False
+        self.wake()
+
+    def gone(self, turn: int) -> None:
+        """A request is over, however: if it was trying, the next one may."""
+        if turn in self._trying:
+            self.settled(turn)
+
+    def _tries_before(self, turn: int) -> bool:
+        return any(t < turn for t in self._trying)
 
     async def wait(self, turn: int, pool: str, since_s: float, *, deadline_s: float = math.inf, returning: bool = False) -> None:
         """Wait for room in `pool` ("prefill" or "decode") since monotonic time `since_s`, until `deadline_s` at most. Raises ApiError
@@ -72,8 +93,13 @@ class AdmissionQueue:
         waiter = _Waiter(turn, pool)
         heapq.heappush(self._heap, waiter)
         self._waiting[pool] += 1
+        self._trying.discard(turn)
+        if self._kept:
+            self._kept = False
+            self.wake()
         try:
             await self._until_oldest(waiter, since_s + self._max_wait_s, deadline_s)
+            self._trying.add(turn)
         finally:
             was_oldest = self._oldest() is waiter
             self._waiting[pool] -= 1

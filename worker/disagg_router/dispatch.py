@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
 
 from disagg_router.admission import AdmissionQueue
 from disagg_router.attempt import Attempt, Finished, Patience, Trace
@@ -46,6 +47,14 @@ class Dispatcher:
         """Tokens in order, then Finished. Raises ApiError when every attempt failed or the queue's limits were reached."""
         deadline_s = time.monotonic() + self._timeout_s
         turn = _Turn(self._queue.turn())
+        try:
+            async with contextlib.aclosing(self._attempts(state, trace, turn, deadline_s)) as items:
+                async for item in items:
+                    yield item
+        finally:
+            self._queue.gone(turn.number)
+
+    async def _attempts(self, state: RequestState, trace: Trace, turn: _Turn, deadline_s: float) -> AsyncGenerator[Token | Finished]:
         if self._queue.crowded(turn.number):
             await self._wait(turn, self._queue.scarce(), trace, deadline_s)
         while True:
@@ -53,7 +62,8 @@ class Dispatcher:
             try:
                 choice = self._choose(state, turn.full)
                 trace.attempts = state.failures + 1
-                async with contextlib.aclosing(self.attempt(state, trace, choice, deadline_s)) as items:
+                settled = partial(self._queue.settled, turn.number)
+                async with contextlib.aclosing(self.attempt(state, trace, choice, deadline_s, settled)) as items:
                     async for item in items:
                         yield item
                         if isinstance(item, Finished):
@@ -71,9 +81,13 @@ class Dispatcher:
             if time.monotonic() > deadline_s:
                 raise ApiError(504, f"not finished within {self._timeout_s:g} s", code="deadline_exceeded")
 
-    def attempt(self, state: RequestState, trace: Trace, choice: Choice, deadline_s: float) -> AsyncGenerator[Token | Finished]:
+    def attempt(
+        self, state: RequestState, trace: Trace, choice: Choice, deadline_s: float, room_changed: Callable[[], None] | None = None
+    ) -> AsyncGenerator[Token | Finished]:
         """One try on one choice of workers until monotonic `deadline_s`. The items raise NoRoom or AttemptFailed."""
-        return Attempt(self._client, self._table, choice, state, trace, self._patience, deadline_s, self._queue.wake).items()
+        return Attempt(
+            self._client, self._table, choice, state, trace, self._patience, deadline_s, room_changed or self._queue.wake
+        ).items()
 
     def _choose(self, state: RequestState, full: set[str]) -> Choice:
         tokens = [*state.prompt, *state.emitted]
