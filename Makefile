@@ -23,7 +23,7 @@ quickstart: setup ## the same resource as processes on this machine, without a c
 test: setup     ## everything: lint, types, import rules, unit, integration, end to end
 	@$(MAKE) --no-print-directory lint unit integration e2e
 
-test-fast: setup ## the part that takes under two minutes
+test-fast: setup ## the part that takes under three minutes
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest -q -m "not slow and not apiserver and not e2e"
 
