@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from localkube import gobuild, images, kindcluster, local
+from localkube import gobuild, images, kindcluster, local, monitoring
 from localkube.settings import NIC, ClusterError, Settings, external_kubeconfig
 from localkube.shell import locked, run, say
 
@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     custom.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     loading = commands.add_parser("load", help="load image archives (docker save, OCI) into the cluster")
     loading.add_argument("archives", nargs="+", type=Path)
+    commands.add_parser("monitoring", help="build Prometheus and prometheus-adapter as images and load them into the cluster")
     programs = commands.add_parser("build", help="only build the local cluster's programs into the cache")
     programs.add_argument("names", nargs="*", metavar="NAME", help="such as etcd or kube-apiserver; default all")
     return parser
@@ -133,6 +134,8 @@ def _dispatch(settings: Settings, given: argparse.Namespace) -> int:
             images.build_custom(settings, mode_of(settings), given)
         elif given.command == "load":
             images.load(settings, mode_of(settings), given.archives)
+        elif given.command == "monitoring":
+            monitoring.load(settings, mode_of(settings))
         elif given.command == "build":
             local.build_programs(settings, tuple(given.names))
     return 0

@@ -61,6 +61,16 @@ CLUSTER = Group(
 )  # fmt: skip
 RUNC = Group(name="runc", packages={"bin/runc": "github.com/opencontainers/runc"}, cgo=True, tags=("seccomp",))
 KIND = Group(name="kind", packages={"bin/kind": "sigs.k8s.io/kind"})
+# Prometheus knows how to find pods and nothing else. Of what both groups use, this go.mod has the cluster's versions and the build
+# its flags: neither compiles it again.
+METRICS = Group(
+    name="metrics",
+    packages={
+        "bin/prometheus": "github.com/prometheus/prometheus/cmd/prometheus",
+        "bin/prometheus-adapter": "./prometheus-adapter",
+    },
+    tags=(*CLUSTER.tags, "remove_all_sd", "enable_kubernetes_sd"),
+)
 LOCAL_GROUPS = (CLUSTER, RUNC)
 # Where a Docker engine runs, kind's node brings Kubernetes; these are what it lacks.
 KIND_PROGRAMS = (
@@ -96,7 +106,7 @@ def programs_dir(settings: Settings, group: Group) -> Path:
 
 def program(settings: Settings, name: str) -> Path:
     """The path of one program, such as `bin/kubectl`."""
-    for group in (*LOCAL_GROUPS, KIND):
+    for group in (*LOCAL_GROUPS, KIND, METRICS):
         if name in group.packages:
             return programs_dir(settings, group) / name
     raise KeyError(name)

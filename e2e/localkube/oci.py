@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 _INDEX = "application/vnd.oci.image.index.v1+json"
@@ -20,13 +21,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def tar_one_file(source: Path, name: str, target: Path) -> None:
-    """A tar with one executable, the same bytes on every machine."""
-    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive, source.open("rb") as content:
-        entry = tarfile.TarInfo(name)
-        entry.size = source.stat().st_size
-        entry.mode = 0o755
-        archive.addfile(entry, content)
+def tar_files(files: Mapping[str, Path], target: Path) -> None:
+    """A tar of executables (path inside -> file here), the same bytes on every machine."""
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, source in sorted(files.items()):
+            entry = tarfile.TarInfo(name)
+            entry.size = source.stat().st_size
+            entry.mode = 0o755
+            with source.open("rb") as content:
+                archive.addfile(entry, content)
 
 
 def _blob(layout: Path, content: bytes, media_type: str) -> dict[str, object]:
@@ -62,3 +65,13 @@ def write_layout(layout: Path, layer: Path, config: dict[str, object], *, name: 
     (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     (layout / "index.json").write_text(json.dumps(index))
     return str(described["digest"])
+
+
+def write_archive(folder: Path, files: Mapping[str, Path], config: dict[str, object], *, name: str) -> Path:
+    """An image of these executables alone, as a tar in the folder that containerd can import."""
+    layer, layout, archive = folder / "layer.tar", folder / "layout", folder / "image.tar"
+    tar_files(files, layer)
+    write_layout(layout, layer, config, name=name)
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as packed:
+        packed.add(layout, arcname=".")
+    return archive

@@ -116,12 +116,8 @@ def start(settings: Settings) -> None:
 
 def _load_pause(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(dir=settings.state) as folder:
-        layer = Path(folder) / "layer.tar"
-        oci.tar_one_file(program(settings, "bin/pause"), "pause", layer)
-        layout = Path(folder) / "layout"
-        oci.write_layout(layout, layer, {"Entrypoint": ["/pause"], "User": "65535:65535"}, name=PAUSE_IMAGE)
-        archive = Path(folder) / "pause.tar"
-        run(["tar", "-C", layout, "-cf", archive, "."])
+        config: dict[str, object] = {"Entrypoint": ["/pause"], "User": "65535:65535"}
+        archive = oci.write_archive(Path(folder), {"pause": program(settings, "bin/pause")}, config, name=PAUSE_IMAGE)
         ctr(settings, "images", "import", str(archive))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.e2e import rig
-from tests.e2e.test_burst import SPEED, Replay, halves, sizes
+from tests.e2e.replay import SPEED, Replay, halves, sizes
 
 from access import router_url
 from kubectl import Cluster

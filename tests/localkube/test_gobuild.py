@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -69,3 +70,18 @@ def test_a_build_that_fails_shows_the_compilers_words_and_leaves_nothing_half(ti
     with pytest.raises(ClusterError, match="undefinedName"):
         gobuild.build(settings, group)
     assert gobuild.missing(settings, group) == ["bin/one", "bin/two"]
+
+
+def pins(group: Group) -> dict[str, str]:
+    """Module -> version."""
+    text = (group.folder / "go.mod").read_text()
+    return dict(re.findall(r"^\t(\S+) (v\S+)(?: // indirect)?$", text.partition("\nreplace")[0], re.MULTILINE))
+
+
+def test_what_prometheus_and_its_adapter_share_with_the_cluster_is_compiled_once() -> None:
+    """Another version of one of these modules, and everything built on it is compiled again: two minutes of a cold CI."""
+    cluster, metrics = pins(gobuild.CLUSTER), pins(gobuild.METRICS)
+    assert len(cluster.keys() & metrics.keys()) > 100
+    profiler = "github.com/felixge/fgprof"  # nothing that we build imports it
+    assert {m for m in cluster.keys() & metrics.keys() if cluster[m] != metrics[m]} <= {profiler}
+    assert set(gobuild.CLUSTER.tags) <= set(gobuild.METRICS.tags)

@@ -1,0 +1,91 @@
+"""A bursty trace as requests: tests/e2e/burst.csv is twenty seconds, made up in the manner of the published traces.
+
+Half of it asks for prefill, half for decode. Each half is repeated until what is waited for has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import openai
+from tests.e2e import rig
+
+from kubectl import Cluster
+
+PHASE_LIMIT_S = 110.0
+ROUND_S = 10.0
+# A quarter of what one core does, so that pools of three are needed before the machine's two cores are used up.
+SPEED = {
+    "prefill": {"base": 0.002, "perToken": 0.0003},
+    "decode": {"base": 0.005, "perSequence": 0.001, "kvTokens": 40000},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request of the trace."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+def halves() -> tuple[list[Row], list[Row]]:
+    """What asks for prefill and what asks for decode, each from 0 s on."""
+    with (Path(__file__).parent / "burst.csv").open(encoding="utf-8") as file:
+        rows = [Row(float(r["arrival_s"]), int(r["prompt_tokens"]), int(r["output_tokens"])) for r in csv.DictReader(file)]
+    first = [r for r in rows if r.arrival_s < ROUND_S]
+    return first, [Row(r.arrival_s - ROUND_S, r.prompt_tokens, r.output_tokens) for r in rows if r.arrival_s >= ROUND_S]
+
+
+@dataclass
+class Replay:
+    """A request is sent when its time has come, whatever became of those before; only a machine that is far behind is waited for.
+
+    `compressed`: how many times faster than in the trace.
+    """
+
+    compressed: float = 1.0
+    most_under_way: int = 48
+    finished: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    async def one(self, client: openai.AsyncOpenAI, number: int, row: Row) -> None:
+        prompt = [3 + (number * 7 + i * 13) % 2000 for i in range(row.prompt_tokens)]
+        try:
+            answer = await rig.stream(client, prompt, row.output_tokens)
+        except openai.OpenAIError as error:
+            self.errors.append(f"request {number}: {error}")
+            return
+        if len(answer.tokens) != row.output_tokens or answer.finish_reason != "length":
+            self.errors.append(f"request {number}: {len(answer.tokens)} of {row.output_tokens} tokens, {answer.finish_reason!r}")
+        self.finished += 1
+
+    async def until(self, url: str, rows: list[Row], reached: Callable[[], bool]) -> bool:
+        """Send the rows over and over until `reached` or the limit; then let all finish."""
+        began_s, number, under_way = time.monotonic(), 0, set[asyncio.Task[None]]()
+        done = False
+        async with rig.api(url) as client:
+            while not done and time.monotonic() - began_s < PHASE_LIMIT_S:
+                round_s = time.monotonic()
+                for row in rows:
+                    await asyncio.sleep(max(0.0, round_s + row.arrival_s / self.compressed - time.monotonic()))
+                    while len(under_way) >= self.most_under_way:
+                        _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                    number += 1
+                    under_way.add(asyncio.create_task(self.one(client, number, row)))
+                done = await asyncio.to_thread(reached)
+                await asyncio.sleep(max(0.0, round_s + ROUND_S / self.compressed - time.monotonic()))
+            if under_way:
+                await asyncio.wait(under_way)
+        return done
+
+
+def sizes(cluster: Cluster, name: str) -> dict[str, int]:
+    """Workers wanted in each pool."""
+    return {role: int(cluster.get("dp", f"{name}-{role}")["spec"]["replicas"]) for role in ("prefill", "decode")}

@@ -1,0 +1,130 @@
+"""HPAs scale the pools by what Prometheus scrapes from the workers and prometheus-adapter serves: the files of examples/hpa."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from tests.e2e import rig
+from tests.e2e.replay import Replay, halves, sizes
+
+from access import router_url
+from kubectl import REPO, Cluster, conditions
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400, func_only=True)]
+NAME = "chat"  # as in the examples
+EXAMPLES = REPO / "examples/hpa"
+ROLES = ("prefill", "decode")
+# The model here is tiny and the machine is small: other numbers than in the examples, and nothing else.
+TARGETS = {"prefill": "2", "decode": "4"}
+MOST_WORKERS = 3
+_BUILD_TIMEOUT_S = 20 * 60
+
+
+@pytest.fixture(scope="module")
+def monitoring(whole_cluster: Cluster) -> Iterator[None]:
+    """Prometheus and prometheus-adapter, with the example's scrape configuration and rules."""
+    subprocess.run([REPO / "e2e/cluster", "monitoring"], check=True, timeout=_BUILD_TIMEOUT_S)
+    scraping = yaml.safe_load((EXAMPLES / "scrape.yaml").read_text())
+    scraping["scrape_configs"][0] |= {"scrape_interval": "2s", "scrape_timeout": "2s"}
+    config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "prometheus-config", "namespace": "monitoring"},
+        "data": {"prometheus.yml": yaml.safe_dump(scraping)},
+    }
+    # Objects of several namespaces, each of which names its own.
+    files = ("-f", EXAMPLES / "adapter-rules.yaml", "-f", REPO / "e2e/monitoring.yaml")
+    whole_cluster.kubectl("create", "namespace", "monitoring")
+    whole_cluster.kubectl("label", "namespace", "monitoring", "disagg-e2e=true")
+    try:
+        rig.apply(Cluster(whole_cluster.environment, "monitoring"), config)
+        whole_cluster.run("kubectl", "apply", *files)
+        available = ("--for=condition=Available", "apiservice", "-l", "disagg-e2e=true", "--timeout=60s")
+        whole_cluster.run("kubectl", "wait", *available, timeout_s=90)
+        yield
+    finally:
+        whole_cluster.run("kubectl", "delete", "--ignore-not-found", "--wait=false", *files)
+        whole_cluster.kubectl("delete", "namespace", "monitoring", "--timeout=60s", timeout_s=90)
+
+
+def hpas() -> list[dict[str, Any]]:
+    """Those of the example, with bounds, targets and calm for a test."""
+    found = list(yaml.safe_load_all((EXAMPLES / "pools.yaml").read_text()))
+    for obj in found:
+        spec = obj["spec"]
+        spec["maxReplicas"] = MOST_WORKERS
+        spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] = 5
+        spec["metrics"][0]["pods"]["target"]["averageValue"] = TARGETS[obj["metadata"]["name"].removeprefix(f"{NAME}-")]
+    return found
+
+
+@pytest.fixture(scope="module")
+def chat(cluster: Cluster, monitoring: None) -> Cluster:
+    """No `autoscaling` in the resource: /scale of each DisaggPool is its HPA's."""
+    rig.apply(cluster, rig.resource(NAME, "192.168.83.0/24", prefill={"replicas": 1}, decode={"replicas": 1}))
+    for obj in hpas():
+        rig.apply(cluster, obj)
+    rig.wait_ready(cluster, NAME, prefill=1, decode=1)
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def url(chat: Cluster) -> Iterator[str]:
+    with router_url(chat, f"{NAME}-router") as found:
+        yield found
+
+
+def told(cluster: Cluster) -> str:
+    """What one would look at next."""
+    logs = cluster.kubectl("logs", "-n", "monitoring", "deployment/prometheus-adapter", "--tail=15", check=False)
+    return f"{cluster.kubectl('describe', 'hpa', check=False)}\n{logs}\n{rig.diagnosis(cluster, NAME)}"
+
+
+def reads_both_metrics(hpa: dict[str, Any]) -> bool:
+    scaling = conditions(hpa).get("ScalingActive", {})
+    current = {m.get("type") for m in hpa.get("status", {}).get("currentMetrics") or []}
+    return (scaling.get("status"), scaling.get("reason")) == ("True", "ValidMetricFound") and current == {"Pods", "External"}
+
+
+def test_the_hpas_read_the_pools_numbers_and_hold_still_without_load(chat: Cluster) -> None:
+    def active() -> bool:
+        return all(reads_both_metrics(chat.get("hpa", f"{NAME}-{role}")) for role in ROLES)
+
+    chat.wait("both HPAs have valid metrics", active, 90.0, detail=lambda: told(chat))
+    assert sizes(chat, NAME) == {"prefill": 1, "decode": 1}
+    # Nobody but an HPA has a reason to write; none had one yet.
+    assert {p["replicaOwner"] for p in chat.get("dd", NAME)["status"]["pools"]} == {"spec"}
+
+
+def test_two_hpas_move_the_pools_in_opposite_directions_under_a_bursty_trace(chat: Cluster, url: str) -> None:
+    replay, (prompts, answers) = Replay(compressed=4, most_under_way=24), halves()
+    assert asyncio.run(replay.until(url, prompts, lambda: sizes(chat, NAME)["prefill"] >= 2)), told(chat)
+    full = sizes(chat, NAME)
+    assert full["decode"] == 1  # long prompts are no work for decode
+
+    def crossed() -> bool:
+        now = sizes(chat, NAME)
+        return now["decode"] >= 2 and now["prefill"] < full["prefill"]
+
+    assert asyncio.run(replay.until(url, answers, crossed)), told(chat)
+    assert replay.errors == []
+    assert replay.finished >= len(prompts) + len(answers)
+    assert {p["replicaOwner"] for p in chat.get("dd", NAME)["status"]["pools"]} == {"kube-controller-manager"}
+
+
+def test_without_load_both_pools_return_to_one_worker_by_the_hpas_own_account(chat: Cluster) -> None:
+    rig.wait_ready(chat, NAME, prefill=1, decode=1)
+    for role in ROLES:
+        found = chat.get("hpa", f"{NAME}-{role}")
+        assert reads_both_metrics(found), told(chat)
+        assert found["status"]["desiredReplicas"] == 1
+    moves = [(e["involvedObject"]["name"], e["message"]) for e in chat.items("events") if e.get("reason") == "SuccessfulRescale"]
+    for role in ROLES:
+        mine = [message for name, message in moves if name == f"{NAME}-{role}"]
+        assert any("pods metric disagg_worker_requests above target" in m for m in mine), moves
+        assert any("New size: 1; reason: All metrics below target" in m for m in mine), moves
