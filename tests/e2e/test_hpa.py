@@ -131,5 +131,5 @@ def test_without_load_both_pools_return_to_one_worker_by_the_hpas_own_account(ch
     moves = [(e["involvedObject"]["name"], e["message"]) for e in chat.items("events") if e.get("reason") == "SuccessfulRescale"]
     for role in ROLES:
         mine = [message for name, message in moves if name == f"{NAME}-{role}"]
-        assert any("pods metric disagg_worker_requests above target" in m for m in mine), moves
+        assert any("pods metric disagg_pod_requests above target" in m for m in mine), moves
         assert any("New size: 1; reason: All metrics below target" in m for m in mine), moves
