@@ -26,7 +26,14 @@ _BUILD_TIMEOUT_S = 20 * 60
 
 
 @pytest.fixture(scope="module")
-def monitoring(whole_cluster: Cluster) -> Iterator[None]:
+def applied(cluster: Cluster) -> Cluster:
+    """No `autoscaling` in the resource: /scale of each DisaggPool is its HPA's. Its pods start while the images below are loaded."""
+    rig.apply(cluster, rig.resource(NAME, "192.168.83.0/24", prefill={"replicas": 1}, decode={"replicas": 1}))
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def monitoring(whole_cluster: Cluster, applied: Cluster) -> Iterator[None]:
     """Prometheus and prometheus-adapter, with the example's scrape configuration and rules, over a shorter time."""
     subprocess.run([REPO / "e2e/cluster", "monitoring"], check=True, timeout=_BUILD_TIMEOUT_S)
     scraping = yaml.safe_load((EXAMPLES / "scrape.yaml").read_text())
@@ -64,13 +71,11 @@ def hpas() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def chat(cluster: Cluster, monitoring: None) -> Cluster:
-    """No `autoscaling` in the resource: /scale of each DisaggPool is its HPA's."""
-    rig.apply(cluster, rig.resource(NAME, "192.168.83.0/24", prefill={"replicas": 1}, decode={"replicas": 1}))
+def chat(applied: Cluster, monitoring: None) -> Cluster:
     for obj in hpas():
-        rig.apply(cluster, obj)
-    rig.wait_ready(cluster, NAME, prefill=1, decode=1)
-    return cluster
+        rig.apply(applied, obj)
+    rig.wait_ready(applied, NAME, prefill=1, decode=1)
+    return applied
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,6 @@ def test_what_prometheus_and_its_adapter_share_with_the_cluster_is_compiled_once
     """Another version of one of these modules, and everything built on it is compiled again: two minutes of a cold CI."""
     cluster, metrics = pins(gobuild.CLUSTER), pins(gobuild.METRICS)
     assert len(cluster.keys() & metrics.keys()) > 100
-    profiler = "github.com/felixge/fgprof"  # nothing that we build imports it
-    assert {m for m in cluster.keys() & metrics.keys() if cluster[m] != metrics[m]} <= {profiler}
+    profilers = {"github.com/felixge/fgprof", "github.com/google/pprof"}  # small, and little is built on them
+    assert {m for m in cluster.keys() & metrics.keys() if cluster[m] != metrics[m]} <= profilers
     assert set(gobuild.CLUSTER.tags) <= set(gobuild.METRICS.tags)
