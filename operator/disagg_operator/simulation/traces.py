@@ -27,6 +27,8 @@ import pyarrow.parquet
 
 _BLOCK_TOKENS = 512
 _MOST_TOKENS = 1 << 24
+# Longer is no trace but times that count from elsewhere, such as from 1970; it would be simulated for hours.
+_MOST_S = 366 * 86_400.0
 
 
 class TraceError(ValueError):
@@ -81,12 +83,12 @@ def read(path: Path) -> Trace:
     name = path.name.removesuffix(".gz")
     try:
         if name.endswith(".parquet"):
-            return _trace(path, _columns(path, pa.parquet.read_table(path)))
+            return _parquet(path)
         if name.endswith(".jsonl") or name.endswith(".json"):
             return _slow(path, _json_rows(path))
         if name.endswith(".csv"):
             return _csv(path)
-    except (OSError, EOFError, pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except (OSError, EOFError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise TraceError(f"{path}: {error}") from None
     raise TraceError(f"{path}: the name must end in .csv, .csv.gz, .jsonl, .jsonl.gz or .parquet")
 
@@ -100,6 +102,14 @@ def _csv(path: Path) -> Trace:
     with text_file(path) as file:
         rows = csv.DictReader(file)
         return _slow(path, ((rows.line_num, row) for row in rows))
+
+
+def _parquet(path: Path) -> Trace:
+    table = pa.parquet.read_table(path)
+    try:
+        return _trace(path, _columns(path, table))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TraceError):
+        return _slow(path, enumerate(table.to_pylist(), 1))
 
 
 def text_file(path: Path) -> io.TextIOBase:
@@ -171,6 +181,9 @@ def _trace(path: Path, columns: tuple[Any, Any, Any, Any]) -> Trace:
         raise TraceError(f"{path}: an arrival or a length is out of range")
     if len(arrival) == 0:
         raise TraceError(f"{path}: holds no request")
+    if arrival.max() > _MOST_S:
+        days = arrival.max() / 86_400
+        raise TraceError(f"{path}: the last request comes {days:.0f} days after the beginning: times count from there, in s")
     order = np.argsort(arrival, kind="stable")
     arrival = arrival[order]
     name = path.name.split(".")[0]
@@ -188,6 +201,8 @@ def _slow(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> Trace:
     for number, row in rows:
         columns = columns or _format(path, {k for k in row if k})
         at, prompt, output, cached = columns
+        if None in row:  # as csv.DictReader calls what has no column
+            raise TraceError(f"{path}:{number}: has more values than the {len(row) - 1} columns")
 
         def value(column: str, read: Callable[[Any], float], least: float, row: dict[str, Any] = row, number: int = number) -> float:
             try:
@@ -195,7 +210,8 @@ def _slow(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> Trace:
             except (ValueError, TypeError, KeyError, OverflowError):
                 got = math.nan
             if not (math.isfinite(got) and least <= got):
-                raise TraceError(f"{path}:{number}: {column}: {row.get(column)!r} is not a number of at least {least:g}")
+                kind = "time" if math.isinf(least) else f"{'whole ' if read is _whole else ''}number of at least {least:g}"
+                raise TraceError(f"{path}:{number}: {column}: {row.get(column)!r} is no {kind}")
             return got
 
         seconds = value(at, _seconds, -math.inf if at == "TIMESTAMP" else 0.0)
@@ -218,6 +234,8 @@ def _whole(value: Any) -> float:
 
 
 def _seconds(value: Any) -> float:
+    if isinstance(value, datetime):
+        return value.timestamp()
     try:
         return float(value)
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,18 @@ def as_parquet(folder: Path) -> Path:
     return path
 
 
+def as_table(**columns: object) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        path = folder / "day.parquet"
+        pa.parquet.write_table(pa.table(columns), path)
+        return path
+
+    return write
+
+
+TIMES = [datetime(2024, 5, 10, 0, 0, 0, 9930, UTC), datetime(2024, 5, 10, 0, 0, 1, 17335, UTC)]
+
+
 TWO = ([0.5, 2.25], [100, 30], [0, 0], [7, 1])
 
 
@@ -78,6 +91,18 @@ TWO = ([0.5, 2.25], [100, 30], [0, 0], [7, 1])
         pytest.param(
             as_json(MOONCAKE), [0.0, 27.482, 30.535], [1100, 1700, 600], [0, 1024, 600], [52, 26, 3],
             id="Mooncake, blocks seen before are cached",
+        ),
+        pytest.param(
+            as_table(TIMESTAMP=TIMES, ContextTokens=[2162, 2399], GeneratedTokens=[5, 6]),
+            [0.0, 1.007405], [2162, 2399], [0, 0], [5, 6], id="Azure, Parquet",
+        ),
+        pytest.param(
+            as_table(TIMESTAMP=[str(t) for t in TIMES], ContextTokens=[2162, 2399], GeneratedTokens=[5, 6]),
+            [0.0, 1.007405], [2162, 2399], [0, 0], [5, 6], id="Azure, Parquet with times as text",
+        ),
+        pytest.param(
+            as_table(timestamp=[0, 27_482], input_length=[1100, 1700], output_length=[52, 26], hash_ids=[[1, 2, 3], [1, 2, 9, 10]]),
+            [0.0, 27.482], [1100, 1700], [0, 1024], [52, 26], id="Mooncake, Parquet",
         ),
         pytest.param(as_json(MOONCAKE, gz=True), [0.0, 27.482, 30.535], [1100, 1700, 600], [0, 1024, 600], [52, 26, 3], id="JSONL.GZ"),
     ],
@@ -102,15 +127,25 @@ def test_formats(
     ("write", "message"),
     [
         pytest.param(as_csv(OURS + "x,5,5\n"), "day.csv:4: arrival_s: 'x'", id="no number"),
-        pytest.param(as_csv(OURS + "3,5.5,5\n"), "day.csv:4: prompt_tokens: '5.5'", id="half a token"),
+        pytest.param(as_csv(OURS + "3,5.5,5\n"), "day.csv:4: prompt_tokens: '5.5' is no whole number", id="half a token"),
         pytest.param(as_csv(OURS + "3,0,5\n"), "day.csv:4: prompt_tokens: '0'", id="empty prompt"),
         pytest.param(as_csv(OURS + "3,5,0\n"), "day.csv:4: output_tokens: '0'", id="no answer"),
         pytest.param(as_csv(OURS + "nan,5,5\n"), "day.csv:4: arrival_s: 'nan'", id="NaN"),
         pytest.param(as_csv(OURS + "-1,5,5\n"), "day.csv:4: arrival_s: '-1'", id="before the beginning"),
+        pytest.param(as_csv(OURS + "3,5,5,5\n"), "day.csv:4: has more values than the 3 columns", id="long row"),
+        pytest.param(as_csv(OURS + "1.7e9,5,5\n"), "19676 days after the beginning: times count from there", id="seconds since 1970"),
+        pytest.param(
+            as_table(arrival_s=[0.5, 2.0], prompt_tokens=[5, 5], output_tokens=[3, None]), "day.parquet:2: output_tokens: None",
+            id="no value, Parquet",
+        ),
+        pytest.param(
+            as_table(arrival_s=[0.5, 2.0], prompt_tokens=[5, -5], output_tokens=[3, 3]),
+            "day.parquet:2: prompt_tokens: -5 is no whole number of at least 1", id="negative, Parquet",
+        ),
         pytest.param(as_csv(OURS + "3,5\n"), "day.csv:4: output_tokens: None", id="short row"),
         pytest.param(as_csv(OURS + "3,99999999999,5\n"), "day.csv:4: prompt_tokens: out of range", id="absurd length"),
         pytest.param(as_csv(OURS_CACHED + "3,5,5,c,6\n"), "day.csv:4: cached_tokens: out of range", id="more cached than prompt"),
-        pytest.param(as_csv(AZURE_2023 + "yesterday,5,5\n"), "day.csv:4: TIMESTAMP: 'yesterday'", id="no time"),
+        pytest.param(as_csv(AZURE_2023 + "yesterday,5,5\n"), "day.csv:4: TIMESTAMP: 'yesterday' is no time", id="no time"),
         pytest.param(as_json(MOONCAKE + "\n{"), "day.jsonl:4: ", id="broken JSON"),
         pytest.param(as_json(MOONCAKE + "\n[1]"), "day.jsonl:4: not an object", id="no object"),
         pytest.param(as_json('{"timestamp": 1, "input_length": 5}'), "of no known format", id="column missing"),
@@ -118,7 +153,7 @@ def test_formats(
         pytest.param(as_csv("arrival_s,prompt_tokens,output_tokens\n"), "holds no request", id="only a header"),
         pytest.param(lambda folder: folder / "none.csv", "no such file", id="no file"),
     ],
-)
+)  # fmt: skip
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, write: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(TraceError) as caught:
         read(write(tmp_path))
