@@ -13,6 +13,7 @@ from disagg_operator.autoscaling.observation import Observation, Targets
 from disagg_operator.autoscaling.predictive import Settings, State
 
 Policy = Callable[[Observation], Targets]
+_LAST_S = 32_503_680_000.0  # the year 3000
 
 
 class JournalError(ValueError):
@@ -40,16 +41,25 @@ class Run:
 
 
 def read(lines: Iterable[str]) -> list[Run]:
-    """Raises JournalError."""
+    """Raises JournalError. The line that a writer was killed in (the last one, or before a new beginning) is left out."""
     runs: list[Run] = []
+    broken: JournalError | None = None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             raw = json.loads(line)
-            if not isinstance(raw, dict):
-                raise ValueError("not a record")
-            if raw.get("begin"):
+        except (ValueError, RecursionError) as error:
+            if broken is not None or not runs:
+                raise broken or JournalError(f"line {number}: {error}") from None
+            broken = JournalError(f"line {number}: {error}")
+            continue
+        begins = isinstance(raw, dict) and bool(raw.get("begin"))
+        if broken is not None and not begins:
+            raise broken
+        broken = None
+        try:
+            if begins:
                 runs.append(Run(codec.parse(Settings, raw["settings"]), codec.parse(State, raw["state"])))
             elif not runs:
                 raise ValueError("the first line is no beginning")
@@ -57,7 +67,7 @@ def read(lines: Iterable[str]) -> list[Run]:
                 runs[-1].steps.append(_step(raw))
         except KeyError as error:
             raise JournalError(f"line {number}: no field {error}") from None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise JournalError(f"line {number}: {error}") from None
     return runs
 
@@ -65,9 +75,12 @@ def read(lines: Iterable[str]) -> list[Run]:
 def _step(raw: dict[str, Any]) -> Step:
     decided = {str(k): int(v) for k, v in raw["decided"].items()}
     reasons = {str(k): str(v) for k, v in raw["reasons"].items()}
-    return Step(
-        codec.parse(Observation, raw["observation"]), codec.parse(Targets, raw["targets"]), decided, reasons, bool(raw.get("dryRun"))
-    )
+    o = codec.parse(Observation, raw["observation"])
+    if not 0 <= o.now_s < _LAST_S:
+        raise ValueError(f"Observation.now_s: {o.now_s:g} is no time of this millennium, in seconds since 1970")
+    if not (o.interval_s > 0 or (o.interval_s == 0 and o.blind)):
+        raise ValueError(f"Observation.interval_s: {o.interval_s:g} is not more than 0")
+    return Step(o, codec.parse(Targets, raw["targets"]), decided, reasons, bool(raw.get("dryRun")))
 
 
 def replay(runs: Sequence[Run], policy_of: Callable[[Run], Policy]) -> list[Targets]:
@@ -97,7 +110,7 @@ def steps_of(runs: Sequence[Run], since_s: float = -math.inf) -> list[Step]:
 
 def columns(steps: Sequence[Step], targets: Sequence[Targets] | None = None) -> dict[str, list[float]]:
     """As `plots.Timeline` wants them, times from the first step on. `targets`: of another policy, instead of what was decided."""
-    began_s = steps[0].observation.now_s if steps else 0.0
+    began_s = min((step.observation.now_s for step in steps), default=0.0)
     out: dict[str, list[float]] = {}
     for i, step in enumerate(steps):
         o, p, d = step.observation, step.observation.prefill, step.observation.decode

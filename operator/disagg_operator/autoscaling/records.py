@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Records:
         path = self._path(key)
         try:
             with path.open("a", encoding="utf-8") as out:
+                if begins and _ends_half(path):  # a writer was killed, or its disk was full
+                    out.write("\n")
                 out.write(json.dumps(record, separators=(",", ":")) + "\n")
                 size = out.tell()
             if begins:
@@ -48,6 +51,7 @@ class Records:
                 self._begun.discard(key)
                 self._drop_oldest()
         except OSError as error:
+            self._begun.discard(key)  # half a line may have been written: what follows begins anew
             log.warning("%s/%s: a decision was not recorded: %s", *key, error)
 
     def read(self, key: Key, since_s: float = 0.0) -> Iterator[bytes]:
@@ -84,6 +88,14 @@ class Records:
                 return
             total -= path.stat().st_size
             path.unlink()
+
+
+def _ends_half(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def _time_of(line: bytes) -> float:

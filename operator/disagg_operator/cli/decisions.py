@@ -44,14 +44,24 @@ def seconds(text: str) -> float:
 
 def load(args: argparse.Namespace) -> list[journal.Run]:
     """All runs that the source has. Raises one of ERRORS."""
+    seconds(args.since)  # before anything is done
     path = Path(args.source)
-    text = path.read_text(encoding="utf-8") if path.is_file() else asyncio.run(_fetch(args.namespace, args.source))
+    if path.is_dir():
+        raise SourceError(f"{path} is a folder and no file of records")
+    text = _text(path) if path.is_file() else asyncio.run(_fetch(args.namespace, args.source))
     if args.save is not None:
         args.save.write_text(text, encoding="utf-8")
     runs = journal.read(text.splitlines())
     if not any(run.steps for run in runs):
         raise SourceError(f"{args.source}: no decisions are recorded: it has no autoscaling by the predictive policy, or began just now")
     return runs
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SourceError(f"{path}: is no text, as records are") from None
 
 
 async def _fetch(namespace: str, name: str) -> str:

@@ -29,7 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print; the exit status. Raises one of ERRORS."""
     runs = decisions.load(args)
-    steps = journal.steps_of(runs, journal.steps_of(runs)[-1].observation.now_s - decisions.seconds(args.since))
+    everything = sorted(journal.steps_of(runs), key=lambda s: s.observation.now_s)  # a clock that was set back mixes up nothing
+    begin_s = everything[-1].observation.now_s - decisions.seconds(args.since)
+    steps = [s for s in everything if s.observation.now_s >= begin_s]
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(table(args.source, steps if args.all else worth_telling(steps)))
     for sentence in sentences(steps):

@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
     if changes and args.policy != policies.PREDICTIVE:
         raise ValueError("--set: changes settings of the predictive policy alone")
     targets = journal.replay(runs, lambda one: policy_of(args.policy, one, changes))
-    everything = journal.steps_of(runs)
-    since_s = everything[-1].observation.now_s - decisions.seconds(args.since)
-    pairs = [(s, t) for s, t in zip(everything, targets, strict=True) if s.observation.now_s >= since_s]
+    everything = sorted(zip(journal.steps_of(runs), targets, strict=True), key=lambda pair: pair[0].observation.now_s)
+    since_s = everything[-1][0].observation.now_s - decisions.seconds(args.since)
+    pairs = [(s, t) for s, t in everything if s.observation.now_s >= since_s]
     console = Console(width=None if sys.stdout.isatty() else 180)
     other = [(s, t) for s, t in pairs if (t.prefill, t.decode) != (s.targets.prefill, s.targets.decode)]
     what = ", ".join([args.policy, *args.set])

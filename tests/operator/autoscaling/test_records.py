@@ -30,6 +30,19 @@ def test_a_process_begins_a_file_and_reading_starts_at_a_beginning(tmp_path: Pat
     assert times(records, since_s=50) == [0, 0, 1, 2, 100, 100, 101, 102]
 
 
+def test_what_follows_half_a_line_begins_on_its_own(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for i in range(3):
+        write(records, i)
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:-20])
+    again = Records(tmp_path)
+    write(again, 100)
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["t"] for line in (*lines[:3], *lines[4:])] == [0, 0, 1, 100, 100]
+    assert json.loads(lines[4])["begin"]
+
+
 def test_size_is_bounded_and_the_newest_is_kept(tmp_path: Path) -> None:
     records = Records(tmp_path, max_file_bytes=2000)
     for i in range(500):

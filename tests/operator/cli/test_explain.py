@@ -22,8 +22,8 @@ SETTINGS = Settings(PROFILES["8b-h100"], 0.06, PoolLimits(1, 10), PoolLimits(1, 
 T0 = 1_700_000_000.0
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def recorded() -> str:
     """Twenty minutes: quiet, a flood, then nobody answers for a minute."""
     pools = {"prefill": PoolPolicy(1, 10, 4.0), "decode": PoolPolicy(1, 10, 32.0)}
     sizes = {"prefill": 1, "decode": 1}
@@ -47,8 +47,13 @@ def records(tmp_path: Path) -> Path:
             {"t": o.now_s, "observation": codec.plain(o), "targets": codec.plain(outcome.targets), "decided": decided, "reasons": reasons}
         )
         sizes |= decided
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+@pytest.fixture
+def records(tmp_path: Path, recorded: str) -> Path:
     path = tmp_path / "chat.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.write_text(recorded)
     return path
 
 
@@ -116,6 +121,65 @@ def test_a_file_that_holds_no_records_is_refused_by_line(tmp_path: Path, text: s
     with pytest.raises(SystemExit) as refused:
         main(["explain", str(path)])
     assert words in str(refused.value)
+
+
+def changed(records: Path, **fields: object) -> None:
+    """The third line with other values, in place of the observation's."""
+    lines = records.read_text().splitlines()
+    row = json.loads(lines[2])
+    for name, value in fields.items():
+        (row["observation"] if name in row["observation"] else row)[name] = value
+    lines[2] = json.dumps(row)
+    records.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"now_s": None}, "line 3: Observation.now_s: nan is no time"),
+        ({"now_s": 1e300}, "line 3: Observation.now_s: 1e+300 is no time"),
+        ({"now_s": -5.0}, "line 3: Observation.now_s: -5 is no time"),
+        ({"interval_s": 0.0}, "line 3: Observation.interval_s: 0 is not more than 0"),
+        ({"decided": {"prefill": float("inf")}}, "line 3: cannot convert float infinity"),
+        ({"decided": [1, 2]}, "line 3: "),
+    ],
+)
+def test_what_can_not_have_been_seen_is_named_by_its_line(records: Path, fields: dict[str, object], words: str) -> None:
+    changed(records, **fields)
+    with pytest.raises(SystemExit) as refused:
+        main(["explain", str(records)])
+    assert words in str(refused.value)
+
+
+def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xd0\x00\xff")
+    (tmp_path / "deep").write_text("[" * 100_000)
+    for name, words in (("binary", "is no text"), ("deep", "line 1: "), (".", "is a folder")):
+        with pytest.raises(SystemExit) as refused:
+            main(["explain", str(tmp_path / name)])
+        assert words in str(refused.value)
+
+
+def test_a_line_that_its_writer_was_killed_in_costs_that_line_alone(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = records.read_text()
+    begin, *lines = text.splitlines(keepends=True)
+    records.write_text(text[:-40])
+    assert f"{len(lines) - 1} steps" in run(capsys, "explain", records)
+    records.write_text(text[:-40] + "\n" + begin + lines[0])
+    assert f"{len(lines)} steps" in run(capsys, "explain", records)
+    assert "differs in" in run(capsys, "replay", records)
+    records.write_text(begin + lines[0][:-40] + "\n" + lines[1])
+    with pytest.raises(SystemExit) as refused:
+        main(["explain", str(records)])
+    assert "line 2: " in str(refused.value)
+
+
+@pytest.mark.slow
+def test_a_clock_that_was_set_back_mixes_up_nothing(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin, *lines = records.read_text().splitlines(keepends=True)
+    records.write_text("".join([begin, *lines[100:], *lines[:100]]))
+    assert f"{len(lines)} steps in 20 minutes" in run(capsys, "explain", records, "--plot", tmp_path / "a.png")
+    assert "differs in" in run(capsys, "replay", records)
 
 
 @pytest.mark.slow
