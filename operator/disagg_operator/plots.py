@@ -13,6 +13,7 @@ from typing import Any
 
 from disagg_operator.planning.hardware import NETWORKS
 from disagg_operator.planning.plan import Deployment, Plan
+from disagg_operator.planning.report import rounded
 
 _WINDOW_S = 300.0
 _BLUE, _ORANGE, _GREY, _RED, _GREEN = "#1f6feb", "#d9730d", "#8c959f", "#cf222e", "#1a7f37"
@@ -146,7 +147,7 @@ def _cost(plan: Plan) -> Any:
     at = plan.question.traffic.requests_per_s
     axis.axvline(at, color=_GREY, linewidth=1, linestyle="--", label=f"planned: {at:.4g}/s")
     if plan.crossover_per_s is not None and plan.crossover_per_s > rates[0]:
-        axis.axvline(plan.crossover_per_s, color=_GREEN, linewidth=1, linestyle=":", label=f"crossover: {plan.crossover_per_s:.2g}/s")
+        axis.axvline(plan.crossover_per_s, color=_GREEN, linewidth=1, linestyle=":", label=f"crossover: {rounded(plan.crossover_per_s)}/s")
     axis.legend(fontsize=8, frameon=False)
     return figure
 

@@ -62,7 +62,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print. 1 when nothing keeps the objectives. Raises one of ERRORS."""
-    question, trace = _question(args)
+    for path in (args.yaml, args.html):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise PlanError(f"{path}: there is no folder {path.parent}")
+    model = _model(args)
+    wishes = _wishes(args, model) if args.yaml else None
+    question, trace = _question(args, model)
     highest = args.highest_rate or max(1000.0, 10 * question.traffic.requests_per_s)
     if not (math.isfinite(highest) and highest > planner.LOWEST_PER_S):
         raise PlanError(f"--highest-rate: must be more than {planner.LOWEST_PER_S}")
@@ -76,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
         print()
     else:
         show(plan, Console(width=None if sys.stdout.isatty() else 120))
-    if args.yaml:
-        args.yaml.write_text(_yaml(plan, _wishes(args)), encoding="utf-8")
+    if args.yaml and wishes is not None:
+        args.yaml.write_text(_yaml(plan, wishes), encoding="utf-8")
     if args.html:
         from disagg_operator.cli import plan_html
 
@@ -88,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 # ---- from arguments to a question ----
 
 
-def _question(args: argparse.Namespace) -> tuple[planner.Question, Any]:
+def _question(args: argparse.Namespace, model: ModelShape) -> tuple[planner.Question, Any]:
     if not 50 <= args.percentile < 100:
         raise PlanError(f"--percentile: must be 50 or more and less than 100, not {args.percentile:g}")
     for name, value in (("--ttft", args.ttft), ("--tpot-ms", args.tpot_ms)):
@@ -101,8 +106,9 @@ def _question(args: argparse.Namespace) -> tuple[planner.Question, Any]:
     everywhere = [] if prefill and decode and not args.gpus else _gpus(args.gpus or "H100", "--gpus")
     gpus = list({g.name: g for g in [*everywhere, *prefill, *decode]}.values())
     names = frozenset(g.name for g in everywhere)
+    model = replace(model, weight_bits=args.weight_bits or model.weight_bits, kv_bits=args.kv_bits)
     question = planner.Question(
-        _model(args), traffic, objectives, tuple(gpus), NETWORKS[args.network], _prices(args.price, gpus), EFFICIENCIES[args.efficiency],
+        model, traffic, objectives, tuple(gpus), NETWORKS[args.network], _prices(args.price, gpus), EFFICIENCIES[args.efficiency],
         _measured(args.profile), frozenset(g.name for g in prefill) or names, frozenset(g.name for g in decode) or names,
     )  # fmt: skip
     return question, trace
@@ -185,6 +191,7 @@ def _measured(texts: list[str]) -> dict[str, list[profiles.Profile]]:
 
 
 def _model(args: argparse.Namespace) -> ModelShape:
+    """As its checkpoint is."""
     shape = named(args.model)
     if shape is None:
         path = Path(args.model)
@@ -197,17 +204,22 @@ def _model(args: argparse.Namespace) -> ModelShape:
             raise PlanError(f"{path}: {error}") from None
         if not isinstance(raw, dict):
             raise PlanError(f"{path}: must hold one JSON object")
-        shape = from_config(raw, path.resolve().parent.name)
-    return replace(shape, weight_bits=args.weight_bits or shape.weight_bits, kv_bits=args.kv_bits)
+        shape = from_config(raw, path.resolve().parent.name if path.name == "config.json" else path.stem)
+    return shape
 
 
-def _wishes(args: argparse.Namespace) -> resource.Wishes:
+def _wishes(args: argparse.Namespace, model: ModelShape) -> resource.Wishes:
     uri = args.uri
     if uri is None:
         if args.model.count("/") != 1 or named(args.model) is None:
             raise PlanError("--yaml: needs --uri, where the model's checkpoint is (hf://ORG/NAME, pvc://CLAIM/PATH or file:///PATH)")
         uri = f"hf://{args.model}"
-    return resource.Wishes(args.name, uri, args.rdma_resource, args.network_attachment, scaled=args.trace is not None)
+    wishes = resource.Wishes(
+        args.name, uri, args.rdma_resource, args.network_attachment, scaled=args.trace is not None,
+        rounded_bits=args.weight_bits if args.weight_bits != model.weight_bits else None, kv_bits=args.kv_bits,
+    )  # fmt: skip
+    resource.check(wishes)
+    return wishes
 
 
 # ---- output ----

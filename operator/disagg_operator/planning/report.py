@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from disagg_operator.planning.capacity import Infeasible, PoolPlan
-from disagg_operator.planning.hardware import NETWORKS
+from disagg_operator.planning.hardware import NETWORKS, Gpu
 from disagg_operator.planning.plan import Deployment, Plan, cost_of
 
 ROLES = {"prefill": "prefill", "decode": "decode", "both": "prefill + decode"}
@@ -20,6 +20,11 @@ _BOUNDS = {
 def seconds(value: float) -> str:
     """With the unit that suits it."""
     return f"{1e6 * value:.0f} us" if value < 1e-3 else f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.2f} s"
+
+
+def rounded(value: float) -> str:
+    """Two digits: 42, 180, 1300."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def size(value: float) -> str:
@@ -62,7 +67,7 @@ def crossover(plan: Plan) -> str:
         return f"No crossover up to {highest:g} requests/s: there, too, one pool is as cheap or cheaper."
     if plan.crossover_per_s == plan.rates[0][0]:
         return f"Disaggregation is cheaper at every rate from {plan.rates[0][0]:g} to {highest:g} requests/s."
-    return f"Crossover: from about {plan.crossover_per_s:.2g} requests/s on (up to {highest:g}) disaggregation is cheaper."
+    return f"Crossover: from about {rounded(plan.crossover_per_s)} requests/s on (up to {highest:g}) disaggregation is cheaper."
 
 
 def notes(plan: Plan) -> list[str]:
@@ -72,16 +77,24 @@ def notes(plan: Plan) -> list[str]:
     out.append(crossover(plan))
     if not q.prices_per_hour:
         out.append("Without prices (--price) every GPU counts the same, so a small one costs as much as a large one.")
-    for gpu in sorted({p.gpu.name for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools}):
-        source = "measured profile" if gpu in q.measured else "roof line"
-        out.append(f"{gpu}: {source}.")
+    used = {p.gpu.name: p.gpu for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools}
+    out += [f"{name}: {'measured profile' if name in q.measured else roof_line(gpu)}." for name, gpu in sorted(used.items())]
     out.append("Sizes: simulated, request by request, on fixed fleets; the crossover is from the formulas." if plan.simulated else
                "Sizes: queueing formulas; --simulate checks them request by request.")  # fmt: skip
     for _, d in both(plan):
         if isinstance(d, Deployment) and any(q.traffic.prompt.tail + q.traffic.output.tail > p.profile.kv_tokens for p in d.pools):
             out.append("A request of tail lengths does not fit into one replica's cache: it would be refused.")
             break
+    longest = q.traffic.prompt.tail + q.traffic.output.tail
+    if q.model.context_tokens is not None and longest > q.model.context_tokens:
+        out.append(f"A request of tail lengths has {longest:.0f} tokens; the model takes {q.model.context_tokens}.")
     return out
+
+
+def roof_line(gpu: Gpu) -> str:
+    """What a GPU can do, as its maker says, and where he does."""
+    figures = f"{gpu.bf16_flops / 1e12:.0f} TFLOP/s bf16, {gpu.bandwidth_bytes_per_s / 1e12:.3g} TB/s, {size(gpu.memory_bytes)}"
+    return f"roof line, of {figures} ({gpu.source})"
 
 
 def both(plan: Plan) -> tuple[tuple[str, Deployment | Infeasible], ...]:

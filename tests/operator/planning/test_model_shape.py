@@ -12,11 +12,12 @@ from disagg_operator.planning.model_shape import KNOWN, PlanError, from_config, 
 
 LLAMA: dict[str, Any] = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32,
-    "vocab_size": 128256, "torch_dtype": "bfloat16",
+    "vocab_size": 128256, "torch_dtype": "bfloat16", "max_position_embeddings": 131072, "architectures": ["LlamaForCausalLM"],
 }  # fmt: skip
 
 
 def test_a_config_gives_the_known_shape() -> None:
+    assert from_config(LLAMA, "llama-3.1-8b").context_tokens == 131_072
     assert from_config(LLAMA, "llama-3.1-8b") == KNOWN["llama-3.1-8b"]
     assert 15.9e9 < from_config(LLAMA, "x").weight_bytes < 16.2e9
 
@@ -62,9 +63,25 @@ def test_quantised_weights(quantization: dict[str, Any], bits: int) -> None:
     [
         ({"hidden_size": None}, "hidden_size"), ({"hidden_size": "big"}, "hidden_size"), ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"num_local_experts": 8}, "num_local_experts"), ({"kv_lora_rank": 512}, "kv_lora_rank"), ({"vocab_size": True}, "vocab_size"),
+        ({"hidden_size": None}, "hidden_size: is missing"), ({"num_key_value_heads": 7}, "32 heads can't share 7"),
+        ({"hybrid_override_pattern": "M-M*"}, "hybrid_override_pattern: models with state-space"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types: linear_attention"),
+        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM generates no text"), ({"is_encoder_decoder": True}, "an encoder"),
         ({"quantization_config": 4}, "quantization_config"), ({"quantization_config": {"bits": "four"}}, "bits"),
     ],
 )  # fmt: skip
 def test_a_wrong_config_is_refused_by_field(change: dict[str, Any], word: str) -> None:
     with pytest.raises(PlanError, match=word):
         from_config(LLAMA | change, "x")
+
+
+def test_a_multi_modal_model_is_planned_by_its_text_part() -> None:
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": LLAMA, "quantization_config": {"quant_method": "fp8"}}
+    assert from_config(whole, "x").kv_bytes_per_token == 131_072
+    assert from_config(whole, "x").weight_bits == 8
+    with pytest.raises(PlanError, match="num_experts"):
+        from_config({"text_config": LLAMA | {"num_experts": 8}}, "x")
+
+
+def test_layers_with_a_sliding_window_are_planned_as_if_it_were_full() -> None:
+    assert from_config(LLAMA | {"layer_types": ["sliding_attention", "full_attention"]}, "x").kv_bytes_per_token == 131_072

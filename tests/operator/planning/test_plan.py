@@ -38,6 +38,24 @@ def test_from_the_crossover_on_disaggregation_is_cheaper_at_every_rate() -> None
     assert below[-1][1] >= below[-1][2]
 
 
+def test_what_a_gpu_was_planned_by_is_said_with_its_source() -> None:
+    notes = report.notes(make_plan(question()))
+    assert "H100: roof line, of 989 TFLOP/s bf16, 3.35 TB/s, 80 GB (https://www.nvidia.com/en-us/data-center/h100/)." in notes
+    measured = report.notes(make_plan(question(measured={"H100": [PROFILES["70b-h100-tp4"]]})))
+    assert "H100: measured profile." in measured
+
+
+def test_requests_that_the_model_does_not_take_are_told() -> None:
+    long = make_plan(question("llama-2-70b", ttft_s=20.0, traffic=traffic(prompt=(2000, 8000))))
+    assert "A request of tail lengths has 8800 tokens; the model takes 4096." in report.notes(long)
+    assert not [n for n in report.notes(make_plan(question("llama-2-70b", traffic=traffic(prompt=(500, 2000))))) if "takes" in n]
+
+
+@pytest.mark.parametrize(("rate", "shown"), [(42.17, "42"), (177.8, "180"), (1334.0, "1300"), (0.23, "0.23")])
+def test_a_rate_is_told_with_two_digits_and_no_exponent(rate: float, shown: str) -> None:
+    assert report.rounded(rate) == shown
+
+
 def test_loose_objectives_are_served_by_one_pool_at_any_rate() -> None:
     plan = make_plan(question(ttft_s=60.0, tpot_s=1.0))
     assert plan.recommended == "monolithic"
@@ -149,6 +167,15 @@ def test_the_example_in_the_document_is_this(pytestconfig: pytest.Config) -> Non
             gpus = " + ".join(f"{p.gpus} {p.gpu.name}" for p in d.pools)
             cells.append(f"{gpus}: {200 * rate / d.gpus:.0f} tokens/s per GPU, TTFT {1e3 * d.ttft_s:.0f} ms")
         assert f"| {cells[0]} | {cells[1]} |" in text
+
+
+def test_the_document_lists_every_gpu_as_it_is_planned(pytestconfig: pytest.Config) -> None:
+    text = (Path(pytestconfig.rootpath) / "docs" / "planning.md").read_text()
+    for g in GPUS.values():
+        fp8 = "-" if g.fp8_flops is None else f"{g.fp8_flops / 1e12:.0f}"
+        link = "PCIe" if g.link_bytes_per_s is None else f"{g.link_bytes_per_s / 1e9:.0f}"
+        figures = f"{g.bf16_flops / 1e12:.0f} | {fp8} | {g.bandwidth_bytes_per_s / 1e12:.3g} | {g.memory_bytes / 1e9:.0f} | {link}"
+        assert f"| {g.name} | {figures} | {g.source} |" in text
 
 
 def test_25_ms_to_the_first_token_on_8_h100_is_a_prompt_of_a_few_hundred_tokens() -> None:

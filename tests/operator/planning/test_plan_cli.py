@@ -86,6 +86,14 @@ def test_a_config_file_and_a_measured_profile(capsys: pytest.CaptureFixture[str]
     assert "H100: measured profile." in data["notes"]
 
 
+def test_weights_that_were_planned_at_8_bits_are_asked_for_at_8_bits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    asked = ["--rate", "80", *SMALL, "--yaml", str(tmp_path / "cr.yaml"), "--weight-bits"]
+    assert plan(capsys, "meta-llama/Llama-3.1-70B", *asked, "8")[0] == 0
+    assert yaml.safe_load((tmp_path / "cr.yaml").read_text())["spec"]["engine"] == {"quantization": "fp8"}
+    assert plan(capsys, "meta-llama/Llama-3.1-70B", *asked, "16")[0] == 0
+    assert "engine" not in yaml.safe_load((tmp_path / "cr.yaml").read_text())["spec"]
+
+
 def test_each_pool_may_have_its_own_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     own = ["--prefill-gpus", "H100", "--decode-gpus", "A100", "--price", "H100=3", "--price", "A100=2"]
     _, out = plan(capsys, "llama-3.1-8b", "--rate", "50", *SMALL, *own, "--json")
@@ -124,6 +132,9 @@ def test_a_trace_is_simulated(capsys: pytest.CaptureFixture[str], tmp_path: Path
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--percentile", "100"], "--percentile"),
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--ttft", "0"], "--ttft"),
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--yaml", "x.yaml"], "--uri"),
+        (["llama-3.1-8b", "--rate", "1", *SMALL, "--yaml", "x.yaml", "--uri", "s3://x"], "spec.model.uri"),
+        (["llama-3.1-8b", "--rate", "1", *SMALL, "--yaml", "x.yaml", "--uri", "hf://a/b", "--kv-bits", "8"], "--kv-bits 8"),
+        (["llama-3.1-8b", "--rate", "1", *SMALL, "--html", "none/x.html"], "there is no folder none"),
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--profile", "H100=nowhere.json"], "nowhere.json"),
         (["llama-3.1-8b", "--trace", "nowhere.csv"], "nowhere.csv: no such file"),
         (["llama-3.1-8b", "--trace", "nowhere.csv", "--rate", "1"], "--trace: brings rate"),
@@ -133,6 +144,7 @@ def test_bad_arguments_are_refused_by_name(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, text = plan(capsys, *arguments)
-    assert code == 2
-    assert words in text
+    with pytest.raises(SystemExit) as left:
+        main(["plan", *arguments])
+    assert words in str(left.value.code)
+    assert capsys.readouterr().out == ""  # before any work

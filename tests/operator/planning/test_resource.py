@@ -12,7 +12,7 @@ from tests.operator.planning.questions import question, traffic
 from disagg_operator.api import parse_file
 from disagg_operator.planning.model_shape import PlanError
 from disagg_operator.planning.plan import make_plan
-from disagg_operator.planning.resource import Wishes, deployment
+from disagg_operator.planning.resource import Wishes, check, deployment
 
 WISHES = Wishes("chat", "hf://meta-llama/Llama-3.1-70B-Instruct")
 CASES: dict[str, tuple[dict[str, Any], Wishes]] = {
@@ -22,6 +22,9 @@ CASES: dict[str, tuple[dict[str, Any], Wishes]] = {
     "ethernet": ({"network": "ethernet-100", "ttft_s": 5.0, "tpot_s": 0.1}, replace(WISHES, network="kv")),
     "AMD": ({"gpus": "MI300X"}, WISHES),
     "small": ({"model": "llama-3.1-8b", "gpus": "L40S", "traffic": traffic(1.0)}, replace(WISHES, uri="pvc://models/llama")),
+    "fp8": ({}, replace(WISHES, rounded_bits=8)),
+    "int8": ({"gpus": "A100"}, replace(WISHES, rounded_bits=8)),
+    "int4": ({}, replace(WISHES, rounded_bits=4)),
     "two kinds": ({"gpus": "H100,A100", "prefill_gpus": frozenset({"H100"}), "decode_gpus": frozenset({"A100"})}, WISHES),
 }
 
@@ -47,6 +50,9 @@ def test_it_is_a_resource_of_ours_with_the_planned_pools(case: str) -> None:
 
 def test_details() -> None:
     assert made("fixed")["spec"]["objectives"] == {"ttftSeconds": {"p99": 2.0}, "tpotSeconds": {"p99": 0.05}}
+    assert "engine" not in made("fixed")["spec"]
+    for kind in ("fp8", "int8", "int4"):
+        assert made(kind)["spec"]["engine"] == {"quantization": kind}
     assert made("AMD")["spec"]["decode"]["accelerator"]["resourceName"] == "amd.com/gpu"
     assert made("rdma")["spec"]["kvTransfer"]["transport"] == "rdma"
     assert made("ethernet")["spec"]["kvTransfer"] == {"transport": "tcp", "network": {"attachmentRef": {"name": "kv"}}}
@@ -65,6 +71,26 @@ def test_details() -> None:
 def test_what_can_not_be_applied_is_said(asked: dict[str, Any], wishes: Wishes, words: str) -> None:
     with pytest.raises(PlanError, match=words):
         deployment(make_plan(question(**asked)), wishes)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        (replace(WISHES, uri="s3://bucket"), "spec.model.uri"),
+        (replace(WISHES, name="Chat"), "metadata.name"),
+        (replace(WISHES, network="A_b"), "attachmentRef.name"),
+        (replace(WISHES, rdma_resource="rdma/x"), "--network-attachment"),
+        (replace(WISHES, kv_bits=8), "--kv-bits 8"),
+    ],
+)
+def test_what_no_plan_could_be_applied_with_is_said_before_one_is_made(wishes: Wishes, words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        check(wishes)
+
+
+def test_good_wishes_pass() -> None:
+    for _, wishes in CASES.values():
+        check(wishes)
 
 
 @pytest.mark.apiserver
