@@ -34,6 +34,7 @@ class Metrics:
             registry=self.registry,
         )
         self._number = Gauge("disagg_autoscaler_number", "What the last decision was made by", (*_POOL, "name"), registry=self.registry)
+        self.undecided = Counter("disagg_autoscaler_failures", "Steps that a bug ended", _POOL[:2], registry=self.registry)
         self._blind = Gauge("disagg_autoscaler_blind", "1 while held for want of metrics", _POOL, registry=self.registry)
 
     def decision(self, key: Key, pool: str, decision: Decision) -> None:
@@ -47,7 +48,7 @@ class Metrics:
 
     def forget(self, key: Key) -> None:
         """The resource is gone: so are its series."""
-        for metric in (self._current, self._wanted, self._value, self._blind, self._number, self.scaled):
+        for metric in (self._current, self._wanted, self._value, self._blind, self._number, self.scaled, self.undecided):
             for labels in [sample.labels for family in metric.collect() for sample in family.samples]:
                 if (labels.get("namespace"), labels.get("deployment")) == key:
                     with contextlib.suppress(KeyError):

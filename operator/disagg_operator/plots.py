@@ -16,6 +16,7 @@ from disagg_operator.planning.plan import Deployment, Plan
 from disagg_operator.planning.report import rounded
 
 _WINDOW_S = 300.0
+_PAGES = {".html", ".htm"}
 _BLUE, _ORANGE, _GREY, _RED, _GREEN = "#1f6feb", "#d9730d", "#8c959f", "#cf222e", "#1a7f37"
 
 
@@ -57,9 +58,10 @@ def draw(timeline: Timeline) -> Any:
     slo.axhline(99, color=_GREY, linewidth=0.8)
     slo.set_ylabel("% in 5 minutes")
     slo.set_xlabel(f"time, {unit}")
+    slo.set_ylim(top=100.5)
     for axis in (load, queue, workers, slo):
         axis.grid(alpha=0.25)
-        axis.legend(loc="lower left" if axis is slo else "upper left", fontsize=8, frameon=False, ncols=4)
+        axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, frameon=False, ncols=4, borderaxespad=0.1)  # above the lines
         axis.margins(x=0.005)
     return figure
 
@@ -81,11 +83,21 @@ def _lines(axis: Any, t: Any, lines: Mapping[str, tuple[Any, str]]) -> None:
     axis.set_ylim(bottom=0)
 
 
+def check(path: Path, timelines: int) -> None:
+    """Whether so many can be saved there. Raises ValueError, before the work that they take."""
+    kind = path.suffix.lower()
+    if kind not in {*_PAGES, ".png", ".svg", ".pdf"}:
+        raise ValueError(f"--plot: {path}: the name must end in .png, .svg, .pdf or .html")
+    if kind not in _PAGES and timelines != 1:
+        raise ValueError(f"--plot: {path} can hold one timeline, not {timelines}: write .html instead")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--plot: {path}: there is no folder {path.parent}")
+
+
 def save(path: Path, timelines: Sequence[Timeline], text: str = "") -> None:
     """PNG (one timeline), SVG, PDF, or HTML with all of them and `text` above, which needs nothing else to be shown."""
-    if path.suffix.lower() not in {".html", ".htm"}:
-        if len(timelines) != 1:
-            raise ValueError(f"plot: {path} can hold one timeline, not {len(timelines)}: write .html instead")
+    check(path, len(timelines))
+    if path.suffix.lower() not in _PAGES:
         draw(timelines[0]).savefig(path, dpi=110)
         return
     pictures = []

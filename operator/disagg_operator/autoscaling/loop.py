@@ -103,7 +103,7 @@ class ScrapeLoop:
         await asyncio.gather(*(self._ensure_bearer(job) for job in jobs))
         bodies = await self._direct.fetch([t for job in jobs for t in self._targets(job)])
         found = {(target.pod, target.path): body for target, body in bodies.items()}
-        await asyncio.gather(*(self._one(job, found) for job in jobs))
+        await asyncio.gather(*(self._guarded(job, found) for job in jobs))
 
     async def _ensure_bearer(self, job: _Job) -> None:
         if job.entry.bearer is None and job.pods.routers:
@@ -121,6 +121,14 @@ class ScrapeLoop:
             workers = (pod for pool in POOLS for pod in job.pods.workers[pool])
             targets.extend(Target(_pod_id(pod), _address(pod), http_port(pod, WORKER_PORT)) for pod in workers)
         return targets
+
+    async def _guarded(self, job: _Job, found: Mapping[tuple[str, str], str]) -> None:
+        try:
+            await self._one(job, found)
+        except Exception:
+            # A bug must cost one resource, not the operator: this one keeps the replicas that it has.
+            log.exception("%s/%s: no decision", *job.key)
+            self._metrics.undecided.labels(*job.key).inc()
 
     async def _one(self, job: _Job, found: Mapping[tuple[str, str], str]) -> None:
         entry, plan = job.entry, job.plan

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from disagg_operator import plots
 from disagg_operator.autoscaling import journal
 from disagg_operator.autoscaling.journal import Step
 from disagg_operator.autoscaling.observation import Pods
@@ -28,6 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print; the exit status. Raises one of ERRORS."""
+    if args.plot:
+        plots.check(args.plot, 1)
     runs = decisions.load(args)
     everything = sorted(journal.steps_of(runs), key=lambda s: s.observation.now_s)  # a clock that was set back mixes up nothing
     begin_s = everything[-1].observation.now_s - decisions.seconds(args.since)
@@ -37,8 +40,6 @@ def run(args: argparse.Namespace) -> int:
     for sentence in sentences(steps):
         console.print(sentence)
     if args.plot:
-        from disagg_operator import plots
-
         plots.save(args.plot, [plots.Timeline(args.source, journal.columns(steps))], "\n".join(sentences(steps)))
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from disagg_operator import plots
 from disagg_operator.autoscaling import codec, journal
 from disagg_operator.autoscaling.journal import Policy, Run, Step
 from disagg_operator.autoscaling.observation import Targets
@@ -36,6 +37,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print where it differs; 0 also when it does. Raises one of ERRORS."""
+    if args.plot:
+        plots.check(args.plot, 1)
     runs = decisions.load(args)
     changes = [parse_change(text) for text in args.set]
     if changes and args.policy != policies.PREDICTIVE:
@@ -51,8 +54,6 @@ def run(args: argparse.Namespace) -> int:
         console.print(table(what, other[:_MOST_ROWS]))
     console.print(summary(what, pairs, len(other)))
     if args.plot:
-        from disagg_operator import plots
-
         steps, new = [s for s, _ in pairs], [t for _, t in pairs]
         timelines = [plots.Timeline(f"{args.source}: {what} (what was wanted)", journal.columns(steps, new))]
         if args.plot.suffix.lower() in (".html", ".htm"):

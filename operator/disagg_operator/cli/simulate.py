@@ -20,6 +20,13 @@ from disagg_operator.simulation import bounds, monolithic, policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.score import Score, score
 
+_MOST_REQUESTS = 100_000_000
+# (argument, least, most). 200: the simulator has places for 512 workers of a pool, those that drain included.
+_RANGES = (
+    ("copies", 1, 1_000_000), ("tpot_ms", 0.001, 1e6), ("ttft_s", 0.001, 1e5), ("most", 1, 200), ("warm_workers", 0, 1_000_000),
+    ("failures_per_worker_day", 0, 10_000), ("link_gbps", 0, 1e6), ("kv_bytes_per_token", 1, 1e9), ("role_flip_s", 0.1, 3600),
+    ("monolithic", 1, 10_000),
+)  # fmt: skip
 ERRORS = (traces.TraceError, profiles.ProfileError, policies.PolicyError, ValueError, OSError)
 
 
@@ -50,11 +57,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate; the tables go to stdout. Raises one of ERRORS."""
-    trace = traces.read(args.trace).times(args.copies)
     setup = _setup(args)
-    past = policies.read_history(args.history, args.copies) if args.history else None
     wanted = args.policy or [policies.PREDICTIVE]
     names = [n for name in wanted for n in (policies.names(setup) if name == "all" else [name])]
+    made = {name: policies.make(name, setup) for name in names}
+    if args.plot is not None:
+        plots.check(args.plot, len(made))
+    trace = traces.read(args.trace)
+    if len(trace) * args.copies > _MOST_REQUESTS:
+        raise ValueError(f"--copies: {len(trace)} requests {args.copies} times are more than {_MOST_REQUESTS:,}")
+    trace = trace.times(args.copies)
+    past = policies.read_history(args.history, args.copies) if args.history else None
     made = {name: policies.make(name, setup, past, args.role_flip_s) for name in names}
     scores: dict[str, Score] = {}
     timelines = []
@@ -68,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         scores[f"cheapest fixed fleet: {fixed.plan}"] = fixed.score
         scores[f"with foresight: {foresight.plan}"] = foresight.score
         notes.append(f"fluid bound: {bounds.fluid_gpu_hours(trace, setup):.1f} GPU-hours")
-    if args.monolithic:
+    if args.monolithic is not None:
         notes.append(_monolithic(trace, setup, args.monolithic))
     if args.json:
         json.dump({"trace": trace.name, "scores": {name: asdict(s) for name, s in scores.items()}, "notes": notes}, sys.stdout, indent=1)
@@ -85,13 +98,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raises ValueError naming the argument."""
+    for name, least, most in _RANGES:
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:  # NaN fails too
+            raise ValueError(f"--{name.replace('_', '-')}: must be {least:g} to {most:g}, not {value:g}")
+    if not (args.grace_s >= 0):
+        raise ValueError(f"--grace-s: must be 0 or more, or inf, not {args.grace_s:g}")
+    if not 0 <= args.cold_start_s[0] <= args.cold_start_s[1] <= 86_400:
+        raise ValueError("--cold-start-s: FROM must not be more than TO, neither negative, and no more than a day")
+    if args.blind_s is not None and not 0 <= args.blind_s[0] < args.blind_s[1]:
+        raise ValueError("--blind-s: FROM must be less than TO, and not negative")
+
+
 def _setup(args: argparse.Namespace) -> Setup:
-    if args.copies < 1:
-        raise ValueError("--copies: must be 1 or more")
-    if not 0 <= args.cold_start_s[0] <= args.cold_start_s[1]:
-        raise ValueError("--cold-start-s: FROM must not be more than TO, and neither negative")
-    if args.link_gbps < 0 or args.kv_bytes_per_token <= 0:
-        raise ValueError("--link-gbps: must be 0 or more, and --kv-bytes-per-token more than 0")
+    _check(args)
     return Setup(
         profiles.load(args.profile), tpot_s=args.tpot_ms / 1000, ttft_least_s=args.ttft_s, cold_start_s=tuple(args.cold_start_s),
         most=args.most, grace_s=args.grace_s, warm_workers=args.warm_workers,

@@ -58,9 +58,16 @@ class Profile:
         batches = min(requests, 1.15 * tokens / self.batch_tokens)
         return self.a_s * batches + self.b_s_per_token * tokens + self.c_s_per_token2 * tokens_squared
 
+    def sequences_within(self, tpot_s: float, kv_per_sequence: float) -> float:
+        """Most sequences whose step stays within `tpot_s`, as far as time goes; infinite where more of them cost none."""
+        each_s = self.e_s_per_sequence + self.f_s_per_token * kv_per_sequence
+        if each_s <= 0:
+            return math.inf if tpot_s >= self.d_s else 0.0
+        return (tpot_s - self.d_s) / each_s
+
     def best_batch(self, tpot_s: float, kv_per_sequence: float) -> float:
         """Most sequences whose step stays within `tpot_s`; at least 1, at most what the cache and `max_running` allow."""
-        by_time = (tpot_s - self.d_s) / (self.e_s_per_sequence + self.f_s_per_token * kv_per_sequence)
+        by_time = self.sequences_within(tpot_s, kv_per_sequence)
         return max(1.0, min(by_time, self.kv_tokens / max(kv_per_sequence, 1.0), float(self.max_running)))
 
     def decode_tokens_per_s(self, tpot_s: float, kv_per_sequence: float) -> float:
@@ -107,6 +114,8 @@ def load(name: str) -> Profile:
             raise ProfileError(f"{name}: {field}: {value!r} is not a positive number")
         if field in _WHOLE and value != int(value):
             raise ProfileError(f"{name}: {field}: {value!r} is not a whole number")
+    if found.isolated_s(1) <= 0:
+        raise ProfileError(f"{name}: a_s, b_s_per_token, c_s_per_token2: all are 0, and no prompt is free")
     return found
 
 

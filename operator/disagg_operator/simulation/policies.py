@@ -54,6 +54,8 @@ def make(name: str, setup: Setup, past: list[history.Minute] | None = None, flip
         return Predictive(settings, history.seed(settings, past) if past else None)
     if fixed := re.fullmatch(r"static:(\d+),(\d+)", name):
         sizes = Targets(int(fixed[1]), int(fixed[2]))
+        if not (setup.least <= sizes.prefill <= setup.most and setup.least <= sizes.decode <= setup.most):
+            raise PolicyError(f"policy: {name}: a pool has {setup.least} to {setup.most} workers")
         return lambda _: sizes
     known = baselines.all_of(setup.profile, setup.tpot_s)
     if name not in known:

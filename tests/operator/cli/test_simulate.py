@@ -66,9 +66,28 @@ def test_a_table_with_bounds_baselines_and_monolithic_serving(trace: Path, tmp_p
         pytest.param(("--copies", "0"), "--copies", id="copies"),
         pytest.param(("--cold-start-s", "9", "3"), "--cold-start-s", id="cold start"),
         pytest.param(("--link-gbps", "-1"), "--link-gbps", id="link"),
+        pytest.param(("--copies", "1000000"), "--copies: 9000 requests", id="too many copies"),
+        pytest.param(("--cold-start-s", "9", "inf"), "--cold-start-s", id="no cold start"),
+        pytest.param(("--link-gbps", "nan"), "--link-gbps", id="NaN link"),
+        pytest.param(("--policy", "static:0,1"), "static:0,1: a pool has 1 to 40", id="empty pool"),
+        pytest.param(("--policy", "static:1,99"), "static:1,99: a pool has 1 to 40", id="pool over --most"),
+        pytest.param(("--most", "0"), "--most: must be 1 to 200, not 0", id="most"),
+        pytest.param(("--most", "1000"), "--most", id="more than there are places for"),
+        pytest.param(("--failures-per-worker-day", "-1"), "--failures-per-worker-day", id="failures"),
+        pytest.param(("--tpot-ms", "0"), "--tpot-ms", id="tpot"),
+        pytest.param(("--ttft-s", "nan"), "--ttft-s", id="ttft"),
+        pytest.param(("--grace-s", "-1"), "--grace-s", id="grace"),
+        pytest.param(("--warm-workers", "-3"), "--warm-workers", id="warm workers"),
+        pytest.param(("--blind-s", "5", "1"), "--blind-s", id="blind"),
+        pytest.param(("--role-flip-s", "0"), "--role-flip-s", id="role flip"),
+        pytest.param(("--monolithic", "0"), "--monolithic", id="monolithic"),
+        pytest.param(("--plot", "x.bmp"), "must end in .png", id="plot of an unknown kind"),
+        pytest.param(("--plot", "none/x.png"), "no folder none", id="plot into nowhere"),
+        pytest.param(("--plot", "x.png", "--policy", "all"), "one timeline", id="too much for a picture"),
         pytest.param(("--history", "none.csv"), "none.csv", id="history"),
     ],
 )
-def test_bad_arguments_are_named(trace: Path, argv: tuple[str, ...], message: str) -> None:
+def test_bad_arguments_are_named(trace: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], message: str) -> None:
+    monkeypatch.setattr(simulate, "Cluster", None)  # before anything is simulated
     with pytest.raises(simulate.ERRORS, match=message):
         run(str(trace), *argv)

@@ -37,6 +37,11 @@ def counts(t: Traffic, o: Objectives, profile: Profile = PROFILE, kv: Kv = KV) -
     return tuple(math.inf if isinstance(x, Infeasible) else x.pool.replicas for x in (p, d, m))  # type: ignore[return-value]
 
 
+def test_a_pool_whose_steps_cost_the_same_at_any_batch_is_planned() -> None:
+    found = counts(traffic(50), Objectives(1.0, 0.05), replace(PROFILE, e_s_per_sequence=0.0, f_s_per_token=0.0))
+    assert all(1 <= n < 100 for n in found)
+
+
 @given(traffics, objectives, st.floats(1.01, 4))
 @settings(deadline=None, max_examples=150)
 def test_more_traffic_never_needs_fewer_workers(t: Traffic, o: Objectives, factor: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,21 @@ def test_a_wrong_value_is_refused_by_field(field: str, value: object, tmp_path: 
     raw = json.loads((tmp_path / "p.json").read_text()) | {field: value}
     (tmp_path / "p.json").write_text(json.dumps(raw))
     with pytest.raises(ProfileError, match=field):
+        load(str(tmp_path / "p.json"))
+
+
+@pytest.mark.parametrize("kv_tokens", [0.0, 800.0])
+def test_where_more_sequences_cost_nothing_the_batch_is_what_fits(kv_tokens: float) -> None:
+    flat = replace(PROFILES["8b-h100"], e_s_per_sequence=0.0, f_s_per_token=0.0)
+    assert flat.best_batch(0.05, kv_tokens) == flat.max_running
+    assert flat.decode_tokens_per_s(0.05, kv_tokens) == pytest.approx(flat.max_running / flat.d_s)
+    assert flat.sequences_within(0.001, kv_tokens) == 0
+    assert flat.best_batch(0.001, kv_tokens) == 1
+
+
+def test_prompts_that_take_no_time_are_no_profile(tmp_path: Path) -> None:
+    save(replace(PROFILES["8b-h100"], a_s=0.0, b_s_per_token=0.0, c_s_per_token2=0.0), tmp_path / "p.json")
+    with pytest.raises(ProfileError, match="no prompt is free"):
         load(str(tmp_path / "p.json"))
 
 

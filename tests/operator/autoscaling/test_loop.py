@@ -1,0 +1,83 @@
+"""The scrape loop, where one resource must not cost the others."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fakes.kube import FakeKube
+
+from disagg_operator.autoscaling.flipper import Flipper
+from disagg_operator.autoscaling.forecasting import Forecasting
+from disagg_operator.autoscaling.loop import ScrapeLoop
+from disagg_operator.autoscaling.records import Records
+from disagg_operator.autoscaling.signals.direct import DirectDoor
+from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
+from disagg_operator.autoscaling.store import StateStore
+from disagg_operator.cache import Cache
+from disagg_operator.live import LiveTable
+from disagg_operator.metrics import Metrics
+from disagg_operator.plan import scale_plan
+from disagg_operator.resources import DISAGG_DEPLOYMENT, DISAGG_POOL
+
+SCALED = {"autoscaling": {"minReplicas": 1, "maxReplicas": 4}}
+
+
+class Broken(Forecasting):
+    """As if the policy had a bug that one resource meets."""
+
+    async def ready(self, key: Any, entry: Any, plan: Any) -> bool:
+        if key[1] == "bad":
+            raise ZeroDivisionError("as told")
+        return await super().ready(key, entry, plan)
+
+
+class Loop:
+    def __init__(self, folder: Path) -> None:
+        self.now_s, self.woken = 1000.0, set[Any]()
+        self.cache, self.live, self.metrics = Cache(), LiveTable(), Metrics()
+        self.direct, self.prometheus = DirectDoor(), PrometheusDoor()
+        self.flipper = Flipper(self.direct, self.woken.add, lambda: self.now_s)
+        forecasting = Broken(StateStore(FakeKube()), Records(folder), self.prometheus, lambda: self.now_s)  # type: ignore[arg-type]
+        self.loop = ScrapeLoop(
+            cache=self.cache, live=self.live, direct=self.direct, prometheus=self.prometheus, forecasting=forecasting,
+            flipper=self.flipper, plan_of=scale_plan, bearer_of=self.bearer_of, wake=self.woken.add, clock=lambda: self.now_s,
+            epoch=lambda: self.now_s, metrics=self.metrics,
+        )  # fmt: skip
+
+    async def bearer_of(self, key: Any) -> str | None:
+        return None
+
+    def add(self, name: str) -> None:
+        meta = {"name": name, "namespace": "ns", "uid": f"uid-{name}"}
+        spec = {"model": {"uri": "hf://a/b"}, "prefill": SCALED, "decode": SCALED}
+        self.cache.put(DISAGG_DEPLOYMENT, {"apiVersion": "disagg.dev/v1alpha1", "kind": "DisaggDeployment", "metadata": meta, "spec": spec})
+        for role in ("prefill", "decode"):
+            owned = {"name": f"{name}-{role}", "namespace": "ns", "labels": {"disagg.dev/deployment": name, "disagg.dev/pool": role}}
+            self.cache.put(DISAGG_POOL, {"kind": "DisaggPool", "metadata": {**owned, "uid": f"{name}{role}"}, "spec": {"replicas": 2}})
+
+    async def close(self) -> None:
+        await self.flipper.close()
+        await self.direct.close()
+        self.prometheus.close()
+
+
+@pytest.fixture
+async def loop(tmp_path: Path) -> AsyncIterator[Loop]:
+    made = Loop(tmp_path)
+    yield made
+    await made.close()
+
+
+async def test_a_bug_that_one_resource_meets_costs_no_other_its_decisions(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("bad", "good"):
+        loop.add(name)
+    for _ in range(3):
+        await loop.loop.tick()
+        loop.now_s += 20
+    assert loop.live.of(("ns", "good"), "uid-good").pools["decode"].decision is not None
+    assert not loop.live.of(("ns", "bad"), "uid-bad").pools
+    assert "ns/bad: no decision" in caplog.text
+    assert b'disagg_autoscaler_failures_total{deployment="bad",namespace="ns"} 3.0' in loop.metrics.text()
