@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,19 @@ def test_named_targets_and_files_exist(page: Path) -> None:
         assert (page.parent / name).exists(), name
     for name in re.findall(r"`((?:examples|scripts|docs|models|helm|e2e)/[\w./-]+)`", text):
         assert (REPO / name).exists(), name
+
+
+def test_the_policy_is_used_alone_as_the_page_on_autoscaling_shows() -> None:
+    """Without site-packages: the standard library is enough."""
+    (block,) = re.findall(r"```python\n(.*?)```", (REPO / "docs/autoscaling.md").read_text(), re.DOTALL)
+    argv = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(REPO / 'operator')!r})\n{block}"]
+    found = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    moves = [re.fullmatch(r"(\d+) s: (\d)\+(\d) -> (\d)\+(\d): prefill: .+; decode: .+", line) for line in found.stdout.splitlines()]
+    assert all(moves)
+    last = moves[-1]
+    assert last is not None
+    assert 4 <= int(last[4]) <= 8  # 2.9 workers of work
+    assert 3 <= int(last[5]) <= 8  # 2.2
 
 
 def test_the_page_on_autoscaling_names_every_series_that_is_read_and_every_number() -> None:
