@@ -28,14 +28,16 @@ async def test_between_its_two_pools_a_worker_gets_nothing_and_then_its_new_work
         table = stack.router.table
         stack.publish(p, d, e, pools={"p": "prefill", "d": "decode", "e": "prefill"})
         await stack.until(lambda: [w.name for w in table.workers() if w.serves("decode")] == ["d"])
-        before = len(e.seen.bodies)
-        assert (await stack.complete(max_tokens=4)).json()["disagg"]["decode"]["pod"] == "d"
-        assert len(e.seen.bodies) == before
+        for _ in range(4):
+            assert (await stack.complete(max_tokens=4)).json()["disagg"]["decode"]["pod"] == "d"
+        # Handshakes aside: one that was under way as the decode worker that it still was may land late.
+        assert [body["request_id"] for body in e.seen.bodies if not body["request_id"].startswith("handshake-")] == []
         e.role, e.incarnation = "prefill", "e/2"
-        await stack.until(lambda: sum(w.serves("prefill") for w in table.workers()) == 2 and stack.healthy() == 2)
+        # Not the number of healthy pairs: until the handshakes look again, it is that of before the move, which is two as well.
+        await stack.until(lambda: sum(w.serves("prefill") for w in table.workers()) == 2 and "e/2" in table.proven)
         await p.stop()
         answer = (await stack.complete(max_tokens=4)).json()
-        assert (answer["disagg"]["prefill"]["pod"], answer["disagg"]["path"]) == ("e", "remote")
+        assert (answer["disagg"]["prefill"]["pod"], answer["disagg"]["path"]) == ("e", "remote"), answer
         listed = {w["name"]: (w["role"], w["pools"]) for w in (await stack.state())["workers"]}
         assert listed["e"] == ("prefill", ["prefill"])
 
