@@ -44,6 +44,10 @@ def run(args: argparse.Namespace) -> int:
     ):
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')}: must be {least} or more")
+    if not 1 <= args.seconds <= 86_400:  # NaN fails too
+        raise ValueError(f"--seconds: must be 1 to 86400, not {args.seconds:g}")
+    if not args.out.absolute().parent.is_dir():
+        raise ValueError(f"--out: {args.out}: there is no folder {args.out.parent}")
     extent = measure.Extent(args.max_prompt_tokens, args.max_batch, args.seconds)
     limits = fit.Limits(args.gpus, args.kv_tokens, args.batch_tokens, args.max_running)
     fitted = asyncio.run(_measure(args.url, args.model, extent, limits))

@@ -82,6 +82,16 @@ def test_an_endpoint_that_does_not_answer_is_named(
     assert not (tmp_path / "p.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--seconds", "nan"), "--seconds"), (("--seconds", "0"), "--seconds"), (("--out", "none/p.json"), "no folder none")],
+)
+def test_what_would_be_lost_after_the_measurement_is_said_before(arguments: tuple[str, str], words: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["profile", "http://127.0.0.1:9/v1", "--kv-tokens", "5", *arguments])
+    assert words in str(left.value.code)
+
+
 @pytest.mark.parametrize("flag", ["--kv-tokens", "--max-batch", "--gpus", "--max-prompt-tokens"])
 def test_a_bad_argument_is_named(flag: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as left:
