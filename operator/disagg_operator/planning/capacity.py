@@ -123,7 +123,7 @@ def prefill_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Pr
 
 def decode_batch(traffic: Traffic, tpot_s: float, profile: Profile) -> tuple[float, str]:
     """The most sequences in one step inside the objective, the cache and what an engine runs, and which of them it is."""
-    by_time = profile.sequences_within(tpot_s * _TPOT_MARGIN, traffic.held_tokens)
+    by_time = (tpot_s * _TPOT_MARGIN - profile.d_s) / (profile.e_s_per_sequence + profile.f_s_per_token * traffic.held_tokens)
     by_room = profile.kv_tokens / (traffic.prompt.mean + traffic.output.mean)
     return min((by_time, "tpot"), (by_room, "cache"), (float(profile.max_running), "batch"))
 

@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 
+_LEAST_S_PER_SEQUENCE = 1e-7
+
+
 class ProfileError(ValueError):
     """A profile that can't be used; the message names field and file."""
 
@@ -58,22 +61,20 @@ class Profile:
         batches = min(requests, 1.15 * tokens / self.batch_tokens)
         return self.a_s * batches + self.b_s_per_token * tokens + self.c_s_per_token2 * tokens_squared
 
-    def sequences_within(self, tpot_s: float, kv_per_sequence: float) -> float:
-        """Most sequences whose step stays within `tpot_s`, as far as time goes; infinite where more of them cost none."""
-        each_s = self.e_s_per_sequence + self.f_s_per_token * kv_per_sequence
-        if each_s <= 0:
-            return math.inf if tpot_s >= self.d_s else 0.0
-        return (tpot_s - self.d_s) / each_s
-
     def best_batch(self, tpot_s: float, kv_per_sequence: float) -> float:
         """Most sequences whose step stays within `tpot_s`; at least 1, at most what the cache and `max_running` allow."""
-        by_time = self.sequences_within(tpot_s, kv_per_sequence)
+        by_time = (tpot_s - self.d_s) / (self.e_s_per_sequence + self.f_s_per_token * kv_per_sequence)
         return max(1.0, min(by_time, self.kv_tokens / max(kv_per_sequence, 1.0), float(self.max_running)))
 
     def decode_tokens_per_s(self, tpot_s: float, kv_per_sequence: float) -> float:
         """Most tokens a second of one worker within `tpot_s`."""
         batch = self.best_batch(tpot_s, kv_per_sequence)
         return batch / self.step_s(batch, batch * kv_per_sequence)
+
+    def __post_init__(self) -> None:
+        """Steps that take the same at any batch are what a measurement of few sequences shows; no sequence is quite free."""
+        if self.e_s_per_sequence + self.f_s_per_token <= 0:
+            object.__setattr__(self, "e_s_per_sequence", _LEAST_S_PER_SEQUENCE)
 
 
 PROFILES = {
