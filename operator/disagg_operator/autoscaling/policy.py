@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 
 # A stretch without samples longer than this is a hole: what was seen before it can't vouch for a scale-down.
 MAX_GAP_S = 30.0
+_MOST_REQUESTS = 1e12  # more is no measurement
 _EPSILON = 1e-9  # ceil(3.0000000001) is 3: a mean of floats must not cost a replica
 
 
@@ -41,7 +42,8 @@ class PoolPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look at a pool at monotonic time `at`. `requests` is the sum over what answered; None when nothing did."""
+    """One look at a pool at monotonic time `at`. `requests` is the sum over what answered; None when nothing did (as is taken what is no
+    number of requests)."""
 
     at: float
     requests: float | None
@@ -91,6 +93,8 @@ AT_LIMIT = "AtLimit"
 
 def step(policy: PoolPolicy, sample: Sample, replicas: int, state: State) -> tuple[Decision, State]:
     """Take one sample into account. `replicas`: what the pool is set to now, pods that still start included."""
+    if sample.requests is not None and not 0 <= sample.requests < _MOST_REQUESTS:  # NaN fails too
+        sample = replace(sample, requests=None)
     state = _remember(policy, sample, state)
     demand = _mean(state.samples)
     value = None if demand is None else demand / max(replicas, 1)

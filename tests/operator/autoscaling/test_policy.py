@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +41,9 @@ def steady(requests: float | None, until_s: int, start_s: int = 0, **silent: int
         pytest.param(4.0, 12, 8, policy.ABOVE_MAXIMUM, id="above the maximum is brought to it"),
         pytest.param(4.0, 0, 1, policy.BELOW_MINIMUM, id="below the minimum is brought to it"),
         pytest.param(None, 4, 4, policy.METRICS_UNAVAILABLE, id="no data holds"),
+        pytest.param(math.nan, 4, 4, policy.METRICS_UNAVAILABLE, id="NaN is no data"),
+        pytest.param(math.inf, 4, 4, policy.METRICS_UNAVAILABLE, id="nor is infinity"),
+        pytest.param(-3.0, 4, 4, policy.METRICS_UNAVAILABLE, id="nor less than nothing"),
         pytest.param(None, 0, 1, policy.BELOW_MINIMUM, id="the minimum holds without data"),
         pytest.param(None, 12, 8, policy.ABOVE_MAXIMUM, id="the maximum holds without data"),
     ],
