@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     scores: dict[str, Score] = {}
     timelines = []
     for name, policy in made.items():
+        if sys.stderr.isatty():
+            print(f"{len(trace):,} requests with {name} (the first run on a machine compiles for half a minute) ...", file=sys.stderr)
         cluster = Cluster(trace, setup).run(policy)
         scores[name] = score(cluster)
         timelines.append(plots.Timeline(f"{trace.name}: {name}", cluster.series.columns_as_lists()))
