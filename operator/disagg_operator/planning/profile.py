@@ -12,7 +12,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-_LEAST_S_PER_SEQUENCE = 1e-7
+_LEAST_S_PER_SEQUENCE = 1e-9
 
 
 class ProfileError(ValueError):
