@@ -131,30 +131,28 @@ class Kpa:
 
 @dataclass
 class Apa:
-    """AIBrix's APA on the mean of a minute: outside of [1 - 0.2, 1 + 0.1] of the target per pod in proportion, by a factor of two at most;
-    down to the largest of its cool-down of 300 s. With the guard of its later versions: nothing is added while pods start."""
+    """AIBrix's APA: outside of [1 - 0.2, 1 + 0.1] of the target per pod in proportion, by a factor of two at most; down to the largest of
+    its cool-down of 300 s. With the guard of its later versions: pods that start count, with nothing in flight, or it would ask for what
+    they will carry again and again."""
 
     prefill: float
     decode: float
-    seen: deque[tuple[float, float, float]] = field(default_factory=deque)
     cool_down: tuple[HpaBehavior, HpaBehavior] = field(default_factory=lambda: (HpaBehavior(), HpaBehavior()))
 
     def __call__(self, o: Observation) -> Targets:
         if o.blind:
             return Targets(o.prefill.pods.replicas, o.decode.pods.replicas)
-        self.seen.append((o.now_s, *_in_flight(o)))
-        while self.seen[0][0] <= o.now_s - 60.0:
-            self.seen.popleft()
         out = []
-        for i, (pods, target) in enumerate(((o.prefill.pods, self.prefill), (o.decode.pods, self.decode))):
+        pools = (o.prefill.pods, self.prefill), (o.decode.pods, self.decode)
+        for (pods, target), flying, cool_down in zip(pools, _in_flight(o), self.cool_down, strict=True):
             n = max(pods.replicas, 1)
-            use = sum(row[1 + i] for row in self.seen) / len(self.seen) / n / target
+            use = flying / n / target
             wanted = n
             if use > 1.1:
-                wanted = n if pods.starting_ages_s else min(math.ceil(n * use), 2 * n)
+                wanted = min(math.ceil(n * use), 2 * n)
             elif use < 0.8:
                 wanted = max(math.ceil(n * use), n // 2)
-            out.append(self.cool_down[i].decide(o.now_s, n, wanted))
+            out.append(cool_down.decide(o.now_s, n, wanted))
         return Targets(out[0], out[1])
 
 

@@ -84,7 +84,18 @@ def test_apa_moves_by_a_factor_of_two_outside_of_its_band() -> None:
     assert Apa(2, 1000)(look(0, 40, Pods(4, 4))).prefill == 8
     assert Apa(2, 1000)(look(0, 8.7, Pods(4, 4))).prefill == 4
     assert Apa(2, 1000)(look(0, 7, Pods(4, 4))).prefill == 4
-    assert Apa(2, 1000)(look(0, 40, Pods(4, 3, (20.0,)))).prefill == 4  # while pods start nothing is added
+    assert Apa(2, 1000)(look(0, 5, Pods(8, 8))).prefill == 4  # half at most
+    assert Apa(2, 1000)(look(0, 16, Pods(8, 4, (20.0,) * 4))).prefill == 8  # what starts is counted
+    assert Apa(2, 1000)(look(0, 20, Pods(8, 4, (20.0,) * 4))).prefill == 10  # more than all of them can take
+
+
+def test_apa_sees_a_burst_at_the_next_scrape_and_shrinks_after_its_cool_down() -> None:
+    apa = Apa(2, 1000)
+    assert [apa(look(15.0 * i, 8, Pods(4, 4))).prefill for i in range(4)] == [4] * 4
+    assert apa(look(60, 14, Pods(4, 4))).prefill == 7
+    assert apa(look(75, 2, Pods(7, 7))).prefill == 7
+    assert apa(look(359, 2, Pods(7, 7))).prefill == 7
+    assert apa(look(374, 2, Pods(7, 7))).prefill == 3
 
 
 def test_dynamo_plans_an_interval_at_full_utilisation() -> None:
