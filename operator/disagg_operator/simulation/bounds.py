@@ -15,7 +15,7 @@ from disagg_operator.simulation.score import Score, score
 from disagg_operator.simulation.traces import Trace
 
 _PER_POOL = 0.995  # of each pool's objective
-_UTILISATIONS = (0.1, 1.2)  # that a plan with foresight tries; over 1: it holds what the next minutes need at most
+_UTILISATIONS = (0.1, 1.0)  # that a plan with foresight tries
 
 
 @dataclass(frozen=True, slots=True)
