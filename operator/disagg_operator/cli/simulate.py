@@ -50,8 +50,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate; the tables go to stdout. Raises one of ERRORS."""
-    trace = traces.read(args.trace).times(args.copies)
     setup = _setup(args)
+    trace = traces.read(args.trace).times(args.copies)
     past = policies.read_history(args.history, args.copies) if args.history else None
     wanted = args.policy or [policies.PREDICTIVE]
     names = [n for name in wanted for n in (policies.names(setup) if name == "all" else [name])]
