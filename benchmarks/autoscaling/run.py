@@ -64,6 +64,7 @@ WRONG_PROFILES = [name for name in VARIANTS if "profile given" in name or "not l
 _ALSO_LARGE = "profile given: twice too fast"
 _STAYS_S = (0.0, 300.0)  # minimum stays that the plan with foresight tries
 KINDS = ("policy", "fluid", "oracle", "static")
+_CLOSER = "TTFT % | TPOT % | 5-minute windows under 95 % | worst window | pod starts | dropped | killed |"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,36 +188,26 @@ def report(results: list[tuple[Job, dict[str, Any]]], alone_s: float) -> str:
         lines.append(f"| {label} | " + " | ".join(map(_cell, runs)) + f" | {product ** (1 / len(CASES)):.3f} |")
     for kind, label in (("fluid", "fluid bound"), ("static", "cheapest fixed fleet"), ("oracle", "plan with foresight")):
         lines.append(f"| {label} | " + " | ".join(_cell(by[t, kind, ""]) if (t, kind, "") in by else "not run" for t in CASES) + " | |")
-    closer = "TTFT % | TPOT % | 5-minute windows under 95 % | worst window | pod starts | dropped | killed |"
-    lines += ["", "The predictive policy, closer:", "", f"| trace | {closer}", "|---|---|---|---|---|---|---|---|"]
+    lines += ["", "The predictive policy, closer:", "", f"| trace | {_CLOSER}", "|---|---|---|---|---|---|---|---|"]
     for t in CASES:
         lines.append(f"| {t} | " + _closer(by[t, "policy", policies.PREDICTIVE]) + " |")
-    lines += [
-        "",
-        f"Variants on {LARGE}:",
-        "",
-        f"| variant | GPU-h @ attainment | cost | {closer}",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for job, r in results:
-        if job.trace == LARGE and job.policy == policies.PREDICTIVE:
-            lines.append(f"| {job.variant} | {_cell(r)} | {r['gpu_hours'] / reference[LARGE]:.3f} | {_closer(r)} |")
-    lines += [
-        "",
-        f"And on {SHORT}, an hour to learn in:",
-        "",
-        f"| variant | GPU-h @ attainment | cost | {closer}",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for job, r in results:
-        if job.trace == SHORT and job.policy == policies.PREDICTIVE:
-            lines.append(f"| {job.variant} | {_cell(r)} | {r['gpu_hours'] / reference[SHORT]:.3f} | {_closer(r)} |")
+    lines += _variants(f"Variants on {LARGE}:", LARGE, results, reference)
+    lines += _variants(f"And on {SHORT}, an hour to learn in:", SHORT, results, reference)
     requests = by[LARGE, "policy", policies.PREDICTIVE]["requests"]
     lines += [
         "",
         f"The simulator serves the {requests:,} requests of {LARGE} in {alone_s:.1f} s of processor time, reading included (policy: KEDA).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _variants(title: str, trace: str, results: list[tuple[Job, dict[str, Any]]], reference: dict[str, float]) -> list[str]:
+    """A table of the predictive policy's variants on one trace."""
+    lines = ["", title, "", f"| variant | GPU-h @ attainment | cost | {_CLOSER}", "|---|---|---|---|---|---|---|---|---|---|"]
+    for job, r in results:
+        if job.trace == trace and job.policy == policies.PREDICTIVE:
+            lines.append(f"| {job.variant} | {_cell(r)} | {r['gpu_hours'] / reference[trace]:.3f} | {_closer(r)} |")
+    return lines
 
 
 def _closer(r: dict[str, Any]) -> str:

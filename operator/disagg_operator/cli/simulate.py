@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", type=Path, help="CSV, CSV.GZ, JSONL or Parquet as Azure, Mooncake, BurstGPT or disagg write it")
     parser.add_argument("--policy", action="append", metavar="NAME", help="predictive (default), static:P,D, a baseline's name, or all")
     parser.add_argument("--profile", default="70b-h100-tp4", help="a published profile or the file that `disagg profile` wrote")
-    parser.add_argument("--copies", type=int, default=1, help="serve each request so many times, moved by up to 20 s")
+    parser.add_argument("--copies", type=int, default=1, help="serve each request so many times, once as it came, else moved by up to 20 s")
     parser.add_argument("--history", type=Path, help="CSV of the minutes before the trace, for the predictive policy")
     parser.add_argument("--tpot-ms", type=float, default=60.0, help="objective for the time per output token")
     parser.add_argument("--ttft-s", type=float, default=1.0, help="objective for the time to first token; long prompts get 5 x alone")

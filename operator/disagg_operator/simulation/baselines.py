@@ -90,14 +90,17 @@ class Hpa:
 
 @dataclass
 class Kpa:
-    """Knative's KPA (knative.dev, "Autoscaling concepts"): concurrency over 60 s, over 6 s in panic (here: the last scrape), panic from
-    twice of what the ready pods can take; at least half of what is ready; a scale-down waits for `delay_s`."""
+    """Knative's KPA (knative.dev, "Autoscaling concepts"): `utilisation` of the concurrency that is given, over 60 s; over 6 s (here: the
+    last scrape) in panic, which begins at twice of what the ready pods should take, ends 60 s after and never shrinks; at least half of
+    what is ready; a scale-down waits for `delay_s`."""
 
     prefill: float
     decode: float
     delay_s: float = 300.0
+    utilisation: float = 0.7
     seen: deque[tuple[float, float, float]] = field(default_factory=deque)
     panic_until: list[float] = field(default_factory=lambda: [-math.inf, -math.inf])
+    most_in_panic: list[int] = field(default_factory=lambda: [0, 0])
     wanted: tuple[deque[tuple[float, int]], deque[tuple[float, int]]] = field(default_factory=lambda: (deque(), deque()))
 
     def __call__(self, o: Observation) -> Targets:
@@ -107,14 +110,17 @@ class Kpa:
         while self.seen[0][0] <= o.now_s - 60.0:
             self.seen.popleft()
         targets = []
-        for i, (pods, target) in enumerate(((o.prefill.pods, self.prefill), (o.decode.pods, self.decode))):
-            ready = max(pods.ready, 1)
+        for i, (pods, concurrency) in enumerate(((o.prefill.pods, self.prefill), (o.decode.pods, self.decode))):
+            ready, target = max(pods.ready, 1), self.utilisation * concurrency
             stable = math.ceil(sum(row[1 + i] for row in self.seen) / len(self.seen) / target)
             panic = math.ceil(self.seen[-1][1 + i] / target)
+            want = max(stable, ready // 2)
             if panic / ready >= 2:
                 self.panic_until[i] = o.now_s + 60.0
-            want = max(stable, panic, pods.replicas) if o.now_s < self.panic_until[i] else stable
-            want = max(want, ready // 2)
+            if o.now_s <= self.panic_until[i]:
+                self.most_in_panic[i] = want = max(want, panic, self.most_in_panic[i])
+            else:
+                self.most_in_panic[i] = 0
             history = self.wanted[i]
             history.append((o.now_s, want))
             while history[0][0] < o.now_s - self.delay_s:
@@ -125,30 +131,28 @@ class Kpa:
 
 @dataclass
 class Apa:
-    """AIBrix's APA on the mean of a minute: outside of [1 - 0.2, 1 + 0.1] of the target per pod in proportion, by a factor of two at most;
-    down to the largest of its cool-down of 300 s. With the guard of its later versions: nothing is added while pods start."""
+    """AIBrix's APA: outside of [1 - 0.2, 1 + 0.1] of the target per pod in proportion, by a factor of two at most; down to the largest of
+    its cool-down of 300 s. With the guard of its later versions: pods that start count, with nothing in flight, or it would ask for what
+    they will carry again and again."""
 
     prefill: float
     decode: float
-    seen: deque[tuple[float, float, float]] = field(default_factory=deque)
     cool_down: tuple[HpaBehavior, HpaBehavior] = field(default_factory=lambda: (HpaBehavior(), HpaBehavior()))
 
     def __call__(self, o: Observation) -> Targets:
         if o.blind:
             return Targets(o.prefill.pods.replicas, o.decode.pods.replicas)
-        self.seen.append((o.now_s, *_in_flight(o)))
-        while self.seen[0][0] <= o.now_s - 60.0:
-            self.seen.popleft()
         out = []
-        for i, (pods, target) in enumerate(((o.prefill.pods, self.prefill), (o.decode.pods, self.decode))):
+        pools = (o.prefill.pods, self.prefill), (o.decode.pods, self.decode)
+        for (pods, target), flying, cool_down in zip(pools, _in_flight(o), self.cool_down, strict=True):
             n = max(pods.replicas, 1)
-            use = sum(row[1 + i] for row in self.seen) / len(self.seen) / n / target
+            use = flying / n / target
             wanted = n
             if use > 1.1:
-                wanted = n if pods.starting_ages_s else min(math.ceil(n * use), 2 * n)
+                wanted = min(math.ceil(n * use), 2 * n)
             elif use < 0.8:
                 wanted = max(math.ceil(n * use), n // 2)
-            out.append(self.cool_down[i].decide(o.now_s, n, wanted))
+            out.append(cool_down.decide(o.now_s, n, wanted))
         return Targets(out[0], out[1])
 
 
@@ -175,10 +179,14 @@ class _Kalman:
         return max(0.0, self.level + self.trend)
 
 
+_DYNAMO_TTFT_S = 0.5  # its default
+
+
 @dataclass
 class Dynamo:
     """NVIDIA Dynamo's planner, throughput mode: every 180 s, from the forecast of requests, mean prompt and mean output of the interval, so
-    many workers as the profile says at 100 %; `margin` multiplies it (1: as shipped)."""
+    many workers as the profile says at 100 %, of prefill no fewer than a mean prompt's time holds of its default TTFT; `margin` multiplies
+    it (1: as shipped)."""
 
     profile: Profile
     tpot_s: float
@@ -205,39 +213,68 @@ class Dynamo:
         rate, isl, osl = (f.update(v) for f, v in zip(self.filters, (requests / seconds, prompt / requests, output / ended), strict=True))
         prefill = rate * self.profile.isolated_s(isl)
         decode = rate * osl / self.profile.decode_tokens_per_s(self.tpot_s, isl + osl / 2)
-        self.targets = Targets(max(1, math.ceil(self.margin * prefill)), max(1, math.ceil(self.margin * decode)))
+        floor = math.ceil(self.profile.isolated_s(isl) / _DYNAMO_TTFT_S)
+        self.targets = Targets(max(1, math.ceil(self.margin * prefill), floor), max(1, math.ceil(self.margin * decode)))
         return self.targets
 
 
 @dataclass
 class Wva:
-    """llm-d's WVA, saturation by thresholds: one pod more when the spare share of the unsaturated pods is under an eighth of the threshold
-    (0.1 of 0.80), one less if the others can take it; nothing while pods start. `stabilization_s`: of the HPA behind it, both ways."""
+    """llm-d's WVA, saturation by thresholds: every 30 s, on the highest share in use and the longest queue a pod of the last minute, one
+    pod more when the share that is spare is under an eighth of the threshold (0.1 of 0.80) or less than 3 of 5 places in its queue are;
+    one less if the others can take it; nothing while pods start. Behind it stands an HPA: with its default behaviour, or with windows of
+    `stabilization_s` both ways."""
 
     prefill: float
     decode: float
-    stabilization_s: float = 0.0
-    behaviors: tuple[HpaBehavior, HpaBehavior] = field(default_factory=lambda: (HpaBehavior(0.0), HpaBehavior(0.0)))
+    stabilization_s: float | None = None
+    due_s: float = -math.inf
+    seen: tuple[deque[tuple[float, float, float]], deque[tuple[float, float, float]]] = field(default_factory=lambda: (deque(), deque()))
+    recommended: list[int] = field(default_factory=lambda: [0, 0])
+    behaviors: tuple[HpaBehavior, HpaBehavior] = field(default_factory=lambda: (HpaBehavior(), HpaBehavior()))
+
+    def __post_init__(self) -> None:
+        if self.stabilization_s is not None:
+            self.behaviors = (
+                HpaBehavior(self.stabilization_s, self.stabilization_s),
+                HpaBehavior(self.stabilization_s, self.stabilization_s),
+            )
 
     def __call__(self, o: Observation) -> Targets:
         if o.blind:
             return Targets(o.prefill.pods.replicas, o.decode.pods.replicas)
-        out = []
         uses = o.prefill.busy_s / o.interval_s, o.decode.kv_tokens / o.decode.kv_capacity_tokens
-        for pods, total, limit, behavior in zip(
-            (o.prefill.pods, o.decode.pods), uses, (self.prefill, self.decode), self.behaviors, strict=True
-        ):
-            n, ready = pods.replicas, max(pods.ready, 1)
-            use = total / ready
-            wanted = n
-            if pods.ready >= n:
-                if limit - use < limit / 8:
-                    wanted = n + 1
-                elif n > 1 and limit - use * ready / (ready - 1 or 1) >= limit / 8:
-                    wanted = n - 1
-            behavior.down_window_s = behavior.up_window_s = self.stabilization_s
-            out.append(behavior.decide(o.now_s, n, wanted) if self.stabilization_s else wanted)
+        waiting = o.prefill.waiting_requests, o.decode.waiting_requests
+        due = o.now_s >= self.due_s
+        if due:
+            self.due_s = o.now_s + _WVA_LOOP_S
+        out = []
+        for i, (pods, limit) in enumerate(((o.prefill.pods, self.prefill), (o.decode.pods, self.decode))):
+            ready, seen = max(pods.ready, 1), self.seen[i]
+            seen.append((o.now_s, uses[i] / ready, waiting[i] / ready))
+            while seen[0][0] <= o.now_s - 60.0:
+                seen.popleft()
+            if due:
+                self.recommended[i] = _wva_step(pods, limit, max(row[1] for row in seen), max(row[2] for row in seen))
+            out.append(self.behaviors[i].decide(o.now_s, pods.replicas, self.recommended[i]))
         return Targets(out[0], out[1])
+
+
+_WVA_LOOP_S = 30.0
+_WVA_QUEUE, _WVA_QUEUE_SPARE = 5.0, 3.0  # requests a pod
+
+
+def _wva_step(pods: Pods, limit: float, use: float, queue: float) -> int:
+    """One analysis: how many pods there should be."""
+    if pods.ready < pods.replicas:
+        return pods.replicas
+
+    def short(load: float) -> bool:  # of spare room, when each pod carries `load` times what it does
+        return limit - load * use < limit / 8 or _WVA_QUEUE - load * queue < _WVA_QUEUE_SPARE
+
+    if short(1.0):
+        return pods.replicas + 1
+    return pods.replicas if pods.ready < 2 or short(pods.ready / (pods.ready - 1)) else pods.replicas - 1
 
 
 @dataclass

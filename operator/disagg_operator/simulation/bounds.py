@@ -15,6 +15,7 @@ from disagg_operator.simulation.score import Score, score
 from disagg_operator.simulation.traces import Trace
 
 _PER_POOL = 0.995  # of each pool's objective
+_UTILISATIONS = (0.1, 1.0)  # that a plan with foresight tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,35 +61,50 @@ def _least(setup: Setup, attained: Callable[[int], float]) -> int:
     return low
 
 
-def oracle(trace: Trace, setup: Setup, stays_s: tuple[float, ...] = (0.0, 300.0, 900.0), rounds: int = 5) -> Bound:
-    """Workers for the work w that will come in, one cold start ahead, n = w + beta * sqrt(w), kept for at least `stay`: the cheapest
-    beta of each pool and stay that keep 99.5 % of each objective. An upper bound of the optimum, found by halving."""
+def oracle(trace: Trace, setup: Setup, stays_s: tuple[float, ...] = (0.0, 300.0, 900.0), rounds: int = 6) -> Bound:
+    """Workers for the work that will come in, one cold start ahead, at a fixed utilisation of each pool, kept for at least `stay`: the
+    cheapest utilisations and stay that keep 99.5 % of each objective. An upper bound of the optimum."""
     work = _true_work(trace, setup)
-    best: Bound | None = None
-    for stay_s in stays_s:
-        found = _oracle(trace, setup, work, stay_s, rounds)
-        if best is None or found.score.gpu_hours < best.score.gpu_hours:
-            best = found
-    assert best is not None
-    return best
 
-
-def _oracle(trace: Trace, setup: Setup, work: tuple[Any, Any], stay_s: float, rounds: int) -> Bound:
-    low, high = [-0.5, -0.5], [4.0, 4.0]
-    best: Bound | None = None
-    for i in range(rounds + 1):
-        beta = [high[0], high[1]] if i == rounds else [(a + b) / 2 for a, b in zip(low, high, strict=True)]
-        plans = [_plan(w, b, setup, stay_s) for w, b in zip(work, beta, strict=True)]
+    def serve(used: list[float], stay_s: float) -> Bound:
+        plans = [_plan(w, u, setup, stay_s) for w, u in zip(work, used, strict=True)]
         sized = replace(setup, initial=(int(plans[0][0]), int(plans[1][0])))
         result = score(Cluster(trace, sized).run(_follow(plans, setup)))
+        return Bound(f"utilisation {used[0]:.2f} and {used[1]:.2f}, stay {stay_s:.0f} s", result)
+
+    return _cheapest([bound for stay_s in stays_s for bound in _tried(lambda used, s=stay_s: serve(used, s), rounds)])  # type: ignore[misc]
+
+
+def _kept(result: Score) -> bool:
+    return min(result.ttft_attainment, result.tpot_attainment) >= _PER_POOL
+
+
+def _cheapest(found: list[Bound]) -> Bound:
+    """Of those that keep the objectives; if none does, the one that misses them least."""
+    keeping = [bound for bound in found if _kept(bound.score)]
+    if keeping:
+        return min(keeping, key=lambda bound: bound.score.gpu_hours)
+    return max(found, key=lambda bound: min(bound.score.ttft_attainment, bound.score.tpot_attainment))
+
+
+def _tried(serve: Callable[[list[float]], Bound], rounds: int) -> list[Bound]:
+    """Utilisations halved towards the most that each pool bears, then lowered while both together do not keep the objectives."""
+    low, high = [_UTILISATIONS[0]] * 2, [_UTILISATIONS[1]] * 2
+    tried: list[Bound] = []
+    for i in range(2 * rounds):
+        used = [(a + b) / 2 for a, b in zip(low, high, strict=True)] if i < rounds else list(low)
+        tried.append(serve(used))
+        result = tried[-1].score
+        if i >= rounds and _kept(result):
+            break
         for pool, attained in enumerate((result.ttft_attainment, result.tpot_attainment)):
-            if attained >= _PER_POOL:
-                high[pool] = beta[pool]
+            if i >= rounds:
+                low[pool] *= 1.0 if attained >= _PER_POOL else 0.97
+            elif attained >= _PER_POOL:
+                low[pool] = used[pool]
             else:
-                low[pool] = beta[pool]
-        best = Bound(f"beta {beta[0]:.2f} and {beta[1]:.2f}, stay {stay_s:.0f} s", result)
-    assert best is not None
-    return best
+                high[pool] = used[pool]
+    return tried
 
 
 def _follow(plans: list[Any], setup: Setup) -> Callable[[Observation], Targets]:
@@ -117,8 +133,8 @@ def _true_work(trace: Trace, setup: Setup) -> tuple[Any, Any]:
     return np.convolve(prefill, around, "same"), np.convolve(decode, around, "same")
 
 
-def _plan(work: Any, beta: float, setup: Setup, stay_s: float) -> Any:
-    n = np.ceil(work + beta * np.sqrt(work) - 1e-9).clip(setup.least, setup.most)
+def _plan(work: Any, utilisation: float, setup: Setup, stay_s: float) -> Any:
+    n = np.ceil(work / utilisation - 1e-9).clip(setup.least, setup.most)
     ahead = math.ceil(setup.cold_start_s[1] / setup.interval_s) + 1
     behind = int(stay_s / setup.interval_s)
     padded = np.concatenate([np.full(behind, n[0]), n, np.full(ahead, n[-1])])

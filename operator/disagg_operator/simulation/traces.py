@@ -59,11 +59,13 @@ class Trace:
         return Trace(name, arrival_s[order], self.prompt_tokens[index], self.cached_tokens[index], self.output_tokens[index])
 
     def times(self, copies: int, seed: int = 0) -> Trace:
-        """`copies` of each request, each moved by up to 20 s, so that pools hold several workers."""
+        """`copies` of each request, so that pools hold several workers: one as it came, which keeps the bursts, each other one moved by
+        up to 20 s."""
         if copies == 1:
             return self
-        index = np.repeat(np.arange(len(self)), copies)
-        moved = self.arrival_s[index] + np.random.default_rng(seed).uniform(-20.0, 20.0, len(index))
+        index, random = np.tile(np.arange(len(self)), copies), np.random.default_rng(seed)
+        moved = self.arrival_s[index]
+        moved[len(self) :] += random.uniform(-20.0, 20.0, len(index) - len(self))
         return self._pick(index, np.maximum(moved, 0.0), f"{self.name} x{copies}")
 
     def part(self, from_s: float, to_s: float) -> Trace:

@@ -59,7 +59,7 @@ def test_hpa_goes_down_to_the_largest_of_five_minutes() -> None:
 
 
 def test_knative_panics_at_twice_and_waits_before_it_shrinks() -> None:
-    kpa = Kpa(2, 1000, delay_s=120.0)
+    kpa = Kpa(2, 1000, delay_s=120.0, utilisation=1.0)
     assert kpa(look(0, 8, Pods(4, 4))).prefill == 4
     assert kpa(look(15, 40, Pods(4, 4))).prefill == 20  # by the last scrape alone
     assert kpa(look(30, 8, Pods(20, 20))).prefill == 20  # never down in panic
@@ -67,11 +67,35 @@ def test_knative_panics_at_twice_and_waits_before_it_shrinks() -> None:
     assert kpa(look(600, 8, Pods(6, 6))).prefill == 4
 
 
+def test_knative_aims_at_seventy_percent_of_the_concurrency() -> None:
+    answer = Kpa(2, 80)(look(0, 56, Pods(30, 30)))
+    assert (answer.prefill, answer.decode) == (40, 15)  # 56 / 1.4; half of what is ready
+    assert Kpa(2, 80)(look(0, 70, Pods(1, 1))).decode == 2  # 70 / 56
+
+
+def test_a_panic_keeps_what_it_asked_for_not_what_there_is() -> None:
+    kpa = Kpa(2, 1000, delay_s=0.0, utilisation=1.0)
+    assert kpa(look(0, 20, Pods(12, 5))).prefill == 10
+    assert kpa(look(15, 20, Pods(12, 5))).prefill == 10  # not the 12 there are
+    assert kpa(look(30, 8, Pods(10, 10))).prefill == 10
+
+
 def test_apa_moves_by_a_factor_of_two_outside_of_its_band() -> None:
     assert Apa(2, 1000)(look(0, 40, Pods(4, 4))).prefill == 8
     assert Apa(2, 1000)(look(0, 8.7, Pods(4, 4))).prefill == 4
     assert Apa(2, 1000)(look(0, 7, Pods(4, 4))).prefill == 4
-    assert Apa(2, 1000)(look(0, 40, Pods(4, 3, (20.0,)))).prefill == 4  # while pods start nothing is added
+    assert Apa(2, 1000)(look(0, 5, Pods(8, 8))).prefill == 4  # half at most
+    assert Apa(2, 1000)(look(0, 16, Pods(8, 4, (20.0,) * 4))).prefill == 8  # what starts is counted
+    assert Apa(2, 1000)(look(0, 20, Pods(8, 4, (20.0,) * 4))).prefill == 10  # more than all of them can take
+
+
+def test_apa_sees_a_burst_at_the_next_scrape_and_shrinks_after_its_cool_down() -> None:
+    apa = Apa(2, 1000)
+    assert [apa(look(15.0 * i, 8, Pods(4, 4))).prefill for i in range(4)] == [4] * 4
+    assert apa(look(60, 14, Pods(4, 4))).prefill == 7
+    assert apa(look(75, 2, Pods(7, 7))).prefill == 7
+    assert apa(look(359, 2, Pods(7, 7))).prefill == 7
+    assert apa(look(374, 2, Pods(7, 7))).prefill == 3
 
 
 def test_dynamo_plans_an_interval_at_full_utilisation() -> None:
@@ -84,11 +108,43 @@ def test_dynamo_plans_an_interval_at_full_utilisation() -> None:
     assert Dynamo(PROFILE, 0.060, 2.0).margin == 2.0
 
 
+def test_dynamo_has_prefill_enough_for_its_ttft() -> None:
+    policy = Dynamo(PROFILE, 0.060)
+    for i in range(1, 14):
+        o = look(15.0 * i, 5, Pods(3, 3))
+        answer = policy(replace(o, prefill=replace(o.prefill, arrivals=1.0, prompt_tokens=20_000.0)))
+    assert answer.prefill == math.ceil(PROFILE.isolated_s(20_000.0) / 0.5) == 9  # a fifteenth of a prompt a second asks for one
+
+
 def test_wva_moves_by_one_when_nothing_starts() -> None:
-    assert Wva(0.7, 0.13)(look(0, 5, Pods(4, 4), busy=0.65, kv=0.01)).prefill == 5
-    assert Wva(0.7, 0.13)(look(0, 5, Pods(5, 4), busy=0.65, kv=0.01)).prefill == 5
-    assert Wva(0.7, 0.13)(look(0, 5, Pods(4, 4), busy=0.3)).prefill == 3
-    assert Wva(0.7, 0.13)(look(0, 5, Pods(4, 4), busy=0.5)).prefill == 4  # the others could not take it
+    def answers(pods: Pods, *, busy: float, kv: float = 0.01, waiting: float = 0.0) -> int:
+        o = look(0, 5, pods, busy=busy, kv=kv)
+        return Wva(0.7, 0.13)(replace(o, prefill=replace(o.prefill, waiting_requests=waiting))).prefill
+
+    assert answers(Pods(4, 4), busy=0.65) == 5
+    assert answers(Pods(5, 4), busy=0.65) == 5
+    assert answers(Pods(4, 4), busy=0.3) == 3
+    assert answers(Pods(4, 4), busy=0.5) == 4  # the others could not take it
+    assert answers(Pods(4, 4), busy=0.3, waiting=9) == 5  # more than two wait for each
+    assert answers(Pods(4, 4), busy=0.3, waiting=7) == 4  # as they would with one less
+    assert answers(Pods(1, 1), busy=0.0) == 1
+
+
+def test_wva_looks_at_the_worst_of_a_minute_every_thirty_seconds() -> None:
+    wva = Wva(0.7, 0.13)
+    calm = [Pods(4, 4), Pods(5, 5)]
+    assert wva(look(0, 5, calm[0], busy=0.5, kv=0.01)).prefill == 4
+    assert wva(look(15, 5, calm[0], busy=0.68, kv=0.01)).prefill == 4  # between two looks
+    assert wva(look(30, 5, calm[0], busy=0.5, kv=0.01)).prefill == 5  # still of this minute
+    assert wva(look(45, 5, calm[1], busy=0.3, kv=0.01)).prefill == 5
+    assert wva(look(330, 5, calm[1], busy=0.3, kv=0.01)).prefill == 5  # an HPA with its defaults stands behind
+    assert wva(look(645, 5, calm[1], busy=0.3, kv=0.01)).prefill == 4
+
+
+def test_wva_behind_a_slow_hpa_waits_both_ways() -> None:
+    wva = Wva(0.7, 0.13, 240.0)
+    said = [wva(look(at, 5, Pods(4, 4), busy=0.5 if at == 0 else 0.68, kv=0.01)).prefill for at in (0, 120, 239, 270)]
+    assert said == [4, 4, 4, 5]
 
 
 def test_heteroscale_keeps_a_ratio() -> None:

@@ -190,3 +190,16 @@ def test_history_is_scaled_and_ends_where_the_trace_begins(tmp_path: Path) -> No
     path.write_text("minute,requests,prompt_tokens,output_tokens\n-2,10,many,50\n")
     with pytest.raises(TraceError, match=r"h\.csv:2"):
         read_history(path)
+
+
+def test_one_of_the_copies_stays_where_it_was_so_that_bursts_stay_bursts() -> None:
+    at = np.repeat(np.arange(40.0, 4000.0, 10.0), 5)  # five at once every ten seconds
+    trace = Trace("t", at, np.arange(1, len(at) + 1), np.zeros(len(at), int), np.full(len(at), 9))
+    many = trace.times(2)
+    together, n = np.unique(many.arrival_s, return_counts=True)
+    np.testing.assert_array_equal(together[n == 5], np.unique(at))
+    others = many.arrival_s[np.isin(many.arrival_s, at, invert=True)]
+    assert len(others) == len(at)
+    assert np.unique(others).size == len(others)  # moved each on its own
+    moved = np.sort(many.arrival_s[np.argsort(many.prompt_tokens, kind="stable")].reshape(-1, 2) - at[:, None], axis=1)
+    assert 19 < np.abs(moved).max() <= 20
