@@ -11,7 +11,8 @@ For each pool, in workers:
 The price steers the error budget: it rises while more requests miss than the budget allows and falls while fewer do, quickly by what was
 missed in the last hours and slowly by all that ever was. So misses are accepted
 where avoiding them is dear (the last worker of a small pool) and avoided where it is cheap. Workers that start count as capacity.
-Scaling down goes to the largest `wanted` of the last one and a half cold starts. Without metrics nothing is ever scaled down. How fast a
+Scaling down goes to the largest `wanted` of the last one and a half cold starts. Without metrics nothing is ever scaled down. Where a worker changes sides
+faster than one starts, what one pool holds beyond its need goes to the other as soon as that one wants more. How fast a
 worker is, is learned from what workers did (`learning`); the profile in the settings is only where that begins.
 """
 
@@ -33,6 +34,8 @@ __all__ = ["Peak", "PoolLimits", "PoolState", "Settings", "State", "from_json", 
 _WARM_UP_S = 600.0  # the estimators know nothing yet: not below the starting size
 _BLIND_FORECAST_S = 300.0
 _OUTPUT_MEMORY_S = 600.0
+_MOST_BLIND_RISE = 2.0
+_MOST_TOKENS = 1e9  # of a request: more is no measurement
 _MOST_WORK = 1e6  # workers: more is no measurement
 _DRAIN_S = 30.0  # a backlog shall be gone after this long
 _BUDGET_MEMORY_S = 3 * 3600.0
@@ -45,21 +48,25 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
     o = _clean(o)
     if math.isnan(state.began_s):
         state = replace(state, began_s=o.now_s, began_with=(o.prefill.pods.replicas, o.decode.pods.replicas))
-    if o.blind:
+    if o.blind or not o.interval_s > 0:
         return _blind(settings, o, state), state
     settings, state = _learn(settings, o, replace(state, seen_s=o.now_s))
     prefill, prefill_state = _prefill(settings, o, state)
     decode, decode_state = _decode(settings, o, state)
     state = replace(state, prefill=prefill_state, decode=decode_state)
+    if _flips(settings, o):
+        _give(prefill, decode, "decode")
+        _give(decode, prefill, "prefill")
     if o.now_s - state.began_s < _WARM_UP_S:
         for pool, began_with in zip((prefill, decode), state.began_with, strict=True):
             least = min(began_with, pool.limits.most)
             if pool.wanted < least:
                 pool.wanted, pool.reason = least, "still learning: not below the starting size"
     join(settings, prefill, decode)
+    state = replace(state, seen_with=(prefill.wanted, decode.wanted))
     numbers = {f"prefill_{k}": v for k, v in prefill.numbers.items()} | {f"decode_{k}": v for k, v in decode.numbers.items()}
     return Targets(
-        prefill.wanted, decode.wanted, f"prefill: {prefill.reason}; decode: {decode.reason}", numbers, _flip(settings, prefill, decode),
+        prefill.wanted, decode.wanted, f"prefill: {prefill.reason}; decode: {decode.reason}", numbers, _flip(settings, o, prefill, decode),
         prefill.ahead, decode.ahead,
     ), state  # fmt: skip
 
@@ -80,10 +87,10 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
     gain = 1 - math.exp(-o.interval_s / _OUTPUT_MEMORY_S)
     output, kv = state.output_tokens, state.kv_per_sequence
     if d.completions >= 1 and d.completed_output_tokens > 0:
-        mean = d.completed_output_tokens / d.completions
+        mean = min(_MOST_TOKENS, d.completed_output_tokens / d.completions)
         output = mean if math.isnan(output) else output + gain * (mean - output)
     if d.running_requests >= 1 and d.kv_tokens > 0:
-        held = d.kv_tokens / d.running_requests
+        held = min(_MOST_TOKENS, d.kv_tokens / d.running_requests)
         kv = held if math.isnan(kv) else kv + gain * (held - kv)
     state = replace(state, output_tokens=output, kv_per_sequence=kv)
     if not settings.learn:
@@ -178,27 +185,40 @@ def _judge(
     return replace(pool, load=load, curve=curve, missed=missed, counted=counted, pressure=pressure)
 
 
-def _flip(settings: Settings, prefill: Plan, decode: Plan) -> int:
-    """Workers that one pool gives and the other takes, where moving them is faster than starting new ones."""
-    if settings.role_flip_s is None:
+def _flips(settings: Settings, o: Observation) -> bool:
+    """Whether moving a worker to the other pool is faster than starting one."""
+    cold_s = settings.cold_start_s if math.isnan(o.decode.pods.cold_start_s) else o.decode.pods.cold_start_s
+    return settings.role_flip_s is not None and settings.role_flip_s < cold_s
+
+
+def _give(giver: Plan, taker: Plan, name: str) -> None:
+    """What a pool has beyond its need it holds against a rise for which it would have to start workers. Where the other pool must start
+    some now, they are worth more there, and come back as fast."""
+    n = min(taker.wanted - taker.pods.replicas, giver.pods.replicas - giver.need)
+    if n > 0 and giver.pods.replicas - n < giver.wanted:
+        giver.wanted, giver.reason = giver.pods.replicas - n, f"{name} has more use for {n}"
+
+
+def _flip(settings: Settings, o: Observation, prefill: Plan, decode: Plan) -> int:
+    """Workers that one pool gives and the other takes."""
+    if not _flips(settings, o):
         return 0
     more_decode, more_prefill = decode.wanted - decode.pods.replicas, prefill.wanted - prefill.pods.replicas
-    cold_s = settings.cold_start_s if math.isnan(decode.pods.cold_start_s) else decode.pods.cold_start_s
-    if settings.role_flip_s >= cold_s:
-        return 0
     return max(0, min(more_decode, -more_prefill)) - max(0, min(more_prefill, -more_decode))
 
 
 def _blind(settings: Settings, o: Observation, state: State) -> Targets:
-    """Hold; after a while rise to the upper end of what this time of day has seen. Never down."""
+    """Hold; after a while rise to what this time of day usually needs beside what was there when metrics were last seen. Never down."""
     reason = "no metrics: holding"
-    sizes = []
-    for pods, limits, pool in ((o.prefill.pods, settings.prefill, state.prefill), (o.decode.pods, settings.decode, state.decode)):
-        n = pods.replicas
+    plans = []
+    pools = ((o.prefill.pods, settings.prefill, state.prefill), (o.decode.pods, settings.decode, state.decode))
+    for (pods, limits, pool), had in zip(pools, state.seen_with, strict=True):
+        n = max(limits.least, min(limits.most, pods.replicas))
+        plans.append(Plan(pods, replace(limits, least=n), n, reason))
         if not math.isnan(state.seen_s) and o.now_s - state.seen_s > _BLIND_FORECAST_S:
             usual, then = forecast.seasonal(pool.demand, o.now_s + settings.cold_start_s), forecast.seasonal(pool.demand, state.seen_s)
             if then > 0 and usual > then and pool.demand.level > 0:
-                n = max(n, math.ceil(n * min(usual / then, 2.0)))
+                plans[-1].wanted = max(n, min(limits.most, math.ceil(had * min(usual / then, _MOST_BLIND_RISE))))
                 reason = "no metrics for 5 minutes: at least what this time of day usually needs"
-        sizes.append(max(limits.least, min(limits.most, n)))
-    return Targets(sizes[0], sizes[1], reason)
+    join(settings, *plans)
+    return Targets(plans[0].wanted, plans[1].wanted, reason)

@@ -22,7 +22,8 @@ _NODE_QUANTILE = 0.95
 
 @dataclass(slots=True)
 class Plan:
-    """One pool's outcome of a step, while it is being put together."""
+    """One pool's outcome of a step, while it is being put together. `need`: workers that cost least now, without those that are held against
+    another rise."""
 
     pods: Pods
     limits: PoolLimits
@@ -34,6 +35,7 @@ class Plan:
     ratios: list[tuple[float, float]] = field(default_factory=list)
     numbers: dict[str, float] = field(default_factory=dict)
     ahead: int = 0
+    need: int = 0
     known: dict[int, float] = field(default_factory=dict)
 
     def misses(self, n: int) -> float:
@@ -58,7 +60,7 @@ class Plan:
 def hold(pods: Pods, limits: PoolLimits, reason: str) -> Plan:
     """Nothing is known: stay."""
     n = max(limits.least, min(limits.most, pods.replicas))
-    return Plan(pods, limits, n, reason, ahead=n)
+    return Plan(pods, limits, n, reason, ahead=n, need=n)
 
 
 def miss_share(expected: float, n: int, shares: list[float], ratios: list[tuple[float, float]], together: float | None = None) -> float:
@@ -108,14 +110,18 @@ def plan(settings: Settings, limits: PoolLimits, o: Observation, pods: Pods, poo
     def bounded(n: int) -> int:
         return max(limits.least, min(most, n))
 
-    best = bounded(max(found.best(), _scheduled(settings, limits is settings.prefill, o.now_s, horizon_s)))
+    cheapest, scheduled = found.best(), _scheduled(settings, limits is settings.prefill, o.now_s, horizon_s)
+    found.need = best = bounded(max(cheapest, scheduled))
     at_node = bounded(later_plan.best())
     found.ahead = max(best, at_node, bounded(math.ceil(min(1e6, later * _quantile(ratios, _NODE_QUANTILE)))))
     keep_s = _KEEP * (horizon_s - 3 * o.interval_s)
     history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - keep_s], (o.now_s, best))
     lately = max(max(n for _, n in history), at_node)
-    if best > pods.replicas:
-        found.wanted, found.reason = best, f"{load:.2f} workers of work expected in {horizon_s:.0f} s"
+    if best > pods.replicas and scheduled > cheapest:
+        found.wanted, found.reason = best, f"the schedule asks for {scheduled}"
+    elif best > pods.replicas:
+        found.wanted = best
+        found.reason = f"{load:.2f} workers of work expected in {horizon_s:.0f} s; {_why(found, best)}"
     elif min(lately, most) < pods.replicas:
         found.wanted, found.reason = bounded(lately), f"{keep_s:.0f} s without need of more than {lately}"
     else:
@@ -129,6 +135,11 @@ def plan(settings: Settings, limits: PoolLimits, o: Observation, pods: Pods, poo
         "missed_share": pool.missed / pool.counted if pool.counted else math.nan,
     }  # fmt: skip
     return found, replace(pool, wanted=history)
+
+
+def _why(found: Plan, n: int) -> str:
+    """What one worker less would have cost."""
+    return f"{found.misses(n):.2%} would miss with {n}, {found.misses(n - 1):.2%} with {n - 1}"
 
 
 def _placeable(pool: PoolState, pods: Pods, now_s: float, horizon_s: float) -> PoolState:

@@ -76,7 +76,8 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a step remembers; the empty state is a safe start. `output_tokens`: mean of a request; `seen_s`: when metrics last came."""
+    """What a step remembers; the empty state is a safe start. `output_tokens`: mean of a request; `seen_s`: when metrics last came; `seen_with`:
+    how many workers of each pool were wanted then."""
 
     prefill: PoolState = field(default_factory=PoolState)
     decode: PoolState = field(default_factory=lambda: PoolState(curve=MissCurve(0.0, 0.08)))
@@ -85,4 +86,5 @@ class State:
     began_s: float = math.nan
     began_with: tuple[int, int] = (0, 0)
     seen_s: float = math.nan
+    seen_with: tuple[int, int] = (0, 0)
     learned: Learned = field(default_factory=Learned)

@@ -262,6 +262,26 @@ def test_without_metrics_nothing_shrinks_and_the_usual_ramp_is_met() -> None:
     assert {(t.prefill, t.decode) for t in empty} == {sizes}
 
 
+def test_a_long_blindness_on_a_ramp_rises_once_and_within_the_budget() -> None:
+    def office(t: float) -> float:
+        return 10.0 + 60.0 * min(1.0, max(0.0, t % 86_400 - 9 * 3600) / 1800)
+
+    minutes = [Minute(t * 60.0, 60 * office(t * 60.0), 60 * office(t * 60.0) * PROMPT, 60 * office(t * 60.0) * OUTPUT) for t in range(-4320, 0)]
+    begin_s = 8.7 * 3600
+    held = {}
+    for name, rules in (("free", RULES), ("budget", replace(RULES, gpu_budget=32)), ("ratio", replace(RULES, ratio=(0.5, 1.0)))):
+        seen, state = drive(rules, office, 1200, seed(rules, minutes), (4, 4), begin_s)
+        had = seen[-1]
+        later, _ = drive(rules, office, 3600, state, (had.prefill, had.decode), begin_s + 1200, change=blind)
+        assert later[-1].prefill <= 2 * had.prefill  # it was twice of twice of twice, a tick each
+        assert later[-1].decode <= 2 * had.decode
+        assert all(b.prefill >= a.prefill and b.decode >= a.decode for a, b in itertools.pairwise([had, *later]))
+        held[name] = later[-1]
+    assert held["free"].prefill > 4
+    assert 4 * (held["budget"].prefill + held["budget"].decode) <= 32
+    assert 0.5 * held["ratio"].prefill <= held["ratio"].decode <= held["ratio"].prefill
+
+
 def test_bounds_ratio_budget_and_peaks_hold() -> None:
     tight = replace(RULES, prefill=PoolLimits(2, 3, 4), decode=PoolLimits(5, 6, 4))
     targets, _ = drive(tight, lambda t: 60.0 if t > 600 else 1.0, 2400, sizes=(3, 5))
@@ -304,6 +324,32 @@ def test_workers_change_sides_only_where_that_is_faster() -> None:
     assert after(replace(RULES, role_flip_s=500.0)).flip == 0
 
 
+def test_what_a_pool_holds_beyond_its_need_goes_to_the_other_where_that_is_fast() -> None:
+    p, d = Pods(10, 10, cold_start_s=120.0), Pods(3, 3, cold_start_s=120.0)
+    _, state = drive(RULES, lambda _: 20.0, 3600, sizes=(10, 3))
+    # A minute ago prefill needed all ten: it holds them for a while yet.
+    state = replace(state, prefill=replace(state.prefill, wanted=((3590.0, 10),)))
+    slow = step(RULES, look(3615, 20.0, p, d, decode_waiting=400), state)[0]
+    assert slow.prefill == 10
+    assert slow.flip == 0
+    fast = step(replace(RULES, role_flip_s=5.0), look(3615, 20.0, p, d, decode_waiting=400), state)[0]
+    assert fast.decode == slow.decode > 3
+    assert fast.flip == 10 - fast.prefill > 0
+    assert "decode has more use for" in fast.reason
+    # Nobody wants more: what is held stays.
+    calm = step(replace(RULES, role_flip_s=5.0), look(3615, 20.0, p, Pods(20, 20, cold_start_s=120.0)), state)[0]
+    assert (calm.prefill, calm.flip) == (10, 0)
+
+
+@pytest.mark.parametrize("interval_s", [0.0, -5.0, math.nan])
+def test_an_interval_of_no_time_says_nothing(interval_s: float) -> None:
+    _, state = steady()
+    o = replace(look(3615, 40.0, Pods(8, 8), Pods(8, 8)), interval_s=interval_s)
+    answer, after = step(RULES, o, state)
+    assert (answer.prefill, answer.decode) == (8, 8)
+    assert after == state
+
+
 def test_the_state_survives_as_json_to_the_last_decision() -> None:
     _, state = steady()
     raw = json.dumps(to_json(state), allow_nan=False)
@@ -319,7 +365,7 @@ def test_a_state_that_does_not_fit_is_a_fresh_start(raw: dict[str, object]) -> N
     assert from_json(raw) == State()
 
 
-_number = st.one_of(st.just(math.nan), st.floats(0, 1e7))
+_number = st.one_of(st.just(math.nan), st.floats(0, 1e7), st.floats(0))
 _pods = st.builds(
     lambda replicas, ready, ages: Pods(replicas, min(ready, replicas), tuple(ages)),
     st.integers(0, 40),
@@ -329,11 +375,11 @@ _pods = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(_pods, _pods, st.lists(_number, min_size=18, max_size=18)), min_size=1, max_size=8))
+@given(st.lists(st.tuples(_pods, _pods, st.lists(_number, min_size=29, max_size=29)), min_size=1, max_size=8))
 def test_whatever_is_seen_the_answer_is_within_bounds_and_json(observations: list[tuple[Pods, Pods, list[float]]]) -> None:
     rules, state = replace(RULES, prefill=PoolLimits(2, 11, 4), decode=PoolLimits(3, 9, 4)), State()
     for i, (p, d, v) in enumerate(observations):
-        o = Observation(15.0 * (i + 1), 15.0, PrefillSignals(p, *v[:9]), DecodeSignals(d, *v[9:18]))
+        o = Observation(15.0 * (i + 1), 15.0, PrefillSignals(p, *v[:14]), DecodeSignals(d, *v[14:]))
         answer, state = step(rules, o, state)
         assert 2 <= answer.prefill <= 11
         assert 3 <= answer.decode <= 9
