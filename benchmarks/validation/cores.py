@@ -2,7 +2,8 @@
 
 A virtual machine's processors often share a core: two that compute take almost twice as long as one alone. A prefill and a decode worker
 would slow each other down as no two GPUs do. So the prefill worker has a processor to itself, all the rest the other one, and on both an
-idle-class process computes whenever nothing else does: a neighbour is always busy, and speeds are constant (and lower).
+idle-class process computes whenever nothing else does: a neighbour is always busy, and speeds are constant (and lower). Where the kernel
+shares out time by session first (autogroup), the idle class counts only within its own: so its session is made the least, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from pathlib import Path
 _SPIN = """
 import os, sys, torch
 parent = os.getppid()
+try:
+    with open("/proc/self/autogroup", "w") as group:
+        group.write("19")
+except OSError:
+    pass
 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 os.sched_setaffinity(0, {int(sys.argv[1])})
 torch.set_num_threads(1)
@@ -34,7 +40,7 @@ def busy_neighbours() -> Iterator[tuple[int, int] | None]:
     if len(both) < 2:
         yield None
         return
-    spinners = [subprocess.Popen([sys.executable, "-c", _SPIN, str(cpu)]) for cpu in both]
+    spinners = [subprocess.Popen([sys.executable, "-c", _SPIN, str(cpu)], start_new_session=True) for cpu in both]
     os.sched_setaffinity(0, {both[1]})
     try:
         yield both[0], both[1]
