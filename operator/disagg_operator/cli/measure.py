@@ -10,7 +10,7 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -24,6 +24,8 @@ _TIMEOUT_S = 120.0
 _LEAST_STEPS = 24
 _LEAST_WINDOW_S = 0.4  # of a batch: events come in bundles
 _ALONE_TIMES = 3  # in a round: one alone may have been disturbed
+_FEEDS = 3  # short requests under way while it is measured what they cost the others
+_PAUSE_S = 0.1  # before a prompt alone: those that come when nothing runs find everything cold
 _ALONE_TOKENS = 2  # two, so that the cache is handed over as in real life
 
 
@@ -160,7 +162,8 @@ async def queued(endpoint: Endpoint, tokens: int, prompts: int) -> float:
         raise MeasureError(f"no first token within {_TIMEOUT_S:g} s") from None
     finally:
         await _cancel(asked)
-    return (firsts_s[-1] - firsts_s[0]) / (len(firsts_s) - 1)
+    # From the second on: the first two are sent at once, and may have been one batch.
+    return (firsts_s[-1] - firsts_s[1]) / (len(firsts_s) - 2)
 
 
 async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> tuple[DecodePoint | None, float]:
@@ -171,6 +174,11 @@ async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_t
     finally:
         await _cancel(tasks)
     gap_s = median(a.events_s[1] - a.events_s[0] for a in answers if len(a.events_s) > 1) if output_tokens > 1 else 0.0
+    return _together(answers, []), gap_s
+
+
+def _together(answers: list[Answer], short: list[Answer]) -> DecodePoint | None:
+    """The step while all the answers run; of the short ones, each took part in one step."""
     begin_s = max(a.events_s[min(1, len(a.events_s) - 1)] for a in answers)
     end_s = min(a.events_s[-1] for a in answers)
     steps, held = 0.0, 0.0
@@ -178,14 +186,46 @@ async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_t
         per_event = a.output_tokens / len(a.events_s)
         before = sum(t < begin_s for t in a.events_s) * per_event
         made = sum(begin_s < t <= end_s for t in a.events_s) * per_event
-        steps += made / sequences
+        steps += made / len(answers)
         held += a.prompt_tokens + before + made / 2
     if steps < _LEAST_STEPS:
-        return None, gap_s
-    return DecodePoint(sequences, held, (end_s - begin_s) / steps), gap_s
+        return None
+    new = [a.prompt_tokens for a in short if begin_s < a.events_s[-1] <= end_s]
+    return DecodePoint(len(answers) + len(new) / steps, held + sum(new) / steps, (end_s - begin_s) / steps, len(new) / steps)
 
 
-async def _cancel(tasks: list[asyncio.Task[Answer]]) -> None:
+async def joined(endpoint: Endpoint, sequences: int, output_tokens: int, prompt_tokens: int) -> DecodePoint | None:
+    """So many streams at once while short requests come and go, as many as the prefill worker makes: what they cost the others."""
+    long = [asyncio.create_task(endpoint.ask(endpoint.prompt(16), output_tokens)) for _ in range(sequences)]
+    short: list[Answer] = []
+
+    async def feed() -> None:
+        while not any(t.done() for t in long):
+            short.append(await endpoint.ask(endpoint.prompt(prompt_tokens), _ALONE_TOKENS))
+
+    feeds = [asyncio.create_task(feed()) for _ in range(_FEEDS)]
+    try:
+        answers = await asyncio.gather(*long)
+        await asyncio.gather(*feeds)
+    finally:
+        await _cancel([*long, *feeds])
+    return _together(answers, short)
+
+
+async def rush(endpoint: Endpoint, requests: int) -> float:
+    """Seconds from one request to the next at the router when many come at once: prompts of one token, which keep no worker busy."""
+    alone_s = median([(await alone(endpoint, 1)).ttft_s for _ in range(_ALONE_TIMES)])
+    begin_s = time.monotonic()
+    tasks = [asyncio.create_task(alone(endpoint, 1)) for _ in range(requests)]
+    try:
+        answers = await asyncio.gather(*tasks)
+    finally:
+        await _cancel(tasks)
+    last_s = max(a.events_s[0] for a in answers)
+    return max(0.0, last_s - begin_s - alone_s) / (requests - 1)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -200,7 +240,7 @@ class Extent:
     """How far to measure and how long."""
 
     max_prompt_tokens: int = 1024
-    max_batch: int = 16
+    max_batch: int = 64
     seconds: float = 60.0
 
     def lengths(self) -> list[int]:
@@ -226,6 +266,7 @@ class Measured:
     prefill: tuple[PrefillPoint, ...]
     decode: tuple[DecodePoint, ...]
     handover_s: float
+    front_s: float = 0.0
 
 
 async def measure(endpoint: Endpoint, extent: Extent, say: Callable[[str], None]) -> Measured:
@@ -235,7 +276,8 @@ async def measure(endpoint: Endpoint, extent: Extent, say: Callable[[str], None]
     prefill = await _prefill(endpoint, extent)
     say(f"batches of 1 to {extent.max_batch} streams")
     decode, handover_s = await _decode(endpoint, extent, prefill)
-    return Measured(tuple(prefill), tuple(decode), handover_s)
+    front_s = median([await rush(endpoint, extent.max_batch) for _ in range(_ALONE_TIMES)])
+    return Measured(tuple(prefill), tuple(decode), handover_s, front_s)
 
 
 async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncIterator[int]:
@@ -253,6 +295,7 @@ async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
     async def once() -> None:
         for n, found in alone_s.items():
             for _ in range(_ALONE_TIMES):
+                await asyncio.sleep(_PAUSE_S)
                 found.append((await alone(endpoint, n)).ttft_s)
         for n, found in queued_s.items():
             found.append(await queued(endpoint, n, 8))
@@ -305,6 +348,9 @@ async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint
                     if sequences == 1:
                         gaps_s.append(gap_s)
                         steps_s.append(point.step_s)
+        for sequences in sorted({1, min(4, extent.max_batch), min(12, extent.max_batch)}):
+            if (point := await joined(endpoint, sequences, half, max(16, extent.max_prompt_tokens // 6))) is not None:
+                found.setdefault((sequences, -1), []).append(point)
 
     async for _ in _rounds(0.5 * extent.seconds, once):
         pass
@@ -313,4 +359,5 @@ async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint
 
 
 def _middle(points: list[DecodePoint]) -> DecodePoint:
-    return DecodePoint(points[0].sequences, median(p.kv_tokens for p in points), median(p.step_s for p in points))
+    columns = ([getattr(p, name) for p in points] for name in ("sequences", "kv_tokens", "step_s", "joined"))
+    return DecodePoint(*(median(column) for column in columns))

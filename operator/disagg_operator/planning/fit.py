@@ -34,11 +34,12 @@ class PrefillPoint:
 
 @dataclass(frozen=True, slots=True)
 class DecodePoint:
-    """One decode step over so many sequences that hold so many tokens together."""
+    """One decode step over so many sequences that hold so many tokens together, of which so many joined just before (on average)."""
 
     sequences: float
     kv_tokens: float
     step_s: float
+    joined: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,9 @@ def _solve(rows: Sequence[Sequence[float]]) -> list[float] | None:
     return [m[i][n] / m[i][i] / size[i] for i in range(n)]
 
 
-def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: Limits, handover_s: float = 0.0) -> Fitted:
+def fit(
+    prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: Limits, handover_s: float = 0.0, front_s: float = 0.0
+) -> Fitted:
     """Raises FitError."""
     _, full_tokens = batch_wait([(p.tokens, p.least_s or p.alone_s) for p in prefill])
     # Behind others, prompts that wait to fill a batch are computed together: their times say nothing of one.
@@ -127,20 +130,24 @@ def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: 
         (1.0, p.tokens, p.tokens**2, 1.0, float(p.tokens < full_tokens)) for p in prefill
     ]
     a, b, c, overhead_s, wait_s = non_negative(rows, [s for _, s in queued] + [p.alone_s for p in prefill])
-    d, e, f = non_negative([(1.0, p.sequences, p.kv_tokens) for p in decode], [p.step_s for p in decode])
+    d, e, f, h, take_in_s = non_negative(
+        [(1.0, p.sequences, p.kv_tokens, p.sequences**2, p.joined) for p in decode], [p.step_s for p in decode]
+    )
     if d <= 0:
         d = min(p.step_s for p in decode) * 1e-3  # a step is never free
     profile = Profile(
         limits.gpus, a, b, c, d, e, f, limits.kv_tokens, 0.0, limits.batch_tokens, limits.max_running,
-        overhead_s, handover_s, wait_s, full_tokens,
+        overhead_s, handover_s, wait_s, full_tokens, take_in_s, h, front_s,
     )  # fmt: skip
     alone = [Residual(f"{p.tokens} tokens alone", p.alone_s, _alone_s(profile, p.tokens)) for p in prefill]
     behind = [Residual(f"{n} tokens behind others", s, profile.isolated_s(n)) for n, s in queued]
-    steps = [
-        Residual(f"{p.sequences:.0f} x {p.kv_tokens / p.sequences:.0f} tokens", p.step_s, profile.step_s(p.sequences, p.kv_tokens))
-        for p in decode
-    ]
+    steps = [Residual(_what(p), p.step_s, profile.step_s(p.sequences, p.kv_tokens) + profile.take_in_s * p.joined) for p in decode]
     return Fitted(profile, (*alone, *behind), tuple(steps))
+
+
+def _what(p: DecodePoint) -> str:
+    joined = f", {p.joined:.2f} of them new" if p.joined else ""
+    return f"{p.sequences:.0f} x {p.kv_tokens / p.sequences:.0f} tokens{joined}"
 
 
 def _alone_s(profile: Profile, tokens: int) -> float:

@@ -125,7 +125,7 @@ def _start_batch(s: Sim, p: int, now: float) -> bool:
     if at < tail and not again and s.fixed[17] > 0:
         n = lead(s, queue, at, tail, now)
         if n == 0:  # more may come to fill the batch
-            s.p_next_s[p] = min(s.arrival_s[queue[at]] + s.fixed[16], s.p_death_s[p])
+            s.p_next_s[p] = min(s.entry_s[queue[at]] + s.fixed[16], s.p_death_s[p])
             return False
         tail = at + n
     tokens, squares = 0.0, 0.0
@@ -276,7 +276,7 @@ def advance(s: Sim, until: float) -> float:
     while True:
         at, kind, pod = np.inf, 0, -1
         if s.tally[NEXT] < n:
-            at = s.arrival_s[int(s.tally[NEXT])]
+            at = s.entry_s[int(s.tally[NEXT])]
         if s.tally[T_SIZE] > 0 and s.moving_s[0] < at:
             at, kind = s.moving_s[0], 1
         for p in range(p_places):

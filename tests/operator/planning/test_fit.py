@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -50,6 +51,17 @@ def test_noise_of_5_percent_moves_no_prediction_by_more_than_10(seed: int) -> No
     for b in (1, 8, 16):
         assert found.profile.step_s(b, b * 300) == pytest.approx(TRUE.step_s(b, b * 300), rel=0.10)
     assert found.worst_error < 0.2
+
+
+def test_what_joining_sequences_and_large_batches_cost_comes_back() -> None:
+    true = replace(TRUE, take_in_s=9e-3, h_s_per_sequence2=2e-6)
+    prefill, _ = points(true, 0.0)
+    alone = [DecodePoint(b, b * held, true.step_s(b, b * held)) for b in (1, 2, 4, 8, 16, 32, 64) for held in (30, 560)]
+    fed = [DecodePoint(b + j, b * 200, true.step_s(b + j, b * 200) + j * true.take_in_s, j) for b, j in ((2, 0.05), (8, 0.11))]
+    found = fit(prefill, [*alone, *fed], LIMITS)
+    assert (found.profile.take_in_s, found.profile.h_s_per_sequence2) == pytest.approx((9e-3, 2e-6), rel=1e-3)
+    assert "new" in found.decode[-1].what
+    assert found.worst_error < 1e-3
 
 
 def test_without_a_batch_wait_none_is_found() -> None:
