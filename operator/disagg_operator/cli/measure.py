@@ -212,6 +212,23 @@ async def joined(endpoint: Endpoint, sequences: int, output_tokens: int, prompt_
     return _together(answers, short)
 
 
+@contextlib.asynccontextmanager
+async def decoding(endpoint: Endpoint, tokens: int) -> AsyncIterator[None]:
+    """One stream after another meanwhile, so that decode decodes as in life: workers that share a machine's memory slow each other down."""
+
+    async def go() -> None:
+        while True:
+            await endpoint.ask(endpoint.prompt(16), tokens)
+
+    task = asyncio.create_task(go())
+    try:
+        yield
+        if task.done():
+            task.result()
+    finally:
+        await _cancel([task])
+
+
 async def rush(endpoint: Endpoint, requests: int) -> float:
     """Seconds from one request to the next at the router when many come at once: prompts of one token, which keep no worker busy."""
     alone_s = median([(await alone(endpoint, 1)).ttft_s for _ in range(_ALONE_TIMES)])
@@ -300,9 +317,10 @@ async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
         for n, found in queued_s.items():
             found.append(await queued(endpoint, n, 8))
 
-    async for _ in _rounds(0.5 * extent.seconds, once):
-        pass
-    await _find_wait(endpoint, alone_s)
+    async with decoding(endpoint, extent.max_prompt_tokens - 16):
+        async for _ in _rounds(0.5 * extent.seconds, once):
+            pass
+        await _find_wait(endpoint, alone_s)
     return [PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None, min(s)) for n, s in sorted(alone_s.items())]
 
 
