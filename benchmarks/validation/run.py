@@ -6,8 +6,8 @@
     python -m benchmarks.validation.run report           # simulate the same requests, write benchmarks/results/validation.md
 
 The parts may run one after the other, so that none takes the machine for long. Requests come at their own times (Poisson), whatever the
-answers do. The workers run with one thread each. The model has 41 million random weights: large enough that the two workers, not router
-and client on the same cores, make the times, and small enough for hundreds of requests in minutes.
+answers do. The workers run with one thread each. The model has 88 million random weights: large enough that the two workers, not router
+and client on the same cores, make most of the times, and small enough for hundreds of requests in minutes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Load:
     share: float
     prompt: tuple[float, float]
     output: tuple[float, float]
-    seconds: float = 22.0
+    seconds: float = 20.0
     requests: int = 0
 
 
@@ -233,7 +233,8 @@ def report(folder: Path, out: Path, note: str) -> str:
 def _profile_lines(p: profiles.Profile) -> list[str]:
     prefill = f"{1e3 * p.a_s:.2f} ms + {1e6 * p.b_s_per_token:.0f} us a token + {1e9 * p.c_s_per_token2:.0f} ns a token^2"
     step = f"{1e3 * p.d_s:.2f} ms + {1e6 * p.e_s_per_sequence:.0f} us a sequence + {1e6 * p.f_s_per_token:.2f} us a token in the cache"
-    rest = f"overhead {1e3 * p.overhead_s:.1f} ms, hand-over {1e3 * p.handover_s:.1f} ms"
+    step += f" + {1e6 * p.h_s_per_sequence2:.1f} us a sequence^2, {1e3 * p.take_in_s:.1f} ms for each that joins"
+    rest = f"overhead {1e3 * p.overhead_s:.1f} ms, hand-over {1e3 * p.handover_s:.1f} ms, {1e3 * p.front_s:.1f} ms a request at the router"
     wait = f"prompts under {p.batch_full_tokens} tokens wait {1e3 * p.batch_wait_s:.0f} ms"
     return [f"Profile: prefill {prefill}; decode step {step}; {rest}; {wait}."]
 

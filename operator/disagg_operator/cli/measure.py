@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from disagg_operator.planning.fit import DecodePoint, PrefillPoint, batch_wait
+from disagg_operator.planning.fit import DecodePoint, PrefillPoint, ShortAnswer, batch_wait
 
 _IDS = (100, 1000)  # ordinary tokens in every vocabulary that we know of
 _TIMEOUT_S = 120.0
@@ -166,15 +166,21 @@ async def queued(endpoint: Endpoint, tokens: int, prompts: int) -> float:
     return (firsts_s[-1] - firsts_s[1]) / (len(firsts_s) - 2)
 
 
-async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> tuple[DecodePoint | None, float]:
-    """So many streams at once: the step while all of them run (None: they never did for long enough), and the gap after the first token."""
+async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> DecodePoint | None:
+    """So many streams at once: the step while all of them run. None: they never did for long enough."""
     tasks = [asyncio.create_task(endpoint.ask(endpoint.prompt(prompt_tokens), output_tokens)) for _ in range(sequences)]
     try:
         answers = await asyncio.gather(*tasks)
     finally:
         await _cancel(tasks)
-    gap_s = median(a.events_s[1] - a.events_s[0] for a in answers if len(a.events_s) > 1) if output_tokens > 1 else 0.0
-    return _together(answers, []), gap_s
+    return _together(answers, [])
+
+
+async def answered(endpoint: Endpoint, prompt_tokens: int) -> ShortAnswer:
+    """A whole short answer that comes when nothing runs."""
+    await asyncio.sleep(_PAUSE_S)
+    a = await endpoint.ask(endpoint.prompt(prompt_tokens), _LEAST_STEPS)
+    return ShortAnswer(a.prompt_tokens, a.output_tokens, a.events_s[-1] - a.events_s[0])
 
 
 def _together(answers: list[Answer], short: list[Answer]) -> DecodePoint | None:
@@ -282,7 +288,7 @@ class Measured:
 
     prefill: tuple[PrefillPoint, ...]
     decode: tuple[DecodePoint, ...]
-    handover_s: float
+    answers: tuple[ShortAnswer, ...]
     front_s: float = 0.0
 
 
@@ -292,9 +298,9 @@ async def measure(endpoint: Endpoint, extent: Extent, say: Callable[[str], None]
     say(f"prompts of {extent.lengths()[0]} to {extent.max_prompt_tokens} tokens")
     prefill = await _prefill(endpoint, extent)
     say(f"batches of 1 to {extent.max_batch} streams")
-    decode, handover_s = await _decode(endpoint, extent, prefill)
+    decode, answers = await _decode(endpoint, extent, prefill)
     front_s = median([await rush(endpoint, extent.max_batch) for _ in range(_ALONE_TIMES)])
-    return Measured(tuple(prefill), tuple(decode), handover_s, front_s)
+    return Measured(tuple(prefill), tuple(decode), tuple(answers), front_s)
 
 
 async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncIterator[int]:
@@ -340,14 +346,13 @@ async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> Non
             full_tokens = middle
 
 
-async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint]) -> tuple[list[DecodePoint], float]:
+async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint]) -> tuple[list[DecodePoint], list[ShortAnswer]]:
     most = prefill[-1]
     per_prompt_s = (most.queued_s or most.alone_s) / most.tokens
     found: dict[tuple[int, int], list[DecodePoint]] = {}
-    gaps_s: list[float] = []
-    steps_s: list[float] = []
-    half = extent.max_prompt_tokens // 2
-    probe, _ = await batch(endpoint, 1, 16, 2 * _LEAST_STEPS)
+    answers: list[ShortAnswer] = []
+    half, typical = extent.max_prompt_tokens // 2, max(16, extent.max_prompt_tokens // 6)
+    probe = await batch(endpoint, 1, 16, 2 * _LEAST_STEPS)
     first_s = probe.step_s if probe is not None else 0.01
 
     async def once() -> None:
@@ -358,22 +363,18 @@ async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint
                 prompt = max(16, min(longest, int(half / 3 * step_s / (sequences * per_prompt_s))))
                 ramp = sequences * prompt * per_prompt_s / step_s  # tokens that the first stream makes until the last one runs
                 output = int(1.5 * _LEAST_STEPS + max(_LEAST_STEPS, _LEAST_WINDOW_S / step_s) + 1.5 * ramp)
-                output = min(output, half)
-                point, gap_s = await batch(endpoint, sequences, prompt, output)
-                if point is not None:
+                if (point := await batch(endpoint, sequences, prompt, min(output, half))) is not None:
                     found.setdefault((sequences, longest), []).append(point)
                     step_s = point.step_s
-                    if sequences == 1:
-                        gaps_s.append(gap_s)
-                        steps_s.append(point.step_s)
         for sequences in sorted({1, min(4, extent.max_batch), min(12, extent.max_batch)}):
-            if (point := await joined(endpoint, sequences, half, max(16, extent.max_prompt_tokens // 6))) is not None:
+            if (point := await joined(endpoint, sequences, half, typical)) is not None:
                 found.setdefault((sequences, -1), []).append(point)
+        for _ in range(2 * _ALONE_TIMES):
+            answers.append(await answered(endpoint, typical))
 
     async for _ in _rounds(0.5 * extent.seconds, once):
         pass
-    points = [_middle(p) for p in found.values()]
-    return points, max(0.0, median(gaps_s) - median(steps_s)) if gaps_s else 0.0
+    return [_middle(p) for p in found.values()], answers
 
 
 def _middle(points: list[DecodePoint]) -> DecodePoint:

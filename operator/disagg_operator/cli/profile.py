@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 async def _measure(url: str, model: str | None, extent: measure.Extent, limits: fit.Limits) -> fit.Fitted:
     async with measure.Endpoint(url, model, os.environ.get("OPENAI_API_KEY")) as endpoint:
         found = await measure.measure(endpoint, extent, lambda text: print(f"{endpoint.model}: {text}", file=sys.stderr, flush=True))
-    return fit.fit(found.prefill, found.decode, limits, found.handover_s, found.front_s)
+    return fit.fit(found.prefill, found.decode, limits, found.answers, found.front_s)
 
 
 def coefficients(p: profiles.Profile) -> Table:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 
 from disagg_operator.planning.profile import Profile
 
@@ -40,6 +41,15 @@ class DecodePoint:
     kv_tokens: float
     step_s: float
     joined: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShortAnswer:
+    """An answer that decode had to itself, after a pause: seconds from its first token to its last."""
+
+    prompt_tokens: int
+    output_tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,11 @@ def _solve(rows: Sequence[Sequence[float]]) -> list[float] | None:
 
 
 def fit(
-    prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: Limits, handover_s: float = 0.0, front_s: float = 0.0
+    prefill: Sequence[PrefillPoint],
+    decode: Sequence[DecodePoint],
+    limits: Limits,
+    answers: Sequence[ShortAnswer] = (),
+    front_s: float = 0.0,
 ) -> Fitted:
     """Raises FitError."""
     _, full_tokens = batch_wait([(p.tokens, p.least_s or p.alone_s) for p in prefill])
@@ -137,12 +151,19 @@ def fit(
         d = min(p.step_s for p in decode) * 1e-3  # a step is never free
     profile = Profile(
         limits.gpus, a, b, c, d, e, f, limits.kv_tokens, 0.0, limits.batch_tokens, limits.max_running,
-        overhead_s, handover_s, wait_s, full_tokens, take_in_s, h, front_s,
+        overhead_s, 0.0, wait_s, full_tokens, take_in_s, h, front_s,
     )  # fmt: skip
+    profile = replace(profile, handover_s=max(0.0, median(_beside_steps_s(profile, a) for a in answers)) if answers else 0.0)
     alone = [Residual(f"{p.tokens} tokens alone", p.alone_s, _alone_s(profile, p.tokens)) for p in prefill]
     behind = [Residual(f"{n} tokens behind others", s, profile.isolated_s(n)) for n, s in queued]
     steps = [Residual(_what(p), p.step_s, profile.step_s(p.sequences, p.kv_tokens) + profile.take_in_s * p.joined) for p in decode]
     return Fitted(profile, (*alone, *behind), tuple(steps))
+
+
+def _beside_steps_s(profile: Profile, answer: ShortAnswer) -> float:
+    """What an answer took more than its steps: the hand-over, and a first step that finds everything cold."""
+    steps = answer.output_tokens - 1
+    return answer.seconds - steps * profile.step_s(1, answer.prompt_tokens + answer.output_tokens / 2)
 
 
 def _what(p: DecodePoint) -> str:
