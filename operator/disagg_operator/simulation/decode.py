@@ -141,10 +141,18 @@ def roomiest(s: Sim, r: int) -> int:
 
 
 @njit
+def take_in(s: Sim, r: int, now: float) -> None:
+    """A request that arrives is taken in by the worker that it would go to now: those that run there wait meanwhile."""
+    p = roomiest(s, r)
+    if p >= 0 and s.d_batch[p] > 0:
+        to_boundary(s, p, now, True)
+        s.d_t0[p] += s.fixed[18]
+        plan_decode(s, p)
+
+
+@njit
 def join(s: Sim, p: int, r: int, now: float) -> None:
     to_boundary(s, p, now, True)
-    if s.d_batch[p] > 0:
-        s.d_t0[p] += s.fixed[18]  # the others wait meanwhile
     heap_push(s.heap_step[p], s.heap[p], s.d_batch[p], s.d_step[p] + s.left[r], r)
     s.d_batch[p] += 1
     s.d_kv[p] += s.context[r]

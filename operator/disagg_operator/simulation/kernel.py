@@ -7,7 +7,17 @@ import math
 import numpy as np
 
 from disagg_operator.simulation.batching import lead
-from disagg_operator.simulation.decode import finish, heap_pop, plan_decode, pull_decode, remove_decode, step_on, to_boundary, to_decode
+from disagg_operator.simulation.decode import (
+    finish,
+    heap_pop,
+    plan_decode,
+    pull_decode,
+    remove_decode,
+    step_on,
+    take_in,
+    to_boundary,
+    to_decode,
+)
 from disagg_operator.simulation.state import (
     A_HEAD,
     A_TAIL,
@@ -262,6 +272,8 @@ def _arrive(s: Sim, now: float) -> None:
     s.tally[QUEUED_TOKENS] += n
     s.queue[int(s.tally[P_TAIL])] = r
     s.tally[P_TAIL] += 1
+    if s.fixed[18] > 0 and s.left[r] > 1:
+        take_in(s, r, now)
     for p in range(int(s.tally[P_PLACES])):
         if s.p_state[p] == READY and s.p_from[p] == s.p_to[p]:
             _start_batch(s, p, now)
