@@ -40,12 +40,16 @@ def test_the_hand_over_delays_what_comes_after_the_first_token() -> None:
     assert (s.first_s[0], s.last_s[0]) == pytest.approx((0.02, 0.34))
 
 
-def test_who_joins_holds_up_those_that_run_and_not_an_idle_worker() -> None:
-    """The second joins when the first has made 15 of its 40 steps; both wait 100 ms, the first to join did not."""
-    profile = replace(PLAIN, take_in_s=0.1)
-    s = serve(profile, (0.0, 100, 41), (0.03, 100, 11))
+def test_a_request_that_arrives_holds_up_those_that_decode_and_no_idle_worker() -> None:
+    """The second arrives when the first has made 5 of its 40 steps, which then stops for 100 ms; the second is ready meanwhile."""
+    s = serve(replace(PLAIN, take_in_s=0.1), (0.0, 100, 41), (0.03, 100, 11))
     assert s.first_s == pytest.approx([0.02, 0.05])
-    assert s.last_s == pytest.approx([0.02 + 40 * 0.002 + 0.1, 0.05 + 0.1 + 10 * 0.002])
+    assert s.last_s == pytest.approx([0.02 + 40 * 0.002 + 0.1, 0.13 + 10 * 0.002])
+
+
+def test_a_request_of_one_token_is_nothing_to_decode() -> None:
+    s = serve(replace(PLAIN, take_in_s=0.1), (0.0, 100, 41), (0.03, 100, 1))
+    assert s.last_s == pytest.approx([0.02 + 40 * 0.002, 0.05])
 
 
 def test_a_router_lets_requests_through_one_after_another() -> None:
