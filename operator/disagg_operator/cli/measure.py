@@ -326,12 +326,17 @@ async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
     async with decoding(endpoint, extent.max_prompt_tokens - 16):
         async for _ in _rounds(0.5 * extent.seconds, once):
             pass
-        await _find_wait(endpoint, alone_s)
+        if full_tokens := await _find_wait(endpoint, alone_s):
+            # The shortest that can queue: of long prompts the overhead is too small a part to be told from a batch's fixed one.
+            n = full_tokens + full_tokens // 16
+            alone_s[n] = [(await alone(endpoint, n)).ttft_s for _ in range(2 * _ALONE_TIMES)]
+            queued_s[n] = [await queued(endpoint, n, 8) for _ in range(_ALONE_TIMES)]
     return [PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None, min(s)) for n, s in sorted(alone_s.items())]
 
 
-async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> None:
-    """Where short prompts wait to fill a batch: halve the gap between the longest that does and the shortest that does not."""
+async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> int:
+    """From how many tokens on prompts do not wait to fill a batch: halves the gap between the longest that does and the shortest that does
+    not. 0: none waits."""
     wait_s, full_tokens = batch_wait([(n, min(s)) for n, s in alone_s.items()])
     below = max((n for n in alone_s if n < full_tokens), default=full_tokens)
     base_s = min(alone_s[full_tokens]) if full_tokens else 0.0
@@ -344,6 +349,7 @@ async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> Non
             below = middle
         else:
             full_tokens = middle
+    return full_tokens
 
 
 async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint]) -> tuple[list[DecodePoint], list[ShortAnswer]]:
