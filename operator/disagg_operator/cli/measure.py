@@ -312,8 +312,17 @@ async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncI
 
 
 async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
-    alone_s: dict[int, list[float]] = {n: [] for n in extent.lengths()}
-    queued_s: dict[int, list[float]] = {n: [] for n in extent.lengths() if n >= extent.max_prompt_tokens / 5}
+    """First when nothing else runs, for the rule of batches; then, for all times, while decode decodes."""
+    quiet_s: dict[int, list[float]] = {n: [] for n in extent.lengths()}
+    for n, found in quiet_s.items():
+        found += [(await alone(endpoint, n)).ttft_s for _ in range(_ALONE_TIMES)]
+    full_tokens = await _find_wait(endpoint, quiet_s)
+    # The shortest that can queue: of long prompts the overhead is too small a part to be told from a batch's fixed one.
+    shortest = [full_tokens + full_tokens // 16] if full_tokens else []
+    alone_s: dict[int, list[float]] = {n: [] for n in sorted({*quiet_s, *shortest})}
+    queued_s: dict[int, list[float]] = {
+        n: [] for n in alone_s if n in shortest or (n >= extent.max_prompt_tokens / 5 and n in extent.lengths())
+    }
 
     async def once() -> None:
         for n, found in alone_s.items():
@@ -321,17 +330,15 @@ async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
                 await asyncio.sleep(_PAUSE_S)
                 found.append((await alone(endpoint, n)).ttft_s)
         for n, found in queued_s.items():
-            found.append(await queued(endpoint, n, 8))
+            found += [await queued(endpoint, n, 8) for _ in range(2 if n in shortest else 1)]
 
     async with decoding(endpoint, extent.max_prompt_tokens - 16):
         async for _ in _rounds(0.5 * extent.seconds, once):
             pass
-        if full_tokens := await _find_wait(endpoint, alone_s):
-            # The shortest that can queue: of long prompts the overhead is too small a part to be told from a batch's fixed one.
-            n = full_tokens + full_tokens // 16
-            alone_s[n] = [(await alone(endpoint, n)).ttft_s for _ in range(2 * _ALONE_TIMES)]
-            queued_s[n] = [await queued(endpoint, n, 8) for _ in range(_ALONE_TIMES)]
-    return [PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None, min(s)) for n, s in sorted(alone_s.items())]
+    return [
+        PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None, min(quiet_s[n]) if n in quiet_s else None)
+        for n, s in alone_s.items()
+    ]
 
 
 async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> int:

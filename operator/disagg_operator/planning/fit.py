@@ -131,7 +131,9 @@ def fit(
     front_s: float = 0.0,
 ) -> Fitted:
     """Raises FitError."""
-    _, full_tokens = batch_wait([(p.tokens, p.least_s or p.alone_s) for p in prefill])
+    _, full_tokens = batch_wait(
+        [(p.tokens, p.least_s) for p in prefill if p.least_s is not None] or [(p.tokens, p.alone_s) for p in prefill]
+    )
     # Behind others, prompts that wait to fill a batch are computed together: their times say nothing of one.
     queued = [(p.tokens, p.queued_s) for p in prefill if p.queued_s is not None and p.tokens >= full_tokens]
     if len(prefill) < _LEAST_POINTS or len(queued) < _LEAST_QUEUED:
