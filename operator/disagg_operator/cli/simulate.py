@@ -24,8 +24,8 @@ _MOST_REQUESTS = 100_000_000
 # (argument, least, most). 200: the simulator has places for 512 workers of a pool, those that drain included.
 _RANGES = (
     ("copies", 1, 1_000_000), ("tpot_ms", 0.001, 1e6), ("ttft_s", 0.001, 1e5), ("most", 1, 200), ("warm_workers", 0, 1_000_000),
-    ("failures_per_worker_day", 0, 10_000), ("link_gbps", 0, 1e6), ("kv_bytes_per_token", 1, 1e9), ("role_flip_s", 0.1, 3600), ("routers", 0, 1_000_000),
-    ("monolithic", 1, 10_000),
+    ("failures_per_worker_day", 0, 10_000), ("link_gbps", 0, 1e6), ("kv_bytes_per_token", 1, 1e9), ("role_flip_s", 0.1, 3600),
+    ("monolithic", 1, 10_000), ("routers", 0, 1_000_000),
 )  # fmt: skip
 ERRORS = (traces.TraceError, profiles.ProfileError, policies.PolicyError, ValueError, OSError)
 
