@@ -6,8 +6,8 @@
     python -m benchmarks.validation.run report           # simulate the same requests, write benchmarks/results/validation.md
 
 The parts may run one after the other, so that none takes the machine for long. Requests come at their own times (Poisson), whatever the
-answers do. The workers run with one thread each. The model has 41 million random weights: large enough that the two workers, not router
-and client on the same cores, make the times, and small enough for hundreds of requests in minutes.
+answers do. The workers run with one thread each. The model has 88 million random weights: large enough that the two workers, not router
+and client on the same cores, make most of the times, and small enough for hundreds of requests in minutes.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from disagg_operator.simulation.traces import Trace
 _HERE = Path(__file__).parent
 _DISAGG = str(Path(sys.executable).with_name("disagg"))
 _START_S = 120.0
-_KV_BYTES = 2 * 6 * 4 * 64 * 2  # of a token
+_KV_BYTES = 2 * 12 * 4 * 64 * 2  # of a token
 _KV_TOKENS = (256 << 20) // _KV_BYTES  # in the default kvCacheSize
-_SHAPE = {"num_hidden_layers": 6, "vocab_size": 2048, "eos_token_id": 0, "bos_token_id": None}
+_SHAPE = {"vocab_size": 2048, "eos_token_id": 0, "bos_token_id": None}
 _TOKENIZER = Path("models/stdlib-llama")
 _PROFILE_SECONDS = 50.0
 
@@ -59,7 +59,7 @@ class Load:
     share: float
     prompt: tuple[float, float]
     output: tuple[float, float]
-    seconds: float = 22.0
+    seconds: float = 20.0
     requests: int = 0
 
 
@@ -67,8 +67,9 @@ LOADS = {
     "chat 30 %": Load(0.3, (160, 400), (40, 120)),
     "chat 50 %": Load(0.5, (160, 400), (40, 120)),
     "chat 70 %": Load(0.7, (160, 400), (40, 120)),
-    "long prompts 50 %": Load(0.5, (400, 800), (20, 60)),
-    "long answers 30 %": Load(0.3, (96, 240), (150, 400)),
+    "chat 85 %": Load(0.85, (160, 400), (40, 120)),
+    "long prompts 50 %": Load(0.5, (400, 800), (20, 60), seconds=30.0),
+    "long answers 20 %": Load(0.2, (96, 240), (150, 400)),
     "all at once": Load(0.0, (160, 400), (40, 120), requests=60),
 }
 
@@ -181,7 +182,7 @@ async def serve(url: str, trace: Trace) -> dict[str, list[float]]:
 
 def predict(trace: Trace, profile: profiles.Profile) -> dict[str, Any]:
     """What the simulator says of the same requests on one worker of each kind."""
-    setup = Setup(profile, initial=(1, 1), most=1, unscored_s=0.0, aligned=True, drop_s=math.inf)
+    setup = Setup(profile, initial=(1, 1), most=1, unscored_s=0.0, aligned=True, routers=1, drop_s=math.inf)
     s = Cluster(trace, setup).run(lambda _: Targets(1, 1)).sim
     return {"sent_s": s.arrival_s, "first_s": s.first_s, "last_s": s.last_s}
 
@@ -232,7 +233,8 @@ def report(folder: Path, out: Path, note: str) -> str:
 def _profile_lines(p: profiles.Profile) -> list[str]:
     prefill = f"{1e3 * p.a_s:.2f} ms + {1e6 * p.b_s_per_token:.0f} us a token + {1e9 * p.c_s_per_token2:.0f} ns a token^2"
     step = f"{1e3 * p.d_s:.2f} ms + {1e6 * p.e_s_per_sequence:.0f} us a sequence + {1e6 * p.f_s_per_token:.2f} us a token in the cache"
-    rest = f"overhead {1e3 * p.overhead_s:.1f} ms, hand-over {1e3 * p.handover_s:.1f} ms"
+    step += f" + {1e6 * p.h_s_per_sequence2:.1f} us a sequence^2, {1e3 * p.take_in_s:.1f} ms for each that joins"
+    rest = f"overhead {1e3 * p.overhead_s:.1f} ms, hand-over {1e3 * p.handover_s:.1f} ms, {1e3 * p.front_s:.1f} ms a request at the router"
     wait = f"prompts under {p.batch_full_tokens} tokens wait {1e3 * p.batch_wait_s:.0f} ms"
     return [f"Profile: prefill {prefill}; decode step {step}; {rest}; {wait}."]
 
@@ -260,7 +262,7 @@ def main() -> None:
     with busy_neighbours() as cpus, stack(args.folder, cpus) as url:
         if args.part != "load":
             command = [_DISAGG, "profile", url, "--kv-tokens", str(_KV_TOKENS), "--out", str(file)]
-            subprocess.run([*command, "--seconds", str(_PROFILE_SECONDS), "--max-prompt-tokens", "800", "--max-batch", "16"], check=True)
+            subprocess.run([*command, "--seconds", str(_PROFILE_SECONDS), "--max-prompt-tokens", "800", "--max-batch", "64"], check=True)
         if args.part == "profile":
             return
         for name in args.names or LOADS:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import httpx
 
 from disagg_router.errors import AttemptFailed, NoRoom
@@ -14,16 +15,21 @@ from disagg_router.workers import Worker
 
 _MAX_LINE_BYTES = 1 << 20
 Line = dict[str, Any]
+# What a connection that fails raises.
+_BROKEN = (aiohttp.ClientError, OSError)
 
 
 class WorkerClient:
-    """Speaks docs/protocol.md. Connections are pooled."""
+    """Speaks docs/protocol.md. Connections are pooled. The two streams of each request go by aiohttp: httpx looks at every
+    connection of its pool for each request, and again at its end, and needs several times the processor time for each piece of a stream."""
 
     def __init__(self, bearer: str) -> None:
         # How long to wait for events is decided, and bounded, by each attempt.
         timeout = httpx.Timeout(None, connect=2.0, write=10.0, pool=5.0)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-        self._http = httpx.AsyncClient(headers={"authorization": f"Bearer {bearer}"}, timeout=timeout, limits=limits, trust_env=False)
+        self._headers = {"authorization": f"Bearer {bearer}"}
+        self._http = httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, trust_env=False)
+        self._streams: aiohttp.ClientSession | None = None  # made within a running loop
 
     async def get(self, url: str, path: str, timeout_s: float = 2.0) -> dict[str, Any]:
         """A JSON object. Raises httpx.HTTPError or ValueError."""
@@ -42,33 +48,47 @@ class WorkerClient:
     async def stream(self, worker: Worker, role: str, body: Line) -> AsyncIterator[AsyncGenerator[Line]]:
         """The events of one call. Leaving the context cancels it at the worker. Raises NoRoom or AttemptFailed."""
         try:
-            async with self._http.stream("POST", f"{worker.url}/internal/v1/{role}", json=body) as answer:
-                if answer.status_code != 200:
-                    raise _refusal(worker, role, answer.status_code, await answer.aread(), has_ticket=body.get("ticket") is not None)
+            async with self._session().post(f"{worker.url}/internal/v1/{role}", json=body, allow_redirects=False) as answer:
+                if answer.status != 200:
+                    refused = await answer.content.read(_MAX_LINE_BYTES)
+                    raise _refusal(worker, role, answer.status, refused, has_ticket=body.get("ticket") is not None)
                 yield self._lines(worker, answer)
-        except httpx.HTTPError as error:
+        except _BROKEN as error:
             raise _broken(worker, error) from None
 
+    def _session(self) -> aiohttp.ClientSession:
+        if self._streams is None:
+            self._streams = aiohttp.ClientSession(
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=2.0),
+                connector=aiohttp.TCPConnector(limit=0),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        return self._streams
+
     @staticmethod
-    async def _lines(worker: Worker, answer: httpx.Response) -> AsyncGenerator[Line]:
+    async def _lines(worker: Worker, answer: aiohttp.ClientResponse) -> AsyncGenerator[Line]:
         try:
-            async for text in _split(answer.aiter_bytes()):
+            async for text in _split(answer.content.iter_any()):
                 line = json.loads(text)
                 yield line
                 if line["type"] in ("end", "error"):
                     return
-        except httpx.HTTPError as error:
+        except _BROKEN as error:
             raise _broken(worker, error) from None
         except (ValueError, KeyError, TypeError, RecursionError):
             raise AttemptFailed(f"{worker.pod}: garbled event", reason="protocol", blame=(worker.incarnation,)) from None
         raise AttemptFailed(f"{worker.pod}: the stream broke off", reason="worker_lost", blame=(worker.incarnation,))
 
     async def close(self) -> None:
+        if self._streams is not None:
+            await self._streams.close()
         await self._http.aclose()
 
 
 async def _split(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """Lines, by line feeds alone (httpx also splits at U+2028 and its like). Raises ValueError for one that is over _MAX_LINE_BYTES."""
+    """Lines, by line feeds alone (not at U+2028 and its like). Raises ValueError for one that is over _MAX_LINE_BYTES."""
     held = b""
     async for chunk in chunks:
         *lines, held = (held + chunk).split(b"\n")
@@ -78,7 +98,7 @@ async def _split(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
             raise ValueError("event too long")
 
 
-def _broken(worker: Worker, error: httpx.HTTPError) -> AttemptFailed:
+def _broken(worker: Worker, error: Exception) -> AttemptFailed:
     return AttemptFailed(f"{worker.pod}: {type(error).__name__}", reason="worker_lost", blame=(worker.incarnation,))
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 import uvicorn
+import uvloop
 
 from disagg_router import settings
 from disagg_router.router import Router
@@ -91,6 +92,7 @@ def main() -> None:
         s = settings.from_environment(os.environ)
         logging.basicConfig(level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        sys.exit(asyncio.run(serve(s)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.exit(runner.run(serve(s)))
     except settings.SettingsError as error:
         sys.exit(f"disagg_router: {error}")

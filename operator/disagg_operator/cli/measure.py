@@ -10,20 +10,22 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import httpx
 
-from disagg_operator.planning.fit import DecodePoint, PrefillPoint, batch_wait
+from disagg_operator.planning.fit import DecodePoint, PrefillPoint, ShortAnswer, batch_wait
 
 _IDS = (100, 1000)  # ordinary tokens in every vocabulary that we know of
 _TIMEOUT_S = 120.0
 _LEAST_STEPS = 24
 _LEAST_WINDOW_S = 0.4  # of a batch: events come in bundles
 _ALONE_TIMES = 3  # in a round: one alone may have been disturbed
+_FEEDS = 3  # short requests under way while it is measured what they cost the others
+_PAUSE_S = 0.1  # before a prompt alone: those that come when nothing runs find everything cold
 _ALONE_TOKENS = 2  # two, so that the cache is handed over as in real life
 
 
@@ -160,17 +162,29 @@ async def queued(endpoint: Endpoint, tokens: int, prompts: int) -> float:
         raise MeasureError(f"no first token within {_TIMEOUT_S:g} s") from None
     finally:
         await _cancel(asked)
-    return (firsts_s[-1] - firsts_s[0]) / (len(firsts_s) - 1)
+    # From the second on: the first two are sent at once, and may have been one batch.
+    return (firsts_s[-1] - firsts_s[1]) / (len(firsts_s) - 2)
 
 
-async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> tuple[DecodePoint | None, float]:
-    """So many streams at once: the step while all of them run (None: they never did for long enough), and the gap after the first token."""
+async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> DecodePoint | None:
+    """So many streams at once: the step while all of them run. None: they never did for long enough."""
     tasks = [asyncio.create_task(endpoint.ask(endpoint.prompt(prompt_tokens), output_tokens)) for _ in range(sequences)]
     try:
         answers = await asyncio.gather(*tasks)
     finally:
         await _cancel(tasks)
-    gap_s = median(a.events_s[1] - a.events_s[0] for a in answers if len(a.events_s) > 1) if output_tokens > 1 else 0.0
+    return _together(answers, [])
+
+
+async def answered(endpoint: Endpoint, prompt_tokens: int) -> ShortAnswer:
+    """A whole short answer that comes when nothing runs."""
+    await asyncio.sleep(_PAUSE_S)
+    a = await endpoint.ask(endpoint.prompt(prompt_tokens), _LEAST_STEPS)
+    return ShortAnswer(a.prompt_tokens, a.output_tokens, a.events_s[-1] - a.events_s[0])
+
+
+def _together(answers: list[Answer], short: list[Answer]) -> DecodePoint | None:
+    """The step while all the answers run; of the short ones, each took part in one step."""
     begin_s = max(a.events_s[min(1, len(a.events_s) - 1)] for a in answers)
     end_s = min(a.events_s[-1] for a in answers)
     steps, held = 0.0, 0.0
@@ -178,14 +192,63 @@ async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_t
         per_event = a.output_tokens / len(a.events_s)
         before = sum(t < begin_s for t in a.events_s) * per_event
         made = sum(begin_s < t <= end_s for t in a.events_s) * per_event
-        steps += made / sequences
+        steps += made / len(answers)
         held += a.prompt_tokens + before + made / 2
     if steps < _LEAST_STEPS:
-        return None, gap_s
-    return DecodePoint(sequences, held, (end_s - begin_s) / steps), gap_s
+        return None
+    new = [a.prompt_tokens for a in short if begin_s < a.events_s[-1] <= end_s]
+    return DecodePoint(len(answers) + len(new) / steps, held + sum(new) / steps, (end_s - begin_s) / steps, len(new) / steps)
 
 
-async def _cancel(tasks: list[asyncio.Task[Answer]]) -> None:
+async def joined(endpoint: Endpoint, sequences: int, output_tokens: int, prompt_tokens: int) -> DecodePoint | None:
+    """So many streams at once while short requests come and go, as many as the prefill worker makes: what they cost the others."""
+    long = [asyncio.create_task(endpoint.ask(endpoint.prompt(16), output_tokens)) for _ in range(sequences)]
+    short: list[Answer] = []
+
+    async def feed() -> None:
+        while not any(t.done() for t in long):
+            short.append(await endpoint.ask(endpoint.prompt(prompt_tokens), _ALONE_TOKENS))
+
+    feeds = [asyncio.create_task(feed()) for _ in range(_FEEDS)]
+    try:
+        answers = await asyncio.gather(*long)
+        await asyncio.gather(*feeds)
+    finally:
+        await _cancel([*long, *feeds])
+    return _together(answers, short)
+
+
+@contextlib.asynccontextmanager
+async def decoding(endpoint: Endpoint, tokens: int) -> AsyncIterator[None]:
+    """One stream after another meanwhile, so that decode decodes as in life: workers that share a machine's memory slow each other down."""
+
+    async def go() -> None:
+        while True:
+            await endpoint.ask(endpoint.prompt(16), tokens)
+
+    task = asyncio.create_task(go())
+    try:
+        yield
+        if task.done():
+            task.result()
+    finally:
+        await _cancel([task])
+
+
+async def rush(endpoint: Endpoint, requests: int) -> float:
+    """Seconds from one request to the next at the router when many come at once: prompts of one token, which keep no worker busy."""
+    alone_s = median([(await alone(endpoint, 1)).ttft_s for _ in range(_ALONE_TIMES)])
+    begin_s = time.monotonic()
+    tasks = [asyncio.create_task(alone(endpoint, 1)) for _ in range(requests)]
+    try:
+        answers = await asyncio.gather(*tasks)
+    finally:
+        await _cancel(tasks)
+    last_s = max(a.events_s[0] for a in answers)
+    return max(0.0, last_s - begin_s - alone_s) / (requests - 1)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -200,7 +263,7 @@ class Extent:
     """How far to measure and how long."""
 
     max_prompt_tokens: int = 1024
-    max_batch: int = 16
+    max_batch: int = 64
     seconds: float = 60.0
 
     def lengths(self) -> list[int]:
@@ -225,7 +288,8 @@ class Measured:
 
     prefill: tuple[PrefillPoint, ...]
     decode: tuple[DecodePoint, ...]
-    handover_s: float
+    answers: tuple[ShortAnswer, ...]
+    front_s: float = 0.0
 
 
 async def measure(endpoint: Endpoint, extent: Extent, say: Callable[[str], None]) -> Measured:
@@ -234,8 +298,9 @@ async def measure(endpoint: Endpoint, extent: Extent, say: Callable[[str], None]
     say(f"prompts of {extent.lengths()[0]} to {extent.max_prompt_tokens} tokens")
     prefill = await _prefill(endpoint, extent)
     say(f"batches of 1 to {extent.max_batch} streams")
-    decode, handover_s = await _decode(endpoint, extent, prefill)
-    return Measured(tuple(prefill), tuple(decode), handover_s)
+    decode, answers = await _decode(endpoint, extent, prefill)
+    front_s = median([await rush(endpoint, extent.max_batch) for _ in range(_ALONE_TIMES)])
+    return Measured(tuple(prefill), tuple(decode), tuple(answers), front_s)
 
 
 async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncIterator[int]:
@@ -247,24 +312,38 @@ async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncI
 
 
 async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
-    alone_s: dict[int, list[float]] = {n: [] for n in extent.lengths()}
-    queued_s: dict[int, list[float]] = {n: [] for n in extent.lengths() if n >= extent.max_prompt_tokens / 5}
+    """First when nothing else runs, for the rule of batches; then, for all times, while decode decodes."""
+    quiet_s: dict[int, list[float]] = {n: [] for n in extent.lengths()}
+    for n, found in quiet_s.items():
+        found += [(await alone(endpoint, n)).ttft_s for _ in range(_ALONE_TIMES)]
+    full_tokens = await _find_wait(endpoint, quiet_s)
+    # The shortest that can queue: of long prompts the overhead is too small a part to be told from a batch's fixed one.
+    shortest = [full_tokens + full_tokens // 16] if full_tokens else []
+    alone_s: dict[int, list[float]] = {n: [] for n in sorted({*quiet_s, *shortest})}
+    queued_s: dict[int, list[float]] = {
+        n: [] for n in alone_s if n in shortest or (n >= extent.max_prompt_tokens / 5 and n in extent.lengths())
+    }
 
     async def once() -> None:
         for n, found in alone_s.items():
             for _ in range(_ALONE_TIMES):
+                await asyncio.sleep(_PAUSE_S)
                 found.append((await alone(endpoint, n)).ttft_s)
         for n, found in queued_s.items():
-            found.append(await queued(endpoint, n, 8))
+            found += [await queued(endpoint, n, 8) for _ in range(2 if n in shortest else 1)]
 
-    async for _ in _rounds(0.5 * extent.seconds, once):
-        pass
-    await _find_wait(endpoint, alone_s)
-    return [PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None, min(s)) for n, s in sorted(alone_s.items())]
+    async with decoding(endpoint, extent.max_prompt_tokens - 16):
+        async for _ in _rounds(0.5 * extent.seconds, once):
+            pass
+    return [
+        PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None, min(quiet_s[n]) if n in quiet_s else None)
+        for n, s in alone_s.items()
+    ]
 
 
-async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> None:
-    """Where short prompts wait to fill a batch: halve the gap between the longest that does and the shortest that does not."""
+async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> int:
+    """From how many tokens on prompts do not wait to fill a batch: halves the gap between the longest that does and the shortest that does
+    not. 0: none waits."""
     wait_s, full_tokens = batch_wait([(n, min(s)) for n, s in alone_s.items()])
     below = max((n for n in alone_s if n < full_tokens), default=full_tokens)
     base_s = min(alone_s[full_tokens]) if full_tokens else 0.0
@@ -277,16 +356,16 @@ async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> Non
             below = middle
         else:
             full_tokens = middle
+    return full_tokens
 
 
-async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint]) -> tuple[list[DecodePoint], float]:
+async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint]) -> tuple[list[DecodePoint], list[ShortAnswer]]:
     most = prefill[-1]
     per_prompt_s = (most.queued_s or most.alone_s) / most.tokens
     found: dict[tuple[int, int], list[DecodePoint]] = {}
-    gaps_s: list[float] = []
-    steps_s: list[float] = []
-    half = extent.max_prompt_tokens // 2
-    probe, _ = await batch(endpoint, 1, 16, 2 * _LEAST_STEPS)
+    answers: list[ShortAnswer] = []
+    half, typical = extent.max_prompt_tokens // 2, max(16, extent.max_prompt_tokens // 6)
+    probe = await batch(endpoint, 1, 16, 2 * _LEAST_STEPS)
     first_s = probe.step_s if probe is not None else 0.01
 
     async def once() -> None:
@@ -297,20 +376,20 @@ async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint
                 prompt = max(16, min(longest, int(half / 3 * step_s / (sequences * per_prompt_s))))
                 ramp = sequences * prompt * per_prompt_s / step_s  # tokens that the first stream makes until the last one runs
                 output = int(1.5 * _LEAST_STEPS + max(_LEAST_STEPS, _LEAST_WINDOW_S / step_s) + 1.5 * ramp)
-                output = min(output, half)
-                point, gap_s = await batch(endpoint, sequences, prompt, output)
-                if point is not None:
+                if (point := await batch(endpoint, sequences, prompt, min(output, half))) is not None:
                     found.setdefault((sequences, longest), []).append(point)
                     step_s = point.step_s
-                    if sequences == 1:
-                        gaps_s.append(gap_s)
-                        steps_s.append(point.step_s)
+        for sequences in sorted({1, min(4, extent.max_batch), min(12, extent.max_batch)}):
+            if (point := await joined(endpoint, sequences, half, typical)) is not None:
+                found.setdefault((sequences, -1), []).append(point)
+        for _ in range(2 * _ALONE_TIMES):
+            answers.append(await answered(endpoint, typical))
 
     async for _ in _rounds(0.5 * extent.seconds, once):
         pass
-    points = [_middle(p) for p in found.values()]
-    return points, max(0.0, median(gaps_s) - median(steps_s)) if gaps_s else 0.0
+    return [_middle(p) for p in found.values()], answers
 
 
 def _middle(points: list[DecodePoint]) -> DecodePoint:
-    return DecodePoint(points[0].sequences, median(p.kv_tokens for p in points), median(p.step_s for p in points))
+    columns = ([getattr(p, name) for p in points] for name in ("sequences", "kv_tokens", "step_s", "joined"))
+    return DecodePoint(*(median(column) for column in columns))

@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-tokens", type=int, required=True, help="what the cache of one decode worker holds (its log or /metrics say)")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs of one worker, for the sums of simulate and plan")
     parser.add_argument("--max-prompt-tokens", type=int, default=1024, help="longest prompt to measure; half of it is the longest answer")
-    parser.add_argument("--max-batch", type=int, default=16, help="most streams at once")
+    parser.add_argument("--max-batch", type=int, help="most streams at once (default: --max-running, at most 64)")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="token budget of a prefill batch (spec.prefill.maxBatchTokens)")
     parser.add_argument("--max-running", type=int, default=64, help="most sequences of a decode worker (spec.decode.maxRunningRequests)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure")
@@ -34,6 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, fit, print, write. Raises one of ERRORS."""
+    args.max_batch = min(64, args.max_running) if args.max_batch is None else args.max_batch
     for name, least in (
         ("gpus", 1),
         ("kv_tokens", 1),
@@ -62,18 +63,21 @@ def run(args: argparse.Namespace) -> int:
 async def _measure(url: str, model: str | None, extent: measure.Extent, limits: fit.Limits) -> fit.Fitted:
     async with measure.Endpoint(url, model, os.environ.get("OPENAI_API_KEY")) as endpoint:
         found = await measure.measure(endpoint, extent, lambda text: print(f"{endpoint.model}: {text}", file=sys.stderr, flush=True))
-    return fit.fit(found.prefill, found.decode, limits, found.handover_s)
+    return fit.fit(found.prefill, found.decode, limits, found.answers, found.front_s)
 
 
 def coefficients(p: profiles.Profile) -> Table:
     """What was found, with units."""
-    table = Table(title="prefill a + b*n + c*n^2, decode step d + e*sequences + f*tokens", title_justify="left")
+    table = Table(title="prefill a + b*n + c*n^2, decode step d + e*sequences + f*tokens + h*sequences^2", title_justify="left")
     rows = {
         "a": (1e3 * p.a_s, "ms a batch"), "b": (1e6 * p.b_s_per_token, "us a prompt token"), "c": (1e9 * p.c_s_per_token2, "ns a token^2"),
         "d": (1e3 * p.d_s, "ms a step"), "e": (1e6 * p.e_s_per_sequence, "us a sequence"),
         "f": (1e9 * p.f_s_per_token, "ns a token in the cache"),
+        "h": (1e6 * p.h_s_per_sequence2, "us a sequence^2"),
+        "take in": (1e3 * p.take_in_s, "ms that one which joins holds up the others"),
         "overhead": (1e3 * p.overhead_s, "ms to the first token beside computation"),
         "hand-over": (1e3 * p.handover_s, "ms from the first token until it decodes"),
+        "front": (1e3 * p.front_s, "ms of a router for a request, one after another"),
         "batch wait": (1e3 * p.batch_wait_s, f"ms of prompts under {p.batch_full_tokens} tokens"),
     }  # fmt: skip
     for column in ("", "value"):

@@ -25,7 +25,7 @@ _MOST_REQUESTS = 100_000_000
 _RANGES = (
     ("copies", 1, 1_000_000), ("tpot_ms", 0.001, 1e6), ("ttft_s", 0.001, 1e5), ("most", 1, 200), ("warm_workers", 0, 1_000_000),
     ("failures_per_worker_day", 0, 10_000), ("link_gbps", 0, 1e6), ("kv_bytes_per_token", 1, 1e9), ("role_flip_s", 0.1, 3600),
-    ("monolithic", 1, 10_000),
+    ("monolithic", 1, 10_000), ("routers", 0, 1_000_000),
 )  # fmt: skip
 ERRORS = (traces.TraceError, profiles.ProfileError, policies.PolicyError, ValueError, OSError)
 
@@ -48,6 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-bytes-per-token", type=float, default=327_680.0, help="for --link-gbps (default: 70B, 8 KV heads, 16 bit)")
     parser.add_argument("--blind-s", type=float, nargs=2, metavar=("FROM", "TO"), help="no metrics in this span")
     parser.add_argument("--role-flip-s", type=float, help="workers may move between the pools in so many seconds")
+    parser.add_argument("--routers", type=int, default=0, help="each takes the profile's front_s for a request; 0: none is ever busy")
     parser.add_argument("--monolithic", type=int, metavar="N", help="also: N workers that prefill and decode")
     parser.add_argument("--bounds", action="store_true", help="also: fluid bound, cheapest fixed fleet, plan with foresight")
     parser.add_argument("--seed", type=int, default=0)
@@ -121,6 +122,7 @@ def _setup(args: argparse.Namespace) -> Setup:
         most=args.most, grace_s=args.grace_s, warm_workers=args.warm_workers,
         failures_per_worker_hour=args.failures_per_worker_day / 24, link_tokens_per_s=args.link_gbps * 1e9 / 8 / args.kv_bytes_per_token,
         blind_s=(tuple(args.blind_s),) if args.blind_s else (), flip_s=args.role_flip_s or 10.0, seed=args.seed,
+        routers=args.routers,
     )  # fmt: skip
 
 

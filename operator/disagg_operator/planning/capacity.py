@@ -123,7 +123,7 @@ def prefill_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Pr
 
 def decode_batch(traffic: Traffic, tpot_s: float, profile: Profile) -> tuple[float, str]:
     """The most sequences in one step inside the objective, the cache and what an engine runs, and which of them it is."""
-    by_time = (tpot_s * _TPOT_MARGIN - profile.d_s) / (profile.e_s_per_sequence + profile.f_s_per_token * traffic.held_tokens)
+    by_time = profile.sequences_within(tpot_s * _TPOT_MARGIN, traffic.held_tokens)
     by_room = profile.kv_tokens / (traffic.prompt.mean + traffic.output.mean)
     return min((by_time, "tpot"), (by_room, "cache"), (float(profile.max_running), "batch"))
 
@@ -132,7 +132,8 @@ def decode_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Pro
     """`exposed_s`: how much later the second token comes for the transfer; it counts in TPOT."""
     where = f"{profile.gpus} x {gpu.name}"
     late_s = (exposed_s + profile.handover_s) / max(1.0, traffic.output.mean - 1)
-    fraction, bound = decode_batch(traffic, objectives.tpot_s - late_s, profile)
+    serving = profile.serving(traffic.output.mean)
+    fraction, bound = decode_batch(traffic, objectives.tpot_s - late_s, serving)
     batch = math.floor(fraction + 1e-9)
     if batch < 1:
         if bound == "cache":
@@ -140,12 +141,12 @@ def decode_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Pro
             return Infeasible(
                 "memory", f"a request of {held:.0f} tokens does not fit in the cache of {profile.kv_tokens} tokens of {where}"
             )
-        one_s = profile.step_s(1, traffic.held_tokens)
+        one_s = serving.step_s(1, traffic.held_tokens)
         late = f" and {1e3 * late_s:.1f} ms for its KV over {kv.network.name}" if late_s > 0.05 * one_s else ""
         return Infeasible(
             "tpot", f"one sequence takes {1e3 * one_s:.1f} ms a token on {where}{late}, {1e3 * objectives.tpot_s:g} ms is asked"
         )
-    step_s = profile.step_s(batch, batch * traffic.held_tokens)
+    step_s = serving.step_s(batch, batch * traffic.held_tokens)
     flying = traffic.output_tokens_per_s * step_s
     needed = max(1, math.ceil((flying + objectives.z * math.sqrt(flying)) / batch - 1e-9))
     network = kv.interfaces(traffic)
@@ -155,7 +156,7 @@ def decode_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Pro
     here = flying / replicas
     most = min(float(batch), here + objectives.z * math.sqrt(here))
     pool = PoolPlan("decode", gpu, profile, replicas, batch, flying / (replicas * batch), "network" if network > needed else bound)
-    return Sized(pool, profile.step_s(most, most * traffic.held_tokens) + late_s)
+    return Sized(pool, serving.step_s(most, most * traffic.held_tokens) + late_s)
 
 
 def with_tail_in_cache(pool: PoolPlan, traffic: Traffic) -> bool:

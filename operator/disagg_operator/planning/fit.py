@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 
 from disagg_operator.planning.profile import Profile
 
@@ -34,11 +35,21 @@ class PrefillPoint:
 
 @dataclass(frozen=True, slots=True)
 class DecodePoint:
-    """One decode step over so many sequences that hold so many tokens together."""
+    """One decode step over so many sequences that hold so many tokens together, of which so many joined just before (on average)."""
 
     sequences: float
     kv_tokens: float
     step_s: float
+    joined: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShortAnswer:
+    """An answer that decode had to itself, after a pause: seconds from its first token to its last."""
+
+    prompt_tokens: int
+    output_tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +123,17 @@ def _solve(rows: Sequence[Sequence[float]]) -> list[float] | None:
     return [m[i][n] / m[i][i] / size[i] for i in range(n)]
 
 
-def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: Limits, handover_s: float = 0.0) -> Fitted:
+def fit(
+    prefill: Sequence[PrefillPoint],
+    decode: Sequence[DecodePoint],
+    limits: Limits,
+    answers: Sequence[ShortAnswer] = (),
+    front_s: float = 0.0,
+) -> Fitted:
     """Raises FitError."""
-    _, full_tokens = batch_wait([(p.tokens, p.least_s or p.alone_s) for p in prefill])
+    _, full_tokens = batch_wait(
+        [(p.tokens, p.least_s) for p in prefill if p.least_s is not None] or [(p.tokens, p.alone_s) for p in prefill]
+    )
     # Behind others, prompts that wait to fill a batch are computed together: their times say nothing of one.
     queued = [(p.tokens, p.queued_s) for p in prefill if p.queued_s is not None and p.tokens >= full_tokens]
     if len(prefill) < _LEAST_POINTS or len(queued) < _LEAST_QUEUED:
@@ -127,20 +146,31 @@ def fit(prefill: Sequence[PrefillPoint], decode: Sequence[DecodePoint], limits: 
         (1.0, p.tokens, p.tokens**2, 1.0, float(p.tokens < full_tokens)) for p in prefill
     ]
     a, b, c, overhead_s, wait_s = non_negative(rows, [s for _, s in queued] + [p.alone_s for p in prefill])
-    d, e, f = non_negative([(1.0, p.sequences, p.kv_tokens) for p in decode], [p.step_s for p in decode])
+    d, e, f, h, take_in_s = non_negative(
+        [(1.0, p.sequences, p.kv_tokens, p.sequences**2, p.joined) for p in decode], [p.step_s for p in decode]
+    )
     if d <= 0:
         d = min(p.step_s for p in decode) * 1e-3  # a step is never free
     profile = Profile(
         limits.gpus, a, b, c, d, e, f, limits.kv_tokens, 0.0, limits.batch_tokens, limits.max_running,
-        overhead_s, handover_s, wait_s, full_tokens,
+        overhead_s, 0.0, wait_s, full_tokens, take_in_s, h, front_s,
     )  # fmt: skip
+    profile = replace(profile, handover_s=max(0.0, median(_beside_steps_s(profile, a) for a in answers)) if answers else 0.0)
     alone = [Residual(f"{p.tokens} tokens alone", p.alone_s, _alone_s(profile, p.tokens)) for p in prefill]
     behind = [Residual(f"{n} tokens behind others", s, profile.isolated_s(n)) for n, s in queued]
-    steps = [
-        Residual(f"{p.sequences:.0f} x {p.kv_tokens / p.sequences:.0f} tokens", p.step_s, profile.step_s(p.sequences, p.kv_tokens))
-        for p in decode
-    ]
+    steps = [Residual(_what(p), p.step_s, profile.step_s(p.sequences, p.kv_tokens) + profile.take_in_s * p.joined) for p in decode]
     return Fitted(profile, (*alone, *behind), tuple(steps))
+
+
+def _beside_steps_s(profile: Profile, answer: ShortAnswer) -> float:
+    """What an answer took more than its steps: the hand-over, and a first step that finds everything cold."""
+    steps = answer.output_tokens - 1
+    return answer.seconds - steps * profile.step_s(1, answer.prompt_tokens + answer.output_tokens / 2)
+
+
+def _what(p: DecodePoint) -> str:
+    joined = f", {p.joined:.2f} of them new" if p.joined else ""
+    return f"{p.sequences:.0f} x {p.kv_tokens / p.sequences:.0f} tokens{joined}"
 
 
 def _alone_s(profile: Profile, tokens: int) -> float:

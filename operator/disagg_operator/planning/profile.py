@@ -1,8 +1,9 @@
 """PURE: how fast one worker of each pool is.
 
 Prefill of a batch with n uncached tokens each takes `a + b*sum(n) + c*sum(n^2)` seconds; one decode step over B sequences that hold K
-tokens of KV takes `d + e*B + f*K`. The published profiles are fits of Splitwise's measurements (github.com/Mutinifni/splitwise-sim,
-data/perf_model.csv, MIT) and, for the 8B model, of the parameters in llm-d's autoscaler guide.
+tokens of KV takes `d + e*B + f*K + h*B^2`, where h is what large batches cost more once they are bound by arithmetic. The published
+profiles are fits of Splitwise's measurements (github.com/Mutinifni/splitwise-sim, data/perf_model.csv, MIT) and, for the 8B model, of the
+parameters in llm-d's autoscaler guide.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class Profile:
     """Seconds, seconds per token, and so on; `kv_tokens`: what one decode worker's cache holds.
 
     What a request meets beside computation: `overhead_s` until its first token (router, network), `handover_s` from there until it decodes.
-    An idle worker starts a prefill batch once `batch_full_tokens` wait, or the oldest prompt has waited `batch_wait_s`.
+    An idle worker starts a prefill batch once `batch_full_tokens` wait, or the oldest prompt has waited `batch_wait_s`. The
+    sequences that a decode worker runs are held up by `take_in_s` for each one that joins them (its request, its KV, and whatever else is
+    done for it on the same processor). `front_s`: what a router takes for one request, one after another.
     """
 
     gpus: int
@@ -42,6 +45,9 @@ class Profile:
     handover_s: float = 0.0
     batch_wait_s: float = 0.0
     batch_full_tokens: int = 0
+    take_in_s: float = 0.0
+    h_s_per_sequence2: float = 0.0
+    front_s: float = 0.0
 
     def prefill_s(self, tokens: float, tokens_squared: float) -> float:
         """One batch whose prompts' uncached tokens, and their squares, sum up to this."""
@@ -53,7 +59,20 @@ class Profile:
 
     def step_s(self, sequences: float, kv_tokens: float) -> float:
         """One decode step."""
-        return self.d_s + self.e_s_per_sequence * sequences + self.f_s_per_token * kv_tokens
+        per_sequence_s = self.e_s_per_sequence + self.h_s_per_sequence2 * sequences
+        return self.d_s + per_sequence_s * sequences + self.f_s_per_token * kv_tokens
+
+    def sequences_within(self, step_s: float, kv_per_sequence: float) -> float:
+        """How many sequences' step takes so long; negative where even none's takes longer."""
+        left_s = step_s - self.d_s
+        linear, square = self.e_s_per_sequence + self.f_s_per_token * kv_per_sequence, self.h_s_per_sequence2
+        if square <= 0 or left_s <= 0:
+            return left_s / linear
+        return (math.sqrt(linear * linear + 4 * square * left_s) - linear) / (2 * square)
+
+    def serving(self, output_tokens: float) -> Profile:
+        """What a step costs while sequences of so many tokens come and go: the time to take them in is spread over their steps."""
+        return replace(self, e_s_per_sequence=self.e_s_per_sequence + self.take_in_s / max(1.0, output_tokens), take_in_s=0.0)
 
     def prefill_work_s(self, requests: float, tokens: float, tokens_squared: float) -> float:
         """Seconds of one worker for these prompts under load, when batches are full but for prompts that fill one alone."""
@@ -62,7 +81,7 @@ class Profile:
 
     def best_batch(self, tpot_s: float, kv_per_sequence: float) -> float:
         """Most sequences whose step stays within `tpot_s`; at least 1, at most what the cache and `max_running` allow."""
-        by_time = (tpot_s - self.d_s) / (self.e_s_per_sequence + self.f_s_per_token * kv_per_sequence)
+        by_time = self.sequences_within(tpot_s, kv_per_sequence)
         return max(1.0, min(by_time, self.kv_tokens / max(kv_per_sequence, 1.0), float(self.max_running)))
 
     def decode_tokens_per_s(self, tpot_s: float, kv_per_sequence: float) -> float:

@@ -29,7 +29,7 @@ def bucket(tokens: float) -> int:
 def lead(s: Sim, queue: Any, head: int, tail: int, now: float) -> int:
     """Bring the prompts of the next batch to the head of the queue, all others keep their order. Returns how many; 0: wait for more."""
     leader = -1
-    if now >= s.arrival_s[queue[head]] + s.fixed[16] - 1e-9:
+    if now >= s.entry_s[queue[head]] + s.fixed[16] - 1e-9:
         leader = head
     else:
         offered = np.zeros(64)

@@ -25,7 +25,7 @@ class Setup:
 
     ttft: at most `ttft_least_s` or `ttft_factor` times the prompt's isolated prefill, whichever is more. lag: how many scrapes old values
     are. warm_workers: a pool's workers beyond so many also wait for a node. blind_s: spans without metrics. unlimited grace: math.inf.
-    aligned: sequences join a decode batch between two steps, as in an engine, not at once.
+    aligned: sequences join a decode batch between two steps, as in an engine, not at once. routers: none is ever busy where it is 0.
     """
 
     profile: Profile
@@ -48,6 +48,7 @@ class Setup:
     blind_s: tuple[tuple[float, float], ...] = ()
     flip_s: float = 10.0
     aligned: bool = False
+    routers: int = 0
     seed: int = 0
 
 
@@ -103,9 +104,11 @@ class Cluster:
         fixed = (
             p.a_s, p.b_s_per_token, p.c_s_per_token2, p.d_s, p.e_s_per_sequence, p.f_s_per_token, p.kv_tokens, p.batch_tokens,
             p.max_running, setup.tpot_s, setup.drop_s, p.transfer_s_per_token, setup.link_tokens_per_s,
-            float(setup.aligned), p.overhead_s, p.handover_s, p.batch_wait_s, p.batch_full_tokens,
+            float(setup.aligned), p.overhead_s, p.handover_s, p.batch_wait_s, p.batch_full_tokens, p.take_in_s,
+            p.h_s_per_sequence2,
         )  # fmt: skip
-        self.sim = state.make(trace.arrival_s, trace.prompt_tokens, trace.cached_tokens, trace.output_tokens, limit, fixed)
+        entry_s = state.entries(trace.arrival_s, p.front_s / setup.routers if setup.routers else 0.0)
+        self.sim = state.make(trace.arrival_s, entry_s, trace.prompt_tokens, trace.cached_tokens, trace.output_tokens, limit, fixed)
         s = self.sim
         self._random = np.random.default_rng(setup.seed)
         self._pools = (

@@ -1,6 +1,6 @@
 """Decode workers: batches that grow and shrink, and when a step ends.
 
-A worker's steps are not simulated one by one. Between two changes of its batch the duration of step i is `d + e*B + f*(K + i*B)`, so
+A worker's steps are not simulated one by one. Between two changes of its batch step i takes `d + e*B + h*B^2 + f*(K + i*B)`, so
 times follow from a quadratic; a worker's state is kept as of its last batch boundary `d_t0`, which may lie in the future of the clock: who
 arrives inside a step joins at its end. That is how engines work (`aligned`). The benchmark of policies lets a sequence join at once and
 make tokens at the rate of one a step, fractions included.
@@ -43,14 +43,14 @@ from disagg_operator.simulation.state import (
 def steps_s(s: Sim, p: int, n: float) -> float:
     """Duration of the worker's next n steps."""
     batch = s.d_batch[p]
-    return n * (s.fixed[3] + s.fixed[4] * batch + s.fixed[5] * s.d_kv[p]) + s.fixed[5] * batch * n * (n - 1) / 2
+    return n * (s.fixed[3] + (s.fixed[4] + s.fixed[19] * batch) * batch + s.fixed[5] * s.d_kv[p]) + s.fixed[5] * batch * n * (n - 1) / 2
 
 
 @njit
 def steps_within(s: Sim, p: int, seconds: float) -> float:
     """How many steps, a fraction included, fit into `seconds`."""
     quadratic = s.fixed[5] * s.d_batch[p] / 2
-    linear = s.fixed[3] + s.fixed[4] * s.d_batch[p] + s.fixed[5] * s.d_kv[p] - quadratic
+    linear = s.fixed[3] + (s.fixed[4] + s.fixed[19] * s.d_batch[p]) * s.d_batch[p] + s.fixed[5] * s.d_kv[p] - quadratic
     if quadratic <= 0.0:
         return seconds / linear
     return (math.sqrt(linear * linear + 4 * quadratic * seconds) - linear) / (2 * quadratic)
@@ -138,6 +138,16 @@ def roomiest(s: Sim, r: int) -> int:
         if s.d_state[p] == READY and s.d_batch[p] < least and s.d_batch[p] < s.fixed[8] and s.d_reserved[p] + need <= s.fixed[6]:
             best, least = p, s.d_batch[p]
     return best
+
+
+@njit
+def take_in(s: Sim, r: int, now: float) -> None:
+    """A request that arrives is taken in by the worker that it would go to now: those that run there wait meanwhile."""
+    p = roomiest(s, r)
+    if p >= 0 and s.d_batch[p] > 0:
+        to_boundary(s, p, now, True)
+        s.d_t0[p] += s.fixed[18]
+        plan_decode(s, p)
 
 
 @njit

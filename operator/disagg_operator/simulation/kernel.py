@@ -7,7 +7,17 @@ import math
 import numpy as np
 
 from disagg_operator.simulation.batching import lead
-from disagg_operator.simulation.decode import finish, heap_pop, plan_decode, pull_decode, remove_decode, step_on, to_boundary, to_decode
+from disagg_operator.simulation.decode import (
+    finish,
+    heap_pop,
+    plan_decode,
+    pull_decode,
+    remove_decode,
+    step_on,
+    take_in,
+    to_boundary,
+    to_decode,
+)
 from disagg_operator.simulation.state import (
     A_HEAD,
     A_TAIL,
@@ -125,7 +135,7 @@ def _start_batch(s: Sim, p: int, now: float) -> bool:
     if at < tail and not again and s.fixed[17] > 0:
         n = lead(s, queue, at, tail, now)
         if n == 0:  # more may come to fill the batch
-            s.p_next_s[p] = min(s.arrival_s[queue[at]] + s.fixed[16], s.p_death_s[p])
+            s.p_next_s[p] = min(s.entry_s[queue[at]] + s.fixed[16], s.p_death_s[p])
             return False
         tail = at + n
     tokens, squares = 0.0, 0.0
@@ -262,6 +272,8 @@ def _arrive(s: Sim, now: float) -> None:
     s.tally[QUEUED_TOKENS] += n
     s.queue[int(s.tally[P_TAIL])] = r
     s.tally[P_TAIL] += 1
+    if s.fixed[18] > 0 and s.left[r] > 1:
+        take_in(s, r, now)
     for p in range(int(s.tally[P_PLACES])):
         if s.p_state[p] == READY and s.p_from[p] == s.p_to[p]:
             _start_batch(s, p, now)
@@ -276,7 +288,7 @@ def advance(s: Sim, until: float) -> float:
     while True:
         at, kind, pod = np.inf, 0, -1
         if s.tally[NEXT] < n:
-            at = s.arrival_s[int(s.tally[NEXT])]
+            at = s.entry_s[int(s.tally[NEXT])]
         if s.tally[T_SIZE] > 0 and s.moving_s[0] < at:
             at, kind = s.moving_s[0], 1
         for p in range(p_places):

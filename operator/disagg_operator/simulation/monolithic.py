@@ -59,7 +59,18 @@ def serve(trace: Trace, profile: Profile, workers: int, chunk_tokens: int = 2048
             f"request {int(np.argmax(total > profile.kv_tokens))} needs more than the {profile.kv_tokens} KV tokens of a worker"
         )
     p, n, rows = profile, len(total), profile.max_running
-    fixed = [p.a_s, p.b_s_per_token, p.c_s_per_token2, p.d_s, p.e_s_per_sequence, p.f_s_per_token, p.kv_tokens, p.max_running, chunk_tokens]
+    fixed = [
+        p.a_s,
+        p.b_s_per_token,
+        p.c_s_per_token2,
+        p.d_s,
+        p.e_s_per_sequence,
+        p.f_s_per_token,
+        p.kv_tokens,
+        p.max_running,
+        chunk_tokens,
+        p.h_s_per_sequence2,
+    ]
     i8 = np.int64
     s = _Sim(
         np.maximum(trace.prompt_tokens - trace.cached_tokens, 1).astype(i8), trace.prompt_tokens.astype(i8), trace.output_tokens.astype(i8),
@@ -106,7 +117,7 @@ def _start(s: _Sim, w: int) -> float:
     if s.chunk[w] > 0:
         seconds += s.fixed[0]
     if s.batch[w] > 0:
-        seconds += s.fixed[3] + s.fixed[4] * s.batch[w] + s.fixed[5] * s.kv[w]
+        seconds += s.fixed[3] + (s.fixed[4] + s.fixed[9] * s.batch[w]) * s.batch[w] + s.fixed[5] * s.kv[w]
     return seconds
 
 

@@ -27,6 +27,7 @@ class Sim(NamedTuple):
     """Everything that changes or is needed in the loop. One row a request, one a worker (p_ prefill, d_ decode)."""
 
     arrival_s: np.ndarray[Any, Any]
+    entry_s: np.ndarray[Any, Any]  # a router is through with it: it queues for prefill
     work: np.ndarray[Any, Any]  # uncached prompt tokens, after a death what has to be computed again
     context: np.ndarray[Any, Any]  # tokens in the cache when decoding begins
     left: np.ndarray[Any, Any]  # output tokens not made yet
@@ -65,10 +66,18 @@ class Sim(NamedTuple):
 
 
 FIXED = ("a", "b", "c", "d", "e", "f", "kv", "batch_tokens", "max_running", "tpot_s", "drop_s", "xfer_s", "link_tokens_per_s", "aligned",
-         "overhead_s", "handover_s", "batch_wait_s", "batch_full_tokens")  # fmt: skip
+         "overhead_s", "handover_s", "batch_wait_s", "batch_full_tokens", "take_in_s", "h")  # fmt: skip
 
 
-def make(arrival_s: Any, prompt: Any, cached: Any, output: Any, ttft_limit_s: Any, fixed: Any) -> Sim:
+def entries(arrival_s: Any, front_s: float) -> Any:
+    """When each request is through the routers, which together take `front_s` for one after another; the overhead counts it once."""
+    if front_s <= 0:
+        return arrival_s
+    before_s = front_s * np.arange(len(arrival_s))
+    return np.maximum.accumulate(arrival_s - before_s) + before_s
+
+
+def make(arrival_s: Any, entry_s: Any, prompt: Any, cached: Any, output: Any, ttft_limit_s: Any, fixed: Any) -> Sim:
     """A simulation before its first event, without workers."""
     n, rows = len(arrival_s), int(fixed[8])
     f8, i8, i4, i1 = np.float64, np.int64, np.int32, np.int8
@@ -79,7 +88,8 @@ def make(arrival_s: Any, prompt: Any, cached: Any, output: Any, ttft_limit_s: An
         return np.full(PODS, np.inf)
 
     return Sim(
-        np.asarray(arrival_s, f8), work, np.asarray(prompt, i4).copy(), np.asarray(output, i4).copy(), np.asarray(output, i4),
+        np.asarray(arrival_s, f8), np.asarray(entry_s, f8), work, np.asarray(prompt, i4).copy(), np.asarray(output, i4).copy(),
+        np.asarray(output, i4),
         np.asarray(ttft_limit_s, f8), np.full(n, np.nan), np.full(n, np.nan), np.zeros(n, i1),
         np.zeros(n, i4), np.zeros(_AGAIN, i4), np.zeros(n + _AGAIN, i4), np.zeros(n + 1), np.zeros(n + 1, i4), count,
         np.zeros(PODS, i1), inf(), np.zeros(PODS, i8), np.zeros(PODS, i8), np.zeros(PODS, i1), inf(), inf(),

@@ -64,6 +64,7 @@ def test_a_table_with_bounds_baselines_and_monolithic_serving(trace: Path, tmp_p
         pytest.param(("--policy", "magic"), "'magic' is none of", id="policy"),
         pytest.param(("--profile", "none.json"), "neither a file nor one of", id="profile"),
         pytest.param(("--copies", "0"), "--copies", id="copies"),
+        pytest.param(("--routers", "-1"), "--routers", id="routers"),
         pytest.param(("--cold-start-s", "9", "3"), "--cold-start-s", id="cold start"),
         pytest.param(("--link-gbps", "-1"), "--link-gbps", id="link"),
         pytest.param(("--copies", "1000000"), "--copies: 9000 requests", id="too many copies"),

@@ -171,3 +171,10 @@ def test_an_estimate_of_every_gpu_of_a_small_model_plans() -> None:
         profile = estimate(KNOWN["llama-3.1-8b"], gpu, 2, Efficiency())
         assert profile is not None
         assert isinstance(best_disaggregated(question("llama-3.1-8b", gpu.name, ttft_s=5.0, tpot_s=0.1)), Deployment)
+
+
+def test_sequences_that_cost_time_to_take_in_want_more_decode_workers() -> None:
+    """Answers of 20 tokens: 20 ms for each sequence are one more for each of its tokens."""
+    t, o = traffic(50, (1000, 2000), (20, 40)), Objectives(1.0, 0.06, 0.95)
+    plain, slow = (counts(t, o, replace(PROFILE, take_in_s=s))[1] for s in (0.0, 0.02))
+    assert plain < slow < math.inf

@@ -16,10 +16,10 @@ from disagg_operator.simulation.traces import Trace
 PLAIN = Profile(1, 0.01, 1e-4, 0.0, 0.002, 0.0, 0.0, 100_000)
 
 
-def serve(profile: Profile, *requests: tuple[float, int, int]) -> Any:
+def serve(profile: Profile, *requests: tuple[float, int, int], routers: int = 0) -> Any:
     arrival, prompt, output = (np.array(column) for column in zip(*requests, strict=True))
     trace = Trace("t", arrival.astype(float), prompt, np.zeros(len(prompt), np.int64), output)
-    setup = Setup(profile, initial=(1, 1), most=1, aligned=True, unscored_s=0.0)
+    setup = Setup(profile, initial=(1, 1), most=1, aligned=True, unscored_s=0.0, routers=routers)
     return Cluster(trace, setup).run(lambda _: Targets(1, 1)).sim
 
 
@@ -38,6 +38,38 @@ def test_overhead_delays_every_token_and_keeps_no_worker_busy() -> None:
 def test_the_hand_over_delays_what_comes_after_the_first_token() -> None:
     s = serve(replace(PLAIN, handover_s=0.3), (0.0, 100, 11))
     assert (s.first_s[0], s.last_s[0]) == pytest.approx((0.02, 0.34))
+
+
+def test_a_request_that_arrives_holds_up_those_that_decode_and_no_idle_worker() -> None:
+    """The second arrives when the first has made 5 of its 40 steps, which then stops for 100 ms; the second is ready meanwhile."""
+    s = serve(replace(PLAIN, take_in_s=0.1), (0.0, 100, 41), (0.03, 100, 11))
+    assert s.first_s == pytest.approx([0.02, 0.05])
+    assert s.last_s == pytest.approx([0.02 + 40 * 0.002 + 0.1, 0.13 + 10 * 0.002])
+
+
+def test_a_request_of_one_token_is_nothing_to_decode() -> None:
+    s = serve(replace(PLAIN, take_in_s=0.1), (0.0, 100, 41), (0.03, 100, 1))
+    assert s.last_s == pytest.approx([0.02 + 40 * 0.002, 0.05])
+
+
+def test_a_router_lets_requests_through_one_after_another() -> None:
+    """The overhead counts a request's own time at the router, so only those behind others come later; two routers halve the wait."""
+    profile = replace(PLAIN, front_s=0.1, batch_tokens=100)
+    requests = ((0.0, 100, 1), (0.0, 100, 1), (0.05, 100, 1), (1.0, 100, 1))
+    assert serve(profile, *requests, routers=1).first_s == pytest.approx([0.02, 0.12, 0.22, 1.02])
+    assert serve(profile, *requests, routers=2).first_s == pytest.approx([0.02, 0.07, 0.12, 1.02])
+    assert serve(profile, *requests).first_s == pytest.approx([0.02, 0.04, 0.07, 1.02])
+
+
+def test_the_wait_to_fill_a_batch_begins_behind_the_router() -> None:
+    profile = replace(PLAIN, front_s=0.1, batch_wait_s=0.05, batch_full_tokens=200)
+    s = serve(profile, (0.0, 100, 1), (0.0, 100, 1), routers=1)
+    assert s.first_s == pytest.approx([0.05 + 0.02, 0.1 + 0.05 + 0.02])
+
+
+def test_a_large_batch_costs_more_than_its_share() -> None:
+    s = serve(replace(PLAIN, a_s=0.0, b_s_per_token=0.0, h_s_per_sequence2=0.001), (0.0, 100, 11), (0.0, 100, 11))
+    assert s.last_s == pytest.approx([10 * (0.002 + 4 * 0.001)] * 2)
 
 
 def test_a_short_prompt_waits_for_others_and_a_long_one_does_not() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_operator.planning.fit import DecodePoint, FitError, Limits, PrefillPoint, fit, non_negative
+from disagg_operator.planning.fit import DecodePoint, FitError, Limits, PrefillPoint, ShortAnswer, fit, non_negative
 from disagg_operator.planning.profile import Profile
 
 TRUE = Profile(1, 4e-3, 120e-6, 30e-9, 0.8e-3, 150e-6, 40e-9, 40_000, overhead_s=6e-3, batch_wait_s=0.05, batch_full_tokens=225)
@@ -33,12 +34,14 @@ def points(true: Profile, noise: float, seed: int = 0) -> tuple[list[PrefillPoin
 
 
 def test_exact_times_give_the_exact_profile() -> None:
-    found = fit(*points(TRUE, 0.0), LIMITS, handover_s=0.004)
+    answers = [ShortAnswer(130, 24, 0.004 + 23 * TRUE.step_s(1, 142)), ShortAnswer(50, 11, 0.004 + 10 * TRUE.step_s(1, 55.5))]
+    found = fit(*points(TRUE, 0.0), LIMITS, answers, front_s=0.02)
     p = found.profile
     assert (p.a_s, p.b_s_per_token, p.c_s_per_token2) == pytest.approx((4e-3, 120e-6, 30e-9), rel=1e-3)
     assert (p.d_s, p.e_s_per_sequence, p.f_s_per_token) == pytest.approx((0.8e-3, 150e-6, 40e-9), rel=1e-3)
     assert (p.overhead_s, p.batch_wait_s) == pytest.approx((6e-3, 0.05), rel=1e-3)
-    assert (p.batch_full_tokens, p.handover_s, p.kv_tokens) == (225, 0.004, 40_000)
+    assert (p.batch_full_tokens, p.front_s, p.kv_tokens) == (225, 0.02, 40_000)
+    assert p.handover_s == pytest.approx(0.004, rel=0.02)
     assert found.worst_error < 1e-3
 
 
@@ -50,6 +53,17 @@ def test_noise_of_5_percent_moves_no_prediction_by_more_than_10(seed: int) -> No
     for b in (1, 8, 16):
         assert found.profile.step_s(b, b * 300) == pytest.approx(TRUE.step_s(b, b * 300), rel=0.10)
     assert found.worst_error < 0.2
+
+
+def test_what_joining_sequences_and_large_batches_cost_comes_back() -> None:
+    true = replace(TRUE, take_in_s=9e-3, h_s_per_sequence2=2e-6)
+    prefill, _ = points(true, 0.0)
+    alone = [DecodePoint(b, b * held, true.step_s(b, b * held)) for b in (1, 2, 4, 8, 16, 32, 64) for held in (30, 560)]
+    fed = [DecodePoint(b + j, b * 200, true.step_s(b + j, b * 200) + j * true.take_in_s, j) for b, j in ((2, 0.05), (8, 0.11))]
+    found = fit(prefill, [*alone, *fed], LIMITS)
+    assert (found.profile.take_in_s, found.profile.h_s_per_sequence2) == pytest.approx((9e-3, 2e-6), rel=1e-3)
+    assert "new" in found.decode[-1].what
+    assert found.worst_error < 1e-3
 
 
 def test_without_a_batch_wait_none_is_found() -> None:

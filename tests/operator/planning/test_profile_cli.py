@@ -37,6 +37,8 @@ def test_a_profile_comes_out_that_simulate_and_plan_read(
     assert found.kv_tokens == 20_000
     assert 0 < found.isolated_s(300) < found.isolated_s(600) < 5
     assert 0 < found.step_s(1, 100) <= found.step_s(4, 2000) < 1
+    assert 0 < found.front_s < 0.2
+    assert 0 <= found.take_in_s < 0.2
     # The bundled worker waits 50 ms for more prompts while fewer than 218 tokens wait.
     assert 0.02 < found.batch_wait_s < 0.2
     assert 96 < found.batch_full_tokens <= 324

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from disagg_operator.planning.profile import PROFILES, ProfileError, load, save
 
@@ -56,3 +58,15 @@ def test_what_is_no_profile_is_refused(text: str, tmp_path: Path) -> None:
 def test_neither_name_nor_file() -> None:
     with pytest.raises(ProfileError, match="70b-h100-tp4"):
         load("70b-h100-tp5")
+
+
+@given(st.floats(1, 500), st.floats(1, 4000), st.sampled_from([0.0, 1e-7, 1e-4]))
+def test_the_sequences_that_a_step_has_time_for_take_that_time(sequences: float, held: float, square: float) -> None:
+    p = replace(PROFILES["8b-h100"], h_s_per_sequence2=square)
+    assert p.sequences_within(p.step_s(sequences, sequences * held), held) == pytest.approx(sequences, rel=1e-6)
+
+
+def test_taking_sequences_in_is_spread_over_their_tokens() -> None:
+    p = replace(PROFILES["8b-h100"], take_in_s=0.01)
+    assert p.serving(100).step_s(8, 0) == pytest.approx(p.step_s(8, 0) + 8 * 0.01 / 100)
+    assert p.serving(0).take_in_s == 0.0
