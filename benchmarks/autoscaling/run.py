@@ -1,4 +1,4 @@
-"""Every policy on every trace, against what foresight would cost; then the hard variants of the predictive one.
+"""Every policy on every trace, against what foresight would cost; then the predictive one on other days, and its hard variants.
 
     python -m benchmarks.autoscaling.run --traces DIR [--out benchmarks/results]
 
@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import disagg_operator
+from benchmarks.autoscaling import days
 from benchmarks.machine import machine
+from disagg_operator.autoscaling.history import Minute
 from disagg_operator.planning import profile as profiles
 from disagg_operator.simulation import bounds, policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
@@ -35,6 +37,8 @@ CASES = {
     "mooncake_conversation": 2,
 }
 LARGE = "servegen_m-large_d4"
+# The days before, which nothing was tuned on. They are rebuilt from minutes: `days`.
+OTHER_DAYS = [f"{trace} -{back}" for trace in (LARGE, "servegen_m-mid_d4") for back in (1, 2, 3)]
 SHORT = "azure2023_conv"
 EVENING_S = (72_000.0, 72_900.0)  # fifteen minutes on m-large's evening ramp
 
@@ -62,14 +66,15 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 WRONG_PROFILES = [name for name in VARIANTS if "profile given" in name or "not learned" in name]
 _ALSO_LARGE = "profile given: twice too fast"
-_STAYS_S = (0.0, 300.0)  # minimum stays that the plan with foresight tries
+_STAYS_S = (0.0, 300.0)  # minimum stays that the plan with foresight tries; on other days the last only, to be done in time
 KINDS = ("policy", "fluid", "oracle", "static")
 _CLOSER = "TTFT % | TPOT % | 5-minute windows under 95 % | worst window | pod starts | dropped | killed |"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One simulation. `kind`: policy, static, oracle or fluid."""
+    """One simulation. `trace`: of CASES, with " -2" behind it for the day that began two days before; `kind`: policy, static, oracle or
+    fluid."""
 
     directory: Path
     trace: str
@@ -78,23 +83,41 @@ class Job:
     variant: str = BASE
 
 
-def load(job: Job) -> traces.Trace:
-    return traces.read(job.directory / f"{job.trace}.csv.gz").times(CASES[job.trace])
+def files(job: Job) -> tuple[Path, Path, int]:
+    """Trace, history (which need not be there) and how many days before."""
+    name, _, back = job.trace.partition(" -")
+    return job.directory / f"{name}.csv.gz", job.directory / f"{name}.history_1min.csv.gz", int(back or 0)
+
+
+def copies(job: Job) -> int:
+    return CASES[job.trace.partition(" -")[0]]
+
+
+def load(job: Job) -> tuple[traces.Trace, list[Minute] | None]:
+    """What arrives, and what is known of the time before."""
+    requests, history, back = files(job)
+    trace = traces.read(requests)
+    past = policies.read_history(history) if history.is_file() else None
+    if back and past:
+        trace, past = days.day(trace, past, back)
+    return trace.times(copies(job)), [m.times(copies(job)) for m in past] if past else None
+
+
+def _stays(job: Job) -> tuple[float, ...]:
+    return _STAYS_S[-1:] if job.trace in OTHER_DAYS else _STAYS_S
 
 
 def work(job: Job) -> tuple[Job, dict[str, Any]]:
     """Do it; plain data."""
-    trace = load(job)
+    trace, past = load(job)
     cluster, settings = VARIANTS[job.variant]
     setup = replace(Setup(profiles.load("70b-h100-tp4")), **cluster)
     began = time.perf_counter()
     if job.kind == "fluid":
         return job, {"gpu_hours": bounds.fluid_gpu_hours(trace, setup)}
     if job.kind in {"static", "oracle"}:
-        bound = bounds.static(trace, setup) if job.kind == "static" else bounds.oracle(trace, setup, _STAYS_S)
+        bound = bounds.static(trace, setup) if job.kind == "static" else bounds.oracle(trace, setup, _stays(job))
         return job, asdict(bound.score) | {"plan": bound.plan, "seconds": time.perf_counter() - began}
-    past_file = job.directory / f"{job.trace}.history_1min.csv.gz"
-    past = policies.read_history(past_file, CASES[job.trace]) if past_file.is_file() else None
     policy = policies.make(job.policy, setup, past)
     if isinstance(policy, policies.Predictive):
         policy.settings = replace(policy.settings, **settings)
@@ -105,13 +128,14 @@ def work(job: Job) -> tuple[Job, dict[str, Any]]:
 def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
     """`work`, unless the same code has done it on the same trace before."""
     code, root = hashlib.sha256(), Path(disagg_operator.__path__[0])
-    used = [*root.glob("simulation/*.py"), root / "planning/profile.py"]
+    foreign = {"policy": "bounds.py"}.get(job.kind, "baselines.py")
+    used = [path for path in root.glob("simulation/*.py") if path.name != foreign] + [root / "planning/profile.py", Path(days.__file__)]
     if job.policy == policies.PREDICTIVE:
         used += root.glob("autoscaling/*.py")
     for path in sorted(used):
         code.update(path.read_bytes())
-    code.update((job.directory / f"{job.trace}.csv.gz").read_bytes())
-    code.update(repr([job.trace, CASES[job.trace], job.kind, job.policy, VARIANTS[job.variant]]).encode())
+    code.update(files(job)[0].read_bytes())
+    code.update(repr([job.trace, copies(job), job.kind, job.policy, VARIANTS[job.variant]]).encode())
     kept = folder / f"{code.hexdigest()[:24]}.json"
     if kept.is_file():
         return job, json.loads(kept.read_text())
@@ -129,6 +153,8 @@ def jobs(directory: Path, kinds: tuple[str, ...] = KINDS) -> list[Job]:
         names = [n for n in policies.names(setup) if (trace, n) != (LARGE, policies.PREDICTIVE)]
         found += [Job(directory, trace, "policy", name) for name in names]
         found += [Job(directory, trace, kind) for kind in ("fluid", "static", "oracle")]
+    for trace in OTHER_DAYS:
+        found += [Job(directory, trace, "policy", policies.PREDICTIVE), Job(directory, trace, "oracle")]
     return [job for job in found if job.kind in kinds]
 
 
@@ -191,6 +217,19 @@ def report(results: list[tuple[Job, dict[str, Any]]], alone_s: float) -> str:
     lines += ["", "The predictive policy, closer:", "", f"| trace | {_CLOSER}", "|---|---|---|---|---|---|---|---|"]
     for t in CASES:
         lines.append(f"| {t} | " + _closer(by[t, "policy", policies.PREDICTIVE]) + " |")
+    lines += [
+        "",
+        "On the days before (`-1`: the one just before), rebuilt from histories by the minute (`benchmarks/autoscaling/days.py`); the",
+        "policy has seen what is left of the four days of history before each:",
+        "",
+        f"| day | GPU-h @ attainment | plan with foresight | cost | {_CLOSER}",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for t in OTHER_DAYS:
+        if (t, "oracle", "") in by:
+            r, plan = by[t, "policy", policies.PREDICTIVE], by[t, "oracle", ""]
+            cost = ratio(r["gpu_hours"], r["attainment"], plan["gpu_hours"])
+            lines.append(f"| {t} | {_cell(r)} | {_cell(plan)} | {cost:.3f} | {_closer(r)} |")
     lines += _variants(f"Variants on {LARGE}:", LARGE, results, reference)
     lines += _variants(f"And on {SHORT}, an hour to learn in:", SHORT, results, reference)
     requests = by[LARGE, "policy", policies.PREDICTIVE]["requests"]

@@ -19,6 +19,10 @@ class Minute:
     prompt_tokens: float
     output_tokens: float
 
+    def times(self, factor: float) -> Minute:
+        """The same minute with so many times the traffic."""
+        return Minute(self.at_s, factor * self.requests, factor * self.prompt_tokens, factor * self.output_tokens)
+
 
 def seed(settings: Settings, minutes: Iterable[Minute]) -> State:
     """The forecasters' daily shape, errors and skill from minutes in order of time. What depends on absolute work (levels, miss curves)

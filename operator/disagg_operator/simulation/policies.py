@@ -72,5 +72,5 @@ def read_history(path: Path, copies: int = 1) -> list[history.Minute]:
                 values = [float(row[c]) for c in ("minute", "requests", "prompt_tokens", "output_tokens")]
             except (KeyError, TypeError, ValueError) as error:
                 raise TraceError(f"{path}:{rows.line_num}: {error}") from None
-            found.append(history.Minute((values[0] + 1) * 60.0, *(copies * v for v in values[1:])))
+            found.append(history.Minute((values[0] + 1) * 60.0, *values[1:]).times(copies))
     return found
