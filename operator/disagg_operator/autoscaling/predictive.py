@@ -11,9 +11,9 @@ For each pool, in workers:
 The price steers the error budget: it rises while more requests miss than the budget allows and falls while fewer do, quickly by what was
 missed in the last hours and slowly by all that ever was. So misses are accepted
 where avoiding them is dear (the last worker of a small pool) and avoided where it is cheap. Workers that start count as capacity.
-Scaling down goes to the largest `wanted` of the last one and a half cold starts. Without metrics nothing is ever scaled down. Where a worker changes sides
-faster than one starts, what one pool holds beyond its need goes to the other as soon as that one wants more. How fast a
-worker is, is learned from what workers did (`learning`); the profile in the settings is only where that begins.
+Scaling down goes to the largest `wanted` of the last one and a half cold starts. Where a worker changes sides faster than one starts,
+what one pool holds beyond its need goes to the other as soon as that one wants more. Without metrics nothing is ever scaled down. How
+fast a worker is, is learned from what workers did (`learning`); the profile in the settings is only where that begins.
 """
 
 from __future__ import annotations

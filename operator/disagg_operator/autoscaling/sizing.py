@@ -22,8 +22,8 @@ _NODE_QUANTILE = 0.95
 
 @dataclass(slots=True)
 class Plan:
-    """One pool's outcome of a step, while it is being put together. `need`: workers that cost least now, without those that are held against
-    another rise."""
+    """One pool's outcome of a step, while it is being put together. `need`: workers that cost least now, without those that are held
+    against another rise."""
 
     pods: Pods
     limits: PoolLimits

@@ -76,8 +76,8 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a step remembers; the empty state is a safe start. `output_tokens`: mean of a request; `seen_s`: when metrics last came; `seen_with`:
-    how many workers of each pool were wanted then."""
+    """What a step remembers; the empty state is a safe start. `output_tokens`: mean of a request; `seen_s`: when metrics last came;
+    `seen_with`: how many workers of each pool were wanted then."""
 
     prefill: PoolState = field(default_factory=PoolState)
     decode: PoolState = field(default_factory=lambda: PoolState(curve=MissCurve(0.0, 0.08)))
