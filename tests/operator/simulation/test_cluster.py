@@ -11,7 +11,7 @@ import pytest
 
 from disagg_operator.autoscaling.observation import Observation, Targets
 from disagg_operator.planning.profile import PROFILES, Profile
-from disagg_operator.simulation import monolithic, state
+from disagg_operator.simulation import monolithic, policies, state
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.score import score
 from disagg_operator.simulation.traces import Trace
@@ -228,3 +228,18 @@ def test_monolithic_serving_ends_every_request_and_names_what_can_not_fit() -> N
     assert (served.last_s >= served.first_s).all()
     with pytest.raises(ValueError, match="request 0 needs more than"):
         monolithic.serve(trace([0.0], [500_000], [1]), PROFILE, 1)
+
+
+def test_workers_that_change_sides_serve_a_load_that_moves_between_the_pools() -> None:
+    """Twenty minutes of long prompts and short answers, then the other way round, and so on: what one pool lacks the other has."""
+    r = np.random.default_rng(2)
+    at = np.cumsum(r.exponential(1 / 8, 40_000))
+    answers = (at // 1200).astype(int) % 2 == 1
+    prompt, output = np.where(answers, 300, 3000) * r.lognormal(0, 0.4, len(at)), np.where(answers, 500, 60) * r.lognormal(0, 0.4, len(at))
+    load = trace(at, np.maximum(prompt, 1), np.maximum(output, 2))
+    setup = replace(Setup(PROFILE), flip_s=5.0)
+    new, moved = (Cluster(load, setup).run(policies.make(policies.PREDICTIVE, setup, flip_s=flip_s)) for flip_s in (None, 5.0))
+    assert moved.flips > 10
+    assert moved.starts < 0.7 * new.starts
+    assert moved.gpu_s < new.gpu_s
+    assert score(moved).attainment > score(new).attainment + 0.02
