@@ -60,7 +60,7 @@ setup-gpu:
 	  && .venv-gpu/bin/uv pip install -q --python .venv-gpu/bin/python --no-deps --require-hashes -r requirements/worker.txt \
 	  && .venv-gpu/bin/uv pip install -q --python .venv-gpu/bin/python --no-deps --no-build-isolation -e .; }
 
-bench-autoscaling: setup ## every scaling policy on the traces in TRACES; writes benchmarks/results/autoscaling.md (half an hour of one core)
+bench-autoscaling: setup ## every scaling policy on the traces in TRACES; writes benchmarks/results/autoscaling.md (40 minutes of one core)
 	@$(PY) -m benchmarks.autoscaling.run --traces $(TRACES)
 
 bench-validation: setup ## the simulator against the stack running here; writes benchmarks/results/validation.md
