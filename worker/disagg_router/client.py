@@ -50,8 +50,7 @@ class WorkerClient:
         try:
             async with self._session().post(f"{worker.url}/internal/v1/{role}", json=body, allow_redirects=False) as answer:
                 if answer.status != 200:
-                    refused = await answer.content.read(_MAX_LINE_BYTES)
-                    raise _refusal(worker, role, answer.status, refused, has_ticket=body.get("ticket") is not None)
+                    raise _refusal(worker, role, answer.status, await _whole(answer.content), has_ticket=body.get("ticket") is not None)
                 yield self._lines(worker, answer)
         except _BROKEN as error:
             raise _broken(worker, error) from None
@@ -85,6 +84,14 @@ class WorkerClient:
         if self._streams is not None:
             await self._streams.close()
         await self._http.aclose()
+
+
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    """All of a short body, in however many pieces it comes; what is over _MAX_LINE_BYTES is left."""
+    body = b""
+    while len(body) < _MAX_LINE_BYTES and (piece := await content.read(_MAX_LINE_BYTES - len(body))):
+        body += piece
+    return body
 
 
 async def _split(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
