@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.operator.api.resources import good
 from tests.operator.autoscaling.test_predictor import POOLS, SETTINGS, observation
 
 from disagg_operator.api import parse_file
@@ -27,6 +28,14 @@ def test_the_yaml_of_the_readme_is_a_valid_resource() -> None:
     assert blocks
     for block in blocks:
         parse_file(yaml.safe_load(block))
+
+
+def test_the_yaml_of_the_page_on_autoscaling_is_of_valid_resources() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPO / "docs/autoscaling.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        part = yaml.safe_load(block)
+        parse_file(good(**part.get("spec", part)))
 
 
 def test_the_quickstart_is_short() -> None:

@@ -13,6 +13,7 @@ from disagg_operator.autoscaling.podfacts import Starts
 from disagg_operator.autoscaling.policy import Decision, PoolPolicy, State
 from disagg_operator.autoscaling.predictive import Settings
 from disagg_operator.autoscaling.predictor import Predicting
+from disagg_operator.autoscaling.signals.access import Access
 from disagg_operator.autoscaling.signals.fold import Memory
 from disagg_operator.observe import RouterView
 from disagg_operator.queue import Key
@@ -26,7 +27,7 @@ class ScalePlan:
     policies: Mapping[str, PoolPolicy]
     predictive: Settings | None = None
     down_windows_s: Mapping[str, float] = field(default_factory=dict)
-    prometheus_url: str | None = None
+    prometheus: Access | None = None
     dry_run: bool = False
     suspended: bool = False
 
@@ -42,7 +43,8 @@ class Scaling:
 @dataclass(slots=True)
 class Live:
     """One DisaggDeployment. `loads`: requests by pod at the last look; `loaded`: what the policy learned before the operator's start is in
-    `predicting`, of which `unsaved` says whether anything is to be kept since epoch time `saved_s`."""
+    `predicting` (`unseeded`: it knows nothing of the days before yet), of which `unsaved` says whether anything is to be kept since epoch
+    time `saved_s`; `trouble`: (reason, words) why its Prometheus could not be read at the last look."""
 
     uid: str = ""
     bearer: str | None = None
@@ -55,9 +57,11 @@ class Live:
     flip: Flip | None = None
     flips_s: tuple[float, ...] = ()  # how long the last moves took
     loaded: bool = False
+    unseeded: bool = False
     unsaved: bool = False
     saved_s: float = float("-inf")
     loads: dict[str, float] = field(default_factory=dict)
+    trouble: tuple[str, str] | None = None
 
 
 class LiveTable:

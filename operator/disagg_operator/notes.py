@@ -26,6 +26,7 @@ _WARNINGS = {
     "TransportFallback": "TransportFallback",
     "HandshakeFailed": "KVHandshakeFailed",
     "MetricsUnavailable": "MetricsUnavailable",
+    "CredentialsUnavailable": "CredentialsUnavailable",
     "ProgressDeadlineExceeded": "RolloutStalled",
 }
 _SUMMARIES = ("Ready", "Available", "Degraded")

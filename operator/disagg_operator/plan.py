@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from disagg_operator.api.v1alpha1 import DisaggDeployment, InvalidResource, PoolSpec, parse
 from disagg_operator.autoscaling import scaling
 from disagg_operator.autoscaling.policy import PoolPolicy
+from disagg_operator.autoscaling.signals.access import access_of
 from disagg_operator.desired.environment import quantity_bytes
 from disagg_operator.desired.facts import ROLES as POOLS
 from disagg_operator.desired.names import network_name
@@ -64,7 +65,7 @@ def read(obj: Obj) -> Plan:
             policies={role: rules for role in POOLS if (rules := _policy(role, spec.pool(role))) is not None},
             predictive=scaling.settings_of(resource) if spec.predictive else None,
             down_windows_s=_down_windows_s(resource),
-            prometheus_url=None if spec.observability.prometheus is None else spec.observability.prometheus.url,
+            prometheus=None if spec.observability.prometheus is None else access_of(spec.observability.prometheus),
             dry_run=spec.scaling.dry_run,
             suspended=spec.suspend,
         ),

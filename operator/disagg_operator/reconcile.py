@@ -239,7 +239,7 @@ class Reconciler:
                     last_decision=decisions.last_decision(before.get(role), decision, dry, self._wall()) if scaled else None,
                 )
             )
-        return status.intent_of(run.plan, tuple(pools), _revision(rendered))
+        return status.intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble)
 
     async def _write_pool_statuses(self, run: _Run, observed: Observed) -> None:
         for role in POOLS:

@@ -22,6 +22,7 @@ from disagg_operator.autoscaling.loop import ScrapeLoop
 from disagg_operator.autoscaling.records import Records
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
+from disagg_operator.autoscaling.signals.source import PrometheusSource
 from disagg_operator.autoscaling.store import StateStore
 from disagg_operator.cache import LABEL_DEPLOYMENT, WATCHED, Cache
 from disagg_operator.desired import Images
@@ -69,7 +70,7 @@ class Runtime:
         # The wall clock at the start, and from then on the monotonic one: forecasts need the time of day, and none that jumps.
         self._epoch_0 = epoch() - clock()
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
-        self._prometheus = PrometheusDoor(timeout_s=settings.prometheus_timeout_s)
+        self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
         self._reconciler = Reconciler(
             kube=kube,
             live=self.live,
@@ -131,7 +132,7 @@ class Runtime:
             shutil.rmtree(self._record_dir, ignore_errors=True)
         await self._health.stop()
         await self._direct.close()
-        self._prometheus.close()
+        await self._prometheus.close()
         await self._kube.close()
 
     async def _keep_state(self) -> None:

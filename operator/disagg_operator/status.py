@@ -41,7 +41,8 @@ class PoolIntent:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What the spec asks for, as far as status speaks of it. `interface`: the network that KV must use, if one is attached."""
+    """What the spec asks for, as far as status speaks of it. `interface`: the network that KV must use, if one is attached;
+    `trouble`: (reason, words) why Prometheus can't be read."""
 
     generation: int
     pools: tuple[PoolIntent, ...]
@@ -52,10 +53,11 @@ class Intent:
     transport: str = "auto"
     fallback: str = "Warn"
     interface: str | None = None
+    trouble: tuple[str, str] | None = None
 
 
-def intent_of(plan: Plan, pools: tuple[PoolIntent, ...], revision: str) -> Intent:
-    """What a plan asks for. `revision`: the revision label of the pods that are rolled out."""
+def intent_of(plan: Plan, pools: tuple[PoolIntent, ...], revision: str, trouble: tuple[str, str] | None = None) -> Intent:
+    """What a plan asks for. `revision`: the revision label of the pods that are rolled out; `trouble`: as in `Live`."""
     resource, spec = plan.resource, plan.resource.spec
     host = f"{router_name(resource.metadata.name)}.{resource.metadata.namespace}.svc"
     port = "" if spec.router.service.port == 80 else f":{spec.router.service.port}"
@@ -69,6 +71,7 @@ def intent_of(plan: Plan, pools: tuple[PoolIntent, ...], revision: str) -> Inten
         transport=spec.kv_transfer.transport,
         fallback="Forbid" if spec.kv_transfer.forbids_fallback else "Warn",
         interface=plan.interface,
+        trouble=trouble,
     )
 
 
@@ -228,6 +231,9 @@ def _scaling(intent: Intent) -> list[Condition]:
     blind = [p.name for p in scaled if p.scaling_blind]
     if intent.suspended:
         return [Condition("ScalingActive", FALSE, "Suspended", "spec.suspend is set")]
+    # What a reference lacks is certain at once; of a server that is silent only what comes of it is told.
+    if intent.trouble is not None and (blind or intent.trouble[0] != "MetricsUnavailable"):
+        return [Condition("ScalingActive", FALSE, intent.trouble[0], f"{intent.trouble[1]}: replicas are held")]
     if blind:
         message = f"no usable metrics of {', '.join(blind)}: replicas are held"
         return [Condition("ScalingActive", FALSE, "MetricsUnavailable", message)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,20 +15,39 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
+from tests.certificates import Certificate, certificate
 from tests.integration.apiserver import ApiServer, free_port, program_path
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 from tests.integration.test_predictive import SPEED, Traffic
 
+from disagg_operator.autoscaling.signals.access import Endpoint, Unreadable
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
 from disagg_operator.autoscaling.signals.reading import PoolReading, reading
 from disagg_operator.autoscaling.signals.samples import Sample
+from disagg_operator.resources import EVENT, SECRET
 
 pytestmark = pytest.mark.apiserver
 
 
+# Passwords (after "s3cr3t-") and their bcrypt hashes of the lowest cost, as Prometheus's web configuration wants them.
+WORDS = {
+    "one": "$2b$04$abcdefghijklmnopqrstuu0ofFH2p1ORNFTJ14nzJbjvbtT1JmALu",
+    "two": "$2b$04$abcdefghijklmnopqrstuuwkxvmfRFuZk8ut.dm1w4ZnWPSGhZ8He",
+}
+
+
+def write_web_config(folder: Path, tls: Certificate, word: str) -> None:
+    """Prometheus reads it anew for every request."""
+    servers = {"cert_file": str(tls.crt), "key_file": str(tls.key)}
+    fresh = folder / "web.yml.new"
+    fresh.write_text(json.dumps({"tls_server_config": servers, "basic_auth_users": {"disagg": WORDS[word]}}))
+    fresh.replace(folder / "web.yml")
+
+
 @contextlib.asynccontextmanager
-async def prometheus(folder: Path, targets: dict[str, dict[str, str]]) -> AsyncIterator[str]:
-    """A Prometheus that scrapes `targets` (address -> labels) every half second; gives its URL."""
+async def prometheus(folder: Path, targets: dict[str, dict[str, str]], tls: Certificate | None = None) -> AsyncIterator[str]:
+    """A Prometheus that scrapes `targets` (address -> labels) every half second; gives its URL. With `tls` it asks for user disagg
+    and the password that `write_web_config` wrote."""
     port = free_port()
     static = [{"targets": [address], "labels": labels} for address, labels in targets.items()]
     config = {
@@ -37,14 +58,16 @@ async def prometheus(folder: Path, targets: dict[str, dict[str, str]]) -> AsyncI
     with (folder / "prometheus.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             program_path("prometheus"), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb",
-            f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn", stdout=log, stderr=log,
+            f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn",
+            *([] if tls is None else [f"--web.config.file={folder}/web.yml"]), stdout=log, stderr=log,
         )  # fmt: skip
     try:
-        url = f"http://127.0.0.1:{port}"
+        url = f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
+        trust = True if tls is None else ssl.create_default_context(cafile=tls.crt)
 
         async def up() -> bool:
-            async with httpx.AsyncClient(trust_env=False) as client:
-                return (await client.get(f"{url}/-/ready")).status_code == 200
+            async with httpx.AsyncClient(trust_env=False, verify=trust) as client:
+                return (await client.get(f"{url}/-/ready")).status_code == (200 if tls is None else 401)
 
         await eventually("Prometheus is ready", up)
         yield url
@@ -57,7 +80,7 @@ async def prometheus(folder: Path, targets: dict[str, dict[str, str]]) -> AsyncI
 async def door() -> AsyncIterator[PrometheusDoor]:
     found = PrometheusDoor(timeout_s=2.0)
     yield found
-    found.close()
+    await found.close()
 
 
 async def test_the_documented_query_reads_a_real_prometheus(door: PrometheusDoor, tmp_path: Path) -> None:
@@ -83,7 +106,7 @@ async def test_the_documented_query_reads_a_real_prometheus(door: PrometheusDoor
         async with prometheus(tmp_path, targets) as url:
 
             async def read() -> dict[str, Sample] | None:
-                found = await door.read(url, "ns", "chat", time.time())
+                found = await door.read(Endpoint(url), "ns", "chat", time.time())
                 return found if found and set(found) == set(names.values()) else None
 
             found = await eventually("Prometheus has scraped", read)
@@ -92,23 +115,24 @@ async def test_the_documented_query_reads_a_real_prometheus(door: PrometheusDoor
             # NaN is absent
             assert reading("decode", decode, routers) == PoolReading({names["127.0.0.30"]: 3.0}, 7.0)
             assert abs(found[names["127.0.0.10"]].at_s - time.time()) < 30  # when it was scraped, not when we asked
-            assert await door.read(url, "ns", "other", time.time()) == {}  # empty is unknown
-            assert await door.read(url, "ns", "chat", time.time() + 100) == {}  # so is what is old
+            assert await door.read(Endpoint(url), "ns", "other", time.time()) == {}  # empty is unknown
+            assert await door.read(Endpoint(url), "ns", "chat", time.time() + 100) == {}  # so is what is old
 
             async def learned() -> bool:
-                minutes = await door.history(url, "ns", "chat", time.time() + 60)
+                minutes = await door.history(Endpoint(url), "ns", "chat", time.time() + 60)
                 return bool(minutes) and minutes[-1].requests > 0 and minutes[-1].output_tokens > 0
 
             await eventually("the minutes before are read", learned)
-            assert await door.history(url, "ns", "other", time.time()) == []
+            assert await door.history(Endpoint(url), "ns", "other", time.time()) == []
     finally:
         await pods.stop()
 
 
 async def test_a_prometheus_that_is_not_there_or_talks_nonsense_says_nothing(door: PrometheusDoor) -> None:
-    nowhere = f"http://127.0.0.1:{free_port()}"
-    assert await door.read(nowhere, "ns", "chat", 0.0) is None
-    assert await door.history(nowhere, "ns", "chat", 1e9) == []
+    nowhere = Endpoint(f"http://127.0.0.1:{free_port()}")
+    for call in (door.read(nowhere, "ns", "chat", 0.0), door.history(nowhere, "ns", "chat", 1e9)):
+        with pytest.raises(Unreadable, match="does not answer"):
+            await call
     answers = iter(["<html>", '{"data": {"result": 7}}', '{"data": null}', "[]"] * 4)
 
     async def answer(_: web.Request) -> web.Response:
@@ -121,7 +145,8 @@ async def test_a_prometheus_that_is_not_there_or_talks_nonsense_says_nothing(doo
     try:
         await web.TCPSite(runner, "127.0.0.1", port).start()
         for _ in range(4):
-            assert not await door.read(f"http://127.0.0.1:{port}", "ns", "chat", 0.0)
+            with pytest.raises(Unreadable, match="not a Prometheus's"):
+                await door.read(Endpoint(f"http://127.0.0.1:{port}"), "ns", "chat", 0.0)
     finally:
         await runner.cleanup()
 
@@ -163,6 +188,68 @@ async def test_the_operator_scales_by_prometheus_and_holds_when_it_dies(server: 
             assert {p["name"]: p["lastDecision"]["reason"] for p in again["status"]["pools"] if "lastDecision" in p} == {
                 "decode": "MetricsUnavailable"
             }
+    finally:
+        await pods.stop()
+
+
+async def test_the_operator_scales_by_a_prometheus_behind_tls_and_a_password_that_comes_late_and_changes(
+    server: ApiServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    pods, port, tls = Pods(), free_port(), certificate(tmp_path)
+    pods.load["127.0.0.30"] = 11
+    target = {"metrics": [{"type": "QueueDepth", "target": {"averageValue": 4}}]}
+    decode: dict[str, Any] = {"autoscaling": {"maxReplicas": 8, **target}}
+    ref = {"name": "prom"}
+    ca = {"secret": ref}
+    auth = {"basicAuth": {"username": ref, "password": ref}, "tlsConfig": {"ca": ca}}
+
+    async def secret(word: str) -> None:
+        data = {"username": "disagg", "password": f"s3cr3t-{word}", "ca.crt": tls.pem}
+        body = {"apiVersion": "v1", "kind": "Secret", "metadata": {**ref, "namespace": cluster.namespace}, "stringData": data}
+        path = SECRET.path(cluster.namespace, "prom")
+        await cluster.raw("PATCH", path, body, "application/apply-patch+yaml", {"fieldManager": "test", "force": "true"})
+
+    async def scaling(reason: str, words: str = "") -> None:
+        async def told() -> bool:
+            found = await cluster.condition("ScalingActive")
+            return bool(found["reason"] == reason and words in found["message"])
+
+        await eventually(f"ScalingActive says {reason} {words}", told)
+
+    async def grown_to(n: int) -> None:
+        async def grown() -> bool:
+            return await cluster.replicas("decode") == (n, n)
+
+        await eventually(f"decode has {n} workers", grown)
+
+    await pods.start(["127.0.0.10", "127.0.0.30"], port)
+    write_web_config(tmp_path, tls, "one")
+    try:
+        async with operator(server, tmp_path, cluster.namespace) as running:
+            router = await cluster.run_pod("router", 0, "127.0.0.10", port)
+            worker = await cluster.run_pod("decode", 0, "127.0.0.30", port)
+            labels = {router: "127.0.0.10", worker: "127.0.0.30"}
+            targets = {f"{a}:{port}": {"namespace": cluster.namespace, "pod": pod} for pod, a in labels.items()}
+            async with prometheus(tmp_path, targets, tls) as url:
+                await cluster.apply_resource(decode=decode, observability={"prometheus": {"url": url, **auth}})
+                await scaling("CredentialsUnavailable", "spec.observability.prometheus.basicAuth.username: Secret prom does not exist")
+                assert await cluster.replicas("decode") == (1, 1)
+                await secret("two")
+                await scaling("MetricsUnavailable", "HTTP 401")
+                await secret("one")
+                await grown_to(3)
+                await scaling("MetricsFound")
+                pods.load["127.0.0.30"] = 24
+                write_web_config(tmp_path, tls, "two")
+                await secret("two")
+                await grown_to(6)
+            said = running.log.read_text()
+            events = await cluster.kube.list(EVENT, cluster.namespace)
+            told = said + json.dumps([events, await cluster.resource()])
+            assert "CredentialsUnavailable" in {e["reason"] for e in events}
+            for word in WORDS:
+                assert f"s3cr3t-{word}" not in told
+                assert base64.b64encode(f"disagg:s3cr3t-{word}".encode()).decode() not in told
     finally:
         await pods.stop()
 

@@ -38,11 +38,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [""]
   resources: [services, serviceaccounts]
   verbs: [get, list, watch, create, patch, delete]
-# Made once, read to talk to routers; never listed.
+# The key of routers and workers, made once; what observability.prometheus names, read. Never listed, so none is read that isn't named.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create, patch]
-# What a scaling policy has learned; never listed.
+# What a scaling policy has learned; the authorities that observability.prometheus names. Never listed.
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create, patch]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from disagg_operator.api.network import Attachment, KvTransferSpec
+    from disagg_operator.api.prometheus import PrometheusSpec
     from disagg_operator.api.v1alpha1 import DisaggDeployment, ModelSpec, PoolSpec
 
 URI_PATTERN = (
@@ -72,6 +73,18 @@ QUEUE_RULE = (
 QUEUE_ONLY = "the policy queue (which metrics ask for) knows no ratio, schedule, maxGPUs or roleFlip; use predictive"
 METRICS_RULE = f"!has(self.scaling) || !has(self.scaling.policy) || self.scaling.policy != 'predictive' || !({_METRICS})"
 METRICS_ONLY = "metrics are for the policy queue; predictive goes by objectives"
+# Everything but a host, a port and a path is refused: a password would be seen by all who may read the resource.
+PROMETHEUS_URL = r"^https?://([A-Za-z0-9_][-._A-Za-z0-9]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[-._~%!$&()*+,;=:@A-Za-z0-9/]*)?$"
+BAD_PROMETHEUS_URL = "url must be http(s)://host[:port][/path], without user, password, query or fragment"
+AUTH_XOR = "set authorization or basicAuth, not both"
+TLS_NEEDS_HTTPS = "tlsConfig needs an https:// url"
+CA_XOR = "set either secret or configMap"
+RESERVED_HEADERS = (
+    "accept", "accept-encoding", "authorization", "connection", "content-encoding", "content-length", "content-type", "cookie", "expect",
+    "host", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    "user-agent", "www-authenticate",
+)  # fmt: skip
+RESERVED_HEADER = "this header is set by the client; credentials go into authorization or basicAuth"
 RDMA_NEEDED = "transport rdma needs network.rdmaResource"
 
 
@@ -92,6 +105,8 @@ def problems(dd: DisaggDeployment) -> Iterator[str]:
         yield f"spec: {BOTH_ZERO}"
     yield from _scaling(dd)
     yield from _kv_transfer(dd.spec.kv_transfer)
+    if dd.spec.observability.prometheus is not None:
+        yield from _prometheus("spec.observability.prometheus", dd.spec.observability.prometheus)
 
 
 def _model(model: ModelSpec) -> Iterator[str]:
@@ -169,6 +184,22 @@ def _attachment(path: str, attachment: Attachment) -> Iterator[str]:
         yield f"{path}.resourceName: {RESOURCE_NEEDED}"
     if (attachment.subnet is None) == (attachment.ipam is None):
         yield f"{path}.subnet: {ADDRESS_XOR}"
+
+
+def _prometheus(path: str, prometheus: PrometheusSpec) -> Iterator[str]:
+    if not re.fullmatch(PROMETHEUS_URL, prometheus.url):
+        yield f"{path}.url: {BAD_PROMETHEUS_URL}"
+    if prometheus.authorization is not None and prometheus.basic_auth is not None:
+        yield f"{path}.basicAuth: {AUTH_XOR}"
+    if prometheus.tls_config is not None:
+        if not prometheus.url.startswith("https://"):
+            yield f"{path}.tlsConfig: {TLS_NEEDS_HTTPS}"
+        ca = prometheus.tls_config.ca
+        if (ca.secret is None) == (ca.config_map is None):
+            yield f"{path}.tlsConfig.ca: {CA_XOR}"
+    for header in prometheus.headers:
+        if header.name.lower() in RESERVED_HEADERS:
+            yield f"{path}.headers[{header.name}].name: {RESERVED_HEADER}"
 
 
 def unknown_fields(model: Model, raw: Any, path: str = "") -> Iterator[str]:

@@ -21,6 +21,7 @@ from disagg_operator.api.base import (
     rules,
 )
 from disagg_operator.api.network import KvTransferSpec
+from disagg_operator.api.prometheus import PrometheusSpec
 from disagg_operator.api.scaling import Autoscaling, Objectives, ScalingSpec
 from disagg_operator.api.status import Status
 
@@ -200,12 +201,6 @@ class RouterSpec(Model):
     api_keys_secret_ref: SecretRef | None = Field(
         None, description="Secret whose key holds accepted API keys, one a line. Default: none asked."
     )
-
-
-class PrometheusSpec(Model):
-    """Where to read the pools' metrics instead of scraping the pods."""
-
-    url: str = Field(min_length=8, max_length=1024, pattern=r"^https?://[^\s]+$", description="Base URL of a Prometheus server.")
 
 
 class Observability(Model):

@@ -13,8 +13,9 @@ from disagg_operator.autoscaling import codec, history, predictive, predictor
 from disagg_operator.autoscaling.podfacts import Starts
 from disagg_operator.autoscaling.predictor import Outcome, Predicting
 from disagg_operator.autoscaling.records import Records
+from disagg_operator.autoscaling.signals.access import Unreadable
 from disagg_operator.autoscaling.signals.fold import Folded
-from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
+from disagg_operator.autoscaling.signals.source import PrometheusSource
 from disagg_operator.autoscaling.store import StateStore
 from disagg_operator.kube_errors import KubeError
 from disagg_operator.live import Live, LiveTable, ScalePlan
@@ -31,7 +32,7 @@ _SAVES_AT_ONCE = 8
 class Forecasting:
     """Shared by all deployments. What it remembers of each lies in its `Live` entry."""
 
-    def __init__(self, store: StateStore, records: Records, prometheus: PrometheusDoor, epoch: Callable[[], float]) -> None:
+    def __init__(self, store: StateStore, records: Records, prometheus: PrometheusSource, epoch: Callable[[], float]) -> None:
         self._store = store
         self._records = records
         self._prometheus = prometheus
@@ -40,27 +41,35 @@ class Forecasting:
 
     async def ready(self, key: Key, entry: Live, plan: ScalePlan) -> bool:
         """The state from before the operator's last start is there, if there is one. False: can't be known now; nothing is decided."""
-        if entry.loaded:
-            return True
-        try:
-            kept = await self._store.load(key, entry.uid)
-        except KubeError as error:
-            log.warning("%s/%s: the scaling state can't be read: %s", *key, error)
-            return False
-        now_s = self._epoch()
-        fresh = kept is not None and now_s - _number(kept.get("saved_s")) < _STALE_S
-        if kept is not None:
-            _restore(entry, kept)
-        if not fresh and plan.prometheus_url is not None and plan.predictive is not None:
-            minutes = await self._prometheus.history(plan.prometheus_url, *key, now_s)
+        if not entry.loaded:
+            try:
+                kept = await self._store.load(key, entry.uid)
+            except KubeError as error:
+                log.warning("%s/%s: the scaling state can't be read: %s", *key, error)
+                return False
+            now_s = self._epoch()
+            if kept is not None:
+                _restore(entry, kept)
+            entry.loaded, entry.unseeded = True, kept is None or not now_s - _number(kept.get("saved_s")) < _STALE_S
+            # Not all at the same moment, after a start with many resources.
+            entry.saved_s = now_s - SAVE_EVERY_S * (hash(key) % 100) / 200
+        if entry.unseeded and entry.trouble is None:
+            await self._seed(key, entry, plan)
+        return True
+
+    async def _seed(self, key: Key, entry: Live, plan: ScalePlan) -> None:
+        """Learn from the days before, as soon as Prometheus can be read; without one there is nothing to learn from."""
+        if plan.prometheus is not None and plan.predictive is not None:
+            try:
+                minutes = await self._prometheus.history(key, plan.prometheus, self._epoch())
+            except Unreadable as error:
+                log.warning("%s/%s: the days before can't be read: %s", *key, error)
+                return
             if minutes:
                 state = await asyncio.to_thread(history.seed, plan.predictive, minutes)
                 entry.predicting = replace(entry.predicting, state=state)
                 log.info("%s/%s: learned from %d minutes of history", *key, len(minutes))
-        entry.loaded = True
-        # Not all at the same moment, after a start with many resources.
-        entry.saved_s = now_s - SAVE_EVERY_S * (hash(key) % 100) / 200
-        return True
+        entry.unseeded = False
 
     async def step(self, key: Key, entry: Live, plan: ScalePlan, folded: Folded) -> Outcome | None:
         """One step of the policy, recorded."""

@@ -14,11 +14,12 @@ from disagg_operator.autoscaling import flipping, podfacts, policy
 from disagg_operator.autoscaling.flipper import Flipper
 from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.observation import Targets
+from disagg_operator.autoscaling.signals.access import METRICS_UNAVAILABLE, Unreadable
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target, parse_json_object
 from disagg_operator.autoscaling.signals.fold import Answers, Look, fold
-from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
 from disagg_operator.autoscaling.signals.reading import PoolReading, reading, view
 from disagg_operator.autoscaling.signals.samples import Sample, parse
+from disagg_operator.autoscaling.signals.source import PrometheusSource
 from disagg_operator.cache import Cache
 from disagg_operator.desired.facts import ROLES as POOLS
 from disagg_operator.desired.names import ROUTER_PORT, WORKER_PORT, pool_name
@@ -64,7 +65,7 @@ class ScrapeLoop:
         cache: Cache,
         live: LiveTable,
         direct: DirectDoor,
-        prometheus: PrometheusDoor,
+        prometheus: PrometheusSource,
         forecasting: Forecasting,
         flipper: Flipper,
         plan_of: Callable[[Obj], ScalePlan | None],
@@ -92,6 +93,7 @@ class ScrapeLoop:
         keys = self._cache.keys()
         for gone in self._live.forget_all_but(frozenset(keys)):
             self._forecasting.forget(gone)
+            self._prometheus.forget(gone)
             self._metrics.forget(gone)
         pods = self._cache.pods_by_deployment()
         jobs = []
@@ -110,7 +112,7 @@ class ScrapeLoop:
             job.entry.bearer = await self._bearer_of(job.key)
 
     def _targets(self, job: _Job) -> list[Target]:
-        targets, direct = [], job.plan.prometheus_url is None
+        targets, direct = [], job.plan.prometheus is None
         for pod in job.pods.routers:
             port = http_port(pod, ROUTER_PORT)
             if direct:
@@ -132,8 +134,9 @@ class ScrapeLoop:
 
     async def _one(self, job: _Job, found: Mapping[tuple[str, str], str]) -> None:
         entry, plan = job.entry, job.plan
-        changed = self._update_view(entry, job.pods, found)
+        changed, trouble = self._update_view(entry, job.pods, found), entry.trouble
         look = await self._look(job, found)
+        changed |= entry.trouble != trouble
         readings = {pool: reading(pool, look.prefill if pool == "prefill" else look.decode, look.routers) for pool in POOLS}
         entry.loads = {pod: load for r in readings.values() for pod, load in r.by_pod.items()}
         self._keep_roles(job, look)
@@ -164,9 +167,8 @@ class ScrapeLoop:
 
     async def _look(self, job: _Job, found: Mapping[tuple[str, str], str]) -> Look:
         """What the ready pods say, from themselves or from Prometheus."""
-        now_s, stored = self._epoch(), None
-        if job.plan.prometheus_url is not None:
-            stored = await self._prometheus.read(job.plan.prometheus_url, *job.key, now_s) or {}
+        now_s = self._epoch()
+        stored = await self._stored(job, now_s)
 
         def answers(pods: tuple[Obj, ...]) -> dict[str, Sample | None]:
             if stored is not None:
@@ -181,6 +183,21 @@ class ScrapeLoop:
             facts[pool] = podfacts.facts(job.pods.all_of[pool], 0 if replicas is None else replicas, now_s, entry.starts[pool])
         prefill, decode = (answers(job.pods.workers[pool]) for pool in POOLS)
         return Look(now_s, answers(job.pods.routers), prefill, decode, facts["prefill"], facts["decode"])
+
+    async def _stored(self, job: _Job, now_s: float) -> Mapping[str, Sample] | None:
+        """What Prometheus has, nothing when it can't be read; None where it isn't asked."""
+        entry, access = job.entry, job.plan.prometheus
+        entry.trouble = None
+        if access is None:
+            return None
+        try:
+            found = await self._prometheus.read(job.key, access, now_s)
+        except Unreadable as error:
+            entry.trouble = (error.reason, str(error))
+            return {}
+        if not found:
+            entry.trouble = (METRICS_UNAVAILABLE, "Prometheus has no recent series of these pods with labels namespace and pod")
+        return found
 
     def _step(self, job: _Job, pool: str, seen_reading: PoolReading) -> bool:
         """One step of a pool's own policy. True if a reconcile has something to do or to say."""
@@ -198,7 +215,7 @@ class ScrapeLoop:
         entry = job.entry
         if any(self._replicas(job.key, pool) is None for pool in POOLS) or not await self._forecasting.ready(job.key, entry, job.plan):
             return False
-        if job.plan.prometheus_url is not None and not _advanced(look.routers, entry, look.now_s):
+        if job.plan.prometheus is not None and not _advanced(look.routers, entry, look.now_s):
             return False
         first = entry.memory.at_s != entry.memory.at_s
         folded, entry.memory = fold(look, entry.memory)

@@ -24,6 +24,11 @@ def good(name: str = "chat", **spec: Any) -> Obj:
     }
 
 
+def watched(url: str = "https://host:9090", **spec: Any) -> Obj:
+    """A resource with a Prometheus."""
+    return good(observability={"prometheus": {"url": url, **spec}})
+
+
 def _merged(base: Obj, patch: Obj) -> Obj:
     out = copy.deepcopy(base)
     for key, value in patch.items():
@@ -104,6 +109,46 @@ BAD: dict[str, tuple[Obj, str, str]] = {
     "a Prometheus that is no URL": (
         good(observability={"prometheus": {"url": "ftp://host/x"}}),
         "spec.observability.prometheus.url", "spec.observability.prometheus.url",
+    ),
+    "a Prometheus with a password in its URL": (
+        watched("https://me:hunter2@host/x"), "url must be http(s)://host", "spec.observability.prometheus.url: url must be",
+    ),
+    "a Prometheus whose URL two parsers may read in two ways": (
+        watched("https://good\\@evil/x"), "url must be http(s)://host", "spec.observability.prometheus.url: url must be",
+    ),
+    "a Prometheus with a query in its URL": (
+        watched("https://host/x?a=b"), "url must be http(s)://host", "spec.observability.prometheus.url: url must be",
+    ),
+    "a token and a password": (
+        watched(
+            authorization={"credentials": {"name": "a"}}, basicAuth={"username": {"name": "a"}, "password": {"name": "a"}},
+        ), "authorization or basicAuth, not both", "spec.observability.prometheus.basicAuth",
+    ),
+    "a password without a user": (
+        watched(basicAuth={"password": {"name": "a"}}), "basicAuth.username", "spec.observability.prometheus.basicAuth.username",
+    ),
+    "a token of another namespace": (
+        watched(authorization={"credentials": {"name": "other/a"}}), "authorization.credentials.name",
+        "spec.observability.prometheus.authorization.credentials.name",
+    ),
+    "an authority for a server without TLS": (
+        watched("http://host", tlsConfig={"ca": {"secret": {"name": "a"}}}), "tlsConfig needs an https:// url",
+        "spec.observability.prometheus.tlsConfig",
+    ),
+    "an authority from two places": (
+        watched(tlsConfig={"ca": {"secret": {"name": "a"}, "configMap": {"name": "a"}}}), "either secret or configMap",
+        "spec.observability.prometheus.tlsConfig.ca",
+    ),
+    "an authority from nowhere": (
+        watched(tlsConfig={"ca": {}}), "either secret or configMap", "spec.observability.prometheus.tlsConfig.ca",
+    ),
+    "a token in a header for all to see": (
+        watched(headers=[{"name": "authorization", "value": "Bearer x"}]), "credentials go into authorization or basicAuth",
+        "spec.observability.prometheus.headers[authorization].name",
+    ),
+    "a header that ends the headers": (
+        watched(headers=[{"name": "X-Scope-OrgID", "value": "a\r\nHost: b"}]), "headers[0].value",
+        "spec.observability.prometheus.headers.0.value",
     ),
     "an objective of no time": (
         good(objectives={"ttftSeconds": {"p99": 0}}), "spec.objectives.ttftSeconds.p99", "spec.objectives.ttftSeconds.p99",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, Obj
+from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, Obj, watched
 
-from disagg_operator.api import parse
+from disagg_operator.api import InvalidResource, parse
 
 pytestmark = pytest.mark.apiserver
 
@@ -83,3 +85,53 @@ def test_kubectl_get_shows_both_pools(crd_client: httpx.Client) -> None:
     table = crd_client.get(DEPLOYMENTS, headers=accept).json()
     shown = [c["name"] for c in table["columnDefinitions"] if c["priority"] == 0]
     assert shown == ["Name", "Ready", "Reason", "Model", "Prefill", "Decode", "URL", "Age"]
+
+
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/disaggdeployments.disagg.dev"
+
+
+def _schema(crd_client: httpx.Client, crd: Obj, url: str, status: int) -> None:
+    """Put a schema in force: from then on, a resource with this Prometheus is answered with `status`."""
+    headers = {"Content-Type": "application/apply-patch+yaml"}
+    answer = crd_client.patch(CRD, params={"fieldManager": "test", "force": "true"}, json=crd, headers=headers)
+    assert answer.status_code == 200, answer.text
+    deadline = time.monotonic() + 20
+    while _create(crd_client, watched(url)).status_code != status:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_resource_from_before_its_url_was_checked_can_still_be_told_so_and_mended(crd_client: httpx.Client) -> None:
+    """Its password in the URL was good then: what is stored stays, its status can be written, and the next edit must mend it."""
+    new: Obj = yaml.safe_load((REPO / "crds/disagg.dev_disaggdeployments.yaml").read_text())
+    old = copy.deepcopy(new)
+    properties = old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    del properties["observability"]["properties"]["prometheus"]["x-kubernetes-validations"]
+    url, path = "https://me:hunter2@host", f"{DEPLOYMENTS}/old"
+    apply = {"Content-Type": "application/apply-patch+yaml"}
+    _schema(crd_client, old, url, 201)
+    try:
+        resource = watched(url)
+        resource["metadata"] = {"name": "old", "namespace": "default"}
+        assert crd_client.post(DEPLOYMENTS, json=resource).status_code == 201
+    finally:
+        _schema(crd_client, new, url, 422)
+    with pytest.raises(InvalidResource, match="without user, password"):
+        parse(crd_client.get(path).json())
+    condition = {
+        "type": "Accepted",
+        "status": "False",
+        "reason": "InvalidSpec",
+        "message": "m",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    head = {k: resource[k] for k in ("apiVersion", "kind", "metadata")}
+    told = {**head, "status": {"observedGeneration": 1, "conditions": [{**condition, "observedGeneration": 1}]}}
+    written = crd_client.patch(f"{path}/status", params={"fieldManager": "t", "force": "true"}, json=told, headers=apply)
+    assert written.status_code == 200, written.text
+    merge = {"Content-Type": "application/merge-patch+json"}
+    for spec, status in (({"router": {"replicas": 3}}, 200), ({"observability": {"prometheus": {"url": f"{url}/x"}}}, 422),
+                         ({"observability": {"prometheus": {"url": "https://host"}}}, 200)):  # fmt: skip
+        answer = crd_client.patch(path, json={"spec": spec}, headers=merge)
+        assert answer.status_code == status, answer.text
+    assert crd_client.delete(path).status_code == 200

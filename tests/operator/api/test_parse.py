@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, good
+from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, good, watched
 from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import InvalidResource, parse, parse_file
@@ -21,6 +21,12 @@ def test_a_bad_resource_is_refused_by_name(case: str) -> None:
     with pytest.raises(InvalidResource) as caught:
         parse(resource)
     assert words in str(caught.value)
+
+
+def test_a_password_in_a_url_is_refused_without_being_shown() -> None:
+    with pytest.raises(InvalidResource) as caught:
+        parse(watched("https://me:hunter2@host"))
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("case", BAD_TEMPLATES)

@@ -15,6 +15,7 @@ from disagg_operator.autoscaling.loop import ScrapeLoop
 from disagg_operator.autoscaling.records import Records
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
+from disagg_operator.autoscaling.signals.source import PrometheusSource
 from disagg_operator.autoscaling.store import StateStore
 from disagg_operator.cache import Cache
 from disagg_operator.live import LiveTable
@@ -38,7 +39,8 @@ class Loop:
     def __init__(self, folder: Path) -> None:
         self.now_s, self.woken = 1000.0, set[Any]()
         self.cache, self.live, self.metrics = Cache(), LiveTable(), Metrics()
-        self.direct, self.prometheus = DirectDoor(), PrometheusDoor()
+        self.direct = DirectDoor()
+        self.prometheus = PrometheusSource(FakeKube(), PrometheusDoor(), lambda: self.now_s)
         self.flipper = Flipper(self.direct, self.woken.add, lambda: self.now_s)
         forecasting = Broken(StateStore(FakeKube()), Records(folder), self.prometheus, lambda: self.now_s)  # type: ignore[arg-type]
         self.loop = ScrapeLoop(
@@ -61,7 +63,7 @@ class Loop:
     async def close(self) -> None:
         await self.flipper.close()
         await self.direct.close()
-        self.prometheus.close()
+        await self.prometheus.close()
 
 
 @pytest.fixture

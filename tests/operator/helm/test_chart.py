@@ -20,7 +20,7 @@ from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import parse_file
 from disagg_operator.desired import render
-from disagg_operator.resources import OWNED, resource_of
+from disagg_operator.resources import CONFIG_MAP, OWNED, SECRET, resource_of
 from disagg_operator.settings import load
 
 pytestmark = pytest.mark.apiserver
@@ -172,6 +172,16 @@ def test_the_operator_may_list_what_it_prunes_and_nothing_of_other_namespaces(cr
         assert crd_client.get(resource.path("serving"), headers=headers).status_code == 200, resource.kind
         assert crd_client.get(resource.path("default"), headers=headers).status_code == 403, resource.kind
     assert crd_client.get("/api/v1/namespaces/serving/secrets", headers=headers).status_code == 403
+
+
+def test_the_operator_may_read_a_secret_and_a_config_map_that_a_resource_names_and_those_of_its_namespaces_only(
+    crd_client: httpx.Client, operator_user: str
+) -> None:
+    headers = {"Impersonate-User": operator_user}
+    for resource in (SECRET, CONFIG_MAP):
+        assert crd_client.get(resource.path("serving", "prom"), headers=headers).status_code == 404, resource.kind  # and not 403
+        assert crd_client.get(resource.path("default", "prom"), headers=headers).status_code == 403, resource.kind
+        assert crd_client.get(resource.path("serving"), headers=headers).status_code == 403, resource.kind
 
 
 def _within(wanted: Any, kept: Any) -> bool:

@@ -13,6 +13,7 @@ from disagg_operator.status import Intent, PoolIntent
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
 POOLS = tuple(PoolIntent(name, 1, "spec", f"s={name}") for name in ("prefill", "decode"))
+SCALED = replace(POOLS[1], autoscaled=True)
 INTENT = Intent(3, POOLS, "http://u/v1", "m", "r1")
 UP = {name: Workload(name, 1, 1, 1, 1, settled=True) for name in ("prefill", "decode", "router")}
 TCP = (WorkerLink("p", "prefill", "tcp", "eth0"), WorkerLink("d", "decode", "tcp", "eth0"))
@@ -97,6 +98,20 @@ RDMA = replace(INTENT, transport="rdma", fallback="Forbid")
             id="blind scaling degrades but serves",
         ),
         pytest.param(
+            replace(INTENT, pools=(POOLS[0], SCALED), trouble=("CredentialsUnavailable", "x: Secret a does not exist")), seen(),
+            {"ScalingActive": ("False", "CredentialsUnavailable"), "Degraded": ("True", "CredentialsUnavailable"),
+             "Ready": ("True", "Ready")},
+            id="a secret that is missing is told before the policy is blind",
+        ),
+        pytest.param(
+            replace(INTENT, pools=(POOLS[0], SCALED), trouble=("MetricsUnavailable", "the Prometheus server does not answer")), seen(),
+            {"ScalingActive": ("True", "MetricsFound")}, id="a look at Prometheus that failed is no blindness",
+        ),
+        pytest.param(
+            replace(INTENT, trouble=("CredentialsUnavailable", "x: Secret a does not exist")), seen(),
+            {"Ready": ("True", "Ready"), "Degraded": ("False", "AsSpecified")}, id="what scales nothing holds nothing",
+        ),
+        pytest.param(
             INTENT, seen(view=None, router=starting("router")),
             {"RouterReady": ("False", "PodsPending"),
              "KVTransferReady": ("False", "RouterNotReady"), "Available": ("False", "RouterNotReady")},
@@ -107,6 +122,13 @@ RDMA = replace(INTENT, transport="rdma", fallback="Forbid")
 def test_conditions(intent: Intent, observed: Observed, expected: dict[str, tuple[str, str]]) -> None:
     found = told(intent, observed)
     assert {k: found[k] for k in expected} == expected
+
+
+def test_why_metrics_are_missing_is_said_where_they_are() -> None:
+    why = ("MetricsUnavailable", "the Prometheus server does not answer")
+    blind = replace(INTENT, pools=(POOLS[0], replace(SCALED, scaling_blind=True)), trouble=why)
+    (scaling,) = [c for c in status.conditions(blind, seen()) if c.type == "ScalingActive"]
+    assert (scaling.reason, scaling.message) == ("MetricsUnavailable", "the Prometheus server does not answer: replicas are held")
 
 
 def test_the_same_inputs_give_the_same_status_at_any_time() -> None:

@@ -1,7 +1,7 @@
 """Door: a Prometheus that the user runs, by prometheus-api-client.
 
-That client is synchronous, so it runs in two threads of its own and every query has a deadline; a Prometheus that hangs costs
-at most these threads. For deployment NAME in namespace NS (series need the usual `namespace` and `pod` labels) one query reads what the
+That client is synchronous, so it runs in a few threads of its own, and what it sends goes through `Transport`, where every request has a
+deadline. For deployment NAME in namespace NS (series need the usual `namespace` and `pod` labels) one query reads what the
 pods last reported, with the times at which they did:
 
     {namespace="NS", pod=~"NAME-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+", __name__=~"disagg_router_...|disagg_worker_..."}[75s]
@@ -19,19 +19,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import requests
 from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
-from requests import RequestException
-from urllib3.util.retry import Retry
 
 from disagg_operator.autoscaling.history import Minute
+from disagg_operator.autoscaling.signals.access import PATH, Endpoint, Unreadable
 from disagg_operator.autoscaling.signals.samples import ROUTER_METRICS, WORKER_METRICS, Sample, from_matrix
+from disagg_operator.autoscaling.signals.transport import Adapter, Transport
 
 # Two scrapes of the usual 30 s, and a little.
 MAX_AGE_S = 75
 HISTORY_DAYS = 3
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
-_FAILURES = (RequestException, PrometheusApiClientException, TimeoutError, ValueError, KeyError, TypeError)
+_AT_ONCE = 4
+_NONSENSE = f"what the server answers is not a Prometheus's; see {PATH}.url"
 
 
 def samples_query(namespace: str, name: str) -> str:
@@ -55,53 +57,58 @@ def _checked(name: str) -> str:
 
 
 class PrometheusDoor:
-    """Reads deployments from Prometheus servers, by URL."""
+    """Reads deployments from Prometheus servers. Made on the event loop that it is used and closed on."""
 
-    def __init__(self, *, timeout_s: float = 4.0, connect: Callable[[str], Any] | None = None) -> None:
+    def __init__(self, *, timeout_s: float = 4.0) -> None:
         self._timeout_s = timeout_s
-        self._connect = connect or self._new_connection
-        self._connections: dict[str, Any] = {}
-        self._executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prometheus")
-        self._gate = asyncio.Semaphore(2)  # so that a query's deadline doesn't run while it queues for a thread
+        self._transport = Transport(timeout_s)
+        self._executor = ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="prometheus")
+        self._gate = asyncio.Semaphore(_AT_ONCE)  # so that a query's deadline doesn't run while it queues for a thread
 
-    def _new_connection(self, url: str) -> PrometheusConnect:
-        return PrometheusConnect(url=url, retry=Retry(total=0), timeout=self._timeout_s)
-
-    def close(self) -> None:
+    async def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
+        await self._transport.close()
 
-    async def read(self, url: str, namespace: str, name: str, now_s: float) -> dict[str, Sample] | None:
-        """What Prometheus knows of a deployment's pods, by pod, with epoch times; None when it does not answer."""
+    async def read(self, endpoint: Endpoint, namespace: str, name: str, now_s: float) -> dict[str, Sample]:
+        """What Prometheus knows of a deployment's pods, by pod, with epoch times. Raises Unreadable."""
         query = samples_query(namespace, name)
-        answer = await self._in_thread(lambda: self._connection(url).custom_query(query, timeout=self._timeout_s))
-        return from_matrix(answer, now_s, MAX_AGE_S)
+        answer = await self._ask(endpoint, lambda client: client.custom_query(query))
+        found = from_matrix(answer, now_s, MAX_AGE_S)
+        if found is None:
+            raise Unreadable(_NONSENSE)
+        return found
 
-    async def history(self, url: str, namespace: str, name: str, now_s: float) -> list[Minute]:
-        """The minutes of the last days in which something came, oldest first; [] when there are none or it does not answer."""
+    async def history(self, endpoint: Endpoint, namespace: str, name: str, now_s: float) -> list[Minute]:
+        """The minutes of the last days in which something came, oldest first; [] when there are none. Raises Unreadable."""
         end = datetime.datetime.fromtimestamp(now_s - now_s % 60, datetime.UTC)
         start = end - datetime.timedelta(days=HISTORY_DAYS)
         columns = []
         for query in history_queries(namespace, name):
-            columns.append(_series(await self._in_thread(self._range(url, query, start, end))))
-        requests, prompt, output = columns
-        return [Minute(t, requests[t], prompt.get(t, 0.0), output.get(t, 0.0)) for t in sorted(requests) if requests[t] > 0]
+            columns.append(_series(await self._ask(endpoint, _range(query, start, end))))
+        requests_, prompt, output = columns
+        return [Minute(t, requests_[t], prompt.get(t, 0.0), output.get(t, 0.0)) for t in sorted(requests_) if requests_[t] > 0]
 
-    async def _in_thread(self, call: Callable[[], Any]) -> Any:
-        try:
-            async with self._gate, asyncio.timeout(self._timeout_s + 1.0):
-                return await asyncio.get_running_loop().run_in_executor(self._executor, call)
-        except _FAILURES:
-            return None
+    async def _ask(self, endpoint: Endpoint, call: Callable[[PrometheusConnect], Any]) -> Any:
+        """What the client makes of the answer. Raises Unreadable."""
+        loop = asyncio.get_running_loop()
 
-    def _range(self, url: str, query: str, start: datetime.datetime, end: datetime.datetime) -> Callable[[], Any]:
-        return lambda: self._connection(url).custom_query_range(query, start, end, "60", timeout=self._timeout_s)
+        def work() -> Any:
+            with requests.Session() as session:
+                session.trust_env = False
+                client = PrometheusConnect(url=endpoint.url, session=session)
+                # The client puts an adapter of its own before the URL; here is the one that carries.
+                session.mount(endpoint.url, Adapter(self._transport, endpoint, loop, self._timeout_s + 1.0))
+                return call(client)
 
-    def _connection(self, url: str) -> Any:
-        if url not in self._connections:
-            if len(self._connections) >= 64:  # one a CR at most; a bound all the same
-                self._connections.clear()
-            self._connections[url] = self._connect(url)
-        return self._connections[url]
+        async with self._gate:
+            try:
+                return await loop.run_in_executor(self._executor, work)
+            except (requests.RequestException, PrometheusApiClientException, ValueError, KeyError, TypeError):
+                raise Unreadable(_NONSENSE) from None
+
+
+def _range(query: str, start: datetime.datetime, end: datetime.datetime) -> Callable[[PrometheusConnect], Any]:
+    return lambda client: client.custom_query_range(query, start, end, "60")
 
 
 def _series(answer: Any) -> dict[float, float]:
