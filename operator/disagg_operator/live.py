@@ -21,11 +21,12 @@ from disagg_operator.queue import Key
 
 @dataclass(frozen=True, slots=True)
 class ScalePlan:
-    """What a resource says of scaling. `policies`: the pools that the operator scales, as the policy queue has them; `predictive`: the
-    settings of that policy, where it is the one; `down_windows_s`: declared damping, by pool."""
+    """What a resource says of scaling. `policies`: the pools that the operator scales, as the policy queue has them; `settings`: as the
+    predictive policy has them; `predictive`: whether that is the one; `down_windows_s`: declared damping, by pool."""
 
     policies: Mapping[str, PoolPolicy]
-    predictive: Settings | None = None
+    settings: Settings
+    predictive: bool = True
     down_windows_s: Mapping[str, float] = field(default_factory=dict)
     prometheus: Access | None = None
     dry_run: bool = False

@@ -63,7 +63,8 @@ def read(obj: Obj) -> Plan:
         declared={role: _declared(spec.pool(role)) for role in POOLS},
         scaling=ScalePlan(
             policies={role: rules for role in POOLS if (rules := _policy(role, spec.pool(role))) is not None},
-            predictive=scaling.settings_of(resource) if spec.predictive else None,
+            settings=scaling.settings_of(resource),
+            predictive=spec.predictive,
             down_windows_s=_down_windows_s(resource),
             prometheus=None if spec.observability.prometheus is None else access_of(spec.observability.prometheus),
             dry_run=spec.scaling.dry_run,

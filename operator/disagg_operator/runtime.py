@@ -19,6 +19,7 @@ from disagg_operator import children as kids
 from disagg_operator.autoscaling.flipper import Flipper
 from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.loop import ScrapeLoop
+from disagg_operator.autoscaling.queueing import Queueing
 from disagg_operator.autoscaling.records import Records
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
@@ -94,6 +95,7 @@ class Runtime:
             bearer_of=self._bearer_of,
             wake=self._wake,
             forecasting=self._forecasting,
+            queueing=Queueing(self._records),
             flipper=self._flipper,
             clock=clock,
             epoch=self._epoch,

@@ -14,6 +14,7 @@ import yaml
 from tests.integration.apiserver import LIMITED_USER, REPO, ApiServer, free_port, program_path
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 
+from disagg_operator.autoscaling import journal
 from disagg_operator.children import bearer
 from disagg_operator.kube_errors import KubeError
 from disagg_operator.resources import DEPLOYMENT, DISAGG_POOL, EVENT, NETWORK_POLICY, OWNED, POD
@@ -205,7 +206,7 @@ SCALED = {
 
 async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
     pods, port = Pods(), free_port()
-    async with operator(server, tmp_path, cluster.namespace):
+    async with operator(server, tmp_path, cluster.namespace) as running:
         await cluster.apply_resource(decode=SCALED)
         await eventually("accepted", lambda: accepted(cluster))
         await _serve(cluster, pods, port)
@@ -251,8 +252,14 @@ async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(server
             found = await cluster.kube.list(POD, cluster.namespace, "disagg.dev/pool=decode")
             cost = found[0]["metadata"]["annotations"]["controller.kubernetes.io/pod-deletion-cost"]
             assert cost == "0"
+            async with httpx.AsyncClient(trust_env=False) as http:
+                text = (await http.get(f"http://127.0.0.1:{running.port}/decisions/{cluster.namespace}/chat")).text
         finally:
             await pods.stop()
+    steps = journal.steps_of(runs := journal.read(text.splitlines()))
+    assert {"QueueAboveTarget", "MetricsUnavailable", "QueueBelowTarget"} <= {step.reasons["decode"] for step in steps}
+    again = journal.replay(runs, lambda run: journal.queue_policy(run.queue) if run.queue is not None else pytest.fail("another policy"))
+    assert [(t.prefill, t.decode) for t in again] == [(s.targets.prefill, s.targets.decode) for s in steps]
 
 
 async def test_health_is_served_and_sigterm_ends_clean(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:

@@ -59,23 +59,21 @@ class Forecasting:
 
     async def _seed(self, key: Key, entry: Live, plan: ScalePlan) -> None:
         """Learn from the days before, as soon as Prometheus can be read; without one there is nothing to learn from."""
-        if plan.prometheus is not None and plan.predictive is not None:
+        if plan.prometheus is not None:
             try:
                 minutes = await self._prometheus.history(key, plan.prometheus, self._epoch())
             except Unreadable as error:
                 log.warning("%s/%s: the days before can't be read: %s", *key, error)
                 return
             if minutes:
-                state = await asyncio.to_thread(history.seed, plan.predictive, minutes)
+                state = await asyncio.to_thread(history.seed, plan.settings, minutes)
                 entry.predicting = replace(entry.predicting, state=state)
                 log.info("%s/%s: learned from %d minutes of history", *key, len(minutes))
         entry.unseeded = False
 
     async def step(self, key: Key, entry: Live, plan: ScalePlan, folded: Folded) -> Outcome | None:
         """One step of the policy, recorded."""
-        if plan.predictive is None:
-            return None
-        before, settings = entry.predicting, plan.predictive
+        before, settings = entry.predicting, plan.settings
         if settings.role_flip_s is not None and entry.flips_s:
             settings = replace(settings, role_flip_s=sum(entry.flips_s) / len(entry.flips_s))
         outcome, entry.predicting = predictor.step(settings, plan.policies, plan.down_windows_s, folded, before)
@@ -107,9 +105,9 @@ class Forecasting:
     def _record(self, key: Key, plan: ScalePlan, before: Predicting, outcome: Outcome) -> None:
         o = outcome.observation
         # Settings change with the resource, and with the size of a pool that isn't scaled.
-        if self._records.must_begin(key) or before.settings != outcome.settings:
+        if self._records.must_begin(key, outcome.settings):
             head: dict[str, Any] = {"begin": True, "t": o.now_s, "settings": codec.plain(outcome.settings)}
-            self._records.write(key, {**head, "state": codec.plain(before.state)}, begins=True)
+            self._records.write(key, {**head, "state": codec.plain(before.state)}, begins=outcome.settings)
         decided = {name: decision.to for name, decision in outcome.decisions.items()}
         line = {"t": o.now_s, "observation": codec.plain(o), "targets": codec.plain(outcome.targets), "decided": decided}
         self._records.write(key, {**line, "reasons": {n: d.reason for n, d in outcome.decisions.items()}, "dryRun": plan.dry_run})

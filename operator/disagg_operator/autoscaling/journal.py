@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from disagg_operator.autoscaling import codec, predictive
+from disagg_operator.autoscaling import codec, policy, predictive, proportional
 from disagg_operator.autoscaling.observation import Observation, Targets
 from disagg_operator.autoscaling.predictive import Settings, State
+from disagg_operator.autoscaling.proportional import Queue
 
-Policy = Callable[[Observation], Targets]
 _LAST_S = 32_503_680_000.0  # the year 3000
 
 
@@ -22,22 +22,34 @@ class JournalError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: what was seen, what the policy answered, and what the operator made of it, by pool."""
+    """One step: what was seen, what the policy answered, and what the operator made of it, by pool. `samples`: what the policy queue goes
+    by."""
 
     observation: Observation
     targets: Targets
     decided: dict[str, int]
     reasons: dict[str, str]
     dry_run: bool
+    samples: dict[str, policy.Sample] = field(default_factory=dict)
+
+    @property
+    def blind(self) -> bool:
+        """Some pool was held because data was missing."""
+        return policy.METRICS_UNAVAILABLE in self.reasons.values()
+
+
+Policy = Callable[[Step], Targets]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Steps of one policy from a known state on: an operator's life, or part of it."""
+    """Steps of one policy from a known state on: an operator's life, or part of it. `queue`: where the policy queue began, if
+    that is the one."""
 
     settings: Settings
     state: State
     steps: list[Step] = field(default_factory=list)
+    queue: Queue | None = None
 
 
 def read(lines: Iterable[str]) -> list[Run]:
@@ -60,11 +72,11 @@ def read(lines: Iterable[str]) -> list[Run]:
         broken = None
         try:
             if begins:
-                runs.append(Run(codec.parse(Settings, raw["settings"]), codec.parse(State, raw["state"])))
+                runs.append(_beginning(raw))
             elif not runs:
                 raise ValueError("the first line is no beginning")
             else:
-                runs[-1].steps.append(_step(raw))
+                runs[-1].steps.append(_step(raw, runs[-1].queue))
         except KeyError as error:
             raise JournalError(f"line {number}: no field {error}") from None
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -72,7 +84,14 @@ def read(lines: Iterable[str]) -> list[Run]:
     return runs
 
 
-def _step(raw: dict[str, Any]) -> Step:
+def _beginning(raw: dict[str, Any]) -> Run:
+    queue = codec.parse(Queue, raw["queue"]) if "queue" in raw else None
+    if queue is not None:
+        proportional.check(queue.pools)
+    return Run(codec.parse(Settings, raw["settings"]), codec.parse(State, raw["state"]), queue=queue)
+
+
+def _step(raw: dict[str, Any], queue: Queue | None) -> Step:
     decided = {str(k): int(v) for k, v in raw["decided"].items()}
     reasons = {str(k): str(v) for k, v in raw["reasons"].items()}
     o = codec.parse(Observation, raw["observation"])
@@ -80,7 +99,8 @@ def _step(raw: dict[str, Any]) -> Step:
         raise ValueError(f"Observation.now_s: {o.now_s:g} is no time of this millennium, in seconds since 1970")
     if not (o.interval_s > 0 or (o.interval_s == 0 and o.blind)):
         raise ValueError(f"Observation.interval_s: {o.interval_s:g} is not more than 0")
-    return Step(o, codec.parse(Targets, raw["targets"]), decided, reasons, bool(raw.get("dryRun")))
+    samples = {pool: codec.parse(policy.Sample, raw["samples"][pool]) for pool in (queue.pools if queue is not None else ())}
+    return Step(o, codec.parse(Targets, raw["targets"]), decided, reasons, bool(raw.get("dryRun")), samples)
 
 
 def replay(runs: Sequence[Run], policy_of: Callable[[Run], Policy]) -> list[Targets]:
@@ -88,20 +108,34 @@ def replay(runs: Sequence[Run], policy_of: Callable[[Run], Policy]) -> list[Targ
     workers would have served, so this shows where it differs and not where it would have ended."""
     out = []
     for run in runs:
-        policy = policy_of(run)
-        out += [policy(step.observation) for step in run.steps]
+        answer = policy_of(run)
+        out += [answer(step) for step in run.steps]
     return out
 
 
 def predictive_policy(settings: Settings, state: State) -> Policy:
     """The predictive policy from a state on."""
 
-    def policy(observation: Observation) -> Targets:
+    def answer(step: Step) -> Targets:
         nonlocal state
-        targets, state = predictive.step(settings, observation, state)
+        targets, state = predictive.step(settings, step.observation, state)
         return targets
 
-    return policy
+    return answer
+
+
+def queue_policy(queue: Queue) -> Policy:
+    """The policy queue from a state on. Where another policy decided then, by the sums that this one saw."""
+    states = queue.states
+
+    def answer(step: Step) -> Targets:
+        nonlocal states
+        o = step.observation
+        samples = {pool: step.samples.get(pool) or proportional.sample_of(o, pool) for pool in queue.pools}
+        decisions, states = proportional.step(queue.pools, states, samples, o)
+        return proportional.targets(o, decisions)
+
+    return answer
 
 
 def steps_of(runs: Sequence[Run], since_s: float = -math.inf) -> list[Step]:

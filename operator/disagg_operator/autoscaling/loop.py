@@ -14,9 +14,10 @@ from disagg_operator.autoscaling import flipping, podfacts, policy
 from disagg_operator.autoscaling.flipper import Flipper
 from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.observation import Targets
+from disagg_operator.autoscaling.queueing import Queueing
 from disagg_operator.autoscaling.signals.access import METRICS_UNAVAILABLE, Unreadable
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target, parse_json_object
-from disagg_operator.autoscaling.signals.fold import Answers, Look, fold
+from disagg_operator.autoscaling.signals.fold import Answers, Look, Memory, fold
 from disagg_operator.autoscaling.signals.reading import PoolReading, reading, view
 from disagg_operator.autoscaling.signals.samples import Sample, parse
 from disagg_operator.autoscaling.signals.source import PrometheusSource
@@ -67,6 +68,7 @@ class ScrapeLoop:
         direct: DirectDoor,
         prometheus: PrometheusSource,
         forecasting: Forecasting,
+        queueing: Queueing,
         flipper: Flipper,
         plan_of: Callable[[Obj], ScalePlan | None],
         bearer_of: Callable[[Key], Awaitable[str | None]],
@@ -80,6 +82,7 @@ class ScrapeLoop:
         self._direct = direct
         self._prometheus = prometheus
         self._forecasting = forecasting
+        self._queueing = queueing
         self._flipper = flipper
         self._plan_of = plan_of
         self._bearer_of = bearer_of
@@ -144,11 +147,7 @@ class ScrapeLoop:
             if pool not in plan.policies:
                 del entry.pools[pool]
         if plan.policies and not plan.suspended:
-            if plan.predictive is None:
-                for pool in plan.policies:
-                    changed |= self._step(job, pool, readings[pool])
-            else:
-                changed |= await self._predict(job, look)
+            changed |= await self._predict(job, look) if plan.predictive else self._proportion(job, look, readings)
         if changed:
             self._wake(job.key)
 
@@ -199,16 +198,22 @@ class ScrapeLoop:
             entry.trouble = (METRICS_UNAVAILABLE, "Prometheus has no recent series of these pods with labels namespace and pod")
         return found
 
-    def _step(self, job: _Job, pool: str, seen_reading: PoolReading) -> bool:
-        """One step of a pool's own policy. True if a reconcile has something to do or to say."""
-        current = self._replicas(job.key, pool)
-        if current is None:
+    def _proportion(self, job: _Job, look: Look, readings: Mapping[str, PoolReading]) -> bool:
+        """One step of each pool's own policy. True if a reconcile has something to do or to say."""
+        if any(self._replicas(job.key, pool) is None for pool in POOLS):
             return False
-        scaling = job.entry.pools.setdefault(pool, Scaling())
-        seen = view((name_of(pod) for pod in job.pods.workers[pool]), seen_reading)
-        sample = policy.Sample(self._clock(), seen.requests, seen.silent_pods, seen.router_silent)
-        decision, scaling.state = policy.step(job.plan.policies[pool], sample, current, scaling.state)
-        return self._decided(job, pool, decision)
+        samples = {}
+        for pool in job.plan.policies:
+            seen = view((name_of(pod) for pod in job.pods.workers[pool]), readings[pool])
+            samples[pool] = policy.Sample(look.now_s, seen.requests, seen.silent_pods, seen.router_silent)
+        if job.plan.prometheus is None or _advanced(look.routers, job.entry, look.now_s):
+            folded, job.entry.memory = fold(look, job.entry.memory)
+        else:
+            folded, _ = fold(look, Memory())  # nothing was scraped since: what was counted is not known
+        changed = False
+        for pool, decision in self._queueing.step(job.key, job.entry, job.plan, folded.observation, samples).items():
+            changed |= self._decided(job, pool, decision)
+        return changed
 
     async def _predict(self, job: _Job, look: Look) -> bool:
         """One step of both pools' policy. True as above."""

@@ -57,7 +57,7 @@ def step(
     folded = replace(folded, observation=o)
     if o.blind and o.now_s - memory.seen_s < BLIND_AFTER_S:
         return None, memory
-    settings = _fixed(settings, pools, o)
+    settings = fixed(settings, pools, o)
     targets, state = predictive.step(settings, o, memory.state)
     decisions, wanted = {}, dict(memory.wanted)
     for name, bounds in pools.items():
@@ -82,7 +82,7 @@ def seen_whole(o: Observation) -> Observation:
     return replace(o, prefill=replace(o.prefill, arrivals=math.nan))
 
 
-def _fixed(settings: Settings, pools: Mapping[str, PoolPolicy], o: Observation) -> Settings:
+def fixed(settings: Settings, pools: Mapping[str, PoolPolicy], o: Observation) -> Settings:
     """A pool that isn't scaled has the size that it has."""
     p, d = o.prefill.pods.replicas, o.decode.pods.replicas
     if "prefill" not in pools:

@@ -28,30 +28,30 @@ class Records:
         self._folder = folder
         self._max_file_bytes = max_file_bytes
         self._max_total_bytes = max_total_bytes
-        self._begun: set[Key] = set()
+        self._begun: dict[Key, object] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def must_begin(self, key: Key) -> bool:
-        """The next line has to be a beginning: the first of this process, or of a file."""
-        return key not in self._begun or not self._path(key).exists()
+    def must_begin(self, key: Key, settings: object) -> bool:
+        """The next line has to be a beginning: the first of this process, of a file, or under other settings than the last."""
+        return key not in self._begun or self._begun[key] != settings or not self._path(key).exists()
 
-    def write(self, key: Key, record: dict[str, Any], *, begins: bool = False) -> None:
-        """Append a line. A full disk is logged, and costs only the records."""
+    def write(self, key: Key, record: dict[str, Any], *, begins: object = None) -> None:
+        """Append a line. `begins`: it is a beginning under these settings. A full disk is logged, and costs only the records."""
         path = self._path(key)
         try:
             with path.open("a", encoding="utf-8") as out:
-                if begins and _ends_half(path):  # a writer was killed, or its disk was full
+                if begins is not None and _ends_half(path):  # a writer was killed, or its disk was full
                     out.write("\n")
                 out.write(json.dumps(record, separators=(",", ":")) + "\n")
                 size = out.tell()
-            if begins:
-                self._begun.add(key)
+            if begins is not None:
+                self._begun[key] = begins
             if size > self._max_file_bytes:
                 path.replace(self._old(key))
-                self._begun.discard(key)
+                self._begun.pop(key, None)
                 self._drop_oldest()
         except OSError as error:
-            self._begun.discard(key)  # half a line may have been written: what follows begins anew
+            self._begun.pop(key, None)  # half a line may have been written: what follows begins anew
             log.warning("%s/%s: a decision was not recorded: %s", *key, error)
 
     def read(self, key: Key, since_s: float = 0.0) -> Iterator[bytes]:
@@ -70,7 +70,7 @@ class Records:
 
     def forget(self, key: Key) -> None:
         """The resource is gone."""
-        self._begun.discard(key)
+        self._begun.pop(key, None)
         for path in (self._path(key), self._old(key)):
             path.unlink(missing_ok=True)
 

@@ -53,7 +53,7 @@ def load(args: argparse.Namespace) -> list[journal.Run]:
         args.save.write_text(text, encoding="utf-8")
     runs = journal.read(text.splitlines())
     if not any(run.steps for run in runs):
-        raise SourceError(f"{args.source}: no decisions are recorded: it has no autoscaling by the predictive policy, or began just now")
+        raise SourceError(f"{args.source}: no decisions are recorded: it has no autoscaling, or began just now")
     return runs
 
 

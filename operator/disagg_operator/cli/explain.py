@@ -86,7 +86,7 @@ def sentences(steps: Sequence[Step]) -> list[str]:
     if not steps:
         return []
     span_s = steps[-1].observation.now_s - steps[0].observation.now_s
-    out = [f"{len(steps)} steps in {span_s / 60:.0f} minutes, {sum(s.observation.blind for s in steps)} of them without metrics."]
+    out = [f"{len(steps)} steps in {span_s / 60:.0f} minutes, {sum(s.blind for s in steps)} of them without metrics."]
     for pool in ("prefill", "decode"):
         moved = [(s.decided[pool], _pods(s, pool).replicas) for s in steps if pool in s.decided]
         ups, downs = sum(a > b for a, b in moved), sum(a < b for a, b in moved)

@@ -154,7 +154,7 @@ class Supervisor:
         for role in ROLES:
             taken_s = {w.spec.name: w.ready_after_s for w in self._workers[role] if w.ready_after_s is not None}
             self._starts[role] = Starts({**self._starts[role].taken_s, **taken_s})
-        if self._scaling.predictive is None:
+        if not self._scaling.predictive:
             decisions = {role: self._queue_step(role, rules, workers[role], routers) for role, rules in self._scaling.policies.items()}
         else:
             look = Look(now_s, routers, workers["prefill"], workers["decode"], self._pods("prefill"), self._pods("decode"))
@@ -189,10 +189,9 @@ class Supervisor:
         return decision
 
     def _predictive_step(self, look: Look) -> dict[str, policy.Decision]:
-        assert self._scaling.predictive is not None
         folded, self._memory = fold(look, self._memory)
         outcome, self._predicting = predictor.step(
-            self._scaling.predictive, self._scaling.policies, self._scaling.down_windows_s, folded, self._predicting
+            self._scaling.settings, self._scaling.policies, self._scaling.down_windows_s, folded, self._predicting
         )
         return {} if outcome is None else dict(outcome.decisions)
 

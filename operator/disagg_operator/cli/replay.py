@@ -7,31 +7,39 @@ import ast
 import datetime
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from disagg_operator import plots
-from disagg_operator.autoscaling import codec, journal
+from disagg_operator.autoscaling import codec, journal, proportional
 from disagg_operator.autoscaling.journal import Policy, Run, Step
 from disagg_operator.autoscaling.observation import Targets
+from disagg_operator.autoscaling.policy import PoolPolicy
 from disagg_operator.autoscaling.predictive import Settings
+from disagg_operator.autoscaling.proportional import Queue
 from disagg_operator.cli import decisions
+from disagg_operator.plan import DEFAULT_TARGETS
 from disagg_operator.simulation import policies
 from disagg_operator.simulation.cluster import Setup
 
 ERRORS = (*decisions.ERRORS, policies.PolicyError)
+QUEUE = "queue"
+T = TypeVar("T")
 _MOST_ROWS = 200
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     decisions.arguments(parser)
-    parser.add_argument("--policy", default=policies.PREDICTIVE, help="predictive (default), or another that `disagg simulate` knows")
+    parser.add_argument("--policy", help="predictive, queue, or another that `disagg simulate` knows (default: the one that decided)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="K=V", help="a setting of the predictive policy, such as budget=0.01 or decode.most=8"
+        "--set",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="a setting of predictive, such as budget=0.01 or decode.most=8, or of queue, such as decode.target=16",
     )
 
 
@@ -41,15 +49,15 @@ def run(args: argparse.Namespace) -> int:
         plots.check(args.plot, 1)
     runs = decisions.load(args)
     changes = [parse_change(text) for text in args.set]
-    if changes and args.policy != policies.PREDICTIVE:
-        raise ValueError("--set: changes settings of the predictive policy alone")
+    if changes and args.policy not in (None, QUEUE, policies.PREDICTIVE):
+        raise ValueError("--set: changes settings of predictive and queue alone")
     targets = journal.replay(runs, lambda one: policy_of(args.policy, one, changes))
     everything = sorted(zip(journal.steps_of(runs), targets, strict=True), key=lambda pair: pair[0].observation.now_s)
     since_s = everything[-1][0].observation.now_s - decisions.seconds(args.since)
     pairs = [(s, t) for s, t in everything if s.observation.now_s >= since_s]
     console = Console(width=None if sys.stdout.isatty() else 180)
     other = [(s, t) for s, t in pairs if (t.prefill, t.decode) != (s.targets.prefill, s.targets.decode)]
-    what = ", ".join([args.policy, *args.set])
+    what = ", ".join([args.policy or " and ".join(dict.fromkeys(map(name_of, runs))), *args.set])
     if other:
         console.print(table(what, other[:_MOST_ROWS]))
     console.print(summary(what, pairs, len(other)))
@@ -62,16 +70,40 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def policy_of(name: str, run: Run, changes: Sequence[tuple[str, Any]]) -> Policy:
-    """A policy at the beginning of a run. Raises PolicyError, ValueError."""
+def name_of(run: Run) -> str:
+    """The policy that decided."""
+    return policies.PREDICTIVE if run.queue is None else QUEUE
+
+
+def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) -> Policy:
+    """A policy at the beginning of a run; None: the one that decided. Raises PolicyError, ValueError."""
+    name = name or name_of(run)
+    if name == QUEUE:
+        return journal.queue_policy(queue_of(run, changes))
     if name != policies.PREDICTIVE:
         s = run.settings
         least, most = min(s.prefill.least, s.decode.least), max(s.prefill.most, s.decode.most)
-        return policies.make(name, Setup(s.profile, tpot_s=s.tpot_s, least=least, most=most))
+        other = policies.make(name, Setup(s.profile, tpot_s=s.tpot_s, least=least, most=most))
+        return lambda step: other(step.observation)
     settings = run.settings
     for path, value in changes:
         settings = changed(settings, path, value)
     return journal.predictive_policy(settings, run.state)
+
+
+def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> Queue:
+    """Where the policy queue begins: as it did, or with the default targets within the bounds of another policy. Raises ValueError."""
+    queue = run.queue
+    if queue is None:
+        bounds = {"prefill": run.settings.prefill, "decode": run.settings.decode}
+        queue = Queue({pool: PoolPolicy(b.least, b.most, DEFAULT_TARGETS[pool]) for pool, b in bounds.items()}, {})
+    for path, value in changes:
+        queue = Queue(_changed(dict[str, PoolPolicy], queue.pools, path, value), queue.states)
+    try:
+        proportional.check(queue.pools)
+    except ValueError as error:
+        raise ValueError(f"--set {error}") from None
+    return queue
 
 
 def parse_change(text: str) -> tuple[str, Any]:
@@ -87,15 +119,20 @@ def parse_change(text: str) -> tuple[str, Any]:
 
 def changed(settings: Settings, path: str, value: Any) -> Settings:
     """Settings with one field replaced, by its path. Raises ValueError naming it."""
+    return _changed(Settings, settings, path, value)
+
+
+def _changed(kind: Any, settings: T, path: str, value: Any) -> T:
     raw = codec.plain(settings)
     inner, *rest = raw, *path.split(".")
     for part in rest[:-1]:
         inner = inner.get(part) if isinstance(inner, dict) else None
-    if not isinstance(inner, dict) or rest[-1] not in inner:
-        known = ", ".join(f.name for f in fields(Settings))
+    if not isinstance(inner, dict) or rest[-1] not in inner or (kind is not Settings and len(rest) != 2):
+        known = ", ".join(raw)
         raise ValueError(f"--set {path}: no such setting; there are {known}, and their parts after a dot")
     inner[rest[-1]] = codec.plain(value)
-    return codec.parse(Settings, raw, "--set")
+    found: T = codec.parse(kind, raw, "--set")
+    return found
 
 
 def table(title: str, pairs: Sequence[tuple[Step, Targets]]) -> Table:

@@ -12,6 +12,7 @@ from tests.fakes.kube import FakeKube
 from disagg_operator.autoscaling.flipper import Flipper
 from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.loop import ScrapeLoop
+from disagg_operator.autoscaling.queueing import Queueing
 from disagg_operator.autoscaling.records import Records
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
@@ -45,6 +46,7 @@ class Loop:
         forecasting = Broken(StateStore(FakeKube()), Records(folder), self.prometheus, lambda: self.now_s)  # type: ignore[arg-type]
         self.loop = ScrapeLoop(
             cache=self.cache, live=self.live, direct=self.direct, prometheus=self.prometheus, forecasting=forecasting,
+            queueing=Queueing(Records(folder)),
             flipper=self.flipper, plan_of=scale_plan, bearer_of=self.bearer_of, wake=self.woken.add, clock=lambda: self.now_s,
             epoch=lambda: self.now_s, metrics=self.metrics,
         )  # fmt: skip

@@ -10,9 +10,9 @@ from disagg_operator.autoscaling.records import Records
 KEY = ("ns", "chat")
 
 
-def write(records: Records, at_s: float) -> None:
-    if records.must_begin(KEY):
-        records.write(KEY, {"begin": True, "t": at_s, "state": {}}, begins=True)
+def write(records: Records, at_s: float, settings: object = "a") -> None:
+    if records.must_begin(KEY, settings):
+        records.write(KEY, {"begin": True, "t": at_s, "state": {}}, begins=settings)
     records.write(KEY, {"t": at_s, "observation": {"now_s": at_s}})
 
 
@@ -28,6 +28,13 @@ def test_a_process_begins_a_file_and_reading_starts_at_a_beginning(tmp_path: Pat
     assert times(records) == [0, 0, 1, 2, 100, 100, 101, 102]
     assert times(records, since_s=101.5) == [100, 100, 101, 102]
     assert times(records, since_s=50) == [0, 0, 1, 2, 100, 100, 101, 102]
+
+
+def test_what_is_under_other_settings_begins_on_its_own(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for i, settings in enumerate("aabba"):
+        write(records, i, settings)
+    assert times(records) == [0, 0, 1, 2, 2, 3, 4, 4]
 
 
 def test_what_follows_half_a_line_begins_on_its_own(tmp_path: Path) -> None:
@@ -67,4 +74,4 @@ def test_a_resource_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
     records.forget(KEY)
     assert list(tmp_path.iterdir()) == []
     assert times(records) == []
-    assert records.must_begin(KEY)
+    assert records.must_begin(KEY, "a")

@@ -63,7 +63,7 @@ def test_the_policy_is_predictive_unless_metrics_or_the_field_say_otherwise(spec
     found = plan.scale_plan(good(**spec))
     assert found is not None
     assert set(found.policies) == {"decode"}
-    assert (found.predictive is not None) == predictive
+    assert found.predictive is predictive
 
 
 def test_damping_is_as_declared_and_else_the_policys_own() -> None:

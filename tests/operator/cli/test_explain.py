@@ -96,7 +96,7 @@ def test_replay_of_the_same_policy_is_exact_and_of_another_shows_where_it_differ
         (["--set", "budget=much"], "is no number"),
         (["--set", "budget='x'"], "budget"),
         (["--policy", "guess"], "policy: 'guess'"),
-        (["--policy", "static:1,1", "--set", "budget=1.0"], "predictive policy alone"),
+        (["--policy", "static:1,1", "--set", "budget=1.0"], "of predictive and queue alone"),
         (["--since", "soon"], "--since"),
     ],
 )

@@ -1,0 +1,166 @@
+"""`disagg explain` and `disagg replay` on what the operator records of the policy queue."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.operator.api.resources import good
+from tests.operator.cli.test_explain import recorded, records, run
+
+from disagg_operator.autoscaling import journal
+from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals
+from disagg_operator.autoscaling.policy import Sample
+from disagg_operator.autoscaling.queueing import Queueing
+from disagg_operator.autoscaling.records import Records
+from disagg_operator.cli.main import main
+from disagg_operator.live import Live, ScalePlan
+from disagg_operator.plan import scale_plan
+
+__all__ = ["recorded", "records"]  # fixtures
+
+KEY, T0 = ("ns", "chat"), 1_700_000_000.0
+POOL = {"autoscaling": {"minReplicas": 1, "maxReplicas": 9, "behavior": {"scaleDown": {"stabilizationWindowSeconds": 30}}}}
+
+
+def plan_of(**pools: object) -> ScalePlan:
+    found = scale_plan(good(**pools, scaling={"policy": "queue"}))
+    assert found is not None
+    assert not found.predictive
+    return found
+
+
+def observation(i: int, sizes: dict[str, int], running: float) -> Observation:
+    n = 5 * running
+    pods = {pool: Pods(size, size) for pool, size in sizes.items()}
+    return Observation(
+        T0 + 5 * i, 5.0,
+        PrefillSignals(pods["prefill"], n, 100 * n, 15e3 * n, 0.0, 0.0, running, 1.0, n, n),
+        DecodeSignals(pods["decode"], 0.0, running, 20e3, 4e5, 100 * n, n, 100 * n, 200 * n, n, n),
+    )  # fmt: skip
+
+
+def record(folder: Path, plan: ScalePlan, loads: list[float | None]) -> str:
+    """What the operator keeps of so many steps; each is carried out before the next."""
+    made, entry, sizes = Records(folder), Live(), {"prefill": 1, "decode": 1}
+    for i, load in enumerate(loads):
+        o = observation(i, sizes, math.nan if load is None else load)
+        decisions = Queueing(made).step(KEY, entry, plan, o, {pool: Sample(o.now_s, load) for pool in plan.policies})
+        sizes |= {pool: decision.to for pool, decision in decisions.items()}
+    return b"".join(made.read(KEY)).decode()
+
+
+BUSY = [2.0] * 20 + [200.0] * 20 + [None] * 4 + [1.0] * 40
+
+
+@pytest.fixture(scope="module")
+def queue_text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return record(tmp_path_factory.mktemp("records"), plan_of(prefill=POOL, decode=POOL), list(BUSY))
+
+
+@pytest.fixture
+def queue(tmp_path: Path, queue_text: str) -> Path:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(queue_text)
+    return path
+
+
+def test_explain_says_what_was_seen_and_why(queue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "explain", queue)
+    assert "decode: 101 requests a worker, 32 wanted: 1 -> 4 (QueueAboveTarget)" in " ".join(out.replace("│", " ").split())
+    assert "1/1 -> 4" in out
+    assert "84 steps in 7 minutes, 4 of them without metrics." in out
+    assert "decode: up" in out
+    assert "QueueBelowTarget" in out
+    assert "not all metrics are there: 7 stay (MetricsUnavailable)" in " ".join(out.replace("│", " ").split())
+
+
+def test_replay_is_exact_and_says_where_other_rules_or_another_policy_would_decide_otherwise(
+    queue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "queue: differs in 0 of 84 steps" in run(capsys, "replay", queue)
+    other = run(capsys, "replay", queue, "--set", "decode.target=10", "--set", "prefill.max_replicas=12")
+    assert "differs in 0 of" not in other
+    assert "10 wanted" in " ".join(other.replace("│", " ").split())
+    assert "static:3,4: differs in" in run(capsys, "replay", queue, "--policy", "static:3,4")
+    assert "workers of work expected" in " ".join(run(capsys, "replay", queue, "--policy", "predictive").replace("│", " ").split())
+
+
+def test_the_policy_queue_is_asked_what_it_would_have_done_instead_of_another(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "replay", records, "--policy", "queue", "--set", "decode.target=2")
+    assert "queue, decode.target=2: differs in" in out
+    assert "(QueueAboveTarget)" in out
+
+
+def test_a_pool_that_is_not_scaled_keeps_its_size(tmp_path: Path) -> None:
+    (one,) = journal.read(record(tmp_path, plan_of(decode=POOL), [2.0, 200.0]).splitlines())
+    assert one.queue is not None
+    assert set(one.queue.pools) == {"decode"}
+    assert (one.settings.prefill.least, one.settings.prefill.most) == (1, 1)
+    assert [(s.targets.prefill, s.targets.decode) for s in one.steps] == [(1, 1), (1, 4)]
+    assert set(one.steps[1].decided) == {"decode"}
+
+
+def test_other_rules_begin_on_their_own_from_what_is_remembered(tmp_path: Path) -> None:
+    made, entry = Records(tmp_path), Live()
+    for i, target in enumerate((POOL, POOL, {"autoscaling": {"maxReplicas": 5}})):
+        o = observation(i, {"prefill": 1, "decode": 1}, 3.0)
+        Queueing(made).step(KEY, entry, plan_of(decode=target), o, {"decode": Sample(o.now_s, 3.0)})
+    runs = journal.read(b"".join(made.read(KEY)).decode().splitlines())
+    assert [len(run.steps) for run in runs] == [2, 1]
+    assert runs[1].queue is not None
+    assert len(runs[1].queue.states["decode"].samples) == 2
+
+
+@given(
+    st.lists(st.none() | st.floats(0, 1e4) | st.just(math.nan), max_size=60), st.sampled_from([POOL, {"autoscaling": {"maxReplicas": 3}}])
+)
+def test_replay_of_the_same_rules_is_exact_whatever_was_seen(
+    tmp_path_factory: pytest.TempPathFactory, loads: list[float | None], pool: dict[str, object]
+) -> None:
+    runs = journal.read(record(tmp_path_factory.mktemp("r"), plan_of(prefill=pool, decode=pool), loads).splitlines())
+    again = journal.replay(runs, lambda run: journal.queue_policy(run.queue) if run.queue is not None else pytest.fail("no queue"))
+    assert [(t.prefill, t.decode, t.reason) for t in again] == [
+        (s.targets.prefill, s.targets.decode, s.targets.reason) for s in journal.steps_of(runs)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--set", "decode.aim=1"], "--set decode.aim: no such setting"),
+        (["--set", "budget=0.01"], "--set budget: no such setting"),
+        (["--set", "decode=1"], "--set decode: no such setting"),
+        (["--set", "decode.target=0"], "--set decode.target: must be a number of requests above 0"),
+        (["--set", "decode.min_replicas=10"], "--set decode.min_replicas"),
+        (["--set", "decode.tolerance=-1.0"], "--set decode.tolerance"),
+        (["--policy", "static:1,1", "--set", "decode.target=4.0"], "predictive and queue alone"),
+    ],
+)
+def test_bad_arguments_are_named(queue: Path, argv: list[str], words: str) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["replay", str(queue), *argv])
+    assert words in str(refused.value)
+
+
+def test_records_that_lack_what_the_policy_went_by_are_named_by_line(queue: Path) -> None:
+    begin, first, *rest = queue.read_text().splitlines()
+    bad = json.loads(begin)
+    bad["queue"]["pools"]["decode"]["target"] = 0.0
+    for lines, words in (
+        ([json.dumps(bad), first, *rest], "line 1: decode.target"),
+        ([begin, json.dumps({k: v for k, v in json.loads(first).items() if k != "samples"}), *rest], "line 2: no field 'samples'"),
+    ):
+        queue.write_text("\n".join(lines) + "\n")
+        with pytest.raises(SystemExit) as refused:
+            main(["explain", str(queue)])
+        assert words in str(refused.value)
+
+
+def test_records_of_both_policies_are_read_and_replayed_as_one(queue: Path, recorded: str, capsys: pytest.CaptureFixture[str]) -> None:
+    queue.write_text(recorded + queue.read_text())
+    assert "predictive and queue: differs in 0 of" in run(capsys, "replay", queue, "--since", "1d")
