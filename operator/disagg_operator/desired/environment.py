@@ -6,6 +6,7 @@ import re
 from decimal import Decimal
 
 from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.scaling import TpotPercentile
 from disagg_operator.autoscaling.scaling import profile_of
 
 _SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
@@ -45,7 +46,17 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
         out["DISAGG_KV_CACHE_BYTES"] = str(quantity_bytes(pool.kv_cache_size))
     if spec.engine.prefix_caching.host_memory is not None:
         out["DISAGG_HOST_CACHE_BYTES"] = str(quantity_bytes(spec.engine.prefix_caching.host_memory))
+    if (target_s := _step_target_s(dd, role)) is not None:
+        out["DISAGG_DECODE_STEP_TARGET_S"] = f"{target_s:g}"
     return out
+
+
+def _step_target_s(dd: DisaggDeployment, role: str) -> float | None:
+    """How long a decode step may take before prefill sends decode less at once: a step that takes longer than the objective keeps it for
+    nobody. Only where an objective is set, and for workers that may be prefill's: a pod that gets it, or another one, is made anew."""
+    target_s = dd.spec.objectives.tpot_seconds.p99
+    prefills = role == "prefill" or dd.spec.scaling.role_flip
+    return target_s if prefills and target_s != TpotPercentile().p99 else None
 
 
 def router_environment(dd: DisaggDeployment) -> dict[str, str]:

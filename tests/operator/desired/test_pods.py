@@ -70,6 +70,19 @@ def test_ranks_get_a_gpu_each_and_shared_memory() -> None:
     assert all(v["name"] != "shm" for v in _template("prefill", **split)["spec"]["volumes"])
 
 
+def test_prefill_spares_decode_by_the_objective_where_one_is_set() -> None:
+    name = "DISAGG_DECODE_STEP_TARGET_S"
+    objectives = {"tpotSeconds": {"p99": 0.05}}
+    assert from_environment({**_env("prefill", objectives=objectives), "DISAGG_HOST": "x"}).decode_step_target_s == 0.05
+    assert name not in _env("decode", objectives=objectives)  # decode's pods stay as they are, whatever the objective
+    for unset in ({}, {"ttftSeconds": {"p99": 0.5}}, {"tpotSeconds": {"p99": 0.06}}):
+        assert _template("prefill", objectives=unset) == _template("prefill")  # and so do those of who sets none
+    flipping = {"scaling": {"roleFlip": True}, **{r: {"autoscaling": {"maxReplicas": 2}} for r in ("prefill", "decode")}}
+    assert _env("decode", objectives=objectives, **flipping)[name] == "0.05"  # it may be prefill tomorrow
+    env = [{"name": name, "value": "0.2"}]
+    assert _env("prefill", objectives=objectives, engine={"env": env})[name] == "0.2"
+
+
 def test_an_attached_network_is_in_the_annotation_and_in_the_environment() -> None:
     template = _template("prefill", kvTransfer={"network": NETWORK})
     (network,) = json.loads(template["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"])
