@@ -40,7 +40,7 @@ class Looker:
         )
 
     async def _network(self, plan: Plan) -> Network:
-        if plan.attachment is None and plan.rdma_resource is None:
+        if plan.attachment is None and plan.rdma is None:
             return Network()
         multus = await self._kube.has_api(NETWORK_ATTACHMENT)
         found: bool | None = False
@@ -50,8 +50,8 @@ class Looker:
             reference=plan.attachment,
             found=found,
             multus=multus,
-            rdma_resource=plan.rdma_resource,
-            nodes=None if plan.rdma_resource is None else await self._nodes(),
+            rdma=plan.rdma,
+            nodes=None if plan.rdma is None else await self._nodes(),
         )
 
     async def _exists(self, attachment: tuple[str, str]) -> bool | None:

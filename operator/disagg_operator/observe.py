@@ -177,11 +177,11 @@ def network(
     reference: tuple[str, str] | None,
     found: bool | None,
     multus: bool,
-    rdma_resource: str | None,
+    rdma: tuple[str, int] | None,
     nodes: Sequence[Obj] | None,
 ) -> Network:
-    """Whether the attachment `reference` (namespace, name) and the RDMA resource are there. None: not readable."""
-    if reference is None and rdma_resource is None:
+    """Whether the attachment `reference` (namespace, name) and so many RDMA devices on one node are there. None: not readable."""
+    if reference is None and rdma is None:
         return Network()
     if reference is not None and not multus:
         return Network(False, "MultusAbsent", "the cluster has no NetworkAttachmentDefinition API: install Multus")
@@ -190,13 +190,16 @@ def network(
     if reference is not None and not found:
         where = "/".join(reference)
         return Network(False, "NetworkAttachmentMissing", f"NetworkAttachmentDefinition {where} does not exist")
-    if rdma_resource is not None:
+    if rdma is not None:
         if nodes is None:
             return Network(False, "NodesNotReadable", "the operator may not list nodes", known=False)
-        holders = [n for n in nodes if _amount((n.get("status") or {}).get("allocatable") or {}, rdma_resource) > 0]
-        if not holders:
-            return Network(False, "RdmaResourceMissing", f"no node has {rdma_resource} to allocate")
-        return Network(True, "NetworkFound", f"{rdma_resource} is allocatable on {len(holders)} node(s)")
+        resource, wanted = rdma
+        amounts = [_amount((n.get("status") or {}).get("allocatable") or {}, resource) for n in nodes]
+        if not any(amounts):
+            return Network(False, "RdmaResourceMissing", f"no node has {resource} to allocate")
+        if max(amounts) < wanted:
+            return Network(False, "RdmaResourceMissing", f"a worker asks for {wanted} {resource}, and no node has more than {max(amounts)}")
+        return Network(True, "NetworkFound", f"{resource} is allocatable on {sum(n >= wanted for n in amounts)} node(s)")
     return Network(True, "NetworkFound", f"network attachment {'/'.join(reference or ())} exists")
 
 

@@ -34,13 +34,14 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`attachment`: (namespace, name) of the NetworkAttachmentDefinition that the pods name."""
+    """`attachment`: (namespace, name) of the NetworkAttachmentDefinition that the pods name. `rdma`: the extended resource, and the most
+    of it that a worker asks for."""
 
     resource: DisaggDeployment
     declared: Mapping[str, Declared]
     scaling: ScalePlan
     attachment: tuple[str, str] | None
-    rdma_resource: str | None
+    rdma: tuple[str, int] | None
     interface: str | None
 
 
@@ -57,7 +58,6 @@ def read(obj: Obj) -> Plan:
         raise Refused("InvalidSpec", "spec.scaling.maxGPUs: both pools must have an accelerator")
     if _stopped(spec.prefill) != _stopped(spec.decode):
         raise Refused("InvalidSpec", "spec.prefill.replicas and spec.decode.replicas must both be 0 or both be above 0")
-    rdma = network.rdma_resource.name if network is not None and network.rdma_resource is not None else None
     return Plan(
         resource=resource,
         declared={role: _declared(spec.pool(role)) for role in POOLS},
@@ -71,7 +71,7 @@ def read(obj: Obj) -> Plan:
             suspended=spec.suspend,
         ),
         attachment=_attachment(resource),
-        rdma_resource=rdma if spec.kv_transfer.transport == "rdma" else None,
+        rdma=_rdma(resource),
         interface=None if network is None else network.interface,
     )
 
@@ -80,6 +80,15 @@ def _down_windows_s(resource: DisaggDeployment) -> dict[str, float]:
     """Those that are declared."""
     bounds = {role: resource.spec.pool(role).autoscaling for role in POOLS}
     return {role: float(b.scale_down_window_s) for role, b in bounds.items() if b is not None and b.scale_down_window_s is not None}
+
+
+def _rdma(resource: DisaggDeployment) -> tuple[str, int] | None:
+    """Where it is what KV is to go over."""
+    kv = resource.spec.kv_transfer
+    if kv.transport != "rdma" or kv.network is None or kv.network.rdma_resource is None:
+        return None
+    device = kv.network.rdma_resource
+    return device.name, max(device.devices(scaling.gpus_of(resource.spec.pool(role))) for role in POOLS)
 
 
 def _attachment(resource: DisaggDeployment) -> tuple[str, str] | None:

@@ -49,10 +49,17 @@ class Attachment(Model):
 
 
 class RdmaResource(Model):
-    """The RDMA device that each worker asks for."""
+    """The RDMA devices that each worker asks for."""
 
     name: ResourceName = Field(description="Extended resource, such as rdma/hca_shared_devices_a.")
     quantity: int = Field(1, ge=1, le=64, description="How many.")
+    per: Literal["Worker", "Accelerator"] = Field(
+        "Worker", description="Of what there are so many. Accelerator: of each GPU of a worker, such as a NIC for every GPU."
+    )
+
+    def devices(self, accelerators: int) -> int:
+        """Of a worker with so many accelerators; one that computes on the CPU is like one with a single one."""
+        return self.quantity * (max(1, accelerators) if self.per == "Accelerator" else 1)
 
 
 class NetworkSpec(Model):
@@ -64,7 +71,7 @@ class NetworkSpec(Model):
     attachment_ref: AttachmentRef | None = Field(None, description="Use an existing NetworkAttachmentDefinition.")
     attachment: Attachment | None = Field(None, description="Create a NetworkAttachmentDefinition.")
     interface: str = Field("net1", min_length=1, max_length=15, pattern=r"^[A-Za-z0-9_.-]+$", description="Its name inside the pods.")
-    rdma_resource: RdmaResource | None = Field(None, description="The RDMA device that each worker asks for.")
+    rdma_resource: RdmaResource | None = Field(None, description="The RDMA devices that each worker asks for.")
 
 
 class KvTransferSpec(Model):

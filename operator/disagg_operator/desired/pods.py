@@ -88,9 +88,10 @@ def _worker_resources(dd: DisaggDeployment, role: str) -> Obj:
     if pool.accelerator is not None and pool.accelerator.count:
         devices[pool.accelerator.resource_name] = pool.accelerator.count
     if network is not None and network.rdma_resource is not None:
-        devices[network.rdma_resource.name] = network.rdma_resource.quantity
+        devices[network.rdma_resource.name] = network.rdma_resource.devices(0 if pool.accelerator is None else pool.accelerator.count)
     if network is not None and network.attachment is not None and network.attachment.resource_name:
-        devices[network.attachment.resource_name] = 1
+        name = network.attachment.resource_name  # may be the RDMA device itself
+        devices[name] = max(1, devices.get(name, 0))
     for name, count in devices.items():
         for section in ("requests", "limits"):
             resources.setdefault(section, {})[name] = str(count)

@@ -59,6 +59,28 @@ def test_only_transport_rdma_locks_memory_and_asks_for_the_device() -> None:
     assert "add" not in tcp["securityContext"]["capabilities"]
 
 
+@pytest.mark.parametrize(
+    ("rdma", "prefill", "decode"),
+    [
+        ({}, "1", "1"), ({"quantity": 2}, "2", "2"), ({"per": "Accelerator"}, "8", "4"), ({"per": "Accelerator", "quantity": 2}, "16", "8"),
+    ],
+)  # fmt: skip
+def test_a_worker_gets_its_rdma_devices_for_itself_or_for_each_of_its_gpus(rdma: dict[str, object], prefill: str, decode: str) -> None:
+    network = {**NETWORK, "rdmaResource": {"name": "rdma/hca", **rdma}}
+    spec = {"kvTransfer": {"transport": "rdma", "network": network}}
+    pools = {"prefill": {"accelerator": {"count": 8}}, "decode": {"accelerator": {"count": 4}}}
+    for role, wanted in (("prefill", prefill), ("decode", decode)):
+        resources = _main(role, **spec, **pools)["resources"]
+        assert resources["limits"]["rdma/hca"] == resources["requests"]["rdma/hca"] == wanted
+    assert _main("decode", **spec)["resources"]["limits"]["rdma/hca"] == str(rdma.get("quantity", 1))  # without a GPU
+
+
+def test_a_virtual_function_that_is_the_rdma_device_too_is_asked_for_as_often_as_the_device() -> None:
+    attachment = {"type": "sriov", "resourceName": "vendor/vf", "subnet": "10.9.0.0/24"}
+    network = {"attachment": attachment, "rdmaResource": {"name": "vendor/vf", "quantity": 2}}
+    assert _main("decode", kvTransfer={"transport": "rdma", "network": network})["resources"]["limits"] == {"vendor/vf": "2"}
+
+
 def test_ranks_get_a_gpu_each_and_shared_memory() -> None:
     split = {"decode": {"accelerator": {"count": 4}, "parallelism": {"tensor": 4}}}
     assert _env("decode", **split)["DISAGG_TENSOR_PARALLEL"] == "4"

@@ -84,22 +84,23 @@ REF = ("ns", "fast")
 @pytest.mark.parametrize(
     ("arguments", "reason", "ok"),
     [
-        ({"reference": None, "found": False, "multus": False, "rdma_resource": None, "nodes": None}, "NotRequired", True),
-        ({"reference": REF, "found": False, "multus": False, "rdma_resource": None, "nodes": None}, "MultusAbsent", False),
+        ({"reference": None, "found": False, "multus": False, "rdma": None, "nodes": None}, "NotRequired", True),
+        ({"reference": REF, "found": False, "multus": False, "rdma": None, "nodes": None}, "MultusAbsent", False),
         (
-            {"reference": REF, "found": False, "multus": True, "rdma_resource": None, "nodes": None},
+            {"reference": REF, "found": False, "multus": True, "rdma": None, "nodes": None},
             "NetworkAttachmentMissing",
             False,
         ),
-        ({"reference": REF, "found": True, "multus": True, "rdma_resource": None, "nodes": None}, "NetworkFound", True),
-        ({"reference": REF, "found": None, "multus": True, "rdma_resource": None, "nodes": None}, "AttachmentNotReadable", False),
+        ({"reference": REF, "found": True, "multus": True, "rdma": None, "nodes": None}, "NetworkFound", True),
+        ({"reference": REF, "found": None, "multus": True, "rdma": None, "nodes": None}, "AttachmentNotReadable", False),
         (
-            {"reference": REF, "found": True, "multus": True, "rdma_resource": "rdma/x", "nodes": [NODE]},
+            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/x", 1), "nodes": [NODE]},
             "RdmaResourceMissing",
             False,
         ),
-        ({"reference": REF, "found": True, "multus": True, "rdma_resource": "rdma/hca", "nodes": [NODE]}, "NetworkFound", True),
-        ({"reference": REF, "found": True, "multus": True, "rdma_resource": "rdma/hca", "nodes": None}, "NodesNotReadable", False),
+        ({"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 4), "nodes": [NODE]}, "NetworkFound", True),
+        ({"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 5), "nodes": [NODE]}, "RdmaResourceMissing", False),
+        ({"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 1), "nodes": None}, "NodesNotReadable", False),
     ],
 )
 def test_network(arguments: dict[str, Any], reason: str, ok: bool) -> None:
