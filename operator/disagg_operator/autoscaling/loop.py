@@ -185,17 +185,16 @@ class ScrapeLoop:
 
     async def _stored(self, job: _Job, now_s: float) -> Mapping[str, Sample] | None:
         """What Prometheus has, nothing when it can't be read; None where it isn't asked."""
-        entry, access = job.entry, job.plan.prometheus
-        entry.trouble = None
-        if access is None:
-            return None
-        try:
-            found = await self._prometheus.read(job.key, access, now_s)
-        except Unreadable as error:
-            entry.trouble = (error.reason, str(error))
-            return {}
-        if not found:
-            entry.trouble = (METRICS_UNAVAILABLE, "Prometheus has no recent series of these pods with labels namespace and pod")
+        access, found, trouble = job.plan.prometheus, None, None
+        if access is not None:
+            try:
+                found = await self._prometheus.read(job.key, access, now_s)
+            except Unreadable as error:
+                found, trouble = {}, (error.reason, str(error))
+            else:
+                if not found:
+                    trouble = (METRICS_UNAVAILABLE, "Prometheus has no recent series of these pods with labels namespace and pod")
+        job.entry.trouble = trouble  # only now: a reconcile that runs meanwhile tells what was known
         return found
 
     def _proportion(self, job: _Job, look: Look, readings: Mapping[str, PoolReading]) -> bool:

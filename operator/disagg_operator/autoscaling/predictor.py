@@ -27,12 +27,11 @@ BLIND_AFTER_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Predicting:
-    """What is remembered of a deployment. `wanted`: (time, workers) by pool, for a declared window; `settings`: of the last step."""
+    """What is remembered of a deployment. `wanted`: (time, workers) by pool, for a declared window."""
 
     state: State = field(default_factory=State)
     wanted: Mapping[str, tuple[tuple[float, int], ...]] = field(default_factory=dict)
     seen_s: float = math.nan
-    settings: Settings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ def step(
     seen_s = memory.seen_s if o.blind else o.now_s
     if math.isnan(seen_s):
         seen_s = -math.inf  # blind from the start: told once, at once
-    return Outcome(o, targets, decisions, settings), replace(memory, state=state, wanted=wanted, seen_s=seen_s, settings=settings)
+    return Outcome(o, targets, decisions, settings), replace(memory, state=state, wanted=wanted, seen_s=seen_s)
 
 
 def seen_whole(o: Observation) -> Observation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from disagg_operator.cache import Cache
 from disagg_operator.live import LiveTable
 from disagg_operator.metrics import Metrics
 from disagg_operator.plan import scale_plan
-from disagg_operator.resources import DISAGG_DEPLOYMENT, DISAGG_POOL
+from disagg_operator.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, Obj, Resource
 
 SCALED = {"autoscaling": {"minReplicas": 1, "maxReplicas": 4}}
 
@@ -36,12 +37,27 @@ class Broken(Forecasting):
         return await super().ready(key, entry, plan)
 
 
+class SlowKube(FakeKube):
+    """Answers when `answering` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answering, self.asked = asyncio.Event(), asyncio.Event()
+        self.answering.set()
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj | None:
+        self.asked.set()
+        await self.answering.wait()
+        return await super().get(resource, namespace, name)
+
+
 class Loop:
     def __init__(self, folder: Path) -> None:
         self.now_s, self.woken = 1000.0, set[Any]()
         self.cache, self.live, self.metrics = Cache(), LiveTable(), Metrics()
         self.direct = DirectDoor()
-        self.prometheus = PrometheusSource(FakeKube(), PrometheusDoor(), lambda: self.now_s)
+        self.kube = SlowKube()
+        self.prometheus = PrometheusSource(self.kube, PrometheusDoor(), lambda: self.now_s)
         self.flipper = Flipper(self.direct, self.woken.add, lambda: self.now_s)
         forecasting = Broken(StateStore(FakeKube()), Records(folder), self.prometheus, lambda: self.now_s)  # type: ignore[arg-type]
         self.loop = ScrapeLoop(
@@ -54,9 +70,9 @@ class Loop:
     async def bearer_of(self, key: Any) -> str | None:
         return None
 
-    def add(self, name: str) -> None:
+    def add(self, name: str, **more: Any) -> None:
         meta = {"name": name, "namespace": "ns", "uid": f"uid-{name}"}
-        spec = {"model": {"uri": "hf://a/b"}, "prefill": SCALED, "decode": SCALED}
+        spec = {"model": {"uri": "hf://a/b"}, "prefill": SCALED, "decode": SCALED, **more}
         self.cache.put(DISAGG_DEPLOYMENT, {"apiVersion": "disagg.dev/v1alpha1", "kind": "DisaggDeployment", "metadata": meta, "spec": spec})
         for role in ("prefill", "decode"):
             owned = {"name": f"{name}-{role}", "namespace": "ns", "labels": {"disagg.dev/deployment": name, "disagg.dev/pool": role}}
@@ -85,3 +101,24 @@ async def test_a_bug_that_one_resource_meets_costs_no_other_its_decisions(loop: 
     assert not loop.live.of(("ns", "bad"), "uid-bad").pools
     assert "ns/bad: no decision" in caplog.text
     assert b'disagg_autoscaler_failures_total{deployment="bad",namespace="ns"} 3.0' in loop.metrics.text()
+
+
+WATCHED = {"observability": {"prometheus": {"url": "https://127.0.0.1:9", "authorization": {"credentials": {"name": "prom"}}}}}
+
+
+async def test_what_is_known_of_a_prometheus_stands_until_more_is(loop: Loop) -> None:
+    """A reconcile may run at any moment of a look: it must not say that all is well because the look is not over."""
+    loop.add("chat", **WATCHED)
+    entry = loop.live.of(("ns", "chat"), "uid-chat")
+    await loop.loop.tick()
+    missing = ("CredentialsUnavailable", "spec.observability.prometheus.authorization.credentials: Secret prom does not exist")
+    assert entry.trouble == missing
+    assert loop.woken == {("ns", "chat")}
+    loop.kube.answering.clear()
+    loop.kube.asked.clear()
+    look = asyncio.create_task(loop.loop.tick())
+    await asyncio.wait_for(loop.kube.asked.wait(), 5)
+    assert entry.trouble == missing
+    loop.kube.answering.set()
+    await asyncio.wait_for(look, 5)
+    assert entry.trouble == missing

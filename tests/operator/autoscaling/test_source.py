@@ -16,14 +16,20 @@ from aiohttp import web
 from tests.certificates import Certificate, certificate
 from tests.fakes.kube import FakeKube
 from tests.integration.apiserver import free_port
+from tests.operator.api.resources import watched
 from tests.operator.autoscaling.test_access import BASIC, CA, TOKEN, access
 
+from disagg_operator.autoscaling.forecasting import Forecasting
+from disagg_operator.autoscaling.records import Records
 from disagg_operator.autoscaling.signals import source as source_module
 from disagg_operator.autoscaling.signals import transport
 from disagg_operator.autoscaling.signals.access import Access, Unreadable
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
 from disagg_operator.autoscaling.signals.source import PrometheusSource
+from disagg_operator.autoscaling.store import StateStore
 from disagg_operator.kube_errors import Forbidden, KubeError, Retry
+from disagg_operator.live import Live
+from disagg_operator.plan import scale_plan
 from disagg_operator.resources import Obj, Resource
 
 KEY = ("ns", "chat")
@@ -259,3 +265,20 @@ async def test_nothing_that_a_server_says_and_no_secret_is_told(rig: Rig, caplog
         rig.kube.secret(token=SECRET_WORD)
         assert SECRET_WORD not in (await rig.trouble(access(url, **TOKEN)))[1]
     assert SECRET_WORD not in caplog.text
+
+
+async def test_the_days_before_are_learned_once_the_secret_is_there(rig: Rig, tmp_path: Path) -> None:
+    server = Server()
+    server.authorization = f"Bearer {SECRET_WORD}"
+    async with served(server.answer) as url:
+        plan = scale_plan(watched(url, **TOKEN))
+        assert plan is not None
+        forecasting, entry = Forecasting(StateStore(FakeKube()), Records(tmp_path), rig.source, time.time), Live("uid")
+        assert await forecasting.ready(KEY, entry, plan)  # blind, but the bounds hold
+        assert (entry.unseeded, server.paths) == (True, [])
+        rig.kube.secret(token=SECRET_WORD)
+        assert await forecasting.ready(KEY, entry, plan)
+        assert (entry.unseeded, set(server.paths)) == (False, {"/api/v1/query_range"})
+        asked = len(server.paths)
+        assert await forecasting.ready(KEY, entry, plan)
+        assert len(server.paths) == asked
