@@ -58,7 +58,9 @@ class Forecasting:
         return True
 
     async def _seed(self, key: Key, entry: Live, plan: ScalePlan) -> None:
-        """Learn from the days before, as soon as Prometheus can be read; without one there is nothing to learn from."""
+        """Learn from the days before, as soon as Prometheus can be read; without one, or from one that can't tell them, there is nothing to
+        learn."""
+        entry.unseeded = False
         if plan.prometheus is not None:
             try:
                 minutes = await self._prometheus.history(key, plan.prometheus, self._epoch())
@@ -69,7 +71,6 @@ class Forecasting:
                 state = await asyncio.to_thread(history.seed, plan.settings, minutes)
                 entry.predicting = replace(entry.predicting, state=state)
                 log.info("%s/%s: learned from %d minutes of history", *key, len(minutes))
-        entry.unseeded = False
 
     async def step(self, key: Key, entry: Live, plan: ScalePlan, folded: Folded) -> Outcome | None:
         """One step of the policy, recorded."""

@@ -99,7 +99,7 @@ class Rig:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.kube = Cluster()
-        self.source = PrometheusSource(self.kube, PrometheusDoor(timeout_s=1.0), lambda: self.now_s)
+        self.source = PrometheusSource(self.kube, PrometheusDoor(timeout_s=1.0), lambda: time.monotonic() + self.now_s)
 
     async def pods(self, of: Access) -> list[str]:
         return list(await self.source.read(KEY, of, time.time()))
@@ -237,7 +237,10 @@ async def test_nothing_is_asked_of_a_link_local_address(rig: Rig, monkeypatch: p
 async def test_an_answer_that_never_ends_or_is_too_long_costs_one_look_and_holds_up_nobody(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[str] = []
+
     async def drip(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
         response = web.StreamResponse()
         await response.prepare(request)
         while True:
@@ -249,12 +252,18 @@ async def test_an_answer_that_never_ends_or_is_too_long_costs_one_look_and_holds
 
     monkeypatch.setattr(transport, "MAX_BYTES", 1 << 16)
     async with served(drip) as slow, served(flood) as long, served(Server().answer) as good:
-        looks = [asyncio.create_task(rig.trouble(access(slow))) for _ in range(8)]
+        dead = access(slow)
+        looks = [asyncio.create_task(rig.trouble(dead)) for _ in range(8)]
         assert "more than" in (await rig.trouble(access(long)))[1]
         began = time.monotonic()
         assert {words for _, words in await asyncio.gather(*looks)} == {"the Prometheus server does not answer"}
-        assert time.monotonic() - began < 8.0
-        assert await rig.pods(access(good)) == [POD]
+        # Again it would cost as much: it rests.
+        assert await rig.trouble(dead) == ("MetricsUnavailable", "the Prometheus server does not answer")
+        assert time.monotonic() - began < 2.5
+        assert [len(asked), await rig.pods(access(good))] == [8, [POD]]  # an edit of the resource is tried at once
+        rig.now_s += source_module.REST_S
+        await rig.trouble(dead)
+        assert len(asked) == 9
 
 
 async def test_nothing_that_a_server_says_and_no_secret_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -274,11 +283,29 @@ async def test_the_days_before_are_learned_once_the_secret_is_there(rig: Rig, tm
         plan = scale_plan(watched(url, **TOKEN))
         assert plan is not None
         forecasting, entry = Forecasting(StateStore(FakeKube()), Records(tmp_path), rig.source, time.time), Live("uid")
+        entry.trouble = await rig.trouble(access(url, **TOKEN))
         assert await forecasting.ready(KEY, entry, plan)  # blind, but the bounds hold
         assert (entry.unseeded, server.paths) == (True, [])
         rig.kube.secret(token=SECRET_WORD)
+        entry.trouble = None
         assert await forecasting.ready(KEY, entry, plan)
         assert (entry.unseeded, set(server.paths)) == (False, {"/api/v1/query_range"})
-        asked = len(server.paths)
+        assert len(server.paths) == 3
         assert await forecasting.ready(KEY, entry, plan)
-        assert len(server.paths) == asked
+        assert len(server.paths) == 3
+
+
+async def test_days_that_a_server_can_not_tell_are_asked_for_once(rig: Rig, tmp_path: Path) -> None:
+    paths: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        paths.append(request.path)
+        raise web.HTTPUnprocessableEntity
+
+    async with served(answer) as url:
+        plan = scale_plan(watched(url))
+        assert plan is not None
+        forecasting, entry = Forecasting(StateStore(FakeKube()), Records(tmp_path), rig.source, time.time), Live("uid")
+        for _ in range(3):
+            assert await forecasting.ready(KEY, entry, plan)
+    assert paths == ["/api/v1/query_range"]

@@ -1,7 +1,7 @@
 """Door: a Prometheus that the user runs, by prometheus-api-client.
 
-That client is synchronous, so it runs in a few threads of its own, and what it sends goes through `Transport`, where every request has a
-deadline. For deployment NAME in namespace NS (series need the usual `namespace` and `pod` labels) one query reads what the
+That client is synchronous, so it runs in threads of its own, which only wait, and what it sends goes through `Transport`, where every
+request has a deadline. For deployment NAME in namespace NS (series need the usual `namespace` and `pod` labels) one query reads what the
 pods last reported, with the times at which they did:
 
     {namespace="NS", pod=~"NAME-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+", __name__=~"disagg_router_...|disagg_worker_..."}[75s]
@@ -32,7 +32,7 @@ from disagg_operator.autoscaling.signals.transport import Adapter, Transport
 MAX_AGE_S = 75
 HISTORY_DAYS = 3
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
-_AT_ONCE = 4
+_AT_ONCE = 16
 _NONSENSE = f"what the server answers is not a Prometheus's; see {PATH}.url"
 
 

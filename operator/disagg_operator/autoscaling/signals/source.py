@@ -1,7 +1,8 @@
 """A resource's Prometheus, with the Secrets and ConfigMaps that it refers to.
 
 The operator may read a Secret by name and neither list nor watch them, so they are read again every minute, and at once when the server
-refuses what was read last: a secret that was made late, changed or taken away needs no restart of anything.
+refuses what was read last: a secret that was made late, changed or taken away needs no restart of anything. A server that keeps us waiting
+in vain is let rest for a while: many of them must not hold up the looks at all the others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from disagg_operator.autoscaling.history import Minute
-from disagg_operator.autoscaling.signals.access import CREDENTIALS_UNAVAILABLE, Access, Endpoint, Ref, Unreadable, endpoint_of
+from disagg_operator.autoscaling.signals.access import (
+    CREDENTIALS_UNAVAILABLE,
+    METRICS_UNAVAILABLE,
+    Access,
+    Endpoint,
+    Ref,
+    Unreadable,
+    endpoint_of,
+)
 from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
 from disagg_operator.autoscaling.signals.samples import Sample
 from disagg_operator.kube_errors import Forbidden, KubeError
@@ -21,6 +30,7 @@ from disagg_operator.resources import CONFIG_MAP, SECRET, Obj, Resource
 
 T = TypeVar("T")
 READ_AGAIN_S = 60.0
+SLOW_S, REST_S = 0.5, 15.0
 _KINDS = {r.kind: r for r in (SECRET, CONFIG_MAP)}
 
 
@@ -37,6 +47,13 @@ class _Resolved:
     at_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Resting:
+    access: Access
+    words: str
+    until_s: float
+
+
 class PrometheusSource:
     """Shared by all deployments. `clock` is monotonic."""
 
@@ -45,24 +62,38 @@ class PrometheusSource:
         self._door = door
         self._clock = clock
         self._resolved: dict[Key, _Resolved] = {}
+        self._resting: dict[Key, _Resting] = {}
 
     async def read(self, key: Key, access: Access, now_s: float) -> dict[str, Sample]:
         """As PrometheusDoor.read."""
         return await self._ask(key, access, lambda endpoint: self._door.read(endpoint, *key, now_s))
 
     async def history(self, key: Key, access: Access, now_s: float) -> list[Minute]:
-        """As PrometheusDoor.history."""
-        return await self._ask(key, access, lambda endpoint: self._door.history(endpoint, *key, now_s))
+        """As PrometheusDoor.history. Much is asked: if that takes too long, it says nothing of `read`."""
+        return await self._ask_now(key, access, lambda endpoint: self._door.history(endpoint, *key, now_s))
 
     def forget(self, key: Key) -> None:
         """The resource is gone, and its secrets with it."""
         self._resolved.pop(key, None)
+        self._resting.pop(key, None)
 
     async def close(self) -> None:
         self._resolved.clear()
         await self._door.close()
 
     async def _ask(self, key: Key, access: Access, ask: Callable[[Endpoint], Awaitable[T]]) -> T:
+        resting, began_s = self._resting.get(key), self._clock()
+        if resting is not None and resting.access == access and began_s < resting.until_s:
+            raise Unreadable(resting.words)
+        try:
+            return await self._ask_now(key, access, ask)
+        except Unreadable as error:
+            now_s = self._clock()
+            if now_s - began_s >= SLOW_S and not error.refused and error.reason == METRICS_UNAVAILABLE:
+                self._resting[key] = _Resting(access, str(error), now_s + REST_S)
+            raise
+
+    async def _ask_now(self, key: Key, access: Access, ask: Callable[[Endpoint], Awaitable[T]]) -> T:
         endpoint = await self._endpoint(key, access)
         try:
             return await ask(endpoint)
