@@ -75,11 +75,16 @@ def _estimate(dd: DisaggDeployment, pool: PoolSpec) -> Profile:
     shape = _shape(dd.spec.model.uri.rstrip("/").rsplit("/", 1)[-1])
     if gpu is None or shape is None or not gpus_of(pool):
         return CPU
-    return estimate(shape, gpu, gpus_of(pool), Efficiency()) or CPU
+    found = estimate(shape, gpu, gpus_of(pool), Efficiency())
+    return CPU if found is None else found.around(min(pool.max_running_requests, found.max_running / 2))
 
 
 def _shape(name: str) -> model_shape.ModelShape | None:
-    """The known shape whose name begins the model's, such as Llama-3.1-70B-Instruct."""
+    """The known shape whose name begins the model's, such as Llama-3.1-70B-Instruct; the longest of several (glm-4.5-air). A size in the
+    rest is that of another model (DeepSeek-R1-Distill-Qwen-7B)."""
     words = re.sub(r"[^a-z0-9.]+", "-", name.lower()).removeprefix("meta-")
-    fitting = [s for known, s in model_shape.KNOWN.items() if words == known or words.startswith(known + "-")]
-    return fitting[0] if fitting else None
+    known = max((k for k in model_shape.KNOWN if words == k or words.startswith(k + "-")), key=len, default="")
+    if not known or re.search(r"-\d+(\.\d+)?b(-|$)", words.removeprefix(known)):
+        return None
+    shape = model_shape.KNOWN[known]
+    return shape.at_bits(8, shape.kv_bits) if words.endswith("-fp8") else shape

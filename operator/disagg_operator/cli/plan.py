@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from rich.table import Table
 from disagg_operator.planning import plan as planner
 from disagg_operator.planning import profile as profiles
 from disagg_operator.planning import report, resource
+from disagg_operator.planning.config_json import from_config
 from disagg_operator.planning.hardware import GPUS, NETWORKS, Gpu
-from disagg_operator.planning.model_shape import KNOWN, ModelShape, PlanError, from_config, named
+from disagg_operator.planning.model_shape import KNOWN, ModelShape, PlanError, named
 from disagg_operator.planning.performance import EFFICIENCIES
 from disagg_operator.planning.traffic import LogNormal, Objectives, Traffic, log_normal
 
@@ -106,7 +106,7 @@ def _question(args: argparse.Namespace, model: ModelShape) -> tuple[planner.Ques
     everywhere = [] if prefill and decode and not args.gpus else _gpus(args.gpus or "H100", "--gpus")
     gpus = list({g.name: g for g in [*everywhere, *prefill, *decode]}.values())
     names = frozenset(g.name for g in everywhere)
-    model = replace(model, weight_bits=args.weight_bits or model.weight_bits, kv_bits=args.kv_bits)
+    model = model.at_bits(args.weight_bits, args.kv_bits)
     question = planner.Question(
         model, traffic, objectives, tuple(gpus), NETWORKS[args.network], _prices(args.price, gpus), EFFICIENCIES[args.efficiency],
         _measured(args.profile), frozenset(g.name for g in prefill) or names, frozenset(g.name for g in decode) or names,
@@ -218,7 +218,7 @@ def _wishes(args: argparse.Namespace, model: ModelShape) -> resource.Wishes:
         args.name, uri, args.rdma_resource, args.network_attachment, scaled=args.trace is not None,
         rounded_bits=args.weight_bits if args.weight_bits != model.weight_bits else None, kv_bits=args.kv_bits,
     )  # fmt: skip
-    resource.check(wishes)
+    resource.check(wishes, model)
     return wishes
 
 

@@ -53,7 +53,7 @@ class Kv:
     network: Network
 
     def bytes_of(self, tokens: float) -> float:
-        return tokens * self.model.kv_bytes_per_token
+        return self.model.kv_bytes(tokens)
 
     def alone_s(self, tokens: float) -> float:
         """The whole cache of a prompt at once."""
@@ -67,7 +67,7 @@ class Kv:
 
     def interfaces(self, traffic: Traffic) -> int:
         """Replicas, with one network interface each, that can move the traffic's KV."""
-        bits_per_s = 8 * traffic.prompt_tokens_per_s * self.model.kv_bytes_per_token
+        bits_per_s = 8 * traffic.requests_per_s * self.bytes_of(traffic.prompt.mean)
         return max(1, math.ceil(bits_per_s / (self.network.line_bits_per_s * self.network.efficiency * _LINK_USE) - 1e-9))
 
 
@@ -88,14 +88,18 @@ class Sized:
 
 
 def prefill_batch_tokens(traffic: Traffic, profile: Profile) -> int:
-    """Tokens from which on the fixed part of a batch is under a tenth of its time; at least a typical prompt, as a power of two."""
-    wanted = max(traffic.prompt.mean, 9 * profile.a_s / profile.b_s_per_token if profile.b_s_per_token else 0.0)
+    """Tokens from which on the fixed part of a batch is under a tenth of its time and its weights are read while it is computed; at least
+    a typical prompt, as a power of two."""
+    wanted = max(traffic.prompt.mean, profile.full_tokens, 9 * profile.a_s / profile.b_s_per_token if profile.b_s_per_token else 0.0)
     return int(min(65_536, max(256, 2 ** math.ceil(math.log2(wanted)))))
 
 
 def prefill_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile, kv: Kv) -> Sized | Infeasible:
-    """Each prompt is taken as a batch of its own, which batching only betters."""
-    alone_s = profile.overhead_s + profile.batch_wait_s + profile.isolated_s(traffic.prompt.tail)
+    """Each prompt is taken as a batch of its own, which batching only betters. But where that would be too short to be worth reading the
+    weights, prompts under load share them, and one waits for the others'."""
+    mean = traffic.prompt.mean
+    shared_s = profile.isolated_s(mean) - profile.prefill_s(mean, mean * mean)
+    alone_s = profile.overhead_s + profile.batch_wait_s + profile.isolated_s(traffic.prompt.tail) + shared_s
     where = f"{profile.gpus} x {gpu.name}"
     if alone_s > objectives.ttft_s:
         return Infeasible(
@@ -154,8 +158,10 @@ def decode_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Pro
     if replicas > MOST_REPLICAS:
         return Infeasible("tpot", f"more than {MOST_REPLICAS:,} decode replicas of {where} would be needed")
     here = flying / replicas
-    most = min(float(batch), here + objectives.z * math.sqrt(here))
-    pool = PoolPlan("decode", gpu, profile, replicas, batch, flying / (replicas * batch), "network" if network > needed else bound)
+    most = min(float(batch), max(1.0, here + objectives.z * math.sqrt(here)))
+    pool = PoolPlan(
+        "decode", gpu, profile.around(batch), replicas, batch, flying / (replicas * batch), "network" if network > needed else bound
+    )
     return Sized(pool, serving.step_s(most, most * traffic.held_tokens) + late_s)
 
 

@@ -17,6 +17,8 @@ from disagg_operator.planning.traffic import Objectives, Traffic
 
 CHUNKS_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
 _LEAST_IDLE = 0.02
+_TURNS = 20
+_MANY = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,13 @@ def mixed(traffic: Traffic, objectives: Objectives, profile: Profile, chunk_toke
     chunk_s = p.b_s_per_token * chunk + p.c_s_per_token2 * chunk * prompt.second_moment / prompt.mean
     chunks_per_s = traffic.requests_per_s / replicas * prompt.mean / chunk
     tokens_per_s = traffic.output_tokens_per_s / replicas
-    idle = 1 - chunks_per_s * (chunk_s + p.a_s) - tokens_per_s * (p.e_s_per_sequence + p.f_s_per_token * traffic.held_tokens)
-    if idle <= _LEAST_IDLE:
+    chunked = chunks_per_s * (chunk_s + p.a_s)
+    found = _steady(p, chunked, tokens_per_s, traffic.held_tokens)
+    if found is None:
         return None
-    mean_s = p.d_s / idle  # solves mean = step(tokens_per_s * mean) + chunks_per_s * chunk_s * mean
+    idle, mean_s = found
     streams = tokens_per_s * mean_s
+    chunk_s += p.unread_s(streams)  # a chunk needs all weights, also those that the streams leave alone
     most = max(1.0, streams + objectives.z * math.sqrt(streams))
     step_s = p.step_s(most, most * traffic.held_tokens)
     met = chunks_per_s * traffic.output.mean * mean_s
@@ -61,6 +65,22 @@ def mixed(traffic: Traffic, objectives: Objectives, profile: Profile, chunk_toke
     queue_s = wait_s(traffic.requests_per_s, service_s, prompt.variance / prompt.mean**2, replicas, objectives.percentile)
     ttft_s = p.overhead_s + queue_s + max(1.0, prompt.tail / chunk) * turn_s
     return Mixed(most, ttft_s, tpot_s, 1 - idle)
+
+
+def _steady(profile: Profile, chunked: float, tokens_per_s: float, held_tokens: float) -> tuple[float, float] | None:
+    """The share of time that is idle, and the seconds of a step with what chunks hold it up. Each turn takes the step's tangent where the
+    last one ended, from all weights on: Newton's method on a curve that bends downwards, so the result falls to the root."""
+    sequences, idle, mean_s = _MANY, 0.0, 0.0
+    for turn in range(_TURNS):
+        p = profile.around(sequences)
+        idle = 1 - chunked - tokens_per_s * (p.e_s_per_sequence + p.f_s_per_token * held_tokens)
+        if turn == 0 and idle <= _LEAST_IDLE:
+            return None
+        mean_s = p.d_s / idle  # solves mean = step(tokens_per_s * mean) + chunked * mean
+        if p is profile or abs(tokens_per_s * mean_s - sequences) <= 1e-6 * sequences:
+            break
+        sequences = tokens_per_s * mean_s
+    return idle, mean_s
 
 
 def monolithic_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile) -> Together | Infeasible:
@@ -77,7 +97,7 @@ def monolithic_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile:
         n = least(good, 1, most) if most >= 1 else None
         found = mixed(traffic, objectives, profile, chunk_tokens, n) if n is not None else None
         if n is not None and found is not None:
-            pool = PoolPlan("both", gpu, profile, n, math.ceil(found.streams), found.utilisation, "ttft and tpot")
+            pool = PoolPlan("both", gpu, profile.around(found.streams), n, math.ceil(found.streams), found.utilisation, "ttft and tpot")
             best = Together(pool, found.ttft_s, found.tpot_s, chunk_tokens)
     return best if best is not None else _why(traffic, objectives, gpu, profile, room)
 

@@ -7,8 +7,9 @@ tokens, a decode step d + e * B + f * K for B sequences that hold K tokens. A me
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
+from disagg_operator.planning.expert_profile import ExpertProfile
 from disagg_operator.planning.hardware import Gpu
 from disagg_operator.planning.model_shape import ModelShape
 from disagg_operator.planning.profile import Profile
@@ -21,7 +22,8 @@ _MAX_RUNNING = 512
 @dataclass(frozen=True, slots=True)
 class Efficiency:
     """What is reached of the maker's figures: shares of dense FLOP/s (matrices, attention) and of bandwidth; the share of memory that may
-    be used; what a layer costs beside its arithmetic, and one hop of an all-reduce."""
+    be used; what a layer costs beside its arithmetic, and one hop of an all-reduce. Of experts: the share of FLOP/s that their many small
+    matrices reach, and what choosing them, sorting the tokens and adding up costs a layer; both fitted to gpt-oss-120b on 2 H100."""
 
     prefill_flops: float = 0.55
     attention_flops: float = 0.40
@@ -29,6 +31,8 @@ class Efficiency:
     memory: float = 0.90
     layer_overhead_s: float = 4e-6
     reduce_latency_s: float = 8e-6
+    experts_flops: float = 0.30
+    experts_overhead_s: float = 40e-6
 
 
 # tuned: engines of today with CUDA graphs and fused attention. eager: as measured in 2023 (docs/planning.md compares both with published
@@ -36,41 +40,71 @@ class Efficiency:
 EFFICIENCIES = {"tuned": Efficiency(), "eager": Efficiency(attention_flops=0.10, layer_overhead_s=180e-6)}
 
 
-def estimate(model: ModelShape, gpu: Gpu, tensor: int, efficiency: Efficiency) -> Profile | None:
-    """The profile of a replica of `tensor` GPUs; None where weights and a useful cache do not fit."""
+def estimate(model: ModelShape, gpu: Gpu, tensor: int, efficiency: Efficiency, sequence_tokens: float = 1024.0) -> Profile | None:
+    """The profile of a replica of `tensor` GPUs of one node; None where weights and a useful cache do not fit. `sequence_tokens`: what a
+    sequence holds, which matters only to layers with a window."""
     memory_bytes = gpu.memory_bytes * efficiency.memory * tensor
     room_bytes = memory_bytes - model.weight_bytes - _RESERVED_BYTES * tensor
     if room_bytes < 0.05 * memory_bytes:
         return None
-    # Weights of 4 bits are multiplied at 16; of 8 bits at 8 where the GPU can.
-    flops = gpu.fp8_flops if model.weight_bits == 8 and gpu.fp8_flops else gpu.bf16_flops
-    matrix_flops = flops * tensor * efficiency.prefill_flops
     bandwidth = gpu.bandwidth_bytes_per_s * tensor * efficiency.decode_bandwidth
+    attention_flops = gpu.bf16_flops * tensor * efficiency.attention_flops
+    matrix_s = _matrix_s_per_token(model, gpu, tensor, efficiency)
     # Two all-reduces a layer, each moves 2 * (t-1)/t of the activations over the link.
     link = gpu.link_bytes_per_s or _PCIE_BYTES_PER_S
-    reduce_s_per_token = 0.0 if tensor == 1 else 2 * model.layers * 2 * (tensor - 1) / tensor * model.hidden * 2 / (0.7 * link)
-    # More GPUs than KV heads: some hold the same head, and its cache, twice.
-    kv_bytes = model.kv_bytes_per_token * max(1.0, tensor / model.kv_heads)
-    fixed_s = model.layers * (efficiency.layer_overhead_s + (2 * efficiency.reduce_latency_s * math.log2(tensor) if tensor > 1 else 0.0))
-    return Profile(
+    reduce_s = 0.0 if tensor == 1 else 2 * model.layers * 2 * (tensor - 1) / tensor * model.hidden * 2 / (0.7 * link)
+    # More GPUs than KV heads: some hold the same head, and its cache, twice; all of them hold a latent cache.
+    kv_bytes = model.kv_bytes(sequence_tokens) / sequence_tokens * max(1.0, tensor / model.kv_heads)
+    hops_s = 2 * efficiency.reduce_latency_s * math.log2(tensor) if tensor > 1 else 0.0
+    fixed_s = model.layers * (efficiency.layer_overhead_s + hops_s)
+    choosing_s = model.experts.layers * efficiency.experts_overhead_s if model.experts is not None else 0.0
+    # Layers whose window a sequence does not fill attend as the others do, the rest to a window for each token.
+    w = model.window if model.window is not None and model.window.tokens < sequence_tokens else None
+    windowed, pair_s = (w.layers / model.layers if w else 0.0), model.pair_flops / attention_flops
+    linear = Profile(
         gpus=tensor,
         a_s=fixed_s + 5e-3,
-        b_s_per_token=model.token_flops / matrix_flops + reduce_s_per_token,
-        c_s_per_token2=model.pair_flops / 2 / (gpu.bf16_flops * tensor * efficiency.attention_flops),
-        d_s=model.weight_bytes / bandwidth + fixed_s,
-        e_s_per_sequence=model.token_flops / matrix_flops + reduce_s_per_token + 10e-6,
-        f_s_per_token=kv_bytes / bandwidth,
+        b_s_per_token=matrix_s + reduce_s + (windowed * w.tokens * pair_s if w else 0.0),
+        c_s_per_token2=(1 - windowed) * pair_s / 2,
+        d_s=(model.weight_bytes - model.routed_bytes) / bandwidth + fixed_s + choosing_s,
+        e_s_per_sequence=matrix_s + reduce_s + 10e-6,
+        # A latent cache is read by every rank for its heads: with few ranks the arithmetic takes longer than the reading.
+        f_s_per_token=max(kv_bytes / bandwidth, (1 - windowed) * model.decode_pair_flops / attention_flops),
         kv_tokens=int(room_bytes / kv_bytes),
         max_running=_MAX_RUNNING,
     )
+    return linear if model.experts is None else _with_experts(linear, model, bandwidth, matrix_s, choosing_s)
 
 
-def estimates(model: ModelShape, gpu: Gpu, efficiency: Efficiency) -> list[Profile]:
+def _matrix_s_per_token(model: ModelShape, gpu: Gpu, tensor: int, efficiency: Efficiency) -> float:
+    """Weights of 4 bits are multiplied at 16; of 8 bits at 8 where the GPU can."""
+
+    def flops(bits: float) -> float:
+        return tensor * (gpu.fp8_flops if bits == 8 and gpu.fp8_flops else gpu.bf16_flops)
+
+    routed = model.active_parameters - model.base_parameters
+    base_s = 2 * model.base_parameters / (flops(model.weight_bits) * efficiency.prefill_flops)
+    return base_s + 2 * routed / (flops(model.routed_bits) * efficiency.experts_flops)
+
+
+def _with_experts(linear: Profile, model: ModelShape, bandwidth: float, matrix_s: float, choosing_s: float) -> Profile:
+    """Its decode step reads what experts it takes, on top. In a chunk beside a step they are chosen once for both."""
+    e, routed_s = model.experts, model.routed_bytes / bandwidth
+    assert e is not None
+    if e.share >= 1:  # every token takes all
+        return replace(linear, d_s=linear.d_s + routed_s)
+    weights_s = (model.weight_bytes - model.routed_bytes) / bandwidth + choosing_s
+    given = {f.name: getattr(linear, f.name) for f in fields(Profile)} | {"d_s": linear.d_s + routed_s}
+    exact = ExpertProfile(**given, routed_s=routed_s, share=e.share, weights_s=weights_s, matrix_s_per_token=matrix_s)
+    return exact.around(_MAX_RUNNING / 2)
+
+
+def estimates(model: ModelShape, gpu: Gpu, efficiency: Efficiency, sequence_tokens: float = 1024.0) -> list[Profile]:
     """Every tensor parallelism that the GPU and the model's heads allow."""
     found = []
     tensor = 1
     while tensor <= gpu.max_tensor and model.heads % tensor == 0 and max(model.kv_heads, tensor) % min(model.kv_heads, tensor) == 0:
-        if (profile := estimate(model, gpu, tensor, efficiency)) is not None:
+        if (profile := estimate(model, gpu, tensor, efficiency, sequence_tokens)) is not None:
             found.append(profile)
         tensor *= 2
     return found

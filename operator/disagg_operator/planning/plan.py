@@ -61,11 +61,12 @@ class Question:
 
     def options(self, allowed: frozenset[str] = frozenset()) -> list[tuple[Gpu, Profile]]:
         """Every replica that can be made."""
+        held = self.traffic.prompt.mean + self.traffic.output.mean
         return [
             (g, p)
             for g in self.gpus
             if not allowed or g.name in allowed
-            for p in self.measured.get(g.name) or estimates(self.model, g, self.efficiency)
+            for p in self.measured.get(g.name) or estimates(self.model, g, self.efficiency, held)
         ]
 
     def cost(self, pool: PoolPlan) -> float:
@@ -167,7 +168,7 @@ def best_monolithic(q: Question) -> Deployment | Infeasible:
 
 def _too_large(q: Question) -> Infeasible:
     names = ", ".join(g.name for g in q.gpus)
-    return Infeasible("memory", f"{q.model.weight_bytes / 1e9:.0f} GB of weights and a cache fit no replica of {names}")
+    return Infeasible("memory", f"{q.model.weight_bytes / 1e9:.0f} GB of weights and a cache fit no replica of one node of {names}")
 
 
 def make_plan(q: Question, highest_per_s: float = 1000.0) -> Plan:

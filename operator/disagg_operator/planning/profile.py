@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Self
 
 _LEAST_S_PER_SEQUENCE = 1e-9
 
@@ -70,7 +71,20 @@ class Profile:
             return left_s / linear
         return (math.sqrt(linear * linear + 4 * square * left_s) - linear) / (2 * square)
 
-    def serving(self, output_tokens: float) -> Profile:
+    def around(self, sequences: float) -> Self:
+        """The same, whose coefficients hold at so many sequences a step. Here they hold everywhere."""
+        return self
+
+    def unread_s(self, sequences: float) -> float:
+        """What a step over so many takes less than one that reads all weights, for want of sequences that need them."""
+        return 0.0
+
+    @property
+    def full_tokens(self) -> float:
+        """Prompt tokens of a batch from which on reading the weights takes no longer than multiplying by them. 0: coefficients have it."""
+        return 0.0
+
+    def serving(self, output_tokens: float) -> Self:
         """What a step costs while sequences of so many tokens come and go: the time to take them in is spread over their steps."""
         return replace(self, e_s_per_sequence=self.e_s_per_sequence + self.take_in_s / max(1.0, output_tokens), take_in_s=0.0)
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from disagg_operator.planning.capacity import Infeasible, PoolPlan
+from disagg_operator.planning.expert_profile import ExpertProfile
 from disagg_operator.planning.hardware import NETWORKS, Gpu
-from disagg_operator.planning.plan import Deployment, Plan, cost_of
+from disagg_operator.planning.model_shape import ModelShape
+from disagg_operator.planning.plan import Deployment, Plan, Question, cost_of
 
 ROLES = {"prefill": "prefill", "decode": "decode", "both": "prefill + decode"}
 _BOUNDS = {
@@ -79,6 +81,7 @@ def notes(plan: Plan) -> list[str]:
         out.append("Without prices (--price) every GPU counts the same, so a small one costs as much as a large one.")
     used = {p.gpu.name: p.gpu for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools}
     out += [f"{name}: {'measured profile' if name in q.measured else roof_line(gpu)}." for name, gpu in sorted(used.items())]
+    out += of_experts(plan)
     out.append("Sizes: simulated, request by request, on fixed fleets; the crossover is from the formulas." if plan.simulated else
                "Sizes: queueing formulas; --simulate checks them request by request.")  # fmt: skip
     for _, d in both(plan):
@@ -89,6 +92,34 @@ def notes(plan: Plan) -> list[str]:
     if q.model.context_tokens is not None and longest > q.model.context_tokens:
         out.append(f"A request of tail lengths has {longest:.0f} tokens; the model takes {q.model.context_tokens}.")
     return out
+
+
+def of_experts(plan: Plan) -> list[str]:
+    """What is assumed of a model with experts or latent attention."""
+    q = plan.question
+    pools = [p for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools]
+    out = [_curve(q, p, p.profile) for p in pools if p.role != "prefill" and isinstance(p.profile, ExpertProfile)]
+    if out:
+        out.insert(
+            0, "Experts: routing is taken as even, and each one is split over the GPUs of a replica; expert parallelism is not planned."
+        )
+    if q.model.latent is not None and any(p.tensor > 1 for p in pools):
+        out.append("Latent cache: each GPU of a replica holds all of it. Data-parallel attention, which holds it once, is not planned.")
+    if q.model.experts is not None or q.model.latent is not None:
+        out.append("The bundled engine does not serve such models: the plan is for another engine.")
+    return out
+
+
+def _curve(q: Question, p: PoolPlan, profile: ExpertProfile) -> str:
+    """How far a decode step is from a straight line."""
+    experts, few = q.model.experts, max(1, p.batch // 4)
+    assert experts is not None
+    many, some = (f"{100 * experts.touched(n) / experts.count:.0f} %" for n in (p.batch, few))
+    words = f"{ROLES[p.role]}: a step of {p.batch} sequences reads {many} of the experts"
+    if few == p.batch:
+        return words + "."
+    error = f"{100 * profile.fit_error(few, q.traffic.held_tokens):.0f} % too slow at {few}"
+    return f"{words}, one of {few} reads {some}. Simulation and autoscaling go by a straight line, right at {p.batch} and {error}."
 
 
 def roof_line(gpu: Gpu) -> str:
@@ -142,17 +173,43 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
     q, t = plan.question, plan.question.traffic
     p = f"p{100 * q.objectives.percentile:g}"
     m = q.model
-    shape = f"{m.layers} layers, {m.heads} heads, {m.kv_heads} KV heads, {m.weight_bits}-bit weights"
+    kv = f"{q.kv.model.kv_bytes_per_token:,.0f} bytes a token" if m.window is None else windowed(m)
     tokens = f"{t.prompt_tokens_per_s:,.0f} prompt and {t.output_tokens_per_s:,.0f} output tokens/s"
     return [
-        ("model", f"{m.name}: {shape}"),
-        ("weights", size(m.weight_bytes)),
-        ("KV cache", f"{m.kv_bytes_per_token:,.0f} bytes a token; {size(q.kv.bytes_of(t.prompt.mean))} for a mean prompt"),
+        ("model", f"{m.name}: {shape_words(m)}"),
+        ("weights", f"{size(m.weight_bytes)}, {billions(m.parameters)} parameters" + (
+            f", {billions(m.active_parameters)} of them for a token" if m.experts else "")),
+        ("KV cache", f"{kv}; {size(q.kv.bytes_of(t.prompt.mean))} for a mean prompt"),
         ("traffic", f"{t.requests_per_s:.4g} requests/s, {tokens}"),
         ("prompts", f"{t.prompt.mean:.0f} tokens, {p} {t.prompt.tail:.0f}"),
         ("answers", f"{t.output.mean:.0f} tokens, {p} {t.output.tail:.0f}"),
         ("objectives", f"{p}: TTFT {seconds(q.objectives.ttft_s)}, TPOT {seconds(q.objectives.tpot_s)}"),
     ]  # fmt: skip
+
+
+def shape_words(m: ModelShape) -> str:
+    """A model in figures."""
+    cache = f"latent KV of {m.latent.rank} + {m.latent.rope}" if m.latent else f"{m.kv_heads} KV heads"
+    words = [f"{m.layers} layers", f"{m.heads} heads", cache]
+    if m.experts is None:
+        return ", ".join([*words, f"{m.weight_bits}-bit weights"])
+    e = m.experts
+    bits = f"{m.weight_bits}-bit weights" + ("" if m.routed_bits == m.weight_bits else f" ({m.routed_bits:g} bits in experts)")
+    shared = " and a shared one" if e.shared_width else ""
+    return ", ".join([*words, f"{e.per_token} of {e.count} experts{shared} in {e.layers} layers", bits])
+
+
+def windowed(m: ModelShape) -> str:
+    """The cache of a token where some layers forget it."""
+    assert m.window is not None
+    growing = m.kv_bytes(m.window.tokens + 1) - m.kv_bytes(m.window.tokens)
+    return f"{m.kv_bytes_per_token:,.0f} bytes a token, {growing:,.0f} once more than {m.window.tokens:,} later ones came"
+
+
+def billions(parameters: float) -> str:
+    """Parameters, with three digits."""
+    value = float(f"{parameters / 1e9:.3g}")
+    return f"{value:,g}B" if value >= 1 else f"{parameters / 1e6:.3g}M"
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
@@ -164,7 +221,10 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "crossover_requests_per_s": plan.crossover_per_s,
         "simulated": plan.simulated,
         "notes": notes(plan),
-        "model": {"name": q.model.name, "weight_bytes": q.model.weight_bytes, "kv_bytes_per_token": q.model.kv_bytes_per_token},
+        "model": {
+            "name": q.model.name, "parameters": q.model.parameters, "active_parameters": q.model.active_parameters,
+            "weight_bytes": q.model.weight_bytes, "kv_bytes_per_token": q.model.kv_bytes_per_token,
+        },
         "traffic": {
             "requests_per_s": q.traffic.requests_per_s, "prompt_mean_tokens": q.traffic.prompt.mean,
             "prompt_tail_tokens": q.traffic.prompt.tail, "output_mean_tokens": q.traffic.output.mean,

@@ -29,8 +29,9 @@ class Wishes:
     kv_bits: int = 16
 
 
-def check(wishes: Wishes) -> None:
+def check(wishes: Wishes, model: ModelShape) -> None:
     """Raises PlanError for what no plan could be applied with, so that it is said before the work."""
+    _needs_engine(model)
     _needs_network(wishes)
     if wishes.kv_bits != 16:
         raise PlanError(
@@ -45,6 +46,7 @@ def check(wishes: Wishes) -> None:
 
 def deployment(plan: Plan, wishes: Wishes) -> dict[str, Any]:
     """The disaggregated half of the plan. Raises PlanError (also where the API would refuse it)."""
+    _needs_engine(plan.question.model)
     d = plan.disaggregated
     if isinstance(d, Infeasible):
         raise PlanError(f"nothing to apply: {d.limit}: {d.reason}")
@@ -69,6 +71,15 @@ def _parsed(out: dict[str, Any]) -> None:
         parse_file(out)
     except ValueError as error:
         raise PlanError(str(error)) from None
+
+
+def _needs_engine(model: ModelShape) -> None:
+    kinds = [k for k, has in (("mixtures of experts", model.experts), ("latent attention", model.latent)) if has]
+    if kinds:
+        raise PlanError(
+            f"{model.name}: the bundled engine, the only one that a DisaggDeployment can ask for, has no {' and no '.join(kinds)}: "
+            "the plan is for another engine (leave --yaml away)"
+        )
 
 
 def _needs_network(wishes: Wishes) -> None:

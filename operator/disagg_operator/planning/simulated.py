@@ -67,8 +67,10 @@ def _merged(d: Deployment, q: Question) -> Profile:
     p, e = (pool.profile for pool in d.pools)
     tokens = q.traffic.prompt.mean
     handover_s = e.handover_s + q.kv.exposed_s(tokens, p.isolated_s(tokens))
+    # The simulator knows no time of a batch but the linear one: what reading weights costs a short prompt comes before it.
+    overhead_s = p.overhead_s + p.isolated_s(tokens) - p.prefill_s(tokens, tokens * tokens)
     return replace(
-        e, a_s=p.a_s, b_s_per_token=p.b_s_per_token, c_s_per_token2=p.c_s_per_token2, overhead_s=p.overhead_s, batch_wait_s=p.batch_wait_s,
+        e, a_s=p.a_s, b_s_per_token=p.b_s_per_token, c_s_per_token2=p.c_s_per_token2, overhead_s=overhead_s, batch_wait_s=p.batch_wait_s,
         batch_full_tokens=p.batch_full_tokens, batch_tokens=d.pools[0].batch, max_running=d.pools[1].batch, handover_s=handover_s,
     )  # fmt: skip
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from disagg_operator.planning.model_shape import KNOWN, PlanError, from_config, named
+from disagg_operator.planning.config_json import from_config
+from disagg_operator.planning.model_shape import KNOWN, PlanError, named
 
 LLAMA: dict[str, Any] = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32,
@@ -62,7 +63,7 @@ def test_quantised_weights(quantization: dict[str, Any], bits: int) -> None:
     ("change", "word"),
     [
         ({"hidden_size": None}, "hidden_size"), ({"hidden_size": "big"}, "hidden_size"), ({"num_hidden_layers": 0}, "num_hidden_layers"),
-        ({"num_local_experts": 8}, "num_local_experts"), ({"kv_lora_rank": 512}, "kv_lora_rank"), ({"vocab_size": True}, "vocab_size"),
+        ({"vocab_size": True}, "vocab_size"),
         ({"hidden_size": None}, "hidden_size: is missing"), ({"num_key_value_heads": 7}, "32 heads can't share 7"),
         ({"hybrid_override_pattern": "M-M*"}, "hybrid_override_pattern: models with state-space"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types: linear_attention"),
@@ -79,9 +80,11 @@ def test_a_multi_modal_model_is_planned_by_its_text_part() -> None:
     whole = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": LLAMA, "quantization_config": {"quant_method": "fp8"}}
     assert from_config(whole, "x").kv_bytes_per_token == 131_072
     assert from_config(whole, "x").weight_bits == 8
-    with pytest.raises(PlanError, match="num_experts"):
+    with pytest.raises(PlanError, match="num_experts_per_tok: is missing"):
         from_config({"text_config": LLAMA | {"num_experts": 8}}, "x")
 
 
-def test_layers_with_a_sliding_window_are_planned_as_if_it_were_full() -> None:
-    assert from_config(LLAMA | {"layer_types": ["sliding_attention", "full_attention"]}, "x").kv_bytes_per_token == 131_072
+def test_a_dense_model_with_a_sliding_window_is_planned_as_if_it_were_full() -> None:
+    windowed = from_config(LLAMA | {"layer_types": ["sliding_attention", "full_attention"] * 16, "sliding_window": 128}, "x")
+    assert windowed.kv_bytes_per_token == 131_072
+    assert windowed.kv_bytes(10_000) == 10_000 * 131_072

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from disagg_operator.planning.config_json import from_config
 from disagg_operator.planning.hardware import GPUS
-from disagg_operator.planning.model_shape import KNOWN, from_config
+from disagg_operator.planning.model_shape import KNOWN
 from disagg_operator.planning.performance import EFFICIENCIES, Efficiency, estimate, estimates
 from disagg_operator.planning.profile import Profile
 

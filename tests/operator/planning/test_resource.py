@@ -10,7 +10,7 @@ import pytest
 from tests.operator.planning.questions import question, traffic
 
 from disagg_operator.api import parse_file
-from disagg_operator.planning.model_shape import PlanError
+from disagg_operator.planning.model_shape import KNOWN, PlanError
 from disagg_operator.planning.plan import make_plan
 from disagg_operator.planning.resource import Wishes, check, deployment
 
@@ -85,12 +85,22 @@ def test_what_can_not_be_applied_is_said(asked: dict[str, Any], wishes: Wishes, 
 )
 def test_what_no_plan_could_be_applied_with_is_said_before_one_is_made(wishes: Wishes, words: str) -> None:
     with pytest.raises(PlanError, match=words):
-        check(wishes)
+        check(wishes, KNOWN["llama-3.1-70b"])
 
 
 def test_good_wishes_pass() -> None:
     for _, wishes in CASES.values():
-        check(wishes)
+        check(wishes, KNOWN["llama-3.1-70b"])
+
+
+@pytest.mark.parametrize(
+    ("model", "words"), [("mixtral-8x7b", "has no mixtures of experts: the plan"), ("deepseek-v3", "mixtures of experts and no latent")]
+)
+def test_no_resource_is_written_for_a_model_that_the_bundled_engine_would_refuse(model: str, words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        check(WISHES, KNOWN[model])
+    with pytest.raises(PlanError, match=words):
+        deployment(make_plan(question(model, "H200")), WISHES)
 
 
 @pytest.mark.apiserver
