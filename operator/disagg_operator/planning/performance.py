@@ -23,7 +23,7 @@ _MAX_RUNNING = 512
 class Efficiency:
     """What is reached of the maker's figures: shares of dense FLOP/s (matrices, attention) and of bandwidth; the share of memory that may
     be used; what a layer costs beside its arithmetic, and one hop of an all-reduce. Of experts: the share of FLOP/s that their many small
-    matrices reach, and what choosing them, sorting the tokens and adding up costs a layer; both fitted to gpt-oss-120b on 2 H100."""
+    matrices reach, and what choosing them, sorting the tokens and adding up costs a layer, fitted to gpt-oss-120b on H100."""
 
     prefill_flops: float = 0.55
     attention_flops: float = 0.40

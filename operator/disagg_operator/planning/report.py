@@ -105,6 +105,9 @@ def of_experts(plan: Plan) -> list[str]:
         )
     if q.model.latent is not None and any(p.tensor > 1 for p in pools):
         out.append("Latent cache: each GPU of a replica holds all of it. Data-parallel attention, which holds it once, is not planned.")
+    if q.model.window is not None:
+        kept = f"layers that attend to the last {q.model.window.tokens:,} tokens are taken to keep no more"
+        out.append(f"Windows: {kept}, which vLLM's connectors for disaggregation do not do by default.")
     if q.model.experts is not None or q.model.latent is not None:
         out.append("The bundled engine does not serve such models: the plan is for another engine.")
     return out

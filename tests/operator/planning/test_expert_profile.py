@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -196,6 +197,12 @@ def test_where_the_engine_was_slower_than_planned(
         assert ratios[0] < 1e3 * profile.step_s(sequences, sequences * 600) / measured_ms < ratios[1]
 
 
+@pytest.mark.parametrize(("tensor", "measured_ms"), [(1, 381), (2, 257), (4, 192), (8, 137)])
+def test_the_computation_of_a_long_prompt_is_0_4_to_0_7_of_its_measured_first_token(tensor: int, measured_ms: float) -> None:
+    """InferenceMAX, gpt-oss-120b on H200, prompts of 7.4k on average, mean TTFT at concurrency 4: with server and queue."""
+    assert 0.39 < 1e3 * estimated("gpt-oss-120b", "H200", tensor, 7373).isolated_s(7373) / measured_ms < 0.7
+
+
 def test_deepseek_on_a_node_is_of_the_order_that_is_published() -> None:
     """SGLang on 12 nodes of H100 with experts over many nodes: 52,300 prompt and 22,300 output tokens/s a node, up to five times the output
     of tensor parallelism alone (lmsys.org/blog/2025-05-05-large-scale-ep), which is what is planned here. DeepSeek's own service on H800:
@@ -313,3 +320,48 @@ def test_a_model_that_fits_no_node_is_told_so() -> None:
 def test_shapes_without_experts_have_no_curve() -> None:
     latent: ModelShape = replace(KNOWN["deepseek-v2-lite"], experts=None)
     assert type(estimate(latent, GPUS["H100"], 1, Efficiency())) is Profile
+
+
+# ---- docs/planning.md ----
+
+
+def table() -> list[str]:
+    """The rows of measured and planned steps."""
+    rows = []
+    for (name, gpu, tensor, held), measured in MEASURED.items():
+        profile = estimated(name, gpu, tensor, held)
+        batches, theirs, ours = (
+            " / ".join(words) for words in (
+                [f"{n:.0f}" for n in measured], [f"{ms:.1f}" for ms in measured.values()],
+                [f"{1e3 * profile.step_s(n, n * held):.1f}" for n in measured],
+            )
+        )  # fmt: skip
+        rows.append(f"| {name}, {tensor} {gpu}, a step of {batches} | {theirs} ms | {ours} ms |")
+    return rows
+
+
+def deepseek_rows() -> list[str]:
+    """DeepSeek-V3 as it is published, and as it is planned for a node."""
+    p = estimated("deepseek-v3", held=2000)
+    prompt = 2000 / (p.b_s_per_token * 2000 + p.c_s_per_token2 * 2000**2)
+    output = 256 / p.step_s(256, 256 * 2000)
+    published = [
+        ("prompt, SGLang, 12 nodes of H100, prompts of 2k", 52_300.0, prompt),
+        ("prompt, DeepSeek's service, H800, without what came from a cache", 73_700 * (1 - 0.563), prompt),
+        ("output, DeepSeek's service, H800", 14_800.0, output), ("output, SGLang, a fifth of what follows", 22_300 / 5, output),
+        ("output, SGLang, 12 nodes of H100", 22_300.0, output),
+    ]  # fmt: skip
+    return [f"| {what} | {theirs:,.0f} | {ours:,.0f} | {ours / theirs:.2f} |" for what, theirs, ours in published]
+
+
+def test_the_figures_in_the_document_are_these(pytestconfig: pytest.Config) -> None:
+    text = (Path(pytestconfig.rootpath) / "docs" / "planning.md").read_text()
+    for row in [*table(), *deepseek_rows()]:
+        assert row in text
+    p = estimated("deepseek-v3").around(233)
+    one, sixteen, fewer, many = (1e3 * p.step_s(n, 2150 * n) for n in (1, 16, 58, 233))
+    assert f"takes {one:.0f} ms for one sequence, {sixteen:.0f} for 16, {fewer:.0f} for 58 and {many:.0f} for 233" in text
+    late = [f"{100 * p.fit_error(n, 2150):.0f} %" for n in (116, 58, 16)]
+    assert f"{late[0]} too slow\nat 116, {late[1]} at 58, {late[2]} at 16" in text
+    assert f"{1e3 * (p.weights_s + p.routed_s):.0f} ms on 8 H200, as long as computing {p.full_tokens:,.0f} tokens" in text
+    assert f"{p.kv_tokens / 1000:.0f},000 tokens" in text
