@@ -156,7 +156,7 @@ def _mixed_layers(raw: Mapping[str, Any], layers: int) -> int:
     chosen = set(range(first, layers))
     frequency = raw.get("moe_layer_freq")
     if isinstance(frequency, list):
-        if len(frequency) != layers or not set(frequency) <= {0, 1}:
+        if len(frequency) != layers or any(mixed not in (0, 1) for mixed in frequency):
             raise PlanError(f"config.json: moe_layer_freq: must hold a 0 or 1 for each of {layers} layers")
         chosen &= {i for i, mixed in enumerate(frequency) if mixed}
     else:
@@ -223,9 +223,12 @@ def _bits(raw: Mapping[str, Any]) -> tuple[int, float | None]:
     groups = quantization.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         return _integer(quantization, "bits", 16), None
-    weights = next(iter(groups.values())).get("weights") or {}  # compressed-tensors
-    bits = _integer(weights, "num_bits", 16)
-    if any("self_attn" in str(pattern) for pattern in quantization.get("ignore") or ()):
+    first = next(iter(groups.values()))  # compressed-tensors
+    weights = first.get("weights") or {} if isinstance(first, Mapping) else None
+    if not isinstance(weights, Mapping):
+        raise PlanError("config.json: quantization_config: config_groups: must hold objects with weights")
+    bits, ignored = _integer(weights, "num_bits", 16), quantization.get("ignore")
+    if isinstance(ignored, list) and any("self_attn" in str(pattern) for pattern in ignored):
         group = weights.get("group_size")
         return 16, bits + (16 / group if isinstance(group, int) and group > 0 else 0)
     return bits, None

@@ -202,7 +202,7 @@ def _shape(
 
 
 def _latent(
-    name: str, layers: int, hidden: int, intermediate: int, heads: int, vocab: int, context_tokens: int, experts: Experts, bits: int,
+    name: str, layers: int, hidden: int, intermediate: int, heads: int, vocab: int, context_tokens: int | None, experts: Experts, bits: int,
     query_rank: int = 1536,
 ) -> ModelShape:  # fmt: skip
     """DeepSeek's attention; all of its models, and Kimi K2, have a latent vector of 512 and a rotary key of 64."""
@@ -214,8 +214,8 @@ def _deepseek_v3(name: str, context_tokens: int = 163_840) -> ModelShape:
     return _latent(name, 61, 7168, 18432, 128, 129280, context_tokens, Experts(58, 256, 8, 2048, 2048), 8)
 
 
-def _kimi_k2(name: str, bits: int, expert_bits: float | None) -> ModelShape:
-    return _latent(name, 61, 7168, 18432, 64, 163840, 262_144, Experts(60, 384, 8, 2048, 2048, expert_bits), bits)
+def _kimi_k2(name: str, bits: int, expert_bits: float | None, context_tokens: int | None) -> ModelShape:
+    return _latent(name, 61, 7168, 18432, 64, 163840, context_tokens, Experts(60, 384, 8, 2048, 2048, expert_bits), bits)
 
 
 # Shapes as in the published config.json of each model, huggingface.co/ORG/NAME: meta-llama/Llama-3.1-8B and -70B, Llama-3.3-70B,
@@ -256,8 +256,8 @@ KNOWN = {
         _deepseek_v3("deepseek-v3.1"),
         _deepseek_v3("deepseek-r1"),
         _latent("deepseek-v2-lite", 27, 2048, 10944, 16, 102400, 163_840, Experts(26, 64, 6, 1408, 2816), 16, query_rank=0),
-        _kimi_k2("kimi-k2", 8, None),
-        _kimi_k2("kimi-k2-thinking", 16, 4.5),
+        _kimi_k2("kimi-k2", 8, None, None),
+        _kimi_k2("kimi-k2-thinking", 16, 4.5, 262_144),
     )
 }  # fmt: skip
 

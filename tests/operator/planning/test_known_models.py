@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from disagg_operator.planning.config_json import from_config
 from disagg_operator.planning.model_shape import KNOWN, PlanError, named
@@ -204,6 +207,8 @@ def test_how_weights_are_stored(quantization: dict[str, Any], bits: int, routed_
         (DEEPSEEK, {"v_head_dim": 0}, "v_head_dim: 0 is not a positive integer"),
         (DEEPSEEK, {"index_topk": 2048}, "index_topk: sparse attention is not planned"),
         (DEEPSEEK, {"shared_expert_intermediate_size": 512}, "shared_expert_intermediate_size: 512, but n_shared_experts says 1 of 2048"),
+        (DEEPSEEK, {"quantization_config": {"config_groups": {"g": 4}}}, "quantization_config: config_groups: must hold objects"),
+        (GLM, {"moe_layer_freq": [[1]] * 46}, "moe_layer_freq: must hold a 0 or 1"),
         (QWEN, {"mlp_only_layers": [48]}, "mlp_only_layers: must be a list of layers, 0 to 47"),
         (QWEN, {"mlp_only_layers": 3}, "mlp_only_layers: must be a list"),
         (QWEN, {"linear_num_key_heads": 16}, "linear_num_key_heads: models with state-space"),
@@ -214,6 +219,38 @@ def test_how_weights_are_stored(quantization: dict[str, Any], bits: int, routed_
 def test_what_is_contradictory_or_of_another_form_is_refused_by_field(config: dict[str, Any], change: dict[str, Any], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         from_config(config | change, "x")
+
+
+FAMILIES = (DEEPSEEK, MIXTRAL, QWEN, GPT_OSS, GLM, MAVERICK, THINKING)
+FIELDS = sorted({f for config in FAMILIES for f in (*config, *config.get("text_config", ()))} | {
+    "attn_type_list", "index_topk", "mlp_only_layers", "moe_layer_freq", "moe_layers", "no_rope_layers", "shared_intermediate_size",
+})  # fmt: skip
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 70) | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["quant_method", "config_groups", "weights", "num_bits", "ignore", "bits", "group_size", "hidden_size"]), inner,
+        max_size=3,
+    ),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(st.sampled_from(FAMILIES), st.dictionaries(st.sampled_from(FIELDS), anything, max_size=3), st.booleans())
+@settings(max_examples=500, deadline=None)
+def test_whatever_a_config_json_holds_gives_a_shape_or_an_error_that_names_a_field(
+    config: dict[str, Any], change: dict[str, Any], inside: bool
+) -> None:
+    if inside and "text_config" in config:
+        config, change = config | {"text_config": config["text_config"] | change}, {}
+    try:
+        m = from_config(config | change, "x")
+    except PlanError as error:
+        refused = str(error)
+    else:
+        refused = ""
+        assert 0 < m.active_parameters <= m.parameters
+        assert m.kv_bytes(100) > 0
+    assert not refused or re.match(r"config\.json: \w+", refused)
 
 
 def test_a_mixture_of_one_expert_is_a_dense_model() -> None:
