@@ -128,8 +128,14 @@ def prefill_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Pr
 def decode_batch(traffic: Traffic, tpot_s: float, profile: Profile) -> tuple[float, str]:
     """The most sequences in one step inside the objective, the cache and what an engine runs, and which of them it is."""
     by_time = profile.sequences_within(tpot_s * _TPOT_MARGIN, traffic.held_tokens)
-    by_room = profile.kv_tokens / (traffic.prompt.mean + traffic.output.mean)
+    by_room = sequences_held(traffic, profile)
     return min((by_time, "tpot"), (by_room, "cache"), (float(profile.max_running), "batch"))
+
+
+def sequences_held(traffic: Traffic, profile: Profile) -> float:
+    """How many usual requests the cache holds; less than one where it can't hold any."""
+    held = traffic.prompt.mean + traffic.output.mean
+    return profile.kv_tokens / held if held <= profile.request_tokens else profile.request_tokens / held
 
 
 def decode_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile, kv: Kv, exposed_s: float) -> Sized | Infeasible:
@@ -143,7 +149,7 @@ def decode_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Pro
         if bound == "cache":
             held = traffic.prompt.mean + traffic.output.mean
             return Infeasible(
-                "memory", f"a request of {held:.0f} tokens does not fit in the cache of {profile.kv_tokens} tokens of {where}"
+                "memory", f"a request of {held:.0f} tokens does not fit in the cache of {profile.request_tokens:.0f} tokens of {where}"
             )
         one_s = serving.step_s(1, traffic.held_tokens)
         late = f" and {1e3 * late_s:.1f} ms for its KV over {kv.network.name}" if late_s > 0.05 * one_s else ""
@@ -166,8 +172,8 @@ def decode_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Pro
 
 
 def with_tail_in_cache(pool: PoolPlan, traffic: Traffic) -> bool:
-    """The longest usual request fits into one replica's cache."""
-    return traffic.prompt.tail + traffic.output.tail <= pool.profile.kv_tokens
+    """The longest usual request fits into the cache."""
+    return traffic.prompt.tail + traffic.output.tail <= pool.profile.request_tokens
 
 
 def resized(pool: PoolPlan, replicas: int) -> PoolPlan:

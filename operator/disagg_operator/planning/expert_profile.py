@@ -26,6 +26,10 @@ class ExpertProfile(Profile):
     Prefill: a batch can't be faster than reading the weights, `weights_s` for those that every token needs, with choosing the others;
     `matrix_s_per_token` is the part of `b_s_per_token` that multiplies by them. Prompts in a batch share the reading, so it is in no
     coefficient; one alone pays it.
+
+    `ranks`: more than one where each GPU computes attention, and whatever else all tokens need, for sequences of its own. Coefficients then
+    say what it takes if the GPUs have equal shares. A prompt alone has one of them only, for `own_s_per_token` of its matrices and for its
+    attention, and no request can hold more than one GPU's cache.
     """
 
     routed_s: float = 0.0
@@ -33,6 +37,8 @@ class ExpertProfile(Profile):
     tangent: float = _ALL
     weights_s: float = 0.0
     matrix_s_per_token: float = 0.0
+    ranks: int = 1
+    own_s_per_token: float = 0.0
 
     def _read_s(self, tokens: float) -> float:
         """The routed experts that so many tokens take."""
@@ -77,7 +83,15 @@ class ExpertProfile(Profile):
 
     def isolated_s(self, tokens: float) -> float:
         reading_s = self.weights_s + self._read_s(tokens)
-        return self.prefill_s(tokens, tokens * tokens) + max(0.0, reading_s - self.matrix_s_per_token * tokens)
+        matrices_s = (self.matrix_s_per_token + (self.ranks - 1) * self.own_s_per_token) * tokens
+        return self.prefill_s(tokens, tokens * tokens) + self.lone_s(tokens, tokens * tokens) + max(0.0, reading_s - matrices_s)
+
+    def lone_s(self, tokens: float, tokens_squared: float) -> float:
+        return (self.ranks - 1) * (self.own_s_per_token * tokens + self.c_s_per_token2 * tokens_squared)
+
+    @property
+    def request_tokens(self) -> float:
+        return self.kv_tokens / self.ranks
 
     def unread_s(self, sequences: float) -> float:
         return self.routed_s - self._read_s(sequences)

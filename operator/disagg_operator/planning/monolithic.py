@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from disagg_operator.planning.capacity import Infeasible, PoolPlan
+from disagg_operator.planning.capacity import Infeasible, PoolPlan, sequences_held
 from disagg_operator.planning.hardware import Gpu
 from disagg_operator.planning.profile import Profile
 from disagg_operator.planning.queueing import MOST_REPLICAS, least, poisson_quantile, wait_s
@@ -60,7 +60,7 @@ def mixed(traffic: Traffic, objectives: Objectives, profile: Profile, chunk_toke
     step_s = p.step_s(most, most * traffic.held_tokens)
     met = chunks_per_s * traffic.output.mean * mean_s
     tpot_s = step_s + poisson_quantile(met, objectives.percentile) * (chunk_s + p.a_s) / traffic.output.mean
-    turn_s = step_s + p.a_s + chunk_s
+    turn_s = step_s + p.a_s + chunk_s + p.lone_s(chunk, chunk * prompt.second_moment / prompt.mean)
     service_s = prompt.mean / chunk * turn_s
     queue_s = wait_s(traffic.requests_per_s, service_s, prompt.variance / prompt.mean**2, replicas, objectives.percentile)
     ttft_s = p.overhead_s + queue_s + max(1.0, prompt.tail / chunk) * turn_s
@@ -85,7 +85,7 @@ def _steady(profile: Profile, chunked: float, tokens_per_s: float, held_tokens: 
 
 def monolithic_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile) -> Together | Infeasible:
     """The fewest replicas over all chunk sizes."""
-    room = min(profile.kv_tokens / (traffic.prompt.mean + traffic.output.mean), profile.max_running)
+    room = min(sequences_held(traffic, profile), profile.max_running)
     best: Together | None = None
     for chunk_tokens in CHUNKS_TOKENS:
 
@@ -106,7 +106,9 @@ def _why(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile, r
     where = f"{profile.gpus} x {gpu.name}"
     if room < 1:
         held = traffic.prompt.mean + traffic.output.mean
-        return Infeasible("memory", f"a request of {held:.0f} tokens does not fit in the cache of {profile.kv_tokens} tokens of {where}")
+        return Infeasible(
+            "memory", f"a request of {held:.0f} tokens does not fit in the cache of {profile.request_tokens:.0f} tokens of {where}"
+        )
     idle = [m for c in CHUNKS_TOKENS if (m := mixed(traffic.at(1e-6), objectives, profile, c, 1)) is not None]
     ttft_s = min((m.ttft_s for m in idle), default=math.inf)
     tpot_s = min((m.tpot_s for m in idle), default=math.inf)

@@ -40,21 +40,26 @@ class Efficiency:
 EFFICIENCIES = {"tuned": Efficiency(), "eager": Efficiency(attention_flops=0.10, layer_overhead_s=180e-6)}
 
 
-def estimate(model: ModelShape, gpu: Gpu, tensor: int, efficiency: Efficiency, sequence_tokens: float = 1024.0) -> Profile | None:
+def estimate(
+    model: ModelShape, gpu: Gpu, tensor: int, efficiency: Efficiency, sequence_tokens: float = 1024.0, spread: bool = False
+) -> Profile | None:
     """The profile of a replica of `tensor` GPUs of one node; None where weights and a useful cache do not fit. `sequence_tokens`: what a
-    sequence holds, which matters only to layers with a window."""
+    sequence holds, which matters only to layers with a window. `spread`: only the routed experts are spread over the GPUs; each GPU has
+    the other weights whole and computes attention for sequences of its own."""
+    copies = tensor if spread else 1
+    base_bytes = copies * (model.weight_bytes - model.routed_bytes)
     memory_bytes = gpu.memory_bytes * efficiency.memory * tensor
-    room_bytes = memory_bytes - model.weight_bytes - _RESERVED_BYTES * tensor
+    room_bytes = memory_bytes - base_bytes - model.routed_bytes - _RESERVED_BYTES * tensor
     if room_bytes < 0.05 * memory_bytes:
         return None
     bandwidth = gpu.bandwidth_bytes_per_s * tensor * efficiency.decode_bandwidth
     attention_flops = gpu.bf16_flops * tensor * efficiency.attention_flops
-    matrix_s = _matrix_s_per_token(model, gpu, tensor, efficiency)
-    # Two all-reduces a layer, each moves 2 * (t-1)/t of the activations over the link.
+    base_s, routed_s = _matrices_s_per_token(model, gpu, tensor, efficiency)
+    # Two all-reduces a layer, each moves 2 * (t-1)/t of the activations over the link. To send tokens to experts and back is no more.
     link = gpu.link_bytes_per_s or _PCIE_BYTES_PER_S
     reduce_s = 0.0 if tensor == 1 else 2 * model.layers * 2 * (tensor - 1) / tensor * model.hidden * 2 / (0.7 * link)
     # More GPUs than KV heads: some hold the same head, and its cache, twice; all of them hold a latent cache.
-    kv_bytes = model.kv_bytes(sequence_tokens) / sequence_tokens * max(1.0, tensor / model.kv_heads)
+    kv_bytes = model.kv_bytes(sequence_tokens) / sequence_tokens * (1.0 if spread else max(1.0, tensor / model.kv_heads))
     hops_s = 2 * efficiency.reduce_latency_s * math.log2(tensor) if tensor > 1 else 0.0
     fixed_s = model.layers * (efficiency.layer_overhead_s + hops_s)
     choosing_s = model.experts.layers * efficiency.experts_overhead_s if model.experts is not None else 0.0
@@ -64,47 +69,46 @@ def estimate(model: ModelShape, gpu: Gpu, tensor: int, efficiency: Efficiency, s
     linear = Profile(
         gpus=tensor,
         a_s=fixed_s + 5e-3,
-        b_s_per_token=matrix_s + reduce_s + (windowed * w.tokens * pair_s if w else 0.0),
+        b_s_per_token=base_s + routed_s + reduce_s + (windowed * w.tokens * pair_s if w else 0.0),
         c_s_per_token2=(1 - windowed) * pair_s / 2,
-        d_s=(model.weight_bytes - model.routed_bytes) / bandwidth + fixed_s + choosing_s,
-        e_s_per_sequence=matrix_s + reduce_s + 10e-6,
+        d_s=base_bytes / bandwidth + fixed_s + choosing_s,
+        e_s_per_sequence=base_s + routed_s + reduce_s + 10e-6,
         # A latent cache is read by every rank for its heads: with few ranks the arithmetic takes longer than the reading.
         f_s_per_token=max(kv_bytes / bandwidth, (1 - windowed) * model.decode_pair_flops / attention_flops),
         kv_tokens=int(room_bytes / kv_bytes),
-        max_running=_MAX_RUNNING,
+        max_running=_MAX_RUNNING * copies,
     )
-    return linear if model.experts is None else _with_experts(linear, model, bandwidth, matrix_s, choosing_s)
+    e, read_s = model.experts, model.routed_bytes / bandwidth
+    if e is None or e.share >= 1:  # or every token takes all
+        return replace(linear, d_s=linear.d_s + read_s)
+    given = {f.name: getattr(linear, f.name) for f in fields(Profile)} | {"d_s": linear.d_s + read_s}
+    exact = ExpertProfile(
+        **given, routed_s=read_s, share=e.share, weights_s=base_bytes / bandwidth + choosing_s, matrix_s_per_token=base_s + routed_s,
+        ranks=copies, own_s_per_token=base_s,
+    )  # fmt: skip
+    return exact.around(_MAX_RUNNING / 2)
 
 
-def _matrix_s_per_token(model: ModelShape, gpu: Gpu, tensor: int, efficiency: Efficiency) -> float:
-    """Weights of 4 bits are multiplied at 16; of 8 bits at 8 where the GPU can."""
+def _matrices_s_per_token(model: ModelShape, gpu: Gpu, tensor: int, efficiency: Efficiency) -> tuple[float, float]:
+    """Of what all tokens are multiplied with, and of their routed experts. Weights of 4 bits are multiplied at 16; of 8 bits at 8 where
+    the GPU can."""
 
     def flops(bits: float) -> float:
         return tensor * (gpu.fp8_flops if bits == 8 and gpu.fp8_flops else gpu.bf16_flops)
 
     routed = model.active_parameters - model.base_parameters
     base_s = 2 * model.base_parameters / (flops(model.weight_bits) * efficiency.prefill_flops)
-    return base_s + 2 * routed / (flops(model.routed_bits) * efficiency.experts_flops)
-
-
-def _with_experts(linear: Profile, model: ModelShape, bandwidth: float, matrix_s: float, choosing_s: float) -> Profile:
-    """Its decode step reads what experts it takes, on top. In a chunk beside a step they are chosen once for both."""
-    e, routed_s = model.experts, model.routed_bytes / bandwidth
-    assert e is not None
-    if e.share >= 1:  # every token takes all
-        return replace(linear, d_s=linear.d_s + routed_s)
-    weights_s = (model.weight_bytes - model.routed_bytes) / bandwidth + choosing_s
-    given = {f.name: getattr(linear, f.name) for f in fields(Profile)} | {"d_s": linear.d_s + routed_s}
-    exact = ExpertProfile(**given, routed_s=routed_s, share=e.share, weights_s=weights_s, matrix_s_per_token=matrix_s)
-    return exact.around(_MAX_RUNNING / 2)
+    return base_s, 2 * routed / (flops(model.routed_bits) * efficiency.experts_flops)
 
 
 def estimates(model: ModelShape, gpu: Gpu, efficiency: Efficiency, sequence_tokens: float = 1024.0) -> list[Profile]:
-    """Every tensor parallelism that the GPU and the model's heads allow."""
+    """Every tensor parallelism that the GPU and the model's heads allow, and experts spread over as many GPUs."""
     found = []
     tensor = 1
     while tensor <= gpu.max_tensor and model.heads % tensor == 0 and max(model.kv_heads, tensor) % min(model.kv_heads, tensor) == 0:
-        if (profile := estimate(model, gpu, tensor, efficiency, sequence_tokens)) is not None:
-            found.append(profile)
+        spreads = tensor > 1 and model.experts is not None and model.experts.count % tensor == 0
+        for spread in (True, False) if spreads else (False,):
+            if (profile := estimate(model, gpu, tensor, efficiency, sequence_tokens, spread)) is not None:
+                found.append(profile)
         tensor *= 2
     return found

@@ -79,6 +79,15 @@ class Profile:
         """What a step over so many takes less than one that reads all weights, for want of sequences that need them."""
         return 0.0
 
+    def lone_s(self, tokens: float, tokens_squared: float) -> float:
+        """How much longer a prompt's tokens take without others, for want of work for all GPUs."""
+        return 0.0
+
+    @property
+    def request_tokens(self) -> float:
+        """What one request may hold."""
+        return self.kv_tokens
+
     @property
     def full_tokens(self) -> float:
         """Prompt tokens of a batch from which on reading the weights takes no longer than multiplying by them. 0: coefficients have it."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from disagg_operator.planning.capacity import Infeasible, PoolPlan
+from disagg_operator.planning.capacity import Infeasible, PoolPlan, with_tail_in_cache
 from disagg_operator.planning.expert_profile import ExpertProfile
 from disagg_operator.planning.hardware import NETWORKS, Gpu
 from disagg_operator.planning.model_shape import ModelShape
@@ -85,7 +85,7 @@ def notes(plan: Plan) -> list[str]:
     out.append("Sizes: simulated, request by request, on fixed fleets; the crossover is from the formulas." if plan.simulated else
                "Sizes: queueing formulas; --simulate checks them request by request.")  # fmt: skip
     for _, d in both(plan):
-        if isinstance(d, Deployment) and any(q.traffic.prompt.tail + q.traffic.output.tail > p.profile.kv_tokens for p in d.pools):
+        if isinstance(d, Deployment) and not all(with_tail_in_cache(p, q.traffic) for p in d.pools):
             out.append("A request of tail lengths does not fit into one replica's cache: it would be refused.")
             break
     longest = q.traffic.prompt.tail + q.traffic.output.tail
@@ -100,14 +100,16 @@ def of_experts(plan: Plan) -> list[str]:
     pools = [p for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools]
     out = [_curve(q, p, p.profile) for p in pools if p.role != "prefill" and isinstance(p.profile, ExpertProfile)]
     if out:
-        out.insert(
-            0, "Experts: routing is taken as even, and each one is split over the GPUs of a replica; expert parallelism is not planned."
+        out.insert(0, "Experts: routing is taken as even. Expert parallelism over several nodes is not planned.")
+    if any(spread(p) for p in pools):
+        out.append(
+            "Parallel experts n: n GPUs share the routed experts; each has the other weights whole, and the cache of its own sequences."
         )
-    if q.model.latent is not None and any(p.tensor > 1 for p in pools):
-        out.append("Latent cache: each GPU of a replica holds all of it. Data-parallel attention, which holds it once, is not planned.")
+    if q.model.latent is not None and any(p.tensor > 1 and not spread(p) for p in pools):
+        out.append("Parallel tensor n: each of the n GPUs holds the latent cache of all sequences of its replica.")
     if q.model.window is not None:
         kept = f"layers that attend to the last {q.model.window.tokens:,} tokens are taken to keep no more"
-        out.append(f"Windows: {kept}, which vLLM's connectors for disaggregation do not do by default.")
+        out.append(f"Windows: {kept}; see that your engine does so with its KV connector on.")
     if q.model.experts is not None or q.model.latent is not None:
         out.append("The bundled engine does not serve such models: the plan is for another engine.")
     return out
@@ -141,11 +143,20 @@ def pool_row(p: PoolPlan, chunk_tokens: int = 0) -> list[str]:
         p.role, f"{p.batch} sequences, chunks of {chunk_tokens}"
     )
     return [
-        ROLES[p.role], f"{p.gpus} x {p.gpu.name}", str(p.replicas), str(p.tensor), batch, f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
+        ROLES[p.role], f"{p.gpus} x {p.gpu.name}", str(p.replicas), parallelism(p), batch, f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
     ]  # fmt: skip
 
 
-POOL_COLUMNS = ("pool", "GPUs", "replicas", "tensor parallel", "batch", "utilisation", "limited by")
+def parallelism(p: PoolPlan) -> str:
+    """How a replica is split over its GPUs."""
+    return f"{'experts' if spread(p) else 'tensor'} {p.tensor}"
+
+
+def spread(p: PoolPlan) -> bool:
+    return isinstance(p.profile, ExpertProfile) and p.profile.ranks > 1
+
+
+POOL_COLUMNS = ("pool", "GPUs", "replicas", "parallel", "batch", "utilisation", "limited by")
 DEPLOYMENT_COLUMNS = ("", "GPUs", "cost", "output tokens/s per GPU", "TTFT", "TPOT")
 TRANSFER_COLUMNS = ("network", "mean prompt", "tail prompt", "not hidden behind prefill")
 
@@ -255,7 +266,8 @@ def _deployment(prices: Any, d: Deployment | Infeasible) -> dict[str, Any]:
 
 def _pool(p: PoolPlan) -> dict[str, Any]:
     return {
-        "role": p.role, "gpu": p.gpu.name, "replicas": p.replicas, "tensor_parallel": p.tensor, "gpus": p.gpus, "batch": p.batch,
+        "role": p.role, "gpu": p.gpu.name, "replicas": p.replicas, "tensor_parallel": 1 if spread(p) else p.tensor,
+        "expert_parallel": p.tensor if spread(p) else 1, "gpus": p.gpus, "batch": p.batch,
         "utilisation": p.utilisation, "limited_by": p.bound, "kv_tokens": p.profile.kv_tokens,
     }  # fmt: skip
 

@@ -34,7 +34,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
         "monolithic",
         "rdma-400 (planned)",
         "ethernet-25",
-        "tensor parallel",
+        "tensor 1",
     ):
         assert words in out
     assert max(map(len, out.splitlines())) <= 120
@@ -74,6 +74,8 @@ def test_a_mixture_of_experts(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert code == 0
     assert data["model"]["kv_bytes_per_token"] == 70_272
     assert (round(data["model"]["parameters"] / 1e9), round(data["model"]["active_parameters"] / 1e9, 1)) == (671, 36.6)
+    pools = data["deployments"]["disaggregated"]["pools"]
+    assert {p["tensor_parallel"] * p["expert_parallel"] for p in pools} == {8}
     assert "8 of 256 experts" in (tmp_path / "r.html").read_text()
     code, table = plan(capsys, *asked)
     assert "671B parameters, 36.6B of them for a token" in table
