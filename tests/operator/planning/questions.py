@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from disagg_operator.planning.expert_profile import ExpertProfile
 from disagg_operator.planning.hardware import GPUS, NETWORKS
 from disagg_operator.planning.model_shape import KNOWN
+from disagg_operator.planning.performance import Efficiency, estimate
 from disagg_operator.planning.plan import Question
 from disagg_operator.planning.traffic import Objectives, Traffic, log_normal
 
@@ -19,3 +21,9 @@ def question(
 ) -> Question:
     asked = other.pop("traffic", None) or traffic()
     return Question(KNOWN[model], asked, Objectives(ttft_s, tpot_s), tuple(GPUS[g] for g in gpus.split(",")), NETWORKS[network], **other)
+
+
+def estimated(name: str, gpu: str = "H200", tensor: int = 8, held: float = 1024.0, bits: int | None = None) -> ExpertProfile:
+    found = estimate(KNOWN[name].at_bits(bits, 16), GPUS[gpu], tensor, Efficiency(), held)
+    assert isinstance(found, ExpertProfile)
+    return found
