@@ -9,7 +9,7 @@ For each pool, in workers:
     wanted     = the n that minimises  n + price * forecast * M(n), where misses that come together count more
 
 The price steers the error budget: it rises while more requests miss than the budget allows and falls while fewer do, quickly by what was
-missed in the last hours and slowly by all that ever was. So misses are accepted
+missed in the last quarter of an hour and slowly by all that ever was. So misses are accepted
 where avoiding them is dear (the last worker of a small pool) and avoided where it is cheap. Workers that start count as capacity.
 Scaling down goes to the largest `wanted` of the last one and a half cold starts. Where a worker changes sides faster than one starts,
 what one pool holds beyond its need goes to the other as soon as that one wants more. Without metrics nothing is ever scaled down. How
@@ -38,8 +38,8 @@ _MOST_BLIND_RISE = 2.0
 _MOST_TOKENS = 1e9  # of a request: more is no measurement
 _MOST_WORK = 1e6  # workers: more is no measurement
 _DRAIN_S = 30.0  # a backlog shall be gone after this long
-_BUDGET_MEMORY_S = 3 * 3600.0
-_STEER_S = 8 * 3600.0  # the price grows e-fold in so long when twice the budget is missed, and shrinks when nothing is
+_BUDGET_MEMORY_S = 900.0
+_STEER_S = 16 * 3600.0  # the price grows e-fold in so long when twice the budget is missed, and shrinks when nothing is
 _MOST_PRESSURE = 2.5
 
 

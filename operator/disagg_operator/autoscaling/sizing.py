@@ -9,7 +9,7 @@ from disagg_operator.autoscaling import capacity, forecast
 from disagg_operator.autoscaling.observation import Observation, Pods
 from disagg_operator.autoscaling.state import Peak, PoolLimits, PoolState, Settings
 
-_TOGETHER = 10.0  # a miss among many misses weighs up to so many times more: one in a hundred is nothing, a bad minute is an incident
+_TOGETHER = 25.0  # a miss among many misses weighs up to so many times more: one in a hundred is nothing, a bad minute is an incident
 _PRICE_PRIOR_S = 1200.0
 _PRICE_LOW, _PRICE_HIGH, _PRICE_GAIN = -2.0, 1.5, 2.0
 _KEEP = 1.5  # cold starts

@@ -52,7 +52,7 @@ class Settings:
     peaks: tuple[Peak, ...] = ()
     cold_start_s: float = 120.0
     role_flip_s: float | None = None
-    price: float = 11.0
+    price: float = 8.0
     tuning: Tuning = field(default_factory=Tuning)
     learn: bool = True
 
@@ -64,7 +64,7 @@ class PoolState:
     the price's correction by all that was missed."""
 
     demand: Forecaster = field(default_factory=Forecaster)
-    curve: MissCurve = field(default_factory=lambda: MissCurve(0.4, 0.2))
+    curve: MissCurve = field(default_factory=lambda: MissCurve(0.2, 0.2))
     wanted: tuple[tuple[float, int], ...] = ()
     load: float = math.nan
     missed: float = 0.0
@@ -80,7 +80,7 @@ class State:
     `seen_with`: how many workers of each pool were wanted then."""
 
     prefill: PoolState = field(default_factory=PoolState)
-    decode: PoolState = field(default_factory=lambda: PoolState(curve=MissCurve(0.0, 0.08)))
+    decode: PoolState = field(default_factory=lambda: PoolState(curve=MissCurve(-0.1, 0.08)))
     output_tokens: float = math.nan
     kv_per_sequence: float = math.nan
     began_s: float = math.nan

@@ -100,7 +100,7 @@ class PrometheusSource:
         except Unreadable as error:
             if not error.refused or not access.refs():
                 raise
-            del self._resolved[key]
+            self._resolved.pop(key, None)
             fresh = await self._endpoint(key, access)
             if fresh == endpoint:
                 raise
