@@ -199,6 +199,17 @@ async def test_a_secret_that_comes_late_changes_and_goes(rig: Rig) -> None:
         assert (await rig.trouble(of))[0] == "CredentialsUnavailable"
 
 
+async def test_looks_that_are_refused_at_the_same_time_are_each_told_so(rig: Rig) -> None:
+    server = Server()
+    server.authorization = f"Bearer {SECRET_WORD}"
+    async with served(server.answer) as url:
+        of = access(url, **TOKEN)
+        rig.kube.secret(token="another")
+        asked = [rig.source.read(KEY, of, time.time()) for _ in range(2)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(one) for one in found] == [Unreadable, Unreadable]
+
+
 async def test_only_the_resources_own_namespace_is_read(rig: Rig) -> None:
     rig.kube.secret(namespace="other", token=SECRET_WORD)
     async with served(Server().answer) as url:
