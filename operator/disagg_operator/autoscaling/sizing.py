@@ -11,7 +11,7 @@ from disagg_operator.autoscaling.state import Peak, PoolLimits, PoolState, Setti
 
 _TOGETHER = 25.0  # a miss among many misses weighs up to so many times more: one in a hundred is nothing, a bad minute is an incident
 _PRICE_PRIOR_S = 1200.0
-_PRICE_LOW, _PRICE_HIGH, _PRICE_GAIN = -2.0, 1.5, 2.0
+_PRICE_HIGH, _PRICE_GAIN = 1.5, 2.0
 _KEEP = 1.5  # cold starts
 _NODE_S = 600.0  # nodes are asked for, and workers held, by what is expected so much later
 _PATIENCE_S = 600.0  # a worker that starts for longer, and for four cold starts, can't be placed
@@ -80,7 +80,7 @@ def price_of(settings: Settings, pool: PoolState, arrivals_per_s: float) -> floa
     """Above the budget misses grow dear, below it cheap; twenty minutes that are just in budget are the prior."""
     prior = max(_PRICE_PRIOR_S * arrivals_per_s, 1.0)
     share = (pool.missed + prior * settings.budget) / (pool.counted + prior)
-    return settings.price * math.exp(pool.pressure + max(_PRICE_LOW, min(_PRICE_HIGH, _PRICE_GAIN * (share / settings.budget - 1))))
+    return settings.price * math.exp(pool.pressure + min(_PRICE_HIGH, _PRICE_GAIN * (share / settings.budget - 1)))
 
 
 @dataclass(frozen=True, slots=True)
