@@ -248,7 +248,7 @@ def _cell(name: str, real: float, said: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("profile", "load", "all", "report"))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(LOADS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(LOADS).replace("%", "%%"))
     parser.add_argument("--folder", type=Path, default=Path("build/validation"), help="where the parts keep what they measured")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--note", default="", help="of this run, into the report")
