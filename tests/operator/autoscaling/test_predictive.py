@@ -119,15 +119,6 @@ def test_a_ramp_is_met_before_it_is_there() -> None:
     assert state.prefill.demand.trends[0] > 0
 
 
-def test_misses_raise_the_price_and_with_it_the_size() -> None:
-    calm, state = steady()
-    missing, _ = drive(RULES, lambda _: 40.0, 600, state, (calm.prefill, calm.decode), 3600, change=lambda o: replace(
-        o, prefill=replace(o.prefill, ttft_ok=0.8 * o.prefill.ttft_total)))  # fmt: skip
-    assert missing[-1].numbers["prefill_price"] > 2 * calm.numbers["prefill_price"]
-    assert missing[-1].prefill > calm.prefill
-    assert missing[-1].decode <= calm.decode  # the other pool has a budget of its own
-
-
 def test_a_backlog_and_blocked_decode_count_where_they_wait() -> None:
     calm, state = steady()
     p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
