@@ -37,7 +37,7 @@ unit: setup
 	@$(PY) -m pytest -q -m "not apiserver and not e2e"
 
 integration: setup
-	@e2e/cluster build etcd kube-apiserver kubectl helm prometheus
+	@e2e/cluster build etcd kube-apiserver kubectl helm prometheus containerd ctr pause
 	@$(PY) -m pytest -q -m apiserver tests/operator tests/integration
 
 e2e: setup

@@ -110,9 +110,7 @@ def _inputs_key(settings: Settings, image: Image, mode: str) -> str:
 
 
 def _built_file(settings: Settings, image: Image, mode: str) -> Path:
-    """What an image was built from; kept as long as the image: containerd's store outlives `down`, kind's does not."""
-    folder = settings.cache if mode == "local" else settings.state
-    return folder / "images" / f"{image.name}.json"
+    return settings.built_images(mode) / f"{image.name}.json"
 
 
 def _is_built(settings: Settings, image: Image, mode: str, key: str) -> bool:
@@ -182,7 +180,7 @@ def buildkitd(settings: Settings) -> Daemon:
     # The worker is the cluster's own containerd: a built image is in its store already, and nothing is exported.
     argv = (
         str(gobuild.program(settings, "bin/buildkitd")), f"--addr=unix://{settings.buildkit_socket}",
-        f"--root={settings.cache}/buildkit", "--oci-worker=false", "--containerd-worker=true",
+        f"--root={settings.buildkit_root}", "--oci-worker=false", "--containerd-worker=true",
         f"--containerd-worker-addr={settings.containerd_socket}", "--containerd-worker-namespace=k8s.io",
         "--containerd-worker-net=host", "--containerd-worker-gc=true", "--containerd-worker-gc-keepstorage=8000",
     )  # fmt: skip

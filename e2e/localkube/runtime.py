@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
 from localkube import oci, pki
 from localkube.gobuild import program, programs_path
-from localkube.proc import Daemon, write_atomically
-from localkube.settings import PAUSE_IMAGE, POD_BRIDGE, POD_CIDR, Settings
-from localkube.shell import run, wait_for
+from localkube.proc import Daemon, stop_recorded, write_atomically
+from localkube.settings import PAUSE_IMAGE, POD_BRIDGE, POD_CIDR, ClusterError, Settings
+from localkube.shell import run, say, wait_for
 
 NAMESPACE = "k8s.io"
 
@@ -80,9 +81,9 @@ def daemon(settings: Settings) -> Daemon:
     return Daemon("containerd", argv, settings)
 
 
-def ctr(settings: Settings, *words: str, check: bool = True, timeout_s: float = 60) -> str:
+def ctr(settings: Settings, *words: str, check: bool = True, timeout_s: float = 60, namespace: str = NAMESPACE) -> str:
     tool = program(settings, "bin/ctr")
-    argv: list[str | Path] = [tool, "--address", settings.containerd_socket, "--namespace", NAMESPACE, *words]
+    argv: list[str | Path] = [tool, "--address", settings.containerd_socket, "--namespace", namespace, *words]
     return run(argv, check=check, timeout_s=timeout_s).stdout
 
 
@@ -102,6 +103,36 @@ def prune_images(settings: Settings) -> None:
 
 
 def start(settings: Settings) -> None:
+    """Start containerd; a store that has lost files since it was last used is emptied, and images are built again."""
+    _start_daemon(settings)
+    lost = _lost_blobs(settings)
+    if lost:
+        if ctr(settings, "tasks", "list", "--quiet").split():
+            raise ClusterError(f"the image store lacks {len(lost)} of its files while containers run on it")
+        say(f"the image store lacks {len(lost)} of its files: it is emptied, and images are built again")
+        _empty_store(settings)
+        _start_daemon(settings)
+    if not has_image(settings, PAUSE_IMAGE):
+        _load_pause(settings)
+
+
+def _lost_blobs(settings: Settings) -> set[str]:
+    """What containerd's database knows and its folder lacks: a copied or half-written cache. Every build would fail on it."""
+    namespaces = ctr(settings, "namespaces", "list", "--quiet").split()
+    known = {blob for name in namespaces for blob in ctr(settings, "content", "list", "--quiet", namespace=name).split()}
+    folder = settings.containerd_root / "io.containerd.content.v1.content" / "blobs"
+    return {blob for blob in known if not folder.joinpath(*blob.split(":", 1)).is_file()}
+
+
+def _empty_store(settings: Settings) -> None:
+    for name in ("buildkitd", "containerd"):
+        stop_recorded(settings.pids / f"{name}.json")
+    # BuildKit's cache and the notes of what was built speak of the same files.
+    for folder in (settings.containerd_root, settings.buildkit_root, settings.built_images("local")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_daemon(settings: Settings) -> None:
     containerd = daemon(settings)
     containerd.start({"PATH": programs_path(settings)})
 
@@ -110,8 +141,6 @@ def start(settings: Settings) -> None:
         return bool(ctr(settings, "version", timeout_s=10))
 
     wait_for("containerd to answer", answers, timeout_s=60, log=containerd.log)
-    if not has_image(settings, PAUSE_IMAGE):
-        _load_pause(settings)
 
 
 def _load_pause(settings: Settings) -> None:

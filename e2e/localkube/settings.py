@@ -95,12 +95,20 @@ class Settings:
         return self.cache / "containerd"
 
     @property
+    def buildkit_root(self) -> Path:
+        return self.cache / "buildkit"
+
+    @property
     def containerd_socket(self) -> Path:
         return self.state / "run" / "containerd.sock"
 
     @property
     def buildkit_socket(self) -> Path:
         return self.state / "run" / "buildkitd.sock"
+
+    def built_images(self, mode: str) -> Path:
+        """What each image was built from; kept as long as the image: containerd's store outlives `down`, kind's does not."""
+        return (self.cache if mode == "local" else self.state) / "images"
 
     @property
     def cni_conf(self) -> Path:

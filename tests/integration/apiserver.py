@@ -1,6 +1,6 @@
 """A real kube-apiserver with etcd, on free ports, for one test session. No kubelet, no controllers: nothing answers for pods.
 
-The programs are those of the local test cluster: `e2e/cluster programs` builds them. A missing one fails the tests by name.
+The programs are those of the local test cluster: `e2e/cluster build` builds them. A missing one fails the tests by name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def program_path(name: str) -> str:
         paths = [line.removeprefix("export PATH=") for line in env.splitlines() if line.startswith("export PATH=")]
         found = shutil.which(name, path=paths[0]) if paths else None
     if found is None:
-        pytest.fail(f"{name} is missing: run `e2e/cluster programs` to build it")
+        pytest.fail(f"{name} is missing: run `e2e/cluster build` to build it")
     return found
 
 
