@@ -27,6 +27,7 @@ from disagg_operator.autoscaling.history import Minute
 from disagg_operator.planning import profile as profiles
 from disagg_operator.simulation import bounds, policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
+from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, FIRST_COME, ORDERS
 from disagg_operator.simulation.score import Score, score
 
 CASES = {
@@ -66,6 +67,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 WRONG_PROFILES = [name for name in VARIANTS if "profile given" in name or "not learned" in name]
 _ALSO_LARGE = "profile given: twice too fast"
+_ALSO_BY_DEADLINE = (BASE, "cold start 200 to 280 s", "no metrics for 15 minutes on the evening ramp")
 _STAYS_S = (0.0, 300.0)  # minimum stays that the plan with foresight tries
 KINDS = ("policy", "fluid", "oracle", "static")
 _CLOSER = "TTFT % | TPOT % | 5-minute windows under 95 % | worst window | pod starts | dropped | killed |"
@@ -74,13 +76,14 @@ _CLOSER = "TTFT % | TPOT % | 5-minute windows under 95 % | worst window | pod st
 @dataclass(frozen=True, slots=True)
 class Job:
     """One simulation. `trace`: of CASES, with " -2" behind it for the day that began two days before; `kind`: policy, static, oracle or
-    fluid."""
+    fluid; `order`: of the prompts that wait."""
 
     directory: Path
     trace: str
     kind: str
     policy: str = ""
     variant: str = BASE
+    order: str = FIRST_COME
 
 
 def files(job: Job) -> tuple[Path, Path, int]:
@@ -107,7 +110,7 @@ def work(job: Job) -> tuple[Job, dict[str, Any]]:
     """Do it; plain data."""
     trace, past = load(job)
     cluster, settings = VARIANTS[job.variant]
-    setup = replace(Setup(profiles.load("70b-h100-tp4")), **cluster)
+    setup = replace(Setup(profiles.load("70b-h100-tp4")), queue_order=job.order, **cluster)
     began = time.perf_counter()
     if job.kind == "fluid":
         return job, {"gpu_hours": bounds.fluid_gpu_hours(trace, setup)}
@@ -131,7 +134,7 @@ def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
     for path in sorted(used):
         code.update(path.read_bytes())
     code.update(files(job)[0].read_bytes())
-    code.update(repr([job.trace, copies(job), job.kind, job.policy, VARIANTS[job.variant]]).encode())
+    code.update(repr([job.trace, copies(job), job.kind, job.policy, VARIANTS[job.variant], job.order]).encode())
     kept = folder / f"{code.hexdigest()[:24]}.json"
     if kept.is_file():
         return job, json.loads(kept.read_text())
@@ -145,12 +148,14 @@ def jobs(directory: Path, kinds: tuple[str, ...] = KINDS) -> list[Job]:
     setup = Setup(profiles.load("70b-h100-tp4"))
     found = [Job(directory, LARGE, "policy", policies.PREDICTIVE, v) for v in VARIANTS if v not in WRONG_PROFILES or v == _ALSO_LARGE]
     found += [Job(directory, SHORT, "policy", policies.PREDICTIVE, variant) for variant in WRONG_PROFILES]
-    for trace in CASES:
-        names = [n for n in policies.names(setup) if (trace, n) != (LARGE, policies.PREDICTIVE)]
-        found += [Job(directory, trace, "policy", name) for name in names]
-        found += [Job(directory, trace, kind) for kind in ("fluid", "static", "oracle")]
-    for trace in OTHER_DAYS:
-        found += [Job(directory, trace, "policy", policies.PREDICTIVE), Job(directory, trace, "fluid")]
+    found += [Job(directory, LARGE, "policy", policies.PREDICTIVE, v, EARLIEST_DEADLINE) for v in _ALSO_BY_DEADLINE]
+    found += [Job(directory, trace, "fluid") for trace in (*CASES, *OTHER_DAYS)]
+    for order in ORDERS:
+        for trace in CASES:
+            names = [n for n in policies.names(setup) if (trace, n) != (LARGE, policies.PREDICTIVE)]
+            found += [Job(directory, trace, "policy", name, order=order) for name in names]
+            found += [Job(directory, trace, kind, order=order) for kind in ("static", "oracle")]
+        found += [Job(directory, trace, "policy", policies.PREDICTIVE, order=order) for trace in OTHER_DAYS]
     return [job for job in found if job.kind in kinds]
 
 
@@ -168,7 +173,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.processes) as pool:
         for job, result in pool.map(functools.partial(cached, args.cache), jobs(args.traces, tuple(args.kinds))):
             results.append((job, result))
-            print(f"{job.trace:24s} {job.kind:7s} {job.policy:30s} {job.variant:24s} {_cell(result)}", flush=True)
+            print(f"{job.trace:24s} {job.kind:7s} {job.policy:30s} {job.variant:24s} {job.order:20s} {_cell(result)}", flush=True)
     began = time.process_time()
     work(replace(warm, trace=LARGE))
     alone = time.process_time() - began
@@ -190,46 +195,40 @@ def ratio(gpu_hours: float, attainment: float, reference: float) -> float:
     return gpu_hours / reference * (1 + 40 * max(0.0, 0.99 - attainment))
 
 
-def report(results: list[tuple[Job, dict[str, Any]]], alone_s: float) -> str:
+Results = list[tuple[Job, dict[str, Any]]]
+
+_ORDER_TEXTS = {
+    FIRST_COME: [
+        "Prompts that wait for prefill are computed in the order of their arrival, whatever the policy: this compares policies alone.",
+    ],
+    EARLIEST_DEADLINE: [
+        "The same with the order of this project's routers and workers (`router.queue.order: EarliestDeadline`, the default): who is due",
+        "first, who is late already last, but after 20 s before all. Every policy and plan has it here, and cost is against these plans.",
+    ],
+}  # fmt: skip
+
+
+def report(results: Results, alone_s: float) -> str:
     """The tables, as Markdown."""
-    by = {(job.trace, job.kind, job.policy): r for job, r in results if job.variant == BASE}
-    reference = {t: min(by[t, k, ""]["gpu_hours"] for k in ("static", "oracle") if (t, k, "") in by) for t in CASES}
     lines = [
         "# Autoscaling: GPU-hours @ attainment %", "",
         f"Made by `make bench-autoscaling`. {machine()}.", "",
         "Cost: geometric mean over the traces of GPU-hours against the cheaper of the two plans with foresight, times 1 + 40 * (0.99 -",
         "attainment) where a trace is under 99 %. xk: k copies of each request, one where it came, the others moved by up to 20 s.",
         "Fixed fleet and plan with foresight are the cheapest found that keep 99.5 % of each objective, knowing all arrivals; the",
-        "fluid bound knows no queueing, rounding or cold start. Policies but ours are written from their documents and code.", "",
-        "| policy | " + " | ".join(f"{t} x{k}" for t, k in CASES.items()) + " | cost |",
-        "|---|" + "---|" * (len(CASES) + 1),
+        "fluid bound knows no queueing, rounding or cold start. Policies but ours are written from their documents and code.",
     ]  # fmt: skip
-    names = [name for trace, kind, name in by if kind == "policy" and trace == SHORT]
-    for name in names:
-        runs = [by[t, "policy", name] for t in CASES]
-        product = math.prod(ratio(r["gpu_hours"], r["attainment"], reference[t]) for r, t in zip(runs, CASES, strict=True))
-        label = f"**{name}**" if name == policies.PREDICTIVE else name
-        lines.append(f"| {label} | " + " | ".join(map(_cell, runs)) + f" | {product ** (1 / len(CASES)):.3f} |")
-    for kind, label in (("fluid", "fluid bound"), ("static", "cheapest fixed fleet"), ("oracle", "plan with foresight")):
-        lines.append(f"| {label} | " + " | ".join(_cell(by[t, kind, ""]) if (t, kind, "") in by else "not run" for t in CASES) + " | |")
-    lines += ["", "The predictive policy, closer:", "", f"| trace | {_CLOSER}", "|---|---|---|---|---|---|---|---|"]
-    for t in CASES:
-        lines.append(f"| {t} | " + _closer(by[t, "policy", policies.PREDICTIVE]) + " |")
-    lines += [
-        "",
-        "On the days before (`-1`: the one just before), rebuilt from histories by the minute (`benchmarks/autoscaling/days.py`); the",
-        "policy has seen what is left of the four days of history before each. Its constants were chosen with the days -1 and -3 in view;",
-        "-2 was kept apart:",
-        "",
-        f"| day | GPU-h @ attainment | fluid bound | {_CLOSER}",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for t in OTHER_DAYS:
-        r = by[t, "policy", policies.PREDICTIVE]
-        lines.append(f"| {t} | {_cell(r)} | {_cell(by[t, 'fluid', ''])} | {_closer(r)} |")
-    lines += _variants(f"Variants on {LARGE}:", LARGE, results, reference)
-    lines += _variants(f"And on {SHORT}, an hour to learn in:", SHORT, results, reference)
-    requests = by[LARGE, "policy", policies.PREDICTIVE]["requests"]
+    for order in ORDERS:
+        lines += _comparison(order, results)
+    first = _references(FIRST_COME, results)
+    by = {(job.trace, job.variant): r for job, r in results if _is_ours(job) and job.order == EARLIEST_DEADLINE}
+    product = math.prod(ratio(by[t, BASE]["gpu_hours"], by[t, BASE]["attainment"], first[t]) for t in CASES)
+    lines += ["", f"Against the plans of the first table the predictive policy's cost is {product ** (1 / len(CASES)):.3f} here.", ""]
+    lines += _other_days(results)
+    for order in ORDERS:
+        lines += _variants(f"Variants on {LARGE}, {order}:", LARGE, order, results)
+    lines += _variants(f"And on {SHORT}, an hour to learn in:", SHORT, FIRST_COME, results)
+    requests = by[LARGE, BASE]["requests"]
     lines += [
         "",
         f"The simulator serves the {requests:,} requests of {LARGE} in {alone_s:.1f} s of processor time, reading included (policy: KEDA).",
@@ -237,12 +236,56 @@ def report(results: list[tuple[Job, dict[str, Any]]], alone_s: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _variants(title: str, trace: str, results: list[tuple[Job, dict[str, Any]]], reference: dict[str, float]) -> list[str]:
+def _is_ours(job: Job) -> bool:
+    return job.kind == "policy" and job.policy == policies.PREDICTIVE
+
+
+def _references(order: str, results: Results) -> dict[str, float]:
+    """The cheaper of the two plans with foresight of each trace."""
+    hours = {(job.trace, job.kind): r["gpu_hours"] for job, r in results if job.order == order}
+    return {t: min(hours[t, k] for k in ("static", "oracle") if (t, k) in hours) for t in CASES}
+
+
+def _comparison(order: str, results: Results) -> list[str]:
+    """Every policy on every trace, and ours closer."""
+    by = {(job.trace, job.kind, job.policy): r for job, r in results if job.variant == BASE and (job.order == order or job.kind == "fluid")}
+    reference = _references(order, results)
+    lines = ["", f"## {order}", "", *_ORDER_TEXTS[order], ""]
+    lines += ["| policy | " + " | ".join(f"{t} x{k}" for t, k in CASES.items()) + " | cost |", "|---|" + "---|" * (len(CASES) + 1)]
+    for name in [name for trace, kind, name in by if kind == "policy" and trace == SHORT]:
+        runs = [by[t, "policy", name] for t in CASES]
+        product = math.prod(ratio(r["gpu_hours"], r["attainment"], reference[t]) for r, t in zip(runs, CASES, strict=True))
+        label = f"**{name}**" if name == policies.PREDICTIVE else name
+        lines.append(f"| {label} | " + " | ".join(map(_cell, runs)) + f" | {product ** (1 / len(CASES)):.3f} |")
+    for kind, label in (("fluid", "fluid bound"), ("static", "cheapest fixed fleet"), ("oracle", "plan with foresight")):
+        lines.append(f"| {label} | " + " | ".join(_cell(by[t, kind, ""]) if (t, kind, "") in by else "not run" for t in CASES) + " | |")
+    lines += ["", "The predictive policy, closer:", "", f"| trace | {_CLOSER}", "|---|---|---|---|---|---|---|---|"]
+    return lines + [f"| {t} | " + _closer(by[t, "policy", policies.PREDICTIVE]) + " |" for t in CASES]
+
+
+def _other_days(results: Results) -> list[str]:
+    lines = [
+        "## Other days", "",
+        "The days before (`-1`: the one just before), rebuilt from histories by the minute (`benchmarks/autoscaling/days.py`); the",
+        "policy has seen what is left of the four days of history before each. Its constants were chosen with the days -1 and -3 in view,",
+        "first come, first served; -2 was kept apart:", "",
+        f"| day | order | GPU-h @ attainment | fluid bound | {_CLOSER}",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    fluid = {job.trace: _cell(r) for job, r in results if job.kind == "fluid"}
+    for t in OTHER_DAYS:
+        rows = [(job, r) for job, r in results if job.trace == t and _is_ours(job)]
+        lines += [f"| {t} | {job.order} | {_cell(r)} | {fluid[t]} | {_closer(r)} |" for job, r in rows]
+    return lines
+
+
+def _variants(title: str, trace: str, order: str, results: Results) -> list[str]:
     """A table of the predictive policy's variants on one trace."""
+    reference = _references(order, results)[trace]
     lines = ["", title, "", f"| variant | GPU-h @ attainment | cost | {_CLOSER}", "|---|---|---|---|---|---|---|---|---|---|"]
     for job, r in results:
-        if job.trace == trace and job.policy == policies.PREDICTIVE:
-            lines.append(f"| {job.variant} | {_cell(r)} | {r['gpu_hours'] / reference[trace]:.3f} | {_closer(r)} |")
+        if job.trace == trace and job.order == order and _is_ours(job):
+            lines.append(f"| {job.variant} | {_cell(r)} | {r['gpu_hours'] / reference:.3f} | {_closer(r)} |")
     return lines
 
 

@@ -6,11 +6,10 @@ profiles that say so: others take whatever waits, in order.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from disagg_operator.simulation.state import Sim, njit
+from disagg_operator.simulation.ordering import batch_s, by_deadline, latest_end_s, sort
+from disagg_operator.simulation.state import LATE, P_HEAD, P_TAIL, Sim, njit
 
 _SHORTEST_TOKENS = 64
 
@@ -26,37 +25,63 @@ def bucket(tokens: float) -> int:
 
 
 @njit
-def lead(s: Sim, queue: Any, head: int, tail: int, now: float) -> int:
+def oldest_s(s: Sim) -> float:
+    """Since when the longest waiting prompt waits."""
+    if not by_deadline(s):
+        return float(s.entry_s[s.queue[int(s.tally[P_HEAD])]])
+    oldest = np.inf
+    for i in range(int(s.tally[P_HEAD]), int(s.tally[P_TAIL])):
+        oldest = min(oldest, s.entry_s[s.queue[i]])
+    return oldest
+
+
+@njit
+def _leader(s: Sim, head: int, tail: int, now: float) -> int:
+    if now >= oldest_s(s) + s.fixed[16] - 1e-9:
+        return head
+    offered = np.zeros(64)
+    for i in range(head, tail):
+        offered[bucket(s.work[s.queue[i]])] += s.work[s.queue[i]]
+    for i in range(head, tail):
+        if offered[bucket(s.work[s.queue[i]])] >= s.fixed[17]:
+            return i
+    return -1
+
+
+@njit
+def lead(s: Sim, now: float) -> int:
     """Bring the prompts of the next batch to the head of the queue, all others keep their order. Returns how many; 0: wait for more."""
-    leader = -1
-    if now >= s.entry_s[queue[head]] + s.fixed[16] - 1e-9:
-        leader = head
-    else:
-        offered = np.zeros(64)
-        for i in range(head, tail):
-            offered[bucket(s.work[queue[i]])] += s.work[queue[i]]
-        for i in range(head, tail):
-            if offered[bucket(s.work[queue[i]])] >= s.fixed[17]:
-                leader = i
-                break
+    if by_deadline(s):
+        sort(s, now)
+    queue, head, tail = s.queue, int(s.tally[P_HEAD]), int(s.tally[P_TAIL])
+    late_from = tail - int(s.tally[LATE])
+    leader = _leader(s, head, tail, now)
     if leader < 0:
         return 0
-    level = bucket(s.work[queue[leader]])
-    room = s.fixed[7] - s.work[queue[leader]]
+    first = queue[leader]
+    level, tokens, squares = bucket(s.work[first]), float(s.work[first]), float(s.work[first]) ** 2
+    earliest_s = latest_end_s(s, first, now, leader < late_from)
+    skipped = False
     taken, left = np.empty(tail - head, np.int32), np.empty(tail - head, np.int32)
-    taken[0] = queue[leader]
-    n, others = 1, 0
+    taken[0] = first
+    n, others, late = 1, 0, int(leader >= late_from)
     for i in range(head, tail):
         r = queue[i]
         if i == leader:
             continue
-        if bucket(s.work[r]) == level and s.work[r] <= room:
-            room -= s.work[r]
+        w, on_time = float(s.work[r]), i < late_from
+        end_s = min(earliest_s, latest_end_s(s, r, now, on_time))
+        fits = bucket(w) == level and tokens + w <= s.fixed[7] and (on_time or not skipped)
+        if fits and now + batch_s(s, tokens + w, squares + w * w) <= end_s:
+            tokens, squares, earliest_s = tokens + w, squares + w * w, end_s
             taken[n] = r
             n += 1
+            late += int(not on_time)
         else:
+            skipped = skipped or (on_time and fits)
             left[others] = r
             others += 1
+    s.tally[LATE] -= late
     queue[head : head + n] = taken[:n]
     queue[head + n : tail] = left[:others]
     return n

@@ -12,6 +12,7 @@ import numpy as np
 from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets
 from disagg_operator.planning.profile import Profile
 from disagg_operator.simulation import kernel, state
+from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, FIRST_COME, ORDERS
 from disagg_operator.simulation.traces import Trace
 
 Policy = Callable[[Observation], Targets]
@@ -25,6 +26,7 @@ class Setup:
 
     ttft: at most `ttft_least_s` or `ttft_factor` times the prompt's isolated prefill, whichever is more. lag: how many scrapes old values
     are. warm_workers: a pool's workers beyond so many also wait for a node. blind_s: spans without metrics. unlimited grace: math.inf.
+    queue_order: of the prompts that wait for prefill, one of `ordering.ORDERS`; patience_s: after so long one comes first in any case.
     aligned: sequences join a decode batch between two steps, as in an engine, not at once. routers: none is ever busy where it is 0.
     """
 
@@ -39,6 +41,8 @@ class Setup:
     node_start_s: tuple[float, float] = (180.0, 300.0)
     grace_s: float = 600.0
     drop_s: float = 60.0
+    queue_order: str = FIRST_COME
+    patience_s: float = 20.0
     least: int = 1
     most: int = 40
     initial: tuple[int, int] | None = None
@@ -96,6 +100,8 @@ class Cluster:
     """One simulation. `run` may be called once."""
 
     def __init__(self, trace: Trace, setup: Setup) -> None:
+        if setup.queue_order not in ORDERS:
+            raise ValueError(f"queue_order: {setup.queue_order!r} is none of {', '.join(ORDERS)}")
         p = setup.profile
         self.trace, self.setup = trace, setup
         work = np.maximum(trace.prompt_tokens - trace.cached_tokens, 1).astype(np.float64)
@@ -105,7 +111,7 @@ class Cluster:
             p.a_s, p.b_s_per_token, p.c_s_per_token2, p.d_s, p.e_s_per_sequence, p.f_s_per_token, p.kv_tokens, p.batch_tokens,
             p.max_running, setup.tpot_s, setup.drop_s, p.transfer_s_per_token, setup.link_tokens_per_s,
             float(setup.aligned), p.overhead_s, p.handover_s, p.batch_wait_s, p.batch_full_tokens, p.take_in_s,
-            p.h_s_per_sequence2,
+            p.h_s_per_sequence2, float(setup.queue_order == EARLIEST_DEADLINE), min(setup.patience_s, setup.drop_s / 3),
         )  # fmt: skip
         entry_s = state.entries(trace.arrival_s, p.front_s / setup.routers if setup.routers else 0.0)
         self.sim = state.make(trace.arrival_s, entry_s, trace.prompt_tokens, trace.cached_tokens, trace.output_tokens, limit, fixed)

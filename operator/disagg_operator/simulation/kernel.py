@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from disagg_operator.simulation.batching import lead
+from disagg_operator.simulation.batching import lead, oldest_s
 from disagg_operator.simulation.decode import (
     finish,
     heap_pop,
@@ -18,6 +18,7 @@ from disagg_operator.simulation.decode import (
     to_boundary,
     to_decode,
 )
+from disagg_operator.simulation.ordering import batch_s, bring_batch, by_deadline, enqueue
 from disagg_operator.simulation.state import (
     A_HEAD,
     A_TAIL,
@@ -133,11 +134,13 @@ def _start_batch(s: Sim, p: int, now: float) -> bool:
     tail = int(s.tally[A_TAIL] if again else s.tally[P_TAIL])
     at = begin = int(s.tally[head])
     if at < tail and not again and s.fixed[17] > 0:
-        n = lead(s, queue, at, tail, now)
+        n = lead(s, now)
         if n == 0:  # more may come to fill the batch
-            s.p_next_s[p] = min(s.entry_s[queue[at]] + s.fixed[16], s.p_death_s[p])
+            s.p_next_s[p] = min(oldest_s(s) + s.fixed[16], s.p_death_s[p])
             return False
         tail = at + n
+    elif at < tail and not again and by_deadline(s):
+        tail = bring_batch(s, now)
     tokens, squares = 0.0, 0.0
     while at < tail:
         r = queue[at]
@@ -157,7 +160,7 @@ def _start_batch(s: Sim, p: int, now: float) -> bool:
     if tokens == 0:
         return False
     s.tally[QUEUED_TOKENS] -= tokens
-    duration = s.fixed[0] + s.fixed[1] * tokens + s.fixed[2] * squares
+    duration = batch_s(s, tokens, squares)
     s.tally[P_BUSY_S] += duration
     s.tally[BATCHES] += 1
     s.tally[BATCH_TOKENS] += tokens
@@ -270,8 +273,7 @@ def _arrive(s: Sim, now: float) -> None:
     s.tally[WORK] += n
     s.tally[WORK2] += n * n
     s.tally[QUEUED_TOKENS] += n
-    s.queue[int(s.tally[P_TAIL])] = r
-    s.tally[P_TAIL] += 1
+    enqueue(s, r)
     if s.fixed[18] > 0 and s.left[r] > 1:
         take_in(s, r, now)
     for p in range(int(s.tally[P_PLACES])):

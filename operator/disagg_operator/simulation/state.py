@@ -16,9 +16,9 @@ _AGAIN = 1 << 20  # requests that may come back from dead workers, all together
 (
     NEXT, P_HEAD, P_TAIL, D_HEAD, D_TAIL, T_SIZE, QUEUED_TOKENS, ARRIVALS, WORK, WORK2, FIRST, TTFT_OK, TTFT_ALL, ENDED, ENDED_TOKENS,
     TPOT_OK, TPOT_ALL, GENERATED, P_BUSY_S, LOST, DROPS, LINK_FREE, LINK_BUSY_S, RETRIES, ENDED_KV,
-    A_HEAD, A_TAIL, P_PLACES, D_PLACES, BATCHES, BATCH_TOKENS, BATCH_TOKENS2, STEPS, STEP_SEQUENCES, STEP_KV, STEP_S,
-) = range(36)  # fmt: skip
-COUNTERS = 36
+    A_HEAD, A_TAIL, P_PLACES, D_PLACES, BATCHES, BATCH_TOKENS, BATCH_TOKENS2, STEPS, STEP_SEQUENCES, STEP_KV, STEP_S, LATE,
+) = range(37)  # fmt: skip
+COUNTERS = 37
 
 njit: Any = numba.njit(cache=True, fastmath=False)
 
@@ -66,7 +66,8 @@ class Sim(NamedTuple):
 
 
 FIXED = ("a", "b", "c", "d", "e", "f", "kv", "batch_tokens", "max_running", "tpot_s", "drop_s", "xfer_s", "link_tokens_per_s", "aligned",
-         "overhead_s", "handover_s", "batch_wait_s", "batch_full_tokens", "take_in_s", "h")  # fmt: skip
+         "overhead_s", "handover_s", "batch_wait_s", "batch_full_tokens", "take_in_s", "h",
+         "by_deadline", "patience_s")  # fmt: skip
 
 
 def entries(arrival_s: Any, front_s: float) -> Any:

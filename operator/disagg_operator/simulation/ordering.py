@@ -1,0 +1,143 @@
+"""Which waiting prompt is computed first: in the order of arrival, or `EarliestDeadline` as router and prefill workers have it.
+
+In the latter the queue is kept so, in place: first who can still be on time, by when the first token is due (at most `patience_s` after the
+arrival); behind them the last `tally[LATE]`, who can't, by arrival. Who has waited for the patience comes before all. Earliest due date
+first (Jackson 1955) with the late put off as by Moore (1968) makes the fewest jobs late on one machine; for batches it is a heuristic.
+"""
+
+from __future__ import annotations
+
+import math
+
+from disagg_operator.simulation.state import LATE, P_HEAD, P_TAIL, Sim, njit
+
+FIRST_COME, EARLIEST_DEADLINE = "FirstComeFirstServed", "EarliestDeadline"
+ORDERS = (FIRST_COME, EARLIEST_DEADLINE)
+
+
+@njit
+def by_deadline(s: Sim) -> bool:
+    return s.fixed[20] > 0
+
+
+@njit
+def _due_s(s: Sim, r: int) -> float:
+    return s.arrival_s[r] + s.ttft_limit_s[r]
+
+
+@njit
+def _key(s: Sim, r: int) -> float:
+    return s.arrival_s[r] + min(s.ttft_limit_s[r], s.fixed[21])
+
+
+@njit
+def _is_old(s: Sim, r: int, now: float) -> bool:
+    return now - s.arrival_s[r] > s.fixed[21]
+
+
+@njit
+def batch_s(s: Sim, tokens: float, squares: float) -> float:
+    """How long a prefill batch takes."""
+    return s.fixed[0] + s.fixed[1] * tokens + s.fixed[2] * squares
+
+
+@njit
+def enqueue(s: Sim, r: int) -> None:
+    """A prompt arrives."""
+    queue, at = s.queue, int(s.tally[P_TAIL])
+    s.tally[P_TAIL] += 1
+    if by_deadline(s):
+        head, late_from = int(s.tally[P_HEAD]), at - int(s.tally[LATE])
+        while at > late_from or (at > head and _key(s, queue[at - 1]) > _key(s, r)):
+            queue[at] = queue[at - 1]
+            at -= 1
+    queue[at] = r
+
+
+@njit
+def _bring(s: Sim, at: int, to: int) -> None:
+    """Move one forward; those between move back by one place."""
+    r = s.queue[at]
+    for i in range(at, to, -1):
+        s.queue[i] = s.queue[i - 1]
+    s.queue[to] = r
+
+
+@njit
+def _put_off(s: Sim, at: int, tail: int) -> None:
+    """It can't be on time any more: to the late ones, by arrival."""
+    r, late_from = s.queue[at], tail - int(s.tally[LATE])
+    while at + 1 < late_from or (at + 1 < tail and s.arrival_s[s.queue[at + 1]] < s.arrival_s[r]):
+        s.queue[at] = s.queue[at + 1]
+        at += 1
+    s.queue[at] = r
+    s.tally[LATE] += 1
+
+
+@njit
+def _bring_old(s: Sim, now: float, head: int, tail: int) -> None:
+    to = head
+    while s.tally[LATE] > 0 and _is_old(s, s.queue[tail - int(s.tally[LATE])], now):
+        _bring(s, tail - int(s.tally[LATE]), to)
+        s.tally[LATE] -= 1
+        to += 1
+
+
+@njit
+def _is_late(s: Sim, r: int, now: float) -> bool:
+    w = float(s.work[r])
+    return not _is_old(s, r, now) and now + batch_s(s, w, w * w) > _due_s(s, r)
+
+
+@njit
+def latest_end_s(s: Sim, r: int, now: float, on_time: bool) -> float:
+    """When a batch with this prompt in it shall have ended; inf: whenever."""
+    return _due_s(s, r) if by_deadline(s) and on_time and not _is_old(s, r, now) else math.inf
+
+
+@njit
+def sort(s: Sim, now: float) -> None:
+    """Put the whole queue in order."""
+    head, tail = int(s.tally[P_HEAD]), int(s.tally[P_TAIL])
+    _bring_old(s, now, head, tail)
+    at = head
+    while at < tail - int(s.tally[LATE]):
+        if _is_late(s, s.queue[at], now):
+            _put_off(s, at, tail)
+        else:
+            at += 1
+
+
+@njit
+def bring_batch(s: Sim, now: float) -> int:
+    """Bring those to the head of the queue who make the next batch; returns where it ends. Nobody joins who would make it end too late for
+    somebody in it; while one is left who could be on time no late one joins."""
+    head, tail = int(s.tally[P_HEAD]), int(s.tally[P_TAIL])
+    _bring_old(s, now, head, tail)
+    tokens, squares, earliest_s = 0.0, 0.0, math.inf
+    at = end = head
+    full = False
+    while not full and at < tail - int(s.tally[LATE]):
+        r, w = s.queue[at], float(s.work[s.queue[at]])
+        if _is_late(s, r, now):
+            _put_off(s, at, tail)
+            continue
+        if now - s.arrival_s[r] > s.fixed[10]:  # dropped as the batch is made
+            _bring(s, at, end)
+            at, end = at + 1, end + 1
+            continue
+        due_s = latest_end_s(s, r, now, True)
+        full = tokens > 0 and tokens + w > s.fixed[7]
+        if not full and (tokens == 0 or now + batch_s(s, tokens + w, squares + w * w) <= min(due_s, earliest_s)):
+            _bring(s, at, end)
+            end += 1
+            tokens, squares, earliest_s = tokens + w, squares + w * w, min(due_s, earliest_s)
+        at += 1
+    while end == tail - int(s.tally[LATE]) and end < tail:  # nobody on time is left
+        w = float(s.work[s.queue[end]])
+        if tokens > 0 and (tokens + w > s.fixed[7] or now + batch_s(s, tokens + w, squares + w * w) > earliest_s):
+            break
+        tokens, squares = tokens + w, squares + w * w
+        s.tally[LATE] -= 1
+        end += 1
+    return end
