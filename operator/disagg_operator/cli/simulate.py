@@ -18,6 +18,7 @@ from disagg_operator import plots
 from disagg_operator.planning import profile as profiles
 from disagg_operator.simulation import bounds, monolithic, policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
+from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, ORDERS
 from disagg_operator.simulation.score import Score, score
 
 _MOST_REQUESTS = 100_000_000
@@ -48,6 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-bytes-per-token", type=float, default=327_680.0, help="for --link-gbps (default: 70B, 8 KV heads, 16 bit)")
     parser.add_argument("--blind-s", type=float, nargs=2, metavar=("FROM", "TO"), help="no metrics in this span")
     parser.add_argument("--role-flip-s", type=float, help="workers may move between the pools in so many seconds")
+    parser.add_argument("--queue-order", choices=ORDERS, default=EARLIEST_DEADLINE, help="of waiting prompts (default: as our routers')")
     parser.add_argument("--routers", type=int, default=0, help="each takes the profile's front_s for a request; 0: none is ever busy")
     parser.add_argument("--monolithic", type=int, metavar="N", help="also: N workers that prefill and decode")
     parser.add_argument("--bounds", action="store_true", help="also: fluid bound, cheapest fixed fleet, plan with foresight")
@@ -122,7 +124,7 @@ def _setup(args: argparse.Namespace) -> Setup:
         most=args.most, grace_s=args.grace_s, warm_workers=args.warm_workers,
         failures_per_worker_hour=args.failures_per_worker_day / 24, link_tokens_per_s=args.link_gbps * 1e9 / 8 / args.kv_bytes_per_token,
         blind_s=(tuple(args.blind_s),) if args.blind_s else (), flip_s=args.role_flip_s or 10.0, seed=args.seed,
-        routers=args.routers,
+        routers=args.routers, queue_order=args.queue_order,
     )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def lead(s: Sim, now: float) -> int:
         return 0
     first = queue[leader]
     level, tokens, squares = bucket(s.work[first]), float(s.work[first]), float(s.work[first]) ** 2
-    earliest_s = latest_end_s(s, first, now, leader < late_from)
+    earliest_s = latest_end_s(s, first, now)
     skipped = False
     taken, left = np.empty(tail - head, np.int32), np.empty(tail - head, np.int32)
     taken[0] = first
@@ -70,7 +70,7 @@ def lead(s: Sim, now: float) -> int:
         if i == leader:
             continue
         w, on_time = float(s.work[r]), i < late_from
-        end_s = min(earliest_s, latest_end_s(s, r, now, on_time))
+        end_s = min(earliest_s, latest_end_s(s, r, now))
         fits = bucket(w) == level and tokens + w <= s.fixed[7] and (on_time or not skipped)
         if fits and now + batch_s(s, tokens + w, squares + w * w) <= end_s:
             tokens, squares, earliest_s = tokens + w, squares + w * w, end_s

@@ -26,7 +26,7 @@ class Setup:
 
     ttft: at most `ttft_least_s` or `ttft_factor` times the prompt's isolated prefill, whichever is more. lag: how many scrapes old values
     are. warm_workers: a pool's workers beyond so many also wait for a node. blind_s: spans without metrics. unlimited grace: math.inf.
-    queue_order: of the prompts that wait for prefill, one of `ordering.ORDERS`; patience_s: after so long one comes first in any case.
+    queue_order: of the prompts that wait for prefill, one of `ordering.ORDERS`; patience_s: after so long a late one comes first at times.
     aligned: sequences join a decode batch between two steps, as in an engine, not at once. routers: none is ever busy where it is 0.
     """
 

@@ -1,15 +1,16 @@
 """Which waiting prompt is computed first: in the order of arrival, or `EarliestDeadline` as router and prefill workers have it.
 
 In the latter the queue is kept so, in place: first who can still be on time, by when the first token is due (at most `patience_s` after the
-arrival); behind them the last `tally[LATE]`, who can't, by arrival. Who has waited for the patience comes before all. Earliest due date
-first (Jackson 1955) with the late put off as by Moore (1968) makes the fewest jobs late on one machine; for batches it is a heuristic.
+arrival); behind them the last `tally[LATE]`, who can't, by arrival. Every second batch is led by the late ones that have waited for the
+patience: so none waits for ever, and an overload leaves half of the capacity to those who can be on time. Earliest due date first (Jackson
+1955) with the late put off as by Moore (1968) makes the fewest jobs late on one machine; for batches it is a heuristic.
 """
 
 from __future__ import annotations
 
 import math
 
-from disagg_operator.simulation.state import LATE, P_HEAD, P_TAIL, Sim, njit
+from disagg_operator.simulation.state import BATCHES, LATE, P_HEAD, P_TAIL, Sim, njit
 
 FIRST_COME, EARLIEST_DEADLINE = "FirstComeFirstServed", "EarliestDeadline"
 ORDERS = (FIRST_COME, EARLIEST_DEADLINE)
@@ -28,11 +29,6 @@ def _due_s(s: Sim, r: int) -> float:
 @njit
 def _key(s: Sim, r: int) -> float:
     return s.arrival_s[r] + min(s.ttft_limit_s[r], s.fixed[21])
-
-
-@njit
-def _is_old(s: Sim, r: int, now: float) -> bool:
-    return now - s.arrival_s[r] > s.fixed[21]
 
 
 @njit
@@ -75,37 +71,40 @@ def _put_off(s: Sim, at: int, tail: int) -> None:
 
 
 @njit
-def _bring_old(s: Sim, now: float, head: int, tail: int) -> None:
-    to = head
-    while s.tally[LATE] > 0 and _is_old(s, s.queue[tail - int(s.tally[LATE])], now):
-        _bring(s, tail - int(s.tally[LATE]), to)
-        s.tally[LATE] -= 1
-        to += 1
-
-
-@njit
 def _is_late(s: Sim, r: int, now: float) -> bool:
     w = float(s.work[r])
-    return not _is_old(s, r, now) and now + batch_s(s, w, w * w) > _due_s(s, r)
+    return now + batch_s(s, w, w * w) > _due_s(s, r)
 
 
 @njit
-def latest_end_s(s: Sim, r: int, now: float, on_time: bool) -> float:
+def latest_end_s(s: Sim, r: int, now: float) -> float:
     """When a batch with this prompt in it shall have ended; inf: whenever."""
-    return _due_s(s, r) if by_deadline(s) and on_time and not _is_old(s, r, now) else math.inf
+    return _due_s(s, r) if by_deadline(s) and not _is_late(s, r, now) else math.inf
 
 
 @njit
-def sort(s: Sim, now: float) -> None:
-    """Put the whole queue in order."""
-    head, tail = int(s.tally[P_HEAD]), int(s.tally[P_TAIL])
-    _bring_old(s, now, head, tail)
-    at = head
+def sort(s: Sim, now: float) -> int:
+    """Put the queue in order for the next batch. Returns where those at its head end who lead the batch for having waited long, or are
+    dropped as it is made."""
+    tail = int(s.tally[P_TAIL])
+    at = to = int(s.tally[P_HEAD])
     while at < tail - int(s.tally[LATE]):
         if _is_late(s, s.queue[at], now):
             _put_off(s, at, tail)
         else:
             at += 1
+    turn, tokens = s.tally[BATCHES] % 2 == 0, 0.0
+    while s.tally[LATE] > 0:
+        at = tail - int(s.tally[LATE])
+        waited_s, w = now - s.arrival_s[s.queue[at]], float(s.work[s.queue[at]])
+        if waited_s <= s.fixed[10]:
+            if not turn or waited_s <= s.fixed[21] or (tokens > 0 and tokens + w > s.fixed[7]):
+                break
+            tokens += w
+        _bring(s, at, to)
+        s.tally[LATE] -= 1
+        to += 1
+    return to
 
 
 @njit
@@ -113,31 +112,26 @@ def bring_batch(s: Sim, now: float) -> int:
     """Bring those to the head of the queue who make the next batch; returns where it ends. Nobody joins who would make it end too late for
     somebody in it; while one is left who could be on time no late one joins."""
     head, tail = int(s.tally[P_HEAD]), int(s.tally[P_TAIL])
-    _bring_old(s, now, head, tail)
-    tokens, squares, earliest_s = 0.0, 0.0, math.inf
-    at = end = head
-    full = False
-    while not full and at < tail - int(s.tally[LATE]):
+    at = end = sort(s, now)
+    tokens, squares, end_by_s = 0.0, 0.0, math.inf
+    for i in range(head, end):
+        if now - s.arrival_s[s.queue[i]] <= s.fixed[10]:
+            tokens += s.work[s.queue[i]]
+            squares += float(s.work[s.queue[i]]) ** 2
+    while at < tail:
         r, w = s.queue[at], float(s.work[s.queue[at]])
-        if _is_late(s, r, now):
-            _put_off(s, at, tail)
-            continue
-        if now - s.arrival_s[r] > s.fixed[10]:  # dropped as the batch is made
-            _bring(s, at, end)
-            at, end = at + 1, end + 1
-            continue
-        due_s = latest_end_s(s, r, now, True)
-        full = tokens > 0 and tokens + w > s.fixed[7]
-        if not full and (tokens == 0 or now + batch_s(s, tokens + w, squares + w * w) <= min(due_s, earliest_s)):
-            _bring(s, at, end)
-            end += 1
-            tokens, squares, earliest_s = tokens + w, squares + w * w, min(due_s, earliest_s)
-        at += 1
-    while end == tail - int(s.tally[LATE]) and end < tail:  # nobody on time is left
-        w = float(s.work[s.queue[end]])
-        if tokens > 0 and (tokens + w > s.fixed[7] or now + batch_s(s, tokens + w, squares + w * w) > earliest_s):
+        is_late = at >= tail - int(s.tally[LATE])
+        if tokens > 0 and (tokens + w > s.fixed[7] or (is_late and at > end)):
             break
-        tokens, squares = tokens + w, squares + w * w
-        s.tally[LATE] -= 1
-        end += 1
+        own_s = latest_end_s(s, r, now)
+        if tokens > 0 and now + batch_s(s, tokens + w, squares + w * w) > min(own_s, end_by_s):
+            if is_late:
+                break
+        else:
+            _bring(s, at, end)
+            if is_late:
+                s.tally[LATE] -= 1
+            end += 1
+            tokens, squares, end_by_s = tokens + w, squares + w * w, min(own_s, end_by_s)
+        at += 1
     return end

@@ -39,6 +39,16 @@ def test_scores_as_json_and_a_picture(trace: Path, tmp_path: Path, capsys: pytes
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_order_of_waiting_prompts(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One prefill worker is hardly enough: by deadline more are in time, and that is the default."""
+
+    def in_time(*argv: str) -> float:
+        assert run(str(trace), "--copies", "2", "--policy", "static:1,4", "--json", *argv) == 0
+        return float(json.loads(capsys.readouterr().out)["scores"]["static:1,4"]["ttft_attainment"])
+
+    assert in_time() == in_time("--queue-order", "EarliestDeadline") > in_time("--queue-order", "FirstComeFirstServed") + 0.05
+
+
 @pytest.mark.slow
 def test_a_table_with_bounds_baselines_and_monolithic_serving(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "day.html"

@@ -93,7 +93,7 @@ def test_more_are_on_time_than_first_come_first_served() -> None:
 
 def plainly(arrival_s: list[float], prompt: list[int], patience_s: float) -> list[float]:
     """One worker, the rules as they are said."""
-    first, now, waiting, coming = [math.nan] * len(arrival_s), 0.0, list[int](), 0
+    first, now, waiting, coming, batches = [math.nan] * len(arrival_s), 0.0, list[int](), 0, 0
 
     def alone_s(r: int) -> float:
         return prompt[r] / 1000
@@ -107,24 +107,28 @@ def plainly(arrival_s: list[float], prompt: list[int], patience_s: float) -> lis
         while coming < len(arrival_s) and arrival_s[coming] <= now:
             waiting.append(coming)
             coming += 1
-        old = [r for r in waiting if now - arrival_s[r] > patience_s]
-        late = [r for r in waiting if r not in old and now + alone_s(r) > due_s(r)]
+        late = [r for r in waiting if now + alone_s(r) > due_s(r)]
         fine = sorted((r for r in waiting if r not in late), key=lambda r: (min(due_s(r), arrival_s[r] + patience_s), r))
+        old = [r for r in late if now - arrival_s[r] > patience_s and batches % 2 == 0]
         batch, end_by_s, someone_left = list[int](), math.inf, False
-        for r in [*fine, *late]:
-            if r in late and someone_left:
+        for r in [*old, *fine, *(r for r in late if r not in old)]:
+            tokens, first_late = sum(prompt[b] for b in batch) + prompt[r], r in late and r not in old
+            own_s = due_s(r) if r in fine else math.inf
+            if first_late and someone_left:
                 break
-            tokens = sum(prompt[b] for b in batch) + prompt[r]
-            own_s = math.inf if r in old or r in late else due_s(r)
             if batch and tokens > 1000:
+                someone_left = True
+                if r in old:
+                    continue
                 break
             if batch and now + tokens / 1000 > min(end_by_s, own_s):
-                someone_left = someone_left or r in fine
-                if r in late:
+                if first_late:
                     break
+                someone_left = True
                 continue
             batch.append(r)
             end_by_s = min(end_by_s, own_s)
+        batches += 1
         now += sum(prompt[r] for r in batch) / 1000
         for r in batch:
             first[r] = now
