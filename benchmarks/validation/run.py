@@ -40,6 +40,7 @@ from disagg_operator.cli.processes import free_port
 from disagg_operator.planning import profile as profiles
 from disagg_operator.planning.traffic import log_normal
 from disagg_operator.simulation.cluster import Cluster, Setup
+from disagg_operator.simulation.ordering import FIRST_COME, ORDERS
 from disagg_operator.simulation.traces import Trace
 
 _HERE = Path(__file__).parent
@@ -50,17 +51,20 @@ _KV_TOKENS = (256 << 20) // _KV_BYTES  # in the default kvCacheSize
 _SHAPE = {"vocab_size": 2048, "eos_token_id": 0, "bos_token_id": None}
 _TOKENIZER = Path("models/stdlib-llama")
 _PROFILE_SECONDS = 50.0
+_IN_TIME = "first tokens in time %"
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Mean and 99th percentile of lengths; `share` of the prefill worker's time that the prompts take (0: all requests at once)."""
+    """Mean and 99th percentile of lengths; `share` of the prefill worker's time that the prompts take (0: all requests at once); `order` of
+    the prompts that wait."""
 
     share: float
     prompt: tuple[float, float]
     output: tuple[float, float]
     seconds: float = 20.0
     requests: int = 0
+    order: str = FIRST_COME
 
 
 LOADS = {
@@ -71,7 +75,9 @@ LOADS = {
     "long prompts 50 %": Load(0.5, (400, 800), (20, 60), seconds=30.0),
     "long answers 20 %": Load(0.2, (96, 240), (150, 400)),
     "all at once": Load(0.0, (160, 400), (40, 120), requests=60),
+    **{f"chat 100 %, {order}": Load(1.0, (160, 400), (20, 60), seconds=60.0, order=order) for order in ORDERS},
 }
+_TTFT_S = 1.0  # the objective by which prompts are put in order: so long, or 5 times what a prompt takes alone
 
 
 def requests(load: Load, profile: profiles.Profile, seed: int) -> Trace:
@@ -117,11 +123,18 @@ def model(folder: Path) -> Path:
 
 
 @contextmanager
-def stack(folder: Path, cpus: tuple[int, int] | None) -> Iterator[str]:
-    """`disagg local` with the deployment; the base URL of its API."""
+def stack(folder: Path, cpus: tuple[int, int] | None, order: str, profile: profiles.Profile | None) -> Iterator[str]:
+    """`disagg local` with the deployment; the base URL of its API. By the profile its router knows what a prompt takes alone."""
     port = free_port()
     resource = yaml.safe_load((_HERE / "deployment.yaml").read_text())
     resource["spec"]["model"] = {"uri": f"file://{model(folder / 'model').resolve()}", "name": "validation"}
+    resource["spec"]["router"]["queue"] = {"order": order}
+    resource["spec"]["objectives"] = {"ttftSeconds": {"p99": _TTFT_S}}
+    if profile is not None:
+        p = profile
+        prefill = {"base": p.a_s, "perToken": p.b_s_per_token, "perToken2": p.c_s_per_token2}
+        decode = {"base": p.d_s, "perSequence": p.e_s_per_sequence, "perKvToken": p.f_s_per_token, "kvTokens": _KV_TOKENS}
+        resource["spec"]["scaling"] = {"profile": {"prefill": prefill, "decode": decode}}
     (folder / "deployment.yaml").write_text(yaml.safe_dump(resource))
     command = [_DISAGG, "local", "-f", str(folder / "deployment.yaml"), "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
@@ -180,22 +193,27 @@ async def serve(url: str, trace: Trace) -> dict[str, list[float]]:
 # ---- prediction and comparison ----
 
 
-def predict(trace: Trace, profile: profiles.Profile) -> dict[str, Any]:
+def predict(trace: Trace, profile: profiles.Profile, order: str) -> dict[str, Any]:
     """What the simulator says of the same requests on one worker of each kind."""
-    setup = Setup(profile, initial=(1, 1), most=1, unscored_s=0.0, aligned=True, routers=1, drop_s=math.inf)
+    setup = Setup(
+        profile, ttft_least_s=_TTFT_S, initial=(1, 1), most=1, unscored_s=0.0, aligned=True, routers=1, drop_s=math.inf, queue_order=order
+    )
     s = Cluster(trace, setup).run(lambda _: Targets(1, 1)).sim
     return {"sent_s": s.arrival_s, "first_s": s.first_s, "last_s": s.last_s}
 
 
-def figures(trace: Trace, times: dict[str, Any]) -> dict[str, float]:
-    """TTFT and TPOT in ms at the median and the 99th percentile, and output tokens a second from the first request to the last token."""
+def figures(trace: Trace, times: dict[str, Any], profile: profiles.Profile) -> dict[str, float]:
+    """TTFT and TPOT in ms at the median and the 99th percentile, output tokens a second from the first request to the last token, and the
+    share of first tokens in time."""
     sent, first, last = (np.asarray(times[name]) for name in ("sent_s", "first_s", "last_s"))
     many = trace.output_tokens > 1
+    limits_s = [max(_TTFT_S, 5 * profile.isolated_s(float(n))) for n in trace.prompt_tokens]
     ttft, tpot = 1e3 * (first - sent), 1e3 * (last - first)[many] / (trace.output_tokens - 1)[many]
     return {
         "TTFT p50 ms": float(np.median(ttft)), "TTFT p99 ms": float(np.quantile(ttft, 0.99)),
         "TPOT p50 ms": float(np.median(tpot)), "TPOT p99 ms": float(np.quantile(tpot, 0.99)),
         "tokens/s": float(trace.output_tokens.sum() / (last.max() - sent.min())),
+        _IN_TIME: 100 * float(np.mean(ttft <= 1e3 * np.array(limits_s))),
     }  # fmt: skip
 
 
@@ -219,15 +237,30 @@ def report(folder: Path, out: Path, note: str) -> str:
         measured = json.loads(file.read_text())
         prompt, output = (np.array(measured[k], np.int64) for k in ("prompt_tokens", "output_tokens"))
         trace = Trace(name, np.array(measured["arrival_s"]), prompt, np.zeros(len(prompt), np.int64), output)
-        real, said = figures(trace, measured), figures(trace, predict(trace, profile))
+        predicted = predict(trace, profile, LOADS[name].order)
+        real, said = (figures(trace, times, profile) for times in (measured, predicted))
         raw["loads"][name] = {"requests": len(trace), "measured": real, "predicted": said}
         lines.append(f"| {name} | {len(trace)} | " + " | ".join(_cell(k, real[k], said[k]) for k in head) + " |")
+    lines += _orders(raw["loads"])
     out.mkdir(parents=True, exist_ok=True)
     (out / "validation.json").write_text(json.dumps(raw, indent=1) + "\n")
     lines += ["", *_profile_lines(profile), *(["", note] if note else [])]
     text = "\n".join(lines) + "\n"
     (out / "validation.md").write_text(text)
     return text
+
+
+def _orders(loads: dict[str, Any]) -> list[str]:
+    """What the order of waiting prompts changes, where both were served."""
+    lines = []
+    for name in (n for n in LOADS if LOADS[n].order != FIRST_COME and n in loads):
+        other = name.replace(LOADS[name].order, FIRST_COME)
+        if other not in loads:
+            continue
+        shares = [f"{loads[n][k][_IN_TIME]:.0f} %" for n in (other, name) for k in ("measured", "predicted")]
+        text = "First tokens within max({:g} s, 5 times alone) at {}: in order of arrival {} (predicted {}), by deadline {} (predicted {})."
+        lines += ["", text.format(_TTFT_S, name.partition(",")[0], *shares)]
+    return lines
 
 
 def _profile_lines(p: profiles.Profile) -> list[str]:
@@ -259,16 +292,25 @@ def main() -> None:
     if args.part == "report":
         print(report(args.folder, args.out, args.note))
         return
-    with busy_neighbours() as cpus, stack(args.folder, cpus) as url:
+    with busy_neighbours() as cpus:
         if args.part != "load":
-            command = [_DISAGG, "profile", url, "--kv-tokens", str(_KV_TOKENS), "--out", str(file)]
-            subprocess.run([*command, "--seconds", str(_PROFILE_SECONDS), "--max-prompt-tokens", "800", "--max-batch", "64"], check=True)
+            with stack(args.folder, cpus, FIRST_COME, None) as url:
+                command = [_DISAGG, "profile", url, "--kv-tokens", str(_KV_TOKENS), "--out", str(file)]
+                subprocess.run(
+                    [*command, "--seconds", str(_PROFILE_SECONDS), "--max-prompt-tokens", "800", "--max-batch", "64"], check=True
+                )
         if args.part == "profile":
             return
-        for name in args.names or LOADS:
-            trace = requests(LOADS[name], profiles.load(str(file)), seed=7)
-            print(f"{name}: {len(trace)} requests", flush=True)
-            (args.folder / f"{name}.json").write_text(json.dumps(asyncio.run(serve(url, trace))))
+        profile, names = profiles.load(str(file)), args.names or list(LOADS)
+        for order in ORDERS:
+            chosen = [name for name in names if LOADS[name].order == order]
+            if not chosen:
+                continue
+            with stack(args.folder, cpus, order, profile) as url:
+                for name in chosen:
+                    trace = requests(LOADS[name], profile, seed=7)
+                    print(f"{name}: {len(trace)} requests", flush=True)
+                    (args.folder / f"{name}.json").write_text(json.dumps(asyncio.run(serve(url, trace))))
 
 
 if __name__ == "__main__":
