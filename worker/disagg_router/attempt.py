@@ -63,7 +63,8 @@ def _path(choice: Choice) -> str:
 
 
 class Attempt:
-    """Used once: `items`. `room_changed` is called when others should try their luck: workers took this one in, or are rid of it."""
+    """Used once: `items`. `room_changed` is called when others should try their luck: workers took this one in, or are rid of it.
+    `due_s`: when the first token should be out; None where there is no such time."""
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class Attempt:
         patience: Patience,
         deadline_s: float,
         room_changed: Callable[[], None],
+        due_s: float | None = None,
     ) -> None:
         self._table = table
         self._choice = choice
@@ -83,7 +85,7 @@ class Attempt:
         self._patience = patience
         self._deadline_s = deadline_s
         self._room_changed = room_changed
-        self._legs = Legs(client, choice, state.body(max(0.001, deadline_s - time.monotonic())))
+        self._legs = Legs(client, choice, state.body(max(0.001, deadline_s - time.monotonic())), due_s)
         self._emitted_before = len(state.emitted)
         self._accepted = False
         self._has_ticket = False
@@ -174,6 +176,8 @@ class Attempt:
             self._accepted = True
             trace.path, trace.interface = str(line["path"]), str(line["interface"])
             trace.kv_bytes, trace.transfer_s = int(line["kv_bytes"]), float(line["transfer_s"])
+            if not self._has_ticket:  # a worker that does both has its place for it
+                self._room_changed()
         elif kind == "transferred":
             trace.kv_bytes, trace.interface = int(line["kv_bytes"]), str(line["interface"])
             trace.transfer_s, trace.exposed_s = float(line["transfer_s"]), float(line["exposed_s"])

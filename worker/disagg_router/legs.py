@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from dataclasses import dataclass
 
 from disagg_router.client import Line, WorkerClient
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.request_state import ProtocolViolation
 from disagg_router.room import Room
-from disagg_router.workers import Choice, Worker, pair_key
+from disagg_router.workers import FEATURE_DUE, Choice, Worker, pair_key
 
 # A slow client makes the workers' connections wait, not this process grow.
 _MAX_EVENTS = 256
@@ -35,29 +36,37 @@ class LegEnded:
 
 
 class Legs:
-    """Decode first; prefill once there is a ticket."""
+    """Decode first; prefill once there is a ticket. Who computes the prompt is told how long it has for the first token: until monotonic
+    `due_s`, if there is such a time."""
 
-    def __init__(self, client: WorkerClient, choice: Choice, body: Line) -> None:
+    def __init__(self, client: WorkerClient, choice: Choice, body: Line, due_s: float | None = None) -> None:
         self._client = client
         self._choice = choice
         self._body = body
+        self._due_s = due_s
         self._events: asyncio.Queue[LegLine | LegEnded] = asyncio.Queue(_MAX_EVENTS)
         self._tasks: list[asyncio.Task[None]] = []
         self._running: set[str] = set()
 
     def start(self) -> None:
         if self._choice.decode is not None:
-            mode = "remote" if self._choice.prefill is not None else "local"
-            self._spawn("decode", self._choice.decode, self._body | {"mode": mode})
+            remote = self._choice.prefill is not None
+            more = {"mode": "remote"} if remote else {"mode": "local"} | self._within(self._choice.decode)
+            self._spawn("decode", self._choice.decode, self._body | more)
         elif self._choice.prefill is not None:
-            self._spawn("prefill", self._choice.prefill, self._body | {"ticket": None})
+            self._spawn("prefill", self._choice.prefill, self._body | {"ticket": None} | self._within(self._choice.prefill))
 
     def start_prefill(self, ticket: Line, room: Room | None) -> None:
         """Raises ProtocolViolation for a ticket that was not asked for."""
         if self._choice.prefill is None or len(self._tasks) > 1:
             raise ProtocolViolation("a ticket that was not asked for")
         told = {} if room is None else {"decode_room": room.to_json()}
-        self._spawn("prefill", self._choice.prefill, self._body | {"ticket": ticket} | told)
+        self._spawn("prefill", self._choice.prefill, self._body | {"ticket": ticket} | told | self._within(self._choice.prefill))
+
+    def _within(self, worker: Worker) -> Line:
+        if self._due_s is None or FEATURE_DUE not in worker.features:
+            return {}
+        return {FEATURE_DUE: self._due_s - time.monotonic()}
 
     def runs(self, leg: str | None = None) -> bool:
         """The leg (or any) may still send something."""
