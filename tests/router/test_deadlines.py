@@ -76,6 +76,16 @@ async def test_a_worker_too_old_to_know_of_it_is_not_told(tmp_path: Path) -> Non
         assert [WITHIN in b for b in bodies(prefill, "hello")] == [False]
 
 
+async def test_a_prompt_that_should_be_cached_is_due_sooner(tmp_path: Path) -> None:
+    prefill, decode = pair()
+    async with Stack(tmp_path, prefill, decode, objective_ttft_s=5, prefill_b_s_per_token=0.005) as stack:
+        for _ in range(2):
+            assert (await stack.complete(LONG)).status_code == 200
+        first, second = bodies(prefill, LONG)
+        assert 5 < first[WITHIN] <= 10
+        assert second[WITHIN] <= 5
+
+
 @pytest.mark.parametrize("features", [None, ["another"], [WITHIN]])
 @pytest.mark.parametrize("role", ["decode", "both"])
 async def test_a_worker_that_computes_the_prompt_itself_is_told(tmp_path: Path, role: str, features: list[str] | None) -> None:

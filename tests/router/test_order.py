@@ -57,6 +57,7 @@ EVENTS = st.lists(
         st.tuples(st.just("serve"), st.none(), st.just(0.0)),
         st.tuples(st.just("refuse"), st.none(), st.just(0.0)),
         st.tuples(st.just("fail over"), st.none(), st.just(0.0)),
+        st.tuples(st.just("is due later"), st.none(), TIMES),
         st.tuples(st.just("give up"), st.none(), TIMES),
         st.tuples(st.just("pass"), st.none(), TIMES),
     ),
@@ -81,8 +82,9 @@ def test_whatever_happens_the_first_is_whom_the_rules_name_and_nobody_is_lost(
             gone = first if kind != "give up" else here[sorted(here)[int(4 * span_s) % len(here)]]
             line.leave(gone)
             del here[gone.number]
-            if kind in ("refuse", "fail over"):
-                here[gone.number] = gone if kind == "refuse" else replace(gone, due_s=None)
+            if kind in ("refuse", "fail over", "is due later"):
+                due_s = {"refuse": gone.due_s, "fail over": None}.get(kind, now_s + span_s)
+                here[gone.number] = replace(gone, due_s=due_s)
                 line.join(here[gone.number])
         expected = min(here.values(), key=lambda t: t.precedence(now_s, patience_s), default=None)
         assert line.first(now_s) == expected
