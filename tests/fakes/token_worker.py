@@ -283,6 +283,7 @@ class TokenWorker:
                 yield line
 
     async def _prefill_lines(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        await self.hold.wait()
         tokens, ticket = list(body["tokens"]), body["ticket"]
         line = self._sample(body, tokens)
         reason = self._reason(body, tokens)

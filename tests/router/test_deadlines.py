@@ -76,6 +76,14 @@ async def test_a_worker_too_old_to_know_of_it_is_not_told(tmp_path: Path) -> Non
         assert [WITHIN in b for b in bodies(prefill, "hello")] == [False]
 
 
+async def test_what_is_due_in_days_is_said_to_be_due_in_one(tmp_path: Path) -> None:
+    """Workers refuse more."""
+    prefill, decode = pair()
+    async with Stack(tmp_path, prefill, decode, objective_ttft_s=5, prefill_b_s_per_token=60) as stack:
+        assert (await stack.complete(LONG)).status_code == 200
+        assert [b[WITHIN] for b in bodies(prefill, LONG)] == [86400.0]
+
+
 async def test_a_prompt_that_should_be_cached_is_due_sooner(tmp_path: Path) -> None:
     prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode, objective_ttft_s=5, prefill_b_s_per_token=0.005) as stack:
@@ -86,8 +94,7 @@ async def test_a_prompt_that_should_be_cached_is_due_sooner(tmp_path: Path) -> N
         assert second[WITHIN] <= 5
 
 
-@pytest.mark.parametrize("features", [None, ["another"], [WITHIN]])
-@pytest.mark.parametrize("role", ["decode", "both"])
+@pytest.mark.parametrize(("role", "features"), [("decode", [WITHIN]), ("both", [WITHIN]), ("both", ["another"])])
 async def test_a_worker_that_computes_the_prompt_itself_is_told(tmp_path: Path, role: str, features: list[str] | None) -> None:
     worker = TokenWorker("w0", role)
     worker.features = features
@@ -140,20 +147,22 @@ async def test_who_has_tokens_out_is_due_no_more_and_goes_first(tmp_path: Path) 
         assert [(WITHIN in b, len(b["tokens"]) > len(LONG)) for b in again] == [(False, True)]
 
 
-async def test_a_worker_that_does_both_takes_the_next_as_soon_as_it_has_taken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says so at once, and not at the end of the answer: those that wait would be let in one by one, each after a while."""
+@pytest.mark.parametrize(("role", "max_tokens"), [("both", 8), ("prefill", 1)])
+async def test_a_worker_that_does_it_all_takes_the_next_as_soon_as_it_has_taken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, max_tokens: int
+) -> None:
+    """There is no ticket to say so, but that is no reason to wait for the end of the answer."""
     monkeypatch.setattr(admission, "_RETRY_S", 60.0)
-    worker = TokenWorker("w0", "both")
+    worker = TokenWorker("w0", role)
     async with Stack(tmp_path, worker) as stack:
         worker.slots = 2
         worker.hold.clear()
-        running = [asyncio.create_task(stack.complete(f"running {i}")) for i in range(2)]
+        running = [asyncio.create_task(stack.complete(f"running {i}", max_tokens=max_tokens)) for i in range(2)]
         await stack.until(lambda: worker.running == 2)
-        waiting = [asyncio.create_task(stack.complete(f"waiting {i}")) for i in range(2)]
-        await stack.until(lambda: stack.router.queue.waiting("decode") == 2)
+        waiting = [asyncio.create_task(stack.complete(f"waiting {i}", max_tokens=max_tokens)) for i in range(2)]
+        await stack.until(lambda: sum(stack.router.queue.waiting(p) for p in ("prefill", "decode")) == 2)
         for task in running:
             task.cancel()
-        await stack.until(lambda: len(bodies(worker, "waiting 0")) + len(bodies(worker, "waiting 1")) >= 2 and worker.running == 2)
-        await stack.until(lambda: stack.router.queue.idle)
+        await stack.until(lambda: stack.router.queue.idle and worker.running == 2)
         worker.hold.set()
         assert [a.status_code for a in await asyncio.gather(*waiting)] == [200, 200]

@@ -153,8 +153,8 @@ def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
     elif choice.prefill is not None:
         assert (choice.prefill, choice.decode) in pairs
     else:
-        # Decode prefills itself only where no pair is possible, or where it is the pair.
-        assert not pairs or (choice.decode, choice.decode) in pairs
+        # Decode prefills itself only where no pair is possible, where it is the pair, or where all do both: nobody is asked to send KV.
+        assert not pairs or (choice.decode, choice.decode) in pairs or all(w.role == "both" for w in usable)
     if choice.decode is not None and choice.prefill is not None and not proven:
         assert choice.decode.running_requests == min(d.running_requests for _, d in pairs)
 

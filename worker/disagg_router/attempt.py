@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from disagg_router.client import Line, WorkerClient
 from disagg_router.errors import AttemptFailed, NoRoom
-from disagg_router.legs import LegEnded, Legs
+from disagg_router.legs import LegEnded, Legs, LegTaken
 from disagg_router.request_state import ProtocolViolation, RequestState, Token
 from disagg_router.room import Room, parse_room
 from disagg_router.table import WorkerTable
@@ -87,6 +87,7 @@ class Attempt:
         self._room_changed = room_changed
         self._legs = Legs(client, choice, state.body(max(0.001, deadline_s - time.monotonic())), due_s)
         self._emitted_before = len(state.emitted)
+        self._taken = False
         self._accepted = False
         self._has_ticket = False
         self._deferred: AttemptFailed | None = None
@@ -113,7 +114,7 @@ class Attempt:
                         raise self._deferred or AttemptFailed("streams ended too early", reason="protocol", blame=self._suspect())
             finally:
                 await self._legs.close()
-                if self._has_ticket or self._accepted or self._has_first:
+                if self._taken:
                     self._room_changed()
 
     async def _step(self) -> list[Token]:
@@ -129,6 +130,10 @@ class Attempt:
             raise AttemptFailed("no event for too long", reason="stalled", blame=self._suspect()) from None
         if isinstance(event, LegEnded):
             self._leg_ended(event)
+            return []
+        if isinstance(event, LegTaken):
+            if self._choice.prefill is None or self._choice.decode is None:
+                self._take()
             return []
         try:
             return self._line(event.leg, event.line)
@@ -171,13 +176,11 @@ class Attempt:
         if kind == "ticket":
             self._has_ticket = True
             self._ticket(dict(line["ticket"]), parse_room(line.get("room")))
-            self._room_changed()
+            self._take()
         elif kind == "accepted":
             self._accepted = True
             trace.path, trace.interface = str(line["path"]), str(line["interface"])
             trace.kv_bytes, trace.transfer_s = int(line["kv_bytes"]), float(line["transfer_s"])
-            if not self._has_ticket:  # a worker that does both has its place for it
-                self._room_changed()
         elif kind == "transferred":
             trace.kv_bytes, trace.interface = int(line["kv_bytes"]), str(line["interface"])
             trace.transfer_s, trace.exposed_s = float(line["transfer_s"]), float(line["exposed_s"])
@@ -187,6 +190,11 @@ class Attempt:
         elif kind == "error":
             self._error(leg, str(line["code"]), str(line["message"]))
         return []
+
+    def _take(self) -> None:
+        """It has its place: a pair says so by the ticket, one worker alone by answering at all."""
+        self._taken = True
+        self._room_changed()
 
     def _ticket(self, ticket: Line, room: Room | None) -> None:
         """Decode has room for it, and says what is left."""

@@ -16,6 +16,8 @@ from disagg_router.workers import FEATURE_DUE, Choice, Worker, pair_key
 
 # A slow client makes the workers' connections wait, not this process grow.
 _MAX_EVENTS = 256
+# What a body may say (docs/protocol.md): a profile may be such that a prompt takes days.
+_MAX_WITHIN_S = 86400.0
 log = logging.getLogger(__name__)
 
 
@@ -25,6 +27,13 @@ class LegLine:
 
     leg: str
     line: Line
+
+
+@dataclass(frozen=True, slots=True)
+class LegTaken:
+    """The leg's worker has taken the request in, and will send lines."""
+
+    leg: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,7 @@ class Legs:
         self._choice = choice
         self._body = body
         self._due_s = due_s
-        self._events: asyncio.Queue[LegLine | LegEnded] = asyncio.Queue(_MAX_EVENTS)
+        self._events: asyncio.Queue[LegTaken | LegLine | LegEnded] = asyncio.Queue(_MAX_EVENTS)
         self._tasks: list[asyncio.Task[None]] = []
         self._running: set[str] = set()
 
@@ -66,13 +75,13 @@ class Legs:
     def _within(self, worker: Worker) -> Line:
         if self._due_s is None or FEATURE_DUE not in worker.features:
             return {}
-        return {FEATURE_DUE: self._due_s - time.monotonic()}
+        return {FEATURE_DUE: max(-_MAX_WITHIN_S, min(_MAX_WITHIN_S, self._due_s - time.monotonic()))}
 
     def runs(self, leg: str | None = None) -> bool:
         """The leg (or any) may still send something."""
         return bool(self._running) if leg is None else leg in self._running
 
-    async def next(self) -> LegLine | LegEnded:
+    async def next(self) -> LegTaken | LegLine | LegEnded:
         event = await self._events.get()
         if isinstance(event, LegEnded):
             self._running.discard(event.leg)
@@ -93,6 +102,7 @@ class Legs:
     async def _pump(self, leg: str, worker: Worker, body: Line) -> None:
         try:
             async with self._client.stream(worker, leg, body) as lines, contextlib.aclosing(lines):
+                await self._events.put(LegTaken(leg))
                 async for line in lines:
                     await self._events.put(LegLine(leg, line))
             await self._events.put(LegEnded(leg))
