@@ -67,6 +67,27 @@ async def test_room_goes_to_who_can_be_on_time_before_who_is_late(tmp_path: Path
     assert 5 < told[LONG][0] <= 10
 
 
+async def test_in_a_burst_everybody_is_answered_and_those_that_leave_take_no_room_with_them(tmp_path: Path) -> None:
+    """Short and long prompts, of which most become late while they wait."""
+    prefill, decode = pair()
+    async with Stack(tmp_path, prefill, decode, **DEADLINES) as stack:
+        decode.slots, decode.token_interval_s = 2, 0.005
+
+        async def one(seed: int) -> bool:
+            prompt = "y" * (7 + 131 * (seed % 3))
+            answer = (await stack.complete(prompt, max_tokens=4, seed=seed)).json()
+            return bool(answer["choices"][0]["text"] == expected_text(seed, tokens_of(prompt), 4))
+
+        stay = [asyncio.create_task(one(seed)) for seed in range(30)]
+        leave = [asyncio.create_task(one(seed)) for seed in range(30, 40)]
+        await stack.until(lambda: stack.router.queue.waiting("decode") > 20)
+        for task in leave:
+            task.cancel()
+        assert all(await asyncio.gather(*stay))
+        await stack.until(lambda: stack.router.active == 0)
+        assert stack.router.queue.idle
+
+
 async def test_a_worker_too_old_to_know_of_it_is_not_told(tmp_path: Path) -> None:
     prefill, decode = pair()
     prefill.features = None
