@@ -106,6 +106,7 @@ class TokenWorker:
         self.state = "ready"
         self.role_served: str | None = None  # another than the router has heard of
         self.slots = 64
+        self.features: list[str] | None = ["first_token_within_s"]  # None: a worker that is too old to say
         self.end_after: int | None = None  # sample END as this output token
         self.token_interval_s = 0.0
         self.max_model_len = MAX_MODEL_LEN
@@ -153,13 +154,15 @@ class TokenWorker:
 
     # The protocol.
 
-    def _refused(self, request: Request, leg: str) -> Response | None:
+    def _refused(self, request: Request, leg: str, body: dict[str, Any]) -> Response | None:
         if not hmac.compare_digest(request.headers.get("authorization", ""), BEARER):
             return _error(401, "unauthorized")
         if self.state == "draining":
             return _error(503, "draining")
         if self.role_served not in (None, leg):
             return _error(503, "other_role")
+        if "first_token_within_s" in body and "first_token_within_s" not in (self.features or ()):
+            return _error(400, "invalid_request")
         if (fault := self._fault(leg, "status")) is not None:
             return _error(fault.status, fault.code)
         return _error(429, "no_capacity") if self.running >= self.slots else None
@@ -182,6 +185,7 @@ class TokenWorker:
         return JSONResponse(
             {"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role, "state": self.state, "revision": "r1",
              "model": model, "kv": kv, "limits": {"max_running": 64, "max_waiting": 256}, "load": load}
+            | ({} if self.features is None else {"features": self.features})
         )  # fmt: skip
 
     async def _tokenizer(self, request: Request) -> Response:
@@ -200,12 +204,12 @@ class TokenWorker:
     async def _decode(self, request: Request) -> Response:
         body = await request.json()
         self.seen.bodies.append(body)
-        return self._refused(request, "decode") or self._stream(self._decode_lines(body), self._fault("decode", *_KINDS))
+        return self._refused(request, "decode", body) or self._stream(self._decode_lines(body), self._fault("decode", *_KINDS))
 
     async def _prefill(self, request: Request) -> Response:
         body = await request.json()
         self.seen.bodies.append(body)
-        refused = self._refused(request, "prefill")
+        refused = self._refused(request, "prefill", body)
         return refused or self._stream(self._prefill_lines(body), self._fault("prefill", *_KINDS))
 
     def _stream(self, lines: AsyncGenerator[dict[str, Any]], fault: Fault | None) -> Response:
@@ -279,6 +283,7 @@ class TokenWorker:
                 yield line
 
     async def _prefill_lines(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        await self.hold.wait()
         tokens, ticket = list(body["tokens"]), body["ticket"]
         line = self._sample(body, tokens)
         reason = self._reason(body, tokens)

@@ -115,7 +115,7 @@ def real(folder: Path) -> Iterator[Real]:
             (folder / f"{name}.json").write_text(json.dumps({"workers": listed}))
             port, log = free_port(), folder / f"router-{name}.log"
             settings = common | {"port": port, "membership": f"file://{folder / name}.json", "max_body_bytes": BODY_LIMIT_BYTES,
-                                 "api_keys_file": folder / "api-keys", "poll_interval_s": 0.2}  # fmt: skip
+                                 "api_keys_file": folder / "api-keys", "poll_interval_s": 0.2, "objective_ttft_s": 1}  # fmt: skip
             urls[name] = f"http://127.0.0.1:{port}"
             waits.append((f"{urls[name]}/readyz", log, stack.enter_context(process("disagg_router", log, **settings))))
         for url, log, child in waits:

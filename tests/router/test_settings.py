@@ -23,6 +23,7 @@ GOOD = {"DISAGG_MODEL_NAME": "m", "DISAGG_CLUSTER_KEY_FILE": "/none", "DISAGG_ME
         ({"DISAGG_MEMBERSHIP": "kubernetes"}, "DISAGG_NAMESPACE"),
         ({"DISAGG_MAX_ATTEMPTS": "0"}, "DISAGG_MAX_ATTEMPTS"),
         ({"DISAGG_QUEUE_MAX_WAIT_S": "-1"}, "DISAGG_QUEUE_MAX_WAIT_S"),
+        ({"DISAGG_QUEUE_ORDER": "Random"}, "DISAGG_QUEUE_ORDER"),
         ({"DISAGG_LOG_LEVEL": "loud"}, "DISAGG_LOG_LEVEL"),
     ],
 )
@@ -37,6 +38,20 @@ def test_the_defaults_and_what_an_empty_variable_means() -> None:
     kubernetes = from_environment(GOOD | {"DISAGG_MEMBERSHIP": "kubernetes", "DISAGG_NAMESPACE": "n", "DISAGG_DEPLOYMENT": "d"})
     assert (s.grace_s, kubernetes.grace_s) == (0.0, 5.0)
     assert from_environment(GOOD | {"DISAGG_DRAIN_GRACE_S": "2"}).grace_s == 2.0
+
+
+@pytest.mark.parametrize(
+    ("given", "ordered", "patience_s"),
+    [
+        ({}, False, 0.0),
+        ({"DISAGG_OBJECTIVE_TTFT_S": "1"}, True, 30.0),
+        ({"DISAGG_OBJECTIVE_TTFT_S": "1", "DISAGG_QUEUE_ORDER": "EarliestDeadline", "DISAGG_QUEUE_MAX_WAIT_S": "20"}, True, 10.0),
+        ({"DISAGG_OBJECTIVE_TTFT_S": "1", "DISAGG_QUEUE_ORDER": "FirstComeFirstServed"}, False, 0.0),
+    ],
+)
+def test_the_queue_goes_by_deadlines_where_there_are_any(given: dict[str, str], ordered: bool, patience_s: float) -> None:
+    s = from_environment(GOOD | given)
+    assert (s.deadlines is not None, s.queue_patience_s) == (ordered, patience_s)
 
 
 @pytest.mark.parametrize("key", [None, b"", b"short", b" " * 40])

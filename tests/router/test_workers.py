@@ -153,8 +153,8 @@ def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
     elif choice.prefill is not None:
         assert (choice.prefill, choice.decode) in pairs
     else:
-        # Decode prefills itself only where no pair is possible, or where it is the pair.
-        assert not pairs or (choice.decode, choice.decode) in pairs
+        # Decode prefills itself only where no pair is possible, where it is the pair, or where all do both: nobody is asked to send KV.
+        assert not pairs or (choice.decode, choice.decode) in pairs or all(w.role == "both" for w in usable)
     if choice.decode is not None and choice.prefill is not None and not proven:
         assert choice.decode.running_requests == min(d.running_requests for _, d in pairs)
 
@@ -191,12 +191,19 @@ def test_of_two_models_the_one_that_a_pair_serves_takes_new_requests() -> None:
     [
         {"protocol": 2}, {"protocol": None}, {"kv": {}}, {"limits": []}, {"load": None}, {"model": {"digest": "D"}}, {"model": []},
         {"load": INFO["load"] | {"waiting_tokens": "many"}}, {"load": INFO["load"] | {"waiting_tokens": float("inf")}},
-        {"model": INFO["model"] | {"eos_token_ids": 0}},
+        {"model": INFO["model"] | {"eos_token_ids": 0}}, {"features": 5}, {"features": None},
     ],
 )  # fmt: skip
 def test_a_peer_that_is_not_understood_is_a_value_error_whatever_is_wrong(garbled: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         parse_info(Member("w", "http://w"), INFO | garbled)
+
+
+def test_what_a_worker_says_of_its_features_is_kept_and_an_older_one_has_none() -> None:
+    parsed = parse_info(Member("w", "http://w"), INFO | {"features": ["first_token_within_s", "not known here"]})
+    assert parsed is not None
+    assert "first_token_within_s" in parsed.features
+    assert P.features == frozenset()
 
 
 def test_a_worker_that_still_loads_is_no_worker_yet() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from disagg_router.client import Line, WorkerClient
 from disagg_router.errors import AttemptFailed, NoRoom
-from disagg_router.legs import LegEnded, Legs
+from disagg_router.legs import LegEnded, Legs, LegTaken
 from disagg_router.request_state import ProtocolViolation, RequestState, Token
 from disagg_router.room import Room, parse_room
 from disagg_router.table import WorkerTable
@@ -63,7 +63,8 @@ def _path(choice: Choice) -> str:
 
 
 class Attempt:
-    """Used once: `items`. `room_changed` is called when others should try their luck: workers took this one in, or are rid of it."""
+    """Used once: `items`. `room_changed` is called when others should try their luck: workers took this one in, or are rid of it.
+    `due_s`: when the first token should be out; None where there is no such time."""
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class Attempt:
         patience: Patience,
         deadline_s: float,
         room_changed: Callable[[], None],
+        due_s: float | None = None,
     ) -> None:
         self._table = table
         self._choice = choice
@@ -83,8 +85,9 @@ class Attempt:
         self._patience = patience
         self._deadline_s = deadline_s
         self._room_changed = room_changed
-        self._legs = Legs(client, choice, state.body(max(0.001, deadline_s - time.monotonic())))
+        self._legs = Legs(client, choice, state.body(max(0.001, deadline_s - time.monotonic())), due_s)
         self._emitted_before = len(state.emitted)
+        self._taken = False
         self._accepted = False
         self._has_ticket = False
         self._deferred: AttemptFailed | None = None
@@ -111,7 +114,7 @@ class Attempt:
                         raise self._deferred or AttemptFailed("streams ended too early", reason="protocol", blame=self._suspect())
             finally:
                 await self._legs.close()
-                if self._has_ticket or self._accepted or self._has_first:
+                if self._taken:
                     self._room_changed()
 
     async def _step(self) -> list[Token]:
@@ -127,6 +130,10 @@ class Attempt:
             raise AttemptFailed("no event for too long", reason="stalled", blame=self._suspect()) from None
         if isinstance(event, LegEnded):
             self._leg_ended(event)
+            return []
+        if isinstance(event, LegTaken):
+            if self._choice.prefill is None or self._choice.decode is None:
+                self._take()
             return []
         try:
             return self._line(event.leg, event.line)
@@ -169,7 +176,7 @@ class Attempt:
         if kind == "ticket":
             self._has_ticket = True
             self._ticket(dict(line["ticket"]), parse_room(line.get("room")))
-            self._room_changed()
+            self._take()
         elif kind == "accepted":
             self._accepted = True
             trace.path, trace.interface = str(line["path"]), str(line["interface"])
@@ -183,6 +190,11 @@ class Attempt:
         elif kind == "error":
             self._error(leg, str(line["code"]), str(line["message"]))
         return []
+
+    def _take(self) -> None:
+        """It has its place: a pair says so by the ticket, one worker alone by answering at all."""
+        self._taken = True
+        self._room_changed()
 
     def _ticket(self, ticket: Line, room: Room | None) -> None:
         """Decode has room for it, and says what is left."""

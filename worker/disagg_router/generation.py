@@ -91,7 +91,7 @@ class Generation:
         """The answer as it comes. Raises ApiError."""
         detokenizer, stops = Detokenizer(self.text), StopStrings(self.stops)
         stop_ids = set(self.state.sampling["stop_token_ids"])
-        async with contextlib.aclosing(dispatcher.run(self.state, self.trace)) as events:
+        async with contextlib.aclosing(dispatcher.run(self.state, self.trace, self.started_s)) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     self.ended = True

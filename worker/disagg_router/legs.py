@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from dataclasses import dataclass
 
 from disagg_router.client import Line, WorkerClient
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.request_state import ProtocolViolation
 from disagg_router.room import Room
-from disagg_router.workers import Choice, Worker, pair_key
+from disagg_router.workers import FEATURE_DUE, Choice, Worker, pair_key
 
 # A slow client makes the workers' connections wait, not this process grow.
 _MAX_EVENTS = 256
+# What a body may say (docs/protocol.md): a profile may be such that a prompt takes days.
+_MAX_WITHIN_S = 86400.0
 log = logging.getLogger(__name__)
 
 
@@ -27,6 +30,13 @@ class LegLine:
 
 
 @dataclass(frozen=True, slots=True)
+class LegTaken:
+    """The leg's worker has taken the request in, and will send lines."""
+
+    leg: str
+
+
+@dataclass(frozen=True, slots=True)
 class LegEnded:
     """A leg's stream is through, or broke."""
 
@@ -35,35 +45,43 @@ class LegEnded:
 
 
 class Legs:
-    """Decode first; prefill once there is a ticket."""
+    """Decode first; prefill once there is a ticket. Who computes the prompt is told how long it has for the first token: until monotonic
+    `due_s`, if there is such a time."""
 
-    def __init__(self, client: WorkerClient, choice: Choice, body: Line) -> None:
+    def __init__(self, client: WorkerClient, choice: Choice, body: Line, due_s: float | None = None) -> None:
         self._client = client
         self._choice = choice
         self._body = body
-        self._events: asyncio.Queue[LegLine | LegEnded] = asyncio.Queue(_MAX_EVENTS)
+        self._due_s = due_s
+        self._events: asyncio.Queue[LegTaken | LegLine | LegEnded] = asyncio.Queue(_MAX_EVENTS)
         self._tasks: list[asyncio.Task[None]] = []
         self._running: set[str] = set()
 
     def start(self) -> None:
         if self._choice.decode is not None:
-            mode = "remote" if self._choice.prefill is not None else "local"
-            self._spawn("decode", self._choice.decode, self._body | {"mode": mode})
+            remote = self._choice.prefill is not None
+            more = {"mode": "remote"} if remote else {"mode": "local"} | self._within(self._choice.decode)
+            self._spawn("decode", self._choice.decode, self._body | more)
         elif self._choice.prefill is not None:
-            self._spawn("prefill", self._choice.prefill, self._body | {"ticket": None})
+            self._spawn("prefill", self._choice.prefill, self._body | {"ticket": None} | self._within(self._choice.prefill))
 
     def start_prefill(self, ticket: Line, room: Room | None) -> None:
         """Raises ProtocolViolation for a ticket that was not asked for."""
         if self._choice.prefill is None or len(self._tasks) > 1:
             raise ProtocolViolation("a ticket that was not asked for")
         told = {} if room is None else {"decode_room": room.to_json()}
-        self._spawn("prefill", self._choice.prefill, self._body | {"ticket": ticket} | told)
+        self._spawn("prefill", self._choice.prefill, self._body | {"ticket": ticket} | told | self._within(self._choice.prefill))
+
+    def _within(self, worker: Worker) -> Line:
+        if self._due_s is None or FEATURE_DUE not in worker.features:
+            return {}
+        return {FEATURE_DUE: max(-_MAX_WITHIN_S, min(_MAX_WITHIN_S, self._due_s - time.monotonic()))}
 
     def runs(self, leg: str | None = None) -> bool:
         """The leg (or any) may still send something."""
         return bool(self._running) if leg is None else leg in self._running
 
-    async def next(self) -> LegLine | LegEnded:
+    async def next(self) -> LegTaken | LegLine | LegEnded:
         event = await self._events.get()
         if isinstance(event, LegEnded):
             self._running.discard(event.leg)
@@ -84,6 +102,7 @@ class Legs:
     async def _pump(self, leg: str, worker: Worker, body: Line) -> None:
         try:
             async with self._client.stream(worker, leg, body) as lines, contextlib.aclosing(lines):
+                await self._events.put(LegTaken(leg))
                 async for line in lines:
                     await self._events.put(LegLine(leg, line))
             await self._events.put(LegEnded(leg))

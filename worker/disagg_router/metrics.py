@@ -25,10 +25,12 @@ class Objectives:
     tpot_s: float | None = None
     prefill_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    def ttft_limit_s(self, uncached_tokens: int) -> float | None:
+    def alone_s(self, uncached_tokens: int) -> float:
         a, b, c = self.prefill_s
-        alone_s = a + b * uncached_tokens + c * uncached_tokens * uncached_tokens
-        return None if self.ttft_s is None else max(self.ttft_s, _TIMES_ALONE * alone_s)
+        return a + b * uncached_tokens + c * uncached_tokens * uncached_tokens
+
+    def ttft_limit_s(self, uncached_tokens: int) -> float | None:
+        return None if self.ttft_s is None else max(self.ttft_s, _TIMES_ALONE * self.alone_s(uncached_tokens))
 
 
 class _Live(Collector):

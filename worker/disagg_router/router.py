@@ -38,9 +38,11 @@ class Router:
         self.client = WorkerClient(settings.bearer())
         self._membership = membership_of(settings)
         self.table = WorkerTable(self.client, self._membership, settings.poll_interval_s)
-        self.queue = AdmissionQueue(settings.queue_max_depth, settings.queue_max_wait_s)
+        self.queue = AdmissionQueue(settings.queue_max_depth, settings.queue_max_wait_s, settings.queue_patience_s)
         patience = Patience(settings.first_token_timeout_s, settings.stall_timeout_s)
-        self.dispatcher = Dispatcher(self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience)
+        self.dispatcher = Dispatcher(
+            self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines
+        )
         self.handshakes = Handshakes(self.dispatcher, self.table)
         self.metrics.watch(lambda: {p: self.queue.waiting(p) for p in POOLS}, self.handshakes.counts)
         self.created_s = int(time.time())

@@ -14,6 +14,8 @@ from disagg_router.metrics import Objectives
 
 PREFIX = "DISAGG_"
 MIN_KEY_BYTES = 32
+# Who has waited so long goes first; or half of the longest wait, if that is less.
+_PATIENCE_S = 30.0
 
 
 class SettingsError(Exception):
@@ -35,6 +37,7 @@ class Settings(BaseModel):
     kube_api: str = "https://kubernetes.default.svc"
     queue_max_depth: int = Field(1024, ge=0, le=1_000_000)
     queue_max_wait_s: float = Field(60.0, ge=0, le=3600)
+    queue_order: Literal["EarliestDeadline", "FirstComeFirstServed"] = "EarliestDeadline"
     request_timeout_s: float = Field(600.0, gt=0, le=86400)
     max_attempts: int = Field(4, ge=1, le=32)
     api_keys_file: Path | None = None
@@ -56,6 +59,16 @@ class Settings(BaseModel):
     def objectives(self) -> Objectives:
         prefill_s = (self.prefill_a_s, self.prefill_b_s_per_token, self.prefill_c_s_per_token2)
         return Objectives(self.objective_ttft_s, self.objective_tpot_s, prefill_s)
+
+    @property
+    def deadlines(self) -> Objectives | None:
+        """What gives each request its deadline in the queues. None: first come, first served."""
+        return self.objectives if self.queue_order == "EarliestDeadline" and self.objective_ttft_s is not None else None
+
+    @property
+    def queue_patience_s(self) -> float:
+        """Who has waited so long goes first, by arrival."""
+        return 0.0 if self.deadlines is None else min(_PATIENCE_S, self.queue_max_wait_s / 2)
 
     @property
     def grace_s(self) -> float:

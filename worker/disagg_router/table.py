@@ -88,6 +88,11 @@ class WorkerTable:
             self._prefixes.sent(names, computes.incarnation)
         return choice
 
+    def uncached_tokens(self, tokens: Sequence[int], tenant: str) -> int:
+        """How many of a prompt have most likely to be computed, whoever does it."""
+        found = self._prefixes.cached_tokens(prefix_names(tokens, tenant))
+        return max(1, len(tokens) - max((found.get(w.incarnation, 0) for w in self._workers.values()), default=0))
+
     def note_room(self, worker: Worker, room: Room | None) -> None:
         """What a worker said of its room just now."""
         known = self._workers.get(worker.name)

@@ -9,6 +9,8 @@ from typing import Any
 from disagg_router.room import Room, parse_room, total
 
 PROTOCOL = 1
+# A worker of this feature takes `first_token_within_s` in its bodies (docs/protocol.md).
+FEATURE_DUE = "first_token_within_s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Worker:
     running_requests: int
     pools: frozenset[str] = frozenset()
     room: Room | None = None
+    features: frozenset[str] = frozenset()
 
     @property
     def at_home(self) -> bool:
@@ -91,6 +94,7 @@ def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
             running_requests=int(load["running_requests"]),
             pools=member.pools,
             room=parse_room(load.get("room")),
+            features=frozenset(str(f) for f in info.get("features", ())),
         )
     except (KeyError, TypeError, OverflowError, AttributeError) as error:
         raise ValueError(f"{member.name}: info lacks or garbles {error}") from None

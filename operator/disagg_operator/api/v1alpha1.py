@@ -181,6 +181,12 @@ class RouterQueue(Model):
 
     max_depth: int = Field(1024, ge=0, le=1_000_000, description="Requests that may wait; further ones get 429.")
     max_wait_seconds: int = Field(60, ge=0, le=3600, description="How long one may wait before it gets 503.")
+    order: Literal["EarliestDeadline", "FirstComeFirstServed"] = Field(
+        "EarliestDeadline",
+        description="Who goes first, in this queue and in prefill's. EarliestDeadline: whoever can still get the first token within "
+        "objectives.ttftSeconds, the earliest deadline first; who can't any more comes after them, but goes first after 30 s (half of "
+        "maxWaitSeconds, if that is less). In a burst only what is too much is late, not everybody. FirstComeFirstServed: by arrival.",
+    )
 
 
 class RouterService(Model):

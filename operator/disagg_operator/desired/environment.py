@@ -66,6 +66,7 @@ def router_environment(dd: DisaggDeployment) -> dict[str, str]:
         "DISAGG_MODEL_NAME": dd.spec.model.served_name,
         "DISAGG_QUEUE_MAX_DEPTH": str(dd.spec.router.queue.max_depth),
         "DISAGG_QUEUE_MAX_WAIT_S": str(dd.spec.router.queue.max_wait_seconds),
+        "DISAGG_QUEUE_ORDER": dd.spec.router.queue.order,
         "DISAGG_OBJECTIVE_TTFT_S": f"{objectives.ttft_seconds.p99:g}",
         "DISAGG_OBJECTIVE_TPOT_S": f"{objectives.tpot_seconds.p99:g}",
         "DISAGG_PREFILL_A_S": f"{profile.a_s:.4g}",

@@ -105,6 +105,9 @@ BAD: dict[str, tuple[Obj, str, str]] = {
     "no model": (
         {**good(), "spec": {"prefill": {}, "decode": {}}}, "spec.model", "spec.model",
     ),
+    "an order that this version lacks": (
+        good(router={"queue": {"order": "Random"}}), "spec.router.queue.order", "spec.router.queue.order",
+    ),
     "a port out of range": (good(router={"service": {"port": 70000}}), "spec.router.service.port", "spec.router.service.port"),
     "a Prometheus that is no URL": (
         good(observability={"prometheus": {"url": "ftp://host/x"}}),

@@ -179,6 +179,14 @@ def test_the_router_understands_every_variable_that_it_is_given() -> None:
     assert env["DISAGG_API_KEYS_FILE"].endswith("/all")
 
 
+@pytest.mark.parametrize(("queue", "order"), [({}, "EarliestDeadline"), ({"order": "FirstComeFirstServed"}, "FirstComeFirstServed")])
+def test_the_router_is_told_who_goes_first_wherever_it_runs(queue: dict[str, str], order: str) -> None:
+    dd = parse(good(router={"queue": queue}))
+    pod = _env("router", router={"queue": queue})
+    for environment in (pod, router_process(dd, 18080, "/tmp/key", "/tmp/members.json").environment):
+        assert environment["DISAGG_QUEUE_ORDER"] == order
+
+
 def test_local_processes_get_the_environment_of_the_pods() -> None:
     dd = parse(good(decode={"kvCacheSize": "1Gi"}))
     process = worker_process(dd, "decode", 0, 18000, "/tmp/key")
