@@ -14,7 +14,7 @@ from disagg_router.errors import ApiError
 from disagg_router.order import Turn
 
 
-@pytest.fixture(params=[0.0, 30.0], ids=["first come first served", "earliest deadline"])
+@pytest.fixture(params=[0.0, 20.0], ids=["first come first served", "earliest deadline"])
 def patience_s(request: pytest.FixtureRequest) -> float:
     return float(request.param)
 
@@ -129,7 +129,7 @@ async def line_up(queue: AdmissionQueue, *turns: Turn) -> list[asyncio.Task[None
 
 async def test_the_first_to_be_woken_is_who_can_be_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, 30.0)
+    queue = AdmissionQueue(10, 60.0, 20.0)
     late, later, sooner = (due_in(queue, s) for s in (-1.0, 50.0, 40.0))
     tasks = await line_up(queue, late, later, sooner)
     for task, turn in zip((tasks[2], tasks[1], tasks[0]), (sooner, later, late), strict=True):
@@ -142,7 +142,7 @@ async def test_the_first_to_be_woken_is_who_can_be_on_time(monkeypatch: pytest.M
 
 
 async def test_who_becomes_late_while_it_is_the_first_lets_the_next_one_try_without_any_sign() -> None:
-    queue = AdmissionQueue(10, 60.0, 30.0)
+    queue = AdmissionQueue(10, 60.0, 20.0)
     soon_late, on_time = due_in(queue, admission._RETRY_S / 2), due_in(queue, 50.0)
     tasks = await line_up(queue, soon_late, on_time)
     async with asyncio.timeout(5):
@@ -154,7 +154,7 @@ async def test_who_becomes_late_while_it_is_the_first_lets_the_next_one_try_with
 async def test_a_newcomer_that_goes_before_those_who_wait_is_not_overtaken_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room that appears while it asks is kept for it, as for one that waited."""
     monkeypatch.setattr(admission, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, 30.0)
+    queue = AdmissionQueue(10, 60.0, 20.0)
     assert queue.idle
     late = due_in(queue, -1.0)
     (waits,) = await line_up(queue, late)
@@ -173,7 +173,7 @@ async def test_a_newcomer_that_goes_before_those_who_wait_is_not_overtaken_by_th
 
 async def test_who_has_waited_for_the_patience_is_before_who_can_be_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, 30.0)
+    queue = AdmissionQueue(10, 60.0, 20.0)
     old = replace(due_in(queue, -20.0), arrived_s=time.monotonic() - 31.0)
     tasks = await line_up(queue, old, due_in(queue, 50.0))
     newcomer = due_in(queue, 1.0)
@@ -200,7 +200,7 @@ async def test_room_for_one_that_leaves_before_it_tries_is_for_the_next(monkeypa
 
 async def test_room_for_one_that_is_overtaken_before_it_tries_is_for_who_overtook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, 30.0)
+    queue = AdmissionQueue(10, 60.0, 20.0)
     (waits,) = await line_up(queue, due_in(queue, 50.0))
     overtakes = asyncio.create_task(queue.wait(due_in(queue, 40.0), "decode", time.monotonic()))
     queue.wake()  # "waits" is the first, and "overtakes" runs before it
@@ -209,3 +209,23 @@ async def test_room_for_one_that_is_overtaken_before_it_tries_is_for_who_overtoo
     assert not waits.done()
     waits.cancel()
     await asyncio.gather(waits, return_exceptions=True)
+
+
+async def test_only_who_waited_takes_the_turn_of_those_that_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a request whose place was given long ago is nobody's turn."""
+    monkeypatch.setattr(admission, "_RETRY_S", 60.0)
+    queue = AdmissionQueue(10, 60.0, 20.0)
+    ends = due_in(queue, 1.0)
+    queue.settled(ends)
+    long_s = time.monotonic() - 25.0
+    olds = [replace(due_in(queue, -20.0), arrived_s=long_s) for _ in range(2)]
+    tasks = await line_up(queue, *olds, due_in(queue, 50.0))
+    async with asyncio.timeout(5):
+        queue.wake()
+        await tasks[0]
+        queue.settled(olds[0])
+        queue.settled(ends)  # its end makes room
+        await tasks[2]
+    assert not tasks[1].done()
+    tasks[1].cancel()
+    await asyncio.gather(tasks[1], return_exceptions=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from disagg_router.order import Ordered, Turn
 
-PATIENCE_S = 30.0
+PATIENCE_S = 20.0
 # (what it shows, the turns, now, their numbers in the order in which they go)
 TABLE: list[tuple[str, list[Turn], float, list[int]]] = [
     ("the earliest deadline", [Turn(0, 0.0, 9.0), Turn(1, 1.0, 3.0), Turn(2, 2.0, 5.0)], 2.0, [1, 2, 0]),
@@ -23,9 +23,9 @@ TABLE: list[tuple[str, list[Turn], float, list[int]]] = [
     ("no deadline: before all that came after it", [Turn(0, 0.0, 1.0), Turn(1, 1.0), Turn(2, 1.5, 2.5)], 2.0, [1, 2, 0]),
     ("no deadline: it may come before what came earlier", [Turn(0, 0.0, 3.0), Turn(1, 1.0)], 2.0, [1, 0]),
     ("no deadlines: by arrival", [Turn(2, 2.0), Turn(0, 0.0), Turn(1, 1.0)], 9.0, [0, 1, 2]),
-    ("no deadline: never late", [Turn(0, 0.0), Turn(1, 1.0, 31.0)], 29.0, [0, 1]),
-    ("who has waited for the patience is first", [Turn(0, 0.0, 1.0), Turn(1, 1.0, 31.0)], 30.0, [0, 1]),
-    ("several of them: by arrival", [Turn(0, 0.0, 9.0), Turn(1, 1.0, 2.0), Turn(2, 9.0, 40.0)], 31.0, [0, 1, 2]),
+    ("no deadline: never late", [Turn(0, 0.0), Turn(1, 1.0, 31.0)], 19.0, [0, 1]),
+    ("who has waited for the patience is first", [Turn(0, 0.0, 1.0), Turn(1, 1.0, 31.0)], 20.0, [0, 1]),
+    ("several of them: by arrival", [Turn(0, 0.0, 9.0), Turn(1, 1.0, 2.0), Turn(2, 9.0, 40.0)], 21.0, [0, 1, 2]),
 ]
 
 
@@ -69,9 +69,12 @@ EVENTS = st.lists(
 def test_whatever_happens_the_first_is_whom_the_rules_name_and_nobody_is_lost(
     events: list[tuple[str, float | None, float]], patience_s: float
 ) -> None:
-    line, here, now_s, number = Ordered(patience_s), dict[int, Turn](), 0.0, 0
+    line, here, now_s, number, old_first = Ordered(patience_s), dict[int, Turn](), 0.0, 0, True
     for kind, limit_s, span_s in events:
         first = line.first(now_s)
+        if kind == "serve" and first is not None:
+            old_first = patience_s == 0 or now_s - first.arrived_s < patience_s
+            line.placed(first, now_s)
         if kind == "come":
             here[number] = Turn(number, now_s, None if limit_s is None else now_s + limit_s, span_s)
             line.join(here[number])
@@ -86,15 +89,32 @@ def test_whatever_happens_the_first_is_whom_the_rules_name_and_nobody_is_lost(
                 due_s = {"refuse": gone.due_s, "fail over": None}.get(kind, now_s + span_s)
                 here[gone.number] = replace(gone, due_s=due_s)
                 line.join(here[gone.number])
-        expected = min(here.values(), key=lambda t: t.precedence(now_s, patience_s), default=None)
+        expected = min(here.values(), key=lambda t: t.precedence(now_s, patience_s, old_first), default=None)
         assert line.first(now_s) == expected
         assert len(line) == len(here)
         aged = [n for n, t in here.items() if now_s - t.arrived_s >= patience_s]
-        assert not aged or (expected is not None and expected.number == min(aged))
-    order = sorted(here, key=lambda n: here[n].precedence(now_s, patience_s))
+        assert not aged or not old_first or (expected is not None and expected.number == min(aged))
+    order = sorted(here, key=lambda n: here[n].precedence(now_s, patience_s, old_first))
     assert drained(line, now_s) == order
     if patience_s == 0:
         assert order == sorted(here)
+
+
+def test_those_that_have_waited_long_and_those_that_can_be_on_time_take_turns() -> None:
+    """An overload: there are always some of both."""
+    line = Ordered(PATIENCE_S)
+    for number in range(6):
+        line.join(Turn(number, float(number), number + 1.0))
+    for number in range(6, 12):
+        line.join(Turn(number, 29.0, 30.0 + number))
+    order = []
+    for _ in range(12):
+        first = line.first(30.0)
+        assert first is not None
+        order.append(first.number)
+        line.leave(first)
+        line.placed(first, 30.0)
+    assert order == [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]
 
 
 def test_those_that_left_do_not_pile_up_behind_one_that_stays() -> None:

@@ -44,8 +44,8 @@ def test_the_defaults_and_what_an_empty_variable_means() -> None:
     ("given", "ordered", "patience_s"),
     [
         ({}, False, 0.0),
-        ({"DISAGG_OBJECTIVE_TTFT_S": "1"}, True, 30.0),
-        ({"DISAGG_OBJECTIVE_TTFT_S": "1", "DISAGG_QUEUE_ORDER": "EarliestDeadline", "DISAGG_QUEUE_MAX_WAIT_S": "20"}, True, 10.0),
+        ({"DISAGG_OBJECTIVE_TTFT_S": "1"}, True, 20.0),
+        ({"DISAGG_OBJECTIVE_TTFT_S": "1", "DISAGG_QUEUE_ORDER": "EarliestDeadline", "DISAGG_QUEUE_MAX_WAIT_S": "30"}, True, 10.0),
         ({"DISAGG_OBJECTIVE_TTFT_S": "1", "DISAGG_QUEUE_ORDER": "FirstComeFirstServed"}, False, 0.0),
     ],
 )

@@ -86,7 +86,8 @@ class AdmissionQueue:
 
     def settled(self, turn: Turn) -> None:
         """A request got its place, or has ended."""
-        self._trying.pop(turn.number, None)
+        if self._trying.pop(turn.number, None) is not None:
+            self._order.placed(turn, time.monotonic())
         self._kept = False
         self.wake()
 

@@ -1,9 +1,10 @@
 """PURE: who of those that wait is first: whoever can be on time, by deadline, and nobody starves.
 
-1. Who has waited for the patience, by arrival. With a patience of 0 that is everybody: first come, first served.
-2. Who can still be on time, by deadline. A request without one is never late and counts as due when it came, so it is before all that
+1. Who can still be on time, by deadline. A request without one is never late and counts as due when it came, so it is before all that
    came after it.
-3. Who is late whatever is done, by arrival: it would only make others late.
+2. Who is late whatever is done, by arrival: it would only make others late.
+3. Every second one to get its place is the one that has waited longest, once that is the patience: an overload leaves the other half to
+   those who can be on time. A patience of 0 is first come, first served.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class Turn:
     def is_late(self, now_s: float) -> bool:
         return self.due_s is not None and now_s + self.alone_s > self.due_s
 
-    def precedence(self, now_s: float, patience_s: float) -> tuple[int, float, int]:
-        """The smaller goes first."""
-        if now_s - self.arrived_s >= patience_s:
+    def precedence(self, now_s: float, patience_s: float, old_first: bool) -> tuple[int, float, int]:
+        """The smaller goes first. `old_first`: it is the turn of those that have waited for the patience."""
+        if old_first and now_s - self.arrived_s >= patience_s:
             return 0, 0.0, self.number
         return (2, 0.0, self.number) if self.is_late(now_s) else (1, self.ranked_s, self.number)
 
@@ -44,6 +45,7 @@ class Ordered:
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
+        self._old_first = True
         self._here: dict[int, Turn] = {}
         self._by_number: list[int] = []
         # (ranked_s, number) of all that were on time when they came to its head, or did not come there yet.
@@ -71,7 +73,7 @@ class Ordered:
         if not self._by_number:
             return None
         oldest = self._here[self._by_number[0]]
-        if now_s - oldest.arrived_s >= self._patience_s:
+        if self._old_first and now_s - oldest.arrived_s >= self._patience_s:
             return oldest
         while self._by_rank:
             ranked_s, number = self._by_rank[0]
@@ -82,4 +84,11 @@ class Ordered:
         return oldest
 
     def before(self, one: Turn, other: Turn, now_s: float) -> bool:
-        return one.precedence(now_s, self._patience_s) < other.precedence(now_s, self._patience_s)
+        return self._precedence(one, now_s) < self._precedence(other, now_s)
+
+    def _precedence(self, turn: Turn, now_s: float) -> tuple[int, float, int]:
+        return turn.precedence(now_s, self._patience_s, self._old_first)
+
+    def placed(self, turn: Turn, now_s: float) -> None:
+        """It got its place: who has waited for the patience and who has not take turns."""
+        self._old_first = self._patience_s == 0 or now_s - turn.arrived_s < self._patience_s

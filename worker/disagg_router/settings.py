@@ -14,8 +14,8 @@ from disagg_router.metrics import Objectives
 
 PREFIX = "DISAGG_"
 MIN_KEY_BYTES = 32
-# Who has waited so long goes first; or half of the longest wait, if that is less.
-_PATIENCE_S = 30.0
+# Who has waited so long goes first every second time; or a third of the longest wait, if that is less.
+_PATIENCE_S = 20.0
 
 
 class SettingsError(Exception):
@@ -67,8 +67,8 @@ class Settings(BaseModel):
 
     @property
     def queue_patience_s(self) -> float:
-        """Who has waited so long goes first, by arrival."""
-        return 0.0 if self.deadlines is None else min(_PATIENCE_S, self.queue_max_wait_s / 2)
+        """Who has waited so long goes first every second time, by arrival. 0: first come, first served."""
+        return 0.0 if self.deadlines is None else min(_PATIENCE_S, self.queue_max_wait_s / 3)
 
     @property
     def grace_s(self) -> float:
