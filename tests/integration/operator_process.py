@@ -56,6 +56,7 @@ async def operator(server: ApiServer, folder: Path, namespace: str, **settings: 
     env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
         "PYTHONPATH": f"{REPO}/operator",
         "KUBECONFIG": str(server.kubeconfig),
+        "TMPDIR": str(folder),  # one that is killed leaves its records behind
         "DISAGG_WORKER_IMAGE": "worker:test",
         "DISAGG_ROUTER_IMAGE": "router:test",
         "DISAGG_WATCH_NAMESPACE": namespace,
