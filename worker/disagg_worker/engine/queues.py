@@ -4,20 +4,43 @@ around each call.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence as Many
 from dataclasses import replace
 
 from disagg_worker.engine.api import DecodeRoom, NoCapacity
 from disagg_worker.engine.block_pool import Holding, State, blocks_for
 from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine.deadlines import Timing, Waiting, by_due
 from disagg_worker.engine.decode_scheduler import Capacity, blocks_to_hold, check_length, start_blocks, victim
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_limit import KnownRoom, limited
-from disagg_worker.engine.prefill_scheduler import FairShares, PrefillRules, Waiting, plan_prefill
+from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
+from disagg_worker.engine.prefill_scheduler import FairShares, PrefillRules, plan_prefill
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.sequence import Sequence
 
 Work = list[tuple[Sequence, int]]
+
+
+class _Coming:
+    """Names of blocks that are not computed yet, of those that hold them, and how soon they will be: -1, in the next batch, or the first
+    holder's place in the order of what waits."""
+
+    def __init__(self, batch: set[int], places: dict[int, int]) -> None:
+        self._batch = batch
+        self._places = places
+        self._soonest: dict[bytes, int] = {}
+
+    def add(self, s: Sequence) -> None:
+        place = -1 if s.key in self._batch else self._places[s.key]
+        for name in s.names[s.registered :]:
+            self._soonest[name] = min(place, self._soonest.get(name, place))
+
+    def before(self, s: Sequence, name: bytes) -> bool:
+        """Is it worth waiting for? Who has a due does not wait for somebody whose turn is after its own."""
+        place = self._soonest.get(name)
+        return place is not None and (s.waited_due_s is None or place < self._places[s.key])
 
 
 class Queues:
@@ -150,24 +173,39 @@ class Queues:
         """What a prefill batch may hold while decode has room."""
         return self._rules.budget_tokens
 
-    def take_prefill(self, now_s: float) -> tuple[Work, float | None]:
+    def take_prefill(self, now_s: float, pace: Pace = UNKNOWN) -> tuple[Work, float | None]:
         """The next prefill batch with its blocks, and when to ask again if there is none now."""
         if not self.waiting:
             return [], None
         rules = self._rules_now(now_s)
-        waiting = [Waiting(s.key, len(s.tokens) - s.computed, s.queued_at_s, s.holding is not None, s.tenant) for s in self.waiting]
-        plan = plan_prefill(self._shares.order(waiting), now_s, rules)
-        work = self._with_blocks(plan.batch)
+        waiting = by_due([self._as_waiting(s) for s in self.waiting], Timing(now_s, rules.chunk_tokens, pace))
+        order = self._shares.order(waiting)
+        places = {w.key: i for i, w in enumerate(order)}
+        plan = plan_prefill(order, now_s, rules, pace)
+        work = self._with_blocks(plan.batch, places)
         if plan.batch and not work:  # the first lacks blocks, which those that have begun may be holding
-            work = self._with_blocks(plan_prefill([w for w in waiting if w.started], now_s, rules).batch)
+            work = self._with_blocks(plan_prefill([w for w in waiting if w.started], now_s, rules, pace).batch, places)
         self._shares.charge([(s.tenant, n) for s, n in work], rules.full_tokens)
         self.prefilling = {s for s, _ in work}
         return work, plan.wake_at_s
 
-    def _with_blocks(self, batch: Many[tuple[int, int]]) -> Work:
-        """Once one has to wait for blocks nobody may start after it, or the long would starve."""
+    def _as_waiting(self, s: Sequence) -> Waiting:
+        started, left = s.holding is not None, len(s.tokens) - s.computed
+        cached = 0 if started or s.waited_due_s is None else self._size * self._cached_blocks(s)
+        return Waiting(s.key, left, s.queued_at_s, started, s.tenant, s.waited_due_s, cached)
+
+    def _cached_blocks(self, s: Sequence) -> int:
+        """About how many of its first blocks are in the pool now."""
+        usable = min(len(s.names), (len(s.tokens) - 1) // self._size)
+        return bisect_left(range(usable), True, key=lambda i: self._store.pool.find(s.names[i]) is None)
+
+    def _with_blocks(self, batch: Many[tuple[int, int]], places: dict[int, int]) -> Work:
+        """Once one has to wait for blocks nobody may start after it, or the long would starve. `places`: in the order of what waits."""
         by_key = {s.key: s for s in self.waiting}
-        coming = {name for s in self.waiting if s.holding is not None for name in s.names[s.registered :]}
+        coming = _Coming({key for key, _ in batch}, places)
+        for s in self.waiting:
+            if s.holding is not None:
+                coming.add(s)
         work: Work = []
         full = False
         for key, n in batch:
@@ -176,17 +214,18 @@ class Queues:
                 continue
             if s.holding is None:
                 full = full or not self._start(s)
-                coming |= set(s.names[s.registered :]) if s.holding is not None else set()
+                if s.holding is not None:
+                    coming.add(s)
             if s.holding is not None:
                 work.append((s, min(n, len(s.tokens) - s.computed)))
         return work
 
-    def _start_is_coming(self, s: Sequence, coming: set[bytes]) -> bool:
+    def _start_is_coming(self, s: Sequence, coming: _Coming) -> bool:
         """The first block that it would compute is just being computed for another: it waits and finds it. So the choices of one request,
         or many with one system prompt, cost their common start once."""
         for name in s.names[: (len(s.tokens) - 1) // self._size]:
             if self._store.pool.find(name) is None and self._store.host.find(name) is None:
-                return name in coming
+                return coming.before(s, name)
         return False
 
     def _start(self, s: Sequence) -> bool:
