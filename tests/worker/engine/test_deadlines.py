@@ -123,8 +123,9 @@ def test_a_batch_makes_nobody_in_it_late_and_delays_nobody_for_the_late(waiting:
         assert {w.key for w in waiting} - late <= set(keys)
 
 
-def _batch(*waiting: Waiting) -> list[int]:
-    return [key for key, _ in plan_prefill(by_due(list(waiting), Timing(NOW_S, RULES.chunk_tokens, PACE)), NOW_S, RULES, PACE).batch]
+def _batch(*waiting: Waiting, pace: Pace = PACE) -> list[int]:
+    order = by_due(list(waiting), Timing(NOW_S, RULES.chunk_tokens, pace))
+    return [key for key, _ in plan_prefill(order, NOW_S, RULES, pace).batch]
 
 
 def test_who_would_make_another_late_is_passed_over_for_who_does_not() -> None:
@@ -143,6 +144,11 @@ def test_the_late_ride_along_only_when_all_the_others_do() -> None:
     assert _batch(late, _waiting(1, 200, 5.0), _waiting(2, 20, 9.0)) == [1]  # 2 is of another length
 
 
+def test_the_late_of_one_tenant_get_room_after_those_on_time_of_another() -> None:
+    order = [_waiting(0, 200, 5.0), _waiting(1, 200, -1.0), _waiting(2, 200, 5.0)]
+    assert [key for key, _ in plan_prefill(order, NOW_S, RULES, PACE).batch] == [0, 2, 1]
+
+
 def test_where_all_are_late_batches_are_as_full_as_ever() -> None:
     assert _batch(*[_waiting(i, 200, -1.0) for i in range(6)]) == [0, 1, 2, 3, 4]
 
@@ -151,6 +157,7 @@ def test_the_first_chunk_leaves_the_time_that_the_others_need() -> None:
     long = _waiting(0, 900, 1.0)
     assert _batch(long, _waiting(1, 90, 9.0)) == [0, 1]
     assert _batch(long, _waiting(1, 110, 9.0)) == [0]
+    assert _batch(long, _waiting(1, 90, 9.0), pace=replace(PACE, between_s=0.02)) == [0]
 
 
 def test_a_tenants_share_does_not_depend_on_its_dues() -> None:

@@ -88,3 +88,16 @@ def test_the_pace_is_learned_from_the_steps_that_were_made(make: Make) -> None:
     load = engine.load()
     took_s = load.work_total["prefill_batch_seconds"]
     assert 0 < engine._steps.pace.pace().batch_s(64) <= took_s
+
+
+def test_who_would_end_too_late_at_that_pace_goes_last(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    turnstile, engine, order = Turnstile(monkeypatch), make(), Order()
+    for _ in range(3):
+        engine._steps.pace.note(60, 1000.0)
+    sinks = [_held(engine, turnstile), order.sink("soon"), order.sink("in an hour")]
+    for i, due_in_s in ((1, 300.0), (2, 3600.0)):
+        engine.generate("r", prompt(60, i), 60, ONE, sinks[i], due_s=time.monotonic() + due_in_s)
+    turnstile.let(1000)
+    for sink in sinks:
+        sink.finished()
+    assert order.names == ["in an hour", "soon"]

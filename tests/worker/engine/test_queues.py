@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -276,24 +277,45 @@ def test_what_is_cached_counts_as_computed_when_it_is_told_who_can_be_on_time() 
     assert (work[0], cached.cached_tokens) == ((cached, 1), 16)
 
 
-def test_nobody_on_time_waits_for_a_start_that_is_computed_after_its_turn() -> None:
-    run = Run(growth=1)
+def _begun_and_late(run: Run) -> Sequence:
+    """One that has computed 8 of its 24 tokens and can't be on time any more."""
     long = run.sequence(24, 1, "", due_in_s=0.15)
     run.queues.add_local(long)
     run.turn()
     assert (long.computed, long in run.queues.waiting) == (8, True)
-    run.clock_s += 0.1  # it is late now, and last
-    same, other = run.sequence(24, 1, "", due_in_s=1000.0), run.sequence(8, 1, "", due_in_s=1001.0, of=7)
+    run.clock_s += 0.1
+    return long
+
+
+@pytest.mark.parametrize("due_in_s", [1000.0, None])
+def test_nobody_waits_for_a_start_that_is_computed_after_its_turn(due_in_s: float | None) -> None:
+    run = Run(growth=1)
+    long = _begun_and_late(run)
+    same, other = run.sequence(24, 1, "", due_in_s=due_in_s), run.sequence(8, 1, "", due_in_s=1001.0, of=7)
     for s in (same, other):
         run.queues.add_local(s)
     run.turn()
     assert (same.cached_tokens, same.computed, other.computed, long.computed) == (8, 16, 8, 8)
 
 
-def test_who_is_served_first_come_first_waits_for_a_start_that_another_computes() -> None:
+def test_a_start_that_is_in_the_next_batch_is_computed_once_whoever_computes_it() -> None:
     run = Run(growth=1)
-    first, second = run.sequence(24, 1, ""), run.sequence(24, 1, "")
-    for s in (first, second):
-        run.queues.add_local(s)
+    long, same = _begun_and_late(run), run.sequence(24, 1, "", due_in_s=1000.0)
+    run.queues.add_local(same)
     run.turn()
-    assert (first.computed, second.holding) == (8, None)
+    assert (long.computed, same.holding) == (16, None)
+    for _ in range(2):
+        run.turn()
+    assert same.cached_tokens == 20  # but for the block of its last token
+
+
+def test_where_nothing_is_due_a_start_that_somebody_has_begun_is_waited_for() -> None:
+    run = Run(growth=1)
+    same, other, long = run.sequence(24, 1, ""), run.sequence(8, 1, "", of=7), run.sequence(24, 1, "")
+    for s in (same, other, long):
+        run.queues.add_local(s)
+    assert run.queues._start(long)
+    run.turn()
+    assert (same.holding, other.computed, long.computed) == (None, 8, 0)
+    run.turn()
+    assert (same.holding, long.computed) == (None, 8)

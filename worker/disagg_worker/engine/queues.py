@@ -21,26 +21,28 @@ from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.sequence import Sequence
 
 Work = list[tuple[Sequence, int]]
+_NEXT = -1
 
 
 class _Coming:
-    """Names of blocks that are not computed yet, of those that hold them, and how soon they will be: -1, in the next batch, or the first
-    holder's place in the order of what waits."""
+    """Names of blocks that those who hold them have not computed yet, and when they will: `_NEXT`, in the next batch, or in whose turn, as
+    its place in the order of what waits. `places` is empty where nothing is due: then who began goes on soon."""
 
-    def __init__(self, batch: set[int], places: dict[int, int]) -> None:
-        self._batch = batch
+    def __init__(self, holders: Many[Sequence], batch: set[int], places: dict[int, int]) -> None:
         self._places = places
-        self._soonest: dict[bytes, int] = {}
+        self._when: dict[bytes, int] = {}
+        turns = [(_NEXT if s.key in batch else places.get(s.key, _NEXT), s) for s in holders]
+        for turn, s in sorted(turns, key=lambda t: t[0], reverse=True):  # the sooner replaces the later
+            self._when.update(dict.fromkeys(s.names[s.registered :], turn))
 
-    def add(self, s: Sequence) -> None:
-        place = -1 if s.key in self._batch else self._places[s.key]
-        for name in s.names[s.registered :]:
-            self._soonest[name] = min(place, self._soonest.get(name, place))
+    def begun(self, s: Sequence) -> None:
+        """It is in the next batch."""
+        self._when.update(dict.fromkeys(s.names[s.registered :], _NEXT))
 
     def before(self, s: Sequence, name: bytes) -> bool:
-        """Is it worth waiting for? Who has a due does not wait for somebody whose turn is after its own."""
-        place = self._soonest.get(name)
-        return place is not None and (s.waited_due_s is None or place < self._places[s.key])
+        """Will somebody else have computed it before the turn of s?"""
+        turn = self._when.get(name)
+        return turn is not None and turn < self._places.get(s.key, turn + 1)
 
 
 class Queues:
@@ -180,7 +182,7 @@ class Queues:
         rules = self._rules_now(now_s)
         waiting = by_due([self._as_waiting(s) for s in self.waiting], Timing(now_s, rules.chunk_tokens, pace))
         order = self._shares.order(waiting)
-        places = {w.key: i for i, w in enumerate(order)}
+        places = {w.key: i for i, w in enumerate(order)} if any(w.due_s is not None for w in order) else {}
         plan = plan_prefill(order, now_s, rules, pace)
         work = self._with_blocks(plan.batch, places)
         if plan.batch and not work:  # the first lacks blocks, which those that have begun may be holding
@@ -200,12 +202,9 @@ class Queues:
         return bisect_left(range(usable), True, key=lambda i: self._store.pool.find(s.names[i]) is None)
 
     def _with_blocks(self, batch: Many[tuple[int, int]], places: dict[int, int]) -> Work:
-        """Once one has to wait for blocks nobody may start after it, or the long would starve. `places`: in the order of what waits."""
+        """Once one has to wait for blocks nobody may start after it, or the long would starve. `places`: of _Coming."""
         by_key = {s.key: s for s in self.waiting}
-        coming = _Coming({key for key, _ in batch}, places)
-        for s in self.waiting:
-            if s.holding is not None:
-                coming.add(s)
+        coming = _Coming([s for s in self.waiting if s.holding is not None], {key for key, _ in batch}, places)
         work: Work = []
         full = False
         for key, n in batch:
@@ -215,7 +214,7 @@ class Queues:
             if s.holding is None:
                 full = full or not self._start(s)
                 if s.holding is not None:
-                    coming.add(s)
+                    coming.begun(s)
             if s.holding is not None:
                 work.append((s, min(n, len(s.tokens) - s.computed)))
         return work
