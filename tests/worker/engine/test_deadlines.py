@@ -43,7 +43,7 @@ ORDERS: dict[str, tuple[list[Waiting], list[int]]] = {
         [_waiting(0, 10, -9.0, PATIENCE_S), _waiting(1, 10, -8.0, PATIENCE_S - 0.1), _waiting(2, 10, None), _waiting(3, 10, 1.0)],
         [0, 2, 3, 1],
     ),
-    "the aged by arrival": ([_waiting(0, 10, -1.0, 32.0), _waiting(1, 10, 5.0, 31.0), _waiting(2, 10, None)], [0, 1, 2]),
+    "the aged by arrival": ([_waiting(0, 10, -1.0, 22.0), _waiting(1, 10, 5.0, 21.0), _waiting(2, 10, None)], [0, 1, 2]),
 }
 
 
@@ -51,6 +51,13 @@ ORDERS: dict[str, tuple[list[Waiting], list[int]]] = {
 def test_first_goes(name: str) -> None:
     waiting, expected = ORDERS[name]
     assert _keys(waiting) == expected
+
+
+def test_where_the_last_batch_was_led_by_an_aged_one_it_is_the_others_turn() -> None:
+    waiting = [_waiting(0, 10, -1.0, 22.0), _waiting(1, 10, 5.0, 21.0), _waiting(2, 10, None), replace(_waiting(3, 10, -1.0), tenant="a")]
+    timing = Timing(NOW_S, 500, PACE, aged_led={""})
+    assert [w.key for w in by_due(waiting, timing)] == [2, 1, 0, 3]
+    assert [w.key for w in by_due(waiting, replace(timing, aged_led={"a"}))] == [0, 1, 2, 3]
 
 
 def test_chunks_and_the_decode_steps_between_them_count() -> None:
@@ -113,7 +120,7 @@ def test_nobody_is_lost_and_the_order_is_that_of_the_rules(waiting: list[Waiting
 def test_a_batch_makes_nobody_in_it_late_and_delays_nobody_for_the_late(waiting: list[Waiting], rules: PrefillRules, pace: Pace) -> None:
     timing = Timing(NOW_S, rules.chunk_tokens, pace)
     order = FairShares().order(by_due(waiting, timing))
-    keys = [key for key, _ in plan_prefill(order, NOW_S, rules, pace).batch]
+    keys = [key for key, _ in plan_prefill(order, NOW_S, rules, timing).batch]
     assert bool(keys) or all(w.queued_at_s + rules.wait_s > NOW_S for w in waiting)
     inside = [w for w in waiting if w.key in keys]
     ends_s = timing.batch_end_s(sum(timing.computed_tokens(w) for w in inside))
@@ -124,8 +131,8 @@ def test_a_batch_makes_nobody_in_it_late_and_delays_nobody_for_the_late(waiting:
 
 
 def _batch(*waiting: Waiting, pace: Pace = PACE) -> list[int]:
-    order = by_due(list(waiting), Timing(NOW_S, RULES.chunk_tokens, pace))
-    return [key for key, _ in plan_prefill(order, NOW_S, RULES, pace).batch]
+    timing = Timing(NOW_S, RULES.chunk_tokens, pace)
+    return [key for key, _ in plan_prefill(by_due(list(waiting), timing), NOW_S, RULES, timing).batch]
 
 
 def test_who_would_make_another_late_is_passed_over_for_who_does_not() -> None:
@@ -146,7 +153,7 @@ def test_the_late_ride_along_only_when_all_the_others_do() -> None:
 
 def test_the_late_of_one_tenant_get_room_after_those_on_time_of_another() -> None:
     order = [_waiting(0, 200, 5.0), _waiting(1, 200, -1.0), _waiting(2, 200, 5.0)]
-    assert [key for key, _ in plan_prefill(order, NOW_S, RULES, PACE).batch] == [0, 2, 1]
+    assert [key for key, _ in plan_prefill(order, NOW_S, RULES, Timing(NOW_S, 500, PACE)).batch] == [0, 2, 1]
 
 
 def test_where_all_are_late_batches_are_as_full_as_ever() -> None:
@@ -189,8 +196,9 @@ def _first_come(waiting: list[Waiting], rules: PrefillRules) -> list[tuple[int, 
 @given(queues.filter(bool), rules, paces)
 def test_where_nothing_is_due_the_first_come_are_served_first(waiting: list[Waiting], rules: PrefillRules, pace: Pace) -> None:
     waiting = [replace(w, due_s=None) for w in waiting]
-    assert by_due(waiting, Timing(NOW_S, rules.chunk_tokens, pace)) == waiting
-    plan = plan_prefill(waiting, NOW_S, rules, pace)
+    timing = Timing(NOW_S, rules.chunk_tokens, pace)
+    assert by_due(waiting, timing) == waiting
+    plan = plan_prefill(waiting, NOW_S, rules, timing)
     assert plan == plan_prefill(waiting, NOW_S, rules)
     if waiting[0].queued_at_s + rules.wait_s <= NOW_S:
         assert list(plan.batch) == _first_come(waiting, rules)
@@ -208,7 +216,8 @@ def _on_time(limit_s: Callable[[int], float | None]) -> int:
             at_s, tokens = coming.pop(0)
             key, limit = 120 - len(coming), limit_s(tokens)
             left[key] = Waiting(key, tokens, at_s, due_s=None if limit is None else at_s + limit)
-        batch = plan_prefill(by_due(list(left.values()), Timing(now_s, 50, PACE)), now_s, rules, PACE).batch
+        timing = Timing(now_s, 50, PACE)
+        batch = plan_prefill(by_due(list(left.values()), timing), now_s, rules, timing).batch
         now_s = now_s + PACE.batch_s(sum(n for _, n in batch)) if batch else now_s + 0.01
         count += sum(now_s <= left.pop(key).queued_at_s + 1.0 + 1e-9 for key, _ in batch)
     return count
@@ -227,8 +236,9 @@ def test_a_queue_that_nothing_joins_is_computed_whole(waiting: list[Waiting], ru
         if not left:
             break
         now_s += 0.3
-        order = by_due(sorted(left.values(), key=lambda w: w.key), Timing(now_s, rules.chunk_tokens, pace))
-        batch = plan_prefill(order, now_s, rules, pace).batch
+        timing = Timing(now_s, rules.chunk_tokens, pace)
+        order = by_due(sorted(left.values(), key=lambda w: w.key), timing)
+        batch = plan_prefill(order, now_s, rules, timing).batch
         assert batch[0][0] == order[0].key
         for key, n in batch:
             w = left.pop(key)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from disagg_worker.engine.api import Event, NoCapacity, SamplingParams
 from disagg_worker.engine.block_pool import Holding, State
 from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine.deadlines import PATIENCE_S
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.prefix_hash import PrefixNames
@@ -319,3 +320,21 @@ def test_where_nothing_is_due_a_start_that_somebody_has_begun_is_waited_for() ->
     assert (same.holding, other.computed, long.computed) == (None, 8, 0)
     run.turn()
     assert (same.holding, long.computed) == (None, 8)
+
+
+def test_an_overload_leaves_every_second_batch_to_those_who_can_be_on_time() -> None:
+    """Two on time come for each batch, which holds two: the late ones get none before they have waited for the patience."""
+    run = Run(growth=1, prefix_cache=False)
+    late = [run.sequence(8, 1, "", due_in_s=-1.0) for _ in range(6)]
+    run.queues.waiting += late
+    led_by = []
+    for turn in range(14):
+        run.clock_s += PATIENCE_S if turn == 3 else 0.1
+        run.queues.waiting += [run.sequence(8, 1, "", due_in_s=1000.0) for _ in range(2)]
+        work, _ = run.queues.take_prefill(run.clock_s)
+        assert len(work) == 2
+        led_by.append("late" if work[0][0] in late else "on time")
+        for s, _ in work:
+            s.ended = True
+            run.queues.remove(s, poisoned=False)
+    assert led_by == [*["on time"] * 3, *["late", "on time"] * 3, *["on time"] * 5]

@@ -1,20 +1,21 @@
 """PURE: waiting prompts in the order of their dues, when their first tokens should be out.
 
 Who can still be on time goes first, the earliest due first, and who can't goes last: in a burst only the excess is late, not everybody.
-Who has waited for `PATIENCE_S` goes before all, so nobody starves. A prompt without a due is never late and counts as due when it came;
-where nobody has one, the order is that of arrival.
+Every second batch is led by whoever has waited longest, once that is `PATIENCE_S`: nobody starves, and an overload leaves the other half to
+those who can be on time. A prompt without a due is never late and counts as due when it came; where nobody has one, the order is that of
+arrival.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import inf
 
-from disagg_worker.engine.prefill_pace import Pace
+from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 
-PATIENCE_S = 30.0
+PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,16 @@ class Standing(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What tells who can be on time: prompts are computed in chunks of at most `chunk_tokens`, at `pace`."""
+    """What tells who can be on time: prompts are computed in chunks of at most `chunk_tokens`, at `pace`. `aged_led`: tenants whose last
+    batch was led by one that had waited for the patience, so that it is the others' turn."""
 
     now_s: float
     chunk_tokens: int
-    pace: Pace
+    pace: Pace = UNKNOWN
+    aged_led: Collection[str] = ()
 
     def standing(self, w: Waiting) -> Standing:
-        if self.now_s - w.queued_at_s >= PATIENCE_S:
+        if self.now_s - w.queued_at_s >= PATIENCE_S and w.tenant not in self.aged_led:
             return Standing.AGED
         return Standing.ON_TIME if self._can_be_on_time(w) else Standing.LATE
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from math import inf
 
 from disagg_worker.engine.deadlines import Standing, Timing, Waiting
-from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +85,12 @@ def bucket(tokens: int) -> int:
     return max(0, (tokens - 1) // 64).bit_length()
 
 
-def plan_prefill(waiting: Sequence[Waiting], now_s: float, rules: PrefillRules, pace: Pace = UNKNOWN) -> PrefillPlan:
-    """The next batch out of `waiting`, which is in fair order (of dues or arrival, where there is one tenant)."""
+def plan_prefill(waiting: Sequence[Waiting], now_s: float, rules: PrefillRules, timing: Timing | None = None) -> PrefillPlan:
+    """The next batch out of `waiting`, which is in fair order (of dues or arrival, where there is one tenant). `timing`: with which
+    dues it was ordered, at `now_s`."""
     if not waiting:
         return PrefillPlan(())
-    timing = Timing(now_s, rules.chunk_tokens, pace)
+    timing = timing or Timing(now_s, rules.chunk_tokens)
     start_at_s = min(w.queued_at_s for w in waiting) + rules.wait_s
     if now_s >= start_at_s or any(w.started for w in waiting):
         return PrefillPlan(_fill(waiting, _candidates(waiting, waiting[0], rules), rules, timing))

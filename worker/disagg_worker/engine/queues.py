@@ -11,7 +11,7 @@ from dataclasses import replace
 from disagg_worker.engine.api import DecodeRoom, NoCapacity
 from disagg_worker.engine.block_pool import Holding, State, blocks_for
 from disagg_worker.engine.config import EngineConfig
-from disagg_worker.engine.deadlines import Timing, Waiting, by_due
+from disagg_worker.engine.deadlines import PATIENCE_S, Timing, Waiting, by_due
 from disagg_worker.engine.decode_scheduler import Capacity, blocks_to_hold, check_length, start_blocks, victim
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_limit import KnownRoom, limited
@@ -56,6 +56,7 @@ class Queues:
         self._store = store
         self._names = names
         self._shares = FairShares()
+        self._aged_led: set[str] = set()
         self._rules = PrefillRules(
             config.max_batch_tokens, config.prefill_wait_s, config.prefill_utilisation, config.max_running, config.saturating_tokens
         )
@@ -180,16 +181,27 @@ class Queues:
         if not self.waiting:
             return [], None
         rules = self._rules_now(now_s)
-        waiting = by_due([self._as_waiting(s) for s in self.waiting], Timing(now_s, rules.chunk_tokens, pace))
+        timing = Timing(now_s, rules.chunk_tokens, pace, self._aged_led)
+        waiting = by_due([self._as_waiting(s) for s in self.waiting], timing)
         order = self._shares.order(waiting)
         places = {w.key: i for i, w in enumerate(order)} if any(w.due_s is not None for w in order) else {}
-        plan = plan_prefill(order, now_s, rules, pace)
+        plan = plan_prefill(order, now_s, rules, timing)
         work = self._with_blocks(plan.batch, places)
         if plan.batch and not work:  # the first lacks blocks, which those that have begun may be holding
-            work = self._with_blocks(plan_prefill([w for w in waiting if w.started], now_s, rules, pace).batch, places)
+            work = self._with_blocks(plan_prefill([w for w in waiting if w.started], now_s, rules, timing).batch, places)
         self._shares.charge([(s.tenant, n) for s, n in work], rules.full_tokens)
         self.prefilling = {s for s, _ in work}
+        if work:
+            self._note_leader(work[0][0], now_s)
         return work, plan.wake_at_s
+
+    def _note_leader(self, s: Sequence, now_s: float) -> None:
+        """Of each tenant's batches those who have waited for the patience may lead every second one."""
+        if now_s - s.queued_at_s >= PATIENCE_S:
+            self._aged_led.add(s.tenant)
+        else:
+            self._aged_led.discard(s.tenant)
+        self._aged_led &= {s.tenant for s in self.waiting}
 
     def _as_waiting(self, s: Sequence) -> Waiting:
         started, left = s.holding is not None, len(s.tokens) - s.computed
