@@ -72,3 +72,11 @@ def test_a_prompt_alone_takes_its_chunks_and_what_is_done_between_them() -> None
     assert pace.alone_s(0, 100) == 0.0
     assert pace.alone_s(100, 100) == pytest.approx(0.2)
     assert pace.alone_s(250, 100) == pytest.approx(0.2 + 0.02 + 0.2 + 0.02 + 0.15)
+
+
+def test_what_is_done_between_batches_is_said_with_each_question() -> None:
+    meter = PaceMeter()
+    for n in SIZES * 3:
+        meter.note(n, 0.1 + 0.001 * n)
+    assert (meter.pace(0.5).between_s, meter.pace().between_s) == (0.5, 0.0)
+    assert meter.pace(0.5).batch_s(100) == meter.pace().batch_s(100) == pytest.approx(0.2)
