@@ -77,6 +77,11 @@ def test_the_whole_of_sampling_reaches_the_engine() -> None:
         ({"prompt_tokens": 4}, "prompt_tokens"),
         ({"deadline_s": 0}, "deadline_s"),
         ({"deadline_s": float("inf")}, "deadline_s"),
+        ({"first_token_within_s": 1.0}, "first_token_within_s: only with mode local"),
+        ({"mode": "local", "first_token_within_s": 86401}, "first_token_within_s"),
+        ({"mode": "local", "first_token_within_s": -86401}, "first_token_within_s"),
+        ({"mode": "local", "first_token_within_s": "1"}, "first_token_within_s"),
+        ({"mode": "local", "first_token_within_s": float("nan")}, "first_token_within_s"),
         ({"request_id": "a b"}, "request_id"),
         ({"request_id": "a\n"}, "request_id"),
         ({"request_id": ""}, "request_id"),
@@ -110,6 +115,15 @@ def test_a_prefill_takes_a_ticket_or_none_but_says_so() -> None:
     assert parse(PrefillRequest, json.dumps(content | {"ticket": None}).encode()).ticket is None
     with pytest.raises(BadRequest, match="ticket"):
         parse(PrefillRequest, json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(("within_s", "due_s"), [(None, None), (1.5, 11.5), (-3, 7.0), (0, 10.0)])
+def test_a_first_token_is_due_so_many_seconds_after_the_request_came(within_s: float | None, due_s: float | None) -> None:
+    content = {k: v for k, v in GOOD.items() if k != "mode"} | {"ticket": None, "first_token_within_s": within_s}
+    assert parse(PrefillRequest, json.dumps(content).encode()).due_s(10.0) == due_s
+    assert decode(mode="local", first_token_within_s=within_s).due_s(10.0) == due_s
+    assert decode(mode="local").due_s(10.0) is None
+    assert decode(mode="remote", first_token_within_s=None).due_s(10.0) is None
 
 
 def test_a_message_with_text_of_the_client_does_not_break_the_line() -> None:

@@ -52,6 +52,7 @@ class _LoadCollector(Collector):
         yield CounterMetricFamily("disagg_worker_cached_tokens", "Prompt tokens found in the cache", value=load.cached_tokens_total)
         yield CounterMetricFamily("disagg_worker_generated_tokens", "Tokens generated", value=load.generated_tokens_total)
         yield CounterMetricFamily("disagg_worker_preemptions", "Sequences put back for want of KV blocks", value=load.preemptions_total)
+        yield CounterMetricFamily("disagg_worker_late_prompts", "First tokens that came after they were due", value=load.late_prompts_total)
         limit = "Tokens that a prefill batch may hold now: less while decode has little room"
         yield GaugeMetricFamily("disagg_prefill_batch_limit_tokens", limit, value=load.prefill_limit_tokens)
         most = "Tokens that a prefill batch may hold while decode has room"

@@ -69,6 +69,11 @@ class _Work(_Strict):
     sampling: Sampling
     tenant: str = Field("", max_length=128)
     deadline_s: float = Field(gt=0, le=86400)
+    first_token_within_s: float | None = Field(None, ge=-86400, le=86400)
+
+    def due_s(self, now_s: float) -> float | None:
+        """When the first token should be out, on the clock of `now_s`, when the request came."""
+        return None if self.first_token_within_s is None else now_s + self.first_token_within_s
 
 
 class DecodeRequest(_Work):
@@ -137,6 +142,8 @@ def parse(kind: type[WorkT], body: bytes) -> WorkT:
         raise BadRequest(f"prompt_tokens: {request.prompt_tokens} of {len(request.tokens)} tokens")
     if request.sampling.max_new_tokens <= len(request.tokens) - request.prompt_tokens:
         raise BadRequest("sampling.max_new_tokens: that many tokens were emitted already")
+    if isinstance(request, DecodeRequest) and request.mode == "remote" and request.first_token_within_s is not None:
+        raise BadRequest("first_token_within_s: only with mode local; with mode remote prefill makes the first token")
     return request
 
 

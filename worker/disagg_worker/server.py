@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
@@ -57,12 +58,14 @@ async def _prepare(node: work.Node, request: requests.DecodeRequest | requests.P
 
 async def _start_decode(node: work.Node, body: bytes) -> work.Job:
     request = requests.parse(requests.DecodeRequest, body)
+    due_s = request.due_s(time.monotonic())
     await _prepare(node, request)
-    return (work.decode_remote if request.mode == "remote" else work.decode_local)(node, request)
+    return work.decode_remote(node, request) if request.mode == "remote" else work.decode_local(node, request, due_s)
 
 
 async def _start_prefill(node: work.Node, body: bytes) -> work.Job:
     request = requests.parse(requests.PrefillRequest, body)
+    due_s = request.due_s(time.monotonic())
     await _prepare(node, request)
     ticket = None
     if request.ticket is not None:
@@ -73,7 +76,7 @@ async def _start_prefill(node: work.Node, body: bytes) -> work.Job:
             raise TicketError("ticket: is for another request")
         if (ticket.tokens, ticket.token_hash) != (len(request.tokens), token_hash(request.tokens)):
             raise TicketError("ticket.token_hash: is for other tokens")
-    return work.prefill(node, request, ticket)
+    return work.prefill(node, request, ticket, due_s)
 
 
 Start = Callable[[work.Node, bytes], Awaitable[work.Job]]

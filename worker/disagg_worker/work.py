@@ -62,12 +62,12 @@ async def _relay(events: EventQueue, deadline_s: float) -> AsyncIterator[Line]:
             return
 
 
-def decode_local(node: Node, request: DecodeRequest) -> Job:
-    """Prefill and decode here. Raises NoCapacity or InvalidInput."""
+def decode_local(node: Node, request: DecodeRequest, due_s: float | None) -> Job:
+    """Prefill and decode here; the first token is due at `due_s`. Raises NoCapacity or InvalidInput."""
     events = EventQueue()
     params = request.sampling.to_params()
     deadline_s = time.monotonic() + request.deadline_s
-    handle = node.engine.generate(request.request_id, request.tokens, request.prompt_tokens, params, events, request.tenant)
+    handle = node.engine.generate(request.request_id, request.tokens, request.prompt_tokens, params, events, request.tenant, due_s)
 
     async def lines() -> AsyncIterator[Line]:
         yield {"type": "accepted", "path": "local", "kv_bytes": 0, "transfer_s": 0.0, "interface": ""}
@@ -180,7 +180,7 @@ def decode_remote(node: Node, request: DecodeRequest) -> Job:
 class _Prefill:
     """One prefill, from its queue to the acknowledgement of its KV."""
 
-    def __init__(self, node: Node, request: PrefillRequest, ticket: Ticket | None) -> None:
+    def __init__(self, node: Node, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> None:
         self._node = node
         self.events = EventQueue()
         self._lock = threading.Lock()
@@ -192,7 +192,7 @@ class _Prefill:
             self._sender = TcpKvSender(ticket, node.key, node.incarnation, request.tokens, source, self._on_done)
         params = request.sampling.to_params()
         tokens, prompt_tokens = request.tokens, request.prompt_tokens
-        handle = node.engine.prefill(request.request_id, tokens, prompt_tokens, params, self.events, self._sender, request.tenant)
+        handle = node.engine.prefill(request.request_id, tokens, prompt_tokens, params, self.events, self._sender, request.tenant, due_s)
         with self._lock:
             self._handle = handle
             released = self._released
@@ -262,10 +262,10 @@ def _transferred(done: TransferDone) -> Line:
     }
 
 
-def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None) -> Job:
-    """Compute the prompt and push its KV. Raises NoCapacity or InvalidInput."""
+def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> Job:
+    """Compute the prompt and push its KV; the first token is due at `due_s`. Raises NoCapacity or InvalidInput."""
     deadline_s = time.monotonic() + request.deadline_s
     if request.decode_room is not None:
         node.engine.limit_prefill(request.decode_room.to_room())
-    job = _Prefill(node, request, ticket)
+    job = _Prefill(node, request, ticket, due_s)
     return Job(job.lines(deadline_s), job.close, job.events.put, deadline_s)

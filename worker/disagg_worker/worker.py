@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PROTOCOL = 1
+# What this worker understands beside what every worker of the protocol does.
+FEATURES = ("first_token_within_s",)
 # What a peer gets to read that its request goes on elsewhere, before its connection no longer counts.
 _BREAK_OFF_S = 5.0
 _ELSEWHERE = ErrorEvent("draining", "this worker stops serving in this role; the request can go on elsewhere", retryable=True)
@@ -183,6 +185,7 @@ class Worker:
         s = self.settings
         answer: dict[str, Any] = {
             "protocol": PROTOCOL,
+            "features": list(FEATURES),
             "incarnation": self.incarnation,
             "pod": s.pod_name,
             "role": self.role,

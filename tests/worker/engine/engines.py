@@ -66,3 +66,24 @@ class Gate:
             return original(steps, running)
 
         monkeypatch.setattr(Steps, "decode", decode)
+
+
+class Turnstile:
+    """Holds the engine's thread before each prefill step until a test lets it make one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached = threading.Event()
+        self._turns = threading.Semaphore(0)
+        original = Steps.prefill
+
+        def prefill(steps: Steps, work: Any) -> Any:
+            self.reached.set()
+            if not self._turns.acquire(timeout=30):
+                raise TimeoutError("no turn came")
+            return original(steps, work)
+
+        monkeypatch.setattr(Steps, "prefill", prefill)
+
+    def let(self, steps: int) -> None:
+        """So many more steps may be made."""
+        self._turns.release(steps)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_worker.engine.api import DecodeRoom
+from disagg_worker.engine.deadlines import Waiting
 from disagg_worker.engine.prefill_limit import KnownRoom, free_share, limited
-from disagg_worker.engine.prefill_scheduler import PrefillRules, Waiting, plan_prefill
+from disagg_worker.engine.prefill_scheduler import PrefillRules, plan_prefill
 
 RULES = PrefillRules(budget_tokens=2048, wait_s=0.05, utilisation=0.85, max_sequences=64, saturating_tokens=256)
 rooms = st.builds(

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disagg_worker.engine.prefill_scheduler import FairShares, PrefillPlan, PrefillRules, Waiting, bucket, plan_prefill
+from disagg_worker.engine.deadlines import Waiting
+from disagg_worker.engine.prefill_scheduler import FairShares, PrefillPlan, PrefillRules, bucket, plan_prefill
 
 RULES = PrefillRules(budget_tokens=1000, wait_s=0.05, utilisation=0.85, max_sequences=8)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disagg_worker.engine.api import Event, NoCapacity, SamplingParams
 from disagg_worker.engine.block_pool import Holding, State
 from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine.deadlines import PATIENCE_S
 from disagg_worker.engine.kv_store import KvStore
+from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
@@ -37,6 +40,7 @@ class Run:
     growth: int
     prefix_cache: bool = True
     clock_s: float = 0.0
+    pace: Pace = UNKNOWN
     next_key: int = 0
     reserved: list[tuple[Holding, int, int]] = field(default_factory=list)
     sent: list[Sequence] = field(default_factory=list)
@@ -47,18 +51,25 @@ class Run:
             "t", "both", block_size_tokens=SIZE, max_running=6, max_batch_tokens=16, saturating_tokens=8, growth_reserve_tokens=self.growth
         )
         self.store = KvStore(BLOCKS, "lru", 3, NoMemory())
-        self.queues = Queues(config, MAX_LEN, self.store, PrefixNames(b"k" * 32, SIZE) if self.prefix_cache else None)
+        self.names = PrefixNames(b"k" * 32, SIZE) if self.prefix_cache else None
+        self.queues = Queues(config, MAX_LEN, self.store, self.names)
 
-    def sequence(self, n: int, new: int, tenant: str, *, hands_over: bool = False) -> Sequence:
+    def sequence(self, n: int, new: int, tenant: str, *, hands_over: bool = False, due_in_s: float | None = None, of: int = 0) -> Sequence:
+        """Prompts of another `of` have no start in common."""
         self.next_key += 1
         params = SamplingParams(seed=0, max_new_tokens=new)
-        return Sequence(self.next_key, "r", [i % 3 for i in range(n)], n, params, _no_sink, hands_over, self.clock_s, tenant)
+        due_s = None if due_in_s is None else self.clock_s + due_in_s
+        tokens = [of + i % 3 for i in range(n)]
+        s = Sequence(self.next_key, "r", tokens, n, params, _no_sink, hands_over, self.clock_s, tenant, due_s)
+        if self.names is not None:
+            self.names.extend(s.names, s.tokens, tenant)
+        return s
 
     def turn(self) -> int:
         """One turn of the engine; how many sequences got on."""
         self.clock_s += 0.1
         running = self.queues.take_decode()
-        work, _ = self.queues.take_prefill(self.clock_s)
+        work, _ = self.queues.take_prefill(self.clock_s, self.pace)
         assert sum(n for _, n in work) <= 16
         assert all(n >= 1 for _, n in work)
         for s, n in work:
@@ -100,21 +111,24 @@ acts = st.tuples(
     st.integers(1, 60),
     st.integers(1, 60),
     st.sampled_from(["", "a"]),
+    st.sampled_from([None, None, -1.0, 0.25, 1000.0]),
 )
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(acts, max_size=40), st.integers(1, 40), st.booleans())
-def test_every_request_ends_and_every_block_comes_back(ops: list[tuple[str, int, int, str]], growth: int, cached: bool) -> None:
-    run = Run(growth, cached)
+@given(st.lists(acts, max_size=40), st.integers(1, 40), st.booleans(), st.sampled_from([UNKNOWN, Pace(0.05, 0.01)]))
+def test_every_request_ends_and_every_block_comes_back(
+    ops: list[tuple[str, int, int, str, float | None]], growth: int, cached: bool, pace: Pace
+) -> None:
+    run = Run(growth, cached, pace=pace)
     taken = 0
-    for kind, n, new, tenant in ops:
+    for kind, n, new, tenant, due_in_s in ops:
         try:
             if kind == "local":
-                run.queues.add_local(run.sequence(n, new, tenant))
+                run.queues.add_local(run.sequence(n, new, tenant, due_in_s=due_in_s))
                 taken += 1
             elif kind == "prefill":
-                s = run.sequence(n, new, tenant, hands_over=True)
+                s = run.sequence(n, new, tenant, hands_over=True, due_in_s=due_in_s)
                 s.sender = object()  # type: ignore[assignment]  # only whether there is one matters here
                 run.queues.add_prefill(s)
             elif kind == "reserve":
@@ -231,3 +245,96 @@ def test_who_comes_back_from_preemption_stands_before_those_who_came_later() -> 
     while run.queues.waiting or run.queues.running:
         run.turn()
     assert [s.key for s in run.ended] == [1, 2, 3]
+
+
+def test_who_has_emitted_tokens_when_it_is_preempted_is_not_late_any_more_and_goes_first() -> None:
+    run = Run(growth=1, prefix_cache=False)
+    first, second = run.sequence(24, 30, ""), run.sequence(24, 30, "", due_in_s=0.5)
+    for s in (first, second):
+        run.queues.add_local(s)
+    while not run.queues.preemptions:
+        run.turn()
+    assert second.emitted > 0
+    assert second.due_s is not None
+    assert second.due_s < run.clock_s
+    new = run.sequence(24, 4, "", due_in_s=1000.0)
+    run.queues.waiting.append(new)
+    run.queues.committed += 1
+    while not (work := run.queues.take_prefill(run.clock_s)[0]):
+        run.turn()
+    assert work[0][0] is second
+
+
+def test_what_is_cached_counts_as_computed_when_it_is_told_who_can_be_on_time() -> None:
+    run = Run(growth=1)
+    run.queues.add_local(run.sequence(17, 1, ""))
+    while run.queues.waiting:
+        run.turn()
+    run.pace = Pace(0.0, 0.01)
+    fresh, cached = run.sequence(17, 1, "", due_in_s=0.2, of=7), run.sequence(17, 1, "", due_in_s=0.2)
+    for s in (fresh, cached):
+        run.queues.add_local(s)
+    work, _ = run.queues.take_prefill(run.clock_s + 0.1, run.pace)
+    assert (work[0], cached.cached_tokens) == ((cached, 1), 16)
+
+
+def _begun_and_late(run: Run) -> Sequence:
+    """One that has computed 8 of its 24 tokens and can't be on time any more."""
+    long = run.sequence(24, 1, "", due_in_s=0.15)
+    run.queues.add_local(long)
+    run.turn()
+    assert (long.computed, long in run.queues.waiting) == (8, True)
+    run.clock_s += 0.1
+    return long
+
+
+@pytest.mark.parametrize("due_in_s", [1000.0, None])
+def test_nobody_waits_for_a_start_that_is_computed_after_its_turn(due_in_s: float | None) -> None:
+    run = Run(growth=1)
+    long = _begun_and_late(run)
+    same, other = run.sequence(24, 1, "", due_in_s=due_in_s), run.sequence(8, 1, "", due_in_s=1001.0, of=7)
+    for s in (same, other):
+        run.queues.add_local(s)
+    run.turn()
+    assert (same.cached_tokens, same.computed, other.computed, long.computed) == (8, 16, 8, 8)
+
+
+def test_a_start_that_is_in_the_next_batch_is_computed_once_whoever_computes_it() -> None:
+    run = Run(growth=1)
+    long, same = _begun_and_late(run), run.sequence(24, 1, "", due_in_s=1000.0)
+    run.queues.add_local(same)
+    run.turn()
+    assert (long.computed, same.holding) == (16, None)
+    for _ in range(2):
+        run.turn()
+    assert same.cached_tokens == 20  # but for the block of its last token
+
+
+def test_where_nothing_is_due_a_start_that_somebody_has_begun_is_waited_for() -> None:
+    run = Run(growth=1)
+    same, other, long = run.sequence(24, 1, ""), run.sequence(8, 1, "", of=7), run.sequence(24, 1, "")
+    for s in (same, other, long):
+        run.queues.add_local(s)
+    assert run.queues._start(long)
+    run.turn()
+    assert (same.holding, other.computed, long.computed) == (None, 8, 0)
+    run.turn()
+    assert (same.holding, long.computed) == (None, 8)
+
+
+def test_an_overload_leaves_every_second_batch_to_those_who_can_be_on_time() -> None:
+    """Two on time come for each batch, which holds two: the late ones get none before they have waited for the patience."""
+    run = Run(growth=1, prefix_cache=False)
+    late = [run.sequence(8, 1, "", due_in_s=-1.0) for _ in range(6)]
+    run.queues.waiting += late
+    led_by = []
+    for turn in range(14):
+        run.clock_s += PATIENCE_S if turn == 3 else 0.1
+        run.queues.waiting += [run.sequence(8, 1, "", due_in_s=1000.0) for _ in range(2)]
+        work, _ = run.queues.take_prefill(run.clock_s)
+        assert len(work) == 2
+        led_by.append("late" if work[0][0] in late else "on time")
+        for s, _ in work:
+            s.ended = True
+            run.queues.remove(s, poisoned=False)
+    assert led_by == [*["on time"] * 3, *["late", "on time"] * 3, *["on time"] * 5]

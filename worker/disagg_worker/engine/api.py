@@ -177,6 +177,7 @@ class Load:
     room: for sequences to decode. prefill_limit_tokens: what a prefill batch may hold now, of prefill_most_tokens by the settings.
     prompt_tokens_total: computed, so without the cached ones. step_seconds_total: of steps, `forward` in the network, `rest` beside it.
     work_total: what was in the batches and steps, by name (disagg_worker.engine.steps.Work).
+    late_prompts_total: whose first token came after it was due.
     """
 
     waiting_requests: int
@@ -197,6 +198,7 @@ class Load:
     room: DecodeRoom = DecodeRoom(0, 0, 0, 0, 0.0)
     prefill_limit_tokens: int = 0
     prefill_most_tokens: int = 0
+    late_prompts_total: int = 0
 
 
 class EngineError(Exception):
@@ -222,7 +224,11 @@ class ModelError(EngineError):
 
 
 class Engine(Protocol):
-    """The inference engine of one worker process. Requests of two tenants never share cached KV."""
+    """The inference engine of one worker process. Requests of two tenants never share cached KV.
+
+    `due_s`: time.monotonic() by which the request's first token should be out, None: at no certain time. It only orders what waits
+    (deadlines); nothing is given up for being late, and it means nothing once `tokens` has emitted ones.
+    """
 
     model: ModelInfo
     layout: KvLayout
@@ -236,6 +242,7 @@ class Engine(Protocol):
         sink: EventSink,
         sender: KvSender | None,
         tenant: str = "",
+        due_s: float | None = None,
     ) -> PrefillHandle:
         """Queue a prefill of `tokens` (prompt, then emitted ones from `prompt_tokens` on). The sink gets one TokenEvent and an
         EndEvent (`prefilled`, or `stop`/`length` when that token ends the request; then the sender is aborted with code `finished`).
@@ -268,6 +275,7 @@ class Engine(Protocol):
         sampling: SamplingParams,
         sink: EventSink,
         tenant: str = "",
+        due_s: float | None = None,
     ) -> DecodeHandle:
         """Prefill and decode here (role `both`, and the fallback of the dual path). The sink gets every new token.
 

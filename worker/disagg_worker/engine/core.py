@@ -99,10 +99,11 @@ class TorchEngine:
         sink: api.EventSink,
         sender: api.KvSender | None,
         tenant: str = "",
+        due_s: float | None = None,
     ) -> SequenceHandle:
         self._check_request(tokens, prompt_tokens, sampling)
         sequence = self._sequence(request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=True)
-        sequence.sender = sender
+        sequence.sender, sequence.due_s = sender, due_s
         return self._enter(sequence, self._queues.add_prefill)
 
     def reserve(self, request_id: str, tokens: int, max_total_tokens: int) -> HeldBlocks:
@@ -149,9 +150,11 @@ class TorchEngine:
         sampling: api.SamplingParams,
         sink: api.EventSink,
         tenant: str = "",
+        due_s: float | None = None,
     ) -> SequenceHandle:
         self._check_request(tokens, prompt_tokens, sampling)
         sequence = self._sequence(request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=False)
+        sequence.due_s = due_s
         return self._enter(sequence, self._queues.add_local)
 
     def prepare(self, sampling: api.SamplingParams) -> None:
@@ -180,6 +183,7 @@ class TorchEngine:
                 work_total=asdict(self._steps.work),
                 cached_tokens_total=queues.cached_tokens,
                 preemptions_total=queues.preemptions,
+                late_prompts_total=self._settler.late_prompts,
                 host_cache_bytes=self._store.host.held_bytes,
                 room=queues.room(self._decode_step_s),
                 prefill_limit_tokens=queues.prefill_limit_tokens(time.monotonic()),
@@ -298,7 +302,9 @@ class TorchEngine:
             over = self._over()
             if not over:
                 running = self._queues.take_decode()
-                work, wake_at_s = self._queues.take_prefill(started_s)
+                # Beside running sequences each batch but the first waits for a decode step.
+                pace = self._steps.pace.pace(self._decode_step_s if running else 0.0)
+                work, wake_at_s = self._queues.take_prefill(started_s, pace)
                 if not work and not running:
                     self._wake.wait(_IDLE_WAIT_S if wake_at_s is None else max(0.0, wake_at_s - started_s))
                     return True

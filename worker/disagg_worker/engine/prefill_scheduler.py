@@ -4,23 +4,16 @@ A batch is taken from one length bucket (powers of two), so that short prompts d
 once its bucket keeps the processor busy (`utilisation` of the tokens that saturate it), or when the oldest prompt of all has waited
 `wait_s`. It is led by the first prompt in fair order, which is always in it, so nothing starves. A prompt longer than half the budget is
 computed in chunks of at most half the budget, and shorter prompts share the rest of each batch, so one long prompt never blocks them.
+Where prompts have dues (deadlines) a batch makes nobody in it late, and takes who is late already only when it holds all who are not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A prompt that still has `tokens_left` to compute. `started`: it holds blocks; a chunk of it was computed already."""
-
-    key: int
-    tokens_left: int
-    queued_at_s: float
-    started: bool = False
-    tenant: str = ""
+from disagg_worker.engine.deadlines import Standing, Timing, Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +54,7 @@ class FairShares:
         self._now = 0.0
 
     def order(self, waiting: Sequence[Waiting]) -> list[Waiting]:
-        """`waiting`, in order of arrival, in the order in which it is to be computed. A tenant's own prompts keep their order."""
+        """`waiting` in the order in which it is to be computed. A tenant's own prompts keep their order, that of their dues or arrivals."""
         active = {w.tenant for w in waiting}
         if len(active) <= 1:
             return list(waiting)
@@ -92,13 +85,15 @@ def bucket(tokens: int) -> int:
     return max(0, (tokens - 1) // 64).bit_length()
 
 
-def plan_prefill(waiting: Sequence[Waiting], now_s: float, rules: PrefillRules) -> PrefillPlan:
-    """The next batch out of `waiting`, which is in fair order (of arrival, where there is one tenant)."""
+def plan_prefill(waiting: Sequence[Waiting], now_s: float, rules: PrefillRules, timing: Timing | None = None) -> PrefillPlan:
+    """The next batch out of `waiting`, which is in fair order (of dues or arrival, where there is one tenant). `timing`: with which
+    dues it was ordered, at `now_s`."""
     if not waiting:
         return PrefillPlan(())
-    due_s = min(w.queued_at_s for w in waiting) + rules.wait_s
-    if now_s >= due_s or any(w.started for w in waiting):
-        return PrefillPlan(_fill(_candidates(waiting, waiting[0], rules), rules))
+    timing = timing or Timing(now_s, rules.chunk_tokens)
+    start_at_s = min(w.queued_at_s for w in waiting) + rules.wait_s
+    if now_s >= start_at_s or any(w.started for w in waiting):
+        return PrefillPlan(_fill(waiting, _candidates(waiting, waiting[0], rules), rules, timing))
     seen: set[int] = set()
     for leader in waiting:
         level = bucket(leader.tokens_left)
@@ -108,8 +103,8 @@ def plan_prefill(waiting: Sequence[Waiting], now_s: float, rules: PrefillRules) 
         candidates = _candidates(waiting, leader, rules)
         offered_tokens = sum(w.tokens_left for w in candidates)
         if offered_tokens >= rules.utilisation * rules.full_tokens or len(candidates) >= rules.max_sequences:
-            return PrefillPlan(_fill(candidates, rules))
-    return PrefillPlan((), due_s)
+            return PrefillPlan(_fill(waiting, candidates, rules, timing))
+    return PrefillPlan((), start_at_s)
 
 
 def _candidates(waiting: Sequence[Waiting], leader: Waiting, rules: PrefillRules) -> list[Waiting]:
@@ -122,12 +117,22 @@ def _candidates(waiting: Sequence[Waiting], leader: Waiting, rules: PrefillRules
     return [leader, *short, *long]
 
 
-def _fill(candidates: Sequence[Waiting], rules: PrefillRules) -> tuple[tuple[int, int], ...]:
+def _fill(waiting: Sequence[Waiting], candidates: Sequence[Waiting], rules: PrefillRules, timing: Timing) -> tuple[tuple[int, int], ...]:
+    """The leader, and of the others those that there is room for. Nobody joins who would make somebody in the batch late, or come late in
+    it; nor does who is late already while anybody waits who isn't and is not in the batch: it would only delay that one."""
+    late = {w.key for w in waiting if timing.standing(w) is Standing.LATE}
+    leader, *others = candidates
     batch: list[tuple[int, int]] = []
-    room = rules.budget_tokens
-    for w in candidates:
+    room, computed, end_by_s = rules.budget_tokens, 0, inf
+    outside = len(waiting) - len(late)
+    for w in (leader, *sorted(others, key=lambda w: w.key in late)):
         take = min(w.tokens_left, rules.chunk_tokens)
-        if take <= room and len(batch) < rules.max_sequences:
-            batch.append((w.key, take))
-            room -= take
+        if take > room or len(batch) >= rules.max_sequences or (batch and w.key in late and outside):
+            continue
+        tokens, by_s = computed + timing.computed_tokens(w), min(end_by_s, timing.end_by_s(w))
+        if batch and timing.batch_end_s(tokens) > by_s:
+            continue
+        batch.append((w.key, take))
+        room, computed, end_by_s = room - take, tokens, by_s
+        outside -= w.key not in late
     return tuple(batch)

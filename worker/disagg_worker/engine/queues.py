@@ -4,20 +4,45 @@ around each call.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence as Many
 from dataclasses import replace
 
 from disagg_worker.engine.api import DecodeRoom, NoCapacity
 from disagg_worker.engine.block_pool import Holding, State, blocks_for
 from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine.deadlines import PATIENCE_S, Timing, Waiting, by_due
 from disagg_worker.engine.decode_scheduler import Capacity, blocks_to_hold, check_length, start_blocks, victim
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_limit import KnownRoom, limited
-from disagg_worker.engine.prefill_scheduler import FairShares, PrefillRules, Waiting, plan_prefill
+from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
+from disagg_worker.engine.prefill_scheduler import FairShares, PrefillRules, plan_prefill
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.sequence import Sequence
 
 Work = list[tuple[Sequence, int]]
+_NEXT = -1
+
+
+class _Coming:
+    """Names of blocks that those who hold them have not computed yet, and when they will: `_NEXT`, in the next batch, or in whose turn, as
+    its place in the order of what waits. `places` is empty where nothing is due: then who began goes on soon."""
+
+    def __init__(self, holders: Many[Sequence], batch: set[int], places: dict[int, int]) -> None:
+        self._places = places
+        self._when: dict[bytes, int] = {}
+        turns = [(_NEXT if s.key in batch else places.get(s.key, _NEXT), s) for s in holders]
+        for turn, s in sorted(turns, key=lambda t: t[0], reverse=True):  # the sooner replaces the later
+            self._when.update(dict.fromkeys(s.names[s.registered :], turn))
+
+    def begun(self, s: Sequence) -> None:
+        """It is in the next batch."""
+        self._when.update(dict.fromkeys(s.names[s.registered :], _NEXT))
+
+    def before(self, s: Sequence, name: bytes) -> bool:
+        """Will somebody else have computed it before the turn of s?"""
+        turn = self._when.get(name)
+        return turn is not None and turn < self._places.get(s.key, turn + 1)
 
 
 class Queues:
@@ -31,6 +56,7 @@ class Queues:
         self._store = store
         self._names = names
         self._shares = FairShares()
+        self._aged_led: set[str] = set()
         self._rules = PrefillRules(
             config.max_batch_tokens, config.prefill_wait_s, config.prefill_utilisation, config.max_running, config.saturating_tokens
         )
@@ -150,24 +176,47 @@ class Queues:
         """What a prefill batch may hold while decode has room."""
         return self._rules.budget_tokens
 
-    def take_prefill(self, now_s: float) -> tuple[Work, float | None]:
+    def take_prefill(self, now_s: float, pace: Pace = UNKNOWN) -> tuple[Work, float | None]:
         """The next prefill batch with its blocks, and when to ask again if there is none now."""
         if not self.waiting:
             return [], None
         rules = self._rules_now(now_s)
-        waiting = [Waiting(s.key, len(s.tokens) - s.computed, s.queued_at_s, s.holding is not None, s.tenant) for s in self.waiting]
-        plan = plan_prefill(self._shares.order(waiting), now_s, rules)
-        work = self._with_blocks(plan.batch)
+        timing = Timing(now_s, rules.chunk_tokens, pace, self._aged_led)
+        waiting = by_due([self._as_waiting(s) for s in self.waiting], timing)
+        order = self._shares.order(waiting)
+        places = {w.key: i for i, w in enumerate(order)} if any(w.due_s is not None for w in order) else {}
+        plan = plan_prefill(order, now_s, rules, timing)
+        work = self._with_blocks(plan.batch, places)
         if plan.batch and not work:  # the first lacks blocks, which those that have begun may be holding
-            work = self._with_blocks(plan_prefill([w for w in waiting if w.started], now_s, rules).batch)
+            work = self._with_blocks(plan_prefill([w for w in waiting if w.started], now_s, rules, timing).batch, places)
         self._shares.charge([(s.tenant, n) for s, n in work], rules.full_tokens)
         self.prefilling = {s for s, _ in work}
+        if work:
+            self._note_leader(work[0][0], now_s)
         return work, plan.wake_at_s
 
-    def _with_blocks(self, batch: Many[tuple[int, int]]) -> Work:
-        """Once one has to wait for blocks nobody may start after it, or the long would starve."""
+    def _note_leader(self, s: Sequence, now_s: float) -> None:
+        """Of each tenant's batches those who have waited for the patience may lead every second one."""
+        if now_s - s.queued_at_s >= PATIENCE_S:
+            self._aged_led.add(s.tenant)
+        else:
+            self._aged_led.discard(s.tenant)
+        self._aged_led &= {s.tenant for s in self.waiting}
+
+    def _as_waiting(self, s: Sequence) -> Waiting:
+        started, left = s.holding is not None, len(s.tokens) - s.computed
+        cached = 0 if started or s.waited_due_s is None else self._size * self._cached_blocks(s)
+        return Waiting(s.key, left, s.queued_at_s, started, s.tenant, s.waited_due_s, cached)
+
+    def _cached_blocks(self, s: Sequence) -> int:
+        """About how many of its first blocks are in the pool now."""
+        usable = min(len(s.names), (len(s.tokens) - 1) // self._size)
+        return bisect_left(range(usable), True, key=lambda i: self._store.pool.find(s.names[i]) is None)
+
+    def _with_blocks(self, batch: Many[tuple[int, int]], places: dict[int, int]) -> Work:
+        """Once one has to wait for blocks nobody may start after it, or the long would starve. `places`: of _Coming."""
         by_key = {s.key: s for s in self.waiting}
-        coming = {name for s in self.waiting if s.holding is not None for name in s.names[s.registered :]}
+        coming = _Coming([s for s in self.waiting if s.holding is not None], {key for key, _ in batch}, places)
         work: Work = []
         full = False
         for key, n in batch:
@@ -176,17 +225,18 @@ class Queues:
                 continue
             if s.holding is None:
                 full = full or not self._start(s)
-                coming |= set(s.names[s.registered :]) if s.holding is not None else set()
+                if s.holding is not None:
+                    coming.begun(s)
             if s.holding is not None:
                 work.append((s, min(n, len(s.tokens) - s.computed)))
         return work
 
-    def _start_is_coming(self, s: Sequence, coming: set[bytes]) -> bool:
+    def _start_is_coming(self, s: Sequence, coming: _Coming) -> bool:
         """The first block that it would compute is just being computed for another: it waits and finds it. So the choices of one request,
         or many with one system prompt, cost their common start once."""
         for name in s.names[: (len(s.tokens) - 1) // self._size]:
             if self._store.pool.find(name) is None and self._store.host.find(name) is None:
-                return name in coming
+                return coming.before(s, name)
         return False
 
     def _start(self, s: Sequence) -> bool:

@@ -16,7 +16,7 @@ class Sequence:
     computed: how many of `tokens` have their KV in the cache. names: of its full blocks (prefix_hash), as far as known.
     registered, reported: how many of its blocks can be found by others, and were reported to the sender whole; reported_layers: how many
     layers of the next ones were. cached_tokens: how much of the prompt was found in the cache at the first start here, None before;
-    told_cached: the sink knows.
+    told_cached: the sink knows. due_s: when the first token should be out, on the clock of `queued_at_s`.
     """
 
     key: int
@@ -28,6 +28,7 @@ class Sequence:
     hands_over: bool
     queued_at_s: float
     tenant: str = ""
+    due_s: float | None = None
     sender: KvSender | None = None
     names: list[bytes] = field(default_factory=list)
     holding: Holding | None = None
@@ -49,6 +50,11 @@ class Sequence:
     @property
     def emitted(self) -> int:
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def waited_due_s(self) -> float | None:
+        """The due while its first token is not out. After that nothing is due, it only has to go on."""
+        return None if self.emitted else self.due_s
 
     @property
     def releasable(self) -> bool:

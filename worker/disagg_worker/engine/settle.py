@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from disagg_worker.engine import api
 from disagg_worker.engine.queues import Queues
@@ -26,6 +27,7 @@ class Settler:
         self._queues = queues
         self._max_len = max_model_len
         self.generated_tokens = 0
+        self.late_prompts = 0
 
     def settle(self, s: Sequence, outcome: Outcome) -> None:
         """Pass a sampled token on and decide what becomes of its request."""
@@ -43,6 +45,8 @@ class Settler:
             log.error("request %s failed", s.request_id, exc_info=outcome)
             self.end(s, _POISONED if isinstance(outcome, ArithmeticError) else INTERNAL, poisoned=isinstance(outcome, ArithmeticError))
             return
+        if s.waited_due_s is not None and time.monotonic() > s.waited_due_s:
+            self.late_prompts += 1
         s.tokens.append(outcome.token)
         self.generated_tokens += 1
         event = api.TokenEvent(s.emitted - 1, outcome.token, outcome.logprob, outcome.top_logprobs, self._cached_tokens(s))

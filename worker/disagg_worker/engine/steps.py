@@ -15,6 +15,7 @@ from disagg_worker.engine.block_pool import blocks_for
 from disagg_worker.engine.cache_memory import CacheMemory
 from disagg_worker.engine.executor import Executor, OnLayer, Step
 from disagg_worker.engine.kv_store import KvStore
+from disagg_worker.engine.prefill_pace import PaceMeter
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.structured import Grammars
@@ -51,13 +52,14 @@ class Work:
 class Steps:
     """Computes batches over the KV cache. An exception out of a method concerns the whole batch, one in an Outcome one sequence.
 
-    `forward_s`: seconds spent in the network so far. After an exception the same sequences may be computed again.
+    `forward_s`: seconds spent in the network so far. `pace`: of prefill. After an exception the same sequences may be computed again.
     """
 
     def __init__(self, executor: Executor, memory: CacheMemory, store: KvStore, grammars: Grammars) -> None:
         self.forward_s = 0.0
         self._executor = executor
         self.work = Work()
+        self.pace = PaceMeter()
         self._memory = memory
         self._store = store
         self._grammars = grammars
@@ -87,7 +89,9 @@ class Steps:
                 if s.computed == len(s.tokens):
                     whole.append(s)
             outcomes = dict(zip(whole, self._sample(logits, whole), strict=True))
-        self.work.prefilled([n for _, n in work], time.perf_counter() - began_s)
+        took_s = time.perf_counter() - began_s
+        self.work.prefilled([n for _, n in work], took_s)
+        self.pace.note(sum(n for _, n in work), took_s)
         return list((outcomes | failed).items())
 
     def decode(self, running: Many[Sequence]) -> list[tuple[Sequence, Outcome]]:
