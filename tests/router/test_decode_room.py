@@ -1,4 +1,5 @@
-"""While decode is full prefill batches are small, and large again when it is empty: over real workers, a real router and real sockets."""
+"""What the router tells real workers, over real sockets: how full decode is (then prefill batches are small, and large again when it is
+empty), and when a first token is due."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ MOST, LEAST = 1024, 64
 
 
 @asynccontextmanager
-async def router(folder: Path, *workers: Running) -> AsyncIterator[httpx.AsyncClient]:
+async def router(folder: Path, *workers: Running, **options: object) -> AsyncIterator[httpx.AsyncClient]:
     members = [{"name": w.worker.incarnation.split("/")[0], "url": str(w.http.base_url)} for w in workers]
     (folder / "members.json").write_text(json.dumps({"workers": members}))
     values = {
@@ -34,7 +35,7 @@ async def router(folder: Path, *workers: Running) -> AsyncIterator[httpx.AsyncCl
         "cluster_key_file": folder / "key",
         "membership": f"file://{folder / 'members.json'}",
         "poll_interval_s": 0.2,
-    }
+    } | options
     made = Router(Settings.model_validate(values))
     server: uvicorn.Server = server_of(made)
     background = asyncio.create_task(made.run())
@@ -91,4 +92,21 @@ async def test_the_limit_falls_while_decode_is_full_and_recovers(tmp_path: Path)
         answer = await http.post("/v1/completions", json=body | {"stream": False, "max_tokens": 4})
         assert len(tokenizer.encode(answer.json()["choices"][0]["text"]).ids) > 0
         await prefill.empty()
+        await decode.empty()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("order", "late"), [("EarliestDeadline", 1), ("FirstComeFirstServed", 0)])
+async def test_a_real_worker_takes_what_the_router_says_of_the_first_token(tmp_path: Path, order: str, late: int) -> None:
+    """Nobody can keep this objective, so the worker counts the prompt as late, if it was told."""
+    (tmp_path / "key").write_bytes(KEY)
+    async with AsyncExitStack() as stack:
+        prefill = await stack.enter_async_context(running("prefill", tmp_path, model_uri=f"file://{FOLDER}"))
+        decode = await stack.enter_async_context(running("decode", tmp_path, model_uri=f"file://{FOLDER}"))
+        http = await stack.enter_async_context(router(tmp_path, prefill, decode, objective_ttft_s=1e-6, queue_order=order))
+        body = {"model": MODEL, "prompt": "import os", "ignore_eos": True, "max_tokens": 2}
+        answer = await http.post("/v1/completions", json=body, headers={"x-disagg-trace": "1"})
+        assert (answer.json()["disagg"]["path"], answer.json()["disagg"]["attempts"]) == ("remote", 1)
+        await prefill.empty()
+        assert prefill.load().late_prompts_total == late
         await decode.empty()

@@ -110,17 +110,20 @@ def plainly(arrival_s: list[float], prompt: list[int], patience_s: float) -> lis
         late = [r for r in waiting if now + alone_s(r) > due_s(r)]
         fine = sorted((r for r in waiting if r not in late), key=lambda r: (min(due_s(r), arrival_s[r] + patience_s), r))
         old = [r for r in late if now - arrival_s[r] > patience_s and batches % 2 == 0]
-        batch, end_by_s, someone_left = list[int](), math.inf, False
+        batch, end_by_s, someone_left, old_left = list[int](), math.inf, False, False
         for r in [*old, *fine, *(r for r in late if r not in old)]:
             tokens, first_late = sum(prompt[b] for b in batch) + prompt[r], r in late and r not in old
             own_s = due_s(r) if r in fine else math.inf
             if first_late and someone_left:
                 break
+            if r in old and old_left:
+                continue
             if batch and tokens > 1000:
                 someone_left = True
-                if r in old:
-                    continue
-                break
+                if r not in old:
+                    break
+                old_left = True
+                continue
             if batch and now + tokens / 1000 > min(end_by_s, own_s):
                 if first_late:
                     break
