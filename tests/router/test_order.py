@@ -69,11 +69,11 @@ EVENTS = st.lists(
 def test_whatever_happens_the_first_is_whom_the_rules_name_and_nobody_is_lost(
     events: list[tuple[str, float | None, float]], patience_s: float
 ) -> None:
-    line, here, now_s, number, old_first = Ordered(patience_s), dict[int, Turn](), 0.0, 0, True
+    line, here, now_s, number, in_a_row = Ordered(patience_s), dict[int, Turn](), 0.0, 0, 0
     for kind, limit_s, span_s in events:
         first = line.first(now_s)
         if kind == "serve" and first is not None:
-            old_first = patience_s == 0 or now_s - first.arrived_s < patience_s
+            in_a_row = in_a_row + 1 if 0 < patience_s <= now_s - first.arrived_s else 0
             line.placed(first, now_s)
         if kind == "come":
             here[number] = Turn(number, now_s, None if limit_s is None else now_s + limit_s, span_s)
@@ -89,32 +89,33 @@ def test_whatever_happens_the_first_is_whom_the_rules_name_and_nobody_is_lost(
                 due_s = {"refuse": gone.due_s, "fail over": None}.get(kind, now_s + span_s)
                 here[gone.number] = replace(gone, due_s=due_s)
                 line.join(here[gone.number])
-        expected = min(here.values(), key=lambda t: t.precedence(now_s, patience_s, old_first), default=None)
+        expected = min(here.values(), key=lambda t: t.precedence(now_s, patience_s, in_a_row), default=None)
         assert line.first(now_s) == expected
         assert len(line) == len(here)
         aged = [n for n, t in here.items() if now_s - t.arrived_s >= patience_s]
-        assert not aged or not old_first or (expected is not None and expected.number == min(aged))
-    order = sorted(here, key=lambda n: here[n].precedence(now_s, patience_s, old_first))
+        assert not aged or in_a_row or (expected is not None and expected.number == min(aged))
+    order = sorted(here, key=lambda n: here[n].precedence(now_s, patience_s, in_a_row))
     assert drained(line, now_s) == order
     if patience_s == 0:
         assert order == sorted(here)
 
 
 def test_those_that_have_waited_long_and_those_that_can_be_on_time_take_turns() -> None:
-    """An overload: there are always some of both."""
-    line = Ordered(PATIENCE_S)
-    for number in range(6):
-        line.join(Turn(number, float(number), number + 1.0))
-    for number in range(6, 12):
-        line.join(Turn(number, 29.0, 30.0 + number))
-    order = []
-    for _ in range(12):
-        first = line.first(30.0)
-        assert first is not None
-        order.append(first.number)
-        line.leave(first)
-        line.placed(first, 30.0)
-    assert order == [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]
+    """An overload: there are always some of both. Who has waited twice as long gets three of four places."""
+    for now_s, expected in ((30.0, [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]), (60.0, [0, 1, 2, 6, 3, 4, 5, 7, 8, 9, 10, 11])):
+        line = Ordered(PATIENCE_S)
+        for number in range(6):
+            line.join(Turn(number, float(number), number + 1.0))
+        for number in range(6, 12):
+            line.join(Turn(number, now_s - 1.0, now_s + number))
+        order = []
+        for _ in range(12):
+            first = line.first(now_s)
+            assert first is not None
+            order.append(first.number)
+            line.leave(first)
+            line.placed(first, now_s)
+        assert order == expected
 
 
 def test_those_that_left_do_not_pile_up_behind_one_that_stays() -> None:

@@ -14,7 +14,7 @@ from disagg_router.metrics import Objectives
 
 PREFIX = "DISAGG_"
 MIN_KEY_BYTES = 32
-# Who has waited so long goes first every second time; or a third of the longest wait, if that is less.
+# Who has waited so long goes first at times (order.py); or a third of the longest wait, if that is less.
 _PATIENCE_S = 20.0
 
 
@@ -67,7 +67,7 @@ class Settings(BaseModel):
 
     @property
     def queue_patience_s(self) -> float:
-        """Who has waited so long goes first every second time, by arrival. 0: first come, first served."""
+        """Who has waited so long goes first at times. 0: first come, first served."""
         return 0.0 if self.deadlines is None else min(_PATIENCE_S, self.queue_max_wait_s / 3)
 
     @property

@@ -185,7 +185,7 @@ class RouterQueue(Model):
         "EarliestDeadline",
         description="Who goes first, in this queue and in prefill's. EarliestDeadline: whoever can still get the first token within "
         "objectives.ttftSeconds, the earliest deadline first; who can't any more comes after them, but after 20 s (a third of "
-        "maxWaitSeconds, if that is less) every second time first. In a burst only what is too much is late, not everybody. "
+        "maxWaitSeconds, if that is less) at times first. In a burst only what is too much is late, not everybody. "
         "FirstComeFirstServed: by arrival.",
     )
 

@@ -71,14 +71,14 @@ def lead(s: Sim, now: float) -> int:
             continue
         w, on_time = float(s.work[r]), i < late_from
         end_s = min(earliest_s, latest_end_s(s, r, now))
-        fits = bucket(w) == level and tokens + w <= s.fixed[7] and (on_time or not skipped)
-        if fits and now + batch_s(s, tokens + w, squares + w * w) <= end_s:
+        fits = bucket(w) == level and tokens + w <= s.fixed[7]
+        if fits and (on_time or not skipped) and now + batch_s(s, tokens + w, squares + w * w) <= end_s:
             tokens, squares, earliest_s = tokens + w, squares + w * w, end_s
             taken[n] = r
             n += 1
             late += int(not on_time)
         else:
-            skipped = skipped or (on_time and fits)
+            skipped = skipped or on_time
             left[others] = r
             others += 1
     s.tally[LATE] -= late

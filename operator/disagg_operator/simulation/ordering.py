@@ -2,8 +2,9 @@
 
 In the latter the queue is kept so, in place: first who can still be on time, by when the first token is due (at most `patience_s` after the
 arrival); behind them the last `tally[LATE]`, who can't, by arrival. Every second batch is led by the late ones that have waited for the
-patience: so none waits for ever, and an overload leaves half of the capacity to those who can be on time. Earliest due date first (Jackson
-1955) with the late put off as by Moore (1968) makes the fewest jobs late on one machine; for batches it is a heuristic.
+patience, three of four by those that have waited twice as long: so none is lost in a burst, and an overload leaves some of the capacity
+to those who can be on time. Earliest due date first (Jackson 1955) with the late put off as by Moore (1968) makes the fewest jobs late on
+one machine; for batches it is a heuristic.
 """
 
 from __future__ import annotations
@@ -93,12 +94,13 @@ def sort(s: Sim, now: float) -> int:
             _put_off(s, at, tail)
         else:
             at += 1
-    turn, tokens = s.tally[BATCHES] % 2 == 0, 0.0
+    batch, tokens = s.tally[BATCHES] % 4, 0.0
     while s.tally[LATE] > 0:
         at = tail - int(s.tally[LATE])
         waited_s, w = now - s.arrival_s[s.queue[at]], float(s.work[s.queue[at]])
         if waited_s <= s.fixed[10]:
-            if not turn or waited_s <= s.fixed[21] or (tokens > 0 and tokens + w > s.fixed[7]):
+            turn = (waited_s > s.fixed[21] and batch % 2 == 0) or (waited_s > 2 * s.fixed[21] and batch != 3)
+            if not turn or (tokens > 0 and tokens + w > s.fixed[7]):
                 break
             tokens += w
         _bring(s, at, to)

@@ -109,7 +109,8 @@ def plainly(arrival_s: list[float], prompt: list[int], patience_s: float) -> lis
             coming += 1
         late = [r for r in waiting if now + alone_s(r) > due_s(r)]
         fine = sorted((r for r in waiting if r not in late), key=lambda r: (min(due_s(r), arrival_s[r] + patience_s), r))
-        old = [r for r in late if now - arrival_s[r] > patience_s and batches % 2 == 0]
+        least_s = {0: patience_s, 1: 2 * patience_s, 2: patience_s, 3: math.inf}[batches % 4]
+        old = [r for r in late if now - arrival_s[r] > least_s]
         batch, end_by_s, someone_left, old_left = list[int](), math.inf, False, False
         for r in [*old, *fine, *(r for r in late if r not in old)]:
             tokens, first_late = sum(prompt[b] for b in batch) + prompt[r], r in late and r not in old

@@ -55,9 +55,27 @@ def test_first_goes(name: str) -> None:
 
 def test_where_the_last_batch_was_led_by_an_aged_one_it_is_the_others_turn() -> None:
     waiting = [_waiting(0, 10, -1.0, 22.0), _waiting(1, 10, 5.0, 21.0), _waiting(2, 10, None), replace(_waiting(3, 10, -1.0), tenant="a")]
-    timing = Timing(NOW_S, 500, PACE, aged_led={""})
+    timing = Timing(NOW_S, 500, PACE, aged_led={"": 1})
     assert [w.key for w in by_due(waiting, timing)] == [2, 1, 0, 3]
-    assert [w.key for w in by_due(waiting, replace(timing, aged_led={"a"}))] == [0, 1, 2, 3]
+    assert [w.key for w in by_due(waiting, replace(timing, aged_led={"a": 1}))] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("patiences", "in_a_row", "standing"),
+    [
+        (0.99, 0, Standing.LATE),
+        (1.0, 0, Standing.AGED),
+        (1.0, 1, Standing.LATE),
+        (1.99, 1, Standing.LATE),
+        (2.0, 1, Standing.AGED),
+        (2.0, 2, Standing.AGED),
+        (2.0, 3, Standing.LATE),
+        (99.0, 3, Standing.LATE),
+    ],
+)
+def test_who_has_waited_long_may_lead_so_many_batches_in_a_row(patiences: float, in_a_row: int, standing: Standing) -> None:
+    timing = Timing(NOW_S, 500, PACE, aged_led={"": in_a_row})
+    assert timing.standing(_waiting(0, 10, -1.0, patiences * PATIENCE_S)) is standing
 
 
 def test_chunks_and_the_decode_steps_between_them_count() -> None:

@@ -1,21 +1,23 @@
 """PURE: waiting prompts in the order of their dues, when their first tokens should be out.
 
 Who can still be on time goes first, the earliest due first, and who can't goes last: in a burst only the excess is late, not everybody.
-Every second batch is led by whoever has waited longest, once that is `PATIENCE_S`: nobody starves, and an overload leaves the other half to
-those who can be on time. A prompt without a due is never late and counts as due when it came; where nobody has one, the order is that of
-arrival.
+Every second batch is led by whoever has waited longest, once that is `PATIENCE_S`, and three of four once it is twice as long: nobody
+starves, and an overload leaves the others to those who can be on time. A prompt without a due is never late and counts as due when it
+came; where nobody has one, the order is that of arrival.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
 
 from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 
 PATIENCE_S = 20.0
+# So many batches in a row may be led by those that have waited once the patience, and twice.
+_IN_A_ROW = (1, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +47,17 @@ class Standing(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What tells who can be on time: prompts are computed in chunks of at most `chunk_tokens`, at `pace`. `aged_led`: tenants whose last
-    batch was led by one that had waited for the patience, so that it is the others' turn."""
+    """What tells who can be on time: prompts are computed in chunks of at most `chunk_tokens`, at `pace`. `aged_led`: by tenant,
+    how many batches in a row were led by those that had waited for the patience: after some it is the others' turn."""
 
     now_s: float
     chunk_tokens: int
     pace: Pace = UNKNOWN
-    aged_led: Collection[str] = ()
+    aged_led: Mapping[str, int] = field(default_factory=dict)
 
     def standing(self, w: Waiting) -> Standing:
-        if self.now_s - w.queued_at_s >= PATIENCE_S and w.tenant not in self.aged_led:
+        patiences = min(2, int((self.now_s - w.queued_at_s) / PATIENCE_S))
+        if patiences > 0 and self.aged_led.get(w.tenant, 0) < _IN_A_ROW[patiences - 1]:
             return Standing.AGED
         return Standing.ON_TIME if self._can_be_on_time(w) else Standing.LATE
 

@@ -56,7 +56,7 @@ class Queues:
         self._store = store
         self._names = names
         self._shares = FairShares()
-        self._aged_led: set[str] = set()
+        self._aged_led: dict[str, int] = {}
         self._rules = PrefillRules(
             config.max_batch_tokens, config.prefill_wait_s, config.prefill_utilisation, config.max_running, config.saturating_tokens
         )
@@ -196,12 +196,11 @@ class Queues:
         return work, plan.wake_at_s
 
     def _note_leader(self, s: Sequence, now_s: float) -> None:
-        """Of each tenant's batches those who have waited for the patience may lead every second one."""
-        if now_s - s.queued_at_s >= PATIENCE_S:
-            self._aged_led.add(s.tenant)
-        else:
-            self._aged_led.discard(s.tenant)
-        self._aged_led &= {s.tenant for s in self.waiting}
+        """Of each tenant's batches those who have waited for the patience may lead some in a row."""
+        aged = now_s - s.queued_at_s >= PATIENCE_S
+        self._aged_led[s.tenant] = self._aged_led.get(s.tenant, 0) + 1 if aged else 0
+        tenants = {s.tenant for s in self.waiting}
+        self._aged_led = {tenant: n for tenant, n in self._aged_led.items() if n and tenant in tenants}
 
     def _as_waiting(self, s: Sequence) -> Waiting:
         started, left = s.holding is not None, len(s.tokens) - s.computed
