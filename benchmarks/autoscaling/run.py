@@ -203,8 +203,8 @@ _ORDER_TEXTS = {
     ],
     EARLIEST_DEADLINE: [
         "The same with the order of this project's routers and workers (`router.queue.order: EarliestDeadline`, the default): who is due",
-        "first, who is late already last, but after 20 s every second time first, after 40 s three times of four. Every policy and plan has it",
-        "here, and cost is against these plans.",
+        "first, who is late already last, but after 20 s every second time first, after 40 s three times of four. Every policy and plan",
+        "has it here, and cost is against these plans.",
     ],
 }  # fmt: skip
 
