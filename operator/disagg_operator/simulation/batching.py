@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from disagg_operator.simulation.compiled import njit
 from disagg_operator.simulation.ordering import batch_s, by_deadline, latest_end_s, sort
-from disagg_operator.simulation.state import LATE, P_HEAD, P_TAIL, Sim, njit
+from disagg_operator.simulation.state import LATE, P_HEAD, P_TAIL, Sim
 
 _SHORTEST_TOKENS = 64
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from disagg_operator.simulation.compiled import njit
 from disagg_operator.simulation.state import (
     D_HEAD,
     D_PLACES,
@@ -35,7 +36,6 @@ from disagg_operator.simulation.state import (
     TPOT_ALL,
     TPOT_OK,
     Sim,
-    njit,
 )
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from disagg_operator.simulation.batching import lead, oldest_s
+from disagg_operator.simulation.compiled import njit
 from disagg_operator.simulation.decode import (
     finish,
     heap_pop,
@@ -53,7 +54,6 @@ from disagg_operator.simulation.state import (
     WORK,
     WORK2,
     Sim,
-    njit,
 )
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from disagg_operator.planning.profile import Profile
+from disagg_operator.simulation.compiled import njit
 from disagg_operator.simulation.decode import heap_pop, heap_push
-from disagg_operator.simulation.state import njit
 from disagg_operator.simulation.traces import Trace
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 
-from disagg_operator.simulation.state import BATCHES, LATE, P_HEAD, P_TAIL, Sim, njit
+from disagg_operator.simulation.compiled import njit
+from disagg_operator.simulation.state import BATCHES, LATE, P_HEAD, P_TAIL, Sim
 
 FIRST_COME, EARLIEST_DEADLINE = "FirstComeFirstServed", "EarliestDeadline"
 ORDERS = (FIRST_COME, EARLIEST_DEADLINE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 NONE, STARTING, READY, DRAINING = 0, 1, 2, 3
@@ -19,8 +18,6 @@ _AGAIN = 1 << 20  # requests that may come back from dead workers, all together
     A_HEAD, A_TAIL, P_PLACES, D_PLACES, BATCHES, BATCH_TOKENS, BATCH_TOKENS2, STEPS, STEP_SEQUENCES, STEP_KV, STEP_S, LATE,
 ) = range(37)  # fmt: skip
 COUNTERS = 37
-
-njit: Any = numba.njit(cache=True, fastmath=False)
 
 
 class Sim(NamedTuple):
