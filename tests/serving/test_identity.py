@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def _digest(router: Router) -> str:
 
 async def _generate(router: Router, number: int, prompt: list[int]) -> tuple[list[int], Trace]:
     state, trace = RequestState(f"r{number}", _digest(router), tuple(prompt), SAMPLING, 1), Trace()
-    async for _ in router.dispatcher.run(state, trace):
+    async for _ in router.dispatcher.run(state, trace, time.monotonic()):
         pass
     return state.emitted, trace
 
@@ -60,10 +61,10 @@ async def test_a_decode_worker_killed_mid_stream_costs_no_token(tmp_path: Path) 
     ):
         async with asyncio.timeout(120):
             quiet = RequestState("quiet", _digest(router), tuple(prompt), sampling, 4)
-            async for _ in router.dispatcher.run(quiet, Trace()):
+            async for _ in router.dispatcher.run(quiet, Trace(), time.monotonic()):
                 pass
             disturbed, trace, killed = RequestState("disturbed", _digest(router), tuple(prompt), sampling, 4), Trace(), False
-            async for _ in router.dispatcher.run(disturbed, trace):
+            async for _ in router.dispatcher.run(disturbed, trace, time.monotonic()):
                 if len(disturbed.emitted) == 50 and not killed and trace.decode is not None:
                     processes[trace.decode.pod].kill()
                     killed = True
