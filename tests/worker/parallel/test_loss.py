@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -27,8 +28,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ranks() -> list[int]:
     """The process ids of this process's ranks."""
-    children = {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
-    return sorted(pid for pid in children if b"disagg_worker.parallel.rank" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    for _ in range(1000):
+        # A thread, or a child, that ends while it is looked at: its children are another's now, so all are looked at again.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children = {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+            return sorted(pid for pid in children if b"disagg_worker.parallel.rank" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    raise AssertionError("threads and processes come and go all the time")
 
 
 def running(engine: TorchEngine) -> Collector:
