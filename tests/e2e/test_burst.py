@@ -64,6 +64,8 @@ def test_every_move_is_told_with_its_reason(burst: Cluster) -> None:
     assert "workers of work expected" in described
     decisions = {p["name"]: p["lastDecision"] for p in burst.get("dd", NAME)["status"]["pools"]}
     assert all(math.isfinite(d["numbers"]["forecast"]) for d in decisions.values())
+    # Written once a minute at most, so perhaps not before all this.
+    burst.wait("the policy's state is kept", lambda: bool(burst.get("configmap", f"{NAME}-scaling-state")), 120.0)
     assert burst.get("configmap", f"{NAME}-scaling-state")["metadata"]["ownerReferences"][0]["name"] == NAME
 
 

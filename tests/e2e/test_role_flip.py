@@ -69,12 +69,15 @@ def test_a_prefill_worker_becomes_a_decode_worker_while_requests_run(flip: Clust
         return sizes(flip, NAME) == {"prefill": 1, "decode": 2} and bool(before.keys() & rig.serving(flip, NAME, "decode"))
 
     assert asyncio.run(replay.until(url, answers, moved)), f"{sizes(flip, NAME)}\n{rig.diagnosis(flip, NAME)}"
+    # The load is over: without this decode would soon give the worker back.
+    flip.kubectl("patch", "dd", NAME, "--type", "merge", "-p", '{"spec": {"decode": {"autoscaling": {"minReplicas": 2}}}}')
     assert replay.errors == []
     rig.wait_ready(flip, NAME, prefill=1, decode=2)
-    after = _containers(rig.pods(flip, NAME, "decode"))
+    pods = rig.pods(flip, NAME, "decode")
+    after = _containers(pods)
     (pod,) = before.keys() & after.keys()
     assert after[pod] == before[pod]
-    found = rig.pods(flip, NAME, "decode")[pod]
+    found = pods[pod]
     assert found["metadata"]["labels"]["disagg.dev/pool"] == "decode"
     assert found["status"]["containerStatuses"][0]["restartCount"] == 0
     told = [e["message"] for e in flip.items("events") if e.get("reason") == "RoleFlipped"]
