@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.accuracy.texts import MODEL, PACKAGES, held_out
 from benchmarks.machine import machine
-from disagg_worker.backend.api import Backend, Batch, Chunk, DenseWeight, Weight
+from disagg_worker.backend.interface import Backend, Batch, Chunk, DenseWeight, Weight
 from disagg_worker.backend.plain import PlainBackend, dequantized
 from disagg_worker.backend.select import select
 from disagg_worker.model.checkpoint import Checkpoint

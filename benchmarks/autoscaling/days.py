@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from disagg_operator.autoscaling.history import Minute
+from disagg_operator.autoscaling.policy.history import Minute
 from disagg_operator.simulation.traces import Trace
 
 _MINUTE_S = 60.0

@@ -23,8 +23,8 @@ from typing import Any
 import disagg_operator
 from benchmarks.autoscaling import days
 from benchmarks.machine import machine
-from disagg_operator.autoscaling.history import Minute
-from disagg_operator.planning import profile as profiles
+from disagg_operator.autoscaling.policy.history import Minute
+from disagg_operator.performance import profile as profiles
 from disagg_operator.simulation import bounds, policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, FIRST_COME, ORDERS

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.engine import peers
 from benchmarks.engine.run import prepare
-from disagg_worker.backend.api import Backend, Batch, Chunk, DecodeProgram, Linear, Weight
 from disagg_worker.backend.cpu.backend import ask_for_huge_pages
+from disagg_worker.backend.interface import Backend, Batch, Chunk, DecodeProgram, Linear, Weight
 from disagg_worker.backend.select import select
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from disagg_worker.values.choices import Quantization
 
 from benchmarks.gpu import attention, model, roof
 from benchmarks.gpu.clock import seconds
 from benchmarks.machine import machine
 from disagg_worker.backend.cuda import CudaBackend
-from disagg_worker.engine.config import Quantization
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.decoder import Decoder
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks.gpu.clock import seconds
-from disagg_worker.attention import paged
+from disagg_worker.backend import paged_attention
 from disagg_worker.backend.cuda import decode_attention
 from disagg_worker.model.config import ModelConfig
 
@@ -24,7 +24,7 @@ def rows(
     q = torch.randn(sequences, c.heads, c.head_dim, device=device).to(dtype)
     splits = decode_attention.splits_for(sequences, c.kv_heads, processors)
     yield "ours", seconds(lambda: decode_attention.attend(q, cache, 0, tables, lengths, None, splits), device)
-    k, v = (x[:, :, :length].contiguous() for x in paged.gather_kv(cache, 0, tables))
+    k, v = (x[:, :, :length].contiguous() for x in paged_attention.gather_kv(cache, 0, tables))
     folded = q[:, :, None]
     sdpa = torch.nn.functional.scaled_dot_product_attention
     yield "torch SDPA, not paged", seconds(lambda: sdpa(folded, k, v, enable_gqa=True), device)

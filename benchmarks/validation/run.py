@@ -34,10 +34,10 @@ import yaml
 
 from benchmarks.machine import machine
 from benchmarks.validation.cores import busy_neighbours, pin_prefill
-from disagg_operator.autoscaling.observation import Targets
-from disagg_operator.cli.measure import Endpoint
+from disagg_operator.autoscaling.policy.observation import Targets
+from disagg_operator.cli.measure import ServedEndpoint
 from disagg_operator.cli.processes import free_port
-from disagg_operator.planning import profile as profiles
+from disagg_operator.performance import profile as profiles
 from disagg_operator.planning.traffic import log_normal
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import FIRST_COME, ORDERS
@@ -166,7 +166,7 @@ def _wait(child: subprocess.Popen[bytes], url: str) -> None:
 async def serve(url: str, trace: Trace) -> dict[str, list[float]]:
     """Send each request at its time. Times in s, from the trace's begin."""
     rows: list[tuple[float, float, float, float]] = []
-    async with Endpoint(url, None, None) as endpoint:
+    async with ServedEndpoint(url, None, None) as endpoint:
         await asyncio.gather(*(endpoint.ask(endpoint.prompt(64), 8) for _ in range(8)))
         begin_s = time.monotonic() + 0.2
 

@@ -21,12 +21,13 @@ import uuid
 
 import kopf
 
-from disagg_operator import credentials as creds
-from disagg_operator.handlers import build_registry
-from disagg_operator.kube import HttpKube
-from disagg_operator.resources import Obj, Resource
-from disagg_operator.runtime import Runtime
-from disagg_operator.settings import BadSettings, Settings, load
+from disagg_operator.controller.runtime import Runtime
+from disagg_operator.controller.watches import build_registry
+from disagg_operator.kube import credentials as creds
+from disagg_operator.kube.client import HttpKube
+from disagg_operator.kube.resources import Resource
+from disagg_operator.settings import BadSettings, OperatorSettings, load
+from disagg_operator.vocabulary import Obj
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def wall_clock() -> str:
 class Watches:
     """kopf in a thread. `ended` is set when it is gone, for whatever reason."""
 
-    def __init__(self, settings: Settings, credentials: creds.Credentials, runtime: Runtime) -> None:
+    def __init__(self, settings: OperatorSettings, credentials: creds.Credentials, runtime: Runtime) -> None:
         self._settings = settings
         self._credentials = credentials
         self._runtime = runtime
@@ -81,7 +82,7 @@ class Watches:
             self._loop.call_soon_threadsafe(self.ended.set)
 
 
-async def serve(settings: Settings, credentials: creds.Credentials, stop: asyncio.Event) -> int:
+async def serve(settings: OperatorSettings, credentials: creds.Credentials, stop: asyncio.Event) -> int:
     """Run until `stop` is set (gives 0) or the watches end (gives 1)."""
     kube = HttpKube(credentials, deadline_s=settings.kube_timeout_s, jitter=random.random)
     runtime = Runtime(
@@ -109,7 +110,7 @@ async def serve(settings: Settings, credentials: creds.Credentials, stop: asynci
     return 1 if failed else 0
 
 
-async def _run(settings: Settings, credentials: creds.Credentials) -> int:
+async def _run(settings: OperatorSettings, credentials: creds.Credentials) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

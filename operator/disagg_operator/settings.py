@@ -15,7 +15,7 @@ class BadSettings(Exception):
     """A variable is missing or wrong; the message names it."""
 
 
-class Settings(BaseModel):
+class OperatorSettings(BaseModel):
     """Every wait, bound and budget of the process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,12 +40,12 @@ class Settings(BaseModel):
     log_level: Annotated[str, Field(pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
 
 
-def load(environ: Mapping[str, str]) -> Settings:
+def load(environ: Mapping[str, str]) -> OperatorSettings:
     """Settings from the environment. Raises BadSettings naming the variable."""
-    names = {f"DISAGG_{field.upper()}": field for field in Settings.model_fields}
+    names = {f"DISAGG_{field.upper()}": field for field in OperatorSettings.model_fields}
     values = {field: environ[name] for name, field in names.items() if name in environ}
     try:
-        return Settings.model_validate(values)
+        return OperatorSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise BadSettings(f"DISAGG_{str(first['loc'][0]).upper()}: {first['msg']}") from None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from benchmarks.autoscaling import days
 
-from disagg_operator.autoscaling.history import Minute
+from disagg_operator.autoscaling.policy.history import Minute
 from disagg_operator.simulation.traces import Trace
 
 DAY_S = 86_400.0

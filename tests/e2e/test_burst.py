@@ -72,7 +72,7 @@ def test_every_move_is_told_with_its_reason(burst: Cluster) -> None:
 def test_explain_and_replay_read_the_operators_own_records(
     burst: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from disagg_operator.cli.main import main
+    from disagg_operator.cli.entry import main
 
     for name, value in burst.environment.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""An API server in memory: the same Protocol as disagg_operator.kube.HttpKube, with what the operator relies on.
+"""An API server in memory: the same Protocol as disagg_operator.kube.client.HttpKube, with what the operator relies on.
 
 Server-side apply of one manager (fields that it no longer applies go away, others' stay), resourceVersion and generation that
 move only on change, status as a subresource, preconditions, garbage collection by ownerReferences, labels in LIST. Can be told to
@@ -11,8 +11,9 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from disagg_operator.kube_errors import Conflict, Invalid, NotFound, Retry
-from disagg_operator.resources import DISAGG_POOL, Obj, Resource, labels_of, name_of, namespace_of, resource_of, uid_of
+from disagg_operator.kube.errors import Conflict, Invalid, NotFound, Retry
+from disagg_operator.kube.resources import DISAGG_POOL, Resource, labels_of, name_of, namespace_of, resource_of, uid_of
+from disagg_operator.vocabulary import Obj
 
 StoreKey = tuple[str, str, str]
 MANAGER = "disagg-operator"

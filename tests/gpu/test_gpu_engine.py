@@ -11,8 +11,8 @@ from tests.worker.collector import Collector
 from tests.worker.in_process_kv import generate_remote
 from tests.worker.oracle import MODEL
 
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.engine_config import EngineConfig
 
 Start = Callable[..., TorchEngine]
 

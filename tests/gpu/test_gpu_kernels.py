@@ -10,10 +10,9 @@ import torch
 from tests.worker import checkpoints
 from tests.worker.backend import kernels
 
-from disagg_worker.backend.api import GroupQuantizedWeight
 from disagg_worker.backend.cuda import CudaBackend
+from disagg_worker.backend.interface import GroupQuantizedWeight, to_device
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.engine.executor import to_device
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
 from disagg_worker.model.quantization import quantize, to_fp8

@@ -6,8 +6,8 @@ from tests.worker import oracle
 from tests.worker.collector import Collector
 from tests.worker.oracle import MODEL
 
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.engine_config import EngineConfig
 
 
 def test_two_gpus_give_the_tokens_of_one() -> None:

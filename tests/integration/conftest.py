@@ -11,7 +11,7 @@ import yaml
 from tests.integration.apiserver import REPO, ApiServer, api_server
 from tests.integration.operator_process import Cluster, client, eventually
 
-from disagg_operator.resources import Obj
+from disagg_operator.vocabulary import Obj
 
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 

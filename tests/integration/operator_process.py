@@ -15,9 +15,10 @@ import httpx
 from aiohttp import web
 from tests.integration.apiserver import REPO, ApiServer, free_port
 
-from disagg_operator.credentials import load
-from disagg_operator.kube import HttpKube
-from disagg_operator.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, DISAGG_POOL, POD, SECRET, Obj
+from disagg_operator.kube.client import HttpKube
+from disagg_operator.kube.credentials import load
+from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, DISAGG_POOL, POD, SECRET
+from disagg_operator.vocabulary import Obj
 
 WAIT_S = 30.0
 SPEC: dict[str, Any] = {
@@ -147,7 +148,7 @@ class Cluster:
         return pool["spec"]["replicas"], deployment["spec"]["replicas"]
 
     async def bearer_key(self, name: str = "chat") -> bytes:
-        from disagg_operator.children import cluster_key_of
+        from disagg_operator.controller.children import cluster_key_of
 
         key = cluster_key_of(await self.kube.get(SECRET, self.namespace, f"{name}-cluster-key"))
         if key is None:

@@ -14,10 +14,10 @@ import yaml
 from tests.integration.apiserver import LIMITED_USER, REPO, ApiServer, free_port, program_path
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 
-from disagg_operator.autoscaling import journal
-from disagg_operator.children import bearer
-from disagg_operator.kube_errors import KubeError
-from disagg_operator.resources import DEPLOYMENT, DISAGG_POOL, EVENT, NETWORK_POLICY, OWNED, POD
+from disagg_operator.autoscaling.records import journal
+from disagg_operator.kube.errors import KubeError
+from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_POOL, EVENT, NETWORK_POLICY, OWNED, POD
+from disagg_wire.cluster_key import bearer_of
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
@@ -218,7 +218,7 @@ async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(server
 
             await eventually("ready", ready)
             key = await cluster.bearer_key()
-            assert pods.bearers == {f"Bearer {bearer(key)}"}
+            assert pods.bearers == {f"Bearer {bearer_of(key)}"}
 
             pods.load["127.0.0.30"], pods.waiting["decode"] = 6, 5.0
 

@@ -13,8 +13,8 @@ import pytest
 from tests.integration.apiserver import ApiServer, free_port
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 
-from disagg_operator.autoscaling import store
-from disagg_operator.resources import CONFIG_MAP, EVENT
+from disagg_operator.autoscaling.records import state_store
+from disagg_operator.kube.resources import CONFIG_MAP, EVENT
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
@@ -116,7 +116,7 @@ async def test_arrivals_drive_both_pools_and_the_decision_explains_itself(
     kept = await cluster.kube.get(CONFIG_MAP, cluster.namespace, "chat-scaling-state")
     assert kept is not None
     assert kept["metadata"]["ownerReferences"][0]["uid"] == (await cluster.resource())["metadata"]["uid"]
-    state = store.decode(kept["data"]["state"])
+    state = state_store.decode(kept["data"]["state"])
     assert state is not None
     assert state["state"]["seen_s"] == pytest.approx(time.time(), abs=60)
     # The next operator goes on from there: its first record begins with a state that has seen all this.

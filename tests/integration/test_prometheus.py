@@ -20,11 +20,11 @@ from tests.integration.apiserver import ApiServer, free_port, program_path
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 from tests.integration.test_predictive import SPEED, Traffic
 
-from disagg_operator.autoscaling.signals.access import Endpoint, Unreadable
-from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
-from disagg_operator.autoscaling.signals.reading import PoolReading, reading
+from disagg_operator.autoscaling.signals.pool_reading import PoolReading, reading
+from disagg_operator.autoscaling.signals.prometheus_access import PrometheusEndpoint, Unreadable
+from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
 from disagg_operator.autoscaling.signals.samples import Sample
-from disagg_operator.resources import EVENT, SECRET
+from disagg_operator.kube.resources import EVENT, SECRET
 
 pytestmark = pytest.mark.apiserver
 
@@ -106,7 +106,7 @@ async def test_the_documented_query_reads_a_real_prometheus(door: PrometheusDoor
         async with prometheus(tmp_path, targets) as url:
 
             async def read() -> dict[str, Sample] | None:
-                found = await door.read(Endpoint(url), "ns", "chat", time.time())
+                found = await door.read(PrometheusEndpoint(url), "ns", "chat", time.time())
                 return found if found and set(found) == set(names.values()) else None
 
             found = await eventually("Prometheus has scraped", read)
@@ -115,21 +115,21 @@ async def test_the_documented_query_reads_a_real_prometheus(door: PrometheusDoor
             # NaN is absent
             assert reading("decode", decode, routers) == PoolReading({names["127.0.0.30"]: 3.0}, 7.0)
             assert abs(found[names["127.0.0.10"]].at_s - time.time()) < 30  # when it was scraped, not when we asked
-            assert await door.read(Endpoint(url), "ns", "other", time.time()) == {}  # empty is unknown
-            assert await door.read(Endpoint(url), "ns", "chat", time.time() + 100) == {}  # so is what is old
+            assert await door.read(PrometheusEndpoint(url), "ns", "other", time.time()) == {}  # empty is unknown
+            assert await door.read(PrometheusEndpoint(url), "ns", "chat", time.time() + 100) == {}  # so is what is old
 
             async def learned() -> bool:
-                minutes = await door.history(Endpoint(url), "ns", "chat", time.time() + 60)
+                minutes = await door.history(PrometheusEndpoint(url), "ns", "chat", time.time() + 60)
                 return bool(minutes) and minutes[-1].requests > 0 and minutes[-1].output_tokens > 0
 
             await eventually("the minutes before are read", learned)
-            assert await door.history(Endpoint(url), "ns", "other", time.time()) == []
+            assert await door.history(PrometheusEndpoint(url), "ns", "other", time.time()) == []
     finally:
         await pods.stop()
 
 
 async def test_a_prometheus_that_is_not_there_or_talks_nonsense_says_nothing(door: PrometheusDoor) -> None:
-    nowhere = Endpoint(f"http://127.0.0.1:{free_port()}")
+    nowhere = PrometheusEndpoint(f"http://127.0.0.1:{free_port()}")
     for call in (door.read(nowhere, "ns", "chat", 0.0), door.history(nowhere, "ns", "chat", 1e9)):
         with pytest.raises(Unreadable, match="does not answer"):
             await call
@@ -146,7 +146,7 @@ async def test_a_prometheus_that_is_not_there_or_talks_nonsense_says_nothing(doo
         await web.TCPSite(runner, "127.0.0.1", port).start()
         for _ in range(4):
             with pytest.raises(Unreadable, match="not a Prometheus's"):
-                await door.read(Endpoint(f"http://127.0.0.1:{port}"), "ns", "chat", 0.0)
+                await door.read(PrometheusEndpoint(f"http://127.0.0.1:{port}"), "ns", "chat", 0.0)
     finally:
         await runner.cleanup()
 

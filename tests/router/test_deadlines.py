@@ -13,7 +13,7 @@ from openai.types import Completion
 from tests.fakes.token_worker import Fault, TokenWorker, expected_text
 from tests.router.stack import MODEL, Stack, tokens_of
 
-from disagg_router import admission
+from disagg_router.admission import waiting_queue
 
 WITHIN = "first_token_within_s"
 LONG = "x" * 400
@@ -173,7 +173,7 @@ async def test_a_worker_that_does_it_all_takes_the_next_as_soon_as_it_has_taken_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, max_tokens: int
 ) -> None:
     """There is no ticket to say so, but that is no reason to wait for the end of the answer."""
-    monkeypatch.setattr(admission, "_RETRY_S", 60.0)
+    monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
     worker = TokenWorker("w0", role)
     async with Stack(tmp_path, worker) as stack:
         worker.slots = 2

@@ -12,8 +12,8 @@ from tests.serving import stack
 from tests.worker import oracle
 from tests.worker.oracle import MODEL, NEW_TOKENS, PROMPTS, TIE
 
-from disagg_router.dispatch import Trace
-from disagg_router.request_state import RequestState
+from disagg_router.dispatch.dispatcher import Trace
+from disagg_router.dispatch.request_state import RequestState
 from disagg_router.router import Router
 
 SAMPLING = {"seed": 0, "max_new_tokens": NEW_TOKENS, "temperature": 0.0, "min_tokens": NEW_TOKENS}

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from disagg_worker.values.layouts import KvLayout
 
-from disagg_worker.backend.api import Backend, Batch, Chunk
-from disagg_worker.engine.api import KvLayout
-from disagg_worker.engine.cache_memory import CacheMemory
+from disagg_worker.backend.interface import Backend, Batch, Chunk
+from disagg_worker.execution.cache_memory import CacheMemory
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
 

@@ -14,8 +14,8 @@ import uvicorn
 import uvloop
 
 from disagg_router import settings
+from disagg_router.openai.app import create_app
 from disagg_router.router import Router
-from disagg_router.server import create_app
 
 log = logging.getLogger("disagg_router")
 _MAX_HEAD_BYTES = 64 << 10

@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from disagg_router.objectives import Objectives
+
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
-
-
-_TIMES_ALONE = 5.0  # a long prompt may take so many times what it takes alone
-
-
-@dataclass(frozen=True, slots=True)
-class Objectives:
-    """What `disagg_router_objective_requests_total` counts against; None: not counted. `prefill_s`: a, b and c of the time that a
-    prompt of n uncached tokens takes alone, a + b*n + c*n^2: a long one can't be faster."""
-
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    prefill_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def alone_s(self, uncached_tokens: int) -> float:
-        a, b, c = self.prefill_s
-        return a + b * uncached_tokens + c * uncached_tokens * uncached_tokens
-
-    def ttft_limit_s(self, uncached_tokens: int) -> float | None:
-        return None if self.ttft_s is None else max(self.ttft_s, _TIMES_ALONE * self.alone_s(uncached_tokens))
 
 
 class _Live(Collector):

@@ -10,10 +10,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from disagg_router.metrics import Objectives
+from disagg_router.objectives import Objectives
+from disagg_wire.cluster_key import MIN_KEY_BYTES
+from disagg_wire.environment import PREFIX
 
-PREFIX = "DISAGG_"
-MIN_KEY_BYTES = 32
 # Who has waited so long goes first at times (order.py); or a third of the longest wait, if that is less.
 _PATIENCE_S = 20.0
 

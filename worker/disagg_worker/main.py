@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 import uvicorn
 import uvloop
 
-from disagg_worker import interfaces, settings, work
-from disagg_worker.compat import compat_hash
-from disagg_worker.engine.api import EngineError
-from disagg_worker.server import create_app
-from disagg_worker.settings import PREFIX
+from disagg_wire.environment import PREFIX
+from disagg_worker import settings
+from disagg_worker.server import jobs, network_interfaces
+from disagg_worker.server.app import create_app
+from disagg_worker.server.worker import Worker
+from disagg_worker.transfer.compatibility import compat_hash
 from disagg_worker.transfer.listener import KvListener
-from disagg_worker.worker import Worker
+from disagg_worker.values.errors import EngineError
 
 log = logging.getLogger("disagg_worker")
 _INTERFACE_TIMEOUT_S = 10.0
@@ -38,8 +39,8 @@ class QuietServer(uvicorn.Server):
 
 def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callable[[str], None] = lambda _: None) -> None:
     """Everything slow, in a thread: the model, the KV listener. Raises ModelError, OSError or TimeoutError."""
-    from disagg_worker.engine.config import EngineConfig
     from disagg_worker.engine.core import TorchEngine
+    from disagg_worker.engine.engine_config import EngineConfig
     from disagg_worker.model import loader
 
     folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
@@ -77,13 +78,13 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callabl
         on_progress=worker.on_progress,
         on_lost=on_lost,
     )
-    host = interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S) if s.kv_interface else (s.kv_host or s.host)
-    interface = s.kv_interface or interfaces.interface_of(host)
+    host = network_interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S) if s.kv_interface else (s.kv_host or s.host)
+    interface = s.kv_interface or network_interfaces.interface_of(host)
     # Twice what can be reserved: strangers who only connect must not shut out those with a ticket.
     connections = 2 * s.max_running + 64
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
     worker.tokenizer = tokenizer
-    worker.node = work.Node(
+    worker.node = jobs.Node(
         engine=engine,
         listener=listener,
         metrics=worker.metrics,

@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-PREFIX = "DISAGG_"
-Role = Literal["prefill", "decode", "both"]
-MIN_KEY_BYTES = 32
+from disagg_wire.cluster_key import MIN_KEY_BYTES
+from disagg_wire.environment import PREFIX
+from disagg_worker.values.choices import Role
 
 
 class SettingsError(Exception):

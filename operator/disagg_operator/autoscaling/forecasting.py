@@ -9,17 +9,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from disagg_operator.autoscaling import codec, history, predictive, predictor
-from disagg_operator.autoscaling.podfacts import Starts
-from disagg_operator.autoscaling.predictor import Outcome, Predicting
-from disagg_operator.autoscaling.records import Records
-from disagg_operator.autoscaling.signals.access import Unreadable
-from disagg_operator.autoscaling.signals.fold import Folded
-from disagg_operator.autoscaling.signals.source import PrometheusSource
-from disagg_operator.autoscaling.store import StateStore
-from disagg_operator.kube_errors import KubeError
-from disagg_operator.live import Live, LiveTable, ScalePlan
-from disagg_operator.queue import Key
+from disagg_operator.autoscaling.live import Live, LiveTable
+from disagg_operator.autoscaling.policy import guard, history, predictive
+from disagg_operator.autoscaling.policy.guard import Outcome, Predicting
+from disagg_operator.autoscaling.policy.observation import Folded
+from disagg_operator.autoscaling.records import codec
+from disagg_operator.autoscaling.records.decision_log import Records
+from disagg_operator.autoscaling.records.state_store import StateStore
+from disagg_operator.autoscaling.scale_plan import ScalePlan
+from disagg_operator.autoscaling.signals.pod_facts import Starts
+from disagg_operator.autoscaling.signals.prometheus_access import Unreadable
+from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.kube.errors import KubeError
+from disagg_operator.vocabulary import Key
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class Forecasting:
         before, settings = entry.predicting, plan.settings
         if settings.role_flip_s is not None and entry.flips_s:
             settings = replace(settings, role_flip_s=sum(entry.flips_s) / len(entry.flips_s))
-        outcome, entry.predicting = predictor.step(settings, plan.policies, plan.down_windows_s, folded, before)
+        outcome, entry.predicting = guard.step(settings, plan.policies, plan.down_windows_s, folded, before)
         if outcome is not None:
             self._record(key, plan, before, outcome)
             if not outcome.observation.blind:

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from disagg_operator.planning.fit import DecodePoint, PrefillPoint, ShortAnswer, batch_wait
+from disagg_operator.performance.fit import DecodePoint, PrefillPoint, ShortAnswer, batch_wait
 
 _IDS = (100, 1000)  # ordinary tokens in every vocabulary that we know of
 _TIMEOUT_S = 120.0
@@ -51,7 +51,7 @@ class Answer:
         return (self.events_s[-1] - self.events_s[0]) / max(1, self.output_tokens - 1)
 
 
-class Endpoint:
+class ServedEndpoint:
     """`POST /completions` of one model. `async with`. Chunks are only stamped while they come, and parsed when all are there."""
 
     def __init__(self, url: str, model: str | None, api_key: str | None) -> None:
@@ -61,7 +61,7 @@ class Endpoint:
         self._random = random.Random()  # never the same prompts again: a prefix cache would answer them
         self.model = model or ""
 
-    async def __aenter__(self) -> Endpoint:
+    async def __aenter__(self) -> ServedEndpoint:
         try:
             self.model = self.model or await self._first_model()
         except BaseException:
@@ -134,12 +134,12 @@ def _read(answer: Answer, chunks: list[tuple[float, bytes]]) -> None:
 # ---- what is measured ----
 
 
-async def alone(endpoint: Endpoint, tokens: int) -> Answer:
+async def alone(endpoint: ServedEndpoint, tokens: int) -> Answer:
     """A prompt that has the endpoint to itself."""
     return await endpoint.ask(endpoint.prompt(tokens), _ALONE_TOKENS)
 
 
-async def queued(endpoint: Endpoint, tokens: int, prompts: int) -> float:
+async def queued(endpoint: ServedEndpoint, tokens: int, prompts: int) -> float:
     """Seconds that a prompt takes while exactly one other waits behind it: what the worker itself needs."""
     firsts_s: list[float] = []
     room = asyncio.Semaphore(2)
@@ -166,7 +166,7 @@ async def queued(endpoint: Endpoint, tokens: int, prompts: int) -> float:
     return (firsts_s[-1] - firsts_s[1]) / (len(firsts_s) - 2)
 
 
-async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> DecodePoint | None:
+async def batch(endpoint: ServedEndpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> DecodePoint | None:
     """So many streams at once: the step while all of them run. None: they never did for long enough."""
     tasks = [asyncio.create_task(endpoint.ask(endpoint.prompt(prompt_tokens), output_tokens)) for _ in range(sequences)]
     try:
@@ -176,7 +176,7 @@ async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_t
     return _together(answers, [])
 
 
-async def answered(endpoint: Endpoint, prompt_tokens: int) -> ShortAnswer:
+async def answered(endpoint: ServedEndpoint, prompt_tokens: int) -> ShortAnswer:
     """A whole short answer that comes when nothing runs."""
     await asyncio.sleep(_PAUSE_S)
     a = await endpoint.ask(endpoint.prompt(prompt_tokens), _LEAST_STEPS)
@@ -200,7 +200,7 @@ def _together(answers: list[Answer], short: list[Answer]) -> DecodePoint | None:
     return DecodePoint(len(answers) + len(new) / steps, held + sum(new) / steps, (end_s - begin_s) / steps, len(new) / steps)
 
 
-async def joined(endpoint: Endpoint, sequences: int, output_tokens: int, prompt_tokens: int) -> DecodePoint | None:
+async def joined(endpoint: ServedEndpoint, sequences: int, output_tokens: int, prompt_tokens: int) -> DecodePoint | None:
     """So many streams at once while short requests come and go, as many as the prefill worker makes: what they cost the others."""
     long = [asyncio.create_task(endpoint.ask(endpoint.prompt(16), output_tokens)) for _ in range(sequences)]
     short: list[Answer] = []
@@ -219,7 +219,7 @@ async def joined(endpoint: Endpoint, sequences: int, output_tokens: int, prompt_
 
 
 @contextlib.asynccontextmanager
-async def decoding(endpoint: Endpoint, tokens: int) -> AsyncIterator[None]:
+async def decoding(endpoint: ServedEndpoint, tokens: int) -> AsyncIterator[None]:
     """One stream after another meanwhile, so that decode decodes as in life: workers that share a machine's memory slow each other down."""
 
     async def go() -> None:
@@ -235,7 +235,7 @@ async def decoding(endpoint: Endpoint, tokens: int) -> AsyncIterator[None]:
         await _cancel([task])
 
 
-async def rush(endpoint: Endpoint, requests: int) -> float:
+async def rush(endpoint: ServedEndpoint, requests: int) -> float:
     """Seconds from one request to the next at the router when many come at once: prompts of one token, which keep no worker busy."""
     alone_s = median([(await alone(endpoint, 1)).ttft_s for _ in range(_ALONE_TIMES)])
     begin_s = time.monotonic()
@@ -292,7 +292,7 @@ class Measured:
     front_s: float = 0.0
 
 
-async def measure(endpoint: Endpoint, extent: Extent, say: Callable[[str], None]) -> Measured:
+async def measure(endpoint: ServedEndpoint, extent: Extent, say: Callable[[str], None]) -> Measured:
     """Rounds over all lengths, then over all batches, for as long as `extent` says; at least one of each. Raises MeasureError."""
     await alone(endpoint, 32)  # connections, first-call work
     say(f"prompts of {extent.lengths()[0]} to {extent.max_prompt_tokens} tokens")
@@ -311,7 +311,7 @@ async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncI
         yield n
 
 
-async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
+async def _prefill(endpoint: ServedEndpoint, extent: Extent) -> list[PrefillPoint]:
     """First when nothing else runs, for the rule of batches; then, for all times, while decode decodes."""
     quiet_s: dict[int, list[float]] = {n: [] for n in extent.lengths()}
     for n, found in quiet_s.items():
@@ -341,7 +341,7 @@ async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
     ]
 
 
-async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> int:
+async def _find_wait(endpoint: ServedEndpoint, alone_s: dict[int, list[float]]) -> int:
     """From how many tokens on prompts do not wait to fill a batch: halves the gap between the longest that does and the shortest that does
     not. 0: none waits."""
     wait_s, full_tokens = batch_wait([(n, min(s)) for n, s in alone_s.items()])
@@ -359,7 +359,7 @@ async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> int
     return full_tokens
 
 
-async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint]) -> tuple[list[DecodePoint], list[ShortAnswer]]:
+async def _decode(endpoint: ServedEndpoint, extent: Extent, prefill: list[PrefillPoint]) -> tuple[list[DecodePoint], list[ShortAnswer]]:
     most = prefill[-1]
     per_prompt_s = (most.queued_s or most.alone_s) / most.tokens
     found: dict[tuple[int, int], list[DecodePoint]] = {}

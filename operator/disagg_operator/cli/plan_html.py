@@ -6,9 +6,9 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from disagg_operator import plots
+from disagg_operator.cli import plots
 from disagg_operator.planning import report
-from disagg_operator.planning.plan import Deployment, Plan
+from disagg_operator.planning.deployment_plan import Deployment, Plan
 
 _STYLE = """
 :root{color-scheme:light}

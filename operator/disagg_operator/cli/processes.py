@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from disagg_operator.desired.process import ProcessSpec
+from disagg_operator.desired.local_process import ProcessSpec
 
 
 @dataclass(slots=True)

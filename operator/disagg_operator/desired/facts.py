@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-ROLES = ("prefill", "decode")
-
 
 @dataclass(frozen=True, slots=True)
 class Images:

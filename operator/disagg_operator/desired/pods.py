@@ -11,7 +11,9 @@ from disagg_operator.desired import names
 from disagg_operator.desired.environment import router_environment, worker_environment
 from disagg_operator.desired.facts import Images
 from disagg_operator.desired.merge import merge
-from disagg_operator.desired.names import Obj
+from disagg_operator.vocabulary import Obj
+from disagg_wire.labels import LABEL_REVISION
+from disagg_wire.ports import KV_PORT, ROUTER_PORT, WORKER_PORT
 
 _USER = 65532
 KEY_MOUNT = "/var/run/disagg/key"
@@ -101,8 +103,8 @@ def _worker_resources(dd: DisaggDeployment, role: str) -> Obj:
 def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
     spec = dd.spec
     values = worker_environment(dd, role) | {
-        "DISAGG_PORT": str(names.WORKER_PORT),
-        "DISAGG_KV_PORT": str(names.KV_PORT),
+        "DISAGG_PORT": str(WORKER_PORT),
+        "DISAGG_KV_PORT": str(KV_PORT),
         "DISAGG_CLUSTER_KEY_FILE": f"{KEY_MOUNT}/cluster-key",
         "DISAGG_CACHE_DIR": "/cache",
         "DISAGG_MODEL_MOUNT": MODEL_MOUNT,
@@ -135,13 +137,13 @@ def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
         "imagePullPolicy": images.pull_policy,
         "env": env,
         "ports": [
-            {"name": "http", "containerPort": names.WORKER_PORT, "protocol": "TCP"},
-            {"name": "kv", "containerPort": names.KV_PORT, "protocol": "TCP"},
+            {"name": "http", "containerPort": WORKER_PORT, "protocol": "TCP"},
+            {"name": "kv", "containerPort": KV_PORT, "protocol": "TCP"},
         ],
         "resources": _worker_resources(dd, role),
-        "startupProbe": _probe("/readyz", names.WORKER_PORT, _STARTUP_PERIOD_S, _STARTUP_FAILURES),
-        "readinessProbe": _probe("/readyz", names.WORKER_PORT, 2, 2),
-        "livenessProbe": _probe("/healthz", names.WORKER_PORT, 10, 6),
+        "startupProbe": _probe("/readyz", WORKER_PORT, _STARTUP_PERIOD_S, _STARTUP_FAILURES),
+        "readinessProbe": _probe("/readyz", WORKER_PORT, 2, 2),
+        "livenessProbe": _probe("/healthz", WORKER_PORT, 10, 6),
         "securityContext": _security(["IPC_LOCK"] if spec.kv_transfer.transport == "rdma" else None),
         "volumeMounts": mounts,
     }
@@ -190,7 +192,7 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
     # The labels that selectors, budgets and policies go by aren't for a patch to change.
     template["metadata"]["labels"] = template["metadata"]["labels"] | names.labels(dd.metadata.name, role)
     revision = revision_of(template)
-    template["metadata"]["labels"] = template["metadata"]["labels"] | {names.REVISION_LABEL: revision}
+    template["metadata"]["labels"] = template["metadata"]["labels"] | {LABEL_REVISION: revision}
     for container in template["spec"]["containers"]:
         if container["name"] == "main":
             container["env"] = [*container["env"], {"name": "DISAGG_REVISION", "value": revision}]
@@ -202,7 +204,7 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
     spec = dd.spec
     values = router_environment(dd) | {
         "DISAGG_HOST": "0.0.0.0",  # noqa: S104 (the router is the front door; its pod's network is its own)
-        "DISAGG_PORT": str(names.ROUTER_PORT),
+        "DISAGG_PORT": str(ROUTER_PORT),
         "DISAGG_CLUSTER_KEY_FILE": f"{KEY_MOUNT}/cluster-key",
         "DISAGG_MEMBERSHIP": "kubernetes",
         "DISAGG_NAMESPACE": dd.metadata.namespace,
@@ -222,10 +224,10 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
         "image": spec.router.image or images.router,
         "imagePullPolicy": images.pull_policy,
         "env": _env(values),
-        "ports": [{"name": "http", "containerPort": names.ROUTER_PORT, "protocol": "TCP"}],
+        "ports": [{"name": "http", "containerPort": ROUTER_PORT, "protocol": "TCP"}],
         "resources": _ROUTER_RESOURCES if spec.router.resources is None else spec.router.resources.as_pod(),
-        "readinessProbe": _probe("/readyz", names.ROUTER_PORT, 2, 2),
-        "livenessProbe": _probe("/healthz", names.ROUTER_PORT, 10, 6),
+        "readinessProbe": _probe("/readyz", ROUTER_PORT, 2, 2),
+        "livenessProbe": _probe("/healthz", ROUTER_PORT, 10, 6),
         "securityContext": _security(),
         "volumeMounts": mounts,
     }

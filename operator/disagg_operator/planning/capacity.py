@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from disagg_operator.planning.hardware import Gpu, Network
-from disagg_operator.planning.model_shape import ModelShape
-from disagg_operator.planning.profile import Profile
+from disagg_operator.performance.hardware import Gpu, Network
+from disagg_operator.performance.model_shape import ModelShape
+from disagg_operator.performance.profile import Profile
 from disagg_operator.planning.queueing import MOST_REPLICAS, least, wait_s
-from disagg_operator.planning.traffic import Objectives, Traffic
+from disagg_operator.planning.traffic import LatencyObjectives, Traffic
 
 _TPOT_MARGIN = 0.97
 _STAFFING = 0.6
@@ -94,7 +94,7 @@ def prefill_batch_tokens(traffic: Traffic, profile: Profile) -> int:
     return int(min(65_536, max(256, 2 ** math.ceil(math.log2(wanted)))))
 
 
-def prefill_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile, kv: Kv) -> Sized | Infeasible:
+def prefill_pool(traffic: Traffic, objectives: LatencyObjectives, gpu: Gpu, profile: Profile, kv: Kv) -> Sized | Infeasible:
     """Each prompt is taken as a batch of its own, which batching only betters. But where that would be too short to be worth reading the
     weights, prompts under load share them, and one waits for the others'."""
     mean = traffic.prompt.mean
@@ -138,7 +138,9 @@ def sequences_held(traffic: Traffic, profile: Profile) -> float:
     return profile.kv_tokens / held if held <= profile.request_tokens else profile.request_tokens / held
 
 
-def decode_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile, kv: Kv, exposed_s: float) -> Sized | Infeasible:
+def decode_pool(
+    traffic: Traffic, objectives: LatencyObjectives, gpu: Gpu, profile: Profile, kv: Kv, exposed_s: float
+) -> Sized | Infeasible:
     """`exposed_s`: how much later the second token comes for the transfer; it counts in TPOT."""
     where = f"{profile.gpus} x {gpu.name}"
     late_s = (exposed_s + profile.handover_s) / max(1.0, traffic.output.mean - 1)

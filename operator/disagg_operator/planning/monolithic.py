@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from disagg_operator.performance.hardware import Gpu
+from disagg_operator.performance.profile import Profile
 from disagg_operator.planning.capacity import Infeasible, PoolPlan, sequences_held
-from disagg_operator.planning.hardware import Gpu
-from disagg_operator.planning.profile import Profile
 from disagg_operator.planning.queueing import MOST_REPLICAS, least, poisson_quantile, wait_s
-from disagg_operator.planning.traffic import Objectives, Traffic
+from disagg_operator.planning.traffic import LatencyObjectives, Traffic
 
 CHUNKS_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
 _LEAST_IDLE = 0.02
@@ -41,7 +41,7 @@ class Together:
     chunk_tokens: int
 
 
-def mixed(traffic: Traffic, objectives: Objectives, profile: Profile, chunk_tokens: int, replicas: int) -> Mixed | None:
+def mixed(traffic: Traffic, objectives: LatencyObjectives, profile: Profile, chunk_tokens: int, replicas: int) -> Mixed | None:
     """None: overloaded."""
     p, prompt = profile, traffic.prompt
     chunk = min(chunk_tokens, prompt.mean)
@@ -83,7 +83,7 @@ def _steady(profile: Profile, chunked: float, tokens_per_s: float, held_tokens: 
     return idle, mean_s
 
 
-def monolithic_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile) -> Together | Infeasible:
+def monolithic_pool(traffic: Traffic, objectives: LatencyObjectives, gpu: Gpu, profile: Profile) -> Together | Infeasible:
     """The fewest replicas over all chunk sizes."""
     room = min(sequences_held(traffic, profile), profile.max_running)
     best: Together | None = None
@@ -102,7 +102,7 @@ def monolithic_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile:
     return best if best is not None else _why(traffic, objectives, gpu, profile, room)
 
 
-def _why(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile, room: float) -> Infeasible:
+def _why(traffic: Traffic, objectives: LatencyObjectives, gpu: Gpu, profile: Profile, room: float) -> Infeasible:
     where = f"{profile.gpus} x {gpu.name}"
     if room < 1:
         held = traffic.prompt.mean + traffic.output.mean

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from disagg_operator.performance.expert_profile import ExpertProfile
+from disagg_operator.performance.hardware import NETWORKS, Gpu
+from disagg_operator.performance.model_shape import ModelShape
 from disagg_operator.planning.capacity import Infeasible, PoolPlan, with_tail_in_cache
-from disagg_operator.planning.expert_profile import ExpertProfile
-from disagg_operator.planning.hardware import NETWORKS, Gpu
-from disagg_operator.planning.model_shape import ModelShape
-from disagg_operator.planning.plan import Deployment, Plan, Question, cost_of
+from disagg_operator.planning.deployment_plan import Deployment, Plan, Question, cost_of
 
-ROLES = {"prefill": "prefill", "decode": "decode", "both": "prefill + decode"}
+_KINDS = {"prefill": "prefill", "decode": "decode", "both": "prefill + decode"}
 _BOUNDS = {
     "compute": "compute", "ttft": "TTFT", "tpot": "TPOT", "cache": "KV cache", "batch": "batch limit", "network": "network",
     "ttft and tpot": "TTFT and TPOT", "simulation": "simulation",
@@ -120,7 +120,7 @@ def _curve(q: Question, p: PoolPlan, profile: ExpertProfile) -> str:
     experts, few = q.model.experts, max(1, p.batch // 4)
     assert experts is not None
     many, some = (f"{100 * experts.touched(n) / experts.count:.0f} %" for n in (p.batch, few))
-    words = f"{ROLES[p.role]}: a step of {p.batch} sequences reads {many} of the experts"
+    words = f"{_KINDS[p.role]}: a step of {p.batch} sequences reads {many} of the experts"
     if few == p.batch:
         return words + "."
     error = f"{100 * profile.fit_error(few, q.traffic.held_tokens):.0f} % too slow at {few}"
@@ -143,7 +143,7 @@ def pool_row(p: PoolPlan, chunk_tokens: int = 0) -> list[str]:
         p.role, f"{p.batch} sequences, chunks of {chunk_tokens}"
     )
     return [
-        ROLES[p.role], f"{p.gpus} x {p.gpu.name}", str(p.replicas), parallelism(p), batch, f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
+        _KINDS[p.role], f"{p.gpus} x {p.gpu.name}", str(p.replicas), parallelism(p), batch, f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
     ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from disagg_operator.planning.model_shape import PlanError
+from disagg_operator.performance.model_shape import PlanError
 
 _P99 = NormalDist().inv_cdf(0.99)
 
@@ -88,7 +88,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class Objectives:
+class LatencyObjectives:
     """Times that the `percentile` (0.99: 99 of 100 requests) keeps."""
 
     ttft_s: float

@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 from tests.fakes.kube import FakeKube
 
-from disagg_operator.autoscaling.flipper import Flipper
 from disagg_operator.autoscaling.forecasting import Forecasting
+from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.loop import ScrapeLoop
 from disagg_operator.autoscaling.queueing import Queueing
-from disagg_operator.autoscaling.records import Records
+from disagg_operator.autoscaling.records.decision_log import Records
+from disagg_operator.autoscaling.records.state_store import StateStore
+from disagg_operator.autoscaling.role_changer import Flipper
 from disagg_operator.autoscaling.signals.direct import DirectDoor
-from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
-from disagg_operator.autoscaling.signals.source import PrometheusSource
-from disagg_operator.autoscaling.store import StateStore
-from disagg_operator.cache import Cache
-from disagg_operator.live import LiveTable
-from disagg_operator.metrics import Metrics
-from disagg_operator.plan import scale_plan
-from disagg_operator.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, Obj, Resource
+from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
+from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.controller.acceptance import scale_plan
+from disagg_operator.controller.metrics import Metrics
+from disagg_operator.kube.cache import Cache
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, Resource
+from disagg_operator.vocabulary import Obj
 
 SCALED = {"autoscaling": {"minReplicas": 1, "maxReplicas": 4}}
 

@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.operator.api.resources import good
-from tests.operator.cli.test_explain import recorded, records, run
+from tests.operator.cli.test_explain_command import recorded, records, run
 
-from disagg_operator.autoscaling import journal
-from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals
-from disagg_operator.autoscaling.policy import Sample
+from disagg_operator.autoscaling.live import Live
+from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals
+from disagg_operator.autoscaling.policy.queue_depth import QueueSample
 from disagg_operator.autoscaling.queueing import Queueing
-from disagg_operator.autoscaling.records import Records
-from disagg_operator.cli.main import main
-from disagg_operator.live import Live, ScalePlan
-from disagg_operator.plan import scale_plan
+from disagg_operator.autoscaling.records import journal
+from disagg_operator.autoscaling.records.decision_log import Records
+from disagg_operator.autoscaling.scale_plan import ScalePlan
+from disagg_operator.cli.entry import main
+from disagg_operator.controller.acceptance import scale_plan
 
 __all__ = ["recorded", "records"]  # fixtures
 
@@ -49,7 +50,7 @@ def record(folder: Path, plan: ScalePlan, loads: list[float | None]) -> str:
     made, entry, sizes = Records(folder), Live(), {"prefill": 1, "decode": 1}
     for i, load in enumerate(loads):
         o = observation(i, sizes, math.nan if load is None else load)
-        decisions = Queueing(made).step(KEY, entry, plan, o, {pool: Sample(o.now_s, load) for pool in plan.policies})
+        decisions = Queueing(made).step(KEY, entry, plan, o, {pool: QueueSample(o.now_s, load) for pool in plan.policies})
         sizes |= {pool: decision.to for pool, decision in decisions.items()}
     return b"".join(made.read(KEY)).decode()
 
@@ -109,7 +110,7 @@ def test_other_rules_begin_on_their_own_from_what_is_remembered(tmp_path: Path) 
     made, entry = Records(tmp_path), Live()
     for i, target in enumerate((POOL, POOL, {"autoscaling": {"maxReplicas": 5}})):
         o = observation(i, {"prefill": 1, "decode": 1}, 3.0)
-        Queueing(made).step(KEY, entry, plan_of(decode=target), o, {"decode": Sample(o.now_s, 3.0)})
+        Queueing(made).step(KEY, entry, plan_of(decode=target), o, {"decode": QueueSample(o.now_s, 3.0)})
     runs = journal.read(b"".join(made.read(KEY)).decode().splitlines())
     assert [len(run.steps) for run in runs] == [2, 1]
     assert runs[1].queue is not None

@@ -9,9 +9,9 @@ from tests.operator.api.resources import Obj, good
 from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import parse
+from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.desired import render
-from disagg_operator.desired.environment import quantity_bytes
-from disagg_operator.desired.process import router_process, worker_process
+from disagg_operator.desired.local_process import router_process, worker_process
 from disagg_router.settings import Settings as RouterSettings
 from disagg_worker.settings import Settings as WorkerSettings
 from disagg_worker.settings import from_environment

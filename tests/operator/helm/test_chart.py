@@ -20,7 +20,7 @@ from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import parse_file
 from disagg_operator.desired import render
-from disagg_operator.resources import CONFIG_MAP, OWNED, SECRET, resource_of
+from disagg_operator.kube.resources import CONFIG_MAP, OWNED, SECRET, resource_of
 from disagg_operator.settings import load
 
 pytestmark = pytest.mark.apiserver

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from disagg_operator.autoscaling.observation import Targets
-from disagg_operator.planning.profile import Profile
+from disagg_operator.autoscaling.policy.observation import Targets
+from disagg_operator.performance.profile import Profile
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.traces import Trace
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from disagg_worker.backend.api import Batch, Chunk, DenseWeight, GroupQuantizedWeight, Weight
 from disagg_worker.backend.cpu import build, library
 from disagg_worker.backend.cpu.backend import CpuBackend
+from disagg_worker.backend.interface import Batch, Chunk, DenseWeight, GroupQuantizedWeight, Weight
 
 LEVELS = build.supported_levels(Path("/proc/cpuinfo").read_text())
 

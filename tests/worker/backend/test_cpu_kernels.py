@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.worker.backend import kernels
 
-from disagg_worker.backend.api import Batch, DenseWeight, Fp8Weight, HeadNorms, QkvShape, Rotary
 from disagg_worker.backend.cpu.backend import Arena, CpuBackend
+from disagg_worker.backend.interface import Batch, DenseWeight, Fp8Weight, HeadNorms, QkvShape, Rotary
 from disagg_worker.backend.plain import PlainBackend, dequantized
 
 PLAIN = PlainBackend(torch.device("cpu"))

@@ -10,7 +10,7 @@ import torch
 from tests.worker import checkpoints
 from tests.worker.backend import kernels
 
-from disagg_worker.backend.api import Backend, Batch
+from disagg_worker.backend.interface import Backend, Batch
 from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.model.decoder import Decoder
 from disagg_worker.model.loader import load_config

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from disagg_worker.values.events import ErrorEvent, TokenEvent
+from disagg_worker.values.sampling import SamplingParams
 from tests.worker.collector import Collector
 
-from disagg_worker.engine.api import ErrorEvent, SamplingParams, TokenEvent
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.steps import Steps
 

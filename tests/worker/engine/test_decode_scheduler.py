@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from disagg_worker.values.errors import InvalidInput, NoCapacity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_worker.engine.api import InvalidInput, NoCapacity
 from disagg_worker.engine.decode_scheduler import Capacity, blocks_to_hold, check_length, victim
 
 ROOMY = Capacity(block_size_tokens=16, blocks_total=100, blocks_free=100, committed=0, max_running=4, max_model_len=1024, growth_tokens=64)

@@ -6,10 +6,10 @@ import time
 from dataclasses import replace
 
 import pytest
+from disagg_worker.values.events import Event, TokenEvent
 from tests.worker.collector import Collector
 from tests.worker.engine.engines import GREEDY, Keeper, Make, Turnstile, local, prompt
 
-from disagg_worker.engine.api import Event, TokenEvent
 from disagg_worker.engine.core import TorchEngine
 
 ONE = replace(GREEDY, max_new_tokens=1)

@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from disagg_worker.values.errors import NoCapacity
+from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Gate, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import InProcessKvSender, generate_remote
 
-from disagg_worker.engine import api
-from disagg_worker.engine.api import EndEvent, ErrorEvent, NoCapacity, TokenEvent
-from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine import contract
 from disagg_worker.engine.core import TorchEngine
-from disagg_worker.engine.executor import Step
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.steps import Steps
+from disagg_worker.execution.executor import Step
 
 # ---- cancel, stop and faults ----
 
@@ -32,7 +33,7 @@ def test_prompts_wait_for_blocks_and_the_long_one_is_not_overtaken(make: Make) -
     first = engine.prefill("a", prompt(200), 200, GREEDY, first_sink, Keeper())
     first_sink.wait()
     sinks: list[Collector] = []
-    handles: list[api.PrefillHandle] = []
+    handles: list[contract.PrefillHandle] = []
     for name, n in (("long", 180), ("short", 8)):
         sinks.append(Collector(lambda e, name=name: order.append(name) if isinstance(e, TokenEvent) else None))  # type: ignore[misc]
         handles.append(engine.prefill(name, prompt(n), n, GREEDY, sinks[-1], Keeper()))
@@ -150,7 +151,7 @@ def test_a_sender_that_raises_fails_its_own_request_only(make: Make, method: str
 def test_a_sink_that_raises_fails_its_own_request_only(make: Make) -> None:
     engine, good, told = make(), Collector(), threading.Event()
 
-    def bad(event: api.Event) -> None:
+    def bad(event: Event) -> None:
         told.set()
         raise RuntimeError("nobody there")
 

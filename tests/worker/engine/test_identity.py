@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from disagg_worker.values.sampling import SamplingParams
 from tests.worker import oracle
 from tests.worker.collector import Collector
 from tests.worker.in_process_kv import generate_remote
 from tests.worker.oracle import MODEL, NEW_TOKENS, PROMPTS, SAMPLING, TIE
 from tokenizers import Tokenizer
 
-from disagg_worker.engine.api import SamplingParams
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.engine_config import EngineConfig
 
 
 @pytest.mark.slow

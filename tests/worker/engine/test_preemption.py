@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from disagg_worker.values.errors import NoCapacity
+from disagg_worker.values.events import EndEvent, ErrorEvent
+from disagg_worker.values.sampling import SamplingParams
 from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import generate_remote
 
-from disagg_worker.backend.api import Batch
+from disagg_worker.backend.interface import Batch
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.engine.api import EndEvent, ErrorEvent, NoCapacity, SamplingParams
 from disagg_worker.engine.core import TorchEngine
 
 SMALL = {"kv_cache_bytes": MAX_LEN_BLOCKS * BLOCK_BYTES, "growth_reserve_tokens": 4}

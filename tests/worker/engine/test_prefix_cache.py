@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from disagg_worker.values.errors import InvalidInput
+from disagg_worker.values.events import EndEvent
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import generate_remote
 
-from disagg_worker.engine.api import EndEvent, InvalidInput
 from disagg_worker.engine.block_pool import StaleReference
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.handles import HeldBlocks

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from disagg_worker.values.errors import NoCapacity
+from disagg_worker.values.events import Event
+from disagg_worker.values.sampling import SamplingParams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disagg_worker.engine.api import Event, NoCapacity, SamplingParams
 from disagg_worker.engine.block_pool import Holding, State
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.deadlines import PATIENCE_S
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.prefix_hash import PrefixNames

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from disagg_worker.values.sampling import SamplingParams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disagg_worker.engine import sampler
-from disagg_worker.engine.api import SamplingParams
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows, uniform
 
 VOCAB = 32

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disagg_worker.values.choices import Role
+from disagg_worker.values.errors import InvalidInput
+from disagg_worker.values.sampling import SamplingParams, Structured
 from tests.worker.collector import Collector
 from tests.worker.in_process_kv import generate_remote
 
-from disagg_worker.engine.api import InvalidInput, SamplingParams, Structured
-from disagg_worker.engine.config import EngineConfig, Role
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.structured import Grammars
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disagg_worker.values.errors import ModelError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.worker import checkpoints
 from tests.worker.checkpoints import LLAMA3_ROPE, TINY
 
-from disagg_worker.engine.api import ModelError
 from disagg_worker.model.config import LinearScaling, Llama3Scaling, YarnScaling, parse_config, unknown_fields
 from disagg_worker.model.loader import load_config
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.worker.runner import Runner, fed
 
-from disagg_worker.backend.api import Backend
+from disagg_worker.backend.interface import Backend
 from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.backend.select import select
 

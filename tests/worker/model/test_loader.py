@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from disagg_worker.values.errors import ModelError
 from tests.worker import checkpoints
 from tests.worker.checkpoints import TINY
 
-from disagg_worker.engine.api import ModelError
 from disagg_worker.model.checkpoint import Checkpoint, LoadProgress
 from disagg_worker.model.config import parse_config
 from disagg_worker.model.loader import load_config, pick_dtype, resolve, tokenizer_files

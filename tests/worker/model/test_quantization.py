@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from disagg_worker.values.errors import ModelError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.worker import checkpoints
@@ -16,9 +17,8 @@ from tests.worker.checkpoints import TINY
 from tests.worker.oracle import MODEL
 from tests.worker.runner import Runner, fed
 
-from disagg_worker.backend.api import Backend, GroupQuantizedWeight
+from disagg_worker.backend.interface import Backend, GroupQuantizedWeight
 from disagg_worker.backend.plain import PlainBackend, dequantized
-from disagg_worker.engine.api import ModelError
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
 from disagg_worker.model.quantization import cut, quantize, to_fp8, unpack

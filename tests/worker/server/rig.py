@@ -15,16 +15,16 @@ from typing import Any
 
 import httpx
 import uvicorn
+from disagg_worker.values.load import Load
 
-from disagg_worker.engine.api import Load
+from disagg_wire.cluster_key import bearer_of
 from disagg_worker.main import QuietServer, load_node
-from disagg_worker.server import create_app
+from disagg_worker.server.app import create_app
+from disagg_worker.server.worker import Worker
 from disagg_worker.settings import Settings
-from disagg_worker.transfer.ticket import http_bearer
-from disagg_worker.worker import Worker
 
 KEY = b"k" * 32
-HEADERS = {"authorization": f"Bearer {http_bearer(KEY)}"}
+HEADERS = {"authorization": f"Bearer {bearer_of(KEY)}"}
 Line = dict[str, Any]
 
 

@@ -13,9 +13,9 @@ import pytest
 from tests.worker.server.rig import KEY, Line, Running, body, pair, prompt, running, tokens_of
 from tests.worker.transfer.rig import Peer
 
+from disagg_worker.transfer.frame_socket import FrameSocket
 from disagg_worker.transfer.frames import FrameType, Header
 from disagg_worker.transfer.ticket import Ticket, sign, token_hash, verify
-from disagg_worker.transfer.wire import FrameSocket
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "seed": 1234, "repetition_penalty": 1.2, "logit_bias": [[5, 1.5]]}

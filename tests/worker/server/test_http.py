@@ -15,12 +15,12 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from tests.worker.server.rig import KEY, body, make_settings, prompt, running, serve, tokens_of
 
-from disagg_worker import server
 from disagg_worker.model.checkpoint import Checkpoint
-from disagg_worker.requests import Line
-from disagg_worker.server import MAX_BODY_BYTES
-from disagg_worker.streams import NdjsonResponse
-from disagg_worker.worker import Worker
+from disagg_worker.server import app
+from disagg_worker.server.app import MAX_BODY_BYTES
+from disagg_worker.server.bodies import Line
+from disagg_worker.server.event_stream import NdjsonResponse
+from disagg_worker.server.worker import Worker
 
 PROTECTED = [("GET", "info"), ("GET", "tokenizer"), ("POST", "decode"), ("POST", "prefill")]
 
@@ -215,7 +215,7 @@ async def test_a_body_over_the_limit_is_refused_without_being_parsed(tiny: Path)
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(app, "_BODY_TIMEOUT_S", 0.2)
     async with running("both", tiny) as one:
         reader, writer = await asyncio.open_connection(one.http.base_url.host, one.http.base_url.port)
         auth = one.http.headers["authorization"]

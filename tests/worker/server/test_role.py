@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disagg_worker.values.events import ErrorEvent
 from tests.worker.server.rig import Line, Pair, Running, body, pair, prompt, running, tokens_of
 
-from disagg_worker.engine.api import ErrorEvent
-from disagg_worker.work import Job
+from disagg_worker.server.jobs import Job
 
 CLOSED = ErrorEvent("closed", "", retryable=False)
 LONG = body(prompt(20), max_new_tokens=60000)
@@ -89,7 +89,7 @@ async def test_at_the_deadline_what_still_runs_is_sent_elsewhere_and_the_kv_is_f
 
 
 async def test_a_peer_that_does_not_read_can_not_hold_the_role(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("disagg_worker.worker._BREAK_OFF_S", 0.2)
+    monkeypatch.setattr("disagg_worker.server.worker._BREAK_OFF_S", 0.2)
     async with running("both", tiny, max_model_len=65536) as one:
         # A stream whose socket is full never comes to send its last line, whatever it is told.
         told: list[ErrorEvent] = []

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from disagg_worker.values.events import TokenEvent
+from disagg_worker.values.layouts import KvLayout
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_worker.engine.api import KvLayout, TokenEvent
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Coverage, commit_payload, verify_commit
 from disagg_worker.transfer.ticket import Ticket, token_hash

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from disagg_router.workers import Member
+from disagg_router.workers.worker_info import Member
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from disagg_router.workers import Member
+from disagg_router.workers.worker_info import Member
 
 log = logging.getLogger(__name__)
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from disagg_worker.backend.api import Backend
+from disagg_worker.backend.interface import Backend
 from disagg_worker.backend.plain import PlainBackend
 
 log = logging.getLogger(__name__)

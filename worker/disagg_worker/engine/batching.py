@@ -7,7 +7,7 @@ from collections.abc import Sequence as Many
 import numpy as np
 import torch
 
-from disagg_worker.backend.api import Batch, Chunk
+from disagg_worker.backend.interface import Batch, Chunk
 from disagg_worker.engine.block_pool import blocks_for
 from disagg_worker.engine.sequence import Sequence
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from disagg_worker.engine.api import NoCapacity
+from disagg_worker.values.errors import NoCapacity
 
 Eviction = Literal["lru", "fifo"]
 

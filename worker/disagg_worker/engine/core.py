@@ -17,11 +17,12 @@ from typing import TypeVar
 
 import torch
 
-from disagg_worker.backend.api import Backend
+from disagg_wire.room import Room
+from disagg_worker.backend.interface import Backend
 from disagg_worker.backend.select import select
-from disagg_worker.engine import api
+from disagg_worker.engine import contract
 from disagg_worker.engine.block_pool import State
-from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.handles import HeldBlocks, SequenceHandle
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_limit import KnownRoom
@@ -34,6 +35,11 @@ from disagg_worker.engine.steps import Outcome, Steps
 from disagg_worker.engine.structured import Grammars
 from disagg_worker.model import loader
 from disagg_worker.model.checkpoint import OnProgress
+from disagg_worker.values.errors import InvalidInput, NoCapacity
+from disagg_worker.values.events import EndEvent, ErrorEvent, EventSink
+from disagg_worker.values.layouts import ModelInfo
+from disagg_worker.values.load import Load
+from disagg_worker.values.sampling import SamplingParams
 
 log = logging.getLogger(__name__)
 # A step longer than this means the loop is stuck, not slow.
@@ -41,8 +47,8 @@ _STUCK_S = 300.0
 _IDLE_WAIT_S = 1.0
 # Weight of the latest decode step in the recent ones' duration.
 _SMOOTHING = 0.2
-_DRAINING = api.ErrorEvent("draining", "the worker is stopping", retryable=True)
-_CANCELLED = api.ErrorEvent("cancelled", "cancelled", retryable=False)
+_DRAINING = ErrorEvent("draining", "the worker is stopping", retryable=True)
+_CANCELLED = ErrorEvent("cancelled", "cancelled", retryable=False)
 ItemT = TypeVar("ItemT")
 
 
@@ -69,7 +75,7 @@ class TorchEngine:
         machine = set_up(Plan(folder, config, model, backend, dtype, max_len), on_progress, self._lost)
         size = config.block_size_tokens
         self.layout, blocks = machine.layout, machine.blocks
-        self.model = api.ModelInfo(
+        self.model = ModelInfo(
             config.name, machine.digest, model.architecture, model.vocab_size, max_len, model.eos_token_ids, model.bos_token_id
         )
         self._memory, self._executor = machine.memory, machine.executor
@@ -95,9 +101,9 @@ class TorchEngine:
         request_id: str,
         tokens: Many[int],
         prompt_tokens: int,
-        sampling: api.SamplingParams,
-        sink: api.EventSink,
-        sender: api.KvSender | None,
+        sampling: SamplingParams,
+        sink: EventSink,
+        sender: contract.KvSender | None,
         tenant: str = "",
         due_s: float | None = None,
     ) -> SequenceHandle:
@@ -114,28 +120,28 @@ class TorchEngine:
 
     def decode(
         self,
-        reservation: api.Reservation,
+        reservation: contract.Reservation,
         tokens: Many[int],
         prompt_tokens: int,
-        sampling: api.SamplingParams,
-        sink: api.EventSink,
+        sampling: SamplingParams,
+        sink: EventSink,
         tenant: str = "",
     ) -> SequenceHandle:
         if not isinstance(reservation, HeldBlocks):
-            raise api.InvalidInput("reservation: was not made by this engine")
+            raise InvalidInput("reservation: was not made by this engine")
         if reservation.ended:
-            raise api.InvalidInput("reservation: has ended")
+            raise InvalidInput("reservation: has ended")
         if len(tokens) != reservation.tokens + 1 or not 1 <= prompt_tokens < len(tokens):
-            raise api.InvalidInput(f"tokens: {len(tokens)}, the reservation is for {reservation.tokens} and the first token")
+            raise InvalidInput(f"tokens: {len(tokens)}, the reservation is for {reservation.tokens} and the first token")
         self._check_tokens(tokens)
         self._check_open()
         if min(prompt_tokens + sampling.max_new_tokens, self.model.max_model_len) > max(reservation.most_tokens, len(tokens)):
-            raise api.InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} is more than was reserved for")
+            raise InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} is more than was reserved for")
         sequence = self._sequence(reservation.request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=False)
 
         def join(s: Sequence) -> None:
             if reservation.ended:
-                raise api.InvalidInput("reservation: has ended")
+                raise InvalidInput("reservation: has ended")
             self._queues.join(s, reservation.holding)
             self._steps.arrived(reservation.holding.blocks[: reservation.n_blocks])
             reservation.ended = True
@@ -147,8 +153,8 @@ class TorchEngine:
         request_id: str,
         tokens: Many[int],
         prompt_tokens: int,
-        sampling: api.SamplingParams,
-        sink: api.EventSink,
+        sampling: SamplingParams,
+        sink: EventSink,
         tenant: str = "",
         due_s: float | None = None,
     ) -> SequenceHandle:
@@ -157,19 +163,19 @@ class TorchEngine:
         sequence.due_s = due_s
         return self._enter(sequence, self._queues.add_local)
 
-    def prepare(self, sampling: api.SamplingParams) -> None:
+    def prepare(self, sampling: SamplingParams) -> None:
         if sampling.structured is not None:
             self._grammars.compile(sampling.structured)
 
-    def limit_prefill(self, room: api.DecodeRoom) -> None:
+    def limit_prefill(self, room: Room) -> None:
         with self._wake:
             self._queues.decode_room = KnownRoom(room, time.monotonic())
 
-    def load(self) -> api.Load:
+    def load(self) -> Load:
         with self._wake:
             queues, pool = self._queues, self._store.pool
             waiting = [s for s in queues.waiting if s not in queues.prefilling]
-            return api.Load(
+            return Load(
                 waiting_requests=len(waiting),
                 waiting_tokens=sum(len(s.tokens) - s.computed for s in waiting),
                 running_requests=len(queues.running) + len(queues.prefilling),
@@ -232,26 +238,26 @@ class TorchEngine:
 
     def _check_open(self) -> None:
         if self._stopping:
-            raise api.NoCapacity("the worker is stopping")
+            raise NoCapacity("the worker is stopping")
 
     def _check_tokens(self, tokens: Many[int]) -> None:
         if not tokens or min(tokens) < 0 or max(tokens) >= self.model.vocab_size:
-            raise api.InvalidInput(f"tokens: must be ids from 0 to {self.model.vocab_size - 1}, and at least one")
+            raise InvalidInput(f"tokens: must be ids from 0 to {self.model.vocab_size - 1}, and at least one")
 
-    def _check_request(self, tokens: Many[int], prompt_tokens: int, sampling: api.SamplingParams) -> None:
+    def _check_request(self, tokens: Many[int], prompt_tokens: int, sampling: SamplingParams) -> None:
         self._check_tokens(tokens)
         if not 1 <= prompt_tokens <= len(tokens):
-            raise api.InvalidInput(f"prompt_tokens: {prompt_tokens} of {len(tokens)} tokens")
+            raise InvalidInput(f"prompt_tokens: {prompt_tokens} of {len(tokens)} tokens")
         if len(tokens) - prompt_tokens >= sampling.max_new_tokens:
-            raise api.InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} were emitted already")
+            raise InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} were emitted already")
 
     def _sequence(
         self,
         request_id: str,
         tokens: Many[int],
         prompt_tokens: int,
-        sampling: api.SamplingParams,
-        sink: api.EventSink,
+        sampling: SamplingParams,
+        sink: EventSink,
         tenant: str,
         *,
         hands_over: bool,
@@ -284,13 +290,13 @@ class TorchEngine:
         for s in left:
             self._settler.end(s, _DRAINING)
 
-    def _over(self) -> list[tuple[Sequence, api.EndEvent | api.ErrorEvent]]:
+    def _over(self) -> list[tuple[Sequence, EndEvent | ErrorEvent]]:
         """What was cancelled, or arrived from another worker with its last token."""
-        over: list[tuple[Sequence, api.EndEvent | api.ErrorEvent]] = []
+        over: list[tuple[Sequence, EndEvent | ErrorEvent]] = []
         over += [(s, _CANCELLED) for s in (*self._queues.waiting, *self._queues.running) if s.cancelled]
         for s in self._queues.running:
             if not s.cancelled and (reason := s.finish_reason(self.model.max_model_len)) is not None:
-                over.append((s, api.EndEvent(reason)))
+                over.append((s, EndEvent(reason)))
         return over
 
     def _turn(self) -> bool:

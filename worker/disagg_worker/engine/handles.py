@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from disagg_worker.engine.block_pool import Holding, blocks_for
-from disagg_worker.engine.cache_memory import CacheMemory
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.sequence import Sequence
+from disagg_worker.execution.cache_memory import CacheMemory
 
 
 class SequenceOwner(Protocol):

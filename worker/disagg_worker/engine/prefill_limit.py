@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from disagg_worker.engine.api import DecodeRoom
+from disagg_wire.room import Room
 from disagg_worker.engine.prefill_scheduler import PrefillRules
 
 # With this much of its room left, decode counts as empty enough.
@@ -23,11 +23,11 @@ _FRESH_S = 5.0
 class KnownRoom:
     """Room as it was said at monotonic time `at_s`."""
 
-    room: DecodeRoom
+    room: Room
     at_s: float
 
 
-def free_share(room: DecodeRoom) -> float:
+def free_share(room: Room) -> float:
     """What is left of decode, 0 to 1: of its KV or its seats, whichever is scarcer."""
     kv = room.free_tokens / room.total_tokens if room.total_tokens > 0 else 0.0
     seats = room.free_seats / room.total_seats if room.total_seats > 0 else 0.0

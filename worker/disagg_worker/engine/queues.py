@@ -8,17 +8,18 @@ from bisect import bisect_left
 from collections.abc import Sequence as Many
 from dataclasses import replace
 
-from disagg_worker.engine.api import DecodeRoom, NoCapacity
+from disagg_wire.room import Room
 from disagg_worker.engine.block_pool import Holding, State, blocks_for
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.deadlines import PATIENCE_S, Timing, Waiting, by_due
 from disagg_worker.engine.decode_scheduler import Capacity, blocks_to_hold, check_length, start_blocks, victim
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_limit import KnownRoom, limited
 from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.prefill_scheduler import FairShares, PrefillRules, plan_prefill
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.sequence import Sequence
+from disagg_worker.values.errors import NoCapacity
 
 Work = list[tuple[Sequence, int]]
 _NEXT = -1
@@ -79,11 +80,11 @@ class Queues:
         free = self._store.free - promised - len(self.running)
         return Capacity(self._size, pool.total, free, self.committed, c.max_running, self._max_len, c.growth_reserve_tokens)
 
-    def room(self, step_s: float) -> DecodeRoom:
+    def room(self, step_s: float) -> Room:
         """What could be reserved now."""
         c = self._capacity()
         free, seats = max(0, c.blocks_free), max(0, c.max_running - c.committed)
-        return DecodeRoom(free * self._size, c.blocks_total * self._size, seats, c.max_running, step_s)
+        return Room(free * self._size, c.blocks_total * self._size, seats, c.max_running, step_s)
 
     def _needed(self, s: Sequence) -> int:
         """Blocks that a waiting sequence starts with."""

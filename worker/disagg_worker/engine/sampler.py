@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from disagg_worker.engine.api import SamplingParams
 from disagg_worker.engine.structured import GrammarState
+from disagg_worker.values.sampling import SamplingParams
 
 Floats = npt.NDArray[np.floating]
 # Greedy below this: dividing by less overflows float32.

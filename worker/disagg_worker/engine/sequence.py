@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from disagg_worker.engine.api import EventSink, KvSender, SamplingParams
 from disagg_worker.engine.block_pool import Holding
+from disagg_worker.engine.contract import KvSender
 from disagg_worker.engine.structured import GrammarState
+from disagg_worker.values.events import EventSink
+from disagg_worker.values.sampling import SamplingParams
 
 
 @dataclass(slots=True, eq=False)

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import torch
 
-from disagg_worker.backend.api import Backend
-from disagg_worker.engine.api import KvLayout, ModelError
+from disagg_worker.backend.interface import Backend
 from disagg_worker.engine.block_pool import blocks_for
-from disagg_worker.engine.cache_memory import CacheMemory, HostCopy
-from disagg_worker.engine.config import EngineConfig
-from disagg_worker.engine.executor import Executor, LocalExecutor
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.warm_up import steps, warm_up
+from disagg_worker.execution.cache_memory import CacheMemory, HostCopy
+from disagg_worker.execution.collectives import Collectives
+from disagg_worker.execution.executor import Executor, LocalExecutor
+from disagg_worker.execution.leader import Group, GroupExecutor
 from disagg_worker.model.checkpoint import OnProgress
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.network import load_network
 from disagg_worker.model.weights import Shard
-from disagg_worker.parallel.collectives import Collectives
-from disagg_worker.parallel.leader import Group, GroupExecutor
+from disagg_worker.values.errors import ModelError
+from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)
 _CPU_CACHE_BYTES = 256 << 20

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
-from disagg_worker.backend.api import Batch
+from disagg_worker.backend.interface import Batch
 from disagg_worker.engine.batching import DecodeBatches, prefill_batch
 from disagg_worker.engine.block_pool import blocks_for
-from disagg_worker.engine.cache_memory import CacheMemory
-from disagg_worker.engine.executor import Executor, OnLayer, Step
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_pace import PaceMeter
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.structured import Grammars
+from disagg_worker.execution.cache_memory import CacheMemory
+from disagg_worker.execution.executor import Executor, OnLayer, Step
 
 Outcome = Sampled | Exception
 

@@ -18,7 +18,8 @@ import llguidance.numpy
 import numpy as np
 import numpy.typing as npt
 
-from disagg_worker.engine.api import InvalidInput, Structured
+from disagg_worker.values.errors import InvalidInput
+from disagg_worker.values.sampling import Structured
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import torch
 
-from disagg_worker.backend.api import Batch, Chunk
+from disagg_worker.backend.interface import Batch, Chunk
 from disagg_worker.engine.block_pool import blocks_for
-from disagg_worker.engine.executor import Executor, Step
+from disagg_worker.execution.executor import Executor, Step
 
 log = logging.getLogger(__name__)
 # Each picks other kernels, of ours or of cuBLAS.

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from disagg_worker.engine.api import ModelError
 from disagg_worker.model.quantization_config import StoredQuantization, parse_quantization
+from disagg_worker.values.errors import ModelError
 
 # Fields of relatives of these families whose other values mean another computation.
 _ONLY: dict[str, tuple[Any, ...]] = {

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch.nn import functional
 
-from disagg_worker.backend.api import Backend, Batch, HeadNorms, Linear, QkvShape, Rotary
+from disagg_worker.backend.interface import Backend, Batch, HeadNorms, Layer, Linear, QkvShape, Rotary
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.rotary import rotary_tables
 from disagg_worker.model.weights import Shard, Split, WeightSource
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One decoder layer; q, k, v and gate, up are fused so that each is one matrix product."""
-
-    norm_in: torch.Tensor
-    qkv: Linear
-    head_norms: HeadNorms | None
-    out: Linear
-    norm_mlp: torch.Tensor
-    gate_up: Linear
-    down: Linear
-    window: int | None
 
 
 class Parallel(Protocol):
@@ -66,6 +52,26 @@ class Decoder:
         self._vocab_parts = [len(range(config.vocab_size)[replace(shard, rank=r).part(config.vocab_size)]) for r in range(shard.size)]
         self.rotary: Rotary = rotary_tables(config, positions or config.max_positions, self._compute, backend.device)
         del self._source
+
+    @property
+    def device(self) -> torch.device:
+        """The device of all tensors."""
+        return self.backend.device
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the residual stream."""
+        return self.config.hidden_size
+
+    @property
+    def rms_norm_eps(self) -> float:
+        """The constant that keeps the norms from dividing by zero."""
+        return self.config.rms_norm_eps
+
+    @property
+    def is_split(self) -> bool:
+        """Whether other ranks compute a part of every layer."""
+        return self.parallel is not None
 
     def _layer(self, at: str, window: int | None) -> Layer:
         norms = None

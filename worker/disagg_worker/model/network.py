@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from disagg_worker.backend.api import Backend
-from disagg_worker.engine.config import Quantization
+from disagg_worker.backend.interface import Backend
 from disagg_worker.model.checkpoint import Checkpoint, OnProgress
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.decoder import Decoder, Parallel
 from disagg_worker.model.quantization import make_source
 from disagg_worker.model.weights import Shard
+from disagg_worker.values.choices import Quantization
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from disagg_worker.backend.api import DenseWeight, Fp8Weight, GroupQuantizedWeight, Weight
-from disagg_worker.engine.api import ModelError
-from disagg_worker.engine.config import Quantization
+from disagg_worker.backend.interface import DenseWeight, Fp8Weight, GroupQuantizedWeight, Weight
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.quantization_config import StoredQuantization
@@ -26,6 +24,8 @@ from disagg_worker.model.weights import (
     read_bias,
     read_head,
 )
+from disagg_worker.values.choices import Quantization
+from disagg_worker.values.errors import ModelError
 
 _GROUPS = (128, 64, 32)
 # How far the range of a group is narrowed when that loses less than it gains; the best is kept, by squared error.

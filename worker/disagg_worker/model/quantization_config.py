@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from disagg_worker.engine.api import ModelError
+from disagg_worker.values.errors import ModelError
 
 _AT = "config.json: quantization_config"
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from disagg_worker.backend.api import Rotary
+from disagg_worker.backend.interface import Rotary
 from disagg_worker.model.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
 
 

@@ -12,10 +12,10 @@ from typing import Literal, Protocol
 
 import torch
 
-from disagg_worker.backend.api import DenseWeight, Weight
-from disagg_worker.engine.api import ModelError
+from disagg_worker.backend.interface import DenseWeight, Weight
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.model.config import ModelConfig
+from disagg_worker.values.errors import ModelError
 
 # How a matrix [out, in] is cut over the ranks of a tensor-parallel group: by outputs, by inputs, or not at all.
 Split = Literal["outputs", "inputs", "none"]

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from disagg_worker.engine.api import KvLayout, Reservation
-from disagg_worker.transfer import wire
+from disagg_worker.engine.contract import Reservation
+from disagg_worker.transfer import frame_socket
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Coverage, verify_commit
 from disagg_worker.transfer.ticket import Ticket, TicketError, begin_proof, verify
+from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)
 _LINGER_S = 2.0  # for a refused peer to read why
@@ -99,7 +100,7 @@ class KvListener:
         if phase is Phase.WAITING:
             session.reservation.release()
         elif phase is Phase.RECEIVING and session.sock is not None:
-            wire.hang_up(session.sock)
+            frame_socket.hang_up(session.sock)
 
     def begun(self, session: Session) -> bool:
         """The ticket has been used."""
@@ -109,7 +110,7 @@ class KvListener:
     def close(self) -> None:
         """Stop accepting; transfers that run end by themselves within the idle limit."""
         self._closed = True
-        wire.hang_up(self._server)
+        frame_socket.hang_up(self._server)
         self._server.close()
 
     def _accept(self) -> None:
@@ -131,7 +132,7 @@ class KvListener:
     def _serve(self, sock: socket.socket, peer: str) -> None:
         try:
             with sock:
-                self._connection(sock, wire.FrameSocket(sock, self._idle_s), peer)
+                self._connection(sock, frame_socket.FrameSocket(sock, self._idle_s), peer)
         except OSError as failure:
             log.info("connection from %s lost: %s", peer, failure or type(failure).__name__)
         except Exception:
@@ -139,7 +140,7 @@ class KvListener:
         finally:
             self._slots.release()
 
-    def _connection(self, sock: socket.socket, link: wire.FrameSocket, peer: str) -> None:
+    def _connection(self, sock: socket.socket, link: frame_socket.FrameSocket, peer: str) -> None:
         try:
             session = self._begin(sock, link)
         except (FrameError, TicketError) as refusal:
@@ -167,13 +168,13 @@ class KvListener:
             return
         link.send_json(FrameType.ACK, {"kv_bytes": received.kv_bytes})
 
-    def _begin(self, sock: socket.socket, link: wire.FrameSocket) -> Session:
+    def _begin(self, sock: socket.socket, link: frame_socket.FrameSocket) -> Session:
         challenge = secrets.token_bytes(32)
         link.send(Header(FrameType.CHALLENGE), [challenge])
         raw, header = link.header()
         if header.type is not FrameType.BEGIN:
             raise FrameError(f"expected BEGIN, got {header.type.name}")
-        content = wire.parse_json(link.control(raw, header))
+        content = frame_socket.parse_json(link.control(raw, header))
         raw_ticket = content.get("ticket")
         transfer_id = raw_ticket.get("transfer_id") if isinstance(raw_ticket, dict) else None
         proof = content.get("proof")
@@ -192,7 +193,7 @@ class KvListener:
             session.sock = sock
         return session
 
-    def _receive(self, link: wire.FrameSocket, session: Session) -> Received:
+    def _receive(self, link: frame_socket.FrameSocket, session: Session) -> Received:
         started_s = time.monotonic()
         coverage = Coverage(self._layout, session.reservation.n_blocks)
         while True:
@@ -206,16 +207,16 @@ class KvListener:
                 continue
             payload = link.control(raw, header)
             if header.type is FrameType.COMMIT:
-                token = verify_commit(wire.parse_json(payload), coverage, session.ticket, self._vocab_size)
+                token = verify_commit(frame_socket.parse_json(payload), coverage, session.ticket, self._vocab_size)
                 elapsed_s = time.monotonic() - started_s
                 return Received(token, coverage.digest.payload_bytes, elapsed_s)
             if header.type is FrameType.ERROR:
-                content = wire.parse_json(payload)
+                content = frame_socket.parse_json(payload)
                 raise FrameError(f"prefill gave up: {content.get('code')}: {content.get('message')}")
             if header.type is not FrameType.PROGRESS:
                 raise FrameError(f"unexpected {header.type.name}")
 
-    def _fail(self, link: wire.FrameSocket, session: Session, code: str, message: str) -> None:
+    def _fail(self, link: frame_socket.FrameSocket, session: Session, code: str, message: str) -> None:
         with self._lock:
             cancelled = session.phase is Phase.ENDED
             session.phase = Phase.ENDED
@@ -224,7 +225,7 @@ class KvListener:
         self._send_error(link, code, message)
 
     @staticmethod
-    def _send_error(link: wire.FrameSocket, code: str, message: str) -> None:
+    def _send_error(link: frame_socket.FrameSocket, code: str, message: str) -> None:
         try:
             link.send_json(FrameType.ERROR, {"code": code, "message": message, "retryable": True})
         except OSError:

@@ -7,9 +7,10 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from disagg_worker.engine.api import KvLayout, TokenEvent
 from disagg_worker.transfer.frames import FrameError, Header
 from disagg_worker.transfer.ticket import Ticket
+from disagg_worker.values.events import TokenEvent
+from disagg_worker.values.layouts import KvLayout
 
 
 class Digest:

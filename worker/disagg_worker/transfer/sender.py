@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from disagg_worker.engine.api import ErrorEvent, TokenEvent
-from disagg_worker.transfer import wire
+from disagg_worker.transfer import frame_socket
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Digest, commit_payload
 from disagg_worker.transfer.ticket import Ticket, begin_proof, token_hash
+from disagg_worker.values.events import ErrorEvent, TokenEvent
 
 log = logging.getLogger(__name__)
 # Below the protocol's limit: a frame is in flight as a whole, and its crc is computed before its first byte goes out.
@@ -120,7 +120,7 @@ class TcpKvSender:
             sock = self._sock
         self._items.put(_CANCELLED)
         if sock is not None:
-            wire.hang_up(sock)
+            frame_socket.hang_up(sock)
 
     def _start(self) -> None:
         with self._lock:
@@ -160,7 +160,7 @@ class TcpKvSender:
     def _transfer(self, started_s: float) -> TransferDone:
         digest = Digest()
         with self._connect() as sock:
-            link = wire.FrameSocket(sock, self._timeouts.peer_s)
+            link = frame_socket.FrameSocket(sock, self._timeouts.peer_s)
             raw, header = link.header()
             if header.type is not FrameType.CHALLENGE:
                 raise FrameError(f"expected CHALLENGE, got {header.type.name}")
@@ -185,7 +185,7 @@ class TcpKvSender:
                 peer=f"{self._ticket.host}:{self._ticket.port}",
             )
 
-    def _next_item(self, link: wire.FrameSocket) -> _Item:
+    def _next_item(self, link: frame_socket.FrameSocket) -> _Item:
         """What the engine reports next; meanwhile the peer hears that we live."""
         while True:
             try:
@@ -193,7 +193,7 @@ class TcpKvSender:
             except queue.Empty:
                 self._send(link, Header(FrameType.PROGRESS))
 
-    def _send_layer(self, link: wire.FrameSocket, item: _LayerItem, digest: Digest) -> None:
+    def _send_layer(self, link: frame_socket.FrameSocket, item: _LayerItem, digest: Digest) -> None:
         block_bytes = len(item.blocks[0])
         per_frame = max(1, _FRAME_BYTES // block_bytes)
         for start in range(0, len(item.blocks), per_frame):
@@ -201,7 +201,7 @@ class TcpKvSender:
             header = Header(FrameType.LAYER, item.layer, digest.frames, item.first_block + start, len(part))
             digest.add(self._send(link, header, part), block_bytes * len(part))
 
-    def _send(self, link: wire.FrameSocket, header: Header, payload: Sequence[memoryview] = ()) -> int:
+    def _send(self, link: frame_socket.FrameSocket, header: Header, payload: Sequence[memoryview] = ()) -> int:
         try:
             return link.send(header, payload)
         except ConnectionError:
@@ -209,11 +209,11 @@ class TcpKvSender:
             self._await_ack(link)
             raise
 
-    def _await_ack(self, link: wire.FrameSocket) -> None:
+    def _await_ack(self, link: frame_socket.FrameSocket) -> None:
         raw, header = link.header()
         payload = link.control(raw, header)
         if header.type is FrameType.ERROR:
-            content = wire.parse_json(payload)
+            content = frame_socket.parse_json(payload)
             raise TransferFailed(f"{content.get('code')}: {content.get('message')}")
         if header.type is not FrameType.ACK:
             raise FrameError(f"expected ACK, got {header.type.name}")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals
+from disagg_operator.autoscaling.policy.observation import DecodeSignals, Folded, Observation, Pods, PrefillSignals
 from disagg_operator.autoscaling.signals.samples import Sample
 
 Routed = Callable[[str], float]
@@ -59,15 +59,7 @@ class Look:
     decode_pods: Pods
 
 
-@dataclass(frozen=True, slots=True)
-class Folded:
-    """`partial`: the pools of which something is not known, though not all."""
-
-    observation: Observation
-    partial: frozenset[str]
-
-
-class _Pool:
+class _PoolSums:
     """One kind of pods: sums over them."""
 
     def __init__(self, answers: Answers, memory: Memory, interval_s: float, now_s: float) -> None:
@@ -128,9 +120,9 @@ def fold(look: Look, memory: Memory) -> tuple[Folded, Memory]:
     if not 0 < interval_s <= MAX_GAP_S:
         interval_s = math.nan
         memory = replace(memory, samples={})
-    routers = _Pool(look.routers, memory, interval_s, look.now_s)
-    prefill = _Pool(look.prefill, memory, interval_s, look.now_s)
-    decode = _Pool(look.decode, memory, interval_s, look.now_s)
+    routers = _PoolSums(look.routers, memory, interval_s, look.now_s)
+    prefill = _PoolSums(look.prefill, memory, interval_s, look.now_s)
+    decode = _PoolSums(look.decode, memory, interval_s, look.now_s)
     known = len(look.routers) > 0 and not math.isnan(interval_s)
 
     def routed(metric: str) -> float:
@@ -167,7 +159,7 @@ def _share(share: Share, routed: Routed, interval_s: float) -> Share:
     return Share(*(keep * a + b for a, b in zip(old, grown, strict=True)))
 
 
-def _prefill(look: Look, routed: Routed, share: Share, routers: _Pool, workers: _Pool) -> PrefillSignals:
+def _prefill(look: Look, routed: Routed, share: Share, routers: _PoolSums, workers: _PoolSums) -> PrefillSignals:
     arrivals = routed("disagg_router_arrivals_total")
     tokens = routed("disagg_router_arrived_prompt_tokens_total") * share.tokens()
     outside = routers.gauge("disagg_router_waiting_requests:prefill") if look.routers else math.nan
@@ -192,7 +184,7 @@ def _prefill(look: Look, routed: Routed, share: Share, routers: _Pool, workers: 
     )
 
 
-def _decode(look: Look, routed: Routed, routers: _Pool, workers: _Pool) -> DecodeSignals:
+def _decode(look: Look, routed: Routed, routers: _PoolSums, workers: _PoolSums) -> DecodeSignals:
     outside = routers.gauge("disagg_router_waiting_requests:decode") if look.routers else math.nan
     ok, missed = (routed(f"disagg_router_objective_requests_total:tpot:{word}") for word in ("true", "false"))
     names = ("steps", "step_sequences", "step_kv_tokens", "step_seconds")

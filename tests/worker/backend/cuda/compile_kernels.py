@@ -16,9 +16,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from disagg_worker.backend.api import Chunk, GroupQuantizedWeight, HeadNorms, QkvShape, Rotary
 from disagg_worker.backend.cuda import decode_attention, elementwise, prefill_attention, store
 from disagg_worker.backend.cuda.weight_only import WeightOnly
+from disagg_worker.backend.interface import Chunk, GroupQuantizedWeight, HeadNorms, QkvShape, Rotary
 from disagg_worker.model.quantization import to_fp8
 
 CPU = torch.device("cpu")

@@ -9,12 +9,11 @@ import pytest
 import torch
 from tests.worker.backend import kernels
 
-from disagg_worker.backend.api import Batch, DenseWeight, Fp8Weight, HeadNorms, QkvShape, Rotary
 from disagg_worker.backend.cuda import decode_attention
 from disagg_worker.backend.cuda.backend import CudaBackend
 from disagg_worker.backend.cuda.prefill_attention import tiles_of
+from disagg_worker.backend.interface import Batch, DenseWeight, Fp8Weight, HeadNorms, QkvShape, Rotary, to_device
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.engine.executor import to_device
 from disagg_worker.model.quantization import quantize, to_fp8
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from tests.worker import checkpoints
 from tests.worker.backend import kernels
 
-from disagg_worker.backend.api import Backend
 from disagg_worker.backend.cuda.backend import CudaBackend
 from disagg_worker.backend.cuda.static_batch import BATCH_SIZES, StaticBatch, bucket
+from disagg_worker.backend.interface import Backend, to_device
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.engine.executor import to_device
 from disagg_worker.model.decoder import Decoder
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import TYPE_CHECKING
 
 import torch
 
-from disagg_worker.backend.api import (
+from disagg_worker.backend.cpu import library
+from disagg_worker.backend.cpu.library import Matrix, MatrixKind, pointer
+from disagg_worker.backend.interface import (
     Batch,
     DecodeProgram,
+    DecoderNetwork,
     DenseWeight,
     Fp8Weight,
     GroupQuantizedWeight,
@@ -23,12 +25,7 @@ from disagg_worker.backend.api import (
     Rotary,
     Weight,
 )
-from disagg_worker.backend.cpu import library
-from disagg_worker.backend.cpu.library import Kind, Matrix, pointer
 from disagg_worker.backend.plain import dequantized
-
-if TYPE_CHECKING:
-    from disagg_worker.model.decoder import Decoder
 
 _HUGE_PAGE_BYTES = 2 << 20
 _LINE_BYTES = 64
@@ -73,11 +70,11 @@ class PackedLinear:
         panel = backend.panel
         if isinstance(weight, DenseWeight):
             source = weight.weight.contiguous()
-            kind = Kind.BF16 if source.dtype == torch.bfloat16 else Kind.F32
+            kind = MatrixKind.BF16 if source.dtype == torch.bfloat16 else MatrixKind.F32
             group, self._scale, self._zero = 0, None, None
         else:
             source = weight.q.contiguous()
-            kind = Kind.INT8 if weight.bits == 8 else Kind.INT4
+            kind = MatrixKind.INT8 if weight.bits == 8 else MatrixKind.INT4
             group = weight.group_size
             self._scale, self._zero = _in_panels(weight.scale, panel), _in_panels(weight.zero, panel)
         self.out_features, self.in_features = source.shape
@@ -208,20 +205,19 @@ class CpuBackend:
         self.kernels.disagg_gated(gate_up.data_ptr(), rows, n, out.data_ptr())
         return out
 
-    def decode_program(self, network: Decoder, cache: torch.Tensor) -> DecodeProgram | None:
+    def decode_program(self, network: DecoderNetwork, cache: torch.Tensor) -> DecodeProgram | None:
         # Blocks lie anywhere in the cache: with small pages each is a walk through the page tables.
         ask_for_huge_pages(cache)
         # Ranks have to add up between the layers, which one call can't.
-        return _DecodeStep(self, network, cache) if network.parallel is None else None
+        return _DecodeStep(self, network, cache) if not network.is_split else None
 
 
 class _DecodeStep:
     """One call for a whole decode step. Bit for bit what `Decoder.forward` computes: the same kernels in the same order."""
 
-    def __init__(self, backend: CpuBackend, network: Decoder, cache: torch.Tensor) -> None:
+    def __init__(self, backend: CpuBackend, network: DecoderNetwork, cache: torch.Tensor) -> None:
         self._backend, self._decoder, self._cache = backend, network, library.cache_struct(cache)
-        c = network.config
-        layers = (library.Layer * c.layers)()
+        layers = (library.LayerStruct * len(network.layers))()
         for struct, layer in zip(layers, network.layers, strict=True):
             norms = layer.head_norms
             struct.norm_in, struct.norm_mlp = layer.norm_in.data_ptr(), layer.norm_mlp.data_ptr()
@@ -232,12 +228,12 @@ class _DecodeStep:
                 setattr(struct, name, _matrix(getattr(layer, name)))
         self._vocab = network.head.out_features
         self._network = library.Network(
-            c.layers,
+            len(network.layers),
             network.shape.heads,
-            c.hidden_size,
+            network.hidden_size,
             network.layers[0].gate_up.out_features // 2,
             self._vocab,
-            c.rms_norm_eps,
+            network.rms_norm_eps,
             layers,
             network.norm.data_ptr(),
             _matrix(network.head),

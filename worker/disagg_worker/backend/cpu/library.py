@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 
-class Kind(IntEnum):
+class MatrixKind(IntEnum):
     """How a packed weight is stored."""
 
     F32 = 0
@@ -20,9 +20,9 @@ class Kind(IntEnum):
 
     def panel_bytes(self, panel: int, inputs: int) -> int:
         """Of a panel of so many inputs; all but float32 take them by twos."""
-        if self is Kind.F32:
+        if self is MatrixKind.F32:
             return 4 * panel * inputs
-        return {Kind.BF16: 4, Kind.INT8: 2, Kind.INT4: 1}[self] * panel * -(-inputs // 2)
+        return {MatrixKind.BF16: 4, MatrixKind.INT8: 2, MatrixKind.INT4: 1}[self] * panel * -(-inputs // 2)
 
 
 class Matrix(Structure):
@@ -38,7 +38,7 @@ class Matrix(Structure):
     )
 
 
-class Layer(Structure):
+class LayerStruct(Structure):
     _fields_ = (
         ("norm_in", c_void_p),
         ("norm_mlp", c_void_p),
@@ -61,7 +61,7 @@ class Network(Structure):
         ("inner", c_int32),
         ("vocab", c_int32),
         ("eps", c_float),
-        ("layer", POINTER(Layer)),
+        ("layer", POINTER(LayerStruct)),
         ("norm", c_void_p),
         ("head", Matrix),
         ("cos", c_void_p),
@@ -110,7 +110,7 @@ def load(path: Path) -> ctypes.CDLL:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    for i, struct in enumerate((Matrix, Layer, Network, Cache)):
+    for i, struct in enumerate((Matrix, LayerStruct, Network, Cache)):
         if library.disagg_sizes(i) != ctypes.sizeof(struct):
             raise ImportError(f"{path.name}: {struct.__name__} has another layout")
     return library

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from disagg_worker.backend.api import (
+from disagg_worker.backend.cuda import decode_attention, elementwise, prefill_attention, store
+from disagg_worker.backend.cuda.graphs import DecodeGraphs
+from disagg_worker.backend.cuda.linear import DenseLinear, FewBitsLinear
+from disagg_worker.backend.cuda.static_batch import BATCH_SIZES
+from disagg_worker.backend.cuda.weight_only import unit_of
+from disagg_worker.backend.interface import (
     Batch,
     DecodeProgram,
+    DecoderNetwork,
     DenseWeight,
     Fp8Weight,
     HeadNorms,
@@ -17,15 +21,7 @@ from disagg_worker.backend.api import (
     Rotary,
     Weight,
 )
-from disagg_worker.backend.cuda import decode_attention, elementwise, prefill_attention, store
-from disagg_worker.backend.cuda.graphs import DecodeGraphs
-from disagg_worker.backend.cuda.linear import DenseLinear, FewBitsLinear
-from disagg_worker.backend.cuda.static_batch import BATCH_SIZES
-from disagg_worker.backend.cuda.weight_only import unit_of
 from disagg_worker.backend.plain import PlainBackend
-
-if TYPE_CHECKING:
-    from disagg_worker.model.decoder import Decoder
 
 # Where Triton's interpreter stands in for a GPU.
 _PROCESSORS_WITHOUT_GPU = 8
@@ -83,5 +79,5 @@ class CudaBackend:
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
         return elementwise.gated(gate_up)
 
-    def decode_program(self, network: Decoder, cache: torch.Tensor) -> DecodeProgram | None:
+    def decode_program(self, network: DecoderNetwork, cache: torch.Tensor) -> DecodeProgram | None:
         return DecodeGraphs(network, cache) if self.device.type == "cuda" else None

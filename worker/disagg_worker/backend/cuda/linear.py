@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from disagg_worker.backend.api import Fp8Weight, GroupQuantizedWeight
 from disagg_worker.backend.cuda.weight_only import WeightOnly
+from disagg_worker.backend.interface import Fp8Weight, GroupQuantizedWeight
 
 # From here on a product is bound by arithmetic, and widening the weight first costs less than a slower kernel.
 _MANY_ROWS = 128

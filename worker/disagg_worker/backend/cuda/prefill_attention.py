@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from disagg_worker.backend.api import Chunk
+from disagg_worker.backend.interface import Chunk
 
 _TOKENS, _KEYS = 128, 64
 

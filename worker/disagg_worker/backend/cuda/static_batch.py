@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from disagg_worker.backend.api import Batch
+from disagg_worker.backend.interface import Batch
 
 BATCH_SIZES = (1, 2, 4, 8, *range(16, 64, 8), *range(64, 257, 16))
 

@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from disagg_worker.attention.paged import FP8_MOST
-from disagg_worker.backend.api import HeadNorms, QkvShape, Rotary
+from disagg_worker.backend.interface import HeadNorms, QkvShape, Rotary
+from disagg_worker.backend.paged_attention import FP8_MOST
 
 
 @triton.jit

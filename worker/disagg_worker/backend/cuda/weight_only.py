@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from disagg_worker.backend.api import Fp8Weight, GroupQuantizedWeight
+from disagg_worker.backend.interface import Fp8Weight, GroupQuantizedWeight
 
 _UNITS = (128, 64, 32)
 
