@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from disagg_router.errors import ApiError
 from disagg_router.text.tokenizer import Detokenizer, Text
 
-_FOLDER = Path(__file__).parents[2] / "models" / "stdlib-llama"
+_FOLDER = Path(__file__).parents[3] / "models" / "stdlib-llama"
 _CONFIG = json.loads((_FOLDER / "tokenizer_config.json").read_text())
 FILES = {
     "digest": "D",
