@@ -1,4 +1,6 @@
-"""What the documents say is true of the repository: YAML blocks are valid resources, named commands and files exist."""
+"""What the documents say is true of the repository: YAML blocks are valid resources, named commands
+and files exist.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,10 @@ def test_the_policy_is_used_alone_as_the_page_on_autoscaling_shows() -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (REPO / "docs/autoscaling.md").read_text(), re.DOTALL)
     argv = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(REPO / 'operator')!r})\n{block}"]
     found = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
-    moves = [re.fullmatch(r"(\d+) s: (\d)\+(\d) -> (\d)\+(\d): prefill: .+; decode: .+", line) for line in found.stdout.splitlines()]
+    moves = [
+        re.fullmatch(r"(\d+) s: (\d)\+(\d) -> (\d)\+(\d): prefill: .+; decode: .+", line)
+        for line in found.stdout.splitlines()
+    ]
     assert all(moves)
     last = moves[-1]
     assert last is not None

@@ -1,4 +1,7 @@
-"""The files of examples/hpa name series and metrics that exist, and each other's. End to end they are run by tests/e2e/test_hpa.py."""
+"""The files of examples/hpa name series and metrics that exist, and each other's.
+
+End to end they are run by tests/e2e/test_hpa.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A model of the shape of Llama 3.1 8B with random weights, made in the device's memory; no checkpoint is read."""
+"""A model of the shape of Llama 3.1 8B with random weights, made in the device's memory; no
+checkpoint is read.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Wiring of the process: settings, credentials, the runtime on the main thread, kopf's watches on a thread of their own.
+"""Wiring of the process: settings, credentials, the runtime on the main thread, kopf's watches on a
+thread of their own.
 
-kopf gets its own thread and event loop because it treats every task of its loop as its own when it stops, and because decoding
-a burst of watch events must not stall the scrape loop. SIGTERM ends both; if the watches end by themselves, so does the process,
-and the kubelet starts it anew.
+kopf gets its own thread and event loop because it treats every task of its loop as its own when it
+stops, and because decoding a burst of watch events must not stall the scrape loop. SIGTERM ends
+both; if the watches end by themselves, so does the process, and the kubelet starts it anew.
 """
 
 from __future__ import annotations
@@ -126,7 +127,9 @@ def main() -> int:
     except (BadSettings, creds.NoCredentials) as error:
         print(f"disagg-operator: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
     return asyncio.run(_run(settings, credentials))

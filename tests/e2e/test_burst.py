@@ -1,4 +1,6 @@
-"""A bursty trace against the bundled workers: the pools move on their own, in opposite directions, and no request fails."""
+"""A bursty trace against the bundled workers: the pools move on their own, in opposite directions,
+and no request fails.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def url(burst: Cluster) -> Iterator[str]:
 
 def test_the_pools_follow_a_bursty_trace_in_opposite_directions_and_nothing_is_lost(burst: Cluster, url: str) -> None:
     replay, (prompts, answers) = Replay(), halves()
-    assert asyncio.run(replay.until(url, prompts, lambda: sizes(burst, NAME)["prefill"] >= 2)), rig.diagnosis(burst, NAME)
+    assert asyncio.run(replay.until(url, prompts, lambda: sizes(burst, NAME)["prefill"] >= 2)), rig.diagnosis(
+        burst, NAME
+    )
     full = sizes(burst, NAME)
     assert full["decode"] == 1  # long prompts are no work for decode
 

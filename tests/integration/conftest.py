@@ -41,7 +41,9 @@ async def _install_crds(cluster: Cluster) -> None:
 async def cluster(server: ApiServer, request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
     kube = client(server)
     # Names of tests are longer than names of namespaces may be; the end keeps them apart.
-    namespace = f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())[:40]}-{zlib.crc32(request.node.name.encode()):08x}"
+    namespace = (
+        f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())[:40]}-{zlib.crc32(request.node.name.encode()):08x}"
+    )
     found = Cluster(kube, namespace)
     await _install_crds(found)
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}

@@ -1,4 +1,6 @@
-"""The operator as a process of its own against a real API server, and what a test needs to play the cluster around it."""
+"""The operator as a process of its own against a real API server, and what a test needs to play the
+cluster around it.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,9 @@ class Cluster:
             {"fieldManager": "kubectl", "force": "true", "fieldValidation": "Strict"},
         )
 
-    async def raw(self, verb: str, path: str, body: Obj, content_type: str, params: dict[str, str] | None = None) -> Obj:
+    async def raw(
+        self, verb: str, path: str, body: Obj, content_type: str, params: dict[str, str] | None = None
+    ) -> Obj:
         return await self.kube._call(verb, path, body=body, content_type=content_type, params=params)
 
     async def scale(self, pool: str, replicas: int) -> None:
@@ -156,7 +160,9 @@ class Cluster:
         return key
 
     async def run_pod(self, component: str, index: int, address: str, port: int, name: str = "chat") -> str:
-        """A ready pod at an address of the loopback network, as kubelet and scheduler would leave it."""
+        """A ready pod at an address of the loopback network, as kubelet and scheduler would leave
+        it.
+        """
         labels = {"disagg.dev/deployment": name, "app.kubernetes.io/component": component}
         if component != "router":
             labels["disagg.dev/pool"] = component
@@ -191,7 +197,10 @@ class Cluster:
 
 
 class Pods:
-    """What the pods answer: a real HTTP server on several loopback addresses. `load` is requests by address."""
+    """What the pods answer: a real HTTP server on several loopback addresses.
+
+    `load` is requests by address.
+    """
 
     def __init__(self) -> None:
         self.load: dict[str, float | str] = {}
@@ -232,5 +241,7 @@ class Pods:
 
 
 def client(server: ApiServer) -> HttpKube:
-    """A client of the test's own; its requests are told apart from the operator's by the process, not by name."""
+    """A client of the test's own; its requests are told apart from the operator's by the process,
+    not by name.
+    """
     return HttpKube(load({"KUBECONFIG": str(server.kubeconfig)}), attempts=1)

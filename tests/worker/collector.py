@@ -11,7 +11,10 @@ DEADLINE_S = 240.0
 
 
 class Collector:
-    """An EventSink. More than one last event, or any event after it, is kept in `late` (a test asserts it is empty)."""
+    """An EventSink.
+
+    More than one last event, or any event after it, is kept in `late` (a test asserts it is empty).
+    """
 
     def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
         self._changed = threading.Condition()

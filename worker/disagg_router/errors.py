@@ -14,7 +14,13 @@ class ApiError(Exception):
     """An answer to the client. `retry_after_s` is sent as Retry-After."""
 
     def __init__(
-        self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry_after_s: int | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -37,7 +43,9 @@ class ApiError(Exception):
 
 
 class AttemptFailed(Exception):
-    """`blame` lists what should be avoided for a while: incarnations, or "prefill|decode" pairs of them."""
+    """`blame` lists what should be avoided for a while: incarnations, or "prefill|decode" pairs of
+    them.
+    """
 
     def __init__(self, message: str, *, reason: str, blame: tuple[str, ...] = (), retryable: bool = True) -> None:
         super().__init__(message)
@@ -57,7 +65,9 @@ class AttemptFailed(Exception):
 
 
 class NoRoom(Exception):
-    """No worker of `pool` takes the request now; nobody is to blame. `reason` is the protocol's error code.
+    """No worker of `pool` takes the request now; nobody is to blame.
+
+    `reason` is the protocol's error code.
 
     `broke_off`: a worker had taken it and gave it back, so the request goes on elsewhere.
     """

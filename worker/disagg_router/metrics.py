@@ -22,7 +22,9 @@ class _Live(Collector):
         self._pairs = pairs
 
     def collect(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("disagg_router_waiting_requests", "Requests that wait for room in a pool", labels=["pool"])
+        waiting = GaugeMetricFamily(
+            "disagg_router_waiting_requests", "Requests that wait for room in a pool", labels=["pool"]
+        )
         for pool, n in self._waiting().items():
             waiting.add_metric([pool], n)
         yield waiting
@@ -41,24 +43,42 @@ class Metrics:
         self.requests = Counter("disagg_router_requests", "API requests by answer", ["endpoint", "code"], registry=r)
         self.running = Gauge("disagg_router_running_requests", "Requests under way", registry=r)
         self.ttft = Histogram("disagg_router_ttft_seconds", "Arrival to first token", registry=r, buckets=_LATENCY_S)
-        self.tpot = Histogram("disagg_router_tpot_seconds", "Time per output token after the first", registry=r, buckets=_PER_TOKEN_S)
-        self.duration = Histogram("disagg_router_request_seconds", "Arrival to last token", registry=r, buckets=_LATENCY_S)
+        self.tpot = Histogram(
+            "disagg_router_tpot_seconds", "Time per output token after the first", registry=r, buckets=_PER_TOKEN_S
+        )
+        self.duration = Histogram(
+            "disagg_router_request_seconds", "Arrival to last token", registry=r, buckets=_LATENCY_S
+        )
         self.paths = Counter("disagg_router_requests_disaggregated", "Finished requests by path", ["path"], registry=r)
         self.failovers = Counter("disagg_router_failovers", "Attempts that failed", ["reason"], registry=r)
         self.prompt_tokens = Counter("disagg_router_prompt_tokens", "Prompt tokens served", registry=r)
         self.generated_tokens = Counter("disagg_router_generated_tokens", "Tokens generated", registry=r)
-        self._arrivals = Counter("disagg_router_arrivals", "Requests that were taken in; each choice is one", registry=r)
-        self._arrived = Counter("disagg_router_arrived_prompt_tokens", "Their prompt tokens, cached or not", registry=r)
-        self._arrived2 = Counter("disagg_router_arrived_prompt_tokens_squared", "Squares of each one's prompt tokens", registry=r)
-        self._prefilled = Counter(
-            "disagg_router_prefilled_tokens", "Prompt tokens of requests with a first token: all, and the uncached", ["part"], registry=r
+        self._arrivals = Counter(
+            "disagg_router_arrivals", "Requests that were taken in; each choice is one", registry=r
         )
-        self._prefilled2 = Counter("disagg_router_prefilled_tokens_squared", "Squares of each request's, as above", ["part"], registry=r)
+        self._arrived = Counter("disagg_router_arrived_prompt_tokens", "Their prompt tokens, cached or not", registry=r)
+        self._arrived2 = Counter(
+            "disagg_router_arrived_prompt_tokens_squared", "Squares of each one's prompt tokens", registry=r
+        )
+        self._prefilled = Counter(
+            "disagg_router_prefilled_tokens",
+            "Prompt tokens of requests with a first token: all, and the uncached",
+            ["part"],
+            registry=r,
+        )
+        self._prefilled2 = Counter(
+            "disagg_router_prefilled_tokens_squared", "Squares of each request's, as above", ["part"], registry=r
+        )
         self._objective = Counter(
-            "disagg_router_objective_requests", "Requests by whether they met an objective", ["objective", "within"], registry=r
+            "disagg_router_objective_requests",
+            "Requests by whether they met an objective",
+            ["objective", "within"],
+            registry=r,
         )
         self._completions = Counter("disagg_router_completions", "Requests that ended with a whole answer", registry=r)
-        self._completed = Counter("disagg_router_completed_tokens", "Tokens of completed requests", ["kind"], registry=r)
+        self._completed = Counter(
+            "disagg_router_completed_tokens", "Tokens of completed requests", ["kind"], registry=r
+        )
         for objective, limit in (("ttft", self._objectives.ttft_s), ("tpot", self._objectives.tpot_s)):
             for within in ("true", "false") if limit is not None else ():
                 self._objective.labels(objective, within)

@@ -9,8 +9,11 @@ _TIMES_ALONE = 5.0  # a long prompt may take so many times what it takes alone
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """What `disagg_router_objective_requests_total` counts against; None: not counted. `prefill_s`: a, b and c of the time that a
-    prompt of n uncached tokens takes alone, a + b*n + c*n^2: a long one can't be faster."""
+    """What `disagg_router_objective_requests_total` counts against; None: not counted.
+
+    `prefill_s`: a, b and c of the time that a prompt of n uncached tokens takes alone, a + b*n +
+    c*n^2: a long one can't be faster.
+    """
 
     ttft_s: float | None = None
     tpot_s: float | None = None

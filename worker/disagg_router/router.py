@@ -52,7 +52,9 @@ class Router:
 
     @contextlib.contextmanager
     def work(self) -> Iterator[contextlib.ExitStack]:
-        """Count a request as running until the stack closes: at the end of the block, unless `pop_all` hands that on."""
+        """Count a request as running until the stack closes: at the end of the block, unless
+        `pop_all` hands that on.
+        """
         with contextlib.ExitStack() as stack:
             self.active += 1
             self.idle.clear()
@@ -92,4 +94,8 @@ class Router:
             }
             for w in self.table.workers()
         ]
-        return {"workers": workers, "pairs": self.handshakes.counts(), "waiting": {p: self.queue.waiting(p) for p in ROLES}}
+        return {
+            "workers": workers,
+            "pairs": self.handshakes.counts(),
+            "waiting": {p: self.queue.waiting(p) for p in ROLES},
+        }

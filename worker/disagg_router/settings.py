@@ -1,4 +1,6 @@
-"""Everything that can be set about a router process, read from DISAGG_* environment variables, once."""
+"""Everything that can be set about a router process, read from DISAGG_* environment variables,
+once.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from disagg_router.objectives import Objectives
 from disagg_wire.cluster_key import MIN_KEY_BYTES
 from disagg_wire.environment import PREFIX
 
-# Who has waited so long goes first at times (order.py); or a third of the longest wait, if that is less.
+# Who has waited so long goes first at times (order.py); or a third of the longest wait, if that is
+# less.
 _PATIENCE_S = 20.0
 
 
@@ -48,7 +51,8 @@ class Settings(BaseModel):
     stall_timeout_s: float = Field(60.0, gt=0, le=86400)
     objective_ttft_s: float | None = Field(None, gt=0, le=3600)
     objective_tpot_s: float | None = Field(None, gt=0, le=3600)
-    # What a prompt of n uncached tokens takes alone: a + b*n + c*n^2 (seconds); the first objective is never below 5 times that.
+    # What a prompt of n uncached tokens takes alone: a + b*n + c*n^2 (seconds); the first objective
+    # is never below 5 times that.
     prefill_a_s: float = Field(0.0, ge=0, le=3600)
     prefill_b_s_per_token: float = Field(0.0, ge=0, le=60)
     prefill_c_s_per_token2: float = Field(0.0, ge=0, le=1)
@@ -72,13 +76,18 @@ class Settings(BaseModel):
 
     @property
     def grace_s(self) -> float:
-        """How long new requests are still taken after SIGTERM: a Service sends some until all nodes have heard of it."""
+        """How long new requests are still taken after SIGTERM: a Service sends some until all nodes
+        have heard of it.
+        """
         if self.drain_grace_s is not None:
             return self.drain_grace_s
         return 5.0 if self.membership == "kubernetes" else 0.0
 
     def bearer(self) -> str:
-        """What workers accept (docs/protocol.md). Raises SettingsError when the key is missing or too short: there is no default."""
+        """What workers accept (docs/protocol.md).
+
+        Raises SettingsError when the key is missing or too short: there is no default.
+        """
         try:
             key = self.cluster_key_file.read_bytes().strip()
         except OSError as error:
@@ -88,7 +97,10 @@ class Settings(BaseModel):
         return hmac.new(key, b"disagg-http-v1", hashlib.sha256).hexdigest()
 
     def api_keys(self) -> tuple[str, ...]:
-        """The accepted API keys, () when none are asked for. Raises SettingsError for a file that holds none."""
+        """The accepted API keys, () when none are asked for.
+
+        Raises SettingsError for a file that holds none.
+        """
         if self.api_keys_file is None:
             return ()
         try:
@@ -106,7 +118,9 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     try:
         settings = Settings.model_validate(raw)
     except ValidationError as error:
-        raise SettingsError("; ".join(f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())) from None
+        raise SettingsError(
+            "; ".join(f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        ) from None
     if settings.membership == "kubernetes" and not (settings.namespace and settings.deployment):
         raise SettingsError(f"{PREFIX}NAMESPACE and {PREFIX}DEPLOYMENT: are needed for membership kubernetes")
     return settings

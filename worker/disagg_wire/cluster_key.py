@@ -12,7 +12,10 @@ class ClusterKeyError(ValueError):
 
 
 def checked_key(content: bytes) -> bytes:
-    """Return the key that a key file holds. Raises ClusterKeyError when it is shorter than MIN_KEY_BYTES."""
+    """Return the key that a key file holds.
+
+    Raises ClusterKeyError when it is shorter than MIN_KEY_BYTES.
+    """
     key = content.strip()
     if len(key) < MIN_KEY_BYTES:
         raise ClusterKeyError(f"{len(key)} bytes, at least {MIN_KEY_BYTES} are needed")
@@ -20,5 +23,7 @@ def checked_key(content: bytes) -> bytes:
 
 
 def bearer_of(key: bytes) -> str:
-    """Return the bearer token that opens /internal/ on routers and workers: HMAC-SHA256 in hexadecimal digits."""
+    """Return the bearer token that opens /internal/ on routers and workers: HMAC-SHA256 in
+    hexadecimal digits.
+    """
     return hmac.new(key, _BEARER_PURPOSE, hashlib.sha256).hexdigest()

@@ -10,7 +10,10 @@ PREFIX = "DISAGG_"
 
 
 class WorkerVariable(StrEnum):
-    """Variables that the operator sets on workers, from the spec or from the pod. Nobody else may set them."""
+    """Variables that the operator sets on workers, from the spec or from the pod.
+
+    Nobody else may set them.
+    """
 
     ROLE = "DISAGG_ROLE"
     MODEL_URI = "DISAGG_MODEL_URI"
@@ -44,7 +47,9 @@ class WorkerVariable(StrEnum):
 
 
 class WorkerOption(StrEnum):
-    """Variables of the worker that the operator leaves to `spec.engine.env`, or gives a default that may be replaced."""
+    """Variables of the worker that the operator leaves to `spec.engine.env`, or gives a default
+    that may be replaced.
+    """
 
     HF_HOME = "HF_HOME"
     # The image sets it: the folder of the compiled CPU kernels.
@@ -134,6 +139,9 @@ def variable_of(field: str) -> str:
 
 
 def fields_in(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the values of all DISAGG_* variables by settings field. An empty variable counts as not set."""
+    """Return the values of all DISAGG_* variables by settings field.
+
+    An empty variable counts as not set.
+    """
     found = {k: v for k, v in environment.items() if k.startswith(PREFIX) and v != ""}
     return {name.removeprefix(PREFIX).lower(): value for name, value in found.items()}

@@ -1,4 +1,6 @@
-"""PURE: The version, features and paths of the token-level protocol between router and workers (docs/protocol.md)."""
+"""PURE: The version, features and paths of the token-level protocol between router and workers
+(docs/protocol.md).
+"""
 
 # Peers of another version refuse each other.
 PROTOCOL_VERSION = 1
@@ -28,6 +30,7 @@ STARTING = "starting"
 READY = "ready"
 DRAINING = "draining"
 
-# The largest sequence that any field of the protocol can count, and the largest grammar that may be sent.
+# The largest sequence that any field of the protocol can count, and the largest grammar that may be
+# sent.
 MAX_TOKENS = 1 << 20
 MAX_GRAMMAR_CHARS = 65_536

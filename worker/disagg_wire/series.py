@@ -1,6 +1,9 @@
-"""PURE: The Prometheus series of all processes: their names as they are exposed, their labels and label values."""
+"""PURE: The Prometheus series of all processes: their names as they are exposed, their labels and
+label values.
+"""
 
-# Labels that tell apart the series that the autoscaler reads, in the order in which `flat_name` writes their values.
+# Labels that tell apart the series that the autoscaler reads, in the order in which `flat_name`
+# writes their values.
 POOL = "pool"
 ROLE = "role"
 OBJECTIVE = "objective"

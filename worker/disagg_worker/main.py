@@ -1,4 +1,6 @@
-"""The worker process: HTTP first (so that health can be asked), then the model, then work; on SIGTERM it drains and exits 0."""
+"""The worker process: HTTP first (so that health can be asked), then the model, then work; on
+SIGTERM it drains and exits 0.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,13 @@ class QuietServer(uvicorn.Server):
         yield
 
 
-def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callable[[str], None] = lambda _: None) -> None:
-    """Everything slow, in a thread: the model, the KV listener. Raises ModelError, OSError or TimeoutError."""
+def load_node(
+    s: settings.Settings, key: bytes, worker: Worker, on_lost: Callable[[str], None] = lambda _: None
+) -> None:
+    """Everything slow, in a thread: the model, the KV listener.
+
+    Raises ModelError, OSError or TimeoutError.
+    """
     from disagg_worker.engine.core import TorchEngine
     from disagg_worker.engine.engine_config import EngineConfig
     from disagg_worker.model import loader
@@ -78,7 +85,11 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callabl
         on_progress=worker.on_progress,
         on_lost=on_lost,
     )
-    host = network_interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S) if s.kv_interface else (s.kv_host or s.host)
+    host = (
+        network_interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S)
+        if s.kv_interface
+        else (s.kv_host or s.host)
+    )
     interface = s.kv_interface or network_interfaces.interface_of(host)
     # Twice what can be reserved: strangers who only connect must not shut out those with a ticket.
     connections = 2 * s.max_running + 64
@@ -99,7 +110,10 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callabl
 
 
 async def _drain(worker: Worker, server: uvicorn.Server, timeout_s: float) -> None:
-    """Refuse new work, let what runs finish, then stop the server. What is still there near the deadline gets a clean `draining`."""
+    """Refuse new work, let what runs finish, then stop the server.
+
+    What is still there near the deadline gets a clean `draining`.
+    """
     worker.draining = True
     log.info("draining: %d requests run", worker.active)
     if not await worker.wait_idle(timeout_s - _grace_s(timeout_s)):
@@ -114,7 +128,9 @@ def _grace_s(drain_timeout_s: float) -> float:
 
 
 def _start_loading(s: settings.Settings, key: bytes, worker: Worker, failed: Callable[[], object]) -> threading.Thread:
-    """Load in a daemon thread: a worker that is told to stop while it loads does not wait for the rest."""
+    """Load in a daemon thread: a worker that is told to stop while it loads does not wait for the
+    rest.
+    """
 
     def lost(message: str) -> None:
         worker.failed = worker.failed or message
@@ -155,14 +171,17 @@ async def serve(s: settings.Settings) -> int:
         loop.add_signal_handler(number, on_signal)
     with socket.create_server((s.host, s.port), backlog=2048) as listening:
         log.info("HTTP on %s:%d", s.host, listening.getsockname()[1])
-        loading = _start_loading(s, key, worker, lambda: loop.call_soon_threadsafe(setattr, server, "should_exit", True))
+        loading = _start_loading(
+            s, key, worker, lambda: loop.call_soon_threadsafe(setattr, server, "should_exit", True)
+        )
         await server.serve(sockets=[listening])
     if worker.node is not None:
         worker.node.listener.close()
         worker.node.engine.stop(5.0)
     status = 1 if worker.failed else 0
     if loading.is_alive():
-        # The interpreter's own end would wait for, or crash on, a thread inside of torch or of a download.
+        # The interpreter's own end would wait for, or crash on, a thread inside of torch or of a
+        # download.
         logging.shutdown()
         os._exit(status)
     return status
@@ -171,7 +190,9 @@ async def serve(s: settings.Settings) -> int:
 def main() -> None:
     try:
         s = settings.from_environment(os.environ)
-        logging.basicConfig(level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        logging.basicConfig(
+            level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(serve(s)))
     except settings.SettingsError as error:

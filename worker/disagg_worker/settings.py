@@ -1,4 +1,6 @@
-"""Everything that can be set about a worker process, read from DISAGG_* environment variables, once."""
+"""Everything that can be set about a worker process, read from DISAGG_* environment variables,
+once.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,10 @@ class Settings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def cluster_key(self) -> bytes:
-        """The shared key's bytes. Raises SettingsError when the file is missing, unreadable or too short: there is no default."""
+        """The shared key's bytes.
+
+        Raises SettingsError when the file is missing, unreadable or too short: there is no default.
+        """
         try:
             key = self.cluster_key_file.read_bytes().strip()
         except OSError as error:

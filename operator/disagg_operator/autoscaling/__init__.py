@@ -1,6 +1,8 @@
-"""From signals to replicas: `signals` are the doors, `policy` and `predictive` decide (PURE), `loop` ties them together.
+"""From signals to replicas: `signals` are the doors, `policy` and `predictive` decide (PURE),
+`loop` ties them together.
 
-The predictive policy can be used alone: what is named here needs the standard library and nothing else (docs/autoscaling.md).
+The predictive policy can be used alone: what is named here needs the standard library and nothing
+else (docs/autoscaling.md).
 """
 
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets

@@ -1,6 +1,8 @@
-"""What the operator knows from moment to moment and never stores: filled by the scrape loop, read by reconcile.
+"""What the operator knows from moment to moment and never stores: filled by the scrape loop, read
+by reconcile.
 
-All of it can be lost: after a restart the first sweep fills it again, before the first reconcile runs.
+All of it can be lost: after a restart the first sweep fills it again, before the first reconcile
+runs.
 """
 
 from __future__ import annotations
@@ -27,9 +29,13 @@ class Scaling:
 
 @dataclass(slots=True)
 class Live:
-    """One DisaggDeployment. `loads`: requests by pod at the last look; `loaded`: what the policy learned before the operator's start is in
-    `predicting` (`unseeded`: it knows nothing of the days before yet), of which `unsaved` says whether anything is to be kept since epoch
-    time `saved_s`; `trouble`: (reason, words) why its Prometheus could not be read at the last look."""
+    """One DisaggDeployment.
+
+    `loads`: requests by pod at the last look; `loaded`: what the policy learned before the
+    operator's start is in `predicting` (`unseeded`: it knows nothing of the days before yet), of
+    which `unsaved` says whether anything is to be kept since epoch time `saved_s`; `trouble`:
+    (reason, words) why its Prometheus could not be read at the last look.
+    """
 
     uid: str = ""
     bearer: str | None = None

@@ -1,6 +1,8 @@
-"""One loop for all deployments: look at every pod, step every policy, wake the reconcile where something changed.
+"""One loop for all deployments: look at every pod, step every policy, wake the reconcile where
+something changed.
 
-It writes nothing to the cluster but the policies' state: a decision lies in the `LiveTable` until the reconcile of its key carries it out.
+It writes nothing to the cluster but the policies' state: a decision lies in the `LiveTable` until
+the reconcile of its key carries it out.
 """
 
 from __future__ import annotations
@@ -63,7 +65,10 @@ class _Job:
 
 
 class ScrapeLoop:
-    """`tick` is one sweep over everything. `clock` is monotonic, `epoch` the seconds since 1970, which never go back."""
+    """`tick` is one sweep over everything.
+
+    `clock` is monotonic, `epoch` the seconds since 1970, which never go back.
+    """
 
     def __init__(
         self,
@@ -136,7 +141,8 @@ class ScrapeLoop:
         try:
             await self._one(job, found)
         except Exception:
-            # A bug must cost one resource, not the operator: this one keeps the replicas that it has.
+            # A bug must cost one resource, not the operator: this one keeps the replicas that it
+            # has.
             log.exception("%s/%s: no decision", *job.key)
             self._metrics.undecided.labels(*job.key).inc()
 
@@ -145,7 +151,9 @@ class ScrapeLoop:
         changed, trouble = self._update_view(entry, job.pods, found), entry.trouble
         look = await self._look(job, found)
         changed |= entry.trouble != trouble
-        readings = {pool: reading(pool, look.prefill if pool == "prefill" else look.decode, look.routers) for pool in POOLS}
+        readings = {
+            pool: reading(pool, look.prefill if pool == "prefill" else look.decode, look.routers) for pool in POOLS
+        }
         entry.loads = {pod: load for r in readings.values() for pod, load in r.by_pod.items()}
         self._keep_roles(job, look)
         for pool in list(entry.pools):
@@ -182,9 +190,13 @@ class ScrapeLoop:
 
         entry, facts = job.entry, {}
         for pool in POOLS:
-            entry.starts[pool] = pod_facts.note_starts(entry.starts.get(pool, pod_facts.Starts()), job.pods.workers[pool])
+            entry.starts[pool] = pod_facts.note_starts(
+                entry.starts.get(pool, pod_facts.Starts()), job.pods.workers[pool]
+            )
             replicas = self._replicas(job.key, pool)
-            facts[pool] = pod_facts.facts(job.pods.all_of[pool], 0 if replicas is None else replicas, now_s, entry.starts[pool])
+            facts[pool] = pod_facts.facts(
+                job.pods.all_of[pool], 0 if replicas is None else replicas, now_s, entry.starts[pool]
+            )
         prefill, decode = (answers(job.pods.workers[pool]) for pool in POOLS)
         return Look(now_s, answers(job.pods.routers), prefill, decode, facts["prefill"], facts["decode"])
 
@@ -198,7 +210,10 @@ class ScrapeLoop:
                 found, trouble = {}, (error.reason, str(error))
             else:
                 if not found:
-                    trouble = (METRICS_UNAVAILABLE, "Prometheus has no recent series of these pods with labels namespace and pod")
+                    trouble = (
+                        METRICS_UNAVAILABLE,
+                        "Prometheus has no recent series of these pods with labels namespace and pod",
+                    )
         job.entry.trouble = trouble  # only now: a reconcile that runs meanwhile tells what was known
         return found
 
@@ -222,7 +237,9 @@ class ScrapeLoop:
     async def _predict(self, job: _Job, look: Look) -> bool:
         """One step of both pools' policy. True as above."""
         entry = job.entry
-        if any(self._replicas(job.key, pool) is None for pool in POOLS) or not await self._forecasting.ready(job.key, entry, job.plan):
+        if any(self._replicas(job.key, pool) is None for pool in POOLS) or not await self._forecasting.ready(
+            job.key, entry, job.plan
+        ):
             return False
         if job.plan.prometheus is not None and not _advanced(look.routers, entry, look.now_s):
             return False
@@ -240,7 +257,10 @@ class ScrapeLoop:
         return changed
 
     def _flip(self, job: _Job, targets: Targets, decisions: Mapping[str, Decision]) -> Mapping[str, Decision]:
-        """Begin to move a worker between the pools, if that is what the policy asks for. Gives what is left to be done otherwise."""
+        """Begin to move a worker between the pools, if that is what the policy asks for.
+
+        Gives what is left to be done otherwise.
+        """
         entry = job.entry
         if entry.flip is None and not job.plan.dry_run and entry.bearer is not None:
             asked = role_moves.wanted(targets, decisions)
@@ -254,7 +274,9 @@ class ScrapeLoop:
         return role_moves.without(decisions, entry.flip.giving, entry.flip.taking, max(1, abs(targets.flip)))
 
     def _keep_roles(self, job: _Job, look: Look) -> None:
-        """Every worker has the role of the pool that its pod is in, but for the one that is about to leave it."""
+        """Every worker has the role of the pool that its pod is in, but for the one that is about
+        to leave it.
+        """
         for pool in POOLS:
             answers = look.prefill if pool == "prefill" else look.decode
             for pod in job.pods.workers[pool]:
@@ -274,7 +296,8 @@ class ScrapeLoop:
         self._metrics.decision(job.key, pool, decision)
         if before is None or before.blind != decision.blind:
             return True
-        # An unchanged decision was announced before; it wakes again only while it waits to be carried out.
+        # An unchanged decision was announced before; it wakes again only while it waits to be
+        # carried out.
         return decision.to != decision.current and not (job.plan.dry_run and before.to == decision.to)
 
     def _replicas(self, key: Key, pool: str) -> int | None:

@@ -1,4 +1,7 @@
-"""The policy queue in the operator: stepped and recorded. What it remembers lies in the resource's `Live` entry; a restart begins anew."""
+"""The policy queue in the operator: stepped and recorded.
+
+What it remembers lies in the resource's `Live` entry; a restart begins anew.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ class Queueing:
     def __init__(self, records: Records) -> None:
         self._records = records
 
-    def step(self, key: Key, entry: Live, plan: ScalePlan, o: Observation, samples: Mapping[str, QueueSample]) -> Mapping[str, Decision]:
+    def step(
+        self, key: Key, entry: Live, plan: ScalePlan, o: Observation, samples: Mapping[str, QueueSample]
+    ) -> Mapping[str, Decision]:
         """One step of the pools that are scaled, recorded with all that is needed to make it again."""
         states = {pool: entry.pools.setdefault(pool, Scaling()).state for pool in plan.policies}
         decisions, after = proportional.step(plan.policies, states, samples, o)
@@ -32,10 +37,16 @@ class Queueing:
         begin = Queue(dict(plan.policies), states)
         settings = guard.fixed(plan.settings, plan.policies, o)
         if self._records.must_begin(key, (begin.pools, settings)):
-            # With what the other policy starts from, so that it can be asked what it would have done.
+            # With what the other policy starts from, so that it can be asked what it would have
+            # done.
             head = {"begin": True, "t": o.now_s, "settings": codec.plain(settings), "state": codec.plain(State())}
             self._records.write(key, {**head, "queue": codec.plain(begin)}, begins=(begin.pools, settings))
         line = {"t": o.now_s, "observation": codec.plain(o), "targets": codec.plain(proportional.targets(o, decisions))}
-        line |= {"decided": {p: d.to for p, d in decisions.items()}, "reasons": {p: d.reason for p, d in decisions.items()}}
-        self._records.write(key, {**line, "dryRun": plan.dry_run, "samples": codec.plain({p: samples[p] for p in plan.policies})})
+        line |= {
+            "decided": {p: d.to for p, d in decisions.items()},
+            "reasons": {p: d.reason for p, d in decisions.items()},
+        }
+        self._records.write(
+            key, {**line, "dryRun": plan.dry_run, "samples": codec.plain({p: samples[p] for p in plan.policies})}
+        )
         return decisions

@@ -1,4 +1,7 @@
-"""Door: tells workers to change their role, and waits until they have. Bounded in number, every wait has a deadline."""
+"""Door: tells workers to change their role, and waits until they have.
+
+Bounded in number, every wait has a deadline.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,9 @@ class Flipper:
             self._start(key, flip.pod, self._move(key, entry, flip, target))
 
     def ask_back(self, key: Key, pod: str, role: str, target: Target) -> None:
-        """A worker whose role isn't its pool's: its container began anew, or this operator died between two steps of a move."""
+        """A worker whose role isn't its pool's: its container began anew, or this operator died
+        between two steps of a move.
+        """
         if len(self._tasks) < _MOST and not self.busy_with(key, pod):
             log.info("%s/%s: worker %s is asked back to its pool's role, %s", *key, pod, role)
             self._start(key, pod, self._ask_back(target, role))

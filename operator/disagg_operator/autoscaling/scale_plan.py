@@ -12,7 +12,8 @@ from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Sett
 from disagg_operator.autoscaling.signals.prometheus_access import Access
 from disagg_operator.performance.declared import gpus_of, profile_of
 
-# Moving a worker between the pools: drain what it runs, change, relabel. Until it has been measured.
+# Moving a worker between the pools: drain what it runs, change, relabel. Until it has been
+# measured.
 ROLE_FLIP_S = 5.0
 
 
@@ -45,8 +46,12 @@ def _seconds(time_of_day: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ScalePlan:
-    """What a resource says of scaling. `policies`: the pools that the operator scales, as the policy queue has them; `settings`: as the
-    predictive policy has them; `predictive`: whether that is the one; `down_windows_s`: declared damping, by pool."""
+    """What a resource says of scaling.
+
+    `policies`: the pools that the operator scales, as the policy queue has them; `settings`: as the
+    predictive policy has them; `predictive`: whether that is the one; `down_windows_s`: declared
+    damping, by pool.
+    """
 
     policies: Mapping[str, PoolRules]
     settings: Settings

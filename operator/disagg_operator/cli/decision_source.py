@@ -1,4 +1,6 @@
-"""Door of `disagg explain` and `disagg replay`: decisions from a file, or from the operator of a cluster through the API server."""
+"""Door of `disagg explain` and `disagg replay`: decisions from a file, or from the operator of a
+cluster through the API server.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--namespace", help="of the DisaggDeployment (default: default)", default="default")
     parser.add_argument("--since", metavar="TIME", default="1h", help="only the last 30m, 2h, 1d (default 1h)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="also keep the records, to be read again later")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write load, queues, workers and objectives as PNG or HTML")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="write load, queues, workers and objectives as PNG or HTML"
+    )
 
 
 def seconds(text: str) -> float:

@@ -1,4 +1,6 @@
-"""`disagg`: the commands and their arguments; each command's work is in a module of its own, imported when it is called."""
+"""`disagg`: the commands and their arguments; each command's work is in a module of its own,
+imported when it is called.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# name -> (module, help). Each module has `arguments(parser)`, `run(args) -> int` and `ERRORS`, what it raises for bad input.
+# name -> (module, help). Each module has `arguments(parser)`, `run(args) -> int` and `ERRORS`, what
+# it raises for bad input.
 TOOLS = {
     "explain": ("disagg_operator.cli.explain_command", "what the autoscaler saw and decided, and why"),
-    "plan": ("disagg_operator.cli.plan_command", "how many replicas of what serve a traffic within objectives, apart or in one pool"),
+    "plan": (
+        "disagg_operator.cli.plan_command",
+        "how many replicas of what serve a traffic within objectives, apart or in one pool",
+    ),
     "profile": ("disagg_operator.cli.profile_command", "measure a running endpoint: a profile for simulate and plan"),
-    "replay": ("disagg_operator.cli.replay_command", "recorded decisions once more through a policy, and where it differs"),
-    "simulate": ("disagg_operator.cli.simulate_command", "what a scaling policy would do with a trace, request by request"),
+    "replay": (
+        "disagg_operator.cli.replay_command",
+        "recorded decisions once more through a policy, and where it differs",
+    ),
+    "simulate": (
+        "disagg_operator.cli.simulate_command",
+        "what a scaling policy would do with a trace, request by request",
+    ),
 }
 
 
 def parser(tool: str | None = None) -> argparse.ArgumentParser:
     """All commands; the arguments of `tool` with it (the others' modules are not imported)."""
-    top = argparse.ArgumentParser(prog="disagg", description="Serve language models from separate prefill and decode pools.")
+    top = argparse.ArgumentParser(
+        prog="disagg", description="Serve language models from separate prefill and decode pools."
+    )
     commands = top.add_subparsers(dest="command", required=True)
     local = commands.add_parser("local", help="run a DisaggDeployment as processes on this machine, without a cluster")
     local.add_argument("-f", "--file", type=Path, required=True, help="YAML file with one DisaggDeployment")

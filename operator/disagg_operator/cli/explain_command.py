@@ -31,7 +31,9 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         plots.check(args.plot, 1)
     runs = decision_source.load(args)
-    everything = sorted(journal.steps_of(runs), key=lambda s: s.observation.now_s)  # a clock that was set back mixes up nothing
+    everything = sorted(
+        journal.steps_of(runs), key=lambda s: s.observation.now_s
+    )  # a clock that was set back mixes up nothing
     begin_s = everything[-1].observation.now_s - decision_source.seconds(args.since)
     steps = [s for s in everything if s.observation.now_s >= begin_s]
     console = Console(width=None if sys.stdout.isatty() else 180)
@@ -60,17 +62,33 @@ def worth_telling(steps: Sequence[Step]) -> list[Step]:
 def table(title: str, steps: Sequence[Step]) -> Table:
     """One row a step."""
     found = Table(title=f"{title}: decisions (UTC)", title_justify="left")
-    for column in ("time", "requests/s", "prompt tok/s", "output tok/s", "queued", "TTFT ok %", "TPOT ok %", "prefill", "decode", "why"):
+    for column in (
+        "time",
+        "requests/s",
+        "prompt tok/s",
+        "output tok/s",
+        "queued",
+        "TTFT ok %",
+        "TPOT ok %",
+        "prefill",
+        "decode",
+        "why",
+    ):
         found.add_column(column, justify="left" if column in ("time", "why") else "right", overflow="fold")
     for step in steps:
         o, p, d = step.observation, step.observation.prefill, step.observation.decode
         interval_s = o.interval_s or math.nan
         rates = [number(v / interval_s) for v in (p.arrivals, p.prompt_tokens, d.generated_tokens)]
         queued = f"{number(p.waiting_requests)}+{number(d.waiting_requests)}"
-        shares = [number(100 * ok / total) if total > 0 else "-" for ok, total in ((p.ttft_ok, p.ttft_total), (d.tpot_ok, d.tpot_total))]
+        shares = [
+            number(100 * ok / total) if total > 0 else "-"
+            for ok, total in ((p.ttft_ok, p.ttft_total), (d.tpot_ok, d.tpot_total))
+        ]
         sizes = [size(_pods(step, pool), step.decided.get(pool)) for pool in ("prefill", "decode")]
         time = datetime.datetime.fromtimestamp(o.now_s, datetime.UTC).strftime("%m-%d %H:%M:%S")
-        found.add_row(time, *rates, queued, *shares, *sizes, step.targets.reason + (" (dry run)" if step.dry_run else ""))
+        found.add_row(
+            time, *rates, queued, *shares, *sizes, step.targets.reason + (" (dry run)" if step.dry_run else "")
+        )
     return found
 
 

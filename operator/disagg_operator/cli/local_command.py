@@ -1,6 +1,9 @@
-"""`disagg local`: the same resource as processes on this machine: router, both pools, autoscaler. No cluster is needed.
+"""`disagg local`: the same resource as processes on this machine: router, both pools, autoscaler.
 
-What runs and with which environment comes from the same pure functions as the pods; how many comes from the same policy.
+No cluster is needed.
+
+What runs and with which environment comes from the same pure functions as the pods; how many comes
+from the same policy.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ def read_resource(path: Path) -> DisaggDeployment:
 
 
 def _use_local_model(raw: dict[str, object], path: Path) -> None:
-    """file:///models/X is a path inside the worker image; here it is models/X of the checkout that the file lies in."""
+    """file:///models/X is a path inside the worker image; here it is models/X of the checkout that
+    the file lies in.
+    """
     spec = raw.get("spec")
     model = spec.get("model") if isinstance(spec, dict) else None
     uri = model.get("uri") if isinstance(model, dict) else None
@@ -119,7 +124,9 @@ class Supervisor:
             for _ in range(self.wanted[role] - len(active)):
                 port, index = free_port(), self._next[role]
                 self._next[role] += 1
-                pool.append(await start(worker_process(self._dd, role, index, port, str(self._key)), port, self._folder))
+                pool.append(
+                    await start(worker_process(self._dd, role, index, port, str(self._key)), port, self._folder)
+                )
             victims = active[self.wanted[role] :]
             for worker in victims:
                 worker.draining = True  # out of the membership first, then told to go
@@ -137,7 +144,12 @@ class Supervisor:
             raise LocalError(f"{dead.spec.name} keeps failing; logs are in {self._folder}")
 
     def _publish(self) -> None:
-        members = [{"name": w.spec.name, "url": w.url} for pool in self._workers.values() for w in pool if not w.draining and w.alive]
+        members = [
+            {"name": w.spec.name, "url": w.url}
+            for pool in self._workers.values()
+            for w in pool
+            if not w.draining and w.alive
+        ]
         part = self._members.with_suffix(".part")
         part.write_text(json.dumps({"workers": members}))
         part.replace(self._members)
@@ -156,9 +168,14 @@ class Supervisor:
             taken_s = {w.spec.name: w.ready_after_s for w in self._workers[role] if w.ready_after_s is not None}
             self._starts[role] = Starts({**self._starts[role].taken_s, **taken_s})
         if not self._scaling.predictive:
-            decisions = {role: self._queue_step(role, rules, workers[role], routers) for role, rules in self._scaling.policies.items()}
+            decisions = {
+                role: self._queue_step(role, rules, workers[role], routers)
+                for role, rules in self._scaling.policies.items()
+            }
         else:
-            look = Look(now_s, routers, workers["prefill"], workers["decode"], self._pods("prefill"), self._pods("decode"))
+            look = Look(
+                now_s, routers, workers["prefill"], workers["decode"], self._pods("prefill"), self._pods("decode")
+            )
             decisions = self._predictive_step(look)
         for role, decision in decisions.items():
             if decision.to != decision.current and not self._scaling.dry_run:
@@ -181,7 +198,9 @@ class Supervisor:
         ready = sum(w.ready_after_s is not None and not w.draining for w in alive)
         return Pods(self.wanted[role], ready, starting, sum(w.draining for w in alive), self._starts[role].mean_s)
 
-    def _queue_step(self, role: str, rules: PoolRules, workers: dict[str, Sample | None], routers: dict[str, Sample | None]) -> Decision:
+    def _queue_step(
+        self, role: str, rules: PoolRules, workers: dict[str, Sample | None], routers: dict[str, Sample | None]
+    ) -> Decision:
         seen = view(workers, reading(role, workers, routers))
         sample = queue_depth.QueueSample(time.monotonic(), seen.requests, seen.silent_pods, seen.router_silent)
         decision, self._states[role] = queue_depth.step(rules, sample, self.wanted[role], self._states[role])
@@ -199,11 +218,18 @@ class Supervisor:
         assert self._router is not None
         bodies = await self._door.fetch([Target("router", "127.0.0.1", self._port)])
         healthy = [
-            line for body in bodies.values() for line in body.splitlines() if line.startswith('disagg_router_pairs{state="healthy"}')
+            line
+            for body in bodies.values()
+            for line in body.splitlines()
+            if line.startswith('disagg_router_pairs{state="healthy"}')
         ]
         if not bodies:
             return "waiting for the router"
-        return None if healthy and float(healthy[0].split()[-1]) > 0 else "waiting for a prefill and a decode worker that can exchange KV"
+        return (
+            None
+            if healthy and float(healthy[0].split()[-1]) > 0
+            else "waiting for a prefill and a decode worker that can exchange KV"
+        )
 
     async def close(self) -> None:
         await stop_all(self.everything(), _STOP_TIMEOUT_S)

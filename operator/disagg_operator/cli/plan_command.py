@@ -1,4 +1,6 @@
-"""`disagg plan`: how many replicas of what serve a traffic within objectives, in two pools or in one."""
+"""`disagg plan`: how many replicas of what serve a traffic within objectives, in two pools or in
+one.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,18 @@ ERRORS = (PlanError, profiles.ProfileError, ValueError, OSError)
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("model", help=f"config.json of a Hugging Face model, its folder, or a known name: {', '.join(sorted(KNOWN))}")
+    parser.add_argument(
+        "model", help=f"config.json of a Hugging Face model, its folder, or a known name: {', '.join(sorted(KNOWN))}"
+    )
     what = parser.add_argument_group("traffic: --rate with lengths, or --trace")
     what.add_argument("--rate", type=float, metavar="PER_S", help="requests a second")
-    what.add_argument("--prompt-tokens", metavar="MEAN[,P99]", help="uncached tokens of a prompt; log-normal (without P99: CV 1)")
+    what.add_argument(
+        "--prompt-tokens", metavar="MEAN[,P99]", help="uncached tokens of a prompt; log-normal (without P99: CV 1)"
+    )
     what.add_argument("--output-tokens", metavar="MEAN[,P99]", help="tokens of an answer")
-    what.add_argument("--trace", type=Path, help="requests as `disagg simulate` reads them; sized by simulation, for the whole trace")
+    what.add_argument(
+        "--trace", type=Path, help="requests as `disagg simulate` reads them; sized by simulation, for the whole trace"
+    )
     what.add_argument("--copies", type=int, default=1, help="serve each request of the trace so many times")
     what.add_argument("--simulate", action="store_true", help="check the sizes by simulating Poisson arrivals")
     goals = parser.add_argument_group("objectives")
@@ -43,13 +51,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     have.add_argument("--gpus", metavar="NAME,...", help=f"for both pools: {', '.join(GPUS)} (default H100)")
     have.add_argument("--prefill-gpus", metavar="NAME,...", help="for prefill instead")
     have.add_argument("--decode-gpus", metavar="NAME,...", help="for decode instead")
-    have.add_argument("--price", action="append", default=[], metavar="GPU=PER_HOUR", help="price of one GPU; none: GPU-hours are counted")
-    have.add_argument("--network", default="rdma-400", choices=NETWORKS, help="that moves the KV cache (default rdma-400)")
-    have.add_argument("--efficiency", default="tuned", choices=EFFICIENCIES, help="of the roof line: engines of today, or as in 2023")
-    have.add_argument("--profile", action="append", default=[], metavar="GPU=FILE", help="measured times for it (see `disagg profile`)")
+    have.add_argument(
+        "--price",
+        action="append",
+        default=[],
+        metavar="GPU=PER_HOUR",
+        help="price of one GPU; none: GPU-hours are counted",
+    )
+    have.add_argument(
+        "--network", default="rdma-400", choices=NETWORKS, help="that moves the KV cache (default rdma-400)"
+    )
+    have.add_argument(
+        "--efficiency", default="tuned", choices=EFFICIENCIES, help="of the roof line: engines of today, or as in 2023"
+    )
+    have.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="GPU=FILE",
+        help="measured times for it (see `disagg profile`)",
+    )
     have.add_argument("--weight-bits", type=int, choices=(4, 8, 16), help="instead of the model's own")
     have.add_argument("--kv-bits", type=int, choices=(8, 16), default=16, help="of the KV cache")
-    parser.add_argument("--highest-rate", type=float, help="up to where the crossover is looked for (default: 1000, or 10 x --rate)")
+    parser.add_argument(
+        "--highest-rate", type=float, help="up to where the crossover is looked for (default: 1000, or 10 x --rate)"
+    )
     out = parser.add_argument_group("output, beside the table")
     out.add_argument("--json", action="store_true", help="JSON instead of the table")
     out.add_argument("--yaml", type=Path, metavar="FILE", help="a DisaggDeployment to apply")
@@ -118,7 +144,9 @@ def _traffic(args: argparse.Namespace, percentile: float) -> tuple[Traffic, Any]
     """And the trace to simulate, if any."""
     if args.trace is not None:
         if args.rate is not None or args.prompt_tokens or args.output_tokens:
-            raise PlanError("--trace: brings rate and lengths itself; leave --rate, --prompt-tokens and --output-tokens away")
+            raise PlanError(
+                "--trace: brings rate and lengths itself; leave --rate, --prompt-tokens and --output-tokens away"
+            )
         if args.copies < 1:
             raise PlanError("--copies: must be 1 or more")
         from disagg_operator.planning import simulation_check
@@ -197,7 +225,9 @@ def _model(args: argparse.Namespace) -> ModelShape:
         path = Path(args.model)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
-            raise PlanError(f"model: {args.model!r} is neither a config.json, a folder with one, nor one of {', '.join(sorted(KNOWN))}")
+            raise PlanError(
+                f"model: {args.model!r} is neither a config.json, a folder with one, nor one of {', '.join(sorted(KNOWN))}"
+            )
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -212,7 +242,9 @@ def _wishes(args: argparse.Namespace, model: ModelShape) -> manifest.Wishes:
     uri = args.uri
     if uri is None:
         if args.model.count("/") != 1 or named(args.model) is None:
-            raise PlanError("--yaml: needs --uri, where the model's checkpoint is (hf://ORG/NAME, pvc://CLAIM/PATH or file:///PATH)")
+            raise PlanError(
+                "--yaml: needs --uri, where the model's checkpoint is (hf://ORG/NAME, pvc://CLAIM/PATH or file:///PATH)"
+            )
         uri = f"hf://{args.model}"
     wishes = manifest.Wishes(
         args.name, uri, args.rdma_resource, args.network_attachment, scaled=args.trace is not None,
@@ -240,7 +272,9 @@ def show(plan: planner.Plan, console: Console) -> None:
         inputs.add_row(f"[dim]{name}[/]", value)
     console.print(inputs)
     console.print(f"\n[bold]{report.headline(plan)}[/]\n", highlight=False)
-    console.print(_table("", report.DEPLOYMENT_COLUMNS, [report.deployment_row(plan, name, d) for name, d in report.both(plan)]))
+    console.print(
+        _table("", report.DEPLOYMENT_COLUMNS, [report.deployment_row(plan, name, d) for name, d in report.both(plan)])
+    )
     for name, d in report.both(plan):
         if isinstance(d, planner.Deployment):
             console.print(_table(name, report.POOL_COLUMNS, [report.pool_row(p, d.chunk_tokens) for p in d.pools]))

@@ -1,4 +1,7 @@
-"""What happened to a deployment, as a picture: load, queues, workers and objectives over time. Needs matplotlib (extra `simulate`)."""
+"""What happened to a deployment, as a picture: load, queues, workers and objectives over time.
+
+Needs matplotlib (extra `simulate`).
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,12 @@ _BLUE, _ORANGE, _GREY, _RED, _GREEN = "#1f6feb", "#d9730d", "#8c959f", "#cf222e"
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Columns of equal length. Times in s; counts are of the interval that ends then.
+    """Columns of equal length.
 
-    Needed: t_s, arrivals, prompt_tokens, generated_tokens, waiting_requests, decode_waiting, ttft_total, ttft_ok, tpot_total, tpot_ok, and
-    {prefill,decode}_{desired,ready}.
+    Times in s; counts are of the interval that ends then.
+
+    Needed: t_s, arrivals, prompt_tokens, generated_tokens, waiting_requests, decode_waiting,
+    ttft_total, ttft_ok, tpot_total, tpot_ok, and {prefill,decode}_{desired,ready}.
     """
 
     title: str
@@ -43,25 +48,46 @@ def draw(timeline: Timeline) -> Any:
     figure = Figure(figsize=(11, 9), layout="constrained")
     load, queue, workers, slo = figure.subplots(4, 1, sharex=True)
     figure.suptitle(timeline.title)
-    _lines(load, t, {"prompt tokens/s": (c["prompt_tokens"] / step_s, _BLUE), "output tokens/s": (c["generated_tokens"] / step_s, _ORANGE)})
+    _lines(
+        load,
+        t,
+        {
+            "prompt tokens/s": (c["prompt_tokens"] / step_s, _BLUE),
+            "output tokens/s": (c["generated_tokens"] / step_s, _ORANGE),
+        },
+    )
     load.set_ylabel("tokens/s")
-    _lines(queue, t, {"waiting for prefill": (c["waiting_requests"], _BLUE), "waiting for decode": (c["decode_waiting"], _ORANGE)})
+    _lines(
+        queue,
+        t,
+        {"waiting for prefill": (c["waiting_requests"], _BLUE), "waiting for decode": (c["decode_waiting"], _ORANGE)},
+    )
     queue.set_ylabel("requests")
     for pool, colour in (("prefill", _BLUE), ("decode", _ORANGE)):
         workers.step(t, c[f"{pool}_ready"], where="post", color=colour, label=f"{pool} ready")
-        workers.step(t, c[f"{pool}_desired"], where="post", color=colour, alpha=0.4, linestyle=":", label=f"{pool} desired")
+        workers.step(
+            t, c[f"{pool}_desired"], where="post", color=colour, alpha=0.4, linestyle=":", label=f"{pool} desired"
+        )
     workers.set_ylim(bottom=0)
     workers.set_ylabel("workers")
     for name, colour in (("ttft", _BLUE), ("tpot", _ORANGE)):
         at, share = windows(c["t_s"], c[f"{name}_ok"], c[f"{name}_total"])
-        slo.step(at / (3600 if unit == "h" else 60), 100 * share, where="post", color=colour, label=f"{name.upper()} within its objective")
+        slo.step(
+            at / (3600 if unit == "h" else 60),
+            100 * share,
+            where="post",
+            color=colour,
+            label=f"{name.upper()} within its objective",
+        )
     slo.axhline(99, color=_GREY, linewidth=0.8)
     slo.set_ylabel("% in 5 minutes")
     slo.set_xlabel(f"time, {unit}")
     slo.set_ylim(top=100.5)
     for axis in (load, queue, workers, slo):
         axis.grid(alpha=0.25)
-        axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, frameon=False, ncols=4, borderaxespad=0.1)  # above the lines
+        axis.legend(
+            loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, frameon=False, ncols=4, borderaxespad=0.1
+        )  # above the lines
         axis.margins(x=0.005)
     return figure
 
@@ -95,7 +121,9 @@ def check(path: Path, timelines: int) -> None:
 
 
 def save(path: Path, timelines: Sequence[Timeline], text: str = "") -> None:
-    """PNG (one timeline), SVG, PDF, or HTML with all of them and `text` above, which needs nothing else to be shown."""
+    """PNG (one timeline), SVG, PDF, or HTML with all of them and `text` above, which needs nothing
+    else to be shown.
+    """
     check(path, len(timelines))
     if path.suffix.lower() not in _PAGES:
         draw(timelines[0]).savefig(path, dpi=110)
@@ -116,7 +144,9 @@ def save(path: Path, timelines: Sequence[Timeline], text: str = "") -> None:
 
 
 def plan_pictures(plan: Plan) -> list[str]:
-    """SVG, to be put into HTML as it is: cost over the rate, prefill over the prompt, step over the batch, transfer over the network."""
+    """SVG, to be put into HTML as it is: cost over the rate, prefill over the prompt, step over the
+    batch, transfer over the network.
+    """
     pictures = [_cost(plan)] if any(math.isfinite(min(row[1:])) for row in plan.rates) else []
     d = plan.disaggregated
     if isinstance(d, Deployment):
@@ -128,7 +158,9 @@ def _svg(figure: Any, number: int) -> str:
     import matplotlib as mpl
 
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": f"plan-{number}"}):  # ids that differ between the pictures of one page, and not between runs
+    with mpl.rc_context(
+        {"svg.hashsalt": f"plan-{number}"}
+    ):  # ids that differ between the pictures of one page, and not between runs
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
@@ -159,7 +191,13 @@ def _cost(plan: Plan) -> Any:
     at = plan.question.traffic.requests_per_s
     axis.axvline(at, color=_GREY, linewidth=1, linestyle="--", label=f"planned: {at:.4g}/s")
     if plan.crossover_per_s is not None and plan.crossover_per_s > rates[0]:
-        axis.axvline(plan.crossover_per_s, color=_GREEN, linewidth=1, linestyle=":", label=f"crossover: {rounded(plan.crossover_per_s)}/s")
+        axis.axvline(
+            plan.crossover_per_s,
+            color=_GREEN,
+            linewidth=1,
+            linestyle=":",
+            label=f"crossover: {rounded(plan.crossover_per_s)}/s",
+        )
     axis.legend(fontsize=8, frameon=False)
     return figure
 
@@ -183,7 +221,9 @@ def _step(plan: Plan, d: Deployment) -> Any:
     held = plan.question.traffic.held_tokens
     most = max(8, round(1.3 * pool.batch))
     batches = list(range(1, most + 1))
-    axis.plot(batches, [1e3 * pool.profile.step_s(n, n * held) for n in batches], color=_ORANGE, linewidth=1.6, label="step")
+    axis.plot(
+        batches, [1e3 * pool.profile.step_s(n, n * held) for n in batches], color=_ORANGE, linewidth=1.6, label="step"
+    )
     axis.axhline(1e3 * plan.question.objectives.tpot_s, color=_RED, linewidth=1, linestyle="--", label="TPOT objective")
     axis.axvline(pool.batch, color=_GREY, linewidth=1, linestyle=":", label=f"planned batch: {pool.batch}")
     axis.set_ylim(bottom=0)
@@ -199,7 +239,9 @@ def _transfer(plan: Plan) -> Any:
         (("tail prompt", q.traffic.prompt.tail, _ORANGE), ("mean prompt", q.traffic.prompt.mean, _BLUE))
     ):
         values = [1e3 * NETWORKS[n].transfer_s(q.kv.bytes_of(tokens)) for n in names]
-        bars = axis.barh([i + 0.2 - 0.4 * (1 - offset) for i in range(len(names))], values, 0.36, color=colour, label=label)
+        bars = axis.barh(
+            [i + 0.2 - 0.4 * (1 - offset) for i in range(len(names))], values, 0.36, color=colour, label=label
+        )
         axis.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
     axis.set_yticks(range(len(names)), names)
     axis.set_xscale("log")

@@ -1,4 +1,6 @@
-"""`disagg profile`: how fast the workers behind a running OpenAI endpoint are, in the form that simulate and plan read."""
+"""`disagg profile`: how fast the workers behind a running OpenAI endpoint are, in the form that
+simulate and plan read.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,31 @@ ERRORS = (measure.MeasureError, fit.FitError, profiles.ProfileError, ValueError,
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("url", help="base URL of the OpenAI API with one replica of each pool behind it, such as http://127.0.0.1:8080/v1")
+    parser.add_argument(
+        "url",
+        help="base URL of the OpenAI API with one replica of each pool behind it, such as http://127.0.0.1:8080/v1",
+    )
     parser.add_argument("--model", help="default: the first that the endpoint lists")
-    parser.add_argument("--kv-tokens", type=int, required=True, help="what the cache of one decode worker holds (its log or /metrics say)")
+    parser.add_argument(
+        "--kv-tokens",
+        type=int,
+        required=True,
+        help="what the cache of one decode worker holds (its log or /metrics say)",
+    )
     parser.add_argument("--gpus", type=int, default=1, help="GPUs of one worker, for the sums of simulate and plan")
-    parser.add_argument("--max-prompt-tokens", type=int, default=1024, help="longest prompt to measure; half of it is the longest answer")
+    parser.add_argument(
+        "--max-prompt-tokens",
+        type=int,
+        default=1024,
+        help="longest prompt to measure; half of it is the longest answer",
+    )
     parser.add_argument("--max-batch", type=int, help="most streams at once (default: --max-running, at most 64)")
-    parser.add_argument("--batch-tokens", type=int, default=2048, help="token budget of a prefill batch (spec.prefill.maxBatchTokens)")
-    parser.add_argument("--max-running", type=int, default=64, help="most sequences of a decode worker (spec.decode.maxRunningRequests)")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=2048, help="token budget of a prefill batch (spec.prefill.maxBatchTokens)"
+    )
+    parser.add_argument(
+        "--max-running", type=int, default=64, help="most sequences of a decode worker (spec.decode.maxRunningRequests)"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure")
     parser.add_argument("--out", type=Path, default=Path("profile.json"), help="file to write (default profile.json)")
 
@@ -62,13 +81,17 @@ def run(args: argparse.Namespace) -> int:
 
 async def _measure(url: str, model: str | None, extent: measure.Extent, limits: fit.Limits) -> fit.Fitted:
     async with measure.ServedEndpoint(url, model, os.environ.get("OPENAI_API_KEY")) as endpoint:
-        found = await measure.measure(endpoint, extent, lambda text: print(f"{endpoint.model}: {text}", file=sys.stderr, flush=True))
+        found = await measure.measure(
+            endpoint, extent, lambda text: print(f"{endpoint.model}: {text}", file=sys.stderr, flush=True)
+        )
     return fit.fit(found.prefill, found.decode, limits, found.answers, found.front_s)
 
 
 def coefficients(p: profiles.Profile) -> Table:
     """What was found, with units."""
-    table = Table(title="prefill a + b*n + c*n^2, decode step d + e*sequences + f*tokens + h*sequences^2", title_justify="left")
+    table = Table(
+        title="prefill a + b*n + c*n^2, decode step d + e*sequences + f*tokens + h*sequences^2", title_justify="left"
+    )
     rows = {
         "a": (1e3 * p.a_s, "ms a batch"), "b": (1e6 * p.b_s_per_token, "us a prompt token"), "c": (1e9 * p.c_s_per_token2, "ns a token^2"),
         "d": (1e3 * p.d_s, "ms a step"), "e": (1e6 * p.e_s_per_sequence, "us a sequence"),
@@ -96,5 +119,7 @@ def residuals(fitted: fit.Fitted) -> Table:
         table.add_column(column, justify="right")
     for part, rows in (("prefill", fitted.prefill), ("decode", fitted.decode)):
         for r in rows:
-            table.add_row(f"{part}, {r.what}", f"{1e3 * r.measured_s:.2f}", f"{1e3 * r.fitted_s:.2f}", f"{100 * r.error:+.1f}")
+            table.add_row(
+                f"{part}, {r.what}", f"{1e3 * r.measured_s:.2f}", f"{1e3 * r.fitted_s:.2f}", f"{100 * r.error:+.1f}"
+            )
     return table

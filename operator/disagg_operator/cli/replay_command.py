@@ -1,4 +1,6 @@
-"""`disagg replay`: recorded observations once more through a policy, offline, and where it decides otherwise."""
+"""`disagg replay`: recorded observations once more through a policy, offline, and where it decides
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ _MOST_ROWS = 200
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     decision_source.arguments(parser)
-    parser.add_argument("--policy", help="predictive, queue, or another that `disagg simulate` knows (default: the one that decided)")
+    parser.add_argument(
+        "--policy", help="predictive, queue, or another that `disagg simulate` knows (default: the one that decided)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -76,7 +80,10 @@ def name_of(run: Run) -> str:
 
 
 def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) -> Policy:
-    """A policy at the beginning of a run; None: the one that decided. Raises PolicyError, ValueError."""
+    """A policy at the beginning of a run; None: the one that decided.
+
+    Raises PolicyError, ValueError.
+    """
     name = name or name_of(run)
     if name == QUEUE:
         return journal.queue_policy(queue_of(run, changes))
@@ -92,7 +99,9 @@ def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) ->
 
 
 def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> Queue:
-    """Where the policy queue begins: as it did, or with the default targets within the bounds of another policy. Raises ValueError."""
+    """Where the policy queue begins: as it did, or with the default targets within the bounds of
+    another policy. Raises ValueError.
+    """
     queue = run.queue
     if queue is None:
         bounds = {"prefill": run.settings.prefill, "decode": run.settings.decode}
@@ -148,7 +157,10 @@ def table(title: str, pairs: Sequence[tuple[Step, Targets]]) -> Table:
 
 
 def summary(what: str, pairs: Sequence[tuple[Step, Targets]], differing: int) -> str:
-    """The difference in one line. Worker-hours are of what was wanted, not of what would have run."""
+    """The difference in one line.
+
+    Worker-hours are of what was wanted, not of what would have run.
+    """
     hours = [0.0, 0.0]
     for step, target in pairs:
         interval_h = step.observation.interval_s / 3600

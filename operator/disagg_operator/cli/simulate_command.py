@@ -22,7 +22,8 @@ from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, ORDERS
 from disagg_operator.simulation.score import Score, score
 
 _MOST_REQUESTS = 100_000_000
-# (argument, least, most). 200: the simulator has places for 512 workers of a pool, those that drain included.
+# (argument, least, most). 200: the simulator has places for 512 workers of a pool, those that drain
+# included.
 _RANGES = (
     ("copies", 1, 1_000_000), ("tpot_ms", 0.001, 1e6), ("ttft_s", 0.001, 1e5), ("most", 1, 200), ("warm_workers", 0, 1_000_000),
     ("failures_per_worker_day", 0, 10_000), ("link_gbps", 0, 1e6), ("kv_bytes_per_token", 1, 1e9), ("role_flip_s", 0.1, 3600),
@@ -33,26 +34,51 @@ ERRORS = (traces.TraceError, profiles.ProfileError, policies.PolicyError, ValueE
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("trace", type=Path, help="CSV, CSV.GZ, JSONL or Parquet as Azure, Mooncake, BurstGPT or disagg write it")
-    parser.add_argument("--policy", action="append", metavar="NAME", help="predictive (default), static:P,D, a baseline's name, or all")
-    parser.add_argument("--profile", default="70b-h100-tp4", help="a published profile or the file that `disagg profile` wrote")
-    parser.add_argument("--copies", type=int, default=1, help="serve each request so many times, once as it came, else moved by up to 20 s")
+    parser.add_argument(
+        "trace", type=Path, help="CSV, CSV.GZ, JSONL or Parquet as Azure, Mooncake, BurstGPT or disagg write it"
+    )
+    parser.add_argument(
+        "--policy", action="append", metavar="NAME", help="predictive (default), static:P,D, a baseline's name, or all"
+    )
+    parser.add_argument(
+        "--profile", default="70b-h100-tp4", help="a published profile or the file that `disagg profile` wrote"
+    )
+    parser.add_argument(
+        "--copies",
+        type=int,
+        default=1,
+        help="serve each request so many times, once as it came, else moved by up to 20 s",
+    )
     parser.add_argument("--history", type=Path, help="CSV of the minutes before the trace, for the predictive policy")
     parser.add_argument("--tpot-ms", type=float, default=60.0, help="objective for the time per output token")
-    parser.add_argument("--ttft-s", type=float, default=1.0, help="objective for the time to first token; long prompts get 5 x alone")
+    parser.add_argument(
+        "--ttft-s", type=float, default=1.0, help="objective for the time to first token; long prompts get 5 x alone"
+    )
     parser.add_argument("--cold-start-s", type=float, nargs=2, default=(60.0, 180.0), metavar=("FROM", "TO"))
     parser.add_argument("--most", type=int, default=40, help="most workers of a pool")
-    parser.add_argument("--grace-s", type=float, default=600.0, help="how long a draining decode worker may take; inf: no limit")
+    parser.add_argument(
+        "--grace-s", type=float, default=600.0, help="how long a draining decode worker may take; inf: no limit"
+    )
     parser.add_argument("--warm-workers", type=int, help="a pool's workers beyond so many wait for a node, too")
     parser.add_argument("--failures-per-worker-day", type=float, default=0.0)
-    parser.add_argument("--link-gbps", type=float, default=0.0, help="one network that all KV transfers share; 0: hidden behind prefill")
-    parser.add_argument("--kv-bytes-per-token", type=float, default=327_680.0, help="for --link-gbps (default: 70B, 8 KV heads, 16 bit)")
+    parser.add_argument(
+        "--link-gbps", type=float, default=0.0, help="one network that all KV transfers share; 0: hidden behind prefill"
+    )
+    parser.add_argument(
+        "--kv-bytes-per-token", type=float, default=327_680.0, help="for --link-gbps (default: 70B, 8 KV heads, 16 bit)"
+    )
     parser.add_argument("--blind-s", type=float, nargs=2, metavar=("FROM", "TO"), help="no metrics in this span")
     parser.add_argument("--role-flip-s", type=float, help="workers may move between the pools in so many seconds")
-    parser.add_argument("--queue-order", choices=ORDERS, default=EARLIEST_DEADLINE, help="of waiting prompts (default: as our routers')")
-    parser.add_argument("--routers", type=int, default=0, help="each takes the profile's front_s for a request; 0: none is ever busy")
+    parser.add_argument(
+        "--queue-order", choices=ORDERS, default=EARLIEST_DEADLINE, help="of waiting prompts (default: as our routers')"
+    )
+    parser.add_argument(
+        "--routers", type=int, default=0, help="each takes the profile's front_s for a request; 0: none is ever busy"
+    )
     parser.add_argument("--monolithic", type=int, metavar="N", help="also: N workers that prefill and decode")
-    parser.add_argument("--bounds", action="store_true", help="also: fluid bound, cheapest fixed fleet, plan with foresight")
+    parser.add_argument(
+        "--bounds", action="store_true", help="also: fluid bound, cheapest fixed fleet, plan with foresight"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="write the days as PNG (one policy) or HTML")
     parser.add_argument("--json", action="store_true", help="print scores as JSON")
@@ -76,7 +102,10 @@ def run(args: argparse.Namespace) -> int:
     timelines = []
     for name, policy in made.items():
         if sys.stderr.isatty():
-            print(f"{len(trace):,} requests with {name} (the first run on a machine compiles for half a minute) ...", file=sys.stderr)
+            print(
+                f"{len(trace):,} requests with {name} (the first run on a machine compiles for half a minute) ...",
+                file=sys.stderr,
+            )
         cluster = Cluster(trace, setup).run(policy)
         scores[name] = score(cluster)
         timelines.append(plots.Timeline(f"{trace.name}: {name}", cluster.series.columns_as_lists()))
@@ -89,7 +118,11 @@ def run(args: argparse.Namespace) -> int:
     if args.monolithic is not None:
         notes.append(_monolithic(trace, setup, args.monolithic))
     if args.json:
-        json.dump({"trace": trace.name, "scores": {name: asdict(s) for name, s in scores.items()}, "notes": notes}, sys.stdout, indent=1)
+        json.dump(
+            {"trace": trace.name, "scores": {name: asdict(s) for name, s in scores.items()}, "notes": notes},
+            sys.stdout,
+            indent=1,
+        )
         print()
     else:
         console = Console(width=None if sys.stdout.isatty() else 160)
@@ -132,8 +165,13 @@ def _monolithic(trace: traces.Trace, setup: Setup, workers: int) -> str:
     served = monolithic.serve(trace, setup.profile, workers)
     work = np.maximum(trace.prompt_tokens - trace.cached_tokens, 1).astype(float)
     p = setup.profile
-    limit = np.maximum(setup.ttft_least_s, setup.ttft_factor * (p.a_s + p.b_s_per_token * work + p.c_s_per_token2 * work * work))
-    ttft, tpot = served.first_s - trace.arrival_s, (served.last_s - served.first_s) / np.maximum(trace.output_tokens - 1, 1)
+    limit = np.maximum(
+        setup.ttft_least_s, setup.ttft_factor * (p.a_s + p.b_s_per_token * work + p.c_s_per_token2 * work * work)
+    )
+    ttft, tpot = (
+        served.first_s - trace.arrival_s,
+        (served.last_s - served.first_s) / np.maximum(trace.output_tokens - 1, 1),
+    )
     ok = (ttft <= limit) & (tpot <= setup.tpot_s)
     hours = workers * p.gpus * trace.span_s / 3600
     shares = [100 * float(x.mean()) for x in (ok, ttft <= limit, tpot <= setup.tpot_s)]
@@ -149,7 +187,18 @@ def table(title: str, scores: dict[str, Score]) -> Table:
     """One row a policy."""
     found = Table(title=title, title_justify="left")
     found.add_column("policy")
-    numbers = ["GPU-h", "attained %", "TTFT %", "TPOT %", "windows <95 %", "TTFT p99 s", "TPOT p99 ms", "starts", "dropped", "killed"]
+    numbers = [
+        "GPU-h",
+        "attained %",
+        "TTFT %",
+        "TPOT %",
+        "windows <95 %",
+        "TTFT p99 s",
+        "TPOT p99 ms",
+        "starts",
+        "dropped",
+        "killed",
+    ]
     for column in numbers:
         found.add_column(column, justify="right")
     for name, s in scores.items():

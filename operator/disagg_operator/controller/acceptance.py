@@ -1,4 +1,6 @@
-"""PURE: a DisaggDeployment as the control loops need it: parsed, checked beyond what its schema can, and with defaults filled in."""
+"""PURE: a DisaggDeployment as the control loops need it: parsed, checked beyond what its schema
+can, and with defaults filled in.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from disagg_operator.performance.declared import gpus_of
 from disagg_operator.vocabulary import Obj
 from disagg_wire.roles import ROLES as POOLS
 
-# Requests per worker when none is declared. A prefill worker batches what waits, so a short queue is healthy; a decode
-# worker is well used at half of its default of 64 running sequences.
+# Requests per worker when none is declared. A prefill worker batches what waits, so a short queue
+# is healthy; a decode worker is well used at half of its default of 64 running sequences.
 DEFAULT_TARGETS = {"prefill": 4.0, "decode": 32.0}
 DEFAULT_DOWN_WINDOW_S = 300.0
 # Ranks without GPUs share the CPU: good for trying the wiring, and nothing gets faster.
@@ -25,7 +27,10 @@ _MOST_CPU_RANKS = 4
 
 
 class Refused(Exception):
-    """The resource can't be carried out. `reason` for the condition; the message names the field."""
+    """The resource can't be carried out.
+
+    `reason` for the condition; the message names the field.
+    """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -34,8 +39,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AcceptedDeployment:
-    """`attachment`: (namespace, name) of the NetworkAttachmentDefinition that the pods name. `rdma`: the extended resource, and the most
-    of it that a worker asks for."""
+    """`attachment`: (namespace, name) of the NetworkAttachmentDefinition that the pods name.
+
+    `rdma`: the extended resource, and the most of it that a worker asks for.
+    """
 
     resource: DisaggDeployment
     declared: Mapping[str, Declared]
@@ -79,7 +86,11 @@ def accept(obj: Obj) -> AcceptedDeployment:
 def _down_windows_s(resource: DisaggDeployment) -> dict[str, float]:
     """Those that are declared."""
     bounds = {role: resource.spec.pool(role).autoscaling for role in POOLS}
-    return {role: float(b.scale_down_window_s) for role, b in bounds.items() if b is not None and b.scale_down_window_s is not None}
+    return {
+        role: float(b.scale_down_window_s)
+        for role, b in bounds.items()
+        if b is not None and b.scale_down_window_s is not None
+    }
 
 
 def _rdma(resource: DisaggDeployment) -> tuple[str, int] | None:
@@ -103,7 +114,9 @@ def _attachment(resource: DisaggDeployment) -> tuple[str, str] | None:
 
 
 def scale_plan(obj: Obj) -> ScalePlan | None:
-    """The part for the scrape loop; None for a resource that is refused (its pools are then left alone)."""
+    """The part for the scrape loop; None for a resource that is refused (its pools are then left
+    alone).
+    """
     try:
         return accept(obj).scaling
     except Refused:
@@ -153,5 +166,7 @@ def _policy(role: str, pool: PoolSpec) -> PoolRules | None:
         min_replicas=bounds.min_replicas,
         max_replicas=bounds.max_replicas,
         target=bounds.queue_target(DEFAULT_TARGETS[role]),
-        down_window_s=DEFAULT_DOWN_WINDOW_S if bounds.scale_down_window_s is None else float(bounds.scale_down_window_s),
+        down_window_s=DEFAULT_DOWN_WINDOW_S
+        if bounds.scale_down_window_s is None
+        else float(bounds.scale_down_window_s),
     )

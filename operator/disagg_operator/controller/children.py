@@ -1,4 +1,7 @@
-"""What a deployment owns in the cluster: reading it, bringing it up to date, pruning it. Knows no policy."""
+"""What a deployment owns in the cluster: reading it, bringing it up to date, pruning it.
+
+Knows no policy.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,18 @@ from dataclasses import dataclass
 from disagg_operator.controller import drift
 from disagg_operator.desired.names import key_secret_name
 from disagg_operator.kube.client import Kube
-from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_POOL, OWNED, POD, SECRET, name_of, namespace_of, owned_by, resource_of, uid_of
+from disagg_operator.kube.resources import (
+    DEPLOYMENT,
+    DISAGG_POOL,
+    OWNED,
+    POD,
+    SECRET,
+    name_of,
+    namespace_of,
+    owned_by,
+    resource_of,
+    uid_of,
+)
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
@@ -33,7 +47,10 @@ class Children:
 
 
 async def read(kube: Kube, key: Key) -> Children:
-    """LIST every kind that may be owned, and pods, by label; GET the Secret by name. Raises KubeError."""
+    """LIST every kind that may be owned, and pods, by label; GET the Secret by name.
+
+    Raises KubeError.
+    """
     namespace, name = key
     labels = f"{LABEL_DEPLOYMENT}={name}"
     listing = asyncio.gather(*(kube.list(r, namespace, labels) for r in (*OWNED, POD)))
@@ -60,7 +77,8 @@ async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset
     key = (str(rendered["kind"]), name_of(rendered))
     live = children.objects.get(key)
     if live is None:
-        # Not among what carries our label: either it isn't there, or it is another's and must not be taken over by force.
+        # Not among what carries our label: either it isn't there, or it is another's and must not
+        # be taken over by force.
         found = await kube.get(resource_of(rendered), namespace_of(rendered), key[1])
         if found is not None and not owned_by(found, owners):
             raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
@@ -75,7 +93,10 @@ async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset
 
 
 async def rehearse(kube: Kube, rendered: Sequence[Obj], children: Children) -> None:
-    """Let the API server judge all changed workloads before any of them is written. Raises KubeError (Invalid: it refuses)."""
+    """Let the API server judge all changed workloads before any of them is written.
+
+    Raises KubeError (Invalid: it refuses).
+    """
     for obj in rendered:
         live = children.get(str(obj["kind"]), name_of(obj))
         if obj["kind"] == DEPLOYMENT.kind and (live is None or not drift.up_to_date(obj, live)):
@@ -83,7 +104,10 @@ async def rehearse(kube: Kube, rendered: Sequence[Obj], children: Children) -> N
 
 
 async def prune(kube: Kube, rendered: Sequence[Obj], children: Children, owners: frozenset[str]) -> list[Obj]:
-    """Delete what is ours and no longer rendered; gives what was deleted. Never a pool or a Secret. Raises KubeError."""
+    """Delete what is ours and no longer rendered; gives what was deleted.
+
+    Never a pool or a Secret. Raises KubeError.
+    """
     wanted = {(str(o["kind"]), name_of(o)) for o in rendered}
     gone = []
     for key, obj in list(children.objects.items()):

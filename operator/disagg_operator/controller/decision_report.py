@@ -17,16 +17,21 @@ _MAX_NUMBERS = 24
 
 
 def to_carry_out(decision: Decision | None, live_replicas: int | None, dry_run: bool) -> int | None:
-    """The replicas to write, or None. A decision made for another number of replicas is out of date: the next tick decides anew."""
+    """The replicas to write, or None.
+
+    A decision made for another number of replicas is out of date: the next tick decides anew.
+    """
     if decision is None or dry_run or decision.current != live_replicas or decision.to == decision.current:
         return None
     return decision.to
 
 
 def last_decision(stored: Mapping[str, Any] | None, decision: Decision | None, dry_run: bool, now: str) -> Obj | None:
-    """`lastDecision` of a pool's status: the last that changed something, or that data is (or no longer is) missing.
+    """`lastDecision` of a pool's status: the last that changed something, or that data is (or no
+    longer is) missing.
 
-    An unchanged hold isn't written: a status that moves with every sample would be a write every few seconds.
+    An unchanged hold isn't written: a status that moves with every sample would be a write every
+    few seconds.
     """
     kept = None if stored is None else dict(stored)
     if decision is None:
@@ -67,9 +72,11 @@ def scaled_note(pool: str, decision: Decision) -> Note:
 
 
 def deletion_costs(pods: Iterable[Obj], loads: Mapping[str, float]) -> dict[str, str]:
-    """Annotation values to write, by pod, before a pool shrinks: the fewer requests a pod holds, the sooner it goes.
+    """Annotation values to write, by pod, before a pool shrinks: the fewer requests a pod holds,
+    the sooner it goes.
 
-    A pod whose load is unknown costs as much as the busiest: nobody should lose requests because a scrape failed.
+    A pod whose load is unknown costs as much as the busiest: nobody should lose requests because a
+    scrape failed.
     """
     pods = list(pods)
     highest = max(loads.values(), default=0.0)

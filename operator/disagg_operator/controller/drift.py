@@ -1,7 +1,8 @@
 """PURE: whether an object in the cluster already is what we would apply.
 
-An apply is skipped when the object carries the hash of the very same rendering (so no field was dropped from it since) and each
-field that we set still has our value (so nobody changed it). Fields that others set are theirs.
+An apply is skipped when the object carries the hash of the very same rendering (so no field was
+dropped from it since) and each field that we set still has our value (so nobody changed it). Fields
+that others set are theirs.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def _within(wanted: Any, live: Any) -> bool:
 
 
 def _list_within(wanted: list[Any], live: list[Any]) -> bool:
-    """Lists of maps are compared by what they hold, in any order and with others' elements between: apply merges them by key."""
+    """Lists of maps are compared by what they hold, in any order and with others' elements between:
+    apply merges them by key.
+    """
     if not wanted or not all(isinstance(item, dict) for item in wanted):
         return len(wanted) == len(live) and all(_within(a, b) for a, b in zip(wanted, live, strict=True))
     return all(any(_within(item, other) for other in live) for item in wanted)

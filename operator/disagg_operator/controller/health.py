@@ -1,4 +1,6 @@
-"""The operator's own HTTP: /healthz for the kubelet, /metrics for Prometheus, /decisions/NAMESPACE/NAME for `disagg explain`."""
+"""The operator's own HTTP: /healthz for the kubelet, /metrics for Prometheus,
+/decisions/NAMESPACE/NAME for `disagg explain`.
+"""
 
 from __future__ import annotations
 

@@ -18,13 +18,23 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.reconciles = Counter("disagg_operator_reconciles", "Reconcile runs by result", ("result",), registry=self.registry)
-        self.reconcile_seconds = Histogram("disagg_operator_reconcile_seconds", "Duration of a reconcile run", registry=self.registry)
+        self.reconciles = Counter(
+            "disagg_operator_reconciles", "Reconcile runs by result", ("result",), registry=self.registry
+        )
+        self.reconcile_seconds = Histogram(
+            "disagg_operator_reconcile_seconds", "Duration of a reconcile run", registry=self.registry
+        )
         self.queue_depth = Gauge("disagg_operator_queue_depth", "Keys that are due", registry=self.registry)
-        self.watch_events = Counter("disagg_operator_watch_events", "Watch events by kind", ("kind",), registry=self.registry)
+        self.watch_events = Counter(
+            "disagg_operator_watch_events", "Watch events by kind", ("kind",), registry=self.registry
+        )
         self.writes = Gauge("disagg_operator_api_writes", "Writing requests to the API server", registry=self.registry)
-        self.sweep_seconds = Histogram("disagg_operator_sweep_seconds", "Duration of one scrape sweep", registry=self.registry)
-        self.scaled = Counter("disagg_operator_scalings", "Decisions carried out", (*_POOL, "direction"), registry=self.registry)
+        self.sweep_seconds = Histogram(
+            "disagg_operator_sweep_seconds", "Duration of one scrape sweep", registry=self.registry
+        )
+        self.scaled = Counter(
+            "disagg_operator_scalings", "Decisions carried out", (*_POOL, "direction"), registry=self.registry
+        )
         self._current = Gauge("disagg_autoscaler_replicas", "Replicas as set", _POOL, registry=self.registry)
         self._wanted = Gauge("disagg_autoscaler_wanted_replicas", "Replicas as decided", _POOL, registry=self.registry)
         self._value = Gauge(
@@ -33,9 +43,15 @@ class Metrics:
             _POOL,
             registry=self.registry,
         )
-        self._number = Gauge("disagg_autoscaler_number", "What the last decision was made by", (*_POOL, "name"), registry=self.registry)
-        self.undecided = Counter("disagg_autoscaler_failures", "Steps that a bug ended", _POOL[:2], registry=self.registry)
-        self._blind = Gauge("disagg_autoscaler_blind", "1 while held for want of metrics", _POOL, registry=self.registry)
+        self._number = Gauge(
+            "disagg_autoscaler_number", "What the last decision was made by", (*_POOL, "name"), registry=self.registry
+        )
+        self.undecided = Counter(
+            "disagg_autoscaler_failures", "Steps that a bug ended", _POOL[:2], registry=self.registry
+        )
+        self._blind = Gauge(
+            "disagg_autoscaler_blind", "1 while held for want of metrics", _POOL, registry=self.registry
+        )
 
     def decision(self, key: Key, pool: str, decision: Decision) -> None:
         labels = (*key, pool)
@@ -48,7 +64,15 @@ class Metrics:
 
     def forget(self, key: Key) -> None:
         """The resource is gone: so are its series."""
-        for metric in (self._current, self._wanted, self._value, self._blind, self._number, self.scaled, self.undecided):
+        for metric in (
+            self._current,
+            self._wanted,
+            self._value,
+            self._blind,
+            self._number,
+            self.scaled,
+            self.undecided,
+        ):
             for labels in [sample.labels for family in metric.collect() for sample in family.samples]:
                 if (labels.get("namespace"), labels.get("deployment")) == key:
                     with contextlib.suppress(KeyError):

@@ -26,7 +26,9 @@ class Looker:
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
 
-    async def observe(self, plan: AcceptedDeployment, children: Children, pools: Mapping[str, Replicas], live: Live, key: Key) -> Observed:
+    async def observe(
+        self, plan: AcceptedDeployment, children: Children, pools: Mapping[str, Replicas], live: Live, key: Key
+    ) -> Observed:
         """Everything as it is now. Raises KubeError."""
 
         def workload(component: str, name: str, desired: int) -> Workload:

@@ -1,7 +1,8 @@
-"""A pod moves from one pool to the other: its ReplicaSet lets it go, the other's takes it, and nobody deletes it meanwhile.
+"""A pod moves from one pool to the other: its ReplicaSet lets it go, the other's takes it, and
+nobody deletes it meanwhile.
 
-The worker has changed its role already. Each step waits until the controllers have seen the one before; a run that dies in between is
-run again.
+The worker has changed its role already. Each step waits until the controllers have seen the one
+before; a run that dies in between is run again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _KEEP = str(2**31 - 1)
 
 
 async def move(kube: Kube, key: Key, flip: Flip, deployment: Obj) -> None:
-    """`deployment`: of the pool that takes the pod, as it was just applied with one more replica. Raises KubeError."""
+    """`deployment`: of the pool that takes the pod, as it was just applied with one more replica.
+
+    Raises KubeError.
+    """
     taker = await _until(lambda: _grown(kube, key, deployment), f"the ReplicaSet of {name_of(deployment)} to grow")
     patch = {
         "metadata": {

@@ -1,7 +1,8 @@
 """One run for one DisaggDeployment: read everything, decide (in pure modules), write what differs.
 
-Level-based: nothing here remembers an event or a step, so a run that dies between any two writes is simply run again. Deleting
-is left to the garbage collector: every child carries an ownerReference, and no finalizer holds the resource up.
+Level-based: nothing here remembers an event or a step, so a run that dies between any two writes is
+simply run again. Deleting is left to the garbage collector: every child carries an ownerReference,
+and no finalizer holds the resource up.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from disagg_wire.roles import ROLES as POOLS
 
 log = logging.getLogger(__name__)
 
-# A name that somebody else holds may become free (a resource made anew while its old children are still collected).
+# A name that somebody else holds may become free (a resource made anew while its old children are
+# still collected).
 NAME_TAKEN_RETRY_S = 5.0
 
 
@@ -89,7 +91,10 @@ class Reconciler:
         self._looker = Looker(kube)
 
     async def run(self, key: Key) -> float | None:
-        """Bring one resource to its fixed point. Gives the seconds after which to look again, if any. Raises KubeError."""
+        """Bring one resource to its fixed point.
+
+        Gives the seconds after which to look again, if any. Raises KubeError.
+        """
         resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             return None
@@ -106,14 +111,18 @@ class Reconciler:
             await self._refuse(resource, "NameConflict", str(error))
             return NAME_TAKEN_RETRY_S
         except Invalid as error:
-            # The API server refuses what we rendered: a podTemplate or a quantity that no schema of ours could check.
+            # The API server refuses what we rendered: a podTemplate or a quantity that no schema of
+            # ours could check.
             await self._refuse(resource, "InvalidSpec", str(error))
             return None
         await self._report(run, rendered)
         return None
 
     async def _write(self, run: _Pass) -> list[Obj]:
-        """Apply and prune. A pool's children are rendered under its uid, so a new pool takes a second round."""
+        """Apply and prune.
+
+        A pool's children are rendered under its uid, so a new pool takes a second round.
+        """
         for role in POOLS:
             run.pools[role] = self._replicas(run, role)
         has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
@@ -147,14 +156,17 @@ class Reconciler:
             await self._mark_victims(run, obj)
         live = run.children.get(str(obj["kind"]), name_of(obj))
         if obj["kind"] == DISAGG_POOL.kind and live is not None:
-            # Somebody may write /scale between our reading and our writing: then this apply conflicts, and the run starts over.
+            # Somebody may write /scale between our reading and our writing: then this apply
+            # conflicts, and the run starts over.
             obj = {**obj, "metadata": {**obj["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}
         if await kids.apply(self._kube, obj, run.children, kids.owners_of(run.resource, run.children)):
             log.info("%s/%s: applied %s %s", *run.key, obj["kind"], name_of(obj))
             self._note_scaling(run, obj)
 
     async def _move_pod(self, run: _Pass, rendered: list[Obj]) -> None:
-        """A worker that has changed its role: its new pool first, then its labels; the pool that it leaves shrinks with all the rest."""
+        """A worker that has changed its role: its new pool first, then its labels; the pool that it
+        leaves shrinks with all the rest.
+        """
         flip = run.live.flip
         if flip is None or not flip.changed:
             return
@@ -180,7 +192,9 @@ class Reconciler:
         if flip is not None and flip.changed and current is not None and role in (flip.giving, flip.taking):
             # Once: a run that is made again finds one of the numbers changed already.
             flip.sizes.setdefault(role, current + (1 if role == flip.taking else -1))
-            return replicas.decide(run.plan.declared[role], pool, flip.sizes[role], suspended=run.plan.scaling.suspended)
+            return replicas.decide(
+                run.plan.declared[role], pool, flip.sizes[role], suspended=run.plan.scaling.suspended
+            )
         wanted = decision_report.to_carry_out(scaling.decision if scaling else None, current, run.plan.scaling.dry_run)
         return replicas.decide(run.plan.declared[role], pool, wanted, suspended=run.plan.scaling.suspended)
 
@@ -238,7 +252,9 @@ class Reconciler:
                     selector=selector_text(run.key[1], role),
                     autoscaled=scaled,
                     scaling_blind=decision is not None and decision.blind,
-                    last_decision=decision_report.last_decision(before.get(role), decision, dry, self._wall()) if scaled else None,
+                    last_decision=decision_report.last_decision(before.get(role), decision, dry, self._wall())
+                    if scaled
+                    else None,
                 )
             )
         return conditions.intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble)

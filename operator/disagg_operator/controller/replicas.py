@@ -3,8 +3,9 @@
 There is one number, `DisaggPool.spec.replicas`, and one writer at a time:
 
 - the operator's autoscaler, when the pool declares `autoscaling`;
-- else whoever wrote /scale last (`kubectl scale`, an HPA, KEDA), until the declared `replicas` itself changes; what was declared
-  when it was last taken over is remembered in an annotation on the pool.
+- else whoever wrote /scale last (`kubectl scale`, an HPA, KEDA), until the declared `replicas`
+  itself changes; what was declared when it was last taken over is remembered in an annotation on
+  the pool.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Replicas:
 
 
 def decide(declared: Declared, pool: Obj | None, wanted: int | None, *, suspended: bool = False) -> Replicas:
-    """`pool`: the DisaggPool as it is, `wanted`: the autoscaler's decision, if it has one that is still to be carried out."""
+    """`pool`: the DisaggPool as it is, `wanted`: the autoscaler's decision, if it has one that is
+    still to be carried out.
+    """
     mark = None if pool is None else annotations_of(pool).get(DECLARED)
     live = None if pool is None else _live(pool)
     if (saved := _saved(mark)) is not None:
@@ -77,7 +80,9 @@ def _live(pool: Obj) -> int | None:
 
 
 def scale_owner(pool: Obj) -> str:
-    """Who wrote spec.replicas, by the object's field managers; the one that isn't us and wrote last."""
+    """Who wrote spec.replicas, by the object's field managers; the one that isn't us and wrote
+    last.
+    """
     owner, latest = OWNER_SPEC, ""
     for entry in pool["metadata"].get("managedFields") or []:
         fields: Mapping[str, Any] = entry.get("fieldsV1") or {}

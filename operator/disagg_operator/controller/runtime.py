@@ -1,7 +1,9 @@
-"""The running operator without its watches: queue workers, resync, scrape loop, health. Started and stopped as one.
+"""The running operator without its watches: queue workers, resync, scrape loop, health.
 
-Order at start: LIST everything, one scrape sweep, then the first reconcile: so a restart finds the world as it was and writes
-nothing.
+Started and stopped as one.
+
+Order at start: LIST everything, one scrape sweep, then the first reconcile: so a restart finds the
+world as it was and writes nothing.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ class Runtime:
         self.live = LiveTable()
         self.metrics = Metrics()
         self.queue = KeyedQueue(clock)
-        # The wall clock at the start, and from then on the monotonic one: forecasts need the time of day, and none that jumps.
+        # The wall clock at the start, and from then on the monotonic one: forecasts need the time
+        # of day, and none that jumps.
         self._epoch_0 = epoch() - clock()
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
@@ -104,7 +107,9 @@ class Runtime:
             epoch=self._epoch,
             metrics=self.metrics,
         )
-        self._health = HealthServer(settings.health_host, settings.health_port, self.sick, self._metrics_text, self._records.read)
+        self._health = HealthServer(
+            settings.health_host, settings.health_port, self.sick, self._metrics_text, self._records.read
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._swept_at = clock()
         self._synced_at = clock()
@@ -154,7 +159,8 @@ class Runtime:
         """One event of a watch; `kind` is None for what a watch starts with."""
         self.metrics.watch_events.labels(resource.kind).inc()
         keys = self.cache.drop(resource, obj) if kind == "DELETED" else self.cache.put(resource, obj)
-        # What a user edits is acted on at once, even when the key backs off; what pods do comes in bursts.
+        # What a user edits is acted on at once, even when the key backs off; what pods do comes in
+        # bursts.
         urgent = resource in (DISAGG_DEPLOYMENT, DISAGG_POOL)
         self._wake_all(keys, 0.0 if urgent else self._settings.debounce_s, urgent=urgent)
 
@@ -192,7 +198,10 @@ class Runtime:
                 await asyncio.sleep(_START_RETRY_S)
 
     async def resync(self) -> None:
-        """LIST all that is watched, repair the cache, and queue every resource. Raises KubeError."""
+        """LIST all that is watched, repair the cache, and queue every resource.
+
+        Raises KubeError.
+        """
         namespace = self._settings.watch_namespace or None
         for resource in WATCHED:
             labels = "" if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else LABEL_DEPLOYMENT
@@ -229,7 +238,8 @@ class Runtime:
             async with asyncio.timeout(self._settings.reconcile_timeout_s):
                 after_s = await self._reconciler.run(key)
         except Conflict as error:
-            # Somebody wrote between our reading and our writing: the same again from a fresh read, soon.
+            # Somebody wrote between our reading and our writing: the same again from a fresh read,
+            # soon.
             result, failed = "conflict", True
             log.info("%s/%s: %s", *key, error)
         except KubeError as error:

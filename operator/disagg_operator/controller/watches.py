@@ -1,7 +1,9 @@
-"""kopf's part: watches, and nothing else. An event goes into the cache; what it concerns goes into the queue.
+"""kopf's part: watches, and nothing else.
 
-Only `on.event` is used: such a handler makes kopf write nothing (no finalizer, no annotation), and a lost or repeated event does
-no harm, because a reconcile reads the cluster itself.
+An event goes into the cache; what it concerns goes into the queue.
+
+Only `on.event` is used: such a handler makes kopf write nothing (no finalizer, no annotation), and
+a lost or repeated event does no harm, because a reconcile reads the cluster itself.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ def _watch(registry: kopf.OperatorRegistry, resource: Resource, sink: Sink) -> N
         sink(resource, event["type"], dict(event["object"]))
 
     labels = None if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else {LABEL_DEPLOYMENT: kopf.PRESENT}
-    kopf.on.event(group, version, resource.plural, registry=registry, labels=labels, id=f"watch-{resource.plural}")(on_event)
+    kopf.on.event(group, version, resource.plural, registry=registry, labels=labels, id=f"watch-{resource.plural}")(
+        on_event
+    )
 
 
 def configure_kopf(settings: kopf.OperatorSettings) -> None:

@@ -1,4 +1,5 @@
-"""Keys waiting to be reconciled: each at most once, each by one worker at a time, failures later and later.
+"""Keys waiting to be reconciled: each at most once, each by one worker at a time, failures later
+and later.
 
 `QueueState` is the pure part: it never looks at a clock. `KeyedQueue` adds the waiting.
 """
@@ -22,8 +23,9 @@ class QueueFull(Exception):
 class QueueState:
     """A key is queued, delayed, running, or running and dirty (to be run once more).
 
-    Failures back off: 1, 2, 4 ... s up to `max_backoff_s`; a success forgets them. Any event for a delayed key that isn't
-    backing off brings it forward; a key that backs off waits, so a storm of events can't turn into a storm of retries.
+    Failures back off: 1, 2, 4 ... s up to `max_backoff_s`; a success forgets them. Any event for a
+    delayed key that isn't backing off brings it forward; a key that backs off waits, so a storm of
+    events can't turn into a storm of retries.
     """
 
     max_keys: int = 20_000
@@ -38,7 +40,10 @@ class QueueState:
     _failures: dict[Key, int] = field(default_factory=dict)
 
     def add(self, key: Key, now: float, delay_s: float = 0.0, *, urgent: bool = False) -> None:
-        """Ask for a run of `key`, at the earliest after `delay_s`; `urgent` ends its backing off. Raises QueueFull."""
+        """Ask for a run of `key`, at the earliest after `delay_s`; `urgent` ends its backing off.
+
+        Raises QueueFull.
+        """
         if urgent:
             self._failures.pop(key, None)
         if key in self._running:
@@ -67,7 +72,10 @@ class QueueState:
         return key
 
     def done(self, key: Key, now: float, *, failed: bool = False, after_s: float | None = None) -> None:
-        """The run of `key` ended. `after_s`: not before (a server's Retry-After, or a wanted second look)."""
+        """The run of `key` ended.
+
+        `after_s`: not before (a server's Retry-After, or a wanted second look).
+        """
         self._running.discard(key)
         dirty = key in self._dirty
         self._dirty.discard(key)

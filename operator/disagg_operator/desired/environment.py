@@ -1,4 +1,7 @@
-"""PURE: the DISAGG_* environment of workers and routers. Pods and local processes are rendered from the same values."""
+"""PURE: the DISAGG_* environment of workers and routers.
+
+Pods and local processes are rendered from the same values.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ from disagg_operator.performance.declared import profile_of
 def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
     """What every worker of a pool gets, wherever it runs."""
     spec, pool = dd.spec, dd.spec.pool(role)
-    uri = f"{spec.model.uri}@{spec.model.revision}" if spec.model.revision and spec.model.uri.startswith("hf://") else spec.model.uri
+    uri = (
+        f"{spec.model.uri}@{spec.model.revision}"
+        if spec.model.revision and spec.model.uri.startswith("hf://")
+        else spec.model.uri
+    )
     out = {
         "DISAGG_ROLE": role,
         "DISAGG_MODEL_URI": uri,
@@ -40,15 +47,19 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
 
 
 def _step_target_s(dd: DisaggDeployment, role: str) -> float | None:
-    """How long a decode step may take before prefill sends decode less at once: a step that takes longer than the objective keeps it for
-    nobody. Only where an objective is set, and for workers that may be prefill's: a pod that gets it, or another one, is made anew."""
+    """How long a decode step may take before prefill sends decode less at once: a step that takes
+    longer than the objective keeps it for nobody. Only where an objective is set, and for workers
+    that may be prefill's: a pod that gets it, or another one, is made anew.
+    """
     target_s = dd.spec.objectives.tpot_seconds.p99
     prefills = role == "prefill" or dd.spec.scaling.role_flip
     return target_s if prefills and target_s != TpotPercentile().p99 else None
 
 
 def router_environment(dd: DisaggDeployment) -> dict[str, str]:
-    """What every router gets, wherever it runs: it counts who keeps the objectives, and has to know what a prompt takes alone."""
+    """What every router gets, wherever it runs: it counts who keeps the objectives, and has to know
+    what a prompt takes alone.
+    """
     objectives, profile = dd.spec.objectives, profile_of(dd)
     return {
         "DISAGG_MODEL_NAME": dd.spec.model.served_name,

@@ -1,4 +1,7 @@
-"""PURE: the same resource as plain processes on one machine, for `disagg local`. The environment is that of the pods."""
+"""PURE: the same resource as plain processes on one machine, for `disagg local`.
+
+The environment is that of the pods.
+"""
 
 from __future__ import annotations
 

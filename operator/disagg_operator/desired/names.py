@@ -55,10 +55,19 @@ def owned_by_pool(dd: DisaggDeployment, role: str, uid: str) -> list[Obj]:
 
 
 def _owner(kind: str, name: str, uid: str) -> Obj:
-    return {"apiVersion": API_VERSION, "kind": kind, "name": name, "uid": uid, "controller": True, "blockOwnerDeletion": True}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
 
 
-def metadata(dd: DisaggDeployment, name: str, component: str, owners: list[Obj], annotations: dict[str, str] | None = None) -> Obj:
+def metadata(
+    dd: DisaggDeployment, name: str, component: str, owners: list[Obj], annotations: dict[str, str] | None = None
+) -> Obj:
     out: Obj = {
         "name": name,
         "namespace": dd.metadata.namespace,

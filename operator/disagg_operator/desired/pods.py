@@ -1,4 +1,6 @@
-"""PURE: the pods of workers and routers: restricted, read-only root, probes, devices, the second network."""
+"""PURE: the pods of workers and routers: restricted, read-only root, probes, devices, the second
+network.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ def _worker_resources(dd: DisaggDeployment, role: str) -> Obj:
     if pool.accelerator is not None and pool.accelerator.count:
         devices[pool.accelerator.resource_name] = pool.accelerator.count
     if network is not None and network.rdma_resource is not None:
-        devices[network.rdma_resource.name] = network.rdma_resource.devices(0 if pool.accelerator is None else pool.accelerator.count)
+        devices[network.rdma_resource.name] = network.rdma_resource.devices(
+            0 if pool.accelerator is None else pool.accelerator.count
+        )
     if network is not None and network.attachment is not None and network.attachment.resource_name:
         name = network.attachment.resource_name  # may be the RDMA device itself
         devices[name] = max(1, devices.get(name, 0))

@@ -1,6 +1,7 @@
 """PURE: the ordered list of objects of one DisaggDeployment, ready for server-side apply.
 
-Owners: the DisaggDeployment owns the shared objects and the two DisaggPools; each DisaggPool owns its Deployment, Service and budget.
+Owners: the DisaggDeployment owns the shared objects and the two DisaggPools; each DisaggPool owns
+its Deployment, Service and budget.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def _from_anywhere(app: str) -> Obj:
 
 
 def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
-    """Workers accept routers (and scrapers) on HTTP and each other on the KV port; they reach DNS, each other and, for hf://, the web.
+    """Workers accept routers (and scrapers) on HTTP and each other on the KV port; they reach DNS,
+    each other and, for hf://, the web.
 
     A second network (Multus) is outside of what a NetworkPolicy governs.
     """
@@ -115,7 +117,9 @@ def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
         "ingress": [http, kv],
         "egress": _worker_egress(dd),
     }
-    return [_object("networking.k8s.io/v1", "NetworkPolicy", _shared(dd, facts, f"{name}-workers", "worker"), spec=workers)]
+    return [
+        _object("networking.k8s.io/v1", "NetworkPolicy", _shared(dd, facts, f"{name}-workers", "worker"), spec=workers)
+    ]
 
 
 def _worker_egress(dd: DisaggDeployment) -> list[Obj]:

@@ -1,7 +1,8 @@
 """PURE: the last seen version of every watched object, and which keys a change concerns.
 
-Fed by watch events and, every few minutes, by a full LIST, so that a watch that went silent is repaired. The cache serves
-the scrape loop and says what to reconcile; a reconcile itself always reads from the API server.
+Fed by watch events and, every few minutes, by a full LIST, so that a watch that went silent is
+repaired. The cache serves the scrape loop and says what to reconcile; a reconcile itself always
+reads from the API server.
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ def concerned(resource: Resource, obj: Obj) -> set[Key]:
 
 
 def fingerprint(resource: Resource, obj: Obj) -> str:
-    """What of an object a reconcile looks at. Our own status writes aren't in it, so they wake nobody."""
+    """What of an object a reconcile looks at.
+
+    Our own status writes aren't in it, so they wake nobody.
+    """
     meta = obj["metadata"]
     common: list[Any] = [meta.get("uid"), meta.get("deletionTimestamp"), meta.get("generation"), meta.get("labels")]
     status = obj.get("status") or {}

@@ -1,7 +1,8 @@
 """The one door to the API server: plain dicts over HTTP, server-side apply under one field manager.
 
-Guarantees: every call has a deadline; 429, 5xx and broken connections are tried again within it, honouring Retry-After; a
-response is never parsed into a model, so no field of an object is lost; nothing here logs bodies or tokens.
+Guarantees: every call has a deadline; 429, 5xx and broken connections are tried again within it,
+honouring Retry-After; a response is never parsed into a model, so no field of an object is lost;
+nothing here logs bodies or tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class Kube(Protocol):
         """All objects, with apiVersion and kind filled in; [] when an optional API is absent."""
 
     async def apply(self, obj: Obj, *, dry_run: bool = False) -> Obj:
-        """Server-side apply with force. With metadata.resourceVersion set: Conflict if the object has changed."""
+        """Server-side apply with force.
+
+        With metadata.resourceVersion set: Conflict if the object has changed.
+        """
 
     async def apply_status(self, obj: Obj) -> Obj:
         """Server-side apply of the status subresource."""
@@ -195,7 +199,8 @@ class HttpKube:
                 return await self._once(what, params, body, content_type)
             except Retry as error:
                 pause = error.after_s if error.after_s is not None else 0.2 * 2**attempt * (1 + self._jitter())
-                # A server that asks for a longer pause than is left gets it: the caller's queue waits, not this call.
+                # A server that asks for a longer pause than is left gets it: the caller's queue
+                # waits, not this call.
                 if attempt == attempts or asyncio.get_running_loop().time() + pause >= ends_at:
                     raise
                 log.debug("%s; attempt %d, next in %.1f s", error, attempt, pause)

@@ -17,7 +17,10 @@ class NoCredentials(Exception):
 
 @dataclass(slots=True)
 class Credentials:
-    """Server, trust and identity. `token` is read again by `reload`, because bound tokens are rotated."""
+    """Server, trust and identity.
+
+    `token` is read again by `reload`, because bound tokens are rotated.
+    """
 
     server: str
     ca_file: str | None = None
@@ -49,7 +52,10 @@ class Credentials:
 
 
 def load(environ: Mapping[str, str] = os.environ, account_dir: Path = SERVICE_ACCOUNT_DIR) -> Credentials:
-    """From KUBECONFIG when it is set, else in-cluster, else ~/.kube/config. Raises NoCredentials."""
+    """From KUBECONFIG when it is set, else in-cluster, else ~/.kube/config.
+
+    Raises NoCredentials.
+    """
     if not environ.get("KUBECONFIG") and (account_dir / "token").exists():
         return _in_cluster(environ, account_dir)
     return _from_kubeconfig(environ.get("KUBECONFIG"))
@@ -78,7 +84,9 @@ def _from_kubeconfig(path: str | None) -> Credentials:
         raise NoCredentials(f"no usable kubeconfig: {error}") from error
 
     def token() -> str | None:
-        value = configuration.get_api_key_with_prefix("authorization") or configuration.get_api_key_with_prefix("BearerToken")
+        value = configuration.get_api_key_with_prefix("authorization") or configuration.get_api_key_with_prefix(
+            "BearerToken"
+        )
         return None if not value else str(value).removeprefix("Bearer ").strip()
 
     return Credentials(

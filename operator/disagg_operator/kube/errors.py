@@ -11,7 +11,8 @@ KubeError
 
 from __future__ import annotations
 
-# How an apply of a wrong type or of an unknown field is answered, for built-in kinds: with 500, though no retry can help.
+# How an apply of a wrong type or of an unknown field is answered, for built-in kinds: with 500,
+# though no retry can help.
 _UNTYPED = "failed to create typed patch object"
 
 

@@ -1,7 +1,7 @@
 """PURE: the kinds the operator reads and writes, and their paths on the API server.
 
-One table, so that a path is never put together anywhere else. Names that come from objects are checked before they become a
-part of a URL.
+One table, so that a path is never put together anywhere else. Names that come from objects are
+checked before they become a part of a URL.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class Resource:
     optional: bool = False
 
     def path(self, namespace: str | None, name: str | None = None) -> str:
-        """URL path of the collection or of one object. `namespace=None` means all namespaces. Raises ValueError."""
+        """URL path of the collection or of one object.
+
+        `namespace=None` means all namespaces. Raises ValueError.
+        """
         prefix = f"/api/{self.api_version}" if "/" not in self.api_version else f"/apis/{self.api_version}"
         middle = f"/namespaces/{segment(namespace)}" if self.namespaced and namespace else ""
         tail = f"/{segment(name)}" if name is not None else ""
@@ -49,7 +52,9 @@ ROLE = Resource("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 POD_DISRUPTION_BUDGET = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NETWORK_POLICY = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
-NETWORK_ATTACHMENT = Resource("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", "network-attachment-definitions", optional=True)
+NETWORK_ATTACHMENT = Resource(
+    "k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", "network-attachment-definitions", optional=True
+)
 
 ALL = (
     DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, REPLICA_SET, DEPLOYMENT, ROLE,
@@ -57,7 +62,8 @@ ALL = (
 )  # fmt: skip
 _BY_KIND = {(r.api_version, r.kind): r for r in ALL}
 
-# What a DisaggDeployment may own and is listed by label. Secrets are not: the operator may GET one by name, and list none.
+# What a DisaggDeployment may own and is listed by label. Secrets are not: the operator may GET one
+# by name, and list none.
 OWNED = (
     NETWORK_ATTACHMENT, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, DISAGG_POOL, SERVICE, DEPLOYMENT,
     POD_DISRUPTION_BUDGET, NETWORK_POLICY,

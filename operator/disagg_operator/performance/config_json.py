@@ -1,4 +1,7 @@
-"""PURE: from a model's Hugging Face config.json to its shape. What can't be planned is refused by the field that says so."""
+"""PURE: from a model's Hugging Face config.json to its shape.
+
+What can't be planned is refused by the field that says so.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,15 @@ _PER_TOKEN = ("num_experts_per_tok", "experts_per_token")
 _SHARED = ("n_shared_experts", "num_shared_experts")
 _SHARED_WIDTHS = ("shared_expert_intermediate_size", "shared_intermediate_size")
 # Mixtures that are written in another way, and attention that keeps something else.
-_FOREIGN = ("moe_num_experts", "moe_k", "ffn_config", "moe_layers_enum", "zero_expert_num", "moe_every_n_layers", "moe_layer_start_index")
+_FOREIGN = (
+    "moe_num_experts",
+    "moe_k",
+    "ffn_config",
+    "moe_layers_enum",
+    "zero_expert_num",
+    "moe_every_n_layers",
+    "moe_layer_start_index",
+)
 _SPARSE = ("index_topk", "index_n_heads", "nsa_config", "sparse_attention_config")
 _LATENT = ("q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
 _STATES = (
@@ -26,12 +37,17 @@ _WRITES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 
 
 def from_config(raw: Mapping[str, Any], name: str) -> ModelShape:
-    """The shape in a config.json; of a multi-modal one, that of its text part. Raises PlanError naming the field."""
+    """The shape in a config.json; of a multi-modal one, that of its text part.
+
+    Raises PlanError naming the field.
+    """
     text = raw.get("text_config")
     if isinstance(text, Mapping) and "hidden_size" not in raw:
         _check_kind(raw)
         # What is said of the whole holds for its part.
-        raw = {k: raw[k] for k in ("quantization_config", "torch_dtype", "dtype", "tie_word_embeddings") if k in raw} | {**text}
+        raw = {
+            k: raw[k] for k in ("quantization_config", "torch_dtype", "dtype", "tie_word_embeddings") if k in raw
+        } | {**text}
         raw.pop("architectures", None)
     _check_kind(raw)
     hidden, heads, layers = (_integer(raw, f) for f in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
@@ -58,7 +74,8 @@ def from_config(raw: Mapping[str, Any], name: str) -> ModelShape:
         context_tokens=None if context is None else _integer(raw, "max_position_embeddings"),
         experts=experts,
         latent=latent,
-        # The bundled engine keeps what lies outside of a window: dense models, which it may serve, are planned as if there were none.
+        # The bundled engine keeps what lies outside of a window: dense models, which it may serve,
+        # are planned as if there were none.
         window=_window(raw, layers) if experts else None,
     )
 
@@ -69,11 +86,15 @@ def _integer(raw: Mapping[str, Any], field: str, default: int | None = None, lea
     if value is None:
         raise PlanError(f"config.json: {field}: is missing")
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise PlanError(f"config.json: {field}: {value!r} is not {'a positive integer' if least else 'an integer of 0 or more'}")
+        raise PlanError(
+            f"config.json: {field}: {value!r} is not {'a positive integer' if least else 'an integer of 0 or more'}"
+        )
     return value
 
 
-def _one_of(raw: Mapping[str, Any], fields: tuple[str, ...], default: int | None = None, least: int = 1) -> tuple[str, int]:
+def _one_of(
+    raw: Mapping[str, Any], fields: tuple[str, ...], default: int | None = None, least: int = 1
+) -> tuple[str, int]:
     """The field that is set and its value. Raises PlanError where two contradict each other."""
     given = {f: _integer(raw, f, least=least) for f in fields if raw.get(f) is not None}
     if len(set(given.values())) > 1:
@@ -86,14 +107,20 @@ def _one_of(raw: Mapping[str, Any], fields: tuple[str, ...], default: int | None
 def _check_kind(raw: Mapping[str, Any]) -> None:
     """Raises PlanError for a model that is no decoder with attention in each layer."""
     if field := next((f for f in _FOREIGN if raw.get(f)), ""):
-        raise PlanError(f"config.json: {field}: mixtures of experts in this form are not planned ({', '.join(_COUNTS)} are)")
+        raise PlanError(
+            f"config.json: {field}: mixtures of experts in this form are not planned ({', '.join(_COUNTS)} are)"
+        )
     if field := next((f for f in _SPARSE if raw.get(f)), ""):
-        raise PlanError(f"config.json: {field}: sparse attention is not planned: it keeps an index beside the cache and reads a part of it")
+        raise PlanError(
+            f"config.json: {field}: sparse attention is not planned: it keeps an index beside the cache and reads a part of it"
+        )
     kinds = raw.get("layer_types")
     other = sorted({str(k) for k in kinds} - _ATTENTION) if isinstance(kinds, list) else []
     if other or (field := next((f for f in _STATES if raw.get(f)), "")) or _linear(raw):
         what = f"layer_types: {other[0]}" if other else field or "attn_type_list"
-        raise PlanError(f"config.json: {what}: models with state-space or linear-attention layers are not planned: their cache is another")
+        raise PlanError(
+            f"config.json: {what}: models with state-space or linear-attention layers are not planned: their cache is another"
+        )
     if raw.get("is_encoder_decoder"):
         raise PlanError("config.json: is_encoder_decoder: models with an encoder are not planned")
     named = raw.get("architectures")
@@ -112,7 +139,9 @@ def _latent(raw: Mapping[str, Any]) -> Latent | None:
         if given := next((f for f in _LATENT if raw.get(f)), None):
             raise PlanError(f"config.json: kv_lora_rank: is missing, though {given} is that of latent attention")
         return None
-    rank, rope, nope, value = (_integer(raw, f) for f in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"))
+    rank, rope, nope, value = (
+        _integer(raw, f) for f in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+    )
     return Latent(rank, rope, nope, value, _integer(raw, "q_lora_rank", 0, least=0))
 
 
@@ -148,8 +177,10 @@ def _shared_width(raw: Mapping[str, Any], width: int) -> int:
 
 
 def _mixed_layers(raw: Mapping[str, Any], layers: int) -> int:
-    """How many layers have experts, by the rules of DeepSeek and GLM (the first k are dense, then each n-th or a list of 0 and 1), of Qwen
-    (each n-th but for some) and of Llama 4 (each n-th, or a list of them)."""
+    """How many layers have experts, by the rules of DeepSeek and GLM (the first k are dense, then
+    each n-th or a list of 0 and 1), of Qwen (each n-th but for some) and of Llama 4 (each n-th, or
+    a list of them).
+    """
     first = _integer(raw, "first_k_dense_replace", 0, least=0)
     if first > layers:
         raise PlanError(f"config.json: first_k_dense_replace: {first} of {layers} layers")
@@ -185,7 +216,9 @@ def _layers(raw: Mapping[str, Any], field: str, layers: int) -> set[int]:
 
 
 def _window(raw: Mapping[str, Any], layers: int) -> Window | None:
-    """Of the layers that `layer_types` gives one, or, in Llama 4, all but those without rotary embeddings."""
+    """Of the layers that `layer_types` gives one, or, in Llama 4, all but those without rotary
+    embeddings.
+    """
     kinds = raw.get("layer_types")
     if not isinstance(kinds, list):
         if raw.get("attention_chunk_size") is None or "interleave_moe_layer_step" not in raw:

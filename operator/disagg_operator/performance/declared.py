@@ -10,13 +10,16 @@ from disagg_operator.performance import hardware, model_shape
 from disagg_operator.performance.profile import Profile
 from disagg_operator.performance.roof_line import Efficiency, estimate
 
-# The bundled 5-million-parameter model on one CPU thread: the order of magnitude is right, the rest is learned.
+# The bundled 5-million-parameter model on one CPU thread: the order of magnitude is right, the rest
+# is learned.
 CPU = Profile(1, 4e-3, 0.15e-3, 0.0, 3e-3, 0.6e-3, 0.1e-6, 40_000, batch_tokens=2048, max_running=64)
 
 
 def profile_of(dd: DisaggDeployment) -> Profile:
-    """How fast a worker is before anything has been measured: declared, else by accelerator and model, else a CPU with a small model.
-    Prefill's numbers are of a prefill worker, decode's of a decode worker."""
+    """How fast a worker is before anything has been measured: declared, else by accelerator and
+    model, else a CPU with a small model. Prefill's numbers are of a prefill worker, decode's of a
+    decode worker.
+    """
     spec = dd.spec
     prefill, decode = _estimate(dd, spec.prefill), _estimate(dd, spec.decode)
     found = Profile(
@@ -50,8 +53,10 @@ def _estimate(dd: DisaggDeployment, pool: PoolSpec) -> Profile:
 
 
 def _shape(name: str) -> model_shape.ModelShape | None:
-    """The known shape whose name begins the model's, such as Llama-3.1-70B-Instruct; the longest of several (glm-4.5-air). A size in the
-    rest is that of another model (DeepSeek-R1-Distill-Qwen-7B)."""
+    """The known shape whose name begins the model's, such as Llama-3.1-70B-Instruct; the longest of
+    several (glm-4.5-air). A size in the rest is that of another model
+    (DeepSeek-R1-Distill-Qwen-7B).
+    """
     words = re.sub(r"[^a-z0-9.]+", "-", name.lower()).removeprefix("meta-")
     known = max((k for k in model_shape.KNOWN if words == k or words.startswith(k + "-")), key=len, default="")
     if not known or re.search(r"-\d+(\.\d+)?b(-|$)", words.removeprefix(known)):

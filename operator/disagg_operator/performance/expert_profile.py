@@ -1,9 +1,11 @@
 """PURE: a profile of a model with experts, whose decode step is no line in the batch.
 
-A step reads the experts that its sequences take: `E (1 - (1 - k/E)^B)` of E for B sequences that take k each, if routing is even. That
-bends: DeepSeek-V3 reads an eighth of its experts for 4 sequences, half for 22 and nine tenths for 73. Simulator, autoscaler and files
-know a step as `d + e*B + f*K` only. So the coefficients are the tangent at one batch: exact there and too slow elsewhere, never too fast,
-since the curve bends downwards. `step_s` and what the planner asks besides are exact.
+A step reads the experts that its sequences take: `E (1 - (1 - k/E)^B)` of E for B sequences that
+take k each, if routing is even. That bends: DeepSeek-V3 reads an eighth of its experts for 4
+sequences, half for 22 and nine tenths for 73. Simulator, autoscaler and files know a step as `d +
+e*B + f*K` only. So the coefficients are the tangent at one batch: exact there and too slow
+elsewhere, never too fast, since the curve bends downwards. `step_s` and what the planner asks
+besides are exact.
 """
 
 from __future__ import annotations
@@ -20,16 +22,19 @@ _ALL = 1e9  # sequences, which take all experts
 
 @dataclass(frozen=True, slots=True)
 class ExpertProfile(Profile):
-    """`routed_s`: to read all routed experts of all layers once; `share`: of them that one token takes, less than 1. `tangent`: the
-    sequences at which `d_s` and `e_s_per_sequence` touch the curve; at first where all experts are read.
+    """`routed_s`: to read all routed experts of all layers once; `share`: of them that one token
+    takes, less than 1. `tangent`: the sequences at which `d_s` and `e_s_per_sequence` touch the
+    curve; at first where all experts are read.
 
-    Prefill: a batch can't be faster than reading the weights, `weights_s` for those that every token needs, with choosing the others;
-    `matrix_s_per_token` is the part of `b_s_per_token` that multiplies by them. Prompts in a batch share the reading, so it is in no
-    coefficient; one alone pays it.
+    Prefill: a batch can't be faster than reading the weights, `weights_s` for those that every
+    token needs, with choosing the others; `matrix_s_per_token` is the part of `b_s_per_token` that
+    multiplies by them. Prompts in a batch share the reading, so it is in no coefficient; one alone
+    pays it.
 
-    `ranks`: more than one where each GPU computes attention, and whatever else all tokens need, for sequences of its own. Coefficients then
-    say what it takes if the GPUs have equal shares. A prompt alone has one of them only, for `own_s_per_token` of its matrices and for its
-    attention, and no request can hold more than one GPU's cache.
+    `ranks`: more than one where each GPU computes attention, and whatever else all tokens need, for
+    sequences of its own. Coefficients then say what it takes if the GPUs have equal shares. A
+    prompt alone has one of them only, for `own_s_per_token` of its matrices and for its attention,
+    and no request can hold more than one GPU's cache.
     """
 
     routed_s: float = 0.0
@@ -57,7 +62,9 @@ class ExpertProfile(Profile):
         slope = self._slope_s(new)
         base_s = self.d_s - self._read_s(old) + self._slope_s(old) * old
         per_sequence_s = max(0.0, self.e_s_per_sequence - self._slope_s(old))
-        return replace(self, d_s=base_s + self._read_s(new) - slope * new, e_s_per_sequence=per_sequence_s + slope, tangent=new)
+        return replace(
+            self, d_s=base_s + self._read_s(new) - slope * new, e_s_per_sequence=per_sequence_s + slope, tangent=new
+        )
 
     def step_s(self, sequences: float, kv_tokens: float) -> float:
         many = max(1.0, sequences)
@@ -84,7 +91,11 @@ class ExpertProfile(Profile):
     def isolated_s(self, tokens: float) -> float:
         reading_s = self.weights_s + self._read_s(tokens)
         matrices_s = (self.matrix_s_per_token + (self.ranks - 1) * self.own_s_per_token) * tokens
-        return self.prefill_s(tokens, tokens * tokens) + self.lone_s(tokens, tokens * tokens) + max(0.0, reading_s - matrices_s)
+        return (
+            self.prefill_s(tokens, tokens * tokens)
+            + self.lone_s(tokens, tokens * tokens)
+            + max(0.0, reading_s - matrices_s)
+        )
 
     def lone_s(self, tokens: float, tokens_squared: float) -> float:
         return (self.ranks - 1) * (self.own_s_per_token * tokens + self.c_s_per_token2 * tokens_squared)
@@ -101,6 +112,8 @@ class ExpertProfile(Profile):
         return (self.weights_s + self.routed_s) / self.matrix_s_per_token
 
     def fit_error(self, sequences: float, kv_per_sequence: float) -> float:
-        """How much longer than the curve the coefficients say that such a step takes, as a share of it."""
+        """How much longer than the curve the coefficients say that such a step takes, as a share of
+        it.
+        """
         kv_tokens = sequences * kv_per_sequence
         return Profile.step_s(self, sequences, kv_tokens) / self.step_s(sequences, kv_tokens) - 1

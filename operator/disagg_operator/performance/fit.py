@@ -1,7 +1,10 @@
-"""PURE: from measured times to a Profile. Coefficients are not negative; errors count relative to the time that was measured.
+"""PURE: from measured times to a Profile.
 
-Prefill is measured in two ways. Alone, a prompt's first token takes `overhead + a + b*n + c*n^2`. With one prompt always waiting behind the
-one that is computed, a prompt takes `a + b*n + c*n^2`: nothing but the worker's own time. The difference is what router and network add.
+Coefficients are not negative; errors count relative to the time that was measured.
+
+Prefill is measured in two ways. Alone, a prompt's first token takes `overhead + a + b*n + c*n^2`.
+With one prompt always waiting behind the one that is computed, a prompt takes `a + b*n + c*n^2`:
+nothing but the worker's own time. The difference is what router and network add.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ class FitError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class PrefillPoint:
-    """Median time to the first token of a prompt alone, and, where it was measured, the time a prompt takes when they queue. `least_s`: the
-    shortest that was seen alone, which others on the machine have disturbed the least."""
+    """Median time to the first token of a prompt alone, and, where it was measured, the time a
+    prompt takes when they queue. `least_s`: the shortest that was seen alone, which others on the
+    machine have disturbed the least.
+    """
 
     tokens: int
     alone_s: float
@@ -35,7 +40,9 @@ class PrefillPoint:
 
 @dataclass(frozen=True, slots=True)
 class DecodePoint:
-    """One decode step over so many sequences that hold so many tokens together, of which so many joined just before (on average)."""
+    """One decode step over so many sequences that hold so many tokens together, of which so many
+    joined just before (on average).
+    """
 
     sequences: float
     kv_tokens: float
@@ -90,7 +97,9 @@ class Limits:
 
 
 def non_negative(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
-    """Least squares of relative errors with coefficients >= 0: the best of all choices of coefficients that are 0. For a few columns."""
+    """Least squares of relative errors with coefficients >= 0: the best of all choices of
+    coefficients that are 0. For a few columns.
+    """
     n = len(rows[0])
     scaled = [[x / v for x in row] for row, v in zip(rows, values, strict=True)]
     best, least = [0.0] * n, math.inf
@@ -107,10 +116,15 @@ def non_negative(rows: Sequence[Sequence[float]], values: Sequence[float]) -> li
 
 
 def _solve(rows: Sequence[Sequence[float]]) -> list[float] | None:
-    """The x that brings rows * x nearest to 1, by the normal equations with scaled columns; None where columns depend on each other."""
+    """The x that brings rows * x nearest to 1, by the normal equations with scaled columns; None
+    where columns depend on each other.
+    """
     n = len(rows[0])
     size = [math.sqrt(sum(r[i] * r[i] for r in rows)) or 1.0 for i in range(n)]
-    m = [[sum(r[i] * r[j] for r in rows) / size[i] / size[j] for j in range(n)] + [sum(r[i] for r in rows) / size[i]] for i in range(n)]
+    m = [
+        [sum(r[i] * r[j] for r in rows) / size[i] / size[j] for j in range(n)] + [sum(r[i] for r in rows) / size[i]]
+        for i in range(n)
+    ]
     for i in range(n):
         pivot = max(range(i, n), key=lambda k: abs(m[k][i]))
         if abs(m[pivot][i]) < 1e-9:
@@ -134,11 +148,14 @@ def fit(
     _, full_tokens = batch_wait(
         [(p.tokens, p.least_s) for p in prefill if p.least_s is not None] or [(p.tokens, p.alone_s) for p in prefill]
     )
-    # Behind others, prompts that wait to fill a batch are computed together: their times say nothing of one.
+    # Behind others, prompts that wait to fill a batch are computed together: their times say
+    # nothing of one.
     queued = [(p.tokens, p.queued_s) for p in prefill if p.queued_s is not None and p.tokens >= full_tokens]
     if len(prefill) < _LEAST_POINTS or len(queued) < _LEAST_QUEUED:
         few = f"{len(prefill)} lengths alone and of {len(queued)} behind others that wait for no batch"
-        raise FitError(f"prefill: times of {few}; at least {_LEAST_POINTS} and {_LEAST_QUEUED} are needed: measure longer prompts")
+        raise FitError(
+            f"prefill: times of {few}; at least {_LEAST_POINTS} and {_LEAST_QUEUED} are needed: measure longer prompts"
+        )
     if len(decode) < _LEAST_POINTS:
         raise FitError(f"decode: times of {len(decode)} batches, at least {_LEAST_POINTS} are needed")
     # One solution for both kinds of times: what prompts alone take more is overhead and wait.
@@ -155,15 +172,22 @@ def fit(
         limits.gpus, a, b, c, d, e, f, limits.kv_tokens, 0.0, limits.batch_tokens, limits.max_running,
         overhead_s, 0.0, wait_s, full_tokens, take_in_s, h, front_s,
     )  # fmt: skip
-    profile = replace(profile, handover_s=max(0.0, median(_beside_steps_s(profile, a) for a in answers)) if answers else 0.0)
+    profile = replace(
+        profile, handover_s=max(0.0, median(_beside_steps_s(profile, a) for a in answers)) if answers else 0.0
+    )
     alone = [Residual(f"{p.tokens} tokens alone", p.alone_s, _alone_s(profile, p.tokens)) for p in prefill]
     behind = [Residual(f"{n} tokens behind others", s, profile.isolated_s(n)) for n, s in queued]
-    steps = [Residual(_what(p), p.step_s, profile.step_s(p.sequences, p.kv_tokens) + profile.take_in_s * p.joined) for p in decode]
+    steps = [
+        Residual(_what(p), p.step_s, profile.step_s(p.sequences, p.kv_tokens) + profile.take_in_s * p.joined)
+        for p in decode
+    ]
     return Fitted(profile, (*alone, *behind), tuple(steps))
 
 
 def _beside_steps_s(profile: Profile, answer: ShortAnswer) -> float:
-    """What an answer took more than its steps: the hand-over, and a first step that finds everything cold."""
+    """What an answer took more than its steps: the hand-over, and a first step that finds
+    everything cold.
+    """
     steps = answer.output_tokens - 1
     return answer.seconds - steps * profile.step_s(1, answer.prompt_tokens + answer.output_tokens / 2)
 
@@ -179,15 +203,20 @@ def _alone_s(profile: Profile, tokens: int) -> float:
 
 
 def batch_wait(alone: Sequence[tuple[int, float]]) -> tuple[float, int]:
-    """(wait, tokens from which on nothing is waited for), from prompts alone: the split of the lengths into short ones that wait and long
-    ones that do not which explains their times best. None (0, 0) unless it halves the squares of the errors,
-    and is 10 ms and a quarter of the shortest prompt's time or more."""
+    """(wait, tokens from which on nothing is waited for), from prompts alone: the split of the
+    lengths into short ones that wait and long ones that do not which explains their times best.
+    None (0, 0) unless it halves the squares of the errors, and is 10 ms and a quarter of the
+    shortest prompt's time or more.
+    """
     points = sorted(alone)
     times = [s for _, s in points]
 
     def error(rows: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
         found = non_negative(rows, times)
-        return sum((sum(x * y for x, y in zip(row, found, strict=True)) / s - 1) ** 2 for row, s in zip(rows, times, strict=True)), found
+        return sum(
+            (sum(x * y for x, y in zip(row, found, strict=True)) / s - 1) ** 2
+            for row, s in zip(rows, times, strict=True)
+        ), found
 
     least, _ = error([(1.0, n, n * n) for n, _ in points])
     best = 0.0, 0

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One accelerator. `product` is the value of the node label that the device's feature discovery sets."""
+    """One accelerator.
+
+    `product` is the value of the node label that the device's feature discovery sets.
+    """
 
     name: str
     product: str
@@ -27,7 +30,10 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A way for the KV cache. `efficiency`: the part of the line rate that a transfer of many blocks reaches (an assumption)."""
+    """A way for the KV cache.
+
+    `efficiency`: the part of the line rate that a transfer of many blocks reaches (an assumption).
+    """
 
     name: str
     line_bits_per_s: float

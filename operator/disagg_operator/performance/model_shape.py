@@ -11,9 +11,10 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """The mixture in `layers` of the model: `count` routed experts of `width`, `per_token` of which a token takes; `shared_width`: of
-    what all tokens take beside them. `bits`: how routed experts are stored (MXFP4: 4.25, a scale of 8 bits for 32 weights); None: as the
-    rest."""
+    """The mixture in `layers` of the model: `count` routed experts of `width`, `per_token` of which
+    a token takes; `shared_width`: of what all tokens take beside them. `bits`: how routed experts
+    are stored (MXFP4: 4.25, a scale of 8 bits for 32 weights); None: as the rest.
+    """
 
     layers: int
     count: int
@@ -28,16 +29,19 @@ class Experts:
         return self.per_token / self.count
 
     def touched(self, tokens: float) -> float:
-        """How many experts of a layer a batch takes on average, if each token is routed evenly and by itself: E (1 - (1 - k/E)^B).
-        Real routing prefers some experts, and touches fewer."""
+        """How many experts of a layer a batch takes on average, if each token is routed evenly and
+        by itself: E (1 - (1 - k/E)^B). Real routing prefers some experts, and touches fewer.
+        """
         missed: float = (1 - self.share) ** max(1.0, tokens)
         return self.count * (1 - missed)
 
 
 @dataclass(frozen=True, slots=True)
 class Latent:
-    """Multi-head latent attention: keys and values of all heads come from one vector of `rank`, and one rotary key of `rope` is shared.
-    `nope`, `value`: the rest of a head's key, and its value. `query_rank`: of the compressed query; 0: it is not compressed."""
+    """Multi-head latent attention: keys and values of all heads come from one vector of `rank`, and
+    one rotary key of `rope` is shared. `nope`, `value`: the rest of a head's key, and its value.
+    `query_rank`: of the compressed query; 0: it is not compressed.
+    """
 
     rank: int
     rope: int
@@ -56,9 +60,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A decoder. `intermediate`: of the layers without experts. `weight_bits`, `kv_bits`: how weights and KV cache are stored.
-    `context_tokens`: the most that a request may have; None: not known. With latent attention `kv_heads` is 1: no rank has a part of
-    the cache, each has the whole."""
+    """A decoder.
+
+    `intermediate`: of the layers without experts. `weight_bits`, `kv_bits`: how weights and KV
+    cache are stored. `context_tokens`: the most that a request may have; None: not known. With
+    latent attention `kv_heads` is 1: no rank has a part of the cache, each has the whole.
+    """
 
     name: str
     layers: int
@@ -91,14 +98,21 @@ class ModelShape:
 
     @property
     def base_parameters(self) -> int:
-        """What each token is multiplied with: attention, dense layers, shared experts, routers and the output head."""
+        """What each token is multiplied with: attention, dense layers, shared experts, routers and
+        the output head.
+        """
         e = self.experts
         dense = 3 * self.hidden * self.intermediate
         if e is None:
             return self.layers * (self.attention_parameters + dense) + self.hidden * self.vocab
         router = self.hidden * e.count if e.count > 1 else 0
         mixed = 3 * self.hidden * e.shared_width + router
-        return self.layers * self.attention_parameters + (self.layers - e.layers) * dense + e.layers * mixed + self.hidden * self.vocab
+        return (
+            self.layers * self.attention_parameters
+            + (self.layers - e.layers) * dense
+            + e.layers * mixed
+            + self.hidden * self.vocab
+        )
 
     @property
     def routed_parameters(self) -> int:
@@ -108,8 +122,10 @@ class ModelShape:
 
     @property
     def active_parameters(self) -> int:
-        """What one token is multiplied with, with its share of the routed experts. As usual, the input embedding is not counted, the
-        output head is."""
+        """What one token is multiplied with, with its share of the routed experts.
+
+        As usual, the input embedding is not counted, the output head is.
+        """
         e = self.experts
         return self.base_parameters + (0 if e is None else self.routed_parameters * e.per_token // e.count)
 
@@ -142,7 +158,9 @@ class ModelShape:
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """All layers' cache of one token: 2 * layers * kv_heads * head_dim * bytes; latent: layers * (rank + rope) * bytes."""
+        """All layers' cache of one token: 2 * layers * kv_heads * head_dim * bytes; latent: layers
+        * (rank + rope) * bytes.
+        """
         return self.layers * self._layer_kv_bytes
 
     def kv_bytes(self, tokens: float) -> float:
@@ -156,26 +174,35 @@ class ModelShape:
 
     @property
     def token_flops(self) -> float:
-        """Of one token through the matrices: a multiplication and an addition for each parameter that it takes."""
+        """Of one token through the matrices: a multiplication and an addition for each parameter
+        that it takes.
+        """
         return 2 * self.active_parameters
 
     @property
     def pair_flops(self) -> float:
-        """Of one token attending to one earlier token while a prompt is computed, all layers: q.k and p.v. A latent cache is first made
-        into keys and values of each head (which counts as weights)."""
+        """Of one token attending to one earlier token while a prompt is computed, all layers: q.k
+        and p.v. A latent cache is first made into keys and values of each head (which counts as
+        weights).
+        """
         a = self.latent
         width = 2 * self.head_dim if a is None else a.nope + a.rope + a.value
         return 2 * self.layers * self.heads * width
 
     @property
     def decode_pair_flops(self) -> float:
-        """The same in a decode step. With latent attention the query is taken into the latent space instead (the absorbed form), where
-        each head multiplies with the whole cached vector."""
+        """The same in a decode step.
+
+        With latent attention the query is taken into the latent space instead (the absorbed form),
+        where each head multiplies with the whole cached vector.
+        """
         a = self.latent
         return self.pair_flops if a is None else 2 * self.layers * self.heads * (2 * a.rank + a.rope)
 
     def at_bits(self, weight_bits: int | None, kv_bits: int) -> ModelShape:
-        """The same with weights and cache stored otherwise; None: the weights stay as the checkpoint has them."""
+        """The same with weights and cache stored otherwise; None: the weights stay as the
+        checkpoint has them.
+        """
         if weight_bits is None:
             return replace(self, kv_bits=kv_bits)
         experts = None if self.experts is None else replace(self.experts, bits=None)
@@ -197,7 +224,21 @@ def _shape(
     window: Window | None = None,
 ) -> ModelShape:
     return ModelShape(
-        name, layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, False, bits, 16, context_tokens, experts, None, window
+        name,
+        layers,
+        hidden,
+        intermediate,
+        heads,
+        kv_heads,
+        head_dim,
+        vocab,
+        False,
+        bits,
+        16,
+        context_tokens,
+        experts,
+        None,
+        window,
     )
 
 
@@ -205,9 +246,13 @@ def _latent(
     name: str, layers: int, hidden: int, intermediate: int, heads: int, vocab: int, context_tokens: int | None, experts: Experts, bits: int,
     query_rank: int = 1536,
 ) -> ModelShape:  # fmt: skip
-    """DeepSeek's attention; all of its models, and Kimi K2, have a latent vector of 512 and a rotary key of 64."""
+    """DeepSeek's attention; all of its models, and Kimi K2, have a latent vector of 512 and a
+    rotary key of 64.
+    """
     attention = Latent(512, 64, 128, 128, query_rank)
-    return ModelShape(name, layers, hidden, intermediate, heads, 1, 192, vocab, False, bits, 16, context_tokens, experts, attention)
+    return ModelShape(
+        name, layers, hidden, intermediate, heads, 1, 192, vocab, False, bits, 16, context_tokens, experts, attention
+    )
 
 
 def _deepseek_v3(name: str, context_tokens: int = 163_840) -> ModelShape:
@@ -215,15 +260,20 @@ def _deepseek_v3(name: str, context_tokens: int = 163_840) -> ModelShape:
 
 
 def _kimi_k2(name: str, bits: int, expert_bits: float | None, context_tokens: int | None) -> ModelShape:
-    return _latent(name, 61, 7168, 18432, 64, 163840, context_tokens, Experts(60, 384, 8, 2048, 2048, expert_bits), bits)
+    return _latent(
+        name, 61, 7168, 18432, 64, 163840, context_tokens, Experts(60, 384, 8, 2048, 2048, expert_bits), bits
+    )
 
 
-# Shapes as in the published config.json of each model, huggingface.co/ORG/NAME: meta-llama/Llama-3.1-8B and -70B, Llama-3.3-70B,
-# Llama-2-70b-hf, Llama-4-Scout-17B-16E and -Maverick-17B-128E; mistralai/Mistral-7B-v0.3, Mixtral-8x7B-v0.1 and -8x22B-v0.1;
-# Qwen/Qwen2.5-7B, -32B and -72B, Qwen3-8B, -32B, -30B-A3B, -235B-A22B and -Coder-480B-A35B; deepseek-ai/DeepSeek-V3, -V3.1, -R1 and
-# -V2-Lite; moonshotai/Kimi-K2-Instruct and -Thinking; openai/gpt-oss-20b and -120b; zai-org/GLM-4.5, -4.5-Air and -4.6. Embeddings are
-# not tied in any. The context is left out where variants differ in it. Bits are those of the published checkpoint: DeepSeek and Kimi K2
-# FP8, gpt-oss MXFP4 and Kimi K2 Thinking INT4 (a 16-bit scale for 32 weights) in the routed experts alone.
+# Shapes as in the published config.json of each model, huggingface.co/ORG/NAME:
+# meta-llama/Llama-3.1-8B and -70B, Llama-3.3-70B, Llama-2-70b-hf, Llama-4-Scout-17B-16E and
+# -Maverick-17B-128E; mistralai/Mistral-7B-v0.3, Mixtral-8x7B-v0.1 and -8x22B-v0.1; Qwen/Qwen2.5-7B,
+# -32B and -72B, Qwen3-8B, -32B, -30B-A3B, -235B-A22B and -Coder-480B-A35B; deepseek-ai/DeepSeek-V3,
+# -V3.1, -R1 and -V2-Lite; moonshotai/Kimi-K2-Instruct and -Thinking; openai/gpt-oss-20b and -120b;
+# zai-org/GLM-4.5, -4.5-Air and -4.6. Embeddings are not tied in any. The context is left out where
+# variants differ in it. Bits are those of the published checkpoint: DeepSeek and Kimi K2 FP8,
+# gpt-oss MXFP4 and Kimi K2 Thinking INT4 (a 16-bit scale for 32 weights) in the routed experts
+# alone.
 KNOWN = {
     shape.name: shape
     for shape in (
@@ -266,8 +316,9 @@ _SUFFIXES = ("-instruct", "-base", "-chat", "-hf", "-it", "-v0.3", "-v0.1", "-25
 
 
 def named(name: str) -> ModelShape | None:
-    """A known shape by a Hugging Face name, whatever organisation and variant: meta-llama/Llama-3.1-70B-Instruct, or that in FP8:
-    Qwen/Qwen3-235B-A22B-Instruct-2507-FP8."""
+    """A known shape by a Hugging Face name, whatever organisation and variant:
+    meta-llama/Llama-3.1-70B-Instruct, or that in FP8: Qwen/Qwen3-235B-A22B-Instruct-2507-FP8.
+    """
     short = name.rsplit("/", 1)[-1].lower().removeprefix("meta-")
     fp8 = short.endswith("-fp8")
     short = short.removesuffix("-fp8")

@@ -1,9 +1,10 @@
 """PURE: how fast one worker of each pool is.
 
-Prefill of a batch with n uncached tokens each takes `a + b*sum(n) + c*sum(n^2)` seconds; one decode step over B sequences that hold K
-tokens of KV takes `d + e*B + f*K + h*B^2`, where h is what large batches cost more once they are bound by arithmetic. The published
-profiles are fits of Splitwise's measurements (github.com/Mutinifni/splitwise-sim, data/perf_model.csv, MIT) and, for the 8B model, of the
-parameters in llm-d's autoscaler guide.
+Prefill of a batch with n uncached tokens each takes `a + b*sum(n) + c*sum(n^2)` seconds; one decode
+step over B sequences that hold K tokens of KV takes `d + e*B + f*K + h*B^2`, where h is what large
+batches cost more once they are bound by arithmetic. The published profiles are fits of Splitwise's
+measurements (github.com/Mutinifni/splitwise-sim, data/perf_model.csv, MIT) and, for the 8B model,
+of the parameters in llm-d's autoscaler guide.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ class ProfileError(ValueError):
 class Profile:
     """Seconds, seconds per token, and so on; `kv_tokens`: what one decode worker's cache holds.
 
-    What a request meets beside computation: `overhead_s` until its first token (router, network), `handover_s` from there until it decodes.
-    An idle worker starts a prefill batch once `batch_full_tokens` wait, or the oldest prompt has waited `batch_wait_s`. The
-    sequences that a decode worker runs are held up by `take_in_s` for each one that joins them (its request, its KV, and whatever else is
-    done for it on the same processor). `front_s`: what a router takes for one request, one after another.
+    What a request meets beside computation: `overhead_s` until its first token (router, network),
+    `handover_s` from there until it decodes. An idle worker starts a prefill batch once
+    `batch_full_tokens` wait, or the oldest prompt has waited `batch_wait_s`. The sequences that a
+    decode worker runs are held up by `take_in_s` for each one that joins them (its request, its KV,
+    and whatever else is done for it on the same processor). `front_s`: what a router takes for one
+    request, one after another.
     """
 
     gpus: int
@@ -72,11 +75,16 @@ class Profile:
         return (math.sqrt(linear * linear + 4 * square * left_s) - linear) / (2 * square)
 
     def around(self, sequences: float) -> Self:
-        """The same, whose coefficients hold at so many sequences a step. Here they hold everywhere."""
+        """The same, whose coefficients hold at so many sequences a step.
+
+        Here they hold everywhere.
+        """
         return self
 
     def unread_s(self, sequences: float) -> float:
-        """What a step over so many takes less than one that reads all weights, for want of sequences that need them."""
+        """What a step over so many takes less than one that reads all weights, for want of
+        sequences that need them.
+        """
         return 0.0
 
     def lone_s(self, tokens: float, tokens_squared: float) -> float:
@@ -90,20 +98,30 @@ class Profile:
 
     @property
     def full_tokens(self) -> float:
-        """Prompt tokens of a batch from which on reading the weights takes no longer than multiplying by them. 0: coefficients have it."""
+        """Prompt tokens of a batch from which on reading the weights takes no longer than
+        multiplying by them. 0: coefficients have it.
+        """
         return 0.0
 
     def serving(self, output_tokens: float) -> Self:
-        """What a step costs while sequences of so many tokens come and go: the time to take them in is spread over their steps."""
-        return replace(self, e_s_per_sequence=self.e_s_per_sequence + self.take_in_s / max(1.0, output_tokens), take_in_s=0.0)
+        """What a step costs while sequences of so many tokens come and go: the time to take them in
+        is spread over their steps.
+        """
+        return replace(
+            self, e_s_per_sequence=self.e_s_per_sequence + self.take_in_s / max(1.0, output_tokens), take_in_s=0.0
+        )
 
     def prefill_work_s(self, requests: float, tokens: float, tokens_squared: float) -> float:
-        """Seconds of one worker for these prompts under load, when batches are full but for prompts that fill one alone."""
+        """Seconds of one worker for these prompts under load, when batches are full but for prompts
+        that fill one alone.
+        """
         batches = min(requests, 1.15 * tokens / self.batch_tokens)
         return self.a_s * batches + self.b_s_per_token * tokens + self.c_s_per_token2 * tokens_squared
 
     def best_batch(self, tpot_s: float, kv_per_sequence: float) -> float:
-        """Most sequences whose step stays within `tpot_s`; at least 1, at most what the cache and `max_running` allow."""
+        """Most sequences whose step stays within `tpot_s`; at least 1, at most what the cache and
+        `max_running` allow.
+        """
         by_time = self.sequences_within(tpot_s, kv_per_sequence)
         return max(1.0, min(by_time, self.kv_tokens / max(kv_per_sequence, 1.0), float(self.max_running)))
 
@@ -113,7 +131,9 @@ class Profile:
         return batch / self.step_s(batch, batch * kv_per_sequence)
 
     def __post_init__(self) -> None:
-        """Steps that take the same at any batch are what a measurement of few sequences shows; no sequence is quite free."""
+        """Steps that take the same at any batch are what a measurement of few sequences shows; no
+        sequence is quite free.
+        """
         if self.e_s_per_sequence + self.f_s_per_token <= 0:
             object.__setattr__(self, "e_s_per_sequence", _LEAST_S_PER_SEQUENCE)
 
@@ -123,16 +143,22 @@ PROFILES = {
     "70b-a100-tp4": Profile(4, 41.5e-3, 156.7e-6, 14.6e-9, 43.1e-3, 0.19e-3, 57e-9, 450_000),
     "8b-h100": Profile(1, 10e-3, 32e-6, 0.33e-9, 6.97e-3, 0.027e-3, 56e-9, 420_000),
 }
-# An H200 computes as an H100 does and reads 4.8 instead of 3.35 TB/s from 2.1 times the free memory.
+# An H200 computes as an H100 does and reads 4.8 instead of 3.35 TB/s from 2.1 times the free
+# memory.
 _H100 = PROFILES["70b-h100-tp4"]
-PROFILES["70b-h200-tp4"] = replace(_H100, d_s=0.7 * _H100.d_s, f_s_per_token=0.7 * _H100.f_s_per_token, kv_tokens=945_000)
+PROFILES["70b-h200-tp4"] = replace(
+    _H100, d_s=0.7 * _H100.d_s, f_s_per_token=0.7 * _H100.f_s_per_token, kv_tokens=945_000
+)
 
 _POSITIVE = ("gpus", "d_s", "kv_tokens", "batch_tokens", "max_running")
 _WHOLE = ("gpus", "kv_tokens", "batch_tokens", "max_running", "batch_full_tokens")
 
 
 def load(name: str) -> Profile:
-    """A published profile by its name, or one from a JSON file as `disagg profile` writes it. Raises ProfileError."""
+    """A published profile by its name, or one from a JSON file as `disagg profile` writes it.
+
+    Raises ProfileError.
+    """
     if name in PROFILES:
         return PROFILES[name]
     path = Path(name)

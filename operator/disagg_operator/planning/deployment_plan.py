@@ -1,4 +1,6 @@
-"""PURE: the cheapest deployment of either kind over the GPUs at hand, which of the two wins, and from what rate on."""
+"""PURE: the cheapest deployment of either kind over the GPUs at hand, which of the two wins, and
+from what rate on.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,12 @@ Kind = Literal["disaggregated", "monolithic", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One or two pools with what a user sees of them at the percentile. `cost_per_hour`: in the currency of the prices, or GPUs.
+    """One or two pools with what a user sees of them at the percentile.
 
-    `transfer_s`: the whole KV cache of a typical prompt, `exposed_s`: what of the tail prompt's is not hidden behind prefill.
+    `cost_per_hour`: in the currency of the prices, or GPUs.
+
+    `transfer_s`: the whole KV cache of a typical prompt, `exposed_s`: what of the tail prompt's is
+    not hidden behind prefill.
     """
 
     pools: tuple[PoolPlan, ...]
@@ -44,8 +49,9 @@ class Deployment:
 class Question:
     """What is to be served, how well, and with what.
 
-    `prices_per_hour`: of one GPU, by name; without prices each GPU counts one. `measured`: profiles by GPU name, instead of the estimates.
-    `prefill_gpus`, `decode_gpus`: names that a pool may use; empty: all.
+    `prices_per_hour`: of one GPU, by name; without prices each GPU counts one. `measured`: profiles
+    by GPU name, instead of the estimates. `prefill_gpus`, `decode_gpus`: names that a pool may use;
+    empty: all.
     """
 
     model: ModelShape
@@ -79,8 +85,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The answer. `crossover_per_s`: the lowest rate from which on disaggregation is the cheaper at every rate tried; None: it never is.
-    `rates`: (requests/s, cost disaggregated, cost monolithic), infinite where infeasible."""
+    """The answer.
+
+    `crossover_per_s`: the lowest rate from which on disaggregation is the cheaper at every rate
+    tried; None: it never is. `rates`: (requests/s, cost disaggregated, cost monolithic), infinite
+    where infeasible.
+    """
 
     question: Question
     disaggregated: Deployment | Infeasible
@@ -109,15 +119,22 @@ def cost_of(d: Deployment | Infeasible) -> float:
 
 def together_from(q: Question, p: Sized, d: Sized, exposed_s: float) -> Deployment:
     transfer_s = q.kv.alone_s(q.traffic.prompt.mean)
-    return Deployment((p.pool, d.pool), p.latency_s, d.latency_s, transfer_s, exposed_s, q.cost(p.pool) + q.cost(d.pool))
+    return Deployment(
+        (p.pool, d.pool), p.latency_s, d.latency_s, transfer_s, exposed_s, q.cost(p.pool) + q.cost(d.pool)
+    )
 
 
 def best_disaggregated(q: Question) -> Deployment | Infeasible:
-    """The cheapest prefill pool with the cheapest decode pool of the same vendor; they meet in the KV transfer, which delays the second
-    token."""
+    """The cheapest prefill pool with the cheapest decode pool of the same vendor; they meet in the
+    KV transfer, which delays the second token.
+    """
     found = [_of_vendor(q, vendor) for vendor in sorted({g.vendor for g in q.gpus})]
     good = [d for d in found if isinstance(d, Deployment)]
-    return min(good, key=lambda d: (d.cost_per_hour, d.ttft_s)) if good else _nearest([d for d in found if isinstance(d, Infeasible)])
+    return (
+        min(good, key=lambda d: (d.cost_per_hour, d.ttft_s))
+        if good
+        else _nearest([d for d in found if isinstance(d, Infeasible)])
+    )
 
 
 def _of_vendor(q: Question, vendor: str) -> Deployment | Infeasible:
@@ -128,7 +145,8 @@ def _of_vendor(q: Question, vendor: str) -> Deployment | Infeasible:
         return best
     found: list[Deployment] = []
     why: list[Infeasible] = []
-    # A costlier prefill pool that computes longer hides more of a transfer; the cheapest pair is found among all.
+    # A costlier prefill pool that computes longer hides more of a transfer; the cheapest pair is
+    # found among all.
     for prefill in prefills:
         if isinstance(prefill, Infeasible):
             continue
@@ -151,7 +169,9 @@ def _cheapest(q: Question, found: Sequence[Sized | Infeasible]) -> Sized | Infea
 
 
 def _nearest(found: Sequence[Infeasible]) -> Infeasible:
-    """Of several reasons the last: options go from small replicas to large ones, so it is that of the strongest."""
+    """Of several reasons the last: options go from small replicas to large ones, so it is that of
+    the strongest.
+    """
     return found[-1]
 
 
@@ -168,11 +188,15 @@ def best_monolithic(q: Question) -> Deployment | Infeasible:
 
 def _too_large(q: Question) -> Infeasible:
     names = ", ".join(g.name for g in q.gpus)
-    return Infeasible("memory", f"{q.model.weight_bytes / 1e9:.0f} GB of weights and a cache fit no replica of one node of {names}")
+    return Infeasible(
+        "memory", f"{q.model.weight_bytes / 1e9:.0f} GB of weights and a cache fit no replica of one node of {names}"
+    )
 
 
 def make_plan(q: Question, highest_per_s: float = 1000.0) -> Plan:
-    """Plan the question's traffic, and the costs over rates from 0.1/s to `highest_per_s` for the crossover."""
+    """Plan the question's traffic, and the costs over rates from 0.1/s to `highest_per_s` for the
+    crossover.
+    """
     rates = []
     highest_per_s = max(highest_per_s, 10 * LOWEST_PER_S)
     steps = max(1, round(_RATES_PER_DECADE * math.log10(highest_per_s / LOWEST_PER_S)))

@@ -16,9 +16,13 @@ _RESOURCES = {"NVIDIA": "nvidia.com/gpu", "AMD": "amd.com/gpu"}
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a plan can't know. `rdma_resource`: the extended resource of the nodes' RDMA devices; `network`: an existing
-    NetworkAttachmentDefinition. `scaled`: the counts are the most, not fixed. `rounded_bits`: to which the engine shall round the
-    checkpoint's weights at load; None: it stays as it is. `kv_bits`: of the cache."""
+    """What a plan can't know.
+
+    `rdma_resource`: the extended resource of the nodes' RDMA devices; `network`: an existing
+    NetworkAttachmentDefinition. `scaled`: the counts are the most, not fixed. `rounded_bits`: to
+    which the engine shall round the checkpoint's weights at load; None: it stays as it is.
+    `kv_bits`: of the cache.
+    """
 
     name: str
     uri: str
@@ -84,7 +88,9 @@ def _needs_engine(model: ModelShape) -> None:
 
 def _needs_network(wishes: Wishes) -> None:
     if wishes.rdma_resource is not None and not wishes.network:
-        raise PlanError("--rdma-resource: needs --network-attachment, the NetworkAttachmentDefinition of the RDMA network")
+        raise PlanError(
+            "--rdma-resource: needs --network-attachment, the NetworkAttachmentDefinition of the RDMA network"
+        )
 
 
 def _pool(pool: PoolPlan, model: ModelShape, scaled: bool) -> dict[str, Any]:
@@ -95,7 +101,12 @@ def _pool(pool: PoolPlan, model: ModelShape, scaled: bool) -> dict[str, Any]:
     else:  # its nodes carry no nvidia.com/gpu.product
         accelerator["resourceName"] = _RESOURCES[pool.gpu.vendor]
     cache_mib = int(pool.profile.kv_tokens * model.kv_bytes_per_token) >> 20
-    out = {"accelerator": accelerator, "parallelism": {"tensor": pool.tensor}, **count, "kvCacheSize": f"{max(1, cache_mib)}Mi"}
+    out = {
+        "accelerator": accelerator,
+        "parallelism": {"tensor": pool.tensor},
+        **count,
+        "kvCacheSize": f"{max(1, cache_mib)}Mi",
+    }
     limit = {"maxBatchTokens": pool.batch} if pool.role == "prefill" else {"maxRunningRequests": pool.batch}
     return out | limit
 
@@ -110,5 +121,7 @@ def _transfer(plan: Plan, wishes: Wishes) -> dict[str, Any]:
         _needs_network(wishes)
     if rdma:
         network["rdmaResource"] = {"name": wishes.rdma_resource}
-    out: dict[str, Any] = {"transport": "rdma" if rdma else "tcp" if plan.question.network.name.startswith("ethernet") else "auto"}
+    out: dict[str, Any] = {
+        "transport": "rdma" if rdma else "tcp" if plan.question.network.name.startswith("ethernet") else "auto"
+    }
     return out | ({"network": network} if network else {})

@@ -1,7 +1,9 @@
-"""PURE: a plan's counts checked and mended by serving requests, one by one, in the simulator. Needs the `simulate` extra.
+"""PURE: a plan's counts checked and mended by serving requests, one by one, in the simulator.
 
-The fleets are fixed: the smallest that keep the objectives over the whole trace. What scaling with the load saves on top, `disagg simulate`
-says.
+Needs the `simulate` extra.
+
+The fleets are fixed: the smallest that keep the objectives over the whole trace. What scaling with
+the load saves on top, `disagg simulate` says.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ _ENOUGH = 64
 
 
 def traffic_of(trace: Trace, percentile: float) -> Traffic:
-    """The lengths of the whole trace at the rate of its busiest five minutes. Cached tokens are no work."""
+    """The lengths of the whole trace at the rate of its busiest five minutes.
+
+    Cached tokens are no work.
+    """
     span_s = max(trace.span_s, 1.0)
     rate = len(trace) / span_s
     if span_s > _PEAK_S:
@@ -46,13 +51,18 @@ def poisson(rate_per_s: float, prompt: LogNormal, output: LogNormal, seconds: fl
     arrival = np.cumsum(random.exponential(1 / rate_per_s, n))
 
     def lengths(d: LogNormal) -> Any:
-        return np.maximum(1, np.rint(random.lognormal(d.mu, d.sigma, n) if d.sigma else np.full(n, d.mean))).astype(np.int64)
+        return np.maximum(1, np.rint(random.lognormal(d.mu, d.sigma, n) if d.sigma else np.full(n, d.mean))).astype(
+            np.int64
+        )
 
     return Trace(f"Poisson {rate_per_s:g}/s", arrival, lengths(prompt), np.zeros(n, np.int64), lengths(output))
 
 
 def check(plan: Plan, trace: Trace) -> Plan:
-    """The same plan with the counts that keep the objectives on this trace. Raises PlanError where the simulator can't hold the fleet."""
+    """The same plan with the counts that keep the objectives on this trace.
+
+    Raises PlanError where the simulator can't hold the fleet.
+    """
     q = plan.question
     apart, together = plan.disaggregated, plan.monolithic
     if isinstance(apart, Deployment):
@@ -67,7 +77,8 @@ def _merged(d: Deployment, q: Question) -> Profile:
     p, e = (pool.profile for pool in d.pools)
     tokens = q.traffic.prompt.mean
     handover_s = e.handover_s + q.kv.exposed_s(tokens, p.isolated_s(tokens))
-    # The simulator knows no time of a batch but the linear one: what reading weights costs a short prompt comes before it.
+    # The simulator knows no time of a batch but the linear one: what reading weights costs a short
+    # prompt comes before it.
     overhead_s = p.overhead_s + p.isolated_s(tokens) - p.prefill_s(tokens, tokens * tokens)
     return replace(
         e, a_s=p.a_s, b_s_per_token=p.b_s_per_token, c_s_per_token2=p.c_s_per_token2, overhead_s=overhead_s, batch_wait_s=p.batch_wait_s,
@@ -92,14 +103,18 @@ def _apart(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasible:
         return Infeasible("ttft", f"simulated: {_MOST} prefill replicas do not keep {o.ttft_s:g} s on {trace.name}")
     decode = _count(lambda n: times(prefill, n)[1] <= o.tpot_s, d.pools[1].replicas)
     if decode is None:
-        return Infeasible("tpot", f"simulated: {_MOST} decode replicas do not keep {1e3 * o.tpot_s:g} ms on {trace.name}")
+        return Infeasible(
+            "tpot", f"simulated: {_MOST} decode replicas do not keep {1e3 * o.tpot_s:g} ms on {trace.name}"
+        )
     ttft_s, tpot_s = times(prefill, decode)
     pools = resized(d.pools[0], prefill), resized(d.pools[1], decode)
     return replace(d, pools=pools, ttft_s=ttft_s, tpot_s=tpot_s, cost_per_hour=sum(map(q.cost, pools)))
 
 
 def _together(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasible:
-    """Real arrivals may want other chunks than the formulas: their halves and doubles are tried, too."""
+    """Real arrivals may want other chunks than the formulas: their halves and doubles are tried,
+    too.
+    """
     found = [_chunked(q, replace(d, chunk_tokens=int(d.chunk_tokens * factor)), trace) for factor in (1, 0.5, 2)]
     good = [f for f in found if isinstance(f, Deployment)]
     return min(good, key=lambda f: f.cost_per_hour) if good else found[0]

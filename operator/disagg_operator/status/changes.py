@@ -33,7 +33,10 @@ _SUMMARIES = ("Ready", "Available", "Degraded")
 
 
 def of_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Note]:
-    """Warnings for new causes, then good news. A cause that several conditions share is told once."""
+    """Warnings for new causes, then good news.
+
+    A cause that several conditions share is told once.
+    """
     old, new = _by_type(before), _by_type(after)
     notes: dict[str, Note] = {}
     for kind, condition in new.items():
@@ -46,7 +49,9 @@ def of_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Note]
     return [*notes.values(), *_good_news(before, after, old, new)]
 
 
-def _good_news(before: Mapping[str, Any], after: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Note]:
+def _good_news(
+    before: Mapping[str, Any], after: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[Note]:
     out = []
     was, now = before.get("revision") or {}, after.get("revision") or {}
     if now.get("update") and was.get("update") and was["update"] != now["update"]:

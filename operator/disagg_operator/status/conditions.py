@@ -1,7 +1,8 @@
 """PURE: what was asked for and what is observed -> the status of a DisaggDeployment.
 
-Every condition is a function of its inputs alone; `lastTransitionTime` moves only when a condition's status does; the same inputs
-give the same status, so a status that is equal to the stored one isn't written.
+Every condition is a function of its inputs alone; `lastTransitionTime` moves only when a
+condition's status does; the same inputs give the same status, so a status that is equal to the
+stored one isn't written.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class PoolIntent:
-    """One pool as it should be. `last_decision`: as it stands in status; `scaling_blind`: held for want of metrics."""
+    """One pool as it should be.
+
+    `last_decision`: as it stands in status; `scaling_blind`: held for want of metrics.
+    """
 
     name: str
     desired: int
@@ -41,8 +45,11 @@ class PoolIntent:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What the spec asks for, as far as status speaks of it. `interface`: the network that KV must use, if one is attached;
-    `trouble`: (reason, words) why Prometheus can't be read."""
+    """What the spec asks for, as far as status speaks of it.
+
+    `interface`: the network that KV must use, if one is attached; `trouble`: (reason, words) why
+    Prometheus can't be read.
+    """
 
     generation: int
     pools: tuple[PoolIntent, ...]
@@ -56,8 +63,13 @@ class Intent:
     trouble: tuple[str, str] | None = None
 
 
-def intent_of(plan: AcceptedDeployment, pools: tuple[PoolIntent, ...], revision: str, trouble: tuple[str, str] | None = None) -> Intent:
-    """What a plan asks for. `revision`: the revision label of the pods that are rolled out; `trouble`: as in `Live`."""
+def intent_of(
+    plan: AcceptedDeployment, pools: tuple[PoolIntent, ...], revision: str, trouble: tuple[str, str] | None = None
+) -> Intent:
+    """What a plan asks for.
+
+    `revision`: the revision label of the pods that are rolled out; `trouble`: as in `Live`.
+    """
     resource, spec = plan.resource, plan.resource.spec
     host = f"{router_name(resource.metadata.name)}.{resource.metadata.namespace}.svc"
     port = "" if spec.router.service.port == 80 else f":{spec.router.service.port}"
@@ -98,7 +110,9 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
 
 
 def refused(generation: int, reason: str, message: str, previous: Mapping[str, object], now: str) -> Obj:
-    """The status of a resource that can't be accepted: what runs is left alone, so the rest is kept as it was."""
+    """The status of a resource that can't be accepted: what runs is left alone, so the rest is kept
+    as it was.
+    """
     found = [
         Condition("Accepted", FALSE, reason, message),
         Condition("Ready", FALSE, reason, message),
@@ -231,7 +245,8 @@ def _scaling(intent: Intent) -> list[Condition]:
     blind = [p.name for p in scaled if p.scaling_blind]
     if intent.suspended:
         return [Condition("ScalingActive", FALSE, "Suspended", "spec.suspend is set")]
-    # What a reference lacks is certain at once; of a server that is silent only what comes of it is told.
+    # What a reference lacks is certain at once; of a server that is silent only what comes of it is
+    # told.
     if intent.trouble is not None and (blind or intent.trouble[0] != "MetricsUnavailable"):
         return [Condition("ScalingActive", FALSE, intent.trouble[0], f"{intent.trouble[1]}: replicas are held")]
     if blind:
@@ -277,7 +292,9 @@ def _pool_status(intent: PoolIntent, seen: Workload) -> Obj:
 
 
 def _revision(intent: Intent, observed: Observed, previous: Mapping[str, object]) -> dict[str, str]:
-    """`update` is what is being rolled out; it becomes `current` once every pool has only pods of it."""
+    """`update` is what is being rolled out; it becomes `current` once every pool has only pods of
+    it.
+    """
     stored = previous.get("revision")
     before = str(stored.get("current", "")) if isinstance(stored, Mapping) else ""
     complete = all(pool.complete for pool in observed.pools.values())

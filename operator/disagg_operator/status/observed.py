@@ -1,6 +1,7 @@
 """PURE: objects as they are in the cluster -> what is observed of a deployment.
 
-Reads plain dicts and never fails on a field that is missing: an object that was just made has no status.
+Reads plain dicts and never fails on a field that is missing: an object that was just made has no
+status.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 from disagg_operator.kube.resources import name_of
 from disagg_operator.vocabulary import Obj
 
-# Waiting reasons by what the user must do about them, worst first: the first one found speaks for the pool.
+# Waiting reasons by what the user must do about them, worst first: the first one found speaks for
+# the pool.
 _WAITING = {
     "ImagePullBackOff": "ImagePull",
     "ErrImagePull": "ImagePull",
@@ -31,7 +33,9 @@ VIEW_MAX_AGE_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why pods don't run: a condition reason, and a sentence with the pod's and the kubelet's own words."""
+    """Why pods don't run: a condition reason, and a sentence with the pod's and the kubelet's own
+    words.
+    """
 
     reason: str
     message: str
@@ -164,13 +168,17 @@ def network(
     rdma: tuple[str, int] | None,
     nodes: Sequence[Obj] | None,
 ) -> NetworkCheck:
-    """Whether the attachment `reference` (namespace, name) and so many RDMA devices on one node are there. None: not readable."""
+    """Whether the attachment `reference` (namespace, name) and so many RDMA devices on one node are
+    there. None: not readable.
+    """
     if reference is None and rdma is None:
         return NetworkCheck()
     if reference is not None and not multus:
         return NetworkCheck(False, "MultusAbsent", "the cluster has no NetworkAttachmentDefinition API: install Multus")
     if reference is not None and found is None:
-        return NetworkCheck(False, "AttachmentNotReadable", f"the operator may not read {'/'.join(reference)}", known=False)
+        return NetworkCheck(
+            False, "AttachmentNotReadable", f"the operator may not read {'/'.join(reference)}", known=False
+        )
     if reference is not None and not found:
         where = "/".join(reference)
         return NetworkCheck(False, "NetworkAttachmentMissing", f"NetworkAttachmentDefinition {where} does not exist")
@@ -183,9 +191,13 @@ def network(
             return NetworkCheck(False, "RdmaResourceMissing", f"no node has {resource} to allocate")
         if max(amounts) < wanted:
             return NetworkCheck(
-                False, "RdmaResourceMissing", f"a worker asks for {wanted} {resource}, and no node has more than {max(amounts)}"
+                False,
+                "RdmaResourceMissing",
+                f"a worker asks for {wanted} {resource}, and no node has more than {max(amounts)}",
             )
-        return NetworkCheck(True, "NetworkFound", f"{resource} is allocatable on {sum(n >= wanted for n in amounts)} node(s)")
+        return NetworkCheck(
+            True, "NetworkFound", f"{resource} is allocatable on {sum(n >= wanted for n in amounts)} node(s)"
+        )
     return NetworkCheck(True, "NetworkFound", f"network attachment {'/'.join(reference or ())} exists")
 
 

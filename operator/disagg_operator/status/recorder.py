@@ -1,7 +1,7 @@
 """Events on a DisaggDeployment: few, and each said once.
 
-The same reason on the same object is sent at most every ten minutes; a scaling event is sent whenever its message differs.
-`EventLimiter` is pure; `Recorder` sends, and never fails a reconcile.
+The same reason on the same object is sent at most every ten minutes; a scaling event is sent
+whenever its message differs. `EventLimiter` is pure; `Recorder` sends, and never fails a reconcile.
 """
 
 from __future__ import annotations
@@ -82,9 +82,14 @@ def event_object(about: Obj, note: Note, timestamp: str, suffix: str) -> Obj:
 
 
 class Recorder:
-    """Sends notes as Events through the door. A failure is logged and forgotten: an Event is no state."""
+    """Sends notes as Events through the door.
 
-    def __init__(self, kube: Kube, clock: Callable[[], float], wall: Callable[[], str], new_id: Callable[[], str]) -> None:
+    A failure is logged and forgotten: an Event is no state.
+    """
+
+    def __init__(
+        self, kube: Kube, clock: Callable[[], float], wall: Callable[[], str], new_id: Callable[[], str]
+    ) -> None:
         self._kube = kube
         self._clock = clock
         self._wall = wall

@@ -43,10 +43,15 @@ def test_every_field_reaches_the_policy() -> None:
     [
         ({"decode": {"autoscaling": BOUNDS}}, True),
         ({"decode": {"autoscaling": BOUNDS}, "scaling": {"policy": "queue"}}, False),
-        ({"decode": {"autoscaling": BOUNDS | {"metrics": [{"type": "QueueDepth", "target": {"averageValue": 4}}]}}}, False),
+        (
+            {"decode": {"autoscaling": BOUNDS | {"metrics": [{"type": "QueueDepth", "target": {"averageValue": 4}}]}}},
+            False,
+        ),
     ],
 )
-def test_the_policy_is_predictive_unless_metrics_or_the_field_say_otherwise(spec: dict[str, Any], predictive: bool) -> None:
+def test_the_policy_is_predictive_unless_metrics_or_the_field_say_otherwise(
+    spec: dict[str, Any], predictive: bool
+) -> None:
     found = acceptance.scale_plan(good(**spec))
     assert found is not None
     assert set(found.policies) == {"decode"}
@@ -63,4 +68,6 @@ def test_damping_is_as_declared_and_else_the_policys_own() -> None:
 
 def test_a_budget_of_gpus_needs_gpus() -> None:
     with pytest.raises(acceptance.Refused, match=r"spec\.scaling\.maxGPUs"):
-        acceptance.accept(good(prefill={"accelerator": {"count": 1}}, decode={"autoscaling": BOUNDS}, scaling={"maxGPUs": 8}))
+        acceptance.accept(
+            good(prefill={"accelerator": {"count": 1}}, decode={"autoscaling": BOUNDS}, scaling={"maxGPUs": 8})
+        )

@@ -27,7 +27,9 @@ def recorded() -> str:
     """Twenty minutes: quiet, a flood, then nobody answers for a minute."""
     pools = {"prefill": PoolRules(1, 10, 4.0), "decode": PoolRules(1, 10, 32.0)}
     sizes = {"prefill": 1, "decode": 1}
-    lines: list[dict[str, Any]] = [{"begin": True, "t": T0, "settings": codec.plain(SETTINGS), "state": codec.plain(Predicting().state)}]
+    lines: list[dict[str, Any]] = [
+        {"begin": True, "t": T0, "settings": codec.plain(SETTINGS), "state": codec.plain(Predicting().state)}
+    ]
     memory = Predicting()
     for i in range(240):
         n = 5 * (2.0 if i < 100 else 300.0)
@@ -44,7 +46,13 @@ def recorded() -> str:
         decided = {name: d.to for name, d in outcome.decisions.items()}
         reasons = {name: d.reason for name, d in outcome.decisions.items()}
         lines.append(
-            {"t": o.now_s, "observation": codec.plain(o), "targets": codec.plain(outcome.targets), "decided": decided, "reasons": reasons}
+            {
+                "t": o.now_s,
+                "observation": codec.plain(o),
+                "targets": codec.plain(outcome.targets),
+                "decided": decided,
+                "reasons": reasons,
+            }
         )
         sizes |= decided
     return "".join(json.dumps(line) + "\n" for line in lines)
@@ -160,7 +168,9 @@ def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
         assert words in str(refused.value)
 
 
-def test_a_line_that_its_writer_was_killed_in_costs_that_line_alone(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_that_its_writer_was_killed_in_costs_that_line_alone(
+    records: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = records.read_text()
     begin, *lines = text.splitlines(keepends=True)
     records.write_text(text[:-40])
@@ -175,7 +185,9 @@ def test_a_line_that_its_writer_was_killed_in_costs_that_line_alone(records: Pat
 
 
 @pytest.mark.slow
-def test_a_clock_that_was_set_back_mixes_up_nothing(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_clock_that_was_set_back_mixes_up_nothing(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     begin, *lines = records.read_text().splitlines(keepends=True)
     records.write_text("".join([begin, *lines[100:], *lines[:100]]))
     assert f"{len(lines)} steps in 20 minutes" in run(capsys, "explain", records, "--plot", tmp_path / "a.png")

@@ -1,4 +1,6 @@
-"""`disagg local`: the quickstart as processes, with a real answer, a real scale-up, and nothing left behind."""
+"""`disagg local`: the quickstart as processes, with a real answer, a real scale-up, and nothing
+left behind.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,13 @@ async def test_one_question_is_answered_through_both_pools_and_then_all_is_gone(
         out, _ = await process.communicate()
     text = out.decode()
     assert process.returncode == 0, text
-    for expected in ("prefill on   chat-prefill-0", "decode on    chat-decode-0", "KV transfer  ", "first token  ", "ms per token"):
+    for expected in (
+        "prefill on   chat-prefill-0",
+        "decode on    chat-decode-0",
+        "KV transfer  ",
+        "first token  ",
+        "ms per token",
+    ):
         assert expected in text
 
 
@@ -73,7 +81,9 @@ async def test_a_full_decode_pool_grows_while_prefill_stays_and_no_request_fails
         await wait_for_line(process, r"serving stdlib-llama", 120)
         body = {"model": "stdlib-llama", "prompt": [5, 6, 7], "max_tokens": 900, "ignore_eos": True}
         async with httpx.AsyncClient(timeout=180, trust_env=False) as http:
-            posts = [asyncio.create_task(http.post("http://127.0.0.1:18432/v1/completions", json=body)) for _ in range(20)]
+            posts = [
+                asyncio.create_task(http.post("http://127.0.0.1:18432/v1/completions", json=body)) for _ in range(20)
+            ]
             scaled = await wait_for_line(process, r"(prefill|decode) (\d) -> (\d)", 60)
             answers = await asyncio.gather(*posts)
         assert scaled.group(1) == "decode"

@@ -42,7 +42,9 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_json_yaml_and_html(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     files = "--yaml", str(tmp_path / "cr.yaml"), "--html", str(tmp_path / "r.html")
-    code, out = plan(capsys, "meta-llama/Llama-3.1-70B", "--rate", "80", *SMALL, "--price", "H100=2.5", "--json", *files)
+    code, out = plan(
+        capsys, "meta-llama/Llama-3.1-70B", "--rate", "80", *SMALL, "--price", "H100=2.5", "--json", *files
+    )
     data = json.loads(out)
     assert code == 0
     pools = {p["role"]: p for p in data["deployments"]["disaggregated"]["pools"]}
@@ -58,7 +60,9 @@ def test_json_yaml_and_html(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     class Reader(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             tags.append(tag)
-            links.extend(v or "" for k, v in attrs if k in ("src", "href", "xlink:href") and not (v or "").startswith("#"))
+            links.extend(
+                v or "" for k, v in attrs if k in ("src", "href", "xlink:href") and not (v or "").startswith("#")
+            )
 
     Reader().feed(page)
     assert tags.count("svg") == 4
@@ -87,9 +91,13 @@ def test_a_mixture_of_experts(capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 @pytest.mark.slow
 def test_a_mixture_of_experts_is_simulated(capsys: pytest.CaptureFixture[str]) -> None:
-    """By its straight line: what the formulas planned keeps the objectives there, too, give or take a replica."""
+    """By its straight line: what the formulas planned keeps the objectives there, too, give or take
+    a replica.
+    """
     asked = ["gpt-oss-120b", "--rate", "30", *SMALL, "--gpus", "H100", "--json"]
-    planned, simulated = (json.loads(plan(capsys, *asked, *more)[1])["deployments"]["disaggregated"] for more in ([], ["--simulate"]))
+    planned, simulated = (
+        json.loads(plan(capsys, *asked, *more)[1])["deployments"]["disaggregated"] for more in ([], ["--simulate"])
+    )
     assert simulated["feasible"]
     assert simulated["tpot_s"] <= 0.05
     for before, after in zip(planned["pools"], simulated["pools"], strict=True):
@@ -97,7 +105,9 @@ def test_a_mixture_of_experts_is_simulated(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_weights_of_fewer_bits_than_the_checkpoint_has(capsys: pytest.CaptureFixture[str]) -> None:
-    """Kimi K2 in FP8 fits no node of H200, in 4 bits it does; the experts of gpt-oss become 16 bits, too."""
+    """Kimi K2 in FP8 fits no node of H200, in 4 bits it does; the experts of gpt-oss become 16
+    bits, too.
+    """
     sizes = []
     for name, bits in (("kimi-k2", "4"), ("gpt-oss-20b", "16")):
         code, out = plan(capsys, name, "--rate", "5", *SMALL, "--gpus", "H200", "--weight-bits", bits, "--json")
@@ -107,7 +117,9 @@ def test_weights_of_fewer_bits_than_the_checkpoint_has(capsys: pytest.CaptureFix
 
 
 def test_infeasible_is_said_with_the_limit_and_the_status(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, out = plan(capsys, "llama-3.1-70b", "--rate", "10", *SMALL, "--tpot-ms", "2", "--html", str(tmp_path / "r.html"))
+    code, out = plan(
+        capsys, "llama-3.1-70b", "--rate", "10", *SMALL, "--tpot-ms", "2", "--html", str(tmp_path / "r.html")
+    )
     assert code == 1
     assert "Infeasible" in out
     assert "tpot" in out
@@ -115,7 +127,9 @@ def test_infeasible_is_said_with_the_limit_and_the_status(capsys: pytest.Capture
     assert "verdict bad" in (tmp_path / "r.html").read_text()
 
 
-def test_a_config_file_and_a_measured_profile(capsys: pytest.CaptureFixture[str], tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_a_config_file_and_a_measured_profile(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     model = str(Path(pytestconfig.rootpath) / "models" / "stdlib-llama")
     save(PROFILES["8b-h100"], tmp_path / "p.json")
     code, out = plan(capsys, model, "--rate", "5", *SMALL, "--profile", f"H100={tmp_path / 'p.json'}", "--json")
@@ -126,7 +140,9 @@ def test_a_config_file_and_a_measured_profile(capsys: pytest.CaptureFixture[str]
     assert "H100: measured profile." in data["notes"]
 
 
-def test_weights_that_were_planned_at_8_bits_are_asked_for_at_8_bits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_weights_that_were_planned_at_8_bits_are_asked_for_at_8_bits(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     asked = ["--rate", "80", *SMALL, "--yaml", str(tmp_path / "cr.yaml"), "--weight-bits"]
     assert plan(capsys, "meta-llama/Llama-3.1-70B", *asked, "8")[0] == 0
     assert yaml.safe_load((tmp_path / "cr.yaml").read_text())["spec"]["engine"] == {"quantization": "fp8"}
@@ -145,7 +161,15 @@ def test_each_pool_may_have_its_own_gpu(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_trace_is_simulated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rows = "".join(f"{i / 20},{200 + 37 * (i % 40)},{20 + i % 90}\n" for i in range(4000))
     (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
-    arguments = ["llama-3.1-8b", "--trace", str(tmp_path / "t.csv"), "--uri", "hf://a/b", "--yaml", str(tmp_path / "cr.yaml")]
+    arguments = [
+        "llama-3.1-8b",
+        "--trace",
+        str(tmp_path / "t.csv"),
+        "--uri",
+        "hf://a/b",
+        "--yaml",
+        str(tmp_path / "cr.yaml"),
+    ]
     code, out = plan(capsys, *arguments, "--json")
     data = json.loads(out)
     assert code == 0
@@ -168,12 +192,18 @@ def test_a_trace_is_simulated(capsys: pytest.CaptureFixture[str], tmp_path: Path
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--gpus", "H100,Z80"], "--gpus: 'Z80'"),
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--price", "H100"], "--price: 'H100'"),
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--price", "H100=-1"], "--price: H100=-1"),
-        (["llama-3.1-8b", "--rate", "1", *SMALL, "--gpus", "H100,A100", "--price", "H100=2"], "price of A100 is missing"),
+        (
+            ["llama-3.1-8b", "--rate", "1", *SMALL, "--gpus", "H100,A100", "--price", "H100=2"],
+            "price of A100 is missing",
+        ),
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--percentile", "100"], "--percentile"),
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--ttft", "0"], "--ttft"),
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--yaml", "x.yaml"], "--uri"),
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--yaml", "x.yaml", "--uri", "s3://x"], "spec.model.uri"),
-        (["llama-3.1-8b", "--rate", "1", *SMALL, "--yaml", "x.yaml", "--uri", "hf://a/b", "--kv-bits", "8"], "--kv-bits 8"),
+        (
+            ["llama-3.1-8b", "--rate", "1", *SMALL, "--yaml", "x.yaml", "--uri", "hf://a/b", "--kv-bits", "8"],
+            "--kv-bits 8",
+        ),
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--html", "none/x.html"], "there is no folder none"),
         (["llama-3.1-8b", "--rate", "1", *SMALL, "--profile", "H100=nowhere.json"], "nowhere.json"),
         (["llama-3.1-8b", "--trace", "nowhere.csv"], "nowhere.csv: no such file"),
@@ -181,7 +211,11 @@ def test_a_trace_is_simulated(capsys: pytest.CaptureFixture[str], tmp_path: Path
     ],
 )
 def test_bad_arguments_are_refused_by_name(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], words: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:

@@ -23,11 +23,26 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
 
 
 def test_a_profile_comes_out_that_simulate_and_plan_read(
-    stack: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pytestconfig: pytest.Config
+    stack: Real,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pytestconfig: pytest.Config,
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", API_KEY)
     file = tmp_path / "profile.json"
-    arguments = ["--kv-tokens", "20000", "--max-prompt-tokens", "600", "--max-batch", "4", "--seconds", "2", "--out", str(file)]
+    arguments = [
+        "--kv-tokens",
+        "20000",
+        "--max-prompt-tokens",
+        "600",
+        "--max-batch",
+        "4",
+        "--seconds",
+        "2",
+        "--out",
+        str(file),
+    ]
     with pytest.raises(SystemExit) as left:
         main(["profile", f"{stack.split}/v1", *arguments])
     assert left.value.code == 0
@@ -86,7 +101,11 @@ def test_an_endpoint_that_does_not_answer_is_named(
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("--seconds", "nan"), "--seconds"), (("--seconds", "0"), "--seconds"), (("--out", "none/p.json"), "no folder none")],
+    [
+        (("--seconds", "nan"), "--seconds"),
+        (("--seconds", "0"), "--seconds"),
+        (("--out", "none/p.json"), "no folder none"),
+    ],
 )
 def test_what_would_be_lost_after_the_measurement_is_said_before(arguments: tuple[str, str], words: str) -> None:
     with pytest.raises(SystemExit) as left:

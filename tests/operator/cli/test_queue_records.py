@@ -25,7 +25,9 @@ from disagg_operator.controller.acceptance import scale_plan
 __all__ = ["recorded", "records"]  # fixtures
 
 KEY, T0 = ("ns", "chat"), 1_700_000_000.0
-POOL = {"autoscaling": {"minReplicas": 1, "maxReplicas": 9, "behavior": {"scaleDown": {"stabilizationWindowSeconds": 30}}}}
+POOL = {
+    "autoscaling": {"minReplicas": 1, "maxReplicas": 9, "behavior": {"scaleDown": {"stabilizationWindowSeconds": 30}}}
+}
 
 
 def plan_of(**pools: object) -> ScalePlan:
@@ -50,7 +52,9 @@ def record(folder: Path, plan: ScalePlan, loads: list[float | None]) -> str:
     made, entry, sizes = Records(folder), Live(), {"prefill": 1, "decode": 1}
     for i, load in enumerate(loads):
         o = observation(i, sizes, math.nan if load is None else load)
-        decisions = Queueing(made).step(KEY, entry, plan, o, {pool: QueueSample(o.now_s, load) for pool in plan.policies})
+        decisions = Queueing(made).step(
+            KEY, entry, plan, o, {pool: QueueSample(o.now_s, load) for pool in plan.policies}
+        )
         sizes |= {pool: decision.to for pool, decision in decisions.items()}
     return b"".join(made.read(KEY)).decode()
 
@@ -72,7 +76,9 @@ def queue(tmp_path: Path, queue_text: str) -> Path:
 
 def test_explain_says_what_was_seen_and_why(queue: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "explain", queue)
-    assert "decode: 101 requests a worker, 32 wanted: 1 -> 4 (QueueAboveTarget)" in " ".join(out.replace("│", " ").split())
+    assert "decode: 101 requests a worker, 32 wanted: 1 -> 4 (QueueAboveTarget)" in " ".join(
+        out.replace("│", " ").split()
+    )
     assert "1/1 -> 4" in out
     assert "84 steps in 7 minutes, 4 of them without metrics." in out
     assert "decode: up" in out
@@ -88,10 +94,14 @@ def test_replay_is_exact_and_says_where_other_rules_or_another_policy_would_deci
     assert "differs in 0 of" not in other
     assert "10 wanted" in " ".join(other.replace("│", " ").split())
     assert "static:3,4: differs in" in run(capsys, "replay", queue, "--policy", "static:3,4")
-    assert "workers of work expected" in " ".join(run(capsys, "replay", queue, "--policy", "predictive").replace("│", " ").split())
+    assert "workers of work expected" in " ".join(
+        run(capsys, "replay", queue, "--policy", "predictive").replace("│", " ").split()
+    )
 
 
-def test_the_policy_queue_is_asked_what_it_would_have_done_instead_of_another(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_policy_queue_is_asked_what_it_would_have_done_instead_of_another(
+    records: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = run(capsys, "replay", records, "--policy", "queue", "--set", "decode.target=2")
     assert "queue, decode.target=2: differs in" in out
     assert "(QueueAboveTarget)" in out
@@ -118,13 +128,16 @@ def test_other_rules_begin_on_their_own_from_what_is_remembered(tmp_path: Path) 
 
 
 @given(
-    st.lists(st.none() | st.floats(0, 1e4) | st.just(math.nan), max_size=60), st.sampled_from([POOL, {"autoscaling": {"maxReplicas": 3}}])
+    st.lists(st.none() | st.floats(0, 1e4) | st.just(math.nan), max_size=60),
+    st.sampled_from([POOL, {"autoscaling": {"maxReplicas": 3}}]),
 )
 def test_replay_of_the_same_rules_is_exact_whatever_was_seen(
     tmp_path_factory: pytest.TempPathFactory, loads: list[float | None], pool: dict[str, object]
 ) -> None:
     runs = journal.read(record(tmp_path_factory.mktemp("r"), plan_of(prefill=pool, decode=pool), loads).splitlines())
-    again = journal.replay(runs, lambda run: journal.queue_policy(run.queue) if run.queue is not None else pytest.fail("no queue"))
+    again = journal.replay(
+        runs, lambda run: journal.queue_policy(run.queue) if run.queue is not None else pytest.fail("no queue")
+    )
     assert [(t.prefill, t.decode, t.reason) for t in again] == [
         (s.targets.prefill, s.targets.decode, s.targets.reason) for s in journal.steps_of(runs)
     ]
@@ -154,7 +167,10 @@ def test_records_that_lack_what_the_policy_went_by_are_named_by_line(queue: Path
     bad["queue"]["pools"]["decode"]["target"] = 0.0
     for lines, words in (
         ([json.dumps(bad), first, *rest], "line 1: decode.target"),
-        ([begin, json.dumps({k: v for k, v in json.loads(first).items() if k != "samples"}), *rest], "line 2: no field 'samples'"),
+        (
+            [begin, json.dumps({k: v for k, v in json.loads(first).items() if k != "samples"}), *rest],
+            "line 2: no field 'samples'",
+        ),
     ):
         queue.write_text("\n".join(lines) + "\n")
         with pytest.raises(SystemExit) as refused:
@@ -162,6 +178,8 @@ def test_records_that_lack_what_the_policy_went_by_are_named_by_line(queue: Path
         assert words in str(refused.value)
 
 
-def test_records_of_both_policies_are_read_and_replayed_as_one(queue: Path, recorded: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_records_of_both_policies_are_read_and_replayed_as_one(
+    queue: Path, recorded: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     queue.write_text(recorded + queue.read_text())
     assert "predictive and queue: differs in 0 of" in run(capsys, "replay", queue, "--since", "1d")

@@ -16,7 +16,9 @@ from disagg_operator.cli import simulate_command
 def trace(tmp_path: Path) -> Path:
     r = np.random.default_rng(1)
     at = np.sort(r.uniform(0, 1800, 9000))
-    rows = [f"{t:.3f},{p},{o}" for t, p, o in zip(at, r.integers(50, 2000, 9000), r.integers(2, 200, 9000), strict=True)]
+    rows = [
+        f"{t:.3f},{p},{o}" for t, p, o in zip(at, r.integers(50, 2000, 9000), r.integers(2, 200, 9000), strict=True)
+    ]
     path = tmp_path / "half-hour.csv"
     path.write_text("arrival_s,prompt_tokens,output_tokens\n" + "\n".join(rows) + "\n")
     return path
@@ -46,14 +48,46 @@ def test_the_order_of_waiting_prompts(trace: Path, capsys: pytest.CaptureFixture
         assert run(str(trace), "--copies", "2", "--policy", "static:1,4", "--json", *argv) == 0
         return float(json.loads(capsys.readouterr().out)["scores"]["static:1,4"]["ttft_attainment"])
 
-    assert in_time() == in_time("--queue-order", "EarliestDeadline") > in_time("--queue-order", "FirstComeFirstServed") + 0.05
+    assert (
+        in_time()
+        == in_time("--queue-order", "EarliestDeadline")
+        > in_time("--queue-order", "FirstComeFirstServed") + 0.05
+    )
 
 
 @pytest.mark.slow
-def test_a_table_with_bounds_baselines_and_monolithic_serving(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_with_bounds_baselines_and_monolithic_serving(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = tmp_path / "day.html"
-    argv = ("--policy", "all", "--policy", "static:2,2", "--bounds", "--monolithic", "4", "--link-gbps", "400", "--plot", str(page))
-    assert run(str(trace), *argv, "--failures-per-worker-day", "5", "--grace-s", "inf", "--warm-workers", "2", "--most", "8") == 0
+    argv = (
+        "--policy",
+        "all",
+        "--policy",
+        "static:2,2",
+        "--bounds",
+        "--monolithic",
+        "4",
+        "--link-gbps",
+        "400",
+        "--plot",
+        str(page),
+    )
+    assert (
+        run(
+            str(trace),
+            *argv,
+            "--failures-per-worker-day",
+            "5",
+            "--grace-s",
+            "inf",
+            "--warm-workers",
+            "2",
+            "--most",
+            "8",
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     for text in (
         "KEDA (1, 48)",
@@ -98,7 +132,9 @@ def test_a_table_with_bounds_baselines_and_monolithic_serving(trace: Path, tmp_p
         pytest.param(("--history", "none.csv"), "none.csv", id="history"),
     ],
 )
-def test_bad_arguments_are_named(trace: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], message: str) -> None:
+def test_bad_arguments_are_named(
+    trace: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], message: str
+) -> None:
     monkeypatch.setattr(simulate_command, "Cluster", None)  # before anything is simulated
     with pytest.raises(simulate_command.ERRORS, match=message):
         run(str(trace), *argv)

@@ -18,7 +18,13 @@ RENDERED: dict[str, Any] = {
         "template": {
             "spec": {
                 "containers": [
-                    {"name": "main", "resources": {"limits": {"cpu": "1000m"}}, "args": ["a", "b"], "env": [], "hostNetwork": False}
+                    {
+                        "name": "main",
+                        "resources": {"limits": {"cpu": "1000m"}},
+                        "args": ["a", "b"],
+                        "env": [],
+                        "hostNetwork": False,
+                    }
                 ],
                 "volumes": [{"name": "tmp", "emptyDir": {}}],
             }

@@ -1,4 +1,6 @@
-"""A pod moves between two ReplicaSets: in an order in which nobody deletes a worker that serves, and once only."""
+"""A pod moves between two ReplicaSets: in an order in which nobody deletes a worker that serves,
+and once only.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,13 @@ class Moving(World):
             deployment = self.kube.find("Deployment", "chat-decode")
             labels = {**deployment["spec"]["template"]["metadata"]["labels"], "pod-template-hash": "abc"}
             owner = {"kind": "Deployment", "uid": deployment["metadata"]["uid"], "controller": True}
-            meta = {"name": "chat-decode-abc", "namespace": "default", "uid": "rs-decode", "labels": labels, "ownerReferences": [owner]}
+            meta = {
+                "name": "chat-decode-abc",
+                "namespace": "default",
+                "uid": "rs-decode",
+                "labels": labels,
+                "ownerReferences": [owner],
+            }
             spec = {"replicas": deployment["spec"]["replicas"]}
             self.kube.put({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": meta, "spec": spec})
             moved = copy.deepcopy(self.kube.find("Pod", "p-1"))
@@ -88,8 +96,12 @@ async def test_the_taker_grows_then_the_labels_change_then_the_giver_shrinks(mov
     assert grown < relabelled < shrunk
 
 
-async def test_a_run_that_died_in_between_is_made_again_and_moves_one_pod(moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No controller answers at first: the numbers must not grow with every attempt, and the giver must not shrink."""
+async def test_a_run_that_died_in_between_is_made_again_and_moves_one_pod(
+    moving: Moving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No controller answers at first: the numbers must not grow with every attempt, and the giver
+    must not shrink.
+    """
     monkeypatch.setattr(pod_moves, "_LOOKS", 2)
     for _ in range(3):
         with pytest.raises(Retry):

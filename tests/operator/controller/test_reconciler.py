@@ -180,8 +180,16 @@ async def test_the_cluster_key_is_made_once_and_never_changed() -> None:
 @pytest.mark.parametrize(
     ("spec", "reason", "field"),
     [
-        ({"prefill": {"replicas": 1, "parallelism": {"tensor": 8}}}, "UnsupportedParallelism", "spec.prefill.parallelism"),
-        ({"decode": {"accelerator": {"count": 2}, "parallelism": {"tensor": 4}}}, "UnsupportedParallelism", "accelerator.count is 2"),
+        (
+            {"prefill": {"replicas": 1, "parallelism": {"tensor": 8}}},
+            "UnsupportedParallelism",
+            "spec.prefill.parallelism",
+        ),
+        (
+            {"decode": {"accelerator": {"count": 2}, "parallelism": {"tensor": 4}}},
+            "UnsupportedParallelism",
+            "accelerator.count is 2",
+        ),
         ({"prefill": {"replicas": "many"}}, "InvalidSpec", "prefill.replicas"),
         ({"prefill": {"replicas": 0}}, "InvalidSpec", "spec.prefill.replicas"),
         ({"decode": {"kvCacheSize": "lots"}}, "InvalidSpec", "spec.decode.kvCacheSize"),
@@ -192,7 +200,9 @@ async def test_the_cluster_key_is_made_once_and_never_changed() -> None:
         ),
     ],
 )
-async def test_a_bad_spec_is_refused_by_name_and_what_runs_is_left_alone(spec: dict[str, Any], reason: str, field: str) -> None:
+async def test_a_bad_spec_is_refused_by_name_and_what_runs_is_left_alone(
+    spec: dict[str, Any], reason: str, field: str
+) -> None:
     world = World()
     await world.settle()
     before = world.snapshot()
@@ -204,7 +214,9 @@ async def test_a_bad_spec_is_refused_by_name_and_what_runs_is_left_alone(spec: d
     assert world.condition("Ready")["reason"] == reason
     after = world.snapshot()
     resource_key = ("DisaggDeployment", "default", "chat")
-    assert {k: v for k, v in after.items() if k != resource_key} == {k: v for k, v in before.items() if k != resource_key}
+    assert {k: v for k, v in after.items() if k != resource_key} == {
+        k: v for k, v in before.items() if k != resource_key
+    }
     assert [e["reason"] for e in world.kube.events if e["type"] == "Warning"][-1] == "InvalidSpec"
 
 
@@ -221,7 +233,14 @@ async def test_a_template_that_the_api_server_refuses_is_found_out_before_anythi
 
 async def test_an_object_of_that_name_that_is_not_ours_is_not_taken_over() -> None:
     world = World()
-    world.kube.put({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "chat-router", "namespace": "default"}, "spec": {"x": 1}})
+    world.kube.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "chat-router", "namespace": "default"},
+            "spec": {"x": 1},
+        }
+    )
     assert await world.run() is not None
     assert world.condition("Accepted")["reason"] == "NameConflict"
     assert world.kube.find("Service", "chat-router")["spec"] == {"x": 1}
@@ -313,12 +332,17 @@ async def test_before_a_pool_shrinks_its_pods_are_priced_by_what_they_hold() -> 
     await world.settle()
     labels = world.kube.find("Deployment", "chat-decode")["spec"]["template"]["metadata"]["labels"]
     for name in "abc":
-        world.kube.put({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "labels": labels}})
+        world.kube.put(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "labels": labels}}
+        )
     uid = world.kube.find("DisaggDeployment", "chat")["metadata"]["uid"]
     world.live.of(KEY, uid).loads = {"a": 5.0, "b": 0.0}
     world.decide("decode", 3, 1)
     await world.settle()
-    costs = {n: world.kube.find("Pod", n)["metadata"]["annotations"]["controller.kubernetes.io/pod-deletion-cost"] for n in "abc"}
+    costs = {
+        n: world.kube.find("Pod", n)["metadata"]["annotations"]["controller.kubernetes.io/pod-deletion-cost"]
+        for n in "abc"
+    }
     assert costs == {"a": "5", "b": "0", "c": "5"}
     order = [(verb, kind) for verb, kind, name in world.kube.log if kind in ("Pod", "Deployment")]
     assert order.index(("merge", "Pod")) < len(order) - 1 - order[::-1].index(("apply", "Deployment"))
@@ -339,7 +363,12 @@ async def test_ready_follows_the_pods_and_the_routers_word() -> None:
     for name in world.kube.names("Deployment"):
         found = copy.deepcopy(world.kube.find("Deployment", name))
         n = found["spec"]["replicas"]
-        found["status"] = {"observedGeneration": found["metadata"]["generation"], "replicas": n, "readyReplicas": n, "updatedReplicas": n}
+        found["status"] = {
+            "observedGeneration": found["metadata"]["generation"],
+            "replicas": n,
+            "readyReplicas": n,
+            "updatedReplicas": n,
+        }
         world.kube.put(found)
     await world.settle()
     assert world.condition("Available")["status"] == "Unknown"

@@ -68,7 +68,9 @@ async def test_apply_is_one_forced_patch_of_the_whole_object(kube: HttpKube, ser
     assert kube.writes == 1
 
 
-async def test_a_list_follows_its_pages_and_starts_over_when_the_token_expires(kube: HttpKube, server: tuple[Server, str]) -> None:
+async def test_a_list_follows_its_pages_and_starts_over_when_the_token_expires(
+    kube: HttpKube, server: tuple[Server, str]
+) -> None:
     item = {"metadata": {"name": "a"}}
     server[0].add(body={"metadata": {"continue": "t"}, "items": [item]})
     server[0].add(410)
@@ -79,7 +81,9 @@ async def test_a_list_follows_its_pages_and_starts_over_when_the_token_expires(k
     assert server[0].seen[-1][2] == {"limit": "500", "labelSelector": "x=y", "continue": "t"}
 
 
-async def test_an_absent_optional_api_lists_as_nothing_and_a_required_one_does_not(kube: HttpKube, server: tuple[Server, str]) -> None:
+async def test_an_absent_optional_api_lists_as_nothing_and_a_required_one_does_not(
+    kube: HttpKube, server: tuple[Server, str]
+) -> None:
     server[0].add(404)
     assert await kube.list(NETWORK_ATTACHMENT, "n") == []
     server[0].add(404)
@@ -87,7 +91,9 @@ async def test_an_absent_optional_api_lists_as_nothing_and_a_required_one_does_n
         await kube.list(POD, "n")
 
 
-async def test_an_overloaded_server_is_asked_again_after_the_time_it_names(kube: HttpKube, server: tuple[Server, str]) -> None:
+async def test_an_overloaded_server_is_asked_again_after_the_time_it_names(
+    kube: HttpKube, server: tuple[Server, str]
+) -> None:
     server[0].add(429, **{"Retry-After": "0.01"})
     server[0].add(503, **{"Retry-After": "0"})
     server[0].add(body=POD_OBJ)
@@ -95,7 +101,9 @@ async def test_an_overloaded_server_is_asked_again_after_the_time_it_names(kube:
     assert len(server[0].seen) == 3
 
 
-async def test_a_pause_longer_than_the_deadline_is_left_to_the_caller(kube: HttpKube, server: tuple[Server, str]) -> None:
+async def test_a_pause_longer_than_the_deadline_is_left_to_the_caller(
+    kube: HttpKube, server: tuple[Server, str]
+) -> None:
     server[0].add(429, **{"Retry-After": "60"})
     with pytest.raises(Retry) as error:
         await kube.get(POD, "n", "a")

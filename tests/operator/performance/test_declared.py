@@ -26,7 +26,11 @@ def test_speed_comes_from_accelerator_and_model_where_both_are_known() -> None:
     found = profile(model={"uri": "hf://meta-llama/Llama-3.1-70B-Instruct"}, **both)
     assert 20e-6 < found.b_s_per_token < 200e-6  # Splitwise measured 60 us on four H100
     assert 15e-3 < found.d_s < 45e-3
-    same = profile(model={"uri": "hf://meta-llama/Llama-3.1-70B-Instruct"}, prefill={"accelerator": h100}, decode={"accelerator": h100})
+    same = profile(
+        model={"uri": "hf://meta-llama/Llama-3.1-70B-Instruct"},
+        prefill={"accelerator": h100},
+        decode={"accelerator": h100},
+    )
     assert same.d_s < found.d_s  # decode runs on what the decode pool has
     unknown = profile(model={"uri": "hf://somebody/something-9t"}, **both)
     assert unknown.b_s_per_token == declared.CPU.b_s_per_token
@@ -36,7 +40,9 @@ H200 = {"product": "NVIDIA-H200", "count": 8}
 
 
 def test_a_model_with_experts_begins_with_its_straight_line_at_the_batch_that_the_pool_runs() -> None:
-    """Fewer sequences read fewer experts, so a pool that runs 16 has shorter steps than the line for 256 says."""
+    """Fewer sequences read fewer experts, so a pool that runs 16 has shorter steps than the line
+    for 256 says.
+    """
     large, small = (
         profile(
             model={"uri": "hf://deepseek-ai/DeepSeek-V3-0324"}, prefill={"accelerator": H200},
@@ -65,7 +71,9 @@ def test_the_known_shape_of_a_name(name: str, known: str) -> None:
     assert declared._shape(name) == KNOWN[known]
 
 
-@pytest.mark.parametrize("name", ["DeepSeek-R1-Distill-Qwen-7B", "DeepSeek-R1-0528-Qwen3-8B", "DeepSeek-V3.2", "GLM-4.5V", "qwen"])
+@pytest.mark.parametrize(
+    "name", ["DeepSeek-R1-Distill-Qwen-7B", "DeepSeek-R1-0528-Qwen3-8B", "DeepSeek-V3.2", "GLM-4.5V", "qwen"]
+)
 def test_a_name_that_only_begins_like_a_known_one_is_another_model(name: str) -> None:
     assert declared._shape(name) is None
 

@@ -11,8 +11,9 @@ from disagg_operator.performance.hardware import GPUS
 from disagg_operator.performance.model_shape import KNOWN
 from disagg_operator.performance.roof_line import Efficiency, estimate
 
-# ms a step by sequences. InferenceMAX, run 20667906037 of 2 January 2026 (vLLM, tensor parallel, mean TPOT at that concurrency, prompts of
-# 1k and answers of 8k: some 4,600 tokens held); ML.ENERGY leaderboard v3 (vLLM, experts parallel in one node, median ITL, chat: some 600).
+# ms a step by sequences. InferenceMAX, run 20667906037 of 2 January 2026 (vLLM, tensor parallel,
+# mean TPOT at that concurrency, prompts of 1k and answers of 8k: some 4,600 tokens held); ML.ENERGY
+# leaderboard v3 (vLLM, experts parallel in one node, median ITL, chat: some 600).
 MEASURED: dict[tuple[str, str, int, float], dict[float, float]] = {
     ("gpt-oss-120b", "H100", 2, 4600): {4: 5.11, 8: 6.21, 16: 8.00, 32: 10.72, 64: 14.69},
     ("gpt-oss-120b", "H100", 4, 4600): {4: 4.11, 8: 4.76, 16: 5.70, 32: 7.15, 64: 9.68},
@@ -43,24 +44,31 @@ def test_steps_in_16_or_4_bits_are_within_30_percent_of_what_was_measured(case: 
 def test_where_the_engine_was_slower_than_planned(
     name: str, gpu: str, tensor: int, bits: int, measured: dict[int, float], ratios: tuple[float, float]
 ) -> None:
-    """ML.ENERGY again: vLLM's FP8 experts of 2025 hardly gained over 16 bits, and its experts in parallel lost at large batches. That is
-    told in the document, not calibrated away."""
+    """ML.ENERGY again: vLLM's FP8 experts of 2025 hardly gained over 16 bits, and its experts in
+    parallel lost at large batches. That is told in the document, not calibrated away.
+    """
     profile = estimated(name, gpu, tensor, 600, bits)
     for sequences, measured_ms in measured.items():
         assert ratios[0] < 1e3 * profile.step_s(sequences, sequences * 600) / measured_ms < ratios[1]
 
 
 @pytest.mark.parametrize(("tensor", "measured_ms"), [(1, 381), (2, 257), (4, 192), (8, 137)])
-def test_the_computation_of_a_long_prompt_is_0_4_to_0_7_of_its_measured_first_token(tensor: int, measured_ms: float) -> None:
-    """InferenceMAX, gpt-oss-120b on H200, prompts of 7.4k on average, mean TTFT at concurrency 4: with server and queue."""
+def test_the_computation_of_a_long_prompt_is_0_4_to_0_7_of_its_measured_first_token(
+    tensor: int, measured_ms: float
+) -> None:
+    """InferenceMAX, gpt-oss-120b on H200, prompts of 7.4k on average, mean TTFT at concurrency 4:
+    with server and queue.
+    """
     assert 0.39 < 1e3 * estimated("gpt-oss-120b", "H200", tensor, 7373).isolated_s(7373) / measured_ms < 0.7
 
 
 def test_deepseek_on_a_node_is_of_the_order_that_is_published() -> None:
-    """SGLang on 12 nodes of H100 with experts over many nodes: 52,300 prompt and 22,300 output tokens/s a node, up to five times the output
-    of tensor parallelism alone (lmsys.org/blog/2025-05-05-large-scale-ep), which is what is planned here. DeepSeek's own service on H800:
-    73,700 prompt tokens/s of which 56.3 % came from a cache, so 32,200 computed, and 14,800 out (github.com/deepseek-ai/open-infra-index,
-    day 6)."""
+    """SGLang on 12 nodes of H100 with experts over many nodes: 52,300 prompt and 22,300 output
+    tokens/s a node, up to five times the output of tensor parallelism alone
+    (lmsys.org/blog/2025-05-05-large-scale-ep), which is what is planned here. DeepSeek's own
+    service on H800: 73,700 prompt tokens/s of which 56.3 % came from a cache, so 32,200 computed,
+    and 14,800 out (github.com/deepseek-ai/open-infra-index, day 6).
+    """
     p = estimated("deepseek-v3", held=2000)
     prompt = 2000 / (p.b_s_per_token * 2000 + p.c_s_per_token2 * 2000**2)
     assert 0.7 < prompt / 52_300 < 1.1
@@ -72,7 +80,9 @@ def test_deepseek_on_a_node_is_of_the_order_that_is_published() -> None:
 
 
 def test_mixtral_on_an_a100_is_of_the_order_that_is_published() -> None:
-    """baseten.co, TensorRT-LLM with int8 weights: 81 tokens/s and 127 ms to the first token of 512, one request."""
+    """baseten.co, TensorRT-LLM with int8 weights: 81 tokens/s and 127 ms to the first token of 512,
+    one request.
+    """
     p = estimated("mixtral-8x7b", "A100", 1, 600, bits=8)
     assert 0.8 < 1 / p.step_s(1, 600) / 81 < 1.25
     assert 0.8 < p.isolated_s(512) / 0.127 < 1.25
@@ -98,7 +108,10 @@ def table() -> list[str]:
 
 def deepseek_rows() -> list[str]:
     """DeepSeek-V3 as it is published, and as it is planned for a node of 8 H200."""
-    p, spread = estimated("deepseek-v3", held=2000), estimate(KNOWN["deepseek-v3"], GPUS["H200"], 8, Efficiency(), 2000, True)
+    p, spread = (
+        estimated("deepseek-v3", held=2000),
+        estimate(KNOWN["deepseek-v3"], GPUS["H200"], 8, Efficiency(), 2000, True),
+    )
     assert spread is not None
     prompt = 2000 / (p.b_s_per_token * 2000 + p.c_s_per_token2 * 2000**2)
     output, wide = 256 / p.step_s(256, 256 * 2000), 1024 / spread.step_s(1024, 1024 * 2000)
@@ -109,7 +122,9 @@ def deepseek_rows() -> list[str]:
         ("output, DeepSeek's service, H800", 14_800.0, "experts 8, 1,024 sequences", wide),
         ("output, SGLang, 12 nodes of H100", 22_300.0, "experts 8, 1,024 sequences", wide),
     ]  # fmt: skip
-    return [f"| {what} | {theirs:,.0f} | {how} | {ours:,.0f} | {ours / theirs:.2f} |" for what, theirs, how, ours in rows]
+    return [
+        f"| {what} | {theirs:,.0f} | {how} | {ours:,.0f} | {ours / theirs:.2f} |" for what, theirs, how, ours in rows
+    ]
 
 
 def test_the_figures_in_the_document_are_these(pytestconfig: pytest.Config) -> None:
@@ -118,10 +133,14 @@ def test_the_figures_in_the_document_are_these(pytestconfig: pytest.Config) -> N
         assert row in text
     p = estimated("deepseek-v3").around(233)
     one, sixteen, fewer, many = (1e3 * p.step_s(n, 2150 * n) for n in (1, 16, 58, 233))
-    assert f"takes {one:.0f} ms for one sequence, {sixteen:.0f} for 16, {fewer:.0f} for 58 and {many:.0f} for 233" in text
+    assert (
+        f"takes {one:.0f} ms for one sequence, {sixteen:.0f} for 16, {fewer:.0f} for 58 and {many:.0f} for 233" in text
+    )
     late = [f"{100 * p.fit_error(n, 2150):.0f} %" for n in (116, 58, 16)]
     assert f"{late[0]} too slow\nat 116, {late[1]} at 58, {late[2]} at 16" in text
-    assert f"{1e3 * (p.weights_s + p.routed_s):.0f} ms on 8 H200, as long as computing {p.full_tokens:,.0f} tokens" in text
+    assert (
+        f"{1e3 * (p.weights_s + p.routed_s):.0f} ms on 8 H200, as long as computing {p.full_tokens:,.0f} tokens" in text
+    )
     assert f"{p.kv_tokens / 1000:.0f},000 tokens" in text
     spread = estimate(KNOWN["deepseek-v3"], GPUS["H200"], 8, Efficiency(), 1024.0, True)
     assert spread is not None

@@ -17,11 +17,19 @@ from disagg_operator.performance.profile import Profile
 from disagg_operator.performance.roof_line import Efficiency, estimate, estimates
 from disagg_operator.planning import monolithic, report
 from disagg_operator.planning.capacity import Infeasible, decode_batch, decode_pool, prefill_pool
-from disagg_operator.planning.deployment_plan import Deployment, Question, best_disaggregated, best_monolithic, make_plan
+from disagg_operator.planning.deployment_plan import (
+    Deployment,
+    Question,
+    best_disaggregated,
+    best_monolithic,
+    make_plan,
+)
 from disagg_operator.planning.traffic import LatencyObjectives, Traffic
 
 mixtures = st.integers(1, 512).flatmap(
-    lambda count: st.builds(Experts, st.integers(1, 60), st.just(count), st.integers(1, count), st.sampled_from([768, 2048, 14336]))
+    lambda count: st.builds(
+        Experts, st.integers(1, 60), st.just(count), st.integers(1, count), st.sampled_from([768, 2048, 14336])
+    )
 )
 MODELS = [name for name, shape in KNOWN.items() if shape.experts]
 
@@ -30,7 +38,9 @@ MODELS = [name for name, shape in KNOWN.items() if shape.experts]
 
 
 @given(mixtures, st.floats(1, 1e5), st.floats(1, 1e5))
-def test_a_batch_touches_between_those_of_one_token_and_all_and_more_tokens_touch_more(e: Experts, one: float, other: float) -> None:
+def test_a_batch_touches_between_those_of_one_token_and_all_and_more_tokens_touch_more(
+    e: Experts, one: float, other: float
+) -> None:
     few, many = sorted((one, other))
     assert e.per_token * (1 - 1e-9) <= e.touched(few) <= e.touched(many) * (1 + 1e-12) <= e.count * (1 + 1e-9)
     assert e.touched(1) == pytest.approx(e.per_token)
@@ -45,7 +55,11 @@ def test_deepseek_touches_half_of_its_experts_with_22_tokens() -> None:
 # ---- a mixture of one expert is the dense model ----
 
 
-@given(st.sampled_from(["llama-3.1-8b", "qwen3-32b", "mistral-7b"]), st.sampled_from(list(GPUS)), st.sampled_from([1, 2, 4]))
+@given(
+    st.sampled_from(["llama-3.1-8b", "qwen3-32b", "mistral-7b"]),
+    st.sampled_from(list(GPUS)),
+    st.sampled_from([1, 2, 4]),
+)
 @settings(max_examples=60, deadline=None)
 def test_one_expert_of_the_same_width_is_the_dense_model(name: str, gpu: str, tensor: int) -> None:
     dense = KNOWN[name]
@@ -75,7 +89,9 @@ profiles = st.builds(
 
 
 @given(profiles, st.floats(1, 2000), st.floats(1, 2000), st.floats(0, 8000))
-def test_a_step_never_falls_with_the_batch_or_what_it_holds(p: ExpertProfile, one: float, other: float, held: float) -> None:
+def test_a_step_never_falls_with_the_batch_or_what_it_holds(
+    p: ExpertProfile, one: float, other: float, held: float
+) -> None:
     few, many = sorted((one, other))
     assert p.step_s(few, few * held) <= p.step_s(many, many * held) * (1 + 1e-9)
     assert p.step_s(few, 0) <= p.step_s(few, held)
@@ -103,7 +119,9 @@ def test_what_fits_into_a_time_takes_that_time(p: ExpertProfile, factor: float, 
 
 
 @given(profiles, st.floats(1, 30_000), st.floats(1, 3))
-def test_a_prompt_takes_no_less_than_reading_its_weights_and_a_longer_one_no_less(p: ExpertProfile, tokens: float, factor: float) -> None:
+def test_a_prompt_takes_no_less_than_reading_its_weights_and_a_longer_one_no_less(
+    p: ExpertProfile, tokens: float, factor: float
+) -> None:
     assert p.isolated_s(tokens) >= p.prefill_s(tokens, tokens * tokens)
     assert p.isolated_s(tokens) >= p.weights_s + p.routed_s * (1 - (1 - p.share) ** tokens)
     assert p.isolated_s(tokens) <= p.isolated_s(factor * tokens) * (1 + 1e-12)
@@ -115,7 +133,13 @@ def test_a_prompt_takes_no_less_than_reading_its_weights_and_a_longer_one_no_les
 def test_a_profile_that_is_straight_is_its_own_tangent() -> None:
     p = estimate(KNOWN["llama-3.1-8b"], GPUS["H100"], 1, Efficiency())
     assert p is not None
-    assert (p.around(17), p.unread_s(3), p.full_tokens, p.lone_s(9, 81), p.request_tokens) == (p, 0.0, 0.0, 0.0, p.kv_tokens)
+    assert (p.around(17), p.unread_s(3), p.full_tokens, p.lone_s(9, 81), p.request_tokens) == (
+        p,
+        0.0,
+        0.0,
+        0.0,
+        p.kv_tokens,
+    )
 
 
 # ---- memory ----
@@ -141,8 +165,10 @@ def test_one_gpu_multiplies_by_a_latent_cache_longer_than_it_reads_it() -> None:
 
 
 def test_spread_experts_leave_each_gpu_the_other_weights_and_a_cache_of_its_own() -> None:
-    """DeepSeek-V3 on 8 H200: 100 GB of weights a GPU and 40 left, as Perplexity reports of experts 8, data 8 (perplexity.ai/hub/blog:
-    lower latency and higher throughput with multi-node DeepSeek deployment; L. Chen's talk of May 2025)."""
+    """DeepSeek-V3 on 8 H200: 100 GB of weights a GPU and 40 left, as Perplexity reports of experts
+    8, data 8 (perplexity.ai/hub/blog: lower latency and higher throughput with multi-node DeepSeek
+    deployment; L. Chen's talk of May 2025).
+    """
     model = KNOWN["deepseek-v3"]
     whole, spread = (estimate(model, GPUS["H200"], 8, Efficiency(), 1024.0, s) for s in (False, True))
     assert isinstance(whole, ExpertProfile)
@@ -150,7 +176,8 @@ def test_spread_experts_leave_each_gpu_the_other_weights_and_a_cache_of_its_own(
     assert (model.routed_bytes / 8 + model.weight_bytes - model.routed_bytes) / 1e9 == pytest.approx(100, rel=0.01)
     assert 4.5 * whole.kv_tokens < spread.kv_tokens < 8 * whole.kv_tokens
     assert spread.request_tokens == spread.kv_tokens / 8 < whole.request_tokens
-    # One sequence needs all other weights of one GPU, and a prompt alone has one GPU for them; long contexts of many are read once.
+    # One sequence needs all other weights of one GPU, and a prompt alone has one GPU for them; long
+    # contexts of many are read once.
     assert spread.step_s(1, 1000) > 1.5 * whole.step_s(1, 1000)
     assert spread.isolated_s(8000) > 1.5 * whole.isolated_s(8000)
     assert spread.step_s(64, 64 * 8000) < whole.step_s(64, 64 * 8000)
@@ -172,7 +199,12 @@ def test_long_contexts_are_decoded_by_spread_experts_and_a_few_short_ones_by_ten
     few = best_disaggregated(question("deepseek-v3", "H200", traffic=traffic(0.5)))
     assert isinstance(long, Deployment)
     assert isinstance(few, Deployment)
-    assert [report.parallelism(p) for p in (*long.pools, *few.pools)] == ["tensor 8", "experts 8", "tensor 8", "tensor 8"]
+    assert [report.parallelism(p) for p in (*long.pools, *few.pools)] == [
+        "tensor 8",
+        "experts 8",
+        "tensor 8",
+        "tensor 8",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +217,9 @@ def test_long_contexts_are_decoded_by_spread_experts_and_a_few_short_ones_by_ten
     ],
 )  # fmt: skip
 def test_what_fits_a_node(model: str, gpu: str, tensors: list[int]) -> None:
-    assert [p.gpus for p in estimates(KNOWN[model], GPUS[gpu], Efficiency()) if p.request_tokens == p.kv_tokens] == tensors
+    assert [
+        p.gpus for p in estimates(KNOWN[model], GPUS[gpu], Efficiency()) if p.request_tokens == p.kv_tokens
+    ] == tensors
 
 
 # ---- plans ----
@@ -206,13 +240,17 @@ def test_the_batch_of_a_plan_is_where_the_curve_reaches_the_objective() -> None:
     )
     # What knows the straight line only comes to the same batch.
     straight = Profile(**{f: getattr(decode.profile, f) for f in Profile.__dataclass_fields__})
-    assert decode_batch(q.traffic, 0.05, straight)[0] == pytest.approx(decode_batch(q.traffic, 0.05, decode.profile)[0], rel=0.02)
+    assert decode_batch(q.traffic, 0.05, straight)[0] == pytest.approx(
+        decode_batch(q.traffic, 0.05, decode.profile)[0], rel=0.02
+    )
 
 
 @given(st.sampled_from(["gpt-oss-120b", "deepseek-v3", "qwen3-30b-a3b"]), st.floats(0.05, 60), st.integers(1, 40))
 @settings(max_examples=80, deadline=None)
 def test_one_pools_steps_solve_their_own_equation(name: str, rate: float, replicas: int) -> None:
-    """A stream's step takes its share of the experts that the streams of that very step touch, and what chunks hold it up."""
+    """A stream's step takes its share of the experts that the streams of that very step touch, and
+    what chunks hold it up.
+    """
     q = question(name, "H200", traffic=traffic(rate))
     p = q.options()[-1][1]
     tokens_per_s, chunked = q.traffic.output_tokens_per_s / replicas, 0.2
@@ -226,7 +264,10 @@ def test_one_pools_steps_solve_their_own_equation(name: str, rate: float, replic
 
 
 traffics = st.builds(
-    lambda rate, mean, out: traffic(rate, (mean, 3 * mean), (out, 3 * out)), st.floats(0.05, 200), st.floats(50, 4000), st.floats(2, 1000)
+    lambda rate, mean, out: traffic(rate, (mean, 3 * mean), (out, 3 * out)),
+    st.floats(0.05, 200),
+    st.floats(50, 4000),
+    st.floats(2, 1000),
 )
 goals = st.builds(LatencyObjectives, st.floats(0.2, 20), st.floats(0.01, 0.2), st.floats(0.9, 0.999))
 
@@ -285,7 +326,10 @@ def test_what_is_assumed_is_told() -> None:
 
 def test_a_model_that_fits_no_node_is_told_so() -> None:
     notes = report.notes(make_plan(question("kimi-k2", "H200")))
-    assert "disaggregated is infeasible: memory: 1028 GB of weights and a cache fit no replica of one node of H200." in notes
+    assert (
+        "disaggregated is infeasible: memory: 1028 GB of weights and a cache fit no replica of one node of H200."
+        in notes
+    )
 
 
 def test_shapes_without_experts_have_no_curve() -> None:

@@ -1,4 +1,6 @@
-"""The known mixtures of experts against what their makers publish, and their config.json against the known shapes."""
+"""The known mixtures of experts against what their makers publish, and their config.json against
+the known shapes.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,14 @@ from hypothesis import strategies as st
 from disagg_operator.performance.config_json import from_config
 from disagg_operator.performance.model_shape import KNOWN, PlanError, named
 
-# Billions of parameters, in all and for a token, with the maker's rounding; how many of the vocabulary's two matrices the latter counts
-# (the embedding is looked up, not multiplied with). Sources: mistral.ai/news/mixtral-of-experts and /mixtral-8x22b; the cards of
-# Qwen/Qwen3-30B-A3B, -235B-A22B and -Coder-480B-A35B; OpenAI's gpt-oss model card, table 1; the card of zai-org/GLM-4.5; the cards of
-# meta-llama/Llama-4-Scout and -Maverick (with the vision encoder, which is not planned); README_WEIGHTS.md of deepseek-ai/DeepSeek-V3
-# (36.6 with the head); arXiv 2405.04434 (DeepSeek-V2-Lite); moonshotai/Kimi-K2-Instruct (1 T in words, 1,026 B in its safetensors).
+# Billions of parameters, in all and for a token, with the maker's rounding; how many of the
+# vocabulary's two matrices the latter counts (the embedding is looked up, not multiplied with).
+# Sources: mistral.ai/news/mixtral-of-experts and /mixtral-8x22b; the cards of Qwen/Qwen3-30B-A3B,
+# -235B-A22B and -Coder-480B-A35B; OpenAI's gpt-oss model card, table 1; the card of
+# zai-org/GLM-4.5; the cards of meta-llama/Llama-4-Scout and -Maverick (with the vision encoder,
+# which is not planned); README_WEIGHTS.md of deepseek-ai/DeepSeek-V3 (36.6 with the head); arXiv
+# 2405.04434 (DeepSeek-V2-Lite); moonshotai/Kimi-K2-Instruct (1 T in words, 1,026 B in its
+# safetensors).
 PUBLISHED = {
     "mixtral-8x7b": (46.7, 12.9, 2), "mixtral-8x22b": (141.0, 39.0, 2), "qwen3-30b-a3b": (30.5, 3.3, 2),
     "qwen3-235b-a22b": (235.0, 22.0, 2), "qwen3-coder-480b-a35b": (480.0, 35.0, 2), "gpt-oss-120b": (116.83, 5.13, 1),
@@ -37,9 +42,14 @@ def test_parameters_are_those_that_are_published(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "gb"),
-    # gpt-oss: 60.8 and 12.8 GiB (model card, table 1). DeepSeek-V3: 671B of FP8, the embedding in 16 bits. Kimi K2 Thinking: 594 GB
-    # (its card).
-    [("gpt-oss-120b", 60.8 * 1.0737), ("gpt-oss-20b", 12.8 * 1.0737), ("deepseek-v3", 672.0), ("kimi-k2-thinking", 594.0)],
+    # gpt-oss: 60.8 and 12.8 GiB (model card, table 1). DeepSeek-V3: 671B of FP8, the embedding in
+    # 16 bits. Kimi K2 Thinking: 594 GB (its card).
+    [
+        ("gpt-oss-120b", 60.8 * 1.0737),
+        ("gpt-oss-20b", 12.8 * 1.0737),
+        ("deepseek-v3", 672.0),
+        ("kimi-k2-thinking", 594.0),
+    ],
 )
 def test_checkpoints_are_as_large_as_published(name: str, gb: float) -> None:
     assert KNOWN[name].weight_bytes / 1e9 == pytest.approx(gb, rel=0.01)
@@ -64,7 +74,9 @@ def test_layers_with_a_window_keep_no_more_than_that() -> None:
 
 
 def test_latent_attention_multiplies_more_in_decode_than_in_prefill() -> None:
-    """DeepSeek-V3, a layer: 128 heads x 2 x (192 + 128) against 128 x 2 x (576 + 512), over a cache that is read once for all of them."""
+    """DeepSeek-V3, a layer: 128 heads x 2 x (192 + 128) against 128 x 2 x (576 + 512), over a cache
+    that is read once for all of them.
+    """
     m = KNOWN["deepseek-v3"]
     assert m.pair_flops == 61 * 128 * 2 * (192 + 128)
     assert m.decode_pair_flops == 61 * 128 * 2 * (576 + 512)
@@ -206,8 +218,16 @@ def test_how_weights_are_stored(quantization: dict[str, Any], bits: int, routed_
         (DEEPSEEK, {"qk_rope_head_dim": None}, "qk_rope_head_dim: is missing"),
         (DEEPSEEK, {"v_head_dim": 0}, "v_head_dim: 0 is not a positive integer"),
         (DEEPSEEK, {"index_topk": 2048}, "index_topk: sparse attention is not planned"),
-        (DEEPSEEK, {"shared_expert_intermediate_size": 512}, "shared_expert_intermediate_size: 512, but n_shared_experts says 1 of 2048"),
-        (DEEPSEEK, {"quantization_config": {"config_groups": {"g": 4}}}, "quantization_config: config_groups: must hold objects"),
+        (
+            DEEPSEEK,
+            {"shared_expert_intermediate_size": 512},
+            "shared_expert_intermediate_size: 512, but n_shared_experts says 1 of 2048",
+        ),
+        (
+            DEEPSEEK,
+            {"quantization_config": {"config_groups": {"g": 4}}},
+            "quantization_config: config_groups: must hold objects",
+        ),
         (GLM, {"moe_layer_freq": [[1]] * 46}, "moe_layer_freq: must hold a 0 or 1"),
         (QWEN, {"mlp_only_layers": [48]}, "mlp_only_layers: must be a list of layers, 0 to 47"),
         (QWEN, {"mlp_only_layers": 3}, "mlp_only_layers: must be a list"),
@@ -216,7 +236,9 @@ def test_how_weights_are_stored(quantization: dict[str, Any], bits: int, routed_
         (QWEN, {"moe_num_experts": 64}, "moe_num_experts: mixtures of experts in this form are not planned"),
     ],
 )
-def test_what_is_contradictory_or_of_another_form_is_refused_by_field(config: dict[str, Any], change: dict[str, Any], words: str) -> None:
+def test_what_is_contradictory_or_of_another_form_is_refused_by_field(
+    config: dict[str, Any], change: dict[str, Any], words: str
+) -> None:
     with pytest.raises(PlanError, match=words):
         from_config(config | change, "x")
 
@@ -272,6 +294,8 @@ def test_names(name: str, known: str, bits: int) -> None:
     assert named(name) == replace(KNOWN[known], weight_bits=bits)
 
 
-@pytest.mark.parametrize("name", ["deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "deepseek-ai/DeepSeek-V3.2", "Qwen/Qwen3-Next-80B-A3B"])
+@pytest.mark.parametrize(
+    "name", ["deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "deepseek-ai/DeepSeek-V3.2", "Qwen/Qwen3-Next-80B-A3B"]
+)
 def test_names_of_other_models(name: str) -> None:
     assert named(name) is None

@@ -77,7 +77,11 @@ def test_a_wrong_config_is_refused_by_field(change: dict[str, Any], word: str) -
 
 
 def test_a_multi_modal_model_is_planned_by_its_text_part() -> None:
-    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": LLAMA, "quantization_config": {"quant_method": "fp8"}}
+    whole = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": LLAMA,
+        "quantization_config": {"quant_method": "fp8"},
+    }
     assert from_config(whole, "x").kv_bytes_per_token == 131_072
     assert from_config(whole, "x").weight_bits == 8
     with pytest.raises(PlanError, match="num_experts_per_tok: is missing"):
@@ -85,6 +89,8 @@ def test_a_multi_modal_model_is_planned_by_its_text_part() -> None:
 
 
 def test_a_dense_model_with_a_sliding_window_is_planned_as_if_it_were_full() -> None:
-    windowed = from_config(LLAMA | {"layer_types": ["sliding_attention", "full_attention"] * 16, "sliding_window": 128}, "x")
+    windowed = from_config(
+        LLAMA | {"layer_types": ["sliding_attention", "full_attention"] * 16, "sliding_window": 128}, "x"
+    )
     assert windowed.kv_bytes_per_token == 131_072
     assert windowed.kv_bytes(10_000) == 10_000 * 131_072

@@ -12,7 +12,8 @@ from disagg_operator.performance.model_shape import KNOWN
 from disagg_operator.performance.profile import Profile
 from disagg_operator.performance.roof_line import EFFICIENCIES, Efficiency, estimate, estimates
 
-# Llama 2 70B on 4 GPUs with vLLM of 2023, from Splitwise's table: ms of a prompt of 1,024 and 8,192 tokens, of a decode step at batch 1.
+# Llama 2 70B on 4 GPUs with vLLM of 2023, from Splitwise's table: ms of a prompt of 1,024 and 8,192
+# tokens, of a decode step at batch 1.
 SPLITWISE = {"H100": (106.0, 954.0, 29.4), "A100": (227.0, 2278.0, 44.5)}
 
 
@@ -33,7 +34,9 @@ def test_the_eager_roof_line_is_within_15_percent_of_what_splitwise_measured(gpu
 
 @pytest.mark.parametrize(("batch", "measured_ms"), [(32, 36.9), (64, 52.4)])
 def test_the_eager_roof_line_of_a_batch_is_within_30_percent(batch: int, measured_ms: float) -> None:
-    assert 1e3 * _profile("llama-2-70b", "H100", 4, "eager").step_s(batch, batch * 1024) == pytest.approx(measured_ms, rel=0.30)
+    assert 1e3 * _profile("llama-2-70b", "H100", 4, "eager").step_s(batch, batch * 1024) == pytest.approx(
+        measured_ms, rel=0.30
+    )
 
 
 @pytest.mark.parametrize("gpu", SPLITWISE)
@@ -54,14 +57,21 @@ def test_the_tuned_roof_line_of_8b_on_one_h100_is_within_15_percent_of_the_publi
 
 
 @pytest.mark.parametrize(
-    ("model", "expected"), [("llama-3.1-70b", 327_680), ("llama-3.1-8b", 131_072), ("qwen2.5-7b", 57_344), ("qwen3-8b", 147_456)]
+    ("model", "expected"),
+    [("llama-3.1-70b", 327_680), ("llama-3.1-8b", 131_072), ("qwen2.5-7b", 57_344), ("qwen3-8b", 147_456)],
 )
 def test_kv_bytes_per_token(model: str, expected: int) -> None:
     assert KNOWN[model].kv_bytes_per_token == expected
 
 
 def test_a_70b_without_grouped_heads_would_need_2_6_mb_a_token() -> None:
-    config = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_hidden_layers": 80, "vocab_size": 32000}
+    config = {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 80,
+        "vocab_size": 32000,
+    }
     assert from_config(config, "mha").kv_bytes_per_token == 2_621_440
 
 

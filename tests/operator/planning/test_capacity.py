@@ -51,7 +51,9 @@ def test_more_traffic_never_needs_fewer_workers(t: Traffic, o: LatencyObjectives
 
 @given(traffics, objectives, st.floats(0.3, 0.99), st.floats(0.3, 0.99))
 @settings(deadline=None, max_examples=150)
-def test_tighter_objectives_never_need_fewer_workers(t: Traffic, o: LatencyObjectives, ttft: float, tpot: float) -> None:
+def test_tighter_objectives_never_need_fewer_workers(
+    t: Traffic, o: LatencyObjectives, ttft: float, tpot: float
+) -> None:
     loose, tight = counts(t, o), counts(t, replace(o, ttft_s=ttft * o.ttft_s, tpot_s=tpot * o.tpot_s))
     assert all(a <= b for a, b in zip(loose, tight, strict=True))
 
@@ -112,13 +114,17 @@ def test_a_transfer_that_eats_the_time_per_token_is_named() -> None:
 
 
 def test_a_request_larger_than_the_cache_is_named() -> None:
-    found = decode_pool(traffic(prompt=(1000, 4000)), LatencyObjectives(1.0, 0.05), H100, replace(PROFILE, kv_tokens=1000), KV, 0.0)
+    found = decode_pool(
+        traffic(prompt=(1000, 4000)), LatencyObjectives(1.0, 0.05), H100, replace(PROFILE, kv_tokens=1000), KV, 0.0
+    )
     assert isinstance(found, Infeasible)
     assert found.limit == "memory"
     assert "1250 tokens" in found.reason
 
 
-@pytest.mark.parametrize(("change", "bound"), [({}, "tpot"), ({"kv_tokens": 20_000}, "cache"), ({"max_running": 8}, "batch")])
+@pytest.mark.parametrize(
+    ("change", "bound"), [({}, "tpot"), ({"kv_tokens": 20_000}, "cache"), ({"max_running": 8}, "batch")]
+)
 def test_what_bounds_a_decode_batch(change: dict[str, int], bound: str) -> None:
     assert decode_batch(traffic(), 0.05, replace(PROFILE, **change))[1] == bound
 

@@ -40,7 +40,10 @@ def test_from_the_crossover_on_disaggregation_is_cheaper_at_every_rate() -> None
 
 def test_what_a_gpu_was_planned_by_is_said_with_its_source() -> None:
     notes = report.notes(make_plan(question()))
-    assert "H100: roof line, of 989 TFLOP/s bf16, 3.35 TB/s, 80 GB (https://www.nvidia.com/en-us/data-center/h100/)." in notes
+    assert (
+        "H100: roof line, of 989 TFLOP/s bf16, 3.35 TB/s, 80 GB (https://www.nvidia.com/en-us/data-center/h100/)."
+        in notes
+    )
     measured = report.notes(make_plan(question(measured={"H100": [PROFILES["70b-h100-tp4"]]})))
     assert "H100: measured profile." in measured
 
@@ -48,7 +51,9 @@ def test_what_a_gpu_was_planned_by_is_said_with_its_source() -> None:
 def test_requests_that_the_model_does_not_take_are_told() -> None:
     long = make_plan(question("llama-2-70b", ttft_s=20.0, traffic=traffic(prompt=(2000, 8000))))
     assert "A request of tail lengths has 8800 tokens; the model takes 4096." in report.notes(long)
-    assert not [n for n in report.notes(make_plan(question("llama-2-70b", traffic=traffic(prompt=(500, 2000))))) if "takes" in n]
+    assert not [
+        n for n in report.notes(make_plan(question("llama-2-70b", traffic=traffic(prompt=(500, 2000))))) if "takes" in n
+    ]
 
 
 @pytest.mark.parametrize(("rate", "shown"), [(42.17, "42"), (177.8, "180"), (1334.0, "1300"), (0.23, "0.23")])
@@ -68,8 +73,12 @@ def test_equal_cost_goes_to_the_simpler_one() -> None:
 
 
 def test_what_only_two_pools_can_do() -> None:
-    """One chunk of a prompt in the life of an answer of 20 tokens is too much; with 10,000 replicas streams still meet some."""
-    plan = make_plan(question(tpot_s=0.0305, traffic=traffic(1000, output=(20, 60)), measured={"H100": [PROFILES["70b-h100-tp4"]]}))
+    """One chunk of a prompt in the life of an answer of 20 tokens is too much; with 10,000 replicas
+    streams still meet some.
+    """
+    plan = make_plan(
+        question(tpot_s=0.0305, traffic=traffic(1000, output=(20, 60)), measured={"H100": [PROFILES["70b-h100-tp4"]]})
+    )
     assert isinstance(plan.monolithic, Infeasible)
     assert isinstance(plan.disaggregated, Deployment)
     assert plan.recommended == "disaggregated"
@@ -132,13 +141,16 @@ def test_the_published_gain_per_gpu_is_1_3_and_not_6_4() -> None:
 
 def test_a_thousand_requests_a_second_at_3060_tokens_would_be_answers_of_3_tokens() -> None:
     assert pytest.approx(3.06) == 3060 / 1000
-    # With answers of 200 tokens it is 15 requests a second; 1,000 a second are 200,000 tokens a second, 65 times as much.
+    # With answers of 200 tokens it is 15 requests a second; 1,000 a second are 200,000 tokens a
+    # second, 65 times as much.
     assert pytest.approx(15.3) == 3060 / 200
     assert pytest.approx(65.4, abs=0.1) == 1000 * 200 / 3060
 
 
 def example(rate_per_s: float) -> Question:
-    """70B on H100 and A100, prompts of 400 tokens (what 25 ms of TTFT allow on 8 H100) and answers of 200, all alike."""
+    """70B on H100 and A100, prompts of 400 tokens (what 25 ms of TTFT allow on 8 H100) and answers
+    of 200, all alike.
+    """
     lengths = LogNormal(400, 0.0).lengths(0.99), LogNormal(200, 0.0).lengths(0.99)
     return Question(
         KNOWN["llama-3.1-70b"], Traffic(rate_per_s, *lengths), LatencyObjectives(0.5, 0.05), (GPUS["H100"], GPUS["A100"]),

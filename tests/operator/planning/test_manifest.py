@@ -21,11 +21,17 @@ CASES: dict[str, tuple[dict[str, Any], Wishes]] = {
     "rdma": ({}, replace(WISHES, rdma_resource="rdma/hca_shared_devices_a", network="kv")),
     "ethernet": ({"network": "ethernet-100", "ttft_s": 5.0, "tpot_s": 0.1}, replace(WISHES, network="kv")),
     "AMD": ({"gpus": "MI300X"}, WISHES),
-    "small": ({"model": "llama-3.1-8b", "gpus": "L40S", "traffic": traffic(1.0)}, replace(WISHES, uri="pvc://models/llama")),
+    "small": (
+        {"model": "llama-3.1-8b", "gpus": "L40S", "traffic": traffic(1.0)},
+        replace(WISHES, uri="pvc://models/llama"),
+    ),
     "fp8": ({}, replace(WISHES, rounded_bits=8)),
     "int8": ({"gpus": "A100"}, replace(WISHES, rounded_bits=8)),
     "int4": ({}, replace(WISHES, rounded_bits=4)),
-    "two kinds": ({"gpus": "H100,A100", "prefill_gpus": frozenset({"H100"}), "decode_gpus": frozenset({"A100"})}, WISHES),
+    "two kinds": (
+        {"gpus": "H100,A100", "prefill_gpus": frozenset({"H100"}), "decode_gpus": frozenset({"A100"})},
+        WISHES,
+    ),
 }
 
 
@@ -94,7 +100,8 @@ def test_good_wishes_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "words"), [("mixtral-8x7b", "has no mixtures of experts: the plan"), ("deepseek-v3", "mixtures of experts and no latent")]
+    ("model", "words"),
+    [("mixtral-8x7b", "has no mixtures of experts: the plan"), ("deepseek-v3", "mixtures of experts and no latent")],
 )
 def test_no_resource_is_written_for_a_model_that_the_bundled_engine_would_refuse(model: str, words: str) -> None:
     with pytest.raises(PlanError, match=words):

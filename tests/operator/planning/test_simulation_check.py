@@ -27,7 +27,9 @@ CASES: dict[str, tuple[float, tuple[float, float], tuple[float, float], dict[str
 def test_formulas_are_within_one_replica_or_a_fifth_of_the_simulation(case: str) -> None:
     rate, prompt, output, asked = CASES[case]
     plan = make_plan(question(traffic=traffic(rate, prompt, output), **asked))
-    checked = simulation_check.check(plan, simulation_check.poisson(rate, log_normal(*prompt, "p"), log_normal(*output, "o"), 300.0))
+    checked = simulation_check.check(
+        plan, simulation_check.poisson(rate, log_normal(*prompt, "p"), log_normal(*output, "o"), 300.0)
+    )
     for formula, simulation in ((plan.disaggregated, checked.disaggregated), (plan.monolithic, checked.monolithic)):
         assert isinstance(formula, Deployment)
         assert isinstance(simulation, Deployment)
@@ -40,7 +42,9 @@ def test_formulas_are_within_one_replica_or_a_fifth_of_the_simulation(case: str)
 
 @pytest.mark.slow
 def test_what_no_fleet_of_the_simulator_serves_is_infeasible() -> None:
-    """The formula sees lengths that are all alike; the trace has prompts that take longer alone than is asked."""
+    """The formula sees lengths that are all alike; the trace has prompts that take longer alone
+    than is asked.
+    """
     plan = make_plan(question("llama-3.1-8b", traffic=traffic(1.0, (500, 500), (50, 50)), ttft_s=0.2, tpot_s=0.05))
     arrival = np.arange(200.0)
     trace = Trace("long", arrival, np.full(200, 30_000), np.zeros(200, np.int64), np.full(200, 50))

@@ -128,7 +128,10 @@ def test_why_metrics_are_missing_is_said_where_they_are() -> None:
     why = ("MetricsUnavailable", "the Prometheus server does not answer")
     blind = replace(INTENT, pools=(POOLS[0], replace(SCALED, scaling_blind=True)), trouble=why)
     (scaling,) = [c for c in conditions.conditions(blind, seen()) if c.type == "ScalingActive"]
-    assert (scaling.reason, scaling.message) == ("MetricsUnavailable", "the Prometheus server does not answer: replicas are held")
+    assert (scaling.reason, scaling.message) == (
+        "MetricsUnavailable",
+        "the Prometheus server does not answer: replicas are held",
+    )
 
 
 def test_the_same_inputs_give_the_same_status_at_any_time() -> None:
@@ -165,7 +168,11 @@ def test_a_refusal_keeps_the_rest_of_the_status() -> None:
     bad = conditions.refused(4, "InvalidSpec", "spec.x: wrong", good, LATER)
     assert bad["pools"] == good["pools"]
     reasons = {c["type"]: c["reason"] for c in bad["conditions"]}
-    assert (reasons["Accepted"], reasons["Ready"], reasons["Available"]) == ("InvalidSpec", "InvalidSpec", "PairsHealthy")
+    assert (reasons["Accepted"], reasons["Ready"], reasons["Available"]) == (
+        "InvalidSpec",
+        "InvalidSpec",
+        "PairsHealthy",
+    )
 
 
 def test_a_revision_is_current_once_all_pods_are_of_it() -> None:

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_operator.kube.pods import http_port, is_ready
-from disagg_operator.status.observed import NetworkCheck, Problem, RouterView, WorkerLink, network, pod_problem, router_view, workload
+from disagg_operator.status.observed import (
+    NetworkCheck,
+    Problem,
+    RouterView,
+    WorkerLink,
+    network,
+    pod_problem,
+    router_view,
+    workload,
+)
 
 
 def deployment(generation: int = 2, **status: Any) -> dict[str, Any]:
@@ -27,10 +36,24 @@ def pod(waiting: str = "", message: str = "", unschedulable: str = "", **meta: A
 @pytest.mark.parametrize(
     ("status", "complete"),
     [
-        pytest.param({"observedGeneration": 2, "replicas": 2, "readyReplicas": 2, "updatedReplicas": 2}, True, id="done"),
-        pytest.param({"observedGeneration": 1, "replicas": 2, "readyReplicas": 2, "updatedReplicas": 2}, False, id="spec not yet seen"),
-        pytest.param({"observedGeneration": 2, "replicas": 3, "readyReplicas": 3, "updatedReplicas": 2}, False, id="an old pod is left"),
-        pytest.param({"observedGeneration": 2, "replicas": 2, "readyReplicas": 1, "updatedReplicas": 2}, False, id="a pod is not ready"),
+        pytest.param(
+            {"observedGeneration": 2, "replicas": 2, "readyReplicas": 2, "updatedReplicas": 2}, True, id="done"
+        ),
+        pytest.param(
+            {"observedGeneration": 1, "replicas": 2, "readyReplicas": 2, "updatedReplicas": 2},
+            False,
+            id="spec not yet seen",
+        ),
+        pytest.param(
+            {"observedGeneration": 2, "replicas": 3, "readyReplicas": 3, "updatedReplicas": 2},
+            False,
+            id="an old pod is left",
+        ),
+        pytest.param(
+            {"observedGeneration": 2, "replicas": 2, "readyReplicas": 1, "updatedReplicas": 2},
+            False,
+            id="a pod is not ready",
+        ),
         pytest.param({}, False, id="no status yet"),
     ],
 )
@@ -64,7 +87,9 @@ def test_the_worst_problem_speaks_and_counts_its_like() -> None:
 
 def test_pods_that_the_api_server_refuses_are_named() -> None:
     refused = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}
-    assert workload("decode", 1, deployment(conditions=[refused]), []).problem == Problem("PodsRefused", "exceeded quota")
+    assert workload("decode", 1, deployment(conditions=[refused]), []).problem == Problem(
+        "PodsRefused", "exceeded quota"
+    )
 
 
 NODE = {"metadata": {"name": "n"}, "status": {"allocatable": {"rdma/hca": "4"}}}
@@ -82,15 +107,31 @@ REF = ("ns", "fast")
             False,
         ),
         ({"reference": REF, "found": True, "multus": True, "rdma": None, "nodes": None}, "NetworkFound", True),
-        ({"reference": REF, "found": None, "multus": True, "rdma": None, "nodes": None}, "AttachmentNotReadable", False),
+        (
+            {"reference": REF, "found": None, "multus": True, "rdma": None, "nodes": None},
+            "AttachmentNotReadable",
+            False,
+        ),
         (
             {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/x", 1), "nodes": [NODE]},
             "RdmaResourceMissing",
             False,
         ),
-        ({"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 4), "nodes": [NODE]}, "NetworkFound", True),
-        ({"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 5), "nodes": [NODE]}, "RdmaResourceMissing", False),
-        ({"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 1), "nodes": None}, "NodesNotReadable", False),
+        (
+            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 4), "nodes": [NODE]},
+            "NetworkFound",
+            True,
+        ),
+        (
+            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 5), "nodes": [NODE]},
+            "RdmaResourceMissing",
+            False,
+        ),
+        (
+            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 1), "nodes": None},
+            "NodesNotReadable",
+            False,
+        ),
     ],
 )
 def test_network(arguments: dict[str, Any], reason: str, ok: bool) -> None:
@@ -115,7 +156,9 @@ def test_readiness_and_ports() -> None:
     assert http_port({}, 8000) == 8000
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
+)
 
 
 @given(st.dictionaries(st.sampled_from(["pairs", "workers", "waiting"]), JSON))

@@ -20,7 +20,12 @@ TABLE: list[tuple[str, list[Turn], float, list[int]]] = [
     ("at the deadline it is not late", [Turn(0, 0.0, 2.0), Turn(1, 1.0, 3.0)], 2.0, [0, 1]),
     ("late already when what it takes does not fit", [Turn(0, 0.0, 3.0, 1.5), Turn(1, 1.0, 4.0, 1.0)], 2.0, [1, 0]),
     ("those that are late: by arrival", [Turn(0, 0.0, 1.5), Turn(1, 0.5, 1.0), Turn(2, 2.0, 3.0)], 2.0, [2, 0, 1]),
-    ("no deadline: before all that came after it", [Turn(0, 0.0, 1.0), Turn(1, 1.0), Turn(2, 1.5, 2.5)], 2.0, [1, 2, 0]),
+    (
+        "no deadline: before all that came after it",
+        [Turn(0, 0.0, 1.0), Turn(1, 1.0), Turn(2, 1.5, 2.5)],
+        2.0,
+        [1, 2, 0],
+    ),
     ("no deadline: it may come before what came earlier", [Turn(0, 0.0, 3.0), Turn(1, 1.0)], 2.0, [1, 0]),
     ("no deadlines: by arrival", [Turn(2, 2.0), Turn(0, 0.0), Turn(1, 1.0)], 9.0, [0, 1, 2]),
     ("no deadline: never late", [Turn(0, 0.0), Turn(1, 1.0, 31.0)], 19.0, [0, 1]),
@@ -101,8 +106,14 @@ def test_whatever_happens_the_first_is_whom_the_rules_name_and_nobody_is_lost(
 
 
 def test_those_that_have_waited_long_and_those_that_can_be_on_time_take_turns() -> None:
-    """An overload: there are always some of both. Who has waited twice as long gets three of four places."""
-    for now_s, expected in ((30.0, [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]), (60.0, [0, 1, 2, 6, 3, 4, 5, 7, 8, 9, 10, 11])):
+    """An overload: there are always some of both.
+
+    Who has waited twice as long gets three of four places.
+    """
+    for now_s, expected in (
+        (30.0, [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]),
+        (60.0, [0, 1, 2, 6, 3, 4, 5, 7, 8, 9, 10, 11]),
+    ):
         line = Ordered(PATIENCE_S)
         for number in range(6):
             line.join(Turn(number, float(number), number + 1.0))

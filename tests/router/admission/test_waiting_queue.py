@@ -1,4 +1,7 @@
-"""The queue: in order, bounded, woken one at a time. What holds for any order is tested for both."""
+"""The queue: in order, bounded, woken one at a time.
+
+What holds for any order is tested for both.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_only_the_oldest_is_woken_whatever_the_order_of_entering(monkeypatch: pytest.MonkeyPatch, patience_s: float) -> None:
+async def test_only_the_oldest_is_woken_whatever_the_order_of_entering(
+    monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
     """Each wake counts, also one that comes while the next is being told that it is the oldest now."""
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
     queue = AdmissionQueue(10, 60.0, patience_s)
@@ -50,8 +55,12 @@ async def test_only_the_oldest_is_woken_whatever_the_order_of_entering(monkeypat
     assert queue.waiting("decode") == 0
 
 
-async def test_room_that_appears_while_the_oldest_asks_is_kept_for_it(monkeypatch: pytest.MonkeyPatch, patience_s: float) -> None:
-    """It asked a moment too early and was refused: whoever asks a moment later must not be served before it."""
+async def test_room_that_appears_while_the_oldest_asks_is_kept_for_it(
+    monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    """It asked a moment too early and was refused: whoever asks a moment later must not be served
+    before it.
+    """
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
     queue = AdmissionQueue(10, 60.0, patience_s)
     first, second = queue.turn(), queue.turn()
@@ -151,7 +160,9 @@ async def test_who_becomes_late_while_it_is_the_first_lets_the_next_one_try_with
         await tasks[0]
 
 
-async def test_a_newcomer_that_goes_before_those_who_wait_is_not_overtaken_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_newcomer_that_goes_before_those_who_wait_is_not_overtaken_by_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Room that appears while it asks is kept for it, as for one that waited."""
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
     queue = AdmissionQueue(10, 60.0, 20.0)
@@ -188,7 +199,9 @@ async def test_who_has_waited_for_the_patience_is_before_who_can_be_on_time(monk
         await tasks[1]
 
 
-async def test_room_for_one_that_leaves_before_it_tries_is_for_the_next(monkeypatch: pytest.MonkeyPatch, patience_s: float) -> None:
+async def test_room_for_one_that_leaves_before_it_tries_is_for_the_next(
+    monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
     queue = AdmissionQueue(10, 60.0, patience_s)
     tasks = await line_up(queue, queue.turn(), queue.turn())
@@ -198,7 +211,9 @@ async def test_room_for_one_that_leaves_before_it_tries_is_for_the_next(monkeypa
         await tasks[1]
 
 
-async def test_room_for_one_that_is_overtaken_before_it_tries_is_for_who_overtook(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_room_for_one_that_is_overtaken_before_it_tries_is_for_who_overtook(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
     queue = AdmissionQueue(10, 60.0, 20.0)
     (waits,) = await line_up(queue, due_in(queue, 50.0))

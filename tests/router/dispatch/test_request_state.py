@@ -125,7 +125,9 @@ def test_an_end_of_an_attempt_that_failed_is_forgotten() -> None:
         ([5] * 10, {}, "length"),
     ],
 )
-def test_the_tokens_themselves_tell_when_a_request_is_over(tokens: list[int], sampling: dict[str, Any], wanted: str | None) -> None:
+def test_the_tokens_themselves_tell_when_a_request_is_over(
+    tokens: list[int], sampling: dict[str, Any], wanted: str | None
+) -> None:
     state = make(10, **sampling)
     for i, token in enumerate(tokens):
         state.token(line(i, token))

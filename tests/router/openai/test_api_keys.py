@@ -11,11 +11,15 @@ from tests.router.stack import Stack
 from disagg_router.openai import api_keys
 
 
-async def test_a_new_key_is_accepted_and_an_old_one_refused_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_new_key_is_accepted_and_an_old_one_refused_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(api_keys, "_LOOK_EVERY_S", 0.0)
     file = tmp_path / "api-keys"
     file.write_text("first\n")
-    async with Stack(tmp_path, TokenWorker("p", "prefill"), TokenWorker("d", "decode"), api_keys_file=str(file)) as stack:
+    async with Stack(
+        tmp_path, TokenWorker("p", "prefill"), TokenWorker("d", "decode"), api_keys_file=str(file)
+    ) as stack:
 
         async def status(key: str) -> int:
             return (await stack.http.get("/v1/models", headers={"authorization": f"Bearer {key}"})).status_code

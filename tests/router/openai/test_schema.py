@@ -86,7 +86,9 @@ def test_a_body_that_is_no_request_is_refused(body: Any) -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=8), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 KNOWN = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, "tools"})

@@ -15,7 +15,10 @@ def split(draw: st.DrawFn) -> list[str]:
 
 
 def cut(text: str, stops: list[str]) -> str:
-    """The text before the first stop string. Of several the one that is complete first wins: the rest was not generated then."""
+    """The text before the first stop string.
+
+    Of several the one that is complete first wins: the rest was not generated then.
+    """
     ends = [(at + len(s), at) for s in stops if s and (at := text.find(s)) >= 0]
     if not ends:
         return text

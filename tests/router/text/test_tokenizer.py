@@ -22,7 +22,9 @@ FILES = {
 }
 TEXT = Text(FILES)
 # What makes UTF-8 hard, too: letters of two to four bytes, joined emoji, combining marks.
-HARD = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("€🙂👩‍👩é\u0301न漢 \n")), max_size=30)
+HARD = st.text(
+    st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("€🙂👩‍👩é\u0301न漢 \n")), max_size=30
+)
 
 
 def fed(tokens: list[int]) -> list[str]:
@@ -63,7 +65,11 @@ def test_a_token_beyond_the_vocabulary_is_no_text() -> None:
 
 
 def test_a_chat_is_the_templates_text() -> None:
-    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "so"}]
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "so"},
+    ]
     tokens = TEXT.encode_chat(messages)
     assert [t for t in tokens if t < 3] == [1, 2, 0, 1, 2]
     assert TEXT.decode(tokens) == "hiyesso"
@@ -81,7 +87,8 @@ def test_a_template_that_refuses_the_chat_is_the_clients_error(template: str) ->
 
 
 @pytest.mark.parametrize(
-    "attack", ["{{ ''.__class__.__mro__ }}", "{{ messages.__class__.__base__.__subclasses__() }}", "{{ messages.append(1) }}"]
+    "attack",
+    ["{{ ''.__class__.__mro__ }}", "{{ messages.__class__.__base__.__subclasses__() }}", "{{ messages.append(1) }}"],
 )
 def test_a_template_from_a_model_folder_can_not_leave_its_sandbox(attack: str) -> None:
     with pytest.raises(ApiError):
@@ -110,5 +117,7 @@ def test_special_tokens_that_are_no_text_are_left_out(config: object) -> None:
 
 def test_special_tokens_are_there_for_the_template() -> None:
     config = {"bos_token": {"content": "<|user|>"}, "eos_token": "<|end|>"}
-    text = Text(FILES | {"tokenizer_config": config, "chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"})
+    text = Text(
+        FILES | {"tokenizer_config": config, "chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"}
+    )
     assert text.encode_chat([{"role": "user", "content": ""}]) == [1, 0]

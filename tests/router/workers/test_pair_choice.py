@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_router.workers.pair_choice import Breaker, Choice, Inflight, Prompt, choose, decode_room, handshake_pairs, pair_key
+from disagg_router.workers.pair_choice import (
+    Breaker,
+    Choice,
+    Inflight,
+    Prompt,
+    choose,
+    decode_room,
+    handshake_pairs,
+    pair_key,
+)
 from disagg_router.workers.worker_info import Member, Worker, model_of, parse_info
 from disagg_wire.room import Room
 
@@ -39,7 +48,11 @@ def pick(workers: list[Worker], **changes: Any) -> Choice | None:
 
 
 def names(choice: Choice | None) -> tuple[str | None, str | None] | None:
-    return None if choice is None else (choice.prefill.name if choice.prefill else None, choice.decode.name if choice.decode else None)
+    return (
+        None
+        if choice is None
+        else (choice.prefill.name if choice.prefill else None, choice.decode.name if choice.decode else None)
+    )
 
 
 P, D, BOTH = worker("p", "prefill"), worker("d", "decode"), worker("b", "both")
@@ -141,7 +154,8 @@ def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
     elif choice.prefill is not None:
         assert (choice.prefill, choice.decode) in pairs
     else:
-        # Decode prefills itself only where no pair is possible, where it is the pair, or where all do both: nobody is asked to send KV.
+        # Decode prefills itself only where no pair is possible, where it is the pair, or where all
+        # do both: nobody is asked to send KV.
         assert not pairs or (choice.decode, choice.decode) in pairs or all(w.role == "both" for w in usable)
     if choice.decode is not None and choice.prefill is not None and not proven:
         assert choice.decode.running_requests == min(d.running_requests for _, d in pairs)
@@ -160,7 +174,10 @@ def test_decodes_room_is_that_of_the_workers_that_the_kv_can_go_to() -> None:
 @given(pools(), st.integers(1, 5))
 def test_handshakes_are_due_for_fitting_pairs_of_separate_roles_alone(workers: list[Worker], limit: int) -> None:
     everything = handshake_pairs(workers, 1000)
-    assert all(p.role == "prefill" and d.role == "decode" and p.compat == d.compat and p.state == d.state == "ready" for p, d in everything)
+    assert all(
+        p.role == "prefill" and d.role == "decode" and p.compat == d.compat and p.state == d.state == "ready"
+        for p, d in everything
+    )
     sampled = handshake_pairs(workers, limit)
     assert set(sampled) <= set(everything)
     assert len(sampled) <= max(limit, len(workers))
@@ -195,7 +212,9 @@ def test_what_a_worker_says_of_its_features_is_kept_and_an_older_one_has_none() 
 
 
 def test_a_worker_that_still_loads_is_no_worker_yet() -> None:
-    assert parse_info(Member("w", "http://w"), {k: v for k, v in INFO.items() if k not in ("model", "kv", "load")}) is None
+    assert (
+        parse_info(Member("w", "http://w"), {k: v for k, v in INFO.items() if k not in ("model", "kv", "load")}) is None
+    )
 
 
 def test_what_failed_is_avoided_for_longer_each_time_until_it_succeeds() -> None:

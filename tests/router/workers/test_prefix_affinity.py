@@ -1,4 +1,6 @@
-"""The router remembers where the start of a prompt was computed, within bounds, and never over tenants."""
+"""The router remembers where the start of a prompt was computed, within bounds, and never over
+tenants.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,22 @@ def test_it_is_bounded_and_forgets_the_oldest_holders_and_names() -> None:
     assert prefixes.cached_tokens(names) == {}
 
 
-@given(st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=4), st.sampled_from("ab"), st.sampled_from(["", "t"])), max_size=12))
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 2), max_size=4), st.sampled_from("ab"), st.sampled_from(["", "t"])),
+        max_size=12,
+    )
+)
 def test_nobody_is_said_to_have_what_was_not_sent_there(sends: list[tuple[list[int], str, str]]) -> None:
     """Prompts of strides of one repeated token each."""
     prefixes = PrefixMap()
     sent: dict[tuple[str, str], list[list[int]]] = {}
     for strides, worker, tenant in sends:
         tokens = [t for s in strides for t in [s] * STRIDE_TOKENS]
-        common = {w: max((_common(strides, before) for before in sent.get((w, tenant), [])), default=0) * STRIDE_TOKENS for w in "ab"}
+        common = {
+            w: max((_common(strides, before) for before in sent.get((w, tenant), [])), default=0) * STRIDE_TOKENS
+            for w in "ab"
+        }
         assert found(prefixes, tokens, tenant) == {w: n for w, n in common.items() if n}
         prefixes.sent(prefix_names(tokens, tenant), worker)
         sent.setdefault((worker, tenant), []).append(strides)

@@ -29,7 +29,9 @@ def weight(kind: str, outputs: int, inputs: int, group: int = 32) -> Weight:
     return DenseWeight(torch.randn(outputs, inputs, generator=generator).to(getattr(torch, kind)))
 
 
-def cache(kv_heads: int, head_dim: int, dtype: torch.dtype, blocks: int = 40, layers: int = 2, size: int = 8) -> torch.Tensor:
+def cache(
+    kv_heads: int, head_dim: int, dtype: torch.dtype, blocks: int = 40, layers: int = 2, size: int = 8
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(head_dim)
     return torch.randn(blocks, layers, 2, kv_heads, size, head_dim, generator=generator).to(dtype)
 

@@ -1,4 +1,6 @@
-"""Attention over scattered blocks equals attention over the same keys in a row, written out by hand."""
+"""Attention over scattered blocks equals attention over the same keys in a row, written out by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ HEAD_DIM, SIZE, LAYERS, BLOCKS = 8, 4, 2, 11
 
 
 def _by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Causal softmax attention, one head and one query at a time: q [tokens, head, dim] are the last of k, v [keys, kv_head, dim]."""
+    """Causal softmax attention, one head and one query at a time: q [tokens, head, dim] are the
+    last of k, v [keys, kv_head, dim].
+    """
     group, earlier = q.shape[1] // k.shape[1], k.shape[0] - q.shape[0]
     out = torch.empty_like(q)
     for t in range(q.shape[0]):
@@ -33,11 +37,17 @@ def _filled(kv_heads: int, table: list[int], k: torch.Tensor, v: torch.Tensor, l
     return cache
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)], ids=["a KV head each", "two share one", "all share one"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)], ids=["a KV head each", "two share one", "all share one"]
+)
 @pytest.mark.parametrize(("keys", "tokens"), [(1, 1), (7, 7), (8, 8), (9, 3), (16, 1)])
 def test_a_chunk_attends_to_its_prefix_and_to_itself(heads: int, kv_heads: int, keys: int, tokens: int) -> None:
     torch.manual_seed(keys)
-    q, k, v = torch.randn(tokens, heads, HEAD_DIM), torch.randn(keys, kv_heads, HEAD_DIM), torch.randn(keys, kv_heads, HEAD_DIM)
+    q, k, v = (
+        torch.randn(tokens, heads, HEAD_DIM),
+        torch.randn(keys, kv_heads, HEAD_DIM),
+        torch.randn(keys, kv_heads, HEAD_DIM),
+    )
     table = [9, 2, 7, 4][: -(-keys // SIZE)]
     cache = _filled(kv_heads, table, k, v, layer=1)
     found_k, found_v = paged_attention.gather_kv(cache, 1, torch.tensor([table]))
@@ -46,7 +56,9 @@ def test_a_chunk_attends_to_its_prefix_and_to_itself(heads: int, kv_heads: int, 
     torch.testing.assert_close(out, _by_hand(q, k, v))
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)], ids=["a KV head each", "two share one", "all share one"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)], ids=["a KV head each", "two share one", "all share one"]
+)
 def test_a_decode_batch_of_unequal_lengths_is_as_each_sequence_alone(heads: int, kv_heads: int) -> None:
     torch.manual_seed(1)
     lengths, tables = [1, 6, 12], [[3], [8, 1], [0, 10, 5]]

@@ -27,7 +27,12 @@ def make(folder: Path) -> Iterator[Make]:
     made: list[TorchEngine] = []
 
     def build(role: Role = "both", backend: Backend | None = None, **changes: Any) -> TorchEngine:
-        settings = {"block_size_tokens": 4, "kv_cache_bytes": 256 * BLOCK_BYTES, "max_batch_tokens": 64, "prefill_wait_s": 0.0} | changes
+        settings = {
+            "block_size_tokens": 4,
+            "kv_cache_bytes": 256 * BLOCK_BYTES,
+            "max_batch_tokens": 64,
+            "prefill_wait_s": 0.0,
+        } | changes
         made.append(TorchEngine(folder, EngineConfig("tiny", role, **settings), backend))
         return made[-1]
 

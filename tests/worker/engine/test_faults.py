@@ -1,4 +1,6 @@
-"""What a cancel, a stop or a fault costs, and whom; and that nothing is lost whatever comes in whatever order."""
+"""What a cancel, a stop or a fault costs, and whom; and that nothing is lost whatever comes in
+whatever order.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,9 @@ def test_stop_ends_what_runs_and_refuses_what_comes(make: Make, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
-def test_an_exception_in_a_step_fails_its_requests_and_the_next_is_served(make: Make, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_an_exception_in_a_step_fails_its_requests_and_the_next_is_served(
+    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     engine, sink = make(), Collector()
     with monkeypatch.context() as patch:
         patch.setattr(Steps, kind, lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
@@ -176,14 +180,21 @@ def test_a_loop_that_fails_leaves_no_request_without_an_answer(make: Make, monke
 # ---- any order of events ----
 
 acts = st.tuples(
-    st.sampled_from(["generate", "remote", "prefill", "cancel", "release"]), st.integers(1, 120), st.integers(1, 10), st.integers(0, 9)
+    st.sampled_from(["generate", "remote", "prefill", "cancel", "release"]),
+    st.integers(1, 120),
+    st.integers(1, 10),
+    st.integers(0, 9),
 )
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(acts, min_size=1, max_size=25))
-def test_whatever_happens_every_request_ends_once_and_every_block_comes_back(folder: Path, ops: list[tuple[str, int, int, int]]) -> None:
-    config = EngineConfig("t", "both", block_size_tokens=4, kv_cache_bytes=80 * BLOCK_BYTES, max_batch_tokens=48, prefill_wait_s=0.0)
+def test_whatever_happens_every_request_ends_once_and_every_block_comes_back(
+    folder: Path, ops: list[tuple[str, int, int, int]]
+) -> None:
+    config = EngineConfig(
+        "t", "both", block_size_tokens=4, kv_cache_bytes=80 * BLOCK_BYTES, max_batch_tokens=48, prefill_wait_s=0.0
+    )
     prefill, decode = TorchEngine(folder, config), TorchEngine(folder, config)
     sinks: list[Collector] = []
     handles: list[Any] = []

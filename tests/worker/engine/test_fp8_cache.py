@@ -1,4 +1,6 @@
-"""A KV cache of 8-bit floats: half the memory, nearly the same tokens; moved between workers of one dtype only."""
+"""A KV cache of 8-bit floats: half the memory, nearly the same tokens; moved between workers of one
+dtype only.
+"""
 
 from __future__ import annotations
 

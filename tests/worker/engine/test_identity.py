@@ -1,4 +1,6 @@
-"""What the two engines generate is what transformers generates, token for token, on the bundled model."""
+"""What the two engines generate is what transformers generates, token for token, on the bundled
+model.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,13 @@ def test_the_bundled_model_answers_a_chat_and_ends_by_itself() -> None:
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     engine, sink = TorchEngine(MODEL, EngineConfig("m", "both")), Collector()
     prompt = tokenizer.encode("<|user|>Hello<|assistant|>").ids
-    engine.generate("r", prompt, len(prompt), SamplingParams(0, 64, temperature=0.0, stop_token_ids=engine.model.eos_token_ids), sink)
+    engine.generate(
+        "r",
+        prompt,
+        len(prompt),
+        SamplingParams(0, 64, temperature=0.0, stop_token_ids=engine.model.eos_token_ids),
+        sink,
+    )
     tokens = sink.finished()
     engine.stop(10)
     assert tokens[-1] in engine.model.eos_token_ids

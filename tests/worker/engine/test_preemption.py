@@ -1,4 +1,6 @@
-"""Requests that ask for more than they use share the cache; when it runs out the newest waits, and nobody's tokens change."""
+"""Requests that ask for more than they use share the cache; when it runs out the newest waits, and
+nobody's tokens change.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,12 @@ LONG = [replace(GREEDY, max_new_tokens=70), replace(RANDOM, max_new_tokens=70, t
 
 
 @pytest.mark.parametrize("sampling", LONG, ids=["temperature 0", "temperature 1"])
-@pytest.mark.parametrize("extra", [{}, {"prefix_cache": False}, {"host_cache_bytes": 40 * BLOCK_BYTES}], ids=["cache", "no cache", "host"])
-def test_preempted_sequences_continue_with_the_same_tokens(make: Make, sampling: SamplingParams, extra: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "extra", [{}, {"prefix_cache": False}, {"host_cache_bytes": 40 * BLOCK_BYTES}], ids=["cache", "no cache", "host"]
+)
+def test_preempted_sequences_continue_with_the_same_tokens(
+    make: Make, sampling: SamplingParams, extra: dict[str, Any]
+) -> None:
     engine = make(**SMALL, **extra)
     expected = [local(make(), prompt(20 + i, i), sampling) for i in range(6)]
     sinks = [Collector() for _ in expected]
@@ -63,14 +69,23 @@ def test_a_short_growth_reserve_admits_more_than_whole_requests_would(make: Make
 
 
 class SmallMemory(PlainBackend):
-    """Runs out of memory for more than `rows` rows at once, in the network's last layer: the layers before were computed and reported."""
+    """Runs out of memory for more than `rows` rows at once, in the network's last layer: the layers
+    before were computed and reported.
+    """
 
     def __init__(self, rows: int, error: Exception) -> None:
         super().__init__(torch.device("cpu"))
         self.rows, self.error = rows, error
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, cache: torch.Tensor, layer: int, window: int | None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        batch: Batch,
+        cache: torch.Tensor,
+        layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         if layer == 1 and q.shape[0] > self.rows:
             raise self.error

@@ -1,4 +1,6 @@
-"""Prefill batches by decode's room: never below what saturates the processor, never above the setting, the less room the smaller."""
+"""Prefill batches by decode's room: never below what saturates the processor, never above the
+setting, the less room the smaller.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from disagg_worker.engine.prefill_scheduler import PrefillRules, plan_prefill
 
 RULES = PrefillRules(budget_tokens=2048, wait_s=0.05, utilisation=0.85, max_sequences=64, saturating_tokens=256)
 rooms = st.builds(
-    Room, st.integers(0, 2000), st.integers(0, 1000), st.integers(0, 100), st.integers(0, 64), st.floats(0, 10, allow_nan=False)
+    Room,
+    st.integers(0, 2000),
+    st.integers(0, 1000),
+    st.integers(0, 100),
+    st.integers(0, 64),
+    st.floats(0, 10, allow_nan=False),
 )
 rules = st.builds(
     PrefillRules,
@@ -32,7 +39,8 @@ def room(share: float) -> Room:
 
 
 @pytest.mark.parametrize(
-    ("share", "tokens", "prompts"), [(1.0, 2048, 64), (0.25, 2048, 64), (0.125, 1152, 32), (0.025, 435, 7), (0.0, 256, 1)]
+    ("share", "tokens", "prompts"),
+    [(1.0, 2048, 64), (0.25, 2048, 64), (0.125, 1152, 32), (0.025, 435, 7), (0.0, 256, 1)],
 )
 def test_the_limit_is_as_documented(share: float, tokens: int, prompts: int) -> None:
     cut = limited(RULES, KnownRoom(room(share), 10.0), 12.0)
@@ -61,7 +69,9 @@ def test_the_scarcer_of_seats_and_kv_counts() -> None:
 
 
 @given(rules, rooms, rooms, st.none() | st.floats(0.01, 1))
-def test_bounds_hold_and_more_room_never_means_less(some: PrefillRules, a: Room, b: Room, target_s: float | None) -> None:
+def test_bounds_hold_and_more_room_never_means_less(
+    some: PrefillRules, a: Room, b: Room, target_s: float | None
+) -> None:
     cut = [limited(some, KnownRoom(replace(r, step_s=0.3), 0.0), 1.0, target_s) for r in (a, b)]
     for c in cut:
         assert min(some.budget_tokens, some.full_tokens) <= c.budget_tokens <= some.budget_tokens

@@ -50,7 +50,9 @@ def _halves(dtype: torch.dtype) -> tuple[CacheMemory, list[CacheMemory]]:
     os.ftruncate(fd, 6 * layout.layers * layout.layer_block_bytes)
     host = HostCopy(layout, 6, dtype, fd)
     os.close(fd)
-    return CacheMemory(layout, 6, dtype), [CacheMemory(layout, 6, dtype, None, heads, host) for heads in (slice(0, 2), slice(2, 4))]
+    return CacheMemory(layout, 6, dtype), [
+        CacheMemory(layout, 6, dtype, None, heads, host) for heads in (slice(0, 2), slice(2, 4))
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)

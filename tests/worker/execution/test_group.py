@@ -1,4 +1,6 @@
-"""Several processes compute what one does: the same tokens, through the same scheduler, and with KV from groups of another size."""
+"""Several processes compute what one does: the same tokens, through the same scheduler, and with KV
+from groups of another size.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def test_the_shipped_model_is_the_same_on(ranks: int, start: Start) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("ours", "theirs"), [(2, 2), (1, 2), (2, 1), (4, 2)])
 def test_kv_moves_between_groups_of(ours: int, theirs: int, start: Start) -> None:
-    """On the way KV has all heads, whoever computed them, so groups of any two sizes understand each other."""
+    """On the way KV has all heads, whoever computed them, so groups of any two sizes understand
+    each other.
+    """
     prefill, decode, one = start(MODEL, ours, "prefill"), start(MODEL, theirs, "decode"), start(MODEL, 1)
     assert prefill.layout == decode.layout
     prompts = [p for p in oracle.prompts()[:12] if len(p) < 600]

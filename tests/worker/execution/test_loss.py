@@ -31,10 +31,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks() -> list[int]:
     """The process ids of this process's ranks."""
     for _ in range(1000):
-        # A thread, or a child, that ends while it is looked at: its children are another's now, so all are looked at again.
+        # A thread, or a child, that ends while it is looked at: its children are another's now, so
+        # all are looked at again.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            children = {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
-            return sorted(pid for pid in children if b"disagg_worker.execution.rank" in Path(f"/proc/{pid}/cmdline").read_bytes())
+            children = {
+                int(pid)
+                for task in Path("/proc/self/task").iterdir()
+                for pid in (task / "children").read_text().split()
+            }
+            return sorted(
+                pid for pid in children if b"disagg_worker.execution.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            )
     raise AssertionError("threads and processes come and go all the time")
 
 
@@ -46,8 +53,12 @@ def running(engine: TorchEngine) -> Collector:
     return sink
 
 
-@pytest.mark.parametrize(("number", "reason"), [(signal.SIGKILL, "rank 1 of 2 was killed by SIGKILL"), (signal.SIGSTOP, "rank 0 of 2")])
-def test_a_rank_that_ends_or_hangs_ends_the_engine(folder: Path, start: Start, number: signal.Signals, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGKILL, "rank 1 of 2 was killed by SIGKILL"), (signal.SIGSTOP, "rank 0 of 2")]
+)
+def test_a_rank_that_ends_or_hangs_ends_the_engine(
+    folder: Path, start: Start, number: signal.Signals, reason: str
+) -> None:
     lost: queue.Queue[str] = queue.Queue()
     engine = start(folder, 2, on_lost=lost.put, kv_cache_bytes=64 << 20, rank_timeout_s=2.0)
     sink = running(engine)
@@ -77,7 +88,8 @@ def test_an_engine_that_stops_leaves_no_process(folder: Path, start: Start) -> N
 
 def test_a_rank_that_can_not_load_says_why(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoints.make(tmp_path)
-    # Its own view of the setting: a device that only rank 1 would refuse does not exist on a CPU, so its interpreter can't start.
+    # Its own view of the setting: a device that only rank 1 would refuse does not exist on a CPU,
+    # so its interpreter can't start.
     monkeypatch.setenv("PYTHONHOME", "/nonexistent")
     with pytest.raises(ModelError, match="rank 1 of 2 ended with status 1"):
         start(folder, 2)
@@ -91,7 +103,9 @@ def test_a_rank_that_is_late_is_not_waited_for(folder: Path, start: Start) -> No
 
 
 def _listening() -> set[str]:
-    """Hexadecimal addresses on which this machine's processes accept connections, of those in our own and our ranks' descriptors."""
+    """Hexadecimal addresses on which this machine's processes accept connections, of those in our
+    own and our ranks' descriptors.
+    """
     inodes = set()
     for pid in (os.getpid(), *ranks()):
         for fd in Path(f"/proc/{pid}/fd").iterdir():
@@ -101,7 +115,9 @@ def _listening() -> set[str]:
                 continue
             if target.startswith("socket:["):
                 inodes.add(target[8:-1])
-    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+    rows = [
+        line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
     return {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
 
 

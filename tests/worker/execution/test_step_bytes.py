@@ -26,9 +26,15 @@ def steps(draw: st.DrawFn) -> Step:
     lists = [tuple(draw(FEW)) for _ in range(3)]
     if draw(st.booleans()):
         width = draw(st.integers(1, 4))
-        return Step(Batch(ids, positions, slots, last, tables=tensor(tokens * width).view(tokens, width), lengths=tensor(tokens)), *lists)
+        return Step(
+            Batch(
+                ids, positions, slots, last, tables=tensor(tokens * width).view(tokens, width), lengths=tensor(tokens)
+            ),
+            *lists,
+        )
     chunks = tuple(
-        Chunk(*draw(st.tuples(NUMBERS, NUMBERS, NUMBERS)), tensor(draw(st.integers(1, 4)))) for _ in range(draw(st.integers(1, 3)))
+        Chunk(*draw(st.tuples(NUMBERS, NUMBERS, NUMBERS)), tensor(draw(st.integers(1, 4))))
+        for _ in range(draw(st.integers(1, 3)))
     )
     return Step(Batch(ids, positions, slots, last, chunks), *lists)
 

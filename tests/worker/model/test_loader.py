@@ -147,7 +147,8 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ['{"weight_map": {"a": "../secret"}}', '{"weight_map": {"a": "gone.safetensors"}}', "{}x", '{"weight_map": 3}']
+    "content",
+    ['{"weight_map": {"a": "../secret"}}', '{"weight_map": {"a": "gone.safetensors"}}', "{}x", '{"weight_map": 3}'],
 )
 def test_a_bad_index_is_refused(tmp_path: Path, content: str) -> None:
     checkpoints.make(tmp_path)

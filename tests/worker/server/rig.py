@@ -1,4 +1,6 @@
-"""Workers with the real engine, a tiny random model and real sockets, inside of the test's process; and a client that plays the router."""
+"""Workers with the real engine, a tiny random model and real sockets, inside of the test's process;
+and a client that plays the router.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +52,19 @@ class Running:
         """The invariant after everything: no block is held, no request is counted."""
         async with asyncio.timeout(20):
             await self.worker.idle.wait()
-        # The engine's thread takes back what a closed connection leaves behind, a queued request without blocks too.
-        await self.until(lambda load: load.blocks_free == load.blocks_total and load.waiting_requests == load.running_requests == 0)
+        # The engine's thread takes back what a closed connection leaves behind, a queued request
+        # without blocks too.
+        await self.until(
+            lambda load: load.blocks_free == load.blocks_total and load.waiting_requests == load.running_requests == 0
+        )
         assert self.worker.node is not None
         assert self.worker.node.listener._waiting == {}
 
     @asynccontextmanager
     async def call(self, role: str, body: Line) -> AsyncIterator[AsyncIterator[Line]]:
-        """The events of one call; leaving closes the connection, as a router does that has had enough."""
+        """The events of one call; leaving closes the connection, as a router does that has had
+        enough.
+        """
         async with self.http.stream("POST", f"/internal/v1/{role}", json=body) as answer:
             assert answer.status_code == 200, (await answer.aread()).decode()
             yield (json.loads(line) async for line in answer.aiter_lines())
@@ -155,7 +162,10 @@ class Pair:
         """The invariant after every fault."""
         await self.empty()
         first, rest = await self.generate(body(prompt(40)))
-        assert [first[-1], rest[-1]] == [{"type": "end", "finish_reason": "prefilled"}, {"type": "end", "finish_reason": "length"}]
+        assert [first[-1], rest[-1]] == [
+            {"type": "end", "finish_reason": "prefilled"},
+            {"type": "end", "finish_reason": "length"},
+        ]
         assert len(tokens_of(first + rest)) == 8
         await self.empty()
 

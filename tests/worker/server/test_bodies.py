@@ -105,7 +105,9 @@ def test_a_wrong_field_is_named(change: dict[str, Any], field: str) -> None:
         decode(**change)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100000, b'{"tokens": ' + b"[" * 100000, b"9" * 10000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100000, b'{"tokens": ' + b"[" * 100000, b"9" * 10000]
+)
 def test_what_is_no_request_is_refused_and_never_crashes(body: bytes) -> None:
     with pytest.raises(BadRequest):
         parse(DecodeRequest, body)
@@ -119,7 +121,9 @@ def test_a_prefill_takes_a_ticket_or_none_but_says_so() -> None:
 
 
 @pytest.mark.parametrize(("within_s", "due_s"), [(None, None), (1.5, 11.5), (-3, 7.0), (0, 10.0)])
-def test_a_first_token_is_due_so_many_seconds_after_the_request_came(within_s: float | None, due_s: float | None) -> None:
+def test_a_first_token_is_due_so_many_seconds_after_the_request_came(
+    within_s: float | None, due_s: float | None
+) -> None:
     content = {k: v for k, v in GOOD.items() if k != "mode"} | {"ticket": None, "first_token_within_s": within_s}
     assert parse(PrefillRequest, json.dumps(content).encode()).due_s(10.0) == due_s
     assert decode(mode="local", first_token_within_s=within_s).due_s(10.0) == due_s

@@ -177,7 +177,9 @@ async def test_decodes_room_is_taken_and_a_garbled_one_refused_by_name(tiny: Pat
         for garbled in (room | {"free_seats": -1}, {}, room | {"x": 1}, [room], room | {"step_s": "1"}):
             answer = await one.http.post("/internal/v1/decode-room", json=garbled)
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
-        assert (await one.http.post("/internal/v1/decode-room", json=room, headers={"authorization": "x"})).status_code == 401
+        assert (
+            await one.http.post("/internal/v1/decode-room", json=room, headers={"authorization": "x"})
+        ).status_code == 401
         assert len(tokens_of(await one.lines("prefill", body(prompt(400)) | {"ticket": None}))) == 1
 
 
@@ -191,7 +193,11 @@ async def test_a_worker_does_its_roles_work_only(tiny: Path, role: str, refused:
 
 async def test_requests_that_can_never_be_served_are_told_so(tiny: Path) -> None:
     async with running("both", tiny, max_model_len=64) as one:
-        for role, extra in (("decode", {"mode": "local"}), ("decode", {"mode": "remote"}), ("prefill", {"ticket": None})):
+        for role, extra in (
+            ("decode", {"mode": "local"}),
+            ("decode", {"mode": "remote"}),
+            ("prefill", {"ticket": None}),
+        ):
             status, error = await one.refused(role, body(prompt(64)) | extra)
             assert (status, error["code"], error["retryable"]) == (413, "prompt_too_long", False)
             status, error = await one.refused(role, body([1, 97]) | {"extra": 1} | extra)

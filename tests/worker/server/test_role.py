@@ -1,4 +1,6 @@
-"""A worker changes its role while it serves: what runs finishes, the weights stay, and nobody is lost."""
+"""A worker changes its role while it serves: what runs finishes, the weights stay, and nobody is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -115,10 +117,14 @@ async def test_to_both_nothing_has_to_end(tiny: Path) -> None:
         await one.empty()
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"role": "router"}', b'{"role": "both", "deadline_s": -1}', b'{"role": "both", "x": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b'{"role": "router"}', b'{"role": "both", "deadline_s": -1}', b'{"role": "both", "x": 1}']
+)
 async def test_a_role_that_is_none_is_refused_by_name(tiny: Path, content: bytes) -> None:
     async with running("decode", tiny) as one:
         answer = await one.http.post("/internal/v1/role", content=content)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
-        assert (await one.http.post("/internal/v1/role", content=content, headers={"authorization": "x"})).status_code == 401
+        assert (
+            await one.http.post("/internal/v1/role", content=content, headers={"authorization": "x"})
+        ).status_code == 401
         assert one.worker.role == "decode"

@@ -73,7 +73,9 @@ class Rig:
             token_hash=token_hash(TOKENS),
             lifetime_s=30.0,
         )
-        session = Session(sign(KEY, ticket), Memory(), self.outcomes.put, lambda code, message: self.outcomes.put((code, message)))
+        session = Session(
+            sign(KEY, ticket), Memory(), self.outcomes.put, lambda code, message: self.outcomes.put((code, message))
+        )
         self.listener.expect(session)
         return session
 
@@ -135,7 +137,10 @@ class Peer:
         self.send_begin()
         digest = Digest()
         for layer in range(LAYOUT.layers):
-            digest.add(self.link.send(layer_header(layer, digest.frames), layer_payload(layer)), BLOCKS * LAYOUT.layer_block_bytes)
+            digest.add(
+                self.link.send(layer_header(layer, digest.frames), layer_payload(layer)),
+                BLOCKS * LAYOUT.layer_block_bytes,
+            )
         self.link.send_json(FrameType.COMMIT, commit_payload(digest, len(tokens), token_hash(tokens), FIRST))
 
     def answer(self) -> tuple[FrameType, dict[str, Any]]:
@@ -160,7 +165,9 @@ def whole_stream(peer: Peer) -> bytes:
         raw, crc = encode_header(header, [payload])
         out += raw + payload
         digest.add(crc, len(payload))
-    return out + io_bytes(Header(FrameType.COMMIT), _json(commit_payload(digest, len(TOKENS), token_hash(TOKENS), FIRST)))
+    return out + io_bytes(
+        Header(FrameType.COMMIT), _json(commit_payload(digest, len(TOKENS), token_hash(TOKENS), FIRST))
+    )
 
 
 def io_bytes(header: Header, payload: bytes) -> bytes:

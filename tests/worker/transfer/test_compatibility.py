@@ -14,7 +14,14 @@ LAYOUT = KvLayout(layers=3, kv_heads=2, head_dim=4, block_size_tokens=4, dtype="
 
 @pytest.mark.parametrize(
     "change",
-    [{"layers": 4}, {"kv_heads": 1}, {"head_dim": 8}, {"block_size_tokens": 8}, {"dtype": "bfloat16"}, {"itemsize_bytes": 2}],
+    [
+        {"layers": 4},
+        {"kv_heads": 1},
+        {"head_dim": 8},
+        {"block_size_tokens": 8},
+        {"dtype": "bfloat16"},
+        {"itemsize_bytes": 2},
+    ],
 )
 def test_any_difference_in_layout_or_model_shows(change: dict[str, object]) -> None:
     assert compat_hash("m", LAYOUT) == compat_hash("m", dataclasses.replace(LAYOUT))

@@ -1,4 +1,6 @@
-"""A transfer counts only when each part of each layer came exactly once and the commit says the same."""
+"""A transfer counts only when each part of each layer came exactly once and the commit says the
+same.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The sender pushes layers as they come, reports exactly once how it ended, and never outlives a cancel. Real sockets."""
+"""The sender pushes layers as they come, reports exactly once how it ended, and never outlives a
+cancel. Real sockets.
+"""
 
 from __future__ import annotations
 

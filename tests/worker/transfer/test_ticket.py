@@ -13,7 +13,9 @@ from disagg_wire.cluster_key import bearer_of
 from disagg_worker.transfer.ticket import Ticket, TicketError, begin_proof, sign, token_hash, verify
 
 KEY = b"k" * 32
-TICKET = sign(KEY, Ticket("ab" * 16, "cd" * 16, 0, "c0de", "uid/boot", "10.0.0.7", 9000, 3, token_hash([1, 2, 3]), 30.0))
+TICKET = sign(
+    KEY, Ticket("ab" * 16, "cd" * 16, 0, "c0de", "uid/boot", "10.0.0.7", 9000, 3, token_hash([1, 2, 3]), 30.0)
+)
 
 
 def test_a_signed_ticket_is_read_back_as_it_was() -> None:
@@ -59,7 +61,11 @@ def test_wrong_types_and_strange_text_are_refused_and_never_crash(change: dict[s
         verify(KEY, TICKET.to_json() | change)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
 def test_whatever_is_not_a_ticket_is_refused(raw: Any) -> None:
     with pytest.raises(TicketError):
         verify(KEY, raw)

@@ -1,10 +1,11 @@
 """PURE: who of those that wait is first: whoever can be on time, by deadline, and nobody starves.
 
-1. Who can still be on time, by deadline. A request without one is never late and counts as due when it came, so it is before all that
-   came after it.
+1. Who can still be on time, by deadline. A request without one is never late and counts as due when
+   it came, so it is before all that came after it.
 2. Who is late whatever is done, by arrival: it would only make others late.
-3. Every second one to get its place is the one that has waited longest, once that is the patience, and three of four once it is twice as
-   long: an overload leaves the others to those who can be on time. A patience of 0 is first come, first served.
+3. Every second one to get its place is the one that has waited longest, once that is the patience,
+   and three of four once it is twice as long: an overload leaves the others to those who can be on
+   time. A patience of 0 is first come, first served.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 
-# Entries of those that left are dropped at the head, and all at once when they are more than the others by so many.
+# Entries of those that left are dropped at the head, and all at once when they are more than the
+# others by so many.
 _MAX_STALE = 64
 # So many in a row may be those that have waited once the patience, and twice.
 _IN_A_ROW = (1, 3)
@@ -20,8 +22,11 @@ _IN_A_ROW = (1, 3)
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A request's place. Numbers and arrivals rise together. `due_s`: when its first token should be out, which takes `alone_s` of
-    computing. All times are monotonic."""
+    """A request's place.
+
+    Numbers and arrivals rise together. `due_s`: when its first token should be out, which takes
+    `alone_s` of computing. All times are monotonic.
+    """
 
     number: int
     arrived_s: float
@@ -41,7 +46,10 @@ class Turn:
         return waited_s >= patience_s and in_a_row < _IN_A_ROW[waited_s >= 2 * patience_s]
 
     def precedence(self, now_s: float, patience_s: float, old_in_a_row: int) -> tuple[int, float, int]:
-        """The smaller goes first. `old_in_a_row`: the last so many to get their places had waited for the patience."""
+        """The smaller goes first.
+
+        `old_in_a_row`: the last so many to get their places had waited for the patience.
+        """
         if self.is_old(now_s, patience_s, old_in_a_row):
             return 0, 0.0, self.number
         return (2, 0.0, self.number) if self.is_late(now_s) else (1, self.ranked_s, self.number)
@@ -55,7 +63,8 @@ class Ordered:
         self._old_in_a_row = 0
         self._here: dict[int, Turn] = {}
         self._by_number: list[int] = []
-        # (ranked_s, number) of all that were on time when they came to its head, or did not come there yet.
+        # (ranked_s, number) of all that were on time when they came to its head, or did not come
+        # there yet.
         self._by_rank: list[tuple[float, int]] = []
 
     def __len__(self) -> int:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from disagg_router.admission.turn_order import Ordered, Turn
 from disagg_router.errors import ApiError
 
-# Room can appear without a sign to this router (another router's request ended): the first tries again this often. Nor is there a sign
-# when somebody becomes first because of the time alone, so this is also how long that may go unnoticed.
+# Room can appear without a sign to this router (another router's request ended): the first tries
+# again this often. Nor is there a sign when somebody becomes first because of the time alone, so
+# this is also how long that may go unnoticed.
 _RETRY_S = 0.1
 
 
@@ -27,11 +28,12 @@ class _Waiter:
 
 
 class AdmissionQueue:
-    """Requests that found no room wait here, in one order whatever pool they wait for: every request needs both. With `patience_s` 0 that
-    is the order of arrival.
+    """Requests that found no room wait here, in one order whatever pool they wait for: every
+    request needs both. With `patience_s` 0 that is the order of arrival.
 
-    Only the first is woken: by `wake`, or after a short while. When it leaves the next one is the first. While it tries, room that
-    appears is kept for it: it may have asked a moment too early, and would else be overtaken by whoever asks a moment later.
+    Only the first is woken: by `wake`, or after a short while. When it leaves the next one is the
+    first. While it tries, room that appears is kept for it: it may have asked a moment too early,
+    and would else be overtaken by whoever asks a moment later.
     """
 
     def __init__(self, max_depth: int, max_wait_s: float, patience_s: float = 0.0) -> None:
@@ -45,7 +47,10 @@ class AdmissionQueue:
         self._kept = False  # room appeared meanwhile
 
     def turn(self) -> Turn:
-        """A place in the order, kept over all of a request's waits. Its due may be set later, before it waits."""
+        """A place in the order, kept over all of a request's waits.
+
+        Its due may be set later, before it waits.
+        """
         return Turn(next(self._numbers), time.monotonic())
 
     def waiting(self, pool: str) -> int:
@@ -62,12 +67,17 @@ class AdmissionQueue:
         return "decode" if first is None else first.pool
 
     def crowded(self, turn: Turn) -> bool:
-        """Somebody who waits, or tries after that, has precedence: trying now would be jumping the queue."""
+        """Somebody who waits, or tries after that, has precedence: trying now would be jumping the
+        queue.
+        """
         now_s, first = time.monotonic(), self._first()
         return (first is not None and self._order.before(first.turn, turn, now_s)) or self._tries_before(turn, now_s)
 
     def enter(self, turn: Turn) -> bool:
-        """May somebody new try without waiting? Room that appears meanwhile is not for those that it went before."""
+        """May somebody new try without waiting?
+
+        Room that appears meanwhile is not for those that it went before.
+        """
         if self.crowded(turn):
             return False
         if self._waiters:
@@ -99,11 +109,14 @@ class AdmissionQueue:
     def _tries_before(self, turn: Turn, now_s: float) -> bool:
         return any(self._order.before(t, turn, now_s) for t in self._trying.values())
 
-    async def wait(self, turn: Turn, pool: str, since_s: float, *, deadline_s: float = math.inf, returning: bool = False) -> None:
-        """Wait for room in `pool` ("prefill" or "decode") since monotonic time `since_s`, until `deadline_s` at most. Raises ApiError
-        429, 503, or 504 at that deadline.
+    async def wait(
+        self, turn: Turn, pool: str, since_s: float, *, deadline_s: float = math.inf, returning: bool = False
+    ) -> None:
+        """Wait for room in `pool` ("prefill" or "decode") since monotonic time `since_s`, until
+        `deadline_s` at most. Raises ApiError 429, 503, or 504 at that deadline.
 
-        `returning`: it waited before, or has emitted tokens. Newcomers that filled the queue meanwhile don't push it out.
+        `returning`: it waited before, or has emitted tokens. Newcomers that filled the queue
+        meanwhile don't push it out.
         """
         if len(self._waiters) >= self._max_depth and not returning:
             raise ApiError(429, "the queue is full; try again later", code="queue_full", retry_after_s=1)
@@ -125,7 +138,8 @@ class AdmissionQueue:
             self._order.leave(turn)
             if waiter.may_try and not tries:
                 self.wake()
-            # The next one need not try at once, but has to know that it is the one to try again from now on.
+            # The next one need not try at once, but has to know that it is the one to try again
+            # from now on.
             if (first := self._first()) is not None:
                 first.woken.set()
 
@@ -137,7 +151,9 @@ class AdmissionQueue:
             left_s = min(until_s, deadline_s) - now_s
             if left_s <= 0:
                 if deadline_s < until_s:
-                    raise ApiError(504, f"no {waiter.pool} worker had room before the request's deadline", code="deadline_exceeded")
+                    raise ApiError(
+                        504, f"no {waiter.pool} worker had room before the request's deadline", code="deadline_exceeded"
+                    )
                 message = f"no {waiter.pool} worker had room within {self._max_wait_s:g} s; try again later"
                 raise ApiError(503, message, code="overloaded", retry_after_s=5)
             first = self._first()

@@ -23,13 +23,17 @@ log = logging.getLogger(__name__)
 _REASON_S = 1.0
 # Errors that every worker would answer alike.
 _FINAL = ("invalid_request", "prompt_too_long", "deadline_exceeded")
-# Errors that say "not now, not here"; the ticket expires when prefill has not begun, that is when its queue is long.
+# Errors that say "not now, not here"; the ticket expires when prefill has not begun, that is when
+# its queue is long.
 _ELSEWHERE = {"draining": None, "no_capacity": None, "ticket_expired": "prefill"}
 
 
 @dataclass(slots=True)
 class Trace:
-    """What happened to a request, of its last attempt unless said otherwise. Times are durations in seconds."""
+    """What happened to a request, of its last attempt unless said otherwise.
+
+    Times are durations in seconds.
+    """
 
     prefill: Worker | None = None
     decode: Worker | None = None
@@ -51,7 +55,9 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long an attempt waits for the next event of its workers, in seconds: before its first token, and between tokens."""
+    """How long an attempt waits for the next event of its workers, in seconds: before its first
+    token, and between tokens.
+    """
 
     first_token_s: float
     stall_s: float
@@ -64,8 +70,11 @@ def _path(choice: Choice) -> str:
 
 
 class Attempt:
-    """Used once: `items`. `room_changed` is called when others should try their luck: workers took this one in, or are rid of it.
-    `due_s`: when the first token should be out; None where there is no such time."""
+    """Used once: `items`.
+
+    `room_changed` is called when others should try their luck: workers took this one in, or are rid
+    of it. `due_s`: when the first token should be out; None where there is no such time.
+    """
 
     def __init__(
         self,
@@ -112,7 +121,9 @@ class Attempt:
                         yield Finished(reason)
                         return
                     if not self._legs.runs():
-                        raise self._deferred or AttemptFailed("streams ended too early", reason="protocol", blame=self._suspect())
+                        raise self._deferred or AttemptFailed(
+                            "streams ended too early", reason="protocol", blame=self._suspect()
+                        )
             finally:
                 await self._legs.close()
                 if self._taken:
@@ -154,7 +165,9 @@ class Attempt:
 
     def _suspect(self) -> tuple[str, ...]:
         """Who should have sent something."""
-        waits_for_prefill = self._choice.decode is None or (self._has_ticket and not (self._accepted and self._has_first))
+        waits_for_prefill = self._choice.decode is None or (
+            self._has_ticket and not (self._accepted and self._has_first)
+        )
         return self._legs.blame("prefill" if waits_for_prefill else "decode")
 
     def _leg_ended(self, event: LegEnded) -> None:

@@ -1,4 +1,6 @@
-"""Drives one request over its attempts: choose workers, try, wait for room, and on failure go on with the next pair."""
+"""Drives one request over its attempts: choose workers, try, wait for room, and on failure go on
+with the next pair.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ class _Visit:
 
 
 class Dispatcher:
-    """Shared by all requests of a router. `deadlines`: what the first tokens are due by; None: they are not."""
+    """Shared by all requests of a router.
+
+    `deadlines`: what the first tokens are due by; None: they are not.
+    """
 
     def __init__(
         self,
@@ -63,8 +68,10 @@ class Dispatcher:
         self._deadlines = deadlines
 
     async def run(self, state: RequestState, trace: Trace, arrived_s: float) -> AsyncGenerator[Token | Finished]:
-        """Tokens in order, then Finished, of a request that came at monotonic `arrived_s`. Raises ApiError when every attempt failed or
-        the queue's limits were reached."""
+        """Tokens in order, then Finished, of a request that came at monotonic `arrived_s`.
+
+        Raises ApiError when every attempt failed or the queue's limits were reached.
+        """
         deadline_s = time.monotonic() + self._timeout_s
         visit = _Visit(self._queue.turn(), arrived_s)
         try:
@@ -74,7 +81,9 @@ class Dispatcher:
         finally:
             self._queue.gone(visit.turn)
 
-    async def _attempts(self, state: RequestState, trace: Trace, visit: _Visit, deadline_s: float) -> AsyncGenerator[Token | Finished]:
+    async def _attempts(
+        self, state: RequestState, trace: Trace, visit: _Visit, deadline_s: float
+    ) -> AsyncGenerator[Token | Finished]:
         if not self._queue.idle:
             self._rank(visit, state)
             if not self._queue.enter(visit.turn):
@@ -86,7 +95,9 @@ class Dispatcher:
                 trace.attempts = state.failures + 1
                 settled = partial(self._queue.settled, visit.turn)
                 self._rank(visit, state, choice)
-                async with contextlib.aclosing(self.attempt(state, trace, choice, deadline_s, settled, visit.turn.due_s)) as items:
+                async with contextlib.aclosing(
+                    self.attempt(state, trace, choice, deadline_s, settled, visit.turn.due_s)
+                ) as items:
                     async for item in items:
                         yield item
                         if isinstance(item, Finished):
@@ -113,13 +124,27 @@ class Dispatcher:
         room_changed: Callable[[], None] | None = None,
         due_s: float | None = None,
     ) -> AsyncGenerator[Token | Finished]:
-        """One try on one choice of workers until monotonic `deadline_s`. The items raise NoRoom or AttemptFailed."""
+        """One try on one choice of workers until monotonic `deadline_s`.
+
+        The items raise NoRoom or AttemptFailed.
+        """
         return Attempt(
-            self._client, self._table, choice, state, trace, self._patience, deadline_s, room_changed or self._queue.wake, due_s
+            self._client,
+            self._table,
+            choice,
+            state,
+            trace,
+            self._patience,
+            deadline_s,
+            room_changed or self._queue.wake,
+            due_s,
         ).items()
 
     def _rank(self, visit: _Visit, state: RequestState, choice: Choice | None = None) -> None:
-        """When its first token is due, by what should be cached of it. Once: whom it is sent to counts as having all of it from then on."""
+        """When its first token is due, by what should be cached of it.
+
+        Once: whom it is sent to counts as having all of it from then on.
+        """
         if self._deadlines is None or visit.ranked:
             return
         visit.ranked = True
@@ -130,18 +155,29 @@ class Dispatcher:
 
     def _choose(self, state: RequestState, full: set[str]) -> Choice:
         tokens = [*state.prompt, *state.emitted]
-        choice = self._table.choose(digest=state.digest, single_token=state.single_token, full=full, tokens=tokens, tenant=state.tenant)
+        choice = self._table.choose(
+            digest=state.digest, single_token=state.single_token, full=full, tokens=tokens, tenant=state.tenant
+        )
         if choice is None:
             raise NoRoom("decode", "no worker has room or is ready")
         if choice.prefill is None and any(w.incarnation in full and w.serves("prefill") for w in self._table.workers()):
-            # Prefill workers exist but are full: that is load, not absence, so the request waits for them.
+            # Prefill workers exist but are full: that is load, not absence, so the request waits
+            # for them.
             raise NoRoom("prefill", "every prefill worker is full")
         return choice
 
     async def _refused(
-        self, visit: _Visit, state: RequestState, choice: Choice | None, refusal: NoRoom, trace: Trace, deadline_s: float
+        self,
+        visit: _Visit,
+        state: RequestState,
+        choice: Choice | None,
+        refusal: NoRoom,
+        trace: Trace,
+        deadline_s: float,
     ) -> None:
-        """Mark who is full; return at once while somebody else may be asked, else when it is this request's turn to try again."""
+        """Mark who is full; return at once while somebody else may be asked, else when it is this
+        request's turn to try again.
+        """
         if refusal.broke_off:
             self._metrics.failovers.labels(refusal.reason).inc()
         worker = None if choice is None else choice.prefill if refusal.pool == "prefill" else choice.decode
@@ -167,7 +203,9 @@ class Dispatcher:
             self._table.breaker.failed(key, now_s)
             if failure.reason == "worker_lost":
                 self._table.lost(key)
-        log.warning("request=%s attempt=%d failed=%s: %s", state.request_id, state.failures + 1, failure.reason, failure)
+        log.warning(
+            "request=%s attempt=%d failed=%s: %s", state.request_id, state.failures + 1, failure.reason, failure
+        )
         self._metrics.failovers.labels(failure.reason).inc()
         if not failure.retryable or not state.failed():
             raise failure.for_client()

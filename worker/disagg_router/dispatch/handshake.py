@@ -1,4 +1,6 @@
-"""The pair handshake: a few tokens really go from each prefill worker to each decode worker before the pair counts as healthy."""
+"""The pair handshake: a few tokens really go from each prefill worker to each decode worker before
+the pair counts as healthy.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ _MAX_AT_ONCE = 4
 
 
 class Handshakes:
-    """Keeps the set of pairs that have moved KV; probes new pairs, and failed ones again with the breaker's backoff."""
+    """Keeps the set of pairs that have moved KV; probes new pairs, and failed ones again with the
+    breaker's backoff.
+    """
 
     def __init__(self, dispatcher: Dispatcher, table: WorkerTable) -> None:
         self._dispatcher = dispatcher
@@ -64,7 +68,9 @@ class Handshakes:
 
     async def _probe(self, prefill: Worker, decode: Worker) -> None:
         sampling = {"seed": 0, "max_new_tokens": 2, "temperature": 0.0, "min_tokens": 2, "stop_token_ids": []}
-        state = RequestState(f"handshake-{secrets.token_hex(8)}", decode.digest, tuple(range(_PROBE_TOKENS)), sampling, 1)
+        state = RequestState(
+            f"handshake-{secrets.token_hex(8)}", decode.digest, tuple(range(_PROBE_TOKENS)), sampling, 1
+        )
         trace, key = Trace(), pair_key(prefill, decode)
         items = self._dispatcher.attempt(state, trace, Choice(prefill, decode), time.monotonic() + _TIMEOUT_S)
         try:
@@ -79,6 +85,12 @@ class Handshakes:
             log.warning("handshake %s -> %s failed: %s: %s", prefill.pod, decode.pod, failure.reason, failure)
             self._table.breaker.failed(key, time.monotonic())
             return
-        log.info("handshake %s -> %s: %d KV bytes in %.1f ms", prefill.pod, decode.pod, trace.kv_bytes, 1e3 * trace.transfer_s)
+        log.info(
+            "handshake %s -> %s: %d KV bytes in %.1f ms",
+            prefill.pod,
+            decode.pod,
+            trace.kv_bytes,
+            1e3 * trace.transfer_s,
+        )
         self._healthy.add(key)
         self._table.proven |= {prefill.incarnation, decode.incarnation}

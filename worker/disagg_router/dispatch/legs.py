@@ -47,8 +47,11 @@ class LegEnded:
 
 
 class Legs:
-    """Decode first; prefill once there is a ticket. Who computes the prompt is told how long it has for the first token: until monotonic
-    `due_s`, if there is such a time."""
+    """Decode first; prefill once there is a ticket.
+
+    Who computes the prompt is told how long it has for the first token: until monotonic `due_s`, if
+    there is such a time.
+    """
 
     def __init__(self, client: WorkerClient, choice: Choice, body: Line, due_s: float | None = None) -> None:
         self._client = client
@@ -65,14 +68,18 @@ class Legs:
             more = {"mode": "remote"} if remote else {"mode": "local"} | self._within(self._choice.decode)
             self._spawn("decode", self._choice.decode, self._body | more)
         elif self._choice.prefill is not None:
-            self._spawn("prefill", self._choice.prefill, self._body | {"ticket": None} | self._within(self._choice.prefill))
+            self._spawn(
+                "prefill", self._choice.prefill, self._body | {"ticket": None} | self._within(self._choice.prefill)
+            )
 
     def start_prefill(self, ticket: Line, room: Room | None) -> None:
         """Raises ProtocolViolation for a ticket that was not asked for."""
         if self._choice.prefill is None or len(self._tasks) > 1:
             raise ProtocolViolation("a ticket that was not asked for")
         told = {} if room is None else {"decode_room": room.to_json()}
-        self._spawn("prefill", self._choice.prefill, self._body | {"ticket": ticket} | told | self._within(self._choice.prefill))
+        self._spawn(
+            "prefill", self._choice.prefill, self._body | {"ticket": ticket} | told | self._within(self._choice.prefill)
+        )
 
     def _within(self, worker: Worker) -> Line:
         if self._due_s is None or FEATURE_FIRST_TOKEN_WITHIN not in worker.features:

@@ -1,4 +1,7 @@
-"""PURE: one generation request over all its attempts. The router holds its tokens, so any worker's death is survivable."""
+"""PURE: one generation request over all its attempts.
+
+The router holds its tokens, so any worker's death is survivable.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,8 @@ def _logprob(value: Any) -> float:
 class RequestState:
     """Tokens in, in any order and from two legs; tokens out once each, without a gap.
 
-    Prefill's first token and decode's second come over two connections and may overtake each other: later ones wait.
+    Prefill's first token and decode's second come over two connections and may overtake each other:
+    later ones wait.
     """
 
     request_id: str
@@ -116,9 +120,15 @@ class RequestState:
 
     @property
     def complete(self) -> str | None:
-        """The finish reason when the tokens that are out end the request by themselves, whatever became of the workers: when the first
-        token is the last, decode learns it as a broken transfer, and may say so before prefill's `end` is here."""
-        if self.emitted and len(self.emitted) > self.sampling.get("min_tokens", 0) and self.emitted[-1] in self.sampling["stop_token_ids"]:
+        """The finish reason when the tokens that are out end the request by themselves, whatever
+        became of the workers: when the first token is the last, decode learns it as a broken
+        transfer, and may say so before prefill's `end` is here.
+        """
+        if (
+            self.emitted
+            and len(self.emitted) > self.sampling.get("min_tokens", 0)
+            and self.emitted[-1] in self.sampling["stop_token_ids"]
+        ):
             return "stop"
         return "length" if len(self.emitted) >= self.max_new_tokens else None
 

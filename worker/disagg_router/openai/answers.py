@@ -33,7 +33,10 @@ def _entry(text: Text, token: int, logprob: float | None) -> Json:
 def chat_logprobs(text: Text, tokens: Sequence[Token]) -> Json | None:
     if not tokens or tokens[0].logprob is None:
         return None
-    content = [_entry(text, t.token, t.logprob) | {"top_logprobs": [_entry(text, i, p) for i, p in t.top_logprobs]} for t in tokens]
+    content = [
+        _entry(text, t.token, t.logprob) | {"top_logprobs": [_entry(text, i, p) for i, p in t.top_logprobs]}
+        for t in tokens
+    ]
     return {"content": content, "refusal": None}
 
 
@@ -83,12 +86,17 @@ class AnswerFormat:
         """The chunk before the first token (chat only)."""
         if not self._chat:
             return None
-        return self._chunk([{"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}])
+        return self._chunk(
+            [{"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
+        )
 
     def piece(self, generation: Generation, piece: Piece, offset: int) -> Json:
         choice: Json = {"index": generation.index, "finish_reason": piece.finish_reason}
         if self._chat:
-            choice |= {"delta": {"content": piece.text} if piece.text else {}, "logprobs": chat_logprobs(generation.text, piece.tokens)}
+            choice |= {
+                "delta": {"content": piece.text} if piece.text else {},
+                "logprobs": chat_logprobs(generation.text, piece.tokens),
+            }
         else:
             choice |= {"text": piece.text, "logprobs": completion_logprobs(generation.text, piece.tokens, offset)}
         return self._chunk([choice])

@@ -13,7 +13,9 @@ _LOOK_EVERY_S = 1.0
 
 
 class ApiKeys:
-    """Raises SettingsError at the start for a file that can't be used; later the keys known stay valid while it can't be read."""
+    """Raises SettingsError at the start for a file that can't be used; later the keys known stay
+    valid while it can't be read.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

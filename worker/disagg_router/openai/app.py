@@ -60,7 +60,10 @@ class Api:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     def _tenant(self, request: Request, salt: str | None) -> str:
-        """Who may share cached KV: the requests of one API key and one `cache_salt`. Workers learn neither."""
+        """Who may share cached KV: the requests of one API key and one `cache_salt`.
+
+        Workers learn neither.
+        """
         key = _bearer_of(request) if self._keys.required else ""
         return hmac.digest(self._salt, json.dumps([key, salt]).encode(), "sha256").hex() if key or salt else ""
 
@@ -81,7 +84,12 @@ class Api:
     def _model(self, name: str) -> tuple[Text, Model]:
         served = self._router.settings.model_name
         if name != served:
-            raise ApiError(404, f"the model {name!r} does not exist; this server has {served!r}", code="model_not_found", param="model")
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist; this server has {served!r}",
+                code="model_not_found",
+                param="model",
+            )
         if (model := self._router.table.model()) is None:
             raise ApiError(503, "no worker has been ready yet; try again later", code="starting", retry_after_s=5)
         return model
@@ -93,7 +101,9 @@ class Api:
         return await self._completions(request, schema.CompletionRequest, "completions")
 
     async def _completions(self, request: Request, kind: type[schema.RequestT], endpoint: str) -> Response:
-        """Counted by what it answered; an answer that is a stream counts as 200 once it has a first token."""
+        """Counted by what it answered; an answer that is a stream counts as 200 once it has a first
+        token.
+        """
         try:
             answer = await self._answer(request, kind, chat=endpoint == "chat")
         except ApiError as error:
@@ -116,7 +126,9 @@ class Api:
             )
             for g in generations:
                 self._router.metrics.arrived(len(g.state.prompt))
-            shape = AnswerFormat(chat=chat, identity=secrets.token_hex(12), created_s=int(time.time()), model=asked.model)
+            shape = AnswerFormat(
+                chat=chat, identity=secrets.token_hex(12), created_s=int(time.time()), model=asked.model
+            )
             traced = request.headers.get("x-disagg-trace") == "1"
 
             def close() -> None:
@@ -129,7 +141,8 @@ class Api:
             usage = traced or (asked.stream_options is not None and asked.stream_options.include_usage)
             events = self._stream(shape, generations, usage=usage, traced=traced)
             try:
-                # Nothing is promised before there is a token: what fails until then is answered with its status.
+                # Nothing is promised before there is a token: what fails until then is answered
+                # with its status.
                 first = await while_connected(request.receive, anext(events))
             except BaseException:
                 await events.aclose()
@@ -147,7 +160,10 @@ class Api:
     async def _stream(
         self, shape: AnswerFormat, generations: list[Generation], *, usage: bool, traced: bool
     ) -> AsyncGenerator[dict[str, Any]]:
-        """Chunks of all choices as they come. Raises ApiError before the first; after it an error is the last event."""
+        """Chunks of all choices as they come.
+
+        Raises ApiError before the first; after it an error is the last event.
+        """
         shown = [0] * len(generations)
         started = False
         try:
@@ -222,14 +238,19 @@ class Api:
         if asked is None:
             return JSONResponse({"object": "list", "data": [card]})
         if asked != name:
-            return _error(ApiError(404, f"the model {asked[:256]!r} does not exist", code="model_not_found", param="model"))
+            return _error(
+                ApiError(404, f"the model {asked[:256]!r} does not exist", code="model_not_found", param="model")
+            )
         return JSONResponse(card)
 
     async def healthz(self, request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     async def readyz(self, request: Request) -> Response:
-        """Ready to answer, be it with 503 JSON: the list of workers is known. Whether workers are ready is told by /internal/v1/state."""
+        """Ready to answer, be it with 503 JSON: the list of workers is known.
+
+        Whether workers are ready is told by /internal/v1/state.
+        """
         ready = self._router.table.synced and not self._router.draining
         return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
 
@@ -245,7 +266,9 @@ class Api:
 async def _http_error(request: Request, error: Exception) -> Response:
     """404 and 405 in OpenAI's form, too; 405 says what is allowed."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    said, code = {404: ("no such endpoint", "not_found"), 405: ("not allowed", "method_not_allowed")}.get(status, ("failed", "internal"))
+    said, code = {404: ("no such endpoint", "not_found"), 405: ("not allowed", "method_not_allowed")}.get(
+        status, ("failed", "internal")
+    )
     headers = error.headers if isinstance(error, HTTPException) else None
     return _error(ApiError(status, f"{request.method} {request.url.path[:256]}: {said}", code=code), headers)
 

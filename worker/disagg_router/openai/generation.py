@@ -1,4 +1,7 @@
-"""From a checked request to text: limits, sampling parameters, detokenising, stop strings, usage. One choice of the answer each."""
+"""From a checked request to text: limits, sampling parameters, detokenising, stop strings, usage.
+
+One choice of the answer each.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from disagg_router.workers.worker_info import Model, Worker
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the answer: text that may be shown, and the tokens behind it. `finish_reason` only in the last one."""
+    """A part of the answer: text that may be shown, and the tokens behind it.
+
+    `finish_reason` only in the last one.
+    """
 
     text: str
     tokens: tuple[Token, ...] = ()
@@ -29,22 +35,34 @@ class Piece:
 
 
 def check_prompt(prompt: list[int], wanted: int | None, default: int | None, model: Model) -> int:
-    """How many tokens may be generated: what is wanted, else the default or what fits. Raises ApiError naming the limit."""
+    """How many tokens may be generated: what is wanted, else the default or what fits.
+
+    Raises ApiError naming the limit.
+    """
     limit = model.max_model_len
     if not prompt:
         raise ApiError(400, "the prompt is empty", code="empty_prompt", param="prompt")
     if bad := next((t for t in prompt if t >= model.vocab_size), None):
-        raise ApiError(400, f"prompt: token {bad} is not below the vocabulary's {model.vocab_size}", code="invalid_value", param="prompt")
+        raise ApiError(
+            400,
+            f"prompt: token {bad} is not below the vocabulary's {model.vocab_size}",
+            code="invalid_value",
+            param="prompt",
+        )
     if len(prompt) >= limit:
         message = f"the prompt has {len(prompt)} tokens; this model's context is {limit} tokens, output included"
         raise ApiError(400, message, code="context_length_exceeded", param="prompt")
     if wanted is not None and wanted > limit - len(prompt):
-        message = f"max_tokens: {wanted} and the prompt's {len(prompt)} tokens exceed this model's context of {limit} tokens"
+        message = (
+            f"max_tokens: {wanted} and the prompt's {len(prompt)} tokens exceed this model's context of {limit} tokens"
+        )
         raise ApiError(400, message, code="context_length_exceeded", param="max_tokens")
     return wanted if wanted is not None else min(limit - len(prompt), default or limit)
 
 
-def sampling_of(request: ChatRequest | CompletionRequest, model: Model, max_new_tokens: int, seed: int) -> dict[str, Any]:
+def sampling_of(
+    request: ChatRequest | CompletionRequest, model: Model, max_new_tokens: int, seed: int
+) -> dict[str, Any]:
     """docs/protocol.md, `sampling`. The defaults are OpenAI's."""
     stop_ids = [] if request.ignore_eos else list(model.eos_token_ids)
     bias = [[int(k), v] for k, v in (request.logit_bias or {}).items()]
@@ -72,7 +90,10 @@ def sampling_of(request: ChatRequest | CompletionRequest, model: Model, max_new_
 
 @dataclass(slots=True)
 class Generation:
-    """One choice of one answer. `shares_prompt`: not the first choice of its prompt. Times are monotonic, in seconds."""
+    """One choice of one answer.
+
+    `shares_prompt`: not the first choice of its prompt. Times are monotonic, in seconds.
+    """
 
     index: int
     text: Text
@@ -84,7 +105,8 @@ class Generation:
     first_s: float = 0.0
     last_s: float = 0.0
     ended: bool = False  # a whole answer was given
-    # Tokens of the answer. `state.emitted` may be ahead of it: what came after a stop string is no part of the answer.
+    # Tokens of the answer. `state.emitted` may be ahead of it: what came after a stop string is no
+    # part of the answer.
     tokens: int = 0
 
     async def pieces(self, dispatcher: Dispatcher) -> AsyncGenerator[Piece]:
@@ -139,7 +161,9 @@ class Generation:
         }
 
 
-def plan(request: ChatRequest | CompletionRequest, text: Text, model: Model, max_attempts: int, tenant: str = "") -> list[Generation]:
+def plan(
+    request: ChatRequest | CompletionRequest, text: Text, model: Model, max_attempts: int, tenant: str = ""
+) -> list[Generation]:
     """Every choice that the request asks for. Raises ApiError."""
     if isinstance(request, ChatRequest):
         prompts = [text.encode_chat([m.plain() for m in request.messages])]

@@ -1,4 +1,7 @@
-"""PURE: the OpenAI requests that are understood, checked field by field. What is not understood is refused by name, never ignored."""
+"""PURE: the OpenAI requests that are understood, checked field by field.
+
+What is not understood is refused by name, never ignored.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,10 @@ class StructuredOutputs(_Strict):
 
 
 class _Common(_Strict):
-    """What chat and plain completions share. Bounds are there so that no number can cost more than a refusal."""
+    """What chat and plain completions share.
+
+    Bounds are there so that no number can cost more than a refusal.
+    """
 
     model: str = Field(min_length=1, max_length=256)
     max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
@@ -122,7 +128,9 @@ class _Common(_Strict):
 
     @property
     def structured(self) -> tuple[str, str, str] | None:
-        """(the field that asks for it, kind, value) as docs/protocol.md's `sampling.structured` has them. Raises ApiError."""
+        """(the field that asks for it, kind, value) as docs/protocol.md's `sampling.structured` has
+        them. Raises ApiError.
+        """
         found: list[tuple[str, str, str]] = []
         if (form := self.response_format) is not None and form.type != "text":
             schema = form.json_schema.schema_ if form.json_schema is not None else {"type": "object"}
@@ -140,13 +148,21 @@ class _Common(_Strict):
             return None
         field, _, value = found[0]
         if len(found) > 1:
-            raise ApiError(400, "structured_outputs: response_format asks for a form already", code="invalid_value", param=found[1][0])
+            raise ApiError(
+                400,
+                "structured_outputs: response_format asks for a form already",
+                code="invalid_value",
+                param=found[1][0],
+            )
         if len(value) > MAX_GRAMMAR_CHARS:
             raise ApiError(400, f"{field}: over {MAX_GRAMMAR_CHARS} characters", code="invalid_value", param=field)
         for other in ("min_tokens", "ignore_eos"):
             if getattr(self, other):
                 raise ApiError(
-                    400, f"{other}: does not go with {field}, which says when the output ends", code="invalid_value", param=other
+                    400,
+                    f"{other}: does not go with {field}, which says when the output ends",
+                    code="invalid_value",
+                    param=other,
                 )
         return found[0]
 
@@ -215,17 +231,29 @@ class CompletionRequest(_Common):
             return [[p for p in self.prompt if isinstance(p, int)]]
         listed = [p for p in self.prompt if not isinstance(p, int)]
         if not 0 < len(listed) <= MAX_PROMPTS:
-            raise ApiError(400, f"prompt: from 1 to {MAX_PROMPTS} prompts are taken", code="invalid_value", param="prompt")
+            raise ApiError(
+                400, f"prompt: from 1 to {MAX_PROMPTS} prompts are taken", code="invalid_value", param="prompt"
+            )
         return list(listed)
 
 
-_MODELS = (ChatRequest, CompletionRequest, Message, TextPart, StreamOptions, ResponseFormat, JsonSchema, StructuredOutputs)
+_MODELS = (
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    TextPart,
+    StreamOptions,
+    ResponseFormat,
+    JsonSchema,
+    StructuredOutputs,
+)
 _FIELDS = {"schema", "json"} | {name for model in _MODELS for name in model.model_fields}
 
 
 def _refusal(error: ValidationError) -> ApiError:
-    """The first thing that is wrong, by the name that the client knows: where one of several forms is allowed, the error's location also
-    names the form that pydantic tried."""
+    """The first thing that is wrong, by the name that the client knows: where one of several forms
+    is allowed, the error's location also names the form that pydantic tried.
+    """
     first = error.errors(include_url=False, include_input=False)[0]
     if not first["loc"]:
         # A field's name that is no Unicode: there is nothing to call it by.
@@ -245,7 +273,11 @@ def _path(loc: list[int | str]) -> str:
 
 
 def loads(raw: bytes) -> Any:
-    """The body's content. Raises ApiError 400; also for half a surrogate pair, which Python's JSON lets pass and nothing can encode."""
+    """The body's content.
+
+    Raises ApiError 400; also for half a surrogate pair, which Python's JSON lets pass and nothing
+    can encode.
+    """
     try:
         content = json.loads(raw)
         if _SURROGATE.search(raw):
@@ -264,7 +296,9 @@ def parse(kind: type[RequestT], content: Any) -> RequestT:
         raise ApiError(400, "the body must be a JSON object", code="invalid_body")
     for name in content:
         if name in _UNSUPPORTED and content[name] not in (None, [], {"type": "text"}):
-            raise ApiError(400, f"{name}: is not supported by this server", code="unsupported_parameter", param=str(name)[:64])
+            raise ApiError(
+                400, f"{name}: is not supported by this server", code="unsupported_parameter", param=str(name)[:64]
+            )
     content = {k: v for k, v in content.items() if k not in _UNSUPPORTED}
     try:
         return kind.model_validate(content)

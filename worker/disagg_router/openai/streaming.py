@@ -17,7 +17,9 @@ _MAX_AHEAD = 64
 
 
 async def while_connected(receive: Callable[[], Awaitable[Message]], work: Awaitable[T]) -> T:
-    """The work's result; when the client goes away first the work is cancelled and ClientDisconnect raised."""
+    """The work's result; when the client goes away first the work is cancelled and ClientDisconnect
+    raised.
+    """
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -39,13 +41,15 @@ async def while_connected(receive: Callable[[], Awaitable[Message]], work: Await
 class SseResponse(Response):
     """`data: {json}` events, `first` at once; then, unless the last was an error, `data: [DONE]`.
 
-    A client that goes away ends the iterator at once. However it ends, the events are closed and `close` is called, once, even when
-    nothing was sent.
+    A client that goes away ends the iterator at once. However it ends, the events are closed and
+    `close` is called, once, even when nothing was sent.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: dict[str, Any], events: AsyncGenerator[dict[str, Any]], close: Callable[[], None]) -> None:
+    def __init__(
+        self, first: dict[str, Any], events: AsyncGenerator[dict[str, Any]], close: Callable[[], None]
+    ) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._first = first
@@ -76,7 +80,10 @@ def _event(content: dict[str, Any]) -> bytes:
 
 
 async def merge(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:
-    """(stream number, item) as they come. The first error of any stream is raised; then, and at the end, all are closed."""
+    """(stream number, item) as they come.
+
+    The first error of any stream is raised; then, and at the end, all are closed.
+    """
     queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue(_MAX_AHEAD)
 
     async def pump(number: int, stream: AsyncGenerator[T]) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Feed text, get what may be shown. After a stop string was seen, `stopped` is True and nothing more is shown."""
+    """Feed text, get what may be shown.
+
+    After a stop string was seen, `stopped` is True and nothing more is shown.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [s for s in stops if s]
@@ -20,7 +23,8 @@ class StopStrings:
         ends = [at + len(s) for s in self._stops if (at := self._held.find(s)) >= 0]
         if ends:
             self.stopped = True
-            # As if it had come letter by letter: how the text was split into tokens must not matter.
+            # As if it had come letter by letter: how the text was split into tokens must not
+            # matter.
             seen, self._held = self._held[: min(ends)], ""
             return seen[: min(at for s in self._stops if (at := seen.find(s)) >= 0)]
         keep = max((self._overlap(s) for s in self._stops), default=0)

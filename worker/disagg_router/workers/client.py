@@ -20,8 +20,12 @@ _BROKEN = (aiohttp.ClientError, OSError)
 
 
 class WorkerClient:
-    """Speaks docs/protocol.md. Connections are pooled. The two streams of each request go by aiohttp: httpx looks at every
-    connection of its pool for each request, and again at its end, and needs several times the processor time for each piece of a stream."""
+    """Speaks docs/protocol.md.
+
+    Connections are pooled. The two streams of each request go by aiohttp: httpx looks at every
+    connection of its pool for each request, and again at its end, and needs several times the
+    processor time for each piece of a stream.
+    """
 
     def __init__(self, bearer: str) -> None:
         # How long to wait for events is decided, and bounded, by each attempt.
@@ -46,11 +50,22 @@ class WorkerClient:
 
     @asynccontextmanager
     async def stream(self, worker: Worker, role: str, body: Line) -> AsyncIterator[AsyncGenerator[Line]]:
-        """The events of one call. Leaving the context cancels it at the worker. Raises NoRoom or AttemptFailed."""
+        """The events of one call.
+
+        Leaving the context cancels it at the worker. Raises NoRoom or AttemptFailed.
+        """
         try:
-            async with self._session().post(f"{worker.url}/internal/v1/{role}", json=body, allow_redirects=False) as answer:
+            async with self._session().post(
+                f"{worker.url}/internal/v1/{role}", json=body, allow_redirects=False
+            ) as answer:
                 if answer.status != 200:
-                    raise _refusal(worker, role, answer.status, await _whole(answer.content), has_ticket=body.get("ticket") is not None)
+                    raise _refusal(
+                        worker,
+                        role,
+                        answer.status,
+                        await _whole(answer.content),
+                        has_ticket=body.get("ticket") is not None,
+                    )
                 yield self._lines(worker, answer)
         except _BROKEN as error:
             raise _broken(worker, error) from None
@@ -77,7 +92,9 @@ class WorkerClient:
         except _BROKEN as error:
             raise _broken(worker, error) from None
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise AttemptFailed(f"{worker.pod}: garbled event", reason="protocol", blame=(worker.incarnation,)) from None
+            raise AttemptFailed(
+                f"{worker.pod}: garbled event", reason="protocol", blame=(worker.incarnation,)
+            ) from None
         raise AttemptFailed(f"{worker.pod}: the stream broke off", reason="worker_lost", blame=(worker.incarnation,))
 
     async def close(self) -> None:
@@ -95,7 +112,10 @@ async def _whole(content: aiohttp.StreamReader) -> bytes:
 
 
 async def _split(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """Lines, by line feeds alone (not at U+2028 and its like). Raises ValueError for one that is over _MAX_LINE_BYTES."""
+    """Lines, by line feeds alone (not at U+2028 and its like).
+
+    Raises ValueError for one that is over _MAX_LINE_BYTES.
+    """
     held = b""
     async for chunk in chunks:
         *lines, held = (held + chunk).split(b"\n")
@@ -110,7 +130,10 @@ def _broken(worker: Worker, error: Exception) -> AttemptFailed:
 
 
 def _refusal(worker: Worker, role: str, status: int, body: bytes, *, has_ticket: bool) -> Exception:
-    """What a non-200 answer means. `has_ticket`: decode has taken the same request, so it may be the ticket that is refused."""
+    """What a non-200 answer means.
+
+    `has_ticket`: decode has taken the same request, so it may be the ticket that is refused.
+    """
     try:
         error = json.loads(body)["error"]
         code, message = str(error["code"]), str(error["message"])

@@ -15,9 +15,11 @@ def pair_key(prefill: Worker, decode: Worker) -> str:
 
 @dataclass(slots=True)
 class Breaker:
-    """Circuit breaker: what failed is avoided for 1 s, doubled with each further failure up to 30 s, until it succeeds.
+    """Circuit breaker: what failed is avoided for 1 s, doubled with each further failure up to 30
+    s, until it succeeds.
 
-    What fails while it is avoided was under way before, and says nothing new: many requests that one fault ended count once.
+    What fails while it is avoided was under way before, and says nothing new: many requests that
+    one fault ended count once.
     """
 
     first_s: float = 1.0
@@ -38,8 +40,12 @@ class Breaker:
         return key in self._failed and now_s < self._failed[key][1]
 
     def keep_only(self, incarnations: Collection[str], now_s: float) -> None:
-        """Forget what concerns workers that are gone, unless it is recent: they may be back with the next poll."""
-        kept = {k: v for k, v in self._failed.items() if now_s < v[1] or all(part in incarnations for part in k.split("|"))}
+        """Forget what concerns workers that are gone, unless it is recent: they may be back with
+        the next poll.
+        """
+        kept = {
+            k: v for k, v in self._failed.items() if now_s < v[1] or all(part in incarnations for part in k.split("|"))
+        }
         self._failed = kept
 
 
@@ -53,7 +59,10 @@ class Inflight:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`decode` None: prefill only. `prefill` None: decode prefills locally. `computed_tokens`: of the prompt, not found in a cache."""
+    """`decode` None: prefill only.
+
+    `prefill` None: decode prefills locally. `computed_tokens`: of the prompt, not found in a cache.
+    """
 
     prefill: Worker | None
     decode: Worker | None
@@ -62,7 +71,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the choice depends on in a request. `cached_tokens`: by incarnation, how much of it should be in that worker's prefix cache."""
+    """What the choice depends on in a request.
+
+    `cached_tokens`: by incarnation, how much of it should be in that worker's prefix cache.
+    """
 
     tokens: int = 0
     cached_tokens: Mapping[str, int] = field(default_factory=dict)
@@ -86,7 +98,10 @@ def _decode_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, 
 
 
 def _prefill_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, ...]:
-    """Tokens to compute until this prompt is done. Of equals, the one that has its start: others like it may follow."""
+    """Tokens to compute until this prompt is done.
+
+    Of equals, the one that has its start: others like it may follow.
+    """
     queued = max(w.waiting_tokens, inflight.tokens.get(w.incarnation, 0))
     requests = max(w.waiting_requests + w.running_requests, inflight.requests.get(w.incarnation, 0))
     return float(queued + prompt.to_compute(w)), -float(prompt.cached_tokens.get(w.incarnation, 0)), float(requests)
@@ -102,7 +117,9 @@ def _whole_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, .
 Loading = Callable[[Worker, Inflight, Prompt], tuple[float, ...]]
 
 
-def _by_load(workers: Iterable[Worker], load: Loading, inflight: Inflight, prompt: Prompt, dice: Callable[[], float]) -> list[Worker]:
+def _by_load(
+    workers: Iterable[Worker], load: Loading, inflight: Inflight, prompt: Prompt, dice: Callable[[], float]
+) -> list[Worker]:
     return sorted(workers, key=lambda w: (*load(w, inflight, prompt), dice()))
 
 
@@ -120,9 +137,10 @@ def choose(
 ) -> Choice | None:
     """The least loaded pair that can talk; None: nobody can serve now.
 
-    `digest`: the model that the request was tokenised for. `avoid(key)`: the breaker is open for an incarnation or a pair. `full`:
-    incarnations that refused this request just now. `proven`: incarnations that have moved KV; others are taken only when no pair
-    of these is left. Equal loads are told apart by `dice`. With no usable prefill worker a decode worker prefills locally.
+    `digest`: the model that the request was tokenised for. `avoid(key)`: the breaker is open for an
+    incarnation or a pair. `full`: incarnations that refused this request just now. `proven`:
+    incarnations that have moved KV; others are taken only when no pair of these is left. Equal
+    loads are told apart by `dice`. With no usable prefill worker a decode worker prefills locally.
     """
     prompt = prompt or Prompt()
     usable = [w for w in workers if w.digest == digest and w.incarnation not in full and not avoid(w.incarnation)]
@@ -130,7 +148,9 @@ def choose(
     if single_token and prefills:
         return Choice(prefills[0], None, prompt.to_compute(prefills[0]))
     whole = all(w.role == "both" for w in usable)
-    decodes = _by_load((w for w in usable if w.serves("decode")), _whole_load if whole else _decode_load, inflight, prompt, dice)
+    decodes = _by_load(
+        (w for w in usable if w.serves("decode")), _whole_load if whole else _decode_load, inflight, prompt, dice
+    )
     if whole:  # nothing is gained by moving KV between workers that are alike
         return Choice(None, decodes[0], prompt.to_compute(decodes[0])) if decodes else None
     trusted = ([p for p in prefills if p.incarnation in proven], [d for d in decodes if d.incarnation in proven])
@@ -145,12 +165,17 @@ def choose(
 
 
 def decode_room(workers: Iterable[Worker], compat: str) -> Room | None:
-    """What is left of the decode workers that KV of `compat` can go to. None when none of them says."""
+    """What is left of the decode workers that KV of `compat` can go to.
+
+    None when none of them says.
+    """
     return total_room(w.room for w in workers if w.room is not None and w.compat == compat and w.serves("decode"))
 
 
 def handshake_pairs(workers: Iterable[Worker], limit: int = 64) -> list[tuple[Worker, Worker]]:
-    """The pairs whose handshake is due: all when there are few, else one for each worker on either side."""
+    """The pairs whose handshake is due: all when there are few, else one for each worker on either
+    side.
+    """
     listed = sorted(workers, key=lambda w: w.name)
     prefills = [w for w in listed if w.role == "prefill" and w.serves("prefill")]
     decodes = [w for w in listed if w.role == "decode" and w.serves("decode")]

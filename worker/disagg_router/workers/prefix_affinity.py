@@ -1,7 +1,8 @@
-"""PURE: which worker has most likely the start of a prompt in its prefix cache: the one that this router sent it to before.
+"""PURE: which worker has most likely the start of a prompt in its prefix cache: the one that this
+router sent it to before.
 
-A wrong guess costs a little balance and nothing else. Names are chained hashes of 64 tokens each, from the tenant on, so a name stands for
-everything before it.
+A wrong guess costs a little balance and nothing else. Names are chained hashes of 64 tokens each,
+from the tenant on, so a name stands for everything before it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The live table of workers: who should exist (membership), who answers, how loaded they are, and the model's text side."""
+"""The live table of workers: who should exist (membership), who answers, how loaded they are, and
+the model's text side.
+"""
 
 from __future__ import annotations
 
@@ -60,17 +62,24 @@ class WorkerTable:
 
     @property
     def synced(self) -> bool:
-        """The list of workers is known, and every one of it was asked once: before that a router that just began would refuse what the
-        others take."""
+        """The list of workers is known, and every one of it was asked once: before that a router
+        that just began would refuse what the others take.
+        """
         return self._asked
 
     def model(self) -> tuple[Text, Model] | None:
-        """What new requests are read with; the last known while no worker is ready (they may queue), None before the first was."""
+        """What new requests are read with; the last known while no worker is ready (they may
+        queue), None before the first was.
+        """
         self._model = model_of(w for w in self._workers.values() if w.digest in self._texts) or self._model
         return None if self._model is None else (self._texts[self._model.digest], self._model)
 
-    def choose(self, *, digest: str, single_token: bool, full: set[str], tokens: Sequence[int], tenant: str) -> Choice | None:
-        """Whom to ask; the choice counts as made: its worker is expected to have these tokens from now on."""
+    def choose(
+        self, *, digest: str, single_token: bool, full: set[str], tokens: Sequence[int], tenant: str
+    ) -> Choice | None:
+        """Whom to ask; the choice counts as made: its worker is expected to have these tokens from
+        now on.
+        """
         now_s = time.monotonic()
         names = prefix_names(tokens, tenant)
         choice = choose(
@@ -146,9 +155,12 @@ class WorkerTable:
         for counter in (self._requests, self._tokens):
             for key in [k for k, n in counter.items() if n <= 0 and k not in alive]:
                 del counter[key]
-        await asyncio.gather(*(self._tell_room(w) for w in self.workers() if w.role == "prefill" and w.serves("prefill")))
+        await asyncio.gather(
+            *(self._tell_room(w) for w in self.workers() if w.role == "prefill" and w.serves("prefill"))
+        )
         await self._refresh_texts()
-        # Also while nobody asks: when all workers are away at once, requests wait for them and are not refused.
+        # Also while nobody asks: when all workers are away at once, requests wait for them and are
+        # not refused.
         self.model()
         self._asked = self._asked or listed
 
@@ -177,7 +189,11 @@ class WorkerTable:
             self._workers.pop(member.name, None)
             return
         known = self._workers.get(member.name)
-        if known is None or (known.incarnation, known.state, known.at_home) != (worker.incarnation, worker.state, worker.at_home):
+        if known is None or (known.incarnation, known.state, known.at_home) != (
+            worker.incarnation,
+            worker.state,
+            worker.at_home,
+        ):
             elsewhere = "" if worker.at_home else f", but listed by {'/'.join(sorted(worker.pools))}: not used"
             log.info(
                 "worker %s: %s, %s, KV over %s (%s)%s",
@@ -186,7 +202,9 @@ class WorkerTable:
         self._workers[member.name] = worker
 
     async def _refresh_texts(self) -> None:
-        """Fetch the tokenizer of each model that is new (at most a few: two during a rollout), drop those of models that are gone."""
+        """Fetch the tokenizer of each model that is new (at most a few: two during a rollout), drop
+        those of models that are gone.
+        """
         ready = {w.digest: w for w in self._workers.values() if w.state == "ready"}
         for digest in set(self._texts) - set(ready) - ({self._model.digest} if self._model else set()):
             del self._texts[digest]

@@ -12,7 +12,10 @@ from disagg_wire.room import Room, parse_room
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A worker that should exist: its name and base URL. `pools`: those that list it, none where that is not known."""
+    """A worker that should exist: its name and base URL.
+
+    `pools`: those that list it, none where that is not known.
+    """
 
     name: str
     url: str
@@ -51,7 +54,10 @@ class Worker:
 
     @property
     def at_home(self) -> bool:
-        """It does the work of the pool that lists it. Not so for a while when it moves from one to the other."""
+        """It does the work of the pool that lists it.
+
+        Not so for a while when it moves from one to the other.
+        """
         return not self.pools or self.role == "both" or self.role in self.pools
 
     def serves(self, role: str) -> bool:
@@ -59,7 +65,10 @@ class Worker:
 
 
 def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
-    """The worker behind an `info` answer; None while it loads its model. Raises ValueError for a peer we can't speak with."""
+    """The worker behind an `info` answer; None while it loads its model.
+
+    Raises ValueError for a peer we can't speak with.
+    """
     if info.get("protocol") != PROTOCOL_VERSION:
         raise ValueError(f"{member.name} speaks protocol {info.get('protocol')!r}, this router {PROTOCOL_VERSION}")
     if "model" not in info:
@@ -99,7 +108,10 @@ def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What requests are checked against. Workers of one digest compute the same tokens; the smallest of their limits holds."""
+    """What requests are checked against.
+
+    Workers of one digest compute the same tokens; the smallest of their limits holds.
+    """
 
     digest: str
     max_model_len: int
@@ -108,8 +120,9 @@ class Model:
 
 
 def model_of(workers: Iterable[Worker]) -> Model | None:
-    """The model that new requests go to: of several (during a rollout) one that a whole pair serves, then the one with more decode
-    workers. None while nobody is ready."""
+    """The model that new requests go to: of several (during a rollout) one that a whole pair
+    serves, then the one with more decode workers. None while nobody is ready.
+    """
     by_digest: dict[str, list[Worker]] = {}
     for w in workers:
         if w.state == "ready":

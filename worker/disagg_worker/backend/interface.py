@@ -1,6 +1,9 @@
-"""What a backend offers to the network. The KV cache is [block, layer, 2, kv_head, token in block, head_dim], contiguous.
+"""What a backend offers to the network.
 
-Every method leaves its arguments alone unless it says otherwise. Activations have the backend's `compute_dtype`.
+The KV cache is [block, layer, 2, kv_head, token in block, head_dim], contiguous.
+
+Every method leaves its arguments alone unless it says otherwise. Activations have the backend's
+`compute_dtype`.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of one sequence to prefill: rows `start:stop` of the batch, at positions from `first` on.
+    """A part of one sequence to prefill: rows `start:stop` of the batch, at positions from `first`
+    on.
 
     `table` [blocks] int64 holds everything up to the chunk's end.
     """
@@ -27,11 +31,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Flattened input of one step. token_ids, positions, slots: [tokens] int64; a slot is block * block size + offset in the block.
-    `last` [rows] int64: the tokens whose logits are wanted.
+    """Flattened input of one step. token_ids, positions, slots: [tokens] int64; a slot is block *
+    block size + offset in the block. `last` [rows] int64: the tokens whose logits are wanted.
 
-    Either `chunks` (prefill) or `tables` [sequences, blocks] int64 and `lengths` [sequences] int64 (decode: one token a sequence, and
-    `lengths` counts it) is set. Where a table is wider than its sequence, the rest holds any valid block and is hidden by the length.
+    Either `chunks` (prefill) or `tables` [sequences, blocks] int64 and `lengths` [sequences] int64
+    (decode: one token a sequence, and `lengths` counts it) is set. Where a table is wider than its
+    sequence, the rest holds any valid block and is hidden by the length.
     """
 
     token_ids: torch.Tensor
@@ -52,9 +57,11 @@ class DenseWeight:
 
 @dataclass(frozen=True, slots=True)
 class GroupQuantizedWeight:
-    """Weight-only integers: w[o, i] = (q[o, i] - zero[o, g]) * scale[o, g] with g = i // group_size.
+    """Weight-only integers: w[o, i] = (q[o, i] - zero[o, g]) * scale[o, g] with g = i //
+    group_size.
 
-    `q` [out, in] uint8, one value a byte (0..15 for 4 bits); scale, zero: [out, in / group_size] float32.
+    `q` [out, in] uint8, one value a byte (0..15 for 4 bits); scale, zero: [out, in / group_size]
+    float32.
     """
 
     bits: int
@@ -91,7 +98,9 @@ DecodeProgram = Callable[[Batch, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class QkvShape:
-    """How a row of the fused projection splits: heads of q, then kv_heads of k, then of v; each of head_dim."""
+    """How a row of the fused projection splits: heads of q, then kv_heads of k, then of v; each of
+    head_dim.
+    """
 
     heads: int
     kv_heads: int
@@ -100,7 +109,10 @@ class QkvShape:
 
 @dataclass(frozen=True, slots=True)
 class HeadNorms:
-    """RMS norm over head_dim of every q and k head before the rotation (Qwen3). Weights [head_dim]."""
+    """RMS norm over head_dim of every q and k head before the rotation (Qwen3).
+
+    Weights [head_dim].
+    """
 
     q: torch.Tensor
     k: torch.Tensor
@@ -109,7 +121,9 @@ class HeadNorms:
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """cos, sin: [positions, head_dim], both halves filled (the "rotate half" convention of transformers)."""
+    """cos, sin: [positions, head_dim], both halves filled (the "rotate half" convention of
+    transformers).
+    """
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -176,24 +190,38 @@ class Backend(Protocol):
     fp8_cache: bool
     """Whether the KV cache may be float8_e4m3fn."""
     decode_sizes: tuple[int, ...]
-    """Batch sizes that are worth a step before the first request (kernels to compile, graphs to record); empty: nothing is."""
+    """Batch sizes that are worth a step before the first request (kernels to compile, graphs to
+    record); empty: nothing is.
+    """
 
     def compute_dtype(self, model: torch.dtype) -> torch.dtype:
         """The dtype of activations, norm weights and rotary tables, for a model of that dtype."""
 
     def linear(self, weight: Weight, bias: torch.Tensor | None) -> Linear:
-        """Take a weight over, in whatever layout is fastest here (the caller drops its own reference)."""
+        """Take a weight over, in whatever layout is fastest here (the caller drops its own
+        reference).
+        """
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """weight * x / sqrt(mean(x^2) + eps) over the last axis, the mean in float32, rounded before the weight (as transformers does)."""
+        """weight * x / sqrt(mean(x^2) + eps) over the last axis, the mean in float32, rounded
+        before the weight (as transformers does).
+        """
 
     def add_rms_norm(self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Add `delta` to `x` in place, then rms_norm of the sum."""
 
     def store_qkv(
-        self, qkv: torch.Tensor, shape: QkvShape, norms: HeadNorms | None, rotary: Rotary, batch: Batch, cache: torch.Tensor, layer: int
+        self,
+        qkv: torch.Tensor,
+        shape: QkvShape,
+        norms: HeadNorms | None,
+        rotary: Rotary,
+        batch: Batch,
+        cache: torch.Tensor,
+        layer: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Split [tokens, (heads + 2 kv_heads) * head_dim], norm and rotate q and k, write k and v into the cache at the batch's slots.
+        """Split [tokens, (heads + 2 kv_heads) * head_dim], norm and rotate q and k, write k and v
+        into the cache at the batch's slots.
 
         Returns q [tokens, heads, head_dim] and k, v [tokens, kv_heads, head_dim].
         """
@@ -208,7 +236,8 @@ class Backend(Protocol):
         layer: int,
         window: int | None,
     ) -> torch.Tensor:
-        """Causal attention of the batch's tokens over the cache (k and v are in it already) -> [tokens, heads * head_dim].
+        """Causal attention of the batch's tokens over the cache (k and v are in it already) ->
+        [tokens, heads * head_dim].
 
         `window`: a token sees itself and the window - 1 tokens before it; None: all.
         """
@@ -217,7 +246,9 @@ class Backend(Protocol):
         """silu(gate) * up of [tokens, 2 * n] -> [tokens, n]."""
 
     def decode_program(self, network: DecoderNetwork, cache: torch.Tensor) -> DecodeProgram | None:
-        """A faster way to run decode batches (one compiled call, a CUDA graph); None: `network.forward` is the way."""
+        """A faster way to run decode batches (one compiled call, a CUDA graph); None:
+        `network.forward` is the way.
+        """
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

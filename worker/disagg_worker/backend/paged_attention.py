@@ -1,7 +1,8 @@
 """Attention over the paged cache by torch's SDPA: gather the blocks, then one fused call.
 
-Cache: [block, layer, 2, kv_head, token in block, head_dim], contiguous. Seen as rows of [token in block, head_dim], one block of one KV
-head is one row, so K and V of any block table are gathered by a single `index_select`, in the order that attention wants.
+Cache: [block, layer, 2, kv_head, token in block, head_dim], contiguous. Seen as rows of [token in
+block, head_dim], one block of one KV head is one row, so K and V of any block table are gathered by
+a single `index_select`, in the order that attention wants.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ def write_kv(cache: torch.Tensor, layer: int, slots: torch.Tensor, k: torch.Tens
     """Store k and v [tokens, kv_head, head_dim] at each token's slot (block * block size + offset)."""
     size = cache.shape[4]
     blocks, offsets = slots // size, slots % size
-    if cache.dtype == torch.float8_e4m3fn:  # torch would make NaN of what is too large, and can't assign 8-bit floats by index
+    if (
+        cache.dtype == torch.float8_e4m3fn
+    ):  # torch would make NaN of what is too large, and can't assign 8-bit floats by index
         kind = torch.uint8
         k, v = (x.clamp(-FP8_MOST, FP8_MOST).to(cache.dtype).view(kind) for x in (k, v))
         cache = cache.view(kind)
@@ -26,7 +29,9 @@ def write_kv(cache: torch.Tensor, layer: int, slots: torch.Tensor, k: torch.Tens
 
 
 def gather_kv(cache: torch.Tensor, layer: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V [sequences, kv_head, blocks * block size, head_dim] of one layer, by block tables [sequences, blocks]."""
+    """K and V [sequences, kv_head, blocks * block size, head_dim] of one layer, by block tables
+    [sequences, blocks].
+    """
     layers, kv_heads, size, head_dim = cache.shape[1], cache.shape[3], cache.shape[4], cache.shape[5]
     sequences, blocks = tables.shape
     inner = torch.arange(2 * kv_heads, device=tables.device).view(2, 1, kv_heads, 1)
@@ -47,7 +52,8 @@ def decode_mask(lengths: torch.Tensor, keys: int, window: int | None) -> torch.T
 
 
 def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """Causal attention of one sequence's chunk: q [tokens, head, head_dim] are the last of the keys k, v [kv_head, keys, head_dim].
+    """Causal attention of one sequence's chunk: q [tokens, head, head_dim] are the last of the keys
+    k, v [kv_head, keys, head_dim].
 
     Returns [tokens, head * head_dim].
     """
@@ -65,10 +71,11 @@ def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | Non
 
 
 def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """One new token a sequence: q [sequences, head, head_dim], k and v [sequences, kv_head, keys, head_dim], mask [sequences, 1, 1, keys]
-    (True: attend) -> [sequences, head * head_dim].
+    """One new token a sequence: q [sequences, head, head_dim], k and v [sequences, kv_head, keys,
+    head_dim], mask [sequences, 1, 1, keys] (True: attend) -> [sequences, head * head_dim].
 
-    The query heads of one KV head are folded into the query axis: no repetition of K and V, and 7 to 13 times faster on CPU.
+    The query heads of one KV head are folded into the query axis: no repetition of K and V, and 7
+    to 13 times faster on CPU.
     """
     sequences, heads, head_dim = q.shape
     kv_heads = k.shape[1]

@@ -95,7 +95,14 @@ class PlainBackend:
         return self.rms_norm(x.add_(delta), weight, eps)
 
     def store_qkv(
-        self, qkv: torch.Tensor, shape: QkvShape, norms: HeadNorms | None, rotary: Rotary, batch: Batch, cache: torch.Tensor, layer: int
+        self,
+        qkv: torch.Tensor,
+        shape: QkvShape,
+        norms: HeadNorms | None,
+        rotary: Rotary,
+        batch: Batch,
+        cache: torch.Tensor,
+        layer: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         parts = qkv.view(qkv.shape[0], -1, shape.head_dim)
         q, k, v = torch.split(parts, [shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
@@ -118,13 +125,21 @@ class PlainBackend:
     ) -> torch.Tensor:
         if batch.tables is not None and batch.lengths is not None:
             keys, values = (x.to(q.dtype) for x in paged_attention.gather_kv(cache, layer, batch.tables))
-            return paged_attention.decode(q, keys, values, paged_attention.decode_mask(batch.lengths, keys.shape[2], window))
+            return paged_attention.decode(
+                q, keys, values, paged_attention.decode_mask(batch.lengths, keys.shape[2], window)
+            )
         parts = [self._chunk(c, q, k, v, cache, layer, window) for c in batch.chunks]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     @staticmethod
     def _chunk(
-        chunk: Chunk, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: torch.Tensor, layer: int, window: int | None
+        chunk: Chunk,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cache: torch.Tensor,
+        layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         rows = slice(chunk.start, chunk.stop)
         if chunk.first == 0:  # the chunk starts its sequence: its keys are at hand

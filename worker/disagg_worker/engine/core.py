@@ -1,6 +1,9 @@
-"""The engine: one thread that turns queued prompts and reserved KV into tokens. Implements engine.api.Engine.
+"""The engine: one thread that turns queued prompts and reserved KV into tokens.
 
-Locking: `_wake` guards the queues and the pool; it is held neither while the model computes nor while a sink or sender is called.
+Implements engine.api.Engine.
+
+Locking: `_wake` guards the queues and the pool; it is held neither while the model computes nor
+while a sink or sender is called.
 """
 
 from __future__ import annotations
@@ -53,7 +56,10 @@ ItemT = TypeVar("ItemT")
 
 
 class TorchEngine:
-    """Loads the model at construction (raises ModelError), then serves until `stop`. `backend` None: the one that the config names."""
+    """Loads the model at construction (raises ModelError), then serves until `stop`.
+
+    `backend` None: the one that the config names.
+    """
 
     def __init__(
         self,
@@ -76,10 +82,18 @@ class TorchEngine:
         size = config.block_size_tokens
         self.layout, blocks = machine.layout, machine.blocks
         self.model = ModelInfo(
-            config.name, machine.digest, model.architecture, model.vocab_size, max_len, model.eos_token_ids, model.bos_token_id
+            config.name,
+            machine.digest,
+            model.architecture,
+            model.vocab_size,
+            max_len,
+            model.eos_token_ids,
+            model.bos_token_id,
         )
         self._memory, self._executor = machine.memory, machine.executor
-        self._store = KvStore(blocks, config.eviction, config.host_cache_bytes if config.prefix_cache else 0, self._memory)
+        self._store = KvStore(
+            blocks, config.eviction, config.host_cache_bytes if config.prefix_cache else 0, self._memory
+        )
         self._names = PrefixNames(secrets.token_bytes(32), size) if config.prefix_cache else None
         self._grammars = Grammars(folder / "tokenizer.json", model.vocab_size, model.eos_token_ids)
         self._steps = Steps(machine.executor, self._memory, self._store, self._grammars)
@@ -132,12 +146,18 @@ class TorchEngine:
         if reservation.ended:
             raise InvalidInput("reservation: has ended")
         if len(tokens) != reservation.tokens + 1 or not 1 <= prompt_tokens < len(tokens):
-            raise InvalidInput(f"tokens: {len(tokens)}, the reservation is for {reservation.tokens} and the first token")
+            raise InvalidInput(
+                f"tokens: {len(tokens)}, the reservation is for {reservation.tokens} and the first token"
+            )
         self._check_tokens(tokens)
         self._check_open()
-        if min(prompt_tokens + sampling.max_new_tokens, self.model.max_model_len) > max(reservation.most_tokens, len(tokens)):
+        if min(prompt_tokens + sampling.max_new_tokens, self.model.max_model_len) > max(
+            reservation.most_tokens, len(tokens)
+        ):
             raise InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} is more than was reserved for")
-        sequence = self._sequence(reservation.request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=False)
+        sequence = self._sequence(
+            reservation.request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=False
+        )
 
         def join(s: Sequence) -> None:
             if reservation.ended:
@@ -194,7 +214,10 @@ class TorchEngine:
                 room=queues.room(self._decode_step_s),
                 prefill_limit_tokens=queues.prefill_limit_tokens(time.monotonic()),
                 prefill_most_tokens=queues.prefill_most_tokens,
-                step_seconds_total={"forward": self._steps.forward_s, "rest": max(0.0, self._busy_s - self._steps.forward_s)},
+                step_seconds_total={
+                    "forward": self._steps.forward_s,
+                    "rest": max(0.0, self._busy_s - self._steps.forward_s),
+                },
             )
 
     def alive(self) -> bool:
@@ -209,7 +232,9 @@ class TorchEngine:
         self._executor.close()
 
     def _lost(self, message: str) -> None:
-        """A rank has ended, so nothing can be computed any more: all that is here may succeed elsewhere."""
+        """A rank has ended, so nothing can be computed any more: all that is here may succeed
+        elsewhere.
+        """
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
@@ -338,7 +363,11 @@ class TorchEngine:
         compute: Callable[[list[ItemT]], list[tuple[Sequence, Outcome]]],
         sequence: Callable[[ItemT], Sequence],
     ) -> None:
-        """Run one step. Out of memory costs its newest request, and the others are computed again; another exception fails them all."""
+        """Run one step.
+
+        Out of memory costs its newest request, and the others are computed again; another exception
+        fails them all.
+        """
         self._steps_total[kind] += 1
         while items:
             try:

@@ -11,16 +11,19 @@ from disagg_worker.values.choices import Quantization, Role
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """`max_model_len` None: what the model was trained for. Units are in the names.
+    """`max_model_len` None: what the model was trained for.
 
-    device: of backend.select. kv_cache_dtype: auto is the model's; fp8 (e4m3, saturating) holds twice as much as a 16-bit one.
-    quantization: of the weights at load; a checkpoint that is quantised stays as it is.
-    decode_step_target_s: prefill batches shrink while decode's steps take longer than this (prefill_limit); None: they may.
-    saturating_tokens: prefill of more tokens at once is not faster a token (measure: benchmarks/).
-    tensor_parallel: processes (and GPUs) that the worker is split over; rank_timeout_s: of one exchange between them,
-    rank_start_timeout_s: until all are ready, once the first is. kv_cache_bytes: over all of them; None: 256 MiB on a CPU, what is free on
-    GPUs.
-    growth_reserve_tokens: how much of its output a request is admitted with. host_cache_bytes: for evicted blocks, 0 for none.
+    Units are in the names.
+
+    device: of backend.select. kv_cache_dtype: auto is the model's; fp8 (e4m3, saturating) holds
+    twice as much as a 16-bit one. quantization: of the weights at load; a checkpoint that is
+    quantised stays as it is. decode_step_target_s: prefill batches shrink while decode's steps take
+    longer than this (prefill_limit); None: they may. saturating_tokens: prefill of more tokens at
+    once is not faster a token (measure: benchmarks/). tensor_parallel: processes (and GPUs) that
+    the worker is split over; rank_timeout_s: of one exchange between them, rank_start_timeout_s:
+    until all are ready, once the first is. kv_cache_bytes: over all of them; None: 256 MiB on a
+    CPU, what is free on GPUs. growth_reserve_tokens: how much of its output a request is admitted
+    with. host_cache_bytes: for evicted blocks, 0 for none.
     """
 
     name: str

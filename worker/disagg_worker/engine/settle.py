@@ -14,13 +14,18 @@ from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 
 log = logging.getLogger(__name__)
 INTERNAL = ErrorEvent("internal", "the engine failed on this request; see the worker's log", retryable=True)
-OUT_OF_MEMORY = ErrorEvent("internal", "out of memory: the newest request of a batch is given up for the others", retryable=True)
+OUT_OF_MEMORY = ErrorEvent(
+    "internal", "out of memory: the newest request of a batch is given up for the others", retryable=True
+)
 _POISONED = ErrorEvent("internal", "the model's logits are not finite", retryable=False)
 _FINISHED = ErrorEvent("finished", "the first token ended the request", retryable=False)
 
 
 class Settler:
-    """Runs on the engine's thread. `lock` guards the queues; no sink and no sender is called under it."""
+    """Runs on the engine's thread.
+
+    `lock` guards the queues; no sink and no sender is called under it.
+    """
 
     def __init__(self, lock: threading.Condition, queues: Queues, max_model_len: int) -> None:
         self._lock = lock
@@ -43,7 +48,11 @@ class Settler:
                 self.end(s, ErrorEvent("invalid_request", f"sampling.structured: {outcome}", retryable=False))
                 return
             log.error("request %s failed", s.request_id, exc_info=outcome)
-            self.end(s, _POISONED if isinstance(outcome, ArithmeticError) else INTERNAL, poisoned=isinstance(outcome, ArithmeticError))
+            self.end(
+                s,
+                _POISONED if isinstance(outcome, ArithmeticError) else INTERNAL,
+                poisoned=isinstance(outcome, ArithmeticError),
+            )
             return
         if s.waited_due_s is not None and time.monotonic() > s.waited_due_s:
             self.late_prompts += 1
@@ -71,7 +80,10 @@ class Settler:
         return None if told else s.cached_tokens
 
     def end(self, s: Sequence, event: EndEvent | ErrorEvent, *, poisoned: bool = False) -> None:
-        """The one way out of the engine for a sequence. `poisoned`: what it computed must not be found by others."""
+        """The one way out of the engine for a sequence.
+
+        `poisoned`: what it computed must not be found by others.
+        """
         with self._lock:
             if s.ended:
                 return

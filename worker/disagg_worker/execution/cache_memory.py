@@ -1,8 +1,10 @@
-"""The KV cache's memory: one tensor, block-major, and the bytes of it that the transfer and the host tier read and write.
+"""The KV cache's memory: one tensor, block-major, and the bytes of it that the transfer and the
+host tier read and write.
 
-Where the cache is ordinary memory and whole, these bytes are the cache itself (zero-copy). Where it lies in a device, or holds only some
-of the KV heads (tensor parallelism), they are a host copy of the same blocks in the whole layout, which the ranks share: `export` and
-`load` copy between the two, and that is the only place where KV crosses between device and host.
+Where the cache is ordinary memory and whole, these bytes are the cache itself (zero-copy). Where it
+lies in a device, or holds only some of the KV heads (tensor parallelism), they are a host copy of
+the same blocks in the whole layout, which the ranks share: `export` and `load` copy between the
+two, and that is the only place where KV crosses between device and host.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ _Event: Any = torch.cuda.Event
 
 
 class HostCopy:
-    """All heads of all blocks in host memory. `fd`: a file in memory that every rank maps. Pages that nothing touched take no room."""
+    """All heads of all blocks in host memory.
+
+    `fd`: a file in memory that every rank maps. Pages that nothing touched take no room.
+    """
 
     def __init__(self, layout: KvLayout, blocks: int, dtype: torch.dtype, fd: int) -> None:
         self._map = mmap.mmap(fd, blocks * layout.layers * layout.layer_block_bytes)
@@ -31,9 +36,11 @@ class HostCopy:
 
 
 class CacheMemory:
-    """`tensor` is [block, layer, 2, kv_head, token in block, head_dim]; all layers of a block are contiguous.
+    """`tensor` is [block, layer, 2, kv_head, token in block, head_dim]; all layers of a block are
+    contiguous.
 
-    `heads`: which KV heads of the layout are held here, None for all. `host`: needed unless the tensor is whole and on the CPU.
+    `heads`: which KV heads of the layout are held here, None for all. `host`: needed unless the
+    tensor is whole and on the CPU.
     """
 
     def __init__(
@@ -64,7 +71,10 @@ class CacheMemory:
     # ---- bytes of the whole layout ----
 
     def view(self, layer: int, block: int) -> memoryview:
-        """The contiguous bytes `[k, v][kv_head][token][head_dim]` of one layer of one block. Raises RuntimeError where there is no copy."""
+        """The contiguous bytes `[k, v][kv_head][token][head_dim]` of one layer of one block.
+
+        Raises RuntimeError where there is no copy.
+        """
         if self._bytes is None:
             raise RuntimeError("this cache has no host copy, so its KV can't be moved")
         size = self.layout.layer_block_bytes
@@ -72,15 +82,18 @@ class CacheMemory:
         return self._bytes[start : start + size]
 
     def export(self, layer: int, blocks: Sequence[int]) -> Callable[[], None] | None:
-        """Bring one layer of these blocks, as computed so far, into the views. None: it is there; else call what is returned, on any
-        thread, to have it there."""
+        """Bring one layer of these blocks, as computed so far, into the views.
+
+        None: it is there; else call what is returned, on any thread, to have it there.
+        """
         if self._host is None or not blocks:
             return None
         at, into = torch.tensor(blocks), self._host.raw
         if self._stream is None:
             into[at, layer, :, self._heads] = self._raw[at, layer]
             return None
-        # Gathered in the device, moved by one copy beside the computation, scattered by whoever waits: blocks are small.
+        # Gathered in the device, moved by one copy beside the computation, scattered by whoever
+        # waits: blocks are small.
         computed, copied = _Event(), _Event()
         computed.record()
         with torch.cuda.stream(self._stream):
@@ -97,7 +110,9 @@ class CacheMemory:
         return finish
 
     def load(self, blocks: Sequence[int]) -> None:
-        """Take these blocks, all layers, over from the views; what is computed afterwards sees them."""
+        """Take these blocks, all layers, over from the views; what is computed afterwards sees
+        them.
+        """
         if self._host is None or not blocks:
             return
         at = torch.tensor(blocks)
@@ -107,7 +122,10 @@ class CacheMemory:
     # ---- whole blocks, for the host tier ----
 
     def read(self, block: int) -> bytes:
-        """A copy of all layers of a block. Any thread: the block is free, so nothing writes to it."""
+        """A copy of all layers of a block.
+
+        Any thread: the block is free, so nothing writes to it.
+        """
         part = self._raw[block]
         if self._stream is not None:
             computed = _Event()

@@ -1,4 +1,7 @@
-"""Messages between rank 0 and another rank, over a socket pair that nobody else can reach. A message is its kind, its length, its bytes."""
+"""Messages between rank 0 and another rank, over a socket pair that nobody else can reach.
+
+A message is its kind, its length, its bytes.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,17 @@ class MessageKind(IntEnum):
 
 
 class Channel:
-    """One end. Any thread sends, one receives. Raises OSError (TimeoutError) for a peer that is gone or does not read."""
+    """One end.
+
+    Any thread sends, one receives. Raises OSError (TimeoutError) for a peer that is gone or does
+    not read.
+    """
 
     def __init__(self, sock: socket.socket, send_timeout_s: float) -> None:
         self._sock = sock
         self._sending = threading.Lock()
-        # A timeout on the socket would bound the wait for the next message too, which may take for ever: while nothing is asked.
+        # A timeout on the socket would bound the wait for the next message too, which may take for
+        # ever: while nothing is asked.
         seconds, rest = divmod(send_timeout_s, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(rest * 1e6)))
 
@@ -46,7 +54,9 @@ class Channel:
         self.send(kind, json.dumps(content).encode())
 
     def receive(self) -> tuple[MessageKind, bytes]:
-        """The next message, however long it takes; ends with ConnectionError when the peer has gone."""
+        """The next message, however long it takes; ends with ConnectionError when the peer has
+        gone.
+        """
         number, size = _HEADER.unpack(self._exactly(_HEADER.size))
         if size > _MOST_BYTES:
             raise ConnectionError(f"a message of {size} bytes")

@@ -1,6 +1,9 @@
-"""Sums and gathers over the ranks by torch.distributed: gloo on CPUs, NCCL on GPUs. No global group: two engines can share a process.
+"""Sums and gathers over the ranks by torch.distributed: gloo on CPUs, NCCL on GPUs.
 
-Everything listens on loopback: neither the store nor gloo asks who connects (compare CVE-2025-47277, a TCPStore on every interface).
+No global group: two engines can share a process.
+
+Everything listens on loopback: neither the store nor gloo asks who connects (compare
+CVE-2025-47277, a TCPStore on every interface).
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ _LOOPBACK = "127.0.0.1"
 
 
 class Collectives:
-    """Implements model.decoder.Parallel, once `connect` was called. A rank that dies or hangs makes the others' calls raise RuntimeError,
-    at the latest after the timeout."""
+    """Implements model.decoder.Parallel, once `connect` was called.
+
+    A rank that dies or hangs makes the others' calls raise RuntimeError, at the latest after the
+    timeout.
+    """
 
     def __init__(self, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
         self.rank, self.size = rank, size
@@ -32,7 +38,10 @@ class Collectives:
         self._store: Any  # must outlive the group
 
     def connect(self, store: Any) -> None:
-        """Meet the other ranks, who must be about to do the same. Raises RuntimeError when they do not come."""
+        """Meet the other ranks, who must be about to do the same.
+
+        Raises RuntimeError when they do not come.
+        """
         self._store = store
         if self._device.type == "cuda":
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
@@ -47,8 +56,9 @@ class Collectives:
             self._group = c10d.ProcessGroupGloo(store, self.rank, self.size, gloo)
 
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
-        """On CPUs the partial sums are added in the order of the ranks: gloo's own order depends on the size of x and on its algorithm.
-        NCCL's is fixed for one shape and one machine."""
+        """On CPUs the partial sums are added in the order of the ranks: gloo's own order depends on
+        the size of x and on its algorithm. NCCL's is fixed for one shape and one machine.
+        """
         if not self._ordered:
             self._group.allreduce([x]).wait()
             return x
@@ -76,7 +86,8 @@ def serve_store(size: int, timeout_s: float) -> tuple[Any, int]:
     listening = socket.create_server((_LOOPBACK, 0))
     port = listening.getsockname()[1]
     timeout = timedelta(seconds=timeout_s)
-    # The store closes the descriptor; `multi_tenant` False, `wait_for_workers` False: ranks come when they are up.
+    # The store closes the descriptor; `multi_tenant` False, `wait_for_workers` False: ranks come
+    # when they are up.
     store = c10d.TCPStore(_LOOPBACK, port, size, True, timeout, False, master_listen_fd=listening.detach())
     return store, port
 

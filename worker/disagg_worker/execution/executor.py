@@ -1,4 +1,7 @@
-"""Who computes a step: this process alone, or a group of ranks (disagg_worker.parallel). The engine sees no device but this."""
+"""Who computes a step: this process alone, or a group of ranks (disagg_worker.parallel).
+
+The engine sees no device but this.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,10 @@ _COPY_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One batch (its tensors on the CPU) and what is done to the cache around it, in this order: `load` blocks whose KV came from another
-    worker, `clear` blocks, compute, and `export` blocks layer by layer."""
+    """One batch (its tensors on the CPU) and what is done to the cache around it, in this order:
+    `load` blocks whose KV came from another worker, `clear` blocks, compute, and `export` blocks
+    layer by layer.
+    """
 
     batch: Batch
     load: tuple[int, ...] = ()
@@ -29,7 +34,8 @@ class Step:
     export: tuple[int, ...] = ()
 
 
-# Called with each layer in order, once its exported blocks are in host memory. Not always on the engine's thread, but never twice at once.
+# Called with each layer in order, once its exported blocks are in host memory. Not always on the
+# engine's thread, but never twice at once.
 OnLayer = Callable[[int], None]
 
 
@@ -37,7 +43,10 @@ class Executor(Protocol):
     """Computes steps, one at a time."""
 
     def run(self, step: Step, on_layer: OnLayer | None = None) -> torch.Tensor:
-        """Logits of `step.batch.last`, [rows, vocab] float32. `on_layer` was called for every layer before this returns."""
+        """Logits of `step.batch.last`, [rows, vocab] float32.
+
+        `on_layer` was called for every layer before this returns.
+        """
 
     def close(self) -> None:
         """Free what it holds beside memory (idempotent)."""
@@ -61,7 +70,9 @@ class LocalExecutor:
             batch = to_device(step.batch, self._device)
             if on_layer is None:
                 return self.network.forward(batch, self.memory.tensor)
-            logits = self.network.forward(batch, self.memory.tensor, lambda layer: self._computed(layer, step, on_layer))
+            logits = self.network.forward(
+                batch, self.memory.tensor, lambda layer: self._computed(layer, step, on_layer)
+            )
             if self._copies is not None:
                 self._copies.wait()
             return logits
@@ -79,10 +90,14 @@ class LocalExecutor:
 
 
 class _Copies:
-    """A thread that waits for copies in order, so that the engine's thread goes on launching the next layer."""
+    """A thread that waits for copies in order, so that the engine's thread goes on launching the
+    next layer.
+    """
 
     def __init__(self) -> None:
-        self._items: queue.SimpleQueue[tuple[Callable[[], None] | None, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[tuple[Callable[[], None] | None, Callable[[], None]] | None] = (
+            queue.SimpleQueue()
+        )
         self._changed = threading.Condition()
         self._open = 0
         self._failure: BaseException | None = None

@@ -1,4 +1,6 @@
-"""Rank 0's side of a group: it starts the other ranks as processes, tells them each step, and notices at once when one has gone."""
+"""Rank 0's side of a group: it starts the other ranks as processes, tells them each step, and
+notices at once when one has gone.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +45,18 @@ class _Rank:
 
 
 class Group:
-    """The other ranks, from their start to their end. `on_lost` is called once, from any thread, when one is lost for good."""
+    """The other ranks, from their start to their end.
 
-    def __init__(self, start: dict[str, Any], size: int, timeout_s: float, start_timeout_s: float, on_lost: OnLost) -> None:
-        """`start`: what every rank needs to load its part (rank.py). The timeouts: of one step's exchange; of a start, once rank 0 is
-        loaded."""
+    `on_lost` is called once, from any thread, when one is lost for good.
+    """
+
+    def __init__(
+        self, start: dict[str, Any], size: int, timeout_s: float, start_timeout_s: float, on_lost: OnLost
+    ) -> None:
+        """`start`: what every rank needs to load its part (rank.py).
+
+        The timeouts: of one step's exchange; of a start, once rank 0 is loaded.
+        """
         self.size, self.timeout_s = size, timeout_s
         self._start_timeout_s = start_timeout_s
         self._on_lost = on_lost
@@ -60,7 +69,8 @@ class Group:
         self._ranks = [self._spawn(number) for number in range(1, size)]
         for rank in self._ranks:
             rank.channel.send_json(
-                MessageKind.START, {**start, "rank": rank.number, "size": size, "timeout_s": timeout_s, "store_port": port}
+                MessageKind.START,
+                {**start, "rank": rank.number, "size": size, "timeout_s": timeout_s, "store_port": port},
             )
             threading.Thread(target=self._listen, args=(rank,), name=f"rank-{rank.number}", daemon=True).start()
 
@@ -169,7 +179,9 @@ class Group:
             self.exported(exports, rank.number, message["layer"])
 
     def _reason(self, otherwise: str) -> str:
-        """Why a rank was lost: its own end, which the listening thread learns within moments, explains more than what we ran into."""
+        """Why a rank was lost: its own end, which the listening thread learns within moments,
+        explains more than what we ran into.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._failure, 2.0)
         return self._failure or otherwise
@@ -218,7 +230,10 @@ def _ending(process: subprocess.Popen[bytes], error: Exception) -> str:
 
 
 class _Exports:
-    """Which ranks have exported which layers of one step. Reports a layer when all have, in order; the group's lock is held."""
+    """Which ranks have exported which layers of one step.
+
+    Reports a layer when all have, in order; the group's lock is held.
+    """
 
     def __init__(self, number: int, size: int, layers: int, on_layer: OnLayer) -> None:
         self.number = number
@@ -238,7 +253,10 @@ class _Exports:
 
 
 class GroupExecutor:
-    """Implements engine.executor.Executor over all ranks. Any exception in a step ends the group."""
+    """Implements engine.executor.Executor over all ranks.
+
+    Any exception in a step ends the group.
+    """
 
     def __init__(self, group: Group, local: LocalExecutor) -> None:
         self._group, self._local = group, local

@@ -1,5 +1,8 @@
-"""A rank above 0, as a process: `python -m disagg_worker.execution.rank SOCKET_FD MEMORY_FD`. It loads its part, then computes the
-steps that rank 0 tells, until rank 0 closes the socket or dies."""
+"""A rank above 0, as a process: `python -m disagg_worker.execution.rank SOCKET_FD MEMORY_FD`.
+
+It loads its part, then computes the steps that rank 0 tells, until rank 0 closes the socket or
+dies.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,11 @@ def _load(start: dict[str, Any]) -> tuple[Decoder, Collectives]:
 
 def _serve(channel: Channel, messages: Messages, memory_fd: int) -> None:
     start = _expect(messages, MessageKind.START)
-    logging.basicConfig(level=start["log_level"], format=f"%(asctime)s %(levelname)s rank {start['rank']}: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=start["log_level"],
+        format=f"%(asctime)s %(levelname)s rank {start['rank']}: %(message)s",
+        stream=sys.stderr,
+    )
     network, collectives = _load(start)
     device = network.backend.device
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

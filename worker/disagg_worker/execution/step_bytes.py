@@ -26,11 +26,23 @@ def encode(number: int, step: Step) -> bytes:
     b = step.batch
     rows, width = (0, 0) if b.tables is None else b.tables.shape
     lists = (step.load, step.clear, step.export)
-    counts = (number, len(b.token_ids), len(b.last), len(b.chunks), rows, width, *map(len, lists), sum(len(c.table) for c in b.chunks))
+    counts = (
+        number,
+        len(b.token_ids),
+        len(b.last),
+        len(b.chunks),
+        rows,
+        width,
+        *map(len, lists),
+        sum(len(c.table) for c in b.chunks),
+    )
     arrays = [_ints(counts), *(t.numpy() for t in (b.token_ids, b.positions, b.slots, b.last))]
     if b.tables is not None and b.lengths is not None:
         arrays += [b.tables.numpy().reshape(-1), b.lengths.numpy()]
-    arrays += [_ints([v for c in b.chunks for v in (c.start, c.stop, c.first, len(c.table))]), *(c.table.numpy() for c in b.chunks)]
+    arrays += [
+        _ints([v for c in b.chunks for v in (c.start, c.stop, c.first, len(c.table))]),
+        *(c.table.numpy() for c in b.chunks),
+    ]
     arrays += [_ints(values) for values in lists]
     return np.concatenate(arrays).tobytes()
 
@@ -52,6 +64,14 @@ def decode(content: bytes) -> tuple[int, Step]:
         at += blocks
     ids, positions, slots, wanted, tables, lengths = tensors[:6]
     decoding = rows > 0
-    batch = Batch(ids, positions, slots, wanted, tuple(made), tables.view(rows, width) if decoding else None, lengths if decoding else None)
+    batch = Batch(
+        ids,
+        positions,
+        slots,
+        wanted,
+        tuple(made),
+        tables.view(rows, width) if decoding else None,
+        lengths if decoding else None,
+    )
     load, clear, export = (tuple(p.tolist()) for p in parts[8:])
     return number, Step(batch, load, clear, export)

@@ -1,4 +1,7 @@
-"""The forward pass of a Llama-family decoder over a batch of flattened tokens. The arithmetic is the backend's."""
+"""The forward pass of a Llama-family decoder over a batch of flattened tokens.
+
+The arithmetic is the backend's.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,16 @@ class Parallel(Protocol):
         """Add up x over all ranks, in place; every rank gets the same bits."""
 
     def gather(self, x: torch.Tensor, widths: list[int]) -> torch.Tensor:
-        """[rows, widths[rank]] of every rank -> [rows, sum(widths)] on rank 0; another rank gets its own part back."""
+        """[rows, widths[rank]] of every rank -> [rows, sum(widths)] on rank 0; another rank gets
+        its own part back.
+        """
 
 
 class Decoder:
-    """Weights and forward pass. Stateless: the KV cache is the caller's. `shard`: the heads it computes; `parallel` adds up."""
+    """Weights and forward pass.
+
+    Stateless: the KV cache is the caller's. `shard`: the heads it computes; `parallel` adds up.
+    """
 
     def __init__(
         self,
@@ -49,7 +57,9 @@ class Decoder:
         self.layers = [self._layer(f"model.layers.{i}", config.windows[i]) for i in range(config.layers)]
         self.norm = self._vector("model.norm.weight")
         self.head = backend.linear(source.head(), None)
-        self._vocab_parts = [len(range(config.vocab_size)[replace(shard, rank=r).part(config.vocab_size)]) for r in range(shard.size)]
+        self._vocab_parts = [
+            len(range(config.vocab_size)[replace(shard, rank=r).part(config.vocab_size)]) for r in range(shard.size)
+        ]
         self.rotary: Rotary = rotary_tables(config, positions or config.max_positions, self._compute, backend.device)
         del self._source
 

@@ -18,8 +18,9 @@ from disagg_worker.values.choices import Quantization
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The network, and the digest of config and weights (hex SHA-256, with `+int4` or the like where it was quantised here; empty on
-    ranks above 0)."""
+    """The network, and the digest of config and weights (hex SHA-256, with `+int4` or the like
+    where it was quantised here; empty on ranks above 0).
+    """
 
     network: Decoder
     digest: str
@@ -37,7 +38,9 @@ def load_network(
     quantization: Quantization = "none",
     on_progress: OnProgress | None = None,
 ) -> Loaded:
-    """Read matrix by matrix, each handed to the backend before the next is read. `positions`: how many the rotary tables cover.
+    """Read matrix by matrix, each handed to the backend before the next is read.
+
+    `positions`: how many the rotary tables cover.
 
     Raises ModelError naming file, field or tensor.
     """

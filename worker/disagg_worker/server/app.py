@@ -1,4 +1,6 @@
-"""The worker's HTTP door (docs/protocol.md): health, metrics, identity, change of role, and the two calls that do work."""
+"""The worker's HTTP door (docs/protocol.md): health, metrics, identity, change of role, and the two
+calls that do work.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ def _error(status: int, code: str, message: str, *, retryable: bool = False) -> 
 
 
 async def _body(request: Request) -> bytes:
-    """The body, never more than MAX_BODY_BYTES of it, nor later than _BODY_TIMEOUT_S. Raises BadRequest."""
+    """The body, never more than MAX_BODY_BYTES of it, nor later than _BODY_TIMEOUT_S.
+
+    Raises BadRequest.
+    """
     parts, size = [], 0
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
@@ -50,7 +55,10 @@ def _check_length(node: jobs.Node, tokens: int) -> None:
 
 
 async def _prepare(node: jobs.Node, request: bodies.DecodeRequest | bodies.PrefillRequest) -> None:
-    """What can be refused or takes long, before anything is held. Compiling a grammar must not hold up the other streams."""
+    """What can be refused or takes long, before anything is held.
+
+    Compiling a grammar must not hold up the other streams.
+    """
     _check_length(node, len(request.tokens))
     if request.sampling.structured is not None:
         await asyncio.to_thread(node.engine.prepare, request.sampling.to_params())
@@ -91,7 +99,8 @@ def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Call
         if worker.node is None:
             return _error(503, "starting", "the model is still loading", retryable=True)
         if worker.role not in roles:
-            # Whoever asks has not heard of a change of role yet; another worker will take the request.
+            # Whoever asks has not heard of a change of role yet; another worker will take the
+            # request.
             return _error(503, "other_role", f"this worker's role is {worker.role}", retryable=True)
         if worker.full:
             return _error(429, "no_capacity", f"{worker.active} requests are here already", retryable=True)

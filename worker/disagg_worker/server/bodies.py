@@ -49,7 +49,9 @@ class Sampling(_Strict):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=100)
-    logit_bias: list[tuple[TokenId, Annotated[float, Field(ge=-100, le=100)]]] = Field(default=[], max_length=1024, strict=False)
+    logit_bias: list[tuple[TokenId, Annotated[float, Field(ge=-100, le=100)]]] = Field(
+        default=[], max_length=1024, strict=False
+    )
     logprobs: int | None = Field(None, ge=0, le=20)
     stop_token_ids: list[TokenId] = Field(default=[], max_length=256)
     min_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
@@ -57,7 +59,9 @@ class Sampling(_Strict):
 
     def to_params(self) -> SamplingParams:
         values = self.model_dump()
-        values["structured"] = None if self.structured is None else Structured(self.structured.kind, self.structured.value)
+        values["structured"] = (
+            None if self.structured is None else Structured(self.structured.kind, self.structured.value)
+        )
         values["logit_bias"] = tuple((int(t), float(b)) for t, b in self.logit_bias)
         values["stop_token_ids"] = tuple(self.stop_token_ids)
         return SamplingParams(**values)

@@ -1,4 +1,6 @@
-"""Answers that are a stream of newline-delimited JSON, and the bridge from the engine's thread to the event loop."""
+"""Answers that are a stream of newline-delimited JSON, and the bridge from the engine's thread to
+the event loop.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ _GRACE_S = 5.0
 
 
 class EventQueue:
-    """An EventSink that may be called from any thread; read on the event loop. Bounded by what one request can emit."""
+    """An EventSink that may be called from any thread; read on the event loop.
+
+    Bounded by what one request can emit.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -42,12 +47,17 @@ class EventQueue:
 
 
 class NdjsonResponse(Response):
-    """Streams objects as lines. However it ends (well, closed by the peer, past `deadline_s`), `close` is called once."""
+    """Streams objects as lines.
+
+    However it ends (well, closed by the peer, past `deadline_s`), `close` is called once.
+    """
 
     media_type = "application/x-ndjson"
 
     def __init__(self, lines: AsyncIterator[Line], close: Callable[[], None], deadline_s: float) -> None:
-        """`deadline_s` is monotonic; the lines are expected to end by themselves then, a peer that does not read them isn't."""
+        """`deadline_s` is monotonic; the lines are expected to end by themselves then, a peer that
+        does not read them isn't.
+        """
         super().__init__(headers={"cache-control": "no-store"})
         del self.headers["content-length"]
         self._lines = lines
@@ -73,7 +83,12 @@ class NdjsonResponse(Response):
                 await send({"type": "http.response.body", "body": encode_line(line), "more_body": True})
         except Exception:
             log.exception("a stream failed")
-            line = {"type": "error", "code": "internal", "message": "internal error; see the worker's log", "retryable": True}
+            line = {
+                "type": "error",
+                "code": "internal",
+                "message": "internal error; see the worker's log",
+                "retryable": True,
+            }
             await send({"type": "http.response.body", "body": encode_line(line), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

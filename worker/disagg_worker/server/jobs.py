@@ -1,4 +1,7 @@
-"""What the two internal calls do: reserve, transfer, compute, stream. Every path frees what it held, whoever leaves first."""
+"""What the two internal calls do: reserve, transfer, compute, stream.
+
+Every path frees what it held, whoever leaves first.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ from disagg_worker.values.events import EndEvent, ErrorEvent, TokenEvent
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What the work needs to know of the process it runs in. `interface` carries `listener.host`."""
+    """What the work needs to know of the process it runs in.
+
+    `interface` carries `listener.host`.
+    """
 
     engine: Engine
     listener: KvListener
@@ -34,8 +40,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Work that has begun. `close` gives back whatever it still holds (idempotent); the stream's end must call it, however it ends.
-    `interrupt` makes that error the stream's next line, and its last."""
+    """Work that has begun.
+
+    `close` gives back whatever it still holds (idempotent); the stream's end must call it, however
+    it ends. `interrupt` makes that error the stream's next line, and its last.
+    """
 
     lines: AsyncIterator[Line]
     close: Callable[[], None]
@@ -64,11 +73,16 @@ async def _relay(events: EventQueue, deadline_s: float) -> AsyncIterator[Line]:
 
 
 def decode_local(node: Node, request: DecodeRequest, due_s: float | None) -> Job:
-    """Prefill and decode here; the first token is due at `due_s`. Raises NoCapacity or InvalidInput."""
+    """Prefill and decode here; the first token is due at `due_s`.
+
+    Raises NoCapacity or InvalidInput.
+    """
     events = EventQueue()
     params = request.sampling.to_params()
     deadline_s = time.monotonic() + request.deadline_s
-    handle = node.engine.generate(request.request_id, request.tokens, request.prompt_tokens, params, events, request.tenant, due_s)
+    handle = node.engine.generate(
+        request.request_id, request.tokens, request.prompt_tokens, params, events, request.tenant, due_s
+    )
 
     async def lines() -> AsyncIterator[Line]:
         yield {"type": "accepted", "path": "local", "kv_bytes": 0, "transfer_s": 0.0, "interface": ""}
@@ -115,7 +129,9 @@ class _RemoteDecode:
         params = self._request.sampling.to_params()
         self.events.put(received)
         prompt_tokens = self._request.prompt_tokens
-        handle = self._node.engine.decode(self._reservation, tokens, prompt_tokens, params, self.events, self._request.tenant)
+        handle = self._node.engine.decode(
+            self._reservation, tokens, prompt_tokens, params, self.events, self._request.tenant
+        )
         with self._lock:
             self._handle = handle
             closed = self._closed
@@ -145,7 +161,10 @@ class _RemoteDecode:
             yield line
 
     async def _first(self, deadline_s: float) -> Received | ErrorEvent:
-        """The commit, or why there is none. The ticket's lifetime bounds the wait for its use, the idle limit the transfer."""
+        """The commit, or why there is none.
+
+        The ticket's lifetime bounds the wait for its use, the idle limit the transfer.
+        """
         lifetime_s = min(self.ticket.lifetime_s, deadline_s - time.monotonic())
         try:
             event: Received | ErrorEvent = await self.events.get(lifetime_s)
@@ -193,7 +212,9 @@ class _Prefill:
             self._sender = TcpKvSender(ticket, node.key, node.incarnation, request.tokens, source, self._on_done)
         params = request.sampling.to_params()
         tokens, prompt_tokens = request.tokens, request.prompt_tokens
-        handle = node.engine.prefill(request.request_id, tokens, prompt_tokens, params, self.events, self._sender, request.tenant, due_s)
+        handle = node.engine.prefill(
+            request.request_id, tokens, prompt_tokens, params, self.events, self._sender, request.tenant, due_s
+        )
         with self._lock:
             self._handle = handle
             released = self._released
@@ -201,7 +222,10 @@ class _Prefill:
             handle.release()
 
     def _release(self) -> None:
-        """The blocks are read no more. A sender may be done before its handle is known: then the constructor releases."""
+        """The blocks are read no more.
+
+        A sender may be done before its handle is known: then the constructor releases.
+        """
         with self._lock:
             self._released = True
             handle = self._handle
@@ -221,7 +245,9 @@ class _Prefill:
         self.events.put(done)
 
     async def lines(self, deadline_s: float) -> AsyncIterator[Line]:
-        """The token, `transferred`, `end`: the engine's end event is held back until the transfer has ended too."""
+        """The token, `transferred`, `end`: the engine's end event is held back until the transfer
+        has ended too.
+        """
         ended: EndEvent | ErrorEvent | None = None
         transferred = self._sender is None
         while ended is None or not (transferred or isinstance(ended, ErrorEvent)):
@@ -243,7 +269,10 @@ class _Prefill:
         yield event_json(ended)
 
     def close(self) -> None:
-        """Computing stops, and so does sending; the sender's `on_done` releases. Without a sender nobody reads the blocks."""
+        """Computing stops, and so does sending; the sender's `on_done` releases.
+
+        Without a sender nobody reads the blocks.
+        """
         if self._handle is not None:
             self._handle.cancel()
         if self._sender is not None:
@@ -264,7 +293,10 @@ def _transferred(done: TransferDone) -> Line:
 
 
 def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> Job:
-    """Compute the prompt and push its KV; the first token is due at `due_s`. Raises NoCapacity or InvalidInput."""
+    """Compute the prompt and push its KV; the first token is due at `due_s`.
+
+    Raises NoCapacity or InvalidInput.
+    """
     deadline_s = time.monotonic() + request.deadline_s
     if request.decode_room is not None:
         node.engine.limit_prefill(request.decode_room.to_room())

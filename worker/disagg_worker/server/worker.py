@@ -1,4 +1,7 @@
-"""The process's state: what it is, which role it has, what it has under way. Runs on the event loop."""
+"""The process's state: what it is, which role it has, what it has under way.
+
+Runs on the event loop.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,12 @@ if TYPE_CHECKING:
     from disagg_worker.model.checkpoint import LoadProgress
 
 log = logging.getLogger(__name__)
-# What a peer gets to read that its request goes on elsewhere, before its connection no longer counts.
+# What a peer gets to read that its request goes on elsewhere, before its connection no longer
+# counts.
 _BREAK_OFF_S = 5.0
-_ELSEWHERE = ErrorEvent("draining", "this worker stops serving in this role; the request can go on elsewhere", retryable=True)
+_ELSEWHERE = ErrorEvent(
+    "draining", "this worker stops serving in this role; the request can go on elsewhere", retryable=True
+)
 
 
 class RoleChanging(Exception):
@@ -35,7 +41,9 @@ class RoleChanging(Exception):
 
 
 class Worker:
-    """`starting` until a node is set, then `ready`; `draining` before it ends, and while it changes its role."""
+    """`starting` until a node is set, then `ready`; `draining` before it ends, and while it changes
+    its role.
+    """
 
     def __init__(self, settings: Settings, key: bytes, incarnation: str) -> None:
         self.settings = settings
@@ -69,7 +77,9 @@ class Worker:
 
     @property
     def full(self) -> bool:
-        """More requests than can run and wait: each costs a task, a connection and perhaps a thread, so their number has a bound."""
+        """More requests than can run and wait: each costs a task, a connection and perhaps a
+        thread, so their number has a bound.
+        """
         return self.active >= self.settings.max_running + self.settings.max_waiting
 
     def on_progress(self, progress: LoadProgress) -> None:
@@ -92,7 +102,10 @@ class Worker:
             self.idle.set()
 
     def keep(self, job: jobs.Job) -> Callable[[], None]:
-        """Remember a job that has begun. The answer frees what it holds (idempotent); the worker is not idle before that."""
+        """Remember a job that has begun.
+
+        The answer frees what it holds (idempotent); the worker is not idle before that.
+        """
 
         def close() -> None:
             if self._jobs.pop(job, None) is None:
@@ -115,7 +128,9 @@ class Worker:
         return True
 
     async def break_off(self, timeout_s: float) -> None:
-        """Tell everybody who is still here to go on elsewhere; who does not read that in time is cut off."""
+        """Tell everybody who is still here to go on elsewhere; who does not read that in time is
+        cut off.
+        """
         for job in list(self._jobs):
             job.interrupt(_ELSEWHERE)
         if not await self.wait_idle(timeout_s):
@@ -125,7 +140,9 @@ class Worker:
     # ---- its role ----
 
     def change_role(self, wanted: Role, deadline_s: float) -> bool:
-        """True: it has that role. False: it will have it, after what runs has finished, or was broken off after `deadline_s`.
+        """True: it has that role.
+
+        False: it will have it, after what runs has finished, or was broken off after `deadline_s`.
 
         The weights, the cache and the addresses stay. Raises RoleChanging.
         """
@@ -146,7 +163,9 @@ class Worker:
     async def _drain_and_become(self, wanted: Role, deadline_s: float) -> None:
         started_s = time.monotonic()
         if not await self.wait_idle(deadline_s):
-            log.warning("role %s -> %s: %d requests did not finish within %g s", self.role, wanted, self.active, deadline_s)
+            log.warning(
+                "role %s -> %s: %d requests did not finish within %g s", self.role, wanted, self.active, deadline_s
+            )
             await self.break_off(_BREAK_OFF_S)
         if not self.draining:
             self._become(wanted)
@@ -154,7 +173,9 @@ class Worker:
         self.changing_to = None
 
     def _become(self, role: Role) -> None:
-        """With a new incarnation: what routers know of the old one (tickets, failures, load, handshakes) does not hold for the new."""
+        """With a new incarnation: what routers know of the old one (tickets, failures, load,
+        handshakes) does not hold for the new.
+        """
         if self.node is None:
             raise AssertionError("a worker that changes its role has a node")
         self.role = role
@@ -166,7 +187,12 @@ class Worker:
     def publish_identity(self) -> None:
         """The labels of `disagg_worker_info`."""
         interface = self.node.interface if self.node else ""
-        names = {"role": self.role, "incarnation": self.incarnation, "model": self.settings.model_name, "interface": interface}
+        names = {
+            "role": self.role,
+            "incarnation": self.incarnation,
+            "model": self.settings.model_name,
+            "interface": interface,
+        }
         self.metrics.info.info(names)
 
     def role_status(self) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Frames over a blocking socket: gather on the way out, straight into the cache on the way in; every frame has a deadline."""
+"""Frames over a blocking socket: gather on the way out, straight into the cache on the way in;
+every frame has a deadline.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,19 @@ from disagg_worker.transfer.frames import FrameError, FrameType, Header
 
 # Linux takes at most 1024 buffers a call (IOV_MAX).
 _IOV_MAX = 1024
-# A peer that is slower than this is as good as dead: a big frame gets so much more time than an empty one.
+# A peer that is slower than this is as good as dead: a big frame gets so much more time than an
+# empty one.
 _MIN_BYTES_PER_S = 1 << 20
 
 
 class FrameSocket:
-    """One connection. A frame's header must come within `idle_s`, its payload within `idle_s` and what its size needs at 1 MiB/s.
+    """One connection.
 
-    A single call's timeout would not do: a peer that drips a byte now and then would hold the connection for ever.
+    A frame's header must come within `idle_s`, its payload within `idle_s` and what its size needs
+    at 1 MiB/s.
+
+    A single call's timeout would not do: a peer that drips a byte now and then would hold the
+    connection for ever.
     """
 
     def __init__(self, sock: socket.socket, idle_s: float) -> None:
@@ -61,7 +68,10 @@ class FrameSocket:
         return bytes(payload)
 
     def into(self, raw: bytes, header: Header, views: Sequence[memoryview]) -> None:
-        """Read a payload into `views` (`header.length_bytes` in all) and verify it. Raises FrameError or OSError."""
+        """Read a payload into `views` (`header.length_bytes` in all) and verify it.
+
+        Raises FrameError or OSError.
+        """
         deadline_s = self._deadline_s(header.length_bytes)
         for view in views:
             self._recv_into(view, deadline_s)
@@ -77,8 +87,11 @@ class FrameSocket:
             got += n
 
     def part(self, linger_s: float) -> None:
-        """Say that no more comes and read away what the peer still sends, for `linger_s` at most. Closed with bytes unread, a socket is
-        reset, and the peer would lose the error that was sent to it."""
+        """Say that no more comes and read away what the peer still sends, for `linger_s` at most.
+
+        Closed with bytes unread, a socket is reset, and the peer would lose the error that was sent
+        to it.
+        """
         deadline_s = time.monotonic() + linger_s
         try:
             self._sock.shutdown(socket.SHUT_WR)

@@ -1,7 +1,9 @@
-"""The decode half of a transfer: accepts pushes that a ticket announced and writes them into the reserved blocks.
+"""The decode half of a transfer: accepts pushes that a ticket announced and writes them into the
+reserved blocks.
 
-The receiver does the writing, so nothing can arrive in a block after it was freed. A reservation is released by exactly one
-owner: the session while it waits, the connection's thread while it receives, the engine once it took it.
+The receiver does the writing, so nothing can arrive in a block after it was freed. A reservation is
+released by exactly one owner: the session while it waits, the connection's thread while it
+receives, the engine once it took it.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ class Received:
 
 
 class Phase(Enum):
-    """WAITING -> RECEIVING -> TAKEN, or ENDED from either of the first two. Who moves it out of a phase owns the reservation."""
+    """WAITING -> RECEIVING -> TAKEN, or ENDED from either of the first two.
+
+    Who moves it out of a phase owns the reservation.
+    """
 
     WAITING = "waiting"
     RECEIVING = "receiving"
@@ -47,9 +52,12 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class Session:
-    """One announced transfer. The callbacks come from the connection's thread, exactly one of them, once.
+    """One announced transfer.
 
-    `on_commit` takes the reservation over (it may raise to refuse); `on_failed(code, message)` comes after it was released.
+    The callbacks come from the connection's thread, exactly one of them, once.
+
+    `on_commit` takes the reservation over (it may raise to refuse); `on_failed(code, message)`
+    comes after it was released.
     """
 
     ticket: Ticket
@@ -61,7 +69,10 @@ class Session:
 
 
 class KvListener:
-    """Listens on exactly one address. At most `max_connections` at once; further ones are closed at once."""
+    """Listens on exactly one address.
+
+    At most `max_connections` at once; further ones are closed at once.
+    """
 
     def __init__(
         self,
@@ -92,8 +103,11 @@ class KvListener:
             self._waiting[session.ticket.transfer_id] = session
 
     def cancel(self, session: Session) -> None:
-        """Give a transfer up (idempotent). A reservation that waits is released now; one that is being written, by its thread, which is
-        woken; one that the engine took is the engine's."""
+        """Give a transfer up (idempotent).
+
+        A reservation that waits is released now; one that is being written, by its thread, which is
+        woken; one that the engine took is the engine's.
+        """
         with self._lock:
             phase, session.phase = session.phase, Phase.TAKEN if session.phase is Phase.TAKEN else Phase.ENDED
             self._waiting.pop(session.ticket.transfer_id, None)

@@ -1,7 +1,8 @@
-"""The prefill half of a transfer: one thread a transfer pushes each layer while the engine computes the next.
+"""The prefill half of a transfer: one thread a transfer pushes each layer while the engine computes
+the next.
 
-Bounds: one thread for each prefill in flight, whose number the server limits; what is queued are views of blocks that the engine holds
-anyway; every wait has a timeout, and `cancel` ends them all.
+Bounds: one thread for each prefill in flight, whose number the server limits; what is queued are
+views of blocks that the engine holds anyway; every wait has a timeout, and `cancel` ends them all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from disagg_worker.transfer.ticket import Ticket, begin_proof, token_hash
 from disagg_worker.values.events import ErrorEvent, TokenEvent
 
 log = logging.getLogger(__name__)
-# Below the protocol's limit: a frame is in flight as a whole, and its crc is computed before its first byte goes out.
+# Below the protocol's limit: a frame is in flight as a whole, and its crc is computed before its
+# first byte goes out.
 _FRAME_BYTES = 8 << 20
 _CANCELLED = ErrorEvent("cancelled", "cancelled", retryable=False)
 
@@ -37,7 +39,10 @@ class SenderTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class TransferDone:
-    """How a transfer ended. `exposed_s` is what was left after the computation: the part nothing hid."""
+    """How a transfer ended.
+
+    `exposed_s` is what was left after the computation: the part nothing hid.
+    """
 
     kv_bytes: int
     transfer_s: float
@@ -68,8 +73,11 @@ class TransferFailed(Exception):
 
 
 class TcpKvSender:
-    """Implements engine.api.KvSender over one TCP connection. `on_done` is called exactly once, on the sender's thread, unless
-    nothing was ever sent (the computation failed first)."""
+    """Implements engine.api.KvSender over one TCP connection.
+
+    `on_done` is called exactly once, on the sender's thread, unless nothing was ever sent (the
+    computation failed first).
+    """
 
     def __init__(
         self,
@@ -81,7 +89,10 @@ class TcpKvSender:
         on_done: Callable[[TransferDone], None],
         timeouts: SenderTimeouts | None = None,
     ) -> None:
-        """`tokens`: those that are computed; the commit speaks of them. `source`: local address to connect from, its interface."""
+        """`tokens`: those that are computed; the commit speaks of them.
+
+        `source`: local address to connect from, its interface.
+        """
         self._ticket = ticket
         self._key = key
         self._incarnation = incarnation
@@ -113,8 +124,10 @@ class TcpKvSender:
         self._on_done(TransferDone(0, 0.0, 0.0, self._interface, "", error))
 
     def cancel(self) -> None:
-        """Break the transfer off (idempotent, any thread); `on_done` then comes at once. Does nothing before there is one: that is
-        the engine's to abort."""
+        """Break the transfer off (idempotent, any thread); `on_done` then comes at once.
+
+        Does nothing before there is one: that is the engine's to abort.
+        """
         with self._lock:
             self._cancelled = True
             sock = self._sock

@@ -8,8 +8,11 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One output token. `index` counts output tokens of the whole request from 0. `cached_tokens`: with the first token that an engine
-    computed from a prompt, how many of the prompt's tokens it found in its cache."""
+    """One output token.
+
+    `index` counts output tokens of the whole request from 0. `cached_tokens`: with the first token
+    that an engine computed from a prompt, how many of the prompt's tokens it found in its cache.
+    """
 
     index: int
     token: int
@@ -27,7 +30,10 @@ class EndEvent:
 
 @dataclass(frozen=True, slots=True)
 class ErrorEvent:
-    """The last event of a request that failed. `retryable`: the same request may succeed on another worker."""
+    """The last event of a request that failed.
+
+    `retryable`: the same request may succeed on another worker.
+    """
 
     code: str
     message: str
@@ -38,6 +44,9 @@ Event = TokenEvent | EndEvent | ErrorEvent
 
 
 class EventSink(Protocol):
-    """Receives a request's events in order; exactly one EndEvent or ErrorEvent, last. Must not block."""
+    """Receives a request's events in order; exactly one EndEvent or ErrorEvent, last.
+
+    Must not block.
+    """
 
     def __call__(self, event: Event) -> None: ...

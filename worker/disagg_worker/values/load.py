@@ -9,12 +9,14 @@ from disagg_wire.room import NO_ROOM, Room
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A snapshot for `info` and metrics. free + used + leased = total blocks; free ones may have cached content.
+    """A snapshot for `info` and metrics. free + used + leased = total blocks; free ones may have
+    cached content.
 
-    room: for sequences to decode. prefill_limit_tokens: what a prefill batch may hold now, of prefill_most_tokens by the settings.
-    prompt_tokens_total: computed, so without the cached ones. step_seconds_total: of steps, `forward` in the network, `rest` beside it.
-    work_total: what was in the batches and steps, by name (disagg_worker.engine.steps.Work).
-    late_prompts_total: whose first token came after it was due.
+    room: for sequences to decode. prefill_limit_tokens: what a prefill batch may hold now, of
+    prefill_most_tokens by the settings. prompt_tokens_total: computed, so without the cached ones.
+    step_seconds_total: of steps, `forward` in the network, `rest` beside it. work_total: what was
+    in the batches and steps, by name (disagg_worker.engine.steps.Work). late_prompts_total: whose
+    first token came after it was due.
     """
 
     waiting_requests: int

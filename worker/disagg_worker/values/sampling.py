@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Structured:
-    """What the output must match. kind: json_schema, regex, grammar (Lark, as llguidance reads it), choice (value: a JSON list)."""
+    """What the output must match. kind: json_schema, regex, grammar (Lark, as llguidance reads it),
+    choice (value: a JSON list).
+    """
 
     kind: str
     value: str
@@ -15,7 +17,10 @@ class Structured:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to turn logits into a token. `seed` is always set: a token is a pure function of (logits, these, position)."""
+    """How to turn logits into a token.
+
+    `seed` is always set: a token is a pure function of (logits, these, position).
+    """
 
     seed: int
     max_new_tokens: int

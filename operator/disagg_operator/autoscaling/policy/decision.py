@@ -1,4 +1,6 @@
-"""PURE: What a policy decides for one pool, the reasons that it can give, and the rules of a pool that every policy keeps."""
+"""PURE: What a policy decides for one pool, the reasons that it can give, and the rules of a pool
+that every policy keeps.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ AT_LIMIT = "AtLimit"
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`to == current` means hold. `value`: the smoothed demand per replica, None when unknown. `message`: why, in a sentence."""
+    """`to == current` means hold.
+
+    `value`: the smoothed demand per replica, None when unknown. `message`: why, in a sentence.
+    """
 
     current: int
     to: int

@@ -1,9 +1,10 @@
 """PURE: what a rate will be one horizon from now, and how wrong such forecasts have been.
 
-Several forecasters of the same form run side by side: level and damped trend by Holt's method (E. S. Gardner, "Exponential smoothing: the
-state of the art", 1985, with time constants in place of factors per step, so that the interval may vary), bent by the daily shape where
-two days of it are known. They differ in how fast they follow. Each is weighted by how little it has erred on this very rate: work that
-comes in lumps is best forecast by its long mean, a ramp by the quick one.
+Several forecasters of the same form run side by side: level and damped trend by Holt's method (E.
+S. Gardner, "Exponential smoothing: the state of the art", 1985, with time constants in place of
+factors per step, so that the interval may vary), bent by the daily shape where two days of it are
+known. They differ in how fast they follow. Each is weighted by how little it has erred on this very
+rate: work that comes in lumps is best forecast by its long mean, a ramp by the quick one.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ _PRIOR_SPREAD, _PRIOR_FORECASTS = 0.2, 3.0
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Time constants in seconds, one of each pair for each forecaster. `window_s`: rates are judged by their mean over so long."""
+    """Time constants in seconds, one of each pair for each forecaster.
+
+    `window_s`: rates are judged by their mean over so long.
+    """
 
     level_s: tuple[float, ...] = (45.0, 150.0, 500.0)
     trend_s: tuple[float, ...] = (240.0, 400.0, 1200.0)
     damping_s: float = 150.0  # how long a trend is believed to last
-    error_memory_s: tuple[float, ...] = (1200.0, 4 * 3600.0)  # wild times come in clusters: a short memory beside the long one
+    error_memory_s: tuple[float, ...] = (
+        1200.0,
+        4 * 3600.0,
+    )  # wild times come in clusters: a short memory beside the long one
     skill_memory_s: float = 3600.0
     skill_power: float = 4.0
     window_s: float = 60.0
@@ -36,8 +43,12 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Forecaster:
-    """State for one rate. `recent`: (time, rate) of the last window; `made`: (due time, forecast of all, forecast of each) not judged yet;
-    `errors`: histograms of log(actual / forecast), one a memory; `skill`: decayed mean square of that, of each forecaster."""
+    """State for one rate.
+
+    `recent`: (time, rate) of the last window; `made`: (due time, forecast of all, forecast of each)
+    not judged yet; `errors`: histograms of log(actual / forecast), one a memory; `skill`: decayed
+    mean square of that, of each forecaster.
+    """
 
     levels: tuple[float, ...] = ()
     trends: tuple[float, ...] = ()  # per second
@@ -70,7 +81,9 @@ def update(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: 
     levels, trends = [], []
     for level, trend, level_s, trend_s in zip(f.levels, f.trends, tuning.level_s, tuning.trend_s, strict=True):
         expected = level + trend * dt
-        young = f.fresh_s < level_s  # a plain mean until it has seen enough, so that the first interval weighs no more than others
+        young = (
+            f.fresh_s < level_s
+        )  # a plain mean until it has seen enough, so that the first interval weighs no more than others
         gain = max(1 - math.exp(-dt / level_s), dt / (f.fresh_s + dt)) if young else 1 - math.exp(-dt / level_s)
         levels.append(max(0.0, expected + gain * (rate - expected)))
         trends.append(0.0 if young else trend + (1 - math.exp(-dt / trend_s)) * ((levels[-1] - level) / dt - trend))
@@ -93,7 +106,10 @@ def _judge(f: Forecaster, now_s: float, dt: float, tuning: Tuning) -> Forecaster
     due = [made for made in f.made if made[0] <= now_s - tuning.window_s / 2]
     if not due:
         return f
-    errors = [[c * math.exp(-dt / memory_s) for c in counts] for counts, memory_s in zip(f.errors, tuning.error_memory_s, strict=True)]
+    errors = [
+        [c * math.exp(-dt / memory_s) for c in counts]
+        for counts, memory_s in zip(f.errors, tuning.error_memory_s, strict=True)
+    ]
     skill = list(f.skill)
     gain = 1 - math.exp(-dt / tuning.skill_memory_s)
     actual = f.level
@@ -141,7 +157,9 @@ def _shape(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: 
 
 
 def seasonal(f: Forecaster, at_s: float) -> float:
-    """The daily shape at a time, straight lines between the middles of the bins; NaN where two days are not known."""
+    """The daily shape at a time, straight lines between the middles of the bins; NaN where two days
+    are not known.
+    """
     if f.shape_seen_s < 2 * DAY_S:
         return math.nan
     x = at_s % DAY_S / DAY_S * SHAPE_BINS - 0.5
@@ -150,13 +168,16 @@ def seasonal(f: Forecaster, at_s: float) -> float:
 
 
 def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> tuple[float, ...]:
-    """The expected rate at the horizon, by all together and then by each; NaN before the first update."""
+    """The expected rate at the horizon, by all together and then by each; NaN before the first
+    update.
+    """
     if not f.levels:
         return (math.nan,)
     then, now = seasonal(f, f.updated_s + horizon_s), seasonal(f, f.updated_s)
     each = []
     for level, trend in zip(f.levels, f.trends, strict=True):
-        # Only a rise is believed to go on: a fall that ends early costs objectives, one that is seen late a few GPU-minutes.
+        # Only a rise is believed to go on: a fall that ends early costs objectives, one that is
+        # seen late a few GPU-minutes.
         ahead = level + max(0.0, trend) * tuning.damping_s * (1 - math.exp(-horizon_s / tuning.damping_s))
         if now > 0 and then > 0:
             ahead = (ahead + level * min(2.0, max(0.5, then / now))) / 2
@@ -174,5 +195,7 @@ def ratios(f: Forecaster) -> list[tuple[float, float]]:
     """(actual / forecast, probability), ascending."""
     histograms = f.errors or (prior(),)
     sums = [sum(counts) for counts in histograms]
-    shares = [sum(c[i] / total for c, total in zip(histograms, sums, strict=True)) / len(sums) for i in range(ERROR_BINS)]
+    shares = [
+        sum(c[i] / total for c, total in zip(histograms, sums, strict=True)) / len(sums) for i in range(ERROR_BINS)
+    ]
     return [(math.exp((i - _MIDDLE) * ERROR_STEP), share) for i, share in enumerate(shares) if share > 1e-4]

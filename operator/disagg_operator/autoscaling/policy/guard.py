@@ -1,7 +1,8 @@
 """PURE: around the predictive policy: what an operator must add to it before it may move pods.
 
-A pool that the operator does not scale keeps its size. A pool of which something is not known is not scaled down. A declared window damps
-scaling down. A short blindness says nothing, a longer one is told.
+A pool that the operator does not scale keeps its size. A pool of which something is not known is
+not scaled down. A declared window damps scaling down. A short blindness says nothing, a longer one
+is told.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from disagg_operator.autoscaling.policy import predictive
-from disagg_operator.autoscaling.policy.decision import ABOVE_MAXIMUM, BELOW_MINIMUM, METRICS_UNAVAILABLE, STABILIZING, Decision, PoolRules
+from disagg_operator.autoscaling.policy.decision import (
+    ABOVE_MAXIMUM,
+    BELOW_MINIMUM,
+    METRICS_UNAVAILABLE,
+    STABILIZING,
+    Decision,
+    PoolRules,
+)
 from disagg_operator.autoscaling.policy.observation import Folded, Observation, Pods, Targets
 from disagg_operator.autoscaling.policy.predictive import Settings, State
 
@@ -26,7 +34,10 @@ BLIND_AFTER_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Predicting:
-    """What is remembered of a deployment. `wanted`: (time, workers) by pool, for a declared window."""
+    """What is remembered of a deployment.
+
+    `wanted`: (time, workers) by pool, for a declared window.
+    """
 
     state: State = field(default_factory=State)
     wanted: Mapping[str, tuple[tuple[float, int], ...]] = field(default_factory=dict)
@@ -50,7 +61,10 @@ def step(
     folded: Folded,
     memory: Predicting,
 ) -> tuple[Outcome | None, Predicting]:
-    """Take one look into account; None: nothing is said, everything stays. `pools`: bounds of those that are scaled."""
+    """Take one look into account; None: nothing is said, everything stays.
+
+    `pools`: bounds of those that are scaled.
+    """
     o = seen_whole(folded.observation)
     folded = replace(folded, observation=o)
     if o.blind and o.now_s - memory.seen_s < BLIND_AFTER_S:
@@ -65,7 +79,9 @@ def step(
         current = _pods(o, name).replicas
         if window_s is not None and not o.blind:
             wanted[name] = (*((at, n) for at, n in wanted.get(name, ()) if at > o.now_s - window_s), (o.now_s, to))
-        decisions[name] = _decision(name, bounds, o, targets, to, current, _held(name, to, current, window_s, folded, memory, wanted))
+        decisions[name] = _decision(
+            name, bounds, o, targets, to, current, _held(name, to, current, window_s, folded, memory, wanted)
+        )
     seen_s = memory.seen_s if o.blind else o.now_s
     if math.isnan(seen_s):
         seen_s = -math.inf  # blind from the start: told once, at once
@@ -73,7 +89,9 @@ def step(
 
 
 def seen_whole(o: Observation) -> Observation:
-    """A moment at which what comes in or what is generated is not known is a blind one: half a picture would be taken for no load."""
+    """A moment at which what comes in or what is generated is not known is a blind one: half a
+    picture would be taken for no load.
+    """
     needed = (o.prefill.arrivals, o.prefill.prompt_tokens, o.prefill.prompt_tokens_squared, o.decode.generated_tokens)
     if not any(map(math.isnan, needed)):
         return o
@@ -117,7 +135,9 @@ def _held(
     return min(least, current), STABILIZING
 
 
-def _decision(name: str, bounds: PoolRules, o: Observation, targets: Targets, to: int, current: int, held: tuple[int, str]) -> Decision:
+def _decision(
+    name: str, bounds: PoolRules, o: Observation, targets: Targets, to: int, current: int, held: tuple[int, str]
+) -> Decision:
     numbers = {
         key.removeprefix(f"{name}_"): float(f"{value:.4g}")
         for key, value in targets.numbers.items()
@@ -133,7 +153,9 @@ def _decision(name: str, bounds: PoolRules, o: Observation, targets: Targets, to
     elif not bounds.min_replicas <= current <= bounds.max_replicas:
         reason = BELOW_MINIMUM if current < bounds.min_replicas else ABOVE_MAXIMUM
     else:
-        reason = why if why and to == current else FORECAST_UP if to > current else FORECAST_DOWN if to < current else ENOUGH
+        reason = (
+            why if why and to == current else FORECAST_UP if to > current else FORECAST_DOWN if to < current else ENOUGH
+        )
     return Decision(current, to, reason, SIGNAL, numbers.get("forecast"), 0.0, message, numbers)
 
 

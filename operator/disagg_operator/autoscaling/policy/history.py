@@ -25,8 +25,11 @@ class Minute:
 
 
 def seed(settings: Settings, minutes: Iterable[Minute]) -> State:
-    """The forecasters' daily shape, errors and skill from minutes in order of time. What depends on absolute work (levels, miss curves)
-    begins anew: the sums hold no second moment and no objectives."""
+    """The forecasters' daily shape, errors and skill from minutes in order of time.
+
+    What depends on absolute work (levels, miss curves) begins anew: the sums hold no second moment
+    and no objectives.
+    """
     prefill, decode = Forecaster(), Forecaster()
     horizon_s = settings.cold_start_s + 45.0
     output, prompt = 0.0, 0.0
@@ -42,7 +45,9 @@ def seed(settings: Settings, minutes: Iterable[Minute]) -> State:
         prefill, decode = (_see(f, m.at_s, rate, horizon_s, tuning) for f, rate in ((prefill, work), (decode, made)))
     state = State()
     fresh = [replace(f, levels=(), trends=(), recent=(), made=()) for f in (prefill, decode)]
-    return replace(state, prefill=replace(state.prefill, demand=fresh[0]), decode=replace(state.decode, demand=fresh[1]))
+    return replace(
+        state, prefill=replace(state.prefill, demand=fresh[0]), decode=replace(state.decode, demand=fresh[1])
+    )
 
 
 def _see(f: Forecaster, at_s: float, rate: float, horizon_s: float, tuning: forecast.Tuning) -> Forecaster:

@@ -1,10 +1,12 @@
 """PURE: a worker's speed, learned from what workers did; the given profile is where it begins.
 
-Prefill seconds are linear in batches, tokens and squared tokens, decode seconds in steps, sequences and KV tokens, and sums over intervals
-and workers keep that. So each interval is one row of a ridge regression for three factors by which the prior's terms are multiplied:
-rows are divided by their seconds (errors are relative), fade over hours and pull against a prior of 1 that is worth a hundredth of a row in
-each term, however small the prior made that term. What intervals do not tell apart
-(batches that are always full) stays in the prior's proportions; that is all a policy needs while it stays so.
+Prefill seconds are linear in batches, tokens and squared tokens, decode seconds in steps, sequences
+and KV tokens, and sums over intervals and workers keep that. So each interval is one row of a ridge
+regression for three factors by which the prior's terms are multiplied: rows are divided by their
+seconds (errors are relative), fade over hours and pull against a prior of 1 that is worth a
+hundredth of a row in each term, however small the prior made that term. What intervals do not tell
+apart (batches that are always full) stays in the prior's proportions; that is all a policy needs
+while it stays so.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ Three = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Faded sums of one pool's rows: the upper triangle of the normal equations and their right side."""
+    """Faded sums of one pool's rows: the upper triangle of the normal equations and their right
+    side.
+    """
 
     squares: tuple[float, float, float, float, float, float] = (0.0,) * 6
     products: Three = (0.0,) * 3
@@ -44,8 +48,12 @@ class Learned:
 def observe(learned: Learned, prior: Profile, o: Observation) -> Learned:
     """Take in an interval. Signals that are not known, or that can't be, change nothing."""
     p, d = o.prefill, o.decode
-    prefill = _row((prior.a_s, prior.b_s_per_token, prior.c_s_per_token2), (p.batches, p.batch_tokens, p.batch_tokens_squared))
-    decode = _row((prior.d_s, prior.e_s_per_sequence, prior.f_s_per_token), (d.steps, d.step_sequences, d.step_kv_tokens))
+    prefill = _row(
+        (prior.a_s, prior.b_s_per_token, prior.c_s_per_token2), (p.batches, p.batch_tokens, p.batch_tokens_squared)
+    )
+    decode = _row(
+        (prior.d_s, prior.e_s_per_sequence, prior.f_s_per_token), (d.steps, d.step_sequences, d.step_kv_tokens)
+    )
     return Learned(
         _add(learned.prefill, prefill, p.batch_s, o.interval_s),
         _add(learned.decode, decode, d.step_s, o.interval_s),

@@ -34,11 +34,12 @@ class Peak:
 class Settings:
     """What a user may set.
 
-    `profile`: where learning a worker's speed begins. `budget`: the share of requests that may miss each of the two objectives
-    for want of workers.
-    `over_provisioning`: multiplies the expected work. `gpu_budget`: GPUs of both pools together. `ratio`: least and most decode workers per
-    prefill worker. `cold_start_s`: until it has been measured. `role_flip_s`: time to move a worker between the pools; None: never.
-    `price`: workers that one worker's work of missed requests is worth, to begin with. `learn`: correct the profile by what workers do.
+    `profile`: where learning a worker's speed begins. `budget`: the share of requests that may miss
+    each of the two objectives for want of workers. `over_provisioning`: multiplies the expected
+    work. `gpu_budget`: GPUs of both pools together. `ratio`: least and most decode workers per
+    prefill worker. `cold_start_s`: until it has been measured. `role_flip_s`: time to move a worker
+    between the pools; None: never. `price`: workers that one worker's work of missed requests is
+    worth, to begin with. `learn`: correct the profile by what workers do.
     """
 
     profile: Profile
@@ -59,9 +60,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """What is remembered of one pool. `wanted`: (time, n) of the last cold starts; `missed` of `counted`: requests, faded; `cap`: so many
-    workers could be placed when others could not, believed until `cap_until_s`; `pressure`: log of
-    the price's correction by all that was missed."""
+    """What is remembered of one pool.
+
+    `wanted`: (time, n) of the last cold starts; `missed` of `counted`: requests, faded; `cap`: so
+    many workers could be placed when others could not, believed until `cap_until_s`; `pressure`:
+    log of the price's correction by all that was missed.
+    """
 
     demand: Forecaster = field(default_factory=Forecaster)
     curve: MissCurve = field(default_factory=lambda: MissCurve(0.2, 0.2))
@@ -76,8 +80,11 @@ class PoolState:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a step remembers; the empty state is a safe start. `output_tokens`: mean of a request; `seen_s`: when metrics last came;
-    `seen_with`: how many workers of each pool were wanted then."""
+    """What a step remembers; the empty state is a safe start.
+
+    `output_tokens`: mean of a request; `seen_s`: when metrics last came; `seen_with`: how many
+    workers of each pool were wanted then.
+    """
 
     prefill: PoolState = field(default_factory=PoolState)
     decode: PoolState = field(default_factory=lambda: PoolState(curve=MissCurve(-0.1, 0.08)))

@@ -1,8 +1,9 @@
-"""PURE: how many requests miss their objective with how many spare workers, learned from what happens.
+"""PURE: how many requests miss their objective with how many spare workers, learned from what
+happens.
 
-The scale is that of square-root staffing (S. Halfin, W. Whitt, "Heavy-traffic limits for queues with many exponential servers", 1981):
-with a demand of w workers' work, n workers have the slack (n - w) / sqrt(w), and misses depend on that nearly alone, in small pools and
-in large ones.
+The scale is that of square-root staffing (S. Halfin, W. Whitt, "Heavy-traffic limits for queues
+with many exponential servers", 1981): with a demand of w workers' work, n workers have the slack (n
+- w) / sqrt(w), and misses depend on that nearly alone, in small pools and in large ones.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ def slack(workers: float, demand: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class MissCurve:
-    """Share of misses by slack: a logistic function that falls from 1 to 0 around `middle`, bent by counts where there are many.
+    """Share of misses by slack: a logistic function that falls from 1 to 0 around `middle`, bent by
+    counts where there are many.
 
-    `middle` moves with the evidence (one step of Newton's method on the likelihood an interval), so that what happens at one slack
-    says something of its neighbours; `weight` is the Fisher information that it rests on. Counts fade over two days.
+    `middle` moves with the evidence (one step of Newton's method on the likelihood an interval), so
+    that what happens at one slack says something of its neighbours; `weight` is the Fisher
+    information that it rests on. Counts fade over two days.
     """
 
     middle: float

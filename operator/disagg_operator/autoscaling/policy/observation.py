@@ -14,8 +14,11 @@ YOUNG_S = 60.0  # a worker that new still fills its caches and says little of it
 
 @dataclass(frozen=True, slots=True)
 class Pods:
-    """Workers of one pool. `replicas`: what it is set to; `starting_ages_s`: since when each that is not ready yet exists;
-    `cold_start_s`: mean time from creation to ready, measured on the last ones (NaN: none yet)."""
+    """Workers of one pool.
+
+    `replicas`: what it is set to; `starting_ages_s`: since when each that is not ready yet exists;
+    `cold_start_s`: mean time from creation to ready, measured on the last ones (NaN: none yet).
+    """
 
     replicas: int
     ready: int
@@ -26,11 +29,15 @@ class Pods:
 
 @dataclass(frozen=True, slots=True)
 class PrefillSignals:
-    """Arrivals and what they ask for; tokens are uncached prompt tokens. `busy_s`: seconds of computing, summed over the workers.
+    """Arrivals and what they ask for; tokens are uncached prompt tokens.
 
-    `batch_share`: how much of a full batch the workers may compute at once, 0 to 1; under 1 where they wait for room in decode.
-    The other `batch*`: the batches computed in the interval, what was in them (tokens, squares of each prompt's tokens) and how long they
-    took: all four of the same workers, without those that became ready less than `YOUNG_S` ago. A worker's speed is learned from them.
+    `busy_s`: seconds of computing, summed over the workers.
+
+    `batch_share`: how much of a full batch the workers may compute at once, 0 to 1; under 1 where
+    they wait for room in decode. The other `batch*`: the batches computed in the interval, what was
+    in them (tokens, squares of each prompt's tokens) and how long they took: all four of the same
+    workers, without those that became ready less than `YOUNG_S` ago. A worker's speed is learned
+    from them.
     """
 
     pods: Pods
@@ -52,10 +59,13 @@ class PrefillSignals:
 
 @dataclass(frozen=True, slots=True)
 class DecodeSignals:
-    """`waiting_requests`: prefilled or queued for want of decode capacity. `completed_*`: of the requests that ended in the interval.
+    """`waiting_requests`: prefilled or queued for want of decode capacity.
 
-    `step*`: the decode steps made in the interval, the sequences and the KV tokens in them, summed over the steps, and how long they took:
-    of the same workers, as for prefill. `kv_capacity_tokens`: of one worker; `kv_tokens`: of all.
+    `completed_*`: of the requests that ended in the interval.
+
+    `step*`: the decode steps made in the interval, the sequences and the KV tokens in them, summed
+    over the steps, and how long they took: of the same workers, as for prefill.
+    `kv_capacity_tokens`: of one worker; `kv_tokens`: of all.
     """
 
     pods: Pods
@@ -77,7 +87,9 @@ class DecodeSignals:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """`now_s`: any clock that only goes forward, the same one over a policy's life; of the day for the daily shape (UTC epoch)."""
+    """`now_s`: any clock that only goes forward, the same one over a policy's life; of the day for
+    the daily shape (UTC epoch).
+    """
 
     now_s: float
     interval_s: float
@@ -92,7 +104,8 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """How many workers each pool should have; `flip`: so many of the change shall move between the pools (> 0: prefill to decode).
+    """How many workers each pool should have; `flip`: so many of the change shall move between the
+    pools (> 0: prefill to decode).
 
     `*_ahead`: workers that may be needed in ten minutes, for who provisions nodes; 0: not known.
     """

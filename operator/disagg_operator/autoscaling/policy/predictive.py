@@ -1,4 +1,7 @@
-"""PURE: the predictive policy. How many workers each pool should have, from forecasts of its work and a price on every missed objective.
+"""PURE: the predictive policy.
+
+How many workers each pool should have, from forecasts of its work and a price on every missed
+objective.
 
 For each pool, in workers:
 
@@ -8,12 +11,14 @@ For each pool, in workers:
                  utilisation, which is learned from the pool's own requests
     wanted     = the n that minimises  n + price * forecast * M(n), where misses that come together count more
 
-The price steers the error budget: it rises while more requests miss than the budget allows and falls while fewer do, quickly by what was
-missed in the last quarter of an hour and slowly by all that ever was. So misses are accepted
-where avoiding them is dear (the last worker of a small pool) and avoided where it is cheap. Workers that start count as capacity.
-Scaling down goes to the largest `wanted` of the last one and a half cold starts. Where a worker changes sides faster than one starts,
-what one pool holds beyond its need goes to the other as soon as that one wants more. Without metrics nothing is ever scaled down. How
-fast a worker is, is learned from what workers did (`learning`); the profile in the settings is only where that begins.
+The price steers the error budget: it rises while more requests miss than the budget allows and
+falls while fewer do, quickly by what was missed in the last quarter of an hour and slowly by all
+that ever was. So misses are accepted where avoiding them is dear (the last worker of a small pool)
+and avoided where it is cheap. Workers that start count as capacity. Scaling down goes to the
+largest `wanted` of the last one and a half cold starts. Where a worker changes sides faster than
+one starts, what one pool holds beyond its need goes to the other as soon as that one wants more.
+Without metrics nothing is ever scaled down. How fast a worker is, is learned from what workers did
+(`learning`); the profile in the settings is only where that begins.
 """
 
 from __future__ import annotations
@@ -64,7 +69,9 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
                 pool.wanted, pool.reason = least, "still learning: not below the starting size"
     join(settings, prefill, decode)
     state = replace(state, seen_with=(prefill.wanted, decode.wanted))
-    numbers = {f"prefill_{k}": v for k, v in prefill.numbers.items()} | {f"decode_{k}": v for k, v in decode.numbers.items()}
+    numbers = {f"prefill_{k}": v for k, v in prefill.numbers.items()} | {
+        f"decode_{k}": v for k, v in decode.numbers.items()
+    }
     return Targets(
         prefill.wanted, decode.wanted, f"prefill: {prefill.reason}; decode: {decode.reason}", numbers, _flip(settings, o, prefill, decode),
         prefill.ahead, decode.ahead,
@@ -82,7 +89,9 @@ def _clean(value: Any) -> Any:
 
 
 def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, State]:
-    """Lengths of outputs and contexts, from requests that ended and those that run; the profile, from what workers computed."""
+    """Lengths of outputs and contexts, from requests that ended and those that run; the profile,
+    from what workers computed.
+    """
     d = o.decode
     gain = 1 - math.exp(-o.interval_s / _OUTPUT_MEMORY_S)
     output, kv = state.output_tokens, state.kv_per_sequence
@@ -127,8 +136,18 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizi
     queued = p.waiting_tokens if p.waiting_tokens < 1e12 else 0.0
     backlog_s = queued * (profile.b_s_per_token + profile.a_s / profile.batch_tokens + profile.c_s_per_token2 * mean2)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, o.interval_s, work, settings.tuning))
-    pool = _judge(settings, pool, o, p.pods, pool.demand.level + backlog_s / settings.tuning.window_s, p.ttft_total, p.ttft_ok, 0.0)
-    # What one interval can't work off while new work comes in. What decode has no room for, more prefill workers would not serve either.
+    pool = _judge(
+        settings,
+        pool,
+        o,
+        p.pods,
+        pool.demand.level + backlog_s / settings.tuning.window_s,
+        p.ttft_total,
+        p.ttft_ok,
+        0.0,
+    )
+    # What one interval can't work off while new work comes in. What decode has no room for, more
+    # prefill workers would not serve either.
     extra = (1 - _held(p)) * max(0.0, backlog_s - 0.5 * p.pods.ready) / _DRAIN_S
     outlook = Outlook(_horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, extra, state.began_s)
     return plan(settings, settings.prefill, o, p.pods, pool, outlook)
@@ -140,7 +159,9 @@ def _held(p: PrefillSignals) -> float:
 
 
 def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizing, PoolState]:
-    """Demand is what runs: tokens a second, of short and of long outputs alike; its trend is what comes in less what ends."""
+    """Demand is what runs: tokens a second, of short and of long outputs alike; its trend is what
+    comes in less what ends.
+    """
     d, pool, interval_s = o.decode, state.decode, o.interval_s
     rate = _decode_rate(settings, settings.profile, state)
     made = d.generated_tokens / interval_s / rate
@@ -150,7 +171,8 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
     pool = _judge(settings, pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, interval_s, made, settings.tuning))
-    # Prefilled but not admitted, or not prefilled for want of room: it wants decode workers, not prefill workers.
+    # Prefilled but not admitted, or not prefilled for want of room: it wants decode workers, not
+    # prefill workers.
     held = _held(o.prefill) * o.prefill.waiting_requests
     waiting = sum(n for n in (d.waiting_requests, held) if n < 1e9)
     extra = waiting * output / rate / max(_DRAIN_S, duration_s)
@@ -168,9 +190,19 @@ def _horizon_s(settings: Settings, pods: Pods, interval_s: float) -> float:
 
 
 def _judge(
-    settings: Settings, pool: PoolState, o: Observation, pods: Pods, demand: float, total: float, ok: float, memory_s: float
+    settings: Settings,
+    pool: PoolState,
+    o: Observation,
+    pods: Pods,
+    demand: float,
+    total: float,
+    ok: float,
+    memory_s: float,
 ) -> PoolState:
-    """Learn from the interval's misses. A miss of a long request belongs to the utilisation of its whole life."""
+    """Learn from the interval's misses.
+
+    A miss of a long request belongs to the utilisation of its whole life.
+    """
     keep = 0.0 if math.isnan(pool.load) else math.exp(-o.interval_s / max(memory_s, 1e-3))
     load = demand + keep * ((pool.load if keep else demand) - demand)
     if math.isnan(total) or math.isnan(ok):
@@ -192,8 +224,10 @@ def _flips(settings: Settings, o: Observation) -> bool:
 
 
 def _give(giver: PoolSizing, taker: PoolSizing, name: str) -> None:
-    """What a pool has beyond its need it holds against a rise for which it would have to start workers. Where the other pool must start
-    some now, they are worth more there, and come back as fast."""
+    """What a pool has beyond its need it holds against a rise for which it would have to start
+    workers. Where the other pool must start some now, they are worth more there, and come back as
+    fast.
+    """
     n = min(taker.wanted - taker.pods.replicas, giver.pods.replicas - giver.need)
     if n > 0 and giver.pods.replicas - n < giver.wanted:
         giver.wanted, giver.reason = giver.pods.replicas - n, f"{name} has more use for {n}"
@@ -208,7 +242,9 @@ def _flip(settings: Settings, o: Observation, prefill: PoolSizing, decode: PoolS
 
 
 def _blind(settings: Settings, o: Observation, state: State) -> Targets:
-    """Hold; after a while rise to what this time of day usually needs beside what was there when metrics were last seen. Never down."""
+    """Hold; after a while rise to what this time of day usually needs beside what was there when
+    metrics were last seen. Never down.
+    """
     reason = "no metrics: holding"
     plans = []
     pools = ((o.prefill.pods, settings.prefill, state.prefill), (o.decode.pods, settings.decode, state.decode))
@@ -216,7 +252,10 @@ def _blind(settings: Settings, o: Observation, state: State) -> Targets:
         n = max(limits.least, min(limits.most, pods.replicas))
         plans.append(PoolSizing(pods, replace(limits, least=n), n, reason))
         if not math.isnan(state.seen_s) and o.now_s - state.seen_s > _BLIND_FORECAST_S:
-            usual, then = forecast.seasonal(pool.demand, o.now_s + settings.cold_start_s), forecast.seasonal(pool.demand, state.seen_s)
+            usual, then = (
+                forecast.seasonal(pool.demand, o.now_s + settings.cold_start_s),
+                forecast.seasonal(pool.demand, state.seen_s),
+            )
             if then > 0 and usual > then and pool.demand.level > 0:
                 plans[-1].wanted = max(n, min(limits.most, math.ceil(had * min(usual / then, _MOST_BLIND_RISE))))
                 reason = "no metrics for 5 minutes: at least what this time of day usually needs"

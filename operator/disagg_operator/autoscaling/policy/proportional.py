@@ -1,4 +1,6 @@
-"""PURE: the policy queue over both pools: one step from one look, the same again from its record, and what it says of itself."""
+"""PURE: the policy queue over both pools: one step from one look, the same again from its record,
+and what it says of itself.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +26,34 @@ class Queue:
 
 
 def step(
-    pools: Mapping[str, PoolRules], states: Mapping[str, QueueMemory], samples: Mapping[str, QueueSample], o: Observation
+    pools: Mapping[str, PoolRules],
+    states: Mapping[str, QueueMemory],
+    samples: Mapping[str, QueueSample],
+    o: Observation,
 ) -> tuple[dict[str, Decision], dict[str, QueueMemory]]:
     """One step of each pool that is scaled."""
     decisions, after = {}, {}
     for pool, rules in pools.items():
-        decisions[pool], after[pool] = queue_depth.step(rules, samples[pool], pods_of(o, pool).replicas, states.get(pool, QueueMemory()))
+        decisions[pool], after[pool] = queue_depth.step(
+            rules, samples[pool], pods_of(o, pool).replicas, states.get(pool, QueueMemory())
+        )
     return decisions, after
 
 
 def targets(o: Observation, decisions: Mapping[str, Decision]) -> Targets:
-    """The decisions as the other policies answer. A pool that isn't scaled has the size that it has."""
+    """The decisions as the other policies answer.
+
+    A pool that isn't scaled has the size that it has.
+    """
     prefill, decode = (decisions[pool].to if pool in decisions else pods_of(o, pool).replicas for pool in ROLES)
     numbers = {}
     for pool, decision in decisions.items():
         numbers[f"{pool}_target"] = decision.target
         if decision.value is not None:
             numbers[f"{pool}_requests_per_worker"] = float(f"{decision.value:.4g}")
-    return Targets(prefill, decode, "; ".join(f"{pool}: {words(decision)}" for pool, decision in decisions.items()), numbers)
+    return Targets(
+        prefill, decode, "; ".join(f"{pool}: {words(decision)}" for pool, decision in decisions.items()), numbers
+    )
 
 
 def words(decision: Decision) -> str:

@@ -6,12 +6,13 @@
     wanted  = ceil(demand / target), clipped to [min, max]
 
 - Within `tolerance` of `replicas * target` nothing changes.
-- Up: at once, or after `up_window_s` of agreement (the smallest recommendation of that window). Pods that are still starting are
-  part of `replicas`, so a deficit that they will cover asks for no more.
-- Down: to the largest recommendation of the last `down_window_s`, and only if that whole window was observed. A restart of the
-  operator or a hole in the data starts the window anew.
-- A ready pod that did not answer counts 0 when scaling up and `target` when scaling down; a router that did not answer forbids
-  scaling down; no answer at all holds. Absent is never zero.
+- Up: at once, or after `up_window_s` of agreement (the smallest recommendation of that window).
+  Pods that are still starting are part of `replicas`, so a deficit that they will cover asks for no
+  more.
+- Down: to the largest recommendation of the last `down_window_s`, and only if that whole window was
+  observed. A restart of the operator or a hole in the data starts the window anew.
+- A ready pod that did not answer counts 0 when scaling up and `target` when scaling down; a router
+  that did not answer forbids scaling down; no answer at all holds. Absent is never zero.
 - `min` and `max` are the user's word and hold even without data.
 """
 
@@ -35,7 +36,8 @@ from disagg_operator.autoscaling.policy.decision import (
     PoolRules,
 )
 
-# A stretch without samples longer than this is a hole: what was seen before it can't vouch for a scale-down.
+# A stretch without samples longer than this is a hole: what was seen before it can't vouch for a
+# scale-down.
 MAX_GAP_S = 30.0
 _MOST_REQUESTS = 1e12  # more is no measurement
 _EPSILON = 1e-9  # ceil(3.0000000001) is 3: a mean of floats must not cost a replica
@@ -43,8 +45,11 @@ _EPSILON = 1e-9  # ceil(3.0000000001) is 3: a mean of floats must not cost a rep
 
 @dataclass(frozen=True, slots=True)
 class QueueSample:
-    """One look at a pool at monotonic time `at`. `requests` is the sum over what answered; None when nothing did (as is taken what is no
-    number of requests)."""
+    """One look at a pool at monotonic time `at`.
+
+    `requests` is the sum over what answered; None when nothing did (as is taken what is no number
+    of requests).
+    """
 
     at: float
     requests: float | None
@@ -65,7 +70,10 @@ SIGNAL = "QueueDepth"
 
 
 def step(policy: PoolRules, sample: QueueSample, replicas: int, state: QueueMemory) -> tuple[Decision, QueueMemory]:
-    """Take one sample into account. `replicas`: what the pool is set to now, pods that still start included."""
+    """Take one sample into account.
+
+    `replicas`: what the pool is set to now, pods that still start included.
+    """
     if sample.requests is not None and not 0 <= sample.requests < _MOST_REQUESTS:  # NaN fails too
         sample = replace(sample, requests=None)
     state = _remember(policy, sample, state)
@@ -98,7 +106,9 @@ def step(policy: PoolRules, sample: QueueSample, replicas: int, state: QueueMemo
     return decide(replicas, _hold_reason(demand, replicas, silent, policy)), state
 
 
-def _up(decide: Callable[[int, str], Decision], policy: PoolRules, now: float, replicas: int, state: QueueMemory) -> Decision:
+def _up(
+    decide: Callable[[int, str], Decision], policy: PoolRules, now: float, replicas: int, state: QueueMemory
+) -> Decision:
     recent = [n for at, n in state.wanted if at >= now - policy.up_window_s]
     if policy.up_window_s > 0 and not _covers(state, now, policy.up_window_s):
         recent.append(replicas)
@@ -106,7 +116,9 @@ def _up(decide: Callable[[int, str], Decision], policy: PoolRules, now: float, r
     return decide(to, SCALE_UP) if to > replicas else decide(replicas, STABILIZING)
 
 
-def _down(decide: Callable[[int, str], Decision], policy: PoolRules, now: float, replicas: int, state: QueueMemory) -> Decision:
+def _down(
+    decide: Callable[[int, str], Decision], policy: PoolRules, now: float, replicas: int, state: QueueMemory
+) -> Decision:
     recent = [n for at, n in state.wanted if at >= now - policy.down_window_s]
     if not _covers(state, now, policy.down_window_s):
         recent.append(replicas)

@@ -1,9 +1,10 @@
 """PURE: a worker that moves to the other pool: which one, and what of the decisions it takes over.
 
-How a pod moves: the worker drains and changes its role (docs/protocol.md), keeping weights and cache memory; then the other pool's number
-goes up, the pod's labels become those of the other pool's ReplicaSet, which adopts it, and then the number of the pool that gave it goes
-down. In that order neither ReplicaSet ever has a reason to delete a worker that serves; each may start a pod for a moment, and takes it
-back.
+How a pod moves: the worker drains and changes its role (docs/protocol.md), keeping weights and
+cache memory; then the other pool's number goes up, the pod's labels become those of the other
+pool's ReplicaSet, which adopts it, and then the number of the pool that gave it goes down. In that
+order neither ReplicaSet ever has a reason to delete a worker that serves; each may start a pod for
+a moment, and takes it back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from disagg_wire.roles import ROLES
 
 @dataclass(slots=True)
 class Flip:
-    """One move under way. `changed`: the worker has its new role, and the pod's labels are to follow."""
+    """One move under way.
+
+    `changed`: the worker has its new role, and the pod's labels are to follow.
+    """
 
     pod: str
     giving: str
@@ -29,7 +33,9 @@ class Flip:
 
 
 def wanted(targets: Targets, decisions: Mapping[str, Decision]) -> tuple[str, str, int] | None:
-    """(giving pool, taking pool, how many) when the policy asks for it and both pools may really change so."""
+    """(giving pool, taking pool, how many) when the policy asks for it and both pools may really
+    change so.
+    """
     if targets.flip == 0 or not all(role in decisions for role in ROLES):
         return None
     giving, taking = ROLES if targets.flip > 0 else ROLES[::-1]
@@ -46,7 +52,9 @@ def idlest(loads: Mapping[str, float], pods: Iterable[str]) -> str | None:
 
 
 def without(decisions: Mapping[str, Decision], giving: str, taking: str, count: int) -> dict[str, Decision]:
-    """The decisions less what moves between the pools: nobody shall delete a pod and start another for it."""
+    """The decisions less what moves between the pools: nobody shall delete a pod and start another
+    for it.
+    """
     out = dict(decisions)
     if giving in out:
         out[giving] = replace(out[giving], to=max(out[giving].to, min(out[giving].current, out[giving].to + count)))

@@ -1,4 +1,6 @@
-"""PURE: how many workers a pool should have for the work that is expected, what each number of them costs, and both pools together."""
+"""PURE: how many workers a pool should have for the work that is expected, what each number of them
+costs, and both pools together.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ _NODE_QUANTILE = 0.95
 
 @dataclass(slots=True)
 class PoolSizing:
-    """One pool's outcome of a step, while it is being put together. `need`: workers that cost least now, without those that are held
-    against another rise."""
+    """One pool's outcome of a step, while it is being put together.
+
+    `need`: workers that cost least now, without those that are held against another rise.
+    """
 
     pods: Pods
     limits: PoolLimits
@@ -46,14 +50,20 @@ class PoolSizing:
         """What n workers cost, misses included, in workers."""
         if n not in self.known:
             self.known[n] = n + (
-                self.price * self.forecast * miss_share(self.forecast, n, self.shares, self.ratios) if self.ratios else 0.0
+                self.price * self.forecast * miss_share(self.forecast, n, self.shares, self.ratios)
+                if self.ratios
+                else 0.0
             )
         return self.known[n]
 
     def best(self) -> int:
-        """The number of least loss within the pool's largest size, never with less capacity than work: that queue has no end."""
+        """The number of least loss within the pool's largest size, never with less capacity than
+        work: that queue has no end.
+        """
         most = max(1, self.limits.most)  # whatever is measured, the search ends there
-        low, high = (min(most, max(1, int(min(n, 1e6)))) for n in (math.ceil(min(1e6, self.forecast)), 3 * self.forecast + 4))
+        low, high = (
+            min(most, max(1, int(min(n, 1e6)))) for n in (math.ceil(min(1e6, self.forecast)), 3 * self.forecast + 4)
+        )
         return min(range(low, high + 1), key=self.loss)
 
 
@@ -63,7 +73,9 @@ def hold(pods: Pods, limits: PoolLimits, reason: str) -> PoolSizing:
     return PoolSizing(pods, limits, n, reason, ahead=n, need=n)
 
 
-def miss_share(expected: float, n: int, shares: list[float], ratios: list[tuple[float, float]], together: float | None = None) -> float:
+def miss_share(
+    expected: float, n: int, shares: list[float], ratios: list[tuple[float, float]], together: float | None = None
+) -> float:
     """Expected share of misses with n workers; busy moments hold more requests, so they weigh more."""
     if n <= 0:
         return 1.0
@@ -77,7 +89,9 @@ def miss_share(expected: float, n: int, shares: list[float], ratios: list[tuple[
 
 
 def price_of(settings: Settings, pool: PoolState, arrivals_per_s: float) -> float:
-    """Above the budget misses grow dear, below it cheap; twenty minutes that are just in budget are the prior."""
+    """Above the budget misses grow dear, below it cheap; twenty minutes that are just in budget are
+    the prior.
+    """
     prior = max(_PRICE_PRIOR_S * arrivals_per_s, 1.0)
     share = (pool.missed + prior * settings.budget) / (pool.counted + prior)
     return settings.price * math.exp(pool.pressure + min(_PRICE_HIGH, _PRICE_GAIN * (share / settings.budget - 1)))
@@ -85,7 +99,10 @@ def price_of(settings: Settings, pool: PoolState, arrivals_per_s: float) -> floa
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What is expected of a pool. `extra`: workers that work off what waits. `peak`: workers that a schedule asks for."""
+    """What is expected of a pool.
+
+    `extra`: workers that work off what waits. `peak`: workers that a schedule asks for.
+    """
 
     horizon_s: float
     arrivals_per_s: float
@@ -102,7 +119,11 @@ def plan(
     if o.now_s - outlook.began_s >= _LEARN_S:
         pool = replace(pool, demand=forecast.remember(pool.demand, o.now_s + horizon_s, forecasts))
     load = max(forecasts[0] * settings.over_provisioning + outlook.extra, 1e-6)
-    price, shares, ratios = price_of(settings, pool, outlook.arrivals_per_s), pool.curve.shares(), forecast.ratios(pool.demand)
+    price, shares, ratios = (
+        price_of(settings, pool, outlook.arrivals_per_s),
+        pool.curve.shares(),
+        forecast.ratios(pool.demand),
+    )
     found = PoolSizing(pods, limits, pods.replicas, "", load, price, shares, ratios)
     later = max(forecast.predict(pool.demand, _NODE_S, tuning)[0] * settings.over_provisioning, 1e-6)
     later_plan = PoolSizing(pods, limits, 0, "", later, price, shares, ratios)
@@ -145,7 +166,9 @@ def _why(found: PoolSizing, n: int) -> str:
 
 
 def _placeable(pool: PoolState, pods: Pods, now_s: float, horizon_s: float) -> PoolState:
-    """Workers that start count as capacity, but not for ever: those that can't be placed are given up, and tried again later."""
+    """Workers that start count as capacity, but not for ever: those that can't be placed are given
+    up, and tried again later.
+    """
     stuck = sum(age > max(_PATIENCE_S, _PATIENCE * horizon_s) for age in pods.starting_ages_s)
     if not stuck:
         return pool
@@ -173,7 +196,9 @@ def _scheduled(settings: Settings, prefill: bool, now_s: float, horizon_s: float
 
 
 def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing) -> None:
-    """Ratio and GPU budget: where the pools' own wishes do not fit, the pair that does and loses least."""
+    """Ratio and GPU budget: where the pools' own wishes do not fit, the pair that does and loses
+    least.
+    """
     budget = math.inf if settings.gpu_budget is None else settings.gpu_budget
     low, high = settings.ratio if settings.ratio is not None else (0.0, math.inf)
 
@@ -202,7 +227,9 @@ def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing) -> None:
 
 
 def _apart(plan: PoolSizing, n: int) -> float:
-    """Loss of n workers; more than are wanted cost themselves, and so do those of a pool that holds blindly when they are taken."""
+    """Loss of n workers; more than are wanted cost themselves, and so do those of a pool that holds
+    blindly when they are taken.
+    """
     return plan.loss(n) if n <= plan.wanted and plan.ratios else abs(n - plan.wanted) + plan.loss(plan.wanted)
 
 

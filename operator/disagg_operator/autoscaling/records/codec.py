@@ -1,4 +1,7 @@
-"""PURE: frozen dataclasses as plain JSON and back, by their annotations. NaN is null; a field that is missing has its default."""
+"""PURE: frozen dataclasses as plain JSON and back, by their annotations.
+
+NaN is null; a field that is missing has its default.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Door: every step of every policy, as JSON lines on the operator's disk, for `disagg explain` and `disagg replay`.
+"""Door: every step of every policy, as JSON lines on the operator's disk, for `disagg explain` and
+`disagg replay`.
 
-A file begins with a line `{"begin": ...}`: the settings and the state that its first step started from, so that it can be run again. Each
-resource has two files of bounded size (the older one is dropped when the newer is full), all of them together a bound as well.
+A file begins with a line `{"begin": ...}`: the settings and the state that its first step started
+from, so that it can be run again. Each resource has two files of bounded size (the older one is
+dropped when the newer is full), all of them together a bound as well.
 """
 
 from __future__ import annotations
@@ -22,9 +24,14 @@ MAX_TOTAL_BYTES = 256 * 1024 * 1024
 
 
 class Records:
-    """Files NAMESPACE_NAME.jsonl and NAMESPACE_NAME.old.jsonl in `folder`. Names of Kubernetes hold no underscore."""
+    """Files NAMESPACE_NAME.jsonl and NAMESPACE_NAME.old.jsonl in `folder`.
 
-    def __init__(self, folder: Path, max_file_bytes: int = MAX_FILE_BYTES, max_total_bytes: int = MAX_TOTAL_BYTES) -> None:
+    Names of Kubernetes hold no underscore.
+    """
+
+    def __init__(
+        self, folder: Path, max_file_bytes: int = MAX_FILE_BYTES, max_total_bytes: int = MAX_TOTAL_BYTES
+    ) -> None:
         self._folder = folder
         self._max_file_bytes = max_file_bytes
         self._max_total_bytes = max_total_bytes
@@ -32,11 +39,17 @@ class Records:
         folder.mkdir(parents=True, exist_ok=True)
 
     def must_begin(self, key: Key, settings: object) -> bool:
-        """The next line has to be a beginning: the first of this process, of a file, or under other settings than the last."""
+        """The next line has to be a beginning: the first of this process, of a file, or under other
+        settings than the last.
+        """
         return key not in self._begun or self._begun[key] != settings or not self._path(key).exists()
 
     def write(self, key: Key, record: dict[str, Any], *, begins: object = None) -> None:
-        """Append a line. `begins`: it is a beginning under these settings. A full disk is logged, and costs only the records."""
+        """Append a line.
+
+        `begins`: it is a beginning under these settings. A full disk is logged, and costs only the
+        records.
+        """
         path = self._path(key)
         try:
             with path.open("a", encoding="utf-8") as out:

@@ -1,4 +1,6 @@
-"""PURE: the records of decisions, read back: what was seen and decided, and what another policy would decide from the same."""
+"""PURE: the records of decisions, read back: what was seen and decided, and what another policy
+would decide from the same.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ class JournalError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: what was seen, what the policy answered, and what the operator made of it, by pool. `samples`: what the policy queue goes
-    by."""
+    """One step: what was seen, what the policy answered, and what the operator made of it, by pool.
+
+    `samples`: what the policy queue goes by.
+    """
 
     observation: Observation
     targets: Targets
@@ -45,8 +49,10 @@ Policy = Callable[[Step], Targets]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Steps of one policy from a known state on: an operator's life, or part of it. `queue`: where the policy queue began, if
-    that is the one."""
+    """Steps of one policy from a known state on: an operator's life, or part of it.
+
+    `queue`: where the policy queue began, if that is the one.
+    """
 
     settings: Settings
     state: State
@@ -55,7 +61,10 @@ class Run:
 
 
 def read(lines: Iterable[str]) -> list[Run]:
-    """Raises JournalError. The line that a writer was killed in (the last one, or before a new beginning) is left out."""
+    """Raises JournalError.
+
+    The line that a writer was killed in (the last one, or before a new beginning) is left out.
+    """
     runs: list[Run] = []
     broken: JournalError | None = None
     for number, line in enumerate(lines, 1):
@@ -101,13 +110,19 @@ def _step(raw: dict[str, Any], queue: Queue | None) -> Step:
         raise ValueError(f"Observation.now_s: {o.now_s:g} is no time of this millennium, in seconds since 1970")
     if not (o.interval_s > 0 or (o.interval_s == 0 and o.blind)):
         raise ValueError(f"Observation.interval_s: {o.interval_s:g} is not more than 0")
-    samples = {pool: codec.parse(queue_depth.QueueSample, raw["samples"][pool]) for pool in (queue.pools if queue is not None else ())}
+    samples = {
+        pool: codec.parse(queue_depth.QueueSample, raw["samples"][pool])
+        for pool in (queue.pools if queue is not None else ())
+    }
     return Step(o, codec.parse(Targets, raw["targets"]), decided, reasons, bool(raw.get("dryRun")), samples)
 
 
 def replay(runs: Sequence[Run], policy_of: Callable[[Run], Policy]) -> list[Targets]:
-    """What a policy answers to the same observations, step by step. The observations stay as they were: had it decided otherwise, other
-    workers would have served, so this shows where it differs and not where it would have ended."""
+    """What a policy answers to the same observations, step by step.
+
+    The observations stay as they were: had it decided otherwise, other workers would have served,
+    so this shows where it differs and not where it would have ended.
+    """
     out = []
     for run in runs:
         answer = policy_of(run)
@@ -127,7 +142,10 @@ def predictive_policy(settings: Settings, state: State) -> Policy:
 
 
 def queue_policy(queue: Queue) -> Policy:
-    """The policy queue from a state on. Where another policy decided then, by the sums that this one saw."""
+    """The policy queue from a state on.
+
+    Where another policy decided then, by the sums that this one saw.
+    """
     states = queue.states
 
     def answer(step: Step) -> Targets:
@@ -145,7 +163,10 @@ def steps_of(runs: Sequence[Run], since_s: float = -math.inf) -> list[Step]:
 
 
 def columns(steps: Sequence[Step], targets: Sequence[Targets] | None = None) -> dict[str, list[float]]:
-    """As `plots.Timeline` wants them, times from the first step on. `targets`: of another policy, instead of what was decided."""
+    """As `plots.Timeline` wants them, times from the first step on.
+
+    `targets`: of another policy, instead of what was decided.
+    """
     began_s = min((step.observation.now_s for step in steps), default=0.0)
     out: dict[str, list[float]] = {}
     for i, step in enumerate(steps):

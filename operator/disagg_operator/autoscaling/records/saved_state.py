@@ -27,7 +27,9 @@ def to_json(state: State) -> dict[str, Any]:
 
 
 def from_json(raw: dict[str, Any]) -> State:
-    """The state that `to_json` wrote, what it lacks at its default; the empty one for another version or anything that does not fit."""
+    """The state that `to_json` wrote, what it lacks at its default; the empty one for another
+    version or anything that does not fit.
+    """
     try:
         if raw["version"] != _VERSION:
             return State()
@@ -44,7 +46,11 @@ def _read(kind: Any, raw: Any) -> Any:
         known = {f.name: f for f in fields(kind)}
         if unknown := set(raw) - set(known):
             raise ValueError(f"unknown: {unknown}")
-        values = {name: _read(hints[name], value) for name, value in raw.items() if not (value is None and _infinite(known[name].default))}
+        values = {
+            name: _read(hints[name], value)
+            for name, value in raw.items()
+            if not (value is None and _infinite(known[name].default))
+        }
         return kind(**values)  # type: ignore[operator]
     if get_origin(kind) is tuple:
         if not isinstance(raw, list):

@@ -1,7 +1,9 @@
-"""Door: where a policy's state outlives the operator: the ConfigMap NAME-scaling-state, owned by the resource.
+"""Door: where a policy's state outlives the operator: the ConfigMap NAME-scaling-state, owned by
+the resource.
 
-Not status: twenty kilobytes that change all the time would be sent to everybody who watches the resource. Written once a minute at most,
-and when the operator stops. A state that is lost costs what it takes to learn it again, so a failure is logged and nothing more.
+Not status: twenty kilobytes that change all the time would be sent to everybody who watches the
+resource. Written once a minute at most, and when the operator stops. A state that is lost costs
+what it takes to learn it again, so a failure is logged and nothing more.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """PURE: pods' samples, now and before, to the signals of an `Observation`.
 
-Counters are differenced for each pod (a smaller value is a fresh start from zero) and then summed. A pod that did not answer is unknown:
-the others speak for it, and the pool is marked `partial`, so that nobody scales down on it. Where none answered the signal is NaN.
+Counters are differenced for each pod (a smaller value is a fresh start from zero) and then summed.
+A pod that did not answer is unknown: the others speak for it, and the pool is marked `partial`, so
+that nobody scales down on it. Where none answered the signal is NaN.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the next look is compared with. `at_s`: the last look; `seen_s`: since when each pod answers."""
+    """What the next look is compared with.
+
+    `at_s`: the last look; `seen_s`: since when each pod answers.
+    """
 
     at_s: float = math.nan
     samples: Mapping[str, Sample] = field(default_factory=dict)
@@ -89,7 +93,9 @@ class _PoolSums:
         return self._for_all(values)
 
     def increase_of_old(self, *metrics: str) -> tuple[float, ...]:
-        """As `increase`, of the same pods for all metrics, without those that are new and without any word for the silent."""
+        """As `increase`, of the same pods for all metrics, without those that are new and without
+        any word for the silent.
+        """
         if math.isnan(self._interval_s) or not self._old:
             return (math.nan,) * len(metrics)
         rows = [[self._increase(pod, s, m) for m in metrics] for pod, s in self._old.items()]
@@ -151,7 +157,11 @@ def _remember(look: Look, memory: Memory, share: Share) -> Memory:
 
 
 def _share(share: Share, routed: Routed, interval_s: float) -> Share:
-    grown = [routed(f"disagg_router_prefilled_tokens{power}_total:{part}") for power in ("", "_squared") for part in ("prompt", "uncached")]
+    grown = [
+        routed(f"disagg_router_prefilled_tokens{power}_total:{part}")
+        for power in ("", "_squared")
+        for part in ("prompt", "uncached")
+    ]
     if any(map(math.isnan, grown)):
         return share
     keep = math.exp(-interval_s / _SHARE_MEMORY_S)

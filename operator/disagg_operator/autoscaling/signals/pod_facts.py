@@ -1,4 +1,7 @@
-"""PURE: what Kubernetes knows of a pool's pods, as the policy sees it. Plain dicts in; nothing fails on a field that is missing."""
+"""PURE: what Kubernetes knows of a pool's pods, as the policy sees it.
+
+Plain dicts in; nothing fails on a field that is missing.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,9 @@ def note_starts(starts: Starts, pods: Iterable[Obj]) -> Starts:
     found = dict(starts.taken_s)
     fresh = [pod for pod in pods if is_ready(pod) and uid_of(pod) not in found]
     for pod in sorted(fresh, key=lambda pod: str(pod["metadata"].get("creationTimestamp"))):
-        ready: Obj = next((c for c in (pod.get("status") or {}).get("conditions") or [] if c.get("type") == "Ready"), {})
+        ready: Obj = next(
+            (c for c in (pod.get("status") or {}).get("conditions") or [] if c.get("type") == "Ready"), {}
+        )
         taken_s = epoch_s(ready.get("lastTransitionTime")) - epoch_s(pod["metadata"].get("creationTimestamp"))
         # A pod that lost its readiness meanwhile would tell of that and not of its start.
         if 0 <= taken_s <= _LONGEST_S and not _restarted(pod):

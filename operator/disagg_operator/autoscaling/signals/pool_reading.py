@@ -1,4 +1,7 @@
-"""PURE: samples as the policy queue sees them: requests by pod, and those that wait in the routers. Absent is never zero."""
+"""PURE: samples as the policy queue sees them: requests by pod, and those that wait in the routers.
+
+Absent is never zero.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,12 @@ ROUTER_WAITING = "disagg_router_waiting_requests"
 
 @dataclass(frozen=True, slots=True)
 class PoolReading:
-    """What one look at one pool gave. `by_pod`: requests waiting and running, for each pod that answered.
+    """What one look at one pool gave.
 
-    `router_waiting`: requests that wait in the routers for this pool; None when not every ready router answered.
+    `by_pod`: requests waiting and running, for each pod that answered.
+
+    `router_waiting`: requests that wait in the routers for this pool; None when not every ready
+    router answered.
     """
 
     by_pod: Mapping[str, float]
@@ -48,7 +54,8 @@ def reading(pool: str, workers: Mapping[str, Sample | None], routers: Mapping[st
 def view(ready_pods: Iterable[str], reading: PoolReading | None) -> PoolView:
     """Fold a reading over the pods that should have answered.
 
-    Nothing is known (`requests=None`) when pods are ready and none answered, or when there is no pod and no router to ask.
+    Nothing is known (`requests=None`) when pods are ready and none answered, or when there is no
+    pod and no router to ask.
     """
     ready = set(ready_pods)
     if reading is None:

@@ -1,4 +1,7 @@
-"""PURE: how a Prometheus is reached: what a resource refers to, and what is found there. Secrets show in no repr and in no message."""
+"""PURE: how a Prometheus is reached: what a resource refers to, and what is found there.
+
+Secrets show in no repr and in no message.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ Objects = Mapping[tuple[str, str], Mapping[str, Any] | None]  # by kind and name
 
 
 class Unreadable(Exception):
-    """There are no metrics to be had from a Prometheus now. `reason` for the condition; `refused`: other credentials may help."""
+    """There are no metrics to be had from a Prometheus now.
+
+    `reason` for the condition; `refused`: other credentials may help.
+    """
 
     def __init__(self, message: str, reason: str = METRICS_UNAVAILABLE, *, refused: bool = False) -> None:
         super().__init__(message)
@@ -33,7 +39,10 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A key of an object in the resource's own namespace; there is no way to name another. `field`: of the resource."""
+    """A key of an object in the resource's own namespace; there is no way to name another.
+
+    `field`: of the resource.
+    """
 
     field: str
     kind: str
@@ -58,8 +67,11 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class PrometheusEndpoint:
-    """A Prometheus with all that a request needs. `ca_pem`: trust these certificates instead of the public authorities;
-    `credentials_field`: of the resource, where the credentials come from, or would."""
+    """A Prometheus with all that a request needs.
+
+    `ca_pem`: trust these certificates instead of the public authorities; `credentials_field`: of
+    the resource, where the credentials come from, or would.
+    """
 
     url: str
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -80,7 +92,9 @@ def access_of(spec: PrometheusSpec) -> Access:
     return Access(
         url=spec.url.rstrip("/"),
         headers=tuple((header.name, header.value) for header in spec.headers),
-        token=None if auth is None else _secret("authorization.credentials", auth.credentials.name, auth.credentials.key),
+        token=None
+        if auth is None
+        else _secret("authorization.credentials", auth.credentials.name, auth.credentials.key),
         username=None if basic is None else _secret("basicAuth.username", basic.username.name, basic.username.key),
         password=None if basic is None else _secret("basicAuth.password", basic.password.name, basic.password.key),
         ca=ca,
@@ -101,7 +115,9 @@ def endpoint_of(access: Access, objects: Objects) -> PrometheusEndpoint:
         headers["Authorization"] = f"Bearer {token}"
     elif access.username is not None and access.password is not None:
         headers["Authorization"], source = _basic(access.username, access.password, objects), f"{PATH}.basicAuth"
-    return PrometheusEndpoint(access.url, tuple(headers.items()), None if access.ca is None else _certificates(access.ca, objects), source)
+    return PrometheusEndpoint(
+        access.url, tuple(headers.items()), None if access.ca is None else _certificates(access.ca, objects), source
+    )
 
 
 def _basic(username: Ref, password: Ref, objects: Objects) -> str:

@@ -1,13 +1,15 @@
 """Door: a Prometheus that the user runs, by prometheus-api-client.
 
-That client is synchronous, so it runs in threads of its own, which only wait, and what it sends goes through `Transport`, where every
-request has a deadline. For deployment NAME in namespace NS (series need the usual `namespace` and `pod` labels) one query reads what the
-pods last reported, with the times at which they did:
+That client is synchronous, so it runs in threads of its own, which only wait, and what it sends
+goes through `Transport`, where every request has a deadline. For deployment NAME in namespace NS
+(series need the usual `namespace` and `pod` labels) one query reads what the pods last reported,
+with the times at which they did:
 
     {namespace="NS", pod=~"NAME-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+", __name__=~"disagg_router_...|disagg_worker_..."}[75s]
 
-The raw samples go the same way as those of a direct scrape: counters are differenced for each pod, old values are no values, an empty
-answer means "unknown", never zero. The days before are read minute by minute from sums of increases (`history_queries`).
+The raw samples go the same way as those of a direct scrape: counters are differenced for each pod,
+old values are no values, an empty answer means "unknown", never zero. The days before are read
+minute by minute from sums of increases (`history_queries`).
 """
 
 from __future__ import annotations
@@ -38,13 +40,18 @@ _NONSENSE = f"what the server answers is not a Prometheus's; see {PATH}.url"
 
 
 def samples_query(namespace: str, name: str) -> str:
-    """What every pod of a deployment last reported. Raises ValueError for a name that could break out of the quotes."""
+    """What every pod of a deployment last reported.
+
+    Raises ValueError for a name that could break out of the quotes.
+    """
     pods = f'namespace="{_checked(namespace)}",pod=~"{_checked(name)}-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+"'
     return f'{{{pods},__name__=~"{"|".join((*READ_OF_ROUTERS, *READ_OF_WORKERS))}"}}[{MAX_AGE_S}s]'
 
 
 def history_queries(namespace: str, name: str) -> tuple[str, str, str]:
-    """Requests, prompt and output tokens of a minute, by the mean of two (scrapes may be a minute apart). Raises ValueError as above."""
+    """Requests, prompt and output tokens of a minute, by the mean of two (scrapes may be a minute
+    apart). Raises ValueError as above.
+    """
     pods = f'namespace="{_checked(namespace)}",pod=~"{_checked(name)}-router-[a-z0-9]+-[a-z0-9]+"'
     sums = ("disagg_router_arrivals_total", "disagg_router_arrived_prompt_tokens_total")
     requests, prompt = (f"sum(increase({metric}{{{pods}}}[2m]))/2" for metric in sums)
@@ -58,7 +65,10 @@ def _checked(name: str) -> str:
 
 
 class PrometheusDoor:
-    """Reads deployments from Prometheus servers. Made on the event loop that it is used and closed on."""
+    """Reads deployments from Prometheus servers.
+
+    Made on the event loop that it is used and closed on.
+    """
 
     def __init__(self, *, timeout_s: float = 4.0) -> None:
         self._timeout_s = timeout_s
@@ -71,7 +81,10 @@ class PrometheusDoor:
         await self._transport.close()
 
     async def read(self, endpoint: PrometheusEndpoint, namespace: str, name: str, now_s: float) -> dict[str, Sample]:
-        """What Prometheus knows of a deployment's pods, by pod, with epoch times. Raises Unreadable."""
+        """What Prometheus knows of a deployment's pods, by pod, with epoch times.
+
+        Raises Unreadable.
+        """
         query = samples_query(namespace, name)
         answer = await self._ask(endpoint, lambda client: client.custom_query(query))
         found = from_matrix(answer, now_s, MAX_AGE_S)
@@ -80,14 +93,20 @@ class PrometheusDoor:
         return found
 
     async def history(self, endpoint: PrometheusEndpoint, namespace: str, name: str, now_s: float) -> list[Minute]:
-        """The minutes of the last days in which something came, oldest first; [] when there are none. Raises Unreadable."""
+        """The minutes of the last days in which something came, oldest first; [] when there are
+        none. Raises Unreadable.
+        """
         end = datetime.datetime.fromtimestamp(now_s - now_s % 60, datetime.UTC)
         start = end - datetime.timedelta(days=HISTORY_DAYS)
         columns = []
         for query in history_queries(namespace, name):
             columns.append(_series(await self._ask(endpoint, _range(query, start, end))))
         requests_, prompt, output = columns
-        return [Minute(t, requests_[t], prompt.get(t, 0.0), output.get(t, 0.0)) for t in sorted(requests_) if requests_[t] > 0]
+        return [
+            Minute(t, requests_[t], prompt.get(t, 0.0), output.get(t, 0.0))
+            for t in sorted(requests_)
+            if requests_[t] > 0
+        ]
 
     async def _ask(self, endpoint: PrometheusEndpoint, call: Callable[[PrometheusConnect], Any]) -> Any:
         """What the client makes of the answer. Raises Unreadable."""
@@ -97,7 +116,8 @@ class PrometheusDoor:
             with requests.Session() as session:
                 session.trust_env = False
                 client = PrometheusConnect(url=endpoint.url, session=session)
-                # The client puts an adapter of its own before the URL; here is the one that carries.
+                # The client puts an adapter of its own before the URL; here is the one that
+                # carries.
                 session.mount(endpoint.url, Adapter(self._transport, endpoint, loop, self._timeout_s + 1.0))
                 return call(client)
 

@@ -1,8 +1,9 @@
 """A resource's Prometheus, with the Secrets and ConfigMaps that it refers to.
 
-The operator may read a Secret by name and neither list nor watch them, so they are read again every minute, and at once when the server
-refuses what was read last: a secret that was made late, changed or taken away needs no restart of anything. A server that keeps us waiting
-in vain is let rest for a while: many of them must not hold up the looks at all the others.
+The operator may read a Secret by name and neither list nor watch them, so they are read again every
+minute, and at once when the server refuses what was read last: a secret that was made late, changed
+or taken away needs no restart of anything. A server that keeps us waiting in vain is let rest for a
+while: many of them must not hold up the looks at all the others.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ class PrometheusSource:
         return await self._ask(key, access, lambda endpoint: self._door.read(endpoint, *key, now_s))
 
     async def history(self, key: Key, access: Access, now_s: float) -> list[Minute]:
-        """As PrometheusDoor.history. Much is asked: if that takes too long, it says nothing of `read`."""
+        """As PrometheusDoor.history.
+
+        Much is asked: if that takes too long, it says nothing of `read`.
+        """
         return await self._ask_now(key, access, lambda endpoint: self._door.history(endpoint, *key, now_s))
 
     def forget(self, key: Key) -> None:
@@ -129,4 +133,6 @@ class PrometheusSource:
         try:
             return await self._kube.get(_KINDS[ref.kind], key[0], ref.name)
         except Forbidden:
-            raise Unreadable(f"{ref.field}: the operator may not read {ref.kind} {ref.name}", CREDENTIALS_UNAVAILABLE) from None
+            raise Unreadable(
+                f"{ref.field}: the operator may not read {ref.kind} {ref.name}", CREDENTIALS_UNAVAILABLE
+            ) from None

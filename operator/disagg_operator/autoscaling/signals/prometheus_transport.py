@@ -1,8 +1,10 @@
-"""Carries out the requests of prometheus-api-client, which is synchronous, on the event loop, where a deadline is one for all of a request.
+"""Carries out the requests of prometheus-api-client, which is synchronous, on the event loop, where
+a deadline is one for all of a request.
 
-URLs are the user's word, so this asks no more of a server than it must: it follows no redirect (credentials would go to another
-host), takes no proxy, password or authority from the environment, reads a bounded number of bytes, and does not go to
-link-local addresses, where clouds hand out the machine's own credentials.
+URLs are the user's word, so this asks no more of a server than it must: it follows no redirect
+(credentials would go to another host), takes no proxy, password or authority from the environment,
+reads a bounded number of bytes, and does not go to link-local addresses, where clouds hand out the
+machine's own credentials.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 from yarl import URL
 
-from disagg_operator.autoscaling.signals.prometheus_access import CREDENTIALS_UNAVAILABLE, PATH, PrometheusEndpoint, Unreadable
+from disagg_operator.autoscaling.signals.prometheus_access import (
+    CREDENTIALS_UNAVAILABLE,
+    PATH,
+    PrometheusEndpoint,
+    Unreadable,
+)
 
 MAX_BYTES = 32 * 1024 * 1024
 _MOST_CONTEXTS = 64
@@ -41,7 +48,9 @@ def refused_address(text: str) -> bool:
 class _Resolver(aiohttp.ThreadedResolver):
     """Names, without the addresses that are refused: what was looked up is what is connected to."""
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
         found = await super().resolve(host, port, family)
         if any(refused_address(one["host"]) for one in found):
             raise Unreadable(f"{PATH}.url: leads to a link-local address, where no Prometheus can be")
@@ -76,7 +85,9 @@ class Transport:
             why = f"the Prometheus server is not trusted: {_why(error.certificate_error)}; see {PATH}.tlsConfig.ca"
             raise Unreadable(why, refused=True) from None
         except aiohttp.ClientSSLError as error:
-            raise Unreadable(f"no TLS with the Prometheus server: {_why(error.os_error)}; see {PATH}.url", refused=True) from None
+            raise Unreadable(
+                f"no TLS with the Prometheus server: {_why(error.os_error)}; see {PATH}.url", refused=True
+            ) from None
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
             raise Unreadable("the Prometheus server does not answer") from None
 
@@ -84,7 +95,9 @@ class Transport:
         if self._client is None:
             connector = aiohttp.TCPConnector(resolver=_Resolver(), limit=32, ttl_dns_cache=10)
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
-            self._client = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, timeout=timeout)
+            self._client = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, timeout=timeout
+            )
         return self._client
 
     def _context(self, ca_pem: str | None) -> ssl.SSLContext:
@@ -98,9 +111,14 @@ class Transport:
 
 
 class Adapter(BaseAdapter):
-    """What `requests` sends through: one endpoint of a `Transport`. Called from a thread other than the event loop's."""
+    """What `requests` sends through: one endpoint of a `Transport`.
 
-    def __init__(self, transport: Transport, endpoint: PrometheusEndpoint, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+    Called from a thread other than the event loop's.
+    """
+
+    def __init__(
+        self, transport: Transport, endpoint: PrometheusEndpoint, loop: asyncio.AbstractEventLoop, timeout_s: float
+    ) -> None:
         super().__init__()
         self._transport = transport
         self._endpoint = endpoint
@@ -128,7 +146,9 @@ class Adapter(BaseAdapter):
 
 
 def _refusal(status: int, endpoint: PrometheusEndpoint) -> Unreadable:
-    """Never with the body: what an address answers that somebody made us ask is not for them to read."""
+    """Never with the body: what an address answers that somebody made us ask is not for them to
+    read.
+    """
     if status in (401, 403):
         words = f"the Prometheus server refuses the credentials (HTTP {status}); see {endpoint.credentials_field} and {PATH}.headers"
         return Unreadable(words, refused=True)
@@ -167,6 +187,8 @@ def _is_address(host: str) -> bool:
 
 
 def _why(error: BaseException) -> str:
-    """OpenSSL's own words of a certificate or a handshake; they hold nothing that the server sent but names."""
+    """OpenSSL's own words of a certificate or a handshake; they hold nothing that the server sent
+    but names.
+    """
     message = getattr(error, "verify_message", None) or getattr(error, "reason", None) or type(error).__name__
     return str(message)[:200]

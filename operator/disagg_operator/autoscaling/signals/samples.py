@@ -1,6 +1,9 @@
-"""PURE: what one pod reported at one moment, by metric. What is no finite number >= 0 is absent, and absent is never zero.
+"""PURE: what one pod reported at one moment, by metric.
 
-A metric with labels of our own has a name for each: `disagg_router_waiting_requests:decode`, label values in the order of `READ_LABELS`.
+What is no finite number >= 0 is absent, and absent is never zero.
+
+A metric with labels of our own has a name for each: `disagg_router_waiting_requests:decode`, label
+values in the order of `READ_LABELS`.
 """
 
 from __future__ import annotations
@@ -53,8 +56,10 @@ def add(values: dict[str, float], metric: str, value: float) -> None:
 
 
 def from_matrix(answer: Any, now_s: float, max_age_s: float) -> dict[str, Sample] | None:
-    """A range vector of raw series with a `pod` label, as Prometheus answers it -> the last look at each pod. What is older than
-    `max_age_s` is left out, as is what makes no sense; None for what is no matrix at all."""
+    """A range vector of raw series with a `pod` label, as Prometheus answers it -> the last look at
+    each pod. What is older than `max_age_s` is left out, as is what makes no sense; None for what
+    is no matrix at all.
+    """
     if not isinstance(answer, list):
         return None
     newest: dict[str, float] = {}
@@ -86,4 +91,11 @@ def role_of(sample: Sample | None) -> str | None:
     """The role that a worker says it has."""
     if sample is None:
         return None
-    return next((m.removeprefix(_ROLE_PREFIX) for m, value in sample.values.items() if m.startswith(_ROLE_PREFIX) and value > 0), None)
+    return next(
+        (
+            m.removeprefix(_ROLE_PREFIX)
+            for m, value in sample.values.items()
+            if m.startswith(_ROLE_PREFIX) and value > 0
+        ),
+        None,
+    )

@@ -11,7 +11,14 @@ import pytest
 from disagg_operator.autoscaling.policy import guard, predictive
 from disagg_operator.autoscaling.policy.decision import STABILIZING, PoolRules
 from disagg_operator.autoscaling.policy.guard import ENOUGH, FORECAST_DOWN, FORECAST_UP, PARTIAL_METRICS, Predicting
-from disagg_operator.autoscaling.policy.observation import DecodeSignals, Folded, Observation, Pods, PrefillSignals, Targets
+from disagg_operator.autoscaling.policy.observation import (
+    DecodeSignals,
+    Folded,
+    Observation,
+    Pods,
+    PrefillSignals,
+    Targets,
+)
 from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State
 from disagg_operator.autoscaling.records import codec, state_store
 from disagg_operator.autoscaling.signals import pod_facts
@@ -104,11 +111,15 @@ def test_one_missed_scrape_says_nothing_and_a_longer_blindness_holds() -> None:
 
 @pytest.mark.parametrize("lost", ["generated_tokens", "prompt_tokens", "prompt_tokens_squared"])
 def test_half_a_picture_is_not_taken_for_an_idle_pool(lost: str) -> None:
-    """All decode workers silent at once, while the routers answer: the forecast must not fall to nothing."""
+    """All decode workers silent at once, while the routers answer: the forecast must not fall to
+    nothing.
+    """
 
     def without(o: Observation) -> Observation:
         part = "decode" if lost == "generated_tokens" else "prefill"
-        half = replace(o.decode, generated_tokens=math.nan) if part == "decode" else replace(o.prefill, **{lost: math.nan})
+        half = (
+            replace(o.decode, generated_tokens=math.nan) if part == "decode" else replace(o.prefill, **{lost: math.nan})
+        )
         return replace(o, **{part: half})
 
     looks = [observation(5 * i, per_s=50.0) for i in range(40)]
@@ -138,7 +149,10 @@ def test_enough_is_a_decision_too() -> None:
 
 def pod(uid: str, created: str, ready: str | None = None, **more: Any) -> dict[str, Any]:
     conditions = [] if ready is None else [{"type": "Ready", "status": "True", "lastTransitionTime": ready}]
-    return {"metadata": {"name": uid, "uid": uid, "creationTimestamp": created, **more}, "status": {"conditions": conditions}}
+    return {
+        "metadata": {"name": uid, "uid": uid, "creationTimestamp": created, **more},
+        "status": {"conditions": conditions},
+    }
 
 
 def test_pods_are_ready_starting_or_draining() -> None:

@@ -1,4 +1,6 @@
-"""A worker's speed from what workers did: exact where the intervals tell the terms apart, the prior's proportions where they do not."""
+"""A worker's speed from what workers did: exact where the intervals tell the terms apart, the
+prior's proportions where they do not.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def worked(true: Profile, i: int, noise: float = 1.0) -> Observation:
     )  # fmt: skip
 
 
-def learn(prior: Profile, true: Profile, n: int, begin: Learned | None = None, noise: tuple[float, ...] = (1.0,)) -> Learned:
+def learn(
+    prior: Profile, true: Profile, n: int, begin: Learned | None = None, noise: tuple[float, ...] = (1.0,)
+) -> Learned:
     learned = begin or Learned()
     for i in range(n):
         learned = observe(learned, prior, worked(true, i, noise[i % len(noise)]))
@@ -54,7 +58,9 @@ COEFFICIENTS = ("a_s", "b_s_per_token", "c_s_per_token2", "d_s", "e_s_per_sequen
         pytest.param(TRUE, id="right"),
         pytest.param(PROFILES["70b-a100-tp4"], id="of another GPU"),
         pytest.param(PROFILES["8b-h100"], id="of another model"),
-        pytest.param(replace(TRUE, a_s=2 * TRUE.a_s, b_s_per_token=2 * TRUE.b_s_per_token, d_s=TRUE.d_s / 2), id="off by two"),
+        pytest.param(
+            replace(TRUE, a_s=2 * TRUE.a_s, b_s_per_token=2 * TRUE.b_s_per_token, d_s=TRUE.d_s / 2), id="off by two"
+        ),
         pytest.param(replace(TRUE, **{c: 10 * getattr(TRUE, c) for c in COEFFICIENTS}), id="ten times too slow"),
     ],
 )
@@ -68,7 +74,9 @@ def test_the_truth_is_found_from_any_prior(prior: Profile) -> None:
 
 
 def test_one_mix_says_how_fast_and_leaves_the_proportions() -> None:
-    prior = replace(TRUE, a_s=2 * TRUE.a_s, b_s_per_token=2 * TRUE.b_s_per_token, c_s_per_token2=2 * TRUE.c_s_per_token2)
+    prior = replace(
+        TRUE, a_s=2 * TRUE.a_s, b_s_per_token=2 * TRUE.b_s_per_token, c_s_per_token2=2 * TRUE.c_s_per_token2
+    )
     learned = Learned()
     for _ in range(40):
         learned = observe(learned, prior, worked(TRUE, 3))

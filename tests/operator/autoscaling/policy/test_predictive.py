@@ -1,4 +1,6 @@
-"""The predictive policy: written rules as tables, invariants as properties, its state over a restart."""
+"""The predictive policy: written rules as tables, invariants as properties, its state over a
+restart.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,25 @@ PROMPT, OUTPUT = 1000.0, 200.0
 
 
 def look(
-    now_s: float, rate: float, prefill: Pods, decode: Pods, *, missed: float = 0.0, waiting_tokens: float = 0.0, decode_waiting: float = 0.0
+    now_s: float,
+    rate: float,
+    prefill: Pods,
+    decode: Pods,
+    *,
+    missed: float = 0.0,
+    waiting_tokens: float = 0.0,
+    decode_waiting: float = 0.0,
 ) -> Observation:
-    """Fifteen seconds of `rate` requests a second of one length. With fewer workers than work all is late, else `missed`."""
+    """Fifteen seconds of `rate` requests a second of one length.
+
+    With fewer workers than work all is late, else `missed`.
+    """
     n = 15 * rate
     running = rate * OUTPUT * 0.045
     late = 1.0 if prefill.ready < PROFILE.prefill_work_s(rate, rate * PROMPT, rate * PROMPT**2) else missed
-    slow = 1.0 if decode.ready * PROFILE.decode_tokens_per_s(0.97 * 0.06, PROMPT + OUTPUT / 2) < rate * OUTPUT else missed
+    slow = (
+        1.0 if decode.ready * PROFILE.decode_tokens_per_s(0.97 * 0.06, PROMPT + OUTPUT / 2) < rate * OUTPUT else missed
+    )
     return Observation(
         now_s,
         15.0,
@@ -81,7 +95,9 @@ def test_the_reason_and_the_numbers_come_along() -> None:
     answer, _ = steady()
     assert "prefill:" in answer.reason
     assert "decode:" in answer.reason
-    assert answer.numbers["prefill_forecast"] == pytest.approx(PROFILE.prefill_work_s(40, 40 * PROMPT, 40 * PROMPT**2), rel=0.05)
+    assert answer.numbers["prefill_forecast"] == pytest.approx(
+        PROFILE.prefill_work_s(40, 40 * PROMPT, 40 * PROMPT**2), rel=0.05
+    )
     assert {"decode_expected_misses", "prefill_price", "decode_worker_tokens_per_s"} <= answer.numbers.keys()
 
 
@@ -92,7 +108,9 @@ def test_pools_move_apart_when_prompts_grow_and_answers_shrink() -> None:
         return replace(
             o,
             prefill=replace(
-                o.prefill, prompt_tokens=o.prefill.prompt_tokens * p, prompt_tokens_squared=o.prefill.prompt_tokens_squared * p * p
+                o.prefill,
+                prompt_tokens=o.prefill.prompt_tokens * p,
+                prompt_tokens_squared=o.prefill.prompt_tokens_squared * p * p,
             ),
             decode=replace(
                 o.decode,
@@ -197,7 +215,12 @@ def test_a_wrong_profile_is_corrected_and_what_is_remembered_with_it() -> None:
     wrong = replace(RULES, profile=replace(PROFILE, **{name: getattr(PROFILE, name) / 2 for name in names}))
 
     def computed(o: Observation) -> Observation:
-        n, batches, made, steps = o.prefill.arrivals, o.prefill.arrivals / 3, o.decode.generated_tokens, 300.0 * o.decode.pods.ready
+        n, batches, made, steps = (
+            o.prefill.arrivals,
+            o.prefill.arrivals / 3,
+            o.decode.generated_tokens,
+            300.0 * o.decode.pods.ready,
+        )
         kv = made * (PROMPT + OUTPUT / 2)
         return replace(
             o,
@@ -241,7 +264,10 @@ def test_without_metrics_nothing_shrinks_and_the_usual_ramp_is_met() -> None:
     def day(t: float) -> float:
         return 30.0 + 20.0 * math.sin(2 * math.pi * t / 86_400)
 
-    minutes = [Minute(t * 60.0, 60 * day(t * 60.0), 60 * day(t * 60.0) * PROMPT, 60 * day(t * 60.0) * OUTPUT) for t in range(-4320, 0)]
+    minutes = [
+        Minute(t * 60.0, 60 * day(t * 60.0), 60 * day(t * 60.0) * PROMPT, 60 * day(t * 60.0) * OUTPUT)
+        for t in range(-4320, 0)
+    ]
     targets, state = drive(RULES, day, 3600, seed(RULES, minutes), (7, 7))
     sizes = (targets[-1].prefill, targets[-1].decode)
     held, state = drive(RULES, day, 7200, state, sizes, 3600, change=blind)
@@ -258,11 +284,16 @@ def test_a_long_blindness_on_a_ramp_rises_once_and_within_the_budget() -> None:
         return 10.0 + 60.0 * min(1.0, max(0.0, t % 86_400 - 9 * 3600) / 1800)
 
     minutes = [
-        Minute(t * 60.0, 60 * office(t * 60.0), 60 * office(t * 60.0) * PROMPT, 60 * office(t * 60.0) * OUTPUT) for t in range(-4320, 0)
+        Minute(t * 60.0, 60 * office(t * 60.0), 60 * office(t * 60.0) * PROMPT, 60 * office(t * 60.0) * OUTPUT)
+        for t in range(-4320, 0)
     ]
     begin_s = 8.7 * 3600
     held = {}
-    for name, rules in (("free", RULES), ("budget", replace(RULES, gpu_budget=16)), ("ratio", replace(RULES, ratio=(0.5, 1.0)))):
+    for name, rules in (
+        ("free", RULES),
+        ("budget", replace(RULES, gpu_budget=16)),
+        ("ratio", replace(RULES, ratio=(0.5, 1.0))),
+    ):
         seen, state = drive(rules, office, 1200, seed(rules, minutes), (4, 4), begin_s)
         had = seen[-1]
         later, _ = drive(rules, office, 3600, state, (had.prefill, had.decode), begin_s + 1200, change=blind)
@@ -370,7 +401,9 @@ _pods = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(_pods, _pods, st.lists(_number, min_size=28, max_size=28)), min_size=1, max_size=8))
-def test_whatever_is_seen_the_answer_is_within_bounds_and_json(observations: list[tuple[Pods, Pods, list[float]]]) -> None:
+def test_whatever_is_seen_the_answer_is_within_bounds_and_json(
+    observations: list[tuple[Pods, Pods, list[float]]],
+) -> None:
     rules, state = replace(RULES, prefill=PoolLimits(2, 11, 4), decode=PoolLimits(3, 9, 4)), State()
     for i, (p, d, v) in enumerate(observations):
         o = Observation(15.0 * (i + 1), 15.0, PrefillSignals(p, *v[:14]), DecodeSignals(d, *v[14:]))

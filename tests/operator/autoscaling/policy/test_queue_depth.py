@@ -125,7 +125,9 @@ rules_st = st.builds(
     lambda low, extra, target, window: PoolRules(low, low + extra, target, down_window_s=window),
     st.integers(1, 5), st.integers(0, 10), st.floats(0.5, 100), st.floats(0, 600),
 )  # fmt: skip
-samples_st = st.lists(st.tuples(st.floats(0.1, 60), st.none() | st.floats(0, 5000), st.integers(0, 3), st.booleans()), max_size=40)
+samples_st = st.lists(
+    st.tuples(st.floats(0.1, 60), st.none() | st.floats(0, 5000), st.integers(0, 3), st.booleans()), max_size=40
+)
 
 
 @given(rules_st, samples_st, st.integers(0, 20))
@@ -153,7 +155,9 @@ def test_a_constant_load_settles_and_stays(rules: PoolRules, requests: float, re
 
 
 @given(rules_st, samples_st)
-def test_what_a_step_remembers_is_bounded_by_its_windows(rules: PoolRules, raw: list[tuple[float, float | None, int, bool]]) -> None:
+def test_what_a_step_remembers_is_bounded_by_its_windows(
+    rules: PoolRules, raw: list[tuple[float, float | None, int, bool]]
+) -> None:
     state, now = QueueMemory(), 0.0
     for gap, requests, _, _ in raw:
         now += gap

@@ -24,7 +24,10 @@ KEY = ("ns", "chat")
 
 
 def decisions(prefill: tuple[int, int], decode: tuple[int, int]) -> dict[str, Decision]:
-    return {name: Decision(a, b, "why", "Forecast", None, 0.0) for name, (a, b) in (("prefill", prefill), ("decode", decode))}
+    return {
+        name: Decision(a, b, "why", "Forecast", None, 0.0)
+        for name, (a, b) in (("prefill", prefill), ("decode", decode))
+    }
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,8 @@ def test_while_a_worker_moves_nobody_deletes_a_pod_or_starts_one_for_it() -> Non
     assert (left["prefill"].to, left["decode"].to) == (2, 3)
     done = role_moves.without(decisions((3, 2), (1, 2)), "prefill", "decode", 1)
     assert (done["prefill"].to, done["decode"].to) == (3, 1)
-    # The policy may have changed its mind meanwhile: growth of the giving pool is not the move's business.
+    # The policy may have changed its mind meanwhile: growth of the giving pool is not the move's
+    # business.
     changed = role_moves.without(decisions((3, 5), (4, 2)), "prefill", "decode", 1)
     assert (changed["prefill"].to, changed["decode"].to) == (5, 2)
 
@@ -90,7 +94,9 @@ async def worker(answers: list[int]) -> AsyncIterator[tuple[Target, list[Any]]]:
         await runner.cleanup()
 
 
-@pytest.mark.parametrize(("answers", "changed"), [([200], True), ([202, 409, 200], True), ([404], False), ([401], False)])
+@pytest.mark.parametrize(
+    ("answers", "changed"), [([200], True), ([202, 409, 200], True), ([404], False), ([401], False)]
+)
 async def test_a_move_asks_until_it_is_done_and_gives_up_where_it_is_refused(answers: list[int], changed: bool) -> None:
     woken, door = asyncio.Event(), DirectDoor()
     flipper = Flipper(door, lambda _: woken.set(), asyncio.get_running_loop().time)

@@ -1,4 +1,6 @@
-"""Samples of pods to signals: differences for each pod, then sums; what did not answer is unknown, never zero."""
+"""Samples of pods to signals: differences for each pod, then sums; what did not answer is unknown,
+never zero.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ RUNNING = "disagg_worker_running_requests"
 
 
 def router(at_s: float, arrivals: float, **more: float) -> Sample:
-    values = {ARRIVALS: arrivals, TOKENS: 10 * arrivals, "disagg_router_arrived_prompt_tokens_squared_total": 100 * arrivals}
+    values = {
+        ARRIVALS: arrivals,
+        TOKENS: 10 * arrivals,
+        "disagg_router_arrived_prompt_tokens_squared_total": 100 * arrivals,
+    }
     values |= {f"disagg_router_waiting_requests:{pool}": 0.0 for pool in ("prefill", "decode")}
     return Sample(at_s, values | {k.replace("__", ":"): v for k, v in more.items()})
 
@@ -30,7 +36,9 @@ def worker(at_s: float, generated: float = 0.0, running: float = 0.0, **more: fl
 
 
 def look(at_s: float, routers: Any = None, prefill: Any = None, decode: Any = None) -> Look:
-    return Look(at_s, routers or {}, prefill or {}, decode or {}, Pods(1, len(prefill or {})), Pods(1, len(decode or {})))
+    return Look(
+        at_s, routers or {}, prefill or {}, decode or {}, Pods(1, len(prefill or {})), Pods(1, len(decode or {}))
+    )
 
 
 def after(*looks: Look) -> Folded:
@@ -51,7 +59,12 @@ def test_counters_are_known_from_the_second_look_on_and_gauges_from_the_first() 
         look(105, {"r": router(105, 60)}, decode={"d": worker(105, 57, 4)}),
     )
     o = second.observation
-    assert (o.interval_s, o.prefill.arrivals, o.prefill.prompt_tokens, o.prefill.prompt_tokens_squared) == (5, 20, 200, 2000)
+    assert (o.interval_s, o.prefill.arrivals, o.prefill.prompt_tokens, o.prefill.prompt_tokens_squared) == (
+        5,
+        20,
+        200,
+        2000,
+    )
     assert o.decode.generated_tokens == 50
 
 
@@ -65,15 +78,21 @@ def test_counters_are_known_from_the_second_look_on_and_gauges_from_the_first() 
 )
 def test_how_far_prefill_is_held_back(workers: list[tuple[float, float]], share: float) -> None:
     names = ("disagg_prefill_batch_limit_tokens", "disagg_prefill_batch_most_tokens")
-    prefill = {str(i): worker(100, **dict(zip(names, w, strict=True))) for i, w in enumerate(workers)} or {"0": worker(100)}
-    assert after(look(100, {"r": router(100, 1)}, prefill)).observation.prefill.batch_share == pytest.approx(share, nan_ok=True)
+    prefill = {str(i): worker(100, **dict(zip(names, w, strict=True))) for i, w in enumerate(workers)} or {
+        "0": worker(100)
+    }
+    assert after(look(100, {"r": router(100, 1)}, prefill)).observation.prefill.batch_share == pytest.approx(
+        share, nan_ok=True
+    )
 
 
 @pytest.mark.parametrize(
     ("before", "now", "arrivals"),
     [
         pytest.param({"r": 10}, {"r": 4}, 4, id="a process that began anew counts from zero"),
-        pytest.param({"r": 10}, {"r": 12, "s": 500}, 2 * 2 / 2, id="what a new pod counted before is not of this interval"),
+        pytest.param(
+            {"r": 10}, {"r": 12, "s": 500}, 2 * 2 / 2, id="what a new pod counted before is not of this interval"
+        ),
         pytest.param({"r": 10, "s": 10}, {"r": 12}, 2, id="a pod that is gone takes nothing away"),
         pytest.param({"r": 10, "s": 10}, {"r": 14, "s": None}, 8, id="one of two is silent: the other speaks for it"),
         pytest.param({"r": 10}, {"r": None}, math.nan, id="all are silent"),
@@ -90,7 +109,8 @@ def test_arrivals(before: dict[str, float], now: dict[str, float | None], arriva
 def test_a_pool_of_which_one_pod_is_silent_is_partial_and_its_gauges_are_scaled() -> None:
     workers = {"a": worker(105, 0, 6), "b": None, "c": worker(105, 0, 2)}
     folded = after(
-        look(100, {"r": router(100, 1)}, decode=dict.fromkeys(workers, worker(100))), look(105, {"r": router(105, 1)}, decode=workers)
+        look(100, {"r": router(100, 1)}, decode=dict.fromkeys(workers, worker(100))),
+        look(105, {"r": router(105, 1)}, decode=workers),
     )
     assert folded.partial == {"decode"}
     assert folded.observation.decode.running_requests == 12
@@ -165,7 +185,9 @@ def test_objectives_and_queues_of_routers() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.floats(0.1, 100), st.lists(st.one_of(st.none(), st.floats(0, 1e6)), min_size=2, max_size=2)), min_size=1, max_size=8
+        st.tuples(st.floats(0.1, 100), st.lists(st.one_of(st.none(), st.floats(0, 1e6)), min_size=2, max_size=2)),
+        min_size=1,
+        max_size=8,
     )
 )
 def test_no_history_gives_a_negative_signal(history: list[tuple[float, list[float | None]]]) -> None:

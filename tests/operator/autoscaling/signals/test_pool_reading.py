@@ -41,7 +41,9 @@ def test_labels_of_our_own_tell_series_apart_and_others_do_not() -> None:
         'disagg_router_ttft_seconds_bucket{le="1"} 3\n',
         5.0,
     )
-    assert page == Sample(5.0, {"disagg_router_waiting_requests:decode": 7.0, "disagg_router_objective_requests_total:ttft:true": 3.0})
+    assert page == Sample(
+        5.0, {"disagg_router_waiting_requests:decode": 7.0, "disagg_router_objective_requests_total:ttft:true": 3.0}
+    )
 
 
 def test_routers_waiting_is_known_only_when_all_answered() -> None:

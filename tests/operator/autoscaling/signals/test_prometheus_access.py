@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from tests.operator.api.resources import watched
 
 from disagg_operator.api import parse
-from disagg_operator.autoscaling.signals.prometheus_access import Access, PrometheusEndpoint, Unreadable, access_of, endpoint_of
+from disagg_operator.autoscaling.signals.prometheus_access import (
+    Access,
+    PrometheusEndpoint,
+    Unreadable,
+    access_of,
+    endpoint_of,
+)
 from disagg_operator.autoscaling.signals.prometheus_transport import refused_address
 
 PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
@@ -68,14 +74,26 @@ def test_certificates_come_from_a_config_map_or_a_secret_and_nothing_else_in_the
         (TOKEN, {("Secret", "prom"): None}, f"{AT}.authorization.credentials: Secret prom does not exist"),
         (TOKEN, {("Secret", "prom"): {}}, f"{AT}.authorization.credentials: Secret prom has no key token"),
         (TOKEN, secret(token=" "), f"{AT}.authorization.credentials: key token of Secret prom is empty"),
-        (TOKEN, secret(token="a\r\nHost: b"), f"{AT}.authorization.credentials: key token of Secret prom is empty or no token"),
+        (
+            TOKEN,
+            secret(token="a\r\nHost: b"),
+            f"{AT}.authorization.credentials: key token of Secret prom is empty or no token",
+        ),
         (TOKEN, secret(token=b"\xff\xfe"), f"{AT}.authorization.credentials: key token of Secret prom is no text"),
         (BASIC, secret(username="me"), f"{AT}.basicAuth.password: Secret prom has no key word"),
         (BASIC, secret(word="w"), f"{AT}.basicAuth.username: Secret prom has no key username"),
-        (BASIC, secret(username="a:b", word="w"), f"{AT}.basicAuth.username: key username of Secret prom is no user name"),
+        (
+            BASIC,
+            secret(username="a:b", word="w"),
+            f"{AT}.basicAuth.username: key username of Secret prom is no user name",
+        ),
         (BASIC, secret(username="me", word="a\nb"), f"{AT}.basicAuth.password: key word of Secret prom is no password"),
         (CA, {}, f"{AT}.tlsConfig.ca.configMap: ConfigMap ca does not exist"),
-        (CA, {("ConfigMap", "ca"): {"data": {"ca.crt": "hello"}}}, f"{AT}.tlsConfig.ca.configMap: key ca.crt of ConfigMap ca holds no PEM"),
+        (
+            CA,
+            {("ConfigMap", "ca"): {"data": {"ca.crt": "hello"}}},
+            f"{AT}.tlsConfig.ca.configMap: key ca.crt of ConfigMap ca holds no PEM",
+        ),
     ],
 )
 def test_what_is_missing_or_wrong_is_told_by_field_and_key(spec: dict[str, Any], objects: Any, words: str) -> None:

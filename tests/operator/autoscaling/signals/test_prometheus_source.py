@@ -1,4 +1,6 @@
-"""Prometheus as it is met in the wild: behind TLS and a token, redirecting, slow, endless, and with secrets that come, change and go."""
+"""Prometheus as it is met in the wild: behind TLS and a token, redirecting, slow, endless, and with
+secrets that come, change and go.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,10 @@ SECRET_WORD = "s3cr3t-of-the-test"
 
 
 class Server:
-    """Answers queries as Prometheus does, to whom it lets in. `seen`: the headers of all requests."""
+    """Answers queries as Prometheus does, to whom it lets in.
+
+    `seen`: the headers of all requests.
+    """
 
     def __init__(self) -> None:
         self.authorization: str | None = None
@@ -90,10 +95,14 @@ class Cluster(FakeKube):
 
     def secret(self, name: str = "prom", namespace: str = "ns", **values: str) -> None:
         data = {k: base64.b64encode(v.encode()).decode() for k, v in values.items()}
-        self.put({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "data": data})
+        self.put(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "data": data}
+        )
 
     def config_map(self, name: str, **values: str) -> None:
-        self.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "ns"}, "data": values})
+        self.put(
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "ns"}, "data": values}
+        )
 
 
 class Rig:
@@ -161,7 +170,9 @@ async def test_credentials_do_not_follow_a_redirect(rig: Rig) -> None:
     assert (len(first.seen), second.seen) == (1, [])
 
 
-async def test_the_environment_adds_no_proxy_and_no_password(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_environment_adds_no_proxy_and_no_password(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, proxy = Server(), Server()
     (tmp_path / ".netrc").write_text(f"machine 127.0.0.1 login me password {SECRET_WORD}\n")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -237,7 +248,10 @@ async def test_nothing_is_asked_of_a_link_local_address(rig: Rig, monkeypatch: p
     for url in ("http://169.254.169.254/latest", "http://[fe80::1]", "http://[::ffff:169.254.169.254]"):
         assert "link-local" in (await rig.trouble(access(url)))[1]
     # A number is no name, and no way around.
-    assert await rig.trouble(access("http://2852039166")) == ("MetricsUnavailable", "the Prometheus server does not answer")
+    assert await rig.trouble(access("http://2852039166")) == (
+        "MetricsUnavailable",
+        "the Prometheus server does not answer",
+    )
     # A name is judged by what it leads to.
     server = Server()
     async with served(server.answer) as url:

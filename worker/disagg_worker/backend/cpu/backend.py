@@ -1,6 +1,9 @@
-"""The backend over the kernels. Activations are float32 whatever the weights are: on a CPU that costs nothing and rounds less.
+"""The backend over the kernels.
 
-A row's result does not depend on the rows beside it (src/matmul.hpp), so a token is the same alone and in any batch.
+Activations are float32 whatever the weights are: on a CPU that costs nothing and rounds less.
+
+A row's result does not depend on the rows beside it (src/matmul.hpp), so a token is the same alone
+and in any batch.
 """
 
 from __future__ import annotations
@@ -41,8 +44,10 @@ def ask_for_huge_pages(memory: torch.Tensor) -> None:
 
 
 class Arena:
-    """Uninitialised bytes in huge pages where the kernel grants them: weights are streamed, small pages would cost walks. Matrices share
-    chunks, since the last part of a mapping that fills no huge page gets small ones."""
+    """Uninitialised bytes in huge pages where the kernel grants them: weights are streamed, small
+    pages would cost walks. Matrices share chunks, since the last part of a mapping that fills no
+    huge page gets small ones.
+    """
 
     _CHUNK_BYTES = 64 << 20
 
@@ -65,7 +70,9 @@ class Arena:
 class PackedLinear:
     """A weight in panels. Implements api.Linear over float32 activations."""
 
-    def __init__(self, backend: CpuBackend, weight: DenseWeight | GroupQuantizedWeight, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, backend: CpuBackend, weight: DenseWeight | GroupQuantizedWeight, bias: torch.Tensor | None
+    ) -> None:
         self._backend = backend
         panel = backend.panel
         if isinstance(weight, DenseWeight):
@@ -81,18 +88,26 @@ class PackedLinear:
         self._bias = None if bias is None else _padded(bias.float(), panel)
         panels = -(-self.out_features // panel)
         self._data = backend.arena.take(panels * kind.panel_bytes(panel, self.in_features))
-        backend.kernels.disagg_pack(kind, self.in_features, 0, self.out_features, source.data_ptr(), self._data.data_ptr())
+        backend.kernels.disagg_pack(
+            kind, self.in_features, 0, self.out_features, source.data_ptr(), self._data.data_ptr()
+        )
         self.weight_bytes = self._data.nbytes + (
             self._scale.nbytes + self._zero.nbytes if self._scale is not None and self._zero is not None else 0
         )
         self.matrix = Matrix(
-            kind, self.in_features, self.out_features, group, *map(pointer, (self._data, self._scale, self._zero, self._bias))
+            kind,
+            self.in_features,
+            self.out_features,
+            group,
+            *map(pointer, (self._data, self._scale, self._zero, self._bias)),
         )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.float().contiguous()
         out = torch.empty(x.shape[0], self.out_features)
-        self._backend.kernels.disagg_matmul(self._backend.pool, self.matrix, x.data_ptr(), out.data_ptr(), x.shape[0], 0)
+        self._backend.kernels.disagg_matmul(
+            self._backend.pool, self.matrix, x.data_ptr(), out.data_ptr(), x.shape[0], 0
+        )
         return out
 
 
@@ -145,7 +160,14 @@ class CpuBackend:
         return self.rms_norm(x.add_(delta), weight, eps)
 
     def store_qkv(
-        self, qkv: torch.Tensor, shape: QkvShape, norms: HeadNorms | None, rotary: Rotary, batch: Batch, cache: torch.Tensor, layer: int
+        self,
+        qkv: torch.Tensor,
+        shape: QkvShape,
+        norms: HeadNorms | None,
+        rotary: Rotary,
+        batch: Batch,
+        cache: torch.Tensor,
+        layer: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tokens = qkv.shape[0]
         q = torch.empty(tokens, shape.heads, shape.head_dim)
@@ -170,7 +192,14 @@ class CpuBackend:
         return q, none, none
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, cache: torch.Tensor, layer: int, window: int | None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        batch: Batch,
+        cache: torch.Tensor,
+        layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         tokens, heads, head_dim = q.shape
         out = torch.empty(tokens, heads * head_dim)
@@ -195,7 +224,16 @@ class CpuBackend:
         for c in batch.chunks:
             n, offset = c.stop - c.start, c.start * row_bytes
             self.kernels.disagg_attend_chunk(
-                self.pool, struct, layer, c.table.data_ptr(), n, c.first + n, heads, seen, q.data_ptr() + offset, out.data_ptr() + offset
+                self.pool,
+                struct,
+                layer,
+                c.table.data_ptr(),
+                n,
+                c.first + n,
+                heads,
+                seen,
+                q.data_ptr() + offset,
+                out.data_ptr() + offset,
             )
         return out
 
@@ -213,7 +251,10 @@ class CpuBackend:
 
 
 class _DecodeStep:
-    """One call for a whole decode step. Bit for bit what `Decoder.forward` computes: the same kernels in the same order."""
+    """One call for a whole decode step.
+
+    Bit for bit what `Decoder.forward` computes: the same kernels in the same order.
+    """
 
     def __init__(self, backend: CpuBackend, network: DecoderNetwork, cache: torch.Tensor) -> None:
         self._backend, self._decoder, self._cache = backend, network, library.cache_struct(cache)

@@ -98,14 +98,26 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "disagg_norm": (None, [_POINTER, _POINTER, _FLOAT, _INT, _INT, _POINTER]),
     "disagg_gated": (None, [_POINTER, _INT, _INT, _POINTER]),
     "disagg_store_qkv": (None, [POINTER(Cache), _INT, _INT, *[_POINTER] * 3, _FLOAT, *[_POINTER] * 4, _INT, _POINTER]),
-    "disagg_attend_decode": (None, [_POINTER, POINTER(Cache), _INT, _POINTER, _INT, _POINTER, _INT, _INT, _INT, _POINTER, _POINTER]),
-    "disagg_attend_chunk": (None, [_POINTER, POINTER(Cache), _INT, _POINTER, _INT, _INT, _INT, _INT, _POINTER, _POINTER]),
-    "disagg_decode": (None, [_POINTER, POINTER(Network), POINTER(Cache), *[_POINTER] * 4, _INT, _POINTER, _INT, _POINTER]),
+    "disagg_attend_decode": (
+        None,
+        [_POINTER, POINTER(Cache), _INT, _POINTER, _INT, _POINTER, _INT, _INT, _INT, _POINTER, _POINTER],
+    ),
+    "disagg_attend_chunk": (
+        None,
+        [_POINTER, POINTER(Cache), _INT, _POINTER, _INT, _INT, _INT, _INT, _POINTER, _POINTER],
+    ),
+    "disagg_decode": (
+        None,
+        [_POINTER, POINTER(Network), POINTER(Cache), *[_POINTER] * 4, _INT, _POINTER, _INT, _POINTER],
+    ),
 }
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The library, its signatures set and its structs compared. Calls release the interpreter's lock."""
+    """The library, its signatures set and its structs compared.
+
+    Calls release the interpreter's lock.
+    """
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)

@@ -1,4 +1,7 @@
-"""Decode steps as CUDA graphs: one launch instead of hundreds. A graph for each of a few batch sizes; a batch takes the next larger one."""
+"""Decode steps as CUDA graphs: one launch instead of hundreds.
+
+A graph for each of a few batch sizes; a batch takes the next larger one.
+"""
 
 from __future__ import annotations
 
