@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from disagg_worker.values.choices import Quantization
 
 from benchmarks.gpu import attention, model, roof
 from benchmarks.gpu.clock import seconds
@@ -21,6 +20,7 @@ from benchmarks.machine import machine
 from disagg_worker.backend.cuda import CudaBackend
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.decoder import Decoder
+from disagg_worker.values.choices import Quantization
 
 BLOCK_SIZE = 16
 DECODE_GOAL, PREFILL_GOAL = 0.80, 0.65

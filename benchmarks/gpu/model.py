@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from disagg_worker.values.choices import Quantization
 
 from disagg_worker.backend.interface import Batch, Chunk, DenseWeight, Weight
 from disagg_worker.model.config import ModelConfig, parse_config
 from disagg_worker.model.quantization import QuantizingSource
 from disagg_worker.model.weights import Split, WeightSource, module_shapes
+from disagg_worker.values.choices import Quantization
 
 LLAMA_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

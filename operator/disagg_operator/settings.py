@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from disagg_wire.environment import variable_of
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Image = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
 
@@ -42,10 +44,10 @@ class OperatorSettings(BaseModel):
 
 def load(environ: Mapping[str, str]) -> OperatorSettings:
     """Settings from the environment. Raises BadSettings naming the variable."""
-    names = {f"DISAGG_{field.upper()}": field for field in OperatorSettings.model_fields}
+    names = {variable_of(field): field for field in OperatorSettings.model_fields}
     values = {field: environ[name] for name, field in names.items() if name in environ}
     try:
         return OperatorSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise BadSettings(f"DISAGG_{str(first['loc'][0]).upper()}: {first['msg']}") from None
+        raise BadSettings(f"{variable_of(str(first['loc'][0]))}: {first['msg']}") from None

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from disagg_router.objectives import Objectives
 from tests.fakes.token_worker import TokenWorker
 from tests.router.stack import MODEL, Stack
 
 from disagg_router.metrics import Metrics
+from disagg_router.objectives import Objectives
 
 
 def page(metrics: Metrics) -> dict[str, float]:

@@ -7,8 +7,9 @@ import random
 from pathlib import Path
 
 import torch
-from disagg_worker.values.sampling import SamplingParams
 from tokenizers import Tokenizer
+
+from disagg_worker.values.sampling import SamplingParams
 
 MODEL = Path(__file__).parents[2] / "models" / "stdlib-llama"
 PROMPTS, NEW_TOKENS, LONGEST_TOKENS = 100, 16, 1500

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from disagg_worker.values.layouts import KvLayout
 
 from disagg_worker.backend.interface import Backend, Batch, Chunk
 from disagg_worker.execution.cache_memory import CacheMemory
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
+from disagg_worker.values.layouts import KvLayout
 
 BLOCKS = 64
 

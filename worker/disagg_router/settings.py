@@ -4,8 +4,6 @@ once.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,8 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from disagg_router.objectives import Objectives
-from disagg_wire.cluster_key import MIN_KEY_BYTES
-from disagg_wire.environment import PREFIX
+from disagg_wire.cluster_key import ClusterKeyError, bearer_of, read_key
+from disagg_wire.environment import RouterVariable, fields_in, variable_of
 
 # Who has waited so long goes first at times (order.py); or a third of the longest wait, if that is
 # less.
@@ -89,12 +87,9 @@ class Settings(BaseModel):
         Raises SettingsError when the key is missing or too short: there is no default.
         """
         try:
-            key = self.cluster_key_file.read_bytes().strip()
-        except OSError as error:
-            raise SettingsError(f"{PREFIX}CLUSTER_KEY_FILE: {error}") from None
-        if len(key) < MIN_KEY_BYTES:
-            raise SettingsError(f"{PREFIX}CLUSTER_KEY_FILE: {len(key)} bytes, at least {MIN_KEY_BYTES} are needed")
-        return hmac.new(key, b"disagg-http-v1", hashlib.sha256).hexdigest()
+            return bearer_of(read_key(self.cluster_key_file))
+        except ClusterKeyError as error:
+            raise SettingsError(f"{RouterVariable.CLUSTER_KEY_FILE}: {error}") from None
 
     def api_keys(self) -> tuple[str, ...]:
         """The accepted API keys, () when none are asked for.
@@ -106,21 +101,20 @@ class Settings(BaseModel):
         try:
             lines = self.api_keys_file.read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{PREFIX}API_KEYS_FILE: {error}") from None
+            raise SettingsError(f"{RouterVariable.API_KEYS_FILE}: {error}") from None
         if not lines:
-            raise SettingsError(f"{PREFIX}API_KEYS_FILE: holds no key")
+            raise SettingsError(f"{RouterVariable.API_KEYS_FILE}: holds no key")
         return tuple(lines)
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """Raises SettingsError that names every wrong variable. An empty variable counts as not set."""
-    raw = {k.removeprefix(PREFIX).lower(): v for k, v in environment.items() if k.startswith(PREFIX) and v != ""}
     try:
-        settings = Settings.model_validate(raw)
+        settings = Settings.model_validate(fields_in(environment))
     except ValidationError as error:
-        raise SettingsError(
-            "; ".join(f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        ) from None
+        raise SettingsError("; ".join(f"{variable_of(str(e['loc'][0]))}: {e['msg']}" for e in error.errors())) from None
     if settings.membership == "kubernetes" and not (settings.namespace and settings.deployment):
-        raise SettingsError(f"{PREFIX}NAMESPACE and {PREFIX}DEPLOYMENT: are needed for membership kubernetes")
+        raise SettingsError(
+            f"{RouterVariable.NAMESPACE} and {RouterVariable.DEPLOYMENT}: are needed for membership kubernetes"
+        )
     return settings

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 import uvloop
 
-from disagg_wire.environment import PREFIX
+from disagg_wire.environment import WorkerVariable
 from disagg_worker import settings
 from disagg_worker.server import jobs, network_interfaces
 from disagg_worker.server.app import create_app
@@ -198,4 +198,4 @@ def main() -> None:
     except settings.SettingsError as error:
         sys.exit(f"disagg_worker: {error}")
     except OSError as error:
-        sys.exit(f"disagg_worker: {PREFIX}HOST, {PREFIX}PORT: {error}")
+        sys.exit(f"disagg_worker: {WorkerVariable.HOST}, {WorkerVariable.PORT}: {error}")

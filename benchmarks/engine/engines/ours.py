@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from disagg_worker.values.events import EndEvent, Event, TokenEvent
-from disagg_worker.values.sampling import SamplingParams
 
 from benchmarks.engine import loop
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
+from disagg_worker.values.events import EndEvent, Event, TokenEvent
+from disagg_worker.values.sampling import SamplingParams
 
 _DEADLINE_S = 300.0
 

@@ -34,12 +34,13 @@ from disagg_operator.kube.pods import http_port, is_ready, pool_of
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, labels_of, name_of, uid_of
 from disagg_operator.status.observed import VIEW_MAX_AGE_S, router_view
 from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.labels import LABEL_COMPONENT, ROUTER
 from disagg_wire.ports import ROUTER_PORT, WORKER_PORT
-from disagg_wire.roles import ROLES as POOLS
+from disagg_wire.protocol import METRICS_PATH, STATE_PATH
+from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
 
-STATE_PATH = "/internal/v1/state"
 # Prometheus scrapes pods one after the other: a step waits until all have been, or for so long.
 _ALL_SCRAPED_S = 45.0
 
@@ -133,7 +134,7 @@ class ScrapeLoop:
             if job.entry.bearer is not None:
                 targets.append(Target(_pod_id(pod), _address(pod), port, STATE_PATH, job.entry.bearer))
         if direct:
-            workers = (pod for pool in POOLS for pod in job.pods.workers[pool])
+            workers = (pod for pool in ROLES for pod in job.pods.workers[pool])
             targets.extend(Target(_pod_id(pod), _address(pod), http_port(pod, WORKER_PORT)) for pod in workers)
         return targets
 
@@ -152,7 +153,7 @@ class ScrapeLoop:
         look = await self._look(job, found)
         changed |= entry.trouble != trouble
         readings = {
-            pool: reading(pool, look.prefill if pool == "prefill" else look.decode, look.routers) for pool in POOLS
+            pool: reading(pool, look.prefill if pool == "prefill" else look.decode, look.routers) for pool in ROLES
         }
         entry.loads = {pod: load for r in readings.values() for pod, load in r.by_pod.items()}
         self._keep_roles(job, look)
@@ -185,11 +186,11 @@ class ScrapeLoop:
         def answers(pods: tuple[Obj, ...]) -> dict[str, Sample | None]:
             if stored is not None:
                 return {name_of(pod): stored.get(name_of(pod)) for pod in pods}
-            bodies = {name_of(pod): found.get((_pod_id(pod), "/metrics")) for pod in pods}
+            bodies = {name_of(pod): found.get((_pod_id(pod), METRICS_PATH)) for pod in pods}
             return {name: None if body is None else parse(body, now_s) for name, body in bodies.items()}
 
         entry, facts = job.entry, {}
-        for pool in POOLS:
+        for pool in ROLES:
             entry.starts[pool] = pod_facts.note_starts(
                 entry.starts.get(pool, pod_facts.Starts()), job.pods.workers[pool]
             )
@@ -197,7 +198,7 @@ class ScrapeLoop:
             facts[pool] = pod_facts.facts(
                 job.pods.all_of[pool], 0 if replicas is None else replicas, now_s, entry.starts[pool]
             )
-        prefill, decode = (answers(job.pods.workers[pool]) for pool in POOLS)
+        prefill, decode = (answers(job.pods.workers[pool]) for pool in ROLES)
         return Look(now_s, answers(job.pods.routers), prefill, decode, facts["prefill"], facts["decode"])
 
     async def _stored(self, job: _Job, now_s: float) -> Mapping[str, Sample] | None:
@@ -219,7 +220,7 @@ class ScrapeLoop:
 
     def _proportion(self, job: _Job, look: Look, readings: Mapping[str, PoolReading]) -> bool:
         """One step of each pool's own policy. True if a reconcile has something to do or to say."""
-        if any(self._replicas(job.key, pool) is None for pool in POOLS):
+        if any(self._replicas(job.key, pool) is None for pool in ROLES):
             return False
         samples = {}
         for pool in job.plan.policies:
@@ -237,7 +238,7 @@ class ScrapeLoop:
     async def _predict(self, job: _Job, look: Look) -> bool:
         """One step of both pools' policy. True as above."""
         entry = job.entry
-        if any(self._replicas(job.key, pool) is None for pool in POOLS) or not await self._forecasting.ready(
+        if any(self._replicas(job.key, pool) is None for pool in ROLES) or not await self._forecasting.ready(
             job.key, entry, job.plan
         ):
             return False
@@ -277,14 +278,14 @@ class ScrapeLoop:
         """Every worker has the role of the pool that its pod is in, but for the one that is about
         to leave it.
         """
-        for pool in POOLS:
+        for pool in ROLES:
             answers = look.prefill if pool == "prefill" else look.decode
             for pod in job.pods.workers[pool]:
                 role, moving = (
                     role_of(answers.get(name_of(pod))),
                     job.entry.flip is not None and job.entry.flip.pod == name_of(pod),
                 )
-                if role in POOLS and role != pool and not moving and job.entry.bearer is not None:
+                if role in ROLES and role != pool and not moving and job.entry.bearer is not None:
                     self._flipper.ask_back(job.key, name_of(pod), pool, self._worker(job, pod))
 
     def _worker(self, job: _Job, pod: Obj) -> Target:
@@ -317,9 +318,9 @@ def _advanced(routers: Answers, entry: Live, now_s: float) -> bool:
 
 def _sort(pods: list[Obj]) -> _SortedPods:
     ready = [pod for pod in pods if is_ready(pod) and _address(pod)]
-    workers = {pool: tuple(pod for pod in ready if pool_of(pod) == pool) for pool in POOLS}
-    routers = tuple(pod for pod in ready if labels_of(pod).get("app.kubernetes.io/component") == "router")
-    return _SortedPods(routers, workers, {pool: tuple(pod for pod in pods if pool_of(pod) == pool) for pool in POOLS})
+    workers = {pool: tuple(pod for pod in ready if pool_of(pod) == pool) for pool in ROLES}
+    routers = tuple(pod for pod in ready if labels_of(pod).get(LABEL_COMPONENT) == ROUTER)
+    return _SortedPods(routers, workers, {pool: tuple(pod for pod in pods if pool_of(pod) == pool) for pool in ROLES})
 
 
 def _address(pod: Obj) -> str:

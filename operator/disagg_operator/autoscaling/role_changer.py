@@ -14,10 +14,10 @@ from disagg_operator.autoscaling.live import Live
 from disagg_operator.autoscaling.policy.role_moves import Flip
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target
 from disagg_operator.vocabulary import Key
+from disagg_wire.protocol import ROLE_PATH
 
 log = logging.getLogger(__name__)
 
-ROLE_PATH = "/internal/v1/role"
 _ASK_EVERY_S = 0.5
 _DRAIN_S = 60.0
 _GIVE_UP_S = 90.0

@@ -16,7 +16,7 @@ from disagg_operator.controller.replicas import Declared
 from disagg_operator.desired.names import network_name
 from disagg_operator.performance.declared import gpus_of
 from disagg_operator.vocabulary import Obj
-from disagg_wire.roles import ROLES as POOLS
+from disagg_wire.roles import ROLES
 
 # Requests per worker when none is declared. A prefill worker batches what waits, so a short queue
 # is healthy; a decode worker is well used at half of its default of 64 running sequences.
@@ -59,17 +59,17 @@ def accept(obj: Obj) -> AcceptedDeployment:
     except InvalidResource as error:
         raise Refused("InvalidSpec", str(error)) from None
     spec, network = resource.spec, resource.spec.kv_transfer.network
-    for role in POOLS:
+    for role in ROLES:
         _check_pool(role, spec.pool(role))
-    if spec.scaling.max_gpus is not None and not all(gpus_of(spec.pool(role)) for role in POOLS):
+    if spec.scaling.max_gpus is not None and not all(gpus_of(spec.pool(role)) for role in ROLES):
         raise Refused("InvalidSpec", "spec.scaling.maxGPUs: both pools must have an accelerator")
     if _stopped(spec.prefill) != _stopped(spec.decode):
         raise Refused("InvalidSpec", "spec.prefill.replicas and spec.decode.replicas must both be 0 or both be above 0")
     return AcceptedDeployment(
         resource=resource,
-        declared={role: _declared(spec.pool(role)) for role in POOLS},
+        declared={role: _declared(spec.pool(role)) for role in ROLES},
         scaling=ScalePlan(
-            policies={role: rules for role in POOLS if (rules := _policy(role, spec.pool(role))) is not None},
+            policies={role: rules for role in ROLES if (rules := _policy(role, spec.pool(role))) is not None},
             settings=settings_of(resource),
             predictive=spec.predictive,
             down_windows_s=_down_windows_s(resource),
@@ -85,7 +85,7 @@ def accept(obj: Obj) -> AcceptedDeployment:
 
 def _down_windows_s(resource: DisaggDeployment) -> dict[str, float]:
     """Those that are declared."""
-    bounds = {role: resource.spec.pool(role).autoscaling for role in POOLS}
+    bounds = {role: resource.spec.pool(role).autoscaling for role in ROLES}
     return {
         role: float(b.scale_down_window_s)
         for role, b in bounds.items()
@@ -99,7 +99,7 @@ def _rdma(resource: DisaggDeployment) -> tuple[str, int] | None:
     if kv.transport != "rdma" or kv.network is None or kv.network.rdma_resource is None:
         return None
     device = kv.network.rdma_resource
-    return device.name, max(device.devices(gpus_of(resource.spec.pool(role))) for role in POOLS)
+    return device.name, max(device.devices(gpus_of(resource.spec.pool(role))) for role in ROLES)
 
 
 def _attachment(resource: DisaggDeployment) -> tuple[str, str] | None:

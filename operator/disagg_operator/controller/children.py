@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,11 +63,6 @@ def cluster_key_of(secret: Obj | None) -> bytes | None:
         return base64.b64decode(((secret or {}).get("data") or {})["cluster-key"], validate=True).strip() or None
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def bearer(key: bytes) -> str:
-    """What opens /internal/ on routers and workers (docs/protocol.md)."""
-    return hmac.new(key, b"disagg-http-v1", hashlib.sha256).hexdigest()
 
 
 async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset[str]) -> bool:

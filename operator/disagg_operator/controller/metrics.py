@@ -9,8 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.vocabulary import Key
+from disagg_wire import series
 
-_POOL = ("namespace", "deployment", "pool")
+_POOL = (series.NAMESPACE, series.DEPLOYMENT, series.POOL)
 
 
 class Metrics:
@@ -19,39 +20,40 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.reconciles = Counter(
-            "disagg_operator_reconciles", "Reconcile runs by result", ("result",), registry=self.registry
+            series.OPERATOR_RECONCILES, "Reconcile runs by result", (series.RESULT,), registry=self.registry
         )
         self.reconcile_seconds = Histogram(
-            "disagg_operator_reconcile_seconds", "Duration of a reconcile run", registry=self.registry
+            series.OPERATOR_RECONCILE_SECONDS, "Duration of a reconcile run", registry=self.registry
         )
-        self.queue_depth = Gauge("disagg_operator_queue_depth", "Keys that are due", registry=self.registry)
+        self.queue_depth = Gauge(series.OPERATOR_QUEUE_DEPTH, "Keys that are due", registry=self.registry)
         self.watch_events = Counter(
-            "disagg_operator_watch_events", "Watch events by kind", ("kind",), registry=self.registry
+            series.OPERATOR_WATCH_EVENTS, "Watch events by kind", (series.KIND,), registry=self.registry
         )
-        self.writes = Gauge("disagg_operator_api_writes", "Writing requests to the API server", registry=self.registry)
+        self.writes = Gauge(series.OPERATOR_API_WRITES, "Writing requests to the API server", registry=self.registry)
         self.sweep_seconds = Histogram(
-            "disagg_operator_sweep_seconds", "Duration of one scrape sweep", registry=self.registry
+            series.OPERATOR_SWEEP_SECONDS, "Duration of one scrape sweep", registry=self.registry
         )
         self.scaled = Counter(
-            "disagg_operator_scalings", "Decisions carried out", (*_POOL, "direction"), registry=self.registry
+            series.OPERATOR_SCALINGS, "Decisions carried out", (*_POOL, series.DIRECTION), registry=self.registry
         )
-        self._current = Gauge("disagg_autoscaler_replicas", "Replicas as set", _POOL, registry=self.registry)
-        self._wanted = Gauge("disagg_autoscaler_wanted_replicas", "Replicas as decided", _POOL, registry=self.registry)
+        self._current = Gauge(series.AUTOSCALER_REPLICAS, "Replicas as set", _POOL, registry=self.registry)
+        self._wanted = Gauge(series.AUTOSCALER_WANTED_REPLICAS, "Replicas as decided", _POOL, registry=self.registry)
         self._value = Gauge(
-            "disagg_autoscaler_signal",
+            series.AUTOSCALER_SIGNAL,
             "Forecast work in workers, or requests per replica; NaN: unknown",
             _POOL,
             registry=self.registry,
         )
         self._number = Gauge(
-            "disagg_autoscaler_number", "What the last decision was made by", (*_POOL, "name"), registry=self.registry
+            series.AUTOSCALER_NUMBER,
+            "What the last decision was made by",
+            (*_POOL, series.NAME),
+            registry=self.registry,
         )
         self.undecided = Counter(
-            "disagg_autoscaler_failures", "Steps that a bug ended", _POOL[:2], registry=self.registry
+            series.AUTOSCALER_FAILURES, "Steps that a bug ended", _POOL[:2], registry=self.registry
         )
-        self._blind = Gauge(
-            "disagg_autoscaler_blind", "1 while held for want of metrics", _POOL, registry=self.registry
-        )
+        self._blind = Gauge(series.AUTOSCALER_BLIND, "1 while held for want of metrics", _POOL, registry=self.registry)
 
     def decision(self, key: Key, pool: str, decision: Decision) -> None:
         labels = (*key, pool)
@@ -74,7 +76,7 @@ class Metrics:
             self.undecided,
         ):
             for labels in [sample.labels for family in metric.collect() for sample in family.samples]:
-                if (labels.get("namespace"), labels.get("deployment")) == key:
+                if (labels.get(series.NAMESPACE), labels.get(series.DEPLOYMENT)) == key:
                     with contextlib.suppress(KeyError):
                         metric.remove(*(labels[name] for name in metric._labelnames))
 

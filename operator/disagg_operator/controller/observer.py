@@ -17,7 +17,8 @@ from disagg_operator.kube.resources import DEPLOYMENT, NETWORK_ATTACHMENT, NODE,
 from disagg_operator.status import observed
 from disagg_operator.status.observed import NetworkCheck, Observed, Workload
 from disagg_operator.vocabulary import Key, Obj
-from disagg_wire.roles import ROLES as POOLS
+from disagg_wire.labels import LABEL_COMPONENT
+from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Looker:
             return observed.workload(component, desired, children.get(DEPLOYMENT.kind, name), pods)
 
         return Observed(
-            pools={role: workload(role, pool_name(key[1], role), pools[role].count) for role in POOLS},
+            pools={role: workload(role, pool_name(key[1], role), pools[role].count) for role in ROLES},
             router=workload("router", router_name(key[1]), plan.resource.spec.router.replicas),
             network=await self._network(plan),
             view=live.view,
@@ -74,4 +75,4 @@ class Looker:
 
 
 def _component(pod: Obj) -> str:
-    return pool_of(pod) or labels_of(pod).get("app.kubernetes.io/component", "")
+    return pool_of(pod) or labels_of(pod).get(LABEL_COMPONENT, "")

@@ -39,8 +39,8 @@ from disagg_operator.status import changes, conditions
 from disagg_operator.status.observed import Observed
 from disagg_operator.status.recorder import NORMAL, Note, Recorder
 from disagg_operator.vocabulary import Key, Obj
-from disagg_wire.labels import LABEL_REVISION
-from disagg_wire.roles import ROLES as POOLS
+from disagg_wire.labels import LABEL_POOL, LABEL_REVISION
+from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
 
@@ -123,18 +123,18 @@ class Reconciler:
 
         A pool's children are rendered under its uid, so a new pool takes a second round.
         """
-        for role in POOLS:
+        for role in ROLES:
             run.pools[role] = self._replicas(run, role)
         has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
         cluster_key = None
         if run.children.get(SECRET.kind, key_secret_name(run.key[1])) is None:
             cluster_key = self._new_cluster_key()
         for _ in range(2):
-            uids = {role: uid_of(pool) for role in POOLS if (pool := run.pool(role)) is not None}
+            uids = {role: uid_of(pool) for role in ROLES if (pool := run.pool(role)) is not None}
             facts = Facts(
                 uid=uid_of(run.resource),
-                replicas={role: run.pools[role].count for role in POOLS},
-                declared={role: text for role in POOLS if (text := run.pools[role].declared) is not None},
+                replicas={role: run.pools[role].count for role in ROLES},
+                declared={role: text for role in ROLES if (text := run.pools[role].declared) is not None},
                 pool_uids=uids,
                 images=self._images,
                 cluster_key=cluster_key,
@@ -145,7 +145,7 @@ class Reconciler:
             await self._move_pod(run, rendered)
             for obj in rendered:
                 await self._apply(run, obj)
-            if len(uids) == len(POOLS):
+            if len(uids) == len(ROLES):
                 break
         for gone in await kids.prune(self._kube, rendered, run.children, kids.owners_of(run.resource, run.children)):
             log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
@@ -201,8 +201,8 @@ class Reconciler:
     async def _mark_victims(self, run: _Pass, rendered: Obj) -> None:
         """Before a workload shrinks, tell the ReplicaSet controller which pods hold the least."""
         now = run.children.get(DEPLOYMENT.kind, name_of(rendered))
-        role = (rendered["metadata"].get("labels") or {}).get("disagg.dev/pool", "")
-        if now is None or role not in POOLS or (now["spec"].get("replicas") or 0) <= rendered["spec"]["replicas"]:
+        role = (rendered["metadata"].get("labels") or {}).get(LABEL_POOL, "")
+        if now is None or role not in ROLES or (now["spec"].get("replicas") or 0) <= rendered["spec"]["replicas"]:
             return
         pods = [pod for pod in run.children.pods if pool_of(pod) == role]
         loads = {name_of(pod): run.live.loads[name_of(pod)] for pod in pods if name_of(pod) in run.live.loads}
@@ -239,7 +239,7 @@ class Reconciler:
     def _intent(self, run: _Pass, rendered: list[Obj], stored: Obj) -> conditions.Intent:
         before = {str(p.get("name")): p.get("lastDecision") for p in stored.get("pools") or []}
         pools = []
-        for role in POOLS:
+        for role in ROLES:
             scaled = role in run.plan.scaling.policies
             scaling = run.live.pools.get(role) if scaled else None
             decision = scaling.decision if scaling else None
@@ -260,7 +260,7 @@ class Reconciler:
         return conditions.intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble)
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
-        for role in POOLS:
+        for role in ROLES:
             pool = run.pool(role)
             if pool is None:
                 continue

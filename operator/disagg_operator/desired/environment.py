@@ -9,6 +9,7 @@ from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.api.scaling import TpotPercentile
 from disagg_operator.performance.declared import profile_of
+from disagg_wire.environment import RouterVariable, WorkerVariable
 
 
 def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
@@ -19,30 +20,30 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
         if spec.model.revision and spec.model.uri.startswith("hf://")
         else spec.model.uri
     )
-    out = {
-        "DISAGG_ROLE": role,
-        "DISAGG_MODEL_URI": uri,
-        "DISAGG_MODEL_NAME": spec.model.served_name,
-        "DISAGG_DTYPE": spec.engine.dtype,
-        "DISAGG_QUANTIZATION": spec.engine.quantization,
-        "DISAGG_PREFIX_CACHE": str(spec.engine.prefix_caching.enabled).lower(),
-        "DISAGG_EVICTION": spec.engine.prefix_caching.eviction,
-        "DISAGG_BLOCK_SIZE_TOKENS": str(spec.engine.block_size_tokens),
-        "DISAGG_MAX_RUNNING": str(pool.max_running_requests),
-        "DISAGG_MAX_BATCH_TOKENS": str(pool.max_batch_tokens),
-        "DISAGG_DRAIN_TIMEOUT_S": str(pool.drain.timeout_seconds),
-        "DISAGG_THREADS": str(spec.engine.threads),
+    out: dict[str, str] = {
+        WorkerVariable.ROLE: role,
+        WorkerVariable.MODEL_URI: uri,
+        WorkerVariable.MODEL_NAME: spec.model.served_name,
+        WorkerVariable.DTYPE: spec.engine.dtype,
+        WorkerVariable.QUANTIZATION: spec.engine.quantization,
+        WorkerVariable.PREFIX_CACHE: str(spec.engine.prefix_caching.enabled).lower(),
+        WorkerVariable.EVICTION: spec.engine.prefix_caching.eviction,
+        WorkerVariable.BLOCK_SIZE_TOKENS: str(spec.engine.block_size_tokens),
+        WorkerVariable.MAX_RUNNING: str(pool.max_running_requests),
+        WorkerVariable.MAX_BATCH_TOKENS: str(pool.max_batch_tokens),
+        WorkerVariable.DRAIN_TIMEOUT_S: str(pool.drain.timeout_seconds),
+        WorkerVariable.THREADS: str(spec.engine.threads),
     }
     if pool.parallelism.tensor > 1:
-        out["DISAGG_TENSOR_PARALLEL"] = str(pool.parallelism.tensor)
+        out[WorkerVariable.TENSOR_PARALLEL] = str(pool.parallelism.tensor)
     if spec.engine.max_model_len is not None:
-        out["DISAGG_MAX_MODEL_LEN"] = str(spec.engine.max_model_len)
+        out[WorkerVariable.MAX_MODEL_LEN] = str(spec.engine.max_model_len)
     if pool.kv_cache_size is not None:
-        out["DISAGG_KV_CACHE_BYTES"] = str(quantity_bytes(pool.kv_cache_size))
+        out[WorkerVariable.KV_CACHE_BYTES] = str(quantity_bytes(pool.kv_cache_size))
     if spec.engine.prefix_caching.host_memory is not None:
-        out["DISAGG_HOST_CACHE_BYTES"] = str(quantity_bytes(spec.engine.prefix_caching.host_memory))
+        out[WorkerVariable.HOST_CACHE_BYTES] = str(quantity_bytes(spec.engine.prefix_caching.host_memory))
     if (target_s := _step_target_s(dd, role)) is not None:
-        out["DISAGG_DECODE_STEP_TARGET_S"] = f"{target_s:g}"
+        out[WorkerVariable.DECODE_STEP_TARGET_S] = f"{target_s:g}"
     return out
 
 
@@ -62,13 +63,13 @@ def router_environment(dd: DisaggDeployment) -> dict[str, str]:
     """
     objectives, profile = dd.spec.objectives, profile_of(dd)
     return {
-        "DISAGG_MODEL_NAME": dd.spec.model.served_name,
-        "DISAGG_QUEUE_MAX_DEPTH": str(dd.spec.router.queue.max_depth),
-        "DISAGG_QUEUE_MAX_WAIT_S": str(dd.spec.router.queue.max_wait_seconds),
-        "DISAGG_QUEUE_ORDER": dd.spec.router.queue.order,
-        "DISAGG_OBJECTIVE_TTFT_S": f"{objectives.ttft_seconds.p99:g}",
-        "DISAGG_OBJECTIVE_TPOT_S": f"{objectives.tpot_seconds.p99:g}",
-        "DISAGG_PREFILL_A_S": f"{profile.a_s:.4g}",
-        "DISAGG_PREFILL_B_S_PER_TOKEN": f"{profile.b_s_per_token:.4g}",
-        "DISAGG_PREFILL_C_S_PER_TOKEN2": f"{profile.c_s_per_token2:.4g}",
+        RouterVariable.MODEL_NAME: dd.spec.model.served_name,
+        RouterVariable.QUEUE_MAX_DEPTH: str(dd.spec.router.queue.max_depth),
+        RouterVariable.QUEUE_MAX_WAIT_S: str(dd.spec.router.queue.max_wait_seconds),
+        RouterVariable.QUEUE_ORDER: dd.spec.router.queue.order,
+        RouterVariable.OBJECTIVE_TTFT_S: f"{objectives.ttft_seconds.p99:g}",
+        RouterVariable.OBJECTIVE_TPOT_S: f"{objectives.tpot_seconds.p99:g}",
+        RouterVariable.PREFILL_A_S: f"{profile.a_s:.4g}",
+        RouterVariable.PREFILL_B_S_PER_TOKEN: f"{profile.b_s_per_token:.4g}",
+        RouterVariable.PREFILL_C_S_PER_TOKEN2: f"{profile.c_s_per_token2:.4g}",
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.desired.environment import router_environment, worker_environment
+from disagg_wire.environment import RouterVariable, WorkerVariable
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,11 @@ def worker_process(dd: DisaggDeployment, role: str, index: int, port: int, key_f
     """The index-th worker of a pool, on loopback; the kernel picks its KV port."""
     name = f"{dd.metadata.name}-{role}-{index}"
     own = {
-        "DISAGG_HOST": "127.0.0.1",
-        "DISAGG_PORT": str(port),
-        "DISAGG_KV_PORT": "0",
-        "DISAGG_POD_NAME": name,
-        "DISAGG_CLUSTER_KEY_FILE": key_file,
+        WorkerVariable.HOST: "127.0.0.1",
+        WorkerVariable.PORT: str(port),
+        WorkerVariable.KV_PORT: "0",
+        WorkerVariable.POD_NAME: name,
+        WorkerVariable.CLUSTER_KEY_FILE: key_file,
     }
     return ProcessSpec(name, "disagg_worker", worker_environment(dd, role) | own)
 
@@ -36,9 +37,9 @@ def worker_process(dd: DisaggDeployment, role: str, index: int, port: int, key_f
 def router_process(dd: DisaggDeployment, port: int, key_file: str, membership_file: str) -> ProcessSpec:
     """The router, on loopback; it finds the workers in a file."""
     own = {
-        "DISAGG_HOST": "127.0.0.1",
-        "DISAGG_PORT": str(port),
-        "DISAGG_CLUSTER_KEY_FILE": key_file,
-        "DISAGG_MEMBERSHIP": f"file://{membership_file}",
+        RouterVariable.HOST: "127.0.0.1",
+        RouterVariable.PORT: str(port),
+        RouterVariable.CLUSTER_KEY_FILE: key_file,
+        RouterVariable.MEMBERSHIP: f"file://{membership_file}",
     }
     return ProcessSpec(f"{dd.metadata.name}-router", "disagg_router", router_environment(dd) | own)

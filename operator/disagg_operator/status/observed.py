@@ -13,6 +13,7 @@ from typing import Any
 
 from disagg_operator.kube.resources import name_of
 from disagg_operator.vocabulary import Obj
+from disagg_wire.protocol import READY
 
 # Waiting reasons by what the user must do about them, worst first: the first one found speaks for
 # the pool.
@@ -219,7 +220,7 @@ def _one_view(state: Mapping[str, Any]) -> RouterView | None:
     expected, healthy = pairs.get("expected"), pairs.get("healthy")
     if not isinstance(expected, int) or not isinstance(healthy, int):
         return None
-    workers = [w for w in state.get("workers") or [] if isinstance(w, Mapping) and w.get("state") == "ready"]
+    workers = [w for w in state.get("workers") or [] if isinstance(w, Mapping) and w.get("state") == READY]
     links = (
         WorkerLink(
             pod=str(w.get("pod", "")),

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from disagg_router.workers.worker_info import Member
 
 from disagg_router.membership.file import FileMembership
+from disagg_router.workers.worker_info import Member
 
 
 def write(path: Path, content: str) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disagg_worker.values.choices import Role
 from tests.worker import checkpoints
 from tests.worker.engine.engines import BLOCK_BYTES, Make
 
 from disagg_worker.backend.interface import Backend
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
+from disagg_worker.values.choices import Role
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from disagg_worker.values.errors import NoCapacity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from disagg_worker.engine.block_pool import BlockPool, BlockRef, Eviction, Holding, StaleReference, State, blocks_for
 from disagg_worker.engine.kv_store import KvStore
+from disagg_worker.values.errors import NoCapacity
 
 HELD = st.sampled_from([State.USED, State.LEASED])
 TOTAL = 12

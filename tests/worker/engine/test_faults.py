@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from disagg_worker.values.errors import NoCapacity
-from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.worker.collector import Collector
@@ -25,6 +23,8 @@ from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.steps import Steps
 from disagg_worker.execution.executor import Step
+from disagg_worker.values.errors import NoCapacity
+from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 
 # ---- cancel, stop and faults ----
 

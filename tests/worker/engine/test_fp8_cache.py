@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from disagg_worker.values.errors import ModelError
 from tests.worker import oracle
 from tests.worker.collector import Collector
 from tests.worker.in_process_kv import generate_remote
@@ -19,6 +18,7 @@ from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.transfer.compatibility import compat_hash
+from disagg_worker.values.errors import ModelError
 
 
 def _engine(role: Any = "both", **changes: Any) -> TorchEngine:

@@ -5,7 +5,6 @@ model.
 from __future__ import annotations
 
 import pytest
-from disagg_worker.values.sampling import SamplingParams
 from tests.worker import oracle
 from tests.worker.collector import Collector
 from tests.worker.in_process_kv import generate_remote
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
+from disagg_worker.values.sampling import SamplingParams
 
 
 @pytest.mark.slow

@@ -8,8 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from disagg_worker.values.errors import InvalidInput
-from disagg_worker.values.events import EndEvent
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.worker.collector import Collector
@@ -21,6 +19,8 @@ from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.handles import HeldBlocks
 from disagg_worker.engine.host_tier import HostTier
 from disagg_worker.engine.prefix_hash import PrefixNames
+from disagg_worker.values.errors import InvalidInput
+from disagg_worker.values.events import EndEvent
 
 
 def _generate(engine: TorchEngine, tokens: list[int], tenant: str = "") -> tuple[list[int], int | None]:

@@ -7,9 +7,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from disagg_worker.values.errors import NoCapacity
-from disagg_worker.values.events import Event
-from disagg_worker.values.sampling import SamplingParams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +18,9 @@ from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
+from disagg_worker.values.errors import NoCapacity
+from disagg_worker.values.events import Event
+from disagg_worker.values.sampling import SamplingParams
 
 SIZE, MAX_LEN, BLOCKS = 4, 64, 20
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from disagg_worker.values.sampling import SamplingParams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disagg_worker.engine import sampler
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows, uniform
+from disagg_worker.values.sampling import SamplingParams
 
 VOCAB = 32
 PLAIN = SamplingParams(seed=7, max_new_tokens=100)

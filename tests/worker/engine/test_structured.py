@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disagg_worker.values.choices import Role
-from disagg_worker.values.errors import InvalidInput
-from disagg_worker.values.sampling import SamplingParams, Structured
 from tests.worker.collector import Collector
 from tests.worker.in_process_kv import generate_remote
 
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.structured import Grammars
+from disagg_worker.values.choices import Role
+from disagg_worker.values.errors import InvalidInput
+from disagg_worker.values.sampling import SamplingParams, Structured
 
 tokenizers = pytest.importorskip("tokenizers")
 MODEL = Path(__file__).parents[3] / "models/stdlib-llama"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disagg_worker.values.errors import ModelError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.worker import checkpoints
@@ -15,6 +14,7 @@ from tests.worker.checkpoints import LLAMA3_ROPE, TINY
 
 from disagg_worker.model.config import LinearScaling, Llama3Scaling, YarnScaling, parse_config, unknown_fields
 from disagg_worker.model.loader import load_config
+from disagg_worker.values.errors import ModelError
 
 
 def test_a_config_is_read_with_its_defaults() -> None:

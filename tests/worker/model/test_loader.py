@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from disagg_worker.values.errors import ModelError
 from tests.worker import checkpoints
 from tests.worker.checkpoints import TINY
 
@@ -15,6 +14,7 @@ from disagg_worker.model.checkpoint import Checkpoint, LoadProgress
 from disagg_worker.model.config import parse_config
 from disagg_worker.model.loader import load_config, pick_dtype, resolve, tokenizer_files
 from disagg_worker.model.weights import FloatWeights, Shard, expected_shapes
+from disagg_worker.values.errors import ModelError
 
 EMBEDDING = "model.embed_tokens.weight"
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from disagg_worker.values.errors import ModelError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.worker import checkpoints
@@ -26,6 +25,7 @@ from disagg_worker.model.network import load_network
 from disagg_worker.model.quantization import cut, quantize, to_fp8, unpack
 from disagg_worker.model.quantization_config import parse_quantization
 from disagg_worker.model.weights import Shard
+from disagg_worker.values.errors import ModelError
 
 PLAIN = PlainBackend(torch.device("cpu"))
 CONFIG: dict[str, Any] = {**TINY, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16}

@@ -17,13 +17,13 @@ from typing import Any
 
 import httpx
 import uvicorn
-from disagg_worker.values.load import Load
 
 from disagg_wire.cluster_key import bearer_of
 from disagg_worker.main import QuietServer, load_node
 from disagg_worker.server.app import create_app
 from disagg_worker.server.worker import Worker
 from disagg_worker.settings import Settings
+from disagg_worker.values.load import Load
 
 KEY = b"k" * 32
 HEADERS = {"authorization": f"Bearer {bearer_of(KEY)}"}

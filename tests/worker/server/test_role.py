@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disagg_worker.values.events import ErrorEvent
 from tests.worker.server.rig import Line, Pair, Running, body, pair, prompt, running, tokens_of
 
 from disagg_worker.server.jobs import Job
+from disagg_worker.values.events import ErrorEvent
 
 CLOSED = ErrorEvent("closed", "", retryable=False)
 LONG = body(prompt(20), max_new_tokens=60000)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from disagg_worker.values.events import ErrorEvent
 from tests.worker.transfer.rig import BLOCKS, FIRST, KEY, LAYOUT, SOURCE, TOKENS, Memory, layer_payload, rig
 
 from disagg_worker.transfer.frame_socket import FrameSocket
@@ -20,6 +19,7 @@ from disagg_worker.transfer.frames import FrameType, Header
 from disagg_worker.transfer.listener import Received
 from disagg_worker.transfer.sender import SenderTimeouts, TcpKvSender, TransferDone
 from disagg_worker.transfer.ticket import Ticket, sign
+from disagg_worker.values.events import ErrorEvent
 
 
 class Sending:

@@ -16,16 +16,17 @@ from disagg_router.workers.client import Line, WorkerClient
 from disagg_router.workers.pair_choice import Choice, pair_key
 from disagg_router.workers.table import WorkerTable
 from disagg_router.workers.worker_info import Worker
+from disagg_wire import codes
 from disagg_wire.room import Room, parse_room
 
 log = logging.getLogger(__name__)
 # How long prefill may take to say why the transfer that decode saw break off did.
 _REASON_S = 1.0
 # Errors that every worker would answer alike.
-_FINAL = ("invalid_request", "prompt_too_long", "deadline_exceeded")
+_FINAL = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG, codes.DEADLINE_EXCEEDED)
 # Errors that say "not now, not here"; the ticket expires when prefill has not begun, that is when
 # its queue is long.
-_ELSEWHERE = {"draining": None, "no_capacity": None, "ticket_expired": "prefill"}
+_ELSEWHERE = {codes.DRAINING: None, codes.NO_CAPACITY: None, codes.TICKET_EXPIRED: "prefill"}
 
 
 @dataclass(slots=True)
@@ -138,7 +139,9 @@ class Attempt:
             if self._deferred is not None:
                 raise self._deferred from None
             if time.monotonic() >= self._deadline_s:
-                raise AttemptFailed("the deadline has passed", reason="deadline_exceeded", retryable=False) from None
+                raise AttemptFailed(
+                    "the deadline has passed", reason=codes.DEADLINE_EXCEEDED, retryable=False
+                ) from None
             raise AttemptFailed("no event for too long", reason="stalled", blame=self._suspect()) from None
         if isinstance(event, LegEnded):
             self._leg_ended(event)
@@ -223,9 +226,9 @@ class Attempt:
             return
         if code in _ELSEWHERE:
             raise NoRoom(_ELSEWHERE[code] or leg, message, reason=code, broke_off=True)
-        blame = {"transfer_failed": self._legs.blame("pair"), "internal": self._legs.blame(leg)}.get(code, ())
+        blame = {codes.TRANSFER_FAILED: self._legs.blame("pair"), codes.INTERNAL: self._legs.blame(leg)}.get(code, ())
         failure = AttemptFailed(message, reason=code, blame=blame, retryable=code not in _FINAL)
-        if leg == "decode" and code == "transfer_failed" and self._legs.runs("prefill"):
+        if leg == "decode" and code == codes.TRANSFER_FAILED and self._legs.runs("prefill"):
             self._deferred = failure
             return
         # Prefill's reason is the better one, if it blames somebody.

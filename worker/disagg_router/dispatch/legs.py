@@ -13,6 +13,7 @@ from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.client import Line, WorkerClient
 from disagg_router.workers.pair_choice import Choice, pair_key
 from disagg_router.workers.worker_info import Worker
+from disagg_wire import codes
 from disagg_wire.protocol import FEATURE_FIRST_TOKEN_WITHIN
 from disagg_wire.room import Room
 
@@ -119,7 +120,7 @@ class Legs:
             await self._events.put(LegEnded(leg, error))
         except Exception:
             log.exception("the %s stream from %s failed", leg, worker.pod)
-            await self._events.put(LegEnded(leg, AttemptFailed("internal error", reason="internal")))
+            await self._events.put(LegEnded(leg, AttemptFailed("internal error", reason=codes.INTERNAL)))
 
     async def close(self) -> None:
         """Cancels what still runs: the workers free what they hold."""

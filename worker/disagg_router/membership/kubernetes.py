@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 
 from disagg_router.workers.worker_info import Member
+from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL
 
 log = logging.getLogger(__name__)
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_POOL_LABEL = "disagg.dev/pool"
 _WATCH_S = 120
 _BACKOFF_S = (0.5, 10.0)
 _WATCH_PAUSE_S = 1.0
@@ -32,7 +32,7 @@ def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
 
     A slice has the labels of its Service, so it names the pool.
     """
-    pool = (slice_["metadata"].get("labels") or {}).get(_POOL_LABEL)
+    pool = (slice_["metadata"].get("labels") or {}).get(LABEL_POOL)
     pools = frozenset([pool] if pool else [])
     port = next((p.get("port") for p in slice_.get("ports") or [] if p.get("name") == "http"), None)
     out: dict[str, Member] = {}
@@ -51,7 +51,7 @@ class KubernetesMembership:
 
     def __init__(self, api: str, namespace: str, deployment: str, account: Path = _ACCOUNT) -> None:
         self._path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-        self._selector = f"disagg.dev/deployment={deployment},{_POOL_LABEL}"
+        self._selector = f"{LABEL_DEPLOYMENT}={deployment},{LABEL_POOL}"
         self._account = account
         self._api = api
         self._slices: dict[str, dict[str, Member]] = {}

@@ -27,6 +27,7 @@ from disagg_router.openai.streaming import SseResponse, merge, while_connected
 from disagg_router.router import Router
 from disagg_router.text.tokenizer import Text
 from disagg_router.workers.worker_info import Model
+from disagg_wire.protocol import HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
 
 log = logging.getLogger(__name__)
 _BODY_TIMEOUT_S = 60.0
@@ -281,9 +282,9 @@ def create_app(router: Router) -> Starlette:
         Route("/v1/completions", api.completions, methods=["POST"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{name:path}", api.models),
-        Route("/healthz", api.healthz),
-        Route("/readyz", api.readyz),
-        Route("/metrics", api.metrics),
-        Route("/internal/v1/state", api.state),
+        Route(HEALTH_PATH, api.healthz),
+        Route(READY_PATH, api.readyz),
+        Route(METRICS_PATH, api.metrics),
+        Route(STATE_PATH, api.state),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _http_error})

@@ -12,12 +12,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from disagg_router.errors import ApiError
+from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS
 
 MAX_N = 16
 MAX_PROMPTS = 16
 MAX_LOGPROBS = 20
-MAX_TOKENS = 1 << 20
-MAX_GRAMMAR_CHARS = 1 << 16
 # Fields of OpenAI's API that change the answer and that this server has no support for.
 _UNSUPPORTED = {
     "tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "suffix", "best_of",

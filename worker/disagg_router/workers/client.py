@@ -12,6 +12,8 @@ import httpx
 
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.worker_info import Worker
+from disagg_wire import codes
+from disagg_wire.protocol import WORK_PATHS
 
 _MAX_LINE_BYTES = 1 << 20
 Line = dict[str, Any]
@@ -56,7 +58,7 @@ class WorkerClient:
         """
         try:
             async with self._session().post(
-                f"{worker.url}/internal/v1/{role}", json=body, allow_redirects=False
+                f"{worker.url}{WORK_PATHS[role]}", json=body, allow_redirects=False
             ) as answer:
                 if answer.status != 200:
                     raise _refusal(
@@ -138,7 +140,7 @@ def _refusal(worker: Worker, role: str, status: int, body: bytes, *, has_ticket:
         error = json.loads(body)["error"]
         code, message = str(error["code"]), str(error["message"])
     except (ValueError, KeyError, TypeError):
-        code, message = "internal", f"HTTP {status}"
+        code, message = codes.INTERNAL, f"HTTP {status}"
     if status in (429, 503):
         return NoRoom(role, f"{worker.pod}: {message}", reason=code)
     if status in (400, 413):

@@ -21,6 +21,7 @@ from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.pair_choice import Breaker, Choice, Inflight, Prompt, choose, decode_room
 from disagg_router.workers.prefix_affinity import PrefixMap, prefix_names
 from disagg_router.workers.worker_info import Member, Model, Worker, model_of, parse_info
+from disagg_wire.protocol import DECODE_ROOM_PATH, INFO_PATH, READY, TOKENIZER_PATH
 from disagg_wire.room import Room
 
 log = logging.getLogger(__name__)
@@ -169,13 +170,13 @@ class WorkerTable:
         if (room := self.decode_room(prefill)) is None:
             return
         try:
-            await self._client.post(prefill.url, "/internal/v1/decode-room", room.to_json())
+            await self._client.post(prefill.url, DECODE_ROOM_PATH, room.to_json())
         except httpx.HTTPError as error:
             log.debug("worker %s was not told of decode's room: %s", prefill.pod, str(error) or type(error).__name__)
 
     async def _poll(self, member: Member) -> None:
         try:
-            worker = parse_info(member, await self._client.get(member.url, "/internal/v1/info"))
+            worker = parse_info(member, await self._client.get(member.url, INFO_PATH))
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             self._misses[member.name] += 1
             if self._misses[member.name] >= _MISSES and member.name in self._workers:
@@ -205,14 +206,14 @@ class WorkerTable:
         """Fetch the tokenizer of each model that is new (at most a few: two during a rollout), drop
         those of models that are gone.
         """
-        ready = {w.digest: w for w in self._workers.values() if w.state == "ready"}
+        ready = {w.digest: w for w in self._workers.values() if w.state == READY}
         for digest in set(self._texts) - set(ready) - ({self._model.digest} if self._model else set()):
             del self._texts[digest]
         for digest, worker in ready.items():
             if digest in self._texts:
                 continue
             try:
-                files = await self._client.get(worker.url, "/internal/v1/tokenizer", timeout_s=10.0)
+                files = await self._client.get(worker.url, TOKENIZER_PATH, timeout_s=10.0)
                 self._texts[digest] = await asyncio.to_thread(Text, files)
             except (httpx.HTTPError, ValueError, KeyError) as error:
                 log.error("no tokenizer from %s: %s", worker.pod, str(error) or type(error).__name__)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from disagg_wire.protocol import PROTOCOL_VERSION
+from disagg_wire.protocol import PROTOCOL_VERSION, READY
+from disagg_wire.roles import BOTH
 from disagg_wire.room import Room, parse_room
 
 
@@ -61,7 +62,7 @@ class Worker:
         return not self.pools or self.role == "both" or self.role in self.pools
 
     def serves(self, role: str) -> bool:
-        return self.state == "ready" and self.at_home and self.role in (role, "both")
+        return self.state == READY and self.at_home and self.role in (role, BOTH)
 
 
 def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
@@ -125,7 +126,7 @@ def model_of(workers: Iterable[Worker]) -> Model | None:
     """
     by_digest: dict[str, list[Worker]] = {}
     for w in workers:
-        if w.state == "ready":
+        if w.state == READY:
             by_digest.setdefault(w.digest, []).append(w)
 
     def rank(digest: str) -> tuple[bool, int, str]:

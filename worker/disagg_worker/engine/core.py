@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import torch
 
+from disagg_wire import codes
 from disagg_wire.room import Room
 from disagg_worker.backend.interface import Backend
 from disagg_worker.backend.select import select
@@ -39,7 +40,7 @@ from disagg_worker.engine.structured import Grammars
 from disagg_worker.model import loader
 from disagg_worker.model.checkpoint import OnProgress
 from disagg_worker.values.errors import InvalidInput, NoCapacity
-from disagg_worker.values.events import EndEvent, ErrorEvent, EventSink
+from disagg_worker.values.events import CANCELLED, EndEvent, ErrorEvent, EventSink
 from disagg_worker.values.layouts import ModelInfo
 from disagg_worker.values.load import Load
 from disagg_worker.values.sampling import SamplingParams
@@ -50,8 +51,7 @@ _STUCK_S = 300.0
 _IDLE_WAIT_S = 1.0
 # Weight of the latest decode step in the recent ones' duration.
 _SMOOTHING = 0.2
-_DRAINING = ErrorEvent("draining", "the worker is stopping", retryable=True)
-_CANCELLED = ErrorEvent("cancelled", "cancelled", retryable=False)
+_DRAINING = ErrorEvent(codes.DRAINING, "the worker is stopping", retryable=True)
 ItemT = TypeVar("ItemT")
 
 
@@ -318,7 +318,7 @@ class TorchEngine:
     def _over(self) -> list[tuple[Sequence, EndEvent | ErrorEvent]]:
         """What was cancelled, or arrived from another worker with its last token."""
         over: list[tuple[Sequence, EndEvent | ErrorEvent]] = []
-        over += [(s, _CANCELLED) for s in (*self._queues.waiting, *self._queues.running) if s.cancelled]
+        over += [(s, CANCELLED) for s in (*self._queues.waiting, *self._queues.running) if s.cancelled]
         for s in self._queues.running:
             if not s.cancelled and (reason := s.finish_reason(self.model.max_model_len)) is not None:
                 over.append((s, EndEvent(reason)))

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+from disagg_wire import codes
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.steps import Outcome
@@ -13,12 +14,12 @@ from disagg_worker.engine.structured import GrammarError
 from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 
 log = logging.getLogger(__name__)
-INTERNAL = ErrorEvent("internal", "the engine failed on this request; see the worker's log", retryable=True)
+INTERNAL = ErrorEvent(codes.INTERNAL, "the engine failed on this request; see the worker's log", retryable=True)
 OUT_OF_MEMORY = ErrorEvent(
-    "internal", "out of memory: the newest request of a batch is given up for the others", retryable=True
+    codes.INTERNAL, "out of memory: the newest request of a batch is given up for the others", retryable=True
 )
-_POISONED = ErrorEvent("internal", "the model's logits are not finite", retryable=False)
-_FINISHED = ErrorEvent("finished", "the first token ended the request", retryable=False)
+_POISONED = ErrorEvent(codes.INTERNAL, "the model's logits are not finite", retryable=False)
+_FINISHED = ErrorEvent(codes.FINISHED, "the first token ended the request", retryable=False)
 
 
 class Settler:
@@ -45,7 +46,7 @@ class Settler:
     def _settle(self, s: Sequence, outcome: Outcome) -> None:
         if isinstance(outcome, Exception):
             if isinstance(outcome, GrammarError):
-                self.end(s, ErrorEvent("invalid_request", f"sampling.structured: {outcome}", retryable=False))
+                self.end(s, ErrorEvent(codes.INVALID_REQUEST, f"sampling.structured: {outcome}", retryable=False))
                 return
             log.error("request %s failed", s.request_id, exc_info=outcome)
             self.end(

@@ -14,6 +14,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from disagg_wire import codes
+from disagg_wire.protocol import (
+    DECODE_PATH,
+    DECODE_ROOM_PATH,
+    DRAINING,
+    HEALTH_PATH,
+    INFO_PATH,
+    METRICS_PATH,
+    PREFILL_PATH,
+    READY,
+    READY_PATH,
+    ROLE_PATH,
+    STARTING,
+    TOKENIZER_PATH,
+)
 from disagg_worker.server import bodies, jobs
 from disagg_worker.server.event_stream import NdjsonResponse
 from disagg_worker.server.worker import RoleChanging, Worker
@@ -93,33 +108,33 @@ Start = Callable[[jobs.Node, bytes], Awaitable[jobs.Job]]
 def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         if not worker.authorized(request):
-            return _error(401, "unauthorized", "the bearer token is missing or wrong")
-        if worker.state == "draining":
-            return _error(503, "draining", "this worker takes no new requests", retryable=True)
+            return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
+        if worker.state == DRAINING:
+            return _error(503, codes.DRAINING, "this worker takes no new requests", retryable=True)
         if worker.node is None:
-            return _error(503, "starting", "the model is still loading", retryable=True)
+            return _error(503, codes.STARTING, "the model is still loading", retryable=True)
         if worker.role not in roles:
             # Whoever asks has not heard of a change of role yet; another worker will take the
             # request.
-            return _error(503, "other_role", f"this worker's role is {worker.role}", retryable=True)
+            return _error(503, codes.OTHER_ROLE, f"this worker's role is {worker.role}", retryable=True)
         if worker.full:
-            return _error(429, "no_capacity", f"{worker.active} requests are here already", retryable=True)
+            return _error(429, codes.NO_CAPACITY, f"{worker.active} requests are here already", retryable=True)
         worker.enter()
         job = None
         try:
             job = await start(worker.node, await _body(request))
         except bodies.PromptTooLong as error:
-            return _error(413, "prompt_too_long", str(error))
+            return _error(413, codes.PROMPT_TOO_LONG, str(error))
         except (bodies.BadRequest, TicketError, InvalidInput) as error:
-            return _error(400, "invalid_request", str(error))
+            return _error(400, codes.INVALID_REQUEST, str(error))
         except NoCapacity as error:
             worker.metrics.reservations_refused.inc()
-            return _error(429, "no_capacity", str(error), retryable=True)
+            return _error(429, codes.NO_CAPACITY, str(error), retryable=True)
         except ClientDisconnect:
-            return _error(400, "cancelled", "the client went away")
+            return _error(400, codes.CANCELLED, "the client went away")
         except Exception:
             log.exception("a request failed")
-            return _error(500, "internal", "internal error; see the worker's log", retryable=True)
+            return _error(500, codes.INTERNAL, "internal error; see the worker's log", retryable=True)
         finally:
             if job is None:
                 worker.leave()
@@ -132,17 +147,17 @@ def _role_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         """200: the worker has that role. 202: it will; ask again, or watch `info`."""
         if not worker.authorized(request):
-            return _error(401, "unauthorized", "the bearer token is missing or wrong")
+            return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
         try:
             wanted = bodies.parse_role(await _body(request))
         except bodies.BadRequest as error:
-            return _error(400, "invalid_request", str(error))
+            return _error(400, codes.INVALID_REQUEST, str(error))
         except ClientDisconnect:
-            return _error(400, "cancelled", "the client went away")
+            return _error(400, codes.CANCELLED, "the client went away")
         if worker.draining:
-            return _error(503, "draining", "this worker is about to end", retryable=True)
+            return _error(503, codes.DRAINING, "this worker is about to end", retryable=True)
         if worker.node is None:
-            return _error(503, "starting", "the model is still loading", retryable=True)
+            return _error(503, codes.STARTING, "the model is still loading", retryable=True)
         try:
             done = worker.change_role(wanted.role, wanted.deadline_s)
         except RoleChanging as error:
@@ -155,15 +170,15 @@ def _role_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
 def _room_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         if not worker.authorized(request):
-            return _error(401, "unauthorized", "the bearer token is missing or wrong")
+            return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
         if worker.node is None:
-            return _error(503, "starting", "the model is still loading", retryable=True)
+            return _error(503, codes.STARTING, "the model is still loading", retryable=True)
         try:
             room = bodies.parse_room(await _body(request))
         except bodies.BadRequest as error:
-            return _error(400, "invalid_request", str(error))
+            return _error(400, codes.INVALID_REQUEST, str(error))
         except ClientDisconnect:
-            return _error(400, "cancelled", "the client went away")
+            return _error(400, codes.CANCELLED, "the client went away")
         worker.node.engine.limit_prefill(room.to_room())
         return Response(status_code=204)
 
@@ -183,33 +198,33 @@ def create_app(worker: Worker) -> Starlette:
     async def readyz(request: Request) -> Response:
         if not worker.engine_alive:
             return PlainTextResponse(_DEAD, 503)
-        progress = f": {worker.loading}" if worker.state == "starting" and worker.loading else ""
-        return PlainTextResponse(f"{worker.state}{progress}\n", 200 if worker.state == "ready" else 503)
+        progress = f": {worker.loading}" if worker.state == STARTING and worker.loading else ""
+        return PlainTextResponse(f"{worker.state}{progress}\n", 200 if worker.state == READY else 503)
 
     async def metrics(request: Request) -> Response:
         return Response(worker.metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def info(request: Request) -> Response:
         if not worker.authorized(request):
-            return _error(401, "unauthorized", "the bearer token is missing or wrong")
+            return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
         return JSONResponse(worker.info())
 
     async def tokenizer(request: Request) -> Response:
         if not worker.authorized(request):
-            return _error(401, "unauthorized", "the bearer token is missing or wrong")
+            return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
         if worker.node is None:
-            return _error(503, "starting", "the model is still loading", retryable=True)
+            return _error(503, codes.STARTING, "the model is still loading", retryable=True)
         return JSONResponse(worker.tokenizer)
 
     routes = [
-        Route("/healthz", healthz),
-        Route("/readyz", readyz),
-        Route("/metrics", metrics),
-        Route("/internal/v1/info", info),
-        Route("/internal/v1/tokenizer", tokenizer),
-        Route("/internal/v1/decode-room", _room_endpoint(worker), methods=["POST"]),
-        Route("/internal/v1/role", _role_endpoint(worker), methods=["POST"]),
-        Route("/internal/v1/decode", _work_endpoint(worker, ("decode", "both"), _start_decode), methods=["POST"]),
-        Route("/internal/v1/prefill", _work_endpoint(worker, ("prefill", "both"), _start_prefill), methods=["POST"]),
+        Route(HEALTH_PATH, healthz),
+        Route(READY_PATH, readyz),
+        Route(METRICS_PATH, metrics),
+        Route(INFO_PATH, info),
+        Route(TOKENIZER_PATH, tokenizer),
+        Route(DECODE_ROOM_PATH, _room_endpoint(worker), methods=["POST"]),
+        Route(ROLE_PATH, _role_endpoint(worker), methods=["POST"]),
+        Route(DECODE_PATH, _work_endpoint(worker, ("decode", "both"), _start_decode), methods=["POST"]),
+        Route(PREFILL_PATH, _work_endpoint(worker, ("prefill", "both"), _start_prefill), methods=["POST"]),
     ]
     return Starlette(routes=routes)

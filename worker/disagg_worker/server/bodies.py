@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS
 from disagg_wire.room import Room
 from disagg_worker.values.choices import Role
 from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 from disagg_worker.values.sampling import SamplingParams, Structured
 
 Line = dict[str, Any]
-MAX_TOKENS = 1 << 20
-MAX_GRAMMAR_CHARS = 1 << 16
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 

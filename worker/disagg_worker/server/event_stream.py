@@ -13,6 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from disagg_wire import codes
 from disagg_worker.server.bodies import Line, encode_line
 from disagg_worker.values.events import Event
 
@@ -85,7 +86,7 @@ class NdjsonResponse(Response):
             log.exception("a stream failed")
             line = {
                 "type": "error",
-                "code": "internal",
+                "code": codes.INTERNAL,
                 "message": "internal error; see the worker's log",
                 "retryable": True,
             }

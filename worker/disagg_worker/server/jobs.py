@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 
+from disagg_wire import codes
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
 from disagg_worker.server.bodies import DecodeRequest, Line, PrefillRequest, error_json, event_json
 from disagg_worker.server.event_stream import EventQueue
@@ -56,7 +57,7 @@ _END = (EndEvent, ErrorEvent)
 
 
 def _timed_out() -> Line:
-    return error_json(ErrorEvent("deadline_exceeded", "the request's deadline has passed", retryable=False))
+    return error_json(ErrorEvent(codes.DEADLINE_EXCEEDED, "the request's deadline has passed", retryable=False))
 
 
 async def _relay(events: EventQueue, deadline_s: float) -> AsyncIterator[Line]:
@@ -142,7 +143,7 @@ class _RemoteDecode:
 
     def _on_failed(self, code: str, message: str) -> None:
         self._node.metrics.transfer_failures.labels(code).inc()
-        self.events.put(ErrorEvent("transfer_failed", message, retryable=True))
+        self.events.put(ErrorEvent(codes.TRANSFER_FAILED, message, retryable=True))
 
     async def lines(self, deadline_s: float) -> AsyncIterator[Line]:
         yield {"type": "ticket", "ticket": self.ticket.to_json(), "room": asdict(self._node.engine.load().room)}
@@ -170,12 +171,12 @@ class _RemoteDecode:
             event: Received | ErrorEvent = await self.events.get(lifetime_s)
         except TimeoutError:
             if not self._node.listener.begun(self._session):
-                self._node.metrics.transfer_failures.labels("ticket_expired").inc()
-                return ErrorEvent("ticket_expired", f"no KV came within {lifetime_s:g} s", retryable=True)
+                self._node.metrics.transfer_failures.labels(codes.TICKET_EXPIRED).inc()
+                return ErrorEvent(codes.TICKET_EXPIRED, f"no KV came within {lifetime_s:g} s", retryable=True)
             try:
                 event = await self.events.get(deadline_s - time.monotonic())
             except TimeoutError:
-                return ErrorEvent("deadline_exceeded", "the request's deadline has passed", retryable=False)
+                return ErrorEvent(codes.DEADLINE_EXCEEDED, "the request's deadline has passed", retryable=False)
         return event
 
     def close(self) -> None:
@@ -240,7 +241,7 @@ class _Prefill:
             metrics.transfer_bytes.labels("sent").inc(done.kv_bytes)
             metrics.transfer_seconds.observe(done.transfer_s)
             metrics.transfer_exposed_seconds.observe(done.exposed_s)
-        elif done.error.code == "transfer_failed":
+        elif done.error.code == codes.TRANSFER_FAILED:
             metrics.transfer_failures.labels(done.error.code).inc()
         self.events.put(done)
 
@@ -260,7 +261,7 @@ class _Prefill:
                 yield event_json(event)
             elif isinstance(event, TransferDone):
                 transferred = True
-                if event.error is not None and event.error.code == "transfer_failed":
+                if event.error is not None and event.error.code == codes.TRANSFER_FAILED:
                     ended = event.error
                 elif event.error is None:
                     yield _transferred(event)

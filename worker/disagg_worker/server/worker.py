@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
+from disagg_wire import codes
 from disagg_wire.cluster_key import bearer_of
-from disagg_wire.protocol import FEATURES, PROTOCOL_VERSION
+from disagg_wire.protocol import DRAINING, FEATURES, PROTOCOL_VERSION, READY, STARTING
 from disagg_worker.server import jobs
 from disagg_worker.server.metrics import Metrics
 from disagg_worker.settings import Settings
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 # counts.
 _BREAK_OFF_S = 5.0
 _ELSEWHERE = ErrorEvent(
-    "draining", "this worker stops serving in this role; the request can go on elsewhere", retryable=True
+    codes.DRAINING, "this worker stops serving in this role; the request can go on elsewhere", retryable=True
 )
 
 
@@ -67,8 +68,8 @@ class Worker:
     @property
     def state(self) -> str:
         if self.draining or self.changing_to is not None:
-            return "draining"
-        return "ready" if self.node else "starting"
+            return DRAINING
+        return READY if self.node else STARTING
 
     @property
     def engine_alive(self) -> bool:

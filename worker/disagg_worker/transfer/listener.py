@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from disagg_wire import codes
 from disagg_worker.engine.contract import Reservation
 from disagg_worker.transfer import frame_socket
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
@@ -166,13 +167,13 @@ class KvListener:
         except Exception as failure:  # whatever it was, the blocks must come free
             message = str(failure) or type(failure).__name__
             log.warning("transfer %s from %s failed: %s", session.ticket.transfer_id, peer, message)
-            self._fail(link, session, "transfer_failed", message)
+            self._fail(link, session, codes.TRANSFER_FAILED, message)
             return
         with self._lock:
             cancelled = session.phase is Phase.ENDED
             session.phase = Phase.ENDED if cancelled else Phase.TAKEN
         if cancelled:
-            self._fail(link, session, "cancelled", "the request was cancelled")
+            self._fail(link, session, codes.CANCELLED, "the request was cancelled")
             return
         try:
             session.on_commit(received)
@@ -235,7 +236,7 @@ class KvListener:
             cancelled = session.phase is Phase.ENDED
             session.phase = Phase.ENDED
         session.reservation.release()
-        session.on_failed("cancelled" if cancelled else code, message)
+        session.on_failed(codes.CANCELLED if cancelled else code, message)
         self._send_error(link, code, message)
 
     @staticmethod

@@ -15,17 +15,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from disagg_wire import codes
 from disagg_worker.transfer import frame_socket
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Digest, commit_payload
 from disagg_worker.transfer.ticket import Ticket, begin_proof, token_hash
-from disagg_worker.values.events import ErrorEvent, TokenEvent
+from disagg_worker.values.events import CANCELLED, ErrorEvent, TokenEvent
 
 log = logging.getLogger(__name__)
 # Below the protocol's limit: a frame is in flight as a whole, and its crc is computed before its
 # first byte goes out.
 _FRAME_BYTES = 8 << 20
-_CANCELLED = ErrorEvent("cancelled", "cancelled", retryable=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class TcpKvSender:
         with self._lock:
             self._cancelled = True
             sock = self._sock
-        self._items.put(_CANCELLED)
+        self._items.put(CANCELLED)
         if sock is not None:
             frame_socket.hang_up(sock)
 
@@ -149,7 +149,7 @@ class TcpKvSender:
         except Exception as failure:  # whatever it was, `on_done` must free the blocks
             message = f"KV transfer to {self._ticket.host}:{self._ticket.port}: {failure or type(failure).__name__}"
             log.warning("transfer %s failed: %s", self._ticket.transfer_id, message)
-            error = _CANCELLED if self._cancelled else ErrorEvent("transfer_failed", message, retryable=True)
+            error = CANCELLED if self._cancelled else ErrorEvent(codes.TRANSFER_FAILED, message, retryable=True)
             done = self._not_sent(started_s, error)
         with self._lock:
             self._ended = True
@@ -167,7 +167,7 @@ class TcpKvSender:
             cancelled = self._cancelled
         if cancelled:
             sock.close()
-            raise TransferFailed("cancelled")
+            raise TransferFailed(codes.CANCELLED)
         return sock
 
     def _transfer(self, started_s: float) -> TransferDone:

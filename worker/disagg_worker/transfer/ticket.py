@@ -45,11 +45,6 @@ def token_hash(tokens: Sequence[int]) -> str:
     return hashlib.sha256(struct.pack(f"<{len(tokens)}I", *tokens)).hexdigest()
 
 
-def http_bearer(key: bytes) -> str:
-    """What routers and workers send as bearer token to each other."""
-    return hmac.new(key, b"disagg-http-v1", hashlib.sha256).hexdigest()
-
-
 def begin_proof(key: bytes, challenge: bytes, transfer_id: str) -> str:
     """Shows the listener that the connecting worker knows the cluster key, for this connection
     only.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from disagg_wire import codes
+
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
@@ -41,6 +43,9 @@ class ErrorEvent:
 
 
 Event = TokenEvent | EndEvent | ErrorEvent
+
+
+CANCELLED = ErrorEvent(codes.CANCELLED, "cancelled", retryable=False)
 
 
 class EventSink(Protocol):

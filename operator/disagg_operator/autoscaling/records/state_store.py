@@ -18,6 +18,7 @@ from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import CONFIG_MAP, DISAGG_DEPLOYMENT
 from disagg_operator.vocabulary import FIELD_MANAGER, Key, Obj
+from disagg_wire.labels import LABEL_COMPONENT
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,6 @@ class StateStore:
 
 def _object(key: Key, uid: str, text: str) -> Obj:
     owner = {"apiVersion": DISAGG_DEPLOYMENT.api_version, "kind": DISAGG_DEPLOYMENT.kind, "name": key[1], "uid": uid}
-    labels = {"app.kubernetes.io/managed-by": FIELD_MANAGER, "app.kubernetes.io/component": "scaling-state"}
+    labels = {"app.kubernetes.io/managed-by": FIELD_MANAGER, LABEL_COMPONENT: "scaling-state"}
     meta = {"name": config_map_name(key[1]), "namespace": key[0], "labels": labels, "ownerReferences": [owner]}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {_FIELD: text}}

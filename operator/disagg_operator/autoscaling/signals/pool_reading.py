@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from disagg_operator.autoscaling.signals.samples import Sample
+from disagg_wire import series
 
-WORKER_WAITING = "disagg_worker_waiting_requests"
-WORKER_RUNNING = "disagg_worker_running_requests"
-ROUTER_WAITING = "disagg_router_waiting_requests"
+WORKER_WAITING = series.WORKER_WAITING_REQUESTS
+WORKER_RUNNING = series.WORKER_RUNNING_REQUESTS
+ROUTER_WAITING = series.ROUTER_WAITING_REQUESTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from disagg_operator.autoscaling.policy.history import Minute
 from disagg_operator.autoscaling.signals.prometheus_access import PATH, PrometheusEndpoint, Unreadable
 from disagg_operator.autoscaling.signals.prometheus_transport import Adapter, Transport
 from disagg_operator.autoscaling.signals.samples import Sample, from_matrix
+from disagg_wire import series
 from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
 
 # Two scrapes of the usual 30 s, and a little.
@@ -53,9 +54,13 @@ def history_queries(namespace: str, name: str) -> tuple[str, str, str]:
     apart). Raises ValueError as above.
     """
     pods = f'namespace="{_checked(namespace)}",pod=~"{_checked(name)}-router-[a-z0-9]+-[a-z0-9]+"'
-    sums = ("disagg_router_arrivals_total", "disagg_router_arrived_prompt_tokens_total")
+    sums = (series.ROUTER_ARRIVALS, series.ROUTER_ARRIVED_PROMPT_TOKENS)
     requests, prompt = (f"sum(increase({metric}{{{pods}}}[2m]))/2" for metric in sums)
-    return requests, prompt, f'sum(increase(disagg_router_completed_tokens_total{{{pods},kind="output"}}[2m]))/2'
+    return (
+        requests,
+        prompt,
+        f'sum(increase({series.ROUTER_COMPLETED_TOKENS}{{{pods},{series.KIND}="{series.OUTPUT}"}}[2m]))/2',
+    )
 
 
 def _checked(name: str) -> str:
