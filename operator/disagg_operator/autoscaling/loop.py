@@ -23,10 +23,11 @@ from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals import pod_facts
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target, parse_json_object
 from disagg_operator.autoscaling.signals.fold import Answers, Look, Memory, fold
+from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.pool_reading import PoolReading, reading, view
 from disagg_operator.autoscaling.signals.prometheus_access import METRICS_UNAVAILABLE, Unreadable
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
-from disagg_operator.autoscaling.signals.samples import Sample, parse, role_of
+from disagg_operator.autoscaling.signals.samples import Sample, role_of
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.desired.names import pool_name
 from disagg_operator.kube.cache import Cache

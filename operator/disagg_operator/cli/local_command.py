@@ -27,9 +27,10 @@ from disagg_operator.autoscaling.policy.decision import Decision, PoolRules
 from disagg_operator.autoscaling.policy.observation import Pods
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target
 from disagg_operator.autoscaling.signals.fold import Look, Memory, fold
+from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.pod_facts import Starts
 from disagg_operator.autoscaling.signals.pool_reading import reading, view
-from disagg_operator.autoscaling.signals.samples import Sample, parse
+from disagg_operator.autoscaling.signals.samples import Sample
 from disagg_operator.cli import chat
 from disagg_operator.cli.processes import Running, free_port, start, stop_all
 from disagg_operator.controller import acceptance

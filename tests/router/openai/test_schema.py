@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_router.errors import ApiError
-from disagg_router.openai.generation import check_prompt, sampling_of
+from disagg_router.openai.sampling import check_prompt, sampling_of
 from disagg_router.openai.schema import ChatRequest, CompletionRequest, parse
 from disagg_router.workers.worker_info import Model
 

@@ -1,4 +1,4 @@
-"""What the engine offers to the server and to the KV transfer: values, callbacks and errors.
+"""PURE: What the engine offers to the server and to the KV transfer: values, callbacks and errors.
 
 Holds no torch.
 

@@ -1,4 +1,4 @@
-"""How an engine is set up."""
+"""PURE: How an engine is set up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PURE: a step as bytes, for the other ranks: int64 only, nothing to unpickle.
+"""A step as bytes, for the other ranks: int64 only, nothing to unpickle.
 
 Ten counts, then the arrays one after the other; their lengths follow from the counts.
 """
