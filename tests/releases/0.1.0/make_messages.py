@@ -56,7 +56,7 @@ def process(module: str, log: Path, **settings: object) -> Iterator[subprocess.P
 def shape(value: Any) -> Any:
     """What two messages of one kind have alike: keys, kinds of values, and the words that tell kinds apart."""
     if isinstance(value, dict):
-        telling = ("type", "code", "state", "role", "mode", "finish_reason", "path", "object", "changing_to")
+        telling = ("type", "code", "state", "role", "mode", "finish_reason", "path", "object", "changing_to", "expected", "healthy")
         return {k: (v if k in telling and not isinstance(v, dict) else shape(v)) for k, v in sorted(value.items())}
     if isinstance(value, list):
         return [shape(v) for v in value[:1]]
