@@ -16,6 +16,7 @@ from disagg_operator.controller import children as kids
 from disagg_operator.controller import decision_report, pod_moves, replicas
 from disagg_operator.controller.acceptance import AcceptedDeployment, Refused, accept
 from disagg_operator.controller.children import Children, NameTaken
+from disagg_operator.controller.intent import intent_of
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.observer import Looker
 from disagg_operator.controller.replicas import Replicas
@@ -255,7 +256,7 @@ class Reconciler:
                     else None,
                 )
             )
-        return conditions.intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble)
+        return intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble)
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
         for role in ROLES:

@@ -22,9 +22,9 @@ from typing import Any
 import aiohttp
 import httpx
 from aiohttp import web
+from disagg_operator.metrics import Metrics
 
 from disagg_operator.autoscaling.policy import Decision
-from disagg_operator.metrics import Metrics
 from disagg_worker.transfer.ticket import http_bearer
 
 HERE = Path(__file__).resolve().parent

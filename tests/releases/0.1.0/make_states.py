@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-
-from disagg_operator import decisions, plan, replicas, status
-from disagg_operator.autoscaling import history, predictive
 from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals
 from disagg_operator.autoscaling.podfacts import Starts
-from disagg_operator.autoscaling.policy import Decision, Sample
 from disagg_operator.autoscaling.predictor import Predicting
 from disagg_operator.autoscaling.queueing import Queueing
-from disagg_operator.autoscaling.records import Records
-from disagg_operator.autoscaling.signals.fold import Folded
 from disagg_operator.autoscaling.store import StateStore, decode
-from disagg_operator.desired.names import selector_text
 from disagg_operator.live import Live
 from disagg_operator.observe import Network, Observed, Problem, RouterView, WorkerLink, Workload
-from disagg_operator.planning import profile as profiles
 from disagg_operator.replicas import Declared
+
+from disagg_operator import decisions, plan, replicas, status
+from disagg_operator.autoscaling import history, predictive
+from disagg_operator.autoscaling.policy import Decision, Sample
+from disagg_operator.autoscaling.records import Records
+from disagg_operator.autoscaling.signals.fold import Folded
+from disagg_operator.desired.names import selector_text
+from disagg_operator.planning import profile as profiles
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "states"

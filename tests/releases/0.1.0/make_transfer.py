@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from disagg_worker.engine.api import ErrorEvent, KvLayout, TokenEvent
+
 from disagg_worker.transfer.frames import HEADER_BYTES, FrameType, decode_header
 from disagg_worker.transfer.listener import KvListener, Session
 from disagg_worker.transfer.sender import SenderTimeouts, TcpKvSender, TransferDone
