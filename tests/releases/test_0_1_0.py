@@ -27,7 +27,7 @@ from disagg_operator.autoscaling.live import Live
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.policy.observation import Pods, Targets
 from disagg_operator.autoscaling.policy.predictive import State
-from disagg_operator.autoscaling.records import codec, journal
+from disagg_operator.autoscaling.records import codec, decision_records
 from disagg_operator.autoscaling.records.saved_state import from_json, to_json
 from disagg_operator.autoscaling.records.state_store import StateStore
 from disagg_operator.autoscaling.signals import samples
@@ -203,21 +203,23 @@ def _same(found: Targets, recorded: Obj) -> bool:
 
 @pytest.mark.parametrize("policy", ["predictive", "queue"])
 def test_recorded_decisions_are_read_and_made_again(policy: str) -> None:
-    runs = journal.read((RELEASE / f"states/records/{policy}.jsonl").read_text().splitlines())
+    runs = decision_records.read((RELEASE / f"states/records/{policy}.jsonl").read_text().splitlines())
     recorded = [line for line in load_lines(f"states/records/{policy}.jsonl") if "begin" not in line]
     assert len(recorded) >= 60
     assert [len(run.steps) for run in runs] == ([60] if policy == "predictive" else [40, 30])
-    for step, line in zip(journal.steps_of(runs), recorded, strict=True):
+    for step, line in zip(decision_records.steps_of(runs), recorded, strict=True):
         assert plain(codec.plain(step.observation)) == line["observation"]
         assert (step.decided, step.reasons, step.dry_run) == (line["decided"], line["reasons"], line["dryRun"])
         assert plain(codec.plain(step.samples)) == line.get("samples", {})
 
-    def policy_of(run: journal.Run) -> journal.Policy:
+    def policy_of(run: decision_records.Run) -> decision_records.Policy:
         return (
-            journal.predictive_policy(run.settings, run.state) if run.queue is None else journal.queue_policy(run.queue)
+            decision_records.predictive_policy(run.settings, run.state)
+            if run.queue is None
+            else decision_records.queue_policy(run.queue)
         )
 
-    for made, line in zip(journal.replay(runs, policy_of), recorded, strict=True):
+    for made, line in zip(decision_records.replay(runs, policy_of), recorded, strict=True):
         assert _same(made, line["targets"]), line["t"]
 
 

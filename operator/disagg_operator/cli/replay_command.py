@@ -19,8 +19,8 @@ from disagg_operator.autoscaling.policy.decision import PoolRules
 from disagg_operator.autoscaling.policy.observation import Targets
 from disagg_operator.autoscaling.policy.predictive import Settings
 from disagg_operator.autoscaling.policy.queue_pools import QueueStart
-from disagg_operator.autoscaling.records import codec, journal
-from disagg_operator.autoscaling.records.journal import Policy, Run, Step
+from disagg_operator.autoscaling.records import codec, decision_records
+from disagg_operator.autoscaling.records.decision_records import Policy, Run, Step
 from disagg_operator.cli import decision_source, plots
 from disagg_operator.controller.acceptance import DEFAULT_TARGETS
 from disagg_operator.simulation import policies
@@ -55,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
     changes = [parse_change(text) for text in args.set]
     if changes and args.policy not in (None, QUEUE, policies.PREDICTIVE):
         raise ValueError("--set: changes settings of predictive and queue alone")
-    targets = journal.replay(runs, lambda one: policy_of(args.policy, one, changes))
-    everything = sorted(zip(journal.steps_of(runs), targets, strict=True), key=lambda pair: pair[0].observation.now_s)
+    targets = decision_records.replay(runs, lambda one: policy_of(args.policy, one, changes))
+    everything = sorted(
+        zip(decision_records.steps_of(runs), targets, strict=True), key=lambda pair: pair[0].observation.now_s
+    )
     since_s = everything[-1][0].observation.now_s - decision_source.seconds(args.since)
     pairs = [(s, t) for s, t in everything if s.observation.now_s >= since_s]
     console = Console(width=None if sys.stdout.isatty() else 180)
@@ -67,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     console.print(summary(what, pairs, len(other)))
     if args.plot:
         steps, new = [s for s, _ in pairs], [t for _, t in pairs]
-        timelines = [plots.Timeline(f"{args.source}: {what} (what was wanted)", journal.columns(steps, new))]
+        timelines = [plots.Timeline(f"{args.source}: {what} (what was wanted)", decision_records.columns(steps, new))]
         if args.plot.suffix.lower() in (".html", ".htm"):
-            timelines.insert(0, plots.Timeline(f"{args.source}: as it was decided", journal.columns(steps)))
+            timelines.insert(0, plots.Timeline(f"{args.source}: as it was decided", decision_records.columns(steps)))
         plots.save(args.plot, timelines, summary(what, pairs, len(other)))
     return 0
 
@@ -86,7 +88,7 @@ def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) ->
     """
     name = name or name_of(run)
     if name == QUEUE:
-        return journal.queue_policy(queue_of(run, changes))
+        return decision_records.queue_policy(queue_of(run, changes))
     if name != policies.PREDICTIVE:
         s = run.settings
         least, most = min(s.prefill.least, s.decode.least), max(s.prefill.most, s.decode.most)
@@ -95,7 +97,7 @@ def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) ->
     settings = run.settings
     for path, value in changes:
         settings = changed(settings, path, value)
-    return journal.predictive_policy(settings, run.state)
+    return decision_records.predictive_policy(settings, run.state)
 
 
 def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> QueueStart:

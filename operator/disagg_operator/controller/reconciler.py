@@ -18,8 +18,8 @@ from disagg_operator.controller.acceptance import AcceptedDeployment, Refused, a
 from disagg_operator.controller.children import Children, NameTaken
 from disagg_operator.controller.intent import intent_of
 from disagg_operator.controller.metrics import Metrics
-from disagg_operator.controller.observer import Looker
 from disagg_operator.controller.replicas import Replicas
+from disagg_operator.controller.status_inputs import Looker
 from disagg_operator.desired import Facts, Images, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
@@ -37,8 +37,8 @@ from disagg_operator.kube.resources import (
     uid_of,
 )
 from disagg_operator.status import changes, conditions
-from disagg_operator.status.observed import Observed
 from disagg_operator.status.recorder import NORMAL, Note, Recorder
+from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_POOL, LABEL_REVISION
 from disagg_wire.roles import ROLES

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from disagg_operator.status.observed import NetworkCheck, Observed, RouterView, Workload, workers_by_transport
+from disagg_operator.status.workloads import NetworkCheck, Observed, RouterView, Workload, workers_by_transport
 from disagg_operator.vocabulary import Obj
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
@@ -59,8 +59,6 @@ class Intent:
     fallback: str = "Warn"
     interface: str | None = None
     trouble: tuple[str, str] | None = None
-
-
 
 
 def build(intent: Intent, observed: Observed, previous: Mapping[str, object], now: str) -> Obj:

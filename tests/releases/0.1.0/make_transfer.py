@@ -104,7 +104,9 @@ def frames(stream: bytes) -> list[dict[str, Any]]:
     return out
 
 
-def transfer(name: str, drive: Callable[[TcpKvSender], None], timeouts: SenderTimeouts | None = None, announced: bool = True) -> None:
+def transfer(
+    name: str, drive: Callable[[TcpKvSender], None], timeouts: SenderTimeouts | None = None, announced: bool = True
+) -> None:
     """One whole transfer. `drive` is what the engine does with the sender."""
     listener = KvListener("127.0.0.1", 0, KEY, LAYOUT, VOCAB)
     ticket, target = make_ticket(name), Memory(bytes(LAYOUT.layers * BLOCKS * LAYOUT.layer_block_bytes))

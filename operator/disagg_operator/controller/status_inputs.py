@@ -14,8 +14,8 @@ from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Forbidden
 from disagg_operator.kube.pods import pool_of
 from disagg_operator.kube.resources import DEPLOYMENT, NETWORK_ATTACHMENT, NODE, labels_of
-from disagg_operator.status import observed
-from disagg_operator.status.observed import NetworkCheck, Observed, Workload
+from disagg_operator.status import workloads
+from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_COMPONENT
 from disagg_wire.roles import ROLES
@@ -34,7 +34,7 @@ class Looker:
 
         def workload(component: str, name: str, desired: int) -> Workload:
             pods = [pod for pod in children.pods if _component(pod) == component]
-            return observed.workload(component, desired, children.get(DEPLOYMENT.kind, name), pods)
+            return workloads.workload(component, desired, children.get(DEPLOYMENT.kind, name), pods)
 
         return Observed(
             pools={role: workload(role, pool_name(key[1], role), pools[role].count) for role in ROLES},
@@ -50,7 +50,7 @@ class Looker:
         found: bool | None = False
         if plan.attachment is not None and multus:
             found = await self._exists(plan.attachment)
-        return observed.network(
+        return workloads.network(
             reference=plan.attachment,
             found=found,
             multus=multus,

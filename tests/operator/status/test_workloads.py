@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_operator.kube.pods import http_port, is_ready
-from disagg_operator.status.observed import (
+from disagg_operator.status.workloads import (
     NetworkCheck,
     Problem,
     RouterView,
