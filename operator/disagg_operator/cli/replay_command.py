@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from disagg_operator.autoscaling.policy import proportional
+from disagg_operator.autoscaling.policy import queue_pools
 from disagg_operator.autoscaling.policy.decision import PoolRules
 from disagg_operator.autoscaling.policy.observation import Targets
 from disagg_operator.autoscaling.policy.predictive import Settings
-from disagg_operator.autoscaling.policy.proportional import Queue
+from disagg_operator.autoscaling.policy.queue_pools import QueueStart
 from disagg_operator.autoscaling.records import codec, journal
 from disagg_operator.autoscaling.records.journal import Policy, Run, Step
 from disagg_operator.cli import decision_source, plots
@@ -98,18 +98,18 @@ def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) ->
     return journal.predictive_policy(settings, run.state)
 
 
-def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> Queue:
+def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> QueueStart:
     """Where the policy queue begins: as it did, or with the default targets within the bounds of
     another policy. Raises ValueError.
     """
     queue = run.queue
     if queue is None:
         bounds = {"prefill": run.settings.prefill, "decode": run.settings.decode}
-        queue = Queue({pool: PoolRules(b.least, b.most, DEFAULT_TARGETS[pool]) for pool, b in bounds.items()}, {})
+        queue = QueueStart({pool: PoolRules(b.least, b.most, DEFAULT_TARGETS[pool]) for pool, b in bounds.items()}, {})
     for path, value in changes:
-        queue = Queue(_changed(dict[str, PoolRules], queue.pools, path, value), queue.states)
+        queue = QueueStart(_changed(dict[str, PoolRules], queue.pools, path, value), queue.states)
     try:
-        proportional.check(queue.pools)
+        queue_pools.check(queue.pools)
     except ValueError as error:
         raise ValueError(f"--set {error}") from None
     return queue

@@ -186,7 +186,7 @@ class Reconciler:
 
     def _replicas(self, run: _Pass, role: str) -> Replicas:
         pool = run.pool(role)
-        scaling = run.live.pools.get(role)
+        decision = run.live.decisions.get(role)
         current = None if pool is None else (pool.get("spec") or {}).get("replicas")
         flip = run.live.flip
         if flip is not None and flip.changed and current is not None and role in (flip.giving, flip.taking):
@@ -195,7 +195,7 @@ class Reconciler:
             return replicas.decide(
                 run.plan.declared[role], pool, flip.sizes[role], suspended=run.plan.scaling.suspended
             )
-        wanted = decision_report.to_carry_out(scaling.decision if scaling else None, current, run.plan.scaling.dry_run)
+        wanted = decision_report.to_carry_out(decision, current, run.plan.scaling.dry_run)
         return replicas.decide(run.plan.declared[role], pool, wanted, suspended=run.plan.scaling.suspended)
 
     async def _mark_victims(self, run: _Pass, rendered: Obj) -> None:
@@ -219,14 +219,13 @@ class Reconciler:
         if obj["kind"] != DISAGG_POOL.kind:
             return
         role = str(obj["spec"]["role"])
-        scaling = run.live.pools.get(role)
-        decision = scaling.decision if scaling else None
+        decision = run.live.decisions.get(role)
         if decision is None or run.plan.scaling.dry_run or decision.to == decision.current:
             return
         if run.pools[role].count == decision.to:
             note = decision_report.scaled_note(role, decision)
             run.notes.append(note)
-            self._metrics.scaled.labels(*run.key, role, "up" if note.reason == "ScaledUp" else "down").inc()
+            self._metrics.scaling.scaled.labels(*run.key, role, "up" if note.reason == "ScaledUp" else "down").inc()
 
     async def _report(self, run: _Pass, rendered: list[Obj]) -> None:
         observed = await self._looker.observe(run.plan, run.children, run.pools, run.live, run.key)
@@ -241,8 +240,7 @@ class Reconciler:
         pools = []
         for role in ROLES:
             scaled = role in run.plan.scaling.policies
-            scaling = run.live.pools.get(role) if scaled else None
-            decision = scaling.decision if scaling else None
+            decision = run.live.decisions.get(role) if scaled else None
             dry = run.plan.scaling.dry_run
             pools.append(
                 conditions.PoolIntent(

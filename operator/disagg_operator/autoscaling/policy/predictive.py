@@ -31,10 +31,9 @@ from disagg_operator.autoscaling.policy import forecast, learning, miss_curve
 from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings, State
 from disagg_operator.autoscaling.policy.observation import Observation, Pods, PrefillSignals, Targets
 from disagg_operator.autoscaling.policy.sizing import Outlook, PoolSizing, hold, join, plan
-from disagg_operator.autoscaling.records.saved_state import from_json, to_json
 from disagg_operator.performance.profile import Profile
 
-__all__ = ["Peak", "PoolLimits", "PoolState", "Settings", "State", "from_json", "step", "to_json"]
+__all__ = ["Peak", "PoolLimits", "PoolState", "Settings", "State", "step"]
 
 _WARM_UP_S = 600.0  # the estimators know nothing yet: not below the starting size
 _BLIND_FORECAST_S = 300.0

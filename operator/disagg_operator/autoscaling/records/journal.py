@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from disagg_operator.autoscaling.policy import predictive, proportional, queue_depth
+from disagg_operator.autoscaling.policy import predictive, queue_depth, queue_pools
 from disagg_operator.autoscaling.policy.decision import METRICS_UNAVAILABLE
+from disagg_operator.autoscaling.policy.guard import Outcome
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.autoscaling.policy.predictive import Settings, State
-from disagg_operator.autoscaling.policy.proportional import Queue
+from disagg_operator.autoscaling.policy.queue_pools import QueueStart
 from disagg_operator.autoscaling.records import codec
 
 _LAST_S = 32_503_680_000.0  # the year 3000
@@ -57,7 +58,7 @@ class Run:
     settings: Settings
     state: State
     steps: list[Step] = field(default_factory=list)
-    queue: Queue | None = None
+    queue: QueueStart | None = None
 
 
 def read(lines: Iterable[str]) -> list[Run]:
@@ -95,14 +96,38 @@ def read(lines: Iterable[str]) -> list[Run]:
     return runs
 
 
+def beginning(outcome: Outcome) -> dict[str, Any]:
+    """Return the line before the first step of a run: where it starts from, so that it can be made again.
+
+    It has the state of the predictive policy even where the policy is `queue`, so that the predictive
+    policy can be asked what it would have done.
+    """
+    line = {"begin": True, "t": outcome.observation.now_s, "settings": codec.plain(outcome.settings)}
+    line |= {"state": codec.plain(outcome.before)}
+    return line if outcome.queue is None else line | {"queue": codec.plain(outcome.queue)}
+
+
+def step_line(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
+    """Return the line of one step: what was seen, answered and decided, and why."""
+    line = {
+        "t": outcome.observation.now_s,
+        "observation": codec.plain(outcome.observation),
+        "targets": codec.plain(outcome.targets),
+        "decided": {pool: decision.to for pool, decision in outcome.decisions.items()},
+        "reasons": {pool: decision.reason for pool, decision in outcome.decisions.items()},
+        "dryRun": dry_run,
+    }
+    return line if outcome.queue is None else line | {"samples": codec.plain(dict(outcome.samples))}
+
+
 def _beginning(raw: dict[str, Any]) -> Run:
-    queue = codec.parse(Queue, raw["queue"]) if "queue" in raw else None
+    queue = codec.parse(QueueStart, raw["queue"]) if "queue" in raw else None
     if queue is not None:
-        proportional.check(queue.pools)
+        queue_pools.check(queue.pools)
     return Run(codec.parse(Settings, raw["settings"]), codec.parse(State, raw["state"]), queue=queue)
 
 
-def _step(raw: dict[str, Any], queue: Queue | None) -> Step:
+def _step(raw: dict[str, Any], queue: QueueStart | None) -> Step:
     decided = {str(k): int(v) for k, v in raw["decided"].items()}
     reasons = {str(k): str(v) for k, v in raw["reasons"].items()}
     o = codec.parse(Observation, raw["observation"])
@@ -141,7 +166,7 @@ def predictive_policy(settings: Settings, state: State) -> Policy:
     return answer
 
 
-def queue_policy(queue: Queue) -> Policy:
+def queue_policy(queue: QueueStart) -> Policy:
     """The policy queue from a state on.
 
     Where another policy decided then, by the sums that this one saw.
@@ -151,9 +176,9 @@ def queue_policy(queue: Queue) -> Policy:
     def answer(step: Step) -> Targets:
         nonlocal states
         o = step.observation
-        samples = {pool: step.samples.get(pool) or proportional.sample_of(o, pool) for pool in queue.pools}
-        decisions, states = proportional.step(queue.pools, states, samples, o)
-        return proportional.targets(o, decisions)
+        samples = {pool: step.samples.get(pool) or queue_pools.sample_of(o, pool) for pool in queue.pools}
+        decisions, states = queue_pools.step(queue.pools, states, samples, o)
+        return queue_pools.targets(o, decisions)
 
     return answer
 

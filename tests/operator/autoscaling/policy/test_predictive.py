@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from disagg_operator.autoscaling.policy.history import Minute, seed
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets
-from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State, from_json, step, to_json
+from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State, step
+from disagg_operator.autoscaling.records.saved_state import from_json, to_json
 from disagg_operator.performance.profile import PROFILES
 
 PROFILE = PROFILES["70b-h100-tp4"]

@@ -1,4 +1,4 @@
-"""The predictive policy in the operator: its state loaded, stepped, recorded and kept."""
+"""Keeps what the predictive policy has learned: read after a start, saved while it runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from disagg_operator.autoscaling.chosen_policy import PolicyMemory
 from disagg_operator.autoscaling.live import Live, LiveTable
-from disagg_operator.autoscaling.policy import guard, history, predictive
-from disagg_operator.autoscaling.policy.guard import Outcome, Predicting
-from disagg_operator.autoscaling.policy.observation import Folded
-from disagg_operator.autoscaling.records import codec
-from disagg_operator.autoscaling.records.decision_log import Records
+from disagg_operator.autoscaling.policy import history
+from disagg_operator.autoscaling.policy.memory import State
+from disagg_operator.autoscaling.records.saved_state import from_json, to_json
 from disagg_operator.autoscaling.records.state_store import StateStore
 from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.pod_facts import Starts
@@ -32,14 +31,11 @@ _STALE_S = 6 * 3600.0
 _SAVES_AT_ONCE = 8
 
 
-class Forecasting:
+class StateKeeper:
     """Shared by all deployments. What it remembers of each lies in its `Live` entry."""
 
-    def __init__(
-        self, store: StateStore, records: Records, prometheus: PrometheusSource, epoch: Callable[[], float]
-    ) -> None:
+    def __init__(self, store: StateStore, prometheus: PrometheusSource, epoch: Callable[[], float]) -> None:
         self._store = store
-        self._records = records
         self._prometheus = prometheus
         self._epoch = epoch
         self._gate = asyncio.Semaphore(_SAVES_AT_ONCE)
@@ -78,62 +74,33 @@ class Forecasting:
                 return
             if minutes:
                 state = await asyncio.to_thread(history.seed, plan.settings, minutes)
-                entry.predicting = replace(entry.predicting, state=state)
+                entry.memory = _with_state(entry.memory, state)
                 log.info("%s/%s: learned from %d minutes of history", *key, len(minutes))
 
-    async def step(self, key: Key, entry: Live, plan: ScalePlan, folded: Folded) -> Outcome | None:
-        """One step of the policy, recorded."""
-        before, settings = entry.predicting, plan.settings
-        if settings.role_flip_s is not None and entry.flips_s:
-            settings = replace(settings, role_flip_s=sum(entry.flips_s) / len(entry.flips_s))
-        outcome, entry.predicting = guard.step(settings, plan.policies, plan.down_windows_s, folded, before)
-        if outcome is not None:
-            self._record(key, plan, before, outcome)
-            if not outcome.observation.blind:
-                entry.unsaved = True
-        if entry.unsaved and folded.observation.now_s - entry.saved_s >= SAVE_EVERY_S:
+    async def save_if_due(self, key: Key, entry: Live, now_s: float) -> None:
+        """Save what was learned since the last time, at most once in SAVE_EVERY_S."""
+        if entry.unsaved and now_s - entry.saved_s >= SAVE_EVERY_S:
             await self._save(key, entry)
-        return outcome
 
     async def save_all(self, live: LiveTable) -> None:
         """Before the operator stops."""
         await asyncio.gather(*(self._save(key, entry) for key, entry in live.items() if entry.unsaved))
 
-    def forget(self, key: Key) -> None:
-        self._records.forget(key)
-
     async def _save(self, key: Key, entry: Live) -> None:
         entry.saved_s = self._epoch()
         content = {
             "saved_s": entry.saved_s,
-            "state": predictive.to_json(entry.predicting.state),
+            "state": to_json(entry.memory.predicting.state),
             "starts": {pool: dict(starts.taken_s) for pool, starts in entry.starts.items()},
         }
         async with self._gate:
             entry.unsaved = not await self._store.save(key, entry.uid, content)
 
-    def _record(self, key: Key, plan: ScalePlan, before: Predicting, outcome: Outcome) -> None:
-        o = outcome.observation
-        # Settings change with the resource, and with the size of a pool that isn't scaled.
-        if self._records.must_begin(key, outcome.settings):
-            head: dict[str, Any] = {"begin": True, "t": o.now_s, "settings": codec.plain(outcome.settings)}
-            self._records.write(key, {**head, "state": codec.plain(before.state)}, begins=outcome.settings)
-        decided = {name: decision.to for name, decision in outcome.decisions.items()}
-        line = {
-            "t": o.now_s,
-            "observation": codec.plain(o),
-            "targets": codec.plain(outcome.targets),
-            "decided": decided,
-        }
-        self._records.write(
-            key, {**line, "reasons": {n: d.reason for n, d in outcome.decisions.items()}, "dryRun": plan.dry_run}
-        )
-
 
 def _restore(entry: Live, kept: dict[str, Any]) -> None:
     state = kept.get("state")
     if isinstance(state, dict):
-        entry.predicting = replace(entry.predicting, state=predictive.from_json(state))
+        entry.memory = _with_state(entry.memory, from_json(state))
     for pool, taken in (kept.get("starts") or {}).items():
         found = (
             {str(uid): s for uid, value in taken.items() if not math.isnan(s := _number(value))}
@@ -141,6 +108,10 @@ def _restore(entry: Live, kept: dict[str, Any]) -> None:
             else {}
         )
         entry.starts[str(pool)] = Starts({**found, **entry.starts.get(str(pool), Starts()).taken_s})
+
+
+def _with_state(memory: PolicyMemory, state: State) -> PolicyMemory:
+    return replace(memory, predicting=replace(memory.predicting, state=state))
 
 
 def _number(value: Any) -> float:

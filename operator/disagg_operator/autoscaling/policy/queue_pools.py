@@ -18,7 +18,7 @@ _LEAST_TARGET, _MOST_TARGET = 1e-3, 1e9
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
+class QueueStart:
     """Where a run begins: the rules of the pools that are scaled, and what is remembered of each."""
 
     pools: dict[str, PoolRules]
