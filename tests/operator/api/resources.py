@@ -10,7 +10,8 @@ Obj = dict[str, Any]
 
 def patched(role: str, **spec: Any) -> Obj:
     """A resource whose pool has a podTemplate with this spec."""
-    return good(**{role: {"podTemplate": {"spec": spec}}})
+    pool: Obj = {role: {"podTemplate": {"spec": spec}}}
+    return good(**pool)
 
 
 def good(name: str = "chat", **spec: Any) -> Obj:
@@ -211,6 +212,13 @@ BAD_TEMPLATES: dict[str, tuple[Obj, str]] = {
     "containers that are removed": (patched("prefill", containers=None), "spec.prefill.podTemplate.spec.containers"),
     "a container without a name": (patched("decode", containers=[{}]), "spec.decode.podTemplate.spec.containers"),
     "labels that are removed": (good(decode={"podTemplate": {"metadata": {"labels": None}}}), "spec.decode.podTemplate.metadata.labels"),
+    "annotations that are a text": (
+        good(decode={"podTemplate": {"metadata": {"annotations": "a"}}}), "spec.decode.podTemplate.metadata.annotations",
+    ),
+    "a second container whose variables are a map": (
+        patched("decode", containers=[{"name": "main", "env": []}, {"name": "b", "env": {}}]),
+        "spec.decode.podTemplate.spec.containers[b].env",
+    ),
     "a variable without a name": (
         patched("decode", containers=[{"name": "main", "env": [{"value": "x"}]}]),
         "spec.decode.podTemplate.spec.containers[main].env",
