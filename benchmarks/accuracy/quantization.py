@@ -1,9 +1,11 @@
-"""What each quantisation costs in accuracy: cross-entropy and greedy agreement of the trained model on text that it has not read.
+"""What each quantisation costs in accuracy: cross-entropy and greedy agreement of the trained model
+on text that it has not read.
 
     python -m benchmarks.accuracy.quantization [--out benchmarks/results]
 
-Weights alone are quantised, as at load (engine setting `quantization`). `reference` computes in plain torch in float32 on the weights'
-exact values, so that the change is the weights' alone; `kernels` is what a CPU worker runs, with the KV cache in bfloat16.
+Weights alone are quantised, as at load (engine setting `quantization`). `reference` computes in
+plain torch in float32 on the weights' exact values, so that the change is the weights' alone;
+`kernels` is what a CPU worker runs, with the KV cache in bfloat16.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 
 from benchmarks.accuracy.texts import MODEL, PACKAGES, held_out
 from benchmarks.machine import machine
-from disagg_worker.backend.api import Backend, Batch, Chunk, DenseWeight, Weight
+from disagg_worker.backend.interface import Backend, Batch, Chunk, DenseWeight, Weight
 from disagg_worker.backend.plain import PlainBackend, dequantized
 from disagg_worker.backend.select import select
 from disagg_worker.model.checkpoint import Checkpoint
@@ -34,7 +36,9 @@ TEXTS, LEAST_TOKENS, MOST_TOKENS = 64, 96, 512
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """kind: none, int8, int4, fp8; group: inputs that share a scale. kernels: by the CPU kernels, else by plain torch in float32."""
+    """kind: none, int8, int4, fp8; group: inputs that share a scale. kernels: by the CPU kernels,
+    else by plain torch in float32.
+    """
 
     name: str
     dtype: torch.dtype = torch.bfloat16
@@ -87,8 +91,12 @@ def logits(net: Decoder, ids: list[int], cache: torch.Tensor) -> torch.Tensor:
     return net.forward(Batch(torch.tensor(ids), at, at, at, (Chunk(0, len(ids), 0, table),)), cache)
 
 
-def evaluate(variant: Variant, texts: list[list[int]], reference: list[torch.Tensor] | None) -> tuple[dict[str, Any], list[torch.Tensor]]:
-    """Cross-entropy (nats a token) over all texts, and how often the likeliest token is the reference's."""
+def evaluate(
+    variant: Variant, texts: list[list[int]], reference: list[torch.Tensor] | None
+) -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """Cross-entropy (nats a token) over all texts, and how often the likeliest token is the
+    reference's.
+    """
     config = load_config(MODEL)
     net = network(variant, config)
     cache_dtype = torch.bfloat16 if variant.kernels else torch.float32
@@ -101,7 +109,11 @@ def evaluate(variant: Variant, texts: list[list[int]], reference: list[torch.Ten
         best.append(found.argmax(-1))
         same += int((best[i] == (reference[i] if reference else best[i])).sum())
     mean = loss / count
-    return {"cross_entropy": mean, "perplexity": torch.tensor(mean).exp().item(), "same_token": same / sum(map(len, texts))}, best
+    return {
+        "cross_entropy": mean,
+        "perplexity": torch.tensor(mean).exp().item(),
+        "same_token": same / sum(map(len, texts)),
+    }, best
 
 
 def render(results: dict[str, Any]) -> str:
@@ -121,7 +133,9 @@ def render(results: dict[str, Any]) -> str:
     base = results["variants"]["fp32"]["cross_entropy"]
     for name, r in results["variants"].items():
         change = f"{r['cross_entropy'] - base:+.5f} ({100 * (r['cross_entropy'] / base - 1):+.3f} %)"
-        out.append(f"| {name} | {r['cross_entropy']:.5f} | {change} | {r['perplexity']:.3f} | {100 * r['same_token']:.2f} % |")
+        out.append(
+            f"| {name} | {r['cross_entropy']:.5f} | {change} | {r['perplexity']:.3f} | {100 * r['same_token']:.2f} % |"
+        )
     return "\n".join(out) + "\n"
 
 
@@ -136,7 +150,13 @@ def main() -> None:
     for variant in VARIANTS:
         found[variant.name], best = evaluate(variant, texts, reference)
         reference = reference or best
-    results = {"machine": machine(), "torch": torch.__version__, "texts": len(texts), "tokens": sum(map(len, texts)), "variants": found}
+    results = {
+        "machine": machine(),
+        "torch": torch.__version__,
+        "texts": len(texts),
+        "tokens": sum(map(len, texts)),
+        "variants": found,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "accuracy.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "accuracy.md").write_text(render(results))

@@ -1,9 +1,11 @@
-"""Greedy tokens of the trained model by four engines in float32: identical, or different only where two tokens tie.
+"""Greedy tokens of the trained model by four engines in float32: identical, or different only where
+two tokens tie.
 
     python -m benchmarks.engine.agreement [--out benchmarks/results]
 
-transformers is the reference. Where another engine leaves it, the gap between the two likeliest logits there tells a tie (rounding in
-another order decides) from a fault; the command fails on a gap of 1e-4 or more.
+transformers is the reference. Where another engine leaves it, the gap between the two likeliest
+logits there tells a tie (rounding in another order decides) from a fault; the command fails on a
+gap of 1e-4 or more.
 """
 
 from __future__ import annotations
@@ -36,12 +38,16 @@ def gap(network: Any, tokens: list[int]) -> float:
     return float(best[0] - best[1])
 
 
-def compare(reference: list[list[int]], found: list[list[int]], prompts: list[list[int]], network: Any) -> dict[str, Any]:
+def compare(
+    reference: list[list[int]], found: list[list[int]], prompts: list[list[int]], network: Any
+) -> dict[str, Any]:
     """How many are identical, and where the others leave the reference: prompt, position, gap."""
     differing = []
     for i, (expected, got) in enumerate(zip(reference, found, strict=True)):
         if expected != got:
-            at = next((k for k, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), min(len(expected), len(got)))
+            at = next(
+                (k for k, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), min(len(expected), len(got))
+            )
             differing.append({"prompt": i, "position": at, "gap": gap(network, prompts[i] + expected[:at])})
     return {"identical": len(found) - len(differing), "differing": differing}
 
@@ -61,7 +67,9 @@ def render(results: dict[str, Any]) -> str:
         ties = sum(d["gap"] < TIE for d in r["differing"])
         widest = max((d["gap"] for d in r["differing"]), default=None)
         shown = "-" if widest is None else f"{widest:.1e}"
-        out.append(f"| {name} | {r['identical']} of {results['prompts']} | {ties} | {len(r['differing']) - ties} | {shown} |")
+        out.append(
+            f"| {name} | {r['identical']} of {results['prompts']} | {ties} | {len(r['differing']) - ties} | {shown} |"
+        )
     return "\n".join(out) + "\n"
 
 
@@ -98,7 +106,9 @@ def main() -> None:
         "shortest": min(map(len, prompts)),
         "longest": max(map(len, prompts)),
         "tokens": sum(map(len, reference)),
-        "engines": {name: compare(reference, found, prompts, network) for name, found in made.items() if name != "transformers"},
+        "engines": {
+            name: compare(reference, found, prompts, network) for name, found in made.items() if name != "transformers"
+        },
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "agreement.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -44,7 +44,9 @@ def _shares(part: str, found: dict[str, Any]) -> list[str]:
             else:
                 least_s = found["roofs"][f"products_{case.split('x')[1]}_s"]
                 roof = f"torch.matmul of the same products: {1e3 * least_s:.1f} ms"
-            lines.append(f"| {name} | {case} | {1e3 * times['cpu']:.2f} ms | {roof} | {100 * least_s / times['cpu']:.0f} % | {over} |")
+            lines.append(
+                f"| {name} | {case} | {1e3 * times['cpu']:.2f} ms | {roof} | {100 * least_s / times['cpu']:.0f} % | {over} |"
+            )
     return lines
 
 

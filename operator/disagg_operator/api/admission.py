@@ -1,5 +1,8 @@
-"""PURE: the guard of resources that never met this CRD: stored before an upgrade, or given to
-`disagg local` as a file. It goes by the rules from which the CRD is generated."""
+"""PURE: the guard of resources that never met this CRD.
+
+They were stored before an upgrade, or are given to `disagg local` as a file. It goes by the rules
+from which the CRD is generated.
+"""
 
 from __future__ import annotations
 

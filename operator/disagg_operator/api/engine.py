@@ -40,7 +40,8 @@ class ModelSpec(Model):
     uri: str = Field(
         min_length=6,
         max_length=1024,
-        description="Where the checkpoint is: hf://org/name, pvc://claim/path or file:///path in the image. Safetensors, Llama family.",
+        description="Where the checkpoint is: hf://org/name, pvc://claim/path or file:///path in the image. "
+        "Safetensors, Llama family.",
     )
     name: str | None = Field(
         None,
@@ -120,7 +121,8 @@ class EngineSpec(Model):
     )
     quantization: Literal["none", "int8", "int4", "fp8"] = Field(
         "none",
-        description="Weights are rounded to this at load (a checkpoint that is quantised stays as it is); fp8 wants a GPU.",
+        description="Weights are rounded to this at load (a checkpoint that is quantised stays as it is); fp8 wants "
+        "a GPU.",
     )
     prefix_caching: PrefixCaching = Field(PrefixCaching(), description="Reuse of KV between requests.")
     max_model_len: int | None = Field(

@@ -1,5 +1,7 @@
-"""PURE: the language of the admission rules. An expression is written once and read twice: `cel` is
-its text for the API server, `value` finds out the same about a parsed model.
+"""PURE: the language of the admission rules.
+
+An expression is written once and read twice: `cel` is its text for the API server, `value` finds
+out the same about a parsed model.
 
 It is a part of CEL with its laws: paths are those of the API (`scaling.roleFlip`), `&` and `|` stop
 at the side that decides, and `present` must have been asked before a field is read that may be
@@ -62,7 +64,7 @@ def field(path: str) -> Expression:
 
 
 def present(path: str) -> Expression:
-    """Whether an optional field is set. For lists there is `filled`: one left out is parsed as []."""
+    """Whether an optional field is set. For a list, use `filled`: its default is []."""
     return Expression(f"has(self.{path})", lambda model: _read(model, path) is not None)
 
 

@@ -58,11 +58,13 @@ class Attachment(Model):
         None,
         max_length=64,
         pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$",
-        description="Addresses from this subnet by host-local, which counts on each node alone: for one node. For more, use ipam.",
+        description="Addresses from this subnet by host-local, which counts on each node alone: for one node. For "
+        "more, use ipam.",
     )
     ipam: Free | None = Field(
         None,
-        description="IPAM section as the plugin takes it, such as {type: whereabouts, range: 192.168.100.0/22}, instead of subnet.",
+        description="IPAM section as the plugin takes it, such as {type: whereabouts, range: 192.168.100.0/22}, "
+        "instead of subnet.",
     )
 
 
@@ -77,7 +79,7 @@ class RdmaResource(Model):
     )
 
     def devices(self, accelerators: int) -> int:
-        """Return how many devices a worker asks for; without accelerators it counts as one with one."""
+        """Return how many devices a worker asks for: without accelerators as with one."""
         return self.quantity * (max(1, accelerators) if self.per == "Accelerator" else 1)
 
 
@@ -115,11 +117,13 @@ class KvTransferSpec(Model):
     )
     transport: Literal["auto", "rdma", "tcp"] = Field(
         "auto",
-        description="What is declared. The builtin engine moves KV over TCP; with rdma the condition KVTransferReady tells the truth.",
+        description="What is declared. The builtin engine moves KV over TCP; with rdma the condition "
+        "KVTransferReady tells the truth.",
     )
     fallback: Literal["Forbid", "Warn"] | None = Field(
         None,
-        description="When workers use another transport than declared: Forbid: not ready; Warn: Degraded. Default: Forbid for rdma.",
+        description="When workers use another transport than declared: Forbid: not ready; Warn: Degraded. Default: "
+        "Forbid for rdma.",
     )
     network: NetworkSpec | None = Field(None, description="The second network. Default: the pod network.")
 

@@ -31,8 +31,9 @@ class DisaggPoolStatus(Model):
 
 
 class DisaggPool(Model):
-    """One pool of a DisaggDeployment; `kubectl scale dp/NAME-decode --replicas=3` works when the pool
-    has no autoscaling."""
+    """One pool of a DisaggDeployment; `kubectl scale dp/NAME-decode --replicas=3` works when the
+    pool has no autoscaling.
+    """
 
     api_version: str = "disagg.dev/v1alpha1"
     kind: Literal["DisaggPool"] = "DisaggPool"

@@ -1,5 +1,7 @@
-"""PURE: spec.observability.prometheus, named as in the Prometheus operator; headers as in the Gateway
-API."""
+"""PURE: spec.observability.prometheus.
+
+The names are those of the Prometheus operator; headers are as in the Gateway API.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""PURE: an admission rule. It is stated once, beside the model that it is about, and gives both the
-CEL of the CRD and the refusal of the parser."""
+"""PURE: an admission rule.
+
+It is stated once, beside the model that it is about, and gives both the CEL of the CRD and the
+refusal of the parser.
+"""
 
 from __future__ import annotations
 

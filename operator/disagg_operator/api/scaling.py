@@ -46,7 +46,8 @@ class Behavior(Model):
 
     scale_down: ScalingRules | None = Field(
         None,
-        description="Damping of scaling down. Default: 300 s for queue; for predictive what a needless start would cost.",
+        description="Damping of scaling down. Default: 300 s for queue; for predictive what a needless start would "
+        "cost.",
     )
 
 
@@ -124,7 +125,7 @@ class Ratio(Model):
     )
 
 
-class Peak(Model):
+class ScheduledPeak(Model):
     """A time of day when load is known to come. `from` later than `to`: over midnight."""
 
     name: DnsLabel = Field(description="What it is called.")
@@ -175,7 +176,8 @@ class ScalingSpec(Model):
 
     policy: Literal["predictive", "queue"] | None = Field(
         None,
-        description="predictive: by objectives; queue: requests per worker. Default: queue where a pool has metrics, else predictive.",
+        description="predictive: by objectives; queue: requests per worker. Default: queue where a pool has "
+        "metrics, else predictive.",
     )
     dry_run: bool = Field(False, description="Compute and report decisions, change nothing.")
     over_provisioning: Annotated[float, Field(ge=0.5, le=10)] = Field(
@@ -193,7 +195,7 @@ class ScalingSpec(Model):
         None,
         description="predictive: decode workers per prefill worker. Default: each pool on its own.",
     )
-    schedule: list[Peak] = Field(
+    schedule: list[ScheduledPeak] = Field(
         [],
         max_length=32,
         description="predictive: known peaks, each day.",
@@ -201,7 +203,8 @@ class ScalingSpec(Model):
     )
     role_flip: bool = Field(
         False,
-        description="predictive: move a running worker to the other pool where that is faster than starting one. Needs equal pools.",
+        description="predictive: move a running worker to the other pool where that is faster than starting one. "
+        "Needs equal pools.",
     )
     profile: WorkerSpeed | None = Field(
         None,

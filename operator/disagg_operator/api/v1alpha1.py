@@ -43,8 +43,10 @@ class RouterQueue(Model):
     max_wait_seconds: int = Field(60, ge=0, le=3600, description="How long one may wait before it gets 503.")
     order: Literal["EarliestDeadline", "FirstComeFirstServed"] = Field(
         "EarliestDeadline",
-        description="Who goes first, in this queue and in prefill's. EarliestDeadline: whoever can still get the first token within "
-        "objectives.ttftSeconds, the earliest deadline first; who can't any more comes after them, but after 20 s (a third of "
+        description="Who goes first, in this queue and in prefill's. EarliestDeadline: whoever can still get the "
+        "first token within "
+        "objectives.ttftSeconds, the earliest deadline first; who can't any more comes after them, but after 20 s "
+        "(a third of "
         "maxWaitSeconds, if that is less) at times first. In a burst only what is too much is late, not everybody. "
         "FirstComeFirstServed: by arrival.",
     )
@@ -138,13 +140,15 @@ class Spec(Model):
 
     rules = (
         Rule(
-            message="roleFlip needs autoscaling in both pools, and the same accelerator, resources and kvCacheSize in both",
+            message="roleFlip needs autoscaling in both pools, and the same accelerator, resources and kvCacheSize "
+            "in both",
             condition=_FLIPS_NOT | present("prefill.autoscaling") & present("decode.autoscaling") & _SAME_ACCELERATOR,
             field="scaling.roleFlip",
             further=_same_quantities_if_flipped,
         ),
         Rule(
-            message="the policy queue (which metrics ask for) knows no ratio, schedule, maxGPUs or roleFlip; use predictive",
+            message="the policy queue (which metrics ask for) knows no ratio, schedule, maxGPUs or roleFlip; use "
+            "predictive",
             condition=~present("scaling") | ~_GOES_BY_QUEUE | _NOTHING_PREDICTIVE,
             field="scaling.policy",
         ),
@@ -171,7 +175,7 @@ class Spec(Model):
 
     @property
     def predictive(self) -> bool:
-        """Whether the policy is predictive: if none is set, metrics ask for the one with targets."""
+        """Whether the policy is predictive: if none is set, metrics ask for the other."""
         return not _GOES_BY_QUEUE.value(self)
 
     def pool(self, role: str) -> PoolSpec:

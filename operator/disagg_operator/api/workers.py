@@ -133,7 +133,8 @@ class PoolSpec(Model):
     drain: Drain = Field(Drain(), description="How a worker leaves.")
     pod_template: PodTemplate | None = Field(
         None,
-        description="Merged over the generated pod template: maps by key, containers and volumes by name (the worker is `main`).",
+        description="Merged over the generated pod template: maps by key, containers and volumes by name (the "
+        "worker is `main`).",
     )
 
     @property

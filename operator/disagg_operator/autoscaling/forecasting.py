@@ -9,22 +9,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from disagg_operator.autoscaling import codec, history, predictive, predictor
-from disagg_operator.autoscaling.podfacts import Starts
-from disagg_operator.autoscaling.predictor import Outcome, Predicting
-from disagg_operator.autoscaling.records import Records
-from disagg_operator.autoscaling.signals.access import Unreadable
-from disagg_operator.autoscaling.signals.fold import Folded
-from disagg_operator.autoscaling.signals.source import PrometheusSource
-from disagg_operator.autoscaling.store import StateStore
-from disagg_operator.kube_errors import KubeError
-from disagg_operator.live import Live, LiveTable, ScalePlan
-from disagg_operator.queue import Key
+from disagg_operator.autoscaling.live import Live, LiveTable
+from disagg_operator.autoscaling.policy import guard, history, predictive
+from disagg_operator.autoscaling.policy.guard import Outcome, Predicting
+from disagg_operator.autoscaling.policy.observation import Folded
+from disagg_operator.autoscaling.records import codec
+from disagg_operator.autoscaling.records.decision_log import Records
+from disagg_operator.autoscaling.records.state_store import StateStore
+from disagg_operator.autoscaling.scale_plan import ScalePlan
+from disagg_operator.autoscaling.signals.pod_facts import Starts
+from disagg_operator.autoscaling.signals.prometheus_access import Unreadable
+from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.kube.errors import KubeError
+from disagg_operator.vocabulary import Key
 
 log = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 60.0
-# A state that is older has missed so much that the days before are better read from Prometheus, where there is one.
+# A state that is older has missed so much that the days before are better read from Prometheus,
+# where there is one.
 _STALE_S = 6 * 3600.0
 _SAVES_AT_ONCE = 8
 
@@ -32,7 +35,9 @@ _SAVES_AT_ONCE = 8
 class Forecasting:
     """Shared by all deployments. What it remembers of each lies in its `Live` entry."""
 
-    def __init__(self, store: StateStore, records: Records, prometheus: PrometheusSource, epoch: Callable[[], float]) -> None:
+    def __init__(
+        self, store: StateStore, records: Records, prometheus: PrometheusSource, epoch: Callable[[], float]
+    ) -> None:
         self._store = store
         self._records = records
         self._prometheus = prometheus
@@ -40,7 +45,10 @@ class Forecasting:
         self._gate = asyncio.Semaphore(_SAVES_AT_ONCE)
 
     async def ready(self, key: Key, entry: Live, plan: ScalePlan) -> bool:
-        """The state from before the operator's last start is there, if there is one. False: can't be known now; nothing is decided."""
+        """The state from before the operator's last start is there, if there is one.
+
+        False: can't be known now; nothing is decided.
+        """
         if not entry.loaded:
             try:
                 kept = await self._store.load(key, entry.uid)
@@ -58,8 +66,9 @@ class Forecasting:
         return True
 
     async def _seed(self, key: Key, entry: Live, plan: ScalePlan) -> None:
-        """Learn from the days before, as soon as Prometheus can be read; without one, or from one that can't tell them, there is nothing to
-        learn."""
+        """Learn from the days before, as soon as Prometheus can be read; without one, or from one
+        that can't tell them, there is nothing to learn.
+        """
         entry.unseeded = False
         if plan.prometheus is not None:
             try:
@@ -77,7 +86,7 @@ class Forecasting:
         before, settings = entry.predicting, plan.settings
         if settings.role_flip_s is not None and entry.flips_s:
             settings = replace(settings, role_flip_s=sum(entry.flips_s) / len(entry.flips_s))
-        outcome, entry.predicting = predictor.step(settings, plan.policies, plan.down_windows_s, folded, before)
+        outcome, entry.predicting = guard.step(settings, plan.policies, plan.down_windows_s, folded, before)
         if outcome is not None:
             self._record(key, plan, before, outcome)
             if not outcome.observation.blind:
@@ -110,8 +119,15 @@ class Forecasting:
             head: dict[str, Any] = {"begin": True, "t": o.now_s, "settings": codec.plain(outcome.settings)}
             self._records.write(key, {**head, "state": codec.plain(before.state)}, begins=outcome.settings)
         decided = {name: decision.to for name, decision in outcome.decisions.items()}
-        line = {"t": o.now_s, "observation": codec.plain(o), "targets": codec.plain(outcome.targets), "decided": decided}
-        self._records.write(key, {**line, "reasons": {n: d.reason for n, d in outcome.decisions.items()}, "dryRun": plan.dry_run})
+        line = {
+            "t": o.now_s,
+            "observation": codec.plain(o),
+            "targets": codec.plain(outcome.targets),
+            "decided": decided,
+        }
+        self._records.write(
+            key, {**line, "reasons": {n: d.reason for n, d in outcome.decisions.items()}, "dryRun": plan.dry_run}
+        )
 
 
 def _restore(entry: Live, kept: dict[str, Any]) -> None:
@@ -119,7 +135,11 @@ def _restore(entry: Live, kept: dict[str, Any]) -> None:
     if isinstance(state, dict):
         entry.predicting = replace(entry.predicting, state=predictive.from_json(state))
     for pool, taken in (kept.get("starts") or {}).items():
-        found = {str(uid): s for uid, value in taken.items() if not math.isnan(s := _number(value))} if isinstance(taken, dict) else {}
+        found = (
+            {str(uid): s for uid, value in taken.items() if not math.isnan(s := _number(value))}
+            if isinstance(taken, dict)
+            else {}
+        )
         entry.starts[str(pool)] = Starts({**found, **entry.starts.get(str(pool), Starts()).taken_s})
 
 

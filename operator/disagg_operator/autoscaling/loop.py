@@ -1,6 +1,8 @@
-"""One loop for all deployments: look at every pod, step every policy, wake the reconcile where something changed.
+"""One loop for all deployments: look at every pod, step every policy, wake the reconcile where
+something changed.
 
-It writes nothing to the cluster but the policies' state: a decision lies in the `LiveTable` until the reconcile of its key carries it out.
+It writes nothing to the cluster but the policies' state: a decision lies in the `LiveTable` until
+the reconcile of its key carries it out.
 """
 
 from __future__ import annotations
@@ -10,35 +12,41 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from disagg_operator.autoscaling import flipping, podfacts, policy
-from disagg_operator.autoscaling.flipper import Flipper
 from disagg_operator.autoscaling.forecasting import Forecasting
-from disagg_operator.autoscaling.observation import Targets
+from disagg_operator.autoscaling.live import Live, LiveTable, Scaling
+from disagg_operator.autoscaling.policy import queue_depth, role_moves
+from disagg_operator.autoscaling.policy.decision import Decision
+from disagg_operator.autoscaling.policy.observation import Targets
 from disagg_operator.autoscaling.queueing import Queueing
-from disagg_operator.autoscaling.signals.access import METRICS_UNAVAILABLE, Unreadable
+from disagg_operator.autoscaling.role_changer import Flipper
+from disagg_operator.autoscaling.scale_plan import ScalePlan
+from disagg_operator.autoscaling.signals import pod_facts
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target, parse_json_object
 from disagg_operator.autoscaling.signals.fold import Answers, Look, Memory, fold
-from disagg_operator.autoscaling.signals.reading import PoolReading, reading, view
-from disagg_operator.autoscaling.signals.samples import Sample, parse
-from disagg_operator.autoscaling.signals.source import PrometheusSource
-from disagg_operator.cache import Cache
-from disagg_operator.desired.facts import ROLES as POOLS
-from disagg_operator.desired.names import ROUTER_PORT, WORKER_PORT, pool_name
-from disagg_operator.live import Live, LiveTable, ScalePlan, Scaling
-from disagg_operator.metrics import Metrics
-from disagg_operator.observe import VIEW_MAX_AGE_S, http_port, is_ready, pool_of, router_view
-from disagg_operator.queue import Key
-from disagg_operator.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, Obj, labels_of, name_of, uid_of
+from disagg_operator.autoscaling.signals.pool_reading import PoolReading, reading, view
+from disagg_operator.autoscaling.signals.prometheus_access import METRICS_UNAVAILABLE, Unreadable
+from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.autoscaling.signals.samples import Sample, parse, role_of
+from disagg_operator.controller.metrics import Metrics
+from disagg_operator.desired.names import pool_name
+from disagg_operator.kube.cache import Cache
+from disagg_operator.kube.pods import http_port, is_ready, pool_of
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, labels_of, name_of, uid_of
+from disagg_operator.status.observed import VIEW_MAX_AGE_S, router_view
+from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.labels import LABEL_COMPONENT, ROUTER
+from disagg_wire.ports import ROUTER_PORT, WORKER_PORT
+from disagg_wire.protocol import METRICS_PATH, STATE_PATH
+from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
 
-STATE_PATH = "/internal/v1/state"
 # Prometheus scrapes pods one after the other: a step waits until all have been, or for so long.
 _ALL_SCRAPED_S = 45.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Pods:
+class _SortedPods:
     """The pods of one deployment: those that are ready, and all of each pool."""
 
     routers: tuple[Obj, ...]
@@ -53,12 +61,15 @@ class _Job:
     key: Key
     resource: Obj
     plan: ScalePlan
-    pods: _Pods
+    pods: _SortedPods
     entry: Live
 
 
 class ScrapeLoop:
-    """`tick` is one sweep over everything. `clock` is monotonic, `epoch` the seconds since 1970, which never go back."""
+    """`tick` is one sweep over everything.
+
+    `clock` is monotonic, `epoch` the seconds since 1970, which never go back.
+    """
 
     def __init__(
         self,
@@ -123,7 +134,7 @@ class ScrapeLoop:
             if job.entry.bearer is not None:
                 targets.append(Target(_pod_id(pod), _address(pod), port, STATE_PATH, job.entry.bearer))
         if direct:
-            workers = (pod for pool in POOLS for pod in job.pods.workers[pool])
+            workers = (pod for pool in ROLES for pod in job.pods.workers[pool])
             targets.extend(Target(_pod_id(pod), _address(pod), http_port(pod, WORKER_PORT)) for pod in workers)
         return targets
 
@@ -131,7 +142,8 @@ class ScrapeLoop:
         try:
             await self._one(job, found)
         except Exception:
-            # A bug must cost one resource, not the operator: this one keeps the replicas that it has.
+            # A bug must cost one resource, not the operator: this one keeps the replicas that it
+            # has.
             log.exception("%s/%s: no decision", *job.key)
             self._metrics.undecided.labels(*job.key).inc()
 
@@ -140,7 +152,9 @@ class ScrapeLoop:
         changed, trouble = self._update_view(entry, job.pods, found), entry.trouble
         look = await self._look(job, found)
         changed |= entry.trouble != trouble
-        readings = {pool: reading(pool, look.prefill if pool == "prefill" else look.decode, look.routers) for pool in POOLS}
+        readings = {
+            pool: reading(pool, look.prefill if pool == "prefill" else look.decode, look.routers) for pool in ROLES
+        }
         entry.loads = {pod: load for r in readings.values() for pod, load in r.by_pod.items()}
         self._keep_roles(job, look)
         for pool in list(entry.pools):
@@ -151,7 +165,7 @@ class ScrapeLoop:
         if changed:
             self._wake(job.key)
 
-    def _update_view(self, entry: Live, pods: _Pods, found: Mapping[tuple[str, str], str]) -> bool:
+    def _update_view(self, entry: Live, pods: _SortedPods, found: Mapping[tuple[str, str], str]) -> bool:
         """Take the routers' word. True if what status says of the pairs changes."""
         bodies = [found.get((_pod_id(pod), STATE_PATH)) for pod in pods.routers]
         states = [state for body in bodies if body is not None and (state := parse_json_object(body)) is not None]
@@ -172,15 +186,19 @@ class ScrapeLoop:
         def answers(pods: tuple[Obj, ...]) -> dict[str, Sample | None]:
             if stored is not None:
                 return {name_of(pod): stored.get(name_of(pod)) for pod in pods}
-            bodies = {name_of(pod): found.get((_pod_id(pod), "/metrics")) for pod in pods}
+            bodies = {name_of(pod): found.get((_pod_id(pod), METRICS_PATH)) for pod in pods}
             return {name: None if body is None else parse(body, now_s) for name, body in bodies.items()}
 
         entry, facts = job.entry, {}
-        for pool in POOLS:
-            entry.starts[pool] = podfacts.note_starts(entry.starts.get(pool, podfacts.Starts()), job.pods.workers[pool])
+        for pool in ROLES:
+            entry.starts[pool] = pod_facts.note_starts(
+                entry.starts.get(pool, pod_facts.Starts()), job.pods.workers[pool]
+            )
             replicas = self._replicas(job.key, pool)
-            facts[pool] = podfacts.facts(job.pods.all_of[pool], 0 if replicas is None else replicas, now_s, entry.starts[pool])
-        prefill, decode = (answers(job.pods.workers[pool]) for pool in POOLS)
+            facts[pool] = pod_facts.facts(
+                job.pods.all_of[pool], 0 if replicas is None else replicas, now_s, entry.starts[pool]
+            )
+        prefill, decode = (answers(job.pods.workers[pool]) for pool in ROLES)
         return Look(now_s, answers(job.pods.routers), prefill, decode, facts["prefill"], facts["decode"])
 
     async def _stored(self, job: _Job, now_s: float) -> Mapping[str, Sample] | None:
@@ -193,18 +211,21 @@ class ScrapeLoop:
                 found, trouble = {}, (error.reason, str(error))
             else:
                 if not found:
-                    trouble = (METRICS_UNAVAILABLE, "Prometheus has no recent series of these pods with labels namespace and pod")
+                    trouble = (
+                        METRICS_UNAVAILABLE,
+                        "Prometheus has no recent series of these pods with labels namespace and pod",
+                    )
         job.entry.trouble = trouble  # only now: a reconcile that runs meanwhile tells what was known
         return found
 
     def _proportion(self, job: _Job, look: Look, readings: Mapping[str, PoolReading]) -> bool:
         """One step of each pool's own policy. True if a reconcile has something to do or to say."""
-        if any(self._replicas(job.key, pool) is None for pool in POOLS):
+        if any(self._replicas(job.key, pool) is None for pool in ROLES):
             return False
         samples = {}
         for pool in job.plan.policies:
             seen = view((name_of(pod) for pod in job.pods.workers[pool]), readings[pool])
-            samples[pool] = policy.Sample(look.now_s, seen.requests, seen.silent_pods, seen.router_silent)
+            samples[pool] = queue_depth.QueueSample(look.now_s, seen.requests, seen.silent_pods, seen.router_silent)
         if job.plan.prometheus is None or _advanced(look.routers, job.entry, look.now_s):
             folded, job.entry.memory = fold(look, job.entry.memory)
         else:
@@ -217,7 +238,9 @@ class ScrapeLoop:
     async def _predict(self, job: _Job, look: Look) -> bool:
         """One step of both pools' policy. True as above."""
         entry = job.entry
-        if any(self._replicas(job.key, pool) is None for pool in POOLS) or not await self._forecasting.ready(job.key, entry, job.plan):
+        if any(self._replicas(job.key, pool) is None for pool in ROLES) or not await self._forecasting.ready(
+            job.key, entry, job.plan
+        ):
             return False
         if job.plan.prometheus is not None and not _advanced(look.routers, entry, look.now_s):
             return False
@@ -234,42 +257,48 @@ class ScrapeLoop:
             changed |= self._decided(job, pool, decision)
         return changed
 
-    def _flip(self, job: _Job, targets: Targets, decisions: Mapping[str, policy.Decision]) -> Mapping[str, policy.Decision]:
-        """Begin to move a worker between the pools, if that is what the policy asks for. Gives what is left to be done otherwise."""
+    def _flip(self, job: _Job, targets: Targets, decisions: Mapping[str, Decision]) -> Mapping[str, Decision]:
+        """Begin to move a worker between the pools, if that is what the policy asks for.
+
+        Gives what is left to be done otherwise.
+        """
         entry = job.entry
         if entry.flip is None and not job.plan.dry_run and entry.bearer is not None:
-            asked = flipping.wanted(targets, decisions)
+            asked = role_moves.wanted(targets, decisions)
             pods = {} if asked is None else {name_of(pod): pod for pod in job.pods.workers[asked[0]]}
-            pod = flipping.idlest(entry.loads, pods)
+            pod = role_moves.idlest(entry.loads, pods)
             if asked is not None and pod is not None and len(pods) > 1:
-                flip = flipping.Flip(pod, asked[0], asked[1], self._clock())
+                flip = role_moves.Flip(pod, asked[0], asked[1], self._clock())
                 self._flipper.begin(job.key, entry, flip, self._worker(job, pods[pod]))
         if entry.flip is None:
             return decisions
-        return flipping.without(decisions, entry.flip.giving, entry.flip.taking, max(1, abs(targets.flip)))
+        return role_moves.without(decisions, entry.flip.giving, entry.flip.taking, max(1, abs(targets.flip)))
 
     def _keep_roles(self, job: _Job, look: Look) -> None:
-        """Every worker has the role of the pool that its pod is in, but for the one that is about to leave it."""
-        for pool in POOLS:
+        """Every worker has the role of the pool that its pod is in, but for the one that is about
+        to leave it.
+        """
+        for pool in ROLES:
             answers = look.prefill if pool == "prefill" else look.decode
             for pod in job.pods.workers[pool]:
                 role, moving = (
-                    flipping.role_of(answers.get(name_of(pod))),
+                    role_of(answers.get(name_of(pod))),
                     job.entry.flip is not None and job.entry.flip.pod == name_of(pod),
                 )
-                if role in POOLS and role != pool and not moving and job.entry.bearer is not None:
+                if role in ROLES and role != pool and not moving and job.entry.bearer is not None:
                     self._flipper.ask_back(job.key, name_of(pod), pool, self._worker(job, pod))
 
     def _worker(self, job: _Job, pod: Obj) -> Target:
         return Target(_pod_id(pod), _address(pod), http_port(pod, WORKER_PORT), bearer=job.entry.bearer)
 
-    def _decided(self, job: _Job, pool: str, decision: policy.Decision) -> bool:
+    def _decided(self, job: _Job, pool: str, decision: Decision) -> bool:
         scaling = job.entry.pools.setdefault(pool, Scaling())
         before, scaling.decision = scaling.decision, decision
         self._metrics.decision(job.key, pool, decision)
         if before is None or before.blind != decision.blind:
             return True
-        # An unchanged decision was announced before; it wakes again only while it waits to be carried out.
+        # An unchanged decision was announced before; it wakes again only while it waits to be
+        # carried out.
         return decision.to != decision.current and not (job.plan.dry_run and before.to == decision.to)
 
     def _replicas(self, key: Key, pool: str) -> int | None:
@@ -287,11 +316,11 @@ def _advanced(routers: Answers, entry: Live, now_s: float) -> bool:
     return all(pod not in before or sample.at_s > before[pod].at_s for pod, sample in heard)
 
 
-def _sort(pods: list[Obj]) -> _Pods:
+def _sort(pods: list[Obj]) -> _SortedPods:
     ready = [pod for pod in pods if is_ready(pod) and _address(pod)]
-    workers = {pool: tuple(pod for pod in ready if pool_of(pod) == pool) for pool in POOLS}
-    routers = tuple(pod for pod in ready if labels_of(pod).get("app.kubernetes.io/component") == "router")
-    return _Pods(routers, workers, {pool: tuple(pod for pod in pods if pool_of(pod) == pool) for pool in POOLS})
+    workers = {pool: tuple(pod for pod in ready if pool_of(pod) == pool) for pool in ROLES}
+    routers = tuple(pod for pod in ready if labels_of(pod).get(LABEL_COMPONENT) == ROUTER)
+    return _SortedPods(routers, workers, {pool: tuple(pod for pod in pods if pool_of(pod) == pool) for pool in ROLES})
 
 
 def _address(pod: Obj) -> str:

@@ -1,4 +1,6 @@
-"""PURE: the pods of workers and routers: restricted, read-only root, probes, devices, the second network."""
+"""PURE: the pods of workers and routers: restricted, read-only root, probes, devices, the second
+network.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ from disagg_operator.desired import names
 from disagg_operator.desired.environment import router_environment, worker_environment
 from disagg_operator.desired.facts import Images
 from disagg_operator.desired.merge import merge
-from disagg_operator.desired.names import Obj
+from disagg_operator.vocabulary import Obj
+from disagg_wire.environment import RouterVariable, WorkerOption, WorkerVariable
+from disagg_wire.labels import LABEL_REVISION
+from disagg_wire.ports import KV_PORT, ROUTER_PORT, WORKER_PORT
+from disagg_wire.protocol import HEALTH_PATH, READY_PATH
 
 _USER = 65532
 KEY_MOUNT = "/var/run/disagg/key"
@@ -25,11 +31,11 @@ _ROUTER_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {
 
 
 def _env(values: dict[str, str]) -> list[Obj]:
-    return [{"name": k, "value": v} for k, v in sorted(values.items())]
+    return [{"name": str(k), "value": v} for k, v in sorted(values.items())]
 
 
 def _field(name: str, path: str) -> Obj:
-    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+    return {"name": str(name), "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
 
 
 def _security(capabilities: list[str] | None = None) -> Obj:
@@ -88,7 +94,9 @@ def _worker_resources(dd: DisaggDeployment, role: str) -> Obj:
     if pool.accelerator is not None and pool.accelerator.count:
         devices[pool.accelerator.resource_name] = pool.accelerator.count
     if network is not None and network.rdma_resource is not None:
-        devices[network.rdma_resource.name] = network.rdma_resource.devices(0 if pool.accelerator is None else pool.accelerator.count)
+        devices[network.rdma_resource.name] = network.rdma_resource.devices(
+            0 if pool.accelerator is None else pool.accelerator.count
+        )
     if network is not None and network.attachment is not None and network.attachment.resource_name:
         name = network.attachment.resource_name  # may be the RDMA device itself
         devices[name] = max(1, devices.get(name, 0))
@@ -101,25 +109,25 @@ def _worker_resources(dd: DisaggDeployment, role: str) -> Obj:
 def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
     spec = dd.spec
     values = worker_environment(dd, role) | {
-        "DISAGG_PORT": str(names.WORKER_PORT),
-        "DISAGG_KV_PORT": str(names.KV_PORT),
-        "DISAGG_CLUSTER_KEY_FILE": f"{KEY_MOUNT}/cluster-key",
-        "DISAGG_CACHE_DIR": "/cache",
-        "DISAGG_MODEL_MOUNT": MODEL_MOUNT,
-        "HF_HOME": "/cache",
+        WorkerVariable.PORT: str(WORKER_PORT),
+        WorkerVariable.KV_PORT: str(KV_PORT),
+        WorkerVariable.CLUSTER_KEY_FILE: f"{KEY_MOUNT}/cluster-key",
+        WorkerVariable.CACHE_DIR: "/cache",
+        WorkerVariable.MODEL_MOUNT: MODEL_MOUNT,
+        WorkerOption.HF_HOME: "/cache",
     }
     if spec.kv_transfer.network is not None:
-        values["DISAGG_KV_INTERFACE"] = spec.kv_transfer.network.interface
+        values[WorkerVariable.KV_INTERFACE] = spec.kv_transfer.network.interface
     values |= {e.name: e.value for e in spec.engine.env}
     env = [
         *_env(values),
-        _field("DISAGG_HOST", "status.podIP"),
-        _field("DISAGG_POD_NAME", "metadata.name"),
-        _field("DISAGG_POD_UID", "metadata.uid"),
+        _field(WorkerVariable.HOST, "status.podIP"),
+        _field(WorkerVariable.POD_NAME, "metadata.name"),
+        _field(WorkerVariable.POD_UID, "metadata.uid"),
     ]
     if spec.model.auth_secret_ref is not None:
         reference = {"name": spec.model.auth_secret_ref.name, "key": spec.model.auth_secret_ref.key}
-        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+        env.append({"name": str(WorkerVariable.HF_TOKEN), "valueFrom": {"secretKeyRef": reference}})
     mounts = [
         {"name": "cluster-key", "mountPath": KEY_MOUNT, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 (a mount point inside the pod)
@@ -135,13 +143,13 @@ def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
         "imagePullPolicy": images.pull_policy,
         "env": env,
         "ports": [
-            {"name": "http", "containerPort": names.WORKER_PORT, "protocol": "TCP"},
-            {"name": "kv", "containerPort": names.KV_PORT, "protocol": "TCP"},
+            {"name": "http", "containerPort": WORKER_PORT, "protocol": "TCP"},
+            {"name": "kv", "containerPort": KV_PORT, "protocol": "TCP"},
         ],
         "resources": _worker_resources(dd, role),
-        "startupProbe": _probe("/readyz", names.WORKER_PORT, _STARTUP_PERIOD_S, _STARTUP_FAILURES),
-        "readinessProbe": _probe("/readyz", names.WORKER_PORT, 2, 2),
-        "livenessProbe": _probe("/healthz", names.WORKER_PORT, 10, 6),
+        "startupProbe": _probe(READY_PATH, WORKER_PORT, _STARTUP_PERIOD_S, _STARTUP_FAILURES),
+        "readinessProbe": _probe(READY_PATH, WORKER_PORT, 2, 2),
+        "livenessProbe": _probe(HEALTH_PATH, WORKER_PORT, 10, 6),
         "securityContext": _security(["IPC_LOCK"] if spec.kv_transfer.transport == "rdma" else None),
         "volumeMounts": mounts,
     }
@@ -190,10 +198,10 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
     # The labels that selectors, budgets and policies go by aren't for a patch to change.
     template["metadata"]["labels"] = template["metadata"]["labels"] | names.labels(dd.metadata.name, role)
     revision = revision_of(template)
-    template["metadata"]["labels"] = template["metadata"]["labels"] | {names.REVISION_LABEL: revision}
+    template["metadata"]["labels"] = template["metadata"]["labels"] | {LABEL_REVISION: revision}
     for container in template["spec"]["containers"]:
         if container["name"] == "main":
-            container["env"] = [*container["env"], {"name": "DISAGG_REVISION", "value": revision}]
+            container["env"] = [*container["env"], {"name": str(WorkerVariable.REVISION), "value": revision}]
     return template, revision
 
 
@@ -201,12 +209,12 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
     """The pod template of the routers."""
     spec = dd.spec
     values = router_environment(dd) | {
-        "DISAGG_HOST": "0.0.0.0",  # noqa: S104 (the router is the front door; its pod's network is its own)
-        "DISAGG_PORT": str(names.ROUTER_PORT),
-        "DISAGG_CLUSTER_KEY_FILE": f"{KEY_MOUNT}/cluster-key",
-        "DISAGG_MEMBERSHIP": "kubernetes",
-        "DISAGG_NAMESPACE": dd.metadata.namespace,
-        "DISAGG_DEPLOYMENT": dd.metadata.name,
+        RouterVariable.HOST: "0.0.0.0",  # noqa: S104 (the router is the front door; its pod's network is its own)
+        RouterVariable.PORT: str(ROUTER_PORT),
+        RouterVariable.CLUSTER_KEY_FILE: f"{KEY_MOUNT}/cluster-key",
+        RouterVariable.MEMBERSHIP: "kubernetes",
+        RouterVariable.NAMESPACE: dd.metadata.namespace,
+        RouterVariable.DEPLOYMENT: dd.metadata.name,
     }
     volumes: list[Obj] = [_key_volume(dd), {"name": "tmp", "emptyDir": {}}]
     mounts: list[Obj] = [
@@ -214,7 +222,7 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 (a mount point inside the pod)
     ]
     if (keys := spec.router.api_keys_secret_ref) is not None:
-        values["DISAGG_API_KEYS_FILE"] = f"{API_KEYS_MOUNT}/{keys.key}"
+        values[RouterVariable.API_KEYS_FILE] = f"{API_KEYS_MOUNT}/{keys.key}"
         volumes.append({"name": "api-keys", "secret": {"secretName": keys.name, "defaultMode": 0o440}})
         mounts.append({"name": "api-keys", "mountPath": API_KEYS_MOUNT, "readOnly": True})
     container: Obj = {
@@ -222,10 +230,10 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
         "image": spec.router.image or images.router,
         "imagePullPolicy": images.pull_policy,
         "env": _env(values),
-        "ports": [{"name": "http", "containerPort": names.ROUTER_PORT, "protocol": "TCP"}],
+        "ports": [{"name": "http", "containerPort": ROUTER_PORT, "protocol": "TCP"}],
         "resources": _ROUTER_RESOURCES if spec.router.resources is None else spec.router.resources.as_pod(),
-        "readinessProbe": _probe("/readyz", names.ROUTER_PORT, 2, 2),
-        "livenessProbe": _probe("/healthz", names.ROUTER_PORT, 10, 6),
+        "readinessProbe": _probe(READY_PATH, ROUTER_PORT, 2, 2),
+        "livenessProbe": _probe(HEALTH_PATH, ROUTER_PORT, 10, 6),
         "securityContext": _security(),
         "volumeMounts": mounts,
     }

@@ -135,7 +135,9 @@ def test_what_only_python_sees_gets_past_the_api_server(crd_client: httpx.Client
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "examples").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_example_is_accepted_and_its_defaults_are_those_of_the_models(crd_client: httpx.Client, path: Path) -> None:
+def test_every_example_is_accepted_and_its_defaults_are_those_of_the_models(
+    crd_client: httpx.Client, path: Path
+) -> None:
     for resource in yaml.safe_load_all(path.read_text()):
         if resource["kind"] != "DisaggDeployment":
             continue
@@ -157,7 +159,9 @@ def test_kubectl_scale_and_an_hpa_can_read_and_write_a_pool(crd_client: httpx.Cl
     assert crd_client.post(POOLS, json=_pool()).status_code == 201
     merge = {"Content-Type": "application/merge-patch+json"}
     status: dict[str, Any] = {"status": {"replicas": 2, "readyReplicas": 1, "selector": "a=b", "observedGeneration": 1}}
-    patched = crd_client.patch(f"{POOLS}/chat-decode/status", params={"fieldValidation": "Strict"}, json=status, headers=merge)
+    patched = crd_client.patch(
+        f"{POOLS}/chat-decode/status", params={"fieldValidation": "Strict"}, json=status, headers=merge
+    )
     assert patched.status_code == 200, patched.text
     scaled = crd_client.patch(f"{POOLS}/chat-decode/scale", json={"spec": {"replicas": 3}}, headers=merge)
     assert scaled.status_code == 200, scaled.text
@@ -176,7 +180,7 @@ CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/disaggdeployments
 
 
 def _schema(crd_client: httpx.Client, crd: Obj, url: str, status: int) -> None:
-    """Put a schema in force: from then on, a resource with this Prometheus is answered with `status`."""
+    """Put a schema in force: from then on, this Prometheus is answered with `status`."""
     headers = {"Content-Type": "application/apply-patch+yaml"}
     answer = crd_client.patch(CRD, params={"fieldManager": "test", "force": "true"}, json=crd, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -187,7 +191,10 @@ def _schema(crd_client: httpx.Client, crd: Obj, url: str, status: int) -> None:
 
 
 def test_a_resource_from_before_its_url_was_checked_can_still_be_told_so_and_mended(crd_client: httpx.Client) -> None:
-    """Its password in the URL was good then: what is stored stays, its status can be written, and the next edit must mend it."""
+    """Its password in the URL was good then: what is stored stays, and its status can be written.
+
+    The next edit must mend it.
+    """
     new: Obj = yaml.safe_load((REPO / "crds/disagg.dev_disaggdeployments.yaml").read_text())
     old = copy.deepcopy(new)
     properties = old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
@@ -212,11 +219,16 @@ def test_a_resource_from_before_its_url_was_checked_can_still_be_told_so_and_men
     }
     head = {k: resource[k] for k in ("apiVersion", "kind", "metadata")}
     told = {**head, "status": {"observedGeneration": 1, "conditions": [{**condition, "observedGeneration": 1}]}}
-    written = crd_client.patch(f"{path}/status", params={"fieldManager": "t", "force": "true"}, json=told, headers=apply)
+    written = crd_client.patch(
+        f"{path}/status", params={"fieldManager": "t", "force": "true"}, json=told, headers=apply
+    )
     assert written.status_code == 200, written.text
     merge = {"Content-Type": "application/merge-patch+json"}
-    for spec, status in (({"router": {"replicas": 3}}, 200), ({"observability": {"prometheus": {"url": f"{url}/x"}}}, 422),
-                         ({"observability": {"prometheus": {"url": "https://host"}}}, 200)):  # fmt: skip
+    for spec, status in (
+        ({"router": {"replicas": 3}}, 200),
+        ({"observability": {"prometheus": {"url": f"{url}/x"}}}, 422),
+        ({"observability": {"prometheus": {"url": "https://host"}}}, 200),
+    ):
         answer = crd_client.patch(path, json={"spec": spec}, headers=merge)
         assert answer.status_code == status, answer.text
     assert crd_client.delete(path).status_code == 200

@@ -74,7 +74,10 @@ CASES: list[tuple[Expression, str, object, object]] = [
         present("inner") & filled("inner.tags"),
         "has(self.inner) && has(self.inner.tags) && size(self.inner.tags) > 0", True, False,
     ),
-    (~present("inner") | at_most(field("inner.howMany"), 2), "!has(self.inner) || self.inner.howMany <= 2", False, True),
+    (
+        ~present("inner") | at_most(field("inner.howMany"), 2),
+        "!has(self.inner) || self.inner.howMany <= 2", False, True,
+    ),
     (~choice(HAS, ON, NAME), "!(has(self.otherName) ? self.on : self.firstName)", False, False),
     (
         ON | choice(HAS, ~ON, ON | HAS),

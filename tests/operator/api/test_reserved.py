@@ -11,9 +11,10 @@ from tests.operator.api.resources import Obj, good
 from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import InvalidResource, parse
-from disagg_operator.api.reserved import WORKER_ENVIRONMENT_SET_BY_OPERATOR, reserved_environment
+from disagg_operator.api.reserved import reserved_environment
 from disagg_operator.desired import render
-from disagg_operator.desired.process import worker_process
+from disagg_operator.desired.local_process import worker_process
+from disagg_wire.environment import WorkerOption
 
 REPO = Path(__file__).resolve().parents[3]
 ROLES = ("prefill", "decode")
@@ -60,12 +61,14 @@ def _rendered(resource: Obj) -> set[str]:
 
 
 def test_the_operator_sets_just_the_names_that_it_reserves() -> None:
-    assert _rendered(FULLEST) == set(WORKER_ENVIRONMENT_SET_BY_OPERATOR)
+    rendered, reserved = _rendered(FULLEST), set(reserved_environment())
+    assert rendered - reserved == {WorkerOption.HF_HOME}  # a default, which no field of the spec sets
+    assert reserved - rendered == {"DISAGG_KV_HOST"}  # the address of KV is that of the interface or of the pod
 
 
 @pytest.mark.parametrize("resource", _examples().values(), ids=_examples())
 def test_no_example_is_rendered_with_a_name_that_is_not_reserved(resource: Obj) -> None:
-    assert _rendered(resource) <= set(reserved_environment())
+    assert _rendered(resource) <= {*reserved_environment(), WorkerOption.HF_HOME}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -85,10 +88,8 @@ def test_an_environment_can_not_contradict_the_quantization_of_its_spec() -> Non
         parse(good(engine={"quantization": "int8", "env": [{"name": "DISAGG_QUANTIZATION", "value": "int4"}]}))
 
 
-def test_the_address_of_kv_is_reserved_though_it_is_never_rendered() -> None:
-    assert set(reserved_environment()) - set(WORKER_ENVIRONMENT_SET_BY_OPERATOR) == {"DISAGG_KV_HOST"}
-
-
 def test_other_variables_are_free() -> None:
-    dd = parse(good(engine={"env": [{"name": "DISAGG_LOG_LEVEL", "value": "debug"}, {"name": "TZ", "value": "UTC"}]}))
-    assert [e.name for e in dd.spec.engine.env] == ["DISAGG_LOG_LEVEL", "TZ"]
+    dd = parse(
+        good(engine={"env": [{"name": "DISAGG_LOG_LEVEL", "value": "debug"}, {"name": "HF_HOME", "value": "/models"}]})
+    )
+    assert [e.name for e in dd.spec.engine.env] == ["DISAGG_LOG_LEVEL", "HF_HOME"]

@@ -9,9 +9,9 @@ from tests.operator.api.resources import Obj, good
 from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import InvalidResource, parse
+from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.desired import render
-from disagg_operator.desired.environment import quantity_bytes
-from disagg_operator.desired.process import router_process, worker_process
+from disagg_operator.desired.local_process import router_process, worker_process
 from disagg_router.settings import Settings as RouterSettings
 from disagg_worker.settings import Settings as WorkerSettings
 from disagg_worker.settings import from_environment
@@ -23,7 +23,9 @@ NETWORK = {"attachmentRef": {"name": "fabric", "namespace": "nets"}, "interface"
 def _template(component: str, **spec: object) -> Obj:
     name = f"chat-{component}"
     objects = render(parse(good(**spec)), FACTS)
-    template: Obj = next(o for o in objects if o["kind"] == "Deployment" and o["metadata"]["name"] == name)["spec"]["template"]
+    template: Obj = next(o for o in objects if o["kind"] == "Deployment" and o["metadata"]["name"] == name)["spec"][
+        "template"
+    ]
     return template
 
 
@@ -65,7 +67,9 @@ def test_only_transport_rdma_locks_memory_and_asks_for_the_device() -> None:
         ({}, "1", "1"), ({"quantity": 2}, "2", "2"), ({"per": "Accelerator"}, "8", "4"), ({"per": "Accelerator", "quantity": 2}, "16", "8"),
     ],
 )  # fmt: skip
-def test_a_worker_gets_its_rdma_devices_for_itself_or_for_each_of_its_gpus(rdma: dict[str, object], prefill: str, decode: str) -> None:
+def test_a_worker_gets_its_rdma_devices_for_itself_or_for_each_of_its_gpus(
+    rdma: dict[str, object], prefill: str, decode: str
+) -> None:
     network = {**NETWORK, "rdmaResource": {"name": "rdma/hca", **rdma}}
     spec = {"kvTransfer": {"transport": "rdma", "network": network}}
     pools = {"prefill": {"accelerator": {"count": 8}}, "decode": {"accelerator": {"count": 4}}}
@@ -78,7 +82,9 @@ def test_a_worker_gets_its_rdma_devices_for_itself_or_for_each_of_its_gpus(rdma:
 def test_a_virtual_function_that_is_the_rdma_device_too_is_asked_for_as_often_as_the_device() -> None:
     attachment = {"type": "sriov", "resourceName": "vendor/vf", "subnet": "10.9.0.0/24"}
     network = {"attachment": attachment, "rdmaResource": {"name": "vendor/vf", "quantity": 2}}
-    assert _main("decode", kvTransfer={"transport": "rdma", "network": network})["resources"]["limits"] == {"vendor/vf": "2"}
+    assert _main("decode", kvTransfer={"transport": "rdma", "network": network})["resources"]["limits"] == {
+        "vendor/vf": "2"
+    }
 
 
 def test_ranks_get_a_gpu_each_and_shared_memory() -> None:
@@ -99,7 +105,10 @@ def test_prefill_spares_decode_by_the_objective_where_one_is_set() -> None:
     assert name not in _env("decode", objectives=objectives)  # decode's pods stay as they are, whatever the objective
     for unset in ({}, {"ttftSeconds": {"p99": 0.5}}, {"tpotSeconds": {"p99": 0.06}}):
         assert _template("prefill", objectives=unset) == _template("prefill")  # and so do those of who sets none
-    flipping = {"scaling": {"roleFlip": True}, **{r: {"autoscaling": {"maxReplicas": 2}} for r in ("prefill", "decode")}}
+    flipping = {
+        "scaling": {"roleFlip": True},
+        **{r: {"autoscaling": {"maxReplicas": 2}} for r in ("prefill", "decode")},
+    }
     assert _env("decode", objectives=objectives, **flipping)[name] == "0.05"  # it may be prefill tomorrow
     with pytest.raises(InvalidResource, match=name):  # the objective says it, and nothing else
         _env("prefill", objectives=objectives, engine={"env": [{"name": name, "value": "0.2"}]})
@@ -154,7 +163,10 @@ def test_the_grace_period_outlasts_the_drain() -> None:
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_no_variable_is_set_twice(component: str) -> None:
-    spec = {"engine": {"env": [{"name": "A", "value": "1"}]}, "model": {"uri": "hf://o/m", "authSecretRef": {"name": "t"}}}
+    spec = {
+        "engine": {"env": [{"name": "A", "value": "1"}]},
+        "model": {"uri": "hf://o/m", "authSecretRef": {"name": "t"}},
+    }
     names = [e["name"] for e in _main(component, **spec)["env"]]
     assert len(names) == len(set(names))
 
@@ -169,7 +181,12 @@ def test_the_worker_understands_every_variable_that_it_is_given() -> None:
     known = {f"DISAGG_{name.upper()}" for name in WorkerSettings.model_fields}
     assert {name for name in env if name.startswith("DISAGG_")} <= known
     settings = from_environment(env)
-    assert (settings.role, settings.max_running, settings.kv_cache_bytes, settings.max_model_len) == ("decode", 7, 1 << 30, 4096)
+    assert (settings.role, settings.max_running, settings.kv_cache_bytes, settings.max_model_len) == (
+        "decode",
+        7,
+        1 << 30,
+        4096,
+    )
 
 
 def test_the_router_understands_every_variable_that_it_is_given() -> None:
@@ -179,7 +196,9 @@ def test_the_router_understands_every_variable_that_it_is_given() -> None:
     assert env["DISAGG_API_KEYS_FILE"].endswith("/all")
 
 
-@pytest.mark.parametrize(("queue", "order"), [({}, "EarliestDeadline"), ({"order": "FirstComeFirstServed"}, "FirstComeFirstServed")])
+@pytest.mark.parametrize(
+    ("queue", "order"), [({}, "EarliestDeadline"), ({"order": "FirstComeFirstServed"}, "FirstComeFirstServed")]
+)
 def test_the_router_is_told_who_goes_first_wherever_it_runs(queue: dict[str, str], order: str) -> None:
     dd = parse(good(router={"queue": queue}))
     pod = _env("router", router={"queue": queue})
@@ -199,7 +218,15 @@ def test_local_processes_get_the_environment_of_the_pods() -> None:
 
 @pytest.mark.parametrize(
     ("quantity", "expected"),
-    [("512Mi", 1 << 29), ("1Gi", 1 << 30), ("1.5Gi", 3 << 29), ("2G", 2 * 10**9), (1024, 1024), ("10k", 10_000), ("0.5Ki", 512)],
+    [
+        ("512Mi", 1 << 29),
+        ("1Gi", 1 << 30),
+        ("1.5Gi", 3 << 29),
+        ("2G", 2 * 10**9),
+        (1024, 1024),
+        ("10k", 10_000),
+        ("0.5Ki", 512),
+    ],
 )
 def test_a_quantity_in_bytes(quantity: str | int, expected: int) -> None:
     assert quantity_bytes(quantity) == expected

@@ -1,0 +1,4 @@
+"""The words that the operator, the router and the worker share.
+
+Imports nothing but the standard library.
+"""
