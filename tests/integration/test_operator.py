@@ -14,7 +14,7 @@ import yaml
 from tests.integration.apiserver import LIMITED_USER, REPO, ApiServer, free_port, program_path
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 
-from disagg_operator.autoscaling.records import journal
+from disagg_operator.autoscaling.records import decision_records
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_POOL, EVENT, NETWORK_POLICY, OWNED, POD
 from disagg_wire.cluster_key import bearer_of
@@ -269,10 +269,13 @@ async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(
                 text = (await http.get(f"http://127.0.0.1:{running.port}/decisions/{cluster.namespace}/chat")).text
         finally:
             await pods.stop()
-    steps = journal.steps_of(runs := journal.read(text.splitlines()))
+    steps = decision_records.steps_of(runs := decision_records.read(text.splitlines()))
     assert {"QueueAboveTarget", "MetricsUnavailable", "QueueBelowTarget"} <= {step.reasons["decode"] for step in steps}
-    again = journal.replay(
-        runs, lambda run: journal.queue_policy(run.queue) if run.queue is not None else pytest.fail("another policy")
+    again = decision_records.replay(
+        runs,
+        lambda run: (
+            decision_records.queue_policy(run.queue) if run.queue is not None else pytest.fail("another policy")
+        ),
     )
     assert [(t.prefill, t.decode) for t in again] == [(s.targets.prefill, s.targets.decode) for s in steps]
 

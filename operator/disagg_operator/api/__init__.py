@@ -1,6 +1,6 @@
-"""PURE: DisaggDeployment and DisaggPool: the one definition.
+"""PURE: The one definition of DisaggDeployment and DisaggPool.
 
-crds/ is generated from it (`python -m disagg_operator.api.crdgen`).
+`make generate` writes crds/ from it.
 """
 
 from disagg_operator.api.pool import DisaggPool

@@ -6,7 +6,8 @@ else (docs/autoscaling.md).
 """
 
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets
-from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State, from_json, step, to_json
+from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State, step
+from disagg_operator.autoscaling.records.saved_state import from_json, to_json
 from disagg_operator.performance.profile import Profile
 
 __all__ = [

@@ -9,50 +9,47 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from disagg_operator.autoscaling.chosen_policy import PolicyMemory
 from disagg_operator.autoscaling.policy.decision import Decision
-from disagg_operator.autoscaling.policy.guard import Predicting
-from disagg_operator.autoscaling.policy.queue_depth import QueueMemory
 from disagg_operator.autoscaling.policy.role_moves import Flip
-from disagg_operator.autoscaling.signals.fold import Memory
 from disagg_operator.autoscaling.signals.pod_facts import Starts
-from disagg_operator.status.observed import RouterView
+from disagg_operator.status.workloads import RouterView
 from disagg_operator.vocabulary import Key
 
 
 @dataclass(slots=True)
-class Scaling:
-    """One autoscaled pool."""
-
-    state: QueueMemory = field(default_factory=QueueMemory)
-    decision: Decision | None = None
-
-
-@dataclass(slots=True)
 class Live:
-    """One DisaggDeployment.
-
-    `loads`: requests by pod at the last look; `loaded`: what the policy learned before the
-    operator's start is in `predicting` (`unseeded`: it knows nothing of the days before yet), of
-    which `unsaved` says whether anything is to be kept since epoch time `saved_s`; `trouble`:
-    (reason, words) why its Prometheus could not be read at the last look.
-    """
+    """One DisaggDeployment."""
 
     uid: str = ""
     bearer: str | None = None
+    """The token that opens /internal/ on the pods; None until it is known, or when it was refused."""
     view: RouterView | None = None
+    """What the routers said of the pairs at the last look."""
     view_at: float = float("-inf")
-    pools: dict[str, Scaling] = field(default_factory=dict)
-    memory: Memory = field(default_factory=Memory)
+    """When they said it, on the monotonic clock."""
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    """The last decision for each pool that is scaled, to be carried out by the reconcile."""
+    memory: PolicyMemory = field(default_factory=PolicyMemory)
+    """What the policies remember from step to step."""
     starts: dict[str, Starts] = field(default_factory=dict)
-    predicting: Predicting = field(default_factory=Predicting)
+    """How long the last pods of each pool took to start."""
     flip: Flip | None = None
-    flips_s: tuple[float, ...] = ()  # how long the last moves took
-    loaded: bool = False
-    unseeded: bool = False
-    unsaved: bool = False
-    saved_s: float = float("-inf")
+    """The move of a worker between the pools that is under way."""
+    flips_s: tuple[float, ...] = ()
+    """How long the last moves took, in seconds."""
     loads: dict[str, float] = field(default_factory=dict)
+    """Requests by pod at the last look."""
     trouble: tuple[str, str] | None = None
+    """(reason, words) why the Prometheus of this deployment could not be read at the last look."""
+    loaded: bool = False
+    """Whether the state from before the operator's last start has been read."""
+    unseeded: bool = False
+    """Whether the policy knows nothing of the days before yet."""
+    unsaved: bool = False
+    """Whether the policy has learned something since the state was last saved."""
+    saved_s: float = float("-inf")
+    """When the state was last saved, in seconds since 1970."""
 
 
 class LiveTable:

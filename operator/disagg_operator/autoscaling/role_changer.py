@@ -24,7 +24,7 @@ _GIVE_UP_S = 90.0
 _MOST = 32
 
 
-class Flipper:
+class RoleChanger:
     """Shared by all deployments. `clock` is monotonic."""
 
     def __init__(self, direct: DirectDoor, wake: Callable[[Key], None], clock: Callable[[], float]) -> None:

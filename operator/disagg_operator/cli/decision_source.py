@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from disagg_operator.autoscaling.records import journal
+from disagg_operator.autoscaling.records import decision_records
 from disagg_operator.kube import credentials
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import KubeError
@@ -25,7 +25,7 @@ class SourceError(Exception):
     """There are no decisions to be had; the message says why."""
 
 
-ERRORS = (SourceError, journal.JournalError, credentials.NoCredentials, KubeError, OSError, ValueError)
+ERRORS = (SourceError, decision_records.JournalError, credentials.NoCredentials, KubeError, OSError, ValueError)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def seconds(text: str) -> float:
     return float(found[1]) * _SECONDS[found[2]]
 
 
-def load(args: argparse.Namespace) -> list[journal.Run]:
+def load(args: argparse.Namespace) -> list[decision_records.Run]:
     """All runs that the source has. Raises one of ERRORS."""
     seconds(args.since)  # before anything is done
     path = Path(args.source)
@@ -55,7 +55,7 @@ def load(args: argparse.Namespace) -> list[journal.Run]:
     text = _text(path) if path.is_file() else asyncio.run(_fetch(args.namespace, args.source))
     if args.save is not None:
         args.save.write_text(text, encoding="utf-8")
-    runs = journal.read(text.splitlines())
+    runs = decision_records.read(text.splitlines())
     if not any(run.steps for run in runs):
         raise SourceError(f"{args.source}: no decisions are recorded: it has no autoscaling, or began just now")
     return runs

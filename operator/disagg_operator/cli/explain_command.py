@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from disagg_operator.autoscaling.policy.observation import Pods
-from disagg_operator.autoscaling.records import journal
-from disagg_operator.autoscaling.records.journal import Step
+from disagg_operator.autoscaling.records import decision_records
+from disagg_operator.autoscaling.records.decision_records import Step
 from disagg_operator.cli import decision_source, plots
 
 ERRORS = decision_source.ERRORS
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         plots.check(args.plot, 1)
     runs = decision_source.load(args)
     everything = sorted(
-        journal.steps_of(runs), key=lambda s: s.observation.now_s
+        decision_records.steps_of(runs), key=lambda s: s.observation.now_s
     )  # a clock that was set back mixes up nothing
     begin_s = everything[-1].observation.now_s - decision_source.seconds(args.since)
     steps = [s for s in everything if s.observation.now_s >= begin_s]
@@ -41,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
     for sentence in sentences(steps):
         console.print(sentence)
     if args.plot:
-        plots.save(args.plot, [plots.Timeline(args.source, journal.columns(steps))], "\n".join(sentences(steps)))
+        plots.save(
+            args.plot, [plots.Timeline(args.source, decision_records.columns(steps))], "\n".join(sentences(steps))
+        )
     return 0
 
 

@@ -22,20 +22,20 @@ from pathlib import Path
 import yaml
 
 from disagg_operator.api import DisaggDeployment, InvalidResource, parse_file
-from disagg_operator.autoscaling.policy import guard, queue_depth
-from disagg_operator.autoscaling.policy.decision import Decision, PoolRules
+from disagg_operator.autoscaling import chosen_policy
+from disagg_operator.autoscaling.chosen_policy import PolicyMemory
 from disagg_operator.autoscaling.policy.observation import Pods
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target
-from disagg_operator.autoscaling.signals.fold import Look, Memory, fold
+from disagg_operator.autoscaling.signals.fold import Look
 from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.pod_facts import Starts
-from disagg_operator.autoscaling.signals.pool_reading import reading, view
+from disagg_operator.autoscaling.signals.policy_inputs import observe
 from disagg_operator.autoscaling.signals.samples import Sample
 from disagg_operator.cli import chat
 from disagg_operator.cli.processes import Running, free_port, start, stop_all
 from disagg_operator.controller import acceptance
 from disagg_operator.desired.local_process import router_process, worker_process
-from disagg_wire.roles import ROLES
+from disagg_wire.roles import DECODE, PREFILL, ROLES
 
 _TICK_S = 2.0
 _STOP_TIMEOUT_S = 15.0
@@ -90,8 +90,7 @@ class Supervisor:
         self._key.chmod(0o600)
         self._members = folder / "workers.json"
         self._scaling = acceptance.accept(dd.model_dump(by_alias=True, exclude_none=True)).scaling
-        self._states = {role: queue_depth.QueueMemory() for role in ROLES}
-        self._memory, self._predicting = Memory(), guard.Predicting()
+        self._memory = PolicyMemory()
         self._starts = {role: Starts() for role in ROLES}
         self.wanted = {role: dd.spec.pool(role).initial_replicas for role in ROLES}
         self._workers: dict[str, list[Running]] = {role: [] for role in ROLES}
@@ -168,16 +167,11 @@ class Supervisor:
         for role in ROLES:
             taken_s = {w.spec.name: w.ready_after_s for w in self._workers[role] if w.ready_after_s is not None}
             self._starts[role] = Starts({**self._starts[role].taken_s, **taken_s})
-        if not self._scaling.predictive:
-            decisions = {
-                role: self._queue_step(role, rules, workers[role], routers)
-                for role, rules in self._scaling.policies.items()
-            }
-        else:
-            look = Look(
-                now_s, routers, workers["prefill"], workers["decode"], self._pods("prefill"), self._pods("decode")
-            )
-            decisions = self._predictive_step(look)
+        prefill, decode = workers[PREFILL], workers[DECODE]
+        look = Look(now_s, routers, prefill, decode, self._pods(PREFILL), self._pods(DECODE))
+        seen = observe(look, self._memory.counters, polled=False)
+        outcome, self._memory = chosen_policy.step(self._scaling, seen, self._memory)
+        decisions = {} if outcome is None else outcome.decisions
         for role, decision in decisions.items():
             if decision.to != decision.current and not self._scaling.dry_run:
                 value = "?" if decision.value is None else f"{decision.value:.1f}"
@@ -198,21 +192,6 @@ class Supervisor:
         starting = tuple(w.age_s for w in alive if w.ready_after_s is None and not w.draining)
         ready = sum(w.ready_after_s is not None and not w.draining for w in alive)
         return Pods(self.wanted[role], ready, starting, sum(w.draining for w in alive), self._starts[role].mean_s)
-
-    def _queue_step(
-        self, role: str, rules: PoolRules, workers: dict[str, Sample | None], routers: dict[str, Sample | None]
-    ) -> Decision:
-        seen = view(workers, reading(role, workers, routers))
-        sample = queue_depth.QueueSample(time.monotonic(), seen.requests, seen.silent_pods, seen.router_silent)
-        decision, self._states[role] = queue_depth.step(rules, sample, self.wanted[role], self._states[role])
-        return decision
-
-    def _predictive_step(self, look: Look) -> dict[str, Decision]:
-        folded, self._memory = fold(look, self._memory)
-        outcome, self._predicting = guard.step(
-            self._scaling.settings, self._scaling.policies, self._scaling.down_windows_s, folded, self._predicting
-        )
-        return {} if outcome is None else dict(outcome.decisions)
 
     async def available(self) -> str | None:
         """None when a request can be served, else what is missing."""

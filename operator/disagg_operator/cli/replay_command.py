@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from disagg_operator.autoscaling.policy import proportional
+from disagg_operator.autoscaling.policy import queue_pools
 from disagg_operator.autoscaling.policy.decision import PoolRules
 from disagg_operator.autoscaling.policy.observation import Targets
 from disagg_operator.autoscaling.policy.predictive import Settings
-from disagg_operator.autoscaling.policy.proportional import Queue
-from disagg_operator.autoscaling.records import codec, journal
-from disagg_operator.autoscaling.records.journal import Policy, Run, Step
+from disagg_operator.autoscaling.policy.queue_pools import QueueStart
+from disagg_operator.autoscaling.records import codec, decision_records
+from disagg_operator.autoscaling.records.decision_records import Policy, Run, Step
 from disagg_operator.cli import decision_source, plots
 from disagg_operator.controller.acceptance import DEFAULT_TARGETS
 from disagg_operator.simulation import policies
@@ -55,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
     changes = [parse_change(text) for text in args.set]
     if changes and args.policy not in (None, QUEUE, policies.PREDICTIVE):
         raise ValueError("--set: changes settings of predictive and queue alone")
-    targets = journal.replay(runs, lambda one: policy_of(args.policy, one, changes))
-    everything = sorted(zip(journal.steps_of(runs), targets, strict=True), key=lambda pair: pair[0].observation.now_s)
+    targets = decision_records.replay(runs, lambda one: policy_of(args.policy, one, changes))
+    everything = sorted(
+        zip(decision_records.steps_of(runs), targets, strict=True), key=lambda pair: pair[0].observation.now_s
+    )
     since_s = everything[-1][0].observation.now_s - decision_source.seconds(args.since)
     pairs = [(s, t) for s, t in everything if s.observation.now_s >= since_s]
     console = Console(width=None if sys.stdout.isatty() else 180)
@@ -67,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     console.print(summary(what, pairs, len(other)))
     if args.plot:
         steps, new = [s for s, _ in pairs], [t for _, t in pairs]
-        timelines = [plots.Timeline(f"{args.source}: {what} (what was wanted)", journal.columns(steps, new))]
+        timelines = [plots.Timeline(f"{args.source}: {what} (what was wanted)", decision_records.columns(steps, new))]
         if args.plot.suffix.lower() in (".html", ".htm"):
-            timelines.insert(0, plots.Timeline(f"{args.source}: as it was decided", journal.columns(steps)))
+            timelines.insert(0, plots.Timeline(f"{args.source}: as it was decided", decision_records.columns(steps)))
         plots.save(args.plot, timelines, summary(what, pairs, len(other)))
     return 0
 
@@ -86,7 +88,7 @@ def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) ->
     """
     name = name or name_of(run)
     if name == QUEUE:
-        return journal.queue_policy(queue_of(run, changes))
+        return decision_records.queue_policy(queue_of(run, changes))
     if name != policies.PREDICTIVE:
         s = run.settings
         least, most = min(s.prefill.least, s.decode.least), max(s.prefill.most, s.decode.most)
@@ -95,21 +97,21 @@ def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) ->
     settings = run.settings
     for path, value in changes:
         settings = changed(settings, path, value)
-    return journal.predictive_policy(settings, run.state)
+    return decision_records.predictive_policy(settings, run.state)
 
 
-def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> Queue:
+def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> QueueStart:
     """Where the policy queue begins: as it did, or with the default targets within the bounds of
     another policy. Raises ValueError.
     """
     queue = run.queue
     if queue is None:
         bounds = {"prefill": run.settings.prefill, "decode": run.settings.decode}
-        queue = Queue({pool: PoolRules(b.least, b.most, DEFAULT_TARGETS[pool]) for pool, b in bounds.items()}, {})
+        queue = QueueStart({pool: PoolRules(b.least, b.most, DEFAULT_TARGETS[pool]) for pool, b in bounds.items()}, {})
     for path, value in changes:
-        queue = Queue(_changed(dict[str, PoolRules], queue.pools, path, value), queue.states)
+        queue = QueueStart(_changed(dict[str, PoolRules], queue.pools, path, value), queue.states)
     try:
-        proportional.check(queue.pools)
+        queue_pools.check(queue.pools)
     except ValueError as error:
         raise ValueError(f"--set {error}") from None
     return queue

@@ -16,9 +16,10 @@ from disagg_operator.controller import children as kids
 from disagg_operator.controller import decision_report, pod_moves, replicas
 from disagg_operator.controller.acceptance import AcceptedDeployment, Refused, accept
 from disagg_operator.controller.children import Children, NameTaken
+from disagg_operator.controller.intent import intent_of
 from disagg_operator.controller.metrics import Metrics
-from disagg_operator.controller.observer import Looker
 from disagg_operator.controller.replicas import Replicas
+from disagg_operator.controller.status_inputs import Looker
 from disagg_operator.desired import Facts, Images, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
@@ -37,8 +38,8 @@ from disagg_operator.kube.resources import (
 )
 from disagg_operator.status import changes, conditions
 from disagg_operator.status.events import NORMAL, Note
-from disagg_operator.status.observed import Observed
 from disagg_operator.status.recorder import Recorder
+from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_POOL, LABEL_REVISION
 from disagg_wire.roles import ROLES
@@ -187,7 +188,7 @@ class Reconciler:
 
     def _replicas(self, run: _Pass, role: str) -> Replicas:
         pool = run.pool(role)
-        scaling = run.live.pools.get(role)
+        decision = run.live.decisions.get(role)
         current = None if pool is None else (pool.get("spec") or {}).get("replicas")
         flip = run.live.flip
         if flip is not None and flip.changed and current is not None and role in (flip.giving, flip.taking):
@@ -196,7 +197,7 @@ class Reconciler:
             return replicas.decide(
                 run.plan.declared[role], pool, flip.sizes[role], suspended=run.plan.scaling.suspended
             )
-        wanted = decision_report.to_carry_out(scaling.decision if scaling else None, current, run.plan.scaling.dry_run)
+        wanted = decision_report.to_carry_out(decision, current, run.plan.scaling.dry_run)
         return replicas.decide(run.plan.declared[role], pool, wanted, suspended=run.plan.scaling.suspended)
 
     async def _mark_victims(self, run: _Pass, rendered: Obj) -> None:
@@ -220,14 +221,13 @@ class Reconciler:
         if obj["kind"] != DISAGG_POOL.kind:
             return
         role = str(obj["spec"]["role"])
-        scaling = run.live.pools.get(role)
-        decision = scaling.decision if scaling else None
+        decision = run.live.decisions.get(role)
         if decision is None or run.plan.scaling.dry_run or decision.to == decision.current:
             return
         if run.pools[role].count == decision.to:
             note = decision_report.scaled_note(role, decision)
             run.notes.append(note)
-            self._metrics.scaled.labels(*run.key, role, "up" if note.reason == "ScaledUp" else "down").inc()
+            self._metrics.scaling.scaled.labels(*run.key, role, "up" if note.reason == "ScaledUp" else "down").inc()
 
     async def _report(self, run: _Pass, rendered: list[Obj]) -> None:
         observed = await self._looker.observe(run.plan, run.children, run.pools, run.live, run.key)
@@ -242,8 +242,7 @@ class Reconciler:
         pools = []
         for role in ROLES:
             scaled = role in run.plan.scaling.policies
-            scaling = run.live.pools.get(role) if scaled else None
-            decision = scaling.decision if scaling else None
+            decision = run.live.decisions.get(role) if scaled else None
             dry = run.plan.scaling.dry_run
             pools.append(
                 conditions.PoolIntent(
@@ -258,7 +257,7 @@ class Reconciler:
                     else None,
                 )
             )
-        return conditions.intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble)
+        return intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble)
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
         for role in ROLES:

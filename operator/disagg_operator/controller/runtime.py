@@ -17,16 +17,16 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.live import LiveTable
-from disagg_operator.autoscaling.loop import ScrapeLoop
-from disagg_operator.autoscaling.queueing import Queueing
-from disagg_operator.autoscaling.records.decision_log import Records
+from disagg_operator.autoscaling.loop import AutoscalerLoop
+from disagg_operator.autoscaling.records.decision_log import DecisionLog
 from disagg_operator.autoscaling.records.state_store import StateStore
-from disagg_operator.autoscaling.role_changer import Flipper
+from disagg_operator.autoscaling.role_changer import RoleChanger
+from disagg_operator.autoscaling.signals.collector import Collector
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import children as kids
 from disagg_operator.controller.acceptance import scale_plan
 from disagg_operator.controller.health import HealthServer
@@ -89,26 +89,24 @@ class Runtime:
             clock=clock,
         )
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
-        self._records = Records(self._record_dir)
-        self._forecasting = Forecasting(StateStore(kube), self._records, self._prometheus, self._epoch)
-        self._flipper = Flipper(self._direct, self._wake, clock)
-        self._loop = ScrapeLoop(
+        self._decision_log = DecisionLog(self._record_dir)
+        self._states = StateKeeper(StateStore(kube), self._prometheus, self._epoch)
+        self._role_changer = RoleChanger(self._direct, self._wake, clock)
+        self._loop = AutoscalerLoop(
             cache=self.cache,
             live=self.live,
-            direct=self._direct,
-            prometheus=self._prometheus,
+            collector=Collector(self._direct, self._prometheus, self._epoch),
+            states=self._states,
+            decision_log=self._decision_log,
+            role_changer=self._role_changer,
             plan_of=scale_plan,
             bearer_of=self._bearer_of,
             wake=self._wake,
-            forecasting=self._forecasting,
-            queueing=Queueing(self._records),
-            flipper=self._flipper,
             clock=clock,
-            epoch=self._epoch,
-            metrics=self.metrics,
+            metrics=self.metrics.scaling,
         )
         self._health = HealthServer(
-            settings.health_host, settings.health_port, self.sick, self._metrics_text, self._records.read
+            settings.health_host, settings.health_port, self.sick, self._metrics_text, self._decision_log.read
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._swept_at = clock()
@@ -136,7 +134,7 @@ class Runtime:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._flipper.close()
+        await self._role_changer.close()
         await self._keep_state()
         if not self._settings.record_dir:
             shutil.rmtree(self._record_dir, ignore_errors=True)
@@ -148,7 +146,7 @@ class Runtime:
     async def _keep_state(self) -> None:
         try:
             async with asyncio.timeout(self._settings.shutdown_timeout_s):
-                await self._forecasting.save_all(self.live)
+                await self._states.save_all(self.live)
         except TimeoutError:
             log.warning("stopping without the scaling state of every resource")
 

@@ -13,7 +13,7 @@ from typing import Any
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.base import API_VERSION
 from disagg_operator.api.network import Attachment
-from disagg_operator.desired import names, pods
+from disagg_operator.desired import names, pod_templates
 from disagg_operator.desired.facts import Facts
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
@@ -141,7 +141,7 @@ def _pool(dd: DisaggDeployment, facts: Facts, role: str) -> Obj:
 def _pool_children(dd: DisaggDeployment, facts: Facts, role: str) -> list[Obj]:
     name = names.pool_name(dd.metadata.name, role)
     owners = names.owned_by_pool(dd, role, facts.pool_uids[role])
-    template, revision = pods.worker_template(dd, role, facts.images)
+    template, revision = pod_templates.worker_template(dd, role, facts.images)
     metadata = names.metadata(dd, name, role, owners)
     metadata["labels"] = metadata["labels"] | {LABEL_REVISION: revision}
     match = names.selector(dd.metadata.name, role)
@@ -174,7 +174,7 @@ def _router(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
         "replicas": spec.replicas,
         "selector": {"matchLabels": match},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": pods.router_template(dd, facts.images),
+        "template": pod_templates.router_template(dd, facts.images),
     }
     service: Obj = {
         "type": spec.service.type,

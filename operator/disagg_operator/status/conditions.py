@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from disagg_operator.controller.acceptance import AcceptedDeployment
-from disagg_operator.desired.names import router_name
-from disagg_operator.status.observed import NetworkCheck, Observed, RouterView, Workload, workers_by_transport
+from disagg_operator.status.workloads import NetworkCheck, Observed, RouterView, Workload, workers_by_transport
 from disagg_operator.vocabulary import Obj
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
@@ -61,30 +59,6 @@ class Intent:
     fallback: str = "Warn"
     interface: str | None = None
     trouble: tuple[str, str] | None = None
-
-
-def intent_of(
-    plan: AcceptedDeployment, pools: tuple[PoolIntent, ...], revision: str, trouble: tuple[str, str] | None = None
-) -> Intent:
-    """What a plan asks for.
-
-    `revision`: the revision label of the pods that are rolled out; `trouble`: as in `Live`.
-    """
-    resource, spec = plan.resource, plan.resource.spec
-    host = f"{router_name(resource.metadata.name)}.{resource.metadata.namespace}.svc"
-    port = "" if spec.router.service.port == 80 else f":{spec.router.service.port}"
-    return Intent(
-        generation=resource.metadata.generation,
-        pools=pools,
-        url=f"http://{host}{port}/v1",
-        model=spec.model.served_name,
-        revision=revision,
-        suspended=spec.suspend,
-        transport=spec.kv_transfer.transport,
-        fallback="Forbid" if spec.kv_transfer.forbids_fallback else "Warn",
-        interface=plan.interface,
-        trouble=trouble,
-    )
 
 
 def build(intent: Intent, observed: Observed, previous: Mapping[str, object], now: str) -> Obj:

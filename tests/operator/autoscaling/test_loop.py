@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from tests.fakes.kube import FakeKube
 
-from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.live import LiveTable
-from disagg_operator.autoscaling.loop import ScrapeLoop
-from disagg_operator.autoscaling.queueing import Queueing
-from disagg_operator.autoscaling.records.decision_log import Records
+from disagg_operator.autoscaling.loop import AutoscalerLoop
+from disagg_operator.autoscaling.records.decision_log import DecisionLog
 from disagg_operator.autoscaling.records.state_store import StateStore
-from disagg_operator.autoscaling.role_changer import Flipper
+from disagg_operator.autoscaling.role_changer import RoleChanger
+from disagg_operator.autoscaling.signals.collector import Collector
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller.acceptance import scale_plan
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.kube.cache import Cache
@@ -29,7 +29,7 @@ from disagg_operator.vocabulary import Obj
 SCALED = {"autoscaling": {"minReplicas": 1, "maxReplicas": 4}}
 
 
-class Broken(Forecasting):
+class Broken(StateKeeper):
     """As if the policy had a bug that one resource meets."""
 
     async def ready(self, key: Any, entry: Any, plan: Any) -> bool:
@@ -59,14 +59,21 @@ class Loop:
         self.direct = DirectDoor()
         self.kube = SlowKube()
         self.prometheus = PrometheusSource(self.kube, PrometheusDoor(), lambda: self.now_s)
-        self.flipper = Flipper(self.direct, self.woken.add, lambda: self.now_s)
-        forecasting = Broken(StateStore(FakeKube()), Records(folder), self.prometheus, lambda: self.now_s)  # type: ignore[arg-type]
-        self.loop = ScrapeLoop(
-            cache=self.cache, live=self.live, direct=self.direct, prometheus=self.prometheus, forecasting=forecasting,
-            queueing=Queueing(Records(folder)),
-            flipper=self.flipper, plan_of=scale_plan, bearer_of=self.bearer_of, wake=self.woken.add, clock=lambda: self.now_s,
-            epoch=lambda: self.now_s, metrics=self.metrics,
-        )  # fmt: skip
+        self.role_changer = RoleChanger(self.direct, self.woken.add, lambda: self.now_s)
+        states = Broken(StateStore(FakeKube()), self.prometheus, lambda: self.now_s)
+        self.loop = AutoscalerLoop(
+            cache=self.cache,
+            live=self.live,
+            collector=Collector(self.direct, self.prometheus, lambda: self.now_s),
+            states=states,
+            decision_log=DecisionLog(folder),
+            role_changer=self.role_changer,
+            plan_of=scale_plan,
+            bearer_of=self.bearer_of,
+            wake=self.woken.add,
+            clock=lambda: self.now_s,
+            metrics=self.metrics.scaling,
+        )
 
     async def bearer_of(self, key: Any) -> str | None:
         return None
@@ -90,7 +97,7 @@ class Loop:
             )
 
     async def close(self) -> None:
-        await self.flipper.close()
+        await self.role_changer.close()
         await self.direct.close()
         await self.prometheus.close()
 
@@ -110,8 +117,8 @@ async def test_a_bug_that_one_resource_meets_costs_no_other_its_decisions(
     for _ in range(3):
         await loop.loop.tick()
         loop.now_s += 20
-    assert loop.live.of(("ns", "good"), "uid-good").pools["decode"].decision is not None
-    assert not loop.live.of(("ns", "bad"), "uid-bad").pools
+    assert loop.live.of(("ns", "good"), "uid-good").decisions["decode"] is not None
+    assert not loop.live.of(("ns", "bad"), "uid-bad").decisions
     assert "ns/bad: no decision" in caplog.text
     assert b'disagg_autoscaler_failures_total{deployment="bad",namespace="ns"} 3.0' in loop.metrics.text()
 

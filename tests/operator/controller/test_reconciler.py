@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from tests.fakes.kube import FakeKube
 
-from disagg_operator.autoscaling.live import LiveTable, Scaling
+from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.controller.drift import APPLIED_HASH
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.desired import Images
 from disagg_operator.kube.errors import KubeError
-from disagg_operator.status.observed import RouterView, WorkerLink
 from disagg_operator.status.recorder import Recorder
+from disagg_operator.status.workloads import RouterView, WorkerLink
 
 KEY = ("default", "chat")
 SPEC: dict[str, Any] = {
@@ -91,7 +91,7 @@ class World:
     def decide(self, role: str, current: int, to: int) -> None:
         uid = self.kube.find("DisaggDeployment", "chat")["metadata"]["uid"]
         entry = self.live.of(KEY, uid)
-        entry.pools[role] = Scaling(decision=Decision(current, to, "QueueAboveTarget", "QueueDepth", 9.0, 4.0))
+        entry.decisions[role] = Decision(current, to, "QueueAboveTarget", "QueueDepth", 9.0, 4.0)
 
     def snapshot(self) -> dict[Any, Any]:
         """The cluster without what differs from run to run: uids and versions."""

@@ -9,7 +9,7 @@ import pytest
 
 from disagg_operator.status import changes, conditions
 from disagg_operator.status.conditions import Intent, PoolIntent
-from disagg_operator.status.observed import NetworkCheck, Observed, Problem, RouterView, WorkerLink, Workload
+from disagg_operator.status.workloads import NetworkCheck, Observed, Problem, RouterView, WorkerLink, Workload
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
 POOLS = tuple(PoolIntent(name, 1, "spec", f"s={name}") for name in ("prefill", "decode"))

@@ -20,8 +20,10 @@ from disagg_operator.autoscaling.policy.decision import (
     Decision,
     PoolRules,
 )
-from disagg_operator.autoscaling.policy.observation import Folded, Observation, Pods, Targets
+from disagg_operator.autoscaling.policy.observation import Folded, Observation, Targets
 from disagg_operator.autoscaling.policy.predictive import Settings, State
+from disagg_operator.autoscaling.policy.queue_depth import QueueSample
+from disagg_operator.autoscaling.policy.queue_pools import QueueStart
 
 SIGNAL = "Forecast"
 FORECAST_UP = "ForecastAboveCapacity"
@@ -46,12 +48,22 @@ class Predicting:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one step. `observation`: as the policy took it; `decisions`: by pool that is scaled."""
+    """The result of one step of a policy, with all that is needed to make the step again."""
 
     observation: Observation
+    """What the policy went by."""
     targets: Targets
+    """What the policy answered."""
     decisions: Mapping[str, Decision]
+    """What becomes of the answer, by pool that the operator scales."""
     settings: Settings
+    """The predictive policy's settings at this step."""
+    before: State
+    """The predictive policy's state before this step."""
+    queue: QueueStart | None = None
+    """The rules and memories before this step, where the policy is `queue`."""
+    samples: Mapping[str, QueueSample] = field(default_factory=dict)
+    """What the policy `queue` went by, by pool."""
 
 
 def step(
@@ -76,7 +88,7 @@ def step(
         to = targets.prefill if name == "prefill" else targets.decode
         window_s = down_windows_s.get(name)
         to = min(max(to, bounds.min_replicas), bounds.max_replicas)
-        current = _pods(o, name).replicas
+        current = o.pods(name).replicas
         if window_s is not None and not o.blind:
             wanted[name] = (*((at, n) for at, n in wanted.get(name, ()) if at > o.now_s - window_s), (o.now_s, to))
         decisions[name] = _decision(
@@ -85,7 +97,9 @@ def step(
     seen_s = memory.seen_s if o.blind else o.now_s
     if math.isnan(seen_s):
         seen_s = -math.inf  # blind from the start: told once, at once
-    return Outcome(o, targets, decisions, settings), replace(memory, state=state, wanted=wanted, seen_s=seen_s)
+    return Outcome(o, targets, decisions, settings, memory.state), replace(
+        memory, state=state, wanted=wanted, seen_s=seen_s
+    )
 
 
 def seen_whole(o: Observation) -> Observation:
@@ -106,10 +120,6 @@ def fixed(settings: Settings, pools: Mapping[str, PoolRules], o: Observation) ->
     if "decode" not in pools:
         settings = replace(settings, decode=replace(settings.decode, least=d, most=d))
     return settings
-
-
-def _pods(o: Observation, name: str) -> Pods:
-    return (o.prefill if name == "prefill" else o.decode).pods
 
 
 def _held(

@@ -61,3 +61,35 @@ def without(decisions: Mapping[str, Decision], giving: str, taking: str, count: 
     if taking in out:
         out[taking] = replace(out[taking], to=min(out[taking].to, max(out[taking].current, out[taking].to - count)))
     return out
+
+
+def chosen(
+    targets: Targets,
+    decisions: Mapping[str, Decision],
+    loads: Mapping[str, float],
+    pods: Mapping[str, Iterable[str]],
+    now_s: float,
+) -> Flip | None:
+    """Return the move of the idlest worker that the policy asks for, unless its pool has no other.
+
+    `pods` names the ready pods of each pool.
+    """
+    asked = wanted(targets, decisions)
+    if asked is None:
+        return None
+    giving, taking, _ = asked
+    candidates = list(pods[giving])
+    pod = idlest(loads, candidates)
+    return None if pod is None or len(candidates) < 2 else Flip(pod, giving, taking, now_s)
+
+
+def strays(
+    pods: Mapping[str, Iterable[str]], roles: Mapping[str, str | None], moving: str | None
+) -> list[tuple[str, str]]:
+    """Return (pod, pool) of each worker whose role is not that of its pool, but for the one that is moving."""
+    return [
+        (pod, pool)
+        for pool, names in pods.items()
+        for pod in names
+        if pod != moving and roles.get(pod) in ROLES and roles[pod] != pool
+    ]

@@ -1,37 +1,48 @@
-"""PURE: frozen dataclasses as plain JSON and back, by their annotations.
+"""PURE: Writes frozen dataclasses as plain JSON and reads them back, by their annotations.
 
-NaN is null; a field that is missing has its default.
+JSON has no NaN and no infinity: NaN is written as null, and an infinite number as the largest finite
+float, with its sign; both are read back as they were. A field that is missing has its default, and so
+has a null where the default is infinite (releases before 0.2 wrote infinity as null in saved states).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import types
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+_INFINITE = sys.float_info.max
 
 
 class CodecError(ValueError):
-    """What was read does not fit; the message names the field."""
+    """Raised for JSON that does not fit the type; the message names the field."""
 
 
-def plain(value: Any) -> Any:
-    """Dataclasses, tuples, maps and numbers as JSON holds them."""
+def plain(value: Any, digits: int | None = None) -> Any:
+    """Return dataclasses, tuples, maps and numbers as JSON holds them.
+
+    With `digits`, floats are rounded to so many significant digits.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name), digits) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): plain(v, digits) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None if math.isnan(value) else math.copysign(1e300, value)
-    return value
+        return [plain(v, digits) for v in value]
+    if not isinstance(value, float):
+        return value
+    if math.isnan(value):
+        return None
+    if math.isinf(value):
+        return math.copysign(_INFINITE, value)
+    return value if digits is None else float(f"{value:.{digits}g}")
 
 
 def parse(kind: type[T], raw: Any, path: str = "") -> T:
-    """A dataclass from what `plain` made of it. Raises CodecError naming the field."""
+    """Return the dataclass that `plain` was given. Raises CodecError naming the field."""
     found: T = _value(kind, raw, path or kind.__name__)
     return found
 
@@ -50,27 +61,39 @@ def _value(kind: Any, raw: Any, path: str) -> Any:
             raise CodecError(f"{path}: not a map")
         return {str(k): _value(args[1], v, f"{path}.{k}") for k, v in raw.items()}
     if kind is float:
-        if raw is None:
-            return math.nan
-        if isinstance(raw, bool) or not isinstance(raw, int | float):
-            raise CodecError(f"{path}: {raw!r} is not a number")
-        return float(raw)
+        return _float(raw, path)
     if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
         raise CodecError(f"{path}: {raw!r} is not of the kind {kind.__name__}")
     return raw
 
 
+def _float(raw: Any, path: str) -> float:
+    if raw is None:
+        return math.nan
+    if isinstance(raw, bool) or not isinstance(raw, int | float):
+        raise CodecError(f"{path}: {raw!r} is not a number")
+    return math.copysign(math.inf, raw) if abs(raw) == _INFINITE else float(raw)
+
+
 def _dataclass(kind: Any, raw: Any, path: str) -> Any:
     if not isinstance(raw, dict):
         raise CodecError(f"{path}: not a map")
-    hints = get_type_hints(kind)
+    hints, defaults = get_type_hints(kind), {f.name: f.default for f in dataclasses.fields(kind)}
     if unknown := sorted(set(raw) - set(hints)):
         raise CodecError(f"{path}.{unknown[0]}: unknown field")
-    values = {name: _value(hints[name], value, f"{path}.{name}") for name, value in raw.items()}
+    values = {
+        name: _value(hints[name], value, f"{path}.{name}")
+        for name, value in raw.items()
+        if value is not None or not _is_infinite(defaults[name])
+    }
     try:
         return kind(**values)
     except TypeError as error:
         raise CodecError(f"{path}: {error}") from None
+
+
+def _is_infinite(default: Any) -> bool:
+    return isinstance(default, float) and math.isinf(default)
 
 
 def _tuple(args: tuple[Any, ...], raw: Any, path: str) -> Any:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from disagg_operator.autoscaling.policy.guard import Outcome
+from disagg_operator.autoscaling.records import decision_records
 from disagg_operator.vocabulary import Key
 
 log = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ MAX_FILE_BYTES = 8 * 1024 * 1024
 MAX_TOTAL_BYTES = 256 * 1024 * 1024
 
 
-class Records:
+class DecisionLog:
     """Files NAMESPACE_NAME.jsonl and NAMESPACE_NAME.old.jsonl in `folder`.
 
     Names of Kubernetes hold no underscore.
@@ -37,6 +39,16 @@ class Records:
         self._max_total_bytes = max_total_bytes
         self._begun: dict[Key, object] = {}
         folder.mkdir(parents=True, exist_ok=True)
+
+    def record(self, key: Key, outcome: Outcome, *, dry_run: bool) -> None:
+        """Append one step of a policy, after a beginning where one is due.
+
+        Rules change with the resource, and with the size of a pool that is not scaled.
+        """
+        rules = outcome.settings if outcome.queue is None else (outcome.queue.pools, outcome.settings)
+        if self.must_begin(key, rules):
+            self.write(key, decision_records.beginning(outcome), begins=rules)
+        self.write(key, decision_records.step_line(outcome, dry_run=dry_run))
 
     def must_begin(self, key: Key, settings: object) -> bool:
         """The next line has to be a beginning: the first of this process, of a file, or under other

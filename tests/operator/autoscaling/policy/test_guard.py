@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from disagg_operator.autoscaling.policy import guard, predictive
+from disagg_operator.autoscaling.policy import guard
 from disagg_operator.autoscaling.policy.decision import STABILIZING, PoolRules
 from disagg_operator.autoscaling.policy.guard import ENOUGH, FORECAST_DOWN, FORECAST_UP, PARTIAL_METRICS, Predicting
 from disagg_operator.autoscaling.policy.observation import (
@@ -21,6 +21,7 @@ from disagg_operator.autoscaling.policy.observation import (
 )
 from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State
 from disagg_operator.autoscaling.records import codec, state_store
+from disagg_operator.autoscaling.records.saved_state import from_json, to_json
 from disagg_operator.autoscaling.signals import pod_facts
 from disagg_operator.performance.profile import PROFILES
 
@@ -211,11 +212,11 @@ def test_a_state_is_a_few_kilobytes_and_survives_the_config_map() -> None:
     _, memory = guard.step(SETTINGS, POOLS, {}, Folded(observation(0), frozenset()), Predicting())
     for i in range(1, 400):
         _, memory = guard.step(SETTINGS, POOLS, {}, Folded(observation(5 * i, per_s=5 + i % 7), frozenset()), memory)
-    text = state_store.encode({"state": predictive.to_json(memory.state)})
+    text = state_store.encode({"state": to_json(memory.state)})
     assert len(text) < state_store.MAX_BYTES / 4
     kept = state_store.decode(text)
     assert kept is not None
-    assert predictive.to_json(predictive.from_json(kept["state"])) == predictive.to_json(memory.state)
+    assert to_json(from_json(kept["state"])) == to_json(memory.state)
     for broken in ("", "####", state_store.encode({})[:-4], "eJwDAAAAAAE="):
         assert not state_store.decode(broken)
-    assert predictive.from_json({}) == State()
+    assert from_json({}) == State()

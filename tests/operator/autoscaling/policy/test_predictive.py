@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from disagg_operator.autoscaling.policy.history import Minute, seed
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets
-from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State, from_json, step, to_json
+from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State, step
+from disagg_operator.autoscaling.records.saved_state import from_json, to_json
 from disagg_operator.performance.profile import PROFILES
 
 PROFILE = PROFILES["70b-h100-tp4"]
@@ -329,6 +330,13 @@ def test_bounds_ratio_budget_and_peaks_hold() -> None:
     assert targets[(7200 - 150) // 15 - 1].prefill >= 20  # a cold start before the peak
     assert targets[(7200 - 300) // 15 - 1].prefill < 20
     assert targets[-1].prefill < 20
+
+
+def test_a_schedule_asks_each_pool_for_its_own_workers_where_both_have_the_same_bounds() -> None:
+    bounds = PoolLimits(1, 40)
+    rules = replace(RULES, prefill=bounds, decode=bounds, peaks=(Peak(0, 86_399, prefill=20, decode=11),))
+    targets, _ = drive(rules, lambda _: 1.0, 300, sizes=(3, 3))
+    assert (targets[-1].prefill, targets[-1].decode) == (20, 11)
 
 
 def test_over_provisioning_multiplies_the_work() -> None:

@@ -16,7 +16,7 @@ from disagg_operator.autoscaling.policy import role_moves
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.policy.observation import Targets
 from disagg_operator.autoscaling.policy.role_moves import Flip
-from disagg_operator.autoscaling.role_changer import Flipper
+from disagg_operator.autoscaling.role_changer import RoleChanger
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target
 from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.samples import Sample, role_of
@@ -100,7 +100,7 @@ async def worker(answers: list[int]) -> AsyncIterator[tuple[Target, list[Any]]]:
 )
 async def test_a_move_asks_until_it_is_done_and_gives_up_where_it_is_refused(answers: list[int], changed: bool) -> None:
     woken, door = asyncio.Event(), DirectDoor()
-    flipper = Flipper(door, lambda _: woken.set(), asyncio.get_running_loop().time)
+    flipper = RoleChanger(door, lambda _: woken.set(), asyncio.get_running_loop().time)
     entry, flip = Live("uid"), Flip("p-1", "prefill", "decode", 0.0)
     try:
         async with worker(answers) as (target, asked):

@@ -21,15 +21,14 @@ from tests.integration.apiserver import free_port
 from tests.operator.api.resources import watched
 from tests.operator.autoscaling.signals.test_prometheus_access import BASIC, CA, TOKEN, access
 
-from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.live import Live
-from disagg_operator.autoscaling.records.decision_log import Records
 from disagg_operator.autoscaling.records.state_store import StateStore
 from disagg_operator.autoscaling.signals import prometheus_source as source_module
 from disagg_operator.autoscaling.signals import prometheus_transport
 from disagg_operator.autoscaling.signals.prometheus_access import Access, Unreadable
 from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller.acceptance import scale_plan
 from disagg_operator.kube.errors import Forbidden, KubeError, Retry
 from disagg_operator.kube.resources import Resource
@@ -308,16 +307,16 @@ async def test_the_days_before_are_learned_once_the_secret_is_there(rig: Rig, tm
     async with served(server.answer) as url:
         plan = scale_plan(watched(url, **TOKEN))
         assert plan is not None
-        forecasting, entry = Forecasting(StateStore(FakeKube()), Records(tmp_path), rig.source, time.time), Live("uid")
+        states, entry = StateKeeper(StateStore(FakeKube()), rig.source, time.time), Live("uid")
         entry.trouble = await rig.trouble(access(url, **TOKEN))
-        assert await forecasting.ready(KEY, entry, plan)  # blind, but the bounds hold
+        assert await states.ready(KEY, entry, plan)  # blind, but the bounds hold
         assert (entry.unseeded, server.paths) == (True, [])
         rig.kube.secret(token=SECRET_WORD)
         entry.trouble = None
-        assert await forecasting.ready(KEY, entry, plan)
+        assert await states.ready(KEY, entry, plan)
         assert (entry.unseeded, set(server.paths)) == (False, {"/api/v1/query_range"})
         assert len(server.paths) == 3
-        assert await forecasting.ready(KEY, entry, plan)
+        assert await states.ready(KEY, entry, plan)
         assert len(server.paths) == 3
 
 
@@ -331,7 +330,7 @@ async def test_days_that_a_server_can_not_tell_are_asked_for_once(rig: Rig, tmp_
     async with served(answer) as url:
         plan = scale_plan(watched(url))
         assert plan is not None
-        forecasting, entry = Forecasting(StateStore(FakeKube()), Records(tmp_path), rig.source, time.time), Live("uid")
+        states, entry = StateKeeper(StateStore(FakeKube()), rig.source, time.time), Live("uid")
         for _ in range(3):
-            assert await forecasting.ready(KEY, entry, plan)
+            assert await states.ready(KEY, entry, plan)
     assert paths == ["/api/v1/query_range"]
