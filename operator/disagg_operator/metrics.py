@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from disagg_operator.autoscaling.policy import Decision
 from disagg_operator.queue import Key
+from disagg_wire.version import BUILD_INFO, BUILD_INFO_HELP, build_labels
 
 _POOL = ("namespace", "deployment", "pool")
 
@@ -18,6 +19,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        build = build_labels("operator")
+        Gauge(BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
         self.reconciles = Counter("disagg_operator_reconciles", "Reconcile runs by result", ("result",), registry=self.registry)
         self.reconcile_seconds = Histogram("disagg_operator_reconcile_seconds", "Duration of a reconcile run", registry=self.registry)
         self.queue_depth = Gauge("disagg_operator_queue_depth", "Keys that are due", registry=self.registry)

@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from disagg_wire.version import BUILD_INFO, BUILD_INFO_HELP, build_labels
+
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
 
@@ -57,6 +59,8 @@ class Metrics:
     def __init__(self, objectives: Objectives | None = None) -> None:
         self._objectives = objectives or Objectives()
         r = self.registry = CollectorRegistry()
+        build = build_labels("router")
+        Gauge(BUILD_INFO, BUILD_INFO_HELP, list(build), registry=r).labels(**build).set(1)
         self.requests = Counter("disagg_router_requests", "API requests by answer", ["endpoint", "code"], registry=r)
         self.running = Gauge("disagg_router_running_requests", "Requests under way", registry=r)
         self.ttft = Histogram("disagg_router_ttft_seconds", "Arrival to first token", registry=r, buckets=_LATENCY_S)

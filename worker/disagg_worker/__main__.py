@@ -1,5 +1,12 @@
-"""`python -m disagg_worker`."""
+"""`python -m disagg_worker`; `--version` needs nothing of what the process imports."""
 
-from disagg_worker.main import main
+import sys
 
-main()
+from disagg_wire.version import VERSION
+
+if sys.argv[1:] == ["--version"]:
+    print(f"disagg-worker {VERSION}")
+else:
+    from disagg_worker.main import main
+
+    main()

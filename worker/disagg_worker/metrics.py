@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from disagg_wire.version import BUILD_INFO, BUILD_INFO_HELP, build_labels
 from disagg_worker.engine.api import Load
 
 _TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -73,6 +74,8 @@ class Metrics:
 
     def __init__(self, load: Callable[[], Load | None], block_tokens: int) -> None:
         self.registry = CollectorRegistry()
+        build = build_labels("worker")
+        Gauge(BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
         self.registry.register(_LoadCollector(load, block_tokens))
         self.transfer_bytes = Counter("disagg_kv_transfer_bytes", "KV bytes moved between workers", ["direction"], registry=self.registry)
         self.transfer_seconds = Histogram(

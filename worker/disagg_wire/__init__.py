@@ -1,0 +1,1 @@
+"""The words that operator, router and worker share. Imports nothing but the standard library."""
