@@ -32,6 +32,7 @@ lint: setup
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache >/tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; exit 1; }
 	@$(PY) scripts/check_house.py
+	@$(PY) scripts/generate.py --check
 
 unit: setup
 	@$(PY) -m pytest -q -m "not apiserver and not e2e"
@@ -43,8 +44,8 @@ integration: setup
 e2e: setup
 	@$(PY) -m pytest -q -m e2e tests/e2e
 
-generate: setup ## crds/ and the chart's copy of them from the pydantic models
-	@$(PY) -m disagg_operator.api.crdgen
+generate: setup ## write the files made from code: CRDs and the chart's copy, the chart's version, golden files
+	@$(PY) scripts/generate.py
 
 TRACES ?= traces
 test-gpu: setup-gpu ## the kernels, graphs, the engine and KV transfer on this machine's GPU (a machine with one; not run in CI)
