@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate
+.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate release
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -46,6 +46,9 @@ e2e: setup
 
 generate: setup ## write the files made from code: CRDs and the chart's copy, the chart's version, golden files
 	@$(PY) scripts/generate.py
+
+release: setup  ## wheel, chart, image archives, SBOMs and checksums of this version in dist/
+	@$(PY) scripts/release.py
 
 TRACES ?= traces
 test-gpu: setup-gpu ## the kernels, graphs, the engine and KV transfer on this machine's GPU (a machine with one; not run in CI)
