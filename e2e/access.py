@@ -1,4 +1,6 @@
-"""A base URL for the router's Service that works from here: its cluster IP where that is routed, else a port-forward."""
+"""A base URL for the router's Service that works from here: its cluster IP where that is routed,
+else a port-forward.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def router_url(cluster: Cluster, service: str) -> Iterator[str]:
         yield f"http://{host}:{port}"
         return
     argv = ["kubectl", "-n", cluster.namespace, "port-forward", f"service/{service}", f":{port}"]
-    with subprocess.Popen(argv, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as forward:
+    with subprocess.Popen(
+        argv, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as forward:
         try:
             yield f"http://127.0.0.1:{_forwarded_port(forward)}"
         finally:

@@ -1,4 +1,5 @@
-"""`make demo`: a real Kubernetes, the operator by helm, one short resource, a chat answer over the second network, both pools scaling.
+"""`make demo`: a real Kubernetes, the operator by helm, one short resource, a chat answer over the
+second network, both pools scaling.
 
 Usage: demo.py [down]
 """
@@ -50,17 +51,23 @@ def is_external(cluster: Cluster) -> bool:
 
 
 def image_values(cluster: Cluster) -> dict[str, str]:
-    """Where a cluster of the user's own gets the images from: DISAGG_IMAGES, such as REGISTRY/disagg-%s:1. Raises ClusterFailed."""
+    """Where a cluster of the user's own gets the images from: DISAGG_IMAGES, such as
+    REGISTRY/disagg-%s:1. Raises ClusterFailed.
+    """
     if not is_external(cluster):
         return {}
     pattern = os.environ.get("DISAGG_IMAGES", "")
     if pattern.count("%s") != 1:
-        raise ClusterFailed("on a cluster of your own, set DISAGG_IMAGES to where it pulls the images from, such as REGISTRY/disagg-%s:1")
+        raise ClusterFailed(
+            "on a cluster of your own, set DISAGG_IMAGES to where it pulls the images from, such as REGISTRY/disagg-%s:1"
+        )
     return {f"images__{name}": pattern.replace("%s", name) for name in ("operator", "router", "worker")}
 
 
 def manifest(cluster: Cluster) -> str:
-    """The example; on a cluster of the user's own over the NIC in DISAGG_E2E_NIC, or without a second network where none is named."""
+    """The example; on a cluster of the user's own over the NIC in DISAGG_E2E_NIC, or without a
+    second network where none is named.
+    """
     resource = yaml.safe_load(EXAMPLE.read_text())
     if is_external(cluster):
         if nic := os.environ.get("DISAGG_E2E_NIC"):
@@ -96,7 +103,9 @@ def deploy(cluster: Cluster) -> None:
 def diagnosis(cluster: Cluster) -> str:
     """What one would look at next."""
     pods = cluster.kubectl("get", "pods,dd,dp", "-o", "wide", check=False)
-    logs = cluster.kubectl("-n", SYSTEM_NAMESPACE, "logs", "-l", "app.kubernetes.io/name=disagg-operator", "--tail=20", check=False)
+    logs = cluster.kubectl(
+        "-n", SYSTEM_NAMESPACE, "logs", "-l", "app.kubernetes.io/name=disagg-operator", "--tail=20", check=False
+    )
     return f"{pods}\n{logs}"
 
 
@@ -116,7 +125,8 @@ def replicas(cluster: Cluster) -> dict[str, tuple[int, int]]:
     """Pool -> (desired, ready)."""
     resource = cluster.get("dd", NAME)
     return {
-        r: (int(pool_status(resource, r).get("desired", 0)), int(pool_status(resource, r).get("ready", 0))) for r in ("prefill", "decode")
+        r: (int(pool_status(resource, r).get("desired", 0)), int(pool_status(resource, r).get("ready", 0)))
+        for r in ("prefill", "decode")
     }
 
 
@@ -139,9 +149,13 @@ def prefill_heavy(number: int) -> dict[str, Any]:
 
 
 def scale(cluster: Cluster, url: str, busy: str, idle: str, body: Any, concurrency: int) -> None:
-    """Load one pool until it has grown, then wait until it has shrunk; the other one must stay where it is."""
+    """Load one pool until it has grown, then wait until it has shrunk; the other one must stay
+    where it is.
+    """
     before = replicas(cluster)
-    say(f"load: {concurrency} requests at a time that are work for {busy}; before: {before[busy][0]} {busy}, {before[idle][0]} {idle}")
+    say(
+        f"load: {concurrency} requests at a time that are work for {busy}; before: {before[busy][0]} {busy}, {before[idle][0]} {idle}"
+    )
     idle_seen = {before[idle][0]}
     last = before
 
@@ -162,14 +176,20 @@ def scale(cluster: Cluster, url: str, busy: str, idle: str, body: Any, concurren
     result, reached = asyncio.run(load.run(url, body, concurrency, grown, PHASE_LIMIT_S))
     median_ms = 1e3 * statistics.median(result.ttft_s) if result.ttft_s else float("nan")
     took_s = time.monotonic() - started_s
-    say(f"{result.finished} requests finished in {took_s:.0f} s, {result.failed} failed, median TTFT {median_ms:.0f} ms")
+    say(
+        f"{result.finished} requests finished in {took_s:.0f} s, {result.failed} failed, median TTFT {median_ms:.0f} ms"
+    )
     if result.failed:
         raise ClusterFailed(f"{result.failed} requests failed: {result.errors}")
     if not reached:
         raise ClusterFailed(f"the {busy} pool did not grow within {PHASE_LIMIT_S:g} s\n{diagnosis(cluster)}")
     say(f"the load is over; waiting for {busy} to shrink to {before[busy][0]}")
     cluster.wait(
-        f"{busy} back at {before[busy][0]}", lambda: look()[busy] == before[busy], SHRINK_TIMEOUT_S, 1.0, lambda: diagnosis(cluster)
+        f"{busy} back at {before[busy][0]}",
+        lambda: look()[busy] == before[busy],
+        SHRINK_TIMEOUT_S,
+        1.0,
+        lambda: diagnosis(cluster),
     )
     if idle_seen != {before[idle][0]}:
         raise ClusterFailed(f"the {idle} pool moved, too: {sorted(idle_seen)}")
@@ -199,10 +219,14 @@ def demo() -> None:
 
 
 def down() -> None:
-    """Remove what the demo made: from a cluster of the user's own, the release and the resource; else the cluster itself."""
+    """Remove what the demo made: from a cluster of the user's own, the release and the resource;
+    else the cluster itself.
+    """
     cluster = Cluster()
     if is_external(cluster):
-        cluster.kubectl("delete", "-f", EXAMPLE, "--ignore-not-found", "--wait", "--timeout=120s", timeout_s=150, check=False)
+        cluster.kubectl(
+            "delete", "-f", EXAMPLE, "--ignore-not-found", "--wait", "--timeout=120s", timeout_s=150, check=False
+        )
         cluster.run("helm", "uninstall", RELEASE, "-n", SYSTEM_NAMESPACE, "--ignore-not-found", "--wait", timeout_s=180)
         cluster.kubectl("delete", "-f", REPO / "crds", "--ignore-not-found", timeout_s=120)
         cluster.kubectl("delete", "namespace", SYSTEM_NAMESPACE, "--ignore-not-found", timeout_s=180)

@@ -1,4 +1,6 @@
-"""kubectl and helm on the cluster that `e2e/cluster` made or found, and what the demo and the end-to-end tests look at."""
+"""kubectl and helm on the cluster that `e2e/cluster` made or found, and what the demo and the
+end-to-end tests look at.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,13 @@ class Cluster:
     def run(self, *argv: str | Path, timeout_s: float = 120, stdin: str | None = None, check: bool = True) -> str:
         """Run a program; its standard output. Raises ClusterFailed."""
         out = subprocess.run(
-            [str(a) for a in argv], env=self.environment, capture_output=True, text=True, timeout=timeout_s, input=stdin, check=False
+            [str(a) for a in argv],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            input=stdin,
+            check=False,
         )
         if check and out.returncode:
             raise ClusterFailed(f"{shlex.join(str(a) for a in argv)}: {out.stderr or out.stdout}")
@@ -61,7 +69,9 @@ class Cluster:
         return list(json.loads(self.kubectl("get", kind, *chosen, "-o", "json"))["items"])
 
     def install(self, say: Callable[[str], None], **values: str) -> None:
-        """`helm install` of the chart, or its upgrade; the CRDs first, since helm never upgrades them."""
+        """`helm install` of the chart, or its upgrade; the CRDs first, since helm never upgrades
+        them.
+        """
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", REPO / "crds")
         operator = ("-n", SYSTEM_NAMESPACE, "deployment", f"{RELEASE}-operator")
         was_there = self.kubectl("get", *operator, "-o", "name", "--ignore-not-found").strip()
@@ -72,11 +82,19 @@ class Cluster:
             "--timeout", "120s", *sets, timeout_s=240,
         )  # fmt: skip
         if was_there:
-            # The images' names never change, so an upgrade may leave an operator that runs an older one.
+            # The images' names never change, so an upgrade may leave an operator that runs an older
+            # one.
             self.kubectl("rollout", "restart", *operator)
             self.kubectl("rollout", "status", *operator, "--timeout=120s", timeout_s=150)
 
-    def wait(self, what: str, done: Callable[[], bool], timeout_s: float, interval_s: float = 0.5, detail: Callable[[], str] = str) -> None:
+    def wait(
+        self,
+        what: str,
+        done: Callable[[], bool],
+        timeout_s: float,
+        interval_s: float = 0.5,
+        detail: Callable[[], str] = str,
+    ) -> None:
         """Poll until `done()`. Raises ClusterFailed saying what was waited for."""
         deadline_s = time.monotonic() + timeout_s
         while not done():
@@ -93,7 +111,9 @@ def conditions(resource: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def is_true(resource: dict[str, Any], kind: str) -> bool:
     """The condition is True, for the generation that the spec has now."""
     condition = conditions(resource).get(kind, {})
-    return condition.get("status") == "True" and condition.get("observedGeneration") == resource["metadata"].get("generation")
+    return condition.get("status") == "True" and condition.get("observedGeneration") == resource["metadata"].get(
+        "generation"
+    )
 
 
 def pool_status(resource: dict[str, Any], role: str) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""A bounded load on one OpenAI endpoint: so many requests at a time, until told to stop; every failure is kept."""
+"""A bounded load on one OpenAI endpoint: so many requests at a time, until told to stop; every
+failure is kept.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,8 @@ async def run(
     limit_s: float,
     interval_s: float = 1.0,
 ) -> tuple[Result, bool]:
-    """Keep `concurrency` requests under way until `until()` is true or `limit_s` is over; what runs is then let finish.
+    """Keep `concurrency` requests under way until `until()` is true or `limit_s` is over; what runs
+    is then let finish.
 
     `body(i)` makes the i-th request. The second value tells whether `until()` became true.
     """

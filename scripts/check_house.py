@@ -1,4 +1,6 @@
-"""The rules of the house that no linter knows: file and function length, no package in operator/ itself, CRD size."""
+"""The rules of the house that no linter knows: file and function length, no package in operator/
+itself, CRD size.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write every file of the repository that is made from code, or with --check say which of them no longer agree with it.
+"""Write the files that are made from code, or with --check say which of them are out of date.
 
 Usage: generate.py [--check]   (`make generate`; `make lint` checks)
 """
@@ -29,20 +29,24 @@ def crd_files() -> dict[Path, str]:
 
 def chart_files() -> dict[Path, str]:
     """Return Chart.yaml with the project's version in it; the rest of it is written by hand."""
-    text, found = re.subn(r"^(version|appVersion): .*$", rf"\1: {semver()}", CHART.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text, found = re.subn(
+        r"^(version|appVersion): .*$", rf"\1: {semver()}", CHART.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     if found != 2:
         raise ValueError(f"{CHART.name} must have one `version` and one `appVersion`")
     return {CHART: text}
 
 
-# Whoever adds a generated file adds the function that gives it: path -> the text that the file must have.
+# To generate one more file, add a function that returns its path and the text that it must have.
 SOURCES: tuple[Callable[[], dict[Path, str]], ...] = (crd_files, chart_files, golden_files)
 
 
 def stale(sources: tuple[Callable[[], dict[Path, str]], ...] = SOURCES) -> dict[Path, str]:
     """Return the files that are missing or differ from what code gives, with their right text."""
     wanted = {path: text for source in sources for path, text in source().items()}
-    return {path: text for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text}
+    return {
+        path: text for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
+    }
 
 
 def main() -> None:

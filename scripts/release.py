@@ -1,7 +1,8 @@
-"""Build a release into dist/: the wheel, the chart, an archive of each image, SBOMs in CycloneDX format, and SHA256SUMS.
+"""Build a release into dist/: wheel, chart, image archives, SBOMs in CycloneDX format, SHA256SUMS.
 
-Every name has the version: in the form of PEP 440 for the wheel, in that of SemVer for the rest. The images are built by Docker, or
-else as the local cluster builds them: then on Debian's Python instead of the official base image.
+Every name contains the version, in the form of PEP 440 for the wheel and in that of SemVer for the
+rest. Docker builds the images; without it they are built as for the local cluster, on Debian's
+Python instead of the official base image.
 
 Usage: release.py [--without-images]
 """
@@ -51,7 +52,8 @@ class Image:
 IMAGES = (
     Image("operator", "operator.txt"),
     Image("router", "router.txt"),
-    # GPU machines need 3 GB of CUDA libraries: that image is built from worker/Dockerfile where it is used.
+    # The image for GPUs has 3 GB of CUDA libraries and is built from worker/Dockerfile where it is
+    # used.
     Image("worker", "worker-cpu.txt", variant="-cpu", extra=(f"torch-cpu-stubs=={torch_cpu_stubs.VERSION}",)),
 )
 
@@ -92,18 +94,27 @@ def chart() -> None:
 
 
 def bom(requirements: str, name: str, version: str, kind: str) -> str:
-    """Return the SBOM of a list of pinned requirements as JSON; `kind` is that of the main component."""
-    argv = (sys.executable, "-m", "cyclonedx_py", "requirements", "-", "--output-format", "JSON", "--output-reproducible")
+    """Return the SBOM of pinned requirements as JSON; `kind` is the type of the main component."""
+    argv = (
+        sys.executable,
+        "-m",
+        "cyclonedx_py",
+        "requirements",
+        "-",
+        "--output-format",
+        "JSON",
+        "--output-reproducible",
+    )
     found = json.loads(_run(*argv, stdin=requirements))
     found["metadata"]["component"] = {"type": kind, "bom-ref": name, "name": name, "version": version}
     for component in found["components"]:
-        # The line of the requirements file with all its hashes, which are in externalReferences, too.
+        # It repeats the line of the requirements file; the hashes are in externalReferences, too.
         component.pop("description", None)
     return json.dumps(found, indent=1) + "\n"
 
 
 def boms() -> None:
-    """Write an SBOM of each image's Python packages, and one of everything that the project is developed and tested with."""
+    """Write an SBOM of each image's Python packages, and one of the development environment."""
     for image in IMAGES:
         text = (ROOT / "requirements" / image.requirements).read_text() + "\n".join(image.extra)
         (DIST / f"{image.file}.cdx.json").write_text(bom(text, image.tag.rpartition(":")[0], semver(), "container"))

@@ -1,10 +1,12 @@
 """Build a small wheel that lets PyPI's CUDA build of torch run on a machine without a GPU.
 
-PyPI has no CPU-only torch for x86_64; the CUDA one pulls 2.5 GB of NVIDIA libraries. On a CPU they are loaded but never
-called, so a library that merely exports the same symbols (with the same GNU versions) is enough. The CUDA runtime, CUPTI and
-cuFile stay real: they run code when they are loaded. For tests and CPU images only, never for a GPU image.
+PyPI has no CPU-only torch for x86_64; the CUDA one pulls 2.5 GB of NVIDIA libraries. On a CPU they
+are loaded but never called, so a library that merely exports the same symbols (with the same GNU
+versions) is enough. The CUDA runtime, CUPTI and cuFile stay real: they run code when they are
+loaded. For tests and CPU images only, never for a GPU image.
 
-Usage: torch_cpu_stubs.py TORCH_LIB_DIR OUT_DIR   (needs gcc and readelf; prints the path of the wheel)
+Usage: torch_cpu_stubs.py TORCH_LIB_DIR OUT_DIR   (needs gcc and readelf; prints the path of the
+wheel)
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from pathlib import Path
 VERSION = "2.15.0"
 REAL = ("libcudart.so", "libcupti.so", "libcufile.so", "libcuda.so")  # the driver must stay absent: it means "no GPU"
 FOREIGN = re.compile(r"^lib(cu|nv|nccl)[A-Za-z_]*\.so")
-NVIDIA_SYMBOL = re.compile(r"^(cudnn|nccl|cusparseLt|cusparse|cublasLt|cublas|cufft|cusolver|nvrtc|nvshmem|nvJitLink|curand)")
+NVIDIA_SYMBOL = re.compile(
+    r"^(cudnn|nccl|cusparseLt|cusparse|cublasLt|cublas|cufft|cusolver|nvrtc|nvshmem|nvJitLink|curand)"
+)
 # Where torch's libraries look (their RPATH), below site-packages.
 LIB_DIR = "nvidia/cu13/lib"
 
@@ -31,7 +35,9 @@ def _readelf(flag: str, path: Path) -> str:
 
 
 def needed_stubs(libs: list[Path]) -> set[str]:
-    """The sonames that torch's libraries need, that nothing of torch's own provides and that must not be real."""
+    """The sonames that torch's libraries need, that nothing of torch's own provides and that must
+    not be real.
+    """
     own = {lib.name for lib in libs}
     needed = {name for lib in libs for name in re.findall(r"\(NEEDED\).*\[(.+?)\]", _readelf("-d", lib))}
     return {n for n in needed - own if FOREIGN.match(n) and not n.startswith(REAL)}

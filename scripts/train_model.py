@@ -1,8 +1,10 @@
-"""Train the small Llama checkpoint in models/stdlib-llama from text that any Python installation has.
+"""Train the small Llama checkpoint in models/stdlib-llama from text that any Python installation
+has.
 
-The text is the standard library's own docstrings, as prose and as short question-and-answer chats, so that the model's answers
-are recognisable English about Python and end by themselves. It knows nothing else. Seed, data and schedule are fixed, so one version
-of Python and torch on one kind of CPU gives one checkpoint. 600 steps take about half an hour on one core.
+The text is the standard library's own docstrings, as prose and as short question-and-answer chats,
+so that the model's answers are recognisable English about Python and end by themselves. It knows
+nothing else. Seed, data and schedule are fixed, so one version of Python and torch on one kind of
+CPU gives one checkpoint. 600 steps take about half an hour on one core.
 
 Usage: train_model.py [--steps 600] [--out models/stdlib-llama]
 """
@@ -35,12 +37,17 @@ BATCH = 16
 
 
 def documented_names() -> list[tuple[str, str]]:
-    """(qualified name, docstring) of everything documented in the standard library's sources; nothing is imported."""
+    """(qualified name, docstring) of everything documented in the standard library's sources;
+    nothing is imported.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     found: dict[str, str] = {}
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
-        if any(part in {"test", "tests", "site-packages", "idlelib", "lib2to3", "dist-packages", "turtledemo"} for part in relative.parts):
+        if any(
+            part in {"test", "tests", "site-packages", "idlelib", "lib2to3", "dist-packages", "turtledemo"}
+            for part in relative.parts
+        ):
             continue
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -54,7 +61,9 @@ def documented_names() -> list[tuple[str, str]]:
                 if doc := ast.get_docstring(node):
                     found[name] = inspect.cleandoc(doc)
                 stack += [
-                    (f"{name}.{c.name}", c) for c in node.body if isinstance(c, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                    (f"{name}.{c.name}", c)
+                    for c in node.body
+                    if isinstance(c, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
                 ]
     return sorted(found.items())
 
@@ -69,7 +78,11 @@ def chats(docs: list[tuple[str, str]], rng: random.Random) -> list[str]:
             question = rng.choice(["What does {} do?", "What is {}?", "Explain {}.", "Tell me about {}."]).format(short)
             out.append(f"{USER}{question}{ASSISTANT}{answer}{END}")
     greeting = "Hello! I am a small language model that has read the documentation of Python's standard library."
-    out += [f"{USER}{q}{ASSISTANT}{greeting}{END}" for q in ("Hello", "Hi", "Hello!", "Who are you?", "Say hello.") for _ in range(20)]
+    out += [
+        f"{USER}{q}{ASSISTANT}{greeting}{END}"
+        for q in ("Hello", "Hi", "Hello!", "Who are you?", "Say hello.")
+        for _ in range(20)
+    ]
     return out
 
 
@@ -79,7 +92,10 @@ def train_tokenizer(texts: list[str], out: Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=2048, special_tokens=[END, USER, ASSISTANT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=2048,
+        special_tokens=[END, USER, ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(out / "tokenizer.json"))
@@ -97,9 +113,13 @@ def train_tokenizer(texts: list[str], out: Path) -> Tokenizer:
 
 def save(model: LlamaForCausalLM, out: Path) -> None:
     """bf16 weights, config and generation config; each file replaced whole."""
-    tensors = {n: p.detach().to(torch.bfloat16).contiguous() for n, p in model.state_dict().items() if n != "lm_head.weight"}
+    tensors = {
+        n: p.detach().to(torch.bfloat16).contiguous() for n, p in model.state_dict().items() if n != "lm_head.weight"
+    }
     save_file(tensors, out / "model.safetensors.tmp", metadata={"format": "pt"})
-    (out / "model.safetensors.tmp").chmod(0o644)  # safetensors makes it unreadable for anyone else, a worker's user included
+    (out / "model.safetensors.tmp").chmod(
+        0o644
+    )  # safetensors makes it unreadable for anyone else, a worker's user included
     os.replace(out / "model.safetensors.tmp", out / "model.safetensors")
     config = {
         "architectures": ["LlamaForCausalLM"],

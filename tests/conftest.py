@@ -1,4 +1,7 @@
-"""Before anything imports Triton: where there is no GPU its kernels are interpreted. The Hypothesis profile, too."""
+"""Settings that must be made before tests are imported.
+
+Without a GPU, Triton's kernels are interpreted. The Hypothesis profile is loaded.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the documents say is true of the repository: YAML blocks are valid resources, named commands and files exist."""
+"""What the documents say is true of the repository: YAML blocks are valid resources, named commands
+and files exist.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.operator.api.resources import good
-from tests.operator.autoscaling.test_predictor import POOLS, SETTINGS, observation
+from tests.operator.autoscaling.policy.test_guard import POOLS, SETTINGS, observation
 
 from disagg_operator.api import parse_file
 from disagg_operator.api.scaling import ScalingSpec
-from disagg_operator.autoscaling import predictor
-from disagg_operator.autoscaling.predictor import Predicting
-from disagg_operator.autoscaling.signals.fold import Folded
-from disagg_operator.autoscaling.signals.samples import ROUTER_METRICS, WORKER_METRICS
+from disagg_operator.autoscaling.policy import guard
+from disagg_operator.autoscaling.policy.guard import Predicting
+from disagg_operator.autoscaling.policy.observation import Folded
+from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
 
 REPO = Path(__file__).parents[1]
 PAGES = [*sorted(REPO.glob("*.md")), *sorted((REPO / "docs").glob("*.md"))]
@@ -65,7 +67,10 @@ def test_the_policy_is_used_alone_as_the_page_on_autoscaling_shows() -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (REPO / "docs/autoscaling.md").read_text(), re.DOTALL)
     argv = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(REPO / 'operator')!r})\n{block}"]
     found = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
-    moves = [re.fullmatch(r"(\d+) s: (\d)\+(\d) -> (\d)\+(\d): prefill: .+; decode: .+", line) for line in found.stdout.splitlines()]
+    moves = [
+        re.fullmatch(r"(\d+) s: (\d)\+(\d) -> (\d)\+(\d): prefill: .+; decode: .+", line)
+        for line in found.stdout.splitlines()
+    ]
     assert all(moves)
     last = moves[-1]
     assert last is not None
@@ -76,10 +81,10 @@ def test_the_policy_is_used_alone_as_the_page_on_autoscaling_shows() -> None:
 def test_the_page_on_autoscaling_names_every_series_that_is_read_and_every_number() -> None:
     text = (REPO / "docs/autoscaling.md").read_text()
     named = set(re.findall(r"`(disagg_(?:router|worker|prefill)_[a-z0-9_]+)`", text))
-    assert named == {*ROUTER_METRICS, *WORKER_METRICS}
+    assert named == {*READ_OF_ROUTERS, *READ_OF_WORKERS}
     for field in ScalingSpec.model_fields.values():
         assert f"scaling.{field.alias}" in text or field.alias == "policy"
-    outcome, _ = predictor.step(SETTINGS, POOLS, {}, Folded(observation(0), frozenset()), Predicting())
+    outcome, _ = guard.step(SETTINGS, POOLS, {}, Folded(observation(0), frozenset()), Predicting())
     assert outcome is not None
     numbers = {name for decision in outcome.decisions.values() for name in decision.numbers}
     assert [name for name in sorted(numbers) if f"`{name}`" not in text] == []

@@ -1,4 +1,7 @@
-"""The files of examples/hpa name series and metrics that exist, and each other's. End to end they are run by tests/e2e/test_hpa.py."""
+"""The files of examples/hpa name series and metrics that exist, and each other's.
+
+End to end they are run by tests/e2e/test_hpa.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from disagg_operator.autoscaling.signals.samples import ROUTER_METRICS, WORKER_METRICS
+from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
 
 EXAMPLES = Path(__file__).parents[1] / "examples/hpa"
 
@@ -35,7 +38,7 @@ def test_every_series_is_one_that_a_router_or_worker_exports(file: str) -> None:
         text = str([t["metadata"]["query"] for obj in load(file) for t in obj["spec"]["triggers"]])
     named = set(re.findall(r"disagg_(?:worker|router)_\w+", text))
     assert len(named) == 3
-    assert named <= {*ROUTER_METRICS, *WORKER_METRICS}
+    assert named <= {*READ_OF_ROUTERS, *READ_OF_WORKERS}
 
 
 def test_the_hpas_ask_for_metrics_that_the_rules_give() -> None:

@@ -1,4 +1,6 @@
-"""Text that the bundled model has not read: the docstrings of packages outside the standard library, as pinned by requirements/."""
+"""Text that the bundled model has not read: the docstrings of packages outside the standard
+library, as pinned by requirements/.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def docstrings(package: str) -> Iterator[str]:
 
 
 def held_out(texts: int, least_tokens: int, most_tokens: int) -> list[list[int]]:
-    """Token ids of so many docstrings, from all packages in turn, each of `least_tokens` or more and cut to `most_tokens`."""
+    """Token ids of so many docstrings, from all packages in turn, each of `least_tokens` or more
+    and cut to `most_tokens`.
+    """
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     sources = [docstrings(p) for p in PACKAGES if importlib.util.find_spec(p)]
     out: list[list[int]] = []

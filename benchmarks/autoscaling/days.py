@@ -1,7 +1,8 @@
 """Traces to cross-validate on: the days before a trace, rebuilt from the minutes of its history.
 
-Each minute gets as many requests as it had, with gaps drawn from a gamma distribution of the trace's own variation, and whole requests'
-lengths, taken from the trace's minute that was most like it and scaled to the minute's sums.
+Each minute gets as many requests as it had, with gaps drawn from a gamma distribution of the
+trace's own variation, and whole requests' lengths, taken from the trace's minute that was most like
+it and scaled to the minute's sums.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from disagg_operator.autoscaling.history import Minute
+from disagg_operator.autoscaling.policy.history import Minute
 from disagg_operator.simulation.traces import Trace
 
 _MINUTE_S = 60.0
@@ -21,7 +22,9 @@ _GAPS = 500  # so many gaps have one rate
 
 @dataclass(frozen=True)
 class _Minutes:
-    """Of a trace: requests [first, last) of each minute that has some, and the logs of their mean lengths."""
+    """Of a trace: requests [first, last) of each minute that has some, and the logs of their mean
+    lengths.
+    """
 
     first: Any
     last: Any
@@ -29,7 +32,9 @@ class _Minutes:
 
 
 def day(trace: Trace, past: list[Minute], back: int, seed: int = 0) -> tuple[Trace, list[Minute]]:
-    """The day that began `back` days before the trace did, and the history before it, both on that day's clock."""
+    """The day that began `back` days before the trace did, and the history before it, both on that
+    day's clock.
+    """
     random = np.random.default_rng(seed + back)
     minutes = [replace(m, at_s=m.at_s + back * _DAY_S) for m in past]
     own, variation = _own(trace), gap_variation(trace)
@@ -50,7 +55,9 @@ def day(trace: Trace, past: list[Minute], back: int, seed: int = 0) -> tuple[Tra
 
 
 def gap_variation(trace: Trace) -> float:
-    """Coefficient of variation of the gaps between requests while the rate is as it is: the daily shape has no part in it."""
+    """Coefficient of variation of the gaps between requests while the rate is as it is: the daily
+    shape has no part in it.
+    """
     gaps = np.diff(trace.arrival_s)
     rows = gaps[: len(gaps) // _GAPS * _GAPS].reshape(-1, _GAPS) if len(gaps) >= _GAPS else gaps[None, :]
     return float((rows / rows.mean(1, keepdims=True)).std())
@@ -59,7 +66,10 @@ def gap_variation(trace: Trace) -> float:
 def _own(trace: Trace) -> _Minutes:
     edges = np.searchsorted(trace.arrival_s, np.arange(0.0, trace.span_s + _MINUTE_S, _MINUTE_S))
     first, last = edges[:-1][np.diff(edges) > 0], edges[1:][np.diff(edges) > 0]
-    sums = [np.add.reduceat(x.astype(float), first) for x in (trace.prompt_tokens[: last[-1]], trace.output_tokens[: last[-1]])]
+    sums = [
+        np.add.reduceat(x.astype(float), first)
+        for x in (trace.prompt_tokens[: last[-1]], trace.output_tokens[: last[-1]])
+    ]
     return _Minutes(first, last, np.log(np.array(sums) / (last - first)))
 
 

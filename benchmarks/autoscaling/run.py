@@ -1,10 +1,12 @@
-"""Every policy on every trace, against what foresight would cost; then the predictive one on other days, and its hard variants.
+"""Every policy on every trace, against what foresight would cost; then the predictive one on other
+days, and its hard variants.
 
     python -m benchmarks.autoscaling.run --traces DIR [--out benchmarks/results]
 
-Writes autoscaling.md and autoscaling.json. Runs whose code and trace have not changed are taken from `--cache`.
-The rules are those of `Setup`'s defaults: 70B on 4 H100, cold start 60 to 180 s, values one
-scrape of 15 s old, 1 to 40 workers a pool; TTFT within max(1 s, 5 x alone), TPOT within 60 ms. One configuration for all traces.
+Writes autoscaling.md and autoscaling.json. Runs whose code and trace have not changed are taken
+from `--cache`. The rules are those of `Setup`'s defaults: 70B on 4 H100, cold start 60 to 180 s,
+values one scrape of 15 s old, 1 to 40 workers a pool; TTFT within max(1 s, 5 x alone), TPOT within
+60 ms. One configuration for all traces.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from typing import Any
 import disagg_operator
 from benchmarks.autoscaling import days
 from benchmarks.machine import machine
-from disagg_operator.autoscaling.history import Minute
-from disagg_operator.planning import profile as profiles
+from disagg_operator.autoscaling.policy.history import Minute
+from disagg_operator.performance import profile as profiles
 from disagg_operator.simulation import bounds, policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, FIRST_COME, ORDERS
@@ -38,7 +40,8 @@ CASES = {
     "mooncake_conversation": 2,
 }
 LARGE = "servegen_m-large_d4"
-# The days before, rebuilt from minutes: `days`. The policy's constants were chosen with the days -1 and -3 in view; -2 was kept apart.
+# The days before, rebuilt from minutes: `days`. The policy's constants were chosen with the days -1
+# and -3 in view; -2 was kept apart.
 OTHER_DAYS = [f"{trace} -{back}" for trace in (LARGE, "servegen_m-mid_d4") for back in (1, 2, 3)]
 SHORT = "azure2023_conv"
 EVENING_S = (72_000.0, 72_900.0)  # fifteen minutes on m-large's evening ramp
@@ -58,12 +61,15 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no metrics for 15 minutes on the evening ramp": ({"blind_s": (EVENING_S,)}, {}),
     "drain without limit": ({"grace_s": math.inf}, {}),
     "another seed": ({"seed": 1}, {}),
-    "two failures a worker and day, drain without limit": ({"failures_per_worker_hour": 2 / 24, "grace_s": math.inf}, {}),
+    "two failures per worker and day, drain without limit": (
+        {"failures_per_worker_hour": 2 / 24, "grace_s": math.inf},
+        {},
+    ),
     "profile given: that of an A100": ({}, {"profile": profiles.load("70b-a100-tp4")}),
     "profile given: twice too fast": ({}, {"profile": _times(0.5)}),
     "profile given: twice too slow": ({}, {"profile": _times(2.0)}),
     "twice too fast, and not learned": ({}, {"profile": _times(0.5), "learn": False}),
-    "workers change sides in 10 s": ({"flip_s": 10.0}, {"role_flip_s": 10.0}),
+    "workers change their role in 10 s": ({"flip_s": 10.0}, {"role_flip_s": 10.0}),
 }
 WRONG_PROFILES = [name for name in VARIANTS if "profile given" in name or "not learned" in name]
 _ALSO_LARGE = "profile given: twice too fast"
@@ -75,8 +81,11 @@ _CLOSER = "TTFT % | TPOT % | 5-minute windows under 95 % | worst window | pod st
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One simulation. `trace`: of CASES, with " -2" behind it for the day that began two days before; `kind`: policy, static, oracle or
-    fluid; `order`: of the prompts that wait."""
+    """One simulation.
+
+    `trace`: of CASES, with " -2" behind it for the day that began two days before; `kind`: policy,
+    static, oracle or fluid; `order`: of the prompts that wait.
+    """
 
     directory: Path
     trace: str
@@ -128,7 +137,10 @@ def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
     """`work`, unless the same code has done it on the same trace before."""
     code, root = hashlib.sha256(), Path(disagg_operator.__path__[0])
     foreign = {"policy": "bounds.py"}.get(job.kind, "baselines.py")
-    used = [path for path in root.glob("simulation/*.py") if path.name != foreign] + [root / "planning/profile.py", Path(days.__file__)]
+    used = [path for path in root.glob("simulation/*.py") if path.name != foreign] + [
+        root / "planning/profile.py",
+        Path(days.__file__),
+    ]
     if job.policy == policies.PREDICTIVE:
         used += root.glob("autoscaling/*.py")
     for path in sorted(used):
@@ -146,7 +158,11 @@ def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
 
 def jobs(directory: Path, kinds: tuple[str, ...] = KINDS) -> list[Job]:
     setup = Setup(profiles.load("70b-h100-tp4"))
-    found = [Job(directory, LARGE, "policy", policies.PREDICTIVE, v) for v in VARIANTS if v not in WRONG_PROFILES or v == _ALSO_LARGE]
+    found = [
+        Job(directory, LARGE, "policy", policies.PREDICTIVE, v)
+        for v in VARIANTS
+        if v not in WRONG_PROFILES or v == _ALSO_LARGE
+    ]
     found += [Job(directory, SHORT, "policy", policies.PREDICTIVE, variant) for variant in WRONG_PROFILES]
     found += [Job(directory, LARGE, "policy", policies.PREDICTIVE, v, EARLIEST_DEADLINE) for v in _ALSO_BY_DEADLINE]
     found += [Job(directory, trace, "fluid") for trace in (*CASES, *OTHER_DAYS)]
@@ -164,7 +180,9 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what to run; the bounds by search take longest")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=KINDS, help="what to run; the bounds by search take longest"
+    )
     parser.add_argument("--cache", type=Path, default=Path("build/autoscaling"))
     args = parser.parse_args()
     warm = Job(args.traces, SHORT, "policy", "KEDA (1, 48)")
@@ -173,7 +191,10 @@ def main() -> None:
     with ProcessPoolExecutor(args.processes) as pool:
         for job, result in pool.map(functools.partial(cached, args.cache), jobs(args.traces, tuple(args.kinds))):
             results.append((job, result))
-            print(f"{job.trace:24s} {job.kind:7s} {job.policy:30s} {job.variant:24s} {job.order:20s} {_cell(result)}", flush=True)
+            print(
+                f"{job.trace:24s} {job.kind:7s} {job.policy:30s} {job.variant:24s} {job.order:20s} {_cell(result)}",
+                flush=True,
+            )
     began = time.process_time()
     work(replace(warm, trace=LARGE))
     alone = time.process_time() - began
@@ -199,12 +220,15 @@ Results = list[tuple[Job, dict[str, Any]]]
 
 _ORDER_TEXTS = {
     FIRST_COME: [
-        "Prompts that wait for prefill are computed in the order of their arrival, whatever the policy: this compares policies alone.",
+        "With every policy, prompts that wait for prefill are processed in the order of their arrival, so this",
+        "table compares the policies alone.",
     ],
     EARLIEST_DEADLINE: [
-        "The same with the order of this project's routers and workers (`router.queue.order: EarliestDeadline`, the default): who is due",
-        "first, who is late already last, but after 20 s every second time first, after 40 s three times of four. Every policy and plan",
-        "has it here, and cost is against these plans.",
+        "The same with the order that the routers and workers of this project use",
+        "(`router.queue.order: EarliestDeadline`, the default): prompts are processed in the order of their",
+        "deadlines, and prompts that are already late come last. However, prompts that have waited 20 s come first",
+        "every second time, and after 40 s three times out of four. All policies and plans use this order here, and",
+        "the cost is relative to these plans.",
     ],
 }  # fmt: skip
 
@@ -213,26 +237,35 @@ def report(results: Results, alone_s: float) -> str:
     """The tables, as Markdown."""
     lines = [
         "# Autoscaling: GPU-hours @ attainment %", "",
-        f"Made by `make bench-autoscaling`. {machine()}.", "",
-        "Cost: geometric mean over the traces of GPU-hours against the cheaper of the two plans with foresight, times 1 + 40 * (0.99 -",
-        "attainment) where a trace is under 99 %. xk: k copies of each request, one where it came, the others moved by up to 20 s.",
-        "Fixed fleet and plan with foresight are the cheapest found that keep 99.5 % of each objective, knowing all arrivals; the",
-        "fluid bound knows no queueing, rounding or cold start. Policies but ours are written from their documents and code.",
+        f"Generated by `make bench-autoscaling`. {machine()}.", "",
+        "The cost is the geometric mean over the traces of the GPU-hours relative to the cheaper of the two plans",
+        "with foresight (fixed fleet and plan with foresight), multiplied by 1 + 40 * (0.99 - attainment) for a",
+        "trace with an attainment below 99 %. `xk` means k copies of each request, one at its original time, the",
+        "others moved by up to 20 s. The fixed fleet and the plan with foresight are the cheapest found that keep",
+        "99.5 % of each objective, with knowledge of all arrivals. The fluid bound ignores queueing, rounding and",
+        "cold starts. All policies other than that of this project (`predictive`) were implemented according to",
+        "their documentation and code.",
     ]  # fmt: skip
     for order in ORDERS:
         lines += _comparison(order, results)
     first = _references(FIRST_COME, results)
     by = {(job.trace, job.variant): r for job, r in results if _is_ours(job) and job.order == EARLIEST_DEADLINE}
     product = math.prod(ratio(by[t, BASE]["gpu_hours"], by[t, BASE]["attainment"], first[t]) for t in CASES)
-    lines += ["", f"Against the plans of the first table the predictive policy's cost is {product ** (1 / len(CASES)):.3f} here.", ""]
+    lines += [
+        "",
+        "Relative to the plans of the first table, the cost of the predictive policy is "
+        f"{product ** (1 / len(CASES)):.3f} here.",
+        "",
+    ]
     lines += _other_days(results)
     for order in ORDERS:
         lines += _variants(f"Variants on {LARGE}, {order}:", LARGE, order, results)
-    lines += _variants(f"And on {SHORT}, an hour to learn in:", SHORT, FIRST_COME, results)
+    lines += _variants(f"Variants on {SHORT}, where the policy has one hour to learn:", SHORT, FIRST_COME, results)
     requests = by[LARGE, BASE]["requests"]
     lines += [
         "",
-        f"The simulator serves the {requests:,} requests of {LARGE} in {alone_s:.1f} s of processor time, reading included (policy: KEDA).",
+        f"The simulator serves the {requests:,} requests of {LARGE} in {alone_s:.1f} s of processor time, "
+        "including reading (policy: KEDA).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -249,27 +282,45 @@ def _references(order: str, results: Results) -> dict[str, float]:
 
 def _comparison(order: str, results: Results) -> list[str]:
     """Every policy on every trace, and ours closer."""
-    by = {(job.trace, job.kind, job.policy): r for job, r in results if job.variant == BASE and (job.order == order or job.kind == "fluid")}
+    by = {
+        (job.trace, job.kind, job.policy): r
+        for job, r in results
+        if job.variant == BASE and (job.order == order or job.kind == "fluid")
+    }
     reference = _references(order, results)
     lines = ["", f"## {order}", "", *_ORDER_TEXTS[order], ""]
-    lines += ["| policy | " + " | ".join(f"{t} x{k}" for t, k in CASES.items()) + " | cost |", "|---|" + "---|" * (len(CASES) + 1)]
+    lines += [
+        "| policy | " + " | ".join(f"{t} x{k}" for t, k in CASES.items()) + " | cost |",
+        "|---|" + "---|" * (len(CASES) + 1),
+    ]
     for name in [name for trace, kind, name in by if kind == "policy" and trace == SHORT]:
         runs = [by[t, "policy", name] for t in CASES]
-        product = math.prod(ratio(r["gpu_hours"], r["attainment"], reference[t]) for r, t in zip(runs, CASES, strict=True))
+        product = math.prod(
+            ratio(r["gpu_hours"], r["attainment"], reference[t]) for r, t in zip(runs, CASES, strict=True)
+        )
         label = f"**{name}**" if name == policies.PREDICTIVE else name
         lines.append(f"| {label} | " + " | ".join(map(_cell, runs)) + f" | {product ** (1 / len(CASES)):.3f} |")
-    for kind, label in (("fluid", "fluid bound"), ("static", "cheapest fixed fleet"), ("oracle", "plan with foresight")):
-        lines.append(f"| {label} | " + " | ".join(_cell(by[t, kind, ""]) if (t, kind, "") in by else "not run" for t in CASES) + " | |")
-    lines += ["", "The predictive policy, closer:", "", f"| trace | {_CLOSER}", "|---|---|---|---|---|---|---|---|"]
+    for kind, label in (
+        ("fluid", "fluid bound"),
+        ("static", "cheapest fixed fleet"),
+        ("oracle", "plan with foresight"),
+    ):
+        lines.append(
+            f"| {label} | "
+            + " | ".join(_cell(by[t, kind, ""]) if (t, kind, "") in by else "not run" for t in CASES)
+            + " | |"
+        )
+    lines += ["", "The predictive policy in detail:", "", f"| trace | {_CLOSER}", "|---|---|---|---|---|---|---|---|"]
     return lines + [f"| {t} | " + _closer(by[t, "policy", policies.PREDICTIVE]) + " |" for t in CASES]
 
 
 def _other_days(results: Results) -> list[str]:
     lines = [
         "## Other days", "",
-        "The days before (`-1`: the one just before), rebuilt from histories by the minute (`benchmarks/autoscaling/days.py`); the",
-        "policy has seen what is left of the four days of history before each. Its constants were chosen with the days -1 and -3 in view,",
-        "first come, first served; -2 was kept apart:", "",
+        "These are the preceding days (`-1` is the day before), reconstructed from histories with a resolution of",
+        "one minute (`benchmarks/autoscaling/days.py`). For each day, the policy has seen the rest of the four days",
+        "of history before it. Its constants were chosen with the days -1 and -3, first come, first served; day -2",
+        "was held out:", "",
         f"| day | order | GPU-h @ attainment | fluid bound | {_CLOSER}",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -283,7 +334,13 @@ def _other_days(results: Results) -> list[str]:
 def _variants(title: str, trace: str, order: str, results: Results) -> list[str]:
     """A table of the predictive policy's variants on one trace."""
     reference = _references(order, results)[trace]
-    lines = ["", title, "", f"| variant | GPU-h @ attainment | cost | {_CLOSER}", "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "",
+        title,
+        "",
+        f"| variant | GPU-h @ attainment | cost | {_CLOSER}",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for job, r in results:
         if job.trace == trace and job.order == order and _is_ours(job):
             lines.append(f"| {job.variant} | {_cell(r)} | {r['gpu_hours'] / reference:.3f} | {_closer(r)} |")

@@ -1,4 +1,5 @@
-"""Where a step's time goes: the same kernels in the same order as the engine runs them, each call timed by the processor time it takes.
+"""Where a step's time goes: the same kernels in the same order as the engine runs them, each call
+timed by the processor time it takes.
 
 python -m benchmarks.engine.breakdown [--dtype bfloat16] [--quantization none]
 """
@@ -16,8 +17,8 @@ import torch
 
 from benchmarks.engine import peers
 from benchmarks.engine.run import prepare
-from disagg_worker.backend.api import Backend, Batch, Chunk, DecodeProgram, Linear, Weight
 from disagg_worker.backend.cpu.backend import ask_for_huge_pages
+from disagg_worker.backend.interface import Backend, Batch, Chunk, DecodeProgram, Linear, Weight
 from disagg_worker.backend.select import select
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
@@ -33,8 +34,14 @@ class Timed:
         self.name, self.device, self.compute_dtype = inner.name, inner.device, inner.compute_dtype
         self.fp8_cache, self.decode_sizes = inner.fp8_cache, inner.decode_sizes
         self.seconds: dict[str, float] = defaultdict(float)
-        self.rms_norm, self.add_rms_norm = self._timed("norms", inner.rms_norm), self._timed("norms", inner.add_rms_norm)
-        self.store_qkv, self.attend = self._timed("rotate and store", inner.store_qkv), self._timed("attention", inner.attend)
+        self.rms_norm, self.add_rms_norm = (
+            self._timed("norms", inner.rms_norm),
+            self._timed("norms", inner.add_rms_norm),
+        )
+        self.store_qkv, self.attend = (
+            self._timed("rotate and store", inner.store_qkv),
+            self._timed("attention", inner.attend),
+        )
         self.gated = self._timed("gate", inner.gated)
 
     def _timed(self, kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,7 +62,11 @@ class Timed:
 
 class TimedLinear:
     def __init__(self, inner: Linear, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
-        self.in_features, self.out_features, self.weight_bytes = inner.in_features, inner.out_features, inner.weight_bytes
+        self.in_features, self.out_features, self.weight_bytes = (
+            inner.in_features,
+            inner.out_features,
+            inner.weight_bytes,
+        )
         self._call = timed("products", inner)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -113,7 +124,11 @@ def main() -> None:
                 found[kind].append(backend.seconds[kind])
         middle = {kind: 1e3 * statistics.median(values) for kind, values in found.items()}
         rest = middle["all"] - sum(middle[kind] for kind in kinds)
-        print(f"| {name} | {middle['all']:.2f} | " + " | ".join(f"{middle[kind]:.2f}" for kind in kinds) + f" | {rest:.2f} |")
+        print(
+            f"| {name} | {middle['all']:.2f} | "
+            + " | ".join(f"{middle[kind]:.2f}" for kind in kinds)
+            + f" | {rest:.2f} |"
+        )
 
 
 if __name__ == "__main__":

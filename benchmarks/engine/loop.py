@@ -1,4 +1,5 @@
-"""What every measured engine does: one process each, asked by lines of JSON on stdin, answering on what was its stdout.
+"""What every measured engine does: one process each, asked by lines of JSON on stdin, answering on
+what was its stdout.
 
 Only the standard library is used here: peers run this in environments of their own.
 """
@@ -16,13 +17,18 @@ from typing import Any, Protocol
 
 
 class Engine(Protocol):
-    """One thread, one model, greedy. A timing is a list of (wall seconds, processor seconds), one a step."""
+    """One thread, one model, greedy.
+
+    A timing is a list of (wall seconds, processor seconds), one a step.
+    """
 
     def prefill(self, prompt: list[int]) -> list[tuple[float, float]]:
         """One step: from the prompt to its first token."""
 
     def decode(self, prompts: list[list[int]], steps: int) -> list[tuple[float, float]]:
-        """`steps` steps that each make one more token of every prompt; computing the prompts is not counted."""
+        """`steps` steps that each make one more token of every prompt; computing the prompts is not
+        counted.
+        """
 
     def greedy(self, prompt: list[int], tokens: int) -> list[int]:
         """The likeliest continuation."""

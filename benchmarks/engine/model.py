@@ -1,4 +1,6 @@
-"""The model that every engine gets: a Llama of 88 million random weights, and any Llama checkpoint as GGUF for llama.cpp."""
+"""The model that every engine gets: a Llama of 88 million random weights, and any Llama checkpoint
+as GGUF for llama.cpp.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def write_random(folder: Path, dtype: torch.dtype) -> Path:
 
 
 def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """llama.cpp rotates neighbours where transformers rotates halves: the rows of q and k change places."""
+    """llama.cpp rotates neighbours where transformers rotates halves: the rows of q and k change
+    places.
+    """
     return weight.view(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
@@ -136,7 +140,9 @@ def _pad(file: BinaryIO) -> None:
 
 
 def write_gguf(folder: Path, target: Path, dtype: torch.dtype) -> Path:
-    """GGUF version 3 (the format's specification is in ggml's docs/gguf.md), without a tokenizer; kept when it is there."""
+    """GGUF version 3 (the format's specification is in ggml's docs/gguf.md), without a tokenizer;
+    kept when it is there.
+    """
     if target.exists():
         return target
     config = json.loads((folder / "config.json").read_text())

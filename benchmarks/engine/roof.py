@@ -1,4 +1,6 @@
-"""What the machine can do at most, measured in the same run: bytes read from memory, products of matrices by torch. One thread."""
+"""What the machine can do at most, measured in the same run: bytes read from memory, products of
+matrices by torch. One thread.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,10 @@ def _products(x: torch.Tensor, weights: list[torch.Tensor]) -> None:
 
 
 def products_s(config: dict[str, Any], tokens: int, dtype: torch.dtype, times: int = 5) -> float:
-    """The time that torch.matmul takes for the products of one prefill, and nothing else: every matrix of every layer, the head for one
-    row, and attention's two products, of which half is counted since half is masked."""
+    """The time that torch.matmul takes for the products of one prefill, and nothing else: every
+    matrix of every layer, the head for one row, and attention's two products, of which half is
+    counted since half is masked.
+    """
     torch.set_num_threads(1)
     h, inner, d = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]

@@ -1,10 +1,12 @@
-"""Our engine beside vLLM, llama.cpp and transformers on one processor core: the same random 88M Llama, decode and prefill.
+"""Our engine beside vLLM, llama.cpp and transformers on one processor core: the same random 88M
+Llama, decode and prefill.
 
     python -m benchmarks.engine.run [--part bf16] [--rounds 3] [--out benchmarks/results]
 
-Every engine has one thread, pinned to the same core, and idles while another is asked. Each round asks all engines for a case before the
-next case; values are medians over rounds (prefill) or steps (decode), by processor time and by wall clock. The first round warms up.
-Parts are measured one after another, each beside the machine's roofs; the table is written anew after each.
+Every engine has one thread, pinned to the same core, and idles while another is asked. Each round
+asks all engines for a case before the next case; values are medians over rounds (prefill) or steps
+(decode), by processor time and by wall clock. The first round warms up. Parts are measured one
+after another, each beside the machine's roofs; the table is written anew after each.
 """
 
 from __future__ import annotations
@@ -46,7 +48,10 @@ class Contender:
 
 def contenders(part: str) -> list[Contender]:
     if part == "integers":
-        ours = [Contender(f"ours {q}", "ours", "bfloat16", {"dtype": "bfloat16", "quantization": q}) for q in ("int8", "int4")]
+        ours = [
+            Contender(f"ours {q}", "ours", "bfloat16", {"dtype": "bfloat16", "quantization": q})
+            for q in ("int8", "int4")
+        ]
         return ours + [Contender(f"llama.cpp {q}", "llama_cpp", f"{q}.gguf", {}) for q in ("q8_0", "q4_0")]
     dtype = {"bf16": "bfloat16", "fp32": "float32"}[part]
     options = {"dtype": dtype}
@@ -71,19 +76,27 @@ def prepare(name: str) -> Path:
             return gguf
     target = folder / f"random-88m-{name}"
     if not target.exists():
-        code = "import sys, llama_cpp as c; p = c.llama_model_quantize_default_params(); p.ftype = int(sys.argv[3]); p.nthread = 1; \
+        code = (
+            "import sys, llama_cpp as c; p = c.llama_model_quantize_default_params(); p.ftype = int(sys.argv[3]); p.nthread = 1; \
 sys.exit(c.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), p))"
+        )
         source, kind = folder / "random-88m-float32.gguf", {"q8_0.gguf": "7", "q4_0.gguf": "2"}[name]
         part = target.with_suffix(".part")
         subprocess.run(
-            [str(peers.python("llama_cpp")), "-c", code, str(source), str(part), kind], check=True, capture_output=True, timeout=300
+            [str(peers.python("llama_cpp")), "-c", code, str(source), str(part), kind],
+            check=True,
+            capture_output=True,
+            timeout=300,
         )
         part.replace(target)
     return target
 
 
 def weight_bytes(part: str, name: str) -> float:
-    """What one step reads. Integers: a scale and a zero of 4 bytes each for 128 weights, and a bfloat16 head."""
+    """What one step reads.
+
+    Integers: a scale and a zero of 4 bytes each for 128 weights, and a bfloat16 head.
+    """
     count = model.matrices(model.CONFIG)
     if part != "integers":
         return count * (2 if part == "bf16" else 4)
@@ -117,7 +130,9 @@ def measure(part: str, rounds: int) -> dict[str, Any]:
                 seed += 1
                 case = f"{do} {batch}x{context}"
                 vocabulary = model.CONFIG["vocab_size"]
-                got = process.ask(do=do, batch=batch, context=context, steps=steps if turn else 2, vocabulary=vocabulary, seed=seed)
+                got = process.ask(
+                    do=do, batch=batch, context=context, steps=steps if turn else 2, vocabulary=vocabulary, seed=seed
+                )
                 facts[name] = process.ask(do="facts")
                 if turn:
                     times[name].setdefault(case, []).extend(got)

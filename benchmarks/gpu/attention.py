@@ -1,5 +1,6 @@
-"""Our decode attention beside others over the same keys: torch's SDPA and FlexAttention (on KV that lies together: they can't page, so
-this is their best case), and FlashInfer where it is installed."""
+"""Our decode attention beside others over the same keys: torch's SDPA and FlexAttention (on KV that
+lies together: they can't page, so this is their best case), and FlashInfer where it is installed.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +9,19 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks.gpu.clock import seconds
-from disagg_worker.attention import paged
+from disagg_worker.backend import paged_attention
 from disagg_worker.backend.cuda import decode_attention
 from disagg_worker.model.config import ModelConfig
 
 
 def rows(
-    c: ModelConfig, sequences: int, length: int, block_size: int, dtype: torch.dtype, device: torch.device, processors: int
+    c: ModelConfig,
+    sequences: int,
+    length: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    processors: int,
 ) -> Iterator[tuple[str, float | None]]:
     """(name, seconds); None: not there or not able, whose reason is in the name."""
     width = -(-length // block_size)
@@ -24,7 +31,7 @@ def rows(
     q = torch.randn(sequences, c.heads, c.head_dim, device=device).to(dtype)
     splits = decode_attention.splits_for(sequences, c.kv_heads, processors)
     yield "ours", seconds(lambda: decode_attention.attend(q, cache, 0, tables, lengths, None, splits), device)
-    k, v = (x[:, :, :length].contiguous() for x in paged.gather_kv(cache, 0, tables))
+    k, v = (x[:, :, :length].contiguous() for x in paged_attention.gather_kv(cache, 0, tables))
     folded = q[:, :, None]
     sdpa = torch.nn.functional.scaled_dot_product_attention
     yield "torch SDPA, not paged", seconds(lambda: sdpa(folded, k, v, enable_gqa=True), device)
@@ -36,7 +43,14 @@ def rows(
 
 
 def _flex(
-    c: ModelConfig, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: torch.Tensor, tables: torch.Tensor, length: int, size: int
+    c: ModelConfig,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cache: torch.Tensor,
+    tables: torch.Tensor,
+    length: int,
+    size: int,
 ) -> Callable[[], object]:
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -47,7 +61,14 @@ def _flex(
 
 
 def _flashinfer(
-    c: ModelConfig, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: torch.Tensor, tables: torch.Tensor, length: int, size: int
+    c: ModelConfig,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cache: torch.Tensor,
+    tables: torch.Tensor,
+    length: int,
+    size: int,
 ) -> Callable[[], object]:
     import importlib
 
@@ -57,6 +78,16 @@ def _flashinfer(
     sequences, width = tables.shape
     first = torch.arange(sequences + 1, dtype=torch.int32, device=q.device) * width
     last = torch.full((sequences,), (length - 1) % size + 1, dtype=torch.int32, device=q.device)
-    wrapper.plan(first, tables.flatten().int(), last, c.heads, c.kv_heads, c.head_dim, size, q_data_type=q.dtype, kv_data_type=q.dtype)
+    wrapper.plan(
+        first,
+        tables.flatten().int(),
+        last,
+        c.heads,
+        c.kv_heads,
+        c.head_dim,
+        size,
+        q_data_type=q.dtype,
+        kv_data_type=q.dtype,
+    )
     pages = cache[:, 0].contiguous()
     return lambda: wrapper.run(q, pages)

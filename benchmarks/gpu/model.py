@@ -1,4 +1,6 @@
-"""A model of the shape of Llama 3.1 8B with random weights, made in the device's memory; no checkpoint is read."""
+"""A model of the shape of Llama 3.1 8B with random weights, made in the device's memory; no
+checkpoint is read.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ from typing import Any
 
 import torch
 
-from disagg_worker.backend.api import Batch, Chunk, DenseWeight, Weight
-from disagg_worker.engine.config import Quantization
+from disagg_worker.backend.interface import Batch, Chunk, DenseWeight, Weight
 from disagg_worker.model.config import ModelConfig, parse_config
 from disagg_worker.model.quantization import QuantizingSource
 from disagg_worker.model.weights import Split, WeightSource, module_shapes
+from disagg_worker.values.choices import Quantization
 
 LLAMA_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -32,7 +32,10 @@ def matmul_flops_per_s(c: ModelConfig, tokens: int, dtype: torch.dtype, device: 
     """The best rate among the layer's own shapes, on random values."""
     rates = []
     for outputs, inputs in matrices(c):
-        x, w = torch.randn(tokens, inputs, device=device).to(dtype), torch.randn(outputs, inputs, device=device).to(dtype)
+        x, w = (
+            torch.randn(tokens, inputs, device=device).to(dtype),
+            torch.randn(outputs, inputs, device=device).to(dtype),
+        )
         rates.append(2 * tokens * outputs * inputs / seconds(partial(torch.nn.functional.linear, x, w), device))
     return max(rates)
 

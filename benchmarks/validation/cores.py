@@ -1,9 +1,12 @@
-"""Two workers on two processors that may be threads of one core: each computes as fast as ever, whatever the other does.
+"""Two workers on two processors that may be threads of one core: each computes as fast as ever,
+whatever the other does.
 
-A virtual machine's processors often share a core, and always the memory's bandwidth: two that compute slow each other down as no two GPUs
-do. So the prefill worker has a processor to itself, all the rest the other one, and on both an idle-class process does, whenever nothing
-else runs, what the worker there does to memory and caches: a neighbour is always busy, and speeds are constant (and lower). Where the
-kernel shares out time by session first (autogroup), the idle class counts only within its own: so its session is made the least, too.
+A virtual machine's processors often share a core, and always the memory's bandwidth: two that
+compute slow each other down as no two GPUs do. So the prefill worker has a processor to itself, all
+the rest the other one, and on both an idle-class process does, whenever nothing else runs, what the
+worker there does to memory and caches: a neighbour is always busy, and speeds are constant (and
+lower). Where the kernel shares out time by session first (autogroup), the idle class counts only
+within its own: so its session is made the least, too.
 """
 
 from __future__ import annotations
@@ -39,7 +42,10 @@ def _least(pid: int) -> None:
 
 @contextmanager
 def busy_neighbours() -> Iterator[tuple[int, int] | None]:
-    """Spinners on two processors, and this process (with all that it starts) on the second. None: there are no two."""
+    """Spinners on two processors, and this process (with all that it starts) on the second.
+
+    None: there are no two.
+    """
     both = sorted(os.sched_getaffinity(0))[:2]
     if len(both) < 2:
         yield None
@@ -58,7 +64,10 @@ def busy_neighbours() -> Iterator[tuple[int, int] | None]:
 
 
 def pin_prefill(parent: int, cpu: int) -> None:
-    """Move the prefill worker, a child of `parent`, to a processor of its own. Raises RuntimeError when there is none."""
+    """Move the prefill worker, a child of `parent`, to a processor of its own.
+
+    Raises RuntimeError when there is none.
+    """
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) != parent:

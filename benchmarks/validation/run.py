@@ -1,13 +1,15 @@
-"""The simulator against the real stack: the same requests served by router, prefill and decode worker here, and by the simulator.
+"""The simulator against the real stack: the same requests served by router, prefill and decode
+worker here, and by the simulator.
 
     python -m benchmarks.validation.run profile          # a short measurement by `disagg profile`
     python -m benchmarks.validation.run load NAME ...    # serve these loads (default: all) and keep what was measured
     python -m benchmarks.validation.run all              # both
     python -m benchmarks.validation.run report           # simulate the same requests, write benchmarks/results/validation.md
 
-The parts may run one after the other, so that none takes the machine for long. Requests come at their own times (Poisson), whatever the
-answers do. The workers run with one thread each. The model has 88 million random weights: large enough that the two workers, not router
-and client on the same cores, make most of the times, and small enough for hundreds of requests in minutes.
+The parts may run one after the other, so that none takes the machine for long. Requests come at
+their own times (Poisson), whatever the answers do. The workers run with one thread each. The model
+has 88 million random weights: large enough that the two workers, not router and client on the same
+cores, make most of the times, and small enough for hundreds of requests in minutes.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ import yaml
 
 from benchmarks.machine import machine
 from benchmarks.validation.cores import busy_neighbours, pin_prefill
-from disagg_operator.autoscaling.observation import Targets
-from disagg_operator.cli.measure import Endpoint
+from disagg_operator.autoscaling.policy.observation import Targets
+from disagg_operator.cli.measure import ServedEndpoint
 from disagg_operator.cli.processes import free_port
-from disagg_operator.planning import profile as profiles
+from disagg_operator.performance import profile as profiles
 from disagg_operator.planning.traffic import log_normal
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import FIRST_COME, ORDERS
@@ -56,8 +58,9 @@ _IN_TIME = "first tokens in time %"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Mean and 99th percentile of lengths; `share` of the prefill worker's time that the prompts take (0: all requests at once); `order` of
-    the prompts that wait."""
+    """Mean and 99th percentile of lengths; `share` of the prefill worker's time that the prompts
+    take (0: all requests at once); `order` of the prompts that wait.
+    """
 
     share: float
     prompt: tuple[float, float]
@@ -81,7 +84,9 @@ _TTFT_S = 1.0  # the objective by which prompts are put in order: so long, or 5 
 
 
 def requests(load: Load, profile: profiles.Profile, seed: int) -> Trace:
-    """Poisson arrivals of log-normal lengths, 16 to 900 tokens and 2 to 900 answered; the same for the same seed."""
+    """Poisson arrivals of log-normal lengths, 16 to 900 tokens and 2 to 900 answered; the same for
+    the same seed.
+    """
     draw = random.Random(seed)
     kinds = [log_normal(*load.prompt, "prompt"), log_normal(*load.output, "output")]
     bounds = [(16, 900), (2, 900)]
@@ -100,7 +105,13 @@ def requests(load: Load, profile: profiles.Profile, seed: int) -> Trace:
             break
         found.append((at, n, m))
     arrival, prompt, output = (np.array(column) for column in zip(*found, strict=True))
-    return Trace("validation", arrival.astype(float), prompt.astype(np.int64), np.zeros(len(found), np.int64), output.astype(np.int64))
+    return Trace(
+        "validation",
+        arrival.astype(float),
+        prompt.astype(np.int64),
+        np.zeros(len(found), np.int64),
+        output.astype(np.int64),
+    )
 
 
 # ---- the real stack ----
@@ -115,7 +126,11 @@ def model(folder: Path) -> Path:
 
         folder.mkdir(parents=True, exist_ok=True)
         config = {**CONFIG, **_SHAPE}
-        save_file({k: t.bfloat16() for k, t in random_tensors(config)}, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {k: t.bfloat16() for k, t in random_tensors(config)},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(_TOKENIZER / name, folder)
         (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16"}))
@@ -124,7 +139,10 @@ def model(folder: Path) -> Path:
 
 @contextmanager
 def stack(folder: Path, cpus: tuple[int, int] | None, order: str, profile: profiles.Profile | None) -> Iterator[str]:
-    """`disagg local` with the deployment; the base URL of its API. By the profile its router knows what a prompt takes alone."""
+    """`disagg local` with the deployment; the base URL of its API.
+
+    By the profile its router knows what a prompt takes alone.
+    """
     port = free_port()
     resource = yaml.safe_load((_HERE / "deployment.yaml").read_text())
     resource["spec"]["model"] = {"uri": f"file://{model(folder / 'model').resolve()}", "name": "validation"}
@@ -133,7 +151,12 @@ def stack(folder: Path, cpus: tuple[int, int] | None, order: str, profile: profi
     if profile is not None:
         p = profile
         prefill = {"base": p.a_s, "perToken": p.b_s_per_token, "perToken2": p.c_s_per_token2}
-        decode = {"base": p.d_s, "perSequence": p.e_s_per_sequence, "perKvToken": p.f_s_per_token, "kvTokens": _KV_TOKENS}
+        decode = {
+            "base": p.d_s,
+            "perSequence": p.e_s_per_sequence,
+            "perKvToken": p.f_s_per_token,
+            "kvTokens": _KV_TOKENS,
+        }
         resource["spec"]["scaling"] = {"profile": {"prefill": prefill, "decode": decode}}
     (folder / "deployment.yaml").write_text(yaml.safe_dump(resource))
     command = [_DISAGG, "local", "-f", str(folder / "deployment.yaml"), "--port", str(port)]
@@ -166,7 +189,7 @@ def _wait(child: subprocess.Popen[bytes], url: str) -> None:
 async def serve(url: str, trace: Trace) -> dict[str, list[float]]:
     """Send each request at its time. Times in s, from the trace's begin."""
     rows: list[tuple[float, float, float, float]] = []
-    async with Endpoint(url, None, None) as endpoint:
+    async with ServedEndpoint(url, None, None) as endpoint:
         await asyncio.gather(*(endpoint.ask(endpoint.prompt(64), 8) for _ in range(8)))
         begin_s = time.monotonic() + 0.2
 
@@ -196,15 +219,24 @@ async def serve(url: str, trace: Trace) -> dict[str, list[float]]:
 def predict(trace: Trace, profile: profiles.Profile, order: str) -> dict[str, Any]:
     """What the simulator says of the same requests on one worker of each kind."""
     setup = Setup(
-        profile, ttft_least_s=_TTFT_S, initial=(1, 1), most=1, unscored_s=0.0, aligned=True, routers=1, drop_s=math.inf, queue_order=order
+        profile,
+        ttft_least_s=_TTFT_S,
+        initial=(1, 1),
+        most=1,
+        unscored_s=0.0,
+        aligned=True,
+        routers=1,
+        drop_s=math.inf,
+        queue_order=order,
     )
     s = Cluster(trace, setup).run(lambda _: Targets(1, 1)).sim
     return {"sent_s": s.arrival_s, "first_s": s.first_s, "last_s": s.last_s}
 
 
 def figures(trace: Trace, times: dict[str, Any], profile: profiles.Profile) -> dict[str, float]:
-    """TTFT and TPOT in ms at the median and the 99th percentile, output tokens a second from the first request to the last token, and the
-    share of first tokens in time."""
+    """TTFT and TPOT in ms at the median and the 99th percentile, output tokens a second from the
+    first request to the last token, and the share of first tokens in time.
+    """
     sent, first, last = (np.asarray(times[name]) for name in ("sent_s", "first_s", "last_s"))
     many = trace.output_tokens > 1
     limits_s = [max(_TTFT_S, 5 * profile.isolated_s(float(n))) for n in trace.prompt_tokens]
@@ -224,10 +256,12 @@ def report(folder: Path, out: Path, note: str) -> str:
     head = ("TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "TPOT p99 ms", "tokens/s")
     lines = [
         "# The simulator against the bundled engine", "",
-        f"Made by `make bench-validation`. {machine()}.", "",
-        "Router, one prefill and one decode worker of one thread each (`benchmarks/validation`) served each list of",
-        f"requests; so did the simulator, by the profile that `disagg profile` fitted in {_PROFILE_SECONDS:.0f} s. Measured / predicted",
-        "(error of the prediction). Goal: 10 % at the median and in tokens/s, 20 % at p99; **bold** misses it.", "",
+        f"Generated by `make bench-validation`. {machine()}.", "",
+        "A router, one prefill worker and one decode worker with one thread each (`benchmarks/validation`) served each",
+        "list of requests. The simulator served the same lists, based on the profile that `disagg profile` fitted in",
+        f"{_PROFILE_SECONDS:.0f} s. The cells contain measured / predicted (error of the prediction). "
+        "The goal is 10 % at the median and in",
+        "tokens/s, and 20 % at p99; cells in **bold** miss it.", "",
         "| load | requests | " + " | ".join(head) + " |", "|---|---|" + "---|" * len(head),
     ]  # fmt: skip
     for name in LOADS:
@@ -258,17 +292,25 @@ def _orders(loads: dict[str, Any]) -> list[str]:
         if other not in loads:
             continue
         shares = [f"{loads[n][k][_IN_TIME]:.0f} %" for n in (other, name) for k in ("measured", "predicted")]
-        text = "First tokens within max({:g} s, 5 times alone) at {}: in order of arrival {} (predicted {}), by deadline {} (predicted {})."
+        text = (
+            "First tokens within max({:g} s, 5 times the time alone) at {}: "
+            "{} in order of arrival (predicted {}), {} by deadline (predicted {})."
+        )
         lines += ["", text.format(_TTFT_S, name.partition(",")[0], *shares)]
     return lines
 
 
 def _profile_lines(p: profiles.Profile) -> list[str]:
-    prefill = f"{1e3 * p.a_s:.2f} ms + {1e6 * p.b_s_per_token:.0f} us a token + {1e9 * p.c_s_per_token2:.0f} ns a token^2"
-    step = f"{1e3 * p.d_s:.2f} ms + {1e6 * p.e_s_per_sequence:.0f} us a sequence + {1e6 * p.f_s_per_token:.2f} us a token in the cache"
-    step += f" + {1e6 * p.h_s_per_sequence2:.1f} us a sequence^2, {1e3 * p.take_in_s:.1f} ms for each that joins"
-    rest = f"overhead {1e3 * p.overhead_s:.1f} ms, hand-over {1e3 * p.handover_s:.1f} ms, {1e3 * p.front_s:.1f} ms a request at the router"
-    wait = f"prompts under {p.batch_full_tokens} tokens wait {1e3 * p.batch_wait_s:.0f} ms"
+    prefill = (
+        f"{1e3 * p.a_s:.2f} ms + {1e6 * p.b_s_per_token:.0f} us per token + {1e9 * p.c_s_per_token2:.0f} ns per token^2"
+    )
+    step = f"{1e3 * p.d_s:.2f} ms + {1e6 * p.e_s_per_sequence:.0f} us per sequence"
+    step += f" + {1e6 * p.f_s_per_token:.2f} us per token in the cache"
+    step += f" + {1e6 * p.h_s_per_sequence2:.1f} us per sequence^2"
+    step += f", {1e3 * p.take_in_s:.1f} ms for each sequence that joins"
+    rest = f"overhead {1e3 * p.overhead_s:.1f} ms, hand-over {1e3 * p.handover_s:.1f} ms"
+    rest += f", {1e3 * p.front_s:.1f} ms per request at the router"
+    wait = f"prompts shorter than {p.batch_full_tokens} tokens wait {1e3 * p.batch_wait_s:.0f} ms"
     return [f"Profile: prefill {prefill}; decode step {step}; {rest}; {wait}."]
 
 
@@ -282,7 +324,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("profile", "load", "all", "report"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(LOADS).replace("%", "%%"))
-    parser.add_argument("--folder", type=Path, default=Path("build/validation"), help="where the parts keep what they measured")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/validation"), help="where the parts keep what they measured"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--note", default="", help="of this run, into the report")
     args = parser.parse_args()
@@ -297,7 +341,8 @@ def main() -> None:
             with stack(args.folder, cpus, FIRST_COME, None) as url:
                 command = [_DISAGG, "profile", url, "--kv-tokens", str(_KV_TOKENS), "--out", str(file)]
                 subprocess.run(
-                    [*command, "--seconds", str(_PROFILE_SECONDS), "--max-prompt-tokens", "800", "--max-batch", "64"], check=True
+                    [*command, "--seconds", str(_PROFILE_SECONDS), "--max-prompt-tokens", "800", "--max-batch", "64"],
+                    check=True,
                 )
         if args.part == "profile":
             return

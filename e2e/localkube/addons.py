@@ -1,4 +1,6 @@
-"""What the cluster holds from the start: DNS's Service, rights for DNS and Multus, the network attachment's CRD."""
+"""What the cluster holds from the start: DNS's Service, rights for DNS and Multus, the network
+attachment's CRD.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def attachment_crd() -> Manifest:
 
 
 def _dns() -> list[Manifest]:
-    """CoreDNS runs on the node; a Service without a selector and a slice written by hand lead pods there."""
+    """CoreDNS runs on the node; a Service without a selector and a slice written by hand lead pods
+    there.
+    """
     labels = {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}
     protocols = (("dns", "UDP"), ("dns-tcp", "TCP"))
     ports = [{"name": name, "protocol": kind, "port": 53, "targetPort": DNS_PORT} for name, kind in protocols]
@@ -79,7 +83,12 @@ def multus_rules() -> list[Manifest]:
 def cluster_role(name: str, rules: list[Manifest], subject: Manifest) -> list[Manifest]:
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
     return [
-        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules},
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": name},
+            "rules": rules,
+        },
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRoleBinding",

@@ -1,4 +1,7 @@
-"""The project's images as archives for a release, built without a cluster: by Docker, or by a containerd started for the purpose."""
+"""Build the project's images as archives for a release, without a cluster.
+
+Docker builds them, or a containerd that is started for the purpose.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ _SHARED = ("programs", "base", "wheels")
 
 @contextlib.contextmanager
 def _builder(shared: Settings) -> Iterator[Settings]:
-    """Start a containerd with an empty store, beside whatever cluster runs; it and its store end with the block."""
-    # A socket's path has some hundred characters at most, so this lies below /tmp and not below the repository.
+    """Start a containerd with an empty store beside any running cluster, and remove both again."""
+    # A socket's path has a hundred characters at most, so the store is not below the repository.
     with tempfile.TemporaryDirectory(prefix="disagg-", ignore_cleanup_errors=True) as folder:
         own = Settings(cache=Path(folder) / "cache", state=Path(folder) / "state")
         own.make_folders()
@@ -38,7 +41,7 @@ def _builder(shared: Settings) -> Iterator[Settings]:
 
 
 def write(folder: Path, names: dict[str, tuple[str, str]]) -> list[Path]:
-    """Build the images `names` (image -> its tag, and its archive's name) into the folder; returns the archives."""
+    """Build images (name -> tag, file name of the archive) into the folder; return the archives."""
     settings = Settings.from_env()
     mode = "kind" if kindcluster.engine_answers() else "local"
     with locked(settings.state.with_name("e2e.lock"), timeout_s=_LOCK_TIMEOUT_S):

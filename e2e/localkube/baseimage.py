@@ -1,4 +1,6 @@
-"""A stand-in for the Python base image, made of Debian packages: for machines that reach no image registry."""
+"""A stand-in for the Python base image, made of Debian packages: for machines that reach no image
+registry.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def digest(settings: Settings) -> str:
 
 
 def _mirror() -> list[str]:
-    """The package source that apt itself uses for the suite; debootstrap's own default where apt names none."""
+    """The package source that apt itself uses for the suite; debootstrap's own default where apt
+    names none.
+    """
     listed = run(["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"], check=False, timeout_s=30).stdout
     for line in listed.splitlines():
         codename, _, address = line.partition(" ")
@@ -67,9 +71,11 @@ def _strip(root: Path) -> None:
 
 
 def _python_below_usr_local(root: Path) -> None:
-    """The real image's Python has the prefix /usr/local; Debian's own puts packages where `pip --prefix` is not looked up.
+    """The real image's Python has the prefix /usr/local; Debian's own puts packages where `pip
+    --prefix` is not looked up.
 
-    A virtual environment of exactly that prefix has the real image's layout, so the same Dockerfile works with both.
+    A virtual environment of exactly that prefix has the real image's layout, so the same Dockerfile
+    works with both.
     """
     env = {"PATH": _PATH, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
     run(["chroot", root, "/usr/bin/python3.11", "-m", "venv", "/usr/local"], env=env, timeout_s=180)

@@ -111,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     custom.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     loading = commands.add_parser("load", help="load image archives (docker save, OCI) into the cluster")
     loading.add_argument("archives", nargs="+", type=Path)
-    commands.add_parser("monitoring", help="build Prometheus and prometheus-adapter as images and load them into the cluster")
+    commands.add_parser(
+        "monitoring", help="build Prometheus and prometheus-adapter as images and load them into the cluster"
+    )
     programs = commands.add_parser("build", help="only build the local cluster's programs into the cache")
     programs.add_argument("names", nargs="*", metavar="NAME", help="such as etcd or kube-apiserver; default all")
     return parser

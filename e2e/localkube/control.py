@@ -1,4 +1,6 @@
-"""etcd, the API server, the controllers, the scheduler, cluster DNS and kube-proxy of the local cluster."""
+"""etcd, the API server, the controllers, the scheduler, cluster DNS and kube-proxy of the local
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ def etcd(settings: Settings) -> Daemon:
         str(program(settings, "bin/etcd")), f"--data-dir={settings.state}/etcd", "--name=disagg",
         f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
         f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=disagg={peer}",
-        # A test cluster may lose its last writes with the machine; waiting for the disk costs every test.
+        # A test cluster may lose its last writes with the machine; waiting for the disk costs every
+        # test.
         "--unsafe-no-fsync", "--log-level=warn", "--auto-compaction-retention=10m",
     )  # fmt: skip
     return Daemon("etcd", argv, settings)
@@ -136,7 +139,9 @@ def write_configs(settings: Settings) -> None:
     write_atomically(settings.configs / "Corefile", _corefile(settings))
 
 
-def kubectl(settings: Settings, *words: str, stdin: str | None = None, check: bool = True, timeout_s: float = 30) -> str:
+def kubectl(
+    settings: Settings, *words: str, stdin: str | None = None, check: bool = True, timeout_s: float = 30
+) -> str:
     argv: list[str | Path] = [program(settings, "bin/kubectl"), f"--kubeconfig={settings.kubeconfig}"]
     argv += ["--request-timeout=15s", *words]
     return run(argv, stdin=stdin, check=check, timeout_s=timeout_s, env=clean_env()).stdout

@@ -62,8 +62,8 @@ CLUSTER = Group(
 )  # fmt: skip
 RUNC = Group(name="runc", packages={"bin/runc": "github.com/opencontainers/runc"}, cgo=True, tags=("seccomp",))
 KIND = Group(name="kind", packages={"bin/kind": "sigs.k8s.io/kind"})
-# Prometheus knows how to find pods and nothing else. Of what both groups use, this go.mod has the cluster's versions and the build
-# its flags: neither compiles it again.
+# Prometheus knows how to find pods and nothing else. Of what both groups use, this go.mod has the
+# cluster's versions and the build its flags: neither compiles it again.
 METRICS = Group(
     name="metrics",
     packages={
@@ -80,7 +80,8 @@ KIND_PROGRAMS = (
     "bin/kubectl", "bin/helm", "cni/multus", "cni/macvlan", "cni/bridge", "cni/host-local", "cni/static",
 )  # fmt: skip
 
-# No symbol tables and no DWARF: a fifth less to compile and to link, and nobody debugs these programs.
+# No symbol tables and no DWARF: a fifth less to compile and to link, and nobody debugs these
+# programs.
 _NO_DWARF = "-dwarf=false"
 _COMPILE = ("-trimpath", "-buildvcs=false", "-mod=readonly", f"-gcflags=all={_NO_DWARF}")
 _LINK = " ".join(
@@ -98,7 +99,9 @@ def _compile_flags(group: Group) -> list[str]:
 
 
 def pins_key(group: Group) -> str:
-    """Changes with whatever decides the programs: the pins, our own sources, the flags and the machine's kind."""
+    """Changes with whatever decides the programs: the pins, our own sources, the flags and the
+    machine's kind.
+    """
     digest = hashlib.sha256()
     for path in sorted(group.folder.rglob("*")):
         if path.is_file() and (path.name in ("go.mod", "go.sum") or path.suffix == ".go"):
@@ -135,7 +138,9 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def missing(settings: Settings, group: Group, names: Sequence[str] | None = None) -> list[str]:
-    """Programs that are not there whole: a killed build or a cut file shows as a size that the stamp does not know."""
+    """Programs that are not there whole: a killed build or a cut file shows as a size that the
+    stamp does not know.
+    """
     folder = programs_dir(settings, group)
     sizes = _sizes(folder)
 
@@ -161,7 +166,9 @@ def _produced(package: str) -> str:
 
 
 def build(settings: Settings, group: Group, names: Sequence[str] | None = None) -> None:
-    """Build what is missing, all in one `go build`, so that nothing is compiled twice and every core is busy."""
+    """Build what is missing, all in one `go build`, so that nothing is compiled twice and every
+    core is busy.
+    """
     wanted = missing(settings, group, names)
     if not wanted:
         return

@@ -1,4 +1,6 @@
-"""The project's images: its own Dockerfiles, built by BuildKit straight into the cluster's containerd, or by Docker."""
+"""The project's images: its own Dockerfiles, built by BuildKit straight into the cluster's
+containerd, or by Docker.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ _BUILD_TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class Image:
-    """One Dockerfile of the project. The build's context is the repository; `wheels` is a second one."""
+    """One Dockerfile of the project.
+
+    The build's context is the repository; `wheels` is a second one.
+    """
 
     name: str
     dockerfile: str
@@ -45,7 +50,8 @@ IMAGES = {
         Image("worker", "worker/Dockerfile", "requirements/worker-cpu.txt", torch_stubs=True),
     )
 }
-# What the Dockerfiles may copy. A change here that no image uses costs a run of BuildKit, which finds all in its cache.
+# What the Dockerfiles may copy. A change here that no image uses costs a run of BuildKit, which
+# finds all in its cache.
 _SOURCES = ("operator", "worker", "crds", "models", "requirements", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -80,7 +86,9 @@ class Prepared:
 
 
 def start_preparing(settings: Settings, mode: str, names: Sequence[str] = ()) -> Prepared:
-    """Fetch wheels and make the base image beside the Go build: the one waits for the network, the other for the CPU."""
+    """Fetch wheels and make the base image beside the Go build: the one waits for the network, the
+    other for the CPU.
+    """
     pool = ThreadPoolExecutor(max_workers=2)
     jobs: list[Future[Path | None]] = []
     # Installed here, once: two threads must not meet at dpkg's lock.
@@ -189,7 +197,8 @@ def _build_with_docker(build: Build) -> None:
 
 
 def buildkitd(settings: Settings) -> Daemon:
-    # The worker is the cluster's own containerd: a built image is in its store already, and nothing is exported.
+    # The worker is the cluster's own containerd: a built image is in its store already, and nothing
+    # is exported.
     argv = (
         str(gobuild.program(settings, "bin/buildkitd")), f"--addr=unix://{settings.buildkit_socket}",
         f"--root={settings.buildkit_root}", "--oci-worker=false", "--containerd-worker=true",

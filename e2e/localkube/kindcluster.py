@@ -1,4 +1,6 @@
-"""The cluster where a Docker engine runs: kind, with Multus and a second network put into its node by hand."""
+"""The cluster where a Docker engine runs: kind, with Multus and a second network put into its node
+by hand.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +96,11 @@ def _install_multus(settings: Settings) -> None:
     """Multus in front of kind's own network, with a token that outlives the cluster."""
     subject = {"kind": "ServiceAccount", "name": "multus", "namespace": "kube-system"}
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "multus", "namespace": "kube-system"}}
-    items = [addons.attachment_crd(), account, *addons.cluster_role("disagg-e2e-multus", addons.multus_rules(), subject)]
+    items = [
+        addons.attachment_crd(),
+        account,
+        *addons.cluster_role("disagg-e2e-multus", addons.multus_rules(), subject),
+    ]
     kubectl(settings, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=addons.as_list(items))
     token = kubectl(settings, "create", "token", "multus", "-n", "kube-system", "--duration=8760h").strip()
     cluster = {"server": "https://127.0.0.1:6443", "certificate-authority": "/etc/kubernetes/pki/ca.crt"}

@@ -46,7 +46,9 @@ def require_root() -> None:
 
 
 def build_programs(settings: Settings, names: Sequence[str] = ()) -> None:
-    """Build what the cache lacks: everything, or the programs of these file names (`etcd` for `bin/etcd`)."""
+    """Build what the cache lacks: everything, or the programs of these file names (`etcd` for
+    `bin/etcd`).
+    """
     known = {Path(program).name: (group, program) for group in gobuild.LOCAL_GROUPS for program in group.packages}
     packaged = {name: hostpkgs.FOR_TESTS[name] for name in names if name in hostpkgs.FOR_TESTS}
     unknown = [name for name in names if name not in known and name not in packaged]
@@ -107,7 +109,9 @@ def unmount_below(folder: Path) -> None:
 
 
 def _remove_netns() -> None:
-    """Network namespaces of pods: containerd calls them cni-…; those that still have a process are not ours to take."""
+    """Network namespaces of pods: containerd calls them cni-…; those that still have a process are
+    not ours to take.
+    """
     folder = Path("/run/netns")
     for path in folder.glob("cni-*") if folder.is_dir() else ():
         subprocess.run(["umount", "--lazy", str(path)], capture_output=True, check=False, timeout=20)
@@ -122,7 +126,9 @@ def _attempt(what: str, action: Callable[[], object], failures: list[str]) -> No
 
 
 def down(settings: Settings) -> None:
-    """Stop and remove all that `up` made; each step runs even when another fails, and runs again harmlessly."""
+    """Stop and remove all that `up` made; each step runs even when another fails, and runs again
+    harmlessly.
+    """
     if not settings.state.exists():
         return
     if not settings.pids.is_dir():
@@ -153,7 +159,9 @@ def down(settings: Settings) -> None:
 
 
 def _drop_log_links(settings: Settings) -> None:
-    """The kubelet links each container's log below /var/log/containers, wherever the logs themselves lie."""
+    """The kubelet links each container's log below /var/log/containers, wherever the logs
+    themselves lie.
+    """
     folder = Path("/var/log/containers")
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_symlink() and str(path.readlink()).startswith(str(settings.state)):

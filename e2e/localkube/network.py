@@ -21,7 +21,8 @@ from localkube.settings import (
 )
 from localkube.shell import run, say
 
-# Replies of a Service's backend must pass the host's address translation even when both pods sit on one bridge.
+# Replies of a Service's backend must pass the host's address translation even when both pods sit on
+# one bridge.
 _SYSCTLS = {
     "net/ipv4/ip_forward": "1",
     "net/bridge/bridge-nf-call-iptables": "1",
@@ -70,7 +71,9 @@ def _bridge(name: str, address: str) -> None:
 
 
 def masquerade_rules() -> str:
-    """Pods reach the world by the host's address; among themselves and towards the node they keep their own."""
+    """Pods reach the world by the host's address; among themselves and towards the node they keep
+    their own.
+    """
     return f"""
 table ip {NFT_TABLE} {{
   chain postrouting {{

@@ -106,7 +106,8 @@ def _kubelet_config(settings: Settings) -> str:
             "maxPods": MAX_PODS,
             "podLogsDir": str(settings.state / "pod-logs"),
             "volumePluginDir": str(settings.state / "volume-plugins"),
-            # The disk is the user's; a nearly full one must not evict a test's pods, nor remove the images.
+            # The disk is the user's; a nearly full one must not evict a test's pods, nor remove the
+            # images.
             "evictionHard": tiny,
             "evictionPressureTransitionPeriod": "10s",
             "imageGCHighThresholdPercent": 100,
@@ -152,7 +153,9 @@ def has_devices(settings: Settings) -> bool:
 
 
 def claim_devices(settings: Settings) -> None:
-    """No plugin serves these devices; capacity set by hand is what Kubernetes documents for such extended resources."""
+    """No plugin serves these devices; capacity set by hand is what Kubernetes documents for such
+    extended resources.
+    """
     capacity = {name: str(count) for name, count in EXTENDED_RESOURCES.items()}
     patch = json.dumps({"status": {"capacity": capacity, "allocatable": capacity}})
     kubectl(settings, "patch", "node", NODE_NAME, "--subresource=status", "--type=merge", "-p", patch)

@@ -47,13 +47,16 @@ def _certificate(folder: Path, name: str, authority: str, subject: str, names: s
     argv += ["-addext", "keyUsage=critical,digitalSignature"]
     if names:
         argv += ["-addext", f"subjectAltName={names}"]
-    # The certificate is written last and under its final name only when whole: its existence is what a rerun looks at.
+    # The certificate is written last and under its final name only when whole: its existence is
+    # what a rerun looks at.
     run([*argv, "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.crt.part"])
     (folder / f"{name}.crt.part").replace(folder / f"{name}.crt")
 
 
 def make(settings: Settings) -> None:
-    """Everything that is not there yet; what is there stays, so that a repaired cluster keeps its identity."""
+    """Everything that is not there yet; what is there stays, so that a repaired cluster keeps its
+    identity.
+    """
     folder = settings.pki
     for authority in ("ca", "front-proxy-ca"):
         _authority(folder, authority)
@@ -61,10 +64,14 @@ def make(settings: Settings) -> None:
     service = ["kubernetes", "default", "svc", "cluster", "local"]
     names += [f"DNS:{'.'.join(service[:count])}" for count in range(1, len(service) + 1)]
     _certificate(folder, "apiserver", "ca", "/CN=kube-apiserver", ",".join(names), "serverAuth")
-    _certificate(folder, "apiserver-kubelet", "ca", "/O=system:masters/CN=kube-apiserver-kubelet-client", "", "clientAuth")
+    _certificate(
+        folder, "apiserver-kubelet", "ca", "/O=system:masters/CN=kube-apiserver-kubelet-client", "", "clientAuth"
+    )
     _certificate(folder, "front-proxy", "front-proxy-ca", "/CN=front-proxy-client", "", "clientAuth")
     if not (folder / "sa.pub").exists():
-        run(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", folder / "sa.key"])
+        run(
+            ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", folder / "sa.key"]
+        )
         run(["openssl", "pkey", "-in", folder / "sa.key", "-pubout", "-out", folder / "sa.pub"])
     _tokens_and_kubeconfigs(settings)
 

@@ -1,4 +1,6 @@
-"""Background processes known by pid and start time, so that a recycled pid is never taken for one of ours."""
+"""Background processes known by pid and start time, so that a recycled pid is never taken for one
+of ours.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ LOG_LIMIT_BYTES = 64 * 1024 * 1024
 
 
 def start_ticks(pid: int) -> int | None:
-    """When the process began, in clock ticks since boot; None when it is gone or only waits to be reaped."""
+    """When the process began, in clock ticks since boot; None when it is gone or only waits to be
+    reaped.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

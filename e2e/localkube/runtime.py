@@ -51,7 +51,9 @@ disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.snapshotter.v1.er
 
 
 def _multus_conf(settings: Settings) -> str:
-    """Multus is the network that the kubelet knows; it calls the bridge for eth0 and adds what a pod's annotation asks."""
+    """Multus is the network that the kubelet knows; it calls the bridge for eth0 and adds what a
+    pod's annotation asks.
+    """
     ipam = {"type": "host-local", "dataDir": str(settings.state / "cni" / "ipam"), "ranges": [[{"subnet": POD_CIDR}]]}
     bridge = {
         "type": "bridge", "bridge": POD_BRIDGE, "isGateway": True, "hairpinMode": True,
@@ -93,7 +95,9 @@ def has_image(settings: Settings, name: str) -> bool:
 
 
 def prune_images(settings: Settings) -> None:
-    """Drop images that a rebuild has left without a name: the kubelet's image collection is off, and a worker is gigabytes."""
+    """Drop images that a rebuild has left without a name: the kubelet's image collection is off,
+    and a worker is gigabytes.
+    """
     rows = [line.split() for line in ctr(settings, "images", "list").splitlines()[1:]]
     digests = {row[0]: row[2] for row in rows if len(row) > 2}
     named = {digest for name, digest in digests.items() if not name.startswith("sha256:")}
@@ -103,7 +107,9 @@ def prune_images(settings: Settings) -> None:
 
 
 def start(settings: Settings) -> None:
-    """Start containerd; a store that has lost files since it was last used is emptied, and images are built again."""
+    """Start containerd; a store that has lost files since it was last used is emptied, and images
+    are built again.
+    """
     _start_daemon(settings)
     lost = _lost_blobs(settings)
     if lost:
@@ -117,9 +123,14 @@ def start(settings: Settings) -> None:
 
 
 def _lost_blobs(settings: Settings) -> set[str]:
-    """What containerd's database knows and its folder lacks: a copied or half-written cache. Every build would fail on it."""
+    """What containerd's database knows and its folder lacks: a copied or half-written cache.
+
+    Every build would fail on it.
+    """
     namespaces = ctr(settings, "namespaces", "list", "--quiet").split()
-    known = {blob for name in namespaces for blob in ctr(settings, "content", "list", "--quiet", namespace=name).split()}
+    known = {
+        blob for name in namespaces for blob in ctr(settings, "content", "list", "--quiet", namespace=name).split()
+    }
     folder = settings.containerd_root / "io.containerd.content.v1.content" / "blobs"
     return {blob for blob in known if not folder.joinpath(*blob.split(":", 1)).is_file()}
 

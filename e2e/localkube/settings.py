@@ -23,7 +23,8 @@ DNS_PORT = 10053
 API_PORT = 6443
 ETCD_PORT = 23790
 ETCD_PEER_PORT = 23800
-# One end of a veth pair stands for the RDMA card: macvlan needs a link to sit on, and not every kernel has `dummy`.
+# One end of a veth pair stands for the RDMA card: macvlan needs a link to sit on, and not every
+# kernel has `dummy`.
 NIC = "disagg-rdma0"
 NIC_PEER = "disagg-rdma0p"
 NFT_TABLE = "disagg-e2e"
@@ -63,7 +64,9 @@ class Settings:
 
     @classmethod
     def from_env(cls) -> Settings:
-        return cls(cache=_folder("XDG_CACHE_HOME", ".cache") / "e2e", state=_folder("XDG_STATE_HOME", ".local/state") / "e2e")
+        return cls(
+            cache=_folder("XDG_CACHE_HOME", ".cache") / "e2e", state=_folder("XDG_STATE_HOME", ".local/state") / "e2e"
+        )
 
     @property
     def logs(self) -> Path:
@@ -107,7 +110,9 @@ class Settings:
         return self.state / "run" / "buildkitd.sock"
 
     def built_images(self, mode: str) -> Path:
-        """What each image was built from; kept as long as the image: containerd's store outlives `down`, kind's does not."""
+        """What each image was built from; kept as long as the image: containerd's store outlives
+        `down`, kind's does not.
+        """
         return (self.cache if mode == "local" else self.state) / "images"
 
     @property
@@ -133,7 +138,9 @@ class Settings:
 
 
 def external_kubeconfig(settings: Settings) -> Path | None:
-    """The kubeconfig of a cluster that the user chose; one that `env` printed is ours and does not count."""
+    """The kubeconfig of a cluster that the user chose; one that `env` printed is ours and does not
+    count.
+    """
     chosen = os.environ.get("DISAGG_USE_KUBECONFIG") or os.environ.get("KUBECONFIG") or ""
     if not chosen:
         return None

@@ -32,7 +32,9 @@ def tail(path: Path, lines: int = 15) -> str:
 
 
 def clean_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment without proxies: every address that the cluster's parts speak to is on this machine."""
+    """The environment without proxies: every address that the cluster's parts speak to is on this
+    machine.
+    """
     env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     env.update(extra or {})
     return env
@@ -73,7 +75,9 @@ def run_logged(
     cwd: Path | None = None,
     poll: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run something long with its output in a log; `poll` is called every second, to report progress."""
+    """Run something long with its output in a log; `poll` is called every second, to report
+    progress.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     deadline_s = time.monotonic() + timeout_s
     words = [str(word) for word in argv]
@@ -99,7 +103,9 @@ def run_logged(
 
 
 def wait_for(what: str, probe: Callable[[], bool], *, timeout_s: float, log: Path | None = None) -> None:
-    """Ask until the probe says yes; a probe that raises ClusterError says no, and its text is kept for the failure."""
+    """Ask until the probe says yes; a probe that raises ClusterError says no, and its text is kept
+    for the failure.
+    """
     deadline_s = time.monotonic() + timeout_s
     reason = ""
     while True:

@@ -1,4 +1,6 @@
-"""Folders of wheels, one for each locked requirements file, so that an image's build needs no network."""
+"""Folders of wheels, one for each locked requirements file, so that an image's build needs no
+network.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def _python_with_pip() -> str:
 
 
 def ensure(settings: Settings, requirements: Path, *, stubs: bool) -> Path:
-    """Fetch the locked wheels; for torch on a CPU also make the wheel that stands for the CUDA libraries."""
+    """Fetch the locked wheels; for torch on a CPU also make the wheel that stands for the CUDA
+    libraries.
+    """
     folder = folder_of(settings, requirements, stubs=stubs)
     if folder.is_dir():
         return folder

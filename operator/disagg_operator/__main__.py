@@ -1,4 +1,4 @@
-"""`python -m disagg_operator`: the operator's container; `--version` needs nothing of what the process imports."""
+"""`python -m disagg_operator`: the operator's container. `--version` imports nothing else."""
 
 import sys
 

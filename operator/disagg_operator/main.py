@@ -1,8 +1,9 @@
-"""Wiring of the process: settings, credentials, the runtime on the main thread, kopf's watches on a thread of their own.
+"""Wiring of the process: settings, credentials, the runtime on the main thread, kopf's watches on a
+thread of their own.
 
-kopf gets its own thread and event loop because it treats every task of its loop as its own when it stops, and because decoding
-a burst of watch events must not stall the scrape loop. SIGTERM ends both; if the watches end by themselves, so does the process,
-and the kubelet starts it anew.
+kopf gets its own thread and event loop because it treats every task of its loop as its own when it
+stops, and because decoding a burst of watch events must not stall the scrape loop. SIGTERM ends
+both; if the watches end by themselves, so does the process, and the kubelet starts it anew.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import uuid
 
 import kopf
 
-from disagg_operator import credentials as creds
-from disagg_operator.handlers import build_registry
-from disagg_operator.kube import HttpKube
-from disagg_operator.resources import Obj, Resource
-from disagg_operator.runtime import Runtime
-from disagg_operator.settings import BadSettings, Settings, load
+from disagg_operator.controller.runtime import Runtime
+from disagg_operator.controller.watches import build_registry
+from disagg_operator.kube import credentials as creds
+from disagg_operator.kube.client import HttpKube
+from disagg_operator.kube.resources import Resource
+from disagg_operator.settings import BadSettings, OperatorSettings, load
+from disagg_operator.vocabulary import Obj
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def wall_clock() -> str:
 class Watches:
     """kopf in a thread. `ended` is set when it is gone, for whatever reason."""
 
-    def __init__(self, settings: Settings, credentials: creds.Credentials, runtime: Runtime) -> None:
+    def __init__(self, settings: OperatorSettings, credentials: creds.Credentials, runtime: Runtime) -> None:
         self._settings = settings
         self._credentials = credentials
         self._runtime = runtime
@@ -81,7 +83,7 @@ class Watches:
             self._loop.call_soon_threadsafe(self.ended.set)
 
 
-async def serve(settings: Settings, credentials: creds.Credentials, stop: asyncio.Event) -> int:
+async def serve(settings: OperatorSettings, credentials: creds.Credentials, stop: asyncio.Event) -> int:
     """Run until `stop` is set (gives 0) or the watches end (gives 1)."""
     kube = HttpKube(credentials, deadline_s=settings.kube_timeout_s, jitter=random.random)
     runtime = Runtime(
@@ -109,7 +111,7 @@ async def serve(settings: Settings, credentials: creds.Credentials, stop: asynci
     return 1 if failed else 0
 
 
-async def _run(settings: Settings, credentials: creds.Credentials) -> int:
+async def _run(settings: OperatorSettings, credentials: creds.Credentials) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -125,7 +127,9 @@ def main() -> int:
     except (BadSettings, creds.NoCredentials) as error:
         print(f"disagg-operator: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
     return asyncio.run(_run(settings, credentials))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from disagg_wire.environment import variable_of
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Image = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
 
@@ -15,7 +17,7 @@ class BadSettings(Exception):
     """A variable is missing or wrong; the message names it."""
 
 
-class Settings(BaseModel):
+class OperatorSettings(BaseModel):
     """Every wait, bound and budget of the process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,12 +42,12 @@ class Settings(BaseModel):
     log_level: Annotated[str, Field(pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
 
 
-def load(environ: Mapping[str, str]) -> Settings:
+def load(environ: Mapping[str, str]) -> OperatorSettings:
     """Settings from the environment. Raises BadSettings naming the variable."""
-    names = {f"DISAGG_{field.upper()}": field for field in Settings.model_fields}
+    names = {variable_of(field): field for field in OperatorSettings.model_fields}
     values = {field: environ[name] for name, field in names.items() if name in environ}
     try:
-        return Settings.model_validate(values)
+        return OperatorSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise BadSettings(f"DISAGG_{str(first['loc'][0]).upper()}: {first['msg']}") from None
+        raise BadSettings(f"{variable_of(str(first['loc'][0]))}: {first['msg']}") from None

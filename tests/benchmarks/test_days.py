@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from benchmarks.autoscaling import days
 
-from disagg_operator.autoscaling.history import Minute
+from disagg_operator.autoscaling.policy.history import Minute
 from disagg_operator.simulation.traces import Trace
 
 DAY_S = 86_400.0
@@ -24,7 +24,8 @@ def _trace() -> Trace:
 def _history() -> list[Minute]:
     """Two days; each minute is told apart by its number of requests."""
     return [
-        Minute((i - 2 * 1440 + 1) * 60.0, 1 + i % 7, (1 + i % 7) * (100.0 if i % 2 else 1000.0), (1 + i % 7) * 50.0) for i in range(2880)
+        Minute((i - 2 * 1440 + 1) * 60.0, 1 + i % 7, (1 + i % 7) * (100.0 if i % 2 else 1000.0), (1 + i % 7) * 50.0)
+        for i in range(2880)
     ]
 
 

@@ -1,4 +1,6 @@
-"""The pure parts of the engine benchmark: the GGUF writer, the comparison of tokens, the arithmetic of the table."""
+"""The pure parts of the engine benchmark: the GGUF writer, the comparison of tokens, the arithmetic
+of the table.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,16 @@ def test_a_gguf_holds_every_tensor_where_its_header_says(tmp_path: Path) -> None
     original = checkpoints.random_tensors(config)
     shape, offset = found["blk.1.ffn_down.weight"]
     assert shape == (48, 32)
-    read = torch.frombuffer(bytearray(data[start + offset : start + offset + 4 * 48 * 32]), dtype=torch.float32).view(32, 48)
+    read = torch.frombuffer(bytearray(data[start + offset : start + offset + 4 * 48 * 32]), dtype=torch.float32).view(
+        32, 48
+    )
     assert torch.equal(read, original["model.layers.1.mlp.down_proj.weight"])
-    # llama.cpp turns neighbours: row 1 of a head of 8 is what turns with row 0, row 4 of the checkpoint.
+    # llama.cpp turns neighbours: row 1 of a head of 8 is what turns with row 0, row 4 of the
+    # checkpoint.
     _, offset = found["blk.0.attn_q.weight"]
-    read = torch.frombuffer(bytearray(data[start + offset : start + offset + 4 * 32 * 32]), dtype=torch.float32).view(32, 32)
+    read = torch.frombuffer(bytearray(data[start + offset : start + offset + 4 * 32 * 32]), dtype=torch.float32).view(
+        32, 32
+    )
     assert torch.equal(read[1], original["model.layers.0.self_attn.q_proj.weight"][4])
 
 

@@ -10,7 +10,9 @@ from benchmarks.validation import run as validation
 
 
 @pytest.mark.parametrize("module", [autoscaling, validation])
-def test_help_can_be_printed(module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_can_be_printed(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.argv", ["run.py", "--help"])
     with pytest.raises(SystemExit) as ended:
         module.main()

@@ -1,4 +1,6 @@
-"""Fixtures: a real cluster with the operator in it, once a session; a namespace that enforces PodSecurity `restricted`, once a module."""
+"""Fixtures: a real cluster with the operator in it, once a session; a namespace that enforces
+PodSecurity `restricted`, once a module.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def whole_cluster() -> Cluster:
     subprocess.run([REPO / "e2e/cluster", "up", "--images"], check=True, timeout=_UP_TIMEOUT_S)
     cluster = Cluster(namespace=SYSTEM_NAMESPACE)
     cluster.install(print)
-    # What a session that was killed has left. An API that nobody serves any more would keep namespaces from ending.
+    # What a session that was killed has left. An API that nobody serves any more would keep
+    # namespaces from ending.
     cluster.kubectl("delete", "apiservice", "-l", _LABEL)
     cluster.kubectl("delete", "namespace", "-l", _LABEL, "--timeout=120s", timeout_s=150)
     return cluster

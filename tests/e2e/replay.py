@@ -1,6 +1,8 @@
-"""A bursty trace as requests: tests/e2e/burst.csv is twenty seconds, made up in the manner of the published traces.
+"""A bursty trace as requests: tests/e2e/burst.csv is twenty seconds, made up in the manner of the
+published traces.
 
-Half of it asks for prefill, half for decode. Each half is repeated until what is waited for has come.
+Half of it asks for prefill, half for decode. Each half is repeated until what is waited for has
+come.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from kubectl import Cluster
 
 PHASE_LIMIT_S = 110.0
 ROUND_S = 10.0
-# A quarter of what one core does, so that pools of three are needed before the machine's two cores are used up.
+# A quarter of what one core does, so that pools of three are needed before the machine's two cores
+# are used up.
 SPEED = {
     "prefill": {"base": 0.002, "perToken": 0.0003},
     "decode": {"base": 0.005, "perSequence": 0.001, "kvTokens": 40000},
@@ -38,14 +41,17 @@ class Row:
 def halves() -> tuple[list[Row], list[Row]]:
     """What asks for prefill and what asks for decode, each from 0 s on."""
     with (Path(__file__).parent / "burst.csv").open(encoding="utf-8") as file:
-        rows = [Row(float(r["arrival_s"]), int(r["prompt_tokens"]), int(r["output_tokens"])) for r in csv.DictReader(file)]
+        rows = [
+            Row(float(r["arrival_s"]), int(r["prompt_tokens"]), int(r["output_tokens"])) for r in csv.DictReader(file)
+        ]
     first = [r for r in rows if r.arrival_s < ROUND_S]
     return first, [Row(r.arrival_s - ROUND_S, r.prompt_tokens, r.output_tokens) for r in rows if r.arrival_s >= ROUND_S]
 
 
 @dataclass
 class Replay:
-    """A request is sent when its time has come, whatever became of those before; only a machine that is far behind is waited for.
+    """A request is sent when its time has come, whatever became of those before; only a machine
+    that is far behind is waited for.
 
     `compressed`: how many times faster than in the trace.
     """
@@ -63,7 +69,9 @@ class Replay:
             self.errors.append(f"request {number}: {error}")
             return
         if len(answer.tokens) != row.output_tokens or answer.finish_reason != "length":
-            self.errors.append(f"request {number}: {len(answer.tokens)} of {row.output_tokens} tokens, {answer.finish_reason!r}")
+            self.errors.append(
+                f"request {number}: {len(answer.tokens)} of {row.output_tokens} tokens, {answer.finish_reason!r}"
+            )
         self.finished += 1
 
     async def until(self, url: str, rows: list[Row], reached: Callable[[], bool]) -> bool:

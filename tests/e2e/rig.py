@@ -1,4 +1,6 @@
-"""What the end-to-end tests do with one DisaggDeployment: apply, wait, look, talk to it as an OpenAI client."""
+"""What the end-to-end tests do with one DisaggDeployment: apply, wait, look, talk to it as an
+OpenAI client.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ READY_TIMEOUT_S = 150.0
 
 
 def resource(name: str, subnet: str, **spec: Any) -> dict[str, Any]:
-    """A DisaggDeployment of one prefill and one decode worker; the keywords replace parts of its spec."""
+    """A DisaggDeployment of one prefill and one decode worker; the keywords replace parts of its
+    spec.
+    """
     attachment = {"type": "macvlan", "master": "disagg-rdma0", "subnet": subnet}
     default = {
         "model": {"uri": f"file:///models/{MODEL}"},
@@ -28,7 +32,12 @@ def resource(name: str, subnet: str, **spec: Any) -> dict[str, Any]:
         "kvTransfer": {"network": {"attachment": attachment}},
         "router": {"replicas": 1},
     }
-    return {"apiVersion": "disagg.dev/v1alpha1", "kind": "DisaggDeployment", "metadata": {"name": name}, "spec": default | spec}
+    return {
+        "apiVersion": "disagg.dev/v1alpha1",
+        "kind": "DisaggDeployment",
+        "metadata": {"name": name},
+        "spec": default | spec,
+    }
 
 
 def apply(cluster: Cluster, obj: dict[str, Any]) -> None:
@@ -59,7 +68,9 @@ def uids(cluster: Cluster, name: str) -> dict[str, str]:
 def diagnosis(cluster: Cluster, name: str) -> str:
     """What one would look at next."""
     found = cluster.get("dd", name)
-    lines = [f"{c['type']}={c['status']} {c.get('reason', '')}: {c.get('message', '')}" for c in conditions(found).values()]
+    lines = [
+        f"{c['type']}={c['status']} {c.get('reason', '')}: {c.get('message', '')}" for c in conditions(found).values()
+    ]
     return "\n".join([*lines, cluster.kubectl("get", "pods,dp", "-o", "wide", check=False)])
 
 
@@ -69,11 +80,14 @@ def is_ready(pod: dict[str, Any]) -> bool:
 
 def serving(cluster: Cluster, name: str, component: str) -> set[str]:
     """Names of the pods that are ready and stay."""
-    return {k for k, p in pods(cluster, name, component).items() if "deletionTimestamp" not in p["metadata"] and is_ready(p)}
+    return {
+        k for k, p in pods(cluster, name, component).items() if "deletionTimestamp" not in p["metadata"] and is_ready(p)
+    }
 
 
 def wait_ready(cluster: Cluster, name: str, **counts: int) -> dict[str, Any]:
-    """The resource once it is Ready at its present generation, with so many workers ready in each pool named.
+    """The resource once it is Ready at its present generation, with so many workers ready in each
+    pool named.
 
     The pods are asked, too: what the status says may be older than a deletion by the caller.
     """
@@ -94,7 +108,10 @@ async def until_ready(cluster: Cluster, name: str, **counts: int) -> dict[str, A
 
 @dataclass(frozen=True)
 class Answer:
-    """One finished stream. `trace` is the router's own account of it; times are monotonic, in seconds."""
+    """One finished stream.
+
+    `trace` is the router's own account of it; times are monotonic, in seconds.
+    """
 
     tokens: tuple[str, ...]
     finish_reason: str
@@ -114,8 +131,13 @@ async def api(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-async def stream(client: openai.AsyncOpenAI, prompt: Sequence[int], max_tokens: int, well_under_way: asyncio.Event | None = None) -> Answer:
-    """A greedy completion of exactly `max_tokens`; `well_under_way` is set after a tenth of them. Raises openai.APIError."""
+async def stream(
+    client: openai.AsyncOpenAI, prompt: Sequence[int], max_tokens: int, well_under_way: asyncio.Event | None = None
+) -> Answer:
+    """A greedy completion of exactly `max_tokens`; `well_under_way` is set after a tenth of them.
+
+    Raises openai.APIError.
+    """
     started_s = time.monotonic()
     tokens: list[str] = []
     reason = ""

@@ -1,4 +1,6 @@
-"""A bursty trace against the bundled workers: the pools move on their own, in opposite directions, and no request fails."""
+"""A bursty trace against the bundled workers: the pools move on their own, in opposite directions,
+and no request fails.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def url(burst: Cluster) -> Iterator[str]:
 
 def test_the_pools_follow_a_bursty_trace_in_opposite_directions_and_nothing_is_lost(burst: Cluster, url: str) -> None:
     replay, (prompts, answers) = Replay(), halves()
-    assert asyncio.run(replay.until(url, prompts, lambda: sizes(burst, NAME)["prefill"] >= 2)), rig.diagnosis(burst, NAME)
+    assert asyncio.run(replay.until(url, prompts, lambda: sizes(burst, NAME)["prefill"] >= 2)), rig.diagnosis(
+        burst, NAME
+    )
     full = sizes(burst, NAME)
     assert full["decode"] == 1  # long prompts are no work for decode
 
@@ -72,7 +76,7 @@ def test_every_move_is_told_with_its_reason(burst: Cluster) -> None:
 def test_explain_and_replay_read_the_operators_own_records(
     burst: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from disagg_operator.cli.main import main
+    from disagg_operator.cli.entry import main
 
     for name, value in burst.environment.items():
         monkeypatch.setenv(name, value)

@@ -127,7 +127,12 @@ def test_an_hpa_reads_and_writes_a_pool(sim: Cluster) -> None:
             "scaleTargetRef": {"apiVersion": "disagg.dev/v1alpha1", "kind": "DisaggPool", "name": f"{NAME}-prefill"},
             "minReplicas": 2,
             "maxReplicas": 3,
-            "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 60}}}],
+            "metrics": [
+                {
+                    "type": "Resource",
+                    "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 60}},
+                }
+            ],
         },
     }
     rig.apply(sim, hpa)
@@ -139,6 +144,10 @@ def test_an_hpa_reads_and_writes_a_pool(sim: Cluster) -> None:
         able = {c["type"]: c["status"] for c in status.get("conditions", [])}.get("AbleToScale")
         return able == "True" and status.get("currentReplicas") == status.get("desiredReplicas") == 2
 
-    sim.wait("the HPA reads the scale of the pool", reads, 60.0, detail=lambda: str(sim.get("hpa", "floor").get("status")))
-    scale = sim.kubectl("get", "--raw", f"/apis/disagg.dev/v1alpha1/namespaces/{sim.namespace}/disaggpools/{NAME}-prefill/scale")
+    sim.wait(
+        "the HPA reads the scale of the pool", reads, 60.0, detail=lambda: str(sim.get("hpa", "floor").get("status"))
+    )
+    scale = sim.kubectl(
+        "get", "--raw", f"/apis/disagg.dev/v1alpha1/namespaces/{sim.namespace}/disaggpools/{NAME}-prefill/scale"
+    )
     assert '"selector":"app.kubernetes.io/component=prefill,disagg.dev/deployment=sim"' in scale

@@ -1,4 +1,6 @@
-"""Workers die, leave and are replaced while requests run: two prefill and two decode workers, and no request fails."""
+"""Workers die, leave and are replaced while requests run: two prefill and two decode workers, and
+no request fails.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,16 @@ from kubectl import Cluster
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
 NAME = "pair"
 _LIMIT_S = 150.0
-# So many that a stream outlasts the pod that is killed under it: the small model makes several hundred a second.
+# So many that a stream outlasts the pod that is killed under it: the small model makes several
+# hundred a second.
 _TOKENS = 1200
 
 
 @pytest.fixture(scope="module")
 def pair(cluster: Cluster) -> Cluster:
     two = {"replicas": 2}
-    # In float32: in bfloat16 the two likeliest tokens are often tied, and which one wins depends on what else is in the batch.
+    # In float32: in bfloat16 the two likeliest tokens are often tied, and which one wins depends on
+    # what else is in the batch.
     rig.apply(cluster, rig.resource(NAME, "192.168.79.0/24", prefill=two, decode=two, engine={"dtype": "float32"}))
     rig.wait_ready(cluster, NAME, prefill=2, decode=2)
     return cluster
@@ -64,7 +68,14 @@ async def test_greedy_streams_survive_the_death_of_their_decode_worker(pair: Clu
 
 def _mixed(number: int) -> dict[str, Any]:
     """Some work for each pool."""
-    return {"model": rig.MODEL, "prompt": _prompt(number) * 8, "max_tokens": 80, "ignore_eos": True, "temperature": 0.7, "seed": number}
+    return {
+        "model": rig.MODEL,
+        "prompt": _prompt(number) * 8,
+        "max_tokens": 80,
+        "ignore_eos": True,
+        "temperature": 0.7,
+        "seed": number,
+    }
 
 
 def _long_prompts(number: int) -> dict[str, Any]:
@@ -75,7 +86,9 @@ def _long_prompts(number: int) -> dict[str, Any]:
 async def _load_while(
     pair: Cluster, url: str, leaving: list[str], body: Callable[[int], dict[str, Any]], concurrency: int, *options: str
 ) -> load.Result:
-    """Delete these pods under load, which goes on until they are gone and the pools are whole again."""
+    """Delete these pods under load, which goes on until they are gone and the pools are whole
+    again.
+    """
 
     async def leave() -> None:
         await asyncio.to_thread(pair.kubectl, "delete", "pod", *leaving, *options, "--timeout=90s", timeout_s=100)
@@ -108,7 +121,9 @@ async def test_no_request_fails_when_a_prefill_worker_dies(pair: Cluster, url: s
 
 
 async def _watch_rollout(pair: Cluster, old: set[str]) -> dict[str, float]:
-    """Old decode pods -> when (monotonic, s) their end was first seen to have begun, once all are gone and the resource is ready."""
+    """Old decode pods -> when (monotonic, s) their end was first seen to have begun, once all are
+    gone and the resource is ready.
+    """
     leaving: dict[str, float] = {}
     deadline_s = time.monotonic() + _LIMIT_S
     while time.monotonic() < deadline_s:

@@ -1,4 +1,6 @@
-"""HPAs scale the pools by what Prometheus scrapes from the workers and prometheus-adapter serves: the files of examples/hpa."""
+"""HPAs scale the pools by what Prometheus scrapes from the workers and prometheus-adapter serves:
+the files of examples/hpa.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400, func_o
 NAME = "chat"  # as in the examples
 EXAMPLES = REPO / "examples/hpa"
 ROLES = ("prefill", "decode")
-# The model here is tiny and the machine is small: other numbers than in the examples, and nothing else.
+# The model here is tiny and the machine is small: other numbers than in the examples, and nothing
+# else.
 TARGETS = {"prefill": "2", "decode": "4"}
 MOST_WORKERS = 3
 _BUILD_TIMEOUT_S = 20 * 60
@@ -27,14 +30,19 @@ _BUILD_TIMEOUT_S = 20 * 60
 
 @pytest.fixture(scope="module")
 def applied(cluster: Cluster) -> Cluster:
-    """No `autoscaling` in the resource: /scale of each DisaggPool is its HPA's. Its pods start while the images below are loaded."""
+    """No `autoscaling` in the resource: /scale of each DisaggPool is its HPA's.
+
+    Its pods start while the images below are loaded.
+    """
     rig.apply(cluster, rig.resource(NAME, "192.168.83.0/24", prefill={"replicas": 1}, decode={"replicas": 1}))
     return cluster
 
 
 @pytest.fixture(scope="module")
 def monitoring(whole_cluster: Cluster, applied: Cluster) -> Iterator[None]:
-    """Prometheus and prometheus-adapter, with the example's scrape configuration and rules, over a shorter time."""
+    """Prometheus and prometheus-adapter, with the example's scrape configuration and rules, over a
+    shorter time.
+    """
     subprocess.run([REPO / "e2e/cluster", "monitoring"], check=True, timeout=_BUILD_TIMEOUT_S)
     scraping = yaml.safe_load((EXAMPLES / "scrape.yaml").read_text())
     scraping["scrape_configs"][0] |= {"scrape_interval": "2s", "scrape_timeout": "2s"}
@@ -93,7 +101,10 @@ def told(cluster: Cluster) -> str:
 def reads_both_metrics(hpa: dict[str, Any]) -> bool:
     scaling = conditions(hpa).get("ScalingActive", {})
     current = {m.get("type") for m in hpa.get("status", {}).get("currentMetrics") or []}
-    return (scaling.get("status"), scaling.get("reason")) == ("True", "ValidMetricFound") and current == {"Pods", "External"}
+    return (scaling.get("status"), scaling.get("reason")) == ("True", "ValidMetricFound") and current == {
+        "Pods",
+        "External",
+    }
 
 
 def test_the_hpas_read_the_pools_numbers_and_hold_still_without_load(chat: Cluster) -> None:
@@ -123,7 +134,10 @@ def test_two_hpas_move_the_pools_in_opposite_directions_under_a_bursty_trace(cha
     assert replay.errors == []
     assert replay.finished >= len(prompts) + len(answers)
     chat.wait(
-        "the status names who wrote decode's number", lambda: owner("decode") == "kube-controller-manager", 20.0, detail=lambda: told(chat)
+        "the status names who wrote decode's number",
+        lambda: owner("decode") == "kube-controller-manager",
+        20.0,
+        detail=lambda: told(chat),
     )
 
 
@@ -133,7 +147,11 @@ def test_without_load_both_pools_return_to_one_worker_by_the_hpas_own_account(ch
         found = chat.get("hpa", f"{NAME}-{role}")
         assert reads_both_metrics(found), told(chat)
         assert found["status"]["desiredReplicas"] == 1
-    moves = [(e["involvedObject"]["name"], e["message"]) for e in chat.items("events") if e.get("reason") == "SuccessfulRescale"]
+    moves = [
+        (e["involvedObject"]["name"], e["message"])
+        for e in chat.items("events")
+        if e.get("reason") == "SuccessfulRescale"
+    ]
     for role in ROLES:
         mine = [message for name, message in moves if name == f"{NAME}-{role}"]
         assert any("pods metric disagg_pod_requests above target" in m for m in mine), moves

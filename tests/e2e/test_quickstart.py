@@ -92,7 +92,11 @@ print(os.getuid(), writable, token, int(caps, 16))
 def test_images_hold_nothing_that_is_not_theirs(chat: Cluster) -> None:
     code = "import importlib.util as u; print([m for m in {} if u.find_spec(m)])"
     everything = ["torch", "kopf", "kubernetes", "transformers", "disagg_operator", "disagg_worker", "disagg_router"]
-    theirs = {"operator": ["kopf", "kubernetes", "disagg_operator"], "router": ["disagg_router"], "prefill": ["torch", "disagg_worker"]}
+    theirs = {
+        "operator": ["kopf", "kubernetes", "disagg_operator"],
+        "router": ["disagg_router"],
+        "prefill": ["torch", "disagg_worker"],
+    }
     system = Cluster(chat.environment, SYSTEM_NAMESPACE)
     (operator,) = system.items("pods", _OPERATOR)
     found = {"operator": _exec(system, operator["metadata"]["name"], code.format(everything))}
@@ -105,7 +109,9 @@ def test_images_hold_nothing_that_is_not_theirs(chat: Cluster) -> None:
 def _metric(system: Cluster, name: str) -> float:
     """A number that the operator says of itself."""
     (pod,) = system.items("pods", _OPERATOR)
-    text = system.kubectl("get", "--raw", f"/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{pod['metadata']['name']}:8081/proxy/metrics")
+    text = system.kubectl(
+        "get", "--raw", f"/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{pod['metadata']['name']}:8081/proxy/metrics"
+    )
     return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
 
@@ -122,7 +128,9 @@ def test_a_restarted_operator_touches_nothing(chat: Cluster) -> None:
     (old,) = system.items("pods", _OPERATOR)
     system.kubectl("delete", "pod", old["metadata"]["name"], "--timeout=60s", timeout_s=90)
     system.kubectl("rollout", "status", f"deployment/{RELEASE}-operator", "--timeout=60s", timeout_s=90)
-    system.wait("three scrapes by the new operator", lambda: _metric(system, "disagg_operator_sweep_seconds_count") >= 3, 60.0)
+    system.wait(
+        "three scrapes by the new operator", lambda: _metric(system, "disagg_operator_sweep_seconds_count") >= 3, 60.0
+    )
     assert _spec_versions(chat) == before
     assert conditions(chat.get("dd", NAME))["Ready"] == ready
     assert _metric(system, "disagg_operator_api_writes") == 0

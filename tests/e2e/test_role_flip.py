@@ -1,4 +1,6 @@
-"""A worker moves to the other pool without loading its weights again, under load, and no request fails."""
+"""A worker moves to the other pool without loading its weights again, under load, and no request
+fails.
+"""
 
 from __future__ import annotations
 
@@ -66,11 +68,15 @@ def test_a_prefill_worker_becomes_a_decode_worker_while_requests_run(flip: Clust
     before = _containers(rig.pods(flip, NAME, "prefill"))
 
     def moved() -> bool:
-        return sizes(flip, NAME) == {"prefill": 1, "decode": 2} and bool(before.keys() & rig.serving(flip, NAME, "decode"))
+        return sizes(flip, NAME) == {"prefill": 1, "decode": 2} and bool(
+            before.keys() & rig.serving(flip, NAME, "decode")
+        )
 
     assert asyncio.run(replay.until(url, answers, moved)), f"{sizes(flip, NAME)}\n{rig.diagnosis(flip, NAME)}"
     # The load is over: without this decode would soon give the worker back.
-    flip.kubectl("patch", "dd", NAME, "--type", "merge", "-p", '{"spec": {"decode": {"autoscaling": {"minReplicas": 2}}}}')
+    flip.kubectl(
+        "patch", "dd", NAME, "--type", "merge", "-p", '{"spec": {"decode": {"autoscaling": {"minReplicas": 2}}}}'
+    )
     assert replay.errors == []
     rig.wait_ready(flip, NAME, prefill=1, decode=2)
     pods = rig.pods(flip, NAME, "decode")
@@ -91,7 +97,9 @@ def test_a_container_that_begins_anew_is_asked_back_to_its_pools_role(flip: Clus
 
     def back() -> bool:
         status = rig.pods(flip, NAME, "decode")[pod]["status"]["containerStatuses"][0]
-        text = flip.kubectl("get", "--raw", f"/api/v1/namespaces/{flip.namespace}/pods/{pod}:8000/proxy/metrics", check=False)
+        text = flip.kubectl(
+            "get", "--raw", f"/api/v1/namespaces/{flip.namespace}/pods/{pod}:8000/proxy/metrics", check=False
+        )
         return bool(status["restartCount"] == 1 and status["ready"] and 'role="decode"' in text)
 
     flip.wait("the worker has its pool's role again", back, 90.0, detail=lambda: rig.diagnosis(flip, NAME))

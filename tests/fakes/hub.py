@@ -14,7 +14,10 @@ REVISION, SHA = "v1", "a" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the files of `folder` as repository org/tiny at REVISION to whoever sends `token`. `downloaded`: the names asked for."""
+    """Serves the files of `folder` as repository org/tiny at REVISION to whoever sends `token`.
+
+    `downloaded`: the names asked for.
+    """
 
     def __init__(self, folder: Path, token: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -50,7 +53,10 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": name} for name in files]
             self._send(200, json.dumps({"_id": "1", "id": "org/tiny", "sha": SHA, "siblings": siblings}).encode())
         elif path.startswith(f"/api/models/org/tiny/tree/{SHA}"):
-            tree = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in files.items()]
+            tree = [
+                {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
+                for n, b in files.items()
+            ]
             self._send(200, json.dumps(tree).encode())
         elif (name := path.removeprefix(f"/org/tiny/resolve/{SHA}/")) in files:
             if self.command == "GET":

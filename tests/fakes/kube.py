@@ -1,8 +1,10 @@
-"""An API server in memory: the same Protocol as disagg_operator.kube.HttpKube, with what the operator relies on.
+"""An API server in memory: the same Protocol as disagg_operator.kube.client.HttpKube, with what the
+operator relies on.
 
-Server-side apply of one manager (fields that it no longer applies go away, others' stay), resourceVersion and generation that
-move only on change, status as a subresource, preconditions, garbage collection by ownerReferences, labels in LIST. Can be told to
-fail at the n-th write, which is how a crash between two writes is played.
+Server-side apply of one manager (fields that it no longer applies go away, others' stay),
+resourceVersion and generation that move only on change, status as a subresource, preconditions,
+garbage collection by ownerReferences, labels in LIST. Can be told to fail at the n-th write, which
+is how a crash between two writes is played.
 """
 
 from __future__ import annotations
@@ -11,15 +13,19 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from disagg_operator.kube_errors import Conflict, Invalid, NotFound, Retry
-from disagg_operator.resources import DISAGG_POOL, Obj, Resource, labels_of, name_of, namespace_of, resource_of, uid_of
+from disagg_operator.kube.errors import Conflict, Invalid, NotFound, Retry
+from disagg_operator.kube.resources import DISAGG_POOL, Resource, labels_of, name_of, namespace_of, resource_of, uid_of
+from disagg_operator.vocabulary import Obj
 
 StoreKey = tuple[str, str, str]
 MANAGER = "disagg-operator"
 
 
 class FakeKube:
-    """See the module. `log` holds every write that changed something, `writes` counts all of them."""
+    """See the module.
+
+    `log` holds every write that changed something, `writes` counts all of them.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[StoreKey, Obj] = {}
@@ -104,7 +110,9 @@ class FakeKube:
         live = self.objects.get(key)
         if live is None:
             raise NotFound(f"apply_status {key}")
-        return self._store("apply_status", key, live, {"metadata": {}, "status": copy.deepcopy(obj["status"])}, "status")
+        return self._store(
+            "apply_status", key, live, {"metadata": {}, "status": copy.deepcopy(obj["status"])}, "status"
+        )
 
     async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Obj) -> Obj:
         live = self.objects.get((resource.kind, namespace or "", name))
@@ -172,7 +180,9 @@ class FakeKube:
 
     def _collect(self, uid: str) -> None:
         owned = [
-            key for key, obj in self.objects.items() if any(ref.get("uid") == uid for ref in obj["metadata"].get("ownerReferences") or [])
+            key
+            for key, obj in self.objects.items()
+            if any(ref.get("uid") == uid for ref in obj["metadata"].get("ownerReferences") or [])
         ]
         for key in owned:
             gone = self.objects.pop(key, None)

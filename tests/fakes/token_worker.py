@@ -1,7 +1,8 @@
 """A worker that speaks docs/protocol.md on a real socket, with made-up tokens and faults on demand.
 
-A token is a pure function of the seed and all tokens before it, as with a real engine, so that a failover that loses, repeats or
-reorders anything gives another text. KV is not moved; prefill tells decode over HTTP that it is done.
+A token is a pure function of the seed and all tokens before it, as with a real engine, so that a
+failover that loses, repeats or reorders anything gives another text. KV is not moved; prefill tells
+decode over HTTP that it is done.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ TEMPLATE = (
 
 def tokenizer_json() -> str:
     """One token a byte: nearly every character that is not ASCII takes several tokens."""
-    # The byte-level alphabet, in byte order: printable Latin-1 stands for itself, the rest for code points from 256 on.
+    # The byte-level alphabet, in byte order: printable Latin-1 stands for itself, the rest for code
+    # points from 256 on.
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in plain]
     letter = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(rest)}
@@ -74,8 +76,9 @@ def expected_text(seed: int, prompt: Sequence[int], n: int) -> str:
 class Fault:
     """What goes wrong in the next `times` calls of `leg`, after it has sent `after_tokens` tokens.
 
-    `kind`: "status" (an error answer, with `status` and `code`), "die" (the connection breaks), "stall" (nothing more comes),
-    "error" (an error event), "garbage" (a line that is no event), "silent_end" (the stream just ends), "no_transfer".
+    `kind`: "status" (an error answer, with `status` and `code`), "die" (the connection breaks),
+    "stall" (nothing more comes), "error" (an error event), "garbage" (a line that is no event),
+    "silent_end" (the stream just ends), "no_transfer".
     """
 
     leg: str
@@ -134,7 +137,12 @@ class TokenWorker:
             Route("/fake/transfer", self._transfer, methods=["POST"]),
         ]
         config = uvicorn.Config(
-            Starlette(routes=routes), log_level="critical", access_log=False, timeout_graceful_shutdown=0, ws="none", lifespan="off"
+            Starlette(routes=routes),
+            log_level="critical",
+            access_log=False,
+            timeout_graceful_shutdown=0,
+            ws="none",
+            lifespan="off",
         )
         self._server = _QuietServer(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[sock]))
@@ -190,7 +198,12 @@ class TokenWorker:
 
     async def _tokenizer(self, request: Request) -> Response:
         config = {"eos_token": "<|end|>"}
-        files = {"digest": self.digest, "tokenizer_json": tokenizer_json(), "tokenizer_config": config, "chat_template": TEMPLATE}
+        files = {
+            "digest": self.digest,
+            "tokenizer_json": tokenizer_json(),
+            "tokenizer_config": config,
+            "chat_template": TEMPLATE,
+        }
         return JSONResponse(files)
 
     async def _transfer(self, request: Request) -> Response:
@@ -204,7 +217,9 @@ class TokenWorker:
     async def _decode(self, request: Request) -> Response:
         body = await request.json()
         self.seen.bodies.append(body)
-        return self._refused(request, "decode", body) or self._stream(self._decode_lines(body), self._fault("decode", *_KINDS))
+        return self._refused(request, "decode", body) or self._stream(
+            self._decode_lines(body), self._fault("decode", *_KINDS)
+        )
 
     async def _prefill(self, request: Request) -> Response:
         body = await request.json()
@@ -221,7 +236,11 @@ class TokenWorker:
         try:
             async with contextlib.aclosing(lines):
                 async for line in lines:
-                    if fault is not None and tokens >= fault.after_tokens and line["type"] in ("token", "transferred", "end"):
+                    if (
+                        fault is not None
+                        and tokens >= fault.after_tokens
+                        and line["type"] in ("token", "transferred", "end")
+                    ):
                         if fault.kind == "stall":
                             await asyncio.Event().wait()
                         if fault.kind == "silent_end":
@@ -245,7 +264,10 @@ class TokenWorker:
         tokens.append(token)
         line: dict[str, Any] = {"type": "token", "index": index, "token": token}
         if body["sampling"].get("logprobs") is not None:
-            line |= {"logprob": -0.5, "top_logprobs": [[token, -0.5], [FIRST_BYTE, -1.5]][: body["sampling"]["logprobs"]]}
+            line |= {
+                "logprob": -0.5,
+                "top_logprobs": [[token, -0.5], [FIRST_BYTE, -1.5]][: body["sampling"]["logprobs"]],
+            }
         return line
 
     def _reason(self, body: dict[str, Any], tokens: list[int]) -> str | None:
@@ -277,7 +299,13 @@ class TokenWorker:
                 yield {"type": "error", "code": "transfer_failed", "message": "broken off", "retryable": True}
                 return
             tokens.append(first)
-            yield {"type": "accepted", "path": "remote", "kv_bytes": 64 * len(tokens), "transfer_s": 0.002, "interface": "net1"}
+            yield {
+                "type": "accepted",
+                "path": "remote",
+                "kv_bytes": 64 * len(tokens),
+                "transfer_s": 0.002,
+                "interface": "net1",
+            }
         async with contextlib.aclosing(self._rest(body, tokens)) as rest:
             async for line in rest:
                 yield line

@@ -1,4 +1,6 @@
-"""The engine on a GPU gives the tokens of the CPU in float32, also over a KV transfer in either direction and out of the host tier."""
+"""The engine on a GPU gives the tokens of the CPU in float32, also over a KV transfer in either
+direction and out of the host tier.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from tests.worker.collector import Collector
 from tests.worker.in_process_kv import generate_remote
 from tests.worker.oracle import MODEL
 
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.engine_config import EngineConfig
 
 Start = Callable[..., TorchEngine]
 
@@ -22,7 +24,12 @@ def start() -> Iterator[Start]:
     made: list[TorchEngine] = []
 
     def build(device: str, role: Any = "both", **changes: Any) -> TorchEngine:
-        made.append(TorchEngine(MODEL, EngineConfig("m", role, dtype="float32", device=device, **{"kv_cache_bytes": 256 << 20, **changes})))
+        made.append(
+            TorchEngine(
+                MODEL,
+                EngineConfig("m", role, dtype="float32", device=device, **{"kv_cache_bytes": 256 << 20, **changes}),
+            )
+        )
         return made[-1]
 
     yield build
@@ -49,7 +56,9 @@ def test_the_tokens_are_those_of_the_cpu(start: Start, ours: str, theirs: str) -
 
 
 def test_blocks_come_back_from_host_memory(start: Start) -> None:
-    """A pool of one long prompt: the second evicts the first, whose KV is then found in the host tier."""
+    """A pool of one long prompt: the second evicts the first, whose KV is then found in the host
+    tier.
+    """
     first, second = ([(i * k) % 2000 + 1 for i in range(1500)] for k in (7, 11))
     expected = _local(start("plain"), [first])
     size_bytes = 2048 * 2 * 6 * 4 * 32 * 4

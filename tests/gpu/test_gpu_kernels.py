@@ -1,4 +1,6 @@
-"""The kernels compiled, in bfloat16 and with an 8-bit cache, in the shapes of an 8B model; and the recorded decode step."""
+"""The kernels compiled, in bfloat16 and with an 8-bit cache, in the shapes of an 8B model; and the
+recorded decode step.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,9 @@ import torch
 from tests.worker import checkpoints
 from tests.worker.backend import kernels
 
-from disagg_worker.backend.api import GroupQuantizedWeight
 from disagg_worker.backend.cuda import CudaBackend
+from disagg_worker.backend.interface import GroupQuantizedWeight, to_device
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.engine.executor import to_device
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
 from disagg_worker.model.quantization import quantize, to_fp8
@@ -40,7 +41,8 @@ def test_attention_against_float32(kind: torch.dtype, window: int | None) -> Non
     lengths = [1, 15, 16, 17, 500, 1024, 2000]
     decode = to_device(kernels.decode_batch(lengths, blocks=600, size=16), DEVICE)
     prefill = to_device(kernels.prefill_batch([(0, 700), (333, 200), (64, 1)], blocks=600, size=16), DEVICE)
-    # The plain reference takes a first chunk's keys from its arguments, so these are in the cache too.
+    # The plain reference takes a first chunk's keys from its arguments, so these are in the cache
+    # too.
     for batch in (decode, replace(prefill, chunks=prefill.chunks[1:])):
         q = rand(len(batch.token_ids), HEADS, DIM)
         rows = slice(0, None) if batch is decode else slice(700, None)

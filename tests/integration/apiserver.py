@@ -1,6 +1,9 @@
-"""A real kube-apiserver with etcd, on free ports, for one test session. No kubelet, no controllers: nothing answers for pods.
+"""A real kube-apiserver with etcd, on free ports, for one test session.
 
-The programs are those of the local test cluster: `e2e/cluster build` builds them. A missing one fails the tests by name.
+No kubelet, no controllers: nothing answers for pods.
+
+The programs are those of the local test cluster: `e2e/cluster build` builds them. A missing one
+fails the tests by name.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ _START_TIMEOUT_S = 60.0
 
 
 def program_path(name: str) -> str:
-    """Where a program lies, by PATH and by `e2e/cluster env`. Fails the test by its name when it isn't there."""
+    """Where a program lies, by PATH and by `e2e/cluster env`.
+
+    Fails the test by its name when it isn't there.
+    """
     found = shutil.which(name)
     if found is None:
         env = subprocess.run(
@@ -52,7 +58,9 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class ApiServer:
-    """`kubeconfig` has full rights, `limited_kubeconfig` (user LIMITED_USER) none until a test grants some."""
+    """`kubeconfig` has full rights, `limited_kubeconfig` (user LIMITED_USER) none until a test
+    grants some.
+    """
 
     url: str
     kubeconfig: Path
@@ -62,7 +70,9 @@ class ApiServer:
     def forbidden(self, user: str) -> list[str]:
         """What `user` was refused, as "verb path"."""
         entries = [json.loads(line) for line in self.audit_log.read_text().splitlines()]
-        refused = [e for e in entries if e["user"]["username"] == user and e.get("responseStatus", {}).get("code") == 403]
+        refused = [
+            e for e in entries if e["user"]["username"] == user and e.get("responseStatus", {}).get("code") == 403
+        ]
         return sorted({f"{e['verb']} {e['requestURI'].partition('?')[0]}" for e in refused})
 
 
@@ -104,7 +114,9 @@ def _own_address() -> str:
 
 def _write_files(folder: Path, port: int) -> Path:
     _certificate(folder)
-    (folder / "tokens.csv").write_text(f'{TOKEN},admin,admin,"system:masters"\n{LIMITED_TOKEN},{LIMITED_USER},{LIMITED_USER}\n')
+    (folder / "tokens.csv").write_text(
+        f'{TOKEN},admin,admin,"system:masters"\n{LIMITED_TOKEN},{LIMITED_USER},{LIMITED_USER}\n'
+    )
     policy = {
         "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
         "rules": [{"level": "Metadata"}],

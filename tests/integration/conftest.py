@@ -11,7 +11,7 @@ import yaml
 from tests.integration.apiserver import REPO, ApiServer, api_server
 from tests.integration.operator_process import Cluster, client, eventually
 
-from disagg_operator.resources import Obj
+from disagg_operator.vocabulary import Obj
 
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
@@ -41,7 +41,9 @@ async def _install_crds(cluster: Cluster) -> None:
 async def cluster(server: ApiServer, request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
     kube = client(server)
     # Names of tests are longer than names of namespaces may be; the end keeps them apart.
-    namespace = f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())[:40]}-{zlib.crc32(request.node.name.encode()):08x}"
+    namespace = (
+        f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())[:40]}-{zlib.crc32(request.node.name.encode()):08x}"
+    )
     found = Cluster(kube, namespace)
     await _install_crds(found)
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}

@@ -1,4 +1,6 @@
-"""The operator as a process of its own against a real API server, and what a test needs to play the cluster around it."""
+"""The operator as a process of its own against a real API server, and what a test needs to play the
+cluster around it.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ import httpx
 from aiohttp import web
 from tests.integration.apiserver import REPO, ApiServer, free_port
 
-from disagg_operator.credentials import load
-from disagg_operator.kube import HttpKube
-from disagg_operator.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, DISAGG_POOL, POD, SECRET, Obj
+from disagg_operator.kube.client import HttpKube
+from disagg_operator.kube.credentials import load
+from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, DISAGG_POOL, POD, SECRET
+from disagg_operator.vocabulary import Obj
 
 WAIT_S = 30.0
 SPEC: dict[str, Any] = {
@@ -120,7 +123,9 @@ class Cluster:
             {"fieldManager": "kubectl", "force": "true", "fieldValidation": "Strict"},
         )
 
-    async def raw(self, verb: str, path: str, body: Obj, content_type: str, params: dict[str, str] | None = None) -> Obj:
+    async def raw(
+        self, verb: str, path: str, body: Obj, content_type: str, params: dict[str, str] | None = None
+    ) -> Obj:
         return await self.kube._call(verb, path, body=body, content_type=content_type, params=params)
 
     async def scale(self, pool: str, replicas: int) -> None:
@@ -147,7 +152,7 @@ class Cluster:
         return pool["spec"]["replicas"], deployment["spec"]["replicas"]
 
     async def bearer_key(self, name: str = "chat") -> bytes:
-        from disagg_operator.children import cluster_key_of
+        from disagg_operator.controller.children import cluster_key_of
 
         key = cluster_key_of(await self.kube.get(SECRET, self.namespace, f"{name}-cluster-key"))
         if key is None:
@@ -155,7 +160,9 @@ class Cluster:
         return key
 
     async def run_pod(self, component: str, index: int, address: str, port: int, name: str = "chat") -> str:
-        """A ready pod at an address of the loopback network, as kubelet and scheduler would leave it."""
+        """A ready pod at an address of the loopback network, as kubelet and scheduler would leave
+        it.
+        """
         labels = {"disagg.dev/deployment": name, "app.kubernetes.io/component": component}
         if component != "router":
             labels["disagg.dev/pool"] = component
@@ -190,7 +197,10 @@ class Cluster:
 
 
 class Pods:
-    """What the pods answer: a real HTTP server on several loopback addresses. `load` is requests by address."""
+    """What the pods answer: a real HTTP server on several loopback addresses.
+
+    `load` is requests by address.
+    """
 
     def __init__(self) -> None:
         self.load: dict[str, float | str] = {}
@@ -231,5 +241,7 @@ class Pods:
 
 
 def client(server: ApiServer) -> HttpKube:
-    """A client of the test's own; its requests are told apart from the operator's by the process, not by name."""
+    """A client of the test's own; its requests are told apart from the operator's by the process,
+    not by name.
+    """
     return HttpKube(load({"KUBECONFIG": str(server.kubeconfig)}), attempts=1)

@@ -1,4 +1,6 @@
-"""The local cluster's image store, with a real containerd: what it has lost is noticed before a build fails on it."""
+"""The local cluster's image store, with a real containerd: what it has lost is noticed before a
+build fails on it.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,12 @@ pytestmark = [
 
 @pytest.fixture
 def settings() -> Iterator[Settings]:
-    """A containerd of its own beside whatever cluster runs, with the programs that are built already."""
+    """A containerd of its own beside whatever cluster runs, with the programs that are built
+    already.
+    """
     built = Settings.from_env().cache / "programs"
-    # A socket's path has some hundred characters at most, so it does not lie below pytest's own folder.
+    # A socket's path has some hundred characters at most, so it does not lie below pytest's own
+    # folder.
     with tempfile.TemporaryDirectory(prefix="store-") as folder:
         made = Settings(cache=Path(folder) / "cache", state=Path(folder) / "state")
         made.make_folders()
@@ -38,8 +43,12 @@ def settings() -> Iterator[Settings]:
 
 
 def _manifest(settings: Settings) -> Path:
-    """The file of the pause image's manifest; others, such as the imported archive's index, containerd may collect."""
-    (row,) = [line.split() for line in runtime.ctr(settings, "images", "list").splitlines() if line.startswith(PAUSE_IMAGE)]
+    """The file of the pause image's manifest; others, such as the imported archive's index,
+    containerd may collect.
+    """
+    (row,) = [
+        line.split() for line in runtime.ctr(settings, "images", "list").splitlines() if line.startswith(PAUSE_IMAGE)
+    ]
     return settings.containerd_root / "io.containerd.content.v1.content" / "blobs" / Path(*row[2].split(":"))
 
 
@@ -50,7 +59,9 @@ def _note_a_build(settings: Settings) -> Path:
     return note
 
 
-def test_a_store_that_lacks_a_file_is_emptied_and_filled_again(settings: Settings, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_lacks_a_file_is_emptied_and_filled_again(
+    settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
     runtime.start(settings)
     lost = _manifest(settings)
     stop_recorded(settings.pids / "containerd.json")

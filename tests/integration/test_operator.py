@@ -14,10 +14,10 @@ import yaml
 from tests.integration.apiserver import LIMITED_USER, REPO, ApiServer, free_port, program_path
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 
-from disagg_operator.autoscaling import journal
-from disagg_operator.children import bearer
-from disagg_operator.kube_errors import KubeError
-from disagg_operator.resources import DEPLOYMENT, DISAGG_POOL, EVENT, NETWORK_POLICY, OWNED, POD
+from disagg_operator.autoscaling.records import decision_records
+from disagg_operator.kube.errors import KubeError
+from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_POOL, EVENT, NETWORK_POLICY, OWNED, POD
+from disagg_wire.cluster_key import bearer_of
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
@@ -53,7 +53,14 @@ async def test_a_resource_becomes_children_that_it_owns(server: ApiServer, clust
         uids = {resource["metadata"]["uid"], *(p["metadata"]["uid"] for p in pools.values())}
         children = [o for kind in OWNED for o in await cluster.kube.list(kind, cluster.namespace)]
         ours = [o for o in children if o["metadata"].get("labels", {}).get("disagg.dev/deployment") == "chat"]
-        assert {o["kind"] for o in ours} >= {"Deployment", "Service", "DisaggPool", "Role", "RoleBinding", "NetworkPolicy"}
+        assert {o["kind"] for o in ours} >= {
+            "Deployment",
+            "Service",
+            "DisaggPool",
+            "Role",
+            "RoleBinding",
+            "NetworkPolicy",
+        }
         for child in ours:
             reference = child["metadata"]["ownerReferences"][0]
             assert reference["uid"] in uids
@@ -67,7 +74,9 @@ async def test_a_resource_becomes_children_that_it_owns(server: ApiServer, clust
         assert await running.stop() == 0
 
 
-async def test_edits_reach_children_and_unwanted_ones_are_pruned(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
+async def test_edits_reach_children_and_unwanted_ones_are_pruned(
+    server: ApiServer, cluster: Cluster, tmp_path: Path
+) -> None:
     async with operator(server, tmp_path, cluster.namespace):
         await cluster.apply_resource()
         await eventually("accepted", lambda: accepted(cluster))
@@ -155,7 +164,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("spec", "field"), BAD, ids=[str(i) for i in range(len(BAD))])
-async def test_bad_resources_are_refused_by_the_api_server_by_name(cluster: Cluster, spec: dict[str, Any], field: str) -> None:
+async def test_bad_resources_are_refused_by_the_api_server_by_name(
+    cluster: Cluster, spec: dict[str, Any], field: str
+) -> None:
     with pytest.raises(KubeError) as refused:
         await cluster.apply_resource(**spec)
     assert field in str(refused.value)
@@ -204,7 +215,9 @@ SCALED = {
 }
 
 
-async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
+async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(
+    server: ApiServer, cluster: Cluster, tmp_path: Path
+) -> None:
     pods, port = Pods(), free_port()
     async with operator(server, tmp_path, cluster.namespace) as running:
         await cluster.apply_resource(decode=SCALED)
@@ -218,7 +231,7 @@ async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(server
 
             await eventually("ready", ready)
             key = await cluster.bearer_key()
-            assert pods.bearers == {f"Bearer {bearer(key)}"}
+            assert pods.bearers == {f"Bearer {bearer_of(key)}"}
 
             pods.load["127.0.0.30"], pods.waiting["decode"] = 6, 5.0
 
@@ -256,9 +269,14 @@ async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(server
                 text = (await http.get(f"http://127.0.0.1:{running.port}/decisions/{cluster.namespace}/chat")).text
         finally:
             await pods.stop()
-    steps = journal.steps_of(runs := journal.read(text.splitlines()))
+    steps = decision_records.steps_of(runs := decision_records.read(text.splitlines()))
     assert {"QueueAboveTarget", "MetricsUnavailable", "QueueBelowTarget"} <= {step.reasons["decode"] for step in steps}
-    again = journal.replay(runs, lambda run: journal.queue_policy(run.queue) if run.queue is not None else pytest.fail("another policy"))
+    again = decision_records.replay(
+        runs,
+        lambda run: (
+            decision_records.queue_policy(run.queue) if run.queue is not None else pytest.fail("another policy")
+        ),
+    )
     assert [(t.prefill, t.decode) for t in again] == [(s.targets.prefill, s.targets.decode) for s in steps]
 
 
@@ -293,10 +311,15 @@ async def test_the_rights_that_the_chart_grants_are_enough(server: ApiServer, cl
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": LIMITED_USER}],
         }
-        await cluster.raw("PATCH", f"{rbac}/clusterrolebindings/{name}", binding, "application/apply-patch+yaml", params)
+        await cluster.raw(
+            "PATCH", f"{rbac}/clusterrolebindings/{name}", binding, "application/apply-patch+yaml", params
+        )
     limited = replace(server, kubeconfig=server.limited_kubeconfig)
     async with operator(limited, tmp_path, "") as running:
-        rdma = {"transport": "rdma", "network": {"attachmentRef": {"name": "fast"}, "rdmaResource": {"name": "rdma/hca"}}}
+        rdma = {
+            "transport": "rdma",
+            "network": {"attachmentRef": {"name": "fast"}, "rdmaResource": {"name": "rdma/hca"}},
+        }
         await cluster.apply_resource(kvTransfer=rdma)
         await eventually("accepted", lambda: accepted(cluster))
         await cluster.run_pod("decode", 0, "127.0.0.30", 1)

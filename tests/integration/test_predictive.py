@@ -1,4 +1,6 @@
-"""The predictive policy in the operator process, against a real API server and pods' pages that count."""
+"""The predictive policy in the operator process, against a real API server and pods' pages that
+count.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,15 @@ import pytest
 from tests.integration.apiserver import ApiServer, free_port
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 
-from disagg_operator.autoscaling import store
-from disagg_operator.resources import CONFIG_MAP, EVENT
+from disagg_operator.autoscaling.records import state_store
+from disagg_operator.kube.resources import CONFIG_MAP, EVENT
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
 ROUTER, PREFILL, DECODE = "127.0.0.10", "127.0.0.20", "127.0.0.30"
 SCALED = {"autoscaling": {"minReplicas": 1, "maxReplicas": 6}}
-# A worker that decodes 20 sequences at 50 tokens a second each, and prefills 10,000 tokens a second.
+# A worker that decodes 20 sequences at 50 tokens a second each, and prefills 10,000 tokens a
+# second.
 SPEED = {
     "prefill": {"base": 0.001, "perToken": 0.0001},
     "decode": {"base": 0.01, "perSequence": 0.001, "kvTokens": 100000},
@@ -116,10 +119,11 @@ async def test_arrivals_drive_both_pools_and_the_decision_explains_itself(
     kept = await cluster.kube.get(CONFIG_MAP, cluster.namespace, "chat-scaling-state")
     assert kept is not None
     assert kept["metadata"]["ownerReferences"][0]["uid"] == (await cluster.resource())["metadata"]["uid"]
-    state = store.decode(kept["data"]["state"])
+    state = state_store.decode(kept["data"]["state"])
     assert state is not None
     assert state["state"]["seen_s"] == pytest.approx(time.time(), abs=60)
-    # The next operator goes on from there: its first record begins with a state that has seen all this.
+    # The next operator goes on from there: its first record begins with a state that has seen all
+    # this.
     folder = tmp_path / "records"
     async with operator(server, tmp_path, cluster.namespace, DISAGG_RECORD_DIR=str(folder)):
 
@@ -131,7 +135,9 @@ async def test_arrivals_drive_both_pools_and_the_decision_explains_itself(
         assert first["state"]["began_s"] == pytest.approx(state["state"]["began_s"], abs=20)
 
 
-async def test_dry_run_decides_says_and_changes_nothing(server: ApiServer, cluster: Cluster, traffic: Traffic, tmp_path: Path) -> None:
+async def test_dry_run_decides_says_and_changes_nothing(
+    server: ApiServer, cluster: Cluster, traffic: Traffic, tmp_path: Path
+) -> None:
     async with operator(server, tmp_path, cluster.namespace):
         await cluster.apply_resource(decode=SCALED, scaling={"profile": SPEED, "dryRun": True})
         traffic.requests_per_s = 60

@@ -1,4 +1,6 @@
-"""Scaling by a real Prometheus that scrapes real pods' pages, and by one that is dead, empty or talks nonsense."""
+"""Scaling by a real Prometheus that scrapes real pods' pages, and by one that is dead, empty or
+talks nonsense.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,17 @@ from tests.integration.apiserver import ApiServer, free_port, program_path
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 from tests.integration.test_predictive import SPEED, Traffic
 
-from disagg_operator.autoscaling.signals.access import Endpoint, Unreadable
-from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
-from disagg_operator.autoscaling.signals.reading import PoolReading, reading
+from disagg_operator.autoscaling.signals.pool_reading import PoolReading, reading
+from disagg_operator.autoscaling.signals.prometheus_access import PrometheusEndpoint, Unreadable
+from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
 from disagg_operator.autoscaling.signals.samples import Sample
-from disagg_operator.resources import EVENT, SECRET
+from disagg_operator.kube.resources import EVENT, SECRET
 
 pytestmark = pytest.mark.apiserver
 
 
-# Passwords (after "s3cr3t-") and their bcrypt hashes of the lowest cost, as Prometheus's web configuration wants them.
+# Passwords (after "s3cr3t-") and their bcrypt hashes of the lowest cost, as Prometheus's web
+# configuration wants them.
 WORDS = {
     "one": "$2b$04$abcdefghijklmnopqrstuu0ofFH2p1ORNFTJ14nzJbjvbtT1JmALu",
     "two": "$2b$04$abcdefghijklmnopqrstuuwkxvmfRFuZk8ut.dm1w4ZnWPSGhZ8He",
@@ -45,9 +48,13 @@ def write_web_config(folder: Path, tls: Certificate, word: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def prometheus(folder: Path, targets: dict[str, dict[str, str]], tls: Certificate | None = None) -> AsyncIterator[str]:
-    """A Prometheus that scrapes `targets` (address -> labels) every half second; gives its URL. With `tls` it asks for user disagg
-    and the password that `write_web_config` wrote."""
+async def prometheus(
+    folder: Path, targets: dict[str, dict[str, str]], tls: Certificate | None = None
+) -> AsyncIterator[str]:
+    """A Prometheus that scrapes `targets` (address -> labels) every half second; gives its URL.
+
+    With `tls` it asks for user disagg and the password that `write_web_config` wrote.
+    """
     port = free_port()
     static = [{"targets": [address], "labels": labels} for address, labels in targets.items()]
     config = {
@@ -106,7 +113,7 @@ async def test_the_documented_query_reads_a_real_prometheus(door: PrometheusDoor
         async with prometheus(tmp_path, targets) as url:
 
             async def read() -> dict[str, Sample] | None:
-                found = await door.read(Endpoint(url), "ns", "chat", time.time())
+                found = await door.read(PrometheusEndpoint(url), "ns", "chat", time.time())
                 return found if found and set(found) == set(names.values()) else None
 
             found = await eventually("Prometheus has scraped", read)
@@ -115,21 +122,21 @@ async def test_the_documented_query_reads_a_real_prometheus(door: PrometheusDoor
             # NaN is absent
             assert reading("decode", decode, routers) == PoolReading({names["127.0.0.30"]: 3.0}, 7.0)
             assert abs(found[names["127.0.0.10"]].at_s - time.time()) < 30  # when it was scraped, not when we asked
-            assert await door.read(Endpoint(url), "ns", "other", time.time()) == {}  # empty is unknown
-            assert await door.read(Endpoint(url), "ns", "chat", time.time() + 100) == {}  # so is what is old
+            assert await door.read(PrometheusEndpoint(url), "ns", "other", time.time()) == {}  # empty is unknown
+            assert await door.read(PrometheusEndpoint(url), "ns", "chat", time.time() + 100) == {}  # so is what is old
 
             async def learned() -> bool:
-                minutes = await door.history(Endpoint(url), "ns", "chat", time.time() + 60)
+                minutes = await door.history(PrometheusEndpoint(url), "ns", "chat", time.time() + 60)
                 return bool(minutes) and minutes[-1].requests > 0 and minutes[-1].output_tokens > 0
 
             await eventually("the minutes before are read", learned)
-            assert await door.history(Endpoint(url), "ns", "other", time.time()) == []
+            assert await door.history(PrometheusEndpoint(url), "ns", "other", time.time()) == []
     finally:
         await pods.stop()
 
 
 async def test_a_prometheus_that_is_not_there_or_talks_nonsense_says_nothing(door: PrometheusDoor) -> None:
-    nowhere = Endpoint(f"http://127.0.0.1:{free_port()}")
+    nowhere = PrometheusEndpoint(f"http://127.0.0.1:{free_port()}")
     for call in (door.read(nowhere, "ns", "chat", 0.0), door.history(nowhere, "ns", "chat", 1e9)):
         with pytest.raises(Unreadable, match="does not answer"):
             await call
@@ -146,13 +153,15 @@ async def test_a_prometheus_that_is_not_there_or_talks_nonsense_says_nothing(doo
         await web.TCPSite(runner, "127.0.0.1", port).start()
         for _ in range(4):
             with pytest.raises(Unreadable, match="not a Prometheus's"):
-                await door.read(Endpoint(f"http://127.0.0.1:{port}"), "ns", "chat", 0.0)
+                await door.read(PrometheusEndpoint(f"http://127.0.0.1:{port}"), "ns", "chat", 0.0)
     finally:
         await runner.cleanup()
 
 
 @pytest.mark.apiserver
-async def test_the_operator_scales_by_prometheus_and_holds_when_it_dies(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
+async def test_the_operator_scales_by_prometheus_and_holds_when_it_dies(
+    server: ApiServer, cluster: Cluster, tmp_path: Path
+) -> None:
     pods, port = Pods(), free_port()
     pods.load["127.0.0.30"] = 11
     decode: dict[str, Any] = {
@@ -185,9 +194,9 @@ async def test_the_operator_scales_by_prometheus_and_holds_when_it_dies(server: 
             held = await cluster.replicas("decode")
             assert held[0] >= 1
             again = await cluster.resource()
-            assert {p["name"]: p["lastDecision"]["reason"] for p in again["status"]["pools"] if "lastDecision" in p} == {
-                "decode": "MetricsUnavailable"
-            }
+            assert {
+                p["name"]: p["lastDecision"]["reason"] for p in again["status"]["pools"] if "lastDecision" in p
+            } == {"decode": "MetricsUnavailable"}
     finally:
         await pods.stop()
 
@@ -205,9 +214,16 @@ async def test_the_operator_scales_by_a_prometheus_behind_tls_and_a_password_tha
 
     async def secret(word: str) -> None:
         data = {"username": "disagg", "password": f"s3cr3t-{word}", "ca.crt": tls.pem}
-        body = {"apiVersion": "v1", "kind": "Secret", "metadata": {**ref, "namespace": cluster.namespace}, "stringData": data}
+        body = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {**ref, "namespace": cluster.namespace},
+            "stringData": data,
+        }
         path = SECRET.path(cluster.namespace, "prom")
-        await cluster.raw("PATCH", path, body, "application/apply-patch+yaml", {"fieldManager": "test", "force": "true"})
+        await cluster.raw(
+            "PATCH", path, body, "application/apply-patch+yaml", {"fieldManager": "test", "force": "true"}
+        )
 
     async def scaling(reason: str, words: str = "") -> None:
         async def told() -> bool:
@@ -232,7 +248,10 @@ async def test_the_operator_scales_by_a_prometheus_behind_tls_and_a_password_tha
             targets = {f"{a}:{port}": {"namespace": cluster.namespace, "pod": pod} for pod, a in labels.items()}
             async with prometheus(tmp_path, targets, tls) as url:
                 await cluster.apply_resource(decode=decode, observability={"prometheus": {"url": url, **auth}})
-                await scaling("CredentialsUnavailable", "spec.observability.prometheus.basicAuth.username: Secret prom does not exist")
+                await scaling(
+                    "CredentialsUnavailable",
+                    "spec.observability.prometheus.basicAuth.username: Secret prom does not exist",
+                )
                 assert await cluster.replicas("decode") == (1, 1)
                 await secret("two")
                 await scaling("MetricsUnavailable", "HTTP 401")
@@ -270,12 +289,16 @@ async def test_the_predictive_policy_scales_by_prometheus_and_says_when_it_is_go
 
                 async def scraped() -> bool:
                     async with httpx.AsyncClient(trust_env=False) as http:
-                        found = await http.get(f"{url}/api/v1/query", params={"query": "disagg_router_arrivals_total > 0"})
+                        found = await http.get(
+                            f"{url}/api/v1/query", params={"query": "disagg_router_arrivals_total > 0"}
+                        )
                     return bool(found.json()["data"]["result"])
 
                 await eventually("Prometheus has scraped", scraped)
                 await cluster.apply_resource(
-                    decode={"autoscaling": {"maxReplicas": 6}}, scaling={"profile": SPEED}, observability={"prometheus": {"url": url}}
+                    decode={"autoscaling": {"maxReplicas": 6}},
+                    scaling={"profile": SPEED},
+                    observability={"prometheus": {"url": url}},
                 )
 
                 async def up() -> bool:

@@ -79,7 +79,9 @@ def pins(group: Group) -> dict[str, str]:
 
 
 def test_what_prometheus_and_its_adapter_share_with_the_cluster_is_compiled_once() -> None:
-    """Another version of one of these modules, and everything built on it is compiled again: two minutes of a cold CI."""
+    """Another version of one of these modules, and everything built on it is compiled again: two
+    minutes of a cold CI.
+    """
     cluster, metrics = pins(gobuild.CLUSTER), pins(gobuild.METRICS)
     assert len(cluster.keys() & metrics.keys()) > 100
     profilers = {"github.com/felixge/fgprof", "github.com/google/pprof"}  # small, and little is built on them

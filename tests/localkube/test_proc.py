@@ -1,4 +1,6 @@
-"""Only processes that were started here are ever ended: a pid file of another life counts for nothing."""
+"""Only processes that were started here are ever ended: a pid file of another life counts for
+nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The real processes on loopback: a prefill worker, a decode worker and one of role `both`, each pool with a router in front."""
+"""The real processes on loopback: a prefill worker, a decode worker and one of role `both`, each
+pool with a router in front.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def process(module: str, log: Path, **settings: object) -> Iterator[subprocess.P
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DISAGG_")}
     environment |= {"PYTHONPATH": str(ROOT / "worker"), "OMP_NUM_THREADS": "1"}
     environment |= {f"DISAGG_{k.upper()}": str(v) for k, v in settings.items()}
-    with log.open("wb") as out, subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=out, stderr=out) as child:
+    with (
+        log.open("wb") as out,
+        subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=out, stderr=out) as child,
+    ):
         try:
             yield child
         finally:
@@ -81,10 +86,14 @@ def _wait(url: str, log: Path, child: subprocess.Popen[bytes]) -> None:
 
 
 def _serves(base: str, key: dict[str, str]) -> None:
-    """Until a request is served, by a whole pair: the first ones may come before the first poll of the workers."""
+    """Until a request is served, by a whole pair: the first ones may come before the first poll of
+    the workers.
+    """
     until_s = time.monotonic() + _START_TIMEOUT_S
     body = {"model": MODEL, "prompt": "x", "max_tokens": 1}
-    while httpx.post(f"{base}/v1/completions", json=body, headers=key, trust_env=False).status_code != 200 or not _pairs_ready(base):
+    while httpx.post(
+        f"{base}/v1/completions", json=body, headers=key, trust_env=False
+    ).status_code != 200 or not _pairs_ready(base):
         if time.monotonic() > until_s:
             raise RuntimeError(f"{base} serves nothing")
         time.sleep(0.1)
@@ -92,7 +101,11 @@ def _serves(base: str, key: dict[str, str]) -> None:
 
 def _pairs_ready(base: str) -> bool:
     text = httpx.get(f"{base}/metrics", trust_env=False).text
-    count = {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("disagg_router_pairs{")}
+    count = {
+        line.split('"')[1]: float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith("disagg_router_pairs{")
+    }
     return count["healthy"] == count["expected"]
 
 
@@ -108,7 +121,9 @@ def real(folder: Path) -> Iterator[Real]:
             port, log = free_port(), folder / f"{role}.log"
             model = {"model_uri": f"file://{ROOT / 'models' / 'stdlib-llama'}", "kv_cache_bytes": 64 << 20}
             settings = common | model | {"role": role, "port": port, "kv_port": 0, "pod_name": role}
-            waits.append((f"http://127.0.0.1:{port}/readyz", log, stack.enter_context(process("disagg_worker", log, **settings))))
+            waits.append(
+                (f"http://127.0.0.1:{port}/readyz", log, stack.enter_context(process("disagg_worker", log, **settings)))
+            )
             members["whole" if role == "both" else "split"].append({"name": role, "url": f"http://127.0.0.1:{port}"})
         urls = {}
         for name, listed in members.items():

@@ -21,7 +21,9 @@ MODEL = "m"
 
 
 class Stack:
-    """`async with Stack(tmp_path, workers...) as stack`: the pairs' handshakes are done when it is entered, if there are pairs."""
+    """`async with Stack(tmp_path, workers...) as stack`: the pairs' handshakes are done when it is
+    entered, if there are pairs.
+    """
 
     def __init__(self, folder: Path, *workers: TokenWorker, **options: Any) -> None:
         self._folder = folder
@@ -46,11 +48,15 @@ class Stack:
         self.openai = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
         await self.until(lambda: self._server.started and self.router.table.synced)
         if self.workers:
-            await self.until(lambda: len(self.router.table.workers()) == len(self.workers) and self.router.table.model() is not None)
+            await self.until(
+                lambda: len(self.router.table.workers()) == len(self.workers) and self.router.table.model() is not None
+            )
             await self.until(lambda: self.healthy() == self.expected_pairs())
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.openai.close()
         await self.http.aclose()
         await asyncio.gather(*(w.stop() for w in self.workers))

@@ -1,4 +1,6 @@
-"""What comes in wrong is answered with a 4xx in OpenAI's form that names what is wrong; nothing that a client sends makes a 500."""
+"""What comes in wrong is answered with a 4xx in OpenAI's form that names what is wrong; nothing
+that a client sends makes a 500.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,12 @@ CHAT_ONLY: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"messages": [{"role": "tool", "content": "x"}]}, 400, "invalid_value", "messages.0.role"),
     ({"messages": [{"role": "user"}]}, 400, "invalid_value", "messages.0.content"),
     ({"messages": [{"role": "user", "content": LONG}]}, 400, "context_length_exceeded", "prompt"),
-    ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, 400, "unknown_parameter", "messages.0.tool_calls"),
+    (
+        {"messages": [{"role": "user", "content": "x", "tool_calls": []}]},
+        400,
+        "unknown_parameter",
+        "messages.0.tool_calls",
+    ),
     ({"logprobs": 2}, 400, "invalid_value", "logprobs"),
     ({"top_logprobs": 21}, 400, "invalid_value", "top_logprobs"),
     ({"prompt": "x"}, 400, "unknown_parameter", "prompt"),
@@ -91,7 +98,9 @@ PLAIN_ONLY: list[tuple[dict[str, Any], int, str, str | None]] = [
 
 @pytest.mark.slow
 async def test_every_wrong_field_is_refused_by_name(tmp_path: Path) -> None:
-    cases = [("/v1/chat/completions", CHAT, *c) for c in BOTH + CHAT_ONLY] + [("/v1/completions", PLAIN, *c) for c in BOTH + PLAIN_ONLY]
+    cases = [("/v1/chat/completions", CHAT, *c) for c in BOTH + CHAT_ONLY] + [
+        ("/v1/completions", PLAIN, *c) for c in BOTH + PLAIN_ONLY
+    ]
     async with Stack(tmp_path, *pair()) as stack:
         for path, good, change, status, code, param in cases:
             for stream in (False, True):
@@ -183,14 +192,20 @@ async def test_a_huge_head_is_refused_and_the_next_request_is_served(tmp_path: P
         assert (await stack.http.get("/v1/models")).status_code == 200
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None, exclude_categories=()))
-values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3), max_leaves=6)
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None, exclude_categories=()))
+)
+values = st.recursive(
+    scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3), max_leaves=6
+)
 names = st.sampled_from(
     ["model", "prompt", "messages", "max_tokens", "temperature", "top_p", "n", "stream", "stop", "seed", "logit_bias", "logprobs",
      "stream_options", "min_tokens", "metadata", "echo", "tools", "max_completion_tokens", "top_logprobs"]
 ) | st.text(max_size=8)  # fmt: skip
 bodies = st.one_of(
-    values, st.dictionaries(names, values, max_size=4).map(lambda d: PLAIN | d), st.dictionaries(names, values).map(CHAT.__or__)
+    values,
+    st.dictionaries(names, values, max_size=4).map(lambda d: PLAIN | d),
+    st.dictionaries(names, values).map(CHAT.__or__),
 )
 
 

@@ -13,7 +13,9 @@ from tests.router.stack import Stack, tokens_of
 
 
 class Failing(TokenWorker):
-    """Its computation fails while decode waits for the KV; decode hears of it before the router does."""
+    """Its computation fails while decode waits for the KV; decode hears of it before the router
+    does.
+    """
 
     fails = False
 

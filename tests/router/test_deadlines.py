@@ -1,4 +1,7 @@
-"""Requests with a deadline for their first token: who gets the room, and what workers are told. Over real sockets."""
+"""Requests with a deadline for their first token: who gets the room, and what workers are told.
+
+Over real sockets.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from openai.types import Completion
 from tests.fakes.token_worker import Fault, TokenWorker, expected_text
 from tests.router.stack import MODEL, Stack, tokens_of
 
-from disagg_router import admission
+from disagg_router.admission import waiting_queue
 
 WITHIN = "first_token_within_s"
 LONG = "x" * 400
@@ -30,9 +33,12 @@ def bodies(worker: TokenWorker, prompt: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("order", "served"), [("EarliestDeadline", ["first", LONG, "late"]), ("FirstComeFirstServed", ["first", "late", LONG])]
+    ("order", "served"),
+    [("EarliestDeadline", ["first", LONG, "late"]), ("FirstComeFirstServed", ["first", "late", LONG])],
 )
-async def test_room_goes_to_who_can_be_on_time_before_who_is_late(tmp_path: Path, order: str, served: list[str]) -> None:
+async def test_room_goes_to_who_can_be_on_time_before_who_is_late(
+    tmp_path: Path, order: str, served: list[str]
+) -> None:
     prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode, queue_order=order, **DEADLINES) as stack:
         decode.slots = 1
@@ -63,7 +69,8 @@ async def test_room_goes_to_who_can_be_on_time_before_who_is_late(tmp_path: Path
         return
     assert told["first"][0] <= 0.2
     assert told["late"][0] < 0
-    # It was refused first. Whom it would have been sent to must not count as having it cached since.
+    # It was refused first. Whom it would have been sent to must not count as having it cached
+    # since.
     assert 5 < told[LONG][0] <= 10
 
 
@@ -116,7 +123,9 @@ async def test_a_prompt_that_should_be_cached_is_due_sooner(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("role", "features"), [("decode", [WITHIN]), ("both", [WITHIN]), ("both", ["another"])])
-async def test_a_worker_that_computes_the_prompt_itself_is_told(tmp_path: Path, role: str, features: list[str] | None) -> None:
+async def test_a_worker_that_computes_the_prompt_itself_is_told(
+    tmp_path: Path, role: str, features: list[str] | None
+) -> None:
     worker = TokenWorker("w0", role)
     worker.features = features
     async with Stack(tmp_path, worker, objective_ttft_s=5) as stack:
@@ -137,7 +146,10 @@ async def test_a_single_token_is_due_too_and_nothing_is_where_no_objective_is_se
 
 
 async def test_who_has_tokens_out_is_due_no_more_and_goes_first(tmp_path: Path) -> None:
-    """Its client waits in the middle of an answer. The other one's deadline is earlier than its own was."""
+    """Its client waits in the middle of an answer.
+
+    The other one's deadline is earlier than its own was.
+    """
     prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode, objective_ttft_s=9, prefill_b_s_per_token=0.005) as stack:
         decode.slots = 1
@@ -173,7 +185,7 @@ async def test_a_worker_that_does_it_all_takes_the_next_as_soon_as_it_has_taken_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, max_tokens: int
 ) -> None:
     """There is no ticket to say so, but that is no reason to wait for the end of the answer."""
-    monkeypatch.setattr(admission, "_RETRY_S", 60.0)
+    monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
     worker = TokenWorker("w0", role)
     async with Stack(tmp_path, worker) as stack:
         worker.slots = 2

@@ -1,5 +1,6 @@
-"""What the router tells real workers, over real sockets: how full decode is (then prefill batches are small, and large again when it is
-empty), and when a first token is due."""
+"""What the router tells real workers, over real sockets: how full decode is (then prefill batches
+are small, and large again when it is empty), and when a first token is due.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ async def router(folder: Path, *workers: Running, **options: object) -> AsyncIte
     with socket.create_server(("127.0.0.1", 0)) as sock:
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", trust_env=False, timeout=60) as http:
+            async with httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{sock.getsockname()[1]}", trust_env=False, timeout=60
+            ) as http:
                 await until(lambda: made.handshakes.counts() == {"expected": 1, "healthy": 1})
                 yield http
         finally:
@@ -97,13 +100,17 @@ async def test_the_limit_falls_while_decode_is_full_and_recovers(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("order", "late"), [("EarliestDeadline", 1), ("FirstComeFirstServed", 0)])
-async def test_a_real_worker_takes_what_the_router_says_of_the_first_token(tmp_path: Path, order: str, late: int) -> None:
+async def test_a_real_worker_takes_what_the_router_says_of_the_first_token(
+    tmp_path: Path, order: str, late: int
+) -> None:
     """Nobody can keep this objective, so the worker counts the prompt as late, if it was told."""
     (tmp_path / "key").write_bytes(KEY)
     async with AsyncExitStack() as stack:
         prefill = await stack.enter_async_context(running("prefill", tmp_path, model_uri=f"file://{FOLDER}"))
         decode = await stack.enter_async_context(running("decode", tmp_path, model_uri=f"file://{FOLDER}"))
-        http = await stack.enter_async_context(router(tmp_path, prefill, decode, objective_ttft_s=1e-6, queue_order=order))
+        http = await stack.enter_async_context(
+            router(tmp_path, prefill, decode, objective_ttft_s=1e-6, queue_order=order)
+        )
         body = {"model": MODEL, "prompt": "import os", "ignore_eos": True, "max_tokens": 2}
         answer = await http.post("/v1/completions", json=body, headers={"x-disagg-trace": "1"})
         assert (answer.json()["disagg"]["path"], answer.json()["disagg"]["attempts"]) == ("remote", 1)

@@ -19,11 +19,15 @@ WANTED = expected_text(5, PROMPT, N)
 
 
 def workers(prefills: int = 2, decodes: int = 2) -> list[TokenWorker]:
-    return [TokenWorker(f"p{i}", "prefill") for i in range(prefills)] + [TokenWorker(f"d{i}", "decode") for i in range(decodes)]
+    return [TokenWorker(f"p{i}", "prefill") for i in range(prefills)] + [
+        TokenWorker(f"d{i}", "decode") for i in range(decodes)
+    ]
 
 
 def inject(pool: list[TokenWorker], leg: str, **fault: object) -> None:
-    """The next call of this leg fails, on whichever worker it comes first; the others are sound (one shared Fault)."""
+    """The next call of this leg fails, on whichever worker it comes first; the others are sound
+    (one shared Fault).
+    """
     shared = Fault(leg, **fault)  # type: ignore[arg-type]
     for worker in pool:
         worker.faults.append(shared)
@@ -51,7 +55,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("leg", "fault", "reason"), FAULTS)
-async def test_a_fault_changes_nothing_for_the_client(tmp_path: Path, leg: str, fault: dict[str, object], reason: str) -> None:
+async def test_a_fault_changes_nothing_for_the_client(
+    tmp_path: Path, leg: str, fault: dict[str, object], reason: str
+) -> None:
     pool = workers()
     async with Stack(tmp_path, *pool, stall_timeout_s=0.5, first_token_timeout_s=0.5) as stack:
         inject(pool, leg, **fault)
@@ -77,7 +83,9 @@ async def test_the_second_attempt_prefills_the_emitted_tokens_too_with_the_same_
     async with Stack(tmp_path, *pool) as stack:
         for worker in pool:
             worker.seen.bodies.clear()
-            worker.token_interval_s = 0.02  # prefill's first token comes before decode's ninth, whatever else the machine does
+            worker.token_interval_s = (
+                0.02  # prefill's first token comes before decode's ninth, whatever else the machine does
+            )
         inject(pool, "decode", kind="die", after_tokens=9)
         await stack.complete(max_tokens=N)
         # A handshake has 4 tokens.
@@ -143,7 +151,11 @@ async def test_a_pair_that_can_not_transfer_is_avoided_and_decode_prefills_itsel
         stack.router.table.breaker.first_s = 5.0
         prefill.faults = [Fault("prefill", "no_transfer", times=1000)]
         answer = (await stack.complete(max_tokens=N)).json()
-        assert (answer["choices"][0]["text"], answer["disagg"]["path"], answer["disagg"]["attempts"]) == (WANTED, "local", 2)
+        assert (answer["choices"][0]["text"], answer["disagg"]["path"], answer["disagg"]["attempts"]) == (
+            WANTED,
+            "local",
+            2,
+        )
         again = (await stack.complete(max_tokens=N)).json()
         assert (again["disagg"]["path"], again["disagg"]["attempts"]) == ("local", 1)
         await stack.until(lambda: stack.healthy() == 0)
@@ -161,7 +173,9 @@ async def test_the_attempts_are_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "code", "wanted"), [(400, "invalid_request", 400), (413, "prompt_too_long", 400)])
-async def test_what_no_worker_would_take_is_not_tried_again(tmp_path: Path, status: int, code: str, wanted: int) -> None:
+async def test_what_no_worker_would_take_is_not_tried_again(
+    tmp_path: Path, status: int, code: str, wanted: int
+) -> None:
     pool = workers()
     async with Stack(tmp_path, *pool) as stack:
         inject(pool, "decode", kind="status", status=status, code=code)
@@ -175,7 +189,9 @@ async def test_an_error_after_the_stream_began_is_its_last_event(tmp_path: Path)
         for worker in pool:
             worker.token_interval_s = 0.02  # the first token is out before decode dies
         inject(pool, "decode", kind="die", after_tokens=5)
-        async with stack.http.stream("POST", "/v1/completions", json={"model": MODEL, "prompt": "hello", "stream": True}) as answer:
+        async with stack.http.stream(
+            "POST", "/v1/completions", json={"model": MODEL, "prompt": "hello", "stream": True}
+        ) as answer:
             assert answer.status_code == 200
             lines = [line async for line in answer.aiter_lines() if line]
         assert '"error"' in lines[-1]
@@ -197,7 +213,9 @@ async def test_a_request_ends_at_its_deadline(tmp_path: Path) -> None:
 
 
 async def test_a_worker_of_another_model_never_gets_the_tokens(tmp_path: Path) -> None:
-    """During a rollout to another model both are there; a request stays with the model that it was read for."""
+    """During a rollout to another model both are there; a request stays with the model that it was
+    read for.
+    """
     old, new = workers(1, 2), [TokenWorker("pn", "prefill", digest="model-b", compat="compat-b")]
     async with Stack(tmp_path, *old, *new) as stack:
         inject(old, "decode", kind="die", after_tokens=3)

@@ -9,7 +9,8 @@ import pytest
 from tests.fakes.token_worker import TokenWorker
 from tests.router.stack import MODEL, Stack
 
-from disagg_router.metrics import Metrics, Objectives
+from disagg_router.metrics import Metrics
+from disagg_router.objectives import Objectives
 
 
 def page(metrics: Metrics) -> dict[str, float]:

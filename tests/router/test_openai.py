@@ -67,12 +67,19 @@ def test_a_completion_whole_and_streamed_is_the_same_text(client: openai.OpenAI)
     assert all(c.usage is None for c in chunks)
 
 
-@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 0.9, "top_p": 0.95, "seed": 7, "frequency_penalty": 0.5}])
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0}, {"temperature": 0.9, "top_p": 0.95, "seed": 7, "frequency_penalty": 0.5}]
+)
 @pytest.mark.parametrize("n_lines", [1, 15, 100])
 def test_split_over_two_workers_it_is_what_one_worker_says(
     client: openai.OpenAI, whole: openai.OpenAI, sampling: dict[str, Any], n_lines: int
 ) -> None:
-    options: dict[str, Any] = {"model": MODEL, "prompt": "self.assertEqual(x, 1)\n" * n_lines, "max_tokens": 32, "logprobs": 2} | sampling
+    options: dict[str, Any] = {
+        "model": MODEL,
+        "prompt": "self.assertEqual(x, 1)\n" * n_lines,
+        "max_tokens": 32,
+        "logprobs": 2,
+    } | sampling
     answers = [c.completions.create(**options, extra_headers={"X-Disagg-Trace": "1"}) for c in (client, whole)]
     assert [disagg(a)["path"] for a in answers] == ["remote", "local"]
     first, second = (a.choices[0] for a in answers)
@@ -86,9 +93,16 @@ def test_split_over_two_workers_it_is_what_one_worker_says(
 def test_a_trace_tells_who_did_what(client: openai.OpenAI) -> None:
     headers = {"X-Disagg-Trace": "1"}
     trace = disagg(
-        client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=8, extra_headers=headers, extra_body={"ignore_eos": True})
+        client.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=8, extra_headers=headers, extra_body={"ignore_eos": True}
+        )
     )
-    assert (trace["prefill"]["pod"], trace["decode"]["pod"], trace["path"], trace["attempts"]) == ("prefill", "decode", "remote", 1)
+    assert (trace["prefill"]["pod"], trace["decode"]["pod"], trace["path"], trace["attempts"]) == (
+        "prefill",
+        "decode",
+        "remote",
+        1,
+    )
     assert trace["kv_bytes"] > 0
     assert 0 < trace["transfer_s"] < 30
     assert 0 < trace["ttft_s"] < 60
@@ -99,7 +113,10 @@ def test_a_trace_tells_who_did_what(client: openai.OpenAI) -> None:
 
 def test_a_seed_gives_the_same_again_and_choices_differ(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": MODEL, "messages": CHAT, "max_tokens": 16, "temperature": 1.2, "n": 3}
-    texts = [[c.message.content for c in client.chat.completions.create(**options, seed=seed).choices] for seed in (5, 5, 500)]
+    texts = [
+        [c.message.content for c in client.chat.completions.create(**options, seed=seed).choices]
+        for seed in (5, 5, 500)
+    ]
     assert texts[0] == texts[1] != texts[2]
     assert len(set(texts[0])) > 1
 
@@ -109,10 +126,14 @@ def test_choices_share_the_computation_of_their_prompt(stack: Real, client: open
 
     def computed() -> float:
         text = httpx.get(f"{url}/metrics", trust_env=False).text
-        return next(float(x.rsplit(" ", 1)[1]) for x in text.splitlines() if x.startswith("disagg_worker_prompt_tokens_total "))
+        return next(
+            float(x.rsplit(" ", 1)[1]) for x in text.splitlines() if x.startswith("disagg_worker_prompt_tokens_total ")
+        )
 
     before = computed()
-    answer = client.completions.create(model=MODEL, prompt="choices = shared(prompt)  # once\n" * 40, n=6, seed=1, max_tokens=3)
+    answer = client.completions.create(
+        model=MODEL, prompt="choices = shared(prompt)  # once\n" * 40, n=6, seed=1, max_tokens=3
+    )
     assert answer.usage is not None
     assert answer.usage.prompt_tokens > 300
     assert len(answer.choices) == 6
@@ -148,7 +169,9 @@ def test_a_stop_string_is_not_shown_nor_what_follows(client: openai.OpenAI) -> N
 
 
 def test_logprobs_are_of_the_tokens_of_the_text(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=8, temperature=0, logprobs=True, top_logprobs=3)
+    answer = client.chat.completions.create(
+        model=MODEL, messages=CHAT, max_tokens=8, temperature=0, logprobs=True, top_logprobs=3
+    )
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
@@ -167,14 +190,26 @@ def test_the_output_has_the_form_that_was_asked_for(client: openai.OpenAI, whole
     schema = {"type": "object", "properties": {"n": {"type": "integer"}, "s": {"enum": ["x", "y"]}}, "required": ["n", "s"],
               "additionalProperties": False}  # fmt: skip
     form: Any = {"type": "json_schema", "json_schema": {"name": "pair", "schema": schema, "strict": True}}
-    options: dict[str, Any] = {"model": MODEL, "messages": CHAT, "max_tokens": 80, "temperature": 1.0, "seed": 3, "response_format": form}
+    options: dict[str, Any] = {
+        "model": MODEL,
+        "messages": CHAT,
+        "max_tokens": 80,
+        "temperature": 1.0,
+        "seed": 3,
+        "response_format": form,
+    }
     texts = [c.chat.completions.create(**options).choices[0].message.content for c in (client, whole)]
     assert texts[0] == texts[1]
     assert set(json.loads(texts[0] or "")) == {"n", "s"}
     streamed = "".join(c.choices[0].delta.content or "" for c in client.chat.completions.create(**options, stream=True))
     assert streamed == texts[0]
     plain = client.completions.create(
-        model=MODEL, prompt=PROMPT, max_tokens=40, n=3, seed=1, extra_body={"structured_outputs": {"regex": r"[ab]{4}\d"}}
+        model=MODEL,
+        prompt=PROMPT,
+        max_tokens=40,
+        n=3,
+        seed=1,
+        extra_body={"structured_outputs": {"regex": r"[ab]{4}\d"}},
     )
     assert all(re.fullmatch(r"[ab]{4}\d", c.text) and c.finish_reason == "stop" for c in plain.choices)
 
@@ -187,7 +222,9 @@ def test_a_form_that_makes_no_sense_is_refused_before_anything_streams(client: o
         assert "nonsense" in str(caught.value)
 
 
-def test_a_prompt_seen_before_is_counted_as_cached_and_other_keys_do_not_see_it(stack: Real, client: openai.OpenAI) -> None:
+def test_a_prompt_seen_before_is_counted_as_cached_and_other_keys_do_not_see_it(
+    stack: Real, client: openai.OpenAI
+) -> None:
     prompt = "x = compute(1, 2)  # cached\n" * 12
 
     def cached(c: openai.OpenAI, **extra: Any) -> int:
@@ -223,13 +260,17 @@ WRONG: list[tuple[dict[str, Any], int, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "status", "code", "named"), WRONG, ids=[f"{i}-{row[2]}" for i, row in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("change", "status", "code", "named"), WRONG, ids=[f"{i}-{row[2]}" for i, row in enumerate(WRONG)]
+)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_wrong_request_is_refused_in_openais_form(
     stack: Real, change: dict[str, Any], status: int, code: str, named: str, stream: bool
 ) -> None:
     body = {"model": MODEL, "prompt": "x", "stream": stream} | change
-    answer = httpx.post(f"{stack.split}/v1/completions", json=body, headers={"authorization": f"Bearer {API_KEY}"}, trust_env=False)
+    answer = httpx.post(
+        f"{stack.split}/v1/completions", json=body, headers={"authorization": f"Bearer {API_KEY}"}, trust_env=False
+    )
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, code)
     assert named in error["message"]
@@ -253,10 +294,14 @@ def test_broken_bodies_wrong_methods_and_paths_are_answered_in_the_same_form(
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     if status == 405:
-        assert set(answer.headers["allow"].replace(" ", "").split(",")) == ({"POST"} if method == "GET" else {"GET", "HEAD"})
+        assert set(answer.headers["allow"].replace(" ", "").split(",")) == (
+            {"POST"} if method == "GET" else {"GET", "HEAD"}
+        )
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic sk-test", "Bearer sk-tes", "Bearer sk-test2"])
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer wrong", "Basic sk-test", "Bearer sk-tes", "Bearer sk-test2"]
+)
 def test_without_the_key_nothing_is_served(stack: Real, header: str | None) -> None:
     headers = {} if header is None else {"authorization": header}
     for method, path in (
@@ -275,7 +320,10 @@ def test_the_client_raises_its_own_errors(stack: Real, client: openai.OpenAI) ->
         client.completions.create(model="gpt-4", prompt="x")
     with pytest.raises(openai.BadRequestError, match="context"):
         client.completions.create(model=MODEL, prompt=[5] * 4000, stream=True)
-    with openai.OpenAI(base_url=f"{stack.split}/v1", api_key="wrong", max_retries=0) as stranger, pytest.raises(openai.AuthenticationError):
+    with (
+        openai.OpenAI(base_url=f"{stack.split}/v1", api_key="wrong", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
         stranger.models.list()
 
 

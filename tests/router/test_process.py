@@ -1,4 +1,6 @@
-"""The router as a process: starts from its environment, drains on SIGTERM, says what is wrong with its settings."""
+"""The router as a process: starts from its environment, drains on SIGTERM, says what is wrong with
+its settings.
+"""
 
 from __future__ import annotations
 

@@ -31,8 +31,9 @@ async def test_requests_wait_for_room_in_order_and_none_is_lost(tmp_path: Path) 
             tasks.append(asyncio.create_task(one(seed)))
             await stack.until(lambda n=seed: stack.router.active + len(done) == n + 1)
         await asyncio.gather(*tasks)
-        # Two run at a time, so nobody can be overtaken by more than the one beside; and what was tokenised at the same moment, in
-        # threads, may have changed places before it came to the queue.
+        # Two run at a time, so nobody can be overtaken by more than the one beside; and what was
+        # tokenised at the same moment, in threads, may have changed places before it came to the
+        # queue.
         assert all(abs(place - seed) <= 4 for place, seed in enumerate(done)), str(done)
 
 
@@ -83,7 +84,11 @@ async def test_a_full_queue_is_429_and_too_long_a_wait_503_both_with_retry_after
         streamed = await stack.http.post("/v1/completions", json={"model": MODEL, "prompt": "x", "stream": True})
         refused = await stack.complete()
         for answer in (refused, streamed):
-            assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (429, "queue_full", "1")
+            assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (
+                429,
+                "queue_full",
+                "1",
+            )
         late = await waiting
         assert (late.status_code, late.json()["error"]["code"], late.headers["retry-after"]) == (503, "overloaded", "5")
 

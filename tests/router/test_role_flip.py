@@ -1,4 +1,6 @@
-"""A worker changes its role under load, in the real processes: no stream is cut, nothing is loaded again, and it serves in its new role."""
+"""A worker changes its role under load, in the real processes: no stream is cut, nothing is loaded
+again, and it serves in its new role.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,12 @@ async def test_between_its_two_pools_a_worker_gets_nothing_and_then_its_new_work
         await stack.until(lambda: [w.name for w in table.workers() if w.serves("decode")] == ["d"])
         for _ in range(4):
             assert (await stack.complete(max_tokens=4)).json()["disagg"]["decode"]["pod"] == "d"
-        # Handshakes aside: one that was under way as the decode worker that it still was may land late.
+        # Handshakes aside: one that was under way as the decode worker that it still was may land
+        # late.
         assert [body["request_id"] for body in e.seen.bodies if not body["request_id"].startswith("handshake-")] == []
         e.role, e.incarnation = "prefill", "e/2"
-        # Not the number of healthy pairs: until the handshakes look again, it is that of before the move, which is two as well.
+        # Not the number of healthy pairs: until the handshakes look again, it is that of before the
+        # move, which is two as well.
         await stack.until(lambda: sum(w.serves("prefill") for w in table.workers()) == 2 and "e/2" in table.proven)
         await p.stop()
         answer = (await stack.complete(max_tokens=4)).json()
@@ -130,16 +134,24 @@ async def _change_places(running: Running, urls: dict[str, str]) -> None:
     text, trace = await running.stream(1)
     assert (text, trace["prefill"]["pod"], trace["path"]) == (wanted[1], "e", "remote")
     assert trace["prefill"]["incarnation"] == became["incarnation"]
-    assert {(w["name"], w["role"]) for w in (await running.state())["workers"]} == {("p", "decode"), ("d", "decode"), ("e", "prefill")}
+    assert {(w["name"], w["role"]) for w in (await running.state())["workers"]} == {
+        ("p", "decode"),
+        ("d", "decode"),
+        ("e", "prefill"),
+    }
 
 
 @pytest.mark.slow
 async def test_under_load_two_workers_change_places_and_one_dies_and_no_stream_notices(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(KEY)
     with ExitStack() as stack:
-        started = {n: _worker(stack, tmp_path, n, role) for n, role in (("p", "prefill"), ("d", "decode"), ("e", "decode"))}
+        started = {
+            n: _worker(stack, tmp_path, n, role) for n, role in (("p", "prefill"), ("d", "decode"), ("e", "decode"))
+        }
         urls = {name: url for name, (url, _) in started.items()}
-        (tmp_path / "members.json").write_text(json.dumps({"workers": [{"name": n, "url": u} for n, u in urls.items()]}))
+        (tmp_path / "members.json").write_text(
+            json.dumps({"workers": [{"name": n, "url": u} for n, u in urls.items()]})
+        )
         base = f"http://127.0.0.1:{(port := free_port())}"
         settings = {"model_name": MODEL, "cluster_key_file": tmp_path / "key", "port": port, "poll_interval_s": 0.2,
                     "membership": f"file://{tmp_path / 'members.json'}"}  # fmt: skip

@@ -27,10 +27,20 @@ def pair() -> tuple[TokenWorker, TokenWorker]:
 async def test_a_completion_is_prefilled_here_and_decoded_there_and_says_so(tmp_path: Path) -> None:
     async with Stack(tmp_path, *pair()) as stack:
         answer = (await stack.complete(max_tokens=12)).json()
-        assert answer["choices"][0] == {"index": 0, "finish_reason": "length", "text": expected_text(5, PROMPT, 12), "logprobs": None}
+        assert answer["choices"][0] == {
+            "index": 0,
+            "finish_reason": "length",
+            "text": expected_text(5, PROMPT, 12),
+            "logprobs": None,
+        }
         assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 12, "total_tokens": 17, **NOTHING_CACHED}
         trace = answer["disagg"]
-        assert (trace["prefill"]["pod"], trace["decode"]["pod"], trace["path"], trace["attempts"]) == ("p0", "d0", "remote", 1)
+        assert (trace["prefill"]["pod"], trace["decode"]["pod"], trace["path"], trace["attempts"]) == (
+            "p0",
+            "d0",
+            "remote",
+            1,
+        )
         assert (trace["kv_bytes"], trace["interface"]) == (64 * 6, "net1")
         assert trace["ttft_s"] > 0
         assert trace["tpot_s"] >= 0
@@ -115,7 +125,9 @@ async def test_a_stop_string_ends_the_text_before_it_and_frees_the_workers(tmp_p
         stop = text[20:23]
         cut = text[: text.index(stop)]
         if streamed:
-            stream = await stack.openai.completions.create(model=MODEL, prompt="hello", max_tokens=200, seed=5, stop=[stop], stream=True)
+            stream = await stack.openai.completions.create(
+                model=MODEL, prompt="hello", max_tokens=200, seed=5, stop=[stop], stream=True
+            )
             chunks = [c async for c in stream]
             assert "".join(c.choices[0].text for c in chunks) == cut
             assert chunks[-1].choices[0].finish_reason == "stop"
@@ -135,7 +147,9 @@ async def test_the_end_token_ends_the_text_and_is_not_shown(tmp_path: Path) -> N
 
 
 async def test_a_first_token_that_ends_the_request_is_the_whole_answer(tmp_path: Path) -> None:
-    """Decode sees a broken transfer then, and says so before prefill's end is here: once the request went on past its end."""
+    """Decode sees a broken transfer then, and says so before prefill's end is here: once the
+    request went on past its end.
+    """
     prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode) as stack:
         prefill.end_after = 0
@@ -155,7 +169,9 @@ async def test_logprobs_in_both_forms(tmp_path: Path) -> None:
         assert plain["logprobs"]["text_offset"] == [0, 1, 2]
         assert all(len(top) == 2 for top in plain["logprobs"]["top_logprobs"])
         messages = [{"role": "user", "content": "x"}]
-        chat = await stack.openai.chat.completions.create(model=MODEL, messages=messages, max_tokens=2, logprobs=True, top_logprobs=1)  # type: ignore[arg-type]
+        chat = await stack.openai.chat.completions.create(
+            model=MODEL, messages=messages, max_tokens=2, logprobs=True, top_logprobs=1
+        )  # type: ignore[arg-type]
         content = chat.choices[0].logprobs.content  # type: ignore[union-attr]
         assert content is not None
         assert [len(c.top_logprobs) for c in content] == [1, 1]
@@ -200,7 +216,9 @@ async def test_the_state_tells_the_operator_about_workers_pairs_and_waiting(tmp_
             "role": "prefill", "state": "ready", "interface": "net1", "transport": "tcp", "revision": "r1",
         }  # fmt: skip
         assert (await stack.http.get("/internal/v1/state")).status_code == 401
-        assert (await stack.http.get("/internal/v1/state", headers={"authorization": "Bearer ü".encode("latin-1")})).status_code == 401
+        assert (
+            await stack.http.get("/internal/v1/state", headers={"authorization": "Bearer ü".encode("latin-1")})
+        ).status_code == 401
 
 
 async def test_a_pair_whose_handshake_fails_is_not_healthy_until_it_works(tmp_path: Path) -> None:
@@ -215,7 +233,11 @@ async def test_before_any_worker_was_ready_the_answer_is_503_in_openais_form(tmp
     async with Stack(tmp_path) as stack:
         assert (await stack.http.get("/readyz")).status_code == 200
         answer = await stack.complete()
-        assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (503, "starting", "5")
+        assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (
+            503,
+            "starting",
+            "5",
+        )
 
 
 async def test_metrics_have_the_names_that_others_scrape(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def test_a_wrong_variable_is_named(change: dict[str, str], named: str) -> None:
 def test_the_defaults_and_what_an_empty_variable_means() -> None:
     s = from_environment(GOOD | {"DISAGG_PORT": "", "OTHER": "x"})
     assert (s.host, s.port, s.queue_max_depth, s.queue_max_wait_s, s.max_attempts) == ("127.0.0.1", 8080, 1024, 60.0, 4)
-    kubernetes = from_environment(GOOD | {"DISAGG_MEMBERSHIP": "kubernetes", "DISAGG_NAMESPACE": "n", "DISAGG_DEPLOYMENT": "d"})
+    kubernetes = from_environment(
+        GOOD | {"DISAGG_MEMBERSHIP": "kubernetes", "DISAGG_NAMESPACE": "n", "DISAGG_DEPLOYMENT": "d"}
+    )
     assert (s.grace_s, kubernetes.grace_s) == (0.0, 5.0)
     assert from_environment(GOOD | {"DISAGG_DRAIN_GRACE_S": "2"}).grace_s == 2.0
 
@@ -45,11 +47,17 @@ def test_the_defaults_and_what_an_empty_variable_means() -> None:
     [
         ({}, False, 0.0),
         ({"DISAGG_OBJECTIVE_TTFT_S": "1"}, True, 20.0),
-        ({"DISAGG_OBJECTIVE_TTFT_S": "1", "DISAGG_QUEUE_ORDER": "EarliestDeadline", "DISAGG_QUEUE_MAX_WAIT_S": "30"}, True, 10.0),
+        (
+            {"DISAGG_OBJECTIVE_TTFT_S": "1", "DISAGG_QUEUE_ORDER": "EarliestDeadline", "DISAGG_QUEUE_MAX_WAIT_S": "30"},
+            True,
+            10.0,
+        ),
         ({"DISAGG_OBJECTIVE_TTFT_S": "1", "DISAGG_QUEUE_ORDER": "FirstComeFirstServed"}, False, 0.0),
     ],
 )
-def test_the_queue_goes_by_deadlines_where_there_are_any(given: dict[str, str], ordered: bool, patience_s: float) -> None:
+def test_the_queue_goes_by_deadlines_where_there_are_any(
+    given: dict[str, str], ordered: bool, patience_s: float
+) -> None:
     s = from_environment(GOOD | given)
     assert (s.deadlines is not None, s.queue_patience_s) == (ordered, patience_s)
 

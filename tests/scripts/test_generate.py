@@ -15,9 +15,13 @@ def test_the_repository_has_no_stale_file() -> None:
     assert generate.stale() == {}
 
 
-@pytest.mark.parametrize("name", ["crds/disagg.dev_disaggpools.yaml", "helm/disagg/crds/disagg.dev_disaggdeployments.yaml"])
+@pytest.mark.parametrize(
+    "name", ["crds/disagg.dev_disaggpools.yaml", "helm/disagg/crds/disagg.dev_disaggdeployments.yaml"]
+)
 @pytest.mark.parametrize("change", ["edited", "missing"])
-def test_a_crd_that_was_edited_or_is_missing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: str) -> None:
+def test_a_crd_that_was_edited_or_is_missing_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: str
+) -> None:
     monkeypatch.setattr(generate, "ROOT", tmp_path)
     files = generate.crd_files()
     for path, text in files.items():

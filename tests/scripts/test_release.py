@@ -35,7 +35,10 @@ def test_an_sbom_is_valid_and_has_each_pinned_package_and_the_version() -> None:
     found = json.loads(text)
     pinned = {line.split()[0] for line in requirements.splitlines() if "==" in line and not line.startswith((" ", "#"))}
     assert {f"{part['name']}=={part['version']}" for part in found["components"]} == pinned
-    assert (found["metadata"]["component"]["name"], found["metadata"]["component"]["version"]) == ("disagg.dev/router", VERSION)
+    assert (found["metadata"]["component"]["name"], found["metadata"]["component"]["version"]) == (
+        "disagg.dev/router",
+        VERSION,
+    )
 
 
 def test_checksums_cover_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,12 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def workers(folder: Path, roles: list[str], **settings: str) -> AsyncIterator[dict[str, asyncio.subprocess.Process]]:
-    """One process for each role, in a membership file `folder`/workers.json; on exit they drain and must end with status 0."""
+async def workers(
+    folder: Path, roles: list[str], **settings: str
+) -> AsyncIterator[dict[str, asyncio.subprocess.Process]]:
+    """One process for each role, in a membership file `folder`/workers.json; on exit they drain and
+    must end with status 0.
+    """
     key = folder / "key"
     key.write_text(secrets.token_hex(32))
     processes: dict[str, asyncio.subprocess.Process] = {}

@@ -1,4 +1,6 @@
-"""The whole disaggregated path (router, prefill and decode processes, KV over TCP) gives the tokens of transformers."""
+"""The whole disaggregated path (router, prefill and decode processes, KV over TCP) gives the tokens
+of transformers.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from tests.serving import stack
 from tests.worker import oracle
 from tests.worker.oracle import MODEL, NEW_TOKENS, PROMPTS, TIE
 
-from disagg_router.dispatch import Trace
-from disagg_router.request_state import RequestState
+from disagg_router.dispatch.dispatcher import Trace
+from disagg_router.dispatch.request_state import RequestState
 from disagg_router.router import Router
 
 SAMPLING = {"seed": 0, "max_new_tokens": NEW_TOKENS, "temperature": 0.0, "min_tokens": NEW_TOKENS}
@@ -36,7 +38,10 @@ async def test_a_hundred_prompts_at_once_through_router_and_tcp_give_the_tokens_
 
     prompts = oracle.prompts()
     settings = {"dtype": "float32", "kv_cache_bytes": str(512 << 20), "max_running": str(PROMPTS)}
-    async with stack.workers(tmp_path, ["prefill", "decode"], **settings) as processes, stack.router(tmp_path) as router:
+    async with (
+        stack.workers(tmp_path, ["prefill", "decode"], **settings) as processes,
+        stack.router(tmp_path) as router,
+    ):
         async with asyncio.timeout(240):
             results = await asyncio.gather(*(_generate(router, i, p) for i, p in enumerate(prompts)))
     assert [p.returncode for p in processes.values()] == [0, 0]
@@ -63,7 +68,11 @@ async def test_a_decode_worker_killed_mid_stream_costs_no_token(tmp_path: Path) 
             quiet = RequestState("quiet", _digest(router), tuple(prompt), sampling, 4)
             async for _ in router.dispatcher.run(quiet, Trace(), time.monotonic()):
                 pass
-            disturbed, trace, killed = RequestState("disturbed", _digest(router), tuple(prompt), sampling, 4), Trace(), False
+            disturbed, trace, killed = (
+                RequestState("disturbed", _digest(router), tuple(prompt), sampling, 4),
+                Trace(),
+                False,
+            )
             async for _ in router.dispatcher.run(disturbed, trace, time.monotonic()):
                 if len(disturbed.emitted) == 50 and not killed and trace.decode is not None:
                     processes[trace.decode.pod].kill()

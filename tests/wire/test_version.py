@@ -13,11 +13,11 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from disagg_operator import metrics as operator_metrics
-from disagg_operator.cli import main as cli
+from disagg_operator.cli import entry as cli
+from disagg_operator.controller import metrics as operator_metrics
 from disagg_router import metrics as router_metrics
 from disagg_wire.version import VERSION, semver
-from disagg_worker import metrics as worker_metrics
+from disagg_worker.server import metrics as worker_metrics
 
 REPO = Path(__file__).resolve().parents[2]
 PACKAGES = ("disagg_operator", "disagg_router", "disagg_worker")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from disagg_worker.engine.api import EndEvent, ErrorEvent, Event, TokenEvent
+from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 
 DEADLINE_S = 240.0
 
 
 class Collector:
-    """An EventSink. More than one last event, or any event after it, is kept in `late` (a test asserts it is empty)."""
+    """An EventSink.
+
+    More than one last event, or any event after it, is kept in `late` (a test asserts it is empty).
+    """
 
     def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
         self._changed = threading.Condition()

@@ -1,4 +1,6 @@
-"""A KvSender that copies the cache from one engine into another of the same process, in the place of the TCP one."""
+"""A KvSender that copies the cache from one engine into another of the same process, in the place
+of the TCP one.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +8,24 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
-from disagg_worker.engine.api import (
-    DecodeHandle,
-    Engine,
-    ErrorEvent,
-    Event,
-    EventSink,
-    PrefillHandle,
-    Reservation,
-    SamplingParams,
-    TokenEvent,
-)
+from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
+from disagg_worker.values.events import ErrorEvent, Event, EventSink, TokenEvent
+from disagg_worker.values.sampling import SamplingParams
 
 
 class InProcessKvSender:
-    """Copies each reported block at once; on commit the decode engine takes the reservation over. `reported` counts (layer, block)."""
+    """Copies each reported block at once; on commit the decode engine takes the reservation over.
+
+    `reported` counts (layer, block).
+    """
 
     def __init__(
-        self, decode: Engine, reservation: Reservation, tokens: Sequence[int], prompt_tokens: int, sampling: SamplingParams
+        self,
+        decode: Engine,
+        reservation: Reservation,
+        tokens: Sequence[int],
+        prompt_tokens: int,
+        sampling: SamplingParams,
     ) -> None:
         self._decode = decode
         self._reservation = reservation
@@ -53,7 +55,9 @@ class InProcessKvSender:
         tokens, prompt_tokens, sampling = self._request
         if self.sink is None:
             raise RuntimeError("nobody listens")
-        self.handle = self._decode.decode(self._reservation, [*tokens, first_token.token], prompt_tokens, sampling, self.sink)
+        self.handle = self._decode.decode(
+            self._reservation, [*tokens, first_token.token], prompt_tokens, sampling, self.sink
+        )
         self._release()
 
     def abort(self, error: ErrorEvent) -> None:
@@ -81,9 +85,18 @@ class _FirstToken:
 
 
 def generate_remote(
-    prefill: Engine, decode: Engine, request_id: str, tokens: Sequence[int], prompt_tokens: int, sampling: SamplingParams, sink: EventSink
+    prefill: Engine,
+    decode: Engine,
+    request_id: str,
+    tokens: Sequence[int],
+    prompt_tokens: int,
+    sampling: SamplingParams,
+    sink: EventSink,
 ) -> InProcessKvSender:
-    """Engine.generate over two engines: reserve, prefill, copy, decode. Raises NoCapacity or InvalidInput."""
+    """Engine.generate over two engines: reserve, prefill, copy, decode.
+
+    Raises NoCapacity or InvalidInput.
+    """
     total = prompt_tokens + sampling.max_new_tokens
     reservation = decode.reserve(request_id, len(tokens), total)
     sender = InProcessKvSender(decode, reservation, tokens, prompt_tokens, sampling)

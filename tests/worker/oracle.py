@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from disagg_worker.engine.api import SamplingParams
+from disagg_worker.values.sampling import SamplingParams
 
 MODEL = Path(__file__).parents[2] / "models" / "stdlib-llama"
 PROMPTS, NEW_TOKENS, LONGEST_TOKENS = 100, 16, 1500
-# Two logits nearer than this are a tie: the order of a float32 sum decides it, and either token is right.
+# Two logits nearer than this are a tie: the order of a float32 sum decides it, and either token is
+# right.
 TIE = 1e-4
 SAMPLING = SamplingParams(seed=0, max_new_tokens=NEW_TOKENS, temperature=0.0)
 
@@ -33,7 +34,9 @@ def prompts() -> list[list[int]]:
 
 @torch.inference_mode()
 def ties_and_errors(model: torch.nn.Module, prompt: list[int], found: list[int]) -> tuple[int, int]:
-    """Each token against the best of transformers' logits after the same tokens: (ties that went another way, real differences)."""
+    """Each token against the best of transformers' logits after the same tokens: (ties that went
+    another way, real differences).
+    """
     logits = model(torch.tensor([prompt + found[:-1]])).logits[0, len(prompt) - 1 :]
     short = logits.max(dim=-1).values - logits[torch.arange(len(found)), torch.tensor(found)]
     return int(((short > 0) & (short <= TIE)).sum()), int((short > TIE).sum())

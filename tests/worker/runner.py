@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from disagg_worker.backend.api import Backend, Batch, Chunk
-from disagg_worker.engine.api import KvLayout
-from disagg_worker.engine.cache_memory import CacheMemory
+from disagg_worker.backend.interface import Backend, Batch, Chunk
+from disagg_worker.execution.cache_memory import CacheMemory
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
+from disagg_worker.values.layouts import KvLayout
 
 BLOCKS = 64
 

@@ -8,7 +8,12 @@ import pytest
 
 from disagg_worker.settings import Settings, SettingsError, from_environment
 
-GOOD = {"DISAGG_ROLE": "decode", "DISAGG_MODEL_URI": "file:///m", "DISAGG_MODEL_NAME": "chat", "DISAGG_CLUSTER_KEY_FILE": "/key"}
+GOOD = {
+    "DISAGG_ROLE": "decode",
+    "DISAGG_MODEL_URI": "file:///m",
+    "DISAGG_MODEL_NAME": "chat",
+    "DISAGG_CLUSTER_KEY_FILE": "/key",
+}
 
 
 def test_defaults_bind_to_this_host_only() -> None:
@@ -18,16 +23,22 @@ def test_defaults_bind_to_this_host_only() -> None:
 
 
 def test_every_field_is_a_variable() -> None:
-    given = from_environment(GOOD | {"DISAGG_KV_INTERFACE": "net1", "DISAGG_THREADS": "4", "DISAGG_PREFILL_WAIT_S": "0.1"})
+    given = from_environment(
+        GOOD | {"DISAGG_KV_INTERFACE": "net1", "DISAGG_THREADS": "4", "DISAGG_PREFILL_WAIT_S": "0.1"}
+    )
     assert (given.kv_interface, given.threads, given.prefill_wait_s) == ("net1", 4, 0.1)
 
 
 def test_the_cache_can_be_set() -> None:
     s = from_environment(GOOD)
     assert (s.device, s.prefix_cache, s.eviction, s.host_cache_bytes) == ("auto", True, "lru", 0)
-    given = from_environment(GOOD | {"DISAGG_PREFIX_CACHE": "off", "DISAGG_EVICTION": "fifo", "DISAGG_HOST_CACHE_BYTES": "1000"})
+    given = from_environment(
+        GOOD | {"DISAGG_PREFIX_CACHE": "off", "DISAGG_EVICTION": "fifo", "DISAGG_HOST_CACHE_BYTES": "1000"}
+    )
     assert (given.prefix_cache, given.eviction, given.host_cache_bytes) == (False, "fifo", 1000)
-    given = from_environment(GOOD | {"DISAGG_GROWTH_RESERVE_TOKENS": "7", "DISAGG_SATURATING_TOKENS": "9", "DISAGG_DEVICE": "plain"})
+    given = from_environment(
+        GOOD | {"DISAGG_GROWTH_RESERVE_TOKENS": "7", "DISAGG_SATURATING_TOKENS": "9", "DISAGG_DEVICE": "plain"}
+    )
     assert (given.growth_reserve_tokens, given.saturating_tokens, given.device) == (7, 9, "plain")
 
 

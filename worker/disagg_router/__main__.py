@@ -1,4 +1,4 @@
-"""`python -m disagg_router`; `--version` needs nothing of what the process imports."""
+"""`python -m disagg_router`: the router's container. `--version` imports nothing else."""
 
 import sys
 

@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from disagg_wire import codes
+
 
 class ApiError(Exception):
     """An answer to the client. `retry_after_s` is sent as Retry-After."""
 
     def __init__(
-        self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry_after_s: int | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -37,7 +45,9 @@ class ApiError(Exception):
 
 
 class AttemptFailed(Exception):
-    """`blame` lists what should be avoided for a while: incarnations, or "prefill|decode" pairs of them."""
+    """`blame` lists what should be avoided for a while: incarnations, or "prefill|decode" pairs of
+    them.
+    """
 
     def __init__(self, message: str, *, reason: str, blame: tuple[str, ...] = (), retryable: bool = True) -> None:
         super().__init__(message)
@@ -47,22 +57,24 @@ class AttemptFailed(Exception):
 
     def for_client(self) -> ApiError:
         """What the client is told when no further attempt is made."""
-        if self.reason == "prompt_too_long":
+        if self.reason == codes.PROMPT_TOO_LONG:
             return ApiError(400, f"the prompt is too long: {self}", code="context_length_exceeded")
-        if self.reason == "invalid_request":
+        if self.reason == codes.INVALID_REQUEST:
             return ApiError(400, f"the request was refused: {self}", code="invalid_value")
-        if self.reason == "deadline_exceeded":
+        if self.reason == codes.DEADLINE_EXCEEDED:
             return ApiError(504, "the request was not finished in time", code="deadline_exceeded")
         return ApiError(503, f"every attempt failed, the last: {self.reason}", code="workers_failed", retry_after_s=1)
 
 
 class NoRoom(Exception):
-    """No worker of `pool` takes the request now; nobody is to blame. `reason` is the protocol's error code.
+    """No worker of `pool` takes the request now; nobody is to blame.
+
+    `reason` is the protocol's error code.
 
     `broke_off`: a worker had taken it and gave it back, so the request goes on elsewhere.
     """
 
-    def __init__(self, pool: str, message: str, *, reason: str = "no_capacity", broke_off: bool = False) -> None:
+    def __init__(self, pool: str, message: str, *, reason: str = codes.NO_CAPACITY, broke_off: bool = False) -> None:
         super().__init__(message)
         self.pool = pool
         self.reason = reason

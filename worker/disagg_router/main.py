@@ -14,8 +14,8 @@ import uvicorn
 import uvloop
 
 from disagg_router import settings
+from disagg_router.openai.app import create_app
 from disagg_router.router import Router
-from disagg_router.server import create_app
 
 log = logging.getLogger("disagg_router")
 _MAX_HEAD_BYTES = 64 << 10
@@ -90,7 +90,9 @@ async def serve(s: settings.Settings) -> int:
 def main() -> None:
     try:
         s = settings.from_environment(os.environ)
-        logging.basicConfig(level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        logging.basicConfig(
+            level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
         logging.getLogger("httpx").setLevel(logging.WARNING)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(serve(s)))

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from disagg_wire.version import BUILD_INFO, BUILD_INFO_HELP, build_labels
+from disagg_router.objectives import Objectives
+from disagg_wire import series
+from disagg_wire.version import BUILD_INFO_HELP, build_labels
 
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
-
-
-_TIMES_ALONE = 5.0  # a long prompt may take so many times what it takes alone
-
-
-@dataclass(frozen=True, slots=True)
-class Objectives:
-    """What `disagg_router_objective_requests_total` counts against; None: not counted. `prefill_s`: a, b and c of the time that a
-    prompt of n uncached tokens takes alone, a + b*n + c*n^2: a long one can't be faster."""
-
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    prefill_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def alone_s(self, uncached_tokens: int) -> float:
-        a, b, c = self.prefill_s
-        return a + b * uncached_tokens + c * uncached_tokens * uncached_tokens
-
-    def ttft_limit_s(self, uncached_tokens: int) -> float | None:
-        return None if self.ttft_s is None else max(self.ttft_s, _TIMES_ALONE * self.alone_s(uncached_tokens))
 
 
 class _Live(Collector):
@@ -43,11 +24,13 @@ class _Live(Collector):
         self._pairs = pairs
 
     def collect(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("disagg_router_waiting_requests", "Requests that wait for room in a pool", labels=["pool"])
+        waiting = GaugeMetricFamily(
+            series.ROUTER_WAITING_REQUESTS, "Requests that wait for room in a pool", labels=[series.POOL]
+        )
         for pool, n in self._waiting().items():
             waiting.add_metric([pool], n)
         yield waiting
-        pairs = GaugeMetricFamily("disagg_router_pairs", "Prefill-decode pairs", labels=["state"])
+        pairs = GaugeMetricFamily(series.ROUTER_PAIRS, "Prefill-decode pairs", labels=[series.STATE])
         for state, n in self._pairs().items():
             pairs.add_metric([state], n)
         yield pairs
@@ -60,35 +43,55 @@ class Metrics:
         self._objectives = objectives or Objectives()
         r = self.registry = CollectorRegistry()
         build = build_labels("router")
-        Gauge(BUILD_INFO, BUILD_INFO_HELP, list(build), registry=r).labels(**build).set(1)
-        self.requests = Counter("disagg_router_requests", "API requests by answer", ["endpoint", "code"], registry=r)
-        self.running = Gauge("disagg_router_running_requests", "Requests under way", registry=r)
-        self.ttft = Histogram("disagg_router_ttft_seconds", "Arrival to first token", registry=r, buckets=_LATENCY_S)
-        self.tpot = Histogram("disagg_router_tpot_seconds", "Time per output token after the first", registry=r, buckets=_PER_TOKEN_S)
-        self.duration = Histogram("disagg_router_request_seconds", "Arrival to last token", registry=r, buckets=_LATENCY_S)
-        self.paths = Counter("disagg_router_requests_disaggregated", "Finished requests by path", ["path"], registry=r)
-        self.failovers = Counter("disagg_router_failovers", "Attempts that failed", ["reason"], registry=r)
-        self.prompt_tokens = Counter("disagg_router_prompt_tokens", "Prompt tokens served", registry=r)
-        self.generated_tokens = Counter("disagg_router_generated_tokens", "Tokens generated", registry=r)
-        self._arrivals = Counter("disagg_router_arrivals", "Requests that were taken in; each choice is one", registry=r)
-        self._arrived = Counter("disagg_router_arrived_prompt_tokens", "Their prompt tokens, cached or not", registry=r)
-        self._arrived2 = Counter("disagg_router_arrived_prompt_tokens_squared", "Squares of each one's prompt tokens", registry=r)
+        Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=r).labels(**build).set(1)
+        self.requests = Counter(
+            series.ROUTER_REQUESTS, "API requests by answer", [series.ENDPOINT, series.CODE], registry=r
+        )
+        self.running = Gauge(series.ROUTER_RUNNING_REQUESTS, "Requests under way", registry=r)
+        self.ttft = Histogram(series.ROUTER_TTFT_SECONDS, "Arrival to first token", registry=r, buckets=_LATENCY_S)
+        self.tpot = Histogram(
+            series.ROUTER_TPOT_SECONDS, "Time per output token after the first", registry=r, buckets=_PER_TOKEN_S
+        )
+        self.duration = Histogram(
+            series.ROUTER_REQUEST_SECONDS, "Arrival to last token", registry=r, buckets=_LATENCY_S
+        )
+        self.paths = Counter(
+            series.ROUTER_REQUESTS_DISAGGREGATED, "Finished requests by path", [series.PATH], registry=r
+        )
+        self.failovers = Counter(series.ROUTER_FAILOVERS, "Attempts that failed", [series.REASON], registry=r)
+        self.prompt_tokens = Counter(series.ROUTER_PROMPT_TOKENS, "Prompt tokens served", registry=r)
+        self.generated_tokens = Counter(series.ROUTER_GENERATED_TOKENS, "Tokens generated", registry=r)
+        self._arrivals = Counter(series.ROUTER_ARRIVALS, "Requests that were taken in; each choice is one", registry=r)
+        self._arrived = Counter(series.ROUTER_ARRIVED_PROMPT_TOKENS, "Their prompt tokens, cached or not", registry=r)
+        self._arrived2 = Counter(
+            series.ROUTER_ARRIVED_PROMPT_TOKENS_SQUARED, "Squares of each one's prompt tokens", registry=r
+        )
         self._prefilled = Counter(
-            "disagg_router_prefilled_tokens", "Prompt tokens of requests with a first token: all, and the uncached", ["part"], registry=r
+            series.ROUTER_PREFILLED_TOKENS,
+            "Prompt tokens of requests with a first token: all, and the uncached",
+            [series.PART],
+            registry=r,
         )
-        self._prefilled2 = Counter("disagg_router_prefilled_tokens_squared", "Squares of each request's, as above", ["part"], registry=r)
+        self._prefilled2 = Counter(
+            series.ROUTER_PREFILLED_TOKENS_SQUARED, "Squares of each request's, as above", [series.PART], registry=r
+        )
         self._objective = Counter(
-            "disagg_router_objective_requests", "Requests by whether they met an objective", ["objective", "within"], registry=r
+            series.ROUTER_OBJECTIVE_REQUESTS,
+            "Requests by whether they met an objective",
+            [series.OBJECTIVE, series.WITHIN],
+            registry=r,
         )
-        self._completions = Counter("disagg_router_completions", "Requests that ended with a whole answer", registry=r)
-        self._completed = Counter("disagg_router_completed_tokens", "Tokens of completed requests", ["kind"], registry=r)
-        for objective, limit in (("ttft", self._objectives.ttft_s), ("tpot", self._objectives.tpot_s)):
-            for within in ("true", "false") if limit is not None else ():
+        self._completions = Counter(series.ROUTER_COMPLETIONS, "Requests that ended with a whole answer", registry=r)
+        self._completed = Counter(
+            series.ROUTER_COMPLETED_TOKENS, "Tokens of completed requests", [series.KIND], registry=r
+        )
+        for objective, limit in ((series.TTFT, self._objectives.ttft_s), (series.TPOT, self._objectives.tpot_s)):
+            for within in (series.TRUE, series.FALSE) if limit is not None else ():
                 self._objective.labels(objective, within)
-        for part in ("prompt", "uncached"):
+        for part in (series.PROMPT, series.UNCACHED):
             self._prefilled.labels(part)
             self._prefilled2.labels(part)
-        for kind in ("output", "context"):
+        for kind in (series.OUTPUT, series.CONTEXT):
             self._completed.labels(kind)
 
     def arrived(self, prompt_tokens: int) -> None:
@@ -99,26 +102,26 @@ class Metrics:
 
     def first_token(self, prompt_tokens: int, cached_tokens: int, ttft_s: float) -> None:
         uncached = max(1, prompt_tokens - cached_tokens)
-        for part, tokens in (("prompt", prompt_tokens), ("uncached", uncached)):
+        for part, tokens in ((series.PROMPT, prompt_tokens), (series.UNCACHED, uncached)):
             self._prefilled.labels(part).inc(tokens)
             self._prefilled2.labels(part).inc(tokens * tokens)
         limit_s = self._objectives.ttft_limit_s(uncached)
         if limit_s is not None:
-            self._objective.labels("ttft", _word(ttft_s <= limit_s)).inc()
+            self._objective.labels(series.TTFT, _word(ttft_s <= limit_s)).inc()
 
     def ended(self, prompt_tokens: int, output_tokens: int, tpot_s: float | None) -> None:
         """A whole answer."""
         self._completions.inc()
-        self._completed.labels("output").inc(output_tokens)
-        self._completed.labels("context").inc(prompt_tokens + output_tokens)
+        self._completed.labels(series.OUTPUT).inc(output_tokens)
+        self._completed.labels(series.CONTEXT).inc(prompt_tokens + output_tokens)
         if self._objectives.tpot_s is not None and tpot_s is not None:
-            self._objective.labels("tpot", _word(tpot_s <= self._objectives.tpot_s)).inc()
+            self._objective.labels(series.TPOT, _word(tpot_s <= self._objectives.tpot_s)).inc()
 
     def failed(self, *, has_first: bool) -> None:
         """The service's fault: it met no objective, whatever its times were."""
         limit = self._objectives.tpot_s if has_first else self._objectives.ttft_s
         if limit is not None:
-            self._objective.labels("tpot" if has_first else "ttft", "false").inc()
+            self._objective.labels(series.TPOT if has_first else series.TTFT, series.FALSE).inc()
 
     def watch(self, waiting: Callable[[], Mapping[str, int]], pairs: Callable[[], Mapping[str, int]]) -> None:
         self.registry.register(_Live(waiting, pairs))
@@ -128,4 +131,4 @@ class Metrics:
 
 
 def _word(value: bool) -> str:
-    return "true" if value else "false"
+    return series.TRUE if value else series.FALSE

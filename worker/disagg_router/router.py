@@ -9,18 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from disagg_router.admission import AdmissionQueue
-from disagg_router.attempt import Patience
-from disagg_router.client import WorkerClient
-from disagg_router.dispatch import Dispatcher
-from disagg_router.handshake import Handshakes
+from disagg_router.admission.waiting_queue import AdmissionQueue
+from disagg_router.dispatch.attempt import Patience
+from disagg_router.dispatch.dispatcher import Dispatcher
+from disagg_router.dispatch.handshake import Handshakes
 from disagg_router.membership.file import FileMembership
 from disagg_router.membership.kubernetes import KubernetesMembership
 from disagg_router.metrics import Metrics
 from disagg_router.settings import Settings
-from disagg_router.table import Membership, WorkerTable
-
-POOLS = ("prefill", "decode")
+from disagg_router.workers.client import WorkerClient
+from disagg_router.workers.table import Membership, WorkerTable
+from disagg_wire.roles import ROLES
 
 
 def membership_of(settings: Settings) -> Membership:
@@ -44,7 +43,7 @@ class Router:
             self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines
         )
         self.handshakes = Handshakes(self.dispatcher, self.table)
-        self.metrics.watch(lambda: {p: self.queue.waiting(p) for p in POOLS}, self.handshakes.counts)
+        self.metrics.watch(lambda: {p: self.queue.waiting(p) for p in ROLES}, self.handshakes.counts)
         self.created_s = int(time.time())
         self.draining = False
         self.active = 0
@@ -53,7 +52,9 @@ class Router:
 
     @contextlib.contextmanager
     def work(self) -> Iterator[contextlib.ExitStack]:
-        """Count a request as running until the stack closes: at the end of the block, unless `pop_all` hands that on."""
+        """Count a request as running until the stack closes: at the end of the block, unless
+        `pop_all` hands that on.
+        """
         with contextlib.ExitStack() as stack:
             self.active += 1
             self.idle.clear()
@@ -93,4 +94,8 @@ class Router:
             }
             for w in self.table.workers()
         ]
-        return {"workers": workers, "pairs": self.handshakes.counts(), "waiting": {p: self.queue.waiting(p) for p in POOLS}}
+        return {
+            "workers": workers,
+            "pairs": self.handshakes.counts(),
+            "waiting": {p: self.queue.waiting(p) for p in ROLES},
+        }

@@ -1,20 +1,21 @@
-"""Everything that can be set about a router process, read from DISAGG_* environment variables, once."""
+"""Everything that can be set about a router process, read from DISAGG_* environment variables,
+once.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from disagg_router.metrics import Objectives
+from disagg_router.objectives import Objectives
+from disagg_wire.cluster_key import ClusterKeyError, bearer_of, read_key
+from disagg_wire.environment import RouterVariable, fields_in, variable_of
 
-PREFIX = "DISAGG_"
-MIN_KEY_BYTES = 32
-# Who has waited so long goes first at times (order.py); or a third of the longest wait, if that is less.
+# Who has waited so long goes first at times (order.py); or a third of the longest wait, if that is
+# less.
 _PATIENCE_S = 20.0
 
 
@@ -48,7 +49,8 @@ class Settings(BaseModel):
     stall_timeout_s: float = Field(60.0, gt=0, le=86400)
     objective_ttft_s: float | None = Field(None, gt=0, le=3600)
     objective_tpot_s: float | None = Field(None, gt=0, le=3600)
-    # What a prompt of n uncached tokens takes alone: a + b*n + c*n^2 (seconds); the first objective is never below 5 times that.
+    # What a prompt of n uncached tokens takes alone: a + b*n + c*n^2 (seconds); the first objective
+    # is never below 5 times that.
     prefill_a_s: float = Field(0.0, ge=0, le=3600)
     prefill_b_s_per_token: float = Field(0.0, ge=0, le=60)
     prefill_c_s_per_token2: float = Field(0.0, ge=0, le=1)
@@ -72,41 +74,47 @@ class Settings(BaseModel):
 
     @property
     def grace_s(self) -> float:
-        """How long new requests are still taken after SIGTERM: a Service sends some until all nodes have heard of it."""
+        """How long new requests are still taken after SIGTERM: a Service sends some until all nodes
+        have heard of it.
+        """
         if self.drain_grace_s is not None:
             return self.drain_grace_s
         return 5.0 if self.membership == "kubernetes" else 0.0
 
     def bearer(self) -> str:
-        """What workers accept (docs/protocol.md). Raises SettingsError when the key is missing or too short: there is no default."""
+        """What workers accept (docs/protocol.md).
+
+        Raises SettingsError when the key is missing or too short: there is no default.
+        """
         try:
-            key = self.cluster_key_file.read_bytes().strip()
-        except OSError as error:
-            raise SettingsError(f"{PREFIX}CLUSTER_KEY_FILE: {error}") from None
-        if len(key) < MIN_KEY_BYTES:
-            raise SettingsError(f"{PREFIX}CLUSTER_KEY_FILE: {len(key)} bytes, at least {MIN_KEY_BYTES} are needed")
-        return hmac.new(key, b"disagg-http-v1", hashlib.sha256).hexdigest()
+            return bearer_of(read_key(self.cluster_key_file))
+        except ClusterKeyError as error:
+            raise SettingsError(f"{RouterVariable.CLUSTER_KEY_FILE}: {error}") from None
 
     def api_keys(self) -> tuple[str, ...]:
-        """The accepted API keys, () when none are asked for. Raises SettingsError for a file that holds none."""
+        """The accepted API keys, () when none are asked for.
+
+        Raises SettingsError for a file that holds none.
+        """
         if self.api_keys_file is None:
             return ()
         try:
             lines = self.api_keys_file.read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{PREFIX}API_KEYS_FILE: {error}") from None
+            raise SettingsError(f"{RouterVariable.API_KEYS_FILE}: {error}") from None
         if not lines:
-            raise SettingsError(f"{PREFIX}API_KEYS_FILE: holds no key")
+            raise SettingsError(f"{RouterVariable.API_KEYS_FILE}: holds no key")
         return tuple(lines)
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """Raises SettingsError that names every wrong variable. An empty variable counts as not set."""
-    raw = {k.removeprefix(PREFIX).lower(): v for k, v in environment.items() if k.startswith(PREFIX) and v != ""}
     try:
-        settings = Settings.model_validate(raw)
+        settings = Settings.model_validate(fields_in(environment))
     except ValidationError as error:
-        raise SettingsError("; ".join(f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())) from None
+        raise SettingsError("; ".join(f"{variable_of(str(e['loc'][0]))}: {e['msg']}" for e in error.errors())) from None
     if settings.membership == "kubernetes" and not (settings.namespace and settings.deployment):
-        raise SettingsError(f"{PREFIX}NAMESPACE and {PREFIX}DEPLOYMENT: are needed for membership kubernetes")
+        raise SettingsError(
+            f"{RouterVariable.NAMESPACE} and {RouterVariable.DEPLOYMENT}: are needed for membership kubernetes"
+        )
     return settings

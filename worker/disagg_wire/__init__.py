@@ -1,1 +1,4 @@
-"""The words that operator, router and worker share. Imports nothing but the standard library."""
+"""The words that the operator, the router and the worker share.
+
+Imports nothing but the standard library.
+"""

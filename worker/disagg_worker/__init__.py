@@ -1,1 +1,4 @@
-"""The inference worker: engine, KV transfer and its HTTP door. Never imports kopf, kubernetes, the operator or the router."""
+"""The inference worker: engine, KV transfer and its HTTP door.
+
+Never imports kopf, kubernetes, the operator or the router.
+"""

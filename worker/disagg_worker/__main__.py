@@ -1,4 +1,4 @@
-"""`python -m disagg_worker`; `--version` needs nothing of what the process imports."""
+"""`python -m disagg_worker`: the worker's container. `--version` imports nothing else."""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""The worker process: HTTP first (so that health can be asked), then the model, then work; on SIGTERM it drains and exits 0."""
+"""The worker process: HTTP first (so that health can be asked), then the model, then work; on
+SIGTERM it drains and exits 0.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,14 @@ from collections.abc import Callable, Iterator
 import uvicorn
 import uvloop
 
-from disagg_worker import interfaces, settings, work
-from disagg_worker.compat import compat_hash
-from disagg_worker.engine.api import EngineError
-from disagg_worker.server import create_app
-from disagg_worker.settings import PREFIX
+from disagg_wire.environment import WorkerVariable
+from disagg_worker import settings
+from disagg_worker.server import jobs, network_interfaces
+from disagg_worker.server.app import create_app
+from disagg_worker.server.worker import Worker
+from disagg_worker.transfer.compatibility import compat_hash
 from disagg_worker.transfer.listener import KvListener
-from disagg_worker.worker import Worker
+from disagg_worker.values.errors import EngineError
 
 log = logging.getLogger("disagg_worker")
 _INTERFACE_TIMEOUT_S = 10.0
@@ -36,10 +39,15 @@ class QuietServer(uvicorn.Server):
         yield
 
 
-def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callable[[str], None] = lambda _: None) -> None:
-    """Everything slow, in a thread: the model, the KV listener. Raises ModelError, OSError or TimeoutError."""
-    from disagg_worker.engine.config import EngineConfig
+def load_node(
+    s: settings.Settings, key: bytes, worker: Worker, on_lost: Callable[[str], None] = lambda _: None
+) -> None:
+    """Everything slow, in a thread: the model, the KV listener.
+
+    Raises ModelError, OSError or TimeoutError.
+    """
     from disagg_worker.engine.core import TorchEngine
+    from disagg_worker.engine.engine_config import EngineConfig
     from disagg_worker.model import loader
 
     folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
@@ -77,13 +85,17 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callabl
         on_progress=worker.on_progress,
         on_lost=on_lost,
     )
-    host = interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S) if s.kv_interface else (s.kv_host or s.host)
-    interface = s.kv_interface or interfaces.interface_of(host)
+    host = (
+        network_interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S)
+        if s.kv_interface
+        else (s.kv_host or s.host)
+    )
+    interface = s.kv_interface or network_interfaces.interface_of(host)
     # Twice what can be reserved: strangers who only connect must not shut out those with a ticket.
     connections = 2 * s.max_running + 64
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
     worker.tokenizer = tokenizer
-    worker.node = work.Node(
+    worker.node = jobs.Node(
         engine=engine,
         listener=listener,
         metrics=worker.metrics,
@@ -98,7 +110,10 @@ def load_node(s: settings.Settings, key: bytes, worker: Worker, on_lost: Callabl
 
 
 async def _drain(worker: Worker, server: uvicorn.Server, timeout_s: float) -> None:
-    """Refuse new work, let what runs finish, then stop the server. What is still there near the deadline gets a clean `draining`."""
+    """Refuse new work, let what runs finish, then stop the server.
+
+    What is still there near the deadline gets a clean `draining`.
+    """
     worker.draining = True
     log.info("draining: %d requests run", worker.active)
     if not await worker.wait_idle(timeout_s - _grace_s(timeout_s)):
@@ -113,7 +128,9 @@ def _grace_s(drain_timeout_s: float) -> float:
 
 
 def _start_loading(s: settings.Settings, key: bytes, worker: Worker, failed: Callable[[], object]) -> threading.Thread:
-    """Load in a daemon thread: a worker that is told to stop while it loads does not wait for the rest."""
+    """Load in a daemon thread: a worker that is told to stop while it loads does not wait for the
+    rest.
+    """
 
     def lost(message: str) -> None:
         worker.failed = worker.failed or message
@@ -154,14 +171,17 @@ async def serve(s: settings.Settings) -> int:
         loop.add_signal_handler(number, on_signal)
     with socket.create_server((s.host, s.port), backlog=2048) as listening:
         log.info("HTTP on %s:%d", s.host, listening.getsockname()[1])
-        loading = _start_loading(s, key, worker, lambda: loop.call_soon_threadsafe(setattr, server, "should_exit", True))
+        loading = _start_loading(
+            s, key, worker, lambda: loop.call_soon_threadsafe(setattr, server, "should_exit", True)
+        )
         await server.serve(sockets=[listening])
     if worker.node is not None:
         worker.node.listener.close()
         worker.node.engine.stop(5.0)
     status = 1 if worker.failed else 0
     if loading.is_alive():
-        # The interpreter's own end would wait for, or crash on, a thread inside of torch or of a download.
+        # The interpreter's own end would wait for, or crash on, a thread inside of torch or of a
+        # download.
         logging.shutdown()
         os._exit(status)
     return status
@@ -170,10 +190,12 @@ async def serve(s: settings.Settings) -> int:
 def main() -> None:
     try:
         s = settings.from_environment(os.environ)
-        logging.basicConfig(level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        logging.basicConfig(
+            level=s.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             sys.exit(runner.run(serve(s)))
     except settings.SettingsError as error:
         sys.exit(f"disagg_worker: {error}")
     except OSError as error:
-        sys.exit(f"disagg_worker: {PREFIX}HOST, {PREFIX}PORT: {error}")
+        sys.exit(f"disagg_worker: {WorkerVariable.HOST}, {WorkerVariable.PORT}: {error}")

@@ -1,4 +1,6 @@
-"""Everything that can be set about a worker process, read from DISAGG_* environment variables, once."""
+"""Everything that can be set about a worker process, read from DISAGG_* environment variables,
+once.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-PREFIX = "DISAGG_"
-Role = Literal["prefill", "decode", "both"]
-MIN_KEY_BYTES = 32
+from disagg_wire.cluster_key import ClusterKeyError, read_key
+from disagg_wire.environment import WorkerVariable, fields_in, variable_of
+from disagg_worker.values.choices import Role
 
 
 class SettingsError(Exception):
@@ -64,21 +66,20 @@ class Settings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def cluster_key(self) -> bytes:
-        """The shared key's bytes. Raises SettingsError when the file is missing, unreadable or too short: there is no default."""
+        """The shared key's bytes.
+
+        Raises SettingsError when the file is missing, unreadable or too short: there is no default.
+        """
         try:
-            key = self.cluster_key_file.read_bytes().strip()
-        except OSError as error:
-            raise SettingsError(f"{PREFIX}CLUSTER_KEY_FILE: {error}") from None
-        if len(key) < MIN_KEY_BYTES:
-            raise SettingsError(f"{PREFIX}CLUSTER_KEY_FILE: {len(key)} bytes, at least {MIN_KEY_BYTES} are needed")
-        return key
+            return read_key(self.cluster_key_file)
+        except ClusterKeyError as error:
+            raise SettingsError(f"{WorkerVariable.CLUSTER_KEY_FILE}: {error}") from None
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """Raises SettingsError that names every wrong variable. An empty variable counts as not set."""
-    raw = {k.removeprefix(PREFIX).lower(): v for k, v in environment.items() if k.startswith(PREFIX) and v != ""}
     try:
-        return Settings.model_validate(raw)
+        return Settings.model_validate(fields_in(environment))
     except ValidationError as error:
-        lines = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
+        lines = [f"{variable_of(str(e['loc'][0]))}: {e['msg']}" for e in error.errors()]
         raise SettingsError("; ".join(lines)) from None

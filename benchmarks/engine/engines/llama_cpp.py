@@ -1,4 +1,6 @@
-"""llama.cpp through the C API that llama-cpp-python binds: one `llama_decode` a step, then the greedy choice by numpy."""
+"""llama.cpp through the C API that llama-cpp-python binds: one `llama_decode` a step, then the
+greedy choice by numpy.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""This project's engine, asked as the server asks it: queues, schedulers, sampler and sinks are in the time."""
+"""This project's engine, asked as the server asks it: queues, schedulers, sampler and sinks are in
+the time.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ from typing import Any
 import torch
 
 from benchmarks.engine import loop
-from disagg_worker.engine.api import EndEvent, Event, SamplingParams, TokenEvent
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.engine_config import EngineConfig
+from disagg_worker.values.events import EndEvent, Event, TokenEvent
+from disagg_worker.values.sampling import SamplingParams
 
 _DEADLINE_S = 300.0
 
@@ -20,13 +23,19 @@ class Ours:
     """Implements loop.Engine."""
 
     def __init__(self, folder: str, options: dict[str, Any]) -> None:
-        config = EngineConfig("bench", "both", prefill_wait_s=0.0, kv_cache_bytes=1 << 30, prefix_cache=False, **options)
+        config = EngineConfig(
+            "bench", "both", prefill_wait_s=0.0, kv_cache_bytes=1 << 30, prefix_cache=False, **options
+        )
         self._engine = TorchEngine(Path(folder), config)
         self._network_share = 0.0
 
-    def _run(self, prompts: list[list[int]], tokens: int, steps: int) -> tuple[list[tuple[float, float]], list[list[int]]]:
-        """When the request was made and each token of the first prompt came; and all tokens. The network's share is of the last but one
-        `steps` tokens."""
+    def _run(
+        self, prompts: list[list[int]], tokens: int, steps: int
+    ) -> tuple[list[tuple[float, float]], list[list[int]]]:
+        """When the request was made and each token of the first prompt came; and all tokens.
+
+        The network's share is of the last but one `steps` tokens.
+        """
         marks = [loop.now()]
         network_s = [self._network_s()]
         out: list[list[int]] = [[] for _ in prompts]
@@ -59,7 +68,8 @@ class Ours:
         return loop.between(self._run([prompt], 1, 1)[0])
 
     def decode(self, prompts: list[list[int]], steps: int) -> list[tuple[float, float]]:
-        # Prompts are computed together, or one after another: the last joins at the latest when as many steps are done.
+        # Prompts are computed together, or one after another: the last joins at the latest when as
+        # many steps are done.
         tokens = steps + len(prompts) + 2
         marks, _ = self._run(prompts, tokens, steps)
         return loop.between(marks[tokens - steps - 1 : tokens])

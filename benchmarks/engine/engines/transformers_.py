@@ -50,7 +50,9 @@ class Transformers:
 
     def greedy(self, prompt: list[int], tokens: int) -> list[int]:
         ids = torch.tensor([prompt])
-        out = self._model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        out = self._model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0
+        )
         found: list[int] = out[0, len(prompt) :].tolist()
         return found
 

@@ -1,4 +1,6 @@
-"""vLLM on the CPU, its engine in this process, stepped by hand: its scheduler and sampler are in the time, as are ours."""
+"""vLLM on the CPU, its engine in this process, stepped by hand: its scheduler and sampler are in
+the time, as are ours.
+"""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Ratio(Model):
     max: Annotated[float, Field(gt=0, le=1000)] = Field(1000.0, description="Never more decode workers per prefill worker.")
 
 
-class Peak(Model):
+class ScheduledPeak(Model):
     """A time of day when load is known to come. `from` later than `to`: over midnight."""
 
     name: DnsLabel = Field(description="What it is called.")
@@ -141,7 +141,9 @@ class ScalingSpec(Model):
     )
     max_gpus: int | None = Field(None, alias="maxGPUs", ge=1, le=1_000_000, description="GPUs of both pools together. Default: no limit.")
     ratio: Ratio | None = Field(None, description="predictive: decode workers per prefill worker. Default: each pool on its own.")
-    schedule: list[Peak] = Field([], max_length=32, description="predictive: known peaks, each day.", json_schema_extra=list_map("name"))
+    schedule: list[ScheduledPeak] = Field(
+        [], max_length=32, description="predictive: known peaks, each day.", json_schema_extra=list_map("name")
+    )
     role_flip: bool = Field(
         False, description="predictive: move a running worker to the other pool where that is faster than starting one. Needs equal pools."
     )

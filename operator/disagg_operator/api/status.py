@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from disagg_operator.api.base import Model, list_map
 
 
-class Condition(Model):
+class StatusCondition(Model):
     """As metav1.Condition."""
 
     type: str = Field(max_length=63, description="What is meant, such as Ready.")
@@ -18,7 +18,7 @@ class Condition(Model):
     observed_generation: int = Field(0, description="The generation this was seen at.")
 
 
-class Decision(Model):
+class LastDecision(Model):
     """What the autoscaler last decided for a pool, and why."""
 
     time: str = Field("", max_length=64, description="When.")
@@ -43,7 +43,7 @@ class PoolStatus(Model):
     updated: int = Field(0, description="Workers of the newest revision.")
     selector: str = Field("", max_length=512, description="Label selector of its pods.")
     replica_owner: str = Field("", max_length=63, description="Who sets the number: autoscaler, spec, or another writer of /scale.")
-    last_decision: Decision | None = Field(None, description="The autoscaler's last decision.")
+    last_decision: LastDecision | None = Field(None, description="The autoscaler's last decision.")
 
 
 class Transports(Model):
@@ -73,7 +73,7 @@ class Status(Model):
 
     model_config = ConfigDict(extra="allow")
     observed_generation: int = Field(0, description="The generation that the conditions speak of.")
-    conditions: list[Condition] = Field([], description="What is true now.", json_schema_extra=list_map("type"))
+    conditions: list[StatusCondition] = Field([], description="What is true now.", json_schema_extra=list_map("type"))
     url: str = Field("", max_length=1024, description="Base URL of the OpenAI API inside the cluster.")
     model: str = Field("", max_length=256, description="The served model's name.")
     prefill: str = Field("", max_length=32, description="ready/desired prefill workers.")

@@ -17,12 +17,26 @@ class ChatFailed(Exception):
 def stream_chat(
     base_url: str, model: str, question: str, write: Callable[[str], Any] = sys.stdout.write, timeout_s: float = 60.0
 ) -> dict[str, Any]:
-    """Write the answer as it comes; returns the `disagg` object of the last chunk. Raises ChatFailed."""
-    body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True, "temperature": 0, "max_tokens": 120}
+    """Write the answer as it comes; returns the `disagg` object of the last chunk.
+
+    Raises ChatFailed.
+    """
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "stream": True,
+        "temperature": 0,
+        "max_tokens": 120,
+    }
     trace: dict[str, Any] = {}
     try:
         with httpx.stream(
-            "POST", f"{base_url}/v1/chat/completions", json=body, headers={"x-disagg-trace": "1"}, timeout=timeout_s, trust_env=False
+            "POST",
+            f"{base_url}/v1/chat/completions",
+            json=body,
+            headers={"x-disagg-trace": "1"},
+            timeout=timeout_s,
+            trust_env=False,
         ) as answer:
             if answer.status_code != 200:
                 raise ChatFailed(answer.read().decode(errors="replace"))

@@ -1,6 +1,8 @@
-"""Times a running OpenAI endpoint, briefly: prompts alone, prompts behind others, batches of streams. What `disagg profile` fits.
+"""Times a running OpenAI endpoint, briefly: prompts alone, prompts behind others, batches of
+streams. What `disagg profile` fits.
 
-Prompts are random token ids, so that no prefix cache helps, and every answer has exactly the tokens that were asked for.
+Prompts are random token ids, so that no prefix cache helps, and every answer has exactly the tokens
+that were asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from disagg_operator.planning.fit import DecodePoint, PrefillPoint, ShortAnswer, batch_wait
+from disagg_operator.performance.fit import DecodePoint, PrefillPoint, ShortAnswer, batch_wait
 
 _IDS = (100, 1000)  # ordinary tokens in every vocabulary that we know of
 _TIMEOUT_S = 120.0
@@ -51,17 +53,22 @@ class Answer:
         return (self.events_s[-1] - self.events_s[0]) / max(1, self.output_tokens - 1)
 
 
-class Endpoint:
-    """`POST /completions` of one model. `async with`. Chunks are only stamped while they come, and parsed when all are there."""
+class ServedEndpoint:
+    """`POST /completions` of one model.
+
+    `async with`. Chunks are only stamped while they come, and parsed when all are there.
+    """
 
     def __init__(self, url: str, model: str | None, api_key: str | None) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-        self._http = httpx.AsyncClient(base_url=url.rstrip("/") + "/", headers=headers, timeout=_TIMEOUT_S, trust_env=False, limits=limits)
+        self._http = httpx.AsyncClient(
+            base_url=url.rstrip("/") + "/", headers=headers, timeout=_TIMEOUT_S, trust_env=False, limits=limits
+        )
         self._random = random.Random()  # never the same prompts again: a prefix cache would answer them
         self.model = model or ""
 
-    async def __aenter__(self) -> Endpoint:
+    async def __aenter__(self) -> ServedEndpoint:
         try:
             self.model = self.model or await self._first_model()
         except BaseException:
@@ -101,7 +108,9 @@ class Endpoint:
         try:
             async with self._http.stream("POST", "completions", json=body) as response:
                 if response.status_code != 200:
-                    raise MeasureError(f"HTTP {response.status_code}: {(await response.aread())[:500].decode(errors='replace')}")
+                    raise MeasureError(
+                        f"HTTP {response.status_code}: {(await response.aread())[:500].decode(errors='replace')}"
+                    )
                 async for chunk in response.aiter_raw():
                     if not chunks and on_first is not None:
                         on_first()
@@ -128,19 +137,23 @@ def _read(answer: Answer, chunks: list[tuple[float, bytes]]) -> None:
             if event.get("choices"):
                 answer.events_s.append(at_s)
     if not answer.events_s or not answer.output_tokens:
-        raise MeasureError("an answer without tokens or without usage: the endpoint must support stream_options.include_usage")
+        raise MeasureError(
+            "an answer without tokens or without usage: the endpoint must support stream_options.include_usage"
+        )
 
 
 # ---- what is measured ----
 
 
-async def alone(endpoint: Endpoint, tokens: int) -> Answer:
+async def alone(endpoint: ServedEndpoint, tokens: int) -> Answer:
     """A prompt that has the endpoint to itself."""
     return await endpoint.ask(endpoint.prompt(tokens), _ALONE_TOKENS)
 
 
-async def queued(endpoint: Endpoint, tokens: int, prompts: int) -> float:
-    """Seconds that a prompt takes while exactly one other waits behind it: what the worker itself needs."""
+async def queued(endpoint: ServedEndpoint, tokens: int, prompts: int) -> float:
+    """Seconds that a prompt takes while exactly one other waits behind it: what the worker itself
+    needs.
+    """
     firsts_s: list[float] = []
     room = asyncio.Semaphore(2)
 
@@ -166,8 +179,11 @@ async def queued(endpoint: Endpoint, tokens: int, prompts: int) -> float:
     return (firsts_s[-1] - firsts_s[1]) / (len(firsts_s) - 2)
 
 
-async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> DecodePoint | None:
-    """So many streams at once: the step while all of them run. None: they never did for long enough."""
+async def batch(endpoint: ServedEndpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> DecodePoint | None:
+    """So many streams at once: the step while all of them run.
+
+    None: they never did for long enough.
+    """
     tasks = [asyncio.create_task(endpoint.ask(endpoint.prompt(prompt_tokens), output_tokens)) for _ in range(sequences)]
     try:
         answers = await asyncio.gather(*tasks)
@@ -176,7 +192,7 @@ async def batch(endpoint: Endpoint, sequences: int, prompt_tokens: int, output_t
     return _together(answers, [])
 
 
-async def answered(endpoint: Endpoint, prompt_tokens: int) -> ShortAnswer:
+async def answered(endpoint: ServedEndpoint, prompt_tokens: int) -> ShortAnswer:
     """A whole short answer that comes when nothing runs."""
     await asyncio.sleep(_PAUSE_S)
     a = await endpoint.ask(endpoint.prompt(prompt_tokens), _LEAST_STEPS)
@@ -197,11 +213,17 @@ def _together(answers: list[Answer], short: list[Answer]) -> DecodePoint | None:
     if steps < _LEAST_STEPS:
         return None
     new = [a.prompt_tokens for a in short if begin_s < a.events_s[-1] <= end_s]
-    return DecodePoint(len(answers) + len(new) / steps, held + sum(new) / steps, (end_s - begin_s) / steps, len(new) / steps)
+    return DecodePoint(
+        len(answers) + len(new) / steps, held + sum(new) / steps, (end_s - begin_s) / steps, len(new) / steps
+    )
 
 
-async def joined(endpoint: Endpoint, sequences: int, output_tokens: int, prompt_tokens: int) -> DecodePoint | None:
-    """So many streams at once while short requests come and go, as many as the prefill worker makes: what they cost the others."""
+async def joined(
+    endpoint: ServedEndpoint, sequences: int, output_tokens: int, prompt_tokens: int
+) -> DecodePoint | None:
+    """So many streams at once while short requests come and go, as many as the prefill worker
+    makes: what they cost the others.
+    """
     long = [asyncio.create_task(endpoint.ask(endpoint.prompt(16), output_tokens)) for _ in range(sequences)]
     short: list[Answer] = []
 
@@ -219,8 +241,10 @@ async def joined(endpoint: Endpoint, sequences: int, output_tokens: int, prompt_
 
 
 @contextlib.asynccontextmanager
-async def decoding(endpoint: Endpoint, tokens: int) -> AsyncIterator[None]:
-    """One stream after another meanwhile, so that decode decodes as in life: workers that share a machine's memory slow each other down."""
+async def decoding(endpoint: ServedEndpoint, tokens: int) -> AsyncIterator[None]:
+    """One stream after another meanwhile, so that decode decodes as in life: workers that share a
+    machine's memory slow each other down.
+    """
 
     async def go() -> None:
         while True:
@@ -235,8 +259,10 @@ async def decoding(endpoint: Endpoint, tokens: int) -> AsyncIterator[None]:
         await _cancel([task])
 
 
-async def rush(endpoint: Endpoint, requests: int) -> float:
-    """Seconds from one request to the next at the router when many come at once: prompts of one token, which keep no worker busy."""
+async def rush(endpoint: ServedEndpoint, requests: int) -> float:
+    """Seconds from one request to the next at the router when many come at once: prompts of one
+    token, which keep no worker busy.
+    """
     alone_s = median([(await alone(endpoint, 1)).ttft_s for _ in range(_ALONE_TIMES)])
     begin_s = time.monotonic()
     tasks = [asyncio.create_task(alone(endpoint, 1)) for _ in range(requests)]
@@ -292,8 +318,10 @@ class Measured:
     front_s: float = 0.0
 
 
-async def measure(endpoint: Endpoint, extent: Extent, say: Callable[[str], None]) -> Measured:
-    """Rounds over all lengths, then over all batches, for as long as `extent` says; at least one of each. Raises MeasureError."""
+async def measure(endpoint: ServedEndpoint, extent: Extent, say: Callable[[str], None]) -> Measured:
+    """Rounds over all lengths, then over all batches, for as long as `extent` says; at least one of
+    each. Raises MeasureError.
+    """
     await alone(endpoint, 32)  # connections, first-call work
     say(f"prompts of {extent.lengths()[0]} to {extent.max_prompt_tokens} tokens")
     prefill = await _prefill(endpoint, extent)
@@ -311,13 +339,16 @@ async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncI
         yield n
 
 
-async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
-    """First when nothing else runs, for the rule of batches; then, for all times, while decode decodes."""
+async def _prefill(endpoint: ServedEndpoint, extent: Extent) -> list[PrefillPoint]:
+    """First when nothing else runs, for the rule of batches; then, for all times, while decode
+    decodes.
+    """
     quiet_s: dict[int, list[float]] = {n: [] for n in extent.lengths()}
     for n, found in quiet_s.items():
         found += [(await alone(endpoint, n)).ttft_s for _ in range(_ALONE_TIMES)]
     full_tokens = await _find_wait(endpoint, quiet_s)
-    # The shortest that can queue: of long prompts the overhead is too small a part to be told from a batch's fixed one.
+    # The shortest that can queue: of long prompts the overhead is too small a part to be told from
+    # a batch's fixed one.
     shortest = [full_tokens + full_tokens // 16] if full_tokens else []
     alone_s: dict[int, list[float]] = {n: [] for n in sorted({*quiet_s, *shortest})}
     queued_s: dict[int, list[float]] = {
@@ -336,14 +367,17 @@ async def _prefill(endpoint: Endpoint, extent: Extent) -> list[PrefillPoint]:
         async for _ in _rounds(0.5 * extent.seconds, once):
             pass
     return [
-        PrefillPoint(n, median(s), median(queued_s[n]) if n in queued_s else None, min(quiet_s[n]) if n in quiet_s else None)
+        PrefillPoint(
+            n, median(s), median(queued_s[n]) if n in queued_s else None, min(quiet_s[n]) if n in quiet_s else None
+        )
         for n, s in alone_s.items()
     ]
 
 
-async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> int:
-    """From how many tokens on prompts do not wait to fill a batch: halves the gap between the longest that does and the shortest that does
-    not. 0: none waits."""
+async def _find_wait(endpoint: ServedEndpoint, alone_s: dict[int, list[float]]) -> int:
+    """From how many tokens on prompts do not wait to fill a batch: halves the gap between the
+    longest that does and the shortest that does not. 0: none waits.
+    """
     wait_s, full_tokens = batch_wait([(n, min(s)) for n, s in alone_s.items()])
     below = max((n for n in alone_s if n < full_tokens), default=full_tokens)
     base_s = min(alone_s[full_tokens]) if full_tokens else 0.0
@@ -359,7 +393,9 @@ async def _find_wait(endpoint: Endpoint, alone_s: dict[int, list[float]]) -> int
     return full_tokens
 
 
-async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint]) -> tuple[list[DecodePoint], list[ShortAnswer]]:
+async def _decode(
+    endpoint: ServedEndpoint, extent: Extent, prefill: list[PrefillPoint]
+) -> tuple[list[DecodePoint], list[ShortAnswer]]:
     most = prefill[-1]
     per_prompt_s = (most.queued_s or most.alone_s) / most.tokens
     found: dict[tuple[int, int], list[DecodePoint]] = {}
@@ -372,9 +408,12 @@ async def _decode(endpoint: Endpoint, extent: Extent, prefill: list[PrefillPoint
         step_s = first_s
         for longest in (16, half):
             for sequences in extent.batches():
-                # All streams run together only if the prompts are computed within a third of the longest answer.
+                # All streams run together only if the prompts are computed within a third of the
+                # longest answer.
                 prompt = max(16, min(longest, int(half / 3 * step_s / (sequences * per_prompt_s))))
-                ramp = sequences * prompt * per_prompt_s / step_s  # tokens that the first stream makes until the last one runs
+                ramp = (
+                    sequences * prompt * per_prompt_s / step_s
+                )  # tokens that the first stream makes until the last one runs
                 output = int(1.5 * _LEAST_STEPS + max(_LEAST_STEPS, _LEAST_WINDOW_S / step_s) + 1.5 * ramp)
                 if (point := await batch(endpoint, sequences, prompt, min(output, half))) is not None:
                     found.setdefault((sequences, longest), []).append(point)

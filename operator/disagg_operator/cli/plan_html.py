@@ -6,9 +6,9 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from disagg_operator import plots
+from disagg_operator.cli import plots
 from disagg_operator.planning import report
-from disagg_operator.planning.plan import Deployment, Plan
+from disagg_operator.planning.deployment_plan import Deployment, Plan
 
 _STYLE = """
 :root{color-scheme:light}
@@ -37,7 +37,9 @@ def render(plan: Plan) -> str:
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="{verdict}">{html.escape(report.headline(plan))}</p>',
-        "<dl>" + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in report.question_rows(plan)) + "</dl>",
+        "<dl>"
+        + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in report.question_rows(plan))
+        + "</dl>",
         "<h2>In two pools, or in one</h2>",
         _table(report.DEPLOYMENT_COLUMNS, [report.deployment_row(plan, name, d) for name, d in report.both(plan)]),
     ]
@@ -53,9 +55,7 @@ def render(plan: Plan) -> str:
         '<div class="plots">' + "".join(f"<figure>{svg}</figure>" for svg in plots.plan_pictures(plan)) + "</div>",
         "<h2>Notes</h2><ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in report.notes(plan)) + "</ul>",
     ]
-    head = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}figure{{margin:0}}</style>'
-    )
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}figure{{margin:0}}</style>'
     return f"{head}{''.join(parts)}</html>\n"
 
 

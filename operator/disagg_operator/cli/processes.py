@@ -1,4 +1,7 @@
-"""Processes of `disagg local`: start, watch, drain. Only processes started here are ever signalled."""
+"""Processes of `disagg local`: start, watch, drain.
+
+Only processes started here are ever signalled.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from disagg_operator.desired.process import ProcessSpec
+from disagg_operator.desired.local_process import ProcessSpec
 
 
 @dataclass(slots=True)
@@ -66,7 +69,9 @@ def free_port() -> int:
 
 
 async def start(spec: ProcessSpec, port: int, folder: Path) -> Running:
-    """`python -m MODULE` in a process group of its own, so that Ctrl-C reaches only us and we drain in order."""
+    """`python -m MODULE` in a process group of its own, so that Ctrl-C reaches only us and we drain
+    in order.
+    """
     log = folder / f"{spec.name}.log"
     environment = {**os.environ, "OMP_NUM_THREADS": spec.environment.get("DISAGG_THREADS", "1"), **spec.environment}
     with log.open("ab") as out:

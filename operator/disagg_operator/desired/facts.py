@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-ROLES = ("prefill", "decode")
-
 
 @dataclass(frozen=True, slots=True)
 class Images:
@@ -19,10 +17,13 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`replicas`: what to write into each DisaggPool's spec.replicas. `declared`: the replicas value to remember in an annotation of
-    the pool (absent: no annotation). `pool_uids`: UIDs of the DisaggPools that exist; a pool's children are rendered only under an
-    existing one. `cluster_key`: the new key when its Secret does not exist yet, else None. `attachments_available`: the
-    NetworkAttachmentDefinition API exists."""
+    """`replicas`: what to write into each DisaggPool's spec.replicas.
+
+    `declared`: the replicas value to remember in an annotation of the pool (absent: no annotation).
+    `pool_uids`: UIDs of the DisaggPools that exist; a pool's children are rendered only under an
+    existing one. `cluster_key`: the new key when its Secret does not exist yet, else None.
+    `attachments_available`: the NetworkAttachmentDefinition API exists.
+    """
 
     uid: str
     replicas: Mapping[str, int]

@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 # Lists that are merged by a key instead of being replaced.
-_KEYED = {"containers": "name", "initContainers": "name", "volumes": "name", "env": "name", "volumeMounts": "mountPath", "ports": "name"}
+_KEYED = {
+    "containers": "name",
+    "initContainers": "name",
+    "volumes": "name",
+    "env": "name",
+    "volumeMounts": "mountPath",
+    "ports": "name",
+}
 # Items that are a choice of one source: half of the old and half of the new one would be two.
 _WHOLE = {"env", "volumes"}
 
 
 def merge(base: Any, patch: Any, field: str = "") -> Any:
-    """`patch` wins; maps merge by key, known lists by their item's name, other lists are replaced; null removes a map's key."""
+    """`patch` wins; maps merge by key, known lists by their item's name, other lists are replaced;
+    null removes a map's key.
+    """
     if isinstance(base, dict) and isinstance(patch, dict):
         out = {k: v for k, v in base.items() if not (k in patch and patch[k] is None)}
         for key, value in patch.items():

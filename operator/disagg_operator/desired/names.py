@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.base import API_VERSION
-
-Obj = dict[str, Any]
-DEPLOYMENT_LABEL = "disagg.dev/deployment"
-POOL_LABEL = "disagg.dev/pool"
-REVISION_LABEL = "disagg.dev/revision"
-MANAGER = "disagg-operator"
-WORKER_PORT, KV_PORT, ROUTER_PORT = 8000, 9000, 8080
+from disagg_operator.vocabulary import FIELD_MANAGER, Obj
+from disagg_wire.labels import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_POOL
+from disagg_wire.roles import ROLES
 
 
 def pool_name(name: str, role: str) -> str:
@@ -36,16 +30,16 @@ def labels(name: str, component: str) -> dict[str, str]:
     out = {
         "app.kubernetes.io/name": "disagg",
         "app.kubernetes.io/instance": name,
-        "app.kubernetes.io/component": component,
-        "app.kubernetes.io/managed-by": MANAGER,
-        DEPLOYMENT_LABEL: name,
+        LABEL_COMPONENT: component,
+        "app.kubernetes.io/managed-by": FIELD_MANAGER,
+        LABEL_DEPLOYMENT: name,
     }
-    return out | ({POOL_LABEL: component} if component in ("prefill", "decode") else {})
+    return out | ({LABEL_POOL: component} if component in ROLES else {})
 
 
 def selector(name: str, component: str) -> dict[str, str]:
     """The part of the labels that never changes."""
-    return {"app.kubernetes.io/component": component, DEPLOYMENT_LABEL: name}
+    return {LABEL_COMPONENT: component, LABEL_DEPLOYMENT: name}
 
 
 def selector_text(name: str, component: str) -> str:
@@ -61,10 +55,19 @@ def owned_by_pool(dd: DisaggDeployment, role: str, uid: str) -> list[Obj]:
 
 
 def _owner(kind: str, name: str, uid: str) -> Obj:
-    return {"apiVersion": API_VERSION, "kind": kind, "name": name, "uid": uid, "controller": True, "blockOwnerDeletion": True}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
 
 
-def metadata(dd: DisaggDeployment, name: str, component: str, owners: list[Obj], annotations: dict[str, str] | None = None) -> Obj:
+def metadata(
+    dd: DisaggDeployment, name: str, component: str, owners: list[Obj], annotations: dict[str, str] | None = None
+) -> Obj:
     out: Obj = {
         "name": name,
         "namespace": dd.metadata.namespace,

@@ -1,6 +1,7 @@
 """PURE: the ordered list of objects of one DisaggDeployment, ready for server-side apply.
 
-Owners: the DisaggDeployment owns the shared objects and the two DisaggPools; each DisaggPool owns its Deployment, Service and budget.
+Owners: the DisaggDeployment owns the shared objects and the two DisaggPools; each DisaggPool owns
+its Deployment, Service and budget.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import Any
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.base import API_VERSION
 from disagg_operator.api.network import Attachment
-from disagg_operator.desired import names, pods
-from disagg_operator.desired.facts import ROLES, Facts
-from disagg_operator.desired.names import Obj
+from disagg_operator.desired import names, pod_templates
+from disagg_operator.desired.facts import Facts
+from disagg_operator.vocabulary import Obj
+from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
+from disagg_wire.ports import KV_PORT, ROUTER_PORT, WORKER_PORT
+from disagg_wire.roles import ROLES
 
 DECLARED_ANNOTATION = "disagg.dev/declared-replicas"
 
@@ -95,30 +99,33 @@ def _from_anywhere(app: str) -> Obj:
 
 
 def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
-    """Workers accept routers (and scrapers) on HTTP and each other on the KV port; they reach DNS, each other and, for hf://, the web.
+    """Workers accept routers (and scrapers) on HTTP and each other on the KV port; they reach DNS,
+    each other and, for hf://, the web.
 
     A second network (Multus) is outside of what a NetworkPolicy governs.
     """
     name = dd.metadata.name
     scrapers = [_from_anywhere("disagg-operator"), _from_anywhere("prometheus")]
-    http = {"from": [_from_component(name, "router"), *scrapers], "ports": [{"protocol": "TCP", "port": names.WORKER_PORT}]}
-    kv = {"from": [_from_component(name, r) for r in ROLES], "ports": [{"protocol": "TCP", "port": names.KV_PORT}]}
+    http = {"from": [_from_component(name, "router"), *scrapers], "ports": [{"protocol": "TCP", "port": WORKER_PORT}]}
+    kv = {"from": [_from_component(name, r) for r in ROLES], "ports": [{"protocol": "TCP", "port": KV_PORT}]}
     workers: Obj = {
         "podSelector": {
-            "matchLabels": {names.DEPLOYMENT_LABEL: name},
-            "matchExpressions": [{"key": names.POOL_LABEL, "operator": "Exists"}],
+            "matchLabels": {LABEL_DEPLOYMENT: name},
+            "matchExpressions": [{"key": LABEL_POOL, "operator": "Exists"}],
         },
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [http, kv],
         "egress": _worker_egress(dd),
     }
-    return [_object("networking.k8s.io/v1", "NetworkPolicy", _shared(dd, facts, f"{name}-workers", "worker"), spec=workers)]
+    return [
+        _object("networking.k8s.io/v1", "NetworkPolicy", _shared(dd, facts, f"{name}-workers", "worker"), spec=workers)
+    ]
 
 
 def _worker_egress(dd: DisaggDeployment) -> list[Obj]:
     # 5353: a policy sees the port behind the DNS Service, and OpenShift's DNS pods listen there.
     dns = {"ports": [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]}
-    kv = {"to": [_from_component(dd.metadata.name, r) for r in ROLES], "ports": [{"protocol": "TCP", "port": names.KV_PORT}]}
+    kv = {"to": [_from_component(dd.metadata.name, r) for r in ROLES], "ports": [{"protocol": "TCP", "port": KV_PORT}]}
     web = {"ports": [{"protocol": "TCP", "port": port} for port in (443, 80)]}
     return [dns, kv, *([web] if dd.spec.model.uri.startswith("hf://") else [])]
 
@@ -134,9 +141,9 @@ def _pool(dd: DisaggDeployment, facts: Facts, role: str) -> Obj:
 def _pool_children(dd: DisaggDeployment, facts: Facts, role: str) -> list[Obj]:
     name = names.pool_name(dd.metadata.name, role)
     owners = names.owned_by_pool(dd, role, facts.pool_uids[role])
-    template, revision = pods.worker_template(dd, role, facts.images)
+    template, revision = pod_templates.worker_template(dd, role, facts.images)
     metadata = names.metadata(dd, name, role, owners)
-    metadata["labels"] = metadata["labels"] | {names.REVISION_LABEL: revision}
+    metadata["labels"] = metadata["labels"] | {LABEL_REVISION: revision}
     match = names.selector(dd.metadata.name, role)
     deployment: Obj = {
         "replicas": facts.replicas[role],
@@ -150,7 +157,7 @@ def _pool_children(dd: DisaggDeployment, facts: Facts, role: str) -> list[Obj]:
     service: Obj = {
         "clusterIP": "None",
         "selector": match,
-        "ports": [{"name": "http", "port": names.WORKER_PORT, "targetPort": names.WORKER_PORT, "protocol": "TCP"}],
+        "ports": [{"name": "http", "port": WORKER_PORT, "targetPort": WORKER_PORT, "protocol": "TCP"}],
     }
     budget = {"maxUnavailable": 1, "selector": {"matchLabels": match}}
     return [
@@ -167,12 +174,12 @@ def _router(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
         "replicas": spec.replicas,
         "selector": {"matchLabels": match},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": pods.router_template(dd, facts.images),
+        "template": pod_templates.router_template(dd, facts.images),
     }
     service: Obj = {
         "type": spec.service.type,
         "selector": match,
-        "ports": [{"name": "http", "port": spec.service.port, "targetPort": names.ROUTER_PORT, "protocol": "TCP"}],
+        "ports": [{"name": "http", "port": spec.service.port, "targetPort": ROUTER_PORT, "protocol": "TCP"}],
     }
     budget = {"maxUnavailable": 1, "selector": {"matchLabels": match}}
     return [

@@ -1,1 +1,3 @@
-"""PURE: what a deployment needs before it exists: hardware, arithmetic, capacity, and the trace-driven simulator."""
+"""PURE: what a deployment needs before it exists: hardware, arithmetic, capacity, and the
+trace-driven simulator.
+"""

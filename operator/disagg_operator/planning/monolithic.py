@@ -1,7 +1,9 @@
-"""PURE: the smallest pool whose replicas prefill and decode, with prompts computed in chunks between decode steps.
+"""PURE: the smallest pool whose replicas prefill and decode, with prompts computed in chunks
+between decode steps.
 
-A chunk holds every running stream for its time. A stream meets a Poisson number of chunks in its life; its time per token is the step's and
-those. Small chunks hold up streams less and cost more fixed time: the size that needs the fewest replicas is taken.
+A chunk holds every running stream for its time. A stream meets a Poisson number of chunks in its
+life; its time per token is the step's and those. Small chunks hold up streams less and cost more
+fixed time: the size that needs the fewest replicas is taken.
 """
 
 from __future__ import annotations
@@ -9,11 +11,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from disagg_operator.performance.hardware import Gpu
+from disagg_operator.performance.profile import Profile
 from disagg_operator.planning.capacity import Infeasible, PoolPlan, sequences_held
-from disagg_operator.planning.hardware import Gpu
-from disagg_operator.planning.profile import Profile
 from disagg_operator.planning.queueing import MOST_REPLICAS, least, poisson_quantile, wait_s
-from disagg_operator.planning.traffic import Objectives, Traffic
+from disagg_operator.planning.traffic import LatencyObjectives, Traffic
 
 CHUNKS_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
 _LEAST_IDLE = 0.02
@@ -33,7 +35,10 @@ class Mixed:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """A pool that does both, and its latencies at the percentile. `pool.batch`: streams; `chunk_tokens`: of prompts in one step."""
+    """A pool that does both, and its latencies at the percentile.
+
+    `pool.batch`: streams; `chunk_tokens`: of prompts in one step.
+    """
 
     pool: PoolPlan
     ttft_s: float
@@ -41,11 +46,14 @@ class Together:
     chunk_tokens: int
 
 
-def mixed(traffic: Traffic, objectives: Objectives, profile: Profile, chunk_tokens: int, replicas: int) -> Mixed | None:
+def mixed(
+    traffic: Traffic, objectives: LatencyObjectives, profile: Profile, chunk_tokens: int, replicas: int
+) -> Mixed | None:
     """None: overloaded."""
     p, prompt = profile, traffic.prompt
     chunk = min(chunk_tokens, prompt.mean)
-    # A chunk attends to all of its prompt before it: per token c * n on average over prompts weighted by length.
+    # A chunk attends to all of its prompt before it: per token c * n on average over prompts
+    # weighted by length.
     chunk_s = p.b_s_per_token * chunk + p.c_s_per_token2 * chunk * prompt.second_moment / prompt.mean
     chunks_per_s = traffic.requests_per_s / replicas * prompt.mean / chunk
     tokens_per_s = traffic.output_tokens_per_s / replicas
@@ -62,14 +70,19 @@ def mixed(traffic: Traffic, objectives: Objectives, profile: Profile, chunk_toke
     tpot_s = step_s + poisson_quantile(met, objectives.percentile) * (chunk_s + p.a_s) / traffic.output.mean
     turn_s = step_s + p.a_s + chunk_s + p.lone_s(chunk, chunk * prompt.second_moment / prompt.mean)
     service_s = prompt.mean / chunk * turn_s
-    queue_s = wait_s(traffic.requests_per_s, service_s, prompt.variance / prompt.mean**2, replicas, objectives.percentile)
+    queue_s = wait_s(
+        traffic.requests_per_s, service_s, prompt.variance / prompt.mean**2, replicas, objectives.percentile
+    )
     ttft_s = p.overhead_s + queue_s + max(1.0, prompt.tail / chunk) * turn_s
     return Mixed(most, ttft_s, tpot_s, 1 - idle)
 
 
 def _steady(profile: Profile, chunked: float, tokens_per_s: float, held_tokens: float) -> tuple[float, float] | None:
-    """The share of time that is idle, and the seconds of a step with what chunks hold it up. Each turn takes the step's tangent where the
-    last one ended, from all weights on: Newton's method on a curve that bends downwards, so the result falls to the root."""
+    """The share of time that is idle, and the seconds of a step with what chunks hold it up.
+
+    Each turn takes the step's tangent where the last one ended, from all weights on: Newton's
+    method on a curve that bends downwards, so the result falls to the root.
+    """
     sequences, idle, mean_s = _MANY, 0.0, 0.0
     for turn in range(_TURNS):
         p = profile.around(sequences)
@@ -83,7 +96,9 @@ def _steady(profile: Profile, chunked: float, tokens_per_s: float, held_tokens: 
     return idle, mean_s
 
 
-def monolithic_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile) -> Together | Infeasible:
+def monolithic_pool(
+    traffic: Traffic, objectives: LatencyObjectives, gpu: Gpu, profile: Profile
+) -> Together | Infeasible:
     """The fewest replicas over all chunk sizes."""
     room = min(sequences_held(traffic, profile), profile.max_running)
     best: Together | None = None
@@ -91,31 +106,46 @@ def monolithic_pool(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile:
 
         def good(n: int, chunk_tokens: int = chunk_tokens) -> bool:
             m = mixed(traffic, objectives, profile, chunk_tokens, n)
-            return m is not None and m.ttft_s <= objectives.ttft_s and m.tpot_s <= objectives.tpot_s and m.streams <= room
+            return (
+                m is not None and m.ttft_s <= objectives.ttft_s and m.tpot_s <= objectives.tpot_s and m.streams <= room
+            )
 
         most = best.pool.replicas - 1 if best else MOST_REPLICAS
         n = least(good, 1, most) if most >= 1 else None
         found = mixed(traffic, objectives, profile, chunk_tokens, n) if n is not None else None
         if n is not None and found is not None:
-            pool = PoolPlan("both", gpu, profile.around(found.streams), n, math.ceil(found.streams), found.utilisation, "ttft and tpot")
+            pool = PoolPlan(
+                "both",
+                gpu,
+                profile.around(found.streams),
+                n,
+                math.ceil(found.streams),
+                found.utilisation,
+                "ttft and tpot",
+            )
             best = Together(pool, found.ttft_s, found.tpot_s, chunk_tokens)
     return best if best is not None else _why(traffic, objectives, gpu, profile, room)
 
 
-def _why(traffic: Traffic, objectives: Objectives, gpu: Gpu, profile: Profile, room: float) -> Infeasible:
+def _why(traffic: Traffic, objectives: LatencyObjectives, gpu: Gpu, profile: Profile, room: float) -> Infeasible:
     where = f"{profile.gpus} x {gpu.name}"
     if room < 1:
         held = traffic.prompt.mean + traffic.output.mean
         return Infeasible(
-            "memory", f"a request of {held:.0f} tokens does not fit in the cache of {profile.request_tokens:.0f} tokens of {where}"
+            "memory",
+            f"a request of {held:.0f} tokens does not fit in the cache of {profile.request_tokens:.0f} tokens of {where}",
         )
     idle = [m for c in CHUNKS_TOKENS if (m := mixed(traffic.at(1e-6), objectives, profile, c, 1)) is not None]
     ttft_s = min((m.ttft_s for m in idle), default=math.inf)
     tpot_s = min((m.tpot_s for m in idle), default=math.inf)
     if ttft_s > objectives.ttft_s:
         return Infeasible(
-            "ttft", f"{traffic.prompt.tail:.0f} prompt tokens take {ttft_s:.2f} s even alone on {where}, {objectives.ttft_s:g} s is asked"
+            "ttft",
+            f"{traffic.prompt.tail:.0f} prompt tokens take {ttft_s:.2f} s even alone on {where}, {objectives.ttft_s:g} s is asked",
         )
     if tpot_s > objectives.tpot_s:
-        return Infeasible("tpot", f"a token takes {1e3 * tpot_s:.1f} ms even alone on {where}, {1e3 * objectives.tpot_s:g} ms is asked")
+        return Infeasible(
+            "tpot",
+            f"a token takes {1e3 * tpot_s:.1f} ms even alone on {where}, {1e3 * objectives.tpot_s:g} ms is asked",
+        )
     return Infeasible("tpot", f"no chunk size keeps both objectives beside other requests on {where}")

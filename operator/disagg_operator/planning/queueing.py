@@ -1,7 +1,8 @@
 """PURE: how long requests wait for one of several workers.
 
-Mean wait: Sakasegawa's approximation for M/G/c ("An approximation formula Lq = a b^rho / (1 - rho)", 1977). Tail: exponential, given that
-one waits at all; the chance of that is taken as rho^(sqrt(2(c+1)) - 1), which the same formula implies.
+Mean wait: Sakasegawa's approximation for M/G/c ("An approximation formula Lq = a b^rho / (1 -
+rho)", 1977). Tail: exponential, given that one waits at all; the chance of that is taken as
+rho^(sqrt(2(c+1)) - 1), which the same formula implies.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def wait_s(arrivals_per_s: float, service_s: float, service_cv2: float, servers:
 
 
 def least(good: Callable[[int], bool], low: int, high: int = MOST_REPLICAS) -> int | None:
-    """The smallest n in [low, high] that is good, where all above a good one are; None: not even `high` is."""
+    """The smallest n in [low, high] that is good, where all above a good one are; None: not even
+    `high` is.
+    """
     step, n = 1, low
     while not good(n):
         if n >= high:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from disagg_operator.performance.expert_profile import ExpertProfile
+from disagg_operator.performance.hardware import NETWORKS, Gpu
+from disagg_operator.performance.model_shape import ModelShape
 from disagg_operator.planning.capacity import Infeasible, PoolPlan, with_tail_in_cache
-from disagg_operator.planning.expert_profile import ExpertProfile
-from disagg_operator.planning.hardware import NETWORKS, Gpu
-from disagg_operator.planning.model_shape import ModelShape
-from disagg_operator.planning.plan import Deployment, Plan, Question, cost_of
+from disagg_operator.planning.deployment_plan import Deployment, Plan, Question, cost_of
 
-ROLES = {"prefill": "prefill", "decode": "decode", "both": "prefill + decode"}
+_KINDS = {"prefill": "prefill", "decode": "decode", "both": "prefill + decode"}
 _BOUNDS = {
     "compute": "compute", "ttft": "TTFT", "tpot": "TPOT", "cache": "KV cache", "batch": "batch limit", "network": "network",
     "ttft and tpot": "TTFT and TPOT", "simulation": "simulation",
@@ -52,9 +52,19 @@ def headline(plan: Plan) -> str:
     if plan.recommended == "none":
         assert isinstance(plan.disaggregated, Infeasible)
         return "Infeasible: nothing in reach keeps the objectives."
-    saved = f"{100 * (1 - min(apart, together) / max(apart, together)):.0f} % less" if math.isfinite(apart + together) else ""
+    saved = (
+        f"{100 * (1 - min(apart, together) / max(apart, together)):.0f} % less"
+        if math.isfinite(apart + together)
+        else ""
+    )
     if plan.recommended == "monolithic":
-        why = "the other is infeasible" if not saved else "it costs the same and is simpler" if apart == together else f"it costs {saved}"
+        why = (
+            "the other is infeasible"
+            if not saved
+            else "it costs the same and is simpler"
+            if apart == together
+            else f"it costs {saved}"
+        )
         return f"Recommended: monolithic. At {q.traffic.requests_per_s:.4g} requests/s {why}."
     why = f"it costs {saved}" if saved else "one pool can't keep the objectives"
     return f"Recommended: disaggregated. At {q.traffic.requests_per_s:.4g} requests/s {why}."
@@ -80,7 +90,9 @@ def notes(plan: Plan) -> list[str]:
     if not q.prices_per_hour:
         out.append("Without prices (--price) every GPU counts the same, so a small one costs as much as a large one.")
     used = {p.gpu.name: p.gpu for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools}
-    out += [f"{name}: {'measured profile' if name in q.measured else roof_line(gpu)}." for name, gpu in sorted(used.items())]
+    out += [
+        f"{name}: {'measured profile' if name in q.measured else roof_line(gpu)}." for name, gpu in sorted(used.items())
+    ]
     out += of_experts(plan)
     out.append("Sizes: simulated, request by request, on fixed fleets; the crossover is from the formulas." if plan.simulated else
                "Sizes: queueing formulas; --simulate checks them request by request.")  # fmt: skip
@@ -120,7 +132,7 @@ def _curve(q: Question, p: PoolPlan, profile: ExpertProfile) -> str:
     experts, few = q.model.experts, max(1, p.batch // 4)
     assert experts is not None
     many, some = (f"{100 * experts.touched(n) / experts.count:.0f} %" for n in (p.batch, few))
-    words = f"{ROLES[p.role]}: a step of {p.batch} sequences reads {many} of the experts"
+    words = f"{_KINDS[p.role]}: a step of {p.batch} sequences reads {many} of the experts"
     if few == p.batch:
         return words + "."
     error = f"{100 * profile.fit_error(few, q.traffic.held_tokens):.0f} % too slow at {few}"
@@ -138,12 +150,14 @@ def both(plan: Plan) -> tuple[tuple[str, Deployment | Infeasible], ...]:
 
 
 def pool_row(p: PoolPlan, chunk_tokens: int = 0) -> list[str]:
-    """Cells of one pool: role, GPUs, replicas, tensor parallelism, batch, utilisation, what sets its size."""
+    """Cells of one pool: role, GPUs, replicas, tensor parallelism, batch, utilisation, what sets
+    its size.
+    """
     batch = {"prefill": f"{p.batch:,} tokens", "decode": f"{p.batch} sequences"}.get(
         p.role, f"{p.batch} sequences, chunks of {chunk_tokens}"
     )
     return [
-        ROLES[p.role], f"{p.gpus} x {p.gpu.name}", str(p.replicas), parallelism(p), batch, f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
+        _KINDS[p.role], f"{p.gpus} x {p.gpu.name}", str(p.replicas), parallelism(p), batch, f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
     ]  # fmt: skip
 
 
@@ -169,7 +183,9 @@ def deployment_row(plan: Plan, name: str, d: Deployment | Infeasible) -> list[st
 
 
 def transfers(plan: Plan) -> list[list[str]]:
-    """How long the KV of a mean and of a tail prompt takes over each network, and what of the latter the user waits for."""
+    """How long the KV of a mean and of a tail prompt takes over each network, and what of the
+    latter the user waits for.
+    """
     q = plan.question
     rows = []
     prefill = plan.disaggregated.pools[0].profile if isinstance(plan.disaggregated, Deployment) else None
@@ -208,7 +224,9 @@ def shape_words(m: ModelShape) -> str:
     if m.experts is None:
         return ", ".join([*words, f"{m.weight_bits}-bit weights"])
     e = m.experts
-    bits = f"{m.weight_bits}-bit weights" + ("" if m.routed_bits == m.weight_bits else f" ({m.routed_bits:g} bits in experts)")
+    bits = f"{m.weight_bits}-bit weights" + (
+        "" if m.routed_bits == m.weight_bits else f" ({m.routed_bits:g} bits in experts)"
+    )
     shared = " and a shared one" if e.shared_width else ""
     return ", ".join([*words, f"{e.per_token} of {e.count} experts{shared} in {e.layers} layers", bits])
 
@@ -217,7 +235,9 @@ def windowed(m: ModelShape) -> str:
     """The cache of a token where some layers forget it."""
     assert m.window is not None
     growing = m.kv_bytes(m.window.tokens + 1) - m.kv_bytes(m.window.tokens)
-    return f"{m.kv_bytes_per_token:,.0f} bytes a token, {growing:,.0f} once more than {m.window.tokens:,} later ones came"
+    return (
+        f"{m.kv_bytes_per_token:,.0f} bytes a token, {growing:,.0f} once more than {m.window.tokens:,} later ones came"
+    )
 
 
 def billions(parameters: float) -> str:
@@ -274,7 +294,10 @@ def _pool(p: PoolPlan) -> dict[str, Any]:
 
 def _transfer_data(plan: Plan) -> dict[str, dict[str, float]]:
     q = plan.question
-    tokens: Sequence[tuple[str, float]] = (("mean_prompt", q.traffic.prompt.mean), ("tail_prompt", q.traffic.prompt.tail))
+    tokens: Sequence[tuple[str, float]] = (
+        ("mean_prompt", q.traffic.prompt.mean),
+        ("tail_prompt", q.traffic.prompt.tail),
+    )
     return {
         name: {label: network.transfer_s(q.kv.bytes_of(n)) for label, n in tokens} for name, network in NETWORKS.items()
     }  # fmt: skip

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from disagg_operator.planning.model_shape import PlanError
+from disagg_operator.performance.model_shape import PlanError
 
 _P99 = NormalDist().inv_cdf(0.99)
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """A distribution of token counts. `second_moment`: planning on means alone forgets the tail. `tail`: the objective's percentile."""
+    """A distribution of token counts.
+
+    `second_moment`: planning on means alone forgets the tail. `tail`: the objective's percentile.
+    """
 
     mean: float
     second_moment: float
@@ -42,8 +45,9 @@ class LogNormal:
 
 
 def log_normal(mean: float, p99: float | None, field: str) -> LogNormal:
-    """From mean and 99th percentile; without the latter the coefficient of variation is 1 (that of public traces is 0.9 to 2). Raises
-    PlanError."""
+    """From mean and 99th percentile; without the latter the coefficient of variation is 1 (that of
+    public traces is 0.9 to 2). Raises PlanError.
+    """
     if not (math.isfinite(mean) and mean >= 1):
         raise PlanError(f"{field}: the mean must be 1 token or more, not {mean:g}")
     if p99 is None:
@@ -59,7 +63,9 @@ def log_normal(mean: float, p99: float | None, field: str) -> LogNormal:
 def of_samples(values: Sequence[float], percentile: float) -> Lengths:
     """The moments of what was seen. `values` is not empty."""
     n, ordered = len(values), sorted(values)
-    return Lengths(sum(values) / n, sum(v * v for v in values) / n, float(ordered[min(n - 1, math.ceil(percentile * n) - 1)]))
+    return Lengths(
+        sum(values) / n, sum(v * v for v in values) / n, float(ordered[min(n - 1, math.ceil(percentile * n) - 1)])
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class Objectives:
+class LatencyObjectives:
     """Times that the `percentile` (0.99: 99 of 100 requests) keeps."""
 
     ttft_s: float

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from disagg_operator.autoscaling.observation import Observation, Pods, Targets
-from disagg_operator.planning.profile import Profile
+from disagg_operator.autoscaling.policy.observation import Observation, Pods, Targets
+from disagg_operator.performance.profile import Profile
 
 Policy = Callable[[Observation], Targets]
 

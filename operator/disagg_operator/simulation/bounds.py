@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from disagg_operator.autoscaling.observation import Observation, Targets
+from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.score import Score, score
 from disagg_operator.simulation.traces import Trace

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets
-from disagg_operator.planning.profile import Profile
+from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets
+from disagg_operator.performance.profile import Profile
 from disagg_operator.simulation import kernel, state
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, FIRST_COME, ORDERS
 from disagg_operator.simulation.traces import Trace

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from disagg_operator.planning.profile import Profile
+from disagg_operator.performance.profile import Profile
 from disagg_operator.simulation.compiled import njit
 from disagg_operator.simulation.decode import heap_pop, heap_push
 from disagg_operator.simulation.traces import Trace

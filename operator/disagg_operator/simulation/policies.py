@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from disagg_operator.autoscaling import history, predictive
-from disagg_operator.autoscaling.observation import Observation, Targets
+from disagg_operator.autoscaling.policy import history, predictive
+from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.simulation import baselines
 from disagg_operator.simulation.cluster import Setup
 from disagg_operator.simulation.traces import TraceError, text_file

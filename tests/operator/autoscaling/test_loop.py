@@ -10,25 +10,26 @@ from typing import Any
 import pytest
 from tests.fakes.kube import FakeKube
 
-from disagg_operator.autoscaling.flipper import Flipper
-from disagg_operator.autoscaling.forecasting import Forecasting
-from disagg_operator.autoscaling.loop import ScrapeLoop
-from disagg_operator.autoscaling.queueing import Queueing
-from disagg_operator.autoscaling.records import Records
+from disagg_operator.autoscaling.live import LiveTable
+from disagg_operator.autoscaling.loop import AutoscalerLoop
+from disagg_operator.autoscaling.records.decision_log import DecisionLog
+from disagg_operator.autoscaling.records.state_store import StateStore
+from disagg_operator.autoscaling.role_changer import RoleChanger
+from disagg_operator.autoscaling.signals.collector import Collector
 from disagg_operator.autoscaling.signals.direct import DirectDoor
-from disagg_operator.autoscaling.signals.prometheus import PrometheusDoor
-from disagg_operator.autoscaling.signals.source import PrometheusSource
-from disagg_operator.autoscaling.store import StateStore
-from disagg_operator.cache import Cache
-from disagg_operator.live import LiveTable
-from disagg_operator.metrics import Metrics
-from disagg_operator.plan import scale_plan
-from disagg_operator.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, Obj, Resource
+from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
+from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.autoscaling.state_keeper import StateKeeper
+from disagg_operator.controller.acceptance import scale_plan
+from disagg_operator.controller.metrics import Metrics
+from disagg_operator.kube.cache import Cache
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, Resource
+from disagg_operator.vocabulary import Obj
 
 SCALED = {"autoscaling": {"minReplicas": 1, "maxReplicas": 4}}
 
 
-class Broken(Forecasting):
+class Broken(StateKeeper):
     """As if the policy had a bug that one resource meets."""
 
     async def ready(self, key: Any, entry: Any, plan: Any) -> bool:
@@ -58,14 +59,21 @@ class Loop:
         self.direct = DirectDoor()
         self.kube = SlowKube()
         self.prometheus = PrometheusSource(self.kube, PrometheusDoor(), lambda: self.now_s)
-        self.flipper = Flipper(self.direct, self.woken.add, lambda: self.now_s)
-        forecasting = Broken(StateStore(FakeKube()), Records(folder), self.prometheus, lambda: self.now_s)  # type: ignore[arg-type]
-        self.loop = ScrapeLoop(
-            cache=self.cache, live=self.live, direct=self.direct, prometheus=self.prometheus, forecasting=forecasting,
-            queueing=Queueing(Records(folder)),
-            flipper=self.flipper, plan_of=scale_plan, bearer_of=self.bearer_of, wake=self.woken.add, clock=lambda: self.now_s,
-            epoch=lambda: self.now_s, metrics=self.metrics,
-        )  # fmt: skip
+        self.role_changer = RoleChanger(self.direct, self.woken.add, lambda: self.now_s)
+        states = Broken(StateStore(FakeKube()), self.prometheus, lambda: self.now_s)
+        self.loop = AutoscalerLoop(
+            cache=self.cache,
+            live=self.live,
+            collector=Collector(self.direct, self.prometheus, lambda: self.now_s),
+            states=states,
+            decision_log=DecisionLog(folder),
+            role_changer=self.role_changer,
+            plan_of=scale_plan,
+            bearer_of=self.bearer_of,
+            wake=self.woken.add,
+            clock=lambda: self.now_s,
+            metrics=self.metrics.scaling,
+        )
 
     async def bearer_of(self, key: Any) -> str | None:
         return None
@@ -73,13 +81,23 @@ class Loop:
     def add(self, name: str, **more: Any) -> None:
         meta = {"name": name, "namespace": "ns", "uid": f"uid-{name}"}
         spec = {"model": {"uri": "hf://a/b"}, "prefill": SCALED, "decode": SCALED, **more}
-        self.cache.put(DISAGG_DEPLOYMENT, {"apiVersion": "disagg.dev/v1alpha1", "kind": "DisaggDeployment", "metadata": meta, "spec": spec})
+        self.cache.put(
+            DISAGG_DEPLOYMENT,
+            {"apiVersion": "disagg.dev/v1alpha1", "kind": "DisaggDeployment", "metadata": meta, "spec": spec},
+        )
         for role in ("prefill", "decode"):
-            owned = {"name": f"{name}-{role}", "namespace": "ns", "labels": {"disagg.dev/deployment": name, "disagg.dev/pool": role}}
-            self.cache.put(DISAGG_POOL, {"kind": "DisaggPool", "metadata": {**owned, "uid": f"{name}{role}"}, "spec": {"replicas": 2}})
+            owned = {
+                "name": f"{name}-{role}",
+                "namespace": "ns",
+                "labels": {"disagg.dev/deployment": name, "disagg.dev/pool": role},
+            }
+            self.cache.put(
+                DISAGG_POOL,
+                {"kind": "DisaggPool", "metadata": {**owned, "uid": f"{name}{role}"}, "spec": {"replicas": 2}},
+            )
 
     async def close(self) -> None:
-        await self.flipper.close()
+        await self.role_changer.close()
         await self.direct.close()
         await self.prometheus.close()
 
@@ -91,27 +109,36 @@ async def loop(tmp_path: Path) -> AsyncIterator[Loop]:
     await made.close()
 
 
-async def test_a_bug_that_one_resource_meets_costs_no_other_its_decisions(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_that_one_resource_meets_costs_no_other_its_decisions(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("bad", "good"):
         loop.add(name)
     for _ in range(3):
         await loop.loop.tick()
         loop.now_s += 20
-    assert loop.live.of(("ns", "good"), "uid-good").pools["decode"].decision is not None
-    assert not loop.live.of(("ns", "bad"), "uid-bad").pools
+    assert loop.live.of(("ns", "good"), "uid-good").decisions["decode"] is not None
+    assert not loop.live.of(("ns", "bad"), "uid-bad").decisions
     assert "ns/bad: no decision" in caplog.text
     assert b'disagg_autoscaler_failures_total{deployment="bad",namespace="ns"} 3.0' in loop.metrics.text()
 
 
-WATCHED = {"observability": {"prometheus": {"url": "https://127.0.0.1:9", "authorization": {"credentials": {"name": "prom"}}}}}
+WATCHED = {
+    "observability": {"prometheus": {"url": "https://127.0.0.1:9", "authorization": {"credentials": {"name": "prom"}}}}
+}
 
 
 async def test_what_is_known_of_a_prometheus_stands_until_more_is(loop: Loop) -> None:
-    """A reconcile may run at any moment of a look: it must not say that all is well because the look is not over."""
+    """A reconcile may run at any moment of a look: it must not say that all is well because the
+    look is not over.
+    """
     loop.add("chat", **WATCHED)
     entry = loop.live.of(("ns", "chat"), "uid-chat")
     await loop.loop.tick()
-    missing = ("CredentialsUnavailable", "spec.observability.prometheus.authorization.credentials: Secret prom does not exist")
+    missing = (
+        "CredentialsUnavailable",
+        "spec.observability.prometheus.authorization.credentials: Secret prom does not exist",
+    )
     assert entry.trouble == missing
     assert loop.woken == {("ns", "chat")}
     loop.kube.answering.clear()

@@ -1,4 +1,7 @@
-"""The golden files: what each example renders to, whole. `make generate` writes them, a test and `make lint` compare."""
+"""The golden files: everything that each example renders to.
+
+`make generate` writes them; a test and `make lint` compare.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ def example(name: str) -> DisaggDeployment:
 def golden_files() -> dict[Path, str]:
     """Return the text that each golden file must have."""
     return {
-        REPO / "tests/golden" / f"{name}.yaml": yaml.safe_dump_all(render(example(name), FACTS), sort_keys=False, width=120)
+        REPO / "tests/golden" / f"{name}.yaml": yaml.safe_dump_all(
+            render(example(name), FACTS), sort_keys=False, width=120
+        )
         for name in EXAMPLES
     }

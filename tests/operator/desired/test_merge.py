@@ -59,7 +59,9 @@ def test_merging_twice_is_merging_once(base: Any, patch: Any) -> None:
 
 def _template(pod_template: Obj) -> Obj:
     objects = render(parse(good(decode={"podTemplate": pod_template})), FACTS)
-    template: Obj = next(o for o in objects if o["kind"] == "Deployment" and o["metadata"]["name"] == "chat-decode")["spec"]["template"]
+    template: Obj = next(o for o in objects if o["kind"] == "Deployment" and o["metadata"]["name"] == "chat-decode")[
+        "spec"
+    ]["template"]
     return template
 
 

@@ -110,7 +110,10 @@ def test_without_a_network_attachment_api_none_is_rendered() -> None:
         ),
         ({"type": "ipvlan", "master": "eth1", "subnet": "10.9.0.0/24"}, {"type": "ipvlan", "master": "eth1"}),
         ({"type": "host-device", "master": "ib0", "subnet": "10.9.0.0/24"}, {"type": "host-device", "device": "ib0"}),
-        ({"type": "sriov", "resourceName": "x/vf", "ipam": {"type": "whereabouts", "range": "10.9.0.0/24"}}, {"type": "sriov"}),
+        (
+            {"type": "sriov", "resourceName": "x/vf", "ipam": {"type": "whereabouts", "range": "10.9.0.0/24"}},
+            {"type": "sriov"},
+        ),
         ({"type": "ib-sriov", "resourceName": "x/vf", "subnet": "10.9.0.0/24"}, {"type": "ib-sriov"}),
     ],
     ids=lambda value: value["type"],
@@ -129,7 +132,10 @@ def test_an_attachment_becomes_the_configuration_of_its_cni_plugin(attachment: O
 def test_the_workers_policy_lets_in_routers_and_peers_only() -> None:
     policy = _objects()["NetworkPolicy", "chat-workers"]["spec"]
     http, kv = policy["ingress"]
-    assert http["from"][0]["podSelector"]["matchLabels"] == {"app.kubernetes.io/component": "router", "disagg.dev/deployment": "chat"}
+    assert http["from"][0]["podSelector"]["matchLabels"] == {
+        "app.kubernetes.io/component": "router",
+        "disagg.dev/deployment": "chat",
+    }
     assert [p["port"] for p in http["ports"]] == [8000]
     assert [p["port"] for p in kv["ports"]] == [9000]
     assert all("namespaceSelector" not in peer for peer in kv["from"])
@@ -145,7 +151,9 @@ def test_workers_reach_the_web_only_to_fetch_a_model_from_there(uri: str, web: b
 def test_routers_may_read_the_slices_of_their_namespace_and_nothing_else() -> None:
     objects = _objects()
     rules = objects["Role", "chat-router"]["rules"]
-    assert rules == [{"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}]
+    assert rules == [
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
+    ]
     assert objects["ServiceAccount", "chat-worker"]["automountServiceAccountToken"] is False
 
 

@@ -1,6 +1,8 @@
-"""The chart: what helm makes of it, that its values are checked, and that its rights are exactly enough.
+"""The chart: what helm makes of it, that its values are checked, and that its rights are exactly
+enough.
 
-The last is tried on a real API server: everything that `render` gives is applied in the name of the operator's service account.
+The last is tried on a real API server: everything that `render` gives is applied in the name of the
+operator's service account.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import parse_file
 from disagg_operator.desired import render
-from disagg_operator.resources import CONFIG_MAP, OWNED, SECRET, resource_of
+from disagg_operator.kube.resources import CONFIG_MAP, OWNED, SECRET, resource_of
 from disagg_operator.settings import load
 
 pytestmark = pytest.mark.apiserver
@@ -31,7 +33,17 @@ READING = {"get", "list", "watch"}
 
 
 def _helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [program_path("helm"), "template", "disagg", str(CHART), "--namespace", "sys", "--kube-version", "1.37.0", *arguments]
+    command = [
+        program_path("helm"),
+        "template",
+        "disagg",
+        str(CHART),
+        "--namespace",
+        "sys",
+        "--kube-version",
+        "1.37.0",
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -71,7 +83,9 @@ def test_workers_let_in_the_pods_of_the_operator() -> None:
 
 
 def test_the_operator_understands_its_environment() -> None:
-    container = _only(_objects("--set", "images.worker=w:1,watchNamespace=ml,logLevel=DEBUG"), "Deployment")["spec"]["template"]["spec"]
+    container = _only(_objects("--set", "images.worker=w:1,watchNamespace=ml,logLevel=DEBUG"), "Deployment")["spec"][
+        "template"
+    ]["spec"]
     settings = load({e["name"]: e["value"] for e in container["containers"][0]["env"]})
     assert (settings.worker_image, settings.watch_namespace, settings.log_level) == ("w:1", "ml", "DEBUG")
     assert container["containers"][0]["ports"][0]["containerPort"] == settings.health_port
@@ -117,7 +131,9 @@ def _apply(client: httpx.Client, obj: Obj, user: str | None, path: str) -> httpx
 
 @pytest.fixture(scope="module")
 def operator_user(crd_client: httpx.Client) -> str:
-    """The service account's user name, with the chart's rights in force in namespace `serving` only."""
+    """The service account's user name, with the chart's rights in force in namespace `serving`
+    only.
+    """
     for name in ("sys", "serving"):
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         assert crd_client.post("/api/v1/namespaces", json=namespace).status_code in (201, 409)
@@ -136,7 +152,10 @@ def operator_user(crd_client: httpx.Client) -> str:
             }}}],
         },
     }  # fmt: skip
-    assert crd_client.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", json=nad).status_code in (201, 409)
+    assert crd_client.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", json=nad).status_code in (
+        201,
+        409,
+    )
     objects = _objects("--set", "watchNamespace=serving")
     for obj in objects:
         if obj["kind"] in ("ClusterRole", "ClusterRoleBinding"):
@@ -150,7 +169,9 @@ def operator_user(crd_client: httpx.Client) -> str:
 
 
 @pytest.mark.parametrize("example", ["quickstart", "llama-70b", "llama-8b", "pvc"])
-def test_all_that_is_rendered_is_valid_and_the_operator_may_apply_it(crd_client: httpx.Client, operator_user: str, example: str) -> None:
+def test_all_that_is_rendered_is_valid_and_the_operator_may_apply_it(
+    crd_client: httpx.Client, operator_user: str, example: str
+) -> None:
     resource: Obj = yaml.safe_load((REPO / "examples" / f"{example}.yaml").read_text())
     resource["metadata"] |= {"namespace": "serving", "name": f"t-{example}"}
     created = crd_client.post("/apis/disagg.dev/v1alpha1/namespaces/serving/disaggdeployments", json=resource)
@@ -164,7 +185,9 @@ def test_all_that_is_rendered_is_valid_and_the_operator_may_apply_it(crd_client:
         assert _within(obj.get("spec", {}), kept.get("spec", {})), f"{obj['kind']} is kept as it was rendered"
 
 
-def test_the_operator_may_list_what_it_prunes_and_nothing_of_other_namespaces(crd_client: httpx.Client, operator_user: str) -> None:
+def test_the_operator_may_list_what_it_prunes_and_nothing_of_other_namespaces(
+    crd_client: httpx.Client, operator_user: str
+) -> None:
     headers = {"Impersonate-User": operator_user}
     for resource in OWNED:
         if resource.kind == "Secret":
@@ -179,13 +202,17 @@ def test_the_operator_may_read_a_secret_and_a_config_map_that_a_resource_names_a
 ) -> None:
     headers = {"Impersonate-User": operator_user}
     for resource in (SECRET, CONFIG_MAP):
-        assert crd_client.get(resource.path("serving", "prom"), headers=headers).status_code == 404, resource.kind  # and not 403
+        assert crd_client.get(resource.path("serving", "prom"), headers=headers).status_code == 404, (
+            resource.kind
+        )  # and not 403
         assert crd_client.get(resource.path("default", "prom"), headers=headers).status_code == 403, resource.kind
         assert crd_client.get(resource.path("serving"), headers=headers).status_code == 403, resource.kind
 
 
 def _within(wanted: Any, kept: Any) -> bool:
-    """All that was asked for is in what the API server keeps; it adds defaults, and writes quantities in its own way."""
+    """All that was asked for is in what the API server keeps; it adds defaults, and writes
+    quantities in its own way.
+    """
     if isinstance(wanted, dict):
         return isinstance(kept, dict) and all(_within(v, kept.get(k)) or v in ({}, []) for k, v in wanted.items())
     if isinstance(wanted, list):

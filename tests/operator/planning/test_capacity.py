@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.operator.planning.questions import question, traffic
 
+from disagg_operator.performance.hardware import GPUS, NETWORKS
+from disagg_operator.performance.model_shape import KNOWN
+from disagg_operator.performance.profile import PROFILES, Profile
+from disagg_operator.performance.roof_line import Efficiency, estimate
 from disagg_operator.planning.capacity import Infeasible, Kv, decode_batch, decode_pool, prefill_pool
-from disagg_operator.planning.hardware import GPUS, NETWORKS
-from disagg_operator.planning.model_shape import KNOWN
+from disagg_operator.planning.deployment_plan import Deployment, best_disaggregated, best_monolithic, cost_of
 from disagg_operator.planning.monolithic import monolithic_pool
-from disagg_operator.planning.performance import Efficiency, estimate
-from disagg_operator.planning.plan import Deployment, best_disaggregated, best_monolithic, cost_of
-from disagg_operator.planning.profile import PROFILES, Profile
-from disagg_operator.planning.traffic import Objectives, Traffic
+from disagg_operator.planning.traffic import LatencyObjectives, Traffic
 
 H100 = GPUS["H100"]
 KV = Kv(KNOWN["llama-3.1-70b"], NETWORKS["rdma-400"])
@@ -26,10 +26,10 @@ traffics = st.builds(
     lambda rate, mean, ratio, out, out_ratio: traffic(rate, (mean, mean * ratio), (out, out * out_ratio)),
     st.floats(0.05, 500), st.floats(50, 4000), st.floats(1, 8), st.floats(2, 1000), st.floats(1, 8),
 )  # fmt: skip
-objectives = st.builds(Objectives, st.floats(0.2, 20), st.floats(0.035, 0.2), st.floats(0.9, 0.999))
+objectives = st.builds(LatencyObjectives, st.floats(0.2, 20), st.floats(0.035, 0.2), st.floats(0.9, 0.999))
 
 
-def counts(t: Traffic, o: Objectives, profile: Profile = PROFILE, kv: Kv = KV) -> tuple[float, float, float]:
+def counts(t: Traffic, o: LatencyObjectives, profile: Profile = PROFILE, kv: Kv = KV) -> tuple[float, float, float]:
     """Replicas of prefill, decode and of one pool; infinite: infeasible."""
     p = prefill_pool(t, o, H100, profile, kv)
     d = decode_pool(t, o, H100, profile, kv, 0.003)
@@ -38,27 +38,29 @@ def counts(t: Traffic, o: Objectives, profile: Profile = PROFILE, kv: Kv = KV) -
 
 
 def test_a_pool_whose_steps_cost_the_same_at_any_batch_is_planned() -> None:
-    found = counts(traffic(50), Objectives(1.0, 0.05), replace(PROFILE, e_s_per_sequence=0.0, f_s_per_token=0.0))
+    found = counts(traffic(50), LatencyObjectives(1.0, 0.05), replace(PROFILE, e_s_per_sequence=0.0, f_s_per_token=0.0))
     assert all(1 <= n < 100 for n in found)
 
 
 @given(traffics, objectives, st.floats(1.01, 4))
 @settings(deadline=None, max_examples=150)
-def test_more_traffic_never_needs_fewer_workers(t: Traffic, o: Objectives, factor: float) -> None:
+def test_more_traffic_never_needs_fewer_workers(t: Traffic, o: LatencyObjectives, factor: float) -> None:
     less, more = counts(t, o), counts(t.at(factor * t.requests_per_s), o)
     assert all(a <= b for a, b in zip(less, more, strict=True))
 
 
 @given(traffics, objectives, st.floats(0.3, 0.99), st.floats(0.3, 0.99))
 @settings(deadline=None, max_examples=150)
-def test_tighter_objectives_never_need_fewer_workers(t: Traffic, o: Objectives, ttft: float, tpot: float) -> None:
+def test_tighter_objectives_never_need_fewer_workers(
+    t: Traffic, o: LatencyObjectives, ttft: float, tpot: float
+) -> None:
     loose, tight = counts(t, o), counts(t, replace(o, ttft_s=ttft * o.ttft_s, tpot_s=tpot * o.tpot_s))
     assert all(a <= b for a, b in zip(loose, tight, strict=True))
 
 
 @given(traffics, objectives, st.floats(0.3, 0.99))
 @settings(deadline=None, max_examples=150)
-def test_faster_workers_are_never_more(t: Traffic, o: Objectives, factor: float) -> None:
+def test_faster_workers_are_never_more(t: Traffic, o: LatencyObjectives, factor: float) -> None:
     p = PROFILE
     fast = replace(
         p, a_s=factor * p.a_s, b_s_per_token=factor * p.b_s_per_token, c_s_per_token2=factor * p.c_s_per_token2, d_s=factor * p.d_s,
@@ -73,7 +75,7 @@ def test_faster_workers_are_never_more(t: Traffic, o: Objectives, factor: float)
 
 @given(traffics, objectives)
 @settings(deadline=None, max_examples=150)
-def test_what_is_planned_keeps_the_objectives_and_is_not_overloaded(t: Traffic, o: Objectives) -> None:
+def test_what_is_planned_keeps_the_objectives_and_is_not_overloaded(t: Traffic, o: LatencyObjectives) -> None:
     p = prefill_pool(t, o, H100, PROFILE, KV)
     d = decode_pool(t, o, H100, PROFILE, KV, 0.003)
     m = monolithic_pool(t, o, H100, PROFILE)
@@ -87,7 +89,7 @@ def test_what_is_planned_keeps_the_objectives_and_is_not_overloaded(t: Traffic, 
 
 
 def test_a_prompt_that_takes_too_long_alone_is_named() -> None:
-    found = prefill_pool(traffic(prompt=(8000, 30_000)), Objectives(1.0, 0.05), H100, PROFILE, KV)
+    found = prefill_pool(traffic(prompt=(8000, 30_000)), LatencyObjectives(1.0, 0.05), H100, PROFILE, KV)
     assert isinstance(found, Infeasible)
     assert found.limit == "ttft"
     assert "30000 tokens" in found.reason
@@ -95,7 +97,7 @@ def test_a_prompt_that_takes_too_long_alone_is_named() -> None:
 
 
 def test_a_step_that_takes_too_long_alone_is_named() -> None:
-    found = decode_pool(traffic(), Objectives(1.0, 0.02), H100, PROFILE, KV, 0.0)
+    found = decode_pool(traffic(), LatencyObjectives(1.0, 0.02), H100, PROFILE, KV, 0.0)
     assert isinstance(found, Infeasible)
     assert found.limit == "tpot"
     assert "29" in found.reason
@@ -105,27 +107,31 @@ def test_a_step_that_takes_too_long_alone_is_named() -> None:
 def test_a_transfer_that_eats_the_time_per_token_is_named() -> None:
     slow = Kv(KNOWN["llama-3.1-70b"], NETWORKS["ethernet-25"])
     short = traffic(output=(4, 10))
-    found = decode_pool(short, Objectives(1.0, 0.05), H100, PROFILE, slow, slow.exposed_s(4000, 0.3))
+    found = decode_pool(short, LatencyObjectives(1.0, 0.05), H100, PROFILE, slow, slow.exposed_s(4000, 0.3))
     assert isinstance(found, Infeasible)
     assert found.limit == "tpot"
     assert "KV over ethernet-25" in found.reason
 
 
 def test_a_request_larger_than_the_cache_is_named() -> None:
-    found = decode_pool(traffic(prompt=(1000, 4000)), Objectives(1.0, 0.05), H100, replace(PROFILE, kv_tokens=1000), KV, 0.0)
+    found = decode_pool(
+        traffic(prompt=(1000, 4000)), LatencyObjectives(1.0, 0.05), H100, replace(PROFILE, kv_tokens=1000), KV, 0.0
+    )
     assert isinstance(found, Infeasible)
     assert found.limit == "memory"
     assert "1250 tokens" in found.reason
 
 
-@pytest.mark.parametrize(("change", "bound"), [({}, "tpot"), ({"kv_tokens": 20_000}, "cache"), ({"max_running": 8}, "batch")])
+@pytest.mark.parametrize(
+    ("change", "bound"), [({}, "tpot"), ({"kv_tokens": 20_000}, "cache"), ({"max_running": 8}, "batch")]
+)
 def test_what_bounds_a_decode_batch(change: dict[str, int], bound: str) -> None:
     assert decode_batch(traffic(), 0.05, replace(PROFILE, **change))[1] == bound
 
 
 def test_a_thin_network_makes_pools_larger_and_is_named() -> None:
     wide, thin = (Kv(KNOWN["llama-3.1-70b"], NETWORKS[n]) for n in ("rdma-400", "ethernet-25"))
-    o = Objectives(5.0, 0.1)
+    o = LatencyObjectives(5.0, 0.1)
     fast, slow = (prefill_pool(traffic(100), o, H100, PROFILE, kv) for kv in (wide, thin))
     assert not isinstance(fast, Infeasible)
     assert not isinstance(slow, Infeasible)
@@ -175,6 +181,6 @@ def test_an_estimate_of_every_gpu_of_a_small_model_plans() -> None:
 
 def test_sequences_that_cost_time_to_take_in_want_more_decode_workers() -> None:
     """Answers of 20 tokens: 20 ms for each sequence are one more for each of its tokens."""
-    t, o = traffic(50, (1000, 2000), (20, 40)), Objectives(1.0, 0.06, 0.95)
+    t, o = traffic(50, (1000, 2000), (20, 40)), LatencyObjectives(1.0, 0.06, 0.95)
     plain, slow = (counts(t, o, replace(PROFILE, take_in_s=s))[1] for s in (0.0, 0.02))
     assert plain < slow < math.inf

@@ -1,4 +1,6 @@
-"""What a measured profile adds to the simulator: overhead, hand-over, and prefill batches that wait to be filled."""
+"""What a measured profile adds to the simulator: overhead, hand-over, and prefill batches that wait
+to be filled.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from disagg_operator.autoscaling.observation import Targets
-from disagg_operator.planning.profile import Profile
+from disagg_operator.autoscaling.policy.observation import Targets
+from disagg_operator.performance.profile import Profile
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.traces import Trace
 
@@ -41,7 +43,9 @@ def test_the_hand_over_delays_what_comes_after_the_first_token() -> None:
 
 
 def test_a_request_that_arrives_holds_up_those_that_decode_and_no_idle_worker() -> None:
-    """The second arrives when the first has made 5 of its 40 steps, which then stops for 100 ms; the second is ready meanwhile."""
+    """The second arrives when the first has made 5 of its 40 steps, which then stops for 100 ms;
+    the second is ready meanwhile.
+    """
     s = serve(replace(PLAIN, take_in_s=0.1), (0.0, 100, 41), (0.03, 100, 11))
     assert s.first_s == pytest.approx([0.02, 0.05])
     assert s.last_s == pytest.approx([0.02 + 40 * 0.002 + 0.1, 0.13 + 10 * 0.002])
@@ -53,7 +57,9 @@ def test_a_request_of_one_token_is_nothing_to_decode() -> None:
 
 
 def test_a_router_lets_requests_through_one_after_another() -> None:
-    """The overhead counts a request's own time at the router, so only those behind others come later; two routers halve the wait."""
+    """The overhead counts a request's own time at the router, so only those behind others come
+    later; two routers halve the wait.
+    """
     profile = replace(PLAIN, front_s=0.1, batch_tokens=100)
     requests = ((0.0, 100, 1), (0.0, 100, 1), (0.05, 100, 1), (1.0, 100, 1))
     assert serve(profile, *requests, routers=1).first_s == pytest.approx([0.02, 0.12, 0.22, 1.02])
@@ -92,7 +98,9 @@ def test_who_waits_behind_a_batch_waits_no_longer_than_the_rule_says() -> None:
 
 
 def test_a_batch_holds_prompts_of_one_bucket_and_the_oldest_that_is_due_leads() -> None:
-    """While the first is computed a short, a long and a short one come; the short ones (up to 64 tokens) go together, first."""
+    """While the first is computed a short, a long and a short one come; the short ones (up to 64
+    tokens) go together, first.
+    """
     waiting = replace(PLAIN, batch_wait_s=0.05, batch_full_tokens=200)
     s = serve(waiting, (0.0, 1000, 1), (0.01, 60, 1), (0.02, 400, 1), (0.03, 50, 1), (0.04, 500, 1))
     free = 0.11

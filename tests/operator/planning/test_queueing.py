@@ -38,7 +38,9 @@ def test_it_is_near_a_simulated_queue(servers: int, rho: float, cv2: float) -> N
 
 
 @given(st.floats(0.01, 1000), st.floats(1e-3, 10), st.floats(0, 20), st.integers(1, 500), st.floats(0.5, 0.999))
-def test_more_servers_less_load_and_a_lower_percentile_never_wait_longer(rate: float, service: float, cv2: float, n: int, q: float) -> None:
+def test_more_servers_less_load_and_a_lower_percentile_never_wait_longer(
+    rate: float, service: float, cv2: float, n: int, q: float
+) -> None:
     here = wait_s(rate, service, cv2, n, q)
     assert here >= 0
     assert wait_s(rate, service, cv2, n + 1, q) <= here + 1e-9

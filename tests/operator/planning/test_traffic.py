@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_operator.planning.model_shape import PlanError
+from disagg_operator.performance.model_shape import PlanError
 from disagg_operator.planning.traffic import LogNormal, log_normal, of_samples
 
 

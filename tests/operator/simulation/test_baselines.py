@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals
-from disagg_operator.planning.profile import PROFILES
+from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals
+from disagg_operator.performance.profile import PROFILES
 from disagg_operator.simulation.baselines import Apa, Dynamo, HeteroScale, Hpa, HpaBehavior, Kpa, Wva, all_of
 
 PROFILE = PROFILES["70b-h100-tp4"]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from disagg_operator.autoscaling.observation import Targets
-from disagg_operator.planning.profile import PROFILES
+from disagg_operator.autoscaling.policy.observation import Targets
+from disagg_operator.performance.profile import PROFILES
 from disagg_operator.simulation import bounds, policies
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.score import score

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from disagg_operator.autoscaling.observation import Observation, Targets
-from disagg_operator.planning.profile import PROFILES, Profile
+from disagg_operator.autoscaling.policy.observation import Observation, Targets
+from disagg_operator.performance.profile import PROFILES, Profile
 from disagg_operator.simulation import monolithic, policies, state
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.score import score

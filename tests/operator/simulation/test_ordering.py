@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disagg_operator.autoscaling.observation import Observation, Targets
-from disagg_operator.planning.profile import PROFILES
+from disagg_operator.autoscaling.policy.observation import Observation, Targets
+from disagg_operator.performance.profile import PROFILES
 from disagg_operator.simulation import state
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, FIRST_COME

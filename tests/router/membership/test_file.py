@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from disagg_router.membership.file import FileMembership
-from disagg_router.workers import Member
+from disagg_router.workers.worker_info import Member
 
 
 def write(path: Path, content: str) -> None:

@@ -1,4 +1,6 @@
-"""EndpointSlices: list, watch, and what an API server may do meanwhile; against a small API server on a real socket."""
+"""EndpointSlices: list, watch, and what an API server may do meanwhile; against a small API server
+on a real socket.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def slice_of(name: str, *endpoints: tuple[str, str, bool | None]) -> dict[str, A
     for pod, address, ready in endpoints:
         conditions = {} if ready is None else {"ready": ready}
         listed.append({"addresses": [address], "conditions": conditions, "targetRef": {"kind": "Pod", "name": pod}})
-    return {"metadata": {"name": name, "resourceVersion": "1"}, "ports": [{"name": "http", "port": 8000}], "endpoints": listed}
+    return {
+        "metadata": {"name": name, "resourceVersion": "1"},
+        "ports": [{"name": "http", "port": 8000}],
+        "endpoints": listed,
+    }
 
 
 def test_ready_addresses_become_members_and_the_rest_does_not() -> None:
@@ -56,7 +62,10 @@ def test_slices_without_port_or_pods_give_nobody(change: dict[str, Any]) -> None
 
 
 class ApiServer:
-    """LIST answers `slices`; a WATCH sends what `send` puts; None ends it. `watch_status` refuses the next watch."""
+    """LIST answers `slices`; a WATCH sends what `send` puts; None ends it.
+
+    `watch_status` refuses the next watch.
+    """
 
     def __init__(self) -> None:
         self.slices: list[dict[str, Any]] = []
@@ -82,7 +91,9 @@ class ApiServer:
         assert request.query_params["labelSelector"] == "disagg.dev/deployment=chat,disagg.dev/pool"
         if "watch" not in request.query_params:
             self.lists += 1
-            return JSONResponse({"metadata": {"resourceVersion": str(self.version)}, "items": self.slices}, self.list_status)
+            return JSONResponse(
+                {"metadata": {"resourceVersion": str(self.version)}, "items": self.slices}, self.list_status
+            )
         self.watches.append(request.query_params["resourceVersion"])
         if self.watch_status != 200:
             status, self.watch_status = self.watch_status, 200
@@ -194,7 +205,9 @@ def test_no_word_about_being_ready_means_ready() -> None:
     assert set(members_of(content)) == {"a"}
 
 
-async def test_a_watch_that_ends_at_once_is_not_repeated_without_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_watch_that_ends_at_once_is_not_repeated_without_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kubernetes, "_WATCH_PAUSE_S", 60.0)
     server = ApiServer()
     async with following(tmp_path, server):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from disagg_worker.backend.api import Batch, Chunk, DenseWeight, GroupQuantizedWeight, Weight
 from disagg_worker.backend.cpu import build, library
 from disagg_worker.backend.cpu.backend import CpuBackend
+from disagg_worker.backend.interface import Batch, Chunk, DenseWeight, GroupQuantizedWeight, Weight
 
 LEVELS = build.supported_levels(Path("/proc/cpuinfo").read_text())
 
@@ -29,7 +29,9 @@ def weight(kind: str, outputs: int, inputs: int, group: int = 32) -> Weight:
     return DenseWeight(torch.randn(outputs, inputs, generator=generator).to(getattr(torch, kind)))
 
 
-def cache(kv_heads: int, head_dim: int, dtype: torch.dtype, blocks: int = 40, layers: int = 2, size: int = 8) -> torch.Tensor:
+def cache(
+    kv_heads: int, head_dim: int, dtype: torch.dtype, blocks: int = 40, layers: int = 2, size: int = 8
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(head_dim)
     return torch.randn(blocks, layers, 2, kv_heads, size, head_dim, generator=generator).to(dtype)
 

@@ -37,7 +37,9 @@ def test_levels_by_cpu(cpuinfo: str, levels: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_images_bring_kernels_for_every_level_and_need_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_bring_kernels_for_every_level_and_need_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "kernels"
     subprocess.run([sys.executable, "-m", "disagg_worker.backend.cpu.build", "--out", out], check=True, cwd="worker")
     assert {p.name for p in out.glob("*.so")} == {build.file_name(level) for level in build.LEVELS}

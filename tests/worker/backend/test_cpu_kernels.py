@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.worker.backend import kernels
 
-from disagg_worker.backend.api import Batch, DenseWeight, Fp8Weight, HeadNorms, QkvShape, Rotary
 from disagg_worker.backend.cpu.backend import Arena, CpuBackend
+from disagg_worker.backend.interface import Batch, DenseWeight, Fp8Weight, HeadNorms, QkvShape, Rotary
 from disagg_worker.backend.plain import PlainBackend, dequantized
 
 PLAIN = PlainBackend(torch.device("cpu"))
@@ -108,7 +108,11 @@ def test_levels_that_round_alike_compute_the_same_bits() -> None:
     x = torch.randn(13, 160)
     backends = [kernels.backend(level) for level in kernels.LEVELS]
     for kind in KINDS:
-        found = [b.linear(kernels.weight(kind, 97, 160), None)(x) for b in backends if kind == "float32" or not b.rounds_inputs]
+        found = [
+            b.linear(kernels.weight(kind, 97, 160), None)(x)
+            for b in backends
+            if kind == "float32" or not b.rounds_inputs
+        ]
         assert all(torch.equal(found[0], other) for other in found[1:])
 
 
@@ -137,7 +141,9 @@ def test_gated(cpu: CpuBackend, n: int) -> None:
 
 
 def tables(positions: int, head_dim: int) -> Rotary:
-    angles = torch.outer(torch.arange(positions, dtype=torch.float32), 1 / 100 ** (torch.arange(0, head_dim, 2) / head_dim))
+    angles = torch.outer(
+        torch.arange(positions, dtype=torch.float32), 1 / 100 ** (torch.arange(0, head_dim, 2) / head_dim)
+    )
     angles = torch.cat((angles, angles), dim=-1)
     return Rotary(angles.cos(), angles.sin())
 
@@ -175,7 +181,9 @@ def widened(cache: torch.Tensor) -> torch.Tensor:
     window=st.sampled_from([None, 1, 7, 8, 50]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_decode_attention(lengths: list[int], kv_heads: int, group: int, head_dim: int, window: int | None, dtype: torch.dtype) -> None:
+def test_decode_attention(
+    lengths: list[int], kv_heads: int, group: int, head_dim: int, window: int | None, dtype: torch.dtype
+) -> None:
     cache, batch = kernels.cache(kv_heads, head_dim, dtype), kernels.decode_batch(lengths)
     q = torch.randn(len(lengths), kv_heads * group, head_dim)
     expected = PLAIN.attend(q, q, q, batch, widened(cache), 1, window)
@@ -203,7 +211,9 @@ def test_a_sequence_attends_alone_as_in_a_batch(cpu: CpuBackend) -> None:
     window=st.sampled_from([None, 1, 9, 40]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_prefill_attention(chunks: list[tuple[int, int]], group: int, head_dim: int, window: int | None, dtype: torch.dtype) -> None:
+def test_prefill_attention(
+    chunks: list[tuple[int, int]], group: int, head_dim: int, window: int | None, dtype: torch.dtype
+) -> None:
     cache, batch = kernels.cache(2, head_dim, dtype), kernels.prefill_batch(chunks)
     tokens = int(batch.positions.shape[0])
     q = torch.randn(tokens, 2 * group, head_dim)

@@ -10,7 +10,7 @@ import torch
 from tests.worker import checkpoints
 from tests.worker.backend import kernels
 
-from disagg_worker.backend.api import Backend, Batch
+from disagg_worker.backend.interface import Backend, Batch
 from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.model.decoder import Decoder
 from disagg_worker.model.loader import load_config
@@ -32,7 +32,9 @@ def decode_batch() -> Batch:
 @pytest.mark.parametrize("head_dim", [8, 64])
 @pytest.mark.parametrize("threads", [1, 2])
 @torch.inference_mode()
-def test_one_call_computes_the_bits_of_the_layers(tmp_path: Path, level: str, dtype: torch.dtype, head_dim: int, threads: int) -> None:
+def test_one_call_computes_the_bits_of_the_layers(
+    tmp_path: Path, level: str, dtype: torch.dtype, head_dim: int, threads: int
+) -> None:
     folder = checkpoints.make(tmp_path, head_dim=head_dim, tie_word_embeddings=False)
     net = network(folder, kernels.backend(level, threads), dtype)
     layered, program = (kernels.cache(2, head_dim, dtype) for _ in range(2))
@@ -73,7 +75,9 @@ def test_a_sequence_decodes_alone_as_in_a_batch(tmp_path: Path, level: str, dtyp
 @pytest.mark.parametrize("level", kernels.LEVELS)
 @torch.inference_mode()
 def test_prefill_and_decode_write_the_same_kv(tmp_path: Path, level: str) -> None:
-    """One token at a time by prefill, and by decode: the same kernels in the same order, so the same bytes in the cache."""
+    """One token at a time by prefill, and by decode: the same kernels in the same order, so the
+    same bytes in the cache.
+    """
     net = network(checkpoints.make(tmp_path), kernels.backend(level), torch.bfloat16)
     by_prefill, by_decode = kernels.cache(2, 8, torch.bfloat16), kernels.cache(2, 8, torch.bfloat16)
     run = net.backend.decode_program(net, by_decode)

@@ -10,9 +10,10 @@ import pytest
 from tests.worker import checkpoints
 from tests.worker.engine.engines import BLOCK_BYTES, Make
 
-from disagg_worker.backend.api import Backend
-from disagg_worker.engine.config import EngineConfig, Role
+from disagg_worker.backend.interface import Backend
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.engine_config import EngineConfig
+from disagg_worker.values.choices import Role
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,12 @@ def make(folder: Path) -> Iterator[Make]:
     made: list[TorchEngine] = []
 
     def build(role: Role = "both", backend: Backend | None = None, **changes: Any) -> TorchEngine:
-        settings = {"block_size_tokens": 4, "kv_cache_bytes": 256 * BLOCK_BYTES, "max_batch_tokens": 64, "prefill_wait_s": 0.0} | changes
+        settings = {
+            "block_size_tokens": 4,
+            "kv_cache_bytes": 256 * BLOCK_BYTES,
+            "max_batch_tokens": 64,
+            "prefill_wait_s": 0.0,
+        } | changes
         made.append(TorchEngine(folder, EngineConfig("tiny", role, **settings), backend))
         return made[-1]
 

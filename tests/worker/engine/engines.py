@@ -1,4 +1,6 @@
-"""What the engine tests share: requests, a sender that keeps what it gets, and a gate that holds the engine still."""
+"""What the engine tests share: requests, a sender that keeps what it gets, and a gate that holds
+the engine still.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ from typing import Any
 import pytest
 from tests.worker.collector import Collector
 
-from disagg_worker.engine.api import ErrorEvent, SamplingParams, TokenEvent
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.steps import Steps
+from disagg_worker.values.events import ErrorEvent, TokenEvent
+from disagg_worker.values.sampling import SamplingParams
 
 GREEDY = SamplingParams(seed=1, max_new_tokens=12, temperature=0.0)
 RANDOM = SamplingParams(seed=5, max_new_tokens=12, temperature=0.9, top_p=0.9, presence_penalty=0.4)
@@ -25,7 +28,9 @@ def prompt(n: int, salt: int = 0) -> list[int]:
     return [(7 * i * i + 3 * i + salt) % 96 + 1 for i in range(n)]
 
 
-def local(engine: TorchEngine, tokens: Sequence[int], sampling: SamplingParams = GREEDY, prompt_tokens: int | None = None) -> list[int]:
+def local(
+    engine: TorchEngine, tokens: Sequence[int], sampling: SamplingParams = GREEDY, prompt_tokens: int | None = None
+) -> list[int]:
     sink = Collector()
     engine.generate("r", tokens, prompt_tokens or len(tokens), sampling, sink)
     return sink.finished()
@@ -53,7 +58,9 @@ class Keeper:
 
 
 class Gate:
-    """Holds the engine's thread at its next decode step, so that a test can act while a request runs."""
+    """Holds the engine's thread at its next decode step, so that a test can act while a request
+    runs.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.open = threading.Event(), threading.Event()

@@ -1,4 +1,6 @@
-"""The pool's promise: free + used + leased = total, shared blocks have owners, and no reference outlives its content."""
+"""The pool's promise: free + used + leased = total, shared blocks have owners, and no reference
+outlives its content.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from disagg_worker.engine.api import NoCapacity
 from disagg_worker.engine.block_pool import BlockPool, BlockRef, Eviction, Holding, StaleReference, State, blocks_for
 from disagg_worker.engine.kv_store import KvStore
+from disagg_worker.values.errors import NoCapacity
 
 HELD = st.sampled_from([State.USED, State.LEASED])
 TOTAL = 12
@@ -19,7 +21,9 @@ NAMES = [bytes([i]) for i in range(20)]
 
 
 class Memory:
-    """Blocks' bytes in a dict; a block that nobody wrote since it was given up reads as somebody else's."""
+    """Blocks' bytes in a dict; a block that nobody wrote since it was given up reads as somebody
+    else's.
+    """
 
     def __init__(self) -> None:
         self.content: dict[int, bytes] = {}
@@ -32,7 +36,9 @@ class Memory:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Any order of allocating, sharing, converting, registering, evicting (into the host tier and back) and freeing, beside a model."""
+    """Any order of allocating, sharing, converting, registering, evicting (into the host tier and
+    back) and freeing, beside a model.
+    """
 
     @initialize(eviction=st.sampled_from(["lru", "fifo"]), host_blocks=st.integers(0, 4))
     def start(self, eviction: Eviction, host_blocks: int) -> None:
@@ -173,7 +179,9 @@ def test_a_shared_block_is_free_when_its_last_owner_has_gone() -> None:
 
 
 def _evicted(eviction: Eviction) -> list[bytes]:
-    """Blocks a, b, c are computed in that order; then a is used once more and all are needed for something else."""
+    """Blocks a, b, c are computed in that order; then a is used once more and all are needed for
+    something else.
+    """
     order: list[bytes] = []
     pool = BlockPool(3, eviction, lambda name, _: order.append(name))
     for name in (b"a", b"b", b"c"):

@@ -10,12 +10,16 @@ from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Gate, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import generate_remote
 
-from disagg_worker.engine.api import EndEvent, InvalidInput, ModelError, NoCapacity, SamplingParams
+from disagg_worker.values.errors import InvalidInput, ModelError, NoCapacity
+from disagg_worker.values.events import EndEvent
+from disagg_worker.values.sampling import SamplingParams
 
 # ---- what it gives ----
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, RANDOM, replace(RANDOM, logprobs=2)], ids=["greedy", "random", "logprobs"])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, RANDOM, replace(RANDOM, logprobs=2)], ids=["greedy", "random", "logprobs"]
+)
 def test_prefill_and_decode_engines_give_the_tokens_of_one_engine(make: Make, sampling: SamplingParams) -> None:
     both, prefill, decode = make(), make("prefill"), make("decode")
     for n in (1, 3, 4, 5, 63, 150):
@@ -59,7 +63,11 @@ def test_bfloat16_caches_are_handed_over_whole(make: Make) -> None:
 
 def test_weights_quantised_at_load_serve_and_are_told_apart(make: Make) -> None:
     engines = {q: make(quantization=q) for q in ("none", "int8", "int4")}
-    assert {q: e.model.digest.partition("+")[2] for q, e in engines.items()} == {"none": "", "int8": "int8", "int4": "int4"}
+    assert {q: e.model.digest.partition("+")[2] for q, e in engines.items()} == {
+        "none": "",
+        "int8": "int8",
+        "int4": "int4",
+    }
     assert all(len(local(e, prompt(30))) == 12 for e in engines.values())
 
 
@@ -156,7 +164,9 @@ def test_a_prefill_without_a_sender_keeps_no_blocks(make: Make) -> None:
         (prompt(256), 256, "max_model_len 256"),
     ],
 )
-def test_a_request_that_can_never_succeed_is_refused_by_name(make: Make, tokens: list[int], prompt_tokens: int, says: str) -> None:
+def test_a_request_that_can_never_succeed_is_refused_by_name(
+    make: Make, tokens: list[int], prompt_tokens: int, says: str
+) -> None:
     engine = make()
     with pytest.raises(InvalidInput, match=says):
         engine.generate("r", tokens, prompt_tokens, GREEDY, Collector())

@@ -1,4 +1,6 @@
-"""Who goes first where first tokens are due, who joins a batch, and that nothing changes where nothing is due."""
+"""Who goes first where first tokens are due, who joins a batch, and that nothing changes where
+nothing is due.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ ORDERS: dict[str, tuple[list[Waiting], list[int]]] = {
     "the earliest due": ([_waiting(0, 10, 3.0), _waiting(1, 10, 1.0), _waiting(2, 10, 2.0)], [1, 2, 0]),
     "of two dues at once who came first": ([_waiting(0, 10, 1.0), _waiting(1, 10, 1.0)], [0, 1]),
     "who can be on time": ([_waiting(0, 10, -1.0), _waiting(1, 10, 1.0)], [1, 0]),
-    "who can't be on time comes last, by arrival": ([_waiting(0, 10, -1.0), _waiting(1, 10, -2.0), _waiting(2, 10, 9.0)], [2, 0, 1]),
+    "who can't be on time comes last, by arrival": (
+        [_waiting(0, 10, -1.0), _waiting(1, 10, -2.0), _waiting(2, 10, 9.0)],
+        [2, 0, 1],
+    ),
     "whose due would pass while it is computed can't": ([_waiting(0, 201, 0.2), _waiting(1, 10, 9.0)], [1, 0]),
     "who just ends in time can": ([_waiting(0, 200, 0.2001), _waiting(1, 10, 9.0)], [0, 1]),
     "what is cached takes no time": ([_waiting(0, 900, 0.2, cached_tokens=800), _waiting(1, 10, 9.0)], [0, 1]),
@@ -40,10 +45,18 @@ ORDERS: dict[str, tuple[list[Waiting], list[int]]] = {
         [1, 2, 0],
     ),
     "who has waited for the patience": (
-        [_waiting(0, 10, -9.0, PATIENCE_S), _waiting(1, 10, -8.0, PATIENCE_S - 0.1), _waiting(2, 10, None), _waiting(3, 10, 1.0)],
+        [
+            _waiting(0, 10, -9.0, PATIENCE_S),
+            _waiting(1, 10, -8.0, PATIENCE_S - 0.1),
+            _waiting(2, 10, None),
+            _waiting(3, 10, 1.0),
+        ],
         [0, 2, 3, 1],
     ),
-    "the aged by arrival": ([_waiting(0, 10, -1.0, 22.0), _waiting(1, 10, 5.0, 21.0), _waiting(2, 10, None)], [0, 1, 2]),
+    "the aged by arrival": (
+        [_waiting(0, 10, -1.0, 22.0), _waiting(1, 10, 5.0, 21.0), _waiting(2, 10, None)],
+        [0, 1, 2],
+    ),
 }
 
 
@@ -54,7 +67,12 @@ def test_first_goes(name: str) -> None:
 
 
 def test_where_the_last_batch_was_led_by_an_aged_one_it_is_the_others_turn() -> None:
-    waiting = [_waiting(0, 10, -1.0, 22.0), _waiting(1, 10, 5.0, 21.0), _waiting(2, 10, None), replace(_waiting(3, 10, -1.0), tenant="a")]
+    waiting = [
+        _waiting(0, 10, -1.0, 22.0),
+        _waiting(1, 10, 5.0, 21.0),
+        _waiting(2, 10, None),
+        replace(_waiting(3, 10, -1.0), tenant="a"),
+    ]
     timing = Timing(NOW_S, 500, PACE, aged_led={"": 1})
     assert [w.key for w in by_due(waiting, timing)] == [2, 1, 0, 3]
     assert [w.key for w in by_due(waiting, replace(timing, aged_led={"a": 1}))] == [0, 1, 2, 3]
@@ -73,7 +91,9 @@ def test_where_the_last_batch_was_led_by_an_aged_one_it_is_the_others_turn() -> 
         (99.0, 3, Standing.LATE),
     ],
 )
-def test_who_has_waited_long_may_lead_so_many_batches_in_a_row(patiences: float, in_a_row: int, standing: Standing) -> None:
+def test_who_has_waited_long_may_lead_so_many_batches_in_a_row(
+    patiences: float, in_a_row: int, standing: Standing
+) -> None:
     timing = Timing(NOW_S, 500, PACE, aged_led={"": in_a_row})
     assert timing.standing(_waiting(0, 10, -1.0, patiences * PATIENCE_S)) is standing
 
@@ -135,7 +155,9 @@ def test_nobody_is_lost_and_the_order_is_that_of_the_rules(waiting: list[Waiting
 
 
 @given(queues, rules, paces)
-def test_a_batch_makes_nobody_in_it_late_and_delays_nobody_for_the_late(waiting: list[Waiting], rules: PrefillRules, pace: Pace) -> None:
+def test_a_batch_makes_nobody_in_it_late_and_delays_nobody_for_the_late(
+    waiting: list[Waiting], rules: PrefillRules, pace: Pace
+) -> None:
     timing = Timing(NOW_S, rules.chunk_tokens, pace)
     order = FairShares().order(by_due(waiting, timing))
     keys = [key for key, _ in plan_prefill(order, NOW_S, rules, timing).batch]
@@ -164,7 +186,12 @@ def test_who_would_come_late_in_the_batch_is_passed_over() -> None:
 def test_the_late_ride_along_only_when_all_the_others_do() -> None:
     late = _waiting(0, 200, -1.0)
     assert _batch(late, _waiting(1, 200, 5.0)) == [1, 0]
-    assert _batch(late, _waiting(1, 200, 5.0), _waiting(2, 250, 5.0), _waiting(3, 250, 5.0), _waiting(4, 250, 5.0)) == [1, 2, 3, 4]
+    assert _batch(late, _waiting(1, 200, 5.0), _waiting(2, 250, 5.0), _waiting(3, 250, 5.0), _waiting(4, 250, 5.0)) == [
+        1,
+        2,
+        3,
+        4,
+    ]
     assert _batch(late, _waiting(1, 200, 0.3), _waiting(2, 150, 9.0)) == [1]  # 2 would make 1 late
     assert _batch(late, _waiting(1, 200, 5.0), _waiting(2, 20, 9.0)) == [1]  # 2 is of another length
 
@@ -198,7 +225,9 @@ def test_a_tenants_share_does_not_depend_on_its_dues() -> None:
 
 
 def _first_come(waiting: list[Waiting], rules: PrefillRules) -> list[tuple[int, int]]:
-    """A batch as it is made where nothing is due: who comes first leads, and whoever may join takes what room there is."""
+    """A batch as it is made where nothing is due: who comes first leads, and whoever may join takes
+    what room there is.
+    """
     leader, batch, room = waiting[0], list[tuple[int, int]](), rules.budget_tokens
     others = [w for w in waiting[1:] if bucket(w.tokens_left) == bucket(leader.tokens_left)]
     if leader.tokens_left > rules.chunk_tokens:
@@ -212,7 +241,9 @@ def _first_come(waiting: list[Waiting], rules: PrefillRules) -> list[tuple[int, 
 
 
 @given(queues.filter(bool), rules, paces)
-def test_where_nothing_is_due_the_first_come_are_served_first(waiting: list[Waiting], rules: PrefillRules, pace: Pace) -> None:
+def test_where_nothing_is_due_the_first_come_are_served_first(
+    waiting: list[Waiting], rules: PrefillRules, pace: Pace
+) -> None:
     waiting = [replace(w, due_s=None) for w in waiting]
     timing = Timing(NOW_S, rules.chunk_tokens, pace)
     assert by_due(waiting, timing) == waiting
@@ -226,7 +257,9 @@ def test_where_nothing_is_due_the_first_come_are_served_first(waiting: list[Wait
 
 
 def _on_time(limit_s: Callable[[int], float | None]) -> int:
-    """How many of 120 prompts that come at one and a half times the pace get their first token within a second."""
+    """How many of 120 prompts that come at one and a half times the pace get their first token
+    within a second.
+    """
     coming = [(i / 30, 50) for i in range(120)]
     rules, left, now_s, count = replace(RULES, budget_tokens=100), dict[int, Waiting](), 0.0, 0
     while coming or left:
@@ -261,5 +294,7 @@ def test_a_queue_that_nothing_joins_is_computed_whole(waiting: list[Waiting], ru
         for key, n in batch:
             w = left.pop(key)
             if w.tokens_left > n:
-                left[key] = replace(w, tokens_left=w.tokens_left - n, started=True, cached_tokens=max(0, w.cached_tokens - n))
+                left[key] = replace(
+                    w, tokens_left=w.tokens_left - n, started=True, cached_tokens=max(0, w.cached_tokens - n)
+                )
     assert not left

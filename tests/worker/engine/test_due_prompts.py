@@ -1,4 +1,6 @@
-"""First tokens that are due, in an engine with a real model: who can be on time overtakes who can't, and that is all that changes."""
+"""First tokens that are due, in an engine with a real model: who can be on time overtakes who
+can't, and that is all that changes.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ import pytest
 from tests.worker.collector import Collector
 from tests.worker.engine.engines import GREEDY, Keeper, Make, Turnstile, local, prompt
 
-from disagg_worker.engine.api import Event, TokenEvent
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.values.events import Event, TokenEvent
 
 ONE = replace(GREEDY, max_new_tokens=1)
 
@@ -60,7 +62,9 @@ def test_a_newcomer_that_can_be_on_time_overtakes_a_queue_of_late_ones(
     assert found[1:] == [local(make(), prompt(60, i), ONE) for i in range(1, 7)]
 
 
-def test_handed_over_kv_is_whole_when_a_long_prompt_is_overtaken_between_its_chunks(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handed_over_kv_is_whole_when_a_long_prompt_is_overtaken_between_its_chunks(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone, keeper = Keeper(), Keeper()
     for_reference = Collector()
     handle = make("prefill").prefill("r", prompt(200), 200, GREEDY, for_reference, alone)

@@ -1,4 +1,6 @@
-"""What a cancel, a stop or a fault costs, and whom; and that nothing is lost whatever comes in whatever order."""
+"""What a cancel, a stop or a fault costs, and whom; and that nothing is lost whatever comes in
+whatever order.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,14 @@ from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Gate, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import InProcessKvSender, generate_remote
 
-from disagg_worker.engine import api
-from disagg_worker.engine.api import EndEvent, ErrorEvent, NoCapacity, TokenEvent
-from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine import contract
 from disagg_worker.engine.core import TorchEngine
-from disagg_worker.engine.executor import Step
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.steps import Steps
+from disagg_worker.execution.executor import Step
+from disagg_worker.values.errors import NoCapacity
+from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 
 # ---- cancel, stop and faults ----
 
@@ -32,7 +35,7 @@ def test_prompts_wait_for_blocks_and_the_long_one_is_not_overtaken(make: Make) -
     first = engine.prefill("a", prompt(200), 200, GREEDY, first_sink, Keeper())
     first_sink.wait()
     sinks: list[Collector] = []
-    handles: list[api.PrefillHandle] = []
+    handles: list[contract.PrefillHandle] = []
     for name, n in (("long", 180), ("short", 8)):
         sinks.append(Collector(lambda e, name=name: order.append(name) if isinstance(e, TokenEvent) else None))  # type: ignore[misc]
         handles.append(engine.prefill(name, prompt(n), n, GREEDY, sinks[-1], Keeper()))
@@ -91,7 +94,9 @@ def test_stop_ends_what_runs_and_refuses_what_comes(make: Make, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
-def test_an_exception_in_a_step_fails_its_requests_and_the_next_is_served(make: Make, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_an_exception_in_a_step_fails_its_requests_and_the_next_is_served(
+    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     engine, sink = make(), Collector()
     with monkeypatch.context() as patch:
         patch.setattr(Steps, kind, lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
@@ -150,7 +155,7 @@ def test_a_sender_that_raises_fails_its_own_request_only(make: Make, method: str
 def test_a_sink_that_raises_fails_its_own_request_only(make: Make) -> None:
     engine, good, told = make(), Collector(), threading.Event()
 
-    def bad(event: api.Event) -> None:
+    def bad(event: Event) -> None:
         told.set()
         raise RuntimeError("nobody there")
 
@@ -175,14 +180,21 @@ def test_a_loop_that_fails_leaves_no_request_without_an_answer(make: Make, monke
 # ---- any order of events ----
 
 acts = st.tuples(
-    st.sampled_from(["generate", "remote", "prefill", "cancel", "release"]), st.integers(1, 120), st.integers(1, 10), st.integers(0, 9)
+    st.sampled_from(["generate", "remote", "prefill", "cancel", "release"]),
+    st.integers(1, 120),
+    st.integers(1, 10),
+    st.integers(0, 9),
 )
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(acts, min_size=1, max_size=25))
-def test_whatever_happens_every_request_ends_once_and_every_block_comes_back(folder: Path, ops: list[tuple[str, int, int, int]]) -> None:
-    config = EngineConfig("t", "both", block_size_tokens=4, kv_cache_bytes=80 * BLOCK_BYTES, max_batch_tokens=48, prefill_wait_s=0.0)
+def test_whatever_happens_every_request_ends_once_and_every_block_comes_back(
+    folder: Path, ops: list[tuple[str, int, int, int]]
+) -> None:
+    config = EngineConfig(
+        "t", "both", block_size_tokens=4, kv_cache_bytes=80 * BLOCK_BYTES, max_batch_tokens=48, prefill_wait_s=0.0
+    )
     prefill, decode = TorchEngine(folder, config), TorchEngine(folder, config)
     sinks: list[Collector] = []
     handles: list[Any] = []

@@ -1,4 +1,6 @@
-"""A KV cache of 8-bit floats: half the memory, nearly the same tokens; moved between workers of one dtype only."""
+"""A KV cache of 8-bit floats: half the memory, nearly the same tokens; moved between workers of one
+dtype only.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,12 @@ from tests.worker.collector import Collector
 from tests.worker.in_process_kv import generate_remote
 from tests.worker.oracle import MODEL
 
-from disagg_worker.attention import paged
+from disagg_worker.backend import paged_attention
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.compat import compat_hash
-from disagg_worker.engine.api import ModelError
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.engine_config import EngineConfig
+from disagg_worker.transfer.compatibility import compat_hash
+from disagg_worker.values.errors import ModelError
 
 
 def _engine(role: Any = "both", **changes: Any) -> TorchEngine:
@@ -27,8 +29,8 @@ def _engine(role: Any = "both", **changes: Any) -> TorchEngine:
 def test_what_is_too_large_saturates_and_the_rest_is_rounded() -> None:
     cache = torch.zeros(2, 1, 2, 1, 2, 4).to(torch.float8_e4m3fn)
     k, v = torch.tensor([[[1.0, -3.3, 1e6, 0.0]]]), torch.tensor([[[-1e6, 2.0, 0.1, 448.0]]])
-    paged.write_kv(cache, 0, torch.tensor([3]), k, v)
-    keys, values = paged.gather_kv(cache, 0, torch.tensor([[1]]))
+    paged_attention.write_kv(cache, 0, torch.tensor([3]), k, v)
+    keys, values = paged_attention.gather_kv(cache, 0, torch.tensor([[1]]))
     assert keys[0, 0, 1].float().tolist() == [1.0, -3.25, 448.0, 0.0]
     assert values[0, 0, 1].float().tolist() == [-448.0, 2.0, 0.1015625, 448.0]
 

@@ -1,4 +1,6 @@
-"""What the two engines generate is what transformers generates, token for token, on the bundled model."""
+"""What the two engines generate is what transformers generates, token for token, on the bundled
+model.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from tests.worker.in_process_kv import generate_remote
 from tests.worker.oracle import MODEL, NEW_TOKENS, PROMPTS, SAMPLING, TIE
 from tokenizers import Tokenizer
 
-from disagg_worker.engine.api import SamplingParams
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.engine_config import EngineConfig
+from disagg_worker.values.sampling import SamplingParams
 
 
 @pytest.mark.slow
@@ -45,7 +47,13 @@ def test_the_bundled_model_answers_a_chat_and_ends_by_itself() -> None:
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     engine, sink = TorchEngine(MODEL, EngineConfig("m", "both")), Collector()
     prompt = tokenizer.encode("<|user|>Hello<|assistant|>").ids
-    engine.generate("r", prompt, len(prompt), SamplingParams(0, 64, temperature=0.0, stop_token_ids=engine.model.eos_token_ids), sink)
+    engine.generate(
+        "r",
+        prompt,
+        len(prompt),
+        SamplingParams(0, 64, temperature=0.0, stop_token_ids=engine.model.eos_token_ids),
+        sink,
+    )
     tokens = sink.finished()
     engine.stop(10)
     assert tokens[-1] in engine.model.eos_token_ids

@@ -1,4 +1,6 @@
-"""Requests beside each other: odd shapes of chunks and blocks, many threads, long beside short, and one that asks for too much."""
+"""Requests beside each other: odd shapes of chunks and blocks, many threads, long beside short, and
+one that asks for too much.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,18 @@ from tests.worker import checkpoints
 from tests.worker.collector import Collector
 from tests.worker.in_process_kv import InProcessKvSender, generate_remote
 
-from disagg_worker.engine.api import InvalidInput, NoCapacity, SamplingParams, TokenEvent
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.engine_config import EngineConfig
+from disagg_worker.values.errors import InvalidInput, NoCapacity
+from disagg_worker.values.events import TokenEvent
+from disagg_worker.values.sampling import SamplingParams
 
 GREEDY = SamplingParams(seed=1, max_new_tokens=8, temperature=0.0)
 DRAWN = SamplingParams(seed=9, max_new_tokens=8, temperature=1.3, frequency_penalty=0.3, repetition_penalty=1.2)
 PROMPT = [5, 9, 33, 2, 17, 40]
-CONFIG = EngineConfig(name="tiny", role="both", block_size_tokens=4, kv_cache_bytes=400 << 10, max_running=16, prefill_wait_s=0.0)
+CONFIG = EngineConfig(
+    name="tiny", role="both", block_size_tokens=4, kv_cache_bytes=400 << 10, max_running=16, prefill_wait_s=0.0
+)
 
 
 class Make(Protocol):

@@ -1,4 +1,6 @@
-"""Requests that ask for more than they use share the cache; when it runs out the newest waits, and nobody's tokens change."""
+"""Requests that ask for more than they use share the cache; when it runs out the newest waits, and
+nobody's tokens change.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,24 @@ from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import generate_remote
 
-from disagg_worker.backend.api import Batch
+from disagg_worker.backend.interface import Batch
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.engine.api import EndEvent, ErrorEvent, NoCapacity, SamplingParams
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.values.errors import NoCapacity
+from disagg_worker.values.events import EndEvent, ErrorEvent
+from disagg_worker.values.sampling import SamplingParams
 
 SMALL = {"kv_cache_bytes": MAX_LEN_BLOCKS * BLOCK_BYTES, "growth_reserve_tokens": 4}
 LONG = [replace(GREEDY, max_new_tokens=70), replace(RANDOM, max_new_tokens=70, temperature=1.0)]
 
 
 @pytest.mark.parametrize("sampling", LONG, ids=["temperature 0", "temperature 1"])
-@pytest.mark.parametrize("extra", [{}, {"prefix_cache": False}, {"host_cache_bytes": 40 * BLOCK_BYTES}], ids=["cache", "no cache", "host"])
-def test_preempted_sequences_continue_with_the_same_tokens(make: Make, sampling: SamplingParams, extra: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "extra", [{}, {"prefix_cache": False}, {"host_cache_bytes": 40 * BLOCK_BYTES}], ids=["cache", "no cache", "host"]
+)
+def test_preempted_sequences_continue_with_the_same_tokens(
+    make: Make, sampling: SamplingParams, extra: dict[str, Any]
+) -> None:
     engine = make(**SMALL, **extra)
     expected = [local(make(), prompt(20 + i, i), sampling) for i in range(6)]
     sinks = [Collector() for _ in expected]
@@ -61,14 +69,23 @@ def test_a_short_growth_reserve_admits_more_than_whole_requests_would(make: Make
 
 
 class SmallMemory(PlainBackend):
-    """Runs out of memory for more than `rows` rows at once, in the network's last layer: the layers before were computed and reported."""
+    """Runs out of memory for more than `rows` rows at once, in the network's last layer: the layers
+    before were computed and reported.
+    """
 
     def __init__(self, rows: int, error: Exception) -> None:
         super().__init__(torch.device("cpu"))
         self.rows, self.error = rows, error
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, cache: torch.Tensor, layer: int, window: int | None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        batch: Batch,
+        cache: torch.Tensor,
+        layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         if layer == 1 and q.shape[0] > self.rows:
             raise self.error

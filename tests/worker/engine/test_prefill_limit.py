@@ -1,4 +1,6 @@
-"""Prefill batches by decode's room: never below what saturates the processor, never above the setting, the less room the smaller."""
+"""Prefill batches by decode's room: never below what saturates the processor, never above the
+setting, the less room the smaller.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_worker.engine.api import DecodeRoom
+from disagg_wire.room import Room
 from disagg_worker.engine.deadlines import Waiting
 from disagg_worker.engine.prefill_limit import KnownRoom, free_share, limited
 from disagg_worker.engine.prefill_scheduler import PrefillRules, plan_prefill
 
 RULES = PrefillRules(budget_tokens=2048, wait_s=0.05, utilisation=0.85, max_sequences=64, saturating_tokens=256)
 rooms = st.builds(
-    DecodeRoom, st.integers(0, 2000), st.integers(0, 1000), st.integers(0, 100), st.integers(0, 64), st.floats(0, 10, allow_nan=False)
+    Room,
+    st.integers(0, 2000),
+    st.integers(0, 1000),
+    st.integers(0, 100),
+    st.integers(0, 64),
+    st.floats(0, 10, allow_nan=False),
 )
 rules = st.builds(
     PrefillRules,
@@ -27,12 +34,13 @@ rules = st.builds(
 )
 
 
-def room(share: float) -> DecodeRoom:
-    return DecodeRoom(int(share * 10_000), 10_000, 64, 64, 0.01)
+def room(share: float) -> Room:
+    return Room(int(share * 10_000), 10_000, 64, 64, 0.01)
 
 
 @pytest.mark.parametrize(
-    ("share", "tokens", "prompts"), [(1.0, 2048, 64), (0.25, 2048, 64), (0.125, 1152, 32), (0.025, 435, 7), (0.0, 256, 1)]
+    ("share", "tokens", "prompts"),
+    [(1.0, 2048, 64), (0.25, 2048, 64), (0.125, 1152, 32), (0.025, 435, 7), (0.0, 256, 1)],
 )
 def test_the_limit_is_as_documented(share: float, tokens: int, prompts: int) -> None:
     cut = limited(RULES, KnownRoom(room(share), 10.0), 12.0)
@@ -55,13 +63,15 @@ def test_without_fresh_news_there_is_no_limit() -> None:
 
 
 def test_the_scarcer_of_seats_and_kv_counts() -> None:
-    assert free_share(DecodeRoom(900, 1000, 1, 10, 0.0)) == 0.1
-    assert free_share(DecodeRoom(50, 1000, 9, 10, 0.0)) == 0.05
-    assert free_share(DecodeRoom(0, 0, 0, 0, 0.0)) == 0.0
+    assert free_share(Room(900, 1000, 1, 10, 0.0)) == 0.1
+    assert free_share(Room(50, 1000, 9, 10, 0.0)) == 0.05
+    assert free_share(Room(0, 0, 0, 0, 0.0)) == 0.0
 
 
 @given(rules, rooms, rooms, st.none() | st.floats(0.01, 1))
-def test_bounds_hold_and_more_room_never_means_less(some: PrefillRules, a: DecodeRoom, b: DecodeRoom, target_s: float | None) -> None:
+def test_bounds_hold_and_more_room_never_means_less(
+    some: PrefillRules, a: Room, b: Room, target_s: float | None
+) -> None:
     cut = [limited(some, KnownRoom(replace(r, step_s=0.3), 0.0), 1.0, target_s) for r in (a, b)]
     for c in cut:
         assert min(some.budget_tokens, some.full_tokens) <= c.budget_tokens <= some.budget_tokens
@@ -73,7 +83,7 @@ def test_bounds_hold_and_more_room_never_means_less(some: PrefillRules, a: Decod
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=20), rooms)
-def test_whatever_the_limit_the_first_in_line_gets_on(lengths: list[int], r: DecodeRoom) -> None:
+def test_whatever_the_limit_the_first_in_line_gets_on(lengths: list[int], r: Room) -> None:
     waiting = [Waiting(i, n, 0.0) for i, n in enumerate(lengths)]
     plan = plan_prefill(waiting, 1.0, limited(RULES, KnownRoom(r, 0.9), 1.0))
     assert plan.batch[0][0] == 0

@@ -1,4 +1,6 @@
-"""How long a batch takes, learned from those that were: the line is found, a slow one for once changes nothing, old ones are forgotten."""
+"""How long a batch takes, learned from those that were: the line is found, a slow one for once
+changes nothing, old ones are forgotten.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ def test_of_one_size_nothing_is_believed_to_take_longer_than_it_did() -> None:
 times = st.floats(1e-4, 1.0)
 
 
-@given(st.floats(0, 1), st.floats(1e-5, 0.01), st.permutations(SIZES * 5), st.lists(st.floats(0.0, 100.0), min_size=8, max_size=8))
+@given(
+    st.floats(0, 1),
+    st.floats(1e-5, 0.01),
+    st.permutations(SIZES * 5),
+    st.lists(st.floats(0.0, 100.0), min_size=8, max_size=8),
+)
 def test_the_line_is_found_though_two_of_five_batches_of_each_size_were_slow(
     fixed_s: float, token_s: float, order: list[int], slow_s: list[float]
 ) -> None:
@@ -44,10 +51,16 @@ def test_the_line_is_found_though_two_of_five_batches_of_each_size_were_slow(
         seen[n] = seen.get(n, 0) + 1
         meter.note(n, fixed_s + token_s * n + (slow_s.pop() if seen[n] in (1, 4) else 0.0))
     pace = meter.pace()
-    assert [pace.batch_s(n) for n in (1, 64, 2048)] == pytest.approx([fixed_s + token_s * n for n in (1, 64, 2048)], rel=1e-3, abs=1e-6)
+    assert [pace.batch_s(n) for n in (1, 64, 2048)] == pytest.approx(
+        [fixed_s + token_s * n for n in (1, 64, 2048)], rel=1e-3, abs=1e-6
+    )
 
 
-@given(st.lists(st.tuples(st.integers(1, 4096), st.floats(0, 1000)), max_size=60), st.integers(0, 5000), st.integers(0, 5000))
+@given(
+    st.lists(st.tuples(st.integers(1, 4096), st.floats(0, 1000)), max_size=60),
+    st.integers(0, 5000),
+    st.integers(0, 5000),
+)
 def test_whatever_was_measured_more_tokens_never_take_less(batches: list[tuple[int, float]], a: int, b: int) -> None:
     pace = _after(*batches)
     assert min(pace.fixed_s, pace.token_s) >= 0

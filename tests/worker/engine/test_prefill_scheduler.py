@@ -22,8 +22,16 @@ CASES: dict[str, tuple[list[Waiting], float, PrefillPlan]] = {
     "after 50 ms it is computed alone": (_waiting(100), 0.05, PrefillPlan(((0, 100),))),
     "849 of 1000 tokens are not enough to start": (_waiting(283, 283, 283), 0.01, PrefillPlan((), 0.05)),
     "850 of 1000 tokens start at once": (_waiting(283, 283, 284), 0.01, PrefillPlan(((0, 283), (1, 283), (2, 284)))),
-    "a full number of sequences starts at once": (_waiting(*[5] * 8), 0.0, PrefillPlan(tuple((i, 5) for i in range(8)))),
-    "a due batch takes only the oldest one's length bucket": (_waiting(60, 300, 50), 0.06, PrefillPlan(((0, 60), (2, 50)))),
+    "a full number of sequences starts at once": (
+        _waiting(*[5] * 8),
+        0.0,
+        PrefillPlan(tuple((i, 5) for i in range(8))),
+    ),
+    "a due batch takes only the oldest one's length bucket": (
+        _waiting(60, 300, 50),
+        0.06,
+        PrefillPlan(((0, 60), (2, 50))),
+    ),
     "a bucket that is full starts though the oldest is of another": (
         _waiting(20, 290, 290, 290),
         0.0,
@@ -51,7 +59,10 @@ def test_buckets_double_from_64_tokens(tokens: int, level: int) -> None:
 
 waits = st.builds(Waiting, st.just(0), st.integers(1, 4000), st.floats(0, 1), st.booleans())
 queues = st.lists(waits, max_size=30).map(
-    lambda found: [Waiting(k, w.tokens_left, w.queued_at_s, w.started) for k, w in enumerate(sorted(found, key=lambda w: w.queued_at_s))]
+    lambda found: [
+        Waiting(k, w.tokens_left, w.queued_at_s, w.started)
+        for k, w in enumerate(sorted(found, key=lambda w: w.queued_at_s))
+    ]
 )
 rules = st.builds(PrefillRules, st.integers(1, 2048), st.floats(0, 0.2), st.floats(0.1, 1.0), st.integers(1, 16))
 
@@ -124,8 +135,12 @@ lengths = st.lists(st.integers(1, 3000), min_size=1, max_size=12)
 
 @settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(1, 6), st.integers(0, 10), st.integers(1, 3000))
-def test_a_flood_delays_another_tenant_by_no_more_than_its_share(flood: list[int], floods: int, before: int, tokens: int) -> None:
-    """With k flooding tenants a prompt of c chunks is computed within (k + 1) * (c + 1) batches, however much the others ask for."""
+def test_a_flood_delays_another_tenant_by_no_more_than_its_share(
+    flood: list[int], floods: int, before: int, tokens: int
+) -> None:
+    """With k flooding tenants a prompt of c chunks is computed within (k + 1) * (c + 1) batches,
+    however much the others ask for.
+    """
     shares = FairShares()
     queue = [Waiting(i * floods + t, n, 0.0, tenant=f"flood {t}") for i, n in enumerate(flood) for t in range(floods)]
     for _ in range(before):
@@ -143,8 +158,12 @@ def test_a_flood_delays_another_tenant_by_no_more_than_its_share(flood: list[int
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(1, 1500), min_size=10, max_size=30), st.lists(st.integers(1, 1500), min_size=10, max_size=30))
-def test_of_two_tenants_that_wait_the_one_behind_is_always_in_the_next_batch(ours: list[int], theirs: list[int]) -> None:
+@given(
+    st.lists(st.integers(1, 1500), min_size=10, max_size=30), st.lists(st.integers(1, 1500), min_size=10, max_size=30)
+)
+def test_of_two_tenants_that_wait_the_one_behind_is_always_in_the_next_batch(
+    ours: list[int], theirs: list[int]
+) -> None:
     shares = FairShares()
     queue = [Waiting(i, n, 0.0, tenant="a") for i, n in enumerate(ours)]
     queue += [Waiting(1000 + i, n, 0.0, tenant="b") for i, n in enumerate(theirs)]

@@ -1,4 +1,6 @@
-"""What was computed once is found again: by the same tenant, bit for bit, in every role; and by nobody else."""
+"""What was computed once is found again: by the same tenant, bit for bit, in every role; and by
+nobody else.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,13 @@ from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import generate_remote
 
-from disagg_worker.engine.api import EndEvent, InvalidInput
 from disagg_worker.engine.block_pool import StaleReference
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.handles import HeldBlocks
 from disagg_worker.engine.host_tier import HostTier
 from disagg_worker.engine.prefix_hash import PrefixNames
+from disagg_worker.values.errors import InvalidInput
+from disagg_worker.values.events import EndEvent
 
 
 def _generate(engine: TorchEngine, tokens: list[int], tenant: str = "") -> tuple[list[int], int | None]:
@@ -57,7 +60,9 @@ def test_the_next_turn_of_a_conversation_finds_prompt_and_answer(make: Make) -> 
 
 
 def test_prompts_of_one_start_that_come_together_compute_it_once(make: Make) -> None:
-    """Whole prompts, as the choices of one request are, and prompts that part after a common start; in one batch or in chunks."""
+    """Whole prompts, as the choices of one request are, and prompts that part after a common start;
+    in one batch or in chunks.
+    """
     for budget in (1024, 64):
         rules = {"prefill_wait_s": 0.3, "max_batch_tokens": budget, "saturating_tokens": budget}
         engine = make(kv_cache_bytes=512 * BLOCK_BYTES, **rules)
@@ -133,7 +138,12 @@ def test_handed_over_blocks_serve_a_second_prefill_while_they_are_leased(make: M
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_evicted_blocks_come_back_from_host_memory_bit_for_bit(make: Make, dtype: str) -> None:
-    engine = make(kv_cache_bytes=MAX_LEN_BLOCKS * BLOCK_BYTES, host_cache_bytes=400 * BLOCK_BYTES, dtype=dtype, block_size_tokens=8)
+    engine = make(
+        kv_cache_bytes=MAX_LEN_BLOCKS * BLOCK_BYTES,
+        host_cache_bytes=400 * BLOCK_BYTES,
+        dtype=dtype,
+        block_size_tokens=8,
+    )
     total = engine.load().blocks_total * 8
     expected, _ = _generate(engine, prompt(200))
     names: list[bytes] = []
@@ -162,7 +172,9 @@ def test_a_host_tier_of_nothing_keeps_nothing(make: Make) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 6), st.booleans()), max_size=60), st.integers(0, 15))
-def test_the_host_tier_keeps_the_newest_that_fit_and_a_stale_entry_is_refused(ops: list[tuple[int, int, bool]], capacity: int) -> None:
+def test_the_host_tier_keeps_the_newest_that_fit_and_a_stale_entry_is_refused(
+    ops: list[tuple[int, int, bool]], capacity: int
+) -> None:
     tier, model = HostTier(capacity), dict[bytes, bytes]()
     for number, size, put in ops:
         name = bytes([number])
@@ -193,7 +205,9 @@ tokens = st.lists(st.integers(0, 3), max_size=12)
 
 
 @given(tokens, tokens, st.sampled_from(["", "a", "b"]), st.sampled_from(["", "a", "b"]))
-def test_names_are_equal_where_all_tokens_before_and_the_tenant_are(a: list[int], b: list[int], of_a: str, of_b: str) -> None:
+def test_names_are_equal_where_all_tokens_before_and_the_tenant_are(
+    a: list[int], b: list[int], of_a: str, of_b: str
+) -> None:
     names = PrefixNames(b"k" * 32, 2)
     first, second = list[bytes](), list[bytes]()
     names.extend(first, a, of_a)

@@ -1,4 +1,6 @@
-"""The engine's queues without a network: whatever comes, every request ends, the oldest goes on, no block is lost."""
+"""The engine's queues without a network: whatever comes, every request ends, the oldest goes on, no
+block is lost.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disagg_worker.engine.api import Event, NoCapacity, SamplingParams
 from disagg_worker.engine.block_pool import Holding, State
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.deadlines import PATIENCE_S
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
+from disagg_worker.values.errors import NoCapacity
+from disagg_worker.values.events import Event
+from disagg_worker.values.sampling import SamplingParams
 
 SIZE, MAX_LEN, BLOCKS = 4, 64, 20
 
@@ -48,13 +52,21 @@ class Run:
 
     def __post_init__(self) -> None:
         config = EngineConfig(
-            "t", "both", block_size_tokens=SIZE, max_running=6, max_batch_tokens=16, saturating_tokens=8, growth_reserve_tokens=self.growth
+            "t",
+            "both",
+            block_size_tokens=SIZE,
+            max_running=6,
+            max_batch_tokens=16,
+            saturating_tokens=8,
+            growth_reserve_tokens=self.growth,
         )
         self.store = KvStore(BLOCKS, "lru", 3, NoMemory())
         self.names = PrefixNames(b"k" * 32, SIZE) if self.prefix_cache else None
         self.queues = Queues(config, MAX_LEN, self.store, self.names)
 
-    def sequence(self, n: int, new: int, tenant: str, *, hands_over: bool = False, due_in_s: float | None = None, of: int = 0) -> Sequence:
+    def sequence(
+        self, n: int, new: int, tenant: str, *, hands_over: bool = False, due_in_s: float | None = None, of: int = 0
+    ) -> Sequence:
         """Prompts of another `of` have no start in common."""
         self.next_key += 1
         params = SamplingParams(seed=0, max_new_tokens=new)
@@ -323,7 +335,9 @@ def test_where_nothing_is_due_a_start_that_somebody_has_begun_is_waited_for() ->
 
 
 def test_an_overload_leaves_every_second_batch_to_those_who_can_be_on_time() -> None:
-    """Two on time come for each batch, which holds two: the late ones get none before they have waited for the patience."""
+    """Two on time come for each batch, which holds two: the late ones get none before they have
+    waited for the patience.
+    """
     run = Run(growth=1, prefix_cache=False)
     late = [run.sequence(8, 1, "", due_in_s=-1.0) for _ in range(6)]
     run.queues.waiting += late

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disagg_worker.engine import sampler
-from disagg_worker.engine.api import SamplingParams
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows, uniform
+from disagg_worker.values.sampling import SamplingParams
 
 VOCAB = 32
 PLAIN = SamplingParams(seed=7, max_new_tokens=100)
@@ -55,7 +55,9 @@ def _kept(logits: list[float], **change: Any) -> set[int]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(params, tokens, st.integers(0, 99)), min_size=1, max_size=6))
-def test_a_row_draws_the_same_token_alone_and_in_any_batch(requests: list[tuple[SamplingParams, list[int], int]]) -> None:
+def test_a_row_draws_the_same_token_alone_and_in_any_batch(
+    requests: list[tuple[SamplingParams, list[int], int]],
+) -> None:
     rows = [Row(p, t, max(1, len(t) // 2)) for p, t, _ in requests]
     logits = torch.stack([_logits(s) for _, _, s in requests])
     together = sample_rows(logits, rows)
@@ -80,7 +82,8 @@ def test_the_logits_are_left_as_they_were() -> None:
     assert torch.equal(logits, before)
 
 
-# 99.99 % points of chi-square, by degrees of freedom: a right sampler fails one such fixed-seed run in 10,000, this one is known to pass.
+# 99.99 % points of chi-square, by degrees of freedom: a right sampler fails one such fixed-seed run
+# in 10,000, this one is known to pass.
 _CHI_SQUARE = {7: 29.9, 3: 21.1}
 
 
@@ -106,7 +109,9 @@ def test_a_filter_keeps_the_proportions_of_what_it_leaves() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"top_p": 0.3}, {"top_p": 0.999}, {"min_p": 0.2}, {"min_p": 0.999}, {"min_p": 0.9, "top_p": 0.9}], ids=str
+    "change",
+    [{"top_p": 0.3}, {"top_p": 0.999}, {"min_p": 0.2}, {"min_p": 0.999}, {"min_p": 0.9, "top_p": 0.9}],
+    ids=str,
 )
 @pytest.mark.parametrize("scale", [0.01, 4.0], ids=["flat", "steep"])
 def test_over_a_large_vocabulary_the_filters_keep_what_a_full_sort_says(
@@ -166,7 +171,9 @@ def test_only_the_tokens_that_the_filters_leave_come_out(change: dict[str, Any],
         "repetition counts the prompt too",
     ],
 )
-def test_penalties_change_the_greedy_choice_as_documented(change: dict[str, Any], prompt_tokens: int, expected: int) -> None:
+def test_penalties_change_the_greedy_choice_as_documented(
+    change: dict[str, Any], prompt_tokens: int, expected: int
+) -> None:
     logits = torch.tensor([2.0, 1.5, 1.0])
     assert sample(logits, replace(GREEDY, **change), [2, 0, 0], prompt_tokens).token == expected
 

@@ -1,4 +1,6 @@
-"""Structured output: whatever the model would like to say, what comes out matches; and it is the same wherever it is computed."""
+"""Structured output: whatever the model would like to say, what comes out matches; and it is the
+same wherever it is computed.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ import pytest
 from tests.worker.collector import Collector
 from tests.worker.in_process_kv import generate_remote
 
-from disagg_worker.engine.api import InvalidInput, SamplingParams, Structured
-from disagg_worker.engine.config import EngineConfig, Role
 from disagg_worker.engine.core import TorchEngine
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.structured import Grammars
+from disagg_worker.values.choices import Role
+from disagg_worker.values.errors import InvalidInput
+from disagg_worker.values.sampling import SamplingParams, Structured
 
 tokenizers = pytest.importorskip("tokenizers")
 MODEL = Path(__file__).parents[3] / "models/stdlib-llama"
@@ -95,7 +99,9 @@ def test_what_comes_out_matches(engines: dict[Role, TorchEngine], tokenizer: Any
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 11])
-def test_over_two_engines_and_after_a_failover_it_is_the_same_text(engines: dict[Role, TorchEngine], tokenizer: Any, cut: int) -> None:
+def test_over_two_engines_and_after_a_failover_it_is_the_same_text(
+    engines: dict[Role, TorchEngine], tokenizer: Any, cut: int
+) -> None:
     prompt = tokenizer.encode("import os\n").ids
     wanted = sampling(engines["both"], "json_schema", 3)
     alone, continued = Collector(), Collector()
@@ -115,14 +121,19 @@ def test_over_two_engines_and_after_a_failover_it_is_the_same_text(engines: dict
         ("grammar", "start: nowhere", "structured.grammar"),
     ],
 )
-def test_a_grammar_that_is_wrong_is_refused_by_name(engines: dict[Role, TorchEngine], kind: str, value: str, says: str) -> None:
+def test_a_grammar_that_is_wrong_is_refused_by_name(
+    engines: dict[Role, TorchEngine], kind: str, value: str, says: str
+) -> None:
     engine = engines["both"]
     with pytest.raises(InvalidInput, match=says):
         engine.prepare(replace(sampling(engine, kind, 1), structured=Structured(kind, value)))
 
 
 def test_a_model_without_tokenizer_or_end_token_refuses_structured_output(tmp_path: Path) -> None:
-    for path, eos, says in ((tmp_path / "tokenizer.json", [1], "tokenizer.json"), (MODEL / "tokenizer.json", [], "eos_token_id")):
+    for path, eos, says in (
+        (tmp_path / "tokenizer.json", [1], "tokenizer.json"),
+        (MODEL / "tokenizer.json", [], "eos_token_id"),
+    ):
         with pytest.raises(InvalidInput, match=says):
             Grammars(path, 100, eos).compile(Structured("regex", "a+"))
 

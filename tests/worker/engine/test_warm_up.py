@@ -11,10 +11,10 @@ from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, prompt
 
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.core import TorchEngine
-from disagg_worker.engine.executor import LocalExecutor, Step
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.warm_up import steps
+from disagg_worker.execution.executor import LocalExecutor, Step
 
 
 @pytest.mark.parametrize(("running", "largest"), [(1, 1), (3, 4), (4, 4), (100, 8)])

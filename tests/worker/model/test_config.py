@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.worker import checkpoints
 from tests.worker.checkpoints import LLAMA3_ROPE, TINY
 
-from disagg_worker.engine.api import ModelError
 from disagg_worker.model.config import LinearScaling, Llama3Scaling, YarnScaling, parse_config, unknown_fields
 from disagg_worker.model.loader import load_config
+from disagg_worker.values.errors import ModelError
 
 
 def test_a_config_is_read_with_its_defaults() -> None:
@@ -46,9 +46,13 @@ def test_llama_3_rope_scaling_is_read_from_either_field(field: str) -> None:
 
 
 def test_other_ways_to_stretch_are_read() -> None:
-    assert parse_config({**TINY, "rope_scaling": {"type": "linear", "factor": 4}}, {}).rope_scaling == LinearScaling(4.0)
+    assert parse_config({**TINY, "rope_scaling": {"type": "linear", "factor": 4}}, {}).rope_scaling == LinearScaling(
+        4.0
+    )
     assert parse_config({**TINY, "rope_scaling": {"type": "dynamic", "factor": 4}}, {}).rope_scaling is None
-    config = parse_config({**TINY, "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 128}}, {})
+    config = parse_config(
+        {**TINY, "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 128}}, {}
+    )
     assert config.rope_scaling == YarnScaling(4.0, 128.0, pytest.approx(1.1386, abs=1e-4), 32.0, 1.0, True)
     assert config.max_positions == 512
 
@@ -70,11 +74,15 @@ def test_other_ways_to_stretch_are_read() -> None:
         ),
     ],
 )
-def test_windows_are_those_of_the_family(architecture: str, raw: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+def test_windows_are_those_of_the_family(
+    architecture: str, raw: dict[str, Any], windows: tuple[int | None, ...]
+) -> None:
     assert parse_config({**TINY, "architectures": [architecture], **raw}, {}).windows == windows
 
 
-def test_fields_that_nobody_knows_are_told_and_those_without_a_value_are_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fields_that_nobody_knows_are_told_and_those_without_a_value_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert unknown_fields({**TINY, "use_cache": True, "clip_qkv": None, "new_thing": None, "other": False}) == []
     folder = checkpoints.make(tmp_path, secret_sauce=3, another={"x": 1})
     load_config(folder)
@@ -122,15 +130,25 @@ def test_what_would_be_computed_wrongly_is_refused_by_name(change: dict[str, Any
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 1000) | st.floats(allow_nan=False) | st.sampled_from(["", "yarn", "linear", "x"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*LLAMA3_ROPE, "type", "x"]), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 1000)
+    | st.floats(allow_nan=False)
+    | st.sampled_from(["", "yarn", "linear", "x"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*LLAMA3_ROPE, "type", "x"]), inner, max_size=3)
+    ),
     max_leaves=4,
 )
 
 
 # A busy machine generates slowly; that says nothing about the parser.
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.dictionaries(st.sampled_from([*TINY, "rope_scaling", "rope_parameters", "rope_theta", "head_dim"]), json_values, max_size=4))
+@given(
+    st.dictionaries(
+        st.sampled_from([*TINY, "rope_scaling", "rope_parameters", "rope_theta", "head_dim"]), json_values, max_size=4
+    )
+)
 def test_any_json_is_read_or_refused_but_never_crashes(change: dict[str, Any]) -> None:
     with contextlib.suppress(ModelError):
         parse_config({**TINY, **change}, {})

@@ -1,4 +1,6 @@
-"""The forward pass against transformers, in every shape of the family, and however the prompt is cut up."""
+"""The forward pass against transformers, in every shape of the family, and however the prompt is
+cut up.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""hf:// models come from the endpoint and with the token of the environment, and only the files that a model consists of."""
+"""hf:// models come from the endpoint and with the token of the environment, and only the files
+that a model consists of.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,17 @@ except ModelError as error:
 
 def _download(url: str, token: str, uri: str, cache: Path) -> str:
     path = os.pathsep.join([str(Path(__file__).parents[3] / "worker"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "HF_ENDPOINT": url, "HF_TOKEN": token, "PYTHONPATH": path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": url,
+        "HF_TOKEN": token,
+        "PYTHONPATH": path,
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
     command = [sys.executable, "-c", PROGRAM, uri, str(cache)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=120
+    ).stdout.strip()
 
 
 @pytest.mark.slow
@@ -51,7 +61,9 @@ def test_a_model_is_downloaded_once_and_without_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("token", "uri"), [("wrong", "hf://org/tiny@v1"), ("hf_secret", "hf://org/gone@v1")], ids=["token", "name"])
+@pytest.mark.parametrize(
+    ("token", "uri"), [("wrong", "hf://org/tiny@v1"), ("hf_secret", "hf://org/gone@v1")], ids=["token", "name"]
+)
 def test_a_refusal_of_the_hub_names_the_uri_and_keeps_the_token(tmp_path: Path, token: str, uri: str) -> None:
     folder = checkpoints.make(tmp_path / "tiny")
     with hub.serve(folder, "hf_secret") as server:

@@ -1,4 +1,6 @@
-"""Every supported family against transformers in fp32: whole prompts, prompts in chunks and decoding, on every backend of this machine."""
+"""Every supported family against transformers in fp32: whole prompts, prompts in chunks and
+decoding, on every backend of this machine.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from tests.worker.runner import Runner, fed
 
-from disagg_worker.backend.api import Backend
+from disagg_worker.backend.interface import Backend
 from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.backend.select import select
 
@@ -19,16 +21,37 @@ TOLERANCE = 1e-4
 TOKENS = [(7 * i * i + 3 * i) % 89 for i in range(45)]
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 48, "head_dim": 8},
-    "one kv head": {"num_attention_heads": 4, "num_key_value_heads": 1, "hidden_size": 32, "head_dim": 16, "tie_word_embeddings": True},
-    "as many kv heads": {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 40, "head_dim": 20, "intermediate_size": 72},
+    "one kv head": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "hidden_size": 32,
+        "head_dim": 16,
+        "tie_word_embeddings": True,
+    },
+    "as many kv heads": {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "hidden_size": 40,
+        "head_dim": 20,
+        "intermediate_size": 72,
+    },
 }
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 2": ("Llama", {}),
     "llama 3.1": ("Llama", {"rope_parameters": {**LLAMA3, "rope_theta": 500000.0}}),
     "llama with biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama, linear scaling": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 10000.0}}),
+    "llama, linear scaling": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 10000.0}},
+    ),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral with a window": ("Mistral", {"sliding_window": 7}),
     "qwen 2": ("Qwen2", {}),
@@ -65,7 +88,9 @@ class Checked:
         model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
         for parameter in model.parameters():
             # Large enough for attention to choose, and biases that are not zero.
-            torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 and parameter.std() == 0 and parameter.mean() == 1 else 0.0, 0.2)
+            torch.nn.init.normal_(
+                parameter, 1.0 if parameter.dim() == 1 and parameter.std() == 0 and parameter.mean() == 1 else 0.0, 0.2
+            )
         model.save_pretrained(folder)
         self.folder = folder
         with torch.inference_mode():

@@ -10,11 +10,11 @@ import torch
 from tests.worker import checkpoints
 from tests.worker.checkpoints import TINY
 
-from disagg_worker.engine.api import ModelError
 from disagg_worker.model.checkpoint import Checkpoint, LoadProgress
 from disagg_worker.model.config import parse_config
 from disagg_worker.model.loader import load_config, pick_dtype, resolve, tokenizer_files
 from disagg_worker.model.weights import FloatWeights, Shard, expected_shapes
+from disagg_worker.values.errors import ModelError
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -147,7 +147,8 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ['{"weight_map": {"a": "../secret"}}', '{"weight_map": {"a": "gone.safetensors"}}', "{}x", '{"weight_map": 3}']
+    "content",
+    ['{"weight_map": {"a": "../secret"}}', '{"weight_map": {"a": "gone.safetensors"}}', "{}x", '{"weight_map": 3}'],
 )
 def test_a_bad_index_is_refused(tmp_path: Path, content: str) -> None:
     checkpoints.make(tmp_path)

@@ -1,4 +1,6 @@
-"""Weights are mapped and taken over matrix by matrix: loading needs the memory of one copy and of one matrix, never of two copies."""
+"""Weights are mapped and taken over matrix by matrix: loading needs the memory of one copy and of
+one matrix, never of two copies.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,13 @@ print(json.dumps({"peak": max(peak, anonymous()) - before, "after": anonymous() 
 
 @pytest.mark.slow
 def test_a_load_needs_one_copy_of_the_weights(tmp_path: Path) -> None:
-    shape = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12, "num_key_value_heads": 4}
+    shape = {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+    }
     config = {**checkpoints.TINY, **shape, "vocab_size": 4096, "dtype": "bfloat16"}
     tensors = {name: tensor.bfloat16() for name, tensor in checkpoints.random_tensors(config).items()}
     folder = checkpoints.write(tmp_path, config, tensors, shards=3)

@@ -1,4 +1,6 @@
-"""Weight-only quantisation: its error is bounded, stored formats are read as their makers write them, and the rest is refused by name."""
+"""Weight-only quantisation: its error is bounded, stored formats are read as their makers write
+them, and the rest is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,14 @@ from tests.worker.checkpoints import TINY
 from tests.worker.oracle import MODEL
 from tests.worker.runner import Runner, fed
 
-from disagg_worker.backend.api import Backend, GroupQuantizedWeight
+from disagg_worker.backend.interface import Backend, GroupQuantizedWeight
 from disagg_worker.backend.plain import PlainBackend, dequantized
-from disagg_worker.engine.api import ModelError
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
 from disagg_worker.model.quantization import cut, quantize, to_fp8, unpack
 from disagg_worker.model.quantization_config import parse_quantization
 from disagg_worker.model.weights import Shard
+from disagg_worker.values.errors import ModelError
 
 PLAIN = PlainBackend(torch.device("cpu"))
 CONFIG: dict[str, Any] = {**TINY, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16}
@@ -32,13 +34,18 @@ LINEAR = ("_proj.weight",)
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([4, 8]), st.sampled_from([16, 32, 64]), st.floats(0.01, 100))
-def test_a_value_moves_by_half_a_step_at_most_unless_its_group_is_clipped(seed: int, bits: int, group: int, size: float) -> None:
+def test_a_value_moves_by_half_a_step_at_most_unless_its_group_is_clipped(
+    seed: int, bits: int, group: int, size: float
+) -> None:
     weight = size * torch.randn(6, 64, generator=torch.Generator().manual_seed(seed))
     q = quantize(weight, bits, group)
     error = (dequantized(q) - weight).abs().view(6, -1, group)
     if bits == 8:
         assert bool((error <= q.scale[..., None] * 0.501).all())
-    plain = ((weight.view(6, -1, group).amax(-1).clamp(min=0) - weight.view(6, -1, group).amin(-1).clamp(max=0)) / (2**bits - 1)) / 2
+    plain = (
+        (weight.view(6, -1, group).amax(-1).clamp(min=0) - weight.view(6, -1, group).amin(-1).clamp(max=0))
+        / (2**bits - 1)
+    ) / 2
     # Clipping may cost the largest more, but never the group as a whole.
     assert bool((error.square().mean(-1) <= (plain * 1.01).square() + 1e-12).all())
     assert int(q.q.max()) < 2**bits
@@ -47,7 +54,9 @@ def test_a_value_moves_by_half_a_step_at_most_unless_its_group_is_clipped(seed: 
 def test_zeros_and_constants_survive() -> None:
     for weight in (torch.zeros(2, 32), torch.full((2, 32), 0.5)):
         for bits in (4, 8):
-            torch.testing.assert_close(dequantized(quantize(weight, bits, 32)), weight, atol=1e-6, rtol=0.13 if bits == 4 else 1e-3)
+            torch.testing.assert_close(
+                dequantized(quantize(weight, bits, 32)), weight, atol=1e-6, rtol=0.13 if bits == 4 else 1e-3
+            )
 
 
 def test_fp8_is_within_its_mantissa() -> None:
@@ -103,7 +112,11 @@ def _int8(name: str, w: GroupQuantizedWeight) -> dict[str, torch.Tensor]:
 
 def _compressed(kind: str, bits: int, strategy: str, **weights: Any) -> dict[str, Any]:
     scheme = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": strategy, "group_size": 32, **weights}
-    return {"quant_method": "compressed-tensors", "format": kind, "config_groups": {"group_0": {"targets": ["Linear"], "weights": scheme}}}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": kind,
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": scheme}},
+    }
 
 
 Packer = Callable[[str, GroupQuantizedWeight], dict[str, torch.Tensor]]
@@ -142,7 +155,10 @@ def _stored(folder: Path, kind: str) -> tuple[Path, Path]:
 
 
 # The kernels of the lowest level: higher ones may round the inputs.
-BACKENDS: dict[str, Callable[[], Backend]] = {"plain": lambda: PLAIN, "cpu": lambda: kernels.backend(kernels.LEVELS[-1])}
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "plain": lambda: PLAIN,
+    "cpu": lambda: kernels.backend(kernels.LEVELS[-1]),
+}
 TOKENS = [(7 * i * i + 3 * i) % 97 for i in range(20)]
 
 
@@ -196,13 +212,18 @@ def test_what_can_not_be_read_is_refused_by_name(raw: dict[str, Any], says: str)
     ("spoil", "says"),
     [
         (lambda t: t.pop("model.layers.0.mlp.up_proj.qzeros"), "up_proj.qzeros is missing"),
-        (lambda t: t.update({"model.layers.0.mlp.up_proj.g_idx": torch.randperm(64).int()}), "g_idx: groups out of order"),
+        (
+            lambda t: t.update({"model.layers.0.mlp.up_proj.g_idx": torch.randperm(64).int()}),
+            "g_idx: groups out of order",
+        ),
         (lambda t: t.update({"model.layers.0.mlp.up_proj.scales": torch.ones(2, 64)}), "up_proj: "),
         (lambda t: t.update({"model.layers.0.mlp.up_proj.oddity": torch.ones(1)}), "oddity is not part of"),
     ],
     ids=["no zeros", "activation order", "wrong scales", "unknown tensor"],
 )
-def test_a_spoiled_checkpoint_is_refused(tmp_path: Path, spoil: Callable[[dict[str, torch.Tensor]], object], says: str) -> None:
+def test_a_spoiled_checkpoint_is_refused(
+    tmp_path: Path, spoil: Callable[[dict[str, torch.Tensor]], object], says: str
+) -> None:
     from safetensors.torch import load_file, save_file
 
     folder, _ = _stored(tmp_path, "gptq 4")
@@ -222,7 +243,9 @@ def test_what_is_quantised_is_not_quantised_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "at_least"), [("int8", 0.95), ("fp8", 0.8), ("int4", 0.6)])
 def test_the_trained_model_keeps_its_mind(quantization: Any, at_least: float) -> None:
-    """The likeliest next token stays the same at most positions, and the digest tells the weights apart."""
+    """The likeliest next token stays the same at most positions, and the digest tells the weights
+    apart.
+    """
     config = load_config(MODEL)
     exact = load_network(MODEL, config, torch.float32, PLAIN)
     rough = load_network(MODEL, config, torch.float32, PLAIN, quantization=quantization)

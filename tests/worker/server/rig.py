@@ -1,4 +1,6 @@
-"""Workers with the real engine, a tiny random model and real sockets, inside of the test's process; and a client that plays the router."""
+"""Workers with the real engine, a tiny random model and real sockets, inside of the test's process;
+and a client that plays the router.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,15 @@ from typing import Any
 import httpx
 import uvicorn
 
-from disagg_worker.engine.api import Load
+from disagg_wire.cluster_key import bearer_of
 from disagg_worker.main import QuietServer, load_node
-from disagg_worker.server import create_app
+from disagg_worker.server.app import create_app
+from disagg_worker.server.worker import Worker
 from disagg_worker.settings import Settings
-from disagg_worker.transfer.ticket import http_bearer
-from disagg_worker.worker import Worker
+from disagg_worker.values.load import Load
 
 KEY = b"k" * 32
-HEADERS = {"authorization": f"Bearer {http_bearer(KEY)}"}
+HEADERS = {"authorization": f"Bearer {bearer_of(KEY)}"}
 Line = dict[str, Any]
 
 
@@ -50,14 +52,19 @@ class Running:
         """The invariant after everything: no block is held, no request is counted."""
         async with asyncio.timeout(20):
             await self.worker.idle.wait()
-        # The engine's thread takes back what a closed connection leaves behind, a queued request without blocks too.
-        await self.until(lambda load: load.blocks_free == load.blocks_total and load.waiting_requests == load.running_requests == 0)
+        # The engine's thread takes back what a closed connection leaves behind, a queued request
+        # without blocks too.
+        await self.until(
+            lambda load: load.blocks_free == load.blocks_total and load.waiting_requests == load.running_requests == 0
+        )
         assert self.worker.node is not None
         assert self.worker.node.listener._waiting == {}
 
     @asynccontextmanager
     async def call(self, role: str, body: Line) -> AsyncIterator[AsyncIterator[Line]]:
-        """The events of one call; leaving closes the connection, as a router does that has had enough."""
+        """The events of one call; leaving closes the connection, as a router does that has had
+        enough.
+        """
         async with self.http.stream("POST", f"/internal/v1/{role}", json=body) as answer:
             assert answer.status_code == 200, (await answer.aread()).decode()
             yield (json.loads(line) async for line in answer.aiter_lines())
@@ -155,7 +162,10 @@ class Pair:
         """The invariant after every fault."""
         await self.empty()
         first, rest = await self.generate(body(prompt(40)))
-        assert [first[-1], rest[-1]] == [{"type": "end", "finish_reason": "prefilled"}, {"type": "end", "finish_reason": "length"}]
+        assert [first[-1], rest[-1]] == [
+            {"type": "end", "finish_reason": "prefilled"},
+            {"type": "end", "finish_reason": "length"},
+        ]
         assert len(tokens_of(first + rest)) == 8
         await self.empty()
 

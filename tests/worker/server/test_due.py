@@ -9,7 +9,7 @@ import pytest
 from tests.worker.engine.engines import Turnstile
 from tests.worker.server.rig import Running, body, prompt, running, tokens_of
 
-from disagg_worker.requests import Line
+from disagg_worker.server.bodies import Line
 
 
 def _request(name: str, n: int, within_s: float | None) -> Line:
@@ -19,11 +19,15 @@ def _request(name: str, n: int, within_s: float | None) -> Line:
 
 async def _late(worker: Running) -> float:
     text = (await worker.http.get("/metrics")).text
-    return float(next(line.split()[1] for line in text.splitlines() if line.startswith("disagg_worker_late_prompts_total ")))
+    return float(
+        next(line.split()[1] for line in text.splitlines() if line.startswith("disagg_worker_late_prompts_total "))
+    )
 
 
 @pytest.mark.parametrize("due", [True, False])
-@pytest.mark.parametrize(("role", "call", "more"), [("prefill", "prefill", {"ticket": None}), ("both", "decode", {"mode": "local"})])
+@pytest.mark.parametrize(
+    ("role", "call", "more"), [("prefill", "prefill", {"ticket": None}), ("both", "decode", {"mode": "local"})]
+)
 async def test_a_newcomer_that_can_be_on_time_overtakes_a_queue_of_late_ones(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, role: str, call: str, more: Line, due: bool
 ) -> None:

@@ -1,4 +1,6 @@
-"""Prefill here, decode there: the same tokens as in one process; and whoever leaves or fails, every block comes free."""
+"""Prefill here, decode there: the same tokens as in one process; and whoever leaves or fails, every
+block comes free.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,18 @@ import pytest
 from tests.worker.server.rig import KEY, Line, Running, body, pair, prompt, running, tokens_of
 from tests.worker.transfer.rig import Peer
 
+from disagg_worker.transfer.frame_socket import FrameSocket
 from disagg_worker.transfer.frames import FrameType, Header
 from disagg_worker.transfer.ticket import Ticket, sign, token_hash, verify
-from disagg_worker.transfer.wire import FrameSocket
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
-SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "seed": 1234, "repetition_penalty": 1.2, "logit_bias": [[5, 1.5]]}
+SAMPLED: dict[str, Any] = {
+    "temperature": 0.9,
+    "top_p": 0.95,
+    "seed": 1234,
+    "repetition_penalty": 1.2,
+    "logit_bias": [[5, 1.5]],
+}
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED | {"logprobs": 3}], ids=["greedy", "sampled"])
@@ -60,7 +68,9 @@ async def test_after_a_failover_the_stream_goes_on_where_it_was(tiny: Path) -> N
         request = body(prompt(30), **SAMPLED, max_new_tokens=12)
         first, rest = await p.generate(request)
         emitted = tokens_of(first + rest)
-        resumed = body(prompt(30) + [t for _, t in emitted[:5]], prompt_tokens=30, **SAMPLED, max_new_tokens=12) | {"epoch": 1}
+        resumed = body(prompt(30) + [t for _, t in emitted[:5]], prompt_tokens=30, **SAMPLED, max_new_tokens=12) | {
+            "epoch": 1
+        }
         first, rest = await p.generate(resumed)
         assert tokens_of(first + rest) == emitted[5:]
         await p.empty()
@@ -68,7 +78,9 @@ async def test_after_a_failover_the_stream_goes_on_where_it_was(tiny: Path) -> N
 
 async def test_many_at_once_get_what_each_gets_alone(tiny: Path) -> None:
     async with pair(tiny) as p:
-        requests = [body(prompt(5 + 9 * i, start=i), **SAMPLED | {"seed": i}) | {"request_id": f"r{i}"} for i in range(12)]
+        requests = [
+            body(prompt(5 + 9 * i, start=i), **SAMPLED | {"seed": i}) | {"request_id": f"r{i}"} for i in range(12)
+        ]
         alone = [await p.generate(r) for r in requests]
         together = await asyncio.gather(*[p.generate(r) for r in requests])
         assert [tokens_of(a + b) for a, b in together] == [tokens_of(a + b) for a, b in alone]
@@ -156,7 +168,9 @@ async def _deaf_decode(prefill: Running, server: socket.socket, request: Line) -
     tokens = request["tokens"]
     compat = prefill.worker.node.compat
     port = server.getsockname()[1]
-    return sign(KEY, Ticket("ab" * 16, "r1", 0, compat, "d/e", "127.0.0.1", port, len(tokens), token_hash(tokens), 30.0)).to_json()
+    return sign(
+        KEY, Ticket("ab" * 16, "r1", 0, compat, "d/e", "127.0.0.1", port, len(tokens), token_hash(tokens), 30.0)
+    ).to_json()
 
 
 def _greet(server: socket.socket) -> socket.socket:
@@ -194,7 +208,10 @@ async def test_a_decode_worker_that_dies_during_the_transfer_frees_the_prefills_
                 lines = [line async for line in events]
         assert (lines[-1]["code"], lines[-1]["retryable"]) == ("transfer_failed", True)
         await prefill.empty()
-        assert 'disagg_kv_transfer_failures_total{reason="transfer_failed"} 1.0' in (await prefill.http.get("/metrics")).text
+        assert (
+            'disagg_kv_transfer_failures_total{reason="transfer_failed"} 1.0'
+            in (await prefill.http.get("/metrics")).text
+        )
 
 
 async def test_an_unused_ticket_expires(tiny: Path) -> None:

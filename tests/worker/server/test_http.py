@@ -15,12 +15,12 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from tests.worker.server.rig import KEY, body, make_settings, prompt, running, serve, tokens_of
 
-from disagg_worker import server
 from disagg_worker.model.checkpoint import Checkpoint
-from disagg_worker.requests import Line
-from disagg_worker.server import MAX_BODY_BYTES
-from disagg_worker.streams import NdjsonResponse
-from disagg_worker.worker import Worker
+from disagg_worker.server import app
+from disagg_worker.server.app import MAX_BODY_BYTES
+from disagg_worker.server.bodies import Line
+from disagg_worker.server.event_stream import NdjsonResponse
+from disagg_worker.server.worker import Worker
 
 PROTECTED = [("GET", "info"), ("GET", "tokenizer"), ("POST", "decode"), ("POST", "prefill")]
 
@@ -177,7 +177,9 @@ async def test_decodes_room_is_taken_and_a_garbled_one_refused_by_name(tiny: Pat
         for garbled in (room | {"free_seats": -1}, {}, room | {"x": 1}, [room], room | {"step_s": "1"}):
             answer = await one.http.post("/internal/v1/decode-room", json=garbled)
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
-        assert (await one.http.post("/internal/v1/decode-room", json=room, headers={"authorization": "x"})).status_code == 401
+        assert (
+            await one.http.post("/internal/v1/decode-room", json=room, headers={"authorization": "x"})
+        ).status_code == 401
         assert len(tokens_of(await one.lines("prefill", body(prompt(400)) | {"ticket": None}))) == 1
 
 
@@ -191,7 +193,11 @@ async def test_a_worker_does_its_roles_work_only(tiny: Path, role: str, refused:
 
 async def test_requests_that_can_never_be_served_are_told_so(tiny: Path) -> None:
     async with running("both", tiny, max_model_len=64) as one:
-        for role, extra in (("decode", {"mode": "local"}), ("decode", {"mode": "remote"}), ("prefill", {"ticket": None})):
+        for role, extra in (
+            ("decode", {"mode": "local"}),
+            ("decode", {"mode": "remote"}),
+            ("prefill", {"ticket": None}),
+        ):
             status, error = await one.refused(role, body(prompt(64)) | extra)
             assert (status, error["code"], error["retryable"]) == (413, "prompt_too_long", False)
             status, error = await one.refused(role, body([1, 97]) | {"extra": 1} | extra)
@@ -215,7 +221,7 @@ async def test_a_body_over_the_limit_is_refused_without_being_parsed(tiny: Path)
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(app, "_BODY_TIMEOUT_S", 0.2)
     async with running("both", tiny) as one:
         reader, writer = await asyncio.open_connection(one.http.base_url.host, one.http.base_url.port)
         auth = one.http.headers["authorization"]

@@ -1,4 +1,6 @@
-"""The KV that decode gets over the wire is, bit for bit and block by block, what it would have computed itself with the same chunks."""
+"""The KV that decode gets over the wire is, bit for bit and block by block, what it would have
+computed itself with the same chunks.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ async def transferred(p: Pair, request: Line) -> list[int]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"max_batch_tokens": 48}, {"max_batch_tokens": 64, "threads": 2}], ids=["whole", "chunks", "2 threads"]
+    "changes",
+    [{}, {"max_batch_tokens": 48}, {"max_batch_tokens": 64, "threads": 2}],
+    ids=["whole", "chunks", "2 threads"],
 )
 async def test_each_block_is_the_same_bits(tiny: Path, dtype: str, changes: dict[str, Any]) -> None:
     common = {"dtype": dtype, "max_model_len": 1024, "block_size_tokens": SIZE} | changes

@@ -72,7 +72,9 @@ async def process(folder: Path, role: str = "both", **variables: Any) -> AsyncIt
         sys.executable, "-m", "disagg_worker", env=environment, stderr=asyncio.subprocess.PIPE, cwd="/"
     )
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=30, trust_env=False) as http:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=30, trust_env=False
+        ) as http:
             yield Process(started, http)
     finally:
         if started.returncode is None:
@@ -84,7 +86,11 @@ async def process(folder: Path, role: str = "both", **variables: Any) -> AsyncIt
 async def test_two_processes_give_the_tokens_of_one(tiny: Path, shipped: bool) -> None:
     folder = REPO / "models" / "stdlib-llama" if shipped else tiny
     key = {"cluster_key_file": tiny / "key"}
-    async with process(folder, "prefill", **key) as p, process(folder, "decode", **key) as d, process(folder, "both", **key) as one:
+    async with (
+        process(folder, "prefill", **key) as p,
+        process(folder, "decode", **key) as d,
+        process(folder, "both", **key) as one,
+    ):
         await asyncio.gather(p.ready(), d.ready(), one.ready())
         for n, sampling in ((1, {}), (16, {"temperature": 0.8}), (100, {"temperature": 0.8, "top_p": 0.9}), (700, {})):
             await _is_the_same(p, d, one, body(prompt(n), max_new_tokens=40, **sampling))
@@ -94,7 +100,11 @@ async def test_workers_of_two_ranks_each_give_the_tokens_of_one(tiny: Path) -> N
     key: dict[str, Any] = {"cluster_key_file": tiny / "key", "dtype": "float32"}
     folder = REPO / "models" / "stdlib-llama"
     split = key | {"tensor_parallel": 2}
-    async with process(folder, "prefill", **split) as p, process(folder, "decode", **split) as d, process(folder, "both", **key) as one:
+    async with (
+        process(folder, "prefill", **split) as p,
+        process(folder, "decode", **split) as d,
+        process(folder, "both", **key) as one,
+    ):
         await asyncio.gather(p.ready(), d.ready(), one.ready())
         for n in (1, 16, 100, 700):
             await _is_the_same(p, d, one, body(prompt(n), max_new_tokens=40, temperature=0.0))
@@ -205,7 +215,9 @@ async def test_a_stop_while_the_model_loads_is_obeyed_at_once(tiny: Path) -> Non
         ({"kv_cache_bytes": 1 << 20}, "kv_cache_bytes"),
     ],
 )
-async def test_what_can_not_serve_ends_with_a_reason_and_no_traceback(tiny: Path, variables: dict[str, Any], message: str) -> None:
+async def test_what_can_not_serve_ends_with_a_reason_and_no_traceback(
+    tiny: Path, variables: dict[str, Any], message: str
+) -> None:
     role = variables.get("role", "both")
     rest = {k: v for k, v in variables.items() if k != "role"}
     async with process(tiny, role, **rest) as one:

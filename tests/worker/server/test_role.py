@@ -1,4 +1,6 @@
-"""A worker changes its role while it serves: what runs finishes, the weights stay, and nobody is lost."""
+"""A worker changes its role while it serves: what runs finishes, the weights stay, and nobody is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from typing import Any
 import pytest
 from tests.worker.server.rig import Line, Pair, Running, body, pair, prompt, running, tokens_of
 
-from disagg_worker.engine.api import ErrorEvent
-from disagg_worker.work import Job
+from disagg_worker.server.jobs import Job
+from disagg_worker.values.events import ErrorEvent
 
 CLOSED = ErrorEvent("closed", "", retryable=False)
 LONG = body(prompt(20), max_new_tokens=60000)
@@ -89,7 +91,7 @@ async def test_at_the_deadline_what_still_runs_is_sent_elsewhere_and_the_kv_is_f
 
 
 async def test_a_peer_that_does_not_read_can_not_hold_the_role(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("disagg_worker.worker._BREAK_OFF_S", 0.2)
+    monkeypatch.setattr("disagg_worker.server.worker._BREAK_OFF_S", 0.2)
     async with running("both", tiny, max_model_len=65536) as one:
         # A stream whose socket is full never comes to send its last line, whatever it is told.
         told: list[ErrorEvent] = []
@@ -115,10 +117,14 @@ async def test_to_both_nothing_has_to_end(tiny: Path) -> None:
         await one.empty()
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"role": "router"}', b'{"role": "both", "deadline_s": -1}', b'{"role": "both", "x": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b'{"role": "router"}', b'{"role": "both", "deadline_s": -1}', b'{"role": "both", "x": 1}']
+)
 async def test_a_role_that_is_none_is_refused_by_name(tiny: Path, content: bytes) -> None:
     async with running("decode", tiny) as one:
         answer = await one.http.post("/internal/v1/role", content=content)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
-        assert (await one.http.post("/internal/v1/role", content=content, headers={"authorization": "x"})).status_code == 401
+        assert (
+            await one.http.post("/internal/v1/role", content=content, headers={"authorization": "x"})
+        ).status_code == 401
         assert one.worker.role == "decode"

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from disagg_worker.engine.api import KvLayout, TokenEvent
+from disagg_worker.transfer.frame_socket import FrameSocket, parse_json
 from disagg_worker.transfer.frames import FrameType, Header, encode_header
 from disagg_worker.transfer.listener import KvListener, Received, Session
 from disagg_worker.transfer.manifest import Digest, commit_payload
 from disagg_worker.transfer.ticket import Ticket, begin_proof, sign, token_hash
-from disagg_worker.transfer.wire import FrameSocket, parse_json
+from disagg_worker.values.events import TokenEvent
+from disagg_worker.values.layouts import KvLayout
 
 KEY = b"k" * 32
 LAYOUT = KvLayout(layers=3, kv_heads=2, head_dim=4, block_size_tokens=4, dtype="float32", itemsize_bytes=4)
@@ -71,7 +72,9 @@ class Rig:
             token_hash=token_hash(TOKENS),
             lifetime_s=30.0,
         )
-        session = Session(sign(KEY, ticket), Memory(), self.outcomes.put, lambda code, message: self.outcomes.put((code, message)))
+        session = Session(
+            sign(KEY, ticket), Memory(), self.outcomes.put, lambda code, message: self.outcomes.put((code, message))
+        )
         self.listener.expect(session)
         return session
 
@@ -133,7 +136,10 @@ class Peer:
         self.send_begin()
         digest = Digest()
         for layer in range(LAYOUT.layers):
-            digest.add(self.link.send(layer_header(layer, digest.frames), layer_payload(layer)), BLOCKS * LAYOUT.layer_block_bytes)
+            digest.add(
+                self.link.send(layer_header(layer, digest.frames), layer_payload(layer)),
+                BLOCKS * LAYOUT.layer_block_bytes,
+            )
         self.link.send_json(FrameType.COMMIT, commit_payload(digest, len(tokens), token_hash(tokens), FIRST))
 
     def answer(self) -> tuple[FrameType, dict[str, Any]]:
@@ -158,7 +164,9 @@ def whole_stream(peer: Peer) -> bytes:
         raw, crc = encode_header(header, [payload])
         out += raw + payload
         digest.add(crc, len(payload))
-    return out + io_bytes(Header(FrameType.COMMIT), _json(commit_payload(digest, len(TOKENS), token_hash(TOKENS), FIRST)))
+    return out + io_bytes(
+        Header(FrameType.COMMIT), _json(commit_payload(digest, len(TOKENS), token_hash(TOKENS), FIRST))
+    )
 
 
 def io_bytes(header: Header, payload: bytes) -> bytes:

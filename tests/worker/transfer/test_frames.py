@@ -24,7 +24,9 @@ U16, U32 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)
 
 
 @given(st.sampled_from(FrameType), U16, U32, U32, U32, st.lists(st.binary(max_size=100), max_size=4))
-def test_a_frame_is_read_back_as_it_was(kind: FrameType, layer: int, seq: int, first: int, n: int, parts: list[bytes]) -> None:
+def test_a_frame_is_read_back_as_it_was(
+    kind: FrameType, layer: int, seq: int, first: int, n: int, parts: list[bytes]
+) -> None:
     raw, crc = encode_header(Header(kind, layer, seq, first, n), parts)
     assert len(raw) == HEADER_BYTES
     assert decode_header(raw) == Header(kind, layer, seq, first, n, sum(map(len, parts)), crc)

@@ -1,4 +1,6 @@
-"""Whatever a peer does, blocks come free at once, nothing half-received is used, and the next transfer works. Real sockets."""
+"""Whatever a peer does, blocks come free at once, nothing half-received is used, and the next
+transfer works. Real sockets.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,14 @@ def test_a_forged_ticket_is_refused_and_the_real_one_still_works() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"proof": "0" * 64}, {"proof": None}, {"proof": "é"}, {"proof": "\ud800"}, {"ticket": None}, {"ticket": {"transfer_id": "\ud800"}}],
+    [
+        {"proof": "0" * 64},
+        {"proof": None},
+        {"proof": "é"},
+        {"proof": "\ud800"},
+        {"ticket": None},
+        {"ticket": {"transfer_id": "\ud800"}},
+    ],
 )
 def test_a_peer_without_the_key_is_refused_before_its_ticket_is_read(change: dict[str, Any]) -> None:
     with rig() as r:
@@ -274,7 +283,9 @@ def test_cancel_while_receiving_frees_at_once() -> None:
 
 
 def test_cancel_after_the_engine_took_it_does_not_lose_the_acknowledgement() -> None:
-    """A request of two tokens can end, and its stream with it, before the acknowledgement is on its way."""
+    """A request of two tokens can end, and its stream with it, before the acknowledgement is on its
+    way.
+    """
     with rig() as r:
         session = r.announce()
         session.on_commit = lambda received: (r.listener.cancel(session), r.outcomes.put(received))[1]

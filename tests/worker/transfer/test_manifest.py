@@ -1,4 +1,6 @@
-"""A transfer counts only when each part of each layer came exactly once and the commit says the same."""
+"""A transfer counts only when each part of each layer came exactly once and the commit says the
+same.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_worker.engine.api import KvLayout, TokenEvent
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Coverage, commit_payload, verify_commit
 from disagg_worker.transfer.ticket import Ticket, token_hash
+from disagg_worker.values.events import TokenEvent
+from disagg_worker.values.layouts import KvLayout
 
 LAYOUT = KvLayout(layers=2, kv_heads=1, head_dim=2, block_size_tokens=2, dtype="float32", itemsize_bytes=4)
 TOKENS = [5, 6, 7, 8, 9]

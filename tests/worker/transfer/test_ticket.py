@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_worker.transfer.ticket import Ticket, TicketError, begin_proof, http_bearer, sign, token_hash, verify
+from disagg_wire.cluster_key import bearer_of
+from disagg_worker.transfer.ticket import Ticket, TicketError, begin_proof, sign, token_hash, verify
 
 KEY = b"k" * 32
-TICKET = sign(KEY, Ticket("ab" * 16, "cd" * 16, 0, "c0de", "uid/boot", "10.0.0.7", 9000, 3, token_hash([1, 2, 3]), 30.0))
+TICKET = sign(
+    KEY, Ticket("ab" * 16, "cd" * 16, 0, "c0de", "uid/boot", "10.0.0.7", 9000, 3, token_hash([1, 2, 3]), 30.0)
+)
 
 
 def test_a_signed_ticket_is_read_back_as_it_was() -> None:
@@ -58,7 +61,11 @@ def test_wrong_types_and_strange_text_are_refused_and_never_crash(change: dict[s
         verify(KEY, TICKET.to_json() | change)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
 def test_whatever_is_not_a_ticket_is_refused(raw: Any) -> None:
     with pytest.raises(TicketError):
         verify(KEY, raw)
@@ -70,6 +77,6 @@ def test_token_hashes_are_equal_only_for_equal_tokens(a: list[int], b: list[int]
 
 
 def test_the_keys_uses_do_not_mix() -> None:
-    assert http_bearer(KEY) != begin_proof(KEY, b"disagg-http-v1", "") or http_bearer(KEY) != asdict(TICKET)["mac"]
+    assert bearer_of(KEY) != begin_proof(KEY, b"disagg-http-v1", "") or bearer_of(KEY) != asdict(TICKET)["mac"]
     assert begin_proof(KEY, b"1" * 32, "a") != begin_proof(KEY, b"2" * 32, "a")
     assert begin_proof(KEY, b"1" * 32, "\ud800")  # text that is no UTF-8 must not raise

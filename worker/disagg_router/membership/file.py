@@ -1,5 +1,6 @@
-"""The workers from a JSON file, read again when it changes: `{"workers": [{"name": "...", "url": "http://...", "pool": "decode"}]}`
-(`pool` may be left out)."""
+"""The workers from a JSON file, read again when it changes: `{"workers": [{"name": "...", "url":
+"http://...", "pool": "decode"}]}` (`pool` may be left out).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +10,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from disagg_router.workers import Member
+from disagg_router.workers.worker_info import Member
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2
 
 
 def _member(listed: dict[str, Any]) -> Member:
-    return Member(str(listed["name"]), str(listed["url"]), frozenset([str(listed["pool"])] if listed.get("pool") else []))
+    return Member(
+        str(listed["name"]), str(listed["url"]), frozenset([str(listed["pool"])] if listed.get("pool") else [])
+    )
 
 
 class FileMembership:

@@ -1,4 +1,7 @@
-"""The workers from EndpointSlices: LIST, then WATCH, with the pod's own service account. No client library: two GETs suffice."""
+"""The workers from EndpointSlices: LIST, then WATCH, with the pod's own service account.
+
+No client library: two GETs suffice.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,22 @@ from typing import Any
 
 import httpx
 
-from disagg_router.workers import Member
+from disagg_router.workers.worker_info import Member
+from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL
 
 log = logging.getLogger(__name__)
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_POOL_LABEL = "disagg.dev/pool"
 _WATCH_S = 120
 _BACKOFF_S = (0.5, 10.0)
 _WATCH_PAUSE_S = 1.0
 
 
 def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
-    """PURE: the ready addresses of one EndpointSlice, by pod name. A slice has the labels of its Service, so it names the pool."""
-    pool = (slice_["metadata"].get("labels") or {}).get(_POOL_LABEL)
+    """PURE: the ready addresses of one EndpointSlice, by pod name.
+
+    A slice has the labels of its Service, so it names the pool.
+    """
+    pool = (slice_["metadata"].get("labels") or {}).get(LABEL_POOL)
     pools = frozenset([pool] if pool else [])
     port = next((p.get("port") for p in slice_.get("ports") or [] if p.get("name") == "http"), None)
     out: dict[str, Member] = {}
@@ -45,7 +51,7 @@ class KubernetesMembership:
 
     def __init__(self, api: str, namespace: str, deployment: str, account: Path = _ACCOUNT) -> None:
         self._path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-        self._selector = f"disagg.dev/deployment={deployment},{_POOL_LABEL}"
+        self._selector = f"{LABEL_DEPLOYMENT}={deployment},{LABEL_POOL}"
         self._account = account
         self._api = api
         self._slices: dict[str, dict[str, Member]] = {}
@@ -70,7 +76,8 @@ class KubernetesMembership:
                     while True:
                         started_s = time.monotonic()
                         version = await self._watch(http, version)
-                        # A server (or a proxy before it) that ends each watch at once must not be asked without a pause.
+                        # A server (or a proxy before it) that ends each watch at once must not be
+                        # asked without a pause.
                         await asyncio.sleep(max(0.0, _WATCH_PAUSE_S - (time.monotonic() - started_s)))
             except _Expired as expired:
                 log.info("EndpointSlices: %s; listing again", expired)
@@ -96,7 +103,10 @@ class KubernetesMembership:
         return str(content["metadata"]["resourceVersion"])
 
     async def _watch(self, http: httpx.AsyncClient, version: str) -> str:
-        """Follow changes until the server ends the watch; the version to go on from. Raises _Expired to list again."""
+        """Follow changes until the server ends the watch; the version to go on from.
+
+        Raises _Expired to list again.
+        """
         params: dict[str, str | int] = {
             "labelSelector": self._selector, "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version,
             "timeoutSeconds": _WATCH_S,

@@ -1,1 +1,3 @@
-"""Where the network's arithmetic happens: one interface, plain torch everywhere, faster ways on CPU and CUDA."""
+"""Where the network's arithmetic happens: one interface, plain torch everywhere, faster ways on CPU
+and CUDA.
+"""

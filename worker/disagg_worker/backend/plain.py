@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.nn import functional
 
-from disagg_worker.attention import paged
-from disagg_worker.backend.api import (
+from disagg_worker.backend import paged_attention
+from disagg_worker.backend.interface import (
     Batch,
     Chunk,
     DecodeProgram,
+    DecoderNetwork,
     DenseWeight,
     Fp8Weight,
     GroupQuantizedWeight,
@@ -22,11 +21,8 @@ from disagg_worker.backend.api import (
     Weight,
 )
 
-if TYPE_CHECKING:
-    from disagg_worker.model.decoder import Decoder
 
-
-class _DenseLinear:
+class _PlainLinear:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight, self._bias = weight, bias
         self.out_features, self.in_features = weight.shape
@@ -89,7 +85,7 @@ class PlainBackend:
     def linear(self, weight: Weight, bias: torch.Tensor | None) -> Linear:
         bias = None if bias is None else bias.to(self.device)
         weight = on_device(weight, self.device)
-        return _DenseLinear(weight.weight, bias) if isinstance(weight, DenseWeight) else _QuantizedLinear(weight, bias)
+        return _PlainLinear(weight.weight, bias) if isinstance(weight, DenseWeight) else _QuantizedLinear(weight, bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         wide = x.float()
@@ -99,7 +95,14 @@ class PlainBackend:
         return self.rms_norm(x.add_(delta), weight, eps)
 
     def store_qkv(
-        self, qkv: torch.Tensor, shape: QkvShape, norms: HeadNorms | None, rotary: Rotary, batch: Batch, cache: torch.Tensor, layer: int
+        self,
+        qkv: torch.Tensor,
+        shape: QkvShape,
+        norms: HeadNorms | None,
+        rotary: Rotary,
+        batch: Batch,
+        cache: torch.Tensor,
+        layer: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         parts = qkv.view(qkv.shape[0], -1, shape.head_dim)
         q, k, v = torch.split(parts, [shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
@@ -107,7 +110,7 @@ class PlainBackend:
             q, k = self.rms_norm(q, norms.q, norms.eps), self.rms_norm(k, norms.k, norms.eps)
         cos, sin = rotary.cos[batch.positions][:, None], rotary.sin[batch.positions][:, None]
         q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
-        paged.write_kv(cache, layer, batch.slots, k, v)
+        paged_attention.write_kv(cache, layer, batch.slots, k, v)
         return q, k, v
 
     def attend(
@@ -121,25 +124,33 @@ class PlainBackend:
         window: int | None,
     ) -> torch.Tensor:
         if batch.tables is not None and batch.lengths is not None:
-            keys, values = (x.to(q.dtype) for x in paged.gather_kv(cache, layer, batch.tables))
-            return paged.decode(q, keys, values, paged.decode_mask(batch.lengths, keys.shape[2], window))
+            keys, values = (x.to(q.dtype) for x in paged_attention.gather_kv(cache, layer, batch.tables))
+            return paged_attention.decode(
+                q, keys, values, paged_attention.decode_mask(batch.lengths, keys.shape[2], window)
+            )
         parts = [self._chunk(c, q, k, v, cache, layer, window) for c in batch.chunks]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     @staticmethod
     def _chunk(
-        chunk: Chunk, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: torch.Tensor, layer: int, window: int | None
+        chunk: Chunk,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cache: torch.Tensor,
+        layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         rows = slice(chunk.start, chunk.stop)
         if chunk.first == 0:  # the chunk starts its sequence: its keys are at hand
-            return paged.prefill(q[rows], k[rows].transpose(0, 1), v[rows].transpose(0, 1), window)
-        keys, values = (x.to(q.dtype) for x in paged.gather_kv(cache, layer, chunk.table[None]))
+            return paged_attention.prefill(q[rows], k[rows].transpose(0, 1), v[rows].transpose(0, 1), window)
+        keys, values = (x.to(q.dtype) for x in paged_attention.gather_kv(cache, layer, chunk.table[None]))
         length = chunk.first + chunk.stop - chunk.start
-        return paged.prefill(q[rows], keys[0, :, :length], values[0, :, :length], window)
+        return paged_attention.prefill(q[rows], keys[0, :, :length], values[0, :, :length], window)
 
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate) * up
 
-    def decode_program(self, network: Decoder, cache: torch.Tensor) -> DecodeProgram | None:
+    def decode_program(self, network: DecoderNetwork, cache: torch.Tensor) -> DecodeProgram | None:
         return None

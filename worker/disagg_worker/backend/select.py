@@ -9,19 +9,25 @@ from pathlib import Path
 
 import torch
 
-from disagg_worker.backend.api import Backend
+from disagg_worker.backend.interface import Backend
 from disagg_worker.backend.plain import PlainBackend
 
 log = logging.getLogger(__name__)
 
 
 def select(device: str, threads: int, index: int = 0) -> Backend:
-    """`auto`: the GPU where torch sees one, else the CPU; `cpu`: the kernels, or plain torch where there are none for this machine
-    (logged); `cuda`; `plain`: plain torch on the CPU. `threads`: of the CPU kernels. `index`: which GPU."""
+    """`auto`: the GPU where torch sees one, else the CPU; `cpu`: the kernels, or plain torch where
+    there are none for this machine (logged); `cuda`; `plain`: plain torch on the CPU. `threads`: of
+    the CPU kernels. `index`: which GPU.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
-            reason = "torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device or no driver"
+            reason = (
+                "torch was built without CUDA"
+                if torch.version.cuda is None
+                else "torch finds no CUDA device or no driver"
+            )
             log.info("device auto: computing on the CPU, for %s", reason)
     if device == "plain":
         return PlainBackend(torch.device("cpu"))

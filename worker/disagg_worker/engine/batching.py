@@ -7,7 +7,7 @@ from collections.abc import Sequence as Many
 import numpy as np
 import torch
 
-from disagg_worker.backend.api import Batch, Chunk
+from disagg_worker.backend.interface import Batch, Chunk
 from disagg_worker.engine.block_pool import blocks_for
 from disagg_worker.engine.sequence import Sequence
 
@@ -36,8 +36,12 @@ def prefill_batch(work: Many[tuple[Sequence, int]], block_size: int) -> Batch:
 
 
 class DecodeBatches:
-    """Makes decode batches. Memory and tensors are kept between steps: after a step every Python object is cold in the processor's caches,
-    and making a tensor costs 50 us and more. A batch is valid until the next one is built."""
+    """Makes decode batches.
+
+    Memory and tensors are kept between steps: after a step every Python object is cold in the
+    processor's caches, and making a tensor costs 50 us and more. A batch is valid until the next
+    one is built.
+    """
 
     def __init__(self, block_size: int) -> None:
         self._size = block_size
@@ -64,14 +68,20 @@ class DecodeBatches:
         self._columns = np.zeros((4, rows), dtype=np.int64)
         self._tables = np.zeros((rows, widest), dtype=np.int64)
         ids, positions, slots, lengths = torch.from_numpy(self._columns).unbind(0)
-        self._batch = Batch(ids, positions, slots, torch.arange(rows), tables=torch.from_numpy(self._tables), lengths=lengths)
+        self._batch = Batch(
+            ids, positions, slots, torch.arange(rows), tables=torch.from_numpy(self._tables), lengths=lengths
+        )
 
     def _update(self, rows: list[list[int]]) -> None:
-        """Write the tables of rows that changed. A row is known by its list, which only ever grows."""
+        """Write the tables of rows that changed.
+
+        A row is known by its list, which only ever grows.
+        """
         widest = self._shape[1]
         for i, blocks in enumerate(rows):
             if i < len(self._rows) and self._rows[i] is blocks and self._lengths[i] == len(blocks):
                 continue
-            # Shorter tables are filled up with the sequence's own first block, which the length hides.
+            # Shorter tables are filled up with the sequence's own first block, which the length
+            # hides.
             self._tables[i] = (blocks + blocks[:1] * (widest - len(blocks)))[:widest]
         self._rows, self._lengths = rows, [len(blocks) for blocks in rows]

@@ -1,8 +1,11 @@
-"""PURE: who owns which KV block, and what the blocks hold. Invariant: free + used + leased = total.
+"""PURE: who owns which KV block, and what the blocks hold.
 
-A full block whose content has a name (prefix_hash) may be shared: it has as many references as owners. When the last one goes the block
-is free but keeps its content, so a later prompt finds it, until it is evicted for another. A block's generation rises whenever its
-content is given up, and every use of a reference compares it, so a stale one raises and never reads another request's KV.
+Invariant: free + used + leased = total.
+
+A full block whose content has a name (prefix_hash) may be shared: it has as many references as
+owners. When the last one goes the block is free but keeps its content, so a later prompt finds it,
+until it is evicted for another. A block's generation rises whenever its content is given up, and
+every use of a reference compares it, so a stale one raises and never reads another request's KV.
 """
 
 from __future__ import annotations
@@ -14,13 +17,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from disagg_worker.engine.api import NoCapacity
+from disagg_worker.values.errors import NoCapacity
 
 Eviction = Literal["lru", "fifo"]
 
 
 class State(Enum):
-    """`used`: a sequence computes with it (whoever else has it); `leased`: it waits for KV to come, or to be sent off."""
+    """`used`: a sequence computes with it (whoever else has it); `leased`: it waits for KV to come,
+    or to be sent off.
+    """
 
     FREE = "free"
     USED = "used"
@@ -48,12 +53,17 @@ class Holding:
 
 
 class BlockPool:
-    """Hands out block numbers. `on_evict(name, block)` is called before cached content is given up.
+    """Hands out block numbers.
 
-    Empty blocks go first, then cached ones: `lru` gives up what nobody has used for longest, `fifo` what was computed first.
+    `on_evict(name, block)` is called before cached content is given up.
+
+    Empty blocks go first, then cached ones: `lru` gives up what nobody has used for longest, `fifo`
+    what was computed first.
     """
 
-    def __init__(self, total: int, eviction: Eviction = "lru", on_evict: Callable[[bytes, BlockRef], None] | None = None) -> None:
+    def __init__(
+        self, total: int, eviction: Eviction = "lru", on_evict: Callable[[bytes, BlockRef], None] | None = None
+    ) -> None:
         self.total = total
         self._lru = eviction == "lru"
         self._on_evict = on_evict
@@ -63,7 +73,8 @@ class BlockPool:
         self._name: list[bytes | None] = [None] * total
         self._named: dict[bytes, BlockRef] = {}
         self._empty = deque(range(total))
-        # (stamp, block) of free blocks with content; entries whose stamp is not the block's are out of date.
+        # (stamp, block) of free blocks with content; entries whose stamp is not the block's are out
+        # of date.
         self._cached: list[tuple[int, int]] = []
         self._stamp = [0] * total
         self._clock = 0
@@ -79,7 +90,9 @@ class BlockPool:
     def check(self, ref: BlockRef) -> int:
         """The block's number. Raises StaleReference."""
         if self._generation[ref.block] != ref.generation:
-            raise StaleReference(f"block {ref.block} is of generation {self._generation[ref.block]}, the reference is of {ref.generation}")
+            raise StaleReference(
+                f"block {ref.block} is of generation {self._generation[ref.block]}, the reference is of {ref.generation}"
+            )
         return ref.block
 
     def ref(self, holding: Holding, index: int) -> BlockRef:
@@ -121,7 +134,8 @@ class BlockPool:
         holding.state = new
 
     def free(self, holding: Holding) -> None:
-        """Give an owner's blocks back, last block first: the end of a prefix is worth less than its start.
+        """Give an owner's blocks back, last block first: the end of a prefix is worth less than its
+        start.
 
         Raises StaleReference, freeing none, when one was freed twice.
         """
@@ -139,7 +153,10 @@ class BlockPool:
         return self._named.get(name)
 
     def register(self, ref: BlockRef, name: bytes) -> None:
-        """Say what an owned block holds from now on. Does nothing when the content is cached already. Raises StaleReference."""
+        """Say what an owned block holds from now on.
+
+        Does nothing when the content is cached already. Raises StaleReference.
+        """
         block = self.check(ref)
         if self._name[block] is None and name not in self._named:
             self._name[block] = name

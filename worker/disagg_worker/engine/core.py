@@ -1,6 +1,9 @@
-"""The engine: one thread that turns queued prompts and reserved KV into tokens. Implements engine.api.Engine.
+"""The engine: one thread that turns queued prompts and reserved KV into tokens.
 
-Locking: `_wake` guards the queues and the pool; it is held neither while the model computes nor while a sink or sender is called.
+Implements engine.api.Engine.
+
+Locking: `_wake` guards the queues and the pool; it is held neither while the model computes nor
+while a sink or sender is called.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ from typing import TypeVar
 
 import torch
 
-from disagg_worker.backend.api import Backend
+from disagg_wire import codes
+from disagg_wire.room import Room
+from disagg_worker.backend.interface import Backend
 from disagg_worker.backend.select import select
-from disagg_worker.engine import api
+from disagg_worker.engine import contract
 from disagg_worker.engine.block_pool import State
-from disagg_worker.engine.config import EngineConfig
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.handles import HeldBlocks, SequenceHandle
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_limit import KnownRoom
@@ -34,6 +39,11 @@ from disagg_worker.engine.steps import Outcome, Steps
 from disagg_worker.engine.structured import Grammars
 from disagg_worker.model import loader
 from disagg_worker.model.checkpoint import OnProgress
+from disagg_worker.values.errors import InvalidInput, NoCapacity
+from disagg_worker.values.events import CANCELLED, EndEvent, ErrorEvent, EventSink
+from disagg_worker.values.layouts import ModelInfo
+from disagg_worker.values.load import Load
+from disagg_worker.values.sampling import SamplingParams
 
 log = logging.getLogger(__name__)
 # A step longer than this means the loop is stuck, not slow.
@@ -41,13 +51,15 @@ _STUCK_S = 300.0
 _IDLE_WAIT_S = 1.0
 # Weight of the latest decode step in the recent ones' duration.
 _SMOOTHING = 0.2
-_DRAINING = api.ErrorEvent("draining", "the worker is stopping", retryable=True)
-_CANCELLED = api.ErrorEvent("cancelled", "cancelled", retryable=False)
+_DRAINING = ErrorEvent(codes.DRAINING, "the worker is stopping", retryable=True)
 ItemT = TypeVar("ItemT")
 
 
 class TorchEngine:
-    """Loads the model at construction (raises ModelError), then serves until `stop`. `backend` None: the one that the config names."""
+    """Loads the model at construction (raises ModelError), then serves until `stop`.
+
+    `backend` None: the one that the config names.
+    """
 
     def __init__(
         self,
@@ -69,11 +81,19 @@ class TorchEngine:
         machine = set_up(Plan(folder, config, model, backend, dtype, max_len), on_progress, self._lost)
         size = config.block_size_tokens
         self.layout, blocks = machine.layout, machine.blocks
-        self.model = api.ModelInfo(
-            config.name, machine.digest, model.architecture, model.vocab_size, max_len, model.eos_token_ids, model.bos_token_id
+        self.model = ModelInfo(
+            config.name,
+            machine.digest,
+            model.architecture,
+            model.vocab_size,
+            max_len,
+            model.eos_token_ids,
+            model.bos_token_id,
         )
         self._memory, self._executor = machine.memory, machine.executor
-        self._store = KvStore(blocks, config.eviction, config.host_cache_bytes if config.prefix_cache else 0, self._memory)
+        self._store = KvStore(
+            blocks, config.eviction, config.host_cache_bytes if config.prefix_cache else 0, self._memory
+        )
         self._names = PrefixNames(secrets.token_bytes(32), size) if config.prefix_cache else None
         self._grammars = Grammars(folder / "tokenizer.json", model.vocab_size, model.eos_token_ids)
         self._steps = Steps(machine.executor, self._memory, self._store, self._grammars)
@@ -95,9 +115,9 @@ class TorchEngine:
         request_id: str,
         tokens: Many[int],
         prompt_tokens: int,
-        sampling: api.SamplingParams,
-        sink: api.EventSink,
-        sender: api.KvSender | None,
+        sampling: SamplingParams,
+        sink: EventSink,
+        sender: contract.KvSender | None,
         tenant: str = "",
         due_s: float | None = None,
     ) -> SequenceHandle:
@@ -114,28 +134,34 @@ class TorchEngine:
 
     def decode(
         self,
-        reservation: api.Reservation,
+        reservation: contract.Reservation,
         tokens: Many[int],
         prompt_tokens: int,
-        sampling: api.SamplingParams,
-        sink: api.EventSink,
+        sampling: SamplingParams,
+        sink: EventSink,
         tenant: str = "",
     ) -> SequenceHandle:
         if not isinstance(reservation, HeldBlocks):
-            raise api.InvalidInput("reservation: was not made by this engine")
+            raise InvalidInput("reservation: was not made by this engine")
         if reservation.ended:
-            raise api.InvalidInput("reservation: has ended")
+            raise InvalidInput("reservation: has ended")
         if len(tokens) != reservation.tokens + 1 or not 1 <= prompt_tokens < len(tokens):
-            raise api.InvalidInput(f"tokens: {len(tokens)}, the reservation is for {reservation.tokens} and the first token")
+            raise InvalidInput(
+                f"tokens: {len(tokens)}, the reservation is for {reservation.tokens} and the first token"
+            )
         self._check_tokens(tokens)
         self._check_open()
-        if min(prompt_tokens + sampling.max_new_tokens, self.model.max_model_len) > max(reservation.most_tokens, len(tokens)):
-            raise api.InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} is more than was reserved for")
-        sequence = self._sequence(reservation.request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=False)
+        if min(prompt_tokens + sampling.max_new_tokens, self.model.max_model_len) > max(
+            reservation.most_tokens, len(tokens)
+        ):
+            raise InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} is more than was reserved for")
+        sequence = self._sequence(
+            reservation.request_id, tokens, prompt_tokens, sampling, sink, tenant, hands_over=False
+        )
 
         def join(s: Sequence) -> None:
             if reservation.ended:
-                raise api.InvalidInput("reservation: has ended")
+                raise InvalidInput("reservation: has ended")
             self._queues.join(s, reservation.holding)
             self._steps.arrived(reservation.holding.blocks[: reservation.n_blocks])
             reservation.ended = True
@@ -147,8 +173,8 @@ class TorchEngine:
         request_id: str,
         tokens: Many[int],
         prompt_tokens: int,
-        sampling: api.SamplingParams,
-        sink: api.EventSink,
+        sampling: SamplingParams,
+        sink: EventSink,
         tenant: str = "",
         due_s: float | None = None,
     ) -> SequenceHandle:
@@ -157,19 +183,19 @@ class TorchEngine:
         sequence.due_s = due_s
         return self._enter(sequence, self._queues.add_local)
 
-    def prepare(self, sampling: api.SamplingParams) -> None:
+    def prepare(self, sampling: SamplingParams) -> None:
         if sampling.structured is not None:
             self._grammars.compile(sampling.structured)
 
-    def limit_prefill(self, room: api.DecodeRoom) -> None:
+    def limit_prefill(self, room: Room) -> None:
         with self._wake:
             self._queues.decode_room = KnownRoom(room, time.monotonic())
 
-    def load(self) -> api.Load:
+    def load(self) -> Load:
         with self._wake:
             queues, pool = self._queues, self._store.pool
             waiting = [s for s in queues.waiting if s not in queues.prefilling]
-            return api.Load(
+            return Load(
                 waiting_requests=len(waiting),
                 waiting_tokens=sum(len(s.tokens) - s.computed for s in waiting),
                 running_requests=len(queues.running) + len(queues.prefilling),
@@ -188,7 +214,10 @@ class TorchEngine:
                 room=queues.room(self._decode_step_s),
                 prefill_limit_tokens=queues.prefill_limit_tokens(time.monotonic()),
                 prefill_most_tokens=queues.prefill_most_tokens,
-                step_seconds_total={"forward": self._steps.forward_s, "rest": max(0.0, self._busy_s - self._steps.forward_s)},
+                step_seconds_total={
+                    "forward": self._steps.forward_s,
+                    "rest": max(0.0, self._busy_s - self._steps.forward_s),
+                },
             )
 
     def alive(self) -> bool:
@@ -203,7 +232,9 @@ class TorchEngine:
         self._executor.close()
 
     def _lost(self, message: str) -> None:
-        """A rank has ended, so nothing can be computed any more: all that is here may succeed elsewhere."""
+        """A rank has ended, so nothing can be computed any more: all that is here may succeed
+        elsewhere.
+        """
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
@@ -232,26 +263,26 @@ class TorchEngine:
 
     def _check_open(self) -> None:
         if self._stopping:
-            raise api.NoCapacity("the worker is stopping")
+            raise NoCapacity("the worker is stopping")
 
     def _check_tokens(self, tokens: Many[int]) -> None:
         if not tokens or min(tokens) < 0 or max(tokens) >= self.model.vocab_size:
-            raise api.InvalidInput(f"tokens: must be ids from 0 to {self.model.vocab_size - 1}, and at least one")
+            raise InvalidInput(f"tokens: must be ids from 0 to {self.model.vocab_size - 1}, and at least one")
 
-    def _check_request(self, tokens: Many[int], prompt_tokens: int, sampling: api.SamplingParams) -> None:
+    def _check_request(self, tokens: Many[int], prompt_tokens: int, sampling: SamplingParams) -> None:
         self._check_tokens(tokens)
         if not 1 <= prompt_tokens <= len(tokens):
-            raise api.InvalidInput(f"prompt_tokens: {prompt_tokens} of {len(tokens)} tokens")
+            raise InvalidInput(f"prompt_tokens: {prompt_tokens} of {len(tokens)} tokens")
         if len(tokens) - prompt_tokens >= sampling.max_new_tokens:
-            raise api.InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} were emitted already")
+            raise InvalidInput(f"max_new_tokens: {sampling.max_new_tokens} were emitted already")
 
     def _sequence(
         self,
         request_id: str,
         tokens: Many[int],
         prompt_tokens: int,
-        sampling: api.SamplingParams,
-        sink: api.EventSink,
+        sampling: SamplingParams,
+        sink: EventSink,
         tenant: str,
         *,
         hands_over: bool,
@@ -284,13 +315,13 @@ class TorchEngine:
         for s in left:
             self._settler.end(s, _DRAINING)
 
-    def _over(self) -> list[tuple[Sequence, api.EndEvent | api.ErrorEvent]]:
+    def _over(self) -> list[tuple[Sequence, EndEvent | ErrorEvent]]:
         """What was cancelled, or arrived from another worker with its last token."""
-        over: list[tuple[Sequence, api.EndEvent | api.ErrorEvent]] = []
-        over += [(s, _CANCELLED) for s in (*self._queues.waiting, *self._queues.running) if s.cancelled]
+        over: list[tuple[Sequence, EndEvent | ErrorEvent]] = []
+        over += [(s, CANCELLED) for s in (*self._queues.waiting, *self._queues.running) if s.cancelled]
         for s in self._queues.running:
             if not s.cancelled and (reason := s.finish_reason(self.model.max_model_len)) is not None:
-                over.append((s, api.EndEvent(reason)))
+                over.append((s, EndEvent(reason)))
         return over
 
     def _turn(self) -> bool:
@@ -332,7 +363,11 @@ class TorchEngine:
         compute: Callable[[list[ItemT]], list[tuple[Sequence, Outcome]]],
         sequence: Callable[[ItemT], Sequence],
     ) -> None:
-        """Run one step. Out of memory costs its newest request, and the others are computed again; another exception fails them all."""
+        """Run one step.
+
+        Out of memory costs its newest request, and the others are computed again; another exception
+        fails them all.
+        """
         self._steps_total[kind] += 1
         while items:
             try:

@@ -1,9 +1,10 @@
 """PURE: waiting prompts in the order of their dues, when their first tokens should be out.
 
-Who can still be on time goes first, the earliest due first, and who can't goes last: in a burst only the excess is late, not everybody.
-Every second batch is led by whoever has waited longest, once that is `PATIENCE_S`, and three of four once it is twice as long: nobody
-starves, and an overload leaves the others to those who can be on time. A prompt without a due is never late and counts as due when it
-came; where nobody has one, the order is that of arrival.
+Who can still be on time goes first, the earliest due first, and who can't goes last: in a burst
+only the excess is late, not everybody. Every second batch is led by whoever has waited longest,
+once that is `PATIENCE_S`, and three of four once it is twice as long: nobody starves, and an
+overload leaves the others to those who can be on time. A prompt without a due is never late and
+counts as due when it came; where nobody has one, the order is that of arrival.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ _IN_A_ROW = (1, 3)
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A prompt that still has `tokens_left` to compute. `started`: it holds blocks; a chunk of it was computed already.
+    """A prompt that still has `tokens_left` to compute.
 
-    due_s: when its first token should be out, None: at no certain time. cached_tokens: of tokens_left, those that will be found in the
-    cache as it is now.
+    `started`: it holds blocks; a chunk of it was computed already.
+
+    due_s: when its first token should be out, None: at no certain time. cached_tokens: of
+    tokens_left, those that will be found in the cache as it is now.
     """
 
     key: int
@@ -47,8 +50,10 @@ class Standing(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What tells who can be on time: prompts are computed in chunks of at most `chunk_tokens`, at `pace`. `aged_led`: by tenant,
-    how many batches in a row were led by those that had waited for the patience: after some it is the others' turn."""
+    """What tells who can be on time: prompts are computed in chunks of at most `chunk_tokens`, at
+    `pace`. `aged_led`: by tenant, how many batches in a row were led by those that had waited for
+    the patience: after some it is the others' turn.
+    """
 
     now_s: float
     chunk_tokens: int
@@ -66,7 +71,10 @@ class Timing:
         return max(1, min(w.tokens_left - w.cached_tokens, self.chunk_tokens))
 
     def end_by_s(self, w: Waiting) -> float:
-        """When the next batch must have ended if the prompt, being in it, is to be on time. Infinite when it has no due, or is late."""
+        """When the next batch must have ended if the prompt, being in it, is to be on time.
+
+        Infinite when it has no due, or is late.
+        """
         if w.due_s is None or not self._can_be_on_time(w):
             return inf
         left = w.tokens_left - w.cached_tokens - self.computed_tokens(w)

@@ -1,8 +1,9 @@
 """PURE: may one more sequence be decoded here, and who goes when blocks run out.
 
-A request is admitted with blocks for its tokens and for a part of its growth (most requests end long before their max_tokens). When a
-running sequence needs a block and none is free, the newest sequence gives its own up and is computed again later, so the oldest always goes
-on and every request ends.
+A request is admitted with blocks for its tokens and for a part of its growth (most requests end
+long before their max_tokens). When a running sequence needs a block and none is free, the newest
+sequence gives its own up and is computed again later, so the oldest always goes on and every
+request ends.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from disagg_worker.engine.api import InvalidInput, NoCapacity
 from disagg_worker.engine.block_pool import blocks_for
+from disagg_worker.values.errors import InvalidInput, NoCapacity
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a decode engine has. `committed`: sequences running, waiting to run or reserved; `blocks_free`: not promised to any of them.
-    `growth_tokens`: how much of its growth a request is admitted with."""
+    """What a decode engine has.
+
+    `committed`: sequences running, waiting to run or reserved; `blocks_free`: not promised to any
+    of them. `growth_tokens`: how much of its growth a request is admitted with.
+    """
 
     block_size_tokens: int
     blocks_total: int
@@ -29,7 +33,9 @@ class Capacity:
 
 
 def check_length(tokens: int, capacity: Capacity) -> None:
-    """Raises InvalidInput for no tokens at all, when there is no room for even one more, or when the pool could never hold them."""
+    """Raises InvalidInput for no tokens at all, when there is no room for even one more, or when
+    the pool could never hold them.
+    """
     if tokens < 1:
         raise InvalidInput("tokens: at least one is needed")
     if tokens >= capacity.max_model_len:
@@ -45,7 +51,9 @@ def check_blocks(tokens: int, capacity: Capacity) -> None:
 
 
 def start_blocks(tokens: int, most_tokens: int, growth_tokens: int, block_size_tokens: int) -> int:
-    """Blocks to start with: `tokens` and up to `growth_tokens` of what may follow, at least one, up to `most_tokens` in all."""
+    """Blocks to start with: `tokens` and up to `growth_tokens` of what may follow, at least one, up
+    to `most_tokens` in all.
+    """
     return blocks_for(min(max(most_tokens, tokens + 1), tokens + max(1, growth_tokens)), block_size_tokens)
 
 
@@ -58,11 +66,15 @@ def blocks_to_hold(tokens: int, max_total_tokens: int, capacity: Capacity) -> in
     if capacity.committed >= capacity.max_running:
         raise NoCapacity(f"{capacity.committed} sequences run or are reserved, max_running is {capacity.max_running}")
     if needed > capacity.blocks_free:
-        raise NoCapacity(f"{needed} KV blocks are needed, {max(0, capacity.blocks_free)} of {capacity.blocks_total} are free")
+        raise NoCapacity(
+            f"{needed} KV blocks are needed, {max(0, capacity.blocks_free)} of {capacity.blocks_total} are free"
+        )
     return needed
 
 
 def victim(needy: int, holders: Sequence[int]) -> int | None:
-    """Whose blocks go, so that `needy` can grow: the newest of `holders` (keys), if it is newer than `needy`."""
+    """Whose blocks go, so that `needy` can grow: the newest of `holders` (keys), if it is newer
+    than `needy`.
+    """
     newest = max(holders, default=needy)
     return newest if newest > needy else None

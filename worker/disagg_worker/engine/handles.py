@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from disagg_worker.engine.block_pool import Holding, blocks_for
-from disagg_worker.engine.cache_memory import CacheMemory
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.sequence import Sequence
+from disagg_worker.execution.cache_memory import CacheMemory
 
 
 class SequenceOwner(Protocol):
@@ -33,10 +33,20 @@ class SequenceHandle:
 
 
 class HeldBlocks:
-    """Implements api.Reservation. `holding` has the blocks of the announced tokens first, then some for growth."""
+    """Implements api.Reservation.
+
+    `holding` has the blocks of the announced tokens first, then some for growth.
+    """
 
     def __init__(
-        self, owner: SequenceOwner, request_id: str, tokens: int, most_tokens: int, holding: Holding, store: KvStore, memory: CacheMemory
+        self,
+        owner: SequenceOwner,
+        request_id: str,
+        tokens: int,
+        most_tokens: int,
+        holding: Holding,
+        store: KvStore,
+        memory: CacheMemory,
     ) -> None:
         self._owner = owner
         self.request_id = request_id
@@ -52,7 +62,9 @@ class HeldBlocks:
         return blocks_for(self.tokens, self._memory.layout.block_size_tokens)
 
     def layer_view(self, layer: int, block: int) -> memoryview:
-        """Raises ValueError when the reservation has ended, StaleReference when its block is not its own any more."""
+        """Raises ValueError when the reservation has ended, StaleReference when its block is not
+        its own any more.
+        """
         if self.ended:
             raise ValueError("the reservation has ended")
         if not (0 <= layer < self._memory.layout.layers and 0 <= block < self.n_blocks):

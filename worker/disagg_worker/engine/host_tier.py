@@ -1,4 +1,7 @@
-"""PURE: the bytes of evicted KV blocks, in ordinary memory, up to a bound. What was put or asked for longest ago goes first."""
+"""PURE: the bytes of evicted KV blocks, in ordinary memory, up to a bound.
+
+What was put or asked for longest ago goes first.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ class HostRef(NamedTuple):
 
 
 class HostTier:
-    """Entries by name (prefix_hash). A block is here or in the pool, not in both: `take` removes it."""
+    """Entries by name (prefix_hash).
+
+    A block is here or in the pool, not in both: `take` removes it.
+    """
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
@@ -47,7 +53,10 @@ class HostTier:
         return HostRef(name, entry[0])
 
     def take(self, ref: HostRef) -> bytes:
-        """The entry's bytes; it is gone then. Raises StaleReference when it went, or was replaced, since it was found."""
+        """The entry's bytes; it is gone then.
+
+        Raises StaleReference when it went, or was replaced, since it was found.
+        """
         entry = self._entries.get(ref.name)
         if entry is None or entry[0] != ref.generation:
             raise StaleReference("the host copy of a block has gone")

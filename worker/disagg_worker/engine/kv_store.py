@@ -1,13 +1,15 @@
-"""PURE: blocks with their content: the pool, the cache of prefixes in it, and the host tier behind it."""
+"""PURE: blocks with their content: the pool, the cache of prefixes in it, and the host tier behind
+it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from disagg_worker.engine.api import NoCapacity
 from disagg_worker.engine.block_pool import BlockPool, BlockRef, Eviction, Holding, State
 from disagg_worker.engine.host_tier import HostRef, HostTier
+from disagg_worker.values.errors import NoCapacity
 
 
 class BlockBytes(Protocol):
@@ -33,7 +35,8 @@ class KvStore:
         return self.pool.count(State.FREE)
 
     def acquire(self, names: Sequence[bytes], n: int, keep_free: int = 0) -> tuple[Holding, int]:
-        """n blocks to compute with, the first of which have the content of `names` as far as it is cached: (blocks, how many of these).
+        """n blocks to compute with, the first of which have the content of `names` as far as it is
+        cached: (blocks, how many of these).
 
         Raises NoCapacity, taking none, when fewer than `keep_free` would be left.
         """

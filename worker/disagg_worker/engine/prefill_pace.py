@@ -1,8 +1,9 @@
 """PURE: how long prefill batches take, learned from those that were computed.
 
-A batch of n tokens takes a + b*n seconds. Batches are told apart by size (powers of two), and of each size the median of the last few
-counts, so a batch that was slow for once (the first after the start, a pause of the machine) changes nothing. A size of which too few are
-known does not count either, and while there is none a batch takes no time: nobody is called late for what is not known.
+A batch of n tokens takes a + b*n seconds. Batches are told apart by size (powers of two), and of
+each size the median of the last few counts, so a batch that was slow for once (the first after the
+start, a pause of the machine) changes nothing. A size of which too few are known does not count
+either, and while there is none a batch takes no time: nobody is called late for what is not known.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from math import inf
 from statistics import median
 
-# The last few of one size count, if they are enough that one of them may be slow; and none from so many batches ago.
+# The last few of one size count, if they are enough that one of them may be slow; and none from so
+# many batches ago.
 _KEPT = 5
 _ENOUGH = 3
 _FORGOTTEN_AFTER = 500
@@ -21,7 +23,10 @@ _LEAST_S = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """A batch of n tokens takes fixed_s + token_s * n seconds, most_s at most. `between_s`: what a batch is kept waiting after another."""
+    """A batch of n tokens takes fixed_s + token_s * n seconds, most_s at most.
+
+    `between_s`: what a batch is kept waiting after another.
+    """
 
     fixed_s: float = 0.0
     token_s: float = 0.0
@@ -75,7 +80,8 @@ class PaceMeter:
         if not points:
             return UNKNOWN
         if len(points) == 1:
-            # Either the tokens took that long or the batch as such. Both at once would be too much, so nothing is believed to take longer.
+            # Either the tokens took that long or the batch as such. Both at once would be too much,
+            # so nothing is believed to take longer.
             n, seconds = points[0]
             return Pace(0.0, seconds / n, seconds)
         return _line(points)

@@ -1,7 +1,11 @@
-"""PURE: names for the content of full KV blocks. A block's KV depends on all tokens before it, so its name does too:
-name[i] = BLAKE2b(name[i-1] | tokens of block i), keyed with bytes drawn at the engine's start, and name[-1] is made from the tenant.
+"""PURE: names for the content of full KV blocks.
 
-Nobody outside knows the key, so nobody can look for two prompts of one name; tenants never share a name (RFC 7693 for BLAKE2b).
+A block's KV depends on all tokens before it, so its name does too: name[i] = BLAKE2b(name[i-1] |
+tokens of block i), keyed with bytes drawn at the engine's start, and name[-1] is made from the
+tenant.
+
+Nobody outside knows the key, so nobody can look for two prompts of one name; tenants never share a
+name (RFC 7693 for BLAKE2b).
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ class PrefixNames:
         self._size = block_size_tokens
 
     def extend(self, names: list[bytes], tokens: Sequence[int], tenant: str) -> None:
-        """Append the names of those full blocks of `tokens` (ids below 2^31) that `names` has not yet."""
+        """Append the names of those full blocks of `tokens` (ids below 2^31) that `names` has not
+        yet.
+        """
         for i in range(len(names), len(tokens) // self._size):
             parent = names[i - 1] if i else self._digest(b"tenant", tenant.encode())
             block = array("i", tokens[i * self._size : (i + 1) * self._size]).tobytes()

@@ -1,5 +1,5 @@
-"""PURE: every request's place in the engine and every block's: admission, what is computed next, preemption. The engine holds its lock
-around each call.
+"""PURE: every request's place in the engine and every block's: admission, what is computed next,
+preemption. The engine holds its lock around each call.
 """
 
 from __future__ import annotations
@@ -8,25 +8,28 @@ from bisect import bisect_left
 from collections.abc import Sequence as Many
 from dataclasses import replace
 
-from disagg_worker.engine.api import DecodeRoom, NoCapacity
+from disagg_wire.room import Room
 from disagg_worker.engine.block_pool import Holding, State, blocks_for
-from disagg_worker.engine.config import EngineConfig
 from disagg_worker.engine.deadlines import PATIENCE_S, Timing, Waiting, by_due
 from disagg_worker.engine.decode_scheduler import Capacity, blocks_to_hold, check_length, start_blocks, victim
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_limit import KnownRoom, limited
 from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.prefill_scheduler import FairShares, PrefillRules, plan_prefill
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.sequence import Sequence
+from disagg_worker.values.errors import NoCapacity
 
 Work = list[tuple[Sequence, int]]
 _NEXT = -1
 
 
 class _Coming:
-    """Names of blocks that those who hold them have not computed yet, and when they will: `_NEXT`, in the next batch, or in whose turn, as
-    its place in the order of what waits. `places` is empty where nothing is due: then who began goes on soon."""
+    """Names of blocks that those who hold them have not computed yet, and when they will: `_NEXT`,
+    in the next batch, or in whose turn, as its place in the order of what waits. `places` is empty
+    where nothing is due: then who began goes on soon.
+    """
 
     def __init__(self, holders: Many[Sequence], batch: set[int], places: dict[int, int]) -> None:
         self._places = places
@@ -46,8 +49,10 @@ class _Coming:
 
 
 class Queues:
-    """`waiting` is in order of arrival, so preempted sequences are first; `running` are decoded together; `prefilling` are those of the
-    waiting whose step runs now. `committed` counts what will be decoded: running, waiting for it, or reserved."""
+    """`waiting` is in order of arrival, so preempted sequences are first; `running` are decoded
+    together; `prefilling` are those of the waiting whose step runs now. `committed` counts what
+    will be decoded: running, waiting for it, or reserved.
+    """
 
     def __init__(self, config: EngineConfig, max_model_len: int, store: KvStore, names: PrefixNames | None) -> None:
         self._config = config
@@ -58,10 +63,17 @@ class Queues:
         self._shares = FairShares()
         self._aged_led: dict[str, int] = {}
         self._rules = PrefillRules(
-            config.max_batch_tokens, config.prefill_wait_s, config.prefill_utilisation, config.max_running, config.saturating_tokens
+            config.max_batch_tokens,
+            config.prefill_wait_s,
+            config.prefill_utilisation,
+            config.max_running,
+            config.saturating_tokens,
         )
-        # Beside running sequences a larger batch than saturates the processor would only make them wait longer.
-        self._rules_beside_decode = replace(self._rules, budget_tokens=min(config.max_batch_tokens, config.saturating_tokens))
+        # Beside running sequences a larger batch than saturates the processor would only make them
+        # wait longer.
+        self._rules_beside_decode = replace(
+            self._rules, budget_tokens=min(config.max_batch_tokens, config.saturating_tokens)
+        )
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.prefilling: set[Sequence] = set()
@@ -73,17 +85,21 @@ class Queues:
     # ---- admission ----
 
     def _capacity(self) -> Capacity:
-        """Free blocks are those that no waiting sequence was promised and, one each, no running one may need next."""
+        """Free blocks are those that no waiting sequence was promised and, one each, no running one
+        may need next.
+        """
         c, pool = self._config, self._store.pool
         promised = sum(self._needed(s) for s in self.waiting if s.holding is None and not s.hands_over)
         free = self._store.free - promised - len(self.running)
-        return Capacity(self._size, pool.total, free, self.committed, c.max_running, self._max_len, c.growth_reserve_tokens)
+        return Capacity(
+            self._size, pool.total, free, self.committed, c.max_running, self._max_len, c.growth_reserve_tokens
+        )
 
-    def room(self, step_s: float) -> DecodeRoom:
+    def room(self, step_s: float) -> Room:
         """What could be reserved now."""
         c = self._capacity()
         free, seats = max(0, c.blocks_free), max(0, c.max_running - c.committed)
-        return DecodeRoom(free * self._size, c.blocks_total * self._size, seats, c.max_running, step_s)
+        return Room(free * self._size, c.blocks_total * self._size, seats, c.max_running, step_s)
 
     def _needed(self, s: Sequence) -> int:
         """Blocks that a waiting sequence starts with."""
@@ -130,7 +146,10 @@ class Queues:
     # ---- the next step ----
 
     def take_decode(self) -> list[Sequence]:
-        """The running sequences that have a block for their next token, oldest first. Others are preempted where that is needed."""
+        """The running sequences that have a block for their next token, oldest first.
+
+        Others are preempted where that is needed.
+        """
         able = []
         for s in sorted(self.running, key=lambda s: s.key):
             if s in self.running and self._grow(s):
@@ -152,7 +171,9 @@ class Queues:
         return True
 
     def _preempt(self, s: Sequence) -> None:
-        """Back to its place in the queue, before all who came later; what is computed stays in the cache as long as there is room."""
+        """Back to its place in the queue, before all who came later; what is computed stays in the
+        cache as long as there is room.
+        """
         self.preemptions += 1
         if s.holding is not None:
             self._store.pool.free(s.holding)
@@ -164,7 +185,9 @@ class Queues:
 
     def _rules_now(self, now_s: float) -> PrefillRules:
         return (
-            self._rules_beside_decode if self.running else limited(self._rules, self.decode_room, now_s, self._config.decode_step_target_s)
+            self._rules_beside_decode
+            if self.running
+            else limited(self._rules, self.decode_room, now_s, self._config.decode_step_target_s)
         )
 
     def prefill_limit_tokens(self, now_s: float) -> int:
@@ -188,7 +211,9 @@ class Queues:
         plan = plan_prefill(order, now_s, rules, timing)
         work = self._with_blocks(plan.batch, places)
         if plan.batch and not work:  # the first lacks blocks, which those that have begun may be holding
-            work = self._with_blocks(plan_prefill([w for w in waiting if w.started], now_s, rules, timing).batch, places)
+            work = self._with_blocks(
+                plan_prefill([w for w in waiting if w.started], now_s, rules, timing).batch, places
+            )
         self._shares.charge([(s.tenant, n) for s, n in work], rules.full_tokens)
         self.prefilling = {s for s, _ in work}
         if work:
@@ -213,7 +238,10 @@ class Queues:
         return bisect_left(range(usable), True, key=lambda i: self._store.pool.find(s.names[i]) is None)
 
     def _with_blocks(self, batch: Many[tuple[int, int]], places: dict[int, int]) -> Work:
-        """Once one has to wait for blocks nobody may start after it, or the long would starve. `places`: of _Coming."""
+        """Once one has to wait for blocks nobody may start after it, or the long would starve.
+
+        `places`: of _Coming.
+        """
         by_key = {s.key: s for s in self.waiting}
         coming = _Coming([s for s in self.waiting if s.holding is not None], {key for key, _ in batch}, places)
         work: Work = []
@@ -231,15 +259,19 @@ class Queues:
         return work
 
     def _start_is_coming(self, s: Sequence, coming: _Coming) -> bool:
-        """The first block that it would compute is just being computed for another: it waits and finds it. So the choices of one request,
-        or many with one system prompt, cost their common start once."""
+        """The first block that it would compute is just being computed for another: it waits and
+        finds it. So the choices of one request, or many with one system prompt, cost their common
+        start once.
+        """
         for name in s.names[: (len(s.tokens) - 1) // self._size]:
             if self._store.pool.find(name) is None and self._store.host.find(name) is None:
                 return coming.before(s, name)
         return False
 
     def _start(self, s: Sequence) -> bool:
-        """Give a waiting sequence its blocks, the first ones out of the cache; the last token is always computed."""
+        """Give a waiting sequence its blocks, the first ones out of the cache; the last token is
+        always computed.
+        """
         if self._names is not None:
             self._names.extend(s.names, s.tokens, s.tenant)
         usable = (len(s.tokens) - 1) // self._size
@@ -271,7 +303,11 @@ class Queues:
         self.running.append(s)
 
     def remove(self, s: Sequence, *, poisoned: bool) -> None:
-        """Out of the queues. Blocks that a sender reads stay leased until `free_if_releasable`. Poisoned ones shall not be found again."""
+        """Out of the queues.
+
+        Blocks that a sender reads stay leased until `free_if_releasable`. Poisoned ones shall not
+        be found again.
+        """
         self.prefilling.discard(s)
         if s in self.waiting:
             self.waiting.remove(s)

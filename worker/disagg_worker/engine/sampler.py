@@ -1,7 +1,8 @@
 """From logits to a token: a pure function of (logits, parameters, tokens so far, position).
 
-The random number comes from Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) keyed by the request's seed
-and counted by the position, so a request draws the same numbers alone, in any batch, and after a failover.
+The random number comes from Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+3", 2011) keyed by the request's seed and counted by the position, so a request draws the same
+numbers alone, in any batch, and after a failover.
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from disagg_worker.engine.api import SamplingParams
 from disagg_worker.engine.structured import GrammarState
+from disagg_worker.values.sampling import SamplingParams
 
 Floats = npt.NDArray[np.floating]
 # Greedy below this: dividing by less overflows float32.
 _GREEDY = 1e-5
-# So many of the likeliest tokens nearly always hold what top-p and min-p keep; sorting a whole vocabulary costs milliseconds.
+# So many of the likeliest tokens nearly always hold what top-p and min-p keep; sorting a whole
+# vocabulary costs milliseconds.
 _FEW = 1024
 _NOT_FINITE = "the model's logits are not finite"
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The token, and (where asked for) its log probability and the best alternatives, both before temperature and filters."""
+    """The token, and (where asked for) its log probability and the best alternatives, both before
+    temperature and filters.
+    """
 
     token: int
     logprob: float | None
@@ -40,9 +44,15 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _penalised(
-    logits: Floats, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int, allowed: npt.NDArray[np.bool_] | None
+    logits: Floats,
+    params: SamplingParams,
+    tokens: Sequence[int],
+    prompt_tokens: int,
+    allowed: npt.NDArray[np.bool_] | None,
 ) -> Floats:
-    """Repetition penalty (CTRL, Keskar et al. 2019) over all tokens; presence and frequency (OpenAI API reference) over the output."""
+    """Repetition penalty (CTRL, Keskar et al. 2019) over all tokens; presence and frequency (OpenAI
+    API reference) over the output.
+    """
     emitted = len(tokens) - prompt_tokens
     logits = logits.copy()
     if params.repetition_penalty != 1.0:
@@ -112,16 +122,24 @@ def _draw(logits: Floats, params: SamplingParams, position: int) -> int:
         index = _filtered(weights, params)
         weights = weights[index]
     cumulative = np.cumsum(weights)
-    # Strictly above the drawn value: tokens of probability zero are skipped, also at the very start and at the end.
+    # Strictly above the drawn value: tokens of probability zero are skipped, also at the very start
+    # and at the end.
     drawn = min(uniform(params.seed, position) * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
     at = int(np.searchsorted(cumulative, drawn, side="right"))
     return at if index is None else int(index[at])
 
 
 def sample(
-    logits: Floats, params: SamplingParams, tokens: Sequence[int], prompt_tokens: int, allowed: npt.NDArray[np.bool_] | None = None
+    logits: Floats,
+    params: SamplingParams,
+    tokens: Sequence[int],
+    prompt_tokens: int,
+    allowed: npt.NDArray[np.bool_] | None = None,
 ) -> Sampled:
-    """The next token after `tokens`; logits [vocab], allowed [vocab]. Raises ArithmeticError when logits are not finite."""
+    """The next token after `tokens`; logits [vocab], allowed [vocab].
+
+    Raises ArithmeticError when logits are not finite.
+    """
     if not np.isfinite(logits).all():
         raise ArithmeticError(_NOT_FINITE)
     adjusted = _penalised(logits, params, tokens, prompt_tokens, allowed)
@@ -162,8 +180,11 @@ class Row:
 
 
 def sample_rows(logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | Exception]:
-    """`sample` for each row of logits [rows, vocab]; one row's failure (also of its parameters) is that row's alone."""
-    # A NaN is the largest of all, so the largest value tells. numpy's argmax is many times faster than torch's on a CPU.
+    """`sample` for each row of logits [rows, vocab]; one row's failure (also of its parameters) is
+    that row's alone.
+    """
+    # A NaN is the largest of all, so the largest value tells. numpy's argmax is many times faster
+    # than torch's on a CPU.
     if logits.device.type == "cpu":
         values = logits.numpy()
         greedy = values.argmax(-1).tolist()

@@ -6,21 +6,27 @@ import logging
 import threading
 import time
 
-from disagg_worker.engine import api
+from disagg_wire import codes
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.steps import Outcome
 from disagg_worker.engine.structured import GrammarError
+from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 
 log = logging.getLogger(__name__)
-INTERNAL = api.ErrorEvent("internal", "the engine failed on this request; see the worker's log", retryable=True)
-OUT_OF_MEMORY = api.ErrorEvent("internal", "out of memory: the newest request of a batch is given up for the others", retryable=True)
-_POISONED = api.ErrorEvent("internal", "the model's logits are not finite", retryable=False)
-_FINISHED = api.ErrorEvent("finished", "the first token ended the request", retryable=False)
+INTERNAL = ErrorEvent(codes.INTERNAL, "the engine failed on this request; see the worker's log", retryable=True)
+OUT_OF_MEMORY = ErrorEvent(
+    codes.INTERNAL, "out of memory: the newest request of a batch is given up for the others", retryable=True
+)
+_POISONED = ErrorEvent(codes.INTERNAL, "the model's logits are not finite", retryable=False)
+_FINISHED = ErrorEvent(codes.FINISHED, "the first token ended the request", retryable=False)
 
 
 class Settler:
-    """Runs on the engine's thread. `lock` guards the queues; no sink and no sender is called under it."""
+    """Runs on the engine's thread.
+
+    `lock` guards the queues; no sink and no sender is called under it.
+    """
 
     def __init__(self, lock: threading.Condition, queues: Queues, max_model_len: int) -> None:
         self._lock = lock
@@ -40,26 +46,30 @@ class Settler:
     def _settle(self, s: Sequence, outcome: Outcome) -> None:
         if isinstance(outcome, Exception):
             if isinstance(outcome, GrammarError):
-                self.end(s, api.ErrorEvent("invalid_request", f"sampling.structured: {outcome}", retryable=False))
+                self.end(s, ErrorEvent(codes.INVALID_REQUEST, f"sampling.structured: {outcome}", retryable=False))
                 return
             log.error("request %s failed", s.request_id, exc_info=outcome)
-            self.end(s, _POISONED if isinstance(outcome, ArithmeticError) else INTERNAL, poisoned=isinstance(outcome, ArithmeticError))
+            self.end(
+                s,
+                _POISONED if isinstance(outcome, ArithmeticError) else INTERNAL,
+                poisoned=isinstance(outcome, ArithmeticError),
+            )
             return
         if s.waited_due_s is not None and time.monotonic() > s.waited_due_s:
             self.late_prompts += 1
         s.tokens.append(outcome.token)
         self.generated_tokens += 1
-        event = api.TokenEvent(s.emitted - 1, outcome.token, outcome.logprob, outcome.top_logprobs, self._cached_tokens(s))
+        event = TokenEvent(s.emitted - 1, outcome.token, outcome.logprob, outcome.top_logprobs, self._cached_tokens(s))
         self._tell(s, event)
         reason = s.finish_reason(self._max_len)
         if reason is not None:
             if s.sender is not None:
                 s.sender.abort(_FINISHED)
-            self.end(s, api.EndEvent(reason))
+            self.end(s, EndEvent(reason))
         elif s.hands_over:
             if s.sender is not None:
                 s.sender.commit(event)
-            self.end(s, api.EndEvent("prefilled"))
+            self.end(s, EndEvent("prefilled"))
         elif s in self._queues.prefilling:
             with self._lock:
                 self._queues.start_decode(s)
@@ -70,8 +80,11 @@ class Settler:
         told, s.told_cached = s.told_cached, True
         return None if told else s.cached_tokens
 
-    def end(self, s: Sequence, event: api.EndEvent | api.ErrorEvent, *, poisoned: bool = False) -> None:
-        """The one way out of the engine for a sequence. `poisoned`: what it computed must not be found by others."""
+    def end(self, s: Sequence, event: EndEvent | ErrorEvent, *, poisoned: bool = False) -> None:
+        """The one way out of the engine for a sequence.
+
+        `poisoned`: what it computed must not be found by others.
+        """
         with self._lock:
             if s.ended:
                 return
@@ -80,10 +93,10 @@ class Settler:
         self._tell(s, event)
 
     @staticmethod
-    def _tell(s: Sequence, event: api.Event) -> None:
+    def _tell(s: Sequence, event: Event) -> None:
         """A sink or sender that raises fails its own request; it must not cost the others theirs."""
         try:
-            if s.sender is not None and isinstance(event, api.ErrorEvent):
+            if s.sender is not None and isinstance(event, ErrorEvent):
                 s.sender.abort(event)
         except Exception:
             log.exception("the sender of request %s failed", s.request_id)

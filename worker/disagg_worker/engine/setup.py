@@ -10,29 +10,34 @@ from pathlib import Path
 
 import torch
 
-from disagg_worker.backend.api import Backend
-from disagg_worker.engine.api import KvLayout, ModelError
+from disagg_worker.backend.interface import Backend
 from disagg_worker.engine.block_pool import blocks_for
-from disagg_worker.engine.cache_memory import CacheMemory, HostCopy
-from disagg_worker.engine.config import EngineConfig
-from disagg_worker.engine.executor import Executor, LocalExecutor
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.warm_up import steps, warm_up
+from disagg_worker.execution.cache_memory import CacheMemory, HostCopy
+from disagg_worker.execution.collectives import Collectives
+from disagg_worker.execution.executor import Executor, LocalExecutor
+from disagg_worker.execution.leader import Group, GroupExecutor
 from disagg_worker.model.checkpoint import OnProgress
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.network import load_network
 from disagg_worker.model.weights import Shard
-from disagg_worker.parallel.collectives import Collectives
-from disagg_worker.parallel.leader import Group, GroupExecutor
+from disagg_worker.values.errors import ModelError
+from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)
 _CPU_CACHE_BYTES = 256 << 20
-# Of a GPU's memory that is free once the weights are there: the rest is for activations, graphs and NCCL.
+# Of a GPU's memory that is free once the weights are there: the rest is for activations, graphs and
+# NCCL.
 _GPU_CACHE_PART = 0.85
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What computes the steps. `memory` is rank 0's part, through whose views the whole KV is seen."""
+    """What computes the steps.
+
+    `memory` is rank 0's part, through whose views the whole KV is seen.
+    """
 
     executor: Executor
     memory: CacheMemory
@@ -59,13 +64,22 @@ class Plan:
     @property
     def layout(self) -> KvLayout:
         m, dtype = self.model, self.cache_dtype
-        return KvLayout(m.layers, m.kv_heads, m.head_dim, self.config.block_size_tokens, str(dtype).removeprefix("torch."), dtype.itemsize)
+        return KvLayout(
+            m.layers,
+            m.kv_heads,
+            m.head_dim,
+            self.config.block_size_tokens,
+            str(dtype).removeprefix("torch."),
+            dtype.itemsize,
+        )
 
 
 def set_up(plan: Plan, on_progress: OnProgress | None, on_lost: Callable[[str], None]) -> Machine:
     """Raises ModelError. `on_lost`: a rank of the group has ended, and with it this worker."""
     if plan.config.kv_cache_dtype == "fp8" and not plan.backend.fp8_cache:
-        raise ModelError(f"kv_cache_dtype: fp8 is not supported by the {plan.backend.name} backend on {plan.backend.device}")
+        raise ModelError(
+            f"kv_cache_dtype: fp8 is not supported by the {plan.backend.name} backend on {plan.backend.device}"
+        )
     machine = _alone(plan, on_progress) if plan.config.tensor_parallel == 1 else _split(plan, on_progress, on_lost)
     c, sizes = plan.config, plan.backend.decode_sizes
     log.info(
@@ -79,7 +93,10 @@ def set_up(plan: Plan, on_progress: OnProgress | None, on_lost: Callable[[str], 
     )
     if sizes:
         try:
-            warm_up(machine.executor, steps(c.block_size_tokens, machine.blocks, plan.max_len, sizes, c.max_running, c.max_batch_tokens))
+            warm_up(
+                machine.executor,
+                steps(c.block_size_tokens, machine.blocks, plan.max_len, sizes, c.max_running, c.max_batch_tokens),
+            )
         except BaseException:
             machine.executor.close()
             raise
@@ -144,7 +161,12 @@ def _together(plan: Plan, group: Group, on_progress: OnProgress | None) -> Machi
     group.make_cache(layout, blocks)
     group.connect(collectives)
     memory = CacheMemory(
-        layout, blocks, plan.cache_dtype, device, shard.part(layout.kv_heads), HostCopy(layout, blocks, plan.cache_dtype, group.memory_fd)
+        layout,
+        blocks,
+        plan.cache_dtype,
+        device,
+        shard.part(layout.kv_heads),
+        HostCopy(layout, blocks, plan.cache_dtype, group.memory_fd),
     )
     executor = GroupExecutor(group, LocalExecutor(loaded.network, memory))
     group.await_ready()
@@ -157,7 +179,10 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _blocks(plan: Plan, free_bytes: list[int]) -> int:
-    """How many blocks the cache has; `free_bytes` of each rank's device. Raises ModelError when the longest request would not fit."""
+    """How many blocks the cache has; `free_bytes` of each rank's device.
+
+    Raises ModelError when the longest request would not fit.
+    """
     size, wanted = plan.config.block_size_tokens, plan.config.kv_cache_bytes
     if wanted is None:
         on_gpu = plan.backend.device.type == "cuda"

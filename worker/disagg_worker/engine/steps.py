@@ -1,4 +1,7 @@
-"""One step of computation: sequences to tensors, the network, the sampler. No queue, no lock, no policy; runs on the engine's thread."""
+"""One step of computation: sequences to tensors, the network, the sampler.
+
+No queue, no lock, no policy; runs on the engine's thread.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,26 @@ from dataclasses import dataclass
 
 import torch
 
-from disagg_worker.backend.api import Batch
+from disagg_worker.backend.interface import Batch
 from disagg_worker.engine.batching import DecodeBatches, prefill_batch
 from disagg_worker.engine.block_pool import blocks_for
-from disagg_worker.engine.cache_memory import CacheMemory
-from disagg_worker.engine.executor import Executor, OnLayer, Step
 from disagg_worker.engine.kv_store import KvStore
 from disagg_worker.engine.prefill_pace import PaceMeter
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.structured import Grammars
+from disagg_worker.execution.cache_memory import CacheMemory
+from disagg_worker.execution.executor import Executor, OnLayer, Step
 
 Outcome = Sampled | Exception
 
 
 @dataclass(slots=True)
 class Work:
-    """What was computed and how long it took, in all: a policy learns a worker's speed from it. The squares are of each prompt's tokens."""
+    """What was computed and how long it took, in all: a policy learns a worker's speed from it.
+
+    The squares are of each prompt's tokens.
+    """
 
     prefill_batches: int = 0
     prefill_batch_tokens: int = 0
@@ -50,9 +56,12 @@ class Work:
 
 
 class Steps:
-    """Computes batches over the KV cache. An exception out of a method concerns the whole batch, one in an Outcome one sequence.
+    """Computes batches over the KV cache.
 
-    `forward_s`: seconds spent in the network so far. `pace`: of prefill. After an exception the same sequences may be computed again.
+    An exception out of a method concerns the whole batch, one in an Outcome one sequence.
+
+    `forward_s`: seconds spent in the network so far. `pace`: of prefill. After an exception the
+    same sequences may be computed again.
     """
 
     def __init__(self, executor: Executor, memory: CacheMemory, store: KvStore, grammars: Grammars) -> None:
@@ -68,7 +77,10 @@ class Steps:
         self._arrived: deque[int] = deque()
 
     def prefill(self, work: Many[tuple[Sequence, int]]) -> list[tuple[Sequence, Outcome]]:
-        """Compute n more tokens of each sequence. Returns the next token of those that are computed whole, and failures."""
+        """Compute n more tokens of each sequence.
+
+        Returns the next token of those that are computed whole, and failures.
+        """
         began_s = time.perf_counter()
         with torch.inference_mode():
             cleared = [b for s, n in work for b in self._partly_filled(s, n)]
@@ -107,10 +119,15 @@ class Steps:
         return outcomes
 
     def arrived(self, blocks: Many[int]) -> None:
-        """The KV of these blocks came from another worker; it is taken over before the next step. Any thread."""
+        """The KV of these blocks came from another worker; it is taken over before the next step.
+
+        Any thread.
+        """
         self._arrived.extend(blocks)
 
-    def _run(self, batch: Batch, cleared: list[int], exported: Many[int] = (), on_layer: OnLayer | None = None) -> torch.Tensor:
+    def _run(
+        self, batch: Batch, cleared: list[int], exported: Many[int] = (), on_layer: OnLayer | None = None
+    ) -> torch.Tensor:
         loaded = tuple(self._arrived.popleft() for _ in range(len(self._arrived)))
         started_s = time.perf_counter()
         try:
@@ -128,14 +145,19 @@ class Steps:
         return sample_rows(logits, [Row(s.sampling, s.tokens, s.prompt_tokens, s.grammar) for s in sequences])
 
     def _partly_filled(self, s: Sequence, n: int) -> list[int]:
-        """The block that the next n tokens enter and leave part empty. It is cleared before, so that what another request left there is
-        never sent to a peer, and can't poison a masked sum (0 * NaN is NaN)."""
+        """The block that the next n tokens enter and leave part empty.
+
+        It is cleared before, so that what another request left there is never sent to a peer, and
+        can't poison a masked sum (0 * NaN is NaN).
+        """
         stop = s.computed + n
         last = stop // self._size
         return [s.blocks[last]] if stop % self._size and s.computed <= last * self._size else []
 
     def _final_blocks(self, s: Sequence, n: int) -> int:
-        """How many of the sequence's blocks are final for its sender once the next n tokens are computed, those from the cache included."""
+        """How many of the sequence's blocks are final for its sender once the next n tokens are
+        computed, those from the cache included.
+        """
         if s.sender is None:
             return 0
         stop = s.computed + n

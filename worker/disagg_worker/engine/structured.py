@@ -1,7 +1,9 @@
-"""Structured output: which tokens may come next under a JSON schema, a regular expression, a choice or a grammar.
+"""Structured output: which tokens may come next under a JSON schema, a regular expression, a choice
+or a grammar.
 
-By llguidance: it needs no torch, reads tokenizer.json itself, bounds its own work by fuel limits and makes a mask in a millisecond or less.
-What is allowed is a pure function of the tokens emitted so far, so it is the same after a failover, a hand-over or a preemption.
+By llguidance: it needs no torch, reads tokenizer.json itself, bounds its own work by fuel limits
+and makes a mask in a millisecond or less. What is allowed is a pure function of the tokens emitted
+so far, so it is the same after a failover, a hand-over or a preemption.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import llguidance.numpy
 import numpy as np
 import numpy.typing as npt
 
-from disagg_worker.engine.api import InvalidInput, Structured
+from disagg_worker.values.errors import InvalidInput
+from disagg_worker.values.sampling import Structured
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -68,7 +71,9 @@ class Grammars:
 
     def _load(self) -> llguidance.LLTokenizer:
         if not self._eos:
-            raise InvalidInput("sampling.structured: the model names no end token (eos_token_id), so nothing could end the output")
+            raise InvalidInput(
+                "sampling.structured: the model names no end token (eos_token_id), so nothing could end the output"
+            )
         if not self._path.is_file():
             raise InvalidInput("sampling.structured: the model has no tokenizer.json")
         return llguidance.LLTokenizer(str(self._path), n_vocab=self._vocab_size, eos_token=self._eos)
@@ -81,7 +86,9 @@ def _grammar(wanted: Structured) -> str:
     if wanted.kind == "grammar":
         return make.grammar_from_lark(wanted.value)
     if wanted.kind == "choice":
-        return make.grammar_from_lark("start: " + " | ".join(json.dumps(c, ensure_ascii=False) for c in json.loads(wanted.value)))
+        return make.grammar_from_lark(
+            "start: " + " | ".join(json.dumps(c, ensure_ascii=False) for c in json.loads(wanted.value))
+        )
     try:
         return make.grammar_from_json_schema(wanted.value, overrides=_COMPACT)
     except ValueError as error:
@@ -99,7 +106,10 @@ class GrammarState:
         self._bits = llguidance.numpy.allocate_token_bitmask(1, vocab_size)
 
     def allowed(self, emitted: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Which tokens may follow `emitted`, [vocab]; calls come with ever more tokens. Raises GrammarError."""
+        """Which tokens may follow `emitted`, [vocab]; calls come with ever more tokens.
+
+        Raises GrammarError.
+        """
         if not self._matcher.is_stopped():
             self._matcher.consume_tokens(list(emitted[self._consumed :]))
             self._consumed = len(emitted)

@@ -1,1 +1,4 @@
-"""The Llama family in torch: config, weights and forward pass. Tokens in, logits out; it knows neither text nor scheduling."""
+"""The Llama family in torch: config, weights and forward pass.
+
+Tokens in, logits out; it knows neither text nor scheduling.
+"""

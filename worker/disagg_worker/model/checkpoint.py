@@ -1,4 +1,6 @@
-"""Safetensors files as one set of named tensors: memory-mapped, checked by their headers first, read one at a time, hashed beside it."""
+"""Safetensors files as one set of named tensors: memory-mapped, checked by their headers first,
+read one at a time, hashed beside it.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from disagg_worker.engine.api import ModelError
 from disagg_worker.model.files import read_json
+from disagg_worker.values.errors import ModelError
 
 log = logging.getLogger(__name__)
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -44,12 +46,19 @@ OnProgress = Callable[[LoadProgress], None]
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The files of the checkpoint, by its index if it has one. Raises ModelError naming what is missing."""
+    """The files of the checkpoint, by its index if it has one.
+
+    Raises ModelError naming what is missing.
+    """
     index = read_json(folder / "model.safetensors.index.json")
     names = ["model.safetensors"]
     if index:
         weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(n, str) for n in weight_map.values())
+        ):
             raise ModelError("model.safetensors.index.json: weight_map: must map tensor names to files")
         names = sorted(set(weight_map.values()))
     for name in names:
@@ -59,7 +68,10 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 class Checkpoint:
-    """Opens every file (raises ModelError for a truncated one, or a tensor in two). Use as a context manager."""
+    """Opens every file (raises ModelError for a truncated one, or a tensor in two).
+
+    Use as a context manager.
+    """
 
     def __init__(self, folder: Path, on_progress: OnProgress | None = None, *, hashed: bool = True) -> None:
         self.folder = folder
@@ -110,7 +122,10 @@ class Checkpoint:
             raise ModelError(f"{file}: {name} has shape {found}, config.json says {shape}")
 
     def floats(self, name: str, rows: slice = slice(None), columns: slice | None = None) -> torch.Tensor:
-        """A part of a floating-point tensor, all finite. Raises ModelError naming file and tensor."""
+        """A part of a floating-point tensor, all finite.
+
+        Raises ModelError naming file and tensor.
+        """
         tensor = self.raw(name, rows, columns)
         file = self._file(name)[0]
         if tensor.dtype not in _FLOATS:
@@ -121,7 +136,9 @@ class Checkpoint:
         return tensor
 
     def raw(self, name: str, rows: slice = slice(None), columns: slice | None = None) -> torch.Tensor:
-        """A part of a tensor as it is stored; a view of the mapped file where it is contiguous there."""
+        """A part of a tensor as it is stored; a view of the mapped file where it is contiguous
+        there.
+        """
         file, opened = self._file(name)
         try:
             if rows == slice(None) and columns is None:

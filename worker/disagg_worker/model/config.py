@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from disagg_worker.engine.api import ModelError
 from disagg_worker.model.quantization_config import StoredQuantization, parse_quantization
+from disagg_worker.values.errors import ModelError
 
 # Fields of relatives of these families whose other values mean another computation.
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -52,18 +52,24 @@ _USED = frozenset({
 
 
 def unknown_fields(raw: Mapping[str, Any]) -> list[str]:
-    """Fields of config.json with a value, of which nothing is known here: whoever loads the model is told."""
+    """Fields of config.json with a value, of which nothing is known here: whoever loads the model
+    is told.
+    """
     known = _HARMLESS | _USED | set(_ONLY)
     return sorted(name for name, value in raw.items() if name not in known and value not in (None, False, [], {}))
 
 
-# Of the families that can have one, where config.json does not say (transformers' MistralConfig, Qwen2Config, Qwen3Config).
+# Of the families that can have one, where config.json does not say (transformers' MistralConfig,
+# Qwen2Config, Qwen3Config).
 _DEFAULT_WINDOW = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """What distinguishes an architecture. `qkv_bias` None: as `attention_bias` says, which then holds for the output projection too."""
+    """What distinguishes an architecture.
+
+    `qkv_bias` None: as `attention_bias` says, which then holds for the output projection too.
+    """
 
     qkv_bias: bool | None = None
     head_norms: bool = False
@@ -80,7 +86,9 @@ _FAMILIES = {
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
-    """Llama 3.1's frequency scaling (rope_type "llama3"), as transformers' modeling_rope_utils defines it."""
+    """Llama 3.1's frequency scaling (rope_type "llama3"), as transformers' modeling_rope_utils
+    defines it.
+    """
 
     factor: float
     low_freq_factor: float
@@ -97,7 +105,10 @@ class LinearScaling:
 
 @dataclass(frozen=True, slots=True)
 class YarnScaling:
-    """YaRN (Peng et al., arXiv 2309.00071; rope_type "yarn"). `attention_factor` multiplies cos and sin."""
+    """YaRN (Peng et al., arXiv 2309.00071; rope_type "yarn").
+
+    `attention_factor` multiplies cos and sin.
+    """
 
     factor: float
     original_max_position_embeddings: float
@@ -112,7 +123,10 @@ RopeScaling = Llama3Scaling | LinearScaling | YarnScaling
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shapes of a Llama-family decoder. `max_positions`: what the rotary embedding is good for; `windows`: of each layer, None: none."""
+    """Shapes of a Llama-family decoder.
+
+    `max_positions`: what the rotary embedding is good for; `windows`: of each layer, None: none.
+    """
 
     architecture: str
     vocab_size: int
@@ -171,7 +185,9 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     theta = _number({"rope_theta": raw.get("rope_theta"), **parameters}, "rope_theta", 10000.0)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ModelError(f"config.json: {name}.partial_rotary_factor: {parameters['partial_rotary_factor']!r} is not supported")
+        raise ModelError(
+            f"config.json: {name}.partial_rotary_factor: {parameters['partial_rotary_factor']!r} is not supported"
+        )
     at = f"{name}."
     # Dynamic scaling changes nothing up to max_position_embeddings, and longer prompts are refused.
     if kind in ("default", "dynamic"):
@@ -181,7 +197,9 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     if kind == "yarn":
         return theta, _yarn(parameters, raw, at)
     if kind != "llama3":
-        raise ModelError(f"config.json: {name}.rope_type: {kind!r} is not supported (default, dynamic, linear, llama3, yarn)")
+        raise ModelError(
+            f"config.json: {name}.rope_type: {kind!r} is not supported (default, dynamic, linear, llama3, yarn)"
+        )
     numbers = {
         field: _number(parameters, field, at=at)
         for field in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -223,7 +241,9 @@ def _windows(raw: Mapping[str, Any], family: _Family, layers: int) -> tuple[int 
         raw = {"sliding_window": _DEFAULT_WINDOW, **raw}
     wanted = raw.get("sliding_window") is not None and (family.window == "all" or _flag(raw, "use_sliding_window"))
     if family.window == "none" and (raw.get("sliding_window") is not None or "sliding_attention" in (kinds or ())):
-        raise ModelError(f"config.json: sliding_window: {raw.get('sliding_window')!r} is not supported for this architecture")
+        raise ModelError(
+            f"config.json: sliding_window: {raw.get('sliding_window')!r} is not supported for this architecture"
+        )
     if not wanted:
         if "sliding_attention" in (kinds or ()):
             raise ModelError("config.json: layer_types: names sliding_attention, but sliding_window is not in use")
@@ -246,7 +266,10 @@ def _token_ids(raw: Mapping[str, Any], name: str) -> tuple[int, ...]:
 
 
 def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
-    """Check config.json (and generation_config.json for the end tokens). Raises ModelError naming the field."""
+    """Check config.json (and generation_config.json for the end tokens).
+
+    Raises ModelError naming the field.
+    """
     architectures = raw.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures
     family = _FAMILIES.get(architecture) if isinstance(architecture, str) else None

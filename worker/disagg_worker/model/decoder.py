@@ -1,32 +1,21 @@
-"""The forward pass of a Llama-family decoder over a batch of flattened tokens. The arithmetic is the backend's."""
+"""The forward pass of a Llama-family decoder over a batch of flattened tokens.
+
+The arithmetic is the backend's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch.nn import functional
 
-from disagg_worker.backend.api import Backend, Batch, HeadNorms, Linear, QkvShape, Rotary
+from disagg_worker.backend.interface import Backend, Batch, HeadNorms, Layer, Linear, QkvShape, Rotary
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.rotary import rotary_tables
 from disagg_worker.model.weights import Shard, Split, WeightSource
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One decoder layer; q, k, v and gate, up are fused so that each is one matrix product."""
-
-    norm_in: torch.Tensor
-    qkv: Linear
-    head_norms: HeadNorms | None
-    out: Linear
-    norm_mlp: torch.Tensor
-    gate_up: Linear
-    down: Linear
-    window: int | None
 
 
 class Parallel(Protocol):
@@ -36,11 +25,16 @@ class Parallel(Protocol):
         """Add up x over all ranks, in place; every rank gets the same bits."""
 
     def gather(self, x: torch.Tensor, widths: list[int]) -> torch.Tensor:
-        """[rows, widths[rank]] of every rank -> [rows, sum(widths)] on rank 0; another rank gets its own part back."""
+        """[rows, widths[rank]] of every rank -> [rows, sum(widths)] on rank 0; another rank gets
+        its own part back.
+        """
 
 
 class Decoder:
-    """Weights and forward pass. Stateless: the KV cache is the caller's. `shard`: the heads it computes; `parallel` adds up."""
+    """Weights and forward pass.
+
+    Stateless: the KV cache is the caller's. `shard`: the heads it computes; `parallel` adds up.
+    """
 
     def __init__(
         self,
@@ -63,9 +57,31 @@ class Decoder:
         self.layers = [self._layer(f"model.layers.{i}", config.windows[i]) for i in range(config.layers)]
         self.norm = self._vector("model.norm.weight")
         self.head = backend.linear(source.head(), None)
-        self._vocab_parts = [len(range(config.vocab_size)[replace(shard, rank=r).part(config.vocab_size)]) for r in range(shard.size)]
+        self._vocab_parts = [
+            len(range(config.vocab_size)[replace(shard, rank=r).part(config.vocab_size)]) for r in range(shard.size)
+        ]
         self.rotary: Rotary = rotary_tables(config, positions or config.max_positions, self._compute, backend.device)
         del self._source
+
+    @property
+    def device(self) -> torch.device:
+        """The device of all tensors."""
+        return self.backend.device
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the residual stream."""
+        return self.config.hidden_size
+
+    @property
+    def rms_norm_eps(self) -> float:
+        """The constant that keeps the norms from dividing by zero."""
+        return self.config.rms_norm_eps
+
+    @property
+    def is_split(self) -> bool:
+        """Whether other ranks compute a part of every layer."""
+        return self.parallel is not None
 
     def _layer(self, at: str, window: int | None) -> Layer:
         norms = None

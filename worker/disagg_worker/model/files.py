@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from disagg_worker.engine.api import ModelError
+from disagg_worker.values.errors import ModelError
 
 
 def read_json(path: Path) -> dict[str, Any]:

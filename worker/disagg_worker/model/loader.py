@@ -1,4 +1,7 @@
-"""From a model's URI to a folder, its config and its tokenizer. Runs no code from the model folder."""
+"""From a model's URI to a folder, its config and its tokenizer.
+
+Runs no code from the model folder.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from typing import Any
 
 import torch
 
-from disagg_worker.engine.api import ModelError
 from disagg_worker.model.config import ModelConfig, parse_config, unknown_fields
 from disagg_worker.model.files import read_json
+from disagg_worker.values.errors import ModelError
 
 log = logging.getLogger(__name__)
 _FILES = [
@@ -29,7 +32,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve(uri: str, mount: Path, cache: Path) -> Path:
-    """The local folder of `file:///path`, `pvc://claim/path` (mounted at `mount`) or `hf://org/name[@revision]` (downloaded)."""
+    """The local folder of `file:///path`, `pvc://claim/path` (mounted at `mount`) or
+    `hf://org/name[@revision]` (downloaded).
+    """
     scheme, _, rest = uri.partition("://")
     if scheme == "file":
         folder = Path(rest)
@@ -49,14 +54,18 @@ def resolve(uri: str, mount: Path, cache: Path) -> Path:
 
 
 def _download(uri: str, rest: str, cache: Path) -> Path:
-    """HF_ENDPOINT and HF_TOKEN are read by huggingface_hub itself, which also bounds and retries each request."""
+    """HF_ENDPOINT and HF_TOKEN are read by huggingface_hub itself, which also bounds and retries
+    each request.
+    """
     match = _HF_NAME.fullmatch(rest)
     if match is None:
         raise ModelError(f"model uri {uri}: must be hf://org/name or hf://org/name@revision")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(match["name"], revision=match["revision"], cache_dir=cache, allow_patterns=_FILES))
+        return Path(
+            snapshot_download(match["name"], revision=match["revision"], cache_dir=cache, allow_patterns=_FILES)
+        )
     except Exception as error:
         raise ModelError(f"model uri {uri}: {error}") from error
 
@@ -82,7 +91,10 @@ def tokenizer_files(folder: Path) -> dict[str, Any]:
 
 
 def pick_dtype(setting: str, config: ModelConfig, device: str) -> torch.dtype:
-    """`auto` is the checkpoint's own. On a CPU float16 becomes bfloat16 (CPUs compute it a thousand times slower)."""
+    """`auto` is the checkpoint's own.
+
+    On a CPU float16 becomes bfloat16 (CPUs compute it a thousand times slower).
+    """
     if setting == "auto":
         dtype = DTYPES.get(config.dtype, torch.bfloat16)
         return torch.bfloat16 if dtype == torch.float16 and device == "cpu" else dtype

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import torch
 
-from disagg_worker.backend.api import Backend
-from disagg_worker.engine.config import Quantization
+from disagg_worker.backend.interface import Backend
 from disagg_worker.model.checkpoint import Checkpoint, OnProgress
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.decoder import Decoder, Parallel
 from disagg_worker.model.quantization import make_source
 from disagg_worker.model.weights import Shard
+from disagg_worker.values.choices import Quantization
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The network, and the digest of config and weights (hex SHA-256, with `+int4` or the like where it was quantised here; empty on
-    ranks above 0)."""
+    """The network, and the digest of config and weights (hex SHA-256, with `+int4` or the like
+    where it was quantised here; empty on ranks above 0).
+    """
 
     network: Decoder
     digest: str
@@ -37,7 +38,9 @@ def load_network(
     quantization: Quantization = "none",
     on_progress: OnProgress | None = None,
 ) -> Loaded:
-    """Read matrix by matrix, each handed to the backend before the next is read. `positions`: how many the rotary tables cover.
+    """Read matrix by matrix, each handed to the backend before the next is read.
+
+    `positions`: how many the rotary tables cover.
 
     Raises ModelError naming file, field or tensor.
     """

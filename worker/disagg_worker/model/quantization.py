@@ -1,6 +1,9 @@
-"""Weight-only quantisation: done here at load, or read from a checkpoint that stores it. Embedding, head and norms stay as they are.
+"""Weight-only quantisation: done here at load, or read from a checkpoint that stores it.
 
-Formats as their makers publish them: GPTQ (AutoGPTQ's QuantLinear), AWQ (AutoAWQ's WQLinear_GEMM), compressed-tensors (vLLM project).
+Embedding, head and norms stay as they are.
+
+Formats as their makers publish them: GPTQ (AutoGPTQ's QuantLinear), AWQ (AutoAWQ's WQLinear_GEMM),
+compressed-tensors (vLLM project).
 """
 
 from __future__ import annotations
@@ -9,9 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from disagg_worker.backend.api import DenseWeight, Fp8Weight, GroupQuantizedWeight, Weight
-from disagg_worker.engine.api import ModelError
-from disagg_worker.engine.config import Quantization
+from disagg_worker.backend.interface import DenseWeight, Fp8Weight, GroupQuantizedWeight, Weight
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.quantization_config import StoredQuantization
@@ -26,16 +27,21 @@ from disagg_worker.model.weights import (
     read_bias,
     read_head,
 )
+from disagg_worker.values.choices import Quantization
+from disagg_worker.values.errors import ModelError
 
 _GROUPS = (128, 64, 32)
-# How far the range of a group is narrowed when that loses less than it gains; the best is kept, by squared error.
+# How far the range of a group is narrowed when that loses less than it gains; the best is kept, by
+# squared error.
 _CLIPS = (1.0, 0.96, 0.92, 0.88, 0.84)
 _FP8_MOST = 448.0
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def quantize(weight: torch.Tensor, bits: int, group_size: int) -> GroupQuantizedWeight:
-    """Round to the nearest of 2^bits values between a group's least and greatest; weight [out, in], group_size divides in."""
+    """Round to the nearest of 2^bits values between a group's least and greatest; weight [out, in],
+    group_size divides in.
+    """
     out, inputs = weight.shape
     values = weight.float().view(out, inputs // group_size, group_size)
     low, high = values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)
@@ -80,7 +86,10 @@ class QuantizingSource:
 
 
 class StoredWeights:
-    """Implements WeightSource over a quantised checkpoint. A module that it stores as plain floats is taken so."""
+    """Implements WeightSource over a quantised checkpoint.
+
+    A module that it stores as plain floats is taken so.
+    """
 
     _SUFFIXES = {
         "gptq": ("qweight", "qzeros", "scales", "g_idx"),
@@ -91,9 +100,19 @@ class StoredWeights:
     }
     _OPTIONAL = frozenset({"g_idx", "weight_zero_point", "input_scale"})
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, stored: StoredQuantization, dtype: torch.dtype, shard: Shard) -> None:
-        self._checkpoint, self._config, self._stored, self._dtype, self._shard = checkpoint, config, stored, dtype, shard
-        self._shapes = {f"model.layers.{i}.{m}": shape for i in range(config.layers) for m, shape, _ in module_shapes(config)}
+    def __init__(
+        self, checkpoint: Checkpoint, config: ModelConfig, stored: StoredQuantization, dtype: torch.dtype, shard: Shard
+    ) -> None:
+        self._checkpoint, self._config, self._stored, self._dtype, self._shard = (
+            checkpoint,
+            config,
+            stored,
+            dtype,
+            shard,
+        )
+        self._shapes = {
+            f"model.layers.{i}.{m}": shape for i in range(config.layers) for m, shape, _ in module_shapes(config)
+        }
         self._check_names()
 
     def _quantized(self, module: str) -> bool:
@@ -165,7 +184,9 @@ class StoredWeights:
         if s.method == "packed":
             outputs, inputs = self._shapes[name]
             q = unpack(raw(f"{name}.weight_packed"), s.bits)[:, :inputs]
-            return _grouped(s.bits, q, scale.view(outputs, -1), torch.full((outputs, 1), float(1 << (s.bits - 1))), name)
+            return _grouped(
+                s.bits, q, scale.view(outputs, -1), torch.full((outputs, 1), float(1 << (s.bits - 1))), name
+            )
         weight = raw(f"{name}.weight")
         if s.method == "fp8":
             if weight.dtype != torch.float8_e4m3fn:
@@ -175,17 +196,25 @@ class StoredWeights:
             raise ModelError(f"{name}.weight is stored as {weight.dtype}, quantization_config says int 8")
         columns = scale.view(-1, 1) if scale.numel() == 1 else scale.view(weight.shape[0], -1)
         return _grouped(
-            8, (weight.int() + 128).to(torch.uint8), columns.expand(weight.shape[0], -1), torch.full((weight.shape[0], 1), 128.0), name
+            8,
+            (weight.int() + 128).to(torch.uint8),
+            columns.expand(weight.shape[0], -1),
+            torch.full((weight.shape[0], 1), 128.0),
+            name,
         )
 
     def _check_order(self, name: str, inputs: int) -> None:
-        """GPTQ with activation order scatters groups over the inputs, which the kernels do not follow."""
+        """GPTQ with activation order scatters groups over the inputs, which the kernels do not
+        follow.
+        """
         if f"{name}.g_idx" not in self._checkpoint:
             return
         order = self._checkpoint.raw(f"{name}.g_idx")
         size = self._stored.group_size or inputs
         if not torch.equal(order.long(), torch.arange(inputs) // size):
-            raise ModelError(f"{name}.g_idx: groups out of order (config.json: quantization_config.desc_act) are not supported")
+            raise ModelError(
+                f"{name}.g_idx: groups out of order (config.json: quantization_config.desc_act) are not supported"
+            )
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
@@ -206,7 +235,9 @@ def _grouped(bits: int, q: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
     groups = scale.shape[1]
     if q.shape[1] % groups:
         raise ModelError(f"{name}: {groups} groups do not divide {q.shape[1]} inputs")
-    return GroupQuantizedWeight(bits, q.shape[1] // groups, q.contiguous(), scale.contiguous(), zero.expand(scale.shape).contiguous())
+    return GroupQuantizedWeight(
+        bits, q.shape[1] // groups, q.contiguous(), scale.contiguous(), zero.expand(scale.shape).contiguous()
+    )
 
 
 def cut(weight: Weight, split: Split, shard: Shard, name: str) -> Weight:
@@ -216,9 +247,15 @@ def cut(weight: Weight, split: Split, shard: Shard, name: str) -> Weight:
     if split == "outputs":
         if isinstance(weight, GroupQuantizedWeight):
             rows = shard.part(weight.q.shape[0])
-            return GroupQuantizedWeight(weight.bits, weight.group_size, weight.q[rows], weight.scale[rows], weight.zero[rows])
+            return GroupQuantizedWeight(
+                weight.bits, weight.group_size, weight.q[rows], weight.scale[rows], weight.zero[rows]
+            )
         rows = shard.part(weight.weight.shape[0])
-        return Fp8Weight(weight.weight[rows], weight.scale[rows]) if isinstance(weight, Fp8Weight) else DenseWeight(weight.weight[rows])
+        return (
+            Fp8Weight(weight.weight[rows], weight.scale[rows])
+            if isinstance(weight, Fp8Weight)
+            else DenseWeight(weight.weight[rows])
+        )
     if isinstance(weight, GroupQuantizedWeight):
         groups = weight.scale.shape[1]
         if groups > 1 and groups % shard.size:
@@ -243,7 +280,8 @@ def stacked(parts: Sequence[Weight], names: Sequence[str]) -> Weight:
     if isinstance(first, Fp8Weight):
         found = [p for p in parts if isinstance(p, Fp8Weight)]
         return Fp8Weight(
-            torch.cat([p.weight.view(torch.uint8) for p in found]).view(torch.float8_e4m3fn), torch.cat([p.scale for p in found])
+            torch.cat([p.weight.view(torch.uint8) for p in found]).view(torch.float8_e4m3fn),
+            torch.cat([p.scale for p in found]),
         )
     alike = [p for p in parts if isinstance(p, GroupQuantizedWeight) and p.group_size == first.group_size]
     if len(alike) != len(parts):
@@ -252,11 +290,18 @@ def stacked(parts: Sequence[Weight], names: Sequence[str]) -> Weight:
     return GroupQuantizedWeight(first.bits, first.group_size, *columns)
 
 
-def make_source(checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, shard: Shard, quantization: Quantization) -> WeightSource:
-    """The source for a checkpoint and a wish. Raises ModelError when a quantised checkpoint is to be quantised otherwise."""
+def make_source(
+    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, shard: Shard, quantization: Quantization
+) -> WeightSource:
+    """The source for a checkpoint and a wish.
+
+    Raises ModelError when a quantised checkpoint is to be quantised otherwise.
+    """
     if config.quantization is None:
         source = FloatWeights(checkpoint, config, dtype, shard)
         return source if quantization == "none" else QuantizingSource(source, quantization)
     if quantization != "none":
-        raise ModelError(f"quantization {quantization!r}: the checkpoint is quantised already ({config.quantization.method})")
+        raise ModelError(
+            f"quantization {quantization!r}: the checkpoint is quantised already ({config.quantization.method})"
+        )
     return StoredWeights(checkpoint, config, config.quantization, dtype, shard)

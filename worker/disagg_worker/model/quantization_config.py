@@ -1,4 +1,7 @@
-"""PURE: config.json's `quantization_config`, of the formats that can be read. What can't is refused by name."""
+"""PURE: config.json's `quantization_config`, of the formats that can be read.
+
+What can't is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from disagg_worker.engine.api import ModelError
+from disagg_worker.values.errors import ModelError
 
 _AT = "config.json: quantization_config"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredQuantization:
-    """How a checkpoint stores its linear modules. `group_size` 0: one scale for a whole row. `zero_offset`: added to stored zeros."""
+    """How a checkpoint stores its linear modules.
+
+    `group_size` 0: one scale for a whole row. `zero_offset`: added to stored zeros.
+    """
 
     method: str  # gptq | awq | packed | int8 | fp8
     bits: int

@@ -1,4 +1,6 @@
-"""Rotary position embeddings and the ways they are stretched beyond the trained length (formulas: transformers, modeling_rope_utils)."""
+"""Rotary position embeddings and the ways they are stretched beyond the trained length (formulas:
+transformers, modeling_rope_utils).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import math
 
 import torch
 
-from disagg_worker.backend.api import Rotary
+from disagg_worker.backend.interface import Rotary
 from disagg_worker.model.config import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
 
 
@@ -24,7 +26,9 @@ def _llama3(inverse: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
 
 
 def _yarn(inverse: torch.Tensor, scaling: YarnScaling, theta: float, dim: int) -> torch.Tensor:
-    """Dimensions that turn fewer than beta_slow times in the trained length are stretched, more than beta_fast kept, a ramp between."""
+    """Dimensions that turn fewer than beta_slow times in the trained length are stretched, more
+    than beta_fast kept, a ramp between.
+    """
 
     def dimension(turns: float) -> float:
         return dim * math.log(scaling.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(theta))

@@ -1,7 +1,8 @@
-"""What the network asks for, and where it comes from: the seam between a checkpoint's tensors and the backend.
+"""What the network asks for, and where it comes from: the seam between a checkpoint's tensors and
+the backend.
 
-A `WeightSource` gives each matrix as a backend Weight, fused and cut to this rank's part. `FloatWeights` reads floating-point checkpoints;
-quantisers stand in its place or behind it.
+A `WeightSource` gives each matrix as a backend Weight, fused and cut to this rank's part.
+`FloatWeights` reads floating-point checkpoints; quantisers stand in its place or behind it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import Literal, Protocol
 
 import torch
 
-from disagg_worker.backend.api import DenseWeight, Weight
-from disagg_worker.engine.api import ModelError
+from disagg_worker.backend.interface import DenseWeight, Weight
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.model.config import ModelConfig
+from disagg_worker.values.errors import ModelError
 
-# How a matrix [out, in] is cut over the ranks of a tensor-parallel group: by outputs, by inputs, or not at all.
+# How a matrix [out, in] is cut over the ranks of a tensor-parallel group: by outputs, by inputs, or
+# not at all.
 Split = Literal["outputs", "inputs", "none"]
 
 
@@ -55,7 +57,9 @@ class WeightSource(Protocol):
         """The matrices of these modules one above the other, each cut."""
 
     def bias(self, names: Sequence[str], split: Split) -> torch.Tensor | None:
-        """Their biases in a row, cut likewise; None where the model has none, or where another rank adds it."""
+        """Their biases in a row, cut likewise; None where the model has none, or where another rank
+        adds it.
+        """
 
 
 def expected_shapes(c: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -95,7 +99,9 @@ def is_computed(name: str) -> bool:
 
 
 class FloatWeights:
-    """Implements WeightSource over a floating-point checkpoint, whose names and shapes are checked before anything is read."""
+    """Implements WeightSource over a floating-point checkpoint, whose names and shapes are checked
+    before anything is read.
+    """
 
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, shard: Shard) -> None:
         self._checkpoint, self._config, self._dtype, self._shard = checkpoint, config, dtype, shard
@@ -142,10 +148,15 @@ def read_head(checkpoint: Checkpoint, config: ModelConfig, shard: Shard, dtype: 
     return DenseWeight(checkpoint.floats(name, rows).to(dtype))
 
 
-def read_bias(checkpoint: Checkpoint, shard: Shard, names: Sequence[str], split: Split, dtype: torch.dtype) -> torch.Tensor | None:
+def read_bias(
+    checkpoint: Checkpoint, shard: Shard, names: Sequence[str], split: Split, dtype: torch.dtype
+) -> torch.Tensor | None:
     """WeightSource.bias of any checkpoint."""
     stored = [f"{name}.bias" for name in names if f"{name}.bias" in checkpoint]
     if not stored or (split == "inputs" and shard.rank):
         return None  # partial sums: only the first rank adds the bias
-    parts = [checkpoint.floats(name, shard.part(checkpoint.shape(name)[0]) if split == "outputs" else slice(None)) for name in stored]
+    parts = [
+        checkpoint.floats(name, shard.part(checkpoint.shape(name)[0]) if split == "outputs" else slice(None))
+        for name in stored
+    ]
     return torch.cat(parts).to(dtype)

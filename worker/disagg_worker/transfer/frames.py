@@ -1,4 +1,7 @@
-"""PURE: the frames of a KV transfer (docs/protocol.md, "KV transfer over TCP"). Nothing is allocated before a length was checked."""
+"""PURE: the frames of a KV transfer (docs/protocol.md, "KV transfer over TCP").
+
+Nothing is allocated before a length was checked.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ class FrameType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A frame's header. `length_bytes` is the payload's; `crc32` covers the header before it, and the payload."""
+    """A frame's header.
+
+    `length_bytes` is the payload's; `crc32` covers the header before it, and the payload.
+    """
 
     type: FrameType
     layer: int = 0
@@ -44,7 +50,10 @@ class Header:
 
 
 def encode_header(header: Header, payload: Sequence[bytes | memoryview]) -> tuple[bytes, int]:
-    """The header's bytes and its crc. `header.length_bytes` and `crc32` are computed from the payload's parts."""
+    """The header's bytes and its crc.
+
+    `header.length_bytes` and `crc32` are computed from the payload's parts.
+    """
     length = sum(len(part) for part in payload)
     if length > MAX_PAYLOAD_BYTES:
         raise FrameError(f"payload of {length} bytes is over the limit of {MAX_PAYLOAD_BYTES}")
@@ -56,7 +65,10 @@ def encode_header(header: Header, payload: Sequence[bytes | memoryview]) -> tupl
 
 
 def decode_header(raw: bytes) -> Header:
-    """Parse HEADER_BYTES bytes. Raises FrameError on another magic, an unknown type, or a length over the limit."""
+    """Parse HEADER_BYTES bytes.
+
+    Raises FrameError on another magic, an unknown type, or a length over the limit.
+    """
     magic, kind, flags, layer, seq, first_block, n_blocks, length = _HEAD.unpack_from(raw)
     if magic != MAGIC:
         raise FrameError(f"not a KV transfer of version 1 (magic {magic!r})")

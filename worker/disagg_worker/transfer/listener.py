@@ -1,7 +1,9 @@
-"""The decode half of a transfer: accepts pushes that a ticket announced and writes them into the reserved blocks.
+"""The decode half of a transfer: accepts pushes that a ticket announced and writes them into the
+reserved blocks.
 
-The receiver does the writing, so nothing can arrive in a block after it was freed. A reservation is released by exactly one
-owner: the session while it waits, the connection's thread while it receives, the engine once it took it.
+The receiver does the writing, so nothing can arrive in a block after it was freed. A reservation is
+released by exactly one owner: the session while it waits, the connection's thread while it
+receives, the engine once it took it.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from disagg_worker.engine.api import KvLayout, Reservation
-from disagg_worker.transfer import wire
+from disagg_wire import codes
+from disagg_worker.engine.contract import Reservation
+from disagg_worker.transfer import frame_socket
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Coverage, verify_commit
 from disagg_worker.transfer.ticket import Ticket, TicketError, begin_proof, verify
+from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)
 _LINGER_S = 2.0  # for a refused peer to read why
@@ -36,7 +40,10 @@ class Received:
 
 
 class Phase(Enum):
-    """WAITING -> RECEIVING -> TAKEN, or ENDED from either of the first two. Who moves it out of a phase owns the reservation."""
+    """WAITING -> RECEIVING -> TAKEN, or ENDED from either of the first two.
+
+    Who moves it out of a phase owns the reservation.
+    """
 
     WAITING = "waiting"
     RECEIVING = "receiving"
@@ -46,9 +53,12 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class Session:
-    """One announced transfer. The callbacks come from the connection's thread, exactly one of them, once.
+    """One announced transfer.
 
-    `on_commit` takes the reservation over (it may raise to refuse); `on_failed(code, message)` comes after it was released.
+    The callbacks come from the connection's thread, exactly one of them, once.
+
+    `on_commit` takes the reservation over (it may raise to refuse); `on_failed(code, message)`
+    comes after it was released.
     """
 
     ticket: Ticket
@@ -60,7 +70,10 @@ class Session:
 
 
 class KvListener:
-    """Listens on exactly one address. At most `max_connections` at once; further ones are closed at once."""
+    """Listens on exactly one address.
+
+    At most `max_connections` at once; further ones are closed at once.
+    """
 
     def __init__(
         self,
@@ -91,15 +104,18 @@ class KvListener:
             self._waiting[session.ticket.transfer_id] = session
 
     def cancel(self, session: Session) -> None:
-        """Give a transfer up (idempotent). A reservation that waits is released now; one that is being written, by its thread, which is
-        woken; one that the engine took is the engine's."""
+        """Give a transfer up (idempotent).
+
+        A reservation that waits is released now; one that is being written, by its thread, which is
+        woken; one that the engine took is the engine's.
+        """
         with self._lock:
             phase, session.phase = session.phase, Phase.TAKEN if session.phase is Phase.TAKEN else Phase.ENDED
             self._waiting.pop(session.ticket.transfer_id, None)
         if phase is Phase.WAITING:
             session.reservation.release()
         elif phase is Phase.RECEIVING and session.sock is not None:
-            wire.hang_up(session.sock)
+            frame_socket.hang_up(session.sock)
 
     def begun(self, session: Session) -> bool:
         """The ticket has been used."""
@@ -109,7 +125,7 @@ class KvListener:
     def close(self) -> None:
         """Stop accepting; transfers that run end by themselves within the idle limit."""
         self._closed = True
-        wire.hang_up(self._server)
+        frame_socket.hang_up(self._server)
         self._server.close()
 
     def _accept(self) -> None:
@@ -131,7 +147,7 @@ class KvListener:
     def _serve(self, sock: socket.socket, peer: str) -> None:
         try:
             with sock:
-                self._connection(sock, wire.FrameSocket(sock, self._idle_s), peer)
+                self._connection(sock, frame_socket.FrameSocket(sock, self._idle_s), peer)
         except OSError as failure:
             log.info("connection from %s lost: %s", peer, failure or type(failure).__name__)
         except Exception:
@@ -139,7 +155,7 @@ class KvListener:
         finally:
             self._slots.release()
 
-    def _connection(self, sock: socket.socket, link: wire.FrameSocket, peer: str) -> None:
+    def _connection(self, sock: socket.socket, link: frame_socket.FrameSocket, peer: str) -> None:
         try:
             session = self._begin(sock, link)
         except (FrameError, TicketError) as refusal:
@@ -151,13 +167,13 @@ class KvListener:
         except Exception as failure:  # whatever it was, the blocks must come free
             message = str(failure) or type(failure).__name__
             log.warning("transfer %s from %s failed: %s", session.ticket.transfer_id, peer, message)
-            self._fail(link, session, "transfer_failed", message)
+            self._fail(link, session, codes.TRANSFER_FAILED, message)
             return
         with self._lock:
             cancelled = session.phase is Phase.ENDED
             session.phase = Phase.ENDED if cancelled else Phase.TAKEN
         if cancelled:
-            self._fail(link, session, "cancelled", "the request was cancelled")
+            self._fail(link, session, codes.CANCELLED, "the request was cancelled")
             return
         try:
             session.on_commit(received)
@@ -167,13 +183,13 @@ class KvListener:
             return
         link.send_json(FrameType.ACK, {"kv_bytes": received.kv_bytes})
 
-    def _begin(self, sock: socket.socket, link: wire.FrameSocket) -> Session:
+    def _begin(self, sock: socket.socket, link: frame_socket.FrameSocket) -> Session:
         challenge = secrets.token_bytes(32)
         link.send(Header(FrameType.CHALLENGE), [challenge])
         raw, header = link.header()
         if header.type is not FrameType.BEGIN:
             raise FrameError(f"expected BEGIN, got {header.type.name}")
-        content = wire.parse_json(link.control(raw, header))
+        content = frame_socket.parse_json(link.control(raw, header))
         raw_ticket = content.get("ticket")
         transfer_id = raw_ticket.get("transfer_id") if isinstance(raw_ticket, dict) else None
         proof = content.get("proof")
@@ -192,7 +208,7 @@ class KvListener:
             session.sock = sock
         return session
 
-    def _receive(self, link: wire.FrameSocket, session: Session) -> Received:
+    def _receive(self, link: frame_socket.FrameSocket, session: Session) -> Received:
         started_s = time.monotonic()
         coverage = Coverage(self._layout, session.reservation.n_blocks)
         while True:
@@ -206,25 +222,25 @@ class KvListener:
                 continue
             payload = link.control(raw, header)
             if header.type is FrameType.COMMIT:
-                token = verify_commit(wire.parse_json(payload), coverage, session.ticket, self._vocab_size)
+                token = verify_commit(frame_socket.parse_json(payload), coverage, session.ticket, self._vocab_size)
                 elapsed_s = time.monotonic() - started_s
                 return Received(token, coverage.digest.payload_bytes, elapsed_s)
             if header.type is FrameType.ERROR:
-                content = wire.parse_json(payload)
+                content = frame_socket.parse_json(payload)
                 raise FrameError(f"prefill gave up: {content.get('code')}: {content.get('message')}")
             if header.type is not FrameType.PROGRESS:
                 raise FrameError(f"unexpected {header.type.name}")
 
-    def _fail(self, link: wire.FrameSocket, session: Session, code: str, message: str) -> None:
+    def _fail(self, link: frame_socket.FrameSocket, session: Session, code: str, message: str) -> None:
         with self._lock:
             cancelled = session.phase is Phase.ENDED
             session.phase = Phase.ENDED
         session.reservation.release()
-        session.on_failed("cancelled" if cancelled else code, message)
+        session.on_failed(codes.CANCELLED if cancelled else code, message)
         self._send_error(link, code, message)
 
     @staticmethod
-    def _send_error(link: wire.FrameSocket, code: str, message: str) -> None:
+    def _send_error(link: frame_socket.FrameSocket, code: str, message: str) -> None:
         try:
             link.send_json(FrameType.ERROR, {"code": code, "message": message, "retryable": True})
         except OSError:

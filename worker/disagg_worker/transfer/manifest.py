@@ -7,13 +7,16 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from disagg_worker.engine.api import KvLayout, TokenEvent
 from disagg_worker.transfer.frames import FrameError, Header
 from disagg_worker.transfer.ticket import Ticket
+from disagg_worker.values.events import TokenEvent
+from disagg_worker.values.layouts import KvLayout
 
 
 class Digest:
-    """SHA-256 over the LAYER frames' crcs, in order: cheap, and any lost, doubled or reordered frame changes it."""
+    """SHA-256 over the LAYER frames' crcs, in order: cheap, and any lost, doubled or reordered
+    frame changes it.
+    """
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -44,7 +47,9 @@ class Coverage:
         self._seen = bytearray(self._missing)
 
     def check(self, header: Header) -> None:
-        """Raises FrameError unless this LAYER frame lies inside the reservation, has the right size and is the next one."""
+        """Raises FrameError unless this LAYER frame lies inside the reservation, has the right size
+        and is the next one.
+        """
         if header.seq != self.digest.frames:
             raise FrameError(f"frame {header.seq} came where {self.digest.frames} was due")
         if header.layer >= self.layout.layers:
@@ -70,7 +75,10 @@ class Coverage:
 
 
 def commit_payload(digest: Digest, tokens: int, token_hash: str, first_token: TokenEvent) -> dict[str, Any]:
-    """The COMMIT frame's content. Count and hash are those of the tokens that were computed, not a copy of the ticket's."""
+    """The COMMIT frame's content.
+
+    Count and hash are those of the tokens that were computed, not a copy of the ticket's.
+    """
     return {
         "frames": digest.frames,
         "bytes": digest.payload_bytes,
@@ -84,7 +92,10 @@ def commit_payload(digest: Digest, tokens: int, token_hash: str, first_token: To
 
 
 def verify_commit(payload: object, coverage: Coverage, ticket: Ticket, vocab_size: int) -> int:
-    """The first token, if everything the ticket promised has arrived whole. Raises FrameError, naming what does not hold."""
+    """The first token, if everything the ticket promised has arrived whole.
+
+    Raises FrameError, naming what does not hold.
+    """
     if not isinstance(payload, dict):
         raise FrameError("commit: must be an object")
     expected = {

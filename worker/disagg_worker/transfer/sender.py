@@ -1,7 +1,8 @@
-"""The prefill half of a transfer: one thread a transfer pushes each layer while the engine computes the next.
+"""The prefill half of a transfer: one thread a transfer pushes each layer while the engine computes
+the next.
 
-Bounds: one thread for each prefill in flight, whose number the server limits; what is queued are views of blocks that the engine holds
-anyway; every wait has a timeout, and `cancel` ends them all.
+Bounds: one thread for each prefill in flight, whose number the server limits; what is queued are
+views of blocks that the engine holds anyway; every wait has a timeout, and `cancel` ends them all.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from disagg_worker.engine.api import ErrorEvent, TokenEvent
-from disagg_worker.transfer import wire
+from disagg_wire import codes
+from disagg_worker.transfer import frame_socket
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Digest, commit_payload
 from disagg_worker.transfer.ticket import Ticket, begin_proof, token_hash
+from disagg_worker.values.events import CANCELLED, ErrorEvent, TokenEvent
 
 log = logging.getLogger(__name__)
-# Below the protocol's limit: a frame is in flight as a whole, and its crc is computed before its first byte goes out.
+# Below the protocol's limit: a frame is in flight as a whole, and its crc is computed before its
+# first byte goes out.
 _FRAME_BYTES = 8 << 20
-_CANCELLED = ErrorEvent("cancelled", "cancelled", retryable=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,10 @@ class SenderTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class TransferDone:
-    """How a transfer ended. `exposed_s` is what was left after the computation: the part nothing hid."""
+    """How a transfer ended.
+
+    `exposed_s` is what was left after the computation: the part nothing hid.
+    """
 
     kv_bytes: int
     transfer_s: float
@@ -68,8 +73,11 @@ class TransferFailed(Exception):
 
 
 class TcpKvSender:
-    """Implements engine.api.KvSender over one TCP connection. `on_done` is called exactly once, on the sender's thread, unless
-    nothing was ever sent (the computation failed first)."""
+    """Implements engine.api.KvSender over one TCP connection.
+
+    `on_done` is called exactly once, on the sender's thread, unless nothing was ever sent (the
+    computation failed first).
+    """
 
     def __init__(
         self,
@@ -81,7 +89,10 @@ class TcpKvSender:
         on_done: Callable[[TransferDone], None],
         timeouts: SenderTimeouts | None = None,
     ) -> None:
-        """`tokens`: those that are computed; the commit speaks of them. `source`: local address to connect from, its interface."""
+        """`tokens`: those that are computed; the commit speaks of them.
+
+        `source`: local address to connect from, its interface.
+        """
         self._ticket = ticket
         self._key = key
         self._incarnation = incarnation
@@ -113,14 +124,16 @@ class TcpKvSender:
         self._on_done(TransferDone(0, 0.0, 0.0, self._interface, "", error))
 
     def cancel(self) -> None:
-        """Break the transfer off (idempotent, any thread); `on_done` then comes at once. Does nothing before there is one: that is
-        the engine's to abort."""
+        """Break the transfer off (idempotent, any thread); `on_done` then comes at once.
+
+        Does nothing before there is one: that is the engine's to abort.
+        """
         with self._lock:
             self._cancelled = True
             sock = self._sock
-        self._items.put(_CANCELLED)
+        self._items.put(CANCELLED)
         if sock is not None:
-            wire.hang_up(sock)
+            frame_socket.hang_up(sock)
 
     def _start(self) -> None:
         with self._lock:
@@ -136,7 +149,7 @@ class TcpKvSender:
         except Exception as failure:  # whatever it was, `on_done` must free the blocks
             message = f"KV transfer to {self._ticket.host}:{self._ticket.port}: {failure or type(failure).__name__}"
             log.warning("transfer %s failed: %s", self._ticket.transfer_id, message)
-            error = _CANCELLED if self._cancelled else ErrorEvent("transfer_failed", message, retryable=True)
+            error = CANCELLED if self._cancelled else ErrorEvent(codes.TRANSFER_FAILED, message, retryable=True)
             done = self._not_sent(started_s, error)
         with self._lock:
             self._ended = True
@@ -154,13 +167,13 @@ class TcpKvSender:
             cancelled = self._cancelled
         if cancelled:
             sock.close()
-            raise TransferFailed("cancelled")
+            raise TransferFailed(codes.CANCELLED)
         return sock
 
     def _transfer(self, started_s: float) -> TransferDone:
         digest = Digest()
         with self._connect() as sock:
-            link = wire.FrameSocket(sock, self._timeouts.peer_s)
+            link = frame_socket.FrameSocket(sock, self._timeouts.peer_s)
             raw, header = link.header()
             if header.type is not FrameType.CHALLENGE:
                 raise FrameError(f"expected CHALLENGE, got {header.type.name}")
@@ -185,7 +198,7 @@ class TcpKvSender:
                 peer=f"{self._ticket.host}:{self._ticket.port}",
             )
 
-    def _next_item(self, link: wire.FrameSocket) -> _Item:
+    def _next_item(self, link: frame_socket.FrameSocket) -> _Item:
         """What the engine reports next; meanwhile the peer hears that we live."""
         while True:
             try:
@@ -193,7 +206,7 @@ class TcpKvSender:
             except queue.Empty:
                 self._send(link, Header(FrameType.PROGRESS))
 
-    def _send_layer(self, link: wire.FrameSocket, item: _LayerItem, digest: Digest) -> None:
+    def _send_layer(self, link: frame_socket.FrameSocket, item: _LayerItem, digest: Digest) -> None:
         block_bytes = len(item.blocks[0])
         per_frame = max(1, _FRAME_BYTES // block_bytes)
         for start in range(0, len(item.blocks), per_frame):
@@ -201,7 +214,7 @@ class TcpKvSender:
             header = Header(FrameType.LAYER, item.layer, digest.frames, item.first_block + start, len(part))
             digest.add(self._send(link, header, part), block_bytes * len(part))
 
-    def _send(self, link: wire.FrameSocket, header: Header, payload: Sequence[memoryview] = ()) -> int:
+    def _send(self, link: frame_socket.FrameSocket, header: Header, payload: Sequence[memoryview] = ()) -> int:
         try:
             return link.send(header, payload)
         except ConnectionError:
@@ -209,11 +222,11 @@ class TcpKvSender:
             self._await_ack(link)
             raise
 
-    def _await_ack(self, link: wire.FrameSocket) -> None:
+    def _await_ack(self, link: frame_socket.FrameSocket) -> None:
         raw, header = link.header()
         payload = link.control(raw, header)
         if header.type is FrameType.ERROR:
-            content = wire.parse_json(payload)
+            content = frame_socket.parse_json(payload)
             raise TransferFailed(f"{content.get('code')}: {content.get('message')}")
         if header.type is not FrameType.ACK:
             raise FrameError(f"expected ACK, got {header.type.name}")

@@ -1,7 +1,8 @@
 """PURE: the single-use permission to push one request's KV into one decode worker.
 
-The decode worker signs it with the cluster key, the router carries it, the prefill worker verifies it before it connects: so a
-client, or a router that was talked into something, can't name a host to connect to.
+The decode worker signs it with the cluster key, the router carries it, the prefill worker verifies
+it before it connects: so a client, or a router that was talked into something, can't name a host to
+connect to.
 """
 
 from __future__ import annotations
@@ -44,13 +45,10 @@ def token_hash(tokens: Sequence[int]) -> str:
     return hashlib.sha256(struct.pack(f"<{len(tokens)}I", *tokens)).hexdigest()
 
 
-def http_bearer(key: bytes) -> str:
-    """What routers and workers send as bearer token to each other."""
-    return hmac.new(key, b"disagg-http-v1", hashlib.sha256).hexdigest()
-
-
 def begin_proof(key: bytes, challenge: bytes, transfer_id: str) -> str:
-    """Shows the listener that the connecting worker knows the cluster key, for this connection only."""
+    """Shows the listener that the connecting worker knows the cluster key, for this connection
+    only.
+    """
     return hmac.new(key, challenge + transfer_id.encode(errors="replace"), hashlib.sha256).hexdigest()
 
 
@@ -75,7 +73,10 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def verify(key: bytes, raw: object) -> Ticket:
-    """Parse and check a ticket. Raises TicketError, which names the field but never shows the expected mac."""
+    """Parse and check a ticket.
+
+    Raises TicketError, which names the field but never shows the expected mac.
+    """
     if not isinstance(raw, dict):
         raise TicketError("ticket: must be an object")
     known = {f.name: f for f in fields(Ticket)}

@@ -1,7 +1,10 @@
-"""Door: asks pods themselves, by their address. No Prometheus is needed.
+"""Door: asks pods themselves, by their address.
 
-Bounded in number of requests at once, in time and in bytes; follows no redirect. Addresses come from the status of pods that we
-own and must be literal IP addresses, so nothing can steer a request elsewhere.
+No Prometheus is needed.
+
+Bounded in number of requests at once, in time and in bytes; follows no redirect. Addresses come
+from the status of pods that we own and must be literal IP addresses, so nothing can steer a request
+elsewhere.
 """
 
 from __future__ import annotations

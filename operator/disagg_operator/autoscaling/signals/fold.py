@@ -1,7 +1,8 @@
 """PURE: pods' samples, now and before, to the signals of an `Observation`.
 
-Counters are differenced for each pod (a smaller value is a fresh start from zero) and then summed. A pod that did not answer is unknown:
-the others speak for it, and the pool is marked `partial`, so that nobody scales down on it. Where none answered the signal is NaN.
+Counters are differenced for each pod (a smaller value is a fresh start from zero) and then summed.
+A pod that did not answer is unknown: the others speak for it, and the pool is marked `partial`, so
+that nobody scales down on it. Where none answered the signal is NaN.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals
+from disagg_operator.autoscaling.policy.observation import DecodeSignals, Folded, Observation, Pods, PrefillSignals
 from disagg_operator.autoscaling.signals.samples import Sample
+from disagg_wire import series
+from disagg_wire.roles import DECODE, PREFILL, ROLES
 
 Routed = Callable[[str], float]
 Answers = Mapping[str, Sample | None]  # of the pods that should answer
@@ -19,6 +22,19 @@ Answers = Mapping[str, Sample | None]  # of the pods that should answer
 MAX_GAP_S = 120.0
 _SHARE_MEMORY_S = 120.0
 _YOUNG_S = 60.0
+# The counters from which a worker's speed is learned, by the field that takes their growth.
+_LEARNED_OF_PREFILL = {
+    "batches": series.WORKER_PREFILL_BATCHES,
+    "batch_tokens": series.WORKER_PREFILL_BATCH_TOKENS,
+    "batch_tokens_squared": series.WORKER_PREFILL_BATCH_TOKENS_SQUARED,
+    "batch_s": series.WORKER_PREFILL_BATCH_SECONDS,
+}
+_LEARNED_OF_DECODE = {
+    "steps": series.WORKER_DECODE_STEPS,
+    "step_sequences": series.WORKER_DECODE_STEP_SEQUENCES,
+    "step_kv_tokens": series.WORKER_DECODE_STEP_KV_TOKENS,
+    "step_s": series.WORKER_DECODE_STEP_SECONDS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +55,10 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the next look is compared with. `at_s`: the last look; `seen_s`: since when each pod answers."""
+    """What the next look is compared with.
+
+    `at_s`: the last look; `seen_s`: since when each pod answers.
+    """
 
     at_s: float = math.nan
     samples: Mapping[str, Sample] = field(default_factory=dict)
@@ -59,15 +78,7 @@ class Look:
     decode_pods: Pods
 
 
-@dataclass(frozen=True, slots=True)
-class Folded:
-    """`partial`: the pools of which something is not known, though not all."""
-
-    observation: Observation
-    partial: frozenset[str]
-
-
-class _Pool:
+class _PoolSums:
     """One kind of pods: sums over them."""
 
     def __init__(self, answers: Answers, memory: Memory, interval_s: float, now_s: float) -> None:
@@ -97,7 +108,9 @@ class _Pool:
         return self._for_all(values)
 
     def increase_of_old(self, *metrics: str) -> tuple[float, ...]:
-        """As `increase`, of the same pods for all metrics, without those that are new and without any word for the silent."""
+        """As `increase`, of the same pods for all metrics, without those that are new and without
+        any word for the silent.
+        """
         if math.isnan(self._interval_s) or not self._old:
             return (math.nan,) * len(metrics)
         rows = [[self._increase(pod, s, m) for m in metrics] for pod, s in self._old.items()]
@@ -128,9 +141,9 @@ def fold(look: Look, memory: Memory) -> tuple[Folded, Memory]:
     if not 0 < interval_s <= MAX_GAP_S:
         interval_s = math.nan
         memory = replace(memory, samples={})
-    routers = _Pool(look.routers, memory, interval_s, look.now_s)
-    prefill = _Pool(look.prefill, memory, interval_s, look.now_s)
-    decode = _Pool(look.decode, memory, interval_s, look.now_s)
+    routers = _PoolSums(look.routers, memory, interval_s, look.now_s)
+    prefill = _PoolSums(look.prefill, memory, interval_s, look.now_s)
+    decode = _PoolSums(look.decode, memory, interval_s, look.now_s)
     known = len(look.routers) > 0 and not math.isnan(interval_s)
 
     def routed(metric: str) -> float:
@@ -141,9 +154,9 @@ def fold(look: Look, memory: Memory) -> tuple[Folded, Memory]:
         look.now_s, 0.0 if math.isnan(interval_s) else interval_s,
         _prefill(look, routed, share, routers, prefill), _decode(look, routed, routers, decode),
     )  # fmt: skip
-    partial = {name for name, pool in (("prefill", prefill), ("decode", decode)) if pool.silent}
+    partial = {name for name, pool in ((PREFILL, prefill), (DECODE, decode)) if pool.silent}
     if routers.silent or not look.routers:
-        partial |= {"prefill", "decode"}
+        partial |= set(ROLES)
     return Folded(observation, frozenset(partial)), _remember(look, memory, share)
 
 
@@ -159,7 +172,11 @@ def _remember(look: Look, memory: Memory, share: Share) -> Memory:
 
 
 def _share(share: Share, routed: Routed, interval_s: float) -> Share:
-    grown = [routed(f"disagg_router_prefilled_tokens{power}_total:{part}") for power in ("", "_squared") for part in ("prompt", "uncached")]
+    grown = [
+        routed(f"{name}:{part}")
+        for name in (series.ROUTER_PREFILLED_TOKENS, series.ROUTER_PREFILLED_TOKENS_SQUARED)
+        for part in (series.PROMPT, series.UNCACHED)
+    ]
     if any(map(math.isnan, grown)):
         return share
     keep = math.exp(-interval_s / _SHARE_MEMORY_S)
@@ -167,47 +184,52 @@ def _share(share: Share, routed: Routed, interval_s: float) -> Share:
     return Share(*(keep * a + b for a, b in zip(old, grown, strict=True)))
 
 
-def _prefill(look: Look, routed: Routed, share: Share, routers: _Pool, workers: _Pool) -> PrefillSignals:
-    arrivals = routed("disagg_router_arrivals_total")
-    tokens = routed("disagg_router_arrived_prompt_tokens_total") * share.tokens()
-    outside = routers.gauge("disagg_router_waiting_requests:prefill") if look.routers else math.nan
+def _kept_and_missed(routed: Routed, objective: str) -> tuple[float, float]:
+    """Return how many requests kept an objective, and how many missed it."""
+    name = f"{series.ROUTER_OBJECTIVE_REQUESTS}:{objective}"
+    return routed(f"{name}:{series.TRUE}"), routed(f"{name}:{series.FALSE}")
+
+
+def _prefill(look: Look, routed: Routed, share: Share, routers: _PoolSums, workers: _PoolSums) -> PrefillSignals:
+    arrivals = routed(series.ROUTER_ARRIVALS)
+    tokens = routed(series.ROUTER_ARRIVED_PROMPT_TOKENS) * share.tokens()
+    outside = routers.gauge(f"{series.ROUTER_WAITING_REQUESTS}:{PREFILL}") if look.routers else math.nan
     mean = tokens / arrivals if arrivals > 0 else 0.0
-    ok, missed = (routed(f"disagg_router_objective_requests_total:ttft:{word}") for word in ("true", "false"))
-    names = ("batches", "batch_tokens", "batch_tokens_squared", "batch_seconds")
-    learned = workers.increase_of_old(*(f"disagg_worker_prefill_{n}_total" for n in names))
-    limit, most = (workers.gauge(f"disagg_prefill_batch_{n}_tokens") for n in ("limit", "most"))
+    ok, missed = _kept_and_missed(routed, series.TTFT)
+    learned = workers.increase_of_old(*_LEARNED_OF_PREFILL.values())
+    limit = workers.gauge(series.PREFILL_BATCH_LIMIT_TOKENS)
+    most = workers.gauge(series.PREFILL_BATCH_MOST_TOKENS)
     return PrefillSignals(
         pods=look.prefill_pods,
         arrivals=arrivals,
         prompt_tokens=tokens,
-        prompt_tokens_squared=routed("disagg_router_arrived_prompt_tokens_squared_total") * share.squares(),
-        waiting_requests=workers.gauge("disagg_worker_waiting_requests") + outside,
-        waiting_tokens=workers.gauge("disagg_worker_waiting_tokens") + outside * mean,
-        running_requests=workers.gauge("disagg_worker_running_requests"),
-        busy_s=workers.increase("disagg_worker_prefill_batch_seconds_total"),
+        prompt_tokens_squared=routed(series.ROUTER_ARRIVED_PROMPT_TOKENS_SQUARED) * share.squares(),
+        waiting_requests=workers.gauge(series.WORKER_WAITING_REQUESTS) + outside,
+        waiting_tokens=workers.gauge(series.WORKER_WAITING_TOKENS) + outside * mean,
+        running_requests=workers.gauge(series.WORKER_RUNNING_REQUESTS),
+        busy_s=workers.increase(series.WORKER_PREFILL_BATCH_SECONDS),
         ttft_total=ok + missed,
         ttft_ok=ok,
         batch_share=limit / most if most > 0 else math.nan,
-        **dict(zip(("batches", "batch_tokens", "batch_tokens_squared", "batch_s"), learned, strict=True)),
+        **dict(zip(_LEARNED_OF_PREFILL, learned, strict=True)),
     )
 
 
-def _decode(look: Look, routed: Routed, routers: _Pool, workers: _Pool) -> DecodeSignals:
-    outside = routers.gauge("disagg_router_waiting_requests:decode") if look.routers else math.nan
-    ok, missed = (routed(f"disagg_router_objective_requests_total:tpot:{word}") for word in ("true", "false"))
-    names = ("steps", "step_sequences", "step_kv_tokens", "step_seconds")
-    learned = workers.increase_of_old(*(f"disagg_worker_decode_{n}_total" for n in names))
+def _decode(look: Look, routed: Routed, routers: _PoolSums, workers: _PoolSums) -> DecodeSignals:
+    outside = routers.gauge(f"{series.ROUTER_WAITING_REQUESTS}:{DECODE}") if look.routers else math.nan
+    ok, missed = _kept_and_missed(routed, series.TPOT)
+    learned = workers.increase_of_old(*_LEARNED_OF_DECODE.values())
     return DecodeSignals(
         pods=look.decode_pods,
-        waiting_requests=workers.gauge("disagg_worker_waiting_requests") + outside,
-        running_requests=workers.gauge("disagg_worker_running_requests"),
-        kv_tokens=workers.gauge("disagg_worker_kv_tokens"),
-        kv_capacity_tokens=workers.mean("disagg_worker_kv_capacity_tokens"),
-        generated_tokens=workers.increase("disagg_worker_generated_tokens_total"),
-        completions=routed("disagg_router_completions_total"),
-        completed_output_tokens=routed("disagg_router_completed_tokens_total:output"),
-        completed_context_tokens=routed("disagg_router_completed_tokens_total:context"),
+        waiting_requests=workers.gauge(series.WORKER_WAITING_REQUESTS) + outside,
+        running_requests=workers.gauge(series.WORKER_RUNNING_REQUESTS),
+        kv_tokens=workers.gauge(series.WORKER_KV_TOKENS),
+        kv_capacity_tokens=workers.mean(series.WORKER_KV_CAPACITY_TOKENS),
+        generated_tokens=workers.increase(series.WORKER_GENERATED_TOKENS),
+        completions=routed(series.ROUTER_COMPLETIONS),
+        completed_output_tokens=routed(f"{series.ROUTER_COMPLETED_TOKENS}:{series.OUTPUT}"),
+        completed_context_tokens=routed(f"{series.ROUTER_COMPLETED_TOKENS}:{series.CONTEXT}"),
         tpot_total=ok + missed,
         tpot_ok=ok,
-        **dict(zip(("steps", "step_sequences", "step_kv_tokens", "step_s"), learned, strict=True)),
+        **dict(zip(_LEARNED_OF_DECODE, learned, strict=True)),
     )

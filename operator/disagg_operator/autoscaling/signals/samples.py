@@ -1,6 +1,9 @@
-"""PURE: what one pod reported at one moment, by metric. What is no finite number >= 0 is absent, and absent is never zero.
+"""PURE: what one pod reported at one moment, by metric.
 
-A metric with labels of our own has a name for each: `disagg_router_waiting_requests:decode`, label values in the order of `LABELS`.
+What is no finite number >= 0 is absent, and absent is never zero.
+
+A metric with labels of our own has a name for each: `disagg_router_waiting_requests:decode`, label
+values in the order of `READ_LABELS`.
 """
 
 from __future__ import annotations
@@ -12,24 +15,10 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-# The labels that tell our series apart; what a scraper adds (job, instance, namespace, ...) is not among them.
-LABELS = ("objective", "within", "part", "kind", "pool", "role")
-ROUTER_METRICS = (
-    "disagg_router_waiting_requests", "disagg_router_arrivals_total", "disagg_router_arrived_prompt_tokens_total",
-    "disagg_router_arrived_prompt_tokens_squared_total", "disagg_router_prefilled_tokens_total",
-    "disagg_router_prefilled_tokens_squared_total", "disagg_router_objective_requests_total", "disagg_router_completions_total",
-    "disagg_router_completed_tokens_total",
-)  # fmt: skip
-WORKER_METRICS = (
-    "disagg_worker_waiting_requests", "disagg_worker_waiting_tokens", "disagg_worker_running_requests", "disagg_worker_kv_tokens",
-    "disagg_worker_kv_capacity_tokens", "disagg_worker_generated_tokens_total",
-    "disagg_worker_prefill_batches_total", "disagg_worker_prefill_batch_tokens_total",
-    "disagg_worker_prefill_batch_tokens_squared_total", "disagg_worker_prefill_batch_seconds_total",
-    "disagg_worker_decode_steps_total", "disagg_worker_decode_step_sequences_total", "disagg_worker_decode_step_kv_tokens_total",
-    "disagg_worker_decode_step_seconds_total", "disagg_worker_info", "disagg_prefill_batch_limit_tokens",
-    "disagg_prefill_batch_most_tokens",
-)  # fmt: skip
-_WANTED = frozenset((*ROUTER_METRICS, *WORKER_METRICS))
+from disagg_wire.series import READ_LABELS, READ_OF_ROUTERS, READ_OF_WORKERS, WORKER_INFO
+
+_WANTED = frozenset((*READ_OF_ROUTERS, *READ_OF_WORKERS))
+_ROLE_PREFIX = f"{WORKER_INFO}:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +34,7 @@ class Sample:
 
 
 def flat(name: str, labels: Mapping[str, str]) -> str:
-    return ":".join((name, *(labels[label] for label in LABELS if label in labels)))
+    return ":".join((name, *(labels[label] for label in READ_LABELS if label in labels)))
 
 
 def parse(text: str, at_s: float) -> Sample | None:
@@ -67,8 +56,10 @@ def add(values: dict[str, float], metric: str, value: float) -> None:
 
 
 def from_matrix(answer: Any, now_s: float, max_age_s: float) -> dict[str, Sample] | None:
-    """A range vector of raw series with a `pod` label, as Prometheus answers it -> the last look at each pod. What is older than
-    `max_age_s` is left out, as is what makes no sense; None for what is no matrix at all."""
+    """A range vector of raw series with a `pod` label, as Prometheus answers it -> the last look at
+    each pod. What is older than `max_age_s` is left out, as is what makes no sense; None for what
+    is no matrix at all.
+    """
     if not isinstance(answer, list):
         return None
     newest: dict[str, float] = {}
@@ -94,3 +85,17 @@ def _last_point(series: Any) -> tuple[str, str, float, float] | None:
         return (pod, flat(name, labels), float(at_s), float(value)) if name in _WANTED else None
     except (KeyError, IndexError, TypeError, ValueError):
         return None
+
+
+def role_of(sample: Sample | None) -> str | None:
+    """The role that a worker says it has."""
+    if sample is None:
+        return None
+    return next(
+        (
+            m.removeprefix(_ROLE_PREFIX)
+            for m, value in sample.values.items()
+            if m.startswith(_ROLE_PREFIX) and value > 0
+        ),
+        None,
+    )

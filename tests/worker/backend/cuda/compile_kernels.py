@@ -1,5 +1,7 @@
-"""Compile every kernel for a GPU that is not there, as the host code launches it for an 8B-shaped model; run as a process of its own:
-compile_kernels.py CAPABILITY. Prints a line of JSON for each kernel: registers, bytes of stack (spills), bytes of shared memory."""
+"""Compile every kernel for a GPU that is not there, as the host code launches it for an 8B-shaped
+model; run as a process of its own: compile_kernels.py CAPABILITY. Prints a line of JSON for each
+kernel: registers, bytes of stack (spills), bytes of shared memory.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from disagg_worker.backend.api import Chunk, GroupQuantizedWeight, HeadNorms, QkvShape, Rotary
 from disagg_worker.backend.cuda import decode_attention, elementwise, prefill_attention, store
 from disagg_worker.backend.cuda.weight_only import WeightOnly
+from disagg_worker.backend.interface import Chunk, GroupQuantizedWeight, HeadNorms, QkvShape, Rotary
 from disagg_worker.model.quantization import to_fp8
 
 CPU = torch.device("cpu")
@@ -48,7 +50,9 @@ def usage(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True).stdout
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
     if found is None:
         raise RuntimeError(text)
@@ -75,7 +79,9 @@ def launches(*, fp8: bool) -> None:
             prefill_attention.attend(q, cache, 1, prepared, window)
     for bits in (4, 8):
         table = torch.zeros(4096, 32)
-        quantized = WeightOnly(GroupQuantizedWeight(bits, 128, torch.zeros(4096, 4096, dtype=torch.uint8), table, table), 128, CPU)
+        quantized = WeightOnly(
+            GroupQuantizedWeight(bits, 128, torch.zeros(4096, 4096, dtype=torch.uint8), table, table), 128, CPU
+        )
         for rows in (1, 64):
             quantized.product(torch.zeros(rows, 4096, dtype=KIND), None)
     for rows in (1, 64) if fp8 else ():
@@ -88,7 +94,12 @@ def main() -> None:
 
     def compiled(function: Any, *args: Any, **options: Any) -> Any:
         kernel = run(function, *args, **{**options, "warmup": True})
-        print(json.dumps({"kernel": function.__name__, **usage(kernel.asm["cubin"]), "shared_bytes": kernel.metadata.shared}), flush=True)
+        print(
+            json.dumps(
+                {"kernel": function.__name__, **usage(kernel.asm["cubin"]), "shared_bytes": kernel.metadata.shared}
+            ),
+            flush=True,
+        )
         return kernel
 
     JITFunction.run = compiled

@@ -1,6 +1,8 @@
-"""Every kernel against plain torch, over shapes; by Triton's interpreter where there is no GPU, so on small ones.
+"""Every kernel against plain torch, over shapes; by Triton's interpreter where there is no GPU, so
+on small ones.
 
-In float16 and float32: the interpreter multiplies bfloat16 matrices wrongly (it takes their bits for integers).
+In float16 and float32: the interpreter multiplies bfloat16 matrices wrongly (it takes their bits
+for integers).
 """
 
 from __future__ import annotations
@@ -9,12 +11,11 @@ import pytest
 import torch
 from tests.worker.backend import kernels
 
-from disagg_worker.backend.api import Batch, DenseWeight, Fp8Weight, HeadNorms, QkvShape, Rotary
 from disagg_worker.backend.cuda import decode_attention
 from disagg_worker.backend.cuda.backend import CudaBackend
 from disagg_worker.backend.cuda.prefill_attention import tiles_of
+from disagg_worker.backend.interface import Batch, DenseWeight, Fp8Weight, HeadNorms, QkvShape, Rotary, to_device
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.engine.executor import to_device
 from disagg_worker.model.quantization import quantize, to_fp8
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,7 +53,9 @@ def test_no_rows_are_no_fault() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 8), (8, 1, 64), (2, 2, 80), (4, 1, 128)])
 @pytest.mark.parametrize("normed", [False, True])
-def test_q_k_and_v_are_normed_turned_and_stored(heads: int, kv_heads: int, dim: int, normed: bool, dtype: torch.dtype) -> None:
+def test_q_k_and_v_are_normed_turned_and_stored(
+    heads: int, kv_heads: int, dim: int, normed: bool, dtype: torch.dtype
+) -> None:
     shape, tokens = QkvShape(heads, kv_heads, dim), 5
     norms = HeadNorms(rand(dim, dtype=dtype, seed=3), rand(dim, dtype=dtype, seed=4), 1e-6) if normed else None
     rotary = Rotary(rand(50, dim, dtype=dtype, seed=5), rand(50, dim, dtype=dtype, seed=6))
@@ -72,7 +75,9 @@ def test_q_k_and_v_are_normed_turned_and_stored(heads: int, kv_heads: int, dim: 
     assert torch.equal(mine[:, 0], untouched[:, 0])
 
 
-def _decode(heads: int, kv_heads: int, dim: int, dtype: torch.dtype, lengths: list[int], window: int | None, splits: int) -> None:
+def _decode(
+    heads: int, kv_heads: int, dim: int, dtype: torch.dtype, lengths: list[int], window: int | None, splits: int
+) -> None:
     batch = to_device(kernels.decode_batch(lengths), DEVICE)
     assert batch.tables is not None
     assert batch.lengths is not None

@@ -1,4 +1,6 @@
-"""The whole network over the GPU's kernels, and the batch that a CUDA graph is recorded over; and that every kernel compiles for a GPU."""
+"""The whole network over the GPU's kernels, and the batch that a CUDA graph is recorded over; and
+that every kernel compiles for a GPU.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,10 @@ from hypothesis import strategies as st
 from tests.worker import checkpoints
 from tests.worker.backend import kernels
 
-from disagg_worker.backend.api import Backend
 from disagg_worker.backend.cuda.backend import CudaBackend
 from disagg_worker.backend.cuda.static_batch import BATCH_SIZES, StaticBatch, bucket
+from disagg_worker.backend.interface import Backend, to_device
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.engine.executor import to_device
 from disagg_worker.model.decoder import Decoder
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
@@ -57,7 +58,9 @@ def test_logits_and_kv_are_those_of_plain_torch_with(shape: str, tmp_path: Path)
 
 @torch.inference_mode()
 def test_places_left_over_in_a_recorded_batch_change_nothing(tmp_path: Path) -> None:
-    """What a graph of 4 computes for 3 sequences, twice, the second time with narrower tables than the first left behind."""
+    """What a graph of 4 computes for 3 sequences, twice, the second time with narrower tables than
+    the first left behind.
+    """
     net = network(checkpoints.make(tmp_path), PlainBackend(CPU))
     cache, other = kernels.cache(2, 8, torch.float32), kernels.cache(2, 8, torch.float32)
     static = StaticBatch(4, 16, CPU)
@@ -81,11 +84,16 @@ def test_a_batch_takes_the_next_larger_graph(rows: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_kernel_compiles_without_spills_for_a_gpu_of_capability(capability: int, tmp_path: Path) -> None:
-    """In bfloat16 and with an 8-bit cache, which the interpreter can't show. Types that it lets pass, the compiler does not."""
+    """In bfloat16 and with an 8-bit cache, which the interpreter can't show.
+
+    Types that it lets pass, the compiler does not.
+    """
     script = Path(__file__).parent / "compile_kernels.py"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[4] / "worker"), "TRITON_CACHE_DIR": str(tmp_path)}
-    made = subprocess.run([sys.executable, script, str(capability)], env=environment, capture_output=True, text=True, timeout=280)
+    made = subprocess.run(
+        [sys.executable, script, str(capability)], env=environment, capture_output=True, text=True, timeout=280
+    )
     assert made.returncode == 0, made.stderr
     found = [json.loads(line) for line in made.stdout.splitlines()]
     assert {k["kernel"] for k in found} == {"_rms_norm", "_gated", "_store", "_part", "_together", "_tile", "_product"}

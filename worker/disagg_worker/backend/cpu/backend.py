@@ -1,19 +1,24 @@
-"""The backend over the kernels. Activations are float32 whatever the weights are: on a CPU that costs nothing and rounds less.
+"""The backend over the kernels.
 
-A row's result does not depend on the rows beside it (src/matmul.hpp), so a token is the same alone and in any batch.
+Activations are float32 whatever the weights are: on a CPU that costs nothing and rounds less.
+
+A row's result does not depend on the rows beside it (src/matmul.hpp), so a token is the same alone
+and in any batch.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import TYPE_CHECKING
 
 import torch
 
-from disagg_worker.backend.api import (
+from disagg_worker.backend.cpu import library
+from disagg_worker.backend.cpu.library import Matrix, MatrixKind, pointer
+from disagg_worker.backend.interface import (
     Batch,
     DecodeProgram,
+    DecoderNetwork,
     DenseWeight,
     Fp8Weight,
     GroupQuantizedWeight,
@@ -23,12 +28,7 @@ from disagg_worker.backend.api import (
     Rotary,
     Weight,
 )
-from disagg_worker.backend.cpu import library
-from disagg_worker.backend.cpu.library import Kind, Matrix, pointer
 from disagg_worker.backend.plain import dequantized
-
-if TYPE_CHECKING:
-    from disagg_worker.model.decoder import Decoder
 
 _HUGE_PAGE_BYTES = 2 << 20
 _LINE_BYTES = 64
@@ -44,8 +44,10 @@ def ask_for_huge_pages(memory: torch.Tensor) -> None:
 
 
 class Arena:
-    """Uninitialised bytes in huge pages where the kernel grants them: weights are streamed, small pages would cost walks. Matrices share
-    chunks, since the last part of a mapping that fills no huge page gets small ones."""
+    """Uninitialised bytes in huge pages where the kernel grants them: weights are streamed, small
+    pages would cost walks. Matrices share chunks, since the last part of a mapping that fills no
+    huge page gets small ones.
+    """
 
     _CHUNK_BYTES = 64 << 20
 
@@ -68,34 +70,44 @@ class Arena:
 class PackedLinear:
     """A weight in panels. Implements api.Linear over float32 activations."""
 
-    def __init__(self, backend: CpuBackend, weight: DenseWeight | GroupQuantizedWeight, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, backend: CpuBackend, weight: DenseWeight | GroupQuantizedWeight, bias: torch.Tensor | None
+    ) -> None:
         self._backend = backend
         panel = backend.panel
         if isinstance(weight, DenseWeight):
             source = weight.weight.contiguous()
-            kind = Kind.BF16 if source.dtype == torch.bfloat16 else Kind.F32
+            kind = MatrixKind.BF16 if source.dtype == torch.bfloat16 else MatrixKind.F32
             group, self._scale, self._zero = 0, None, None
         else:
             source = weight.q.contiguous()
-            kind = Kind.INT8 if weight.bits == 8 else Kind.INT4
+            kind = MatrixKind.INT8 if weight.bits == 8 else MatrixKind.INT4
             group = weight.group_size
             self._scale, self._zero = _in_panels(weight.scale, panel), _in_panels(weight.zero, panel)
         self.out_features, self.in_features = source.shape
         self._bias = None if bias is None else _padded(bias.float(), panel)
         panels = -(-self.out_features // panel)
         self._data = backend.arena.take(panels * kind.panel_bytes(panel, self.in_features))
-        backend.kernels.disagg_pack(kind, self.in_features, 0, self.out_features, source.data_ptr(), self._data.data_ptr())
+        backend.kernels.disagg_pack(
+            kind, self.in_features, 0, self.out_features, source.data_ptr(), self._data.data_ptr()
+        )
         self.weight_bytes = self._data.nbytes + (
             self._scale.nbytes + self._zero.nbytes if self._scale is not None and self._zero is not None else 0
         )
         self.matrix = Matrix(
-            kind, self.in_features, self.out_features, group, *map(pointer, (self._data, self._scale, self._zero, self._bias))
+            kind,
+            self.in_features,
+            self.out_features,
+            group,
+            *map(pointer, (self._data, self._scale, self._zero, self._bias)),
         )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.float().contiguous()
         out = torch.empty(x.shape[0], self.out_features)
-        self._backend.kernels.disagg_matmul(self._backend.pool, self.matrix, x.data_ptr(), out.data_ptr(), x.shape[0], 0)
+        self._backend.kernels.disagg_matmul(
+            self._backend.pool, self.matrix, x.data_ptr(), out.data_ptr(), x.shape[0], 0
+        )
         return out
 
 
@@ -148,7 +160,14 @@ class CpuBackend:
         return self.rms_norm(x.add_(delta), weight, eps)
 
     def store_qkv(
-        self, qkv: torch.Tensor, shape: QkvShape, norms: HeadNorms | None, rotary: Rotary, batch: Batch, cache: torch.Tensor, layer: int
+        self,
+        qkv: torch.Tensor,
+        shape: QkvShape,
+        norms: HeadNorms | None,
+        rotary: Rotary,
+        batch: Batch,
+        cache: torch.Tensor,
+        layer: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tokens = qkv.shape[0]
         q = torch.empty(tokens, shape.heads, shape.head_dim)
@@ -173,7 +192,14 @@ class CpuBackend:
         return q, none, none
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, cache: torch.Tensor, layer: int, window: int | None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        batch: Batch,
+        cache: torch.Tensor,
+        layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         tokens, heads, head_dim = q.shape
         out = torch.empty(tokens, heads * head_dim)
@@ -198,7 +224,16 @@ class CpuBackend:
         for c in batch.chunks:
             n, offset = c.stop - c.start, c.start * row_bytes
             self.kernels.disagg_attend_chunk(
-                self.pool, struct, layer, c.table.data_ptr(), n, c.first + n, heads, seen, q.data_ptr() + offset, out.data_ptr() + offset
+                self.pool,
+                struct,
+                layer,
+                c.table.data_ptr(),
+                n,
+                c.first + n,
+                heads,
+                seen,
+                q.data_ptr() + offset,
+                out.data_ptr() + offset,
             )
         return out
 
@@ -208,20 +243,22 @@ class CpuBackend:
         self.kernels.disagg_gated(gate_up.data_ptr(), rows, n, out.data_ptr())
         return out
 
-    def decode_program(self, network: Decoder, cache: torch.Tensor) -> DecodeProgram | None:
+    def decode_program(self, network: DecoderNetwork, cache: torch.Tensor) -> DecodeProgram | None:
         # Blocks lie anywhere in the cache: with small pages each is a walk through the page tables.
         ask_for_huge_pages(cache)
         # Ranks have to add up between the layers, which one call can't.
-        return _DecodeStep(self, network, cache) if network.parallel is None else None
+        return _DecodeStep(self, network, cache) if not network.is_split else None
 
 
 class _DecodeStep:
-    """One call for a whole decode step. Bit for bit what `Decoder.forward` computes: the same kernels in the same order."""
+    """One call for a whole decode step.
 
-    def __init__(self, backend: CpuBackend, network: Decoder, cache: torch.Tensor) -> None:
+    Bit for bit what `Decoder.forward` computes: the same kernels in the same order.
+    """
+
+    def __init__(self, backend: CpuBackend, network: DecoderNetwork, cache: torch.Tensor) -> None:
         self._backend, self._decoder, self._cache = backend, network, library.cache_struct(cache)
-        c = network.config
-        layers = (library.Layer * c.layers)()
+        layers = (library.LayerStruct * len(network.layers))()
         for struct, layer in zip(layers, network.layers, strict=True):
             norms = layer.head_norms
             struct.norm_in, struct.norm_mlp = layer.norm_in.data_ptr(), layer.norm_mlp.data_ptr()
@@ -232,12 +269,12 @@ class _DecodeStep:
                 setattr(struct, name, _matrix(getattr(layer, name)))
         self._vocab = network.head.out_features
         self._network = library.Network(
-            c.layers,
+            len(network.layers),
             network.shape.heads,
-            c.hidden_size,
+            network.hidden_size,
             network.layers[0].gate_up.out_features // 2,
             self._vocab,
-            c.rms_norm_eps,
+            network.rms_norm_eps,
             layers,
             network.norm.data_ptr(),
             _matrix(network.head),

@@ -1,4 +1,5 @@
-"""Compiles the kernels, or finds them compiled: in DISAGG_KERNELS (images bring them along), else in the user's cache, else by g++ now.
+"""Compiles the kernels, or finds them compiled: in DISAGG_KERNELS (images bring them along), else
+in the user's cache, else by g++ now.
 
 python -m disagg_worker.backend.cpu.build --out FOLDER     compile every level ahead of time
 """
@@ -15,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _SOURCE = Path(__file__).parent / "src"
-# x86-64 levels, best first, and the CPU flags each needs. All are one source: AVX-512 has wider vectors, and
-# AVX512_BF16 multiplies pairs of bfloat16.
+# x86-64 levels, best first, and the CPU flags each needs. All are one source: AVX-512 has wider
+# vectors, and AVX512_BF16 multiplies pairs of bfloat16.
 _V4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma"}
 LEVELS = {
     "x86-64-v4-bf16": _V4 | {"avx512_bf16"},
@@ -37,7 +38,9 @@ class KernelsUnavailable(Exception):
 
 def supported_levels(cpuinfo: str) -> list[str]:
     """The levels that a CPU with this /proc/cpuinfo can run, best first."""
-    flags = next((set(line.partition(":")[2].split()) for line in cpuinfo.splitlines() if line.startswith("flags")), set())
+    flags = next(
+        (set(line.partition(":")[2].split()) for line in cpuinfo.splitlines() if line.startswith("flags")), set()
+    )
     return [level for level, needed in LEVELS.items() if needed <= flags]
 
 
@@ -52,7 +55,10 @@ def file_name(level: str) -> str:
 
 
 def compile_level(level: str, folder: Path) -> Path:
-    """Compile into `folder` unless it is there. Processes that start together compile once. Raises KernelsUnavailable."""
+    """Compile into `folder` unless it is there.
+
+    Processes that start together compile once. Raises KernelsUnavailable.
+    """
     target = folder / file_name(level)
     if target.exists():
         return target

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 
-class Kind(IntEnum):
+class MatrixKind(IntEnum):
     """How a packed weight is stored."""
 
     F32 = 0
@@ -20,9 +20,9 @@ class Kind(IntEnum):
 
     def panel_bytes(self, panel: int, inputs: int) -> int:
         """Of a panel of so many inputs; all but float32 take them by twos."""
-        if self is Kind.F32:
+        if self is MatrixKind.F32:
             return 4 * panel * inputs
-        return {Kind.BF16: 4, Kind.INT8: 2, Kind.INT4: 1}[self] * panel * -(-inputs // 2)
+        return {MatrixKind.BF16: 4, MatrixKind.INT8: 2, MatrixKind.INT4: 1}[self] * panel * -(-inputs // 2)
 
 
 class Matrix(Structure):
@@ -38,7 +38,7 @@ class Matrix(Structure):
     )
 
 
-class Layer(Structure):
+class LayerStruct(Structure):
     _fields_ = (
         ("norm_in", c_void_p),
         ("norm_mlp", c_void_p),
@@ -61,7 +61,7 @@ class Network(Structure):
         ("inner", c_int32),
         ("vocab", c_int32),
         ("eps", c_float),
-        ("layer", POINTER(Layer)),
+        ("layer", POINTER(LayerStruct)),
         ("norm", c_void_p),
         ("head", Matrix),
         ("cos", c_void_p),
@@ -98,19 +98,31 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "disagg_norm": (None, [_POINTER, _POINTER, _FLOAT, _INT, _INT, _POINTER]),
     "disagg_gated": (None, [_POINTER, _INT, _INT, _POINTER]),
     "disagg_store_qkv": (None, [POINTER(Cache), _INT, _INT, *[_POINTER] * 3, _FLOAT, *[_POINTER] * 4, _INT, _POINTER]),
-    "disagg_attend_decode": (None, [_POINTER, POINTER(Cache), _INT, _POINTER, _INT, _POINTER, _INT, _INT, _INT, _POINTER, _POINTER]),
-    "disagg_attend_chunk": (None, [_POINTER, POINTER(Cache), _INT, _POINTER, _INT, _INT, _INT, _INT, _POINTER, _POINTER]),
-    "disagg_decode": (None, [_POINTER, POINTER(Network), POINTER(Cache), *[_POINTER] * 4, _INT, _POINTER, _INT, _POINTER]),
+    "disagg_attend_decode": (
+        None,
+        [_POINTER, POINTER(Cache), _INT, _POINTER, _INT, _POINTER, _INT, _INT, _INT, _POINTER, _POINTER],
+    ),
+    "disagg_attend_chunk": (
+        None,
+        [_POINTER, POINTER(Cache), _INT, _POINTER, _INT, _INT, _INT, _INT, _POINTER, _POINTER],
+    ),
+    "disagg_decode": (
+        None,
+        [_POINTER, POINTER(Network), POINTER(Cache), *[_POINTER] * 4, _INT, _POINTER, _INT, _POINTER],
+    ),
 }
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The library, its signatures set and its structs compared. Calls release the interpreter's lock."""
+    """The library, its signatures set and its structs compared.
+
+    Calls release the interpreter's lock.
+    """
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    for i, struct in enumerate((Matrix, Layer, Network, Cache)):
+    for i, struct in enumerate((Matrix, LayerStruct, Network, Cache)):
         if library.disagg_sizes(i) != ctypes.sizeof(struct):
             raise ImportError(f"{path.name}: {struct.__name__} has another layout")
     return library

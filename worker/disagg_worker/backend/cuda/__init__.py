@@ -1,4 +1,6 @@
-"""The backend for NVIDIA GPUs: kernels in Triton, matrix products by cuBLAS, decode steps as CUDA graphs."""
+"""The backend for NVIDIA GPUs: kernels in Triton, matrix products by cuBLAS, decode steps as CUDA
+graphs.
+"""
 
 import os
 

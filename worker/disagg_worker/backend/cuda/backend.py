@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from disagg_worker.backend.api import (
+from disagg_worker.backend.cuda import decode_attention, elementwise, prefill_attention, store
+from disagg_worker.backend.cuda.graphs import DecodeGraphs
+from disagg_worker.backend.cuda.linear import DenseLinear, FewBitsLinear
+from disagg_worker.backend.cuda.static_batch import BATCH_SIZES
+from disagg_worker.backend.cuda.weight_only import unit_of
+from disagg_worker.backend.interface import (
     Batch,
     DecodeProgram,
+    DecoderNetwork,
     DenseWeight,
     Fp8Weight,
     HeadNorms,
@@ -17,15 +21,7 @@ from disagg_worker.backend.api import (
     Rotary,
     Weight,
 )
-from disagg_worker.backend.cuda import decode_attention, elementwise, prefill_attention, store
-from disagg_worker.backend.cuda.graphs import DecodeGraphs
-from disagg_worker.backend.cuda.linear import DenseLinear, FewBitsLinear
-from disagg_worker.backend.cuda.static_batch import BATCH_SIZES
-from disagg_worker.backend.cuda.weight_only import unit_of
 from disagg_worker.backend.plain import PlainBackend
-
-if TYPE_CHECKING:
-    from disagg_worker.model.decoder import Decoder
 
 # Where Triton's interpreter stands in for a GPU.
 _PROCESSORS_WITHOUT_GPU = 8
@@ -42,7 +38,9 @@ class CudaBackend:
         self._plain = PlainBackend(device)
         self._prepared: tuple[Batch, prefill_attention.Prepared] | None = None
         on_gpu = device.type == "cuda"
-        self._processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else _PROCESSORS_WITHOUT_GPU
+        self._processors = (
+            torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else _PROCESSORS_WITHOUT_GPU
+        )
         # Tensor cores and conversions for float8_e4m3 came with Ada.
         self.fp8_cache = self._has_fp8 = not on_gpu or torch.cuda.get_device_capability(device) >= (8, 9)
         if on_gpu:
@@ -64,14 +62,28 @@ class CudaBackend:
         return elementwise.rms_norm(x, weight, eps, delta)
 
     def store_qkv(
-        self, qkv: torch.Tensor, shape: QkvShape, norms: HeadNorms | None, rotary: Rotary, batch: Batch, cache: torch.Tensor, layer: int
+        self,
+        qkv: torch.Tensor,
+        shape: QkvShape,
+        norms: HeadNorms | None,
+        rotary: Rotary,
+        batch: Batch,
+        cache: torch.Tensor,
+        layer: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q = store.store_qkv(qkv, shape, norms, rotary, batch.positions, batch.slots, cache, layer)
         none = q.new_empty(0)  # attend reads the cache
         return q, none, none
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, cache: torch.Tensor, layer: int, window: int | None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        batch: Batch,
+        cache: torch.Tensor,
+        layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         if batch.tables is not None and batch.lengths is not None:
             splits = decode_attention.splits_for(q.shape[0], cache.shape[3], self._processors)
@@ -83,5 +95,5 @@ class CudaBackend:
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
         return elementwise.gated(gate_up)
 
-    def decode_program(self, network: Decoder, cache: torch.Tensor) -> DecodeProgram | None:
+    def decode_program(self, network: DecoderNetwork, cache: torch.Tensor) -> DecodeProgram | None:
         return DecodeGraphs(network, cache) if self.device.type == "cuda" else None

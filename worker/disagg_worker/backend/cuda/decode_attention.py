@@ -1,8 +1,10 @@
 """Attention of one new token a sequence over the paged cache, split over the keys (flash decoding).
 
-A program reads a part of one KV head's keys once, for all query heads of that head together, so K and V cross the memory bus once: the
-kernel's time is that of reading the cache. The parts' softmaxes are put together by a second, small kernel. The grid depends on the batch's
-size alone, not on lengths, so a CUDA graph can hold it; each program finds its part from the length in device memory.
+A program reads a part of one KV head's keys once, for all query heads of that head together, so K
+and V cross the memory bus once: the kernel's time is that of reading the cache. The parts'
+softmaxes are put together by a second, small kernel. The grid depends on the batch's size alone,
+not on lengths, so a CUDA graph can hold it; each program finds its part from the length in device
+memory.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def _part(
         line = ((block * layers + layer) * 2 * kv_heads + kv_head) * size + at % size
         mask = inside[:, None] & (column < dim)[None, :]
         k = tl.load(cache + line[:, None] * dim + column[None, :], mask=mask, other=0.0).to(query.dtype)
-        v = tl.load(cache + (line + kv_heads * size)[:, None] * dim + column[None, :], mask=mask, other=0.0).to(query.dtype)
+        v = tl.load(cache + (line + kv_heads * size)[:, None] * dim + column[None, :], mask=mask, other=0.0).to(
+            query.dtype
+        )
         score = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
         score = tl.where(inside[None, :], score, float("-inf"))
         new_top = tl.maximum(top, tl.max(score, 1))
@@ -89,7 +93,9 @@ def attend(
     window: int | None,
     splits: int,
 ) -> torch.Tensor:
-    """q [sequences, heads, head_dim] over each sequence's first `lengths` keys, the newest its own -> [sequences, heads * head_dim]."""
+    """q [sequences, heads, head_dim] over each sequence's first `lengths` keys, the newest its own
+    -> [sequences, heads * head_dim].
+    """
     sequences, heads, dim = q.shape
     layers, kv_heads, size = cache.shape[1], cache.shape[3], cache.shape[4]
     width = max(16, triton.next_power_of_2(dim))

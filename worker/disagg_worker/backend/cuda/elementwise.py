@@ -1,4 +1,6 @@
-"""RMS norm (with and without the residual's sum) and the gate of the MLP: one pass over memory each. A program computes one row."""
+"""RMS norm (with and without the residual's sum) and the gate of the MLP: one pass over memory
+each. A program computes one row.
+"""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""Decode steps as CUDA graphs: one launch instead of hundreds. A graph for each of a few batch sizes; a batch takes the next larger one."""
+"""Decode steps as CUDA graphs: one launch instead of hundreds.
+
+A graph for each of a few batch sizes; a batch takes the next larger one.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from disagg_worker.backend.api import Batch
 from disagg_worker.backend.cuda.static_batch import BATCH_SIZES, StaticBatch, bucket
-
-if TYPE_CHECKING:
-    from disagg_worker.model.decoder import Decoder
+from disagg_worker.backend.interface import Batch, DecoderNetwork
 
 _WARM_UP_RUNS = 2
 
@@ -18,10 +18,10 @@ _WARM_UP_RUNS = 2
 class _Graph:
     """One batch size, recorded."""
 
-    def __init__(self, network: Decoder, cache: torch.Tensor, static: StaticBatch, pool: Any) -> None:
+    def __init__(self, network: DecoderNetwork, cache: torch.Tensor, static: StaticBatch, pool: Any) -> None:
         batch = static.batch
         stream: Any = torch.cuda.Stream
-        side = stream(network.backend.device)
+        side = stream(network.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles the kernels, and has cuBLAS and NCCL take their memory
             for _ in range(_WARM_UP_RUNS):
@@ -40,7 +40,7 @@ class _Graph:
 class DecodeGraphs:
     """A DecodeProgram. Takes batches on the CPU. The logits are valid until its next call."""
 
-    def __init__(self, network: Decoder, cache: torch.Tensor) -> None:
+    def __init__(self, network: DecoderNetwork, cache: torch.Tensor) -> None:
         self._network, self._cache = network, cache
         size = cache.shape[4]
         self._widest = -(-network.rotary.cos.shape[0] // size)
@@ -49,14 +49,14 @@ class DecodeGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: Batch, cache: torch.Tensor) -> torch.Tensor:
-        from disagg_worker.engine.executor import to_device
+        from disagg_worker.backend.interface import to_device
 
         rows = len(batch.token_ids)
         n = bucket(rows)
         if n is None:
-            return self._network.forward(to_device(batch, self._network.backend.device), cache)
+            return self._network.forward(to_device(batch, self._network.device), cache)
         if n not in self._static:
-            self._static[n] = StaticBatch(n, self._widest, self._network.backend.device)
+            self._static[n] = StaticBatch(n, self._widest, self._network.device)
         self._static[n].fill(batch)
         if n not in self._graphs:
             self._graphs[n] = _Graph(self._network, self._cache, self._static[n], self._pool)

@@ -1,14 +1,17 @@
-"""Matrix products: floats by cuBLAS; few bits by our kernel at few rows, widened and by cuBLAS at many."""
+"""Matrix products: floats by cuBLAS; few bits by our kernel at few rows, widened and by cuBLAS at
+many.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional
 
-from disagg_worker.backend.api import Fp8Weight, GroupQuantizedWeight
 from disagg_worker.backend.cuda.weight_only import WeightOnly
+from disagg_worker.backend.interface import Fp8Weight, GroupQuantizedWeight
 
-# From here on a product is bound by arithmetic, and widening the weight first costs less than a slower kernel.
+# From here on a product is bound by arithmetic, and widening the weight first costs less than a
+# slower kernel.
 _MANY_ROWS = 128
 
 
@@ -28,7 +31,9 @@ class DenseLinear:
 class FewBitsLinear:
     """Implements api.Linear."""
 
-    def __init__(self, weight: GroupQuantizedWeight | Fp8Weight, unit: int, bias: torch.Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self, weight: GroupQuantizedWeight | Fp8Weight, unit: int, bias: torch.Tensor | None, device: torch.device
+    ) -> None:
         self._weight = WeightOnly(weight, unit, device)
         self._bias = None if bias is None else bias.to(device)
         self.out_features, self.in_features = self._weight.outputs, self._weight.inputs

@@ -1,5 +1,7 @@
-"""Causal attention of prompt chunks over the paged cache (flash attention, the keys fetched through the block table). One launch for all
-chunks of a batch: a program computes one head of a tile of one chunk's tokens."""
+"""Causal attention of prompt chunks over the paged cache (flash attention, the keys fetched through
+the block table). One launch for all chunks of a batch: a program computes one head of a tile of one
+chunk's tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from disagg_worker.backend.api import Chunk
+from disagg_worker.backend.interface import Chunk
 
 _TOKENS, _KEYS = 128, 64
 
@@ -51,7 +53,9 @@ def _tile(
         weight = tl.exp2(score - shift[:, None])
         fade = tl.exp2(top - shift)
         total = total * fade + tl.sum(weight, 1)
-        v = tl.load(cache + (line + kv_heads * size)[:, None] * dim + column[None, :], mask=mask, other=0.0).to(query.dtype)
+        v = tl.load(cache + (line + kv_heads * size)[:, None] * dim + column[None, :], mask=mask, other=0.0).to(
+            query.dtype
+        )
         acc = acc * fade[:, None] + tl.dot(weight.to(query.dtype), v, input_precision="ieee")
         top = new_top
     total = tl.where(total > 0.0, total, 1.0)  # rows beyond the chunk may have seen nothing
@@ -59,7 +63,10 @@ def _tile(
 
 
 def tiles_of(chunks: tuple[Chunk, ...], tokens: int = _TOKENS) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """[tiles, 4]: first row of the batch, rows, position of the first, chunk. The longest first: they take longest."""
+    """[tiles, 4]: first row of the batch, rows, position of the first, chunk.
+
+    The longest first: they take longest.
+    """
     tiles = [
         (c.start + at, min(tokens, c.stop - c.start - at), c.first + at, i)
         for i, c in enumerate(chunks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from disagg_worker.backend.api import Batch
+from disagg_worker.backend.interface import Batch
 
 BATCH_SIZES = (1, 2, 4, 8, *range(16, 64, 8), *range(64, 257, 16))
 
@@ -15,7 +15,9 @@ def bucket(rows: int) -> int | None:
 
 
 class StaticBatch:
-    """`batch` is of n sequences; places that are left over compute the first sequence once more, which writes what that one writes."""
+    """`batch` is of n sequences; places that are left over compute the first sequence once more,
+    which writes what that one writes.
+    """
 
     def __init__(self, n: int, widest: int, device: torch.device) -> None:
         self._n = n
@@ -29,14 +31,20 @@ class StaticBatch:
         self.batch = Batch(ids, positions, slots, torch.arange(n, device=device), tables=self._tables, lengths=lengths)
 
     def fill(self, batch: Batch) -> None:
-        """Take a batch on the CPU over. The step before must have ended: its caller has read its logits."""
+        """Take a batch on the CPU over.
+
+        The step before must have ended: its caller has read its logits.
+        """
         if batch.tables is None or batch.lengths is None:
             raise ValueError("a decode batch has tables and lengths")
         rows, width = batch.tables.shape
-        for column, values in zip(self._host, (batch.token_ids, batch.positions, batch.slots, batch.lengths), strict=True):
+        for column, values in zip(
+            self._host, (batch.token_ids, batch.positions, batch.slots, batch.lengths), strict=True
+        ):
             column[:rows] = values
             column[rows:] = values[0]
-        # As wide as it is now: reading is bounded by the lengths, and most of a long context's table is empty.
+        # As wide as it is now: reading is bounded by the lengths, and most of a long context's
+        # table is empty.
         self._host_tables[:rows, :width] = batch.tables
         self._host_tables[rows:, :width] = batch.tables[0]
         self._device.copy_(self._host, non_blocking=True)

@@ -1,5 +1,6 @@
-"""Split the fused projection, norm and rotate q and k, write k and v into the paged cache, in one pass. A program does one head of a
-token."""
+"""Split the fused projection, norm and rotate q and k, write k and v into the paged cache, in one
+pass. A program does one head of a token.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from disagg_worker.attention.paged import FP8_MOST
-from disagg_worker.backend.api import HeadNorms, QkvShape, Rotary
+from disagg_worker.backend.interface import HeadNorms, QkvShape, Rotary
+from disagg_worker.backend.paged_attention import FP8_MOST
 
 
 @triton.jit
@@ -72,7 +73,9 @@ def store_qkv(
     cache: torch.Tensor,
     layer: int,
 ) -> torch.Tensor:
-    """q [tokens, heads, head_dim]; k and v are in the cache then, in its dtype (an 8-bit one saturates)."""
+    """q [tokens, heads, head_dim]; k and v are in the cache then, in its dtype (an 8-bit one
+    saturates).
+    """
     tokens, half = qkv.shape[0], shape.head_dim // 2
     q = qkv.new_empty(tokens, shape.heads, shape.head_dim)
     weights = (norms.q, norms.k, norms.eps) if norms else (rotary.cos, rotary.cos, 0.0)

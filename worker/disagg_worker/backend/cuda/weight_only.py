@@ -1,8 +1,10 @@
-"""x W^T where W is stored in 8 or 4 bits and is widened in registers: at few rows the time is that of reading W, so a half or a quarter.
+"""x W^T where W is stored in 8 or 4 bits and is widened in registers: at few rows the time is that
+of reading W, so a half or a quarter.
 
-Integers are multiplied as they are (0..255 are exact in bfloat16) and corrected once a group: sum x*(q - z)*s = s * (sum x*q - z * sum x).
-Two 4-bit values share a byte: of each unit of `_UNIT` values the first half is in the low nibbles, the second in the high ones, so that
-both halves meet contiguous parts of x.
+Integers are multiplied as they are (0..255 are exact in bfloat16) and corrected once a group: sum
+x*(q - z)*s = s * (sum x*q - z * sum x). Two 4-bit values share a byte: of each unit of `_UNIT`
+values the first half is in the low nibbles, the second in the high ones, so that both halves meet
+contiguous parts of x.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from disagg_worker.backend.api import Fp8Weight, GroupQuantizedWeight
+from disagg_worker.backend.interface import Fp8Weight, GroupQuantizedWeight
 
 _UNITS = (128, 64, 32)
 
@@ -37,7 +39,9 @@ def _product(
             low, high = (packed & 15).to(tl.float32).to(kind), (packed >> 4).to(tl.float32).to(kind)
             x_low = tl.load(x_row + k + near[None, :], mask=row_in[:, None], other=0.0)
             x_high = tl.load(x_row + k + half + near[None, :], mask=row_in[:, None], other=0.0)
-            part = tl.dot(x_low, tl.trans(low), input_precision="ieee") + tl.dot(x_high, tl.trans(high), input_precision="ieee")
+            part = tl.dot(x_low, tl.trans(low), input_precision="ieee") + tl.dot(
+                x_high, tl.trans(high), input_precision="ieee"
+            )
             total = tl.sum(x_low.to(tl.float32), 1) + tl.sum(x_high.to(tl.float32), 1)
         else:
             values = tl.load(w + w_row[:, None] * inputs + k + far[None, :], mask=out_in[:, None], other=0.0)
@@ -60,7 +64,10 @@ def _product(
 
 
 def unit_of(weight: GroupQuantizedWeight | Fp8Weight) -> int | None:
-    """How many inputs a step of the kernel takes: a divisor of the group's size. None: the kernel can't."""
+    """How many inputs a step of the kernel takes: a divisor of the group's size.
+
+    None: the kernel can't.
+    """
     size = weight.group_size if isinstance(weight, GroupQuantizedWeight) else weight.weight.shape[1]
     return next((u for u in _UNITS if size % u == 0), None)
 

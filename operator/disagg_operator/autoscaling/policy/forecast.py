@@ -1,0 +1,201 @@
+"""PURE: what a rate will be one horizon from now, and how wrong such forecasts have been.
+
+Several forecasters of the same form run side by side: level and damped trend by Holt's method (E.
+S. Gardner, "Exponential smoothing: the state of the art", 1985, with time constants in place of
+factors per step, so that the interval may vary), bent by the daily shape where two days of it are
+known. They differ in how fast they follow. Each is weighted by how little it has erred on this very
+rate: work that comes in lumps is best forecast by its long mean, a ramp by the quick one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+DAY_S = 86_400.0
+SHAPE_BINS = 144  # of ten minutes
+ERROR_STEP = 0.05
+ERROR_BINS = 49  # log(actual / forecast) from -1.2 to 1.2
+_MIDDLE = ERROR_BINS // 2
+_KEPT_FORECASTS = 128
+_PRIOR_SPREAD, _PRIOR_FORECASTS = 0.2, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Time constants in seconds, one of each pair for each forecaster.
+
+    `window_s`: rates are judged by their mean over so long.
+    """
+
+    level_s: tuple[float, ...] = (45.0, 150.0, 500.0)
+    trend_s: tuple[float, ...] = (240.0, 400.0, 1200.0)
+    damping_s: float = 150.0  # how long a trend is believed to last
+    error_memory_s: tuple[float, ...] = (
+        1200.0,
+        4 * 3600.0,
+    )  # wild times come in clusters: a short memory beside the long one
+    skill_memory_s: float = 3600.0
+    skill_power: float = 4.0
+    window_s: float = 60.0
+    shape_days: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Forecaster:
+    """State for one rate.
+
+    `recent`: (time, rate) of the last window; `made`: (due time, forecast of all, forecast of each)
+    not judged yet; `errors`: histograms of log(actual / forecast), one a memory; `skill`: decayed
+    mean square of that, of each forecaster.
+    """
+
+    levels: tuple[float, ...] = ()
+    trends: tuple[float, ...] = ()  # per second
+    updated_s: float = math.nan
+    fresh_s: float = 0.0  # how long levels have been followed
+    recent: tuple[tuple[float, float], ...] = ()
+    made: tuple[tuple[float, ...], ...] = ()
+    errors: tuple[tuple[float, ...], ...] = ()
+    skill: tuple[float, ...] = ()
+    shape: tuple[float, ...] = ()  # mean rate of each ten minutes of a day
+    shape_seen_s: float = 0.0  # how much time went into it
+
+    @property
+    def level(self) -> float:
+        """Mean rate of the last window; NaN before the first update."""
+        return sum(rate for _, rate in self.recent) / len(self.recent) if self.recent else math.nan
+
+
+def update(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: Tuning) -> Forecaster:
+    """Take in the rate of the interval that ends at now_s."""
+    shape, seen_s = _shape(f, now_s, interval_s, rate, tuning), f.shape_seen_s + interval_s
+    if not f.levels:
+        n = len(tuning.level_s)
+        return replace(
+            f, levels=(rate,) * n, trends=(0.0,) * n, updated_s=now_s, fresh_s=interval_s, recent=((now_s, rate),),
+            shape=shape, shape_seen_s=seen_s,
+            errors=f.errors or (prior(),) * len(tuning.error_memory_s), skill=f.skill or (0.05,) * n,
+        )  # fmt: skip
+    dt = max(now_s - f.updated_s, 1e-3)
+    levels, trends = [], []
+    for level, trend, level_s, trend_s in zip(f.levels, f.trends, tuning.level_s, tuning.trend_s, strict=True):
+        expected = level + trend * dt
+        young = (
+            f.fresh_s < level_s
+        )  # a plain mean until it has seen enough, so that the first interval weighs no more than others
+        gain = max(1 - math.exp(-dt / level_s), dt / (f.fresh_s + dt)) if young else 1 - math.exp(-dt / level_s)
+        levels.append(max(0.0, expected + gain * (rate - expected)))
+        trends.append(0.0 if young else trend + (1 - math.exp(-dt / trend_s)) * ((levels[-1] - level) / dt - trend))
+    recent = (*[(at, r) for at, r in f.recent if at > now_s - tuning.window_s + 0.5 * interval_s], (now_s, rate))
+    f = replace(
+        f,
+        levels=tuple(levels),
+        trends=tuple(trends),
+        updated_s=now_s,
+        fresh_s=f.fresh_s + dt,
+        recent=recent,
+        shape=shape,
+        shape_seen_s=seen_s,
+    )
+    return _judge(f, now_s, dt, tuning)
+
+
+def _judge(f: Forecaster, now_s: float, dt: float, tuning: Tuning) -> Forecaster:
+    """Forecasts whose time has come: what was the mean over the window around it?"""
+    due = [made for made in f.made if made[0] <= now_s - tuning.window_s / 2]
+    if not due:
+        return f
+    errors = [
+        [c * math.exp(-dt / memory_s) for c in counts]
+        for counts, memory_s in zip(f.errors, tuning.error_memory_s, strict=True)
+    ]
+    skill = list(f.skill)
+    gain = 1 - math.exp(-dt / tuning.skill_memory_s)
+    actual = f.level
+    for _, forecast, *each in due:
+        for counts in errors:
+            counts[_bin(actual, forecast)] += 1.0
+        for i, guess in enumerate(each):
+            skill[i] += gain * (_log_ratio(actual, guess) ** 2 - skill[i])
+    return replace(f, made=f.made[len(due) :], errors=tuple(map(tuple, errors)), skill=tuple(skill))
+
+
+def scaled(f: Forecaster, factor: float) -> Forecaster:
+    """The same in other units: a worker has turned out to be faster or slower."""
+    return replace(
+        f, levels=tuple(factor * v for v in f.levels), trends=tuple(factor * v for v in f.trends),
+        recent=tuple((at, factor * rate) for at, rate in f.recent), made=tuple((at, *(factor * v for v in each)) for at, *each in f.made),
+        shape=tuple(factor * v for v in f.shape),
+    )  # fmt: skip
+
+
+def prior() -> tuple[float, ...]:
+    """Before anything is known: errors of about 20 %, worth a minute of watching."""
+    weights = [math.exp(-(((i - _MIDDLE) * ERROR_STEP / _PRIOR_SPREAD) ** 2) / 2) for i in range(ERROR_BINS)]
+    return tuple(_PRIOR_FORECASTS * w / sum(weights) for w in weights)
+
+
+def _log_ratio(actual: float, forecast: float) -> float:
+    return max(-1.2, min(1.2, math.log(max(actual, 1e-6) / max(forecast, 1e-6))))
+
+
+def _bin(actual: float, forecast: float) -> int:
+    return _MIDDLE + round(_log_ratio(actual, forecast) / ERROR_STEP)
+
+
+def _shape(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: Tuning) -> tuple[float, ...]:
+    shape = list(f.shape or [0.0] * SHAPE_BINS)
+    i = int(now_s % DAY_S / DAY_S * SHAPE_BINS)
+    # The first day fills a bin with its plain mean; later days change it by 1/shape_days each.
+    days = max(1.0, min(tuning.shape_days, f.shape_seen_s / DAY_S + 1))
+    if f.shape_seen_s < DAY_S and shape[i] == 0.0:
+        shape[i] = rate
+    else:
+        shape[i] += (rate - shape[i]) * min(1.0, interval_s / (DAY_S / SHAPE_BINS) / days)
+    return tuple(shape)
+
+
+def seasonal(f: Forecaster, at_s: float) -> float:
+    """The daily shape at a time, straight lines between the middles of the bins; NaN where two days
+    are not known.
+    """
+    if f.shape_seen_s < 2 * DAY_S:
+        return math.nan
+    x = at_s % DAY_S / DAY_S * SHAPE_BINS - 0.5
+    i = math.floor(x)
+    return f.shape[i % SHAPE_BINS] * (i + 1 - x) + f.shape[(i + 1) % SHAPE_BINS] * (x - i)
+
+
+def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> tuple[float, ...]:
+    """The expected rate at the horizon, by all together and then by each; NaN before the first
+    update.
+    """
+    if not f.levels:
+        return (math.nan,)
+    then, now = seasonal(f, f.updated_s + horizon_s), seasonal(f, f.updated_s)
+    each = []
+    for level, trend in zip(f.levels, f.trends, strict=True):
+        # Only a rise is believed to go on: a fall that ends early costs objectives, one that is
+        # seen late a few GPU-minutes.
+        ahead = level + max(0.0, trend) * tuning.damping_s * (1 - math.exp(-horizon_s / tuning.damping_s))
+        if now > 0 and then > 0:
+            ahead = (ahead + level * min(2.0, max(0.5, then / now))) / 2
+        each.append(max(0.0, min(ahead, 2.5 * level), 0.3 * level))
+    weights = [max(s, 1e-4) ** -tuning.skill_power for s in f.skill]
+    return (sum(w * e for w, e in zip(weights, each, strict=True)) / sum(weights), *each)
+
+
+def remember(f: Forecaster, due_s: float, forecasts: tuple[float, ...]) -> Forecaster:
+    """A forecast (as `predict` made it) to be judged when its time has come."""
+    return replace(f, made=(*f.made, (due_s, *forecasts))[-_KEPT_FORECASTS:])
+
+
+def ratios(f: Forecaster) -> list[tuple[float, float]]:
+    """(actual / forecast, probability), ascending."""
+    histograms = f.errors or (prior(),)
+    sums = [sum(counts) for counts in histograms]
+    shares = [
+        sum(c[i] / total for c, total in zip(histograms, sums, strict=True)) / len(sums) for i in range(ERROR_BINS)
+    ]
+    return [(math.exp((i - _MIDDLE) * ERROR_STEP), share) for i, share in enumerate(shares) if share > 1e-4]

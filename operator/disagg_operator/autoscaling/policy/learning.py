@@ -1,0 +1,124 @@
+"""PURE: a worker's speed, learned from what workers did; the given profile is where it begins.
+
+Prefill seconds are linear in batches, tokens and squared tokens, decode seconds in steps, sequences
+and KV tokens, and sums over intervals and workers keep that. So each interval is one row of a ridge
+regression for three factors by which the prior's terms are multiplied: rows are divided by their
+seconds (errors are relative), fade over hours and pull against a prior of 1 that is worth a
+hundredth of a row in each term, however small the prior made that term. What intervals do not tell
+apart (batches that are always full) stays in the prior's proportions; that is all a policy needs
+while it stays so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from disagg_operator.autoscaling.policy.observation import Observation
+from disagg_operator.performance.profile import Profile
+
+_NOISE = 0.05  # relative, of an interval's seconds
+_PRIOR_ROWS = 0.01
+_MEMORY_S = 2 * 3600.0
+_LEAST_FACTOR, _MOST_FACTOR = 0.02, 1000.0
+_LEAST_S = 0.5  # of computing in an interval, to say anything
+
+Three = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Faded sums of one pool's rows: the upper triangle of the normal equations and their right
+    side.
+    """
+
+    squares: tuple[float, float, float, float, float, float] = (0.0,) * 6
+    products: Three = (0.0,) * 3
+    rows: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What both pools' workers have shown."""
+
+    prefill: Evidence = Evidence()
+    decode: Evidence = Evidence()
+
+
+def observe(learned: Learned, prior: Profile, o: Observation) -> Learned:
+    """Take in an interval. Signals that are not known, or that can't be, change nothing."""
+    p, d = o.prefill, o.decode
+    prefill = _row(
+        (prior.a_s, prior.b_s_per_token, prior.c_s_per_token2), (p.batches, p.batch_tokens, p.batch_tokens_squared)
+    )
+    decode = _row(
+        (prior.d_s, prior.e_s_per_sequence, prior.f_s_per_token), (d.steps, d.step_sequences, d.step_kv_tokens)
+    )
+    return Learned(
+        _add(learned.prefill, prefill, p.batch_s, o.interval_s),
+        _add(learned.decode, decode, d.step_s, o.interval_s),
+    )
+
+
+def profile(learned: Learned, prior: Profile) -> Profile:
+    """The prior as corrected by what was seen."""
+    a, b, c = factors(learned.prefill)
+    d, e, f = factors(learned.decode)
+    return replace(
+        prior, a_s=a * prior.a_s, b_s_per_token=b * prior.b_s_per_token, c_s_per_token2=c * prior.c_s_per_token2,
+        d_s=d * prior.d_s, e_s_per_sequence=e * prior.e_s_per_sequence, f_s_per_token=f * prior.f_s_per_token,
+    )  # fmt: skip
+
+
+def factors(evidence: Evidence) -> Three:
+    """By which each of the prior's terms is multiplied: a fiftieth at least, a thousand at most."""
+    s, share = evidence.squares, _PRIOR_ROWS / max(evidence.rows, 1.0)
+    prior = [share * max(square, 1e-6) for square in (s[0], s[3], s[5])]
+    matrix = [[s[0] + prior[0], s[1], s[2]], [s[1], s[3] + prior[1], s[4]], [s[2], s[4], s[5] + prior[2]]]
+    right = [p + own for p, own in zip(evidence.products, prior, strict=True)]
+    free, found = [0, 1, 2], [_LEAST_FACTOR] * 3
+    while free:
+        rest = [right[i] - sum(matrix[i][j] * _LEAST_FACTOR for j in range(3) if j not in free) for i in free]
+        values = _solve([[matrix[i][j] for j in free] for i in free], rest)
+        lowest = min(range(len(free)), key=values.__getitem__)
+        if values[lowest] >= _LEAST_FACTOR:
+            for i, value in zip(free, values, strict=True):
+                found[i] = min(value, _MOST_FACTOR)
+            break
+        del free[lowest]
+    return found[0], found[1], found[2]
+
+
+def _row(coefficients: Three, counts: Three) -> Three:
+    """Seconds that each term of the prior expects."""
+    x, y, z = (c * n for c, n in zip(coefficients, counts, strict=True))
+    return x, y, z
+
+
+def _add(evidence: Evidence, expected: Three, seconds: float, interval_s: float) -> Evidence:
+    if not (all(math.isfinite(x) and x >= 0 for x in expected) and math.isfinite(seconds)):
+        return evidence
+    if seconds < _LEAST_S or sum(expected) <= 0:
+        return evidence
+    x, y, z = (v / seconds / _NOISE for v in expected)
+    one, keep = 1 / _NOISE, math.exp(-interval_s / _MEMORY_S)
+    row = (x * x, x * y, x * z, y * y, y * z, z * z)
+    s = [keep * old + new for old, new in zip(evidence.squares, row, strict=True)]
+    p = [keep * old + one * new for old, new in zip(evidence.products, (x, y, z), strict=True)]
+    if not all(math.isfinite(v) for v in (*s, *p)):
+        return evidence
+    return Evidence((s[0], s[1], s[2], s[3], s[4], s[5]), (p[0], p[1], p[2]), keep * evidence.rows + 1)
+
+
+def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
+    """Gauss, for a matrix that is positive definite."""
+    n = len(right)
+    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    for i in range(n):
+        for j in range(i + 1, n):
+            factor = rows[j][i] / rows[i][i]
+            rows[j] = [b - factor * a for a, b in zip(rows[i], rows[j], strict=True)]
+    found = [0.0] * n
+    for i in reversed(range(n)):
+        found[i] = (rows[i][n] - sum(rows[i][j] * found[j] for j in range(i + 1, n))) / rows[i][i]
+    return found

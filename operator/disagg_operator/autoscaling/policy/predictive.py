@@ -1,0 +1,262 @@
+"""PURE: the predictive policy.
+
+How many workers each pool should have, from forecasts of its work and a price on every missed
+objective.
+
+For each pool, in workers:
+
+    demand(t)  = work that comes in per second / work that one worker does per second within the objective
+    forecast   = demand one cold start (and three scrapes) ahead, with a histogram of how wrong such forecasts have been
+    M(n)       = expected share of requests that miss their objective with n workers: the histogram folded with a curve of misses by
+                 utilisation, which is learned from the pool's own requests
+    wanted     = the n that minimises  n + price * forecast * M(n), where misses that come together count more
+
+The price steers the error budget: it rises while more requests miss than the budget allows and
+falls while fewer do, quickly by what was missed in the last quarter of an hour and slowly by all
+that ever was. So misses are accepted where avoiding them is dear (the last worker of a small pool)
+and avoided where it is cheap. Workers that start count as capacity. Scaling down goes to the
+largest `wanted` of the last one and a half cold starts. Where a worker changes sides faster than
+one starts, what one pool holds beyond its need goes to the other as soon as that one wants more.
+Without metrics nothing is ever scaled down. How fast a worker is, is learned from what workers did
+(`learning`); the profile in the settings is only where that begins.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from disagg_operator.autoscaling.policy import forecast, learning, miss_curve
+from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings, State
+from disagg_operator.autoscaling.policy.observation import Observation, Pods, PrefillSignals, Targets
+from disagg_operator.autoscaling.policy.sizing import Outlook, PoolSizing, hold, join, plan
+from disagg_operator.performance.profile import Profile
+
+__all__ = ["Peak", "PoolLimits", "PoolState", "Settings", "State", "step"]
+
+_WARM_UP_S = 600.0  # the estimators know nothing yet: not below the starting size
+_BLIND_FORECAST_S = 300.0
+_OUTPUT_MEMORY_S = 600.0
+_MOST_BLIND_RISE = 2.0
+_MOST_TOKENS = 1e9  # of a request: more is no measurement
+_MOST_WORK = 1e6  # workers: more is no measurement
+_DRAIN_S = 30.0  # a backlog shall be gone after this long
+_BUDGET_MEMORY_S = 900.0
+_STEER_S = 16 * 3600.0  # the price grows e-fold in so long when twice the budget is missed, and shrinks when nothing is
+_MOST_PRESSURE = 2.5
+
+
+def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, State]:
+    """Take one observation into account."""
+    o = _clean(o)
+    if math.isnan(state.began_s):
+        state = replace(state, began_s=o.now_s, began_with=(o.prefill.pods.replicas, o.decode.pods.replicas))
+    if o.blind or not o.interval_s > 0:
+        return _blind(settings, o, state), state
+    settings, state = _learn(settings, o, replace(state, seen_s=o.now_s))
+    prefill, prefill_state = _prefill(settings, o, state)
+    decode, decode_state = _decode(settings, o, state)
+    state = replace(state, prefill=prefill_state, decode=decode_state)
+    if _flips(settings, o):
+        _give(prefill, decode, "decode")
+        _give(decode, prefill, "prefill")
+    if o.now_s - state.began_s < _WARM_UP_S:
+        for pool, began_with in zip((prefill, decode), state.began_with, strict=True):
+            least = min(began_with, pool.limits.most)
+            if pool.wanted < least:
+                pool.wanted, pool.reason = least, "still learning: not below the starting size"
+    join(settings, prefill, decode)
+    state = replace(state, seen_with=(prefill.wanted, decode.wanted))
+    numbers = {f"prefill_{k}": v for k, v in prefill.numbers.items()} | {
+        f"decode_{k}": v for k, v in decode.numbers.items()
+    }
+    return Targets(
+        prefill.wanted, decode.wanted, f"prefill: {prefill.reason}; decode: {decode.reason}", numbers, _flip(settings, o, prefill, decode),
+        prefill.ahead, decode.ahead,
+    ), state  # fmt: skip
+
+
+def _clean(value: Any) -> Any:
+    """Infinite and negative signals are not known."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) and value >= 0 else math.nan
+    if is_dataclass(value) and not isinstance(value, type):
+        kept = {"now_s", "interval_s", "starting_ages_s"}
+        return replace(value, **{f.name: _clean(getattr(value, f.name)) for f in fields(value) if f.name not in kept})
+    return value
+
+
+def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, State]:
+    """Lengths of outputs and contexts, from requests that ended and those that run; the profile,
+    from what workers computed.
+    """
+    d = o.decode
+    gain = 1 - math.exp(-o.interval_s / _OUTPUT_MEMORY_S)
+    output, kv = state.output_tokens, state.kv_per_sequence
+    if d.completions >= 1 and d.completed_output_tokens > 0:
+        mean = min(_MOST_TOKENS, d.completed_output_tokens / d.completions)
+        output = mean if math.isnan(output) else output + gain * (mean - output)
+    if d.running_requests >= 1 and d.kv_tokens > 0:
+        held = min(_MOST_TOKENS, d.kv_tokens / d.running_requests)
+        kv = held if math.isnan(kv) else kv + gain * (held - kv)
+    state = replace(state, output_tokens=output, kv_per_sequence=kv)
+    if not settings.learn:
+        return settings, state
+    before = learning.profile(state.learned, settings.profile)
+    learned = learning.observe(state.learned, settings.profile, o)
+    now = learning.profile(learned, settings.profile)
+    # Demand is in workers: when a worker turns out to be faster, what is remembered of it shrinks.
+    p = o.prefill
+    work = [x.prefill_work_s(p.arrivals, p.prompt_tokens, p.prompt_tokens_squared) for x in (before, now)]
+    rate = [_decode_rate(settings, x, state) for x in (now, before)]
+    state = replace(state, learned=learned, prefill=_scaled(state.prefill, *work), decode=_scaled(state.decode, *rate))
+    return replace(settings, profile=now), state
+
+
+def _scaled(pool: PoolState, before: float, now: float) -> PoolState:
+    factor = now / before if before > 0 else math.nan
+    if not 1e-4 < factor < 1e4 or factor == 1:
+        return pool
+    return replace(pool, demand=forecast.scaled(pool.demand, factor), load=pool.load * factor)
+
+
+def _decode_rate(settings: Settings, profile: Profile, state: State) -> float:
+    kv = 1000.0 if math.isnan(state.kv_per_sequence) else state.kv_per_sequence
+    return profile.decode_tokens_per_s(0.97 * settings.tpot_s, kv)
+
+
+def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizing, PoolState]:
+    p, profile, pool = o.prefill, settings.profile, state.prefill
+    work = profile.prefill_work_s(p.arrivals, p.prompt_tokens, p.prompt_tokens_squared) / o.interval_s
+    if not work < _MOST_WORK:
+        return hold(p.pods, settings.prefill, "prompt lengths are not known: holding"), pool
+    mean2 = p.prompt_tokens_squared / p.prompt_tokens if p.prompt_tokens >= 1 else 0.0
+    queued = p.waiting_tokens if p.waiting_tokens < 1e12 else 0.0
+    backlog_s = queued * (profile.b_s_per_token + profile.a_s / profile.batch_tokens + profile.c_s_per_token2 * mean2)
+    pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, o.interval_s, work, settings.tuning))
+    pool = _judge(
+        settings,
+        pool,
+        o,
+        p.pods,
+        pool.demand.level + backlog_s / settings.tuning.window_s,
+        p.ttft_total,
+        p.ttft_ok,
+        0.0,
+    )
+    # What one interval can't work off while new work comes in. What decode has no room for, more
+    # prefill workers would not serve either.
+    extra = (1 - _held(p)) * max(0.0, backlog_s - 0.5 * p.pods.ready) / _DRAIN_S
+    outlook = Outlook(_horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, extra, state.began_s)
+    return plan(settings, settings.prefill, o, p.pods, pool, outlook)
+
+
+def _held(p: PrefillSignals) -> float:
+    """How much of what waits for prefill waits because decode is nearly full."""
+    return 1 - min(1.0, p.batch_share) if p.batch_share >= 0 else 0.0
+
+
+def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizing, PoolState]:
+    """Demand is what runs: tokens a second, of short and of long outputs alike; its trend is what
+    comes in less what ends.
+    """
+    d, pool, interval_s = o.decode, state.decode, o.interval_s
+    rate = _decode_rate(settings, settings.profile, state)
+    made = d.generated_tokens / interval_s / rate
+    if not made < _MOST_WORK:
+        return hold(d.pods, settings.decode, "generated tokens are not known: holding"), pool
+    output = 200.0 if math.isnan(state.output_tokens) else state.output_tokens
+    duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
+    pool = _judge(settings, pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)
+    pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, interval_s, made, settings.tuning))
+    # Prefilled but not admitted, or not prefilled for want of room: it wants decode workers, not
+    # prefill workers.
+    held = _held(o.prefill) * o.prefill.waiting_requests
+    waiting = sum(n for n in (d.waiting_requests, held) if n < 1e9)
+    extra = waiting * output / rate / max(_DRAIN_S, duration_s)
+    outlook = Outlook(_horizon_s(settings, d.pods, interval_s), o.prefill.arrivals / interval_s, extra, state.began_s)
+    found, pool = plan(settings, settings.decode, o, d.pods, pool, outlook)
+    found.numbers |= {
+        "worker_tokens_per_s": rate, "output_tokens": output, "inflow": o.prefill.arrivals * output / interval_s / rate,
+    }  # fmt: skip
+    return found, pool
+
+
+def _horizon_s(settings: Settings, pods: Pods, interval_s: float) -> float:
+    cold_s = settings.cold_start_s if math.isnan(pods.cold_start_s) else pods.cold_start_s
+    return min(cold_s, forecast.DAY_S) + 3 * interval_s
+
+
+def _judge(
+    settings: Settings,
+    pool: PoolState,
+    o: Observation,
+    pods: Pods,
+    demand: float,
+    total: float,
+    ok: float,
+    memory_s: float,
+) -> PoolState:
+    """Learn from the interval's misses.
+
+    A miss of a long request belongs to the utilisation of its whole life.
+    """
+    keep = 0.0 if math.isnan(pool.load) else math.exp(-o.interval_s / max(memory_s, 1e-3))
+    load = demand + keep * ((pool.load if keep else demand) - demand)
+    if math.isnan(total) or math.isnan(ok):
+        return replace(pool, load=load)
+    fade = math.exp(-o.interval_s / _BUDGET_MEMORY_S)
+    curve = miss_curve.observe(pool.curve, miss_curve.slack(pods.ready, load), total, ok, o.interval_s)
+    missed, counted = pool.missed * fade + total - ok, pool.counted * fade + total
+    pressure = pool.pressure
+    if total > 0:
+        pressure += o.interval_s / _STEER_S * ((1 - ok / total) / settings.budget - 1)
+    pressure = max(-_MOST_PRESSURE, min(_MOST_PRESSURE, pressure))
+    return replace(pool, load=load, curve=curve, missed=missed, counted=counted, pressure=pressure)
+
+
+def _flips(settings: Settings, o: Observation) -> bool:
+    """Whether moving a worker to the other pool is faster than starting one."""
+    cold_s = settings.cold_start_s if math.isnan(o.decode.pods.cold_start_s) else o.decode.pods.cold_start_s
+    return settings.role_flip_s is not None and settings.role_flip_s < cold_s
+
+
+def _give(giver: PoolSizing, taker: PoolSizing, name: str) -> None:
+    """What a pool has beyond its need it holds against a rise for which it would have to start
+    workers. Where the other pool must start some now, they are worth more there, and come back as
+    fast.
+    """
+    n = min(taker.wanted - taker.pods.replicas, giver.pods.replicas - giver.need)
+    if n > 0 and giver.pods.replicas - n < giver.wanted:
+        giver.wanted, giver.reason = giver.pods.replicas - n, f"{name} has more use for {n}"
+
+
+def _flip(settings: Settings, o: Observation, prefill: PoolSizing, decode: PoolSizing) -> int:
+    """Workers that one pool gives and the other takes."""
+    if not _flips(settings, o):
+        return 0
+    more_decode, more_prefill = decode.wanted - decode.pods.replicas, prefill.wanted - prefill.pods.replicas
+    return max(0, min(more_decode, -more_prefill)) - max(0, min(more_prefill, -more_decode))
+
+
+def _blind(settings: Settings, o: Observation, state: State) -> Targets:
+    """Hold; after a while rise to what this time of day usually needs beside what was there when
+    metrics were last seen. Never down.
+    """
+    reason = "no metrics: holding"
+    plans = []
+    pools = ((o.prefill.pods, settings.prefill, state.prefill), (o.decode.pods, settings.decode, state.decode))
+    for (pods, limits, pool), had in zip(pools, state.seen_with, strict=True):
+        n = max(limits.least, min(limits.most, pods.replicas))
+        plans.append(PoolSizing(pods, replace(limits, least=n), n, reason))
+        if not math.isnan(state.seen_s) and o.now_s - state.seen_s > _BLIND_FORECAST_S:
+            usual, then = (
+                forecast.seasonal(pool.demand, o.now_s + settings.cold_start_s),
+                forecast.seasonal(pool.demand, state.seen_s),
+            )
+            if then > 0 and usual > then and pool.demand.level > 0:
+                plans[-1].wanted = max(n, min(limits.most, math.ceil(had * min(usual / then, _MOST_BLIND_RISE))))
+                reason = "no metrics for 5 minutes: at least what this time of day usually needs"
+    join(settings, *plans)
+    return Targets(plans[0].wanted, plans[1].wanted, reason)

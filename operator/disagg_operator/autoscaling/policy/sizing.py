@@ -1,0 +1,238 @@
+"""PURE: how many workers a pool should have for the work that is expected, what each number of them
+costs, and both pools together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from disagg_operator.autoscaling.policy import forecast, miss_curve
+from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings
+from disagg_operator.autoscaling.policy.observation import Observation, Pods
+
+_TOGETHER = 25.0  # a miss among many misses weighs up to so many times more: one in a hundred is nothing, a bad minute is an incident
+_PRICE_PRIOR_S = 1200.0
+_PRICE_HIGH, _PRICE_GAIN = 1.5, 2.0
+_KEEP = 1.5  # cold starts
+_NODE_S = 600.0  # nodes are asked for, and workers held, by what is expected so much later
+_PATIENCE_S = 600.0  # a worker that starts for longer, and for four cold starts, can't be placed
+_PATIENCE = 4.0
+_LEARN_S = 180.0  # forecasts made before are not held against the forecaster
+_NODE_QUANTILE = 0.95
+
+
+@dataclass(slots=True)
+class PoolSizing:
+    """One pool's outcome of a step, while it is being put together.
+
+    `need`: workers that cost least now, without those that are held against another rise.
+    """
+
+    pods: Pods
+    limits: PoolLimits
+    wanted: int
+    reason: str
+    forecast: float = 1e-6
+    price: float = 0.0
+    shares: list[float] = field(default_factory=list)
+    ratios: list[tuple[float, float]] = field(default_factory=list)
+    numbers: dict[str, float] = field(default_factory=dict)
+    ahead: int = 0
+    need: int = 0
+    known: dict[int, float] = field(default_factory=dict)
+
+    def misses(self, n: int) -> float:
+        """Expected share of requests that miss with n workers; 0 where nothing is known."""
+        return miss_share(self.forecast, n, self.shares, self.ratios, 0.0) if self.ratios else 0.0
+
+    def loss(self, n: int) -> float:
+        """What n workers cost, misses included, in workers."""
+        if n not in self.known:
+            self.known[n] = n + (
+                self.price * self.forecast * miss_share(self.forecast, n, self.shares, self.ratios)
+                if self.ratios
+                else 0.0
+            )
+        return self.known[n]
+
+    def best(self) -> int:
+        """The number of least loss within the pool's largest size, never with less capacity than
+        work: that queue has no end.
+        """
+        most = max(1, self.limits.most)  # whatever is measured, the search ends there
+        low, high = (
+            min(most, max(1, int(min(n, 1e6)))) for n in (math.ceil(min(1e6, self.forecast)), 3 * self.forecast + 4)
+        )
+        return min(range(low, high + 1), key=self.loss)
+
+
+def hold(pods: Pods, limits: PoolLimits, reason: str) -> PoolSizing:
+    """Nothing is known: stay."""
+    n = max(limits.least, min(limits.most, pods.replicas))
+    return PoolSizing(pods, limits, n, reason, ahead=n, need=n)
+
+
+def miss_share(
+    expected: float, n: int, shares: list[float], ratios: list[tuple[float, float]], together: float | None = None
+) -> float:
+    """Expected share of misses with n workers; busy moments hold more requests, so they weigh more."""
+    if n <= 0:
+        return 1.0
+    weight = sum(r * p for r, p in ratios)
+    total = 0.0
+    more = _TOGETHER if together is None else together
+    for r, p in ratios:
+        share = miss_curve.share_at(shares, miss_curve.slack(n, expected * r))
+        total += r * p * share * (1 + more * share)
+    return total / weight
+
+
+def price_of(settings: Settings, pool: PoolState, arrivals_per_s: float) -> float:
+    """Above the budget misses grow dear, below it cheap; twenty minutes that are just in budget are
+    the prior.
+    """
+    prior = max(_PRICE_PRIOR_S * arrivals_per_s, 1.0)
+    share = (pool.missed + prior * settings.budget) / (pool.counted + prior)
+    return settings.price * math.exp(pool.pressure + min(_PRICE_HIGH, _PRICE_GAIN * (share / settings.budget - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is expected of a pool.
+
+    `extra`: workers that work off what waits. `peak`: workers that a schedule asks for.
+    """
+
+    horizon_s: float
+    arrivals_per_s: float
+    extra: float = 0.0
+    began_s: float = 0.0
+
+
+def plan(
+    settings: Settings, limits: PoolLimits, o: Observation, pods: Pods, pool: PoolState, outlook: Outlook
+) -> tuple[PoolSizing, PoolState]:
+    """How many workers this pool wants, for itself."""
+    tuning, horizon_s = settings.tuning, outlook.horizon_s
+    forecasts = forecast.predict(pool.demand, horizon_s, tuning)
+    if o.now_s - outlook.began_s >= _LEARN_S:
+        pool = replace(pool, demand=forecast.remember(pool.demand, o.now_s + horizon_s, forecasts))
+    load = max(forecasts[0] * settings.over_provisioning + outlook.extra, 1e-6)
+    price, shares, ratios = (
+        price_of(settings, pool, outlook.arrivals_per_s),
+        pool.curve.shares(),
+        forecast.ratios(pool.demand),
+    )
+    found = PoolSizing(pods, limits, pods.replicas, "", load, price, shares, ratios)
+    later = max(forecast.predict(pool.demand, _NODE_S, tuning)[0] * settings.over_provisioning, 1e-6)
+    later_plan = PoolSizing(pods, limits, 0, "", later, price, shares, ratios)
+    pool = _placeable(pool, pods, o.now_s, horizon_s)
+    most = min(limits.most, pool.cap) if o.now_s < pool.cap_until_s else limits.most
+
+    def bounded(n: int) -> int:
+        return max(limits.least, min(most, n))
+
+    cheapest, scheduled = found.best(), _scheduled(settings, limits is settings.prefill, o.now_s, horizon_s)
+    found.need = best = bounded(max(cheapest, scheduled))
+    at_node = bounded(later_plan.best())
+    found.ahead = max(best, at_node, bounded(math.ceil(min(1e6, later * _quantile(ratios, _NODE_QUANTILE)))))
+    keep_s = _KEEP * (horizon_s - 3 * o.interval_s)
+    history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - keep_s], (o.now_s, best))
+    lately = max(max(n for _, n in history), at_node)
+    if best > pods.replicas and scheduled > cheapest:
+        found.wanted, found.reason = best, f"the schedule asks for {scheduled}"
+    elif best > pods.replicas:
+        found.wanted = best
+        found.reason = f"{load:.2f} workers of work expected in {horizon_s:.0f} s; {_why(found, best)}"
+    elif min(lately, most) < pods.replicas:
+        found.wanted, found.reason = bounded(lately), f"{keep_s:.0f} s without need of more than {lately}"
+    else:
+        found.wanted, found.reason = bounded(pods.replicas), "enough"
+    if most < limits.most and found.wanted == most:
+        found.reason = f"more than {most} can't be placed"
+    found.numbers = {
+        "demand": pool.demand.level, "forecast": forecasts[0], "backlog": outlook.extra, "horizon_s": horizon_s,
+        "utilisation": pool.load / max(pods.ready, 1), "best": float(best), "in_ten_minutes": float(found.ahead),
+        "expected_misses": found.misses(found.wanted), "price": price,
+        "missed_share": pool.missed / pool.counted if pool.counted else math.nan,
+    }  # fmt: skip
+    return found, replace(pool, wanted=history)
+
+
+def _why(found: PoolSizing, n: int) -> str:
+    """What one worker less would have cost."""
+    return f"{found.misses(n):.2%} would miss with {n}, {found.misses(n - 1):.2%} with {n - 1}"
+
+
+def _placeable(pool: PoolState, pods: Pods, now_s: float, horizon_s: float) -> PoolState:
+    """Workers that start count as capacity, but not for ever: those that can't be placed are given
+    up, and tried again later.
+    """
+    stuck = sum(age > max(_PATIENCE_S, _PATIENCE * horizon_s) for age in pods.starting_ages_s)
+    if not stuck:
+        return pool
+    return replace(pool, cap=max(0, pods.replicas - stuck), cap_until_s=now_s + _PATIENCE_S)
+
+
+def _quantile(ratios: list[tuple[float, float]], q: float) -> float:
+    total = 0.0
+    for ratio, share in ratios:
+        total += share
+        if total >= q:
+            return ratio
+    return ratios[-1][0]
+
+
+def _scheduled(settings: Settings, prefill: bool, now_s: float, horizon_s: float) -> int:
+    """Workers of the peaks that are on at some time from now until new ones would be ready."""
+    begin, day = now_s % forecast.DAY_S, forecast.DAY_S
+
+    def on(peak: Peak) -> bool:
+        length = (peak.to_s - peak.from_s) % day
+        return (begin - peak.from_s) % day < length or (peak.from_s - begin) % day <= horizon_s
+
+    return max([p.prefill if prefill else p.decode for p in settings.peaks if on(p)], default=0)
+
+
+def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing) -> None:
+    """Ratio and GPU budget: where the pools' own wishes do not fit, the pair that does and loses
+    least.
+    """
+    budget = math.inf if settings.gpu_budget is None else settings.gpu_budget
+    low, high = settings.ratio if settings.ratio is not None else (0.0, math.inf)
+
+    def fits(p: int, d: int) -> bool:
+        return p * prefill.limits.gpus + d * decode.limits.gpus <= budget and low * p <= d <= high * p
+
+    if fits(prefill.wanted, decode.wanted):
+        return
+    best: tuple[float, int, int] | None = None
+    for p in range(prefill.limits.least, prefill.limits.most + 1):
+        room = min(decode.limits.most, high * p, (budget - p * prefill.limits.gpus) / max(decode.limits.gpus, 1e-9))
+        least = max(decode.limits.least, math.ceil(low * p - 1e-9))
+        d = max(least, min(decode.wanted, math.floor(room + 1e-9)))
+        if not fits(p, d):
+            continue
+        loss = prefill.limits.gpus * _apart(prefill, p) + decode.limits.gpus * _apart(decode, d)
+        if best is None or loss < best[0]:
+            best = loss, p, d
+    why = "the budget of " + f"{settings.gpu_budget} GPUs" if low == 0 and math.isinf(high) else "ratio and GPU budget"
+    if best is None:
+        _set(prefill, prefill.limits.least, why + " leave no choice")
+        _set(decode, decode.limits.least, why + " leave no choice")
+        return
+    _set(prefill, best[1], why)
+    _set(decode, best[2], why)
+
+
+def _apart(plan: PoolSizing, n: int) -> float:
+    """Loss of n workers; more than are wanted cost themselves, and so do those of a pool that holds
+    blindly when they are taken.
+    """
+    return plan.loss(n) if n <= plan.wanted and plan.ratios else abs(n - plan.wanted) + plan.loss(plan.wanted)
+
+
+def _set(plan: PoolSizing, n: int, reason: str) -> None:
+    if n != plan.wanted:
+        plan.wanted, plan.reason = n, reason

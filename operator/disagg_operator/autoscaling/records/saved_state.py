@@ -1,0 +1,29 @@
+"""PURE: The predictive policy's state as it is kept, some 20 KB of plain JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from disagg_operator.autoscaling.policy.memory import State
+from disagg_operator.autoscaling.records import codec
+
+_VERSION = 2
+_DIGITS = 9
+
+
+def to_json(state: State) -> dict[str, Any]:
+    """Return the state as plain JSON with its version, floats rounded to 9 significant digits."""
+    return {"version": _VERSION, **codec.plain(state, _DIGITS)}
+
+
+def from_json(raw: dict[str, Any]) -> State:
+    """Return the state that `to_json` wrote, with defaults for the fields that it lacks.
+
+    Another version, or anything that does not fit, gives the empty state, which is a safe start.
+    """
+    if not isinstance(raw, dict) or raw.get("version") != _VERSION:
+        return State()
+    try:
+        return codec.parse(State, {name: value for name, value in raw.items() if name != "version"})
+    except (codec.CodecError, OverflowError):
+        return State()

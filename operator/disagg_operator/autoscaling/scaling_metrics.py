@@ -1,0 +1,56 @@
+"""The autoscaler's metrics of each deployment. Labels are bounded by the number of resources."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from disagg_operator.autoscaling.policy.decision import Decision
+from disagg_operator.vocabulary import Key
+from disagg_wire import series
+
+_DEPLOYMENT = (series.NAMESPACE, series.DEPLOYMENT)
+_POOL = (*_DEPLOYMENT, series.POOL)
+
+
+class ScalingMetrics:
+    """Registers its series in the operator's registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.scaled = Counter(
+            series.OPERATOR_SCALINGS, "Decisions carried out", (*_POOL, series.DIRECTION), registry=registry
+        )
+        self.undecided = Counter(series.AUTOSCALER_FAILURES, "Steps that a bug ended", _DEPLOYMENT, registry=registry)
+        self._current = Gauge(series.AUTOSCALER_REPLICAS, "Replicas as set", _POOL, registry=registry)
+        self._wanted = Gauge(series.AUTOSCALER_WANTED_REPLICAS, "Replicas as decided", _POOL, registry=registry)
+        self._value = Gauge(
+            series.AUTOSCALER_SIGNAL,
+            "Forecast work in workers, or requests per replica; NaN: unknown",
+            _POOL,
+            registry=registry,
+        )
+        self._number = Gauge(
+            series.AUTOSCALER_NUMBER, "What the last decision was made by", (*_POOL, series.NAME), registry=registry
+        )
+        self._blind = Gauge(series.AUTOSCALER_BLIND, "1 while held for want of metrics", _POOL, registry=registry)
+
+    def decision(self, key: Key, pool: str, decision: Decision) -> None:
+        """Show the last decision for one pool."""
+        labels = (*key, pool)
+        self._current.labels(*labels).set(decision.current)
+        self._wanted.labels(*labels).set(decision.to)
+        self._value.labels(*labels).set(math.nan if decision.value is None else decision.value)
+        self._blind.labels(*labels).set(1 if decision.blind else 0)
+        for name, value in decision.numbers.items():
+            self._number.labels(*labels, name).set(value)
+
+    def forget(self, key: Key) -> None:
+        """Drop the series of a resource that is gone."""
+        gauges = (self._current, self._wanted, self._value, self._blind, self._number)
+        for metric in (*gauges, self.scaled, self.undecided):
+            for labels in [sample.labels for family in metric.collect() for sample in family.samples]:
+                if (labels.get(series.NAMESPACE), labels.get(series.DEPLOYMENT)) == key:
+                    with contextlib.suppress(KeyError):
+                        metric.remove(*(labels[name] for name in metric._labelnames))

@@ -1,0 +1,122 @@
+"""The door to what the pods of all deployments report: from themselves, or from their Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from disagg_operator.autoscaling.signals import pod_facts
+from disagg_operator.autoscaling.signals.direct import DirectDoor, Target, parse_json_object
+from disagg_operator.autoscaling.signals.fold import Look
+from disagg_operator.autoscaling.signals.pod_facts import Starts
+from disagg_operator.autoscaling.signals.prometheus_access import METRICS_UNAVAILABLE, Access, Unreadable
+from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.autoscaling.signals.samples import Sample, parse
+from disagg_operator.kube.pods import DeploymentPods, address_of, http_port, identity_of
+from disagg_operator.kube.resources import name_of
+from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.ports import ROUTER_PORT, WORKER_PORT
+from disagg_wire.protocol import METRICS_PATH, STATE_PATH
+from disagg_wire.roles import DECODE, PREFILL, ROLES
+
+Pages = Mapping[tuple[str, str], str]  # by pod and path
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """What is asked of one deployment in one sweep."""
+
+    key: Key
+    pods: DeploymentPods
+    replicas: Mapping[str, int | None]
+    """What each pool is set to; None where that is not known."""
+    starts: Mapping[str, Starts]
+    """How long the last pods of each pool took to start, as far as was known before."""
+    bearer: str | None
+    """The token that opens /internal/ on the routers, or None."""
+    prometheus: Access | None
+    """The Prometheus to read instead of the pods' own pages, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What one deployment reported in one sweep."""
+
+    look: Look
+    states: tuple[Mapping[str, Any], ...]
+    """The answers of the routers that told their state."""
+    starts: Mapping[str, Starts]
+    """How long the last pods of each pool took to start."""
+    trouble: tuple[str, str] | None
+    """(reason, words) why Prometheus could not be read, or None."""
+
+
+class Collector:
+    """Shared by all deployments. `epoch` is the seconds since 1970, which never go back."""
+
+    def __init__(self, direct: DirectDoor, prometheus: PrometheusSource, epoch: Callable[[], float]) -> None:
+        self._direct = direct
+        self._prometheus = prometheus
+        self._epoch = epoch
+
+    async def sweep(self, scrapes: Iterable[Scrape]) -> Pages:
+        """Return the pages of all pods that are asked directly; a pod that does not answer has none."""
+        bodies = await self._direct.fetch([target for scrape in scrapes for target in _targets(scrape)])
+        return {(target.pod, target.path): body for target, body in bodies.items()}
+
+    async def signals_of(self, scrape: Scrape, pages: Pages) -> Signals:
+        """Return what one deployment reported, in `pages` or in its Prometheus."""
+        now_s = self._epoch()
+        stored, trouble = await self._stored(scrape, now_s)
+
+        def answers(pods: tuple[Obj, ...]) -> dict[str, Sample | None]:
+            if stored is not None:
+                return {name_of(pod): stored.get(name_of(pod)) for pod in pods}
+            found = {name_of(pod): pages.get((identity_of(pod), METRICS_PATH)) for pod in pods}
+            return {name: None if page is None else parse(page, now_s) for name, page in found.items()}
+
+        pods, starts, facts = scrape.pods, {}, {}
+        for role in ROLES:
+            starts[role] = pod_facts.note_starts(scrape.starts.get(role, Starts()), pods.workers[role])
+            facts[role] = pod_facts.facts(pods.all_of[role], scrape.replicas[role] or 0, now_s, starts[role])
+        prefill, decode = (answers(pods.workers[role]) for role in ROLES)
+        look = Look(now_s, answers(pods.routers), prefill, decode, facts[PREFILL], facts[DECODE])
+        states = (pages.get((identity_of(pod), STATE_PATH)) for pod in pods.routers)
+        told = [state for page in states if page is not None and (state := parse_json_object(page)) is not None]
+        return Signals(look, tuple(told), starts, trouble)
+
+    def forget(self, key: Key) -> None:
+        """Drop what is remembered of a resource that is gone."""
+        self._prometheus.forget(key)
+
+    async def _stored(self, scrape: Scrape, now_s: float) -> tuple[Mapping[str, Sample] | None, tuple[str, str] | None]:
+        """Return what Prometheus has, and why it has nothing; (None, None) where it is not asked."""
+        if scrape.prometheus is None:
+            return None, None
+        try:
+            found = await self._prometheus.read(scrape.key, scrape.prometheus, now_s)
+        except Unreadable as error:
+            return {}, (error.reason, str(error))
+        if found:
+            return found, None
+        return {}, (METRICS_UNAVAILABLE, "Prometheus has no recent series of these pods with labels namespace and pod")
+
+
+def worker_target(pod: Obj, bearer: str | None) -> Target:
+    """Return the address of a worker, for calls to its internal API."""
+    return Target(identity_of(pod), address_of(pod), http_port(pod, WORKER_PORT), bearer=bearer)
+
+
+def _targets(scrape: Scrape) -> list[Target]:
+    targets, direct = [], scrape.prometheus is None
+    for pod in scrape.pods.routers:
+        port = http_port(pod, ROUTER_PORT)
+        if direct:
+            targets.append(Target(identity_of(pod), address_of(pod), port))
+        if scrape.bearer is not None:
+            targets.append(Target(identity_of(pod), address_of(pod), port, STATE_PATH, scrape.bearer))
+    if direct:
+        workers = (pod for role in ROLES for pod in scrape.pods.workers[role])
+        targets.extend(worker_target(pod, None) for pod in workers)
+    return targets

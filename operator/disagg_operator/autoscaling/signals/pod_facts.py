@@ -1,0 +1,72 @@
+"""PURE: what Kubernetes knows of a pool's pods, as the policy sees it.
+
+Plain dicts in; nothing fails on a field that is missing.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from disagg_operator.autoscaling.policy.observation import UNKNOWN, Pods
+from disagg_operator.kube.pods import is_ready
+from disagg_operator.kube.resources import uid_of
+from disagg_operator.vocabulary import Obj
+
+_KEPT_STARTS = 16
+_LONGEST_S = 7200.0
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """How long the last pods took from creation to ready, by uid, oldest first."""
+
+    taken_s: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def mean_s(self) -> float:
+        """NaN: none has been seen."""
+        return sum(self.taken_s.values()) / len(self.taken_s) if self.taken_s else UNKNOWN
+
+
+def epoch_s(text: object) -> float:
+    """Seconds since 1970 of an RFC 3339 time; NaN for anything else."""
+    try:
+        return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return UNKNOWN
+
+
+def note_starts(starts: Starts, pods: Iterable[Obj]) -> Starts:
+    """Take in the pods that are ready and were not seen ready before."""
+    found = dict(starts.taken_s)
+    fresh = [pod for pod in pods if is_ready(pod) and uid_of(pod) not in found]
+    for pod in sorted(fresh, key=lambda pod: str(pod["metadata"].get("creationTimestamp"))):
+        ready: Obj = next(
+            (c for c in (pod.get("status") or {}).get("conditions") or [] if c.get("type") == "Ready"), {}
+        )
+        taken_s = epoch_s(ready.get("lastTransitionTime")) - epoch_s(pod["metadata"].get("creationTimestamp"))
+        # A pod that lost its readiness meanwhile would tell of that and not of its start.
+        if 0 <= taken_s <= _LONGEST_S and not _restarted(pod):
+            found[uid_of(pod)] = max(taken_s, 0.5)  # the times are whole seconds
+    return Starts(dict(list(found.items())[-_KEPT_STARTS:]))
+
+
+def facts(pods: Iterable[Obj], replicas: int, now_s: float, starts: Starts) -> Pods:
+    """`replicas`: what the pool is set to; `now_s`: the epoch."""
+    ready, draining = 0, 0
+    ages: list[float] = []
+    for pod in pods:
+        if pod["metadata"].get("deletionTimestamp"):
+            draining += 1
+        elif is_ready(pod):
+            ready += 1
+        elif (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+            age_s = now_s - epoch_s(pod["metadata"].get("creationTimestamp"))
+            ages.append(max(0.0, age_s) if age_s == age_s else 0.0)
+    return Pods(replicas, ready, tuple(sorted(ages, reverse=True)), draining, starts.mean_s)
+
+
+def _restarted(pod: Obj) -> bool:
+    return any(c.get("restartCount") for c in (pod.get("status") or {}).get("containerStatuses") or [])

@@ -1,0 +1,150 @@
+"""Door: a Prometheus that the user runs, by prometheus-api-client.
+
+That client is synchronous, so it runs in threads of its own, which only wait, and what it sends
+goes through `Transport`, where every request has a deadline. For deployment NAME in namespace NS
+(series need the usual `namespace` and `pod` labels) one query reads what the pods last reported,
+with the times at which they did:
+
+    {namespace="NS", pod=~"NAME-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+", __name__=~"disagg_router_...|disagg_worker_..."}[75s]
+
+The raw samples go the same way as those of a direct scrape: counters are differenced for each pod,
+old values are no values, an empty answer means "unknown", never zero. The days before are read
+minute by minute from sums of increases (`history_queries`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import requests
+from prometheus_api_client import PrometheusConnect
+from prometheus_api_client.exceptions import PrometheusApiClientException
+
+from disagg_operator.autoscaling.policy.history import Minute
+from disagg_operator.autoscaling.signals.prometheus_access import PATH, PrometheusEndpoint, Unreadable
+from disagg_operator.autoscaling.signals.prometheus_transport import Adapter, Transport
+from disagg_operator.autoscaling.signals.samples import Sample, from_matrix
+from disagg_wire import series
+from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
+
+# Two scrapes of the usual 30 s, and a little.
+MAX_AGE_S = 75
+HISTORY_DAYS = 3
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_AT_ONCE = 16
+_NONSENSE = f"what the server answers is not a Prometheus's; see {PATH}.url"
+
+
+def samples_query(namespace: str, name: str) -> str:
+    """What every pod of a deployment last reported.
+
+    Raises ValueError for a name that could break out of the quotes.
+    """
+    pods = f'namespace="{_checked(namespace)}",pod=~"{_checked(name)}-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+"'
+    return f'{{{pods},__name__=~"{"|".join((*READ_OF_ROUTERS, *READ_OF_WORKERS))}"}}[{MAX_AGE_S}s]'
+
+
+def history_queries(namespace: str, name: str) -> tuple[str, str, str]:
+    """Requests, prompt and output tokens of a minute, by the mean of two (scrapes may be a minute
+    apart). Raises ValueError as above.
+    """
+    pods = f'namespace="{_checked(namespace)}",pod=~"{_checked(name)}-router-[a-z0-9]+-[a-z0-9]+"'
+    sums = (series.ROUTER_ARRIVALS, series.ROUTER_ARRIVED_PROMPT_TOKENS)
+    requests, prompt = (f"sum(increase({metric}{{{pods}}}[2m]))/2" for metric in sums)
+    return (
+        requests,
+        prompt,
+        f'sum(increase({series.ROUTER_COMPLETED_TOKENS}{{{pods},{series.KIND}="{series.OUTPUT}"}}[2m]))/2',
+    )
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"not a DNS label: {name[:80]!r}")
+    return name
+
+
+class PrometheusDoor:
+    """Reads deployments from Prometheus servers.
+
+    Made on the event loop that it is used and closed on.
+    """
+
+    def __init__(self, *, timeout_s: float = 4.0) -> None:
+        self._timeout_s = timeout_s
+        self._transport = Transport(timeout_s)
+        self._executor = ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="prometheus")
+        self._gate = asyncio.Semaphore(_AT_ONCE)  # so that a query's deadline doesn't run while it queues for a thread
+
+    async def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        await self._transport.close()
+
+    async def read(self, endpoint: PrometheusEndpoint, namespace: str, name: str, now_s: float) -> dict[str, Sample]:
+        """What Prometheus knows of a deployment's pods, by pod, with epoch times.
+
+        Raises Unreadable.
+        """
+        query = samples_query(namespace, name)
+        answer = await self._ask(endpoint, lambda client: client.custom_query(query))
+        found = from_matrix(answer, now_s, MAX_AGE_S)
+        if found is None:
+            raise Unreadable(_NONSENSE)
+        return found
+
+    async def history(self, endpoint: PrometheusEndpoint, namespace: str, name: str, now_s: float) -> list[Minute]:
+        """The minutes of the last days in which something came, oldest first; [] when there are
+        none. Raises Unreadable.
+        """
+        end = datetime.datetime.fromtimestamp(now_s - now_s % 60, datetime.UTC)
+        start = end - datetime.timedelta(days=HISTORY_DAYS)
+        columns = []
+        for query in history_queries(namespace, name):
+            columns.append(_series(await self._ask(endpoint, _range(query, start, end))))
+        requests_, prompt, output = columns
+        return [
+            Minute(t, requests_[t], prompt.get(t, 0.0), output.get(t, 0.0))
+            for t in sorted(requests_)
+            if requests_[t] > 0
+        ]
+
+    async def _ask(self, endpoint: PrometheusEndpoint, call: Callable[[PrometheusConnect], Any]) -> Any:
+        """What the client makes of the answer. Raises Unreadable."""
+        loop = asyncio.get_running_loop()
+
+        def work() -> Any:
+            with requests.Session() as session:
+                session.trust_env = False
+                client = PrometheusConnect(url=endpoint.url, session=session)
+                # The client puts an adapter of its own before the URL; here is the one that
+                # carries.
+                session.mount(endpoint.url, Adapter(self._transport, endpoint, loop, self._timeout_s + 1.0))
+                return call(client)
+
+        async with self._gate:
+            try:
+                return await loop.run_in_executor(self._executor, work)
+            except (requests.RequestException, PrometheusApiClientException, ValueError, KeyError, TypeError):
+                raise Unreadable(_NONSENSE) from None
+
+
+def _range(query: str, start: datetime.datetime, end: datetime.datetime) -> Callable[[PrometheusConnect], Any]:
+    return lambda client: client.custom_query_range(query, start, end, "60")
+
+
+def _series(answer: Any) -> dict[float, float]:
+    """The values of a range answer of at most one series, by time; what is no number is left out."""
+    out: dict[float, float] = {}
+    try:
+        for at_s, text in answer[0]["values"] if answer else ():
+            value = float(text)
+            if value >= 0 and value != float("inf"):
+                out[float(at_s)] = value
+    except (KeyError, IndexError, TypeError, ValueError):
+        return {}
+    return out

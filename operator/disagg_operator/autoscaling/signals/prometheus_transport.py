@@ -1,0 +1,194 @@
+"""Carries out the requests of prometheus-api-client, which is synchronous, on the event loop, where
+a deadline is one for all of a request.
+
+URLs are the user's word, so this asks no more of a server than it must: it follows no redirect
+(credentials would go to another host), takes no proxy, password or authority from the environment,
+reads a bounded number of bytes, and does not go to link-local addresses, where clouds hand out the
+machine's own credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import aiohttp
+import certifi
+from aiohttp.abc import ResolveResult
+from requests import PreparedRequest, Response
+from requests.adapters import BaseAdapter
+from requests.structures import CaseInsensitiveDict
+from yarl import URL
+
+from disagg_operator.autoscaling.signals.prometheus_access import (
+    CREDENTIALS_UNAVAILABLE,
+    PATH,
+    PrometheusEndpoint,
+    Unreadable,
+)
+
+MAX_BYTES = 32 * 1024 * 1024
+_MOST_CONTEXTS = 64
+# Amazon's metadata service over IPv6 has an address of another kind.
+_METADATA = ipaddress.ip_network("fd00:ec2::/32")
+
+
+def refused_address(text: str) -> bool:
+    """Whether nobody's Prometheus can be at this IP address."""
+    ip = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return ip.is_link_local or (ip.version == 6 and ip in _METADATA)
+
+
+class _Resolver(aiohttp.ThreadedResolver):
+    """Names, without the addresses that are refused: what was looked up is what is connected to."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await super().resolve(host, port, family)
+        if any(refused_address(one["host"]) for one in found):
+            raise Unreadable(f"{PATH}.url: leads to a link-local address, where no Prometheus can be")
+        return found
+
+
+class Transport:
+    """One HTTP client for all endpoints. Made and closed on the event loop that it works on."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._contexts: OrderedDict[str | None, ssl.SSLContext] = OrderedDict()
+        self._client: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    async def get(self, endpoint: PrometheusEndpoint, url: str, headers: Mapping[str, str]) -> bytes:
+        """The body of a good answer. Raises Unreadable for any other."""
+        target = URL(url, encoded=True)
+        if not target.host or (_is_address(target.host) and refused_address(target.host)):
+            raise Unreadable(f"{PATH}.url: is a link-local address, where no Prometheus can be")
+        client, context = self._session(), self._context(endpoint.ca_pem)
+        try:
+            sent = {**headers, **dict(endpoint.headers)}
+            async with client.get(target, headers=sent, ssl=context, allow_redirects=False) as response:
+                if response.status != 200:
+                    raise _refusal(response.status, endpoint)
+                return await _bounded(response)
+        except aiohttp.ClientConnectorCertificateError as error:
+            why = f"the Prometheus server is not trusted: {_why(error.certificate_error)}; see {PATH}.tlsConfig.ca"
+            raise Unreadable(why, refused=True) from None
+        except aiohttp.ClientSSLError as error:
+            raise Unreadable(
+                f"no TLS with the Prometheus server: {_why(error.os_error)}; see {PATH}.url", refused=True
+            ) from None
+        except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
+            raise Unreadable("the Prometheus server does not answer") from None
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._client is None:
+            connector = aiohttp.TCPConnector(resolver=_Resolver(), limit=32, ttl_dns_cache=10)
+            timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+            self._client = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, timeout=timeout
+            )
+        return self._client
+
+    def _context(self, ca_pem: str | None) -> ssl.SSLContext:
+        found = self._contexts.get(ca_pem)
+        if found is None:
+            found = self._contexts[ca_pem] = _new_context(ca_pem)
+            if len(self._contexts) > _MOST_CONTEXTS:
+                self._contexts.popitem(last=False)
+        self._contexts.move_to_end(ca_pem)
+        return found
+
+
+class Adapter(BaseAdapter):
+    """What `requests` sends through: one endpoint of a `Transport`.
+
+    Called from a thread other than the event loop's.
+    """
+
+    def __init__(
+        self, transport: Transport, endpoint: PrometheusEndpoint, loop: asyncio.AbstractEventLoop, timeout_s: float
+    ) -> None:
+        super().__init__()
+        self._transport = transport
+        self._endpoint = endpoint
+        self._loop = loop
+        self._timeout_s = timeout_s
+
+    def send(self, request: PreparedRequest, *_: object, **__: object) -> Response:
+        """Raises Unreadable."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "disagg-operator"}
+        call = self._transport.get(self._endpoint, str(request.url), headers)
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            body = future.result(self._timeout_s)
+        except TimeoutError:
+            future.cancel()
+            raise Unreadable("the Prometheus server does not answer") from None
+        response = Response()
+        response.status_code, response.request, response.url = 200, request, str(request.url)
+        response._content = body
+        response.headers = CaseInsensitiveDict()  # none: there is no redirect to follow and no cookie to keep
+        return response
+
+    def close(self) -> None:
+        """The transport outlives it."""
+
+
+def _refusal(status: int, endpoint: PrometheusEndpoint) -> Unreadable:
+    """Never with the body: what an address answers that somebody made us ask is not for them to
+    read.
+    """
+    if status in (401, 403):
+        words = f"the Prometheus server refuses the credentials (HTTP {status}); see {endpoint.credentials_field} and {PATH}.headers"
+        return Unreadable(words, refused=True)
+    if 300 <= status < 400:
+        return Unreadable(f"the Prometheus server redirects (HTTP {status}), which is not followed; see {PATH}.url")
+    return Unreadable(f"the Prometheus server answers HTTP {status}")
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_BYTES:
+            raise Unreadable(f"the Prometheus server answers with more than {MAX_BYTES >> 20} MiB")
+    return bytes(body)
+
+
+def _new_context(ca_pem: str | None) -> ssl.SSLContext:
+    if ca_pem is None:
+        return ssl.create_default_context(cafile=certifi.where())
+    try:
+        context = ssl.create_default_context(cadata=ca_pem)
+    except (ssl.SSLError, ValueError):
+        raise Unreadable(f"{PATH}.tlsConfig.ca: the PEM certificates can't be read", CREDENTIALS_UNAVAILABLE) from None
+    # A certificate that is named is trusted itself, and needs no extension that its maker left out.
+    context.verify_flags = (context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN) & ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _why(error: BaseException) -> str:
+    """OpenSSL's own words of a certificate or a handshake; they hold nothing that the server sent
+    but names.
+    """
+    message = getattr(error, "verify_message", None) or getattr(error, "reason", None) or type(error).__name__
+    return str(message)[:200]

@@ -1,0 +1,84 @@
+"""`disagg`: the commands and their arguments; each command's work is in a module of its own,
+imported when it is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from disagg_wire.version import VERSION
+
+# name -> (module, help). Each module has `arguments(parser)`, `run(args) -> int` and `ERRORS`, what
+# it raises for bad input.
+TOOLS = {
+    "explain": ("disagg_operator.cli.explain_command", "what the autoscaler saw and decided, and why"),
+    "plan": (
+        "disagg_operator.cli.plan_command",
+        "how many replicas of what serve a traffic within objectives, apart or in one pool",
+    ),
+    "profile": ("disagg_operator.cli.profile_command", "measure a running endpoint: a profile for simulate and plan"),
+    "replay": (
+        "disagg_operator.cli.replay_command",
+        "recorded decisions once more through a policy, and where it differs",
+    ),
+    "simulate": (
+        "disagg_operator.cli.simulate_command",
+        "what a scaling policy would do with a trace, request by request",
+    ),
+}
+
+
+def parser(tool: str | None = None) -> argparse.ArgumentParser:
+    """All commands; the arguments of `tool` with it (the others' modules are not imported)."""
+    top = argparse.ArgumentParser(
+        prog="disagg", description="Serve language models from separate prefill and decode pools."
+    )
+    top.add_argument("--version", action="version", version=f"disagg {VERSION}")
+    commands = top.add_subparsers(dest="command", required=True)
+    local = commands.add_parser("local", help="run a DisaggDeployment as processes on this machine, without a cluster")
+    local.add_argument("-f", "--file", type=Path, required=True, help="YAML file with one DisaggDeployment")
+    local.add_argument("--port", type=int, default=8080, help="port of the OpenAI API on 127.0.0.1 (default 8080)")
+    local.add_argument("--ask", metavar="TEXT", help="ask this as soon as it is up, and show what happened")
+    local.add_argument("--once", action="store_true", help="stop after the answer to --ask")
+    local.add_argument("--timeout-s", type=float, default=300.0, help="how long to wait until it is up (default 300)")
+    for name, (module, text) in TOOLS.items():
+        command = commands.add_parser(name, help=text)
+        if name == tool:
+            _import(name, module).arguments(command)
+    return top
+
+
+def _import(name: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("disagg_operator"):
+            raise
+        sys.exit(f"disagg {name}: needs {error.name}: pip install 'disagg[operator,simulate]'")
+
+
+def main(argv: list[str] | None = None) -> None:
+    given = sys.argv[1:] if argv is None else argv
+    tool = given[0] if given and given[0] in TOOLS else None
+    arguments = parser(tool).parse_args(given)
+    if tool is not None:
+        module = _import(tool, TOOLS[tool][0])
+        try:
+            sys.exit(module.run(arguments))
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except module.ERRORS as error:
+            sys.exit(f"disagg {tool}: {error}")
+    from disagg_operator.cli import local_command
+
+    try:
+        sys.exit(asyncio.run(local_command.run(arguments)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except local_command.LocalError as error:
+        sys.exit(f"disagg local: {error}")

@@ -1,0 +1,133 @@
+"""`disagg explain`: what the autoscaler saw, what it decided, and why."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from disagg_operator.autoscaling.policy.observation import Pods
+from disagg_operator.autoscaling.records import decision_records
+from disagg_operator.autoscaling.records.decision_records import Step
+from disagg_operator.cli import decision_source, plots
+
+ERRORS = decision_source.ERRORS
+_QUIET_S = 300.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    decision_source.arguments(parser)
+    parser.add_argument("--all", action="store_true", help="every step, not only changes and one in five minutes")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print; the exit status. Raises one of ERRORS."""
+    if args.plot:
+        plots.check(args.plot, 1)
+    runs = decision_source.load(args)
+    everything = sorted(
+        decision_records.steps_of(runs), key=lambda s: s.observation.now_s
+    )  # a clock that was set back mixes up nothing
+    begin_s = everything[-1].observation.now_s - decision_source.seconds(args.since)
+    steps = [s for s in everything if s.observation.now_s >= begin_s]
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    console.print(table(args.source, steps if args.all else worth_telling(steps)))
+    for sentence in sentences(steps):
+        console.print(sentence)
+    if args.plot:
+        plots.save(
+            args.plot, [plots.Timeline(args.source, decision_records.columns(steps))], "\n".join(sentences(steps))
+        )
+    return 0
+
+
+def worth_telling(steps: Sequence[Step]) -> list[Step]:
+    """Steps that change something or whose reason is new, and one in five minutes."""
+    out: list[Step] = []
+    before: tuple[object, ...] = ()
+    for step in steps:
+        now = (step.reasons, step.decided)
+        moves = any(n != _pods(step, pool).replicas for pool, n in step.decided.items())
+        quiet = bool(out) and step.observation.now_s - out[-1].observation.now_s < _QUIET_S
+        if moves or now != before or not quiet or step is steps[-1]:
+            out.append(step)
+        before = now
+    return out
+
+
+def table(title: str, steps: Sequence[Step]) -> Table:
+    """One row a step."""
+    found = Table(title=f"{title}: decisions (UTC)", title_justify="left")
+    for column in (
+        "time",
+        "requests/s",
+        "prompt tok/s",
+        "output tok/s",
+        "queued",
+        "TTFT ok %",
+        "TPOT ok %",
+        "prefill",
+        "decode",
+        "why",
+    ):
+        found.add_column(column, justify="left" if column in ("time", "why") else "right", overflow="fold")
+    for step in steps:
+        o, p, d = step.observation, step.observation.prefill, step.observation.decode
+        interval_s = o.interval_s or math.nan
+        rates = [number(v / interval_s) for v in (p.arrivals, p.prompt_tokens, d.generated_tokens)]
+        queued = f"{number(p.waiting_requests)}+{number(d.waiting_requests)}"
+        shares = [
+            number(100 * ok / total) if total > 0 else "-"
+            for ok, total in ((p.ttft_ok, p.ttft_total), (d.tpot_ok, d.tpot_total))
+        ]
+        sizes = [size(_pods(step, pool), step.decided.get(pool)) for pool in ("prefill", "decode")]
+        time = datetime.datetime.fromtimestamp(o.now_s, datetime.UTC).strftime("%m-%d %H:%M:%S")
+        found.add_row(
+            time, *rates, queued, *shares, *sizes, step.targets.reason + (" (dry run)" if step.dry_run else "")
+        )
+    return found
+
+
+def size(pods: Pods, wanted: int | None) -> str:
+    """Workers ready of workers set, and where that goes."""
+    now = f"{pods.ready}/{pods.replicas}" + (f" ({len(pods.starting_ages_s)} start)" if pods.starting_ages_s else "")
+    return now if wanted is None or wanted == pods.replicas else f"{now} -> {wanted}"
+
+
+def sentences(steps: Sequence[Step]) -> list[str]:
+    """The whole in words."""
+    if not steps:
+        return []
+    span_s = steps[-1].observation.now_s - steps[0].observation.now_s
+    out = [f"{len(steps)} steps in {span_s / 60:.0f} minutes, {sum(s.blind for s in steps)} of them without metrics."]
+    for pool in ("prefill", "decode"):
+        moved = [(s.decided[pool], _pods(s, pool).replicas) for s in steps if pool in s.decided]
+        ups, downs = sum(a > b for a, b in moved), sum(a < b for a, b in moved)
+        ready = [_pods(s, pool).ready for s in steps]
+        if moved:
+            out.append(f"{pool}: up {ups} times, down {downs} times; {min(ready)} to {max(ready)} workers were ready.")
+    for name, pairs in (
+        ("first token", [(s.observation.prefill.ttft_ok, s.observation.prefill.ttft_total) for s in steps]),
+        ("time per token", [(s.observation.decode.tpot_ok, s.observation.decode.tpot_total) for s in steps]),
+    ):
+        ok, total = (sum(pair[i] for pair in pairs if not math.isnan(pair[1])) for i in (0, 1))
+        if total:
+            out.append(f"{100 * ok / total:.2f} % of {total:.0f} requests kept the objective of the {name}.")
+    return out
+
+
+def _pods(step: Step, pool: str) -> Pods:
+    return step.observation.prefill.pods if pool == "prefill" else step.observation.decode.pods
+
+
+def number(value: float) -> str:
+    """Three digits or so; a question mark for what was not known."""
+    if math.isnan(value):
+        return "?"
+    return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"

@@ -1,0 +1,292 @@
+"""`disagg plan`: how many replicas of what serve a traffic within objectives, in two pools or in
+one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from disagg_operator.performance import profile as profiles
+from disagg_operator.performance.config_json import from_config
+from disagg_operator.performance.hardware import GPUS, NETWORKS, Gpu
+from disagg_operator.performance.model_shape import KNOWN, ModelShape, PlanError, named
+from disagg_operator.performance.roof_line import EFFICIENCIES
+from disagg_operator.planning import deployment_plan as planner
+from disagg_operator.planning import manifest, report
+from disagg_operator.planning.traffic import LatencyObjectives, LogNormal, Traffic, log_normal
+
+ERRORS = (PlanError, profiles.ProfileError, ValueError, OSError)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "model", help=f"config.json of a Hugging Face model, its folder, or a known name: {', '.join(sorted(KNOWN))}"
+    )
+    what = parser.add_argument_group("traffic: --rate with lengths, or --trace")
+    what.add_argument("--rate", type=float, metavar="PER_S", help="requests a second")
+    what.add_argument(
+        "--prompt-tokens", metavar="MEAN[,P99]", help="uncached tokens of a prompt; log-normal (without P99: CV 1)"
+    )
+    what.add_argument("--output-tokens", metavar="MEAN[,P99]", help="tokens of an answer")
+    what.add_argument(
+        "--trace", type=Path, help="requests as `disagg simulate` reads them; sized by simulation, for the whole trace"
+    )
+    what.add_argument("--copies", type=int, default=1, help="serve each request of the trace so many times")
+    what.add_argument("--simulate", action="store_true", help="check the sizes by simulating Poisson arrivals")
+    goals = parser.add_argument_group("objectives")
+    goals.add_argument("--ttft", type=float, default=1.0, metavar="S", help="time to first token (default 1)")
+    goals.add_argument("--tpot-ms", type=float, default=50.0, metavar="MS", help="time per output token (default 50)")
+    goals.add_argument("--percentile", type=float, default=99.0, help="of requests that keep them (default 99)")
+    have = parser.add_argument_group("hardware")
+    have.add_argument("--gpus", metavar="NAME,...", help=f"for both pools: {', '.join(GPUS)} (default H100)")
+    have.add_argument("--prefill-gpus", metavar="NAME,...", help="for prefill instead")
+    have.add_argument("--decode-gpus", metavar="NAME,...", help="for decode instead")
+    have.add_argument(
+        "--price",
+        action="append",
+        default=[],
+        metavar="GPU=PER_HOUR",
+        help="price of one GPU; none: GPU-hours are counted",
+    )
+    have.add_argument(
+        "--network", default="rdma-400", choices=NETWORKS, help="that moves the KV cache (default rdma-400)"
+    )
+    have.add_argument(
+        "--efficiency", default="tuned", choices=EFFICIENCIES, help="of the roof line: engines of today, or as in 2023"
+    )
+    have.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="GPU=FILE",
+        help="measured times for it (see `disagg profile`)",
+    )
+    have.add_argument("--weight-bits", type=int, choices=(4, 8, 16), help="instead of the model's own")
+    have.add_argument("--kv-bits", type=int, choices=(8, 16), default=16, help="of the KV cache")
+    parser.add_argument(
+        "--highest-rate", type=float, help="up to where the crossover is looked for (default: 1000, or 10 x --rate)"
+    )
+    out = parser.add_argument_group("output, beside the table")
+    out.add_argument("--json", action="store_true", help="JSON instead of the table")
+    out.add_argument("--yaml", type=Path, metavar="FILE", help="a DisaggDeployment to apply")
+    out.add_argument("--name", default="chat", help="of the DisaggDeployment (default chat)")
+    out.add_argument("--uri", help="of its model (default: hf:// and the model's name, if that is ORG/NAME)")
+    out.add_argument("--network-attachment", metavar="NAME", help="NetworkAttachmentDefinition that its KV cache takes")
+    out.add_argument("--rdma-resource", metavar="NAME", help="extended resource of the nodes' RDMA devices")
+    out.add_argument("--html", type=Path, metavar="FILE", help="a report with plots, in one file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan and print. 1 when nothing keeps the objectives. Raises one of ERRORS."""
+    for path in (args.yaml, args.html):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise PlanError(f"{path}: there is no folder {path.parent}")
+    model = _model(args)
+    wishes = _wishes(args, model) if args.yaml else None
+    question, trace = _question(args, model)
+    highest = args.highest_rate or max(1000.0, 10 * question.traffic.requests_per_s)
+    if not (math.isfinite(highest) and highest > planner.LOWEST_PER_S):
+        raise PlanError(f"--highest-rate: must be more than {planner.LOWEST_PER_S}")
+    plan = planner.make_plan(question, highest)
+    if trace is not None:
+        from disagg_operator.planning import simulation_check
+
+        plan = simulation_check.check(plan, trace)
+    if args.json:
+        json.dump(report.as_data(plan), sys.stdout, indent=1)
+        print()
+    else:
+        show(plan, Console(width=None if sys.stdout.isatty() else 120))
+    if args.yaml and wishes is not None:
+        args.yaml.write_text(_yaml(plan, wishes), encoding="utf-8")
+    if args.html:
+        from disagg_operator.cli import plan_html
+
+        plan_html.write(args.html, plan)
+    return 0 if plan.chosen else 1
+
+
+# ---- from arguments to a question ----
+
+
+def _question(args: argparse.Namespace, model: ModelShape) -> tuple[planner.Question, Any]:
+    if not 50 <= args.percentile < 100:
+        raise PlanError(f"--percentile: must be 50 or more and less than 100, not {args.percentile:g}")
+    for name, value in (("--ttft", args.ttft), ("--tpot-ms", args.tpot_ms)):
+        if not (math.isfinite(value) and value > 0):
+            raise PlanError(f"{name}: must be more than 0")
+    objectives = LatencyObjectives(args.ttft, args.tpot_ms / 1000, args.percentile / 100)
+    traffic, trace = _traffic(args, objectives.percentile)
+    prefill = _gpus(args.prefill_gpus, "--prefill-gpus") if args.prefill_gpus else []
+    decode = _gpus(args.decode_gpus, "--decode-gpus") if args.decode_gpus else []
+    everywhere = [] if prefill and decode and not args.gpus else _gpus(args.gpus or "H100", "--gpus")
+    gpus = list({g.name: g for g in [*everywhere, *prefill, *decode]}.values())
+    names = frozenset(g.name for g in everywhere)
+    model = model.at_bits(args.weight_bits, args.kv_bits)
+    question = planner.Question(
+        model, traffic, objectives, tuple(gpus), NETWORKS[args.network], _prices(args.price, gpus), EFFICIENCIES[args.efficiency],
+        _measured(args.profile), frozenset(g.name for g in prefill) or names, frozenset(g.name for g in decode) or names,
+    )  # fmt: skip
+    return question, trace
+
+
+def _traffic(args: argparse.Namespace, percentile: float) -> tuple[Traffic, Any]:
+    """And the trace to simulate, if any."""
+    if args.trace is not None:
+        if args.rate is not None or args.prompt_tokens or args.output_tokens:
+            raise PlanError(
+                "--trace: brings rate and lengths itself; leave --rate, --prompt-tokens and --output-tokens away"
+            )
+        if args.copies < 1:
+            raise PlanError("--copies: must be 1 or more")
+        from disagg_operator.planning import simulation_check
+        from disagg_operator.simulation import traces
+
+        trace = traces.read(args.trace).times(args.copies)
+        return simulation_check.traffic_of(trace, percentile), trace
+    if args.rate is None or not args.prompt_tokens or not args.output_tokens:
+        raise PlanError("give --rate, --prompt-tokens and --output-tokens, or --trace")
+    if not (math.isfinite(args.rate) and 0 < args.rate <= 1e6):
+        raise PlanError(f"--rate: must be more than 0, and a million at most, not {args.rate:g}")
+    prompt, output = _lengths(args.prompt_tokens, "--prompt-tokens"), _lengths(args.output_tokens, "--output-tokens")
+    traffic = Traffic(args.rate, prompt.lengths(percentile), output.lengths(percentile))
+    if not args.simulate:
+        return traffic, None
+    from disagg_operator.planning import simulation_check
+
+    return traffic, simulation_check.poisson(args.rate, prompt, output)
+
+
+def _lengths(text: str, field: str) -> LogNormal:
+    parts = text.split(",")
+    try:
+        numbers = [float(p) for p in parts]
+    except ValueError:
+        raise PlanError(f"{field}: {text!r} is not MEAN or MEAN,P99") from None
+    if len(numbers) > 2:
+        raise PlanError(f"{field}: {text!r} is not MEAN or MEAN,P99")
+    return log_normal(numbers[0], numbers[1] if len(numbers) == 2 else None, field)
+
+
+def _gpus(text: str, field: str) -> list[Gpu]:
+    by_name = {name.lower(): gpu for name, gpu in GPUS.items()}
+    found = []
+    for name in text.split(","):
+        if name.strip().lower() not in by_name:
+            raise PlanError(f"{field}: {name.strip()!r} is none of {', '.join(GPUS)}")
+        found.append(by_name[name.strip().lower()])
+    return found
+
+
+def _pairs(texts: list[str], field: str) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not value:
+            raise PlanError(f"{field}: {text!r} is not GPU=VALUE")
+        found[_gpus(name, field)[0].name] = value
+    return found
+
+
+def _prices(texts: list[str], gpus: list[Gpu]) -> dict[str, float]:
+    """For all GPUs or for none: a missing price is not invented."""
+    found = {}
+    for name, text in _pairs(texts, "--price").items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            found[name] = math.nan
+        if not (math.isfinite(found[name]) and found[name] > 0):
+            raise PlanError(f"--price: {name}={text}: must be more than 0")
+    missing = [g.name for g in gpus if g.name not in found]
+    if found and missing:
+        raise PlanError(f"--price: the price of {', '.join(missing)} is missing; give all or none")
+    return found
+
+
+def _measured(texts: list[str]) -> dict[str, list[profiles.Profile]]:
+    return {gpu: [profiles.load(file)] for gpu, file in _pairs(texts, "--profile").items()}
+
+
+def _model(args: argparse.Namespace) -> ModelShape:
+    """As its checkpoint is."""
+    shape = named(args.model)
+    if shape is None:
+        path = Path(args.model)
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            raise PlanError(
+                f"model: {args.model!r} is neither a config.json, a folder with one, nor one of {', '.join(sorted(KNOWN))}"
+            )
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise PlanError(f"{path}: {error}") from None
+        if not isinstance(raw, dict):
+            raise PlanError(f"{path}: must hold one JSON object")
+        shape = from_config(raw, path.resolve().parent.name if path.name == "config.json" else path.stem)
+    return shape
+
+
+def _wishes(args: argparse.Namespace, model: ModelShape) -> manifest.Wishes:
+    uri = args.uri
+    if uri is None:
+        if args.model.count("/") != 1 or named(args.model) is None:
+            raise PlanError(
+                "--yaml: needs --uri, where the model's checkpoint is (hf://ORG/NAME, pvc://CLAIM/PATH or file:///PATH)"
+            )
+        uri = f"hf://{args.model}"
+    wishes = manifest.Wishes(
+        args.name, uri, args.rdma_resource, args.network_attachment, scaled=args.trace is not None,
+        rounded_bits=args.weight_bits if args.weight_bits != model.weight_bits else None, kv_bits=args.kv_bits,
+    )  # fmt: skip
+    manifest.check(wishes, model)
+    return wishes
+
+
+# ---- output ----
+
+
+def _yaml(plan: planner.Plan, wishes: manifest.Wishes) -> str:
+    lines = [report.headline(plan), *report.notes(plan)]
+    if plan.recommended == "monolithic":
+        lines.insert(1, "A DisaggDeployment has two pools; this is the disaggregated half of the comparison.")
+    head = "".join(f"# {line}\n" for line in lines)
+    return head + yaml.safe_dump(manifest.deployment(plan, wishes), sort_keys=False)
+
+
+def show(plan: planner.Plan, console: Console) -> None:
+    """The plan on a terminal."""
+    inputs = Table.grid(padding=(0, 2))
+    for name, value in report.question_rows(plan):
+        inputs.add_row(f"[dim]{name}[/]", value)
+    console.print(inputs)
+    console.print(f"\n[bold]{report.headline(plan)}[/]\n", highlight=False)
+    console.print(
+        _table("", report.DEPLOYMENT_COLUMNS, [report.deployment_row(plan, name, d) for name, d in report.both(plan)])
+    )
+    for name, d in report.both(plan):
+        if isinstance(d, planner.Deployment):
+            console.print(_table(name, report.POOL_COLUMNS, [report.pool_row(p, d.chunk_tokens) for p in d.pools]))
+    console.print(_table("KV transfer", report.TRANSFER_COLUMNS, report.transfers(plan)))
+    for note in report.notes(plan):
+        console.print(f"- {note}", highlight=False)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:
+    table = Table(title=title or None, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

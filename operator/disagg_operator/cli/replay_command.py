@@ -1,0 +1,171 @@
+"""`disagg replay`: recorded observations once more through a policy, offline, and where it decides
+otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import datetime
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from disagg_operator.autoscaling.policy import queue_pools
+from disagg_operator.autoscaling.policy.decision import PoolRules
+from disagg_operator.autoscaling.policy.observation import Targets
+from disagg_operator.autoscaling.policy.predictive import Settings
+from disagg_operator.autoscaling.policy.queue_pools import QueueStart
+from disagg_operator.autoscaling.records import codec, decision_records
+from disagg_operator.autoscaling.records.decision_records import Policy, Run, Step
+from disagg_operator.cli import decision_source, plots
+from disagg_operator.controller.acceptance import DEFAULT_TARGETS
+from disagg_operator.simulation import policies
+from disagg_operator.simulation.cluster import Setup
+
+ERRORS = (*decision_source.ERRORS, policies.PolicyError)
+QUEUE = "queue"
+T = TypeVar("T")
+_MOST_ROWS = 200
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    decision_source.arguments(parser)
+    parser.add_argument(
+        "--policy", help="predictive, queue, or another that `disagg simulate` knows (default: the one that decided)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="K=V",
+        help="a setting of predictive, such as budget=0.01 or decode.most=8, or of queue, such as decode.target=16",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print where it differs; 0 also when it does. Raises one of ERRORS."""
+    if args.plot:
+        plots.check(args.plot, 1)
+    runs = decision_source.load(args)
+    changes = [parse_change(text) for text in args.set]
+    if changes and args.policy not in (None, QUEUE, policies.PREDICTIVE):
+        raise ValueError("--set: changes settings of predictive and queue alone")
+    targets = decision_records.replay(runs, lambda one: policy_of(args.policy, one, changes))
+    everything = sorted(
+        zip(decision_records.steps_of(runs), targets, strict=True), key=lambda pair: pair[0].observation.now_s
+    )
+    since_s = everything[-1][0].observation.now_s - decision_source.seconds(args.since)
+    pairs = [(s, t) for s, t in everything if s.observation.now_s >= since_s]
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    other = [(s, t) for s, t in pairs if (t.prefill, t.decode) != (s.targets.prefill, s.targets.decode)]
+    what = ", ".join([args.policy or " and ".join(dict.fromkeys(map(name_of, runs))), *args.set])
+    if other:
+        console.print(table(what, other[:_MOST_ROWS]))
+    console.print(summary(what, pairs, len(other)))
+    if args.plot:
+        steps, new = [s for s, _ in pairs], [t for _, t in pairs]
+        timelines = [plots.Timeline(f"{args.source}: {what} (what was wanted)", decision_records.columns(steps, new))]
+        if args.plot.suffix.lower() in (".html", ".htm"):
+            timelines.insert(0, plots.Timeline(f"{args.source}: as it was decided", decision_records.columns(steps)))
+        plots.save(args.plot, timelines, summary(what, pairs, len(other)))
+    return 0
+
+
+def name_of(run: Run) -> str:
+    """The policy that decided."""
+    return policies.PREDICTIVE if run.queue is None else QUEUE
+
+
+def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) -> Policy:
+    """A policy at the beginning of a run; None: the one that decided.
+
+    Raises PolicyError, ValueError.
+    """
+    name = name or name_of(run)
+    if name == QUEUE:
+        return decision_records.queue_policy(queue_of(run, changes))
+    if name != policies.PREDICTIVE:
+        s = run.settings
+        least, most = min(s.prefill.least, s.decode.least), max(s.prefill.most, s.decode.most)
+        other = policies.make(name, Setup(s.profile, tpot_s=s.tpot_s, least=least, most=most))
+        return lambda step: other(step.observation)
+    settings = run.settings
+    for path, value in changes:
+        settings = changed(settings, path, value)
+    return decision_records.predictive_policy(settings, run.state)
+
+
+def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> QueueStart:
+    """Where the policy queue begins: as it did, or with the default targets within the bounds of
+    another policy. Raises ValueError.
+    """
+    queue = run.queue
+    if queue is None:
+        bounds = {"prefill": run.settings.prefill, "decode": run.settings.decode}
+        queue = QueueStart({pool: PoolRules(b.least, b.most, DEFAULT_TARGETS[pool]) for pool, b in bounds.items()}, {})
+    for path, value in changes:
+        queue = QueueStart(_changed(dict[str, PoolRules], queue.pools, path, value), queue.states)
+    try:
+        queue_pools.check(queue.pools)
+    except ValueError as error:
+        raise ValueError(f"--set {error}") from None
+    return queue
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """`budget=0.01` -> ("budget", 0.01). Raises ValueError."""
+    path, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set: {text!r} is not K=V")
+    try:
+        return path, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        raise ValueError(f"--set {path}: {value!r} is no number, None or tuple") from None
+
+
+def changed(settings: Settings, path: str, value: Any) -> Settings:
+    """Settings with one field replaced, by its path. Raises ValueError naming it."""
+    return _changed(Settings, settings, path, value)
+
+
+def _changed(kind: Any, settings: T, path: str, value: Any) -> T:
+    raw = codec.plain(settings)
+    inner, *rest = raw, *path.split(".")
+    for part in rest[:-1]:
+        inner = inner.get(part) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict) or rest[-1] not in inner or (kind is not Settings and len(rest) != 2):
+        known = ", ".join(raw)
+        raise ValueError(f"--set {path}: no such setting; there are {known}, and their parts after a dot")
+    inner[rest[-1]] = codec.plain(value)
+    found: T = codec.parse(kind, raw, "--set")
+    return found
+
+
+def table(title: str, pairs: Sequence[tuple[Step, Targets]]) -> Table:
+    """One row for each step in which the two differ."""
+    found = Table(title=f"{title}: where it differs (UTC)", title_justify="left")
+    for column in ("time", "prefill was", "now", "decode was", "now ", "why now"):
+        found.add_column(column, justify="left" if column in ("time", "why now") else "right", overflow="fold")
+    for step, target in pairs:
+        time = datetime.datetime.fromtimestamp(step.observation.now_s, datetime.UTC).strftime("%m-%d %H:%M:%S")
+        sizes = (step.targets.prefill, target.prefill, step.targets.decode, target.decode)
+        found.add_row(time, *map(str, sizes), target.reason)
+    return found
+
+
+def summary(what: str, pairs: Sequence[tuple[Step, Targets]], differing: int) -> str:
+    """The difference in one line.
+
+    Worker-hours are of what was wanted, not of what would have run.
+    """
+    hours = [0.0, 0.0]
+    for step, target in pairs:
+        interval_h = step.observation.interval_s / 3600
+        hours[0] += interval_h * (step.targets.prefill + step.targets.decode)
+        hours[1] += interval_h * (target.prefill + target.decode)
+    return f"{what}: differs in {differing} of {len(pairs)} steps; wanted {hours[1]:.2f} worker-hours, {hours[0]:.2f} were wanted then."

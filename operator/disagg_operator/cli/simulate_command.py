@@ -1,0 +1,213 @@
+"""`disagg simulate`: what a policy would do with a trace, request by request."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from disagg_operator.cli import plots
+from disagg_operator.performance import profile as profiles
+from disagg_operator.simulation import bounds, monolithic, policies, traces
+from disagg_operator.simulation.cluster import Cluster, Setup
+from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, ORDERS
+from disagg_operator.simulation.score import Score, score
+
+_MOST_REQUESTS = 100_000_000
+# (argument, least, most). 200: the simulator has places for 512 workers of a pool, those that drain
+# included.
+_RANGES = (
+    ("copies", 1, 1_000_000), ("tpot_ms", 0.001, 1e6), ("ttft_s", 0.001, 1e5), ("most", 1, 200), ("warm_workers", 0, 1_000_000),
+    ("failures_per_worker_day", 0, 10_000), ("link_gbps", 0, 1e6), ("kv_bytes_per_token", 1, 1e9), ("role_flip_s", 0.1, 3600),
+    ("monolithic", 1, 10_000), ("routers", 0, 1_000_000),
+)  # fmt: skip
+ERRORS = (traces.TraceError, profiles.ProfileError, policies.PolicyError, ValueError, OSError)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "trace", type=Path, help="CSV, CSV.GZ, JSONL or Parquet as Azure, Mooncake, BurstGPT or disagg write it"
+    )
+    parser.add_argument(
+        "--policy", action="append", metavar="NAME", help="predictive (default), static:P,D, a baseline's name, or all"
+    )
+    parser.add_argument(
+        "--profile", default="70b-h100-tp4", help="a published profile or the file that `disagg profile` wrote"
+    )
+    parser.add_argument(
+        "--copies",
+        type=int,
+        default=1,
+        help="serve each request so many times, once as it came, else moved by up to 20 s",
+    )
+    parser.add_argument("--history", type=Path, help="CSV of the minutes before the trace, for the predictive policy")
+    parser.add_argument("--tpot-ms", type=float, default=60.0, help="objective for the time per output token")
+    parser.add_argument(
+        "--ttft-s", type=float, default=1.0, help="objective for the time to first token; long prompts get 5 x alone"
+    )
+    parser.add_argument("--cold-start-s", type=float, nargs=2, default=(60.0, 180.0), metavar=("FROM", "TO"))
+    parser.add_argument("--most", type=int, default=40, help="most workers of a pool")
+    parser.add_argument(
+        "--grace-s", type=float, default=600.0, help="how long a draining decode worker may take; inf: no limit"
+    )
+    parser.add_argument("--warm-workers", type=int, help="a pool's workers beyond so many wait for a node, too")
+    parser.add_argument("--failures-per-worker-day", type=float, default=0.0)
+    parser.add_argument(
+        "--link-gbps", type=float, default=0.0, help="one network that all KV transfers share; 0: hidden behind prefill"
+    )
+    parser.add_argument(
+        "--kv-bytes-per-token", type=float, default=327_680.0, help="for --link-gbps (default: 70B, 8 KV heads, 16 bit)"
+    )
+    parser.add_argument("--blind-s", type=float, nargs=2, metavar=("FROM", "TO"), help="no metrics in this span")
+    parser.add_argument("--role-flip-s", type=float, help="workers may move between the pools in so many seconds")
+    parser.add_argument(
+        "--queue-order", choices=ORDERS, default=EARLIEST_DEADLINE, help="of waiting prompts (default: as our routers')"
+    )
+    parser.add_argument(
+        "--routers", type=int, default=0, help="each takes the profile's front_s for a request; 0: none is ever busy"
+    )
+    parser.add_argument("--monolithic", type=int, metavar="N", help="also: N workers that prefill and decode")
+    parser.add_argument(
+        "--bounds", action="store_true", help="also: fluid bound, cheapest fixed fleet, plan with foresight"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="write the days as PNG (one policy) or HTML")
+    parser.add_argument("--json", action="store_true", help="print scores as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Simulate; the tables go to stdout. Raises one of ERRORS."""
+    setup = _setup(args)
+    wanted = args.policy or [policies.PREDICTIVE]
+    names = [n for name in wanted for n in (policies.names(setup) if name == "all" else [name])]
+    made = {name: policies.make(name, setup) for name in names}
+    if args.plot is not None:
+        plots.check(args.plot, len(made))
+    trace = traces.read(args.trace)
+    if len(trace) * args.copies > _MOST_REQUESTS:
+        raise ValueError(f"--copies: {len(trace)} requests {args.copies} times are more than {_MOST_REQUESTS:,}")
+    trace = trace.times(args.copies)
+    past = policies.read_history(args.history, args.copies) if args.history else None
+    made = {name: policies.make(name, setup, past, args.role_flip_s) for name in names}
+    scores: dict[str, Score] = {}
+    timelines = []
+    for name, policy in made.items():
+        if sys.stderr.isatty():
+            print(
+                f"{len(trace):,} requests with {name} (the first run on a machine compiles for half a minute) ...",
+                file=sys.stderr,
+            )
+        cluster = Cluster(trace, setup).run(policy)
+        scores[name] = score(cluster)
+        timelines.append(plots.Timeline(f"{trace.name}: {name}", cluster.series.columns_as_lists()))
+    notes = []
+    if args.bounds:
+        fixed, foresight = bounds.static(trace, setup), bounds.oracle(trace, setup)
+        scores[f"cheapest fixed fleet: {fixed.plan}"] = fixed.score
+        scores[f"with foresight: {foresight.plan}"] = foresight.score
+        notes.append(f"fluid bound: {bounds.fluid_gpu_hours(trace, setup):.1f} GPU-hours")
+    if args.monolithic is not None:
+        notes.append(_monolithic(trace, setup, args.monolithic))
+    if args.json:
+        json.dump(
+            {"trace": trace.name, "scores": {name: asdict(s) for name, s in scores.items()}, "notes": notes},
+            sys.stdout,
+            indent=1,
+        )
+        print()
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(table(trace.name, scores))
+        for note in notes:
+            console.print(note)
+    if args.plot:
+        recorder = Console(file=io.StringIO(), record=True, width=160)
+        recorder.print(table(trace.name, scores))
+        plots.save(args.plot, timelines, "\n".join([recorder.export_text(), *notes]))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ValueError naming the argument."""
+    for name, least, most in _RANGES:
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:  # NaN fails too
+            raise ValueError(f"--{name.replace('_', '-')}: must be {least:g} to {most:g}, not {value:g}")
+    if not (args.grace_s >= 0):
+        raise ValueError(f"--grace-s: must be 0 or more, or inf, not {args.grace_s:g}")
+    if not 0 <= args.cold_start_s[0] <= args.cold_start_s[1] <= 86_400:
+        raise ValueError("--cold-start-s: FROM must not be more than TO, neither negative, and no more than a day")
+    if args.blind_s is not None and not 0 <= args.blind_s[0] < args.blind_s[1]:
+        raise ValueError("--blind-s: FROM must be less than TO, and not negative")
+
+
+def _setup(args: argparse.Namespace) -> Setup:
+    _check(args)
+    return Setup(
+        profiles.load(args.profile), tpot_s=args.tpot_ms / 1000, ttft_least_s=args.ttft_s, cold_start_s=tuple(args.cold_start_s),
+        most=args.most, grace_s=args.grace_s, warm_workers=args.warm_workers,
+        failures_per_worker_hour=args.failures_per_worker_day / 24, link_tokens_per_s=args.link_gbps * 1e9 / 8 / args.kv_bytes_per_token,
+        blind_s=(tuple(args.blind_s),) if args.blind_s else (), flip_s=args.role_flip_s or 10.0, seed=args.seed,
+        routers=args.routers, queue_order=args.queue_order,
+    )  # fmt: skip
+
+
+def _monolithic(trace: traces.Trace, setup: Setup, workers: int) -> str:
+    served = monolithic.serve(trace, setup.profile, workers)
+    work = np.maximum(trace.prompt_tokens - trace.cached_tokens, 1).astype(float)
+    p = setup.profile
+    limit = np.maximum(
+        setup.ttft_least_s, setup.ttft_factor * (p.a_s + p.b_s_per_token * work + p.c_s_per_token2 * work * work)
+    )
+    ttft, tpot = (
+        served.first_s - trace.arrival_s,
+        (served.last_s - served.first_s) / np.maximum(trace.output_tokens - 1, 1),
+    )
+    ok = (ttft <= limit) & (tpot <= setup.tpot_s)
+    hours = workers * p.gpus * trace.span_s / 3600
+    shares = [100 * float(x.mean()) for x in (ok, ttft <= limit, tpot <= setup.tpot_s)]
+    return (
+        f"monolithic, {workers} workers, always: {hours:.1f} GPU-hours, attainment {shares[0]:.2f} % "
+        f"(TTFT {shares[1]:.2f}, TPOT {shares[2]:.2f}), "
+        f"TTFT p50 {np.median(ttft):.3f} p99 {np.quantile(ttft, 0.99):.3f} s, "
+        f"TPOT p50 {1000 * np.median(tpot):.1f} p99 {1000 * np.quantile(tpot, 0.99):.1f} ms"
+    )
+
+
+def table(title: str, scores: dict[str, Score]) -> Table:
+    """One row a policy."""
+    found = Table(title=title, title_justify="left")
+    found.add_column("policy")
+    numbers = [
+        "GPU-h",
+        "attained %",
+        "TTFT %",
+        "TPOT %",
+        "windows <95 %",
+        "TTFT p99 s",
+        "TPOT p99 ms",
+        "starts",
+        "dropped",
+        "killed",
+    ]
+    for column in numbers:
+        found.add_column(column, justify="right")
+    for name, s in scores.items():
+        shares = [f"{100 * share:.2f}" for share in (s.attainment, s.ttft_attainment, s.tpot_attainment)]
+        late = [_number(s.ttft_p99_s), _number(1000 * s.tpot_p99_s)]
+        counts = map(str, (s.starts, s.dropped, s.killed))
+        found.add_row(name, f"{s.gpu_hours:.1f}", *shares, f"{100 * s.windows_below:.1f}", *late, *counts)
+    return found
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}" if value < 10 else f"{value:.1f}"

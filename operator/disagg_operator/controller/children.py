@@ -1,0 +1,120 @@
+"""What a deployment owns in the cluster: reading it, bringing it up to date, pruning it.
+
+Knows no policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from disagg_operator.controller import drift
+from disagg_operator.desired.names import key_secret_name
+from disagg_operator.kube.client import Kube
+from disagg_operator.kube.resources import (
+    DEPLOYMENT,
+    DISAGG_POOL,
+    OWNED,
+    POD,
+    SECRET,
+    name_of,
+    namespace_of,
+    owned_by,
+    resource_of,
+    uid_of,
+)
+from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.labels import LABEL_DEPLOYMENT
+
+
+class NameTaken(Exception):
+    """An object that we would make exists and belongs to somebody else."""
+
+
+@dataclass(slots=True)
+class Children:
+    """Live objects by (kind, name), and the deployment's pods."""
+
+    objects: dict[tuple[str, str], Obj]
+    pods: list[Obj]
+
+    def get(self, kind: str, name: str) -> Obj | None:
+        return self.objects.get((kind, name))
+
+
+async def read(kube: Kube, key: Key) -> Children:
+    """LIST every kind that may be owned, and pods, by label; GET the Secret by name.
+
+    Raises KubeError.
+    """
+    namespace, name = key
+    labels = f"{LABEL_DEPLOYMENT}={name}"
+    listing = asyncio.gather(*(kube.list(r, namespace, labels) for r in (*OWNED, POD)))
+    found, (*lists, pods) = await asyncio.gather(kube.get(SECRET, namespace, key_secret_name(name)), listing)
+    objects = [o for listed in lists for o in listed] + ([] if found is None else [found])
+    return Children({(str(o["kind"]), name_of(o)): o for o in objects}, pods)
+
+
+def cluster_key_of(secret: Obj | None) -> bytes | None:
+    """The key that routers and workers share, as their key file holds it; None when there is none."""
+    try:
+        return base64.b64decode(((secret or {}).get("data") or {})["cluster-key"], validate=True).strip() or None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset[str]) -> bool:
+    """Bring one object up to date. True if a request was needed. Raises KubeError, NameTaken."""
+    key = (str(rendered["kind"]), name_of(rendered))
+    live = children.objects.get(key)
+    if live is None:
+        # Not among what carries our label: either it isn't there, or it is another's and must not
+        # be taken over by force.
+        found = await kube.get(resource_of(rendered), namespace_of(rendered), key[1])
+        if found is not None and not owned_by(found, owners):
+            raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
+        live = found
+    elif not owned_by(live, owners):
+        raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
+    if live is not None and (key[0] == SECRET.kind or drift.up_to_date(rendered, live)):
+        children.objects[key] = live  # a Secret is made once and never changed: all pods hold its key
+        return False
+    children.objects[key] = await kube.apply(drift.stamped(rendered))
+    return True
+
+
+async def rehearse(kube: Kube, rendered: Sequence[Obj], children: Children) -> None:
+    """Let the API server judge all changed workloads before any of them is written.
+
+    Raises KubeError (Invalid: it refuses).
+    """
+    for obj in rendered:
+        live = children.get(str(obj["kind"]), name_of(obj))
+        if obj["kind"] == DEPLOYMENT.kind and (live is None or not drift.up_to_date(obj, live)):
+            await kube.apply(drift.stamped(obj), dry_run=True)
+
+
+async def prune(kube: Kube, rendered: Sequence[Obj], children: Children, owners: frozenset[str]) -> list[Obj]:
+    """Delete what is ours and no longer rendered; gives what was deleted.
+
+    Never a pool or a Secret. Raises KubeError.
+    """
+    wanted = {(str(o["kind"]), name_of(o)) for o in rendered}
+    gone = []
+    for key, obj in list(children.objects.items()):
+        kept = key in wanted or key[0] in (SECRET.kind, DISAGG_POOL.kind)
+        if kept or not owned_by(obj, owners) or obj["metadata"].get("deletionTimestamp"):
+            continue
+        await kube.delete(obj)
+        del children.objects[key]
+        gone.append(obj)
+    return gone
+
+
+def owners_of(resource: Obj, children: Children) -> frozenset[str]:
+    """Uids that make an object ours: the resource's and its pools'."""
+    uid = frozenset({uid_of(resource)})
+    pools = (o for (kind, _), o in children.objects.items() if kind == DISAGG_POOL.kind)
+    return uid | {uid_of(pool) for pool in pools if owned_by(pool, uid)}

@@ -1,0 +1,88 @@
+"""PURE: the autoscaler's decisions as status, events and pod deletion costs show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from disagg_operator.autoscaling.policy.decision import METRICS_UNAVAILABLE, Decision
+from disagg_operator.kube.resources import annotations_of, name_of
+from disagg_operator.status.recorder import NORMAL, Note
+from disagg_operator.vocabulary import Obj
+
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+_MAX_COST = 1_000_000
+_MAX_WORDS = 512
+_MAX_NUMBERS = 24
+
+
+def to_carry_out(decision: Decision | None, live_replicas: int | None, dry_run: bool) -> int | None:
+    """The replicas to write, or None.
+
+    A decision made for another number of replicas is out of date: the next tick decides anew.
+    """
+    if decision is None or dry_run or decision.current != live_replicas or decision.to == decision.current:
+        return None
+    return decision.to
+
+
+def last_decision(stored: Mapping[str, Any] | None, decision: Decision | None, dry_run: bool, now: str) -> Obj | None:
+    """`lastDecision` of a pool's status: the last that changed something, or that data is (or no
+    longer is) missing.
+
+    An unchanged hold isn't written: a status that moves with every sample would be a write every
+    few seconds.
+    """
+    kept = None if stored is None else dict(stored)
+    if decision is None:
+        return kept
+    moves = decision.to != decision.current
+    was_blind = kept is not None and kept.get("reason") == METRICS_UNAVAILABLE
+    if not moves and decision.blind == was_blind:
+        return kept
+    entry: Obj = {
+        "time": now,
+        "signal": decision.signal,
+        "from": decision.current,
+        "to": decision.to,
+        "reason": decision.reason,
+        "dryRun": dry_run,
+    }
+    if decision.target:
+        entry["target"] = decision.target
+    if decision.value is not None:
+        entry["value"] = round(decision.value, 3)
+    if decision.message:
+        entry["message"] = decision.message[:_MAX_WORDS]
+    if decision.numbers:
+        entry["numbers"] = dict(sorted(decision.numbers.items())[:_MAX_NUMBERS])
+    same = kept is not None and all(kept.get(k) == entry[k] for k in ("from", "to", "reason", "dryRun"))
+    return kept if same and dry_run else entry
+
+
+def shown(value: float | None) -> str:
+    """A number for people, at most three digits behind the point."""
+    return "unknown" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def scaled_note(pool: str, decision: Decision) -> Note:
+    reason = "ScaledUp" if decision.to > decision.current else "ScaledDown"
+    why = decision.message or f"{decision.signal}={shown(decision.value)} target {shown(decision.target)}"
+    return Note(NORMAL, reason, f"{pool}: {why}: {decision.current} -> {decision.to} ({decision.reason})")
+
+
+def deletion_costs(pods: Iterable[Obj], loads: Mapping[str, float]) -> dict[str, str]:
+    """Annotation values to write, by pod, before a pool shrinks: the fewer requests a pod holds,
+    the sooner it goes.
+
+    A pod whose load is unknown costs as much as the busiest: nobody should lose requests because a
+    scrape failed.
+    """
+    pods = list(pods)
+    highest = max(loads.values(), default=0.0)
+    out = {}
+    for pod in pods:
+        cost = str(min(int(loads.get(name_of(pod), highest)), _MAX_COST))
+        if annotations_of(pod).get(DELETION_COST) != cost:
+            out[name_of(pod)] = cost
+    return out

@@ -1,0 +1,92 @@
+"""PURE: whether an object in the cluster already is what we would apply.
+
+An apply is skipped when the object carries the hash of the very same rendering (so no field was
+dropped from it since) and each field that we set still has our value (so nobody changed it). Fields
+that others set are theirs.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from disagg_operator.kube.resources import annotations_of
+from disagg_operator.vocabulary import Obj
+
+APPLIED_HASH = "disagg.dev/applied-hash"
+_SUFFIXES = {
+    "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1), "k": Decimal(10**3),
+    "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12), "P": Decimal(10**15), "E": Decimal(10**18),
+    "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40), "Pi": Decimal(2**50),
+    "Ei": Decimal(2**60),
+}  # fmt: skip
+
+
+def stamped(obj: Obj) -> Obj:
+    """A copy of a rendered object that carries the hash of itself."""
+    out = copy.deepcopy(obj)
+    annotations = out["metadata"].setdefault("annotations", {})
+    annotations[APPLIED_HASH] = rendered_hash(obj)
+    return out
+
+
+def rendered_hash(obj: Obj) -> str:
+    """Hash of a rendering. metadata.resourceVersion is a precondition and not a part of it."""
+    meta = {k: v for k, v in obj["metadata"].items() if k != "resourceVersion"}
+    text = json.dumps({**obj, "metadata": meta}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def up_to_date(rendered: Obj, live: Obj) -> bool:
+    """Whether applying `rendered` (not stamped) would change `live` in nothing that matters."""
+    if annotations_of(live).get(APPLIED_HASH) != rendered_hash(rendered):
+        return False
+    wanted = {k: v for k, v in rendered.items() if k != "status"}
+    wanted["metadata"] = {k: v for k, v in rendered["metadata"].items() if k != "resourceVersion"}
+    return _within(wanted, live)
+
+
+def _within(wanted: Any, live: Any) -> bool:
+    if isinstance(wanted, dict):
+        if not isinstance(live, dict):
+            return not wanted and live is None  # the API server drops empty maps
+        return all(_within(value, live.get(key)) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        live = [] if live is None else live
+        if not isinstance(live, list) or len(live) < len(wanted):
+            return False
+        return _list_within(wanted, live)
+    if wanted == live or (live is None and wanted in ("", 0, False)):
+        return True
+    return isinstance(wanted, str | int | float) and isinstance(live, str | int | float) and _same_amount(wanted, live)
+
+
+def _list_within(wanted: list[Any], live: list[Any]) -> bool:
+    """Lists of maps are compared by what they hold, in any order and with others' elements between:
+    apply merges them by key.
+    """
+    if not wanted or not all(isinstance(item, dict) for item in wanted):
+        return len(wanted) == len(live) and all(_within(a, b) for a, b in zip(wanted, live, strict=True))
+    return all(any(_within(item, other) for other in live) for item in wanted)
+
+
+def _same_amount(left: str | float, right: str | float) -> bool:
+    """Whether two quantities are equal: the API server writes 1000m as 1."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return False
+    a, b = _amount(str(left)), _amount(str(right))
+    return a is not None and a == b
+
+
+def _amount(text: str) -> Decimal | None:
+    digits = text.rstrip("numkMGTPEi")
+    factor = _SUFFIXES.get(text[len(digits) :])
+    if factor is None:
+        return None
+    try:
+        return Decimal(digits) * factor
+    except InvalidOperation:
+        return None

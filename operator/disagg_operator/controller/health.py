@@ -1,0 +1,70 @@
+"""The operator's own HTTP: /healthz for the kubelet, /metrics for Prometheus,
+/decisions/NAMESPACE/NAME for `disagg explain`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from aiohttp import web
+
+from disagg_operator.kube.resources import segment
+from disagg_operator.vocabulary import Key
+
+
+class HealthServer:
+    """`sick` gives None while all is well, else what isn't."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        sick: Callable[[], str | None],
+        metrics_text: Callable[[], bytes],
+        decisions: Callable[[Key, float], Iterable[bytes]],
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._sick = sick
+        self._metrics_text = metrics_text
+        self._records = decisions
+        self._runner: web.AppRunner | None = None
+        self.port = port
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=1024)
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/metrics", self._metrics),
+                web.get("/decisions/{namespace}/{name}", self._decisions),
+            ]
+        )
+        self._runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self._host, self._port).start()
+        addresses = self._runner.addresses
+        self.port = int(addresses[0][1]) if addresses else self._port
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        sick = self._sick()
+        return web.json_response({"status": sick or "ok"}, status=200 if sick is None else 503)
+
+    async def _decisions(self, request: web.Request) -> web.Response:
+        """JSON lines, oldest first, of `?since=<epoch seconds>` on."""
+        namespace, name = request.match_info["namespace"], request.match_info["name"]
+        try:
+            since_s = float(request.query.get("since", "0"))
+            key = (segment(namespace), segment(name))
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        body = await asyncio.to_thread(lambda: b"".join(self._records(key, since_s)))
+        return web.Response(body=body, content_type="application/jsonl")
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics_text(), headers={"Content-Type": "text/plain; version=0.0.4"})

@@ -1,0 +1,36 @@
+"""The operator's own metrics, in a registry of its own."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from disagg_operator.autoscaling.scaling_metrics import ScalingMetrics
+from disagg_wire import series
+from disagg_wire.version import BUILD_INFO_HELP, build_labels
+
+
+class Metrics:
+    """Names say units; labels are bounded by the number of resources."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        build = build_labels("operator")
+        Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
+        self.reconciles = Counter(
+            series.OPERATOR_RECONCILES, "Reconcile runs by result", (series.RESULT,), registry=self.registry
+        )
+        self.reconcile_seconds = Histogram(
+            series.OPERATOR_RECONCILE_SECONDS, "Duration of a reconcile run", registry=self.registry
+        )
+        self.queue_depth = Gauge(series.OPERATOR_QUEUE_DEPTH, "Keys that are due", registry=self.registry)
+        self.watch_events = Counter(
+            series.OPERATOR_WATCH_EVENTS, "Watch events by kind", (series.KIND,), registry=self.registry
+        )
+        self.writes = Gauge(series.OPERATOR_API_WRITES, "Writing requests to the API server", registry=self.registry)
+        self.sweep_seconds = Histogram(
+            series.OPERATOR_SWEEP_SECONDS, "Duration of one scrape sweep", registry=self.registry
+        )
+        self.scaling = ScalingMetrics(self.registry)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

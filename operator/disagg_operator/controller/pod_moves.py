@@ -1,0 +1,73 @@
+"""A pod moves from one pool to the other: its ReplicaSet lets it go, the other's takes it, and
+nobody deletes it meanwhile.
+
+The worker has changed its role already. Each step waits until the controllers have seen the one
+before; a run that dies in between is run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from disagg_operator.autoscaling.policy.role_moves import Flip
+from disagg_operator.controller.decision_report import DELETION_COST
+from disagg_operator.kube.client import Kube
+from disagg_operator.kube.errors import Retry
+from disagg_operator.kube.resources import POD, REPLICA_SET, labels_of, name_of, uid_of
+from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.labels import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
+
+HASH_LABEL = "pod-template-hash"
+_LOOK_EVERY_S = 0.1
+_LOOKS = 80
+# Until it has moved it is the last one to be deleted.
+_KEEP = str(2**31 - 1)
+
+
+async def move(kube: Kube, key: Key, flip: Flip, deployment: Obj) -> None:
+    """`deployment`: of the pool that takes the pod, as it was just applied with one more replica.
+
+    Raises KubeError.
+    """
+    taker = await _until(lambda: _grown(kube, key, deployment), f"the ReplicaSet of {name_of(deployment)} to grow")
+    patch = {
+        "metadata": {
+            "labels": {
+                LABEL_COMPONENT: flip.taking,
+                LABEL_POOL: flip.taking,
+                LABEL_REVISION: labels_of(taker)[LABEL_REVISION],
+                HASH_LABEL: labels_of(taker)[HASH_LABEL],
+            },
+            "annotations": {DELETION_COST: _KEEP},
+        }
+    }
+    await kube.merge(POD, key[0], flip.pod, patch)
+    await _until(lambda: _adopted(kube, key, flip.pod, uid_of(taker)), f"pod {flip.pod} to be taken over")
+
+
+async def _grown(kube: Kube, key: Key, deployment: Obj) -> Obj | None:
+    """The ReplicaSet of the deployment's present revision, once it wants what the deployment does."""
+    revision = labels_of(deployment)[LABEL_REVISION]
+    for found in await kube.list(REPLICA_SET, key[0], f"{LABEL_DEPLOYMENT}={key[1]},{LABEL_REVISION}={revision}"):
+        owners = {str(o.get("uid")) for o in found["metadata"].get("ownerReferences") or []}
+        if uid_of(deployment) in owners and found["spec"].get("replicas") == deployment["spec"]["replicas"]:
+            return found
+    return None
+
+
+async def _adopted(kube: Kube, key: Key, pod: str, owner_uid: str) -> Obj | None:
+    found = await kube.get(POD, key[0], pod)
+    if found is None:
+        raise Retry(f"pod {pod} is gone")
+    controllers = {str(o.get("uid")) for o in found["metadata"].get("ownerReferences") or [] if o.get("controller")}
+    return found if controllers == {owner_uid} else None
+
+
+async def _until(look: Callable[[], Awaitable[Obj | None]], what: str) -> Obj:
+    """Raises Retry when it takes too long."""
+    for _ in range(_LOOKS):
+        if (found := await look()) is not None:
+            return found
+        await asyncio.sleep(_LOOK_EVERY_S)
+    raise Retry(f"waited for {what} in vain")

@@ -1,0 +1,292 @@
+"""One run for one DisaggDeployment: read everything, decide (in pure modules), write what differs.
+
+Level-based: nothing here remembers an event or a step, so a run that dies between any two writes is
+simply run again. Deleting is left to the garbage collector: every child carries an ownerReference,
+and no finalizer holds the resource up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from disagg_operator.autoscaling.live import Live, LiveTable
+from disagg_operator.controller import children as kids
+from disagg_operator.controller import decision_report, pod_moves, replicas
+from disagg_operator.controller.acceptance import AcceptedDeployment, Refused, accept
+from disagg_operator.controller.children import Children, NameTaken
+from disagg_operator.controller.intent import intent_of
+from disagg_operator.controller.metrics import Metrics
+from disagg_operator.controller.replicas import Replicas
+from disagg_operator.controller.status_inputs import Looker
+from disagg_operator.desired import Facts, Images, render
+from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
+from disagg_operator.kube.client import Kube
+from disagg_operator.kube.errors import Conflict, Forbidden, Invalid, NotFound
+from disagg_operator.kube.pods import pool_of
+from disagg_operator.kube.resources import (
+    DEPLOYMENT,
+    DISAGG_DEPLOYMENT,
+    DISAGG_POOL,
+    NETWORK_ATTACHMENT,
+    POD,
+    SECRET,
+    labels_of,
+    name_of,
+    uid_of,
+)
+from disagg_operator.status import changes, conditions
+from disagg_operator.status.recorder import NORMAL, Note, Recorder
+from disagg_operator.status.workloads import Observed
+from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.labels import LABEL_POOL, LABEL_REVISION
+from disagg_wire.roles import ROLES
+
+log = logging.getLogger(__name__)
+
+# A name that somebody else holds may become free (a resource made anew while its old children are
+# still collected).
+NAME_TAKEN_RETRY_S = 5.0
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What one run has gathered so far."""
+
+    key: Key
+    resource: Obj
+    live: Live
+    plan: AcceptedDeployment
+    children: Children
+    pools: dict[str, Replicas]
+    notes: list[Note]
+
+    def pool(self, role: str) -> Obj | None:
+        return self.children.get(DISAGG_POOL.kind, pool_name(self.key[1], role))
+
+
+class Reconciler:
+    """`run` is called for one key at a time per key, for several keys at once."""
+
+    def __init__(
+        self,
+        *,
+        kube: Kube,
+        live: LiveTable,
+        recorder: Recorder,
+        metrics: Metrics,
+        images: Images,
+        wall: Callable[[], str],
+        new_cluster_key: Callable[[], str],
+        clock: Callable[[], float],
+    ) -> None:
+        self._kube = kube
+        self._live = live
+        self._recorder = recorder
+        self._metrics = metrics
+        self._images = images
+        self._wall = wall
+        self._new_cluster_key = new_cluster_key
+        self._clock = clock
+        self._looker = Looker(kube)
+
+    async def run(self, key: Key) -> float | None:
+        """Bring one resource to its fixed point.
+
+        Gives the seconds after which to look again, if any. Raises KubeError.
+        """
+        resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
+        if resource is None or resource["metadata"].get("deletionTimestamp"):
+            return None
+        live = self._live.of(key, uid_of(resource))
+        try:
+            plan = accept(resource)
+            found = await kids.read(self._kube, key)
+            run = _Pass(key, resource, live, plan, found, {}, [])
+            rendered = await self._write(run)
+        except Refused as error:
+            await self._refuse(resource, error.reason, str(error))
+            return None
+        except NameTaken as error:
+            await self._refuse(resource, "NameConflict", str(error))
+            return NAME_TAKEN_RETRY_S
+        except Invalid as error:
+            # The API server refuses what we rendered: a podTemplate or a quantity that no schema of
+            # ours could check.
+            await self._refuse(resource, "InvalidSpec", str(error))
+            return None
+        await self._report(run, rendered)
+        return None
+
+    async def _write(self, run: _Pass) -> list[Obj]:
+        """Apply and prune.
+
+        A pool's children are rendered under its uid, so a new pool takes a second round.
+        """
+        for role in ROLES:
+            run.pools[role] = self._replicas(run, role)
+        has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
+        cluster_key = None
+        if run.children.get(SECRET.kind, key_secret_name(run.key[1])) is None:
+            cluster_key = self._new_cluster_key()
+        for _ in range(2):
+            uids = {role: uid_of(pool) for role in ROLES if (pool := run.pool(role)) is not None}
+            facts = Facts(
+                uid=uid_of(run.resource),
+                replicas={role: run.pools[role].count for role in ROLES},
+                declared={role: text for role in ROLES if (text := run.pools[role].declared) is not None},
+                pool_uids=uids,
+                images=self._images,
+                cluster_key=cluster_key,
+                attachments_available=has_networks,
+            )
+            rendered = render(run.plan.resource, facts)
+            await kids.rehearse(self._kube, rendered, run.children)
+            await self._move_pod(run, rendered)
+            for obj in rendered:
+                await self._apply(run, obj)
+            if len(uids) == len(ROLES):
+                break
+        for gone in await kids.prune(self._kube, rendered, run.children, kids.owners_of(run.resource, run.children)):
+            log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
+        return rendered
+
+    async def _apply(self, run: _Pass, obj: Obj) -> None:
+        if obj["kind"] == DEPLOYMENT.kind:
+            await self._mark_victims(run, obj)
+        live = run.children.get(str(obj["kind"]), name_of(obj))
+        if obj["kind"] == DISAGG_POOL.kind and live is not None:
+            # Somebody may write /scale between our reading and our writing: then this apply
+            # conflicts, and the run starts over.
+            obj = {**obj, "metadata": {**obj["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}
+        if await kids.apply(self._kube, obj, run.children, kids.owners_of(run.resource, run.children)):
+            log.info("%s/%s: applied %s %s", *run.key, obj["kind"], name_of(obj))
+            self._note_scaling(run, obj)
+
+    async def _move_pod(self, run: _Pass, rendered: list[Obj]) -> None:
+        """A worker that has changed its role: its new pool first, then its labels; the pool that it
+        leaves shrinks with all the rest.
+        """
+        flip = run.live.flip
+        if flip is None or not flip.changed:
+            return
+        name = pool_name(run.key[1], flip.taking)
+        for obj in rendered:
+            if obj["kind"] in (DISAGG_POOL.kind, DEPLOYMENT.kind) and name_of(obj) == name:
+                await self._apply(run, obj)
+        taker = run.children.get(DEPLOYMENT.kind, name)
+        if taker is None or not any(name_of(pod) == flip.pod for pod in run.children.pods):
+            run.live.flip = None
+            return
+        await pod_moves.move(self._kube, run.key, flip, taker)
+        took_s = self._clock() - flip.since_s
+        run.live.flip, run.live.flips_s = None, (*run.live.flips_s[-3:], took_s)
+        note = f"worker {flip.pod} went from {flip.giving} to {flip.taking} in {took_s:.1f} s, without loading its weights again"
+        run.notes.append(Note(NORMAL, "RoleFlipped", note))
+
+    def _replicas(self, run: _Pass, role: str) -> Replicas:
+        pool = run.pool(role)
+        decision = run.live.decisions.get(role)
+        current = None if pool is None else (pool.get("spec") or {}).get("replicas")
+        flip = run.live.flip
+        if flip is not None and flip.changed and current is not None and role in (flip.giving, flip.taking):
+            # Once: a run that is made again finds one of the numbers changed already.
+            flip.sizes.setdefault(role, current + (1 if role == flip.taking else -1))
+            return replicas.decide(
+                run.plan.declared[role], pool, flip.sizes[role], suspended=run.plan.scaling.suspended
+            )
+        wanted = decision_report.to_carry_out(decision, current, run.plan.scaling.dry_run)
+        return replicas.decide(run.plan.declared[role], pool, wanted, suspended=run.plan.scaling.suspended)
+
+    async def _mark_victims(self, run: _Pass, rendered: Obj) -> None:
+        """Before a workload shrinks, tell the ReplicaSet controller which pods hold the least."""
+        now = run.children.get(DEPLOYMENT.kind, name_of(rendered))
+        role = (rendered["metadata"].get("labels") or {}).get(LABEL_POOL, "")
+        if now is None or role not in ROLES or (now["spec"].get("replicas") or 0) <= rendered["spec"]["replicas"]:
+            return
+        pods = [pod for pod in run.children.pods if pool_of(pod) == role]
+        loads = {name_of(pod): run.live.loads[name_of(pod)] for pod in pods if name_of(pod) in run.live.loads}
+        for pod, cost in decision_report.deletion_costs(pods, loads).items():
+            patch = {"metadata": {"annotations": {decision_report.DELETION_COST: cost}}}
+            try:
+                await self._kube.merge(POD, run.key[0], pod, patch)
+            except NotFound:
+                continue
+            except (Conflict, Forbidden, Invalid) as error:
+                log.warning("%s/%s: deletion cost of %s not set: %s", *run.key, pod, error)
+
+    def _note_scaling(self, run: _Pass, obj: Obj) -> None:
+        if obj["kind"] != DISAGG_POOL.kind:
+            return
+        role = str(obj["spec"]["role"])
+        decision = run.live.decisions.get(role)
+        if decision is None or run.plan.scaling.dry_run or decision.to == decision.current:
+            return
+        if run.pools[role].count == decision.to:
+            note = decision_report.scaled_note(role, decision)
+            run.notes.append(note)
+            self._metrics.scaling.scaled.labels(*run.key, role, "up" if note.reason == "ScaledUp" else "down").inc()
+
+    async def _report(self, run: _Pass, rendered: list[Obj]) -> None:
+        observed = await self._looker.observe(run.plan, run.children, run.pools, run.live, run.key)
+        stored = run.resource.get("status") or {}
+        new = conditions.build(self._intent(run, rendered, stored), observed, stored, self._wall())
+        await self._write_pool_statuses(run, observed)
+        await self._write_status(run.resource, new)
+        await self._recorder.send(run.resource, [*run.notes, *changes.of_change(stored, new)])
+
+    def _intent(self, run: _Pass, rendered: list[Obj], stored: Obj) -> conditions.Intent:
+        before = {str(p.get("name")): p.get("lastDecision") for p in stored.get("pools") or []}
+        pools = []
+        for role in ROLES:
+            scaled = role in run.plan.scaling.policies
+            decision = run.live.decisions.get(role) if scaled else None
+            dry = run.plan.scaling.dry_run
+            pools.append(
+                conditions.PoolIntent(
+                    name=role,
+                    desired=run.pools[role].count,
+                    owner=run.pools[role].owner,
+                    selector=selector_text(run.key[1], role),
+                    autoscaled=scaled,
+                    scaling_blind=decision is not None and decision.blind,
+                    last_decision=decision_report.last_decision(before.get(role), decision, dry, self._wall())
+                    if scaled
+                    else None,
+                )
+            )
+        return intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble)
+
+    async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
+        for role in ROLES:
+            pool = run.pool(role)
+            if pool is None:
+                continue
+            seen = observed.pools[role]
+            new = {
+                "observedGeneration": pool["metadata"].get("generation", 0),
+                "replicas": seen.current,
+                "readyReplicas": seen.ready,
+                "selector": selector_text(run.key[1], role),
+            }
+            await self._write_status(pool, new)
+
+    async def _refuse(self, resource: Obj, reason: str, message: str) -> None:
+        stored = resource.get("status") or {}
+        new = conditions.refused(int(resource["metadata"].get("generation", 0)), reason, message, stored, self._wall())
+        await self._write_status(resource, new)
+        await self._recorder.send(resource, changes.of_change(stored, new))
+
+    async def _write_status(self, resource: Obj, new: Obj) -> None:
+        if new == (resource.get("status") or {}):
+            return
+        meta = {"name": name_of(resource), "namespace": resource["metadata"]["namespace"]}
+        head = {"apiVersion": resource["apiVersion"], "kind": resource["kind"], "metadata": meta}
+        await self._kube.apply_status({**head, "status": new})
+
+
+def _revision(rendered: list[Obj]) -> str:
+    """One name for the revisions of both pools: their pods change on their own."""
+    found = [labels[LABEL_REVISION] for obj in rendered if LABEL_REVISION in (labels := labels_of(obj))]
+    return "-".join(dict.fromkeys(found))

@@ -1,0 +1,281 @@
+"""The running operator without its watches: queue workers, resync, scrape loop, health.
+
+Started and stopped as one.
+
+Order at start: LIST everything, one scrape sweep, then the first reconcile: so a restart finds the
+world as it was and writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from disagg_operator.autoscaling.live import LiveTable
+from disagg_operator.autoscaling.loop import AutoscalerLoop
+from disagg_operator.autoscaling.records.decision_log import DecisionLog
+from disagg_operator.autoscaling.records.state_store import StateStore
+from disagg_operator.autoscaling.role_changer import RoleChanger
+from disagg_operator.autoscaling.signals.collector import Collector
+from disagg_operator.autoscaling.signals.direct import DirectDoor
+from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
+from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
+from disagg_operator.autoscaling.state_keeper import StateKeeper
+from disagg_operator.controller import children as kids
+from disagg_operator.controller.acceptance import scale_plan
+from disagg_operator.controller.health import HealthServer
+from disagg_operator.controller.metrics import Metrics
+from disagg_operator.controller.reconciler import Reconciler
+from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
+from disagg_operator.desired import Images
+from disagg_operator.desired.names import key_secret_name
+from disagg_operator.kube.cache import WATCHED, Cache
+from disagg_operator.kube.client import HttpKube
+from disagg_operator.kube.errors import Conflict, KubeError, Retry
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, Resource
+from disagg_operator.settings import OperatorSettings
+from disagg_operator.status.recorder import Recorder
+from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.cluster_key import bearer_of
+from disagg_wire.labels import LABEL_DEPLOYMENT
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_START_RETRY_S = 3.0
+_SWEEP_DEADLINE_S = 30.0
+
+
+class Runtime:
+    """One operator process. `watch_event` is its only entry from outside."""
+
+    def __init__(
+        self,
+        settings: OperatorSettings,
+        kube: HttpKube,
+        *,
+        clock: Callable[[], float],
+        wall: Callable[[], str],
+        new_id: Callable[[], str],
+        new_cluster_key: Callable[[], str],
+        epoch: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._kube = kube
+        self._clock = clock
+        self.cache = Cache()
+        self.live = LiveTable()
+        self.metrics = Metrics()
+        self.queue = KeyedQueue(clock)
+        # The wall clock at the start, and from then on the monotonic one: forecasts need the time
+        # of day, and none that jumps.
+        self._epoch_0 = epoch() - clock()
+        self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
+        self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
+        self._reconciler = Reconciler(
+            kube=kube,
+            live=self.live,
+            recorder=Recorder(kube, clock, wall, new_id),
+            metrics=self.metrics,
+            images=Images(worker=settings.worker_image, router=settings.router_image),
+            wall=wall,
+            new_cluster_key=new_cluster_key,
+            clock=clock,
+        )
+        self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
+        self._decision_log = DecisionLog(self._record_dir)
+        self._states = StateKeeper(StateStore(kube), self._prometheus, self._epoch)
+        self._role_changer = RoleChanger(self._direct, self._wake, clock)
+        self._loop = AutoscalerLoop(
+            cache=self.cache,
+            live=self.live,
+            collector=Collector(self._direct, self._prometheus, self._epoch),
+            states=self._states,
+            decision_log=self._decision_log,
+            role_changer=self._role_changer,
+            plan_of=scale_plan,
+            bearer_of=self._bearer_of,
+            wake=self._wake,
+            clock=clock,
+            metrics=self.metrics.scaling,
+        )
+        self._health = HealthServer(
+            settings.health_host, settings.health_port, self.sick, self._metrics_text, self._decision_log.read
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._swept_at = clock()
+        self._synced_at = clock()
+        self.ready = asyncio.Event()
+        self.watches_alive: Callable[[], bool] = lambda: True
+
+    @property
+    def health_port(self) -> int:
+        return self._health.port
+
+    async def start(self) -> None:
+        """Serve health at once, then come up in the background."""
+        await self._health.start()
+        self._tasks.append(asyncio.create_task(self._main(), name="operator"))
+
+    async def stop(self) -> None:
+        """Take no more keys, let running reconciles end within the deadline, close everything."""
+        self.queue.close()
+        try:
+            async with asyncio.timeout(self._settings.shutdown_timeout_s):
+                await self.queue.idle()
+        except TimeoutError:
+            log.warning("stopping with %d reconciles unfinished", self.queue.state.running())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._role_changer.close()
+        await self._keep_state()
+        if not self._settings.record_dir:
+            shutil.rmtree(self._record_dir, ignore_errors=True)
+        await self._health.stop()
+        await self._direct.close()
+        await self._prometheus.close()
+        await self._kube.close()
+
+    async def _keep_state(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.shutdown_timeout_s):
+                await self._states.save_all(self.live)
+        except TimeoutError:
+            log.warning("stopping without the scaling state of every resource")
+
+    def _epoch(self) -> float:
+        return self._epoch_0 + self._clock()
+
+    def watch_event(self, resource: Resource, kind: str | None, obj: Obj) -> None:
+        """One event of a watch; `kind` is None for what a watch starts with."""
+        self.metrics.watch_events.labels(resource.kind).inc()
+        keys = self.cache.drop(resource, obj) if kind == "DELETED" else self.cache.put(resource, obj)
+        # What a user edits is acted on at once, even when the key backs off; what pods do comes in
+        # bursts.
+        urgent = resource in (DISAGG_DEPLOYMENT, DISAGG_POOL)
+        self._wake_all(keys, 0.0 if urgent else self._settings.debounce_s, urgent=urgent)
+
+    def sick(self) -> str | None:
+        """What is wrong with this process, as opposed to with the cluster."""
+        now, limit = self._clock(), self._settings.heartbeat_timeout_s
+        dead = [task.get_name() for task in self._tasks if task.done()]
+        if dead:
+            return f"{', '.join(dead)} ended"
+        if not self.watches_alive():
+            return "the watches ended"
+        if now - self._swept_at > limit:
+            return f"no scrape sweep for {now - self._swept_at:.0f} s"
+        if now - self._synced_at > limit + self._settings.resync_interval_s:
+            return f"no full list for {now - self._synced_at:.0f} s"
+        return None
+
+    async def _main(self) -> None:
+        log.info("API server %s", await self._until_it_works("version", self._kube.version))
+        await self._until_it_works("first list", self.resync)
+        await self._sweep()
+        self.ready.set()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._settings.workers):
+                group.create_task(self._worker())
+            group.create_task(self._every(self._settings.resync_interval_s, self.resync))
+            group.create_task(self._every(self._settings.scrape_interval_s, self._sweep))
+
+    async def _until_it_works(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await call()
+            except KubeError as error:
+                log.warning("%s: %s", what, error)
+                await asyncio.sleep(_START_RETRY_S)
+
+    async def resync(self) -> None:
+        """LIST all that is watched, repair the cache, and queue every resource.
+
+        Raises KubeError.
+        """
+        namespace = self._settings.watch_namespace or None
+        for resource in WATCHED:
+            labels = "" if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else LABEL_DEPLOYMENT
+            self.cache.replace(resource, await self._kube.list(resource, namespace, labels))
+        self._synced_at = self._clock()
+        self._wake_all(set(self.cache.keys()), 0.0)
+
+    async def _sweep(self) -> None:
+        started = self._clock()
+        try:
+            async with asyncio.timeout(_SWEEP_DEADLINE_S):
+                await self._loop.tick()
+        except TimeoutError:
+            log.warning("a scrape sweep took more than %.0f s", _SWEEP_DEADLINE_S)
+        self._swept_at = self._clock()
+        self.metrics.sweep_seconds.observe(self._swept_at - started)
+
+    async def _every(self, interval_s: float, call: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await call()
+            except KubeError as error:
+                log.warning("%s", error)
+
+    async def _worker(self) -> None:
+        while (key := await self.queue.get()) is not None:
+            await self._run(key)
+        await asyncio.Event().wait()  # closed: the task group is cancelled by `stop`
+
+    async def _run(self, key: Key) -> None:
+        started, result, after_s, failed = self._clock(), "ok", None, False
+        try:
+            async with asyncio.timeout(self._settings.reconcile_timeout_s):
+                after_s = await self._reconciler.run(key)
+        except Conflict as error:
+            # Somebody wrote between our reading and our writing: the same again from a fresh read,
+            # soon.
+            result, failed = "conflict", True
+            log.info("%s/%s: %s", *key, error)
+        except KubeError as error:
+            result, failed = type(error).__name__.lower(), True
+            after_s = error.after_s if isinstance(error, Retry) else None
+            log.warning("%s/%s: %s (failure %d)", *key, error, self.queue.state.failures(key) + 1)
+        except TimeoutError:
+            result, failed = "timeout", True
+            log.warning("%s/%s: not done within %.0f s", *key, self._settings.reconcile_timeout_s)
+        except Exception:
+            # A bug must cost one resource, not the operator.
+            result, failed = "bug", True
+            log.exception("%s/%s: reconcile failed", *key)
+        finally:
+            self.queue.done(key, failed=failed, after_s=after_s)
+        self.metrics.reconciles.labels(result).inc()
+        self.metrics.reconcile_seconds.observe(self._clock() - started)
+
+    async def _bearer_of(self, key: Key) -> str | None:
+        try:
+            found = kids.cluster_key_of(await self._kube.get(SECRET, key[0], key_secret_name(key[1])))
+        except KubeError as error:
+            log.warning("%s/%s: %s", *key, error)
+            return None
+        return None if found is None else bearer_of(found)
+
+    def _wake(self, key: Key) -> None:
+        self._wake_all({key}, 0.0)
+
+    def _wake_all(self, keys: set[Key], delay_s: float, *, urgent: bool = False) -> None:
+        for key in sorted(keys):
+            try:
+                self.queue.add(key, delay_s, urgent=urgent)
+            except QueueFull as error:
+                log.warning("%s/%s: %s; the next resync brings it back", *key, error)
+                return
+
+    def _metrics_text(self) -> bytes:
+        self.metrics.queue_depth.set(self.queue.state.depth())
+        self.metrics.writes.set(self._kube.writes)
+        return self.metrics.text()

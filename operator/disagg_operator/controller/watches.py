@@ -1,0 +1,77 @@
+"""kopf's part: watches, and nothing else.
+
+An event goes into the cache; what it concerns goes into the queue.
+
+Only `on.event` is used: such a handler makes kopf write nothing (no finalizer, no annotation), and
+a lost or repeated event does no harm, because a reconcile reads the cluster itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+
+from disagg_operator.kube.cache import WATCHED
+from disagg_operator.kube.credentials import Credentials
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, GROUP, Resource
+from disagg_operator.vocabulary import Obj
+from disagg_wire.labels import LABEL_DEPLOYMENT
+
+Sink = Callable[[Resource, str | None, Obj], None]
+
+
+def build_registry(sink: Sink, credentials: Credentials) -> kopf.OperatorRegistry:
+    """Handlers that pass (resource, event type, object) to `sink`, from kopf's own thread."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**_: Any) -> kopf.ConnectionInfo:
+        credentials.reload()
+        header = credentials.headers().get("Authorization")
+        return kopf.ConnectionInfo(
+            server=credentials.server,
+            ca_path=credentials.ca_file,
+            insecure=credentials.insecure,
+            certificate_path=credentials.cert_file,
+            private_key_path=credentials.key_file,
+            token=None if header is None else header.removeprefix("Bearer "),
+            priority=random.randint(0, 2**16),
+        )
+
+    @kopf.on.startup(registry=registry)
+    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        configure_kopf(settings)
+
+    for resource in WATCHED:
+        _watch(registry, resource, sink)
+    return registry
+
+
+def _watch(registry: kopf.OperatorRegistry, resource: Resource, sink: Sink) -> None:
+    group, _, version = resource.api_version.rpartition("/")
+
+    # kopf calls it with keyword arguments; more of them in later versions.
+    async def on_event(event: kopf.RawEvent, **_: Any) -> None:
+        sink(resource, event["type"], dict(event["object"]))
+
+    labels = None if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else {LABEL_DEPLOYMENT: kopf.PRESENT}
+    kopf.on.event(group, version, resource.plural, registry=registry, labels=labels, id=f"watch-{resource.plural}")(
+        on_event
+    )
+
+
+def configure_kopf(settings: kopf.OperatorSettings) -> None:
+    """Nothing of kopf's own on objects, no peering, and streams that can't stay silent for ever."""
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.persistence.finalizer = f"{GROUP}/kopf-finalizer"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{GROUP}")
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"kopf.{GROUP}")
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 310
+    settings.watching.connect_timeout = 10
+    settings.networking.request_timeout = 30
+    settings.process.ultimate_exiting_timeout = None

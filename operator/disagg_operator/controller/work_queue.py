@@ -1,0 +1,171 @@
+"""Keys waiting to be reconciled: each at most once, each by one worker at a time, failures later
+and later.
+
+`QueueState` is the pure part: it never looks at a clock. `KeyedQueue` adds the waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from disagg_operator.vocabulary import Key
+
+
+class QueueFull(Exception):
+    """More distinct keys than the bound; the next resync brings the refused ones back."""
+
+
+@dataclass(slots=True)
+class QueueState:
+    """A key is queued, delayed, running, or running and dirty (to be run once more).
+
+    Failures back off: 1, 2, 4 ... s up to `max_backoff_s`; a success forgets them. Any event for a
+    delayed key that isn't backing off brings it forward; a key that backs off waits, so a storm of
+    events can't turn into a storm of retries.
+    """
+
+    max_keys: int = 20_000
+    base_backoff_s: float = 1.0
+    max_backoff_s: float = 300.0
+    _ready: deque[Key] = field(default_factory=deque)
+    _queued: set[Key] = field(default_factory=set)
+    _running: set[Key] = field(default_factory=set)
+    _dirty: set[Key] = field(default_factory=set)
+    _due: dict[Key, float] = field(default_factory=dict)
+    _heap: list[tuple[float, Key]] = field(default_factory=list)
+    _failures: dict[Key, int] = field(default_factory=dict)
+
+    def add(self, key: Key, now: float, delay_s: float = 0.0, *, urgent: bool = False) -> None:
+        """Ask for a run of `key`, at the earliest after `delay_s`; `urgent` ends its backing off.
+
+        Raises QueueFull.
+        """
+        if urgent:
+            self._failures.pop(key, None)
+        if key in self._running:
+            self._dirty.add(key)
+            return
+        if key in self._queued or (key in self._failures and key in self._due):
+            return
+        if delay_s <= 0:
+            self._due.pop(key, None)
+            self._push(key)
+        elif self._due.get(key, float("inf")) > now + delay_s:
+            self._later(key, now + delay_s)
+
+    def pop(self, now: float) -> Key | None:
+        """The next key to run, which is then running until `done`; None when nothing is due."""
+        while self._heap and self._heap[0][0] <= now:
+            due, key = heapq.heappop(self._heap)
+            if self._due.get(key) == due:  # else it was brought forward or dropped
+                del self._due[key]
+                self._push(key)
+        if not self._ready:
+            return None
+        key = self._ready.popleft()
+        self._queued.discard(key)
+        self._running.add(key)
+        return key
+
+    def done(self, key: Key, now: float, *, failed: bool = False, after_s: float | None = None) -> None:
+        """The run of `key` ended.
+
+        `after_s`: not before (a server's Retry-After, or a wanted second look).
+        """
+        self._running.discard(key)
+        dirty = key in self._dirty
+        self._dirty.discard(key)
+        if failed:
+            count = self._failures[key] = self._failures.get(key, 0) + 1
+            backoff = min(self.base_backoff_s * 2.0 ** min(count - 1, 30), self.max_backoff_s)
+            self._later(key, now + max(backoff, after_s or 0.0))
+            return
+        self._failures.pop(key, None)
+        if dirty:
+            self._push(key)
+        elif after_s is not None:
+            self._later(key, now + after_s)
+
+    def next_due(self) -> float | None:
+        """When `pop` may next give a key that it doesn't give now."""
+        while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def failures(self, key: Key) -> int:
+        return self._failures.get(key, 0)
+
+    def depth(self) -> int:
+        """Keys that are due now and not yet running."""
+        return len(self._ready)
+
+    def running(self) -> int:
+        return len(self._running)
+
+    def _push(self, key: Key) -> None:
+        if len(self._queued) + len(self._due) >= self.max_keys:
+            raise QueueFull(f"{self.max_keys} keys are queued")
+        self._queued.add(key)
+        self._ready.append(key)
+
+    def _later(self, key: Key, due: float) -> None:
+        if key not in self._due and len(self._queued) + len(self._due) >= self.max_keys:
+            raise QueueFull(f"{self.max_keys} keys are queued")
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, key))
+
+
+class KeyedQueue:
+    """`QueueState` for asyncio. One event loop; no method but `get` waits."""
+
+    def __init__(self, clock: Callable[[], float], state: QueueState | None = None) -> None:
+        self._clock = clock
+        self.state = state or QueueState()
+        self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    def add(self, key: Key, delay_s: float = 0.0, *, urgent: bool = False) -> None:
+        if self._closed:
+            return
+        self.state.add(key, self._clock(), delay_s, urgent=urgent)
+        self._changed.set()
+
+    def done(self, key: Key, *, failed: bool = False, after_s: float | None = None) -> None:
+        self.state.done(key, self._clock(), failed=failed, after_s=after_s)
+        self._changed.set()
+        if not self.state.running():
+            self._idle.set()
+
+    def close(self) -> None:
+        """No more keys go in or out; running ones may end."""
+        self._closed = True
+        self._changed.set()
+
+    async def idle(self) -> None:
+        """Wait until no key is running."""
+        await self._idle.wait()
+
+    async def get(self) -> Key | None:
+        """The next key, or None after `close`."""
+        while not self._closed:
+            self._changed.clear()
+            now = self._clock()
+            key = self.state.pop(now)
+            if key is not None:
+                self._idle.clear()
+                if self.state.depth():
+                    self._changed.set()  # another worker may take the next one
+                return key
+            due = self.state.next_due()
+            try:
+                async with asyncio.timeout(None if due is None else max(0.0, due - now)):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+        return None

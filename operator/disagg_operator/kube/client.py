@@ -1,0 +1,263 @@
+"""The one door to the API server: plain dicts over HTTP, server-side apply under one field manager.
+
+Guarantees: every call has a deadline; 429, 5xx and broken connections are tried again within it,
+honouring Retry-After; a response is never parsed into a model, so no field of an object is lost;
+nothing here logs bodies or tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import httpx
+
+from disagg_operator.kube.credentials import Credentials
+from disagg_operator.kube.errors import Forbidden, Gone, KubeError, NotFound, Retry, from_status
+from disagg_operator.kube.resources import EVENT, POD, Resource, name_of, namespace_of, resource_of
+from disagg_operator.vocabulary import FIELD_MANAGER, Obj, Objs
+
+log = logging.getLogger(__name__)
+
+_PAGE = 500
+_MAX_PAGES = 200
+
+
+class Kube(Protocol):
+    """What the operator asks of a cluster. Every method raises KubeError."""
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj | None:
+        """The object, or None when it isn't there."""
+
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> Objs:
+        """All objects, with apiVersion and kind filled in; [] when an optional API is absent."""
+
+    async def apply(self, obj: Obj, *, dry_run: bool = False) -> Obj:
+        """Server-side apply with force.
+
+        With metadata.resourceVersion set: Conflict if the object has changed.
+        """
+
+    async def apply_status(self, obj: Obj) -> Obj:
+        """Server-side apply of the status subresource."""
+
+    async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Obj) -> Obj:
+        """JSON merge patch, for a field that isn't ours to own (an annotation on a pod)."""
+
+    async def delete(self, obj: Obj) -> None:
+        """Delete exactly this object (uid and resourceVersion as preconditions); absent is fine."""
+
+    async def create_event(self, event: Obj) -> None:
+        """Create a core/v1 Event."""
+
+    async def version(self) -> str:
+        """The API server's version, such as v1.37.0."""
+
+    async def has_api(self, resource: Resource) -> bool:
+        """Whether the cluster serves this kind."""
+
+
+class HttpKube:
+    """`Kube` over httpx."""
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        deadline_s: float = 15.0,
+        attempts: int = 4,
+        jitter: Callable[[], float] = lambda: 0.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._credentials = credentials
+        self._deadline_s = deadline_s
+        self._attempts = attempts
+        self._jitter = jitter
+        self.writes = 0  # requests that could change something; tests and metrics read it
+        self._client = httpx.AsyncClient(
+            base_url=credentials.server,
+            verify=True if transport is not None else credentials.ssl_context(),
+            timeout=httpx.Timeout(deadline_s, connect=5.0),
+            limits=httpx.Limits(max_connections=16, max_keepalive_connections=8),
+            transport=transport,
+            trust_env=False,  # credentials must not travel through a proxy that the environment happens to name
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj | None:
+        try:
+            return await self._call("GET", resource.path(namespace, name))
+        except NotFound:
+            return None
+
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> Objs:
+        for _ in range(3):  # a continue token may expire under our hands; the list then starts over
+            try:
+                return await self._list_once(resource, namespace, labels)
+            except Gone:
+                continue
+            except NotFound:
+                if resource.optional:
+                    return []
+                raise
+        raise Retry(f"LIST {resource.plural}: the continue token expired three times")
+
+    async def _list_once(self, resource: Resource, namespace: str | None, labels: str) -> Objs:
+        params = {"limit": str(_PAGE)} | ({"labelSelector": labels} if labels else {})
+        items: Objs = []
+        for _ in range(_MAX_PAGES):
+            page = await self._call("GET", resource.path(namespace), params=params)
+            # Items of a list carry neither apiVersion nor kind.
+            head = {"apiVersion": resource.api_version, "kind": resource.kind}
+            items.extend(head | item for item in page.get("items") or [])
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return items
+            params = params | {"continue": token}
+        raise KubeError(f"LIST {resource.plural}: more than {_PAGE * _MAX_PAGES} objects")
+
+    async def apply(self, obj: Obj, *, dry_run: bool = False) -> Obj:
+        return await self._apply(obj, "", dry_run)
+
+    async def apply_status(self, obj: Obj) -> Obj:
+        return await self._apply(obj, "/status")
+
+    async def _apply(self, obj: Obj, subresource: str, dry_run: bool = False) -> Obj:
+        path = resource_of(obj).path(namespace_of(obj), name_of(obj)) + subresource
+        params = {"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
+        params |= {"dryRun": "All"} if dry_run else {}
+        return await self._call("PATCH", path, params=params, body=obj, content_type="application/apply-patch+yaml")
+
+    async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Obj) -> Obj:
+        path = resource.path(namespace, name)
+        params = {"fieldManager": FIELD_MANAGER}
+        return await self._call("PATCH", path, params=params, body=patch, content_type="application/merge-patch+json")
+
+    async def delete(self, obj: Obj) -> None:
+        meta = obj["metadata"]
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]},
+        }
+        try:
+            await self._call("DELETE", resource_of(obj).path(namespace_of(obj), name_of(obj)), body=options)
+        except NotFound:
+            return
+
+    async def create_event(self, event: Obj) -> None:
+        await self._call("POST", EVENT.path(namespace_of(event)), body=event, attempts=1)
+
+    async def version(self) -> str:
+        return str((await self._call("GET", "/version")).get("gitVersion", "unknown"))
+
+    async def has_api(self, resource: Resource) -> bool:
+        prefix = f"/api/{resource.api_version}" if "/" not in resource.api_version else f"/apis/{resource.api_version}"
+        try:
+            found = await self._call("GET", prefix)
+        except NotFound:
+            return False
+        return any(r.get("name") == resource.plural for r in found.get("resources") or [])
+
+    async def _call(
+        self,
+        verb: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Obj | None = None,
+        content_type: str = "application/json",
+        attempts: int | None = None,
+    ) -> Obj:
+        what = f"{verb} {path}"
+        if verb != "GET" and "dryRun" not in (params or {}):
+            self.writes += 1
+        try:
+            async with asyncio.timeout(self._deadline_s) as deadline:
+                ends_at = deadline.when() or 0.0
+                return await self._attempts_of(what, params, body, content_type, attempts or self._attempts, ends_at)
+        except TimeoutError:
+            raise Retry(f"{what}: no answer within {self._deadline_s:g} s") from None
+
+    async def _attempts_of(
+        self,
+        what: str,
+        params: Mapping[str, str] | None,
+        body: Obj | None,
+        content_type: str,
+        attempts: int,
+        ends_at: float,
+    ) -> Obj:
+        for attempt in range(1, attempts + 1):
+            try:
+                return await self._once(what, params, body, content_type)
+            except Retry as error:
+                pause = error.after_s if error.after_s is not None else 0.2 * 2**attempt * (1 + self._jitter())
+                # A server that asks for a longer pause than is left gets it: the caller's queue
+                # waits, not this call.
+                if attempt == attempts or asyncio.get_running_loop().time() + pause >= ends_at:
+                    raise
+                log.debug("%s; attempt %d, next in %.1f s", error, attempt, pause)
+                await asyncio.sleep(pause)
+            except Forbidden:
+                # A bound token is rotated by the kubelet every hour: read it again, once.
+                if attempt > 1 or not await asyncio.to_thread(self._credentials.reload):
+                    raise
+        raise Retry(f"{what}: gave up after {attempts} attempts")
+
+    async def pod_page(self, namespace: str, pod: str, port: int, path: str) -> str:
+        """What a pod answers under `path`, by way of the API server's proxy. Raises KubeError."""
+        url = f"{POD.path(namespace, pod)}:{port}/proxy/{path.lstrip('/')}"
+        try:
+            response = await self._client.get(url, headers={"User-Agent": FIELD_MANAGER, **self._credentials.headers()})
+        except httpx.HTTPError as error:
+            raise Retry(f"GET {url}: {type(error).__name__}") from error
+        if response.status_code != 200:
+            raise from_status(response.status_code, f"GET {url}", _message(response), None)
+        return response.text
+
+    async def _once(self, what: str, params: Mapping[str, str] | None, body: Obj | None, content_type: str) -> Obj:
+        verb, path = what.split(" ", 1)
+        headers = {"Accept": "application/json", "User-Agent": FIELD_MANAGER, **self._credentials.headers()}
+        content: bytes | None = None
+        if body is not None:
+            headers["Content-Type"] = content_type
+            content = json.dumps(body).encode()  # JSON is YAML, so an apply patch may be JSON too
+        try:
+            response = await self._client.request(verb, path, params=params, content=content, headers=headers)
+        except httpx.HTTPError as error:
+            raise Retry(f"{what}: {type(error).__name__}") from error
+        if response.status_code < 300:
+            return _object(what, response)
+        raise from_status(response.status_code, what, _message(response), _retry_after_s(response))
+
+
+def _object(what: str, response: httpx.Response) -> Obj:
+    try:
+        value: Any = response.json()
+    except ValueError as error:
+        raise Retry(f"{what}: the answer is not JSON") from error
+    if not isinstance(value, dict):
+        raise Retry(f"{what}: the answer is not an object")
+    return value
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        value = response.json()
+    except ValueError:
+        return response.reason_phrase
+    return str(value.get("message", "")) if isinstance(value, dict) else ""
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    try:
+        return max(0.0, float(response.headers["Retry-After"]))
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,111 @@
+"""PURE: the kinds the operator reads and writes, and their paths on the API server.
+
+One table, so that a path is never put together anywhere else. Names that come from objects are
+checked before they become a part of a URL.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from disagg_operator.vocabulary import Obj
+
+GROUP = "disagg.dev"
+VERSION = "v1alpha1"
+_SEGMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:_-]{0,251}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A kind. `optional`: the API may be absent from a cluster; a LIST of it then gives nothing."""
+
+    api_version: str
+    kind: str
+    plural: str
+    namespaced: bool = True
+    optional: bool = False
+
+    def path(self, namespace: str | None, name: str | None = None) -> str:
+        """URL path of the collection or of one object.
+
+        `namespace=None` means all namespaces. Raises ValueError.
+        """
+        prefix = f"/api/{self.api_version}" if "/" not in self.api_version else f"/apis/{self.api_version}"
+        middle = f"/namespaces/{segment(namespace)}" if self.namespaced and namespace else ""
+        tail = f"/{segment(name)}" if name is not None else ""
+        return f"{prefix}{middle}/{self.plural}{tail}"
+
+
+DISAGG_DEPLOYMENT = Resource(f"{GROUP}/{VERSION}", "DisaggDeployment", "disaggdeployments")
+DISAGG_POOL = Resource(f"{GROUP}/{VERSION}", "DisaggPool", "disaggpools")
+SECRET = Resource("v1", "Secret", "secrets")
+SERVICE_ACCOUNT = Resource("v1", "ServiceAccount", "serviceaccounts")
+SERVICE = Resource("v1", "Service", "services")
+CONFIG_MAP = Resource("v1", "ConfigMap", "configmaps")
+POD = Resource("v1", "Pod", "pods")
+NODE = Resource("v1", "Node", "nodes", namespaced=False)
+EVENT = Resource("v1", "Event", "events")
+REPLICA_SET = Resource("apps/v1", "ReplicaSet", "replicasets")
+DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments")
+ROLE = Resource("rbac.authorization.k8s.io/v1", "Role", "roles")
+ROLE_BINDING = Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
+POD_DISRUPTION_BUDGET = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+NETWORK_POLICY = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+NETWORK_ATTACHMENT = Resource(
+    "k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", "network-attachment-definitions", optional=True
+)
+
+ALL = (
+    DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, REPLICA_SET, DEPLOYMENT, ROLE,
+    ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
+)  # fmt: skip
+_BY_KIND = {(r.api_version, r.kind): r for r in ALL}
+
+# What a DisaggDeployment may own and is listed by label. Secrets are not: the operator may GET one
+# by name, and list none.
+OWNED = (
+    NETWORK_ATTACHMENT, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, DISAGG_POOL, SERVICE, DEPLOYMENT,
+    POD_DISRUPTION_BUDGET, NETWORK_POLICY,
+)  # fmt: skip
+
+
+def segment(value: str) -> str:
+    """`value` if it may stand in a URL path as it is; ValueError otherwise."""
+    if not _SEGMENT.fullmatch(value) or ".." in value:
+        raise ValueError(f"not a name of a Kubernetes object: {value[:80]!r}")
+    return value
+
+
+def resource_of(obj: Obj) -> Resource:
+    """The kind of an object. Raises ValueError for one that this operator doesn't deal in."""
+    key = (str(obj.get("apiVersion")), str(obj.get("kind")))
+    if key not in _BY_KIND:
+        raise ValueError(f"unknown kind {key[1]} of {key[0]}")
+    return _BY_KIND[key]
+
+
+def name_of(obj: Obj) -> str:
+    return str(obj["metadata"]["name"])
+
+
+def namespace_of(obj: Obj) -> str | None:
+    namespace = obj["metadata"].get("namespace")
+    return None if namespace is None else str(namespace)
+
+
+def uid_of(obj: Obj) -> str:
+    return str(obj["metadata"].get("uid", ""))
+
+
+def labels_of(obj: Obj) -> dict[str, str]:
+    return dict(obj.get("metadata", {}).get("labels") or {})
+
+
+def annotations_of(obj: Obj) -> dict[str, str]:
+    return dict(obj.get("metadata", {}).get("annotations") or {})
+
+
+def owned_by(obj: Obj, uids: frozenset[str]) -> bool:
+    """Whether an ownerReference names one of `uids`."""
+    return any(ref.get("uid") in uids for ref in obj.get("metadata", {}).get("ownerReferences") or [])

@@ -1,0 +1,65 @@
+"""PURE: How fast the workers of a resource are, by what the resource declares."""
+
+from __future__ import annotations
+
+import re
+
+from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.v1alpha1 import PoolSpec
+from disagg_operator.performance import hardware, model_shape
+from disagg_operator.performance.profile import Profile
+from disagg_operator.performance.roof_line import Efficiency, estimate
+
+# The bundled 5-million-parameter model on one CPU thread: the order of magnitude is right, the rest
+# is learned.
+CPU = Profile(1, 4e-3, 0.15e-3, 0.0, 3e-3, 0.6e-3, 0.1e-6, 40_000, batch_tokens=2048, max_running=64)
+
+
+def profile_of(dd: DisaggDeployment) -> Profile:
+    """How fast a worker is before anything has been measured: declared, else by accelerator and
+    model, else a CPU with a small model. Prefill's numbers are of a prefill worker, decode's of a
+    decode worker.
+    """
+    spec = dd.spec
+    prefill, decode = _estimate(dd, spec.prefill), _estimate(dd, spec.decode)
+    found = Profile(
+        gpus=gpus_of(spec.decode) or 1,
+        a_s=prefill.a_s, b_s_per_token=prefill.b_s_per_token, c_s_per_token2=prefill.c_s_per_token2,
+        d_s=decode.d_s, e_s_per_sequence=decode.e_s_per_sequence, f_s_per_token=decode.f_s_per_token, kv_tokens=decode.kv_tokens,
+        batch_tokens=spec.prefill.max_batch_tokens, max_running=spec.decode.max_running_requests,
+    )  # fmt: skip
+    declared = spec.scaling.profile
+    if declared is None:
+        return found
+    p, d = declared.prefill, declared.decode
+    return Profile(
+        found.gpus, p.base, p.per_token, p.per_token2, d.base, d.per_sequence, d.per_kv_token, d.kv_tokens,
+        batch_tokens=found.batch_tokens, max_running=found.max_running,
+    )  # fmt: skip
+
+
+def gpus_of(pool: PoolSpec) -> int:
+    return 0 if pool.accelerator is None else pool.accelerator.count
+
+
+def _estimate(dd: DisaggDeployment, pool: PoolSpec) -> Profile:
+    product = None if pool.accelerator is None else pool.accelerator.product
+    gpu = next((g for g in hardware.GPUS.values() if g.product == product), None)
+    shape = _shape(dd.spec.model.uri.rstrip("/").rsplit("/", 1)[-1])
+    if gpu is None or shape is None or not gpus_of(pool):
+        return CPU
+    found = estimate(shape, gpu, gpus_of(pool), Efficiency())
+    return CPU if found is None else found.around(min(pool.max_running_requests, found.max_running / 2))
+
+
+def _shape(name: str) -> model_shape.ModelShape | None:
+    """The known shape whose name begins the model's, such as Llama-3.1-70B-Instruct; the longest of
+    several (glm-4.5-air). A size in the rest is that of another model
+    (DeepSeek-R1-Distill-Qwen-7B).
+    """
+    words = re.sub(r"[^a-z0-9.]+", "-", name.lower()).removeprefix("meta-")
+    known = max((k for k in model_shape.KNOWN if words == k or words.startswith(k + "-")), key=len, default="")
+    if not known or re.search(r"-\d+(\.\d+)?b(-|$)", words.removeprefix(known)):
+        return None
+    shape = model_shape.KNOWN[known]
+    return shape.at_bits(8, shape.kv_bits) if words.endswith("-fp8") else shape

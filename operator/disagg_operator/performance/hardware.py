@@ -1,0 +1,91 @@
+"""PURE: accelerators and networks, as their makers state them. Dense figures, without sparsity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One accelerator.
+
+    `product` is the value of the node label that the device's feature discovery sets.
+    """
+
+    name: str
+    product: str
+    memory_bytes: float
+    bandwidth_bytes_per_s: float
+    bf16_flops: float
+    fp8_flops: float | None
+    link_bytes_per_s: float | None  # GPU to GPU in the node, one direction; None: PCIe
+    max_tensor: int
+    source: str
+
+    @property
+    def vendor(self) -> str:
+        """KV moves only between accelerators of one vendor."""
+        return self.product.split("-")[0].split("_")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A way for the KV cache.
+
+    `efficiency`: the part of the line rate that a transfer of many blocks reaches (an assumption).
+    """
+
+    name: str
+    line_bits_per_s: float
+    base_latency_s: float
+    efficiency: float
+
+    def transfer_s(self, size_bytes: float) -> float:
+        """Time to move that many bytes alone on the link."""
+        return self.base_latency_s + 8 * size_bytes / (self.line_bits_per_s * self.efficiency)
+
+
+_NVIDIA = "https://www.nvidia.com/en-us/data-center/"
+GPUS = {
+    g.name: g
+    for g in (
+        Gpu(
+            "A10G",
+            "NVIDIA-A10G",
+            24e9,
+            600e9,
+            70e12,
+            None,
+            None,
+            4,
+            "https://aws.amazon.com/ec2/instance-types/g5/ and NVIDIA A10G datasheet",
+        ),
+        Gpu("L40S", "NVIDIA-L40S", 48e9, 864e9, 362e12, 733e12, None, 4, _NVIDIA + "l40s/"),
+        Gpu("A100", "NVIDIA-A100-SXM4-80GB", 80e9, 2039e9, 312e12, None, 300e9, 8, _NVIDIA + "a100/"),
+        Gpu("H100", "NVIDIA-H100-80GB-HBM3", 80e9, 3350e9, 989e12, 1979e12, 450e9, 8, _NVIDIA + "h100/"),
+        Gpu("H200", "NVIDIA-H200", 141e9, 4800e9, 989e12, 1979e12, 450e9, 8, _NVIDIA + "h200/"),
+        Gpu("B200", "NVIDIA-B200", 180e9, 8000e9, 2250e12, 4500e12, 900e9, 8, _NVIDIA + "dgx-b200/"),
+        Gpu(
+            "MI300X",
+            "AMD_Instinct_MI300X_OAM",
+            192e9,
+            5300e9,
+            1307e12,
+            2615e12,
+            448e9,
+            8,
+            "https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html",
+        ),
+    )
+}
+NETWORKS = {
+    n.name: n
+    for n in (
+        Network("nvlink", 3.6e12, 0.5e-3, 0.7),
+        Network("rdma-400", 400e9, 3e-3, 0.9),
+        Network("rdma-200", 200e9, 3e-3, 0.9),
+        Network("rdma-100", 100e9, 3e-3, 0.9),
+        Network("ethernet-100", 100e9, 20e-3, 0.6),
+        Network("ethernet-25", 25e9, 20e-3, 0.8),
+    )
+}

@@ -1,0 +1,127 @@
+"""PURE: a plan as a DisaggDeployment that can be applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from disagg_operator.api import parse_file
+from disagg_operator.performance.model_shape import ModelShape, PlanError
+from disagg_operator.planning.capacity import Infeasible, PoolPlan
+from disagg_operator.planning.deployment_plan import Plan
+
+_VERSION = "disagg.dev/v1alpha1"
+_RESOURCES = {"NVIDIA": "nvidia.com/gpu", "AMD": "amd.com/gpu"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a plan can't know.
+
+    `rdma_resource`: the extended resource of the nodes' RDMA devices; `network`: an existing
+    NetworkAttachmentDefinition. `scaled`: the counts are the most, not fixed. `rounded_bits`: to
+    which the engine shall round the checkpoint's weights at load; None: it stays as it is.
+    `kv_bits`: of the cache.
+    """
+
+    name: str
+    uri: str
+    rdma_resource: str | None = None
+    network: str | None = None
+    scaled: bool = False
+    rounded_bits: int | None = None
+    kv_bits: int = 16
+
+
+def check(wishes: Wishes, model: ModelShape) -> None:
+    """Raises PlanError for what no plan could be applied with, so that it is said before the work."""
+    _needs_engine(model)
+    _needs_network(wishes)
+    if wishes.kv_bits != 16:
+        raise PlanError(
+            f"--kv-bits {wishes.kv_bits}: no DisaggDeployment can ask for it: the bundled engine's cache has the type of the weights"
+        )
+    pool = {"replicas": 1}
+    spec = {"model": {"uri": wishes.uri}, "prefill": pool, "decode": pool}
+    if wishes.network:
+        spec["kvTransfer"] = {"network": {"attachmentRef": {"name": wishes.network}}}
+    _parsed({"apiVersion": _VERSION, "kind": "DisaggDeployment", "metadata": {"name": wishes.name}, "spec": spec})
+
+
+def deployment(plan: Plan, wishes: Wishes) -> dict[str, Any]:
+    """The disaggregated half of the plan. Raises PlanError (also where the API would refuse it)."""
+    _needs_engine(plan.question.model)
+    d = plan.disaggregated
+    if isinstance(d, Infeasible):
+        raise PlanError(f"nothing to apply: {d.limit}: {d.reason}")
+    model = plan.question.model
+    spec: dict[str, Any] = {"model": {"uri": wishes.uri}}
+    if wishes.rounded_bits is not None and wishes.rounded_bits < 16:
+        fp8 = wishes.rounded_bits == 8 and all(pool.gpu.fp8_flops for pool in d.pools)
+        spec["engine"] = {"quantization": "fp8" if fp8 else f"int{wishes.rounded_bits}"}
+    for pool in d.pools:
+        spec[pool.role] = _pool(pool, model, wishes.scaled)
+    spec["kvTransfer"] = _transfer(plan, wishes)
+    objectives = plan.question.objectives
+    if objectives.percentile == 0.99:  # the only one that a resource can state
+        spec["objectives"] = {"ttftSeconds": {"p99": objectives.ttft_s}, "tpotSeconds": {"p99": objectives.tpot_s}}
+    out = {"apiVersion": _VERSION, "kind": "DisaggDeployment", "metadata": {"name": wishes.name}, "spec": spec}
+    _parsed(out)
+    return out
+
+
+def _parsed(out: dict[str, Any]) -> None:
+    try:
+        parse_file(out)
+    except ValueError as error:
+        raise PlanError(str(error)) from None
+
+
+def _needs_engine(model: ModelShape) -> None:
+    kinds = [k for k, has in (("mixtures of experts", model.experts), ("latent attention", model.latent)) if has]
+    if kinds:
+        raise PlanError(
+            f"{model.name}: the bundled engine, the only one that a DisaggDeployment can ask for, has no {' and no '.join(kinds)}: "
+            "the plan is for another engine (leave --yaml away)"
+        )
+
+
+def _needs_network(wishes: Wishes) -> None:
+    if wishes.rdma_resource is not None and not wishes.network:
+        raise PlanError(
+            "--rdma-resource: needs --network-attachment, the NetworkAttachmentDefinition of the RDMA network"
+        )
+
+
+def _pool(pool: PoolPlan, model: ModelShape, scaled: bool) -> dict[str, Any]:
+    count = {"autoscaling": {"minReplicas": 1, "maxReplicas": pool.replicas}} if scaled else {"replicas": pool.replicas}
+    accelerator: dict[str, Any] = {"count": pool.tensor}
+    if pool.gpu.vendor == "NVIDIA":
+        accelerator["product"] = pool.gpu.product
+    else:  # its nodes carry no nvidia.com/gpu.product
+        accelerator["resourceName"] = _RESOURCES[pool.gpu.vendor]
+    cache_mib = int(pool.profile.kv_tokens * model.kv_bytes_per_token) >> 20
+    out = {
+        "accelerator": accelerator,
+        "parallelism": {"tensor": pool.tensor},
+        **count,
+        "kvCacheSize": f"{max(1, cache_mib)}Mi",
+    }
+    limit = {"maxBatchTokens": pool.batch} if pool.role == "prefill" else {"maxRunningRequests": pool.batch}
+    return out | limit
+
+
+def _transfer(plan: Plan, wishes: Wishes) -> dict[str, Any]:
+    """RDMA is declared only where its device is named: the API refuses it otherwise."""
+    network: dict[str, Any] = {}
+    if wishes.network:
+        network["attachmentRef"] = {"name": wishes.network}
+    rdma = plan.question.network.name.startswith("rdma") and wishes.rdma_resource is not None
+    if rdma:
+        _needs_network(wishes)
+    if rdma:
+        network["rdmaResource"] = {"name": wishes.rdma_resource}
+    out: dict[str, Any] = {
+        "transport": "rdma" if rdma else "tcp" if plan.question.network.name.startswith("ethernet") else "auto"
+    }
+    return out | ({"network": network} if network else {})

@@ -1,0 +1,67 @@
+"""PURE: what changed between two statuses -> what to tell the user in Events.
+
+Derived from the stored status and the new one, so that a restart of the operator repeats nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from disagg_operator.status.recorder import NORMAL, WARNING, Note
+
+# Condition reasons that deserve a Warning, and the event's reason.
+_WARNINGS = {
+    "InvalidSpec": "InvalidSpec",
+    "UnsupportedParallelism": "InvalidSpec",
+    "NameConflict": "NameConflict",
+    "ImagePull": "ImagePullFailed",
+    "PodConfig": "PodConfigFailed",
+    "CrashLoop": "PodsCrashing",
+    "InsufficientCapacity": "PodsUnschedulable",
+    "PodsRefused": "PodsRefused",
+    "MultusAbsent": "NetworkAttachmentMissing",
+    "NetworkAttachmentMissing": "NetworkAttachmentMissing",
+    "RdmaResourceMissing": "RdmaResourceMissing",
+    "TransportFallback": "TransportFallback",
+    "HandshakeFailed": "KVHandshakeFailed",
+    "MetricsUnavailable": "MetricsUnavailable",
+    "CredentialsUnavailable": "CredentialsUnavailable",
+    "ProgressDeadlineExceeded": "RolloutStalled",
+}
+_SUMMARIES = ("Ready", "Available", "Degraded")
+
+
+def of_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Note]:
+    """Warnings for new causes, then good news.
+
+    A cause that several conditions share is told once.
+    """
+    old, new = _by_type(before), _by_type(after)
+    notes: dict[str, Note] = {}
+    for kind, condition in new.items():
+        reason = _WARNINGS.get(condition["reason"])
+        same = kind in old and (old[kind]["status"], old[kind]["reason"]) == (condition["status"], condition["reason"])
+        # A summary repeats a cause; only a fallback that is tolerated shows nowhere else.
+        repeats = kind in _SUMMARIES and condition["reason"] != "TransportFallback"
+        if reason is not None and not same and not repeats:
+            notes.setdefault(reason, Note(WARNING, reason, f"{kind}: {condition['message']}"))
+    return [*notes.values(), *_good_news(before, after, old, new)]
+
+
+def _good_news(
+    before: Mapping[str, Any], after: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[Note]:
+    out = []
+    was, now = before.get("revision") or {}, after.get("revision") or {}
+    if now.get("update") and was.get("update") and was["update"] != now["update"]:
+        out.append(Note(NORMAL, "RolloutStarted", f"revision {now['update']} replaces {was.get('current', '')}"))
+    if was.get("current") and now.get("current") and was["current"] != now["current"]:
+        out.append(Note(NORMAL, "RolloutCompleted", f"all pods are of revision {now['current']}"))
+    if new.get("Ready", {}).get("status") == "True" and old.get("Ready", {}).get("status") != "True":
+        out.append(Note(NORMAL, "Ready", f"serving at {after.get('url', '')}"))
+    return out
+
+
+def _by_type(status: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    return {str(c["type"]): c for c in status.get("conditions") or []}

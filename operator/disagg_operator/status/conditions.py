@@ -1,0 +1,299 @@
+"""PURE: what was asked for and what is observed -> the status of a DisaggDeployment.
+
+Every condition is a function of its inputs alone; `lastTransitionTime` moves only when a
+condition's status does; the same inputs give the same status, so a status that is equal to the
+stored one isn't written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from disagg_operator.status.workloads import NetworkCheck, Observed, RouterView, Workload, workers_by_transport
+from disagg_operator.vocabulary import Obj
+
+TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
+_MAX_MESSAGE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    type: str
+    status: str
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolIntent:
+    """One pool as it should be.
+
+    `last_decision`: as it stands in status; `scaling_blind`: held for want of metrics.
+    """
+
+    name: str
+    desired: int
+    owner: str
+    selector: str
+    autoscaled: bool = False
+    scaling_blind: bool = False
+    last_decision: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What the spec asks for, as far as status speaks of it.
+
+    `interface`: the network that KV must use, if one is attached; `trouble`: (reason, words) why
+    Prometheus can't be read.
+    """
+
+    generation: int
+    pools: tuple[PoolIntent, ...]
+    url: str
+    model: str
+    revision: str
+    suspended: bool = False
+    transport: str = "auto"
+    fallback: str = "Warn"
+    interface: str | None = None
+    trouble: tuple[str, str] | None = None
+
+
+def build(intent: Intent, observed: Observed, previous: Mapping[str, object], now: str) -> Obj:
+    """The whole status. `previous` is the stored one, `now` an RFC 3339 time."""
+    pools = [_pool_status(p, observed.pools[p.name]) for p in intent.pools]
+    status: Obj = {
+        "observedGeneration": intent.generation,
+        "conditions": _stamped(conditions(intent, observed), previous, intent.generation, now),
+        "url": intent.url,
+        "model": intent.model,
+        "revision": _revision(intent, observed, previous),
+        "pools": pools,
+    }
+    for pool in pools:
+        status[str(pool["name"])] = f"{pool['ready']}/{pool['desired']}"
+    if observed.view is not None:
+        status["pairs"] = {
+            "expected": observed.view.expected,
+            "healthy": observed.view.healthy,
+            "transport": workers_by_transport(observed.view),
+        }
+    return status
+
+
+def refused(generation: int, reason: str, message: str, previous: Mapping[str, object], now: str) -> Obj:
+    """The status of a resource that can't be accepted: what runs is left alone, so the rest is kept
+    as it was.
+    """
+    found = [
+        Condition("Accepted", FALSE, reason, message),
+        Condition("Ready", FALSE, reason, message),
+    ]
+    kept = [c for c in _conditions_of(previous) if c.get("type") not in ("Accepted", "Ready")]
+    stamped = _stamped(found, previous, generation, now)
+    conditions_ = [stamped[0], *kept, stamped[1]]
+    return {**previous, "observedGeneration": generation, "conditions": conditions_}
+
+
+def conditions(intent: Intent, observed: Observed) -> list[Condition]:
+    """All conditions, causes before effects, `Ready` last."""
+    causes = [
+        Condition("Accepted", TRUE, "Valid", "the resource is valid"),
+        _network(observed.network),
+        *(_pool_ready(observed.pools[p.name], intent.suspended) for p in intent.pools),
+        _router_ready(observed.router),
+        _kv_transfer(intent, observed),
+    ]
+    available = _available(intent, observed)
+    progressing = _progressing(observed)
+    scaling = _scaling(intent)
+    degraded = _degraded(available, [*causes, *scaling], intent, observed)
+    return [
+        *causes,
+        available,
+        progressing,
+        *scaling,
+        degraded,
+        _ready([*causes, available], progressing),
+    ]
+
+
+def _network(network: NetworkCheck) -> Condition:
+    value = TRUE if network.ok else FALSE if network.known else UNKNOWN
+    return Condition("NetworkReady", value, network.reason, network.message)
+
+
+def _pool_ready(pool: Workload, suspended: bool) -> Condition:
+    kind = {"prefill": "PrefillReady", "decode": "DecodeReady"}[pool.name]
+    if suspended:
+        return Condition(kind, FALSE, "Suspended", "spec.suspend is set")
+    counts = f"{pool.ready} of {pool.desired} pods are ready, {pool.updated} of the present revision"
+    if min(pool.ready, pool.updated) >= pool.desired:
+        return Condition(kind, TRUE, "PodsReady", counts)
+    return _unready(kind, pool, counts)
+
+
+def _router_ready(router: Workload) -> Condition:
+    counts = f"{router.ready} of {router.desired} routers are ready"
+    if router.ready >= 1:
+        return Condition("RouterReady", TRUE, "PodsReady", counts)
+    return _unready("RouterReady", router, counts)
+
+
+def _unready(kind: str, workload: Workload, counts: str) -> Condition:
+    if workload.problem is not None:
+        return Condition(kind, FALSE, workload.problem.reason, f"{counts}; {workload.problem.message}")
+    return Condition(kind, FALSE, "PodsPending", counts)
+
+
+def _kv_transfer(intent: Intent, observed: Observed) -> Condition:
+    kind = "KVTransferReady"
+    view = observed.view
+    if intent.suspended:
+        return Condition(kind, FALSE, "Suspended", "spec.suspend is set")
+    if view is None:
+        if observed.router.ready == 0:
+            return Condition(kind, FALSE, "RouterNotReady", "no router is there to test the pairs")
+        return Condition(kind, UNKNOWN, "RouterUnreachable", "no router answered the operator lately")
+    counts = f"{view.healthy} of {view.expected} pairs moved a KV block"
+    if view.expected == 0:
+        return Condition(kind, FALSE, "NoPairs", "no prefill worker and decode worker of one revision are ready")
+    if view.healthy == 0:
+        return Condition(kind, FALSE, "HandshakeFailed", counts)
+    wrong = fallback_of(intent, view)
+    if wrong is not None and intent.fallback == "Forbid":
+        return Condition(kind, FALSE, "TransportFallback", wrong)
+    if view.healthy < view.expected:
+        return Condition(kind, FALSE, "HandshakeFailed", counts)
+    return Condition(kind, TRUE, "PairsHealthy", counts)
+
+
+def fallback_of(intent: Intent, view: RouterView) -> str | None:
+    """A sentence when a worker doesn't move KV the way the spec asks for."""
+    if intent.transport == "rdma":
+        strays = [w for w in view.workers if w.transport != "rdma"]
+        if strays:
+            return f"transport rdma is asked for, but {_who([w.pod for w in strays])} uses {strays[0].transport}"
+    if intent.interface is not None:
+        strays = [w for w in view.workers if w.interface != intent.interface]
+        if strays:
+            return f"KV should use {intent.interface}, but {_who([w.pod for w in strays])} uses {strays[0].interface or '?'}"
+    return None
+
+
+def _who(pods: Sequence[str]) -> str:
+    return pods[0] if len(pods) == 1 else f"{pods[0]} (and {len(pods) - 1} more)"
+
+
+def _available(intent: Intent, observed: Observed) -> Condition:
+    kind = "Available"
+    if intent.suspended:
+        return Condition(kind, FALSE, "Suspended", "spec.suspend is set")
+    if observed.router.ready == 0:
+        return Condition(kind, FALSE, "RouterNotReady", "no router is ready")
+    if observed.view is None:
+        return Condition(kind, UNKNOWN, "RouterUnreachable", "no router answered the operator lately")
+    if observed.view.healthy == 0:
+        return Condition(kind, FALSE, "NoHealthyPair", "no prefill worker can hand over to a decode worker")
+    return Condition(kind, TRUE, "PairsHealthy", "a request can be served end to end")
+
+
+def _progressing(observed: Observed) -> Condition:
+    workloads = [*observed.pools.values(), observed.router]
+    late = [w.name for w in workloads if w.deadline_exceeded and not w.complete]
+    if late:
+        return Condition("Progressing", FALSE, "ProgressDeadlineExceeded", f"no progress in {', '.join(late)}")
+    moving = [w.name for w in workloads if not w.complete]
+    if moving:
+        return Condition("Progressing", TRUE, "RollingOut", f"waiting for {', '.join(moving)}")
+    return Condition("Progressing", TRUE, "RolloutComplete", "all pods are of the present revision and ready")
+
+
+def _scaling(intent: Intent) -> list[Condition]:
+    """Only for deployments that the operator scales."""
+    scaled = [p for p in intent.pools if p.autoscaled]
+    if not scaled:
+        return []
+    blind = [p.name for p in scaled if p.scaling_blind]
+    if intent.suspended:
+        return [Condition("ScalingActive", FALSE, "Suspended", "spec.suspend is set")]
+    # What a reference lacks is certain at once; of a server that is silent only what comes of it is
+    # told.
+    if intent.trouble is not None and (blind or intent.trouble[0] != "MetricsUnavailable"):
+        return [Condition("ScalingActive", FALSE, intent.trouble[0], f"{intent.trouble[1]}: replicas are held")]
+    if blind:
+        message = f"no usable metrics of {', '.join(blind)}: replicas are held"
+        return [Condition("ScalingActive", FALSE, "MetricsUnavailable", message)]
+    return [Condition("ScalingActive", TRUE, "MetricsFound", "replicas follow the load")]
+
+
+def _degraded(available: Condition, others: Sequence[Condition], intent: Intent, observed: Observed) -> Condition:
+    kind = "Degraded"
+    if available.status != TRUE:
+        return Condition(kind, FALSE, "NotServing", "see Available")
+    if observed.view is not None and (wrong := fallback_of(intent, observed.view)) is not None:
+        return Condition(kind, TRUE, "TransportFallback", wrong)
+    for other in others:
+        if other.status != TRUE:
+            return Condition(kind, TRUE, other.reason, f"{other.type}: {other.message}")
+    return Condition(kind, FALSE, "AsSpecified", "serving as specified")
+
+
+def _ready(causes: Sequence[Condition], progressing: Condition) -> Condition:
+    for cause in causes:
+        if cause.status != TRUE:
+            return Condition("Ready", FALSE, cause.reason, f"{cause.type}: {cause.message}")
+    if progressing.reason != "RolloutComplete":
+        return Condition("Ready", FALSE, progressing.reason, f"Progressing: {progressing.message}")
+    return Condition("Ready", TRUE, "Ready", "serving as specified")
+
+
+def _pool_status(intent: PoolIntent, seen: Workload) -> Obj:
+    status: Obj = {
+        "name": intent.name,
+        "desired": intent.desired,
+        "current": seen.current,
+        "ready": seen.ready,
+        "updated": seen.updated,
+        "selector": intent.selector,
+        "replicaOwner": intent.owner,
+    }
+    if intent.last_decision:
+        status["lastDecision"] = dict(intent.last_decision)
+    return status
+
+
+def _revision(intent: Intent, observed: Observed, previous: Mapping[str, object]) -> dict[str, str]:
+    """`update` is what is being rolled out; it becomes `current` once every pool has only pods of
+    it.
+    """
+    stored = previous.get("revision")
+    before = str(stored.get("current", "")) if isinstance(stored, Mapping) else ""
+    complete = all(pool.complete for pool in observed.pools.values())
+    return {"current": intent.revision if complete or not before else before, "update": intent.revision}
+
+
+def _conditions_of(status: Mapping[str, object]) -> list[Obj]:
+    found = status.get("conditions")
+    return [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
+
+
+def _stamped(found: Sequence[Condition], previous: Mapping[str, object], generation: int, now: str) -> list[Obj]:
+    before = {c.get("type"): c for c in _conditions_of(previous)}
+    out: list[Obj] = []
+    for condition in found:
+        old = before.get(condition.type)
+        same = old is not None and old.get("status") == condition.status
+        out.append(
+            {
+                "type": condition.type,
+                "status": condition.status,
+                "reason": condition.reason,
+                "message": condition.message[:_MAX_MESSAGE],
+                "observedGeneration": generation,
+                "lastTransitionTime": str(old["lastTransitionTime"]) if same and old else now,
+            }
+        )
+    return out

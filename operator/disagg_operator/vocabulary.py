@@ -1,0 +1,17 @@
+"""PURE: The words of the operator that no other process needs: keys, objects and the field manager.
+
+Roles, labels and ports, which all processes share, are in disagg_wire.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# A Kubernetes object as a plain dict: a typed model would drop the fields that it does not know.
+Obj = dict[str, Any]
+Objs = list[Obj]
+# The namespace and name of a DisaggDeployment: the unit of reconciling.
+Key = tuple[str, str]
+
+# The one field manager of all server-side applies, and the value of app.kubernetes.io/managed-by.
+FIELD_MANAGER = "disagg-operator"

@@ -1,0 +1,222 @@
+"""What the operator adds to the policy before pods move; and what Kubernetes says of pods."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from disagg_operator.autoscaling.policy import guard
+from disagg_operator.autoscaling.policy.decision import STABILIZING, PoolRules
+from disagg_operator.autoscaling.policy.guard import ENOUGH, FORECAST_DOWN, FORECAST_UP, PARTIAL_METRICS, Predicting
+from disagg_operator.autoscaling.policy.observation import (
+    DecodeSignals,
+    Folded,
+    Observation,
+    Pods,
+    PrefillSignals,
+    Targets,
+)
+from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State
+from disagg_operator.autoscaling.records import codec, state_store
+from disagg_operator.autoscaling.records.saved_state import from_json, to_json
+from disagg_operator.autoscaling.signals import pod_facts
+from disagg_operator.performance.profile import PROFILES
+
+SETTINGS = Settings(PROFILES["8b-h100"], 0.06, PoolLimits(1, 10), PoolLimits(1, 10))
+POOLS = {"prefill": PoolRules(1, 10, 4.0), "decode": PoolRules(1, 10, 32.0)}
+T0 = 1_700_000_000.0
+
+
+def observation(at_s: float, prefill: int = 2, decode: int = 2, per_s: float = 5.0) -> Observation:
+    n = per_s * 5
+    return Observation(
+        T0 + at_s, 5.0,
+        PrefillSignals(Pods(prefill, prefill), n, 1000 * n, 1.5e6 * n, 0.0, 0.0, 1.0, 1.0, n, n),
+        DecodeSignals(Pods(decode, decode), 0.0, 20.0, 20_000.0, 400_000.0, 200 * n, n, 200 * n, 1100 * n, n, n),
+    )  # fmt: skip
+
+
+def blind(at_s: float, **sizes: int) -> Observation:
+    o = observation(at_s, **sizes)
+    return replace(o, prefill=PrefillSignals(o.prefill.pods), decode=DecodeSignals(o.decode.pods))
+
+
+def run(*looks: Observation | Folded, pools: Any = None, windows: Any = None) -> list[guard.Outcome | None]:
+    memory, out = Predicting(), []
+    for one in looks:
+        folded = one if isinstance(one, Folded) else Folded(one, frozenset())
+        outcome, memory = guard.step(SETTINGS, pools or POOLS, windows or {}, folded, memory)
+        out.append(outcome)
+    return out
+
+
+def test_a_flood_scales_up_and_says_why_in_words_and_numbers() -> None:
+    last = run(*(observation(5 * i, per_s=400.0) for i in range(30)))[-1]
+    assert last is not None
+    decision = last.decisions["decode"]
+    assert decision.to > decision.current == 2
+    assert decision.reason == FORECAST_UP
+    assert "workers of work expected" in decision.message
+    assert decision.numbers["forecast"] == pytest.approx(decision.value)
+    assert "prefill" not in decision.message
+
+
+def test_a_pool_that_is_not_scaled_keeps_its_size_and_gets_no_decision() -> None:
+    last = run(*(observation(5 * i, prefill=7, per_s=1.0) for i in range(300)), pools={"decode": POOLS["decode"]})[-1]
+    assert last is not None
+    assert set(last.decisions) == {"decode"}
+    assert last.targets.prefill == 7
+
+
+def quiet_after(minutes: int, **kwargs: Any) -> list[guard.Outcome | None]:
+    """Nine workers, and next to nothing to do."""
+    return run(*(observation(5 * i, 9, 9, per_s=0.2) for i in range(12 * minutes)), **kwargs)
+
+
+def test_too_many_workers_are_given_back() -> None:
+    last = quiet_after(30)[-1]
+    assert last is not None
+    assert {d.reason for d in last.decisions.values()} == {FORECAST_DOWN}
+    assert max(d.to for d in last.decisions.values()) < 9
+
+
+def test_a_pool_of_which_something_is_not_known_is_not_scaled_down() -> None:
+    looks = [observation(5 * i, 9, 9, per_s=0.2) for i in range(360)]
+    last = run(*looks[:-1], Folded(looks[-1], frozenset({"decode"})))[-1]
+    assert last is not None
+    assert last.decisions["prefill"].reason == FORECAST_DOWN
+    assert (last.decisions["decode"].to, last.decisions["decode"].reason) == (9, PARTIAL_METRICS)
+
+
+def test_a_declared_window_holds_the_highest_of_it() -> None:
+    free, held = quiet_after(30), quiet_after(30, windows={"decode": 3600.0})
+    assert free[-1] is not None
+    assert held[-1] is not None
+    assert free[-1].decisions["decode"].to < 9
+    assert (held[-1].decisions["decode"].to, held[-1].decisions["decode"].reason) == (9, STABILIZING)
+    over = quiet_after(30, windows={"decode": 60.0})[-1]
+    assert over is not None
+    assert over.decisions["decode"].to < 9
+
+
+def test_one_missed_scrape_says_nothing_and_a_longer_blindness_holds() -> None:
+    outcomes = run(observation(0), observation(5), blind(10), blind(15), blind(25))
+    assert [o is None for o in outcomes] == [False, False, True, True, False]
+    last = outcomes[-1]
+    assert last is not None
+    assert all(d.blind and d.to == d.current for d in last.decisions.values())
+
+
+@pytest.mark.parametrize("lost", ["generated_tokens", "prompt_tokens", "prompt_tokens_squared"])
+def test_half_a_picture_is_not_taken_for_an_idle_pool(lost: str) -> None:
+    """All decode workers silent at once, while the routers answer: the forecast must not fall to
+    nothing.
+    """
+
+    def without(o: Observation) -> Observation:
+        part = "decode" if lost == "generated_tokens" else "prefill"
+        half = (
+            replace(o.decode, generated_tokens=math.nan) if part == "decode" else replace(o.prefill, **{lost: math.nan})
+        )
+        return replace(o, **{part: half})
+
+    looks = [observation(5 * i, per_s=50.0) for i in range(40)]
+    whole, broken = run(*looks), run(*looks[:30], without(looks[30]), *looks[31:])
+    assert broken[30] is None
+    assert whole[-1] is not None
+    assert broken[-1] is not None
+    for pool in POOLS:
+        now, then = broken[-1].decisions[pool].numbers["forecast"], whole[-1].decisions[pool].numbers["forecast"]
+        assert now == pytest.approx(then, rel=0.05)
+
+
+def test_blind_from_the_start_is_told_at_once_and_bounds_hold_all_the_same() -> None:
+    first = run(blind(0, prefill=0, decode=20))[0]
+    assert first is not None
+    assert {name: d.to for name, d in first.decisions.items()} == {"prefill": 1, "decode": 10}
+
+
+def test_enough_is_a_decision_too() -> None:
+    outcomes = run(*(observation(5 * i) for i in range(3)))
+    assert outcomes[0] is not None
+    assert outcomes[0].decisions["prefill"].reason == ENOUGH
+
+
+# ---- what Kubernetes says ----
+
+
+def pod(uid: str, created: str, ready: str | None = None, **more: Any) -> dict[str, Any]:
+    conditions = [] if ready is None else [{"type": "Ready", "status": "True", "lastTransitionTime": ready}]
+    return {
+        "metadata": {"name": uid, "uid": uid, "creationTimestamp": created, **more},
+        "status": {"conditions": conditions},
+    }
+
+
+def test_pods_are_ready_starting_or_draining() -> None:
+    now_s = pod_facts.epoch_s("2026-01-01T00:02:00Z")
+    pods = [
+        pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:40Z"),
+        pod("b", "2026-01-01T00:01:30Z"),
+        pod("c", "2026-01-01T00:00:00Z", "2026-01-01T00:00:20Z", deletionTimestamp="2026-01-01T00:01:59Z"),
+        {**pod("d", "2026-01-01T00:00:00Z"), "status": {"phase": "Failed"}},
+    ]
+    starts = pod_facts.note_starts(pod_facts.Starts(), pods)
+    assert pod_facts.facts(pods, 3, now_s, starts) == Pods(3, 1, (30.0,), 1, 40.0)
+
+
+def test_a_start_is_measured_once_and_the_last_sixteen_count() -> None:
+    starts = pod_facts.note_starts(pod_facts.Starts(), [pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:40Z")])
+    # It lost its readiness later: that is no start.
+    assert pod_facts.note_starts(starts, [pod("a", "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z")]) == starts
+    for i in range(20):
+        starts = pod_facts.note_starts(starts, [pod(f"p{i}", "2026-01-01T00:00:00Z", f"2026-01-01T00:00:{i + 10}Z")])
+    assert len(starts.taken_s) == 16
+    assert starts.mean_s == pytest.approx(sum(range(14, 30)) / 16)
+    assert math.isnan(pod_facts.Starts().mean_s)
+
+
+# ---- what outlives the process ----
+
+
+def test_everything_that_is_kept_comes_back_as_it_was() -> None:
+    settings = replace(SETTINGS, peaks=(Peak(0.0, 60.0, 2, 3),), ratio=(0.5, 4.0), gpu_budget=16, role_flip_s=5.0)
+    assert codec.parse(Settings, codec.plain(settings)) == settings
+    o = observation(5)
+    assert codec.parse(Observation, codec.plain(o)) == o
+    hidden = codec.parse(Observation, codec.plain(blind(5)))
+    assert hidden.blind
+    targets = Targets(1, 2, "why", {"prefill_x": 1.5})
+    assert codec.parse(Targets, codec.plain(targets)) == targets
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        ({"now_s": "x"}, "Observation.now_s"),
+        ({"now_s": 1.0, "interval_s": 1.0, "prefill": {"pods": {"replicas": True}}}, "replicas"),
+        ({"odd": 1}, "Observation.odd"),
+        ([], "Observation"),
+        ({"now_s": 1.0}, "Observation"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(raw: Any, field: str) -> None:
+    with pytest.raises(codec.CodecError, match=field):
+        codec.parse(Observation, raw)
+
+
+def test_a_state_is_a_few_kilobytes_and_survives_the_config_map() -> None:
+    _, memory = guard.step(SETTINGS, POOLS, {}, Folded(observation(0), frozenset()), Predicting())
+    for i in range(1, 400):
+        _, memory = guard.step(SETTINGS, POOLS, {}, Folded(observation(5 * i, per_s=5 + i % 7), frozenset()), memory)
+    text = state_store.encode({"state": to_json(memory.state)})
+    assert len(text) < state_store.MAX_BYTES / 4
+    kept = state_store.decode(text)
+    assert kept is not None
+    assert to_json(from_json(kept["state"])) == to_json(memory.state)
+    for broken in ("", "####", state_store.encode({})[:-4], "eJwDAAAAAAE="):
+        assert not state_store.decode(broken)
+    assert from_json({}) == State()

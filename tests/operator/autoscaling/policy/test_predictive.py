@@ -1,0 +1,416 @@
+"""The predictive policy: written rules as tables, invariants as properties, its state over a
+restart.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from disagg_operator.autoscaling.policy.history import Minute, seed
+from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets
+from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State, step
+from disagg_operator.autoscaling.records.saved_state import from_json, to_json
+from disagg_operator.performance.profile import PROFILES
+
+PROFILE = PROFILES["70b-h100-tp4"]
+RULES = Settings(PROFILE, 0.060, PoolLimits(1, 40, 4), PoolLimits(1, 40, 4))
+PROMPT, OUTPUT = 1000.0, 200.0
+
+
+def look(
+    now_s: float,
+    rate: float,
+    prefill: Pods,
+    decode: Pods,
+    *,
+    missed: float = 0.0,
+    waiting_tokens: float = 0.0,
+    decode_waiting: float = 0.0,
+) -> Observation:
+    """Fifteen seconds of `rate` requests a second of one length.
+
+    With fewer workers than work all is late, else `missed`.
+    """
+    n = 15 * rate
+    running = rate * OUTPUT * 0.045
+    late = 1.0 if prefill.ready < PROFILE.prefill_work_s(rate, rate * PROMPT, rate * PROMPT**2) else missed
+    slow = (
+        1.0 if decode.ready * PROFILE.decode_tokens_per_s(0.97 * 0.06, PROMPT + OUTPUT / 2) < rate * OUTPUT else missed
+    )
+    return Observation(
+        now_s,
+        15.0,
+        PrefillSignals(prefill, n, n * PROMPT, n * PROMPT**2, waiting_tokens / PROMPT, waiting_tokens, 1.0, 1.0, n, n * (1 - late)),
+        DecodeSignals(
+            decode, decode_waiting, running, running * (PROMPT + OUTPUT / 2), 450_000.0,
+            n * OUTPUT, n, n * OUTPUT, n * PROMPT, n, n * (1 - slow),
+        ),
+    )  # fmt: skip
+
+
+def drive(
+    rules: Settings,
+    rate: Callable[[float], float],
+    seconds: float,
+    state: State | None = None,
+    sizes: tuple[int, int] = (4, 4),
+    begin_s: float = 0.0,
+    change: Callable[[Observation], Observation] = lambda o: o,
+) -> tuple[list[Targets], State]:
+    """A cluster that obeys at once."""
+    state, targets = state or State(), [Targets(*sizes)]
+    now = begin_s
+    while now < begin_s + seconds:
+        now += 15
+        p, d = (Pods(n, n, cold_start_s=120.0) for n in (targets[-1].prefill, targets[-1].decode))
+        answer, state = step(rules, change(look(now, rate(now), p, d)), state)
+        targets.append(answer)
+    return targets[1:], state
+
+
+def steady(rate: float = 40.0, rules: Settings = RULES) -> tuple[Targets, State]:
+    targets, state = drive(rules, lambda _: rate, 3600, sizes=(8, 8))
+    return targets[-1], state
+
+
+def test_a_steady_load_gets_its_work_and_some_slack_and_then_rests() -> None:
+    targets, _ = drive(RULES, lambda _: 40.0, 7200, sizes=(8, 8))
+    work = PROFILE.prefill_work_s(40, 40 * PROMPT, 40 * PROMPT**2)
+    tokens = 40 * OUTPUT / PROFILE.decode_tokens_per_s(0.97 * 0.06, PROMPT + OUTPUT / 2)
+    last = targets[-1]
+    assert work < last.prefill <= work + 2.5 * math.sqrt(work)
+    assert tokens < last.decode <= tokens + 2.5 * math.sqrt(tokens)
+    changes = sum((a.prefill, a.decode) != (b.prefill, b.decode) for a, b in itertools.pairwise(targets[-120:]))
+    assert changes <= 2  # in half an hour
+
+
+def test_the_reason_and_the_numbers_come_along() -> None:
+    answer, _ = steady()
+    assert "prefill:" in answer.reason
+    assert "decode:" in answer.reason
+    assert answer.numbers["prefill_forecast"] == pytest.approx(
+        PROFILE.prefill_work_s(40, 40 * PROMPT, 40 * PROMPT**2), rel=0.05
+    )
+    assert {"decode_expected_misses", "prefill_price", "decode_worker_tokens_per_s"} <= answer.numbers.keys()
+
+
+def test_pools_move_apart_when_prompts_grow_and_answers_shrink() -> None:
+    def shift(o: Observation) -> Observation:
+        late = o.now_s > 3600
+        p, d = (4.0, 0.4) if late else (1.0, 1.0)
+        return replace(
+            o,
+            prefill=replace(
+                o.prefill,
+                prompt_tokens=o.prefill.prompt_tokens * p,
+                prompt_tokens_squared=o.prefill.prompt_tokens_squared * p * p,
+            ),
+            decode=replace(
+                o.decode,
+                generated_tokens=o.decode.generated_tokens * d,
+                completed_output_tokens=o.decode.completed_output_tokens * d,
+                tpot_ok=o.decode.tpot_total,
+            ),
+        )
+
+    targets, _ = drive(RULES, lambda _: 30.0, 7200, sizes=(6, 6), change=shift)
+    before, after = targets[239], targets[-1]
+    assert after.prefill > before.prefill
+    assert after.decode < before.decode
+
+
+def test_a_ramp_is_met_before_it_is_there() -> None:
+    def ramp(t: float) -> float:
+        return 20.0 + max(0.0, t - 3600) * 0.02
+
+    targets, state = drive(RULES, ramp, 3600 + 1200, sizes=(5, 5))
+    now = PROFILE.prefill_work_s(ramp(4800), ramp(4800) * PROMPT, ramp(4800) * PROMPT**2)
+    assert targets[-1].numbers["prefill_forecast"] > 1.03 * now
+    assert targets[-1].prefill > now
+    assert state.prefill.demand.trends[0] > 0
+
+
+def test_a_backlog_and_blocked_decode_count_where_they_wait() -> None:
+    calm, state = steady()
+    p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
+    queued, _ = step(RULES, look(3615, 40.0, p, d, waiting_tokens=400_000), state)
+    blocked, _ = step(RULES, look(3615, 40.0, p, d, decode_waiting=600), state)
+    assert queued.prefill > calm.prefill
+    assert queued.decode == calm.decode
+    assert blocked.decode > calm.decode
+    assert blocked.prefill == calm.prefill
+
+
+def test_prompts_that_wait_because_decode_is_full_want_decode_workers() -> None:
+    calm, state = steady()
+    p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
+    seen = look(3615, 40.0, p, d, waiting_tokens=400_000)
+    held, _ = step(RULES, replace(seen, prefill=replace(seen.prefill, batch_share=0.125)), state)
+    free, _ = step(RULES, replace(seen, prefill=replace(seen.prefill, batch_share=1.0)), state)
+    assert (held.decode > calm.decode, free.decode) == (True, calm.decode)
+    assert calm.prefill <= held.prefill < free.prefill
+
+
+def test_pods_that_start_are_capacity() -> None:
+    calm, state = steady()
+    p = Pods(calm.prefill, calm.prefill - 3, (90.0, 60.0, 30.0), cold_start_s=120.0)
+    answer, _ = step(RULES, look(3615, 40.0, p, Pods(calm.decode, calm.decode, cold_start_s=120.0)), state)
+    assert answer.prefill == calm.prefill
+
+
+def test_pods_that_can_not_be_placed_do_not_count_for_ever() -> None:
+    calm, state = steady()
+    d = Pods(calm.decode, calm.decode, cold_start_s=120.0)
+    young = Pods(calm.prefill + 3, calm.prefill, (500.0,) * 3, cold_start_s=120.0)
+    waiting, _ = step(RULES, look(3615, 140.0, young, d), state)
+    assert waiting.prefill >= calm.prefill + 3
+    stuck = replace(young, starting_ages_s=(700.0,) * 3)
+    given_up, state = step(RULES, look(3615, 140.0, stuck, d), state)
+    assert given_up.prefill == calm.prefill
+    assert "can't be placed" in given_up.reason
+    p = Pods(calm.prefill, calm.prefill, cold_start_s=120.0)
+    for now in range(3630, 4215, 15):
+        answer, state = step(RULES, look(now, 140.0, p, d), state)
+        assert answer.prefill == calm.prefill
+    again, _ = step(RULES, look(4230, 140.0, p, d), state)
+    assert again.prefill > calm.prefill  # tried again after ten minutes
+
+
+def test_a_pool_whose_signals_are_missing_holds_and_the_other_moves_on() -> None:
+    calm, state = steady()
+    p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
+    for now in range(3615, 4200, 15):
+        o = look(now, 5.0, p, d)
+        answer, state = step(RULES, replace(o, decode=DecodeSignals(d)), state)
+    assert answer.decode == calm.decode
+    assert "generated tokens are not known" in answer.reason
+    assert answer.prefill < calm.prefill
+    after, state = step(RULES, look(4215, 40.0, p, d), state)
+    assert math.isfinite(after.numbers["decode_forecast"])  # nothing of the hole is left
+    o = look(4230, 40.0, p, d)
+    odd, state = step(RULES, replace(o, prefill=replace(o.prefill, prompt_tokens=math.inf)), state)
+    assert "prompt lengths are not known" in odd.reason
+
+
+def test_nodes_are_asked_for_ten_minutes_ahead_and_workers_held_for_what_comes_then() -> None:
+    def day(t: float) -> float:
+        return 30.0 + 25.0 * math.sin(2 * math.pi * t / 7200.0)
+
+    targets, _ = drive(RULES, lambda t: 20.0 + max(0.0, t - 3600) * 0.03, 4800, sizes=(5, 5))
+    assert targets[-1].prefill_ahead >= targets[-1].prefill
+    assert targets[-1].numbers["prefill_in_ten_minutes"] == targets[-1].prefill_ahead
+    targets, _ = drive(RULES, day, 7200, sizes=(6, 6))
+    assert all(t.prefill_ahead >= 1 and t.decode_ahead >= 1 for t in targets)
+
+
+def test_a_wrong_profile_is_corrected_and_what_is_remembered_with_it() -> None:
+    names = ("a_s", "b_s_per_token", "c_s_per_token2", "d_s", "e_s_per_sequence", "f_s_per_token")
+    wrong = replace(RULES, profile=replace(PROFILE, **{name: getattr(PROFILE, name) / 2 for name in names}))
+
+    def computed(o: Observation) -> Observation:
+        n, batches, made, steps = (
+            o.prefill.arrivals,
+            o.prefill.arrivals / 3,
+            o.decode.generated_tokens,
+            300.0 * o.decode.pods.ready,
+        )
+        kv = made * (PROMPT + OUTPUT / 2)
+        return replace(
+            o,
+            prefill=replace(
+                o.prefill, batches=batches, batch_tokens=n * PROMPT, batch_tokens_squared=n * PROMPT**2,
+                batch_s=PROFILE.a_s * batches + PROFILE.b_s_per_token * n * PROMPT + PROFILE.c_s_per_token2 * n * PROMPT**2,
+            ),
+            decode=replace(
+                o.decode, steps=steps, step_sequences=made, step_kv_tokens=kv,
+                step_s=PROFILE.d_s * steps + PROFILE.e_s_per_sequence * made + PROFILE.f_s_per_token * kv,
+            ),
+        )  # fmt: skip
+
+    right, _ = drive(RULES, lambda _: 40.0, 3600, sizes=(8, 8), change=computed)
+    found, _ = drive(wrong, lambda _: 40.0, 3600, sizes=(8, 8), change=computed)
+    for name in ("prefill_demand", "decode_demand", "decode_worker_tokens_per_s"):
+        assert found[-1].numbers[name] == pytest.approx(right[-1].numbers[name], rel=0.05)
+    assert (found[-1].prefill, found[-1].decode) == (right[-1].prefill, right[-1].decode)
+
+
+def test_down_only_after_the_last_cold_starts_saw_no_need() -> None:
+    calm, state = steady()
+    down, _ = drive(RULES, lambda _: 8.0, 900, state, (calm.prefill, calm.decode), 3600)
+    first = next(i for i, t in enumerate(down) if t.prefill < calm.prefill)
+    assert 15 * (first + 1) >= 180  # 1.5 cold starts of 120 s
+    assert down[-1].prefill < calm.prefill / 2
+
+
+def test_not_below_the_starting_size_while_nothing_is_known() -> None:
+    targets, _ = drive(RULES, lambda _: 1.0, 900, sizes=(7, 9))
+    early = targets[: 600 // 15 - 1]
+    assert all(t.prefill >= 7 and t.decode >= 9 for t in early)
+    assert targets[-1].prefill < 7
+
+
+def blind(o: Observation) -> Observation:
+    return replace(o, prefill=PrefillSignals(o.prefill.pods), decode=DecodeSignals(o.decode.pods))
+
+
+def test_without_metrics_nothing_shrinks_and_the_usual_ramp_is_met() -> None:
+    def day(t: float) -> float:
+        return 30.0 + 20.0 * math.sin(2 * math.pi * t / 86_400)
+
+    minutes = [
+        Minute(t * 60.0, 60 * day(t * 60.0), 60 * day(t * 60.0) * PROMPT, 60 * day(t * 60.0) * OUTPUT)
+        for t in range(-4320, 0)
+    ]
+    targets, state = drive(RULES, day, 3600, seed(RULES, minutes), (7, 7))
+    sizes = (targets[-1].prefill, targets[-1].decode)
+    held, state = drive(RULES, day, 7200, state, sizes, 3600, change=blind)
+    assert all(t.prefill >= sizes[0] and t.decode >= sizes[1] for t in held)
+    assert "no metrics" in held[0].reason
+    assert held[10].prefill == sizes[0]
+    assert held[-1].prefill > sizes[0]  # the morning ramp that every day has had
+    empty, _ = drive(RULES, day, 900, None, sizes, 0, change=blind)
+    assert {(t.prefill, t.decode) for t in empty} == {sizes}
+
+
+def test_a_long_blindness_on_a_ramp_rises_once_and_within_the_budget() -> None:
+    def office(t: float) -> float:
+        return 10.0 + 60.0 * min(1.0, max(0.0, t % 86_400 - 9 * 3600) / 1800)
+
+    minutes = [
+        Minute(t * 60.0, 60 * office(t * 60.0), 60 * office(t * 60.0) * PROMPT, 60 * office(t * 60.0) * OUTPUT)
+        for t in range(-4320, 0)
+    ]
+    begin_s = 8.7 * 3600
+    held = {}
+    for name, rules in (
+        ("free", RULES),
+        ("budget", replace(RULES, gpu_budget=16)),
+        ("ratio", replace(RULES, ratio=(0.5, 1.0))),
+    ):
+        seen, state = drive(rules, office, 1200, seed(rules, minutes), (4, 4), begin_s)
+        had = seen[-1]
+        later, _ = drive(rules, office, 3600, state, (had.prefill, had.decode), begin_s + 1200, change=blind)
+        assert later[-1].prefill <= 2 * had.prefill  # it was twice of twice of twice, a tick each
+        assert later[-1].decode <= 2 * had.decode
+        assert all(b.prefill >= a.prefill and b.decode >= a.decode for a, b in itertools.pairwise([had, *later]))
+        held[name] = later[-1]
+        rose = later[-1].prefill + later[-1].decode > had.prefill + had.decode
+        assert rose == (name != "budget")
+    assert 4 * (held["budget"].prefill + held["budget"].decode) <= 16
+    assert 0.5 * held["ratio"].prefill <= held["ratio"].decode <= held["ratio"].prefill
+
+
+def test_bounds_ratio_budget_and_peaks_hold() -> None:
+    tight = replace(RULES, prefill=PoolLimits(2, 3, 4), decode=PoolLimits(5, 6, 4))
+    targets, _ = drive(tight, lambda t: 60.0 if t > 600 else 1.0, 2400, sizes=(3, 5))
+    assert all(2 <= t.prefill <= 3 and 5 <= t.decode <= 6 for t in targets)
+    both = replace(RULES, ratio=(1.0, 1.5), gpu_budget=40)
+    targets, _ = drive(both, lambda _: 120.0, 1800, sizes=(4, 4))
+    assert all(t.prefill <= t.decode <= 1.5 * t.prefill and 4 * (t.prefill + t.decode) <= 40 for t in targets[2:])
+    assert "ratio and GPU budget" in targets[-1].reason
+    ratio = replace(RULES, ratio=(1.0, 1.5))
+    targets, _ = drive(ratio, lambda _: 40.0, 1800, sizes=(6, 6))
+    assert all(t.prefill <= t.decode <= 1.5 * t.prefill for t in targets[45:])
+    budget = replace(RULES, gpu_budget=32)
+    targets, _ = drive(budget, lambda _: 80.0, 1800, sizes=(4, 4))
+    assert all(4 * (t.prefill + t.decode) <= 32 for t in targets)
+    assert "GPUs" in targets[-1].reason
+    peak = replace(RULES, peaks=(Peak(7200, 7500, prefill=20, decode=11),))
+    targets, _ = drive(peak, lambda _: 10.0, 9000, sizes=(3, 3))
+    inside = [t for i, t in enumerate(targets) if 7200 <= 15 * (i + 1) < 7500]
+    assert all(t.prefill >= 20 and t.decode >= 11 for t in inside)
+    assert targets[(7200 - 150) // 15 - 1].prefill >= 20  # a cold start before the peak
+    assert targets[(7200 - 300) // 15 - 1].prefill < 20
+    assert targets[-1].prefill < 20
+
+
+def test_over_provisioning_multiplies_the_work() -> None:
+    plain, _ = steady()
+    double, _ = steady(rules=replace(RULES, over_provisioning=2.0))
+    assert 1.6 * plain.prefill <= double.prefill <= 2.4 * plain.prefill
+
+
+def test_workers_change_sides_only_where_that_is_faster() -> None:
+    p, d = Pods(10, 10, cold_start_s=120.0), Pods(3, 3, cold_start_s=120.0)
+    _, state = drive(RULES, lambda _: 20.0, 3600, sizes=(10, 3))
+
+    def after(rules: Settings) -> Targets:
+        return step(rules, look(3615, 20.0, p, d, decode_waiting=400), state)[0]
+
+    assert after(RULES).flip == 0
+    assert after(replace(RULES, role_flip_s=5.0)).flip > 0
+    assert after(replace(RULES, role_flip_s=500.0)).flip == 0
+
+
+def test_what_a_pool_holds_beyond_its_need_goes_to_the_other_where_that_is_fast() -> None:
+    p, d = Pods(10, 10, cold_start_s=120.0), Pods(3, 3, cold_start_s=120.0)
+    _, state = drive(RULES, lambda _: 20.0, 3600, sizes=(10, 3))
+    # A minute ago prefill needed all ten: it holds them for a while yet.
+    state = replace(state, prefill=replace(state.prefill, wanted=((3590.0, 10),)))
+    slow = step(RULES, look(3615, 20.0, p, d, decode_waiting=400), state)[0]
+    assert slow.prefill == 10
+    assert slow.flip == 0
+    fast = step(replace(RULES, role_flip_s=5.0), look(3615, 20.0, p, d, decode_waiting=400), state)[0]
+    assert fast.decode == slow.decode > 3
+    assert fast.flip == 10 - fast.prefill > 0
+    assert "decode has more use for" in fast.reason
+    # Nobody wants more: what is held stays.
+    calm = step(replace(RULES, role_flip_s=5.0), look(3615, 20.0, p, Pods(20, 20, cold_start_s=120.0)), state)[0]
+    assert (calm.prefill, calm.flip) == (10, 0)
+
+
+@pytest.mark.parametrize("interval_s", [0.0, -5.0, math.nan])
+def test_an_interval_of_no_time_says_nothing(interval_s: float) -> None:
+    _, state = steady()
+    o = replace(look(3615, 40.0, Pods(8, 8), Pods(8, 8)), interval_s=interval_s)
+    answer, after = step(RULES, o, state)
+    assert (answer.prefill, answer.decode) == (8, 8)
+    assert after == state
+
+
+def test_the_state_survives_as_json_to_the_last_decision() -> None:
+    _, state = steady()
+    raw = json.dumps(to_json(state), allow_nan=False)
+    assert len(raw) < 60_000
+    again = from_json(json.loads(raw))
+    o = look(3615, 55.0, Pods(5, 5, cold_start_s=120.0), Pods(5, 5, cold_start_s=120.0))
+    one, two = step(RULES, o, state)[0], step(RULES, o, again)[0]
+    assert (one.prefill, one.decode, one.reason) == (two.prefill, two.decode, two.reason)
+
+
+@pytest.mark.parametrize("raw", [{}, {"version": 99}, {"version": 1}, {"version": 1, "prefill": 3}])
+def test_a_state_that_does_not_fit_is_a_fresh_start(raw: dict[str, object]) -> None:
+    assert from_json(raw) == State()
+
+
+_number = st.one_of(st.just(math.nan), st.floats(0, 1e7), st.floats(0))
+_pods = st.builds(
+    lambda replicas, ready, ages: Pods(replicas, min(ready, replicas), tuple(ages)),
+    st.integers(0, 40),
+    st.integers(0, 40),
+    st.lists(_number, max_size=3),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(_pods, _pods, st.lists(_number, min_size=28, max_size=28)), min_size=1, max_size=8))
+def test_whatever_is_seen_the_answer_is_within_bounds_and_json(
+    observations: list[tuple[Pods, Pods, list[float]]],
+) -> None:
+    rules, state = replace(RULES, prefill=PoolLimits(2, 11, 4), decode=PoolLimits(3, 9, 4)), State()
+    for i, (p, d, v) in enumerate(observations):
+        o = Observation(15.0 * (i + 1), 15.0, PrefillSignals(p, *v[:14]), DecodeSignals(d, *v[14:]))
+        answer, state = step(rules, o, state)
+        assert 2 <= answer.prefill <= 11
+        assert 3 <= answer.decode <= 9
+        if o.blind:
+            assert answer.prefill >= min(p.replicas, 11)
+        json.dumps(to_json(state), allow_nan=False)

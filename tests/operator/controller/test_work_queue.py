@@ -1,0 +1,160 @@
+"""The keyed queue: one run per key at a time, nothing lost, failures later and later."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from disagg_operator.controller.work_queue import KeyedQueue, QueueFull, QueueState
+
+A, B = ("ns", "a"), ("ns", "b")
+
+
+def test_a_key_is_queued_once_and_run_once() -> None:
+    q = QueueState()
+    q.add(A, 0.0)
+    q.add(A, 0.0)
+    assert (q.pop(0.0), q.pop(0.0)) == (A, None)
+
+
+def test_a_key_that_changes_while_it_runs_runs_once_more() -> None:
+    q = QueueState()
+    q.add(A, 0.0)
+    q.pop(0.0)
+    q.add(A, 0.0)
+    assert q.pop(0.0) is None
+    q.done(A, 0.0)
+    assert q.pop(0.0) == A
+
+
+def test_failures_back_off_to_five_minutes_and_a_success_forgets_them() -> None:
+    q, now, pauses = QueueState(), 0.0, []
+    q.add(A, now)
+    for _ in range(11):
+        assert q.pop(now) == A
+        q.done(A, now, failed=True)
+        due = q.next_due()
+        assert due is not None
+        pauses.append(due - now)
+        now = due
+    assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    q.pop(now)
+    q.done(A, now)
+    assert q.failures(A) == 0
+    assert q.next_due() is None
+
+
+def test_events_do_not_shorten_a_backoff_but_an_edited_spec_does() -> None:
+    q = QueueState()
+    q.add(A, 0.0)
+    q.pop(0.0)
+    q.done(A, 0.0, failed=True)
+    q.add(A, 0.0)
+    assert q.pop(0.5) is None
+    q.add(A, 0.5, urgent=True)
+    assert q.pop(0.5) == A
+
+
+def test_a_servers_retry_after_is_kept() -> None:
+    q = QueueState()
+    q.add(A, 0.0)
+    q.pop(0.0)
+    q.done(A, 0.0, failed=True, after_s=30.0)
+    assert q.next_due() == 30.0
+
+
+def test_a_delay_folds_a_burst_into_one_run() -> None:
+    q = QueueState()
+    for at in (0.0, 0.1, 0.15):
+        q.add(A, at, delay_s=0.2)
+    assert q.pop(0.19) is None
+    assert (q.pop(0.2), q.pop(5.0)) == (A, None)
+
+
+def test_the_queue_is_bounded() -> None:
+    q = QueueState(max_keys=1)
+    q.add(A, 0.0)
+    with pytest.raises(QueueFull):
+        q.add(B, 0.0)
+
+
+async def test_get_waits_for_a_key_and_ends_on_close() -> None:
+    q = KeyedQueue(asyncio.get_running_loop().time)
+    getting = asyncio.create_task(q.get())
+    await asyncio.sleep(0)
+    q.add(A)
+    assert await getting == A
+    waiting = [asyncio.create_task(q.get()) for _ in range(3)]
+    await asyncio.sleep(0)
+    q.close()
+    assert await asyncio.gather(*waiting) == [None, None, None]
+
+
+async def test_two_keys_added_at_once_wake_two_workers() -> None:
+    q = KeyedQueue(asyncio.get_running_loop().time)
+    waiting = [asyncio.create_task(q.get()) for _ in range(2)]
+    await asyncio.sleep(0)
+    q.add(A)
+    q.add(B)
+    async with asyncio.timeout(5):
+        assert set(await asyncio.gather(*waiting)) == {A, B}
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Whatever happens: a key asked for is run after the asking, and never twice at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.now = QueueState(), 0.0
+        self.running: set[tuple[str, str]] = set()
+        self.owed: set[tuple[str, str]] = set()
+
+    @rule(name=st.sampled_from("abc"), delay_s=st.sampled_from([0.0, 0.0, 0.5]), urgent=st.booleans())
+    def add(self, name: str, delay_s: float, urgent: bool) -> None:
+        self.q.add(("ns", name), self.now, delay_s, urgent=urgent)
+        self.owed.add(("ns", name))
+
+    @rule()
+    def pop(self) -> None:
+        key = self.q.pop(self.now)
+        if key is not None:
+            assert key not in self.running
+            self.running.add(key)
+            self.owed.discard(key)
+
+    @precondition(lambda self: self.running)
+    @rule(failed=st.booleans())
+    def done(self, failed: bool) -> None:
+        key = sorted(self.running)[0]
+        self.running.discard(key)
+        self.q.done(key, self.now, failed=failed)
+        if failed:
+            self.owed.add(key)
+
+    @rule(step_s=st.sampled_from([0.1, 1.0, 10.0]))
+    def wait(self, step_s: float) -> None:
+        self.now += step_s
+
+    @invariant()
+    def every_owed_key_will_run(self) -> None:
+        for key in self.owed - self.running:
+            assert self.q.depth() or self.q.next_due() is not None, key
+
+    def teardown(self) -> None:
+        for _ in range(50):
+            self.now += 301.0
+            while (key := self.q.pop(self.now)) is not None:
+                self.owed.discard(key)
+                self.running.add(key)
+            for key in list(self.running):
+                self.running.discard(key)
+                self.q.done(key, self.now)
+        assert not self.owed
+
+
+TestQueueMachine = QueueMachine.TestCase
+TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=30)

@@ -1,0 +1,57 @@
+"""The cache: what wakes whom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from disagg_operator.kube.cache import Cache
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, POD
+
+KEY = ("n", "chat")
+
+
+def resource(generation: int = 1, uid: str = "u", **status: Any) -> dict[str, Any]:
+    meta = {"name": "chat", "namespace": "n", "uid": uid, "generation": generation}
+    return {"metadata": meta, "spec": {}, "status": status}
+
+
+def pod(name: str = "p", ready: str = "True", labels: dict[str, str] | None = None) -> dict[str, Any]:
+    labels = {"disagg.dev/deployment": "chat"} if labels is None else labels
+    meta = {"name": name, "namespace": "n", "uid": name, "labels": labels, "managedFields": [{"x": 1}]}
+    return {"metadata": meta, "status": {"conditions": [{"type": "Ready", "status": ready}]}}
+
+
+def test_a_change_of_spec_wakes_and_our_own_status_does_not() -> None:
+    cache = Cache()
+    assert cache.put(DISAGG_DEPLOYMENT, resource()) == {KEY}
+    assert cache.put(DISAGG_DEPLOYMENT, resource(decode="1/1")) == set()
+    assert cache.put(DISAGG_DEPLOYMENT, resource(generation=2)) == {KEY}
+    assert cache.get(DISAGG_DEPLOYMENT, KEY) == resource(generation=2)
+
+
+def test_a_pod_wakes_its_deployment_when_its_readiness_changes() -> None:
+    cache = Cache()
+    assert cache.put(POD, pod(ready="False")) == {KEY}
+    assert cache.put(POD, pod(ready="False")) == set()
+    assert cache.put(POD, pod()) == {KEY}
+    assert cache.put(POD, pod("q", labels={})) == set()
+    assert [p["metadata"]["name"] for p in cache.pods_by_deployment()[KEY]] == ["p"]
+    assert "managedFields" not in cache.pods_by_deployment()[KEY][0]["metadata"]
+
+
+def test_a_full_list_repairs_what_the_watch_lost() -> None:
+    cache = Cache()
+    cache.put(POD, pod("lost"))
+    cache.put(POD, pod("kept"))
+    assert cache.replace(POD, [pod("kept"), pod("new")]) == {KEY}
+    assert {p["metadata"]["name"] for p in cache.pods_by_deployment()[KEY]} == {"kept", "new"}
+    assert cache.replace(POD, [pod("kept"), pod("new")]) == set()
+
+
+def test_a_late_deletion_of_an_earlier_object_removes_nothing() -> None:
+    cache = Cache()
+    cache.put(DISAGG_DEPLOYMENT, resource(uid="second"))
+    assert cache.drop(DISAGG_DEPLOYMENT, resource(uid="first")) == set()
+    assert cache.keys() == [KEY]
+    assert cache.drop(DISAGG_DEPLOYMENT, resource(uid="second")) == {KEY}
+    assert cache.keys() == []

@@ -1,0 +1,72 @@
+"""Profiles are written and read back; a wrong file is refused by field."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg_operator.performance.profile import PROFILES, ProfileError, load, save
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_what_was_written_is_read(name: str, tmp_path: Path) -> None:
+    save(PROFILES[name], tmp_path / "p.json")
+    assert load(str(tmp_path / "p.json")) == PROFILES[name] == load(name)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("gpus", 0), ("gpus", 1.5), ("a_s", -1), ("d_s", 0), ("kv_tokens", "many"), ("batch_tokens", 0), ("max_running", True),
+        ("colour", 1),        ("b_s_per_token", float("nan")), ("batch_wait_s", -0.1),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_by_field(field: str, value: object, tmp_path: Path) -> None:
+    save(PROFILES["8b-h100"], tmp_path / "p.json")
+    raw = json.loads((tmp_path / "p.json").read_text()) | {field: value}
+    (tmp_path / "p.json").write_text(json.dumps(raw))
+    with pytest.raises(ProfileError, match=field):
+        load(str(tmp_path / "p.json"))
+
+
+@pytest.mark.parametrize("kv_tokens", [1.0, 800.0])
+def test_where_more_sequences_cost_nothing_the_batch_is_what_fits(kv_tokens: float) -> None:
+    flat = replace(PROFILES["8b-h100"], e_s_per_sequence=0.0, f_s_per_token=0.0)
+    assert flat.best_batch(0.05, kv_tokens) == flat.max_running
+    assert flat.decode_tokens_per_s(0.05, kv_tokens) == pytest.approx(flat.max_running / flat.d_s, rel=0.01)
+    assert flat.best_batch(0.001, kv_tokens) == 1
+
+
+def test_prompts_that_take_no_time_are_no_profile(tmp_path: Path) -> None:
+    save(replace(PROFILES["8b-h100"], a_s=0.0, b_s_per_token=0.0, c_s_per_token2=0.0), tmp_path / "p.json")
+    with pytest.raises(ProfileError, match="no prompt is free"):
+        load(str(tmp_path / "p.json"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"gpus": 1}'])
+def test_what_is_no_profile_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(ProfileError, match=r"p\.json"):
+        load(str(tmp_path / "p.json"))
+
+
+def test_neither_name_nor_file() -> None:
+    with pytest.raises(ProfileError, match="70b-h100-tp4"):
+        load("70b-h100-tp5")
+
+
+@given(st.floats(1, 500), st.floats(1, 4000), st.sampled_from([0.0, 1e-7, 1e-4]))
+def test_the_sequences_that_a_step_has_time_for_take_that_time(sequences: float, held: float, square: float) -> None:
+    p = replace(PROFILES["8b-h100"], h_s_per_sequence2=square)
+    assert p.sequences_within(p.step_s(sequences, sequences * held), held) == pytest.approx(sequences, rel=1e-6)
+
+
+def test_taking_sequences_in_is_spread_over_their_tokens() -> None:
+    p = replace(PROFILES["8b-h100"], take_in_s=0.01)
+    assert p.serving(100).step_s(8, 0) == pytest.approx(p.step_s(8, 0) + 8 * 0.01 / 100)
+    assert p.serving(0).take_in_s == 0.0

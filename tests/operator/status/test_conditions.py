@@ -1,0 +1,193 @@
+"""Observations to conditions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from disagg_operator.status import changes, conditions
+from disagg_operator.status.conditions import Intent, PoolIntent
+from disagg_operator.status.workloads import NetworkCheck, Observed, Problem, RouterView, WorkerLink, Workload
+
+NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
+POOLS = tuple(PoolIntent(name, 1, "spec", f"s={name}") for name in ("prefill", "decode"))
+SCALED = replace(POOLS[1], autoscaled=True)
+INTENT = Intent(3, POOLS, "http://u/v1", "m", "r1")
+UP = {name: Workload(name, 1, 1, 1, 1, settled=True) for name in ("prefill", "decode", "router")}
+TCP = (WorkerLink("p", "prefill", "tcp", "eth0"), WorkerLink("d", "decode", "tcp", "eth0"))
+
+
+ALL_WELL = RouterView(1, 1, TCP)
+
+
+def seen(view: RouterView | None = ALL_WELL, network: NetworkCheck | None = None, **changes: Workload) -> Observed:
+    workloads = {**UP, **changes}
+    pools = {name: workloads[name] for name in ("prefill", "decode")}
+    return Observed(pools, workloads["router"], network or NetworkCheck(), view)
+
+
+def told(intent: Intent, observed: Observed) -> dict[str, tuple[str, str]]:
+    return {c.type: (c.status, c.reason) for c in conditions.conditions(intent, observed)}
+
+
+def starting(name: str, problem: Problem | None = None) -> Workload:
+    return Workload(name, 1, 1, 0, 1, settled=True, problem=problem)
+
+
+PULL = Problem("ImagePull", "pod p: ImagePullBackOff: no such image")
+RDMA = replace(INTENT, transport="rdma", fallback="Forbid")
+
+
+@pytest.mark.parametrize(
+    ("intent", "observed", "expected"),
+    [
+        pytest.param(
+            INTENT, seen(),
+            {"Ready": ("True", "Ready"), "Available": ("True", "PairsHealthy"), "Degraded": ("False", "AsSpecified")},
+            id="all is well",
+        ),
+        pytest.param(
+            INTENT, seen(view=None, decode=starting("decode", PULL)),
+            {"DecodeReady": ("False", "ImagePull"), "Ready": ("False", "ImagePull"), "Available": ("Unknown", "RouterUnreachable")},
+            id="the first cause is what Ready says",
+        ),
+        pytest.param(
+            INTENT, seen(view=RouterView(0, 0)), {"KVTransferReady": ("False", "NoPairs"), "Available": ("False", "NoHealthyPair")},
+            id="ready pods without a pair are not available",
+        ),
+        pytest.param(
+            INTENT, seen(view=RouterView(2, 1, TCP)),
+            {"KVTransferReady": ("False", "HandshakeFailed"), "Available": ("True", "PairsHealthy"),
+             "Degraded": ("True", "HandshakeFailed"), "Ready": ("False", "HandshakeFailed")},
+            id="one of two pairs serves, and is degraded",
+        ),
+        pytest.param(
+            RDMA, seen(), {"KVTransferReady": ("False", "TransportFallback"), "Ready": ("False", "TransportFallback")},
+            id="a fallback that is forbidden is not ready",
+        ),
+        pytest.param(
+            replace(RDMA, fallback="Warn"), seen(),
+            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("True", "TransportFallback"), "Ready": ("True", "Ready")},
+            id="a fallback that is tolerated is degraded",
+        ),
+        pytest.param(
+            replace(INTENT, interface="net1"), seen(), {"Degraded": ("True", "TransportFallback")},
+            id="KV over another interface than the attached one is told",
+        ),
+        pytest.param(
+            INTENT, seen(network=NetworkCheck(False, "MultusAbsent", "x")),
+            {"NetworkReady": ("False", "MultusAbsent"), "Ready": ("False", "MultusAbsent")}, id="network",
+        ),
+        pytest.param(
+            INTENT, seen(decode=replace(UP["decode"], current=2, settled=False)),
+            {"Progressing": ("True", "RollingOut"), "Ready": ("False", "RollingOut")}, id="a rollout is not ready",
+        ),
+        pytest.param(
+            INTENT, seen(decode=replace(starting("decode"), deadline_exceeded=True)),
+            {"Progressing": ("False", "ProgressDeadlineExceeded")}, id="a stalled rollout",
+        ),
+        pytest.param(
+            replace(INTENT, suspended=True), seen(view=None), {"Available": ("False", "Suspended"), "Ready": ("False", "Suspended")},
+            id="suspended",
+        ),
+        pytest.param(
+            replace(INTENT, pools=(POOLS[0], replace(POOLS[1], autoscaled=True, scaling_blind=True))), seen(),
+            {"ScalingActive": ("False", "MetricsUnavailable"), "Degraded": ("True", "MetricsUnavailable"), "Ready": ("True", "Ready")},
+            id="blind scaling degrades but serves",
+        ),
+        pytest.param(
+            replace(INTENT, pools=(POOLS[0], SCALED), trouble=("CredentialsUnavailable", "x: Secret a does not exist")), seen(),
+            {"ScalingActive": ("False", "CredentialsUnavailable"), "Degraded": ("True", "CredentialsUnavailable"),
+             "Ready": ("True", "Ready")},
+            id="a secret that is missing is told before the policy is blind",
+        ),
+        pytest.param(
+            replace(INTENT, pools=(POOLS[0], SCALED), trouble=("MetricsUnavailable", "the Prometheus server does not answer")), seen(),
+            {"ScalingActive": ("True", "MetricsFound")}, id="a look at Prometheus that failed is no blindness",
+        ),
+        pytest.param(
+            replace(INTENT, trouble=("CredentialsUnavailable", "x: Secret a does not exist")), seen(),
+            {"Ready": ("True", "Ready"), "Degraded": ("False", "AsSpecified")}, id="what scales nothing holds nothing",
+        ),
+        pytest.param(
+            INTENT, seen(view=None, router=starting("router")),
+            {"RouterReady": ("False", "PodsPending"),
+             "KVTransferReady": ("False", "RouterNotReady"), "Available": ("False", "RouterNotReady")},
+            id="no router",
+        ),
+    ],
+)  # fmt: skip
+def test_conditions(intent: Intent, observed: Observed, expected: dict[str, tuple[str, str]]) -> None:
+    found = told(intent, observed)
+    assert {k: found[k] for k in expected} == expected
+
+
+def test_why_metrics_are_missing_is_said_where_they_are() -> None:
+    why = ("MetricsUnavailable", "the Prometheus server does not answer")
+    blind = replace(INTENT, pools=(POOLS[0], replace(SCALED, scaling_blind=True)), trouble=why)
+    (scaling,) = [c for c in conditions.conditions(blind, seen()) if c.type == "ScalingActive"]
+    assert (scaling.reason, scaling.message) == (
+        "MetricsUnavailable",
+        "the Prometheus server does not answer: replicas are held",
+    )
+
+
+def test_the_same_inputs_give_the_same_status_at_any_time() -> None:
+    first = conditions.build(INTENT, seen(), {}, NOW)
+    assert conditions.build(INTENT, seen(), first, LATER) == first
+
+
+def test_a_transition_time_moves_only_with_the_status() -> None:
+    first = conditions.build(INTENT, seen(decode=starting("decode")), {}, NOW)
+    second = conditions.build(INTENT, seen(decode=starting("decode", PULL)), first, LATER)
+    third = conditions.build(INTENT, seen(), second, LATER)
+
+    def ready(of: dict[str, Any]) -> dict[str, Any]:
+        return next(c for c in of["conditions"] if c["type"] == "DecodeReady")
+
+    assert (ready(second)["reason"], ready(second)["lastTransitionTime"]) == ("ImagePull", NOW)
+    assert (ready(third)["status"], ready(third)["lastTransitionTime"]) == ("True", LATER)
+
+
+def test_an_endless_message_is_cut() -> None:
+    built = conditions.build(INTENT, seen(decode=starting("decode", Problem("ImagePull", "x" * 5000))), {}, NOW)
+    assert all(len(c["message"]) <= 512 for c in built["conditions"])
+
+
+def test_columns_and_counts() -> None:
+    built = conditions.build(INTENT, seen(decode=starting("decode")), {}, NOW)
+    assert (built["prefill"], built["decode"]) == ("1/1", "0/1")
+    assert built["pairs"]["transport"] == {"rdma": 0, "tcp": 2}
+    assert {c["observedGeneration"] for c in built["conditions"]} == {3}
+
+
+def test_a_refusal_keeps_the_rest_of_the_status() -> None:
+    good = conditions.build(INTENT, seen(), {}, NOW)
+    bad = conditions.refused(4, "InvalidSpec", "spec.x: wrong", good, LATER)
+    assert bad["pools"] == good["pools"]
+    reasons = {c["type"]: c["reason"] for c in bad["conditions"]}
+    assert (reasons["Accepted"], reasons["Ready"], reasons["Available"]) == (
+        "InvalidSpec",
+        "InvalidSpec",
+        "PairsHealthy",
+    )
+
+
+def test_a_revision_is_current_once_all_pods_are_of_it() -> None:
+    first = conditions.build(INTENT, seen(), {}, NOW)
+    rolling = seen(decode=replace(UP["decode"], settled=False))
+    second = conditions.build(replace(INTENT, revision="r2"), rolling, first, NOW)
+    assert second["revision"] == {"current": "r1", "update": "r2"}
+    third = conditions.build(replace(INTENT, revision="r2"), seen(), second, NOW)
+    assert third["revision"] == {"current": "r2", "update": "r2"}
+    assert [n.reason for n in changes.of_change(first, second)] == ["RolloutStarted"]
+    assert [n.reason for n in changes.of_change(second, third)] == ["RolloutCompleted", "Ready"]
+
+
+def test_a_shared_cause_is_one_event_and_a_restart_repeats_none() -> None:
+    before = conditions.build(INTENT, seen(), {}, NOW)
+    after = conditions.build(INTENT, seen(view=None, decode=starting("decode", PULL)), before, NOW)
+    assert [(n.type, n.reason) for n in changes.of_change(before, after)] == [("Warning", "ImagePullFailed")]
+    assert changes.of_change(after, after) == []

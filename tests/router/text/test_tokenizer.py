@@ -1,0 +1,123 @@
+"""Text to tokens and back, with the bundled model's real tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from disagg_router.errors import ApiError
+from disagg_router.text.tokenizer import Detokenizer, Text
+
+_FOLDER = Path(__file__).parents[3] / "models" / "stdlib-llama"
+_CONFIG = json.loads((_FOLDER / "tokenizer_config.json").read_text())
+FILES = {
+    "digest": "D",
+    "tokenizer_json": (_FOLDER / "tokenizer.json").read_text(),
+    "tokenizer_config": _CONFIG,
+    "chat_template": _CONFIG["chat_template"],
+}
+TEXT = Text(FILES)
+# What makes UTF-8 hard, too: letters of two to four bytes, joined emoji, combining marks.
+HARD = st.text(
+    st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("€🙂👩‍👩é\u0301न漢 \n")), max_size=30
+)
+
+
+def fed(tokens: list[int]) -> list[str]:
+    machine = Detokenizer(TEXT)
+    return [*(machine.feed(t) for t in tokens), machine.flush()]
+
+
+@given(HARD)
+@example("a🙂b")
+def test_no_piece_ends_in_half_a_character_and_all_together_are_the_text(text: str) -> None:
+    tokens = TEXT.encode(text, special=False)
+    pieces = fed(tokens)
+    assert "".join(pieces) == TEXT.decode(tokens)
+    if "\ufffd" not in TEXT.decode(tokens):
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+@given(st.lists(st.integers(0, 2047), max_size=15))
+def test_any_tokens_come_out_as_the_whole_decode_would_have_them(tokens: list[int]) -> None:
+    """Broken characters and special tokens among them."""
+    assert "".join(fed(tokens)) == TEXT.decode(tokens)
+
+
+def test_endless_garbage_is_shown_and_not_held_for_ever() -> None:
+    [half] = [t for t in range(2048) if TEXT.piece(t) == "\ufffd"][:1]
+    machine = Detokenizer(TEXT)
+    assert any(machine.feed(half) for _ in range(40))
+
+
+def test_an_unfinished_character_at_the_end_becomes_the_replacement_character() -> None:
+    tokens = TEXT.encode("a🙂", special=False)
+    assert "".join(fed(tokens[:-1])) == TEXT.decode(tokens[:-1])
+    assert fed(tokens[:-1])[-1].endswith("\ufffd")
+
+
+def test_a_token_beyond_the_vocabulary_is_no_text() -> None:
+    assert "".join(fed([5, 999_999, 6])) == TEXT.decode([5, 6])
+
+
+def test_a_chat_is_the_templates_text() -> None:
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "so"},
+    ]
+    tokens = TEXT.encode_chat(messages)
+    assert [t for t in tokens if t < 3] == [1, 2, 0, 1, 2]
+    assert TEXT.decode(tokens) == "hiyesso"
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ raise_exception('no system') }}", "{{ messages[9].content }}", "{{ 1 / 0 }}", "{{ missing.attribute }}"],
+)
+def test_a_template_that_refuses_the_chat_is_the_clients_error(template: str) -> None:
+    text = Text(FILES | {"chat_template": template})
+    with pytest.raises(ApiError, match="messages") as caught:
+        text.encode_chat([{"role": "user", "content": "x"}])
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "attack",
+    ["{{ ''.__class__.__mro__ }}", "{{ messages.__class__.__base__.__subclasses__() }}", "{{ messages.append(1) }}"],
+)
+def test_a_template_from_a_model_folder_can_not_leave_its_sandbox(attack: str) -> None:
+    with pytest.raises(ApiError):
+        Text(FILES | {"chat_template": attack}).encode_chat([{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize("template", [None, 5, "{% if %}", "{{ messages | nope }}"])
+def test_a_model_without_a_usable_template_does_all_but_chat(template: object) -> None:
+    """An exception in the constructor would end the router's polling."""
+    text = Text(FILES | {"chat_template": template})
+    assert text.encode("hi", special=True) == TEXT.encode("hi", special=True)
+    with pytest.raises(ApiError, match="no usable chat template"):
+        text.encode_chat([{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize("broken", ["{}", "", 5, None, "[" * 100_000])
+def test_a_tokenizer_that_is_none_is_a_value_error(broken: object) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        Text(FILES | {"tokenizer_json": broken})
+
+
+@pytest.mark.parametrize("config", [None, [], {"eos_token": 5}, {"eos_token": None}, {"eos_token": {"content": None}}])
+def test_special_tokens_that_are_no_text_are_left_out(config: object) -> None:
+    Text(FILES | {"tokenizer_config": config}).encode_chat([{"role": "user", "content": "x"}])
+
+
+def test_special_tokens_are_there_for_the_template() -> None:
+    config = {"bos_token": {"content": "<|user|>"}, "eos_token": "<|end|>"}
+    text = Text(
+        FILES | {"tokenizer_config": config, "chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"}
+    )
+    assert text.encode_chat([{"role": "user", "content": ""}]) == [1, 0]

@@ -1,0 +1,71 @@
+"""Lines of a worker's stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg_router.errors import NoRoom
+from disagg_router.workers import client
+from disagg_router.workers.worker_info import Worker
+
+
+async def chunked(chunks: list[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+@given(st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\r", b"\n")), max_size=10))
+async def test_lines_are_what_ends_in_a_line_feed_however_it_was_cut(chunks: list[bytes]) -> None:
+    assert [line async for line in client._split(chunked(chunks))] == b"".join(chunks).split(b"\n")[:-1]
+
+
+async def test_a_line_separator_inside_of_a_string_is_no_end_of_line() -> None:
+    line = '{"message": "a\u2028b\x85c\x0bd"}'.encode()
+    assert [line async for line in client._split(chunked([line + b"\n"]))] == [line]
+
+
+async def test_a_line_without_end_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_MAX_LINE_BYTES", 100)
+    with pytest.raises(ValueError, match="too long"):
+        async for _ in client._split(chunked([b"x" * 60, b"y" * 60])):
+            pass
+
+
+class _At:
+    """All that the client knows of a worker."""
+
+    pod = incarnation = "p0"
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+
+
+async def test_a_refusal_that_comes_in_pieces_is_read_whole() -> None:
+    body = json.dumps({"error": {"code": "draining", "message": "it leaves"}}).encode()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: %d\r\n\r\n" % len(body) + body[:20])
+        await writer.drain()
+        for _ in range(50):  # client and server share the loop: it reads the first piece meanwhile
+            await asyncio.sleep(0)
+        writer.write(body[20:])
+        writer.close()
+
+    speaks = client.WorkerClient("key")
+    async with asyncio.timeout(10), await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        worker = cast(Worker, _At(server.sockets[0].getsockname()[1]))
+        try:
+            with pytest.raises(NoRoom, match="it leaves") as refused:
+                async with speaks.stream(worker, "prefill", {}):
+                    pass
+        finally:
+            await speaks.close()
+    assert refused.value.reason == "draining"

@@ -1,0 +1,257 @@
+"""Which pair is chosen, and who is avoided for how long."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg_router.workers.pair_choice import (
+    Breaker,
+    Choice,
+    Inflight,
+    Prompt,
+    choose,
+    decode_room,
+    handshake_pairs,
+    pair_key,
+)
+from disagg_router.workers.worker_info import Member, Worker, model_of, parse_info
+from disagg_wire.room import Room
+
+IDLE = Inflight({}, {})
+INFO: dict[str, Any] = {
+    "protocol": 1, "incarnation": "uid/1", "pod": "chat-decode-abc", "role": "decode", "state": "ready", "revision": "5d8f",
+    "model": {"name": "m", "digest": "D", "vocab_size": 2048, "max_model_len": 2048, "eos_token_ids": [0], "bos_token_id": None},
+    "kv": {"compat": "c", "host": "10.0.0.7", "port": 9000, "interface": "net1", "transport": "tcp", "block_size_tokens": 16,
+           "bytes_per_token": 6144, "blocks_total": 100, "blocks_free": 100},
+    "limits": {"max_running": 10, "max_waiting": 256},
+    "load": {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": 0},
+}  # fmt: skip
+
+
+def worker(name: str, role: str, **changes: Any) -> Worker:
+    parsed = parse_info(Member(name, f"http://{name}"), INFO | {"incarnation": f"{name}/1", "role": role})
+    assert parsed is not None
+    return replace(parsed, **changes)
+
+
+def pick(workers: list[Worker], **changes: Any) -> Choice | None:
+    options: dict[str, Any] = {
+        "digest": "D", "single_token": False, "avoid": lambda key: False, "full": (), "proven": (), "inflight": IDLE, "dice": lambda: 0.5,
+    }  # fmt: skip
+    return choose(workers, **options | changes)
+
+
+def names(choice: Choice | None) -> tuple[str | None, str | None] | None:
+    return (
+        None
+        if choice is None
+        else (choice.prefill.name if choice.prefill else None, choice.decode.name if choice.decode else None)
+    )
+
+
+P, D, BOTH = worker("p", "prefill"), worker("d", "decode"), worker("b", "both")
+TABLE: list[tuple[str, list[Worker], dict[str, Any], tuple[str | None, str | None] | None]] = [
+    ("nobody is there", [], {}, None),
+    ("a pair", [P, D], {}, ("p", "d")),
+    ("only a prefill worker", [P], {}, None),
+    ("only a decode worker: it prefills itself", [D], {}, (None, "d")),
+    ("one worker of both roles needs no transfer", [BOTH], {}, (None, "b")),
+    ("one token needs no decode worker", [P, D], {"single_token": True}, ("p", None)),
+    ("one token without a prefill worker", [D], {"single_token": True}, (None, "d")),
+    ("decode drains", [P, replace(D, state="draining")], {}, None),
+    ("prefill drains", [replace(P, state="draining"), D], {}, (None, "d")),
+    ("decode starts", [P, replace(D, state="starting")], {}, None),
+    ("decode is listed by the other pool: it moves", [P, D, worker("e", "decode", pools=frozenset({"prefill"}))],
+      {"inflight": Inflight({"d/1": 5}, {})}, ("p", "d")),
+    ("both pools list it while it moves", [P, worker("e", "decode", pools=frozenset({"prefill", "decode"}))], {}, ("p", "e")),
+    ("role both is at home in any pool", [worker("b", "both", pools=frozenset({"decode"}))], {}, (None, "b")),
+    ("layouts differ", [replace(P, compat="other"), D], {}, (None, "d")),
+    ("the model is another one", [replace(P, digest="E"), replace(D, digest="E")], {}, None),
+    ("decode is full", [P, D], {"full": {"d/1"}}, None),
+    ("prefill is full", [P, D], {"full": {"p/1"}}, (None, "d")),
+    ("the pair is avoided", [P, D], {"avoid": lambda key: key == "p/1|d/1"}, (None, "d")),
+    ("the prefill worker is avoided", [P, D], {"avoid": lambda key: key == "p/1"}, (None, "d")),
+    ("the decode worker is avoided", [P, D], {"avoid": lambda key: key == "d/1"}, None),
+    ("less waits for prefill", [replace(P, waiting_tokens=9), worker("q", "prefill", waiting_tokens=8), D], {}, ("q", "d")),
+    ("fewer run on decode", [P, replace(D, running_requests=2), worker("e", "decode", running_requests=1)], {}, ("p", "e")),
+    ("a bigger decode worker takes more", [P, replace(D, running_requests=2, max_running=20),
+      worker("e", "decode", running_requests=2)], {}, ("p", "d")),
+    ("decode with more free KV", [P, replace(D, blocks_free=10), worker("e", "decode", blocks_free=20)], {}, ("p", "e")),
+    ("decode that lacks KV for the prompt goes last", [P, replace(D, room=Room(5, 100, 9, 10, 0.0)),
+      worker("e", "decode", running_requests=8, room=Room(50, 100, 2, 10, 0.0))], {"prompt": Prompt(20)}, ("p", "e")),
+    ("but where all lack it one is asked", [P, replace(D, room=Room(5, 100, 9, 10, 0.0))], {"prompt": Prompt(20)}, ("p", "d")),
+    ("a cached prefix is worth its tokens", [replace(P, waiting_tokens=40), worker("q", "prefill"), D],
+      {"prompt": Prompt(100, {"p/1": 64})}, ("p", "d")),
+    ("but not more", [replace(P, waiting_tokens=70), worker("q", "prefill"), D], {"prompt": Prompt(100, {"p/1": 64})}, ("q", "d")),
+    ("of equals the one with the prefix", [replace(P, waiting_tokens=64), worker("q", "prefill"), D],
+      {"prompt": Prompt(100, {"p/1": 64})}, ("p", "d")),
+    ("workers that do both are compared as such", [replace(BOTH, waiting_tokens=500), worker("c", "both", running_requests=3)],
+      {"prompt": Prompt(100)}, (None, "c")),
+    ("and the prefix counts there too", [replace(BOTH, running_requests=1), worker("c", "both")],
+      {"prompt": Prompt(100, {"b/1": 64})}, (None, "b")),
+    ("what this router sent counts before the next poll", [P, D, worker("e", "decode")], {"inflight": Inflight({"d/1": 1}, {})},
+      ("p", "e")),
+    ("tokens that this router sent count", [P, worker("q", "prefill"), D], {"inflight": Inflight({}, {"p/1": 5})}, ("q", "d")),
+    ("a proven pair goes before an idle one", [replace(P, waiting_tokens=9), worker("q", "prefill"), D],
+     {"proven": {"p/1", "d/1"}}, ("p", "d")),
+    ("no proven pair is left", [P, D], {"proven": {"p/1"}}, ("p", "d")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("workers", "options", "wanted"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_the_pair_of_the_table_is_chosen(
+    workers: list[Worker], options: dict[str, Any], wanted: tuple[str | None, str | None] | None
+) -> None:
+    assert names(pick(workers, **options)) == wanted
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> list[Worker]:
+    return [
+        worker(
+            f"w{i}",
+            draw(st.sampled_from(["prefill", "decode", "both"])),
+            state=draw(st.sampled_from(["ready", "ready", "draining", "starting"])),
+            compat=draw(st.sampled_from("cc2")),
+            digest=draw(st.sampled_from("DDE")),
+            running_requests=draw(st.integers(0, 12)),
+            waiting_tokens=draw(st.integers(0, 3)),
+            blocks_free=draw(st.integers(0, 100)),
+        )
+        for i in range(draw(st.integers(0, 6)))
+    ]
+
+
+@given(pools(), st.data(), st.booleans(), st.integers())
+def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
+    workers: list[Worker], data: st.DataObject, single: bool, seed: int
+) -> None:
+    keys = [w.incarnation for w in workers] + [pair_key(p, d) for p in workers for d in workers]
+    some = st.sets(st.sampled_from(keys)) if keys else st.just(set[str]())
+    avoided, full, proven = data.draw(some), data.draw(some), data.draw(some)
+    dice = random.Random(seed).random
+    choice = pick(workers, avoid=avoided.__contains__, full=full, proven=proven, single_token=single, dice=dice)
+    usable = [w for w in workers if w.state == "ready" and w.digest == "D" and w.incarnation not in avoided | full]
+    decodes = [w for w in usable if w.role != "prefill"]
+    prefills = [w for w in usable if w.role != "decode"]
+    pairs = [(p, d) for p in prefills for d in decodes if p.compat == d.compat and pair_key(p, d) not in avoided]
+    if choice is None:
+        assert not decodes
+        assert not (single and prefills)
+        return
+    assert choice.prefill is None or choice.prefill in prefills
+    assert choice.decode is None or choice.decode in decodes
+    if choice.decode is None:
+        assert single
+        assert choice.prefill is not None
+        assert choice.prefill.waiting_tokens == min(p.waiting_tokens for p in prefills)
+    elif choice.prefill is not None:
+        assert (choice.prefill, choice.decode) in pairs
+    else:
+        # Decode prefills itself only where no pair is possible, where it is the pair, or where all
+        # do both: nobody is asked to send KV.
+        assert not pairs or (choice.decode, choice.decode) in pairs or all(w.role == "both" for w in usable)
+    if choice.decode is not None and choice.prefill is not None and not proven:
+        assert choice.decode.running_requests == min(d.running_requests for _, d in pairs)
+
+
+def test_decodes_room_is_that_of_the_workers_that_the_kv_can_go_to() -> None:
+    room = Room(10, 100, 1, 8, 0.02)
+    workers = [
+        P, D, replace(D, name="e", room=room), replace(D, name="f", room=replace(room, step_s=0.5)), replace(D, room=room, compat="other"),
+        replace(D, room=room, state="draining"), replace(P, room=room),
+    ]  # fmt: skip
+    assert decode_room(workers, "c") == Room(20, 200, 2, 16, 0.5)
+    assert decode_room([P, D], "c") is None
+
+
+@given(pools(), st.integers(1, 5))
+def test_handshakes_are_due_for_fitting_pairs_of_separate_roles_alone(workers: list[Worker], limit: int) -> None:
+    everything = handshake_pairs(workers, 1000)
+    assert all(
+        p.role == "prefill" and d.role == "decode" and p.compat == d.compat and p.state == d.state == "ready"
+        for p, d in everything
+    )
+    sampled = handshake_pairs(workers, limit)
+    assert set(sampled) <= set(everything)
+    assert len(sampled) <= max(limit, len(workers))
+
+
+def test_of_two_models_the_one_that_a_pair_serves_takes_new_requests() -> None:
+    lone = [worker(f"e{i}", "decode", digest="E") for i in range(3)]
+    model = model_of([P, replace(D, max_model_len=1000), *lone])
+    assert model is not None
+    assert (model.digest, model.max_model_len) == ("D", 1000)
+    assert model_of([replace(D, state="draining")]) is None
+
+
+@pytest.mark.parametrize(
+    "garbled",
+    [
+        {"protocol": 2}, {"protocol": None}, {"kv": {}}, {"limits": []}, {"load": None}, {"model": {"digest": "D"}}, {"model": []},
+        {"load": INFO["load"] | {"waiting_tokens": "many"}}, {"load": INFO["load"] | {"waiting_tokens": float("inf")}},
+        {"model": INFO["model"] | {"eos_token_ids": 0}}, {"features": 5}, {"features": None},
+    ],
+)  # fmt: skip
+def test_a_peer_that_is_not_understood_is_a_value_error_whatever_is_wrong(garbled: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        parse_info(Member("w", "http://w"), INFO | garbled)
+
+
+def test_what_a_worker_says_of_its_features_is_kept_and_an_older_one_has_none() -> None:
+    parsed = parse_info(Member("w", "http://w"), INFO | {"features": ["first_token_within_s", "not known here"]})
+    assert parsed is not None
+    assert "first_token_within_s" in parsed.features
+    assert P.features == frozenset()
+
+
+def test_a_worker_that_still_loads_is_no_worker_yet() -> None:
+    assert (
+        parse_info(Member("w", "http://w"), {k: v for k, v in INFO.items() if k not in ("model", "kv", "load")}) is None
+    )
+
+
+def test_what_failed_is_avoided_for_longer_each_time_until_it_succeeds() -> None:
+    breaker, now_s, waits = Breaker(), 0.0, []
+    for _ in range(7):
+        breaker.failed("k", now_s)
+        started_s = now_s
+        while breaker.is_open("k", now_s):
+            now_s += 0.5
+        waits.append(now_s - started_s)
+    assert waits == [1, 2, 4, 8, 16, 30, 30]
+    breaker.succeeded("k")
+    breaker.failed("k", now_s)
+    assert not breaker.is_open("k", now_s + 1)
+
+
+def test_many_requests_that_one_fault_ended_count_as_one_failure() -> None:
+    breaker = Breaker()
+    for i in range(64):
+        breaker.failed("k", i * 0.01)
+    assert not breaker.is_open("k", 1.0)
+
+
+def test_a_pair_that_fails_for_days_stays_avoided() -> None:
+    """2**1024 is beyond every float."""
+    breaker, now_s = Breaker(), 0.0
+    for _ in range(3000):
+        breaker.failed("k", now_s)
+        assert breaker.is_open("k", now_s + 0.9)
+        now_s += 30
+
+
+def test_the_breaker_forgets_workers_that_are_gone() -> None:
+    breaker = Breaker()
+    for key in ("a", "a|b", "a|c"):
+        breaker.failed(key, 0.0)
+    breaker.keep_only({"a", "b"}, 0.5)
+    assert len(breaker._failed) == 3
+    breaker.keep_only({"a", "b"}, 5.0)
+    assert set(breaker._failed) == {"a", "a|b"}

@@ -1,0 +1,146 @@
+"""What comes in is checked field by field; what goes out is one line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg_worker.server.bodies import BadRequest, DecodeRequest, PrefillRequest, encode_line, event_json, parse
+from disagg_worker.values.events import EndEvent, ErrorEvent, TokenEvent
+from disagg_worker.values.sampling import SamplingParams
+
+SAMPLING: dict[str, Any] = {"seed": 1, "max_new_tokens": 4}
+GOOD: dict[str, Any] = {
+    "request_id": "ab",
+    "epoch": 0,
+    "mode": "remote",
+    "tokens": [1, 2, 3],
+    "prompt_tokens": 3,
+    "sampling": SAMPLING,
+    "deadline_s": 60.0,
+}
+
+
+def decode(**change: Any) -> DecodeRequest:
+    return parse(DecodeRequest, json.dumps(GOOD | change).encode())
+
+
+def test_the_whole_of_sampling_reaches_the_engine() -> None:
+    sent = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.1,
+        "seed": 2**63,
+        "presence_penalty": -1.0,
+        "frequency_penalty": 1,
+        "repetition_penalty": 1.1,
+        "logit_bias": [[50, -100.0], [7, 3]],
+        "logprobs": 5,
+        "stop_token_ids": [0, 2],
+        "max_new_tokens": 128,
+        "min_tokens": 2,
+    }
+    params = decode(sampling=sent).sampling.to_params()
+    assert params == SamplingParams(
+        seed=2**63,
+        max_new_tokens=128,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=40,
+        min_p=0.1,
+        presence_penalty=-1.0,
+        frequency_penalty=1.0,
+        repetition_penalty=1.1,
+        logit_bias=((50, -100.0), (7, 3.0)),
+        logprobs=5,
+        stop_token_ids=(0, 2),
+        min_tokens=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"mode": "both"}, "mode"),
+        ({"tokens": []}, "tokens"),
+        ({"tokens": [-1]}, "tokens.0"),
+        ({"tokens": [2**31]}, "tokens.0"),
+        ({"tokens": [10**30]}, "tokens.0"),
+        ({"tokens": ["1"]}, "tokens.0"),
+        ({"tokens": [1.0]}, "tokens.0"),
+        ({"tokens": [True]}, "tokens.0"),
+        ({"prompt_tokens": 0}, "prompt_tokens"),
+        ({"prompt_tokens": 4}, "prompt_tokens"),
+        ({"deadline_s": 0}, "deadline_s"),
+        ({"deadline_s": float("inf")}, "deadline_s"),
+        ({"first_token_within_s": 1.0}, "first_token_within_s: only with mode local"),
+        ({"mode": "local", "first_token_within_s": 86401}, "first_token_within_s"),
+        ({"mode": "local", "first_token_within_s": -86401}, "first_token_within_s"),
+        ({"mode": "local", "first_token_within_s": "1"}, "first_token_within_s"),
+        ({"mode": "local", "first_token_within_s": float("nan")}, "first_token_within_s"),
+        ({"request_id": "a b"}, "request_id"),
+        ({"request_id": "a\n"}, "request_id"),
+        ({"request_id": ""}, "request_id"),
+        ({"epoch": -1}, "epoch"),
+        ({"host": "10.0.0.1"}, "host"),
+        ({"tenant": "x" * 129}, "tenant"),
+        ({"tenant": None}, "tenant"),
+        ({"sampling": SAMPLING | {"seed": -1}}, "sampling.seed"),
+        ({"sampling": SAMPLING | {"seed": 2**64}}, "sampling.seed"),
+        ({"sampling": SAMPLING | {"temperature": float("nan")}}, "sampling.temperature"),
+        ({"sampling": SAMPLING | {"top_p": 0}}, "sampling.top_p"),
+        ({"sampling": SAMPLING | {"max_new_tokens": 0}}, "sampling.max_new_tokens"),
+        ({"sampling": SAMPLING | {"logit_bias": [[1, 1000]]}}, "sampling.logit_bias"),
+        ({"sampling": SAMPLING | {"unknown": 1}}, "sampling.unknown"),
+        ({"prompt_tokens": 1, "sampling": SAMPLING | {"max_new_tokens": 2}}, "sampling.max_new_tokens"),
+    ],
+)
+def test_a_wrong_field_is_named(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(BadRequest, match=f"^{field}"):
+        decode(**change)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100000, b'{"tokens": ' + b"[" * 100000, b"9" * 10000]
+)
+def test_what_is_no_request_is_refused_and_never_crashes(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        parse(DecodeRequest, body)
+
+
+def test_a_prefill_takes_a_ticket_or_none_but_says_so() -> None:
+    content = {k: v for k, v in GOOD.items() if k != "mode"}
+    assert parse(PrefillRequest, json.dumps(content | {"ticket": None}).encode()).ticket is None
+    with pytest.raises(BadRequest, match="ticket"):
+        parse(PrefillRequest, json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(("within_s", "due_s"), [(None, None), (1.5, 11.5), (-3, 7.0), (0, 10.0)])
+def test_a_first_token_is_due_so_many_seconds_after_the_request_came(
+    within_s: float | None, due_s: float | None
+) -> None:
+    content = {k: v for k, v in GOOD.items() if k != "mode"} | {"ticket": None, "first_token_within_s": within_s}
+    assert parse(PrefillRequest, json.dumps(content).encode()).due_s(10.0) == due_s
+    assert decode(mode="local", first_token_within_s=within_s).due_s(10.0) == due_s
+    assert decode(mode="local").due_s(10.0) is None
+    assert decode(mode="remote", first_token_within_s=None).due_s(10.0) is None
+
+
+def test_a_message_with_text_of_the_client_does_not_break_the_line() -> None:
+    line = encode_line(event_json(ErrorEvent("internal", "a\nb", retryable=True)))
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == {"type": "error", "code": "internal", "message": "a\nb", "retryable": True}
+
+
+@given(st.integers(0, 1000), st.integers(0, 10**6))
+def test_a_token_without_logprobs_carries_none(index: int, token: int) -> None:
+    assert event_json(TokenEvent(index, token)) == {"type": "token", "index": index, "token": token}
+    full = event_json(TokenEvent(index, token, -0.5, ((token, -0.5),)))
+    assert (full["logprob"], full["top_logprobs"]) == (-0.5, [[token, -0.5]])
+    assert event_json(TokenEvent(index, token, cached_tokens=0))["cached_tokens"] == 0
+    assert event_json(EndEvent("stop")) == {"type": "end", "finish_reason": "stop"}

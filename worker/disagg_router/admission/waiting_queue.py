@@ -1,0 +1,181 @@
+"""The queue in front of full pools: bounded, in order (order.py), every wait with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from disagg_router.admission.turn_order import Ordered, Turn
+from disagg_router.errors import ApiError
+
+# Room can appear without a sign to this router (another router's request ended): the first tries
+# again this often. Nor is there a sign when somebody becomes first because of the time alone, so
+# this is also how long that may go unnoticed.
+_RETRY_S = 0.1
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    turn: Turn
+    pool: str
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    may_try: bool = False
+
+
+class AdmissionQueue:
+    """Requests that found no room wait here, in one order whatever pool they wait for: every
+    request needs both. With `patience_s` 0 that is the order of arrival.
+
+    Only the first is woken: by `wake`, or after a short while. When it leaves the next one is the
+    first. While it tries, room that appears is kept for it: it may have asked a moment too early,
+    and would else be overtaken by whoever asks a moment later.
+    """
+
+    def __init__(self, max_depth: int, max_wait_s: float, patience_s: float = 0.0) -> None:
+        self._max_depth = max_depth
+        self._max_wait_s = max_wait_s
+        self._numbers = itertools.count()
+        self._order = Ordered(patience_s)
+        self._waiters: dict[int, _Waiter] = {}
+        self._waiting: Counter[str] = Counter()
+        self._trying: dict[int, Turn] = {}  # who waited, or went before somebody who waits, and asks for room now
+        self._kept = False  # room appeared meanwhile
+
+    def turn(self) -> Turn:
+        """A place in the order, kept over all of a request's waits.
+
+        Its due may be set later, before it waits.
+        """
+        return Turn(next(self._numbers), time.monotonic())
+
+    def waiting(self, pool: str) -> int:
+        return self._waiting[pool]
+
+    @property
+    def idle(self) -> bool:
+        """There is nobody whom somebody new could go before, or would have to wait for."""
+        return not self._waiters and not self._trying
+
+    def scarce(self) -> str:
+        """The pool that those who wait wait for: who comes later waits for the same."""
+        first = self._first()
+        return "decode" if first is None else first.pool
+
+    def crowded(self, turn: Turn) -> bool:
+        """Somebody who waits, or tries after that, has precedence: trying now would be jumping the
+        queue.
+        """
+        now_s, first = time.monotonic(), self._first()
+        return (first is not None and self._order.before(first.turn, turn, now_s)) or self._tries_before(turn, now_s)
+
+    def enter(self, turn: Turn) -> bool:
+        """May somebody new try without waiting?
+
+        Room that appears meanwhile is not for those that it went before.
+        """
+        if self.crowded(turn):
+            return False
+        if self._waiters:
+            self._trying[turn.number] = turn
+        return True
+
+    def wake(self) -> None:
+        """Something ended, or got its place: the first may try."""
+        if (first := self._first()) is None:
+            return
+        if self._tries_before(first.turn, time.monotonic()):
+            self._kept = True
+            return
+        first.may_try = True
+        first.woken.set()
+
+    def settled(self, turn: Turn) -> None:
+        """A request got its place, or has ended."""
+        if self._trying.pop(turn.number, None) is not None:
+            self._order.placed(turn, time.monotonic())
+        self._kept = False
+        self.wake()
+
+    def gone(self, turn: Turn) -> None:
+        """A request is over, however: if it was trying, the next one may."""
+        if turn.number in self._trying:
+            self.settled(turn)
+
+    def _tries_before(self, turn: Turn, now_s: float) -> bool:
+        return any(self._order.before(t, turn, now_s) for t in self._trying.values())
+
+    async def wait(
+        self, turn: Turn, pool: str, since_s: float, *, deadline_s: float = math.inf, returning: bool = False
+    ) -> None:
+        """Wait for room in `pool` ("prefill" or "decode") since monotonic time `since_s`, until
+        `deadline_s` at most. Raises ApiError 429, 503, or 504 at that deadline.
+
+        `returning`: it waited before, or has emitted tokens. Newcomers that filled the queue
+        meanwhile don't push it out.
+        """
+        if len(self._waiters) >= self._max_depth and not returning:
+            raise ApiError(429, "the queue is full; try again later", code="queue_full", retry_after_s=1)
+        waiter = self._waiters[turn.number] = _Waiter(turn, pool)
+        self._order.join(turn)
+        self._waiting[pool] += 1
+        self._trying.pop(turn.number, None)
+        if self._kept:
+            self._kept = False
+            self.wake()
+        tries = False
+        try:
+            await self._until_first(waiter, since_s + self._max_wait_s, deadline_s)
+            self._trying[turn.number] = turn
+            tries = True
+        finally:
+            self._waiting[pool] -= 1
+            del self._waiters[turn.number]
+            self._order.leave(turn)
+            if waiter.may_try and not tries:
+                self.wake()
+            # The next one need not try at once, but has to know that it is the one to try again
+            # from now on.
+            if (first := self._first()) is not None:
+                first.woken.set()
+
+    async def _until_first(self, waiter: _Waiter, until_s: float, deadline_s: float) -> None:
+        """Return when the waiter is the first and was woken, or has been the first for a while."""
+        retry_s = math.inf
+        while True:
+            now_s = time.monotonic()
+            left_s = min(until_s, deadline_s) - now_s
+            if left_s <= 0:
+                if deadline_s < until_s:
+                    raise ApiError(
+                        504, f"no {waiter.pool} worker had room before the request's deadline", code="deadline_exceeded"
+                    )
+                message = f"no {waiter.pool} worker had room within {self._max_wait_s:g} s; try again later"
+                raise ApiError(503, message, code="overloaded", retry_after_s=5)
+            first = self._first()
+            if first is waiter:
+                if waiter.may_try or now_s >= retry_s:
+                    return
+                retry_s = min(retry_s, now_s + _RETRY_S)
+            elif first is not None:
+                self._hand_on(waiter, first)
+                retry_s = math.inf
+            waiter.woken.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, retry_s - now_s)):
+                    await waiter.woken.wait()
+
+    def _hand_on(self, waiter: _Waiter, first: _Waiter) -> None:
+        """It was the first, or was woken as the first, and is not any more."""
+        if waiter.may_try:
+            waiter.may_try = False
+            self.wake()
+        first.woken.set()
+
+    def _first(self) -> _Waiter | None:
+        turn = self._order.first(time.monotonic())
+        return None if turn is None else self._waiters[turn.number]

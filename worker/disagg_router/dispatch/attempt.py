@@ -1,0 +1,243 @@
+"""One try of a request on one choice of workers: reserve, prefill, transfer, decode."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+from disagg_router.dispatch.legs import LegEnded, Legs, LegTaken
+from disagg_router.dispatch.request_state import ProtocolViolation, RequestState, Token
+from disagg_router.errors import AttemptFailed, NoRoom
+from disagg_router.workers.client import Line, WorkerClient
+from disagg_router.workers.pair_choice import Choice, pair_key
+from disagg_router.workers.table import WorkerTable
+from disagg_router.workers.worker_info import Worker
+from disagg_wire import codes
+from disagg_wire.room import Room, parse_room
+
+log = logging.getLogger(__name__)
+# How long prefill may take to say why the transfer that decode saw break off did.
+_REASON_S = 1.0
+# Errors that every worker would answer alike.
+_FINAL = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG, codes.DEADLINE_EXCEEDED)
+# Errors that say "not now, not here"; the ticket expires when prefill has not begun, that is when
+# its queue is long.
+_ELSEWHERE = {codes.DRAINING: None, codes.NO_CAPACITY: None, codes.TICKET_EXPIRED: "prefill"}
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happened to a request, of its last attempt unless said otherwise.
+
+    Times are durations in seconds.
+    """
+
+    prefill: Worker | None = None
+    decode: Worker | None = None
+    path: str = ""
+    kv_bytes: int = 0
+    transfer_s: float = 0.0
+    exposed_s: float = 0.0
+    interface: str = ""
+    queue_s: float = 0.0  # over all attempts
+    attempts: int = 0  # over all attempts; waiting for room is none
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last item of a request that ended well."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long an attempt waits for the next event of its workers, in seconds: before its first
+    token, and between tokens.
+    """
+
+    first_token_s: float
+    stall_s: float
+
+
+def _path(choice: Choice) -> str:
+    if choice.decode is None:
+        return "prefill_only"
+    return "local" if choice.prefill is None else "remote"
+
+
+class Attempt:
+    """Used once: `items`.
+
+    `room_changed` is called when others should try their luck: workers took this one in, or are rid
+    of it. `due_s`: when the first token should be out; None where there is no such time.
+    """
+
+    def __init__(
+        self,
+        client: WorkerClient,
+        table: WorkerTable,
+        choice: Choice,
+        state: RequestState,
+        trace: Trace,
+        patience: Patience,
+        deadline_s: float,
+        room_changed: Callable[[], None],
+        due_s: float | None = None,
+    ) -> None:
+        self._table = table
+        self._choice = choice
+        self._state = state
+        self._trace = trace
+        self._patience = patience
+        self._deadline_s = deadline_s
+        self._room_changed = room_changed
+        self._legs = Legs(client, choice, state.body(max(0.001, deadline_s - time.monotonic())), due_s)
+        self._emitted_before = len(state.emitted)
+        self._taken = False
+        self._accepted = False
+        self._has_ticket = False
+        self._deferred: AttemptFailed | None = None
+        self._prefilling = contextlib.ExitStack()
+        trace.prefill, trace.decode, trace.path = choice.prefill, choice.decode, _path(choice)
+        trace.kv_bytes, trace.transfer_s, trace.exposed_s, trace.interface = 0, 0.0, 0.0, ""
+
+    async def items(self) -> AsyncGenerator[Token | Finished]:
+        """Raises NoRoom or AttemptFailed."""
+        prefill, decode = self._choice.prefill, self._choice.decode
+        with self._prefilling, self._table.busy(decode, requests=1):
+            self._prefilling.enter_context(self._table.busy(prefill, requests=1))
+            self._prefilling.enter_context(self._table.busy(prefill or decode, tokens=self._choice.computed_tokens))
+            try:
+                self._legs.start()
+                while True:
+                    for token in await self._step():
+                        yield token
+                    if (reason := self._state.finished) is not None:
+                        self._succeeded()
+                        yield Finished(reason)
+                        return
+                    if not self._legs.runs():
+                        raise self._deferred or AttemptFailed(
+                            "streams ended too early", reason="protocol", blame=self._suspect()
+                        )
+            finally:
+                await self._legs.close()
+                if self._taken:
+                    self._room_changed()
+
+    async def _step(self) -> list[Token]:
+        """Handle the next event; the tokens that are in order with it."""
+        try:
+            async with asyncio.timeout(self._patience_s()):
+                event = await self._legs.next()
+        except TimeoutError:
+            if self._deferred is not None:
+                raise self._deferred from None
+            if time.monotonic() >= self._deadline_s:
+                raise AttemptFailed(
+                    "the deadline has passed", reason=codes.DEADLINE_EXCEEDED, retryable=False
+                ) from None
+            raise AttemptFailed("no event for too long", reason="stalled", blame=self._suspect()) from None
+        if isinstance(event, LegEnded):
+            self._leg_ended(event)
+            return []
+        if isinstance(event, LegTaken):
+            if self._choice.prefill is None or self._choice.decode is None:
+                self._take()
+            return []
+        try:
+            return self._line(event.leg, event.line)
+        except (ProtocolViolation, KeyError, TypeError, ValueError, OverflowError) as violation:
+            message = f"{event.leg} worker: {violation}"
+            raise AttemptFailed(message, reason="protocol", blame=self._legs.blame(event.leg)) from None
+
+    def _patience_s(self) -> float:
+        patience_s = self._patience.stall_s if self._has_first else self._patience.first_token_s
+        if self._deferred is not None:
+            patience_s = _REASON_S
+        return max(0.0, min(patience_s, self._deadline_s - time.monotonic()))
+
+    @property
+    def _has_first(self) -> bool:
+        return len(self._state.emitted) > self._emitted_before
+
+    def _suspect(self) -> tuple[str, ...]:
+        """Who should have sent something."""
+        waits_for_prefill = self._choice.decode is None or (
+            self._has_ticket and not (self._accepted and self._has_first)
+        )
+        return self._legs.blame("prefill" if waits_for_prefill else "decode")
+
+    def _leg_ended(self, event: LegEnded) -> None:
+        if event.leg == "prefill":
+            self._prefilling.close()
+        if event.error is None:
+            return
+        if event.leg == "prefill" and self._accepted and self._has_first:
+            log.info("request %s: prefill was lost after it had done its part: %s", self._state.request_id, event.error)
+            return
+        # Prefill's own end says more than the broken transfer that decode saw.
+        raise event.error
+
+    def _line(self, leg: str, line: Line) -> list[Token]:
+        kind, trace = line["type"], self._trace
+        if kind == "token":
+            if leg == "decode":  # the prompt is computed, wherever that was
+                self._prefilling.close()
+            return self._state.token(line)
+        if kind == "ticket":
+            self._has_ticket = True
+            self._ticket(dict(line["ticket"]), parse_room(line.get("room")))
+            self._take()
+        elif kind == "accepted":
+            self._accepted = True
+            trace.path, trace.interface = str(line["path"]), str(line["interface"])
+            trace.kv_bytes, trace.transfer_s = int(line["kv_bytes"]), float(line["transfer_s"])
+        elif kind == "transferred":
+            trace.kv_bytes, trace.interface = int(line["kv_bytes"]), str(line["interface"])
+            trace.transfer_s, trace.exposed_s = float(line["transfer_s"]), float(line["exposed_s"])
+        elif kind == "end":
+            if line["finish_reason"] != "prefilled":
+                self._state.end(line["finish_reason"])
+        elif kind == "error":
+            self._error(leg, str(line["code"]), str(line["message"]))
+        return []
+
+    def _take(self) -> None:
+        """It has its place: a pair says so by the ticket, one worker alone by answering at all."""
+        self._taken = True
+        self._room_changed()
+
+    def _ticket(self, ticket: Line, room: Room | None) -> None:
+        """Decode has room for it, and says what is left."""
+        prefill, decode = self._choice.prefill, self._choice.decode
+        if decode is not None:
+            self._table.note_room(decode, room)
+        self._legs.start_prefill(ticket, None if prefill is None else self._table.decode_room(prefill))
+
+    def _error(self, leg: str, code: str, message: str) -> None:
+        """A worker ended its stream with an error."""
+        if leg == "prefill" and self._accepted and self._has_first:
+            return
+        if code in _ELSEWHERE:
+            raise NoRoom(_ELSEWHERE[code] or leg, message, reason=code, broke_off=True)
+        blame = {codes.TRANSFER_FAILED: self._legs.blame("pair"), codes.INTERNAL: self._legs.blame(leg)}.get(code, ())
+        failure = AttemptFailed(message, reason=code, blame=blame, retryable=code not in _FINAL)
+        if leg == "decode" and code == codes.TRANSFER_FAILED and self._legs.runs("prefill"):
+            self._deferred = failure
+            return
+        # Prefill's reason is the better one, if it blames somebody.
+        raise self._deferred if self._deferred is not None and not failure.blame else failure
+
+    def _succeeded(self) -> None:
+        prefill, decode = self._choice.prefill, self._choice.decode
+        for worker in (prefill, decode):
+            if worker is not None:
+                self._table.breaker.succeeded(worker.incarnation)
+        if prefill is not None and decode is not None:
+            self._table.breaker.succeeded(pair_key(prefill, decode))

@@ -1,0 +1,211 @@
+"""Drives one request over its attempts: choose workers, try, wait for room, and on failure go on
+with the next pair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from functools import partial
+
+from disagg_router.admission.turn_order import Turn
+from disagg_router.admission.waiting_queue import AdmissionQueue
+from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace
+from disagg_router.dispatch.request_state import RequestState, Token
+from disagg_router.errors import ApiError, AttemptFailed, NoRoom
+from disagg_router.metrics import Metrics
+from disagg_router.objectives import Objectives
+from disagg_router.workers.client import WorkerClient
+from disagg_router.workers.pair_choice import Choice
+from disagg_router.workers.table import WorkerTable
+
+log = logging.getLogger(__name__)
+
+
+class _Visit:
+    """A request's place in the queue, and whom it need not ask again before it has waited."""
+
+    def __init__(self, turn: Turn, arrived_s: float) -> None:
+        self.turn = turn
+        self.arrived_s = arrived_s
+        self.since_s = time.monotonic()
+        self.full: set[str] = set()
+        self.returning = False
+        self.ranked = False
+
+    def token(self) -> None:
+        """One is out: it begins to wait anew if it has to, and is never late."""
+        self.since_s, self.returning = time.monotonic(), True
+        if self.turn.due_s is not None:
+            self.turn = replace(self.turn, due_s=None)
+
+
+class Dispatcher:
+    """Shared by all requests of a router.
+
+    `deadlines`: what the first tokens are due by; None: they are not.
+    """
+
+    def __init__(
+        self,
+        client: WorkerClient,
+        table: WorkerTable,
+        queue: AdmissionQueue,
+        metrics: Metrics,
+        timeout_s: float,
+        patience: Patience,
+        deadlines: Objectives | None = None,
+    ) -> None:
+        self._client = client
+        self._table = table
+        self._queue = queue
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._patience = patience
+        self._deadlines = deadlines
+
+    async def run(self, state: RequestState, trace: Trace, arrived_s: float) -> AsyncGenerator[Token | Finished]:
+        """Tokens in order, then Finished, of a request that came at monotonic `arrived_s`.
+
+        Raises ApiError when every attempt failed or the queue's limits were reached.
+        """
+        deadline_s = time.monotonic() + self._timeout_s
+        visit = _Visit(self._queue.turn(), arrived_s)
+        try:
+            async with contextlib.aclosing(self._attempts(state, trace, visit, deadline_s)) as items:
+                async for item in items:
+                    yield item
+        finally:
+            self._queue.gone(visit.turn)
+
+    async def _attempts(
+        self, state: RequestState, trace: Trace, visit: _Visit, deadline_s: float
+    ) -> AsyncGenerator[Token | Finished]:
+        if not self._queue.idle:
+            self._rank(visit, state)
+            if not self._queue.enter(visit.turn):
+                await self._wait(visit, self._queue.scarce(), trace, deadline_s)
+        while True:
+            choice: Choice | None = None
+            try:
+                choice = self._choose(state, visit.full)
+                trace.attempts = state.failures + 1
+                settled = partial(self._queue.settled, visit.turn)
+                self._rank(visit, state, choice)
+                async with contextlib.aclosing(
+                    self.attempt(state, trace, choice, deadline_s, settled, visit.turn.due_s)
+                ) as items:
+                    async for item in items:
+                        yield item
+                        if isinstance(item, Finished):
+                            return
+                        visit.token()
+            except (NoRoom, AttemptFailed) as failure:
+                if (reason := state.complete) is not None:
+                    yield Finished(reason)
+                    return
+                if isinstance(failure, AttemptFailed):
+                    self._failed(state, failure)
+                else:
+                    await self._refused(visit, state, choice, failure, trace, deadline_s)
+            state.next_attempt()
+            if time.monotonic() > deadline_s:
+                raise ApiError(504, f"not finished within {self._timeout_s:g} s", code="deadline_exceeded")
+
+    def attempt(
+        self,
+        state: RequestState,
+        trace: Trace,
+        choice: Choice,
+        deadline_s: float,
+        room_changed: Callable[[], None] | None = None,
+        due_s: float | None = None,
+    ) -> AsyncGenerator[Token | Finished]:
+        """One try on one choice of workers until monotonic `deadline_s`.
+
+        The items raise NoRoom or AttemptFailed.
+        """
+        return Attempt(
+            self._client,
+            self._table,
+            choice,
+            state,
+            trace,
+            self._patience,
+            deadline_s,
+            room_changed or self._queue.wake,
+            due_s,
+        ).items()
+
+    def _rank(self, visit: _Visit, state: RequestState, choice: Choice | None = None) -> None:
+        """When its first token is due, by what should be cached of it.
+
+        Once: whom it is sent to counts as having all of it from then on.
+        """
+        if self._deadlines is None or visit.ranked:
+            return
+        visit.ranked = True
+        uncached = self._table.uncached_tokens(state.prompt, state.tenant) if choice is None else choice.computed_tokens
+        limit_s = self._deadlines.ttft_limit_s(uncached)
+        if limit_s is not None:
+            visit.turn = replace(visit.turn, due_s=visit.arrived_s + limit_s, alone_s=self._deadlines.alone_s(uncached))
+
+    def _choose(self, state: RequestState, full: set[str]) -> Choice:
+        tokens = [*state.prompt, *state.emitted]
+        choice = self._table.choose(
+            digest=state.digest, single_token=state.single_token, full=full, tokens=tokens, tenant=state.tenant
+        )
+        if choice is None:
+            raise NoRoom("decode", "no worker has room or is ready")
+        if choice.prefill is None and any(w.incarnation in full and w.serves("prefill") for w in self._table.workers()):
+            # Prefill workers exist but are full: that is load, not absence, so the request waits
+            # for them.
+            raise NoRoom("prefill", "every prefill worker is full")
+        return choice
+
+    async def _refused(
+        self,
+        visit: _Visit,
+        state: RequestState,
+        choice: Choice | None,
+        refusal: NoRoom,
+        trace: Trace,
+        deadline_s: float,
+    ) -> None:
+        """Mark who is full; return at once while somebody else may be asked, else when it is this
+        request's turn to try again.
+        """
+        if refusal.broke_off:
+            self._metrics.failovers.labels(refusal.reason).inc()
+        worker = None if choice is None else choice.prefill if refusal.pool == "prefill" else choice.decode
+        if worker is not None and worker.incarnation not in visit.full:
+            visit.full.add(worker.incarnation)
+            return
+        visit.full.clear()
+        self._rank(visit, state)
+        await self._wait(visit, refusal.pool, trace, deadline_s)
+
+    async def _wait(self, visit: _Visit, pool: str, trace: Trace, deadline_s: float) -> None:
+        started_s = time.monotonic()
+        try:
+            await self._queue.wait(visit.turn, pool, visit.since_s, deadline_s=deadline_s, returning=visit.returning)
+            visit.returning = True
+        finally:
+            trace.queue_s += time.monotonic() - started_s
+
+    def _failed(self, state: RequestState, failure: AttemptFailed) -> None:
+        """Remember whom to avoid; raises ApiError when no attempt is left."""
+        now_s = time.monotonic()
+        for key in failure.blame:
+            self._table.breaker.failed(key, now_s)
+            if failure.reason == "worker_lost":
+                self._table.lost(key)
+        log.warning(
+            "request=%s attempt=%d failed=%s: %s", state.request_id, state.failures + 1, failure.reason, failure
+        )
+        self._metrics.failovers.labels(failure.reason).inc()
+        if not failure.retryable or not state.failed():
+            raise failure.for_client()

@@ -1,0 +1,129 @@
+"""The one or two streams of an attempt, each in a task, merged into one queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+
+from disagg_router.dispatch.request_state import ProtocolViolation
+from disagg_router.errors import AttemptFailed, NoRoom
+from disagg_router.workers.client import Line, WorkerClient
+from disagg_router.workers.pair_choice import Choice, pair_key
+from disagg_router.workers.worker_info import Worker
+from disagg_wire import codes
+from disagg_wire.protocol import FEATURE_FIRST_TOKEN_WITHIN
+from disagg_wire.room import Room
+
+# A slow client makes the workers' connections wait, not this process grow.
+_MAX_EVENTS = 256
+# What a body may say (docs/protocol.md): a profile may be such that a prompt takes days.
+_MAX_WITHIN_S = 86400.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LegLine:
+    """One event of a leg ("prefill" or "decode")."""
+
+    leg: str
+    line: Line
+
+
+@dataclass(frozen=True, slots=True)
+class LegTaken:
+    """The leg's worker has taken the request in, and will send lines."""
+
+    leg: str
+
+
+@dataclass(frozen=True, slots=True)
+class LegEnded:
+    """A leg's stream is through, or broke."""
+
+    leg: str
+    error: Exception | None = None
+
+
+class Legs:
+    """Decode first; prefill once there is a ticket.
+
+    Who computes the prompt is told how long it has for the first token: until monotonic `due_s`, if
+    there is such a time.
+    """
+
+    def __init__(self, client: WorkerClient, choice: Choice, body: Line, due_s: float | None = None) -> None:
+        self._client = client
+        self._choice = choice
+        self._body = body
+        self._due_s = due_s
+        self._events: asyncio.Queue[LegTaken | LegLine | LegEnded] = asyncio.Queue(_MAX_EVENTS)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._running: set[str] = set()
+
+    def start(self) -> None:
+        if self._choice.decode is not None:
+            remote = self._choice.prefill is not None
+            more = {"mode": "remote"} if remote else {"mode": "local"} | self._within(self._choice.decode)
+            self._spawn("decode", self._choice.decode, self._body | more)
+        elif self._choice.prefill is not None:
+            self._spawn(
+                "prefill", self._choice.prefill, self._body | {"ticket": None} | self._within(self._choice.prefill)
+            )
+
+    def start_prefill(self, ticket: Line, room: Room | None) -> None:
+        """Raises ProtocolViolation for a ticket that was not asked for."""
+        if self._choice.prefill is None or len(self._tasks) > 1:
+            raise ProtocolViolation("a ticket that was not asked for")
+        told = {} if room is None else {"decode_room": room.to_json()}
+        self._spawn(
+            "prefill", self._choice.prefill, self._body | {"ticket": ticket} | told | self._within(self._choice.prefill)
+        )
+
+    def _within(self, worker: Worker) -> Line:
+        if self._due_s is None or FEATURE_FIRST_TOKEN_WITHIN not in worker.features:
+            return {}
+        return {FEATURE_FIRST_TOKEN_WITHIN: max(-_MAX_WITHIN_S, min(_MAX_WITHIN_S, self._due_s - time.monotonic()))}
+
+    def runs(self, leg: str | None = None) -> bool:
+        """The leg (or any) may still send something."""
+        return bool(self._running) if leg is None else leg in self._running
+
+    async def next(self) -> LegTaken | LegLine | LegEnded:
+        event = await self._events.get()
+        if isinstance(event, LegEnded):
+            self._running.discard(event.leg)
+        return event
+
+    def blame(self, leg: str) -> tuple[str, ...]:
+        """Keys for the breaker: of one worker, or of the pair."""
+        prefill, decode = self._choice.prefill, self._choice.decode
+        if leg == "pair":
+            return () if prefill is None or decode is None else (pair_key(prefill, decode),)
+        worker = prefill if leg == "prefill" else decode
+        return () if worker is None else (worker.incarnation,)
+
+    def _spawn(self, leg: str, worker: Worker, body: Line) -> None:
+        self._running.add(leg)
+        self._tasks.append(asyncio.create_task(self._pump(leg, worker, body)))
+
+    async def _pump(self, leg: str, worker: Worker, body: Line) -> None:
+        try:
+            async with self._client.stream(worker, leg, body) as lines, contextlib.aclosing(lines):
+                await self._events.put(LegTaken(leg))
+                async for line in lines:
+                    await self._events.put(LegLine(leg, line))
+            await self._events.put(LegEnded(leg))
+        except (NoRoom, AttemptFailed) as error:
+            await self._events.put(LegEnded(leg, error))
+        except Exception:
+            log.exception("the %s stream from %s failed", leg, worker.pod)
+            await self._events.put(LegEnded(leg, AttemptFailed("internal error", reason=codes.INTERNAL)))
+
+    async def close(self) -> None:
+        """Cancels what still runs: the workers free what they hold."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,106 @@
+"""PURE: OpenAI's answer objects, whole and in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from disagg_router.dispatch.request_state import Token
+from disagg_router.openai.generation import Generation, Piece
+from disagg_router.text.tokenizer import Text
+
+Json = dict[str, Any]
+
+
+def usage(generations: Sequence[Generation]) -> Json:
+    """Token counts; a prompt with n choices counts once for each prompt, as OpenAI counts it."""
+    prompt = sum(len(g.state.prompt) for g in generations if not g.shares_prompt)
+    completion = sum(g.tokens for g in generations)
+    cached = sum(g.state.cached_tokens for g in generations if not g.shares_prompt)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def _entry(text: Text, token: int, logprob: float | None) -> Json:
+    piece = text.piece(token)
+    return {"token": piece, "logprob": logprob, "bytes": list(piece.encode())}
+
+
+def chat_logprobs(text: Text, tokens: Sequence[Token]) -> Json | None:
+    if not tokens or tokens[0].logprob is None:
+        return None
+    content = [
+        _entry(text, t.token, t.logprob) | {"top_logprobs": [_entry(text, i, p) for i, p in t.top_logprobs]}
+        for t in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(text: Text, tokens: Sequence[Token], offset: int) -> Json | None:
+    if not tokens or tokens[0].logprob is None:
+        return None
+    pieces = [text.piece(t.token) for t in tokens]
+    offsets, at = [], offset
+    for piece in pieces:
+        offsets.append(at)
+        at += len(piece)
+    return {
+        "tokens": pieces,
+        "token_logprobs": [t.logprob for t in tokens],
+        "top_logprobs": [{text.piece(i): p for i, p in t.top_logprobs} for t in tokens],
+        "text_offset": offsets,
+    }
+
+
+class AnswerFormat:
+    """One endpoint's shapes. `chat` tells /v1/chat/completions from /v1/completions."""
+
+    def __init__(self, *, chat: bool, identity: str, created_s: int, model: str) -> None:
+        self._chat = chat
+        self._base = {"id": ("chatcmpl-" if chat else "cmpl-") + identity, "created": created_s, "model": model}
+
+    def whole(self, results: Sequence[tuple[Generation, Sequence[Piece]]]) -> Json:
+        choices = []
+        for generation, pieces in results:
+            text = "".join(p.text for p in pieces)
+            tokens = [t for p in pieces for t in p.tokens]
+            choice: Json = {"index": generation.index, "finish_reason": pieces[-1].finish_reason}
+            if self._chat:
+                choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+                choice["logprobs"] = chat_logprobs(generation.text, tokens)
+            else:
+                choice |= {"text": text, "logprobs": completion_logprobs(generation.text, tokens, 0)}
+            choices.append(choice)
+        kind = "chat.completion" if self._chat else "text_completion"
+        return {**self._base, "object": kind, "choices": choices, "usage": usage([g for g, _ in results])}
+
+    def _chunk(self, choices: list[Json], extra: Json | None = None) -> Json:
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return {**self._base, "object": kind, "choices": choices, **(extra or {})}
+
+    def opening(self, index: int) -> Json | None:
+        """The chunk before the first token (chat only)."""
+        if not self._chat:
+            return None
+        return self._chunk(
+            [{"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
+        )
+
+    def piece(self, generation: Generation, piece: Piece, offset: int) -> Json:
+        choice: Json = {"index": generation.index, "finish_reason": piece.finish_reason}
+        if self._chat:
+            choice |= {
+                "delta": {"content": piece.text} if piece.text else {},
+                "logprobs": chat_logprobs(generation.text, piece.tokens),
+            }
+        else:
+            choice |= {"text": piece.text, "logprobs": completion_logprobs(generation.text, piece.tokens, offset)}
+        return self._chunk([choice])
+
+    def closing(self, generations: Sequence[Generation], extra: Json) -> Json:
+        """The last chunk: usage, no choices."""
+        return self._chunk([], {"usage": usage(generations), **extra})

@@ -1,0 +1,290 @@
+"""The router's HTTP door: the OpenAI API, health, metrics and the state that the operator reads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from disagg_router.errors import ApiError
+from disagg_router.openai import schema
+from disagg_router.openai.answers import AnswerFormat
+from disagg_router.openai.api_keys import ApiKeys
+from disagg_router.openai.generation import Generation, Piece, plan
+from disagg_router.openai.streaming import SseResponse, merge, while_connected
+from disagg_router.router import Router
+from disagg_router.text.tokenizer import Text
+from disagg_router.workers.worker_info import Model
+from disagg_wire.protocol import HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
+
+log = logging.getLogger(__name__)
+_BODY_TIMEOUT_S = 60.0
+
+
+def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    headers = dict(headers or {})
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error.body(), error.status, headers)
+
+
+def _bearer_of(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+class Api:
+    """The endpoints."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._keys = ApiKeys(router.settings)
+        self._bearer = router.settings.bearer().encode()
+        self._salt = hmac.digest(self._bearer, b"disagg-tenant-v1", "sha256")
+
+    def _authenticate(self, request: Request) -> None:
+        if self._keys.required and not self._keys.accept(_bearer_of(request)):
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    def _tenant(self, request: Request, salt: str | None) -> str:
+        """Who may share cached KV: the requests of one API key and one `cache_salt`.
+
+        Workers learn neither.
+        """
+        key = _bearer_of(request) if self._keys.required else ""
+        return hmac.digest(self._salt, json.dumps([key, salt]).encode(), "sha256").hex() if key or salt else ""
+
+    async def _json(self, request: Request) -> Any:
+        limit = self._router.settings.max_body_bytes
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise ApiError(413, f"the body is over {limit} bytes", code="body_too_large")
+                    parts.append(part)
+        except TimeoutError:
+            raise ApiError(408, f"the body did not come within {_BODY_TIMEOUT_S:g} s", code="body_timeout") from None
+        return schema.loads(b"".join(parts))
+
+    def _model(self, name: str) -> tuple[Text, Model]:
+        served = self._router.settings.model_name
+        if name != served:
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist; this server has {served!r}",
+                code="model_not_found",
+                param="model",
+            )
+        if (model := self._router.table.model()) is None:
+            raise ApiError(503, "no worker has been ready yet; try again later", code="starting", retry_after_s=5)
+        return model
+
+    async def chat(self, request: Request) -> Response:
+        return await self._completions(request, schema.ChatRequest, "chat")
+
+    async def completions(self, request: Request) -> Response:
+        return await self._completions(request, schema.CompletionRequest, "completions")
+
+    async def _completions(self, request: Request, kind: type[schema.RequestT], endpoint: str) -> Response:
+        """Counted by what it answered; an answer that is a stream counts as 200 once it has a first
+        token.
+        """
+        try:
+            answer = await self._answer(request, kind, chat=endpoint == "chat")
+        except ApiError as error:
+            answer = _error(error)
+        except ClientDisconnect:
+            answer = Response(status_code=499)
+        except Exception:
+            log.exception("a request failed")
+            answer = _error(ApiError(500, "internal error; see the router's log", code="internal"))
+        self._router.metrics.requests.labels(endpoint, str(answer.status_code)).inc()
+        return answer
+
+    async def _answer(self, request: Request, kind: type[schema.RequestT], *, chat: bool) -> Response:
+        self._authenticate(request)
+        asked = schema.parse(kind, await self._json(request))
+        text, model = self._model(asked.model)
+        with self._router.work() as work:
+            generations = await asyncio.to_thread(
+                plan, asked, text, model, self._router.settings.max_attempts, self._tenant(request, asked.cache_salt)
+            )
+            for g in generations:
+                self._router.metrics.arrived(len(g.state.prompt))
+            shape = AnswerFormat(
+                chat=chat, identity=secrets.token_hex(12), created_s=int(time.time()), model=asked.model
+            )
+            traced = request.headers.get("x-disagg-trace") == "1"
+
+            def close() -> None:
+                self._account(generations)
+
+            work.callback(close)
+            if not asked.stream:
+                answer = await while_connected(request.receive, self._whole(shape, generations))
+                return JSONResponse(answer | ({"disagg": generations[0].trace_json()} if traced else {}))
+            usage = traced or (asked.stream_options is not None and asked.stream_options.include_usage)
+            events = self._stream(shape, generations, usage=usage, traced=traced)
+            try:
+                # Nothing is promised before there is a token: what fails until then is answered
+                # with its status.
+                first = await while_connected(request.receive, anext(events))
+            except BaseException:
+                await events.aclose()
+                raise
+            return SseResponse(first, events, work.pop_all().close)
+
+    async def _whole(self, shape: AnswerFormat, generations: list[Generation]) -> dict[str, Any]:
+        """The whole answer."""
+        pieces: list[list[Piece]] = [[] for _ in generations]
+        async with contextlib.aclosing(merge([self._pieces(g) for g in generations])) as merged:
+            async for index, piece in merged:
+                pieces[index].append(piece)
+        return shape.whole(list(zip(generations, pieces, strict=True)))
+
+    async def _stream(
+        self, shape: AnswerFormat, generations: list[Generation], *, usage: bool, traced: bool
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Chunks of all choices as they come.
+
+        Raises ApiError before the first; after it an error is the last event.
+        """
+        shown = [0] * len(generations)
+        started = False
+        try:
+            async with contextlib.aclosing(merge([self._pieces(g) for g in generations])) as merged:
+                async for index, piece in merged:
+                    if not started:
+                        started = True
+                        for opening in filter(None, (shape.opening(g.index) for g in generations)):
+                            yield opening
+                    if piece.text or (piece.tokens and piece.tokens[0].logprob is not None) or piece.finish_reason:
+                        yield shape.piece(generations[index], piece, shown[index])
+                    shown[index] += len(piece.text)
+            if usage:
+                yield shape.closing(generations, {"disagg": generations[0].trace_json()} if traced else {})
+        except ApiError as error:
+            if not started:
+                raise
+            yield error.body()
+        except Exception:
+            if not started:
+                raise
+            log.exception("a stream failed")
+            yield ApiError(500, "internal error; see the router's log", code="internal").body()
+
+    async def _pieces(self, g: Generation) -> AsyncGenerator[Piece]:
+        """A choice's pieces, counted against the objectives. Raises ApiError."""
+        metrics, seen = self._router.metrics, False
+        try:
+            async with contextlib.aclosing(g.pieces(self._router.dispatcher)) as pieces:
+                async for piece in pieces:
+                    if piece.tokens and not seen:
+                        seen = True
+                        metrics.first_token(len(g.state.prompt), g.state.cached_tokens, g.ttft_s)
+                    yield piece
+        except ApiError as error:
+            if error.status >= 500 or error.status == 429:
+                metrics.failed(has_first=seen)
+            raise
+
+    def _account(self, generations: Sequence[Generation]) -> None:
+        """Metrics and one log line for each choice, whatever became of it."""
+        metrics = self._router.metrics
+        for g in generations:
+            metrics.prompt_tokens.inc(len(g.state.prompt))
+            metrics.generated_tokens.inc(g.tokens)
+            if not g.first_s:
+                continue
+            metrics.ttft.observe(g.ttft_s)
+            metrics.duration.observe(g.last_s - g.started_s)
+            if g.tpot_s is not None:
+                metrics.tpot.observe(g.tpot_s)
+            metrics.paths.labels(g.trace.path).inc()
+            if g.ended:
+                metrics.ended(len(g.state.prompt), g.tokens, g.tpot_s)
+            prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
+            log.info(
+                "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%d transfer_ms=%.1f"
+                " attempts=%d queue_ms=%.1f",
+                g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), g.tokens, 1e3 * g.ttft_s,
+                g.trace.kv_bytes, 1e3 * g.trace.transfer_s, g.trace.attempts, 1e3 * g.trace.queue_s,
+            )  # fmt: skip
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models and /v1/models/{name}."""
+        try:
+            self._authenticate(request)
+        except ApiError as error:
+            return _error(error)
+        name = self._router.settings.model_name
+        card = {"id": name, "object": "model", "created": self._router.created_s, "owned_by": "disagg"}
+        asked = request.path_params.get("name")
+        if asked is None:
+            return JSONResponse({"object": "list", "data": [card]})
+        if asked != name:
+            return _error(
+                ApiError(404, f"the model {asked[:256]!r} does not exist", code="model_not_found", param="model")
+            )
+        return JSONResponse(card)
+
+    async def healthz(self, request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(self, request: Request) -> Response:
+        """Ready to answer, be it with 503 JSON: the list of workers is known.
+
+        Whether workers are ready is told by /internal/v1/state.
+        """
+        ready = self._router.table.synced and not self._router.draining
+        return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._router.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    async def state(self, request: Request) -> Response:
+        if not hmac.compare_digest(_bearer_of(request).encode(), self._bearer):
+            return _error(ApiError(401, "the bearer token is missing or wrong", code="unauthorized"))
+        return JSONResponse(self._router.state())
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """404 and 405 in OpenAI's form, too; 405 says what is allowed."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    said, code = {404: ("no such endpoint", "not_found"), 405: ("not allowed", "method_not_allowed")}.get(
+        status, ("failed", "internal")
+    )
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return _error(ApiError(status, f"{request.method} {request.url.path[:256]}: {said}", code=code), headers)
+
+
+def create_app(router: Router) -> Starlette:
+    """The router's ASGI application."""
+    api = Api(router)
+    routes = [
+        Route("/v1/chat/completions", api.chat, methods=["POST"]),
+        Route("/v1/completions", api.completions, methods=["POST"]),
+        Route("/v1/models", api.models),
+        Route("/v1/models/{name:path}", api.models),
+        Route(HEALTH_PATH, api.healthz),
+        Route(READY_PATH, api.readyz),
+        Route(METRICS_PATH, api.metrics),
+        Route(STATE_PATH, api.state),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _http_error})

@@ -1,0 +1,180 @@
+"""From a checked request to text: limits, sampling parameters, detokenising, stop strings, usage.
+
+One choice of the answer each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from disagg_router.dispatch.attempt import Finished, Trace
+from disagg_router.dispatch.dispatcher import Dispatcher
+from disagg_router.dispatch.request_state import RequestState, Token
+from disagg_router.errors import ApiError
+from disagg_router.openai.schema import ChatRequest, CompletionRequest
+from disagg_router.text.stop_strings import StopStrings
+from disagg_router.text.tokenizer import Detokenizer, Text
+from disagg_router.workers.worker_info import Model, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of the answer: text that may be shown, and the tokens behind it.
+
+    `finish_reason` only in the last one.
+    """
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+    finish_reason: str | None = None
+
+
+def check_prompt(prompt: list[int], wanted: int | None, default: int | None, model: Model) -> int:
+    """How many tokens may be generated: what is wanted, else the default or what fits.
+
+    Raises ApiError naming the limit.
+    """
+    limit = model.max_model_len
+    if not prompt:
+        raise ApiError(400, "the prompt is empty", code="empty_prompt", param="prompt")
+    if bad := next((t for t in prompt if t >= model.vocab_size), None):
+        raise ApiError(
+            400,
+            f"prompt: token {bad} is not below the vocabulary's {model.vocab_size}",
+            code="invalid_value",
+            param="prompt",
+        )
+    if len(prompt) >= limit:
+        message = f"the prompt has {len(prompt)} tokens; this model's context is {limit} tokens, output included"
+        raise ApiError(400, message, code="context_length_exceeded", param="prompt")
+    if wanted is not None and wanted > limit - len(prompt):
+        message = (
+            f"max_tokens: {wanted} and the prompt's {len(prompt)} tokens exceed this model's context of {limit} tokens"
+        )
+        raise ApiError(400, message, code="context_length_exceeded", param="max_tokens")
+    return wanted if wanted is not None else min(limit - len(prompt), default or limit)
+
+
+def sampling_of(
+    request: ChatRequest | CompletionRequest, model: Model, max_new_tokens: int, seed: int
+) -> dict[str, Any]:
+    """docs/protocol.md, `sampling`. The defaults are OpenAI's."""
+    stop_ids = [] if request.ignore_eos else list(model.eos_token_ids)
+    bias = [[int(k), v] for k, v in (request.logit_bias or {}).items()]
+    if bad := next((i for i, _ in bias if i >= model.vocab_size), None):
+        message = f"logit_bias: token {bad} is not below the vocabulary's {model.vocab_size}"
+        raise ApiError(400, message, code="invalid_value", param="logit_bias")
+    structured = request.structured
+    return {
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "temperature": 1.0 if request.temperature is None else request.temperature,
+        "top_p": 1.0 if request.top_p is None else request.top_p,
+        "top_k": max(0, request.top_k or 0),
+        "min_p": request.min_p or 0.0,
+        "presence_penalty": request.presence_penalty or 0.0,
+        "frequency_penalty": request.frequency_penalty or 0.0,
+        "repetition_penalty": request.repetition_penalty or 1.0,
+        "logit_bias": bias,
+        "logprobs": request.wanted_logprobs,
+        "stop_token_ids": stop_ids,
+        "min_tokens": min(request.min_tokens or 0, max_new_tokens),
+        "structured": None if structured is None else {"kind": structured[1], "value": structured[2]},
+    }
+
+
+@dataclass(slots=True)
+class Generation:
+    """One choice of one answer.
+
+    `shares_prompt`: not the first choice of its prompt. Times are monotonic, in seconds.
+    """
+
+    index: int
+    text: Text
+    state: RequestState
+    stops: list[str]
+    shares_prompt: bool = False
+    trace: Trace = field(default_factory=Trace)
+    started_s: float = field(default_factory=time.monotonic)
+    first_s: float = 0.0
+    last_s: float = 0.0
+    ended: bool = False  # a whole answer was given
+    # Tokens of the answer. `state.emitted` may be ahead of it: what came after a stop string is no
+    # part of the answer.
+    tokens: int = 0
+
+    async def pieces(self, dispatcher: Dispatcher) -> AsyncGenerator[Piece]:
+        """The answer as it comes. Raises ApiError."""
+        detokenizer, stops = Detokenizer(self.text), StopStrings(self.stops)
+        stop_ids = set(self.state.sampling["stop_token_ids"])
+        async with contextlib.aclosing(dispatcher.run(self.state, self.trace, self.started_s)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    self.ended = True
+                    rest = stops.feed(detokenizer.flush())
+                    yield Piece(rest + stops.flush(), finish_reason="stop" if stops.stopped else event.reason)
+                    return
+                self.tokens += 1
+                self.last_s = time.monotonic()
+                self.first_s = self.first_s or self.last_s
+                text = "" if event.token in stop_ids else stops.feed(detokenizer.feed(event.token))
+                if stops.stopped:
+                    self.ended = True
+                    yield Piece(text, (event,), "stop")
+                    return
+                yield Piece(text, (event,))
+
+    @property
+    def ttft_s(self) -> float:
+        return self.first_s - self.started_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        return (self.last_s - self.first_s) / (self.tokens - 1) if self.tokens > 1 else None
+
+    def trace_json(self) -> dict[str, Any]:
+        """The `disagg` object of the answer: what happened, for people and for the demo."""
+        t = self.trace
+
+        def who(worker: Worker | None) -> dict[str, str] | None:
+            return None if worker is None else {"pod": worker.pod, "incarnation": worker.incarnation}
+
+        return {
+            "request_id": self.state.request_id,
+            "prefill": who(t.prefill),
+            "decode": who(t.decode),
+            "path": t.path,
+            "kv_bytes": t.kv_bytes,
+            "transfer_s": t.transfer_s,
+            "exposed_s": t.exposed_s,
+            "interface": t.interface,
+            "ttft_s": round(self.ttft_s, 6),
+            "tpot_s": None if self.tpot_s is None else round(self.tpot_s, 6),
+            "queue_s": round(t.queue_s, 6),
+            "attempts": t.attempts,
+        }
+
+
+def plan(
+    request: ChatRequest | CompletionRequest, text: Text, model: Model, max_attempts: int, tenant: str = ""
+) -> list[Generation]:
+    """Every choice that the request asks for. Raises ApiError."""
+    if isinstance(request, ChatRequest):
+        prompts = [text.encode_chat([m.plain() for m in request.messages])]
+    else:
+        prompts = [p if isinstance(p, list) else text.encode(p, special=True) for p in request.prompts()]
+    seed = secrets.randbits(63) if request.seed is None else request.seed % (1 << 64)
+    out: list[Generation] = []
+    for prompt in prompts:
+        allowed = check_prompt(prompt, request.wanted_tokens, request.default_tokens, model)
+        for i in range(request.n or 1):
+            sampling = sampling_of(request, model, allowed, (seed + i) % (1 << 64))
+            state = RequestState(secrets.token_hex(16), model.digest, tuple(prompt), sampling, max_attempts, tenant)
+            out.append(Generation(len(out), text, state, request.stops, shares_prompt=i > 0))
+    return out

@@ -1,0 +1,148 @@
+"""The one door to the workers: info, tokenizer, and the two streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import httpx
+
+from disagg_router.errors import AttemptFailed, NoRoom
+from disagg_router.workers.worker_info import Worker
+from disagg_wire import codes
+from disagg_wire.protocol import WORK_PATHS
+
+_MAX_LINE_BYTES = 1 << 20
+Line = dict[str, Any]
+# What a connection that fails raises.
+_BROKEN = (aiohttp.ClientError, OSError)
+
+
+class WorkerClient:
+    """Speaks docs/protocol.md.
+
+    Connections are pooled. The two streams of each request go by aiohttp: httpx looks at every
+    connection of its pool for each request, and again at its end, and needs several times the
+    processor time for each piece of a stream.
+    """
+
+    def __init__(self, bearer: str) -> None:
+        # How long to wait for events is decided, and bounded, by each attempt.
+        timeout = httpx.Timeout(None, connect=2.0, write=10.0, pool=5.0)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+        self._headers = {"authorization": f"Bearer {bearer}"}
+        self._http = httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, trust_env=False)
+        self._streams: aiohttp.ClientSession | None = None  # made within a running loop
+
+    async def get(self, url: str, path: str, timeout_s: float = 2.0) -> dict[str, Any]:
+        """A JSON object. Raises httpx.HTTPError or ValueError."""
+        answer = await self._http.get(url + path, timeout=timeout_s)
+        answer.raise_for_status()
+        content = answer.json()
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: not an object")
+        return content
+
+    async def post(self, url: str, path: str, content: dict[str, Any], timeout_s: float = 2.0) -> None:
+        """Raises httpx.HTTPError."""
+        (await self._http.post(url + path, json=content, timeout=timeout_s)).raise_for_status()
+
+    @asynccontextmanager
+    async def stream(self, worker: Worker, role: str, body: Line) -> AsyncIterator[AsyncGenerator[Line]]:
+        """The events of one call.
+
+        Leaving the context cancels it at the worker. Raises NoRoom or AttemptFailed.
+        """
+        try:
+            async with self._session().post(
+                f"{worker.url}{WORK_PATHS[role]}", json=body, allow_redirects=False
+            ) as answer:
+                if answer.status != 200:
+                    raise _refusal(
+                        worker,
+                        role,
+                        answer.status,
+                        await _whole(answer.content),
+                        has_ticket=body.get("ticket") is not None,
+                    )
+                yield self._lines(worker, answer)
+        except _BROKEN as error:
+            raise _broken(worker, error) from None
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._streams is None:
+            self._streams = aiohttp.ClientSession(
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=2.0),
+                connector=aiohttp.TCPConnector(limit=0),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        return self._streams
+
+    @staticmethod
+    async def _lines(worker: Worker, answer: aiohttp.ClientResponse) -> AsyncGenerator[Line]:
+        try:
+            async for text in _split(answer.content.iter_any()):
+                line = json.loads(text)
+                yield line
+                if line["type"] in ("end", "error"):
+                    return
+        except _BROKEN as error:
+            raise _broken(worker, error) from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise AttemptFailed(
+                f"{worker.pod}: garbled event", reason="protocol", blame=(worker.incarnation,)
+            ) from None
+        raise AttemptFailed(f"{worker.pod}: the stream broke off", reason="worker_lost", blame=(worker.incarnation,))
+
+    async def close(self) -> None:
+        if self._streams is not None:
+            await self._streams.close()
+        await self._http.aclose()
+
+
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    """All of a short body, in however many pieces it comes; what is over _MAX_LINE_BYTES is left."""
+    body = b""
+    while len(body) < _MAX_LINE_BYTES and (piece := await content.read(_MAX_LINE_BYTES - len(body))):
+        body += piece
+    return body
+
+
+async def _split(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """Lines, by line feeds alone (not at U+2028 and its like).
+
+    Raises ValueError for one that is over _MAX_LINE_BYTES.
+    """
+    held = b""
+    async for chunk in chunks:
+        *lines, held = (held + chunk).split(b"\n")
+        for line in lines:
+            yield line
+        if len(held) > _MAX_LINE_BYTES:
+            raise ValueError("event too long")
+
+
+def _broken(worker: Worker, error: Exception) -> AttemptFailed:
+    return AttemptFailed(f"{worker.pod}: {type(error).__name__}", reason="worker_lost", blame=(worker.incarnation,))
+
+
+def _refusal(worker: Worker, role: str, status: int, body: bytes, *, has_ticket: bool) -> Exception:
+    """What a non-200 answer means.
+
+    `has_ticket`: decode has taken the same request, so it may be the ticket that is refused.
+    """
+    try:
+        error = json.loads(body)["error"]
+        code, message = str(error["code"]), str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        code, message = codes.INTERNAL, f"HTTP {status}"
+    if status in (429, 503):
+        return NoRoom(role, f"{worker.pod}: {message}", reason=code)
+    if status in (400, 413):
+        return AttemptFailed(message, reason=code, retryable=has_ticket)
+    return AttemptFailed(f"{worker.pod}: {message}", reason=code, blame=(worker.incarnation,))

@@ -1,0 +1,16 @@
+"""PURE: The error codes of the token-level protocol (docs/protocol.md), in answers and in streams."""
+
+INVALID_REQUEST = "invalid_request"
+UNAUTHORIZED = "unauthorized"
+PROMPT_TOO_LONG = "prompt_too_long"
+NO_CAPACITY = "no_capacity"
+STARTING = "starting"
+DRAINING = "draining"
+OTHER_ROLE = "other_role"
+TRANSFER_FAILED = "transfer_failed"
+TICKET_EXPIRED = "ticket_expired"
+DEADLINE_EXCEEDED = "deadline_exceeded"
+CANCELLED = "cancelled"
+INTERNAL = "internal"
+# Prefill tells the transfer, and nobody else, that the first token ended the request.
+FINISHED = "finished"

@@ -1,0 +1,147 @@
+"""PURE: The name of every environment variable, by the process that reads it and by who sets it.
+
+A settings class has one field for each of its variables: the field `x_y` is read from DISAGG_X_Y.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+PREFIX = "DISAGG_"
+
+
+class WorkerVariable(StrEnum):
+    """Variables that the operator sets on workers, from the spec or from the pod.
+
+    Nobody else may set them.
+    """
+
+    ROLE = "DISAGG_ROLE"
+    MODEL_URI = "DISAGG_MODEL_URI"
+    MODEL_NAME = "DISAGG_MODEL_NAME"
+    MODEL_MOUNT = "DISAGG_MODEL_MOUNT"
+    CACHE_DIR = "DISAGG_CACHE_DIR"
+    HOST = "DISAGG_HOST"
+    PORT = "DISAGG_PORT"
+    KV_INTERFACE = "DISAGG_KV_INTERFACE"
+    KV_HOST = "DISAGG_KV_HOST"
+    KV_PORT = "DISAGG_KV_PORT"
+    POD_NAME = "DISAGG_POD_NAME"
+    POD_UID = "DISAGG_POD_UID"
+    REVISION = "DISAGG_REVISION"
+    CLUSTER_KEY_FILE = "DISAGG_CLUSTER_KEY_FILE"
+    DTYPE = "DISAGG_DTYPE"
+    QUANTIZATION = "DISAGG_QUANTIZATION"
+    BLOCK_SIZE_TOKENS = "DISAGG_BLOCK_SIZE_TOKENS"
+    KV_CACHE_BYTES = "DISAGG_KV_CACHE_BYTES"
+    HOST_CACHE_BYTES = "DISAGG_HOST_CACHE_BYTES"
+    PREFIX_CACHE = "DISAGG_PREFIX_CACHE"
+    EVICTION = "DISAGG_EVICTION"
+    MAX_MODEL_LEN = "DISAGG_MAX_MODEL_LEN"
+    MAX_RUNNING = "DISAGG_MAX_RUNNING"
+    MAX_BATCH_TOKENS = "DISAGG_MAX_BATCH_TOKENS"
+    DECODE_STEP_TARGET_S = "DISAGG_DECODE_STEP_TARGET_S"
+    DRAIN_TIMEOUT_S = "DISAGG_DRAIN_TIMEOUT_S"
+    THREADS = "DISAGG_THREADS"
+    TENSOR_PARALLEL = "DISAGG_TENSOR_PARALLEL"
+    HF_TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a variable, no secret
+
+
+class WorkerOption(StrEnum):
+    """Variables of the worker that the operator leaves to `spec.engine.env`, or gives a default
+    that may be replaced.
+    """
+
+    HF_HOME = "HF_HOME"
+    # The image sets it: the folder of the compiled CPU kernels.
+    KERNELS = "DISAGG_KERNELS"
+    KV_CACHE_DTYPE = "DISAGG_KV_CACHE_DTYPE"
+    MAX_WAITING = "DISAGG_MAX_WAITING"
+    PREFILL_WAIT_S = "DISAGG_PREFILL_WAIT_S"
+    PREFILL_UTILISATION = "DISAGG_PREFILL_UTILISATION"
+    TICKET_LIFETIME_S = "DISAGG_TICKET_LIFETIME_S"
+    TRANSFER_IDLE_S = "DISAGG_TRANSFER_IDLE_S"
+    DEVICE = "DISAGG_DEVICE"
+    GROWTH_RESERVE_TOKENS = "DISAGG_GROWTH_RESERVE_TOKENS"
+    SATURATING_TOKENS = "DISAGG_SATURATING_TOKENS"
+    RANK_TIMEOUT_S = "DISAGG_RANK_TIMEOUT_S"
+    RANK_START_TIMEOUT_S = "DISAGG_RANK_START_TIMEOUT_S"
+    LOG_LEVEL = "DISAGG_LOG_LEVEL"
+
+
+class RouterVariable(StrEnum):
+    """Variables that the operator sets on routers."""
+
+    HOST = "DISAGG_HOST"
+    PORT = "DISAGG_PORT"
+    MODEL_NAME = "DISAGG_MODEL_NAME"
+    CLUSTER_KEY_FILE = "DISAGG_CLUSTER_KEY_FILE"
+    MEMBERSHIP = "DISAGG_MEMBERSHIP"
+    NAMESPACE = "DISAGG_NAMESPACE"
+    DEPLOYMENT = "DISAGG_DEPLOYMENT"
+    API_KEYS_FILE = "DISAGG_API_KEYS_FILE"
+    QUEUE_MAX_DEPTH = "DISAGG_QUEUE_MAX_DEPTH"
+    QUEUE_MAX_WAIT_S = "DISAGG_QUEUE_MAX_WAIT_S"
+    QUEUE_ORDER = "DISAGG_QUEUE_ORDER"
+    OBJECTIVE_TTFT_S = "DISAGG_OBJECTIVE_TTFT_S"
+    OBJECTIVE_TPOT_S = "DISAGG_OBJECTIVE_TPOT_S"
+    PREFILL_A_S = "DISAGG_PREFILL_A_S"
+    PREFILL_B_S_PER_TOKEN = "DISAGG_PREFILL_B_S_PER_TOKEN"  # noqa: S105 - the name of a variable, no secret
+    PREFILL_C_S_PER_TOKEN2 = "DISAGG_PREFILL_C_S_PER_TOKEN2"
+
+
+class RouterOption(StrEnum):
+    """Variables of the router that the operator leaves at their defaults."""
+
+    KUBE_API = "DISAGG_KUBE_API"
+    REQUEST_TIMEOUT_S = "DISAGG_REQUEST_TIMEOUT_S"
+    MAX_ATTEMPTS = "DISAGG_MAX_ATTEMPTS"
+    MAX_BODY_BYTES = "DISAGG_MAX_BODY_BYTES"
+    DRAIN_TIMEOUT_S = "DISAGG_DRAIN_TIMEOUT_S"
+    DRAIN_GRACE_S = "DISAGG_DRAIN_GRACE_S"
+    FIRST_TOKEN_TIMEOUT_S = "DISAGG_FIRST_TOKEN_TIMEOUT_S"  # noqa: S105 - the name of a variable, no secret
+    STALL_TIMEOUT_S = "DISAGG_STALL_TIMEOUT_S"
+    POLL_INTERVAL_S = "DISAGG_POLL_INTERVAL_S"
+    LOG_LEVEL = "DISAGG_LOG_LEVEL"
+
+
+class OperatorVariable(StrEnum):
+    """Variables of the operator. The chart sets some of them; the others keep their defaults."""
+
+    WORKER_IMAGE = "DISAGG_WORKER_IMAGE"
+    ROUTER_IMAGE = "DISAGG_ROUTER_IMAGE"
+    WATCH_NAMESPACE = "DISAGG_WATCH_NAMESPACE"
+    HEALTH_HOST = "DISAGG_HEALTH_HOST"
+    HEALTH_PORT = "DISAGG_HEALTH_PORT"
+    WORKERS = "DISAGG_WORKERS"
+    RECONCILE_TIMEOUT_S = "DISAGG_RECONCILE_TIMEOUT_S"
+    RESYNC_INTERVAL_S = "DISAGG_RESYNC_INTERVAL_S"
+    DEBOUNCE_S = "DISAGG_DEBOUNCE_S"
+    SCRAPE_INTERVAL_S = "DISAGG_SCRAPE_INTERVAL_S"
+    RECORD_DIR = "DISAGG_RECORD_DIR"
+    SCRAPE_TIMEOUT_S = "DISAGG_SCRAPE_TIMEOUT_S"
+    SCRAPE_CONCURRENCY = "DISAGG_SCRAPE_CONCURRENCY"
+    PROMETHEUS_TIMEOUT_S = "DISAGG_PROMETHEUS_TIMEOUT_S"
+    KUBE_TIMEOUT_S = "DISAGG_KUBE_TIMEOUT_S"
+    HEARTBEAT_TIMEOUT_S = "DISAGG_HEARTBEAT_TIMEOUT_S"
+    SHUTDOWN_TIMEOUT_S = "DISAGG_SHUTDOWN_TIMEOUT_S"
+    LOG_LEVEL = "DISAGG_LOG_LEVEL"
+    # Read where credentials are chosen: a kubeconfig is preferred to the pod's service account.
+    USE_KUBECONFIG = "DISAGG_USE_KUBECONFIG"
+
+
+# The names that `spec.engine.env` must not contain.
+RESERVED_WORKER_NAMES = tuple(sorted(WorkerVariable))
+
+
+def variable_of(field: str) -> str:
+    """Return the variable from which the settings field `field` is read."""
+    return f"{PREFIX}{field.upper()}"
+
+
+def fields_in(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of all DISAGG_* variables by settings field.
+
+    An empty variable counts as not set.
+    """
+    found = {k: v for k, v in environment.items() if k.startswith(PREFIX) and v != ""}
+    return {name.removeprefix(PREFIX).lower(): value for name, value in found.items()}

@@ -1,0 +1,135 @@
+"""PURE: The Prometheus series of all processes: their names as they are exposed, their labels and
+label values.
+"""
+
+# Labels that tell apart the series that the autoscaler reads, in the order in which `flat_name`
+# writes their values.
+POOL = "pool"
+ROLE = "role"
+OBJECTIVE = "objective"
+WITHIN = "within"
+PART = "part"
+KIND = "kind"
+READ_LABELS = (OBJECTIVE, WITHIN, PART, KIND, POOL, ROLE)
+
+# Labels of the other series.
+ENDPOINT = "endpoint"
+CODE = "code"
+PATH = "path"
+REASON = "reason"
+STATE = "state"
+DIRECTION = "direction"
+RESULT = "result"
+NAMESPACE = "namespace"
+DEPLOYMENT = "deployment"
+NAME = "name"
+COMPONENT = "component"
+VERSION = "version"
+PYTHON = "python"
+
+# Values of OBJECTIVE, WITHIN, PART and KIND.
+TTFT, TPOT = "ttft", "tpot"
+TRUE, FALSE = "true", "false"
+PROMPT, UNCACHED = "prompt", "uncached"
+OUTPUT, CONTEXT = "output", "context"
+
+BUILD_INFO = "disagg_build_info"
+
+ROUTER_WAITING_REQUESTS = "disagg_router_waiting_requests"
+ROUTER_PAIRS = "disagg_router_pairs"
+ROUTER_REQUESTS = "disagg_router_requests_total"
+ROUTER_RUNNING_REQUESTS = "disagg_router_running_requests"
+ROUTER_TTFT_SECONDS = "disagg_router_ttft_seconds"
+ROUTER_TPOT_SECONDS = "disagg_router_tpot_seconds"
+ROUTER_REQUEST_SECONDS = "disagg_router_request_seconds"
+ROUTER_REQUESTS_DISAGGREGATED = "disagg_router_requests_disaggregated_total"
+ROUTER_FAILOVERS = "disagg_router_failovers_total"
+ROUTER_PROMPT_TOKENS = "disagg_router_prompt_tokens_total"
+ROUTER_GENERATED_TOKENS = "disagg_router_generated_tokens_total"
+ROUTER_ARRIVALS = "disagg_router_arrivals_total"
+ROUTER_ARRIVED_PROMPT_TOKENS = "disagg_router_arrived_prompt_tokens_total"
+ROUTER_ARRIVED_PROMPT_TOKENS_SQUARED = "disagg_router_arrived_prompt_tokens_squared_total"
+ROUTER_PREFILLED_TOKENS = "disagg_router_prefilled_tokens_total"
+ROUTER_PREFILLED_TOKENS_SQUARED = "disagg_router_prefilled_tokens_squared_total"
+ROUTER_OBJECTIVE_REQUESTS = "disagg_router_objective_requests_total"
+ROUTER_COMPLETIONS = "disagg_router_completions_total"
+ROUTER_COMPLETED_TOKENS = "disagg_router_completed_tokens_total"
+
+# prometheus_client adds `_info` to the name of an Info metric.
+WORKER_IDENTITY = "disagg_worker"
+WORKER_INFO = "disagg_worker_info"
+WORKER_WAITING_REQUESTS = "disagg_worker_waiting_requests"
+WORKER_WAITING_TOKENS = "disagg_worker_waiting_tokens"
+WORKER_RUNNING_REQUESTS = "disagg_worker_running_requests"
+WORKER_KV_BLOCKS = "disagg_worker_kv_blocks"
+WORKER_KV_TOKENS = "disagg_worker_kv_tokens"
+WORKER_KV_CAPACITY_TOKENS = "disagg_worker_kv_capacity_tokens"
+WORKER_PROMPT_TOKENS = "disagg_worker_prompt_tokens_total"
+WORKER_CACHED_TOKENS = "disagg_worker_cached_tokens_total"
+WORKER_GENERATED_TOKENS = "disagg_worker_generated_tokens_total"
+WORKER_PREEMPTIONS = "disagg_worker_preemptions_total"
+WORKER_LATE_PROMPTS = "disagg_worker_late_prompts_total"
+WORKER_HOST_CACHE_BYTES = "disagg_worker_host_cache_bytes"
+WORKER_STEPS = "disagg_worker_steps_total"
+WORKER_STEP_SECONDS = "disagg_worker_step_seconds_total"
+WORKER_RESERVATIONS_REFUSED = "disagg_worker_reservations_refused_total"
+WORKER_PREFILL_BATCHES = "disagg_worker_prefill_batches_total"
+WORKER_PREFILL_BATCH_TOKENS = "disagg_worker_prefill_batch_tokens_total"
+WORKER_PREFILL_BATCH_TOKENS_SQUARED = "disagg_worker_prefill_batch_tokens_squared_total"
+WORKER_PREFILL_BATCH_SECONDS = "disagg_worker_prefill_batch_seconds_total"
+WORKER_DECODE_STEPS = "disagg_worker_decode_steps_total"
+WORKER_DECODE_STEP_SEQUENCES = "disagg_worker_decode_step_sequences_total"
+WORKER_DECODE_STEP_KV_TOKENS = "disagg_worker_decode_step_kv_tokens_total"
+WORKER_DECODE_STEP_SECONDS = "disagg_worker_decode_step_seconds_total"
+PREFILL_BATCH_LIMIT_TOKENS = "disagg_prefill_batch_limit_tokens"
+PREFILL_BATCH_MOST_TOKENS = "disagg_prefill_batch_most_tokens"
+KV_TRANSFER_BYTES = "disagg_kv_transfer_bytes_total"
+KV_TRANSFER_SECONDS = "disagg_kv_transfer_seconds"
+KV_TRANSFER_EXPOSED_SECONDS = "disagg_kv_transfer_exposed_seconds"
+KV_TRANSFER_FAILURES = "disagg_kv_transfer_failures_total"
+
+OPERATOR_RECONCILES = "disagg_operator_reconciles_total"
+OPERATOR_RECONCILE_SECONDS = "disagg_operator_reconcile_seconds"
+OPERATOR_QUEUE_DEPTH = "disagg_operator_queue_depth"
+OPERATOR_WATCH_EVENTS = "disagg_operator_watch_events_total"
+OPERATOR_API_WRITES = "disagg_operator_api_writes"
+OPERATOR_SWEEP_SECONDS = "disagg_operator_sweep_seconds"
+OPERATOR_SCALINGS = "disagg_operator_scalings_total"
+AUTOSCALER_REPLICAS = "disagg_autoscaler_replicas"
+AUTOSCALER_WANTED_REPLICAS = "disagg_autoscaler_wanted_replicas"
+AUTOSCALER_SIGNAL = "disagg_autoscaler_signal"
+AUTOSCALER_NUMBER = "disagg_autoscaler_number"
+AUTOSCALER_FAILURES = "disagg_autoscaler_failures_total"
+AUTOSCALER_BLIND = "disagg_autoscaler_blind"
+
+# What the autoscaler reads of each router and of each worker.
+READ_OF_ROUTERS = (
+    ROUTER_WAITING_REQUESTS,
+    ROUTER_ARRIVALS,
+    ROUTER_ARRIVED_PROMPT_TOKENS,
+    ROUTER_ARRIVED_PROMPT_TOKENS_SQUARED,
+    ROUTER_PREFILLED_TOKENS,
+    ROUTER_PREFILLED_TOKENS_SQUARED,
+    ROUTER_OBJECTIVE_REQUESTS,
+    ROUTER_COMPLETIONS,
+    ROUTER_COMPLETED_TOKENS,
+)
+READ_OF_WORKERS = (
+    WORKER_WAITING_REQUESTS,
+    WORKER_WAITING_TOKENS,
+    WORKER_RUNNING_REQUESTS,
+    WORKER_KV_TOKENS,
+    WORKER_KV_CAPACITY_TOKENS,
+    WORKER_GENERATED_TOKENS,
+    WORKER_PREFILL_BATCHES,
+    WORKER_PREFILL_BATCH_TOKENS,
+    WORKER_PREFILL_BATCH_TOKENS_SQUARED,
+    WORKER_PREFILL_BATCH_SECONDS,
+    WORKER_DECODE_STEPS,
+    WORKER_DECODE_STEP_SEQUENCES,
+    WORKER_DECODE_STEP_KV_TOKENS,
+    WORKER_DECODE_STEP_SECONDS,
+    WORKER_INFO,
+    PREFILL_BATCH_LIMIT_TOKENS,
+    PREFILL_BATCH_MOST_TOKENS,
+)

@@ -1,0 +1,146 @@
+"""The KV cache's memory: one tensor, block-major, and the bytes of it that the transfer and the
+host tier read and write.
+
+Where the cache is ordinary memory and whole, these bytes are the cache itself (zero-copy). Where it
+lies in a device, or holds only some of the KV heads (tensor parallelism), they are a host copy of
+the same blocks in the whole layout, which the ranks share: `export` and `load` copy between the
+two, and that is the only place where KV crosses between device and host.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from disagg_worker.values.layouts import KvLayout
+
+# torch leaves them untyped.
+_Stream: Any = torch.cuda.Stream
+_Event: Any = torch.cuda.Event
+
+
+class HostCopy:
+    """All heads of all blocks in host memory.
+
+    `fd`: a file in memory that every rank maps. Pages that nothing touched take no room.
+    """
+
+    def __init__(self, layout: KvLayout, blocks: int, dtype: torch.dtype, fd: int) -> None:
+        self._map = mmap.mmap(fd, blocks * layout.layers * layout.layer_block_bytes)
+        self.bytes = memoryview(self._map)
+        shape = (blocks, layout.layers, 2, layout.kv_heads, layout.block_size_tokens, layout.head_dim)
+        self.raw = torch.frombuffer(self._map, dtype=torch.uint8).view(*shape[:-1], layout.head_dim * dtype.itemsize)
+
+
+class CacheMemory:
+    """`tensor` is [block, layer, 2, kv_head, token in block, head_dim]; all layers of a block are
+    contiguous.
+
+    `heads`: which KV heads of the layout are held here, None for all. `host`: needed unless the
+    tensor is whole and on the CPU.
+    """
+
+    def __init__(
+        self,
+        layout: KvLayout,
+        blocks: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        heads: slice | None = None,
+        host: HostCopy | None = None,
+    ) -> None:
+        self.layout = layout
+        self._heads = heads or slice(0, layout.kv_heads)
+        held = len(range(layout.kv_heads)[self._heads])
+        shape = (blocks, layout.layers, 2, held, layout.block_size_tokens, layout.head_dim)
+        self.tensor = torch.zeros(shape, dtype=dtype, device=device)
+        self._raw = self.tensor.view(torch.uint8)  # not every device assigns every dtype by index
+        self._cuda = self.tensor.is_cuda
+        self._host = host
+        self._stream = _Stream(self.tensor.device) if self._cuda else None
+        self._bytes: memoryview | None
+        if host is not None:
+            self._bytes = host.bytes
+        else:
+            whole = held == layout.kv_heads and not self._cuda
+            self._bytes = self.tensor.view(-1).view(torch.uint8).numpy().data if whole else None
+
+    # ---- bytes of the whole layout ----
+
+    def view(self, layer: int, block: int) -> memoryview:
+        """The contiguous bytes `[k, v][kv_head][token][head_dim]` of one layer of one block.
+
+        Raises RuntimeError where there is no copy.
+        """
+        if self._bytes is None:
+            raise RuntimeError("this cache has no host copy, so its KV can't be moved")
+        size = self.layout.layer_block_bytes
+        start = (block * self.layout.layers + layer) * size
+        return self._bytes[start : start + size]
+
+    def export(self, layer: int, blocks: Sequence[int]) -> Callable[[], None] | None:
+        """Bring one layer of these blocks, as computed so far, into the views.
+
+        None: it is there; else call what is returned, on any thread, to have it there.
+        """
+        if self._host is None or not blocks:
+            return None
+        at, into = torch.tensor(blocks), self._host.raw
+        if self._stream is None:
+            into[at, layer, :, self._heads] = self._raw[at, layer]
+            return None
+        # Gathered in the device, moved by one copy beside the computation, scattered by whoever
+        # waits: blocks are small.
+        computed, copied = _Event(), _Event()
+        computed.record()
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(computed)
+            part = self._raw[at.pin_memory().to(self.tensor.device, non_blocking=True), layer]
+            pinned = torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
+            pinned.copy_(part, non_blocking=True)
+            copied.record()
+
+        def finish() -> None:
+            copied.synchronize()
+            into[at, layer, :, self._heads] = pinned
+
+        return finish
+
+    def load(self, blocks: Sequence[int]) -> None:
+        """Take these blocks, all layers, over from the views; what is computed afterwards sees
+        them.
+        """
+        if self._host is None or not blocks:
+            return
+        at = torch.tensor(blocks)
+        part = self._host.raw[at, :, :, self._heads]
+        self._raw[at.to(self.tensor.device)] = part.to(self.tensor.device)
+
+    # ---- whole blocks, for the host tier ----
+
+    def read(self, block: int) -> bytes:
+        """A copy of all layers of a block.
+
+        Any thread: the block is free, so nothing writes to it.
+        """
+        part = self._raw[block]
+        if self._stream is not None:
+            computed = _Event()
+            computed.record(torch.cuda.default_stream(part.device))
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(computed)
+                part = part.cpu()
+        return part.numpy().tobytes()
+
+    def write(self, block: int, content: bytes) -> None:
+        """Put back what `read` gave."""
+        part = self._raw[block]
+        part.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8).view(part.shape))
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zero all layers of these blocks."""
+        if blocks:
+            self._raw[torch.tensor(blocks, device=self.tensor.device)] = 0

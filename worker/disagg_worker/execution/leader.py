@@ -1,0 +1,283 @@
+"""Rank 0's side of a group: it starts the other ranks as processes, tells them each step, and
+notices at once when one has gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from disagg_worker.execution import rank_json, step_bytes
+from disagg_worker.execution.channel import Channel, MessageKind
+from disagg_worker.execution.collectives import Collectives, serve_store
+from disagg_worker.execution.executor import LocalExecutor, OnLayer, Step
+from disagg_worker.values.errors import EngineError, ModelError
+from disagg_worker.values.layouts import KvLayout
+
+log = logging.getLogger(__name__)
+_EXIT_S = 5.0
+OnLost = Callable[[str], None]
+
+
+class RankLost(EngineError):
+    """A rank of the group has ended or hangs: this worker can't go on."""
+
+
+@dataclass(slots=True)
+class _Rank:
+    number: int
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    facts: dict[str, Any] | None = None  # what it said when its weights were loaded
+    ready: bool = False
+
+
+class Group:
+    """The other ranks, from their start to their end.
+
+    `on_lost` is called once, from any thread, when one is lost for good.
+    """
+
+    def __init__(
+        self, start: dict[str, Any], size: int, timeout_s: float, start_timeout_s: float, on_lost: OnLost
+    ) -> None:
+        """`start`: what every rank needs to load its part (rank.py).
+
+        The timeouts: of one step's exchange; of a start, once rank 0 is loaded.
+        """
+        self.size, self.timeout_s = size, timeout_s
+        self._start_timeout_s = start_timeout_s
+        self._on_lost = on_lost
+        self._changed = threading.Condition()
+        self._failure = ""
+        self._closing = False
+        self._exports: _Exports | None = None
+        self.memory_fd = os.memfd_create("disagg-kv")
+        self._store, port = serve_store(size, start_timeout_s)
+        self._ranks = [self._spawn(number) for number in range(1, size)]
+        for rank in self._ranks:
+            rank.channel.send_json(
+                MessageKind.START,
+                {**start, "rank": rank.number, "size": size, "timeout_s": timeout_s, "store_port": port},
+            )
+            threading.Thread(target=self._listen, args=(rank,), name=f"rank-{rank.number}", daemon=True).start()
+
+    def _spawn(self, number: int) -> _Rank:
+        ours, theirs = socket.socketpair()
+        packages = str(Path(__file__).parents[2])
+        path = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "disagg_worker.execution.rank", str(theirs.fileno()), str(self.memory_fd)],
+                pass_fds=(theirs.fileno(), self.memory_fd),
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": path},
+            )
+        log.info("rank %d of %d is process %d", number, self.size, process.pid)
+        return _Rank(number, process, Channel(ours, self.timeout_s))
+
+    # ---- start ----
+
+    def facts(self) -> list[dict[str, Any]]:
+        """What the ranks said once their weights were loaded. Raises ModelError."""
+        self._await("load its weights", lambda r: r.facts is not None)
+        return [r.facts for r in self._ranks if r.facts is not None]
+
+    def make_cache(self, layout: KvLayout, blocks: int) -> None:
+        """Have every rank allocate its part; `connect` and `await_ready` must follow."""
+        os.ftruncate(self.memory_fd, blocks * layout.layers * layout.layer_block_bytes)
+        for rank in self._ranks:
+            rank.channel.send_json(MessageKind.CACHE, {"layout": asdict(layout), "blocks": blocks})
+
+    def connect(self, collectives: Collectives) -> None:
+        """Rank 0 joins the group. Raises ModelError."""
+        try:
+            collectives.connect(self._store)
+        except RuntimeError as error:
+            raise ModelError(self._reason(f"the ranks do not find each other: {error}")) from None
+
+    def await_ready(self) -> None:
+        """Raises ModelError."""
+        self._await("get ready", lambda r: r.ready)
+
+    def _await(self, what: str, done: Callable[[_Rank], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or all(map(done, self._ranks)), self._start_timeout_s)
+            if self._failure:
+                raise ModelError(self._failure)
+            if late := [r.number for r in self._ranks if not done(r)]:
+                raise ModelError(f"rank {late[0]} of {self.size} did not {what} within {self._start_timeout_s:g} s")
+
+    # ---- steps ----
+
+    def check(self) -> None:
+        if self._failure:
+            raise RankLost(self._failure)
+
+    def send_step(self, number: int, step: Step, exports: _Exports | None) -> None:
+        """Raises RankLost."""
+        self.check()
+        with self._changed:
+            self._exports = exports
+        content = step_bytes.encode(number, step)
+        for rank in self._ranks:
+            try:
+                rank.channel.send(MessageKind.STEP, content)
+            except OSError as error:
+                raise RankLost(self.fail(self._reason(f"rank {rank.number} of {self.size}: {error}"))) from None
+
+    def await_exports(self, exports: _Exports) -> None:
+        """Until every rank has exported every layer. Raises RankLost."""
+        with self._changed:
+            done = self._changed.wait_for(lambda: self._failure or exports.complete, self.timeout_s)
+        self.check()
+        if not done:
+            raise RankLost(self.fail(f"a rank did not export its KV within {self.timeout_s:g} s"))
+
+    def exported(self, exports: _Exports, rank: int, layer: int) -> None:
+        """One rank's part of a layer is in the host copy."""
+        with self._changed:
+            exports.note(rank, layer)
+            self._changed.notify_all()
+
+    # ---- end ----
+
+    def _listen(self, rank: _Rank) -> None:
+        """One rank's messages, until it has gone."""
+        try:
+            while True:
+                kind, content = rank.channel.receive()
+                if kind is MessageKind.EXPORTED:
+                    self._note(rank, rank_json.loads(content))
+                    continue
+                message = rank_json.loads(content)
+                if kind is MessageKind.FAILED:
+                    self.fail(f"rank {rank.number} of {self.size}: {message['message']}")
+                with self._changed:
+                    rank.facts = message if kind is MessageKind.LOADED else rank.facts
+                    rank.ready = rank.ready or kind is MessageKind.READY
+                    self._changed.notify_all()
+        except (OSError, ValueError) as error:
+            if not self._closing:
+                self.fail(f"rank {rank.number} of {self.size} {_ending(rank.process, error)}")
+
+    def _note(self, rank: _Rank, message: dict[str, Any]) -> None:
+        exports = self._exports
+        if exports is not None and exports.number == message["step"]:
+            self.exported(exports, rank.number, message["layer"])
+
+    def _reason(self, otherwise: str) -> str:
+        """Why a rank was lost: its own end, which the listening thread learns within moments,
+        explains more than what we ran into.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure, 2.0)
+        return self._failure or otherwise
+
+    def explain(self, error: Exception) -> RankLost:
+        """After a step that failed on rank 0: the ranks are out of step, so the group ends."""
+        return RankLost(self.fail(self._reason(f"a step failed on rank 0 of {self.size}: {error}")))
+
+    def fail(self, message: str) -> str:
+        """The group is over (idempotent; the first reason stays)."""
+        with self._changed:
+            if self._failure or self._closing:
+                return self._failure or message
+            self._failure = message
+            self._changed.notify_all()
+        log.error("%s", message)
+        for rank in self._ranks:
+            rank.process.kill()
+        self._on_lost(message)
+        return message
+
+    def close(self) -> None:
+        """End all ranks (idempotent)."""
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+        for rank in self._ranks:
+            rank.channel.close()
+        deadline_s = time.monotonic() + _EXIT_S
+        for rank in self._ranks:
+            try:
+                rank.process.wait(max(0.0, deadline_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                rank.process.kill()
+                rank.process.wait()
+        os.close(self.memory_fd)
+
+
+def _ending(process: subprocess.Popen[bytes], error: Exception) -> str:
+    try:
+        status = process.wait(2.0)
+    except subprocess.TimeoutExpired:
+        return f"is lost: {error}"
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+class _Exports:
+    """Which ranks have exported which layers of one step.
+
+    Reports a layer when all have, in order; the group's lock is held.
+    """
+
+    def __init__(self, number: int, size: int, layers: int, on_layer: OnLayer) -> None:
+        self.number = number
+        self._layers, self._on_layer = layers, on_layer
+        self._done = [0] * size
+        self._reported = 0
+
+    @property
+    def complete(self) -> bool:
+        return self._reported == self._layers
+
+    def note(self, rank: int, layer: int) -> None:
+        self._done[rank] = layer + 1
+        while self._reported < min(self._done):
+            self._on_layer(self._reported)
+            self._reported += 1
+
+
+class GroupExecutor:
+    """Implements engine.executor.Executor over all ranks.
+
+    Any exception in a step ends the group.
+    """
+
+    def __init__(self, group: Group, local: LocalExecutor) -> None:
+        self._group, self._local = group, local
+        self._number = 0
+
+    def run(self, step: Step, on_layer: OnLayer | None = None) -> torch.Tensor:
+        self._number += 1
+        exports = None
+        if on_layer is not None and step.export:
+            exports = _Exports(self._number, self._group.size, self._local.memory.layout.layers, on_layer)
+        self._group.send_step(self._number, step, exports)
+        try:
+            if exports is None:
+                return self._local.run(step)
+            made = exports
+            logits = self._local.run(step, lambda layer: self._group.exported(made, 0, layer))
+        except Exception as error:
+            raise self._group.explain(error) from error
+        self._group.await_exports(exports)
+        return logits
+
+    def close(self) -> None:
+        self._local.close()
+        self._group.close()

@@ -1,0 +1,174 @@
+"""PURE: the bodies of the worker's internal calls, checked field by field, and its events as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS
+from disagg_wire.room import Room
+from disagg_worker.values.choices import Role
+from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
+from disagg_worker.values.sampling import SamplingParams, Structured
+
+Line = dict[str, Any]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StructuredOutput(_Strict):
+    """docs/protocol.md, `sampling.structured`."""
+
+    kind: Literal["json_schema", "regex", "grammar", "choice"]
+    value: str = Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)
+
+    @model_validator(mode="after")
+    def _choices(self) -> StructuredOutput:
+        if self.kind == "choice":
+            choices = json.loads(self.value)
+            if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
+                raise ValueError("must be a JSON list of strings that are not empty")
+        return self
+
+
+class Sampling(_Strict):
+    """docs/protocol.md, `sampling`."""
+
+    seed: int = Field(ge=0, lt=1 << 64)
+    max_new_tokens: int = Field(ge=1, le=MAX_TOKENS)
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, le=MAX_TOKENS)
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    logit_bias: list[tuple[TokenId, Annotated[float, Field(ge=-100, le=100)]]] = Field(
+        default=[], max_length=1024, strict=False
+    )
+    logprobs: int | None = Field(None, ge=0, le=20)
+    stop_token_ids: list[TokenId] = Field(default=[], max_length=256)
+    min_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
+    structured: StructuredOutput | None = None
+
+    def to_params(self) -> SamplingParams:
+        values = self.model_dump()
+        values["structured"] = (
+            None if self.structured is None else Structured(self.structured.kind, self.structured.value)
+        )
+        values["logit_bias"] = tuple((int(t), float(b)) for t, b in self.logit_bias)
+        values["stop_token_ids"] = tuple(self.stop_token_ids)
+        return SamplingParams(**values)
+
+
+class _WorkRequest(_Strict):
+    request_id: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$")
+    epoch: int = Field(ge=0, le=1 << 20)
+    tokens: list[TokenId] = Field(min_length=1, max_length=MAX_TOKENS)
+    prompt_tokens: int = Field(ge=1)
+    sampling: Sampling
+    tenant: str = Field("", max_length=128)
+    deadline_s: float = Field(gt=0, le=86400)
+    first_token_within_s: float | None = Field(None, ge=-86400, le=86400)
+
+    def due_s(self, now_s: float) -> float | None:
+        """When the first token should be out, on the clock of `now_s`, when the request came."""
+        return None if self.first_token_within_s is None else now_s + self.first_token_within_s
+
+
+class DecodeRequest(_WorkRequest):
+    mode: Literal["remote", "local"]
+
+
+class RoomBody(_Strict):
+    """docs/protocol.md, `room`."""
+
+    free_tokens: int = Field(ge=0, lt=1 << 53)
+    total_tokens: int = Field(ge=0, lt=1 << 53)
+    free_seats: int = Field(ge=0, lt=1 << 53)
+    total_seats: int = Field(ge=0, lt=1 << 53)
+    step_s: float = Field(ge=0, le=86400)
+
+    def to_room(self) -> Room:
+        return Room(**self.model_dump())
+
+
+class PrefillRequest(_WorkRequest):
+    ticket: dict[str, Any] | None
+    decode_room: RoomBody | None = None
+
+
+class RoleRequest(_Strict):
+    """docs/protocol.md, `role`."""
+
+    role: Role
+    deadline_s: float = Field(60.0, ge=0, le=86400)
+
+
+WorkT = TypeVar("WorkT", DecodeRequest, PrefillRequest)
+AnyT = TypeVar("AnyT", bound=_Strict)
+
+
+class BadRequest(ValueError):
+    """The message names the field."""
+
+
+class PromptTooLong(BadRequest):
+    """No worker of this model has room for it."""
+
+
+def _valid(kind: type[AnyT], body: bytes) -> AnyT:
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadRequest(f"{'.'.join(str(p) for p in first['loc']) or 'body'}: {first['msg']}") from None
+
+
+def parse_role(body: bytes) -> RoleRequest:
+    """Raises BadRequest."""
+    return _valid(RoleRequest, body)
+
+
+def parse_room(body: bytes) -> RoomBody:
+    """Raises BadRequest."""
+    return _valid(RoomBody, body)
+
+
+def parse(kind: type[WorkT], body: bytes) -> WorkT:
+    """Raises BadRequest."""
+    request = _valid(kind, body)
+    if request.prompt_tokens > len(request.tokens):
+        raise BadRequest(f"prompt_tokens: {request.prompt_tokens} of {len(request.tokens)} tokens")
+    if request.sampling.max_new_tokens <= len(request.tokens) - request.prompt_tokens:
+        raise BadRequest("sampling.max_new_tokens: that many tokens were emitted already")
+    if isinstance(request, DecodeRequest) and request.mode == "remote" and request.first_token_within_s is not None:
+        raise BadRequest("first_token_within_s: only with mode local; with mode remote prefill makes the first token")
+    return request
+
+
+def event_json(event: Event) -> Line:
+    """The event as a line of the stream."""
+    if isinstance(event, TokenEvent):
+        line: Line = {"type": "token", "index": event.index, "token": event.token}
+        if event.logprob is not None:
+            line |= {"logprob": event.logprob, "top_logprobs": [list(pair) for pair in event.top_logprobs]}
+        if event.cached_tokens is not None:
+            line["cached_tokens"] = event.cached_tokens
+        return line
+    if isinstance(event, EndEvent):
+        return {"type": "end", "finish_reason": event.finish_reason}
+    return error_json(event)
+
+
+def error_json(event: ErrorEvent) -> Line:
+    return {"type": "error", "code": event.code, "message": event.message, "retryable": event.retryable}
+
+
+def encode_line(content: Line) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"

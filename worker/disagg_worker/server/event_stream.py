@@ -1,0 +1,99 @@
+"""Answers that are a stream of newline-delimited JSON, and the bridge from the engine's thread to
+the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from disagg_wire import codes
+from disagg_worker.server.bodies import Line, encode_line
+from disagg_worker.values.events import Event
+
+log = logging.getLogger(__name__)
+# What a peer gets beyond its own deadline to read the last line.
+_GRACE_S = 5.0
+
+
+class EventQueue:
+    """An EventSink that may be called from any thread; read on the event loop.
+
+    Bounded by what one request can emit.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    def __call__(self, event: Event) -> None:
+        self.put(event)
+
+    def put(self, item: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+        except RuntimeError:
+            pass  # the loop has closed: nobody listens any more
+
+    async def get(self, timeout_s: float) -> Any:
+        """Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            return await self._queue.get()
+
+
+class NdjsonResponse(Response):
+    """Streams objects as lines.
+
+    However it ends (well, closed by the peer, past `deadline_s`), `close` is called once.
+    """
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, lines: AsyncIterator[Line], close: Callable[[], None], deadline_s: float) -> None:
+        """`deadline_s` is monotonic; the lines are expected to end by themselves then, a peer that
+        does not read them isn't.
+        """
+        super().__init__(headers={"cache-control": "no-store"})
+        del self.headers["content-length"]
+        self._lines = lines
+        self._close = close
+        self._deadline_s = deadline_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            tasks = [asyncio.create_task(self._pump(send)), asyncio.create_task(self._disconnected(receive))]
+            timeout_s = self._deadline_s - time.monotonic() + _GRACE_S
+            await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pump(self, send: Send) -> None:
+        try:
+            async for line in self._lines:
+                await send({"type": "http.response.body", "body": encode_line(line), "more_body": True})
+        except Exception:
+            log.exception("a stream failed")
+            line = {
+                "type": "error",
+                "code": codes.INTERNAL,
+                "message": "internal error; see the worker's log",
+                "retryable": True,
+            }
+            await send({"type": "http.response.body", "body": encode_line(line), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @staticmethod
+    async def _disconnected(receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass

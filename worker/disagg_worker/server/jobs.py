@@ -1,0 +1,305 @@
+"""What the two internal calls do: reserve, transfer, compute, stream.
+
+Every path frees what it held, whoever leaves first.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass
+
+from disagg_wire import codes
+from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
+from disagg_worker.server.bodies import DecodeRequest, Line, PrefillRequest, error_json, event_json
+from disagg_worker.server.event_stream import EventQueue
+from disagg_worker.server.metrics import Metrics
+from disagg_worker.transfer.listener import KvListener, Received, Session
+from disagg_worker.transfer.sender import TcpKvSender, TransferDone
+from disagg_worker.transfer.ticket import Ticket, sign, token_hash
+from disagg_worker.values.events import EndEvent, ErrorEvent, TokenEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What the work needs to know of the process it runs in.
+
+    `interface` carries `listener.host`.
+    """
+
+    engine: Engine
+    listener: KvListener
+    metrics: Metrics
+    key: bytes
+    compat: str
+    incarnation: str
+    interface: str
+    ticket_lifetime_s: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """Work that has begun.
+
+    `close` gives back whatever it still holds (idempotent); the stream's end must call it, however
+    it ends. `interrupt` makes that error the stream's next line, and its last.
+    """
+
+    lines: AsyncIterator[Line]
+    close: Callable[[], None]
+    interrupt: Callable[[ErrorEvent], None]
+    deadline_s: float
+
+
+_END = (EndEvent, ErrorEvent)
+
+
+def _timed_out() -> Line:
+    return error_json(ErrorEvent(codes.DEADLINE_EXCEEDED, "the request's deadline has passed", retryable=False))
+
+
+async def _relay(events: EventQueue, deadline_s: float) -> AsyncIterator[Line]:
+    """Token events until the one that ends the request."""
+    while True:
+        try:
+            event = await events.get(deadline_s - time.monotonic())
+        except TimeoutError:
+            yield _timed_out()
+            return
+        yield event_json(event)
+        if isinstance(event, _END):
+            return
+
+
+def decode_local(node: Node, request: DecodeRequest, due_s: float | None) -> Job:
+    """Prefill and decode here; the first token is due at `due_s`.
+
+    Raises NoCapacity or InvalidInput.
+    """
+    events = EventQueue()
+    params = request.sampling.to_params()
+    deadline_s = time.monotonic() + request.deadline_s
+    handle = node.engine.generate(
+        request.request_id, request.tokens, request.prompt_tokens, params, events, request.tenant, due_s
+    )
+
+    async def lines() -> AsyncIterator[Line]:
+        yield {"type": "accepted", "path": "local", "kv_bytes": 0, "transfer_s": 0.0, "interface": ""}
+        async for line in _relay(events, deadline_s):
+            yield line
+
+    return Job(lines(), handle.cancel, events.put, deadline_s)
+
+
+def _issue(node: Node, request: DecodeRequest) -> Ticket:
+    ticket = Ticket(
+        transfer_id=secrets.token_hex(16),
+        request_id=request.request_id,
+        epoch=request.epoch,
+        compat=node.compat,
+        decode_incarnation=node.incarnation,
+        host=node.listener.host,
+        port=node.listener.port,
+        tokens=len(request.tokens),
+        token_hash=token_hash(request.tokens),
+        lifetime_s=node.ticket_lifetime_s,
+    )
+    return sign(node.key, ticket)
+
+
+class _RemoteDecode:
+    """One reservation, from its ticket to its last token."""
+
+    def __init__(self, node: Node, request: DecodeRequest, reservation: Reservation) -> None:
+        self._node = node
+        self._request = request
+        self.events = EventQueue()
+        self._handle: DecodeHandle | None = None
+        self._reservation = reservation
+        self._lock = threading.Lock()
+        self._closed = False
+        self.ticket = _issue(node, request)
+        self._session = Session(self.ticket, reservation, self._on_commit, self._on_failed)
+        node.listener.expect(self._session)
+
+    def _on_commit(self, received: Received) -> None:
+        """On the listener's thread: the verified KV joins the batch."""
+        tokens = [*self._request.tokens, received.first_token]
+        params = self._request.sampling.to_params()
+        self.events.put(received)
+        prompt_tokens = self._request.prompt_tokens
+        handle = self._node.engine.decode(
+            self._reservation, tokens, prompt_tokens, params, self.events, self._request.tenant
+        )
+        with self._lock:
+            self._handle = handle
+            closed = self._closed
+        if closed:
+            handle.cancel()
+        self._node.metrics.transfer_bytes.labels("received").inc(received.kv_bytes)
+        self._node.metrics.transfer_seconds.observe(received.transfer_s)
+
+    def _on_failed(self, code: str, message: str) -> None:
+        self._node.metrics.transfer_failures.labels(code).inc()
+        self.events.put(ErrorEvent(codes.TRANSFER_FAILED, message, retryable=True))
+
+    async def lines(self, deadline_s: float) -> AsyncIterator[Line]:
+        yield {"type": "ticket", "ticket": self.ticket.to_json(), "room": asdict(self._node.engine.load().room)}
+        first = await self._first(deadline_s)
+        if not isinstance(first, Received):
+            yield event_json(first)
+            return
+        yield {
+            "type": "accepted",
+            "path": "remote",
+            "kv_bytes": first.kv_bytes,
+            "transfer_s": round(first.transfer_s, 6),
+            "interface": self._node.interface,
+        }
+        async for line in _relay(self.events, deadline_s):
+            yield line
+
+    async def _first(self, deadline_s: float) -> Received | ErrorEvent:
+        """The commit, or why there is none.
+
+        The ticket's lifetime bounds the wait for its use, the idle limit the transfer.
+        """
+        lifetime_s = min(self.ticket.lifetime_s, deadline_s - time.monotonic())
+        try:
+            event: Received | ErrorEvent = await self.events.get(lifetime_s)
+        except TimeoutError:
+            if not self._node.listener.begun(self._session):
+                self._node.metrics.transfer_failures.labels(codes.TICKET_EXPIRED).inc()
+                return ErrorEvent(codes.TICKET_EXPIRED, f"no KV came within {lifetime_s:g} s", retryable=True)
+            try:
+                event = await self.events.get(deadline_s - time.monotonic())
+            except TimeoutError:
+                return ErrorEvent(codes.DEADLINE_EXCEEDED, "the request's deadline has passed", retryable=False)
+        return event
+
+    def close(self) -> None:
+        self._node.listener.cancel(self._session)
+        with self._lock:
+            self._closed = True
+            handle = self._handle
+        if handle is not None:
+            handle.cancel()
+
+
+def decode_remote(node: Node, request: DecodeRequest) -> Job:
+    """Reserve, hand out a ticket, wait for the KV, decode. Raises NoCapacity or InvalidInput."""
+    emitted = len(request.tokens) - request.prompt_tokens
+    total = len(request.tokens) + request.sampling.max_new_tokens - emitted
+    deadline_s = time.monotonic() + request.deadline_s
+    reservation = node.engine.reserve(request.request_id, len(request.tokens), total)
+    decode = _RemoteDecode(node, request, reservation)
+    return Job(decode.lines(deadline_s), decode.close, decode.events.put, deadline_s)
+
+
+class _Prefill:
+    """One prefill, from its queue to the acknowledgement of its KV."""
+
+    def __init__(self, node: Node, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> None:
+        self._node = node
+        self.events = EventQueue()
+        self._lock = threading.Lock()
+        self._released = False
+        self._handle: PrefillHandle | None = None
+        self._sender: TcpKvSender | None = None
+        if ticket is not None:
+            source = (node.listener.host, node.interface)
+            self._sender = TcpKvSender(ticket, node.key, node.incarnation, request.tokens, source, self._on_done)
+        params = request.sampling.to_params()
+        tokens, prompt_tokens = request.tokens, request.prompt_tokens
+        handle = node.engine.prefill(
+            request.request_id, tokens, prompt_tokens, params, self.events, self._sender, request.tenant, due_s
+        )
+        with self._lock:
+            self._handle = handle
+            released = self._released
+        if released:
+            handle.release()
+
+    def _release(self) -> None:
+        """The blocks are read no more.
+
+        A sender may be done before its handle is known: then the constructor releases.
+        """
+        with self._lock:
+            self._released = True
+            handle = self._handle
+        if handle is not None:
+            handle.release()
+
+    def _on_done(self, done: TransferDone) -> None:
+        """On the sender's thread: acknowledged or failed, the blocks are free."""
+        self._release()
+        metrics = self._node.metrics
+        if done.error is None:
+            metrics.transfer_bytes.labels("sent").inc(done.kv_bytes)
+            metrics.transfer_seconds.observe(done.transfer_s)
+            metrics.transfer_exposed_seconds.observe(done.exposed_s)
+        elif done.error.code == codes.TRANSFER_FAILED:
+            metrics.transfer_failures.labels(done.error.code).inc()
+        self.events.put(done)
+
+    async def lines(self, deadline_s: float) -> AsyncIterator[Line]:
+        """The token, `transferred`, `end`: the engine's end event is held back until the transfer
+        has ended too.
+        """
+        ended: EndEvent | ErrorEvent | None = None
+        transferred = self._sender is None
+        while ended is None or not (transferred or isinstance(ended, ErrorEvent)):
+            try:
+                event = await self.events.get(deadline_s - time.monotonic())
+            except TimeoutError:
+                yield _timed_out()
+                return
+            if isinstance(event, TokenEvent):
+                yield event_json(event)
+            elif isinstance(event, TransferDone):
+                transferred = True
+                if event.error is not None and event.error.code == codes.TRANSFER_FAILED:
+                    ended = event.error
+                elif event.error is None:
+                    yield _transferred(event)
+            elif ended is None:
+                ended = event
+        yield event_json(ended)
+
+    def close(self) -> None:
+        """Computing stops, and so does sending; the sender's `on_done` releases.
+
+        Without a sender nobody reads the blocks.
+        """
+        if self._handle is not None:
+            self._handle.cancel()
+        if self._sender is not None:
+            self._sender.cancel()
+        else:
+            self._release()
+
+
+def _transferred(done: TransferDone) -> Line:
+    return {
+        "type": "transferred",
+        "kv_bytes": done.kv_bytes,
+        "transfer_s": round(done.transfer_s, 6),
+        "exposed_s": round(done.exposed_s, 6),
+        "interface": done.interface,
+        "peer": done.peer,
+    }
+
+
+def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> Job:
+    """Compute the prompt and push its KV; the first token is due at `due_s`.
+
+    Raises NoCapacity or InvalidInput.
+    """
+    deadline_s = time.monotonic() + request.deadline_s
+    if request.decode_room is not None:
+        node.engine.limit_prefill(request.decode_room.to_room())
+    job = _Prefill(node, request, ticket, due_s)
+    return Job(job.lines(deadline_s), job.close, job.events.put, deadline_s)

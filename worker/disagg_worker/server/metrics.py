@@ -1,0 +1,118 @@
+"""The worker's Prometheus metrics, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from disagg_wire import series
+from disagg_wire.version import BUILD_INFO_HELP, build_labels
+from disagg_worker.values.load import Load
+
+_TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+# What the engine counts in its batches and steps, by the name that `Load.work_total` has for it.
+_WORK = {
+    "prefill_batches": (series.WORKER_PREFILL_BATCHES, "Prefill batches computed"),
+    "prefill_batch_tokens": (series.WORKER_PREFILL_BATCH_TOKENS, "Prompt tokens in them"),
+    "prefill_batch_tokens_squared": (
+        series.WORKER_PREFILL_BATCH_TOKENS_SQUARED,
+        "Squares of each prompt's tokens in them",
+    ),
+    "prefill_batch_seconds": (series.WORKER_PREFILL_BATCH_SECONDS, "Time that they took"),
+    "decode_steps": (series.WORKER_DECODE_STEPS, "Decode steps made"),
+    "decode_step_sequences": (series.WORKER_DECODE_STEP_SEQUENCES, "Sequences in them, summed over the steps"),
+    "decode_step_kv_tokens": (series.WORKER_DECODE_STEP_KV_TOKENS, "KV tokens in them, summed over the steps"),
+    "decode_step_seconds": (series.WORKER_DECODE_STEP_SECONDS, "Time that they took"),
+}
+
+
+class _LoadCollector(Collector):
+    """Reads the engine's load at scrape time, so that gauges are never stale."""
+
+    def __init__(self, load: Callable[[], Load | None], block_tokens: int) -> None:
+        self._load = load
+        self._block_tokens = block_tokens
+
+    def collect(self) -> Iterator[Metric]:
+        load = self._load()
+        if load is None:
+            return
+        yield GaugeMetricFamily(series.WORKER_WAITING_REQUESTS, "Requests queued here", value=load.waiting_requests)
+        yield GaugeMetricFamily(series.WORKER_WAITING_TOKENS, "Prompt tokens queued here", value=load.waiting_tokens)
+        yield GaugeMetricFamily(series.WORKER_RUNNING_REQUESTS, "Requests being computed", value=load.running_requests)
+        blocks = GaugeMetricFamily(series.WORKER_KV_BLOCKS, "KV cache blocks by state", labels=[series.STATE])
+        for state, n in (("free", load.blocks_free), ("used", load.blocks_used), ("leased", load.blocks_leased)):
+            blocks.add_metric([state], n)
+        yield blocks
+        held = self._block_tokens * (load.blocks_total - load.blocks_free)
+        yield GaugeMetricFamily(series.WORKER_KV_TOKENS, "Tokens that the KV blocks in use have room for", value=held)
+        capacity = self._block_tokens * load.blocks_total
+        yield GaugeMetricFamily(
+            series.WORKER_KV_CAPACITY_TOKENS, "Tokens that the whole KV cache has room for", value=capacity
+        )
+        for name, value in load.work_total.items():
+            yield CounterMetricFamily(*_WORK[name], value=value)
+        yield CounterMetricFamily(series.WORKER_PROMPT_TOKENS, "Prompt tokens computed", value=load.prompt_tokens_total)
+        yield CounterMetricFamily(
+            series.WORKER_CACHED_TOKENS, "Prompt tokens found in the cache", value=load.cached_tokens_total
+        )
+        yield CounterMetricFamily(series.WORKER_GENERATED_TOKENS, "Tokens generated", value=load.generated_tokens_total)
+        yield CounterMetricFamily(
+            series.WORKER_PREEMPTIONS, "Sequences put back for want of KV blocks", value=load.preemptions_total
+        )
+        yield CounterMetricFamily(
+            series.WORKER_LATE_PROMPTS, "First tokens that came after they were due", value=load.late_prompts_total
+        )
+        limit = "Tokens that a prefill batch may hold now: less while decode has little room"
+        yield GaugeMetricFamily(series.PREFILL_BATCH_LIMIT_TOKENS, limit, value=load.prefill_limit_tokens)
+        most = "Tokens that a prefill batch may hold while decode has room"
+        yield GaugeMetricFamily(series.PREFILL_BATCH_MOST_TOKENS, most, value=load.prefill_most_tokens)
+        yield GaugeMetricFamily(
+            series.WORKER_HOST_CACHE_BYTES, "Evicted KV kept in host memory", value=load.host_cache_bytes
+        )
+        steps = CounterMetricFamily(series.WORKER_STEPS, "Forward passes by kind", labels=[series.KIND])
+        for kind, n in load.steps_total.items():
+            steps.add_metric([kind], n)
+        yield steps
+        seconds = CounterMetricFamily(
+            series.WORKER_STEP_SECONDS, "Time of steps, in the network and beside it", labels=[series.PART]
+        )
+        for part, value in load.step_seconds_total.items():
+            seconds.add_metric([part], value)
+        yield seconds
+
+
+class Metrics:
+    """One process's metrics."""
+
+    def __init__(self, load: Callable[[], Load | None], block_tokens: int) -> None:
+        self.registry = CollectorRegistry()
+        build = build_labels("worker")
+        Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
+        self.registry.register(_LoadCollector(load, block_tokens))
+        self.transfer_bytes = Counter(
+            series.KV_TRANSFER_BYTES, "KV bytes moved between workers", [series.DIRECTION], registry=self.registry
+        )
+        self.transfer_seconds = Histogram(
+            series.KV_TRANSFER_SECONDS, "First to last byte", registry=self.registry, buckets=_TRANSFER_BUCKETS_S
+        )
+        self.transfer_exposed_seconds = Histogram(
+            series.KV_TRANSFER_EXPOSED_SECONDS,
+            "Part of the transfer after the computation",
+            registry=self.registry,
+            buckets=_TRANSFER_BUCKETS_S,
+        )
+        self.transfer_failures = Counter(
+            series.KV_TRANSFER_FAILURES, "Transfers that failed", [series.REASON], registry=self.registry
+        )
+        self.reservations_refused = Counter(
+            series.WORKER_RESERVATIONS_REFUSED, "Requests refused for want of room", registry=self.registry
+        )
+        self.info = Info(series.WORKER_IDENTITY, "Identity of this worker", registry=self.registry)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,132 @@
+"""Frames over a blocking socket: gather on the way out, straight into the cache on the way in;
+every frame has a deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from disagg_worker.transfer import frames
+from disagg_worker.transfer.frames import FrameError, FrameType, Header
+
+# Linux takes at most 1024 buffers a call (IOV_MAX).
+_IOV_MAX = 1024
+# A peer that is slower than this is as good as dead: a big frame gets so much more time than an
+# empty one.
+_MIN_BYTES_PER_S = 1 << 20
+
+
+class FrameSocket:
+    """One connection.
+
+    A frame's header must come within `idle_s`, its payload within `idle_s` and what its size needs
+    at 1 MiB/s.
+
+    A single call's timeout would not do: a peer that drips a byte now and then would hold the
+    connection for ever.
+    """
+
+    def __init__(self, sock: socket.socket, idle_s: float) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = sock
+        self._idle_s = idle_s
+
+    def send(self, header: Header, payload: Sequence[bytes | memoryview] = ()) -> int:
+        """Send one frame and return its crc. Raises OSError."""
+        raw, crc = frames.encode_header(header, payload)
+        deadline_s = self._deadline_s(sum(len(part) for part in payload))
+        pending: list[bytes | memoryview] = [raw, *payload]
+        first = 0
+        while first < len(pending):
+            self._sock.settimeout(_left_s(deadline_s))
+            sent = self._sock.sendmsg(pending[first : first + _IOV_MAX])
+            while first < len(pending) and sent >= len(pending[first]):
+                sent -= len(pending[first])
+                first += 1
+            if sent:
+                pending[first] = memoryview(pending[first])[sent:]
+        return crc
+
+    def send_json(self, kind: FrameType, content: dict[str, Any]) -> None:
+        """Send a control frame."""
+        self.send(Header(kind), [json.dumps(content, separators=(",", ":")).encode()])
+
+    def header(self) -> tuple[bytes, Header]:
+        """The next frame's raw header and what it says. Raises FrameError or OSError."""
+        raw = bytearray(frames.HEADER_BYTES)
+        self._recv_into(memoryview(raw), self._deadline_s(0))
+        return bytes(raw), frames.decode_header(bytes(raw))
+
+    def control(self, raw: bytes, header: Header) -> bytes:
+        """The verified payload of a control frame whose header was read."""
+        payload = bytearray(header.length_bytes)
+        self.into(raw, header, [memoryview(payload)])
+        return bytes(payload)
+
+    def into(self, raw: bytes, header: Header, views: Sequence[memoryview]) -> None:
+        """Read a payload into `views` (`header.length_bytes` in all) and verify it.
+
+        Raises FrameError or OSError.
+        """
+        deadline_s = self._deadline_s(header.length_bytes)
+        for view in views:
+            self._recv_into(view, deadline_s)
+        frames.check_crc(raw, views, header.crc32)
+
+    def _recv_into(self, view: memoryview, deadline_s: float) -> None:
+        got = 0
+        while got < len(view):
+            self._sock.settimeout(_left_s(deadline_s))
+            n = self._sock.recv_into(view[got:])
+            if n == 0:
+                raise ConnectionError("the peer closed the connection")
+            got += n
+
+    def part(self, linger_s: float) -> None:
+        """Say that no more comes and read away what the peer still sends, for `linger_s` at most.
+
+        Closed with bytes unread, a socket is reset, and the peer would lose the error that was sent
+        to it.
+        """
+        deadline_s = time.monotonic() + linger_s
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+            while True:
+                self._sock.settimeout(_left_s(deadline_s))
+                if not self._sock.recv(1 << 16):
+                    return
+        except OSError:
+            pass  # gone, or too slow to leave
+
+    def _deadline_s(self, payload_bytes: int) -> float:
+        return time.monotonic() + self._idle_s + payload_bytes / _MIN_BYTES_PER_S
+
+
+def _left_s(deadline_s: float) -> float:
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("timed out")
+    return left_s
+
+
+def hang_up(sock: socket.socket) -> None:
+    """Wake whoever blocks on the socket, on both ends; any thread."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # already gone
+
+
+def parse_json(payload: bytes) -> dict[str, Any]:
+    """A control frame's JSON object. Raises FrameError."""
+    try:
+        content = json.loads(payload)
+    except (ValueError, RecursionError):
+        raise FrameError("control frame: not JSON") from None
+    if not isinstance(content, dict):
+        raise FrameError("control frame: must be an object")
+    return content

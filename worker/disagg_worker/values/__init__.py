@@ -1,0 +1,1 @@
+"""PURE: The values that every part of the worker knows."""
