@@ -148,7 +148,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestStoreMachine.settings = settings(max_examples=80, stateful_step_count=40)
 
 
 def test_a_holding_freed_twice_is_refused_and_nothing_changes() -> None:

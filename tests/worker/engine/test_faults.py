@@ -187,7 +187,7 @@ acts = st.tuples(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(acts, min_size=1, max_size=25))
 def test_whatever_happens_every_request_ends_once_and_every_block_comes_back(
     folder: Path, ops: list[tuple[str, int, int, int]]

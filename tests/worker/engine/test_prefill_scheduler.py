@@ -85,7 +85,6 @@ def test_the_oldest_prompt_is_in_the_batch_as_soon_as_it_is_due(waiting: list[Wa
     assert plan.batch[0][0] == waiting[0].key
 
 
-@settings(deadline=None)
 @given(queues.filter(bool), rules)
 def test_a_queue_that_nothing_joins_is_computed_whole(waiting: list[Waiting], rules: PrefillRules) -> None:
     left = {w.key: w for w in waiting}
@@ -133,7 +132,7 @@ def _served(queue: list[Waiting], shares: FairShares) -> list[tuple[str, int]]:
 lengths = st.lists(st.integers(1, 3000), min_size=1, max_size=12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lengths, st.integers(1, 6), st.integers(0, 10), st.integers(1, 3000))
 def test_a_flood_delays_another_tenant_by_no_more_than_its_share(
     flood: list[int], floods: int, before: int, tokens: int
@@ -157,7 +156,7 @@ def test_a_flood_delays_another_tenant_by_no_more_than_its_share(
     assert batches <= (floods + 1) * (chunks + 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(1, 1500), min_size=10, max_size=30), st.lists(st.integers(1, 1500), min_size=10, max_size=30)
 )

@@ -127,7 +127,7 @@ acts = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(acts, max_size=40), st.integers(1, 40), st.booleans(), st.sampled_from([UNKNOWN, Pace(0.05, 0.01)]))
 def test_every_request_ends_and_every_block_comes_back(
     ops: list[tuple[str, int, int, str, float | None]], growth: int, cached: bool, pace: Pace

@@ -143,7 +143,7 @@ json_values = st.recursive(
 
 
 # A busy machine generates slowly; that says nothing about the parser.
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from([*TINY, "rope_scaling", "rope_parameters", "rope_theta", "head_dim"]), json_values, max_size=4
