@@ -1,5 +1,4 @@
-"""A decode batch that stays in one place in memory, so that a CUDA graph can be recorded with it.
-"""
+"""A decode batch that stays in one place in memory, so that a graph can be recorded with it."""
 
 from __future__ import annotations
 
