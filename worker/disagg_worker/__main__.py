@@ -1,4 +1,4 @@
-"""`python -m disagg_worker`."""
+"""The entry point of `python -m disagg_worker`."""
 
 from disagg_worker.main import main
 

@@ -147,13 +147,17 @@ class Layer:
     norm_in: torch.Tensor
     """The weight [hidden] of the norm before the attention."""
     qkv: Linear
+    """The projections q, k and v."""
     head_norms: HeadNorms | None
+    """The norms of q and k heads, if the layer has them."""
     out: Linear
     """The output projection of the attention."""
     norm_mlp: torch.Tensor
     """The weight [hidden] of the norm before the MLP."""
     gate_up: Linear
+    """The projections of the MLP into its inner width."""
     down: Linear
+    """The projection of the MLP back."""
     window: int | None
     """The sliding window in tokens; None: the layer has none."""
 

@@ -36,7 +36,7 @@ class EngineConfig:
     max_model_len: int | None = None
     """The longest sequence in tokens; None: as long as the model supports."""
     max_running: int = 64
-    """The most sequences that are decoded together."""
+    """The most sequences that are decoded together, and the most prompts of a prefill batch."""
     max_waiting: int = 256
     """The most requests that wait."""
     max_batch_tokens: int = 2048
@@ -64,6 +64,6 @@ class EngineConfig:
     rank_timeout_s: float = 60.0
     """The seconds that one exchange between ranks may take."""
     rank_start_timeout_s: float = 600.0
-    """The seconds until all ranks must be ready, once the first one is."""
+    """The seconds that the other ranks may take to get ready, once rank 0 has loaded."""
     log_level: str = "INFO"
     """The log level of the other ranks."""

@@ -1,4 +1,4 @@
-"""PURE: The host tier, which keeps the bytes of evicted KV blocks in ordinary memory, up to a bound.
+"""PURE: The host tier, which keeps evicted KV blocks as bytes in ordinary memory, up to a bound.
 
 The entry that was not put or found for longest is dropped first.
 """

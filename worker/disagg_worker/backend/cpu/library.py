@@ -28,6 +28,8 @@ class MatrixKind(IntEnum):
 
 
 class Matrix(Structure):
+    """The struct `Matrix` of formats.hpp."""
+
     _fields_ = (
         ("kind", c_int32),
         ("inputs", c_int32),
@@ -41,6 +43,8 @@ class Matrix(Structure):
 
 
 class LayerStruct(Structure):
+    """The struct `Layer` of kernels.cpp."""
+
     _fields_ = (
         ("norm_in", c_void_p),
         ("norm_mlp", c_void_p),
@@ -56,6 +60,8 @@ class LayerStruct(Structure):
 
 
 class Network(Structure):
+    """The struct `Network` of kernels.cpp."""
+
     _fields_ = (
         ("layers", c_int32),
         ("heads", c_int32),
@@ -72,6 +78,8 @@ class Network(Structure):
 
 
 class Cache(Structure):
+    """The struct `Cache` of attention.hpp."""
+
     _fields_ = (
         ("data", c_void_p),
         ("bf16", c_int32),
