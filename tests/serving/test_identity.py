@@ -1,5 +1,5 @@
-"""The whole disaggregated path (router, prefill and decode processes, KV over TCP) gives the tokens
-of transformers.
+"""Tests of the whole disaggregated path (router, prefill and decode processes, KV over TCP), which
+must generate the same tokens as transformers.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Structured output: whatever the model would like to say, what comes out matches; and it is the
-same wherever it is computed.
+"""Tests of structured output: it matches whatever the model prefers, and it is the same wherever it
+is computed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ tokenizers = pytest.importorskip("tokenizers")
 MODEL = Path(__file__).parents[3] / "models/stdlib-llama"
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer"}, "tags": {"type": "array", "maxItems": 2,
-                   "items": {"enum": ["a", "b"]}}},
-    "required": ["name", "age", "tags"], "additionalProperties": False,
-}  # fmt: skip
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer"},
+        "tags": {"type": "array", "maxItems": 2, "items": {"enum": ["a", "b"]}},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
 WANTED = {
     "json_schema": json.dumps(SCHEMA),
     "regex": r"[a-f]{3}-\d{2,4}(é|ü)",

@@ -1,4 +1,4 @@
-"""config.json: what is supported is read right, everything else is refused by name."""
+"""Tests of config.json: supported values are read correctly, all others are refused by name."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ json_values = st.recursive(
 )
 
 
-# A busy machine generates slowly; that says nothing about the parser.
+# A busy machine generates examples slowly, for which the parser is not to blame.
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
