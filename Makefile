@@ -33,6 +33,7 @@ lint: setup
 	@.venv/bin/lint-imports --no-cache >/tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; exit 1; }
 	@$(PY) scripts/check_house.py
 	@$(PY) scripts/generate.py --check
+	@$(PY) scripts/check_pure.py
 
 unit: setup
 	@$(PY) -m pytest -q -m "not apiserver and not e2e"

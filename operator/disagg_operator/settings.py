@@ -1,4 +1,4 @@
-"""The operator's settings: environment variables DISAGG_<NAME>, read once at start."""
+"""PURE: The operator's settings: environment variables DISAGG_<NAME>, read once at start."""
 
 from __future__ import annotations
 

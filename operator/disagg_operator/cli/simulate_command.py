@@ -16,6 +16,7 @@ from rich.table import Table
 
 from disagg_operator.cli import plots
 from disagg_operator.performance import profile as profiles
+from disagg_operator.performance import profile_file
 from disagg_operator.simulation import bounds, monolithic, policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, ORDERS
@@ -153,7 +154,7 @@ def _check(args: argparse.Namespace) -> None:
 def _setup(args: argparse.Namespace) -> Setup:
     _check(args)
     return Setup(
-        profiles.load(args.profile), tpot_s=args.tpot_ms / 1000, ttft_least_s=args.ttft_s, cold_start_s=tuple(args.cold_start_s),
+        profile_file.load(args.profile), tpot_s=args.tpot_ms / 1000, ttft_least_s=args.ttft_s, cold_start_s=tuple(args.cold_start_s),
         most=args.most, grace_s=args.grace_s, warm_workers=args.warm_workers,
         failures_per_worker_hour=args.failures_per_worker_day / 24, link_tokens_per_s=args.link_gbps * 1e9 / 8 / args.kv_bytes_per_token,
         blind_s=(tuple(args.blind_s),) if args.blind_s else (), flip_s=args.role_flip_s or 10.0, seed=args.seed,

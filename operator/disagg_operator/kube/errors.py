@@ -1,4 +1,4 @@
-"""What a call to the API server can end in, named by what the caller must do.
+"""PURE: What a call to the API server can end in, named by what the caller must do.
 
 KubeError
 ├── Retry(after_s)   overloaded, unreachable or timed out: the same call may succeed later

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Self
 
 _LEAST_S_PER_SEQUENCE = 1e-9
@@ -154,18 +153,13 @@ _POSITIVE = ("gpus", "d_s", "kv_tokens", "batch_tokens", "max_running")
 _WHOLE = ("gpus", "kv_tokens", "batch_tokens", "max_running", "batch_full_tokens")
 
 
-def load(name: str) -> Profile:
-    """A published profile by its name, or one from a JSON file as `disagg profile` writes it.
+def parse(name: str, text: str) -> Profile:
+    """Parse a profile of the JSON that `to_text` writes; `name` is that of the file, for messages.
 
     Raises ProfileError.
     """
-    if name in PROFILES:
-        return PROFILES[name]
-    path = Path(name)
-    if not path.is_file():
-        raise ProfileError(f"profile: {name!r} is neither a file nor one of {', '.join(sorted(PROFILES))}")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(text)
         if not isinstance(raw, dict):
             raise ProfileError(f"{name}: must hold one JSON object")
         known = {f.name for f in fields(Profile)}
@@ -174,7 +168,7 @@ def load(name: str) -> Profile:
         found = Profile(**raw)
     except ProfileError:
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError) as error:
         raise ProfileError(f"{name}: {error}") from None
     for field, value in asdict(found).items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -187,5 +181,6 @@ def load(name: str) -> Profile:
     return found
 
 
-def save(profile: Profile, path: Path) -> None:
-    path.write_text(json.dumps(asdict(profile), indent=1) + "\n")
+def to_text(profile: Profile) -> str:
+    """Return the profile as JSON, one field a line."""
+    return json.dumps(asdict(profile), indent=1) + "\n"

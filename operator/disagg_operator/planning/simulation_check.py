@@ -1,4 +1,4 @@
-"""PURE: a plan's counts checked and mended by serving requests, one by one, in the simulator.
+"""A plan's counts checked and mended by serving requests, one by one, in the simulator.
 
 Needs the `simulate` extra.
 

@@ -1,4 +1,4 @@
-"""The interface of the engine for the server and the KV transfer.
+"""PURE: The interface of the engine for the server and the KV transfer.
 
 It does not depend on torch.
 

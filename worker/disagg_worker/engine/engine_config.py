@@ -1,4 +1,4 @@
-"""The configuration of an engine."""
+"""PURE: The configuration of an engine."""
 
 from __future__ import annotations
 

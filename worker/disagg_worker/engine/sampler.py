@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from disagg_worker.engine.structured import GrammarState
+from disagg_worker.engine.sequence import TokenMask
 from disagg_worker.values.sampling import SamplingParams
 
 Floats = npt.NDArray[np.floating]
@@ -167,7 +167,7 @@ class Row:
     params: SamplingParams
     tokens: Sequence[int]
     prompt_tokens: int
-    grammar: GrammarState | None = None
+    grammar: TokenMask | None = None
 
     def allowed(self) -> npt.NDArray[np.bool_] | None:
         return None if self.grammar is None else self.grammar.allowed(self.tokens[self.prompt_tokens :])

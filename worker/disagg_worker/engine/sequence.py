@@ -1,14 +1,25 @@
-"""A request inside the engine."""
+"""PURE: A request inside the engine."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from disagg_worker.engine.block_pool import Holding
 from disagg_worker.engine.contract import KvSender
-from disagg_worker.engine.structured import GrammarState
 from disagg_worker.values.events import EventSink
 from disagg_worker.values.sampling import SamplingParams
+
+
+class TokenMask(Protocol):
+    """The tokens that a grammar lets follow."""
+
+    def allowed(self, emitted: Many[int]) -> npt.NDArray[np.bool_]:
+        """Return which tokens may follow `emitted`, [vocab]; calls come with ever more tokens."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +59,7 @@ class Sequence:
     """The tokens of the prompt that were found in the cache when it first started; None before."""
     told_cached: bool = False
     """Whether the sink has been told `cached_tokens`."""
-    grammar: GrammarState | None = None
+    grammar: TokenMask | None = None
     cancelled: bool = False
     ended: bool = False
     release_asked: bool = False

@@ -1,4 +1,4 @@
-"""PURE: The encoding of a step as bytes for the other ranks: int64 only, with nothing to unpickle.
+"""The encoding of a step as bytes for the other ranks: int64 only, with nothing to unpickle.
 
 Ten counts are followed by the arrays one after the other; the counts give their lengths.
 """

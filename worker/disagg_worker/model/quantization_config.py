@@ -73,8 +73,11 @@ def _compressed(raw: Mapping[str, Any]) -> StoredQuantization:
     groups = raw.get("config_groups")
     if not isinstance(groups, Mapping) or len(groups) != 1:
         raise _refuse("config_groups", groups, "exactly one group")
-    if (raw.get("sparsity_config") or {}).get("format", "dense") != "dense":
-        raise _refuse("sparsity_config.format", raw["sparsity_config"]["format"], "dense")
+    sparsity = raw.get("sparsity_config") or {}
+    if not isinstance(sparsity, Mapping):
+        raise _refuse("sparsity_config", sparsity, "an object")
+    if sparsity.get("format", "dense") != "dense":
+        raise _refuse("sparsity_config.format", sparsity["format"], "dense")
     if raw.get("kv_cache_scheme") is not None:
         raise _refuse("kv_cache_scheme", raw["kv_cache_scheme"], "none")
     group = next(iter(groups.values()))

@@ -33,7 +33,10 @@ class StructuredOutput(_Strict):
     @model_validator(mode="after")
     def _choices(self) -> StructuredOutput:
         if self.kind == "choice":
-            choices = json.loads(self.value)
+            try:
+                choices = json.loads(self.value)
+            except RecursionError:
+                raise ValueError("is nested too deeply") from None
             if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
                 raise ValueError("must be a JSON list of strings that are not empty")
         return self
