@@ -61,8 +61,8 @@ class Runner:
             if at.stop == len(s.tokens):
                 last.append(len(ids) - 1)
             s.computed += n
-        tensors = [torch.tensor(x, dtype=torch.long) for x in (ids, positions, slots, last)]
-        return self.network.forward(Batch(*tensors, chunks=tuple(chunks)), self.memory.tensor)
+        token_ids, where, kept, wanted = (torch.tensor(x, dtype=torch.long) for x in (ids, positions, slots, last))
+        return self.network.forward(Batch(token_ids, where, kept, wanted, chunks=tuple(chunks)), self.memory.tensor)
 
     def batch(self, *running: Fed) -> Batch:
         """Return a batch with the last token of each sequence."""
@@ -70,8 +70,8 @@ class Runner:
         tables = [(s.blocks[: s.computed // self.size + 1] + [s.blocks[0]] * width)[:width] for s in running]
         ids, at = [s.tokens[-1] for s in running], [s.computed for s in running]
         slots = [self._slots(s, range(s.computed, s.computed + 1))[0] for s in running]
-        tensors = [torch.tensor(x) for x in (ids, at, slots, list(range(len(running))), tables)]
-        return Batch(*tensors[:4], tables=tensors[4], lengths=tensors[1] + 1)
+        token_ids, positions, kept, last = (torch.tensor(x) for x in (ids, at, slots, list(range(len(running)))))
+        return Batch(token_ids, positions, kept, last, tables=torch.tensor(tables), lengths=positions + 1)
 
     @torch.inference_mode()
     def decode(self, *running: Fed) -> torch.Tensor:

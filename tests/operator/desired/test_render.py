@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.operator.api.resources import Obj, good
@@ -21,7 +22,7 @@ def _by_name(objects: list[Obj]) -> dict[tuple[str, str], Obj]:
     return found
 
 
-def _objects(facts: Facts = FACTS, **spec: object) -> dict[tuple[str, str], Obj]:
+def _objects(facts: Facts = FACTS, **spec: Any) -> dict[tuple[str, str], Obj]:
     return _by_name(render(parse(good(**spec)), facts))
 
 
@@ -30,7 +31,7 @@ def _worker(objects: dict[tuple[str, str], Obj], role: str) -> Obj:
     return next(c for c in pod["containers"] if c["name"] == "main")
 
 
-def _revision(role: str, **spec: object) -> str:
+def _revision(role: str, **spec: Any) -> str:
     return str(_objects(**spec)["Deployment", f"chat-{role}"]["metadata"]["labels"]["disagg.dev/revision"])
 
 

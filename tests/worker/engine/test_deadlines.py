@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ RULES = PrefillRules(budget_tokens=1000, wait_s=0.05, utilisation=0.85, max_sequ
 NOW_S = 100.0
 
 
-def _waiting(key: int, tokens: int, due_in_s: float | None, for_s: float = 1.0, **more: int) -> Waiting:
+def _waiting(key: int, tokens: int, due_in_s: float | None, for_s: float = 1.0, **more: Any) -> Waiting:
     return Waiting(key, tokens, NOW_S - for_s, due_s=None if due_in_s is None else NOW_S + due_in_s, **more)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def test_what_comes_out_matches(engines: dict[Role, TorchEngine], tokenizer: Any
         sinks.append(Collector())
         engine.generate("r", prompt, len(prompt), sampling(engine, kind, seed, 0.0 if seed == 0 else 1.0), sinks[-1])
     texts = [text_of(tokenizer, engine, sink.finished()) for sink in sinks]
-    matches = MATCHES.get(kind, fits_schema)
+    matches: Callable[[str], Any] = MATCHES.get(kind, fits_schema)
     assert all(matches(text) for text in texts), texts
     if kind in ("json_schema", "regex"):
         assert len(set(texts)) > 2

@@ -92,7 +92,13 @@ async def test_two_processes_give_the_tokens_of_one(tiny: Path, shipped: bool) -
         process(folder, "both", **key) as one,
     ):
         await asyncio.gather(p.ready(), d.ready(), one.ready())
-        for n, sampling in ((1, {}), (16, {"temperature": 0.8}), (100, {"temperature": 0.8, "top_p": 0.9}), (700, {})):
+        asked: list[tuple[int, dict[str, Any]]] = [
+            (1, {}),
+            (16, {"temperature": 0.8}),
+            (100, {"temperature": 0.8, "top_p": 0.9}),
+            (700, {}),
+        ]
+        for n, sampling in asked:
             await _is_the_same(p, d, one, body(prompt(n), max_new_tokens=40, **sampling))
 
 

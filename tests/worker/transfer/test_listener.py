@@ -288,7 +288,12 @@ def test_cancel_after_the_engine_took_it_does_not_lose_the_acknowledgement() -> 
     """
     with rig() as r:
         session = r.announce()
-        session.on_commit = lambda received: (r.listener.cancel(session), r.outcomes.put(received))[1]
+
+        def cancel_and_tell(received: Received) -> None:
+            r.listener.cancel(session)
+            r.outcomes.put(received)
+
+        session.on_commit = cancel_and_tell
         with Peer(session.ticket) as peer:
             peer.send_all()
             assert peer.answer()[0] is FrameType.ACK

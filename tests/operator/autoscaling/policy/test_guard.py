@@ -118,8 +118,8 @@ def test_half_a_picture_is_not_taken_for_an_idle_pool(lost: str) -> None:
 
     def without(o: Observation) -> Observation:
         part = "decode" if lost == "generated_tokens" else "prefill"
-        half = (
-            replace(o.decode, generated_tokens=math.nan) if part == "decode" else replace(o.prefill, **{lost: math.nan})
+        half: Any = (
+            replace(o.decode, generated_tokens=math.nan) if part == "decode" else replace(o.prefill, **{lost: math.nan})  # type: ignore[arg-type]
         )
         return replace(o, **{part: half})
 
