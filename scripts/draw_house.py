@@ -88,7 +88,8 @@ def _floors(rooms: set[str], arrows: set[tuple[str, str]]) -> list[list[str]]:
         below[a].add(b)
 
     def reach(room: str) -> set[str]:
-        seen, todo = set(), [room]
+        seen: set[str] = set()
+        todo = [room]
         while todo:
             for other in below[todo.pop()] - seen:
                 seen.add(other)

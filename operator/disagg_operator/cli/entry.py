@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from disagg_wire.version import VERSION
+
 # name -> (module, help). Each module has `arguments(parser)`, `run(args) -> int` and `ERRORS`, what
 # it raises for bad input.
 TOOLS = {
@@ -36,6 +38,7 @@ def parser(tool: str | None = None) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="disagg", description="Serve language models from separate prefill and decode pools."
     )
+    top.add_argument("--version", action="version", version=f"disagg {VERSION}")
     commands = top.add_subparsers(dest="command", required=True)
     local = commands.add_parser("local", help="run a DisaggDeployment as processes on this machine, without a cluster")
     local.add_argument("-f", "--file", type=Path, required=True, help="YAML file with one DisaggDeployment")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from tests.operator.api.resources import Obj, good
@@ -20,7 +21,7 @@ COMPONENTS = ("prefill", "decode", "router")
 NETWORK = {"attachmentRef": {"name": "fabric", "namespace": "nets"}, "interface": "rdma0"}
 
 
-def _template(component: str, **spec: object) -> Obj:
+def _template(component: str, **spec: Any) -> Obj:
     name = f"chat-{component}"
     objects = render(parse(good(**spec)), FACTS)
     template: Obj = next(o for o in objects if o["kind"] == "Deployment" and o["metadata"]["name"] == name)["spec"][
@@ -29,11 +30,11 @@ def _template(component: str, **spec: object) -> Obj:
     return template
 
 
-def _main(component: str, **spec: object) -> Obj:
+def _main(component: str, **spec: Any) -> Obj:
     return next(c for c in _template(component, **spec)["spec"]["containers"] if c["name"] == "main")
 
 
-def _env(component: str, **spec: object) -> dict[str, str]:
+def _env(component: str, **spec: Any) -> dict[str, str]:
     return {e["name"]: e.get("value", "") for e in _main(component, **spec)["env"]}
 
 

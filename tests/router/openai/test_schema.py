@@ -51,15 +51,15 @@ BAD_PLAIN: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def read(kind: type[ChatRequest] | type[CompletionRequest], body: Any) -> dict[str, Any]:
+def read(kind: Any, body: Any) -> dict[str, Any]:
     """As the server reads it: the request's sampling parameters."""
-    asked = parse(kind, body)
+    asked: ChatRequest | CompletionRequest = parse(kind, body)
     if isinstance(asked, CompletionRequest):
         asked.prompts()
     return sampling_of(asked, MODEL, 10, 1)
 
 
-def refused(kind: type[ChatRequest] | type[CompletionRequest], body: Any) -> ApiError:
+def refused(kind: Any, body: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
         read(kind, body)
     assert caught.value.status == 400
@@ -99,7 +99,7 @@ NAMES = st.sampled_from(KNOWN) | st.text(st.characters(), max_size=8)
 @pytest.mark.parametrize(("kind", "base"), [(ChatRequest, CHAT), (CompletionRequest, PLAIN)])
 @given(change=st.dictionaries(NAMES, VALUES, max_size=4))
 def test_whatever_is_sent_is_a_request_or_a_refusal_that_can_be_sent(
-    kind: type[ChatRequest] | type[CompletionRequest], base: dict[str, Any], change: dict[str, Any]
+    kind: Any, base: dict[str, Any], change: dict[str, Any]
 ) -> None:
     try:
         answer, status = read(kind, base | change), 200
@@ -169,9 +169,7 @@ def test_the_newer_name_of_a_chats_limit_counts_and_only_completions_have_a_defa
         (CompletionRequest, {"logprobs": 2}, 2),
     ],
 )
-def test_log_probabilities_come_where_they_are_asked_for(
-    kind: type[ChatRequest] | type[CompletionRequest], change: dict[str, Any], wanted: int | None
-) -> None:
+def test_log_probabilities_come_where_they_are_asked_for(kind: Any, change: dict[str, Any], wanted: int | None) -> None:
     base = CHAT if kind is ChatRequest else PLAIN
     assert parse(kind, base | change).wanted_logprobs == wanted
 

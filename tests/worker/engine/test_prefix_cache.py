@@ -1,5 +1,5 @@
-"""What was computed once is found again: by the same tenant, bit for bit, in every role; and by
-nobody else.
+"""Tests of the prefix cache: computed KV is found again, bit for bit, by the same tenant in every
+role, and by nobody else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from disagg_worker.values.events import EndEvent
 
 
 def _generate(engine: TorchEngine, tokens: list[int], tenant: str = "") -> tuple[list[int], int | None]:
-    """The tokens, and how many of the prompt's were cached."""
+    """Return the tokens, and the number of cached tokens of the prompt."""
     sink = Collector()
     engine.generate("r", tokens, len(tokens), RANDOM, sink, tenant)
     found = sink.finished()
@@ -51,13 +51,13 @@ def test_the_next_turn_of_a_conversation_finds_prompt_and_answer(make: Make) -> 
     answer, _ = _generate(engine, prompt(10))
     following = [*prompt(10), *answer, 5, 6]
     _, cached = _generate(engine, following)
-    # The answer's last token was never an input.
+    # The last token of the answer was never an input.
     assert cached == (10 + len(answer) - 1) // 4 * 4
 
 
 def test_prompts_of_one_start_that_come_together_compute_it_once(make: Make) -> None:
-    """Whole prompts, as the choices of one request are, and prompts that part after a common start;
-    in one batch or in chunks.
+    """Compute equal prompts, such as those of the choices of one request, and prompts that differ
+    after a common start, in one batch or in chunks.
     """
     for budget in (1024, 64):
         rules = {"prefill_wait_s": 0.3, "max_batch_tokens": budget, "saturating_tokens": budget}
@@ -129,7 +129,7 @@ def test_handed_over_blocks_serve_a_second_prefill_while_they_are_leased(make: M
     assert engine.load().blocks_leased == 0
 
 
-# ---- the host tier ----
+# ---- The host tier ----
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -152,7 +152,7 @@ def test_evicted_blocks_come_back_from_host_memory_bit_for_bit(make: Make, dtype
         return engine._memory.read(ref.block)
 
     before = [content(i) for i in range(24)]
-    for salt in range(1, 2 + total // 200):  # others take all the room
+    for salt in range(1, 2 + total // 200):  # Other prompts take all the room.
         _generate(engine, prompt(200, salt))
     assert engine._store.pool.find(names[23]) is None
     assert engine.load().host_cache_bytes > 0

@@ -92,7 +92,7 @@ def test_what_can_not_be_read_is_refused_by_name(raw: Any, words: str) -> None:
 FIELDS = st.sampled_from(
     sorted({*GPTQ, *AWQ, *compressed(), "checkpoint_format", "w_bit", "sparsity_config", "kv_cache_scheme"})
 )
-VALUES = st.sampled_from(
+VALUES: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, 0, 4, 8, -1, "gptq", "awq", "compressed-tensors", "gemm", [], {}, {"g": {}}, {"g": {"weights": {}}}]
 )
 

@@ -1,4 +1,4 @@
-"""What comes in is checked field by field; what goes out is one line."""
+"""Tests of the bodies: each one is checked field by field, and an event becomes one line."""
 
 from __future__ import annotations
 
