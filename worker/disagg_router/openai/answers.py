@@ -30,7 +30,7 @@ class TokenText(Protocol):
         """Return the text of one token alone."""
 
 
-class Choice(Protocol):
+class AnswerChoice(Protocol):
     """One choice of one answer, as far as the answer's objects show it.
 
     `shares_prompt`: it is not the first choice of its prompt. `tokens`: how many it has.
@@ -48,7 +48,7 @@ class Choice(Protocol):
     def tokens(self) -> int: ...
 
 
-def usage(generations: Sequence[Choice]) -> Json:
+def usage(generations: Sequence[AnswerChoice]) -> Json:
     """Token counts; a prompt with n choices counts once for each prompt, as OpenAI counts it."""
     prompt = sum(len(g.state.prompt) for g in generations if not g.shares_prompt)
     completion = sum(g.tokens for g in generations)
@@ -99,7 +99,7 @@ class AnswerFormat:
         self._chat = chat
         self._base = {"id": ("chatcmpl-" if chat else "cmpl-") + identity, "created": created_s, "model": model}
 
-    def whole(self, results: Sequence[tuple[Choice, Sequence[Piece]]]) -> Json:
+    def whole(self, results: Sequence[tuple[AnswerChoice, Sequence[Piece]]]) -> Json:
         choices = []
         for generation, pieces in results:
             text = "".join(p.text for p in pieces)
@@ -126,7 +126,7 @@ class AnswerFormat:
             [{"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
         )
 
-    def piece(self, generation: Choice, piece: Piece, offset: int) -> Json:
+    def piece(self, generation: AnswerChoice, piece: Piece, offset: int) -> Json:
         choice: Json = {"index": generation.index, "finish_reason": piece.finish_reason}
         if self._chat:
             choice |= {
@@ -137,6 +137,6 @@ class AnswerFormat:
             choice |= {"text": piece.text, "logprobs": completion_logprobs(generation.text, piece.tokens, offset)}
         return self._chunk([choice])
 
-    def closing(self, generations: Sequence[Choice], extra: Json) -> Json:
+    def closing(self, generations: Sequence[AnswerChoice], extra: Json) -> Json:
         """The last chunk: usage, no choices."""
         return self._chunk([], {"usage": usage(generations), **extra})
