@@ -143,7 +143,7 @@ def prefill_pool(
         return alone_s + wait_s(traffic.requests_per_s, service_s, cv2, servers, objectives.percentile)
 
     found = least(lambda n: ttft_s(n) <= objectives.ttft_s, max(staffed, network))
-    if found is None:
+    if found is None or found > MOST_REPLICAS:
         return Infeasible("ttft", f"more than {MOST_REPLICAS:,} prefill replicas of {where} would be needed")
     bound = "network" if found == network > staffed else "ttft" if found > staffed else "compute"
     pool = PoolPlan("prefill", gpu, profile, found, prefill_batch_tokens(traffic, profile), load / found, bound)

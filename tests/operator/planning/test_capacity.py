@@ -14,7 +14,15 @@ from disagg_operator.performance.hardware import GPUS, NETWORKS
 from disagg_operator.performance.model_shape import KNOWN
 from disagg_operator.performance.profile import PROFILES, Profile
 from disagg_operator.performance.roof_line import Efficiency, estimate
-from disagg_operator.planning.capacity import Infeasible, Kv, decode_batch, decode_pool, prefill_pool
+from disagg_operator.planning.capacity import (
+    Infeasible,
+    Kv,
+    decode_batch,
+    decode_pool,
+    prefill_pool,
+    resized,
+    with_tail_in_cache,
+)
 from disagg_operator.planning.deployment_plan import Deployment, best_disaggregated, best_monolithic, cost_of
 from disagg_operator.planning.monolithic import monolithic_pool
 from disagg_operator.planning.traffic import LatencyObjectives, Traffic
@@ -184,3 +192,30 @@ def test_sequences_that_cost_time_to_take_in_want_more_decode_workers() -> None:
     t, o = traffic(50, (1000, 2000), (20, 40)), LatencyObjectives(1.0, 0.06, 0.95)
     plain, slow = (counts(t, o, replace(PROFILE, take_in_s=s))[1] for s in (0.0, 0.02))
     assert plain < slow < math.inf
+
+
+def test_a_pool_of_more_than_ten_thousand_replicas_is_not_planned() -> None:
+    for found in (
+        prefill_pool(traffic(1e6), LatencyObjectives(5.0, 0.1), H100, PROFILE, KV),
+        decode_pool(traffic(1e6), LatencyObjectives(5.0, 0.1), H100, PROFILE, KV, 0.003),
+    ):
+        assert isinstance(found, Infeasible)
+        assert "more than 10,000" in found.reason
+
+
+def test_a_pool_of_another_size_has_the_same_work() -> None:
+    found = decode_pool(traffic(100), LatencyObjectives(5.0, 0.1), H100, PROFILE, KV, 0.003)
+    assert not isinstance(found, Infeasible)
+    other = resized(found.pool, 2 * found.pool.replicas)
+    assert (other.replicas, other.bound) == (2 * found.pool.replicas, "simulation")
+    assert other.utilisation * other.replicas == pytest.approx(found.pool.utilisation * found.pool.replicas)
+
+
+@pytest.mark.parametrize(("kv_tokens", "fits"), [(4799, False), (4800, True)])
+def test_a_request_of_tail_lengths_fits_into_the_cache_or_not(kv_tokens: int, fits: bool) -> None:
+    found = decode_pool(traffic(1), LatencyObjectives(5.0, 0.1), H100, replace(PROFILE, kv_tokens=kv_tokens), KV, 0.0)
+    assert not isinstance(found, Infeasible)
+    asked = traffic(1)
+    assert round(asked.prompt.tail + asked.output.tail) == 4800
+    whole = replace(asked, prompt=replace(asked.prompt, tail=4000.0), output=replace(asked.output, tail=800.0))
+    assert with_tail_in_cache(found.pool, whole) == fits

@@ -67,3 +67,7 @@ def test_poisson_quantiles(mean: float, expected: int) -> None:
 @given(st.floats(0, 300), st.floats(0, 50))
 def test_a_larger_mean_has_no_smaller_quantile(mean: float, more: float) -> None:
     assert poisson_quantile(mean + more, PERCENTILE) >= poisson_quantile(mean, PERCENTILE) - 1
+
+
+def test_without_arrivals_nobody_waits() -> None:
+    assert wait_s(0.0, 1.0, 1.0, 1, PERCENTILE) == 0.0

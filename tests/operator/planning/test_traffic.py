@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_operator.performance.model_shape import PlanError
-from disagg_operator.planning.traffic import LogNormal, log_normal, of_samples
+from disagg_operator.planning.traffic import LatencyObjectives, LogNormal, Traffic, log_normal, of_samples
 
 
 @given(st.floats(1, 1e5), st.floats(1, 14))
@@ -46,3 +46,15 @@ def test_impossible_lengths_are_refused_by_name(mean: float, p99: float | None) 
 def test_a_percentile_of_samples_is_one_of_them() -> None:
     found = of_samples([1, 2, 3, 4], 0.5)
     assert (found.mean, found.tail) == (2.5, 2.0)
+
+
+def test_rates_of_tokens_follow_from_the_requests_and_their_means() -> None:
+    prompt, output = of_samples([100, 300], 0.99), of_samples([10, 30], 0.99)
+    found = Traffic(5.0, prompt, output)
+    assert (found.prompt_tokens_per_s, found.output_tokens_per_s, found.held_tokens) == (1000.0, 100.0, 210.0)
+    assert found.at(2.0) == Traffic(2.0, prompt, output)
+
+
+def test_a_percentile_is_so_many_deviations_above_the_mean() -> None:
+    assert LatencyObjectives(1.0, 0.05).z == pytest.approx(2.326, abs=0.001)
+    assert LatencyObjectives(1.0, 0.05, 0.5).z == pytest.approx(0.0, abs=1e-9)

@@ -1,0 +1,104 @@
+"""One pool that prefills and decodes keeps both objectives with the fewest replicas, or says why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.operator.planning.questions import estimated, traffic
+
+from disagg_operator.performance.hardware import GPUS
+from disagg_operator.performance.profile import PROFILES, Profile
+from disagg_operator.planning.capacity import Infeasible
+from disagg_operator.planning.monolithic import CHUNKS_TOKENS, Together, mixed, monolithic_pool
+from disagg_operator.planning.traffic import LatencyObjectives, Traffic
+
+PROFILE = PROFILES["70b-h100-tp4"]
+LOOSE = LatencyObjectives(5.0, 0.1)
+
+
+def pool(t: Traffic, objectives: LatencyObjectives = LOOSE, profile: Profile = PROFILE) -> Together | Infeasible:
+    return monolithic_pool(t, objectives, GPUS["H100"], profile)
+
+
+@given(st.floats(0.1, 300), st.floats(1.0, 10), st.floats(0.06, 0.3))
+def test_a_pool_keeps_the_objectives_and_no_smaller_one_does_at_any_chunk(
+    rate: float, ttft_s: float, tpot_s: float
+) -> None:
+    t, objectives = traffic(rate), LatencyObjectives(ttft_s, tpot_s)
+    found = pool(t, objectives)
+    if isinstance(found, Infeasible):
+        assert found.limit in ("ttft", "tpot")
+        return
+    n = found.pool.replicas
+    at = mixed(t, objectives, PROFILE, found.chunk_tokens, n)
+    assert at is not None
+    assert (at.ttft_s, at.tpot_s) == (found.ttft_s, found.tpot_s)
+    assert found.ttft_s <= ttft_s
+    assert found.tpot_s <= tpot_s
+    assert found.pool.batch <= PROFILE.max_running
+    for chunk_tokens in CHUNKS_TOKENS if n > 1 else ():
+        fewer = mixed(t, objectives, PROFILE, chunk_tokens, n - 1)
+        assert fewer is None or fewer.ttft_s > ttft_s or fewer.tpot_s > tpot_s or fewer.streams > PROFILE.max_running
+
+
+def test_an_overloaded_replica_has_no_steady_state() -> None:
+    assert mixed(traffic(1000), LOOSE, PROFILE, 512, 1) is None
+
+
+@given(st.floats(1, 100), st.sampled_from(CHUNKS_TOKENS))
+def test_more_replicas_have_less_to_do(rate: float, chunk_tokens: int) -> None:
+    fewer, more = (mixed(traffic(rate), LOOSE, PROFILE, chunk_tokens, n) for n in (20, 40))
+    if fewer is None:
+        return
+    assert more is not None
+    assert more.utilisation < fewer.utilisation
+    assert more.streams <= fewer.streams
+    assert more.ttft_s <= fewer.ttft_s + 1e-9
+
+
+def test_a_curve_of_experts_is_followed_to_where_the_pool_runs() -> None:
+    profile = estimated("deepseek-v3")
+    found = pool(traffic(20), LatencyObjectives(10.0, 0.2), profile)
+    assert isinstance(found, Together)
+    at = mixed(traffic(20), LatencyObjectives(10.0, 0.2), profile, found.chunk_tokens, found.pool.replicas)
+    assert at is not None
+    assert found.pool.profile == profile.around(at.streams)
+
+
+SHORT = traffic(1000, output=(20, 60))
+
+
+@pytest.mark.parametrize(
+    ("asked", "objectives", "profile", "limit", "words"),
+    [
+        (traffic(), LOOSE, replace(PROFILE, kv_tokens=1000), "memory", "1250 tokens does not fit in the cache of 1000 tokens of 4 x H100"),
+        (traffic(), LatencyObjectives(0.05, 1.0), PROFILE, "ttft", "4000 prompt tokens take 0.55 s even alone on 4 x H100, 0.05 s is asked"),
+        (traffic(), LatencyObjectives(5.0, 0.02), PROFILE, "tpot", "a token takes 29.2 ms even alone on 4 x H100, 20 ms is asked"),
+        (SHORT, LatencyObjectives(2.0, 0.0305), PROFILE, "tpot", "no chunk size keeps both objectives beside other requests on 4 x H100"),
+    ],
+)  # fmt: skip
+def test_the_objective_that_can_not_be_kept_is_named(
+    asked: Traffic, objectives: LatencyObjectives, profile: Profile, limit: str, words: str
+) -> None:
+    found = pool(asked, objectives, profile)
+    assert isinstance(found, Infeasible)
+    assert found.limit == limit
+    assert words in found.reason
+
+
+@dataclass(frozen=True)
+class Restless(Profile):
+    """A profile whose steps are long beside few sequences and short beside many, so that no number of them is steady."""
+
+    def around(self, sequences: float) -> Restless:
+        return replace(self, d_s=0.02 if sequences > 100 else 0.2)
+
+
+def test_the_search_for_a_steady_state_ends_where_there_is_none() -> None:
+    profile = Restless(4, 0.01, 1e-5, 0.0, 0.1, 1e-5, 0.0, 450_000)
+    found = mixed(traffic(3), LOOSE, profile, 512, 1)
+    assert found is not None
+    assert 0 < found.utilisation < 1
