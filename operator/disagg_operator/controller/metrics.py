@@ -1,4 +1,4 @@
-"""The operator's own metrics, in a registry of its own."""
+"""The operator's own metrics, in a registry of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from disagg_wire import series
 
 
 class Metrics:
-    """Names say units; labels are bounded by the number of resources."""
+    """The metrics of the operator.
+
+    Names include units; labels are bounded by the number of resources.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
