@@ -1,8 +1,8 @@
-"""A bursty trace as requests: tests/e2e/burst.csv is twenty seconds, made up in the manner of the
-published traces.
+"""A bursty trace as requests.
 
-Half of it asks for prefill, half for decode. Each half is repeated until what is waited for has
-come.
+tests/e2e/burst.csv holds twenty seconds, invented in the manner of the published traces. One half
+of it is work for prefill, the other for decode. Each half is repeated until the expected state is
+reached.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from kubectl import Cluster
 
 PHASE_LIMIT_S = 110.0
 ROUND_S = 10.0
-# A quarter of what one core does, so that pools of three are needed before the machine's two cores
-# are used up.
+# A quarter of the speed of one core, so that pools of three workers are needed before the two cores
+# of the machine are exhausted.
 SPEED = {
     "prefill": {"base": 0.002, "perToken": 0.0003},
     "decode": {"base": 0.005, "perSequence": 0.001, "kvTokens": 40000},
@@ -39,7 +39,10 @@ class Row:
 
 
 def halves() -> tuple[list[Row], list[Row]]:
-    """What asks for prefill and what asks for decode, each from 0 s on."""
+    """Return the half with work for prefill and the half with work for decode.
+
+    Both start at 0 s.
+    """
     with (Path(__file__).parent / "burst.csv").open(encoding="utf-8") as file:
         rows = [
             Row(float(r["arrival_s"]), int(r["prompt_tokens"]), int(r["output_tokens"])) for r in csv.DictReader(file)
@@ -50,10 +53,10 @@ def halves() -> tuple[list[Row], list[Row]]:
 
 @dataclass
 class Replay:
-    """A request is sent when its time has come, whatever became of those before; only a machine
-    that is far behind is waited for.
+    """Sends every request at its time, whatever has become of the earlier ones.
 
-    `compressed`: how many times faster than in the trace.
+    It waits only for a machine that is far behind. `compressed` is the factor by which it is faster
+    than the trace.
     """
 
     compressed: float = 1.0
@@ -75,7 +78,10 @@ class Replay:
         self.finished += 1
 
     async def until(self, url: str, rows: list[Row], reached: Callable[[], bool]) -> bool:
-        """Send the rows over and over until `reached` or the limit; then let all finish."""
+        """Send the rows repeatedly until `reached` or the limit, and then let all requests finish.
+
+        Returns whether the state was reached.
+        """
         began_s, number, under_way = time.monotonic(), 0, set[asyncio.Task[None]]()
         done = False
         async with rig.api(url) as client:
@@ -95,5 +101,5 @@ class Replay:
 
 
 def sizes(cluster: Cluster, name: str) -> dict[str, int]:
-    """Workers wanted in each pool."""
+    """Return the workers wanted in each pool."""
     return {role: int(cluster.get("dp", f"{name}-{role}")["spec"]["replicas"]) for role in ("prefill", "decode")}

@@ -1,4 +1,4 @@
-"""When an apply may be skipped."""
+"""An apply is skipped if the object in the cluster already matches the rendered one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RENDERED: dict[str, Any] = {
 
 
 def live(change: str = "") -> dict[str, Any]:
-    """As an API server gives it back, with one change by another hand."""
+    """Return the object as an API server returns it, with one change by another client."""
     obj = stamped(RENDERED)
     obj["metadata"]["uid"] = "1"
     obj["status"] = {"replicas": 2}

@@ -1,4 +1,4 @@
-"""One number, one writer at a time."""
+"""A pool has one number of replicas, and one writer at a time."""
 
 from __future__ import annotations
 
