@@ -68,7 +68,7 @@ class RoleChanger:
         await self._until_changed(target, role)
 
     async def _move(self, key: Key, entry: Live, flip: Flip, target: Target) -> None:
-        log.info("%s/%s: worker %s goes from %s to %s", *key, flip.pod, flip.giving, flip.taking)
+        log.info("%s/%s: worker %s begins a role flip from %s to %s", *key, flip.pod, flip.giving, flip.taking)
         flip.changed = await self._until_changed(target, flip.taking)
         if not flip.changed:
             log.warning("%s/%s: worker %s did not become %s", *key, flip.pod, flip.taking)

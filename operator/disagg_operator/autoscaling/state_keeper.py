@@ -71,7 +71,7 @@ class StateKeeper:
             try:
                 minutes = await self._prometheus.history(key, plan.prometheus, self._epoch())
             except Unreadable as error:
-                log.warning("%s/%s: the days before can't be read: %s", *key, error)
+                log.warning("%s/%s: the history can't be read: %s", *key, error)
                 return
             if minutes:
                 state = await asyncio.to_thread(history.seed, plan.settings, minutes)

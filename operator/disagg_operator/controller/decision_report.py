@@ -19,7 +19,7 @@ _MAX_NUMBERS = 24
 def to_carry_out(decision: Decision | None, live_replicas: int | None, dry_run: bool) -> int | None:
     """Return the number of replicas to write, or None.
 
-    A decision made for another number of replicas is out of date: the next tick decides anew.
+    A decision made for another number of replicas is out of date: the next tick decides again.
     """
     if decision is None or dry_run or decision.current != live_replicas or decision.to == decision.current:
         return None

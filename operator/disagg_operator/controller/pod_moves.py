@@ -60,7 +60,7 @@ async def _grown(kube: Kube, key: Key, deployment: Obj) -> Obj | None:
 async def _adopted(kube: Kube, key: Key, pod: str, owner_uid: str) -> Obj | None:
     found = await kube.get(POD, key[0], pod)
     if found is None:
-        raise Retry(f"pod {pod} is gone")
+        raise Retry(f"pod {pod} no longer exists")
     controllers = {str(o.get("uid")) for o in found["metadata"].get("ownerReferences") or [] if o.get("controller")}
     return found if controllers == {owner_uid} else None
 
@@ -71,4 +71,4 @@ async def _until(look: Callable[[], Awaitable[Obj | None]], what: str) -> Obj:
         if (found := await look()) is not None:
             return found
         await asyncio.sleep(_LOOK_EVERY_S)
-    raise Retry(f"waited for {what} in vain")
+    raise Retry(f"timed out waiting for {what}")

@@ -64,7 +64,7 @@ def _value(kind: Any, raw: Any, path: str) -> Any:
     if kind is float:
         return _float(raw, path)
     if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
-        raise CodecError(f"{path}: {raw!r} is not of the kind {kind.__name__}")
+        raise CodecError(f"{path}: {raw!r} is not of type {kind.__name__}")
     return raw
 
 
