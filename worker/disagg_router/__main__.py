@@ -1,4 +1,4 @@
-"""`python -m disagg_router`."""
+"""The entry point of `python -m disagg_router`."""
 
 from disagg_router.main import main
 

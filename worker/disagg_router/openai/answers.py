@@ -1,4 +1,4 @@
-"""PURE: OpenAI's answer objects, whole and in chunks."""
+"""PURE: The answer objects of OpenAI's API, whole and in chunks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Json = dict[str, Any]
 
 
 def usage(generations: Sequence[Generation]) -> Json:
-    """Token counts; a prompt with n choices counts once for each prompt, as OpenAI counts it."""
+    """Return the token counts; a prompt with n choices counts once, as OpenAI counts it."""
     prompt = sum(len(g.state.prompt) for g in generations if not g.shares_prompt)
     completion = sum(g.tokens for g in generations)
     cached = sum(g.state.cached_tokens for g in generations if not g.shares_prompt)
@@ -57,7 +57,10 @@ def completion_logprobs(text: Text, tokens: Sequence[Token], offset: int) -> Jso
 
 
 class AnswerFormat:
-    """One endpoint's shapes. `chat` tells /v1/chat/completions from /v1/completions."""
+    """The shapes of one endpoint's answers.
+
+    `chat` distinguishes /v1/chat/completions from /v1/completions.
+    """
 
     def __init__(self, *, chat: bool, identity: str, created_s: int, model: str) -> None:
         self._chat = chat
@@ -83,7 +86,7 @@ class AnswerFormat:
         return {**self._base, "object": kind, "choices": choices, **(extra or {})}
 
     def opening(self, index: int) -> Json | None:
-        """The chunk before the first token (chat only)."""
+        """Return the chunk before the first token; only chat has one."""
         if not self._chat:
             return None
         return self._chunk(
@@ -102,5 +105,5 @@ class AnswerFormat:
         return self._chunk([choice])
 
     def closing(self, generations: Sequence[Generation], extra: Json) -> Json:
-        """The last chunk: usage, no choices."""
+        """Return the last chunk, with the usage and no choices."""
         return self._chunk([], {"usage": usage(generations), **extra})

@@ -1,6 +1,6 @@
-"""From a checked request to text: limits, sampling parameters, detokenising, stop strings, usage.
+"""The steps from a checked request to text, for each choice of the answer.
 
-One choice of the answer each.
+They are limits, sampling parameters, detokenization, stop strings and usage.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from disagg_router.workers.worker_info import Model, Worker
 class Piece:
     """A part of the answer: text that may be shown, and the tokens behind it.
 
-    `finish_reason` only in the last one.
+    Only the last piece has a `finish_reason`.
     """
 
     text: str
@@ -35,9 +35,9 @@ class Piece:
 
 
 def check_prompt(prompt: list[int], wanted: int | None, default: int | None, model: Model) -> int:
-    """How many tokens may be generated: what is wanted, else the default or what fits.
+    """Return how many tokens may be generated: `wanted`, or else `default` or as many as fit.
 
-    Raises ApiError naming the limit.
+    Raises ApiError that names the limit.
     """
     limit = model.max_model_len
     if not prompt:
@@ -63,7 +63,10 @@ def check_prompt(prompt: list[int], wanted: int | None, default: int | None, mod
 def sampling_of(
     request: ChatRequest | CompletionRequest, model: Model, max_new_tokens: int, seed: int
 ) -> dict[str, Any]:
-    """docs/protocol.md, `sampling`. The defaults are OpenAI's."""
+    """Return the sampling parameters as docs/protocol.md has them (`sampling`).
+
+    The defaults are those of OpenAI. Raises ApiError.
+    """
     stop_ids = [] if request.ignore_eos else list(model.eos_token_ids)
     bias = [[int(k), v] for k, v in (request.logit_bias or {}).items()]
     if bad := next((i for i, _ in bias if i >= model.vocab_size), None):
@@ -90,27 +93,35 @@ def sampling_of(
 
 @dataclass(slots=True)
 class Generation:
-    """One choice of one answer.
-
-    `shares_prompt`: not the first choice of its prompt. Times are monotonic, in seconds.
-    """
+    """One choice of one answer. Times are monotonic, in seconds."""
 
     index: int
+    """The position of the choice in the answer."""
     text: Text
+    """The tokenizer of the model."""
     state: RequestState
+    """The state of the request over all its attempts."""
     stops: list[str]
+    """The stop strings."""
     shares_prompt: bool = False
+    """Whether an earlier choice of the answer has the same prompt."""
     trace: Trace = field(default_factory=Trace)
+    """The record of what happened to the request."""
     started_s: float = field(default_factory=time.monotonic)
+    """The time of the request's arrival."""
     first_s: float = 0.0
+    """The time of the first token; 0 until it is out."""
     last_s: float = 0.0
-    ended: bool = False  # a whole answer was given
-    # Tokens of the answer. `state.emitted` may be ahead of it: what came after a stop string is no
-    # part of the answer.
+    """The time of the last token so far; 0 until there is one."""
+    ended: bool = False
+    """Whether a whole answer was given."""
     tokens: int = 0
+    """The number of tokens of the answer. `state.emitted` may be ahead of it: tokens that follow a
+    stop string are not part of the answer.
+    """
 
     async def pieces(self, dispatcher: Dispatcher) -> AsyncGenerator[Piece]:
-        """The answer as it comes. Raises ApiError."""
+        """Yield the answer as it comes. Raises ApiError."""
         detokenizer, stops = Detokenizer(self.text), StopStrings(self.stops)
         stop_ids = set(self.state.sampling["stop_token_ids"])
         async with contextlib.aclosing(dispatcher.run(self.state, self.trace, self.started_s)) as events:
@@ -139,7 +150,9 @@ class Generation:
         return (self.last_s - self.first_s) / (self.tokens - 1) if self.tokens > 1 else None
 
     def trace_json(self) -> dict[str, Any]:
-        """The `disagg` object of the answer: what happened, for people and for the demo."""
+        """Return the `disagg` object of the answer, which tells people and the demo what
+        happened.
+        """
         t = self.trace
 
         def who(worker: Worker | None) -> dict[str, str] | None:
@@ -164,7 +177,7 @@ class Generation:
 def plan(
     request: ChatRequest | CompletionRequest, text: Text, model: Model, max_attempts: int, tenant: str = ""
 ) -> list[Generation]:
-    """Every choice that the request asks for. Raises ApiError."""
+    """Return every choice that the request asks for. Raises ApiError."""
     if isinstance(request, ChatRequest):
         prompts = [text.encode_chat([m.plain() for m in request.messages])]
     else:
