@@ -1,4 +1,4 @@
-"""Before anything imports Triton: where there is no GPU its kernels are interpreted."""
+"""Setup before anything imports Triton: its kernels are interpreted if there is no GPU."""
 
 from __future__ import annotations
 

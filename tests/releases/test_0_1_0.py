@@ -1,5 +1,6 @@
-"""Today's operator against what release 0.1.0 stored, rendered and kept: nothing of it may be
-misread (0.1.0/README.md).
+"""Tests of today's operator against everything that release 0.1.0 stored, rendered and kept.
+
+Nothing of it may be misread (0.1.0/README.md).
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def test_the_environment_of_a_pod_from_before_is_understood(name: str) -> None:
 
 
 def _uncovered(schema: Obj, values: list[Any], path: str) -> list[str]:
-    """Fields, choices and truth values of a schema that no value uses."""
+    """Return the fields, choices and truth values of a schema that no value uses."""
     if not values:
         return [path]
     missing = [f"{path}={choice}" for choice in schema.get("enum", ()) if choice not in values]
@@ -127,9 +128,9 @@ def test_the_corpus_uses_every_field_and_every_choice() -> None:
 
 
 def _lost(before: Obj, now: Obj, path: str) -> Iterator[str]:
-    """What a schema allowed that this one doesn't.
+    """Yield everything that one schema allowed and the other does not.
 
-    Words for people and CEL may change: the corpus holds the rules.
+    Descriptions and CEL may change: the corpus holds the rules.
     """
     for key, value in before.items():
         here, kept = f"{path}.{key}", now.get(key)
@@ -166,7 +167,7 @@ def test_the_crds_take_what_they_took(name: str) -> None:
     assert {c["name"] for c in old["additionalPrinterColumns"]} <= {c["name"] for c in new["additionalPrinterColumns"]}
 
 
-# ---- what is kept from one process to the next ----
+# ---- state that is kept from one process to the next ----
 
 
 class _OneConfigMap:
@@ -194,7 +195,10 @@ async def test_a_scaling_state_is_loaded_whole(name: str, tmp_path: Path) -> Non
 
 
 def _same(found: Targets, recorded: Obj) -> bool:
-    """Sizes and words to the letter, numbers as well as another machine computes them."""
+    """Return whether sizes and words are identical, and numbers equal within rounding.
+
+    Another machine may round numbers differently.
+    """
     values = {key: math.nan if value is None else value for key, value in recorded["numbers"].items()}
     return plain(codec.plain(found)) | {"numbers": None} == recorded | {
         "numbers": None
@@ -253,7 +257,7 @@ def test_a_measured_profile_is_loaded() -> None:
 
 
 def _exposed(text: str) -> dict[str, frozenset[str]]:
-    """Labels by series of a page of /metrics."""
+    """Return the labels of a page of /metrics by series."""
     found: dict[str, frozenset[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -262,7 +266,7 @@ def _exposed(text: str) -> dict[str, frozenset[str]]:
 
 
 def _known(registry: CollectorRegistry) -> dict[str, frozenset[str]]:
-    """Labels by series of a registry, whether it has values yet or not."""
+    """Return the labels of a registry by series, whether it has values yet or not."""
     found: dict[str, frozenset[str]] = {}
     for collector, names in registry._collector_to_names.items():
         for family in collector.collect():
@@ -317,7 +321,7 @@ def test_every_series_is_still_there(page: str) -> None:
 
 
 def test_the_pages_of_workers_and_routers_from_before_are_an_observation() -> None:
-    """During an upgrade the new operator looks at the old pods."""
+    """During an upgrade, the new operator observes the old pods."""
     texts = {name: (RELEASE / "metrics" / f"{name}.txt").read_text() for name in ("router", "prefill", "decode")}
     memory = Memory()
     for at_s in (1000.0, 1100.0, 1105.0):
@@ -335,7 +339,7 @@ def test_the_pages_of_workers_and_routers_from_before_are_an_observation() -> No
 
 
 def test_the_makers_of_the_recordings_import_what_the_wheel_holds() -> None:
-    """They run with the released code: a module that was moved since must not be named in them."""
+    """They run with the released code, so they must not name a module that was moved since."""
     with zipfile.ZipFile(WHEEL) as wheel:
         names = set(wheel.namelist())
     for path in RELEASE.glob("*.py"):
@@ -355,7 +359,7 @@ def test_the_wheel_is_small() -> None:
     ("module", "missing"), [("disagg_operator", "DISAGG_WORKER_IMAGE"), ("disagg_router", "DISAGG_MODEL_NAME")]
 )
 def test_the_wheel_still_runs(module: str, missing: str, tmp_path: Path) -> None:
-    """With today's dependencies, far enough to ask for its settings."""
+    """It runs with today's dependencies, far enough to ask for its settings."""
     with zipfile.ZipFile(WHEEL) as wheel:
         wheel.extractall(tmp_path)
     environment = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "PATH": os.environ["PATH"]}
