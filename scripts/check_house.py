@@ -1,5 +1,7 @@
-"""The rules of the house that no linter knows: file and function length, no package in operator/
-itself, CRD size.
+"""The rules of the house that no linter knows.
+
+They limit the length of files and functions and the size of CRDs, and forbid a package in operator/
+itself.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ MAX_CRD_BYTES = 120_000
 
 
 def problems(root: Path) -> list[str]:
-    """One line for each broken rule."""
+    """Return one line for each broken rule."""
     out = []
     if (root / "operator/__init__.py").exists():
         out.append("operator/__init__.py: shadows the standard library's module")
