@@ -8,7 +8,7 @@ import pytest
 from tests.operator.api.resources import Obj, good
 from tests.operator.desired.facts import FACTS
 
-from disagg_operator.api import parse
+from disagg_operator.api import InvalidResource, parse
 from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.desired import render
 from disagg_operator.desired.local_process import router_process, worker_process
@@ -110,8 +110,8 @@ def test_prefill_spares_decode_by_the_objective_where_one_is_set() -> None:
         **{r: {"autoscaling": {"maxReplicas": 2}} for r in ("prefill", "decode")},
     }
     assert _env("decode", objectives=objectives, **flipping)[name] == "0.05"  # it may be prefill tomorrow
-    env = [{"name": name, "value": "0.2"}]
-    assert _env("prefill", objectives=objectives, engine={"env": env})[name] == "0.2"
+    with pytest.raises(InvalidResource, match=name):  # the objective says it, and nothing else
+        _env("prefill", objectives=objectives, engine={"env": [{"name": name, "value": "0.2"}]})
 
 
 def test_an_attached_network_is_in_the_annotation_and_in_the_environment() -> None:

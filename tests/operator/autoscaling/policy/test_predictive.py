@@ -332,6 +332,13 @@ def test_bounds_ratio_budget_and_peaks_hold() -> None:
     assert targets[-1].prefill < 20
 
 
+def test_a_schedule_asks_each_pool_for_its_own_workers_where_both_have_the_same_bounds() -> None:
+    bounds = PoolLimits(1, 40)
+    rules = replace(RULES, prefill=bounds, decode=bounds, peaks=(Peak(0, 86_399, prefill=20, decode=11),))
+    targets, _ = drive(rules, lambda _: 1.0, 300, sizes=(3, 3))
+    assert (targets[-1].prefill, targets[-1].decode) == (20, 11)
+
+
 def test_over_provisioning_multiplies_the_work() -> None:
     plain, _ = steady()
     double, _ = steady(rules=replace(RULES, over_provisioning=2.0))
