@@ -18,14 +18,13 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from tests.releases.recorded import CORPUS, RELEASE, Obj, exact, load, load_lines, plain, resource
+from tests.wire import registries
 
 from disagg_operator.api import crdgen, parse_file
 from disagg_operator.api.status import Status
 from disagg_operator.autoscaling.live import Live
-from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.policy.observation import Pods, Targets
 from disagg_operator.autoscaling.policy.predictive import State
 from disagg_operator.autoscaling.records import codec, decision_records
@@ -35,18 +34,12 @@ from disagg_operator.autoscaling.signals import samples
 from disagg_operator.autoscaling.signals.fold import Look, Memory, fold
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import acceptance, replicas
-from disagg_operator.controller.metrics import Metrics as OperatorMetrics
 from disagg_operator.controller.replicas import Declared
 from disagg_operator.desired import Facts, Images, render
 from disagg_operator.performance import profile as profiles
 from disagg_operator.status import conditions
 from disagg_router import settings as router_settings
-from disagg_router.metrics import Metrics as RouterMetrics
-from disagg_router.objectives import Objectives
 from disagg_worker import settings as worker_settings
-from disagg_worker.server.metrics import Metrics as WorkerMetrics
-from disagg_worker.server.worker import Worker
-from disagg_worker.values.load import Load
 
 WHEEL = RELEASE / "disagg-0.1.0-py3-none-any.whl"
 STATES = tuple(sorted(path.stem for path in (RELEASE / "states/scaling-state").glob("*.json")))
@@ -265,57 +258,11 @@ def _exposed(text: str) -> dict[str, frozenset[str]]:
     return found
 
 
-def _known(registry: CollectorRegistry) -> dict[str, frozenset[str]]:
-    """Return the labels of a registry by series, whether it has values yet or not."""
-    found: dict[str, frozenset[str]] = {}
-    for collector, names in registry._collector_to_names.items():
-        for family in collector.collect():
-            for sample in family.samples:
-                found[sample.name] = found.get(sample.name, frozenset()) | sample.labels.keys()
-        for name in names:
-            labels = frozenset(getattr(collector, "_labelnames", ())) | ({"le"} if name.endswith("_bucket") else set())
-            found[name] = found.get(name, frozenset()) | labels
-    return found
-
-
-def _operator() -> dict[str, frozenset[str]]:
-    metrics = OperatorMetrics()
-    metrics.scaling.decision(("a", "b"), "decode", Decision(1, 2, "X", "Forecast", 1.0, 0.0, "", {"forecast": 1.0}))
-    return _known(metrics.registry)
-
-
-def _router() -> dict[str, frozenset[str]]:
-    metrics = RouterMetrics(Objectives(1.0, 0.05))
-    metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1})
-    return _known(metrics.registry)
-
-
-def _worker() -> dict[str, frozenset[str]]:
-    work = [f"prefill_{name}" for name in ("batches", "batch_tokens", "batch_tokens_squared", "batch_seconds")]
-    work += [f"decode_{name}" for name in ("steps", "step_sequences", "step_kv_tokens", "step_seconds")]
-    load = Load(
-        0,
-        0,
-        0,
-        9,
-        9,
-        0,
-        0,
-        steps_total={"decode": 1},
-        step_seconds_total={"rest": 1.0},
-        work_total=dict.fromkeys(work, 0.0),
-    )
-    values = {"role": "decode", "model_uri": "file:///m", "model_name": "m", "cluster_key_file": "/key"}
-    worker = Worker(worker_settings.Settings.model_validate(values), b"k" * 32, "uid/boot")
-    worker.publish_identity()
-    return _known(WorkerMetrics(lambda: load, 16).registry) | _known(worker.metrics.registry)
-
-
 @pytest.mark.parametrize("page", ["operator", "router", "prefill", "decode"])
 def test_every_series_is_still_there(page: str) -> None:
     """Dashboards, alerts and HPA rules name them."""
     before = _exposed((RELEASE / "metrics" / f"{page}.txt").read_text())
-    now = {"operator": _operator, "router": _router}.get(page, _worker)()
+    now = registries.series(registries.PROCESSES.get(page, registries.worker)())
     assert {name: labels for name, labels in before.items() if not labels <= now.get(name, frozenset())} == {}
     assert set(before) - set(now) == set()
 

@@ -133,10 +133,6 @@ class OperatorVariable(StrEnum):
     USE_KUBECONFIG = "DISAGG_USE_KUBECONFIG"
 
 
-# The names that `spec.engine.env` must not contain.
-RESERVED_WORKER_NAMES = tuple(sorted(WorkerVariable))
-
-
 def variable_of(field: str) -> str:
     """Return the variable from which the settings field `field` is read."""
     return f"{PREFIX}{field.upper()}"

@@ -32,7 +32,7 @@ NO_ROOM = Room(0, 0, 0, 0, 0.0)
 def parse_room(raw: Any) -> Room | None:
     """Return the room that a worker reports, or None if it reports none.
 
-    Raises ValueError, TypeError or KeyError.
+    Raises ValueError, TypeError, KeyError or OverflowError.
     """
     if raw is None:
         return None

@@ -2,8 +2,8 @@
 labels.
 """
 
-# Labels that distinguish the series that the autoscaler reads, in the order in which `flat_name`
-# writes their values.
+# Labels that distinguish the series that the autoscaler reads, in the order of their values in the
+# names that it gives to samples.
 POOL = "pool"
 ROLE = "role"
 OBJECTIVE = "objective"
