@@ -1,4 +1,4 @@
-"""`python -m disagg_router`: the router's container. `--version` imports nothing else."""
+"""The entry point of `python -m disagg_router`. `--version` imports nothing else."""
 
 import sys
 

@@ -36,6 +36,7 @@ from disagg_operator.cli.processes import Running, free_port, start, stop_all
 from disagg_operator.controller import acceptance
 from disagg_operator.desired.local_process import router_process, worker_process
 from disagg_wire.roles import DECODE, PREFILL, ROLES
+from disagg_wire.series import ROUTER_PAIRS, STATE
 
 _TICK_S = 2.0
 _STOP_TIMEOUT_S = 15.0
@@ -201,7 +202,7 @@ class Supervisor:
             line
             for body in bodies.values()
             for line in body.splitlines()
-            if line.startswith('disagg_router_pairs{state="healthy"}')
+            if line.startswith(f'{ROUTER_PAIRS}{{{STATE}="healthy"}}')
         ]
         if not bodies:
             return "waiting for the router"

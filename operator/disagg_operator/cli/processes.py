@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from disagg_operator.desired.local_process import ProcessSpec
+from disagg_wire.environment import WorkerVariable
 
 
 @dataclass(slots=True)
@@ -73,7 +74,11 @@ async def start(spec: ProcessSpec, port: int, folder: Path) -> Running:
     in order.
     """
     log = folder / f"{spec.name}.log"
-    environment = {**os.environ, "OMP_NUM_THREADS": spec.environment.get("DISAGG_THREADS", "1"), **spec.environment}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": spec.environment.get(WorkerVariable.THREADS, "1"),
+        **spec.environment,
+    }
     with log.open("ab") as out:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

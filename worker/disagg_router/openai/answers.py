@@ -1,4 +1,4 @@
-"""PURE: OpenAI's answer objects, whole and in chunks."""
+"""PURE: The answer objects of OpenAI's API, whole and in chunks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 class Piece:
     """A part of the answer: text that may be shown, and the tokens behind it.
 
-    `finish_reason` only in the last one.
+    Only the last piece has a `finish_reason`.
     """
 
     text: str
@@ -30,11 +30,8 @@ class TokenText(Protocol):
         """Return the text of one token alone."""
 
 
-class Choice(Protocol):
-    """One choice of one answer, as far as the answer's objects show it.
-
-    `shares_prompt`: it is not the first choice of its prompt. `tokens`: how many it has.
-    """
+class AnswerChoice(Protocol):
+    """A choice of an answer, as far as the objects of the API show it."""
 
     @property
     def index(self) -> int: ...
@@ -48,8 +45,8 @@ class Choice(Protocol):
     def tokens(self) -> int: ...
 
 
-def usage(generations: Sequence[Choice]) -> Json:
-    """Token counts; a prompt with n choices counts once for each prompt, as OpenAI counts it."""
+def usage(generations: Sequence[AnswerChoice]) -> Json:
+    """Return the token counts; a prompt with n choices counts once, as OpenAI counts it."""
     prompt = sum(len(g.state.prompt) for g in generations if not g.shares_prompt)
     completion = sum(g.tokens for g in generations)
     cached = sum(g.state.cached_tokens for g in generations if not g.shares_prompt)
@@ -93,13 +90,16 @@ def completion_logprobs(text: TokenText, tokens: Sequence[Token], offset: int) -
 
 
 class AnswerFormat:
-    """One endpoint's shapes. `chat` tells /v1/chat/completions from /v1/completions."""
+    """The shapes of one endpoint's answers.
+
+    `chat` distinguishes /v1/chat/completions from /v1/completions.
+    """
 
     def __init__(self, *, chat: bool, identity: str, created_s: int, model: str) -> None:
         self._chat = chat
         self._base = {"id": ("chatcmpl-" if chat else "cmpl-") + identity, "created": created_s, "model": model}
 
-    def whole(self, results: Sequence[tuple[Choice, Sequence[Piece]]]) -> Json:
+    def whole(self, results: Sequence[tuple[AnswerChoice, Sequence[Piece]]]) -> Json:
         choices = []
         for generation, pieces in results:
             text = "".join(p.text for p in pieces)
@@ -119,14 +119,14 @@ class AnswerFormat:
         return {**self._base, "object": kind, "choices": choices, **(extra or {})}
 
     def opening(self, index: int) -> Json | None:
-        """The chunk before the first token (chat only)."""
+        """Return the chunk before the first token; only chat has one."""
         if not self._chat:
             return None
         return self._chunk(
             [{"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
         )
 
-    def piece(self, generation: Choice, piece: Piece, offset: int) -> Json:
+    def piece(self, generation: AnswerChoice, piece: Piece, offset: int) -> Json:
         choice: Json = {"index": generation.index, "finish_reason": piece.finish_reason}
         if self._chat:
             choice |= {
@@ -137,6 +137,6 @@ class AnswerFormat:
             choice |= {"text": piece.text, "logprobs": completion_logprobs(generation.text, piece.tokens, offset)}
         return self._chunk([choice])
 
-    def closing(self, generations: Sequence[Choice], extra: Json) -> Json:
-        """The last chunk: usage, no choices."""
+    def closing(self, generations: Sequence[AnswerChoice], extra: Json) -> Json:
+        """Return the last chunk, with the usage and no choices."""
         return self._chunk([], {"usage": usage(generations), **extra})
