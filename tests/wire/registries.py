@@ -11,7 +11,7 @@ from disagg_router.objectives import Objectives
 from disagg_worker.server.metrics import Metrics as WorkerMetrics
 from disagg_worker.server.worker import Worker
 from disagg_worker.settings import Settings as WorkerSettings
-from disagg_worker.values.load import Load
+from disagg_worker.values.engine_load import Load
 
 
 def operator() -> list[CollectorRegistry]:

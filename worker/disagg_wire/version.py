@@ -1,4 +1,4 @@
-"""PURE: The one version of the project: of the wheel, the chart, the images, `--version` and the
+"""The one version of the project: of the wheel, the chart, the images, `--version` and the
 metric `disagg_build_info`.
 """
 

@@ -15,7 +15,7 @@ from benchmarks.engine import loop
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.values.events import EndEvent, Event, TokenEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 _DEADLINE_S = 300.0
 

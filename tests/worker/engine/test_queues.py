@@ -20,7 +20,7 @@ from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.values.errors import NoCapacity
 from disagg_worker.values.events import Event
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 SIZE, MAX_LEN, BLOCKS = 4, 64, 20
 
