@@ -48,6 +48,11 @@ e2e: setup
 generate: setup ## write the files made from code: CRDs and the chart's copy, the chart's version, golden files
 	@$(PY) scripts/generate.py
 
+drawings: setup ## draw the packages' rooms and imports, of today and of release 0.1.0, into docs/house
+	@for p in operator worker router; do \
+	  $(PY) scripts/draw_house.py disagg_$$p --out docs/house/$$p.svg; \
+	  $(PY) scripts/draw_house.py disagg_$$p --wheel tests/releases/0.1.0/*.whl --out docs/house/$$p-0.1.0.svg; done
+
 release: setup  ## wheel, chart, image archives, SBOMs and checksums of this version in dist/
 	@$(PY) scripts/release.py
 

@@ -45,7 +45,10 @@ def page() -> str:
 def _section(title: str, text: str, settings: type[BaseModel], reserved: type[StrEnum] | None, other: str = "") -> str:
     names = set() if reserved is None else set(reserved)
     marks = "" if reserved is None else " set by |"
-    rows = [f"| variable | default | bounds |{marks} description |", f"|---|---|---|{'---|' * (reserved is not None)}---|"]
+    rows = [
+        f"| variable | default | bounds |{marks} description |",
+        f"|---|---|---|{'---|' * (reserved is not None)}---|",
+    ]
     for field, info in settings.model_fields.items():
         name = variable_of(field)
         setter = "" if reserved is None else f" {'operator' if name in names else other} |"

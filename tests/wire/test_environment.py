@@ -22,7 +22,6 @@ from disagg_operator.settings import OperatorSettings
 from disagg_router.settings import Settings as RouterSettings
 from disagg_wire import environment
 from disagg_wire.environment import (
-    RESERVED_WORKER_NAMES,
     OperatorVariable,
     RouterOption,
     RouterVariable,
@@ -88,11 +87,6 @@ def test_the_fields_of_an_environment_are_those_of_our_variables_that_are_not_em
     found = fields_in({"DISAGG_KV_PORT": "1", "DISAGG_ROLE": "", "HF_TOKEN": "x", "PATH": "/bin"})
     assert found == {"kv_port": "1"}
     assert [variable_of(field) for field in found] == [WorkerVariable.KV_PORT]
-
-
-def test_what_the_operator_sets_on_workers_is_reserved() -> None:
-    assert set(RESERVED_WORKER_NAMES) == {variable.value for variable in WorkerVariable}
-    assert list(RESERVED_WORKER_NAMES) == sorted(RESERVED_WORKER_NAMES)
 
 
 @pytest.mark.parametrize("kind", [WorkerVariable, WorkerOption, RouterVariable, RouterOption, OperatorVariable])
