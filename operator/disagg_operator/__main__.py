@@ -1,4 +1,4 @@
-"""`python -m disagg_operator`: the operator's container."""
+"""The entry point of the operator's container: `python -m disagg_operator`."""
 
 import sys
 
