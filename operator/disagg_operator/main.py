@@ -120,7 +120,7 @@ async def _run(settings: OperatorSettings, credentials: creds.Credentials) -> in
 
 
 def main() -> int:
-    """Run the operator and return its exit status. The entry point of `python -m disagg_operator`."""
+    """Run the operator as `python -m disagg_operator` and return its exit status."""
     try:
         settings = load(os.environ)
         credentials = creds.load()

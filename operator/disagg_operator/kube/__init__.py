@@ -1,1 +1,1 @@
-"""Access to the Kubernetes API: the client, its errors and credentials, the cache, kinds and pods."""
+"""Access to the Kubernetes API: the client, its errors and credentials, the cache and the kinds."""

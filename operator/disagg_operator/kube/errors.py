@@ -11,8 +11,8 @@ KubeError
 
 from __future__ import annotations
 
-# For built-in kinds the API server answers an apply that has a value of a wrong type or an unknown
-# field with 500 and this message, though no retry can help.
+# For built-in kinds the API server answers an apply with a wrong type or an unknown field with 500
+# and this message, though no retry can help.
 _UNTYPED = "failed to create typed patch object"
 
 

@@ -63,8 +63,8 @@ ALL = (
 )  # fmt: skip
 _BY_KIND = {(r.api_version, r.kind): r for r in ALL}
 
-# The kinds that a DisaggDeployment may own and that are listed by label. Secrets are not among them:
-# the operator may get a Secret by name, but not list Secrets.
+# The kinds that a DisaggDeployment may own and that are listed by label. Secrets are not among
+# them: the operator may get a Secret by name, but not list Secrets.
 OWNED = (
     NETWORK_ATTACHMENT, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, DISAGG_POOL, SERVICE, DEPLOYMENT,
     POD_DISRUPTION_BUDGET, NETWORK_POLICY,

@@ -1,4 +1,4 @@
-"""What a resource becomes: whole, against golden files, and property by property."""
+"""Tests of the objects rendered from a resource: against golden files, and by property."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _revision(role: str, **spec: object) -> str:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_renders_as_its_golden_file(name: str) -> None:
-    """REFRESH_GOLDEN=1 writes the files anew; the diff is then for a person to read."""
+    """REFRESH_GOLDEN=1 rewrites the golden files; the diff must then be reviewed."""
     text = yaml.safe_dump_all(render(_example(name), FACTS), sort_keys=False, width=120)
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("REFRESH_GOLDEN") == "1":
@@ -174,7 +174,8 @@ def test_revisions_follow_the_pods_of_their_pool_and_nothing_else() -> None:
     prefill, decode = _revision("prefill"), _revision("decode")
     assert prefill != decode
     unmoved: list[Obj] = [
-        {"router": {"replicas": 5}}, {"decode": {"replicas": 9}}, {"security": {"networkPolicy": False}}, {"engine": {"dtype": "auto"}},
+        {"router": {"replicas": 5}}, {"decode": {"replicas": 9}}, {"security": {"networkPolicy": False}},
+        {"engine": {"dtype": "auto"}},
         {"decode": {"autoscaling": {"maxReplicas": 5}}}, {"observability": {"prometheus": {"url": "http://p:9090"}}},
     ]  # fmt: skip
     assert {_revision("decode", **spec) for spec in unmoved} == {decode}

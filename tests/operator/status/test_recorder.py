@@ -1,4 +1,4 @@
-"""Events are few; settings are named."""
+"""Tests of the limit on Events, and of the operator's settings."""
 
 from __future__ import annotations
 
