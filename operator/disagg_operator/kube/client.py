@@ -48,7 +48,7 @@ class Kube(Protocol):
         """Apply the status subresource of an object by a server-side apply."""
 
     async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Obj) -> Obj:
-        """Send a JSON merge patch, for a field that the operator does not own (a pod's annotation)."""
+        """Send a JSON merge patch, for a field not owned by the operator (a pod's annotation)."""
 
     async def delete(self, obj: Obj) -> None:
         """Delete exactly this object; do nothing if it does not exist.

@@ -6,13 +6,13 @@ KubeError
 ├── Gone             the list can't be continued from here: list again
 ├── NotFound         the object, its namespace or its API does not exist
 ├── Invalid          the API server rejects this object: no retry helps until the input changes
-└── Forbidden        the operator's role doesn't allow the call, or its credentials are not accepted
+└── Forbidden        the operator's role or its credentials don't allow the call
 """
 
 from __future__ import annotations
 
-# For built-in kinds the API server answers an apply with a wrong type or an unknown field with 500
-# and this message, though no retry can help.
+# For built-in kinds, the API server answers with 500 and this message if an applied object has a
+# wrong type or an unknown field. No retry can help then.
 _UNTYPED = "failed to create typed patch object"
 
 
