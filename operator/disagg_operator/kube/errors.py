@@ -21,7 +21,7 @@ class KubeError(Exception):
 
 
 class Retry(KubeError):
-    """Raised when the same call may succeed later: after `after_s` seconds if the server says so."""
+    """Raised when the same call may succeed later, after `after_s` seconds if it is set."""
 
     def __init__(self, message: str, after_s: float | None = None) -> None:
         super().__init__(message)
