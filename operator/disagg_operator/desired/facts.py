@@ -26,7 +26,7 @@ class Facts:
     declared: Mapping[str, str] = field(default_factory=dict)
     """The value of each pool's annotation of declared replicas; without one, no annotation."""
     pool_uids: Mapping[str, str] = field(default_factory=dict)
-    """The UIDs of the existing DisaggPools. The children of a pool are not rendered before it."""
+    """The UIDs of the existing DisaggPools; only their children are rendered."""
     images: Images = Images()
     cluster_key: str | None = None
     """The new cluster key if its Secret does not exist yet, else None."""

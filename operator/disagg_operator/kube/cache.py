@@ -1,8 +1,8 @@
-"""PURE: The cache of watched objects, which also tells the keys that a change affects.
+"""PURE: The cache of watched objects, which also determines the keys that a change affects.
 
 It holds the last seen version of every object. It is fed by watch events and, every few minutes, by
-a full LIST, which repairs the damage of a watch that went silent. The cache serves the scrape loop
-and determines what to reconcile; a reconcile itself always reads from the API server.
+a full LIST, which repairs the effects of a watch that went silent. The scrape loop reads from the
+cache; a reconcile itself always reads from the API server.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The client of the API server. It exchanges plain dicts and applies them as one field manager.
 
-No other module talks to the API server. Guarantees: every call has a deadline; after a 429, a 5xx
-or a broken connection a call is tried again within that deadline, honouring Retry-After; a response
-is never parsed into a model, so no field of an object is lost; bodies and tokens are never logged.
+Except for the watches, all calls to the API server go through it. Guarantees: every call has a
+deadline; after a 429, a 5xx or a broken connection a call is tried again within that deadline,
+honouring Retry-After; a response is never parsed into a model, so no field of an object is lost;
+bodies and tokens are never logged.
 """
 
 from __future__ import annotations

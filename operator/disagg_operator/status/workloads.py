@@ -26,7 +26,7 @@ _WAITING = {
     "RunContainerError": "PodConfig",
     "CrashLoopBackOff": "CrashLoop",
 }
-# The worst first: the worst problem among the pods is reported for the pool.
+# The reasons of problems, worst first. The worst problem among the pods is reported for the pool.
 _SEVERITY = ("ImagePull", "PodConfig", "CrashLoop", "InsufficientCapacity", "PodsRefused")
 # A view of the routers that is older than this is no longer reported.
 VIEW_MAX_AGE_S = 30.0
@@ -109,7 +109,7 @@ class Observed:
     router: Workload
     network: NetworkCheck = field(default_factory=NetworkCheck)
     view: RouterView | None = None
-    """The pairs as the routers report them; None if no ready router answered lately."""
+    """The pairs as the routers report them; None if no ready router answered recently."""
 
 
 def workload(name: str, desired: int, deployment: Obj | None, pods: Iterable[Obj]) -> Workload:

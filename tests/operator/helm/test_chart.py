@@ -202,9 +202,8 @@ def test_the_operator_may_read_a_secret_and_a_config_map_that_a_resource_names_a
 ) -> None:
     headers = {"Impersonate-User": operator_user}
     for resource in (SECRET, CONFIG_MAP):
-        assert crd_client.get(resource.path("serving", "prom"), headers=headers).status_code == 404, (
-            resource.kind
-        )  # and not 403
+        named = crd_client.get(resource.path("serving", "prom"), headers=headers)
+        assert named.status_code == 404, resource.kind  # not 403
         assert crd_client.get(resource.path("default", "prom"), headers=headers).status_code == 403, resource.kind
         assert crd_client.get(resource.path("serving"), headers=headers).status_code == 403, resource.kind
 
