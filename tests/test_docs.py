@@ -22,7 +22,7 @@ from disagg_operator.autoscaling.policy.observation import Folded
 from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
 
 REPO = Path(__file__).parents[1]
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [*sorted(REPO.glob("*.md")), *sorted((REPO / "docs").glob("*.md"))]
 
 
 def test_the_yaml_of_the_readme_is_a_valid_resource() -> None:
@@ -53,6 +53,13 @@ def test_named_targets_and_files_exist(page: Path) -> None:
         assert (page.parent / name).exists(), name
     for name in re.findall(r"`((?:examples|scripts|docs|models|helm|e2e)/[\w./-]+)`", text):
         assert (REPO / name).exists(), name
+
+
+def test_where_a_change_goes_names_files_that_exist() -> None:
+    text = (REPO / "docs/contributing.md").read_text()
+    assert len(re.findall(r"^## ", text, re.MULTILINE)) == 10
+    named = re.findall(r"`((?:operator|worker|tests)/[\w./-]+)`", text)
+    assert [name for name in named if not (REPO / name).exists()] == []
 
 
 def test_the_policy_is_used_alone_as_the_page_on_autoscaling_shows() -> None:

@@ -27,6 +27,7 @@ from benchmarks.autoscaling import days
 from benchmarks.machine import machine
 from disagg_operator.autoscaling.policy.history import Minute
 from disagg_operator.performance import profile as profiles
+from disagg_operator.performance import profile_file
 from disagg_operator.simulation import bounds, policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, FIRST_COME, ORDERS
@@ -48,7 +49,7 @@ EVENING_S = (72_000.0, 72_900.0)  # fifteen minutes on m-large's evening ramp
 
 
 def _times(factor: float) -> profiles.Profile:
-    p = profiles.load("70b-h100-tp4")
+    p = profile_file.load("70b-h100-tp4")
     names = ("a_s", "b_s_per_token", "c_s_per_token2", "d_s", "e_s_per_sequence", "f_s_per_token")
     return replace(p, **{name: factor * getattr(p, name) for name in names})
 
@@ -65,7 +66,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"failures_per_worker_hour": 2 / 24, "grace_s": math.inf},
         {},
     ),
-    "profile given: that of an A100": ({}, {"profile": profiles.load("70b-a100-tp4")}),
+    "profile given: that of an A100": ({}, {"profile": profile_file.load("70b-a100-tp4")}),
     "profile given: twice too fast": ({}, {"profile": _times(0.5)}),
     "profile given: twice too slow": ({}, {"profile": _times(2.0)}),
     "twice too fast, and not learned": ({}, {"profile": _times(0.5), "learn": False}),
@@ -119,7 +120,7 @@ def work(job: Job) -> tuple[Job, dict[str, Any]]:
     """Do it; plain data."""
     trace, past = load(job)
     cluster, settings = VARIANTS[job.variant]
-    setup = replace(Setup(profiles.load("70b-h100-tp4")), queue_order=job.order, **cluster)
+    setup = replace(Setup(profile_file.load("70b-h100-tp4")), queue_order=job.order, **cluster)
     began = time.perf_counter()
     if job.kind == "fluid":
         return job, {"gpu_hours": bounds.fluid_gpu_hours(trace, setup)}
@@ -157,7 +158,7 @@ def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
 
 
 def jobs(directory: Path, kinds: tuple[str, ...] = KINDS) -> list[Job]:
-    setup = Setup(profiles.load("70b-h100-tp4"))
+    setup = Setup(profile_file.load("70b-h100-tp4"))
     found = [
         Job(directory, LARGE, "policy", policies.PREDICTIVE, v)
         for v in VARIANTS

@@ -40,6 +40,7 @@ from disagg_operator.autoscaling.policy.observation import Targets
 from disagg_operator.cli.processes import free_port
 from disagg_operator.cli.served_endpoint import ServedEndpoint
 from disagg_operator.performance import profile as profiles
+from disagg_operator.performance import profile_file
 from disagg_operator.planning.traffic import log_normal
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import FIRST_COME, ORDERS
@@ -251,7 +252,7 @@ def figures(trace: Trace, times: dict[str, Any], profile: profiles.Profile) -> d
 
 def report(folder: Path, out: Path, note: str) -> str:
     """The table, as Markdown; written with all figures to `out`."""
-    profile = profiles.load(str(folder / "profile.json"))
+    profile = profile_file.load(str(folder / "profile.json"))
     raw: dict[str, Any] = {"machine": machine(), "profile": asdict(profile), "loads": {}}
     head = ("TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "TPOT p99 ms", "tokens/s")
     lines = [
@@ -346,7 +347,7 @@ def main() -> None:
                 )
         if args.part == "profile":
             return
-        profile, names = profiles.load(str(file)), args.names or list(LOADS)
+        profile, names = profile_file.load(str(file)), args.names or list(LOADS)
         for order in ORDERS:
             chosen = [name for name in names if LOADS[name].order == order]
             if not chosen:

@@ -57,13 +57,14 @@ _SOURCES = ("operator", "worker", "crds", "models", "requirements", "pyproject.t
 
 @dataclass(frozen=True)
 class Build:
-    """One run of the builder."""
+    """One run of the builder. With an `archive` the image is written there, else it is loaded into the cluster."""
 
     tag: str
     dockerfile: Path
     context: Path
     wheels: Path | None
     args: dict[str, str]
+    archive: Path | None = None
 
 
 def _use_base(settings: Settings) -> Path | None:
@@ -146,12 +147,20 @@ def _build_image(settings: Settings, mode: str, image: Image) -> None:
     if _is_built(settings, image, mode, key):
         say(f"{image.tag} is unchanged")
         return
-    args = {"TORCH": "cpu"} if image.torch_stubs else {}
-    build = Build(image.tag, REPO_DIR / image.dockerfile, REPO_DIR, image.wheels(settings), args)
-    _run(settings, mode, build)
+    _run(settings, mode, _build_of(settings, image, image.tag))
     path = _built_file(settings, image, mode)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps({"key": key}))
+
+
+def _build_of(settings: Settings, image: Image, tag: str, archive: Path | None = None) -> Build:
+    args = {"TORCH": "cpu"} if image.torch_stubs else {}
+    return Build(tag, REPO_DIR / image.dockerfile, REPO_DIR, image.wheels(settings), args, archive)
+
+
+def export(settings: Settings, mode: str, image: Image, tag: str, archive: Path) -> None:
+    """Build an image under another tag into an archive that `docker load`, `ctr images import` and kind take."""
+    _run(settings, mode, _build_of(settings, image, tag, archive))
 
 
 def build_custom(settings: Settings, mode: str, given: argparse.Namespace) -> None:
@@ -166,7 +175,10 @@ def _run(settings: Settings, mode: str, build: Build) -> None:
     say(f"building {build.tag}")
     if mode == "kind":
         _build_with_docker(build)
-        kindcluster.load_image(settings, build.tag)
+        if build.archive:
+            run(["docker", "save", "--output", build.archive, build.tag], timeout_s=_BUILD_TIMEOUT_S)
+        else:
+            kindcluster.load_image(settings, build.tag)
     elif mode == "local":
         _build_with_buildkit(settings, build)
         runtime.prune_images(settings)
@@ -217,8 +229,11 @@ def _build_with_buildkit(settings: Settings, build: Build) -> None:
     _start_buildkitd(settings)
     argv = _buildctl(settings, "build", "--progress=plain", "--frontend=dockerfile.v0")
     argv += ["--local", f"context={build.context}", "--local", f"dockerfile={build.dockerfile.parent}"]
-    # Compressing a gigabyte for a store on the same disk would take longer than everything else.
-    output = f"type=image,name={build.tag},unpack=true,compression=uncompressed"
+    if build.archive:
+        output = f"type=docker,name={build.tag},dest={build.archive},compression=gzip,force-compression=true"
+    else:
+        # Compressing a gigabyte for a store on the same disk would take longer than everything else.
+        output = f"type=image,name={build.tag},unpack=true,compression=uncompressed"
     argv += ["--opt", f"filename={build.dockerfile.name}", "--output", output]
     base = _use_base(settings)
     if base is not None:

@@ -101,7 +101,7 @@ def _bring_up(settings: Settings) -> None:
     settings.mode_file.write_text("local")
 
 
-def _unmount_below(folder: Path) -> None:
+def unmount_below(folder: Path) -> None:
     lines = Path("/proc/self/mounts").read_text().splitlines()
     points = [line.split()[1].replace("\\040", " ") for line in lines]
     for point in sorted((p for p in points if p.startswith(f"{folder}/")), key=len, reverse=True):
@@ -148,7 +148,7 @@ def down(settings: Settings) -> None:
     _attempt("cgroups", node.remove_cgroups, failures)
     _attempt("network", lambda: network.remove(settings), failures)
     _attempt("network namespaces", _remove_netns, failures)
-    _attempt("mounts", lambda: _unmount_below(settings.state), failures)
+    _attempt("mounts", lambda: unmount_below(settings.state), failures)
     marker = settings.state / "cni-state"
     if marker.exists() and marker.read_text() == "ours":
         shutil.rmtree(_CNI_STATE, ignore_errors=True)

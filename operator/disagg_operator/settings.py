@@ -1,4 +1,4 @@
-"""The operator's settings, read once at start from environment variables DISAGG_<NAME>."""
+"""PURE: The operator's settings, read once at start from environment variables DISAGG_<NAME>."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class FakeKube:
         return _key(obj)
 
     def _store(self, verb: str, key: StoreKey, live: Obj | None, wanted: Obj, part: str) -> Obj:
-        merged = copy.deepcopy(live) if live is not None else {"metadata": {"uid": f"uid-{self._tick()}"}}
+        merged: Obj = copy.deepcopy(live) if live is not None else {"metadata": {"uid": f"uid-{self._tick()}"}}
         before = self._applied.get((key, part), {})
         _prune(merged, before, wanted)
         _overlay(merged, wanted)

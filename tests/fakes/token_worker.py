@@ -156,7 +156,7 @@ class TokenWorker:
         self.hold.set()
         self._server.force_exit = self._server.should_exit = True
         for state in list(self._server.server_state.connections):
-            state.transport.abort()  # type: ignore[union-attr]
+            state.transport.abort()
         await self._task
         self._server = None
 

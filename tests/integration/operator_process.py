@@ -57,7 +57,7 @@ async def operator(server: ApiServer, folder: Path, namespace: str, **settings: 
     port = free_port()
     log = folder / f"operator-{port}.log"
     env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
-        "PYTHONPATH": f"{REPO}/operator",
+        "PYTHONPATH": f"{REPO}/operator:{REPO}/worker",
         "KUBECONFIG": str(server.kubeconfig),
         "TMPDIR": str(folder),  # one that is killed leaves its records behind
         "DISAGG_WORKER_IMAGE": "worker:test",

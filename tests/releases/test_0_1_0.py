@@ -30,14 +30,14 @@ from disagg_operator.autoscaling.policy.predictive import State
 from disagg_operator.autoscaling.records import codec, decision_records
 from disagg_operator.autoscaling.records.saved_state import from_json, to_json
 from disagg_operator.autoscaling.records.state_store import StateStore
-from disagg_operator.autoscaling.signals import samples
+from disagg_operator.autoscaling.signals import metrics_page
 from disagg_operator.autoscaling.signals.fold import Look, Memory, fold
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import acceptance, replicas
 from disagg_operator.controller.metrics import Metrics as OperatorMetrics
 from disagg_operator.controller.replicas import Declared
 from disagg_operator.desired import Facts, Images, render
-from disagg_operator.performance import profile as profiles
+from disagg_operator.performance import profile_file
 from disagg_operator.status import conditions
 from disagg_router import settings as router_settings
 from disagg_router.metrics import Metrics as RouterMetrics
@@ -245,7 +245,7 @@ def test_a_stored_status_is_read_and_kept() -> None:
 
 
 def test_a_measured_profile_is_loaded() -> None:
-    found = profiles.load(str(RELEASE / "states/profile.json"))
+    found = profile_file.load(str(RELEASE / "states/profile.json"))
     assert asdict(found) | load("states/profile.json") == asdict(found)
 
 
@@ -321,7 +321,7 @@ def test_the_pages_of_workers_and_routers_from_before_are_an_observation() -> No
     texts = {name: (RELEASE / "metrics" / f"{name}.txt").read_text() for name in ("router", "prefill", "decode")}
     memory = Memory()
     for at_s in (1000.0, 1100.0, 1105.0):
-        seen = {name: {name: samples.parse(text, at_s)} for name, text in texts.items()}
+        seen = {name: {name: metrics_page.parse(text, at_s)} for name, text in texts.items()}
         folded, memory = fold(
             Look(at_s, seen["router"], seen["prefill"], seen["decode"], Pods(1, 1), Pods(1, 1)), memory
         )

@@ -86,7 +86,9 @@ class Stack:
             while not condition():
                 await asyncio.sleep(0.01)
 
-    async def complete(self, prompt: str = "hello", **fields: Any) -> httpx.Response:
+    async def complete(
+        self, prompt: str | list[str] | list[int] | list[list[int]] = "hello", **fields: Any
+    ) -> httpx.Response:
         body = {"model": MODEL, "prompt": prompt, "max_tokens": 8, "seed": 5} | fields
         return await self.http.post("/v1/completions", json=body, headers={"x-disagg-trace": "1"})
 

@@ -61,7 +61,7 @@ async def test_room_goes_to_who_can_be_on_time_before_who_is_late(
         decode.hold.set()
         await asyncio.gather(*tasks)
         assert done == served
-        told = {p: [b.get(WITHIN) for b in bodies(prefill, p)] for p in served}
+        told: dict[str, list[Any]] = {p: [b.get(WITHIN) for b in bodies(prefill, p)] for p in served}
         assert not [b for b in decode.seen.bodies if WITHIN in b]  # decode computes no prompt here
         assert not [b for b in prefill.seen.bodies if b["request_id"].startswith("handshake") and WITHIN in b]
     if order == "FirstComeFirstServed":

@@ -162,7 +162,7 @@ def test_a_stop_string_is_not_shown_nor_what_follows(client: openai.OpenAI) -> N
     text = client.completions.create(**options).choices[0].text
     stop = text[5:8]
     for stream in (False, True):
-        answer = client.completions.create(**options, stop=[stop], stream=stream)
+        answer: Any = client.completions.create(**options, stop=[stop], stream=stream)
         choices = [c.choices[0] for c in answer] if stream else [answer.choices[0]]
         assert "".join(c.text for c in choices) == text[: text.index(stop)]
         assert choices[-1].finish_reason == "stop"

@@ -106,7 +106,7 @@ class Running:
 
     async def stream(self, seed: int, n: int = 120) -> tuple[str, dict[str, Any]]:
         """Text and trace of a request at temperature 0.9."""
-        text, trace = "", {}
+        text, trace = "", dict[str, Any]()
         chunks = await self.client.completions.create(
             model=MODEL, prompt=PROMPT, stream=True, temperature=0.9, seed=seed, max_tokens=n,
             extra_body={"ignore_eos": True}, extra_headers={"x-disagg-trace": "1"},

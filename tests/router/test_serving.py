@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -49,14 +50,14 @@ async def test_a_completion_is_prefilled_here_and_decoded_there_and_says_so(tmp_
 async def test_a_chat_goes_through_the_models_template_whole_and_streamed(tmp_path: Path) -> None:
     prompt = [USER, *tokens_of("hé"), ASSISTANT]
     async with Stack(tmp_path, *pair()) as stack:
-        messages = [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "é"}]}]
-        whole = await stack.openai.chat.completions.create(model=MODEL, messages=messages, max_tokens=9, seed=3)  # type: ignore[call-overload]
+        messages: Any = [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "é"}]}]
+        whole = await stack.openai.chat.completions.create(model=MODEL, messages=messages, max_tokens=9, seed=3)
         assert whole.choices[0].message.content == expected_text(3, prompt, 9)
         stream = await stack.openai.chat.completions.create(
             model=MODEL, messages=messages, max_completion_tokens=9, seed=3, stream=True, stream_options={"include_usage": True},
             extra_headers=TRACED,
-        )  # type: ignore[call-overload]  # fmt: skip
-        chunks = [chunk async for chunk in stream]
+        )  # fmt: skip
+        chunks: list[Any] = [chunk async for chunk in stream]
         text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
         assert text == expected_text(3, prompt, 9)
         assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
@@ -168,10 +169,10 @@ async def test_logprobs_in_both_forms(tmp_path: Path) -> None:
         assert plain["logprobs"]["token_logprobs"] == [-0.5] * 3
         assert plain["logprobs"]["text_offset"] == [0, 1, 2]
         assert all(len(top) == 2 for top in plain["logprobs"]["top_logprobs"])
-        messages = [{"role": "user", "content": "x"}]
+        messages: Any = [{"role": "user", "content": "x"}]
         chat = await stack.openai.chat.completions.create(
             model=MODEL, messages=messages, max_tokens=2, logprobs=True, top_logprobs=1
-        )  # type: ignore[arg-type]
+        )
         content = chat.choices[0].logprobs.content  # type: ignore[union-attr]
         assert content is not None
         assert [len(c.top_logprobs) for c in content] == [1, 1]
@@ -217,7 +218,7 @@ async def test_the_state_tells_the_operator_about_workers_pairs_and_waiting(tmp_
         }  # fmt: skip
         assert (await stack.http.get("/internal/v1/state")).status_code == 401
         assert (
-            await stack.http.get("/internal/v1/state", headers={"authorization": "Bearer ü".encode("latin-1")})
+            await stack.http.get("/internal/v1/state", headers={b"authorization": "Bearer ü".encode("latin-1")})
         ).status_code == 401
 
 

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from disagg_router.objectives import Objectives
 from disagg_wire import series
+from disagg_wire.version import BUILD_INFO_HELP, build_labels
 
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
@@ -41,6 +42,8 @@ class Metrics:
     def __init__(self, objectives: Objectives | None = None) -> None:
         self._objectives = objectives or Objectives()
         r = self.registry = CollectorRegistry()
+        build = build_labels("router")
+        Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=r).labels(**build).set(1)
         self.requests = Counter(
             series.ROUTER_REQUESTS, "API requests by answer", [series.ENDPOINT, series.CODE], registry=r
         )

@@ -23,6 +23,9 @@ RESULT = "result"
 NAMESPACE = "namespace"
 DEPLOYMENT = "deployment"
 NAME = "name"
+COMPONENT = "component"
+VERSION = "version"
+PYTHON = "python"
 
 # Values of OBJECTIVE, WITHIN, PART and KIND.
 TTFT, TPOT = "ttft", "tpot"

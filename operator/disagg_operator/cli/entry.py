@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from disagg_wire.version import VERSION
+
 # The module and the help text of each command. A module has `arguments(parser)`, `run(args) -> int`
 # and `ERRORS`, the exceptions that it raises for bad input.
 TOOLS = {
@@ -40,6 +42,7 @@ def parser(tool: str | None = None) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="disagg", description="Serve language models from separate prefill and decode pools."
     )
+    top.add_argument("--version", action="version", version=f"disagg {VERSION}")
     commands = top.add_subparsers(dest="command", required=True)
     local = commands.add_parser("local", help="run a DisaggDeployment as processes on this machine, without a cluster")
     local.add_argument("-f", "--file", type=Path, required=True, help="YAML file with one DisaggDeployment")

@@ -25,9 +25,10 @@ from disagg_operator.autoscaling.chosen_policy import PolicyMemory
 from disagg_operator.autoscaling.policy.observation import Pods
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target
 from disagg_operator.autoscaling.signals.fold import Look
+from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.pod_facts import Starts
 from disagg_operator.autoscaling.signals.policy_inputs import observe
-from disagg_operator.autoscaling.signals.samples import Sample, parse
+from disagg_operator.autoscaling.signals.samples import Sample
 from disagg_operator.cli import chat
 from disagg_operator.cli.processes import Running, free_port, start, stop_all
 from disagg_operator.controller import acceptance

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from disagg_operator.performance import profile as profiles
+from disagg_operator.performance import profile_file
 from disagg_operator.performance.config_json import from_config
 from disagg_operator.performance.hardware import GPUS, NETWORKS, Gpu
 from disagg_operator.performance.model_shape import KNOWN, ModelShape, PlanError, named
@@ -248,7 +249,7 @@ def _prices(texts: list[str], gpus: list[Gpu]) -> dict[str, float]:
 
 
 def _measured(texts: list[str]) -> dict[str, list[profiles.Profile]]:
-    return {gpu: [profiles.load(file)] for gpu, file in _pairs(texts, "--profile").items()}
+    return {gpu: [profile_file.load(file)] for gpu, file in _pairs(texts, "--profile").items()}
 
 
 def _model(args: argparse.Namespace) -> ModelShape:

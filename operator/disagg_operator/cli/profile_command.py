@@ -16,7 +16,7 @@ from rich.table import Table
 
 from disagg_operator.cli import measure
 from disagg_operator.cli.served_endpoint import MeasureError, ServedEndpoint
-from disagg_operator.performance import fit
+from disagg_operator.performance import fit, profile_file
 from disagg_operator.performance import profile as profiles
 
 ERRORS = (MeasureError, fit.FitError, profiles.ProfileError, ValueError, OSError)
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     extent = measure.Extent(args.max_prompt_tokens, args.max_batch, args.seconds)
     limits = fit.Limits(args.gpus, args.kv_tokens, args.batch_tokens, args.max_running)
     fitted = asyncio.run(_measure(args.url, args.model, extent, limits))
-    profiles.save(fitted.profile, args.out)
+    profile_file.save(fitted.profile, args.out)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(coefficients(fitted.profile))
     console.print(residuals(fitted))

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from disagg_operator.cli import plots
 from disagg_operator.performance import profile as profiles
+from disagg_operator.performance import profile_file
 from disagg_operator.simulation import bounds, monolithic, policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, ORDERS
@@ -202,7 +203,7 @@ def _check(args: argparse.Namespace) -> None:
 def _setup(args: argparse.Namespace) -> Setup:
     _check(args)
     return Setup(
-        profiles.load(args.profile),
+        profile_file.load(args.profile),
         tpot_s=args.tpot_ms / 1000,
         ttft_least_s=args.ttft_s,
         cold_start_s=tuple(args.cold_start_s),

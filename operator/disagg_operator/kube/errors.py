@@ -1,4 +1,4 @@
-"""The errors of calls to the API server, named by what the caller must do.
+"""PURE: The errors of calls to the API server, named by what the caller must do.
 
 KubeError
 ├── Retry(after_s)   overloaded, unreachable or timed out: the same call may succeed later

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Self
 
 _LEAST_S_PER_SEQUENCE = 1e-9
@@ -177,18 +176,13 @@ _POSITIVE = ("gpus", "d_s", "kv_tokens", "batch_tokens", "max_running")
 _WHOLE = ("gpus", "kv_tokens", "batch_tokens", "max_running", "batch_full_tokens")
 
 
-def load(name: str) -> Profile:
-    """Return a published profile by name, or one from a JSON file that `disagg profile` wrote.
+def parse(name: str, text: str) -> Profile:
+    """Parse a profile from the JSON that `to_text` returns.
 
-    Raises ProfileError.
+    Raises ProfileError, which names the file by `name`.
     """
-    if name in PROFILES:
-        return PROFILES[name]
-    path = Path(name)
-    if not path.is_file():
-        raise ProfileError(f"profile: {name!r} is neither a file nor one of {', '.join(sorted(PROFILES))}")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(text)
         if not isinstance(raw, dict):
             raise ProfileError(f"{name}: must hold one JSON object")
         known = {f.name for f in fields(Profile)}
@@ -197,7 +191,7 @@ def load(name: str) -> Profile:
         found = Profile(**raw)
     except ProfileError:
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError) as error:
         raise ProfileError(f"{name}: {error}") from None
     for field, value in asdict(found).items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -210,6 +204,6 @@ def load(name: str) -> Profile:
     return found
 
 
-def save(profile: Profile, path: Path) -> None:
-    """Write a profile to a JSON file, from which `load` reads it."""
-    path.write_text(json.dumps(asdict(profile), indent=1) + "\n")
+def to_text(profile: Profile) -> str:
+    """Return a profile as JSON, with one field per line."""
+    return json.dumps(asdict(profile), indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""PURE: The check of a plan by simulation, which corrects its numbers of replicas.
+"""The check of a plan by simulation, which corrects its numbers of replicas.
 
 The simulator serves a trace request by request on fixed pools, the smallest that meet the
 objectives over the whole trace. `disagg simulate` shows how much autoscaling saves beyond that.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from disagg_operator.status.recorder import NORMAL, WARNING, Note
+from disagg_operator.status.events import NORMAL, WARNING, Note
 
 # The condition reasons that lead to a Warning, and the reason of the Event.
 _WARNINGS = {

@@ -11,7 +11,8 @@ import yaml
 
 from disagg_operator.api import parse_file
 from disagg_operator.cli.entry import main
-from disagg_operator.performance.profile import PROFILES, save
+from disagg_operator.performance.profile import PROFILES
+from disagg_operator.performance.profile_file import save
 
 SMALL = ["--prompt-tokens", "500,2000", "--output-tokens", "150"]
 

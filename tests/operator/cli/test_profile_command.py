@@ -11,7 +11,7 @@ from tests.router.real_stack import API_KEY, Real, real
 
 from disagg_operator.cli.entry import main
 from disagg_operator.cli.served_endpoint import Answer, ServedEndpoint
-from disagg_operator.performance.profile import load
+from disagg_operator.performance.profile_file import load
 
 pytestmark = pytest.mark.slow
 

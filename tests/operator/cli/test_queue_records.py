@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ POOL = {
 }
 
 
-def plan_of(**pools: object) -> ScalePlan:
+def plan_of(**pools: Any) -> ScalePlan:
     found = scale_plan(good(**pools, scaling={"policy": "queue"}))
     assert found is not None
     assert not found.predictive

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from tests.operator.api.resources import Obj, good
 from tests.operator.desired.facts import FACTS
 
-from disagg_operator.api import parse
+from disagg_operator.api import InvalidResource, parse
 from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.desired import render
 from disagg_operator.desired.local_process import router_process, worker_process
@@ -20,7 +21,7 @@ COMPONENTS = ("prefill", "decode", "router")
 NETWORK = {"attachmentRef": {"name": "fabric", "namespace": "nets"}, "interface": "rdma0"}
 
 
-def _template(component: str, **spec: object) -> Obj:
+def _template(component: str, **spec: Any) -> Obj:
     name = f"chat-{component}"
     objects = render(parse(good(**spec)), FACTS)
     template: Obj = next(o for o in objects if o["kind"] == "Deployment" and o["metadata"]["name"] == name)["spec"][
@@ -29,11 +30,11 @@ def _template(component: str, **spec: object) -> Obj:
     return template
 
 
-def _main(component: str, **spec: object) -> Obj:
+def _main(component: str, **spec: Any) -> Obj:
     return next(c for c in _template(component, **spec)["spec"]["containers"] if c["name"] == "main")
 
 
-def _env(component: str, **spec: object) -> dict[str, str]:
+def _env(component: str, **spec: Any) -> dict[str, str]:
     return {e["name"]: e.get("value", "") for e in _main(component, **spec)["env"]}
 
 
@@ -111,8 +112,8 @@ def test_prefill_spares_decode_by_the_objective_where_one_is_set() -> None:
         **{r: {"autoscaling": {"maxReplicas": 2}} for r in ("prefill", "decode")},
     }
     assert _env("decode", objectives=objectives, **flipping)[name] == "0.05"  # the worker may become prefill
-    env = [{"name": name, "value": "0.2"}]
-    assert _env("prefill", objectives=objectives, engine={"env": env})[name] == "0.2"
+    with pytest.raises(InvalidResource, match=name):  # only the objective can set it
+        _env("prefill", objectives=objectives, engine={"env": [{"name": name, "value": "0.2"}]})
 
 
 def test_an_attached_network_is_in_the_annotation_and_in_the_environment() -> None:

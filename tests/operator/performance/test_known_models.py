@@ -274,7 +274,7 @@ anything = st.recursive(
 
 
 @given(st.sampled_from(FAMILIES), st.dictionaries(st.sampled_from(FIELDS), anything, max_size=3), st.booleans())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_whatever_a_config_json_holds_gives_a_shape_or_an_error_that_names_a_field(
     config: dict[str, Any], change: dict[str, Any], inside: bool
 ) -> None:

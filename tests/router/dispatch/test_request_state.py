@@ -146,3 +146,19 @@ def test_the_last_token_needs_prefill_alone() -> None:
         wants.append(state.single_token)
         state.token(line(i))
     assert wants == [False, False, True]
+
+
+@pytest.mark.parametrize("cached", [-1, 4, True, 1.0, "2", None])
+def test_cached_tokens_are_a_part_of_the_prompt(cached: Any) -> None:
+    state = make()
+    with pytest.raises(ProtocolViolation, match="cached_tokens"):
+        state.token(line(0, cached_tokens=cached))
+    assert (state.cached_tokens, state.emitted) == (0, [])
+
+
+def test_cached_tokens_count_with_the_first_token_of_the_request_alone() -> None:
+    state = make()
+    state.token(line(0, cached_tokens=2))
+    state.next_attempt()
+    state.token(line(1, cached_tokens=3))
+    assert state.cached_tokens == 2

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.router.workers.infos import worker
 
 from disagg_router.workers.pair_choice import (
     Breaker,
@@ -20,24 +21,10 @@ from disagg_router.workers.pair_choice import (
     handshake_pairs,
     pair_key,
 )
-from disagg_router.workers.worker_info import Member, Worker, model_of, parse_info
+from disagg_router.workers.worker_info import Worker
 from disagg_wire.room import Room
 
 IDLE = Inflight({}, {})
-INFO: dict[str, Any] = {
-    "protocol": 1, "incarnation": "uid/1", "pod": "chat-decode-abc", "role": "decode", "state": "ready", "revision": "5d8f",
-    "model": {"name": "m", "digest": "D", "vocab_size": 2048, "max_model_len": 2048, "eos_token_ids": [0], "bos_token_id": None},
-    "kv": {"compat": "c", "host": "10.0.0.7", "port": 9000, "interface": "net1", "transport": "tcp", "block_size_tokens": 16,
-           "bytes_per_token": 6144, "blocks_total": 100, "blocks_free": 100},
-    "limits": {"max_running": 10, "max_waiting": 256},
-    "load": {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": 0},
-}  # fmt: skip
-
-
-def worker(name: str, role: str, **changes: Any) -> Worker:
-    parsed = parse_info(Member(name, f"http://{name}"), INFO | {"incarnation": f"{name}/1", "role": role})
-    assert parsed is not None
-    return replace(parsed, **changes)
 
 
 def pick(workers: list[Worker], **changes: Any) -> Choice | None:
@@ -183,38 +170,12 @@ def test_handshakes_are_due_for_fitting_pairs_of_separate_roles_alone(workers: l
     assert len(sampled) <= max(limit, len(workers))
 
 
-def test_of_two_models_the_one_that_a_pair_serves_takes_new_requests() -> None:
-    lone = [worker(f"e{i}", "decode", digest="E") for i in range(3)]
-    model = model_of([P, replace(D, max_model_len=1000), *lone])
-    assert model is not None
-    assert (model.digest, model.max_model_len) == ("D", 1000)
-    assert model_of([replace(D, state="draining")]) is None
-
-
-@pytest.mark.parametrize(
-    "garbled",
-    [
-        {"protocol": 2}, {"protocol": None}, {"kv": {}}, {"limits": []}, {"load": None}, {"model": {"digest": "D"}}, {"model": []},
-        {"load": INFO["load"] | {"waiting_tokens": "many"}}, {"load": INFO["load"] | {"waiting_tokens": float("inf")}},
-        {"model": INFO["model"] | {"eos_token_ids": 0}}, {"features": 5}, {"features": None},
-    ],
-)  # fmt: skip
-def test_a_peer_that_is_not_understood_is_a_value_error_whatever_is_wrong(garbled: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
-        parse_info(Member("w", "http://w"), INFO | garbled)
-
-
-def test_what_a_worker_says_of_its_features_is_kept_and_an_older_one_has_none() -> None:
-    parsed = parse_info(Member("w", "http://w"), INFO | {"features": ["first_token_within_s", "not known here"]})
-    assert parsed is not None
-    assert "first_token_within_s" in parsed.features
-    assert P.features == frozenset()
-
-
-def test_a_worker_that_still_loads_is_no_worker_yet() -> None:
-    assert (
-        parse_info(Member("w", "http://w"), {k: v for k, v in INFO.items() if k not in ("model", "kv", "load")}) is None
-    )
+def test_of_many_pairs_each_worker_has_one_and_only_pairs_that_fit() -> None:
+    prefills = [worker(f"p{i}", "prefill") for i in range(2)]
+    decodes = [worker(f"d{i}", "decode", compat="c" if i < 3 else "2") for i in range(4)]
+    pairs = [(p.name, d.name) for p, d in handshake_pairs([*decodes, *prefills], limit=3)]
+    assert pairs == [("p0", "d0"), ("p1", "d1"), ("p0", "d2")]
+    assert len(handshake_pairs([*decodes, *prefills], limit=6)) == 6
 
 
 def test_what_failed_is_avoided_for_longer_each_time_until_it_succeeds() -> None:

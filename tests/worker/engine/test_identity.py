@@ -1,6 +1,4 @@
-"""What the two engines generate is what transformers generates, token for token, on the bundled
-model.
-"""
+"""Tests with the bundled model: two engines must generate the same tokens as transformers."""
 
 from __future__ import annotations
 

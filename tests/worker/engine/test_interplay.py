@@ -1,5 +1,5 @@
-"""Requests beside each other: odd shapes of chunks and blocks, many threads, long beside short, and
-one that asks for too much.
+"""Tests of requests at the same time: odd shapes of chunks and blocks, many threads, long prompts
+and short ones, and a request that asks for too much.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(folder: Path) -> Iterator[Make]:
-    """Engines that are stopped at the end."""
+    """Yield a function that builds engines, which are stopped at the end."""
     made: list[TorchEngine] = []
 
     def build(**changes: Any) -> TorchEngine:

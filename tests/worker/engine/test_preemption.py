@@ -1,5 +1,5 @@
-"""Requests that ask for more than they use share the cache; when it runs out the newest waits, and
-nobody's tokens change.
+"""Tests of preemption: requests that ask for more than they use share the cache; when it runs out,
+the newest one waits, and no tokens change.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def test_a_short_growth_reserve_admits_more_than_whole_requests_would(make: Make
             reservation.release()
 
 
-# ---- out of memory, and other faults of one batch ----
+# ---- Out of memory, and other faults of one batch ----
 
 
 class SmallMemory(PlainBackend):
-    """Runs out of memory for more than `rows` rows at once, in the network's last layer: the layers
-    before were computed and reported.
+    """A backend that runs out of memory for more than `rows` rows at once, in the last layer of the
+    network, after the other layers have been computed and reported.
     """
 
     def __init__(self, rows: int, error: Exception) -> None:

@@ -20,9 +20,9 @@ from starlette.routing import Route
 
 from disagg_router.errors import ApiError
 from disagg_router.openai import schema
-from disagg_router.openai.answers import AnswerFormat
+from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
-from disagg_router.openai.generation import Generation, Piece, plan
+from disagg_router.openai.generation import Generation, plan
 from disagg_router.openai.streaming import SseResponse, merge, while_connected
 from disagg_router.router import Router
 from disagg_router.text.tokenizer import Text

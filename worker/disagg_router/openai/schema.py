@@ -133,10 +133,10 @@ class _Common(_Strict):
         found: list[tuple[str, str, str]] = []
         if (form := self.response_format) is not None and form.type != "text":
             schema = form.json_schema.schema_ if form.json_schema is not None else {"type": "object"}
-            found.append(("response_format", "json_schema", json.dumps(schema)))
+            found.append(("response_format", "json_schema", _dumps(schema)))
         if (wanted := self.structured_outputs) is not None:
             if wanted.json_ is not None:
-                found.append(("structured_outputs", "json_schema", json.dumps(wanted.json_)))
+                found.append(("structured_outputs", "json_schema", _dumps(wanted.json_)))
             elif wanted.choice is not None:
                 found.append(("structured_outputs", "choice", json.dumps(wanted.choice)))
             elif wanted.regex is not None:
@@ -173,6 +173,13 @@ class _Common(_Strict):
     def default_tokens(self) -> int | None:
         """How many tokens when the client names no number; None: what the context holds."""
         return None
+
+
+def _dumps(schema: dict[str, Any]) -> str:
+    try:
+        return json.dumps(schema)
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_body") from None
 
 
 class TextPart(_Strict):
@@ -303,5 +310,3 @@ def parse(kind: type[RequestT], content: Any) -> RequestT:
         return kind.model_validate(content)
     except ValidationError as error:
         raise _refusal(error) from None
-    except RecursionError:
-        raise ApiError(400, "the body is nested too deeply", code="invalid_body") from None
