@@ -35,7 +35,7 @@ async def alone(endpoint: ServedEndpoint, tokens: int) -> Answer:
 async def queued(endpoint: ServedEndpoint, tokens: int, prompts: int) -> float:
     """Measure the seconds of a prompt while exactly one other prompt waits behind it.
 
-    This is the time that only the worker takes.
+    This is the time that the worker itself needs.
     """
     firsts_s: list[float] = []
     room = asyncio.Semaphore(2)
