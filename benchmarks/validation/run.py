@@ -42,8 +42,8 @@ import yaml
 from benchmarks.machine import machine
 from benchmarks.validation.cores import busy_neighbours, pin_prefill
 from disagg_operator.autoscaling.policy.observation import Targets
-from disagg_operator.cli.measure import ServedEndpoint
 from disagg_operator.cli.processes import free_port
+from disagg_operator.cli.served_endpoint import ServedEndpoint
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
 from disagg_operator.planning.traffic import log_normal
