@@ -1,4 +1,4 @@
-"""The autoscaler: `signals` are read, `policy` decides, `records` keep, and `loop` connects them.
+"""PURE: The autoscaler: `signals` are read, `policy` decides, `records` keep, `loop` connects them.
 
 The predictive policy can be used alone: the names exported here need only the standard library
 (docs/autoscaling.md).

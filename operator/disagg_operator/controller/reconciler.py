@@ -38,7 +38,8 @@ from disagg_operator.kube.resources import (
     uid_of,
 )
 from disagg_operator.status import changes, conditions
-from disagg_operator.status.recorder import NORMAL, Note, Recorder
+from disagg_operator.status.events import NORMAL, Note
+from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_POOL, LABEL_REVISION

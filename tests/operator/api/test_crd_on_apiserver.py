@@ -105,7 +105,7 @@ _RESOURCES: dict[str, st.SearchStrategy[Obj]] = {
 
 
 @pytest.mark.parametrize("part", _RESOURCES)
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_api_server_refuses_by_the_rules_that_the_parser_finds_broken(
     crd_client: httpx.Client,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_operator.api.base import Model
@@ -148,7 +148,6 @@ def _as_python(cel: str) -> str:
     return cel.replace("&&", " and ").replace("||", " or ").replace("!", " not ").replace("self.on", "True")
 
 
-@settings(deadline=None)
 @given(_CONDITIONS)
 def test_parentheses_keep_the_meaning_of_a_condition(pair: Condition) -> None:
     text, expression = pair

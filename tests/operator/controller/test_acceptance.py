@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.operator.api.resources import good
 
@@ -58,13 +58,11 @@ def test_what_can_just_be_carried_out_is(spec: dict[str, Any]) -> None:
     assert acceptance.accept(good(**spec)).resource == parse(good(**spec))
 
 
-@settings(deadline=None)
 @given(st.from_regex(base._BYTES, fullmatch=True) | st.integers(1, 1 << 50))
 def test_every_size_that_the_schema_lets_pass_is_a_quantity_of_bytes(size: str | int) -> None:
     assert quantity_bytes(size) >= 0
 
 
-@settings(deadline=None)
 @given(st.from_regex(base._NUMBER, fullmatch=True) | st.integers(1, 999_999))
 def test_every_target_that_the_schema_lets_pass_is_a_number_above_0(target: str | int) -> None:
     autoscaling = {"maxReplicas": 2, "metrics": [{"target": {"averageValue": target}}]}

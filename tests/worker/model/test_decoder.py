@@ -1,5 +1,5 @@
-"""The forward pass against transformers, in every shape of the family, and however the prompt is
-cut up.
+"""Tests of the forward pass against transformers, in every shape of the family, and for prompts
+that are divided into chunks in any way.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _bench(folder: Path, dtype: torch.dtype = torch.float32) -> Runner:
 
 
 def _reference(folder: Path, tokens: list[int]) -> torch.Tensor:
-    """Logits at every position, by transformers."""
+    """Return the logits of transformers at every position."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -50,7 +50,7 @@ def test_logits_are_those_of_transformers_with(shape: str, tmp_path: Path) -> No
     expected = _reference(folder, TOKENS)
     bench = _bench(folder)
     s = fed(TOKENS[:30], 1)
-    bench.prefill((s, 9))  # two chunks, the first ends within a block
+    bench.prefill((s, 9))  # The first of two chunks ends within a block.
     torch.testing.assert_close(bench.prefill((s, 21))[0], expected[29], atol=1e-4, rtol=1e-4)
     for i in range(30, 40):
         s.tokens.append(TOKENS[i])
@@ -62,7 +62,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.make(tmp_path_factory.mktemp("tiny"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.data())
 def test_logits_do_not_depend_on_chunks_or_company(tiny: Path, lengths: list[int], data: st.DataObject) -> None:
     bench, alone = _bench(tiny), []

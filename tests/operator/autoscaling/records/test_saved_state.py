@@ -28,7 +28,7 @@ def test_the_state_survives_as_json_to_the_last_decision() -> None:
 
 @pytest.mark.parametrize("raw", [{}, {"version": 99}, {"version": 1}, {"version": 1, "prefill": 3}])
 def test_a_state_that_does_not_fit_is_a_fresh_start(raw: dict[str, object]) -> None:
-    assert from_json(raw) == State()
+    assert repr(from_json(raw)) == repr(State())  # as text, NaN equals itself on every version of Python
 
 
 _number = st.one_of(st.just(math.nan), st.floats(0, 1e7), st.floats(0))
@@ -40,7 +40,7 @@ _pods = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(_pods, _pods, st.lists(_number, min_size=28, max_size=28)), min_size=1, max_size=8))
 def test_whatever_is_seen_the_answer_is_within_bounds_and_json(
     observations: list[tuple[Pods, Pods, list[float]]],
