@@ -2,9 +2,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PY := .venv/bin/python
-export PYTHONDONTWRITEBYTECODE := 1
+# Out of the source tree, but kept: an import of torch takes twice as long when all of it is compiled anew.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 
-.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate release
+.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate release drawings coverage test-long
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fakes.token_worker import MAX_MODEL_LEN, VOCAB, TokenWorker
+from tests.profiles import examples
 from tests.router.stack import MODEL, Stack
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -264,7 +265,7 @@ async def test_no_body_makes_a_500(tmp_path: Path) -> None:
     async with Stack(tmp_path, *pair()) as stack:
         loop = asyncio.get_running_loop()
 
-        @settings(max_examples=150, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=examples(150), suppress_health_check=list(HealthCheck), database=None)
         @given(body=bodies, path=st.sampled_from(["/v1/chat/completions", "/v1/completions"]))
         def check(body: Any, path: str) -> None:
             raw = json.dumps(body).encode()

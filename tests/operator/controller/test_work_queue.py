@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.profiles import examples
 
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull, QueueState
 
@@ -157,4 +158,4 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=30)
+TestQueueMachine.settings = settings(max_examples=examples(60), stateful_step_count=30)

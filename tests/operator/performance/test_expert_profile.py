@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.operator.planning.questions import question, traffic
+from tests.profiles import examples
 
 from disagg_operator.performance.expert_profile import ExpertProfile
 from disagg_operator.performance.hardware import GPUS
@@ -60,7 +61,7 @@ def test_deepseek_touches_half_of_its_experts_with_22_tokens() -> None:
     st.sampled_from(list(GPUS)),
     st.sampled_from([1, 2, 4]),
 )
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_one_expert_of_the_same_width_is_the_dense_model(name: str, gpu: str, tensor: int) -> None:
     dense = KNOWN[name]
     mixed = replace(dense, experts=Experts(dense.layers, 1, 1, dense.intermediate))
@@ -247,7 +248,7 @@ def test_the_batch_of_a_plan_is_where_the_curve_reaches_the_objective() -> None:
 
 
 @given(st.sampled_from(["gpt-oss-120b", "deepseek-v3", "qwen3-30b-a3b"]), st.floats(0.05, 60), st.integers(1, 40))
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_one_pools_steps_solve_their_own_equation(name: str, rate: float, replicas: int) -> None:
     """The mean step reads the experts that its own streams use, and is delayed by chunks."""
     q = question(name, "H200", traffic=traffic(rate))
@@ -282,7 +283,7 @@ def counts(q: Question) -> tuple[float, ...]:
 
 
 @given(st.sampled_from(["gpt-oss-120b", "deepseek-v3"]), traffics, goals, st.floats(1.01, 4), st.floats(0.3, 0.99))
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_more_traffic_or_less_time_never_needs_fewer_workers(
     name: str, t: Traffic, o: LatencyObjectives, factor: float, part: float
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 
 from disagg_operator.performance.config_json import from_config
 from disagg_operator.performance.model_shape import KNOWN, PlanError, named
@@ -274,7 +275,7 @@ anything = st.recursive(
 
 
 @given(st.sampled_from(FAMILIES), st.dictionaries(st.sampled_from(FIELDS), anything, max_size=3), st.booleans())
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 def test_whatever_a_config_json_holds_gives_a_shape_or_an_error_that_names_a_field(
     config: dict[str, Any], change: dict[str, Any], inside: bool
 ) -> None:

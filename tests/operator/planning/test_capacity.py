@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.operator.planning.questions import question, traffic
+from tests.profiles import examples
 
 from disagg_operator.performance.hardware import GPUS, NETWORKS
 from disagg_operator.performance.model_shape import KNOWN
@@ -43,14 +44,14 @@ def test_a_pool_whose_steps_cost_the_same_at_any_batch_is_planned() -> None:
 
 
 @given(traffics, objectives, st.floats(1.01, 4))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_more_traffic_never_needs_fewer_workers(t: Traffic, o: LatencyObjectives, factor: float) -> None:
     less, more = counts(t, o), counts(t.at(factor * t.requests_per_s), o)
     assert all(a <= b for a, b in zip(less, more, strict=True))
 
 
 @given(traffics, objectives, st.floats(0.3, 0.99), st.floats(0.3, 0.99))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_tighter_objectives_never_need_fewer_workers(
     t: Traffic, o: LatencyObjectives, ttft: float, tpot: float
 ) -> None:
@@ -59,7 +60,7 @@ def test_tighter_objectives_never_need_fewer_workers(
 
 
 @given(traffics, objectives, st.floats(0.3, 0.99))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_faster_workers_are_never_more(t: Traffic, o: LatencyObjectives, factor: float) -> None:
     p = PROFILE
     fast = replace(
@@ -74,7 +75,7 @@ def test_faster_workers_are_never_more(t: Traffic, o: LatencyObjectives, factor:
 
 
 @given(traffics, objectives)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_what_is_planned_keeps_the_objectives_and_is_not_overloaded(t: Traffic, o: LatencyObjectives) -> None:
     p = prefill_pool(t, o, H100, PROFILE, KV)
     d = decode_pool(t, o, H100, PROFILE, KV, 0.003)
@@ -157,7 +158,7 @@ def test_what_is_exposed_is_at_least_the_last_layer_and_at_most_the_whole(tokens
 
 
 @given(traffics, st.sampled_from(["A100", "H100", "H200", "MI300X"]), st.floats(1.1, 3))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_costs_grow_with_traffic_and_shrink_with_choice(t: Traffic, gpu: str, factor: float) -> None:
     q = question(gpus=gpu, traffic=t, ttft_s=10.0, tpot_s=0.1)
     for best in (best_disaggregated, best_monolithic):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 
 from disagg_worker.engine.block_pool import Holding, State
 from disagg_worker.engine.deadlines import PATIENCE_S
@@ -127,7 +128,7 @@ acts = st.tuples(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.lists(acts, max_size=40), st.integers(1, 40), st.booleans(), st.sampled_from([UNKNOWN, Pace(0.05, 0.01)]))
 def test_every_request_ends_and_every_block_comes_back(
     ops: list[tuple[str, int, int, str, float | None]], growth: int, cached: bool, pace: Pace

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 
 from disagg_operator.autoscaling.policy.learning import Evidence, Learned, factors, observe, profile
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals
@@ -102,7 +103,7 @@ def test_nothing_seen_is_the_prior() -> None:
 _number = st.one_of(st.just(math.nan), st.just(0.0), st.floats(0, 1e12), st.just(math.inf))
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.lists(st.lists(_number, min_size=8, max_size=8), max_size=6))
 def test_whatever_is_seen_every_term_stays_a_positive_number(rows: list[list[float]]) -> None:
     learned = Learned()

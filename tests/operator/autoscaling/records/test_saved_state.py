@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.operator.autoscaling.policy.test_predictive import RULES, look, steady
+from tests.profiles import examples
 
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals
 from disagg_operator.autoscaling.policy.predictive import PoolLimits, State, step
@@ -40,7 +41,7 @@ _pods = st.builds(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.tuples(_pods, _pods, st.lists(_number, min_size=28, max_size=28)), min_size=1, max_size=8))
 def test_whatever_is_seen_the_answer_is_within_bounds_and_json(
     observations: list[tuple[Pods, Pods, list[float]]],
