@@ -1,4 +1,4 @@
-"""What is generated fits the model, and workers get OpenAI's defaults."""
+"""An answer fits the model, and workers get OpenAI's defaults."""
 
 from __future__ import annotations
 

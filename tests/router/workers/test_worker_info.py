@@ -1,4 +1,4 @@
-"""What a worker says of itself is read whole or refused, and tells which requests it serves."""
+"""The `info` of a worker is read whole or refused, and tells which requests it serves."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""PURE: What the model allows a request: how many tokens it may generate, and the sampling parameters
-that workers get.
+"""PURE: Checks a prompt against the limits of the model, and makes the sampling parameters that
+workers get.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from disagg_router.workers.worker_info import Model
 
 
 def check_prompt(prompt: list[int], wanted: int | None, default: int | None, model: Model) -> int:
-    """How many tokens may be generated: what is wanted, else the default or what fits.
+    """Return how many tokens may be generated: what is wanted, else the default or what fits.
 
     Raises ApiError naming the limit.
     """
