@@ -42,7 +42,7 @@ LEFT_OUT: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What the tests of a module ran through."""
+    """The lines and branches of a module that its tests ran through."""
 
     name: str
     lines: int
