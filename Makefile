@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 # Out of the source tree, but kept: an import of torch takes twice as long when all of it is compiled anew.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate
 help:           ## this list
