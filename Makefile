@@ -6,7 +6,7 @@ PY := .venv/bin/python
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate
+.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate release drawings coverage test-long
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -34,6 +34,8 @@ lint: setup
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache >/tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; exit 1; }
 	@$(PY) scripts/check_house.py
+	@$(PY) scripts/generate.py --check
+	@$(PY) scripts/check_pure.py
 
 unit: setup
 	@$(PY) -m pytest -q -m "not apiserver and not e2e"
@@ -45,8 +47,16 @@ integration: setup
 e2e: setup
 	@$(PY) -m pytest -q -m e2e tests/e2e
 
-generate: setup ## crds/ and the chart's copy of them from the pydantic models
-	@$(PY) -m disagg_operator.api.crdgen
+generate: setup ## write the files made from code: CRDs and the chart's copy, the chart's version, golden files
+	@$(PY) scripts/generate.py
+
+drawings: setup ## draw the packages' rooms and imports, of today and of release 0.1.0, into docs/house
+	@for p in operator worker router; do \
+	  $(PY) scripts/draw_house.py disagg_$$p --out docs/house/$$p.svg; \
+	  $(PY) scripts/draw_house.py disagg_$$p --wheel tests/releases/0.1.0/*.whl --out docs/house/$$p-0.1.0.svg; done
+
+release: setup  ## wheel, chart, image archives, SBOMs and checksums of this version in dist/
+	@$(PY) scripts/release.py
 
 TRACES ?= traces
 test-gpu: setup-gpu ## the kernels, graphs, the engine and KV transfer on this machine's GPU (a machine with one; not run in CI)

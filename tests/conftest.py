@@ -1,4 +1,7 @@
-"""Before anything imports Triton: where there is no GPU its kernels are interpreted. The Hypothesis profile, too."""
+"""Settings that must be made before tests are imported.
+
+Without a GPU, Triton's kernels are interpreted. The Hypothesis profile is loaded.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,12 @@ profiles.load()
 
 
 def _share_certificates() -> None:
-    """Let the clients of httpx share the certificates of all authorities: a test of the router would read them ten times."""
+    """Let all clients of httpx share one TLS context; a test of the router would read the
+    certificates of all authorities ten times.
+    """
     from httpx._transports import default
 
-    default.create_ssl_context = functools.cache(default.create_ssl_context)
+    default.create_ssl_context = functools.cache(default.create_ssl_context)  # type: ignore[attr-defined]
 
 
 _share_certificates()

@@ -1,8 +1,9 @@
 """Hypothesis profiles. None has deadlines: a test must not fail because the machine is busy.
 
-`default` is what a developer runs, `ci` takes the same examples in every run of the same code, `long` searches ten times as far.
-HYPOTHESIS_PROFILE names the one to use; without it that is `ci` where CI runs, else `default`. Pytest's --hypothesis-profile goes
-before both. A test that states its own number of examples gives it to `examples`, so that `long` multiplies it, too.
+`default` is for developers, `ci` takes the same examples in every run of the same code, and `long`
+searches ten times as far. HYPOTHESIS_PROFILE chooses one; if it is not set, `ci` is used where CI
+is set, and `default` elsewhere. Pytest's --hypothesis-profile takes precedence over both. A test
+that states its own number of examples passes it to `examples`, so that `long` multiplies it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-# From Hypothesis's own default by name: where CI runs, another profile is loaded as soon as Hypothesis is imported.
-DEFAULT = settings(settings.get_profile("default"), deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+# The parent is named because Hypothesis has loaded a profile of its own by now if CI is set.
+DEFAULT = settings(
+    settings.get_profile("default"), deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 PROFILES = {
     "default": DEFAULT,
     "ci": settings(DEFAULT, derandomize=True, database=None),
@@ -34,5 +37,5 @@ def load() -> None:
 
 
 def examples(number: int) -> int:
-    """Return how many examples a property takes that needs `number` in a usual run: ten times as many in the profile `long`."""
+    """Return the number of examples of a property: `number`, or ten times as many in `long`."""
     return number * (TIMES_LONGER if settings.get_current_profile_name() == "long" else 1)

@@ -1,5 +1,6 @@
-"""What the documents say is true of the repository: YAML blocks are valid resources, named commands
-and files exist.
+"""Tests that the documents agree with the repository.
+
+YAML blocks are valid resources, and the commands and files that are named exist.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from disagg_operator.autoscaling.policy.observation import Folded
 from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
 
 REPO = Path(__file__).parents[1]
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [*sorted(REPO.glob("*.md")), *sorted((REPO / "docs").glob("*.md"))]
 
 
 def test_the_yaml_of_the_readme_is_a_valid_resource() -> None:
@@ -55,10 +56,18 @@ def test_named_targets_and_files_exist(page: Path) -> None:
         assert (REPO / name).exists(), name
 
 
+def test_where_a_change_goes_names_files_that_exist() -> None:
+    text = (REPO / "docs/contributing.md").read_text()
+    assert len(re.findall(r"^## ", text, re.MULTILINE)) == 10
+    named = re.findall(r"`((?:operator|worker|tests)/[\w./-]+)`", text)
+    assert [name for name in named if not (REPO / name).exists()] == []
+
+
 def test_the_policy_is_used_alone_as_the_page_on_autoscaling_shows() -> None:
-    """Without site-packages: the standard library is enough."""
+    """The standard library is enough: the policy runs without site-packages."""
     (block,) = re.findall(r"```python\n(.*?)```", (REPO / "docs/autoscaling.md").read_text(), re.DOTALL)
-    argv = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(REPO / 'operator')!r})\n{block}"]
+    paths = [str(REPO / "operator"), str(REPO / "worker")]
+    argv = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {paths!r}\n{block}"]
     found = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
     moves = [
         re.fullmatch(r"(\d+) s: (\d)\+(\d) -> (\d)\+(\d): prefill: .+; decode: .+", line)

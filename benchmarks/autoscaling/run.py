@@ -1,12 +1,14 @@
-"""Every policy on every trace, against what foresight would cost; then the predictive one on other
-days, and its hard variants.
+"""The benchmark of autoscaling.
+
+It runs every policy on every trace and compares the cost with that of foresight, and then runs the
+predictive policy on other days and in difficult variants.
 
     python -m benchmarks.autoscaling.run --traces DIR [--out benchmarks/results]
 
-Writes autoscaling.md and autoscaling.json. Runs whose code and trace have not changed are taken
-from `--cache`. The rules are those of `Setup`'s defaults: 70B on 4 H100, cold start 60 to 180 s,
-values one scrape of 15 s old, 1 to 40 workers a pool; TTFT within max(1 s, 5 x alone), TPOT within
-60 ms. One configuration for all traces.
+It writes autoscaling.md and autoscaling.json. Runs whose code and trace have not changed are taken
+from `--cache`. The rules are the defaults of `Setup`: 70B on 4 H100, cold start 60 to 180 s, values
+one scrape of 15 s old, 1 to 40 workers per pool; TTFT within max(1 s, 5 x alone), TPOT within 60
+ms. All traces have one configuration.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from benchmarks.autoscaling import days
 from benchmarks.machine import machine
 from disagg_operator.autoscaling.policy.history import Minute
 from disagg_operator.performance import profile as profiles
+from disagg_operator.performance import profile_file
 from disagg_operator.simulation import bounds, policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, FIRST_COME, ORDERS
@@ -40,63 +43,65 @@ CASES = {
     "mooncake_conversation": 2,
 }
 LARGE = "servegen_m-large_d4"
-# The days before, rebuilt from minutes: `days`. The policy's constants were chosen with the days -1
-# and -3 in view; -2 was kept apart.
+# The days before are rebuilt from minutes: `days`. The constants of the policy were chosen with the
+# days -1 and -3 in view; -2 was held out.
 OTHER_DAYS = [f"{trace} -{back}" for trace in (LARGE, "servegen_m-mid_d4") for back in (1, 2, 3)]
 SHORT = "azure2023_conv"
-EVENING_S = (72_000.0, 72_900.0)  # fifteen minutes on m-large's evening ramp
+EVENING_S = (72_000.0, 72_900.0)  # fifteen minutes on the evening ramp of m-large
 
 
 def _times(factor: float) -> profiles.Profile:
-    p = profiles.load("70b-h100-tp4")
+    p = profile_file.load("70b-h100-tp4")
     names = ("a_s", "b_s_per_token", "c_s_per_token2", "d_s", "e_s_per_sequence", "f_s_per_token")
     return replace(p, **{name: factor * getattr(p, name) for name in names})
 
 
 BASE = "as above"
-# What is different in the cluster, and in the policy's settings.
+# (differences in the cluster, differences in the settings of the policy)
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     BASE: ({}, {}),
     "cold start 200 to 280 s": ({"cold_start_s": (200.0, 280.0)}, {}),
     "no metrics for 15 minutes on the evening ramp": ({"blind_s": (EVENING_S,)}, {}),
     "drain without limit": ({"grace_s": math.inf}, {}),
     "another seed": ({"seed": 1}, {}),
-    "two failures a worker and day, drain without limit": (
+    "two failures per worker and day, drain without limit": (
         {"failures_per_worker_hour": 2 / 24, "grace_s": math.inf},
         {},
     ),
-    "profile given: that of an A100": ({}, {"profile": profiles.load("70b-a100-tp4")}),
+    "profile given: that of an A100": ({}, {"profile": profile_file.load("70b-a100-tp4")}),
     "profile given: twice too fast": ({}, {"profile": _times(0.5)}),
     "profile given: twice too slow": ({}, {"profile": _times(2.0)}),
     "twice too fast, and not learned": ({}, {"profile": _times(0.5), "learn": False}),
-    "workers change sides in 10 s": ({"flip_s": 10.0}, {"role_flip_s": 10.0}),
+    "workers change their role in 10 s": ({"flip_s": 10.0}, {"role_flip_s": 10.0}),
 }
 WRONG_PROFILES = [name for name in VARIANTS if "profile given" in name or "not learned" in name]
 _ALSO_LARGE = "profile given: twice too fast"
 _ALSO_BY_DEADLINE = (BASE, "cold start 200 to 280 s", "no metrics for 15 minutes on the evening ramp")
-_STAYS_S = (0.0, 300.0)  # minimum stays that the plan with foresight tries
+_STAYS_S = (0.0, 300.0)  # the minimum stays that the plan with foresight tries
 KINDS = ("policy", "fluid", "oracle", "static")
 _CLOSER = "TTFT % | TPOT % | 5-minute windows under 95 % | worst window | pod starts | dropped | killed |"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One simulation.
-
-    `trace`: of CASES, with " -2" behind it for the day that began two days before; `kind`: policy,
-    static, oracle or fluid; `order`: of the prompts that wait.
-    """
+    """One simulation."""
 
     directory: Path
+    """The folder of the traces."""
     trace: str
+    """A trace of CASES, with " -2" appended for the day that began two days before."""
     kind: str
+    """One of "policy", "static", "oracle" and "fluid"."""
     policy: str = ""
+    """The name of the policy, if `kind` is "policy"."""
     variant: str = BASE
+    """The name of the variant."""
     order: str = FIRST_COME
+    """The order of waiting prompts."""
 
 
 def files(job: Job) -> tuple[Path, Path, int]:
-    """Trace, history (which need not be there) and how many days before."""
+    """Return the trace, its history (which need not exist) and how many days before it began."""
     name, _, back = job.trace.partition(" -")
     return job.directory / f"{name}.csv.gz", job.directory / f"{name}.history_1min.csv.gz", int(back or 0)
 
@@ -106,7 +111,7 @@ def copies(job: Job) -> int:
 
 
 def load(job: Job) -> tuple[traces.Trace, list[Minute] | None]:
-    """What arrives, and what is known of the time before."""
+    """Return the arrivals, and the known history before them."""
     requests, history, back = files(job)
     trace = traces.read(requests)
     past = policies.read_history(history) if history.is_file() else None
@@ -116,10 +121,10 @@ def load(job: Job) -> tuple[traces.Trace, list[Minute] | None]:
 
 
 def work(job: Job) -> tuple[Job, dict[str, Any]]:
-    """Do it; plain data."""
+    """Run the simulation, and return its job and its result as plain data."""
     trace, past = load(job)
     cluster, settings = VARIANTS[job.variant]
-    setup = replace(Setup(profiles.load("70b-h100-tp4")), queue_order=job.order, **cluster)
+    setup = replace(Setup(profile_file.load("70b-h100-tp4")), queue_order=job.order, **cluster)
     began = time.perf_counter()
     if job.kind == "fluid":
         return job, {"gpu_hours": bounds.fluid_gpu_hours(trace, setup)}
@@ -134,15 +139,17 @@ def work(job: Job) -> tuple[Job, dict[str, Any]]:
 
 
 def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
-    """`work`, unless the same code has done it on the same trace before."""
+    """Return the result of `work`, from the cache if the same code has run on the same trace
+    before.
+    """
     code, root = hashlib.sha256(), Path(disagg_operator.__path__[0])
     foreign = {"policy": "bounds.py"}.get(job.kind, "baselines.py")
     used = [path for path in root.glob("simulation/*.py") if path.name != foreign] + [
-        root / "planning/profile.py",
+        root / "performance/profile.py",
         Path(days.__file__),
     ]
     if job.policy == policies.PREDICTIVE:
-        used += root.glob("autoscaling/*.py")
+        used += root.glob("autoscaling/policy/*.py")
     for path in sorted(used):
         code.update(path.read_bytes())
     code.update(files(job)[0].read_bytes())
@@ -157,7 +164,7 @@ def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
 
 
 def jobs(directory: Path, kinds: tuple[str, ...] = KINDS) -> list[Job]:
-    setup = Setup(profiles.load("70b-h100-tp4"))
+    setup = Setup(profile_file.load("70b-h100-tp4"))
     found = [
         Job(directory, LARGE, "policy", policies.PREDICTIVE, v)
         for v in VARIANTS
@@ -186,7 +193,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("build/autoscaling"))
     args = parser.parse_args()
     warm = Job(args.traces, SHORT, "policy", "KEDA (1, 48)")
-    work(warm)  # compiles the kernels into numba's cache
+    work(warm)  # this compiles the kernels into numba's cache
     results = []
     with ProcessPoolExecutor(args.processes) as pool:
         for job, result in pool.map(functools.partial(cached, args.cache), jobs(args.traces, tuple(args.kinds))):
@@ -212,7 +219,9 @@ def _cell(r: dict[str, Any]) -> str:
 
 
 def ratio(gpu_hours: float, attainment: float, reference: float) -> float:
-    """Cost against the reference, 40 times what lacks to 99 % on top."""
+    """Return the cost relative to the reference, multiplied by 1 + 40 * (0.99 - attainment) below
+    99 %.
+    """
     return gpu_hours / reference * (1 + 40 * max(0.0, 0.99 - attainment))
 
 
@@ -220,25 +229,31 @@ Results = list[tuple[Job, dict[str, Any]]]
 
 _ORDER_TEXTS = {
     FIRST_COME: [
-        "Prompts that wait for prefill are computed in the order of their arrival, whatever the policy: this compares policies alone.",
+        "With every policy, prompts that wait for prefill are processed in the order of their arrival, so this",
+        "table compares the policies alone.",
     ],
     EARLIEST_DEADLINE: [
-        "The same with the order of this project's routers and workers (`router.queue.order: EarliestDeadline`, the default): who is due",
-        "first, who is late already last, but after 20 s every second time first, after 40 s three times of four. Every policy and plan",
-        "has it here, and cost is against these plans.",
+        "The same with the order that the routers and workers of this project use",
+        "(`router.queue.order: EarliestDeadline`, the default): prompts are processed in the order of their",
+        "deadlines, and prompts that are already late come last. However, prompts that have waited 20 s come first",
+        "every second time, and after 40 s three times out of four. All policies and plans use this order here, and",
+        "the cost is relative to these plans.",
     ],
 }  # fmt: skip
 
 
 def report(results: Results, alone_s: float) -> str:
-    """The tables, as Markdown."""
+    """Return the tables as Markdown."""
     lines = [
         "# Autoscaling: GPU-hours @ attainment %", "",
-        f"Made by `make bench-autoscaling`. {machine()}.", "",
-        "Cost: geometric mean over the traces of GPU-hours against the cheaper of the two plans with foresight, times 1 + 40 * (0.99 -",
-        "attainment) where a trace is under 99 %. xk: k copies of each request, one where it came, the others moved by up to 20 s.",
-        "Fixed fleet and plan with foresight are the cheapest found that keep 99.5 % of each objective, knowing all arrivals; the",
-        "fluid bound knows no queueing, rounding or cold start. Policies but ours are written from their documents and code.",
+        f"Generated by `make bench-autoscaling`. {machine()}.", "",
+        "The cost is the geometric mean over the traces of the GPU-hours relative to the cheaper of the two plans",
+        "with foresight (fixed fleet and plan with foresight), multiplied by 1 + 40 * (0.99 - attainment) for a",
+        "trace with an attainment below 99 %. `xk` means k copies of each request, one at its original time, the",
+        "others moved by up to 20 s. The fixed fleet and the plan with foresight are the cheapest found that keep",
+        "99.5 % of each objective, with knowledge of all arrivals. The fluid bound ignores queueing, rounding and",
+        "cold starts. All policies other than that of this project (`predictive`) were implemented according to",
+        "their documentation and code.",
     ]  # fmt: skip
     for order in ORDERS:
         lines += _comparison(order, results)
@@ -247,17 +262,19 @@ def report(results: Results, alone_s: float) -> str:
     product = math.prod(ratio(by[t, BASE]["gpu_hours"], by[t, BASE]["attainment"], first[t]) for t in CASES)
     lines += [
         "",
-        f"Against the plans of the first table the predictive policy's cost is {product ** (1 / len(CASES)):.3f} here.",
+        "Relative to the plans of the first table, the cost of the predictive policy is "
+        f"{product ** (1 / len(CASES)):.3f} here.",
         "",
     ]
     lines += _other_days(results)
     for order in ORDERS:
         lines += _variants(f"Variants on {LARGE}, {order}:", LARGE, order, results)
-    lines += _variants(f"And on {SHORT}, an hour to learn in:", SHORT, FIRST_COME, results)
+    lines += _variants(f"Variants on {SHORT}, where the policy has one hour to learn:", SHORT, FIRST_COME, results)
     requests = by[LARGE, BASE]["requests"]
     lines += [
         "",
-        f"The simulator serves the {requests:,} requests of {LARGE} in {alone_s:.1f} s of processor time, reading included (policy: KEDA).",
+        f"The simulator serves the {requests:,} requests of {LARGE} in {alone_s:.1f} s of processor time, "
+        "including reading (policy: KEDA).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -267,13 +284,15 @@ def _is_ours(job: Job) -> bool:
 
 
 def _references(order: str, results: Results) -> dict[str, float]:
-    """The cheaper of the two plans with foresight of each trace."""
+    """Return the GPU-hours of the cheaper of the two plans with foresight, by trace."""
     hours = {(job.trace, job.kind): r["gpu_hours"] for job, r in results if job.order == order}
     return {t: min(hours[t, k] for k in ("static", "oracle") if (t, k) in hours) for t in CASES}
 
 
 def _comparison(order: str, results: Results) -> list[str]:
-    """Every policy on every trace, and ours closer."""
+    """Return the table of every policy on every trace, and that of the predictive policy in
+    detail.
+    """
     by = {
         (job.trace, job.kind, job.policy): r
         for job, r in results
@@ -302,16 +321,17 @@ def _comparison(order: str, results: Results) -> list[str]:
             + " | ".join(_cell(by[t, kind, ""]) if (t, kind, "") in by else "not run" for t in CASES)
             + " | |"
         )
-    lines += ["", "The predictive policy, closer:", "", f"| trace | {_CLOSER}", "|---|---|---|---|---|---|---|---|"]
+    lines += ["", "The predictive policy in detail:", "", f"| trace | {_CLOSER}", "|---|---|---|---|---|---|---|---|"]
     return lines + [f"| {t} | " + _closer(by[t, "policy", policies.PREDICTIVE]) + " |" for t in CASES]
 
 
 def _other_days(results: Results) -> list[str]:
     lines = [
         "## Other days", "",
-        "The days before (`-1`: the one just before), rebuilt from histories by the minute (`benchmarks/autoscaling/days.py`); the",
-        "policy has seen what is left of the four days of history before each. Its constants were chosen with the days -1 and -3 in view,",
-        "first come, first served; -2 was kept apart:", "",
+        "These are the preceding days (`-1` is the day before), reconstructed from histories with a resolution of",
+        "one minute (`benchmarks/autoscaling/days.py`). For each day, the policy has seen the rest of the four days",
+        "of history before it. Its constants were chosen with the days -1 and -3, first come, first served; day -2",
+        "was held out:", "",
         f"| day | order | GPU-h @ attainment | fluid bound | {_CLOSER}",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -323,7 +343,7 @@ def _other_days(results: Results) -> list[str]:
 
 
 def _variants(title: str, trace: str, order: str, results: Results) -> list[str]:
-    """A table of the predictive policy's variants on one trace."""
+    """Return a table of the variants of the predictive policy on one trace."""
     reference = _references(order, results)[trace]
     lines = [
         "",

@@ -1,8 +1,10 @@
-"""`python -m benchmarks.gpu`: roof lines, decode, prefill, attention; prints a table and writes it
-to benchmarks/results/gpu.md.
+"""The program `python -m benchmarks.gpu`: roof lines, decode, prefill and attention.
 
---small: a tiny model, to see that the script itself works where there is no GPU (the kernels are
-interpreted, the times mean nothing). Exit status 1 when a goal is missed.
+It prints a table and writes it to benchmarks/results/gpu.md. The exit status is 1 if a goal is
+missed.
+
+With --small it uses a tiny model, to check that the script itself works where there is no GPU: the
+kernels are interpreted, and the times mean nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "gpu.md"
 
 
 class Report:
-    """Lines of markdown, and whether every goal was met."""
+    """The lines of Markdown, and whether every goal was met."""
 
     def __init__(self, keep: bool) -> None:
         self.lines: list[str] = []
@@ -53,9 +55,10 @@ class Report:
 def _decode(
     r: Report, c: ModelConfig, small: bool, device: torch.device, bytes_per_s: float, quantization: Quantization
 ) -> None:
-    """Bytes: all weights but the embedding once, and every sequence's KV.
+    """Measure decode steps.
 
-    Their time at the roof line over the time of a step.
+    A step moves all weights except the embedding once, and the KV of every sequence. The figure is
+    the time of these bytes at the roof line relative to the time of a step.
     """
     length, sizes = (40, (1, 2)) if small else (1024, (1, 2, 4, 8, 16, 32, 64))
     dtype = torch.float16 if small else torch.bfloat16
@@ -68,15 +71,15 @@ def _decode(
     cache = torch.randn(blocks, c.layers, 2, c.kv_heads, BLOCK_SIZE, c.head_dim, device=device).to(dtype)
     program = network.backend.decode_program(network, cache) or network.forward
     r.line(f"\n## Decode, {length} tokens of context, weights {quantization} ({weights / 1e9:.2f} GB)\n")
-    r.line("| sequences | ms a step | tokens/s | GB/s | of the memory's rate | goal |\n|---|---|---|---|---|---|")
+    r.line("| sequences | ms per step | tokens/s | GB/s | share of the memory bandwidth | goal |")
+    r.line("|---|---|---|---|---|---|")
     for n in sizes:
         batch = model.decode_batch(n, length, BLOCK_SIZE)
         step_s = seconds(partial(program, batch, cache), device)
         moved = weights + n * length * 2 * c.layers * c.kv_heads * c.head_dim * cache.element_size()
         share = moved / step_s / bytes_per_s
-        r.line(
-            f"| {n} | {1e3 * step_s:.2f} | {n / step_s:.0f} | {moved / step_s / 1e9:.0f} | {r.judged(share, DECODE_GOAL)} |"
-        )
+        figures = f"{1e3 * step_s:.2f} | {n / step_s:.0f} | {moved / step_s / 1e9:.0f}"
+        r.line(f"| {n} | {figures} | {r.judged(share, DECODE_GOAL)} |")
 
 
 @torch.inference_mode()
@@ -86,9 +89,8 @@ def _prefill(r: Report, c: ModelConfig, small: bool, device: torch.device) -> No
     sizes = (40,) if small else (512, 2048, 8192)
     blocks = -(-sizes[-1] // BLOCK_SIZE)
     cache = torch.zeros(blocks, c.layers, 2, c.kv_heads, BLOCK_SIZE, c.head_dim, device=device, dtype=dtype)
-    r.line(
-        "\n## Prefill, one prompt\n\n| tokens | ms | tokens/s | TFLOP/s | matmul TFLOP/s | of it | goal |\n|---|---|---|---|---|---|---|"
-    )
+    r.line("\n## Prefill, one prompt\n")
+    r.line("| tokens | ms | tokens/s | TFLOP/s | matmul TFLOP/s | share of it | goal |\n|---|---|---|---|---|---|---|")
     for n in sizes:
         batch, peak = model.prefill_batch(n, BLOCK_SIZE, device), roof.matmul_flops_per_s(c, n, dtype, device)
         took_s = seconds(partial(network.forward, batch, cache), device)
@@ -101,9 +103,8 @@ def _prefill(r: Report, c: ModelConfig, small: bool, device: torch.device) -> No
 def _attention(
     r: Report, c: ModelConfig, small: bool, device: torch.device, bytes_per_s: float, processors: int
 ) -> None:
-    r.line(
-        "\n## Decode attention, one layer\n\n| sequences | context | kernel | us | of the memory's rate |\n|---|---|---|---|---|"
-    )
+    r.line("\n## Decode attention, one layer\n")
+    r.line("| sequences | context | kernel | us | share of the memory bandwidth |\n|---|---|---|---|---|")
     dtype = torch.float16 if small else torch.bfloat16
     for sequences, length in ((2, 40),) if small else ((1, 8192), (16, 2048), (64, 1024)):
         moved = sequences * length * 2 * c.kv_heads * c.head_dim * 2
@@ -122,11 +123,10 @@ def main() -> int:
     r, c = Report(keep=not small), model.config(small)
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     processors = gpu.multi_processor_count if gpu else 8
-    r.line(
-        f"# GPU engine\n\n{gpu.name if gpu else 'no GPU: the times mean nothing'}; torch {torch.__version__}; {machine()}"
-    )
+    name = gpu.name if gpu else "no GPU: the times are meaningless"
+    r.line(f"# GPU engine\n\n{name}; torch {torch.__version__}; {machine()}")
     bytes_per_s = roof.read_bytes_per_s(device, 1 << 20 if small else 4 << 30)
-    r.line(f"\nMemory, measured now: {bytes_per_s / 1e9:.0f} GB/s.")
+    r.line(f"\nMemory bandwidth measured in this run: {bytes_per_s / 1e9:.0f} GB/s.")
     quantizations: tuple[Quantization, ...] = ("none", "int4") if small else ("none", "int8", "int4", "fp8")
     for quantization in quantizations:
         _decode(r, c, small, device, bytes_per_s, quantization)

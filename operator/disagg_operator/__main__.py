@@ -1,7 +1,15 @@
-"""`python -m disagg_operator`: the operator's container."""
+"""The entry point of the operator's container: `python -m disagg_operator`.
+
+`--version` imports nothing else.
+"""
 
 import sys
 
-from disagg_operator.main import main
+from disagg_wire.version import VERSION
 
-sys.exit(main())
+if sys.argv[1:] == ["--version"]:
+    print(f"disagg-operator {VERSION}")
+else:
+    from disagg_operator.main import main
+
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Collected only where there is a GPU: `make test-gpu`."""
+"""The collection of these tests, which need a GPU (`make test-gpu`)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The engine on a GPU gives the tokens of the CPU in float32, also over a KV transfer in either
-direction and out of the host tier.
+"""Tests of the engine on a GPU: it generates the same tokens as on the CPU in float32, also after a
+KV transfer in either direction and with KV from the host tier.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def test_the_tokens_are_those_of_the_cpu(start: Start, ours: str, theirs: str) -
 
 
 def test_blocks_come_back_from_host_memory(start: Start) -> None:
-    """A pool of one long prompt: the second evicts the first, whose KV is then found in the host
-    tier.
+    """Use a pool with room for one long prompt: the second prompt evicts the first, whose KV is
+    then found in the host tier.
     """
     first, second = ([(i * k) % 2000 + 1 for i in range(1500)] for k in (7, 11))
     expected = _local(start("plain"), [first])

@@ -1,5 +1,5 @@
-"""The kernels compiled, in bfloat16 and with an 8-bit cache, in the shapes of an 8B model; and the
-recorded decode step.
+"""Tests of the compiled kernels, in bfloat16 and with an 8-bit cache, in the shapes of an 8B model,
+and of the recorded decode step.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def test_attention_against_float32(kind: torch.dtype, window: int | None) -> Non
     lengths = [1, 15, 16, 17, 500, 1024, 2000]
     decode = to_device(kernels.decode_batch(lengths, blocks=600, size=16), DEVICE)
     prefill = to_device(kernels.prefill_batch([(0, 700), (333, 200), (64, 1)], blocks=600, size=16), DEVICE)
-    # The plain reference takes a first chunk's keys from its arguments, so these are in the cache
-    # too.
+    # The plain reference takes the keys of a sequence's first chunk from its arguments, so only
+    # other chunks are compared.
     for batch in (decode, replace(prefill, chunks=prefill.chunks[1:])):
         q = rand(len(batch.token_ids), HEADS, DIM)
         rows = slice(0, None) if batch is decode else slice(700, None)
@@ -71,7 +71,7 @@ def test_a_recorded_step_is_the_step_itself(tmp_path: Path) -> None:
     assert program is not None
     for lengths in ([5, 40, 17], [80, 9], [1, 2, 3, 4, 5, 6, 7, 8, 9]):
         batch = replace(kernels.decode_batch(lengths), token_ids=torch.arange(len(lengths)) + 3)
-        for _ in range(2):  # recorded, then replayed
+        for _ in range(2):  # It is recorded, then replayed.
             found = program(batch, recorded).clone()
             torch.testing.assert_close(found, network.forward(to_device(batch, DEVICE), plain), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(recorded, plain, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Two GPUs as one worker, over NCCL."""
+"""Tests of two GPUs as one worker, over NCCL."""
 
 from __future__ import annotations
 

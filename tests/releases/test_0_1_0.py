@@ -1,4 +1,7 @@
-"""Today's operator against what release 0.1.0 stored, rendered and kept: nothing of it may be misread (0.1.0/README.md)."""
+"""Tests of today's operator against everything that release 0.1.0 stored, rendered and kept.
+
+Nothing of it may be misread (0.1.0/README.md).
+"""
 
 from __future__ import annotations
 
@@ -15,34 +18,28 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from tests.releases.recorded import CORPUS, RELEASE, Obj, exact, load, load_lines, plain, resource
+from tests.wire import registries
 
-from disagg_operator import plan, replicas, status
 from disagg_operator.api import crdgen, parse_file
 from disagg_operator.api.status import Status
-from disagg_operator.autoscaling import codec, journal, predictive
-from disagg_operator.autoscaling.forecasting import Forecasting
-from disagg_operator.autoscaling.observation import Pods, Targets
-from disagg_operator.autoscaling.policy import Decision
-from disagg_operator.autoscaling.predictive import State
-from disagg_operator.autoscaling.records import Records
-from disagg_operator.autoscaling.signals import samples
+from disagg_operator.autoscaling.live import Live
+from disagg_operator.autoscaling.policy.observation import Pods, Targets
+from disagg_operator.autoscaling.policy.predictive import State
+from disagg_operator.autoscaling.records import codec, decision_records
+from disagg_operator.autoscaling.records.saved_state import from_json, to_json
+from disagg_operator.autoscaling.records.state_store import StateStore
+from disagg_operator.autoscaling.signals import metrics_page
 from disagg_operator.autoscaling.signals.fold import Look, Memory, fold
-from disagg_operator.autoscaling.store import StateStore
+from disagg_operator.autoscaling.state_keeper import StateKeeper
+from disagg_operator.controller import acceptance, replicas
+from disagg_operator.controller.replicas import Declared
 from disagg_operator.desired import Facts, Images, render
-from disagg_operator.live import Live
-from disagg_operator.metrics import Metrics as OperatorMetrics
-from disagg_operator.planning import profile as profiles
-from disagg_operator.replicas import Declared
+from disagg_operator.performance import profile_file
+from disagg_operator.status import conditions
 from disagg_router import settings as router_settings
-from disagg_router.metrics import Metrics as RouterMetrics
-from disagg_router.metrics import Objectives
 from disagg_worker import settings as worker_settings
-from disagg_worker.engine.api import Load
-from disagg_worker.metrics import Metrics as WorkerMetrics
-from disagg_worker.worker import Worker
 
 WHEEL = RELEASE / "disagg-0.1.0-py3-none-any.whl"
 STATES = tuple(sorted(path.stem for path in (RELEASE / "states/scaling-state").glob("*.json")))
@@ -66,8 +63,10 @@ def test_a_stored_resource_becomes_the_same_objects(name: str) -> None:
 @pytest.mark.parametrize("name", CORPUS)
 def test_a_stored_resource_is_planned_as_it_was(name: str) -> None:
     recorded = load(f"rendered/{name}.json")
-    found = plan.read(resource(name))
-    assert plain([found.attachment, found.rdma, found.interface]) == [recorded["plan"][k] for k in ("attachment", "rdma", "interface")]
+    found = acceptance.accept(resource(name))
+    assert plain([found.attachment, found.rdma, found.interface]) == [
+        recorded["plan"][k] for k in ("attachment", "rdma", "interface")
+    ]
     assert plain(codec.plain(found.scaling)) == recorded["plan"]["scaling"]
     for role, declared in found.declared.items():
         first = replicas.decide(declared, None, None, suspended=found.scaling.suspended)
@@ -92,7 +91,7 @@ def test_the_environment_of_a_pod_from_before_is_understood(name: str) -> None:
 
 
 def _uncovered(schema: Obj, values: list[Any], path: str) -> list[str]:
-    """Fields, choices and truth values of a schema that no value uses."""
+    """Return the fields, choices and truth values of a schema that no value uses."""
     if not values:
         return [path]
     missing = [f"{path}={choice}" for choice in schema.get("enum", ()) if choice not in values]
@@ -122,7 +121,10 @@ def test_the_corpus_uses_every_field_and_every_choice() -> None:
 
 
 def _lost(before: Obj, now: Obj, path: str) -> Iterator[str]:
-    """What a schema allowed that this one doesn't. Words for people and CEL may change: the corpus holds the rules."""
+    """Yield everything that one schema allowed and the other does not.
+
+    Descriptions and CEL may change: the corpus holds the rules.
+    """
     for key, value in before.items():
         here, kept = f"{path}.{key}", now.get(key)
         if key in ("description", "required", "x-kubernetes-validations"):
@@ -135,7 +137,11 @@ def _lost(before: Obj, now: Obj, path: str) -> Iterator[str]:
                 yield from _lost(value[name], now[key][name], f"{path}.{name}")
         elif isinstance(value, dict) and isinstance(kept, dict):
             yield from _lost(value, kept, here)
-        elif kept != value and not (key.startswith("max") and kept > value) and not (key.startswith("min") and kept < value):
+        elif (
+            kept != value
+            and not (key.startswith("max") and kept > value)
+            and not (key.startswith("min") and kept < value)
+        ):
             yield f"{here}: {value!r} is now {kept!r}"
     if more := set(now.get("required", ())) - set(before.get("required", ())):
         yield f"{path}: {more} is required"
@@ -154,7 +160,7 @@ def test_the_crds_take_what_they_took(name: str) -> None:
     assert {c["name"] for c in old["additionalPrinterColumns"]} <= {c["name"] for c in new["additionalPrinterColumns"]}
 
 
-# ---- what is kept from one process to the next ----
+# ---- state that is kept from one process to the next ----
 
 
 class _OneConfigMap:
@@ -170,40 +176,47 @@ async def test_a_scaling_state_is_loaded_whole(name: str, tmp_path: Path) -> Non
     recorded = load(f"states/scaling-state/{name}.json")
     meta, content = recorded["configMap"]["metadata"], recorded["content"]
     store = StateStore(cast(Any, _OneConfigMap(recorded["configMap"])))
-    forecasting = Forecasting(store, Records(tmp_path), cast(Any, None), lambda: content["saved_s"] + 60.0)
+    keeper = StateKeeper(store, cast(Any, None), lambda: content["saved_s"] + 60.0)
     entry = Live(meta["ownerReferences"][0]["uid"])
     owner = (meta["namespace"], meta["ownerReferences"][0]["name"])
-    assert await forecasting.ready(owner, entry, plan.read(resource("29-predictive-every-field")).scaling)
-    state = entry.predicting.state
+    assert await keeper.ready(owner, entry, acceptance.accept(resource("29-predictive-every-field")).scaling)
+    state = entry.memory.predicting.state
     assert exact(asdict(state)) == recorded["state"]
     assert (exact(asdict(state)) == exact(asdict(State()))) is (name == "nothing")
     assert {pool: dict(starts.taken_s) for pool, starts in entry.starts.items()} == content["starts"]
-    assert exact(asdict(predictive.from_json(plain(predictive.to_json(state))))) == recorded["state"]
+    assert exact(asdict(from_json(plain(to_json(state))))) == recorded["state"]
 
 
 def _same(found: Targets, recorded: Obj) -> bool:
-    """Sizes and words to the letter, numbers as well as another machine computes them."""
+    """Return whether sizes and words are identical, and numbers equal within rounding.
+
+    Another machine may round numbers differently.
+    """
     values = {key: math.nan if value is None else value for key, value in recorded["numbers"].items()}
-    return plain(codec.plain(found)) | {"numbers": None} == recorded | {"numbers": None} and found.numbers == pytest.approx(
-        values, rel=1e-9, nan_ok=True
-    )
+    return plain(codec.plain(found)) | {"numbers": None} == recorded | {
+        "numbers": None
+    } and found.numbers == pytest.approx(values, rel=1e-9, nan_ok=True)
 
 
 @pytest.mark.parametrize("policy", ["predictive", "queue"])
 def test_recorded_decisions_are_read_and_made_again(policy: str) -> None:
-    runs = journal.read((RELEASE / f"states/records/{policy}.jsonl").read_text().splitlines())
+    runs = decision_records.read((RELEASE / f"states/records/{policy}.jsonl").read_text().splitlines())
     recorded = [line for line in load_lines(f"states/records/{policy}.jsonl") if "begin" not in line]
     assert len(recorded) >= 60
     assert [len(run.steps) for run in runs] == ([60] if policy == "predictive" else [40, 30])
-    for step, line in zip(journal.steps_of(runs), recorded, strict=True):
+    for step, line in zip(decision_records.steps_of(runs), recorded, strict=True):
         assert plain(codec.plain(step.observation)) == line["observation"]
         assert (step.decided, step.reasons, step.dry_run) == (line["decided"], line["reasons"], line["dryRun"])
         assert plain(codec.plain(step.samples)) == line.get("samples", {})
 
-    def policy_of(run: journal.Run) -> journal.Policy:
-        return journal.predictive_policy(run.settings, run.state) if run.queue is None else journal.queue_policy(run.queue)
+    def policy_of(run: decision_records.Run) -> decision_records.Policy:
+        return (
+            decision_records.predictive_policy(run.settings, run.state)
+            if run.queue is None
+            else decision_records.queue_policy(run.queue)
+        )
 
-    for made, line in zip(journal.replay(runs, policy_of), recorded, strict=True):
+    for made, line in zip(decision_records.replay(runs, policy_of), recorded, strict=True):
         assert _same(made, line["targets"]), line["t"]
 
 
@@ -219,15 +232,17 @@ def test_a_stored_status_is_read_and_kept() -> None:
     stored = load("states/statuses.json")
     for one in stored:
         assert Status.model_validate(one).model_dump(by_alias=True, exclude_unset=True) == one
-        assert {k: v for k, v in status.refused(1, "X", "y", one, "now").items() if k not in ("conditions", "observedGeneration")} == {
-            k: v for k, v in one.items() if k not in ("conditions", "observedGeneration")
-        }
+        assert {
+            k: v
+            for k, v in conditions.refused(1, "X", "y", one, "now").items()
+            if k not in ("conditions", "observedGeneration")
+        } == {k: v for k, v in one.items() if k not in ("conditions", "observedGeneration")}
     message = "spec.model.uri: uri must not contain .."
-    assert status.refused(5, "InvalidSpec", message, stored[-1], "2030-01-01T00:00:00Z") == stored[-1]
+    assert conditions.refused(5, "InvalidSpec", message, stored[-1], "2030-01-01T00:00:00Z") == stored[-1]
 
 
 def test_a_measured_profile_is_loaded() -> None:
-    found = profiles.load(str(RELEASE / "states/profile.json"))
+    found = profile_file.load(str(RELEASE / "states/profile.json"))
     assert asdict(found) | load("states/profile.json") == asdict(found)
 
 
@@ -235,7 +250,7 @@ def test_a_measured_profile_is_loaded() -> None:
 
 
 def _exposed(text: str) -> dict[str, frozenset[str]]:
-    """Labels by series of a page of /metrics."""
+    """Return the labels of a page of /metrics by series."""
     found: dict[str, frozenset[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -243,57 +258,24 @@ def _exposed(text: str) -> dict[str, frozenset[str]]:
     return found
 
 
-def _known(registry: CollectorRegistry) -> dict[str, frozenset[str]]:
-    """Labels by series of a registry, whether it has values yet or not."""
-    found: dict[str, frozenset[str]] = {}
-    for collector, names in registry._collector_to_names.items():
-        for family in collector.collect():
-            for sample in family.samples:
-                found[sample.name] = found.get(sample.name, frozenset()) | sample.labels.keys()
-        for name in names:
-            labels = frozenset(getattr(collector, "_labelnames", ())) | ({"le"} if name.endswith("_bucket") else set())
-            found[name] = found.get(name, frozenset()) | labels
-    return found
-
-
-def _operator() -> dict[str, frozenset[str]]:
-    metrics = OperatorMetrics()
-    metrics.decision(("a", "b"), "decode", Decision(1, 2, "X", "Forecast", 1.0, 0.0, "", {"forecast": 1.0}))
-    return _known(metrics.registry)
-
-
-def _router() -> dict[str, frozenset[str]]:
-    metrics = RouterMetrics(Objectives(1.0, 0.05))
-    metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1})
-    return _known(metrics.registry)
-
-
-def _worker() -> dict[str, frozenset[str]]:
-    work = [f"prefill_{name}" for name in ("batches", "batch_tokens", "batch_tokens_squared", "batch_seconds")]
-    work += [f"decode_{name}" for name in ("steps", "step_sequences", "step_kv_tokens", "step_seconds")]
-    load = Load(0, 0, 0, 9, 9, 0, 0, steps_total={"decode": 1}, step_seconds_total={"rest": 1.0}, work_total=dict.fromkeys(work, 0.0))
-    values = {"role": "decode", "model_uri": "file:///m", "model_name": "m", "cluster_key_file": "/key"}
-    worker = Worker(worker_settings.Settings.model_validate(values), b"k" * 32, "uid/boot")
-    worker.publish_identity()
-    return _known(WorkerMetrics(lambda: load, 16).registry) | _known(worker.metrics.registry)
-
-
 @pytest.mark.parametrize("page", ["operator", "router", "prefill", "decode"])
 def test_every_series_is_still_there(page: str) -> None:
     """Dashboards, alerts and HPA rules name them."""
     before = _exposed((RELEASE / "metrics" / f"{page}.txt").read_text())
-    now = {"operator": _operator, "router": _router}.get(page, _worker)()
+    now = registries.series(registries.PROCESSES.get(page, registries.worker)())
     assert {name: labels for name, labels in before.items() if not labels <= now.get(name, frozenset())} == {}
     assert set(before) - set(now) == set()
 
 
 def test_the_pages_of_workers_and_routers_from_before_are_an_observation() -> None:
-    """During an upgrade the new operator looks at the old pods."""
+    """During an upgrade, the new operator observes the old pods."""
     texts = {name: (RELEASE / "metrics" / f"{name}.txt").read_text() for name in ("router", "prefill", "decode")}
     memory = Memory()
     for at_s in (1000.0, 1100.0, 1105.0):
-        seen = {name: {name: samples.parse(text, at_s)} for name, text in texts.items()}
-        folded, memory = fold(Look(at_s, seen["router"], seen["prefill"], seen["decode"], Pods(1, 1), Pods(1, 1)), memory)
+        seen = {name: {name: metrics_page.parse(text, at_s)} for name, text in texts.items()}
+        folded, memory = fold(
+            Look(at_s, seen["router"], seen["prefill"], seen["decode"], Pods(1, 1), Pods(1, 1)), memory
+        )
     assert folded.partial == frozenset()
     for part in (folded.observation.prefill, folded.observation.decode):
         unknown = [k for k, v in asdict(part).items() if isinstance(v, float) and math.isnan(v)]
@@ -304,7 +286,7 @@ def test_the_pages_of_workers_and_routers_from_before_are_an_observation() -> No
 
 
 def test_the_makers_of_the_recordings_import_what_the_wheel_holds() -> None:
-    """They run with the released code: a module that was moved since must not be named in them."""
+    """They run with the released code, so they must not name a module that was moved since."""
     with zipfile.ZipFile(WHEEL) as wheel:
         names = set(wheel.namelist())
     for path in RELEASE.glob("*.py"):
@@ -320,14 +302,18 @@ def test_the_wheel_is_small() -> None:
     assert WHEEL.stat().st_size < 1_000_000
 
 
-@pytest.mark.parametrize(("module", "missing"), [("disagg_operator", "DISAGG_WORKER_IMAGE"), ("disagg_router", "DISAGG_MODEL_NAME")])
+@pytest.mark.parametrize(
+    ("module", "missing"), [("disagg_operator", "DISAGG_WORKER_IMAGE"), ("disagg_router", "DISAGG_MODEL_NAME")]
+)
 def test_the_wheel_still_runs(module: str, missing: str, tmp_path: Path) -> None:
-    """With today's dependencies, far enough to ask for its settings."""
+    """It runs with today's dependencies, far enough to ask for its settings."""
     with zipfile.ZipFile(WHEEL) as wheel:
         wheel.extractall(tmp_path)
     environment = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "PATH": os.environ["PATH"]}
     here = f"assert {module}.__file__.startswith({str(tmp_path)!r})"
     code = f"import runpy, {module}; {here}; runpy.run_module({module!r}, run_name='__main__')"
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert ran.returncode in (1, 2)
     assert missing in ran.stderr

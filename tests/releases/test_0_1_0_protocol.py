@@ -1,4 +1,7 @@
-"""Today's router and workers against what those of release 0.1.0 said: both serve together while one replaces the other."""
+"""Tests of today's router and workers against the messages of release 0.1.0.
+
+Both releases serve together while one replaces the other.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,16 @@ from tests.router.stack import Stack
 from tests.worker import checkpoints
 from tests.worker.server import rig
 
-from disagg_operator.observe import router_view
-from disagg_router.attempt import Attempt, Finished, Patience, Trace
-from disagg_router.client import WorkerClient
+from disagg_operator.status.workloads import router_view
+from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace
+from disagg_router.dispatch.request_state import RequestState, Token
 from disagg_router.errors import AttemptFailed, NoRoom
-from disagg_router.request_state import RequestState, Token
-from disagg_router.table import WorkerTable
-from disagg_router.workers import Choice, Member, parse_info
-from disagg_router.workers import Worker as KnownWorker
-from disagg_worker import requests
+from disagg_router.workers.client import WorkerClient
+from disagg_router.workers.pair_choice import Choice
+from disagg_router.workers.table import WorkerTable
+from disagg_router.workers.worker_info import Member, parse_info
+from disagg_router.workers.worker_info import Worker as KnownWorker
+from disagg_worker.server import bodies
 from disagg_worker.transfer.ticket import verify
 
 KEY = b"k" * 32
@@ -39,18 +43,18 @@ def _kind(exchange: Exchange) -> str:
     return f"{exchange.server}-{exchange.status}-{last.get('code', last.get('finish_reason', 'x'))}"
 
 
-# ---- what a router of 0.1.0 sends to today's workers ----
+# ---- messages from a router of 0.1.0 to today's workers ----
 
 
 @pytest.mark.parametrize("exchange", WORK, ids=_kind)
 def test_a_body_is_read_whole(exchange: Exchange) -> None:
     body = exchange.request.encode()
     if "later" in exchange.body:
-        with pytest.raises(requests.BadRequest, match="later"):
-            requests.parse(requests.DecodeRequest, body)
+        with pytest.raises(bodies.BadRequest, match="later"):
+            bodies.parse(bodies.DecodeRequest, body)
         return
-    kind: Any = requests.DecodeRequest if exchange.path.endswith("decode") else requests.PrefillRequest
-    assert requests.parse(kind, body).model_dump(mode="json", exclude_unset=True) == exchange.body
+    kind: Any = bodies.DecodeRequest if exchange.path.endswith("decode") else bodies.PrefillRequest
+    assert bodies.parse(kind, body).model_dump(mode="json", exclude_unset=True) == exchange.body
 
 
 def test_the_other_bodies_are_read_whole() -> None:
@@ -59,9 +63,9 @@ def test_the_other_bodies_are_read_whole() -> None:
     assert rooms
     assert roles
     for e in rooms:
-        assert requests.parse_room(e.request.encode()).model_dump(mode="json", exclude_unset=True) == e.body
+        assert bodies.parse_room(e.request.encode()).model_dump(mode="json", exclude_unset=True) == e.body
     for e in roles:
-        assert requests.parse_role(e.request.encode()).model_dump(mode="json", exclude_unset=True) == e.body
+        assert bodies.parse_role(e.request.encode()).model_dump(mode="json", exclude_unset=True) == e.body
 
 
 def test_tickets_are_verified() -> None:
@@ -71,7 +75,7 @@ def test_tickets_are_verified() -> None:
         assert verify(KEY, ticket).to_json() == ticket
 
 
-# ---- what a worker of 0.1.0 says to today's router ----
+# ---- messages from a worker of 0.1.0 to today's router ----
 
 
 def _infos(role: str | None = None, state: str | None = None) -> list[Obj]:
@@ -95,7 +99,11 @@ def test_every_info_is_read() -> None:
             continue
         worker = _known(info, "http://a")
         assert (worker.role, worker.state, worker.incarnation) == (info["role"], info["state"], info["incarnation"])
-        assert (worker.compat, worker.digest, worker.revision) == (info["kv"]["compat"], info["model"]["digest"], info["revision"])
+        assert (worker.compat, worker.digest, worker.revision) == (
+            info["kv"]["compat"],
+            info["model"]["digest"],
+            info["revision"],
+        )
         assert (worker.blocks_free, worker.max_running) == (info["kv"]["blocks_free"], info["limits"]["max_running"])
         assert worker.room is not None
         assert worker.room.to_json() == info["load"]["room"]
@@ -103,7 +111,7 @@ def test_every_info_is_read() -> None:
 
 
 class _Replay:
-    """Answers each call as it was answered then, and keeps what it was asked."""
+    """A server that answers each call as it was answered then, and keeps the requests."""
 
     def __init__(self, *answers: Exchange) -> None:
         self._answers = {e.path: e for e in answers}
@@ -164,7 +172,7 @@ class _NoMembers:
 
 
 def _legs() -> Iterator[tuple[Exchange | None, Exchange | None]]:
-    """(prefill's, decode's) exchanges of one attempt."""
+    """Yield the exchanges of each attempt: (that of prefill, that of decode)."""
     prefills = {(e.body["request_id"], e.body["epoch"]): e for e in TAKEN if e.path.endswith("prefill")}
     for decode in (e for e in TAKEN if e.path.endswith("decode")):
         key = (decode.body["request_id"], decode.body["epoch"])
@@ -182,12 +190,14 @@ LEGS = list(_legs())
 
 @pytest.mark.parametrize("legs", LEGS, ids=lambda legs: "+".join(_kind(leg) for leg in legs if leg is not None))
 async def test_an_attempt_with_old_workers_gives_the_same_tokens(legs: tuple[Exchange | None, Exchange | None]) -> None:
-    """Today's router sends what the old one sent, and makes the same of the answers."""
+    """Today's router sends the same as the old one, and interprets the answers in the same way."""
     prefill, decode = legs
     made = [leg for leg in legs if leg is not None]
     body = made[0].body
     emitted = body["tokens"][body["prompt_tokens"] :]
-    state = RequestState(body["request_id"], "d", tuple(body["tokens"][: body["prompt_tokens"]]), body["sampling"], 4, body["tenant"])
+    state = RequestState(
+        body["request_id"], "d", tuple(body["tokens"][: body["prompt_tokens"]]), body["sampling"], 4, body["tenant"]
+    )
     state.emitted, state.epoch = emitted, body["epoch"]
     expected = {line["index"]: line["token"] for leg in made for line in leg.lines if line["type"] == "token"}
     client, replay, trace, tokens, ended = WorkerClient("x"), _Replay(*made), Trace(), [], ""
@@ -198,7 +208,17 @@ async def test_an_attempt_with_old_workers_gives_the_same_tokens(legs: tuple[Exc
         table._workers = dict(workers)
         choice = Choice(workers["prefill"] if prefill else None, workers["decode"] if decode else None)
         due_s = loop.time() + 1.0 if any("first_token_within_s" in leg.body for leg in made) else None
-        attempt = Attempt(client, table, choice, state, trace, Patience(5.0, 5.0), loop.time() + body["deadline_s"], lambda: None, due_s)
+        attempt = Attempt(
+            client,
+            table,
+            choice,
+            state,
+            trace,
+            Patience(5.0, 5.0),
+            loop.time() + body["deadline_s"],
+            lambda: None,
+            due_s,
+        )
         try:
             async for item in attempt.items():
                 if isinstance(item, Token):
@@ -224,24 +244,28 @@ def test_pairs_single_workers_and_failovers_are_among_the_attempts() -> None:
     assert sum(p is not None and d is not None for p, d in LEGS) >= 4
     assert any(d is None for _, d in LEGS)
     assert any(p is None for p, _ in LEGS)
-    assert any(p.body["epoch"] > 0 and len(p.body["tokens"]) > p.body["prompt_tokens"] for p, _ in LEGS if p is not None)
+    assert any(
+        p.body["epoch"] > 0 and len(p.body["tokens"]) > p.body["prompt_tokens"] for p, _ in LEGS if p is not None
+    )
 
 
-# ---- what both say to the operator ----
+# ---- messages from both to the operator ----
 
 
 def test_the_state_of_a_router_is_read() -> None:
     views = [router_view([e.answer]) for e in exchanges("/internal/v1/state", 200)]
     assert None not in views
     assert {(v.expected, v.healthy) for v in views if v is not None} >= {(1, 1)}
-    assert all(link.transport == "tcp" and link.pod.startswith("chat-") for v in views if v is not None for link in v.workers)
+    assert all(
+        link.transport == "tcp" and link.pod.startswith("chat-") for v in views if v is not None for link in v.workers
+    )
 
 
-# ---- what today's say has the same names ----
+# ---- names in today's messages ----
 
 
 def _names(found: list[Obj]) -> dict[str, set[str]]:
-    """Keys of events by type."""
+    """Return the keys of events by type."""
     out: dict[str, set[str]] = {}
     for line in found:
         out.setdefault(line["type"], set()).update(line)
@@ -265,7 +289,9 @@ async def test_todays_workers_say_the_same(tiny: Path) -> None:
         late = rig.body(rig.prompt(20), max_new_tokens=200) | {"mode": "local", "deadline_s": 1e-3}
         said = _names([*first, opening, *rest, *local, *await pair.decode.lines("decode", late)])
         then = _names([line for e in TAKEN for line in e.lines])
-        assert {kind: names - said.get(kind, set()) for kind, names in then.items() if not names <= said.get(kind, set())} == {}
+        assert {
+            kind: names - said.get(kind, set()) for kind, names in then.items() if not names <= said.get(kind, set())
+        } == {}
         for role, running in (("prefill", pair.prefill), ("decode", pair.decode)):
             info = (await running.http.get("/internal/v1/info")).json()
             assert _without(keys(_infos(role, "ready")[0]), keys(info)) == []
@@ -278,14 +304,16 @@ async def test_todays_workers_say_the_same(tiny: Path) -> None:
 
 
 def _without(before: Any, now: Any, path: str = "") -> list[str]:
-    """Names of `before` that `now` lacks."""
+    """Return the names in `before` that `now` lacks."""
     if isinstance(before, list) and isinstance(now, list):
         return _without(before[0], now[0], f"{path}[]") if before and now else []
     if not isinstance(before, dict):
         return []
     if not isinstance(now, dict):
         return [path]
-    return [x for k, v in before.items() for x in ([f"{path}.{k}"] if k not in now else _without(v, now[k], f"{path}.{k}"))]
+    return [
+        x for k, v in before.items() for x in ([f"{path}.{k}"] if k not in now else _without(v, now[k], f"{path}.{k}"))
+    ]
 
 
 async def test_todays_router_says_the_same(tmp_path: Path) -> None:
@@ -300,17 +328,38 @@ async def test_todays_router_says_the_same(tmp_path: Path) -> None:
 
 
 def test_the_kinds_of_messages_are_all_here() -> None:
-    """So that nothing is lost when messages are recorded anew."""
-    events = {json.dumps([line["type"], line.get("code", line.get("finish_reason"))]) for e in TAKEN for line in e.lines}
+    """This makes sure that nothing is lost when messages are recorded anew."""
+    events = {
+        json.dumps([line["type"], line.get("code", line.get("finish_reason"))]) for e in TAKEN for line in e.lines
+    }
     assert events >= {
         json.dumps(pair)
         for pair in (
-            ("ticket", None), ("accepted", None), ("token", None), ("transferred", None), ("end", "stop"), ("end", "length"),
-            ("end", "prefilled"), ("error", "transfer_failed"), ("error", "ticket_expired"), ("error", "deadline_exceeded"),
+            ("ticket", None),
+            ("accepted", None),
+            ("token", None),
+            ("transferred", None),
+            ("end", "stop"),
+            ("end", "length"),
+            ("end", "prefilled"),
+            ("error", "transfer_failed"),
+            ("error", "ticket_expired"),
+            ("error", "deadline_exceeded"),
             ("error", "draining"),
         )
-    }  # fmt: skip
-    codes = {e.answer["error"]["code"] for e in EXCHANGES if e.server != "router" and e.status >= 400 and e.response.startswith("{")}
+    }
+    codes = {
+        e.answer["error"]["code"]
+        for e in EXCHANGES
+        if e.server != "router" and e.status >= 400 and e.response.startswith("{")
+    }
     assert codes == {
-        "invalid_request", "unauthorized", "prompt_too_long", "no_capacity", "starting", "draining", "other_role", "role_changing",
-    }  # fmt: skip
+        "invalid_request",
+        "unauthorized",
+        "prompt_too_long",
+        "no_capacity",
+        "starting",
+        "draining",
+        "other_role",
+        "role_changing",
+    }

@@ -1,4 +1,4 @@
-"""Today's sender and listener against KV transfers of release 0.1.0, byte by byte."""
+"""Tests of today's sender and listener against KV transfers of release 0.1.0, byte by byte."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from tests.releases.recorded import RELEASE, load
 
-from disagg_worker.engine.api import ErrorEvent, KvLayout, TokenEvent
 from disagg_worker.transfer import frames
 from disagg_worker.transfer.listener import KvListener, Received, Session
 from disagg_worker.transfer.sender import SenderTimeouts, TcpKvSender, TransferDone
 from disagg_worker.transfer.ticket import Ticket, verify
+from disagg_worker.values.events import ErrorEvent, TokenEvent
+from disagg_worker.values.layouts import KvLayout
 
 KEY = b"k" * 32
 TRANSFERS = ("whole", "slow", "given-up", "unannounced")
@@ -51,7 +52,11 @@ def test_frames_are_read_and_written_as_they_were(name: str, direction: str) -> 
         payload = stream[entry["offset"] + frames.HEADER_BYTES :][: header.length_bytes]
         frames.check_crc(raw, [payload], header.crc32)
         assert (header.type.name, header.layer, header.seq) == (entry["type"], entry["layer"], entry["seq"])
-        assert (header.first_block, header.n_blocks, header.crc32) == (entry["first_block"], entry["n_blocks"], entry["crc32"])
+        assert (header.first_block, header.n_blocks, header.crc32) == (
+            entry["first_block"],
+            entry["n_blocks"],
+            entry["crc32"],
+        )
         out += frames.encode_header(header, [payload])[0] + payload
     assert out == stream
 
@@ -73,7 +78,9 @@ def test_todays_decode_worker_takes_what_was_sent(name: str, monkeypatch: pytest
     listener = KvListener("127.0.0.1", 0, KEY, layout, r["vocab_size"])
     try:
         if name != "unannounced":
-            listener.expect(Session(Ticket(**r["ticket"]), target, outcomes.put, lambda code, message: outcomes.put(code)))
+            listener.expect(
+                Session(Ticket(**r["ticket"]), target, outcomes.put, lambda code, message: outcomes.put(code))
+            )
         with socket.create_connection((listener.host, listener.port), timeout=10) as sock:
             sock.sendall(_stream(name, "sent"))
             sock.shutdown(socket.SHUT_WR)
@@ -93,18 +100,24 @@ def test_todays_prefill_worker_sends_what_was_sent(name: str, monkeypatch: pytes
     source, done, connect = _Memory(layout, r["blocks"]), queue.SimpleQueue[TransferDone](), socket.create_connection
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(socket, "create_connection", lambda address, **more: connect(server.getsockname()))
-        sender = TcpKvSender(Ticket(**r["ticket"]), KEY, "prefill-uid/boot", r["tokens"], ("", "lo"), done.put, SenderTimeouts())
+        sender = TcpKvSender(
+            Ticket(**r["ticket"]), KEY, "prefill-uid/boot", r["tokens"], ("", "lo"), done.put, SenderTimeouts()
+        )
         for entry in (e for e in r["sent"] if e["type"] == "LAYER"):
             blocks = range(entry["first_block"], entry["first_block"] + entry["n_blocks"])
-            sender.layer_ready(entry["layer"], entry["first_block"], [source.layer_view(entry["layer"], b) for b in blocks])
+            sender.layer_ready(
+                entry["layer"], entry["first_block"], [source.layer_view(entry["layer"], b) for b in blocks]
+            )
         if name == "whole":
-            sender.commit(TokenEvent(first["index"], first["token"], first["logprob"], tuple(map(tuple, first["top_logprobs"]))))
+            sender.commit(
+                TokenEvent(first["index"], first["token"], first["logprob"], tuple(map(tuple, first["top_logprobs"])))
+            )
         else:
             sender.abort(ErrorEvent("finished", "the first token ends the request", retryable=False))
         peer, _ = server.accept()
         with peer:
             peer.settimeout(10)
-            end = None if name == "whole" else r["answered"][1]["offset"]  # who gives up reads no answer
+            end = None if name == "whole" else r["answered"][1]["offset"]  # a sender that gives up reads no answer
             peer.sendall(_stream(name, "answered")[:end])
             assert _all_of(peer) == _stream(name, "sent")
     error = done.get(timeout=10).error

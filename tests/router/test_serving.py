@@ -1,9 +1,10 @@
-"""The OpenAI API end to end: the openai package, a router and workers on real sockets."""
+"""Tests of the OpenAI API end to end: the openai package, a router and workers on real sockets."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,7 +13,7 @@ from tests.router.stack import MODEL, Stack, tokens_of
 
 from disagg_router.router import Router
 
-# Many whole stacks on real sockets: a second each.
+# Each test starts a whole stack on real sockets, which takes a second.
 pytestmark = pytest.mark.slow
 
 PROMPT = tokens_of("hello")
@@ -49,14 +50,14 @@ async def test_a_completion_is_prefilled_here_and_decoded_there_and_says_so(tmp_
 async def test_a_chat_goes_through_the_models_template_whole_and_streamed(tmp_path: Path) -> None:
     prompt = [USER, *tokens_of("hé"), ASSISTANT]
     async with Stack(tmp_path, *pair()) as stack:
-        messages = [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "é"}]}]
-        whole = await stack.openai.chat.completions.create(model=MODEL, messages=messages, max_tokens=9, seed=3)  # type: ignore[call-overload]
+        messages: Any = [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "é"}]}]
+        whole = await stack.openai.chat.completions.create(model=MODEL, messages=messages, max_tokens=9, seed=3)
         assert whole.choices[0].message.content == expected_text(3, prompt, 9)
         stream = await stack.openai.chat.completions.create(
-            model=MODEL, messages=messages, max_completion_tokens=9, seed=3, stream=True, stream_options={"include_usage": True},
-            extra_headers=TRACED,
-        )  # type: ignore[call-overload]  # fmt: skip
-        chunks = [chunk async for chunk in stream]
+            model=MODEL, messages=messages, max_completion_tokens=9, seed=3, stream=True,
+            stream_options={"include_usage": True}, extra_headers=TRACED,
+        )  # fmt: skip
+        chunks: list[Any] = [chunk async for chunk in stream]
         text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
         assert text == expected_text(3, prompt, 9)
         assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
@@ -147,8 +148,9 @@ async def test_the_end_token_ends_the_text_and_is_not_shown(tmp_path: Path) -> N
 
 
 async def test_a_first_token_that_ends_the_request_is_the_whole_answer(tmp_path: Path) -> None:
-    """Decode sees a broken transfer then, and says so before prefill's end is here: once the
-    request went on past its end.
+    """Decode then sees a broken transfer, and reports it before prefill's end arrives.
+
+    In the past, the request went on past its end.
     """
     prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode) as stack:
@@ -168,10 +170,10 @@ async def test_logprobs_in_both_forms(tmp_path: Path) -> None:
         assert plain["logprobs"]["token_logprobs"] == [-0.5] * 3
         assert plain["logprobs"]["text_offset"] == [0, 1, 2]
         assert all(len(top) == 2 for top in plain["logprobs"]["top_logprobs"])
-        messages = [{"role": "user", "content": "x"}]
+        messages: Any = [{"role": "user", "content": "x"}]
         chat = await stack.openai.chat.completions.create(
             model=MODEL, messages=messages, max_tokens=2, logprobs=True, top_logprobs=1
-        )  # type: ignore[arg-type]
+        )
         content = chat.choices[0].logprobs.content  # type: ignore[union-attr]
         assert content is not None
         assert [len(c.top_logprobs) for c in content] == [1, 1]
@@ -217,14 +219,14 @@ async def test_the_state_tells_the_operator_about_workers_pairs_and_waiting(tmp_
         }  # fmt: skip
         assert (await stack.http.get("/internal/v1/state")).status_code == 401
         assert (
-            await stack.http.get("/internal/v1/state", headers={"authorization": "Bearer ü".encode("latin-1")})
+            await stack.http.get("/internal/v1/state", headers={b"authorization": "Bearer ü".encode("latin-1")})
         ).status_code == 401
 
 
 async def test_a_pair_whose_handshake_fails_is_not_healthy_until_it_works(tmp_path: Path) -> None:
     prefill, decode = pair()
     prefill.faults = [Fault("prefill", "no_transfer", times=2)]
-    async with Stack(tmp_path, prefill, decode) as stack:  # waits for the pair to become healthy
+    async with Stack(tmp_path, prefill, decode) as stack:  # entering the block waits for the pair to become healthy
         assert prefill.faults[0].times == 0
         assert (await stack.state())["pairs"] == {"expected": 1, "healthy": 1}
 
@@ -256,7 +258,7 @@ async def test_metrics_have_the_names_that_others_scrape(tmp_path: Path) -> None
 
 
 async def test_a_router_that_just_began_is_ready_only_once_it_has_asked_the_workers(tmp_path: Path) -> None:
-    """Else a rolling update of routers refuses requests that the old ones would have taken."""
+    """Otherwise a rolling update of routers refuses requests that the old ones would have taken."""
     async with Stack(tmp_path, *pair()) as stack:
         fresh = Router(stack.router.settings)
         running = asyncio.create_task(fresh.run())

@@ -1,4 +1,6 @@
-"""The data plane as it really runs: worker processes on loopback, and a router in front of them."""
+"""The data plane as it runs in production: worker processes, here on the loopback interface, and a
+router in front of them.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,9 @@ def free_port() -> int:
 async def workers(
     folder: Path, roles: list[str], **settings: str
 ) -> AsyncIterator[dict[str, asyncio.subprocess.Process]]:
-    """One process for each role, in a membership file `folder`/workers.json; on exit they drain and
-    must end with status 0.
+    """Run a process for each role and list them in the membership file `folder`/workers.json.
+
+    On exit they drain and must end with status 0.
     """
     key = folder / "key"
     key.write_text(secrets.token_hex(32))
@@ -72,11 +75,14 @@ async def workers(
 
 @contextlib.asynccontextmanager
 async def router(folder: Path, **settings: str) -> AsyncIterator[Router]:
-    """A router in this process, once every pair of workers has shaken hands."""
+    """Run a router in this process and yield it once every pair of workers has shaken hands."""
     raw = {
-        "model_name": MODEL.name, "cluster_key_file": folder / "key", "membership": f"file://{folder}/workers.json", "poll_interval_s": 0.2,
+        "model_name": MODEL.name,
+        "cluster_key_file": folder / "key",
+        "membership": f"file://{folder}/workers.json",
+        "poll_interval_s": 0.2,
         **settings,
-    }  # fmt: skip
+    }
     one = Router(Settings.model_validate(raw))
     background = asyncio.create_task(one.run())
     try:

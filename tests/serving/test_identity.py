@@ -1,5 +1,5 @@
-"""The whole disaggregated path (router, prefill and decode processes, KV over TCP) gives the tokens
-of transformers.
+"""Tests of the whole disaggregated path (router, prefill and decode processes, KV over TCP), which
+must generate the same tokens as transformers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.serving import stack
 from tests.worker import oracle
 from tests.worker.oracle import MODEL, NEW_TOKENS, PROMPTS, TIE
 
-from disagg_router.dispatch.dispatcher import Trace
+from disagg_router.dispatch.attempt import Trace
 from disagg_router.dispatch.request_state import RequestState
 from disagg_router.router import Router
 

@@ -1,4 +1,4 @@
-"""Small checkpoints with random weights, in any shape of the Llama family, as files."""
+"""Small checkpoint files with random weights, in any shape of the Llama family."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LLAMA3_ROPE = {
 
 
 def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights large enough for the logits of two tokens to be well apart."""
+    """Return weights that are large enough for the logits of two tokens to differ clearly."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: 1 + 0.1 * torch.randn(shape, generator=generator)
@@ -49,7 +49,7 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Ten
 
 
 def write(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], shards: int = 1) -> Path:
-    """A model folder as Hugging Face lays it out; more than one shard come with an index."""
+    """Write a model folder in the layout of Hugging Face, with an index for more than one shard."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     if shards == 1:
@@ -64,6 +64,6 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]
 
 
 def make(folder: Path, seed: int = 0, shards: int = 1, **changes: Any) -> Path:
-    """A tiny checkpoint; `changes` go into config.json."""
+    """Write a tiny checkpoint with `changes` to its config.json."""
     config = {**TINY, **changes}
     return write(folder, config, random_tensors(config, seed), shards)

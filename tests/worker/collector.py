@@ -11,9 +11,9 @@ DEADLINE_S = 240.0
 
 
 class Collector:
-    """An EventSink.
+    """An EventSink that keeps the events.
 
-    More than one last event, or any event after it, is kept in `late` (a test asserts it is empty).
+    Events after the last one are kept in `late`, which a test asserts to be empty.
     """
 
     def __init__(self, on_event: Callable[[Event], None] | None = None) -> None:
@@ -40,20 +40,20 @@ class Collector:
         return [e.token for e in self.events]
 
     def wait(self) -> EndEvent | ErrorEvent:
-        """The last event. Raises TimeoutError."""
+        """Wait for the last event and return it. Raises TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.end is not None, DEADLINE_S) or self.end is None:
                 raise TimeoutError(f"no end after {len(self.events)} tokens")
             return self.end
 
     def wait_tokens(self, n: int) -> None:
-        """Until n tokens came, or the end."""
+        """Wait until n tokens have arrived, or the last event. Raises TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.events) >= n or self.end is not None, DEADLINE_S):
                 raise TimeoutError(f"{len(self.events)} of {n} tokens came")
 
     def finished(self) -> list[int]:
-        """All tokens of a request that must have ended well."""
+        """Return all tokens of a request, which must have ended well."""
         end = self.wait()
         if not isinstance(end, EndEvent) or self.late:
             raise AssertionError(f"ended with {end}, after it {self.late}")

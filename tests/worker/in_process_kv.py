@@ -1,6 +1,4 @@
-"""A KvSender that copies the cache from one engine into another of the same process, in the place
-of the TCP one.
-"""
+"""A KvSender in the place of the TCP one that copies KV between two engines of one process."""
 
 from __future__ import annotations
 
@@ -10,13 +8,13 @@ from collections.abc import Sequence
 
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
 from disagg_worker.values.events import ErrorEvent, Event, EventSink, TokenEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 
 class InProcessKvSender:
-    """Copies each reported block at once; on commit the decode engine takes the reservation over.
+    """A KvSender that copies each reported block at once.
 
-    `reported` counts (layer, block).
+    On commit, the decode engine takes the reservation over. `reported` counts each (layer, block).
     """
 
     def __init__(
@@ -39,7 +37,7 @@ class InProcessKvSender:
         self.aborted: ErrorEvent | None = None
 
     def attach(self, handle: PrefillHandle) -> None:
-        """The prefill whose blocks to release; it may have ended already."""
+        """Set the prefill whose blocks are to be released; it may have ended already."""
         with self._lock:
             self._prefill = handle
             over = self._over
@@ -74,7 +72,7 @@ class InProcessKvSender:
 
 
 class _FirstToken:
-    """The prefill's sink: its token goes on, and its end only where the request ends with it."""
+    """The sink of the prefill: it passes the token on, and the end only if it ends the request."""
 
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
@@ -93,7 +91,7 @@ def generate_remote(
     sampling: SamplingParams,
     sink: EventSink,
 ) -> InProcessKvSender:
-    """Engine.generate over two engines: reserve, prefill, copy, decode.
+    """Do the work of Engine.generate with two engines: reserve, prefill, copy, decode.
 
     Raises NoCapacity or InvalidInput.
     """

@@ -1,4 +1,4 @@
-"""Prompts, and the judgement of transformers on what was generated from them."""
+"""Prompts, and the comparison of generated tokens with those of transformers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 MODEL = Path(__file__).parents[2] / "models" / "stdlib-llama"
 PROMPTS, NEW_TOKENS, LONGEST_TOKENS = 100, 16, 1500
-# Two logits nearer than this are a tie: the order of a float32 sum decides it, and either token is
-# right.
+# Two logits that differ by less are a tie: the order of a float32 sum decides it, and either token
+# is right.
 TIE = 1e-4
 SAMPLING = SamplingParams(seed=0, max_new_tokens=NEW_TOKENS, temperature=0.0)
 
 
 def prompts() -> list[list[int]]:
-    """Real text, chats and noise; lengths from 1 to 1,500 spread evenly over their logarithm."""
+    """Return prompts of real text and noise, with lengths from 1 to 1,500 that are spread evenly
+    over their logarithm.
+    """
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     ids: list[int] = tokenizer.encode((json.__doc__ or "") + Path(json.__file__).read_text(encoding="utf-8") * 2).ids
     rng = random.Random(7)
@@ -34,8 +36,9 @@ def prompts() -> list[list[int]]:
 
 @torch.inference_mode()
 def ties_and_errors(model: torch.nn.Module, prompt: list[int], found: list[int]) -> tuple[int, int]:
-    """Each token against the best of transformers' logits after the same tokens: (ties that went
-    another way, real differences).
+    """Compare each token with the best of transformers' logits after the same tokens.
+
+    Returns the number of ties that went another way, and the number of real differences.
     """
     logits = model(torch.tensor([prompt + found[:-1]])).logits[0, len(prompt) - 1 :]
     short = logits.max(dim=-1).values - logits[torch.arange(len(found)), torch.tensor(found)]

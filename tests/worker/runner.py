@@ -1,4 +1,4 @@
-"""A network over a cache of its own, fed by hand: no engine, no queue."""
+"""A network with a cache of its own that is fed by hand, without engine and queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCKS = 64
 
 @dataclass(eq=False)
 class Fed:
-    """A sequence: `blocks` in no order, because nothing may depend on neighbours."""
+    """A sequence whose `blocks` are in no order, since nothing may depend on neighbours."""
 
     tokens: list[int]
     blocks: list[int]
@@ -31,7 +31,7 @@ def fed(tokens: list[int], first_block: int = 1) -> Fed:
 
 
 class Runner:
-    """Every call returns logits as `Decoder.forward` does."""
+    """A network and its cache. Every call returns logits, as `Decoder.forward` does."""
 
     def __init__(self, folder: Path, backend: Backend, block_size: int = 4, dtype: torch.dtype = torch.float32) -> None:
         config = load_config(folder)
@@ -39,7 +39,7 @@ class Runner:
         self.network = load_network(folder, config, dtype, backend).network
         layout = KvLayout(config.layers, config.kv_heads, config.head_dim, block_size, str(dtype), dtype.itemsize)
         self.memory = CacheMemory(layout, BLOCKS, dtype)
-        self.memory.tensor.fill_(7.0)  # whatever lies in unused slots must not matter
+        self.memory.tensor.fill_(7.0)  # The content of unused slots must not matter.
         self._program = backend.decode_program(self.network, self.memory.tensor) or self.network.forward
 
     def _slots(self, s: Fed, positions: range) -> list[int]:
@@ -47,7 +47,7 @@ class Runner:
 
     @torch.inference_mode()
     def prefill(self, *work: tuple[Fed, int]) -> torch.Tensor:
-        """n more tokens of each sequence."""
+        """Compute n more tokens of each sequence."""
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -61,17 +61,17 @@ class Runner:
             if at.stop == len(s.tokens):
                 last.append(len(ids) - 1)
             s.computed += n
-        tensors = [torch.tensor(x, dtype=torch.long) for x in (ids, positions, slots, last)]
-        return self.network.forward(Batch(*tensors, chunks=tuple(chunks)), self.memory.tensor)
+        token_ids, where, kept, wanted = (torch.tensor(x, dtype=torch.long) for x in (ids, positions, slots, last))
+        return self.network.forward(Batch(token_ids, where, kept, wanted, chunks=tuple(chunks)), self.memory.tensor)
 
     def batch(self, *running: Fed) -> Batch:
-        """The last token of each."""
+        """Return a batch with the last token of each sequence."""
         width = max(s.computed // self.size + 1 for s in running)
         tables = [(s.blocks[: s.computed // self.size + 1] + [s.blocks[0]] * width)[:width] for s in running]
         ids, at = [s.tokens[-1] for s in running], [s.computed for s in running]
         slots = [self._slots(s, range(s.computed, s.computed + 1))[0] for s in running]
-        tensors = [torch.tensor(x) for x in (ids, at, slots, list(range(len(running))), tables)]
-        return Batch(*tensors[:4], tables=tensors[4], lengths=tensors[1] + 1)
+        token_ids, positions, kept, last = (torch.tensor(x) for x in (ids, at, slots, list(range(len(running)))))
+        return Batch(token_ids, positions, kept, last, tables=torch.tensor(tables), lengths=positions + 1)
 
     @torch.inference_mode()
     def decode(self, *running: Fed) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""One settings class; a wrong variable is named."""
+"""Tests of the settings: every field is a variable, and a wrong variable is named."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_has_no_default_must_be_set(name: str) -> None:
     ("name", "value"),
     [
         ("ROLE", "router"),
-        ("PORT", "tcp://10.0.0.1:80"),  # what Kubernetes injects for a Service that is called `disagg`
+        ("PORT", "tcp://10.0.0.1:80"),  # Kubernetes injects this for a Service with the name `disagg`.
         ("PORT", "65536"),
         ("DTYPE", "int8"),
         ("BLOCK_SIZE_TOKENS", "0"),

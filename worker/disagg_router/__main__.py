@@ -1,5 +1,12 @@
-"""`python -m disagg_router`."""
+"""The entry point of `python -m disagg_router`. `--version` imports nothing else."""
 
-from disagg_router.main import main
+import sys
 
-main()
+from disagg_wire.version import VERSION
+
+if sys.argv[1:] == ["--version"]:
+    print(f"disagg-router {VERSION}")
+else:
+    from disagg_router.main import main
+
+    main()

@@ -1,4 +1,4 @@
-"""The inference worker: engine, KV transfer and its HTTP door.
+"""The inference worker: the engine, the KV transfer and the HTTP server.
 
-Never imports kopf, kubernetes, the operator or the router.
+It never imports kopf, kubernetes, the operator or the router.
 """

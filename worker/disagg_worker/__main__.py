@@ -1,5 +1,12 @@
-"""`python -m disagg_worker`."""
+"""The entry point of `python -m disagg_worker`. `--version` imports nothing else."""
 
-from disagg_worker.main import main
+import sys
 
-main()
+from disagg_wire.version import VERSION
+
+if sys.argv[1:] == ["--version"]:
+    print(f"disagg-worker {VERSION}")
+else:
+    from disagg_worker.main import main
+
+    main()

@@ -1,5 +1,7 @@
-"""The worker process: HTTP first (so that health can be asked), then the model, then work; on
-SIGTERM it drains and exits 0.
+"""The worker process.
+
+It starts its HTTP server first, so that its health can be asked for, then loads the model, then
+works. On SIGTERM it drains and exits with status 0.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import uvloop
 
 from disagg_wire.environment import WorkerVariable
 from disagg_worker import settings
+from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.server import jobs, network_interfaces
 from disagg_worker.server.app import create_app
 from disagg_worker.server.worker import Worker
@@ -32,66 +35,66 @@ _INTERFACE_TIMEOUT_S = 10.0
 
 
 class QuietServer(uvicorn.Server):
-    """uvicorn without its signal handling: it would cut running streams."""
+    """uvicorn's server without its signal handling, which would cut running streams."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
+def engine_config(s: settings.Settings) -> EngineConfig:
+    """Return the configuration of the engine, which is a part of the settings."""
+    return EngineConfig(
+        name=s.model_name,
+        role=s.role,
+        dtype=s.dtype,
+        quantization=s.quantization,
+        block_size_tokens=s.block_size_tokens,
+        kv_cache_bytes=s.kv_cache_bytes,
+        max_model_len=s.max_model_len,
+        max_running=s.max_running,
+        max_waiting=s.max_waiting,
+        max_batch_tokens=s.max_batch_tokens,
+        prefill_wait_s=s.prefill_wait_s,
+        prefill_utilisation=s.prefill_utilisation,
+        threads=s.threads,
+        device=s.device,
+        kv_cache_dtype=s.kv_cache_dtype,
+        prefix_cache=s.prefix_cache,
+        eviction=s.eviction,
+        host_cache_bytes=s.host_cache_bytes,
+        growth_reserve_tokens=s.growth_reserve_tokens,
+        saturating_tokens=s.saturating_tokens,
+        decode_step_target_s=s.decode_step_target_s,
+        tensor_parallel=s.tensor_parallel,
+        rank_timeout_s=s.rank_timeout_s,
+        rank_start_timeout_s=s.rank_start_timeout_s,
+        log_level=s.log_level,
+    )
+
+
 def load_node(
     s: settings.Settings, key: bytes, worker: Worker, on_lost: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Everything slow, in a thread: the model, the KV listener.
+    """Load the model, start the KV listener and give both to the worker.
 
-    Raises ModelError, OSError or TimeoutError.
+    This is slow and runs in a thread. Raises ModelError, OSError or TimeoutError.
     """
     from disagg_worker.engine.core import TorchEngine
-    from disagg_worker.engine.engine_config import EngineConfig
     from disagg_worker.model import loader
 
     folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
     log.info("loading %s from %s", s.model_name, folder)
     tokenizer = loader.tokenizer_files(folder)
-    engine = TorchEngine(
-        folder,
-        EngineConfig(
-            name=s.model_name,
-            role=s.role,
-            dtype=s.dtype,
-            quantization=s.quantization,
-            block_size_tokens=s.block_size_tokens,
-            kv_cache_bytes=s.kv_cache_bytes,
-            max_model_len=s.max_model_len,
-            max_running=s.max_running,
-            max_waiting=s.max_waiting,
-            max_batch_tokens=s.max_batch_tokens,
-            prefill_wait_s=s.prefill_wait_s,
-            prefill_utilisation=s.prefill_utilisation,
-            threads=s.threads,
-            device=s.device,
-            kv_cache_dtype=s.kv_cache_dtype,
-            prefix_cache=s.prefix_cache,
-            eviction=s.eviction,
-            host_cache_bytes=s.host_cache_bytes,
-            growth_reserve_tokens=s.growth_reserve_tokens,
-            saturating_tokens=s.saturating_tokens,
-            decode_step_target_s=s.decode_step_target_s,
-            tensor_parallel=s.tensor_parallel,
-            rank_timeout_s=s.rank_timeout_s,
-            rank_start_timeout_s=s.rank_start_timeout_s,
-            log_level=s.log_level,
-        ),
-        on_progress=worker.on_progress,
-        on_lost=on_lost,
-    )
+    engine = TorchEngine(folder, engine_config(s), on_progress=worker.on_progress, on_lost=on_lost)
     host = (
         network_interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S)
         if s.kv_interface
         else (s.kv_host or s.host)
     )
     interface = s.kv_interface or network_interfaces.interface_of(host)
-    # Twice what can be reserved: strangers who only connect must not shut out those with a ticket.
+    # There may be twice as many connections as reservations, so that strangers who only connect do
+    # not shut out peers with a ticket.
     connections = 2 * s.max_running + 64
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
     worker.tokenizer = tokenizer
@@ -110,9 +113,9 @@ def load_node(
 
 
 async def _drain(worker: Worker, server: uvicorn.Server, timeout_s: float) -> None:
-    """Refuse new work, let what runs finish, then stop the server.
+    """Refuse new requests, let the running ones finish, then stop the server.
 
-    What is still there near the deadline gets a clean `draining`.
+    Requests that still run near the deadline end with the error `draining`.
     """
     worker.draining = True
     log.info("draining: %d requests run", worker.active)
@@ -123,13 +126,13 @@ async def _drain(worker: Worker, server: uvicorn.Server, timeout_s: float) -> No
 
 
 def _grace_s(drain_timeout_s: float) -> float:
-    """The part of the drain that is kept for ending what did not end by itself."""
+    """Return the part of the drain timeout that is kept for breaking off requests."""
     return min(5.0, drain_timeout_s / 10)
 
 
 def _start_loading(s: settings.Settings, key: bytes, worker: Worker, failed: Callable[[], object]) -> threading.Thread:
-    """Load in a daemon thread: a worker that is told to stop while it loads does not wait for the
-    rest.
+    """Load in a daemon thread, so that a worker that is stopped while it loads does not have to
+    wait.
     """
 
     def lost(message: str) -> None:
@@ -149,7 +152,7 @@ def _start_loading(s: settings.Settings, key: bytes, worker: Worker, failed: Cal
 
 
 async def serve(s: settings.Settings) -> int:
-    """Run until SIGTERM or a load that failed; the exit status."""
+    """Run until SIGTERM or until the model cannot be loaded, and return the exit status."""
     key = s.cluster_key()
     worker = Worker(s, key, f"{s.pod_uid or secrets.token_hex(16)}/{secrets.token_hex(16)}")
     config = uvicorn.Config(
@@ -180,8 +183,8 @@ async def serve(s: settings.Settings) -> int:
         worker.node.engine.stop(5.0)
     status = 1 if worker.failed else 0
     if loading.is_alive():
-        # The interpreter's own end would wait for, or crash on, a thread inside of torch or of a
-        # download.
+        # At its own exit, the interpreter would wait for a thread in torch or in a download, or
+        # crash.
         logging.shutdown()
         os._exit(status)
     return status

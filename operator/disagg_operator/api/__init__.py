@@ -1,4 +1,7 @@
-"""DisaggDeployment and DisaggPool: the one definition. crds/ is generated from it (`python -m disagg_operator.api.crdgen`)."""
+"""PURE: The one definition of DisaggDeployment and DisaggPool.
+
+`make generate` writes crds/ from it.
+"""
 
 from disagg_operator.api.pool import DisaggPool
 from disagg_operator.api.v1alpha1 import DisaggDeployment, InvalidResource, parse, parse_file

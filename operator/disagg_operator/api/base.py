@@ -1,12 +1,15 @@
-"""PURE: what all models of the API share, and the field types with their bounds."""
+"""PURE: the base of all models of the API, and the types of their fields with their bounds."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+
+from disagg_operator.api.rules import Rule
 
 GROUP, VERSION = "disagg.dev", "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -16,10 +19,14 @@ _NUMBER = r"^(0\.[0-9]{0,2}[1-9]|[1-9][0-9]{0,5}(\.[0-9]{1,3})?)$"
 
 
 def _int_or_string(pattern: str, maximum: int) -> Any:
-    """Pydantic's and the API server's checks of an int-or-string; the latter's pattern reaches strings only, its minimum numbers only."""
+    """Return the type of an int-or-string that pydantic and the API server check.
+
+    In a schema, the pattern is checked of strings alone and the minimum of numbers alone.
+    """
 
     def check(value: str | int) -> str | int:
-        if isinstance(value, bool) or not re.fullmatch(pattern, str(value)) or (isinstance(value, int) and not 1 <= value <= maximum):
+        in_bounds = not isinstance(value, int) or 1 <= value <= maximum
+        if isinstance(value, bool) or not in_bounds or not re.fullmatch(pattern, str(value)):
             raise ValueError(f"must match {pattern} and be above 0")
         return value
 
@@ -39,30 +46,57 @@ else:
     PositiveNumber = _int_or_string(_NUMBER, 999_999)
 DnsLabel = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-ResourceName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$")]
+ResourceName = Annotated[
+    str,
+    Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$"),
+]
 Replicas = Annotated[int, Field(ge=0, le=1000)]
 # Anything goes in: the API server checks it when the rendered pod is applied.
 Free = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
 
+def _add_rules(schema: dict[str, Any], model: type[Model]) -> None:
+    """Write the rules of a model into its schema."""
+    if model.rules:
+        schema["x-kubernetes-validations"] = [rule.as_cel() for rule in model.rules]
+
+
 class Model(BaseModel):
-    """Frozen, camelCase outside, unknown fields kept out (the API server prunes or refuses them before)."""
+    """A part of the API: frozen, camelCase outside.
 
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore")
+    Unknown fields are left out; the API server prunes or refuses them before. `rules` become CEL in
+    the CRD and are checked by `parse`.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="ignore",
+        json_schema_extra=_add_rules,
+    )
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    def broken(self) -> Iterator[tuple[str, str]]:
+        """Yield field and message of each rule that this model breaks, without its parts."""
+        for rule in self.rules:
+            if not rule.holds(self):
+                yield rule.field, rule.message
 
 
-def cel(rule: str, message: str, field_path: str | None = None) -> dict[str, Any]:
-    """One CEL rule for `json_schema_extra`."""
-    out = {"rule": rule, "message": message}
-    if field_path is not None:
-        out["fieldPath"] = field_path
-    return out
+class SecretRef(Model):
+    """A key of a Secret in the same namespace."""
+
+    name: DnsName = Field(description="Name of the Secret.")
+    key: str = Field(
+        "token",
+        min_length=1,
+        max_length=253,
+        pattern=r"^[-._a-zA-Z0-9]+$",
+        description="Key inside the Secret.",
+    )
 
 
 def list_map(key: str) -> dict[str, Any]:
-    """A list whose items have a unique key: server-side apply merges it item by item."""
+    """Return the schema of a list that server-side apply merges by the key of its items."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
-
-
-def rules(*items: dict[str, Any]) -> dict[str, Any]:
-    return {"x-kubernetes-validations": list(items)}

@@ -1,13 +1,17 @@
-"""PURE: spec.kvTransfer: how the KV cache gets from prefill to decode, and over which network."""
+"""PURE: spec.kvTransfer, the way of the KV cache from prefill to decode, and its network."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from disagg_operator.api import checks
-from disagg_operator.api.base import DnsLabel, DnsName, Free, Model, ResourceName, cel, rules
+from disagg_operator.api.base import DnsLabel, DnsName, Free, Model, ResourceName
+from disagg_operator.api.expressions import differ, field, one_of, present
+from disagg_operator.api.rules import Rule
+
+_NOT_RDMA = ~present("transport") | differ(field("transport"), "rdma")
+_IS_VIRTUAL_FUNCTION = one_of(field("type"), ["sriov", "ib-sriov"])
 
 
 class AttachmentRef(Model):
@@ -20,31 +24,47 @@ class AttachmentRef(Model):
 class Attachment(Model):
     """A network to create: the operator makes the NetworkAttachmentDefinition and owns it."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "self.type in ['sriov', 'ib-sriov'] || has(self.master)",
-                checks.MASTER_NEEDED,
-                ".master",
-            ),
-            cel("!(self.type in ['sriov', 'ib-sriov']) || has(self.resourceName)", checks.RESOURCE_NEEDED, ".resourceName"),
-            cel("has(self.subnet) != has(self.ipam)", checks.ADDRESS_XOR, ".subnet"),
-        )
+    rules = (
+        Rule(
+            message="master is required for macvlan, ipvlan and host-device",
+            condition=_IS_VIRTUAL_FUNCTION | present("master"),
+            field="master",
+        ),
+        Rule(
+            message="resourceName is required for sriov and ib-sriov",
+            condition=~_IS_VIRTUAL_FUNCTION | present("resourceName"),
+            field="resourceName",
+        ),
+        Rule(
+            message="set either subnet or ipam: without an address no KV can be sent",
+            condition=differ(present("subnet"), present("ipam")),
+            field="subnet",
+        ),
     )
     type: Literal["macvlan", "ipvlan", "host-device", "sriov", "ib-sriov"] = Field(description="CNI plugin.")
     master: str | None = Field(
-        None, min_length=1, max_length=15, pattern=r"^[^/\s]+$", description="Host interface of macvlan, ipvlan and host-device."
+        None,
+        min_length=1,
+        max_length=15,
+        pattern=r"^[^/\s]+$",
+        description="Host interface of macvlan, ipvlan and host-device.",
     )
     mtu: int | None = Field(None, ge=576, le=65535, description="MTU of the interface.")
-    resource_name: ResourceName | None = Field(None, description="Device plugin resource of the virtual functions (sriov, ib-sriov).")
+    resource_name: ResourceName | None = Field(
+        None,
+        description="Device plugin resource of the virtual functions (sriov, ib-sriov).",
+    )
     subnet: str | None = Field(
         None,
         max_length=64,
         pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$",
-        description="Addresses from this subnet by host-local, which counts on each node alone: for one node. For more, use ipam.",
+        description="Addresses from this subnet by host-local, which counts on each node alone: for one node. For "
+        "more, use ipam.",
     )
     ipam: Free | None = Field(
-        None, description="IPAM section as the plugin takes it, such as {type: whereabouts, range: 192.168.100.0/22}, instead of subnet."
+        None,
+        description="IPAM section as the plugin takes it, such as {type: whereabouts, range: 192.168.100.0/22}, "
+        "instead of subnet.",
     )
 
 
@@ -54,44 +74,56 @@ class RdmaResource(Model):
     name: ResourceName = Field(description="Extended resource, such as rdma/hca_shared_devices_a.")
     quantity: int = Field(1, ge=1, le=64, description="How many.")
     per: Literal["Worker", "Accelerator"] = Field(
-        "Worker", description="Of what there are so many. Accelerator: of each GPU of a worker, such as a NIC for every GPU."
+        "Worker",
+        description="Of what there are so many. Accelerator: of each GPU of a worker, such as a NIC for every GPU.",
     )
 
     def devices(self, accelerators: int) -> int:
-        """Of a worker with so many accelerators; one that computes on the CPU is like one with a single one."""
+        """Return how many devices a worker asks for: without accelerators as with one."""
         return self.quantity * (max(1, accelerators) if self.per == "Accelerator" else 1)
 
 
 class NetworkSpec(Model):
     """The second network of the workers."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(cel("has(self.attachmentRef) != has(self.attachment)", checks.ATTACHMENT_XOR, ".attachment"))
+    rules = (
+        Rule(
+            message="set either attachmentRef or attachment",
+            condition=differ(present("attachmentRef"), present("attachment")),
+            field="attachment",
+        ),
     )
     attachment_ref: AttachmentRef | None = Field(None, description="Use an existing NetworkAttachmentDefinition.")
     attachment: Attachment | None = Field(None, description="Create a NetworkAttachmentDefinition.")
-    interface: str = Field("net1", min_length=1, max_length=15, pattern=r"^[A-Za-z0-9_.-]+$", description="Its name inside the pods.")
+    interface: str = Field(
+        "net1",
+        min_length=1,
+        max_length=15,
+        pattern=r"^[A-Za-z0-9_.-]+$",
+        description="Its name inside the pods.",
+    )
     rdma_resource: RdmaResource | None = Field(None, description="The RDMA devices that each worker asks for.")
 
 
 class KvTransferSpec(Model):
-    """How the KV cache gets from prefill to decode."""
+    """The transport and the network of the KV cache."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(
-                "!has(self.transport) || self.transport != 'rdma' || (has(self.network) && has(self.network.rdmaResource))",
-                checks.RDMA_NEEDED,
-                ".network",
-            )
-        )
+    rules = (
+        Rule(
+            message="transport rdma needs network.rdmaResource",
+            condition=_NOT_RDMA | present("network") & present("network.rdmaResource"),
+            field="network",
+        ),
     )
     transport: Literal["auto", "rdma", "tcp"] = Field(
         "auto",
-        description="What is declared. The builtin engine moves KV over TCP; with rdma the condition KVTransferReady tells the truth.",
+        description="What is declared. The builtin engine moves KV over TCP; with rdma the condition "
+        "KVTransferReady tells the truth.",
     )
     fallback: Literal["Forbid", "Warn"] | None = Field(
-        None, description="When workers use another transport than declared: Forbid: not ready; Warn: Degraded. Default: Forbid for rdma."
+        None,
+        description="When workers use another transport than declared: Forbid: not ready; Warn: Degraded. Default: "
+        "Forbid for rdma.",
     )
     network: NetworkSpec | None = Field(None, description="The second network. Default: the pod network.")
 

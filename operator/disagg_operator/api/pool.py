@@ -1,4 +1,4 @@
-"""PURE: DisaggPool, the child that carries /scale for one pool. Made by the operator, one for each role."""
+"""PURE: DisaggPool, the child that carries /scale for one pool. The operator makes one a role."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from disagg_operator.api.v1alpha1 import Metadata
 
 
 class DisaggPoolSpec(Model):
-    """Which pool, and how many workers."""
+    """The pool that is meant, and its number of workers."""
 
     deployment: str = Field(max_length=63, description="The DisaggDeployment that this pool belongs to.")
     role: Literal["prefill", "decode"] = Field(description="What its workers do.")
-    replicas: Replicas = Field(1, description="Workers wanted. Written by the autoscaler, or by you (`kubectl scale`, an HPA).")
+    replicas: Replicas = Field(
+        1,
+        description="Workers wanted. Written by the autoscaler, or by you (`kubectl scale`, an HPA).",
+    )
 
 
 class DisaggPoolStatus(Model):
@@ -28,7 +31,9 @@ class DisaggPoolStatus(Model):
 
 
 class DisaggPool(Model):
-    """One pool of a DisaggDeployment; `kubectl scale dp/NAME-decode --replicas=3` works when the pool has no autoscaling."""
+    """One pool of a DisaggDeployment; `kubectl scale dp/NAME-decode --replicas=3` works when the
+    pool has no autoscaling.
+    """
 
     api_version: str = "disagg.dev/v1alpha1"
     kind: Literal["DisaggPool"] = "DisaggPool"

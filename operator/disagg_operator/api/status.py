@@ -19,7 +19,7 @@ class StatusCondition(Model):
 
 
 class LastDecision(Model):
-    """What the autoscaler last decided for a pool, and why."""
+    """The last decision of the autoscaler for a pool, and its reason."""
 
     time: str = Field("", max_length=64, description="When.")
     signal: str = Field("", max_length=64, description="What was measured.")
@@ -29,7 +29,11 @@ class LastDecision(Model):
     to: int = Field(0, description="Workers wanted.")
     reason: str = Field("", max_length=64, description="Why, in one word, for programs.")
     message: str = Field("", max_length=512, description="Why, in a sentence, for people.")
-    numbers: dict[str, float] = Field({}, max_length=24, description="What it was decided by; docs/autoscaling.md has the names.")
+    numbers: dict[str, float] = Field(
+        {},
+        max_length=24,
+        description="What it was decided by; docs/autoscaling.md has the names.",
+    )
     dry_run: bool = Field(False, description="Nothing was changed.")
 
 
@@ -42,7 +46,11 @@ class PoolStatus(Model):
     ready: int = Field(0, description="Workers that can serve.")
     updated: int = Field(0, description="Workers of the newest revision.")
     selector: str = Field("", max_length=512, description="Label selector of its pods.")
-    replica_owner: str = Field("", max_length=63, description="Who sets the number: autoscaler, spec, or another writer of /scale.")
+    replica_owner: str = Field(
+        "",
+        max_length=63,
+        description="Who sets the number: autoscaler, spec, or another writer of /scale.",
+    )
     last_decision: LastDecision | None = Field(None, description="The autoscaler's last decision.")
 
 
@@ -69,7 +77,7 @@ class Revision(Model):
 
 
 class Status(Model):
-    """What is."""
+    """The state that the operator has found."""
 
     model_config = ConfigDict(extra="allow")
     observed_generation: int = Field(0, description="The generation that the conditions speak of.")

@@ -1,4 +1,8 @@
-"""PURE: DisaggDeployment, disagg.dev/v1alpha1. Every field has a description: `kubectl explain dd.spec` is the manual."""
+"""PURE: DisaggDeployment, disagg.dev/v1alpha1.
+
+Every field has a description: `kubectl explain dd.spec` is the manual. A rule that the schema of a
+field can't say stands in the `rules` of its model.
+"""
 
 from __future__ import annotations
 
@@ -6,185 +10,43 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from disagg_operator.api import checks
-from disagg_operator.api.base import (
-    ByteQuantity,
-    DnsLabel,
-    DnsName,
-    Free,
-    Model,
-    Quantity,
-    Replicas,
-    ResourceName,
-    cel,
-    list_map,
-    rules,
+from disagg_operator.api.admission import refusals, unknown_fields
+from disagg_operator.api.base import DnsLabel, Model, SecretRef
+from disagg_operator.api.engine import EngineSpec, ModelSpec
+from disagg_operator.api.expressions import (
+    Expression,
+    at_most,
+    choice,
+    differ,
+    equal,
+    field,
+    filled,
+    length,
+    matches,
+    present,
 )
 from disagg_operator.api.network import KvTransferSpec
 from disagg_operator.api.prometheus import PrometheusSpec
-from disagg_operator.api.scaling import Autoscaling, Objectives, ScalingSpec
+from disagg_operator.api.rules import Rule
+from disagg_operator.api.scaling import Objectives, ScalingSpec
 from disagg_operator.api.status import Status
+from disagg_operator.api.workers import PoolSpec, Resources
 
-
-class SecretRef(Model):
-    """A key of a Secret in the same namespace."""
-
-    name: DnsName = Field(description="Name of the Secret.")
-    key: str = Field("token", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$", description="Key inside the Secret.")
-
-
-class ModelSpec(Model):
-    """The model that both pools serve."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(f"self.uri.matches('{checks.URI_PATTERN}')", checks.BAD_URI, ".uri"),
-            cel("!self.uri.matches('/[.][.](/|$)')", checks.DOTS, ".uri"),
-            cel("!has(self.revision) || self.uri.startsWith('hf://')", checks.REVISION_NEEDS_HF, ".revision"),
-            cel("!has(self.authSecretRef) || self.uri.startsWith('hf://')", checks.TOKEN_NEEDS_HF, ".authSecretRef"),
-        )
-    )
-    uri: str = Field(
-        min_length=6,
-        max_length=1024,
-        description="Where the checkpoint is: hf://org/name, pvc://claim/path or file:///path in the image. Safetensors, Llama family.",
-    )
-    name: str | None = Field(
-        None, min_length=1, max_length=256, description="The name that clients ask for. Default: the last part of the uri."
-    )
-    revision: str | None = Field(
-        None, min_length=1, max_length=256, pattern=r"^[A-Za-z0-9._/-]+$", description="Branch, tag or commit of an hf:// model."
-    )
-    auth_secret_ref: SecretRef | None = Field(None, description="Token for hf:// models that need one.")
-
-    @property
-    def served_name(self) -> str:
-        return self.name or self.uri.rstrip("/").rsplit("/", 1)[-1]
-
-
-class EnvVar(Model):
-    """An environment variable of the workers."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(f"!(self.name in {list(checks.RESERVED_ENV)})", checks.RESERVED, ".name"),
-        )
-    )
-    name: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Name of the variable.")
-    value: str = Field("", max_length=4096, description="Its value.")
-
-
-class PrefixCaching(Model):
-    """Reuse of the KV of prompts that begin alike; never between requests of different API keys."""
-
-    enabled: bool = Field(True, description="Keep the KV of finished requests until its blocks are needed.")
-    eviction: Literal["lru", "fifo"] = Field("lru", description="Which unused block goes first: least recently used, or oldest.")
-    host_memory: ByteQuantity | None = Field(None, description="Host memory per worker for evicted blocks. Default: none.")
-
-
-class EngineSpec(Model):
-    """The inference engine of both pools."""
-
-    type: Literal["builtin"] = Field("builtin", description="builtin: the bundled torch worker, the only engine of this version.")
-    image: str | None = Field(None, min_length=1, max_length=512, description="Worker image. Default: the operator's own release.")
-    env: list[EnvVar] = Field(
-        [], max_length=64, description="Further environment of the workers, by name.", json_schema_extra=list_map("name")
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Type of weights and KV cache; auto: the checkpoint's.")
-    quantization: Literal["none", "int8", "int4", "fp8"] = Field(
-        "none", description="Weights are rounded to this at load (a checkpoint that is quantised stays as it is); fp8 wants a GPU."
-    )
-    prefix_caching: PrefixCaching = Field(PrefixCaching(), description="Reuse of KV between requests.")
-    max_model_len: int | None = Field(
-        None, ge=16, le=16_777_216, description="Longest prompt plus output, in tokens. Default: what the model was trained for."
-    )
-    block_size_tokens: int = Field(16, ge=1, le=256, description="Tokens of one KV cache block.")
-    threads: int = Field(1, ge=1, le=256, description="CPU threads of one worker.")
-
-
-class Accelerator(Model):
-    """The GPUs of one worker."""
-
-    product: str | None = Field(
-        None, min_length=1, max_length=63, description="Node label nvidia.com/gpu.product that the pool's nodes must carry."
-    )
-    count: int = Field(1, ge=0, le=64, description="Devices per worker.")
-    resource_name: ResourceName = Field("nvidia.com/gpu", description="The extended resource that is asked for.")
-
-
-class Parallelism(Model):
-    """How one worker splits the model."""
-
-    tensor: int = Field(1, ge=1, le=64, description="Tensor parallel size: ranks, with a GPU each, that a worker is split over.")
-
-
-class Resources(Model):
-    """Compute resources of a container, as in a Pod. Devices come from accelerator and rdmaResource."""
-
-    requests: dict[str, Quantity] | None = Field(None, max_length=16, description="Guaranteed amounts, by resource.")
-    limits: dict[str, Quantity] | None = Field(None, max_length=16, description="Upper bounds, by resource.")
-
-    def as_pod(self) -> dict[str, dict[str, str]]:
-        """As in a container. Amounts are text, so that 1 and "1" make the same revision."""
-        sections = {"requests": self.requests, "limits": self.limits}
-        return {name: {k: str(v) for k, v in amounts.items()} for name, amounts in sections.items() if amounts}
-
-
-class PodTemplate(Model):
-    """What is merged over the generated pod template: maps by key, containers, volumes and env by name; the worker is `main`."""
-
-    metadata: Free | None = Field(None, description="Further labels and annotations.")
-    spec: Free | None = Field(None, description="As spec of a Pod, any part of it.")
-
-    def as_patch(self) -> dict[str, Any]:
-        return {k: v for k, v in (("metadata", self.metadata), ("spec", self.spec)) if v is not None}
-
-
-class Drain(Model):
-    """How a worker leaves."""
-
-    timeout_seconds: int = Field(300, ge=1, le=86_400, description="How long running requests may go on after the worker was told to stop.")
-
-
-class PoolSpec(Model):
-    """One pool of workers."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel("!(has(self.replicas) && has(self.autoscaling))", checks.REPLICAS_XOR, ".autoscaling"),
-        )
-    )
-    replicas: Replicas | None = Field(
-        None, description="Fixed number of workers (default 1); afterwards `kubectl scale dp/NAME` or an HPA may change it."
-    )
-    autoscaling: Autoscaling | None = Field(None, description="Let the operator scale this pool by its load.")
-    accelerator: Accelerator | None = Field(None, description="GPUs of each worker. Default: none, the worker computes on the CPU.")
-    parallelism: Parallelism = Field(Parallelism(), description="How one worker splits the model.")
-    resources: Resources | None = Field(None, description="Requests and limits of the worker container.")
-    kv_cache_size: ByteQuantity | None = Field(None, description="Memory of one worker's KV cache, such as 2Gi. Default: 256Mi.")
-    max_running_requests: int = Field(64, ge=1, le=4096, description="Most sequences that one worker computes at a time.")
-    max_batch_tokens: int = Field(2048, ge=16, le=1_048_576, description="Token budget of one prefill batch.")
-    drain: Drain = Field(Drain(), description="How a worker leaves.")
-    pod_template: PodTemplate | None = Field(
-        None, description="Merged over the generated pod template: maps by key, containers and volumes by name (the worker is `main`)."
-    )
-
-    @property
-    def initial_replicas(self) -> int:
-        if self.autoscaling is not None:
-            return self.autoscaling.min_replicas
-        return 1 if self.replicas is None else self.replicas
+# Room for the longest child, the Secret NAME-cluster-key: a label's value takes 63 characters.
+_MAX_NAME = 63 - len("-cluster-key")
 
 
 class RouterQueue(Model):
-    """What waits when the pools are full."""
+    """The queue of requests that wait while the pools are full."""
 
     max_depth: int = Field(1024, ge=0, le=1_000_000, description="Requests that may wait; further ones get 429.")
     max_wait_seconds: int = Field(60, ge=0, le=3600, description="How long one may wait before it gets 503.")
     order: Literal["EarliestDeadline", "FirstComeFirstServed"] = Field(
         "EarliestDeadline",
-        description="Who goes first, in this queue and in prefill's. EarliestDeadline: whoever can still get the first token within "
-        "objectives.ttftSeconds, the earliest deadline first; who can't any more comes after them, but after 20 s (a third of "
+        description="Who goes first, in this queue and in prefill's. EarliestDeadline: whoever can still get the "
+        "first token within "
+        "objectives.ttftSeconds, the earliest deadline first; who can't any more comes after them, but after 20 s "
+        "(a third of "
         "maxWaitSeconds, if that is less) at times first. In a burst only what is too much is late, not everybody. "
         "FirstComeFirstServed: by arrival.",
     )
@@ -201,19 +63,31 @@ class RouterSpec(Model):
     """The OpenAI-compatible front door."""
 
     replicas: int = Field(2, ge=1, le=100, description="Number of routers.")
-    image: str | None = Field(None, min_length=1, max_length=512, description="Router image. Default: the operator's own release.")
-    resources: Resources | None = Field(None, description="Requests and limits of the router container. Default: 100m, 128Mi to 512Mi.")
+    image: str | None = Field(
+        None,
+        min_length=1,
+        max_length=512,
+        description="Router image. Default: the operator's own release.",
+    )
+    resources: Resources | None = Field(
+        None,
+        description="Requests and limits of the router container. Default: 100m, 128Mi to 512Mi.",
+    )
     queue: RouterQueue = Field(RouterQueue(), description="What waits when the pools are full.")
     service: RouterService = Field(RouterService(), description="The Service in front of the router.")
     api_keys_secret_ref: SecretRef | None = Field(
-        None, description="Secret whose key holds accepted API keys, one a line. Default: none asked."
+        None,
+        description="Secret whose key holds accepted API keys, one a line. Default: none asked.",
     )
 
 
 class Observability(Model):
     """Metrics."""
 
-    prometheus: PrometheusSpec | None = Field(None, description="Scale by this Prometheus. Default: scrape router and workers directly.")
+    prometheus: PrometheusSpec | None = Field(
+        None,
+        description="Scale by this Prometheus. Default: scrape router and workers directly.",
+    )
 
 
 class Security(Model):
@@ -222,15 +96,67 @@ class Security(Model):
     network_policy: bool = Field(True, description="Let only routers and workers of this deployment reach the workers.")
 
 
-class Spec(Model):
-    """What is wanted."""
+def _same(path: str) -> Expression:
+    """Whether a field has the same value in both pools."""
+    return equal(field(f"prefill.{path}"), field(f"decode.{path}"))
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(checks.FLIP_RULE, checks.FLIP_EQUAL, ".scaling.roleFlip"),
-            cel(checks.QUEUE_RULE, checks.QUEUE_ONLY, ".scaling.policy"),
-            cel(checks.METRICS_RULE, checks.METRICS_ONLY, ".scaling.policy"),
-        )
+
+def _set_alike(path: str) -> Expression:
+    """Whether a field is set in both pools or in none."""
+    return equal(present(f"prefill.{path}"), present(f"decode.{path}"))
+
+
+_SAME_ACCELERATOR = _set_alike("accelerator") & (
+    ~present("prefill.accelerator")
+    | _same("accelerator.count")
+    & _same("accelerator.resourceName")
+    & _set_alike("accelerator.product")
+    & (~present("prefill.accelerator.product") | _same("accelerator.product"))
+)
+_FLIPS_NOT = ~present("scaling") | ~present("scaling.roleFlip") | ~field("scaling.roleFlip")
+
+
+def _same_quantities_if_flipped(spec: Spec) -> bool:
+    """Compare what CEL can't: a quantity may be written in several ways."""
+    same = spec.prefill.resources == spec.decode.resources and spec.prefill.kv_cache_size == spec.decode.kv_cache_size
+    return same or not spec.scaling.role_flip
+
+
+_HAS_METRICS = (present("prefill.autoscaling") & filled("prefill.autoscaling.metrics")) | (
+    present("decode.autoscaling") & filled("decode.autoscaling.metrics")
+)
+_NOT_DECLARED_PREDICTIVE = ~present("scaling.policy") | differ(field("scaling.policy"), "predictive")
+_GOES_BY_QUEUE = choice(present("scaling.policy"), equal(field("scaling.policy"), "queue"), _HAS_METRICS)
+_NOTHING_PREDICTIVE = (
+    ~(present("scaling.roleFlip") & field("scaling.roleFlip"))
+    & ~present("scaling.ratio")
+    & ~filled("scaling.schedule")
+    & ~present("scaling.maxGPUs")
+)
+
+
+class Spec(Model):
+    """The wanted state."""
+
+    rules = (
+        Rule(
+            message="roleFlip needs autoscaling in both pools, and the same accelerator, resources and kvCacheSize "
+            "in both",
+            condition=_FLIPS_NOT | present("prefill.autoscaling") & present("decode.autoscaling") & _SAME_ACCELERATOR,
+            field="scaling.roleFlip",
+            further=_same_quantities_if_flipped,
+        ),
+        Rule(
+            message="the policy queue (which metrics ask for) knows no ratio, schedule, maxGPUs or roleFlip; use "
+            "predictive",
+            condition=~present("scaling") | ~_GOES_BY_QUEUE | _NOTHING_PREDICTIVE,
+            field="scaling.policy",
+        ),
+        Rule(
+            message="metrics are for the policy queue; predictive goes by objectives",
+            condition=~present("scaling") | _NOT_DECLARED_PREDICTIVE | ~_HAS_METRICS,
+            field="scaling.policy",
+        ),
     )
     model: ModelSpec = Field(description="The model that both pools serve.")
     engine: EngineSpec = Field(EngineSpec(), description="The inference engine of both pools.")
@@ -238,7 +164,10 @@ class Spec(Model):
     decode: PoolSpec = Field(description="Workers that generate tokens.")
     kv_transfer: KvTransferSpec = Field(KvTransferSpec(), description="How the KV cache gets from prefill to decode.")
     router: RouterSpec = Field(RouterSpec(), description="The OpenAI-compatible front door.")
-    objectives: Objectives = Field(Objectives(), description="What the scaling aims at; the routers count who keeps it.")
+    objectives: Objectives = Field(
+        Objectives(),
+        description="What the scaling aims at; the routers count who keeps it.",
+    )
     scaling: ScalingSpec = Field(ScalingSpec(), description="Scaling of both pools.")
     observability: Observability = Field(Observability(), description="Metrics.")
     security: Security = Field(Security(), description="Hardening.")
@@ -246,10 +175,8 @@ class Spec(Model):
 
     @property
     def predictive(self) -> bool:
-        """The policy that is meant: metrics ask for the one that has targets."""
-        if self.scaling.policy is not None:
-            return self.scaling.policy == "predictive"
-        return not any(p.autoscaling is not None and p.autoscaling.metrics for p in (self.prefill, self.decode))
+        """Whether the policy is predictive: if none is set, metrics ask for the other."""
+        return not _GOES_BY_QUEUE.value(self)
 
     def pool(self, role: str) -> PoolSpec:
         return self.prefill if role == "prefill" else self.decode
@@ -268,17 +195,25 @@ class Metadata(Model):
 class DisaggDeployment(Model):
     """Serves one model from a prefill pool, a decode pool and a router."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            cel(f"size(self.metadata.name) <= {checks.MAX_NAME}", checks.LONG_NAME),
-            cel(f"self.metadata.name.matches('{checks.NAME_PATTERN}')", checks.BAD_NAME),
-            cel(
-                "(has(self.spec.prefill.replicas) && self.spec.prefill.replicas == 0) == "
-                "(has(self.spec.decode.replicas) && self.spec.decode.replicas == 0)",
-                checks.BOTH_ZERO,
-                ".spec",
+    rules = (
+        Rule(
+            message=f"metadata.name must have at most {_MAX_NAME} characters",
+            condition=at_most(length("metadata.name"), _MAX_NAME),
+            field="metadata.name",
+        ),
+        Rule(
+            message="metadata.name must be a DNS-1035 label: a-z first, then a-z, 0-9 and -",
+            condition=matches("metadata.name", "^[a-z]([-a-z0-9]*[a-z0-9])?$"),
+            field="metadata.name",
+        ),
+        Rule(
+            message="spec.prefill.replicas and spec.decode.replicas must both be 0 or both be above 0",
+            condition=equal(
+                present("spec.prefill.replicas") & equal(field("spec.prefill.replicas"), 0),
+                present("spec.decode.replicas") & equal(field("spec.decode.replicas"), 0),
             ),
-        )
+            field="spec",
+        ),
     )
     api_version: str = "disagg.dev/v1alpha1"
     kind: Literal["DisaggDeployment"] = "DisaggDeployment"
@@ -288,25 +223,28 @@ class DisaggDeployment(Model):
 
 
 class InvalidResource(ValueError):
-    """The resource can't be understood; the message names the field."""
+    """Raised when a resource can't be understood; the message names the field."""
 
 
 def parse(obj: dict[str, Any]) -> DisaggDeployment:
-    """A DisaggDeployment from a plain object (status is left out). Raises InvalidResource naming the first wrong field."""
+    """Return the DisaggDeployment that a plain object holds, without its status.
+
+    Raises InvalidResource, which names the first wrong field.
+    """
     try:
         dd = DisaggDeployment.model_validate({k: v for k, v in obj.items() if k != "status"})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise InvalidResource(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
-    for problem in checks.problems(dd):
+    for problem in refusals(dd):
         raise InvalidResource(problem)
     return dd
 
 
 def parse_file(obj: dict[str, Any]) -> DisaggDeployment:
-    """As `parse`, for a resource that no API server has seen: unknown fields are refused, too."""
+    """Parse a resource that no API server has seen: unknown fields are refused, too."""
     dd = parse(obj)
-    for path in checks.unknown_fields(dd, {k: v for k, v in obj.items() if k != "status"}):
+    for path in unknown_fields(dd, {k: v for k, v in obj.items() if k != "status"}):
         raise InvalidResource(f"{path}: unknown field")
     return dd
 

@@ -1,5 +1,5 @@
-"""From signals to replicas: `signals` are the doors, `policy` and `predictive` decide (PURE),
-`loop` ties them together.
+"""PURE: From signals to replicas: `signals` are the doors, `policy` decides, `loop` ties them
+together.
 
 The predictive policy can be used alone: what is named here needs the standard library and nothing
 else (docs/autoscaling.md).

@@ -15,7 +15,7 @@ from disagg_operator.autoscaling.policy.queue_depth import QueueMemory
 from disagg_operator.autoscaling.policy.queue_pools import QueueStart
 from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.fold import Memory
-from disagg_operator.autoscaling.signals.observing import Seen
+from disagg_operator.autoscaling.signals.policy_inputs import Seen
 
 
 @dataclass(frozen=True, slots=True)

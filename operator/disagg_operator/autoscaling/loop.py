@@ -28,14 +28,14 @@ from disagg_operator.autoscaling.role_changer import RoleChanger
 from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.scaling_metrics import ScalingMetrics
 from disagg_operator.autoscaling.signals.collector import Collector, Pages, Scrape, Signals, worker_target
-from disagg_operator.autoscaling.signals.observing import loads, observe
+from disagg_operator.autoscaling.signals.policy_inputs import loads, observe
 from disagg_operator.autoscaling.signals.samples import role_of
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.desired.names import pool_name
 from disagg_operator.kube.cache import Cache
 from disagg_operator.kube.pods import DeploymentPods, sort_pods
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, name_of, uid_of
-from disagg_operator.status.observed import VIEW_MAX_AGE_S, router_view
+from disagg_operator.status.workloads import VIEW_MAX_AGE_S, router_view
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 

@@ -1,5 +1,6 @@
-"""`disagg replay`: recorded observations once more through a policy, offline, and where it decides
-otherwise.
+"""The command `disagg replay`: it applies a policy to recorded observations, offline.
+
+It shows the steps in which the policy decides differently.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from disagg_operator.autoscaling.policy.decision import PoolRules
 from disagg_operator.autoscaling.policy.observation import Targets
 from disagg_operator.autoscaling.policy.predictive import Settings
 from disagg_operator.autoscaling.policy.queue_pools import QueueStart
-from disagg_operator.autoscaling.records import codec, journal
-from disagg_operator.autoscaling.records.journal import Policy, Run, Step
+from disagg_operator.autoscaling.records import codec, decision_records
+from disagg_operator.autoscaling.records.decision_records import Policy, Run, Step
 from disagg_operator.cli import decision_source, plots
 from disagg_operator.controller.acceptance import DEFAULT_TARGETS
 from disagg_operator.simulation import policies
@@ -33,10 +34,10 @@ _MOST_ROWS = 200
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the arguments of the command."""
     decision_source.arguments(parser)
     parser.add_argument(
-        "--policy", help="predictive, queue, or another that `disagg simulate` knows (default: the one that decided)"
+        "--policy", help="predictive, queue, or another policy of `disagg simulate` (default: the one that decided)"
     )
     parser.add_argument(
         "--set",
@@ -48,15 +49,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print where it differs; 0 also when it does. Raises one of ERRORS."""
+    """Print the differences and return the exit status, 0 also if there are any.
+
+    Raises one of ERRORS.
+    """
     if args.plot:
         plots.check(args.plot, 1)
     runs = decision_source.load(args)
     changes = [parse_change(text) for text in args.set]
     if changes and args.policy not in (None, QUEUE, policies.PREDICTIVE):
         raise ValueError("--set: changes settings of predictive and queue alone")
-    targets = journal.replay(runs, lambda one: policy_of(args.policy, one, changes))
-    everything = sorted(zip(journal.steps_of(runs), targets, strict=True), key=lambda pair: pair[0].observation.now_s)
+    targets = decision_records.replay(runs, lambda one: policy_of(args.policy, one, changes))
+    everything = sorted(
+        zip(decision_records.steps_of(runs), targets, strict=True), key=lambda pair: pair[0].observation.now_s
+    )
     since_s = everything[-1][0].observation.now_s - decision_source.seconds(args.since)
     pairs = [(s, t) for s, t in everything if s.observation.now_s >= since_s]
     console = Console(width=None if sys.stdout.isatty() else 180)
@@ -67,26 +73,26 @@ def run(args: argparse.Namespace) -> int:
     console.print(summary(what, pairs, len(other)))
     if args.plot:
         steps, new = [s for s, _ in pairs], [t for _, t in pairs]
-        timelines = [plots.Timeline(f"{args.source}: {what} (what was wanted)", journal.columns(steps, new))]
+        timelines = [plots.Timeline(f"{args.source}: {what} (what was wanted)", decision_records.columns(steps, new))]
         if args.plot.suffix.lower() in (".html", ".htm"):
-            timelines.insert(0, plots.Timeline(f"{args.source}: as it was decided", journal.columns(steps)))
+            timelines.insert(0, plots.Timeline(f"{args.source}: as it was decided", decision_records.columns(steps)))
         plots.save(args.plot, timelines, summary(what, pairs, len(other)))
     return 0
 
 
 def name_of(run: Run) -> str:
-    """The policy that decided."""
+    """Return the name of the policy that decided."""
     return policies.PREDICTIVE if run.queue is None else QUEUE
 
 
 def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) -> Policy:
-    """A policy at the beginning of a run; None: the one that decided.
+    """Return a policy in its state at the beginning of a run; without a name, the one that decided.
 
-    Raises PolicyError, ValueError.
+    Raises PolicyError or ValueError.
     """
     name = name or name_of(run)
     if name == QUEUE:
-        return journal.queue_policy(queue_of(run, changes))
+        return decision_records.queue_policy(queue_of(run, changes))
     if name != policies.PREDICTIVE:
         s = run.settings
         least, most = min(s.prefill.least, s.decode.least), max(s.prefill.most, s.decode.most)
@@ -95,12 +101,13 @@ def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) ->
     settings = run.settings
     for path, value in changes:
         settings = changed(settings, path, value)
-    return journal.predictive_policy(settings, run.state)
+    return decision_records.predictive_policy(settings, run.state)
 
 
 def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> QueueStart:
-    """Where the policy queue begins: as it did, or with the default targets within the bounds of
-    another policy. Raises ValueError.
+    """Return the initial state of the policy queue. Raises ValueError.
+
+    It is the recorded state, or has the default targets within the bounds of another policy.
     """
     queue = run.queue
     if queue is None:
@@ -116,7 +123,7 @@ def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> QueueStart:
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """`budget=0.01` -> ("budget", 0.01). Raises ValueError."""
+    """Return the name and the value in a text such as `budget=0.01`. Raises ValueError."""
     path, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set: {text!r} is not K=V")
@@ -127,7 +134,7 @@ def parse_change(text: str) -> tuple[str, Any]:
 
 
 def changed(settings: Settings, path: str, value: Any) -> Settings:
-    """Settings with one field replaced, by its path. Raises ValueError naming it."""
+    """Return the settings with the field at `path` replaced. Raises ValueError, which names it."""
     return _changed(Settings, settings, path, value)
 
 
@@ -145,7 +152,7 @@ def _changed(kind: Any, settings: T, path: str, value: Any) -> T:
 
 
 def table(title: str, pairs: Sequence[tuple[Step, Targets]]) -> Table:
-    """One row for each step in which the two differ."""
+    """Return a table with one row for each step in which the policies differ."""
     found = Table(title=f"{title}: where it differs (UTC)", title_justify="left")
     for column in ("time", "prefill was", "now", "decode was", "now ", "why now"):
         found.add_column(column, justify="left" if column in ("time", "why now") else "right", overflow="fold")
@@ -157,13 +164,16 @@ def table(title: str, pairs: Sequence[tuple[Step, Targets]]) -> Table:
 
 
 def summary(what: str, pairs: Sequence[tuple[Step, Targets]], differing: int) -> str:
-    """The difference in one line.
+    """Return the difference in one line.
 
-    Worker-hours are of what was wanted, not of what would have run.
+    The worker-hours are those of the wanted workers, not of those that would have run.
     """
     hours = [0.0, 0.0]
     for step, target in pairs:
         interval_h = step.observation.interval_s / 3600
         hours[0] += interval_h * (step.targets.prefill + step.targets.decode)
         hours[1] += interval_h * (target.prefill + target.decode)
-    return f"{what}: differs in {differing} of {len(pairs)} steps; wanted {hours[1]:.2f} worker-hours, {hours[0]:.2f} were wanted then."
+    return (
+        f"{what}: differs in {differing} of {len(pairs)} steps; wanted {hours[1]:.2f} worker-hours instead of "
+        f"{hours[0]:.2f}."
+    )

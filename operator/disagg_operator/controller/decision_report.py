@@ -7,7 +7,7 @@ from typing import Any
 
 from disagg_operator.autoscaling.policy.decision import METRICS_UNAVAILABLE, Decision
 from disagg_operator.kube.resources import annotations_of, name_of
-from disagg_operator.status.recorder import NORMAL, Note
+from disagg_operator.status.events import NORMAL, Note
 from disagg_operator.vocabulary import Obj
 
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"

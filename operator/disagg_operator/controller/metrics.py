@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from disagg_operator.autoscaling.scaling_metrics import ScalingMetrics
 from disagg_wire import series
+from disagg_wire.version import BUILD_INFO_HELP, build_labels
 
 
 class Metrics:
@@ -13,6 +14,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        build = build_labels("operator")
+        Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
         self.reconciles = Counter(
             series.OPERATOR_RECONCILES, "Reconcile runs by result", (series.RESULT,), registry=self.registry
         )

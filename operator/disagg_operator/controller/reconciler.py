@@ -16,9 +16,10 @@ from disagg_operator.controller import children as kids
 from disagg_operator.controller import decision_report, pod_moves, replicas
 from disagg_operator.controller.acceptance import AcceptedDeployment, Refused, accept
 from disagg_operator.controller.children import Children, NameTaken
+from disagg_operator.controller.intent import intent_of
 from disagg_operator.controller.metrics import Metrics
-from disagg_operator.controller.observer import Looker
 from disagg_operator.controller.replicas import Replicas
+from disagg_operator.controller.status_inputs import Looker
 from disagg_operator.desired import Facts, Images, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
@@ -36,8 +37,9 @@ from disagg_operator.kube.resources import (
     uid_of,
 )
 from disagg_operator.status import changes, conditions
-from disagg_operator.status.observed import Observed
-from disagg_operator.status.recorder import NORMAL, Note, Recorder
+from disagg_operator.status.events import NORMAL, Note
+from disagg_operator.status.recorder import Recorder
+from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_POOL, LABEL_REVISION
 from disagg_wire.roles import ROLES
@@ -255,7 +257,7 @@ class Reconciler:
                     else None,
                 )
             )
-        return conditions.intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble)
+        return intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble)
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
         for role in ROLES:

@@ -1,90 +1,22 @@
-"""Events on a DisaggDeployment: few, and each said once.
-
-The same reason on the same object is sent at most every ten minutes; a scaling event is sent
-whenever its message differs. `EventLimiter` is pure; `Recorder` sends, and never fails a reconcile.
-"""
+"""The recorder, which sends Events about a DisaggDeployment and never fails a reconcile."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import KubeError
+from disagg_operator.status.events import EventLimiter, Note, event_object
 from disagg_operator.vocabulary import Obj
 
 log = logging.getLogger(__name__)
 
-NORMAL = "Normal"
-WARNING = "Warning"
-COMPONENT = "disagg-operator"
-QUIET_S = 600.0
-ALWAYS_IF_DIFFERENT = frozenset({"ScaledUp", "ScaledDown", "RoleFlipped"})
-_MAX_MESSAGE = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something to tell the user about one object."""
-
-    type: str
-    reason: str
-    message: str
-
-
-@dataclass(slots=True)
-class EventLimiter:
-    """Remembers what was said of which object, for at most `max_entries` (uid, reason) pairs."""
-
-    max_entries: int = 10_000
-    _said: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
-
-    def allows(self, uid: str, note: Note, now: float) -> bool:
-        """Whether to send `note` at monotonic time `now`; remembers it if so."""
-        key = (uid, note.reason)
-        last = self._said.get(key)
-        differs = note.reason in ALWAYS_IF_DIFFERENT and last is not None and last[1] != note.message
-        if last is not None and now - last[0] < QUIET_S and not differs:
-            return False
-        self._said.pop(key, None)  # to the end: the oldest is dropped first
-        self._said[key] = (now, note.message)
-        while len(self._said) > self.max_entries:
-            del self._said[next(iter(self._said))]
-        return True
-
-
-def event_object(about: Obj, note: Note, timestamp: str, suffix: str) -> Obj:
-    """A core/v1 Event about an object. `timestamp` is RFC 3339, `suffix` makes its name unique."""
-    meta = about["metadata"]
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"name": f"{meta['name'][:200]}.{suffix}", "namespace": meta["namespace"]},
-        "involvedObject": {
-            "apiVersion": about["apiVersion"],
-            "kind": about["kind"],
-            "namespace": meta["namespace"],
-            "name": meta["name"],
-            "uid": meta.get("uid", ""),
-            "resourceVersion": meta.get("resourceVersion", ""),
-        },
-        "type": note.type,
-        "reason": note.reason,
-        "message": note.message[:_MAX_MESSAGE],
-        "firstTimestamp": timestamp,
-        "lastTimestamp": timestamp,
-        "count": 1,
-        "source": {"component": COMPONENT},
-        "reportingComponent": COMPONENT,
-        "reportingInstance": COMPONENT,
-    }
-
 
 class Recorder:
-    """Sends notes as Events through the door.
+    """A recorder that sends notes as Events to the API server.
 
-    A failure is logged and forgotten: an Event is no state.
+    A failure is logged and not retried, because an Event is not state.
     """
 
     def __init__(
@@ -97,6 +29,7 @@ class Recorder:
         self._limiter = EventLimiter()
 
     async def send(self, about: Obj, notes: Sequence[Note]) -> None:
+        """Send those of the notes about an object that the limiter allows."""
         for note in notes:
             if not self._limiter.allows(str(about["metadata"].get("uid", "")), note, self._clock()):
                 continue

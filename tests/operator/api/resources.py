@@ -1,4 +1,7 @@
-"""Resources for tests: a small good one, and one table of bad ones for both guards (CEL at the API server, `parse` in Python)."""
+"""Resources for tests: a small good one, and one table of bad ones for both guards.
+
+The guards are CEL at the API server and `parse` in Python.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ Obj = dict[str, Any]
 
 def patched(role: str, **spec: Any) -> Obj:
     """A resource whose pool has a podTemplate with this spec."""
-    return good(**{role: {"podTemplate": {"spec": spec}}})
+    pool: Obj = {role: {"podTemplate": {"spec": spec}}}
+    return good(**pool)
 
 
 def good(name: str = "chat", **spec: Any) -> Obj:
@@ -39,7 +43,7 @@ def _merged(base: Obj, patch: Obj) -> Obj:
 _MACVLAN = {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}
 _SCALE = {"minReplicas": 1, "maxReplicas": 2}
 
-# What is wrong -> (the resource, words that the refusal must hold at the API server, words that it must hold in Python).
+# What is wrong -> (the resource, words of the refusal at the API server, words of that in Python).
 BAD: dict[str, tuple[Obj, str, str]] = {
     "replicas and autoscaling together": (
         good(prefill={"replicas": 2, "autoscaling": _SCALE}), "spec.prefill.autoscaling", "spec.prefill.autoscaling",
@@ -54,20 +58,23 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         "spec.kvTransfer.network.attachment", "spec.kvTransfer.network.attachment",
     ),
     "a network without attachment": (
-        good(kvTransfer={"network": {"interface": "net1"}}), "either attachmentRef or attachment", "either attachmentRef or attachment",
+        good(kvTransfer={"network": {"interface": "net1"}}),
+        "either attachmentRef or attachment", "either attachmentRef or attachment",
     ),
     "transport rdma without a device": (
         good(kvTransfer={"transport": "rdma", "network": {"attachment": _MACVLAN}}), "rdmaResource", "rdmaResource",
     ),
     "macvlan without a master": (
-        good(kvTransfer={"network": {"attachment": {"type": "macvlan", "subnet": "10.9.0.0/24"}}}), "master is required", ".master",
+        good(kvTransfer={"network": {"attachment": {"type": "macvlan", "subnet": "10.9.0.0/24"}}}),
+        "master is required", ".master",
     ),
     "sriov without a resource": (
         good(kvTransfer={"network": {"attachment": {"type": "sriov", "subnet": "10.9.0.0/24"}}}),
         "resourceName is required", ".resourceName",
     ),
     "an attachment without addresses": (
-        good(kvTransfer={"network": {"attachment": {"type": "macvlan", "master": "eth1"}}}), "subnet or ipam", "subnet or ipam",
+        good(kvTransfer={"network": {"attachment": {"type": "macvlan", "master": "eth1"}}}),
+        "subnet or ipam", "subnet or ipam",
     ),
     "a name that leaves no room for the children": (good("a" * 52), "at most 51 characters", "at most 51 characters"),
     "a name that starts with a digit": (good("1chat"), "DNS-1035", "DNS-1035"),
@@ -75,7 +82,10 @@ BAD: dict[str, tuple[Obj, str, str]] = {
     "a uri of another scheme": (good(model={"uri": "http://host/m"}), "uri must be hf://", "spec.model.uri"),
     "a uri that climbs": (good(model={"uri": "pvc://claim/../../etc"}), "must not contain ..", "must not contain .."),
     "a revision of a local model": (good(model={"revision": "main"}), "revision is for hf://", "spec.model.revision"),
-    "a token for a local model": (good(model={"authSecretRef": {"name": "t"}}), "authSecretRef is for hf://", "spec.model.authSecretRef"),
+    "a token for a local model": (
+        good(model={"authSecretRef": {"name": "t"}}),
+        "authSecretRef is for hf://", "spec.model.authSecretRef",
+    ),
     "a variable that the operator sets": (
         good(engine={"env": [{"name": "DISAGG_CLUSTER_KEY_FILE", "value": "/tmp/k"}]}),
         "set by the operator", "spec.engine.env[DISAGG_CLUSTER_KEY_FILE]",
@@ -86,19 +96,26 @@ BAD: dict[str, tuple[Obj, str, str]] = {
     "maxReplicas of a million": (
         good(prefill={"autoscaling": {"maxReplicas": 10**6}}), "maxReplicas", "spec.prefill.autoscaling.maxReplicas",
     ),
-    "autoscaling without maxReplicas": (good(prefill={"autoscaling": {}}), "maxReplicas", "spec.prefill.autoscaling.maxReplicas"),
+    "autoscaling without maxReplicas": (
+        good(prefill={"autoscaling": {}}),
+        "maxReplicas", "spec.prefill.autoscaling.maxReplicas",
+    ),
     "a target of 0": (
         good(prefill={"autoscaling": _SCALE | {"metrics": [{"type": "QueueDepth", "target": {"averageValue": "0"}}]}}),
         "averageValue", "averageValue",
     ),
     "a target that is no number": (
-        good(prefill={"autoscaling": _SCALE | {"metrics": [{"type": "QueueDepth", "target": {"averageValue": "NaN"}}]}}),
+        good(prefill={"autoscaling": _SCALE | {"metrics": [{"target": {"averageValue": "NaN"}}]}}),
         "averageValue", "averageValue",
     ),
     "a signal that this version lacks": (
-        good(prefill={"autoscaling": _SCALE | {"metrics": [{"type": "TTFT", "target": {"averageValue": 1}}]}}), "metrics[0].type", "type",
+        good(prefill={"autoscaling": _SCALE | {"metrics": [{"type": "TTFT", "target": {"averageValue": 1}}]}}),
+        "metrics[0].type", "type",
     ),
-    "a cache size that is no quantity": (good(decode={"kvCacheSize": "lots"}), "spec.decode.kvCacheSize", "spec.decode.kvCacheSize"),
+    "a cache size that is no quantity": (
+        good(decode={"kvCacheSize": "lots"}),
+        "spec.decode.kvCacheSize", "spec.decode.kvCacheSize",
+    ),
     "resources that are no quantity": (
         good(decode={"resources": {"limits": {"cpu": "two"}}}), "limits.cpu", "spec.decode.resources.limits.cpu",
     ),
@@ -108,27 +125,34 @@ BAD: dict[str, tuple[Obj, str, str]] = {
     "an order that this version lacks": (
         good(router={"queue": {"order": "Random"}}), "spec.router.queue.order", "spec.router.queue.order",
     ),
-    "a port out of range": (good(router={"service": {"port": 70000}}), "spec.router.service.port", "spec.router.service.port"),
+    "a port out of range": (
+        good(router={"service": {"port": 70000}}),
+        "spec.router.service.port", "spec.router.service.port",
+    ),
     "a Prometheus that is no URL": (
         good(observability={"prometheus": {"url": "ftp://host/x"}}),
         "spec.observability.prometheus.url", "spec.observability.prometheus.url",
     ),
     "a Prometheus with a password in its URL": (
-        watched("https://me:hunter2@host/x"), "url must be http(s)://host", "spec.observability.prometheus.url: url must be",
+        watched("https://me:hunter2@host/x"),
+        "url must be http(s)://host", "spec.observability.prometheus.url: url must be",
     ),
     "a Prometheus whose URL two parsers may read in two ways": (
-        watched("https://good\\@evil/x"), "url must be http(s)://host", "spec.observability.prometheus.url: url must be",
+        watched("https://good\\@evil/x"),
+        "url must be http(s)://host", "spec.observability.prometheus.url: url must be",
     ),
     "a Prometheus with a query in its URL": (
         watched("https://host/x?a=b"), "url must be http(s)://host", "spec.observability.prometheus.url: url must be",
     ),
     "a token and a password": (
         watched(
-            authorization={"credentials": {"name": "a"}}, basicAuth={"username": {"name": "a"}, "password": {"name": "a"}},
+            authorization={"credentials": {"name": "a"}},
+            basicAuth={"username": {"name": "a"}, "password": {"name": "a"}},
         ), "authorization or basicAuth, not both", "spec.observability.prometheus.basicAuth",
     ),
     "a password without a user": (
-        watched(basicAuth={"password": {"name": "a"}}), "basicAuth.username", "spec.observability.prometheus.basicAuth.username",
+        watched(basicAuth={"password": {"name": "a"}}),
+        "basicAuth.username", "spec.observability.prometheus.basicAuth.username",
     ),
     "a token of another namespace": (
         watched(authorization={"credentials": {"name": "other/a"}}), "authorization.credentials.name",
@@ -146,7 +170,8 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         watched(tlsConfig={"ca": {}}), "either secret or configMap", "spec.observability.prometheus.tlsConfig.ca",
     ),
     "a token in a header for all to see": (
-        watched(headers=[{"name": "authorization", "value": "Bearer x"}]), "credentials go into authorization or basicAuth",
+        watched(headers=[{"name": "authorization", "value": "Bearer x"}]),
+        "credentials go into authorization or basicAuth",
         "spec.observability.prometheus.headers[authorization].name",
     ),
     "a header that ends the headers": (
@@ -154,21 +179,31 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         "spec.observability.prometheus.headers.0.value",
     ),
     "an objective of no time": (
-        good(objectives={"ttftSeconds": {"p99": 0}}), "spec.objectives.ttftSeconds.p99", "spec.objectives.ttftSeconds.p99",
+        good(objectives={"ttftSeconds": {"p99": 0}}),
+        "spec.objectives.ttftSeconds.p99", "spec.objectives.ttftSeconds.p99",
     ),
     "an objective that is no number": (
-        good(objectives={"tpotSeconds": {"p99": "fast"}}), "spec.objectives.tpotSeconds.p99", "spec.objectives.tpotSeconds.p99",
+        good(objectives={"tpotSeconds": {"p99": "fast"}}),
+        "spec.objectives.tpotSeconds.p99", "spec.objectives.tpotSeconds.p99",
     ),
     "a policy that is unknown": (good(scaling={"policy": "guess"}), "spec.scaling.policy", "spec.scaling.policy"),
-    "a factor below a half": (good(scaling={"overProvisioning": 0.1}), "spec.scaling.overProvisioning", "spec.scaling.overProvisioning"),
-    "a ratio upside down": (good(scaling={"ratio": {"min": 3, "max": 2}}), "min must not exceed max", "spec.scaling.ratio.min"),
+    "a factor below a half": (
+        good(scaling={"overProvisioning": 0.1}),
+        "spec.scaling.overProvisioning", "spec.scaling.overProvisioning",
+    ),
+    "a ratio upside down": (
+        good(scaling={"ratio": {"min": 3, "max": 2}}),
+        "min must not exceed max", "spec.scaling.ratio.min",
+    ),
     "a peak at no time of day": (
         good(scaling={"schedule": [{"name": "noon", "from": "25:00", "to": "26:00"}]}), "spec.scaling.schedule[0].from",
         "spec.scaling.schedule.0.from",
     ),
     "a role flip of pools that are not alike": (
         good(
-            prefill={"autoscaling": _SCALE, "accelerator": {"count": 1}}, decode={"autoscaling": _SCALE}, scaling={"roleFlip": True},
+            prefill={"autoscaling": _SCALE, "accelerator": {"count": 1}},
+            decode={"autoscaling": _SCALE},
+            scaling={"roleFlip": True},
         ), "roleFlip needs autoscaling in both pools", "spec.scaling.roleFlip",
     ),
     "a role flip of a fixed pool": (
@@ -210,7 +245,18 @@ BAD_TEMPLATES: dict[str, tuple[Obj, str]] = {
     "containers that are no list": (patched("prefill", containers="x"), "spec.prefill.podTemplate.spec.containers"),
     "containers that are removed": (patched("prefill", containers=None), "spec.prefill.podTemplate.spec.containers"),
     "a container without a name": (patched("decode", containers=[{}]), "spec.decode.podTemplate.spec.containers"),
-    "labels that are removed": (good(decode={"podTemplate": {"metadata": {"labels": None}}}), "spec.decode.podTemplate.metadata.labels"),
+    "labels that are removed": (
+        good(decode={"podTemplate": {"metadata": {"labels": None}}}),
+        "spec.decode.podTemplate.metadata.labels",
+    ),
+    "annotations that are a text": (
+        good(decode={"podTemplate": {"metadata": {"annotations": "a"}}}),
+        "spec.decode.podTemplate.metadata.annotations",
+    ),
+    "a second container whose variables are a map": (
+        patched("decode", containers=[{"name": "main", "env": []}, {"name": "b", "env": {}}]),
+        "spec.decode.podTemplate.spec.containers[b].env",
+    ),
     "a variable without a name": (
         patched("decode", containers=[{"name": "main", "env": [{"value": "x"}]}]),
         "spec.decode.podTemplate.spec.containers[main].env",

@@ -1,4 +1,4 @@
-"""`parse` refuses what CEL refuses, in words that name the field; good resources get their defaults."""
+"""`parse` refuses what CEL refuses and names the field; good resources get their defaults."""
 
 from __future__ import annotations
 
@@ -56,7 +56,12 @@ def test_what_is_left_out_gets_its_default() -> None:
 
 @pytest.mark.parametrize(
     ("kv_transfer", "forbids"),
-    [({}, False), ({"transport": "rdma"}, True), ({"transport": "rdma", "fallback": "Warn"}, False), ({"fallback": "Forbid"}, True)],
+    [
+        ({}, False),
+        ({"transport": "rdma"}, True),
+        ({"transport": "rdma", "fallback": "Warn"}, False),
+        ({"fallback": "Forbid"}, True),
+    ],
 )
 def test_a_fallback_is_forbidden_where_rdma_is_asked_for_unless_the_user_says_otherwise(
     kv_transfer: dict[str, object], forbids: bool
@@ -68,12 +73,20 @@ def test_a_fallback_is_forbidden_where_rdma_is_asked_for_unless_the_user_says_ot
 def test_the_scaling_window_and_target_are_read_from_the_vocabulary_of_the_hpa() -> None:
     metrics = [{"type": "QueueDepth", "target": {"averageValue": "2.5"}}]
     behavior = {"scaleDown": {"stabilizationWindowSeconds": 15}}
-    pool = parse(good(prefill={"autoscaling": {"maxReplicas": 3, "metrics": metrics, "behavior": behavior}})).spec.prefill
+    pool = parse(
+        good(prefill={"autoscaling": {"maxReplicas": 3, "metrics": metrics, "behavior": behavior}})
+    ).spec.prefill
     assert pool.autoscaling is not None
-    assert (pool.autoscaling.queue_target(9.0), pool.autoscaling.scale_down_window_s, pool.initial_replicas) == (2.5, 15, 1)
+    assert (pool.autoscaling.queue_target(9.0), pool.autoscaling.scale_down_window_s, pool.initial_replicas) == (
+        2.5,
+        15,
+        1,
+    )
 
 
-_KEYS = st.sampled_from(["model", "uri", "prefill", "decode", "replicas", "podTemplate", "spec", "containers", "env", "name"])
+_KEYS = st.sampled_from(
+    ["model", "uri", "prefill", "decode", "replicas", "podTemplate", "spec", "containers", "env", "name"]
+)
 _ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4),
@@ -82,7 +95,9 @@ _ANYTHING = st.recursive(
 
 
 @given(_ANYTHING, _ANYTHING)
-def test_whatever_stands_in_the_spec_is_rendered_or_refused_and_never_an_error_of_another_kind(spec: object, pool: object) -> None:
+def test_whatever_stands_in_the_spec_is_rendered_or_refused_and_never_an_error_of_another_kind(
+    spec: object, pool: object
+) -> None:
     for candidate in ({**good(), "spec": spec}, good(prefill=pool)):
         with contextlib.suppress(InvalidResource):
             render(parse(candidate), FACTS)

@@ -1,5 +1,6 @@
-"""`disagg local`: the quickstart as processes, with a real answer, a real scale-up, and nothing
-left behind.
+"""Tests of `disagg local`, which runs the quickstart as processes.
+
+They cover a real answer and a real scale-up, and check that no process is left behind.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
 
 
 async def wait_for_line(process: asyncio.subprocess.Process, pattern: str, timeout_s: float) -> re.Match[str]:
-    """The first match in its output; fails with what was printed."""
+    """Return the first match in the output of a process. A failure shows what was printed."""
     seen = ""
     assert process.stdout is not None
     try:
@@ -45,7 +46,7 @@ async def wait_for_line(process: asyncio.subprocess.Process, pattern: str, timeo
 
 
 def children_of(pid: int) -> list[int]:
-    """Process ids whose parent is `pid`."""
+    """Return the ids of the processes whose parent is `pid`."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,4 +1,4 @@
-"""`disagg explain` and `disagg replay` on what the operator records of the policy queue."""
+"""Tests of `disagg explain` and `disagg replay` on the operator's records of the policy queue."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,11 +19,11 @@ from disagg_operator.autoscaling.chosen_policy import PolicyMemory
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Folded, Observation, Pods, PrefillSignals
 from disagg_operator.autoscaling.policy.queue_depth import QueueSample
-from disagg_operator.autoscaling.records import journal
+from disagg_operator.autoscaling.records import decision_records
 from disagg_operator.autoscaling.records.decision_log import DecisionLog
 from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.fold import Memory
-from disagg_operator.autoscaling.signals.observing import Seen
+from disagg_operator.autoscaling.signals.policy_inputs import Seen
 from disagg_operator.cli.entry import main
 from disagg_operator.controller.acceptance import scale_plan
 
@@ -34,7 +35,7 @@ POOL = {
 }
 
 
-def plan_of(**pools: object) -> ScalePlan:
+def plan_of(**pools: Any) -> ScalePlan:
     found = scale_plan(good(**pools, scaling={"policy": "queue"}))
     assert found is not None
     assert not found.predictive
@@ -54,7 +55,7 @@ def observation(i: int, sizes: dict[str, int], running: float) -> Observation:
 def decide(
     log: DecisionLog, plan: ScalePlan, memory: PolicyMemory, o: Observation, samples: dict[str, QueueSample]
 ) -> tuple[Mapping[str, Decision], PolicyMemory]:
-    """Take one step of the policy, and record it."""
+    """Carry out one step of the policy, and record it."""
     seen = Seen(Folded(o, frozenset()), samples, Memory(), fresh=True, first=False)
     outcome, memory = chosen_policy.step(plan, seen, memory)
     assert outcome is not None
@@ -63,7 +64,7 @@ def decide(
 
 
 def record(folder: Path, plan: ScalePlan, loads: list[float | None]) -> str:
-    """What the operator keeps of so many steps; each is carried out before the next."""
+    """Return the operator's records of steps with these loads, each applied before the next one."""
     made, memory, sizes = DecisionLog(folder), PolicyMemory(), {"prefill": 1, "decode": 1}
     for i, load in enumerate(loads):
         o = observation(i, sizes, math.nan if load is None else load)
@@ -121,7 +122,7 @@ def test_the_policy_queue_is_asked_what_it_would_have_done_instead_of_another(
 
 
 def test_a_pool_that_is_not_scaled_keeps_its_size(tmp_path: Path) -> None:
-    (one,) = journal.read(record(tmp_path, plan_of(decode=POOL), [2.0, 200.0]).splitlines())
+    (one,) = decision_records.read(record(tmp_path, plan_of(decode=POOL), [2.0, 200.0]).splitlines())
     assert one.queue is not None
     assert set(one.queue.pools) == {"decode"}
     assert (one.settings.prefill.least, one.settings.prefill.most) == (1, 1)
@@ -134,7 +135,7 @@ def test_other_rules_begin_on_their_own_from_what_is_remembered(tmp_path: Path) 
     for i, target in enumerate((POOL, POOL, {"autoscaling": {"maxReplicas": 5}})):
         o = observation(i, {"prefill": 1, "decode": 1}, 3.0)
         _, memory = decide(made, plan_of(decode=target), memory, o, {"decode": QueueSample(o.now_s, 3.0)})
-    runs = journal.read(b"".join(made.read(KEY)).decode().splitlines())
+    runs = decision_records.read(b"".join(made.read(KEY)).decode().splitlines())
     assert [len(run.steps) for run in runs] == [2, 1]
     assert runs[1].queue is not None
     assert len(runs[1].queue.states["decode"].samples) == 2
@@ -147,12 +148,14 @@ def test_other_rules_begin_on_their_own_from_what_is_remembered(tmp_path: Path) 
 def test_replay_of_the_same_rules_is_exact_whatever_was_seen(
     tmp_path_factory: pytest.TempPathFactory, loads: list[float | None], pool: dict[str, object]
 ) -> None:
-    runs = journal.read(record(tmp_path_factory.mktemp("r"), plan_of(prefill=pool, decode=pool), loads).splitlines())
-    again = journal.replay(
-        runs, lambda run: journal.queue_policy(run.queue) if run.queue is not None else pytest.fail("no queue")
+    runs = decision_records.read(
+        record(tmp_path_factory.mktemp("r"), plan_of(prefill=pool, decode=pool), loads).splitlines()
+    )
+    again = decision_records.replay(
+        runs, lambda run: decision_records.queue_policy(run.queue) if run.queue is not None else pytest.fail("no queue")
     )
     assert [(t.prefill, t.decode, t.reason) for t in again] == [
-        (s.targets.prefill, s.targets.decode, s.targets.reason) for s in journal.steps_of(runs)
+        (s.targets.prefill, s.targets.decode, s.targets.reason) for s in decision_records.steps_of(runs)
     ]
 
 

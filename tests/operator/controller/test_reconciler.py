@@ -15,8 +15,8 @@ from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.desired import Images
 from disagg_operator.kube.errors import KubeError
-from disagg_operator.status.observed import RouterView, WorkerLink
 from disagg_operator.status.recorder import Recorder
+from disagg_operator.status.workloads import RouterView, WorkerLink
 
 KEY = ("default", "chat")
 SPEC: dict[str, Any] = {

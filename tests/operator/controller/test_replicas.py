@@ -14,7 +14,7 @@ def pool(replicas: int | None, declared: str | None = None, scaled_by: str | Non
         {"manager": "disagg-operator", "time": "2026-01-01T00:00:00Z", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
     ]
     if scaled_by:
-        fields = {"f:spec": {"f:replicas": {}}}
+        fields: dict[str, Any] = {"f:spec": {"f:replicas": {}}}
         managed.append({"manager": scaled_by, "time": "2026-01-02T00:00:00Z", "fieldsV1": fields})
     return {
         "metadata": {"annotations": {DECLARED: declared} if declared else {}, "managedFields": managed},

@@ -1,27 +1,19 @@
-"""What a resource becomes: whole, against golden files, and property by property."""
+"""Tests of the objects rendered from a resource: against golden files, and by property."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 from tests.operator.api.resources import Obj, good
 from tests.operator.desired.facts import FACTS, POOL_UIDS, UID
+from tests.operator.desired.golden import EXAMPLES, REPO, example, golden_files
 
-from disagg_operator.api import DisaggDeployment, parse, parse_file
+from disagg_operator.api import parse
 from disagg_operator.desired import Facts, render
-
-REPO = Path(__file__).resolve().parents[3]
-GOLDEN = REPO / "tests/golden"
-EXAMPLES = ("quickstart", "llama-70b", "llama-8b", "pvc")
-
-
-def _example(name: str) -> DisaggDeployment:
-    return parse_file(yaml.safe_load((REPO / "examples" / f"{name}.yaml").read_text()))
 
 
 def _by_name(objects: list[Obj]) -> dict[tuple[str, str], Obj]:
@@ -30,7 +22,7 @@ def _by_name(objects: list[Obj]) -> dict[tuple[str, str], Obj]:
     return found
 
 
-def _objects(facts: Facts = FACTS, **spec: object) -> dict[tuple[str, str], Obj]:
+def _objects(facts: Facts = FACTS, **spec: Any) -> dict[tuple[str, str], Obj]:
     return _by_name(render(parse(good(**spec)), facts))
 
 
@@ -39,17 +31,13 @@ def _worker(objects: dict[tuple[str, str], Obj], role: str) -> Obj:
     return next(c for c in pod["containers"] if c["name"] == "main")
 
 
-def _revision(role: str, **spec: object) -> str:
+def _revision(role: str, **spec: Any) -> str:
     return str(_objects(**spec)["Deployment", f"chat-{role}"]["metadata"]["labels"]["disagg.dev/revision"])
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_renders_as_its_golden_file(name: str) -> None:
-    """REFRESH_GOLDEN=1 writes the files anew; the diff is then for a person to read."""
-    text = yaml.safe_dump_all(render(_example(name), FACTS), sort_keys=False, width=120)
-    path = GOLDEN / f"{name}.yaml"
-    if os.environ.get("REFRESH_GOLDEN") == "1":
-        path.write_text(text)
+@pytest.mark.parametrize(("path", "text"), [pytest.param(*item, id=item[0].stem) for item in golden_files().items()])
+def test_an_example_renders_as_its_golden_file(path: Path, text: str) -> None:
+    """`make generate` rewrites the golden files; the diff must then be reviewed."""
     assert text == path.read_text()
 
 
@@ -59,7 +47,7 @@ def test_the_quickstart_fits_on_a_screen() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_rendering_twice_gives_the_same_and_changes_nothing_it_was_given(name: str) -> None:
-    dd = _example(name)
+    dd = example(name)
     before = dd.model_dump_json()
     assert json.dumps(render(dd, FACTS)) == json.dumps(render(dd, FACTS))
     assert dd.model_dump_json() == before
@@ -67,7 +55,7 @@ def test_rendering_twice_gives_the_same_and_changes_nothing_it_was_given(name: s
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_object_has_one_controlling_owner_and_the_labels_to_be_found_by(name: str) -> None:
-    for obj in render(_example(name), FACTS):
+    for obj in render(example(name), FACTS):
         (owner,) = obj["metadata"]["ownerReferences"]
         assert owner["controller"]
         assert owner["uid"] in {UID, *POOL_UIDS.values()}
@@ -79,7 +67,7 @@ def test_every_object_has_one_controlling_owner_and_the_labels_to_be_found_by(na
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_what_a_pod_needs_comes_before_the_pod(name: str) -> None:
-    kinds = [o["kind"] for o in render(_example(name), FACTS)]
+    kinds = [o["kind"] for o in render(example(name), FACTS)]
     first_deployment = kinds.index("Deployment")
     for kind in ("Secret", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy", "DisaggPool"):
         assert kinds.index(kind) < first_deployment
@@ -174,7 +162,8 @@ def test_revisions_follow_the_pods_of_their_pool_and_nothing_else() -> None:
     prefill, decode = _revision("prefill"), _revision("decode")
     assert prefill != decode
     unmoved: list[Obj] = [
-        {"router": {"replicas": 5}}, {"decode": {"replicas": 9}}, {"security": {"networkPolicy": False}}, {"engine": {"dtype": "auto"}},
+        {"router": {"replicas": 5}}, {"decode": {"replicas": 9}}, {"security": {"networkPolicy": False}},
+        {"engine": {"dtype": "auto"}},
         {"decode": {"autoscaling": {"maxReplicas": 5}}}, {"observability": {"prometheus": {"url": "http://p:9090"}}},
     ]  # fmt: skip
     assert {_revision("decode", **spec) for spec in unmoved} == {decode}

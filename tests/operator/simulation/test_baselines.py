@@ -14,7 +14,9 @@ from disagg_operator.simulation.baselines import Apa, Dynamo, HeteroScale, Hpa, 
 PROFILE = PROFILES["70b-h100-tp4"]
 
 
-def look(now_s: float, flying: float, pods: Pods, *, busy: float = 0.5, kv: float = 0.1, made: float = 500.0) -> Observation:
+def look(
+    now_s: float, flying: float, pods: Pods, *, busy: float = 0.5, kv: float = 0.1, made: float = 500.0
+) -> Observation:
     """So many requests in flight in each pool; `busy`: share of time, `kv`: share of memory, `made`: tokens/s, of each pod."""
     return Observation(
         now_s,
@@ -113,7 +115,9 @@ def test_dynamo_has_prefill_enough_for_its_ttft() -> None:
     for i in range(1, 14):
         o = look(15.0 * i, 5, Pods(3, 3))
         answer = policy(replace(o, prefill=replace(o.prefill, arrivals=1.0, prompt_tokens=20_000.0)))
-    assert answer.prefill == math.ceil(PROFILE.isolated_s(20_000.0) / 0.5) == 9  # a fifteenth of a prompt a second asks for one
+    assert (
+        answer.prefill == math.ceil(PROFILE.isolated_s(20_000.0) / 0.5) == 9
+    )  # a fifteenth of a prompt a second asks for one
 
 
 def test_wva_moves_by_one_when_nothing_starts() -> None:

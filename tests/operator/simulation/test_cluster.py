@@ -27,7 +27,9 @@ def trace(arrival_s: Any, prompt: Any, output: Any) -> Trace:
     return Trace("t", at, prompt, np.zeros_like(prompt), output)
 
 
-def poisson(rate: float, n: int, seed: int, prompt: tuple[int, int] = (20, 3000), output: tuple[int, int] = (1, 400)) -> Trace:
+def poisson(
+    rate: float, n: int, seed: int, prompt: tuple[int, int] = (20, 3000), output: tuple[int, int] = (1, 400)
+) -> Trace:
     r = np.random.default_rng(seed)
     return trace(np.cumsum(r.exponential(1 / rate, n)), r.integers(*prompt, n), r.integers(*output, n))
 
@@ -51,7 +53,9 @@ class Restless:
 @pytest.mark.parametrize("aligned", [False, True])
 def test_every_request_ends_exactly_once_whatever_fails_and_moves(seed: int, aligned: bool) -> None:
     load = poisson(12, 6000, seed)
-    setup = replace(SETUP, grace_s=math.inf, failures_per_worker_hour=20.0, cold_start_s=(5.0, 20.0), seed=seed, aligned=aligned)
+    setup = replace(
+        SETUP, grace_s=math.inf, failures_per_worker_hour=20.0, cold_start_s=(5.0, 20.0), seed=seed, aligned=aligned
+    )
     cluster = Cluster(load, setup).run(Restless(seed, flip=True))
     s = cluster.sim
     assert (s.status == state.DONE).all()  # deaths, drains and flips lose nothing
@@ -165,7 +169,9 @@ def test_workers_start_cold_wait_for_nodes_and_are_paid_from_creation() -> None:
         ready[o.now_s] = o.prefill.pods.ready
         return Targets(3, 2)
 
-    cluster = Cluster(load, replace(SETUP, cold_start_s=(100.0, 100.0), warm_workers=2, node_start_s=(200.0, 200.0))).run(grow)
+    cluster = Cluster(
+        load, replace(SETUP, cold_start_s=(100.0, 100.0), warm_workers=2, node_start_s=(200.0, 200.0))
+    ).run(grow)
     begin = min(ready)
     assert (ready[begin + 285], ready[begin + 315]) == (2, 3)  # 100 s and 200 s for a node
     hours = (4 * 1200 + (1200 - begin)) * PROFILE.gpus / 3600
@@ -235,10 +241,15 @@ def test_workers_that_change_sides_serve_a_load_that_moves_between_the_pools() -
     r = np.random.default_rng(2)
     at = np.cumsum(r.exponential(1 / 8, 40_000))
     answers = (at // 1200).astype(int) % 2 == 1
-    prompt, output = np.where(answers, 300, 3000) * r.lognormal(0, 0.4, len(at)), np.where(answers, 500, 60) * r.lognormal(0, 0.4, len(at))
+    prompt, output = (
+        np.where(answers, 300, 3000) * r.lognormal(0, 0.4, len(at)),
+        np.where(answers, 500, 60) * r.lognormal(0, 0.4, len(at)),
+    )
     load = trace(at, np.maximum(prompt, 1), np.maximum(output, 2))
     setup = replace(Setup(PROFILE), flip_s=5.0)
-    new, moved = (Cluster(load, setup).run(policies.make(policies.PREDICTIVE, setup, flip_s=flip_s)) for flip_s in (None, 5.0))
+    new, moved = (
+        Cluster(load, setup).run(policies.make(policies.PREDICTIVE, setup, flip_s=flip_s)) for flip_s in (None, 5.0)
+    )
     assert moved.flips > 10
     assert moved.starts < 0.7 * new.starts
     assert moved.gpu_s < new.gpu_s

@@ -13,7 +13,9 @@ import pytest
 from disagg_operator.simulation import compiled
 
 CALLEE = "from compiled import njit\n\n@njit\ndef answer():\n    return {}\n"
-CALLER = "from compiled import njit\nfrom callee import answer\n\n@njit\ndef ask():\n    return answer()\n\nprint(ask())\n"
+CALLER = (
+    "from compiled import njit\nfrom callee import answer\n\n@njit\ndef ask():\n    return answer()\n\nprint(ask())\n"
+)
 
 
 @pytest.mark.slow
@@ -25,7 +27,13 @@ def test_a_caller_in_another_file_is_compiled_again(tmp_path: Path) -> None:
     def answers(n: int) -> str:
         (tmp_path / "callee.py").write_text(CALLEE.format(n))
         done = subprocess.run(
-            [sys.executable, "-B", "caller.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True
+            [sys.executable, "-B", "caller.py"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
         )
         return done.stdout.strip()
 

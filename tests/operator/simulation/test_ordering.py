@@ -72,7 +72,9 @@ def test_nobody_waits_for_ever() -> None:
 def test_the_books_are_even_in_any_order(profile: Any, order: str) -> None:
     r = np.random.default_rng(3)
     n = 3000
-    trace = Trace("t", np.cumsum(r.exponential(0.28, n)), r.integers(1, 600, n), np.zeros(n, np.int64), r.integers(1, 9, n))
+    trace = Trace(
+        "t", np.cumsum(r.exponential(0.28, n)), r.integers(1, 600, n), np.zeros(n, np.int64), r.integers(1, 9, n)
+    )
     s: Any = Cluster(trace, replace(SETUP, profile=profile, queue_order=order)).run(stay).sim
     assert (s.status == state.DONE).all()
     assert s.tally[state.QUEUED_TOKENS] == s.tally[state.LATE] == s.tally[state.P_TAIL] - s.tally[state.P_HEAD] == 0
@@ -109,7 +111,9 @@ def plainly(arrival_s: list[float], prompt: list[int], patience_s: float) -> lis
             waiting.append(coming)
             coming += 1
         late = [r for r in waiting if now + alone_s(r) > due_s(r)]
-        fine = sorted((r for r in waiting if r not in late), key=lambda r: (min(due_s(r), arrival_s[r] + patience_s), r))
+        fine = sorted(
+            (r for r in waiting if r not in late), key=lambda r: (min(due_s(r), arrival_s[r] + patience_s), r)
+        )
         least_s = {0: patience_s, 1: 2 * patience_s, 2: patience_s, 3: math.inf}[batches % 4]
         old = [r for r in late if now - arrival_s[r] > least_s]
         batch, end_by_s, someone_left, old_left = list[int](), math.inf, False, False

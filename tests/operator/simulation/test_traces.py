@@ -18,7 +18,9 @@ from disagg_operator.simulation.traces import Trace, TraceError, read
 
 OURS = "arrival_s,prompt_tokens,output_tokens\n0.5,100,7\n2.25,30,1\n"
 OURS_CACHED = "arrival_s,prompt_tokens,output_tokens,session_id,cached_tokens\n0.5,100,7,a,64\n2.25,30,1,b,0\n"
-AZURE_2023 = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+AZURE_2023 = (
+    "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+)
 AZURE_2024 = "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10 00:00:01.017335+00:00,2399,6\n"
 BURST_GPT = (
     "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
@@ -59,7 +61,9 @@ def as_json(text: str, gz: bool = False) -> Callable[[Path], Path]:
 
 def as_parquet(folder: Path) -> Path:
     path = folder / "day.parquet"
-    pa.parquet.write_table(pa.table({"arrival_s": [2.25, 0.5], "prompt_tokens": [30, 100], "output_tokens": [1, 7]}), path)
+    pa.parquet.write_table(
+        pa.table({"arrival_s": [2.25, 0.5], "prompt_tokens": [30, 100], "output_tokens": [1, 7]}), path
+    )
     return path
 
 
@@ -186,7 +190,10 @@ def test_history_is_scaled_and_ends_where_the_trace_begins(tmp_path: Path) -> No
     path = tmp_path / "h.csv"
     path.write_text("minute,requests,prompt_tokens,output_tokens\n-2,10,100,50\n-1,12,120,60\n")
     found = read_history(path, 2)
-    assert [(m.at_s, m.requests, m.prompt_tokens, m.output_tokens) for m in found] == [(-60.0, 20, 200, 100), (0.0, 24, 240, 120)]
+    assert [(m.at_s, m.requests, m.prompt_tokens, m.output_tokens) for m in found] == [
+        (-60.0, 20, 200, 100),
+        (0.0, 24, 240, 120),
+    ]
     path.write_text("minute,requests,prompt_tokens,output_tokens\n-2,10,many,50\n")
     with pytest.raises(TraceError, match=r"h\.csv:2"):
         read_history(path)

@@ -1,4 +1,4 @@
-"""Observations to conditions."""
+"""Tests of the conditions that result from observations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from disagg_operator.status import changes, conditions
 from disagg_operator.status.conditions import Intent, PoolIntent
-from disagg_operator.status.observed import NetworkCheck, Observed, Problem, RouterView, WorkerLink, Workload
+from disagg_operator.status.workloads import NetworkCheck, Observed, Problem, RouterView, WorkerLink, Workload
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
 POOLS = tuple(PoolIntent(name, 1, "spec", f"s={name}") for name in ("prefill", "decode"))
@@ -50,11 +50,13 @@ RDMA = replace(INTENT, transport="rdma", fallback="Forbid")
         ),
         pytest.param(
             INTENT, seen(view=None, decode=starting("decode", PULL)),
-            {"DecodeReady": ("False", "ImagePull"), "Ready": ("False", "ImagePull"), "Available": ("Unknown", "RouterUnreachable")},
+            {"DecodeReady": ("False", "ImagePull"), "Ready": ("False", "ImagePull"),
+             "Available": ("Unknown", "RouterUnreachable")},
             id="the first cause is what Ready says",
         ),
         pytest.param(
-            INTENT, seen(view=RouterView(0, 0)), {"KVTransferReady": ("False", "NoPairs"), "Available": ("False", "NoHealthyPair")},
+            INTENT, seen(view=RouterView(0, 0)),
+            {"KVTransferReady": ("False", "NoPairs"), "Available": ("False", "NoHealthyPair")},
             id="ready pods without a pair are not available",
         ),
         pytest.param(
@@ -69,7 +71,8 @@ RDMA = replace(INTENT, transport="rdma", fallback="Forbid")
         ),
         pytest.param(
             replace(RDMA, fallback="Warn"), seen(),
-            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("True", "TransportFallback"), "Ready": ("True", "Ready")},
+            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("True", "TransportFallback"),
+             "Ready": ("True", "Ready")},
             id="a fallback that is tolerated is degraded",
         ),
         pytest.param(
@@ -89,22 +92,29 @@ RDMA = replace(INTENT, transport="rdma", fallback="Forbid")
             {"Progressing": ("False", "ProgressDeadlineExceeded")}, id="a stalled rollout",
         ),
         pytest.param(
-            replace(INTENT, suspended=True), seen(view=None), {"Available": ("False", "Suspended"), "Ready": ("False", "Suspended")},
+            replace(INTENT, suspended=True), seen(view=None),
+            {"Available": ("False", "Suspended"), "Ready": ("False", "Suspended")},
             id="suspended",
         ),
         pytest.param(
             replace(INTENT, pools=(POOLS[0], replace(POOLS[1], autoscaled=True, scaling_blind=True))), seen(),
-            {"ScalingActive": ("False", "MetricsUnavailable"), "Degraded": ("True", "MetricsUnavailable"), "Ready": ("True", "Ready")},
+            {"ScalingActive": ("False", "MetricsUnavailable"), "Degraded": ("True", "MetricsUnavailable"),
+             "Ready": ("True", "Ready")},
             id="blind scaling degrades but serves",
         ),
         pytest.param(
-            replace(INTENT, pools=(POOLS[0], SCALED), trouble=("CredentialsUnavailable", "x: Secret a does not exist")), seen(),
+            replace(INTENT, pools=(POOLS[0], SCALED), trouble=("CredentialsUnavailable", "x: Secret a does not exist")),
+            seen(),
             {"ScalingActive": ("False", "CredentialsUnavailable"), "Degraded": ("True", "CredentialsUnavailable"),
              "Ready": ("True", "Ready")},
             id="a secret that is missing is told before the policy is blind",
         ),
         pytest.param(
-            replace(INTENT, pools=(POOLS[0], SCALED), trouble=("MetricsUnavailable", "the Prometheus server does not answer")), seen(),
+            replace(
+                INTENT, pools=(POOLS[0], SCALED),
+                trouble=("MetricsUnavailable", "the Prometheus server does not answer"),
+            ),
+            seen(),
             {"ScalingActive": ("True", "MetricsFound")}, id="a look at Prometheus that failed is no blindness",
         ),
         pytest.param(

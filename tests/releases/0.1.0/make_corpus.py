@@ -24,7 +24,10 @@ def rendered(raw: dict[str, Any]) -> dict[str, Any]:
     """What is recorded of a resource: the facts that it was rendered with, the objects, and what the scrape loop goes by."""
     parse_file(raw)
     found = plan.read(raw)
-    pools = {role: replicas.decide(declared, None, None, suspended=found.scaling.suspended) for role, declared in found.declared.items()}
+    pools = {
+        role: replicas.decide(declared, None, None, suspended=found.scaling.suspended)
+        for role, declared in found.declared.items()
+    }
     facts = Facts(
         uid=UID,
         replicas={role: pool.count for role, pool in pools.items()},

@@ -22,9 +22,9 @@ from typing import Any
 import aiohttp
 import httpx
 from aiohttp import web
+from disagg_operator.metrics import Metrics
 
 from disagg_operator.autoscaling.policy import Decision
-from disagg_operator.metrics import Metrics
 from disagg_worker.transfer.ticket import http_bearer
 
 HERE = Path(__file__).resolve().parent
@@ -44,8 +44,13 @@ def free_port() -> int:
 
 @contextmanager
 def process(module: str, log: Path, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
-    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"} | {f"DISAGG_{k.upper()}": str(v) for k, v in settings.items()}
-    with log.open("wb") as out, subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=out, stderr=out) as child:
+    environment = (
+        dict(os.environ) | {"OMP_NUM_THREADS": "1"} | {f"DISAGG_{k.upper()}": str(v) for k, v in settings.items()}
+    )
+    with (
+        log.open("wb") as out,
+        subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=out, stderr=out) as child,
+    ):
         try:
             yield child
         finally:
@@ -56,7 +61,19 @@ def process(module: str, log: Path, **settings: object) -> Iterator[subprocess.P
 def shape(value: Any) -> Any:
     """What two messages of one kind have alike: keys, kinds of values, and the words that tell kinds apart."""
     if isinstance(value, dict):
-        telling = ("type", "code", "state", "role", "mode", "finish_reason", "path", "object", "changing_to", "expected", "healthy")
+        telling = (
+            "type",
+            "code",
+            "state",
+            "role",
+            "mode",
+            "finish_reason",
+            "path",
+            "object",
+            "changing_to",
+            "expected",
+            "healthy",
+        )
         return {k: (v if k in telling and not isinstance(v, dict) else shape(v)) for k, v in sorted(value.items())}
     if isinstance(value, list):
         return [shape(v) for v in value[:1]]
@@ -67,7 +84,11 @@ def content_of(text: str) -> Any:
     """JSON, lines of it, server-sent events, or text."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
     try:
-        return json.loads(text) if len(lines) == 1 and not text.endswith("\n") else [json.loads(x) for x in lines if x != "[DONE]"]
+        return (
+            json.loads(text)
+            if len(lines) == 1 and not text.endswith("\n")
+            else [json.loads(x) for x in lines if x != "[DONE]"]
+        )
     except ValueError:
         return text
 
@@ -86,8 +107,17 @@ class Recorder:
         kinds = {json.dumps(shape(line)): None for line in answer} if isinstance(answer, list) else shape(answer)
         sent = content_of(body)
         goes_on = isinstance(sent, dict) and len(sent.get("tokens", ())) > sent.get("prompt_tokens", 0)
-        kind = json.dumps([goes_on, server, method, path, shape(sent), status, list(kinds) if isinstance(answer, list) else kinds])
-        exchange = {"server": server, "method": method, "path": path, "request": body[:40_000], "status": status, "response": response}
+        kind = json.dumps(
+            [goes_on, server, method, path, shape(sent), status, list(kinds) if isinstance(answer, list) else kinds]
+        )
+        exchange = {
+            "server": server,
+            "method": method,
+            "path": path,
+            "request": body[:40_000],
+            "status": status,
+            "response": response,
+        }
         self.kept.setdefault(kind, exchange)
 
     def write(self, path: Path) -> None:
@@ -132,8 +162,12 @@ class Proxy:
     async def _pass_on(self, request: web.Request, body: bytes) -> web.StreamResponse:
         headers = {k: v for k, v in request.headers.items() if k.lower() in ("authorization", "content-type")}
         said = b""
-        async with self._session.request(request.method, self._target + request.path, data=body, headers=headers) as answer:
-            out = web.StreamResponse(status=answer.status, headers={"content-type": answer.headers.get("content-type", "text/plain")})
+        async with self._session.request(
+            request.method, self._target + request.path, data=body, headers=headers
+        ) as answer:
+            out = web.StreamResponse(
+                status=answer.status, headers={"content-type": answer.headers.get("content-type", "text/plain")}
+            )
             await out.prepare(request)
             try:
                 async for piece in answer.content.iter_any():
@@ -143,7 +177,9 @@ class Proxy:
                         self.cut_lines = 0
                         return self._hang_up(request, out)
             finally:
-                self._recorder.add(self.name, (request.method, request.path, body.decode()), answer.status, said.decode())
+                self._recorder.add(
+                    self.name, (request.method, request.path, body.decode()), answer.status, said.decode()
+                )
         return out
 
 
@@ -160,7 +196,9 @@ async def until(http: httpx.AsyncClient, url: str) -> None:
 class Stack:
     """The processes, and how to speak to them. Everything that is said is recorded."""
 
-    def __init__(self, http: httpx.AsyncClient, recorder: Recorder, urls: dict[str, str], proxies: dict[str, Proxy]) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, recorder: Recorder, urls: dict[str, str], proxies: dict[str, Proxy]
+    ) -> None:
         self.http, self.recorder, self.urls, self.proxies = http, recorder, urls, proxies
 
     async def say(self, server: str, method: str, path: str, content: Any = None, headers: Obj | None = None) -> str:
@@ -183,7 +221,15 @@ def work(name: str, n: int = 24, **changes: Any) -> Obj:
     """A body as routers make it."""
     sampling = {"seed": 1, "max_new_tokens": 16, "temperature": 0.0, "stop_token_ids": []} | changes.pop("sampling", {})
     tokens = [5 + 7 * i % 300 for i in range(n)]
-    body = {"request_id": name, "epoch": 0, "tokens": tokens, "prompt_tokens": n, "sampling": sampling, "tenant": "", "deadline_s": 60.0}
+    body = {
+        "request_id": name,
+        "epoch": 0,
+        "tokens": tokens,
+        "prompt_tokens": n,
+        "sampling": sampling,
+        "tenant": "",
+        "deadline_s": 60.0,
+    }
     return body | changes
 
 
@@ -201,13 +247,28 @@ async def stack(folder: Path) -> AsyncIterator[tuple[Stack, dict[str, subprocess
             proxies[role] = Proxy(role, urls[role], recorder)
             await exits.enter_async_context(proxies[role].run(front))
             members.append({"name": role, "url": f"http://127.0.0.1:{front}", "pools": [role]})
-            settings = common | {"role": role, "port": port, "kv_port": 0, "pod_name": f"chat-{role}-0", "pod_uid": f"uid-of-{role}"}
-            settings |= {"model_uri": f"file://{MODEL_FOLDER}", "kv_cache_bytes": 64 << 20, "max_running": 4, "max_waiting": 2}
+            settings = common | {
+                "role": role,
+                "port": port,
+                "kv_port": 0,
+                "pod_name": f"chat-{role}-0",
+                "pod_uid": f"uid-of-{role}",
+            }
+            settings |= {
+                "model_uri": f"file://{MODEL_FOLDER}",
+                "kv_cache_bytes": 64 << 20,
+                "max_running": 4,
+                "max_waiting": 2,
+            }
             settings |= {"ticket_lifetime_s": 2, "drain_timeout_s": 10}
             children[role] = exits.enter_context(process("disagg_worker", folder / f"{role}.log", **settings))
         (folder / "members.json").write_text(json.dumps({"workers": members}))
         port = free_port()
-        settings = common | {"port": port, "membership": f"file://{folder / 'members.json'}", "api_keys_file": folder / "api-keys"}
+        settings = common | {
+            "port": port,
+            "membership": f"file://{folder / 'members.json'}",
+            "api_keys_file": folder / "api-keys",
+        }
         settings |= {
             "objective_ttft_s": 1,
             "objective_tpot_s": 0.05,
@@ -243,11 +304,25 @@ def chat(**changes: Any) -> Obj:
 async def clients(s: Stack) -> None:
     """Requests by the router, good and bad ones."""
     await s.say("router", "POST", "/v1/chat/completions", chat(), CLIENT | {"x-disagg-trace": "1"})
-    await s.say("router", "POST", "/v1/chat/completions", chat(stream=True, stream_options={"include_usage": True}, n=2))
-    await s.say("router", "POST", "/v1/completions", {"model": "stdlib", "prompt": "import os", "max_tokens": 1, "seed": 1})
-    rich = {"logprobs": True, "top_logprobs": 2, "logit_bias": {"50": -100}, "presence_penalty": 0.5, "cache_salt": "a", "temperature": 0.7}
+    await s.say(
+        "router", "POST", "/v1/chat/completions", chat(stream=True, stream_options={"include_usage": True}, n=2)
+    )
+    await s.say(
+        "router", "POST", "/v1/completions", {"model": "stdlib", "prompt": "import os", "max_tokens": 1, "seed": 1}
+    )
+    rich = {
+        "logprobs": True,
+        "top_logprobs": 2,
+        "logit_bias": {"50": -100},
+        "presence_penalty": 0.5,
+        "cache_salt": "a",
+        "temperature": 0.7,
+    }
     await s.say("router", "POST", "/v1/chat/completions", chat(**rich, top_p=0.9, stop=["zzz"]))
-    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}}
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "n", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+    }
     await s.say("router", "POST", "/v1/chat/completions", chat(response_format=form, max_tokens=40))
     s.proxies["decode"].cut_lines = 5
     await s.say("router", "POST", "/v1/chat/completions", chat(max_tokens=24, stream=True))
@@ -256,7 +331,14 @@ async def clients(s: Stack) -> None:
     await s.say("router", "GET", "/v1/chat/completions")
     await s.say("router", "POST", "/v1/chat/completions", chat(), {})
     await s.say("router", "GET", "/internal/v1/state")
-    for content in (chat(model="other"), chat(max_tokens=-1), chat(messages=[]), chat(max_tokens=10**7), "{", "x" * 70000):
+    for content in (
+        chat(model="other"),
+        chat(max_tokens=-1),
+        chat(messages=[]),
+        chat(max_tokens=10**7),
+        "{",
+        "x" * 70000,
+    ):
         await s.say("router", "POST", "/v1/chat/completions", content)
 
 
@@ -269,7 +351,12 @@ async def refusals(s: Stack) -> None:
     await s.say("decode", "POST", "/internal/v1/decode", work("r", mode="remote", later=1))
     await s.say("decode", "POST", "/internal/v1/decode", work("r", n=2100, mode="local"))
     await s.say("decode", "POST", "/internal/v1/prefill", work("r", ticket=None))
-    await s.say("decode", "POST", "/internal/v1/decode", work("late", mode="local", deadline_s=0.05, sampling={"max_new_tokens": 1500}))
+    await s.say(
+        "decode",
+        "POST",
+        "/internal/v1/decode",
+        work("late", mode="local", deadline_s=0.05, sampling={"max_new_tokens": 1500}),
+    )
     await s.say("decode", "POST", "/internal/v1/decode", work("unused", mode="remote"))
     await s.say("decode", "POST", "/internal/v1/role", {"role": "router"})
     async with s.stream("decode", "/internal/v1/decode", work("gone", mode="remote")) as lines:
@@ -332,7 +419,11 @@ def operator_metrics() -> str:
     metrics.undecided.labels(*key).inc()
     for pool, direction in (("prefill", "up"), ("decode", "down")):
         metrics.scaled.labels(*key, pool, direction).inc()
-        metrics.decision(key, pool, Decision(2, 3, "ForecastAboveCapacity", "Forecast", 2.7, 0.0, "", {"forecast": 2.7, "price": 8.0}))
+        metrics.decision(
+            key,
+            pool,
+            Decision(2, 3, "ForecastAboveCapacity", "Forecast", 2.7, 0.0, "", {"forecast": 2.7, "price": 8.0}),
+        )
     return metrics.text().decode()
 
 

@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-
-from disagg_operator import decisions, plan, replicas, status
-from disagg_operator.autoscaling import history, predictive
 from disagg_operator.autoscaling.forecasting import Forecasting
 from disagg_operator.autoscaling.observation import DecodeSignals, Observation, Pods, PrefillSignals
 from disagg_operator.autoscaling.podfacts import Starts
-from disagg_operator.autoscaling.policy import Decision, Sample
 from disagg_operator.autoscaling.predictor import Predicting
 from disagg_operator.autoscaling.queueing import Queueing
-from disagg_operator.autoscaling.records import Records
-from disagg_operator.autoscaling.signals.fold import Folded
 from disagg_operator.autoscaling.store import StateStore, decode
-from disagg_operator.desired.names import selector_text
 from disagg_operator.live import Live
 from disagg_operator.observe import Network, Observed, Problem, RouterView, WorkerLink, Workload
-from disagg_operator.planning import profile as profiles
 from disagg_operator.replicas import Declared
+
+from disagg_operator import decisions, plan, replicas, status
+from disagg_operator.autoscaling import history, predictive
+from disagg_operator.autoscaling.policy import Decision, Sample
+from disagg_operator.autoscaling.records import Records
+from disagg_operator.autoscaling.signals.fold import Folded
+from disagg_operator.desired.names import selector_text
+from disagg_operator.planning import profile as profiles
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "states"
@@ -152,7 +152,9 @@ async def predict(found: plan.Plan, load: Load, records: Records, cluster: Clust
         o = load.look(now_s)
         if i % 97 == 96:  # a scrape that nobody answered
             o = Observation(now_s, STEP_S, PrefillSignals(o.prefill.pods), DecodeSignals(o.decode.pods))
-        outcome = await forecasting.step(key, entry, found.scaling, Folded(o, frozenset({"decode"} if i % 50 == 49 else ())))
+        outcome = await forecasting.step(
+            key, entry, found.scaling, Folded(o, frozenset({"decode"} if i % 50 == 49 else ()))
+        )
         for name, decision in outcome.decisions.items() if outcome is not None else ():
             (load.prefill if name == "prefill" else load.decode).resize(decision.to, now_s)
     entry.unsaved = True
@@ -165,7 +167,10 @@ def saved(name: str, cluster: Cluster) -> None:
     content = decode(cluster.config_map["data"]["state"])
     assert content is not None
     state = predictive.from_json(content["state"])
-    write(f"scaling-state/{name}.json", {"configMap": cluster.config_map, "content": content, "state": exact(asdict(state))})
+    write(
+        f"scaling-state/{name}.json",
+        {"configMap": cluster.config_map, "content": content, "state": exact(asdict(state))},
+    )
 
 
 async def scaling_states() -> None:
@@ -175,7 +180,10 @@ async def scaling_states() -> None:
     entry.starts["decode"] = Starts({"pod-uid-1": 61.5, "pod-uid-2": 88.0})
     with tempfile.TemporaryDirectory() as folder:
         await predict(busy, load, Records(Path(folder)), cluster, range(290), entry)
-        records, entry = Records(Path(folder) / "kept"), Live(UID)  # a new process, which reads the ConfigMap; a burst comes
+        records, entry = (
+            Records(Path(folder) / "kept"),
+            Live(UID),
+        )  # a new process, which reads the ConfigMap; a burst comes
         await predict(busy, load, records, cluster, range(290, 350), entry)
         write_records("predictive", records, ("default", "predictive"))
         await predict(busy, load, Records(Path(folder)), cluster, range(350, 600), entry)
@@ -187,14 +195,32 @@ async def scaling_states() -> None:
         load.decode.resize(4, T0 - 900.0)
         await predict(flip, load, Records(Path(folder) / "flip"), stuck, range(300), Live(UID))
         saved("workers-that-can-not-be-placed", stuck)
-        minutes = [history.Minute(T0 - 60.0 * i, n, 800.0 * n, 200.0 * n) for i in range(3 * 1440, 0, -1) if (n := daily(i)) > 0]
+        minutes = [
+            history.Minute(T0 - 60.0 * i, n, 800.0 * n, 200.0 * n)
+            for i in range(3 * 1440, 0, -1)
+            if (n := daily(i)) > 0
+        ]
         seeded, entry = Cluster(), Live(UID)
         entry.predicting = Predicting(history.seed(busy.scaling.settings, minutes))
         entry.loaded = True
-        await predict(busy, Load(3, busy.scaling.settings.profile, 40.0), Records(Path(folder) / "seeded"), seeded, range(40), entry)
+        await predict(
+            busy,
+            Load(3, busy.scaling.settings.profile, 40.0),
+            Records(Path(folder) / "seeded"),
+            seeded,
+            range(40),
+            entry,
+        )
         saved("days-before", seeded)
         nothing = Cluster()
-        await predict(busy, Load(4, busy.scaling.settings.profile, 1.0), Records(Path(folder) / "none"), nothing, range(0), Live(UID))
+        await predict(
+            busy,
+            Load(4, busy.scaling.settings.profile, 1.0),
+            Records(Path(folder) / "none"),
+            nothing,
+            range(0),
+            Live(UID),
+        )
         saved("nothing", nothing)
 
 
@@ -215,7 +241,9 @@ def queue_records() -> None:
                 o = load.look(now_s)
                 demand = {"prefill": 4 + 6 * math.sin(i / 6), "decode": 20 + 15 * math.sin(i / 9)}
                 samples = {
-                    pool: Sample(now_s, None if i % 23 == 22 else round(max(0.0, n), 2), int(i % 17 == 16), i % 29 == 28)
+                    pool: Sample(
+                        now_s, None if i % 23 == 22 else round(max(0.0, n), 2), int(i % 17 == 16), i % 29 == 28
+                    )
                     for pool, n in demand.items()
                 }
                 made = queueing.step(("default", "queue"), entry, found.scaling, o, samples)
@@ -232,14 +260,32 @@ def write_records(name: str, records: Records, key: tuple[str, str]) -> None:
 def statuses() -> None:
     """Statuses as they are stored, from the first to the last of one resource's life."""
     found = plan.read(resource("29-predictive-every-field") | {"metadata": {"name": "predictive", "generation": 4}})
-    up = Decision(2, 5, "ForecastAboveCapacity", "Forecast", 4.125, 0.0, "4.12 workers of work expected in 105 s", {"forecast": 4.125})
+    up = Decision(
+        2,
+        5,
+        "ForecastAboveCapacity",
+        "Forecast",
+        4.125,
+        0.0,
+        "4.12 workers of work expected in 105 s",
+        {"forecast": 4.125},
+    )
     blind = Decision(5, 5, "MetricsUnavailable", "QueueDepth", None, 4.0)
     pull = Problem("ImagePull", "pod p: no such image")
-    links = (WorkerLink("predictive-prefill-a", "prefill", "tcp", "eth0"), WorkerLink("predictive-decode-a", "decode", "rdma", "net1"))
+    links = (
+        WorkerLink("predictive-prefill-a", "prefill", "tcp", "eth0"),
+        WorkerLink("predictive-decode-a", "decode", "rdma", "net1"),
+    )
     steps: list[tuple[str, Decision | None, RouterView | None, Callable[[str], Workload], str]] = [
         ("2026-09-21T14:00:00Z", None, None, lambda n: Workload(n, 2), "r1-r2"),
         ("2026-09-21T14:05:00Z", up, RouterView(6, 6, links), lambda n: Workload(n, 2, 2, 2, 2, settled=True), "r1-r2"),
-        ("2026-09-21T15:00:00Z", blind, RouterView(6, 4, links), lambda n: Workload(n, 5, 6, 5, 1, deadline_exceeded=True), "r3-r2"),
+        (
+            "2026-09-21T15:00:00Z",
+            blind,
+            RouterView(6, 4, links),
+            lambda n: Workload(n, 5, 6, 5, 1, deadline_exceeded=True),
+            "r3-r2",
+        ),
         (
             "2026-09-21T16:00:00Z",
             up,
@@ -260,10 +306,14 @@ def statuses() -> None:
             )
             for role in ("prefill", "decode")
         )  # fmt: skip
-        observed = Observed({role: workload(role) for role in ("prefill", "decode")}, workload("router"), Network(), view)
+        observed = Observed(
+            {role: workload(role) for role in ("prefill", "decode")}, workload("router"), Network(), view
+        )
         previous = status.build(status.intent_of(found, pools, revision), observed, previous, now)
         out.append(previous)
-    out.append(status.refused(5, "InvalidSpec", "spec.model.uri: uri must not contain ..", previous, "2026-09-21T17:00:00Z"))
+    out.append(
+        status.refused(5, "InvalidSpec", "spec.model.uri: uri must not contain ..", previous, "2026-09-21T17:00:00Z")
+    )
     write("statuses.json", out)
 
 
@@ -278,7 +328,12 @@ def marks() -> None:
                     {"manager": m, "time": f"2026-09-21T14:0{i}:00Z", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
                     for i, m in enumerate(("disagg-operator", "kubectl", "keda-operator"))
                 ]
-                metadata = {"name": "chat-decode", "namespace": "default", "annotations": annotations, "managedFields": writers}
+                metadata = {
+                    "name": "chat-decode",
+                    "namespace": "default",
+                    "annotations": annotations,
+                    "managedFields": writers,
+                }
                 spec = {"deployment": "chat", "role": "decode", "replicas": count}
                 pool = {"apiVersion": "disagg.dev/v1alpha1", "kind": "DisaggPool", "metadata": metadata, "spec": spec}
                 for wanted, suspended in ((None, False), (4, False), (None, True)):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from disagg_worker.engine.api import ErrorEvent, KvLayout, TokenEvent
+
 from disagg_worker.transfer.frames import HEADER_BYTES, FrameType, decode_header
 from disagg_worker.transfer.listener import KvListener, Session
 from disagg_worker.transfer.sender import SenderTimeouts, TcpKvSender, TransferDone
@@ -103,7 +104,9 @@ def frames(stream: bytes) -> list[dict[str, Any]]:
     return out
 
 
-def transfer(name: str, drive: Callable[[TcpKvSender], None], timeouts: SenderTimeouts | None = None, announced: bool = True) -> None:
+def transfer(
+    name: str, drive: Callable[[TcpKvSender], None], timeouts: SenderTimeouts | None = None, announced: bool = True
+) -> None:
     """One whole transfer. `drive` is what the engine does with the sender."""
     listener = KvListener("127.0.0.1", 0, KEY, LAYOUT, VOCAB)
     ticket, target = make_ticket(name), Memory(bytes(LAYOUT.layers * BLOCKS * LAYOUT.layer_block_bytes))

@@ -1,4 +1,4 @@
-"""Which pair is chosen, and who is avoided for how long."""
+"""Tests of the choice of the pair, and of how long a failed worker is avoided."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.router.workers.infos import worker
 
 from disagg_router.workers.pair_choice import (
     Breaker,
@@ -20,30 +21,22 @@ from disagg_router.workers.pair_choice import (
     handshake_pairs,
     pair_key,
 )
-from disagg_router.workers.worker_info import Member, Worker, model_of, parse_info
+from disagg_router.workers.worker_info import Worker
 from disagg_wire.room import Room
 
 IDLE = Inflight({}, {})
-INFO: dict[str, Any] = {
-    "protocol": 1, "incarnation": "uid/1", "pod": "chat-decode-abc", "role": "decode", "state": "ready", "revision": "5d8f",
-    "model": {"name": "m", "digest": "D", "vocab_size": 2048, "max_model_len": 2048, "eos_token_ids": [0], "bos_token_id": None},
-    "kv": {"compat": "c", "host": "10.0.0.7", "port": 9000, "interface": "net1", "transport": "tcp", "block_size_tokens": 16,
-           "bytes_per_token": 6144, "blocks_total": 100, "blocks_free": 100},
-    "limits": {"max_running": 10, "max_waiting": 256},
-    "load": {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": 0},
-}  # fmt: skip
-
-
-def worker(name: str, role: str, **changes: Any) -> Worker:
-    parsed = parse_info(Member(name, f"http://{name}"), INFO | {"incarnation": f"{name}/1", "role": role})
-    assert parsed is not None
-    return replace(parsed, **changes)
 
 
 def pick(workers: list[Worker], **changes: Any) -> Choice | None:
     options: dict[str, Any] = {
-        "digest": "D", "single_token": False, "avoid": lambda key: False, "full": (), "proven": (), "inflight": IDLE, "dice": lambda: 0.5,
-    }  # fmt: skip
+        "digest": "D",
+        "single_token": False,
+        "avoid": lambda key: False,
+        "full": (),
+        "proven": (),
+        "inflight": IDLE,
+        "dice": lambda: 0.5,
+    }
     return choose(workers, **options | changes)
 
 
@@ -69,7 +62,8 @@ TABLE: list[tuple[str, list[Worker], dict[str, Any], tuple[str | None, str | Non
     ("decode starts", [P, replace(D, state="starting")], {}, None),
     ("decode is listed by the other pool: it moves", [P, D, worker("e", "decode", pools=frozenset({"prefill"}))],
       {"inflight": Inflight({"d/1": 5}, {})}, ("p", "d")),
-    ("both pools list it while it moves", [P, worker("e", "decode", pools=frozenset({"prefill", "decode"}))], {}, ("p", "e")),
+    ("both pools list it while it moves", [P, worker("e", "decode", pools=frozenset({"prefill", "decode"}))], {},
+      ("p", "e")),
     ("role both is at home in any pool", [worker("b", "both", pools=frozenset({"decode"}))], {}, (None, "b")),
     ("layouts differ", [replace(P, compat="other"), D], {}, (None, "d")),
     ("the model is another one", [replace(P, digest="E"), replace(D, digest="E")], {}, None),
@@ -78,26 +72,34 @@ TABLE: list[tuple[str, list[Worker], dict[str, Any], tuple[str | None, str | Non
     ("the pair is avoided", [P, D], {"avoid": lambda key: key == "p/1|d/1"}, (None, "d")),
     ("the prefill worker is avoided", [P, D], {"avoid": lambda key: key == "p/1"}, (None, "d")),
     ("the decode worker is avoided", [P, D], {"avoid": lambda key: key == "d/1"}, None),
-    ("less waits for prefill", [replace(P, waiting_tokens=9), worker("q", "prefill", waiting_tokens=8), D], {}, ("q", "d")),
-    ("fewer run on decode", [P, replace(D, running_requests=2), worker("e", "decode", running_requests=1)], {}, ("p", "e")),
+    ("less waits for prefill", [replace(P, waiting_tokens=9), worker("q", "prefill", waiting_tokens=8), D], {},
+      ("q", "d")),
+    ("fewer run on decode", [P, replace(D, running_requests=2), worker("e", "decode", running_requests=1)], {},
+      ("p", "e")),
     ("a bigger decode worker takes more", [P, replace(D, running_requests=2, max_running=20),
       worker("e", "decode", running_requests=2)], {}, ("p", "d")),
-    ("decode with more free KV", [P, replace(D, blocks_free=10), worker("e", "decode", blocks_free=20)], {}, ("p", "e")),
+    ("decode with more free KV", [P, replace(D, blocks_free=10), worker("e", "decode", blocks_free=20)], {},
+      ("p", "e")),
     ("decode that lacks KV for the prompt goes last", [P, replace(D, room=Room(5, 100, 9, 10, 0.0)),
       worker("e", "decode", running_requests=8, room=Room(50, 100, 2, 10, 0.0))], {"prompt": Prompt(20)}, ("p", "e")),
-    ("but where all lack it one is asked", [P, replace(D, room=Room(5, 100, 9, 10, 0.0))], {"prompt": Prompt(20)}, ("p", "d")),
+    ("but where all lack it one is asked", [P, replace(D, room=Room(5, 100, 9, 10, 0.0))], {"prompt": Prompt(20)},
+      ("p", "d")),
     ("a cached prefix is worth its tokens", [replace(P, waiting_tokens=40), worker("q", "prefill"), D],
       {"prompt": Prompt(100, {"p/1": 64})}, ("p", "d")),
-    ("but not more", [replace(P, waiting_tokens=70), worker("q", "prefill"), D], {"prompt": Prompt(100, {"p/1": 64})}, ("q", "d")),
+    ("but not more", [replace(P, waiting_tokens=70), worker("q", "prefill"), D], {"prompt": Prompt(100, {"p/1": 64})},
+      ("q", "d")),
     ("of equals the one with the prefix", [replace(P, waiting_tokens=64), worker("q", "prefill"), D],
       {"prompt": Prompt(100, {"p/1": 64})}, ("p", "d")),
-    ("workers that do both are compared as such", [replace(BOTH, waiting_tokens=500), worker("c", "both", running_requests=3)],
+    ("workers that do both are compared as such",
+      [replace(BOTH, waiting_tokens=500), worker("c", "both", running_requests=3)],
       {"prompt": Prompt(100)}, (None, "c")),
     ("and the prefix counts there too", [replace(BOTH, running_requests=1), worker("c", "both")],
       {"prompt": Prompt(100, {"b/1": 64})}, (None, "b")),
-    ("what this router sent counts before the next poll", [P, D, worker("e", "decode")], {"inflight": Inflight({"d/1": 1}, {})},
+    ("what this router sent counts before the next poll", [P, D, worker("e", "decode")],
+      {"inflight": Inflight({"d/1": 1}, {})},
       ("p", "e")),
-    ("tokens that this router sent count", [P, worker("q", "prefill"), D], {"inflight": Inflight({}, {"p/1": 5})}, ("q", "d")),
+    ("tokens that this router sent count", [P, worker("q", "prefill"), D], {"inflight": Inflight({}, {"p/1": 5})},
+      ("q", "d")),
     ("a proven pair goes before an idle one", [replace(P, waiting_tokens=9), worker("q", "prefill"), D],
      {"proven": {"p/1", "d/1"}}, ("p", "d")),
     ("no proven pair is left", [P, D], {"proven": {"p/1"}}, ("p", "d")),
@@ -154,8 +156,8 @@ def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
     elif choice.prefill is not None:
         assert (choice.prefill, choice.decode) in pairs
     else:
-        # Decode prefills itself only where no pair is possible, where it is the pair, or where all
-        # do both: nobody is asked to send KV.
+        # Decode prefills locally only where no pair is possible, where the pair would be decode
+        # itself, or where all workers do both: no worker is asked to send KV.
         assert not pairs or (choice.decode, choice.decode) in pairs or all(w.role == "both" for w in usable)
     if choice.decode is not None and choice.prefill is not None and not proven:
         assert choice.decode.running_requests == min(d.running_requests for _, d in pairs)
@@ -164,9 +166,14 @@ def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
 def test_decodes_room_is_that_of_the_workers_that_the_kv_can_go_to() -> None:
     room = Room(10, 100, 1, 8, 0.02)
     workers = [
-        P, D, replace(D, name="e", room=room), replace(D, name="f", room=replace(room, step_s=0.5)), replace(D, room=room, compat="other"),
-        replace(D, room=room, state="draining"), replace(P, room=room),
-    ]  # fmt: skip
+        P,
+        D,
+        replace(D, name="e", room=room),
+        replace(D, name="f", room=replace(room, step_s=0.5)),
+        replace(D, room=room, compat="other"),
+        replace(D, room=room, state="draining"),
+        replace(P, room=room),
+    ]
     assert decode_room(workers, "c") == Room(20, 200, 2, 16, 0.5)
     assert decode_room([P, D], "c") is None
 
@@ -183,38 +190,12 @@ def test_handshakes_are_due_for_fitting_pairs_of_separate_roles_alone(workers: l
     assert len(sampled) <= max(limit, len(workers))
 
 
-def test_of_two_models_the_one_that_a_pair_serves_takes_new_requests() -> None:
-    lone = [worker(f"e{i}", "decode", digest="E") for i in range(3)]
-    model = model_of([P, replace(D, max_model_len=1000), *lone])
-    assert model is not None
-    assert (model.digest, model.max_model_len) == ("D", 1000)
-    assert model_of([replace(D, state="draining")]) is None
-
-
-@pytest.mark.parametrize(
-    "garbled",
-    [
-        {"protocol": 2}, {"protocol": None}, {"kv": {}}, {"limits": []}, {"load": None}, {"model": {"digest": "D"}}, {"model": []},
-        {"load": INFO["load"] | {"waiting_tokens": "many"}}, {"load": INFO["load"] | {"waiting_tokens": float("inf")}},
-        {"model": INFO["model"] | {"eos_token_ids": 0}}, {"features": 5}, {"features": None},
-    ],
-)  # fmt: skip
-def test_a_peer_that_is_not_understood_is_a_value_error_whatever_is_wrong(garbled: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
-        parse_info(Member("w", "http://w"), INFO | garbled)
-
-
-def test_what_a_worker_says_of_its_features_is_kept_and_an_older_one_has_none() -> None:
-    parsed = parse_info(Member("w", "http://w"), INFO | {"features": ["first_token_within_s", "not known here"]})
-    assert parsed is not None
-    assert "first_token_within_s" in parsed.features
-    assert P.features == frozenset()
-
-
-def test_a_worker_that_still_loads_is_no_worker_yet() -> None:
-    assert (
-        parse_info(Member("w", "http://w"), {k: v for k, v in INFO.items() if k not in ("model", "kv", "load")}) is None
-    )
+def test_of_many_pairs_each_worker_has_one_and_only_pairs_that_fit() -> None:
+    prefills = [worker(f"p{i}", "prefill") for i in range(2)]
+    decodes = [worker(f"d{i}", "decode", compat="c" if i < 3 else "2") for i in range(4)]
+    pairs = [(p.name, d.name) for p, d in handshake_pairs([*decodes, *prefills], limit=3)]
+    assert pairs == [("p0", "d0"), ("p1", "d1"), ("p0", "d2")]
+    assert len(handshake_pairs([*decodes, *prefills], limit=6)) == 6
 
 
 def test_what_failed_is_avoided_for_longer_each_time_until_it_succeeds() -> None:
@@ -239,7 +220,7 @@ def test_many_requests_that_one_fault_ended_count_as_one_failure() -> None:
 
 
 def test_a_pair_that_fails_for_days_stays_avoided() -> None:
-    """2**1024 is beyond every float."""
+    """The value of 2**1024 is beyond every float."""
     breaker, now_s = Breaker(), 0.0
     for _ in range(3000):
         breaker.failed("k", now_s)

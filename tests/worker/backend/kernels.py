@@ -18,7 +18,7 @@ def backend(level: str, threads: int = 1) -> CpuBackend:
 
 
 def weight(kind: str, outputs: int, inputs: int, group: int = 32) -> Weight:
-    """Seeded by its shape. kind: float32, bfloat16, int8 or int4."""
+    """Return a random weight, seeded by its shape. `kind` is float32, bfloat16, int8 or int4."""
     generator = torch.Generator().manual_seed(outputs * 7919 + inputs)
     if kind.startswith("int"):
         bits = int(kind[3:])
@@ -37,7 +37,7 @@ def cache(
 
 
 def decode_batch(lengths: list[int], blocks: int = 40, size: int = 8) -> Batch:
-    """Every sequence's blocks are scattered; tables are as wide as the longest needs."""
+    """Return a decode batch with scattered blocks and tables as wide as the longest one needs."""
     width = max(-(-n // size) for n in lengths)
     tables = torch.stack([torch.randperm(blocks, generator=torch.Generator().manual_seed(n))[:width] for n in lengths])
     at = torch.tensor(lengths) - 1
@@ -46,7 +46,7 @@ def decode_batch(lengths: list[int], blocks: int = 40, size: int = 8) -> Batch:
 
 
 def prefill_batch(chunks: list[tuple[int, int]], blocks: int = 40, size: int = 8) -> Batch:
-    """Chunks (first position, tokens), each of a sequence of its own."""
+    """Return a prefill batch of chunks (first position, tokens), each of a sequence of its own."""
     made, positions, slots, start = [], [], [], 0
     order = torch.randperm(blocks, generator=torch.Generator().manual_seed(3))
     for first, n in chunks:

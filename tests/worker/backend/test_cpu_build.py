@@ -1,4 +1,4 @@
-"""Finding, compiling and refusing kernels; choosing a backend."""
+"""Tests of finding, compiling and refusing CPU kernels, and of the choice of a backend."""
 
 from __future__ import annotations
 

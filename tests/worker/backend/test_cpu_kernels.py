@@ -1,4 +1,4 @@
-"""Every kernel against plain torch, on every instruction set that this CPU has."""
+"""Tests of every CPU kernel against plain torch, on every instruction set that this CPU has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from disagg_worker.backend.plain import PlainBackend, dequantized
 
 PLAIN = PlainBackend(torch.device("cpu"))
 KINDS = ["float32", "bfloat16", "int8", "int4"]
-# Panels are 16 or 32 wide: whole ones, a part of one, many and a rest.
+# Panels are 16 or 32 wide; the shapes have whole panels, a part of one, and many and a part.
 SHAPES = [(16, 32), (5, 64), (97, 96), (176, 160)]
 ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 13, 32, 75, 700]
 
@@ -34,12 +34,12 @@ def test_this_machine_runs_at_least_one_level() -> None:
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal but for the order of float32 sums."""
+    """Assert that two tensors are equal but for the order of float32 sums."""
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5 * max(1.0, expected.abs().max().item()))
 
 
 def rounded(cpu: CpuBackend, weight: object, x: torch.Tensor) -> torch.Tensor:
-    """The inputs as this level multiplies them."""
+    """Return the inputs as this level multiplies them."""
     rounds = cpu.rounds_inputs and not (isinstance(weight, DenseWeight) and weight.weight.dtype == torch.float32)
     return x.bfloat16().float() if rounds else x
 
@@ -164,7 +164,7 @@ def test_store_qkv(cpu: CpuBackend, head_dim: int, normed: bool, dtype: torch.dt
     close(q, expected)
     if dtype == torch.float32:
         close(mine, plain)
-    else:  # half a unit in bf16's last place; everything but the batch's slots is untouched
+    else:  # Half a unit in the last place of bfloat16; only the batch's slots are changed.
         torch.testing.assert_close(mine.float(), plain, rtol=2**-8, atol=1e-5)
     assert torch.equal(mine[:, 0].float(), plain[:, 0])
 
@@ -222,14 +222,14 @@ def test_prefill_attention(
     for level in kernels.LEVELS:
         none, cpu = torch.empty(0), kernels.backend(level)
         found = cpu.attend(q, none, none, batch, cache, 1, window)
-        if cpu.rounds_inputs and dtype == torch.bfloat16:  # queries and probabilities, too
+        if cpu.rounds_inputs and dtype == torch.bfloat16:  # Queries and probabilities are rounded, too.
             torch.testing.assert_close(found, expected, rtol=2**-6, atol=2**-6 * expected.abs().max().item())
         else:
             close(found, expected)
 
 
 def _attended(q: torch.Tensor, batch: Batch, cache: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Row by row, from the definition."""
+    """Compute the attention row by row, from its definition."""
     kv_heads, _, head_dim = cache.shape[3:]
     rows = []
     for c in batch.chunks:

@@ -1,4 +1,4 @@
-"""The whole decode step in one call, against the network layer by layer and against plain torch."""
+"""Tests of the decode step in one call against the network layer by layer and plain torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_one_call_computes_the_bits_of_the_layers(
     expected = net.forward(batch, layered)
     assert torch.equal(run(batch, program), expected)
     assert torch.equal(program, layered)
-    assert torch.equal(run(batch, program), expected)  # nothing is left over from the first step
+    assert torch.equal(run(batch, program), expected)  # Nothing is left over from the first step.
 
 
 @pytest.mark.parametrize("level", kernels.LEVELS)
@@ -75,8 +75,8 @@ def test_a_sequence_decodes_alone_as_in_a_batch(tmp_path: Path, level: str, dtyp
 @pytest.mark.parametrize("level", kernels.LEVELS)
 @torch.inference_mode()
 def test_prefill_and_decode_write_the_same_kv(tmp_path: Path, level: str) -> None:
-    """One token at a time by prefill, and by decode: the same kernels in the same order, so the
-    same bytes in the cache.
+    """Compute one token at a time by prefill and by decode: the same kernels run in the same order
+    and write the same bytes into the cache.
     """
     net = network(checkpoints.make(tmp_path), kernels.backend(level), torch.bfloat16)
     by_prefill, by_decode = kernels.cache(2, 8, torch.bfloat16), kernels.cache(2, 8, torch.bfloat16)

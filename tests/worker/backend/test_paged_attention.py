@@ -1,5 +1,5 @@
-"""Attention over scattered blocks equals attention over the same keys in a row, written out by
-hand.
+"""Tests of attention over scattered blocks, which must equal attention over the same keys in a row,
+written out by hand.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ HEAD_DIM, SIZE, LAYERS, BLOCKS = 8, 4, 2, 11
 
 
 def _by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Causal softmax attention, one head and one query at a time: q [tokens, head, dim] are the
-    last of k, v [keys, kv_head, dim].
+    """Compute causal softmax attention, one head and one query at a time.
+
+    The tokens q [tokens, head, dim] are the last ones of k and v [keys, kv_head, dim].
     """
     group, earlier = q.shape[1] // k.shape[1], k.shape[0] - q.shape[0]
     out = torch.empty_like(q)
@@ -31,7 +32,9 @@ def _slots(table: list[int], tokens: int) -> torch.Tensor:
 
 
 def _filled(kv_heads: int, table: list[int], k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
-    """A cache full of rubbish but for k and v [keys, kv_head, dim] in the blocks of `table`."""
+    """Return a cache full of garbage, but for k and v [keys, kv_head, dim] in the blocks of
+    `table`.
+    """
     cache = torch.full((BLOCKS, LAYERS, 2, kv_heads, SIZE, HEAD_DIM), 1e3)
     paged_attention.write_kv(cache, layer, _slots(table, len(k)), k, v)
     return cache

@@ -1,4 +1,4 @@
-"""Engines over a small random checkpoint."""
+"""The fixture for engines with a small random checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(folder: Path) -> Iterator[Make]:
-    """Engines that are stopped at the end, after which no block may be missing."""
+    """Yield a function that builds engines, which are stopped at the end; no block may be missing
+    then.
+    """
     made: list[TorchEngine] = []
 
     def build(role: Role = "both", backend: Backend | None = None, **changes: Any) -> TorchEngine:

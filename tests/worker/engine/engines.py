@@ -1,5 +1,5 @@
-"""What the engine tests share: requests, a sender that keeps what it gets, and a gate that holds
-the engine still.
+"""Helpers of the engine tests: requests, a sender that keeps what it gets, and gates that hold the
+engine's thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.worker.collector import Collector
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.steps import Steps
 from disagg_worker.values.events import ErrorEvent, TokenEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(seed=1, max_new_tokens=12, temperature=0.0)
 RANDOM = SamplingParams(seed=5, max_new_tokens=12, temperature=0.9, top_p=0.9, presence_penalty=0.4)
@@ -37,7 +37,7 @@ def local(
 
 
 class Keeper:
-    """A KvSender that keeps the bytes; it neither answers nor releases by itself."""
+    """A KvSender that keeps the bytes, and neither answers nor releases by itself."""
 
     def __init__(self) -> None:
         self.parts: dict[tuple[int, int], bytes] = {}
@@ -92,5 +92,5 @@ class Turnstile:
         monkeypatch.setattr(Steps, "prefill", prefill)
 
     def let(self, steps: int) -> None:
-        """So many more steps may be made."""
+        """Allow this many more steps."""
         self._turns.release(steps)

@@ -1,5 +1,5 @@
-"""The pool's promise: free + used + leased = total, shared blocks have owners, and no reference
-outlives its content.
+"""Tests of the block pool: free + used + leased = total, shared blocks have owners, and no
+reference outlives its content.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ NAMES = [bytes([i]) for i in range(20)]
 
 
 class Memory:
-    """Blocks' bytes in a dict; a block that nobody wrote since it was given up reads as somebody
-    else's.
+    """The bytes of blocks in a dict; a block that has been given up reads as its last owner's until
+    it is written again.
     """
 
     def __init__(self) -> None:
@@ -37,8 +37,8 @@ class Memory:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Any order of allocating, sharing, converting, registering, evicting (into the host tier and
-    back) and freeing, beside a model.
+    """A state machine that allocates, shares, converts, registers, evicts (into the host tier and
+    back) and frees blocks in any order, and compares them with a model.
     """
 
     @initialize(eviction=st.sampled_from(["lru", "fifo"]), host_blocks=st.integers(0, 4))
@@ -180,8 +180,8 @@ def test_a_shared_block_is_free_when_its_last_owner_has_gone() -> None:
 
 
 def _evicted(eviction: Eviction) -> list[bytes]:
-    """Blocks a, b, c are computed in that order; then a is used once more and all are needed for
-    something else.
+    """Return the order of eviction of the blocks a, b, c, which are computed in this order, after a
+    has been used again.
     """
     order: list[bytes] = []
     pool = BlockPool(3, eviction, lambda name, _: order.append(name))

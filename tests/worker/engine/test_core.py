@@ -1,4 +1,6 @@
-"""The engine over real weights and a real cache: what it gives, what it holds and what it refuses."""
+"""Tests of the engine with real weights and a real cache: the tokens that it generates, the blocks
+that it holds, and the requests that it refuses.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ from tests.worker.in_process_kv import generate_remote
 
 from disagg_worker.values.errors import InvalidInput, ModelError, NoCapacity
 from disagg_worker.values.events import EndEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
-# ---- what it gives ----
+# ---- Tokens ----
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_stale_nan_in_freed_blocks_harms_nobody(make: Make) -> None:
     assert local(engine, prompt(10)) == clean
 
 
-# ---- how a request ends ----
+# ---- The ends of requests ----
 
 
 def test_a_stop_token_ends_the_request_and_is_the_last_one_sent(make: Make) -> None:
@@ -149,7 +151,7 @@ def test_a_prefill_without_a_sender_keeps_no_blocks(make: Make) -> None:
     assert engine.load().blocks_free == engine.load().blocks_total
 
 
-# ---- what it refuses ----
+# ---- Refusals ----
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
-"""Who goes first where first tokens are due, who joins a batch, and that nothing changes where
-nothing is due.
+"""Tests of the order by due times: the prompts that go first, those that join a batch, and the
+order of arrival if nothing is due.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,13 +17,13 @@ from disagg_worker.engine.deadlines import PATIENCE_S, Standing, Timing, Waiting
 from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.prefill_scheduler import FairShares, PrefillRules, bucket, plan_prefill
 
-# A token takes a millisecond.
+# A token takes one millisecond.
 PACE = Pace(0.0, 0.001)
 RULES = PrefillRules(budget_tokens=1000, wait_s=0.05, utilisation=0.85, max_sequences=8)
 NOW_S = 100.0
 
 
-def _waiting(key: int, tokens: int, due_in_s: float | None, for_s: float = 1.0, **more: int) -> Waiting:
+def _waiting(key: int, tokens: int, due_in_s: float | None, for_s: float = 1.0, **more: Any) -> Waiting:
     return Waiting(key, tokens, NOW_S - for_s, due_s=None if due_in_s is None else NOW_S + due_in_s, **more)
 
 
@@ -193,8 +194,8 @@ def test_the_late_ride_along_only_when_all_the_others_do() -> None:
         3,
         4,
     ]
-    assert _batch(late, _waiting(1, 200, 0.3), _waiting(2, 150, 9.0)) == [1]  # 2 would make 1 late
-    assert _batch(late, _waiting(1, 200, 5.0), _waiting(2, 20, 9.0)) == [1]  # 2 is of another length
+    assert _batch(late, _waiting(1, 200, 0.3), _waiting(2, 150, 9.0)) == [1]  # 2 would make 1 late.
+    assert _batch(late, _waiting(1, 200, 5.0), _waiting(2, 20, 9.0)) == [1]  # 2 has another length.
 
 
 def test_the_late_of_one_tenant_get_room_after_those_on_time_of_another() -> None:
@@ -214,7 +215,7 @@ def test_the_first_chunk_leaves_the_time_that_the_others_need() -> None:
 
 
 def test_a_tenants_share_does_not_depend_on_its_dues() -> None:
-    """Within a tenant by due, between tenants by what each has got."""
+    """Order prompts of one tenant by due time, and tenants by what each has got."""
     waiting = [replace(_waiting(i, 400, 9.0 - i), tenant="many") for i in range(6)]
     waiting.append(replace(_waiting(6, 400, 20.0), tenant="one"))
     order = [w.key for w in FairShares().order(by_due(waiting, Timing(NOW_S, 500, PACE)))]
@@ -222,12 +223,12 @@ def test_a_tenants_share_does_not_depend_on_its_dues() -> None:
     assert order.index(6) == 1
 
 
-# ---- nothing is due ----
+# ---- Nothing is due ----
 
 
 def _first_come(waiting: list[Waiting], rules: PrefillRules) -> list[tuple[int, int]]:
-    """A batch as it is made where nothing is due: who comes first leads, and whoever may join takes
-    what room there is.
+    """Return the batch that is made if nothing is due: the first prompt leads, and all that may
+    join take the room that is left.
     """
     leader, batch, room = waiting[0], list[tuple[int, int]](), rules.budget_tokens
     others = [w for w in waiting[1:] if bucket(w.tokens_left) == bucket(leader.tokens_left)]
@@ -254,12 +255,12 @@ def test_where_nothing_is_due_the_first_come_are_served_first(
         assert list(plan.batch) == _first_come(waiting, rules)
 
 
-# ---- what it is for ----
+# ---- The purpose ----
 
 
 def _on_time(limit_s: Callable[[int], float | None]) -> int:
-    """How many of 120 prompts that come at one and a half times the pace get their first token
-    within a second.
+    """Return how many of 120 prompts, which arrive at one and a half times the pace, get their
+    first token within a second.
     """
     coming = [(i / 30, 50) for i in range(120)]
     rules, left, now_s, count = replace(RULES, budget_tokens=100), dict[int, Waiting](), 0.0, 0

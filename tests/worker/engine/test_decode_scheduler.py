@@ -1,4 +1,4 @@
-"""Admission to decode, and who goes when blocks run out."""
+"""Tests of the admission to decode, and of the choice of the victim when blocks run out."""
 
 from __future__ import annotations
 

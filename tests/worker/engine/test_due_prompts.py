@@ -1,5 +1,5 @@
-"""First tokens that are due, in an engine with a real model: who can be on time overtakes who
-can't, and that is all that changes.
+"""Tests of due first tokens in an engine with a real model: prompts that can be on time overtake
+those that cannot, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ONE = replace(GREEDY, max_new_tokens=1)
 
 
 class Order:
-    """In which order first tokens came."""
+    """The order in which first tokens came."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -32,7 +32,7 @@ class Order:
 
 
 def _held(engine: TorchEngine, turnstile: Turnstile) -> Collector:
-    """The engine stands before its first prefill step; whatever comes now waits behind it."""
+    """Hold the engine before its first prefill step, so that all further requests wait."""
     sink = Collector()
     engine.generate("held", prompt(4), 4, ONE, sink)
     assert turnstile.reached.wait(30)

@@ -1,5 +1,5 @@
-"""What a cancel, a stop or a fault costs, and whom; and that nothing is lost whatever comes in
-whatever order.
+"""Tests of cancels, stops and faults: they cost only the requests that they concern, and nothing is
+lost in any order of events.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from disagg_worker.execution.executor import Step
 from disagg_worker.values.errors import NoCapacity
 from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 
-# ---- cancel, stop and faults ----
+# ---- Cancels, stops and faults ----
 
 
 def test_prompts_wait_for_blocks_and_the_long_one_is_not_overtaken(make: Make) -> None:
@@ -178,7 +178,7 @@ def test_a_loop_that_fails_leaves_no_request_without_an_answer(make: Make, monke
     assert not engine.alive()
 
 
-# ---- any order of events ----
+# ---- Any order of events ----
 
 acts = st.tuples(
     st.sampled_from(["generate", "remote", "prefill", "cancel", "release"]),
@@ -219,7 +219,7 @@ def test_whatever_happens_every_request_ends_once_and_every_block_comes_back(
         sinks.append(sink)
     for sink, handle in zip(sinks, handles, strict=True):
         if not isinstance(handle, InProcessKvSender) and handle._sequence.sender is not None:
-            handle.release()  # an unfinished prefill is cancelled by this
+            handle.release()  # This cancels an unfinished prefill.
         sink.wait()
         assert sink.late == []
     prefill.stop(10)

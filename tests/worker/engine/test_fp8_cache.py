@@ -1,5 +1,5 @@
-"""A KV cache of 8-bit floats: half the memory, nearly the same tokens; moved between workers of one
-dtype only.
+"""Tests of a KV cache of 8-bit floats: half the memory, nearly the same tokens, and transfers only
+between workers with the same dtype.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def test_the_cpu_kernels_refuse_it_by_name() -> None:
 def test_half_the_bytes_and_nearly_the_same_tokens_also_after_a_transfer() -> None:
     prompts = [p for p in oracle.prompts()[:12] if len(p) < 400]
     exact, prefill, decode = _engine(), *(_engine(role, kv_cache_dtype="fp8") for role in ("prefill", "decode"))
-    assert prefill.layout.bytes_per_token * 4 == exact.layout.bytes_per_token  # of float32
+    assert prefill.layout.bytes_per_token * 4 == exact.layout.bytes_per_token  # The other is float32.
     assert compat_hash(exact.model.digest, exact.layout) != compat_hash(prefill.model.digest, prefill.layout)
     sinks, others = [Collector() for _ in prompts], [Collector() for _ in prompts]
     for i, (prompt, sink, other) in enumerate(zip(prompts, sinks, others, strict=True)):

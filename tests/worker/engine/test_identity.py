@@ -1,6 +1,4 @@
-"""What the two engines generate is what transformers generates, token for token, on the bundled
-model.
-"""
+"""Tests with the bundled model: two engines must generate the same tokens as transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from tokenizers import Tokenizer
 
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-"""Requests beside each other: odd shapes of chunks and blocks, many threads, long beside short, and
-one that asks for too much.
+"""Tests of requests at the same time: odd shapes of chunks and blocks, many threads, long prompts
+and short ones, and a request that asks for too much.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.values.errors import InvalidInput, NoCapacity
 from disagg_worker.values.events import TokenEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(seed=1, max_new_tokens=8, temperature=0.0)
 DRAWN = SamplingParams(seed=9, max_new_tokens=8, temperature=1.3, frequency_penalty=0.3, repetition_penalty=1.2)
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(folder: Path) -> Iterator[Make]:
-    """Engines that are stopped at the end."""
+    """Yield a function that builds engines, which are stopped at the end."""
     made: list[TorchEngine] = []
 
     def build(**changes: Any) -> TorchEngine:

@@ -1,5 +1,5 @@
-"""Requests that ask for more than they use share the cache; when it runs out the newest waits, and
-nobody's tokens change.
+"""Tests of preemption: requests that ask for more than they use share the cache; when it runs out,
+the newest one waits, and no tokens change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.values.errors import NoCapacity
 from disagg_worker.values.events import EndEvent, ErrorEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 SMALL = {"kv_cache_bytes": MAX_LEN_BLOCKS * BLOCK_BYTES, "growth_reserve_tokens": 4}
 LONG = [replace(GREEDY, max_new_tokens=70), replace(RANDOM, max_new_tokens=70, temperature=1.0)]
@@ -65,12 +65,12 @@ def test_a_short_growth_reserve_admits_more_than_whole_requests_would(make: Make
             reservation.release()
 
 
-# ---- out of memory, and other faults of one batch ----
+# ---- Out of memory, and other faults of one batch ----
 
 
 class SmallMemory(PlainBackend):
-    """Runs out of memory for more than `rows` rows at once, in the network's last layer: the layers
-    before were computed and reported.
+    """A backend that runs out of memory for more than `rows` rows at once, in the last layer of the
+    network, after the other layers have been computed and reported.
     """
 
     def __init__(self, rows: int, error: Exception) -> None:

@@ -1,5 +1,5 @@
-"""Prefill batches by decode's room: never below what saturates the processor, never above the
-setting, the less room the smaller.
+"""Tests of the limit of prefill batches by decode's room: the less room, the smaller they are, but
+never too small to saturate the processor and never above the setting.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""How long a batch takes, learned from those that were: the line is found, a slow one for once
-changes nothing, old ones are forgotten.
+"""Tests of the learned duration of batches: the line is found, a single slow batch changes nothing,
+and old batches are forgotten.
 """
 
 from __future__ import annotations

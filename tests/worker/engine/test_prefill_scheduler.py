@@ -1,4 +1,4 @@
-"""When a prefill batch starts and who is in it."""
+"""Tests of the start and the content of prefill batches."""
 
 from __future__ import annotations
 
@@ -86,7 +86,6 @@ def test_the_oldest_prompt_is_in_the_batch_as_soon_as_it_is_due(waiting: list[Wa
     assert plan.batch[0][0] == waiting[0].key
 
 
-@settings(deadline=None)
 @given(queues.filter(bool), rules)
 def test_a_queue_that_nothing_joins_is_computed_whole(waiting: list[Waiting], rules: PrefillRules) -> None:
     left = {w.key: w for w in waiting}
@@ -114,11 +113,11 @@ def test_a_processor_that_few_tokens_saturate_does_not_wait_for_more() -> None:
     assert plan_prefill(_waiting(169), 0.0, rules) == PrefillPlan((), 0.05)
 
 
-# ---- between tenants ----
+# ---- Several tenants ----
 
 
 def _served(queue: list[Waiting], shares: FairShares) -> list[tuple[str, int]]:
-    """One batch out of the queue, which it changes; who got how much."""
+    """Take one batch from the queue and return the tokens that each tenant got."""
     now_s = max(w.queued_at_s for w in queue) + 1
     batch = dict(plan_prefill(shares.order(queue), now_s, RULES).batch)
     work = [(w.tenant, batch[w.key]) for w in queue if w.key in batch]
@@ -139,8 +138,8 @@ lengths = st.lists(st.integers(1, 3000), min_size=1, max_size=12)
 def test_a_flood_delays_another_tenant_by_no_more_than_its_share(
     flood: list[int], floods: int, before: int, tokens: int
 ) -> None:
-    """With k flooding tenants a prompt of c chunks is computed within (k + 1) * (c + 1) batches,
-    however much the others ask for.
+    """Check that, with k flooding tenants, a prompt of c chunks is computed within (k + 1) * (c +
+    1) batches, however much the others ask for.
     """
     shares = FairShares()
     queue = [Waiting(i * floods + t, n, 0.0, tenant=f"flood {t}") for i, n in enumerate(flood) for t in range(floods)]

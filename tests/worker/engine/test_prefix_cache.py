@@ -1,5 +1,5 @@
-"""What was computed once is found again: by the same tenant, bit for bit, in every role; and by
-nobody else.
+"""Tests of the prefix cache: computed KV is found again, bit for bit, by the same tenant in every
+role, and by nobody else.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import generate_remote
@@ -17,14 +15,12 @@ from tests.worker.in_process_kv import generate_remote
 from disagg_worker.engine.block_pool import StaleReference
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.handles import HeldBlocks
-from disagg_worker.engine.host_tier import HostTier
-from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.values.errors import InvalidInput
 from disagg_worker.values.events import EndEvent
 
 
 def _generate(engine: TorchEngine, tokens: list[int], tenant: str = "") -> tuple[list[int], int | None]:
-    """The tokens, and how many of the prompt's were cached."""
+    """Return the tokens, and the number of cached tokens of the prompt."""
     sink = Collector()
     engine.generate("r", tokens, len(tokens), RANDOM, sink, tenant)
     found = sink.finished()
@@ -55,13 +51,13 @@ def test_the_next_turn_of_a_conversation_finds_prompt_and_answer(make: Make) -> 
     answer, _ = _generate(engine, prompt(10))
     following = [*prompt(10), *answer, 5, 6]
     _, cached = _generate(engine, following)
-    # The answer's last token was never an input.
+    # The last token of the answer was never an input.
     assert cached == (10 + len(answer) - 1) // 4 * 4
 
 
 def test_prompts_of_one_start_that_come_together_compute_it_once(make: Make) -> None:
-    """Whole prompts, as the choices of one request are, and prompts that part after a common start;
-    in one batch or in chunks.
+    """Compute equal prompts, such as those of the choices of one request, and prompts that differ
+    after a common start, in one batch or in chunks.
     """
     for budget in (1024, 64):
         rules = {"prefill_wait_s": 0.3, "max_batch_tokens": budget, "saturating_tokens": budget}
@@ -133,7 +129,7 @@ def test_handed_over_blocks_serve_a_second_prefill_while_they_are_leased(make: M
     assert engine.load().blocks_leased == 0
 
 
-# ---- the host tier ----
+# ---- The host tier ----
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -156,7 +152,7 @@ def test_evicted_blocks_come_back_from_host_memory_bit_for_bit(make: Make, dtype
         return engine._memory.read(ref.block)
 
     before = [content(i) for i in range(24)]
-    for salt in range(1, 2 + total // 200):  # others take all the room
+    for salt in range(1, 2 + total // 200):  # Other prompts take all the room.
         _generate(engine, prompt(200, salt))
     assert engine._store.pool.find(names[23]) is None
     assert engine.load().host_cache_bytes > 0
@@ -169,65 +165,6 @@ def test_a_host_tier_of_nothing_keeps_nothing(make: Make) -> None:
     for salt in range(3):
         _generate(engine, prompt(200, salt))
     assert (engine.load().host_cache_bytes, _generate(engine, prompt(200))[1]) == (0, 0)
-
-
-@given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 6), st.booleans()), max_size=60), st.integers(0, 15))
-def test_the_host_tier_keeps_the_newest_that_fit_and_a_stale_entry_is_refused(
-    ops: list[tuple[int, int, bool]], capacity: int
-) -> None:
-    tier, model = HostTier(capacity), dict[bytes, bytes]()
-    for number, size, put in ops:
-        name = bytes([number])
-        if put:
-            stale = tier.find(name)
-            tier.put(name, name * size)
-            model.pop(name, None)
-            if size <= capacity:
-                model[name] = name * size
-                while sum(map(len, model.values())) > capacity:
-                    del model[next(iter(model))]
-            if stale is not None:
-                with pytest.raises(StaleReference):
-                    tier.take(stale)
-        elif (ref := tier.find(name)) is not None:
-            assert tier.take(ref) == model.pop(name)
-            with pytest.raises(StaleReference):
-                tier.take(ref)
-        else:
-            assert name not in model
-        assert tier.held_bytes == sum(map(len, model.values())) <= capacity
-        assert len(tier) == len(model)
-
-
-# ---- names and references ----
-
-tokens = st.lists(st.integers(0, 3), max_size=12)
-
-
-@given(tokens, tokens, st.sampled_from(["", "a", "b"]), st.sampled_from(["", "a", "b"]))
-def test_names_are_equal_where_all_tokens_before_and_the_tenant_are(
-    a: list[int], b: list[int], of_a: str, of_b: str
-) -> None:
-    names = PrefixNames(b"k" * 32, 2)
-    first, second = list[bytes](), list[bytes]()
-    names.extend(first, a, of_a)
-    names.extend(second, b, of_b)
-    assert (len(first), len(second)) == (len(a) // 2, len(b) // 2)
-    for i, (x, y) in enumerate(zip(first, second, strict=False)):
-        assert (x == y) == (of_a == of_b and a[: 2 * i + 2] == b[: 2 * i + 2])
-    step = list[bytes]()
-    for end in range(len(a) + 1):
-        names.extend(step, a[:end], of_a)
-    assert step == first
-
-
-def test_another_key_gives_other_names() -> None:
-    found = []
-    for key in (b"k" * 32, b"l" * 32):
-        names: list[bytes] = []
-        PrefixNames(key, 2).extend(names, [1, 2], "")
-        found += names
-    assert len(set(found)) == 2
 
 
 def test_a_reference_that_outlived_its_reservation_reads_nobodys_kv(make: Make) -> None:

@@ -1,5 +1,5 @@
-"""The engine's queues without a network: whatever comes, every request ends, the oldest goes on, no
-block is lost.
+"""Tests of the engine's queues without a network: in any case every request ends, the oldest one
+goes on, and no block is lost.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.values.errors import NoCapacity
 from disagg_worker.values.events import Event
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 SIZE, MAX_LEN, BLOCKS = 4, 64, 20
 
 
 class NoMemory:
-    """The queues decide by counts; a block's bytes are its last writer's business."""
+    """Blocks without bytes: the queues decide by counts and never look at the content."""
 
     def read(self, block: int) -> bytes:
         return b"1"
@@ -42,13 +42,13 @@ def _no_sink(event: Event) -> None: ...
 class Run:
     """A pool, its queues, and steps that compute nothing."""
 
-    growth: int
+    growth: int  # Tokens for which an admitted request gets blocks.
     prefix_cache: bool = True
     clock_s: float = 0.0
     pace: Pace = UNKNOWN
     next_key: int = 0
-    reserved: list[tuple[Holding, int, int]] = field(default_factory=list)
-    sent: list[Sequence] = field(default_factory=list)
+    reserved: list[tuple[Holding, int, int]] = field(default_factory=list)  # (holding, tokens, tokens to emit).
+    sent: list[Sequence] = field(default_factory=list)  # Sequences whose blocks a sender still reads.
     ended: list[Sequence] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Run:
     def sequence(
         self, n: int, new: int, tenant: str, *, hands_over: bool = False, due_in_s: float | None = None, of: int = 0
     ) -> Sequence:
-        """Prompts of another `of` have no start in common."""
+        """Return a sequence; prompts with different values of `of` have no start in common."""
         self.next_key += 1
         params = SamplingParams(seed=0, max_new_tokens=new)
         due_s = None if due_in_s is None else self.clock_s + due_in_s
@@ -79,7 +79,7 @@ class Run:
         return s
 
     def turn(self) -> int:
-        """One turn of the engine; how many sequences got on."""
+        """Do one turn of the engine and return the number of sequences that made progress."""
         self.clock_s += 0.1
         running = self.queues.take_decode()
         work, _ = self.queues.take_prefill(self.clock_s, self.pace)
@@ -292,7 +292,7 @@ def test_what_is_cached_counts_as_computed_when_it_is_told_who_can_be_on_time() 
 
 
 def _begun_and_late(run: Run) -> Sequence:
-    """One that has computed 8 of its 24 tokens and can't be on time any more."""
+    """Return a sequence that has computed 8 of its 24 tokens and cannot be on time any more."""
     long = run.sequence(24, 1, "", due_in_s=0.15)
     run.queues.add_local(long)
     run.turn()
@@ -320,7 +320,7 @@ def test_a_start_that_is_in_the_next_batch_is_computed_once_whoever_computes_it(
     assert (long.computed, same.holding) == (16, None)
     for _ in range(2):
         run.turn()
-    assert same.cached_tokens == 20  # but for the block of its last token
+    assert same.cached_tokens == 20  # All but the block of its last token.
 
 
 def test_where_nothing_is_due_a_start_that_somebody_has_begun_is_waited_for() -> None:
@@ -336,8 +336,8 @@ def test_where_nothing_is_due_a_start_that_somebody_has_begun_is_waited_for() ->
 
 
 def test_an_overload_leaves_every_second_batch_to_those_who_can_be_on_time() -> None:
-    """Two on time come for each batch, which holds two: the late ones get none before they have
-    waited for the patience.
+    """Let two prompts that can be on time arrive for each batch, which holds two: the late ones get
+    none before they have waited for PATIENCE_S.
     """
     run = Run(growth=1, prefix_cache=False)
     late = [run.sequence(8, 1, "", due_in_s=-1.0) for _ in range(6)]

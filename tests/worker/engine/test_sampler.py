@@ -1,4 +1,4 @@
-"""Sampling is a pure function of logits, parameters, tokens and position."""
+"""Tests of sampling, which is a pure function of logits, parameters, tokens and position."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.profiles import examples
 
 from disagg_worker.engine import sampler
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows, uniform
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 VOCAB = 32
 PLAIN = SamplingParams(seed=7, max_new_tokens=100)
@@ -49,7 +49,7 @@ def sample(logits: torch.Tensor, params: SamplingParams, tokens: list[int] | Any
 
 
 def _kept(logits: list[float], **change: Any) -> set[int]:
-    """Which tokens come out over many positions."""
+    """Return the tokens that are drawn over many positions."""
     wide = torch.tensor(logits)
     return {sample(wide, replace(PLAIN, **change), [0] * n, 1).token for n in range(1, 400)}
 
@@ -83,8 +83,8 @@ def test_the_logits_are_left_as_they_were() -> None:
     assert torch.equal(logits, before)
 
 
-# 99.99 % points of chi-square, by degrees of freedom: a right sampler fails one such fixed-seed run
-# in 10,000, this one is known to pass.
+# The 99.99 % points of chi-square, by degrees of freedom: a correct sampler fails one such run with
+# a fixed seed in 10,000, and this one is known to pass.
 _CHI_SQUARE = {7: 29.9, 3: 21.1}
 
 

@@ -1,12 +1,12 @@
-"""Structured output: whatever the model would like to say, what comes out matches; and it is the
-same wherever it is computed.
+"""Tests of structured output: it matches whatever the model prefers, and it is the same wherever it
+is computed.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,20 @@ from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.structured import Grammars
 from disagg_worker.values.choices import Role
 from disagg_worker.values.errors import InvalidInput
-from disagg_worker.values.sampling import SamplingParams, Structured
+from disagg_worker.values.sampling_params import SamplingParams, Structured
 
 tokenizers = pytest.importorskip("tokenizers")
 MODEL = Path(__file__).parents[3] / "models/stdlib-llama"
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer"}, "tags": {"type": "array", "maxItems": 2,
-                   "items": {"enum": ["a", "b"]}}},
-    "required": ["name", "age", "tags"], "additionalProperties": False,
-}  # fmt: skip
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer"},
+        "tags": {"type": "array", "maxItems": 2, "items": {"enum": ["a", "b"]}},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
 WANTED = {
     "json_schema": json.dumps(SCHEMA),
     "regex": r"[a-f]{3}-\d{2,4}(é|ü)",
@@ -92,7 +96,7 @@ def test_what_comes_out_matches(engines: dict[Role, TorchEngine], tokenizer: Any
         sinks.append(Collector())
         engine.generate("r", prompt, len(prompt), sampling(engine, kind, seed, 0.0 if seed == 0 else 1.0), sinks[-1])
     texts = [text_of(tokenizer, engine, sink.finished()) for sink in sinks]
-    matches = MATCHES.get(kind, fits_schema)
+    matches: Callable[[str], Any] = MATCHES.get(kind, fits_schema)
     assert all(matches(text) for text in texts), texts
     if kind in ("json_schema", "regex"):
         assert len(set(texts)) > 2

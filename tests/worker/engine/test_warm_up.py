@@ -1,4 +1,4 @@
-"""Before the first request: every size is computed once, and the cache is as if nothing had been."""
+"""Tests of the warm-up: every size is computed once, and the cache is as before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_size_that_may_be_asked_for_is_computed_largest_first(running: int
     decodes = [len(s.batch.token_ids) for s in made if s.batch.tables is not None]
     assert decodes == [n for n in (8, 4, 2, 1) if n <= largest]
     prefills = [len(s.batch.token_ids) for s in made if s.batch.tables is None]
-    assert prefills == [1, 16, 64]  # not more than a batch may have
+    assert prefills == [1, 16, 64]  # Not more than a batch may hold.
     for step in made:
         assert {int(slot) // 4 for slot in step.batch.slots} <= set(step.clear)
 
@@ -44,7 +44,8 @@ def test_an_engine_that_warmed_up_serves_as_one_that_did_not(tmp_path: Path, mon
         monkeypatch.setattr(PlainBackend, "decode_sizes", sizes)
         ran.clear()
         engine, sink = TorchEngine(folder, config, PlainBackend(torch.device("cpu"))), Collector()
-        assert bool(ran) == bool(sizes)  # before the constructor returns, so before the worker is ready
+        # The steps run before the constructor returns, so before the worker is ready.
+        assert bool(ran) == bool(sizes)
         assert not engine._memory.tensor[1:].any()
         engine.generate("r", prompt(20), 20, GREEDY, sink)
         found.append(sink.finished())

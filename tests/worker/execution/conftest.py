@@ -1,4 +1,4 @@
-"""Engines of several ranks, ended at the end of a test whatever happened."""
+"""The fixture for engines of several ranks, which are stopped at the end of a test in any case."""
 
 from __future__ import annotations
 

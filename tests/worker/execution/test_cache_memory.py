@@ -1,4 +1,6 @@
-"""The byte views that the transfer reads and writes are the cache itself."""
+"""Tests of the cache memory: its byte views, which the transfer reads and writes, are the cache
+itself.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def test_cleared_blocks_are_zero_and_the_others_untouched() -> None:
 
 
 def _halves(dtype: torch.dtype) -> tuple[CacheMemory, list[CacheMemory]]:
-    """A cache of 4 heads, and two that hold two of them each beside one host copy."""
+    """Return a cache of 4 heads, and two caches that hold two each and share a host copy."""
     layout = KvLayout(3, 4, 4, 2, str(dtype).removeprefix("torch."), dtype.itemsize)
     fd = os.memfd_create("test")
     os.ftruncate(fd, 6 * layout.layers * layout.layer_block_bytes)
@@ -66,7 +68,7 @@ def test_parts_of_the_heads_make_the_bytes_of_the_whole_and_back(dtype: torch.dt
     for block in (1, 4):
         for layer in range(3):
             assert bytes(parts[0].view(layer, block)) == bytes(whole.view(layer, block))
-    assert not any(parts[0].view(0, 2))  # what was not exported has not moved
+    assert not any(parts[0].view(0, 2))  # Blocks that were not exported have not been copied.
     for part in parts:
         part.clear([1, 2, 4])
         part.load([1])

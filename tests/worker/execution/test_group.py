@@ -1,5 +1,5 @@
-"""Several processes compute what one does: the same tokens, through the same scheduler, and with KV
-from groups of another size.
+"""Tests of a group of ranks, which must compute the same tokens as one process, through the same
+scheduler, and with KV from groups of another size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.worker.oracle import MODEL
 
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.values.errors import ModelError
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 SAMPLING = SamplingParams(seed=3, max_new_tokens=16, temperature=0.0)
 LENGTHS = (1, 15, 16, 17, 40, 100)
@@ -53,7 +53,9 @@ def test_two_ranks_give_the_tokens_of_one_with(shape: str, tmp_path: Path, start
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_shipped_model_is_the_same_on(ranks: int, start: Start) -> None:
-    """Prompts of 1 to 1,500 tokens at once, so chunks and batches mix; greedy in float32."""
+    """Compute prompts of 1 to 1,500 tokens at once, so that chunks and batches mix, greedily in
+    float32.
+    """
     prompts = oracle.prompts()[: 40 // ranks]
     assert _all(start(MODEL, ranks), prompts, oracle.SAMPLING) == _all(start(MODEL, 1), prompts, oracle.SAMPLING)
 
@@ -61,8 +63,8 @@ def test_the_shipped_model_is_the_same_on(ranks: int, start: Start) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("ours", "theirs"), [(2, 2), (1, 2), (2, 1), (4, 2)])
 def test_kv_moves_between_groups_of(ours: int, theirs: int, start: Start) -> None:
-    """On the way KV has all heads, whoever computed them, so groups of any two sizes understand
-    each other.
+    """Move KV, which has all heads whichever rank computed them, so that groups of any two sizes
+    understand each other.
     """
     prefill, decode, one = start(MODEL, ours, "prefill"), start(MODEL, theirs, "decode"), start(MODEL, 1)
     assert prefill.layout == decode.layout
@@ -71,7 +73,7 @@ def test_kv_moves_between_groups_of(ours: int, theirs: int, start: Start) -> Non
     for i, (prompt, sink) in enumerate(zip(prompts, sinks, strict=True)):
         generate_remote(prefill, decode, str(i), prompt, len(prompt), oracle.SAMPLING, sink)
     found = [s.finished() for s in sinks]
-    assert decode.load().prompt_tokens_total == 0  # it computed no prompt itself
+    assert decode.load().prompt_tokens_total == 0  # It computed no prompt itself.
     assert found == _all(one, prompts, oracle.SAMPLING)
 
 

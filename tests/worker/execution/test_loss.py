@@ -1,4 +1,6 @@
-"""A rank that dies, hangs or can't start ends its worker, soon and with its reason."""
+"""Tests of the loss of a rank: if it dies, hangs or cannot start, its worker ends soon and with the
+reason.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from tests.worker.execution.conftest import Start
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.values.errors import ModelError, NoCapacity
 from disagg_worker.values.events import ErrorEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.slow
 LONG = SamplingParams(seed=3, max_new_tokens=60000, temperature=0.0)
@@ -29,10 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ranks() -> list[int]:
-    """The process ids of this process's ranks."""
+    """Return the process IDs of this process's ranks."""
     for _ in range(1000):
-        # A thread, or a child, that ends while it is looked at: its children are another's now, so
-        # all are looked at again.
+        # If a thread or a child ends meanwhile, its children belong to another one, so all are
+        # listed again.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             children = {
                 int(pid)
@@ -46,7 +48,7 @@ def ranks() -> list[int]:
 
 
 def running(engine: TorchEngine) -> Collector:
-    """A request that goes on for as long as it is let."""
+    """Start a request that goes on until it is stopped."""
     sink = Collector()
     engine.generate("r", list(range(1, 40)), 39, LONG, sink)
     sink.wait_tokens(3)
@@ -74,7 +76,7 @@ def test_a_rank_that_ends_or_hangs_ends_the_engine(
     engine.stop(10)
     assert not engine.alive()
     assert not ranks()
-    assert lost.empty()  # said once
+    assert lost.empty()  # It is reported once.
 
 
 def test_an_engine_that_stops_leaves_no_process(folder: Path, start: Start) -> None:
@@ -88,8 +90,7 @@ def test_an_engine_that_stops_leaves_no_process(folder: Path, start: Start) -> N
 
 def test_a_rank_that_can_not_load_says_why(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoints.make(tmp_path)
-    # Its own view of the setting: a device that only rank 1 would refuse does not exist on a CPU,
-    # so its interpreter can't start.
+    # No device on a CPU is refused by rank 1 alone, so its interpreter is made unable to start.
     monkeypatch.setenv("PYTHONHOME", "/nonexistent")
     with pytest.raises(ModelError, match="rank 1 of 2 ended with status 1"):
         start(folder, 2)
@@ -103,9 +104,7 @@ def test_a_rank_that_is_late_is_not_waited_for(folder: Path, start: Start) -> No
 
 
 def _listening() -> set[str]:
-    """Hexadecimal addresses on which this machine's processes accept connections, of those in our
-    own and our ranks' descriptors.
-    """
+    """Return the hexadecimal addresses on which this process and its ranks accept connections."""
     inodes = set()
     for pid in (os.getpid(), *ranks()):
         for fd in Path(f"/proc/{pid}/fd").iterdir():

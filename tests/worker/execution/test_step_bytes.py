@@ -1,4 +1,4 @@
-"""A step reaches the other ranks as it was."""
+"""Tests of the encoding of steps: a step reaches the other ranks unchanged."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The forward pass against transformers, in every shape of the family, and however the prompt is
-cut up.
+"""Tests of the forward pass against transformers, in every shape of the family, and for prompts
+that are divided into chunks in any way.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _bench(folder: Path, dtype: torch.dtype = torch.float32) -> Runner:
 
 
 def _reference(folder: Path, tokens: list[int]) -> torch.Tensor:
-    """Logits at every position, by transformers."""
+    """Return the logits of transformers at every position."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -51,7 +51,7 @@ def test_logits_are_those_of_transformers_with(shape: str, tmp_path: Path) -> No
     expected = _reference(folder, TOKENS)
     bench = _bench(folder)
     s = fed(TOKENS[:30], 1)
-    bench.prefill((s, 9))  # two chunks, the first ends within a block
+    bench.prefill((s, 9))  # The first of two chunks ends within a block.
     torch.testing.assert_close(bench.prefill((s, 21))[0], expected[29], atol=1e-4, rtol=1e-4)
     for i in range(30, 40):
         s.tokens.append(TOKENS[i])

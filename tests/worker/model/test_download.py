@@ -1,5 +1,5 @@
-"""hf:// models come from the endpoint and with the token of the environment, and only the files
-that a model consists of.
+"""Tests of hf:// models: they are downloaded from the endpoint and with the token of the
+environment, and only the files of a model are fetched.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import pytest
 from tests.fakes import hub
 from tests.worker import checkpoints
 
-# In a process of its own, because huggingface_hub reads its environment when it is imported.
+# It runs in a process of its own, because huggingface_hub reads its environment when imported.
 PROGRAM = """
 import sys
 from pathlib import Path
 import torch
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.engine.api import ModelError
+from disagg_worker.values.errors import ModelError
 from disagg_worker.model.loader import load_config, pick_dtype, resolve
 from disagg_worker.model.network import load_network
 try:

@@ -1,5 +1,5 @@
-"""Every supported family against transformers in fp32: whole prompts, prompts in chunks and
-decoding, on every backend of this machine.
+"""Tests of every supported family against transformers in float32: whole prompts, prompts in chunks
+and decoding, on every backend of this machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from disagg_worker.backend.interface import Backend
 from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.backend.select import select
 
-# The most that a logit may differ (issue's bound); values are of the order of 1.
+# The largest permitted difference of a logit; values are of the order of 1.
 TOLERANCE = 1e-4
 TOKENS = [(7 * i * i + 3 * i) % 89 for i in range(45)]
 SHAPES: dict[str, dict[str, Any]] = {
@@ -76,7 +76,7 @@ COMMON: dict[str, Any] = {
 
 
 class Checked:
-    """A checkpoint that transformers made and wrote, with its logits at every position."""
+    """A checkpoint that transformers has made and written, with its logits at every position."""
 
     def __init__(self, folder: Path, family: str, shape: str) -> None:
         import transformers
@@ -87,7 +87,7 @@ class Checked:
         torch.manual_seed(3)
         model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
         for parameter in model.parameters():
-            # Large enough for attention to choose, and biases that are not zero.
+            # Weights are large enough for attention to be selective, and biases are not zero.
             torch.nn.init.normal_(
                 parameter, 1.0 if parameter.dim() == 1 and parameter.std() == 0 and parameter.mean() == 1 else 0.0, 0.2
             )
@@ -114,7 +114,7 @@ def test_logits_are_those_of_transformers(checked: Checked, backend: str) -> Non
     whole = runner.prefill((fed(TOKENS), len(TOKENS)))[0]
     assert float((whole - checked.logits[-1]).abs().max()) <= TOLERANCE
     s = fed(TOKENS[:23])
-    runner.prefill((s, 9))  # two chunks, the first ends within a block
+    runner.prefill((s, 9))  # The first of two chunks ends within a block.
     found = [runner.prefill((s, 14))[0]]
     for token in TOKENS[23:]:
         s.tokens.append(token)

@@ -1,4 +1,6 @@
-"""Weights are read whole and right, or refused with the name of the file and tensor at fault."""
+"""Tests of loading: weights are read completely and correctly, or refused with the names of the
+file and the tensor.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 def _load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Every tensor, as the network would take it."""
+    """Return every tensor as the network would get it."""
     config = load_config(folder)
     with Checkpoint(folder) as checkpoint:
         source = FloatWeights(checkpoint, config, dtype, Shard())

@@ -1,5 +1,5 @@
-"""Weights are mapped and taken over matrix by matrix: loading needs the memory of one copy and of
-one matrix, never of two copies.
+"""Tests of the memory for loading: weights are mapped and taken over matrix by matrix, so that it
+is one copy and one matrix, never two copies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 from tests.worker import checkpoints
 
 REPO = Path(__file__).parents[3]
-# The loaded model is kept until its memory was read; what is sampled during the load is the peak.
+# The loaded model is kept until its memory has been read; samples during the load give the peak.
 LOAD = """
 import json, sys
 import torch
@@ -51,13 +51,13 @@ def test_a_load_needs_one_copy_of_the_weights(tmp_path: Path) -> None:
     tensors = {name: tensor.bfloat16() for name, tensor in checkpoints.random_tensors(config).items()}
     folder = checkpoints.write(tmp_path, config, tensors, shards=3)
     weights_bytes = sum(t.nbytes for t in tensors.values())
-    largest_bytes = 2 * 2 * 768 * 2048  # gate and up, one above the other
+    largest_bytes = 2 * 2 * 768 * 2048  # Gate and up, one above the other.
     environment = os.environ | {"PYTHONPATH": str(REPO / "worker"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LOAD, str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     measured = json.loads(done.stdout)
-    slack_bytes = 48 << 20  # huge pages that are begun, the reader's buffer, the interpreter
+    slack_bytes = 48 << 20  # For partly used huge pages, the reader's buffer and the interpreter.
     assert measured["after"] < weights_bytes + slack_bytes
     assert measured["peak"] < weights_bytes + 2 * largest_bytes + slack_bytes
     assert measured["peak"] < 1.8 * weights_bytes

@@ -1,5 +1,5 @@
-"""Weight-only quantisation: its error is bounded, stored formats are read as their makers write
-them, and the rest is refused by name.
+"""Tests of weight-only quantisation: its error is bounded, stored formats are read as their makers
+write them, and all others are refused by name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_a_value_moves_by_half_a_step_at_most_unless_its_group_is_clipped(
         (weight.view(6, -1, group).amax(-1).clamp(min=0) - weight.view(6, -1, group).amin(-1).clamp(max=0))
         / (2**bits - 1)
     ) / 2
-    # Clipping may cost the largest more, but never the group as a whole.
+    # Clipping may increase the error of the largest value, but never that of the whole group.
     assert bool((error.square().mean(-1) <= (plain * 1.01).square() + 1e-12).all())
     assert int(q.q.max()) < 2**bits
 
@@ -66,7 +66,7 @@ def test_fp8_is_within_its_mantissa() -> None:
 
 
 def _pack(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """int [rows, n] -> int32 [rows, n * bits / 32], the lowest bits first."""
+    """Pack int [rows, n] into int32 [rows, n * bits / 32], the lowest bits first."""
     per_word = 32 // bits
     words = (values.long().view(values.shape[0], -1, per_word) << (torch.arange(per_word) * bits)).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
@@ -139,7 +139,7 @@ def _symmetric(weight: torch.Tensor, bits: int, group: int) -> GroupQuantizedWei
 
 
 def _stored(folder: Path, kind: str) -> tuple[Path, Path]:
-    """A checkpoint in that format, and one with the same values as floats."""
+    """Write a checkpoint in a format, and one with the same values as floats."""
     config, pack, bits, group, symmetric = FORMATS[kind]
     tensors = checkpoints.random_tensors(CONFIG)
     packed: dict[str, torch.Tensor] = {}
@@ -155,7 +155,7 @@ def _stored(folder: Path, kind: str) -> tuple[Path, Path]:
     return checkpoints.write(folder / "stored", {**CONFIG, "quantization_config": config}, packed), floats
 
 
-# The kernels of the lowest level: higher ones may round the inputs.
+# The CPU kernels are those of the lowest level, since higher ones may round the inputs.
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "plain": lambda: PLAIN,
     "cpu": lambda: kernels.backend(kernels.LEVELS[-1]),
@@ -244,8 +244,8 @@ def test_what_is_quantised_is_not_quantised_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "at_least"), [("int8", 0.95), ("fp8", 0.8), ("int4", 0.6)])
 def test_the_trained_model_keeps_its_mind(quantization: Any, at_least: float) -> None:
-    """The likeliest next token stays the same at most positions, and the digest tells the weights
-    apart.
+    """Check that the likeliest next token stays the same at most positions, and that the digest
+    tells the weights apart.
     """
     config = load_config(MODEL)
     exact = load_network(MODEL, config, torch.float32, PLAIN)

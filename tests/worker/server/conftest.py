@@ -1,4 +1,4 @@
-"""A tiny model on disk, as every worker of these tests loads it."""
+"""The fixture for the tiny model that every worker of these tests loads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.worker.server.rig import KEY
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Long enough a context that a request can run for as long as a test wants it to."""
+    """Return a model whose context is long enough for a request to run as long as a test needs."""
     folder = checkpoints.make(tmp_path_factory.mktemp("tiny"), max_position_embeddings=65536)
     (folder / "tokenizer.json").write_text("{}")
     (folder / "key").write_bytes(KEY)

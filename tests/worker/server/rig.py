@@ -1,5 +1,5 @@
-"""Workers with the real engine, a tiny random model and real sockets, inside of the test's process;
-and a client that plays the router.
+"""Workers with the real engine, a tiny random model and real sockets in the test's process, and a
+client in the role of the router.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from disagg_worker.main import QuietServer, load_node
 from disagg_worker.server.app import create_app
 from disagg_worker.server.worker import Worker
 from disagg_worker.settings import Settings
-from disagg_worker.values.load import Load
+from disagg_worker.values.engine_load import Load
 
 KEY = b"k" * 32
 HEADERS = {"authorization": f"Bearer {bearer_of(KEY)}"}
@@ -32,7 +32,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Running:
-    """One worker that serves."""
+    """A worker that serves."""
 
     worker: Worker
     http: httpx.AsyncClient
@@ -42,18 +42,18 @@ class Running:
         return self.worker.node.engine.load()
 
     async def until(self, what: Callable[[Load], bool]) -> None:
-        """Wait until the engine's load is like that."""
+        """Wait until the engine's load fulfils a condition."""
         deadline_s = time.monotonic() + 20
         while not what(self.load()):
             assert time.monotonic() < deadline_s, self.load()
             await asyncio.sleep(0.005)
 
     async def empty(self) -> None:
-        """The invariant after everything: no block is held, no request is counted."""
+        """Check the invariant after everything: no block is held, and no request is counted."""
         async with asyncio.timeout(20):
             await self.worker.idle.wait()
-        # The engine's thread takes back what a closed connection leaves behind, a queued request
-        # without blocks too.
+        # The engine's thread removes what a closed connection leaves behind, including a queued
+        # request without blocks.
         await self.until(
             lambda load: load.blocks_free == load.blocks_total and load.waiting_requests == load.running_requests == 0
         )
@@ -62,8 +62,8 @@ class Running:
 
     @asynccontextmanager
     async def call(self, role: str, body: Line) -> AsyncIterator[AsyncIterator[Line]]:
-        """The events of one call; leaving closes the connection, as a router does that has had
-        enough.
+        """Yield the events of one call; leaving closes the connection, as a router does that wants
+        no more.
         """
         async with self.http.stream("POST", f"/internal/v1/{role}", json=body) as answer:
             assert answer.status_code == 200, (await answer.aread()).decode()
@@ -93,7 +93,7 @@ def make_settings(role: str, folder: Path, **changes: Any) -> Settings:
 
 @asynccontextmanager
 async def serve(worker: Worker) -> AsyncIterator[httpx.AsyncClient]:
-    """The worker's HTTP door on a real socket."""
+    """Run the worker's HTTP server on a real socket."""
     server = QuietServer(uvicorn.Config(create_app(worker), log_level="warning", timeout_graceful_shutdown=1))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -148,7 +148,7 @@ class Pair:
     decode: Running
 
     async def generate(self, request: Line) -> tuple[list[Line], list[Line]]:
-        """What a router does: reserve, prefill with the ticket, read both streams to their ends."""
+        """Do what a router does: reserve, prefill with the ticket, read both streams."""
         async with self.decode.call("decode", request | {"mode": "remote"}) as events:
             ticket = (await anext(events))["ticket"]
             first = await self.prefill.lines("prefill", request | {"ticket": ticket})
@@ -159,7 +159,7 @@ class Pair:
         await self.decode.empty()
 
     async def serves_the_next(self) -> None:
-        """The invariant after every fault."""
+        """Check the invariant after every fault: the next request is served and nothing is held."""
         await self.empty()
         first, rest = await self.generate(body(prompt(40)))
         assert [first[-1], rest[-1]] == [

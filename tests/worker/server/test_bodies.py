@@ -1,4 +1,4 @@
-"""What comes in is checked field by field; what goes out is one line."""
+"""Tests of the bodies: each one is checked field by field, and an event becomes one line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_worker.server.bodies import BadRequest, DecodeRequest, PrefillRequest, encode_line, event_json, parse
+from disagg_wire.room import Room
+from disagg_worker.server.bodies import (
+    BadRequest,
+    DecodeRequest,
+    PrefillRequest,
+    encode_line,
+    event_json,
+    parse,
+    parse_role,
+    parse_room,
+)
 from disagg_worker.values.events import EndEvent, ErrorEvent, TokenEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams, Structured
 
 SAMPLING: dict[str, Any] = {"seed": 1, "max_new_tokens": 4}
 GOOD: dict[str, Any] = {
@@ -144,3 +154,35 @@ def test_a_token_without_logprobs_carries_none(index: int, token: int) -> None:
     assert (full["logprob"], full["top_logprobs"]) == (-0.5, [[token, -0.5]])
     assert event_json(TokenEvent(index, token, cached_tokens=0))["cached_tokens"] == 0
     assert event_json(EndEvent("stop")) == {"type": "end", "finish_reason": "stop"}
+
+
+ROOM = {"free_tokens": 5, "total_tokens": 9, "free_seats": 1, "total_seats": 2, "step_s": 0.5}
+
+
+def test_a_room_is_read_field_by_field() -> None:
+    assert parse_room(json.dumps(ROOM).encode()).to_room() == Room(5, 9, 1, 2, 0.5)
+    for change in ({"free_tokens": -1}, {"free_seats": 1.5}, {"step_s": 86401}, {"more": 1}):
+        with pytest.raises(BadRequest, match=next(iter(change))):
+            parse_room(json.dumps(ROOM | change).encode())
+
+
+def test_a_role_comes_with_the_time_to_change_to_it() -> None:
+    assert parse_role(b'{"role": "decode"}').deadline_s == 60.0
+    assert parse_role(b'{"role": "prefill", "deadline_s": 5}').role == "prefill"
+    for body, field in ((b'{"role": "boss"}', "role"), (b'{"role": "decode", "deadline_s": -1}', "deadline_s")):
+        with pytest.raises(BadRequest, match=field):
+            parse_role(body)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("regex", "a+"), ("grammar", "start: x"), ("json_schema", "{}"), ("choice", '["a", "b"]')]
+)
+def test_the_form_of_the_output_reaches_the_engine(kind: str, value: str) -> None:
+    params = decode(sampling=SAMPLING | {"structured": {"kind": kind, "value": value}}).sampling.to_params()
+    assert params.structured == Structured(kind, value)
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", '["a", 1]', '["a", ""]', "[", '"a"', "[" * 60_000])
+def test_choices_are_a_list_of_strings_and_anything_else_is_refused(value: str) -> None:
+    with pytest.raises(BadRequest, match=r"^sampling\.structured"):
+        decode(sampling=SAMPLING | {"structured": {"kind": "choice", "value": value}})

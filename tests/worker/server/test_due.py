@@ -1,4 +1,4 @@
-"""`first_token_within_s`, from a body to the order of first tokens and to what the worker counts."""
+"""Tests of `first_token_within_s`, from a body to the order of first tokens and to the metrics."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_a_newcomer_that_can_be_on_time_overtakes_a_queue_of_late_ones(
         await worker.until(lambda load: load.waiting_requests == 4)
         new = send("new", 40, 1000.0)
         await worker.until(lambda load: load.waiting_requests == 5)
-        turnstile.let(2)  # one of them for the one that held the others up
+        turnstile.let(2)  # One of them is for the request that held the others up.
         first, others = ([new], late) if due else (late[:2], [*late[2:], new])
         assert [len(tokens_of(lines)) for lines in await asyncio.gather(*first)] == [1] * len(first)
         assert worker.load().work_total["prefill_batches"] == 2

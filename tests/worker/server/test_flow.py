@@ -1,5 +1,5 @@
-"""Prefill here, decode there: the same tokens as in one process; and whoever leaves or fails, every
-block comes free.
+"""Tests of prefill and decode on two workers: they generate the same tokens as one process, and
+every block is freed whichever side leaves or fails.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ async def test_a_router_that_leaves_a_local_request_ends_the_sequence(tiny: Path
 
 
 async def _deaf_decode(prefill: Running, server: socket.socket, request: Line) -> Line:
-    """A valid ticket for a decode worker that a test plays by hand."""
+    """Return a valid ticket for a decode worker whose role the test plays."""
     assert prefill.worker.node is not None
     tokens = request["tokens"]
     compat = prefill.worker.node.compat
@@ -194,7 +194,7 @@ async def test_a_router_that_leaves_a_prefill_whose_peer_is_stuck_frees_its_bloc
                 await prefill.until(lambda load: load.blocks_leased > 0)
             with stuck:
                 await prefill.empty()
-        # Freed by the cancel: the peer's silence would have been a failure.
+        # The cancel has freed the blocks; the peer's silence would have been a failure.
         assert 'reason="transfer_failed"' not in (await prefill.http.get("/metrics")).text
 
 
@@ -257,7 +257,7 @@ async def test_more_requests_than_may_run_and_wait_are_refused(tiny: Path) -> No
         long = body(prompt(20), max_new_tokens=60000) | {"mode": "local"}
         async with one.call("decode", long) as events:
             await anext(events)
-            one.worker.enter()  # as if one more were between its first byte and its place in the queue
+            one.worker.enter()  # As if another request were read but not yet in the queue.
             status, error = await one.refused("decode", long)
             one.worker.leave()
             assert (status, error["code"]) == (429, "no_capacity")

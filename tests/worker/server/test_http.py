@@ -1,4 +1,4 @@
-"""The worker's HTTP door: who may call, what it says of itself, and what it refuses."""
+"""Tests of the worker's HTTP server: authorisation, identity and refusals."""
 
 from __future__ import annotations
 

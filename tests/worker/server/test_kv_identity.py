@@ -1,5 +1,5 @@
-"""The KV that decode gets over the wire is, bit for bit and block by block, what it would have
-computed itself with the same chunks.
+"""Tests of the KV that decode receives, which must be, bit for bit and block by block, the KV that
+it would have computed itself with the same chunks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def engine_of(worker: Running) -> TorchEngine:
 
 
 def digests(worker: Running, tokens: list[int]) -> list[str]:
-    """Of each full block of these tokens, all layers, as it lies in the worker's cache now."""
+    """Return the digest of each full block of these tokens, all layers, in the worker's cache."""
     engine = engine_of(worker)
     assert engine._names is not None
     names: list[bytes] = []
@@ -39,7 +39,7 @@ def digests(worker: Running, tokens: list[int]) -> list[str]:
 
 
 async def transferred(p: Pair, request: Line) -> list[int]:
-    """Prompt and output of a request over both workers."""
+    """Return the prompt and the output of a request that both workers compute."""
     first, rest = await p.generate(request)
     assert first[1]["kv_bytes"] > 0
     return [*request["tokens"], *(token for _, token in tokens_of(first + rest))]
@@ -59,7 +59,8 @@ async def test_each_block_is_the_same_bits(tiny: Path, dtype: str, changes: dict
             tokens = await transferred(p, request)
             own = await alone.lines("decode", request | {"mode": "local"})
             assert [*request["tokens"], *(token for _, token in tokens_of(own))] == tokens
-            # The prompt's blocks came by transfer, the output's were computed upon them.
+            # The blocks of the prompt came by transfer, and those of the output were computed from
+            # them.
             found, wanted = digests(p.decode, tokens[:-1]), digests(alone, tokens[:-1])
             assert len(found) == (n + 39) // SIZE
             assert found == wanted

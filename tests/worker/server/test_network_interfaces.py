@@ -1,4 +1,4 @@
-"""Which interface carries which address, as the kernel says."""
+"""Tests of the addresses of network interfaces, as the kernel reports them."""
 
 from __future__ import annotations
 

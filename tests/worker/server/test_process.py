@@ -1,4 +1,4 @@
-"""The worker as a process: how it starts, refuses to start, drains and ends."""
+"""Tests of the worker as a process: it starts, refuses to start, drains and ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Process:
             await asyncio.sleep(0.05)
 
     async def log(self) -> str:
-        """What it wrote, once it has ended."""
+        """Wait for the end of the process and return its log."""
         assert self.running.stderr is not None
         async with asyncio.timeout(60):
             return (await self.running.stderr.read()).decode()
@@ -92,7 +92,13 @@ async def test_two_processes_give_the_tokens_of_one(tiny: Path, shipped: bool) -
         process(folder, "both", **key) as one,
     ):
         await asyncio.gather(p.ready(), d.ready(), one.ready())
-        for n, sampling in ((1, {}), (16, {"temperature": 0.8}), (100, {"temperature": 0.8, "top_p": 0.9}), (700, {})):
+        asked: list[tuple[int, dict[str, Any]]] = [
+            (1, {}),
+            (16, {"temperature": 0.8}),
+            (100, {"temperature": 0.8, "top_p": 0.9}),
+            (700, {}),
+        ]
+        for n, sampling in asked:
             await _is_the_same(p, d, one, body(prompt(n), max_new_tokens=40, **sampling))
 
 
@@ -127,7 +133,7 @@ async def test_a_worker_ends_with_its_rank(tiny: Path) -> None:
 
 
 async def _is_the_same(prefill: Process, decode: Process, one: Process, request: dict[str, Any]) -> None:
-    """The request over two workers, with its KV moved, gives the tokens of one worker."""
+    """Check that a request over two workers, with a KV transfer, gives the tokens of one worker."""
     whole = await _lines(one, "decode", request | {"mode": "local"})
     async with decode.http.stream("POST", "/internal/v1/decode", json=request | {"mode": "remote"}) as answer:
         events = answer.aiter_lines()
@@ -162,7 +168,7 @@ async def test_a_drain_refuses_new_work_and_finishes_what_runs(tiny: Path) -> No
                 await asyncio.sleep(0.005)
             refused = await one.http.post("/internal/v1/decode", json=request)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
-            one.running.send_signal(signal.SIGTERM)  # an impatient second one changes nothing
+            one.running.send_signal(signal.SIGTERM)  # A second signal changes nothing.
             rest = [_parse(line) async for line in events]
         assert rest[-1] == {"type": "end", "finish_reason": "length"}
         assert rest[-2]["index"] == 1999
@@ -187,7 +193,7 @@ async def test_what_does_not_finish_in_time_is_told_to_go_elsewhere(tiny: Path) 
 
 
 async def test_a_stop_while_the_model_loads_is_obeyed_at_once(tiny: Path) -> None:
-    """The KV interface never comes, which holds the load for 10 s."""
+    """Name a KV interface that never appears, which delays the load by 10 s."""
     async with process(tiny, kv_interface="net9") as one:
         deadline_s = time.monotonic() + 60
         while True:

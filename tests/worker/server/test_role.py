@@ -1,5 +1,5 @@
-"""A worker changes its role while it serves: what runs finishes, the weights stay, and nobody is
-lost.
+"""Tests of a change of role while a worker serves: running requests finish, the weights stay, and
+no request is lost.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ async def ask(worker: Running, role: str, **fields: Any) -> tuple[int, Line]:
 
 
 async def changed(worker: Running, role: str) -> Line:
-    """Ask until it has the role, as the operator does."""
+    """Ask for the role until the worker has it, as the operator does."""
     async with asyncio.timeout(20):
         while (answer := await ask(worker, role))[0] == 202:
             await asyncio.sleep(0.01)
@@ -74,7 +74,7 @@ async def test_what_runs_on_a_decode_worker_finishes_and_then_it_prefills_for_th
 
 
 async def test_at_the_deadline_what_still_runs_is_sent_elsewhere_and_the_kv_is_free(tiny: Path) -> None:
-    """One streams, one waits for the KV that its ticket announced."""
+    """Run a request that streams, and one that waits for the KV which its ticket announced."""
     async with pair(tiny) as both:
         local, remote = (both.decode.call("decode", LONG | {"mode": mode}) for mode in ("local", "remote"))
         async with local as streams, remote as waits:
@@ -93,7 +93,7 @@ async def test_at_the_deadline_what_still_runs_is_sent_elsewhere_and_the_kv_is_f
 async def test_a_peer_that_does_not_read_can_not_hold_the_role(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("disagg_worker.server.worker._BREAK_OFF_S", 0.2)
     async with running("both", tiny, max_model_len=65536) as one:
-        # A stream whose socket is full never comes to send its last line, whatever it is told.
+        # A stream whose socket is full never sends its last line, whatever it is told.
         told: list[ErrorEvent] = []
         one.worker.enter()
         close = one.worker.keep(Job(_nothing(), lambda: told.append(CLOSED), told.append, time.monotonic() + 60))

@@ -1,4 +1,4 @@
-"""A listener over real memory, and a peer that can misbehave on the wire in every way."""
+"""A listener with real memory, and a peer that can misbehave on the wire in every way."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIRST = TokenEvent(0, 7)
 
 
 class Memory:
-    """The blocks of one sequence, as an engine would hold them. Implements api.Reservation."""
+    """Implements contract.Reservation: the blocks of one sequence, as an engine would hold them."""
 
     def __init__(self, n_blocks: int = BLOCKS, fill: bytes = b"") -> None:
         size = LAYOUT.layers * n_blocks * LAYOUT.layer_block_bytes
@@ -82,7 +82,7 @@ class Rig:
         return self.outcomes.get(timeout=10)
 
     def serves_the_next(self) -> None:
-        """The invariant after every fault: the listener is as good as before."""
+        """Check the invariant after every fault: the listener accepts the next transfer."""
         session = self.announce()
         with Peer(session.ticket) as peer:
             peer.send_all()
@@ -103,7 +103,7 @@ def rig(idle_s: float = 5.0) -> Iterator[Rig]:
 
 
 class Peer:
-    """A prefill worker, made by hand."""
+    """A prefill worker whose frames the test sends."""
 
     def __init__(self, ticket: Ticket, key: bytes = KEY) -> None:
         self.ticket = ticket
@@ -121,7 +121,7 @@ class Peer:
         self.sock.close()
 
     def reset(self) -> None:
-        """Close with RST, as a process that died does."""
+        """Close the connection with RST, as the death of a process does."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
@@ -156,7 +156,7 @@ def layer_payload(layer: int) -> list[memoryview]:
 
 
 def whole_stream(peer: Peer) -> bytes:
-    """Every byte that a good peer sends after the challenge."""
+    """Return all bytes that a correct peer sends after the challenge."""
     out = io_bytes(Header(FrameType.BEGIN), _json(peer.begin()))
     digest = Digest()
     for layer in range(LAYOUT.layers):

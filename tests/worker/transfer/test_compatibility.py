@@ -1,4 +1,4 @@
-"""Equal only when KV may move."""
+"""Tests of the compatibility hash, which is equal only if KV may move."""
 
 from __future__ import annotations
 

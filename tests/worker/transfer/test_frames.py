@@ -1,4 +1,6 @@
-"""A frame arrives as it was sent, or is refused; a length is checked before anything is allocated."""
+"""Tests of frames: a frame arrives as it was sent or is refused, and its length is checked before
+anything is allocated.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Whatever a peer does, blocks come free at once, nothing half-received is used, and the next
-transfer works. Real sockets.
+"""Tests of the listener on real sockets: whatever a peer does, blocks are freed at once, nothing
+that is received in part is used, and the next transfer works.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from disagg_worker.transfer.ticket import sign
 
 
 def failed_with(r: Rig, session: Session) -> tuple[str, str]:
-    """The transfer failed, and its blocks were free before anybody was told."""
+    """Check that the transfer failed and its blocks are free, and return code and message."""
     outcome = r.outcome()
     assert isinstance(outcome, tuple)
     assert isinstance(session.reservation, Memory)
@@ -69,7 +69,7 @@ def test_a_connection_cut_at_any_byte_frees_the_blocks_at_once(where: float, how
         stream = whole_stream(peer)
         cut = begin + int(where * (len(stream) - begin))
         peer.sock.sendall(stream[:cut])
-        # Only what was begun can be cut: wait until the ticket was used.
+        # Only a transfer that has begun can be cut, so wait until the ticket has been used.
         deadline_s = time.monotonic() + 10
         while not r.listener.begun(session) and time.monotonic() < deadline_s:
             threading.Event().wait(0.002)
@@ -283,12 +283,17 @@ def test_cancel_while_receiving_frees_at_once() -> None:
 
 
 def test_cancel_after_the_engine_took_it_does_not_lose_the_acknowledgement() -> None:
-    """A request of two tokens can end, and its stream with it, before the acknowledgement is on its
-    way.
+    """Cancel after the commit: a request of two tokens can end, and its stream with it, before the
+    acknowledgement is sent.
     """
     with rig() as r:
         session = r.announce()
-        session.on_commit = lambda received: (r.listener.cancel(session), r.outcomes.put(received))[1]
+
+        def cancel_and_tell(received: Received) -> None:
+            r.listener.cancel(session)
+            r.outcomes.put(received)
+
+        session.on_commit = cancel_and_tell
         with Peer(session.ticket) as peer:
             peer.send_all()
             assert peer.answer()[0] is FrameType.ACK

@@ -1,5 +1,5 @@
-"""A transfer counts only when each part of each layer came exactly once and the commit says the
-same.
+"""Tests of the manifest: a transfer counts only if each part of each layer came exactly once and
+the commit says the same.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The sender pushes layers as they come, reports exactly once how it ended, and never outlives a
-cancel. Real sockets.
+"""Tests of the sender on real sockets: it sends layers as they come, reports its end exactly once,
+and never outlives a cancel.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Sending:
 
 @contextmanager
 def deaf_peer() -> Iterator[tuple[Ticket, socket.socket]]:
-    """A decode worker that a test plays by hand."""
+    """Yield a ticket and the socket of a decode worker whose role the test plays."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(10)
         ticket = Ticket("ab" * 16, "r", 0, "c", "d/e", "127.0.0.1", server.getsockname()[1], len(TOKENS), "", 30.0)
@@ -57,7 +57,7 @@ def deaf_peer() -> Iterator[tuple[Ticket, socket.socket]]:
 
 
 def greet(server: socket.socket) -> tuple[socket.socket, FrameSocket]:
-    """Accept, challenge and read BEGIN."""
+    """Accept a connection, send CHALLENGE and read BEGIN."""
     sock, _ = server.accept()
     link = FrameSocket(sock, 10)
     link.send(Header(FrameType.CHALLENGE), [b"c" * 32])

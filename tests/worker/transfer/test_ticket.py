@@ -1,4 +1,4 @@
-"""A ticket is worth something only as the decode worker signed it."""
+"""Tests of tickets, which are valid only as the decode worker has signed them."""
 
 from __future__ import annotations
 
@@ -79,4 +79,4 @@ def test_token_hashes_are_equal_only_for_equal_tokens(a: list[int], b: list[int]
 def test_the_keys_uses_do_not_mix() -> None:
     assert bearer_of(KEY) != begin_proof(KEY, b"disagg-http-v1", "") or bearer_of(KEY) != asdict(TICKET)["mac"]
     assert begin_proof(KEY, b"1" * 32, "a") != begin_proof(KEY, b"2" * 32, "a")
-    assert begin_proof(KEY, b"1" * 32, "\ud800")  # text that is no UTF-8 must not raise
+    assert begin_proof(KEY, b"1" * 32, "\ud800")  # Text that is not valid UTF-8 must not raise.

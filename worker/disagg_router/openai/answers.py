@@ -1,19 +1,52 @@
-"""PURE: OpenAI's answer objects, whole and in chunks."""
+"""PURE: The answer objects of OpenAI's API, whole and in chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from disagg_router.dispatch.request_state import Token
-from disagg_router.openai.generation import Generation, Piece
-from disagg_router.text.tokenizer import Text
+from disagg_router.dispatch.request_state import RequestState, Token
 
 Json = dict[str, Any]
 
 
-def usage(generations: Sequence[Generation]) -> Json:
-    """Token counts; a prompt with n choices counts once for each prompt, as OpenAI counts it."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of the answer: text that may be shown, and the tokens behind it.
+
+    Only the last piece has a `finish_reason`.
+    """
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+    finish_reason: str | None = None
+
+
+class TokenText(Protocol):
+    """A tokenizer, as far as log-probabilities need it."""
+
+    def piece(self, token: int) -> str:
+        """Return the text of one token alone."""
+
+
+class AnswerChoice(Protocol):
+    """A choice of an answer, as far as the objects of the API show it."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def text(self) -> TokenText: ...
+    @property
+    def state(self) -> RequestState: ...
+    @property
+    def shares_prompt(self) -> bool: ...
+    @property
+    def tokens(self) -> int: ...
+
+
+def usage(generations: Sequence[AnswerChoice]) -> Json:
+    """Return the token counts; a prompt with n choices counts once, as OpenAI counts it."""
     prompt = sum(len(g.state.prompt) for g in generations if not g.shares_prompt)
     completion = sum(g.tokens for g in generations)
     cached = sum(g.state.cached_tokens for g in generations if not g.shares_prompt)
@@ -25,12 +58,12 @@ def usage(generations: Sequence[Generation]) -> Json:
     }
 
 
-def _entry(text: Text, token: int, logprob: float | None) -> Json:
+def _entry(text: TokenText, token: int, logprob: float | None) -> Json:
     piece = text.piece(token)
     return {"token": piece, "logprob": logprob, "bytes": list(piece.encode())}
 
 
-def chat_logprobs(text: Text, tokens: Sequence[Token]) -> Json | None:
+def chat_logprobs(text: TokenText, tokens: Sequence[Token]) -> Json | None:
     if not tokens or tokens[0].logprob is None:
         return None
     content = [
@@ -40,7 +73,7 @@ def chat_logprobs(text: Text, tokens: Sequence[Token]) -> Json | None:
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(text: Text, tokens: Sequence[Token], offset: int) -> Json | None:
+def completion_logprobs(text: TokenText, tokens: Sequence[Token], offset: int) -> Json | None:
     if not tokens or tokens[0].logprob is None:
         return None
     pieces = [text.piece(t.token) for t in tokens]
@@ -57,13 +90,16 @@ def completion_logprobs(text: Text, tokens: Sequence[Token], offset: int) -> Jso
 
 
 class AnswerFormat:
-    """One endpoint's shapes. `chat` tells /v1/chat/completions from /v1/completions."""
+    """The shapes of one endpoint's answers.
+
+    `chat` distinguishes /v1/chat/completions from /v1/completions.
+    """
 
     def __init__(self, *, chat: bool, identity: str, created_s: int, model: str) -> None:
         self._chat = chat
         self._base = {"id": ("chatcmpl-" if chat else "cmpl-") + identity, "created": created_s, "model": model}
 
-    def whole(self, results: Sequence[tuple[Generation, Sequence[Piece]]]) -> Json:
+    def whole(self, results: Sequence[tuple[AnswerChoice, Sequence[Piece]]]) -> Json:
         choices = []
         for generation, pieces in results:
             text = "".join(p.text for p in pieces)
@@ -83,14 +119,14 @@ class AnswerFormat:
         return {**self._base, "object": kind, "choices": choices, **(extra or {})}
 
     def opening(self, index: int) -> Json | None:
-        """The chunk before the first token (chat only)."""
+        """Return the chunk before the first token; only chat has one."""
         if not self._chat:
             return None
         return self._chunk(
             [{"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
         )
 
-    def piece(self, generation: Generation, piece: Piece, offset: int) -> Json:
+    def piece(self, generation: AnswerChoice, piece: Piece, offset: int) -> Json:
         choice: Json = {"index": generation.index, "finish_reason": piece.finish_reason}
         if self._chat:
             choice |= {
@@ -101,6 +137,6 @@ class AnswerFormat:
             choice |= {"text": piece.text, "logprobs": completion_logprobs(generation.text, piece.tokens, offset)}
         return self._chunk([choice])
 
-    def closing(self, generations: Sequence[Generation], extra: Json) -> Json:
-        """The last chunk: usage, no choices."""
+    def closing(self, generations: Sequence[AnswerChoice], extra: Json) -> Json:
+        """Return the last chunk, with the usage and no choices."""
         return self._chunk([], {"usage": usage(generations), **extra})

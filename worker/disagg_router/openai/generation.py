@@ -1,6 +1,6 @@
-"""From a checked request to text: limits, sampling parameters, detokenising, stop strings, usage.
+"""The steps from a checked request to text, for each choice of the answer.
 
-One choice of the answer each.
+They are limits, sampling parameters, detokenization, stop strings and usage.
 """
 
 from __future__ import annotations
@@ -14,103 +14,46 @@ from typing import Any
 
 from disagg_router.dispatch.attempt import Finished, Trace
 from disagg_router.dispatch.dispatcher import Dispatcher
-from disagg_router.dispatch.request_state import RequestState, Token
-from disagg_router.errors import ApiError
+from disagg_router.dispatch.request_state import RequestState
+from disagg_router.openai.answers import Piece
+from disagg_router.openai.sampling import check_prompt, sampling_of
 from disagg_router.openai.schema import ChatRequest, CompletionRequest
 from disagg_router.text.stop_strings import StopStrings
 from disagg_router.text.tokenizer import Detokenizer, Text
 from disagg_router.workers.worker_info import Model, Worker
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of the answer: text that may be shown, and the tokens behind it.
-
-    `finish_reason` only in the last one.
-    """
-
-    text: str
-    tokens: tuple[Token, ...] = ()
-    finish_reason: str | None = None
-
-
-def check_prompt(prompt: list[int], wanted: int | None, default: int | None, model: Model) -> int:
-    """How many tokens may be generated: what is wanted, else the default or what fits.
-
-    Raises ApiError naming the limit.
-    """
-    limit = model.max_model_len
-    if not prompt:
-        raise ApiError(400, "the prompt is empty", code="empty_prompt", param="prompt")
-    if bad := next((t for t in prompt if t >= model.vocab_size), None):
-        raise ApiError(
-            400,
-            f"prompt: token {bad} is not below the vocabulary's {model.vocab_size}",
-            code="invalid_value",
-            param="prompt",
-        )
-    if len(prompt) >= limit:
-        message = f"the prompt has {len(prompt)} tokens; this model's context is {limit} tokens, output included"
-        raise ApiError(400, message, code="context_length_exceeded", param="prompt")
-    if wanted is not None and wanted > limit - len(prompt):
-        message = (
-            f"max_tokens: {wanted} and the prompt's {len(prompt)} tokens exceed this model's context of {limit} tokens"
-        )
-        raise ApiError(400, message, code="context_length_exceeded", param="max_tokens")
-    return wanted if wanted is not None else min(limit - len(prompt), default or limit)
-
-
-def sampling_of(
-    request: ChatRequest | CompletionRequest, model: Model, max_new_tokens: int, seed: int
-) -> dict[str, Any]:
-    """docs/protocol.md, `sampling`. The defaults are OpenAI's."""
-    stop_ids = [] if request.ignore_eos else list(model.eos_token_ids)
-    bias = [[int(k), v] for k, v in (request.logit_bias or {}).items()]
-    if bad := next((i for i, _ in bias if i >= model.vocab_size), None):
-        message = f"logit_bias: token {bad} is not below the vocabulary's {model.vocab_size}"
-        raise ApiError(400, message, code="invalid_value", param="logit_bias")
-    structured = request.structured
-    return {
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "temperature": 1.0 if request.temperature is None else request.temperature,
-        "top_p": 1.0 if request.top_p is None else request.top_p,
-        "top_k": max(0, request.top_k or 0),
-        "min_p": request.min_p or 0.0,
-        "presence_penalty": request.presence_penalty or 0.0,
-        "frequency_penalty": request.frequency_penalty or 0.0,
-        "repetition_penalty": request.repetition_penalty or 1.0,
-        "logit_bias": bias,
-        "logprobs": request.wanted_logprobs,
-        "stop_token_ids": stop_ids,
-        "min_tokens": min(request.min_tokens or 0, max_new_tokens),
-        "structured": None if structured is None else {"kind": structured[1], "value": structured[2]},
-    }
-
-
 @dataclass(slots=True)
 class Generation:
-    """One choice of one answer.
-
-    `shares_prompt`: not the first choice of its prompt. Times are monotonic, in seconds.
-    """
+    """One choice of one answer. Times are monotonic, in seconds."""
 
     index: int
+    """The position of the choice in the answer."""
     text: Text
+    """The tokenizer of the model."""
     state: RequestState
+    """The state of the request over all its attempts."""
     stops: list[str]
+    """The stop strings."""
     shares_prompt: bool = False
+    """Whether an earlier choice of the answer has the same prompt."""
     trace: Trace = field(default_factory=Trace)
+    """The record of what happened to the request."""
     started_s: float = field(default_factory=time.monotonic)
+    """The time of the request's arrival."""
     first_s: float = 0.0
+    """The time of the first token; 0 until it is out."""
     last_s: float = 0.0
-    ended: bool = False  # a whole answer was given
-    # Tokens of the answer. `state.emitted` may be ahead of it: what came after a stop string is no
-    # part of the answer.
+    """The time of the last token so far; 0 until there is one."""
+    ended: bool = False
+    """Whether a whole answer was given."""
     tokens: int = 0
+    """The number of tokens of the answer. `state.emitted` may be ahead of it: tokens that follow a
+    stop string are not part of the answer.
+    """
 
     async def pieces(self, dispatcher: Dispatcher) -> AsyncGenerator[Piece]:
-        """The answer as it comes. Raises ApiError."""
+        """Yield the answer as it comes. Raises ApiError."""
         detokenizer, stops = Detokenizer(self.text), StopStrings(self.stops)
         stop_ids = set(self.state.sampling["stop_token_ids"])
         async with contextlib.aclosing(dispatcher.run(self.state, self.trace, self.started_s)) as events:
@@ -139,7 +82,9 @@ class Generation:
         return (self.last_s - self.first_s) / (self.tokens - 1) if self.tokens > 1 else None
 
     def trace_json(self) -> dict[str, Any]:
-        """The `disagg` object of the answer: what happened, for people and for the demo."""
+        """Return the `disagg` object of the answer, which tells people and the demo what
+        happened.
+        """
         t = self.trace
 
         def who(worker: Worker | None) -> dict[str, str] | None:
@@ -164,7 +109,7 @@ class Generation:
 def plan(
     request: ChatRequest | CompletionRequest, text: Text, model: Model, max_attempts: int, tenant: str = ""
 ) -> list[Generation]:
-    """Every choice that the request asks for. Raises ApiError."""
+    """Return every choice that the request asks for. Raises ApiError."""
     if isinstance(request, ChatRequest):
         prompts = [text.encode_chat([m.plain() for m in request.messages])]
     else:

@@ -1,3 +1,3 @@
-"""Where the network's arithmetic happens: one interface, plain torch everywhere, faster ways on CPU
-and CUDA.
+"""The arithmetic of the network: one interface, implemented in plain torch for any device and in
+faster ways for CPUs and CUDA.
 """

@@ -1,9 +1,8 @@
-"""What a backend offers to the network.
+"""The interface between a backend and the network.
 
 The KV cache is [block, layer, 2, kv_head, token in block, head_dim], contiguous.
 
-Every method leaves its arguments alone unless it says otherwise. Activations have the backend's
-`compute_dtype`.
+No method changes its arguments unless it says so. Activations have the backend's `compute_dtype`.
 """
 
 from __future__ import annotations
@@ -17,63 +16,72 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of one sequence to prefill: rows `start:stop` of the batch, at positions from `first`
-    on.
-
-    `table` [blocks] int64 holds everything up to the chunk's end.
-    """
+    """A part of one sequence to prefill: rows `start:stop` of the batch."""
 
     start: int
+    """The chunk's first row in the batch."""
     stop: int
+    """The row after its last one."""
     first: int
+    """The position of its first token in the sequence."""
     table: torch.Tensor
+    """[blocks] int64: the blocks of the sequence up to the end of the chunk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Flattened input of one step. token_ids, positions, slots: [tokens] int64; a slot is block *
-    block size + offset in the block. `last` [rows] int64: the tokens whose logits are wanted.
+    """The flattened input of one step.
 
-    Either `chunks` (prefill) or `tables` [sequences, blocks] int64 and `lengths` [sequences] int64
-    (decode: one token a sequence, and `lengths` counts it) is set. Where a table is wider than its
-    sequence, the rest holds any valid block and is hidden by the length.
+    A prefill batch has `chunks`. A decode batch has one token per sequence, `tables` and `lengths`.
     """
 
     token_ids: torch.Tensor
+    """[tokens] int64."""
     positions: torch.Tensor
+    """[tokens] int64: the position of each token in its sequence."""
     slots: torch.Tensor
+    """[tokens] int64: the place of each token's KV, block * block size + offset in the block."""
     last: torch.Tensor
+    """[rows] int64: the tokens whose logits are wanted."""
     chunks: tuple[Chunk, ...] = ()
+    """The chunks of a prefill batch."""
     tables: torch.Tensor | None = None
+    """[sequences, blocks] int64: the block tables of a decode batch. A row that is wider than its
+    sequence is filled up with valid block numbers, which its length hides.
+    """
     lengths: torch.Tensor | None = None
+    """[sequences] int64: the tokens of each sequence of a decode batch, the new one included."""
 
 
 @dataclass(frozen=True, slots=True)
 class DenseWeight:
-    """`weight` [out, in] in the model's dtype."""
+    """A weight [out, in] in the model's dtype."""
 
     weight: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class GroupQuantizedWeight:
-    """Weight-only integers: w[o, i] = (q[o, i] - zero[o, g]) * scale[o, g] with g = i //
-    group_size.
-
-    `q` [out, in] uint8, one value a byte (0..15 for 4 bits); scale, zero: [out, in / group_size]
-    float32.
-    """
+    """A weight of integers: w[o, i] = (q[o, i] - zero[o, g]) * scale[o, g], g = i // group_size."""
 
     bits: int
+    """4 or 8."""
     group_size: int
+    """Inputs that share a scale and a zero."""
     q: torch.Tensor
+    """[out, in] uint8, one value per byte (0..15 for 4 bits)."""
     scale: torch.Tensor
+    """[out, in / group_size] float32."""
     zero: torch.Tensor
+    """[out, in / group_size] float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fp8Weight:
-    """w[o, i] = weight[o, i] * scale[o]; `weight` [out, in] float8_e4m3fn, `scale` [out] float32."""
+    """A weight of 8-bit floats: w[o, i] = weight[o, i] * scale[o].
+
+    `weight` is [out, in] float8_e4m3fn, `scale` [out] float32.
+    """
 
     weight: torch.Tensor
     scale: torch.Tensor
@@ -83,7 +91,7 @@ Weight = DenseWeight | GroupQuantizedWeight | Fp8Weight
 
 
 class Linear(Protocol):
-    """y = x W^T + b: [tokens, in] -> [tokens, out]."""
+    """A linear module: y = x W^T + b, [tokens, in] -> [tokens, out]."""
 
     in_features: int
     out_features: int
@@ -92,14 +100,14 @@ class Linear(Protocol):
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
-# A decode batch and the cache -> logits [sequences, vocab] float32: the whole network in one go.
+# Runs the whole network at once: a decode batch and the cache -> logits [sequences, vocab] float32.
 DecodeProgram = Callable[[Batch, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class QkvShape:
-    """How a row of the fused projection splits: heads of q, then kv_heads of k, then of v; each of
-    head_dim.
+    """The parts of a row of the fused projection: `heads` heads of q, then `kv_heads` of k and as
+    many of v, each with `head_dim` elements.
     """
 
     heads: int
@@ -109,9 +117,9 @@ class QkvShape:
 
 @dataclass(frozen=True, slots=True)
 class HeadNorms:
-    """RMS norm over head_dim of every q and k head before the rotation (Qwen3).
+    """The RMS norms over head_dim of every q and k head before the rotation (Qwen3).
 
-    Weights [head_dim].
+    `q` and `k` are their weights [head_dim].
     """
 
     q: torch.Tensor
@@ -121,8 +129,8 @@ class HeadNorms:
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """cos, sin: [positions, head_dim], both halves filled (the "rotate half" convention of
-    transformers).
+    """The tables of the rotary embedding: `cos` and `sin` [positions, head_dim], both halves filled
+    (the "rotate half" convention of transformers).
     """
 
     cos: torch.Tensor
@@ -131,20 +139,31 @@ class Rotary:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer; q, k, v and gate, up are fused so that each is one matrix product."""
+    """One decoder layer.
+
+    q, k and v are fused into one matrix product, and so are gate and up.
+    """
 
     norm_in: torch.Tensor
+    """The weight [hidden] of the norm before the attention."""
     qkv: Linear
+    """The projections q, k and v."""
     head_norms: HeadNorms | None
+    """The norms of q and k heads, if the layer has them."""
     out: Linear
+    """The output projection of the attention."""
     norm_mlp: torch.Tensor
+    """The weight [hidden] of the norm before the MLP."""
     gate_up: Linear
+    """The projections of the MLP into its inner width."""
     down: Linear
+    """The projection of the MLP back."""
     window: int | None
+    """The sliding window in tokens; None: the layer has none."""
 
 
 class DecoderNetwork(Protocol):
-    """The network as a decode program sees it: its weights, and its forward pass."""
+    """The network as a decode program sees it: its weights and its forward pass."""
 
     @property
     def device(self) -> torch.device: ...
@@ -173,7 +192,9 @@ class DecoderNetwork(Protocol):
 
     @property
     def is_split(self) -> bool:
-        """Whether other ranks compute a part of every layer, so that sums go between the layers."""
+        """Whether other ranks compute a part of every layer, so that partial sums are added up
+        between the layers.
+        """
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings [tokens, hidden] of [tokens]."""
@@ -183,32 +204,35 @@ class DecoderNetwork(Protocol):
 
 
 class Backend(Protocol):
-    """Arithmetic on one device."""
+    """The arithmetic on one device."""
 
     name: str
     device: torch.device
     fp8_cache: bool
     """Whether the KV cache may be float8_e4m3fn."""
     decode_sizes: tuple[int, ...]
-    """Batch sizes that are worth a step before the first request (kernels to compile, graphs to
-    record); empty: nothing is.
+    """The batch sizes of decode steps to run before the first request (to compile kernels and to
+    record graphs); empty if there is nothing to prepare.
     """
 
     def compute_dtype(self, model: torch.dtype) -> torch.dtype:
-        """The dtype of activations, norm weights and rotary tables, for a model of that dtype."""
+        """Return the dtype of activations, norm weights and rotary tables for a model's dtype."""
 
     def linear(self, weight: Weight, bias: torch.Tensor | None) -> Linear:
-        """Take a weight over, in whatever layout is fastest here (the caller drops its own
-        reference).
+        """Return a linear module that owns the weight, in the layout that is fastest here.
+
+        The caller drops its own reference.
         """
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """weight * x / sqrt(mean(x^2) + eps) over the last axis, the mean in float32, rounded
-        before the weight (as transformers does).
+        """Return weight * x / sqrt(mean(x^2) + eps) over the last axis.
+
+        The mean is float32, and the quotient is rounded before it is multiplied by the weight (as
+        transformers does).
         """
 
     def add_rms_norm(self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """Add `delta` to `x` in place, then rms_norm of the sum."""
+        """Add `delta` to `x` in place and return the `rms_norm` of the sum."""
 
     def store_qkv(
         self,
@@ -220,8 +244,8 @@ class Backend(Protocol):
         cache: torch.Tensor,
         layer: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Split [tokens, (heads + 2 kv_heads) * head_dim], norm and rotate q and k, write k and v
-        into the cache at the batch's slots.
+        """Split [tokens, (heads + 2 kv_heads) * head_dim], norm and rotate q and k, and write k and
+        v into the cache at the batch's slots.
 
         Returns q [tokens, heads, head_dim] and k, v [tokens, kv_heads, head_dim].
         """
@@ -236,23 +260,23 @@ class Backend(Protocol):
         layer: int,
         window: int | None,
     ) -> torch.Tensor:
-        """Causal attention of the batch's tokens over the cache (k and v are in it already) ->
-        [tokens, heads * head_dim].
+        """Return the causal attention [tokens, heads * head_dim] of the batch's tokens over the
+        cache, which holds k and v already.
 
-        `window`: a token sees itself and the window - 1 tokens before it; None: all.
+        With a `window`, a token sees itself and the window - 1 tokens before it; else all of them.
         """
 
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """silu(gate) * up of [tokens, 2 * n] -> [tokens, n]."""
+        """Return silu(gate) * up: [tokens, 2 * n] -> [tokens, n]."""
 
     def decode_program(self, network: DecoderNetwork, cache: torch.Tensor) -> DecodeProgram | None:
-        """A faster way to run decode batches (one compiled call, a CUDA graph); None:
-        `network.forward` is the way.
+        """Return a faster way to run decode batches (one compiled call, a CUDA graph), or None if
+        they are to be run by `network.forward`.
         """
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch in the device's memory."""
+    """Return the batch in the device's memory."""
     if device.type == "cpu":
         return batch
 

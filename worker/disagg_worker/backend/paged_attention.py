@@ -1,8 +1,9 @@
-"""Attention over the paged cache by torch's SDPA: gather the blocks, then one fused call.
+"""Attention over the paged cache with torch's SDPA: the blocks are gathered, and one fused call
+computes the rest.
 
-Cache: [block, layer, 2, kv_head, token in block, head_dim], contiguous. Seen as rows of [token in
-block, head_dim], one block of one KV head is one row, so K and V of any block table are gathered by
-a single `index_select`, in the order that attention wants.
+The cache is [block, layer, 2, kv_head, token in block, head_dim], contiguous. Seen as rows of
+[token in block, head_dim], one block of one KV head is one row. A single `index_select` therefore
+gathers K and V of any block table, in the order in which attention needs them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ FP8_MOST = 448.0
 
 
 def write_kv(cache: torch.Tensor, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Store k and v [tokens, kv_head, head_dim] at each token's slot (block * block size + offset)."""
+    """Store k and v [tokens, kv_head, head_dim] at each token's slot.
+
+    A slot is block * block size + offset in the block.
+    """
     size = cache.shape[4]
     blocks, offsets = slots // size, slots % size
-    if (
-        cache.dtype == torch.float8_e4m3fn
-    ):  # torch would make NaN of what is too large, and can't assign 8-bit floats by index
+    if cache.dtype == torch.float8_e4m3fn:
+        # torch turns values that are too large into NaN and cannot assign 8-bit floats by index.
         kind = torch.uint8
         k, v = (x.clamp(-FP8_MOST, FP8_MOST).to(cache.dtype).view(kind) for x in (k, v))
         cache = cache.view(kind)
@@ -29,8 +32,9 @@ def write_kv(cache: torch.Tensor, layer: int, slots: torch.Tensor, k: torch.Tens
 
 
 def gather_kv(cache: torch.Tensor, layer: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V [sequences, kv_head, blocks * block size, head_dim] of one layer, by block tables
-    [sequences, blocks].
+    """Return K and V of one layer for block tables [sequences, blocks].
+
+    Each is [sequences, kv_head, blocks * block size, head_dim].
     """
     layers, kv_heads, size, head_dim = cache.shape[1], cache.shape[3], cache.shape[4], cache.shape[5]
     sequences, blocks = tables.shape
@@ -43,7 +47,10 @@ def gather_kv(cache: torch.Tensor, layer: int, tables: torch.Tensor) -> tuple[to
 
 
 def decode_mask(lengths: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
-    """[sequences, 1, 1, keys], True: attend. `lengths` [sequences] counts the token that asks."""
+    """Return the mask [sequences, 1, 1, keys], which is True for the keys that a token sees.
+
+    `lengths` [sequences] includes the new token.
+    """
     at = torch.arange(keys, device=lengths.device)[None]
     seen = at < lengths[:, None]
     if window is not None:
@@ -52,10 +59,10 @@ def decode_mask(lengths: torch.Tensor, keys: int, window: int | None) -> torch.T
 
 
 def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """Causal attention of one sequence's chunk: q [tokens, head, head_dim] are the last of the keys
-    k, v [kv_head, keys, head_dim].
+    """Return the causal attention [tokens, head * head_dim] of one sequence's chunk.
 
-    Returns [tokens, head * head_dim].
+    The tokens q [tokens, head, head_dim] are the last ones of the keys and values k and v
+    [kv_head, keys, head_dim].
     """
     tokens, heads, head_dim = q.shape
     keys = k.shape[1]
@@ -71,11 +78,13 @@ def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | Non
 
 
 def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """One new token a sequence: q [sequences, head, head_dim], k and v [sequences, kv_head, keys,
-    head_dim], mask [sequences, 1, 1, keys] (True: attend) -> [sequences, head * head_dim].
+    """Return the attention [sequences, head * head_dim] of one new token per sequence.
 
-    The query heads of one KV head are folded into the query axis: no repetition of K and V, and 7
-    to 13 times faster on CPU.
+    q is [sequences, head, head_dim], k and v are [sequences, kv_head, keys, head_dim], and the mask
+    [sequences, 1, 1, keys] is True for the keys that are seen.
+
+    The query heads of one KV head are folded into the query axis, so that K and V are not repeated.
+    That is 7 to 13 times faster on a CPU.
     """
     sequences, heads, head_dim = q.shape
     kv_heads = k.shape[1]

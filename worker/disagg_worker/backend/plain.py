@@ -1,4 +1,6 @@
-"""Plain torch on any device: the reference for the faster backends, and what runs where they can't."""
+"""The backend in plain torch for any device: the reference for the faster backends, and their
+substitute where they cannot run.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ class _PlainLinear:
 
 
 def dequantized(weight: GroupQuantizedWeight | Fp8Weight) -> torch.Tensor:
-    """The weight [out, in] in float32."""
+    """Return the weight [out, in] in float32."""
     if isinstance(weight, Fp8Weight):
         return weight.weight.float() * weight.scale[:, None]
     out, groups = weight.scale.shape
@@ -42,7 +44,7 @@ def dequantized(weight: GroupQuantizedWeight | Fp8Weight) -> torch.Tensor:
 
 
 def on_device(weight: Weight, device: torch.device) -> Weight:
-    """The same weight in the device's memory."""
+    """Return the same weight in the device's memory."""
     if isinstance(weight, DenseWeight):
         return DenseWeight(weight.weight.to(device))
     if isinstance(weight, Fp8Weight):
@@ -52,7 +54,7 @@ def on_device(weight: Weight, device: torch.device) -> Weight:
 
 
 class _QuantizedLinear:
-    """Dequantises at every call: exact, small in memory, slow."""
+    """A linear module that dequantises its weight at every call: exact, small in memory, slow."""
 
     def __init__(self, weight: GroupQuantizedWeight | Fp8Weight, bias: torch.Tensor | None) -> None:
         self._weight, self._bias = weight, bias
@@ -70,7 +72,7 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Ten
 
 
 class PlainBackend:
-    """Implements api.Backend."""
+    """Implements interface.Backend in plain torch."""
 
     name = "torch"
     fp8_cache = True
@@ -142,7 +144,7 @@ class PlainBackend:
         window: int | None,
     ) -> torch.Tensor:
         rows = slice(chunk.start, chunk.stop)
-        if chunk.first == 0:  # the chunk starts its sequence: its keys are at hand
+        if chunk.first == 0:  # The chunk starts its sequence, so k and v are all that it sees.
             return paged_attention.prefill(q[rows], k[rows].transpose(0, 1), v[rows].transpose(0, 1), window)
         keys, values = (x.to(q.dtype) for x in paged_attention.gather_kv(cache, layer, chunk.table[None]))
         length = chunk.first + chunk.stop - chunk.start

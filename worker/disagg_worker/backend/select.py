@@ -1,4 +1,4 @@
-"""From a setting to a backend."""
+"""The choice of a backend by the setting `device`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ log = logging.getLogger(__name__)
 
 
 def select(device: str, threads: int, index: int = 0) -> Backend:
-    """`auto`: the GPU where torch sees one, else the CPU; `cpu`: the kernels, or plain torch where
-    there are none for this machine (logged); `cuda`; `plain`: plain torch on the CPU. `threads`: of
-    the CPU kernels. `index`: which GPU.
+    """Return the backend for a device.
+
+    `auto` is the GPU if torch sees one, else the CPU. `cpu` uses the CPU kernels, or plain torch if
+    there are none for this machine (logged). `cuda` uses the GPU `index`. `plain` is plain torch on
+    the CPU. `threads` is the number of threads of the CPU kernels.
+
+    Raises ValueError for another device, or for a GPU that torch does not see.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,7 +59,7 @@ def _cuda(index: int) -> Backend:
         raise ValueError("device: cuda was asked for, but torch sees no CUDA device")
     if index >= torch.cuda.device_count():
         raise ValueError(f"device: rank {index} has no GPU, torch sees {torch.cuda.device_count()}")
-    # By name: neither Triton nor a driver is needed where no GPU is used.
+    # Imported only here, so that neither Triton nor a driver is needed where no GPU is used.
     try:
         package = importlib.import_module("disagg_worker.backend.cuda")
     except ImportError as error:

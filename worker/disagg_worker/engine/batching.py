@@ -1,4 +1,4 @@
-"""Sequences to tensors on the CPU: the input of one prefill or decode step."""
+"""The conversion of sequences to the input of a prefill or decode step, as tensors on the CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from disagg_worker.engine.sequence import Sequence
 
 
 def prefill_batch(work: Many[tuple[Sequence, int]], block_size: int) -> Batch:
-    """One chunk of n tokens of each sequence; logits are wanted where a chunk ends its sequence."""
+    """Return a batch with a chunk of n tokens of each sequence.
+
+    Logits are wanted for the chunks that end their sequences.
+    """
     ids: list[int] = []
     chunks, positions, slots, last = [], [], [], []
     for sequence, n in work:
@@ -36,11 +39,10 @@ def prefill_batch(work: Many[tuple[Sequence, int]], block_size: int) -> Batch:
 
 
 class DecodeBatches:
-    """Makes decode batches.
+    """Builds decode batches. A batch is valid until the next one is built.
 
-    Memory and tensors are kept between steps: after a step every Python object is cold in the
-    processor's caches, and making a tensor costs 50 us and more. A batch is valid until the next
-    one is built.
+    Memory and tensors are kept between steps: after a step, no Python object is in the processor's
+    caches any more, and making a tensor takes 50 us or more.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -51,7 +53,7 @@ class DecodeBatches:
         self._resize(0, 0)
 
     def build(self, running: Many[Sequence]) -> Batch:
-        """The last token of each sequence, whose KV is not in the cache yet."""
+        """Return a batch with the last token of each sequence, whose KV is not in the cache yet."""
         size = self._size
         positions = [s.computed for s in running]
         rows = [s.blocks for s in running]
@@ -73,15 +75,15 @@ class DecodeBatches:
         )
 
     def _update(self, rows: list[list[int]]) -> None:
-        """Write the tables of rows that changed.
+        """Write the tables of the rows that changed.
 
-        A row is known by its list, which only ever grows.
+        A row is recognised by its list, which only ever grows.
         """
         widest = self._shape[1]
         for i, blocks in enumerate(rows):
             if i < len(self._rows) and self._rows[i] is blocks and self._lengths[i] == len(blocks):
                 continue
-            # Shorter tables are filled up with the sequence's own first block, which the length
+            # A shorter table is filled up with the sequence's own first block, which its length
             # hides.
             self._tables[i] = (blocks + blocks[:1] * (widest - len(blocks)))[:widest]
         self._rows, self._lengths = rows, [len(blocks) for blocks in rows]

@@ -1,11 +1,12 @@
-"""PURE: who owns which KV block, and what the blocks hold.
+"""PURE: The pool of KV blocks: their owners and their content.
 
 Invariant: free + used + leased = total.
 
-A full block whose content has a name (prefix_hash) may be shared: it has as many references as
-owners. When the last one goes the block is free but keeps its content, so a later prompt finds it,
-until it is evicted for another. A block's generation rises whenever its content is given up, and
-every use of a reference compares it, so a stale one raises and never reads another request's KV.
+A full block whose content has a name (prefix_hash) may be shared; it has as many references as
+owners. When the last owner frees it, the block keeps its content, so that a later prompt can find
+it, until it is evicted for other content. The generation of a block rises whenever its content is
+given up, and every use of a reference compares it: a stale reference raises an error and never
+reads the KV of another request.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ Eviction = Literal["lru", "fifo"]
 
 
 class State(Enum):
-    """`used`: a sequence computes with it (whoever else has it); `leased`: it waits for KV to come,
-    or to be sent off.
+    """The state of a block.
+
+    A block is `used` if a sequence computes with it, whatever its other owners do. It is `leased`
+    if it waits for its KV to arrive or to be sent.
     """
 
     FREE = "free"
@@ -33,11 +36,11 @@ class State(Enum):
 
 
 class StaleReference(Exception):
-    """The block has been given to other content since the reference was made."""
+    """Raised when the content of a block has been given up since the reference was made."""
 
 
 class BlockRef(NamedTuple):
-    """A block with the content it had."""
+    """A reference to a block with the content that it has now."""
 
     block: int
     generation: int
@@ -45,7 +48,7 @@ class BlockRef(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Holding:
-    """The blocks of one owner in the order of its tokens. Empty once it was freed."""
+    """The blocks of one owner in the order of its tokens; empty once it has been freed."""
 
     state: State
     blocks: list[int]
@@ -55,10 +58,9 @@ class Holding:
 class BlockPool:
     """Hands out block numbers.
 
-    `on_evict(name, block)` is called before cached content is given up.
-
-    Empty blocks go first, then cached ones: `lru` gives up what nobody has used for longest, `fifo`
-    what was computed first.
+    Empty blocks are handed out first, then cached ones: `lru` evicts the content that nobody has
+    used for longest, `fifo` the content that was computed first. `on_evict(name, block)` is called
+    before cached content is given up.
     """
 
     def __init__(
@@ -73,8 +75,8 @@ class BlockPool:
         self._name: list[bytes | None] = [None] * total
         self._named: dict[bytes, BlockRef] = {}
         self._empty = deque(range(total))
-        # (stamp, block) of free blocks with content; entries whose stamp is not the block's are out
-        # of date.
+        # A heap of (stamp, block) of the free blocks with content. An entry whose stamp is not the
+        # block's own is out of date.
         self._cached: list[tuple[int, int]] = []
         self._stamp = [0] * total
         self._clock = 0
@@ -88,29 +90,27 @@ class BlockPool:
         return State.LEASED if self._refs[State.LEASED][block] else State.FREE
 
     def check(self, ref: BlockRef) -> int:
-        """The block's number. Raises StaleReference."""
-        if self._generation[ref.block] != ref.generation:
-            raise StaleReference(
-                f"block {ref.block} is of generation {self._generation[ref.block]}, the reference is of {ref.generation}"
-            )
+        """Return the block's number. Raises StaleReference."""
+        if (found := self._generation[ref.block]) != ref.generation:
+            raise StaleReference(f"block {ref.block} is of generation {found}, the reference is of {ref.generation}")
         return ref.block
 
     def ref(self, holding: Holding, index: int) -> BlockRef:
-        """The holding's `index`-th block, checked. Raises StaleReference."""
+        """Return a reference to the holding's `index`-th block. Raises StaleReference."""
         ref = BlockRef(holding.blocks[index], holding.generations[index])
         self.check(ref)
         return ref
 
-    # ---- owning ----
+    # ---- Owners ----
 
     def allocate(self, n: int, state: State) -> Holding:
-        """Take n free blocks. Raises NoCapacity, taking none."""
+        """Return a holding of n free blocks. Raises NoCapacity, taking none, if there are fewer."""
         holding = Holding(state, [], [])
         self.extend(holding, n)
         return holding
 
     def extend(self, holding: Holding, n: int) -> None:
-        """n more blocks for an owner. Raises NoCapacity, taking none."""
+        """Add n free blocks to a holding. Raises NoCapacity, taking none, if there are fewer."""
         if n > self._counts[State.FREE]:
             raise NoCapacity(f"{n} KV blocks are needed, {self._counts[State.FREE]} of {self.total} are free")
         for _ in range(n):
@@ -120,13 +120,16 @@ class BlockPool:
             holding.generations.append(self._generation[block])
 
     def share(self, holding: Holding, ref: BlockRef) -> None:
-        """One more owner for a block with content. Raises StaleReference."""
+        """Add a block with content to a holding, as one more owner. Raises StaleReference."""
         self._add(self.check(ref), holding.state)
         holding.blocks.append(ref.block)
         holding.generations.append(ref.generation)
 
     def convert(self, holding: Holding, new: State) -> None:
-        """Change what the blocks are held for. Raises StaleReference, changing nothing."""
+        """Change the state in which the blocks are held.
+
+        Raises StaleReference and changes nothing if a block is no longer this owner's.
+        """
         self._check_all(holding)
         for block in holding.blocks:
             self._add(block, new)
@@ -134,10 +137,10 @@ class BlockPool:
         holding.state = new
 
     def free(self, holding: Holding) -> None:
-        """Give an owner's blocks back, last block first: the end of a prefix is worth less than its
-        start.
+        """Give an owner's blocks back, the last block first because the end of a prefix is worth
+        less than its start.
 
-        Raises StaleReference, freeing none, when one was freed twice.
+        Raises StaleReference and frees none if one was freed already.
         """
         self._check_all(holding)
         for block in reversed(holding.blocks):
@@ -146,16 +149,16 @@ class BlockPool:
                 self._retire(block)
         holding.blocks, holding.generations = [], []
 
-    # ---- content ----
+    # ---- Content ----
 
     def find(self, name: bytes) -> BlockRef | None:
-        """A block with that content, owned or not."""
+        """Return a block with this content, owned or not."""
         return self._named.get(name)
 
     def register(self, ref: BlockRef, name: bytes) -> None:
-        """Say what an owned block holds from now on.
+        """Name the content of an owned block.
 
-        Does nothing when the content is cached already. Raises StaleReference.
+        Does nothing if another block has this content already. Raises StaleReference.
         """
         block = self.check(ref)
         if self._name[block] is None and name not in self._named:
@@ -165,7 +168,7 @@ class BlockPool:
             self._stamp[block] = self._clock
 
     def forget(self, holding: Holding) -> None:
-        """What these blocks hold is not to be found any more."""
+        """Make the content of these blocks impossible to find."""
         for block in holding.blocks:
             self._unname(block)
 
@@ -175,7 +178,7 @@ class BlockPool:
             self._name[block] = None
 
     def _retire(self, block: int) -> None:
-        """The last owner has gone."""
+        """Make a block free whose last owner has gone."""
         if self._name[block] is None:
             self._generation[block] += 1
             self._empty.append(block)
@@ -184,7 +187,7 @@ class BlockPool:
             self._clock += 1
             self._stamp[block] = self._clock
         heapq.heappush(self._cached, (self._stamp[block], block))
-        if len(self._cached) > 4 * self.total:  # mostly out of date
+        if len(self._cached) > 4 * self.total:  # Most entries are out of date.
             self._cached = [entry for entry in set(self._cached) if self._evictable(entry)]
             heapq.heapify(self._cached)
 
@@ -193,7 +196,10 @@ class BlockPool:
         return self._stamp[block] == stamp and self._name[block] is not None and self.state(block) is State.FREE
 
     def _evict(self) -> int:
-        """A free block out of the cache; there is one, the caller counted."""
+        """Evict the content of a free block and return the block.
+
+        The caller has made sure that there is one.
+        """
         while not self._evictable(entry := heapq.heappop(self._cached)):
             pass
         block = entry[1]
@@ -204,7 +210,7 @@ class BlockPool:
         self._generation[block] += 1
         return block
 
-    # ---- counting ----
+    # ---- Counts ----
 
     def _check_all(self, holding: Holding) -> None:
         refs = self._refs[holding.state]
@@ -225,5 +231,5 @@ class BlockPool:
 
 
 def blocks_for(tokens: int, block_size_tokens: int) -> int:
-    """How many blocks hold that many tokens."""
+    """Return the number of blocks that hold `tokens` tokens."""
     return -(-tokens // block_size_tokens)

@@ -1,9 +1,9 @@
-"""What the engine offers to the server and to the KV transfer: values, callbacks and errors.
+"""PURE: The interface of the engine for the server and the KV transfer.
 
-Holds no torch.
+It does not depend on torch.
 
-Threads: every method of an engine may be called from any thread. Callbacks run on the engine's own
-thread and must not block.
+Every method of an engine may be called from any thread. Callbacks run on the engine's own thread
+and must not block.
 """
 
 from __future__ import annotations
@@ -12,33 +12,36 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from disagg_wire.room import Room
+from disagg_worker.values.engine_load import Load
 from disagg_worker.values.events import ErrorEvent, EventSink, TokenEvent
 from disagg_worker.values.layouts import KvLayout, ModelInfo
-from disagg_worker.values.load import Load
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 
 class KvSender(Protocol):
     """The sending half of one transfer, driven by the prefill engine.
 
-    Must not block; the blocks stay leased until `PrefillHandle.release` is called.
+    Its methods must not block; the blocks stay leased until `PrefillHandle.release` is called.
     """
 
     def layer_ready(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
-        """The KV of `layer` is final in these blocks of the sequence (`first_block` counts the
-        sequence's blocks from 0).
+        """Take the KV of `layer`, which is final in these blocks of the sequence.
 
-        Each memoryview is the contiguous bytes `[k, v][kv_head][token][head_dim]` of one block and
-        layer, zero-copy. Called once per (layer, block), those found in the prefix cache included;
-        a block that a chunk only part fills is reported when a later chunk (or the last) completes
-        it.
+        `first_block` counts the sequence's blocks from 0. Each memoryview is the contiguous bytes
+        `[k, v][kv_head][token][head_dim]` of one block and layer, zero-copy.
+
+        This is called once for every layer and block, including those found in the prefix cache. A
+        block that a chunk fills only in part is reported when a later chunk (or the last one)
+        completes it.
         """
 
     def commit(self, first_token: TokenEvent) -> None:
-        """Every layer was reported and this is the token sampled from the last position."""
+        """End the transfer well: every layer has been reported, and this is the token sampled from
+        the last position.
+        """
 
     def abort(self, error: ErrorEvent) -> None:
-        """The computation failed or was cancelled: tell the peer, send nothing more."""
+        """Tell the peer that the computation failed or was cancelled, and send nothing more."""
 
 
 class PrefillHandle(Protocol):
@@ -47,50 +50,53 @@ class PrefillHandle(Protocol):
     def cancel(self) -> None:
         """Stop computing (idempotent).
 
-        The sink gets an ErrorEvent `cancelled` unless it already ended.
+        The sink gets an ErrorEvent `cancelled` unless it has ended already.
         """
 
     def release(self) -> None:
         """Give the blocks back (idempotent).
 
-        The sender calls it when the peer has acknowledged, or failed.
+        The sender calls this when the peer has acknowledged the KV or has failed.
         """
 
 
 class Reservation(Protocol):
-    """Blocks that a decode worker holds for KV to come."""
+    """The blocks that a decode worker holds for KV that is to arrive."""
 
     @property
     def n_blocks(self) -> int:
-        """How many blocks the announced tokens need (the growth reserve is not counted)."""
+        """The number of blocks that the announced tokens need, without the growth reserve."""
 
     def layer_view(self, layer: int, block: int) -> memoryview:
-        """Writable bytes `[k, v][kv_head][token][head_dim]` of one layer of the sequence's
-        `block`-th block.
+        """Return the writable bytes `[k, v][kv_head][token][head_dim]` of one layer of the
+        sequence's `block`-th block.
         """
 
     def release(self) -> None:
-        """Give the blocks back (idempotent; does nothing once `Engine.decode` took them)."""
+        """Give the blocks back (idempotent).
+
+        Does nothing once `Engine.decode` has taken them.
+        """
 
 
 class DecodeHandle(Protocol):
     """A running sequence."""
 
     def cancel(self) -> None:
-        """Stop and free (idempotent).
+        """Stop the sequence and free its blocks (idempotent).
 
-        The sink gets an ErrorEvent `cancelled` unless it already ended.
+        The sink gets an ErrorEvent `cancelled` unless it has ended already.
         """
 
 
 class Engine(Protocol):
     """The inference engine of one worker process.
 
-    Requests of two tenants never share cached KV.
+    Requests of different tenants never share cached KV.
 
-    `due_s`: time.monotonic() by which the request's first token should be out, None: at no certain
-    time. It only orders what waits (deadlines); nothing is given up for being late, and it means
-    nothing once `tokens` has emitted ones.
+    `due_s` is the time.monotonic() by which the first token of a request should be out, or None. It
+    only orders the waiting requests (see deadlines): none is given up because it is late. It has no
+    effect if `tokens` includes emitted tokens.
     """
 
     model: ModelInfo
@@ -107,19 +113,20 @@ class Engine(Protocol):
         tenant: str = "",
         due_s: float | None = None,
     ) -> PrefillHandle:
-        """Queue a prefill of `tokens` (prompt, then emitted ones from `prompt_tokens` on).
+        """Queue a prefill of `tokens`: the prompt and, from `prompt_tokens` on, emitted tokens.
 
-        The sink gets one TokenEvent and an EndEvent (`prefilled`, or `stop`/`length` when that
-        token ends the request; then the sender is aborted with code `finished`).
+        The sink gets one TokenEvent and an EndEvent. The finish reason is `prefilled`, or `stop` or
+        `length` if that token ends the request; the sender is then aborted with code `finished`.
 
-        Raises NoCapacity (queue full) or InvalidInput.
+        Raises NoCapacity if the queue is full, or InvalidInput.
         """
 
     def reserve(self, request_id: str, tokens: int, max_total_tokens: int) -> Reservation:
-        """Hold blocks for `tokens` plus a growth reserve; `decode` may then emit up to
-        `max_total_tokens` in all.
+        """Hold blocks for `tokens` and a growth reserve.
 
-        Raises NoCapacity or InvalidInput (would never fit).
+        `decode` may then emit tokens up to a total of `max_total_tokens`.
+
+        Raises NoCapacity, or InvalidInput if the tokens would never fit.
         """
 
     def decode(
@@ -131,10 +138,10 @@ class Engine(Protocol):
         sink: EventSink,
         tenant: str = "",
     ) -> DecodeHandle:
-        """Join the continuous batch.
+        """Add a sequence to the continuous batch and take ownership of the reservation.
 
-        The KV of all `tokens` but the last is in the reservation; the last one is the first token,
-        sampled by prefill. The sink gets the tokens after it. Takes ownership of the reservation.
+        The reservation holds the KV of all `tokens` but the last, which is the first token, sampled
+        by prefill. The sink gets the tokens after it.
         """
 
     def generate(
@@ -149,23 +156,25 @@ class Engine(Protocol):
     ) -> DecodeHandle:
         """Prefill and decode here (role `both`, and the fallback of the dual path).
 
-        The sink gets every new token.
-
-        Raises NoCapacity or InvalidInput.
+        The sink gets every new token. Raises NoCapacity or InvalidInput.
         """
 
     def prepare(self, sampling: SamplingParams) -> None:
-        """Compile what `sampling` needs compiled; may take a second. Raises InvalidInput."""
+        """Compile the grammar of `sampling`, if it has one, which may take a second.
+
+        Raises InvalidInput.
+        """
 
     def limit_prefill(self, room: Room) -> None:
-        """What decode has left elsewhere, for what is prefilled here: batches shrink while it has
-        little (prefill_limit).
+        """Take note of the room of the decode workers that receive the KV computed here.
+
+        Batches shrink while they have little room (see prefill_limit).
         """
 
     def load(self) -> Load: ...
 
     def alive(self) -> bool:
-        """The engine's loop runs and has made progress lately (or is idle)."""
+        """Return whether the engine's loop runs and has made progress lately, or is idle."""
 
     def stop(self, timeout_s: float) -> None:
-        """End the loop; whatever still runs gets an ErrorEvent `draining`."""
+        """End the loop. Requests that still run get an ErrorEvent `draining`."""

@@ -1,9 +1,7 @@
 """The engine: one thread that turns queued prompts and reserved KV into tokens.
 
-Implements engine.api.Engine.
-
-Locking: `_wake` guards the queues and the pool; it is held neither while the model computes nor
-while a sink or sender is called.
+The lock `_wake` guards the queues and the pool. It is held neither while the model computes nor
+while a sink or a sender is called.
 """
 
 from __future__ import annotations
@@ -39,26 +37,27 @@ from disagg_worker.engine.steps import Outcome, Steps
 from disagg_worker.engine.structured import Grammars
 from disagg_worker.model import loader
 from disagg_worker.model.checkpoint import OnProgress
+from disagg_worker.values.engine_load import Load
 from disagg_worker.values.errors import InvalidInput, NoCapacity
 from disagg_worker.values.events import CANCELLED, EndEvent, ErrorEvent, EventSink
 from disagg_worker.values.layouts import ModelInfo
-from disagg_worker.values.load import Load
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
 # A step longer than this means the loop is stuck, not slow.
 _STUCK_S = 300.0
 _IDLE_WAIT_S = 1.0
-# Weight of the latest decode step in the recent ones' duration.
+# The weight of the latest decode step in the smoothed duration of decode steps.
 _SMOOTHING = 0.2
 _DRAINING = ErrorEvent(codes.DRAINING, "the worker is stopping", retryable=True)
 ItemT = TypeVar("ItemT")
 
 
 class TorchEngine:
-    """Loads the model at construction (raises ModelError), then serves until `stop`.
+    """Implements contract.Engine in torch.
 
-    `backend` None: the one that the config names.
+    The constructor loads the model (raises ModelError); the engine then serves until `stop`. If
+    `backend` is None, the one that the configuration names is used.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class TorchEngine:
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
-    # ---- the door: any thread ----
+    # ---- The interface: any thread may call it. ----
 
     def prefill(
         self,
@@ -232,9 +231,7 @@ class TorchEngine:
         self._executor.close()
 
     def _lost(self, message: str) -> None:
-        """A rank has ended, so nothing can be computed any more: all that is here may succeed
-        elsewhere.
-        """
+        """Stop because a rank has ended. The requests that are here may succeed elsewhere."""
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
@@ -246,7 +243,9 @@ class TorchEngine:
             self._wake.notify_all()
 
     def release_sequence(self, sequence: Sequence) -> None:
-        """Free a handed-over sequence's blocks, at once or as soon as its computation has stopped."""
+        """Free the blocks of a sequence that is handed over, at once or as soon as its computation
+        has stopped.
+        """
         with self._wake:
             sequence.release_asked = True
             if not sequence.ended:
@@ -288,7 +287,7 @@ class TorchEngine:
         hands_over: bool,
     ) -> Sequence:
         s = Sequence(0, request_id, list(tokens), prompt_tokens, sampling, sink, hands_over, time.monotonic(), tenant)
-        if self._names is not None:  # hashed here, not under the lock
+        if self._names is not None:  # Tokens are hashed here and not under the lock.
             self._names.extend(s.names, s.tokens, tenant)
         return s
 
@@ -301,7 +300,7 @@ class TorchEngine:
             self._wake.notify_all()
         return SequenceHandle(self, s)
 
-    # ---- the loop: the engine's thread ----
+    # ---- The loop: it runs on the engine's thread. ----
 
     def _loop(self) -> None:
         try:
@@ -316,7 +315,9 @@ class TorchEngine:
             self._settler.end(s, _DRAINING)
 
     def _over(self) -> list[tuple[Sequence, EndEvent | ErrorEvent]]:
-        """What was cancelled, or arrived from another worker with its last token."""
+        """Return the sequences that were cancelled or arrived from another worker with their last
+        token, each with the event that ends it.
+        """
         over: list[tuple[Sequence, EndEvent | ErrorEvent]] = []
         over += [(s, CANCELLED) for s in (*self._queues.waiting, *self._queues.running) if s.cancelled]
         for s in self._queues.running:
@@ -325,7 +326,7 @@ class TorchEngine:
         return over
 
     def _turn(self) -> bool:
-        """Compute what there is to compute, or wait for it. False: stop."""
+        """Run the next steps, or wait for work. Returns False to stop."""
         with self._wake:
             if self._stopping:
                 return False
@@ -333,7 +334,7 @@ class TorchEngine:
             over = self._over()
             if not over:
                 running = self._queues.take_decode()
-                # Beside running sequences each batch but the first waits for a decode step.
+                # While sequences run, each batch but the first waits for a decode step.
                 pace = self._steps.pace.pace(self._decode_step_s if running else 0.0)
                 work, wake_at_s = self._queues.take_prefill(started_s, pace)
                 if not work and not running:
@@ -365,8 +366,8 @@ class TorchEngine:
     ) -> None:
         """Run one step.
 
-        Out of memory costs its newest request, and the others are computed again; another exception
-        fails them all.
+        If memory runs out, the newest request fails and the others are computed again. Any other
+        exception fails them all.
         """
         self._steps_total[kind] += 1
         while items:

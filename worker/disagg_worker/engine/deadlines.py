@@ -1,10 +1,12 @@
-"""PURE: waiting prompts in the order of their dues, when their first tokens should be out.
+"""PURE: The order of waiting prompts by their due times, the times by which their first tokens
+should be out.
 
-Who can still be on time goes first, the earliest due first, and who can't goes last: in a burst
-only the excess is late, not everybody. Every second batch is led by whoever has waited longest,
-once that is `PATIENCE_S`, and three of four once it is twice as long: nobody starves, and an
-overload leaves the others to those who can be on time. A prompt without a due is never late and
-counts as due when it came; where nobody has one, the order is that of arrival.
+Prompts that can still be on time go first, the earliest due time first, and those that cannot go
+last, so that in a burst only the excess is late and not everybody. Once a prompt has waited for
+`PATIENCE_S`, the prompt that has waited longest leads every second batch, and three of four batches
+once it has waited twice as long. No prompt therefore starves, and an overload leaves the other
+batches to prompts that can be on time. A prompt without a due time is never late and counts as due
+at its arrival; if no prompt has one, the order is that of arrival.
 """
 
 from __future__ import annotations
@@ -17,31 +19,32 @@ from math import inf
 from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 
 PATIENCE_S = 20.0
-# So many batches in a row may be led by those that have waited once the patience, and twice.
+# The most batches in a row that are led by prompts which have waited for PATIENCE_S, and for twice
+# as long.
 _IN_A_ROW = (1, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A prompt that still has `tokens_left` to compute.
-
-    `started`: it holds blocks; a chunk of it was computed already.
-
-    due_s: when its first token should be out, None: at no certain time. cached_tokens: of
-    tokens_left, those that will be found in the cache as it is now.
-    """
+    """A waiting prompt."""
 
     key: int
+    """The key of its sequence."""
     tokens_left: int
+    """Tokens that are still to be computed."""
     queued_at_s: float
+    """The time of its arrival."""
     started: bool = False
+    """Whether it holds blocks; a chunk of it has been computed then."""
     tenant: str = ""
     due_s: float | None = None
+    """The time by which its first token should be out, or None."""
     cached_tokens: int = 0
+    """The part of `tokens_left` that would be found in the cache as it is now."""
 
 
 class Standing(IntEnum):
-    """Who comes first."""
+    """The groups of prompts in the order in which they are computed."""
 
     AGED = 0
     ON_TIME = 1
@@ -50,15 +53,17 @@ class Standing(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What tells who can be on time: prompts are computed in chunks of at most `chunk_tokens`, at
-    `pace`. `aged_led`: by tenant, how many batches in a row were led by those that had waited for
-    the patience: after some it is the others' turn.
-    """
+    """The data that decide whether a prompt can be on time."""
 
     now_s: float
     chunk_tokens: int
+    """Prompts are computed in chunks of at most this many tokens."""
     pace: Pace = UNKNOWN
+    """The speed of prefill batches."""
     aged_led: Mapping[str, int] = field(default_factory=dict)
+    """The batches in a row, by tenant, that were led by prompts which had waited for PATIENCE_S.
+    After some of them it is the turn of the others.
+    """
 
     def standing(self, w: Waiting) -> Standing:
         patiences = min(2, int((self.now_s - w.queued_at_s) / PATIENCE_S))
@@ -67,13 +72,13 @@ class Timing:
         return Standing.ON_TIME if self._can_be_on_time(w) else Standing.LATE
 
     def computed_tokens(self, w: Waiting) -> int:
-        """Of the prompt's tokens in the next batch, those that are not cached."""
+        """Return the number of the prompt's tokens in the next batch that are not cached."""
         return max(1, min(w.tokens_left - w.cached_tokens, self.chunk_tokens))
 
     def end_by_s(self, w: Waiting) -> float:
-        """When the next batch must have ended if the prompt, being in it, is to be on time.
+        """Return the time by which the next batch must end so that a prompt in it is on time.
 
-        Infinite when it has no due, or is late.
+        It is infinite for a prompt that has no due time or is late.
         """
         if w.due_s is None or not self._can_be_on_time(w):
             return inf
@@ -81,7 +86,7 @@ class Timing:
         return w.due_s - (self.pace.alone_s(left, self.chunk_tokens) + self.pace.between_s if left > 0 else 0.0)
 
     def batch_end_s(self, tokens: int) -> float:
-        """When a batch of so many tokens to compute, started now, ends."""
+        """Return the time at which a batch of `tokens` tokens to compute ends if it starts now."""
         return self.now_s + self.pace.batch_s(tokens)
 
     def _can_be_on_time(self, w: Waiting) -> bool:
@@ -90,7 +95,9 @@ class Timing:
 
 
 def by_due(waiting: Sequence[Waiting], timing: Timing) -> list[Waiting]:
-    """`waiting`, in order of arrival, in the order in which one tenant's are to be computed."""
+    """Sort prompts from the order of arrival into the order in which those of one tenant are to be
+    computed.
+    """
     if all(w.due_s is None for w in waiting):
         return list(waiting)
 

@@ -1,9 +1,10 @@
-"""PURE: may one more sequence be decoded here, and who goes when blocks run out.
+"""PURE: The admission of sequences to decode, and the choice of the one to preempt when blocks run
+out.
 
 A request is admitted with blocks for its tokens and for a part of its growth (most requests end
 long before their max_tokens). When a running sequence needs a block and none is free, the newest
-sequence gives its own up and is computed again later, so the oldest always goes on and every
-request ends.
+sequence gives up its own and is computed again later. The oldest sequence therefore always goes on,
+and every request ends.
 """
 
 from __future__ import annotations
@@ -17,24 +18,25 @@ from disagg_worker.values.errors import InvalidInput, NoCapacity
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a decode engine has.
-
-    `committed`: sequences running, waiting to run or reserved; `blocks_free`: not promised to any
-    of them. `growth_tokens`: how much of its growth a request is admitted with.
-    """
+    """The capacity of a decode engine."""
 
     block_size_tokens: int
     blocks_total: int
     blocks_free: int
+    """Blocks that are not promised to any sequence."""
     committed: int
+    """Sequences that run, wait to run or have a reservation."""
     max_running: int
+    """The most sequences that may run."""
     max_model_len: int
+    """The longest sequence in tokens."""
     growth_tokens: int
+    """The part of its growth, in tokens, with which a request is admitted."""
 
 
 def check_length(tokens: int, capacity: Capacity) -> None:
-    """Raises InvalidInput for no tokens at all, when there is no room for even one more, or when
-    the pool could never hold them.
+    """Raise InvalidInput if there are no tokens, no room for even one more, or too many for the
+    whole pool.
     """
     if tokens < 1:
         raise InvalidInput("tokens: at least one is needed")
@@ -44,21 +46,24 @@ def check_length(tokens: int, capacity: Capacity) -> None:
 
 
 def check_blocks(tokens: int, capacity: Capacity) -> None:
-    """Raises InvalidInput when the whole pool could not hold them."""
+    """Raise InvalidInput if the whole pool could not hold the tokens."""
     needed = blocks_for(tokens, capacity.block_size_tokens)
     if needed > capacity.blocks_total:
         raise InvalidInput(f"tokens: {tokens} in all need {needed} KV blocks, this worker has {capacity.blocks_total}")
 
 
 def start_blocks(tokens: int, most_tokens: int, growth_tokens: int, block_size_tokens: int) -> int:
-    """Blocks to start with: `tokens` and up to `growth_tokens` of what may follow, at least one, up
-    to `most_tokens` in all.
+    """Return the number of blocks to start with: for `tokens` and up to `growth_tokens` (at least
+    one) of those that may follow, but not for more than `most_tokens`.
     """
     return blocks_for(min(max(most_tokens, tokens + 1), tokens + max(1, growth_tokens)), block_size_tokens)
 
 
 def blocks_to_hold(tokens: int, max_total_tokens: int, capacity: Capacity) -> int:
-    """Blocks that the request starts with. Raises InvalidInput (never) or NoCapacity (not now)."""
+    """Return the number of blocks that a request starts with.
+
+    Raises InvalidInput if it can never be admitted, or NoCapacity if not now.
+    """
     check_length(tokens, capacity)
     most_tokens = min(max(max_total_tokens, tokens + 1), capacity.max_model_len)
     check_blocks(most_tokens, capacity)
@@ -73,8 +78,8 @@ def blocks_to_hold(tokens: int, max_total_tokens: int, capacity: Capacity) -> in
 
 
 def victim(needy: int, holders: Sequence[int]) -> int | None:
-    """Whose blocks go, so that `needy` can grow: the newest of `holders` (keys), if it is newer
-    than `needy`.
+    """Return the key of the sequence to preempt so that `needy` can grow: the newest of `holders`,
+    if it is newer than `needy`.
     """
     newest = max(holders, default=needy)
     return newest if newest > needy else None

@@ -1,4 +1,4 @@
-"""What callers of the engine hold: thin fronts that pass the engine's lock."""
+"""The handles that callers of the engine hold; they call the engine, which takes its lock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SequenceOwner(Protocol):
 
 
 class SequenceHandle:
-    """Implements api.PrefillHandle and api.DecodeHandle."""
+    """Implements contract.PrefillHandle and contract.DecodeHandle."""
 
     def __init__(self, owner: SequenceOwner, sequence: Sequence) -> None:
         self._owner = owner
@@ -33,9 +33,9 @@ class SequenceHandle:
 
 
 class HeldBlocks:
-    """Implements api.Reservation.
+    """Implements contract.Reservation.
 
-    `holding` has the blocks of the announced tokens first, then some for growth.
+    `holding` has the blocks of the announced tokens first, then those for growth.
     """
 
     def __init__(
@@ -62,8 +62,10 @@ class HeldBlocks:
         return blocks_for(self.tokens, self._memory.layout.block_size_tokens)
 
     def layer_view(self, layer: int, block: int) -> memoryview:
-        """Raises ValueError when the reservation has ended, StaleReference when its block is not
-        its own any more.
+        """Implement Reservation.layer_view.
+
+        Raises ValueError if the reservation has ended, IndexError for a block outside of it, and
+        StaleReference if the block is no longer its own.
         """
         if self.ended:
             raise ValueError("the reservation has ended")

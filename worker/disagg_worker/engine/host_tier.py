@@ -1,6 +1,6 @@
-"""PURE: the bytes of evicted KV blocks, in ordinary memory, up to a bound.
+"""PURE: The host tier, which keeps evicted KV blocks as bytes in ordinary memory, up to a bound.
 
-What was put or asked for longest ago goes first.
+The entry that was not put or found for longest is dropped first.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from disagg_worker.engine.block_pool import StaleReference
 
 
 class HostRef(NamedTuple):
-    """An entry as it was found."""
+    """A reference to an entry as it was found."""
 
     name: bytes
     generation: int
 
 
 class HostTier:
-    """Entries by name (prefix_hash).
+    """The entries by name (prefix_hash).
 
-    A block is here or in the pool, not in both: `take` removes it.
+    A block is either here or in the pool: `take` removes it.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -34,7 +34,7 @@ class HostTier:
         return len(self._entries)
 
     def put(self, name: bytes, content: bytes) -> None:
-        """Keep a block's bytes; what is larger than the whole tier is not kept."""
+        """Keep the bytes of a block, unless they are larger than the whole tier."""
         self.discard(name)
         if len(content) > self.capacity_bytes:
             return
@@ -46,16 +46,16 @@ class HostTier:
         self.held_bytes += len(content)
 
     def find(self, name: bytes) -> HostRef | None:
-        """An entry of that name, which counts as used now."""
+        """Return a reference to the entry of this name, which counts as used now."""
         if (entry := self._entries.get(name)) is None:
             return None
         self._entries.move_to_end(name)
         return HostRef(name, entry[0])
 
     def take(self, ref: HostRef) -> bytes:
-        """The entry's bytes; it is gone then.
+        """Remove an entry and return its bytes.
 
-        Raises StaleReference when it went, or was replaced, since it was found.
+        Raises StaleReference if it has been dropped or replaced since it was found.
         """
         entry = self._entries.get(ref.name)
         if entry is None or entry[0] != ref.generation:

@@ -1,4 +1,4 @@
-"""PURE: blocks with their content: the pool, the cache of prefixes in it, and the host tier behind
+"""PURE: The blocks with their content: the pool, the prefix cache in it, and the host tier behind
 it.
 """
 
@@ -13,14 +13,14 @@ from disagg_worker.values.errors import NoCapacity
 
 
 class BlockBytes(Protocol):
-    """Whole blocks, all layers, as bytes (CacheMemory)."""
+    """The bytes of whole blocks with all layers, which CacheMemory implements."""
 
     def read(self, block: int) -> bytes: ...
     def write(self, block: int, content: bytes) -> None: ...
 
 
 class KvStore:
-    """`host_bytes` 0: evicted content is lost."""
+    """The pool of blocks and the host tier. With 0 `host_bytes`, evicted content is lost."""
 
     def __init__(self, total: int, eviction: Eviction, host_bytes: int, memory: BlockBytes) -> None:
         self.pool = BlockPool(total, eviction, self._save if host_bytes else None)
@@ -35,17 +35,17 @@ class KvStore:
         return self.pool.count(State.FREE)
 
     def acquire(self, names: Sequence[bytes], n: int, keep_free: int = 0) -> tuple[Holding, int]:
-        """n blocks to compute with, the first of which have the content of `names` as far as it is
-        cached: (blocks, how many of these).
+        """Return n blocks to compute with, and the number of them that come from the cache.
 
-        Raises NoCapacity, taking none, when fewer than `keep_free` would be left.
+        The first blocks have the content of `names`, as far as it is cached. Raises NoCapacity,
+        taking none, if fewer than `keep_free` blocks would be left.
         """
         found = self._find(names[:n])
         shared = [ref for ref in found if isinstance(ref, BlockRef)]
         needed = n - sum(self.pool.state(ref.block) is not State.FREE for ref in shared)
         if needed + keep_free > self.free:
             raise NoCapacity(f"{needed} KV blocks are needed, {self.free} of {self.pool.total} are free")
-        # What was found is secured before new blocks evict something.
+        # The blocks that were found are secured before new ones evict anything.
         cached = Holding(State.USED, [], [])
         for ref in shared:
             self.pool.share(cached, ref)
@@ -72,7 +72,7 @@ class KvStore:
         return found
 
     def register(self, holding: Holding, first: int, names: Sequence[bytes]) -> None:
-        """The holding's blocks from `first` on hold what `names` says."""
+        """Name the content of the holding's blocks from `first` on."""
         for i, name in enumerate(names, first):
             self.pool.register(self.pool.ref(holding, i), name)
             self.host.discard(name)

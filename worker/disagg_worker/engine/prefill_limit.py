@@ -1,11 +1,11 @@
-"""PURE: how large a prefill batch may be, by the room that decode has.
+"""PURE: The limit of prefill batches by the room that decode has.
 
-While decode has room, batches are as large as the settings allow. Below a quarter of room they
-shrink in proportion, down to what just saturates the processor when decode is full: so prefill
-loses no speed, but fewer sequences arrive at decode at once, each sooner, and less is computed that
-nobody can decode yet. The same where decode's steps take longer than they may, if that is said.
-What is known of decode comes with each reservation and with each poll of a router; when nothing has
-come for a while there is no limit.
+While decode has room, batches are as large as the settings allow. Once less than a quarter of the
+room is left, they shrink in proportion, down to the size that just saturates the processor when
+decode is full. Prefill then loses no speed, but fewer sequences arrive at decode at once, each of
+them sooner, and less is computed that nobody can decode yet. The same happens if decode steps take
+longer than a target, if there is one. The state of decode comes with each prefill request and with
+each poll of a router; without news for a while there is no limit.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from dataclasses import dataclass, replace
 from disagg_wire.room import Room
 from disagg_worker.engine.prefill_scheduler import PrefillRules
 
-# With this much of its room left, decode counts as empty enough.
+# Decode counts as empty enough with this share of its room left.
 _PLENTY = 0.25
 _FRESH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class KnownRoom:
-    """Room as it was said at monotonic time `at_s`."""
+    """The room of decode as it was reported at the monotonic time `at_s`."""
 
     room: Room
     at_s: float
 
 
 def free_share(room: Room) -> float:
-    """What is left of decode, 0 to 1: of its KV or its seats, whichever is scarcer."""
+    """Return the share of decode's room that is left, 0 to 1: of its KV or of its seats, whichever
+    is scarcer.
+    """
     kv = room.free_tokens / room.total_tokens if room.total_tokens > 0 else 0.0
     seats = room.free_seats / room.total_seats if room.total_seats > 0 else 0.0
     return min(1.0, max(0.0, min(kv, seats)))
@@ -39,9 +41,10 @@ def free_share(room: Room) -> float:
 def limited(
     rules: PrefillRules, known: KnownRoom | None, now_s: float, step_target_s: float | None = None
 ) -> PrefillRules:
-    """The rules with their token budget and number of prompts cut to what decode can take.
+    """Return the rules with the token budget and the number of prompts reduced to the room of
+    decode.
 
-    `step_target_s`: how long its steps may take.
+    `step_target_s` is the time that a decode step may take.
     """
     if known is None or now_s - known.at_s > _FRESH_S:
         return rules

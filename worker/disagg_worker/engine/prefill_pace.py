@@ -1,9 +1,10 @@
-"""PURE: how long prefill batches take, learned from those that were computed.
+"""PURE: The duration of prefill batches, learned from those that were computed.
 
-A batch of n tokens takes a + b*n seconds. Batches are told apart by size (powers of two), and of
-each size the median of the last few counts, so a batch that was slow for once (the first after the
-start, a pause of the machine) changes nothing. A size of which too few are known does not count
-either, and while there is none a batch takes no time: nobody is called late for what is not known.
+A batch of n tokens takes a + b*n seconds. Batches are grouped by size (powers of two), and the
+median of the last few of each size counts, so that a single slow batch (the first one after the
+start, or a pause of the machine) changes nothing. A size with too few batches does not count
+either. While no size counts, batches are taken to need no time, so that no prompt is called late
+without evidence.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from math import inf
 from statistics import median
 
-# The last few of one size count, if they are enough that one of them may be slow; and none from so
-# many batches ago.
+# The last _KEPT batches of a size count, if there are at least _ENOUGH, so that one of them may be
+# slow. Batches are forgotten after this many others.
 _KEPT = 5
 _ENOUGH = 3
 _FORGOTTEN_AFTER = 500
@@ -23,21 +24,21 @@ _LEAST_S = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """A batch of n tokens takes fixed_s + token_s * n seconds, most_s at most.
-
-    `between_s`: what a batch is kept waiting after another.
+    """The speed of prefill: a batch of n tokens takes fixed_s + token_s * n seconds, and at most
+    most_s.
     """
 
     fixed_s: float = 0.0
     token_s: float = 0.0
     most_s: float = inf
     between_s: float = 0.0
+    """The time for which a batch has to wait after another one."""
 
     def batch_s(self, tokens: int) -> float:
         return min(self.most_s, self.fixed_s + self.token_s * tokens)
 
     def alone_s(self, tokens: int, chunk_tokens: int) -> float:
-        """What so many tokens take in chunks with nothing else in the batches."""
+        """Return the time that `tokens` tokens take in chunks, with nothing else in the batches."""
         if tokens <= 0:
             return 0.0
         whole, rest = divmod(tokens - 1, chunk_tokens)
@@ -48,7 +49,7 @@ UNKNOWN = Pace()
 
 
 class PaceMeter:
-    """Told of each batch, it knows the pace."""
+    """Learns the pace from the batches that it is told about."""
 
     def __init__(self) -> None:
         self._batches = 0
@@ -56,7 +57,7 @@ class PaceMeter:
         self._known: Pace | None = UNKNOWN
 
     def note(self, tokens: int, seconds: float) -> None:
-        """A batch was computed."""
+        """Take note of a batch that was computed."""
         self._batches += 1
         kept = self._sizes.setdefault(tokens.bit_length(), deque(maxlen=_KEPT))
         kept.append((self._batches, tokens, seconds))
@@ -80,15 +81,15 @@ class PaceMeter:
         if not points:
             return UNKNOWN
         if len(points) == 1:
-            # Either the tokens took that long or the batch as such. Both at once would be too much,
-            # so nothing is believed to take longer.
+            # The time may be due to the tokens or to the batch as such. It cannot be due to both in
+            # full, so no batch is expected to take longer than this one.
             n, seconds = points[0]
             return Pace(0.0, seconds / n, seconds)
         return _line(points)
 
 
 def _line(points: list[tuple[float, float]]) -> Pace:
-    """The line with the least relative errors; neither part of it is negative."""
+    """Return the line with the least relative errors; neither part of it is negative."""
     weights = [1 / (s * s) for _, s in points]
     total = sum(weights)
     mean_n = sum(w * n for w, (n, _) in zip(weights, points, strict=True)) / total

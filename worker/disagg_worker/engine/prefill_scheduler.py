@@ -1,12 +1,13 @@
-"""PURE: which waiting prompts make the next prefill batch, and when it starts.
+"""PURE: The choice of the waiting prompts for the next prefill batch, and of the time at which it
+starts.
 
 A batch is taken from one length bucket (powers of two), so that short prompts do not wait for long
-ones computed beside them. It starts once its bucket keeps the processor busy (`utilisation` of the
-tokens that saturate it), or when the oldest prompt of all has waited `wait_s`. It is led by the
-first prompt in fair order, which is always in it, so nothing starves. A prompt longer than half the
-budget is computed in chunks of at most half the budget, and shorter prompts share the rest of each
-batch, so one long prompt never blocks them. Where prompts have dues (deadlines) a batch makes
-nobody in it late, and takes who is late already only when it holds all who are not.
+ones in the same batch. It starts once its bucket keeps the processor busy (`utilisation` of the
+tokens that saturate it), or once the oldest of all prompts has waited for `wait_s`. It is led by
+the first prompt in fair order, which is always in it, so that no prompt starves. A prompt longer
+than half the budget is computed in chunks of at most half the budget, and shorter prompts share the
+rest of each batch, so that a long prompt never blocks them. If prompts have due times (deadlines),
+a batch makes no prompt in it late, and it includes late prompts only if it includes all others.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ from disagg_worker.engine.deadlines import Standing, Timing, Waiting
 
 @dataclass(frozen=True, slots=True)
 class PrefillRules:
-    """How batches are made: tokens a batch may hold, when it starts, how many prompts it may hold,
-    and from how many tokens on a batch computes no more tokens a second than a smaller one (None:
-    the budget).
-    """
+    """The rules by which batches are made."""
 
     budget_tokens: int
+    """Tokens that a batch may hold."""
     wait_s: float
+    """The longest time for which a prompt waits for others to share its batch."""
     utilisation: float
+    """The share of `full_tokens` with which a batch starts at once."""
     max_sequences: int
+    """Prompts that a batch may hold."""
     saturating_tokens: int | None = None
+    """The size in tokens from which on larger batches compute no more tokens per second; None: the
+    budget.
+    """
 
     @property
     def chunk_tokens(self) -> int:
@@ -37,24 +42,25 @@ class PrefillRules:
 
     @property
     def full_tokens(self) -> int:
-        """So many keep the processor busy."""
+        """The number of tokens that keep the processor busy."""
         return min(self.budget_tokens, self.saturating_tokens or self.budget_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillPlan:
-    """`batch`: (key, tokens to compute now), or empty: ask again at `wake_at_s` (None: when
-    something new has come).
-    """
+    """The next batch, or the time at which to plan again."""
 
     batch: tuple[tuple[int, int], ...]
+    """(key, tokens to compute now) of each prompt; empty if none is to start now."""
     wake_at_s: float | None = None
+    """The time at which to plan again; None: when a new prompt has arrived."""
 
 
 class FairShares:
-    """Start-time fair queueing between tenants (Goyal, Vin, Cheng 1996) in tokens: of two tenants
-    that both wait, neither gets more than one batch ahead of the other. A tenant that had nothing
-    to do gets no credit for it.
+    """Start-time fair queueing between tenants (Goyal, Vin, Cheng 1996), in tokens.
+
+    If two tenants wait, neither gets more than one batch ahead of the other. A tenant that had
+    nothing to do gets no credit for that time.
     """
 
     def __init__(self) -> None:
@@ -62,9 +68,9 @@ class FairShares:
         self._now = 0.0
 
     def order(self, waiting: Sequence[Waiting]) -> list[Waiting]:
-        """`waiting` in the order in which it is to be computed.
+        """Return the prompts in the order in which they are to be computed.
 
-        A tenant's own prompts keep their order, that of their dues or arrivals.
+        The prompts of one tenant keep their order, that of due times or arrival.
         """
         active = {w.tenant for w in waiting}
         if len(active) <= 1:
@@ -77,10 +83,10 @@ class FairShares:
         return [w for _, w in sorted(tagged, key=lambda entry: entry[0])]
 
     def charge(self, batch: Sequence[tuple[str, int]], least_tokens: int) -> None:
-        """(tenant, tokens) that are computed now.
+        """Charge the tenants for a batch of (tenant, tokens) that is computed now.
 
-        A batch of less than `least_tokens` takes as long as one of so many, and costs as much. The
-        virtual time becomes the start tag of what is in service.
+        A batch of fewer than `least_tokens` takes as long as one of `least_tokens`, and costs as
+        much. The virtual time becomes the start tag of the batch in service.
         """
         if not batch:
             return
@@ -95,15 +101,17 @@ class FairShares:
 
 
 def bucket(tokens: int) -> int:
-    """The length bucket: 0 for up to 64 tokens, then one for each doubling."""
+    """Return the length bucket: 0 for up to 64 tokens, then one more for each doubling."""
     return max(0, (tokens - 1) // 64).bit_length()
 
 
 def plan_prefill(
     waiting: Sequence[Waiting], now_s: float, rules: PrefillRules, timing: Timing | None = None
 ) -> PrefillPlan:
-    """The next batch out of `waiting`, which is in fair order (of dues or arrival, where there is
-    one tenant). `timing`: with which dues it was ordered, at `now_s`.
+    """Plan the next batch of the `waiting` prompts, which are in fair order (with one tenant, that
+    of due times or arrival).
+
+    `timing` is the one by which they were ordered, at `now_s`.
     """
     if not waiting:
         return PrefillPlan(())
@@ -125,8 +133,8 @@ def plan_prefill(
 
 
 def _candidates(waiting: Sequence[Waiting], leader: Waiting, rules: PrefillRules) -> list[Waiting]:
-    """Who may be computed together with `leader`, in the order in which they get room; the leader
-    is the first.
+    """Return the prompts that may share a batch with `leader`, in the order in which they get room;
+    the leader is the first.
     """
     if leader.tokens_left <= rules.chunk_tokens:
         alike = [w for w in waiting if w is not leader and bucket(w.tokens_left) == bucket(leader.tokens_left)]
@@ -139,10 +147,11 @@ def _candidates(waiting: Sequence[Waiting], leader: Waiting, rules: PrefillRules
 def _fill(
     waiting: Sequence[Waiting], candidates: Sequence[Waiting], rules: PrefillRules, timing: Timing
 ) -> tuple[tuple[int, int], ...]:
-    """The leader, and of the others those that there is room for.
+    """Return the batch: the leader, and those of the others for which there is room.
 
-    Nobody joins who would make somebody in the batch late, or come late in it; nor does who is late
-    already while anybody waits who isn't and is not in the batch: it would only delay that one.
+    A prompt does not join if it would make another one in the batch late, or be late in it. A
+    prompt that is late already does not join either while one that is not late waits outside the
+    batch, since it would only delay that one.
     """
     late = {w.key for w in waiting if timing.standing(w) is Standing.LATE}
     leader, *others = candidates

@@ -1,11 +1,11 @@
-"""PURE: names for the content of full KV blocks.
+"""PURE: The names of the content of full KV blocks.
 
-A block's KV depends on all tokens before it, so its name does too: name[i] = BLAKE2b(name[i-1] |
-tokens of block i), keyed with bytes drawn at the engine's start, and name[-1] is made from the
-tenant.
+The KV of a block depends on all tokens before it, so its name does too: name[i] =
+BLAKE2b(name[i-1] | tokens of block i). The hash (RFC 7693) is keyed with bytes that are drawn when
+the engine starts, and name[-1] is made from the tenant.
 
-Nobody outside knows the key, so nobody can look for two prompts of one name; tenants never share a
-name (RFC 7693 for BLAKE2b).
+Nobody outside knows the key, so nobody can search for two prompts with the same name, and tenants
+never share a name.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ _NAME_BYTES = 16
 
 
 class PrefixNames:
-    """Names blocks of `block_size_tokens` tokens. `key`: 16 to 64 secret bytes."""
+    """Names blocks of `block_size_tokens` tokens. The `key` is 16 to 64 secret bytes."""
 
     def __init__(self, key: bytes, block_size_tokens: int) -> None:
         self._key = key
         self._size = block_size_tokens
 
     def extend(self, names: list[bytes], tokens: Sequence[int], tenant: str) -> None:
-        """Append the names of those full blocks of `tokens` (ids below 2^31) that `names` has not
-        yet.
-        """
+        """Append the names of the full blocks of `tokens` (IDs below 2^31) that `names` lacks."""
         for i in range(len(names), len(tokens) // self._size):
             parent = names[i - 1] if i else self._digest(b"tenant", tenant.encode())
             block = array("i", tokens[i * self._size : (i + 1) * self._size]).tobytes()

@@ -1,5 +1,6 @@
-"""PURE: every request's place in the engine and every block's: admission, what is computed next,
-preemption. The engine holds its lock around each call.
+"""PURE: The queues of the engine: admission, the choice of the next step, and preemption.
+
+The engine holds its lock during each call.
 """
 
 from __future__ import annotations
@@ -26,32 +27,36 @@ _NEXT = -1
 
 
 class _Coming:
-    """Names of blocks that those who hold them have not computed yet, and when they will: `_NEXT`,
-    in the next batch, or in whose turn, as its place in the order of what waits. `places` is empty
-    where nothing is due: then who began goes on soon.
+    """The names of blocks that their holders have not computed yet, and the turn in which they will
+    be: `_NEXT` for the next batch, or the holder's place in the order of the waiting prompts.
+
+    `places` is empty if no prompt has a due time; sequences that have begun then go on soon.
     """
 
     def __init__(self, holders: Many[Sequence], batch: set[int], places: dict[int, int]) -> None:
         self._places = places
         self._when: dict[bytes, int] = {}
         turns = [(_NEXT if s.key in batch else places.get(s.key, _NEXT), s) for s in holders]
-        for turn, s in sorted(turns, key=lambda t: t[0], reverse=True):  # the sooner replaces the later
+        # A sooner turn replaces a later one.
+        for turn, s in sorted(turns, key=lambda t: t[0], reverse=True):
             self._when.update(dict.fromkeys(s.names[s.registered :], turn))
 
     def begun(self, s: Sequence) -> None:
-        """It is in the next batch."""
+        """Note that a sequence is in the next batch."""
         self._when.update(dict.fromkeys(s.names[s.registered :], _NEXT))
 
     def before(self, s: Sequence, name: bytes) -> bool:
-        """Will somebody else have computed it before the turn of s?"""
+        """Return whether another sequence will have computed the block before the turn of s."""
         turn = self._when.get(name)
         return turn is not None and turn < self._places.get(s.key, turn + 1)
 
 
 class Queues:
-    """`waiting` is in order of arrival, so preempted sequences are first; `running` are decoded
-    together; `prefilling` are those of the waiting whose step runs now. `committed` counts what
-    will be decoded: running, waiting for it, or reserved.
+    """The sequences of the engine, by what they wait for.
+
+    `waiting` is in order of arrival, so preempted sequences are first. `running` sequences are
+    decoded together. `prefilling` are those waiting sequences whose step runs now. `committed`
+    counts the sequences to decode: those that run, wait for it or have a reservation.
     """
 
     def __init__(self, config: EngineConfig, max_model_len: int, store: KvStore, names: PrefixNames | None) -> None:
@@ -69,8 +74,8 @@ class Queues:
             config.max_running,
             config.saturating_tokens,
         )
-        # Beside running sequences a larger batch than saturates the processor would only make them
-        # wait longer.
+        # While sequences run, a batch larger than needed to saturate the processor would only make
+        # them wait longer.
         self._rules_beside_decode = replace(
             self._rules, budget_tokens=min(config.max_batch_tokens, config.saturating_tokens)
         )
@@ -82,11 +87,13 @@ class Queues:
         self.preemptions = 0
         self.cached_tokens = 0
 
-    # ---- admission ----
+    # ---- Admission ----
 
     def _capacity(self) -> Capacity:
-        """Free blocks are those that no waiting sequence was promised and, one each, no running one
-        may need next.
+        """Return the capacity for further requests.
+
+        A block counts as free if it is neither promised to a waiting sequence nor one of those that
+        the running sequences may need next (one each).
         """
         c, pool = self._config, self._store.pool
         promised = sum(self._needed(s) for s in self.waiting if s.holding is None and not s.hands_over)
@@ -96,13 +103,13 @@ class Queues:
         )
 
     def room(self, step_s: float) -> Room:
-        """What could be reserved now."""
+        """Return the room for reservations now."""
         c = self._capacity()
         free, seats = max(0, c.blocks_free), max(0, c.max_running - c.committed)
         return Room(free * self._size, c.blocks_total * self._size, seats, c.max_running, step_s)
 
     def _needed(self, s: Sequence) -> int:
-        """Blocks that a waiting sequence starts with."""
+        """Return the number of blocks that a waiting sequence starts with."""
         if s.hands_over:
             return blocks_for(len(s.tokens), self._size)
         return start_blocks(len(s.tokens), s.most_tokens(self._max_len), self._config.growth_reserve_tokens, self._size)
@@ -112,20 +119,20 @@ class Queues:
             raise NoCapacity(f"{len(self.waiting)} requests wait, max_waiting is {self._config.max_waiting}")
 
     def add_prefill(self, s: Sequence) -> None:
-        """Queue a prompt whose KV is handed over. Raises NoCapacity or InvalidInput."""
+        """Queue a prompt whose KV is to be handed over. Raises NoCapacity or InvalidInput."""
         check_length(len(s.tokens), self._capacity())
         self._check_place()
         self.waiting.append(s)
 
     def add_local(self, s: Sequence) -> None:
-        """Queue a prompt that is decoded here too. Raises NoCapacity or InvalidInput."""
+        """Queue a prompt that is to be decoded here too. Raises NoCapacity or InvalidInput."""
         blocks_to_hold(len(s.tokens), s.most_tokens(self._max_len), self._capacity())
         self._check_place()
         self.committed += 1
         self.waiting.append(s)
 
     def reserve(self, tokens: int, max_total_tokens: int) -> Holding:
-        """Blocks for KV to come. Raises NoCapacity or InvalidInput."""
+        """Hold blocks for KV that is to arrive. Raises NoCapacity or InvalidInput."""
         holding = self._store.pool.allocate(blocks_to_hold(tokens, max_total_tokens, self._capacity()), State.LEASED)
         self.committed += 1
         return holding
@@ -135,20 +142,20 @@ class Queues:
         self.committed -= 1
 
     def join(self, s: Sequence, holding: Holding) -> None:
-        """A reservation whose KV has come is decoded from now on."""
+        """Start to decode a sequence whose KV has arrived in a reservation."""
         self._store.pool.convert(holding, State.USED)
         s.holding = holding
         s.computed = len(s.tokens) - 1
-        s.cached_tokens, s.told_cached = 0, True  # its prompt was computed elsewhere
+        s.cached_tokens, s.told_cached = 0, True  # Its prompt was computed elsewhere.
         self.running.append(s)
         self.note_computed(s)
 
-    # ---- the next step ----
+    # ---- The next step ----
 
     def take_decode(self) -> list[Sequence]:
-        """The running sequences that have a block for their next token, oldest first.
+        """Return the running sequences that have a block for their next token, oldest first.
 
-        Others are preempted where that is needed.
+        Other sequences are preempted if necessary.
         """
         able = []
         for s in sorted(self.running, key=lambda s: s.key):
@@ -165,14 +172,15 @@ class Queues:
             holders = {h.key: h for h in (*self.running, *self.waiting) if h.holding is not None and not h.hands_over}
             newest = victim(s.key, list(holders))
             if newest is None:
-                return False  # blocks are leased to transfers; their end wakes the loop
+                return False  # Blocks are leased to transfers; the end of one wakes the loop.
             self._preempt(holders[newest])
         self._store.pool.extend(s.holding, 1)
         return True
 
     def _preempt(self, s: Sequence) -> None:
-        """Back to its place in the queue, before all who came later; what is computed stays in the
-        cache as long as there is room.
+        """Put a sequence back to its place in the queue, before all that came later.
+
+        Its KV stays in the cache as long as there is room.
         """
         self.preemptions += 1
         if s.holding is not None:
@@ -191,16 +199,18 @@ class Queues:
         )
 
     def prefill_limit_tokens(self, now_s: float) -> int:
-        """What the next prefill batch may hold."""
+        """Return the number of tokens that the next prefill batch may hold."""
         return self._rules_now(now_s).budget_tokens
 
     @property
     def prefill_most_tokens(self) -> int:
-        """What a prefill batch may hold while decode has room."""
+        """The number of tokens that a prefill batch may hold while decode has room."""
         return self._rules.budget_tokens
 
     def take_prefill(self, now_s: float, pace: Pace = UNKNOWN) -> tuple[Work, float | None]:
-        """The next prefill batch with its blocks, and when to ask again if there is none now."""
+        """Return the next prefill batch, whose sequences hold their blocks, and the time at which
+        to ask again if there is none now.
+        """
         if not self.waiting:
             return [], None
         rules = self._rules_now(now_s)
@@ -210,7 +220,8 @@ class Queues:
         places = {w.key: i for i, w in enumerate(order)} if any(w.due_s is not None for w in order) else {}
         plan = plan_prefill(order, now_s, rules, timing)
         work = self._with_blocks(plan.batch, places)
-        if plan.batch and not work:  # the first lacks blocks, which those that have begun may be holding
+        # If the first prompt lacks blocks, sequences that have begun may hold them, and go first.
+        if plan.batch and not work:
             work = self._with_blocks(
                 plan_prefill([w for w in waiting if w.started], now_s, rules, timing).batch, places
             )
@@ -221,7 +232,9 @@ class Queues:
         return work, plan.wake_at_s
 
     def _note_leader(self, s: Sequence, now_s: float) -> None:
-        """Of each tenant's batches those who have waited for the patience may lead some in a row."""
+        """Count the batches in a row, by tenant, that were led by a prompt which had waited for
+        PATIENCE_S or longer.
+        """
         aged = now_s - s.queued_at_s >= PATIENCE_S
         self._aged_led[s.tenant] = self._aged_led.get(s.tenant, 0) + 1 if aged else 0
         tenants = {s.tenant for s in self.waiting}
@@ -233,14 +246,15 @@ class Queues:
         return Waiting(s.key, left, s.queued_at_s, started, s.tenant, s.waited_due_s, cached)
 
     def _cached_blocks(self, s: Sequence) -> int:
-        """About how many of its first blocks are in the pool now."""
+        """Return about how many of the sequence's first blocks are in the pool now."""
         usable = min(len(s.names), (len(s.tokens) - 1) // self._size)
         return bisect_left(range(usable), True, key=lambda i: self._store.pool.find(s.names[i]) is None)
 
     def _with_blocks(self, batch: Many[tuple[int, int]], places: dict[int, int]) -> Work:
-        """Once one has to wait for blocks nobody may start after it, or the long would starve.
+        """Return the sequences of a planned batch that hold blocks or get them now.
 
-        `places`: of _Coming.
+        Once a prompt has to wait for blocks, none after it may start, or long prompts would starve.
+        `places` is for `_Coming`.
         """
         by_key = {s.key: s for s in self.waiting}
         coming = _Coming([s for s in self.waiting if s.holding is not None], {key for key, _ in batch}, places)
@@ -259,9 +273,11 @@ class Queues:
         return work
 
     def _start_is_coming(self, s: Sequence, coming: _Coming) -> bool:
-        """The first block that it would compute is just being computed for another: it waits and
-        finds it. So the choices of one request, or many with one system prompt, cost their common
-        start once.
+        """Return whether the first block that a sequence would compute is about to be computed for
+        another one, so that it should wait and find it in the cache.
+
+        The choices of one request, or many requests with one system prompt, therefore compute their
+        common start once.
         """
         for name in s.names[: (len(s.tokens) - 1) // self._size]:
             if self._store.pool.find(name) is None and self._store.host.find(name) is None:
@@ -269,8 +285,9 @@ class Queues:
         return False
 
     def _start(self, s: Sequence) -> bool:
-        """Give a waiting sequence its blocks, the first ones out of the cache; the last token is
-        always computed.
+        """Give a waiting sequence its blocks, the first ones from the cache as far as possible.
+
+        The last token is always computed. Returns False if there are not enough blocks.
         """
         if self._names is not None:
             self._names.extend(s.names, s.tokens, s.tenant)
@@ -285,10 +302,10 @@ class Queues:
             self.cached_tokens += s.cached_tokens
         return True
 
-    # ---- after the step ----
+    # ---- After the step ----
 
     def note_computed(self, s: Sequence) -> None:
-        """Let others find the blocks that are full now."""
+        """Make the blocks that are full now available to other sequences."""
         full = s.computed // self._size
         if self._names is None or s.holding is None or full <= s.registered:
             return
@@ -297,15 +314,15 @@ class Queues:
         s.registered = full
 
     def start_decode(self, s: Sequence) -> None:
-        """Its prompt is computed, its first token sampled."""
+        """Move a sequence to the running ones: its prompt is computed, its first token sampled."""
         self.waiting.remove(s)
         self.prefilling.discard(s)
         self.running.append(s)
 
     def remove(self, s: Sequence, *, poisoned: bool) -> None:
-        """Out of the queues.
+        """Remove a sequence from the queues.
 
-        Blocks that a sender reads stay leased until `free_if_releasable`. Poisoned ones shall not
+        Blocks that a sender reads stay leased until `free_if_releasable`. Poisoned blocks must not
         be found again.
         """
         self.prefilling.discard(s)

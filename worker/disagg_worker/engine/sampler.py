@@ -1,8 +1,8 @@
-"""From logits to a token: a pure function of (logits, parameters, tokens so far, position).
+"""The sampler: a token as a pure function of (logits, parameters, tokens so far, position).
 
-The random number comes from Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
-3", 2011) keyed by the request's seed and counted by the position, so a request draws the same
-numbers alone, in any batch, and after a failover.
+Random numbers come from Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+2011), with the request's seed as the key and the position as the counter. A request therefore draws
+the same numbers alone, in any batch, and after a failover.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from disagg_worker.engine.structured import GrammarState
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.engine.sequence import TokenMask
+from disagg_worker.values.sampling_params import SamplingParams
 
 Floats = npt.NDArray[np.floating]
-# Greedy below this: dividing by less overflows float32.
+# Sampling is greedy below this temperature: dividing by less overflows float32.
 _GREEDY = 1e-5
-# So many of the likeliest tokens nearly always hold what top-p and min-p keep; sorting a whole
-# vocabulary costs milliseconds.
+# This many of the likeliest tokens nearly always include all that top-p and min-p keep; sorting a
+# whole vocabulary takes milliseconds.
 _FEW = 1024
 _NOT_FINITE = "the model's logits are not finite"
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The token, and (where asked for) its log probability and the best alternatives, both before
+    """A sampled token and, if asked for, its log probability and the best alternatives, both before
     temperature and filters.
     """
 
@@ -39,7 +39,7 @@ class Sampled:
 
 
 def uniform(seed: int, position: int) -> float:
-    """The random number in [0, 1) that belongs to this seed and position."""
+    """Return the random number in [0, 1) that belongs to a seed and a position."""
     return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
 
 
@@ -50,8 +50,10 @@ def _penalised(
     prompt_tokens: int,
     allowed: npt.NDArray[np.bool_] | None,
 ) -> Floats:
-    """Repetition penalty (CTRL, Keskar et al. 2019) over all tokens; presence and frequency (OpenAI
-    API reference) over the output.
+    """Return the logits with penalties, biases and forbidden tokens applied.
+
+    The repetition penalty (CTRL, Keskar et al. 2019) covers all tokens; the presence and frequency
+    penalties (OpenAI API reference) cover the output.
     """
     emitted = len(tokens) - prompt_tokens
     logits = logits.copy()
@@ -73,7 +75,7 @@ def _penalised(
 
 
 def _best(weights: Floats, n: int) -> npt.NDArray[np.int64]:
-    """The n greatest, greatest first, equals by their index."""
+    """Return the indexes of the n greatest weights, the greatest first, equal ones by index."""
     if 0 < n < len(weights):
         least = np.partition(weights, len(weights) - n)[len(weights) - n]
         candidates = np.flatnonzero(weights >= least)
@@ -83,7 +85,9 @@ def _best(weights: Floats, n: int) -> npt.NDArray[np.int64]:
 
 
 def _enough(weights: Floats, params: SamplingParams) -> tuple[npt.NDArray[np.int64], float]:
-    """The likeliest token ids, at least all that top-p or min-p keep; and the sum of all weights."""
+    """Return the likeliest token IDs, which include all that top-p or min-p keep, and the sum of
+    all weights.
+    """
     total, n = float(weights.sum()), _FEW
     while True:
         index = _best(weights, n)
@@ -95,7 +99,9 @@ def _enough(weights: Floats, params: SamplingParams) -> tuple[npt.NDArray[np.int
 
 
 def _filtered(weights: Floats, params: SamplingParams) -> npt.NDArray[np.int64]:
-    """Token ids that top-k, then top-p (of what top-k left), then min-p keep, likeliest first."""
+    """Return the token IDs that top-k, then top-p (of those that top-k keeps), then min-p keep, the
+    likeliest first.
+    """
     if 0 < params.top_k < len(weights):
         index = _best(weights, params.top_k)
         total = float(weights[index].sum())
@@ -112,7 +118,9 @@ def _filtered(weights: Floats, params: SamplingParams) -> npt.NDArray[np.int64]:
 
 
 def _draw(logits: Floats, params: SamplingParams, position: int) -> int:
-    """Temperature, then the filters, then the inverse of the cumulative distribution."""
+    """Draw a token: apply the temperature, then the filters, then the inverse of the cumulative
+    distribution.
+    """
     scaled = logits.astype(np.float64)
     scaled -= scaled.max()
     scaled /= params.temperature
@@ -122,8 +130,8 @@ def _draw(logits: Floats, params: SamplingParams, position: int) -> int:
         index = _filtered(weights, params)
         weights = weights[index]
     cumulative = np.cumsum(weights)
-    # Strictly above the drawn value: tokens of probability zero are skipped, also at the very start
-    # and at the end.
+    # The token's cumulative weight is strictly above the drawn value, so that tokens of probability
+    # zero are never drawn, not even the first or the last one.
     drawn = min(uniform(params.seed, position) * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
     at = int(np.searchsorted(cumulative, drawn, side="right"))
     return at if index is None else int(index[at])
@@ -136,9 +144,9 @@ def sample(
     prompt_tokens: int,
     allowed: npt.NDArray[np.bool_] | None = None,
 ) -> Sampled:
-    """The next token after `tokens`; logits [vocab], allowed [vocab].
+    """Sample the next token after `tokens`; `logits` and `allowed` are [vocab].
 
-    Raises ArithmeticError when logits are not finite.
+    Raises ArithmeticError if the logits are not finite.
     """
     if not np.isfinite(logits).all():
         raise ArithmeticError(_NOT_FINITE)
@@ -154,19 +162,21 @@ def sample(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the sampler needs to know of one sequence of a batch."""
+    """The sampler's view of one sequence of a batch."""
 
     params: SamplingParams
     tokens: Sequence[int]
     prompt_tokens: int
-    grammar: GrammarState | None = None
+    grammar: TokenMask | None = None
 
     def allowed(self) -> npt.NDArray[np.bool_] | None:
         return None if self.grammar is None else self.grammar.allowed(self.tokens[self.prompt_tokens :])
 
     @property
     def plain_greedy(self) -> bool:
-        """The likeliest token as it is: nothing changes the logits, nothing is reported."""
+        """Whether the likeliest token is taken as it is: nothing changes the logits, and no log
+        probabilities are reported.
+        """
         p = self.params
         return (
             p.temperature < _GREEDY
@@ -180,11 +190,12 @@ class Row:
 
 
 def sample_rows(logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | Exception]:
-    """`sample` for each row of logits [rows, vocab]; one row's failure (also of its parameters) is
-    that row's alone.
+    """Call `sample` for each row of logits [rows, vocab].
+
+    The failure of a row, even because of its parameters, concerns that row alone.
     """
-    # A NaN is the largest of all, so the largest value tells. numpy's argmax is many times faster
-    # than torch's on a CPU.
+    # argmax treats NaN as the largest value, so the largest value shows whether all are finite.
+    # numpy's argmax is many times faster than torch's on a CPU.
     if logits.device.type == "cpu":
         values = logits.numpy()
         greedy = values.argmax(-1).tolist()

@@ -1,53 +1,69 @@
-"""One request inside the engine."""
+"""PURE: A request inside the engine."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from disagg_worker.engine.block_pool import Holding
 from disagg_worker.engine.contract import KvSender
-from disagg_worker.engine.structured import GrammarState
 from disagg_worker.values.events import EventSink
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
+
+
+class TokenMask(Protocol):
+    """The tokens that a grammar lets follow."""
+
+    def allowed(self, emitted: Many[int]) -> npt.NDArray[np.bool_]:
+        """Return which tokens may follow `emitted`, [vocab]; calls come with ever more tokens."""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`key` rises with every request: the larger, the newer.
-
-    `hands_over`: prefill only, the KV goes to `sender` or is dropped.
-
-    computed: how many of `tokens` have their KV in the cache. names: of its full blocks
-    (prefix_hash), as far as known. registered, reported: how many of its blocks can be found by
-    others, and were reported to the sender whole; reported_layers: how many layers of the next ones
-    were. cached_tokens: how much of the prompt was found in the cache at the first start here, None
-    before; told_cached: the sink knows. due_s: when the first token should be out, on the clock of
-    `queued_at_s`.
-    """
+    """A request with its tokens, its blocks and its progress."""
 
     key: int
+    """A number that rises with every request: the larger, the newer."""
     request_id: str
     tokens: list[int]
+    """The prompt and the tokens emitted so far."""
     prompt_tokens: int
+    """The number of tokens of the prompt."""
     sampling: SamplingParams
     sink: EventSink
     hands_over: bool
+    """Whether it is only prefilled here; its KV then goes to `sender` or is dropped."""
     queued_at_s: float
+    """The monotonic time of its arrival."""
     tenant: str = ""
     due_s: float | None = None
+    """The time by which the first token should be out, on the clock of `queued_at_s`."""
     sender: KvSender | None = None
     names: list[bytes] = field(default_factory=list)
+    """The names of its full blocks (prefix_hash), as far as known."""
     holding: Holding | None = None
+    """Its blocks; None while it waits for them."""
     computed: int = 0
+    """The number of `tokens` whose KV is in the cache."""
     registered: int = 0
+    """The number of its blocks that others can find."""
     reported: int = 0
+    """The number of its blocks that were reported to the sender with all layers."""
     reported_layers: int = 0
+    """The number of layers of the next blocks that were reported to the sender."""
     cached_tokens: int | None = None
+    """The tokens of the prompt that were found in the cache when it first started; None before."""
     told_cached: bool = False
-    grammar: GrammarState | None = None
+    """Whether the sink has been told `cached_tokens`."""
+    grammar: TokenMask | None = None
     cancelled: bool = False
     ended: bool = False
     release_asked: bool = False
+    """Whether the sender has released the blocks."""
 
     @property
     def blocks(self) -> list[int]:
@@ -59,24 +75,25 @@ class Sequence:
 
     @property
     def waited_due_s(self) -> float | None:
-        """The due while its first token is not out.
+        """The due time while the first token is not out.
 
-        After that nothing is due, it only has to go on.
+        After that nothing is due: the request only has to go on.
         """
         return None if self.emitted else self.due_s
 
     @property
     def releasable(self) -> bool:
-        """Nobody needs the blocks any more."""
+        """Whether nobody needs the blocks any more."""
         return self.ended and (self.release_asked or self.sender is None)
 
     def most_tokens(self, max_model_len: int) -> int:
-        """How long it can get."""
+        """Return the number of tokens that the sequence can grow to."""
         return min(self.prompt_tokens + self.sampling.max_new_tokens, max_model_len)
 
     def finish_reason(self, max_model_len: int) -> str | None:
-        """Why the request is over after its last token, None when it is not (also before its first
-        token).
+        """Return the reason for which the last token ends the request, or None if it does not.
+
+        It is None before the first token, too.
         """
         if self.emitted < 1:
             return None

@@ -1,4 +1,6 @@
-"""What becomes of a step's results: tokens go out, requests end, are handed over or go on."""
+"""The treatment of a step's results: tokens are emitted, and requests end, are handed over or go
+on.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ _FINISHED = ErrorEvent(codes.FINISHED, "the first token ended the request", retr
 
 
 class Settler:
-    """Runs on the engine's thread.
+    """Passes the results of steps on, on the engine's thread.
 
-    `lock` guards the queues; no sink and no sender is called under it.
+    `lock` guards the queues; no sink and no sender is called while it is held.
     """
 
     def __init__(self, lock: threading.Condition, queues: Queues, max_model_len: int) -> None:
@@ -36,7 +38,7 @@ class Settler:
         self.late_prompts = 0
 
     def settle(self, s: Sequence, outcome: Outcome) -> None:
-        """Pass a sampled token on and decide what becomes of its request."""
+        """Pass a sampled token on, and end, hand over or continue its request."""
         try:
             self._settle(s, outcome)
         except Exception:
@@ -76,14 +78,16 @@ class Settler:
 
     @staticmethod
     def _cached_tokens(s: Sequence) -> int | None:
-        """Said once, with the first token that was computed from the prompt here."""
+        """Return the number of cached tokens with the first token that was computed from the prompt
+        here, then None.
+        """
         told, s.told_cached = s.told_cached, True
         return None if told else s.cached_tokens
 
     def end(self, s: Sequence, event: EndEvent | ErrorEvent, *, poisoned: bool = False) -> None:
-        """The one way out of the engine for a sequence.
+        """End a sequence; this is its only way out of the engine (idempotent).
 
-        `poisoned`: what it computed must not be found by others.
+        If it is `poisoned`, other requests must not find the KV that it computed.
         """
         with self._lock:
             if s.ended:
@@ -94,7 +98,10 @@ class Settler:
 
     @staticmethod
     def _tell(s: Sequence, event: Event) -> None:
-        """A sink or sender that raises fails its own request; it must not cost the others theirs."""
+        """Call the sink, and the sender in case of an error.
+
+        If one of them raises, its own request fails and the others go on.
+        """
         try:
             if s.sender is not None and isinstance(event, ErrorEvent):
                 s.sender.abort(event)

@@ -1,4 +1,4 @@
-"""From a model folder to what computes: the network's parts on their devices, and the cache."""
+"""The set-up of an engine: the parts of the network on their devices, and the KV cache."""
 
 from __future__ import annotations
 
@@ -27,35 +27,37 @@ from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)
 _CPU_CACHE_BYTES = 256 << 20
-# Of a GPU's memory that is free once the weights are there: the rest is for activations, graphs and
-# NCCL.
+# The share of the GPU memory that is free once the weights are loaded; the rest is for activations,
+# graphs and NCCL.
 _GPU_CACHE_PART = 0.85
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What computes the steps.
-
-    `memory` is rank 0's part, through whose views the whole KV is seen.
-    """
+    """The executor of steps and the KV cache that it works on."""
 
     executor: Executor
     memory: CacheMemory
+    """Rank 0's part of the cache, whose views show the whole KV."""
     layout: KvLayout
     blocks: int
+    """The number of KV blocks."""
     digest: str
+    """The digest of the model (see network.Loaded)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be set up."""
+    """The input of the set-up."""
 
     folder: Path
     config: EngineConfig
     model: ModelConfig
     backend: Backend
     dtype: torch.dtype
+    """The dtype of the weights."""
     max_len: int
+    """The longest sequence in tokens."""
 
     @property
     def cache_dtype(self) -> torch.dtype:
@@ -75,7 +77,10 @@ class Plan:
 
 
 def set_up(plan: Plan, on_progress: OnProgress | None, on_lost: Callable[[str], None]) -> Machine:
-    """Raises ModelError. `on_lost`: a rank of the group has ended, and with it this worker."""
+    """Load the network, allocate the KV cache and run the warm-up steps. Raises ModelError.
+
+    `on_lost` is called if a rank of the group ends, which ends this worker too.
+    """
     if plan.config.kv_cache_dtype == "fp8" and not plan.backend.fp8_cache:
         raise ModelError(
             f"kv_cache_dtype: fp8 is not supported by the {plan.backend.name} backend on {plan.backend.device}"
@@ -179,9 +184,9 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _blocks(plan: Plan, free_bytes: list[int]) -> int:
-    """How many blocks the cache has; `free_bytes` of each rank's device.
+    """Return the number of blocks of the cache, for the free bytes of each rank's device.
 
-    Raises ModelError when the longest request would not fit.
+    Raises ModelError if the longest request would not fit.
     """
     size, wanted = plan.config.block_size_tokens, plan.config.kv_cache_bytes
     if wanted is None:

@@ -1,6 +1,6 @@
-"""One step of computation: sequences to tensors, the network, the sampler.
+"""One step of computation: from sequences to tensors, through the network, to the sampler.
 
-No queue, no lock, no policy; runs on the engine's thread.
+It has no queue, no lock and no policy, and runs on the engine's thread.
 """
 
 from __future__ import annotations
@@ -28,18 +28,22 @@ Outcome = Sampled | Exception
 
 @dataclass(slots=True)
 class Work:
-    """What was computed and how long it took, in all: a policy learns a worker's speed from it.
+    """Totals of the work done and of the time that it took.
 
-    The squares are of each prompt's tokens.
+    A scaling policy learns a worker's speed from them.
     """
 
     prefill_batches: int = 0
     prefill_batch_tokens: int = 0
+    """Prompt tokens in the batches."""
     prefill_batch_tokens_squared: int = 0
+    """The sum of the squares of each prompt's tokens in a batch."""
     prefill_batch_seconds: float = 0.0
     decode_steps: int = 0
     decode_step_sequences: int = 0
+    """Sequences, summed over the steps."""
     decode_step_kv_tokens: int = 0
+    """Tokens in the KV cache of these sequences, summed over the steps."""
     decode_step_seconds: float = 0.0
 
     def prefilled(self, tokens: Many[int], seconds: float) -> None:
@@ -58,10 +62,11 @@ class Work:
 class Steps:
     """Computes batches over the KV cache.
 
-    An exception out of a method concerns the whole batch, one in an Outcome one sequence.
+    An exception that a method raises concerns the whole batch, and the same sequences may be
+    computed again. An exception in an Outcome concerns one sequence.
 
-    `forward_s`: seconds spent in the network so far. `pace`: of prefill. After an exception the
-    same sequences may be computed again.
+    `forward_s` is the number of seconds spent in the network so far, `work` has the totals, and
+    `pace` learns the speed of prefill.
     """
 
     def __init__(self, executor: Executor, memory: CacheMemory, store: KvStore, grammars: Grammars) -> None:
@@ -79,7 +84,7 @@ class Steps:
     def prefill(self, work: Many[tuple[Sequence, int]]) -> list[tuple[Sequence, Outcome]]:
         """Compute n more tokens of each sequence.
 
-        Returns the next token of those that are computed whole, and failures.
+        Returns the next token of each sequence that is computed to its end, and the failures.
         """
         began_s = time.perf_counter()
         with torch.inference_mode():
@@ -107,7 +112,7 @@ class Steps:
         return list((outcomes | failed).items())
 
     def decode(self, running: Many[Sequence]) -> list[tuple[Sequence, Outcome]]:
-        """One more token for each sequence."""
+        """Compute one more token of each sequence."""
         began_s = time.perf_counter()
         with torch.inference_mode():
             cleared = [s.blocks[s.computed // self._size] for s in running if s.computed % self._size == 0]
@@ -119,9 +124,9 @@ class Steps:
         return outcomes
 
     def arrived(self, blocks: Many[int]) -> None:
-        """The KV of these blocks came from another worker; it is taken over before the next step.
+        """Load these blocks, whose KV came from another worker, before the next step.
 
-        Any thread.
+        Any thread may call this.
         """
         self._arrived.extend(blocks)
 
@@ -133,7 +138,7 @@ class Steps:
         try:
             return self._executor.run(Step(batch, loaded, tuple(cleared), tuple(exported)), on_layer)
         except Exception:
-            self._arrived.extendleft(reversed(loaded))  # for the next attempt
+            self._arrived.extendleft(reversed(loaded))  # The next attempt needs them.
             raise
         finally:
             self.forward_s += time.perf_counter() - started_s
@@ -145,18 +150,18 @@ class Steps:
         return sample_rows(logits, [Row(s.sampling, s.tokens, s.prompt_tokens, s.grammar) for s in sequences])
 
     def _partly_filled(self, s: Sequence, n: int) -> list[int]:
-        """The block that the next n tokens enter and leave part empty.
+        """Return the block, if any, that the next n tokens begin but do not fill.
 
-        It is cleared before, so that what another request left there is never sent to a peer, and
-        can't poison a masked sum (0 * NaN is NaN).
+        It is cleared first, so that content of another request is never sent to a peer and cannot
+        poison a masked sum (0 * NaN is NaN).
         """
         stop = s.computed + n
         last = stop // self._size
         return [s.blocks[last]] if stop % self._size and s.computed <= last * self._size else []
 
     def _final_blocks(self, s: Sequence, n: int) -> int:
-        """How many of the sequence's blocks are final for its sender once the next n tokens are
-        computed, those from the cache included.
+        """Return the number of the sequence's blocks that are final for its sender once the next n
+        tokens are computed, including those from the cache.
         """
         if s.sender is None:
             return 0
@@ -169,6 +174,6 @@ class Steps:
         try:
             blocks = [self._store.pool.ref(s.holding, i).block for i in indices]
             s.sender.layer_ready(layer, indices.start, [self._memory.view(layer, b) for b in blocks])
-        except Exception as error:  # a sender's fault is its own request's, not the batch's
+        except Exception as error:  # The failure of a sender concerns its own request only.
             failed[s] = error
         s.reported_layers = layer + 1

@@ -1,9 +1,9 @@
-"""Structured output: which tokens may come next under a JSON schema, a regular expression, a choice
-or a grammar.
+"""Structured output: the tokens that may come next under a JSON schema, a regular expression, a
+choice or a grammar.
 
-By llguidance: it needs no torch, reads tokenizer.json itself, bounds its own work by fuel limits
-and makes a mask in a millisecond or less. What is allowed is a pure function of the tokens emitted
-so far, so it is the same after a failover, a hand-over or a preemption.
+It uses llguidance, which needs no torch, reads tokenizer.json itself, bounds its own work by fuel
+limits and makes a mask in a millisecond or less. The allowed tokens are a pure function of the
+tokens emitted so far, so they are the same after a failover, a hand-over or a preemption.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import numpy as np
 import numpy.typing as npt
 
 from disagg_worker.values.errors import InvalidInput
-from disagg_worker.values.sampling import Structured
+from disagg_worker.values.sampling_params import Structured
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 _CACHED = 64
-# Without it a model may put white space between two tokens of JSON for ever.
+# Without this, a model may put white space between two tokens of JSON without end.
 _COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
 
 
 class GrammarError(Exception):
-    """The grammar can't go on from here."""
+    """Raised when no token can follow under a grammar."""
 
 
 class Grammars:
-    """Compiles and caches. Any thread."""
+    """The compiled grammars, cached. Any thread may call the methods."""
 
     def __init__(self, tokenizer_json: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._vocab_size = vocab_size
@@ -47,11 +47,11 @@ class Grammars:
         self._compiled: OrderedDict[Structured, llguidance.LLMatcher] = OrderedDict()
 
     def compile(self, wanted: Structured) -> None:
-        """Raises InvalidInput saying what is wrong with it."""
+        """Compile a grammar. Raises InvalidInput, which says what is wrong with it."""
         self._matcher(wanted)
 
     def start(self, wanted: Structured) -> GrammarState:
-        """The state before the first token."""
+        """Return the state of a grammar before the first token. Raises InvalidInput."""
         return GrammarState(self._matcher(wanted).deep_copy(), self._vocab_size, self._eos)
 
     def _matcher(self, wanted: Structured) -> llguidance.LLMatcher:
@@ -96,7 +96,7 @@ def _grammar(wanted: Structured) -> str:
 
 
 class GrammarState:
-    """One sequence's way through its grammar."""
+    """The state of one sequence in its grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._matcher = matcher
@@ -106,16 +106,16 @@ class GrammarState:
         self._bits = llguidance.numpy.allocate_token_bitmask(1, vocab_size)
 
     def allowed(self, emitted: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Which tokens may follow `emitted`, [vocab]; calls come with ever more tokens.
+        """Return the mask [vocab] of the tokens that may follow `emitted`.
 
-        Raises GrammarError.
+        Each call must extend the tokens of the one before. Raises GrammarError.
         """
         if not self._matcher.is_stopped():
             self._matcher.consume_tokens(list(emitted[self._consumed :]))
             self._consumed = len(emitted)
         if self._matcher.is_error():
             raise GrammarError(self._matcher.get_error())
-        if self._matcher.is_stopped():  # nothing can be added: the output ends
+        if self._matcher.is_stopped():  # Nothing can be added, so the output ends.
             mask = np.zeros(self._vocab_size, dtype=np.bool_)
             mask[self._eos] = True
             return mask

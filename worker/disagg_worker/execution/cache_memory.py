@@ -1,10 +1,10 @@
-"""The KV cache's memory: one tensor, block-major, and the bytes of it that the transfer and the
+"""The memory of the KV cache: one tensor, block-major, and its bytes, which the KV transfer and the
 host tier read and write.
 
-Where the cache is ordinary memory and whole, these bytes are the cache itself (zero-copy). Where it
-lies in a device, or holds only some of the KV heads (tensor parallelism), they are a host copy of
-the same blocks in the whole layout, which the ranks share: `export` and `load` copy between the
-two, and that is the only place where KV crosses between device and host.
+If the cache is in ordinary memory and whole, these bytes are the cache itself (zero-copy). If it is
+in the memory of a device, or holds only some of the KV heads (tensor parallelism), they are a host
+copy of the same blocks in the whole layout, which the ranks share. `export` and `load` copy between
+the two, and KV crosses between device and host nowhere else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from disagg_worker.values.layouts import KvLayout
 
-# torch leaves them untyped.
+# torch has no types for these.
 _Stream: Any = torch.cuda.Stream
 _Event: Any = torch.cuda.Event
 
@@ -25,7 +25,7 @@ _Event: Any = torch.cuda.Event
 class HostCopy:
     """All heads of all blocks in host memory.
 
-    `fd`: a file in memory that every rank maps. Pages that nothing touched take no room.
+    `fd` is a file in memory that every rank maps. Pages that nobody has touched take no room.
     """
 
     def __init__(self, layout: KvLayout, blocks: int, dtype: torch.dtype, fd: int) -> None:
@@ -36,11 +36,11 @@ class HostCopy:
 
 
 class CacheMemory:
-    """`tensor` is [block, layer, 2, kv_head, token in block, head_dim]; all layers of a block are
-    contiguous.
+    """The cache as a tensor and as bytes.
 
-    `heads`: which KV heads of the layout are held here, None for all. `host`: needed unless the
-    tensor is whole and on the CPU.
+    `tensor` is [block, layer, 2, kv_head, token in block, head_dim]; all layers of a block are
+    contiguous. `heads` are the KV heads of the layout that are held here, None for all. A `host`
+    copy is needed unless the tensor is whole and on the CPU.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class CacheMemory:
         held = len(range(layout.kv_heads)[self._heads])
         shape = (blocks, layout.layers, 2, held, layout.block_size_tokens, layout.head_dim)
         self.tensor = torch.zeros(shape, dtype=dtype, device=device)
-        self._raw = self.tensor.view(torch.uint8)  # not every device assigns every dtype by index
+        self._raw = self.tensor.view(torch.uint8)  # Not every device assigns every dtype by index.
         self._cuda = self.tensor.is_cuda
         self._host = host
         self._stream = _Stream(self.tensor.device) if self._cuda else None
@@ -71,9 +71,9 @@ class CacheMemory:
     # ---- bytes of the whole layout ----
 
     def view(self, layer: int, block: int) -> memoryview:
-        """The contiguous bytes `[k, v][kv_head][token][head_dim]` of one layer of one block.
+        """Return the contiguous bytes `[k, v][kv_head][token][head_dim]` of one layer of one block.
 
-        Raises RuntimeError where there is no copy.
+        Raises RuntimeError if a host copy is needed and there is none.
         """
         if self._bytes is None:
             raise RuntimeError("this cache has no host copy, so its KV can't be moved")
@@ -82,9 +82,10 @@ class CacheMemory:
         return self._bytes[start : start + size]
 
     def export(self, layer: int, blocks: Sequence[int]) -> Callable[[], None] | None:
-        """Bring one layer of these blocks, as computed so far, into the views.
+        """Copy one layer of these blocks, as computed so far, into the views.
 
-        None: it is there; else call what is returned, on any thread, to have it there.
+        Returns None if the bytes are there already. Else they are there when the returned function
+        has been called, on any thread.
         """
         if self._host is None or not blocks:
             return None
@@ -92,8 +93,8 @@ class CacheMemory:
         if self._stream is None:
             into[at, layer, :, self._heads] = self._raw[at, layer]
             return None
-        # Gathered in the device, moved by one copy beside the computation, scattered by whoever
-        # waits: blocks are small.
+        # Blocks are small, so they are gathered on the device, moved by one copy while the
+        # computation goes on, and scattered by whoever waits.
         computed, copied = _Event(), _Event()
         computed.record()
         with torch.cuda.stream(self._stream):
@@ -110,8 +111,9 @@ class CacheMemory:
         return finish
 
     def load(self, blocks: Sequence[int]) -> None:
-        """Take these blocks, all layers, over from the views; what is computed afterwards sees
-        them.
+        """Copy all layers of these blocks from the views into the cache.
+
+        Whatever is computed afterwards sees them.
         """
         if self._host is None or not blocks:
             return
@@ -122,9 +124,9 @@ class CacheMemory:
     # ---- whole blocks, for the host tier ----
 
     def read(self, block: int) -> bytes:
-        """A copy of all layers of a block.
+        """Return a copy of all layers of a block.
 
-        Any thread: the block is free, so nothing writes to it.
+        Any thread may call this: the block is free, so nothing writes to it.
         """
         part = self._raw[block]
         if self._stream is not None:
@@ -136,11 +138,11 @@ class CacheMemory:
         return part.numpy().tobytes()
 
     def write(self, block: int, content: bytes) -> None:
-        """Put back what `read` gave."""
+        """Write the bytes that `read` returned into a block."""
         part = self._raw[block]
         part.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8).view(part.shape))
 
     def clear(self, blocks: Sequence[int]) -> None:
-        """Zero all layers of these blocks."""
+        """Set all layers of these blocks to zero."""
         if blocks:
             self._raw[torch.tensor(blocks, device=self.tensor.device)] = 0

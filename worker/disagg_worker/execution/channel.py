@@ -1,6 +1,6 @@
 """Messages between rank 0 and another rank, over a socket pair that nobody else can reach.
 
-A message is its kind, its length, its bytes.
+A message consists of its kind, its length and its bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _MOST_BYTES = 64 << 20
 
 
 class MessageKind(IntEnum):
-    """START, CACHE and STEP go to a rank; the others come from it. All but STEP are JSON."""
+    """The kind of a message.
+
+    START, CACHE and STEP go to a rank; the others come from it. All but STEP are JSON.
+    """
 
     START = 1
     CACHE = 2
@@ -29,17 +32,17 @@ class MessageKind(IntEnum):
 
 
 class Channel:
-    """One end.
+    """One end of the connection between two ranks.
 
-    Any thread sends, one receives. Raises OSError (TimeoutError) for a peer that is gone or does
-    not read.
+    Any thread may send; only one may receive. Raises OSError (TimeoutError) if the peer has gone or
+    does not read.
     """
 
     def __init__(self, sock: socket.socket, send_timeout_s: float) -> None:
         self._sock = sock
         self._sending = threading.Lock()
-        # A timeout on the socket would bound the wait for the next message too, which may take for
-        # ever: while nothing is asked.
+        # A timeout of the whole socket would also bound the wait for the next message, which may
+        # take any time if nobody asks for anything.
         seconds, rest = divmod(send_timeout_s, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(rest * 1e6)))
 
@@ -54,8 +57,9 @@ class Channel:
         self.send(kind, json.dumps(content).encode())
 
     def receive(self) -> tuple[MessageKind, bytes]:
-        """The next message, however long it takes; ends with ConnectionError when the peer has
-        gone.
+        """Return the next message, however long it takes.
+
+        Raises ConnectionError when the peer has gone.
         """
         number, size = _HEADER.unpack(self._exactly(_HEADER.size))
         if size > _MOST_BYTES:
@@ -73,9 +77,9 @@ class Channel:
         return bytes(content)
 
     def close(self) -> None:
-        """Both ends' waits end."""
+        """Close the connection, which ends the waits on both ends."""
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # the peer was first
+            pass  # The peer has closed it already.
         self._sock.close()

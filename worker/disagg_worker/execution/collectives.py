@@ -1,9 +1,9 @@
-"""Sums and gathers over the ranks by torch.distributed: gloo on CPUs, NCCL on GPUs.
+"""Sums and gathers over the ranks with torch.distributed: gloo on CPUs, NCCL on GPUs.
 
-No global group: two engines can share a process.
+There is no global group, so two engines can share a process.
 
-Everything listens on loopback: neither the store nor gloo asks who connects (compare
-CVE-2025-47277, a TCPStore on every interface).
+Everything listens on the loopback interface, since neither the store nor gloo authenticates its
+peers (compare CVE-2025-47277, a TCPStore on every interface).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import torch
 from torch import distributed
 from torch.distributed.distributed_c10d import GatherOptions
 
-# torch's own type stubs lack half of what is used here.
+# torch's own type stubs lack half of the names used here.
 c10d: Any = distributed
 _LOOPBACK = "127.0.0.1"
 
 
 class Collectives:
-    """Implements model.decoder.Parallel, once `connect` was called.
+    """Implements model.decoder.Parallel, once `connect` has been called.
 
-    A rank that dies or hangs makes the others' calls raise RuntimeError, at the latest after the
-    timeout.
+    If a rank dies or hangs, the calls of the others raise RuntimeError, after the timeout at the
+    latest.
     """
 
     def __init__(self, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
@@ -35,12 +35,12 @@ class Collectives:
         self._ordered = device.type != "cuda"
         self._timeout = timedelta(seconds=timeout_s)
         self._group: Any
-        self._store: Any  # must outlive the group
+        self._store: Any  # It must outlive the group.
 
     def connect(self, store: Any) -> None:
-        """Meet the other ranks, who must be about to do the same.
+        """Connect to the other ranks, which must do the same at about the same time.
 
-        Raises RuntimeError when they do not come.
+        Raises RuntimeError if they do not.
         """
         self._store = store
         if self._device.type == "cuda":
@@ -56,8 +56,11 @@ class Collectives:
             self._group = c10d.ProcessGroupGloo(store, self.rank, self.size, gloo)
 
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
-        """On CPUs the partial sums are added in the order of the ranks: gloo's own order depends on
-        the size of x and on its algorithm. NCCL's is fixed for one shape and one machine.
+        """Implement Parallel.sum_.
+
+        On CPUs the partial sums are added in the order of the ranks, because gloo's own order
+        depends on the size of x and on its algorithm. NCCL's is fixed for one shape and one
+        machine.
         """
         if not self._ordered:
             self._group.allreduce([x]).wait()
@@ -70,7 +73,7 @@ class Collectives:
         return x
 
     def gather(self, x: torch.Tensor, widths: list[int]) -> torch.Tensor:
-        if not x.shape[0]:  # a chunk that ends no prompt wants no logits
+        if not x.shape[0]:  # Chunks that end no prompt need no logits.
             return x
         most = max(widths)
         part = torch.nn.functional.pad(x, (0, most - x.shape[1])).contiguous()
@@ -82,12 +85,15 @@ class Collectives:
 
 
 def serve_store(size: int, timeout_s: float) -> tuple[Any, int]:
-    """Where the ranks find each other: (the store, its port), on loopback alone."""
+    """Start the store through which the ranks find each other, on the loopback interface only.
+
+    Returns the store and its port.
+    """
     listening = socket.create_server((_LOOPBACK, 0))
     port = listening.getsockname()[1]
     timeout = timedelta(seconds=timeout_s)
-    # The store closes the descriptor; `multi_tenant` False, `wait_for_workers` False: ranks come
-    # when they are up.
+    # The store closes the descriptor. `wait_for_workers` is False because ranks connect when they
+    # are up.
     store = c10d.TCPStore(_LOOPBACK, port, size, True, timeout, False, master_listen_fd=listening.detach())
     return store, port
 

@@ -1,6 +1,6 @@
-"""Who computes a step: this process alone, or a group of ranks (disagg_worker.parallel).
+"""The executors of steps: this process alone, or a group of ranks (see leader).
 
-The engine sees no device but this.
+The engine reaches devices only through an executor.
 """
 
 from __future__ import annotations
@@ -23,37 +23,41 @@ _COPY_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One batch (its tensors on the CPU) and what is done to the cache around it, in this order:
-    `load` blocks whose KV came from another worker, `clear` blocks, compute, and `export` blocks
-    layer by layer.
+    """One batch, whose tensors are on the CPU, and the blocks of the cache that are to be treated
+    before and after it.
+
+    The order is: load, clear, compute, and export layer by layer.
     """
 
     batch: Batch
     load: tuple[int, ...] = ()
+    """Blocks whose KV came from another worker."""
     clear: tuple[int, ...] = ()
+    """Blocks to set to zero."""
     export: tuple[int, ...] = ()
+    """Blocks whose KV is needed in host memory."""
 
 
-# Called with each layer in order, once its exported blocks are in host memory. Not always on the
-# engine's thread, but never twice at once.
+# Called with each layer in order, once its exported blocks are in host memory. Not every call is on
+# the engine's thread, but no two calls overlap.
 OnLayer = Callable[[int], None]
 
 
 class Executor(Protocol):
-    """Computes steps, one at a time."""
+    """Computes one step at a time."""
 
     def run(self, step: Step, on_layer: OnLayer | None = None) -> torch.Tensor:
-        """Logits of `step.batch.last`, [rows, vocab] float32.
+        """Return the logits of `step.batch.last`, [rows, vocab] float32.
 
-        `on_layer` was called for every layer before this returns.
+        `on_layer` has been called for every layer before this returns.
         """
 
     def close(self) -> None:
-        """Free what it holds beside memory (idempotent)."""
+        """Release everything but memory (idempotent)."""
 
 
 class LocalExecutor:
-    """Implements Executor on this process's device: all of the network, or one rank's part."""
+    """Implements Executor on this process's device, for the whole network or one rank's part."""
 
     def __init__(self, network: Decoder, memory: CacheMemory) -> None:
         self.network, self.memory = network, memory
@@ -90,8 +94,8 @@ class LocalExecutor:
 
 
 class _Copies:
-    """A thread that waits for copies in order, so that the engine's thread goes on launching the
-    next layer.
+    """A thread that waits for copies in order, while the engine's thread goes on to launch the next
+    layer.
     """
 
     def __init__(self) -> None:
@@ -109,7 +113,7 @@ class _Copies:
         self._items.put((finish, then))
 
     def wait(self) -> None:
-        """Until all that was added is done. Raises what went wrong."""
+        """Wait until everything that was added is done. Raises its failure, or TimeoutError."""
         with self._changed:
             done = self._changed.wait_for(lambda: not self._open, _COPY_TIMEOUT_S)
             failure, self._failure = self._failure, None

@@ -1,5 +1,5 @@
-"""Rank 0's side of a group: it starts the other ranks as processes, tells them each step, and
-notices at once when one has gone.
+"""Rank 0's side of a group: it starts the other ranks as processes, sends them each step, and
+notices at once if one of them ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OnLost = Callable[[str], None]
 
 
 class RankLost(EngineError):
-    """A rank of the group has ended or hangs: this worker can't go on."""
+    """Raised when a rank of the group has ended or hangs, so that this worker cannot go on."""
 
 
 @dataclass(slots=True)
@@ -40,22 +40,23 @@ class _Rank:
     number: int
     process: subprocess.Popen[bytes]
     channel: Channel
-    facts: dict[str, Any] | None = None  # what it said when its weights were loaded
+    facts: dict[str, Any] | None = None  # The content of its LOADED message.
     ready: bool = False
 
 
 class Group:
     """The other ranks, from their start to their end.
 
-    `on_lost` is called once, from any thread, when one is lost for good.
+    `on_lost` is called once, on any thread, when a rank is lost for good.
     """
 
     def __init__(
         self, start: dict[str, Any], size: int, timeout_s: float, start_timeout_s: float, on_lost: OnLost
     ) -> None:
-        """`start`: what every rank needs to load its part (rank.py).
+        """Start the ranks and send them `start`, from which they load their parts (rank.py).
 
-        The timeouts: of one step's exchange; of a start, once rank 0 is loaded.
+        `timeout_s` bounds the exchange of one step; `start_timeout_s` bounds the start of the
+        ranks, once rank 0 is loaded.
         """
         self.size, self.timeout_s = size, timeout_s
         self._start_timeout_s = start_timeout_s
@@ -91,25 +92,28 @@ class Group:
     # ---- start ----
 
     def facts(self) -> list[dict[str, Any]]:
-        """What the ranks said once their weights were loaded. Raises ModelError."""
+        """Return the LOADED messages of the ranks as soon as their weights are loaded.
+
+        Raises ModelError.
+        """
         self._await("load its weights", lambda r: r.facts is not None)
         return [r.facts for r in self._ranks if r.facts is not None]
 
     def make_cache(self, layout: KvLayout, blocks: int) -> None:
-        """Have every rank allocate its part; `connect` and `await_ready` must follow."""
+        """Tell every rank to allocate its part; `connect` and `await_ready` must follow."""
         os.ftruncate(self.memory_fd, blocks * layout.layers * layout.layer_block_bytes)
         for rank in self._ranks:
             rank.channel.send_json(MessageKind.CACHE, {"layout": asdict(layout), "blocks": blocks})
 
     def connect(self, collectives: Collectives) -> None:
-        """Rank 0 joins the group. Raises ModelError."""
+        """Let rank 0 join the group. Raises ModelError."""
         try:
             collectives.connect(self._store)
         except RuntimeError as error:
             raise ModelError(self._reason(f"the ranks do not find each other: {error}")) from None
 
     def await_ready(self) -> None:
-        """Raises ModelError."""
+        """Wait until all ranks are ready. Raises ModelError."""
         self._await("get ready", lambda r: r.ready)
 
     def _await(self, what: str, done: Callable[[_Rank], bool]) -> None:
@@ -127,7 +131,7 @@ class Group:
             raise RankLost(self._failure)
 
     def send_step(self, number: int, step: Step, exports: _Exports | None) -> None:
-        """Raises RankLost."""
+        """Send a step to all ranks. Raises RankLost."""
         self.check()
         with self._changed:
             self._exports = exports
@@ -139,7 +143,7 @@ class Group:
                 raise RankLost(self.fail(self._reason(f"rank {rank.number} of {self.size}: {error}"))) from None
 
     def await_exports(self, exports: _Exports) -> None:
-        """Until every rank has exported every layer. Raises RankLost."""
+        """Wait until every rank has exported every layer. Raises RankLost."""
         with self._changed:
             done = self._changed.wait_for(lambda: self._failure or exports.complete, self.timeout_s)
         self.check()
@@ -147,7 +151,7 @@ class Group:
             raise RankLost(self.fail(f"a rank did not export its KV within {self.timeout_s:g} s"))
 
     def exported(self, exports: _Exports, rank: int, layer: int) -> None:
-        """One rank's part of a layer is in the host copy."""
+        """Note that one rank's part of a layer is in the host copy."""
         with self._changed:
             exports.note(rank, layer)
             self._changed.notify_all()
@@ -155,7 +159,7 @@ class Group:
     # ---- end ----
 
     def _listen(self, rank: _Rank) -> None:
-        """One rank's messages, until it has gone."""
+        """Read the messages of one rank until it has gone."""
         try:
             while True:
                 kind, content = rank.channel.receive()
@@ -179,19 +183,23 @@ class Group:
             self.exported(exports, rank.number, message["layer"])
 
     def _reason(self, otherwise: str) -> str:
-        """Why a rank was lost: its own end, which the listening thread learns within moments,
-        explains more than what we ran into.
+        """Return the reason for which a rank was lost.
+
+        Its own end, which the listening thread notices within moments, explains more than
+        `otherwise`, the error that was seen here.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._failure, 2.0)
         return self._failure or otherwise
 
     def explain(self, error: Exception) -> RankLost:
-        """After a step that failed on rank 0: the ranks are out of step, so the group ends."""
+        """End the group after a step that failed on rank 0, since the ranks are out of step, and
+        return the error to raise.
+        """
         return RankLost(self.fail(self._reason(f"a step failed on rank 0 of {self.size}: {error}")))
 
     def fail(self, message: str) -> str:
-        """The group is over (idempotent; the first reason stays)."""
+        """End the group and return the reason (idempotent; the first reason stays)."""
         with self._changed:
             if self._failure or self._closing:
                 return self._failure or message
@@ -230,9 +238,10 @@ def _ending(process: subprocess.Popen[bytes], error: Exception) -> str:
 
 
 class _Exports:
-    """Which ranks have exported which layers of one step.
+    """The layers of one step that the ranks have exported.
 
-    Reports a layer when all have, in order; the group's lock is held.
+    A layer is reported, in order, as soon as all ranks have exported it. The group's lock must be
+    held.
     """
 
     def __init__(self, number: int, size: int, layers: int, on_layer: OnLayer) -> None:
@@ -253,7 +262,7 @@ class _Exports:
 
 
 class GroupExecutor:
-    """Implements engine.executor.Executor over all ranks.
+    """Implements executor.Executor over all ranks.
 
     Any exception in a step ends the group.
     """

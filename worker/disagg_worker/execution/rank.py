@@ -1,6 +1,6 @@
-"""A rank above 0, as a process: `python -m disagg_worker.execution.rank SOCKET_FD MEMORY_FD`.
+"""The process of a rank above 0: `python -m disagg_worker.execution.rank SOCKET_FD MEMORY_FD`.
 
-It loads its part, then computes the steps that rank 0 tells, until rank 0 closes the socket or
+It loads its part and then computes the steps that rank 0 sends, until rank 0 closes the socket or
 dies.
 """
 
@@ -35,7 +35,7 @@ Messages = queue.Queue[tuple[MessageKind, bytes]]
 
 
 def _listen(channel: Channel, messages: Messages) -> None:
-    """In a thread of its own, so that rank 0's end is noticed in the middle of a step too."""
+    """Read messages, in a thread of its own so that rank 0's end is noticed even during a step."""
     try:
         while True:
             messages.put(channel.receive())
@@ -102,7 +102,7 @@ def _serve(channel: Channel, messages: Messages, memory_fd: int) -> None:
 
 
 def main() -> None:
-    # Only rank 0 answers signals; it ends the others by closing their sockets.
+    # Only rank 0 reacts to signals; it ends the others by closing their sockets.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), send_timeout_s=60.0)

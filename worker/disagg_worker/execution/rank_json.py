@@ -1,4 +1,4 @@
-"""PURE: JSON objects of the other ranks."""
+"""PURE: The JSON objects in messages between ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def loads(content: bytes) -> dict[str, Any]:
-    """Raises ValueError for anything but an object."""
+    """Parse a JSON object. Raises ValueError for anything else."""
     found = json.loads(content)
     if not isinstance(found, dict):
         raise ValueError(f"not an object: {found!r}")

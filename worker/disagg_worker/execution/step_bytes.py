@@ -1,6 +1,6 @@
-"""PURE: a step as bytes, for the other ranks: int64 only, nothing to unpickle.
+"""The encoding of a step as bytes for the other ranks: int64 only, with nothing to unpickle.
 
-Ten counts, then the arrays one after the other; their lengths follow from the counts.
+Ten counts are followed by the arrays one after the other; the counts give their lengths.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _ints(values: Sequence[int]) -> npt.NDArray[np.int64]:
 
 
 def encode(number: int, step: Step) -> bytes:
-    """`number` tells the steps of a group apart."""
+    """Return a step as bytes. `number` tells the steps of a group apart."""
     b = step.batch
     rows, width = (0, 0) if b.tables is None else b.tables.shape
     lists = (step.load, step.clear, step.export)
@@ -48,7 +48,7 @@ def encode(number: int, step: Step) -> bytes:
 
 
 def decode(content: bytes) -> tuple[int, Step]:
-    """What `encode` made. Raises ValueError when the lengths do not belong together."""
+    """Decode the result of `encode`. Raises ValueError if the lengths do not fit the counts."""
     if len(content) % 8 or len(content) < 8 * _COUNTS:
         raise ValueError(f"a step of {len(content)} bytes")
     values = np.frombuffer(bytearray(content), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The Llama family in torch: config, weights and forward pass.
+"""The Llama family in torch: configuration, weights and forward pass.
 
-Tokens in, logits out; it knows neither text nor scheduling.
+It turns tokens into logits and knows neither text nor scheduling.
 """

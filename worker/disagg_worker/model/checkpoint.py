@@ -1,5 +1,7 @@
-"""Safetensors files as one set of named tensors: memory-mapped, checked by their headers first,
-read one at a time, hashed beside it.
+"""The safetensors files of a checkpoint as one set of named tensors.
+
+The files are memory-mapped, and their headers are checked first. Tensors are read one at a time,
+while a thread hashes the files.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ _LOG_EVERY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How much of the weights was read."""
+    """The part of the weights that has been read."""
 
     read_bytes: int
     total_bytes: int
     seconds: float
+    """Time since the checkpoint was opened."""
 
     @property
     def fraction(self) -> float:
@@ -46,9 +49,9 @@ OnProgress = Callable[[LoadProgress], None]
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The files of the checkpoint, by its index if it has one.
+    """Return the files of the checkpoint, those of its index if it has one.
 
-    Raises ModelError naming what is missing.
+    Raises ModelError, which names what is missing.
     """
     index = read_json(folder / "model.safetensors.index.json")
     names = ["model.safetensors"]
@@ -68,9 +71,9 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 class Checkpoint:
-    """Opens every file (raises ModelError for a truncated one, or a tensor in two).
+    """The opened files of a checkpoint, as a context manager.
 
-    Use as a context manager.
+    Raises ModelError for a truncated file, or for a tensor that is in two files.
     """
 
     def __init__(self, folder: Path, on_progress: OnProgress | None = None, *, hashed: bool = True) -> None:
@@ -116,15 +119,15 @@ class Checkpoint:
         return tuple(self._file(name)[1].get_slice(name).get_shape())
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raises ModelError unless the tensor is there in this shape."""
+        """Raise ModelError unless the tensor exists and has this shape."""
         file = self._file(name)[0]
         if (found := self.shape(name)) != shape:
             raise ModelError(f"{file}: {name} has shape {found}, config.json says {shape}")
 
     def floats(self, name: str, rows: slice = slice(None), columns: slice | None = None) -> torch.Tensor:
-        """A part of a floating-point tensor, all finite.
+        """Return a part of a floating-point tensor whose values are all finite.
 
-        Raises ModelError naming file and tensor.
+        Raises ModelError, which names the file and the tensor.
         """
         tensor = self.raw(name, rows, columns)
         file = self._file(name)[0]
@@ -136,8 +139,8 @@ class Checkpoint:
         return tensor
 
     def raw(self, name: str, rows: slice = slice(None), columns: slice | None = None) -> torch.Tensor:
-        """A part of a tensor as it is stored; a view of the mapped file where it is contiguous
-        there.
+        """Return a part of a tensor as it is stored; it is a view of the mapped file if it is
+        contiguous there.
         """
         file, opened = self._file(name)
         try:
@@ -152,7 +155,7 @@ class Checkpoint:
         return tensor
 
     def digest(self) -> str:
-        """Hex SHA-256 over config and files; waits for the hashing thread."""
+        """Return the hex SHA-256 of config.json and the files. Waits for the hashing thread."""
         return self._digest.result()
 
     def _file(self, name: str) -> tuple[str, Any]:

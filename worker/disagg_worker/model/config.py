@@ -1,4 +1,7 @@
-"""PURE: a model's config.json, checked. What is not supported is refused by name, never guessed."""
+"""PURE: The checks of a model's config.json.
+
+A value that is not supported is refused by name, never guessed at.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 from disagg_worker.model.quantization_config import StoredQuantization, parse_quantization
 from disagg_worker.values.errors import ModelError
 
-# Fields of relatives of these families whose other values mean another computation.
+# Fields of related families and the values that leave the computation as it is here.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "partial_rotary_factor": (1.0,),
@@ -38,42 +41,47 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
 }
-# Fields that say nothing of the computation, or only of training.
+# Fields that do not concern the computation, or only that of training.
 _HARMLESS = frozenset({
-    "_name_or_path", "_attn_implementation", "attention_dropout", "bos_token_id", "chat_template", "dtype", "eos_token_id", "id2label",
-    "initializer_range", "label2id", "layer_norm_eps", "max_window_layers", "model_type", "output_attentions", "output_hidden_states",
-    "pad_token_id", "pretraining_tp", "return_dict", "transformers_version", "torch_dtype", "unk_token_id", "use_cache",
+    "_name_or_path", "_attn_implementation", "attention_dropout", "bos_token_id", "chat_template", "dtype",
+    "eos_token_id", "id2label", "initializer_range", "label2id", "layer_norm_eps", "max_window_layers", "model_type",
+    "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "return_dict",
+    "transformers_version", "torch_dtype", "unk_token_id", "use_cache",
 })  # fmt: skip
 _USED = frozenset({
-    "architectures", "attention_bias", "head_dim", "hidden_size", "intermediate_size", "layer_types", "max_position_embeddings", "mlp_bias",
-    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "quantization_config", "rms_norm_eps", "rope_parameters",
-    "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_sliding_window", "vocab_size",
+    "architectures", "attention_bias", "head_dim", "hidden_size", "intermediate_size", "layer_types",
+    "max_position_embeddings", "mlp_bias", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
+    "quantization_config", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta", "sliding_window",
+    "tie_word_embeddings", "use_sliding_window", "vocab_size",
 })  # fmt: skip
 
 
 def unknown_fields(raw: Mapping[str, Any]) -> list[str]:
-    """Fields of config.json with a value, of which nothing is known here: whoever loads the model
-    is told.
+    """Return the fields of config.json that have a value and are not known here.
+
+    Whoever loads the model is told about them.
     """
     known = _HARMLESS | _USED | set(_ONLY)
     return sorted(name for name, value in raw.items() if name not in known and value not in (None, False, [], {}))
 
 
-# Of the families that can have one, where config.json does not say (transformers' MistralConfig,
-# Qwen2Config, Qwen3Config).
+# The sliding window of the families that can have one, if config.json does not name it
+# (transformers' MistralConfig, Qwen2Config, Qwen3Config).
 _DEFAULT_WINDOW = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """What distinguishes an architecture.
-
-    `qkv_bias` None: as `attention_bias` says, which then holds for the output projection too.
-    """
+    """The properties that distinguish an architecture."""
 
     qkv_bias: bool | None = None
+    """Whether q, k and v have a bias. None: `attention_bias` decides, and the output projection
+    then has one too.
+    """
     head_norms: bool = False
-    window: str = "none"  # none | all layers | chosen layers
+    """Whether q and k heads are normed."""
+    window: str = "none"
+    """The layers that may have a sliding window: `none`, `all` or `chosen`."""
 
 
 _FAMILIES = {
@@ -86,8 +94,8 @@ _FAMILIES = {
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
-    """Llama 3.1's frequency scaling (rope_type "llama3"), as transformers' modeling_rope_utils
-    defines it.
+    """The frequency scaling of Llama 3.1 (rope_type "llama3"), as transformers'
+    modeling_rope_utils defines it.
     """
 
     factor: float
@@ -98,24 +106,27 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, slots=True)
 class LinearScaling:
-    """All positions divided by the factor (rope_type "linear")."""
+    """The division of all positions by a factor (rope_type "linear")."""
 
     factor: float
 
 
 @dataclass(frozen=True, slots=True)
 class YarnScaling:
-    """YaRN (Peng et al., arXiv 2309.00071; rope_type "yarn").
-
-    `attention_factor` multiplies cos and sin.
-    """
+    """The parameters of YaRN (Peng et al., arXiv 2309.00071; rope_type "yarn")."""
 
     factor: float
+    """The factor by which slow dimensions are stretched."""
     original_max_position_embeddings: float
+    """The trained length in tokens."""
     attention_factor: float
+    """Multiplies cos and sin."""
     beta_fast: float
+    """Dimensions that turn more often than this in the trained length are kept."""
     beta_slow: float
+    """Dimensions that turn less often than this in the trained length are stretched."""
     truncate: bool
+    """Whether the two bounds are rounded to whole dimensions."""
 
 
 RopeScaling = Llama3Scaling | LinearScaling | YarnScaling
@@ -123,33 +134,46 @@ RopeScaling = Llama3Scaling | LinearScaling | YarnScaling
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shapes of a Llama-family decoder.
-
-    `max_positions`: what the rotary embedding is good for; `windows`: of each layer, None: none.
-    """
+    """The shapes and options of a Llama-family decoder."""
 
     architecture: str
+    """The class name in config.json."""
     vocab_size: int
+    """The number of token IDs."""
     hidden_size: int
+    """The width of the residual stream."""
     intermediate_size: int
+    """The width of the MLP."""
     layers: int
     heads: int
+    """Query heads per layer."""
     kv_heads: int
+    """KV heads per layer."""
     head_dim: int
+    """Elements per head."""
     max_positions: int
+    """The longest sequence, in tokens, for which the rotary embedding is good."""
     rms_norm_eps: float
     rope_theta: float
+    """The base of the rotary frequencies."""
     rope_scaling: RopeScaling | None
     tied_embeddings: bool
+    """Whether the head is the transposed embedding."""
     qkv_bias: bool
     out_bias: bool
+    """Whether the output projection of the attention has a bias."""
     mlp_bias: bool
     head_norms: bool
+    """Whether q and k heads are normed before the rotation."""
     windows: tuple[int | None, ...]
+    """The sliding window of each layer in tokens, or None."""
     quantization: StoredQuantization | None
     dtype: str
+    """The dtype of the checkpoint, as torch names it."""
     eos_token_ids: tuple[int, ...]
+    """The token IDs that end a sequence."""
     bos_token_id: int | None
+    """The token ID that begins a sequence."""
 
 
 def _positive(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
@@ -177,7 +201,9 @@ def _flag(raw: Mapping[str, Any], name: str) -> bool:
 
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from `rope_theta`/`rope_scaling` or the newer `rope_parameters`."""
+    """Return the base and the scaling, from `rope_theta` and `rope_scaling` or from the newer
+    `rope_parameters`.
+    """
     name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
     parameters = raw.get(name) or {}
     if not isinstance(parameters, Mapping):
@@ -230,7 +256,7 @@ def _yarn(parameters: Mapping[str, Any], raw: Mapping[str, Any], at: str) -> Yar
 
 
 def _windows(raw: Mapping[str, Any], family: _Family, layers: int) -> tuple[int | None, ...]:
-    """The sliding window of each layer."""
+    """Return the sliding window of each layer."""
     kinds = raw.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or len(kinds) != layers):
         raise ModelError(f"config.json: layer_types: must name a type for each of the {layers} layers")
@@ -266,9 +292,9 @@ def _token_ids(raw: Mapping[str, Any], name: str) -> tuple[int, ...]:
 
 
 def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
-    """Check config.json (and generation_config.json for the end tokens).
+    """Check config.json, and generation_config.json for the end tokens.
 
-    Raises ModelError naming the field.
+    Raises ModelError, which names the field.
     """
     architectures = raw.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else architectures

@@ -1,6 +1,6 @@
 """The forward pass of a Llama-family decoder over a batch of flattened tokens.
 
-The arithmetic is the backend's.
+The backend does the arithmetic.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ class Parallel(Protocol):
     """The other ranks of a tensor-parallel group."""
 
     def sum_(self, x: torch.Tensor) -> torch.Tensor:
-        """Add up x over all ranks, in place; every rank gets the same bits."""
+        """Add up x over all ranks in place and return it; every rank gets the same bits."""
 
     def gather(self, x: torch.Tensor, widths: list[int]) -> torch.Tensor:
-        """[rows, widths[rank]] of every rank -> [rows, sum(widths)] on rank 0; another rank gets
-        its own part back.
+        """Return [rows, sum(widths)] from [rows, widths[rank]] of every rank on rank 0; another
+        rank gets its own part back.
         """
 
 
 class Decoder:
-    """Weights and forward pass.
+    """The weights and the forward pass.
 
-    Stateless: the KV cache is the caller's. `shard`: the heads it computes; `parallel` adds up.
+    It has no state: the KV cache belongs to the caller. `shard` selects the heads that it computes,
+    and `parallel` adds up the parts of all ranks.
     """
 
     def __init__(
@@ -109,14 +110,15 @@ class Decoder:
         return x if self.parallel is None else self.parallel.sum_(x)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """[tokens] -> [tokens, hidden]."""
+        """Return the embeddings [tokens, hidden] of [tokens]."""
         return functional.embedding(token_ids, self.embedding).to(self._compute)
 
     def forward(self, batch: Batch, cache: torch.Tensor, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
-        """Logits [len(batch.last), vocab] in float32 (of a group: on rank 0).
+        """Return the logits [len(batch.last), vocab] in float32 (of a group: on rank 0).
 
         Writes K and V into `cache` [block, layer, 2, kv_head, token, head_dim] and calls
-        `on_layer(i)` as soon as layer i's are final, before its attention and MLP run."""
+        `on_layer(i)` as soon as those of layer i are final, before its attention and MLP run.
+        """
         backend, eps = self.backend, self.config.rms_norm_eps
         x = self.embed(batch.token_ids)
         normed = backend.rms_norm(x, self.layers[0].norm_in, eps)
@@ -136,6 +138,6 @@ class Decoder:
         return self.logits(normed)
 
     def logits(self, normed: torch.Tensor) -> torch.Tensor:
-        """The head, which is cut over the ranks, on rows that are normed already."""
+        """Apply the head, which is divided over the ranks, to rows that are normed already."""
         part = self.head(normed).float()
         return part if self.parallel is None else self.parallel.gather(part, self._vocab_parts)

@@ -1,4 +1,4 @@
-"""Small files of a model folder."""
+"""The small files of a model folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from disagg_worker.values.errors import ModelError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """{} when there is no such file. Raises ModelError."""
+    """Return the JSON object in a file, {} if there is no such file. Raises ModelError."""
     if not path.exists():
         return {}
     try:

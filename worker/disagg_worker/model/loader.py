@@ -1,6 +1,6 @@
-"""From a model's URI to a folder, its config and its tokenizer.
+"""The way from a model's URI to its folder, configuration and tokenizer.
 
-Runs no code from the model folder.
+No code from the model folder is run.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve(uri: str, mount: Path, cache: Path) -> Path:
-    """The local folder of `file:///path`, `pvc://claim/path` (mounted at `mount`) or
-    `hf://org/name[@revision]` (downloaded).
+    """Return the local folder of a model URI.
+
+    The URI is `file:///path`, `pvc://claim/path` (mounted at `mount`) or
+    `hf://org/name[@revision]` (downloaded into `cache`). Raises ModelError.
     """
     scheme, _, rest = uri.partition("://")
     if scheme == "file":
@@ -54,8 +56,9 @@ def resolve(uri: str, mount: Path, cache: Path) -> Path:
 
 
 def _download(uri: str, rest: str, cache: Path) -> Path:
-    """HF_ENDPOINT and HF_TOKEN are read by huggingface_hub itself, which also bounds and retries
-    each request.
+    """Download a model from the Hugging Face hub and return its folder.
+
+    huggingface_hub itself reads HF_ENDPOINT and HF_TOKEN, and bounds and retries each request.
     """
     match = _HF_NAME.fullmatch(rest)
     if match is None:
@@ -79,7 +82,7 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def tokenizer_files(folder: Path) -> dict[str, Any]:
-    """What the router needs to turn text into tokens and back; see docs/protocol.md."""
+    """Return the data with which the router turns text into tokens and back (docs/protocol.md)."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{folder} holds no tokenizer.json")
@@ -91,9 +94,10 @@ def tokenizer_files(folder: Path) -> dict[str, Any]:
 
 
 def pick_dtype(setting: str, config: ModelConfig, device: str) -> torch.dtype:
-    """`auto` is the checkpoint's own.
+    """Return the dtype for the setting `dtype`; `auto` is the checkpoint's own.
 
-    On a CPU float16 becomes bfloat16 (CPUs compute it a thousand times slower).
+    On a CPU, `auto` replaces float16 with bfloat16 (CPUs compute float16 a thousand times slower).
+    Raises ModelError.
     """
     if setting == "auto":
         dtype = DTYPES.get(config.dtype, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""From a model folder to a network on a backend."""
+"""The loading of a model folder as a network on a backend."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from disagg_worker.values.choices import Quantization
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The network, and the digest of config and weights (hex SHA-256, with `+int4` or the like
-    where it was quantised here; empty on ranks above 0).
-    """
+    """A loaded network and its digest."""
 
     network: Decoder
     digest: str
+    """The hex SHA-256 of configuration and weights, followed by `+int4` or the like if they were
+    quantised here; empty on ranks above 0.
+    """
 
 
 def load_network(
@@ -38,16 +39,16 @@ def load_network(
     quantization: Quantization = "none",
     on_progress: OnProgress | None = None,
 ) -> Loaded:
-    """Read matrix by matrix, each handed to the backend before the next is read.
+    """Load the network of a model folder.
 
-    `positions`: how many the rotary tables cover.
-
-    Raises ModelError naming file, field or tensor.
+    Each matrix is handed to the backend before the next one is read. `positions` is the number of
+    positions that the rotary tables cover. Raises ModelError, which names the file, field or
+    tensor.
     """
     shard = shard or Shard()
     with Checkpoint(folder, on_progress, hashed=shard.rank == 0) as checkpoint:
         source = make_source(checkpoint, config, dtype, shard, quantization)
         network = Decoder(config, source, backend, positions, shard, parallel)
-        # KV of differently quantised weights must not mix, so the digest tells them apart.
+        # The KV of differently quantised weights must not mix, so the digest tells them apart.
         suffix = "" if quantization == "none" else f"+{quantization}"
         return Loaded(network, (checkpoint.digest() + suffix) if shard.rank == 0 else "")

@@ -1,9 +1,9 @@
-"""Weight-only quantisation: done here at load, or read from a checkpoint that stores it.
+"""Weight-only quantisation, done here while loading or read from a checkpoint that stores it.
 
 Embedding, head and norms stay as they are.
 
-Formats as their makers publish them: GPTQ (AutoGPTQ's QuantLinear), AWQ (AutoAWQ's WQLinear_GEMM),
-compressed-tensors (vLLM project).
+The stored formats are GPTQ (AutoGPTQ's QuantLinear), AWQ (AutoAWQ's WQLinear_GEMM) and
+compressed-tensors (vLLM project), as their makers publish them.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ from disagg_worker.values.choices import Quantization
 from disagg_worker.values.errors import ModelError
 
 _GROUPS = (128, 64, 32)
-# How far the range of a group is narrowed when that loses less than it gains; the best is kept, by
-# squared error.
+# The factors by which the range of a group may be narrowed; the one with the least squared error is
+# used.
 _CLIPS = (1.0, 0.96, 0.92, 0.88, 0.84)
 _FP8_MOST = 448.0
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def quantize(weight: torch.Tensor, bits: int, group_size: int) -> GroupQuantizedWeight:
-    """Round to the nearest of 2^bits values between a group's least and greatest; weight [out, in],
-    group_size divides in.
+    """Round a weight [out, in] to the nearest of 2^bits values between the least and the greatest
+    of each group.
+
+    `group_size` must divide the number of inputs.
     """
     out, inputs = weight.shape
     values = weight.float().view(out, inputs // group_size, group_size)
@@ -61,13 +63,15 @@ def quantize(weight: torch.Tensor, bits: int, group_size: int) -> GroupQuantized
 
 
 def to_fp8(weight: torch.Tensor) -> Fp8Weight:
-    """One scale a row, so that its greatest value is the greatest that float8_e4m3fn holds."""
+    """Return the weight in float8_e4m3fn, with a scale for each row that maps its greatest value to
+    the greatest one of the type.
+    """
     scale = (weight.float().abs().amax(1) / _FP8_MOST).clamp(min=1e-12)
     return Fp8Weight((weight.float() / scale[:, None]).to(torch.float8_e4m3fn), scale)
 
 
 class QuantizingSource:
-    """Implements WeightSource: another source's matrices, quantised as they are taken."""
+    """Implements WeightSource by quantising the matrices of another source as they are taken."""
 
     def __init__(self, source: WeightSource, quantization: Quantization) -> None:
         self._source, self._quantization = source, quantization
@@ -88,7 +92,7 @@ class QuantizingSource:
 class StoredWeights:
     """Implements WeightSource over a quantised checkpoint.
 
-    A module that it stores as plain floats is taken so.
+    A module that is stored as plain floats stays so.
     """
 
     _SUFFIXES = {
@@ -127,7 +131,7 @@ class StoredWeights:
             if kind == "weight" and module in self._shapes and self._quantized(module):
                 expected |= {f"{module}.{s}" for s in suffixes if s not in self._OPTIONAL}
                 allowed |= {f"{module}.{s}" for s in (*suffixes, *self._OPTIONAL)}
-                # Packers that know no biases write zeros.
+                # Some packers write a bias of zeros for modules that have none.
                 allowed.add(f"{module}.bias")
             else:
                 expected.add(name)
@@ -162,7 +166,7 @@ class StoredWeights:
             raise ModelError(f"{name} is not quantised, but modules it is fused with are")
         try:
             weight = self._unpacked(name)
-        except (RuntimeError, ValueError) as error:  # shapes that do not belong together
+        except (RuntimeError, ValueError) as error:  # The shapes do not fit together.
             raise ModelError(f"{name}: {error}") from None
         shape = weight.q.shape if isinstance(weight, GroupQuantizedWeight) else weight.weight.shape
         if tuple(shape) != self._shapes[name]:
@@ -204,8 +208,8 @@ class StoredWeights:
         )
 
     def _check_order(self, name: str, inputs: int) -> None:
-        """GPTQ with activation order scatters groups over the inputs, which the kernels do not
-        follow.
+        """Raise ModelError if GPTQ's activation order scatters the groups over the inputs, which
+        the kernels do not support.
         """
         if f"{name}.g_idx" not in self._checkpoint:
             return
@@ -218,13 +222,13 @@ class StoredWeights:
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """int32 [rows, n] -> uint8 [rows, n * 32 / bits], the lowest bits first."""
+    """Unpack int32 [rows, n] into uint8 [rows, n * 32 / bits], the lowest bits first."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     return ((packed[..., None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).flatten(-2)
 
 
 def _awq(packed: torch.Tensor) -> torch.Tensor:
-    """AWQ writes eight columns in another order into a word."""
+    """Unpack a matrix of AWQ, which writes the eight columns of a word in another order."""
     nibbles = unpack(packed, 4).view(packed.shape[0], -1, 8)
     out = torch.empty_like(nibbles)
     out[..., list(_AWQ_ORDER)] = nibbles
@@ -241,7 +245,7 @@ def _grouped(bits: int, q: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor
 
 
 def cut(weight: Weight, split: Split, shard: Shard, name: str) -> Weight:
-    """This rank's part. Raises ModelError where a group would be cut through."""
+    """Return this rank's part of a weight. Raises ModelError if a group would be cut in two."""
     if shard.size == 1 or split == "none":
         return weight
     if split == "outputs":
@@ -271,7 +275,7 @@ def cut(weight: Weight, split: Split, shard: Shard, name: str) -> Weight:
 
 
 def stacked(parts: Sequence[Weight], names: Sequence[str]) -> Weight:
-    """Matrices one above the other. Raises ModelError when they are not stored alike."""
+    """Return the matrices one above the other. Raises ModelError if their groups differ in size."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -293,9 +297,9 @@ def stacked(parts: Sequence[Weight], names: Sequence[str]) -> Weight:
 def make_source(
     checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, shard: Shard, quantization: Quantization
 ) -> WeightSource:
-    """The source for a checkpoint and a wish.
+    """Return the source of a checkpoint's weights, quantised as wanted.
 
-    Raises ModelError when a quantised checkpoint is to be quantised otherwise.
+    Raises ModelError if the checkpoint is quantised already and `quantization` is not `none`.
     """
     if config.quantization is None:
         source = FloatWeights(checkpoint, config, dtype, shard)

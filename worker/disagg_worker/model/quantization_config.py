@@ -1,6 +1,6 @@
-"""PURE: config.json's `quantization_config`, of the formats that can be read.
+"""PURE: The `quantization_config` of a model's config.json.
 
-What can't is refused by name.
+A format that cannot be read is refused by name.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ _AT = "config.json: quantization_config"
 
 @dataclass(frozen=True, slots=True)
 class StoredQuantization:
-    """How a checkpoint stores its linear modules.
+    """The format in which a checkpoint stores its linear modules."""
 
-    `group_size` 0: one scale for a whole row. `zero_offset`: added to stored zeros.
-    """
-
-    method: str  # gptq | awq | packed | int8 | fp8
+    method: str
+    """`gptq`, `awq`, `packed`, `int8` or `fp8`."""
     bits: int
+    """Bits per weight."""
     group_size: int
+    """Inputs that share a scale; 0: all of a row."""
     zero_offset: int = 0
+    """A number that is added to stored zeros."""
 
 
 def _refuse(field: str, value: object, allowed: str) -> ModelError:
@@ -41,7 +42,10 @@ def _group(raw: Mapping[str, Any], at: str = "group_size") -> int:
 
 
 def parse_quantization(raw: object) -> StoredQuantization | None:
-    """None when there is none. Raises ModelError naming the field."""
+    """Return the checked format, or None if there is no `quantization_config`.
+
+    Raises ModelError, which names the field.
+    """
     if raw is None:
         return None
     if not isinstance(raw, Mapping):
@@ -69,8 +73,11 @@ def _compressed(raw: Mapping[str, Any]) -> StoredQuantization:
     groups = raw.get("config_groups")
     if not isinstance(groups, Mapping) or len(groups) != 1:
         raise _refuse("config_groups", groups, "exactly one group")
-    if (raw.get("sparsity_config") or {}).get("format", "dense") != "dense":
-        raise _refuse("sparsity_config.format", raw["sparsity_config"]["format"], "dense")
+    sparsity = raw.get("sparsity_config") or {}
+    if not isinstance(sparsity, Mapping):
+        raise _refuse("sparsity_config", sparsity, "an object")
+    if sparsity.get("format", "dense") != "dense":
+        raise _refuse("sparsity_config.format", sparsity["format"], "dense")
     if raw.get("kv_cache_scheme") is not None:
         raise _refuse("kv_cache_scheme", raw["kv_cache_scheme"], "none")
     group = next(iter(groups.values()))

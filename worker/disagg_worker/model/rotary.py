@@ -1,4 +1,4 @@
-"""Rotary position embeddings and the ways they are stretched beyond the trained length (formulas:
+"""Rotary position embeddings and the ways of stretching them beyond the trained length (formulas:
 transformers, modeling_rope_utils).
 """
 
@@ -13,7 +13,7 @@ from disagg_worker.model.config import LinearScaling, Llama3Scaling, ModelConfig
 
 
 def _llama3(inverse: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
-    """Low frequencies are stretched, high ones kept, those between blended."""
+    """Stretch low frequencies, keep high ones and blend those between."""
     wavelength = 2 * math.pi / inverse
     low = scaling.original_max_position_embeddings / scaling.low_freq_factor
     high = scaling.original_max_position_embeddings / scaling.high_freq_factor
@@ -26,8 +26,8 @@ def _llama3(inverse: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
 
 
 def _yarn(inverse: torch.Tensor, scaling: YarnScaling, theta: float, dim: int) -> torch.Tensor:
-    """Dimensions that turn fewer than beta_slow times in the trained length are stretched, more
-    than beta_fast kept, a ramp between.
+    """Stretch dimensions that turn fewer than beta_slow times in the trained length and keep those
+    that turn more than beta_fast times, with a ramp between.
     """
 
     def dimension(turns: float) -> float:
@@ -42,7 +42,7 @@ def _yarn(inverse: torch.Tensor, scaling: YarnScaling, theta: float, dim: int) -
 
 
 def rotary_tables(config: ModelConfig, positions: int, dtype: torch.dtype, device: torch.device) -> Rotary:
-    """cos and sin [positions, head_dim] of the config's base and scaling."""
+    """Return cos and sin [positions, head_dim] for the base and the scaling of a model."""
     inverse = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
     scaling, factor = config.rope_scaling, 1.0
     if isinstance(scaling, Llama3Scaling):

@@ -1,8 +1,8 @@
-"""What the network asks for, and where it comes from: the seam between a checkpoint's tensors and
-the backend.
+"""The interface between the tensors of a checkpoint and the network.
 
-A `WeightSource` gives each matrix as a backend Weight, fused and cut to this rank's part.
-`FloatWeights` reads floating-point checkpoints; quantisers stand in its place or behind it.
+A `WeightSource` returns each matrix as a backend Weight, fused and cut to this rank's part.
+`FloatWeights` reads floating-point checkpoints; quantisation has sources of its own, one of which
+wraps another source.
 """
 
 from __future__ import annotations
@@ -18,52 +18,53 @@ from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.values.errors import ModelError
 
-# How a matrix [out, in] is cut over the ranks of a tensor-parallel group: by outputs, by inputs, or
-# not at all.
+# The way in which a matrix [out, in] is divided over the ranks of a tensor-parallel group: by
+# outputs, by inputs, or not at all.
 Split = Literal["outputs", "inputs", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Which part of the heads and of the MLP's width this rank computes."""
+    """The part of the heads and of the MLP's width that one rank computes."""
 
     rank: int = 0
     size: int = 1
 
     def part(self, n: int) -> slice:
-        """This rank's share of n rows or columns, which the size divides."""
+        """Return this rank's share of n rows or columns."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def check(self, config: ModelConfig) -> None:
-        """Raises ModelError naming what can't be divided."""
+        """Raise ModelError, which names what cannot be divided evenly."""
         for name, n in (("num_key_value_heads", config.kv_heads), ("intermediate_size", config.intermediate_size)):
             if n % self.size:
                 raise ModelError(f"tensor parallelism {self.size} does not divide config.json's {name} {n}")
 
 
 class WeightSource(Protocol):
-    """Every method raises ModelError naming the tensor."""
+    """The source of a network's weights. Every method raises ModelError, which names the tensor."""
 
     def embedding(self) -> torch.Tensor:
-        """[vocab, hidden] in the model's dtype."""
+        """Return the embedding [vocab, hidden] in the model's dtype."""
 
     def head(self) -> Weight:
-        """This rank's rows of the output head [vocab, hidden]."""
+        """Return this rank's rows of the output head [vocab, hidden]."""
 
     def vector(self, name: str) -> torch.Tensor:
-        """A norm weight, whole, in the model's dtype."""
+        """Return a whole norm weight in the model's dtype."""
 
     def matrix(self, names: Sequence[str], split: Split) -> Weight:
-        """The matrices of these modules one above the other, each cut."""
+        """Return the matrices of these modules one above the other, each one this rank's part."""
 
     def bias(self, names: Sequence[str], split: Split) -> torch.Tensor | None:
-        """Their biases in a row, cut likewise; None where the model has none, or where another rank
-        adds it.
+        """Return the biases of these modules one after the other, cut in the same way.
+
+        None means that the model has no bias here or that another rank adds it.
         """
 
 
 def expected_shapes(c: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of the architecture and its shape."""
+    """Yield every tensor of the architecture and its shape."""
     yield "model.embed_tokens.weight", (c.vocab_size, c.hidden_size)
     yield "model.norm.weight", (c.hidden_size,)
     if not c.tied_embeddings:
@@ -82,7 +83,7 @@ def expected_shapes(c: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def module_shapes(c: ModelConfig) -> Iterator[tuple[str, tuple[int, int], bool]]:
-    """The linear modules of a layer: (name, (outputs, inputs), has a bias)."""
+    """Yield the linear modules of a layer: (name, (outputs, inputs), whether it has a bias)."""
     q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     yield "self_attn.q_proj", (q, c.hidden_size), c.qkv_bias
     yield "self_attn.k_proj", (kv, c.hidden_size), c.qkv_bias
@@ -94,13 +95,16 @@ def module_shapes(c: ModelConfig) -> Iterator[tuple[str, tuple[int, int], bool]]
 
 
 def is_computed(name: str) -> bool:
-    """A tied head, or a buffer that some checkpoints store nevertheless."""
+    """Return whether a tensor is a tied head or a buffer, which some checkpoints store although it
+    is computed.
+    """
     return name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")
 
 
 class FloatWeights:
-    """Implements WeightSource over a floating-point checkpoint, whose names and shapes are checked
-    before anything is read.
+    """Implements WeightSource over a floating-point checkpoint.
+
+    All names and shapes are checked before anything is read.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, shard: Shard) -> None:
@@ -142,7 +146,7 @@ class FloatWeights:
 
 
 def read_head(checkpoint: Checkpoint, config: ModelConfig, shard: Shard, dtype: torch.dtype) -> DenseWeight:
-    """WeightSource.head of any checkpoint."""
+    """Implement WeightSource.head for any checkpoint."""
     name = "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
     rows = shard.part(config.vocab_size) if shard.size > 1 else slice(None)
     return DenseWeight(checkpoint.floats(name, rows).to(dtype))
@@ -151,10 +155,10 @@ def read_head(checkpoint: Checkpoint, config: ModelConfig, shard: Shard, dtype: 
 def read_bias(
     checkpoint: Checkpoint, shard: Shard, names: Sequence[str], split: Split, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """WeightSource.bias of any checkpoint."""
+    """Implement WeightSource.bias for any checkpoint."""
     stored = [f"{name}.bias" for name in names if f"{name}.bias" in checkpoint]
     if not stored or (split == "inputs" and shard.rank):
-        return None  # partial sums: only the first rank adds the bias
+        return None  # These are partial sums, and only the first rank adds the bias.
     parts = [
         checkpoint.floats(name, shard.part(checkpoint.shape(name)[0]) if split == "outputs" else slice(None))
         for name in stored

@@ -1,5 +1,5 @@
-"""The worker's HTTP door (docs/protocol.md): health, metrics, identity, change of role, and the two
-calls that do work.
+"""The worker's HTTP endpoints (docs/protocol.md): health, metrics, identity, change of role, and
+the two calls that do work.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def _error(status: int, code: str, message: str, *, retryable: bool = False) -> 
 
 
 async def _body(request: Request) -> bytes:
-    """The body, never more than MAX_BODY_BYTES of it, nor later than _BODY_TIMEOUT_S.
+    """Read the body of a request.
 
-    Raises BadRequest.
+    Raises BadRequest if it is larger than MAX_BODY_BYTES or takes longer than _BODY_TIMEOUT_S.
     """
     parts, size = [], 0
     try:
@@ -70,9 +70,9 @@ def _check_length(node: jobs.Node, tokens: int) -> None:
 
 
 async def _prepare(node: jobs.Node, request: bodies.DecodeRequest | bodies.PrefillRequest) -> None:
-    """What can be refused or takes long, before anything is held.
+    """Check the length of a request and compile its grammar, before anything is held for it.
 
-    Compiling a grammar must not hold up the other streams.
+    The grammar is compiled in a thread, so that it does not delay the other streams.
     """
     _check_length(node, len(request.tokens))
     if request.sampling.structured is not None:
@@ -114,7 +114,7 @@ def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Call
         if worker.node is None:
             return _error(503, codes.STARTING, "the model is still loading", retryable=True)
         if worker.role not in roles:
-            # Whoever asks has not heard of a change of role yet; another worker will take the
+            # The router has not heard of a change of role yet; another worker will take the
             # request.
             return _error(503, codes.OTHER_ROLE, f"this worker's role is {worker.role}", retryable=True)
         if worker.full:
@@ -145,7 +145,10 @@ def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Call
 
 def _role_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        """200: the worker has that role. 202: it will; ask again, or watch `info`."""
+        """Answer 200 if the worker has the role, or 202 if it will have it.
+
+        In case of 202, the client may ask again or watch `info`.
+        """
         if not worker.authorized(request):
             return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
         try:
@@ -161,7 +164,7 @@ def _role_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
         try:
             done = worker.change_role(wanted.role, wanted.deadline_s)
         except RoleChanging as error:
-            return _error(409, "role_changing", str(error), retryable=True)
+            return _error(409, codes.ROLE_CHANGING, str(error), retryable=True)
         return JSONResponse(worker.role_status(), 200 if done else 202)
 
     return endpoint
@@ -186,7 +189,7 @@ def _room_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
 
 
 def create_app(worker: Worker) -> Starlette:
-    """The worker's ASGI application."""
+    """Return the worker's ASGI application."""
 
     async def healthz(request: Request) -> Response:
         if worker.failed:

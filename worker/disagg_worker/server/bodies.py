@@ -1,4 +1,7 @@
-"""PURE: the bodies of the worker's internal calls, checked field by field, and its events as JSON."""
+"""PURE: The bodies of the worker's internal calls, checked field by field, and its events as JSON.
+
+docs/protocol.md describes the fields.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS
 from disagg_wire.room import Room
 from disagg_worker.values.choices import Role
 from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
-from disagg_worker.values.sampling import SamplingParams, Structured
+from disagg_worker.values.sampling_params import SamplingParams, Structured
 
 Line = dict[str, Any]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -22,7 +25,7 @@ class _Strict(BaseModel):
 
 
 class StructuredOutput(_Strict):
-    """docs/protocol.md, `sampling.structured`."""
+    """The field `sampling.structured`: a format that the output must match."""
 
     kind: Literal["json_schema", "regex", "grammar", "choice"]
     value: str = Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)
@@ -30,14 +33,17 @@ class StructuredOutput(_Strict):
     @model_validator(mode="after")
     def _choices(self) -> StructuredOutput:
         if self.kind == "choice":
-            choices = json.loads(self.value)
+            try:
+                choices = json.loads(self.value)
+            except RecursionError:
+                raise ValueError("is nested too deeply") from None
             if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
                 raise ValueError("must be a JSON list of strings that are not empty")
         return self
 
 
 class Sampling(_Strict):
-    """docs/protocol.md, `sampling`."""
+    """The field `sampling`: the parameters of sampling (values.sampling)."""
 
     seed: int = Field(ge=0, lt=1 << 64)
     max_new_tokens: int = Field(ge=1, le=MAX_TOKENS)
@@ -69,15 +75,22 @@ class Sampling(_Strict):
 class _WorkRequest(_Strict):
     request_id: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$")
     epoch: int = Field(ge=0, le=1 << 20)
+    """The number of the router's attempt."""
     tokens: list[TokenId] = Field(min_length=1, max_length=MAX_TOKENS)
+    """The prompt and the tokens emitted so far."""
     prompt_tokens: int = Field(ge=1)
+    """The number of tokens of the prompt."""
     sampling: Sampling
     tenant: str = Field("", max_length=128)
     deadline_s: float = Field(gt=0, le=86400)
+    """The seconds after which the request is broken off."""
     first_token_within_s: float | None = Field(None, ge=-86400, le=86400)
+    """The seconds from now to the time by which the first token should be out."""
 
     def due_s(self, now_s: float) -> float | None:
-        """When the first token should be out, on the clock of `now_s`, when the request came."""
+        """Return the time by which the first token should be out, on the clock of `now_s`, the time
+        at which the request came.
+        """
         return None if self.first_token_within_s is None else now_s + self.first_token_within_s
 
 
@@ -86,13 +99,18 @@ class DecodeRequest(_WorkRequest):
 
 
 class RoomBody(_Strict):
-    """docs/protocol.md, `room`."""
+    """The field `decode_room`, and the body of the call that tells the room of decode."""
 
     free_tokens: int = Field(ge=0, lt=1 << 53)
+    """The tokens of the KV cache that are promised to nobody."""
     total_tokens: int = Field(ge=0, lt=1 << 53)
+    """The tokens of the whole KV cache."""
     free_seats: int = Field(ge=0, lt=1 << 53)
+    """The sequences that can still be decoded."""
     total_seats: int = Field(ge=0, lt=1 << 53)
+    """The sequences that can be decoded together."""
     step_s: float = Field(ge=0, le=86400)
+    """The recent duration of a decode step in seconds; 0 if there was none."""
 
     def to_room(self) -> Room:
         return Room(**self.model_dump())
@@ -104,7 +122,7 @@ class PrefillRequest(_WorkRequest):
 
 
 class RoleRequest(_Strict):
-    """docs/protocol.md, `role`."""
+    """The body of a request to change the role."""
 
     role: Role
     deadline_s: float = Field(60.0, ge=0, le=86400)
@@ -115,11 +133,11 @@ AnyT = TypeVar("AnyT", bound=_Strict)
 
 
 class BadRequest(ValueError):
-    """The message names the field."""
+    """Raised when a body is invalid; the message names the field."""
 
 
 class PromptTooLong(BadRequest):
-    """No worker of this model has room for it."""
+    """Raised when a prompt is too long for any worker of this model."""
 
 
 def _valid(kind: type[AnyT], body: bytes) -> AnyT:
@@ -131,17 +149,17 @@ def _valid(kind: type[AnyT], body: bytes) -> AnyT:
 
 
 def parse_role(body: bytes) -> RoleRequest:
-    """Raises BadRequest."""
+    """Parse a request to change the role. Raises BadRequest."""
     return _valid(RoleRequest, body)
 
 
 def parse_room(body: bytes) -> RoomBody:
-    """Raises BadRequest."""
+    """Parse the room of decode. Raises BadRequest."""
     return _valid(RoomBody, body)
 
 
 def parse(kind: type[WorkT], body: bytes) -> WorkT:
-    """Raises BadRequest."""
+    """Parse a request to prefill or decode. Raises BadRequest."""
     request = _valid(kind, body)
     if request.prompt_tokens > len(request.tokens):
         raise BadRequest(f"prompt_tokens: {request.prompt_tokens} of {len(request.tokens)} tokens")
@@ -153,7 +171,7 @@ def parse(kind: type[WorkT], body: bytes) -> WorkT:
 
 
 def event_json(event: Event) -> Line:
-    """The event as a line of the stream."""
+    """Return an event as a line of the stream."""
     if isinstance(event, TokenEvent):
         line: Line = {"type": "token", "index": event.index, "token": event.token}
         if event.logprob is not None:

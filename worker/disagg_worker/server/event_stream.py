@@ -1,5 +1,5 @@
-"""Answers that are a stream of newline-delimited JSON, and the bridge from the engine's thread to
-the event loop.
+"""Responses that stream newline-delimited JSON, and the bridge from the engine's thread to the
+event loop.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from disagg_worker.server.bodies import Line, encode_line
 from disagg_worker.values.events import Event
 
 log = logging.getLogger(__name__)
-# What a peer gets beyond its own deadline to read the last line.
+# The time that a peer gets beyond its own deadline to read the last line.
 _GRACE_S = 5.0
 
 
 class EventQueue:
-    """An EventSink that may be called from any thread; read on the event loop.
+    """An EventSink that any thread may call and that is read on the event loop.
 
-    Bounded by what one request can emit.
+    It is bounded by the number of events that one request can emit.
     """
 
     def __init__(self) -> None:
@@ -39,25 +39,26 @@ class EventQueue:
         try:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
         except RuntimeError:
-            pass  # the loop has closed: nobody listens any more
+            pass  # The loop has closed, so nobody listens any more.
 
     async def get(self, timeout_s: float) -> Any:
-        """Raises TimeoutError."""
+        """Return the next item. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             return await self._queue.get()
 
 
 class NdjsonResponse(Response):
-    """Streams objects as lines.
+    """A response that streams objects as lines.
 
-    However it ends (well, closed by the peer, past `deadline_s`), `close` is called once.
+    `close` is called once when it ends, whether by itself, by the peer or because of `deadline_s`.
     """
 
     media_type = "application/x-ndjson"
 
     def __init__(self, lines: AsyncIterator[Line], close: Callable[[], None], deadline_s: float) -> None:
-        """`deadline_s` is monotonic; the lines are expected to end by themselves then, a peer that
-        does not read them isn't.
+        """Stream `lines` until the monotonic time `deadline_s`, at which they end by themselves.
+
+        A peer that does not read them is cut off shortly after.
         """
         super().__init__(headers={"cache-control": "no-store"})
         del self.headers["content-length"]

@@ -1,6 +1,6 @@
-"""What the two internal calls do: reserve, transfer, compute, stream.
+"""The work of the two internal calls: reserve, transfer, compute, stream.
 
-Every path frees what it held, whoever leaves first.
+Every path frees what it holds, whichever side ends first.
 """
 
 from __future__ import annotations
@@ -24,33 +24,37 @@ from disagg_worker.values.events import EndEvent, ErrorEvent, TokenEvent
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What the work needs to know of the process it runs in.
-
-    `interface` carries `listener.host`.
-    """
+    """The parts of the process that the work needs."""
 
     engine: Engine
     listener: KvListener
     metrics: Metrics
     key: bytes
+    """The cluster key."""
     compat: str
+    """The compatibility hash of model and cache."""
     incarnation: str
+    """The worker's incarnation (docs/protocol.md)."""
     interface: str
+    """The network interface that has the address `listener.host`."""
     ticket_lifetime_s: float
+    """The seconds after which an unused ticket expires."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Work that has begun.
-
-    `close` gives back whatever it still holds (idempotent); the stream's end must call it, however
-    it ends. `interrupt` makes that error the stream's next line, and its last.
-    """
+    """Work that has begun."""
 
     lines: AsyncIterator[Line]
+    """The lines of the response."""
     close: Callable[[], None]
+    """Gives back whatever the job still holds (idempotent); to be called when the stream ends,
+    however it ends.
+    """
     interrupt: Callable[[ErrorEvent], None]
+    """Makes an error the next line of the stream, and the last one."""
     deadline_s: float
+    """The monotonic time at which the lines end."""
 
 
 _END = (EndEvent, ErrorEvent)
@@ -61,7 +65,7 @@ def _timed_out() -> Line:
 
 
 async def _relay(events: EventQueue, deadline_s: float) -> AsyncIterator[Line]:
-    """Token events until the one that ends the request."""
+    """Yield events as lines, up to the one that ends the request."""
     while True:
         try:
             event = await events.get(deadline_s - time.monotonic())
@@ -74,7 +78,7 @@ async def _relay(events: EventQueue, deadline_s: float) -> AsyncIterator[Line]:
 
 
 def decode_local(node: Node, request: DecodeRequest, due_s: float | None) -> Job:
-    """Prefill and decode here; the first token is due at `due_s`.
+    """Start to prefill and decode here; the first token is due at `due_s`.
 
     Raises NoCapacity or InvalidInput.
     """
@@ -110,7 +114,7 @@ def _issue(node: Node, request: DecodeRequest) -> Ticket:
 
 
 class _RemoteDecode:
-    """One reservation, from its ticket to its last token."""
+    """A request to decode KV from another worker, from its ticket to its last token."""
 
     def __init__(self, node: Node, request: DecodeRequest, reservation: Reservation) -> None:
         self._node = node
@@ -125,7 +129,7 @@ class _RemoteDecode:
         node.listener.expect(self._session)
 
     def _on_commit(self, received: Received) -> None:
-        """On the listener's thread: the verified KV joins the batch."""
+        """Add the verified KV to the batch, on the listener's thread."""
         tokens = [*self._request.tokens, received.first_token]
         params = self._request.sampling.to_params()
         self.events.put(received)
@@ -162,9 +166,10 @@ class _RemoteDecode:
             yield line
 
     async def _first(self, deadline_s: float) -> Received | ErrorEvent:
-        """The commit, or why there is none.
+        """Wait for the commit, or for the reason why there is none.
 
-        The ticket's lifetime bounds the wait for its use, the idle limit the transfer.
+        The lifetime of the ticket bounds the wait for its use, the idle limit that for the
+        transfer.
         """
         lifetime_s = min(self.ticket.lifetime_s, deadline_s - time.monotonic())
         try:
@@ -189,7 +194,10 @@ class _RemoteDecode:
 
 
 def decode_remote(node: Node, request: DecodeRequest) -> Job:
-    """Reserve, hand out a ticket, wait for the KV, decode. Raises NoCapacity or InvalidInput."""
+    """Reserve blocks and return the job that hands out a ticket, waits for the KV and decodes.
+
+    Raises NoCapacity or InvalidInput.
+    """
     emitted = len(request.tokens) - request.prompt_tokens
     total = len(request.tokens) + request.sampling.max_new_tokens - emitted
     deadline_s = time.monotonic() + request.deadline_s
@@ -199,7 +207,7 @@ def decode_remote(node: Node, request: DecodeRequest) -> Job:
 
 
 class _Prefill:
-    """One prefill, from its queue to the acknowledgement of its KV."""
+    """A request to prefill, from the queue to the acknowledgement of its KV."""
 
     def __init__(self, node: Node, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> None:
         self._node = node
@@ -223,9 +231,9 @@ class _Prefill:
             handle.release()
 
     def _release(self) -> None:
-        """The blocks are read no more.
+        """Release the blocks, which nobody reads any more.
 
-        A sender may be done before its handle is known: then the constructor releases.
+        If the sender is done before the handle is known, the constructor releases them.
         """
         with self._lock:
             self._released = True
@@ -234,7 +242,9 @@ class _Prefill:
             handle.release()
 
     def _on_done(self, done: TransferDone) -> None:
-        """On the sender's thread: acknowledged or failed, the blocks are free."""
+        """Release the blocks when the transfer has been acknowledged or has failed, on the sender's
+        thread.
+        """
         self._release()
         metrics = self._node.metrics
         if done.error is None:
@@ -246,8 +256,9 @@ class _Prefill:
         self.events.put(done)
 
     async def lines(self, deadline_s: float) -> AsyncIterator[Line]:
-        """The token, `transferred`, `end`: the engine's end event is held back until the transfer
-        has ended too.
+        """Yield the token, `transferred` and `end`.
+
+        The engine's end event is held back until the transfer has ended too.
         """
         ended: EndEvent | ErrorEvent | None = None
         transferred = self._sender is None
@@ -270,9 +281,9 @@ class _Prefill:
         yield event_json(ended)
 
     def close(self) -> None:
-        """Computing stops, and so does sending; the sender's `on_done` releases.
+        """Stop computing and sending.
 
-        Without a sender nobody reads the blocks.
+        The sender's `on_done` releases the blocks; without a sender they are released here.
         """
         if self._handle is not None:
             self._handle.cancel()
@@ -294,7 +305,7 @@ def _transferred(done: TransferDone) -> Line:
 
 
 def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> Job:
-    """Compute the prompt and push its KV; the first token is due at `due_s`.
+    """Start to compute a prompt and to send its KV; the first token is due at `due_s`.
 
     Raises NoCapacity or InvalidInput.
     """

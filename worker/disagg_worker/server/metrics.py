@@ -1,36 +1,37 @@
-"""The worker's Prometheus metrics, in a registry of their own."""
+"""The worker's Prometheus metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from disagg_wire import series
-from disagg_worker.values.load import Load
+from disagg_wire.version import BUILD_INFO_HELP, build_labels
+from disagg_worker.values.engine_load import Load
 
 _TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-# What the engine counts in its batches and steps, by the name that `Load.work_total` has for it.
+# The series of the engine's work, by the names of `Load.work_total`, with their help texts.
 _WORK = {
     "prefill_batches": (series.WORKER_PREFILL_BATCHES, "Prefill batches computed"),
-    "prefill_batch_tokens": (series.WORKER_PREFILL_BATCH_TOKENS, "Prompt tokens in them"),
+    "prefill_batch_tokens": (series.WORKER_PREFILL_BATCH_TOKENS, "Prompt tokens in prefill batches"),
     "prefill_batch_tokens_squared": (
         series.WORKER_PREFILL_BATCH_TOKENS_SQUARED,
-        "Squares of each prompt's tokens in them",
+        "Sum of the squares of each prompt's tokens in prefill batches",
     ),
-    "prefill_batch_seconds": (series.WORKER_PREFILL_BATCH_SECONDS, "Time that they took"),
-    "decode_steps": (series.WORKER_DECODE_STEPS, "Decode steps made"),
-    "decode_step_sequences": (series.WORKER_DECODE_STEP_SEQUENCES, "Sequences in them, summed over the steps"),
-    "decode_step_kv_tokens": (series.WORKER_DECODE_STEP_KV_TOKENS, "KV tokens in them, summed over the steps"),
-    "decode_step_seconds": (series.WORKER_DECODE_STEP_SECONDS, "Time that they took"),
+    "prefill_batch_seconds": (series.WORKER_PREFILL_BATCH_SECONDS, "Duration of prefill batches"),
+    "decode_steps": (series.WORKER_DECODE_STEPS, "Decode steps computed"),
+    "decode_step_sequences": (series.WORKER_DECODE_STEP_SEQUENCES, "Sequences in decode steps, summed over the steps"),
+    "decode_step_kv_tokens": (series.WORKER_DECODE_STEP_KV_TOKENS, "KV tokens in decode steps, summed over the steps"),
+    "decode_step_seconds": (series.WORKER_DECODE_STEP_SECONDS, "Duration of decode steps"),
 }
 
 
 class _LoadCollector(Collector):
-    """Reads the engine's load at scrape time, so that gauges are never stale."""
+    """A collector that reads the engine's load at scrape time, so that gauges are never stale."""
 
     def __init__(self, load: Callable[[], Load | None], block_tokens: int) -> None:
         self._load = load
@@ -61,7 +62,7 @@ class _LoadCollector(Collector):
         )
         yield CounterMetricFamily(series.WORKER_GENERATED_TOKENS, "Tokens generated", value=load.generated_tokens_total)
         yield CounterMetricFamily(
-            series.WORKER_PREEMPTIONS, "Sequences put back for want of KV blocks", value=load.preemptions_total
+            series.WORKER_PREEMPTIONS, "Sequences preempted because KV blocks ran out", value=load.preemptions_total
         )
         yield CounterMetricFamily(
             series.WORKER_LATE_PROMPTS, "First tokens that came after they were due", value=load.late_prompts_total
@@ -78,7 +79,7 @@ class _LoadCollector(Collector):
             steps.add_metric([kind], n)
         yield steps
         seconds = CounterMetricFamily(
-            series.WORKER_STEP_SECONDS, "Time of steps, in the network and beside it", labels=[series.PART]
+            series.WORKER_STEP_SECONDS, "Duration of steps, in the network and outside it", labels=[series.PART]
         )
         for part, value in load.step_seconds_total.items():
             seconds.add_metric([part], value)
@@ -86,28 +87,33 @@ class _LoadCollector(Collector):
 
 
 class Metrics:
-    """One process's metrics."""
+    """The metrics of one process, in a registry of their own."""
 
     def __init__(self, load: Callable[[], Load | None], block_tokens: int) -> None:
         self.registry = CollectorRegistry()
+        build = build_labels("worker")
+        Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
         self.registry.register(_LoadCollector(load, block_tokens))
         self.transfer_bytes = Counter(
             series.KV_TRANSFER_BYTES, "KV bytes moved between workers", [series.DIRECTION], registry=self.registry
         )
         self.transfer_seconds = Histogram(
-            series.KV_TRANSFER_SECONDS, "First to last byte", registry=self.registry, buckets=_TRANSFER_BUCKETS_S
+            series.KV_TRANSFER_SECONDS,
+            "Duration of KV transfers, from the first byte to the last",
+            registry=self.registry,
+            buckets=_TRANSFER_BUCKETS_S,
         )
         self.transfer_exposed_seconds = Histogram(
             series.KV_TRANSFER_EXPOSED_SECONDS,
-            "Part of the transfer after the computation",
+            "Duration of the part of KV transfers after the computation",
             registry=self.registry,
             buckets=_TRANSFER_BUCKETS_S,
         )
         self.transfer_failures = Counter(
-            series.KV_TRANSFER_FAILURES, "Transfers that failed", [series.REASON], registry=self.registry
+            series.KV_TRANSFER_FAILURES, "KV transfers that failed", [series.REASON], registry=self.registry
         )
         self.reservations_refused = Counter(
-            series.WORKER_RESERVATIONS_REFUSED, "Requests refused for want of room", registry=self.registry
+            series.WORKER_RESERVATIONS_REFUSED, "Requests refused because there was no room", registry=self.registry
         )
         self.info = Info(series.WORKER_IDENTITY, "Identity of this worker", registry=self.registry)
 

@@ -1,6 +1,6 @@
-"""The process's state: what it is, which role it has, what it has under way.
+"""The state of the worker process: its identity, its role and its requests in progress.
 
-Runs on the event loop.
+It is used on the event loop.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from disagg_worker.model.checkpoint import LoadProgress
 
 log = logging.getLogger(__name__)
-# What a peer gets to read that its request goes on elsewhere, before its connection no longer
-# counts.
+# The time that peers get to read that their requests can go on elsewhere, before they are cut off.
 _BREAK_OFF_S = 5.0
 _ELSEWHERE = ErrorEvent(
     codes.DRAINING, "this worker stops serving in this role; the request can go on elsewhere", retryable=True
@@ -38,12 +37,14 @@ _ELSEWHERE = ErrorEvent(
 
 
 class RoleChanging(Exception):
-    """A change to another role is under way."""
+    """Raised when a change to another role is in progress."""
 
 
 class Worker:
-    """`starting` until a node is set, then `ready`; `draining` before it ends, and while it changes
-    its role.
+    """The state of one worker.
+
+    It is `starting` until a node is set, then `ready`; it is `draining` before it ends and while it
+    changes its role.
     """
 
     def __init__(self, settings: Settings, key: bytes, incarnation: str) -> None:
@@ -73,25 +74,26 @@ class Worker:
 
     @property
     def engine_alive(self) -> bool:
-        """False once there was an engine and its loop is stuck or has ended."""
+        """Whether the engine's loop makes progress; also true before there is an engine."""
         return self.node is None or self.node.engine.alive()
 
     @property
     def full(self) -> bool:
-        """More requests than can run and wait: each costs a task, a connection and perhaps a
-        thread, so their number has a bound.
+        """Whether there are as many requests as can run and wait.
+
+        Their number is bounded because each needs a task, a connection and perhaps a thread.
         """
         return self.active >= self.settings.max_running + self.settings.max_waiting
 
     def on_progress(self, progress: LoadProgress) -> None:
-        """How far the weights are; any thread."""
+        """Note how much of the weights has been loaded. Any thread may call this."""
         self.loading = progress
 
     def authorized(self, request: Request) -> bool:
         given = request.headers.get("authorization", "").encode()
         return hmac.compare_digest(given, self._bearer)
 
-    # ---- what is under way ----
+    # ---- Requests in progress ----
 
     def enter(self) -> None:
         self.active += 1
@@ -105,7 +107,8 @@ class Worker:
     def keep(self, job: jobs.Job) -> Callable[[], None]:
         """Remember a job that has begun.
 
-        The answer frees what it holds (idempotent); the worker is not idle before that.
+        Returns the function that frees what it holds (idempotent); the worker is not idle before it
+        has been called.
         """
 
         def close() -> None:
@@ -120,7 +123,7 @@ class Worker:
         return close
 
     async def wait_idle(self, timeout_s: float) -> bool:
-        """Let what runs finish. False when it did not within that time."""
+        """Wait until all requests have ended, and return whether they did so in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self.idle.wait()
@@ -129,8 +132,9 @@ class Worker:
         return True
 
     async def break_off(self, timeout_s: float) -> None:
-        """Tell everybody who is still here to go on elsewhere; who does not read that in time is
-        cut off.
+        """Tell the clients of all running requests to go on elsewhere.
+
+        A client that does not read that within the timeout is cut off.
         """
         for job in list(self._jobs):
             job.interrupt(_ELSEWHERE)
@@ -138,14 +142,15 @@ class Worker:
             for close in list(self._jobs.values()):
                 close()
 
-    # ---- its role ----
+    # ---- The role ----
 
     def change_role(self, wanted: Role, deadline_s: float) -> bool:
-        """True: it has that role.
+        """Change the role and return whether the worker has it already.
 
-        False: it will have it, after what runs has finished, or was broken off after `deadline_s`.
+        If not, it gets the role when the running requests have finished, or have been broken off
+        after `deadline_s` seconds. The weights, the cache and the addresses stay the same.
 
-        The weights, the cache and the addresses stay. Raises RoleChanging.
+        Raises RoleChanging if a change to another role is in progress.
         """
         if self.changing_to is not None:
             if self.changing_to != wanted:
@@ -153,7 +158,7 @@ class Worker:
             return False
         if self.role == wanted:
             return True
-        if wanted == "both":  # what runs may go on
+        if wanted == "both":  # Running requests can go on.
             self._become(wanted)
             return True
         self.changing_to = wanted
@@ -174,8 +179,10 @@ class Worker:
         self.changing_to = None
 
     def _become(self, role: Role) -> None:
-        """With a new incarnation: what routers know of the old one (tickets, failures, load,
-        handshakes) does not hold for the new.
+        """Take a role, with a new incarnation.
+
+        What routers know about the old incarnation (tickets, failures, load, handshakes) does not
+        hold for the new one.
         """
         if self.node is None:
             raise AssertionError("a worker that changes its role has a node")
@@ -186,7 +193,7 @@ class Worker:
         self.publish_identity()
 
     def publish_identity(self) -> None:
-        """The labels of `disagg_worker_info`."""
+        """Set the labels of `disagg_worker_info`."""
         interface = self.node.interface if self.node else ""
         names = {
             "role": self.role,
@@ -207,7 +214,7 @@ class Worker:
         }
 
     def info(self) -> dict[str, Any]:
-        """docs/protocol.md, `info`."""
+        """Return the answer to `info` (docs/protocol.md)."""
         s = self.settings
         answer: dict[str, Any] = {
             "protocol": PROTOCOL_VERSION,

@@ -1,5 +1,7 @@
-"""Frames over a blocking socket: gather on the way out, straight into the cache on the way in;
-every frame has a deadline.
+"""Frames over a blocking socket.
+
+Payloads are gathered when they are sent, and received straight into the cache. Every frame has a
+deadline.
 """
 
 from __future__ import annotations
@@ -13,21 +15,21 @@ from typing import Any
 from disagg_worker.transfer import frames
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 
-# Linux takes at most 1024 buffers a call (IOV_MAX).
+# Linux takes at most 1024 buffers per call (IOV_MAX).
 _IOV_MAX = 1024
-# A peer that is slower than this is as good as dead: a big frame gets so much more time than an
-# empty one.
+# A peer that is slower than this is as good as dead; it gives the time that a large frame gets
+# beyond that of an empty one.
 _MIN_BYTES_PER_S = 1 << 20
 
 
 class FrameSocket:
     """One connection.
 
-    A frame's header must come within `idle_s`, its payload within `idle_s` and what its size needs
-    at 1 MiB/s.
+    The header of a frame must arrive within `idle_s`; its payload may take `idle_s` and the time
+    that its size needs at 1 MiB/s.
 
-    A single call's timeout would not do: a peer that drips a byte now and then would hold the
-    connection for ever.
+    A timeout of each single call would not be enough: a peer that sends a byte now and then could
+    hold the connection without end.
     """
 
     def __init__(self, sock: socket.socket, idle_s: float) -> None:
@@ -36,7 +38,7 @@ class FrameSocket:
         self._idle_s = idle_s
 
     def send(self, header: Header, payload: Sequence[bytes | memoryview] = ()) -> int:
-        """Send one frame and return its crc. Raises OSError."""
+        """Send one frame and return its CRC. Raises OSError."""
         raw, crc = frames.encode_header(header, payload)
         deadline_s = self._deadline_s(sum(len(part) for part in payload))
         pending: list[bytes | memoryview] = [raw, *payload]
@@ -56,13 +58,19 @@ class FrameSocket:
         self.send(Header(kind), [json.dumps(content, separators=(",", ":")).encode()])
 
     def header(self) -> tuple[bytes, Header]:
-        """The next frame's raw header and what it says. Raises FrameError or OSError."""
+        """Read the next frame's header and return it raw and parsed.
+
+        Raises FrameError or OSError.
+        """
         raw = bytearray(frames.HEADER_BYTES)
         self._recv_into(memoryview(raw), self._deadline_s(0))
         return bytes(raw), frames.decode_header(bytes(raw))
 
     def control(self, raw: bytes, header: Header) -> bytes:
-        """The verified payload of a control frame whose header was read."""
+        """Read and return the verified payload of a control frame whose header has been read.
+
+        Raises FrameError or OSError.
+        """
         payload = bytearray(header.length_bytes)
         self.into(raw, header, [memoryview(payload)])
         return bytes(payload)
@@ -87,10 +95,10 @@ class FrameSocket:
             got += n
 
     def part(self, linger_s: float) -> None:
-        """Say that no more comes and read away what the peer still sends, for `linger_s` at most.
+        """Stop sending, and discard what the peer still sends for at most `linger_s`.
 
-        Closed with bytes unread, a socket is reset, and the peer would lose the error that was sent
-        to it.
+        A socket that is closed with unread bytes is reset, and the peer would lose the error that
+        was sent to it.
         """
         deadline_s = time.monotonic() + linger_s
         try:
@@ -100,7 +108,7 @@ class FrameSocket:
                 if not self._sock.recv(1 << 16):
                     return
         except OSError:
-            pass  # gone, or too slow to leave
+            pass  # The peer has gone, or does not close in time.
 
     def _deadline_s(self, payload_bytes: int) -> float:
         return time.monotonic() + self._idle_s + payload_bytes / _MIN_BYTES_PER_S
@@ -114,15 +122,15 @@ def _left_s(deadline_s: float) -> float:
 
 
 def hang_up(sock: socket.socket) -> None:
-    """Wake whoever blocks on the socket, on both ends; any thread."""
+    """Wake the threads that block on the socket, on both ends. Any thread may call this."""
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
-        pass  # already gone
+        pass  # The connection has ended already.
 
 
 def parse_json(payload: bytes) -> dict[str, Any]:
-    """A control frame's JSON object. Raises FrameError."""
+    """Parse the JSON object of a control frame. Raises FrameError."""
     try:
         content = json.loads(payload)
     except (ValueError, RecursionError):

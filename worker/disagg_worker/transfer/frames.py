@@ -1,6 +1,6 @@
-"""PURE: the frames of a KV transfer (docs/protocol.md, "KV transfer over TCP").
+"""PURE: The frames of a KV transfer (docs/protocol.md, "KV transfer over TCP").
 
-Nothing is allocated before a length was checked.
+Every length is checked before anything is allocated for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEADER_BYTES = _HEAD.size + _CRC.size
 
 
 class FrameError(ValueError):
-    """What arrived is not a frame of this protocol, or was damaged on the way."""
+    """Raised when received bytes are not a frame of this protocol or were damaged on the way."""
 
 
 class FrameType(IntEnum):
@@ -35,24 +35,28 @@ class FrameType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A frame's header.
-
-    `length_bytes` is the payload's; `crc32` covers the header before it, and the payload.
-    """
+    """The header of a frame."""
 
     type: FrameType
     layer: int = 0
+    """The layer of a LAYER frame."""
     seq: int = 0
+    """The number of a LAYER frame in its transfer, from 0."""
     first_block: int = 0
+    """The first block of a LAYER frame, counted in the sequence from 0."""
     n_blocks: int = 0
+    """The number of blocks of a LAYER frame."""
     length_bytes: int = 0
+    """The bytes of the payload."""
     crc32: int = 0
+    """The CRC-32 of the header without this field, and the payload."""
 
 
 def encode_header(header: Header, payload: Sequence[bytes | memoryview]) -> tuple[bytes, int]:
-    """The header's bytes and its crc.
+    """Return the bytes of a header and the CRC.
 
-    `header.length_bytes` and `crc32` are computed from the payload's parts.
+    `header.length_bytes` and `crc32` are ignored and computed from the parts of the payload. Raises
+    FrameError if the payload is too long.
     """
     length = sum(len(part) for part in payload)
     if length > MAX_PAYLOAD_BYTES:
@@ -65,9 +69,9 @@ def encode_header(header: Header, payload: Sequence[bytes | memoryview]) -> tupl
 
 
 def decode_header(raw: bytes) -> Header:
-    """Parse HEADER_BYTES bytes.
+    """Parse a header of HEADER_BYTES bytes.
 
-    Raises FrameError on another magic, an unknown type, or a length over the limit.
+    Raises FrameError for another magic, unknown flags, an unknown type, or a length over the limit.
     """
     magic, kind, flags, layer, seq, first_block, n_blocks, length = _HEAD.unpack_from(raw)
     if magic != MAGIC:
@@ -86,7 +90,7 @@ def decode_header(raw: bytes) -> Header:
 
 
 def check_crc(raw_header: bytes, payload: Sequence[bytes | memoryview], expected: int) -> None:
-    """Raises FrameError when header or payload changed on the way."""
+    """Raise FrameError if the header or the payload changed on the way."""
     crc = zlib.crc32(raw_header[: _HEAD.size])
     for part in payload:
         crc = zlib.crc32(part, crc)

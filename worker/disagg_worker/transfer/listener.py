@@ -1,9 +1,9 @@
-"""The decode half of a transfer: accepts pushes that a ticket announced and writes them into the
-reserved blocks.
+"""The decode half of a transfer: it accepts connections that a ticket has announced and writes the
+KV into the reserved blocks.
 
-The receiver does the writing, so nothing can arrive in a block after it was freed. A reservation is
+Since the receiver writes, nothing can arrive in a block after it has been freed. A reservation is
 released by exactly one owner: the session while it waits, the connection's thread while it
-receives, the engine once it took it.
+receives, and the engine once it has taken it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from disagg_worker.transfer.ticket import Ticket, TicketError, begin_proof, veri
 from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)
-_LINGER_S = 2.0  # for a refused peer to read why
+_LINGER_S = 2.0  # Time for a refused peer to read the reason.
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,13 @@ class Received:
     first_token: int
     kv_bytes: int
     transfer_s: float
+    """The time from the first frame to the commit."""
 
 
 class Phase(Enum):
-    """WAITING -> RECEIVING -> TAKEN, or ENDED from either of the first two.
+    """The phase of a session: WAITING -> RECEIVING -> TAKEN, or ENDED from either of the first two.
 
-    Who moves it out of a phase owns the reservation.
+    The thread that moves a session out of a phase owns its reservation.
     """
 
     WAITING = "waiting"
@@ -55,24 +56,25 @@ class Phase(Enum):
 class Session:
     """One announced transfer.
 
-    The callbacks come from the connection's thread, exactly one of them, once.
-
-    `on_commit` takes the reservation over (it may raise to refuse); `on_failed(code, message)`
-    comes after it was released.
+    The connection's thread calls exactly one of the callbacks once, or `on_failed` after an
+    `on_commit` that raised.
     """
 
     ticket: Ticket
     reservation: Reservation
     on_commit: Callable[[Received], None]
+    """Takes the reservation over, or raises to refuse it."""
     on_failed: Callable[[str, str], None]
+    """Called with code and message after the reservation has been released."""
     phase: Phase = field(default=Phase.WAITING)
     sock: socket.socket | None = field(default=None)
+    """The connection while it is received."""
 
 
 class KvListener:
-    """Listens on exactly one address.
+    """A server for KV transfers on exactly one address.
 
-    At most `max_connections` at once; further ones are closed at once.
+    At most `max_connections` connections are open; further ones are closed at once.
     """
 
     def __init__(
@@ -99,15 +101,16 @@ class KvListener:
         threading.Thread(target=self._accept, name="kv-accept", daemon=True).start()
 
     def expect(self, session: Session) -> None:
-        """Announce a transfer: its ticket may now be used, once."""
+        """Announce a transfer, so that its ticket can be used, once."""
         with self._lock:
             self._waiting[session.ticket.transfer_id] = session
 
     def cancel(self, session: Session) -> None:
         """Give a transfer up (idempotent).
 
-        A reservation that waits is released now; one that is being written, by its thread, which is
-        woken; one that the engine took is the engine's.
+        If the session waits, the reservation is released now. If it receives, its thread is woken
+        and releases the reservation. If the engine has taken the reservation, it stays the
+        engine's.
         """
         with self._lock:
             phase, session.phase = session.phase, Phase.TAKEN if session.phase is Phase.TAKEN else Phase.ENDED
@@ -118,12 +121,14 @@ class KvListener:
             frame_socket.hang_up(session.sock)
 
     def begun(self, session: Session) -> bool:
-        """The ticket has been used."""
+        """Return whether the session has left the phase WAITING, as it does when its ticket is
+        used.
+        """
         with self._lock:
             return session.phase is not Phase.WAITING
 
     def close(self) -> None:
-        """Stop accepting; transfers that run end by themselves within the idle limit."""
+        """Stop accepting connections; running transfers end by themselves within the idle limit."""
         self._closed = True
         frame_socket.hang_up(self._server)
         self._server.close()
@@ -136,7 +141,7 @@ class KvListener:
                 if self._closed:
                     return
                 log.exception("accept failed")
-                time.sleep(0.1)  # out of descriptors: don't spin
+                time.sleep(0.1)  # The process may be out of descriptors: do not spin.
                 continue
             if not self._slots.acquire(blocking=False):
                 log.warning("connection from %s closed: too many transfers", peer[0])
@@ -164,7 +169,7 @@ class KvListener:
             return
         try:
             received = self._receive(link, session)
-        except Exception as failure:  # whatever it was, the blocks must come free
+        except Exception as failure:  # The blocks must be freed whatever has happened.
             message = str(failure) or type(failure).__name__
             log.warning("transfer %s from %s failed: %s", session.ticket.transfer_id, peer, message)
             self._fail(link, session, codes.TRANSFER_FAILED, message)
@@ -177,7 +182,7 @@ class KvListener:
             return
         try:
             session.on_commit(received)
-        except Exception as refusal:  # the engine's door: whatever it says, this transfer ends here
+        except Exception as refusal:  # Whatever the engine raises ends this transfer.
             log.warning("transfer %s not taken: %s", session.ticket.transfer_id, refusal)
             self._fail(link, session, "not_accepted", str(refusal))
             return
@@ -193,7 +198,7 @@ class KvListener:
         raw_ticket = content.get("ticket")
         transfer_id = raw_ticket.get("transfer_id") if isinstance(raw_ticket, dict) else None
         proof = content.get("proof")
-        # An id or a proof of bytes that are no text must be refused like any other wrong one.
+        # An ID or a proof that is not text must be refused like any other wrong one.
         expected = begin_proof(self._key, challenge, transfer_id if isinstance(transfer_id, str) else "")
         given = proof.encode(errors="replace") if isinstance(proof, str) else b""
         if not hmac.compare_digest(given, expected.encode()):
@@ -244,5 +249,5 @@ class KvListener:
         try:
             link.send_json(FrameType.ERROR, {"code": code, "message": message, "retryable": True})
         except OSError:
-            return  # the peer is gone; it sees the reset
+            return  # The peer has gone, or it sees the reset.
         link.part(_LINGER_S)

@@ -1,4 +1,6 @@
-"""PURE: what was received, and whether it is exactly what the ticket promised."""
+"""PURE: The manifest of a transfer: the record of the received parts, and the check that they are
+exactly those that the ticket promised.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from disagg_worker.values.layouts import KvLayout
 
 
 class Digest:
-    """SHA-256 over the LAYER frames' crcs, in order: cheap, and any lost, doubled or reordered
-    frame changes it.
+    """The SHA-256 over the CRCs of the LAYER frames, in order.
+
+    It is cheap, and any lost, doubled or reordered frame changes it.
     """
 
     def __init__(self) -> None:
@@ -34,7 +37,7 @@ class Digest:
 
 @dataclass(slots=True)
 class Coverage:
-    """Which (layer, block) parts have arrived. Each must arrive exactly once."""
+    """The (layer, block) parts that have arrived. Each must arrive exactly once."""
 
     layout: KvLayout
     n_blocks: int
@@ -47,7 +50,7 @@ class Coverage:
         self._seen = bytearray(self._missing)
 
     def check(self, header: Header) -> None:
-        """Raises FrameError unless this LAYER frame lies inside the reservation, has the right size
+        """Raise FrameError unless this LAYER frame is inside the reservation, has the right size
         and is the next one.
         """
         if header.seq != self.digest.frames:
@@ -63,7 +66,7 @@ class Coverage:
             raise FrameError(f"layer {header.layer} blocks {header.first_block}+{header.n_blocks} came twice")
 
     def take(self, header: Header) -> None:
-        """Record a checked frame whose payload was read and verified."""
+        """Record a checked frame whose payload has been read and verified."""
         start = header.layer * self.n_blocks + header.first_block
         self._seen[start : start + header.n_blocks] = b"\x01" * header.n_blocks
         self._missing -= header.n_blocks
@@ -75,9 +78,9 @@ class Coverage:
 
 
 def commit_payload(digest: Digest, tokens: int, token_hash: str, first_token: TokenEvent) -> dict[str, Any]:
-    """The COMMIT frame's content.
+    """Return the content of the COMMIT frame.
 
-    Count and hash are those of the tokens that were computed, not a copy of the ticket's.
+    Count and hash are those of the tokens that were computed, and not copied from the ticket.
     """
     return {
         "frames": digest.frames,
@@ -92,9 +95,9 @@ def commit_payload(digest: Digest, tokens: int, token_hash: str, first_token: To
 
 
 def verify_commit(payload: object, coverage: Coverage, ticket: Ticket, vocab_size: int) -> int:
-    """The first token, if everything the ticket promised has arrived whole.
+    """Return the first token if everything that the ticket promised has arrived.
 
-    Raises FrameError, naming what does not hold.
+    Raises FrameError, which names the field that does not match.
     """
     if not isinstance(payload, dict):
         raise FrameError("commit: must be an object")

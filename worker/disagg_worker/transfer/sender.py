@@ -1,8 +1,9 @@
-"""The prefill half of a transfer: one thread a transfer pushes each layer while the engine computes
-the next.
+"""The prefill half of a transfer: a thread per transfer sends each layer while the engine computes
+the next one.
 
-Bounds: one thread for each prefill in flight, whose number the server limits; what is queued are
-views of blocks that the engine holds anyway; every wait has a timeout, and `cancel` ends them all.
+Its resources are bounded: there is one thread for each prefill in flight, whose number the server
+limits. The queue holds views of blocks that the engine holds anyway. Every wait has a timeout, and
+`cancel` ends all waits.
 """
 
 from __future__ import annotations
@@ -23,33 +24,38 @@ from disagg_worker.transfer.ticket import Ticket, begin_proof, token_hash
 from disagg_worker.values.events import CANCELLED, ErrorEvent, TokenEvent
 
 log = logging.getLogger(__name__)
-# Below the protocol's limit: a frame is in flight as a whole, and its crc is computed before its
-# first byte goes out.
+# This is below the protocol's limit because the CRC of a frame is computed before its first byte is
+# sent.
 _FRAME_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class SenderTimeouts:
-    """Bounds of every wait of a sender, in seconds."""
+    """The bounds of a sender's waits."""
 
     connect_s: float = 3.0
+    """Seconds to connect."""
     progress_s: float = 1.0
+    """Seconds without a layer after which a PROGRESS frame is sent."""
     peer_s: float = 5.0
+    """Seconds for the peer to read or to answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransferDone:
-    """How a transfer ended.
-
-    `exposed_s` is what was left after the computation: the part nothing hid.
-    """
+    """The result of a transfer."""
 
     kv_bytes: int
     transfer_s: float
+    """The time from the first frame to the acknowledgement."""
     exposed_s: float
+    """The time from the end of the computation to the acknowledgement, which nothing hides."""
     interface: str
+    """The local network interface."""
     peer: str
+    """The peer's address, host:port."""
     error: ErrorEvent | None = None
+    """The reason of a failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +75,14 @@ _Item = _LayerItem | _CommitItem | ErrorEvent
 
 
 class TransferFailed(Exception):
-    """The peer refused or broke off."""
+    """Raised when the peer refuses a transfer or breaks it off."""
 
 
 class TcpKvSender:
-    """Implements engine.api.KvSender over one TCP connection.
+    """Implements contract.KvSender over one TCP connection.
 
-    `on_done` is called exactly once, on the sender's thread, unless nothing was ever sent (the
-    computation failed first).
+    `on_done` is called exactly once, on the sender's thread or, if the computation fails before
+    anything is sent, on the thread that calls `abort`.
     """
 
     def __init__(
@@ -89,9 +95,10 @@ class TcpKvSender:
         on_done: Callable[[TransferDone], None],
         timeouts: SenderTimeouts | None = None,
     ) -> None:
-        """`tokens`: those that are computed; the commit speaks of them.
+        """Prepare a transfer, which starts with the first layer.
 
-        `source`: local address to connect from, its interface.
+        `tokens` are the computed tokens, which the commit describes. `source` is the local address
+        to connect from and its interface.
         """
         self._ticket = ticket
         self._key = key
@@ -124,9 +131,9 @@ class TcpKvSender:
         self._on_done(TransferDone(0, 0.0, 0.0, self._interface, "", error))
 
     def cancel(self) -> None:
-        """Break the transfer off (idempotent, any thread); `on_done` then comes at once.
+        """Break the transfer off (idempotent, any thread); `on_done` is then called at once.
 
-        Does nothing before there is one: that is the engine's to abort.
+        A transfer that has not started is left to the engine, which aborts it.
         """
         with self._lock:
             self._cancelled = True
@@ -146,7 +153,7 @@ class TcpKvSender:
         started_s = time.monotonic()
         try:
             done = self._transfer(started_s)
-        except Exception as failure:  # whatever it was, `on_done` must free the blocks
+        except Exception as failure:  # `on_done` must free the blocks whatever has happened.
             message = f"KV transfer to {self._ticket.host}:{self._ticket.port}: {failure or type(failure).__name__}"
             log.warning("transfer %s failed: %s", self._ticket.transfer_id, message)
             error = CANCELLED if self._cancelled else ErrorEvent(codes.TRANSFER_FAILED, message, retryable=True)
@@ -199,7 +206,7 @@ class TcpKvSender:
             )
 
     def _next_item(self, link: frame_socket.FrameSocket) -> _Item:
-        """What the engine reports next; meanwhile the peer hears that we live."""
+        """Wait for the engine's next report, and tell the peer meanwhile that this worker lives."""
         while True:
             try:
                 return self._items.get(timeout=self._timeouts.progress_s)
@@ -218,7 +225,7 @@ class TcpKvSender:
         try:
             return link.send(header, payload)
         except ConnectionError:
-            # The peer's reason is worth more than "broken pipe": it may lie in our receive buffer.
+            # The peer's reason, which may be in the receive buffer, says more than "broken pipe".
             self._await_ack(link)
             raise
 

@@ -1,8 +1,8 @@
-"""PURE: the single-use permission to push one request's KV into one decode worker.
+"""PURE: The ticket, a single-use permission to send the KV of one request to one decode worker.
 
-The decode worker signs it with the cluster key, the router carries it, the prefill worker verifies
-it before it connects: so a client, or a router that was talked into something, can't name a host to
-connect to.
+The decode worker signs it with the cluster key, the router passes it on, and the prefill worker
+verifies it before it connects. A client, or a router that was deceived, therefore cannot name a
+host to connect to.
 """
 
 from __future__ import annotations
@@ -17,38 +17,45 @@ from typing import Any
 
 
 class TicketError(ValueError):
-    """The ticket is malformed or not signed with our key."""
+    """Raised when a ticket is malformed or not signed with the cluster key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """See docs/protocol.md, "Ticket"."""
+    """A ticket (docs/protocol.md, "Ticket")."""
 
     transfer_id: str
+    """A random ID, 32 hexadecimal digits."""
     request_id: str
     epoch: int
+    """The number of the router's attempt."""
     compat: str
+    """The compatibility hash of the decode worker (compatibility.py)."""
     decode_incarnation: str
+    """The incarnation of the decode worker."""
     host: str
+    """The address on which the decode worker listens for KV."""
     port: int
     tokens: int
+    """The number of tokens whose KV is to be sent."""
     token_hash: str
+    """The `token_hash` of these tokens."""
     lifetime_s: float
+    """The seconds after which the unused ticket expires."""
     mac: str = ""
+    """The signature: hex HMAC-SHA256 over the other fields."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def token_hash(tokens: Sequence[int]) -> str:
-    """Hex SHA-256 of the token ids as little-endian uint32."""
+    """Return the hex SHA-256 of the token IDs as little-endian uint32."""
     return hashlib.sha256(struct.pack(f"<{len(tokens)}I", *tokens)).hexdigest()
 
 
 def begin_proof(key: bytes, challenge: bytes, transfer_id: str) -> str:
-    """Shows the listener that the connecting worker knows the cluster key, for this connection
-    only.
-    """
+    """Return the proof, for one connection, that the connecting worker knows the cluster key."""
     return hmac.new(key, challenge + transfer_id.encode(errors="replace"), hashlib.sha256).hexdigest()
 
 
@@ -59,7 +66,7 @@ def _mac(key: bytes, ticket: Mapping[str, Any]) -> str:
 
 
 def sign(key: bytes, ticket: Ticket) -> Ticket:
-    """The same ticket with its mac."""
+    """Return the same ticket with its signature."""
     values = asdict(ticket)
     values["mac"] = _mac(key, values)
     return Ticket(**values)
@@ -75,7 +82,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 def verify(key: bytes, raw: object) -> Ticket:
     """Parse and check a ticket.
 
-    Raises TicketError, which names the field but never shows the expected mac.
+    Raises TicketError, which names the field but never shows the expected signature.
     """
     if not isinstance(raw, dict):
         raise TicketError("ticket: must be an object")

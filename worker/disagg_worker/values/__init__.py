@@ -1,1 +1,1 @@
-"""PURE: The values that every part of the worker knows."""
+"""PURE: The values that all parts of the worker share."""

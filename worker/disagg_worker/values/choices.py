@@ -1,4 +1,4 @@
-"""PURE: The choices that a worker is started with."""
+"""PURE: The options that are fixed when a worker starts."""
 
 from __future__ import annotations
 

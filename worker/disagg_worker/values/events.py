@@ -10,36 +10,37 @@ from disagg_wire import codes
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One output token.
-
-    `index` counts output tokens of the whole request from 0. `cached_tokens`: with the first token
-    that an engine computed from a prompt, how many of the prompt's tokens it found in its cache.
-    """
+    """One output token."""
 
     index: int
+    """The position among the output tokens of the whole request, from 0."""
     token: int
+    """The token's ID."""
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    """The most likely alternatives: (token ID, logprob)."""
     cached_tokens: int | None = None
+    """The number of prompt tokens that were found in the cache; set on the first token that an
+    engine computes from a prompt.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class EndEvent:
-    """The last event of a request that ended well: `stop`, `length` or (prefill only) `prefilled`."""
+    """The last event of a request that succeeded."""
 
     finish_reason: str
+    """`stop`, `length` or (prefill only) `prefilled`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorEvent:
-    """The last event of a request that failed.
-
-    `retryable`: the same request may succeed on another worker.
-    """
+    """The last event of a request that failed."""
 
     code: str
     message: str
     retryable: bool
+    """Whether the same request may succeed on another worker."""
 
 
 Event = TokenEvent | EndEvent | ErrorEvent
@@ -49,9 +50,9 @@ CANCELLED = ErrorEvent(codes.CANCELLED, "cancelled", retryable=False)
 
 
 class EventSink(Protocol):
-    """Receives a request's events in order; exactly one EndEvent or ErrorEvent, last.
+    """Receives the events of a request in order.
 
-    Must not block.
+    The last one, and no other, is an EndEvent or an ErrorEvent. The call must not block.
     """
 
     def __call__(self, event: Event) -> None: ...

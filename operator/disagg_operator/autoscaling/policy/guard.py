@@ -20,7 +20,7 @@ from disagg_operator.autoscaling.policy.decision import (
     Decision,
     PoolRules,
 )
-from disagg_operator.autoscaling.policy.observation import Folded, Observation, Pods, Targets
+from disagg_operator.autoscaling.policy.observation import Folded, Observation, Targets
 from disagg_operator.autoscaling.policy.predictive import Settings, State
 from disagg_operator.autoscaling.policy.queue_depth import QueueSample
 from disagg_operator.autoscaling.policy.queue_pools import QueueStart
@@ -88,7 +88,7 @@ def step(
         to = targets.prefill if name == "prefill" else targets.decode
         window_s = down_windows_s.get(name)
         to = min(max(to, bounds.min_replicas), bounds.max_replicas)
-        current = _pods(o, name).replicas
+        current = o.pods(name).replicas
         if window_s is not None and not o.blind:
             wanted[name] = (*((at, n) for at, n in wanted.get(name, ()) if at > o.now_s - window_s), (o.now_s, to))
         decisions[name] = _decision(
@@ -120,10 +120,6 @@ def fixed(settings: Settings, pools: Mapping[str, PoolRules], o: Observation) ->
     if "decode" not in pools:
         settings = replace(settings, decode=replace(settings.decode, least=d, most=d))
     return settings
-
-
-def _pods(o: Observation, name: str) -> Pods:
-    return (o.prefill if name == "prefill" else o.decode).pods
 
 
 def _held(

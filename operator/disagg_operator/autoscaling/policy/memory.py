@@ -9,6 +9,7 @@ from disagg_operator.autoscaling.policy.forecast import Forecaster, Tuning
 from disagg_operator.autoscaling.policy.learning import Learned
 from disagg_operator.autoscaling.policy.miss_curve import MissCurve
 from disagg_operator.performance.profile import Profile
+from disagg_wire.roles import PREFILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,10 @@ class Peak:
     to_s: float
     prefill: int = 0
     decode: int = 0
+
+    def workers(self, role: str) -> int:
+        """Return the least number of workers of one pool during the peak."""
+        return self.prefill if role == PREFILL else self.decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,10 @@ class Settings:
     price: float = 8.0
     tuning: Tuning = field(default_factory=Tuning)
     learn: bool = True
+
+    def limits(self, role: str) -> PoolLimits:
+        """Return the bounds of one pool."""
+        return self.prefill if role == PREFILL else self.decode
 
 
 @dataclass(frozen=True, slots=True)

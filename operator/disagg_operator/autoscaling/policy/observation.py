@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from disagg_wire.roles import PREFILL
+
 UNKNOWN = math.nan
 YOUNG_S = 60.0  # a worker that new still fills its caches and says little of its speed
 
@@ -100,6 +102,10 @@ class Observation:
     def blind(self) -> bool:
         """What arrives is not known."""
         return math.isnan(self.prefill.arrivals)
+
+    def pods(self, role: str) -> Pods:
+        """Return the pods of one pool."""
+        return (self.prefill if role == PREFILL else self.decode).pods
 
 
 @dataclass(frozen=True, slots=True)

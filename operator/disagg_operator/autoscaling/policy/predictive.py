@@ -32,6 +32,7 @@ from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolStat
 from disagg_operator.autoscaling.policy.observation import Observation, Pods, PrefillSignals, Targets
 from disagg_operator.autoscaling.policy.sizing import Outlook, PoolSizing, hold, join, plan
 from disagg_operator.performance.profile import Profile
+from disagg_wire.roles import DECODE, PREFILL
 
 __all__ = ["Peak", "PoolLimits", "PoolState", "Settings", "State", "step"]
 
@@ -149,7 +150,7 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizi
     # prefill workers would not serve either.
     extra = (1 - _held(p)) * max(0.0, backlog_s - 0.5 * p.pods.ready) / _DRAIN_S
     outlook = Outlook(_horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, extra, state.began_s)
-    return plan(settings, settings.prefill, o, p.pods, pool, outlook)
+    return plan(settings, PREFILL, o, pool, outlook)
 
 
 def _held(p: PrefillSignals) -> float:
@@ -176,7 +177,7 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     waiting = sum(n for n in (d.waiting_requests, held) if n < 1e9)
     extra = waiting * output / rate / max(_DRAIN_S, duration_s)
     outlook = Outlook(_horizon_s(settings, d.pods, interval_s), o.prefill.arrivals / interval_s, extra, state.began_s)
-    found, pool = plan(settings, settings.decode, o, d.pods, pool, outlook)
+    found, pool = plan(settings, DECODE, o, pool, outlook)
     found.numbers |= {
         "worker_tokens_per_s": rate, "output_tokens": output, "inflow": o.prefill.arrivals * output / interval_s / rate,
     }  # fmt: skip

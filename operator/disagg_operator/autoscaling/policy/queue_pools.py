@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from disagg_operator.autoscaling.policy import queue_depth
 from disagg_operator.autoscaling.policy.decision import Decision, PoolRules
-from disagg_operator.autoscaling.policy.observation import Observation, Pods, Targets
+from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.autoscaling.policy.queue_depth import QueueMemory, QueueSample
 from disagg_wire.roles import ROLES
 
@@ -35,7 +35,7 @@ def step(
     decisions, after = {}, {}
     for pool, rules in pools.items():
         decisions[pool], after[pool] = queue_depth.step(
-            rules, samples[pool], pods_of(o, pool).replicas, states.get(pool, QueueMemory())
+            rules, samples[pool], o.pods(pool).replicas, states.get(pool, QueueMemory())
         )
     return decisions, after
 
@@ -45,7 +45,7 @@ def targets(o: Observation, decisions: Mapping[str, Decision]) -> Targets:
 
     A pool that isn't scaled has the size that it has.
     """
-    prefill, decode = (decisions[pool].to if pool in decisions else pods_of(o, pool).replicas for pool in ROLES)
+    prefill, decode = (decisions[pool].to if pool in decisions else o.pods(pool).replicas for pool in ROLES)
     numbers = {}
     for pool, decision in decisions.items():
         numbers[f"{pool}_target"] = decision.target
@@ -85,7 +85,3 @@ def check(pools: Mapping[str, PoolRules]) -> None:
         for name in ("up_window_s", "down_window_s", "tolerance", "smoothing_s"):
             if not 0 <= getattr(rules, name) < math.inf:
                 raise ValueError(f"{pool}.{name}: must be at least 0")
-
-
-def pods_of(o: Observation, pool: str) -> Pods:
-    return (o.prefill if pool == "prefill" else o.decode).pods

@@ -111,10 +111,11 @@ class Outlook:
 
 
 def plan(
-    settings: Settings, limits: PoolLimits, o: Observation, pods: Pods, pool: PoolState, outlook: Outlook
+    settings: Settings, role: str, o: Observation, pool: PoolState, outlook: Outlook
 ) -> tuple[PoolSizing, PoolState]:
     """How many workers this pool wants, for itself."""
     tuning, horizon_s = settings.tuning, outlook.horizon_s
+    limits, pods = settings.limits(role), o.pods(role)
     forecasts = forecast.predict(pool.demand, horizon_s, tuning)
     if o.now_s - outlook.began_s >= _LEARN_S:
         pool = replace(pool, demand=forecast.remember(pool.demand, o.now_s + horizon_s, forecasts))
@@ -133,7 +134,7 @@ def plan(
     def bounded(n: int) -> int:
         return max(limits.least, min(most, n))
 
-    cheapest, scheduled = found.best(), _scheduled(settings, limits is settings.prefill, o.now_s, horizon_s)
+    cheapest, scheduled = found.best(), _scheduled(settings, role, o.now_s, horizon_s)
     found.need = best = bounded(max(cheapest, scheduled))
     at_node = bounded(later_plan.best())
     found.ahead = max(best, at_node, bounded(math.ceil(min(1e6, later * _quantile(ratios, _NODE_QUANTILE)))))
@@ -184,7 +185,7 @@ def _quantile(ratios: list[tuple[float, float]], q: float) -> float:
     return ratios[-1][0]
 
 
-def _scheduled(settings: Settings, prefill: bool, now_s: float, horizon_s: float) -> int:
+def _scheduled(settings: Settings, role: str, now_s: float, horizon_s: float) -> int:
     """Workers of the peaks that are on at some time from now until new ones would be ready."""
     begin, day = now_s % forecast.DAY_S, forecast.DAY_S
 
@@ -192,7 +193,7 @@ def _scheduled(settings: Settings, prefill: bool, now_s: float, horizon_s: float
         length = (peak.to_s - peak.from_s) % day
         return (begin - peak.from_s) % day < length or (peak.from_s - begin) % day <= horizon_s
 
-    return max([p.prefill if prefill else p.decode for p in settings.peaks if on(p)], default=0)
+    return max([p.workers(role) for p in settings.peaks if on(p)], default=0)
 
 
 def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing) -> None:

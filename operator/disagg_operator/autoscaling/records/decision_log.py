@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from disagg_operator.autoscaling.policy.guard import Outcome
-from disagg_operator.autoscaling.records import journal
+from disagg_operator.autoscaling.records import decision_records
 from disagg_operator.vocabulary import Key
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ class DecisionLog:
         """
         rules = outcome.settings if outcome.queue is None else (outcome.queue.pools, outcome.settings)
         if self.must_begin(key, rules):
-            self.write(key, journal.beginning(outcome), begins=rules)
-        self.write(key, journal.step_line(outcome, dry_run=dry_run))
+            self.write(key, decision_records.beginning(outcome), begins=rules)
+        self.write(key, decision_records.step_line(outcome, dry_run=dry_run))
 
     def must_begin(self, key: Key, settings: object) -> bool:
         """The next line has to be a beginning: the first of this process, of a file, or under other

@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from disagg_wire.series import READ_LABELS, READ_OF_ROUTERS, READ_OF_WORKERS, WORKER_INFO
 
-_WANTED = frozenset((*READ_OF_ROUTERS, *READ_OF_WORKERS))
+WANTED = frozenset((*READ_OF_ROUTERS, *READ_OF_WORKERS))
 _ROLE_PREFIX = f"{WORKER_INFO}:"
 
 
@@ -35,19 +33,6 @@ class Sample:
 
 def flat(name: str, labels: Mapping[str, str]) -> str:
     return ":".join((name, *(labels[label] for label in READ_LABELS if label in labels)))
-
-
-def parse(text: str, at_s: float) -> Sample | None:
-    """One page of /metrics; None when it can't be read or holds nothing of ours."""
-    lines = [line for line in text.splitlines() if line.partition("{")[0].partition(" ")[0] in _WANTED]
-    values: dict[str, float] = {}
-    try:
-        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
-            for sample in family.samples:
-                add(values, flat(sample.name, sample.labels), float(sample.value))
-    except (ValueError, KeyError, IndexError):
-        return None
-    return Sample(at_s, values) if values else None
 
 
 def add(values: dict[str, float], metric: str, value: float) -> None:
@@ -82,7 +67,7 @@ def _last_point(series: Any) -> tuple[str, str, float, float] | None:
     try:
         labels, (at_s, value) = series["metric"], series["values"][-1]
         name, pod = str(labels["__name__"]), str(labels["pod"])
-        return (pod, flat(name, labels), float(at_s), float(value)) if name in _WANTED else None
+        return (pod, flat(name, labels), float(at_s), float(value)) if name in WANTED else None
     except (KeyError, IndexError, TypeError, ValueError):
         return None
 

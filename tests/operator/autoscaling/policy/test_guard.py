@@ -118,8 +118,8 @@ def test_half_a_picture_is_not_taken_for_an_idle_pool(lost: str) -> None:
 
     def without(o: Observation) -> Observation:
         part = "decode" if lost == "generated_tokens" else "prefill"
-        half = (
-            replace(o.decode, generated_tokens=math.nan) if part == "decode" else replace(o.prefill, **{lost: math.nan})
+        half: Any = (
+            replace(o.decode, generated_tokens=math.nan) if part == "decode" else replace(o.prefill, **{lost: math.nan})  # type: ignore[arg-type]
         )
         return replace(o, **{part: half})
 
@@ -186,7 +186,8 @@ def test_everything_that_is_kept_comes_back_as_it_was() -> None:
     settings = replace(SETTINGS, peaks=(Peak(0.0, 60.0, 2, 3),), ratio=(0.5, 4.0), gpu_budget=16, role_flip_s=5.0)
     assert codec.parse(Settings, codec.plain(settings)) == settings
     o = observation(5)
-    assert codec.parse(Observation, codec.plain(o)) == o
+    # As text, NaN equals itself on every version of Python.
+    assert repr(codec.parse(Observation, codec.plain(o))) == repr(o)
     hidden = codec.parse(Observation, codec.plain(blind(5)))
     assert hidden.blind
     targets = Targets(1, 2, "why", {"prefill_x": 1.5})
@@ -219,4 +220,4 @@ def test_a_state_is_a_few_kilobytes_and_survives_the_config_map() -> None:
     assert to_json(from_json(kept["state"])) == to_json(memory.state)
     for broken in ("", "####", state_store.encode({})[:-4], "eJwDAAAAAAE="):
         assert not state_store.decode(broken)
-    assert from_json({}) == State()
+    assert repr(from_json({})) == repr(State())

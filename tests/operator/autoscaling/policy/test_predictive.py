@@ -333,6 +333,13 @@ def test_bounds_ratio_budget_and_peaks_hold() -> None:
     assert targets[-1].prefill < 20
 
 
+def test_a_schedule_asks_each_pool_for_its_own_workers_where_both_have_the_same_bounds() -> None:
+    bounds = PoolLimits(1, 40)
+    rules = replace(RULES, prefill=bounds, decode=bounds, peaks=(Peak(0, 86_399, prefill=20, decode=11),))
+    targets, _ = drive(rules, lambda _: 1.0, 300, sizes=(3, 3))
+    assert (targets[-1].prefill, targets[-1].decode) == (20, 11)
+
+
 def test_over_provisioning_multiplies_the_work() -> None:
     plain, _ = steady()
     double, _ = steady(rules=replace(RULES, over_provisioning=2.0))
@@ -389,7 +396,7 @@ def test_the_state_survives_as_json_to_the_last_decision() -> None:
 
 @pytest.mark.parametrize("raw", [{}, {"version": 99}, {"version": 1}, {"version": 1, "prefill": 3}])
 def test_a_state_that_does_not_fit_is_a_fresh_start(raw: dict[str, object]) -> None:
-    assert from_json(raw) == State()
+    assert repr(from_json(raw)) == repr(State())  # as text, NaN equals itself on every version of Python
 
 
 _number = st.one_of(st.just(math.nan), st.floats(0, 1e7), st.floats(0))

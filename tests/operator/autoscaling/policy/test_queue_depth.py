@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,7 +37,7 @@ def run(samples: list[QueueSample], replicas: int, rules: PoolRules = RULES) -> 
     return decisions
 
 
-def steady(requests: float | None, until_s: int, start_s: int = 0, **silent: int) -> list[QueueSample]:
+def steady(requests: float | None, until_s: int, start_s: int = 0, **silent: Any) -> list[QueueSample]:
     return [QueueSample(float(t), requests, **silent) for t in range(start_s, until_s, 3)]
 
 

@@ -18,7 +18,8 @@ from disagg_operator.autoscaling.policy.observation import Targets
 from disagg_operator.autoscaling.policy.role_moves import Flip
 from disagg_operator.autoscaling.role_changer import RoleChanger
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target
-from disagg_operator.autoscaling.signals.samples import Sample, parse, role_of
+from disagg_operator.autoscaling.signals.metrics_page import parse
+from disagg_operator.autoscaling.signals.samples import Sample, role_of
 
 KEY = ("ns", "chat")
 

@@ -155,7 +155,7 @@ def test_uncached_tokens_follow_what_was_cached_lately() -> None:
         )  # fmt: skip
 
     p = after(look(100, {"r": said(100, 0)}), look(105, {"r": said(105, 10)})).observation.prefill
-    assert (p.prompt_tokens, p.prompt_tokens_squared) == (pytest.approx(40), pytest.approx(160))
+    assert (p.prompt_tokens, p.prompt_tokens_squared) == pytest.approx((40, 160))
 
 
 def test_a_workers_speed_is_learned_from_those_that_are_a_minute_old() -> None:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.pool_reading import PoolReading, PoolView, reading, view
 from disagg_operator.autoscaling.signals.prometheus_query import history_queries, samples_query
-from disagg_operator.autoscaling.signals.samples import Sample, from_matrix, parse
+from disagg_operator.autoscaling.signals.samples import Sample, from_matrix
 
 WORKER = "# TYPE disagg_worker_waiting_requests gauge\ndisagg_worker_waiting_requests {}\ndisagg_worker_running_requests {}\n"
 

@@ -23,7 +23,7 @@ from disagg_operator.autoscaling.signals.prometheus_transport import refused_add
 PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 TOKEN = {"authorization": {"credentials": {"name": "prom"}}}
 BASIC = {"basicAuth": {"username": {"name": "prom"}, "password": {"name": "prom", "key": "word"}}}
-CA = {"tlsConfig": {"ca": {"configMap": {"name": "ca"}}}}
+CA: dict[str, Any] = {"tlsConfig": {"ca": {"configMap": {"name": "ca"}}}}
 AT = "spec.observability.prometheus"
 
 

@@ -1,5 +1,7 @@
-"""Compile every kernel for a GPU that is not there, as the host code launches it for an 8B-shaped
-model; run as a process of its own: compile_kernels.py CAPABILITY. Prints a line of JSON for each
+"""The compilation of every kernel for a GPU that is not there, as the host code launches it for a
+model with the shapes of 8B ones.
+
+It runs as a process of its own, `compile_kernels.py CAPABILITY`, and prints a line of JSON for each
 kernel: registers, bytes of stack (spills), bytes of shared memory.
 """
 
@@ -29,7 +31,7 @@ SHAPE = QkvShape(32, 8, 128)
 
 
 class Absent:
-    """The little that Triton asks of a driver before it launches anything."""
+    """The part of a driver that Triton needs before it launches anything."""
 
     def __init__(self, capability: int) -> None:
         self._target = GPUTarget("cuda", capability, 32)
@@ -45,7 +47,7 @@ class Absent:
 
 
 def usage(cubin: bytes) -> dict[str, int]:
-    """What `cuobjdump` (it comes with Triton) says of the machine code."""
+    """Return the registers and the stack of the machine code, read by Triton's `cuobjdump`."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -60,7 +62,7 @@ def usage(cubin: bytes) -> dict[str, int]:
 
 
 def launches(*, fp8: bool) -> None:
-    """Each kernel by its own host code, in the shapes that it is for."""
+    """Launch each kernel through its own host code, in the shapes for which it is made."""
     x, weight = torch.zeros(3, 4096, dtype=KIND), torch.zeros(4096, dtype=KIND)
     elementwise.rms_norm(x, weight, 1e-5)
     elementwise.rms_norm(x, weight, 1e-5, x)

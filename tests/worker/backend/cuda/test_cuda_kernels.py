@@ -1,8 +1,8 @@
-"""Every kernel against plain torch, over shapes; by Triton's interpreter where there is no GPU, so
-on small ones.
+"""Tests of every CUDA kernel against plain torch, in many shapes.
 
-In float16 and float32: the interpreter multiplies bfloat16 matrices wrongly (it takes their bits
-for integers).
+Without a GPU they run in Triton's interpreter, so the shapes are small. They use float16 and
+float32, since the interpreter multiplies bfloat16 matrices wrongly (it takes their bits for
+integers).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def test_decode_attention_over_windows_and_splits(window: int | None, splits: in
 
 
 def test_a_place_that_was_never_written_does_not_poison_the_others() -> None:
-    """A NaN behind a sequence's length, or in a block of somebody else."""
+    """Check that a NaN after the end of a sequence, or in a block of another one, has no effect."""
     batch = to_device(kernels.decode_batch([9]), DEVICE)
     assert batch.tables is not None
     assert batch.lengths is not None

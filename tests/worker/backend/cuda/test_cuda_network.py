@@ -1,5 +1,5 @@
-"""The whole network over the GPU's kernels, and the batch that a CUDA graph is recorded over; and
-that every kernel compiles for a GPU.
+"""Tests of the whole network with the CUDA kernels, of the batch with which a CUDA graph is
+recorded, and of the compilation of every kernel for a GPU.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def test_logits_and_kv_are_those_of_plain_torch_with(shape: str, tmp_path: Path)
 
 @torch.inference_mode()
 def test_places_left_over_in_a_recorded_batch_change_nothing(tmp_path: Path) -> None:
-    """What a graph of 4 computes for 3 sequences, twice, the second time with narrower tables than
-    the first left behind.
+    """Compute 3 sequences with a graph of 4, then 2 with narrower tables than the first batch left
+    behind.
     """
     net = network(checkpoints.make(tmp_path), PlainBackend(CPU))
     cache, other = kernels.cache(2, 8, torch.float32), kernels.cache(2, 8, torch.float32)
@@ -78,15 +78,15 @@ def test_a_batch_takes_the_next_larger_graph(rows: int) -> None:
     assert (found is None) == (rows > BATCH_SIZES[-1])
     if found is not None:
         assert found >= rows
-        assert found < max(2, 2 * rows)  # most of it is of use
+        assert found < max(2, 2 * rows)  # Most of its rows are used.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_kernel_compiles_without_spills_for_a_gpu_of_capability(capability: int, tmp_path: Path) -> None:
-    """In bfloat16 and with an 8-bit cache, which the interpreter can't show.
+    """Compile in bfloat16 and with an 8-bit cache, which the interpreter cannot check.
 
-    Types that it lets pass, the compiler does not.
+    The compiler also refuses types that the interpreter accepts.
     """
     script = Path(__file__).parent / "compile_kernels.py"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -1,9 +1,9 @@
-"""The backend over the kernels.
+"""The backend over the CPU kernels.
 
-Activations are float32 whatever the weights are: on a CPU that costs nothing and rounds less.
+Activations are float32 whatever the weights are, which costs nothing on a CPU and rounds less.
 
-A row's result does not depend on the rows beside it (src/matmul.hpp), so a token is the same alone
-and in any batch.
+A row's result does not depend on the other rows (src/matmul.hpp), so a token is the same alone and
+in any batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ _LINE_BYTES = 64
 
 
 def ask_for_huge_pages(memory: torch.Tensor) -> None:
-    """For all whole pages of it. Where the kernel has none nothing changes."""
+    """Ask the operating system for huge pages for all whole pages of `memory`.
+
+    Nothing changes if it has none.
+    """
     page = mmap.PAGESIZE
     start = -(-memory.data_ptr() // page) * page
     size = (memory.data_ptr() + memory.nbytes - start) // page * page
@@ -44,9 +47,10 @@ def ask_for_huge_pages(memory: torch.Tensor) -> None:
 
 
 class Arena:
-    """Uninitialised bytes in huge pages where the kernel grants them: weights are streamed, small
-    pages would cost walks. Matrices share chunks, since the last part of a mapping that fills no
-    huge page gets small ones.
+    """A source of uninitialised bytes, in huge pages if the operating system grants them.
+
+    Weights are streamed, and small pages would cost page-table walks. Matrices share chunks, since
+    the end of a mapping that does not fill a huge page gets small ones.
     """
 
     _CHUNK_BYTES = 64 << 20
@@ -68,7 +72,7 @@ class Arena:
 
 
 class PackedLinear:
-    """A weight in panels. Implements api.Linear over float32 activations."""
+    """Implements interface.Linear over float32 activations, with the weight packed in panels."""
 
     def __init__(
         self, backend: CpuBackend, weight: DenseWeight | GroupQuantizedWeight, bias: torch.Tensor | None
@@ -112,19 +116,19 @@ class PackedLinear:
 
 
 def _padded(rows: torch.Tensor, panel: int) -> torch.Tensor:
-    """Zeros up to a whole number of panels along the first axis."""
+    """Return the rows with zeros appended up to a whole number of panels."""
     missing = -len(rows) % panel
     return torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:]))).contiguous()
 
 
 def _in_panels(table: torch.Tensor, panel: int) -> torch.Tensor:
-    """[out, groups] -> [panels, groups, panel]."""
+    """Rearrange a table by panels: [out, groups] -> [panels, groups, panel]."""
     rows = _padded(table.float(), panel)
     return rows.view(-1, panel, rows.shape[1]).transpose(1, 2).contiguous()
 
 
 class CpuBackend:
-    """Implements api.Backend. Raises build.KernelsUnavailable where there are no kernels."""
+    """Implements interface.Backend with the loaded CPU kernels."""
 
     name = "cpu"
     fp8_cache = False
@@ -135,7 +139,7 @@ class CpuBackend:
         self.kernels = kernels
         self.arena = Arena()
         self.panel: int = kernels.disagg_panel()
-        # Inputs are rounded to bfloat16 for all weights but float32 ones.
+        # Whether inputs are rounded to bfloat16, for all weights but float32 ones.
         self.rounds_inputs = bool(kernels.disagg_pairs())
         self.pool = ctypes.c_void_p(kernels.disagg_pool(threads))
 
@@ -146,7 +150,7 @@ class CpuBackend:
         if isinstance(weight, Fp8Weight):
             weight = DenseWeight(dequantized(weight).bfloat16())
         elif isinstance(weight, GroupQuantizedWeight) and weight.group_size % 2 and weight.scale.shape[1] > 1:
-            weight = DenseWeight(dequantized(weight))  # the kernels take two inputs at a time
+            weight = DenseWeight(dequantized(weight))  # The kernels take two inputs at a time.
         return PackedLinear(self, weight, bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -187,7 +191,7 @@ class CpuBackend:
             tokens,
             q.data_ptr(),
         )
-        # attend reads the cache, where k and v have the cache's own rounding.
+        # `attend` reads the cache, where k and v are rounded to the cache's dtype.
         none = torch.empty(0)
         return q, none, none
 
@@ -244,16 +248,16 @@ class CpuBackend:
         return out
 
     def decode_program(self, network: DecoderNetwork, cache: torch.Tensor) -> DecodeProgram | None:
-        # Blocks lie anywhere in the cache: with small pages each is a walk through the page tables.
+        # Blocks lie anywhere in the cache, and with small pages each costs a page-table walk.
         ask_for_huge_pages(cache)
-        # Ranks have to add up between the layers, which one call can't.
+        # Ranks add up partial sums between the layers, which is impossible within one call.
         return _DecodeStep(self, network, cache) if not network.is_split else None
 
 
 class _DecodeStep:
-    """One call for a whole decode step.
+    """A DecodeProgram that runs a whole decode step in one call.
 
-    Bit for bit what `Decoder.forward` computes: the same kernels in the same order.
+    The result is bit for bit that of `Decoder.forward`: the same kernels run in the same order.
     """
 
     def __init__(self, backend: CpuBackend, network: DecoderNetwork, cache: torch.Tensor) -> None:

@@ -1,5 +1,7 @@
-"""Compiles the kernels, or finds them compiled: in DISAGG_KERNELS (images bring them along), else
-in the user's cache, else by g++ now.
+"""The search for compiled CPU kernels, and their compilation by g++ if there are none.
+
+Compiled kernels are looked for in the folder DISAGG_KERNELS (images contain one), then in the
+user's cache.
 
 python -m disagg_worker.backend.cpu.build --out FOLDER     compile every level ahead of time
 """
@@ -16,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _SOURCE = Path(__file__).parent / "src"
-# x86-64 levels, best first, and the CPU flags each needs. All are one source: AVX-512 has wider
-# vectors, and AVX512_BF16 multiplies pairs of bfloat16.
+# The x86-64 levels, best first, and the CPU flags that each needs. All are compiled from one
+# source: AVX-512 has wider vectors, and AVX512_BF16 multiplies pairs of bfloat16.
 _V4 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma"}
 LEVELS = {
     "x86-64-v4-bf16": _V4 | {"avx512_bf16"},
@@ -33,11 +35,11 @@ _COMPILE_TIMEOUT_S = 300.0
 
 
 class KernelsUnavailable(Exception):
-    """There are no kernels for this machine; the message says why."""
+    """Raised when there are no kernels for this machine; the message says why."""
 
 
 def supported_levels(cpuinfo: str) -> list[str]:
-    """The levels that a CPU with this /proc/cpuinfo can run, best first."""
+    """Return the levels that a CPU with this /proc/cpuinfo can run, best first."""
     flags = next(
         (set(line.partition(":")[2].split()) for line in cpuinfo.splitlines() if line.startswith("flags")), set()
     )
@@ -49,15 +51,17 @@ def _sources() -> list[Path]:
 
 
 def file_name(level: str) -> str:
-    """Named by the sources' hash, so that another version is another file."""
+    """Return the file name of a level, which contains a hash of the sources, so that every version
+    of them has a file of its own.
+    """
     digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in _sources())).hexdigest()[:16]
     return f"kernels-{level}-{digest}.so"
 
 
 def compile_level(level: str, folder: Path) -> Path:
-    """Compile into `folder` unless it is there.
+    """Compile a level into `folder`, unless it is there already, and return the file.
 
-    Processes that start together compile once. Raises KernelsUnavailable.
+    Processes that start together compile it once. Raises KernelsUnavailable.
     """
     target = folder / file_name(level)
     if target.exists():
@@ -91,7 +95,10 @@ def compile_level(level: str, folder: Path) -> Path:
 
 
 def find(environment: Mapping[str, str], cpuinfo: str) -> Path:
-    """The best kernels for this CPU, compiled now if need be. Raises KernelsUnavailable."""
+    """Return the best kernels for this CPU, compiled now if necessary.
+
+    Raises KernelsUnavailable.
+    """
     levels = supported_levels(cpuinfo)
     if not levels:
         raise KernelsUnavailable("the CPU has no AVX2")

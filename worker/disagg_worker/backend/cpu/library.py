@@ -1,4 +1,4 @@
-"""The C functions of src/kernels.cpp and their structs."""
+"""The C functions of src/kernels.cpp and their structs, for ctypes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class MatrixKind(IntEnum):
-    """How a packed weight is stored."""
+    """The format of a packed weight."""
 
     F32 = 0
     BF16 = 1
@@ -19,13 +19,17 @@ class MatrixKind(IntEnum):
     INT4 = 3
 
     def panel_bytes(self, panel: int, inputs: int) -> int:
-        """Of a panel of so many inputs; all but float32 take them by twos."""
+        """Return the bytes of a panel with `inputs` inputs, which all kinds but float32 take in
+        pairs.
+        """
         if self is MatrixKind.F32:
             return 4 * panel * inputs
         return {MatrixKind.BF16: 4, MatrixKind.INT8: 2, MatrixKind.INT4: 1}[self] * panel * -(-inputs // 2)
 
 
 class Matrix(Structure):
+    """The struct `Matrix` of formats.hpp."""
+
     _fields_ = (
         ("kind", c_int32),
         ("inputs", c_int32),
@@ -39,6 +43,8 @@ class Matrix(Structure):
 
 
 class LayerStruct(Structure):
+    """The struct `Layer` of kernels.cpp."""
+
     _fields_ = (
         ("norm_in", c_void_p),
         ("norm_mlp", c_void_p),
@@ -54,6 +60,8 @@ class LayerStruct(Structure):
 
 
 class Network(Structure):
+    """The struct `Network` of kernels.cpp."""
+
     _fields_ = (
         ("layers", c_int32),
         ("heads", c_int32),
@@ -70,6 +78,8 @@ class Network(Structure):
 
 
 class Cache(Structure):
+    """The struct `Cache` of attention.hpp."""
+
     _fields_ = (
         ("data", c_void_p),
         ("bf16", c_int32),
@@ -81,7 +91,9 @@ class Cache(Structure):
 
 
 def cache_struct(cache: torch.Tensor) -> Cache:
-    """The cache [block, layer, 2, kv_head, token in block, head_dim] as the kernels see it."""
+    """Return the struct by which the kernels see the cache [block, layer, 2, kv_head, token in
+    block, head_dim].
+    """
     _, layers, _, kv_heads, size, head_dim = cache.shape
     return Cache(cache.data_ptr(), cache.dtype == torch.bfloat16, layers, kv_heads, size, head_dim)
 
@@ -114,9 +126,9 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The library, its signatures set and its structs compared.
+    """Load the library and declare its functions. Calls release the interpreter's lock.
 
-    Calls release the interpreter's lock.
+    Raises ImportError if a struct has another size than here.
     """
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in _SIGNATURES.items():

@@ -1,4 +1,4 @@
-"""The backend over the kernels. Activations have the model's dtype; sums are float32."""
+"""The backend over the CUDA kernels. Activations have the model's dtype; sums are float32."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from disagg_worker.backend.interface import (
 )
 from disagg_worker.backend.plain import PlainBackend
 
-# Where Triton's interpreter stands in for a GPU.
+# For tests in which Triton's interpreter takes the place of a GPU.
 _PROCESSORS_WITHOUT_GPU = 8
 
 
 class CudaBackend:
-    """Implements api.Backend."""
+    """Implements interface.Backend on one NVIDIA GPU."""
 
     name = "cuda"
     decode_sizes = BATCH_SIZES
@@ -41,7 +41,7 @@ class CudaBackend:
         self._processors = (
             torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else _PROCESSORS_WITHOUT_GPU
         )
-        # Tensor cores and conversions for float8_e4m3 came with Ada.
+        # Tensor cores and conversions for float8_e4m3 exist since Ada.
         self.fp8_cache = self._has_fp8 = not on_gpu or torch.cuda.get_device_capability(device) >= (8, 9)
         if on_gpu:
             torch.cuda.set_device(device)
@@ -72,7 +72,7 @@ class CudaBackend:
         layer: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q = store.store_qkv(qkv, shape, norms, rotary, batch.positions, batch.slots, cache, layer)
-        none = q.new_empty(0)  # attend reads the cache
+        none = q.new_empty(0)  # `attend` reads the cache.
         return q, none, none
 
     def attend(

@@ -1,9 +1,10 @@
-"""Attention of one new token a sequence over the paged cache, split over the keys (flash decoding).
+"""Attention of one new token per sequence over the paged cache, split over the keys (flash
+decoding).
 
-A program reads a part of one KV head's keys once, for all query heads of that head together, so K
-and V cross the memory bus once: the kernel's time is that of reading the cache. The parts'
-softmaxes are put together by a second, small kernel. The grid depends on the batch's size alone,
-not on lengths, so a CUDA graph can hold it; each program finds its part from the length in device
+A program reads a part of one KV head's keys once, for all query heads of that head together. K and
+V therefore cross the memory bus once, and the kernel takes as long as reading the cache. A second,
+small kernel combines the softmaxes of the parts. The grid depends on the size of the batch and not
+on lengths, so a CUDA graph can hold it; each program finds its part from the length in device
 memory.
 """
 
@@ -20,8 +21,8 @@ _KEYS = 64
 @triton.jit(do_not_specialize=["layer", "table_width"])
 def _part(
     q, cache, tables, lengths, sums, tops, layer, table_width, scale,
-    layers: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, size: tl.constexpr, dim: tl.constexpr, width: tl.constexpr,
-    rows: tl.constexpr, keys: tl.constexpr, splits: tl.constexpr, window: tl.constexpr,
+    layers: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, size: tl.constexpr, dim: tl.constexpr,
+    width: tl.constexpr, rows: tl.constexpr, keys: tl.constexpr, splits: tl.constexpr, window: tl.constexpr,
 ):  # fmt: skip
     sequence, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     group: tl.constexpr = heads // kv_heads
@@ -29,7 +30,7 @@ def _part(
     oldest = tl.zeros_like(length)
     if window > 0:
         oldest = tl.maximum(length - window, 0)
-    # Whole tiles to every split, so that tiles start at multiples of `keys` from the first.
+    # Every split gets whole tiles, so that tiles start at multiples of `keys` from the oldest key.
     share = tl.cdiv(tl.cdiv(length - oldest, keys), splits) * keys
     first = oldest + split * share
     last = tl.minimum(first + share, length)
@@ -70,7 +71,7 @@ def _together(sums, tops, out, dim: tl.constexpr, width: tl.constexpr, splits: t
     split, column = tl.arange(0, padded), tl.arange(0, width)
     there = split < splits
     part_tops = tl.load(tops + place * splits + split, mask=there, other=float("-inf"))
-    weight = tl.exp2(part_tops - tl.max(part_tops, 0))  # a part without keys has -inf, so weight 0
+    weight = tl.exp2(part_tops - tl.max(part_tops, 0))  # A part without keys has -inf: weight 0.
     line = (place * splits + split) * (width + 1)
     total = tl.sum(weight * tl.load(sums + line + width, mask=there, other=0.0), 0)
     values = tl.load(sums + line[:, None] + column[None, :], mask=there[:, None], other=0.0)
@@ -79,7 +80,9 @@ def _together(sums, tops, out, dim: tl.constexpr, width: tl.constexpr, splits: t
 
 
 def splits_for(sequences: int, kv_heads: int, processors: int) -> int:
-    """Enough programs to fill the processors twice; a power of two."""
+    """Return the number of parts, a power of two, that gives enough programs to fill the processors
+    twice.
+    """
     wanted = triton.cdiv(2 * processors, sequences * kv_heads)
     return int(min(_MOST_SPLITS, triton.next_power_of_2(wanted)))
 
@@ -93,8 +96,8 @@ def attend(
     window: int | None,
     splits: int,
 ) -> torch.Tensor:
-    """q [sequences, heads, head_dim] over each sequence's first `lengths` keys, the newest its own
-    -> [sequences, heads * head_dim].
+    """Return the attention [sequences, heads * head_dim] of q [sequences, heads, head_dim] over the
+    first `lengths` keys of each sequence, the last of which is the new token's own.
     """
     sequences, heads, dim = q.shape
     layers, kv_heads, size = cache.shape[1], cache.shape[3], cache.shape[4]

@@ -1,5 +1,6 @@
-"""RMS norm (with and without the residual's sum) and the gate of the MLP: one pass over memory
-each. A program computes one row.
+"""The RMS norm (with and without the sum of the residual) and the gate of the MLP.
+
+Each is one pass over memory. A program computes one row of a norm, or a part of a row of the gate.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def _gated(gate_up, out, n: tl.constexpr, width: tl.constexpr):
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, delta: torch.Tensor | None = None) -> torch.Tensor:
-    """api.Backend.rms_norm; with `delta`, add_rms_norm (x, contiguous, is changed in place)."""
+    """Compute Backend.rms_norm, or Backend.add_rms_norm if there is a `delta`.
+
+    With a `delta`, x must be contiguous (else raises ValueError) and is changed in place.
+    """
     if delta is not None and not x.is_contiguous():
         raise ValueError("x must be contiguous, for it is changed in place")
     x, n = x.contiguous(), x.shape[-1]

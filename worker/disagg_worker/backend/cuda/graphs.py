@@ -1,6 +1,6 @@
-"""Decode steps as CUDA graphs: one launch instead of hundreds.
+"""Decode steps as CUDA graphs, so that one launch takes the place of hundreds.
 
-A graph for each of a few batch sizes; a batch takes the next larger one.
+There is a graph for each of a few batch sizes; a batch uses the next larger one.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ _WARM_UP_RUNS = 2
 
 
 class _Graph:
-    """One batch size, recorded."""
+    """The recorded step of one batch size."""
 
     def __init__(self, network: DecoderNetwork, cache: torch.Tensor, static: StaticBatch, pool: Any) -> None:
         batch = static.batch
         stream: Any = torch.cuda.Stream
         side = stream(network.device)
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # compiles the kernels, and has cuBLAS and NCCL take their memory
+        # These runs compile the kernels and let cuBLAS and NCCL allocate their memory.
+        with torch.cuda.stream(side):
             for _ in range(_WARM_UP_RUNS):
                 network.forward(batch, cache)
         torch.cuda.current_stream().wait_stream(side)
         self._graph: Any = torch.cuda.CUDAGraph()
-        # Other threads may copy KV meanwhile.
+        # Other threads may copy KV during the capture.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self.logits = network.forward(batch, cache)
 
@@ -38,7 +39,10 @@ class _Graph:
 
 
 class DecodeGraphs:
-    """A DecodeProgram. Takes batches on the CPU. The logits are valid until its next call."""
+    """A DecodeProgram over CUDA graphs.
+
+    It takes batches on the CPU. The logits are valid until the next call.
+    """
 
     def __init__(self, network: DecoderNetwork, cache: torch.Tensor) -> None:
         self._network, self._cache = network, cache

@@ -1,5 +1,7 @@
-"""Matrix products: floats by cuBLAS; few bits by our kernel at few rows, widened and by cuBLAS at
-many.
+"""Linear modules on the GPU.
+
+Floating-point weights are multiplied by cuBLAS. Weights of 8 or 4 bits are multiplied by the kernel
+of weight_only if there are few rows; for many rows they are widened and multiplied by cuBLAS.
 """
 
 from __future__ import annotations
@@ -10,13 +12,13 @@ from torch.nn import functional
 from disagg_worker.backend.cuda.weight_only import WeightOnly
 from disagg_worker.backend.interface import Fp8Weight, GroupQuantizedWeight
 
-# From here on a product is bound by arithmetic, and widening the weight first costs less than a
-# slower kernel.
+# From this number of rows on, a product is bound by arithmetic, and widening the weight first costs
+# less than a slower kernel.
 _MANY_ROWS = 128
 
 
 class DenseLinear:
-    """Implements api.Linear."""
+    """Implements interface.Linear for a floating-point weight."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, device: torch.device) -> None:
         self._weight = weight.to(device)
@@ -29,7 +31,7 @@ class DenseLinear:
 
 
 class FewBitsLinear:
-    """Implements api.Linear."""
+    """Implements interface.Linear for a weight of 8 or 4 bits."""
 
     def __init__(
         self, weight: GroupQuantizedWeight | Fp8Weight, unit: int, bias: torch.Tensor | None, device: torch.device

@@ -1,6 +1,8 @@
-"""Causal attention of prompt chunks over the paged cache (flash attention, the keys fetched through
-the block table). One launch for all chunks of a batch: a program computes one head of a tile of one
-chunk's tokens.
+"""Causal attention of prompt chunks over the paged cache (flash attention that fetches the keys
+through the block table).
+
+One launch computes all chunks of a batch; a program computes one head for a tile of one chunk's
+tokens.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ _TOKENS, _KEYS = 128, 64
 @triton.jit(do_not_specialize=["layer", "table_width"])
 def _tile(
     q, cache, tiles, tables, out, layer, table_width, scale,
-    layers: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, size: tl.constexpr, dim: tl.constexpr, width: tl.constexpr,
-    tokens: tl.constexpr, keys: tl.constexpr, window: tl.constexpr,
+    layers: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, size: tl.constexpr, dim: tl.constexpr,
+    width: tl.constexpr, tokens: tl.constexpr, keys: tl.constexpr, window: tl.constexpr,
 ):  # fmt: skip
     tile, head = tiles + tl.program_id(0) * 4, tl.program_id(1)
     start, count, first, chunk = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2), tl.load(tile + 3)
@@ -49,7 +51,8 @@ def _tile(
             seen = seen & (at[None, :] > position[:, None] - window)
         score = tl.where(seen, score, float("-inf"))
         new_top = tl.maximum(top, tl.max(score, 1))
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row may have seen nothing yet, with a window
+        # With a window, a row may have seen no key yet.
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
         weight = tl.exp2(score - shift[:, None])
         fade = tl.exp2(top - shift)
         total = total * fade + tl.sum(weight, 1)
@@ -58,14 +61,15 @@ def _tile(
         )
         acc = acc * fade[:, None] + tl.dot(weight.to(query.dtype), v, input_precision="ieee")
         top = new_top
-    total = tl.where(total > 0.0, total, 1.0)  # rows beyond the chunk may have seen nothing
+    total = tl.where(total > 0.0, total, 1.0)  # Rows beyond the chunk may have seen no key.
     tl.store(out + place, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
 
 def tiles_of(chunks: tuple[Chunk, ...], tokens: int = _TOKENS) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """[tiles, 4]: first row of the batch, rows, position of the first, chunk.
+    """Return the tiles [tiles, 4]: first row in the batch, number of rows, position of the first
+    row, index of the chunk.
 
-    The longest first: they take longest.
+    Tiles with the most keys take longest and come first.
     """
     tiles = [
         (c.start + at, min(tokens, c.stop - c.start - at), c.first + at, i)
@@ -76,7 +80,7 @@ def tiles_of(chunks: tuple[Chunk, ...], tokens: int = _TOKENS) -> np.ndarray[tup
 
 
 class Prepared:
-    """What all layers of a batch share: its tiles and block tables in the device's memory."""
+    """The tiles and block tables of a batch in the device's memory, which all its layers share."""
 
     def __init__(self, chunks: tuple[Chunk, ...], device: torch.device) -> None:
         self.tiles = torch.from_numpy(tiles_of(chunks)).to(device)
@@ -85,13 +89,17 @@ class Prepared:
 
 
 def attend(q: torch.Tensor, cache: torch.Tensor, layer: int, prepared: Prepared, window: int | None) -> torch.Tensor:
-    """q [tokens, heads, head_dim] -> [tokens, heads * head_dim]; k and v are in the cache."""
+    """Return the attention [tokens, heads * head_dim] of q [tokens, heads, head_dim].
+
+    k and v are read from the cache.
+    """
     rows, heads, dim = q.shape
     layers, kv_heads, size = cache.shape[1], cache.shape[3], cache.shape[4]
     out = q.new_empty(rows, heads * dim)
     if len(prepared.tiles):
         _tile[(len(prepared.tiles), heads)](
-            q, cache, prepared.tiles, prepared.tables, out, layer, prepared.tables.shape[1], dim**-0.5 * 1.4426950408889634,
+            q, cache, prepared.tiles, prepared.tables, out, layer, prepared.tables.shape[1],
+            dim**-0.5 * 1.4426950408889634,
             layers, heads, kv_heads, size, dim, max(16, triton.next_power_of_2(dim)), _TOKENS, _KEYS, window or 0,
             num_warps=8, num_stages=2,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A decode batch that stays at one place in memory, so that a graph can be recorded over it."""
+"""A decode batch that stays in one place in memory, so that a graph can be recorded with it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ BATCH_SIZES = (1, 2, 4, 8, *range(16, 64, 8), *range(64, 257, 16))
 
 
 def bucket(rows: int) -> int | None:
-    """The least batch size with room for so many; None: more than any."""
+    """Return the smallest batch size with room for `rows` sequences, or None if there is none."""
     return next((n for n in BATCH_SIZES if n >= rows), None)
 
 
 class StaticBatch:
-    """`batch` is of n sequences; places that are left over compute the first sequence once more,
-    which writes what that one writes.
+    """A batch of n sequences at fixed addresses.
+
+    Unused rows compute the first sequence again and write what it writes.
     """
 
     def __init__(self, n: int, widest: int, device: torch.device) -> None:
@@ -31,9 +32,9 @@ class StaticBatch:
         self.batch = Batch(ids, positions, slots, torch.arange(n, device=device), tables=self._tables, lengths=lengths)
 
     def fill(self, batch: Batch) -> None:
-        """Take a batch on the CPU over.
+        """Copy a batch on the CPU into this one.
 
-        The step before must have ended: its caller has read its logits.
+        The previous step must have ended, that is, its caller has read its logits.
         """
         if batch.tables is None or batch.lengths is None:
             raise ValueError("a decode batch has tables and lengths")
@@ -43,8 +44,8 @@ class StaticBatch:
         ):
             column[:rows] = values
             column[rows:] = values[0]
-        # As wide as it is now: reading is bounded by the lengths, and most of a long context's
-        # table is empty.
+        # Only the columns in use are copied: lengths bound what is read, and most of the table of a
+        # long context is empty.
         self._host_tables[:rows, :width] = batch.tables
         self._host_tables[rows:, :width] = batch.tables[0]
         self._device.copy_(self._host, non_blocking=True)

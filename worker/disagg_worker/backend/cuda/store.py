@@ -1,5 +1,7 @@
-"""Split the fused projection, norm and rotate q and k, write k and v into the paged cache, in one
-pass. A program does one head of a token.
+"""The kernel that splits the fused projection, norms and rotates q and k, and writes k and v into
+the paged cache, all in one pass.
+
+A program handles one head of a token.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ def _normed(low, high, weight, at, inside, eps, half: tl.constexpr):
 @triton.jit(do_not_specialize=["layer", "eps"])
 def _store(
     qkv, q_weight, k_weight, eps, cos, sin, positions, slots, cache, q_out, layer,
-    layers: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, size: tl.constexpr, half: tl.constexpr, width: tl.constexpr,
-    norms: tl.constexpr, most: tl.constexpr,
+    layers: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, size: tl.constexpr, half: tl.constexpr,
+    width: tl.constexpr, norms: tl.constexpr, most: tl.constexpr,
 ):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     dim: tl.constexpr = 2 * half
@@ -73,8 +75,8 @@ def store_qkv(
     cache: torch.Tensor,
     layer: int,
 ) -> torch.Tensor:
-    """q [tokens, heads, head_dim]; k and v are in the cache then, in its dtype (an 8-bit one
-    saturates).
+    """Write k and v into the cache in its dtype (an 8-bit one saturates) and return q [tokens,
+    heads, head_dim].
     """
     tokens, half = qkv.shape[0], shape.head_dim // 2
     q = qkv.new_empty(tokens, shape.heads, shape.head_dim)
@@ -83,7 +85,7 @@ def store_qkv(
     if tokens:
         _store[(tokens, shape.heads + 2 * shape.kv_heads)](
             qkv.contiguous(), *weights, rotary.cos, rotary.sin, positions, slots, cache, q, layer,
-            cache.shape[1], shape.heads, shape.kv_heads, cache.shape[4], half, triton.next_power_of_2(half), norms is not None, most,
-            num_warps=1,
+            cache.shape[1], shape.heads, shape.kv_heads, cache.shape[4], half, triton.next_power_of_2(half),
+            norms is not None, most, num_warps=1,
         )  # fmt: skip
     return q

@@ -1,9 +1,10 @@
-"""x W^T where W is stored in 8 or 4 bits and is widened in registers: at few rows the time is that
-of reading W, so a half or a quarter.
+"""The product x W^T for a W that is stored in 8 or 4 bits and widened in registers.
 
-Integers are multiplied as they are (0..255 are exact in bfloat16) and corrected once a group: sum
-x*(q - z)*s = s * (sum x*q - z * sum x). Two 4-bit values share a byte: of each unit of `_UNIT`
-values the first half is in the low nibbles, the second in the high ones, so that both halves meet
+With few rows the time is that of reading W, so a half or a quarter of a 16-bit weight's.
+
+Integers are multiplied as they are (0..255 are exact in bfloat16) and corrected once per group:
+sum x*(q - z)*s = s * (sum x*q - z * sum x). Two 4-bit values share a byte: the first half of each
+unit of values is in the low nibbles, the second half in the high ones, so that both halves meet
 contiguous parts of x.
 """
 
@@ -64,22 +65,22 @@ def _product(
 
 
 def unit_of(weight: GroupQuantizedWeight | Fp8Weight) -> int | None:
-    """How many inputs a step of the kernel takes: a divisor of the group's size.
+    """Return the number of inputs that a step of the kernel takes, a divisor of the group size.
 
-    None: the kernel can't.
+    None means that the kernel cannot multiply this weight.
     """
     size = weight.group_size if isinstance(weight, GroupQuantizedWeight) else weight.weight.shape[1]
     return next((u for u in _UNITS if size % u == 0), None)
 
 
 def pack4(q: torch.Tensor, unit: int) -> torch.Tensor:
-    """[out, in] of 0..15 -> [out, in / 2], as the kernel wants it."""
+    """Pack values 0..15 in pairs, as the kernel reads them: [out, in] -> [out, in / 2]."""
     halves = q.view(q.shape[0], -1, 2, unit // 2)
     return (halves[:, :, 0] | (halves[:, :, 1] << 4)).reshape(q.shape[0], -1).contiguous()
 
 
 class WeightOnly:
-    """A weight in the device's memory, for few rows at a time."""
+    """A weight of 8 or 4 bits in the device's memory."""
 
     def __init__(self, weight: GroupQuantizedWeight | Fp8Weight, unit: int, device: torch.device) -> None:
         self._unit = unit
@@ -98,11 +99,12 @@ class WeightOnly:
         self.nbytes = self._data.nbytes + self._scale.nbytes + (self._zero.nbytes if self._group else 0)
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """[rows, in] -> [rows, out]."""
+        """Return x W^T plus the bias: [rows, in] -> [rows, out]."""
         rows = x.shape[0]
         out = x.new_empty(rows, self.outputs)
         m = min(64, max(16, triton.next_power_of_2(rows)))
-        n = 16 if self.outputs <= 8192 and m == 16 else 32 if m == 16 else 64  # enough programs to keep the memory busy
+        # There must be enough programs to keep the memory busy.
+        n = 16 if self.outputs <= 8192 and m == 16 else 32 if m == 16 else 64
         if rows:
             _product[(triton.cdiv(self.outputs, n), triton.cdiv(rows, m))](
                 x.contiguous(), self._data, self._scale, self._zero, self._scale if bias is None else bias, out, rows,
@@ -112,12 +114,12 @@ class WeightOnly:
         return out
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        """[out, in], widened: for many rows the matrix units want it so."""
+        """Return the widened weight [out, in], which the matrix units need for many rows."""
         if not self._group:
             return (self._data.to(torch.float32) * self._scale[:, None]).to(dtype)
         q = self._data
         if self._bits == 4:
             units = q.view(self.outputs, -1, 1, self._unit // 2)
             q = torch.cat((units & 15, units >> 4), 2)
-        wide = q.reshape(self.outputs, -1, self._group).to(dtype)  # integers to 255 are exact
+        wide = q.reshape(self.outputs, -1, self._group).to(dtype)  # Integers up to 255 are exact.
         return ((wide - self._zero[..., None].to(dtype)) * self._scale[..., None].to(dtype)).view(self.outputs, -1)

@@ -1,4 +1,5 @@
-// Attention over the paged cache [block, layer, 2, kv_head, token in block, head_dim], read in place.
+// Attention over the paged cache, which is read in place:
+// [block, layer, 2, kv_head, token in block, head_dim].
 #pragma once
 #include <cmath>
 
@@ -6,15 +7,15 @@
 
 struct Cache {
     uint8_t* data;
-    int32_t bf16;  // else float
+    int32_t bf16;  // Whether the elements are bfloat16; else they are float.
     int32_t layers, kv_heads, size, head_dim;
 
     int64_t head_elements() const { return (int64_t)size * head_dim; }
-    // Where token 0 of `block` begins, in elements; `which`: 0 keys, 1 values.
+    // The offset of token 0 of `block`, in elements; `which` is 0 for keys and 1 for values.
     int64_t at(int64_t block, int layer, int which, int head) const {
         return (((block * layers + layer) * 2 + which) * kv_heads + head) * head_elements();
     }
-    // One block of one head as floats; `room` holds it where it must be widened.
+    // One block of one head as floats; `room` takes them if they must be widened.
     const float* floats(int64_t block, int layer, int which, int head, int tokens, float* room) const {
         const int64_t from = at(block, layer, which, head);
         if (!bf16) return (const float*)data + from;
@@ -27,13 +28,14 @@ struct Cache {
     }
 };
 
-// The cache's own type, widened where it is used: a copy of each block as floats costs more than it saves.
+// Elements are widened where they are used: a copy of each block as floats costs more than it
+// saves.
 static inline vf wide(const float* at) { return load<vf>(at); }
 static inline vf wide(const uint16_t* at) { return widen(at); }
 static inline float wide_one(float v) { return v; }
 static inline float wide_one(uint16_t v) { return widen_one(v); }
 
-// Which lanes of two vectors are added up by `sums_of` at each of its levels.
+// The lanes of two vectors that `sums_of` adds up at each of its levels.
 struct Folding {
     int32_t left[LANES], right[LANES];
     constexpr explicit Folding(int size) : left(), right() {
@@ -45,11 +47,13 @@ struct Folding {
     }
 };
 
-// Lane i of the result is the sum of v[i]'s lanes; v is used up. Halves of two vectors are laid side by side and added until one is left.
+// Lane i of the result is the sum of v[i]'s lanes; v is overwritten. Halves of two vectors are laid
+// side by side and added until one vector is left.
 static inline vf sums_of(vf (&v)[LANES]) {
     const auto fold = [&](int left, const Folding& by) {
         const vi low = load<vi>(by.left), high = load<vi>(by.right);
-        for (int i = 0; i < left; i++) v[i] = __builtin_shuffle(v[i], v[i + left], low) + __builtin_shuffle(v[i], v[i + left], high);
+        for (int i = 0; i < left; i++)
+            v[i] = __builtin_shuffle(v[i], v[i + left], low) + __builtin_shuffle(v[i], v[i + left], high);
     };
     static constexpr Folding first(LANES), second(LANES / 2), third(LANES / 4), fourth(LANES >= 16 ? LANES / 8 : 2);
     fold(LANES / 2, first);
@@ -59,18 +63,22 @@ static inline vf sums_of(vf (&v)[LANES]) {
     return v[0];
 }
 
-// The hardware's prefetching does not know where the next block is: with each token, the same one of the next block. (A whole block at
-// once fills the queue of misses: half as fast.)
+// The hardware's prefetcher does not know where the next block is, so each token prefetches the
+// same token of the next block. (A whole block at once fills the queue of misses and is half as
+// fast.)
 template <int D, class T>
 static inline void fetch(const T* next, int token) {
 #pragma GCC unroll 8
-    for (size_t byte = 0; byte < D * sizeof(T); byte += 64) _mm_prefetch((const char*)(next + (size_t)token * D) + byte, _MM_HINT_T0);
+    for (size_t byte = 0; byte < D * sizeof(T); byte += 64)
+        _mm_prefetch((const char*)(next + (size_t)token * D) + byte, _MM_HINT_T0);
 }
 
-// scores[g][t] = scale * q[g] . keys[t]. D: the head size where it is known here (a key then stays in registers for all queries), else 0.
-// `next`: the block that is read after this one.
+// scores[g][t] = scale * q[g] . keys[t]. D is the head size if it is known at compile time (a key
+// then stays in registers for all queries), else 0. `next` is the block that is read after this
+// one.
 template <int D, class T>
-static void scores_of(const float* q, int group, const T* keys, const T* next, int tokens, int head_dim, float scale, float* scores, size_t stride) {
+static void scores_of(const float* q, int group, const T* keys, const T* next, int tokens, int head_dim, float scale,
+                      float* scores, size_t stride) {
     if constexpr (D != 0) {
         constexpr int QUERIES = 8;
         vf parts[QUERIES][LANES];
@@ -113,9 +121,11 @@ static void scores_of(const float* q, int group, const T* keys, const T* next, i
         }
 }
 
-// out[g] += sum over t of weights[g][t] * values[t], for G of the group's queries: a value is widened once for all of them.
+// out[g] += sum over t of weights[g][t] * values[t], for G of the group's queries, so that a value
+// is widened once for all of them.
 template <int D, int G, class T>
-static void add_values_for(const float* weights, size_t stride, const T* values, const T* next, int tokens, float* out) {
+static void add_values_for(const float* weights, size_t stride, const T* values, const T* next, int tokens,
+                           float* out) {
     vf sums[G][D / LANES];
     for (int g = 0; g < G; g++)
 #pragma GCC unroll 16
@@ -135,13 +145,17 @@ static void add_values_for(const float* weights, size_t stride, const T* values,
 }
 
 template <int D, class T>
-static void add_values(const float* weights, size_t stride, int group, const T* values, const T* next, int tokens, int head_dim, float* out) {
+static void add_values(const float* weights, size_t stride, int group, const T* values, const T* next, int tokens,
+                       int head_dim, float* out) {
     if constexpr (D != 0) {
-        // As many queries as leave registers free.
+        // The number of queries at a time that leaves registers free.
         constexpr int MOST = LANES < 16 ? 1 : D <= 64 ? 4 : 2;
         for (int g = 0; g < group;) {
             const int left = group - g;
-            const auto go = left >= MOST ? add_values_for<D, MOST, T> : left == 3 ? add_values_for<D, std::min(3, MOST), T> : left == 2 ? add_values_for<D, std::min(2, MOST), T> : add_values_for<D, 1, T>;
+            const auto go = left >= MOST ? add_values_for<D, MOST, T>
+                            : left == 3  ? add_values_for<D, std::min(3, MOST), T>
+                            : left == 2  ? add_values_for<D, std::min(2, MOST), T>
+                                         : add_values_for<D, 1, T>;
             go(weights + g * stride, stride, values, next, tokens, out + (size_t)g * D);
             g += std::min(left, MOST);
         }
@@ -159,7 +173,7 @@ static void add_values(const float* weights, size_t stride, int group, const T* 
     }
 }
 
-// Softmax of scale * x in place. n >= 1.
+// The softmax of scale * x, in place; n >= 1.
 static inline void softmax(float* x, int n, float scale = 1.0f) {
     float most = x[0];
     int i = 0;
@@ -190,11 +204,12 @@ static inline void softmax(float* x, int n, float scale = 1.0f) {
     for (i = 0; i < n; i++) x[i] *= whole;
 }
 
-// One new token of one sequence and one KV head: q, out [group][head_dim]; keys first..length-1 are seen. `after`: in elements, where the
-// cache is read next.
+// The attention of one new token of one sequence, for one KV head: q and out are [group][head_dim],
+// and keys first..length-1 are seen. `after` is the offset, in elements, at which the cache is read
+// next.
 template <class T, int D>
-static void attend_token(const Cache& c, int layer, int head, const int64_t* table, int first, int length, int group, int64_t after, const float* q,
-                         float* out) {
+static void attend_token(const Cache& c, int layer, int head, const int64_t* table, int first, int length, int group,
+                         int64_t after, const float* q, float* out) {
     const int d = c.head_dim;
     const size_t seen = length - first;
     static thread_local std::vector<float> scores;
@@ -225,9 +240,9 @@ static auto attend_token_of(int head_dim) {
     return head_dim == 64 ? attend_token<T, 64> : head_dim == 128 ? attend_token<T, 128> : attend_token<T, 0>;
 }
 
-// A decode batch: q, out [sequences][heads * head_dim].
-static void attend_decode(Pool& pool, const Cache& c, int layer, const int64_t* tables, int width, const int64_t* lengths, int sequences, int heads,
-                          int window, const float* q, float* out) {
+// The attention of a decode batch: q and out are [sequences][heads * head_dim].
+static void attend_decode(Pool& pool, const Cache& c, int layer, const int64_t* tables, int width,
+                          const int64_t* lengths, int sequences, int heads, int window, const float* q, float* out) {
     const int group = heads / c.kv_heads, jobs = sequences * c.kv_heads;
     pool.run([&](int part, int parts) {
         for (int job = part; job < jobs; job += parts) {
@@ -235,16 +250,18 @@ static void attend_decode(Pool& pool, const Cache& c, int layer, const int64_t* 
             const int first = window > 0 ? std::max(0, length - window) : 0, then = std::min(job + parts, jobs - 1);
             const int64_t after = c.at(tables[(size_t)(then / c.kv_heads) * width], layer, 0, then % c.kv_heads);
             const size_t at = ((size_t)s * heads + (size_t)head * group) * c.head_dim;
-            (c.bf16 ? attend_token_of<uint16_t> : attend_token_of<float>)(c.head_dim)(c, layer, head, tables + (size_t)s * width, first, length, group, after, q + at, out + at);
+            const auto attend = (c.bf16 ? attend_token_of<uint16_t> : attend_token_of<float>)(c.head_dim);
+            attend(c, layer, head, tables + (size_t)s * width, first, length, group, after, q + at, out + at);
         }
     });
 }
 
-// Keys and values of one head as packed matrices, so that both products run as `tile`s: [key / PANEL][head_dim][PANEL] and
-// [head_dim / PANEL][keys][PANEL]; in pairs (of head_dim, and of keys) where the products are of pairs.
+// The keys and values of one head as packed matrices, so that both products run as `tile`s:
+// [key / PANEL][head_dim][PANEL] and [head_dim / PANEL][keys][PANEL]. They are packed in pairs (of
+// head_dim, and of keys) if the CPU multiplies pairs.
 struct PackedHead {
     std::vector<uint32_t> keys, values;
-    int steps;  // of a panel of values
+    int steps;  // Steps of a panel of values.
 
     void pack(const Cache& c, int layer, int head, const int64_t* table, int length) {
         const int d = c.head_dim, columns = (d + PANEL - 1) / PANEL;
@@ -260,16 +277,20 @@ struct PackedHead {
             if (pairs)
                 take((const uint16_t*)c.data + k, (const uint16_t*)c.data + v, at, tokens, d);
             else {
-                take_keys((const uint32_t*)c.floats(table[at / c.size], layer, 0, head, tokens, room.data()), at, tokens, words);
+                const float* found = c.floats(table[at / c.size], layer, 0, head, tokens, room.data());
+                take_keys((const uint32_t*)found, at, tokens, words);
                 const float* from = c.floats(table[at / c.size], layer, 1, head, tokens, room.data());
                 for (int t = 0; t < tokens; t++)
-                    for (int i = 0; i < d; i += PANEL) std::memcpy(word(i, at + t), from + t * d + i, sizeof(float) * std::min(PANEL, d - i));
+                    for (int i = 0; i < d; i += PANEL)
+                        std::memcpy(word(i, at + t), from + t * d + i, sizeof(float) * std::min(PANEL, d - i));
             }
         }
     }
 
   private:
-    uint32_t* word(int i, int step) { return values.data() + ((size_t)(i / PANEL) * steps + step) * PANEL + i % PANEL; }
+    uint32_t* word(int i, int step) {
+        return values.data() + ((size_t)(i / PANEL) * steps + step) * PANEL + i % PANEL;
+    }
     void take_keys(const uint32_t* from, int at, int tokens, int words) {
         for (int t = 0; t < tokens; t++) {
             uint32_t* to = keys.data() + (size_t)((at + t) / PANEL) * PANEL * words + (at + t) % PANEL;
@@ -290,14 +311,16 @@ struct PackedHead {
     }
 };
 
-// A chunk of one sequence: q, out [tokens][heads * head_dim], the last of `length` keys. MOST_ROWS queries at a time see the keys up to
-// their own.
+// The attention of a chunk of one sequence: q and out are [tokens][heads * head_dim], the last
+// tokens of `length` keys. MOST_ROWS queries are computed at a time; each sees the keys up to its
+// own.
 template <class W>
-static void attend_chunk_as(Pool& pool, const Cache& c, int layer, const int64_t* table, int tokens, int length, int heads, int window, const float* q,
-                            float* out) {
+static void attend_chunk_as(Pool& pool, const Cache& c, int layer, const int64_t* table, int tokens, int length,
+                            int heads, int window, const float* q, float* out) {
     constexpr int ROWS = MOST_ROWS;
     constexpr bool pairs = W::paired;
-    const int d = c.head_dim, group = heads / c.kv_heads, earlier = length - tokens, stride = heads * d, words = pairs ? d / 2 : d;
+    const int d = c.head_dim, group = heads / c.kv_heads, earlier = length - tokens, stride = heads * d;
+    const int words = pairs ? d / 2 : d;
     const int columns = (d + PANEL - 1) / PANEL, kind = pairs ? BF16 : F32;
     const float scale = 1.0f / std::sqrt((float)d);
     pool.run([&](int part, int parts) {
@@ -310,16 +333,21 @@ static void attend_chunk_as(Pool& pool, const Cache& c, int layer, const int64_t
                 for (int t0 = 0; t0 < tokens; t0 += ROWS) {
                     const int here = std::min(ROWS, tokens - t0), last = earlier + t0 + here;
                     const int low = window > 0 ? std::max(0, earlier + t0 + 1 - window) / PANEL : 0;
-                    const int high = (last + PANEL - 1) / PANEL, width = (high - low) * PANEL, from = low * PANEL, rows = last - from;
+                    const int high = (last + PANEL - 1) / PANEL, width = (high - low) * PANEL;
+                    const int from = low * PANEL, rows = last - from;
                     scores.resize((size_t)ROWS * width);
                     if (here < ROWS) std::fill(x.begin(), x.end(), 0);
-                    for (int m = 0; m < here; m++) pack_row(q + (size_t)(t0 + m) * stride + h * d, d, pairs, x.data() + m, ROWS);
-                    const Matrix k{kind, d, width, 0, (const uint8_t*)(packed.keys.data() + (size_t)from * words), nullptr, nullptr, nullptr};
-                    for (int panel = 0; panel < high - low; panel++) tile<W, ROWS, NONE>(k, panel, x.data(), nullptr, scores.data(), false);
+                    for (int m = 0; m < here; m++)
+                        pack_row(q + (size_t)(t0 + m) * stride + h * d, d, pairs, x.data() + m, ROWS);
+                    const auto* keys = (const uint8_t*)(packed.keys.data() + (size_t)from * words);
+                    const Matrix k{kind, d, width, 0, keys, nullptr, nullptr, nullptr};
+                    for (int panel = 0; panel < high - low; panel++)
+                        tile<W, ROWS, NONE>(k, panel, x.data(), nullptr, scores.data(), false);
                     p.assign((size_t)ROWS * (rows + 1), 0);
                     for (int m = 0; m < here; m++) {
                         float* row = scores.data() + (size_t)m * width;
-                        const int end = earlier + t0 + m + 1 - from, begin = window > 0 ? std::max(0, end - window) : 0;
+                        const int end = earlier + t0 + m + 1 - from;
+                        const int begin = window > 0 ? std::max(0, end - window) : 0;
                         std::fill(row, row + begin, 0.0f);
                         softmax(row + begin, end - begin, scale);
                         std::fill(row + end, row + width, 0.0f);
@@ -327,22 +355,26 @@ static void attend_chunk_as(Pool& pool, const Cache& c, int layer, const int64_t
                     }
                     // Only the keys that are seen take part.
                     for (int column = 0; column < columns; column++) {
-                        const uint32_t* values = packed.values.data() + ((size_t)column * packed.steps + (pairs ? from / 2 : from)) * PANEL;
+                        const size_t step = (size_t)column * packed.steps + (pairs ? from / 2 : from);
+                        const uint32_t* values = packed.values.data() + step * PANEL;
                         const Matrix v{kind, rows, PANEL, 0, (const uint8_t*)values, nullptr, nullptr, nullptr};
                         tile<W, ROWS, NONE>(v, 0, p.data(), nullptr, o.data(), false);
+                        const size_t bytes = std::min(PANEL, d - column * PANEL) * sizeof(float);
                         for (int m = 0; m < here; m++)
-                            std::memcpy(out + (size_t)(t0 + m) * stride + h * d + column * PANEL, o.data() + (size_t)m * PANEL, std::min(PANEL, d - column * PANEL) * sizeof(float));
+                            std::memcpy(out + (size_t)(t0 + m) * stride + h * d + column * PANEL,
+                                        o.data() + (size_t)m * PANEL, bytes);
                     }
                 }
         }
     });
 }
 
-// Products are of pairs where the CPU has them and the cache is bfloat16: queries and probabilities are rounded, too. One token is computed as
-// decode would.
-static void attend_chunk(Pool& pool, const Cache& c, int layer, const int64_t* table, int tokens, int length, int heads, int window, const float* q,
-                         float* out) {
+// The products are of pairs if the CPU has such an instruction and the cache is bfloat16; queries
+// and probabilities are then rounded, too. A single token is computed as in a decode step.
+static void attend_chunk(Pool& pool, const Cache& c, int layer, const int64_t* table, int tokens, int length, int heads,
+                         int window, const float* q, float* out) {
     const int64_t all = length;
     if (tokens == 1) return attend_decode(pool, c, layer, table, 0, &all, 1, heads, window, q, out);
-    (PAIRS && c.bf16 ? attend_chunk_as<FromBf16> : attend_chunk_as<FromF32>)(pool, c, layer, table, tokens, length, heads, window, q, out);
+    const auto attend = PAIRS && c.bf16 ? attend_chunk_as<FromBf16> : attend_chunk_as<FromF32>;
+    attend(pool, c, layer, table, tokens, length, heads, window, q, out);
 }

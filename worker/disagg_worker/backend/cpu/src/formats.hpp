@@ -1,15 +1,19 @@
-// How weights are packed, and how they become what is multiplied: [out / PANEL][steps][PANEL], so that a tile of the result reads one stream.
-// A step is one input of float32 weights and two of all others.
+// The packed formats of weights, and their conversion to the operands of a product: [out /
+// PANEL][steps][PANEL], so that a tile of the result reads one stream. A step is one input of
+// float32 weights and two inputs of all others.
 #pragma once
 #include "vector.hpp"
 
 enum Kind : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
 
-// Where the CPU multiplies pairs of bfloat16 (AVX512_BF16), inputs are rounded to bfloat16 for all weights but float32 ones; twice as fast.
+// On a CPU that multiplies pairs of bfloat16 (AVX512_BF16), inputs are rounded to bfloat16 for all
+// weights but float32 ones, which is twice as fast.
 #if defined(__AVX512BF16__)
 constexpr bool PAIRS = true;
-static inline vf dot(vf sum, vu weights, vu inputs) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)inputs); }
-// Floats 0..15 are in `low`, 16..31 in `high`: as bfloat16, two a word.
+static inline vf dot(vf sum, vu weights, vu inputs) {
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)inputs);
+}
+// Floats 0..15, in `low`, and 16..31, in `high`, as bfloat16, two per word.
 static inline vu rounded(vf low, vf high) { return (vu)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
 #else
 constexpr bool PAIRS = false;
@@ -17,8 +21,9 @@ static inline vf dot(vf sum, vu, vu) { return sum; }
 static inline vu rounded(vf, vf) { return vu{}; }
 #endif
 
-// `bytes`: of a step of a panel, whose second LANES features begin at bytes / 2. `first`, `second`: one half's weights of the step's
-// inputs as floats; `pair`: both as bfloat16 in the halves of a word. Integers up to 255 are exact in bfloat16.
+// `bytes` is the size of a step of a panel, whose second LANES features begin at bytes / 2. `first`
+// and `second` return one half's weights of the step's first and second input as floats; `pair`
+// returns both as bfloat16 in the halves of a word. Integers up to 255 are exact in bfloat16.
 struct FromF32 {
     static constexpr int inputs = 1, bytes = PANEL * 4;
     static constexpr bool grouped = false, paired = false;
@@ -34,17 +39,22 @@ struct FromBf16 {
     static vf second(const uint8_t* at) { return as_float(load<vu>(at) & 0xffff0000u); }
     static vu pair(const uint8_t* at) { return load<vu>(at); }
 };
-// The same with bytes.
+// A 16-bit word holds one feature's weights of both inputs, the first in the low byte.
 struct FromInt8 {
     static constexpr int inputs = 2, bytes = PANEL * 2;
     static constexpr bool grouped = true, paired = PAIRS;
-    static vf first(const uint8_t* at) { return __builtin_convertvector((vi)(from_words((const uint16_t*)at) & 255), vf); }
-    static vf second(const uint8_t* at) { return __builtin_convertvector((vi)(from_words((const uint16_t*)at) >> 8), vf); }
+    static vf first(const uint8_t* at) {
+        return __builtin_convertvector((vi)(from_words((const uint16_t*)at) & 255), vf);
+    }
+    static vf second(const uint8_t* at) {
+        return __builtin_convertvector((vi)(from_words((const uint16_t*)at) >> 8), vf);
+    }
     static vu pair(const uint8_t* at) {
-        return rounded(__builtin_convertvector(from_bytes(at), vf), __builtin_convertvector(from_bytes(at + LANES), vf));
+        return rounded(__builtin_convertvector(from_bytes(at), vf),
+                       __builtin_convertvector(from_bytes(at + LANES), vf));
     }
 };
-// The same with half bytes.
+// A byte holds one feature's weights of both inputs, the first in the low half.
 struct FromInt4 {
     static constexpr int inputs = 2, bytes = PANEL;
     static constexpr bool grouped = true, paired = PAIRS;
@@ -52,10 +62,12 @@ struct FromInt4 {
     static vf second(const uint8_t* at) { return __builtin_convertvector(from_bytes(at) >> 4, vf); }
     static vu pair(const uint8_t* at) {
 #if defined(__AVX512BF16__)
-        // A look-up in 0..15 as bfloat16, twice: the instruction takes five bits of each 16, the fifth says nothing.
-        alignas(64) static constexpr uint16_t table[32] = {0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
-                                                           0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0,      0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
-                                                           0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
+        // The values 0..15 as bfloat16, twice: the instruction looks up five bits of each 16, and
+        // the fifth is to make no difference.
+        alignas(64) static constexpr uint16_t table[32] = {
+            0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
+            0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
+            0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
         vu bytes = (vu)from_bytes(at);
         return (vu)_mm512_permutexvar_epi16((__m512i)(bytes | bytes << 12), _mm512_load_si512(table));
 #else
@@ -66,16 +78,19 @@ struct FromInt4 {
 
 struct Matrix {
     int32_t kind, in, out, group;
-    const uint8_t* data;   // [panels][steps][PANEL] packed
-    const float* scale;    // [panels][in / group][PANEL]
-    const float* zero;     // the same shape
-    const float* bias;     // [panels * PANEL] or null
+    const uint8_t* data;  // [panels][steps][PANEL], packed.
+    const float* scale;   // [panels][in / group][PANEL].
+    const float* zero;    // The same shape.
+    const float* bias;    // [panels * PANEL], or null.
 };
 
 static inline int inputs_per_step(int kind) { return kind == F32 ? 1 : 2; }
-static inline int step_bytes(int kind) { return kind == F32 || kind == BF16 ? PANEL * 4 : kind == INT8 ? PANEL * 2 : PANEL; }
+static inline int step_bytes(int kind) {
+    return kind == F32 || kind == BF16 ? PANEL * 4 : kind == INT8 ? PANEL * 2 : PANEL;
+}
 
-// Rows `from`..`from + rows` of a weight [out][in] (float, or bfloat16, or one value a byte) into their panels; `from` is a multiple of PANEL.
+// Pack rows `from`..`from + rows` of a weight [out][in] (floats, bfloat16, or one value per byte)
+// into their panels; `from` is a multiple of PANEL.
 static void pack(int kind, int in, int from, int rows, const void* source, uint8_t* data) {
     const int inputs = inputs_per_step(kind), steps = (in + inputs - 1) / inputs, bytes = step_bytes(kind);
     for (int n0 = 0; n0 < rows; n0 += PANEL) {

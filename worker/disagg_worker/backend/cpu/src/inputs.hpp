@@ -1,24 +1,26 @@
-// The left side of a product, packed for the tiles that read it: [tile][step][rows of the tile], a word a step and row.
+// The left side of a product, packed for the tiles that read it: [tile][step][rows of the tile],
+// with one word per step and row.
 #pragma once
 #include <algorithm>
 
 #include "formats.hpp"
 
-// The most rows of a tile: as many as leave room for their sums in the registers.
+// The most rows of a tile whose sums fit into the registers.
 #if defined(__AVX512F__)
 constexpr int MOST_ROWS = 12;
 #else
 constexpr int MOST_ROWS = 6;
 #endif
 
-// Rows in tiles of nearly the same size.
+// The division of rows into tiles of nearly the same size.
 struct Tiling {
     int rows, count;
     explicit Tiling(int rows_) : rows(rows_), count((rows_ + MOST_ROWS - 1) / MOST_ROWS) {}
     int begin(int tile) const { return (int)((int64_t)rows * tile / count); }
 };
 
-// One row into every `stride`-th word. Words are floats, or two bfloat16 (`pairs`; an odd last input gets a zero beside it).
+// Write one row into every `stride`-th word. A word is a float, or two bfloat16 with `pairs` (an
+// odd last input is paired with zero).
 static inline void pack_row(const float* x, int in, bool pairs, uint32_t* to, int stride) {
     int k = 0;
     if (!pairs) {
@@ -39,10 +41,11 @@ static inline void pack_row(const float* x, int in, bool pairs, uint32_t* to, in
         store(room, words);
         for (int i = 0; i < LANES; i++) at[(size_t)i * stride] = room[i];
     }
-    for (; k < in; k += 2) to[(size_t)(k / 2) * stride] = narrow(x[k]) | (uint32_t)(k + 1 < in ? narrow(x[k + 1]) : 0) << 16;
+    for (; k < in; k += 2)
+        to[(size_t)(k / 2) * stride] = narrow(x[k]) | (uint32_t)(k + 1 < in ? narrow(x[k + 1]) : 0) << 16;
 }
 
-// The sum of x[0..n), as rounded, always in the same order.
+// The sum of x[0..n), rounded as in the product and always added in the same order.
 static inline float total(const float* x, int n, bool pairs) {
     float parts[16] = {};
     int k = 0;

@@ -1,7 +1,8 @@
-// The functions that Python calls, and the whole decode step in one of them. Activations are float; weights and cache are float or bfloat16.
+// The functions that Python calls, one of which runs a whole decode step. Activations are float;
+// the cache is float or bfloat16.
 #include "attention.hpp"
 
-// Norm over `n` floats: weight * x / sqrt(mean(x^2) + eps).
+// The norm over `n` floats: weight * x / sqrt(mean(x^2) + eps).
 static void norm_row(const float* x, const float* weight, float eps, int n, float* out) {
     vf squares{};
     float rest = 0;
@@ -25,9 +26,10 @@ static void gate_row(const float* gate_up, int n, float* out) {
     for (; i < n; i++) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
 }
 
-// Split a row of the fused projection, norm and rotate q and k, write k and v into the cache at `slot`; q comes out.
-static void store_row(const Cache& c, int layer, int heads, const float* qkv, const float* q_norm, const float* k_norm, float eps, const float* cos,
-                      const float* sin, int64_t slot, float* q) {
+// Split a row of the fused projection, norm and rotate q and k, write k and v into the cache at
+// `slot`, and write q to `q`.
+static void store_row(const Cache& c, int layer, int heads, const float* qkv, const float* q_norm, const float* k_norm,
+                      float eps, const float* cos, const float* sin, int64_t slot, float* q) {
     const int d = c.head_dim, half = d / 2;
     float room[1024];
     const int64_t block = slot / c.size, offset = slot % c.size;
@@ -70,7 +72,7 @@ struct Network {
     const Layer* layer;
     const float* norm;
     Matrix head;
-    const float *cos, *sin;  // [positions][head_dim]
+    const float *cos, *sin;  // [positions][head_dim].
 };
 
 extern "C" {
@@ -78,14 +80,23 @@ extern "C" {
 int disagg_lanes() { return LANES; }
 int disagg_panel() { return PANEL; }
 int disagg_pairs() { return PAIRS; }
-size_t disagg_sizes(int which) { return which == 0 ? sizeof(Matrix) : which == 1 ? sizeof(Layer) : which == 2 ? sizeof(Network) : sizeof(Cache); }
+size_t disagg_sizes(int which) {
+    return which == 0   ? sizeof(Matrix)
+           : which == 1 ? sizeof(Layer)
+           : which == 2 ? sizeof(Network)
+                        : sizeof(Cache);
+}
 
 void* disagg_pool(int threads) { return new Pool(threads); }
 void disagg_pool_free(void* pool) { delete (Pool*)pool; }
 
-void disagg_pack(int kind, int in, int from, int rows, const void* source, uint8_t* data) { pack(kind, in, from, rows, source, data); }
+void disagg_pack(int kind, int in, int from, int rows, const void* source, uint8_t* data) {
+    pack(kind, in, from, rows, source, data);
+}
 
-void disagg_matmul(void* pool, const Matrix* a, const float* x, float* y, int rows, int add) { matmul(*(Pool*)pool, *a, x, y, rows, add); }
+void disagg_matmul(void* pool, const Matrix* a, const float* x, float* y, int rows, int add) {
+    matmul(*(Pool*)pool, *a, x, y, rows, add);
+}
 
 void disagg_norm(const float* x, const float* weight, float eps, int rows, int n, float* out) {
     for (int r = 0; r < rows; r++) norm_row(x + (size_t)r * n, weight, eps, n, out + (size_t)r * n);
@@ -95,27 +106,30 @@ void disagg_gated(const float* gate_up, int rows, int n, float* out) {
     for (int r = 0; r < rows; r++) gate_row(gate_up + (size_t)r * 2 * n, n, out + (size_t)r * n);
 }
 
-void disagg_store_qkv(const Cache* c, int layer, int heads, const float* qkv, const float* q_norm, const float* k_norm, float eps, const float* cos,
-                      const float* sin, const int64_t* positions, const int64_t* slots, int rows, float* q) {
+void disagg_store_qkv(const Cache* c, int layer, int heads, const float* qkv, const float* q_norm, const float* k_norm,
+                      float eps, const float* cos, const float* sin, const int64_t* positions, const int64_t* slots,
+                      int rows, float* q) {
     const int d = c->head_dim;
     for (int r = 0; r < rows; r++)
-        store_row(*c, layer, heads, qkv + (size_t)r * (heads + 2 * c->kv_heads) * d, q_norm, k_norm, eps, cos + positions[r] * d, sin + positions[r] * d,
-                  slots[r], q + (size_t)r * heads * d);
+        store_row(*c, layer, heads, qkv + (size_t)r * (heads + 2 * c->kv_heads) * d, q_norm, k_norm, eps,
+                  cos + positions[r] * d, sin + positions[r] * d, slots[r], q + (size_t)r * heads * d);
 }
 
-void disagg_attend_decode(void* pool, const Cache* c, int layer, const int64_t* tables, int width, const int64_t* lengths, int sequences, int heads,
-                          int window, const float* q, float* out) {
+void disagg_attend_decode(void* pool, const Cache* c, int layer, const int64_t* tables, int width,
+                          const int64_t* lengths, int sequences, int heads, int window, const float* q, float* out) {
     attend_decode(*(Pool*)pool, *c, layer, tables, width, lengths, sequences, heads, window, q, out);
 }
 
-void disagg_attend_chunk(void* pool, const Cache* c, int layer, const int64_t* table, int tokens, int length, int heads, int window, const float* q,
-                         float* out) {
+void disagg_attend_chunk(void* pool, const Cache* c, int layer, const int64_t* table, int tokens, int length, int heads,
+                         int window, const float* q, float* out) {
     attend_chunk(*(Pool*)pool, *c, layer, table, tokens, length, heads, window, q, out);
 }
 
-// One token of every sequence through all layers. x [sequences][hidden] holds the embeddings and is used up; logits [sequences][vocab].
-void disagg_decode(void* pool_, const Network* net, const Cache* c, float* x, const int64_t* positions, const int64_t* slots, const int64_t* tables,
-                   int width, const int64_t* lengths, int sequences, float* logits) {
+// Run one token of every sequence through all layers. x [sequences][hidden] holds the embeddings
+// and is overwritten; the result is logits [sequences][vocab].
+void disagg_decode(void* pool_, const Network* net, const Cache* c, float* x, const int64_t* positions,
+                   const int64_t* slots, const int64_t* tables, int width, const int64_t* lengths, int sequences,
+                   float* logits) {
     Pool& pool = *(Pool*)pool_;
     const int d = c->head_dim, n = sequences, q_width = net->heads * d, qkv_width = q_width + 2 * c->kv_heads * d;
     static thread_local std::vector<float> normed, qkv, q, attended, gate_up, inner;
@@ -129,7 +143,8 @@ void disagg_decode(void* pool_, const Network* net, const Cache* c, float* x, co
         const Layer& l = net->layer[i];
         disagg_norm(x, l.norm_in, net->eps, n, net->hidden, normed.data());
         matmul(pool, l.qkv, normed.data(), qkv.data(), n, false);
-        disagg_store_qkv(c, i, net->heads, qkv.data(), l.q_norm, l.k_norm, l.head_eps, net->cos, net->sin, positions, slots, n, q.data());
+        disagg_store_qkv(c, i, net->heads, qkv.data(), l.q_norm, l.k_norm, l.head_eps, net->cos, net->sin, positions,
+                         slots, n, q.data());
         attend_decode(pool, *c, i, tables, width, lengths, n, net->heads, l.window, q.data(), attended.data());
         matmul(pool, l.out, attended.data(), x, n, true);
         disagg_norm(x, l.norm_mlp, net->eps, n, net->hidden, normed.data());

@@ -1,18 +1,20 @@
-// y = x W^T + b with W packed in panels.
+// The product y = x W^T + b, with W packed in panels.
 //
-// Every element of y is one chain of multiply-adds over `in`, in order, whatever the number of rows: a row's result does not depend on the
-// batch it is in. The sums of a tile, up to MOST_ROWS rows by one panel, stay in registers, and weights are unpacked there, too. Panels lie
-// one behind the other, so that weights which are used once are one stream, which memory serves best (several at once: 10 to 20 % slower).
+// Every element of y is one chain of multiply-adds over `in`, in order, whatever the number of
+// rows, so a row's result does not depend on the batch that it is in. The sums of a tile, up to
+// MOST_ROWS rows by one panel, stay in registers, and weights are unpacked there, too. Panels are
+// consecutive, so that weights which are used once are one stream, which is fastest for the memory
+// (several streams at once are 10 to 20 % slower).
 #pragma once
 #include "inputs.hpp"
 #include "threads.hpp"
 
-// What is prefetched while a tile is computed: the panel itself, a little ahead (the hardware's own prefetching stops at every page); the
-// panel after it; nothing.
+// The data to prefetch while a tile is computed: the panel itself, a little ahead (the hardware's
+// own prefetching stops at every page); the panel after it; nothing.
 enum Fetch { STREAM, NEXT, NONE };
 constexpr size_t STREAM_BYTES = 512;
 
-// Adds the products of one step. x: [ROWS] words a step.
+// Add the products of one step. x has [ROWS] words per step.
 template <class W, int ROWS>
 __attribute__((always_inline)) static inline void step(vf (&sums)[ROWS][2], const uint8_t* at, const uint32_t* x) {
     if constexpr (W::paired) {
@@ -38,9 +40,10 @@ __attribute__((always_inline)) static inline void step(vf (&sums)[ROWS][2], cons
     }
 }
 
-// Adds the products of steps [from, to).
+// Add the products of steps [from, to).
 template <class W, int ROWS, Fetch FETCH>
-static inline void accumulate(vf (&sums)[ROWS][2], const uint8_t* data, size_t panel_bytes, const uint32_t* x, int from, int to) {
+static inline void accumulate(vf (&sums)[ROWS][2], const uint8_t* data, size_t panel_bytes, const uint32_t* x, int from,
+                              int to) {
     constexpr int WORDS = (W::paired ? 1 : W::inputs) * ROWS;
     int s = from;
     if constexpr (FETCH != NONE) {
@@ -53,13 +56,15 @@ static inline void accumulate(vf (&sums)[ROWS][2], const uint8_t* data, size_t p
                 FETCH == STREAM ? _mm_prefetch(at, _MM_HINT_T0) : _mm_prefetch(at, _MM_HINT_T1);
             }
 #pragma GCC unroll 4
-            for (int i = 0; i < LINE; i++) step<W, ROWS>(sums, data + (size_t)(s + i) * W::bytes, x + (size_t)(s + i) * WORDS);
+            for (int i = 0; i < LINE; i++)
+                step<W, ROWS>(sums, data + (size_t)(s + i) * W::bytes, x + (size_t)(s + i) * WORDS);
         }
     }
     for (; s < to; s++) step<W, ROWS>(sums, data + (size_t)s * W::bytes, x + (size_t)s * WORDS);
 }
 
-// One panel by ROWS rows into y, whose rows are a.out apart. `totals` [ROWS][groups]: the sums of x over each group, of grouped kinds.
+// Multiply one panel by ROWS rows into y, whose rows are a.out apart. `totals` [ROWS][groups] holds
+// the sums of x over each group, for grouped kinds.
 template <class W, int ROWS, Fetch FETCH>
 static void tile(const Matrix& a, int panel, const uint32_t* x, const float* totals, float* y, bool add) {
     const int steps = (a.in + W::inputs - 1) / W::inputs;
@@ -72,11 +77,13 @@ static void tile(const Matrix& a, int panel, const uint32_t* x, const float* tot
         const int groups = a.in / a.group;
         for (int g = 0; g < groups; g++) {
             vf part[ROWS][2] = {};
-            accumulate<W, ROWS, FETCH>(part, data, panel_bytes, x, g * a.group / W::inputs, ((g + 1) * a.group + W::inputs - 1) / W::inputs);
+            accumulate<W, ROWS, FETCH>(part, data, panel_bytes, x, g * a.group / W::inputs,
+                                       ((g + 1) * a.group + W::inputs - 1) / W::inputs);
             const size_t at = ((size_t)panel * groups + g) * PANEL;
             for (int m = 0; m < ROWS; m++)
                 for (int h = 0; h < 2; h++)
-                    sums[m][h] += load<vf>(a.scale + at + h * LANES) * (part[m][h] - load<vf>(a.zero + at + h * LANES) * totals[m * groups + g]);
+                    sums[m][h] += load<vf>(a.scale + at + h * LANES) *
+                                  (part[m][h] - load<vf>(a.zero + at + h * LANES) * totals[m * groups + g]);
         }
     }
     const int n0 = panel * PANEL, n = std::min(PANEL, a.out - n0);
@@ -117,10 +124,12 @@ static inline void with_rows(int rows, const F& f) {
         }
 }
 
-// Panels [from, to) of all rows. Rows go in blocks that stay in the second-level cache while the panels stream by; the tiles share each
-// panel, and the last of them brings in the next one.
+// Compute panels [from, to) of all rows. Rows are taken in blocks that stay in the second-level
+// cache while the panels stream by; the tiles share each panel, and the last of them prefetches the
+// next.
 template <class W>
-static void panels(const Matrix& a, int from, int to, const Tiling& tiling, const uint32_t* x, const float* totals, float* y, bool add) {
+static void panels(const Matrix& a, int from, int to, const Tiling& tiling, const uint32_t* x, const float* totals,
+                   float* y, bool add) {
     const int steps = (a.in + W::inputs - 1) / W::inputs, words = W::paired ? steps : steps * W::inputs;
     const size_t groups = W::grouped ? a.in / a.group : 0;
     constexpr size_t BLOCK_BYTES = 384 << 10;
@@ -131,17 +140,21 @@ static void panels(const Matrix& a, int from, int to, const Tiling& tiling, cons
             for (int t = first; t <= last; t++) {
                 const size_t row = tiling.begin(t);
                 with_rows(tiling.begin(t + 1) - (int)row, [&](auto n) {
-                    const auto run = first == last ? tile<W, n, STREAM> : t == last ? tile<W, n, NEXT> : tile<W, n, NONE>;
+                    const auto run = first == last ? tile<W, n, STREAM>
+                                     : t == last   ? tile<W, n, NEXT>
+                                                   : tile<W, n, NONE>;
                     run(a, panel, x + row * words, totals + row * groups, y + row * a.out, add);
                 });
             }
     }
 }
 
-// Packs rows of x for products with `a`: words into `packed`, sums over the groups into `totals`.
-static void pack_inputs(Pool& pool, const Matrix& a, const Tiling& tiling, const float* x, std::vector<uint32_t>& packed, std::vector<float>& totals) {
+// Pack rows of x for products with `a`: words into `packed`, sums over the groups into `totals`.
+static void pack_inputs(Pool& pool, const Matrix& a, const Tiling& tiling, const float* x,
+                        std::vector<uint32_t>& packed, std::vector<float>& totals) {
     const bool pairs = PAIRS && a.kind != F32, grouped = a.kind == INT8 || a.kind == INT4;
-    const int words = pairs ? (a.in + 1) / 2 : a.kind == F32 ? a.in : (a.in + 1) / 2 * 2, groups = grouped ? a.in / a.group : 0;
+    const int words = pairs ? (a.in + 1) / 2 : a.kind == F32 ? a.in : (a.in + 1) / 2 * 2;
+    const int groups = grouped ? a.in / a.group : 0;
     packed.resize((size_t)tiling.rows * words);
     totals.resize((size_t)tiling.rows * groups);
     pool.run([&](int part, int parts) {
@@ -152,13 +165,14 @@ static void pack_inputs(Pool& pool, const Matrix& a, const Tiling& tiling, const
                 uint32_t* to = packed.data() + (size_t)begin * words + m;
                 if (!pairs && words > a.in) to[(size_t)a.in * n] = 0;
                 pack_row(row, a.in, pairs, to, n);
-                for (int g = 0; g < groups; g++) totals[(size_t)(begin + m) * groups + g] = total(row + g * a.group, a.group, pairs);
+                for (int g = 0; g < groups; g++)
+                    totals[(size_t)(begin + m) * groups + g] = total(row + g * a.group, a.group, pairs);
             }
         }
     });
 }
 
-// x [rows, in] float -> y [rows, out] float; `add`: y += instead of y =.
+// Multiply x [rows, in] into y [rows, out], both float; with `add`, the products are added to y.
 static void matmul(Pool& pool, const Matrix& a, const float* x, float* y, int rows, bool add) {
     const int count = (a.out + PANEL - 1) / PANEL;
     const Tiling tiling(rows);
@@ -169,7 +183,8 @@ static void matmul(Pool& pool, const Matrix& a, const float* x, float* y, int ro
     const uint32_t* inputs = packed.data();
     const float* totals = sums.data();
     pool.run([&](int part, int parts) {
-        const int from = (int)((int64_t)count * part / parts), to = (int)((int64_t)count * (part + 1) / parts);
+        const int from = (int)((int64_t)count * part / parts);
+        const int to = (int)((int64_t)count * (part + 1) / parts);
         switch (a.kind) {
             case F32: return panels<FromF32>(a, from, to, tiling, inputs, totals, y, add);
             case BF16: return panels<FromBf16>(a, from, to, tiling, inputs, totals, y, add);

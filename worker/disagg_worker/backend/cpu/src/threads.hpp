@@ -1,4 +1,5 @@
-// A few threads that wait for parts of one job at a time. With one thread everything runs in the caller.
+// A few threads that wait for parts of one job at a time. With one thread, everything runs in the
+// caller.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -21,7 +22,7 @@ class Pool {
         wake_.notify_all();
         for (auto& w : workers_) w.join();
     }
-    // Call f(part, parts) once for every part; returns when all are done.
+    // Call f(part, parts) once for every part and return when all calls have ended.
     template <class F>
     void run(const F& f) {
         if (parts_ == 1) {

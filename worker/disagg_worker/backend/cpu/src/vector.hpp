@@ -1,4 +1,5 @@
-// Vectors of the widest kind this build targets (8 floats with AVX2, 16 with AVX-512), by the compiler's vector extension: one source, two builds.
+// Vectors of the widest kind that this build targets (8 floats with AVX2, 16 with AVX-512), by the
+// compiler's vector extension, so that one source serves both builds.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -31,7 +32,8 @@ static inline void store(void* at, V v) {
 static inline vf splat(float x) { return x - vf{}; }
 static inline vf as_float(vu v) { return (vf)v; }
 
-// LANES unsigned bytes or 16-bit words as 32-bit integers. (By intrinsics: gcc takes __builtin_convertvector apart here.)
+// LANES unsigned bytes or 16-bit words as 32-bit integers. (These are intrinsics because gcc splits
+// __builtin_convertvector here.)
 static inline vi from_bytes(const uint8_t* at) {
 #if defined(__AVX512F__)
     return (vi)_mm512_cvtepu8_epi32(load<__m128i>(at));
@@ -47,7 +49,7 @@ static inline vu from_words(const uint16_t* at) {
 #endif
 }
 
-// bfloat16 is the upper half of a float.
+// A bfloat16 is the upper half of a float.
 static inline vf widen(const uint16_t* at) { return as_float(from_words(at) << 16); }
 static inline float widen_one(uint16_t v) {
     uint32_t bits = (uint32_t)v << 16;
@@ -55,7 +57,7 @@ static inline float widen_one(uint16_t v) {
     __builtin_memcpy(&f, &bits, 4);
     return f;
 }
-// Round to nearest even; NaN stays NaN.
+// Round to the nearest, ties to even; NaN stays NaN.
 static inline uint16_t narrow(float f) {
     uint32_t bits;
     __builtin_memcpy(&bits, &f, 4);
@@ -63,7 +65,7 @@ static inline uint16_t narrow(float f) {
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// An order of adding that is the same for every caller.
+// The sum of the lanes, added in an order that is the same for every caller.
 static inline float sum(vf v) {
     float a[LANES];
     store(a, v);
@@ -72,14 +74,15 @@ static inline float sum(vf v) {
     return a[0];
 }
 
-// e^x, to 2 ulp for x in [-87, 88]; below it is 0, above it stays at e^88. Cody-Waite reduction and the polynomial of Cephes' expf.
+// e^x, to 2 ulp for x in [-87, 88]; it is 0 below and e^88 above. It uses Cody-Waite reduction and
+// the polynomial of Cephes' expf.
 static inline vf exponential(vf x) {
     vf low = splat(-87.0f);
     vi tiny = x < low;
     x = tiny ? low : x;
     x = x > 88.0f ? splat(88.0f) : x;
     vf n = x * 1.44269504088896341f;
-    vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+    vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer.
     vf r = (n + magic) - magic;
     vf f = x - r * 0.693359375f - r * -2.12194440e-4f;
     vf p = splat(1.9875691500e-4f);

@@ -1,0 +1,20 @@
+"""A page of /metrics -> the sample of one pod, by the parser of prometheus_client."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from disagg_operator.autoscaling.signals.samples import WANTED, Sample, add, flat
+
+
+def parse(text: str, at_s: float) -> Sample | None:
+    """Return what one page of /metrics says; None when it can't be read or holds nothing of ours."""
+    lines = [line for line in text.splitlines() if line.partition("{")[0].partition(" ")[0] in WANTED]
+    values: dict[str, float] = {}
+    try:
+        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+            for sample in family.samples:
+                add(values, flat(sample.name, sample.labels), float(sample.value))
+    except (ValueError, KeyError, IndexError):
+        return None
+    return Sample(at_s, values) if values else None

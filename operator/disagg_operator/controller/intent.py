@@ -1,0 +1,34 @@
+"""PURE: What an accepted resource asks for, as its status speaks of it."""
+
+from __future__ import annotations
+
+from disagg_operator.controller.acceptance import AcceptedDeployment
+from disagg_operator.desired.names import router_name
+from disagg_operator.status import conditions
+
+
+def intent_of(
+    plan: AcceptedDeployment,
+    pools: tuple[conditions.PoolIntent, ...],
+    revision: str,
+    trouble: tuple[str, str] | None = None,
+) -> conditions.Intent:
+    """What a plan asks for.
+
+    `revision`: the revision label of the pods that are rolled out; `trouble`: as in `Live`.
+    """
+    resource, spec = plan.resource, plan.resource.spec
+    host = f"{router_name(resource.metadata.name)}.{resource.metadata.namespace}.svc"
+    port = "" if spec.router.service.port == 80 else f":{spec.router.service.port}"
+    return conditions.Intent(
+        generation=resource.metadata.generation,
+        pools=pools,
+        url=f"http://{host}{port}/v1",
+        model=spec.model.served_name,
+        revision=revision,
+        suspended=spec.suspend,
+        transport=spec.kv_transfer.transport,
+        fallback="Forbid" if spec.kv_transfer.forbids_fallback else "Warn",
+        interface=plan.interface,
+        trouble=trouble,
+    )

@@ -1,0 +1,78 @@
+"""Reads what a status needs beside the children, and folds all of it into `Observed`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from disagg_operator.autoscaling.live import Live
+from disagg_operator.controller.acceptance import AcceptedDeployment
+from disagg_operator.controller.children import Children
+from disagg_operator.controller.replicas import Replicas
+from disagg_operator.desired.names import pool_name, router_name
+from disagg_operator.kube.client import Kube
+from disagg_operator.kube.errors import Forbidden
+from disagg_operator.kube.pods import pool_of
+from disagg_operator.kube.resources import DEPLOYMENT, NETWORK_ATTACHMENT, NODE, labels_of
+from disagg_operator.status import workloads
+from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
+from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.labels import LABEL_COMPONENT
+from disagg_wire.roles import ROLES
+
+log = logging.getLogger(__name__)
+
+
+class Looker:
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+
+    async def observe(
+        self, plan: AcceptedDeployment, children: Children, pools: Mapping[str, Replicas], live: Live, key: Key
+    ) -> Observed:
+        """Everything as it is now. Raises KubeError."""
+
+        def workload(component: str, name: str, desired: int) -> Workload:
+            pods = [pod for pod in children.pods if _component(pod) == component]
+            return workloads.workload(component, desired, children.get(DEPLOYMENT.kind, name), pods)
+
+        return Observed(
+            pools={role: workload(role, pool_name(key[1], role), pools[role].count) for role in ROLES},
+            router=workload("router", router_name(key[1]), plan.resource.spec.router.replicas),
+            network=await self._network(plan),
+            view=live.view,
+        )
+
+    async def _network(self, plan: AcceptedDeployment) -> NetworkCheck:
+        if plan.attachment is None and plan.rdma is None:
+            return NetworkCheck()
+        multus = await self._kube.has_api(NETWORK_ATTACHMENT)
+        found: bool | None = False
+        if plan.attachment is not None and multus:
+            found = await self._exists(plan.attachment)
+        return workloads.network(
+            reference=plan.attachment,
+            found=found,
+            multus=multus,
+            rdma=plan.rdma,
+            nodes=None if plan.rdma is None else await self._nodes(),
+        )
+
+    async def _exists(self, attachment: tuple[str, str]) -> bool | None:
+        """None when the operator may not look there: it was confined to another namespace."""
+        try:
+            return await self._kube.get(NETWORK_ATTACHMENT, *attachment) is not None
+        except Forbidden as error:
+            log.warning("%s/%s can't be read: %s", *attachment, error)
+            return None
+
+    async def _nodes(self) -> list[Obj] | None:
+        try:
+            return await self._kube.list(NODE)
+        except Forbidden as error:
+            log.warning("nodes can't be listed: %s", error)
+            return None
+
+
+def _component(pod: Obj) -> str:
+    return pool_of(pod) or labels_of(pod).get(LABEL_COMPONENT, "")

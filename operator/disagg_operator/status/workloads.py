@@ -1,0 +1,256 @@
+"""PURE: The observed state of a DisaggDeployment, computed from the objects in the cluster.
+
+The functions read plain dicts and never fail because a field is missing: an object that was just
+created has no status.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from disagg_operator.kube.resources import name_of
+from disagg_operator.vocabulary import Obj
+from disagg_wire.protocol import READY
+
+# The waiting reasons of a container, grouped by what the user must do about them.
+_WAITING = {
+    "ImagePullBackOff": "ImagePull",
+    "ErrImagePull": "ImagePull",
+    "InvalidImageName": "ImagePull",
+    "ErrImageNeverPull": "ImagePull",
+    "CreateContainerConfigError": "PodConfig",
+    "CreateContainerError": "PodConfig",
+    "RunContainerError": "PodConfig",
+    "CrashLoopBackOff": "CrashLoop",
+}
+# The reasons of problems, worst first. The worst problem among the pods is reported for the pool.
+_SEVERITY = ("ImagePull", "PodConfig", "CrashLoop", "InsufficientCapacity", "PodsRefused")
+# A view of the routers that is older than this is no longer reported.
+VIEW_MAX_AGE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A problem that keeps pods from running."""
+
+    reason: str
+    """The reason of the condition."""
+    message: str
+    """A sentence that names the pod and quotes the kubelet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The observed state of a pool or of the router."""
+
+    name: str
+    desired: int
+    """The number of pods that the Deployment should have."""
+    current: int = 0
+    """The number of pods that exist."""
+    ready: int = 0
+    """The number of ready pods."""
+    updated: int = 0
+    """The number of pods of the present spec."""
+    settled: bool = False
+    """Whether the Deployment controller has seen the present spec and no older pod is left."""
+    deadline_exceeded: bool = False
+    """Whether the rollout exceeded its progress deadline."""
+    problem: Problem | None = None
+    """The worst problem among the pods."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all desired pods are of the present spec and ready."""
+        return self.settled and min(self.ready, self.updated) >= self.desired
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCheck:
+    """The result of checking that the network requirements of the pods are met."""
+
+    ok: bool = True
+    reason: str = "NotRequired"
+    message: str = "no network attachment is asked for"
+    known: bool = True
+    """Whether the check was possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLink:
+    """The transport and the interface by which one worker reports that it moves KV."""
+
+    pod: str
+    role: str
+    transport: str
+    interface: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouterView:
+    """The pairs of prefill and decode workers as the routers report them; the worst of several."""
+
+    expected: int
+    """The number of pairs of ready workers that the router tests by a handshake."""
+    healthy: int
+    """The number of pairs that moved a KV block."""
+    workers: tuple[WorkerLink, ...] = ()
+    """The ready workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The whole observed state of a DisaggDeployment."""
+
+    pools: Mapping[str, Workload]
+    router: Workload
+    network: NetworkCheck = field(default_factory=NetworkCheck)
+    view: RouterView | None = None
+    """The pairs as the routers report them; None if no ready router answered recently."""
+
+
+def workload(name: str, desired: int, deployment: Obj | None, pods: Iterable[Obj]) -> Workload:
+    """Combine the status of a Deployment with the problems of its pods."""
+    if deployment is None:
+        return Workload(name, desired)
+    status = deployment.get("status") or {}
+    seen = int(status.get("observedGeneration") or 0) >= int(deployment["metadata"].get("generation") or 0)
+    current = int(status.get("replicas") or 0)
+    updated = int(status.get("updatedReplicas") or 0)
+    conditions = {c.get("type"): c for c in status.get("conditions") or []}
+    progressing = conditions.get("Progressing") or {}
+    return Workload(
+        name=name,
+        desired=desired,
+        current=current,
+        ready=int(status.get("readyReplicas") or 0),
+        updated=updated if seen else 0,
+        settled=seen and current == updated == desired,
+        deadline_exceeded=seen and progressing.get("reason") == "ProgressDeadlineExceeded",
+        problem=_worst(pods) or _refused(conditions),
+    )
+
+
+def _refused(conditions: Mapping[Any, Obj]) -> Problem | None:
+    """Return the problem of pods that the API server rejects (quota, Pod Security, admission)."""
+    failure = conditions.get("ReplicaFailure") or {}
+    if failure.get("status") != "True":
+        return None
+    return Problem("PodsRefused", str(failure.get("message", "pods are refused by the API server")))
+
+
+def _worst(pods: Iterable[Obj]) -> Problem | None:
+    problems = sorted(filter(None, map(pod_problem, pods)), key=lambda p: (_SEVERITY.index(p.reason), p.message))
+    if not problems:
+        return None
+    same = sum(p.reason == problems[0].reason for p in problems)
+    more = f" (and {same - 1} more)" if same > 1 else ""
+    return Problem(problems[0].reason, problems[0].message + more)
+
+
+def pod_problem(pod: Obj) -> Problem | None:
+    """Return the problem that keeps a pod from running, or None. A terminating pod has none."""
+    if pod["metadata"].get("deletionTimestamp"):
+        return None
+    status = pod.get("status") or {}
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason = str(waiting.get("reason", ""))
+        if reason in _WAITING:
+            return Problem(_WAITING[reason], f"pod {name_of(pod)}: {reason}: {_last_words(container, waiting)}")
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            return Problem("InsufficientCapacity", f"pod {name_of(pod)}: Unschedulable: {condition.get('message', '')}")
+    return None
+
+
+def _last_words(container: Obj, waiting: Obj) -> str:
+    ended = (container.get("lastState") or {}).get("terminated") or {}
+    if ended:
+        return f"{waiting.get('message', '')} (last exit {ended.get('exitCode')}, {ended.get('reason', '')})".strip()
+    return str(waiting.get("message", ""))
+
+
+def network(
+    *,
+    reference: tuple[str, str] | None,
+    found: bool | None,
+    multus: bool,
+    rdma: tuple[str, int] | None,
+    nodes: Sequence[Obj] | None,
+) -> NetworkCheck:
+    """Check that a network attachment exists and that a node has enough RDMA devices.
+
+    `reference` is the namespace and name of the attachment, if one is required; `found` tells
+    whether it exists, or is None if it can't be read. `multus` tells whether the cluster has the
+    NetworkAttachmentDefinition API. `rdma` is the extended resource, and the number of it that one
+    worker requests. `nodes` is None if the nodes can't be listed.
+    """
+    if reference is None and rdma is None:
+        return NetworkCheck()
+    if reference is not None and not multus:
+        return NetworkCheck(False, "MultusAbsent", "the cluster has no NetworkAttachmentDefinition API: install Multus")
+    if reference is not None and found is None:
+        return NetworkCheck(
+            False, "AttachmentNotReadable", f"the operator may not read {'/'.join(reference)}", known=False
+        )
+    if reference is not None and not found:
+        where = "/".join(reference)
+        return NetworkCheck(False, "NetworkAttachmentMissing", f"NetworkAttachmentDefinition {where} does not exist")
+    if rdma is not None:
+        if nodes is None:
+            return NetworkCheck(False, "NodesNotReadable", "the operator may not list nodes", known=False)
+        resource, wanted = rdma
+        amounts = [_amount((n.get("status") or {}).get("allocatable") or {}, resource) for n in nodes]
+        if not any(amounts):
+            return NetworkCheck(False, "RdmaResourceMissing", f"no node has {resource} to allocate")
+        if max(amounts) < wanted:
+            return NetworkCheck(
+                False,
+                "RdmaResourceMissing",
+                f"a worker asks for {wanted} {resource}, and no node has more than {max(amounts)}",
+            )
+        return NetworkCheck(
+            True, "NetworkFound", f"{resource} is allocatable on {sum(n >= wanted for n in amounts)} node(s)"
+        )
+    return NetworkCheck(True, "NetworkFound", f"network attachment {'/'.join(reference or ())} exists")
+
+
+def _amount(allocatable: Mapping[str, Any], resource: str) -> int:
+    text = str(allocatable.get(resource, "0"))
+    return int(text) if text.isdigit() else 0
+
+
+def router_view(states: Sequence[Mapping[str, Any]]) -> RouterView | None:
+    """Combine the answers of the routers to /internal/v1/state; None if no answer can be parsed."""
+    views = [view for state in states if (view := _one_view(state)) is not None]
+    return min(views, key=lambda v: (v.healthy, -v.expected)) if views else None
+
+
+def _one_view(state: Mapping[str, Any]) -> RouterView | None:
+    pairs = state.get("pairs")
+    if not isinstance(pairs, Mapping):
+        return None
+    expected, healthy = pairs.get("expected"), pairs.get("healthy")
+    if not isinstance(expected, int) or not isinstance(healthy, int):
+        return None
+    workers = [w for w in state.get("workers") or [] if isinstance(w, Mapping) and w.get("state") == READY]
+    links = (
+        WorkerLink(
+            pod=str(w.get("pod", "")),
+            role=str(w.get("role", "")),
+            transport=str(w.get("transport") or "unknown"),
+            interface=str(w.get("interface") or ""),
+        )
+        for w in workers
+    )
+    return RouterView(expected, healthy, tuple(sorted(links, key=lambda link: link.pod)))
+
+
+def workers_by_transport(view: RouterView) -> dict[str, int]:
+    """Return the number of ready workers by the transport that they report."""
+    used = Counter(link.transport for link in view.workers)
+    return {"rdma": used["rdma"], "tcp": used["tcp"]}

@@ -1,0 +1,166 @@
+"""Tests of the observations that are made of Kubernetes objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg_operator.kube.pods import http_port, is_ready
+from disagg_operator.status.workloads import (
+    NetworkCheck,
+    Problem,
+    RouterView,
+    WorkerLink,
+    network,
+    pod_problem,
+    router_view,
+    workload,
+)
+
+
+def deployment(generation: int = 2, **status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "d", "generation": generation}, "status": status}
+
+
+def pod(waiting: str = "", message: str = "", unschedulable: str = "", **meta: Any) -> dict[str, Any]:
+    conditions = []
+    if unschedulable:
+        conditions = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": unschedulable}]
+    states = [{"name": "main", "state": {"waiting": {"reason": waiting, "message": message}}}] if waiting else []
+    return {"metadata": {"name": "p", **meta}, "status": {"conditions": conditions, "containerStatuses": states}}
+
+
+@pytest.mark.parametrize(
+    ("status", "complete"),
+    [
+        pytest.param(
+            {"observedGeneration": 2, "replicas": 2, "readyReplicas": 2, "updatedReplicas": 2}, True, id="done"
+        ),
+        pytest.param(
+            {"observedGeneration": 1, "replicas": 2, "readyReplicas": 2, "updatedReplicas": 2},
+            False,
+            id="spec not yet seen",
+        ),
+        pytest.param(
+            {"observedGeneration": 2, "replicas": 3, "readyReplicas": 3, "updatedReplicas": 2},
+            False,
+            id="an old pod is left",
+        ),
+        pytest.param(
+            {"observedGeneration": 2, "replicas": 2, "readyReplicas": 1, "updatedReplicas": 2},
+            False,
+            id="a pod is not ready",
+        ),
+        pytest.param({}, False, id="no status yet"),
+    ],
+)
+def test_a_workload_is_complete_only_when_all_of_it_is_new_and_ready(status: dict[str, Any], complete: bool) -> None:
+    assert workload("decode", 2, deployment(**status), []).complete is complete
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (pod("ImagePullBackOff", "no such image"), "ImagePull"),
+        (pod("CrashLoopBackOff"), "CrashLoop"),
+        (pod("CreateContainerConfigError", "secret not found"), "PodConfig"),
+        (pod(unschedulable="0/3 nodes: insufficient nvidia.com/gpu"), "InsufficientCapacity"),
+        (pod("ContainerCreating"), None),
+        (pod("CrashLoopBackOff", deletionTimestamp="now"), None),
+    ],
+)
+def test_what_keeps_a_pod_from_running_is_named(found: dict[str, Any], reason: str | None) -> None:
+    problem = pod_problem(found)
+    assert (problem.reason if problem else None) == reason
+
+
+def test_the_worst_problem_speaks_and_counts_its_like() -> None:
+    pods = [pod(unschedulable="full"), pod("ImagePullBackOff", "x"), pod("ErrImagePull", "y")]
+    problem = workload("decode", 3, deployment(), pods).problem
+    assert problem is not None
+    assert problem.reason == "ImagePull"
+    assert problem.message.endswith("(and 1 more)")
+
+
+def test_pods_that_the_api_server_refuses_are_named() -> None:
+    refused = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}
+    assert workload("decode", 1, deployment(conditions=[refused]), []).problem == Problem(
+        "PodsRefused", "exceeded quota"
+    )
+
+
+NODE = {"metadata": {"name": "n"}, "status": {"allocatable": {"rdma/hca": "4"}}}
+REF = ("ns", "fast")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason", "ok"),
+    [
+        ({"reference": None, "found": False, "multus": False, "rdma": None, "nodes": None}, "NotRequired", True),
+        ({"reference": REF, "found": False, "multus": False, "rdma": None, "nodes": None}, "MultusAbsent", False),
+        (
+            {"reference": REF, "found": False, "multus": True, "rdma": None, "nodes": None},
+            "NetworkAttachmentMissing",
+            False,
+        ),
+        ({"reference": REF, "found": True, "multus": True, "rdma": None, "nodes": None}, "NetworkFound", True),
+        (
+            {"reference": REF, "found": None, "multus": True, "rdma": None, "nodes": None},
+            "AttachmentNotReadable",
+            False,
+        ),
+        (
+            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/x", 1), "nodes": [NODE]},
+            "RdmaResourceMissing",
+            False,
+        ),
+        (
+            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 4), "nodes": [NODE]},
+            "NetworkFound",
+            True,
+        ),
+        (
+            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 5), "nodes": [NODE]},
+            "RdmaResourceMissing",
+            False,
+        ),
+        (
+            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 1), "nodes": None},
+            "NodesNotReadable",
+            False,
+        ),
+    ],
+)
+def test_network(arguments: dict[str, Any], reason: str, ok: bool) -> None:
+    seen: NetworkCheck = network(**arguments)
+    assert (seen.reason, seen.ok) == (reason, ok)
+
+
+def test_the_worst_router_is_believed_and_only_ready_workers_count() -> None:
+    worker = {"pod": "p", "role": "prefill", "state": "ready", "transport": "tcp", "interface": "net1"}
+    good = {"pairs": {"expected": 2, "healthy": 2}, "workers": [worker]}
+    bad = {"pairs": {"expected": 2, "healthy": 1}, "workers": [worker, {**worker, "state": "draining"}]}
+    assert router_view([good, bad]) == RouterView(2, 1, (WorkerLink("p", "prefill", "tcp", "net1"),))
+    assert router_view([{"pairs": "many"}, {}]) is None
+
+
+def test_readiness_and_ports() -> None:
+    ready = {"metadata": {"name": "p"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    assert is_ready(ready)
+    assert not is_ready({**ready, "metadata": {"name": "p", "deletionTimestamp": "now"}})
+    ports = [{"name": "kv", "containerPort": 9000}, {"name": "http", "containerPort": 8001}]
+    assert http_port({"spec": {"containers": [{"ports": ports}]}}, 8000) == 8001
+    assert http_port({}, 8000) == 8000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
+)
+
+
+@given(st.dictionaries(st.sampled_from(["pairs", "workers", "waiting"]), JSON))
+def test_no_answer_of_a_router_can_break_the_operator(state: dict[str, Any]) -> None:
+    router_view([state])

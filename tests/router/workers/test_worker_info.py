@@ -1,0 +1,99 @@
+"""What a worker says of itself is read whole or refused, and tells which requests it serves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.router.workers.infos import INFO, worker
+
+from disagg_router.workers.worker_info import Member, model_of, parse_info
+from disagg_wire.room import Room
+
+P, D = worker("p", "prefill"), worker("d", "decode")
+
+
+def test_everything_that_a_worker_says_is_kept() -> None:
+    room = {"free_tokens": 5, "total_tokens": 9, "free_seats": 1, "total_seats": 2, "step_s": 0.5}
+    load = {"waiting_requests": 1, "waiting_tokens": 2, "running_requests": 3, "room": room}
+    model = INFO["model"] | {"eos_token_ids": [0, 7], "bos_token_id": 3}
+    said = parse_info(
+        Member("w", "http://w", frozenset({"decode"})), INFO | {"load": load, "model": model, "state": "draining"}
+    )
+    assert said is not None
+    assert (said.name, said.url, said.pod, said.incarnation, said.role, said.state, said.revision) == (
+        "w", "http://w", "chat-decode-abc", "uid/1", "decode", "draining", "5d8f",
+    )  # fmt: skip
+    assert (said.compat, said.interface, said.transport, said.digest) == ("c", "net1", "tcp", "D")
+    assert (said.max_model_len, said.vocab_size, said.eos_token_ids, said.bos_token_id) == (2048, 2048, (0, 7), 3)
+    assert (said.block_size_tokens, said.blocks_total, said.blocks_free, said.max_running) == (16, 100, 100, 10)
+    assert (said.waiting_requests, said.waiting_tokens, said.running_requests) == (1, 2, 3)
+    assert (said.pools, said.room) == (frozenset({"decode"}), Room(5, 9, 1, 2, 0.5))
+
+
+def test_a_worker_outside_of_a_cluster_goes_by_its_name_and_a_model_may_lack_a_start_token() -> None:
+    said = parse_info(Member("w", "http://w"), INFO | {"pod": ""})
+    assert said is not None
+    assert (said.pod, said.bos_token_id, said.room) == ("w", None, None)
+
+
+@pytest.mark.parametrize(
+    ("role", "state", "pools", "serves"),
+    [
+        ("prefill", "ready", (), ("prefill",)),
+        ("decode", "ready", ("decode",), ("decode",)),
+        ("decode", "ready", ("prefill",), ()),
+        ("decode", "ready", ("prefill", "decode"), ("decode",)),
+        ("both", "ready", (), ("prefill", "decode")),
+        ("both", "ready", ("decode",), ("prefill", "decode")),
+        ("prefill", "draining", (), ()),
+        ("prefill", "starting", ("prefill",), ()),
+    ],
+)
+def test_a_worker_serves_its_role_while_it_is_ready_and_at_home(
+    role: str, state: str, pools: tuple[str, ...], serves: tuple[str, ...]
+) -> None:
+    found = worker("w", role, state=state, pools=frozenset(pools))
+    assert tuple(r for r in ("prefill", "decode") if found.serves(r)) == serves
+
+
+def test_of_two_models_the_one_that_a_pair_serves_takes_new_requests() -> None:
+    lone = [worker(f"e{i}", "decode", digest="E") for i in range(3)]
+    model = model_of([P, replace(D, max_model_len=1000), *lone])
+    assert model is not None
+    assert (model.digest, model.max_model_len) == ("D", 1000)
+    assert model_of([replace(D, state="draining")]) is None
+
+
+@pytest.mark.parametrize(
+    "garbled",
+    [
+        {"protocol": 2}, {"protocol": None}, {"kv": {}}, {"limits": []}, {"load": None}, {"model": {"digest": "D"}}, {"model": []},
+        {"load": INFO["load"] | {"waiting_tokens": "many"}}, {"load": INFO["load"] | {"waiting_tokens": float("inf")}},
+        {"model": INFO["model"] | {"eos_token_ids": 0}}, {"features": 5}, {"features": None},
+    ],
+)  # fmt: skip
+def test_a_peer_that_is_not_understood_is_a_value_error_whatever_is_wrong(garbled: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        parse_info(Member("w", "http://w"), INFO | garbled)
+
+
+def test_what_a_worker_says_of_its_features_is_kept_and_an_older_one_has_none() -> None:
+    parsed = parse_info(Member("w", "http://w"), INFO | {"features": ["first_token_within_s", "not known here"]})
+    assert parsed is not None
+    assert "first_token_within_s" in parsed.features
+    assert P.features == frozenset()
+
+
+def test_a_worker_that_still_loads_is_no_worker_yet() -> None:
+    assert (
+        parse_info(Member("w", "http://w"), {k: v for k, v in INFO.items() if k not in ("model", "kv", "load")}) is None
+    )
+
+
+def test_of_models_without_a_pair_the_one_with_more_decode_workers_takes_new_requests() -> None:
+    lone = [worker(f"e{i}", "decode", digest="E") for i in range(2)]
+    model = model_of([D, *lone])
+    assert model is not None
+    assert model.digest == "E"
