@@ -21,6 +21,7 @@ from kubectl import Cluster
 
 PHASE_LIMIT_S = 110.0
 ROUND_S = 10.0
+_LOOK_S = 1.0
 # A quarter of the speed of one core, so that pools of three workers are needed before the two cores
 # of the machine are exhausted.
 SPEED = {
@@ -80,24 +81,36 @@ class Replay:
     async def until(self, url: str, rows: list[Row], reached: Callable[[], bool]) -> bool:
         """Send the rows repeatedly until `reached` or the limit, and then let all requests finish.
 
-        Returns whether the state was reached.
+        Every row is sent at least once. Returns whether the state was reached.
         """
         began_s, number, under_way = time.monotonic(), 0, set[asyncio.Task[None]]()
-        done = False
+        done = asyncio.create_task(_once(reached))
         async with rig.api(url) as client:
-            while not done and time.monotonic() - began_s < PHASE_LIMIT_S:
+            while not done.done() and time.monotonic() - began_s < PHASE_LIMIT_S:
                 round_s = time.monotonic()
                 for row in rows:
+                    if done.done() and number >= len(rows):
+                        break
                     await asyncio.sleep(max(0.0, round_s + row.arrival_s / self.compressed - time.monotonic()))
                     while len(under_way) >= self.most_under_way:
                         _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                     number += 1
                     under_way.add(asyncio.create_task(self.one(client, number, row)))
-                done = await asyncio.to_thread(reached)
-                await asyncio.sleep(max(0.0, round_s + ROUND_S / self.compressed - time.monotonic()))
+                left_s = round_s + ROUND_S / self.compressed - time.monotonic()
+                await asyncio.wait({done}, timeout=max(0.0, left_s))
             if under_way:
                 await asyncio.wait(under_way)
-        return done
+        if not done.done():
+            done.cancel()
+            return False
+        done.result()
+        return True
+
+
+async def _once(reached: Callable[[], bool]) -> None:
+    """Return when `reached` is true; each look is a few calls of kubectl."""
+    while not await asyncio.to_thread(reached):
+        await asyncio.sleep(_LOOK_S)
 
 
 def sizes(cluster: Cluster, name: str) -> dict[str, int]:

@@ -13,6 +13,7 @@ from tests.e2e import rig
 from kubectl import Cluster, ClusterFailed, conditions
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
+BESIDE_OTHERS = True
 NAME = "sim"
 GPU, RDMA, PRODUCT = "nvidia.com/gpu", "rdma/hca_shared_devices_a", "DISAGG-CPU-SIM"
 

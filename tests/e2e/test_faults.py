@@ -20,6 +20,7 @@ from access import router_url
 from kubectl import Cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
+BESIDE_OTHERS = True
 NAME = "pair"
 _LIMIT_S = 150.0
 # Enough for a stream to outlast the pod that is killed under it: the small model generates several
