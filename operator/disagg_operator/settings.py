@@ -74,12 +74,12 @@ class OperatorSettings(BaseModel):
     heartbeat_timeout_s: Seconds = Field(
         900.0,
         description="Time in seconds without a completed autoscaling tick after which the liveness probe fails. "
-        "Without a full list, it fails after this time plus resync_interval_s.",
+        "Without a full list, it fails after this time plus the resync interval.",
     )
     shutdown_timeout_s: Seconds = Field(
         20.0,
-        description="Time in seconds that is allowed, when the process stops, for running reconciles to finish, and "
-        "again for the autoscaling state to be saved.",
+        description="Time in seconds that running reconciles may take to finish when the process stops. Saving the "
+        "autoscaling state may then take the same time again.",
     )
     log_level: str = Field(
         "INFO",
