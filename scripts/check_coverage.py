@@ -31,7 +31,17 @@ EXAMPLES = 30  # of a property that names no number itself
 
 # Tests of a module in files that have not its name.
 MORE_TESTS: Mapping[str, tuple[str, ...]] = {
-    "disagg_operator.performance.config_json": ("tests/operator/performance/test_known_models.py",),
+    **dict.fromkeys(
+        (f"disagg_operator.api.{name}" for name in ("base", "engine", "network", "prometheus", "scaling", "workers")),
+        ("tests/operator/api/test_parse.py",),
+    ),
+    "disagg_operator.api.v1alpha1": ("tests/operator/api/test_parse.py", "tests/operator/api/test_rules.py"),
+    "disagg_operator.performance.config_json": (
+        "tests/operator/performance/test_known_models.py",
+        "tests/operator/performance/test_model_shape.py",
+    ),
+    "disagg_operator.performance.model_shape": ("tests/operator/performance/test_known_models.py",),
+    "disagg_operator.performance.roof_line": ("tests/operator/performance/test_expert_profile.py",),
 }
 
 # Modules that are not measured, or whole packages, with the reason.
@@ -42,7 +52,7 @@ LEFT_OUT: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What the tests of a module ran through."""
+    """The lines and branches of a module that its tests ran through."""
 
     name: str
     lines: int
@@ -75,10 +85,14 @@ def decides(module: Module) -> bool:
 
 
 def own_tests(module: Module) -> list[str]:
-    """Return the files of the module's own tests; the first is where they have to be."""
+    """Return the files of the module's own tests; the first is where one looks for them."""
     package, *rooms, name = module.name.split(".")
     folder = "/".join(["tests", package.removeprefix("disagg_"), *rooms])
     return [f"{folder}/test_{name}.py", *MORE_TESTS.get(module.name, ())]
+
+
+def existing_tests(module: Module) -> list[str]:
+    return [test for test in own_tests(module) if (ROOT / test).exists()]
 
 
 def left_out(name: str) -> bool:
@@ -111,7 +125,7 @@ class FileContexts:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        self._measuring.switch_context(item.location[0])
+        self._measuring.switch_context(item.nodeid.partition("::")[0])
         try:
             return (yield)
         finally:
@@ -132,7 +146,7 @@ def run_tests(sources: Sequence[str], tests: Sequence[str], data_file: str) -> i
 def measure(modules: Sequence[Module], folder: Path, processes: int) -> list[Measured]:
     """Run all tests of `modules`, shared out to `processes`. Exits where a test fails."""
     sources = [str(module.path) for module in modules]
-    tests = {test for module in modules for test in own_tests(module) if (ROOT / test).exists()}
+    tests = {test for module in modules for test in existing_tests(module)}
     largest_first = sorted(tests, key=lambda test: -(ROOT / test).stat().st_size)
     jobs = []
     for i in range(processes):
@@ -176,7 +190,7 @@ def report(modules: Sequence[Module], measured: Sequence[Measured]) -> list[str]
     lines = [
         f"{module.name} has no tests of its own: {own_tests(module)[0]} does not exist"
         for module in modules
-        if not (ROOT / own_tests(module)[0]).exists()
+        if not existing_tests(module)
     ]
     low = sorted((m for m in measured if not m.passes), key=lambda m: m.branches_percent)
     if low:
@@ -203,7 +217,7 @@ def main() -> None:
         if not options.modules or module.name.startswith(tuple(options.modules))
     ]
     if options.tests:
-        print("\n".join(sorted({test for module in modules for test in own_tests(module) if (ROOT / test).exists()})))
+        print("\n".join(sorted({test for module in modules for test in existing_tests(module)})))
         return
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(modules, Path(folder), options.processes)

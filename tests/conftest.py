@@ -16,7 +16,7 @@ HAS_GPU = Path("/dev/nvidiactl").exists()
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 
-# Tests that run side by side share the cores: before anything imports torch.
+# Tests that run side by side share the cores. This must be set before anything imports torch.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -24,8 +24,9 @@ profiles.load()
 
 
 def _share_certificates() -> None:
-    """Let all clients of httpx share one TLS context; a test of the router would read the
-    certificates of all authorities ten times.
+    """Let all clients of httpx share one TLS context.
+
+    Otherwise each test of the router would read the certificates of all authorities ten times.
     """
     from httpx._transports import default
 

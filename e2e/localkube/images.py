@@ -58,7 +58,10 @@ _SOURCES = ("operator", "worker", "crds", "models", "requirements", "pyproject.t
 
 @dataclass(frozen=True)
 class Build:
-    """One run of the builder. With an `archive` the image is written there, else it is loaded into the cluster."""
+    """One run of the builder.
+
+    The image is written to the `archive`, if there is one, and otherwise loaded into the cluster.
+    """
 
     tag: str
     """The name of the image."""
@@ -170,7 +173,10 @@ def _build_of(settings: Settings, image: Image, tag: str, archive: Path | None =
 
 
 def export(settings: Settings, mode: str, image: Image, tag: str, archive: Path) -> None:
-    """Build an image under another tag into an archive that `docker load`, `ctr images import` and kind take."""
+    """Build an image under another tag into an archive.
+
+    `docker load`, `ctr images import` and kind accept it.
+    """
     _run(settings, mode, _build_of(settings, image, tag, archive))
 
 
@@ -243,7 +249,8 @@ def _build_with_buildkit(settings: Settings, build: Build) -> None:
     if build.archive:
         output = f"type=docker,name={build.tag},dest={build.archive},compression=gzip,force-compression=true"
     else:
-        # Compressing a gigabyte for a store on the same disk would take longer than everything else.
+        # Compressing a gigabyte for a store on the same disk would take longer than everything
+        # else.
         output = f"type=image,name={build.tag},unpack=true,compression=uncompressed"
     argv += ["--opt", f"filename={build.dockerfile.name}", "--output", output]
     base = _use_base(settings)

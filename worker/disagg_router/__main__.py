@@ -1,4 +1,4 @@
-"""The entry point of `python -m disagg_router`. `--version` imports nothing else."""
+"""The entry point of `python -m disagg_router`. With `--version`, nothing else is imported."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""When an apply may be skipped."""
+"""An apply is skipped if the object in the cluster already matches the rendered one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from disagg_operator.controller.drift import APPLIED_HASH, stamped, up_to_date
+from disagg_operator.controller.drift import APPLIED_HASH, rendered_hash, stamped, up_to_date
 
 RENDERED: dict[str, Any] = {
     "apiVersion": "apps/v1",
@@ -34,7 +34,7 @@ RENDERED: dict[str, Any] = {
 
 
 def live(change: str = "") -> dict[str, Any]:
-    """As an API server gives it back, with one change by another hand."""
+    """Return the object as an API server returns it, with one change by another client."""
     obj = stamped(RENDERED)
     obj["metadata"]["uid"] = "1"
     obj["status"] = {"replicas": 2}
@@ -80,3 +80,51 @@ def test_the_precondition_is_no_part_of_the_rendering() -> None:
     locked["metadata"]["resourceVersion"] = "7"
     assert up_to_date(locked, live())
     assert stamped(locked)["metadata"]["resourceVersion"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "live", "same"),
+    [
+        pytest.param({}, None, True, id="an empty map is dropped"),
+        pytest.param({"a": 1}, None, False, id="a full one is not"),
+        pytest.param({"a": {}}, {"a": "text"}, False, id="a map became a text"),
+        pytest.param([], None, True, id="an empty list is dropped"),
+        pytest.param(["a"], None, False, id="a full one is missing"),
+        pytest.param(["a"], "a", False, id="a list became a text"),
+        pytest.param(["a"], ["a", "b"], False, id="a list of texts has one more"),
+        pytest.param([], ["a"], False, id="a list that is to be empty is not"),
+        pytest.param([{"name": "a"}, {"name": "b"}], [{"name": "b"}, {"name": "c"}, {"name": "a"}], True, id="maps in another order"),
+        pytest.param([{"name": "a"}], [{"name": "b"}], False, id="a map is missing"),
+        pytest.param("", None, True, id="an empty text is dropped"),
+        pytest.param(0, None, True, id="a zero is dropped"),
+        pytest.param(False, None, True, id="a false is dropped"),
+        pytest.param("a", None, False, id="a text is missing"),
+        pytest.param(True, 1, True, id="equal in Python"),
+        pytest.param(True, "1", False, id="true is no quantity"),
+        pytest.param("1000m", "1", True, id="thousandths"),
+        pytest.param("1Gi", "1024Mi", True, id="powers of two"),
+        pytest.param("1G", "1Gi", False, id="powers of ten are others"),
+        pytest.param(2, "2", True, id="a number and its text"),
+        pytest.param("1.5", "1500m", True, id="a fraction"),
+        pytest.param("a", "b", False, id="texts that are no quantities"),
+        pytest.param("1x", "1", False, id="no such unit"),
+        pytest.param("m", "m1", False, id="a unit without a number"),
+        pytest.param("mm", "1m", False, id="two units"),
+    ],
+)  # fmt: skip
+def test_what_the_api_server_keeps_is_no_drift_and_anything_else_is(wanted: Any, live: Any, same: bool) -> None:
+    rendered = {"metadata": {"name": "a"}, "spec": {"field": wanted}}
+    there = stamped(rendered) | {"spec": {"field": live}}
+    assert up_to_date(rendered, there) is same
+
+
+def test_a_status_is_never_applied_and_no_drift() -> None:
+    rendered = {"metadata": {"name": "a"}, "status": {"phase": "Ready"}}
+    assert up_to_date(rendered, stamped(rendered) | {"status": {"phase": "Failed"}})
+
+
+def test_the_hash_is_of_what_is_rendered_in_any_order() -> None:
+    one = {"metadata": {"name": "a", "labels": {"x": "1", "y": "2"}}}
+    other = {"metadata": {"labels": {"y": "2", "x": "1"}, "name": "a"}}
+    assert rendered_hash(one) == rendered_hash(other)
+    assert rendered_hash(one) != rendered_hash({"metadata": {"name": "b", "labels": {"x": "1", "y": "2"}}})

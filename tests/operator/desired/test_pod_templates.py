@@ -10,7 +10,6 @@ from tests.operator.api.resources import Obj, good
 from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import InvalidResource, parse
-from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.desired import render
 from disagg_operator.desired.local_process import router_process, worker_process
 from disagg_router.settings import Settings as RouterSettings
@@ -216,25 +215,3 @@ def test_local_processes_get_the_environment_of_the_pods() -> None:
     assert differ <= {"DISAGG_HOST", "DISAGG_PORT", "DISAGG_KV_PORT", "DISAGG_POD_NAME", "DISAGG_CLUSTER_KEY_FILE"}
     router = router_process(dd, 18080, "/tmp/key", "/tmp/members.json")
     assert router.environment["DISAGG_MEMBERSHIP"] == "file:///tmp/members.json"
-
-
-@pytest.mark.parametrize(
-    ("quantity", "expected"),
-    [
-        ("512Mi", 1 << 29),
-        ("1Gi", 1 << 30),
-        ("1.5Gi", 3 << 29),
-        ("2G", 2 * 10**9),
-        (1024, 1024),
-        ("10k", 10_000),
-        ("0.5Ki", 512),
-    ],
-)
-def test_a_quantity_in_bytes(quantity: str | int, expected: int) -> None:
-    assert quantity_bytes(quantity) == expected
-
-
-@pytest.mark.parametrize("quantity", ["", "Gi", "1Zi", "-", "1 000", "NaN", "1e3", "12m"])
-def test_what_is_no_quantity_of_bytes_is_refused(quantity: str) -> None:
-    with pytest.raises(ValueError, match="not a quantity of bytes"):
-        quantity_bytes(quantity)

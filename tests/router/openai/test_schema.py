@@ -100,7 +100,7 @@ BAD_PLAIN: list[dict[str, Any]] = [
 
 
 def read(kind: Any, body: Any) -> dict[str, Any]:
-    """As the server reads it: the request's sampling parameters."""
+    """Return the request's sampling parameters as the server reads them."""
     asked: ChatRequest | CompletionRequest = parse(kind, body)
     if isinstance(asked, CompletionRequest):
         asked.prompts()
@@ -170,15 +170,24 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
     [
         ({}, None),
         ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, ("response_format", "json_schema", json.dumps({"type": "object"}))),
-        ({"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}, ("response_format", "json_schema", json.dumps(SCHEMA))),
+        (
+            {"response_format": {"type": "json_object"}},
+            ("response_format", "json_schema", json.dumps({"type": "object"})),
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+            ("response_format", "json_schema", json.dumps(SCHEMA)),
+        ),
         ({"structured_outputs": {"json": SCHEMA}}, ("structured_outputs", "json_schema", json.dumps(SCHEMA))),
         ({"structured_outputs": {"choice": ["a", "b"]}}, ("structured_outputs", "choice", '["a", "b"]')),
         ({"structured_outputs": {"regex": "a+"}}, ("structured_outputs", "regex", "a+")),
         ({"structured_outputs": {"grammar": "start: x"}}, ("structured_outputs", "grammar", "start: x")),
-        ({"response_format": {"type": "text"}, "structured_outputs": {"regex": "a+"}}, ("structured_outputs", "regex", "a+")),
+        (
+            {"response_format": {"type": "text"}, "structured_outputs": {"regex": "a+"}},
+            ("structured_outputs", "regex", "a+"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_form_of_the_output_is_asked_for_in_one_way(change: dict[str, Any], structured: Any) -> None:
     assert parse(ChatRequest, CHAT | change).structured == structured
 

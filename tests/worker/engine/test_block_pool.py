@@ -245,3 +245,25 @@ def test_blocks_for_is_the_least_number_that_holds_the_tokens(tokens: int, size:
     n = blocks_for(tokens, size)
     assert n * size >= tokens
     assert (n - 1) * size < tokens or n == 0
+
+
+def test_cached_content_that_nobody_owns_any_more_can_not_be_given_back_again() -> None:
+    pool = BlockPool(2)
+    holding = pool.allocate(1, State.USED)
+    pool.register(pool.ref(holding, 0), b"x")
+    copy = Holding(State.USED, list(holding.blocks), list(holding.generations))
+    pool.free(holding)
+    for use in (pool.free, lambda held: pool.convert(held, State.LEASED)):
+        with pytest.raises(StaleReference, match="block 0 is not used"):
+            use(copy)
+    assert pool.count(State.FREE) == 2
+
+
+def test_to_forget_a_block_without_a_name_changes_nothing() -> None:
+    pool = BlockPool(2)
+    holding = pool.allocate(2, State.USED)
+    pool.register(pool.ref(holding, 0), b"x")
+    pool.forget(holding)
+    assert pool.find(b"x") is None
+    pool.register(pool.ref(holding, 1), b"x")
+    assert pool.find(b"x") == pool.ref(holding, 1)

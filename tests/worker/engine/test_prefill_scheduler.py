@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.profiles import examples
 
-from disagg_worker.engine.deadlines import Waiting
+from disagg_worker.engine.deadlines import Timing, Waiting
+from disagg_worker.engine.prefill_pace import Pace
 from disagg_worker.engine.prefill_scheduler import FairShares, PrefillPlan, PrefillRules, bucket, plan_prefill
 
 RULES = PrefillRules(budget_tokens=1000, wait_s=0.05, utilisation=0.85, max_sequences=8)
@@ -190,3 +191,22 @@ def test_a_tenant_that_was_away_neither_owes_nor_is_owed() -> None:
 def test_one_tenants_prompts_keep_their_order() -> None:
     queue = _waiting(900, 10, 700, 20)
     assert FairShares().order(queue) == queue
+
+
+@pytest.mark.parametrize(("due_s", "batch"), [(0.25, ((0, 100),)), (0.35, ((0, 100), (1, 90)))])
+def test_a_prompt_does_not_join_a_batch_that_it_would_make_late(
+    due_s: float, batch: tuple[tuple[int, int], ...]
+) -> None:
+    """100 tokens take 0.15 s, and 190 take 0.24 s."""
+    waiting = [Waiting(0, 100, 0.0, due_s=due_s), Waiting(1, 90, 0.0, due_s=10.0)]
+    timing = Timing(0.06, RULES.chunk_tokens, Pace(0.05, 0.001))
+    assert plan_prefill(waiting, 0.06, RULES, timing).batch == batch
+
+
+def test_to_charge_for_nothing_changes_no_order() -> None:
+    shares = FairShares()
+    waiting = [Waiting(0, 10, 0.0, tenant="a"), Waiting(1, 10, 0.0, tenant="b")]
+    shares.charge([("a", 100)], 0)
+    before = shares.order(waiting)
+    shares.charge([], 100)
+    assert [w.tenant for w in shares.order(waiting)] == [w.tenant for w in before] == ["b", "a"]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.profiles import examples
 
+from disagg_wire.room import Room
 from disagg_worker.engine.block_pool import Holding, State
 from disagg_worker.engine.deadlines import PATIENCE_S
 from disagg_worker.engine.engine_config import EngineConfig
@@ -353,3 +354,69 @@ def test_an_overload_leaves_every_second_batch_to_those_who_can_be_on_time() -> 
             s.ended = True
             run.queues.remove(s, poisoned=False)
     assert led_by == [*["on time"] * 3, *["late", "on time"] * 3, *["on time"] * 5]
+
+
+def test_the_room_is_what_nobody_was_promised() -> None:
+    run = Run(growth=4, prefix_cache=False)
+    assert run.queues.room(0.5) == Room(BLOCKS * SIZE, BLOCKS * SIZE, 6, 6, 0.5)
+    run.queues.add_local(run.sequence(8, 40, ""))  # 8 tokens and 4 of its growth
+    assert run.queues.room(0.0) == Room((BLOCKS - 3) * SIZE, BLOCKS * SIZE, 5, 6, 0.0)
+    run.turn()  # it runs now, and may need one more block next
+    assert run.queues.room(0.0) == Room((BLOCKS - 3 - 1) * SIZE, BLOCKS * SIZE, 5, 6, 0.0)
+
+
+def test_no_more_requests_wait_than_are_allowed_to() -> None:
+    run = Run(growth=1)
+    for _ in range(256):
+        run.queues.add_prefill(run.sequence(4, 1, "", hands_over=True))
+    with pytest.raises(NoCapacity, match="256 requests wait, max_waiting is 256"):
+        run.queues.add_prefill(run.sequence(4, 1, "", hands_over=True))
+    with pytest.raises(NoCapacity, match="max_waiting"):
+        run.queues.add_local(run.sequence(4, 1, ""))
+    assert (len(run.queues.waiting), run.queues.committed) == (256, 0)
+
+
+def test_the_limit_of_a_batch_is_told_with_what_it_is_while_nobody_decodes() -> None:
+    run = Run(growth=1)
+    assert (run.queues.prefill_limit_tokens(0.0), run.queues.prefill_most_tokens) == (16, 16)
+    run.queues.add_local(run.sequence(4, 20, ""))
+    run.turn()
+    assert (run.queues.prefill_limit_tokens(0.1), run.queues.prefill_most_tokens) == (8, 16)
+
+
+def test_a_prompt_that_has_begun_gives_its_blocks_up_to_an_older_one_that_runs() -> None:
+    run = Run(growth=1, prefix_cache=False)
+    old, new = run.sequence(4, 20, ""), run.sequence(60, 4, "")
+    run.queues.add_local(old)
+    run.turn()
+    run.queues.add_local(new)
+    run.turn()
+    assert 0 < new.computed < 60
+    run.reserved.append((run.store.pool.allocate(run.store.free, State.LEASED), 0, 0))
+    while not run.queues.preemptions:
+        assert new.computed < 60
+        run.turn()
+    assert (new.holding, new.computed) == (None, 0)
+    assert (run.queues.waiting, run.queues.running) == ([new], [old])
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_poisoned_blocks_are_not_found_again(poisoned: bool) -> None:
+    run = Run(growth=1)
+    s = run.sequence(8, 20, "")
+    run.queues.add_local(s)
+    run.turn()
+    name = s.names[0]
+    assert run.store.pool.find(name) is not None
+    s.ended = s.release_asked = True
+    run.queues.remove(s, poisoned=poisoned)
+    assert (run.store.pool.find(name) is None) == poisoned
+    assert (run.store.free, run.queues.committed) == (BLOCKS, 0)
+
+
+def test_a_prompt_that_leaves_before_it_began_leaves_nothing_behind() -> None:
+    run = Run(growth=1)
+    s = run.sequence(8, 20, "", hands_over=True)
+    run.queues.add_prefill(s)
+    run.queues.remove(s, poisoned=False)
+    assert (run.queues.waiting, run.store.free, run.queues.committed) == ([], BLOCKS, 0)

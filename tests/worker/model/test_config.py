@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,18 @@ def test_other_ways_to_stretch_are_read() -> None:
     assert isinstance(config.rope_scaling, YarnScaling)
     assert astuple(config.rope_scaling) == (4.0, 128.0, pytest.approx(1.1386, abs=1e-4), 32.0, 1.0, True)
     assert config.max_positions == 512
+
+
+def test_an_empty_field_has_its_default() -> None:
+    config = parse_config({**TINY, "num_key_value_heads": None, "head_dim": None, "rms_norm_eps": None}, {})
+    assert (config.kv_heads, config.head_dim, config.rms_norm_eps) == (4, 8, 1e-6)
+
+
+def test_the_attention_factor_of_yarn_is_that_of_its_two_scales() -> None:
+    yarn = {"type": "yarn", "factor": 4, "original_max_position_embeddings": 128, "mscale": 2.0, "mscale_all_dim": 1.0}
+    config = parse_config({**TINY, "rope_scaling": yarn}, {})
+    assert isinstance(config.rope_scaling, YarnScaling)
+    assert config.rope_scaling.attention_factor == pytest.approx((0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +135,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rms_norm_eps": -1.0}, "rms_norm_eps: -1.0"),
     ({"rope_theta": "big"}, "rope_theta: 'big'"),
     ({"eos_token_id": ["</s>"]}, "eos_token_id"),
+    (
+        {"rope_scaling": {"type": "linear", "factor": 2, "partial_rotary_factor": 0.5}},
+        "rope_scaling.partial_rotary_factor",
+    ),
+    (
+        {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "max_window_layers": -1},
+        "max_window_layers: -1 is not a number of layers",
+    ),
 ]
 
 

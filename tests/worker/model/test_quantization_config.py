@@ -1,4 +1,4 @@
-"""How a checkpoint is quantised is read right, and what can't be read is refused by name."""
+"""The quantisation of a checkpoint is read right, and what can't be read is refused by name."""
 
 from __future__ import annotations
 

@@ -164,8 +164,7 @@ class Queues:
         return able
 
     def _grow(self, s: Sequence) -> bool:
-        if s.holding is None:
-            raise AssertionError("a running sequence holds blocks")
+        assert s.holding is not None, "a running sequence holds blocks"
         if s.computed < len(s.holding.blocks) * self._size:
             return True
         while not self._store.free:
@@ -183,8 +182,8 @@ class Queues:
         Its KV stays in the cache as long as there is room.
         """
         self.preemptions += 1
-        if s.holding is not None:
-            self._store.pool.free(s.holding)
+        assert s.holding is not None, "whoever gives blocks up holds some"
+        self._store.pool.free(s.holding)
         s.holding, s.computed, s.registered = None, 0, 0
         if s in self.running:
             self.running.remove(s)

@@ -1,0 +1,62 @@
+"""A status speaks of what the accepted resource asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.operator.api.resources import good
+
+from disagg_operator.controller.acceptance import accept
+from disagg_operator.controller.intent import intent_of
+from disagg_operator.status.conditions import Intent, PoolIntent
+
+POOLS = (PoolIntent("prefill", 1, "spec", "s"), PoolIntent("decode", 2, "autoscaler", "s", autoscaled=True))
+
+
+def intent(trouble: tuple[str, str] | None = None, **spec: Any) -> Intent:
+    resource = good(**spec)
+    resource["metadata"]["generation"] = 7
+    return intent_of(accept(resource), POOLS, "5d8f", trouble)
+
+
+def test_the_generation_the_pools_and_the_revision_are_those_that_are_acted_on() -> None:
+    found = intent(trouble=("CredentialsUnavailable", "no such secret"))
+    assert (found.generation, found.pools, found.revision) == (7, POOLS, "5d8f")
+    assert found.trouble == ("CredentialsUnavailable", "no such secret")
+    assert (found.model, found.suspended, found.transport, found.interface) == ("m", False, "auto", None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "url"),
+    [
+        ({}, "http://chat-router.default.svc/v1"),
+        ({"router": {"service": {"port": 8080}}}, "http://chat-router.default.svc:8080/v1"),
+    ],
+)
+def test_clients_find_the_router_by_its_service(spec: dict[str, Any], url: str) -> None:
+    assert intent(**spec).url == url
+
+
+NETWORK = {"attachmentRef": {"name": "fast"}, "interface": "net3", "rdmaResource": {"name": "rdma/hca"}}
+
+
+@pytest.mark.parametrize(
+    ("kv_transfer", "transport", "fallback", "interface"),
+    [
+        ({}, "auto", "Warn", None),
+        ({"transport": "tcp", "network": NETWORK}, "tcp", "Warn", "net3"),
+        ({"transport": "rdma", "network": NETWORK}, "rdma", "Forbid", "net3"),
+        ({"transport": "rdma", "fallback": "Warn", "network": NETWORK}, "rdma", "Warn", "net3"),
+        ({"transport": "tcp", "fallback": "Forbid"}, "tcp", "Forbid", None),
+    ],
+)
+def test_a_fallback_is_forbidden_where_the_resource_says_so(
+    kv_transfer: dict[str, Any], transport: str, fallback: str, interface: str | None
+) -> None:
+    found = intent(kvTransfer=kv_transfer)
+    assert (found.transport, found.fallback, found.interface) == (transport, fallback, interface)
+
+
+def test_a_suspended_resource_is_known_as_such() -> None:
+    assert intent(suspend=True).suspended

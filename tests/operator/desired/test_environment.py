@@ -1,0 +1,92 @@
+"""Workers and routers are told what the resource declares, and nothing that it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.operator.api.resources import good
+
+from disagg_operator.api import parse
+from disagg_operator.desired.environment import router_environment, worker_environment
+from disagg_operator.performance.declared import profile_of
+
+
+def worker(role: str, **spec: Any) -> dict[str, str]:
+    return worker_environment(parse(good(**spec)), role)
+
+
+@pytest.mark.parametrize(
+    ("spec", "variable", "value"),
+    [
+        ({}, "DISAGG_MODEL_URI", "file:///models/m"),
+        ({"model": {"uri": "hf://org/m"}}, "DISAGG_MODEL_URI", "hf://org/m"),
+        ({"model": {"uri": "hf://org/m", "revision": "v2"}}, "DISAGG_MODEL_URI", "hf://org/m@v2"),
+        ({"model": {"name": "big"}}, "DISAGG_MODEL_NAME", "big"),
+        ({}, "DISAGG_MODEL_NAME", "m"),
+        ({"engine": {"dtype": "bfloat16"}}, "DISAGG_DTYPE", "bfloat16"),
+        ({"engine": {"quantization": "int8"}}, "DISAGG_QUANTIZATION", "int8"),
+        ({"engine": {"prefixCaching": {"enabled": False}}}, "DISAGG_PREFIX_CACHE", "false"),
+        ({}, "DISAGG_PREFIX_CACHE", "true"),
+        ({"engine": {"prefixCaching": {"eviction": "fifo"}}}, "DISAGG_EVICTION", "fifo"),
+        ({"engine": {"blockSizeTokens": 32}}, "DISAGG_BLOCK_SIZE_TOKENS", "32"),
+        ({"engine": {"threads": 8}}, "DISAGG_THREADS", "8"),
+        ({"decode": {"maxRunningRequests": 7}}, "DISAGG_MAX_RUNNING", "7"),
+        ({"decode": {"maxBatchTokens": 512}}, "DISAGG_MAX_BATCH_TOKENS", "512"),
+        ({"decode": {"drain": {"timeoutSeconds": 9}}}, "DISAGG_DRAIN_TIMEOUT_S", "9"),
+    ],
+)
+def test_a_worker_is_told_what_the_spec_says(spec: dict[str, Any], variable: str, value: str) -> None:
+    assert worker("decode", **spec)[variable] == value
+
+
+@pytest.mark.parametrize(
+    ("spec", "variable", "value"),
+    [
+        ({"decode": {"parallelism": {"tensor": 2}}}, "DISAGG_TENSOR_PARALLEL", "2"),
+        ({"engine": {"maxModelLen": 4096}}, "DISAGG_MAX_MODEL_LEN", "4096"),
+        ({"decode": {"kvCacheSize": "1Gi"}}, "DISAGG_KV_CACHE_BYTES", str(1 << 30)),
+        ({"engine": {"prefixCaching": {"hostMemory": "2Mi"}}}, "DISAGG_HOST_CACHE_BYTES", str(2 << 20)),
+    ],
+)
+def test_an_optional_field_is_a_variable_only_where_it_is_set(spec: dict[str, Any], variable: str, value: str) -> None:
+    assert worker("decode", **spec)[variable] == value
+    assert variable not in worker("decode")
+
+
+FLIPPING: dict[str, Any] = {
+    "scaling": {"roleFlip": True}, **{role: {"autoscaling": {"maxReplicas": 2}} for role in ("prefill", "decode")},
+}  # fmt: skip
+OBJECTIVE: dict[str, Any] = {"objectives": {"tpotSeconds": {"p99": 0.05}}}
+
+
+@pytest.mark.parametrize(
+    ("role", "spec", "target"),
+    [
+        ("prefill", OBJECTIVE, "0.05"),
+        ("decode", OBJECTIVE, None),
+        ("decode", OBJECTIVE | FLIPPING, "0.05"),
+        ("prefill", {}, None),
+        ("prefill", FLIPPING, None),
+    ],
+)
+def test_who_prefills_is_told_the_objective_of_decode_where_one_is_set(
+    role: str, spec: dict[str, Any], target: str | None
+) -> None:
+    assert worker(role, **spec).get("DISAGG_DECODE_STEP_TARGET_S") == target
+
+
+def test_the_router_is_told_of_its_queue_the_objectives_and_what_a_prompt_takes_alone() -> None:
+    dd = parse(
+        good(
+            router={"queue": {"maxDepth": 5, "maxWaitSeconds": 7, "order": "FirstComeFirstServed"}},
+            objectives={"ttftSeconds": {"p99": 0.5}, "tpotSeconds": {"p99": 0.05}},
+        )
+    )
+    profile = profile_of(dd)
+    assert router_environment(dd) == {
+        "DISAGG_MODEL_NAME": "m", "DISAGG_QUEUE_MAX_DEPTH": "5", "DISAGG_QUEUE_MAX_WAIT_S": "7",
+        "DISAGG_QUEUE_ORDER": "FirstComeFirstServed", "DISAGG_OBJECTIVE_TTFT_S": "0.5", "DISAGG_OBJECTIVE_TPOT_S": "0.05",
+        "DISAGG_PREFILL_A_S": f"{profile.a_s:.4g}", "DISAGG_PREFILL_B_S_PER_TOKEN": f"{profile.b_s_per_token:.4g}",
+        "DISAGG_PREFILL_C_S_PER_TOKEN2": f"{profile.c_s_per_token2:.4g}",
+    }  # fmt: skip
