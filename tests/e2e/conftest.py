@@ -79,8 +79,8 @@ def cluster(
     """Return the cluster as seen from the module's own namespace.
 
     A module that needs the machine, or the operator, for itself waits here until it has them. Other
-    modules state by BESIDE_OTHERS that a slow machine does not spoil their results, and that they do
-    not disturb each other.
+    modules state by BESIDE_OTHERS that a slow machine does not spoil their results, and that they
+    do not disturb each other.
     """
     name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", Path(str(request.path)).stem.removeprefix("test_"))
     alone = not getattr(request.module, "BESIDE_OTHERS", False)

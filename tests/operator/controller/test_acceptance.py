@@ -11,7 +11,9 @@ from tests.operator.api.resources import good
 
 from disagg_operator.api import base, parse
 from disagg_operator.api.quantity import quantity_bytes
+from disagg_operator.autoscaling.policy.decision import PoolRules
 from disagg_operator.controller import acceptance
+from disagg_operator.controller.replicas import Declared
 
 _GPU = {"accelerator": {"count": 1}}
 
@@ -69,3 +71,84 @@ def test_every_target_that_the_schema_lets_pass_is_a_number_above_0(target: str 
     found = parse(good(prefill={"autoscaling": autoscaling})).spec.prefill.autoscaling
     assert found is not None
     assert 0.0 < found.queue_target(4.0) < 1e6
+
+
+SCALED = {"autoscaling": {"minReplicas": 2, "maxReplicas": 8}}
+
+
+def test_a_pool_is_declared_by_its_size_or_by_its_bounds() -> None:
+    declared = acceptance.accept(good(prefill={"replicas": 3}, decode=SCALED)).declared
+    assert declared == {"prefill": Declared(replicas=3), "decode": Declared(bounds=(2, 8))}
+
+
+def test_only_pools_with_bounds_are_scaled_and_what_is_not_declared_has_its_default() -> None:
+    plan = acceptance.accept(good(prefill={"replicas": 3}, decode=SCALED)).scaling
+    assert plan.policies == {"decode": PoolRules(2, 8, target=32.0, down_window_s=300.0)}
+    assert (plan.down_windows_s, plan.prometheus, plan.dry_run, plan.suspended) == ({}, None, False, False)
+
+
+def test_a_declared_target_and_window_are_kept() -> None:
+    rules = {
+        "maxReplicas": 4, "metrics": [{"target": {"averageValue": "2.5"}}],
+        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 60}},
+    }  # fmt: skip
+    plan = acceptance.accept(good(prefill={"autoscaling": rules}, decode=SCALED)).scaling
+    assert plan.policies["prefill"] == PoolRules(1, 4, target=2.5, down_window_s=60.0)
+    assert plan.down_windows_s == {"prefill": 60.0}
+
+
+def test_the_server_to_read_and_the_switches_are_those_of_the_spec() -> None:
+    plan = acceptance.accept(
+        good(suspend=True, scaling={"dryRun": True}, observability={"prometheus": {"url": "https://host:9090"}})
+    ).scaling
+    assert plan.prometheus is not None
+    assert (plan.prometheus.url, plan.dry_run, plan.suspended) == ("https://host:9090", True, True)
+
+
+_ATTACHMENT = {"attachment": {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}}
+
+
+@pytest.mark.parametrize(
+    ("network", "attachment", "interface"),
+    [
+        (None, None, None),
+        (_ATTACHMENT, ("default", "chat-kv"), "net1"),
+        ({"attachmentRef": {"name": "fast"}, "interface": "rdma0"}, ("default", "fast"), "rdma0"),
+        ({"attachmentRef": {"name": "fast", "namespace": "nets"}}, ("nets", "fast"), "net1"),
+    ],
+)
+def test_the_attachment_is_the_one_that_is_referred_to_or_rendered(
+    network: dict[str, Any] | None, attachment: tuple[str, str] | None, interface: str | None
+) -> None:
+    found = acceptance.accept(good(kvTransfer={} if network is None else {"network": network}))
+    assert (found.attachment, found.interface) == (attachment, interface)
+
+
+_DEVICE = {"rdmaResource": {"name": "rdma/hca", "quantity": 2}}
+
+
+@pytest.mark.parametrize(
+    ("kv_transfer", "rdma"),
+    [
+        ({}, None),
+        ({"transport": "tcp", "network": _ATTACHMENT | _DEVICE}, None),
+        ({"transport": "rdma", "network": _ATTACHMENT | _DEVICE}, ("rdma/hca", 2)),
+        (
+            {
+                "transport": "rdma",
+                "network": _ATTACHMENT | {"rdmaResource": {"name": "rdma/hca", "per": "Accelerator"}},
+            },
+            ("rdma/hca", 4),
+        ),
+    ],
+)
+def test_the_devices_are_the_most_that_a_worker_of_either_pool_asks_for(
+    kv_transfer: dict[str, Any], rdma: tuple[str, int] | None
+) -> None:
+    found = acceptance.accept(good(kvTransfer=kv_transfer, prefill=_GPU, decode={"accelerator": {"count": 4}}))
+    assert found.rdma == rdma
+
+
+def test_a_refused_resource_has_no_plan_to_scale_by() -> None:
+    assert acceptance.scale_plan(good(decode=SCALED)) == acceptance.accept(good(decode=SCALED)).scaling
+    assert acceptance.scale_plan(good(prefill={"replicas": -1})) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from disagg_operator.kube.cache import Cache
-from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, POD
+from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, POD
 
 KEY = ("n", "chat")
 
@@ -55,3 +55,38 @@ def test_a_late_deletion_of_an_earlier_object_removes_nothing() -> None:
     assert cache.keys() == [KEY]
     assert cache.drop(DISAGG_DEPLOYMENT, resource(uid="second")) == {KEY}
     assert cache.keys() == []
+
+
+def test_a_deployment_wakes_by_its_counts_and_the_reasons_of_its_conditions() -> None:
+    def seen(**status: Any) -> dict[str, Any]:
+        meta = {"name": "d", "namespace": "n", "uid": "d", "labels": {"disagg.dev/deployment": "chat"}}
+        return {"metadata": meta, "status": status}
+
+    def progressing(reason: str, message: str = "") -> list[dict[str, str]]:
+        return [
+            {"type": "Progressing", "status": "True", "reason": reason, "message": message, "lastUpdateTime": message}
+        ]
+
+    cache = Cache()
+    assert cache.put(DEPLOYMENT, seen(replicas=1)) == {KEY}
+    assert cache.put(DEPLOYMENT, seen(replicas=1)) == set()
+    assert cache.put(DEPLOYMENT, seen(replicas=2)) == {KEY}
+    assert cache.put(DEPLOYMENT, seen(replicas=2, conditions=progressing("ReplicaSetUpdated", "1"))) == {KEY}
+    assert cache.put(DEPLOYMENT, seen(replicas=2, conditions=progressing("ReplicaSetUpdated", "2"))) == set()
+    assert cache.put(DEPLOYMENT, seen(replicas=2, conditions=progressing("ProgressDeadlineExceeded"))) == {KEY}
+
+
+def test_a_pod_wakes_its_deployment_when_a_container_waits_or_restarts() -> None:
+    def waiting(reason: str, restarts: int = 0) -> dict[str, Any]:
+        found = pod()
+        found["status"]["containerStatuses"] = [
+            {"name": "main", "ready": False, "restartCount": restarts, "state": {"waiting": {"reason": reason}}}
+        ]
+        return found
+
+    cache = Cache()
+    cache.put(POD, pod())
+    assert cache.put(POD, waiting("ContainerCreating")) == {KEY}
+    assert cache.put(POD, waiting("ContainerCreating")) == set()
+    assert cache.put(POD, waiting("CrashLoopBackOff")) == {KEY}
+    assert cache.put(POD, waiting("CrashLoopBackOff", restarts=1)) == {KEY}

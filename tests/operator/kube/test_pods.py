@@ -74,9 +74,14 @@ def test_pods_are_sorted_by_what_they_are_and_only_those_with_an_address_are_rea
 
     router = pod("r", {LABEL_COMPONENT: ROUTER})
     pods = [
-        router, pod("r2", {LABEL_COMPONENT: ROUTER}, ready=False), worker("p", "prefill"),
-        worker("p2", "prefill", ip=""), worker("d", "decode"), worker("d2", "decode", ready=False), pod("other"),
-    ]  # fmt: skip
+        router,
+        pod("r2", {LABEL_COMPONENT: ROUTER}, ready=False),
+        worker("p", "prefill"),
+        worker("p2", "prefill", ip=""),
+        worker("d", "decode"),
+        worker("d2", "decode", ready=False),
+        pod("other"),
+    ]
     found = sort_pods(pods)
 
     def names(listed: tuple[dict[str, Any], ...]) -> list[str]:

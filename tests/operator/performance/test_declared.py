@@ -82,3 +82,16 @@ def test_an_fp8_variant_has_weights_of_8_bits() -> None:
     found = declared._shape("Qwen3-235B-A22B-Instruct-2507-FP8")
     assert found is not None
     assert found.weight_bits == found.routed_bits == 8
+
+
+def test_a_declared_speed_takes_the_place_of_the_estimate() -> None:
+    speed = {
+        "prefill": {"base": 0.01, "perToken": 2e-5, "perToken2": 3e-9},
+        "decode": {"base": 0.02, "perSequence": 4e-5, "perKvToken": 5e-9, "kvTokens": 1000},
+    }  # fmt: skip
+    found = profile(
+        scaling={"profile": speed},
+        prefill={"maxBatchTokens": 512},
+        decode={"accelerator": H200, "maxRunningRequests": 9},
+    )
+    assert found == Profile(8, 0.01, 2e-5, 3e-9, 0.02, 4e-5, 5e-9, 1000, batch_tokens=512, max_running=9)

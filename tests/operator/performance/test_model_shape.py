@@ -97,3 +97,18 @@ def test_a_dense_model_with_a_sliding_window_is_planned_as_if_it_were_full() -> 
     )
     assert windowed.kv_bytes_per_token == 131_072
     assert windowed.kv_bytes(10_000) == 10_000 * 131_072
+
+
+def test_the_share_of_the_experts_that_a_batch_takes_grows_from_one_tokens_to_all() -> None:
+    experts = KNOWN["deepseek-v3"].experts
+    assert experts is not None
+    assert experts.share == 8 / 256
+    assert experts.touched(0) == experts.touched(1) == pytest.approx(8)
+    assert experts.touched(10_000) == pytest.approx(256)
+
+
+def test_weights_may_stay_as_the_checkpoint_has_them() -> None:
+    shape = KNOWN["deepseek-v3"]
+    assert shape.at_bits(None, 8).weight_bytes == shape.weight_bytes
+    assert shape.at_bits(None, 8).kv_bytes_per_token == shape.kv_bytes_per_token / 2
+    assert shape.at_bits(4, 16).weight_bytes < 0.6 * shape.weight_bytes

@@ -55,3 +55,27 @@ def test_taking_sequences_in_is_spread_over_their_tokens() -> None:
     p = replace(PROFILES["8b-h100"], take_in_s=0.01)
     assert p.serving(100).step_s(8, 0) == pytest.approx(p.step_s(8, 0) + 8 * 0.01 / 100)
     assert p.serving(0).take_in_s == 0.0
+
+
+def test_a_straight_profile_is_the_same_at_any_batch_and_spares_nothing() -> None:
+    p = PROFILES["8b-h100"]
+    assert p.around(17) is p
+    assert (p.unread_s(17), p.lone_s(100, 10_000), p.full_tokens, p.request_tokens) == (0.0, 0.0, 0.0, p.kv_tokens)
+
+
+def test_under_load_prompts_share_batches_and_a_long_one_has_its_own() -> None:
+    p = replace(PROFILES["8b-h100"], batch_tokens=1000)
+    short = p.prefill_work_s(100, 100 * 100, 100 * 100**2)  # 11.5 batches, 15 % are not full
+    assert short == pytest.approx(11.5 * p.a_s + p.b_s_per_token * 1e4 + p.c_s_per_token2 * 1e6)
+    long = p.prefill_work_s(2, 2 * 5000, 2 * 5000**2)
+    assert long == pytest.approx(2 * p.isolated_s(5000))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_is_read_as_it_was_written(name: str) -> None:
+    assert parse(name, to_text(PROFILES[name])) == PROFILES[name]
+
+
+def test_half_a_gpu_is_refused() -> None:
+    with pytest.raises(ProfileError, match=r"gpus: 1\.5 is not a whole number"):
+        parse("p", to_text(replace(PROFILES["8b-h100"], gpus=1.5)))  # type: ignore[arg-type]

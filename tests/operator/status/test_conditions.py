@@ -201,3 +201,50 @@ def test_a_shared_cause_is_one_event_and_a_restart_repeats_none() -> None:
     after = conditions.build(INTENT, seen(view=None, decode=starting("decode", PULL)), before, NOW)
     assert [(n.type, n.reason) for n in changes.of_change(before, after)] == [("Warning", "ImagePullFailed")]
     assert changes.of_change(after, after) == []
+
+
+@pytest.mark.parametrize(
+    ("intent", "observed", "expected"),
+    [
+        pytest.param(
+            INTENT, seen(view=RouterView(2, 0, TCP)), {"KVTransferReady": ("False", "HandshakeFailed")}, id="no pair works",
+        ),
+        pytest.param(
+            INTENT, seen(view=RouterView(2, 1, TCP)), {"KVTransferReady": ("False", "HandshakeFailed"), "Available": ("True", "PairsHealthy")},
+            id="one of two pairs works",
+        ),
+        pytest.param(
+            replace(INTENT, interface="eth0"), seen(), {"KVTransferReady": ("True", "PairsHealthy")}, id="the interface that is asked for",
+        ),
+        pytest.param(
+            replace(INTENT, interface="net1", fallback="Forbid"), seen(), {"KVTransferReady": ("False", "TransportFallback")},
+            id="another interface, which is forbidden",
+        ),
+        pytest.param(
+            replace(INTENT, interface="net1"), seen(), {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("True", "TransportFallback")},
+            id="another interface, which is tolerated",
+        ),
+        pytest.param(
+            replace(RDMA, interface="net1"), seen(view=RouterView(1, 1, (WorkerLink("p", "prefill", "rdma", "net1"),))),
+            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("False", "AsSpecified")}, id="all as asked for",
+        ),
+        pytest.param(
+            INTENT, seen(decode=Workload("decode", 1, 1, 1, 1, settled=False)),
+            {"Progressing": ("True", "RollingOut"), "Ready": ("False", "RollingOut")}, id="ready pods of an older revision are left",
+        ),
+        pytest.param(
+            INTENT, seen(decode=Workload("decode", 1, 1, 0, 1, settled=True, deadline_exceeded=True)),
+            {"Progressing": ("False", "ProgressDeadlineExceeded")}, id="a rollout that is stuck",
+        ),
+    ],
+)  # fmt: skip
+def test_pairs_networks_and_rollouts(intent: Intent, observed: Observed, expected: dict[str, tuple[str, str]]) -> None:
+    found = told(intent, observed)
+    assert {k: found[k] for k in expected} == expected
+
+
+def test_a_pools_status_has_its_last_decision_where_there_was_one() -> None:
+    decision = {"from": 1, "to": 2}
+    pools = (POOLS[0], replace(POOLS[1], last_decision=decision))
+    built = conditions.build(replace(INTENT, pools=pools), seen(), {}, NOW)
+    assert [pool.get("lastDecision") for pool in built["pools"]] == [None, decision]

@@ -14,9 +14,11 @@ from disagg_operator.status.workloads import (
     Problem,
     RouterView,
     WorkerLink,
+    Workload,
     network,
     pod_problem,
     router_view,
+    workers_by_transport,
     workload,
 )
 
@@ -164,3 +166,32 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(["pairs", "workers", "waiting"]), JSON))
 def test_no_answer_of_a_router_can_break_the_operator(state: dict[str, Any]) -> None:
     router_view([state])
+
+
+def test_a_workload_that_was_never_made_has_no_pods() -> None:
+    assert workload("decode", 2, None, [pod("ImagePullBackOff")]) == Workload("decode", 2)
+
+
+def test_a_refusal_that_is_over_or_another_condition_is_no_problem() -> None:
+    over = {"type": "ReplicaFailure", "status": "False", "message": "exceeded quota"}
+    other = {"type": "Available", "status": "True"}
+    assert workload("decode", 1, deployment(conditions=[over, other]), []).problem is None
+
+
+def test_a_container_that_ended_says_how() -> None:
+    crashed = pod("CrashLoopBackOff", "back-off 10s")
+    crashed["status"]["containerStatuses"][0]["lastState"] = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    problem = pod_problem(crashed)
+    assert problem is not None
+    assert problem.message == "pod p: CrashLoopBackOff: back-off 10s (last exit 137, OOMKilled)"
+
+
+def test_a_pod_that_is_scheduled_has_no_problem() -> None:
+    scheduled = {"type": "PodScheduled", "status": "True"}
+    initialized = {"type": "Initialized", "status": "True"}
+    assert pod_problem({"metadata": {"name": "p"}, "status": {"conditions": [initialized, scheduled]}}) is None
+
+
+def test_workers_are_counted_by_their_transport() -> None:
+    links = tuple(WorkerLink(str(i), "decode", kind, "") for i, kind in enumerate(["tcp", "rdma", "tcp", "unknown"]))
+    assert workers_by_transport(RouterView(1, 1, links)) == {"rdma": 1, "tcp": 2}
