@@ -1,4 +1,4 @@
-"""Workers and routers are told what the resource declares, and nothing that it does not."""
+"""Tests of the environment of workers and routers, which follows from the resource alone."""
 
 from __future__ import annotations
 

@@ -168,7 +168,8 @@ def test_revisions_follow_the_pods_of_their_pool_and_nothing_else() -> None:
     ]  # fmt: skip
     assert {_revision("decode", **spec) for spec in unmoved} == {decode}
     moved: list[Obj] = [
-        {"engine": {"dtype": "float32"}}, {"decode": {"kvCacheSize": "1Gi"}}, {"model": {"uri": "file:///models/other"}},
+        {"engine": {"dtype": "float32"}}, {"decode": {"kvCacheSize": "1Gi"}},
+        {"model": {"uri": "file:///models/other"}},
         {"decode": {"podTemplate": {"metadata": {"annotations": {"a": "b"}}}}},
     ]  # fmt: skip
     assert len({_revision("decode", **spec) for spec in moved} - {decode}) == len(moved)

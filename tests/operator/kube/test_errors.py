@@ -1,4 +1,4 @@
-"""Each answer of the API server is an error that says what the caller must do."""
+"""Tests of the errors of calls to the API server: each status becomes the right kind of error."""
 
 from __future__ import annotations
 

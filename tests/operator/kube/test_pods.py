@@ -1,4 +1,4 @@
-"""A pod is read as the API server gives it, whatever is not there yet."""
+"""Tests of the facts that are read from a pod, in which any field may still be missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A change of status is told once, by its cause, and good news are told too."""
+"""Tests of the Events about changes of a status: each cause is reported once, as is good news."""
 
 from __future__ import annotations
 

@@ -207,37 +207,55 @@ def test_a_shared_cause_is_one_event_and_a_restart_repeats_none() -> None:
     ("intent", "observed", "expected"),
     [
         pytest.param(
-            INTENT, seen(view=RouterView(2, 0, TCP)), {"KVTransferReady": ("False", "HandshakeFailed")}, id="no pair works",
+            INTENT,
+            seen(view=RouterView(2, 0, TCP)),
+            {"KVTransferReady": ("False", "HandshakeFailed")},
+            id="no pair works",
         ),
         pytest.param(
-            INTENT, seen(view=RouterView(2, 1, TCP)), {"KVTransferReady": ("False", "HandshakeFailed"), "Available": ("True", "PairsHealthy")},
+            INTENT,
+            seen(view=RouterView(2, 1, TCP)),
+            {"KVTransferReady": ("False", "HandshakeFailed"), "Available": ("True", "PairsHealthy")},
             id="one of two pairs works",
         ),
         pytest.param(
-            replace(INTENT, interface="eth0"), seen(), {"KVTransferReady": ("True", "PairsHealthy")}, id="the interface that is asked for",
+            replace(INTENT, interface="eth0"),
+            seen(),
+            {"KVTransferReady": ("True", "PairsHealthy")},
+            id="the interface that is asked for",
         ),
         pytest.param(
-            replace(INTENT, interface="net1", fallback="Forbid"), seen(), {"KVTransferReady": ("False", "TransportFallback")},
+            replace(INTENT, interface="net1", fallback="Forbid"),
+            seen(),
+            {"KVTransferReady": ("False", "TransportFallback")},
             id="another interface, which is forbidden",
         ),
         pytest.param(
-            replace(INTENT, interface="net1"), seen(), {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("True", "TransportFallback")},
+            replace(INTENT, interface="net1"),
+            seen(),
+            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("True", "TransportFallback")},
             id="another interface, which is tolerated",
         ),
         pytest.param(
-            replace(RDMA, interface="net1"), seen(view=RouterView(1, 1, (WorkerLink("p", "prefill", "rdma", "net1"),))),
-            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("False", "AsSpecified")}, id="all as asked for",
+            replace(RDMA, interface="net1"),
+            seen(view=RouterView(1, 1, (WorkerLink("p", "prefill", "rdma", "net1"),))),
+            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("False", "AsSpecified")},
+            id="all as asked for",
         ),
         pytest.param(
-            INTENT, seen(decode=Workload("decode", 1, 1, 1, 1, settled=False)),
-            {"Progressing": ("True", "RollingOut"), "Ready": ("False", "RollingOut")}, id="ready pods of an older revision are left",
+            INTENT,
+            seen(decode=Workload("decode", 1, 1, 1, 1, settled=False)),
+            {"Progressing": ("True", "RollingOut"), "Ready": ("False", "RollingOut")},
+            id="ready pods of an older revision are left",
         ),
         pytest.param(
-            INTENT, seen(decode=Workload("decode", 1, 1, 0, 1, settled=True, deadline_exceeded=True)),
-            {"Progressing": ("False", "ProgressDeadlineExceeded")}, id="a rollout that is stuck",
+            INTENT,
+            seen(decode=Workload("decode", 1, 1, 0, 1, settled=True, deadline_exceeded=True)),
+            {"Progressing": ("False", "ProgressDeadlineExceeded")},
+            id="a rollout that is stuck",
         ),
     ],
-)  # fmt: skip
+)
 def test_pairs_networks_and_rollouts(intent: Intent, observed: Observed, expected: dict[str, tuple[str, str]]) -> None:
     found = told(intent, observed)
     assert {k: found[k] for k in expected} == expected
