@@ -16,9 +16,8 @@ from disagg_worker.settings import Settings as WorkerSettings
 
 HEAD = """# Settings
 
-Each process reads its settings once, at start, from environment variables. An empty variable counts as not set, but for
-the operator, which takes it as the value. A
-variable that is missing or wrong ends the process with a message that names it.
+Each process reads its settings once, at start, from environment variables. A variable that is missing or wrong ends the
+process with a message that names it. The router and the worker take an empty variable for one that is not set.
 
 This page is generated from the settings classes by `make generate`; do not edit it.
 """
