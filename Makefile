@@ -2,9 +2,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PY := .venv/bin/python
-export PYTHONDONTWRITEBYTECODE := 1
+# Tests that run side by side; a process that holds torch needs 1 GiB.
+WORKERS ?= 2
+# Out of the source tree, but kept: an import of torch takes twice as long when all of it is compiled anew.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit integration e2e lock generate release
+.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -21,11 +25,16 @@ quickstart: setup ## the same resource as processes on this machine, without a c
 	@.venv/bin/disagg local -f examples/quickstart.yaml --ask "What does os.path.join do?"
 
 test: setup     ## everything: lint, types, import rules, unit, integration, end to end
-	@$(MAKE) --no-print-directory lint unit integration e2e
+	@echo "lint, unit and integration tests run while the cluster starts; each part is shown when it has ended" >&2
+	@$(MAKE) --no-print-directory --jobs --output-sync=target cluster lint integration unit
+	@$(MAKE) --no-print-directory e2e
 
 test-fast: setup ## the part that takes under three minutes
 	@$(MAKE) --no-print-directory lint
-	@$(PY) -m pytest -q -m "not slow and not apiserver and not e2e"
+	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not apiserver and not e2e and not long"
+
+test-long: setup ## properties with ten times the examples, faults at every point and at any two (one hour of two cores)
+	@HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --timeout 3600 -m "(hypothesis or long) and not apiserver and not e2e"
 
 lint: setup
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check -q . || { echo "run: .venv/bin/ruff format ."; exit 1; }
@@ -36,17 +45,29 @@ lint: setup
 	@$(PY) scripts/check_pure.py
 
 unit: setup
-	@$(PY) -m pytest -q -m "not apiserver and not e2e"
+	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not apiserver and not e2e and not long"
 
-integration: setup
+# Before the cluster's start, which holds the same lock for as long as it builds images.
+programs: setup
 	@e2e/cluster build etcd kube-apiserver kubectl helm prometheus containerd ctr pause
+
+integration: setup programs
 	@$(PY) -m pytest -q -m apiserver tests/operator tests/integration
 
+cluster: setup programs
+	@e2e/cluster up --images
+	@e2e/cluster monitoring
+
 e2e: setup
-	@$(PY) -m pytest -q -m e2e tests/e2e
+	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m e2e tests/e2e
 
 generate: setup ## write the files made from code: CRDs and the chart's copy, the chart's version, golden files
 	@$(PY) scripts/generate.py
+
+drawings: setup ## draw the packages' rooms and imports, of today and of release 0.1.0, into docs/house
+	@for p in operator worker router; do \
+	  $(PY) scripts/draw_house.py disagg_$$p --out docs/house/$$p.svg; \
+	  $(PY) scripts/draw_house.py disagg_$$p --wheel tests/releases/0.1.0/*.whl --out docs/house/$$p-0.1.0.svg; done
 
 release: setup  ## wheel, chart, image archives, SBOMs and checksums of this version in dist/
 	@$(PY) scripts/release.py

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The description of the machine on which a figure was measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """Processor, cores, memory, Python; in one line."""
+    """Return processor, cores, memory and Python version in one line."""
     info = Path("/proc/cpuinfo")
     names = (
         [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -17,4 +17,5 @@ def machine() -> str:
     )
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
-    return f"{names[0] if names else platform.machine()}, {cores} cores, {memory_gib:.0f} GiB, Python {platform.python_version()}"
+    processor = names[0] if names else platform.machine()
+    return f"{processor}, {cores} cores, {memory_gib:.0f} GiB, Python {platform.python_version()}"

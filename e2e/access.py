@@ -1,5 +1,6 @@
-"""A base URL for the router's Service that works from here: its cluster IP where that is routed,
-else a port-forward.
+"""Access to the router's Service from this machine.
+
+The base URL is the cluster IP where that is routed, and otherwise that of a port-forward.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def _reachable(host: str, port: int) -> bool:
 
 @contextlib.contextmanager
 def router_url(cluster: Cluster, service: str) -> Iterator[str]:
-    """Raises ClusterFailed when neither way works."""
+    """Yield a base URL that works. Raises ClusterFailed when neither way works."""
     spec = cluster.get("service", service).get("spec", {})
     if not spec:
         raise ClusterFailed(f"service {cluster.namespace}/{service} does not exist")

@@ -1,5 +1,7 @@
-"""`make demo`: a real Kubernetes, the operator by helm, one short resource, a chat answer over the
-second network, both pools scaling.
+"""The program behind `make demo`.
+
+It brings up a real Kubernetes, installs the operator with helm, applies one short resource, asks
+for a chat answer over the second network, and lets both pools scale.
 
 Usage: demo.py [down]
 """
@@ -39,34 +41,37 @@ def title(text: str) -> None:
 
 
 def bring_up() -> Cluster:
-    """Cluster and images; their own progress goes to the terminal."""
+    """Bring up the cluster and the images; their own progress goes to the terminal."""
     title("1. A Kubernetes cluster, and the project's images")
     subprocess.run([REPO / "e2e/cluster", "up", "--images"], check=True)
     return Cluster()
 
 
 def is_external(cluster: Cluster) -> bool:
-    """The cluster is the user's own."""
+    """Return whether the cluster is the user's own."""
     return cluster.environment.get("DISAGG_E2E_MODE") == "external"
 
 
 def image_values(cluster: Cluster) -> dict[str, str]:
-    """Where a cluster of the user's own gets the images from: DISAGG_IMAGES, such as
-    REGISTRY/disagg-%s:1. Raises ClusterFailed.
+    """Return the values that tell a cluster of the user's own where to pull images from.
+
+    They come from DISAGG_IMAGES, such as REGISTRY/disagg-%s:1. Raises ClusterFailed.
     """
     if not is_external(cluster):
         return {}
     pattern = os.environ.get("DISAGG_IMAGES", "")
     if pattern.count("%s") != 1:
         raise ClusterFailed(
-            "on a cluster of your own, set DISAGG_IMAGES to where it pulls the images from, such as REGISTRY/disagg-%s:1"
+            "on a cluster of your own, set DISAGG_IMAGES to where it pulls the images from,"
+            " such as REGISTRY/disagg-%s:1"
         )
     return {f"images__{name}": pattern.replace("%s", name) for name in ("operator", "router", "worker")}
 
 
 def manifest(cluster: Cluster) -> str:
-    """The example; on a cluster of the user's own over the NIC in DISAGG_E2E_NIC, or without a
-    second network where none is named.
+    """Return the example, adapted to a cluster of the user's own.
+
+    There it uses the NIC in DISAGG_E2E_NIC, or no second network if none is named.
     """
     resource = yaml.safe_load(EXAMPLE.read_text())
     if is_external(cluster):
@@ -78,7 +83,9 @@ def manifest(cluster: Cluster) -> str:
 
 
 def deploy(cluster: Cluster) -> None:
-    """The operator, the resource, and a line for each condition until it is ready."""
+    """Install the operator, apply the resource, and print a line for each condition until it is
+    ready.
+    """
     title("2. The operator, and one resource")
     try:
         cluster.install(say, **image_values(cluster))
@@ -101,7 +108,7 @@ def deploy(cluster: Cluster) -> None:
 
 
 def diagnosis(cluster: Cluster) -> str:
-    """What one would look at next."""
+    """Return the output that one would look at next."""
     pods = cluster.kubectl("get", "pods,dd,dp", "-o", "wide", check=False)
     logs = cluster.kubectl(
         "-n", SYSTEM_NAMESPACE, "logs", "-l", "app.kubernetes.io/name=disagg-operator", "--tail=20", check=False
@@ -122,7 +129,7 @@ def ask(url: str, interface: str) -> None:
 
 
 def replicas(cluster: Cluster) -> dict[str, tuple[int, int]]:
-    """Pool -> (desired, ready)."""
+    """Return (desired, ready) by pool."""
     resource = cluster.get("dd", NAME)
     return {
         r: (int(pool_status(resource, r).get("desired", 0)), int(pool_status(resource, r).get("ready", 0)))
@@ -131,7 +138,7 @@ def replicas(cluster: Cluster) -> dict[str, tuple[int, int]]:
 
 
 def decode_heavy(number: int) -> dict[str, Any]:
-    """A short prompt and a long answer: work for decode."""
+    """Return a request with a short prompt and a long answer, which is work for decode."""
     return {
         "model": MODEL,
         "prompt": [3 + number % 2000, 40, 50, 60],
@@ -143,18 +150,20 @@ def decode_heavy(number: int) -> dict[str, Any]:
 
 
 def prefill_heavy(number: int) -> dict[str, Any]:
-    """A long prompt and one token: work for prefill."""
+    """Return a request with a long prompt and one token, which is work for prefill."""
     rng = random.Random(number)
     return {"model": MODEL, "prompt": [rng.randrange(3, 2048) for _ in range(1500)], "max_tokens": 1, "temperature": 0}
 
 
 def scale(cluster: Cluster, url: str, busy: str, idle: str, body: Any, concurrency: int) -> None:
-    """Load one pool until it has grown, then wait until it has shrunk; the other one must stay
-    where it is.
+    """Load one pool until it has grown, then wait until it has shrunk.
+
+    The other pool must keep its size.
     """
     before = replicas(cluster)
     say(
-        f"load: {concurrency} requests at a time that are work for {busy}; before: {before[busy][0]} {busy}, {before[idle][0]} {idle}"
+        f"load: {concurrency} requests at a time that are work for {busy};"
+        f" before: {before[busy][0]} {busy}, {before[idle][0]} {idle}"
     )
     idle_seen = {before[idle][0]}
     last = before
@@ -197,7 +206,7 @@ def scale(cluster: Cluster, url: str, busy: str, idle: str, body: Any, concurren
 
 
 def events(cluster: Cluster) -> list[str]:
-    """The operator's reasons for scaling, oldest first."""
+    """Return the operator's reasons for scaling, oldest first."""
     found = [e for e in cluster.items("events") if e.get("reason") in ("ScaledUp", "ScaledDown")]
     return [f"{e['reason']:10} {e['message']}" for e in sorted(found, key=lambda e: e["metadata"]["creationTimestamp"])]
 
@@ -219,8 +228,10 @@ def demo() -> None:
 
 
 def down() -> None:
-    """Remove what the demo made: from a cluster of the user's own, the release and the resource;
-    else the cluster itself.
+    """Remove everything that the demo created.
+
+    On a cluster of the user's own, this is the release and the resource; otherwise it is the
+    cluster itself.
     """
     cluster = Cluster()
     if is_external(cluster):

@@ -1,5 +1,6 @@
-"""kubectl and helm on the cluster that `e2e/cluster` made or found, and what the demo and the
-end-to-end tests look at.
+"""Calls of kubectl and helm on the cluster that `e2e/cluster` created or found.
+
+The module also has the helpers with which the demo and the end-to-end tests read objects.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ RELEASE, SYSTEM_NAMESPACE = "disagg", "disagg-system"
 
 
 class ClusterFailed(Exception):
-    """A step on the cluster failed; the message tells which, with its output."""
+    """Raised when a step on the cluster failed; the message names it and contains its output."""
 
 
 def cluster_environment() -> dict[str, str]:
-    """The environment that `e2e/cluster env` prints, on top of ours."""
+    """Return our environment with the variables that `e2e/cluster env` prints. Raises
+    ClusterFailed.
+    """
     out = subprocess.run([REPO / "e2e/cluster", "env"], capture_output=True, text=True, timeout=60, check=False)
     if out.returncode:
         raise ClusterFailed(f"e2e/cluster env: {out.stderr}")
@@ -34,14 +37,14 @@ def cluster_environment() -> dict[str, str]:
 
 
 class Cluster:
-    """One cluster, seen from one namespace. Every call has a deadline."""
+    """One cluster, as seen from one namespace. Every call has a deadline."""
 
     def __init__(self, environment: dict[str, str] | None = None, namespace: str = "default") -> None:
         self.environment = environment or cluster_environment()
         self.namespace = namespace
 
     def run(self, *argv: str | Path, timeout_s: float = 120, stdin: str | None = None, check: bool = True) -> str:
-        """Run a program; its standard output. Raises ClusterFailed."""
+        """Run a program and return its standard output. Raises ClusterFailed."""
         out = subprocess.run(
             [str(a) for a in argv],
             env=self.environment,
@@ -56,11 +59,11 @@ class Cluster:
         return out.stdout
 
     def kubectl(self, *argv: str | Path, timeout_s: float = 60, stdin: str | None = None, check: bool = True) -> str:
-        """In this namespace, unless `argv` names another."""
+        """Run kubectl in this namespace, unless `argv` names another one."""
         return self.run("kubectl", "-n", self.namespace, *argv, timeout_s=timeout_s, stdin=stdin, check=check)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        """One object, {} when it does not exist."""
+        """Return one object, or {} if it does not exist."""
         out = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
         return dict(json.loads(out)) if out.strip() else {}
 
@@ -69,8 +72,9 @@ class Cluster:
         return list(json.loads(self.kubectl("get", kind, *chosen, "-o", "json"))["items"])
 
     def install(self, say: Callable[[str], None], **values: str) -> None:
-        """`helm install` of the chart, or its upgrade; the CRDs first, since helm never upgrades
-        them.
+        """Install the chart with helm, or upgrade it.
+
+        The CRDs are applied first, because helm never upgrades them.
         """
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", REPO / "crds")
         operator = ("-n", SYSTEM_NAMESPACE, "deployment", f"{RELEASE}-operator")
@@ -78,12 +82,12 @@ class Cluster:
         sets = [part for name, value in values.items() for part in ("--set", f"{name.replace('__', '.')}={value}")]
         say("helm install disagg (CRDs, RBAC, operator)")
         self.run(
-            "helm", "upgrade", "--install", RELEASE, REPO / "helm/disagg", "--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait",
-            "--timeout", "120s", *sets, timeout_s=240,
+            "helm", "upgrade", "--install", RELEASE, REPO / "helm/disagg", "--namespace", SYSTEM_NAMESPACE,
+            "--create-namespace", "--wait", "--timeout", "120s", *sets, timeout_s=240,
         )  # fmt: skip
         if was_there:
-            # The images' names never change, so an upgrade may leave an operator that runs an older
-            # one.
+            # The names of the images never change, so an upgrade may leave an operator running with
+            # an older image.
             self.kubectl("rollout", "restart", *operator)
             self.kubectl("rollout", "status", *operator, "--timeout=120s", timeout_s=150)
 
@@ -95,7 +99,7 @@ class Cluster:
         interval_s: float = 0.5,
         detail: Callable[[], str] = str,
     ) -> None:
-        """Poll until `done()`. Raises ClusterFailed saying what was waited for."""
+        """Poll until `done()` is true. Raises ClusterFailed that names what was waited for."""
         deadline_s = time.monotonic() + timeout_s
         while not done():
             if time.monotonic() > deadline_s:
@@ -104,12 +108,12 @@ class Cluster:
 
 
 def conditions(resource: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Condition type -> condition."""
+    """Return the conditions by type."""
     return {c["type"]: c for c in resource.get("status", {}).get("conditions", [])}
 
 
 def is_true(resource: dict[str, Any], kind: str) -> bool:
-    """The condition is True, for the generation that the spec has now."""
+    """Return whether the condition is True for the current generation of the spec."""
     condition = conditions(resource).get(kind, {})
     return condition.get("status") == "True" and condition.get("observedGeneration") == resource["metadata"].get(
         "generation"

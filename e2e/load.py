@@ -1,5 +1,6 @@
-"""A bounded load on one OpenAI endpoint: so many requests at a time, until told to stop; every
-failure is kept.
+"""A bounded load on one OpenAI endpoint.
+
+It keeps a number of requests under way until it is told to stop, and records every failure.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import httpx
 
 @dataclass
 class Result:
-    """What came of a load. `ttft_s`: arrival to first text of each request."""
+    """The outcome of a load."""
 
     finished: int = 0
+    """The number of requests that ended with a whole answer."""
     failed: int = 0
+    """The number of requests that failed."""
     errors: list[str] = field(default_factory=list)
+    """The messages of the first 5 failures."""
     ttft_s: list[float] = field(default_factory=list)
+    """The seconds from the start of each finished request to its first text."""
 
     def failure(self, message: str) -> None:
         self.failed += 1
@@ -31,7 +36,7 @@ class Result:
 
 
 async def one(http: httpx.AsyncClient, url: str, body: dict[str, Any], result: Result) -> None:
-    """One streamed completion; it counts as finished only with a finish_reason and [DONE]."""
+    """Send one streamed completion; it counts as finished only with a finish_reason and [DONE]."""
     started_s, first_s, reason, done = time.monotonic(), 0.0, "", False
     try:
         async with http.stream("POST", f"{url}/v1/completions", json=body | {"stream": True}) as answer:
@@ -66,10 +71,10 @@ async def run(
     limit_s: float,
     interval_s: float = 1.0,
 ) -> tuple[Result, bool]:
-    """Keep `concurrency` requests under way until `until()` is true or `limit_s` is over; what runs
-    is then let finish.
+    """Keep `concurrency` requests under way until `until()` is true or `limit_s` has passed.
 
-    `body(i)` makes the i-th request. The second value tells whether `until()` became true.
+    Requests that still run then may finish. `body(i)` returns the i-th request. The second value of
+    the result tells whether `until()` became true.
     """
     result, stop, number = Result(), asyncio.Event(), iter(range(1_000_000))
     timeout = httpx.Timeout(120.0, connect=10.0)

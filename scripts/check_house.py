@@ -1,4 +1,7 @@
-"""Checks the rules of the house that no linter knows: lengths, names, docstrings, and the size of the CRDs."""
+"""Check the rules of the house that no linter knows.
+
+They limit lengths, the size of the CRDs, names and the openings of docstrings.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Draws a package as a house: its files and folders as rooms, on floors, with their imports as arrows.
+"""Draw a package as a house: its files and folders are rooms on floors, its imports are arrows.
 
-    python scripts/draw_house.py disagg_operator --out docs/house/operator.svg
-    python scripts/draw_house.py disagg_operator --wheel tests/releases/0.1.0/disagg-0.1.0-py3-none-any.whl --out ...
+    python scripts/draw_house.py disagg_operator --out docs/house/operator.svg [--wheel WHEEL]
 
-A room stands one floor above the highest room that it imports; rooms that import each other in a circle
-share a floor. `make drawings` draws all packages of today, and the operator as it was in release 0.1.0.
+A room is one floor above the highest room that it imports; rooms that import each other in a circle
+share a floor. `--wheel` draws the package of a release, such as
+tests/releases/0.1.0/disagg-0.1.0-py3-none-any.whl. `make drawings` draws all packages of today, and
+the operator as it was in release 0.1.0.
 """
 
 from __future__ import annotations

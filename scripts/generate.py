@@ -17,6 +17,7 @@ from tests.operator.desired.golden import golden_files  # noqa: E402  (the path 
 
 from disagg_operator.api import crdgen  # noqa: E402
 from disagg_wire.version import semver  # noqa: E402
+from scripts import settings_page  # noqa: E402
 
 CHART = ROOT / "helm/disagg/Chart.yaml"
 
@@ -37,8 +38,13 @@ def chart_files() -> dict[Path, str]:
     return {CHART: text}
 
 
+def settings_files() -> dict[Path, str]:
+    """Return the page that lists all settings."""
+    return {ROOT / "docs/settings.md": settings_page.page()}
+
+
 # To generate one more file, add a function that returns its path and the text that it must have.
-SOURCES: tuple[Callable[[], dict[Path, str]], ...] = (crd_files, chart_files, golden_files)
+SOURCES: tuple[Callable[[], dict[Path, str]], ...] = (crd_files, chart_files, golden_files, settings_files)
 
 
 def stale(sources: tuple[Callable[[], dict[Path, str]], ...] = SOURCES) -> dict[Path, str]:

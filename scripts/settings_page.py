@@ -1,4 +1,4 @@
-"""Writes docs/settings.md: every setting of the three processes, from their settings classes."""
+"""Write docs/settings.md: every setting of the three processes, from their settings classes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from disagg_worker.settings import Settings as WorkerSettings
 
 HEAD = """# Settings
 
-Each process reads its settings once, at start, from environment variables. An empty variable counts as not set. A
-variable that is missing or wrong ends the process with a message that names it.
+Each process reads its settings once, at start, from environment variables. A variable that is missing or wrong ends the
+process with a message that names it. The router and the worker take an empty variable for one that is not set.
 
 This page is generated from the settings classes by `make generate`; do not edit it.
 """
-OPERATOR = """The chart sets the images, the watched namespace, the log level and the folder of the decision log. The others keep
+OPERATOR = """\
+The chart sets the images, the watched namespace, the log level and the folder of the decision log. The others keep
 their defaults unless the operator's Deployment sets them.
 """
 ROUTER = """The operator sets those marked *operator*, from the resource or the cluster. The others keep their defaults.
 """
-WORKER = """The operator sets those marked *operator*, from the resource or from the pod; `spec.engine.env` must not contain them. The
-others can be set in `spec.engine.env`.
+WORKER = """\
+The operator sets those marked *operator*, from the resource or from the pod; `spec.engine.env` must not contain them.
+The others can be set in `spec.engine.env`.
 """
 
 

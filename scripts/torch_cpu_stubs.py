@@ -1,12 +1,13 @@
 """Build a small wheel that lets PyPI's CUDA build of torch run on a machine without a GPU.
 
-PyPI has no CPU-only torch for x86_64; the CUDA one pulls 2.5 GB of NVIDIA libraries. On a CPU they
-are loaded but never called, so a library that merely exports the same symbols (with the same GNU
-versions) is enough. The CUDA runtime, CUPTI and cuFile stay real: they run code when they are
-loaded. For tests and CPU images only, never for a GPU image.
+PyPI has no CPU-only torch for x86_64; the CUDA build pulls 2.5 GB of NVIDIA libraries. On a CPU
+they are loaded but never called, so a library that merely exports the same symbols (with the same
+GNU versions) is enough. The CUDA runtime, CUPTI and cuFile stay real, because they run code when
+they are loaded. The wheel is for tests and CPU images only, never for a GPU image.
 
-Usage: torch_cpu_stubs.py TORCH_LIB_DIR OUT_DIR   (needs gcc and readelf; prints the path of the
-wheel)
+Usage: torch_cpu_stubs.py TORCH_LIB_DIR OUT_DIR
+
+It needs gcc and readelf, and prints the path of the wheel.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import zipfile
 from pathlib import Path
 
 VERSION = "2.15.0"
-REAL = ("libcudart.so", "libcupti.so", "libcufile.so", "libcuda.so")  # the driver must stay absent: it means "no GPU"
+# The driver must stay absent, because its presence means that there is a GPU.
+REAL = ("libcudart.so", "libcupti.so", "libcufile.so", "libcuda.so")
 FOREIGN = re.compile(r"^lib(cu|nv|nccl)[A-Za-z_]*\.so")
 NVIDIA_SYMBOL = re.compile(
     r"^(cudnn|nccl|cusparseLt|cusparse|cublasLt|cublas|cufft|cusolver|nvrtc|nvshmem|nvJitLink|curand)"
 )
-# Where torch's libraries look (their RPATH), below site-packages.
+# The RPATH of torch's libraries, below site-packages.
 LIB_DIR = "nvidia/cu13/lib"
 
 
@@ -35,8 +37,10 @@ def _readelf(flag: str, path: Path) -> str:
 
 
 def needed_stubs(libs: list[Path]) -> set[str]:
-    """The sonames that torch's libraries need, that nothing of torch's own provides and that must
-    not be real.
+    """Return the sonames that need a stub.
+
+    Torch's libraries need them, none of torch's own libraries provides them, and they need not be
+    real.
     """
     own = {lib.name for lib in libs}
     needed = {name for lib in libs for name in re.findall(r"\(NEEDED\).*\[(.+?)\]", _readelf("-d", lib))}
@@ -44,7 +48,9 @@ def needed_stubs(libs: list[Path]) -> set[str]:
 
 
 def symbols_by_stub(libs: list[Path], stubs: set[str]) -> dict[str, dict[str, set[str]]]:
-    """{soname: {version or "": symbols}} of what torch expects the stubs to define."""
+    """Return {soname: {version or "": symbols}} with the symbols that torch expects from the
+    stubs.
+    """
     out: dict[str, dict[str, set[str]]] = {name: {} for name in sorted(stubs)}
     catch_all = sorted(stubs)[0]
     for lib in libs:
@@ -68,7 +74,7 @@ def symbols_by_stub(libs: list[Path], stubs: set[str]) -> dict[str, dict[str, se
 
 
 def build_stub(soname: str, versions: dict[str, set[str]], out: Path) -> None:
-    """Compile one shared library whose every symbol is an illegal instruction."""
+    """Compile one shared library in which every symbol is an illegal instruction."""
     names = sorted({n for group in versions.values() for n in group})
     asm = ".text\n" + "".join(f".globl {n}\n.type {n},@function\n{n}:\n" for n in names) + "ud2\n"
     asm += '.section .note.GNU-stack,"",@progbits\n'
@@ -81,7 +87,7 @@ def build_stub(soname: str, versions: dict[str, set[str]], out: Path) -> None:
 
 
 def write_wheel(libs: list[Path], out_dir: Path) -> Path:
-    """Pack the stubs as a wheel; the bytes depend on the inputs alone."""
+    """Pack the stubs as a wheel, whose bytes depend on the inputs alone."""
     wheel = out_dir / f"torch_cpu_stubs-{VERSION}-py3-none-linux_x86_64.whl"
     info = f"torch_cpu_stubs-{VERSION}.dist-info"
     files = {f"{LIB_DIR}/{lib.name}": lib.read_bytes() for lib in sorted(libs)}

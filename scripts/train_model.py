@@ -2,9 +2,9 @@
 has.
 
 The text is the standard library's own docstrings, as prose and as short question-and-answer chats,
-so that the model's answers are recognisable English about Python and end by themselves. It knows
+so that the model's answers are recognizable English about Python and end by themselves. It knows
 nothing else. Seed, data and schedule are fixed, so one version of Python and torch on one kind of
-CPU gives one checkpoint. 600 steps take about half an hour on one core.
+CPU results in one checkpoint. 600 steps take about half an hour on one core.
 
 Usage: train_model.py [--steps 600] [--out models/stdlib-llama]
 """
@@ -29,16 +29,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 SEED = 20260
 END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|assistant|>' + message['content'] + '<|end|>' }}"
-    "{% else %}{{ '<|user|>' + message['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|assistant|>' + message['content'] + '<|end|>' }}"
+    "{% else %}{{ '<|user|>' + message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 CONTEXT = 256
 BATCH = 16
 
 
 def documented_names() -> list[tuple[str, str]]:
-    """(qualified name, docstring) of everything documented in the standard library's sources;
-    nothing is imported.
+    """Return (qualified name, docstring) of everything documented in the standard library's
+    sources.
+
+    Nothing is imported.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     found: dict[str, str] = {}
@@ -69,7 +74,7 @@ def documented_names() -> list[tuple[str, str]]:
 
 
 def chats(docs: list[tuple[str, str]], rng: random.Random) -> list[str]:
-    """Question-and-answer pairs: a name and the first paragraph of its docstring."""
+    """Return question-and-answer pairs: a name and the first paragraph of its docstring."""
     out = []
     for name, doc in docs:
         answer = " ".join(doc.split("\n\n")[0].split())
@@ -87,7 +92,7 @@ def chats(docs: list[tuple[str, str]], rng: random.Random) -> list[str]:
 
 
 def train_tokenizer(texts: list[str], out: Path) -> Tokenizer:
-    """A byte-level BPE of 2,048 tokens, as Hugging Face lays it out."""
+    """Train a byte-level BPE of 2,048 tokens, and save it as Hugging Face lays it out."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -112,14 +117,13 @@ def train_tokenizer(texts: list[str], out: Path) -> Tokenizer:
 
 
 def save(model: LlamaForCausalLM, out: Path) -> None:
-    """bf16 weights, config and generation config; each file replaced whole."""
+    """Save bf16 weights, config and generation config; each file is replaced whole."""
     tensors = {
         n: p.detach().to(torch.bfloat16).contiguous() for n, p in model.state_dict().items() if n != "lm_head.weight"
     }
     save_file(tensors, out / "model.safetensors.tmp", metadata={"format": "pt"})
-    (out / "model.safetensors.tmp").chmod(
-        0o644
-    )  # safetensors makes it unreadable for anyone else, a worker's user included
+    # safetensors creates it unreadable for other users, including that of a worker.
+    (out / "model.safetensors.tmp").chmod(0o644)
     os.replace(out / "model.safetensors.tmp", out / "model.safetensors")
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -153,11 +157,13 @@ def save(model: LlamaForCausalLM, out: Path) -> None:
 
 
 def train(model: LlamaForCausalLM, data: torch.Tensor, steps: int, out: Path) -> None:
-    """AdamW with warm-up and cosine decay over that many steps; a checkpoint every 100."""
+    """Train for `steps` steps with AdamW, warm-up and cosine decay; save a checkpoint every 100
+    steps.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
     generator = torch.Generator().manual_seed(SEED)
     for step in range(steps):
-        # Some long sequences, so that positions up to the limit have been seen.
+        # Some sequences are long, so that positions up to the limit have been seen.
         context, batch = (1024, BATCH // 4) if step % 12 == 11 else (CONTEXT, BATCH)
         rate = 2e-3 * min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:

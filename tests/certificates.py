@@ -1,4 +1,4 @@
-"""Certificates for servers of a test."""
+"""Certificates for the servers of tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Certificate:
-    """A self-signed one, its own authority."""
+    """A self-signed certificate, which is its own authority."""
 
     crt: Path
     key: Path
@@ -26,11 +26,12 @@ class Certificate:
 
 
 def certificate(folder: Path, name: str = "tls", subject: str = "IP:127.0.0.1,DNS:localhost") -> Certificate:
-    """Made anew each time."""
+    """Create a new certificate and its key."""
     made = Certificate(folder / f"{name}.crt", folder / f"{name}.key")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", f"/CN={name}", "-addext", f"subjectAltName={subject}", "-keyout", str(made.key), "-out", str(made.crt)],
+         "-subj", f"/CN={name}", "-addext", f"subjectAltName={subject}", "-keyout", str(made.key),
+         "-out", str(made.crt)],
         check=True, capture_output=True, timeout=30,
     )  # fmt: skip
     return made

@@ -2,8 +2,8 @@
 
 `default` is for developers, `ci` takes the same examples in every run of the same code, and `long`
 searches ten times as far. HYPOTHESIS_PROFILE chooses one; if it is not set, `ci` is used where CI
-is set, and `default` elsewhere. Pytest's --hypothesis-profile takes precedence over both. A number
-of examples that a test states itself holds in every profile.
+is set, and `default` elsewhere. Pytest's --hypothesis-profile takes precedence over both. A test
+that states its own number of examples passes it to `examples`, so that `long` multiplies it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ PROFILES = {
     "ci": settings(DEFAULT, derandomize=True, database=None),
     "long": settings(DEFAULT, max_examples=1_000),
 }
+TIMES_LONGER = 10
 
 
 def chosen(environment: dict[str, str]) -> str:
@@ -33,3 +34,8 @@ def load() -> None:
     for name, profile in PROFILES.items():
         settings.register_profile(name, profile)
     settings.load_profile(chosen(dict(os.environ)))
+
+
+def examples(number: int) -> int:
+    """Return the number of examples of a property: `number`, or ten times as many in `long`."""
+    return number * (TIMES_LONGER if settings.get_current_profile_name() == "long" else 1)

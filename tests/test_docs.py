@@ -1,5 +1,6 @@
-"""What the documents say is true of the repository: YAML blocks are valid resources, named commands
-and files exist.
+"""Tests that the documents agree with the repository.
+
+YAML blocks are valid resources, and the commands and files that are named exist.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ def test_where_a_change_goes_names_files_that_exist() -> None:
 
 
 def test_the_policy_is_used_alone_as_the_page_on_autoscaling_shows() -> None:
-    """Without site-packages: the standard library is enough."""
+    """The standard library is enough: the policy runs without site-packages."""
     (block,) = re.findall(r"```python\n(.*?)```", (REPO / "docs/autoscaling.md").read_text(), re.DOTALL)
-    argv = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(REPO / 'operator')!r})\n{block}"]
+    paths = [str(REPO / "operator"), str(REPO / "worker")]
+    argv = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {paths!r}\n{block}"]
     found = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
     moves = [
         re.fullmatch(r"(\d+) s: (\d)\+(\d) -> (\d)\+(\d): prefill: .+; decode: .+", line)

@@ -1,6 +1,6 @@
-"""The files of examples/hpa name series and metrics that exist, and each other's.
+"""Tests that the files of examples/hpa name series and metrics that exist, and each other's.
 
-End to end they are run by tests/e2e/test_hpa.py.
+tests/e2e/test_hpa.py runs them end to end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def rules() -> dict[str, Any]:
 
 
 def given(rule: dict[str, Any]) -> str:
-    """The name of the metric that a rule gives."""
+    """Return the name of the metric that a rule provides."""
     return str(rule.get("name", {}).get("as") or rule["seriesQuery"].partition("{")[0])
 
 

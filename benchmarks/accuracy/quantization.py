@@ -1,11 +1,12 @@
-"""What each quantisation costs in accuracy: cross-entropy and greedy agreement of the trained model
-on text that it has not read.
+"""The cost of each quantization in accuracy, on text that the trained model has not read.
+
+It is measured as cross-entropy and greedy agreement.
 
     python -m benchmarks.accuracy.quantization [--out benchmarks/results]
 
-Weights alone are quantised, as at load (engine setting `quantization`). `reference` computes in
-plain torch in float32 on the weights' exact values, so that the change is the weights' alone;
-`kernels` is what a CPU worker runs, with the KV cache in bfloat16.
+Only weights are quantized, as at load (engine setting `quantization`). `reference` computes in
+plain torch in float32 on the exact values of the weights, so that the change is caused by the
+weights alone; `kernels` is what a CPU worker runs, with the KV cache in bfloat16.
 """
 
 from __future__ import annotations
@@ -36,15 +37,18 @@ TEXTS, LEAST_TOKENS, MOST_TOKENS = 64, 96, 512
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """kind: none, int8, int4, fp8; group: inputs that share a scale. kernels: by the CPU kernels,
-    else by plain torch in float32.
-    """
+    """One way of storing and computing the weights."""
 
     name: str
+    """The name in the report."""
     dtype: torch.dtype = torch.bfloat16
+    """The data type of the model."""
     kind: str = "none"
+    """The quantization: "none", "int8", "int4" or "fp8"."""
     group: int = 0
+    """The number of inputs that share a scale."""
     kernels: bool = False
+    """Whether the CPU kernels compute; otherwise plain torch does, in float32."""
 
 
 VARIANTS = (
@@ -59,7 +63,7 @@ VARIANTS = (
 
 
 class Quantized:
-    """Implements WeightSource: as model.quantization does it, with a group size that is given.."""
+    """A WeightSource that quantizes as model.quantization does, with a given group size."""
 
     def __init__(self, source: WeightSource, variant: Variant) -> None:
         self._source, self._variant = source, variant
@@ -78,14 +82,14 @@ class Quantized:
 def network(variant: Variant, config: ModelConfig) -> Decoder:
     backend: Backend = select("cpu", 1) if variant.kernels else PlainBackend(torch.device("cpu"))
     with Checkpoint(MODEL, None) as checkpoint:
-        # Plain torch computes in the model's dtype: float32 holds every stored value.
+        # Plain torch computes in the data type of the model; float32 holds every stored value.
         source = FloatWeights(checkpoint, config, variant.dtype if variant.kernels else torch.float32, Shard())
         return Decoder(config, Quantized(source, variant), backend, MOST_TOKENS)
 
 
 @torch.inference_mode()
 def logits(net: Decoder, ids: list[int], cache: torch.Tensor) -> torch.Tensor:
-    """[tokens, vocab], of every position of one text."""
+    """Return the logits of every position of one text, [tokens, vocab]."""
     at, size = torch.arange(len(ids)), cache.shape[4]
     table = torch.arange(-(-len(ids) // size))
     return net.forward(Batch(torch.tensor(ids), at, at, at, (Chunk(0, len(ids), 0, table),)), cache)
@@ -94,8 +98,10 @@ def logits(net: Decoder, ids: list[int], cache: torch.Tensor) -> torch.Tensor:
 def evaluate(
     variant: Variant, texts: list[list[int]], reference: list[torch.Tensor] | None
 ) -> tuple[dict[str, Any], list[torch.Tensor]]:
-    """Cross-entropy (nats a token) over all texts, and how often the likeliest token is the
-    reference's.
+    """Return the figures of a variant, and the likeliest tokens of each text.
+
+    The figures are the cross-entropy (nats per token) over all texts, and how often the likeliest
+    token is that of the reference.
     """
     config = load_config(MODEL)
     net = network(variant, config)

@@ -1,5 +1,6 @@
-"""Text that the bundled model has not read: the docstrings of packages outside the standard
-library, as pinned by requirements/.
+"""Text that the bundled model has not read.
+
+It consists of the docstrings of packages outside the standard library, as pinned by requirements/.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ PACKAGES = ("numpy", "networkx", "aiohttp", "jinja2", "pydantic", "starlette", "
 
 
 def docstrings(package: str) -> Iterator[str]:
-    """Of modules, classes and functions, file by file."""
+    """Yield the docstrings of modules, classes and functions, file by file."""
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for path in sorted(Path(folder).rglob("*.py")):
@@ -30,8 +31,9 @@ def docstrings(package: str) -> Iterator[str]:
 
 
 def held_out(texts: int, least_tokens: int, most_tokens: int) -> list[list[int]]:
-    """Token ids of so many docstrings, from all packages in turn, each of `least_tokens` or more
-    and cut to `most_tokens`.
+    """Return the token ids of `texts` docstrings, from all packages in turn.
+
+    Each has at least `least_tokens` and is cut to `most_tokens`.
     """
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     sources = [docstrings(p) for p in PACKAGES if importlib.util.find_spec(p)]

@@ -1,8 +1,8 @@
-"""Traces to cross-validate on: the days before a trace, rebuilt from the minutes of its history.
+"""Traces for cross-validation: the days before a trace, rebuilt from the minutes of its history.
 
-Each minute gets as many requests as it had, with gaps drawn from a gamma distribution of the
-trace's own variation, and whole requests' lengths, taken from the trace's minute that was most like
-it and scaled to the minute's sums.
+Each minute gets as many requests as it had. The gaps are drawn from a gamma distribution with the
+trace's own variation. The lengths are those of whole requests from the minute of the trace that was
+most similar, scaled to the sums of the minute.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from disagg_operator.simulation.traces import Trace
 
 _MINUTE_S = 60.0
 _DAY_S = 86_400.0
-_GAPS = 500  # so many gaps have one rate
+_GAPS = 500  # this many gaps count as having one rate
 
 
 @dataclass(frozen=True)
 class _Minutes:
-    """Of a trace: requests [first, last) of each minute that has some, and the logs of their mean
+    """The minutes of a trace that have requests.
+
+    Minute i has the requests [first[i], last[i]); `means` holds the logarithms of their mean
     lengths.
     """
 
@@ -32,8 +34,9 @@ class _Minutes:
 
 
 def day(trace: Trace, past: list[Minute], back: int, seed: int = 0) -> tuple[Trace, list[Minute]]:
-    """The day that began `back` days before the trace did, and the history before it, both on that
-    day's clock.
+    """Return the day that began `back` days before the trace, and the history before that day.
+
+    Both are on the clock of that day.
     """
     random = np.random.default_rng(seed + back)
     minutes = [replace(m, at_s=m.at_s + back * _DAY_S) for m in past]
@@ -55,8 +58,9 @@ def day(trace: Trace, past: list[Minute], back: int, seed: int = 0) -> tuple[Tra
 
 
 def gap_variation(trace: Trace) -> float:
-    """Coefficient of variation of the gaps between requests while the rate is as it is: the daily
-    shape has no part in it.
+    """Return the coefficient of variation of the gaps between requests at a constant rate.
+
+    The daily shape of the rate has no part in it.
     """
     gaps = np.diff(trace.arrival_s)
     rows = gaps[: len(gaps) // _GAPS * _GAPS].reshape(-1, _GAPS) if len(gaps) >= _GAPS else gaps[None, :]

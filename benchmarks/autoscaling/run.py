@@ -1,12 +1,14 @@
-"""Every policy on every trace, against what foresight would cost; then the predictive one on other
-days, and its hard variants.
+"""The benchmark of autoscaling.
+
+It runs every policy on every trace and compares the cost with that of foresight, and then runs the
+predictive policy on other days and in difficult variants.
 
     python -m benchmarks.autoscaling.run --traces DIR [--out benchmarks/results]
 
-Writes autoscaling.md and autoscaling.json. Runs whose code and trace have not changed are taken
-from `--cache`. The rules are those of `Setup`'s defaults: 70B on 4 H100, cold start 60 to 180 s,
-values one scrape of 15 s old, 1 to 40 workers a pool; TTFT within max(1 s, 5 x alone), TPOT within
-60 ms. One configuration for all traces.
+It writes autoscaling.md and autoscaling.json. Runs whose code and trace have not changed are taken
+from `--cache`. The rules are the defaults of `Setup`: 70B on 4 H100, cold start 60 to 180 s, values
+one scrape of 15 s old, 1 to 40 workers per pool; TTFT within max(1 s, 5 x alone), TPOT within 60
+ms. All traces have one configuration.
 """
 
 from __future__ import annotations
@@ -41,11 +43,11 @@ CASES = {
     "mooncake_conversation": 2,
 }
 LARGE = "servegen_m-large_d4"
-# The days before, rebuilt from minutes: `days`. The policy's constants were chosen with the days -1
-# and -3 in view; -2 was kept apart.
+# The days before are rebuilt from minutes: `days`. The constants of the policy were chosen with the
+# days -1 and -3 in view; -2 was held out.
 OTHER_DAYS = [f"{trace} -{back}" for trace in (LARGE, "servegen_m-mid_d4") for back in (1, 2, 3)]
 SHORT = "azure2023_conv"
-EVENING_S = (72_000.0, 72_900.0)  # fifteen minutes on m-large's evening ramp
+EVENING_S = (72_000.0, 72_900.0)  # fifteen minutes on the evening ramp of m-large
 
 
 def _times(factor: float) -> profiles.Profile:
@@ -55,7 +57,7 @@ def _times(factor: float) -> profiles.Profile:
 
 
 BASE = "as above"
-# What is different in the cluster, and in the policy's settings.
+# (differences in the cluster, differences in the settings of the policy)
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     BASE: ({}, {}),
     "cold start 200 to 280 s": ({"cold_start_s": (200.0, 280.0)}, {}),
@@ -75,29 +77,31 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 WRONG_PROFILES = [name for name in VARIANTS if "profile given" in name or "not learned" in name]
 _ALSO_LARGE = "profile given: twice too fast"
 _ALSO_BY_DEADLINE = (BASE, "cold start 200 to 280 s", "no metrics for 15 minutes on the evening ramp")
-_STAYS_S = (0.0, 300.0)  # minimum stays that the plan with foresight tries
+_STAYS_S = (0.0, 300.0)  # the minimum stays that the plan with foresight tries
 KINDS = ("policy", "fluid", "oracle", "static")
 _CLOSER = "TTFT % | TPOT % | 5-minute windows under 95 % | worst window | pod starts | dropped | killed |"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One simulation.
-
-    `trace`: of CASES, with " -2" behind it for the day that began two days before; `kind`: policy,
-    static, oracle or fluid; `order`: of the prompts that wait.
-    """
+    """One simulation."""
 
     directory: Path
+    """The folder of the traces."""
     trace: str
+    """A trace of CASES, with " -2" appended for the day that began two days before."""
     kind: str
+    """One of "policy", "static", "oracle" and "fluid"."""
     policy: str = ""
+    """The name of the policy, if `kind` is "policy"."""
     variant: str = BASE
+    """The name of the variant."""
     order: str = FIRST_COME
+    """The order of waiting prompts."""
 
 
 def files(job: Job) -> tuple[Path, Path, int]:
-    """Trace, history (which need not be there) and how many days before."""
+    """Return the trace, its history (which need not exist) and how many days before it began."""
     name, _, back = job.trace.partition(" -")
     return job.directory / f"{name}.csv.gz", job.directory / f"{name}.history_1min.csv.gz", int(back or 0)
 
@@ -107,7 +111,7 @@ def copies(job: Job) -> int:
 
 
 def load(job: Job) -> tuple[traces.Trace, list[Minute] | None]:
-    """What arrives, and what is known of the time before."""
+    """Return the arrivals, and the known history before them."""
     requests, history, back = files(job)
     trace = traces.read(requests)
     past = policies.read_history(history) if history.is_file() else None
@@ -117,7 +121,7 @@ def load(job: Job) -> tuple[traces.Trace, list[Minute] | None]:
 
 
 def work(job: Job) -> tuple[Job, dict[str, Any]]:
-    """Do it; plain data."""
+    """Run the simulation, and return its job and its result as plain data."""
     trace, past = load(job)
     cluster, settings = VARIANTS[job.variant]
     setup = replace(Setup(profile_file.load("70b-h100-tp4")), queue_order=job.order, **cluster)
@@ -135,15 +139,17 @@ def work(job: Job) -> tuple[Job, dict[str, Any]]:
 
 
 def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
-    """`work`, unless the same code has done it on the same trace before."""
+    """Return the result of `work`, from the cache if the same code has run on the same trace
+    before.
+    """
     code, root = hashlib.sha256(), Path(disagg_operator.__path__[0])
     foreign = {"policy": "bounds.py"}.get(job.kind, "baselines.py")
     used = [path for path in root.glob("simulation/*.py") if path.name != foreign] + [
-        root / "planning/profile.py",
+        root / "performance/profile.py",
         Path(days.__file__),
     ]
     if job.policy == policies.PREDICTIVE:
-        used += root.glob("autoscaling/*.py")
+        used += root.glob("autoscaling/policy/*.py")
     for path in sorted(used):
         code.update(path.read_bytes())
     code.update(files(job)[0].read_bytes())
@@ -187,7 +193,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("build/autoscaling"))
     args = parser.parse_args()
     warm = Job(args.traces, SHORT, "policy", "KEDA (1, 48)")
-    work(warm)  # compiles the kernels into numba's cache
+    work(warm)  # this compiles the kernels into numba's cache
     results = []
     with ProcessPoolExecutor(args.processes) as pool:
         for job, result in pool.map(functools.partial(cached, args.cache), jobs(args.traces, tuple(args.kinds))):
@@ -213,7 +219,9 @@ def _cell(r: dict[str, Any]) -> str:
 
 
 def ratio(gpu_hours: float, attainment: float, reference: float) -> float:
-    """Cost against the reference, 40 times what lacks to 99 % on top."""
+    """Return the cost relative to the reference, multiplied by 1 + 40 * (0.99 - attainment) below
+    99 %.
+    """
     return gpu_hours / reference * (1 + 40 * max(0.0, 0.99 - attainment))
 
 
@@ -235,7 +243,7 @@ _ORDER_TEXTS = {
 
 
 def report(results: Results, alone_s: float) -> str:
-    """The tables, as Markdown."""
+    """Return the tables as Markdown."""
     lines = [
         "# Autoscaling: GPU-hours @ attainment %", "",
         f"Generated by `make bench-autoscaling`. {machine()}.", "",
@@ -276,13 +284,15 @@ def _is_ours(job: Job) -> bool:
 
 
 def _references(order: str, results: Results) -> dict[str, float]:
-    """The cheaper of the two plans with foresight of each trace."""
+    """Return the GPU-hours of the cheaper of the two plans with foresight, by trace."""
     hours = {(job.trace, job.kind): r["gpu_hours"] for job, r in results if job.order == order}
     return {t: min(hours[t, k] for k in ("static", "oracle") if (t, k) in hours) for t in CASES}
 
 
 def _comparison(order: str, results: Results) -> list[str]:
-    """Every policy on every trace, and ours closer."""
+    """Return the table of every policy on every trace, and that of the predictive policy in
+    detail.
+    """
     by = {
         (job.trace, job.kind, job.policy): r
         for job, r in results
@@ -333,7 +343,7 @@ def _other_days(results: Results) -> list[str]:
 
 
 def _variants(title: str, trace: str, order: str, results: Results) -> list[str]:
-    """A table of the predictive policy's variants on one trace."""
+    """Return a table of the variants of the predictive policy on one trace."""
     reference = _references(order, results)[trace]
     lines = [
         "",

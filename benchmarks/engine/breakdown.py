@@ -1,7 +1,9 @@
-"""Where a step's time goes: the same kernels in the same order as the engine runs them, each call
-timed by the processor time it takes.
+"""A breakdown of the time of a step.
 
-python -m benchmarks.engine.breakdown [--dtype bfloat16] [--quantization none]
+The kernels run in the order in which the engine runs them, and the processor time of each call is
+measured.
+
+    python -m benchmarks.engine.breakdown [--dtype bfloat16] [--quantization none]
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _SIZE = 16
 
 
 class Timed:
-    """Implements api.Backend: another backend, its calls timed by kind."""
+    """A Backend that measures the calls of another one by kind."""
 
     def __init__(self, inner: Backend) -> None:
         self._inner = inner
@@ -101,7 +103,7 @@ def main() -> None:
     network = load_network(folder, config, dtype, backend, quantization=arguments.quantization).network
     cache = torch.zeros(512, config.layers, 2, config.kv_heads, _SIZE, config.head_dim, dtype=dtype)
     ask_for_huge_pages(cache)
-    cache.normal_()  # memory that nothing has written to is one page for all
+    cache.normal_()  # memory that nothing has written to is one shared page
     cases = {
         "decode 1x128": decode_batch(1, 128),
         "decode 1x1024": decode_batch(1, 1024),

@@ -1,7 +1,8 @@
-"""What every measured engine does: one process each, asked by lines of JSON on stdin, answering on
-what was its stdout.
+"""The protocol of every measured engine.
 
-Only the standard library is used here: peers run this in environments of their own.
+Each is a process that reads requests as lines of JSON from stdin and answers on its original
+stdout. Only the standard library is used here, because the other engines run this in environments
+of their own.
 """
 
 from __future__ import annotations
@@ -17,24 +18,25 @@ from typing import Any, Protocol
 
 
 class Engine(Protocol):
-    """One thread, one model, greedy.
+    """An engine with one thread and one model that decodes greedily.
 
-    A timing is a list of (wall seconds, processor seconds), one a step.
+    A timing is a list of (wall seconds, processor seconds), one for each step.
     """
 
     def prefill(self, prompt: list[int]) -> list[tuple[float, float]]:
-        """One step: from the prompt to its first token."""
+        """Run one step: from the prompt to its first token."""
 
     def decode(self, prompts: list[list[int]], steps: int) -> list[tuple[float, float]]:
-        """`steps` steps that each make one more token of every prompt; computing the prompts is not
-        counted.
+        """Run `steps` steps, each of which generates one more token of every prompt.
+
+        The computation of the prompts does not count.
         """
 
     def greedy(self, prompt: list[int], tokens: int) -> list[int]:
-        """The likeliest continuation."""
+        """Return the likeliest continuation."""
 
     def facts(self) -> dict[str, Any]:
-        """Versions, and what only this engine knows of its last timing."""
+        """Return versions, and facts about the last timing that only this engine knows."""
 
 
 def now() -> tuple[float, float]:
@@ -46,7 +48,7 @@ def between(marks: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def prompts(batch: int, length: int, vocabulary: int, seed: int) -> list[list[int]]:
-    """Random tokens: nothing to find in a prefix cache."""
+    """Return random tokens, so that there is nothing to find in a prefix cache."""
     draw = random.Random(seed)
     return [[draw.randrange(1, vocabulary) for _ in range(length)] for _ in range(batch)]
 
@@ -63,14 +65,18 @@ def _answer(engine: Engine, ask: dict[str, Any]) -> Any:
 
 
 def serve(make: Callable[[str, dict[str, Any]], Engine]) -> None:
-    """argv: the model, and options as JSON. Says `null` when the model is loaded."""
-    # What libraries print must not mix with the answers.
+    """Answer requests until stdin ends.
+
+    The arguments of the process are the model, and options as JSON. It prints `null` when the model
+    is loaded.
+    """
+    # The output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     engine = make(sys.argv[1], json.loads(sys.argv[2]))
     print("null", file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(_answer(engine, json.loads(line))), file=answers, flush=True)
-    # Some libraries wait for ever when they are taken down in order.
+    # Some libraries wait forever when they are shut down in order.
     answers.close()
     os._exit(0)

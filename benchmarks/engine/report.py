@@ -1,4 +1,4 @@
-"""The table of run.py. PURE."""
+"""The table of run.py."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def _rate(case: str, step_s: float) -> float:
 
 
 def kv_bytes(case: str, itemsize: int) -> float:
-    """What a decode step reads of the cache."""
+    """Return the bytes of the KV cache that a decode step reads."""
     batch, context = map(int, case.split()[1].split("x"))
     c = model.CONFIG
     return float(2 * c["num_hidden_layers"] * c["num_key_value_heads"] * c["head_dim"] * itemsize * batch * context)
 
 
 def _shares(part: str, found: dict[str, Any]) -> list[str]:
-    """How near our engine is to the roofs."""
+    """Return the rows that compare our engine with the roof lines."""
     lines = []
     gb_per_s = found["roofs"]["read_gb_per_s"]
     for name, cases in found["step_s"].items():
@@ -45,9 +45,8 @@ def _shares(part: str, found: dict[str, Any]) -> list[str]:
             else:
                 least_s = found["roofs"][f"products_{case.split('x')[1]}_s"]
                 roof = f"torch.matmul of the same products: {1e3 * least_s:.1f} ms"
-            lines.append(
-                f"| {name} | {case} | {1e3 * times['cpu']:.2f} ms | {roof} | {100 * least_s / times['cpu']:.0f} % | {over} |"
-            )
+            share = f"{100 * least_s / times['cpu']:.0f} %"
+            lines.append(f"| {name} | {case} | {1e3 * times['cpu']:.2f} ms | {roof} | {share} | {over} |")
     return lines
 
 

@@ -1,5 +1,6 @@
-"""What the machine can do at most, measured in the same run: bytes read from memory, products of
-matrices by torch. One thread.
+"""The limits of the machine, measured in the same run with one thread.
+
+They are the bytes read from memory and the products of matrices with torch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _SOURCE = Path(__file__).with_name("roof.cpp")
 
 
 def read_gb_per_s(n_bytes: int) -> float:
-    """The best of several ways of reading so many bytes once."""
+    """Return the best rate of several ways of reading `n_bytes` once."""
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/roof"
         subprocess.run(["g++", "-O3", "-march=native", "-w", str(_SOURCE), "-o", program], check=True, timeout=60)
@@ -43,9 +44,10 @@ def _products(x: torch.Tensor, weights: list[torch.Tensor]) -> None:
 
 
 def products_s(config: dict[str, Any], tokens: int, dtype: torch.dtype, times: int = 5) -> float:
-    """The time that torch.matmul takes for the products of one prefill, and nothing else: every
-    matrix of every layer, the head for one row, and attention's two products, of which half is
-    counted since half is masked.
+    """Return the seconds that torch.matmul takes for the products of one prefill, and nothing else.
+
+    They are every matrix of every layer, the head for one row, and the two products of attention,
+    of which half is counted because half is masked.
     """
     torch.set_num_threads(1)
     h, inner, d = config["hidden_size"], config["intermediate_size"], config["head_dim"]
@@ -53,7 +55,8 @@ def products_s(config: dict[str, Any], tokens: int, dtype: torch.dtype, times: i
     qkv = (heads + 2 * config["num_key_value_heads"]) * d
     total = 0.0
     for out, inputs in ((qkv, h), (h, heads * d), (2 * inner, h), (h, inner)):
-        # One weight a layer: a matrix that stays in the cache is no model.
+        # There is one weight for each layer: a matrix that stays in the cache would not be
+        # realistic.
         weights = [torch.randn(out, inputs).to(dtype) for _ in range(layers)]
         x = torch.randn(tokens, inputs).to(dtype)
         total += _median_s(partial(_products, x, weights), times)

@@ -1,12 +1,14 @@
-"""Our engine beside vLLM, llama.cpp and transformers on one processor core: the same random 88M
-Llama, decode and prefill.
+"""Our engine compared with vLLM, llama.cpp and transformers on one processor core.
+
+All decode and prefill the same random Llama of 88M weights.
 
     python -m benchmarks.engine.run [--part bf16] [--rounds 3] [--out benchmarks/results]
 
-Every engine has one thread, pinned to the same core, and idles while another is asked. Each round
-asks all engines for a case before the next case; values are medians over rounds (prefill) or steps
-(decode), by processor time and by wall clock. The first round warms up. Parts are measured one
-after another, each beside the machine's roofs; the table is written anew after each.
+Every engine has one thread, pinned to the same core, and idles while another one is asked. Each
+round asks all engines for a case before the next case. Values are medians over rounds (prefill) or
+steps (decode), in processor time and in wall-clock time. The first round is a warm-up. Parts are
+measured one after another, each together with the roof lines of the machine; the table is written
+again after each.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from benchmarks.engine.process import Process
 from benchmarks.machine import machine
 
 PARTS = ("bf16", "fp32", "integers")
-# do, batch, context, steps
+# (what to do, batch, context in tokens, steps)
 CASES = (
     ("prefill", 1, 128, 1),
     ("prefill", 1, 1024, 1),
@@ -64,7 +66,9 @@ def contenders(part: str) -> list[Contender]:
 
 
 def prepare(name: str) -> Path:
-    """The random model in a dtype, as a GGUF, or as a GGUF that llama.cpp's own tool quantised."""
+    """Return the random model in a dtype, as a GGUF, or as a GGUF quantized by llama.cpp's own
+    tool.
+    """
     folder = peers.cache() / "models"
     for dtype in (torch.float32, torch.bfloat16):
         plain = str(dtype).removeprefix("torch.")
@@ -77,8 +81,9 @@ def prepare(name: str) -> Path:
     target = folder / f"random-88m-{name}"
     if not target.exists():
         code = (
-            "import sys, llama_cpp as c; p = c.llama_model_quantize_default_params(); p.ftype = int(sys.argv[3]); p.nthread = 1; \
-sys.exit(c.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), p))"
+            "import sys, llama_cpp as c; p = c.llama_model_quantize_default_params();"
+            " p.ftype = int(sys.argv[3]); p.nthread = 1;"
+            " sys.exit(c.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), p))"
         )
         source, kind = folder / "random-88m-float32.gguf", {"q8_0.gguf": "7", "q4_0.gguf": "2"}[name]
         part = target.with_suffix(".part")
@@ -93,9 +98,9 @@ sys.exit(c.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), p))"
 
 
 def weight_bytes(part: str, name: str) -> float:
-    """What one step reads.
+    """Return the bytes of weights that one step reads.
 
-    Integers: a scale and a zero of 4 bytes each for 128 weights, and a bfloat16 head.
+    Integers have a scale and a zero point of 4 bytes each for 128 weights, and a bfloat16 head.
     """
     count = model.matrices(model.CONFIG)
     if part != "integers":
@@ -165,7 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    # One core for all: what runs beside us is then the machine's own business.
+    # All engines use one core, so anything that runs on the others does not matter.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     store = arguments.out / "engine.json"
     arguments.out.mkdir(parents=True, exist_ok=True)

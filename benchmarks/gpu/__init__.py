@@ -1,1 +1,3 @@
-"""The engine's speed on a GPU beside what the GPU can do, measured in the same run."""
+"""The speed of the engine on a GPU, compared with the limits of the GPU measured in the same
+run.
+"""

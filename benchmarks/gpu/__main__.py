@@ -1,8 +1,10 @@
-"""`python -m benchmarks.gpu`: roof lines, decode, prefill, attention; prints a table and writes it
-to benchmarks/results/gpu.md.
+"""The program `python -m benchmarks.gpu`: roof lines, decode, prefill and attention.
 
---small: a tiny model, to see that the script itself works where there is no GPU (the kernels are
-interpreted, the times mean nothing). Exit status 1 when a goal is missed.
+It prints a table and writes it to benchmarks/results/gpu.md. The exit status is 1 if a goal is
+missed.
+
+With --small it uses a tiny model, to check that the script itself works where there is no GPU: the
+kernels are interpreted, and the times mean nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "gpu.md"
 
 
 class Report:
-    """Lines of markdown, and whether every goal was met."""
+    """The lines of Markdown, and whether every goal was met."""
 
     def __init__(self, keep: bool) -> None:
         self.lines: list[str] = []
@@ -53,9 +55,10 @@ class Report:
 def _decode(
     r: Report, c: ModelConfig, small: bool, device: torch.device, bytes_per_s: float, quantization: Quantization
 ) -> None:
-    """Bytes: all weights but the embedding once, and every sequence's KV.
+    """Measure decode steps.
 
-    Their time at the roof line over the time of a step.
+    A step moves all weights except the embedding once, and the KV of every sequence. The figure is
+    the time of these bytes at the roof line relative to the time of a step.
     """
     length, sizes = (40, (1, 2)) if small else (1024, (1, 2, 4, 8, 16, 32, 64))
     dtype = torch.float16 if small else torch.bfloat16
@@ -75,9 +78,8 @@ def _decode(
         step_s = seconds(partial(program, batch, cache), device)
         moved = weights + n * length * 2 * c.layers * c.kv_heads * c.head_dim * cache.element_size()
         share = moved / step_s / bytes_per_s
-        r.line(
-            f"| {n} | {1e3 * step_s:.2f} | {n / step_s:.0f} | {moved / step_s / 1e9:.0f} | {r.judged(share, DECODE_GOAL)} |"
-        )
+        figures = f"{1e3 * step_s:.2f} | {n / step_s:.0f} | {moved / step_s / 1e9:.0f}"
+        r.line(f"| {n} | {figures} | {r.judged(share, DECODE_GOAL)} |")
 
 
 @torch.inference_mode()

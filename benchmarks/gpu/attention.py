@@ -1,5 +1,7 @@
-"""Our decode attention beside others over the same keys: torch's SDPA and FlexAttention (on KV that
-lies together: they can't page, so this is their best case), and FlashInfer where it is installed.
+"""Our decode attention compared with others over the same keys.
+
+The others are SDPA and FlexAttention of torch, on contiguous KV, because they do not support pages
+(this is their best case), and FlashInfer if it is installed.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ def rows(
     device: torch.device,
     processors: int,
 ) -> Iterator[tuple[str, float | None]]:
-    """(name, seconds); None: not there or not able, whose reason is in the name."""
+    """Yield (name, seconds).
+
+    The seconds are None for a kernel that is missing or not able; the name then contains the
+    reason.
+    """
     width = -(-length // block_size)
     cache = torch.randn(sequences * width, 1, 2, c.kv_heads, block_size, c.head_dim, device=device).to(dtype)
     tables = torch.randperm(sequences * width).view(sequences, width).to(device)

@@ -1,4 +1,4 @@
-"""How long something takes on the device: the median of repeats between events, after a warm-up."""
+"""Timing on the device: the median of repeats between events, after a warm-up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _WARM_UP, _BUDGET_S = 3, 1.0
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 20) -> float:
-    """At most `repeats` times, and no longer than about a second."""
+    """Return the median of at most `repeats` runs that take no longer than about a second
+    together.
+    """
     for _ in range(_WARM_UP):
         work()
     times: list[float] = []

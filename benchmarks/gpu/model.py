@@ -1,5 +1,6 @@
-"""A model of the shape of Llama 3.1 8B with random weights, made in the device's memory; no
-checkpoint is read.
+"""A model with the shape of Llama 3.1 8B and random weights.
+
+The weights are created in the memory of the device; no checkpoint is read.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def config(small: bool) -> ModelConfig:
 
 
 class RandomWeights:
-    """Implements WeightSource."""
+    """A WeightSource of random weights."""
 
     def __init__(self, shape: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         self._config, self._dtype, self._device = shape, dtype, device
@@ -76,7 +77,9 @@ def source(shape: ModelConfig, dtype: torch.dtype, device: torch.device, quantiz
 
 
 def decode_batch(sequences: int, length: int, block_size: int) -> Batch:
-    """Each sequence with blocks of its own; on the CPU, as the engine makes it."""
+    """Return a batch in which each sequence has its own blocks; it is on the CPU, as in the
+    engine.
+    """
     width = -(-length // block_size)
     tables = torch.randperm(sequences * width, generator=torch.Generator().manual_seed(1)).view(sequences, width)
     at = torch.full((sequences,), length - 1)

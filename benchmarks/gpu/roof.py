@@ -1,4 +1,4 @@
-"""What the device can do: bytes from its memory, and products of the model's matrices."""
+"""The limits of the device: bytes from its memory, and products of the model's matrices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from disagg_worker.model.config import ModelConfig
 
 
 def read_bytes_per_s(device: torch.device, n_bytes: int) -> float:
-    """The better of a copy (read and written) and a sum (read), over far more than the caches hold."""
+    """Return the better rate of a copy (read and written) and a sum (read).
+
+    Both use far more bytes than the caches hold.
+    """
     source = torch.randn(n_bytes // 4, device=device)
     target = torch.empty_like(source)
     copy_s = seconds(lambda: target.copy_(source), device)
@@ -21,7 +24,7 @@ def read_bytes_per_s(device: torch.device, n_bytes: int) -> float:
 
 
 def matrices(c: ModelConfig) -> Iterator[tuple[int, int]]:
-    """(outputs, inputs) of a layer's four products."""
+    """Yield (outputs, inputs) of the four products of a layer."""
     yield (c.heads + 2 * c.kv_heads) * c.head_dim, c.hidden_size
     yield c.hidden_size, c.heads * c.head_dim
     yield 2 * c.intermediate_size, c.hidden_size
@@ -29,7 +32,7 @@ def matrices(c: ModelConfig) -> Iterator[tuple[int, int]]:
 
 
 def matmul_flops_per_s(c: ModelConfig, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
-    """The best rate among the layer's own shapes, on random values."""
+    """Return the best rate among the shapes of a layer, on random values."""
     rates = []
     for outputs, inputs in matrices(c):
         x, w = (
@@ -41,7 +44,10 @@ def matmul_flops_per_s(c: ModelConfig, tokens: int, dtype: torch.dtype, device: 
 
 
 def prefill_flops(c: ModelConfig, tokens: int) -> float:
-    """Matrix products of all layers, causal attention, and the head for one row."""
+    """Return the operations of a prefill.
+
+    They are the matrix products of all layers, causal attention, and the head for one row.
+    """
     dense = 2 * tokens * sum(o * i for o, i in matrices(c))
     attention = 4 * c.heads * c.head_dim * tokens * (tokens + 1) / 2
     return c.layers * (dense + attention) + 2 * c.vocab_size * c.hidden_size

@@ -1,12 +1,14 @@
-"""Two workers on two processors that may be threads of one core: each computes as fast as ever,
-whatever the other does.
+"""Two workers on two processors that may be threads of one core.
 
-A virtual machine's processors often share a core, and always the memory's bandwidth: two that
-compute slow each other down as no two GPUs do. So the prefill worker has a processor to itself, all
-the rest the other one, and on both an idle-class process does, whenever nothing else runs, what the
-worker there does to memory and caches: a neighbour is always busy, and speeds are constant (and
-lower). Where the kernel shares out time by session first (autogroup), the idle class counts only
-within its own: so its session is made the least, too.
+Each computes at a constant speed, whatever the other does.
+
+The processors of a virtual machine often share a core, and always the bandwidth of the memory: two
+that compute slow each other down as no two GPUs do. So the prefill worker has a processor to
+itself, and everything else runs on the other one. On both processors, an idle-class process does
+the same to memory and caches as the worker there whenever nothing else runs. A neighbour is thus
+always busy, and speeds are constant (and lower). Where the kernel first shares out time by session
+(autogroup), the idle class counts only within its own session; so its session gets the lowest
+priority, too.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# As many bytes of weights as the model has, times a prefill batch or a few sequences.
+# The weights have as many bytes as those of the model, and the rows are those of a prefill batch or
+# of a few sequences.
 _SPIN = """
 import os, sys, torch
 parent = os.getppid()
@@ -35,16 +38,16 @@ _PREFILL_ROWS, _DECODE_ROWS = 192, 4
 
 
 def _least(pid: int) -> None:
-    """The process's session gets next to nothing while others want the processor."""
+    """Give the session of the process next to no time while others need the processor."""
     with suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text("19")
 
 
 @contextmanager
 def busy_neighbours() -> Iterator[tuple[int, int] | None]:
-    """Spinners on two processors, and this process (with all that it starts) on the second.
+    """Run spinners on two processors, and this process and its children on the second one.
 
-    None: there are no two.
+    Yields the two processors, or None if there are not two.
     """
     both = sorted(os.sched_getaffinity(0))[:2]
     if len(both) < 2:
@@ -66,7 +69,7 @@ def busy_neighbours() -> Iterator[tuple[int, int] | None]:
 def pin_prefill(parent: int, cpu: int) -> None:
     """Move the prefill worker, a child of `parent`, to a processor of its own.
 
-    Raises RuntimeError when there is none.
+    Raises RuntimeError if there is no such worker.
     """
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

@@ -1,15 +1,20 @@
-"""The simulator against the real stack: the same requests served by router, prefill and decode
-worker here, and by the simulator.
+"""The simulator compared with the real stack.
+
+The same requests are served by a router, a prefill worker and a decode worker here, and by the
+simulator.
 
     python -m benchmarks.validation.run profile          # a short measurement by `disagg profile`
-    python -m benchmarks.validation.run load NAME ...    # serve these loads (default: all) and keep what was measured
+    python -m benchmarks.validation.run load NAME ...    # serve these loads (default: all)
     python -m benchmarks.validation.run all              # both
-    python -m benchmarks.validation.run report           # simulate the same requests, write benchmarks/results/validation.md
+    python -m benchmarks.validation.run report           # simulate the same requests
 
-The parts may run one after the other, so that none takes the machine for long. Requests come at
-their own times (Poisson), whatever the answers do. The workers run with one thread each. The model
-has 88 million random weights: large enough that the two workers, not router and client on the same
-cores, make most of the times, and small enough for hundreds of requests in minutes.
+`load` keeps the measurements, and `report` writes benchmarks/results/validation.md. The parts may
+run one after the other, so that none takes the machine for long.
+
+Requests arrive at their own times (Poisson), regardless of the answers. The workers run with one
+thread each. The model has 88 million random weights: large enough that most of the time is spent in
+the two workers and not in router and client on the same cores, and small enough for hundreds of
+requests in minutes.
 """
 
 from __future__ import annotations
@@ -37,8 +42,8 @@ import yaml
 from benchmarks.machine import machine
 from benchmarks.validation.cores import busy_neighbours, pin_prefill
 from disagg_operator.autoscaling.policy.observation import Targets
-from disagg_operator.cli.measure import ServedEndpoint
 from disagg_operator.cli.processes import free_port
+from disagg_operator.cli.served_endpoint import ServedEndpoint
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
 from disagg_operator.planning.traffic import log_normal
@@ -49,7 +54,7 @@ from disagg_operator.simulation.traces import Trace
 _HERE = Path(__file__).parent
 _DISAGG = str(Path(sys.executable).with_name("disagg"))
 _START_S = 120.0
-_KV_BYTES = 2 * 12 * 4 * 64 * 2  # of a token
+_KV_BYTES = 2 * 12 * 4 * 64 * 2  # of one token
 _KV_TOKENS = (256 << 20) // _KV_BYTES  # in the default kvCacheSize
 _SHAPE = {"vocab_size": 2048, "eos_token_id": 0, "bos_token_id": None}
 _TOKENIZER = Path("models/stdlib-llama")
@@ -59,16 +64,20 @@ _IN_TIME = "first tokens in time %"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Mean and 99th percentile of lengths; `share` of the prefill worker's time that the prompts
-    take (0: all requests at once); `order` of the prompts that wait.
-    """
+    """A load on the stack."""
 
     share: float
+    """The share of the prefill worker's time that the prompts take; 0 for all requests at once."""
     prompt: tuple[float, float]
+    """The mean and the 99th percentile of prompt lengths, in tokens."""
     output: tuple[float, float]
+    """The mean and the 99th percentile of output lengths, in tokens."""
     seconds: float = 20.0
+    """The seconds during which requests arrive."""
     requests: int = 0
+    """The number of requests, or 0 for no limit."""
     order: str = FIRST_COME
+    """The order of waiting prompts."""
 
 
 LOADS = {
@@ -81,12 +90,14 @@ LOADS = {
     "all at once": Load(0.0, (160, 400), (40, 120), requests=60),
     **{f"chat 100 %, {order}": Load(1.0, (160, 400), (20, 60), seconds=60.0, order=order) for order in ORDERS},
 }
-_TTFT_S = 1.0  # the objective by which prompts are put in order: so long, or 5 times what a prompt takes alone
+# The objective by which prompts are ordered: this time, or 5 times that of the prompt alone.
+_TTFT_S = 1.0
 
 
 def requests(load: Load, profile: profiles.Profile, seed: int) -> Trace:
-    """Poisson arrivals of log-normal lengths, 16 to 900 tokens and 2 to 900 answered; the same for
-    the same seed.
+    """Return Poisson arrivals with log-normal lengths, the same for the same seed.
+
+    Prompts have 16 to 900 tokens, answers 2 to 900.
     """
     draw = random.Random(seed)
     kinds = [log_normal(*load.prompt, "prompt"), log_normal(*load.output, "output")]
@@ -119,7 +130,7 @@ def requests(load: Load, profile: profiles.Profile, seed: int) -> Trace:
 
 
 def model(folder: Path) -> Path:
-    """The checkpoint, made once."""
+    """Write the checkpoint unless it exists, and return its folder."""
     if not (folder / "config.json").is_file():
         from safetensors.torch import save_file
 
@@ -140,9 +151,9 @@ def model(folder: Path) -> Path:
 
 @contextmanager
 def stack(folder: Path, cpus: tuple[int, int] | None, order: str, profile: profiles.Profile | None) -> Iterator[str]:
-    """`disagg local` with the deployment; the base URL of its API.
+    """Run `disagg local` with the deployment, and yield the base URL of its API.
 
-    By the profile its router knows what a prompt takes alone.
+    From the profile, the router knows how long a prompt takes alone.
     """
     port = free_port()
     resource = yaml.safe_load((_HERE / "deployment.yaml").read_text())
@@ -188,7 +199,9 @@ def _wait(child: subprocess.Popen[bytes], url: str) -> None:
 
 
 async def serve(url: str, trace: Trace) -> dict[str, list[float]]:
-    """Send each request at its time. Times in s, from the trace's begin."""
+    """Send each request at its time, and return times in seconds from the beginning of the
+    trace.
+    """
     rows: list[tuple[float, float, float, float]] = []
     async with ServedEndpoint(url, None, None) as endpoint:
         await asyncio.gather(*(endpoint.ask(endpoint.prompt(64), 8) for _ in range(8)))
@@ -218,7 +231,7 @@ async def serve(url: str, trace: Trace) -> dict[str, list[float]]:
 
 
 def predict(trace: Trace, profile: profiles.Profile, order: str) -> dict[str, Any]:
-    """What the simulator says of the same requests on one worker of each kind."""
+    """Return the prediction of the simulator for the same requests on one worker of each kind."""
     setup = Setup(
         profile,
         ttft_least_s=_TTFT_S,
@@ -235,8 +248,10 @@ def predict(trace: Trace, profile: profiles.Profile, order: str) -> dict[str, An
 
 
 def figures(trace: Trace, times: dict[str, Any], profile: profiles.Profile) -> dict[str, float]:
-    """TTFT and TPOT in ms at the median and the 99th percentile, output tokens a second from the
-    first request to the last token, and the share of first tokens in time.
+    """Return the figures of one load.
+
+    They are TTFT and TPOT in ms at the median and the 99th percentile, output tokens per second
+    from the first request to the last token, and the share of first tokens in time.
     """
     sent, first, last = (np.asarray(times[name]) for name in ("sent_s", "first_s", "last_s"))
     many = trace.output_tokens > 1
@@ -251,7 +266,7 @@ def figures(trace: Trace, times: dict[str, Any], profile: profiles.Profile) -> d
 
 
 def report(folder: Path, out: Path, note: str) -> str:
-    """The table, as Markdown; written with all figures to `out`."""
+    """Write all figures and the table to `out`, and return the table as Markdown."""
     profile = profile_file.load(str(folder / "profile.json"))
     raw: dict[str, Any] = {"machine": machine(), "profile": asdict(profile), "loads": {}}
     head = ("TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "TPOT p99 ms", "tokens/s")
@@ -286,7 +301,9 @@ def report(folder: Path, out: Path, note: str) -> str:
 
 
 def _orders(loads: dict[str, Any]) -> list[str]:
-    """What the order of waiting prompts changes, where both were served."""
+    """Return what the order of waiting prompts changes, for loads that were served with both
+    orders.
+    """
     lines = []
     for name in (n for n in LOADS if LOADS[n].order != FIRST_COME and n in loads):
         other = name.replace(LOADS[name].order, FIRST_COME)
@@ -333,7 +350,7 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     file = args.folder / "profile.json"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack goes, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack is stopped, too
     if args.part == "report":
         print(report(args.folder, args.out, args.note))
         return

@@ -1,3 +1,4 @@
-"""A Kubernetes cluster for tests: the user's own, kind where a Docker engine answers, or one built
-from Go modules.
+"""A Kubernetes cluster for tests.
+
+It is the user's own, or one of kind if a Docker engine answers, or one built from Go modules.
 """

@@ -1,5 +1,6 @@
-"""What the cluster holds from the start: DNS's Service, rights for DNS and Multus, the network
-attachment's CRD.
+"""The objects that the cluster holds from the start.
+
+They are the Service of DNS, rights for DNS and Multus, and the CRD of network attachments.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def attachment_crd() -> Manifest:
 
 
 def _dns() -> list[Manifest]:
-    """CoreDNS runs on the node; a Service without a selector and a slice written by hand lead pods
-    there.
+    """Return the objects that lead pods to CoreDNS, which runs on the node.
+
+    They are a Service without a selector and an EndpointSlice for it.
     """
     labels = {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}
     protocols = (("dns", "UDP"), ("dns-tcp", "TCP"))
@@ -128,7 +130,7 @@ def apply(settings: Settings) -> None:
         kubectl(settings, "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
         return api_answers(settings)
 
-    # Right after its start the API server may still be creating `kube-system`.
+    # Right after it has started, the API server may still be creating `kube-system`.
     wait_for("the cluster's own objects to be applied", applied, timeout_s=60)
     crd = "crd/network-attachment-definitions.k8s.cni.cncf.io"
     kubectl(settings, "wait", "--for=condition=Established", "--timeout=30s", crd, timeout_s=45)

@@ -16,7 +16,7 @@ from localkube.settings import Settings
 from localkube.shell import locked
 
 _LOCK_TIMEOUT_S = 45 * 60
-# What does not change with the image store: programs, the base image, wheels.
+# These do not change with the image store: programs, the base image and wheels.
 _SHARED = ("programs", "base", "wheels")
 
 

@@ -1,5 +1,6 @@
-"""A stand-in for the Python base image, made of Debian packages: for machines that reach no image
-registry.
+"""A stand-in for the Python base image, made of Debian packages.
+
+It is for machines that cannot reach an image registry.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NOT_NEEDED = (
 )  # fmt: skip
 _PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONFIG: dict[str, object] = {"Env": [f"PATH={_PATH}", "LANG=C.UTF-8"], "Cmd": ["python3"]}
-# Changed by hand when the steps below change: the layout is kept under this name.
+# This is changed by hand when the steps below change, because the layout is kept under this name.
 _RECIPE = "2"
 _TIMEOUT_S = 900
 
@@ -40,8 +41,9 @@ def digest(settings: Settings) -> str:
 
 
 def _mirror() -> list[str]:
-    """The package source that apt itself uses for the suite; debootstrap's own default where apt
-    names none.
+    """Return the package source that apt itself uses for the suite.
+
+    It is empty if apt names none, and debootstrap then uses its default.
     """
     listed = run(["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"], check=False, timeout_s=30).stdout
     for line in listed.splitlines():
@@ -71,18 +73,18 @@ def _strip(root: Path) -> None:
 
 
 def _python_below_usr_local(root: Path) -> None:
-    """The real image's Python has the prefix /usr/local; Debian's own puts packages where `pip
-    --prefix` is not looked up.
+    """Give the image a Python with the prefix /usr/local, as the real image has it.
 
-    A virtual environment of exactly that prefix has the real image's layout, so the same Dockerfile
-    works with both.
+    Debian's own Python puts packages where `pip --prefix` is not looked up. A virtual environment
+    with exactly that prefix has the layout of the real image, so the same Dockerfile works with
+    both.
     """
     env = {"PATH": _PATH, "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
     run(["chroot", root, "/usr/bin/python3.11", "-m", "venv", "/usr/local"], env=env, timeout_s=180)
 
 
 def ensure(settings: Settings) -> Path:
-    """The layout's folder, made in about a minute when it is not there."""
+    """Return the folder of the layout; it is created, in about a minute, if it does not exist."""
     layout = layout_dir(settings)
     if (layout / "index.json").exists():
         return layout

@@ -17,7 +17,10 @@ _LOCK_TIMEOUT_S = 45 * 60
 
 
 def mode_of(settings: Settings) -> str:
-    """Which cluster is meant: the user's own, the one that is up, or the one that `up` would make."""
+    """Return the kind of cluster that is meant: "external", "kind" or "local".
+
+    It is the user's own, or else the one that is up, or else the one that `up` would create.
+    """
     if external_kubeconfig(settings) is not None:
         return "external"
     if settings.mode_file.exists():
@@ -86,7 +89,7 @@ def env_lines(settings: Settings) -> list[str]:
         group = gobuild.CLUSTER
         variables["PATH"] = f"{gobuild.programs_dir(settings, group) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
         variables["DISAGG_E2E_NIC"] = NIC
-        # The cluster's addresses are on this machine; a proxy could not reach them.
+        # The addresses of the cluster are on this machine, and a proxy could not reach them.
         no_proxy = [os.environ.get("NO_PROXY", ""), "172.30.0.0/16,10.244.0.0/16,10.96.0.0/16,127.0.0.1,localhost"]
         variables["NO_PROXY"] = variables["no_proxy"] = ",".join(dict.fromkeys(filter(None, no_proxy)))
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]

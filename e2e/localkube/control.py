@@ -1,5 +1,6 @@
-"""etcd, the API server, the controllers, the scheduler, cluster DNS and kube-proxy of the local
-cluster.
+"""The control plane of the local cluster.
+
+It consists of etcd, the API server, the controllers, the scheduler, cluster DNS and kube-proxy.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def etcd(settings: Settings) -> Daemon:
         str(program(settings, "bin/etcd")), f"--data-dir={settings.state}/etcd", "--name=disagg",
         f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
         f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=disagg={peer}",
-        # A test cluster may lose its last writes with the machine; waiting for the disk costs every
-        # test.
+        # A test cluster may lose its last writes with the machine; waiting for the disk would cost
+        # time in every test.
         "--unsafe-no-fsync", "--log-level=warn", "--auto-compaction-retention=10m",
     )  # fmt: skip
     return Daemon("etcd", argv, settings)
@@ -50,7 +51,7 @@ def apiserver(settings: Settings) -> Daemon:
         f"--kubelet-client-key={folder}/apiserver-kubelet.key", "--kubelet-preferred-address-types=InternalIP",
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
         f"--service-account-key-file={folder}/sa.pub", f"--service-account-signing-key-file={folder}/sa.key",
-        # The aggregation layer, for metrics adapters that serve an API of their own.
+        # The aggregation layer is for metrics adapters that serve an API of their own.
         f"--requestheader-client-ca-file={folder}/front-proxy-ca.crt",
         "--requestheader-allowed-names=front-proxy-client", "--requestheader-username-headers=X-Remote-User",
         "--requestheader-group-headers=X-Remote-Group", "--requestheader-extra-headers-prefix=X-Remote-Extra-",
@@ -103,7 +104,7 @@ def _proxy_config(settings: Settings) -> str:
             "healthzBindAddress": "127.0.0.1:10256",
             "metricsBindAddress": "127.0.0.1:10249",
             "oomScoreAdj": 0,
-            # The limits of the host's connection table are the host's business.
+            # The limits of the connection table are left to the host.
             "conntrack": {"maxPerCore": 0, "min": 0},
             "nftables": {"syncPeriod": "30s", "minSyncPeriod": "100ms"},
             "clientConnection": {"kubeconfig": str(pki.kubeconfig_of(settings, "proxy"))},
@@ -112,7 +113,7 @@ def _proxy_config(settings: Settings) -> str:
 
 
 def _corefile(settings: Settings) -> str:
-    # Short answers' lives: a test that replaces a pod must not wait for a name to expire.
+    # Answers live for a short time: a test that replaces a pod must not wait for a name to expire.
     return f"""
 cluster.local:{DNS_PORT} in-addr.arpa:{DNS_PORT} {{
     bind {NODE_IP}

@@ -22,12 +22,15 @@ _MAJOR, _MINOR = KUBERNETES_VERSION.removeprefix("v").split(".")[:2]
 
 @dataclass(frozen=True)
 class Group:
-    """Programs that share one go.mod, hence one build: what they have in common is compiled once."""
+    """Programs that share one go.mod, and hence one build: common packages are compiled once."""
 
     name: str
+    """The name of the group and of its folder in gomods."""
     packages: dict[str, str]  # file in the cache -> Go package
     cgo: bool = False
+    """Whether the programs need cgo."""
     tags: tuple[str, ...] = ()
+    """The build tags."""
     unoptimised: tuple[str, ...] = ()  # patterns of packages that are large and do nothing here
 
     @property
@@ -62,8 +65,8 @@ CLUSTER = Group(
 )  # fmt: skip
 RUNC = Group(name="runc", packages={"bin/runc": "github.com/opencontainers/runc"}, cgo=True, tags=("seccomp",))
 KIND = Group(name="kind", packages={"bin/kind": "sigs.k8s.io/kind"})
-# Prometheus knows how to find pods and nothing else. Of what both groups use, this go.mod has the
-# cluster's versions and the build its flags: neither compiles it again.
+# Prometheus can discover pods and nothing else. For the packages that both groups use, this go.mod
+# has the versions of the cluster and the build has its flags, so neither group compiles them again.
 METRICS = Group(
     name="metrics",
     packages={
@@ -71,17 +74,17 @@ METRICS = Group(
         "bin/prometheus-adapter": "./prometheus-adapter",
     },
     tags=(*CLUSTER.tags, "remove_all_sd", "enable_kubernetes_sd"),
-    # Prometheus's description of its own API, and OTLP.
+    # They are Prometheus's description of its own API, and OTLP.
     unoptimised=("github.com/pb33f/...", "go.opentelemetry.io/collector/...", "github.com/open-telemetry/..."),
 )
 LOCAL_GROUPS = (CLUSTER, RUNC)
-# Where a Docker engine runs, kind's node brings Kubernetes; these are what it lacks.
+# With a Docker engine, kind's node brings Kubernetes; these are the programs that it lacks.
 KIND_PROGRAMS = (
     "bin/kubectl", "bin/helm", "cni/multus", "cni/macvlan", "cni/bridge", "cni/host-local", "cni/static",
 )  # fmt: skip
 
-# No symbol tables and no DWARF: a fifth less to compile and to link, and nobody debugs these
-# programs.
+# There are no symbol tables and no DWARF: that saves a fifth of compiling and linking, and nobody
+# debugs these programs.
 _NO_DWARF = "-dwarf=false"
 _COMPILE = ("-trimpath", "-buildvcs=false", "-mod=readonly", f"-gcflags=all={_NO_DWARF}")
 _LINK = " ".join(
@@ -99,8 +102,9 @@ def _compile_flags(group: Group) -> list[str]:
 
 
 def pins_key(group: Group) -> str:
-    """Changes with whatever decides the programs: the pins, our own sources, the flags and the
-    machine's kind.
+    """Return a key that changes with everything that determines the programs.
+
+    These are the pins, our own sources, the flags and the architecture of the machine.
     """
     digest = hashlib.sha256()
     for path in sorted(group.folder.rglob("*")):
@@ -116,7 +120,7 @@ def programs_dir(settings: Settings, group: Group) -> Path:
 
 
 def program(settings: Settings, name: str) -> Path:
-    """The path of one program, such as `bin/kubectl`."""
+    """Return the path of one program, such as `bin/kubectl`."""
     for group in (*LOCAL_GROUPS, KIND, METRICS):
         if name in group.packages:
             return programs_dir(settings, group) / name
@@ -124,7 +128,7 @@ def program(settings: Settings, name: str) -> Path:
 
 
 def programs_path(settings: Settings) -> str:
-    """PATH for the cluster's own processes: all built programs first."""
+    """Return the PATH for the cluster's own processes, with all built programs first."""
     folders = [str(programs_dir(settings, group) / "bin") for group in LOCAL_GROUPS]
     return ":".join([*folders, with_sbin()])
 
@@ -138,8 +142,9 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def missing(settings: Settings, group: Group, names: Sequence[str] | None = None) -> list[str]:
-    """Programs that are not there whole: a killed build or a cut file shows as a size that the
-    stamp does not know.
+    """Return the programs that are missing or not whole.
+
+    A killed build or a truncated file is recognized by a size that the stamp does not have.
     """
     folder = programs_dir(settings, group)
     sizes = _sizes(folder)
@@ -155,19 +160,23 @@ def _go_env(group: Group) -> dict[str, str]:
     env = {**os.environ, "CGO_ENABLED": "1" if group.cgo else "0", "GOFLAGS": "", "GOWORK": "off", "PATH": with_sbin()}
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if "GOGC" not in env and pages > 12 * 2**30:
-        env["GOGC"] = "400"  # the compiler spends less time collecting where memory is plenty
+        env["GOGC"] = "400"  # the compiler spends less time collecting where memory is plentiful
     return env
 
 
 def _produced(package: str) -> str:
-    """What `go build -o FOLDER/` calls a program: the last part of its path that is no version."""
+    """Return the file name that `go build -o FOLDER/` gives a program.
+
+    It is the last part of the package's path that is not a version.
+    """
     parts = [part for part in package.split("/") if part not in ("v2", "v3", "v4")]
     return parts[-1]
 
 
 def build(settings: Settings, group: Group, names: Sequence[str] | None = None) -> None:
-    """Build what is missing, all in one `go build`, so that nothing is compiled twice and every
-    core is busy.
+    """Build everything that is missing.
+
+    One `go build` does all of it, so that nothing is compiled twice and every core is busy.
     """
     wanted = missing(settings, group, names)
     if not wanted:

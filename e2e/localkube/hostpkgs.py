@@ -1,4 +1,7 @@
-"""Debian packages that the host must have; installed when root, named when not."""
+"""The Debian packages that the host must have.
+
+They are installed if the user is root; otherwise they are named in the error.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 from localkube.settings import ClusterError
 from localkube.shell import run, say
 
-# What proves that a package is there: a command, or a file pattern below /usr.
+# A package is present if its proofs are: commands, or file patterns below /usr.
 FOR_CLUSTER: Mapping[str, tuple[str, ...]] = {
     "gcc": ("gcc",),
     "libc6-dev": ("include/**/stdio.h",),
@@ -28,13 +31,13 @@ FOR_IMAGES: Mapping[str, tuple[str, ...]] = {
     "debian-archive-keyring": ("share/keyrings/debian-archive-keyring.gpg",),
     "binutils": ("readelf",),
 }
-# Programs that tests use and that Debian builds already: `cluster build prometheus`.
+# Programs that tests use and that Debian already builds: `cluster build prometheus`.
 FOR_TESTS: Mapping[str, tuple[str, ...]] = {"prometheus": ("prometheus",)}
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def with_sbin() -> str:
-    """PATH with the folders of system commands, which a plain user's PATH may lack."""
+    """Return PATH with the folders of system commands, which a plain user's PATH may lack."""
     return f"{os.environ.get('PATH', '/usr/bin:/bin')}:{SBIN}"
 
 
@@ -56,7 +59,7 @@ def ensure(packages: Mapping[str, tuple[str, ...]]) -> None:
         raise ClusterError(f"these Debian packages are missing, and only root can install them: {' '.join(missing)}")
     say(f"installing Debian packages: {' '.join(missing)}")
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    # Another installation may hold dpkg's lock for a while; apt waits for it when asked to.
+    # Another installation may hold dpkg's lock for a while; with this option apt waits for it.
     run(["apt-get", "-qq", "update"], timeout_s=180, env=env)
     run(
         ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120", "install", "-y", "--no-install-recommends", *missing],

@@ -1,5 +1,6 @@
-"""The project's images: its own Dockerfiles, built by BuildKit straight into the cluster's
-containerd, or by Docker.
+"""The project's images, built from its own Dockerfiles.
+
+BuildKit builds them straight into the containerd of the cluster, or Docker does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _BUILD_TIMEOUT_S = 1800
 class Image:
     """One Dockerfile of the project.
 
-    The build's context is the repository; `wheels` is a second one.
+    The context of the build is the repository; `wheels` is a second one.
     """
 
     name: str
@@ -50,31 +51,42 @@ IMAGES = {
         Image("worker", "worker/Dockerfile", "requirements/worker-cpu.txt", torch_stubs=True),
     )
 }
-# What the Dockerfiles may copy. A change here that no image uses costs a run of BuildKit, which
-# finds all in its cache.
+# The Dockerfiles may copy these. A change that no image uses costs a run of BuildKit, which finds
+# everything in its cache.
 _SOURCES = ("operator", "worker", "crds", "models", "requirements", "pyproject.toml", "README.md", "LICENSE")
 
 
 @dataclass(frozen=True)
 class Build:
-    """One run of the builder. With an `archive` the image is written there, else it is loaded into the cluster."""
+    """One run of the builder.
+
+    The image is written to the `archive`, if there is one, and otherwise loaded into the cluster.
+    """
 
     tag: str
+    """The name of the image."""
     dockerfile: Path
+    """The path of the Dockerfile."""
     context: Path
+    """The folder that is the context of the build."""
     wheels: Path | None
+    """The folder for the build context named `wheels`, if there is one."""
     args: dict[str, str]
+    """The build arguments by name."""
     archive: Path | None = None
+    """The archive to write, instead of loading the image into the cluster."""
 
 
 def _use_base(settings: Settings) -> Path | None:
-    """The stand-in for the base image, unless the user has a registry that serves the real one."""
+    """Return the stand-in for the base image, or None if a registry serves the real one to the
+    user.
+    """
     return None if os.environ.get("DISAGG_REAL_BASE_IMAGE") == "1" else baseimage.ensure(settings)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Downloads that go on while the cluster is being built."""
+    """Downloads that continue while the cluster is being built."""
 
     pool: ThreadPoolExecutor
     jobs: tuple[Future[Path | None], ...]
@@ -86,12 +98,14 @@ class Prepared:
 
 
 def start_preparing(settings: Settings, mode: str, names: Sequence[str] = ()) -> Prepared:
-    """Fetch wheels and make the base image beside the Go build: the one waits for the network, the
-    other for the CPU.
+    """Fetch wheels and create the base image while the Go build runs.
+
+    The one waits for the network, the other for the CPU.
     """
     pool = ThreadPoolExecutor(max_workers=2)
     jobs: list[Future[Path | None]] = []
-    # Installed here, once: two threads must not meet at dpkg's lock.
+    # The packages are installed once and here, because two threads must not compete for dpkg's
+    # lock.
     hostpkgs.ensure({**hostpkgs.FOR_CLUSTER, **hostpkgs.FOR_IMAGES} if mode == "local" else {})
     if mode == "local":
         jobs.append(pool.submit(_use_base, settings))
@@ -159,12 +173,15 @@ def _build_of(settings: Settings, image: Image, tag: str, archive: Path | None =
 
 
 def export(settings: Settings, mode: str, image: Image, tag: str, archive: Path) -> None:
-    """Build an image under another tag into an archive that `docker load`, `ctr images import` and kind take."""
+    """Build an image under another tag into an archive.
+
+    `docker load`, `ctr images import` and kind accept it.
+    """
     _run(settings, mode, _build_of(settings, image, tag, archive))
 
 
 def build_custom(settings: Settings, mode: str, given: argparse.Namespace) -> None:
-    """`cluster image`: any Dockerfile, such as a test's own."""
+    """Build any Dockerfile, such as one of a test, for `cluster image`."""
     args = dict(str(pair).split("=", 1) for pair in given.build_arg)
     folder = given.wheels.resolve() if given.wheels else None
     _run(settings, mode, Build(given.tag, given.file.resolve(), given.context.resolve(), folder, args))
@@ -197,7 +214,7 @@ def _build_with_docker(build: Build) -> None:
 
 
 def buildkitd(settings: Settings) -> Daemon:
-    # The worker is the cluster's own containerd: a built image is in its store already, and nothing
+    # The worker is the cluster's own containerd: a built image is already in its store, and nothing
     # is exported.
     argv = (
         str(gobuild.program(settings, "bin/buildkitd")), f"--addr=unix://{settings.buildkit_socket}",
@@ -232,7 +249,8 @@ def _build_with_buildkit(settings: Settings, build: Build) -> None:
     if build.archive:
         output = f"type=docker,name={build.tag},dest={build.archive},compression=gzip,force-compression=true"
     else:
-        # Compressing a gigabyte for a store on the same disk would take longer than everything else.
+        # Compressing a gigabyte for a store on the same disk would take longer than everything
+        # else.
         output = f"type=image,name={build.tag},unpack=true,compression=uncompressed"
     argv += ["--opt", f"filename={build.dockerfile.name}", "--output", output]
     base = _use_base(settings)

@@ -1,5 +1,6 @@
-"""The cluster where a Docker engine runs: kind, with Multus and a second network put into its node
-by hand.
+"""The cluster where a Docker engine runs: kind.
+
+Multus and a second network are added to its node by hand.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CREATE_TIMEOUT_S = 600
 
 
 def engine_answers() -> bool:
-    """A Docker client alone is not enough: the engine must answer."""
+    """Return whether the Docker engine answers; a client alone is not enough."""
     if shutil.which("docker") is None:
         return False
     try:
@@ -77,7 +78,9 @@ def _create(settings: Settings) -> None:
 
 
 def _second_network() -> None:
-    """A veth pair in the node: its end carries the name that macvlan attachments sit on."""
+    """Create a veth pair in the node; its end has the name of the link that macvlan attachments
+    use.
+    """
     if in_node("ip", "-o", "link", "show", NIC, check=False).strip():
         return
     in_node("ip", "link", "add", NIC, "type", "veth", "peer", "name", NIC_PEER)
@@ -93,7 +96,7 @@ def _copy_plugins(settings: Settings) -> None:
 
 
 def _install_multus(settings: Settings) -> None:
-    """Multus in front of kind's own network, with a token that outlives the cluster."""
+    """Install Multus in front of kind's own network, with a token that outlives the cluster."""
     subject = {"kind": "ServiceAccount", "name": "multus", "namespace": "kube-system"}
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "multus", "namespace": "kube-system"}}
     items = [
@@ -117,7 +120,7 @@ def _install_multus(settings: Settings) -> None:
         "kubeconfig": "/etc/cni/multus.kubeconfig", "binDir": "/opt/cni/bin",
         "capabilities": {"portMappings": True}, "delegates": [primary],
     }  # fmt: skip
-    # Written last: from here on new pods go through Multus.
+    # This file is written last: from here on, new pods go through Multus.
     in_node("sh", "-c", "cat > /etc/cni/net.d/00-multus.conf.part", stdin=json.dumps(conf))
     in_node("mv", "/etc/cni/net.d/00-multus.conf.part", "/etc/cni/net.d/00-multus.conf")
 

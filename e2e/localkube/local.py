@@ -1,4 +1,4 @@
-"""The cluster built from Go modules: brought up, looked at, taken down."""
+"""The cluster built from Go modules: bring it up, report its status, take it down."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from localkube.proc import Daemon, recorded_pid, stop_recorded
 from localkube.settings import ClusterError, Settings
 from localkube.shell import run, say, wait_for
 
-# The order in which `down` ends them: whoever would restart or complain goes first.
+# The order in which `down` ends them: processes that would restart others or complain go first.
 STOP_ORDER = (
     "kubelet", "kube-proxy", "coredns", "kube-scheduler", "kube-controller-manager", "buildkitd",
 )  # fmt: skip
@@ -29,7 +29,9 @@ def daemons(settings: Settings) -> list[Daemon]:
 
 
 def is_whole(settings: Settings) -> bool:
-    """Everything runs as it would be started now, and the node is ready and has its devices."""
+    """Return whether everything runs as it would be started now, and the node is ready and has its
+    devices.
+    """
     if not settings.kubeconfig.exists() or not network.is_whole():
         return False
     if not all(daemon.is_current() for daemon in daemons(settings)):
@@ -46,8 +48,9 @@ def require_root() -> None:
 
 
 def build_programs(settings: Settings, names: Sequence[str] = ()) -> None:
-    """Build what the cache lacks: everything, or the programs of these file names (`etcd` for
-    `bin/etcd`).
+    """Build the programs that the cache lacks.
+
+    These are all of them, or those with these file names (`etcd` for `bin/etcd`).
     """
     known = {Path(program).name: (group, program) for group in gobuild.LOCAL_GROUPS for program in group.packages}
     packaged = {name: hostpkgs.FOR_TESTS[name] for name in names if name in hostpkgs.FOR_TESTS}
@@ -109,9 +112,7 @@ def unmount_below(folder: Path) -> None:
 
 
 def _remove_netns() -> None:
-    """Network namespaces of pods: containerd calls them cni-…; those that still have a process are
-    not ours to take.
-    """
+    """Remove the network namespaces of pods, which containerd names cni-…."""
     folder = Path("/run/netns")
     for path in folder.glob("cni-*") if folder.is_dir() else ():
         subprocess.run(["umount", "--lazy", str(path)], capture_output=True, check=False, timeout=20)
@@ -126,8 +127,9 @@ def _attempt(what: str, action: Callable[[], object], failures: list[str]) -> No
 
 
 def down(settings: Settings) -> None:
-    """Stop and remove all that `up` made; each step runs even when another fails, and runs again
-    harmlessly.
+    """Stop and remove everything that `up` created.
+
+    Each step runs even if another fails, and may run again without harm.
     """
     if not settings.state.exists():
         return
@@ -159,8 +161,9 @@ def down(settings: Settings) -> None:
 
 
 def _drop_log_links(settings: Settings) -> None:
-    """The kubelet links each container's log below /var/log/containers, wherever the logs
-    themselves lie.
+    """Remove the links to the logs of containers.
+
+    The kubelet creates them below /var/log/containers, wherever the logs themselves are.
     """
     folder = Path("/var/log/containers")
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -169,7 +172,7 @@ def _drop_log_links(settings: Settings) -> None:
 
 
 def status(settings: Settings) -> list[tuple[str, str, str]]:
-    """Name, pid and state of each part."""
+    """Return the name, the pid and the state of each part."""
     rows = []
     for daemon in daemons(settings):
         pid = daemon.pid()

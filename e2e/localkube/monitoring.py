@@ -1,4 +1,4 @@
-"""Prometheus and prometheus-adapter as images of the cluster, for those who test scaling by an HPA."""
+"""Prometheus and prometheus-adapter as images of the cluster, for testing scaling by an HPA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ _NOBODY = "65534:65534"
 
 
 def load(settings: Settings, mode: str) -> None:
-    """Build what is missing and load both images: static programs, so an image holds nothing else."""
+    """Build the missing programs and load both images.
+
+    The programs are static, so an image contains nothing else.
+    """
     gobuild.build(settings, gobuild.METRICS)
     for name in ("prometheus", "prometheus-adapter"):
         config: dict[str, object] = {"Entrypoint": [f"/{name}"], "User": _NOBODY}

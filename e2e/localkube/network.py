@@ -1,4 +1,4 @@
-"""Bridges, the stand-in NIC, forwarding and masquerading: made by `up`, taken away by `down`."""
+"""Bridges, the stand-in NIC, forwarding and masquerading, created by `up` and removed by `down`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from localkube.settings import (
 )
 from localkube.shell import run, say
 
-# Replies of a Service's backend must pass the host's address translation even when both pods sit on
-# one bridge.
+# Replies of a Service's backend must pass the address translation of the host even if both pods are
+# on one bridge.
 _SYSCTLS = {
     "net/ipv4/ip_forward": "1",
     "net/bridge/bridge-nf-call-iptables": "1",
     "net/ipv4/conf/all/rp_filter": "0",
     "net/ipv4/conf/default/rp_filter": "0",
 }
-# Many pods and many files watched by each of them: the kernel's defaults are made for a desktop.
+# There are many pods, and each of them watches many files, while the defaults of the kernel are
+# made for a desktop.
 _AT_LEAST = {"fs/inotify/max_user_instances": 1024, "fs/inotify/max_user_watches": 524288}
 _KUBE_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
 
@@ -71,8 +72,10 @@ def _bridge(name: str, address: str) -> None:
 
 
 def masquerade_rules() -> str:
-    """Pods reach the world by the host's address; among themselves and towards the node they keep
-    their own.
+    """Return the rules for the traffic of pods.
+
+    Pods reach the outside world with the address of the host; among themselves and towards the node
+    they keep their own addresses.
     """
     return f"""
 table ip {NFT_TABLE} {{
@@ -102,7 +105,9 @@ def is_whole() -> bool:
 
 
 def remove(settings: Settings) -> None:
-    """Take away what `make` made, and kube-proxy's own tables; what is not there is passed over."""
+    """Remove everything that `make` created, and kube-proxy's own tables; missing ones are
+    skipped.
+    """
     for link in (NIC, NODE_BRIDGE, POD_BRIDGE):
         if link_exists(link):
             _system("ip", "link", "delete", link, check=False)

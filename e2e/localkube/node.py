@@ -30,7 +30,10 @@ _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def hierarchies() -> list[Path]:
-    """The mount point of each cgroup hierarchy: one for version 2, one a controller for version 1."""
+    """Return the mount point of each cgroup hierarchy.
+
+    Version 2 has one hierarchy, version 1 has one for each controller.
+    """
     if (_CGROUP_ROOT / "cgroup.controllers").exists():
         return [_CGROUP_ROOT]
     return sorted(path for path in _CGROUP_ROOT.iterdir() if path.is_dir() and (path / "cgroup.procs").exists())
@@ -40,14 +43,16 @@ def make_cgroups() -> None:
     for root in hierarchies():
         folder = root / CGROUP
         folder.mkdir(exist_ok=True)
-        # Version 1: an empty set of processors or memory nodes would let no process in.
+        # In version 1, an empty set of processors or memory nodes would let no process in.
         for name in ("cpuset.cpus", "cpuset.mems"):
             if (folder / name).exists() and not (folder / name).read_text().strip():
                 (folder / name).write_text((root / name).read_text())
 
 
 def remove_cgroups(*, timeout_s: float = 20) -> None:
-    """End what still runs in the cluster's cgroups, and remove them, deepest first."""
+    """End the processes that still run in the cluster's cgroups, and remove the cgroups, deepest
+    first.
+    """
     deadline_s = time.monotonic() + timeout_s
     while True:
         left = [root / CGROUP for root in hierarchies() if (root / CGROUP).is_dir()]
@@ -71,7 +76,9 @@ def _kill_all(folder: Path) -> None:
 
 
 def end_shims(settings: Settings) -> None:
-    """End the shims of our containerd, known by their name and the socket they were started for."""
+    """End the shims of our containerd, identified by their name and the socket they were started
+    for.
+    """
     shim, socket = "containerd-shim-runc-v2", str(settings.containerd_socket)
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -106,8 +113,8 @@ def _kubelet_config(settings: Settings) -> str:
             "maxPods": MAX_PODS,
             "podLogsDir": str(settings.state / "pod-logs"),
             "volumePluginDir": str(settings.state / "volume-plugins"),
-            # The disk is the user's; a nearly full one must not evict a test's pods, nor remove the
-            # images.
+            # The disk is the user's; a nearly full one must not evict the pods of a test, nor
+            # remove the images.
             "evictionHard": tiny,
             "evictionPressureTransitionPeriod": "10s",
             "imageGCHighThresholdPercent": 100,
@@ -153,8 +160,10 @@ def has_devices(settings: Settings) -> bool:
 
 
 def claim_devices(settings: Settings) -> None:
-    """No plugin serves these devices; capacity set by hand is what Kubernetes documents for such
-    extended resources.
+    """Set the capacity of the node by hand.
+
+    No plugin serves these devices, and this is the way that Kubernetes documents for such extended
+    resources.
     """
     capacity = {name: str(count) for name, count in EXTENDED_RESOURCES.items()}
     patch = json.dumps({"status": {"capacity": capacity, "allocatable": capacity}})

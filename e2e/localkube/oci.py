@@ -1,4 +1,4 @@
-"""Images without Docker: an OCI layout of one layer, written with the standard library."""
+"""Images without Docker: an OCI layout with one layer, written with the standard library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def file_sha256(path: Path) -> str:
 
 
 def tar_files(files: Mapping[str, Path], target: Path) -> None:
-    """A tar of executables (path inside -> file here), the same bytes on every machine."""
+    """Write a tar of executables (path inside -> file here), with the same bytes on every
+    machine.
+    """
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
         for name, source in sorted(files.items()):
             entry = tarfile.TarInfo(name)
@@ -39,7 +41,7 @@ def _blob(layout: Path, content: bytes, media_type: str) -> dict[str, object]:
 
 
 def write_layout(layout: Path, layer: Path, config: dict[str, object], *, name: str) -> str:
-    """Move the layer into a new layout around it; returns the manifest's digest."""
+    """Move the layer into a new layout around it, and return the digest of the manifest."""
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     digest = file_sha256(layer)
@@ -68,7 +70,9 @@ def write_layout(layout: Path, layer: Path, config: dict[str, object], *, name: 
 
 
 def write_archive(folder: Path, files: Mapping[str, Path], config: dict[str, object], *, name: str) -> Path:
-    """An image of these executables alone, as a tar in the folder that containerd can import."""
+    """Write an image of these executables alone into the folder, as a tar that containerd can
+    import.
+    """
     layer, layout, archive = folder / "layer.tar", folder / "layout", folder / "image.tar"
     tar_files(files, layer)
     write_layout(layout, layer, config, name=name)

@@ -1,4 +1,4 @@
-"""Keys, certificates, tokens and kubeconfigs of the local cluster, made with openssl."""
+"""Keys, certificates, tokens and kubeconfigs of the local cluster, created with openssl."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from localkube.proc import write_atomically
 from localkube.settings import API_PORT, API_SERVICE_IP, NODE_IP, NODE_NAME, Settings
 from localkube.shell import run
 
-# User -> (name towards the API server, groups). Tokens spare a certificate for each of them.
+# User -> (name that the API server sees, groups). With tokens, they need no certificates.
 USERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "admin": ("kubernetes-admin", ("system:masters",)),
     "kubelet": (f"system:node:{NODE_NAME}", ("system:nodes",)),
@@ -47,15 +47,16 @@ def _certificate(folder: Path, name: str, authority: str, subject: str, names: s
     argv += ["-addext", "keyUsage=critical,digitalSignature"]
     if names:
         argv += ["-addext", f"subjectAltName={names}"]
-    # The certificate is written last and under its final name only when whole: its existence is
-    # what a rerun looks at.
+    # The certificate is written last, and gets its final name only when it is whole: a rerun looks
+    # for its existence.
     run([*argv, "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.crt.part"])
     (folder / f"{name}.crt.part").replace(folder / f"{name}.crt")
 
 
 def make(settings: Settings) -> None:
-    """Everything that is not there yet; what is there stays, so that a repaired cluster keeps its
-    identity.
+    """Create everything that does not exist yet.
+
+    Existing files stay, so that a repaired cluster keeps its identity.
     """
     folder = settings.pki
     for authority in ("ca", "front-proxy-ca"):

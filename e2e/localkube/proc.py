@@ -1,5 +1,6 @@
-"""Background processes known by pid and start time, so that a recycled pid is never taken for one
-of ours.
+"""Background processes, identified by pid and start time.
+
+A reused pid is therefore never mistaken for one of ours.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ LOG_LIMIT_BYTES = 64 * 1024 * 1024
 
 
 def start_ticks(pid: int) -> int | None:
-    """When the process began, in clock ticks since boot; None when it is gone or only waits to be
-    reaped.
+    """Return the time at which the process began, in clock ticks since boot.
+
+    It is None if the process is gone or only waits to be reaped.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The command's name may hold spaces and brackets; the fields after the last bracket can't.
+    # The name of the command may contain spaces and brackets, but the fields after the last bracket
+    # do not.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else int(fields[19])
 
@@ -53,14 +56,14 @@ class Daemon:
         return recorded_pid(self.pid_file)
 
     def is_current(self) -> bool:
-        """Runs, and with the arguments it would be given now."""
+        """Return whether it runs, and with the arguments that it would be given now."""
         if self.pid() is None:
             return False
         recorded = json.loads(self.pid_file.read_text())
         return bool(recorded.get("argv") == list(self.argv))
 
     def start(self, env: Mapping[str, str] | None = None) -> bool:
-        """Start unless it runs as wanted; says whether it started one."""
+        """Start the process unless it runs as wanted, and return whether it was started."""
         if self.is_current():
             return False
         stop_recorded(self.pid_file)
@@ -90,7 +93,7 @@ def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 def recorded_pid(pid_file: Path) -> int | None:
-    """The pid in the file, if the process that wrote it there still runs."""
+    """Return the pid in the file if the process that it was written for still runs."""
     try:
         recorded = json.loads(pid_file.read_text())
         pid, ticks = int(recorded["pid"]), int(recorded["start_ticks"])
@@ -100,7 +103,9 @@ def recorded_pid(pid_file: Path) -> int | None:
 
 
 def stop_recorded(pid_file: Path, *, grace_s: float = 10) -> bool:
-    """End the recorded process: asked first, forced after the grace. Says whether there was one."""
+    """End the recorded process, by force after the grace period, and return whether there was
+    one.
+    """
     pid = recorded_pid(pid_file)
     if pid is not None:
         stop_pid(pid, grace_s=grace_s)

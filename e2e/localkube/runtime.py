@@ -1,4 +1,4 @@
-"""containerd and its surroundings: configuration, CNI, the pause image, and what it leaves behind."""
+"""The container runtime: the configuration of containerd, CNI, the pause image, and cleaning up."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.snapshotter.v1.er
 
 
 def _multus_conf(settings: Settings) -> str:
-    """Multus is the network that the kubelet knows; it calls the bridge for eth0 and adds what a
-    pod's annotation asks.
+    """Return the configuration of Multus, which is the network that the kubelet knows.
+
+    It calls the bridge for eth0 and adds the networks that a pod's annotation asks for.
     """
     ipam = {"type": "host-local", "dataDir": str(settings.state / "cni" / "ipam"), "ranges": [[{"subnet": POD_CIDR}]]}
     bridge = {
@@ -95,8 +96,9 @@ def has_image(settings: Settings, name: str) -> bool:
 
 
 def prune_images(settings: Settings) -> None:
-    """Drop images that a rebuild has left without a name: the kubelet's image collection is off,
-    and a worker is gigabytes.
+    """Remove images that a rebuild has left without a name.
+
+    The image collection of the kubelet is off, and the image of a worker has gigabytes.
     """
     rows = [line.split() for line in ctr(settings, "images", "list").splitlines()[1:]]
     digests = {row[0]: row[2] for row in rows if len(row) > 2}
@@ -107,8 +109,9 @@ def prune_images(settings: Settings) -> None:
 
 
 def start(settings: Settings) -> None:
-    """Start containerd; a store that has lost files since it was last used is emptied, and images
-    are built again.
+    """Start containerd.
+
+    If the store has lost files since it was last used, it is emptied, and images are built again.
     """
     _start_daemon(settings)
     lost = _lost_blobs(settings)
@@ -123,9 +126,10 @@ def start(settings: Settings) -> None:
 
 
 def _lost_blobs(settings: Settings) -> set[str]:
-    """What containerd's database knows and its folder lacks: a copied or half-written cache.
+    """Return the blobs that containerd's database lists and its folder lacks.
 
-    Every build would fail on it.
+    That happens if a cache was copied or only half written, and every build would fail because of
+    it.
     """
     namespaces = ctr(settings, "namespaces", "list", "--quiet").split()
     known = {
@@ -138,7 +142,7 @@ def _lost_blobs(settings: Settings) -> set[str]:
 def _empty_store(settings: Settings) -> None:
     for name in ("buildkitd", "containerd"):
         stop_recorded(settings.pids / f"{name}.json")
-    # BuildKit's cache and the notes of what was built speak of the same files.
+    # The cache of BuildKit and the notes on built images refer to the same files.
     for folder in (settings.containerd_root, settings.buildkit_root, settings.built_images("local")):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -162,7 +166,7 @@ def _load_pause(settings: Settings) -> None:
 
 
 def end_tasks(settings: Settings) -> None:
-    """Take away every container that the running containerd still knows; images stay."""
+    """Remove every container that the running containerd still knows; images stay."""
     tasks = ctr(settings, "tasks", "list", "--quiet", check=False).split()
     if tasks:
         ctr(settings, "tasks", "delete", "--force", *tasks, check=False, timeout_s=120)

@@ -1,4 +1,4 @@
-"""Where things lie, what they are called, and which versions are pinned outside go.mod."""
+"""Folders, names and addresses of the cluster, and the versions that are pinned outside go.mod."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ DNS_PORT = 10053
 API_PORT = 6443
 ETCD_PORT = 23790
 ETCD_PEER_PORT = 23800
-# One end of a veth pair stands for the RDMA card: macvlan needs a link to sit on, and not every
+# One end of a veth pair stands in for the RDMA card: macvlan needs a parent link, and not every
 # kernel has `dummy`.
 NIC = "disagg-rdma0"
 NIC_PEER = "disagg-rdma0p"
 NFT_TABLE = "disagg-e2e"
-# In every cgroup hierarchy: whatever runs below it is a pod of this cluster, so `down` may end it.
+# In every cgroup hierarchy, everything that runs below this group is a pod of this cluster, so
+# `down` may end it.
 CGROUP = "disagg-e2e"
 
 KUBERNETES_VERSION = "v1.37.2"
@@ -42,11 +43,14 @@ MAX_PODS = 110
 
 
 class ClusterError(RuntimeError):
-    """Something a person must read; the text says what was waited for and shows the end of the log."""
+    """Raised for errors that a person must read.
+
+    The text tells what was waited for and shows the end of the log.
+    """
 
 
 class ProcessDied(ClusterError):
-    """A process that was waited for is gone: no further waiting can help."""
+    """Raised when a process that was waited for is gone, so that further waiting cannot help."""
 
 
 def _folder(variable: str, default: str) -> Path:
@@ -57,7 +61,7 @@ def _folder(variable: str, default: str) -> Path:
 
 @dataclass(frozen=True)
 class Settings:
-    """Every folder in use. The cache outlives `down`; the state does not."""
+    """The folders in use. The cache outlives `down`; the state does not."""
 
     cache: Path
     state: Path
@@ -94,7 +98,8 @@ class Settings:
 
     @property
     def containerd_root(self) -> Path:
-        # In the cache, so that images outlive `down` and the next `up` need not build them again.
+        # This is in the cache, so that images outlive `down` and the next `up` need not build them
+        # again.
         return self.cache / "containerd"
 
     @property
@@ -110,8 +115,9 @@ class Settings:
         return self.state / "run" / "buildkitd.sock"
 
     def built_images(self, mode: str) -> Path:
-        """What each image was built from; kept as long as the image: containerd's store outlives
-        `down`, kind's does not.
+        """Return the folder of the notes on what each image was built from.
+
+        They are kept as long as the images: containerd's store outlives `down`, kind's does not.
         """
         return (self.cache if mode == "local" else self.state) / "images"
 
@@ -130,7 +136,7 @@ class Settings:
     def make_folders(self) -> None:
         for folder in (self.cache, self.logs, self.pids, self.pki, self.configs, self.cni_conf, self.state / "run"):
             folder.mkdir(parents=True, exist_ok=True)
-        # Tokens and keys lie below.
+        # Tokens and keys are stored in it.
         self.state.chmod(0o700)
         longest = str(self.kubelet_root / "pod-resources" / "kubelet.sock")
         if len(longest) > 100:
@@ -138,8 +144,9 @@ class Settings:
 
 
 def external_kubeconfig(settings: Settings) -> Path | None:
-    """The kubeconfig of a cluster that the user chose; one that `env` printed is ours and does not
-    count.
+    """Return the kubeconfig of a cluster that the user chose, or None.
+
+    A kubeconfig that `env` printed is our own and does not count.
     """
     chosen = os.environ.get("DISAGG_USE_KUBECONFIG") or os.environ.get("KUBECONFIG") or ""
     if not chosen:

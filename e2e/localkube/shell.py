@@ -1,4 +1,4 @@
-"""Running commands, waiting with a deadline, saying what goes on, and one lock for the whole tool."""
+"""Commands, waiting with a deadline, progress messages, and one lock for the whole tool."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _STARTED_S = time.monotonic()
 
 
 def say(text: str) -> None:
-    """One progress line, on stderr: stdout belongs to answers such as `env`."""
+    """Print one progress line to stderr, because stdout is for answers such as those of `env`."""
     print(f"e2e {time.monotonic() - _STARTED_S:6.1f} s  {text}", file=sys.stderr, flush=True)
 
 
 def tail(path: Path, lines: int = 15) -> str:
-    """The end of a log, for an error's text."""
+    """Return the end of a log, for the text of an error."""
     if not path.is_file():
         return f"({path} does not exist)"
     with path.open("rb") as log:
@@ -32,8 +32,9 @@ def tail(path: Path, lines: int = 15) -> str:
 
 
 def clean_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment without proxies: every address that the cluster's parts speak to is on this
-    machine.
+    """Return the environment without proxies.
+
+    Every address that the parts of the cluster communicate with is on this machine.
     """
     env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     env.update(extra or {})
@@ -49,7 +50,7 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end, with the output captured; a failure shows the output's end."""
+    """Run a command to its end and capture its output; an error shows the end of the output."""
     words = [str(word) for word in argv]
     try:
         done = subprocess.run(
@@ -75,8 +76,9 @@ def run_logged(
     cwd: Path | None = None,
     poll: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run something long with its output in a log; `poll` is called every second, to report
-    progress.
+    """Run a long command with its output in a log.
+
+    `poll` is called every second to report progress.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     deadline_s = time.monotonic() + timeout_s
@@ -103,8 +105,9 @@ def run_logged(
 
 
 def wait_for(what: str, probe: Callable[[], bool], *, timeout_s: float, log: Path | None = None) -> None:
-    """Ask until the probe says yes; a probe that raises ClusterError says no, and its text is kept
-    for the failure.
+    """Ask the probe until it returns True. Raises ClusterError after `timeout_s`.
+
+    A probe that raises ClusterError counts as False, and its text is kept for the error.
     """
     deadline_s = time.monotonic() + timeout_s
     reason = ""
@@ -124,7 +127,7 @@ def wait_for(what: str, probe: Callable[[], bool], *, timeout_s: float, log: Pat
 
 @contextlib.contextmanager
 def locked(path: Path, *, timeout_s: float) -> Iterator[None]:
-    """Hold the tool's lock; the kernel frees it when the holder dies, however it dies."""
+    """Hold the lock of the tool; the kernel frees it when the holder dies for whatever reason."""
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline_s = time.monotonic() + timeout_s
     announced = False

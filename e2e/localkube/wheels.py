@@ -1,5 +1,6 @@
-"""Folders of wheels, one for each locked requirements file, so that an image's build needs no
-network.
+"""Folders of wheels, one for each locked requirements file.
+
+With them, the build of an image needs no network.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from localkube.shell import run, run_logged, say
 
 _STUBS_SCRIPT = REPO_DIR / "scripts" / "torch_cpu_stubs.py"
 _TIMEOUT_S = 1200
-# The images' Python; the host's may be another, and its pip can still fetch for this one.
+# This is the Python of the images; that of the host may be another, and its pip can still fetch for
+# this one.
 _TARGET = ("--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none")
 
 
@@ -34,7 +36,7 @@ def folder_of(settings: Settings, requirements: Path, *, stubs: bool) -> Path:
 
 
 def _python_with_pip() -> str:
-    """This interpreter, or the system's where this one has no pip."""
+    """Return this interpreter, or that of the system if this one has no pip."""
     if importlib.util.find_spec("pip") is not None:
         return sys.executable
     hostpkgs.ensure({"python3-pip": ("lib/python3/dist-packages/pip/__init__.py",)})
@@ -42,8 +44,9 @@ def _python_with_pip() -> str:
 
 
 def ensure(settings: Settings, requirements: Path, *, stubs: bool) -> Path:
-    """Fetch the locked wheels; for torch on a CPU also make the wheel that stands for the CUDA
-    libraries.
+    """Fetch the locked wheels.
+
+    For torch on a CPU, also build the wheel that stands in for the CUDA libraries.
     """
     folder = folder_of(settings, requirements, stubs=stubs)
     if folder.is_dir():
@@ -53,7 +56,7 @@ def ensure(settings: Settings, requirements: Path, *, stubs: bool) -> Path:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    # Without the pip cache: the wheels are kept here, and a second copy of torch helps nobody.
+    # The pip cache is not used: the wheels are kept here, and a second copy of torch is of no use.
     argv: list[str | Path] = [_python_with_pip(), "-m", "pip", "download", "--quiet", "--no-cache-dir", "--no-deps"]
     argv += ["--disable-pip-version-check", "--require-hashes", "--only-binary", ":all:"]
     if sys.version_info[:2] != (3, 11):

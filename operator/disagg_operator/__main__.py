@@ -1,4 +1,7 @@
-"""`python -m disagg_operator`: the operator's container. `--version` imports nothing else."""
+"""The entry point of the operator's container: `python -m disagg_operator`.
+
+`--version` imports nothing else.
+"""
 
 import sys
 

@@ -1,9 +1,9 @@
-"""Wiring of the process: settings, credentials, the runtime on the main thread, kopf's watches on a
-thread of their own.
+"""The operator process: it loads settings and credentials, runs the runtime and starts the watches.
 
-kopf gets its own thread and event loop because it treats every task of its loop as its own when it
-stops, and because decoding a burst of watch events must not stall the scrape loop. SIGTERM ends
-both; if the watches end by themselves, so does the process, and the kubelet starts it anew.
+The runtime uses the main thread. kopf, which runs the watches, gets a thread and an event loop of
+its own for two reasons: when it stops, it treats every task of its loop as its own; and decoding a
+burst of watch events must not stall the scrape loop. SIGTERM ends both. If the watches end by
+themselves, the process exits too and the kubelet restarts it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _WATCH_STOP_S = 10.0
 
 
 def wall_clock() -> str:
-    """Now, in RFC 3339, UTC."""
+    """Return the current time in UTC as RFC 3339 text."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Watches:
-    """kopf in a thread. `ended` is set when it is gone, for whatever reason."""
+    """The watches, run by kopf in a thread. `ended` is set once kopf has ended for any reason."""
 
     def __init__(self, settings: OperatorSettings, credentials: creds.Credentials, runtime: Runtime) -> None:
         self._settings = settings
@@ -84,7 +84,7 @@ class Watches:
 
 
 async def serve(settings: OperatorSettings, credentials: creds.Credentials, stop: asyncio.Event) -> int:
-    """Run until `stop` is set (gives 0) or the watches end (gives 1)."""
+    """Run until `stop` is set (returns 0) or the watches end (returns 1)."""
     kube = HttpKube(credentials, deadline_s=settings.kube_timeout_s, jitter=random.random)
     runtime = Runtime(
         settings,
@@ -120,7 +120,7 @@ async def _run(settings: OperatorSettings, credentials: creds.Credentials) -> in
 
 
 def main() -> int:
-    """Entry point of `python -m disagg_operator`."""
+    """Run the operator as `python -m disagg_operator` and return its exit status."""
     try:
         settings = load(os.environ)
         credentials = creds.load()

@@ -1,4 +1,4 @@
-"""PURE: The operator's settings: environment variables DISAGG_<NAME>, read once at start."""
+"""PURE: The operator's settings, read once at start from environment variables DISAGG_<NAME>."""
 
 from __future__ import annotations
 
@@ -14,36 +14,82 @@ Image = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r
 
 
 class BadSettings(Exception):
-    """A variable is missing or wrong; the message names it."""
+    """Raised when a variable is missing or invalid; the message names the variable."""
 
 
 class OperatorSettings(BaseModel):
-    """Every wait, bound and budget of the process."""
+    """The settings of an operator process, including every timeout, limit and retry budget."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    worker_image: Image
-    router_image: Image
-    watch_namespace: Annotated[str, Field(max_length=63)] = ""  # empty: all namespaces
-    health_host: str = "0.0.0.0"  # noqa: S104 - the kubelet's probes and Prometheus come from outside the pod
-    health_port: Annotated[int, Field(ge=0, le=65_535)] = 8081
-    workers: Annotated[int, Field(ge=1, le=64)] = 4
-    reconcile_timeout_s: Seconds = 60.0
-    resync_interval_s: Seconds = 300.0
-    debounce_s: Annotated[float, Field(ge=0, le=60)] = 0.2
-    scrape_interval_s: Seconds = 5.0
-    record_dir: str = ""  # empty: a folder of its own, gone with the process
-    scrape_timeout_s: Seconds = 2.0
-    scrape_concurrency: Annotated[int, Field(ge=1, le=256)] = 16
-    prometheus_timeout_s: Seconds = 4.0
-    kube_timeout_s: Seconds = 15.0
-    heartbeat_timeout_s: Seconds = 900.0
-    shutdown_timeout_s: Seconds = 20.0
-    log_level: Annotated[str, Field(pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+    worker_image: Image = Field(description="Image of the worker pods whose resource does not specify its own.")
+    router_image: Image = Field(description="Image of the router pods whose resource does not specify its own.")
+    watch_namespace: str = Field(
+        "", max_length=63, description="The only namespace to watch. If empty, all namespaces are watched."
+    )
+    health_host: str = Field(
+        "0.0.0.0",  # noqa: S104 - the kubelet's probes and Prometheus come from outside the pod
+        description="IP address on which health checks, metrics and decision records are served.",
+    )
+    health_port: int = Field(
+        8081,
+        ge=0,
+        le=65_535,
+        description="TCP port on which health checks, metrics and decision records are served. If 0, the kernel "
+        "chooses a free port.",
+    )
+    workers: int = Field(
+        4, ge=1, le=64, description="Number of DisaggDeployments that are reconciled at the same time."
+    )
+    reconcile_timeout_s: Seconds = Field(
+        60.0, description="Time in seconds after which one reconcile is cancelled and tried again later."
+    )
+    resync_interval_s: Seconds = Field(
+        300.0, description="Time in seconds between two full lists, each of which reconciles every DisaggDeployment."
+    )
+    debounce_s: float = Field(
+        0.2,
+        ge=0,
+        le=60,
+        description="Time in seconds by which a reconcile is delayed after a change of a pod or Deployment, so that a "
+        "burst of changes leads to a single reconcile.",
+    )
+    scrape_interval_s: Seconds = Field(
+        5.0,
+        description="Time in seconds between two autoscaling ticks; each scrapes the metrics of routers and workers.",
+    )
+    record_dir: str = Field(
+        "",
+        description="Directory to which the autoscaling decisions are recorded. If empty, a temporary directory is "
+        "used, which is removed when the process stops.",
+    )
+    scrape_timeout_s: Seconds = Field(2.0, description="Timeout in seconds of one request to a router or a worker.")
+    scrape_concurrency: int = Field(
+        16, ge=1, le=256, description="Maximum number of concurrent requests to routers and workers."
+    )
+    prometheus_timeout_s: Seconds = Field(4.0, description="Timeout in seconds of one query to a Prometheus server.")
+    kube_timeout_s: Seconds = Field(
+        15.0, description="Timeout in seconds of one call to the API server, including its retries."
+    )
+    heartbeat_timeout_s: Seconds = Field(
+        900.0,
+        description="Time in seconds without a completed autoscaling tick after which the liveness probe fails. "
+        "Without a full list, it fails after this time plus the resync interval.",
+    )
+    shutdown_timeout_s: Seconds = Field(
+        20.0,
+        description="Time in seconds that running reconciles may take to finish when the process stops. Saving the "
+        "autoscaling state may then take the same time again.",
+    )
+    log_level: str = Field(
+        "INFO",
+        pattern=r"^(DEBUG|INFO|WARNING|ERROR)$",
+        description="Minimum severity of the messages that are logged: DEBUG, INFO, WARNING or ERROR.",
+    )
 
 
 def load(environ: Mapping[str, str]) -> OperatorSettings:
-    """Settings from the environment. Raises BadSettings naming the variable."""
+    """Read the settings from the environment. Raises BadSettings, which names the variable."""
     names = {variable_of(field): field for field in OperatorSettings.model_fields}
     values = {field: environ[name] for name, field in names.items() if name in environ}
     try:

@@ -1,4 +1,4 @@
-"""PURE: The words of the operator that no other process needs: keys, objects and the field manager.
+"""PURE: The vocabulary that only the operator needs: keys, objects and the field manager.
 
 Roles, labels and ports, which all processes share, are in disagg_wire.
 """
@@ -10,7 +10,7 @@ from typing import Any
 # A Kubernetes object as a plain dict: a typed model would drop the fields that it does not know.
 Obj = dict[str, Any]
 Objs = list[Obj]
-# The namespace and name of a DisaggDeployment: the unit of reconciling.
+# The namespace and name of a DisaggDeployment, the unit of reconciliation.
 Key = tuple[str, str]
 
 # The one field manager of all server-side applies, and the value of app.kubernetes.io/managed-by.

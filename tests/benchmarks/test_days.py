@@ -1,4 +1,4 @@
-"""A day rebuilt from a history by the minute is that day."""
+"""Tests of the days that are rebuilt from histories by the minute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DAY_S = 86_400.0
 
 
 def _trace() -> Trace:
-    """An hour in which prompts are short in even minutes and long in odd ones."""
+    """Return an hour in which prompts are short in even minutes and long in odd ones."""
     random = np.random.default_rng(1)
     arrival = np.sort(random.uniform(0.0, 3600.0, 7200))
     long = (arrival // 60).astype(int) % 2 == 1
@@ -22,7 +22,7 @@ def _trace() -> Trace:
 
 
 def _history() -> list[Minute]:
-    """Two days; each minute is told apart by its number of requests."""
+    """Return two days, in which each minute can be recognized by its number of requests."""
     return [
         Minute((i - 2 * 1440 + 1) * 60.0, 1 + i % 7, (1 + i % 7) * (100.0 if i % 2 else 1000.0), (1 + i % 7) * 50.0)
         for i in range(2880)
@@ -46,7 +46,7 @@ def test_each_minute_has_the_sums_of_its_history() -> None:
 
 def test_lengths_are_whole_requests_of_a_moment_like_it() -> None:
     rebuilt, _ = days.day(_trace(), _history(), back=1)
-    long = (rebuilt.arrival_s // 60).astype(int) % 2 == 0  # by the history's minutes
+    long = (rebuilt.arrival_s // 60).astype(int) % 2 == 0  # as the history has it
     assert rebuilt.prompt_tokens[long].min() > 700
     assert rebuilt.prompt_tokens[~long].max() < 150
 
@@ -54,7 +54,7 @@ def test_lengths_are_whole_requests_of_a_moment_like_it() -> None:
 @pytest.mark.parametrize("cv", [0.5, 1.0, 2.0])
 def test_gaps_vary_as_the_traces_do_whatever_the_rate_is(cv: float) -> None:
     random = np.random.default_rng(2)
-    gaps = random.gamma(1 / cv**2, size=100_000) * np.linspace(1.0, 5.0, 100_000)  # a rate that falls by five
+    gaps = random.gamma(1 / cv**2, size=100_000) * np.linspace(1.0, 5.0, 100_000)  # a rate that falls to a fifth
     arrival = gaps.cumsum()
     ones = np.ones(len(arrival), int)
     assert days.gap_variation(Trace("t", arrival, ones, 0 * ones, ones)) == pytest.approx(cv, rel=0.05)

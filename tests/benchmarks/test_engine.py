@@ -1,5 +1,6 @@
-"""The pure parts of the engine benchmark: the GGUF writer, the comparison of tokens, the arithmetic
-of the table.
+"""Tests of the pure parts of the engine benchmark.
+
+They are the GGUF writer, the comparison of tokens and the arithmetic of the table.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def test_a_gguf_holds_every_tensor_where_its_header_says(tmp_path: Path) -> None
     magic, version, tensors, fields = struct.unpack_from("<4sIQQ", data)
     assert (magic, version) == (b"GGUF", 3)
     config = json.loads((folder / "config.json").read_text())
-    assert tensors == 2 * 9 + 2  # tied: no head
+    assert tensors == 2 * 9 + 2  # embeddings are tied, so there is no head
     at = 24
     for _ in range(fields):
         at += 8 + struct.unpack_from("<Q", data, at)[0]
@@ -46,7 +47,7 @@ def test_a_gguf_holds_every_tensor_where_its_header_says(tmp_path: Path) -> None
         32, 48
     )
     assert torch.equal(read, original["model.layers.1.mlp.down_proj.weight"])
-    # llama.cpp turns neighbours: row 1 of a head of 8 is what turns with row 0, row 4 of the
+    # llama.cpp rotates neighbours: row 1 of a head of 8 is rotated with row 0, and is row 4 of the
     # checkpoint.
     _, offset = found["blk.0.attn_q.weight"]
     read = torch.frombuffer(bytearray(data[start + offset : start + offset + 4 * 32 * 32]), dtype=torch.float32).view(
@@ -68,13 +69,19 @@ def test_the_table_states_the_share_of_each_roof() -> None:
     bytes_ = run.weight_bytes("bf16", "ours bf16")
     assert bytes_ == 2 * model.matrices(model.CONFIG)
     decode_s, prefill_s = 2 * bytes_ / 20e9, 0.5
+    steps = {
+        "decode 1x0": {"cpu": decode_s, "wall": decode_s},
+        "prefill 1x128": {"cpu": prefill_s, "wall": 2 * prefill_s},
+    }
     found = {
-        "machine": "m", "rounds": 1, "versions": {}, "roofs": {"read_gb_per_s": 20.0, "products_128_s": 0.4},
-        "weight_bytes": {"ours bf16": bytes_}, "overhead": {"ours bf16, decode 1x0": 0.02, "ours bf16, prefill 1x128": 0.01},
-        "step_s": {"ours bf16": {
-            "decode 1x0": {"cpu": decode_s, "wall": decode_s}, "prefill 1x128": {"cpu": prefill_s, "wall": 2 * prefill_s},
-        }},
-    }  # fmt: skip
+        "machine": "m",
+        "rounds": 1,
+        "versions": {},
+        "roofs": {"read_gb_per_s": 20.0, "products_128_s": 0.4},
+        "weight_bytes": {"ours bf16": bytes_},
+        "overhead": {"ours bf16, decode 1x0": 0.02, "ours bf16, prefill 1x128": 0.01},
+        "step_s": {"ours bf16": steps},
+    }
     text = report.render({"bf16": found})
     assert "| 50 % | 2.0 % |" in text
     assert "| 80 % | 1.0 % |" in text

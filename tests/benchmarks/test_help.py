@@ -1,4 +1,4 @@
-"""Each benchmark tells what it can be asked."""
+"""Tests that each benchmark prints its options."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A bursty trace as requests: tests/e2e/burst.csv is twenty seconds, made up in the manner of the
-published traces.
+"""A bursty trace as requests.
 
-Half of it asks for prefill, half for decode. Each half is repeated until what is waited for has
-come.
+tests/e2e/burst.csv holds twenty seconds, invented in the manner of the published traces. One half
+of it is work for prefill, the other for decode. Each half is repeated until the expected state is
+reached.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from kubectl import Cluster
 
 PHASE_LIMIT_S = 110.0
 ROUND_S = 10.0
-# A quarter of what one core does, so that pools of three are needed before the machine's two cores
-# are used up.
+_LOOK_S = 1.0
+# A quarter of the speed of one core, so that pools of three workers are needed before the two cores
+# of the machine are exhausted.
 SPEED = {
     "prefill": {"base": 0.002, "perToken": 0.0003},
     "decode": {"base": 0.005, "perSequence": 0.001, "kvTokens": 40000},
@@ -39,7 +40,10 @@ class Row:
 
 
 def halves() -> tuple[list[Row], list[Row]]:
-    """What asks for prefill and what asks for decode, each from 0 s on."""
+    """Return the half with work for prefill and the half with work for decode.
+
+    Both start at 0 s.
+    """
     with (Path(__file__).parent / "burst.csv").open(encoding="utf-8") as file:
         rows = [
             Row(float(r["arrival_s"]), int(r["prompt_tokens"]), int(r["output_tokens"])) for r in csv.DictReader(file)
@@ -50,10 +54,10 @@ def halves() -> tuple[list[Row], list[Row]]:
 
 @dataclass
 class Replay:
-    """A request is sent when its time has come, whatever became of those before; only a machine
-    that is far behind is waited for.
+    """Sends every request at its time, whatever has become of the earlier ones.
 
-    `compressed`: how many times faster than in the trace.
+    It waits only for a machine that is far behind. `compressed` is the factor by which it is faster
+    than the trace.
     """
 
     compressed: float = 1.0
@@ -75,25 +79,40 @@ class Replay:
         self.finished += 1
 
     async def until(self, url: str, rows: list[Row], reached: Callable[[], bool]) -> bool:
-        """Send the rows over and over until `reached` or the limit; then let all finish."""
+        """Send the rows repeatedly until `reached` or the limit, and then let all requests finish.
+
+        Every row is sent at least once. Returns whether the state was reached.
+        """
         began_s, number, under_way = time.monotonic(), 0, set[asyncio.Task[None]]()
-        done = False
+        done = asyncio.create_task(_once(reached))
         async with rig.api(url) as client:
-            while not done and time.monotonic() - began_s < PHASE_LIMIT_S:
+            while not done.done() and time.monotonic() - began_s < PHASE_LIMIT_S:
                 round_s = time.monotonic()
                 for row in rows:
+                    if done.done() and number >= len(rows):
+                        break
                     await asyncio.sleep(max(0.0, round_s + row.arrival_s / self.compressed - time.monotonic()))
                     while len(under_way) >= self.most_under_way:
                         _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                     number += 1
                     under_way.add(asyncio.create_task(self.one(client, number, row)))
-                done = await asyncio.to_thread(reached)
-                await asyncio.sleep(max(0.0, round_s + ROUND_S / self.compressed - time.monotonic()))
+                left_s = round_s + ROUND_S / self.compressed - time.monotonic()
+                await asyncio.wait({done}, timeout=max(0.0, left_s))
             if under_way:
                 await asyncio.wait(under_way)
-        return done
+        if not done.done():
+            done.cancel()
+            return False
+        done.result()
+        return True
+
+
+async def _once(reached: Callable[[], bool]) -> None:
+    """Return when `reached` is true; each look is a few calls of kubectl."""
+    while not await asyncio.to_thread(reached):
+        await asyncio.sleep(_LOOK_S)
 
 
 def sizes(cluster: Cluster, name: str) -> dict[str, int]:
-    """Workers wanted in each pool."""
+    """Return the workers wanted in each pool."""
     return {role: int(cluster.get("dp", f"{name}-{role}")["spec"]["replicas"]) for role in ("prefill", "decode")}

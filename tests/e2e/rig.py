@@ -1,5 +1,6 @@
-"""What the end-to-end tests do with one DisaggDeployment: apply, wait, look, talk to it as an
-OpenAI client.
+"""Operations of the end-to-end tests on a DisaggDeployment.
+
+The tests apply it, wait for it, inspect it, and talk to it as an OpenAI client.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ READY_TIMEOUT_S = 150.0
 
 
 def resource(name: str, subnet: str, **spec: Any) -> dict[str, Any]:
-    """A DisaggDeployment of one prefill and one decode worker; the keywords replace parts of its
-    spec.
+    """Return a DisaggDeployment of one prefill and one decode worker.
+
+    The keywords replace parts of its spec.
     """
     attachment = {"type": "macvlan", "master": "disagg-rdma0", "subnet": subnet}
     default = {
@@ -41,7 +43,7 @@ def resource(name: str, subnet: str, **spec: Any) -> dict[str, Any]:
 
 
 def apply(cluster: Cluster, obj: dict[str, Any]) -> None:
-    """Raises ClusterFailed with the API server's words."""
+    """Apply an object. Raises ClusterFailed with the message of the API server."""
     cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(obj))
 
 
@@ -55,18 +57,18 @@ def selector(name: str, component: str) -> str:
 
 
 def pods(cluster: Cluster, name: str, component: str) -> dict[str, dict[str, Any]]:
-    """Pod name -> pod, terminating ones included."""
+    """Return the pods of a component by name, including terminating ones."""
     return {p["metadata"]["name"]: p for p in cluster.items("pods", selector(name, component))}
 
 
 def uids(cluster: Cluster, name: str) -> dict[str, str]:
-    """Name -> uid of every pod of the deployment."""
+    """Return the uid of every pod of the deployment by name."""
     found = cluster.items("pods", f"disagg.dev/deployment={name}")
     return {p["metadata"]["name"]: p["metadata"]["uid"] for p in found}
 
 
 def diagnosis(cluster: Cluster, name: str) -> str:
-    """What one would look at next."""
+    """Return the information that helps to understand a failure."""
     found = cluster.get("dd", name)
     lines = [
         f"{c['type']}={c['status']} {c.get('reason', '')}: {c.get('message', '')}" for c in conditions(found).values()
@@ -79,17 +81,17 @@ def is_ready(pod: dict[str, Any]) -> bool:
 
 
 def serving(cluster: Cluster, name: str, component: str) -> set[str]:
-    """Names of the pods that are ready and stay."""
+    """Return the names of the pods that are ready and not terminating."""
     return {
         k for k, p in pods(cluster, name, component).items() if "deletionTimestamp" not in p["metadata"] and is_ready(p)
     }
 
 
 def wait_ready(cluster: Cluster, name: str, **counts: int) -> dict[str, Any]:
-    """The resource once it is Ready at its present generation, with so many workers ready in each
-    pool named.
+    """Wait until the resource is Ready at its current generation, and return it.
 
-    The pods are asked, too: what the status says may be older than a deletion by the caller.
+    The keywords are the workers that must be ready in each pool. The pods are checked as well,
+    because the status may be older than a deletion by the caller.
     """
 
     def ready() -> bool:
@@ -108,9 +110,9 @@ async def until_ready(cluster: Cluster, name: str, **counts: int) -> dict[str, A
 
 @dataclass(frozen=True)
 class Answer:
-    """One finished stream.
+    """The result of one finished stream.
 
-    `trace` is the router's own account of it; times are monotonic, in seconds.
+    `trace` is the router's own report about it; times are monotonic, in seconds.
     """
 
     tokens: tuple[str, ...]
@@ -125,7 +127,7 @@ class Answer:
 
 @asynccontextmanager
 async def api(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
-    """A client that retries nothing: what fails shows."""
+    """Yield a client without retries, so that every failure is noticed."""
     http = openai.DefaultAsyncHttpxClient(trust_env=False, timeout=120.0)
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http) as client:
         yield client
@@ -134,9 +136,9 @@ async def api(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
 async def stream(
     client: openai.AsyncOpenAI, prompt: Sequence[int], max_tokens: int, well_under_way: asyncio.Event | None = None
 ) -> Answer:
-    """A greedy completion of exactly `max_tokens`; `well_under_way` is set after a tenth of them.
+    """Stream a greedy completion of exactly `max_tokens`.
 
-    Raises openai.APIError.
+    `well_under_way` is set after a tenth of the tokens. Raises openai.APIError.
     """
     started_s = time.monotonic()
     tokens: list[str] = []

@@ -1,5 +1,6 @@
-"""A bursty trace against the bundled workers: the pools move on their own, in opposite directions,
-and no request fails.
+"""A bursty trace moves the pools in opposite directions, and no request fails.
+
+The workers are the bundled ones.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def test_every_move_is_told_with_its_reason(burst: Cluster) -> None:
     assert "workers of work expected" in described
     decisions = {p["name"]: p["lastDecision"] for p in burst.get("dd", NAME)["status"]["pools"]}
     assert all(math.isfinite(d["numbers"]["forecast"]) for d in decisions.values())
-    # Written once a minute at most, so perhaps not before all this.
+    # It is written at most once a minute, so it may not have been written before.
     burst.wait("the policy's state is kept", lambda: bool(burst.get("configmap", f"{NAME}-scaling-state")), 120.0)
     assert burst.get("configmap", f"{NAME}-scaling-state")["metadata"]["ownerReferences"][0]["name"] == NAME
 

@@ -1,4 +1,7 @@
-"""One resource with accelerators and an RDMA device, edited, refused, scaled by hand and by an HPA."""
+"""One resource with accelerators and an RDMA device is edited, refused, and scaled.
+
+It is scaled by hand and by an HPA.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ from tests.e2e import rig
 from kubectl import Cluster, ClusterFailed, conditions
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
+BESIDE_OTHERS = True
 NAME = "sim"
 GPU, RDMA, PRODUCT = "nvidia.com/gpu", "rdma/hca_shared_devices_a", "DISAGG-CPU-SIM"
 
 
 @pytest.fixture(scope="module")
 def sim(cluster: Cluster) -> Cluster:
-    """Pods that hold both kinds of extended resources; the KV moves by TCP."""
+    """Return the cluster with pods that hold both extended resources and move their KV over TCP."""
     obj = rig.resource(NAME, "192.168.78.0/24")
     pool = {"accelerator": {"count": 1, "product": PRODUCT}}
     obj["spec"] |= {"prefill": pool, "decode": pool}
@@ -28,7 +32,7 @@ def sim(cluster: Cluster) -> Cluster:
 
 
 def _only(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The pod that is not on its way out."""
+    """Return the only pod that is not terminating."""
     (pod,) = [p for p in found.values() if "deletionTimestamp" not in p["metadata"]]
     return pod
 
@@ -105,12 +109,12 @@ def test_kubectl_scale_of_a_pool_is_kept(sim: Cluster) -> None:
     found = rig.wait_ready(sim, NAME, prefill=1, decode=2)
     owners = {p["name"]: p["replicaOwner"] for p in found["status"]["pools"]}
     assert owners == {"prefill": "spec", "decode": "kubectl"}
-    # An edit elsewhere runs the whole loop again; the number stays.
+    # An edit of another field triggers a reconcile, but the number stays.
     rig.edit(sim, NAME, security={"networkPolicy": False})
     sim.wait("the policy is gone", lambda: not sim.get("networkpolicy", f"{NAME}-workers"), 30.0)
     rig.wait_ready(sim, NAME, prefill=1, decode=2)
     assert sim.get("dp", f"{NAME}-decode")["spec"]["replicas"] == 2
-    # The declared number, once it changes, wins: first the same as what runs, then less.
+    # The declared number wins when it changes: first to the number that runs, then to a lower one.
     for count in (2, 1):
         rig.edit(sim, NAME, decode={"replicas": count})
         found = rig.wait_ready(sim, NAME, prefill=1, decode=count)
@@ -118,7 +122,7 @@ def test_kubectl_scale_of_a_pool_is_kept(sim: Cluster) -> None:
 
 
 def test_an_hpa_reads_and_writes_a_pool(sim: Cluster) -> None:
-    """No metrics server is here, so the HPA's floor is what must reach the pool."""
+    """There is no metrics server, so the pool must reach the HPA's minReplicas."""
     hpa = {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",

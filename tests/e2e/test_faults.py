@@ -1,5 +1,6 @@
-"""Workers die, leave and are replaced while requests run: two prefill and two decode workers, and
-no request fails.
+"""Workers die, leave and are replaced while requests run, and no request fails.
+
+There are two prefill and two decode workers.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from access import router_url
 from kubectl import Cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
+BESIDE_OTHERS = True
 NAME = "pair"
 _LIMIT_S = 150.0
-# So many that a stream outlasts the pod that is killed under it: the small model makes several
-# hundred a second.
+# Enough for a stream to outlast the pod that is killed under it: the small model generates several
+# hundred tokens per second.
 _TOKENS = 1200
 
 
 @pytest.fixture(scope="module")
 def pair(cluster: Cluster) -> Cluster:
     two = {"replicas": 2}
-    # In float32: in bfloat16 the two likeliest tokens are often tied, and which one wins depends on
-    # what else is in the batch.
+    # float32, because in bfloat16 the two likeliest tokens are often tied, and the choice depends
+    # on the rest of the batch.
     rig.apply(cluster, rig.resource(NAME, "192.168.79.0/24", prefill=two, decode=two, engine={"dtype": "float32"}))
     rig.wait_ready(cluster, NAME, prefill=2, decode=2)
     return cluster
@@ -54,7 +56,7 @@ async def test_greedy_streams_survive_the_death_of_their_decode_worker(pair: Clu
         running = [asyncio.create_task(rig.stream(client, _prompt(i), _TOKENS, under_way[i])) for i in range(4)]
         async with asyncio.timeout(60):
             await asyncio.gather(*(e.wait() for e in under_way))
-        # Any decode worker will do: the requests are spread over both.
+        # Any decode worker, because the requests are spread over both.
         victim = next(iter(rig.pods(pair, NAME, "decode")))
         await asyncio.to_thread(pair.kubectl, "delete", "pod", victim, "--grace-period=0", "--force", "--wait=false")
         answers = await asyncio.gather(*running)
@@ -67,7 +69,7 @@ async def test_greedy_streams_survive_the_death_of_their_decode_worker(pair: Clu
 
 
 def _mixed(number: int) -> dict[str, Any]:
-    """Some work for each pool."""
+    """Return a request with some work for each pool."""
     return {
         "model": rig.MODEL,
         "prompt": _prompt(number) * 8,
@@ -79,15 +81,16 @@ def _mixed(number: int) -> dict[str, Any]:
 
 
 def _long_prompts(number: int) -> dict[str, Any]:
-    """Work for prefill that takes longer than a killed worker lives, with KV to hand over."""
+    """Return a request with KV to transfer, whose prefill outlasts a killed worker."""
     return demo.prefill_heavy(number) | {"max_tokens": 4}
 
 
 async def _load_while(
     pair: Cluster, url: str, leaving: list[str], body: Callable[[int], dict[str, Any]], concurrency: int, *options: str
 ) -> load.Result:
-    """Delete these pods under load, which goes on until they are gone and the pools are whole
-    again.
+    """Delete pods under load.
+
+    The load goes on until the pods are gone and the pools are complete again.
     """
 
     async def leave() -> None:
@@ -121,8 +124,9 @@ async def test_no_request_fails_when_a_prefill_worker_dies(pair: Cluster, url: s
 
 
 async def _watch_rollout(pair: Cluster, old: set[str]) -> dict[str, float]:
-    """Old decode pods -> when (monotonic, s) their end was first seen to have begun, once all are
-    gone and the resource is ready.
+    """Return when the termination of each old decode pod was first seen (monotonic, in seconds).
+
+    Waits until all of them are gone and the resource is ready.
     """
     leaving: dict[str, float] = {}
     deadline_s = time.monotonic() + _LIMIT_S

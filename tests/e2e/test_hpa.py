@@ -1,5 +1,6 @@
-"""HPAs scale the pools by what Prometheus scrapes from the workers and prometheus-adapter serves:
-the files of examples/hpa.
+"""HPAs scale the pools by metrics of the workers, with the files of examples/hpa.
+
+Prometheus scrapes the workers, and prometheus-adapter serves the metrics.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400, func_o
 NAME = "chat"  # as in the examples
 EXAMPLES = REPO / "examples/hpa"
 ROLES = ("prefill", "decode")
-# The model here is tiny and the machine is small: other numbers than in the examples, and nothing
-# else.
+# The model is tiny and the machine is small, so the numbers differ from the examples; nothing else
+# does.
 TARGETS = {"prefill": "2", "decode": "4"}
 MOST_WORKERS = 3
 _BUILD_TIMEOUT_S = 20 * 60
@@ -30,7 +31,7 @@ _BUILD_TIMEOUT_S = 20 * 60
 
 @pytest.fixture(scope="module")
 def applied(cluster: Cluster) -> Cluster:
-    """No `autoscaling` in the resource: /scale of each DisaggPool is its HPA's.
+    """Apply a resource without `autoscaling`: /scale of each DisaggPool belongs to its HPA.
 
     Its pods start while the images below are loaded.
     """
@@ -40,8 +41,9 @@ def applied(cluster: Cluster) -> Cluster:
 
 @pytest.fixture(scope="module")
 def monitoring(whole_cluster: Cluster, applied: Cluster) -> Iterator[None]:
-    """Prometheus and prometheus-adapter, with the example's scrape configuration and rules, over a
-    shorter time.
+    """Run Prometheus and prometheus-adapter with the configuration of the example.
+
+    Scrapes and rates cover shorter times.
     """
     subprocess.run([REPO / "e2e/cluster", "monitoring"], check=True, timeout=_BUILD_TIMEOUT_S)
     scraping = yaml.safe_load((EXAMPLES / "scrape.yaml").read_text())
@@ -56,7 +58,7 @@ def monitoring(whole_cluster: Cluster, applied: Cluster) -> Iterator[None]:
     whole_cluster.kubectl("create", "namespace", "monitoring")
     whole_cluster.kubectl("label", "namespace", "monitoring", "disagg-e2e=true")
     try:
-        # `run`, since these are objects of several namespaces, each of which names its own.
+        # `run`, because these objects belong to several namespaces and each names its own.
         whole_cluster.run("kubectl", "apply", "-f", "-", stdin=f"{rules}---\n{yaml.safe_dump(config)}")
         whole_cluster.run("kubectl", "apply", "-f", REPO / "e2e/monitoring.yaml")
         available = ("--for=condition=Available", "apiservice", "-l", "disagg-e2e=true", "--timeout=60s")
@@ -68,7 +70,7 @@ def monitoring(whole_cluster: Cluster, applied: Cluster) -> Iterator[None]:
 
 
 def hpas() -> list[dict[str, Any]]:
-    """Those of the example, with bounds, targets and calm for a test."""
+    """Return the HPAs of the example, with bounds, targets and stabilization for a test."""
     found = list(yaml.safe_load_all((EXAMPLES / "pools.yaml").read_text()))
     for obj in found:
         spec = obj["spec"]
@@ -93,7 +95,7 @@ def url(chat: Cluster) -> Iterator[str]:
 
 
 def told(cluster: Cluster) -> str:
-    """What one would look at next."""
+    """Return the information that helps to understand a failure."""
     logs = cluster.kubectl("logs", "-n", "monitoring", "deployment/prometheus-adapter", "--tail=15", check=False)
     return f"{cluster.kubectl('describe', 'hpa', check=False)}\n{logs}\n{rig.diagnosis(cluster, NAME)}"
 
@@ -113,7 +115,7 @@ def test_the_hpas_read_the_pools_numbers_and_hold_still_without_load(chat: Clust
 
     chat.wait("both HPAs have valid metrics", active, 90.0, detail=lambda: told(chat))
     assert sizes(chat, NAME) == {"prefill": 1, "decode": 1}
-    # Nobody but an HPA has a reason to write; none had one yet.
+    # Only an HPA has a reason to write, and none had one yet.
     assert {p["replicaOwner"] for p in chat.get("dd", NAME)["status"]["pools"]} == {"spec"}
 
 

@@ -1,4 +1,4 @@
-"""examples/quickstart.yaml from `kubectl apply` to its deletion: what a newcomer sees first."""
+"""examples/quickstart.yaml from `kubectl apply` to its deletion, as a newcomer sees it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_a_chat_is_answered_and_its_kv_went_over_the_second_network(chat: Cluste
     http = openai.DefaultHttpxClient(trust_env=False, timeout=60.0)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http) as client:
         answer = client.chat.completions.create(
-            model=rig.MODEL, messages=[{"role": "user", "content": "What does os.path.join do?"}], temperature=0, max_tokens=60,
-            extra_headers={"x-disagg-trace": "1"},
+            model=rig.MODEL, messages=[{"role": "user", "content": "What does os.path.join do?"}],
+            temperature=0, max_tokens=60, extra_headers={"x-disagg-trace": "1"},
         )  # fmt: skip
         assert [m.id for m in client.models.list()] == [rig.MODEL]
     assert "path" in (answer.choices[0].message.content or "").lower()
@@ -107,7 +107,7 @@ def test_images_hold_nothing_that_is_not_theirs(chat: Cluster) -> None:
 
 
 def _metric(system: Cluster, name: str) -> float:
-    """A number that the operator says of itself."""
+    """Return a metric of the operator itself."""
     (pod,) = system.items("pods", _OPERATOR)
     text = system.kubectl(
         "get", "--raw", f"/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{pod['metadata']['name']}:8081/proxy/metrics"
@@ -116,7 +116,7 @@ def _metric(system: Cluster, name: str) -> float:
 
 
 def _spec_versions(cluster: Cluster) -> dict[str, Any]:
-    """What would change if anything were written that matters."""
+    """Return the generations and uids that change if anything relevant is written."""
     kinds = "deployments,services,disaggpools,networkpolicies,roles,net-attach-def"
     out = {f"{o['kind']}/{o['metadata']['name']}": o["metadata"].get("generation") for o in cluster.items(kinds)}
     return out | rig.uids(cluster, NAME)

@@ -1,6 +1,4 @@
-"""A worker moves to the other pool without loading its weights again, under load, and no request
-fails.
-"""
+"""A role flip under load: a worker changes its pool with its weights, and no request fails."""
 
 from __future__ import annotations
 
@@ -18,7 +16,8 @@ from kubectl import Cluster
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400, func_only=True)]
 NAME = "flip"
 BOUNDS = {"minReplicas": 1, "maxReplicas": 2}
-# Weights of a size that matters take minutes; ours take none, so every start waits as if they did.
+# Loading weights of a realistic size takes minutes. The weights here take no time, so every start
+# waits instead.
 SLOW_START = {
     "spec": {
         "initContainers": [
@@ -35,7 +34,7 @@ SLOW_START = {
 
 @pytest.fixture(scope="module")
 def flip(cluster: Cluster) -> Cluster:
-    """Three GPUs for both pools together: what one gets the other gives."""
+    """Return the cluster with three GPUs for both pools: one pool gets what the other gives."""
     obj = rig.resource(NAME, "192.168.82.0/24")
     pool = {"autoscaling": BOUNDS, "accelerator": {"count": 1}, "podTemplate": SLOW_START}
     obj["spec"] |= {
@@ -56,7 +55,7 @@ def url(flip: Cluster) -> Iterator[str]:
 
 
 def _containers(pods: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Pod -> its container's id: another one has loaded the weights again."""
+    """Return the container id of each pod; a new id means that the weights were loaded again."""
     found = {name: p["status"].get("containerStatuses", [{}])[0].get("containerID", "") for name, p in pods.items()}
     return {name: container for name, container in found.items() if container}
 
@@ -73,7 +72,7 @@ def test_a_prefill_worker_becomes_a_decode_worker_while_requests_run(flip: Clust
         )
 
     assert asyncio.run(replay.until(url, answers, moved)), f"{sizes(flip, NAME)}\n{rig.diagnosis(flip, NAME)}"
-    # The load is over: without this decode would soon give the worker back.
+    # The load has ended: without this the decode pool would soon give the worker back.
     flip.kubectl(
         "patch", "dd", NAME, "--type", "merge", "-p", '{"spec": {"decode": {"autoscaling": {"minReplicas": 2}}}}'
     )
@@ -91,7 +90,7 @@ def test_a_prefill_worker_becomes_a_decode_worker_while_requests_run(flip: Clust
 
 
 def test_a_container_that_begins_anew_is_asked_back_to_its_pools_role(flip: Cluster, url: str) -> None:
-    """The role is in no file: the container starts as what its pod was made for."""
+    """The role is not in any file, so a container starts with the original role of its pod."""
     (pod,) = [n for n in rig.serving(flip, NAME, "decode") if n.startswith(f"{NAME}-prefill-")]
     flip.kubectl("exec", pod, "--", "python3", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
 

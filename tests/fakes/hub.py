@@ -14,9 +14,9 @@ REVISION, SHA = "v1", "a" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the files of `folder` as repository org/tiny at REVISION to whoever sends `token`.
+    """A server of the files in `folder`, as repository org/tiny at REVISION.
 
-    `downloaded`: the names asked for.
+    Clients have to send `token`. `downloaded` lists the names of the files that were asked for.
     """
 
     def __init__(self, folder: Path, token: str) -> None:
@@ -70,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(folder: Path, token: str) -> Iterator[Hub]:
-    """The hub, listening on a free port of this machine."""
+    """Run the hub on a free port of this machine."""
     hub = Hub(folder, token)
     thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()

@@ -1,10 +1,10 @@
-"""An API server in memory: the same Protocol as disagg_operator.kube.client.HttpKube, with what the
-operator relies on.
+"""An API server in memory, with the same Protocol as disagg_operator.kube.client.HttpKube.
 
-Server-side apply of one manager (fields that it no longer applies go away, others' stay),
-resourceVersion and generation that move only on change, status as a subresource, preconditions,
-garbage collection by ownerReferences, labels in LIST. Can be told to fail at the n-th write, which
-is how a crash between two writes is played.
+It has the features that the operator relies on: server-side apply with one field manager (fields
+that it no longer applies are removed, fields of others stay), resourceVersion and generation that
+change only when the object does, status as a subresource, preconditions, garbage collection by
+ownerReferences, and labels in LIST. It can be told to fail at the n-th write, which simulates a
+crash between two writes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ MANAGER = "disagg-operator"
 
 
 class FakeKube:
-    """See the module.
+    """The API server; the docstring of the module describes it.
 
-    `log` holds every write that changed something, `writes` counts all of them.
+    `log` holds every write that changed something, and `writes` counts all of them.
     """
 
     def __init__(self) -> None:
@@ -33,16 +33,16 @@ class FakeKube:
         self.log: list[tuple[str, str, str]] = []
         self.writes = 0
         self.fail_at_write: int | None = None
-        self.absent: set[str] = set()  # kinds that this cluster doesn't serve
-        self.invalid_names: set[str] = set()  # a dry run of these is refused
+        self.absent: set[str] = set()  # kinds that this cluster does not serve
+        self.invalid_names: set[str] = set()  # names whose dry run is refused
         self._applied: dict[tuple[StoreKey, str], Obj] = {}
         self._counter = 0
         self.on_write: Callable[[str, Obj], None] = lambda verb, obj: None
 
-    # -- what tests do behind the operator's back --
+    # -- changes that tests make behind the operator's back --
 
     def put(self, obj: Obj) -> Obj:
-        """Create or replace as another client would."""
+        """Create or replace an object as another client would."""
         stored = copy.deepcopy(obj)
         old = self.objects.get(_key(obj))
         meta = stored["metadata"]
@@ -60,7 +60,7 @@ class FakeKube:
         return sorted(key[2] for key in self.objects if key[0] == kind)
 
     def scale(self, name: str, replicas: int, manager: str = "kubectl-scale", namespace: str = "default") -> None:
-        """PATCH of a DisaggPool's /scale."""
+        """Send a PATCH to a DisaggPool's /scale."""
         pool = self.objects[("DisaggPool", namespace, name)]
         pool["spec"]["replicas"] = replicas
         pool["metadata"]["resourceVersion"] = str(self._tick())
@@ -69,7 +69,7 @@ class FakeKube:
         pool["metadata"].setdefault("managedFields", []).append({**entry, "fieldsV1": {"f:spec": {"f:replicas": {}}}})
 
     def remove(self, kind: str, name: str, namespace: str = "default") -> None:
-        """Delete with what it owns."""
+        """Delete an object and everything that it owns."""
         gone = self.objects.pop((kind, namespace, name))
         self._collect(uid_of(gone))
 
@@ -144,7 +144,7 @@ class FakeKube:
     async def has_api(self, resource: Resource) -> bool:
         return resource.kind not in self.absent
 
-    # -- inside --
+    # -- internals --
 
     def _begin(self, verb: str, obj: Obj) -> StoreKey:
         resource = resource_of(obj)
@@ -209,7 +209,7 @@ def _overlay(target: dict[str, Any], source: dict[str, Any]) -> None:
 
 
 def _prune(target: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Remove what was applied before and isn't any more."""
+    """Remove the fields that were applied before and are no longer applied."""
     for key, value in before.items():
         if key not in now:
             target.pop(key, None)

@@ -1,8 +1,8 @@
 """A worker that speaks docs/protocol.md on a real socket, with made-up tokens and faults on demand.
 
-A token is a pure function of the seed and all tokens before it, as with a real engine, so that a
-failover that loses, repeats or reorders anything gives another text. KV is not moved; prefill tells
-decode over HTTP that it is done.
+As with a real engine, a token is a pure function of the seed and all tokens before it, so a
+failover that loses, repeats or reorders anything results in another text. No KV is moved; prefill
+tells decode over HTTP that it is done.
 """
 
 from __future__ import annotations
@@ -34,15 +34,20 @@ FIRST_BYTE = 3
 VOCAB = FIRST_BYTE + 256
 MAX_MODEL_LEN = 512
 TEMPLATE = (
-    "{% for m in messages %}{{ ('<|assistant|>' if m['role'] == 'assistant' else '<|user|>') + m['content'] }}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ ('<|assistant|>' if m['role'] == 'assistant' else '<|user|>') + m['content'] }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
 def tokenizer_json() -> str:
-    """One token a byte: nearly every character that is not ASCII takes several tokens."""
-    # The byte-level alphabet, in byte order: printable Latin-1 stands for itself, the rest for code
-    # points from 256 on.
+    """Return a tokenizer with one token per byte.
+
+    Nearly every character that is not ASCII takes several tokens.
+    """
+    # The byte-level alphabet in the order of the bytes: printable Latin-1 characters stand for
+    # themselves, the others are represented by code points from 256 on.
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in plain]
     letter = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(rest)}
@@ -56,7 +61,7 @@ def tokenizer_json() -> str:
 
 
 def next_token(seed: int, tokens: Sequence[int]) -> int:
-    """A lower-case letter, from everything before it."""
+    """Return a lower-case letter that depends on everything before it."""
     digest = zlib.crc32(json.dumps([seed, list(tokens)]).encode())
     return FIRST_BYTE + ord("a") + digest % 26
 
@@ -74,49 +79,53 @@ def expected_text(seed: int, prompt: Sequence[int], n: int) -> str:
 
 @dataclass
 class Fault:
-    """What goes wrong in the next `times` calls of `leg`, after it has sent `after_tokens` tokens.
-
-    `kind`: "status" (an error answer, with `status` and `code`), "die" (the connection breaks),
-    "stall" (nothing more comes), "error" (an error event), "garbage" (a line that is no event),
-    "silent_end" (the stream just ends), "no_transfer".
-    """
+    """A failure in the next calls of a leg."""
 
     leg: str
+    """The leg whose calls fail: "prefill" or "decode"."""
     kind: str
+    """The kind of failure: "status" (an error answer with `status` and `code`), "die" (the
+    connection breaks), "stall" (nothing more comes), "error" (an error event with `code`),
+    "garbage" (a line that is no event), "silent_end" (the stream just ends) or "no_transfer".
+    """
     after_tokens: int = 0
+    """The number of tokens that are sent before the failure."""
     times: int = 1
+    """The number of calls that fail."""
     status: int = 500
+    """The HTTP status of the error answer."""
     code: str = "internal"
+    """The error code of the error answer or event."""
 
 
 class Died(Exception):
-    """Breaks the connection."""
+    """Raised to break the connection."""
 
 
 @dataclass
 class Seen:
-    """What a worker was asked, for tests to look at."""
+    """A record of the requests that a worker received."""
 
     bodies: list[dict[str, Any]] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class TokenWorker:
-    """One worker. Change its attributes while it runs."""
+    """One worker, whose attributes may be changed while it runs."""
 
     def __init__(self, name: str, role: str, *, digest: str = "model-a", compat: str = "compat-a") -> None:
         self.name, self.role, self.digest, self.compat = name, role, digest, compat
         self.state = "ready"
-        self.role_served: str | None = None  # another than the router has heard of
+        self.role_served: str | None = None  # the role served, if it is not the one that the router knows of
         self.slots = 64
-        self.features: list[str] | None = ["first_token_within_s"]  # None: a worker that is too old to say
-        self.end_after: int | None = None  # sample END as this output token
+        self.features: list[str] | None = ["first_token_within_s"]  # None for a worker that is too old to report any
+        self.end_after: int | None = None  # the output token, by position, that is END
         self.token_interval_s = 0.0
         self.max_model_len = MAX_MODEL_LEN
         self.faults: list[Fault] = []
         self.seen = Seen()
         self.running = 0
-        self.hold = asyncio.Event()  # cleared: tokens wait
+        self.hold = asyncio.Event()  # while cleared, tokens wait
         self.hold.set()
         self.incarnation = f"{name}/{secrets.token_hex(4)}"
         self.url = ""
@@ -150,7 +159,7 @@ class TokenWorker:
             await asyncio.sleep(0.005)
 
     async def stop(self) -> None:
-        """Die: what runs is cut off, the port refuses."""
+        """Die: running requests are cut off, and connections are refused."""
         if self._server is None or self._task is None:
             return
         self.hold.set()
@@ -187,12 +196,14 @@ class TokenWorker:
             return _error(401, "unauthorized")
         model = {"name": "m", "digest": self.digest, "vocab_size": VOCAB, "max_model_len": self.max_model_len,
                  "eos_token_ids": [END], "bos_token_id": None}  # fmt: skip
-        kv = {"compat": self.compat, "host": "127.0.0.1", "port": 1, "interface": "net1", "transport": "tcp", "block_size_tokens": 16,
-              "bytes_per_token": 64, "blocks_total": 100, "blocks_free": 100 - self.running}  # fmt: skip
+        kv = {"compat": self.compat, "host": "127.0.0.1", "port": 1, "interface": "net1", "transport": "tcp",
+              "block_size_tokens": 16, "bytes_per_token": 64, "blocks_total": 100,
+              "blocks_free": 100 - self.running}  # fmt: skip
         load = {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": self.running}
         return JSONResponse(
-            {"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role, "state": self.state, "revision": "r1",
-             "model": model, "kv": kv, "limits": {"max_running": 64, "max_waiting": 256}, "load": load}
+            {"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role, "state": self.state,
+             "revision": "r1", "model": model, "kv": kv, "limits": {"max_running": 64, "max_waiting": 256},
+             "load": load}
             | ({} if self.features is None else {"features": self.features})
         )  # fmt: skip
 
@@ -291,9 +302,11 @@ class TokenWorker:
             transfer_id = secrets.token_hex(16)
             waiting = self._transfers[transfer_id] = asyncio.get_running_loop().create_future()
             host, port = self.url.removeprefix("http://").split(":")
-            yield {"type": "ticket", "ticket": {"transfer_id": transfer_id, "request_id": body["request_id"], "epoch": body["epoch"],
-                   "compat": self.compat, "decode_incarnation": self.incarnation, "host": host, "port": int(port),
-                   "tokens": len(tokens), "token_hash": "", "lifetime_s": 30.0, "mac": ""}}  # fmt: skip
+            yield {"type": "ticket",
+                   "ticket": {"transfer_id": transfer_id, "request_id": body["request_id"], "epoch": body["epoch"],
+                              "compat": self.compat, "decode_incarnation": self.incarnation, "host": host,
+                              "port": int(port), "tokens": len(tokens), "token_hash": "", "lifetime_s": 30.0,
+                              "mac": ""}}  # fmt: skip
             first = await asyncio.wait_for(waiting, 30.0)
             if first < 0:
                 yield {"type": "error", "code": "transfer_failed", "message": "broken off", "retryable": True}
@@ -316,7 +329,7 @@ class TokenWorker:
         line = self._sample(body, tokens)
         reason = self._reason(body, tokens)
         if ticket is not None and (reason is not None or self._fault("prefill", "no_transfer")):
-            # As with a real transfer that breaks off: decode hears of it first.
+            # As with a real transfer that breaks off, decode learns of it first.
             await self._tell(ticket, -1)
             await asyncio.sleep(0.02)
             if reason is None:
@@ -325,8 +338,8 @@ class TokenWorker:
         yield line
         if ticket is not None and reason is None:
             await self._tell(ticket, tokens[-1])
-            yield {"type": "transferred", "kv_bytes": 64 * len(tokens), "transfer_s": 0.002, "exposed_s": 0.001, "interface": "net1",
-                   "peer": f"{ticket['host']}:{ticket['port']}"}  # fmt: skip
+            yield {"type": "transferred", "kv_bytes": 64 * len(tokens), "transfer_s": 0.002, "exposed_s": 0.001,
+                   "interface": "net1", "peer": f"{ticket['host']}:{ticket['port']}"}  # fmt: skip
         yield {"type": "end", "finish_reason": reason or "prefilled"}
 
     async def _tell(self, ticket: dict[str, Any], first_token: int) -> None:

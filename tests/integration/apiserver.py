@@ -1,6 +1,6 @@
 """A real kube-apiserver with etcd, on free ports, for one test session.
 
-No kubelet, no controllers: nothing answers for pods.
+There is no kubelet and no controller, so nothing answers for pods.
 
 The programs are those of the local test cluster: `e2e/cluster build` builds them. A missing one
 fails the tests by name.
@@ -34,9 +34,9 @@ _START_TIMEOUT_S = 60.0
 
 
 def program_path(name: str) -> str:
-    """Where a program lies, by PATH and by `e2e/cluster env`.
+    """Return the path of a program, found by PATH or by `e2e/cluster env`.
 
-    Fails the test by its name when it isn't there.
+    If it is missing, the test fails with its name.
     """
     found = shutil.which(name)
     if found is None:
@@ -58,7 +58,9 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class ApiServer:
-    """`kubeconfig` has full rights, `limited_kubeconfig` (user LIMITED_USER) none until a test
+    """A running API server.
+
+    `kubeconfig` has full rights; `limited_kubeconfig` (user LIMITED_USER) has none until a test
     grants some.
     """
 
@@ -68,7 +70,7 @@ class ApiServer:
     audit_log: Path
 
     def forbidden(self, user: str) -> list[str]:
-        """What `user` was refused, as "verb path"."""
+        """Return the requests that were refused to `user`, as "verb path"."""
         entries = [json.loads(line) for line in self.audit_log.read_text().splitlines()]
         refused = [
             e for e in entries if e["user"]["username"] == user and e.get("responseStatus", {}).get("code") == 403
@@ -80,7 +82,8 @@ def _certificate(folder: Path) -> None:
     config = "subjectAltName=IP:127.0.0.1,DNS:localhost"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=127.0.0.1", "-addext", config, "-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")],
+         "-subj", "/CN=127.0.0.1", "-addext", config, "-keyout", str(folder / "tls.key"),
+         "-out", str(folder / "tls.crt")],
         check=True, capture_output=True, timeout=30,
     )  # fmt: skip
 
@@ -108,7 +111,10 @@ def _apiserver(folder: Path, port: int, etcd: int) -> list[str]:
 
 
 def _own_address() -> str:
-    """The API server refuses loopback as the address to advertise; nothing connects to it here."""
+    """Return an address to advertise.
+
+    The API server refuses loopback addresses, and nothing connects to this one.
+    """
     return str(ipaddress.ip_address("192.0.2.1"))
 
 
@@ -163,7 +169,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def api_server(folder: Path) -> Iterator[ApiServer]:
-    """etcd and kube-apiserver in `folder`; both are gone afterwards."""
+    """Run etcd and kube-apiserver in `folder`; both are gone afterwards."""
     port, client, peer = free_port(), free_port(), free_port()
     kubeconfig = _write_files(folder, port)
     env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}

@@ -1,4 +1,4 @@
-"""Fixtures: one API server a session with our CRDs in it, one namespace a test."""
+"""Fixtures: an API server with our CRDs for the session, and a namespace for each test."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def _install_crds(cluster: Cluster) -> None:
 @pytest.fixture
 async def cluster(server: ApiServer, request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
     kube = client(server)
-    # Names of tests are longer than names of namespaces may be; the end keeps them apart.
+    # Names of tests are longer than names of namespaces may be; the suffix makes them distinct.
     namespace = (
         f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())[:40]}-{zlib.crc32(request.node.name.encode()):08x}"
     )

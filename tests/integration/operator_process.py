@@ -1,5 +1,6 @@
-"""The operator as a process of its own against a real API server, and what a test needs to play the
-cluster around it.
+"""The operator as a process of its own against a real API server.
+
+The module also has the helpers with which a test simulates the cluster around the operator.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SPEC: dict[str, Any] = {
 
 
 class Operator:
-    """`python -m disagg_operator` and its log."""
+    """A process of `python -m disagg_operator` and its log."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path, port: int) -> None:
         self.process = process
@@ -40,7 +41,7 @@ class Operator:
         self.port = port
 
     async def metric(self, name: str) -> float:
-        """The value of one of its metrics without labels."""
+        """Return the value of one of its metrics without labels."""
         async with httpx.AsyncClient(trust_env=False) as client:
             text = (await client.get(f"http://127.0.0.1:{self.port}/metrics")).text
         return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))
@@ -53,13 +54,13 @@ class Operator:
 
 @contextlib.asynccontextmanager
 async def operator(server: ApiServer, folder: Path, namespace: str, **settings: str) -> AsyncIterator[Operator]:
-    """A running operator that watches one namespace; killed at the end if it still runs."""
+    """Run an operator that watches one namespace; at the end it is killed if it still runs."""
     port = free_port()
     log = folder / f"operator-{port}.log"
     env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
         "PYTHONPATH": f"{REPO}/operator:{REPO}/worker",
         "KUBECONFIG": str(server.kubeconfig),
-        "TMPDIR": str(folder),  # one that is killed leaves its records behind
+        "TMPDIR": str(folder),  # an operator that is killed leaves its records behind
         "DISAGG_WORKER_IMAGE": "worker:test",
         "DISAGG_ROUTER_IMAGE": "router:test",
         "DISAGG_WATCH_NAMESPACE": namespace,
@@ -83,7 +84,10 @@ async def operator(server: ApiServer, folder: Path, namespace: str, **settings: 
 
 
 async def eventually(what: str, check: Callable[[], Awaitable[Any]], wait_s: float = WAIT_S) -> Any:
-    """The first true answer of `check`; fails with `what` and the last answer after `wait_s`."""
+    """Return the first true answer of `check`.
+
+    After `wait_s` seconds it fails with `what` and the last answer.
+    """
     last: Any = None
     try:
         async with asyncio.timeout(wait_s):
@@ -101,14 +105,16 @@ async def eventually(what: str, check: Callable[[], Awaitable[Any]], wait_s: flo
 
 
 class Cluster:
-    """One namespace of the real API server, with helpers that play user and kubelet."""
+    """One namespace of the real API server, with helpers that act as user and kubelet."""
 
     def __init__(self, kube: HttpKube, namespace: str) -> None:
         self.kube = kube
         self.namespace = namespace
 
     async def apply_resource(self, name: str = "chat", **spec: Any) -> Obj:
-        """As `kubectl apply --server-side` would, under a manager of its own."""
+        """Apply a resource as `kubectl apply --server-side` would, with a field manager of its
+        own.
+        """
         obj = {
             "apiVersion": "disagg.dev/v1alpha1",
             "kind": "DisaggDeployment",
@@ -129,7 +135,7 @@ class Cluster:
         return await self.kube._call(verb, path, body=body, content_type=content_type, params=params)
 
     async def scale(self, pool: str, replicas: int) -> None:
-        """What `kubectl scale dp/POOL --replicas=N` sends."""
+        """Send the request of `kubectl scale dp/POOL --replicas=N`."""
         path = DISAGG_POOL.path(self.namespace, pool) + "/scale"
         body = {"spec": {"replicas": replicas}}
         await self.raw("PATCH", path, body, "application/merge-patch+json", {"fieldManager": "kubectl-scale"})
@@ -144,7 +150,7 @@ class Cluster:
         return next(c for c in (await self.resource(name))["status"]["conditions"] if c["type"] == kind)
 
     async def replicas(self, role: str, name: str = "chat") -> tuple[int, int]:
-        """(of the pool, of its Deployment)"""
+        """Return the number of replicas of the pool, and that of its Deployment."""
         pool = await self.kube.get(DISAGG_POOL, self.namespace, f"{name}-{role}")
         deployment = await self.kube.get(DEPLOYMENT, self.namespace, f"{name}-{role}")
         if pool is None or deployment is None:
@@ -160,13 +166,14 @@ class Cluster:
         return key
 
     async def run_pod(self, component: str, index: int, address: str, port: int, name: str = "chat") -> str:
-        """A ready pod at an address of the loopback network, as kubelet and scheduler would leave
-        it.
+        """Create a ready pod at an address of the loopback network.
+
+        It looks as kubelet and scheduler would leave it.
         """
         labels = {"disagg.dev/deployment": name, "app.kubernetes.io/component": component}
         if component != "router":
             labels["disagg.dev/pool"] = component
-        # Named as a ReplicaSet would name it.
+        # This is the name that a ReplicaSet would give it.
         pod_name = f"{name}-{component}-0a1b2c3d4e-{index:05}"
         container = {"name": "main", "image": "x", "ports": [{"name": "http", "containerPort": port}]}
         meta = {"name": pod_name, "namespace": self.namespace, "labels": labels}
@@ -179,7 +186,7 @@ class Cluster:
         return pod_name
 
     async def deployments_are_ready(self, name: str = "chat") -> None:
-        """What the Deployment controller would write once all pods run."""
+        """Write the status that the Deployment controller would write once all pods run."""
         for role in ("prefill", "decode", "router"):
             path = DEPLOYMENT.path(self.namespace, f"{name}-{role}")
             found = await self.kube.get(DEPLOYMENT, self.namespace, f"{name}-{role}")
@@ -197,9 +204,9 @@ class Cluster:
 
 
 class Pods:
-    """What the pods answer: a real HTTP server on several loopback addresses.
+    """A real HTTP server on several loopback addresses that answers for the pods.
 
-    `load` is requests by address.
+    `load` is the number of requests by address.
     """
 
     def __init__(self) -> None:
@@ -241,7 +248,8 @@ class Pods:
 
 
 def client(server: ApiServer) -> HttpKube:
-    """A client of the test's own; its requests are told apart from the operator's by the process,
-    not by name.
+    """Return a client for the test itself.
+
+    Its requests differ from those of the operator by the process that sends them, not by a name.
     """
     return HttpKube(load({"KUBECONFIG": str(server.kubeconfig)}), attempts=1)

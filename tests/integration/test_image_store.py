@@ -1,5 +1,6 @@
-"""The local cluster's image store, with a real containerd: what it has lost is noticed before a
-build fails on it.
+"""Tests of the local cluster's image store with a real containerd.
+
+Files that the store has lost are noticed before a build fails because of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from localkube import runtime
 from localkube.proc import stop_recorded
 from localkube.settings import PAUSE_IMAGE, Settings
 
-# A daemon outlives its starter on purpose, and Python remarks on that when the handle is collected.
+# A daemon outlives its starter on purpose, and Python warns about that when the handle is
+# collected.
 pytestmark = [
     pytest.mark.apiserver,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -27,12 +29,12 @@ pytestmark = [
 
 @pytest.fixture
 def settings() -> Iterator[Settings]:
-    """A containerd of its own beside whatever cluster runs, with the programs that are built
-    already.
+    """A separate containerd beside any cluster that runs, with the programs that are already
+    built.
     """
     built = Settings.from_env().cache / "programs"
-    # A socket's path has some hundred characters at most, so it does not lie below pytest's own
-    # folder.
+    # The path of a socket has about a hundred characters at most, so the socket is not created
+    # below pytest's own folder.
     with tempfile.TemporaryDirectory(prefix="store-") as folder:
         made = Settings(cache=Path(folder) / "cache", state=Path(folder) / "state")
         made.make_folders()
@@ -43,8 +45,9 @@ def settings() -> Iterator[Settings]:
 
 
 def _manifest(settings: Settings) -> Path:
-    """The file of the pause image's manifest; others, such as the imported archive's index,
-    containerd may collect.
+    """Return the file of the pause image's manifest.
+
+    containerd may collect others, such as the index of the imported archive.
     """
     (row,) = [
         line.split() for line in runtime.ctr(settings, "images", "list").splitlines() if line.startswith(PAUSE_IMAGE)
@@ -73,7 +76,7 @@ def test_a_store_that_lacks_a_file_is_emptied_and_filled_again(
     assert "lacks 1 of its files" in capfd.readouterr().err
     assert runtime.has_image(settings, PAUSE_IMAGE)
     assert lost.is_file()
-    # The next `up --images` would otherwise take the worker's image for built.
+    # The next `up --images` would otherwise assume that the image of the worker is built.
     assert not note.exists()
 
 

@@ -1,4 +1,4 @@
-"""The operator process against a real API server."""
+"""Tests of the operator process against a real API server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def accepted(cluster: Cluster) -> bool:
 
 
 async def settled(cluster: Cluster, running: Any) -> float:
-    """The operator's number of writes once it has stopped moving for a while."""
+    """Wait until the operator has stopped writing for a while, and return its number of writes."""
     last, same = -1.0, 0
 
     async def still() -> bool:
@@ -103,7 +103,7 @@ async def test_idle_and_restarted_operators_write_nothing(server: ApiServer, clu
         await cluster.apply_resource(kvTransfer=network, decode={"autoscaling": {"maxReplicas": 3}})
         await eventually("accepted", lambda: accepted(cluster))
         before = await settled(cluster, running)
-        # Several resyncs and scrape sweeps later:
+        # The rest is checked after several resyncs and scrape sweeps.
         syncs = await running.metric("disagg_operator_sweep_seconds_count")
 
         async def later() -> bool:
@@ -254,7 +254,7 @@ async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(
             async def blind() -> bool:
                 return bool((await cluster.condition("ScalingActive"))["reason"] == "MetricsUnavailable")
 
-            await eventually("silence is said", blind)
+            await eventually("silence is reported", blind)
             assert await cluster.replicas("decode") == (3, 3)
             pods.silent = set()
 
@@ -269,6 +269,11 @@ async def test_the_queue_drives_the_pool_up_and_down_and_silence_holds_it(
                 text = (await http.get(f"http://127.0.0.1:{running.port}/decisions/{cluster.namespace}/chat")).text
         finally:
             await pods.stop()
+    check_records(text)
+
+
+def check_records(text: str) -> None:
+    """Check the reasons in the records of the decisions, and that a replay decides the same."""
     steps = decision_records.steps_of(runs := decision_records.read(text.splitlines()))
     assert {"QueueAboveTarget", "MetricsUnavailable", "QueueBelowTarget"} <= {step.reasons["decode"] for step in steps}
     again = decision_records.replay(

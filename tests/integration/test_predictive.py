@@ -1,5 +1,6 @@
-"""The predictive policy in the operator process, against a real API server and pods' pages that
-count.
+"""Tests of the predictive policy in the operator process.
+
+They use a real API server, and counters on the metrics pages of pods.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
 ROUTER, PREFILL, DECODE = "127.0.0.10", "127.0.0.20", "127.0.0.30"
 SCALED = {"autoscaling": {"minReplicas": 1, "maxReplicas": 6}}
-# A worker that decodes 20 sequences at 50 tokens a second each, and prefills 10,000 tokens a
-# second.
+# This worker decodes 20 sequences at 50 tokens a second each, and prefills 10,000 tokens a second.
 SPEED = {
     "prefill": {"base": 0.001, "perToken": 0.0001},
     "decode": {"base": 0.01, "perSequence": 0.001, "kvTokens": 100000},
@@ -31,7 +31,7 @@ SPEED = {
 
 
 class Traffic:
-    """Counters of a service that gets so many requests a second of 100 prompt and 50 output tokens."""
+    """The counters of a service with requests of 100 prompt tokens and 50 output tokens each."""
 
     def __init__(self) -> None:
         self.requests_per_s = 0.0
@@ -64,7 +64,7 @@ class Traffic:
 
 @pytest.fixture
 async def traffic(cluster: Cluster) -> AsyncIterator[Traffic]:
-    """A router and a worker of each pool, to which nothing comes yet."""
+    """A router and a worker of each pool that receive no requests yet."""
     pods, found, port = Pods(), Traffic(), free_port()
     pods.counters = {ROUTER: found.router, DECODE: found.decode}
     await pods.start([ROUTER, PREFILL, DECODE], port)
@@ -95,7 +95,7 @@ async def test_arrivals_drive_both_pools_and_the_decision_explains_itself(
             return (await cluster.replicas("decode"))[0] >= 3
 
         await eventually("decode grows", up)
-        # The number is written first, then status.
+        # The number of replicas is written first, then the status.
         found = await eventually("status tells the decision", lambda: decision(cluster, "decode"))
         assert found["reason"] == "ForecastAboveCapacity"
         assert "workers of work expected" in found["message"]
@@ -123,7 +123,7 @@ async def test_arrivals_drive_both_pools_and_the_decision_explains_itself(
     assert state is not None
     assert state["state"]["seen_s"] == pytest.approx(time.time(), abs=60)
     # The next operator goes on from there: its first record begins with a state that has seen all
-    # this.
+    # of this.
     folder = tmp_path / "records"
     async with operator(server, tmp_path, cluster.namespace, DISAGG_RECORD_DIR=str(folder)):
 

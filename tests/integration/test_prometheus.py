@@ -1,5 +1,6 @@
-"""Scaling by a real Prometheus that scrapes real pods' pages, and by one that is dead, empty or
-talks nonsense.
+"""Tests of scaling with a real Prometheus that scrapes real metrics pages of pods.
+
+They also use a Prometheus that is dead, empty or answers nonsense.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pytest
 from aiohttp import web
 from tests.certificates import Certificate, certificate
 from tests.integration.apiserver import ApiServer, free_port, program_path
-from tests.integration.operator_process import Cluster, Pods, eventually, operator
+from tests.integration.operator_process import Cluster, Operator, Pods, eventually, operator
 from tests.integration.test_predictive import SPEED, Traffic
 
 from disagg_operator.autoscaling.signals.pool_reading import PoolReading, reading
@@ -31,8 +32,8 @@ from disagg_operator.kube.resources import EVENT, SECRET
 pytestmark = pytest.mark.apiserver
 
 
-# Passwords (after "s3cr3t-") and their bcrypt hashes of the lowest cost, as Prometheus's web
-# configuration wants them.
+# These are passwords (after "s3cr3t-") and their bcrypt hashes with the lowest cost, as the web
+# configuration of Prometheus requires them.
 WORDS = {
     "one": "$2b$04$abcdefghijklmnopqrstuu0ofFH2p1ORNFTJ14nzJbjvbtT1JmALu",
     "two": "$2b$04$abcdefghijklmnopqrstuuwkxvmfRFuZk8ut.dm1w4ZnWPSGhZ8He",
@@ -40,7 +41,7 @@ WORDS = {
 
 
 def write_web_config(folder: Path, tls: Certificate, word: str) -> None:
-    """Prometheus reads it anew for every request."""
+    """Write the web configuration, which Prometheus reads for every request."""
     servers = {"cert_file": str(tls.crt), "key_file": str(tls.key)}
     fresh = folder / "web.yml.new"
     fresh.write_text(json.dumps({"tls_server_config": servers, "basic_auth_users": {"disagg": WORDS[word]}}))
@@ -51,9 +52,10 @@ def write_web_config(folder: Path, tls: Certificate, word: str) -> None:
 async def prometheus(
     folder: Path, targets: dict[str, dict[str, str]], tls: Certificate | None = None
 ) -> AsyncIterator[str]:
-    """A Prometheus that scrapes `targets` (address -> labels) every half second; gives its URL.
+    """Run a Prometheus that scrapes `targets` (address -> labels) every half second; yields its
+    URL.
 
-    With `tls` it asks for user disagg and the password that `write_web_config` wrote.
+    With `tls` it requires user disagg and the password that `write_web_config` wrote.
     """
     port = free_port()
     static = [{"targets": [address], "labels": labels} for address, labels in targets.items()]
@@ -119,11 +121,13 @@ async def test_the_documented_query_reads_a_real_prometheus(door: PrometheusDoor
             found = await eventually("Prometheus has scraped", read)
             decode = {pod: sample for pod, sample in found.items() if "decode" in pod}
             routers = {pod: sample for pod, sample in found.items() if "router" in pod}
-            # NaN is absent
+            # The value that is NaN is absent.
             assert reading("decode", decode, routers) == PoolReading({names["127.0.0.30"]: 3.0}, 7.0)
-            assert abs(found[names["127.0.0.10"]].at_s - time.time()) < 30  # when it was scraped, not when we asked
-            assert await door.read(PrometheusEndpoint(url), "ns", "other", time.time()) == {}  # empty is unknown
-            assert await door.read(PrometheusEndpoint(url), "ns", "chat", time.time() + 100) == {}  # so is what is old
+            # the time of the scrape, not that of the query
+            assert abs(found[names["127.0.0.10"]].at_s - time.time()) < 30
+            # an empty result is unknown
+            assert await door.read(PrometheusEndpoint(url), "ns", "other", time.time()) == {}
+            assert await door.read(PrometheusEndpoint(url), "ns", "chat", time.time() + 100) == {}  # so is an old one
 
             async def learned() -> bool:
                 minutes = await door.history(PrometheusEndpoint(url), "ns", "chat", time.time() + 60)
@@ -158,6 +162,12 @@ async def test_a_prometheus_that_is_not_there_or_talks_nonsense_says_nothing(doo
         await runner.cleanup()
 
 
+async def run_pods(cluster: Cluster, port: int, **addresses: str) -> dict[str, dict[str, str]]:
+    """Create a pod of each component, and return the targets of Prometheus for them."""
+    pods = {await cluster.run_pod(component, 0, a, port): a for component, a in addresses.items()}
+    return {f"{a}:{port}": {"namespace": cluster.namespace, "pod": pod} for pod, a in pods.items()}
+
+
 @pytest.mark.apiserver
 async def test_the_operator_scales_by_prometheus_and_holds_when_it_dies(
     server: ApiServer, cluster: Cluster, tmp_path: Path
@@ -174,10 +184,7 @@ async def test_the_operator_scales_by_prometheus_and_holds_when_it_dies(
     await pods.start(["127.0.0.10", "127.0.0.30"], port)
     try:
         async with operator(server, tmp_path, cluster.namespace):
-            router = await cluster.run_pod("router", 0, "127.0.0.10", port)
-            worker = await cluster.run_pod("decode", 0, "127.0.0.30", port)
-            labels = {router: "127.0.0.10", worker: "127.0.0.30"}
-            targets = {f"{a}:{port}": {"namespace": cluster.namespace, "pod": pod} for pod, a in labels.items()}
+            targets = await run_pods(cluster, port, router="127.0.0.10", decode="127.0.0.30")
             async with prometheus(tmp_path, targets) as url:
                 await cluster.apply_resource(decode=decode, observability={"prometheus": {"url": url}})
 
@@ -190,7 +197,7 @@ async def test_the_operator_scales_by_prometheus_and_holds_when_it_dies(
             async def blind() -> bool:
                 return bool((await cluster.condition("ScalingActive"))["reason"] == "MetricsUnavailable")
 
-            await eventually("a dead Prometheus is said", blind)
+            await eventually("a dead Prometheus is reported", blind)
             held = await cluster.replicas("decode")
             assert held[0] >= 1
             again = await cluster.resource()
@@ -201,6 +208,46 @@ async def test_the_operator_scales_by_prometheus_and_holds_when_it_dies(
         await pods.stop()
 
 
+async def apply_secret(cluster: Cluster, tls: Certificate, word: str) -> None:
+    """Apply the Secret `prom` with the user, a password and the certificate authority."""
+    data = {"username": "disagg", "password": f"s3cr3t-{word}", "ca.crt": tls.pem}
+    meta = {"name": "prom", "namespace": cluster.namespace}
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": data}
+    params = {"fieldManager": "test", "force": "true"}
+    path = SECRET.path(cluster.namespace, "prom")
+    await cluster.raw("PATCH", path, body, "application/apply-patch+yaml", params)
+
+
+async def scaling_is(cluster: Cluster, reason: str, words: str = "") -> None:
+    """Wait until the condition ScalingActive has a reason, and words in its message."""
+
+    async def told() -> bool:
+        found = await cluster.condition("ScalingActive")
+        return bool(found["reason"] == reason and words in found["message"])
+
+    await eventually(f"ScalingActive says {reason} {words}", told)
+
+
+async def grown_to(cluster: Cluster, n: int) -> None:
+    """Wait until decode has `n` workers."""
+
+    async def grown() -> bool:
+        return await cluster.replicas("decode") == (n, n)
+
+    await eventually(f"decode has {n} workers", grown)
+
+
+async def check_no_password_is_told(cluster: Cluster, running: Operator) -> None:
+    """Check that no log, event or status contains a password, and that an event was recorded."""
+    said = running.log.read_text()
+    events = await cluster.kube.list(EVENT, cluster.namespace)
+    told = said + json.dumps([events, await cluster.resource()])
+    assert "CredentialsUnavailable" in {e["reason"] for e in events}
+    for word in WORDS:
+        assert f"s3cr3t-{word}" not in told
+        assert base64.b64encode(f"disagg:s3cr3t-{word}".encode()).decode() not in told
+
+
 async def test_the_operator_scales_by_a_prometheus_behind_tls_and_a_password_that_comes_late_and_changes(
     server: ApiServer, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -209,66 +256,27 @@ async def test_the_operator_scales_by_a_prometheus_behind_tls_and_a_password_tha
     target = {"metrics": [{"type": "QueueDepth", "target": {"averageValue": 4}}]}
     decode: dict[str, Any] = {"autoscaling": {"maxReplicas": 8, **target}}
     ref = {"name": "prom"}
-    ca = {"secret": ref}
-    auth = {"basicAuth": {"username": ref, "password": ref}, "tlsConfig": {"ca": ca}}
-
-    async def secret(word: str) -> None:
-        data = {"username": "disagg", "password": f"s3cr3t-{word}", "ca.crt": tls.pem}
-        body = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {**ref, "namespace": cluster.namespace},
-            "stringData": data,
-        }
-        path = SECRET.path(cluster.namespace, "prom")
-        await cluster.raw(
-            "PATCH", path, body, "application/apply-patch+yaml", {"fieldManager": "test", "force": "true"}
-        )
-
-    async def scaling(reason: str, words: str = "") -> None:
-        async def told() -> bool:
-            found = await cluster.condition("ScalingActive")
-            return bool(found["reason"] == reason and words in found["message"])
-
-        await eventually(f"ScalingActive says {reason} {words}", told)
-
-    async def grown_to(n: int) -> None:
-        async def grown() -> bool:
-            return await cluster.replicas("decode") == (n, n)
-
-        await eventually(f"decode has {n} workers", grown)
-
+    auth = {"basicAuth": {"username": ref, "password": ref}, "tlsConfig": {"ca": {"secret": ref}}}
     await pods.start(["127.0.0.10", "127.0.0.30"], port)
     write_web_config(tmp_path, tls, "one")
     try:
         async with operator(server, tmp_path, cluster.namespace) as running:
-            router = await cluster.run_pod("router", 0, "127.0.0.10", port)
-            worker = await cluster.run_pod("decode", 0, "127.0.0.30", port)
-            labels = {router: "127.0.0.10", worker: "127.0.0.30"}
-            targets = {f"{a}:{port}": {"namespace": cluster.namespace, "pod": pod} for pod, a in labels.items()}
+            targets = await run_pods(cluster, port, router="127.0.0.10", decode="127.0.0.30")
             async with prometheus(tmp_path, targets, tls) as url:
                 await cluster.apply_resource(decode=decode, observability={"prometheus": {"url": url, **auth}})
-                await scaling(
-                    "CredentialsUnavailable",
-                    "spec.observability.prometheus.basicAuth.username: Secret prom does not exist",
-                )
+                missing = "spec.observability.prometheus.basicAuth.username: Secret prom does not exist"
+                await scaling_is(cluster, "CredentialsUnavailable", missing)
                 assert await cluster.replicas("decode") == (1, 1)
-                await secret("two")
-                await scaling("MetricsUnavailable", "HTTP 401")
-                await secret("one")
-                await grown_to(3)
-                await scaling("MetricsFound")
+                await apply_secret(cluster, tls, "two")
+                await scaling_is(cluster, "MetricsUnavailable", "HTTP 401")
+                await apply_secret(cluster, tls, "one")
+                await grown_to(cluster, 3)
+                await scaling_is(cluster, "MetricsFound")
                 pods.load["127.0.0.30"] = 24
                 write_web_config(tmp_path, tls, "two")
-                await secret("two")
-                await grown_to(6)
-            said = running.log.read_text()
-            events = await cluster.kube.list(EVENT, cluster.namespace)
-            told = said + json.dumps([events, await cluster.resource()])
-            assert "CredentialsUnavailable" in {e["reason"] for e in events}
-            for word in WORDS:
-                assert f"s3cr3t-{word}" not in told
-                assert base64.b64encode(f"disagg:s3cr3t-{word}".encode()).decode() not in told
+                await apply_secret(cluster, tls, "two")
+                await grown_to(cluster, 6)
+            await check_no_password_is_told(cluster, running)
     finally:
         await pods.stop()
 
@@ -282,9 +290,7 @@ async def test_the_predictive_policy_scales_by_prometheus_and_says_when_it_is_go
     await pods.start(["127.0.0.10", "127.0.0.20", "127.0.0.30"], port)
     try:
         async with operator(server, tmp_path, cluster.namespace):
-            roles = {"router": "127.0.0.10", "prefill": "127.0.0.20", "decode": "127.0.0.30"}
-            names = {await cluster.run_pod(role, 0, address, port): address for role, address in roles.items()}
-            targets = {f"{a}:{port}": {"namespace": cluster.namespace, "pod": pod} for pod, a in names.items()}
+            targets = await run_pods(cluster, port, router="127.0.0.10", prefill="127.0.0.20", decode="127.0.0.30")
             async with prometheus(tmp_path, targets) as url:
 
                 async def scraped() -> bool:
@@ -310,7 +316,7 @@ async def test_the_predictive_policy_scales_by_prometheus_and_says_when_it_is_go
             async def blind() -> bool:
                 return bool((await cluster.condition("ScalingActive"))["reason"] == "MetricsUnavailable")
 
-            await eventually("a Prometheus that is gone is said", blind, 60.0)
+            await eventually("a Prometheus that is gone is reported", blind, 60.0)
             assert (await cluster.replicas("decode"))[0] >= held[0]
     finally:
         await pods.stop()

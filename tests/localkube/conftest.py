@@ -1,4 +1,6 @@
-"""The cluster tool is a program of its own: its modules lie below e2e/."""
+"""Setup for the tests of the cluster tool, which is a program of its own: its modules are below
+e2e/.
+"""
 
 from __future__ import annotations
 

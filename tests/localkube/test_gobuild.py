@@ -1,4 +1,6 @@
-"""A half-built cache, a cut file or a changed pin is built again; a whole one never."""
+"""Tests that a half-built cache, a truncated file or a changed pin is built again, and a whole one
+never.
+"""
 
 from __future__ import annotations
 
@@ -73,14 +75,16 @@ def test_a_build_that_fails_shows_the_compilers_words_and_leaves_nothing_half(ti
 
 
 def pins(group: Group) -> dict[str, str]:
-    """Module -> version."""
+    """Return the version of each module that is pinned."""
     text = (group.folder / "go.mod").read_text()
     return dict(re.findall(r"^\t(\S+) (v\S+)(?: // indirect)?$", text.partition("\nreplace")[0], re.MULTILINE))
 
 
 def test_what_prometheus_and_its_adapter_share_with_the_cluster_is_compiled_once() -> None:
-    """Another version of one of these modules, and everything built on it is compiled again: two
-    minutes of a cold CI.
+    """A different version of one of these modules means that everything built on it is compiled
+    again.
+
+    That takes two minutes of a cold CI.
     """
     cluster, metrics = pins(gobuild.CLUSTER), pins(gobuild.METRICS)
     assert len(cluster.keys() & metrics.keys()) > 100

@@ -1,4 +1,4 @@
-"""An image of bare programs is what the OCI layout demands, and the same bytes every time."""
+"""Tests that an image of bare programs follows the OCI layout and has the same bytes every time."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Only processes that were started here are ever ended: a pid file of another life counts for
-nothing.
+"""Tests that only processes that were started here are ever ended.
+
+A pid file whose process has ended counts for nothing, even if its pid is in use again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from localkube import proc
 from localkube.proc import Daemon
 from localkube.settings import Settings
 
-# A daemon outlives its starter on purpose, and Python remarks on that when the handle is collected.
+# A daemon outlives its starter on purpose, and Python warns about that when the handle is
+# collected.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

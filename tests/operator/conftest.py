@@ -1,4 +1,4 @@
-"""For tests marked `apiserver`: a real API server with the generated CRDs, and nobody else on it."""
+"""Fixtures for tests marked `apiserver`: a real API server of their own with the generated CRDs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def crd_client(crd_server: ApiServer) -> Iterator[httpx.Client]:
 
 
 def _wait_established(client: httpx.Client, name: str) -> None:
-    """Watch until the API server serves the kind; the watch ends by itself after 30 s."""
+    """Watch until the API server serves the kind. The watch ends by itself after 30 s."""
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
     params = {"watch": "1", "timeoutSeconds": "30", "fieldSelector": f"metadata.name={name}"}
     with client.stream("GET", path, params=params, timeout=40) as stream:

@@ -1,4 +1,4 @@
-"""Settings come from the environment, and a bad one is named."""
+"""Tests of the settings, which are read from the environment; the error for a bad one names it."""
 
 from __future__ import annotations
 

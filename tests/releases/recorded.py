@@ -1,4 +1,4 @@
-"""Reads what release 0.1.0 left behind."""
+"""Readers of the recordings of release 0.1.0."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ Obj = dict[str, Any]
 
 
 def load(path: str) -> Any:
-    """A JSON file of the release."""
+    """Return the content of a JSON file of the release."""
     return json.loads((RELEASE / path).read_text())
 
 
 def load_lines(path: str) -> list[Any]:
-    """A file of JSON lines."""
+    """Return the content of a file of JSON lines."""
     return [json.loads(line) for line in (RELEASE / path).read_text().splitlines()]
 
 
 def resource(name: str) -> Obj:
-    """A resource of the corpus."""
+    """Return a resource of the corpus."""
     found: Obj = yaml.safe_load((RELEASE / "corpus" / f"{name}.yaml").read_text())
     return found
 
 
 def plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """Return the value as JSON gives it back."""
     return json.loads(json.dumps(value))
 
 
 def exact(value: Any) -> Any:
-    """As JSON, with the numbers that JSON lacks as text."""
+    """Return the value as JSON has it, with the numbers that JSON lacks as text."""
     if isinstance(value, dict):
         return {key: exact(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
@@ -46,7 +46,7 @@ def exact(value: Any) -> Any:
 
 
 def keys(value: Any) -> Any:
-    """The names in a message, without its values."""
+    """Return the names in a message without its values."""
     if isinstance(value, dict):
         return {key: keys(v) for key, v in value.items()}
     if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -56,14 +56,20 @@ def keys(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A call and its answer, as they went over the wire."""
+    """A call and its answer as they were transmitted."""
 
     server: str
+    """The process that answered: "router", "prefill" or "decode"."""
     method: str
+    """The HTTP method."""
     path: str
+    """The path of the URL."""
     request: str
+    """The body of the request."""
     status: int
+    """The HTTP status of the answer."""
     response: str
+    """The body of the answer."""
 
     @property
     def body(self) -> Obj:
@@ -84,6 +90,6 @@ EXCHANGES = tuple(Exchange(**e) for e in load_lines("messages/exchanges.jsonl"))
 
 
 def exchanges(path: str, *statuses: int, server: str | None = None) -> list[Exchange]:
-    """Those of one call, with one of these answers, or with any."""
+    """Return the exchanges of one call, with one of these statuses or with any."""
     found = [e for e in EXCHANGES if e.path == path and (server is None or e.server == server)]
     return [e for e in found if not statuses or e.status in statuses]

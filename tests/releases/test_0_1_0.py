@@ -1,5 +1,6 @@
-"""Today's operator against what release 0.1.0 stored, rendered and kept: nothing of it may be
-misread (0.1.0/README.md).
+"""Tests of today's operator against everything that release 0.1.0 stored, rendered and kept.
+
+Nothing of it may be misread (0.1.0/README.md).
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from tests.releases.recorded import CORPUS, RELEASE, Obj, exact, load, load_lines, plain, resource
+from tests.wire import registries
 
 from disagg_operator.api import crdgen, parse_file
 from disagg_operator.api.status import Status
 from disagg_operator.autoscaling.live import Live
-from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.policy.observation import Pods, Targets
 from disagg_operator.autoscaling.policy.predictive import State
 from disagg_operator.autoscaling.records import codec, decision_records
@@ -34,18 +34,12 @@ from disagg_operator.autoscaling.signals import metrics_page
 from disagg_operator.autoscaling.signals.fold import Look, Memory, fold
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import acceptance, replicas
-from disagg_operator.controller.metrics import Metrics as OperatorMetrics
 from disagg_operator.controller.replicas import Declared
 from disagg_operator.desired import Facts, Images, render
 from disagg_operator.performance import profile_file
 from disagg_operator.status import conditions
 from disagg_router import settings as router_settings
-from disagg_router.metrics import Metrics as RouterMetrics
-from disagg_router.objectives import Objectives
 from disagg_worker import settings as worker_settings
-from disagg_worker.server.metrics import Metrics as WorkerMetrics
-from disagg_worker.server.worker import Worker
-from disagg_worker.values.load import Load
 
 WHEEL = RELEASE / "disagg-0.1.0-py3-none-any.whl"
 STATES = tuple(sorted(path.stem for path in (RELEASE / "states/scaling-state").glob("*.json")))
@@ -97,7 +91,7 @@ def test_the_environment_of_a_pod_from_before_is_understood(name: str) -> None:
 
 
 def _uncovered(schema: Obj, values: list[Any], path: str) -> list[str]:
-    """Fields, choices and truth values of a schema that no value uses."""
+    """Return the fields, choices and truth values of a schema that no value uses."""
     if not values:
         return [path]
     missing = [f"{path}={choice}" for choice in schema.get("enum", ()) if choice not in values]
@@ -127,9 +121,9 @@ def test_the_corpus_uses_every_field_and_every_choice() -> None:
 
 
 def _lost(before: Obj, now: Obj, path: str) -> Iterator[str]:
-    """What a schema allowed that this one doesn't.
+    """Yield everything that one schema allowed and the other does not.
 
-    Words for people and CEL may change: the corpus holds the rules.
+    Descriptions and CEL may change: the corpus holds the rules.
     """
     for key, value in before.items():
         here, kept = f"{path}.{key}", now.get(key)
@@ -166,7 +160,7 @@ def test_the_crds_take_what_they_took(name: str) -> None:
     assert {c["name"] for c in old["additionalPrinterColumns"]} <= {c["name"] for c in new["additionalPrinterColumns"]}
 
 
-# ---- what is kept from one process to the next ----
+# ---- state that is kept from one process to the next ----
 
 
 class _OneConfigMap:
@@ -194,7 +188,10 @@ async def test_a_scaling_state_is_loaded_whole(name: str, tmp_path: Path) -> Non
 
 
 def _same(found: Targets, recorded: Obj) -> bool:
-    """Sizes and words to the letter, numbers as well as another machine computes them."""
+    """Return whether sizes and words are identical, and numbers equal within rounding.
+
+    Another machine may round numbers differently.
+    """
     values = {key: math.nan if value is None else value for key, value in recorded["numbers"].items()}
     return plain(codec.plain(found)) | {"numbers": None} == recorded | {
         "numbers": None
@@ -253,7 +250,7 @@ def test_a_measured_profile_is_loaded() -> None:
 
 
 def _exposed(text: str) -> dict[str, frozenset[str]]:
-    """Labels by series of a page of /metrics."""
+    """Return the labels of a page of /metrics by series."""
     found: dict[str, frozenset[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -261,63 +258,17 @@ def _exposed(text: str) -> dict[str, frozenset[str]]:
     return found
 
 
-def _known(registry: CollectorRegistry) -> dict[str, frozenset[str]]:
-    """Labels by series of a registry, whether it has values yet or not."""
-    found: dict[str, frozenset[str]] = {}
-    for collector, names in registry._collector_to_names.items():
-        for family in collector.collect():
-            for sample in family.samples:
-                found[sample.name] = found.get(sample.name, frozenset()) | sample.labels.keys()
-        for name in names:
-            labels = frozenset(getattr(collector, "_labelnames", ())) | ({"le"} if name.endswith("_bucket") else set())
-            found[name] = found.get(name, frozenset()) | labels
-    return found
-
-
-def _operator() -> dict[str, frozenset[str]]:
-    metrics = OperatorMetrics()
-    metrics.scaling.decision(("a", "b"), "decode", Decision(1, 2, "X", "Forecast", 1.0, 0.0, "", {"forecast": 1.0}))
-    return _known(metrics.registry)
-
-
-def _router() -> dict[str, frozenset[str]]:
-    metrics = RouterMetrics(Objectives(1.0, 0.05))
-    metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1})
-    return _known(metrics.registry)
-
-
-def _worker() -> dict[str, frozenset[str]]:
-    work = [f"prefill_{name}" for name in ("batches", "batch_tokens", "batch_tokens_squared", "batch_seconds")]
-    work += [f"decode_{name}" for name in ("steps", "step_sequences", "step_kv_tokens", "step_seconds")]
-    load = Load(
-        0,
-        0,
-        0,
-        9,
-        9,
-        0,
-        0,
-        steps_total={"decode": 1},
-        step_seconds_total={"rest": 1.0},
-        work_total=dict.fromkeys(work, 0.0),
-    )
-    values = {"role": "decode", "model_uri": "file:///m", "model_name": "m", "cluster_key_file": "/key"}
-    worker = Worker(worker_settings.Settings.model_validate(values), b"k" * 32, "uid/boot")
-    worker.publish_identity()
-    return _known(WorkerMetrics(lambda: load, 16).registry) | _known(worker.metrics.registry)
-
-
 @pytest.mark.parametrize("page", ["operator", "router", "prefill", "decode"])
 def test_every_series_is_still_there(page: str) -> None:
     """Dashboards, alerts and HPA rules name them."""
     before = _exposed((RELEASE / "metrics" / f"{page}.txt").read_text())
-    now = {"operator": _operator, "router": _router}.get(page, _worker)()
+    now = registries.series(registries.PROCESSES.get(page, registries.worker)())
     assert {name: labels for name, labels in before.items() if not labels <= now.get(name, frozenset())} == {}
     assert set(before) - set(now) == set()
 
 
 def test_the_pages_of_workers_and_routers_from_before_are_an_observation() -> None:
-    """During an upgrade the new operator looks at the old pods."""
+    """During an upgrade, the new operator observes the old pods."""
     texts = {name: (RELEASE / "metrics" / f"{name}.txt").read_text() for name in ("router", "prefill", "decode")}
     memory = Memory()
     for at_s in (1000.0, 1100.0, 1105.0):
@@ -335,7 +286,7 @@ def test_the_pages_of_workers_and_routers_from_before_are_an_observation() -> No
 
 
 def test_the_makers_of_the_recordings_import_what_the_wheel_holds() -> None:
-    """They run with the released code: a module that was moved since must not be named in them."""
+    """They run with the released code, so they must not name a module that was moved since."""
     with zipfile.ZipFile(WHEEL) as wheel:
         names = set(wheel.namelist())
     for path in RELEASE.glob("*.py"):
@@ -355,7 +306,7 @@ def test_the_wheel_is_small() -> None:
     ("module", "missing"), [("disagg_operator", "DISAGG_WORKER_IMAGE"), ("disagg_router", "DISAGG_MODEL_NAME")]
 )
 def test_the_wheel_still_runs(module: str, missing: str, tmp_path: Path) -> None:
-    """With today's dependencies, far enough to ask for its settings."""
+    """It runs with today's dependencies, far enough to ask for its settings."""
     with zipfile.ZipFile(WHEEL) as wheel:
         wheel.extractall(tmp_path)
     environment = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "PATH": os.environ["PATH"]}

@@ -1,5 +1,6 @@
-"""Today's router and workers against what those of release 0.1.0 said: both serve together while
-one replaces the other.
+"""Tests of today's router and workers against the messages of release 0.1.0.
+
+Both releases serve together while one replaces the other.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _kind(exchange: Exchange) -> str:
     return f"{exchange.server}-{exchange.status}-{last.get('code', last.get('finish_reason', 'x'))}"
 
 
-# ---- what a router of 0.1.0 sends to today's workers ----
+# ---- messages from a router of 0.1.0 to today's workers ----
 
 
 @pytest.mark.parametrize("exchange", WORK, ids=_kind)
@@ -74,7 +75,7 @@ def test_tickets_are_verified() -> None:
         assert verify(KEY, ticket).to_json() == ticket
 
 
-# ---- what a worker of 0.1.0 says to today's router ----
+# ---- messages from a worker of 0.1.0 to today's router ----
 
 
 def _infos(role: str | None = None, state: str | None = None) -> list[Obj]:
@@ -110,7 +111,7 @@ def test_every_info_is_read() -> None:
 
 
 class _Replay:
-    """Answers each call as it was answered then, and keeps what it was asked."""
+    """A server that answers each call as it was answered then, and keeps the requests."""
 
     def __init__(self, *answers: Exchange) -> None:
         self._answers = {e.path: e for e in answers}
@@ -171,7 +172,7 @@ class _NoMembers:
 
 
 def _legs() -> Iterator[tuple[Exchange | None, Exchange | None]]:
-    """(prefill's, decode's) exchanges of one attempt."""
+    """Yield the exchanges of each attempt: (that of prefill, that of decode)."""
     prefills = {(e.body["request_id"], e.body["epoch"]): e for e in TAKEN if e.path.endswith("prefill")}
     for decode in (e for e in TAKEN if e.path.endswith("decode")):
         key = (decode.body["request_id"], decode.body["epoch"])
@@ -189,7 +190,7 @@ LEGS = list(_legs())
 
 @pytest.mark.parametrize("legs", LEGS, ids=lambda legs: "+".join(_kind(leg) for leg in legs if leg is not None))
 async def test_an_attempt_with_old_workers_gives_the_same_tokens(legs: tuple[Exchange | None, Exchange | None]) -> None:
-    """Today's router sends what the old one sent, and makes the same of the answers."""
+    """Today's router sends the same as the old one, and interprets the answers in the same way."""
     prefill, decode = legs
     made = [leg for leg in legs if leg is not None]
     body = made[0].body
@@ -248,7 +249,7 @@ def test_pairs_single_workers_and_failovers_are_among_the_attempts() -> None:
     )
 
 
-# ---- what both say to the operator ----
+# ---- messages from both to the operator ----
 
 
 def test_the_state_of_a_router_is_read() -> None:
@@ -260,11 +261,11 @@ def test_the_state_of_a_router_is_read() -> None:
     )
 
 
-# ---- what today's say has the same names ----
+# ---- names in today's messages ----
 
 
 def _names(found: list[Obj]) -> dict[str, set[str]]:
-    """Keys of events by type."""
+    """Return the keys of events by type."""
     out: dict[str, set[str]] = {}
     for line in found:
         out.setdefault(line["type"], set()).update(line)
@@ -303,7 +304,7 @@ async def test_todays_workers_say_the_same(tiny: Path) -> None:
 
 
 def _without(before: Any, now: Any, path: str = "") -> list[str]:
-    """Names of `before` that `now` lacks."""
+    """Return the names in `before` that `now` lacks."""
     if isinstance(before, list) and isinstance(now, list):
         return _without(before[0], now[0], f"{path}[]") if before and now else []
     if not isinstance(before, dict):
@@ -327,23 +328,38 @@ async def test_todays_router_says_the_same(tmp_path: Path) -> None:
 
 
 def test_the_kinds_of_messages_are_all_here() -> None:
-    """So that nothing is lost when messages are recorded anew."""
+    """This makes sure that nothing is lost when messages are recorded anew."""
     events = {
         json.dumps([line["type"], line.get("code", line.get("finish_reason"))]) for e in TAKEN for line in e.lines
     }
     assert events >= {
         json.dumps(pair)
         for pair in (
-            ("ticket", None), ("accepted", None), ("token", None), ("transferred", None), ("end", "stop"), ("end", "length"),
-            ("end", "prefilled"), ("error", "transfer_failed"), ("error", "ticket_expired"), ("error", "deadline_exceeded"),
+            ("ticket", None),
+            ("accepted", None),
+            ("token", None),
+            ("transferred", None),
+            ("end", "stop"),
+            ("end", "length"),
+            ("end", "prefilled"),
+            ("error", "transfer_failed"),
+            ("error", "ticket_expired"),
+            ("error", "deadline_exceeded"),
             ("error", "draining"),
         )
-    }  # fmt: skip
+    }
     codes = {
         e.answer["error"]["code"]
         for e in EXCHANGES
         if e.server != "router" and e.status >= 400 and e.response.startswith("{")
     }
     assert codes == {
-        "invalid_request", "unauthorized", "prompt_too_long", "no_capacity", "starting", "draining", "other_role", "role_changing",
-    }  # fmt: skip
+        "invalid_request",
+        "unauthorized",
+        "prompt_too_long",
+        "no_capacity",
+        "starting",
+        "draining",
+        "other_role",
+        "role_changing",
+    }

@@ -1,4 +1,4 @@
-"""Today's sender and listener against KV transfers of release 0.1.0, byte by byte."""
+"""Tests of today's sender and listener against KV transfers of release 0.1.0, byte by byte."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_todays_prefill_worker_sends_what_was_sent(name: str, monkeypatch: pytes
         peer, _ = server.accept()
         with peer:
             peer.settimeout(10)
-            end = None if name == "whole" else r["answered"][1]["offset"]  # who gives up reads no answer
+            end = None if name == "whole" else r["answered"][1]["offset"]  # a sender that gives up reads no answer
             peer.sendall(_stream(name, "answered")[:end])
             assert _all_of(peer) == _stream(name, "sent")
     error = done.get(timeout=10).error

@@ -1,5 +1,7 @@
-"""The real processes on loopback: a prefill worker, a decode worker and one of role `both`, each
-pool with a router in front.
+"""The real processes on loopback.
+
+There is a prefill worker and a decode worker with one router, and a worker of role `both` with
+another.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def free_port() -> int:
 
 @contextmanager
 def process(module: str, log: Path, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m module` with these DISAGG_* settings, until the block ends."""
+    """Run `python -m module` with these DISAGG_* settings until the block ends."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DISAGG_")}
     environment |= {"PYTHONPATH": str(ROOT / "worker"), "OMP_NUM_THREADS": "1"}
     environment |= {f"DISAGG_{k.upper()}": str(v) for k, v in settings.items()}
@@ -54,7 +56,10 @@ def process(module: str, log: Path, **settings: object) -> Iterator[subprocess.P
 
 @dataclass(frozen=True)
 class Real:
-    """Base URLs. `split`: prefill and decode on two workers; `whole`: one worker of role both."""
+    """The base URLs of two routers.
+
+    `split` has prefill and decode on two workers, `whole` has one worker of role both.
+    """
 
     split: str
     whole: str
@@ -62,7 +67,7 @@ class Real:
 
 
 async def wait_ready(http: httpx.AsyncClient, url: str) -> None:
-    """Until the URL answers 200."""
+    """Wait until the URL answers 200."""
     async with asyncio.timeout(_START_TIMEOUT_S):
         while True:
             with contextlib.suppress(httpx.TransportError):
@@ -72,7 +77,7 @@ async def wait_ready(http: httpx.AsyncClient, url: str) -> None:
 
 
 def _wait(url: str, log: Path, child: subprocess.Popen[bytes]) -> None:
-    """Until the URL answers 200."""
+    """Wait until the URL answers 200. Raises RuntimeError with the end of the log."""
     until_s = time.monotonic() + _START_TIMEOUT_S
     while True:
         try:
@@ -86,8 +91,9 @@ def _wait(url: str, log: Path, child: subprocess.Popen[bytes]) -> None:
 
 
 def _serves(base: str, key: dict[str, str]) -> None:
-    """Until a request is served, by a whole pair: the first ones may come before the first poll of
-    the workers.
+    """Wait until a whole pair serves requests.
+
+    The first requests may come before the workers are polled for the first time.
     """
     until_s = time.monotonic() + _START_TIMEOUT_S
     body = {"model": MODEL, "prompt": "x", "max_tokens": 1}
@@ -129,8 +135,14 @@ def real(folder: Path) -> Iterator[Real]:
         for name, listed in members.items():
             (folder / f"{name}.json").write_text(json.dumps({"workers": listed}))
             port, log = free_port(), folder / f"router-{name}.log"
-            settings = common | {"port": port, "membership": f"file://{folder / name}.json", "max_body_bytes": BODY_LIMIT_BYTES,
-                                 "api_keys_file": folder / "api-keys", "poll_interval_s": 0.2, "objective_ttft_s": 1}  # fmt: skip
+            settings = common | {
+                "port": port,
+                "membership": f"file://{folder / name}.json",
+                "max_body_bytes": BODY_LIMIT_BYTES,
+                "api_keys_file": folder / "api-keys",
+                "poll_interval_s": 0.2,
+                "objective_ttft_s": 1,
+            }
             urls[name] = f"http://127.0.0.1:{port}"
             waits.append((f"{urls[name]}/readyz", log, stack.enter_context(process("disagg_router", log, **settings))))
         for url, log, child in waits:

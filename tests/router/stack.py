@@ -1,4 +1,4 @@
-"""A router and fake workers on real sockets, in the test's event loop."""
+"""A router and fake workers on real sockets, in the event loop of the test."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ MODEL = "m"
 
 
 class Stack:
-    """`async with Stack(tmp_path, workers...) as stack`: the pairs' handshakes are done when it is
-    entered, if there are pairs.
+    """A router and its workers, used as `async with Stack(tmp_path, workers...) as stack`.
+
+    When the block is entered, the handshakes of the pairs, if there are any, are done.
     """
 
     def __init__(self, folder: Path, *workers: TokenWorker, **options: Any) -> None:
@@ -67,7 +68,9 @@ class Stack:
         await self.router.client.close()
 
     def publish(self, *workers: TokenWorker, pools: dict[str, str] | None = None) -> None:
-        """Write the membership file: these workers, or all; in these pools, by name."""
+        """Write the membership file with these workers or all of them, and with their pools by
+        name.
+        """
         listed = [{"name": w.name, "url": w.url, "pool": (pools or {}).get(w.name)} for w in workers or self.workers]
         fresh = self._members.with_suffix(".new")
         fresh.write_text(json.dumps({"workers": listed}))
@@ -81,7 +84,7 @@ class Stack:
         return self.router.handshakes.counts()["healthy"]
 
     async def until(self, condition: Any, limit_s: float = 10.0) -> None:
-        """Wait for what no event tells."""
+        """Wait for a condition that no event reports."""
         async with asyncio.timeout(limit_s):
             while not condition():
                 await asyncio.sleep(0.01)
@@ -98,11 +101,11 @@ class Stack:
         return content
 
     async def metric(self, line: str) -> float:
-        """The value of one sample, 0 when there is none yet."""
+        """Return the value of one sample, or 0 if there is none yet."""
         text = (await self.http.get("/metrics")).text
         return next((float(x.rsplit(" ", 1)[1]) for x in text.splitlines() if x.startswith(line + " ")), 0.0)
 
 
 def tokens_of(text: str) -> list[int]:
-    """As the fake's tokenizer reads plain text."""
+    """Return the tokens of plain text as the fake worker's tokenizer reads it."""
     return [3 + b for b in text.encode()]

@@ -1,5 +1,6 @@
-"""What comes in wrong is answered with a 4xx in OpenAI's form that names what is wrong; nothing
-that a client sends makes a 500.
+"""Tests that a wrong request is answered with a 4xx in OpenAI's form that names what is wrong.
+
+Nothing that a client sends leads to a 500.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fakes.token_worker import MAX_MODEL_LEN, VOCAB, TokenWorker
+from tests.profiles import examples
 from tests.router.stack import MODEL, Stack
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -25,7 +27,7 @@ def pair() -> tuple[TokenWorker, TokenWorker]:
     return TokenWorker("p0", "prefill"), TokenWorker("d0", "decode")
 
 
-# change to a good body, status, code, param
+# (change to a good body, status, code, param)
 BOTH: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"model": "other"}, 404, "model_not_found", "model"),
     ({"model": None}, 400, "invalid_value", "model"),
@@ -115,9 +117,25 @@ async def test_every_wrong_field_is_refused_by_name(tmp_path: Path) -> None:
 
 
 async def test_harmless_fields_and_nulls_are_taken(tmp_path: Path) -> None:
-    extra = {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "temperature": None, "stop": None, "tools": None,
-             "top_k": -1, "min_p": 0.1, "repetition_penalty": 1.1, "ignore_eos": True, "min_tokens": 1, "logit_bias": {"5": -100},
-             "response_format": {"type": "text"}, "stream_options": None, "n": None, "max_tokens": None}  # fmt: skip
+    extra = {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+        "temperature": None,
+        "stop": None,
+        "tools": None,
+        "top_k": -1,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "ignore_eos": True,
+        "min_tokens": 1,
+        "logit_bias": {"5": -100},
+        "response_format": {"type": "text"},
+        "stream_options": None,
+        "n": None,
+        "max_tokens": None,
+    }
     prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode) as stack:
         for path, good in (("/v1/chat/completions", CHAT), ("/v1/completions", PLAIN)):
@@ -126,7 +144,7 @@ async def test_harmless_fields_and_nulls_are_taken(tmp_path: Path) -> None:
         sampling = prefill.seen.bodies[-1]["sampling"]
         assert (sampling["top_k"], sampling["stop_token_ids"], sampling["logit_bias"]) == (0, [], [[5, -100.0]])
         assert sampling["max_new_tokens"] == 16
-        # OpenAI's default for completions must not turn into a refusal near the end of the context.
+        # OpenAI's default for completions must not lead to a refusal near the end of the context.
         tight = await stack.http.post("/v1/completions", json={"model": MODEL, "prompt": [5] * (MAX_MODEL_LEN - 3)})
         assert tight.json()["usage"]["completion_tokens"] == 3
 
@@ -161,8 +179,13 @@ async def test_bodies_that_are_no_request_are_refused(tmp_path: Path) -> None:
 
 async def test_unknown_paths_and_methods_are_answered_in_the_same_form(tmp_path: Path) -> None:
     async with Stack(tmp_path) as stack:
-        for method, path, status in [("GET", "/v1/chat/completions", 405), ("DELETE", "/v1/models", 405), ("POST", "/v1/embeddings", 404),
-                                     ("GET", "/", 404), ("POST", "/internal/v1/decode", 404)]:  # fmt: skip
+        for method, path, status in [
+            ("GET", "/v1/chat/completions", 405),
+            ("DELETE", "/v1/models", 405),
+            ("POST", "/v1/embeddings", 404),
+            ("GET", "/", 404),
+            ("POST", "/internal/v1/decode", 404),
+        ]:
             answer = await stack.http.request(method, path)
             assert (answer.status_code, set(answer.json()["error"])) == (status, {"message", "type", "param", "code"})
 
@@ -170,12 +193,21 @@ async def test_unknown_paths_and_methods_are_answered_in_the_same_form(tmp_path:
 async def test_api_keys_are_asked_for_where_set(tmp_path: Path) -> None:
     (tmp_path / "api-keys").write_text("first-key\nsecond-key\n")
     async with Stack(tmp_path, *pair(), api_keys_file=str(tmp_path / "api-keys")) as stack:
-        cases = [(None, 401), ("Bearer wrong", 401), ("Bearer first-key", 200), ("bearer second-key", 200), ("Basic first-key", 401),
-                 ("Bearer", 401), ("Bearer first-key second-key", 401)]  # fmt: skip
+        cases = [
+            (None, 401),
+            ("Bearer wrong", 401),
+            ("Bearer first-key", 200),
+            ("bearer second-key", 200),
+            ("Basic first-key", 401),
+            ("Bearer", 401),
+            ("Bearer first-key second-key", 401),
+        ]
         for header, status in cases:
             headers = {} if header is None else {"authorization": header}
-            for answer in (await stack.http.get("/v1/models", headers=headers),
-                           await stack.http.post("/v1/completions", json=PLAIN, headers=headers)):  # fmt: skip
+            for answer in (
+                await stack.http.get("/v1/models", headers=headers),
+                await stack.http.post("/v1/completions", json=PLAIN, headers=headers),
+            ):
                 assert answer.status_code == status
                 if status == 401:
                     assert answer.json()["error"]["code"] == "invalid_api_key"
@@ -188,7 +220,7 @@ async def test_a_huge_head_is_refused_and_the_next_request_is_served(tmp_path: P
             answer = await stack.http.get("/v1/models", headers={"x-big": "x" * 200_000})
             assert answer.status_code in (400, 431)
         except httpx.HTTPError:
-            pass  # the server hung up while we still wrote
+            pass  # the server hung up while the request was still being written
         assert (await stack.http.get("/v1/models")).status_code == 200
 
 
@@ -199,9 +231,28 @@ values = st.recursive(
     scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3), max_leaves=6
 )
 names = st.sampled_from(
-    ["model", "prompt", "messages", "max_tokens", "temperature", "top_p", "n", "stream", "stop", "seed", "logit_bias", "logprobs",
-     "stream_options", "min_tokens", "metadata", "echo", "tools", "max_completion_tokens", "top_logprobs"]
-) | st.text(max_size=8)  # fmt: skip
+    [
+        "model",
+        "prompt",
+        "messages",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "n",
+        "stream",
+        "stop",
+        "seed",
+        "logit_bias",
+        "logprobs",
+        "stream_options",
+        "min_tokens",
+        "metadata",
+        "echo",
+        "tools",
+        "max_completion_tokens",
+        "top_logprobs",
+    ]
+) | st.text(max_size=8)
 bodies = st.one_of(
     values,
     st.dictionaries(names, values, max_size=4).map(lambda d: PLAIN | d),
@@ -214,7 +265,7 @@ async def test_no_body_makes_a_500(tmp_path: Path) -> None:
     async with Stack(tmp_path, *pair()) as stack:
         loop = asyncio.get_running_loop()
 
-        @settings(max_examples=150, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=examples(150), suppress_health_check=list(HealthCheck), database=None)
         @given(body=bodies, path=st.sampled_from(["/v1/chat/completions", "/v1/completions"]))
         def check(body: Any, path: str) -> None:
             raw = json.dumps(body).encode()

@@ -1,4 +1,6 @@
-"""When a transfer breaks off, decode sees it first; prefill knows why."""
+"""Tests of the blame for a transfer that breaks off: decode sees it first, but prefill knows
+why.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from tests.router.stack import Stack, tokens_of
 
 
 class Failing(TokenWorker):
-    """Its computation fails while decode waits for the KV; decode hears of it before the router
-    does.
+    """A worker whose computation fails while decode waits for the KV.
+
+    Decode learns of it before the router does.
     """
 
     fails = False

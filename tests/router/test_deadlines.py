@@ -1,6 +1,6 @@
-"""Requests with a deadline for their first token: who gets the room, and what workers are told.
+"""Tests of requests with a deadline for their first token, over real sockets.
 
-Over real sockets.
+They check which request gets the room, and what workers are told.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ async def test_room_goes_to_who_can_be_on_time_before_who_is_late(
         return
     assert told["first"][0] <= 0.2
     assert told["late"][0] < 0
-    # It was refused first. Whom it would have been sent to must not count as having it cached
-    # since.
+    # It was refused first. The worker that it would have been sent to must not count as having it
+    # cached since then.
     assert 5 < told[LONG][0] <= 10
 
 
 async def test_in_a_burst_everybody_is_answered_and_those_that_leave_take_no_room_with_them(tmp_path: Path) -> None:
-    """Short and long prompts, of which most become late while they wait."""
+    """Send short and long prompts, most of which become late while they wait."""
     prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode, **DEADLINES) as stack:
         decode.slots, decode.token_interval_s = 2, 0.005
@@ -105,7 +105,7 @@ async def test_a_worker_too_old_to_know_of_it_is_not_told(tmp_path: Path) -> Non
 
 
 async def test_what_is_due_in_days_is_said_to_be_due_in_one(tmp_path: Path) -> None:
-    """Workers refuse more."""
+    """Workers refuse larger values."""
     prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode, objective_ttft_s=5, prefill_b_s_per_token=60) as stack:
         assert (await stack.complete(LONG)).status_code == 200
@@ -146,9 +146,9 @@ async def test_a_single_token_is_due_too_and_nothing_is_where_no_objective_is_se
 
 
 async def test_who_has_tokens_out_is_due_no_more_and_goes_first(tmp_path: Path) -> None:
-    """Its client waits in the middle of an answer.
+    """The client waits in the middle of an answer.
 
-    The other one's deadline is earlier than its own was.
+    The deadline of the other request is earlier than the deadline of this one was.
     """
     prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode, objective_ttft_s=9, prefill_b_s_per_token=0.005) as stack:

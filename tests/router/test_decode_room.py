@@ -1,5 +1,7 @@
-"""What the router tells real workers, over real sockets: how full decode is (then prefill batches
-are small, and large again when it is empty), and when a first token is due.
+"""Tests of what the router tells real workers, over real sockets.
+
+It tells them how full decode is and when a first token is due. The batches of prefill are small
+while decode is full, and large again when it is empty.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ async def router(folder: Path, *workers: Running, **options: object) -> AsyncIte
 
 
 async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> float:
-    """How long it took."""
+    """Wait for the condition, and return how long it took in seconds."""
     started_s = time.monotonic()
     async with asyncio.timeout(limit_s):
         while not condition():
@@ -103,7 +105,7 @@ async def test_the_limit_falls_while_decode_is_full_and_recovers(tmp_path: Path)
 async def test_a_real_worker_takes_what_the_router_says_of_the_first_token(
     tmp_path: Path, order: str, late: int
 ) -> None:
-    """Nobody can keep this objective, so the worker counts the prompt as late, if it was told."""
+    """No worker can meet this objective, so it counts the prompt as late if it was told."""
     (tmp_path / "key").write_bytes(KEY)
     async with AsyncExitStack() as stack:
         prefill = await stack.enter_async_context(running("prefill", tmp_path, model_uri=f"file://{FOLDER}"))

@@ -1,4 +1,4 @@
-"""Each error says what the caller must do, in OpenAI's form."""
+"""Tests that each error tells what the caller must do, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from disagg_wire import codes
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, "invalid_request_error"), (401, "authentication_error"), (404, "not_found_error"), (413, "invalid_request_error"),
-        (429, "rate_limit_error"), (499, "invalid_request_error"), (500, "server_error"), (503, "server_error"), (504, "server_error"),
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (404, "not_found_error"),
+        (413, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (499, "invalid_request_error"),
+        (500, "server_error"),
+        (503, "server_error"),
+        (504, "server_error"),
     ],
-)  # fmt: skip
+)
 def test_the_status_gives_the_kind_of_error_that_openai_names(status: int, kind: str) -> None:
     assert ApiError(status, "x").kind == kind
 

@@ -1,4 +1,4 @@
-"""Whatever dies, the client gets the same text as if nothing had: no gap, no repeat."""
+"""Tests that the client gets the same text whatever dies, without gap or repeat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.token_worker import Fault, TokenWorker, expected_text
 from tests.router.stack import MODEL, Stack, tokens_of
 
-# Many whole stacks on real sockets: a second each.
+# Each test starts a whole stack on real sockets, which takes a second.
 pytestmark = pytest.mark.slow
 
 PROMPT = tokens_of("hello")
@@ -25,8 +25,9 @@ def workers(prefills: int = 2, decodes: int = 2) -> list[TokenWorker]:
 
 
 def inject(pool: list[TokenWorker], leg: str, **fault: object) -> None:
-    """The next call of this leg fails, on whichever worker it comes first; the others are sound
-    (one shared Fault).
+    """Make the next call of this leg fail, on whichever worker it comes first.
+
+    The workers share one Fault, so the others stay sound.
     """
     shared = Fault(leg, **fault)  # type: ignore[arg-type]
     for worker in pool:
@@ -83,9 +84,8 @@ async def test_the_second_attempt_prefills_the_emitted_tokens_too_with_the_same_
     async with Stack(tmp_path, *pool) as stack:
         for worker in pool:
             worker.seen.bodies.clear()
-            worker.token_interval_s = (
-                0.02  # prefill's first token comes before decode's ninth, whatever else the machine does
-            )
+            # Prefill's first token comes before decode's ninth, whatever else the machine does.
+            worker.token_interval_s = 0.02
         inject(pool, "decode", kind="die", after_tokens=9)
         await stack.complete(max_tokens=N)
         # A handshake has 4 tokens.
@@ -213,8 +213,9 @@ async def test_a_request_ends_at_its_deadline(tmp_path: Path) -> None:
 
 
 async def test_a_worker_of_another_model_never_gets_the_tokens(tmp_path: Path) -> None:
-    """During a rollout to another model both are there; a request stays with the model that it was
-    read for.
+    """During a rollout to another model, workers of both models exist.
+
+    A request stays with the model that it was tokenized for.
     """
     old, new = workers(1, 2), [TokenWorker("pn", "prefill", digest="model-b", compat="compat-b")]
     async with Stack(tmp_path, *old, *new) as stack:

@@ -1,4 +1,6 @@
-"""Who keeps the objectives, and what arrives: counted by the router, for the autoscaler."""
+"""Tests of the objectives that are met and of the arrivals, which the router counts for the
+autoscaler.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenAI's own client against the real processes and the bundled model."""
+"""Tests with OpenAI's own client against the real processes and the bundled model."""
 
 from __future__ import annotations
 
@@ -150,7 +150,8 @@ def test_a_bias_and_a_penalty_change_what_is_said(client: openai.OpenAI, whole: 
 
     forced = tokens(client, logit_bias={"300": 100})
     assert (len(forced), len(set(forced))) == (12, 1)
-    # Each time that a token is said makes it two less likely, so that the other one's turn comes.
+    # Each time a token is generated, it becomes less likely by two, so that the turn of the other
+    # one comes.
     fields: dict[str, Any] = {"logit_bias": {"300": 100, "301": 96}, "presence_penalty": 2, "frequency_penalty": 2}
     penalised = [tokens(c, **fields) for c in (client, whole)]
     assert penalised[0] == penalised[1]
@@ -187,8 +188,12 @@ def test_prompts_of_several_kinds_are_taken(client: openai.OpenAI) -> None:
 
 
 def test_the_output_has_the_form_that_was_asked_for(client: openai.OpenAI, whole: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"n": {"type": "integer"}, "s": {"enum": ["x", "y"]}}, "required": ["n", "s"],
-              "additionalProperties": False}  # fmt: skip
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}, "s": {"enum": ["x", "y"]}},
+        "required": ["n", "s"],
+        "additionalProperties": False,
+    }
     form: Any = {"type": "json_schema", "json_schema": {"name": "pair", "schema": schema, "strict": True}}
     options: dict[str, Any] = {
         "model": MODEL,
@@ -280,12 +285,17 @@ def test_a_wrong_request_is_refused_in_openais_form(
 @pytest.mark.parametrize(
     ("method", "path", "content", "status"),
     [
-        ("POST", "/v1/completions", b"{", 400), ("POST", "/v1/completions", b"", 400), ("POST", "/v1/completions", b"\xff\xfe", 400),
-        ("POST", "/v1/completions", b"[" * 50_000, 400), ("POST", "/v1/completions", b'{"model": "' + b"x" * BODY_LIMIT_BYTES, 413),
-        ("GET", "/v1/completions", b"", 405), ("POST", "/v1/embeddings", b"{}", 404), ("GET", "/v1/models/gpt-4", b"", 404),
+        ("POST", "/v1/completions", b"{", 400),
+        ("POST", "/v1/completions", b"", 400),
+        ("POST", "/v1/completions", b"\xff\xfe", 400),
+        ("POST", "/v1/completions", b"[" * 50_000, 400),
+        ("POST", "/v1/completions", b'{"model": "' + b"x" * BODY_LIMIT_BYTES, 413),
+        ("GET", "/v1/completions", b"", 405),
+        ("POST", "/v1/embeddings", b"{}", 404),
+        ("GET", "/v1/models/gpt-4", b"", 404),
         ("POST", "/v1/models", b"{}", 405),
     ],
-)  # fmt: skip
+)
 def test_broken_bodies_wrong_methods_and_paths_are_answered_in_the_same_form(
     stack: Real, method: str, path: str, content: bytes, status: int
 ) -> None:

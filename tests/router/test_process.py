@@ -1,5 +1,6 @@
-"""The router as a process: starts from its environment, drains on SIGTERM, says what is wrong with
-its settings.
+"""Tests of the router as a process.
+
+It starts from its environment, drains on SIGTERM, and reports what is wrong with its settings.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ async def test_on_sigterm_it_turns_not_ready_finishes_its_streams_and_exits_0(tm
     assert process.stderr is not None
     try:
         async with asyncio.timeout(60), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
-            # The log says when the pair is ready; reading on keeps the pipe empty.
+            # The log reports when the pair is ready; reading on keeps the pipe empty.
             while b"handshake p0 -> d0:" not in await process.stderr.readline():
                 pass
             rest = asyncio.create_task(process.stderr.read())

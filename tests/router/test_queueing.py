@@ -1,4 +1,4 @@
-"""Full pools: who waits, for how long, and what the others are told."""
+"""Tests of full pools: which requests wait, for how long, and what the others are told."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ async def test_requests_wait_for_room_in_order_and_none_is_lost(tmp_path: Path) 
             tasks.append(asyncio.create_task(one(seed)))
             await stack.until(lambda n=seed: stack.router.active + len(done) == n + 1)
         await asyncio.gather(*tasks)
-        # Two run at a time, so nobody can be overtaken by more than the one beside; and what was
-        # tokenised at the same moment, in threads, may have changed places before it came to the
-        # queue.
+        # Two run at a time, so a request can be overtaken only by the one beside it. Requests that
+        # are tokenized at the same moment, in threads, may also have changed places before they
+        # reach the queue.
         assert all(abs(place - seed) <= 4 for place, seed in enumerate(done)), str(done)
 
 

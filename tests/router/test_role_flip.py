@@ -1,5 +1,6 @@
-"""A worker changes its role under load, in the real processes: no stream is cut, nothing is loaded
-again, and it serves in its new role.
+"""Tests of a worker that changes its role under load, with the real processes.
+
+No stream is cut off, nothing is loaded again, and the worker serves in its new role.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ async def test_between_its_two_pools_a_worker_gets_nothing_and_then_its_new_work
         await stack.until(lambda: [w.name for w in table.workers() if w.serves("decode")] == ["d"])
         for _ in range(4):
             assert (await stack.complete(max_tokens=4)).json()["disagg"]["decode"]["pod"] == "d"
-        # Handshakes aside: one that was under way as the decode worker that it still was may land
-        # late.
+        # Handshakes are left out: one that was under way with the decode worker may arrive late.
         assert [body["request_id"] for body in e.seen.bodies if not body["request_id"].startswith("handshake-")] == []
         e.role, e.incarnation = "prefill", "e/2"
-        # Not the number of healthy pairs: until the handshakes look again, it is that of before the
-        # move, which is two as well.
+        # The number of healthy pairs cannot be used: until the handshakes look again, it is the
+        # number from before the move, which is also two.
         await stack.until(lambda: sum(w.serves("prefill") for w in table.workers()) == 2 and "e/2" in table.proven)
         await p.stop()
         answer = (await stack.complete(max_tokens=4)).json()
@@ -58,7 +58,8 @@ async def test_a_router_that_has_not_heard_of_the_change_asks_somebody_else(tmp_
 def _worker(stack: ExitStack, folder: Path, name: str, role: str) -> tuple[str, subprocess.Popen[bytes]]:
     port = free_port()
     settings = {
-        "model_name": MODEL, "cluster_key_file": folder / "key", "model_uri": f"file://{ROOT / 'models' / 'stdlib-llama'}",
+        "model_name": MODEL, "cluster_key_file": folder / "key",
+        "model_uri": f"file://{ROOT / 'models' / 'stdlib-llama'}",
         "kv_cache_bytes": 64 << 20, "role": role, "port": port, "kv_port": 0, "pod_name": name, "dtype": "float32",
     }  # fmt: skip
     return f"http://127.0.0.1:{port}", stack.enter_context(process("disagg_worker", folder / f"{name}.log", **settings))
@@ -66,7 +67,7 @@ def _worker(stack: ExitStack, folder: Path, name: str, role: str) -> tuple[str, 
 
 @dataclass(frozen=True)
 class Running:
-    """Workers and their router, as a client and as the operator see them."""
+    """The workers and their router as a client and as the operator see them."""
 
     base: str
     http: httpx.AsyncClient
@@ -90,7 +91,7 @@ class Running:
                 await asyncio.sleep(0.05)
 
     async def runs_on(self, *names: str) -> str:
-        """Wait until one of these workers has a sequence; which."""
+        """Wait until one of these workers has a sequence, and return its name."""
         async with asyncio.timeout(60):
             while True:
                 listed = (await self.state())["workers"]
@@ -99,13 +100,15 @@ class Running:
                 await asyncio.sleep(0.02)
 
     async def quiet(self) -> None:
-        """Until the router has heard that nothing runs: what it knows of load is a poll old."""
+        """Wait until the router has learned that nothing runs; its knowledge of the load is a poll
+        old.
+        """
         async with asyncio.timeout(60):
             while any(w["load"]["running_requests"] for w in (await self.state())["workers"]):
                 await asyncio.sleep(0.02)
 
     async def stream(self, seed: int, n: int = 120) -> tuple[str, dict[str, Any]]:
-        """Text and trace of a request at temperature 0.9."""
+        """Return the text and the trace of a request at temperature 0.9."""
         text, trace = "", dict[str, Any]()
         chunks = await self.client.completions.create(
             model=MODEL, prompt=PROMPT, stream=True, temperature=0.9, seed=seed, max_tokens=n,
@@ -118,7 +121,7 @@ class Running:
 
 
 async def _change_places(running: Running, urls: dict[str, str]) -> None:
-    """While streams run, e becomes a prefill worker and p a decode worker."""
+    """Make e a prefill worker and p a decode worker while streams run."""
     wanted = {seed: (await running.stream(seed))[0] for seed in range(4)}
     await running.quiet()
     load = [asyncio.create_task(running.stream(i % 4)) for i in range(12)]
@@ -164,7 +167,8 @@ async def test_under_load_two_workers_change_places_and_one_dies_and_no_stream_n
             await asyncio.gather(*(wait_ready(http, f"{u}/readyz") for u in [*urls.values(), base]))
             await running.paired(2)
             await _change_places(running, urls)
-            # And the death of the worker that decodes a stream changes not one of its tokens.
+            # The death of the worker that decodes a stream does not change any of its tokens
+            # either.
             text, _ = await running.stream(7, 1500)
             await running.quiet()
             task = asyncio.create_task(running.stream(7, 1500))

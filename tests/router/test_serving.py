@@ -1,4 +1,4 @@
-"""The OpenAI API end to end: the openai package, a router and workers on real sockets."""
+"""Tests of the OpenAI API end to end: the openai package, a router and workers on real sockets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.router.stack import MODEL, Stack, tokens_of
 
 from disagg_router.router import Router
 
-# Many whole stacks on real sockets: a second each.
+# Each test starts a whole stack on real sockets, which takes a second.
 pytestmark = pytest.mark.slow
 
 PROMPT = tokens_of("hello")
@@ -54,8 +54,8 @@ async def test_a_chat_goes_through_the_models_template_whole_and_streamed(tmp_pa
         whole = await stack.openai.chat.completions.create(model=MODEL, messages=messages, max_tokens=9, seed=3)
         assert whole.choices[0].message.content == expected_text(3, prompt, 9)
         stream = await stack.openai.chat.completions.create(
-            model=MODEL, messages=messages, max_completion_tokens=9, seed=3, stream=True, stream_options={"include_usage": True},
-            extra_headers=TRACED,
+            model=MODEL, messages=messages, max_completion_tokens=9, seed=3, stream=True,
+            stream_options={"include_usage": True}, extra_headers=TRACED,
         )  # fmt: skip
         chunks: list[Any] = [chunk async for chunk in stream]
         text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
@@ -148,8 +148,9 @@ async def test_the_end_token_ends_the_text_and_is_not_shown(tmp_path: Path) -> N
 
 
 async def test_a_first_token_that_ends_the_request_is_the_whole_answer(tmp_path: Path) -> None:
-    """Decode sees a broken transfer then, and says so before prefill's end is here: once the
-    request went on past its end.
+    """Decode then sees a broken transfer, and reports it before prefill's end arrives.
+
+    In the past, the request went on past its end.
     """
     prefill, decode = pair()
     async with Stack(tmp_path, prefill, decode) as stack:
@@ -225,7 +226,7 @@ async def test_the_state_tells_the_operator_about_workers_pairs_and_waiting(tmp_
 async def test_a_pair_whose_handshake_fails_is_not_healthy_until_it_works(tmp_path: Path) -> None:
     prefill, decode = pair()
     prefill.faults = [Fault("prefill", "no_transfer", times=2)]
-    async with Stack(tmp_path, prefill, decode) as stack:  # waits for the pair to become healthy
+    async with Stack(tmp_path, prefill, decode) as stack:  # entering the block waits for the pair to become healthy
         assert prefill.faults[0].times == 0
         assert (await stack.state())["pairs"] == {"expected": 1, "healthy": 1}
 
@@ -257,7 +258,7 @@ async def test_metrics_have_the_names_that_others_scrape(tmp_path: Path) -> None
 
 
 async def test_a_router_that_just_began_is_ready_only_once_it_has_asked_the_workers(tmp_path: Path) -> None:
-    """Else a rolling update of routers refuses requests that the old ones would have taken."""
+    """Otherwise a rolling update of routers refuses requests that the old ones would have taken."""
     async with Stack(tmp_path, *pair()) as stack:
         fresh = Router(stack.router.settings)
         running = asyncio.create_task(fresh.run())

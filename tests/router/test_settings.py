@@ -1,4 +1,4 @@
-"""Settings name what is wrong; there are no default secrets."""
+"""Tests that settings name what is wrong and have no default secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A deployment has two pools, and each is the other of the other."""
+"""Tests that a deployment has two pools, and that each is the other of the other."""
 
 from __future__ import annotations
 

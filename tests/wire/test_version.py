@@ -1,4 +1,4 @@
-"""One version for the wheel, the chart, `--version` and `disagg_build_info`."""
+"""Tests that the wheel, the chart, `--version` and `disagg_build_info` have one version."""
 
 from __future__ import annotations
 

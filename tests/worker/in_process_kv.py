@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
 from disagg_worker.values.events import ErrorEvent, Event, EventSink, TokenEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 
 class InProcessKvSender:

@@ -1,4 +1,4 @@
-"""The front door: OpenAI API, tokenizer, admission queue, pair choice, failover, streaming.
+"""The front door: OpenAI API, tokenizer, admission queue, pair choice, failover and streaming.
 
-No torch, no worker code.
+It contains no torch and no worker code.
 """

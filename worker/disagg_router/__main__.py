@@ -1,4 +1,4 @@
-"""`python -m disagg_router`: the router's container. `--version` imports nothing else."""
+"""The entry point of `python -m disagg_router`. With `--version`, nothing else is imported."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""PURE: what goes wrong, by what the caller must do.
+"""PURE: The errors of the router, by what the caller must do.
 
 ApiError         goes to the client, in OpenAI's form
-AttemptFailed    this try on this pair failed; another may succeed
+AttemptFailed    this attempt on this pair failed; another may succeed
 NoRoom           a pool is full (or empty) now: wait
 """
 
@@ -13,7 +13,7 @@ from disagg_wire import codes
 
 
 class ApiError(Exception):
-    """An answer to the client. `retry_after_s` is sent as Retry-After."""
+    """An error that is the answer to the client. `retry_after_s` is sent as Retry-After."""
 
     def __init__(
         self,
@@ -45,7 +45,9 @@ class ApiError(Exception):
 
 
 class AttemptFailed(Exception):
-    """`blame` lists what should be avoided for a while: incarnations, or "prefill|decode" pairs of
+    """Raised when an attempt failed and another may succeed.
+
+    `blame` lists what should be avoided for a while: incarnations, or "prefill|decode" pairs of
     them.
     """
 
@@ -56,7 +58,7 @@ class AttemptFailed(Exception):
         self.retryable = retryable
 
     def for_client(self) -> ApiError:
-        """What the client is told when no further attempt is made."""
+        """Return the error that the client gets when no further attempt is made."""
         if self.reason == codes.PROMPT_TOO_LONG:
             return ApiError(400, f"the prompt is too long: {self}", code="context_length_exceeded")
         if self.reason == codes.INVALID_REQUEST:
@@ -67,11 +69,10 @@ class AttemptFailed(Exception):
 
 
 class NoRoom(Exception):
-    """No worker of `pool` takes the request now; nobody is to blame.
+    """Raised when no worker of `pool` takes the request now, and no worker is to blame.
 
-    `reason` is the protocol's error code.
-
-    `broke_off`: a worker had taken it and gave it back, so the request goes on elsewhere.
+    `reason` is the error code of the protocol. `broke_off` is set if a worker had taken the request
+    and gave it back, so that the request goes on elsewhere.
     """
 
     def __init__(self, pool: str, message: str, *, reason: str = codes.NO_CAPACITY, broke_off: bool = False) -> None:

@@ -1,4 +1,7 @@
-"""The router process; on SIGTERM it turns not ready, finishes its streams and exits 0."""
+"""The router process.
+
+On SIGTERM it turns not ready, finishes its streams and exits with status 0.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _MAX_HEAD_BYTES = 64 << 10
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handling: it would cut running streams."""
+    """A uvicorn server without signal handling, which would cut off running streams."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -31,7 +34,7 @@ class _Server(uvicorn.Server):
 
 async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None:
     log.info("draining: %d requests run", router.active)
-    # Not ready from now on; but whoever has not heard of it yet is still served.
+    # The router is not ready from now on, but clients that have not noticed yet are still served.
     await asyncio.sleep(grace_s)
     try:
         async with asyncio.timeout(router.settings.drain_timeout_s):
@@ -42,14 +45,14 @@ async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None
 
 
 def server_of(router: Router) -> uvicorn.Server:
-    """The HTTP server of a router, not started."""
+    """Return the HTTP server of a router, not started."""
     config = uvicorn.Config(
         create_app(router),
         host=router.settings.host,
         port=router.settings.port,
         log_level="warning",
         access_log=False,
-        # The parser that bounds a request's head.
+        # This parser bounds the size of a request's head.
         http="h11",
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         ws="none",
@@ -60,7 +63,7 @@ def server_of(router: Router) -> uvicorn.Server:
 
 
 async def serve(s: settings.Settings) -> int:
-    """Run until SIGTERM; the exit status."""
+    """Run until SIGTERM, and return the exit status."""
     router = Router(s)
     server = server_of(router)
     loop = asyncio.get_running_loop()

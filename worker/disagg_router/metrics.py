@@ -17,7 +17,7 @@ _PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 
 
 
 class _Live(Collector):
-    """Gauges that are read at scrape time."""
+    """A collector of the gauges that are read at scrape time."""
 
     def __init__(self, waiting: Callable[[], Mapping[str, int]], pairs: Callable[[], Mapping[str, int]]) -> None:
         self._waiting = waiting
@@ -37,7 +37,7 @@ class _Live(Collector):
 
 
 class Metrics:
-    """One process's metrics."""
+    """The metrics of one router process."""
 
     def __init__(self, objectives: Objectives | None = None) -> None:
         self._objectives = objectives or Objectives()
@@ -95,7 +95,7 @@ class Metrics:
             self._completed.labels(kind)
 
     def arrived(self, prompt_tokens: int) -> None:
-        """A request was taken in."""
+        """Count a request that was taken in."""
         self._arrivals.inc()
         self._arrived.inc(prompt_tokens)
         self._arrived2.inc(prompt_tokens * prompt_tokens)
@@ -110,7 +110,7 @@ class Metrics:
             self._objective.labels(series.TTFT, _word(ttft_s <= limit_s)).inc()
 
     def ended(self, prompt_tokens: int, output_tokens: int, tpot_s: float | None) -> None:
-        """A whole answer."""
+        """Count a whole answer."""
         self._completions.inc()
         self._completed.labels(series.OUTPUT).inc(output_tokens)
         self._completed.labels(series.CONTEXT).inc(prompt_tokens + output_tokens)
@@ -118,7 +118,7 @@ class Metrics:
             self._objective.labels(series.TPOT, _word(tpot_s <= self._objectives.tpot_s)).inc()
 
     def failed(self, *, has_first: bool) -> None:
-        """The service's fault: it met no objective, whatever its times were."""
+        """Count a failure of the service, which met no objective, whatever its times were."""
         limit = self._objectives.tpot_s if has_first else self._objectives.ttft_s
         if limit is not None:
             self._objective.labels(series.TPOT if has_first else series.TTFT, series.FALSE).inc()

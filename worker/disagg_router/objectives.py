@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_TIMES_ALONE = 5.0  # a long prompt may take so many times what it takes alone
+_TIMES_ALONE = 5.0  # a long prompt may take this many times as long as it takes alone
 
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """What `disagg_router_objective_requests_total` counts against; None: not counted.
+    """The latency objectives that `disagg_router_objective_requests_total` counts against.
 
-    `prefill_s`: a, b and c of the time that a prompt of n uncached tokens takes alone, a + b*n +
-    c*n^2: a long one can't be faster.
+    An objective that is None is not counted.
     """
 
     ttft_s: float | None = None
+    """The longest time to first token of a prompt that is not long, in seconds."""
     tpot_s: float | None = None
+    """The longest time per output token after the first, in seconds."""
     prefill_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """The coefficients a, b and c of a + b*n + c*n^2, the seconds that a prompt of n uncached
+    tokens takes alone. A long prompt cannot be faster than that.
+    """
 
     def alone_s(self, uncached_tokens: int) -> float:
         a, b, c = self.prefill_s

@@ -1,4 +1,4 @@
-"""One router process: its parts wired together, and what it tells the operator."""
+"""One router process: its parts wired together, and the state that it reports to the operator."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def membership_of(settings: Settings) -> Membership:
 
 
 class Router:
-    """The shared parts of all requests."""
+    """The parts that all requests share."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -52,8 +52,9 @@ class Router:
 
     @contextlib.contextmanager
     def work(self) -> Iterator[contextlib.ExitStack]:
-        """Count a request as running until the stack closes: at the end of the block, unless
-        `pop_all` hands that on.
+        """Count a request as running until the stack closes.
+
+        That is at the end of the block, unless `pop_all` hands the stack on.
         """
         with contextlib.ExitStack() as stack:
             self.active += 1
@@ -69,11 +70,11 @@ class Router:
             self.idle.set()
 
     async def run(self) -> None:
-        """Membership, polling and handshakes, until cancelled."""
+        """Run membership, polling and handshakes until cancelled."""
         await asyncio.gather(self._membership.run(), self.table.run(), self.handshakes.run())
 
     def state(self) -> dict[str, Any]:
-        """GET /internal/v1/state."""
+        """Return the answer to GET /internal/v1/state."""
         workers = [
             {
                 "name": w.name,

@@ -1,6 +1,4 @@
-"""Everything that can be set about a router process, read from DISAGG_* environment variables,
-once.
-"""
+"""The settings of a router process, read once from DISAGG_* environment variables."""
 
 from __future__ import annotations
 
@@ -14,48 +12,102 @@ from disagg_router.objectives import Objectives
 from disagg_wire.cluster_key import ClusterKeyError, bearer_of, read_key
 from disagg_wire.environment import RouterVariable, fields_in, variable_of
 
-# Who has waited so long goes first at times (order.py); or a third of the longest wait, if that is
-# less.
+# A request that has waited this long goes first at times (turn_order.py). A third of the longest
+# wait is used instead if that is less.
 _PATIENCE_S = 20.0
 
 
 class SettingsError(Exception):
-    """A variable is missing or wrong; the message names it."""
+    """Raised when a variable is missing or wrong; the message names it."""
 
 
 class Settings(BaseModel):
-    """Field `x_y` is the variable DISAGG_X_Y."""
+    """The settings of a router; the field `x_y` is read from the variable DISAGG_X_Y."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    host: str = "127.0.0.1"
-    port: int = Field(8080, ge=0, le=65535)
-    model_name: str = Field(min_length=1)
-    cluster_key_file: Path
-    membership: str = Field(pattern=r"^(kubernetes|file:///.+)$")
-    namespace: str = ""
-    deployment: str = ""
-    kube_api: str = "https://kubernetes.default.svc"
-    queue_max_depth: int = Field(1024, ge=0, le=1_000_000)
-    queue_max_wait_s: float = Field(60.0, ge=0, le=3600)
-    queue_order: Literal["EarliestDeadline", "FirstComeFirstServed"] = "EarliestDeadline"
-    request_timeout_s: float = Field(600.0, gt=0, le=86400)
-    max_attempts: int = Field(4, ge=1, le=32)
-    api_keys_file: Path | None = None
-    max_body_bytes: int = Field(8 << 20, ge=1024, le=1 << 30)
-    drain_timeout_s: float = Field(110.0, ge=0, le=86400)
-    drain_grace_s: float | None = Field(None, ge=0, le=600)
-    first_token_timeout_s: float = Field(120.0, gt=0, le=86400)
-    stall_timeout_s: float = Field(60.0, gt=0, le=86400)
-    objective_ttft_s: float | None = Field(None, gt=0, le=3600)
-    objective_tpot_s: float | None = Field(None, gt=0, le=3600)
-    # What a prompt of n uncached tokens takes alone: a + b*n + c*n^2 (seconds); the first objective
-    # is never below 5 times that.
-    prefill_a_s: float = Field(0.0, ge=0, le=3600)
-    prefill_b_s_per_token: float = Field(0.0, ge=0, le=60)
-    prefill_c_s_per_token2: float = Field(0.0, ge=0, le=1)
-    poll_interval_s: float = Field(1.0, gt=0, le=60)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    host: str = Field("127.0.0.1", description="The address that the HTTP server listens on.")
+    port: int = Field(
+        8080, ge=0, le=65535, description="The TCP port that the HTTP server listens on; 0 for any free port."
+    )
+    model_name: str = Field(min_length=1, description="The name under which clients ask for the model.")
+    cluster_key_file: Path = Field(
+        description="The file with the cluster key, of at least 32 bytes, that routers and workers share."
+    )
+    membership: str = Field(
+        pattern=r"^(kubernetes|file:///.+)$",
+        description="The source of the list of workers: `kubernetes` for EndpointSlices, or the URL of a JSON file.",
+    )
+    namespace: str = Field("", description="The namespace of the deployment; required if `membership` is `kubernetes`.")
+    deployment: str = Field("", description="The name of the deployment; required if `membership` is `kubernetes`.")
+    kube_api: str = Field("https://kubernetes.default.svc", description="The URL of the Kubernetes API server.")
+    queue_max_depth: int = Field(
+        1024, ge=0, le=1_000_000, description="The number of requests that may wait in the queue."
+    )
+    queue_max_wait_s: float = Field(
+        60.0, ge=0, le=3600, description="The longest time that a request waits in the queue, in seconds."
+    )
+    queue_order: Literal["EarliestDeadline", "FirstComeFirstServed"] = Field(
+        "EarliestDeadline",
+        description="The order of the queue. `EarliestDeadline` needs `objective_ttft_s`; without it, requests are"
+        " served in the order of arrival.",
+    )
+    request_timeout_s: float = Field(
+        600.0, gt=0, le=86400, description="The longest time from a request's arrival to its last token, in seconds."
+    )
+    max_attempts: int = Field(4, ge=1, le=32, description="The number of failed attempts after which a request fails.")
+    api_keys_file: Path | None = Field(
+        None,
+        description="The file with the accepted API keys, separated by white space. It is read again when it changes."
+        " Without a file, no key is required.",
+    )
+    max_body_bytes: int = Field(
+        8 << 20, ge=1024, le=1 << 30, description="The largest accepted body of a request, in bytes."
+    )
+    drain_timeout_s: float = Field(
+        110.0, ge=0, le=86400, description="The time that running requests have to finish after SIGTERM, in seconds."
+    )
+    drain_grace_s: float | None = Field(
+        None,
+        ge=0,
+        le=600,
+        description="The time after SIGTERM during which new requests are still taken, in seconds. By default it is 5"
+        " if `membership` is `kubernetes`, and 0 otherwise.",
+    )
+    first_token_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        le=86400,
+        description="The longest time that an attempt waits for an event before its first token, in seconds.",
+    )
+    stall_timeout_s: float = Field(
+        60.0, gt=0, le=86400, description="The longest time that an attempt waits between two tokens, in seconds."
+    )
+    objective_ttft_s: float | None = Field(
+        None, gt=0, le=3600, description="The objective for the time to first token, in seconds."
+    )
+    objective_tpot_s: float | None = Field(
+        None, gt=0, le=3600, description="The objective for the time per output token after the first, in seconds."
+    )
+    prefill_a_s: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="The constant term a of a + b*n + c*n^2, the time that a prompt of n uncached tokens takes alone,"
+        " in seconds. The limit for its first token is never below 5 times that time.",
+    )
+    prefill_b_s_per_token: float = Field(
+        0.0, ge=0, le=60, description="The linear term b of that time, in seconds per token."
+    )
+    prefill_c_s_per_token2: float = Field(
+        0.0, ge=0, le=1, description="The quadratic term c of that time, in seconds per token squared."
+    )
+    poll_interval_s: float = Field(
+        1.0, gt=0, le=60, description="The interval at which the workers are polled, in seconds."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="The lowest severity that is logged."
+    )
 
     @property
     def objectives(self) -> Objectives:
@@ -64,27 +116,30 @@ class Settings(BaseModel):
 
     @property
     def deadlines(self) -> Objectives | None:
-        """What gives each request its deadline in the queues. None: first come, first served."""
+        """The objectives that give requests deadlines in the queues, or None for first come, first
+        served.
+        """
         return self.objectives if self.queue_order == "EarliestDeadline" and self.objective_ttft_s is not None else None
 
     @property
     def queue_patience_s(self) -> float:
-        """Who has waited so long goes first at times. 0: first come, first served."""
+        """The wait after which a request goes first at times. 0: first come, first served."""
         return 0.0 if self.deadlines is None else min(_PATIENCE_S, self.queue_max_wait_s / 3)
 
     @property
     def grace_s(self) -> float:
-        """How long new requests are still taken after SIGTERM: a Service sends some until all nodes
-        have heard of it.
+        """The time after SIGTERM during which new requests are still taken.
+
+        A Service sends some until all nodes have learned of the change.
         """
         if self.drain_grace_s is not None:
             return self.drain_grace_s
         return 5.0 if self.membership == "kubernetes" else 0.0
 
     def bearer(self) -> str:
-        """What workers accept (docs/protocol.md).
+        """Return the bearer token that workers accept (docs/protocol.md).
 
-        Raises SettingsError when the key is missing or too short: there is no default.
+        Raises SettingsError if the key is missing or too short: there is no default.
         """
         try:
             return bearer_of(read_key(self.cluster_key_file))
@@ -92,7 +147,7 @@ class Settings(BaseModel):
             raise SettingsError(f"{RouterVariable.CLUSTER_KEY_FILE}: {error}") from None
 
     def api_keys(self) -> tuple[str, ...]:
-        """The accepted API keys, () when none are asked for.
+        """Return the accepted API keys, or () if none are required.
 
         Raises SettingsError for a file that holds none.
         """
@@ -108,7 +163,10 @@ class Settings(BaseModel):
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
-    """Raises SettingsError that names every wrong variable. An empty variable counts as not set."""
+    """Return the settings that the environment holds; an empty variable counts as not set.
+
+    Raises SettingsError that names every wrong variable.
+    """
     try:
         settings = Settings.model_validate(fields_in(environment))
     except ValidationError as error:

@@ -1,4 +1,4 @@
 """The words that the operator, the router and the worker share.
 
-Imports nothing but the standard library.
+The package imports nothing but the standard library.
 """

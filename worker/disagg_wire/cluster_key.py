@@ -1,4 +1,7 @@
-"""The cluster key that routers and workers share, and the bearer token derived from it (docs/protocol.md)."""
+"""The cluster key that routers and workers share, and the bearer token that is derived from it.
+
+docs/protocol.md specifies both.
+"""
 
 import hashlib
 import hmac
@@ -9,7 +12,7 @@ _BEARER_PURPOSE = b"disagg-http-v1"
 
 
 class ClusterKeyError(ValueError):
-    """Raised when a key file cannot be read, or holds a key that is too short to protect anything."""
+    """Raised when a key file cannot be read, or its key is too short to protect anything."""
 
 
 def read_key(file: Path) -> bytes:
@@ -24,5 +27,8 @@ def read_key(file: Path) -> bytes:
 
 
 def bearer_of(key: bytes) -> str:
-    """Return the bearer token that opens /internal/ on routers and workers: HMAC-SHA256, in hexadecimal digits."""
+    """Return the bearer token that opens /internal/ on routers and workers.
+
+    It is an HMAC-SHA256 in hexadecimal digits.
+    """
     return hmac.new(key, _BEARER_PURPOSE, hashlib.sha256).hexdigest()

@@ -1,4 +1,7 @@
-"""PURE: The error codes of the token-level protocol (docs/protocol.md), in answers and in streams."""
+"""PURE: The error codes of the token-level protocol, in answers and in streams.
+
+docs/protocol.md specifies them.
+"""
 
 INVALID_REQUEST = "invalid_request"
 UNAUTHORIZED = "unauthorized"
@@ -7,10 +10,12 @@ NO_CAPACITY = "no_capacity"
 STARTING = "starting"
 DRAINING = "draining"
 OTHER_ROLE = "other_role"
+ROLE_CHANGING = "role_changing"
 TRANSFER_FAILED = "transfer_failed"
 TICKET_EXPIRED = "ticket_expired"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 CANCELLED = "cancelled"
 INTERNAL = "internal"
-# Prefill tells the transfer, and nobody else, that the first token ended the request.
+# With this code, prefill tells the transfer, and nobody else, that the first token ended the
+# request.
 FINISHED = "finished"

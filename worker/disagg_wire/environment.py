@@ -10,7 +10,7 @@ PREFIX = "DISAGG_"
 
 
 class WorkerVariable(StrEnum):
-    """Variables that the operator sets on workers, from the spec or from the pod.
+    """The variables that the operator sets on workers, from the spec or from the pod.
 
     Nobody else may set them.
     """
@@ -47,12 +47,13 @@ class WorkerVariable(StrEnum):
 
 
 class WorkerOption(StrEnum):
-    """Variables of the worker that the operator leaves to `spec.engine.env`, or gives a default
-    that may be replaced.
+    """The variables of workers that `spec.engine.env` may set.
+
+    The operator sets none of them, or gives a default that may be replaced.
     """
 
     HF_HOME = "HF_HOME"
-    # The image sets it: the folder of the compiled CPU kernels.
+    # The image sets this one: the folder of the compiled CPU kernels.
     KERNELS = "DISAGG_KERNELS"
     KV_CACHE_DTYPE = "DISAGG_KV_CACHE_DTYPE"
     MAX_WAITING = "DISAGG_MAX_WAITING"
@@ -69,7 +70,7 @@ class WorkerOption(StrEnum):
 
 
 class RouterVariable(StrEnum):
-    """Variables that the operator sets on routers."""
+    """The variables that the operator sets on routers."""
 
     HOST = "DISAGG_HOST"
     PORT = "DISAGG_PORT"
@@ -90,7 +91,7 @@ class RouterVariable(StrEnum):
 
 
 class RouterOption(StrEnum):
-    """Variables of the router that the operator leaves at their defaults."""
+    """The variables of routers that the operator leaves at their defaults."""
 
     KUBE_API = "DISAGG_KUBE_API"
     REQUEST_TIMEOUT_S = "DISAGG_REQUEST_TIMEOUT_S"
@@ -105,7 +106,9 @@ class RouterOption(StrEnum):
 
 
 class OperatorVariable(StrEnum):
-    """Variables of the operator. The chart sets some of them; the others keep their defaults."""
+    """The variables of the operator. The chart sets some of them; the others keep their
+    defaults.
+    """
 
     WORKER_IMAGE = "DISAGG_WORKER_IMAGE"
     ROUTER_IMAGE = "DISAGG_ROUTER_IMAGE"
@@ -125,12 +128,9 @@ class OperatorVariable(StrEnum):
     HEARTBEAT_TIMEOUT_S = "DISAGG_HEARTBEAT_TIMEOUT_S"
     SHUTDOWN_TIMEOUT_S = "DISAGG_SHUTDOWN_TIMEOUT_S"
     LOG_LEVEL = "DISAGG_LOG_LEVEL"
-    # Read where credentials are chosen: a kubeconfig is preferred to the pod's service account.
+    # This one is read where credentials are chosen: a kubeconfig is preferred to the pod's service
+    # account.
     USE_KUBECONFIG = "DISAGG_USE_KUBECONFIG"
-
-
-# The names that `spec.engine.env` must not contain.
-RESERVED_WORKER_NAMES = tuple(sorted(WorkerVariable))
 
 
 def variable_of(field: str) -> str:
@@ -139,7 +139,7 @@ def variable_of(field: str) -> str:
 
 
 def fields_in(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the values of all DISAGG_* variables by settings field.
+    """Return the values of all DISAGG_* variables by the name of their settings field.
 
     An empty variable counts as not set.
     """

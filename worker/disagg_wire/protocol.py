@@ -1,13 +1,14 @@
-"""PURE: The version, features and paths of the token-level protocol between router and workers
-(docs/protocol.md).
+"""PURE: The version, the features and the paths of the token-level protocol (docs/protocol.md).
+
+Routers and workers speak it.
 """
 
-# Peers of another version refuse each other.
+# Peers with different versions refuse each other.
 PROTOCOL_VERSION = 1
 # The order of the bytes within a block of the KV cache. It is part of the compatibility hash.
 LAYOUT_VERSION = 1
 
-# A worker with this feature accepts the field `first_token_within_s` in its request bodies.
+# A worker with this feature accepts the field `first_token_within_s` in the bodies of requests.
 FEATURE_FIRST_TOKEN_WITHIN = "first_token_within_s"  # noqa: S105 - a field, no secret
 FEATURES = (FEATURE_FIRST_TOKEN_WITHIN,)
 
@@ -25,12 +26,12 @@ PREFILL_PATH = f"{_INTERNAL}/prefill"
 DECODE_PATH = f"{_INTERNAL}/decode"
 WORK_PATHS = {"prefill": PREFILL_PATH, "decode": DECODE_PATH}
 
-# The states of a worker, as `info` reports them.
+# The states of a worker as `info` reports them.
 STARTING = "starting"
 READY = "ready"
 DRAINING = "draining"
 
-# The largest sequence that any field of the protocol can count, and the largest grammar that may be
+# The longest sequence that any field of the protocol can count, and the longest grammar that may be
 # sent.
 MAX_TOKENS = 1 << 20
 MAX_GRAMMAR_CHARS = 65_536

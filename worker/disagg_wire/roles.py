@@ -4,7 +4,7 @@ PREFILL = "prefill"
 DECODE = "decode"
 # The two pools of a deployment, in the order in which a request passes them.
 ROLES = (PREFILL, DECODE)
-# The role of a worker that does both by itself, outside of a cluster.
+# The role of a worker that does both by itself, outside a cluster.
 BOTH = "both"
 
 

@@ -1,4 +1,4 @@
-"""PURE: The room that decode workers say they have."""
+"""PURE: The room for sequences that decode workers report."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """docs/protocol.md, `room`. `step_s`: how long a decode step took lately, 0: none was."""
+    """The free and the total capacity of decode workers (`room` in docs/protocol.md)."""
 
     free_tokens: int
+    """The number of tokens of KV cache that are free."""
     total_tokens: int
+    """The number of tokens that the KV cache holds."""
     free_seats: int
+    """The number of sequences that can still be added."""
     total_seats: int
+    """The number of sequences that can run at once."""
     step_s: float
+    """The recent duration of a decode step in seconds; 0 if there was none."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -25,7 +30,10 @@ NO_ROOM = Room(0, 0, 0, 0, 0.0)
 
 
 def parse_room(raw: Any) -> Room | None:
-    """None where a worker says nothing of it. Raises ValueError, TypeError or KeyError."""
+    """Return the room that a worker reports, or None if it reports none.
+
+    Raises ValueError, TypeError, KeyError or OverflowError.
+    """
     if raw is None:
         return None
     if not isinstance(raw, Mapping):
@@ -43,7 +51,10 @@ def parse_room(raw: Any) -> Room | None:
 
 
 def total_room(rooms: Iterable[Room]) -> Room | None:
-    """What several workers have together; the slowest step counts. None for none."""
+    """Return the room of several workers together, or None for no workers.
+
+    The slowest step counts.
+    """
     listed = list(rooms)
     if not listed:
         return None

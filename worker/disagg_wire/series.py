@@ -1,9 +1,9 @@
-"""PURE: The Prometheus series of all processes: their names as they are exposed, their labels and
-label values.
+"""PURE: The Prometheus series of all processes: their names as they are exposed, and their
+labels.
 """
 
-# Labels that tell apart the series that the autoscaler reads, in the order in which `flat_name`
-# writes their values.
+# Labels that distinguish the series that the autoscaler reads, in the order of their values in the
+# names that it gives to samples.
 POOL = "pool"
 ROLE = "role"
 OBJECTIVE = "objective"
@@ -102,7 +102,7 @@ AUTOSCALER_NUMBER = "disagg_autoscaler_number"
 AUTOSCALER_FAILURES = "disagg_autoscaler_failures_total"
 AUTOSCALER_BLIND = "disagg_autoscaler_blind"
 
-# What the autoscaler reads of each router and of each worker.
+# The series that the autoscaler reads from each router and from each worker.
 READ_OF_ROUTERS = (
     ROUTER_WAITING_REQUESTS,
     ROUTER_ARRIVALS,

@@ -1,5 +1,6 @@
-"""PURE: The one version of the project: of the wheel, the chart, the images, `--version` and the
-metric `disagg_build_info`.
+"""The version of the project, which stands here alone.
+
+It is that of the wheel, the chart, the images, `--version` and the metric `disagg_build_info`.
 """
 
 from __future__ import annotations

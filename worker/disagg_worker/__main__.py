@@ -1,4 +1,4 @@
-"""`python -m disagg_worker`: the worker's container. `--version` imports nothing else."""
+"""The entry point of `python -m disagg_worker`. `--version` imports nothing else."""
 
 import sys
 

@@ -1,5 +1,6 @@
-"""llama.cpp through the C API that llama-cpp-python binds: one `llama_decode` a step, then the
-greedy choice by numpy.
+"""The engine llama.cpp, through the C API that llama-cpp-python binds.
+
+A step is one `llama_decode` and the greedy choice by numpy.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _SEQUENCES = 32
 
 
 class LlamaCpp:
-    """Implements loop.Engine. options: kv ("f16" as is the default there, or "f32")."""
+    """The Engine of llama.cpp. Its option is kv: "f16", which is the default there, or "f32"."""
 
     def __init__(self, file: str, options: dict[str, Any]) -> None:
         self._c: Any = importlib.import_module("llama_cpp")
@@ -38,7 +39,7 @@ class LlamaCpp:
         self._batch = c.llama_batch_init(2048, 0, 1)
 
     def _compute(self, rows: list[tuple[int, int, int, bool]]) -> None:
-        """(token, position, sequence, whether its logits are wanted)"""
+        """Compute rows of (token, position, sequence, whether its logits are wanted)."""
         b = self._batch
         b.n_tokens = len(rows)
         for i, (token, position, sequence, wanted) in enumerate(rows):

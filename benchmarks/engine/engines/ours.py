@@ -1,5 +1,6 @@
-"""This project's engine, asked as the server asks it: queues, schedulers, sampler and sinks are in
-the time.
+"""This project's engine, used in the same way as the server uses it.
+
+The times include queues, schedulers, sampler and sinks.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from benchmarks.engine import loop
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.values.events import EndEvent, Event, TokenEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 _DEADLINE_S = 300.0
 
 
 class Ours:
-    """Implements loop.Engine."""
+    """The Engine of this project."""
 
     def __init__(self, folder: str, options: dict[str, Any]) -> None:
         config = EngineConfig(
@@ -32,9 +33,10 @@ class Ours:
     def _run(
         self, prompts: list[list[int]], tokens: int, steps: int
     ) -> tuple[list[tuple[float, float]], list[list[int]]]:
-        """When the request was made and each token of the first prompt came; and all tokens.
+        """Return the marks of the first prompt, and all tokens.
 
-        The network's share is of the last but one `steps` tokens.
+        The marks are the time of the request and that of each token. The share of the network is
+        that of the `steps` tokens before the last one.
         """
         marks = [loop.now()]
         network_s = [self._network_s()]
@@ -57,7 +59,7 @@ class Ours:
             if not isinstance(end := ended.get(timeout=_DEADLINE_S), EndEvent):
                 raise RuntimeError(f"a request failed: {end}")
         first, last = (0, 1) if tokens == 1 else (tokens - steps - 1, tokens - 1)
-        if len(marks) > last:  # an end token comes early
+        if len(marks) > last:  # unless an end token came early
             self._network_share = (network_s[last] - network_s[first]) / (marks[last][0] - marks[first][0])
         return marks, out
 
@@ -68,8 +70,8 @@ class Ours:
         return loop.between(self._run([prompt], 1, 1)[0])
 
     def decode(self, prompts: list[list[int]], steps: int) -> list[tuple[float, float]]:
-        # Prompts are computed together, or one after another: the last joins at the latest when as
-        # many steps are done.
+        # Prompts are computed together, or one after another; the last one joins at the latest
+        # after as many steps as there are prompts.
         tokens = steps + len(prompts) + 2
         marks, _ = self._run(prompts, tokens, steps)
         return loop.between(marks[tokens - steps - 1 : tokens])

@@ -1,4 +1,4 @@
-"""transformers' own `generate`, timed at every call of its stopping criterion."""
+"""The `generate` of transformers, timed at every call of its stopping criterion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Clock(StoppingCriteria):  # type: ignore[misc]
 
 
 class Transformers:
-    """Implements loop.Engine. options: dtype."""
+    """The Engine of transformers. Its option is dtype."""
 
     def __init__(self, folder: str, options: dict[str, Any]) -> None:
         torch.set_num_threads(1)

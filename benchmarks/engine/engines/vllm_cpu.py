@@ -1,5 +1,6 @@
-"""vLLM on the CPU, its engine in this process, stepped by hand: its scheduler and sampler are in
-the time, as are ours.
+"""The engine vLLM on the CPU, in this process and stepped manually.
+
+The times include its scheduler and sampler, as they do for our engine.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from benchmarks.engine import loop
 
 
 class Vllm:
-    """Implements loop.Engine."""
+    """The Engine of vLLM."""
 
     def __init__(self, folder: str, options: dict[str, Any]) -> None:
         vllm: Any = importlib.import_module("vllm")

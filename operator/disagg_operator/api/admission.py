@@ -1,6 +1,6 @@
-"""PURE: the guard of resources that never met this CRD.
+"""PURE: The check of resources that were never validated against this CRD.
 
-They were stored before an upgrade, or are given to `disagg local` as a file. It goes by the rules
+They were stored before an upgrade, or are given to `disagg local` as a file. The rules are those
 from which the CRD is generated.
 """
 
@@ -14,7 +14,7 @@ from disagg_operator.api.expressions import attributes
 
 
 def refusals(model: Model, path: str = "") -> Iterator[str]:
-    """Yield `path: message` for every broken rule, those of the parts before those of the whole."""
+    """Yield `path: message` for every broken rule of a model and of its parts, parts first."""
     for name, attribute in attributes(type(model)).items():
         here = _joined(path, name)
         for place, part in _parts(model, attribute, here):
@@ -24,9 +24,9 @@ def refusals(model: Model, path: str = "") -> Iterator[str]:
 
 
 def unknown_fields(model: Model, raw: Any, path: str = "") -> Iterator[str]:
-    """Yield the paths in `raw` that the model has no field for.
+    """Yield the paths in `raw` for which the model has no field.
 
-    The API server refuses them; a file on a disk has no such guard.
+    The API server rejects such fields, but nothing else checks a file on a disk.
     """
     fields = attributes(type(model))
     for key, value in raw.items() if isinstance(raw, dict) else ():

@@ -1,4 +1,4 @@
-"""PURE: the base of all models of the API, and the types of their fields with their bounds."""
+"""PURE: The base of all models of the API, and the types of their fields with their bounds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NUMBER = r"^(0\.[0-9]{0,2}[1-9]|[1-9][0-9]{0,5}(\.[0-9]{1,3})?)$"
 
 
 def _int_or_string(pattern: str, maximum: int) -> Any:
-    """Return the type of an int-or-string that pydantic and the API server check.
+    """Return the type of an int-or-string that both pydantic and the API server check.
 
-    In a schema, the pattern is checked of strings alone and the minimum of numbers alone.
+    In a schema, the pattern applies only to strings and the minimum only to numbers.
     """
 
     def check(value: str | int) -> str | int:
@@ -51,7 +51,7 @@ ResourceName = Annotated[
     Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$"),
 ]
 Replicas = Annotated[int, Field(ge=0, le=1000)]
-# Anything goes in: the API server checks it when the rendered pod is applied.
+# Any content is accepted: the API server checks it when the rendered pod is applied.
 Free = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
 
@@ -62,9 +62,9 @@ def _add_rules(schema: dict[str, Any], model: type[Model]) -> None:
 
 
 class Model(BaseModel):
-    """A part of the API: frozen, camelCase outside.
+    """A part of the API: frozen, with camelCase names outside.
 
-    Unknown fields are left out; the API server prunes or refuses them before. `rules` become CEL in
+    Unknown fields are left out; the API server prunes or rejects them before. `rules` become CEL in
     the CRD and are checked by `parse`.
     """
 
@@ -78,7 +78,10 @@ class Model(BaseModel):
     rules: ClassVar[tuple[Rule, ...]] = ()
 
     def broken(self) -> Iterator[tuple[str, str]]:
-        """Yield field and message of each rule that this model breaks, without its parts."""
+        """Yield the field and the message of each rule that this model itself breaks.
+
+        The rules of its parts are not checked.
+        """
         for rule in self.rules:
             if not rule.holds(self):
                 yield rule.field, rule.message

@@ -21,9 +21,9 @@ _KEEP = {
 
 
 def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON schema of pydantic as an OpenAPI v3 structural schema.
+    """Return a JSON schema of pydantic as a structural OpenAPI v3 schema.
 
-    References are inlined, unions with null reduced to the other part, titles dropped.
+    References are inlined, unions with null are reduced to the other part, and titles are dropped.
     """
     if "$ref" in schema:
         target = definitions[schema["$ref"].rsplit("/", 1)[-1]]
@@ -38,7 +38,7 @@ def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
         if schema.get("x-kubernetes-int-or-string"):
             return {k: v for k, v in rest.items() if k != "title"}
     out = {k: v for k, v in schema.items() if k in _KEEP or k.startswith("x-kubernetes-")}
-    if "exclusiveMinimum" in schema:  # OpenAPI v3 has a flag for it
+    if "exclusiveMinimum" in schema:  # a flag in OpenAPI v3
         out |= {"minimum": schema["exclusiveMinimum"], "exclusiveMinimum": True}
     if "description" in out:  # a docstring may have several lines
         out["description"] = " ".join(out["description"].split())
@@ -49,7 +49,7 @@ def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
     if out.get("additionalProperties") is False:
         del out["additionalProperties"]
     if out.get("default") in ({}, [], ""):
-        del out["default"]  # says nothing, and costs bytes
+        del out["default"]  # it says nothing and costs bytes
     if isinstance(out.get("default"), dict):
         out["default"] = {}  # the parts have defaults of their own
     if "properties" in out:
@@ -61,7 +61,10 @@ def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
 
 
 def _without_defaults(schema: Any) -> Any:
-    """Return the schema of a status. The operator writes it: a default would hide an omission."""
+    """Return the schema of a status without defaults.
+
+    The operator writes the status, and a default would hide a field that it left out.
+    """
     if isinstance(schema, dict):
         kept = {k: v for k, v in schema.items() if k != "default" or (isinstance(v, dict) and "type" in v)}
         return {k: _without_defaults(v) for k, v in kept.items()}
@@ -121,7 +124,7 @@ def _column(name: str, path: str, kind: str = "string", **more: Any) -> dict[str
 
 
 def generate() -> dict[str, dict[str, Any]]:
-    """Return each CustomResourceDefinition by the name of its file."""
+    """Return each CustomResourceDefinition by its file name."""
     age = _column("Age", ".metadata.creationTimestamp", "date")
     ready = '.status.conditions[?(@.type=="Ready")]'
     deployment_columns = [
@@ -149,7 +152,7 @@ def generate() -> dict[str, dict[str, Any]]:
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """A dumper without anchors: the same list in two places is written twice."""
+    """A dumper without anchors, which writes a list in two places twice."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""PURE: spec.model and spec.engine: what is served, and by which inference engine."""
+"""PURE: The models of spec.model and spec.engine: the served model, and its inference engine."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ class ModelSpec(Model):
 
     @property
     def served_name(self) -> str:
+        """The name that clients ask for."""
         return self.name or self.uri.rstrip("/").rsplit("/", 1)[-1]
 
 

@@ -1,11 +1,10 @@
-"""PURE: the language of the admission rules.
+"""PURE: The language of the admission rules.
 
-An expression is written once and read twice: `cel` is its text for the API server, `value` finds
-out the same about a parsed model.
-
-It is a part of CEL with its laws: paths are those of the API (`scaling.roleFlip`), `&` and `|` stop
-at the side that decides, and `present` must have been asked before a field is read that may be
-absent. `~present("tlsConfig") | starts_with("url", "https://")` is written for
+An expression is written once and read twice: `cel` is its text for the API server, and `value`
+evaluates it on a parsed model. The language is a part of CEL with the same semantics: paths are
+those of the API (`scaling.roleFlip`), `&` and `|` stop at the side that decides, and `present` must
+guard a field that may be absent. `~present("tlsConfig") | starts_with("url", "https://")` stands
+for
 
     !has(self.tlsConfig) || self.url.startsWith('https://')
 """
@@ -23,7 +22,7 @@ from pydantic import BaseModel
 
 
 class Binding(IntEnum):
-    """The outermost operator of an expression, by how tightly it binds."""
+    """The outermost operator of an expression, ordered by how tightly it binds."""
 
     CHOICE = 0
     OR = 1
@@ -54,83 +53,83 @@ class Expression:
         return Expression(text, lambda model: bool(self.value(model)) or bool(other.value(model)), Binding.OR)
 
     def above(self, binding: Binding) -> str:
-        """Return the text, in parentheses unless it binds as tightly as `binding` asks."""
+        """Return the text, in parentheses unless it binds at least as tightly as `binding`."""
         return self.cel if self.binding >= binding else f"({self.cel})"
 
 
 def field(path: str) -> Expression:
-    """The value of a field."""
+    """Return the value of a field."""
     return Expression(f"self.{path}", lambda model: _read(model, path))
 
 
 def present(path: str) -> Expression:
-    """Whether an optional field is set. For a list, use `filled`: its default is []."""
+    """Test whether an optional field is set. For a list, whose default is [], use `filled`."""
     return Expression(f"has(self.{path})", lambda model: _read(model, path) is not None)
 
 
 def filled(path: str) -> Expression:
-    """Whether a list is there and has items."""
+    """Test whether a list is set and has items."""
     some = Expression(f"size(self.{path}) > 0", lambda model: bool(_read(model, path)), Binding.COMPARISON)
     return present(path) & some
 
 
 def equal(left: Expression, right: Expression | str | int) -> Expression:
-    """Whether both sides are the same."""
+    """Test whether both sides are the same."""
     other = _operand(right)
     return _comparison(left, "==", other, lambda model: bool(left.value(model) == other.value(model)))
 
 
 def differ(left: Expression, right: Expression | str | int) -> Expression:
-    """Whether the sides are not the same; of two conditions, whether exactly one holds."""
+    """Test whether the sides are not the same; for two conditions, whether exactly one holds."""
     other = _operand(right)
     return _comparison(left, "!=", other, lambda model: bool(left.value(model) != other.value(model)))
 
 
 def at_most(left: Expression, right: Expression | int) -> Expression:
-    """Whether `left` does not exceed `right`."""
+    """Test whether `left` does not exceed `right`."""
     other = _operand(right)
     return _comparison(left, "<=", other, lambda model: bool(left.value(model) <= other.value(model)))
 
 
 def one_of(left: Expression, values: Sequence[str]) -> Expression:
-    """Whether a text is one of these."""
+    """Test whether a text is one of `values`."""
     literals = Expression(f"[{', '.join(_literal(value) for value in values)}]", lambda _: values)
     return _comparison(left, "in", literals, lambda model: left.value(model) in values)
 
 
 def length(path: str) -> Expression:
-    """The number of characters of a text."""
+    """Return the number of characters of a text."""
     return Expression(f"size(self.{path})", lambda model: len(_read(model, path)))
 
 
 def lower_case(path: str) -> Expression:
-    """A text of ASCII characters without its capitals."""
+    """Return a text of ASCII characters in lower case."""
     return Expression(f"self.{path}.lowerAscii()", lambda model: _read(model, path).lower())
 
 
 def starts_with(path: str, prefix: str) -> Expression:
-    """Whether a text begins so."""
+    """Test whether a text begins with `prefix`."""
     text = f"self.{path}.startsWith({_literal(prefix)})"
     return Expression(text, lambda model: _read(model, path).startswith(prefix))
 
 
 def matches(path: str, pattern: str) -> Expression:
-    """Whether the whole of a text has this pattern, which begins with ^ and ends with $."""
+    """Test whether a whole text matches a pattern, which begins with ^ and ends with $."""
     if not (pattern.startswith("^") and pattern.endswith("$")):
         raise ValueError(f"{pattern}: must begin with ^ and end with $")
-    # Not re.search: for Python, but not for CEL, $ also matches before a newline at the end.
+    # Not re.search: in Python, but not in CEL, $ also matches before a newline at the end.
     text = f"self.{path}.matches({_literal(pattern)})"
     return Expression(text, lambda model: re.fullmatch(pattern, _read(model, path)) is not None)
 
 
 def contains(path: str, pattern: str) -> Expression:
-    """Whether a part of a text has this pattern."""
+    """Test whether a part of a text matches a pattern."""
     text = f"self.{path}.matches({_literal(pattern)})"
     return Expression(text, lambda model: re.search(pattern, _read(model, path)) is not None)
 
 
 def choice(condition: Expression, then: Expression, otherwise: Expression) -> Expression:
-    """`then` where the condition holds, `otherwise` where it does not."""
+    """Return `then` if the condition holds, and `otherwise` if it does not."""
     text = f"{condition.above(Binding.OR)} ? {then.above(Binding.OR)} : {otherwise.cel}"
     return Expression(text, lambda model: (then if condition.value(model) else otherwise).value(model), Binding.CHOICE)
 
@@ -147,7 +146,7 @@ def _operand(operand: Expression | str | int) -> Expression:
 
 
 def _literal(text: str) -> str:
-    """A text in CEL; raw where a backslash is to stay one."""
+    """Return a text as a CEL literal, which is a raw one if the text has a backslash."""
     if "'" in text:
         raise ValueError(f"{text}: a quotation mark can't stand in a literal")
     return f"r'{text}'" if "\\" in text else f"'{text}'"
@@ -162,5 +161,5 @@ def _read(model: BaseModel, path: str) -> Any:
 
 @cache
 def attributes(model: type[BaseModel]) -> dict[str, str]:
-    """The attribute that holds each field of the API."""
+    """Return the attribute that holds each field of the API."""
     return {found.alias or name: name for name, found in model.model_fields.items()}

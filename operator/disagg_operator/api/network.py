@@ -1,4 +1,4 @@
-"""PURE: spec.kvTransfer, the way of the KV cache from prefill to decode, and its network."""
+"""PURE: The models of spec.kvTransfer: the transport of the KV cache, and its network."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class RdmaResource(Model):
     )
 
     def devices(self, accelerators: int) -> int:
-        """Return how many devices a worker asks for: without accelerators as with one."""
+        """Return how many devices a worker asks for; without accelerators as many as with one."""
         return self.quantity * (max(1, accelerators) if self.per == "Accelerator" else 1)
 
 
@@ -129,4 +129,5 @@ class KvTransferSpec(Model):
 
     @property
     def forbids_fallback(self) -> bool:
+        """Whether a fallback to another transport makes the deployment not ready."""
         return (self.fallback or ("Forbid" if self.transport == "rdma" else "Warn")) == "Forbid"

@@ -1,4 +1,4 @@
-"""PURE: DisaggPool, the child that carries /scale for one pool. The operator makes one a role."""
+"""PURE: DisaggPool, the child that carries /scale for one pool, one for each role."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from disagg_operator.api.v1alpha1 import Metadata
 
 
 class DisaggPoolSpec(Model):
-    """The pool that is meant, and its number of workers."""
+    """The role of the pool, and its number of workers."""
 
     deployment: str = Field(max_length=63, description="The DisaggDeployment that this pool belongs to.")
     role: Literal["prefill", "decode"] = Field(description="What its workers do.")

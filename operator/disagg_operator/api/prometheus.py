@@ -1,4 +1,4 @@
-"""PURE: spec.observability.prometheus.
+"""PURE: The models of spec.observability.prometheus.
 
 The names are those of the Prometheus operator; headers are as in the Gateway API.
 """
@@ -11,7 +11,7 @@ from disagg_operator.api.base import DnsName, Model, list_map
 from disagg_operator.api.expressions import differ, lower_case, matches, one_of, present, starts_with
 from disagg_operator.api.rules import Rule
 
-# Only a host, a port and a path: a password would be seen by all who may read the resource.
+# Only a host, a port and a path: everybody who may read the resource would see a password.
 _HOST = r"([A-Za-z0-9_][-._A-Za-z0-9]*|\[[0-9A-Fa-f:.]+\])"
 _URL = rf"^https?://{_HOST}(:[0-9]{{1,5}})?(/[-._~%!$&()*+,;=:@A-Za-z0-9/]*)?$"
 _HEADERS_OF_THE_CLIENT = (
@@ -22,7 +22,7 @@ _HEADERS_OF_THE_CLIENT = (
 
 
 def _key(default: str) -> str:
-    """A key of a Secret or ConfigMap."""
+    """Return the field for a key of a Secret or ConfigMap."""
     found: str = Field(
         default,
         min_length=1,

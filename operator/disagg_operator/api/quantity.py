@@ -1,4 +1,4 @@
-"""PURE: Kubernetes quantities as numbers."""
+"""PURE: Conversion of Kubernetes quantities to numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SUFFIXES = {
 
 
 def quantity_bytes(quantity: str | int) -> int:
-    """A Kubernetes quantity such as 512Mi in bytes. Raises ValueError."""
+    """Return a Kubernetes quantity such as 512Mi in bytes. Raises ValueError."""
     parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kKMGT]?i?)", str(quantity))
     if parts is None or parts[2] not in _SUFFIXES:
         raise ValueError(f"{quantity!r} is not a quantity of bytes")

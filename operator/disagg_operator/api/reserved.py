@@ -1,4 +1,4 @@
-"""PURE: the environment variables of a worker that `engine.env` must leave alone."""
+"""PURE: The environment variables of a worker that `engine.env` must not set."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from disagg_wire.environment import WorkerVariable
 
 
 def reserved_environment() -> tuple[str, ...]:
-    """Return the names of the variables that the operator alone sets, in the order of the alphabet.
+    """Return the names of the variables that only the operator sets, in alphabetical order.
 
-    A second value would contradict what the spec, and with it the operator's status, says.
+    A second value would contradict the spec, and with it the status.
     """
     return tuple(sorted(str(name) for name in WorkerVariable))

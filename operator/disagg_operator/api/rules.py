@@ -1,6 +1,6 @@
-"""PURE: an admission rule.
+"""PURE: The admission rule.
 
-It is stated once, beside the model that it is about, and gives both the CEL of the CRD and the
+A rule is stated once, beside the model that it concerns, and gives both the CEL of the CRD and the
 refusal of the parser.
 """
 
@@ -17,11 +17,11 @@ from disagg_operator.api.expressions import Expression
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A condition on a model, and the words in which it is refused.
+    """A condition on a model, and the message with which a model that breaks it is refused.
 
-    `field` is the path of the field to blame, "" for the model itself. `further` is the part of the
-    condition that CEL can't express, such as whether two quantities are the same: the API server
-    lets pass what only this refuses.
+    `field` is the path of the field to blame, or "" for the model itself. `further` is the part of
+    the condition that CEL cannot express, such as whether two quantities are the same. The API
+    server accepts what only this part refuses.
     """
 
     message: str
@@ -30,12 +30,13 @@ class Rule:
     further: Callable[[Any], bool] | None = None
 
     def holds(self, model: BaseModel) -> bool:
+        """Return whether a model meets the condition."""
         return bool(self.condition.value(model)) and (self.further is None or self.further(model))
 
     def as_cel(self) -> dict[str, str]:
         """Return the rule as an item of x-kubernetes-validations."""
         out = {"rule": self.condition.cel, "message": self.message}
-        # The schema of metadata is Kubernetes' own: a fieldPath into it is refused.
+        # The schema of metadata belongs to Kubernetes: a fieldPath into it is rejected.
         if self.field and not self.field.startswith("metadata."):
             out["fieldPath"] = f".{self.field}"
         return out

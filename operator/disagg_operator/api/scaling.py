@@ -1,4 +1,4 @@
-"""PURE: the parts of the API that say how the pools are scaled."""
+"""PURE: The models of the fields that control how the pools are scaled."""
 
 from __future__ import annotations
 
@@ -71,11 +71,12 @@ class Autoscaling(Model):
     behavior: Behavior | None = Field(None, description="Damping.")
 
     def queue_target(self, default: float) -> float:
+        """Return the declared target of the policy queue, or `default`."""
         return float(self.metrics[0].target.average_value) if self.metrics else default
 
     @property
     def scale_down_window_s(self) -> int | None:
-        """The declared window, None where there is none."""
+        """The declared scale-down window in seconds, or None."""
         scale_down = None if self.behavior is None else self.behavior.scale_down
         return None if scale_down is None else scale_down.stabilization_window_seconds
 

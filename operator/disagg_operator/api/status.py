@@ -1,4 +1,4 @@
-"""PURE: status of a DisaggDeployment. Conditions are the truth; there is no phase."""
+"""PURE: The status of a DisaggDeployment, which consists of conditions and has no phase."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """PURE: DisaggDeployment, disagg.dev/v1alpha1.
 
 Every field has a description: `kubectl explain dd.spec` is the manual. A rule that the schema of a
-field can't say stands in the `rules` of its model.
+field cannot express is one of the `rules` of its model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from disagg_operator.api.scaling import Objectives, ScalingSpec
 from disagg_operator.api.status import Status
 from disagg_operator.api.workers import PoolSpec, Resources
 
-# Room for the longest child, the Secret NAME-cluster-key: a label's value takes 63 characters.
+# The name must leave room for the longest child, the Secret NAME-cluster-key: the value of a label
+# has at most 63 characters.
 _MAX_NAME = 63 - len("-cluster-key")
 
 
@@ -44,11 +45,9 @@ class RouterQueue(Model):
     order: Literal["EarliestDeadline", "FirstComeFirstServed"] = Field(
         "EarliestDeadline",
         description="Who goes first, in this queue and in prefill's. EarliestDeadline: whoever can still get the "
-        "first token within "
-        "objectives.ttftSeconds, the earliest deadline first; who can't any more comes after them, but after 20 s "
-        "(a third of "
-        "maxWaitSeconds, if that is less) at times first. In a burst only what is too much is late, not everybody. "
-        "FirstComeFirstServed: by arrival.",
+        "first token within objectives.ttftSeconds, the earliest deadline first; who can't any more comes after "
+        "them, but after 20 s (a third of maxWaitSeconds, if that is less) at times first. In a burst only what is "
+        "too much is late, not everybody. FirstComeFirstServed: by arrival.",
     )
 
 
@@ -97,12 +96,12 @@ class Security(Model):
 
 
 def _same(path: str) -> Expression:
-    """Whether a field has the same value in both pools."""
+    """Test whether a field has the same value in both pools."""
     return equal(field(f"prefill.{path}"), field(f"decode.{path}"))
 
 
 def _set_alike(path: str) -> Expression:
-    """Whether a field is set in both pools or in none."""
+    """Test whether a field is set in both pools or in neither."""
     return equal(present(f"prefill.{path}"), present(f"decode.{path}"))
 
 
@@ -117,7 +116,7 @@ _FLIPS_NOT = ~present("scaling") | ~present("scaling.roleFlip") | ~field("scalin
 
 
 def _same_quantities_if_flipped(spec: Spec) -> bool:
-    """Compare what CEL can't: a quantity may be written in several ways."""
+    """Compare what CEL cannot: a quantity may be written in several ways."""
     same = spec.prefill.resources == spec.decode.resources and spec.prefill.kv_cache_size == spec.decode.kv_cache_size
     return same or not spec.scaling.role_flip
 
@@ -136,7 +135,7 @@ _NOTHING_PREDICTIVE = (
 
 
 class Spec(Model):
-    """The wanted state."""
+    """The desired state."""
 
     rules = (
         Rule(
@@ -175,15 +174,16 @@ class Spec(Model):
 
     @property
     def predictive(self) -> bool:
-        """Whether the policy is predictive: if none is set, metrics ask for the other."""
+        """Whether the policy is predictive. If none is set, metrics select the policy queue."""
         return not _GOES_BY_QUEUE.value(self)
 
     def pool(self, role: str) -> PoolSpec:
+        """Return the pool of a role."""
         return self.prefill if role == "prefill" else self.decode
 
 
 class Metadata(Model):
-    """The part of metadata that we read."""
+    """The part of metadata that the operator reads."""
 
     model_config = ConfigDict(extra="allow")
     name: DnsLabel
@@ -223,7 +223,7 @@ class DisaggDeployment(Model):
 
 
 class InvalidResource(ValueError):
-    """Raised when a resource can't be understood; the message names the field."""
+    """Raised when a resource cannot be parsed; the message names the field."""
 
 
 def parse(obj: dict[str, Any]) -> DisaggDeployment:
@@ -242,7 +242,7 @@ def parse(obj: dict[str, Any]) -> DisaggDeployment:
 
 
 def parse_file(obj: dict[str, Any]) -> DisaggDeployment:
-    """Parse a resource that no API server has seen: unknown fields are refused, too."""
+    """Parse a resource that no API server has validated: unknown fields are refused as well."""
     dd = parse(obj)
     for path in unknown_fields(dd, {k: v for k, v in obj.items() if k != "status"}):
         raise InvalidResource(f"{path}: unknown field")

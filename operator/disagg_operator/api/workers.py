@@ -1,4 +1,4 @@
-"""PURE: spec.prefill and spec.decode: one pool of workers, and the pods that they are."""
+"""PURE: The models of spec.prefill and spec.decode: one pool of workers, and its pods."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Resources(Model):
     limits: dict[str, Quantity] | None = Field(None, max_length=16, description="Upper bounds, by resource.")
 
     def as_pod(self) -> dict[str, dict[str, str]]:
-        """Return the resources of a container, as text: 1 and "1" make the same revision."""
+        """Return the resources of a container as text, so that 1 and "1" give the same revision."""
         sections = {"requests": self.requests, "limits": self.limits}
         return {name: {k: str(v) for k, v in amounts.items()} for name, amounts in sections.items() if amounts}
 
@@ -66,12 +66,13 @@ class PodTemplate(Model):
     spec: Free | None = Field(None, description="As spec of a Pod, any part of it.")
 
     def as_patch(self) -> dict[str, Any]:
+        """Return the parts that are set."""
         return {k: v for k, v in (("metadata", self.metadata), ("spec", self.spec)) if v is not None}
 
     def broken(self) -> Iterator[tuple[str, str]]:
-        """Yield the parts that could not be merged.
+        """Yield the parts that cannot be merged.
 
-        The schema lets anything pass; the API server checks the rest in the rendered pod.
+        The schema accepts any content; the API server checks the rest in the rendered pod.
         """
         metadata, spec = self.metadata or {}, self.spec or {}
         for name in ("labels", "annotations"):
@@ -139,6 +140,7 @@ class PoolSpec(Model):
 
     @property
     def initial_replicas(self) -> int:
+        """The number of workers to start with."""
         if self.autoscaling is not None:
             return self.autoscaling.min_replicas
         return 1 if self.replicas is None else self.replicas

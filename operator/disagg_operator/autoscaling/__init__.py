@@ -1,8 +1,7 @@
-"""PURE: From signals to replicas: `signals` are the doors, `policy` decides, `loop` ties them
-together.
+"""PURE: The autoscaler: `signals` are read, `policy` decides, `records` keep, `loop` connects them.
 
-The predictive policy can be used alone: what is named here needs the standard library and nothing
-else (docs/autoscaling.md).
+The predictive policy can be used alone: the names exported here need only the standard library
+(docs/autoscaling.md).
 """
 
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets
@@ -11,6 +10,6 @@ from disagg_operator.autoscaling.records.saved_state import from_json, to_json
 from disagg_operator.performance.profile import Profile
 
 __all__ = [
-    "DecodeSignals", "Observation", "Peak", "Pods", "PoolLimits", "PrefillSignals", "Profile", "Settings", "State", "Targets", "from_json",
-    "step", "to_json",
+    "DecodeSignals", "Observation", "Peak", "Pods", "PoolLimits", "PrefillSignals", "Profile", "Settings", "State",
+    "Targets", "from_json", "step", "to_json",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""PURE: One step of the policy that a resource has chosen: `predictive`, or `queue`.
+"""PURE: One step of the policy that a resource has chosen: `predictive` or `queue`.
 
 The loop of the operator and `disagg local` both decide here.
 """
@@ -20,10 +20,10 @@ from disagg_operator.autoscaling.signals.policy_inputs import Seen
 
 @dataclass(frozen=True, slots=True)
 class PolicyMemory:
-    """What is remembered of one deployment from step to step; the empty memory is a safe start."""
+    """The state of one deployment between steps; the empty state is a safe start."""
 
     counters: Memory = field(default_factory=Memory)
-    """The last look at the pods' counters."""
+    """The previous look at the pods' counters."""
     predicting: Predicting = field(default_factory=Predicting)
     """The memory of the predictive policy."""
     queues: Mapping[str, QueueMemory] = field(default_factory=dict)
@@ -33,14 +33,15 @@ class PolicyMemory:
 def step(
     plan: ScalePlan, seen: Seen, memory: PolicyMemory, flips_s: Sequence[float] = ()
 ) -> tuple[Outcome | None, PolicyMemory]:
-    """Take one look into account; None: nothing is decided, everything stays.
+    """Process one look. The outcome is None if nothing is decided and everything stays.
 
-    `flips_s` is how long the last moves of workers between the pools took, in seconds.
+    `flips_s` is how long the last role flips took, in seconds.
     """
     memory = replace(memory, counters=seen.counters)
     if not plan.predictive:
         return _queue(plan, seen, memory)
-    # Counters say something from the second look on, and nothing anew until they are scraped again.
+    # Increases of counters are known from the second look on, and after that whenever they have
+    # been scraped again.
     if not seen.fresh or seen.first:
         return None, memory
     settings = plan.settings

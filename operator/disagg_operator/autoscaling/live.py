@@ -1,8 +1,7 @@
-"""What the operator knows from moment to moment and never stores: filled by the scrape loop, read
-by reconcile.
+"""The transient knowledge of the operator: filled by the autoscaler loop, read by the reconciler.
 
-All of it can be lost: after a restart the first sweep fills it again, before the first reconcile
-runs.
+It is never stored, and all of it may be lost: after a restart the first tick fills it again, before
+the first reconcile runs.
 """
 
 from __future__ import annotations
@@ -19,53 +18,54 @@ from disagg_operator.vocabulary import Key
 
 @dataclass(slots=True)
 class Live:
-    """One DisaggDeployment."""
+    """The knowledge about one DisaggDeployment."""
 
     uid: str = ""
     bearer: str | None = None
-    """The token that opens /internal/ on the pods; None until it is known, or when it was refused."""
+    """The token for /internal/ of the pods; None until it is known, or if it was refused."""
     view: RouterView | None = None
-    """What the routers said of the pairs at the last look."""
+    """The routers' last report on the pairs."""
     view_at: float = float("-inf")
-    """When they said it, on the monotonic clock."""
+    """The time of that report, on the monotonic clock."""
     decisions: dict[str, Decision] = field(default_factory=dict)
     """The last decision for each pool that is scaled, to be carried out by the reconcile."""
     memory: PolicyMemory = field(default_factory=PolicyMemory)
-    """What the policies remember from step to step."""
+    """The state of the policies between steps."""
     starts: dict[str, Starts] = field(default_factory=dict)
-    """How long the last pods of each pool took to start."""
+    """The starting times of the last pods of each pool."""
     flip: Flip | None = None
-    """The move of a worker between the pools that is under way."""
+    """The role flip in progress, or None."""
     flips_s: tuple[float, ...] = ()
-    """How long the last moves took, in seconds."""
+    """The seconds that the last role flips took."""
     loads: dict[str, float] = field(default_factory=dict)
     """Requests by pod at the last look."""
     trouble: tuple[str, str] | None = None
-    """(reason, words) why the Prometheus of this deployment could not be read at the last look."""
+    """(reason, message) if the Prometheus of this deployment could not be read at the last look."""
     loaded: bool = False
     """Whether the state from before the operator's last start has been read."""
     unseeded: bool = False
-    """Whether the policy knows nothing of the days before yet."""
+    """Whether the policy has not learned from the previous days yet."""
     unsaved: bool = False
     """Whether the policy has learned something since the state was last saved."""
     saved_s: float = float("-inf")
-    """When the state was last saved, in seconds since 1970."""
+    """The time at which the state was last saved, in seconds since 1970."""
 
 
 class LiveTable:
-    """`Live` by key; an object that was made anew under an old name starts empty."""
+    """`Live` by key. A resource that was recreated under the same name starts empty."""
 
     def __init__(self) -> None:
         self._entries: dict[Key, Live] = {}
 
     def of(self, key: Key, uid: str) -> Live:
+        """Return the entry of a resource, which is new if its uid has changed."""
         entry = self._entries.get(key)
         if entry is None or entry.uid != uid:
             entry = self._entries[key] = Live(uid)
         return entry
 
     def forget_all_but(self, keys: frozenset[Key]) -> list[Key]:
-        """Gives what was forgotten."""
+        """Remove the entries of all other keys, and return those keys."""
         gone = [k for k in self._entries if k not in keys]
         for key in gone:
             del self._entries[key]

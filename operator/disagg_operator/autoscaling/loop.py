@@ -1,14 +1,14 @@
-"""The autoscaler: one loop for all deployments, from what the pods report to what replicas should be.
+"""The autoscaler: one loop for all deployments, from the metrics of pods to numbers of replicas.
 
-A tick takes every deployment through five stages, each called once and none calling a later one:
+A tick takes every deployment through five stages. Each is called once, and none calls a later one:
 
     signals      the collector reads the pods, or their Prometheus
-    observation  `observe` makes of it what the policies go by
+    observation  `observe` turns the signals into the input of the policies
     decision     `chosen_policy.step` decides
-    record       the decision log and the saved state keep it
-    replicas     the decision lies in the live table, and the reconcile of the key is woken to carry it out
+    record       the decision log and the saved state are written
+    replicas     the decision waits in the live table for the reconcile of the key, which is woken
 
-The loop itself writes nothing to the cluster but the policies' state.
+The only thing that the loop itself writes to the cluster is the state of the policies.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Job:
 
 
 class AutoscalerLoop:
-    """`tick` takes all deployments through the stages. `clock` is monotonic."""
+    """The loop. Each `tick` takes all deployments through the stages; `clock` is monotonic."""
 
     def __init__(
         self,
@@ -84,7 +84,10 @@ class AutoscalerLoop:
         self._metrics = metrics
 
     async def tick(self) -> None:
-        """Take every deployment through the stages. Never raises for what a pod or a Prometheus does."""
+        """Take every deployment through the stages.
+
+        Never raises for anything that a pod or a Prometheus does.
+        """
         jobs = self._jobs()
         await asyncio.gather(*(self._ensure_bearer(job) for job in jobs))
         scrapes = [_scrape(job) for job in jobs]
@@ -92,7 +95,7 @@ class AutoscalerLoop:
         await asyncio.gather(*(self._guarded(*both, pages) for both in zip(jobs, scrapes, strict=True)))
 
     def _jobs(self) -> list[_Job]:
-        """Return the deployments that are there, and forget those that are gone."""
+        """Return the deployments that exist, and forget those that have been deleted."""
         keys = self._cache.keys()
         for gone in self._live.forget_all_but(frozenset(keys)):
             self._log.forget(gone)
@@ -122,12 +125,13 @@ class AutoscalerLoop:
         try:
             await self._stages(job, scrape, pages)
         except Exception:
-            # A bug must cost one resource, not the operator: this one keeps the replicas that it has.
+            # A bug must affect one resource and not the whole operator: this one keeps its
+            # replicas.
             log.exception("%s/%s: no decision", *job.key)
             self._metrics.undecided.labels(*job.key).inc()
 
     async def _stages(self, job: _Job, scrape: Scrape, pages: Pages) -> None:
-        """Take one deployment from signals to replicas."""
+        """Take one deployment through the stages, from signals to replicas."""
         entry, plan = job.entry, job.plan
         signals = await self._collector.signals_of(scrape, pages)
         changed = self._take_in(job, signals)
@@ -143,7 +147,10 @@ class AutoscalerLoop:
             self._wake(job.key)
 
     def _take_in(self, job: _Job, signals: Signals) -> bool:
-        """Keep what status says of pairs, loads and Prometheus. True if a condition may change by it."""
+        """Store the signals that status shows: pairs, loads and the trouble with Prometheus.
+
+        Returns whether a condition may change.
+        """
         entry, seen, now = job.entry, router_view(signals.states), self._clock()
         before = (entry.view, entry.trouble)
         if seen is not None:
@@ -151,14 +158,14 @@ class AutoscalerLoop:
         elif now - entry.view_at > VIEW_MAX_AGE_S or not job.pods.routers:
             entry.view = None
         if seen is None and job.pods.routers:
-            entry.bearer = None  # the Secret may have been made anew: read it again next time
+            entry.bearer = None  # the Secret may have been recreated: read it again next time
         entry.trouble = signals.trouble
         entry.starts = dict(signals.starts)
         entry.loads = loads(signals.look)
         return (entry.view, entry.trouble) != before
 
     async def _may_decide(self, job: _Job) -> bool:
-        """Whether a policy is to decide, and all that it starts from is known."""
+        """Return whether a policy is to decide, and everything that it needs is known."""
         plan = job.plan
         for pool in [pool for pool in job.entry.decisions if pool not in plan.policies]:
             del job.entry.decisions[pool]
@@ -167,9 +174,9 @@ class AutoscalerLoop:
         return not plan.predictive or await self._states.ready(job.key, job.entry, plan)
 
     def _hand_over(self, job: _Job, signals: Signals, outcome: Outcome | None) -> bool:
-        """Leave the decisions to the reconcile, and moves of workers to the role changer.
+        """Pass the decisions to the reconcile, and role flips to the role changer.
 
-        True if the reconcile has something to do or to say.
+        Returns whether the reconcile has something to do or to report.
         """
         self._keep_roles(job, signals)
         if outcome is None:
@@ -180,7 +187,10 @@ class AutoscalerLoop:
         return changed
 
     def _keep_roles(self, job: _Job, signals: Signals) -> None:
-        """Ask a worker back whose role is not that of its pool: its container may have begun anew."""
+        """Ask workers back whose role differs from that of their pool.
+
+        The container of such a worker may have restarted.
+        """
         bearer, flip, look = job.entry.bearer, job.entry.flip, signals.look
         if bearer is None:
             return
@@ -190,7 +200,7 @@ class AutoscalerLoop:
             self._role_changer.ask_back(job.key, pod, pool, worker_target(workers[pool][pod], bearer))
 
     def _with_move(self, job: _Job, outcome: Outcome) -> Mapping[str, Decision]:
-        """Begin to move a worker between the pools, if the policy asks for it, and return what is left to be done."""
+        """Begin a role flip if the policy asks for one, and return the decisions that remain."""
         entry, targets, decisions = job.entry, outcome.targets, outcome.decisions
         if targets.flip == 0 and entry.flip is None:
             return decisions
@@ -210,7 +220,8 @@ class AutoscalerLoop:
         self._metrics.decision(job.key, pool, decision)
         if before is None or before.blind != decision.blind:
             return True
-        # An unchanged decision was announced before; it wakes again only while it waits to be carried out.
+        # An unchanged decision has been announced before. It wakes the reconcile again only while
+        # it waits to be carried out.
         return decision.to != decision.current and not (job.plan.dry_run and before.to == decision.to)
 
 

@@ -1,6 +1,6 @@
-"""Door: tells workers to change their role, and waits until they have.
+"""A client that tells workers to change their role, and waits until they have done so.
 
-Bounded in number, every wait has a deadline.
+The number of role changes at once is bounded, and every wait has a deadline.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MOST = 32
 
 
 class RoleChanger:
-    """Shared by all deployments. `clock` is monotonic."""
+    """Changes the roles of workers of all deployments. `clock` is monotonic."""
 
     def __init__(self, direct: DirectDoor, wake: Callable[[Key], None], clock: Callable[[], float]) -> None:
         self._direct = direct
@@ -34,17 +34,20 @@ class RoleChanger:
         self._tasks: dict[tuple[Key, str], asyncio.Task[None]] = {}
 
     def busy_with(self, key: Key, pod: str) -> bool:
+        """Return whether a worker's role is being changed."""
         return (key, pod) in self._tasks
 
     def begin(self, key: Key, entry: Live, flip: Flip, target: Target) -> None:
-        """Start moving a worker; `entry.flip` says how far it is."""
+        """Begin a role flip. `entry.flip` shows its progress."""
         if len(self._tasks) < _MOST and not self.busy_with(key, flip.pod):
             entry.flip = flip
             self._start(key, flip.pod, self._move(key, entry, flip, target))
 
     def ask_back(self, key: Key, pod: str, role: str, target: Target) -> None:
-        """A worker whose role isn't its pool's: its container began anew, or this operator died
-        between two steps of a move.
+        """Ask a worker back to the role of its pool.
+
+        Its role differs because its container restarted, or because the operator ended between two
+        steps of a role flip.
         """
         if len(self._tasks) < _MOST and not self.busy_with(key, pod):
             log.info("%s/%s: worker %s is asked back to its pool's role, %s", *key, pod, role)
@@ -65,7 +68,7 @@ class RoleChanger:
         await self._until_changed(target, role)
 
     async def _move(self, key: Key, entry: Live, flip: Flip, target: Target) -> None:
-        log.info("%s/%s: worker %s goes from %s to %s", *key, flip.pod, flip.giving, flip.taking)
+        log.info("%s/%s: worker %s begins a role flip from %s to %s", *key, flip.pod, flip.giving, flip.taking)
         flip.changed = await self._until_changed(target, flip.taking)
         if not flip.changed:
             log.warning("%s/%s: worker %s did not become %s", *key, flip.pod, flip.taking)
@@ -73,7 +76,11 @@ class RoleChanger:
         self._wake(key)
 
     async def _until_changed(self, target: Target, role: str) -> bool:
-        """Ask until it is done. 409 and no answer are asked again; what refuses for good ends it."""
+        """Ask a worker until its role has changed, and return whether it has.
+
+        It is asked again after 202, 409, 503 or no answer; any other answer but 200 ends the
+        attempt.
+        """
         at = replace(target, path=ROLE_PATH)
         until_s = self._clock() + _GIVE_UP_S
         while self._clock() < until_s:

@@ -1,4 +1,4 @@
-"""PURE: what a resource says of scaling, as the predictive policy's settings."""
+"""PURE: The scaling settings of a resource, as settings of the policies."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Sett
 from disagg_operator.autoscaling.signals.prometheus_access import Access
 from disagg_operator.performance.declared import gpus_of, profile_of
 
-# Moving a worker between the pools: drain what it runs, change, relabel. Until it has been
-# measured.
+# Seconds of a role flip, until they have been measured: the worker drains, changes its role, and is
+# relabelled.
 ROLE_FLIP_S = 5.0
 
 
 def settings_of(dd: DisaggDeployment) -> Settings:
-    """Bounds of a pool that isn't autoscaled are set anew with each observation."""
+    """Return the settings of the predictive policy.
+
+    The bounds of a pool that is not autoscaled are set with each observation.
+    """
     spec = dd.spec.scaling
     return Settings(
         profile=profile_of(dd),
@@ -46,17 +49,19 @@ def _seconds(time_of_day: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ScalePlan:
-    """What a resource says of scaling.
-
-    `policies`: the pools that the operator scales, as the policy queue has them; `settings`: as the
-    predictive policy has them; `predictive`: whether that is the one; `down_windows_s`: declared
-    damping, by pool.
-    """
+    """The scaling settings of a resource."""
 
     policies: Mapping[str, PoolRules]
+    """The rules of each pool that the operator scales, by pool."""
     settings: Settings
+    """The settings of the predictive policy."""
     predictive: bool = True
+    """Whether the policy is `predictive`, as opposed to `queue`."""
     down_windows_s: Mapping[str, float] = field(default_factory=dict)
+    """The declared scale-down windows in seconds, by pool."""
     prometheus: Access | None = None
+    """The Prometheus to read, or None to ask the pods."""
     dry_run: bool = False
+    """Whether decisions are only shown and not carried out."""
     suspended: bool = False
+    """Whether the resource is suspended."""

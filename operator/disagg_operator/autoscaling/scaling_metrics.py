@@ -16,7 +16,7 @@ _POOL = (*_DEPLOYMENT, series.POOL)
 
 
 class ScalingMetrics:
-    """Registers its series in the operator's registry."""
+    """The metrics of the autoscaler, registered in the operator's registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.scaled = Counter(
@@ -37,7 +37,7 @@ class ScalingMetrics:
         self._blind = Gauge(series.AUTOSCALER_BLIND, "1 while held for want of metrics", _POOL, registry=registry)
 
     def decision(self, key: Key, pool: str, decision: Decision) -> None:
-        """Show the last decision for one pool."""
+        """Set the series of one pool to its last decision."""
         labels = (*key, pool)
         self._current.labels(*labels).set(decision.current)
         self._wanted.labels(*labels).set(decision.to)
@@ -47,7 +47,7 @@ class ScalingMetrics:
             self._number.labels(*labels, name).set(value)
 
     def forget(self, key: Key) -> None:
-        """Drop the series of a resource that is gone."""
+        """Remove the series of a resource that has been deleted."""
         gauges = (self._current, self._wanted, self._value, self._blind, self._number)
         for metric in (*gauges, self.scaled, self.undecided):
             for labels in [sample.labels for family in metric.collect() for sample in family.samples]:

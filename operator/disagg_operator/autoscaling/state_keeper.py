@@ -1,4 +1,4 @@
-"""Keeps what the predictive policy has learned: read after a start, saved while it runs."""
+"""Keeps what the predictive policy has learned: loads it after a start, and saves it regularly."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from disagg_operator.vocabulary import Key
 log = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 60.0
-# A state that is older has missed so much that the days before are better read from Prometheus,
-# where there is one.
+# An older state has missed so much that learning from the history in Prometheus, if there is one,
+# is better.
 _STALE_S = 6 * 3600.0
 _SAVES_AT_ONCE = 8
 
 
 class StateKeeper:
-    """Shared by all deployments. What it remembers of each lies in its `Live` entry."""
+    """Keeps the states of all deployments. What it remembers of each is in its `Live` entry."""
 
     def __init__(self, store: StateStore, prometheus: PrometheusSource, epoch: Callable[[], float]) -> None:
         self._store = store
@@ -41,9 +41,9 @@ class StateKeeper:
         self._gate = asyncio.Semaphore(_SAVES_AT_ONCE)
 
     async def ready(self, key: Key, entry: Live, plan: ScalePlan) -> bool:
-        """The state from before the operator's last start is there, if there is one.
+        """Load the state from before the operator's last start, if there is one.
 
-        False: can't be known now; nothing is decided.
+        Returns False if it cannot be read now; then nothing may be decided.
         """
         if not entry.loaded:
             try:
@@ -55,22 +55,23 @@ class StateKeeper:
             if kept is not None:
                 _restore(entry, kept)
             entry.loaded, entry.unseeded = True, kept is None or not now_s - _number(kept.get("saved_s")) < _STALE_S
-            # Not all at the same moment, after a start with many resources.
+            # Spread the saving of many resources after a start.
             entry.saved_s = now_s - SAVE_EVERY_S * (hash(key) % 100) / 200
         if entry.unseeded and entry.trouble is None:
             await self._seed(key, entry, plan)
         return True
 
     async def _seed(self, key: Key, entry: Live, plan: ScalePlan) -> None:
-        """Learn from the days before, as soon as Prometheus can be read; without one, or from one
-        that can't tell them, there is nothing to learn.
+        """Learn from the previous days as soon as Prometheus can be read.
+
+        Without a Prometheus, or with one that has no history, there is nothing to learn.
         """
         entry.unseeded = False
         if plan.prometheus is not None:
             try:
                 minutes = await self._prometheus.history(key, plan.prometheus, self._epoch())
             except Unreadable as error:
-                log.warning("%s/%s: the days before can't be read: %s", *key, error)
+                log.warning("%s/%s: the history can't be read: %s", *key, error)
                 return
             if minutes:
                 state = await asyncio.to_thread(history.seed, plan.settings, minutes)
@@ -83,7 +84,7 @@ class StateKeeper:
             await self._save(key, entry)
 
     async def save_all(self, live: LiveTable) -> None:
-        """Before the operator stops."""
+        """Save all states that have changed, before the operator stops."""
         await asyncio.gather(*(self._save(key, entry) for key, entry in live.items() if entry.unsaved))
 
     async def _save(self, key: Key, entry: Live) -> None:

@@ -1,4 +1,4 @@
-"""One streamed chat completion on the terminal, and in plain words what happened to it."""
+"""A streamed chat completion on the terminal, followed by a description of how it was served."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import httpx
 
 
 class ChatFailed(Exception):
-    """The server refused or broke off; the message is its own."""
+    """Raised when the server refused or interrupted the completion; the message is the server's."""
 
 
 def stream_chat(
     base_url: str, model: str, question: str, write: Callable[[str], Any] = sys.stdout.write, timeout_s: float = 60.0
 ) -> dict[str, Any]:
-    """Write the answer as it comes; returns the `disagg` object of the last chunk.
+    """Write the answer as it arrives, and return the `disagg` object of the last chunk.
 
     Raises ChatFailed.
     """
@@ -56,7 +56,7 @@ def stream_chat(
 
 
 def explain(trace: dict[str, Any]) -> list[str]:
-    """Lines that say what happened."""
+    """Return lines that describe how a completion was served."""
     out = []
     prefill, decode = trace.get("prefill"), trace.get("decode")
     if prefill and decode:
@@ -64,7 +64,7 @@ def explain(trace: dict[str, Any]) -> list[str]:
         out.append(f"decode on    {decode['pod']}")
         out.append(
             f"KV transfer  {trace['kv_bytes']:,} bytes in {1e3 * trace['transfer_s']:.1f} ms over {trace['interface']}"
-            f" ({1e3 * trace['exposed_s']:.1f} ms of it not hidden behind the prefill)"
+            f" ({1e3 * trace['exposed_s']:.1f} ms of it not hidden by the prefill)"
         )
     elif decode:
         out.append(f"prefill and decode on {decode['pod']} (no prefill worker was ready)")

@@ -1,5 +1,6 @@
-"""Door of `disagg explain` and `disagg replay`: decisions from a file, or from the operator of a
-cluster through the API server.
+"""The source of decisions for `disagg explain` and `disagg replay`.
+
+The decisions are read from a file, or from the operator of a cluster through the API server.
 """
 
 from __future__ import annotations
@@ -22,24 +23,29 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 class SourceError(Exception):
-    """There are no decisions to be had; the message says why."""
+    """Raised when no decisions are available; the message explains why."""
 
 
 ERRORS = (SourceError, decision_records.JournalError, credentials.NoCredentials, KubeError, OSError, ValueError)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that the commands have in common."""
     parser.add_argument("source", help="name of a DisaggDeployment, or a file of records")
-    parser.add_argument("-n", "--namespace", help="of the DisaggDeployment (default: default)", default="default")
-    parser.add_argument("--since", metavar="TIME", default="1h", help="only the last 30m, 2h, 1d (default 1h)")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="also keep the records, to be read again later")
+    parser.add_argument(
+        "-n", "--namespace", help="namespace of the DisaggDeployment (default: default)", default="default"
+    )
+    parser.add_argument(
+        "--since", metavar="TIME", default="1h", help="only the last TIME, such as 30m, 2h or 1d (default 1h)"
+    )
+    parser.add_argument("--save", type=Path, metavar="FILE", help="also save the records, to be read again later")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="write load, queues, workers and objectives as PNG or HTML"
     )
 
 
 def seconds(text: str) -> float:
-    """30m, 2h, 90s. Raises ValueError."""
+    """Return the number of seconds in a text such as 30m, 2h or 90s. Raises ValueError."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text)
     if found is None:
         raise ValueError(f"--since: {text!r} is no time such as 30m, 2h or 1d")
@@ -47,11 +53,11 @@ def seconds(text: str) -> float:
 
 
 def load(args: argparse.Namespace) -> list[decision_records.Run]:
-    """All runs that the source has. Raises one of ERRORS."""
-    seconds(args.since)  # before anything is done
+    """Return all runs that the source has. Raises one of ERRORS."""
+    seconds(args.since)  # raises for a bad time before any work is done
     path = Path(args.source)
     if path.is_dir():
-        raise SourceError(f"{path} is a folder and no file of records")
+        raise SourceError(f"{path} is a folder, not a file of records")
     text = _text(path) if path.is_file() else asyncio.run(_fetch(args.namespace, args.source))
     if args.save is not None:
         args.save.write_text(text, encoding="utf-8")
@@ -73,7 +79,7 @@ async def _fetch(namespace: str, name: str) -> str:
     try:
         pods = [p for p in await kube.list(POD, None, _OPERATOR) if (p.get("status") or {}).get("phase") == "Running"]
         if not pods:
-            raise SourceError(f"{name} is no file, and no pod of the cluster has the label {_OPERATOR}")
+            raise SourceError(f"{name} is not a file, and no running pod of the cluster has the label {_OPERATOR}")
         return await kube.pod_page(str(namespace_of(pods[0])), name_of(pods[0]), _PORT, f"decisions/{namespace}/{name}")
     finally:
         await kube.close()

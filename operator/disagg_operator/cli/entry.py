@@ -1,5 +1,6 @@
-"""`disagg`: the commands and their arguments; each command's work is in a module of its own,
-imported when it is called.
+"""The entry point of `disagg`: its commands and their arguments.
+
+Each command is implemented in its own module, which is imported when the command is called.
 """
 
 from __future__ import annotations
@@ -13,28 +14,31 @@ from typing import Any
 
 from disagg_wire.version import VERSION
 
-# name -> (module, help). Each module has `arguments(parser)`, `run(args) -> int` and `ERRORS`, what
-# it raises for bad input.
+# The module and the help text of each command. A module has `arguments(parser)`, `run(args) -> int`
+# and `ERRORS`, the exceptions that it raises for bad input.
 TOOLS = {
-    "explain": ("disagg_operator.cli.explain_command", "what the autoscaler saw and decided, and why"),
+    "explain": ("disagg_operator.cli.explain_command", "show what the autoscaler saw and decided, and why"),
     "plan": (
         "disagg_operator.cli.plan_command",
-        "how many replicas of what serve a traffic within objectives, apart or in one pool",
+        "find the GPUs and replicas that serve a traffic within objectives, in two pools or in one",
     ),
     "profile": ("disagg_operator.cli.profile_command", "measure a running endpoint: a profile for simulate and plan"),
     "replay": (
         "disagg_operator.cli.replay_command",
-        "recorded decisions once more through a policy, and where it differs",
+        "apply a policy to recorded observations, and show where it decides differently",
     ),
     "simulate": (
         "disagg_operator.cli.simulate_command",
-        "what a scaling policy would do with a trace, request by request",
+        "simulate a scaling policy on a trace, request by request",
     ),
 }
 
 
 def parser(tool: str | None = None) -> argparse.ArgumentParser:
-    """All commands; the arguments of `tool` with it (the others' modules are not imported)."""
+    """Return the parser of all commands, with the arguments of `tool`.
+
+    The modules of the other commands are not imported.
+    """
     top = argparse.ArgumentParser(
         prog="disagg", description="Serve language models from separate prefill and decode pools."
     )
@@ -43,7 +47,7 @@ def parser(tool: str | None = None) -> argparse.ArgumentParser:
     local = commands.add_parser("local", help="run a DisaggDeployment as processes on this machine, without a cluster")
     local.add_argument("-f", "--file", type=Path, required=True, help="YAML file with one DisaggDeployment")
     local.add_argument("--port", type=int, default=8080, help="port of the OpenAI API on 127.0.0.1 (default 8080)")
-    local.add_argument("--ask", metavar="TEXT", help="ask this as soon as it is up, and show what happened")
+    local.add_argument("--ask", metavar="TEXT", help="ask this as soon as it is up, and show how it was served")
     local.add_argument("--once", action="store_true", help="stop after the answer to --ask")
     local.add_argument("--timeout-s", type=float, default=300.0, help="how long to wait until it is up (default 300)")
     for name, (module, text) in TOOLS.items():
@@ -63,6 +67,7 @@ def _import(name: str, module: str) -> Any:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run a command and exit with its status."""
     given = sys.argv[1:] if argv is None else argv
     tool = given[0] if given and given[0] in TOOLS else None
     arguments = parser(tool).parse_args(given)

@@ -1,4 +1,4 @@
-"""`disagg explain`: what the autoscaler saw, what it decided, and why."""
+"""The command `disagg explain`: it shows what the autoscaler saw and decided, and why."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ _QUIET_S = 300.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the arguments of the command."""
     decision_source.arguments(parser)
-    parser.add_argument("--all", action="store_true", help="every step, not only changes and one in five minutes")
+    parser.add_argument(
+        "--all", action="store_true", help="show every step, not only changes and one step in five minutes"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print; the exit status. Raises one of ERRORS."""
+    """Print the decisions and return the exit status. Raises one of ERRORS."""
     if args.plot:
         plots.check(args.plot, 1)
     runs = decision_source.load(args)
-    everything = sorted(
-        decision_records.steps_of(runs), key=lambda s: s.observation.now_s
-    )  # a clock that was set back mixes up nothing
+    # Sorted, so that a clock that was set back has no effect.
+    everything = sorted(decision_records.steps_of(runs), key=lambda s: s.observation.now_s)
     begin_s = everything[-1].observation.now_s - decision_source.seconds(args.since)
     steps = [s for s in everything if s.observation.now_s >= begin_s]
     console = Console(width=None if sys.stdout.isatty() else 180)
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def worth_telling(steps: Sequence[Step]) -> list[Step]:
-    """Steps that change something or whose reason is new, and one in five minutes."""
+    """Return the steps that change something or have a new reason, and one in five minutes."""
     out: list[Step] = []
     before: tuple[object, ...] = ()
     for step in steps:
@@ -62,7 +63,7 @@ def worth_telling(steps: Sequence[Step]) -> list[Step]:
 
 
 def table(title: str, steps: Sequence[Step]) -> Table:
-    """One row a step."""
+    """Return a table with one row for each step."""
     found = Table(title=f"{title}: decisions (UTC)", title_justify="left")
     for column in (
         "time",
@@ -95,13 +96,13 @@ def table(title: str, steps: Sequence[Step]) -> Table:
 
 
 def size(pods: Pods, wanted: int | None) -> str:
-    """Workers ready of workers set, and where that goes."""
+    """Return the ready and the desired workers of a pool, and the decided number if it differs."""
     now = f"{pods.ready}/{pods.replicas}" + (f" ({len(pods.starting_ages_s)} start)" if pods.starting_ages_s else "")
     return now if wanted is None or wanted == pods.replicas else f"{now} -> {wanted}"
 
 
 def sentences(steps: Sequence[Step]) -> list[str]:
-    """The whole in words."""
+    """Return a summary of the steps in sentences."""
     if not steps:
         return []
     span_s = steps[-1].observation.now_s - steps[0].observation.now_s
@@ -127,7 +128,7 @@ def _pods(step: Step, pool: str) -> Pods:
 
 
 def number(value: float) -> str:
-    """Three digits or so; a question mark for what was not known."""
+    """Return a number with about three digits, or a question mark if it is not known."""
     if math.isnan(value):
         return "?"
     return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"

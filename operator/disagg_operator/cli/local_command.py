@@ -1,9 +1,7 @@
-"""`disagg local`: the same resource as processes on this machine: router, both pools, autoscaler.
+"""The command `disagg local`: it runs a resource as processes on this machine, without a cluster.
 
-No cluster is needed.
-
-What runs and with which environment comes from the same pure functions as the pods; how many comes
-from the same policy.
+The processes are the router and the workers of both pools. They and their environments come from
+the same pure functions as the pods; their numbers come from the same autoscaling policy.
 """
 
 from __future__ import annotations
@@ -36,6 +34,7 @@ from disagg_operator.cli.processes import Running, free_port, start, stop_all
 from disagg_operator.controller import acceptance
 from disagg_operator.desired.local_process import router_process, worker_process
 from disagg_wire.roles import DECODE, PREFILL, ROLES
+from disagg_wire.series import ROUTER_PAIRS, STATE
 
 _TICK_S = 2.0
 _STOP_TIMEOUT_S = 15.0
@@ -43,15 +42,16 @@ _MAX_RESTARTS = 5
 
 
 class LocalError(Exception):
-    """It can't run here; the message says why."""
+    """Raised when a resource can't run on this machine; the message explains why."""
 
 
 def say(text: str) -> None:
+    """Print a progress message."""
     print(f"\033[2m[local]\033[0m {text}", flush=True)
 
 
 def read_resource(path: Path) -> DisaggDeployment:
-    """The file's one DisaggDeployment. Raises LocalError naming the field."""
+    """Return the only DisaggDeployment of a file. Raises LocalError, which names the field."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
@@ -64,8 +64,9 @@ def read_resource(path: Path) -> DisaggDeployment:
 
 
 def _use_local_model(raw: dict[str, object], path: Path) -> None:
-    """file:///models/X is a path inside the worker image; here it is models/X of the checkout that
-    the file lies in.
+    """Replace a model URI that is a path inside the worker image by a path on this machine.
+
+    For file:///models/X that is the folder models/X of the checkout that contains the resource.
     """
     spec = raw.get("spec")
     model = spec.get("model") if isinstance(spec, dict) else None
@@ -80,7 +81,7 @@ def _use_local_model(raw: dict[str, object], path: Path) -> None:
 
 
 class Supervisor:
-    """Keeps as many processes as are wanted, and the router's membership file true."""
+    """A supervisor that keeps the desired processes running and the membership file up to date."""
 
     def __init__(self, dd: DisaggDeployment, folder: Path, port: int) -> None:
         self._dd = dd
@@ -102,13 +103,15 @@ class Supervisor:
 
     @property
     def url(self) -> str:
+        """The base URL of the router."""
         return f"http://127.0.0.1:{self._port}"
 
     def everything(self) -> list[Running]:
+        """Return all processes, those that drain included."""
         return [*([self._router] if self._router else []), *(w for pool in self._workers.values() for w in pool)]
 
     async def converge(self) -> None:
-        """One pass: restart what died, start what is missing, drain what is too many."""
+        """Restart dead processes, start missing ones and drain surplus ones. Raises LocalError."""
         if self._router is None or not self._router.alive:
             self._check_restart(self._router)
             self._publish()
@@ -129,7 +132,7 @@ class Supervisor:
                 )
             victims = active[self.wanted[role] :]
             for worker in victims:
-                worker.draining = True  # out of the membership first, then told to go
+                worker.draining = True  # it leaves the membership first and is terminated afterwards
         self._publish()
         for worker in self.everything():
             if worker.draining:
@@ -155,7 +158,7 @@ class Supervisor:
         part.replace(self._members)
 
     async def scale(self) -> None:
-        """One look at router and workers, one step of the policy."""
+        """Scrape router and workers once, and carry out one step of the policy."""
         if not self._scaling.policies or self._router is None:
             return
         targets = {w.spec.name: Target(w.spec.name, "127.0.0.1", w.port) for w in self.everything() if not w.draining}
@@ -180,7 +183,7 @@ class Supervisor:
                 self.wanted[role] = decision.to
 
     def _answers(self, role: str, said: dict[str, Sample | None]) -> dict[str, Sample | None]:
-        """Of the workers that are up: a worker that still starts can't answer."""
+        """Return the answers of the workers that are up. Those that still start can't answer."""
         up = [w for w in self._workers[role] if not w.draining]
         for worker in up:
             if said.get(worker.spec.name) is not None:
@@ -194,14 +197,14 @@ class Supervisor:
         return Pods(self.wanted[role], ready, starting, sum(w.draining for w in alive), self._starts[role].mean_s)
 
     async def available(self) -> str | None:
-        """None when a request can be served, else what is missing."""
+        """Return None if a request can be served, else a message about what is missing."""
         assert self._router is not None
         bodies = await self._door.fetch([Target("router", "127.0.0.1", self._port)])
         healthy = [
             line
             for body in bodies.values()
             for line in body.splitlines()
-            if line.startswith('disagg_router_pairs{state="healthy"}')
+            if line.startswith(f'{ROUTER_PAIRS}{{{STATE}="healthy"}}')
         ]
         if not bodies:
             return "waiting for the router"
@@ -212,6 +215,7 @@ class Supervisor:
         )
 
     async def close(self) -> None:
+        """Stop all processes."""
         await stop_all(self.everything(), _STOP_TIMEOUT_S)
         await self._door.close()
 
@@ -245,7 +249,7 @@ async def _serve(supervisor: Supervisor, arguments: argparse.Namespace, dd: Disa
             return 0
     question = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
     say(f"try: curl {supervisor.url}/v1/chat/completions -H 'content-type: application/json' -d '{question}'")
-    say("Ctrl-C stops it")
+    say("press Ctrl-C to stop")
     while True:
         await supervisor.scale()
         await supervisor.converge()
@@ -253,7 +257,7 @@ async def _serve(supervisor: Supervisor, arguments: argparse.Namespace, dd: Disa
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """The command; the exit status. Raises LocalError."""
+    """Run the command and return the exit status. Raises LocalError."""
     dd = read_resource(arguments.file)
     folder = Path(tempfile.mkdtemp(prefix="disagg-local-"))
     supervisor = Supervisor(dd, folder, arguments.port)

@@ -1,158 +1,41 @@
-"""Times a running OpenAI endpoint, briefly: prompts alone, prompts behind others, batches of
-streams. What `disagg profile` fits.
+"""The measurement of a running OpenAI endpoint, to which `disagg profile` fits a profile.
 
-Prompts are random token ids, so that no prefix cache helps, and every answer has exactly the tokens
-that were asked for.
+It measures prompts alone, prompts behind others, and batches of streams.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import httpx
-
+from disagg_operator.cli.served_endpoint import TIMEOUT_S, Answer, MeasureError, ServedEndpoint
 from disagg_operator.performance.fit import DecodePoint, PrefillPoint, ShortAnswer, batch_wait
 
-_IDS = (100, 1000)  # ordinary tokens in every vocabulary that we know of
-_TIMEOUT_S = 120.0
 _LEAST_STEPS = 24
-_LEAST_WINDOW_S = 0.4  # of a batch: events come in bundles
-_ALONE_TIMES = 3  # in a round: one alone may have been disturbed
-_FEEDS = 3  # short requests under way while it is measured what they cost the others
-_PAUSE_S = 0.1  # before a prompt alone: those that come when nothing runs find everything cold
-_ALONE_TOKENS = 2  # two, so that the cache is handed over as in real life
+_LEAST_WINDOW_S = 0.4  # minimum time of a batch, because events arrive in bundles
+_ALONE_TIMES = 3  # measurements of a prompt alone in a round, because a single one may be disturbed
+_FEEDS = 3  # concurrent short requests while their cost to the other streams is measured
+_PAUSE_S = 0.1  # before a prompt alone, because a prompt that arrives when nothing runs finds cold caches
+_ALONE_TOKENS = 2  # two, so that the cache is handed over as in real use
 
 
-class MeasureError(Exception):
-    """The endpoint can't be measured; the message says why."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """One stream. Times are monotonic; one entry of `events_s` for each event that carried text."""
-
-    sent_s: float
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    events_s: list[float] = field(default_factory=list)
-
-    @property
-    def ttft_s(self) -> float:
-        return self.events_s[0] - self.sent_s
-
-    @property
-    def tpot_s(self) -> float:
-        return (self.events_s[-1] - self.events_s[0]) / max(1, self.output_tokens - 1)
-
-
-class ServedEndpoint:
-    """`POST /completions` of one model.
-
-    `async with`. Chunks are only stamped while they come, and parsed when all are there.
-    """
-
-    def __init__(self, url: str, model: str | None, api_key: str | None) -> None:
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-        self._http = httpx.AsyncClient(
-            base_url=url.rstrip("/") + "/", headers=headers, timeout=_TIMEOUT_S, trust_env=False, limits=limits
-        )
-        self._random = random.Random()  # never the same prompts again: a prefix cache would answer them
-        self.model = model or ""
-
-    async def __aenter__(self) -> ServedEndpoint:
-        try:
-            self.model = self.model or await self._first_model()
-        except BaseException:
-            await self._http.aclose()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
-
-    async def _first_model(self) -> str:
-        answer = await self._get("models")
-        try:
-            return str(answer["data"][0]["id"])
-        except (KeyError, IndexError, TypeError):
-            raise MeasureError(f"{self._http.base_url}models: lists no model; name one with --model") from None
-
-    async def _get(self, path: str) -> Any:
-        try:
-            answer = await self._http.get(path)
-            answer.raise_for_status()
-            return answer.json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise MeasureError(f"{self._http.base_url}{path}: {error}") from None
-
-    def prompt(self, tokens: int) -> list[int]:
-        return [self._random.randrange(*_IDS) for _ in range(tokens)]
-
-    async def ask(self, prompt: list[int], output_tokens: int, on_first: Callable[[], None] | None = None) -> Answer:
-        """Stream one answer to its end. Raises MeasureError."""
-        body = {
-            "model": self.model, "prompt": prompt, "max_tokens": output_tokens, "min_tokens": output_tokens, "ignore_eos": True,
-            "temperature": 0, "stream": True, "stream_options": {"include_usage": True},
-        }  # fmt: skip
-        answer = Answer(time.monotonic())
-        chunks: list[tuple[float, bytes]] = []
-        try:
-            async with self._http.stream("POST", "completions", json=body) as response:
-                if response.status_code != 200:
-                    raise MeasureError(
-                        f"HTTP {response.status_code}: {(await response.aread())[:500].decode(errors='replace')}"
-                    )
-                async for chunk in response.aiter_raw():
-                    if not chunks and on_first is not None:
-                        on_first()
-                    chunks.append((time.monotonic(), chunk))
-        except httpx.HTTPError as error:
-            raise MeasureError(f"{self._http.base_url}completions: {error or type(error).__name__}") from None
-        _read(answer, chunks)
-        return answer
-
-
-def _read(answer: Answer, chunks: list[tuple[float, bytes]]) -> None:
-    """Fill the answer in from what came when. Raises MeasureError."""
-    rest = b""
-    for at_s, chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            if "error" in event:
-                raise MeasureError(f"the answer failed: {event['error']}")
-            if usage := event.get("usage"):
-                answer.prompt_tokens, answer.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
-            if event.get("choices"):
-                answer.events_s.append(at_s)
-    if not answer.events_s or not answer.output_tokens:
-        raise MeasureError(
-            "an answer without tokens or without usage: the endpoint must support stream_options.include_usage"
-        )
-
-
-# ---- what is measured ----
+# ---- single measurements ----
 
 
 async def alone(endpoint: ServedEndpoint, tokens: int) -> Answer:
-    """A prompt that has the endpoint to itself."""
+    """Measure a prompt that has the endpoint to itself."""
     return await endpoint.ask(endpoint.prompt(tokens), _ALONE_TOKENS)
 
 
 async def queued(endpoint: ServedEndpoint, tokens: int, prompts: int) -> float:
-    """Seconds that a prompt takes while exactly one other waits behind it: what the worker itself
-    needs.
+    """Measure the seconds of a prompt while exactly one other prompt waits behind it.
+
+    This is the time that the worker itself needs.
     """
     firsts_s: list[float] = []
     room = asyncio.Semaphore(2)
@@ -164,7 +47,7 @@ async def queued(endpoint: ServedEndpoint, tokens: int, prompts: int) -> float:
     asked: list[asyncio.Task[Answer]] = []
     try:
         for _ in range(prompts):
-            async with asyncio.timeout(_TIMEOUT_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await room.acquire()
             for task in asked:
                 if task.done():
@@ -172,17 +55,18 @@ async def queued(endpoint: ServedEndpoint, tokens: int, prompts: int) -> float:
             asked.append(asyncio.create_task(endpoint.ask(endpoint.prompt(tokens), _ALONE_TOKENS, first)))
         await asyncio.gather(*asked)
     except TimeoutError:
-        raise MeasureError(f"no first token within {_TIMEOUT_S:g} s") from None
+        raise MeasureError(f"no first token within {TIMEOUT_S:g} s") from None
     finally:
         await _cancel(asked)
-    # From the second on: the first two are sent at once, and may have been one batch.
+    # The first two prompts are sent at the same time and may have been one batch, so the time is
+    # measured from the second one.
     return (firsts_s[-1] - firsts_s[1]) / (len(firsts_s) - 2)
 
 
 async def batch(endpoint: ServedEndpoint, sequences: int, prompt_tokens: int, output_tokens: int) -> DecodePoint | None:
-    """So many streams at once: the step while all of them run.
+    """Measure the decode step of a number of streams while all of them run.
 
-    None: they never did for long enough.
+    Returns None if they did not run together for long enough.
     """
     tasks = [asyncio.create_task(endpoint.ask(endpoint.prompt(prompt_tokens), output_tokens)) for _ in range(sequences)]
     try:
@@ -193,14 +77,17 @@ async def batch(endpoint: ServedEndpoint, sequences: int, prompt_tokens: int, ou
 
 
 async def answered(endpoint: ServedEndpoint, prompt_tokens: int) -> ShortAnswer:
-    """A whole short answer that comes when nothing runs."""
+    """Measure a whole short answer that arrives when nothing runs."""
     await asyncio.sleep(_PAUSE_S)
     a = await endpoint.ask(endpoint.prompt(prompt_tokens), _LEAST_STEPS)
     return ShortAnswer(a.prompt_tokens, a.output_tokens, a.events_s[-1] - a.events_s[0])
 
 
 def _together(answers: list[Answer], short: list[Answer]) -> DecodePoint | None:
-    """The step while all the answers run; of the short ones, each took part in one step."""
+    """Return the mean step while all answers run, or None if that was too short.
+
+    Each of the short answers took part in one step.
+    """
     begin_s = max(a.events_s[min(1, len(a.events_s) - 1)] for a in answers)
     end_s = min(a.events_s[-1] for a in answers)
     steps, held = 0.0, 0.0
@@ -221,8 +108,9 @@ def _together(answers: list[Answer], short: list[Answer]) -> DecodePoint | None:
 async def joined(
     endpoint: ServedEndpoint, sequences: int, output_tokens: int, prompt_tokens: int
 ) -> DecodePoint | None:
-    """So many streams at once while short requests come and go, as many as the prefill worker
-    makes: what they cost the others.
+    """Measure the decode step of a number of streams while short requests join and leave.
+
+    There are as many short requests as the prefill worker can compute.
     """
     long = [asyncio.create_task(endpoint.ask(endpoint.prompt(16), output_tokens)) for _ in range(sequences)]
     short: list[Answer] = []
@@ -242,8 +130,10 @@ async def joined(
 
 @contextlib.asynccontextmanager
 async def decoding(endpoint: ServedEndpoint, tokens: int) -> AsyncIterator[None]:
-    """One stream after another meanwhile, so that decode decodes as in life: workers that share a
-    machine's memory slow each other down.
+    """Keep decode busy with one stream after another within the context.
+
+    This is closer to real use, because workers that share the memory of a machine slow each other
+    down.
     """
 
     async def go() -> None:
@@ -260,8 +150,9 @@ async def decoding(endpoint: ServedEndpoint, tokens: int) -> AsyncIterator[None]
 
 
 async def rush(endpoint: ServedEndpoint, requests: int) -> float:
-    """Seconds from one request to the next at the router when many come at once: prompts of one
-    token, which keep no worker busy.
+    """Measure the seconds between two requests at the router when many arrive at once.
+
+    The prompts have one token, which keeps no worker busy.
     """
     alone_s = median([(await alone(endpoint, 1)).ttft_s for _ in range(_ALONE_TIMES)])
     begin_s = time.monotonic()
@@ -286,14 +177,16 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How far to measure and how long."""
+    """The range and the duration of a measurement."""
 
     max_prompt_tokens: int = 1024
+    """The length of the longest prompt; the longest answer has half as many tokens."""
     max_batch: int = 64
+    """The maximum number of concurrent streams."""
     seconds: float = 60.0
 
     def lengths(self) -> list[int]:
-        """Prompts from 16 tokens on, growing by half to twofold."""
+        """Return the lengths of prompts from 16 tokens, each 1.5 to 2 times the previous one."""
         found, n = [], 16.0
         while n < self.max_prompt_tokens * 0.8:
             found.append(round(n))
@@ -301,6 +194,7 @@ class Extent:
         return [*found, self.max_prompt_tokens]
 
     def batches(self) -> list[int]:
+        """Return the numbers of concurrent streams: the powers of two, and the maximum."""
         found, n = [], 1
         while n < self.max_batch:
             found.append(n)
@@ -310,19 +204,21 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Everything that is fitted."""
+    """The measured times, to which a profile is fitted."""
 
     prefill: tuple[PrefillPoint, ...]
     decode: tuple[DecodePoint, ...]
     answers: tuple[ShortAnswer, ...]
     front_s: float = 0.0
+    """The seconds of the router for one request."""
 
 
 async def measure(endpoint: ServedEndpoint, extent: Extent, say: Callable[[str], None]) -> Measured:
-    """Rounds over all lengths, then over all batches, for as long as `extent` says; at least one of
-    each. Raises MeasureError.
+    """Measure rounds over all lengths, then over all batches, within the time of `extent`.
+
+    There is at least one round of each. Raises MeasureError.
     """
-    await alone(endpoint, 32)  # connections, first-call work
+    await alone(endpoint, 32)  # opens connections and triggers the work of a first call
     say(f"prompts of {extent.lengths()[0]} to {extent.max_prompt_tokens} tokens")
     prefill = await _prefill(endpoint, extent)
     say(f"batches of 1 to {extent.max_batch} streams")
@@ -340,15 +236,17 @@ async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncI
 
 
 async def _prefill(endpoint: ServedEndpoint, extent: Extent) -> list[PrefillPoint]:
-    """First when nothing else runs, for the rule of batches; then, for all times, while decode
-    decodes.
+    """Measure prompts.
+
+    The first measurement is made when nothing else runs, to find the rule by which batches wait.
+    All other times are measured while decode is busy.
     """
     quiet_s: dict[int, list[float]] = {n: [] for n in extent.lengths()}
     for n, found in quiet_s.items():
         found += [(await alone(endpoint, n)).ttft_s for _ in range(_ALONE_TIMES)]
     full_tokens = await _find_wait(endpoint, quiet_s)
-    # The shortest that can queue: of long prompts the overhead is too small a part to be told from
-    # a batch's fixed one.
+    # The shortest prompt that can queue is also measured: in the time of a long prompt the overhead
+    # is too small to be distinguished from the fixed time of a batch.
     shortest = [full_tokens + full_tokens // 16] if full_tokens else []
     alone_s: dict[int, list[float]] = {n: [] for n in sorted({*quiet_s, *shortest})}
     queued_s: dict[int, list[float]] = {
@@ -375,8 +273,10 @@ async def _prefill(endpoint: ServedEndpoint, extent: Extent) -> list[PrefillPoin
 
 
 async def _find_wait(endpoint: ServedEndpoint, alone_s: dict[int, list[float]]) -> int:
-    """From how many tokens on prompts do not wait to fill a batch: halves the gap between the
-    longest that does and the shortest that does not. 0: none waits.
+    """Return the number of tokens from which prompts do not wait to fill a batch; 0 if none waits.
+
+    The gap between the longest prompt that waits and the shortest that does not is halved until it
+    is small.
     """
     wait_s, full_tokens = batch_wait([(n, min(s)) for n, s in alone_s.items()])
     below = max((n for n in alone_s if n < full_tokens), default=full_tokens)
@@ -408,12 +308,11 @@ async def _decode(
         step_s = first_s
         for longest in (16, half):
             for sequences in extent.batches():
-                # All streams run together only if the prompts are computed within a third of the
-                # longest answer.
+                # All streams run together only if their prompts are computed within a third of the
+                # time of the longest answer.
                 prompt = max(16, min(longest, int(half / 3 * step_s / (sequences * per_prompt_s))))
-                ramp = (
-                    sequences * prompt * per_prompt_s / step_s
-                )  # tokens that the first stream makes until the last one runs
+                # The number of tokens that the first stream makes until the last one runs.
+                ramp = sequences * prompt * per_prompt_s / step_s
                 output = int(1.5 * _LEAST_STEPS + max(_LEAST_STEPS, _LEAST_WINDOW_S / step_s) + 1.5 * ramp)
                 if (point := await batch(endpoint, sequences, prompt, min(output, half))) is not None:
                     found.setdefault((sequences, longest), []).append(point)

@@ -1,5 +1,6 @@
-"""`disagg plan`: how many replicas of what serve a traffic within objectives, in two pools or in
-one.
+"""The command `disagg plan`: it finds the cheapest deployment for a traffic, in two pools or one.
+
+It prints the GPUs and replicas that meet the objectives.
 """
 
 from __future__ import annotations
@@ -29,66 +30,92 @@ ERRORS = (PlanError, profiles.ProfileError, ValueError, OSError)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the arguments of the command."""
     parser.add_argument(
         "model", help=f"config.json of a Hugging Face model, its folder, or a known name: {', '.join(sorted(KNOWN))}"
     )
+    _traffic_arguments(parser)
+    _hardware_arguments(parser)
+    parser.add_argument(
+        "--highest-rate",
+        type=float,
+        help="highest rate at which the crossover is searched (default: 1000, or 10 x --rate if that is more)",
+    )
+    _output_arguments(parser)
+
+
+def _traffic_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("traffic: --rate with lengths, or --trace")
     what.add_argument("--rate", type=float, metavar="PER_S", help="requests a second")
     what.add_argument(
-        "--prompt-tokens", metavar="MEAN[,P99]", help="uncached tokens of a prompt; log-normal (without P99: CV 1)"
+        "--prompt-tokens",
+        metavar="MEAN[,P99]",
+        help="uncached tokens of a prompt, log-normally distributed (without P99: coefficient of variation 1)",
     )
     what.add_argument("--output-tokens", metavar="MEAN[,P99]", help="tokens of an answer")
     what.add_argument(
-        "--trace", type=Path, help="requests as `disagg simulate` reads them; sized by simulation, for the whole trace"
+        "--trace",
+        type=Path,
+        help="file of requests as for `disagg simulate`; sizes are found by simulating the whole trace",
     )
-    what.add_argument("--copies", type=int, default=1, help="serve each request of the trace so many times")
+    what.add_argument("--copies", type=int, default=1, help="number of times that each request of the trace is served")
     what.add_argument("--simulate", action="store_true", help="check the sizes by simulating Poisson arrivals")
     goals = parser.add_argument_group("objectives")
     goals.add_argument("--ttft", type=float, default=1.0, metavar="S", help="time to first token (default 1)")
     goals.add_argument("--tpot-ms", type=float, default=50.0, metavar="MS", help="time per output token (default 50)")
-    goals.add_argument("--percentile", type=float, default=99.0, help="of requests that keep them (default 99)")
+    goals.add_argument(
+        "--percentile", type=float, default=99.0, help="percentage of requests that must meet them (default 99)"
+    )
+
+
+def _hardware_arguments(parser: argparse.ArgumentParser) -> None:
     have = parser.add_argument_group("hardware")
-    have.add_argument("--gpus", metavar="NAME,...", help=f"for both pools: {', '.join(GPUS)} (default H100)")
-    have.add_argument("--prefill-gpus", metavar="NAME,...", help="for prefill instead")
-    have.add_argument("--decode-gpus", metavar="NAME,...", help="for decode instead")
+    have.add_argument("--gpus", metavar="NAME,...", help=f"GPUs of both pools: {', '.join(GPUS)} (default H100)")
+    have.add_argument("--prefill-gpus", metavar="NAME,...", help="GPUs of the prefill pool, instead of --gpus")
+    have.add_argument("--decode-gpus", metavar="NAME,...", help="GPUs of the decode pool, instead of --gpus")
     have.add_argument(
         "--price",
         action="append",
         default=[],
         metavar="GPU=PER_HOUR",
-        help="price of one GPU; none: GPU-hours are counted",
+        help="price of one GPU; without prices, GPU-hours are counted",
     )
     have.add_argument(
-        "--network", default="rdma-400", choices=NETWORKS, help="that moves the KV cache (default rdma-400)"
+        "--network", default="rdma-400", choices=NETWORKS, help="network that moves the KV cache (default rdma-400)"
     )
     have.add_argument(
-        "--efficiency", default="tuned", choices=EFFICIENCIES, help="of the roof line: engines of today, or as in 2023"
+        "--efficiency",
+        default="tuned",
+        choices=EFFICIENCIES,
+        help="efficiency of the roof line: that of a current engine, or of one of 2023",
     )
     have.add_argument(
         "--profile",
         action="append",
         default=[],
         metavar="GPU=FILE",
-        help="measured times for it (see `disagg profile`)",
+        help="measured profile of a GPU (see `disagg profile`)",
     )
-    have.add_argument("--weight-bits", type=int, choices=(4, 8, 16), help="instead of the model's own")
-    have.add_argument("--kv-bits", type=int, choices=(8, 16), default=16, help="of the KV cache")
-    parser.add_argument(
-        "--highest-rate", type=float, help="up to where the crossover is looked for (default: 1000, or 10 x --rate)"
-    )
-    out = parser.add_argument_group("output, beside the table")
-    out.add_argument("--json", action="store_true", help="JSON instead of the table")
-    out.add_argument("--yaml", type=Path, metavar="FILE", help="a DisaggDeployment to apply")
-    out.add_argument("--name", default="chat", help="of the DisaggDeployment (default chat)")
-    out.add_argument("--uri", help="of its model (default: hf:// and the model's name, if that is ORG/NAME)")
-    out.add_argument("--network-attachment", metavar="NAME", help="NetworkAttachmentDefinition that its KV cache takes")
-    out.add_argument("--rdma-resource", metavar="NAME", help="extended resource of the nodes' RDMA devices")
-    out.add_argument("--html", type=Path, metavar="FILE", help="a report with plots, in one file")
+    have.add_argument("--weight-bits", type=int, choices=(4, 8, 16), help="bits of a weight, instead of the model's")
+    have.add_argument("--kv-bits", type=int, choices=(8, 16), default=16, help="bits of an element of the KV cache")
+
+
+def _output_arguments(parser: argparse.ArgumentParser) -> None:
+    out = parser.add_argument_group("output, in addition to the table")
+    out.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    out.add_argument("--yaml", type=Path, metavar="FILE", help="write a DisaggDeployment that can be applied")
+    out.add_argument("--name", default="chat", help="name of the DisaggDeployment (default chat)")
+    out.add_argument("--uri", help="URI of its model (default: hf:// and the model's name, if that is ORG/NAME)")
+    out.add_argument("--network-attachment", metavar="NAME", help="NetworkAttachmentDefinition for its KV transfers")
+    out.add_argument("--rdma-resource", metavar="NAME", help="extended resource of the RDMA devices of the nodes")
+    out.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots, in one file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan and print. 1 when nothing keeps the objectives. Raises one of ERRORS."""
+    """Print a plan and return the exit status, 1 if no deployment meets the objectives.
+
+    Raises one of ERRORS.
+    """
     for path in (args.yaml, args.html):
         if path is not None and not path.absolute().parent.is_dir():
             raise PlanError(f"{path}: there is no folder {path.parent}")
@@ -135,19 +162,25 @@ def _question(args: argparse.Namespace, model: ModelShape) -> tuple[planner.Ques
     names = frozenset(g.name for g in everywhere)
     model = model.at_bits(args.weight_bits, args.kv_bits)
     question = planner.Question(
-        model, traffic, objectives, tuple(gpus), NETWORKS[args.network], _prices(args.price, gpus), EFFICIENCIES[args.efficiency],
-        _measured(args.profile), frozenset(g.name for g in prefill) or names, frozenset(g.name for g in decode) or names,
-    )  # fmt: skip
+        model,
+        traffic,
+        objectives,
+        tuple(gpus),
+        NETWORKS[args.network],
+        _prices(args.price, gpus),
+        EFFICIENCIES[args.efficiency],
+        _measured(args.profile),
+        frozenset(g.name for g in prefill) or names,
+        frozenset(g.name for g in decode) or names,
+    )
     return question, trace
 
 
 def _traffic(args: argparse.Namespace, percentile: float) -> tuple[Traffic, Any]:
-    """And the trace to simulate, if any."""
+    """Return the traffic, and the trace to simulate if there is one."""
     if args.trace is not None:
         if args.rate is not None or args.prompt_tokens or args.output_tokens:
-            raise PlanError(
-                "--trace: brings rate and lengths itself; leave --rate, --prompt-tokens and --output-tokens away"
-            )
+            raise PlanError("--trace: brings rate and lengths itself; omit --rate, --prompt-tokens and --output-tokens")
         if args.copies < 1:
             raise PlanError("--copies: must be 1 or more")
         from disagg_operator.planning import simulation_check
@@ -158,7 +191,7 @@ def _traffic(args: argparse.Namespace, percentile: float) -> tuple[Traffic, Any]
     if args.rate is None or not args.prompt_tokens or not args.output_tokens:
         raise PlanError("give --rate, --prompt-tokens and --output-tokens, or --trace")
     if not (math.isfinite(args.rate) and 0 < args.rate <= 1e6):
-        raise PlanError(f"--rate: must be more than 0, and a million at most, not {args.rate:g}")
+        raise PlanError(f"--rate: must be more than 0 and at most a million, not {args.rate:g}")
     prompt, output = _lengths(args.prompt_tokens, "--prompt-tokens"), _lengths(args.output_tokens, "--output-tokens")
     traffic = Traffic(args.rate, prompt.lengths(percentile), output.lengths(percentile))
     if not args.simulate:
@@ -200,7 +233,7 @@ def _pairs(texts: list[str], field: str) -> dict[str, str]:
 
 
 def _prices(texts: list[str], gpus: list[Gpu]) -> dict[str, float]:
-    """For all GPUs or for none: a missing price is not invented."""
+    """Return the prices, which must be given for all GPUs or for none. Raises PlanError."""
     found = {}
     for name, text in _pairs(texts, "--price").items():
         try:
@@ -220,15 +253,14 @@ def _measured(texts: list[str]) -> dict[str, list[profiles.Profile]]:
 
 
 def _model(args: argparse.Namespace) -> ModelShape:
-    """As its checkpoint is."""
+    """Return the shape of the model as it is in its checkpoint. Raises PlanError."""
     shape = named(args.model)
     if shape is None:
         path = Path(args.model)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
-            raise PlanError(
-                f"model: {args.model!r} is neither a config.json, a folder with one, nor one of {', '.join(sorted(KNOWN))}"
-            )
+            known = ", ".join(sorted(KNOWN))
+            raise PlanError(f"model: {args.model!r} is neither a config.json, a folder with one, nor one of {known}")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -267,7 +299,7 @@ def _yaml(plan: planner.Plan, wishes: manifest.Wishes) -> str:
 
 
 def show(plan: planner.Plan, console: Console) -> None:
-    """The plan on a terminal."""
+    """Print a plan on a terminal."""
     inputs = Table.grid(padding=(0, 2))
     for name, value in report.question_rows(plan):
         inputs.add_row(f"[dim]{name}[/]", value)

@@ -1,6 +1,6 @@
-"""What happened to a deployment, as a picture: load, queues, workers and objectives over time.
+"""The plots of a deployment over time (load, queues, workers, objectives) and those of a plan.
 
-Needs matplotlib (extra `simulate`).
+They need matplotlib (extra `simulate`).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _BLUE, _ORANGE, _GREY, _RED, _GREEN = "#1f6feb", "#d9730d", "#8c959f", "#cf222e"
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Columns of equal length.
-
-    Times in s; counts are of the interval that ends then.
-
-    Needed: t_s, arrivals, prompt_tokens, generated_tokens, waiting_requests, decode_waiting,
-    ttft_total, ttft_ok, tpot_total, tpot_ok, and {prefill,decode}_{desired,ready}.
-    """
+    """The state of a deployment over time."""
 
     title: str
     columns: Mapping[str, Sequence[float]]
+    """The columns by name, all of equal length.
+
+    They must be t_s, arrivals, prompt_tokens, generated_tokens, waiting_requests, decode_waiting,
+    ttft_total, ttft_ok, tpot_total, tpot_ok, and {prefill,decode}_{desired,ready}. Times are in
+    seconds; counts are those of the interval that ends at that time.
+    """
 
 
 def draw(timeline: Timeline) -> Any:
-    """A matplotlib figure of four panels."""
+    """Return a matplotlib figure with four panels."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -85,15 +85,14 @@ def draw(timeline: Timeline) -> Any:
     slo.set_ylim(top=100.5)
     for axis in (load, queue, workers, slo):
         axis.grid(alpha=0.25)
-        axis.legend(
-            loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, frameon=False, ncols=4, borderaxespad=0.1
-        )  # above the lines
+        # The legend is above the lines.
+        axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, frameon=False, ncols=4, borderaxespad=0.1)
         axis.margins(x=0.005)
     return figure
 
 
 def windows(t_s: Any, ok: Any, total: Any) -> tuple[Any, Any]:
-    """Begin and share of each five minutes in which something was counted."""
+    """Return the start in seconds and the share of each window of five minutes with any count."""
     import numpy as np
 
     window = (t_s // _WINDOW_S).astype(int)
@@ -110,7 +109,10 @@ def _lines(axis: Any, t: Any, lines: Mapping[str, tuple[Any, str]]) -> None:
 
 
 def check(path: Path, timelines: int) -> None:
-    """Whether so many can be saved there. Raises ValueError, before the work that they take."""
+    """Raise ValueError if this number of timelines can't be written to `path`.
+
+    It is called before the timelines are computed.
+    """
     kind = path.suffix.lower()
     if kind not in {*_PAGES, ".png", ".svg", ".pdf"}:
         raise ValueError(f"--plot: {path}: the name must end in .png, .svg, .pdf or .html")
@@ -121,8 +123,9 @@ def check(path: Path, timelines: int) -> None:
 
 
 def save(path: Path, timelines: Sequence[Timeline], text: str = "") -> None:
-    """PNG (one timeline), SVG, PDF, or HTML with all of them and `text` above, which needs nothing
-    else to be shown.
+    """Write one timeline as PNG, SVG or PDF, or all of them as HTML.
+
+    An HTML page has `text` above the pictures and needs no other file.
     """
     check(path, len(timelines))
     if path.suffix.lower() not in _PAGES:
@@ -132,10 +135,12 @@ def save(path: Path, timelines: Sequence[Timeline], text: str = "") -> None:
     for timeline in timelines:
         buffer = io.BytesIO()
         draw(timeline).savefig(buffer, format="png", dpi=110)
-        pictures.append(
-            f'<img alt="{html.escape(timeline.title)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-        )
-    style = "body{font:15px system-ui;margin:2em auto;max-width:1150px}img{width:100%}pre{overflow-x:auto;background:#f6f8fa;padding:1em}"
+        encoded = base64.b64encode(buffer.getvalue()).decode()
+        pictures.append(f'<img alt="{html.escape(timeline.title)}" src="data:image/png;base64,{encoded}">')
+    style = (
+        "body{font:15px system-ui;margin:2em auto;max-width:1150px}img{width:100%}"
+        "pre{overflow-x:auto;background:#f6f8fa;padding:1em}"
+    )
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>disagg</title><style>{style}</style>'
     path.write_text(f"{head}<pre>{html.escape(text)}</pre>{''.join(pictures)}</html>\n", encoding="utf-8")
 
@@ -144,8 +149,10 @@ def save(path: Path, timelines: Sequence[Timeline], text: str = "") -> None:
 
 
 def plan_pictures(plan: Plan) -> list[str]:
-    """SVG, to be put into HTML as it is: cost over the rate, prefill over the prompt, step over the
-    batch, transfer over the network.
+    """Return the plots of a plan as SVG elements for an HTML page.
+
+    They are the cost by rate, the prefill time by prompt length, the step time by batch size, and
+    the transfer time by network. Infeasible deployments have fewer plots.
     """
     pictures = [_cost(plan)] if any(math.isfinite(min(row[1:])) for row in plan.rates) else []
     d = plan.disaggregated
@@ -158,9 +165,8 @@ def _svg(figure: Any, number: int) -> str:
     import matplotlib as mpl
 
     buffer = io.StringIO()
-    with mpl.rc_context(
-        {"svg.hashsalt": f"plan-{number}"}
-    ):  # ids that differ between the pictures of one page, and not between runs
+    # The ids of elements differ between the pictures of a page, but not between runs.
+    with mpl.rc_context({"svg.hashsalt": f"plan-{number}"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -1,5 +1,6 @@
-"""`disagg profile`: how fast the workers behind a running OpenAI endpoint are, in the form that
-simulate and plan read.
+"""The command `disagg profile`: it measures the workers behind a running OpenAI endpoint.
+
+The result is a profile that `disagg simulate` and `disagg plan` read.
 """
 
 from __future__ import annotations
@@ -14,45 +15,54 @@ from rich.console import Console
 from rich.table import Table
 
 from disagg_operator.cli import measure
+from disagg_operator.cli.served_endpoint import MeasureError, ServedEndpoint
 from disagg_operator.performance import fit, profile_file
 from disagg_operator.performance import profile as profiles
 
-ERRORS = (measure.MeasureError, fit.FitError, profiles.ProfileError, ValueError, OSError)
+ERRORS = (MeasureError, fit.FitError, profiles.ProfileError, ValueError, OSError)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the arguments of the command."""
     parser.add_argument(
         "url",
         help="base URL of the OpenAI API with one replica of each pool behind it, such as http://127.0.0.1:8080/v1",
     )
-    parser.add_argument("--model", help="default: the first that the endpoint lists")
+    parser.add_argument("--model", help="name of the model (default: the first that the endpoint lists)")
     parser.add_argument(
         "--kv-tokens",
         type=int,
         required=True,
-        help="what the cache of one decode worker holds (its log or /metrics say)",
+        help="number of tokens that the cache of one decode worker holds (see its log or /metrics)",
     )
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs of one worker, for the sums of simulate and plan")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs of one worker, for the totals of simulate and plan")
     parser.add_argument(
         "--max-prompt-tokens",
         type=int,
         default=1024,
-        help="longest prompt to measure; half of it is the longest answer",
-    )
-    parser.add_argument("--max-batch", type=int, help="most streams at once (default: --max-running, at most 64)")
-    parser.add_argument(
-        "--batch-tokens", type=int, default=2048, help="token budget of a prefill batch (spec.prefill.maxBatchTokens)"
+        help="length of the longest prompt; the longest answer has half as many tokens",
     )
     parser.add_argument(
-        "--max-running", type=int, default=64, help="most sequences of a decode worker (spec.decode.maxRunningRequests)"
+        "--max-batch", type=int, help="maximum number of concurrent streams (default: --max-running, at most 64)"
     )
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure")
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=2048,
+        help="maximum number of tokens of a prefill batch (spec.prefill.maxBatchTokens)",
+    )
+    parser.add_argument(
+        "--max-running",
+        type=int,
+        default=64,
+        help="maximum number of sequences of a decode worker (spec.decode.maxRunningRequests)",
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the measurement (default 60)")
     parser.add_argument("--out", type=Path, default=Path("profile.json"), help="file to write (default profile.json)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, fit, print, write. Raises one of ERRORS."""
+    """Measure, print and write a profile, and return the exit status. Raises one of ERRORS."""
     args.max_batch = min(64, args.max_running) if args.max_batch is None else args.max_batch
     for name, least in (
         ("gpus", 1),
@@ -64,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')}: must be {least} or more")
-    if not 1 <= args.seconds <= 86_400:  # NaN fails too
+    if not 1 <= args.seconds <= 86_400:  # also refuses NaN
         raise ValueError(f"--seconds: must be 1 to 86400, not {args.seconds:g}")
     if not args.out.absolute().parent.is_dir():
         raise ValueError(f"--out: {args.out}: there is no folder {args.out.parent}")
@@ -75,12 +85,12 @@ def run(args: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(coefficients(fitted.profile))
     console.print(residuals(fitted))
-    console.print(f"written to {args.out}; use it as `disagg simulate --profile {args.out}`")
+    console.print(f"written to {args.out}; use it with `disagg simulate --profile {args.out}`")
     return 0
 
 
 async def _measure(url: str, model: str | None, extent: measure.Extent, limits: fit.Limits) -> fit.Fitted:
-    async with measure.ServedEndpoint(url, model, os.environ.get("OPENAI_API_KEY")) as endpoint:
+    async with ServedEndpoint(url, model, os.environ.get("OPENAI_API_KEY")) as endpoint:
         found = await measure.measure(
             endpoint, extent, lambda text: print(f"{endpoint.model}: {text}", file=sys.stderr, flush=True)
         )
@@ -88,21 +98,24 @@ async def _measure(url: str, model: str | None, extent: measure.Extent, limits: 
 
 
 def coefficients(p: profiles.Profile) -> Table:
-    """What was found, with units."""
+    """Return a table of the coefficients with their units."""
     table = Table(
         title="prefill a + b*n + c*n^2, decode step d + e*sequences + f*tokens + h*sequences^2", title_justify="left"
     )
     rows = {
-        "a": (1e3 * p.a_s, "ms a batch"), "b": (1e6 * p.b_s_per_token, "us a prompt token"), "c": (1e9 * p.c_s_per_token2, "ns a token^2"),
-        "d": (1e3 * p.d_s, "ms a step"), "e": (1e6 * p.e_s_per_sequence, "us a sequence"),
+        "a": (1e3 * p.a_s, "ms a batch"),
+        "b": (1e6 * p.b_s_per_token, "us a prompt token"),
+        "c": (1e9 * p.c_s_per_token2, "ns a token^2"),
+        "d": (1e3 * p.d_s, "ms a step"),
+        "e": (1e6 * p.e_s_per_sequence, "us a sequence"),
         "f": (1e9 * p.f_s_per_token, "ns a token in the cache"),
         "h": (1e6 * p.h_s_per_sequence2, "us a sequence^2"),
-        "take in": (1e3 * p.take_in_s, "ms that one which joins holds up the others"),
-        "overhead": (1e3 * p.overhead_s, "ms to the first token beside computation"),
-        "hand-over": (1e3 * p.handover_s, "ms from the first token until it decodes"),
-        "front": (1e3 * p.front_s, "ms of a router for a request, one after another"),
-        "batch wait": (1e3 * p.batch_wait_s, f"ms of prompts under {p.batch_full_tokens} tokens"),
-    }  # fmt: skip
+        "take in": (1e3 * p.take_in_s, "ms by which a joining sequence delays the others"),
+        "overhead": (1e3 * p.overhead_s, "ms to the first token, in addition to computation"),
+        "hand-over": (1e3 * p.handover_s, "ms from the first token until decode begins"),
+        "front": (1e3 * p.front_s, "ms of a router for each request"),
+        "batch wait": (1e3 * p.batch_wait_s, f"ms for prompts under {p.batch_full_tokens} tokens"),
+    }
     for column in ("", "value"):
         table.add_column(column, justify="right")
     table.add_column("unit")
@@ -112,7 +125,7 @@ def coefficients(p: profiles.Profile) -> Table:
 
 
 def residuals(fitted: fit.Fitted) -> Table:
-    """Measured against fitted."""
+    """Return a table of the measured and the fitted times."""
     table = Table(title=f"residuals (worst {100 * fitted.worst_error:.0f} %)", title_justify="left")
     table.add_column("")
     for column in ("measured ms", "fitted ms", "error %"):

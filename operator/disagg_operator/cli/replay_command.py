@@ -1,5 +1,6 @@
-"""`disagg replay`: recorded observations once more through a policy, offline, and where it decides
-otherwise.
+"""The command `disagg replay`: it applies a policy to recorded observations, offline.
+
+It shows the steps in which the policy decides differently.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ _MOST_ROWS = 200
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the arguments of the command."""
     decision_source.arguments(parser)
     parser.add_argument(
-        "--policy", help="predictive, queue, or another that `disagg simulate` knows (default: the one that decided)"
+        "--policy", help="predictive, queue, or another policy of `disagg simulate` (default: the one that decided)"
     )
     parser.add_argument(
         "--set",
@@ -48,7 +49,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print where it differs; 0 also when it does. Raises one of ERRORS."""
+    """Print the differences and return the exit status, 0 also if there are any.
+
+    Raises one of ERRORS.
+    """
     if args.plot:
         plots.check(args.plot, 1)
     runs = decision_source.load(args)
@@ -77,14 +81,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def name_of(run: Run) -> str:
-    """The policy that decided."""
+    """Return the name of the policy that decided."""
     return policies.PREDICTIVE if run.queue is None else QUEUE
 
 
 def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) -> Policy:
-    """A policy at the beginning of a run; None: the one that decided.
+    """Return a policy in its state at the beginning of a run; without a name, the one that decided.
 
-    Raises PolicyError, ValueError.
+    Raises PolicyError or ValueError.
     """
     name = name or name_of(run)
     if name == QUEUE:
@@ -101,8 +105,9 @@ def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) ->
 
 
 def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> QueueStart:
-    """Where the policy queue begins: as it did, or with the default targets within the bounds of
-    another policy. Raises ValueError.
+    """Return the initial state of the policy queue. Raises ValueError.
+
+    It is the recorded state, or has the default targets within the bounds of another policy.
     """
     queue = run.queue
     if queue is None:
@@ -118,7 +123,7 @@ def queue_of(run: Run, changes: Sequence[tuple[str, Any]]) -> QueueStart:
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """`budget=0.01` -> ("budget", 0.01). Raises ValueError."""
+    """Return the name and the value in a text such as `budget=0.01`. Raises ValueError."""
     path, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set: {text!r} is not K=V")
@@ -129,7 +134,7 @@ def parse_change(text: str) -> tuple[str, Any]:
 
 
 def changed(settings: Settings, path: str, value: Any) -> Settings:
-    """Settings with one field replaced, by its path. Raises ValueError naming it."""
+    """Return the settings with the field at `path` replaced. Raises ValueError, which names it."""
     return _changed(Settings, settings, path, value)
 
 
@@ -147,7 +152,7 @@ def _changed(kind: Any, settings: T, path: str, value: Any) -> T:
 
 
 def table(title: str, pairs: Sequence[tuple[Step, Targets]]) -> Table:
-    """One row for each step in which the two differ."""
+    """Return a table with one row for each step in which the policies differ."""
     found = Table(title=f"{title}: where it differs (UTC)", title_justify="left")
     for column in ("time", "prefill was", "now", "decode was", "now ", "why now"):
         found.add_column(column, justify="left" if column in ("time", "why now") else "right", overflow="fold")
@@ -159,13 +164,16 @@ def table(title: str, pairs: Sequence[tuple[Step, Targets]]) -> Table:
 
 
 def summary(what: str, pairs: Sequence[tuple[Step, Targets]], differing: int) -> str:
-    """The difference in one line.
+    """Return the difference in one line.
 
-    Worker-hours are of what was wanted, not of what would have run.
+    The worker-hours are those of the wanted workers, not of those that would have run.
     """
     hours = [0.0, 0.0]
     for step, target in pairs:
         interval_h = step.observation.interval_s / 3600
         hours[0] += interval_h * (step.targets.prefill + step.targets.decode)
         hours[1] += interval_h * (target.prefill + target.decode)
-    return f"{what}: differs in {differing} of {len(pairs)} steps; wanted {hours[1]:.2f} worker-hours, {hours[0]:.2f} were wanted then."
+    return (
+        f"{what}: differs in {differing} of {len(pairs)} steps; wanted {hours[1]:.2f} worker-hours instead of "
+        f"{hours[0]:.2f}."
+    )

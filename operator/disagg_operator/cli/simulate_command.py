@@ -1,4 +1,4 @@
-"""`disagg simulate`: what a policy would do with a trace, request by request."""
+"""The command `disagg simulate`: it simulates scaling policies on a trace, request by request."""
 
 from __future__ import annotations
 
@@ -23,70 +23,119 @@ from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, ORDERS
 from disagg_operator.simulation.score import Score, score
 
 _MOST_REQUESTS = 100_000_000
-# (argument, least, most). 200: the simulator has places for 512 workers of a pool, those that drain
-# included.
+# Each argument with its least and its greatest value. `most` is at most 200, because the simulator
+# has room for 512 workers of a pool, including those that drain.
 _RANGES = (
-    ("copies", 1, 1_000_000), ("tpot_ms", 0.001, 1e6), ("ttft_s", 0.001, 1e5), ("most", 1, 200), ("warm_workers", 0, 1_000_000),
-    ("failures_per_worker_day", 0, 10_000), ("link_gbps", 0, 1e6), ("kv_bytes_per_token", 1, 1e9), ("role_flip_s", 0.1, 3600),
-    ("monolithic", 1, 10_000), ("routers", 0, 1_000_000),
-)  # fmt: skip
+    ("copies", 1, 1_000_000),
+    ("tpot_ms", 0.001, 1e6),
+    ("ttft_s", 0.001, 1e5),
+    ("most", 1, 200),
+    ("warm_workers", 0, 1_000_000),
+    ("failures_per_worker_day", 0, 10_000),
+    ("link_gbps", 0, 1e6),
+    ("kv_bytes_per_token", 1, 1e9),
+    ("role_flip_s", 0.1, 3600),
+    ("monolithic", 1, 10_000),
+    ("routers", 0, 1_000_000),
+)
 ERRORS = (traces.TraceError, profiles.ProfileError, policies.PolicyError, ValueError, OSError)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the arguments of the command."""
     parser.add_argument(
-        "trace", type=Path, help="CSV, CSV.GZ, JSONL or Parquet as Azure, Mooncake, BurstGPT or disagg write it"
+        "trace", type=Path, help="CSV, CSV.GZ, JSONL or Parquet in the format of Azure, Mooncake, BurstGPT or disagg"
     )
     parser.add_argument(
-        "--policy", action="append", metavar="NAME", help="predictive (default), static:P,D, a baseline's name, or all"
+        "--policy",
+        action="append",
+        metavar="NAME",
+        help="predictive (default), static:P,D, the name of a baseline, or all",
     )
     parser.add_argument(
-        "--profile", default="70b-h100-tp4", help="a published profile or the file that `disagg profile` wrote"
+        "--profile", default="70b-h100-tp4", help="a published profile, or a file that `disagg profile` wrote"
     )
     parser.add_argument(
         "--copies",
         type=int,
         default=1,
-        help="serve each request so many times, once as it came, else moved by up to 20 s",
+        help="number of times that each request is served: once when it arrived, the others shifted by up to 20 s",
     )
     parser.add_argument("--history", type=Path, help="CSV of the minutes before the trace, for the predictive policy")
-    parser.add_argument("--tpot-ms", type=float, default=60.0, help="objective for the time per output token")
+    _cluster_arguments(parser)
+    _condition_arguments(parser)
+    parser.add_argument("--monolithic", type=int, metavar="N", help="also simulate N workers that prefill and decode")
     parser.add_argument(
-        "--ttft-s", type=float, default=1.0, help="objective for the time to first token; long prompts get 5 x alone"
+        "--bounds",
+        action="store_true",
+        help="also compute the fluid bound, the cheapest fixed fleet and a plan with foresight",
     )
-    parser.add_argument("--cold-start-s", type=float, nargs=2, default=(60.0, 180.0), metavar=("FROM", "TO"))
-    parser.add_argument("--most", type=int, default=40, help="most workers of a pool")
-    parser.add_argument(
-        "--grace-s", type=float, default=600.0, help="how long a draining decode worker may take; inf: no limit"
-    )
-    parser.add_argument("--warm-workers", type=int, help="a pool's workers beyond so many wait for a node, too")
-    parser.add_argument("--failures-per-worker-day", type=float, default=0.0)
-    parser.add_argument(
-        "--link-gbps", type=float, default=0.0, help="one network that all KV transfers share; 0: hidden behind prefill"
-    )
-    parser.add_argument(
-        "--kv-bytes-per-token", type=float, default=327_680.0, help="for --link-gbps (default: 70B, 8 KV heads, 16 bit)"
-    )
-    parser.add_argument("--blind-s", type=float, nargs=2, metavar=("FROM", "TO"), help="no metrics in this span")
-    parser.add_argument("--role-flip-s", type=float, help="workers may move between the pools in so many seconds")
-    parser.add_argument(
-        "--queue-order", choices=ORDERS, default=EARLIEST_DEADLINE, help="of waiting prompts (default: as our routers')"
-    )
-    parser.add_argument(
-        "--routers", type=int, default=0, help="each takes the profile's front_s for a request; 0: none is ever busy"
-    )
-    parser.add_argument("--monolithic", type=int, metavar="N", help="also: N workers that prefill and decode")
-    parser.add_argument(
-        "--bounds", action="store_true", help="also: fluid bound, cheapest fixed fleet, plan with foresight"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, help="write the days as PNG (one policy) or HTML")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default 0)")
+    parser.add_argument("--plot", type=Path, help="write the course of time as PNG (one policy) or HTML")
     parser.add_argument("--json", action="store_true", help="print scores as JSON")
 
 
+def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tpot-ms", type=float, default=60.0, help="objective for the time per output token")
+    parser.add_argument(
+        "--ttft-s",
+        type=float,
+        default=1.0,
+        help="objective for the time to first token; that of a long prompt is 5 times its prefill alone",
+    )
+    parser.add_argument(
+        "--cold-start-s",
+        type=float,
+        nargs=2,
+        default=(60.0, 180.0),
+        metavar=("FROM", "TO"),
+        help="range of the time to start a worker (default 60 180)",
+    )
+    parser.add_argument("--most", type=int, default=40, help="maximum number of workers of a pool (default 40)")
+    parser.add_argument(
+        "--grace-s", type=float, default=600.0, help="time that a draining decode worker may take; inf: no limit"
+    )
+    parser.add_argument(
+        "--warm-workers", type=int, help="number of workers of a pool that start without waiting for a node"
+    )
+
+
+def _condition_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--failures-per-worker-day", type=float, default=0.0, help="mean failures of a worker in a day (default 0)"
+    )
+    parser.add_argument(
+        "--link-gbps",
+        type=float,
+        default=0.0,
+        help="bandwidth of a network that all KV transfers share; 0: transfers are hidden by prefill",
+    )
+    parser.add_argument(
+        "--kv-bytes-per-token",
+        type=float,
+        default=327_680.0,
+        help="size of KV for --link-gbps (default: that of 70B with 8 KV heads in 16 bits)",
+    )
+    parser.add_argument("--blind-s", type=float, nargs=2, metavar=("FROM", "TO"), help="a time span without metrics")
+    parser.add_argument(
+        "--role-flip-s", type=float, help="time to move a worker to the other pool; if not set, workers do not move"
+    )
+    parser.add_argument(
+        "--queue-order",
+        choices=ORDERS,
+        default=EARLIEST_DEADLINE,
+        help="order of waiting prompts (default: that of our routers)",
+    )
+    parser.add_argument(
+        "--routers",
+        type=int,
+        default=0,
+        help="number of routers, each of which takes front_s of the profile for a request; 0: none is ever busy",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
-    """Simulate; the tables go to stdout. Raises one of ERRORS."""
+    """Simulate policies, print their scores and return the exit status. Raises one of ERRORS."""
     setup = _setup(args)
     wanted = args.policy or [policies.PREDICTIVE]
     names = [n for name in wanted for n in (policies.names(setup) if name == "all" else [name])]
@@ -138,10 +187,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises ValueError naming the argument."""
+    """Raise ValueError, which names the argument, if a value is out of its range."""
     for name, least, most in _RANGES:
         value = getattr(args, name)
-        if value is not None and not least <= value <= most:  # NaN fails too
+        if value is not None and not least <= value <= most:  # also refuses NaN
             raise ValueError(f"--{name.replace('_', '-')}: must be {least:g} to {most:g}, not {value:g}")
     if not (args.grace_s >= 0):
         raise ValueError(f"--grace-s: must be 0 or more, or inf, not {args.grace_s:g}")
@@ -154,12 +203,21 @@ def _check(args: argparse.Namespace) -> None:
 def _setup(args: argparse.Namespace) -> Setup:
     _check(args)
     return Setup(
-        profile_file.load(args.profile), tpot_s=args.tpot_ms / 1000, ttft_least_s=args.ttft_s, cold_start_s=tuple(args.cold_start_s),
-        most=args.most, grace_s=args.grace_s, warm_workers=args.warm_workers,
-        failures_per_worker_hour=args.failures_per_worker_day / 24, link_tokens_per_s=args.link_gbps * 1e9 / 8 / args.kv_bytes_per_token,
-        blind_s=(tuple(args.blind_s),) if args.blind_s else (), flip_s=args.role_flip_s or 10.0, seed=args.seed,
-        routers=args.routers, queue_order=args.queue_order,
-    )  # fmt: skip
+        profile_file.load(args.profile),
+        tpot_s=args.tpot_ms / 1000,
+        ttft_least_s=args.ttft_s,
+        cold_start_s=tuple(args.cold_start_s),
+        most=args.most,
+        grace_s=args.grace_s,
+        warm_workers=args.warm_workers,
+        failures_per_worker_hour=args.failures_per_worker_day / 24,
+        link_tokens_per_s=args.link_gbps * 1e9 / 8 / args.kv_bytes_per_token,
+        blind_s=(tuple(args.blind_s),) if args.blind_s else (),
+        flip_s=args.role_flip_s or 10.0,
+        seed=args.seed,
+        routers=args.routers,
+        queue_order=args.queue_order,
+    )
 
 
 def _monolithic(trace: traces.Trace, setup: Setup, workers: int) -> str:
@@ -185,7 +243,7 @@ def _monolithic(trace: traces.Trace, setup: Setup, workers: int) -> str:
 
 
 def table(title: str, scores: dict[str, Score]) -> Table:
-    """One row a policy."""
+    """Return a table with one row for each policy."""
     found = Table(title=title, title_justify="left")
     found.add_column("policy")
     numbers = [

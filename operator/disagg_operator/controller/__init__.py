@@ -1,1 +1,1 @@
-"""TODO."""
+"""The controller: it watches the cluster and brings each DisaggDeployment to its desired state."""

@@ -1,5 +1,6 @@
-"""PURE: a DisaggDeployment as the control loops need it: parsed, checked beyond what its schema
-can, and with defaults filled in.
+"""PURE: Accepts a DisaggDeployment for the control loops.
+
+The resource is parsed, checked beyond the schema, and completed with defaults.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from disagg_operator.performance.declared import gpus_of
 from disagg_operator.vocabulary import Obj
 from disagg_wire.roles import ROLES
 
-# Requests per worker when none is declared. A prefill worker batches what waits, so a short queue
-# is healthy; a decode worker is well used at half of its default of 64 running sequences.
+# Requests per worker if no target is declared. A prefill worker batches the requests that wait, so
+# a short queue is healthy; a decode worker is well used at half of its default of 64 running
+# sequences.
 DEFAULT_TARGETS = {"prefill": 4.0, "decode": 32.0}
 DEFAULT_DOWN_WINDOW_S = 300.0
-# Ranks without GPUs share the CPU: good for trying the wiring, and nothing gets faster.
+# Ranks without GPUs share the CPU: this is useful for trying a set-up, but makes nothing faster.
 _MOST_CPU_RANKS = 4
 
 
 class Refused(Exception):
-    """The resource can't be carried out.
+    """Raised when a resource cannot be carried out.
 
-    `reason` for the condition; the message names the field.
+    `reason` is the reason of the condition; the message names the field.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -39,21 +41,24 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AcceptedDeployment:
-    """`attachment`: (namespace, name) of the NetworkAttachmentDefinition that the pods name.
-
-    `rdma`: the extended resource, and the most of it that a worker asks for.
-    """
+    """A parsed and checked DisaggDeployment, with the parts that the control loops need."""
 
     resource: DisaggDeployment
+    """The parsed resource."""
     declared: Mapping[str, Declared]
+    """The declared size of each pool, by role."""
     scaling: ScalePlan
+    """The settings of the autoscaler."""
     attachment: tuple[str, str] | None
+    """(namespace, name) of the NetworkAttachmentDefinition that the pods refer to, or None."""
     rdma: tuple[str, int] | None
+    """The RDMA resource and the most devices of it that a worker asks for, or None."""
     interface: str | None
+    """The name of the second network's interface inside the pods, or None."""
 
 
 def accept(obj: Obj) -> AcceptedDeployment:
-    """Parse and check. Raises Refused."""
+    """Parse and check a resource. Raises Refused."""
     try:
         resource = parse(obj)
     except InvalidResource as error:
@@ -82,7 +87,7 @@ def accept(obj: Obj) -> AcceptedDeployment:
 
 
 def _down_windows_s(resource: DisaggDeployment) -> dict[str, float]:
-    """Those that are declared."""
+    """Return the declared scale-down windows in seconds, by role."""
     bounds = {role: resource.spec.pool(role).autoscaling for role in ROLES}
     return {
         role: float(b.scale_down_window_s)
@@ -92,7 +97,7 @@ def _down_windows_s(resource: DisaggDeployment) -> dict[str, float]:
 
 
 def _rdma(resource: DisaggDeployment) -> tuple[str, int] | None:
-    """Where it is what KV is to go over."""
+    """Return the RDMA resource and the devices of a worker, if KV is to be sent over RDMA."""
     kv = resource.spec.kv_transfer
     if kv.transport != "rdma" or kv.network is None or kv.network.rdma_resource is None:
         return None
@@ -101,7 +106,7 @@ def _rdma(resource: DisaggDeployment) -> tuple[str, int] | None:
 
 
 def _attachment(resource: DisaggDeployment) -> tuple[str, str] | None:
-    """The NetworkAttachmentDefinition of the pods: referred to, or the one that is rendered."""
+    """Return the NetworkAttachmentDefinition of the pods, be it an existing or a rendered one."""
     network = resource.spec.kv_transfer.network
     if network is None:
         return None
@@ -112,8 +117,9 @@ def _attachment(resource: DisaggDeployment) -> tuple[str, str] | None:
 
 
 def scale_plan(obj: Obj) -> ScalePlan | None:
-    """The part for the scrape loop; None for a resource that is refused (its pools are then left
-    alone).
+    """Return the settings of the autoscaler.
+
+    Returns None for a resource that is refused: its pools are then left alone.
     """
     try:
         return accept(obj).scaling
@@ -122,12 +128,12 @@ def scale_plan(obj: Obj) -> ScalePlan | None:
 
 
 def _check_pool(role: str, pool: PoolSpec) -> None:
-    """Refuse what neither the schema nor a rule of the API knows."""
+    """Raise Refused for what neither the schema nor a rule of the API checks."""
     ranks, gpus = pool.parallelism.tensor, 0 if pool.accelerator is None else pool.accelerator.count
     if ranks > (gpus or _MOST_CPU_RANKS):
         limit = f"accelerator.count is {gpus}" if gpus else f"without GPUs at most {_MOST_CPU_RANKS} are supported"
         raise Refused("UnsupportedParallelism", f"spec.{role}.parallelism.tensor: {ranks} ranks, but {limit}")
-    # The schema lets "0" and "0.1" pass.
+    # The schema accepts "0" and "0.1".
     if pool.kv_cache_size is not None and quantity_bytes(pool.kv_cache_size) == 0:
         raise Refused("InvalidSpec", f"spec.{role}.kvCacheSize: must be above 0")
 

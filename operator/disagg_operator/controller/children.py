@@ -1,6 +1,6 @@
-"""What a deployment owns in the cluster: reading it, bringing it up to date, pruning it.
+"""The objects that a deployment owns in the cluster: reading, applying and pruning them.
 
-Knows no policy.
+This module knows no policy.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from disagg_wire.labels import LABEL_DEPLOYMENT
 
 
 class NameTaken(Exception):
-    """An object that we would make exists and belongs to somebody else."""
+    """Raised when an object to be created exists already and belongs to another owner."""
 
 
 @dataclass(slots=True)
 class Children:
-    """Live objects by (kind, name), and the deployment's pods."""
+    """The live objects by (kind, name), and the pods of the deployment."""
 
     objects: dict[tuple[str, str], Obj]
     pods: list[Obj]
@@ -45,7 +45,7 @@ class Children:
 
 
 async def read(kube: Kube, key: Key) -> Children:
-    """LIST every kind that may be owned, and pods, by label; GET the Secret by name.
+    """List all kinds that may be owned, and the pods, by label, and get the Secret by name.
 
     Raises KubeError.
     """
@@ -58,7 +58,7 @@ async def read(kube: Kube, key: Key) -> Children:
 
 
 def cluster_key_of(secret: Obj | None) -> bytes | None:
-    """The key that routers and workers share, as their key file holds it; None when there is none."""
+    """Return the key that routers and workers share, as their key file holds it, or None."""
     try:
         return base64.b64decode(((secret or {}).get("data") or {})["cluster-key"], validate=True).strip() or None
     except (KeyError, TypeError, ValueError):
@@ -66,12 +66,15 @@ def cluster_key_of(secret: Obj | None) -> bytes | None:
 
 
 async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset[str]) -> bool:
-    """Bring one object up to date. True if a request was needed. Raises KubeError, NameTaken."""
+    """Bring one object up to date, and return whether that needed a request.
+
+    Raises KubeError and NameTaken.
+    """
     key = (str(rendered["kind"]), name_of(rendered))
     live = children.objects.get(key)
     if live is None:
-        # Not among what carries our label: either it isn't there, or it is another's and must not
-        # be taken over by force.
+        # The object does not carry the deployment's label. Either it does not exist, or it belongs
+        # to another owner and must not be taken over by force.
         found = await kube.get(resource_of(rendered), namespace_of(rendered), key[1])
         if found is not None and not owned_by(found, owners):
             raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
@@ -79,16 +82,16 @@ async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset
     elif not owned_by(live, owners):
         raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
     if live is not None and (key[0] == SECRET.kind or drift.up_to_date(rendered, live)):
-        children.objects[key] = live  # a Secret is made once and never changed: all pods hold its key
+        children.objects[key] = live  # a Secret is created once and never changed: all pods use its key
         return False
     children.objects[key] = await kube.apply(drift.stamped(rendered))
     return True
 
 
 async def rehearse(kube: Kube, rendered: Sequence[Obj], children: Children) -> None:
-    """Let the API server judge all changed workloads before any of them is written.
+    """Let the API server validate all changed workloads before any of them is written.
 
-    Raises KubeError (Invalid: it refuses).
+    Raises KubeError; Invalid means that the API server rejects one of them.
     """
     for obj in rendered:
         live = children.get(str(obj["kind"]), name_of(obj))
@@ -97,9 +100,9 @@ async def rehearse(kube: Kube, rendered: Sequence[Obj], children: Children) -> N
 
 
 async def prune(kube: Kube, rendered: Sequence[Obj], children: Children, owners: frozenset[str]) -> list[Obj]:
-    """Delete what is ours and no longer rendered; gives what was deleted.
+    """Delete the owned objects that are no longer rendered, and return them.
 
-    Never a pool or a Secret. Raises KubeError.
+    Pools and Secrets are never deleted. Raises KubeError.
     """
     wanted = {(str(o["kind"]), name_of(o)) for o in rendered}
     gone = []
@@ -114,7 +117,7 @@ async def prune(kube: Kube, rendered: Sequence[Obj], children: Children, owners:
 
 
 def owners_of(resource: Obj, children: Children) -> frozenset[str]:
-    """Uids that make an object ours: the resource's and its pools'."""
+    """Return the uids that mark an object as ours: those of the resource and of its pools."""
     uid = frozenset({uid_of(resource)})
     pools = (o for (kind, _), o in children.objects.items() if kind == DISAGG_POOL.kind)
     return uid | {uid_of(pool) for pool in pools if owned_by(pool, uid)}

@@ -1,4 +1,4 @@
-"""PURE: the autoscaler's decisions as status, events and pod deletion costs show them."""
+"""PURE: The autoscaler's decisions, as shown by status, Events and pod deletion costs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MAX_NUMBERS = 24
 
 
 def to_carry_out(decision: Decision | None, live_replicas: int | None, dry_run: bool) -> int | None:
-    """The replicas to write, or None.
+    """Return the number of replicas to write, or None.
 
-    A decision made for another number of replicas is out of date: the next tick decides anew.
+    A decision made for another number of replicas is out of date: the next tick decides again.
     """
     if decision is None or dry_run or decision.current != live_replicas or decision.to == decision.current:
         return None
@@ -27,11 +27,11 @@ def to_carry_out(decision: Decision | None, live_replicas: int | None, dry_run: 
 
 
 def last_decision(stored: Mapping[str, Any] | None, decision: Decision | None, dry_run: bool, now: str) -> Obj | None:
-    """`lastDecision` of a pool's status: the last that changed something, or that data is (or no
-    longer is) missing.
+    """Return `lastDecision` of a pool's status.
 
-    An unchanged hold isn't written: a status that moves with every sample would be a write every
-    few seconds.
+    This is the last decision that changed the replicas, or the one with which metrics became
+    unavailable or available again. A decision that changes nothing is not written, because the
+    status would otherwise be written with every sample.
     """
     kept = None if stored is None else dict(stored)
     if decision is None:
@@ -61,22 +61,22 @@ def last_decision(stored: Mapping[str, Any] | None, decision: Decision | None, d
 
 
 def shown(value: float | None) -> str:
-    """A number for people, at most three digits behind the point."""
+    """Return a number for people, with at most three decimal places."""
     return "unknown" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 def scaled_note(pool: str, decision: Decision) -> Note:
+    """Return the Event for a decision that was carried out."""
     reason = "ScaledUp" if decision.to > decision.current else "ScaledDown"
     why = decision.message or f"{decision.signal}={shown(decision.value)} target {shown(decision.target)}"
     return Note(NORMAL, reason, f"{pool}: {why}: {decision.current} -> {decision.to} ({decision.reason})")
 
 
 def deletion_costs(pods: Iterable[Obj], loads: Mapping[str, float]) -> dict[str, str]:
-    """Annotation values to write, by pod, before a pool shrinks: the fewer requests a pod holds,
-    the sooner it goes.
+    """Return, by pod, the deletion costs to write before a pool shrinks.
 
-    A pod whose load is unknown costs as much as the busiest: nobody should lose requests because a
-    scrape failed.
+    The fewer requests a pod holds, the sooner it is deleted. A pod whose load is unknown costs as
+    much as the busiest one, so that no requests are lost because a scrape failed.
     """
     pods = list(pods)
     highest = max(loads.values(), default=0.0)

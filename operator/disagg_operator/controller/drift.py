@@ -1,8 +1,8 @@
-"""PURE: whether an object in the cluster already is what we would apply.
+"""PURE: Decides whether an object in the cluster already matches the rendered object.
 
-An apply is skipped when the object carries the hash of the very same rendering (so no field was
-dropped from it since) and each field that we set still has our value (so nobody changed it). Fields
-that others set are theirs.
+An apply is skipped if the object carries the hash of the same rendering (so no field has been
+dropped from it since) and every rendered field still has the rendered value (so nobody changed it).
+Fields that others set belong to them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SUFFIXES = {
 
 
 def stamped(obj: Obj) -> Obj:
-    """A copy of a rendered object that carries the hash of itself."""
+    """Return a copy of a rendered object that carries the hash of the rendering."""
     out = copy.deepcopy(obj)
     annotations = out["metadata"].setdefault("annotations", {})
     annotations[APPLIED_HASH] = rendered_hash(obj)
@@ -34,14 +34,17 @@ def stamped(obj: Obj) -> Obj:
 
 
 def rendered_hash(obj: Obj) -> str:
-    """Hash of a rendering. metadata.resourceVersion is a precondition and not a part of it."""
+    """Return the hash of a rendering.
+
+    metadata.resourceVersion is a precondition and not part of it.
+    """
     meta = {k: v for k, v in obj["metadata"].items() if k != "resourceVersion"}
     text = json.dumps({**obj, "metadata": meta}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def up_to_date(rendered: Obj, live: Obj) -> bool:
-    """Whether applying `rendered` (not stamped) would change `live` in nothing that matters."""
+    """Return whether applying `rendered` (not stamped) would leave `live` as it is."""
     if annotations_of(live).get(APPLIED_HASH) != rendered_hash(rendered):
         return False
     wanted = {k: v for k, v in rendered.items() if k != "status"}
@@ -65,8 +68,10 @@ def _within(wanted: Any, live: Any) -> bool:
 
 
 def _list_within(wanted: list[Any], live: list[Any]) -> bool:
-    """Lists of maps are compared by what they hold, in any order and with others' elements between:
-    apply merges them by key.
+    """Return whether the live list holds the wanted one.
+
+    Lists of maps are compared by content, in any order and with elements of others in between,
+    because server-side apply merges them by key.
     """
     if not wanted or not all(isinstance(item, dict) for item in wanted):
         return len(wanted) == len(live) and all(_within(a, b) for a, b in zip(wanted, live, strict=True))
@@ -74,7 +79,7 @@ def _list_within(wanted: list[Any], live: list[Any]) -> bool:
 
 
 def _same_amount(left: str | float, right: str | float) -> bool:
-    """Whether two quantities are equal: the API server writes 1000m as 1."""
+    """Return whether two quantities are equal. The API server writes 1000m as 1."""
     if isinstance(left, bool) or isinstance(right, bool):
         return False
     a, b = _amount(str(left)), _amount(str(right))

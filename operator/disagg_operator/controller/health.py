@@ -1,5 +1,7 @@
-"""The operator's own HTTP: /healthz for the kubelet, /metrics for Prometheus,
-/decisions/NAMESPACE/NAME for `disagg explain`.
+"""The HTTP server of the operator.
+
+It serves /healthz to the kubelet, /metrics to Prometheus, and /decisions/NAMESPACE/NAME to
+`disagg explain`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from disagg_operator.vocabulary import Key
 
 
 class HealthServer:
-    """`sick` gives None while all is well, else what isn't."""
+    """The HTTP server. `sick` returns None while all is well, and otherwise the problem."""
 
     def __init__(
         self,
@@ -56,7 +58,7 @@ class HealthServer:
         return web.json_response({"status": sick or "ok"}, status=200 if sick is None else 503)
 
     async def _decisions(self, request: web.Request) -> web.Response:
-        """JSON lines, oldest first, of `?since=<epoch seconds>` on."""
+        """Return the records from `?since=<epoch seconds>` on as JSON lines, oldest first."""
         namespace, name = request.match_info["namespace"], request.match_info["name"]
         try:
             since_s = float(request.query.get("since", "0"))

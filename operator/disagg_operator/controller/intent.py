@@ -1,4 +1,4 @@
-"""PURE: What an accepted resource asks for, as its status speaks of it."""
+"""PURE: The intent of an accepted resource, from which its status is built."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ def intent_of(
     revision: str,
     trouble: tuple[str, str] | None = None,
 ) -> conditions.Intent:
-    """What a plan asks for.
+    """Return the intent of an accepted resource.
 
-    `revision`: the revision label of the pods that are rolled out; `trouble`: as in `Live`.
+    `revision` is the revision label of the pods that are being rolled out; `trouble` is that of
+    `Live`.
     """
     resource, spec = plan.resource, plan.resource.spec
     host = f"{router_name(resource.metadata.name)}.{resource.metadata.namespace}.svc"

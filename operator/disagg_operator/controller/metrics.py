@@ -1,4 +1,4 @@
-"""The operator's own metrics, in a registry of its own."""
+"""The operator's own metrics, in a registry of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from disagg_wire.version import BUILD_INFO_HELP, build_labels
 
 
 class Metrics:
-    """Names say units; labels are bounded by the number of resources."""
+    """The metrics of the operator.
+
+    Names include units; labels are bounded by the number of resources.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -1,8 +1,8 @@
-"""A pod moves from one pool to the other: its ReplicaSet lets it go, the other's takes it, and
-nobody deletes it meanwhile.
+"""The last part of a role flip: a pod moves from one pool to the other without being deleted.
 
-The worker has changed its role already. Each step waits until the controllers have seen the one
-before; a run that dies in between is run again.
+The worker has changed its role already. The ReplicaSet of its old pool releases the pod, and that
+of the other pool adopts it. Each step waits until the Kubernetes controllers have observed the one
+before; a run that is interrupted in between is repeated.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from disagg_wire.labels import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_POOL, LA
 HASH_LABEL = "pod-template-hash"
 _LOOK_EVERY_S = 0.1
 _LOOKS = 80
-# Until it has moved it is the last one to be deleted.
+# The highest deletion cost: until the pod has moved, it is the last one to be deleted.
 _KEEP = str(2**31 - 1)
 
 
 async def move(kube: Kube, key: Key, flip: Flip, deployment: Obj) -> None:
-    """`deployment`: of the pool that takes the pod, as it was just applied with one more replica.
+    """Move a pod to the pool of its new role.
 
+    `deployment` is the Deployment of that pool, as it was just applied with one more replica.
     Raises KubeError.
     """
     taker = await _until(lambda: _grown(kube, key, deployment), f"the ReplicaSet of {name_of(deployment)} to grow")
@@ -47,7 +48,7 @@ async def move(kube: Kube, key: Key, flip: Flip, deployment: Obj) -> None:
 
 
 async def _grown(kube: Kube, key: Key, deployment: Obj) -> Obj | None:
-    """The ReplicaSet of the deployment's present revision, once it wants what the deployment does."""
+    """Return the ReplicaSet of the Deployment's current revision once it wants as many replicas."""
     revision = labels_of(deployment)[LABEL_REVISION]
     for found in await kube.list(REPLICA_SET, key[0], f"{LABEL_DEPLOYMENT}={key[1]},{LABEL_REVISION}={revision}"):
         owners = {str(o.get("uid")) for o in found["metadata"].get("ownerReferences") or []}
@@ -59,15 +60,15 @@ async def _grown(kube: Kube, key: Key, deployment: Obj) -> Obj | None:
 async def _adopted(kube: Kube, key: Key, pod: str, owner_uid: str) -> Obj | None:
     found = await kube.get(POD, key[0], pod)
     if found is None:
-        raise Retry(f"pod {pod} is gone")
+        raise Retry(f"pod {pod} no longer exists")
     controllers = {str(o.get("uid")) for o in found["metadata"].get("ownerReferences") or [] if o.get("controller")}
     return found if controllers == {owner_uid} else None
 
 
 async def _until(look: Callable[[], Awaitable[Obj | None]], what: str) -> Obj:
-    """Raises Retry when it takes too long."""
+    """Call `look` until it returns an object. Raises Retry if that takes too long."""
     for _ in range(_LOOKS):
         if (found := await look()) is not None:
             return found
         await asyncio.sleep(_LOOK_EVERY_S)
-    raise Retry(f"waited for {what} in vain")
+    raise Retry(f"timed out waiting for {what}")

@@ -1,8 +1,9 @@
-"""One run for one DisaggDeployment: read everything, decide (in pure modules), write what differs.
+"""The reconciler: one run reads everything about one resource, decides, and writes what differs.
 
-Level-based: nothing here remembers an event or a step, so a run that dies between any two writes is
-simply run again. Deleting is left to the garbage collector: every child carries an ownerReference,
-and no finalizer holds the resource up.
+The decisions are made in PURE modules. Reconciling is level-based: nothing here remembers an event
+or a step, so a run that is interrupted between any two writes is simply repeated. Deletion is left
+to the garbage collector: every child carries an ownerReference, and no finalizer delays the
+deletion of the resource.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
 
-# A name that somebody else holds may become free (a resource made anew while its old children are
-# still collected).
+# A name that belongs to another object may become free, for example when a resource is recreated
+# while the children of its predecessor are still being collected.
 NAME_TAKEN_RETRY_S = 5.0
 
 
 @dataclass(slots=True)
 class _Pass:
-    """What one run has gathered so far."""
+    """The data that one run has gathered so far."""
 
     key: Key
     resource: Obj
@@ -64,11 +65,15 @@ class _Pass:
     notes: list[Note]
 
     def pool(self, role: str) -> Obj | None:
+        """Return the DisaggPool of a role, or None if it does not exist."""
         return self.children.get(DISAGG_POOL.kind, pool_name(self.key[1], role))
 
 
 class Reconciler:
-    """`run` is called for one key at a time per key, for several keys at once."""
+    """Reconciles DisaggDeployments.
+
+    `run` may be called for several keys at the same time, but never twice at once for the same key.
+    """
 
     def __init__(
         self,
@@ -93,9 +98,9 @@ class Reconciler:
         self._looker = Looker(kube)
 
     async def run(self, key: Key) -> float | None:
-        """Bring one resource to its fixed point.
+        """Bring one resource to its desired state.
 
-        Gives the seconds after which to look again, if any. Raises KubeError.
+        Returns the number of seconds after which to reconcile again, or None. Raises KubeError.
         """
         resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
@@ -113,17 +118,17 @@ class Reconciler:
             await self._refuse(resource, "NameConflict", str(error))
             return NAME_TAKEN_RETRY_S
         except Invalid as error:
-            # The API server refuses what we rendered: a podTemplate or a quantity that no schema of
-            # ours could check.
+            # The API server rejects a rendered object: a podTemplate or a quantity that the schema
+            # cannot check.
             await self._refuse(resource, "InvalidSpec", str(error))
             return None
         await self._report(run, rendered)
         return None
 
     async def _write(self, run: _Pass) -> list[Obj]:
-        """Apply and prune.
+        """Apply the rendered objects and prune the others.
 
-        A pool's children are rendered under its uid, so a new pool takes a second round.
+        A pool's children are rendered with the pool's uid, so a new pool takes a second round.
         """
         for role in ROLES:
             run.pools[role] = self._replicas(run, role)
@@ -158,16 +163,18 @@ class Reconciler:
             await self._mark_victims(run, obj)
         live = run.children.get(str(obj["kind"]), name_of(obj))
         if obj["kind"] == DISAGG_POOL.kind and live is not None:
-            # Somebody may write /scale between our reading and our writing: then this apply
-            # conflicts, and the run starts over.
+            # If another client writes /scale between the read and this write, the apply conflicts
+            # and the run starts over.
             obj = {**obj, "metadata": {**obj["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}
         if await kids.apply(self._kube, obj, run.children, kids.owners_of(run.resource, run.children)):
             log.info("%s/%s: applied %s %s", *run.key, obj["kind"], name_of(obj))
             self._note_scaling(run, obj)
 
     async def _move_pod(self, run: _Pass, rendered: list[Obj]) -> None:
-        """A worker that has changed its role: its new pool first, then its labels; the pool that it
-        leaves shrinks with all the rest.
+        """Move the pod of a worker that has changed its role to its new pool.
+
+        The new pool grows first, then the pod's labels change. The pool that the pod leaves shrinks
+        with the rest of the objects.
         """
         flip = run.live.flip
         if flip is None or not flip.changed:
@@ -183,7 +190,10 @@ class Reconciler:
         await pod_moves.move(self._kube, run.key, flip, taker)
         took_s = self._clock() - flip.since_s
         run.live.flip, run.live.flips_s = None, (*run.live.flips_s[-3:], took_s)
-        note = f"worker {flip.pod} went from {flip.giving} to {flip.taking} in {took_s:.1f} s, without loading its weights again"
+        note = (
+            f"worker {flip.pod} went from {flip.giving} to {flip.taking} in {took_s:.1f} s, "
+            "without loading its weights again"
+        )
         run.notes.append(Note(NORMAL, "RoleFlipped", note))
 
     def _replicas(self, run: _Pass, role: str) -> Replicas:
@@ -192,7 +202,7 @@ class Reconciler:
         current = None if pool is None else (pool.get("spec") or {}).get("replicas")
         flip = run.live.flip
         if flip is not None and flip.changed and current is not None and role in (flip.giving, flip.taking):
-            # Once: a run that is made again finds one of the numbers changed already.
+            # Only once: a repeated run finds that one of the numbers has already changed.
             flip.sizes.setdefault(role, current + (1 if role == flip.taking else -1))
             return replicas.decide(
                 run.plan.declared[role], pool, flip.sizes[role], suspended=run.plan.scaling.suspended
@@ -201,7 +211,10 @@ class Reconciler:
         return replicas.decide(run.plan.declared[role], pool, wanted, suspended=run.plan.scaling.suspended)
 
     async def _mark_victims(self, run: _Pass, rendered: Obj) -> None:
-        """Before a workload shrinks, tell the ReplicaSet controller which pods hold the least."""
+        """Set the deletion costs of a workload's pods before it shrinks.
+
+        The ReplicaSet controller then deletes the least loaded pods first.
+        """
         now = run.children.get(DEPLOYMENT.kind, name_of(rendered))
         role = (rendered["metadata"].get("labels") or {}).get(LABEL_POOL, "")
         if now is None or role not in ROLES or (now["spec"].get("replicas") or 0) <= rendered["spec"]["replicas"]:
@@ -288,6 +301,6 @@ class Reconciler:
 
 
 def _revision(rendered: list[Obj]) -> str:
-    """One name for the revisions of both pools: their pods change on their own."""
+    """Return one name for the revisions of both pools, whose pods change independently."""
     found = [labels[LABEL_REVISION] for obj in rendered if LABEL_REVISION in (labels := labels_of(obj))]
     return "-".join(dict.fromkeys(found))

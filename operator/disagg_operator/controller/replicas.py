@@ -1,11 +1,10 @@
-"""PURE: who sets a pool's replicas, and to what.
+"""PURE: The owner of a pool's number of replicas, and the number that is written.
 
 There is one number, `DisaggPool.spec.replicas`, and one writer at a time:
 
-- the operator's autoscaler, when the pool declares `autoscaling`;
-- else whoever wrote /scale last (`kubectl scale`, an HPA, KEDA), until the declared `replicas`
-  itself changes; what was declared when it was last taken over is remembered in an annotation on
-  the pool.
+- the operator's autoscaler, if the pool declares `autoscaling`;
+- otherwise the last writer of /scale (`kubectl scale`, an HPA, KEDA), until the declared `replicas`
+  itself changes. An annotation on the pool holds the declared value that was applied last.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _MAX_OWNER = 63
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What the resource says of one pool: fixed `replicas`, or bounds."""
+    """The size that the resource declares for one pool: either fixed `replicas` or bounds."""
 
     replicas: int = 1
     bounds: tuple[int, int] | None = None
@@ -35,7 +34,7 @@ class Declared:
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """The number to write, who owns it, and the annotation's value (None: no annotation)."""
+    """The number to write, its owner, and the value of the annotation (None: no annotation)."""
 
     count: int
     owner: str
@@ -43,21 +42,23 @@ class Replicas:
 
 
 def decide(declared: Declared, pool: Obj | None, wanted: int | None, *, suspended: bool = False) -> Replicas:
-    """`pool`: the DisaggPool as it is, `wanted`: the autoscaler's decision, if it has one that is
-    still to be carried out.
+    """Decide the number of replicas of one pool.
+
+    `pool` is the DisaggPool as it is, and `wanted` the autoscaler's decision if one is still to be
+    carried out.
     """
     mark = None if pool is None else annotations_of(pool).get(DECLARED)
     live = None if pool is None else _live(pool)
     if (saved := _saved(mark)) is not None:
-        live, mark = saved  # what the pool had before it was suspended
+        live, mark = saved  # the values from before the suspension
     if suspended:
         initial = declared.bounds[0] if declared.bounds is not None else declared.replicas
         kept = live if live is not None else initial
-        # A pool without a mark is an autoscaled one; "-" says so.
+        # A pool without a mark is autoscaled, which "-" records.
         return Replicas(0, OWNER_SPEC, f"{_SUSPENDED}{mark or ('-' if declared.bounds else declared.replicas)}:{kept}")
     if declared.bounds is not None:
         low, high = declared.bounds
-        # Taking over a running pool starts from what runs, never from a default.
+        # Taking over a running pool starts from its current size, never from a default.
         count = wanted if wanted is not None else live if live is not None else low
         return Replicas(min(max(count, low), high), OWNER_AUTOSCALER, None)
     text = str(declared.replicas)
@@ -67,7 +68,7 @@ def decide(declared: Declared, pool: Obj | None, wanted: int | None, *, suspende
 
 
 def _saved(mark: str | None) -> tuple[int, str] | None:
-    """(replicas, mark) from before a suspension, out of "suspended:<mark>:<replicas>"."""
+    """Return (replicas, mark) from before a suspension, read from "suspended:<mark>:<replicas>"."""
     if mark is None or not mark.startswith(_SUSPENDED):
         return None
     before, _, count = mark.removeprefix(_SUSPENDED).rpartition(":")
@@ -80,9 +81,7 @@ def _live(pool: Obj) -> int | None:
 
 
 def scale_owner(pool: Obj) -> str:
-    """Who wrote spec.replicas, by the object's field managers; the one that isn't us and wrote
-    last.
-    """
+    """Return the field manager other than the operator that wrote spec.replicas last."""
     owner, latest = OWNER_SPEC, ""
     for entry in pool["metadata"].get("managedFields") or []:
         fields: Mapping[str, Any] = entry.get("fieldsV1") or {}

@@ -1,9 +1,8 @@
-"""The running operator without its watches: queue workers, resync, scrape loop, health.
+"""The running operator without its watches: work queue, resync, autoscaler loop and health server.
 
-Started and stopped as one.
-
-Order at start: LIST everything, one scrape sweep, then the first reconcile: so a restart finds the
-world as it was and writes nothing.
+All parts are started and stopped together. At start, everything is listed first, then the
+autoscaler loop runs once, and only then does the first reconcile run. A restarted operator
+therefore finds the cluster unchanged and writes nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ _SWEEP_DEADLINE_S = 30.0
 
 
 class Runtime:
-    """One operator process. `watch_event` is its only entry from outside."""
+    """One operator process. `watch_event` is its only entry point from outside."""
 
     def __init__(
         self,
@@ -73,8 +72,8 @@ class Runtime:
         self.live = LiveTable()
         self.metrics = Metrics()
         self.queue = KeyedQueue(clock)
-        # The wall clock at the start, and from then on the monotonic one: forecasts need the time
-        # of day, and none that jumps.
+        # The wall clock is read once at the start; from then on time follows the monotonic clock.
+        # Forecasts need the time of day, but no clock that jumps.
         self._epoch_0 = epoch() - clock()
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
@@ -119,12 +118,12 @@ class Runtime:
         return self._health.port
 
     async def start(self) -> None:
-        """Serve health at once, then come up in the background."""
+        """Serve the health endpoint at once, and start the rest in the background."""
         await self._health.start()
         self._tasks.append(asyncio.create_task(self._main(), name="operator"))
 
     async def stop(self) -> None:
-        """Take no more keys, let running reconciles end within the deadline, close everything."""
+        """Stop taking keys, let running reconciles end within the deadline, and close all parts."""
         self.queue.close()
         try:
             async with asyncio.timeout(self._settings.shutdown_timeout_s):
@@ -154,16 +153,19 @@ class Runtime:
         return self._epoch_0 + self._clock()
 
     def watch_event(self, resource: Resource, kind: str | None, obj: Obj) -> None:
-        """One event of a watch; `kind` is None for what a watch starts with."""
+        """Handle one event of a watch.
+
+        `kind` is None for the objects that exist when a watch starts.
+        """
         self.metrics.watch_events.labels(resource.kind).inc()
         keys = self.cache.drop(resource, obj) if kind == "DELETED" else self.cache.put(resource, obj)
-        # What a user edits is acted on at once, even when the key backs off; what pods do comes in
-        # bursts.
+        # Changes by a user take effect at once, even if the key is backing off. Changes of pods
+        # come in bursts and are debounced.
         urgent = resource in (DISAGG_DEPLOYMENT, DISAGG_POOL)
         self._wake_all(keys, 0.0 if urgent else self._settings.debounce_s, urgent=urgent)
 
     def sick(self) -> str | None:
-        """What is wrong with this process, as opposed to with the cluster."""
+        """Return the problem of this process, as opposed to one of the cluster, or None."""
         now, limit = self._clock(), self._settings.heartbeat_timeout_s
         dead = [task.get_name() for task in self._tasks if task.done()]
         if dead:
@@ -196,7 +198,7 @@ class Runtime:
                 await asyncio.sleep(_START_RETRY_S)
 
     async def resync(self) -> None:
-        """LIST all that is watched, repair the cache, and queue every resource.
+        """List all watched kinds, repair the cache, and queue every resource.
 
         Raises KubeError.
         """
@@ -236,8 +238,7 @@ class Runtime:
             async with asyncio.timeout(self._settings.reconcile_timeout_s):
                 after_s = await self._reconciler.run(key)
         except Conflict as error:
-            # Somebody wrote between our reading and our writing: the same again from a fresh read,
-            # soon.
+            # Another client wrote between the read and the write: repeat soon, from a fresh read.
             result, failed = "conflict", True
             log.info("%s/%s: %s", *key, error)
         except KubeError as error:
@@ -248,7 +249,7 @@ class Runtime:
             result, failed = "timeout", True
             log.warning("%s/%s: not done within %.0f s", *key, self._settings.reconcile_timeout_s)
         except Exception:
-            # A bug must cost one resource, not the operator.
+            # A bug must affect one resource and not the whole operator.
             result, failed = "bug", True
             log.exception("%s/%s: reconcile failed", *key)
         finally:

@@ -1,4 +1,4 @@
-"""Reads what a status needs beside the children, and folds all of it into `Observed`."""
+"""Reads what a status needs in addition to the children, and combines all of it into `Observed`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ log = logging.getLogger(__name__)
 
 
 class Looker:
+    """Reads the state of the cluster for the status of a deployment."""
+
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
 
     async def observe(
         self, plan: AcceptedDeployment, children: Children, pools: Mapping[str, Replicas], live: Live, key: Key
     ) -> Observed:
-        """Everything as it is now. Raises KubeError."""
+        """Return the current state of a deployment. Raises KubeError."""
 
         def workload(component: str, name: str, desired: int) -> Workload:
             pods = [pod for pod in children.pods if _component(pod) == component]
@@ -59,7 +61,7 @@ class Looker:
         )
 
     async def _exists(self, attachment: tuple[str, str]) -> bool | None:
-        """None when the operator may not look there: it was confined to another namespace."""
+        """Return whether the object exists, or None if the operator may not read that namespace."""
         try:
             return await self._kube.get(NETWORK_ATTACHMENT, *attachment) is not None
         except Forbidden as error:

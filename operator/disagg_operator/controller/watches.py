@@ -1,9 +1,8 @@
-"""kopf's part: watches, and nothing else.
+"""The watches, which are the only part of kopf that is used.
 
-An event goes into the cache; what it concerns goes into the queue.
-
-Only `on.event` is used: such a handler makes kopf write nothing (no finalizer, no annotation), and
-a lost or repeated event does no harm, because a reconcile reads the cluster itself.
+An event updates the cache, and the key of the resource that it concerns is queued. Only `on.event`
+handlers are registered: with them kopf writes nothing (no finalizer, no annotation), and a lost or
+repeated event does no harm, because a reconcile reads the cluster itself.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Sink = Callable[[Resource, str | None, Obj], None]
 
 
 def build_registry(sink: Sink, credentials: Credentials) -> kopf.OperatorRegistry:
-    """Handlers that pass (resource, event type, object) to `sink`, from kopf's own thread."""
+    """Return handlers that pass (resource, event type, object) to `sink` on kopf's own thread."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -53,7 +52,7 @@ def build_registry(sink: Sink, credentials: Credentials) -> kopf.OperatorRegistr
 def _watch(registry: kopf.OperatorRegistry, resource: Resource, sink: Sink) -> None:
     group, _, version = resource.api_version.rpartition("/")
 
-    # kopf calls it with keyword arguments; more of them in later versions.
+    # kopf passes keyword arguments, and later versions may pass more of them.
     async def on_event(event: kopf.RawEvent, **_: Any) -> None:
         sink(resource, event["type"], dict(event["object"]))
 
@@ -64,7 +63,7 @@ def _watch(registry: kopf.OperatorRegistry, resource: Resource, sink: Sink) -> N
 
 
 def configure_kopf(settings: kopf.OperatorSettings) -> None:
-    """Nothing of kopf's own on objects, no peering, and streams that can't stay silent for ever."""
+    """Configure kopf to write nothing to objects, not to peer, and to end silent streams."""
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.persistence.finalizer = f"{GROUP}/kopf-finalizer"

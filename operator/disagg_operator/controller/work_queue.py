@@ -1,7 +1,6 @@
-"""Keys waiting to be reconciled: each at most once, each by one worker at a time, failures later
-and later.
+"""The queue of keys to be reconciled: each at most once, by one worker at a time, with backoff.
 
-`QueueState` is the pure part: it never looks at a clock. `KeyedQueue` adds the waiting.
+`QueueState` holds the rules and never reads a clock. `KeyedQueue` adds the waiting.
 """
 
 from __future__ import annotations
@@ -16,16 +15,20 @@ from disagg_operator.vocabulary import Key
 
 
 class QueueFull(Exception):
-    """More distinct keys than the bound; the next resync brings the refused ones back."""
+    """Raised when the queue holds as many distinct keys as its bound allows.
+
+    The next resync queues the refused keys again.
+    """
 
 
 @dataclass(slots=True)
 class QueueState:
-    """A key is queued, delayed, running, or running and dirty (to be run once more).
+    """The state of the queue.
 
-    Failures back off: 1, 2, 4 ... s up to `max_backoff_s`; a success forgets them. Any event for a
-    delayed key that isn't backing off brings it forward; a key that backs off waits, so a storm of
-    events can't turn into a storm of retries.
+    A key is queued, delayed, running, or running and dirty (to be run again). Failures back off for
+    1, 2, 4 ... s, up to `max_backoff_s`; a success resets the backoff. An event brings forward a
+    key that is delayed but not backing off. A key that is backing off keeps waiting, so that a
+    burst of events cannot become a burst of retries.
     """
 
     max_keys: int = 20_000
@@ -40,7 +43,7 @@ class QueueState:
     _failures: dict[Key, int] = field(default_factory=dict)
 
     def add(self, key: Key, now: float, delay_s: float = 0.0, *, urgent: bool = False) -> None:
-        """Ask for a run of `key`, at the earliest after `delay_s`; `urgent` ends its backing off.
+        """Ask for a run of `key` after at least `delay_s`. `urgent` ends the backoff of the key.
 
         Raises QueueFull.
         """
@@ -58,10 +61,10 @@ class QueueState:
             self._later(key, now + delay_s)
 
     def pop(self, now: float) -> Key | None:
-        """The next key to run, which is then running until `done`; None when nothing is due."""
+        """Return the next key that is due, or None. The key is running until `done` is called."""
         while self._heap and self._heap[0][0] <= now:
             due, key = heapq.heappop(self._heap)
-            if self._due.get(key) == due:  # else it was brought forward or dropped
+            if self._due.get(key) == due:  # otherwise the key was brought forward or dropped
                 del self._due[key]
                 self._push(key)
         if not self._ready:
@@ -72,9 +75,10 @@ class QueueState:
         return key
 
     def done(self, key: Key, now: float, *, failed: bool = False, after_s: float | None = None) -> None:
-        """The run of `key` ended.
+        """Record that the run of `key` has ended.
 
-        `after_s`: not before (a server's Retry-After, or a wanted second look).
+        The key does not run again before `after_s` seconds have passed. This is a server's
+        Retry-After, or the delay until a requested second run.
         """
         self._running.discard(key)
         dirty = key in self._dirty
@@ -91,19 +95,21 @@ class QueueState:
             self._later(key, now + after_s)
 
     def next_due(self) -> float | None:
-        """When `pop` may next give a key that it doesn't give now."""
+        """Return the time at which the next delayed key becomes due, or None."""
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def failures(self, key: Key) -> int:
+        """Return the number of consecutive failures of a key."""
         return self._failures.get(key, 0)
 
     def depth(self) -> int:
-        """Keys that are due now and not yet running."""
+        """Return the number of keys that are due and not yet running."""
         return len(self._ready)
 
     def running(self) -> int:
+        """Return the number of keys that are running."""
         return len(self._running)
 
     def _push(self, key: Key) -> None:
@@ -120,7 +126,10 @@ class QueueState:
 
 
 class KeyedQueue:
-    """`QueueState` for asyncio. One event loop; no method but `get` waits."""
+    """`QueueState` for asyncio.
+
+    It belongs to one event loop, and only `get` and `idle` wait.
+    """
 
     def __init__(self, clock: Callable[[], float], state: QueueState | None = None) -> None:
         self._clock = clock
@@ -143,7 +152,7 @@ class KeyedQueue:
             self._idle.set()
 
     def close(self) -> None:
-        """No more keys go in or out; running ones may end."""
+        """Let no more keys in or out. Runs in progress may end."""
         self._closed = True
         self._changed.set()
 
@@ -152,7 +161,7 @@ class KeyedQueue:
         await self._idle.wait()
 
     async def get(self) -> Key | None:
-        """The next key, or None after `close`."""
+        """Wait for the next key and return it, or None after `close`."""
         while not self._closed:
             self._changed.clear()
             now = self._clock()

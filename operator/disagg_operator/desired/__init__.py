@@ -1,5 +1,6 @@
-"""PURE: a DisaggDeployment and the facts about its cluster -> the Kubernetes objects (or processes)
-that it needs.
+"""PURE: The desired state of a DisaggDeployment: the Kubernetes objects or processes that it needs.
+
+They are rendered from the resource and from facts about its cluster.
 """
 
 from disagg_operator.desired.facts import Facts, Images

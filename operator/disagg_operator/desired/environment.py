@@ -1,4 +1,4 @@
-"""PURE: the DISAGG_* environment of workers and routers.
+"""PURE: The DISAGG_* environment of workers and routers.
 
 Pods and local processes are rendered from the same values.
 """
@@ -13,7 +13,7 @@ from disagg_wire.environment import RouterVariable, WorkerVariable
 
 
 def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
-    """What every worker of a pool gets, wherever it runs."""
+    """Return the environment that every worker of a pool gets, wherever it runs."""
     spec, pool = dd.spec, dd.spec.pool(role)
     uri = (
         f"{spec.model.uri}@{spec.model.revision}"
@@ -48,9 +48,11 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
 
 
 def _step_target_s(dd: DisaggDeployment, role: str) -> float | None:
-    """How long a decode step may take before prefill sends decode less at once: a step that takes
-    longer than the objective keeps it for nobody. Only where an objective is set, and for workers
-    that may be prefill's: a pod that gets it, or another one, is made anew.
+    """Return the time in seconds above which a decode step makes prefill send smaller batches.
+
+    It is the objective itself, because a longer step meets it for no sequence. It is set only if
+    the objective is not the default and the worker may prefill, because a pod is recreated when
+    the value is added or changes.
     """
     target_s = dd.spec.objectives.tpot_seconds.p99
     prefills = role == "prefill" or dd.spec.scaling.role_flip
@@ -58,8 +60,10 @@ def _step_target_s(dd: DisaggDeployment, role: str) -> float | None:
 
 
 def router_environment(dd: DisaggDeployment) -> dict[str, str]:
-    """What every router gets, wherever it runs: it counts who keeps the objectives, and has to know
-    what a prompt takes alone.
+    """Return the environment that every router gets, wherever it runs.
+
+    The router counts the requests that meet the objectives, and for that it must know how long the
+    prefill of a single prompt takes.
     """
     objectives, profile = dd.spec.objectives, profile_of(dd)
     return {

@@ -1,4 +1,4 @@
-"""PURE: what rendering needs to know beside the resource itself."""
+"""PURE: The facts that rendering needs in addition to the resource itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Default images of this release."""
+    """The default images of pods, and their pull policy."""
 
     worker: str = "disagg.dev/worker:dev"
     router: str = "disagg.dev/router:dev"
@@ -17,18 +17,18 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`replicas`: what to write into each DisaggPool's spec.replicas.
-
-    `declared`: the replicas value to remember in an annotation of the pool (absent: no annotation).
-    `pool_uids`: UIDs of the DisaggPools that exist; a pool's children are rendered only under an
-    existing one. `cluster_key`: the new key when its Secret does not exist yet, else None.
-    `attachments_available`: the NetworkAttachmentDefinition API exists.
-    """
+    """The facts about a DisaggDeployment and its cluster. The mappings are by role."""
 
     uid: str
+    """The UID of the DisaggDeployment."""
     replicas: Mapping[str, int]
+    """The number to write into spec.replicas of each DisaggPool."""
     declared: Mapping[str, str] = field(default_factory=dict)
+    """The value of each pool's annotation of declared replicas; without one, no annotation."""
     pool_uids: Mapping[str, str] = field(default_factory=dict)
+    """The UIDs of the existing DisaggPools; only their children are rendered."""
     images: Images = Images()
     cluster_key: str | None = None
+    """The new cluster key if its Secret does not exist yet, else None."""
     attachments_available: bool = True
+    """Whether the cluster has the NetworkAttachmentDefinition API."""

@@ -1,6 +1,6 @@
-"""PURE: the same resource as plain processes on one machine, for `disagg local`.
+"""PURE: The processes that serve a resource on one machine, for `disagg local`.
 
-The environment is that of the pods.
+They get the environment that pods would get.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from disagg_wire.environment import RouterVariable, WorkerVariable
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One process to run: `module` by `python -m`, with this environment on top of the caller's."""
+    """A process to run: a Python module with an environment."""
 
     name: str
     module: str
+    """The module that is run by `python -m`."""
     environment: dict[str, str]
+    """The variables that are added to the environment of the caller."""
 
 
 def worker_process(dd: DisaggDeployment, role: str, index: int, port: int, key_file: str) -> ProcessSpec:
-    """The index-th worker of a pool, on loopback; the kernel picks its KV port."""
+    """Return a worker of a pool on the loopback interface. The kernel chooses its KV port."""
     name = f"{dd.metadata.name}-{role}-{index}"
     own = {
         WorkerVariable.HOST: "127.0.0.1",
@@ -35,7 +37,7 @@ def worker_process(dd: DisaggDeployment, role: str, index: int, port: int, key_f
 
 
 def router_process(dd: DisaggDeployment, port: int, key_file: str, membership_file: str) -> ProcessSpec:
-    """The router, on loopback; it finds the workers in a file."""
+    """Return the router on the loopback interface. It reads the list of workers from a file."""
     own = {
         RouterVariable.HOST: "127.0.0.1",
         RouterVariable.PORT: str(port),

@@ -1,10 +1,10 @@
-"""PURE: spec.*.podTemplate over the generated pod template, in the spirit of a strategic merge."""
+"""PURE: The merge of spec.*.podTemplate into a generated pod template, like a strategic merge."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Lists that are merged by a key instead of being replaced.
+# The lists that are merged by a key instead of being replaced.
 _KEYED = {
     "containers": "name",
     "initContainers": "name",
@@ -13,13 +13,16 @@ _KEYED = {
     "volumeMounts": "mountPath",
     "ports": "name",
 }
-# Items that are a choice of one source: half of the old and half of the new one would be two.
+# The lists whose items choose one source of several: an item that merges the old and the new one
+# would have two sources, so it is replaced as a whole.
 _WHOLE = {"env", "volumes"}
 
 
 def merge(base: Any, patch: Any, field: str = "") -> Any:
-    """`patch` wins; maps merge by key, known lists by their item's name, other lists are replaced;
-    null removes a map's key.
+    """Return `base` with `patch` merged into it; `field` is the name of the field that holds them.
+
+    Maps are merged by key, known lists by the name of their items; other lists are replaced. Null
+    removes a key of a map. In a conflict `patch` wins.
     """
     if isinstance(base, dict) and isinstance(patch, dict):
         out = {k: v for k, v in base.items() if not (k in patch and patch[k] is None)}

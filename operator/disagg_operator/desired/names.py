@@ -1,4 +1,4 @@
-"""PURE: names, labels and owner references of everything that belongs to a DisaggDeployment."""
+"""PURE: The names, labels and owner references of the objects of a DisaggDeployment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def network_name(name: str) -> str:
 
 
 def labels(name: str, component: str) -> dict[str, str]:
-    """Labels of an object; `component` is prefill, decode, router, worker (both pools) or shared."""
+    """Return the labels of an object.
+
+    `component` is prefill, decode, router, worker (both pools) or shared.
+    """
     out = {
         "app.kubernetes.io/name": "disagg",
         "app.kubernetes.io/instance": name,
@@ -38,19 +41,22 @@ def labels(name: str, component: str) -> dict[str, str]:
 
 
 def selector(name: str, component: str) -> dict[str, str]:
-    """The part of the labels that never changes."""
+    """Return the labels by which pods are selected, which never change."""
     return {LABEL_COMPONENT: component, LABEL_DEPLOYMENT: name}
 
 
 def selector_text(name: str, component: str) -> str:
+    """Return the label selector as text, sorted by key."""
     return ",".join(f"{k}={v}" for k, v in sorted(selector(name, component).items()))
 
 
 def owned_by_deployment(dd: DisaggDeployment, uid: str) -> list[Obj]:
+    """Return the owner references of an object that the DisaggDeployment owns."""
     return [_owner("DisaggDeployment", dd.metadata.name, uid)]
 
 
 def owned_by_pool(dd: DisaggDeployment, role: str, uid: str) -> list[Obj]:
+    """Return the owner references of an object that a DisaggPool owns."""
     return [_owner("DisaggPool", pool_name(dd.metadata.name, role), uid)]
 
 
@@ -68,6 +74,7 @@ def _owner(kind: str, name: str, uid: str) -> Obj:
 def metadata(
     dd: DisaggDeployment, name: str, component: str, owners: list[Obj], annotations: dict[str, str] | None = None
 ) -> Obj:
+    """Return the metadata of an object that belongs to a DisaggDeployment."""
     out: Obj = {
         "name": name,
         "namespace": dd.metadata.namespace,

@@ -1,5 +1,6 @@
-"""PURE: the pods of workers and routers: restricted, read-only root, probes, devices, the second
-network.
+"""PURE: The pod templates of workers and routers, with their probes, devices and second network.
+
+The pods satisfy the restricted Pod Security Standard and have a read-only root file system.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ KEY_MOUNT = "/var/run/disagg/key"
 API_KEYS_MOUNT = "/var/run/disagg/api-keys"
 MODEL_MOUNT = "/mnt/model"
 NETWORKS_ANNOTATION = "k8s.v1.cni.cncf.io/networks"
-# A worker may load its model for hours (hundreds of GB from a shared disk): only then is it dead.
+# A worker may take hours to load its model (hundreds of GB from a shared disk), so the startup
+# probe allows two hours before the worker counts as dead.
 _STARTUP_PERIOD_S, _STARTUP_FAILURES = 2, 3600
 _TERMINATION_SLACK_S = 15
 _ROUTER_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
@@ -83,7 +85,7 @@ def _spread(dd: DisaggDeployment, component: str) -> list[Obj]:
 
 
 def revision_of(template: Obj) -> str:
-    """Ten hex digits that change exactly when the rendered pods do."""
+    """Return ten hexadecimal digits that change exactly when the rendered pods change."""
     return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -156,7 +158,7 @@ def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
 
 
 def _networks(dd: DisaggDeployment) -> str | None:
-    """The Multus annotation's value."""
+    """Return the value of the Multus annotation, or None if no network is attached."""
     network = dd.spec.kv_transfer.network
     if network is None:
         return None
@@ -167,13 +169,16 @@ def _networks(dd: DisaggDeployment) -> str | None:
 
 
 def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Obj, str]:
-    """The pod template of a pool and its revision, which is also in its labels and environment."""
+    """Return the pod template of a pool and its revision.
+
+    The revision is also in the labels of the template and in the environment of the worker.
+    """
     pool, spec = dd.spec.pool(role), dd.spec
     volumes: list[Obj] = [_key_volume(dd), {"name": "tmp", "emptyDir": {}}, {"name": "cache", "emptyDir": {}}]
     if spec.model.uri.startswith("pvc://"):
         claim = spec.model.uri.removeprefix("pvc://").partition("/")[0]
         volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
-    if pool.parallelism.tensor > 1:  # NCCL's; a pod's own /dev/shm has 64 MiB
+    if pool.parallelism.tensor > 1:  # for NCCL, because the default /dev/shm of a pod has 64 MiB
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}})
     pod: Obj = {
         "serviceAccountName": f"{dd.metadata.name}-worker",
@@ -195,7 +200,7 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
         template["metadata"]["annotations"] = {NETWORKS_ANNOTATION: networks}
     if pool.pod_template is not None:
         template = merge(template, pool.pod_template.as_patch())
-    # The labels that selectors, budgets and policies go by aren't for a patch to change.
+    # A patch must not change the labels that selectors, disruption budgets and policies rely on.
     template["metadata"]["labels"] = template["metadata"]["labels"] | names.labels(dd.metadata.name, role)
     revision = revision_of(template)
     template["metadata"]["labels"] = template["metadata"]["labels"] | {LABEL_REVISION: revision}
@@ -206,7 +211,7 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
 
 
 def router_template(dd: DisaggDeployment, images: Images) -> Obj:
-    """The pod template of the routers."""
+    """Return the pod template of the routers."""
     spec = dd.spec
     values = router_environment(dd) | {
         RouterVariable.HOST: "0.0.0.0",  # noqa: S104 (the router is the front door; its pod's network is its own)

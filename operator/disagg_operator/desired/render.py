@@ -1,7 +1,7 @@
-"""PURE: the ordered list of objects of one DisaggDeployment, ready for server-side apply.
+"""PURE: The ordered list of objects of a DisaggDeployment, ready for server-side apply.
 
-Owners: the DisaggDeployment owns the shared objects and the two DisaggPools; each DisaggPool owns
-its Deployment, Service and budget.
+The DisaggDeployment owns the shared objects and the two DisaggPools; each DisaggPool owns its
+Deployment, Service and PodDisruptionBudget.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DECLARED_ANNOTATION = "disagg.dev/declared-replicas"
 
 
 def render(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
-    """Everything that should exist, in the order in which it must be applied."""
+    """Return all objects that should exist, in the order in which they must be applied."""
     out: list[Obj] = []
     if facts.cluster_key is not None:
         out.append(_key_secret(dd, facts, facts.cluster_key))
@@ -76,7 +76,10 @@ def _attachment(dd: DisaggDeployment, facts: Facts, attachment: Attachment) -> O
 
 
 def _accounts(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
-    """Workers have no rights at all; routers read the EndpointSlices of their namespace."""
+    """Return the service accounts of workers and routers and the rights of routers.
+
+    Workers have no rights; routers may read the EndpointSlices of their namespace.
+    """
     worker, router = f"{dd.metadata.name}-worker", names.router_name(dd.metadata.name)
     slices = {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
     reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": router}
@@ -99,10 +102,11 @@ def _from_anywhere(app: str) -> Obj:
 
 
 def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
-    """Workers accept routers (and scrapers) on HTTP and each other on the KV port; they reach DNS,
-    each other and, for hf://, the web.
+    """Return the NetworkPolicy of the workers.
 
-    A second network (Multus) is outside of what a NetworkPolicy governs.
+    Workers accept connections from routers and scrapers on the HTTP port and from each other on the
+    KV port. They can reach DNS, each other and, for an hf:// model, the web. A NetworkPolicy does
+    not govern a second network (Multus).
     """
     name = dd.metadata.name
     scrapers = [_from_anywhere("disagg-operator"), _from_anywhere("prometheus")]
@@ -123,7 +127,8 @@ def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
 
 
 def _worker_egress(dd: DisaggDeployment) -> list[Obj]:
-    # 5353: a policy sees the port behind the DNS Service, and OpenShift's DNS pods listen there.
+    # A policy applies to the port behind the DNS Service, and the DNS pods of OpenShift listen on
+    # 5353.
     dns = {"ports": [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]}
     kv = {"to": [_from_component(dd.metadata.name, r) for r in ROLES], "ports": [{"protocol": "TCP", "port": KV_PORT}]}
     web = {"ports": [{"protocol": "TCP", "port": port} for port in (443, 80)]}
@@ -150,7 +155,7 @@ def _pool_children(dd: DisaggDeployment, facts: Facts, role: str) -> list[Obj]:
         "revisionHistoryLimit": 3,
         "progressDeadlineSeconds": 1800,
         "selector": {"matchLabels": match},
-        # New workers come before old ones go, so capacity never falls.
+        # New workers become ready before old ones are removed, so capacity never falls.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "template": template,
     }

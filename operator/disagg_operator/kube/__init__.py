@@ -1,1 +1,1 @@
-"""TODO."""
+"""Access to the Kubernetes API: the client, its errors and credentials, the cache and the kinds."""

@@ -1,8 +1,8 @@
-"""PURE: the last seen version of every watched object, and which keys a change concerns.
+"""PURE: The cache of watched objects, which also determines the keys that a change affects.
 
-Fed by watch events and, every few minutes, by a full LIST, so that a watch that went silent is
-repaired. The cache serves the scrape loop and says what to reconcile; a reconcile itself always
-reads from the API server.
+It holds the last seen version of every object. It is fed by watch events and, every few minutes, by
+a full LIST, which repairs the effects of a watch that went silent. The scrape loop reads from the
+cache; a reconcile itself always reads from the API server.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ WATCHED = (DISAGG_DEPLOYMENT, DISAGG_POOL, DEPLOYMENT, POD)
 
 
 class Cache:
-    """Objects by kind and key. `put`, `drop` and `replace` return the keys to reconcile."""
+    """The watched objects by kind and key. `put`, `drop` and `replace` return keys to reconcile."""
 
     def __init__(self) -> None:
         self._objects: dict[str, dict[Key, Obj]] = {r.kind: {} for r in WATCHED}
         self._prints: dict[str, dict[Key, str]] = {r.kind: {} for r in WATCHED}
 
     def put(self, resource: Resource, obj: Obj) -> set[Key]:
+        """Store an object that was created or has changed."""
         key = _own_key(obj)
         slim = _slim(obj)
         mark = fingerprint(resource, slim)
@@ -36,16 +37,17 @@ class Cache:
         return concerned(resource, obj)
 
     def drop(self, resource: Resource, obj: Obj) -> set[Key]:
+        """Remove an object that was deleted."""
         key = _own_key(obj)
         held = self._objects[resource.kind].get(key)
         if held is not None and uid_of(held) != uid_of(obj):
-            return set()  # a late DELETED of an earlier object of the same name
+            return set()  # a late DELETED event of an earlier object of the same name
         self._objects[resource.kind].pop(key, None)
         self._prints[resource.kind].pop(key, None)
         return concerned(resource, obj)
 
     def replace(self, resource: Resource, objects: Iterable[Obj]) -> set[Key]:
-        """Take a full LIST as the truth: what it doesn't name is gone."""
+        """Replace all objects of a kind with those of a full LIST."""
         keys: set[Key] = set()
         fresh = {_own_key(obj): obj for obj in objects}
         for key, old in list(self._objects[resource.kind].items()):
@@ -59,10 +61,11 @@ class Cache:
         return self._objects[resource.kind].get(key)
 
     def keys(self) -> list[Key]:
-        """All DisaggDeployments, in a stable order."""
+        """Return the keys of all DisaggDeployments in a stable order."""
         return sorted(self._objects[DISAGG_DEPLOYMENT.kind])
 
     def pods_by_deployment(self) -> dict[Key, list[Obj]]:
+        """Return the pods of every DisaggDeployment, sorted by name."""
         out: dict[Key, list[Obj]] = {}
         for (namespace, _), pod in sorted(self._objects[POD.kind].items()):
             name = labels_of(pod).get(LABEL_DEPLOYMENT)
@@ -72,7 +75,7 @@ class Cache:
 
 
 def concerned(resource: Resource, obj: Obj) -> set[Key]:
-    """The DisaggDeployments that an object belongs to."""
+    """Return the keys of the DisaggDeployments that an object belongs to: one, or none."""
     namespace = str(obj["metadata"].get("namespace", ""))
     if resource is DISAGG_DEPLOYMENT:
         return {(namespace, str(obj["metadata"]["name"]))}
@@ -81,9 +84,9 @@ def concerned(resource: Resource, obj: Obj) -> set[Key]:
 
 
 def fingerprint(resource: Resource, obj: Obj) -> str:
-    """What of an object a reconcile looks at.
+    """Return a text that changes whenever something that a reconcile reads changes in an object.
 
-    Our own status writes aren't in it, so they wake nobody.
+    It leaves out what the operator itself writes to a status, so such a write causes no reconcile.
     """
     meta = obj["metadata"]
     common: list[Any] = [meta.get("uid"), meta.get("deletionTimestamp"), meta.get("generation"), meta.get("labels")]
@@ -108,6 +111,6 @@ def _own_key(obj: Obj) -> Key:
 
 
 def _slim(obj: Obj) -> Obj:
-    """Without managedFields: half of an object's size, and nobody here reads them."""
+    """Return an object without managedFields, which make up half of its size and are never read."""
     meta = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
     return {**obj, "metadata": meta}

@@ -1,8 +1,9 @@
-"""The one door to the API server: plain dicts over HTTP, server-side apply under one field manager.
+"""The client of the API server. It exchanges plain dicts and applies them as one field manager.
 
-Guarantees: every call has a deadline; 429, 5xx and broken connections are tried again within it,
+Except for the watches, all calls to the API server go through it. Guarantees: every call has a
+deadline; after a 429, a 5xx or a broken connection a call is tried again within that deadline,
 honouring Retry-After; a response is never parsed into a model, so no field of an object is lost;
-nothing here logs bodies or tokens.
+bodies and tokens are never logged.
 """
 
 from __future__ import annotations
@@ -27,41 +28,47 @@ _MAX_PAGES = 200
 
 
 class Kube(Protocol):
-    """What the operator asks of a cluster. Every method raises KubeError."""
+    """The calls that the operator makes to a cluster. Every method raises KubeError."""
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj | None:
-        """The object, or None when it isn't there."""
+        """Return the object, or None if it does not exist."""
 
     async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> Objs:
-        """All objects, with apiVersion and kind filled in; [] when an optional API is absent."""
+        """Return all objects with apiVersion and kind filled in; none if an optional API is absent.
+
+        `labels` is a label selector.
+        """
 
     async def apply(self, obj: Obj, *, dry_run: bool = False) -> Obj:
-        """Server-side apply with force.
+        """Apply an object by a forced server-side apply and return it as stored.
 
-        With metadata.resourceVersion set: Conflict if the object has changed.
+        If metadata.resourceVersion is set, raises Conflict when the object has changed since.
         """
 
     async def apply_status(self, obj: Obj) -> Obj:
-        """Server-side apply of the status subresource."""
+        """Apply the status subresource of an object by a server-side apply."""
 
     async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Obj) -> Obj:
-        """JSON merge patch, for a field that isn't ours to own (an annotation on a pod)."""
+        """Send a JSON merge patch, for a field not owned by the operator (a pod's annotation)."""
 
     async def delete(self, obj: Obj) -> None:
-        """Delete exactly this object (uid and resourceVersion as preconditions); absent is fine."""
+        """Delete exactly this object; do nothing if it does not exist.
+
+        Its uid and resourceVersion are the preconditions of the deletion.
+        """
 
     async def create_event(self, event: Obj) -> None:
         """Create a core/v1 Event."""
 
     async def version(self) -> str:
-        """The API server's version, such as v1.37.0."""
+        """Return the version of the API server, such as v1.37.0."""
 
     async def has_api(self, resource: Resource) -> bool:
-        """Whether the cluster serves this kind."""
+        """Return whether the cluster serves this kind."""
 
 
 class HttpKube:
-    """`Kube` over httpx."""
+    """The implementation of `Kube` over HTTP, with httpx."""
 
     def __init__(
         self,
@@ -76,14 +83,14 @@ class HttpKube:
         self._deadline_s = deadline_s
         self._attempts = attempts
         self._jitter = jitter
-        self.writes = 0  # requests that could change something; tests and metrics read it
+        self.writes = 0  # number of requests that could change something; tests and metrics read it
         self._client = httpx.AsyncClient(
             base_url=credentials.server,
             verify=True if transport is not None else credentials.ssl_context(),
             timeout=httpx.Timeout(deadline_s, connect=5.0),
             limits=httpx.Limits(max_connections=16, max_keepalive_connections=8),
             transport=transport,
-            trust_env=False,  # credentials must not travel through a proxy that the environment happens to name
+            trust_env=False,  # credentials must not pass through a proxy that the environment happens to name
         )
 
     async def close(self) -> None:
@@ -96,7 +103,7 @@ class HttpKube:
             return None
 
     async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> Objs:
-        for _ in range(3):  # a continue token may expire under our hands; the list then starts over
+        for _ in range(3):  # a continue token may expire between two pages; the list then starts over
             try:
                 return await self._list_once(resource, namespace, labels)
             except Gone:
@@ -199,20 +206,23 @@ class HttpKube:
                 return await self._once(what, params, body, content_type)
             except Retry as error:
                 pause = error.after_s if error.after_s is not None else 0.2 * 2**attempt * (1 + self._jitter())
-                # A server that asks for a longer pause than is left gets it: the caller's queue
-                # waits, not this call.
+                # If the server asks for a longer pause than is left, the caller's queue waits, not
+                # this call.
                 if attempt == attempts or asyncio.get_running_loop().time() + pause >= ends_at:
                     raise
                 log.debug("%s; attempt %d, next in %.1f s", error, attempt, pause)
                 await asyncio.sleep(pause)
             except Forbidden:
-                # A bound token is rotated by the kubelet every hour: read it again, once.
+                # The kubelet rotates a bound token every hour, so read it again, once.
                 if attempt > 1 or not await asyncio.to_thread(self._credentials.reload):
                     raise
         raise Retry(f"{what}: gave up after {attempts} attempts")
 
     async def pod_page(self, namespace: str, pod: str, port: int, path: str) -> str:
-        """What a pod answers under `path`, by way of the API server's proxy. Raises KubeError."""
+        """Return the answer of a pod to a GET of `path` through the API server's proxy.
+
+        Raises KubeError.
+        """
         url = f"{POD.path(namespace, pod)}:{port}/proxy/{path.lstrip('/')}"
         try:
             response = await self._client.get(url, headers={"User-Agent": FIELD_MANAGER, **self._credentials.headers()})
@@ -228,7 +238,7 @@ class HttpKube:
         content: bytes | None = None
         if body is not None:
             headers["Content-Type"] = content_type
-            content = json.dumps(body).encode()  # JSON is YAML, so an apply patch may be JSON too
+            content = json.dumps(body).encode()  # JSON is valid YAML, so an apply patch may be JSON
         try:
             response = await self._client.request(verb, path, params=params, content=content, headers=headers)
         except httpx.HTTPError as error:

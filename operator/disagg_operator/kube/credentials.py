@@ -1,4 +1,4 @@
-"""Who the operator is to the API server: the pod's service account, or a kubeconfig."""
+"""The operator's credentials for the API server: the pod's service account or a kubeconfig."""
 
 from __future__ import annotations
 
@@ -12,38 +12,44 @@ SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class NoCredentials(Exception):
-    """Neither a service account nor a kubeconfig was found, or it can't be read."""
+    """Raised when neither a service account nor a kubeconfig exists, or it can't be read."""
 
 
 @dataclass(slots=True)
 class Credentials:
-    """Server, trust and identity.
-
-    `token` is read again by `reload`, because bound tokens are rotated.
-    """
+    """The address of an API server, how to trust it, and the identity of the client."""
 
     server: str
+    """The URL of the API server."""
     ca_file: str | None = None
+    """The file of the certificate authorities to trust; None: those of the system."""
     cert_file: str | None = None
+    """The file of the client certificate, if the client identifies itself by one."""
     key_file: str | None = None
+    """The file of the client certificate's private key."""
     insecure: bool = False
+    """Whether to accept any server certificate."""
     read_token: Callable[[], str | None] = field(default=lambda: None)
+    """A function that returns the bearer token, or None without one. It may block."""
     _token: str | None = None
+    """The token as last read. `reload` reads it again, because bound tokens are rotated."""
 
     def __post_init__(self) -> None:
         self._token = self.read_token()
 
     def headers(self) -> dict[str, str]:
+        """Return the HTTP headers that authenticate a request."""
         return {} if not self._token else {"Authorization": f"Bearer {self._token}"}
 
     def reload(self) -> bool:
-        """Read the token again (blocking). True if it has changed."""
+        """Read the token again (blocking). Return whether it has changed."""
         before, self._token = self._token, self.read_token()
         return self._token != before
 
     def ssl_context(self) -> ssl.SSLContext:
+        """Return the TLS context of a connection to the API server."""
         context = ssl.create_default_context(cafile=self.ca_file)
-        if self.insecure:  # only where a kubeconfig says insecure-skip-tls-verify
+        if self.insecure:  # only if a kubeconfig sets insecure-skip-tls-verify
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         if self.cert_file:
@@ -52,7 +58,7 @@ class Credentials:
 
 
 def load(environ: Mapping[str, str] = os.environ, account_dir: Path = SERVICE_ACCOUNT_DIR) -> Credentials:
-    """From KUBECONFIG when it is set, else in-cluster, else ~/.kube/config.
+    """Load the credentials from KUBECONFIG if it is set, else in-cluster, else ~/.kube/config.
 
     Raises NoCredentials.
     """
@@ -74,7 +80,7 @@ def _in_cluster(environ: Mapping[str, str], account_dir: Path) -> Credentials:
 
 
 def _from_kubeconfig(path: str | None) -> Credentials:
-    # Imported here: the client is large, and a pod with a service account never needs it.
+    # Imported here because the client is large and a pod with a service account never needs it.
     from kubernetes import client, config
 
     configuration = client.Configuration()

@@ -1,53 +1,55 @@
-"""PURE: What a call to the API server can end in, named by what the caller must do.
+"""PURE: The errors of calls to the API server, named by what the caller must do.
 
 KubeError
 ├── Retry(after_s)   overloaded, unreachable or timed out: the same call may succeed later
-├── Conflict         the object has changed since it was read: read again
+├── Conflict         the object has changed since it was read: read it again
 ├── Gone             the list can't be continued from here: list again
-├── NotFound         the object, its namespace or its API isn't there
-├── Invalid(why)     the API server refuses this object: no retry helps until the input changes
-└── Forbidden        the operator's role doesn't allow it, or its credentials don't hold
+├── NotFound         the object, its namespace or its API does not exist
+├── Invalid          the API server rejects this object: no retry helps until the input changes
+└── Forbidden        the operator's role or its credentials don't allow the call
 """
 
 from __future__ import annotations
 
-# How an apply of a wrong type or of an unknown field is answered, for built-in kinds: with 500,
-# though no retry can help.
+# For built-in kinds, the API server answers with 500 and this message if an applied object has a
+# wrong type or an unknown field. No retry can help then.
 _UNTYPED = "failed to create typed patch object"
 
 
 class KubeError(Exception):
-    """Any failed call; the message names verb and path, never a body or a token."""
+    """Raised when a call failed. The message names verb and path, never a body or a token."""
 
 
 class Retry(KubeError):
+    """Raised when the same call may succeed later, after `after_s` seconds if it is set."""
+
     def __init__(self, message: str, after_s: float | None = None) -> None:
         super().__init__(message)
         self.after_s = after_s
 
 
 class Conflict(KubeError):
-    pass
+    """Raised when the object has changed since it was read."""
 
 
 class Gone(KubeError):
-    pass
+    """Raised when a list can't be continued because its token has expired."""
 
 
 class NotFound(KubeError):
-    pass
+    """Raised when the object, its namespace or its API does not exist."""
 
 
 class Invalid(KubeError):
-    pass
+    """Raised when the API server rejects the object; no retry helps until the input changes."""
 
 
 class Forbidden(KubeError):
-    pass
+    """Raised when the operator's role or credentials don't allow the call."""
 
 
 def from_status(code: int, what: str, message: str, after_s: float | None) -> KubeError:
-    """The error of an HTTP status >= 300. `what` is verb and path."""
+    """Return the error for an HTTP status of 300 or above. `what` is the verb and the path."""
     text = f"{what}: {code} {message[:1000]}"
     if code == 404:
         return NotFound(text)

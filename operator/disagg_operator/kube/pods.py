@@ -1,4 +1,4 @@
-"""PURE: Facts that are read off a pod as the API server gives it."""
+"""PURE: The facts that are read from a pod as the API server returns it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from disagg_wire.roles import ROLES
 
 
 def is_ready(pod: Obj) -> bool:
-    """Ready, and not on its way out."""
+    """Return whether a pod is ready and not terminating."""
     if pod["metadata"].get("deletionTimestamp"):
         return False
     conditions = (pod.get("status") or {}).get("conditions") or []
@@ -20,7 +20,7 @@ def is_ready(pod: Obj) -> bool:
 
 
 def http_port(pod: Obj, default: int) -> int:
-    """The port named `http` of a pod's containers."""
+    """Return the port named `http` of a pod's containers, or `default` if none has that name."""
     for container in (pod.get("spec") or {}).get("containers") or []:
         for port in container.get("ports") or []:
             if port.get("name") == "http":
@@ -29,34 +29,34 @@ def http_port(pod: Obj, default: int) -> int:
 
 
 def pool_of(obj: Obj) -> str:
-    """`prefill`, `decode` or "" (the router's pods carry no pool)."""
+    """Return the pool of an object: `prefill`, `decode` or "" (a router belongs to no pool)."""
     return labels_of(obj).get(LABEL_POOL, "")
 
 
 def address_of(pod: Obj) -> str:
-    """Return the pod's IP address, or "" while it has none."""
+    """Return the IP address of a pod, or "" while it has none."""
     return str((pod.get("status") or {}).get("podIP") or "")
 
 
 def identity_of(pod: Obj) -> str:
-    """Return the pod's UID, or its name where it has none (in tests and on one machine)."""
+    """Return the UID of a pod, or its name if it has no UID (in tests and without a cluster)."""
     return uid_of(pod) or name_of(pod)
 
 
 @dataclass(frozen=True, slots=True)
 class DeploymentPods:
-    """The pods of one deployment."""
+    """The pods of one DisaggDeployment."""
 
     routers: tuple[Obj, ...]
-    """The routers that are ready."""
+    """The ready routers."""
     workers: Mapping[str, tuple[Obj, ...]]
-    """The workers of each pool that are ready."""
+    """The ready workers of each pool."""
     all_of: Mapping[str, tuple[Obj, ...]]
     """All workers of each pool."""
 
 
 def sort_pods(pods: Sequence[Obj]) -> DeploymentPods:
-    """Return the pods of a deployment by what they are. A pod without an address is not ready."""
+    """Sort the pods of a DisaggDeployment by component. A pod without an address is not ready."""
     ready = [pod for pod in pods if is_ready(pod) and address_of(pod)]
     workers = {role: tuple(pod for pod in ready if pool_of(pod) == role) for role in ROLES}
     routers = tuple(pod for pod in ready if labels_of(pod).get(LABEL_COMPONENT) == ROUTER)

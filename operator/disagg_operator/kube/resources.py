@@ -1,7 +1,7 @@
-"""PURE: the kinds the operator reads and writes, and their paths on the API server.
+"""PURE: The kinds that the operator reads and writes, and their paths on the API server.
 
-One table, so that a path is never put together anywhere else. Names that come from objects are
-checked before they become a part of a URL.
+They form one table, so that no other module builds a path. Names that come from objects are
+checked before they become part of a URL.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ _SEGMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:_-]{0,251}[A-Za-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A kind. `optional`: the API may be absent from a cluster; a LIST of it then gives nothing."""
+    """A kind of the Kubernetes API."""
 
     api_version: str
     kind: str
     plural: str
     namespaced: bool = True
     optional: bool = False
+    """Whether a cluster may lack this API; a LIST then returns no objects."""
 
     def path(self, namespace: str | None, name: str | None = None) -> str:
-        """URL path of the collection or of one object.
+        """Return the URL path of the collection, or of one object if `name` is given.
 
-        `namespace=None` means all namespaces. Raises ValueError.
+        `namespace=None` means all namespaces. Raises ValueError for a name unfit for a path.
         """
         prefix = f"/api/{self.api_version}" if "/" not in self.api_version else f"/apis/{self.api_version}"
         middle = f"/namespaces/{segment(namespace)}" if self.namespaced and namespace else ""
@@ -57,13 +58,13 @@ NETWORK_ATTACHMENT = Resource(
 )
 
 ALL = (
-    DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, REPLICA_SET, DEPLOYMENT, ROLE,
-    ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
+    DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, REPLICA_SET,
+    DEPLOYMENT, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
 )  # fmt: skip
 _BY_KIND = {(r.api_version, r.kind): r for r in ALL}
 
-# What a DisaggDeployment may own and is listed by label. Secrets are not: the operator may GET one
-# by name, and list none.
+# The kinds that a DisaggDeployment may own and that are listed by label. Secrets are not among
+# them: the operator may get a Secret by name, but not list Secrets.
 OWNED = (
     NETWORK_ATTACHMENT, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, DISAGG_POOL, SERVICE, DEPLOYMENT,
     POD_DISRUPTION_BUDGET, NETWORK_POLICY,
@@ -71,14 +72,14 @@ OWNED = (
 
 
 def segment(value: str) -> str:
-    """`value` if it may stand in a URL path as it is; ValueError otherwise."""
+    """Return `value` if it may stand in a URL path unchanged. Raises ValueError otherwise."""
     if not _SEGMENT.fullmatch(value) or ".." in value:
         raise ValueError(f"not a name of a Kubernetes object: {value[:80]!r}")
     return value
 
 
 def resource_of(obj: Obj) -> Resource:
-    """The kind of an object. Raises ValueError for one that this operator doesn't deal in."""
+    """Return the kind of an object. Raises ValueError for a kind that the operator does not use."""
     key = (str(obj.get("apiVersion")), str(obj.get("kind")))
     if key not in _BY_KIND:
         raise ValueError(f"unknown kind {key[1]} of {key[0]}")
@@ -107,5 +108,5 @@ def annotations_of(obj: Obj) -> dict[str, str]:
 
 
 def owned_by(obj: Obj, uids: frozenset[str]) -> bool:
-    """Whether an ownerReference names one of `uids`."""
+    """Return whether an ownerReference of the object names one of `uids`."""
     return any(ref.get("uid") in uids for ref in obj.get("metadata", {}).get("ownerReferences") or [])

@@ -1,6 +1,6 @@
-"""PURE: from a model's Hugging Face config.json to its shape.
+"""PURE: The reader of the shape of a model from its Hugging Face config.json.
 
-What can't be planned is refused by the field that says so.
+A model that can't be planned is refused, naming the field that shows it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 from disagg_operator.performance.model_shape import Experts, Latent, ModelShape, PlanError, Window
 
-# Each of the same meaning, by family.
+# Fields of the same meaning, as different model families name them.
 _COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")
 _PER_TOKEN = ("num_experts_per_tok", "experts_per_token")
 _SHARED = ("n_shared_experts", "num_shared_experts")
 _SHARED_WIDTHS = ("shared_expert_intermediate_size", "shared_intermediate_size")
-# Mixtures that are written in another way, and attention that keeps something else.
+# Fields of mixtures of experts in a form that can't be planned.
 _FOREIGN = (
     "moe_num_experts",
     "moe_k",
@@ -25,11 +25,13 @@ _FOREIGN = (
     "moe_every_n_layers",
     "moe_layer_start_index",
 )
+# Fields of sparse attention, which stores something else besides keys and values.
 _SPARSE = ("index_topk", "index_n_heads", "nsa_config", "sparse_attention_config")
 _LATENT = ("q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
+# Fields of state-space and linear-attention layers.
 _STATES = (
-    "hybrid_override_pattern", "mamba_d_state", "mamba_num_heads", "ssm_cfg", "linear_num_key_heads", "layers_block_type",
-    "linear_attn_config",
+    "hybrid_override_pattern", "mamba_d_state", "mamba_num_heads", "ssm_cfg", "linear_num_key_heads",
+    "layers_block_type", "linear_attn_config",
 )  # fmt: skip
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 _ATTENTION = {"full_attention", "attention", *_WINDOWS}
@@ -37,14 +39,14 @@ _WRITES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 
 
 def from_config(raw: Mapping[str, Any], name: str) -> ModelShape:
-    """The shape in a config.json; of a multi-modal one, that of its text part.
+    """Return the shape that a config.json describes. Raises PlanError, which names the field.
 
-    Raises PlanError naming the field.
+    The shape of a multi-modal model is that of its text part.
     """
     text = raw.get("text_config")
     if isinstance(text, Mapping) and "hidden_size" not in raw:
         _check_kind(raw)
-        # What is said of the whole holds for its part.
+        # These settings of the whole model also hold for its text part.
         raw = {
             k: raw[k] for k in ("quantization_config", "torch_dtype", "dtype", "tie_word_embeddings") if k in raw
         } | {**text}
@@ -74,8 +76,8 @@ def from_config(raw: Mapping[str, Any], name: str) -> ModelShape:
         context_tokens=None if context is None else _integer(raw, "max_position_embeddings"),
         experts=experts,
         latent=latent,
-        # The bundled engine keeps what lies outside of a window: dense models, which it may serve,
-        # are planned as if there were none.
+        # The bundled engine also stores tokens outside of a window. So dense models, which it can
+        # serve, are planned as if they had no window.
         window=_window(raw, layers) if experts else None,
     )
 
@@ -95,7 +97,7 @@ def _integer(raw: Mapping[str, Any], field: str, default: int | None = None, lea
 def _one_of(
     raw: Mapping[str, Any], fields: tuple[str, ...], default: int | None = None, least: int = 1
 ) -> tuple[str, int]:
-    """The field that is set and its value. Raises PlanError where two contradict each other."""
+    """Return the field that is set and its value. Raises PlanError if two fields contradict."""
     given = {f: _integer(raw, f, least=least) for f in fields if raw.get(f) is not None}
     if len(set(given.values())) > 1:
         raise PlanError(f"config.json: {', '.join(given)}: say {' and '.join(map(str, given.values()))}")
@@ -105,21 +107,23 @@ def _one_of(
 
 
 def _check_kind(raw: Mapping[str, Any]) -> None:
-    """Raises PlanError for a model that is no decoder with attention in each layer."""
+    """Raise PlanError for a model that is not a decoder with attention in each layer."""
     if field := next((f for f in _FOREIGN if raw.get(f)), ""):
         raise PlanError(
             f"config.json: {field}: mixtures of experts in this form are not planned ({', '.join(_COUNTS)} are)"
         )
     if field := next((f for f in _SPARSE if raw.get(f)), ""):
         raise PlanError(
-            f"config.json: {field}: sparse attention is not planned: it keeps an index beside the cache and reads a part of it"
+            f"config.json: {field}: sparse attention is not planned: "
+            "it keeps an index beside the cache and reads a part of it"
         )
     kinds = raw.get("layer_types")
     other = sorted({str(k) for k in kinds} - _ATTENTION) if isinstance(kinds, list) else []
     if other or (field := next((f for f in _STATES if raw.get(f)), "")) or _linear(raw):
         what = f"layer_types: {other[0]}" if other else field or "attn_type_list"
         raise PlanError(
-            f"config.json: {what}: models with state-space or linear-attention layers are not planned: their cache is another"
+            f"config.json: {what}: models with state-space or linear-attention layers are not planned: "
+            "their cache is another"
         )
     if raw.get("is_encoder_decoder"):
         raise PlanError("config.json: is_encoder_decoder: models with an encoder are not planned")
@@ -129,7 +133,7 @@ def _check_kind(raw: Mapping[str, Any]) -> None:
 
 
 def _linear(raw: Mapping[str, Any]) -> bool:
-    """MiniMax: 0 is a layer of lightning attention."""
+    """Return whether a layer has linear attention, which MiniMax marks by a 0 in a list."""
     kinds = raw.get("attn_type_list")
     return isinstance(kinds, list) and 0 in kinds
 
@@ -149,7 +153,10 @@ def _latent(raw: Mapping[str, Any]) -> Latent | None:
 
 
 def _experts(raw: Mapping[str, Any], layers: int, bits: float | None) -> Experts | None:
-    """None: a dense model, also one that is written as a mixture of one expert."""
+    """Return the experts of a model.
+
+    Returns None for a dense model, including one that is written as a mixture of one expert.
+    """
     if not any(raw.get(f) for f in _COUNTS):
         return None
     field, count = _one_of(raw, _COUNTS)
@@ -158,7 +165,7 @@ def _experts(raw: Mapping[str, Any], layers: int, bits: float | None) -> Experts
         raise PlanError(f"config.json: {per_token_field}: {per_token} of {count} ({field})")
     if count == 1:
         return None
-    # Mixtral, gpt-oss and Llama 4 have no width of their own for experts.
+    # Mixtral, gpt-oss and Llama 4 have no separate field for the width of experts.
     own = field == "n_routed_experts" or raw.get("moe_intermediate_size") is not None
     width = _integer(raw, "moe_intermediate_size" if own else "intermediate_size")
     mixed = _mixed_layers(raw, layers)
@@ -177,9 +184,11 @@ def _shared_width(raw: Mapping[str, Any], width: int) -> int:
 
 
 def _mixed_layers(raw: Mapping[str, Any], layers: int) -> int:
-    """How many layers have experts, by the rules of DeepSeek and GLM (the first k are dense, then
-    each n-th or a list of 0 and 1), of Qwen (each n-th but for some) and of Llama 4 (each n-th, or
-    a list of them).
+    """Return the number of layers that have experts.
+
+    It follows the rules of DeepSeek and GLM (the first k layers are dense, then every n-th or those
+    with a 1 in a list have experts), of Qwen (every n-th layer except some) and of Llama 4 (every
+    n-th layer, or a list of layers).
     """
     first = _integer(raw, "first_k_dense_replace", 0, least=0)
     if first > layers:
@@ -216,14 +225,15 @@ def _layers(raw: Mapping[str, Any], field: str, layers: int) -> set[int]:
 
 
 def _window(raw: Mapping[str, Any], layers: int) -> Window | None:
-    """Of the layers that `layer_types` gives one, or, in Llama 4, all but those without rotary
-    embeddings.
+    """Return the window of a model and the number of layers that have it, or None without a window.
+
+    The layers are named by `layer_types`; in Llama 4 they are all those with rotary embeddings.
     """
     kinds = raw.get("layer_types")
     if not isinstance(kinds, list):
         if raw.get("attention_chunk_size") is None or "interleave_moe_layer_step" not in raw:
             return None
-        rotary = raw.get("no_rope_layers")  # 1: has them
+        rotary = raw.get("no_rope_layers")  # in spite of the name, 1 marks a layer with rotary embeddings
         chunked = sum(map(bool, rotary)) if isinstance(rotary, list) and len(rotary) == layers else layers - layers // 4
         return Window(chunked, _integer(raw, "attention_chunk_size")) if chunked else None
     if len(kinds) != layers:
@@ -238,7 +248,7 @@ def _window(raw: Mapping[str, Any], layers: int) -> Window | None:
 
 
 def _bits(raw: Mapping[str, Any]) -> tuple[int, float | None]:
-    """Of the weights, and of routed experts where they are stored otherwise."""
+    """Return the bits of a weight, and those of routed experts if they are stored differently."""
     quantization = raw.get("quantization_config")
     if quantization is None:
         return (32 if raw.get("torch_dtype", raw.get("dtype")) == "float32" else 16), None

@@ -1,4 +1,4 @@
-"""PURE: How fast the workers of a resource are, by what the resource declares."""
+"""PURE: The performance of the workers of a resource according to what the resource declares."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from disagg_operator.performance import hardware, model_shape
 from disagg_operator.performance.profile import Profile
 from disagg_operator.performance.roof_line import Efficiency, estimate
 
-# The bundled 5-million-parameter model on one CPU thread: the order of magnitude is right, the rest
-# is learned.
+# The bundled model of 5 million parameters on one CPU thread. Only the order of magnitude is right;
+# the rest is learned.
 CPU = Profile(1, 4e-3, 0.15e-3, 0.0, 3e-3, 0.6e-3, 0.1e-6, 40_000, batch_tokens=2048, max_running=64)
 
 
 def profile_of(dd: DisaggDeployment) -> Profile:
-    """How fast a worker is before anything has been measured: declared, else by accelerator and
-    model, else a CPU with a small model. Prefill's numbers are of a prefill worker, decode's of a
-    decode worker.
+    """Return the profile of the workers before anything has been measured.
+
+    It is the declared profile if there is one, else an estimate from accelerator and model, else
+    that of a small model on a CPU. Its prefill coefficients are those of a prefill worker, its
+    decode coefficients those of a decode worker.
     """
     spec = dd.spec
     prefill, decode = _estimate(dd, spec.prefill), _estimate(dd, spec.decode)
     found = Profile(
         gpus=gpus_of(spec.decode) or 1,
         a_s=prefill.a_s, b_s_per_token=prefill.b_s_per_token, c_s_per_token2=prefill.c_s_per_token2,
-        d_s=decode.d_s, e_s_per_sequence=decode.e_s_per_sequence, f_s_per_token=decode.f_s_per_token, kv_tokens=decode.kv_tokens,
+        d_s=decode.d_s, e_s_per_sequence=decode.e_s_per_sequence, f_s_per_token=decode.f_s_per_token,
+        kv_tokens=decode.kv_tokens,
         batch_tokens=spec.prefill.max_batch_tokens, max_running=spec.decode.max_running_requests,
     )  # fmt: skip
     declared = spec.scaling.profile
@@ -39,6 +42,7 @@ def profile_of(dd: DisaggDeployment) -> Profile:
 
 
 def gpus_of(pool: PoolSpec) -> int:
+    """Return the number of accelerators of one worker of a pool; 0 if it has none."""
     return 0 if pool.accelerator is None else pool.accelerator.count
 
 
@@ -53,8 +57,10 @@ def _estimate(dd: DisaggDeployment, pool: PoolSpec) -> Profile:
 
 
 def _shape(name: str) -> model_shape.ModelShape | None:
-    """The known shape whose name begins the model's, such as Llama-3.1-70B-Instruct; the longest of
-    several (glm-4.5-air). A size in the rest is that of another model
+    """Return the known shape with which the name of a model begins, or None.
+
+    For example, Llama-3.1-70B-Instruct has the shape llama-3.1-70b. The longest of several matches
+    counts (glm-4.5-air). A size in the rest of the name means that it is another model
     (DeepSeek-R1-Distill-Qwen-7B).
     """
     words = re.sub(r"[^a-z0-9.]+", "-", name.lower()).removeprefix("meta-")

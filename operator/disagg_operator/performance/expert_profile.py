@@ -1,11 +1,11 @@
-"""PURE: a profile of a model with experts, whose decode step is no line in the batch.
+"""PURE: The profile of a model with experts, whose decode time is not linear in the batch size.
 
-A step reads the experts that its sequences take: `E (1 - (1 - k/E)^B)` of E for B sequences that
-take k each, if routing is even. That bends: DeepSeek-V3 reads an eighth of its experts for 4
-sequences, half for 22 and nine tenths for 73. Simulator, autoscaler and files know a step as `d +
-e*B + f*K` only. So the coefficients are the tangent at one batch: exact there and too slow
-elsewhere, never too fast, since the curve bends downwards. `step_s` and what the planner asks
-besides are exact.
+A step reads the experts that its sequences use: `E (1 - (1 - k/E)^B)` of E for B sequences that use
+k each, if routing is uniform. This is a curve: DeepSeek-V3 reads an eighth of its experts for 4
+sequences, half for 22 and nine tenths for 73. Simulator, autoscaler and profile files only know a
+step as `d + e*B + f*K`. Therefore the coefficients are the tangent at one batch size: exact there
+and too slow elsewhere, but never too fast, because the curve is concave. `step_s` and the other
+methods that the planner calls are exact.
 """
 
 from __future__ import annotations
@@ -17,43 +17,49 @@ from typing import Self
 from disagg_operator.performance.profile import Profile
 
 _TOLERANCE = 1e-9
-_ALL = 1e9  # sequences, which take all experts
+_ALL = 1e9  # a number of sequences that use all experts
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertProfile(Profile):
-    """`routed_s`: to read all routed experts of all layers once; `share`: of them that one token
-    takes, less than 1. `tangent`: the sequences at which `d_s` and `e_s_per_sequence` touch the
-    curve; at first where all experts are read.
+    """A profile of a worker that serves a model with experts.
 
-    Prefill: a batch can't be faster than reading the weights, `weights_s` for those that every
-    token needs, with choosing the others; `matrix_s_per_token` is the part of `b_s_per_token` that
-    multiplies by them. Prompts in a batch share the reading, so it is in no coefficient; one alone
-    pays it.
+    A prefill batch can't be faster than reading the weights. The prompts of a batch share the
+    reading, so no coefficient includes it; a prompt alone pays for all of it.
 
-    `ranks`: more than one where each GPU computes attention, and whatever else all tokens need, for
-    sequences of its own. Coefficients then say what it takes if the GPUs have equal shares. A
-    prompt alone has one of them only, for `own_s_per_token` of its matrices and for its attention,
-    and no request can hold more than one GPU's cache.
+    With more than one rank each GPU computes attention, and everything else that all tokens need,
+    for its own sequences. The coefficients then assume that the GPUs have equal shares of the load.
+    A prompt alone uses a single GPU for its attention and for `own_s_per_token` of its matrices,
+    and no request can hold more than the cache of one GPU.
     """
 
     routed_s: float = 0.0
+    """The time in seconds to read all routed experts of all layers once."""
     share: float = 0.5
+    """The share of the routed experts that one token uses, less than 1."""
     tangent: float = _ALL
+    """The number of sequences at which `d_s` and `e_s_per_sequence` touch the curve.
+
+    Initially it is so large that all experts are read.
+    """
     weights_s: float = 0.0
+    """The seconds of a batch to read the weights that all tokens need and to choose experts."""
     matrix_s_per_token: float = 0.0
+    """The seconds per token to multiply by all weights, which are a part of `b_s_per_token`."""
     ranks: int = 1
+    """The number of GPUs that compute attention for their own sequences."""
     own_s_per_token: float = 0.0
+    """The seconds per token, on all GPUs, to multiply by the weights that all tokens need."""
 
     def _read_s(self, tokens: float) -> float:
-        """The routed experts that so many tokens take."""
+        """Return the time in seconds to read the routed experts that a number of tokens use."""
         return self.routed_s * (1 - self._missed(tokens))
 
     def _slope_s(self, sequences: float) -> float:
         return -self.routed_s * math.log1p(-self.share) * self._missed(sequences)
 
     def _missed(self, tokens: float) -> float:
-        """The share of the experts that so many tokens leave alone."""
+        """Return the share of the experts that a number of tokens leave unused."""
         found: float = (1 - self.share) ** max(1.0, tokens)
         return found
 
@@ -69,10 +75,14 @@ class ExpertProfile(Profile):
     def step_s(self, sequences: float, kv_tokens: float) -> float:
         many = max(1.0, sequences)
         line_s = self._read_s(self.tangent) + self._slope_s(self.tangent) * (many - self.tangent)
-        return Profile.step_s(self, many, kv_tokens) - (line_s - self._read_s(many))  # no step is of less than one
+        # A step has at least one sequence.
+        return Profile.step_s(self, many, kv_tokens) - (line_s - self._read_s(many))
 
     def sequences_within(self, step_s: float, kv_per_sequence: float) -> float:
-        """Less than 1 where even one takes longer."""
+        """Return the number of sequences whose step takes `step_s`.
+
+        It is less than 1 if even a step of one sequence takes longer.
+        """
         one_s = self.step_s(1, kv_per_sequence)
         if step_s <= one_s:
             return step_s / one_s
@@ -112,8 +122,6 @@ class ExpertProfile(Profile):
         return (self.weights_s + self.routed_s) / self.matrix_s_per_token
 
     def fit_error(self, sequences: float, kv_per_sequence: float) -> float:
-        """How much longer than the curve the coefficients say that such a step takes, as a share of
-        it.
-        """
+        """Return the relative error of the coefficients for such a step; 0.1 is 10 % too slow."""
         kv_tokens = sequences * kv_per_sequence
         return Profile.step_s(self, sequences, kv_tokens) / self.step_s(sequences, kv_tokens) - 1

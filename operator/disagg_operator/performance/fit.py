@@ -1,10 +1,10 @@
-"""PURE: from measured times to a Profile.
+"""PURE: The fit of a Profile to measured times.
 
-Coefficients are not negative; errors count relative to the time that was measured.
+Coefficients are not negative. Errors are relative to the measured time.
 
-Prefill is measured in two ways. Alone, a prompt's first token takes `overhead + a + b*n + c*n^2`.
-With one prompt always waiting behind the one that is computed, a prompt takes `a + b*n + c*n^2`:
-nothing but the worker's own time. The difference is what router and network add.
+Prefill is measured in two ways. The first token of a prompt alone takes `overhead + a + b*n +
+c*n^2`. If one prompt always waits behind the one that is computed, a prompt takes `a + b*n +
+c*n^2`, which is only the worker's own time. The difference is the time that router and network add.
 """
 
 from __future__ import annotations
@@ -22,60 +22,62 @@ _LEAST_WAIT_S = 0.010
 
 
 class FitError(ValueError):
-    """Too little was measured; the message says of what."""
+    """Raised when too little was measured; the message names what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillPoint:
-    """Median time to the first token of a prompt alone, and, where it was measured, the time a
-    prompt takes when they queue. `least_s`: the shortest that was seen alone, which others on the
-    machine have disturbed the least.
-    """
+    """The measured prefill times of prompts of one length."""
 
     tokens: int
     alone_s: float
+    """The median time in seconds to the first token of a prompt alone."""
     queued_s: float | None = None
+    """The time in seconds of one prompt while prompts queue, if it was measured."""
     least_s: float | None = None
+    """The shortest time in seconds of a prompt alone, least disturbed by other processes."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodePoint:
-    """One decode step over so many sequences that hold so many tokens together, of which so many
-    joined just before (on average).
-    """
+    """The measured time of a decode step."""
 
     sequences: float
     kv_tokens: float
+    """The number of tokens that the sequences hold together."""
     step_s: float
     joined: float = 0.0
+    """The average number of sequences that joined just before the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShortAnswer:
-    """An answer that decode had to itself, after a pause: seconds from its first token to its last."""
+    """An answer that a decode worker computed alone, after a pause."""
 
     prompt_tokens: int
     output_tokens: int
     seconds: float
+    """The time from the first token to the last one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """A measured time and what the fitted profile says."""
+    """A measured time and the time according to the fitted profile."""
 
     what: str
+    """The description of the measurement."""
     measured_s: float
     fitted_s: float
 
     @property
     def error(self) -> float:
-        """Relative, 0.1: the profile is 10 % too slow."""
+        """The relative error; 0.1 means that the profile is 10 % too slow."""
         return self.fitted_s / self.measured_s - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A profile and how well it says what was measured."""
+    """A fitted profile and its residuals."""
 
     profile: Profile
     prefill: tuple[Residual, ...]
@@ -83,22 +85,27 @@ class Fitted:
 
     @property
     def worst_error(self) -> float:
+        """The largest relative error of any residual, without its sign."""
         return max(abs(r.error) for r in (*self.prefill, *self.decode))
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What can't be measured from outside: what one replica has."""
+    """The limits of a replica that can't be measured from outside."""
 
     gpus: int = 1
     kv_tokens: int = 0
+    """The number of tokens that the KV cache holds."""
     batch_tokens: int = 4096
+    """The maximum number of tokens of a prefill batch."""
     max_running: int = 256
+    """The maximum number of sequences of a decode step."""
 
 
 def non_negative(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
-    """Least squares of relative errors with coefficients >= 0: the best of all choices of
-    coefficients that are 0. For a few columns.
+    """Return the coefficients >= 0 with the least sum of squares of relative errors.
+
+    It tries all choices of coefficients that are 0, so it is meant for a few columns.
     """
     n = len(rows[0])
     scaled = [[x / v for x in row] for row, v in zip(rows, values, strict=True)]
@@ -116,8 +123,9 @@ def non_negative(rows: Sequence[Sequence[float]], values: Sequence[float]) -> li
 
 
 def _solve(rows: Sequence[Sequence[float]]) -> list[float] | None:
-    """The x that brings rows * x nearest to 1, by the normal equations with scaled columns; None
-    where columns depend on each other.
+    """Return the x for which rows * x is closest to 1, by the normal equations with scaled columns.
+
+    Returns None if the columns are linearly dependent.
     """
     n = len(rows[0])
     size = [math.sqrt(sum(r[i] * r[i] for r in rows)) or 1.0 for i in range(n)]
@@ -144,12 +152,16 @@ def fit(
     answers: Sequence[ShortAnswer] = (),
     front_s: float = 0.0,
 ) -> Fitted:
-    """Raises FitError."""
+    """Fit a profile to measured times.
+
+    `answers` determine the hand-over time; `front_s` is the time of a router for a request, which
+    is taken over as it is. Raises FitError if too little was measured.
+    """
     _, full_tokens = batch_wait(
         [(p.tokens, p.least_s) for p in prefill if p.least_s is not None] or [(p.tokens, p.alone_s) for p in prefill]
     )
-    # Behind others, prompts that wait to fill a batch are computed together: their times say
-    # nothing of one.
+    # Behind others, prompts that wait to fill a batch are computed together, so their times say
+    # nothing about a single one.
     queued = [(p.tokens, p.queued_s) for p in prefill if p.queued_s is not None and p.tokens >= full_tokens]
     if len(prefill) < _LEAST_POINTS or len(queued) < _LEAST_QUEUED:
         few = f"{len(prefill)} lengths alone and of {len(queued)} behind others that wait for no batch"
@@ -158,7 +170,8 @@ def fit(
         )
     if len(decode) < _LEAST_POINTS:
         raise FitError(f"decode: times of {len(decode)} batches, at least {_LEAST_POINTS} are needed")
-    # One solution for both kinds of times: what prompts alone take more is overhead and wait.
+    # Both kinds of times are solved together: the additional time of prompts alone is overhead and
+    # wait.
     rows = [(1.0, n, n * n, 0.0, 0.0) for n, _ in queued] + [
         (1.0, p.tokens, p.tokens**2, 1.0, float(p.tokens < full_tokens)) for p in prefill
     ]
@@ -185,8 +198,9 @@ def fit(
 
 
 def _beside_steps_s(profile: Profile, answer: ShortAnswer) -> float:
-    """What an answer took more than its steps: the hand-over, and a first step that finds
-    everything cold.
+    """Return the time in seconds that an answer took in addition to its steps.
+
+    It consists of the hand-over and of the delay of a first step with cold caches.
     """
     steps = answer.output_tokens - 1
     return answer.seconds - steps * profile.step_s(1, answer.prompt_tokens + answer.output_tokens / 2)
@@ -203,10 +217,13 @@ def _alone_s(profile: Profile, tokens: int) -> float:
 
 
 def batch_wait(alone: Sequence[tuple[int, float]]) -> tuple[float, int]:
-    """(wait, tokens from which on nothing is waited for), from prompts alone: the split of the
-    lengths into short ones that wait and long ones that do not which explains their times best.
-    None (0, 0) unless it halves the squares of the errors, and is 10 ms and a quarter of the
-    shortest prompt's time or more.
+    """Return the time that short prompts wait for a batch to fill, and the length that avoids it.
+
+    `alone` has the length and the time of prompts alone. The result is a wait in seconds and the
+    number of tokens from which prompts do not wait. Of all splits into short prompts that wait and
+    long ones that do not, it is the split that explains the times best. It is (0, 0) unless the
+    split halves the sum of the squares of the errors, and the wait is at least 10 ms and at least a
+    quarter of the shortest prompt's time.
     """
     points = sorted(alone)
     times = [s for _, s in points]

@@ -1,4 +1,7 @@
-"""PURE: accelerators and networks, as their makers state them. Dense figures, without sparsity."""
+"""PURE: The accelerators and networks, with the figures that their makers state.
+
+FLOP/s are dense, without sparsity.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +10,44 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One accelerator.
-
-    `product` is the value of the node label that the device's feature discovery sets.
-    """
+    """An accelerator."""
 
     name: str
     product: str
+    """The value of the node label that the feature discovery of the device sets."""
     memory_bytes: float
     bandwidth_bytes_per_s: float
+    """The bandwidth of the memory."""
     bf16_flops: float
+    """The dense FLOP/s in bf16."""
     fp8_flops: float | None
-    link_bytes_per_s: float | None  # GPU to GPU in the node, one direction; None: PCIe
+    """The dense FLOP/s in FP8; None if the accelerator does not support it."""
+    link_bytes_per_s: float | None
+    """The bandwidth between two GPUs of a node in one direction; None: over PCIe."""
     max_tensor: int
+    """The maximum number of GPUs of a node that share a replica."""
     source: str
+    """The address at which the maker states the figures."""
 
     @property
     def vendor(self) -> str:
-        """KV moves only between accelerators of one vendor."""
+        """The vendor. KV can only be moved between accelerators of the same vendor."""
         return self.product.split("-")[0].split("_")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A way for the KV cache.
-
-    `efficiency`: the part of the line rate that a transfer of many blocks reaches (an assumption).
-    """
+    """A network over which the KV cache can be moved."""
 
     name: str
     line_bits_per_s: float
     base_latency_s: float
+    """The time of a transfer in seconds apart from moving its bytes."""
     efficiency: float
+    """The share of the line rate that a transfer of many blocks reaches (an assumption)."""
 
     def transfer_s(self, size_bytes: float) -> float:
-        """Time to move that many bytes alone on the link."""
+        """Return the time in seconds of a transfer that has the link to itself."""
         return self.base_latency_s + 8 * size_bytes / (self.line_bits_per_s * self.efficiency)
 
 

@@ -1,4 +1,4 @@
-"""PURE: what a model weighs, computes and stores; the shapes that are known by name."""
+"""PURE: The shape of a model, which determines its memory and arithmetic, and the known shapes."""
 
 from __future__ import annotations
 
@@ -6,31 +6,39 @@ from dataclasses import dataclass, replace
 
 
 class PlanError(ValueError):
-    """An input is wrong or missing; the message names it."""
+    """Raised when an input of a plan is invalid or missing; the message names the input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """The mixture in `layers` of the model: `count` routed experts of `width`, `per_token` of which
-    a token takes; `shared_width`: of what all tokens take beside them. `bits`: how routed experts
-    are stored (MXFP4: 4.25, a scale of 8 bits for 32 weights); None: as the rest.
-    """
+    """The mixture of experts of a model."""
 
     layers: int
+    """The number of layers that have experts."""
     count: int
+    """The number of routed experts of a layer."""
     per_token: int
+    """The number of routed experts that a token uses."""
     width: int
+    """The width of a routed expert."""
     shared_width: int = 0
+    """The total width of the shared experts, which all tokens use."""
     bits: float | None = None
+    """The bits of a weight of routed experts; None: the same as in the rest of the model.
+
+    MXFP4 has 4.25, because 32 weights share a scale of 8 bits.
+    """
 
     @property
     def share(self) -> float:
-        """Of the routed experts that one token takes."""
+        """The share of the routed experts that one token uses."""
         return self.per_token / self.count
 
     def touched(self, tokens: float) -> float:
-        """How many experts of a layer a batch takes on average, if each token is routed evenly and
-        by itself: E (1 - (1 - k/E)^B). Real routing prefers some experts, and touches fewer.
+        """Return the average number of experts of a layer that a batch of tokens uses.
+
+        It is E (1 - (1 - k/E)^B) if tokens are routed uniformly and independently. Real routing
+        prefers some experts and uses fewer.
         """
         missed: float = (1 - self.share) ** max(1.0, tokens)
         return self.count * (1 - missed)
@@ -38,47 +46,59 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Latent:
-    """Multi-head latent attention: keys and values of all heads come from one vector of `rank`, and
-    one rotary key of `rope` is shared. `nope`, `value`: the rest of a head's key, and its value.
-    `query_rank`: of the compressed query; 0: it is not compressed.
+    """The dimensions of multi-head latent attention.
+
+    The keys and values of all heads are computed from one latent vector, and all heads share one
+    rotary key.
     """
 
     rank: int
+    """The dimension of the latent vector."""
     rope: int
+    """The dimension of the rotary key."""
     nope: int
+    """The dimension of the rest of a head's key."""
     value: int
+    """The dimension of a head's value."""
     query_rank: int = 0
+    """The dimension of the compressed query; 0: queries are not compressed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """`layers` of the model attend to, and keep, no more than the last `tokens`."""
+    """A sliding window: some layers attend to the last tokens only, and store no others."""
 
     layers: int
+    """The number of layers that have the window."""
     tokens: int
+    """The number of tokens in the window."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A decoder.
-
-    `intermediate`: of the layers without experts. `weight_bits`, `kv_bits`: how weights and KV
-    cache are stored. `context_tokens`: the most that a request may have; None: not known. With
-    latent attention `kv_heads` is 1: no rank has a part of the cache, each has the whole.
-    """
+    """The shape of a decoder."""
 
     name: str
     layers: int
     hidden: int
+    """The dimension of the hidden state."""
     intermediate: int
+    """The width of the feed-forward network in layers without experts."""
     heads: int
+    """The number of query heads."""
     kv_heads: int
+    """The number of KV heads. With latent attention it is 1: every rank has the whole cache."""
     head_dim: int
+    """The dimension of a head."""
     vocab: int
+    """The number of tokens in the vocabulary."""
     tied: bool
+    """Whether the output head shares the weights of the input embedding."""
     weight_bits: int = 16
     kv_bits: int = 16
+    """The bits of an element of the KV cache."""
     context_tokens: int | None = None
+    """The maximum number of tokens of a request; None: not known."""
     experts: Experts | None = None
     latent: Latent | None = None
     window: Window | None = None
@@ -87,7 +107,7 @@ class ModelShape:
 
     @property
     def attention_parameters(self) -> int:
-        """Of one layer."""
+        """The attention parameters of one layer."""
         a = self.latent
         if a is None:
             return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
@@ -98,8 +118,9 @@ class ModelShape:
 
     @property
     def base_parameters(self) -> int:
-        """What each token is multiplied with: attention, dense layers, shared experts, routers and
-        the output head.
+        """The number of parameters that every token is multiplied by.
+
+        They are those of attention, dense layers, shared experts, routers and the output head.
         """
         e = self.experts
         dense = 3 * self.hidden * self.intermediate
@@ -116,37 +137,39 @@ class ModelShape:
 
     @property
     def routed_parameters(self) -> int:
-        """All routed experts."""
+        """The number of parameters of all routed experts."""
         e = self.experts
         return 0 if e is None else e.layers * e.count * 3 * self.hidden * e.width
 
     @property
     def active_parameters(self) -> int:
-        """What one token is multiplied with, with its share of the routed experts.
+        """The number of parameters that one token is multiplied by, including its routed experts.
 
-        As usual, the input embedding is not counted, the output head is.
+        As usual, the output head is counted, and the input embedding is not.
         """
         e = self.experts
         return self.base_parameters + (0 if e is None else self.routed_parameters * e.per_token // e.count)
 
     @property
     def parameters(self) -> int:
+        """The number of parameters of the model."""
         return self.base_parameters + self.routed_parameters + (0 if self.tied else self.hidden * self.vocab)
 
     # ---- bytes ----
 
     @property
     def routed_bits(self) -> float:
+        """The bits of a weight of routed experts."""
         return self.weight_bits if self.experts is None or self.experts.bits is None else self.experts.bits
 
     @property
     def routed_bytes(self) -> float:
-        """Weights of all routed experts."""
+        """The size in bytes of the weights of all routed experts."""
         return self.routed_parameters * self.routed_bits / 8
 
     @property
     def weight_bytes(self) -> float:
-        """All weights; embeddings and norms stay at 16 bits."""
+        """The size in bytes of all weights. An untied input embedding stays at 16 bits."""
         embedding = 0 if self.tied else self.hidden * self.vocab
         return self.base_parameters * self.weight_bits / 8 + self.routed_bytes + 2 * embedding
 
@@ -158,13 +181,18 @@ class ModelShape:
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """All layers' cache of one token: 2 * layers * kv_heads * head_dim * bytes; latent: layers
-        * (rank + rope) * bytes.
+        """The size in bytes of the KV of one token in all layers.
+
+        It is 2 * layers * kv_heads * head_dim * bytes, or with latent attention layers * (rank +
+        rope) * bytes.
         """
         return self.layers * self._layer_kv_bytes
 
     def kv_bytes(self, tokens: float) -> float:
-        """Of a sequence so long; layers with a window keep no more than that."""
+        """Return the size in bytes of the KV of a sequence.
+
+        A layer with a window stores no more than its window.
+        """
         w = self.window
         if w is None:
             return tokens * self.kv_bytes_per_token
@@ -174,16 +202,18 @@ class ModelShape:
 
     @property
     def token_flops(self) -> float:
-        """Of one token through the matrices: a multiplication and an addition for each parameter
-        that it takes.
+        """The FLOP of one token in the matrices.
+
+        They are a multiplication and an addition for each active parameter.
         """
         return 2 * self.active_parameters
 
     @property
     def pair_flops(self) -> float:
-        """Of one token attending to one earlier token while a prompt is computed, all layers: q.k
-        and p.v. A latent cache is first made into keys and values of each head (which counts as
-        weights).
+        """The FLOP of one token that attends to one earlier token in prefill, in all layers.
+
+        They are those of q.k and p.v. A latent cache is first expanded into the keys and values of
+        each head, which counts as multiplying by weights.
         """
         a = self.latent
         width = 2 * self.head_dim if a is None else a.nope + a.rope + a.value
@@ -191,17 +221,18 @@ class ModelShape:
 
     @property
     def decode_pair_flops(self) -> float:
-        """The same in a decode step.
+        """The FLOP of one token that attends to one earlier token in a decode step, in all layers.
 
-        With latent attention the query is taken into the latent space instead (the absorbed form),
-        where each head multiplies with the whole cached vector.
+        With latent attention the query is projected into the latent space instead (the absorbed
+        form), where each head multiplies by the whole cached vector.
         """
         a = self.latent
         return self.pair_flops if a is None else 2 * self.layers * self.heads * (2 * a.rank + a.rope)
 
     def at_bits(self, weight_bits: int | None, kv_bits: int) -> ModelShape:
-        """The same with weights and cache stored otherwise; None: the weights stay as the
-        checkpoint has them.
+        """Return the same shape with other bits of weights and cache.
+
+        With `weight_bits=None` the weights stay as they are in the checkpoint.
         """
         if weight_bits is None:
             return replace(self, kv_bits=kv_bits)
@@ -243,11 +274,20 @@ def _shape(
 
 
 def _latent(
-    name: str, layers: int, hidden: int, intermediate: int, heads: int, vocab: int, context_tokens: int | None, experts: Experts, bits: int,
+    name: str,
+    layers: int,
+    hidden: int,
+    intermediate: int,
+    heads: int,
+    vocab: int,
+    context_tokens: int | None,
+    experts: Experts,
+    bits: int,
     query_rank: int = 1536,
-) -> ModelShape:  # fmt: skip
-    """DeepSeek's attention; all of its models, and Kimi K2, have a latent vector of 512 and a
-    rotary key of 64.
+) -> ModelShape:
+    """Return a shape with the latent attention of DeepSeek.
+
+    All of its models, and Kimi K2, have a latent vector of 512 and a rotary key of 64.
     """
     attention = Latent(512, 64, 128, 128, query_rank)
     return ModelShape(
@@ -265,15 +305,15 @@ def _kimi_k2(name: str, bits: int, expert_bits: float | None, context_tokens: in
     )
 
 
-# Shapes as in the published config.json of each model, huggingface.co/ORG/NAME:
+# The shapes are those of the published config.json of each model, huggingface.co/ORG/NAME:
 # meta-llama/Llama-3.1-8B and -70B, Llama-3.3-70B, Llama-2-70b-hf, Llama-4-Scout-17B-16E and
 # -Maverick-17B-128E; mistralai/Mistral-7B-v0.3, Mixtral-8x7B-v0.1 and -8x22B-v0.1; Qwen/Qwen2.5-7B,
 # -32B and -72B, Qwen3-8B, -32B, -30B-A3B, -235B-A22B and -Coder-480B-A35B; deepseek-ai/DeepSeek-V3,
 # -V3.1, -R1 and -V2-Lite; moonshotai/Kimi-K2-Instruct and -Thinking; openai/gpt-oss-20b and -120b;
-# zai-org/GLM-4.5, -4.5-Air and -4.6. Embeddings are not tied in any. The context is left out where
-# variants differ in it. Bits are those of the published checkpoint: DeepSeek and Kimi K2 FP8,
-# gpt-oss MXFP4 and Kimi K2 Thinking INT4 (a 16-bit scale for 32 weights) in the routed experts
-# alone.
+# zai-org/GLM-4.5, -4.5-Air and -4.6. No model has tied embeddings. The context is left out if
+# variants differ in it. The bits are those of the published checkpoint: DeepSeek and Kimi K2 have
+# FP8; gpt-oss has MXFP4 and Kimi K2 Thinking INT4 (a 16-bit scale for 32 weights), both in the
+# routed experts only.
 KNOWN = {
     shape.name: shape
     for shape in (
@@ -292,20 +332,22 @@ KNOWN = {
         _shape("qwen3-30b-a3b", 48, 2048, 6144, 32, 4, 128, 151936, None, Experts(48, 128, 8, 768)),
         _shape("qwen3-235b-a22b", 94, 4096, 12288, 64, 4, 128, 151936, None, Experts(94, 128, 8, 1536)),
         _shape("qwen3-coder-480b-a35b", 62, 6144, 8192, 96, 8, 128, 151936, 262144, Experts(62, 160, 8, 2560)),
-        _shape("gpt-oss-20b", 24, 2880, 2880, 64, 8, 64, 201088, 131072, Experts(24, 32, 4, 2880, bits=4.25), window=Window(12, 128)),
-        _shape("gpt-oss-120b", 36, 2880, 2880, 64, 8, 64, 201088, 131072, Experts(36, 128, 4, 2880, bits=4.25), window=Window(18, 128)),
+        _shape("gpt-oss-20b", 24, 2880, 2880, 64, 8, 64, 201088, 131072, Experts(24, 32, 4, 2880, bits=4.25),
+               window=Window(12, 128)),
+        _shape("gpt-oss-120b", 36, 2880, 2880, 64, 8, 64, 201088, 131072, Experts(36, 128, 4, 2880, bits=4.25),
+               window=Window(18, 128)),
         _shape("glm-4.5", 92, 5120, 12288, 96, 8, 128, 151552, 131072, Experts(89, 160, 8, 1536, 1536)),
         _shape("glm-4.6", 92, 5120, 12288, 96, 8, 128, 151552, 202752, Experts(89, 160, 8, 1536, 1536)),
         _shape("glm-4.5-air", 46, 4096, 10944, 96, 8, 128, 151552, 131072, Experts(45, 128, 8, 1408, 1408)),
-        _shape("llama-4-scout-17b-16e", 48, 5120, 16384, 40, 8, 128, 202048, None, Experts(48, 16, 1, 8192, 8192), window=Window(36, 8192)),
-        _shape(
-            "llama-4-maverick-17b-128e", 48, 5120, 16384, 40, 8, 128, 202048, 1_048_576, Experts(24, 128, 1, 8192, 8192),
-            window=Window(36, 8192),
-        ),
+        _shape("llama-4-scout-17b-16e", 48, 5120, 16384, 40, 8, 128, 202048, None, Experts(48, 16, 1, 8192, 8192),
+               window=Window(36, 8192)),
+        _shape("llama-4-maverick-17b-128e", 48, 5120, 16384, 40, 8, 128, 202048, 1_048_576,
+               Experts(24, 128, 1, 8192, 8192), window=Window(36, 8192)),
         _deepseek_v3("deepseek-v3"),
         _deepseek_v3("deepseek-v3.1"),
         _deepseek_v3("deepseek-r1"),
-        _latent("deepseek-v2-lite", 27, 2048, 10944, 16, 102400, 163_840, Experts(26, 64, 6, 1408, 2816), 16, query_rank=0),
+        _latent("deepseek-v2-lite", 27, 2048, 10944, 16, 102400, 163_840, Experts(26, 64, 6, 1408, 2816), 16,
+                query_rank=0),
         _kimi_k2("kimi-k2", 8, None, None),
         _kimi_k2("kimi-k2-thinking", 16, 4.5, 262_144),
     )
@@ -316,13 +358,16 @@ _SUFFIXES = ("-instruct", "-base", "-chat", "-hf", "-it", "-v0.3", "-v0.1", "-25
 
 
 def named(name: str) -> ModelShape | None:
-    """A known shape by a Hugging Face name, whatever organisation and variant:
-    meta-llama/Llama-3.1-70B-Instruct, or that in FP8: Qwen/Qwen3-235B-A22B-Instruct-2507-FP8.
+    """Return a known shape by a Hugging Face name, for any organisation and variant, or None.
+
+    Examples are meta-llama/Llama-3.1-70B-Instruct and, with the shape in FP8,
+    Qwen/Qwen3-235B-A22B-Instruct-2507-FP8.
     """
     short = name.rsplit("/", 1)[-1].lower().removeprefix("meta-")
     fp8 = short.endswith("-fp8")
     short = short.removesuffix("-fp8")
-    if short.startswith("qwen3-"):  # of the others that think, the weights are stored otherwise
+    # The thinking variants of other families store their weights differently.
+    if short.startswith("qwen3-"):
         short = short.replace("-thinking", "")
     while (cut := next((s for s in _SUFFIXES if short.endswith(s)), None)) is not None:
         short = short.removesuffix(cut)

@@ -1,10 +1,10 @@
-"""PURE: how fast one worker of each pool is.
+"""PURE: The profile of a deployment: the speed of one worker of each pool.
 
-Prefill of a batch with n uncached tokens each takes `a + b*sum(n) + c*sum(n^2)` seconds; one decode
-step over B sequences that hold K tokens of KV takes `d + e*B + f*K + h*B^2`, where h is what large
-batches cost more once they are bound by arithmetic. The published profiles are fits of Splitwise's
-measurements (github.com/Mutinifni/splitwise-sim, data/perf_model.csv, MIT) and, for the 8B model,
-of the parameters in llm-d's autoscaler guide.
+Prefill of a batch of prompts with n uncached tokens each takes `a + b*sum(n) + c*sum(n^2)` seconds.
+A decode step over B sequences that hold K tokens of KV takes `d + e*B + f*K + h*B^2`, where h is
+the additional cost of large batches that are bound by arithmetic. The published profiles are fits
+of the measurements of Splitwise (github.com/Mutinifni/splitwise-sim, data/perf_model.csv, MIT) and,
+for the 8B model, of the parameters in the autoscaler guide of llm-d.
 """
 
 from __future__ import annotations
@@ -18,55 +18,75 @@ _LEAST_S_PER_SEQUENCE = 1e-9
 
 
 class ProfileError(ValueError):
-    """A profile that can't be used; the message names field and file."""
+    """Raised when a profile can't be used; the message names the file and the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Seconds, seconds per token, and so on; `kv_tokens`: what one decode worker's cache holds.
-
-    What a request meets beside computation: `overhead_s` until its first token (router, network),
-    `handover_s` from there until it decodes. An idle worker starts a prefill batch once
-    `batch_full_tokens` wait, or the oldest prompt has waited `batch_wait_s`. The sequences that a
-    decode worker runs are held up by `take_in_s` for each one that joins them (its request, its KV,
-    and whatever else is done for it on the same processor). `front_s`: what a router takes for one
-    request, one after another.
-    """
+    """The speed of a prefill worker and of a decode worker, and their limits."""
 
     gpus: int
+    """The number of GPUs of a worker."""
     a_s: float
+    """The seconds of a prefill batch of any size."""
     b_s_per_token: float
+    """The seconds of a prefill batch per uncached token."""
     c_s_per_token2: float
+    """The seconds of a prefill batch per squared number of uncached tokens of a prompt."""
     d_s: float
+    """The seconds of a decode step of any size."""
     e_s_per_sequence: float
+    """The seconds of a decode step per sequence."""
     f_s_per_token: float
+    """The seconds of a decode step per token of KV that its sequences hold."""
     kv_tokens: int
+    """The number of tokens that the KV cache of a decode worker holds."""
     transfer_s_per_token: float = 0.0
+    """The seconds per prompt token to move KV from prefill to decode."""
     batch_tokens: int = 4096
+    """The maximum number of tokens of a prefill batch."""
     max_running: int = 256
+    """The maximum number of sequences of a decode step."""
     overhead_s: float = 0.0
+    """The seconds that router and network add before the first token."""
     handover_s: float = 0.0
+    """The seconds from the first token until decode begins."""
     batch_wait_s: float = 0.0
+    """The seconds after which an idle prefill worker starts a batch that is not full."""
     batch_full_tokens: int = 0
+    """The number of waiting tokens from which an idle prefill worker starts a batch at once."""
     take_in_s: float = 0.0
+    """The seconds that a joining sequence delays the others of its decode worker.
+
+    They are spent on its request, on its KV, and on everything else that the same processor does.
+    """
     h_s_per_sequence2: float = 0.0
+    """The seconds of a decode step per squared number of sequences."""
     front_s: float = 0.0
+    """The seconds of a router for one request; it handles one after another."""
 
     def prefill_s(self, tokens: float, tokens_squared: float) -> float:
-        """One batch whose prompts' uncached tokens, and their squares, sum up to this."""
+        """Return the time in seconds of a prefill batch.
+
+        `tokens` is the sum of the uncached tokens of its prompts, `tokens_squared` that of their
+        squares.
+        """
         return self.a_s + self.b_s_per_token * tokens + self.c_s_per_token2 * tokens_squared
 
     def isolated_s(self, tokens: float) -> float:
-        """One prompt alone."""
+        """Return the prefill time in seconds of a prompt alone."""
         return self.prefill_s(tokens, tokens * tokens)
 
     def step_s(self, sequences: float, kv_tokens: float) -> float:
-        """One decode step."""
+        """Return the time in seconds of a decode step."""
         per_sequence_s = self.e_s_per_sequence + self.h_s_per_sequence2 * sequences
         return self.d_s + per_sequence_s * sequences + self.f_s_per_token * kv_tokens
 
     def sequences_within(self, step_s: float, kv_per_sequence: float) -> float:
-        """How many sequences' step takes so long; negative where even none's takes longer."""
+        """Return the number of sequences whose decode step takes `step_s`.
+
+        It is negative if even a step without sequences takes longer.
+        """
         left_s = step_s - self.d_s
         linear, square = self.e_s_per_sequence + self.f_s_per_token * kv_per_sequence, self.h_s_per_sequence2
         if square <= 0 or left_s <= 0:
@@ -74,64 +94,67 @@ class Profile:
         return (math.sqrt(linear * linear + 4 * square * left_s) - linear) / (2 * square)
 
     def around(self, sequences: float) -> Self:
-        """The same, whose coefficients hold at so many sequences a step.
+        """Return the same profile with coefficients that are exact at this number of sequences.
 
-        Here they hold everywhere.
+        In this class they are exact everywhere.
         """
         return self
 
     def unread_s(self, sequences: float) -> float:
-        """What a step over so many takes less than one that reads all weights, for want of
-        sequences that need them.
-        """
+        """Return the time in seconds that a decode step saves by not reading unused weights."""
         return 0.0
 
     def lone_s(self, tokens: float, tokens_squared: float) -> float:
-        """How much longer a prompt's tokens take without others, for want of work for all GPUs."""
+        """Return the additional time in seconds of a prompt that alone can't occupy all GPUs."""
         return 0.0
 
     @property
     def request_tokens(self) -> float:
-        """What one request may hold."""
+        """The maximum number of tokens of KV that one request can hold."""
         return self.kv_tokens
 
     @property
     def full_tokens(self) -> float:
-        """Prompt tokens of a batch from which on reading the weights takes no longer than
-        multiplying by them. 0: coefficients have it.
+        """The number of batch tokens from which multiplying by the weights hides reading them.
+
+        It is 0 if the coefficients include the reading.
         """
         return 0.0
 
     def serving(self, output_tokens: float) -> Self:
-        """What a step costs while sequences of so many tokens come and go: the time to take them in
-        is spread over their steps.
+        """Return the profile while sequences of `output_tokens` join and leave.
+
+        The time to take a sequence in is spread over its steps.
         """
         return replace(
             self, e_s_per_sequence=self.e_s_per_sequence + self.take_in_s / max(1.0, output_tokens), take_in_s=0.0
         )
 
     def prefill_work_s(self, requests: float, tokens: float, tokens_squared: float) -> float:
-        """Seconds of one worker for these prompts under load, when batches are full but for prompts
-        that fill one alone.
+        """Return the time in seconds of one worker for these prompts under load.
+
+        Batches are then full, except for prompts that fill a batch alone.
         """
         batches = min(requests, 1.15 * tokens / self.batch_tokens)
         return self.a_s * batches + self.b_s_per_token * tokens + self.c_s_per_token2 * tokens_squared
 
     def best_batch(self, tpot_s: float, kv_per_sequence: float) -> float:
-        """Most sequences whose step stays within `tpot_s`; at least 1, at most what the cache and
-        `max_running` allow.
+        """Return the maximum number of sequences whose step takes no longer than `tpot_s`.
+
+        It is at least 1, and at most what the cache and `max_running` allow.
         """
         by_time = self.sequences_within(tpot_s, kv_per_sequence)
         return max(1.0, min(by_time, self.kv_tokens / max(kv_per_sequence, 1.0), float(self.max_running)))
 
     def decode_tokens_per_s(self, tpot_s: float, kv_per_sequence: float) -> float:
-        """Most tokens a second of one worker within `tpot_s`."""
+        """Return the maximum number of tokens per second of a decode worker within `tpot_s`."""
         batch = self.best_batch(tpot_s, kv_per_sequence)
         return batch / self.step_s(batch, batch * kv_per_sequence)
 
     def __post_init__(self) -> None:
-        """Steps that take the same at any batch are what a measurement of few sequences shows; no
-        sequence is quite free.
+        """Ensure that a sequence costs some time.
+
+        A measurement of few sequences may suggest that a step takes the same time for any number.
         """
         if self.e_s_per_sequence + self.f_s_per_token <= 0:
             object.__setattr__(self, "e_s_per_sequence", _LEAST_S_PER_SEQUENCE)
@@ -142,7 +165,7 @@ PROFILES = {
     "70b-a100-tp4": Profile(4, 41.5e-3, 156.7e-6, 14.6e-9, 43.1e-3, 0.19e-3, 57e-9, 450_000),
     "8b-h100": Profile(1, 10e-3, 32e-6, 0.33e-9, 6.97e-3, 0.027e-3, 56e-9, 420_000),
 }
-# An H200 computes as an H100 does and reads 4.8 instead of 3.35 TB/s from 2.1 times the free
+# An H200 computes like an H100, but reads 4.8 instead of 3.35 TB/s and has 2.1 times the free
 # memory.
 _H100 = PROFILES["70b-h100-tp4"]
 PROFILES["70b-h200-tp4"] = replace(
@@ -154,9 +177,9 @@ _WHOLE = ("gpus", "kv_tokens", "batch_tokens", "max_running", "batch_full_tokens
 
 
 def parse(name: str, text: str) -> Profile:
-    """Parse a profile of the JSON that `to_text` writes; `name` is that of the file, for messages.
+    """Parse a profile from the JSON that `to_text` returns.
 
-    Raises ProfileError.
+    Raises ProfileError, which names the file by `name`.
     """
     try:
         raw = json.loads(text)
@@ -182,5 +205,5 @@ def parse(name: str, text: str) -> Profile:
 
 
 def to_text(profile: Profile) -> str:
-    """Return the profile as JSON, one field a line."""
+    """Return a profile as JSON, with one field per line."""
     return json.dumps(asdict(profile), indent=1) + "\n"

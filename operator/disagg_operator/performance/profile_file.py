@@ -1,4 +1,4 @@
-"""Profiles in files: what `disagg profile` writes, `disagg plan` and `disagg simulate` read."""
+"""The files of profiles, which `disagg profile` writes and `disagg plan` and `simulate` read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from disagg_operator.performance.profile import PROFILES, Profile, ProfileError,
 
 
 def load(name: str) -> Profile:
-    """Return a published profile by its name, or one from a JSON file as `disagg profile` writes it.
+    """Return a published profile by name, or one from a JSON file that `disagg profile` wrote.
 
     Raises ProfileError.
     """
@@ -25,4 +25,5 @@ def load(name: str) -> Profile:
 
 
 def save(profile: Profile, path: Path) -> None:
+    """Write a profile to a JSON file, from which `load` reads it."""
     path.write_text(to_text(profile))

@@ -1,9 +1,9 @@
-"""PURE: how long a prefill and a decode step take on so many GPUs: the roof line, with an
-efficiency and an overhead that are stated.
+"""PURE: The roof line: an estimate of the prefill and decode times of a model on GPUs.
 
-The form is that of measured profiles (planning.profile): a prefill batch takes a + b * sum(n) + c *
-sum(n^2) seconds for prompts of n tokens, a decode step d + e * B + f * K for B sequences that hold
-K tokens. A measured profile replaces the estimate.
+It is based on stated efficiencies and overheads. The estimate has the form of a measured profile
+(performance.profile), which can replace it: a prefill batch takes a + b * sum(n) + c * sum(n^2)
+seconds for prompts of n tokens, and a decode step takes d + e * B + f * K for B sequences that hold
+K tokens.
 """
 
 from __future__ import annotations
@@ -17,31 +17,37 @@ from disagg_operator.performance.model_shape import ModelShape
 from disagg_operator.performance.profile import Profile
 
 _PCIE_BYTES_PER_S = 25e9
-_RESERVED_BYTES = 1.5e9  # of each GPU: context, workspace, graphs
+_RESERVED_BYTES = 1.5e9  # on each GPU, for its context, workspace and graphs
 _MAX_RUNNING = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """What is reached of the maker's figures: shares of dense FLOP/s (matrices, attention) and of
-    bandwidth; the share of memory that may be used; what a layer costs beside its arithmetic, and
-    one hop of an all-reduce. Of experts: the share of FLOP/s that their many small matrices reach,
-    and what choosing them, sorting the tokens and adding up costs a layer, fitted to gpt-oss-120b
-    on H100.
+    """The shares of the maker's figures that an engine reaches, and its overheads.
+
+    The figures for experts are fitted to gpt-oss-120b on H100.
     """
 
     prefill_flops: float = 0.55
+    """The share of the dense FLOP/s that matrices reach in prefill."""
     attention_flops: float = 0.40
+    """The share of the dense FLOP/s that attention reaches."""
     decode_bandwidth: float = 0.70
+    """The share of the memory bandwidth that reading weights and KV reaches."""
     memory: float = 0.90
+    """The share of the memory that may be used."""
     layer_overhead_s: float = 4e-6
+    """The seconds of a layer in addition to its arithmetic."""
     reduce_latency_s: float = 8e-6
+    """The seconds of one hop of an all-reduce."""
     experts_flops: float = 0.30
+    """The share of the dense FLOP/s that the many small matrices of experts reach."""
     experts_overhead_s: float = 40e-6
+    """The seconds of a layer to choose experts, sort the tokens and add up the results."""
 
 
-# tuned: engines of today with CUDA graphs and fused attention. eager: as measured in 2023
-# (docs/planning.md compares both with published measurements).
+# tuned: a current engine with CUDA graphs and fused attention. eager: as measured in 2023.
+# docs/planning.md compares both with published measurements.
 EFFICIENCIES = {"tuned": Efficiency(), "eager": Efficiency(attention_flops=0.10, layer_overhead_s=180e-6)}
 
 
@@ -53,10 +59,12 @@ def estimate(
     sequence_tokens: float = 1024.0,
     spread: bool = False,
 ) -> Profile | None:
-    """The profile of a replica of `tensor` GPUs of one node; None where weights and a useful cache
-    do not fit. `sequence_tokens`: what a sequence holds, which matters only to layers with a
-    window. `spread`: only the routed experts are spread over the GPUs; each GPU has the other
-    weights whole and computes attention for sequences of its own.
+    """Return the profile of a replica of `tensor` GPUs of one node.
+
+    Returns None if the weights and a useful cache do not fit. `sequence_tokens` is the number of
+    tokens that a sequence holds, which only matters to layers with a window. With `spread`, only
+    the routed experts are distributed over the GPUs; each GPU holds all other weights and computes
+    attention for its own sequences.
     """
     copies = tensor if spread else 1
     base_bytes = copies * (model.weight_bytes - model.routed_bytes)
@@ -67,20 +75,15 @@ def estimate(
     bandwidth = gpu.bandwidth_bytes_per_s * tensor * efficiency.decode_bandwidth
     attention_flops = gpu.bf16_flops * tensor * efficiency.attention_flops
     base_s, routed_s = _matrices_s_per_token(model, gpu, tensor, efficiency)
-    # Two all-reduces a layer, each moves 2 * (t-1)/t of the activations over the link. To send
-    # tokens to experts and back is no more.
-    link = gpu.link_bytes_per_s or _PCIE_BYTES_PER_S
-    reduce_s = 0.0 if tensor == 1 else 2 * model.layers * 2 * (tensor - 1) / tensor * model.hidden * 2 / (0.7 * link)
-    # More GPUs than KV heads: some hold the same head, and its cache, twice; all of them hold a
-    # latent cache.
+    reduce_s, fixed_s = _layers_s(model, gpu, tensor, efficiency)
+    # If there are more GPUs than KV heads, several GPUs hold the same head and its cache. A latent
+    # cache is held by all of them.
     kv_bytes = (
         model.kv_bytes(sequence_tokens) / sequence_tokens * (1.0 if spread else max(1.0, tensor / model.kv_heads))
     )
-    hops_s = 2 * efficiency.reduce_latency_s * math.log2(tensor) if tensor > 1 else 0.0
-    fixed_s = model.layers * (efficiency.layer_overhead_s + hops_s)
     choosing_s = model.experts.layers * efficiency.experts_overhead_s if model.experts is not None else 0.0
-    # Layers whose window a sequence does not fill attend as the others do, the rest to a window for
-    # each token.
+    # Layers whose window is longer than a sequence attend like layers without one; the others
+    # attend to a full window for each token.
     w = model.window if model.window is not None and model.window.tokens < sequence_tokens else None
     windowed, pair_s = (w.layers / model.layers if w else 0.0), model.pair_flops / attention_flops
     linear = Profile(
@@ -90,27 +93,40 @@ def estimate(
         c_s_per_token2=(1 - windowed) * pair_s / 2,
         d_s=base_bytes / bandwidth + fixed_s + choosing_s,
         e_s_per_sequence=base_s + routed_s + reduce_s + 10e-6,
-        # A latent cache is read by every rank for its heads: with few ranks the arithmetic takes
+        # Every rank reads a latent cache for its own heads; with few ranks the arithmetic takes
         # longer than the reading.
         f_s_per_token=max(kv_bytes / bandwidth, (1 - windowed) * model.decode_pair_flops / attention_flops),
         kv_tokens=int(room_bytes / kv_bytes),
         max_running=_MAX_RUNNING * copies,
     )
     e, read_s = model.experts, model.routed_bytes / bandwidth
-    if e is None or e.share >= 1:  # or every token takes all
+    if e is None or e.share >= 1:  # no experts, or every token uses all of them
         return replace(linear, d_s=linear.d_s + read_s)
     given = {f.name: getattr(linear, f.name) for f in fields(Profile)} | {"d_s": linear.d_s + read_s}
     exact = ExpertProfile(
-        **given, routed_s=read_s, share=e.share, weights_s=base_bytes / bandwidth + choosing_s, matrix_s_per_token=base_s + routed_s,
-        ranks=copies, own_s_per_token=base_s,
+        **given, routed_s=read_s, share=e.share, weights_s=base_bytes / bandwidth + choosing_s,
+        matrix_s_per_token=base_s + routed_s, ranks=copies, own_s_per_token=base_s,
     )  # fmt: skip
     return exact.around(_MAX_RUNNING / 2)
 
 
-def _matrices_s_per_token(model: ModelShape, gpu: Gpu, tensor: int, efficiency: Efficiency) -> tuple[float, float]:
-    """Of what all tokens are multiplied with, and of their routed experts.
+def _layers_s(model: ModelShape, gpu: Gpu, tensor: int, efficiency: Efficiency) -> tuple[float, float]:
+    """Return the seconds per token of the all-reduces, and the seconds per step of the overheads.
 
-    Weights of 4 bits are multiplied at 16; of 8 bits at 8 where the GPU can.
+    Both are for all layers.
+    """
+    # A layer has two all-reduces, each of which moves 2 * (t-1)/t of the activations over the link.
+    # Sending tokens to experts and back takes no longer.
+    link = gpu.link_bytes_per_s or _PCIE_BYTES_PER_S
+    reduce_s = 0.0 if tensor == 1 else 2 * model.layers * 2 * (tensor - 1) / tensor * model.hidden * 2 / (0.7 * link)
+    hops_s = 2 * efficiency.reduce_latency_s * math.log2(tensor) if tensor > 1 else 0.0
+    return reduce_s, model.layers * (efficiency.layer_overhead_s + hops_s)
+
+
+def _matrices_s_per_token(model: ModelShape, gpu: Gpu, tensor: int, efficiency: Efficiency) -> tuple[float, float]:
+    """Return the seconds per token to multiply by the weights that all tokens need and by experts.
+
+    Weights of 4 bits are multiplied as 16 bits; weights of 8 bits as 8 bits if the GPU can.
     """
 
     def flops(bits: float) -> float:
@@ -122,8 +138,10 @@ def _matrices_s_per_token(model: ModelShape, gpu: Gpu, tensor: int, efficiency: 
 
 
 def estimates(model: ModelShape, gpu: Gpu, efficiency: Efficiency, sequence_tokens: float = 1024.0) -> list[Profile]:
-    """Every tensor parallelism that the GPU and the model's heads allow, and experts spread over as
-    many GPUs.
+    """Return a profile for each way to split a model over GPUs of a node.
+
+    They are all tensor parallelisms that the GPU and the heads of the model allow, and experts
+    distributed over the same number of GPUs.
     """
     found = []
     tensor = 1

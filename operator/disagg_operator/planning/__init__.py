@@ -1,3 +1,1 @@
-"""PURE: what a deployment needs before it exists: hardware, arithmetic, capacity, and the
-trace-driven simulator.
-"""
+"""PURE: The planner, which finds the cheapest deployment for a model, its traffic and hardware."""

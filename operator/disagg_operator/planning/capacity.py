@@ -1,13 +1,13 @@
-"""PURE: the smallest prefill pool and the smallest decode pool that keep an objective, from a
-profile and the traffic.
+"""PURE: The sizes of the smallest prefill and decode pools that meet the objectives.
 
-Prefill is an M/G/c queue: the tail of the wait, and the tail prompt alone, must fit into the
-objective. It is staffed with at least u + 0.6 sqrt(u) sqrt((1 + cs^2) / 2) workers for u workers'
-worth of work.
+They are computed from a profile and the traffic.
 
-Decode: so many sequences in one step as the objective allows, and room for the streams that are in
-flight at the percentile, whose number has the standard deviation of its root. On top, each replica
-has one network interface, which its pool's KV traffic may fill to 80 %.
+Prefill is an M/G/c queue: the tail of the wait plus the time of the tail prompt alone must meet the
+objective. For the work of u workers it has at least u + 0.6 sqrt(u) sqrt((1 + cs^2) / 2) workers.
+
+A decode step has as many sequences as the objective allows. The pool has room for the streams that
+are in flight at the percentile; the standard deviation of their number is its square root. Besides,
+each replica has one network interface, which the KV traffic of its pool may use up to 80 %.
 """
 
 from __future__ import annotations
@@ -28,54 +28,58 @@ _LINK_USE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """A pool of equal replicas.
-
-    `batch`: tokens of a prefill batch, or most sequences of a step. `bound`: what sets its size.
-    """
+    """A pool of equal replicas."""
 
     role: str
+    """The role of the pool: `prefill`, `decode` or `both`."""
     gpu: Gpu
     profile: Profile
     replicas: int
     batch: int
+    """The number of tokens of a prefill batch, or the maximum number of sequences of a step."""
     utilisation: float
+    """The load as a share of the capacity, 0 to 1."""
     bound: str
+    """The limit that determines the size of the pool."""
 
     @property
     def tensor(self) -> int:
+        """The number of GPUs of a replica."""
         return self.profile.gpus
 
     @property
     def gpus(self) -> int:
+        """The number of GPUs of the pool."""
         return self.replicas * self.tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Kv:
-    """The cache of one token, and the way that it takes; what of a transfer is not hidden behind
-    the computation of later layers.
-    """
+    """The KV cache of a model and the network over which it is moved from prefill to decode."""
 
     model: ModelShape
     network: Network
 
     def bytes_of(self, tokens: float) -> float:
+        """Return the size of the cache of a sequence."""
         return self.model.kv_bytes(tokens)
 
     def alone_s(self, tokens: float) -> float:
-        """The whole cache of a prompt at once."""
+        """Return the time in seconds to move the whole cache of a prompt at once."""
         return self.network.transfer_s(self.bytes_of(tokens))
 
     def exposed_s(self, tokens: float, prefill_s: float) -> float:
-        """Layers go out as they are computed: what is left is the last one, or all that the link is
-        behind.
+        """Return the seconds of a transfer that the computation of later layers does not hide.
+
+        A layer is sent as soon as it is computed. After prefill the last layer remains to be sent,
+        or everything that the network could not move in time.
         """
         moving_s = self.alone_s(tokens) - self.network.base_latency_s
         hidden_s = prefill_s * (1 - 1 / self.model.layers)
         return self.network.base_latency_s + max(moving_s / self.model.layers, moving_s - hidden_s)
 
     def interfaces(self, traffic: Traffic) -> int:
-        """Replicas, with one network interface each, that can move the traffic's KV."""
+        """Return the number of replicas, with one network interface each, that can move the KV."""
         bits_per_s = 8 * traffic.requests_per_s * self.bytes_of(traffic.prompt.mean)
         return max(
             1, math.ceil(bits_per_s / (self.network.line_bits_per_s * self.network.efficiency * _LINK_USE) - 1e-9)
@@ -84,26 +88,27 @@ class Kv:
 
 @dataclass(frozen=True, slots=True)
 class Infeasible:
-    """Why nothing in reach meets the objectives.
-
-    `limit`: the objective or resource that can't be met.
-    """
+    """The reason that no available deployment meets the objectives."""
 
     limit: str
+    """The objective or resource that is not met: `ttft`, `tpot` or `memory`."""
     reason: str
+    """The explanation in words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """A pool and the latency at the percentile that it gives."""
+    """A pool with its latency in seconds at the percentile."""
 
     pool: PoolPlan
     latency_s: float
 
 
 def prefill_batch_tokens(traffic: Traffic, profile: Profile) -> int:
-    """Tokens from which on the fixed part of a batch is under a tenth of its time and its weights
-    are read while it is computed; at least a typical prompt, as a power of two.
+    """Return the number of tokens of a prefill batch, a power of two.
+
+    From this size the fixed part of a batch takes less than a tenth of its time, and its weights
+    are read while it is computed. It is not less than a mean prompt.
     """
     wanted = max(
         traffic.prompt.mean,
@@ -116,10 +121,11 @@ def prefill_batch_tokens(traffic: Traffic, profile: Profile) -> int:
 def prefill_pool(
     traffic: Traffic, objectives: LatencyObjectives, gpu: Gpu, profile: Profile, kv: Kv
 ) -> Sized | Infeasible:
-    """Each prompt is taken as a batch of its own, which batching only betters.
+    """Return the smallest prefill pool on one kind of replica.
 
-    But where that would be too short to be worth reading the weights, prompts under load share
-    them, and one waits for the others'.
+    Each prompt is planned as a batch of its own; batching can only improve on that. However, if
+    such a batch is too short to hide reading the weights, prompts under load share the reading, and
+    each waits for the computation of the others.
     """
     mean = traffic.prompt.mean
     shared_s = profile.isolated_s(mean) - profile.prefill_s(mean, mean * mean)
@@ -128,11 +134,12 @@ def prefill_pool(
     if alone_s > objectives.ttft_s:
         return Infeasible(
             "ttft",
-            f"a prompt of {traffic.prompt.tail:.0f} tokens takes {alone_s:.2f} s alone on {where}, {objectives.ttft_s:g} s is asked",
+            f"a prompt of {traffic.prompt.tail:.0f} tokens takes {alone_s:.2f} s alone on {where}, "
+            f"{objectives.ttft_s:g} s is asked",
         )
     p = profile
     service_s = p.a_s + p.b_s_per_token * traffic.prompt.mean + p.c_s_per_token2 * traffic.prompt.second_moment
-    # The slope of the service time at the mean: what a longer prompt costs more.
+    # The slope of the service time at the mean, which is the additional cost of a longer prompt.
     slope = p.b_s_per_token + 2 * p.c_s_per_token2 * traffic.prompt.mean
     cv2 = slope**2 * traffic.prompt.variance / service_s**2
     load = traffic.requests_per_s * service_s
@@ -151,8 +158,9 @@ def prefill_pool(
 
 
 def decode_batch(traffic: Traffic, tpot_s: float, profile: Profile) -> tuple[float, str]:
-    """The most sequences in one step inside the objective, the cache and what an engine runs, and
-    which of them it is.
+    """Return the maximum number of sequences of a decode step, and the limit that determines it.
+
+    The limits are the objective, the cache and the maximum that the engine runs.
     """
     by_time = profile.sequences_within(tpot_s * _TPOT_MARGIN, traffic.held_tokens)
     by_room = sequences_held(traffic, profile)
@@ -160,7 +168,7 @@ def decode_batch(traffic: Traffic, tpot_s: float, profile: Profile) -> tuple[flo
 
 
 def sequences_held(traffic: Traffic, profile: Profile) -> float:
-    """How many usual requests the cache holds; less than one where it can't hold any."""
+    """Return the number of mean requests that the cache holds; less than 1 if it can't hold one."""
     held = traffic.prompt.mean + traffic.output.mean
     return profile.kv_tokens / held if held <= profile.request_tokens else profile.request_tokens / held
 
@@ -168,7 +176,10 @@ def sequences_held(traffic: Traffic, profile: Profile) -> float:
 def decode_pool(
     traffic: Traffic, objectives: LatencyObjectives, gpu: Gpu, profile: Profile, kv: Kv, exposed_s: float
 ) -> Sized | Infeasible:
-    """`exposed_s`: how much later the second token comes for the transfer; it counts in TPOT."""
+    """Return the smallest decode pool on one kind of replica.
+
+    `exposed_s` is the time by which the transfer delays the second token, which is part of TPOT.
+    """
     where = f"{profile.gpus} x {gpu.name}"
     late_s = (exposed_s + profile.handover_s) / max(1.0, traffic.output.mean - 1)
     serving = profile.serving(traffic.output.mean)
@@ -179,13 +190,15 @@ def decode_pool(
             held = traffic.prompt.mean + traffic.output.mean
             return Infeasible(
                 "memory",
-                f"a request of {held:.0f} tokens does not fit in the cache of {profile.request_tokens:.0f} tokens of {where}",
+                f"a request of {held:.0f} tokens does not fit in the cache of {profile.request_tokens:.0f} tokens "
+                f"of {where}",
             )
         one_s = serving.step_s(1, traffic.held_tokens)
         late = f" and {1e3 * late_s:.1f} ms for its KV over {kv.network.name}" if late_s > 0.05 * one_s else ""
         return Infeasible(
             "tpot",
-            f"one sequence takes {1e3 * one_s:.1f} ms a token on {where}{late}, {1e3 * objectives.tpot_s:g} ms is asked",
+            f"one sequence takes {1e3 * one_s:.1f} ms a token on {where}{late}, "
+            f"{1e3 * objectives.tpot_s:g} ms is asked",
         )
     step_s = serving.step_s(batch, batch * traffic.held_tokens)
     flying = traffic.output_tokens_per_s * step_s
@@ -209,10 +222,10 @@ def decode_pool(
 
 
 def with_tail_in_cache(pool: PoolPlan, traffic: Traffic) -> bool:
-    """The longest usual request fits into the cache."""
+    """Return whether a request with prompt and answer of tail length fits into the cache."""
     return traffic.prompt.tail + traffic.output.tail <= pool.profile.request_tokens
 
 
 def resized(pool: PoolPlan, replicas: int) -> PoolPlan:
-    """The same pool with another count, as a simulation found it."""
+    """Return the pool with another number of replicas, which a simulation determined."""
     return replace(pool, replicas=replicas, utilisation=pool.utilisation * pool.replicas / replicas, bound="simulation")

@@ -1,5 +1,6 @@
-"""PURE: the cheapest deployment of either kind over the GPUs at hand, which of the two wins, and
-from what rate on.
+"""PURE: The plan: the cheapest disaggregated and the cheapest monolithic deployment, compared.
+
+It also finds the request rate from which disaggregation is cheaper.
 """
 
 from __future__ import annotations
@@ -24,49 +25,48 @@ Kind = Literal["disaggregated", "monolithic", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One or two pools with what a user sees of them at the percentile.
-
-    `cost_per_hour`: in the currency of the prices, or GPUs.
-
-    `transfer_s`: the whole KV cache of a typical prompt, `exposed_s`: what of the tail prompt's is
-    not hidden behind prefill.
-    """
+    """A deployment of one or two pools, with its latencies at the percentile."""
 
     pools: tuple[PoolPlan, ...]
     ttft_s: float
     tpot_s: float
     transfer_s: float
+    """The time in seconds to move the whole KV cache of a mean prompt."""
     exposed_s: float
+    """The seconds of the transfer of a tail prompt that prefill does not hide."""
     cost_per_hour: float
+    """The cost of an hour in the currency of the prices; without prices, the number of GPUs."""
     chunk_tokens: int = 0
+    """The prompt tokens that a monolithic deployment computes in one step; 0: disaggregated."""
 
     @property
     def gpus(self) -> int:
+        """The number of GPUs of the deployment."""
         return sum(p.gpus for p in self.pools)
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is to be served, how well, and with what.
-
-    `prices_per_hour`: of one GPU, by name; without prices each GPU counts one. `measured`: profiles
-    by GPU name, instead of the estimates. `prefill_gpus`, `decode_gpus`: names that a pool may use;
-    empty: all.
-    """
+    """The inputs of a plan: a model and its traffic, the objectives, and the available hardware."""
 
     model: ModelShape
     traffic: Traffic
     objectives: LatencyObjectives
     gpus: tuple[Gpu, ...]
     network: Network
+    """The network over which KV is moved from prefill to decode."""
     prices_per_hour: Mapping[str, float] = field(default_factory=dict)
+    """The price of one GPU by its name; without prices each GPU counts as 1."""
     efficiency: Efficiency = field(default_factory=Efficiency)
     measured: Mapping[str, Sequence[Profile]] = field(default_factory=dict)
+    """Measured profiles by the name of the GPU, which replace the estimates."""
     prefill_gpus: frozenset[str] = frozenset()
+    """The names of the GPUs that the prefill pool may use; if empty, all."""
     decode_gpus: frozenset[str] = frozenset()
+    """The names of the GPUs that the decode pool may use; if empty, all."""
 
     def options(self, allowed: frozenset[str] = frozenset()) -> list[tuple[Gpu, Profile]]:
-        """Every replica that can be made."""
+        """Return every kind of replica on the allowed GPUs; if `allowed` is empty, on all GPUs."""
         held = self.traffic.prompt.mean + self.traffic.output.mean
         return [
             (g, p)
@@ -76,6 +76,7 @@ class Question:
         ]
 
     def cost(self, pool: PoolPlan) -> float:
+        """Return the cost of an hour of a pool."""
         return pool.gpus * self.prices_per_hour.get(pool.gpu.name, 1.0)
 
     @property
@@ -85,23 +86,21 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The answer.
-
-    `crossover_per_s`: the lowest rate from which on disaggregation is the cheaper at every rate
-    tried; None: it never is. `rates`: (requests/s, cost disaggregated, cost monolithic), infinite
-    where infeasible.
-    """
+    """The answer to a question."""
 
     question: Question
     disaggregated: Deployment | Infeasible
     monolithic: Deployment | Infeasible
     crossover_per_s: float | None
+    """The least requests/s from which disaggregation is cheaper at all tried rates; None: never."""
     rates: tuple[tuple[float, float, float], ...]
+    """Requests/s, cost disaggregated and cost monolithic; the cost is infinite if infeasible."""
     simulated: bool = False
+    """Whether the numbers of replicas were determined by simulation."""
 
     @property
     def recommended(self) -> Kind:
-        """The cheaper of what is feasible; the simpler one of equals."""
+        """The cheaper feasible kind; the simpler one if both cost the same."""
         apart, together = cost_of(self.disaggregated), cost_of(self.monolithic)
         if apart == together == math.inf:
             return "none"
@@ -109,15 +108,18 @@ class Plan:
 
     @property
     def chosen(self) -> Deployment | None:
+        """The recommended deployment, or None if none is feasible."""
         found = self.disaggregated if self.recommended == "disaggregated" else self.monolithic
         return found if isinstance(found, Deployment) else None
 
 
 def cost_of(d: Deployment | Infeasible) -> float:
+    """Return the cost of an hour of a deployment; infinite if it is infeasible."""
     return d.cost_per_hour if isinstance(d, Deployment) else math.inf
 
 
 def together_from(q: Question, p: Sized, d: Sized, exposed_s: float) -> Deployment:
+    """Combine a prefill pool and a decode pool into a deployment."""
     transfer_s = q.kv.alone_s(q.traffic.prompt.mean)
     return Deployment(
         (p.pool, d.pool), p.latency_s, d.latency_s, transfer_s, exposed_s, q.cost(p.pool) + q.cost(d.pool)
@@ -125,8 +127,10 @@ def together_from(q: Question, p: Sized, d: Sized, exposed_s: float) -> Deployme
 
 
 def best_disaggregated(q: Question) -> Deployment | Infeasible:
-    """The cheapest prefill pool with the cheapest decode pool of the same vendor; they meet in the
-    KV transfer, which delays the second token.
+    """Return the cheapest disaggregated deployment.
+
+    Both pools have GPUs of the same vendor. They depend on each other through the transfer of KV,
+    which delays the second token.
     """
     found = [_of_vendor(q, vendor) for vendor in sorted({g.vendor for g in q.gpus})]
     good = [d for d in found if isinstance(d, Deployment)]
@@ -145,8 +149,8 @@ def _of_vendor(q: Question, vendor: str) -> Deployment | Infeasible:
         return best
     found: list[Deployment] = []
     why: list[Infeasible] = []
-    # A costlier prefill pool that computes longer hides more of a transfer; the cheapest pair is
-    # found among all.
+    # A more expensive prefill pool that computes longer hides more of a transfer, so all pairs are
+    # compared.
     for prefill in prefills:
         if isinstance(prefill, Infeasible):
             continue
@@ -169,14 +173,15 @@ def _cheapest(q: Question, found: Sequence[Sized | Infeasible]) -> Sized | Infea
 
 
 def _nearest(found: Sequence[Infeasible]) -> Infeasible:
-    """Of several reasons the last: options go from small replicas to large ones, so it is that of
-    the strongest.
+    """Return the last of several reasons, which is that of the most powerful replica.
+
+    The options are ordered from small replicas to large ones.
     """
     return found[-1]
 
 
 def best_monolithic(q: Question) -> Deployment | Infeasible:
-    """The cheapest single pool."""
+    """Return the cheapest monolithic deployment."""
     found = [monolithic_pool(q.traffic, q.objectives, g, p) for g, p in q.options()]
     good = [f for f in found if isinstance(f, Together)]
     if not good:
@@ -194,8 +199,10 @@ def _too_large(q: Question) -> Infeasible:
 
 
 def make_plan(q: Question, highest_per_s: float = 1000.0) -> Plan:
-    """Plan the question's traffic, and the costs over rates from 0.1/s to `highest_per_s` for the
-    crossover.
+    """Return the plan for the traffic of a question.
+
+    To find the crossover, it also computes the costs at rates from 0.1 requests/s to
+    `highest_per_s`.
     """
     rates = []
     highest_per_s = max(highest_per_s, 10 * LOWEST_PER_S)

@@ -1,4 +1,4 @@
-"""PURE: a plan as a DisaggDeployment that can be applied."""
+"""PURE: The DisaggDeployment that a plan describes, ready to be applied."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ _RESOURCES = {"NVIDIA": "nvidia.com/gpu", "AMD": "amd.com/gpu"}
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a plan can't know.
-
-    `rdma_resource`: the extended resource of the nodes' RDMA devices; `network`: an existing
-    NetworkAttachmentDefinition. `scaled`: the counts are the most, not fixed. `rounded_bits`: to
-    which the engine shall round the checkpoint's weights at load; None: it stays as it is.
-    `kv_bits`: of the cache.
-    """
+    """The parts of a resource that do not follow from the plan."""
 
     name: str
+    """The name of the resource."""
     uri: str
+    """The URI of the model."""
     rdma_resource: str | None = None
+    """The extended resource of the RDMA devices of the nodes."""
     network: str | None = None
+    """The name of an existing NetworkAttachmentDefinition."""
     scaled: bool = False
+    """Whether the planned replicas are the maximum for autoscaling instead of fixed."""
     rounded_bits: int | None = None
+    """The bits to which the engine rounds the weights at load; None: as in the checkpoint."""
     kv_bits: int = 16
+    """The bits of an element of the KV cache."""
 
 
 def check(wishes: Wishes, model: ModelShape) -> None:
-    """Raises PlanError for what no plan could be applied with, so that it is said before the work."""
+    """Raise PlanError, before any planning, if no plan with these wishes could be applied."""
     _needs_engine(model)
     _needs_network(wishes)
     if wishes.kv_bits != 16:
         raise PlanError(
-            f"--kv-bits {wishes.kv_bits}: no DisaggDeployment can ask for it: the bundled engine's cache has the type of the weights"
+            f"--kv-bits {wishes.kv_bits}: no DisaggDeployment can ask for it: "
+            "the bundled engine's cache has the type of the weights"
         )
     pool = {"replicas": 1}
     spec = {"model": {"uri": wishes.uri}, "prefill": pool, "decode": pool}
@@ -49,7 +51,10 @@ def check(wishes: Wishes, model: ModelShape) -> None:
 
 
 def deployment(plan: Plan, wishes: Wishes) -> dict[str, Any]:
-    """The disaggregated half of the plan. Raises PlanError (also where the API would refuse it)."""
+    """Return the disaggregated deployment of a plan as a resource.
+
+    Raises PlanError, also if the API would refuse the resource.
+    """
     _needs_engine(plan.question.model)
     d = plan.disaggregated
     if isinstance(d, Infeasible):
@@ -63,7 +68,7 @@ def deployment(plan: Plan, wishes: Wishes) -> dict[str, Any]:
         spec[pool.role] = _pool(pool, model, wishes.scaled)
     spec["kvTransfer"] = _transfer(plan, wishes)
     objectives = plan.question.objectives
-    if objectives.percentile == 0.99:  # the only one that a resource can state
+    if objectives.percentile == 0.99:  # the only percentile that a resource can state
         spec["objectives"] = {"ttftSeconds": {"p99": objectives.ttft_s}, "tpotSeconds": {"p99": objectives.tpot_s}}
     out = {"apiVersion": _VERSION, "kind": "DisaggDeployment", "metadata": {"name": wishes.name}, "spec": spec}
     _parsed(out)
@@ -81,8 +86,8 @@ def _needs_engine(model: ModelShape) -> None:
     kinds = [k for k, has in (("mixtures of experts", model.experts), ("latent attention", model.latent)) if has]
     if kinds:
         raise PlanError(
-            f"{model.name}: the bundled engine, the only one that a DisaggDeployment can ask for, has no {' and no '.join(kinds)}: "
-            "the plan is for another engine (leave --yaml away)"
+            f"{model.name}: the bundled engine, the only one that a DisaggDeployment can ask for, has no "
+            f"{' and no '.join(kinds)}: the plan is for another engine (leave --yaml away)"
         )
 
 
@@ -98,7 +103,7 @@ def _pool(pool: PoolPlan, model: ModelShape, scaled: bool) -> dict[str, Any]:
     accelerator: dict[str, Any] = {"count": pool.tensor}
     if pool.gpu.vendor == "NVIDIA":
         accelerator["product"] = pool.gpu.product
-    else:  # its nodes carry no nvidia.com/gpu.product
+    else:  # other nodes have no label nvidia.com/gpu.product
         accelerator["resourceName"] = _RESOURCES[pool.gpu.vendor]
     cache_mib = int(pool.profile.kv_tokens * model.kv_bytes_per_token) >> 20
     out = {
@@ -112,7 +117,11 @@ def _pool(pool: PoolPlan, model: ModelShape, scaled: bool) -> dict[str, Any]:
 
 
 def _transfer(plan: Plan, wishes: Wishes) -> dict[str, Any]:
-    """RDMA is declared only where its device is named: the API refuses it otherwise."""
+    """Return spec.kvTransfer.
+
+    It declares RDMA only if the resource of the device is known, because the API refuses it
+    otherwise.
+    """
     network: dict[str, Any] = {}
     if wishes.network:
         network["attachmentRef"] = {"name": wishes.network}

@@ -1,9 +1,9 @@
-"""PURE: the smallest pool whose replicas prefill and decode, with prompts computed in chunks
-between decode steps.
+"""PURE: The size of the smallest monolithic pool, whose replicas both prefill and decode.
 
-A chunk holds every running stream for its time. A stream meets a Poisson number of chunks in its
-life; its time per token is the step's and those. Small chunks hold up streams less and cost more
-fixed time: the size that needs the fewest replicas is taken.
+Prompts are computed in chunks between decode steps. A chunk delays every running stream by its own
+time. The number of chunks that a stream meets has a Poisson distribution, and its time per token is
+that of the steps and of those chunks. Small chunks delay streams less but have a larger fixed cost;
+the size that needs the fewest replicas is chosen.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _MANY = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """What one replica does at its share of the traffic. `streams`: at the percentile."""
+    """The state of one replica at its share of the traffic."""
 
     streams: float
+    """The number of running streams at the percentile."""
     ttft_s: float
     tpot_s: float
     utilisation: float
@@ -35,25 +36,24 @@ class Mixed:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """A pool that does both, and its latencies at the percentile.
-
-    `pool.batch`: streams; `chunk_tokens`: of prompts in one step.
-    """
+    """A monolithic pool with its latencies at the percentile."""
 
     pool: PoolPlan
+    """The pool; its `batch` is the number of running streams."""
     ttft_s: float
     tpot_s: float
     chunk_tokens: int
+    """The number of prompt tokens that are computed in one step."""
 
 
 def mixed(
     traffic: Traffic, objectives: LatencyObjectives, profile: Profile, chunk_tokens: int, replicas: int
 ) -> Mixed | None:
-    """None: overloaded."""
+    """Return the state of one of `replicas` replicas, or None if it is overloaded."""
     p, prompt = profile, traffic.prompt
     chunk = min(chunk_tokens, prompt.mean)
-    # A chunk attends to all of its prompt before it: per token c * n on average over prompts
-    # weighted by length.
+    # A chunk attends to the whole prompt before it. Per token this takes c * n on average over the
+    # prompts, weighted by length.
     chunk_s = p.b_s_per_token * chunk + p.c_s_per_token2 * chunk * prompt.second_moment / prompt.mean
     chunks_per_s = traffic.requests_per_s / replicas * prompt.mean / chunk
     tokens_per_s = traffic.output_tokens_per_s / replicas
@@ -63,7 +63,7 @@ def mixed(
         return None
     idle, mean_s = found
     streams = tokens_per_s * mean_s
-    chunk_s += p.unread_s(streams)  # a chunk needs all weights, also those that the streams leave alone
+    chunk_s += p.unread_s(streams)  # a chunk reads all weights, including those that the streams don't use
     most = max(1.0, streams + objectives.z * math.sqrt(streams))
     step_s = p.step_s(most, most * traffic.held_tokens)
     met = chunks_per_s * traffic.output.mean * mean_s
@@ -78,10 +78,11 @@ def mixed(
 
 
 def _steady(profile: Profile, chunked: float, tokens_per_s: float, held_tokens: float) -> tuple[float, float] | None:
-    """The share of time that is idle, and the seconds of a step with what chunks hold it up.
+    """Return the share of idle time, and the mean seconds of a step including the delay by chunks.
 
-    Each turn takes the step's tangent where the last one ended, from all weights on: Newton's
-    method on a curve that bends downwards, so the result falls to the root.
+    Returns None if there is hardly any idle time. Each iteration uses the tangent of the step at
+    the result of the previous one, starting where all weights are read. This is Newton's method on
+    a concave curve, so the results decrease to the root.
     """
     sequences, idle, mean_s = _MANY, 0.0, 0.0
     for turn in range(_TURNS):
@@ -99,7 +100,7 @@ def _steady(profile: Profile, chunked: float, tokens_per_s: float, held_tokens: 
 def monolithic_pool(
     traffic: Traffic, objectives: LatencyObjectives, gpu: Gpu, profile: Profile
 ) -> Together | Infeasible:
-    """The fewest replicas over all chunk sizes."""
+    """Return the pool with the fewest replicas over all chunk sizes."""
     room = min(sequences_held(traffic, profile), profile.max_running)
     best: Together | None = None
     for chunk_tokens in CHUNKS_TOKENS:
@@ -133,7 +134,8 @@ def _why(traffic: Traffic, objectives: LatencyObjectives, gpu: Gpu, profile: Pro
         held = traffic.prompt.mean + traffic.output.mean
         return Infeasible(
             "memory",
-            f"a request of {held:.0f} tokens does not fit in the cache of {profile.request_tokens:.0f} tokens of {where}",
+            f"a request of {held:.0f} tokens does not fit in the cache of {profile.request_tokens:.0f} tokens "
+            f"of {where}",
         )
     idle = [m for c in CHUNKS_TOKENS if (m := mixed(traffic.at(1e-6), objectives, profile, c, 1)) is not None]
     ttft_s = min((m.ttft_s for m in idle), default=math.inf)
@@ -141,7 +143,8 @@ def _why(traffic: Traffic, objectives: LatencyObjectives, gpu: Gpu, profile: Pro
     if ttft_s > objectives.ttft_s:
         return Infeasible(
             "ttft",
-            f"{traffic.prompt.tail:.0f} prompt tokens take {ttft_s:.2f} s even alone on {where}, {objectives.ttft_s:g} s is asked",
+            f"{traffic.prompt.tail:.0f} prompt tokens take {ttft_s:.2f} s even alone on {where}, "
+            f"{objectives.ttft_s:g} s is asked",
         )
     if tpot_s > objectives.tpot_s:
         return Infeasible(

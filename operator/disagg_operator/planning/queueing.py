@@ -1,8 +1,8 @@
-"""PURE: how long requests wait for one of several workers.
+"""PURE: The queueing formulas: the wait of requests for one of several workers.
 
-Mean wait: Sakasegawa's approximation for M/G/c ("An approximation formula Lq = a b^rho / (1 -
-rho)", 1977). Tail: exponential, given that one waits at all; the chance of that is taken as
-rho^(sqrt(2(c+1)) - 1), which the same formula implies.
+The mean wait is Sakasegawa's approximation for M/G/c ("An approximation formula Lq = a b^rho / (1 -
+rho)", 1977). The wait of the requests that wait at all is taken as exponential, and the probability
+of waiting as rho^(sqrt(2(c+1)) - 1), which the same formula implies.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ MOST_REPLICAS = 10_000
 
 
 def wait_s(arrivals_per_s: float, service_s: float, service_cv2: float, servers: int, percentile: float) -> float:
-    """The percentile of the wait; infinite when overloaded."""
+    """Return the percentile of the wait in seconds; infinite if the servers are overloaded.
+
+    `service_cv2` is the squared coefficient of variation of the service time.
+    """
     rho = arrivals_per_s * service_s / servers
     if rho >= 1:
         return math.inf
     if rho <= 0:
         return 0.0
     waits = rho ** (math.sqrt(2 * (servers + 1)) - 1)
-    mean_s = (1 + service_cv2) / 2 / (servers * (1 - rho)) * service_s  # of those who wait
+    mean_s = (1 + service_cv2) / 2 / (servers * (1 - rho)) * service_s  # of the requests that wait
     return 0.0 if waits <= 1 - percentile else mean_s * math.log(waits / (1 - percentile))
 
 
 def least(good: Callable[[int], bool], low: int, high: int = MOST_REPLICAS) -> int | None:
-    """The smallest n in [low, high] that is good, where all above a good one are; None: not even
-    `high` is.
+    """Return the smallest n in [low, high] that is good, or None if not even `high` is.
+
+    Every number above a good one must be good.
     """
     step, n = 1, low
     while not good(n):
@@ -46,7 +50,7 @@ def least(good: Callable[[int], bool], low: int, high: int = MOST_REPLICAS) -> i
 
 
 def poisson_quantile(mean: float, percentile: float) -> float:
-    """How many of something rare and independent happen, at most, in `percentile` of the cases."""
+    """Return the percentile of the number of rare independent events with this mean."""
     if mean > 100:
         return mean + NormalDist().inv_cdf(percentile) * math.sqrt(mean)
     n, chance, total = 0, math.exp(-mean), math.exp(-mean)

@@ -1,4 +1,4 @@
-"""PURE: a plan in words and as plain data, for the terminal, JSON and HTML."""
+"""PURE: The report of a plan in words and as plain data, for the terminal, JSON and HTML."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from disagg_operator.planning.deployment_plan import Deployment, Plan, Question,
 
 _KINDS = {"prefill": "prefill", "decode": "decode", "both": "prefill + decode"}
 _BOUNDS = {
-    "compute": "compute", "ttft": "TTFT", "tpot": "TPOT", "cache": "KV cache", "batch": "batch limit", "network": "network",
-    "ttft and tpot": "TTFT and TPOT", "simulation": "simulation",
+    "compute": "compute", "ttft": "TTFT", "tpot": "TPOT", "cache": "KV cache", "batch": "batch limit",
+    "network": "network", "ttft and tpot": "TTFT and TPOT", "simulation": "simulation",
 }  # fmt: skip
 
 
 def seconds(value: float) -> str:
-    """With the unit that suits it."""
+    """Return a time in seconds with a suitable unit."""
     return f"{1e6 * value:.0f} us" if value < 1e-3 else f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.2f} s"
 
 
 def rounded(value: float) -> str:
-    """Two digits: 42, 180, 1300."""
+    """Return a number rounded to two digits, such as 42, 180 or 1300."""
     return f"{float(f'{value:.2g}'):g}"
 
 
 def size(value: float) -> str:
-    """Bytes in decimal units."""
+    """Return a number of bytes in decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
             return f"{value:.3g} {unit}"
@@ -39,19 +39,19 @@ def size(value: float) -> str:
 
 
 def money(plan: Plan, value: float) -> str:
-    """An hour's cost: in the currency of the prices, or GPUs where none were given."""
+    """Return the cost of an hour in the currency of the prices, or in GPU-hours without prices."""
     if math.isinf(value):
         return "-"
     return f"{value:,.2f} an hour" if plan.question.prices_per_hour else f"{value:,.0f} GPU-hours/h"
 
 
 def headline(plan: Plan) -> str:
-    """What to do, in one sentence."""
+    """Return the recommendation in words."""
     q = plan.question
     apart, together = cost_of(plan.disaggregated), cost_of(plan.monolithic)
     if plan.recommended == "none":
         assert isinstance(plan.disaggregated, Infeasible)
-        return "Infeasible: nothing in reach keeps the objectives."
+        return "Infeasible: no deployment on these GPUs meets the objectives."
     saved = (
         f"{100 * (1 - min(apart, together) / max(apart, together)):.0f} % less"
         if math.isfinite(apart + together)
@@ -59,31 +59,32 @@ def headline(plan: Plan) -> str:
     )
     if plan.recommended == "monolithic":
         why = (
-            "the other is infeasible"
+            "disaggregation is infeasible"
             if not saved
             else "it costs the same and is simpler"
             if apart == together
             else f"it costs {saved}"
         )
         return f"Recommended: monolithic. At {q.traffic.requests_per_s:.4g} requests/s {why}."
-    why = f"it costs {saved}" if saved else "one pool can't keep the objectives"
+    why = f"it costs {saved}" if saved else "a single pool can't keep the objectives"
     return f"Recommended: disaggregated. At {q.traffic.requests_per_s:.4g} requests/s {why}."
 
 
 def crossover(plan: Plan) -> str:
-    """From which rate on to disaggregate."""
+    """Return the rate from which disaggregation is cheaper, in words."""
     highest = plan.rates[-1][0]
     if plan.crossover_per_s is None:
         if all(math.isinf(apart) for _, apart, _ in plan.rates):
             return "Disaggregation is infeasible at every rate."
-        return f"No crossover up to {highest:g} requests/s: there, too, one pool is as cheap or cheaper."
+        return f"No crossover up to {highest:g} requests/s: even at that rate a single pool is as cheap or cheaper."
     if plan.crossover_per_s == plan.rates[0][0]:
         return f"Disaggregation is cheaper at every rate from {plan.rates[0][0]:g} to {highest:g} requests/s."
-    return f"Crossover: from about {rounded(plan.crossover_per_s)} requests/s on (up to {highest:g}) disaggregation is cheaper."
+    low = rounded(plan.crossover_per_s)
+    return f"Crossover: disaggregation is cheaper from about {low} requests/s (up to {highest:g})."
 
 
 def notes(plan: Plan) -> list[str]:
-    """What the reader must know to judge the figures."""
+    """Return the sentences that a reader needs to judge the figures."""
     q = plan.question
     out = [f"{name} is infeasible: {d.limit}: {d.reason}." for name, d in both(plan) if isinstance(d, Infeasible)]
     out.append(crossover(plan))
@@ -94,8 +95,11 @@ def notes(plan: Plan) -> list[str]:
         f"{name}: {'measured profile' if name in q.measured else roof_line(gpu)}." for name, gpu in sorted(used.items())
     ]
     out += of_experts(plan)
-    out.append("Sizes: simulated, request by request, on fixed fleets; the crossover is from the formulas." if plan.simulated else
-               "Sizes: queueing formulas; --simulate checks them request by request.")  # fmt: skip
+    out.append(
+        "Sizes: simulated, request by request, with fixed pools; the crossover is from the formulas."
+        if plan.simulated
+        else "Sizes: queueing formulas; --simulate checks them request by request."
+    )
     for _, d in both(plan):
         if isinstance(d, Deployment) and not all(with_tail_in_cache(p, q.traffic) for p in d.pools):
             out.append("A request of tail lengths does not fit into one replica's cache: it would be refused.")
@@ -107,28 +111,29 @@ def notes(plan: Plan) -> list[str]:
 
 
 def of_experts(plan: Plan) -> list[str]:
-    """What is assumed of a model with experts or latent attention."""
+    """Return the assumptions about a model with experts, latent attention or windows."""
     q = plan.question
     pools = [p for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools]
     out = [_curve(q, p, p.profile) for p in pools if p.role != "prefill" and isinstance(p.profile, ExpertProfile)]
     if out:
-        out.insert(0, "Experts: routing is taken as even. Expert parallelism over several nodes is not planned.")
+        out.insert(0, "Experts: routing is assumed uniform. Expert parallelism over several nodes is not planned.")
     if any(spread(p) for p in pools):
         out.append(
-            "Parallel experts n: n GPUs share the routed experts; each has the other weights whole, and the cache of its own sequences."
+            "Parallel experts n: n GPUs share the routed experts; each holds all other weights and the cache of its "
+            "own sequences."
         )
     if q.model.latent is not None and any(p.tensor > 1 and not spread(p) for p in pools):
         out.append("Parallel tensor n: each of the n GPUs holds the latent cache of all sequences of its replica.")
     if q.model.window is not None:
-        kept = f"layers that attend to the last {q.model.window.tokens:,} tokens are taken to keep no more"
-        out.append(f"Windows: {kept}; see that your engine does so with its KV connector on.")
+        kept = f"layers that attend to the last {q.model.window.tokens:,} tokens are assumed to store no more"
+        out.append(f"Windows: {kept}; check that your engine does so with its KV connector enabled.")
     if q.model.experts is not None or q.model.latent is not None:
         out.append("The bundled engine does not serve such models: the plan is for another engine.")
     return out
 
 
 def _curve(q: Question, p: PoolPlan, profile: ExpertProfile) -> str:
-    """How far a decode step is from a straight line."""
+    """Return the deviation of a decode step from a straight line, in words."""
     experts, few = q.model.experts, max(1, p.batch // 4)
     assert experts is not None
     many, some = (f"{100 * experts.touched(n) / experts.count:.0f} %" for n in (p.batch, few))
@@ -136,37 +141,40 @@ def _curve(q: Question, p: PoolPlan, profile: ExpertProfile) -> str:
     if few == p.batch:
         return words + "."
     error = f"{100 * profile.fit_error(few, q.traffic.held_tokens):.0f} % too slow at {few}"
-    return f"{words}, one of {few} reads {some}. Simulation and autoscaling go by a straight line, right at {p.batch} and {error}."
+    line = f"Simulation and autoscaling use a straight line, exact at {p.batch} and {error}."
+    return f"{words}, one of {few} reads {some}. {line}"
 
 
 def roof_line(gpu: Gpu) -> str:
-    """What a GPU can do, as its maker says, and where he does."""
-    figures = f"{gpu.bf16_flops / 1e12:.0f} TFLOP/s bf16, {gpu.bandwidth_bytes_per_s / 1e12:.3g} TB/s, {size(gpu.memory_bytes)}"
+    """Return the maker's figures of a GPU and their source."""
+    flops, bandwidth = gpu.bf16_flops / 1e12, gpu.bandwidth_bytes_per_s / 1e12
+    figures = f"{flops:.0f} TFLOP/s bf16, {bandwidth:.3g} TB/s, {size(gpu.memory_bytes)}"
     return f"roof line, of {figures} ({gpu.source})"
 
 
 def both(plan: Plan) -> tuple[tuple[str, Deployment | Infeasible], ...]:
+    """Return both deployments of a plan with their names."""
     return ("disaggregated", plan.disaggregated), ("monolithic", plan.monolithic)
 
 
 def pool_row(p: PoolPlan, chunk_tokens: int = 0) -> list[str]:
-    """Cells of one pool: role, GPUs, replicas, tensor parallelism, batch, utilisation, what sets
-    its size.
-    """
+    """Return the cells of a pool in the order of POOL_COLUMNS."""
     batch = {"prefill": f"{p.batch:,} tokens", "decode": f"{p.batch} sequences"}.get(
         p.role, f"{p.batch} sequences, chunks of {chunk_tokens}"
     )
     return [
-        _KINDS[p.role], f"{p.gpus} x {p.gpu.name}", str(p.replicas), parallelism(p), batch, f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
+        _KINDS[p.role], f"{p.gpus} x {p.gpu.name}", str(p.replicas), parallelism(p), batch,
+        f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
     ]  # fmt: skip
 
 
 def parallelism(p: PoolPlan) -> str:
-    """How a replica is split over its GPUs."""
+    """Return the way in which a replica is split over its GPUs, such as `tensor 4`."""
     return f"{'experts' if spread(p) else 'tensor'} {p.tensor}"
 
 
 def spread(p: PoolPlan) -> bool:
+    """Return whether only the routed experts are distributed over the GPUs of a replica."""
     return isinstance(p.profile, ExpertProfile) and p.profile.ranks > 1
 
 
@@ -176,6 +184,7 @@ TRANSFER_COLUMNS = ("network", "mean prompt", "tail prompt", "not hidden behind 
 
 
 def deployment_row(plan: Plan, name: str, d: Deployment | Infeasible) -> list[str]:
+    """Return the cells of a deployment in the order of DEPLOYMENT_COLUMNS."""
     if isinstance(d, Infeasible):
         return [name, "infeasible", "-", "-", "-", "-"]
     per_gpu = plan.question.traffic.output_tokens_per_s / d.gpus
@@ -183,8 +192,9 @@ def deployment_row(plan: Plan, name: str, d: Deployment | Infeasible) -> list[st
 
 
 def transfers(plan: Plan) -> list[list[str]]:
-    """How long the KV of a mean and of a tail prompt takes over each network, and what of the
-    latter the user waits for.
+    """Return the transfer times of KV over each network, in the order of TRANSFER_COLUMNS.
+
+    They are those of a mean and of a tail prompt, and the part of the latter that delays the user.
     """
     q = plan.question
     rows = []
@@ -199,7 +209,7 @@ def transfers(plan: Plan) -> list[list[str]]:
 
 
 def question_rows(plan: Plan) -> list[tuple[str, str]]:
-    """Inputs and what follows from them at once."""
+    """Return the inputs of a plan, and the figures that follow from them, as labels and values."""
     q, t = plan.question, plan.question.traffic
     p = f"p{100 * q.objectives.percentile:g}"
     m = q.model
@@ -218,7 +228,7 @@ def question_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def shape_words(m: ModelShape) -> str:
-    """A model in figures."""
+    """Return the shape of a model in words."""
     cache = f"latent KV of {m.latent.rank} + {m.latent.rope}" if m.latent else f"{m.kv_heads} KV heads"
     words = [f"{m.layers} layers", f"{m.heads} heads", cache]
     if m.experts is None:
@@ -232,7 +242,7 @@ def shape_words(m: ModelShape) -> str:
 
 
 def windowed(m: ModelShape) -> str:
-    """The cache of a token where some layers forget it."""
+    """Return the size of the KV of a token, in words, for a model that has a window."""
     assert m.window is not None
     growing = m.kv_bytes(m.window.tokens + 1) - m.kv_bytes(m.window.tokens)
     return (
@@ -241,13 +251,13 @@ def windowed(m: ModelShape) -> str:
 
 
 def billions(parameters: float) -> str:
-    """Parameters, with three digits."""
+    """Return a number of parameters with three digits, such as 70.6B."""
     value = float(f"{parameters / 1e9:.3g}")
     return f"{value:,g}B" if value >= 1 else f"{parameters / 1e6:.3g}M"
 
 
 def as_data(plan: Plan) -> dict[str, Any]:
-    """Everything, as JSON takes it (infinite costs are null)."""
+    """Return the whole plan as data for JSON. Infinite costs are null."""
     q = plan.question
     return {
         "recommended": plan.recommended,
@@ -256,19 +266,30 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "simulated": plan.simulated,
         "notes": notes(plan),
         "model": {
-            "name": q.model.name, "parameters": q.model.parameters, "active_parameters": q.model.active_parameters,
-            "weight_bytes": q.model.weight_bytes, "kv_bytes_per_token": q.model.kv_bytes_per_token,
+            "name": q.model.name,
+            "parameters": q.model.parameters,
+            "active_parameters": q.model.active_parameters,
+            "weight_bytes": q.model.weight_bytes,
+            "kv_bytes_per_token": q.model.kv_bytes_per_token,
         },
         "traffic": {
-            "requests_per_s": q.traffic.requests_per_s, "prompt_mean_tokens": q.traffic.prompt.mean,
-            "prompt_tail_tokens": q.traffic.prompt.tail, "output_mean_tokens": q.traffic.output.mean,
+            "requests_per_s": q.traffic.requests_per_s,
+            "prompt_mean_tokens": q.traffic.prompt.mean,
+            "prompt_tail_tokens": q.traffic.prompt.tail,
+            "output_mean_tokens": q.traffic.output.mean,
             "output_tail_tokens": q.traffic.output.tail,
         },
-        "objectives": {"ttft_s": q.objectives.ttft_s, "tpot_s": q.objectives.tpot_s, "percentile": q.objectives.percentile},
+        "objectives": {
+            "ttft_s": q.objectives.ttft_s,
+            "tpot_s": q.objectives.tpot_s,
+            "percentile": q.objectives.percentile,
+        },
         "deployments": {name: _deployment(q.prices_per_hour, d) for name, d in both(plan)},
         "transfer_s": _transfer_data(plan),
-        "rates": [{"requests_per_s": r, "disaggregated": _finite(a), "monolithic": _finite(t)} for r, a, t in plan.rates],
-    }  # fmt: skip
+        "rates": [
+            {"requests_per_s": r, "disaggregated": _finite(a), "monolithic": _finite(t)} for r, a, t in plan.rates
+        ],
+    }
 
 
 def _finite(value: float) -> float | None:
@@ -279,9 +300,14 @@ def _deployment(prices: Any, d: Deployment | Infeasible) -> dict[str, Any]:
     if isinstance(d, Infeasible):
         return {"feasible": False, "limit": d.limit, "reason": d.reason}
     return {
-        "feasible": True, "gpus": d.gpus, ("cost_per_hour" if prices else "gpu_hours_per_hour"): d.cost_per_hour, "ttft_s": d.ttft_s,
-        "tpot_s": d.tpot_s, "kv_exposed_s": d.exposed_s, "pools": [_pool(p) for p in d.pools],
-    }  # fmt: skip
+        "feasible": True,
+        "gpus": d.gpus,
+        ("cost_per_hour" if prices else "gpu_hours_per_hour"): d.cost_per_hour,
+        "ttft_s": d.ttft_s,
+        "tpot_s": d.tpot_s,
+        "kv_exposed_s": d.exposed_s,
+        "pools": [_pool(p) for p in d.pools],
+    }
 
 
 def _pool(p: PoolPlan) -> dict[str, Any]:

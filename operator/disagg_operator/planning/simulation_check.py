@@ -1,9 +1,9 @@
-"""A plan's counts checked and mended by serving requests, one by one, in the simulator.
+"""The check of a plan by simulation, which corrects its numbers of replicas.
 
-Needs the `simulate` extra.
+The simulator serves a trace request by request on fixed pools, the smallest that meet the
+objectives over the whole trace. `disagg simulate` shows how much autoscaling saves beyond that.
 
-The fleets are fixed: the smallest that keep the objectives over the whole trace. What scaling with
-the load saves on top, `disagg simulate` says.
+It needs the `simulate` extra.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.traces import Trace
 
 _PEAK_S = 300.0
-_MOST = 400  # replicas of a pool that the simulator has places for, with room for those that drain
+_MOST = 400  # replicas of a pool in the simulator, which leaves room for those that drain
 _ENOUGH = 64
 
 
 def traffic_of(trace: Trace, percentile: float) -> Traffic:
-    """The lengths of the whole trace at the rate of its busiest five minutes.
+    """Return the traffic of a trace: its lengths, at the rate of its busiest five minutes.
 
-    Cached tokens are no work.
+    Cached prompt tokens do not count, because they cause no work.
     """
     span_s = max(trace.span_s, 1.0)
     rate = len(trace) / span_s
@@ -45,7 +45,7 @@ def traffic_of(trace: Trace, percentile: float) -> Traffic:
 
 
 def poisson(rate_per_s: float, prompt: LogNormal, output: LogNormal, seconds: float = 900.0, seed: int = 0) -> Trace:
-    """A trace of independent requests: 2,000 of them at least, 300,000 at most."""
+    """Return a trace of independent requests: at least 2,000, at most 300,000."""
     n = int(min(300_000, max(2_000, rate_per_s * seconds)))
     random = np.random.default_rng(seed)
     arrival = np.cumsum(random.exponential(1 / rate_per_s, n))
@@ -59,9 +59,9 @@ def poisson(rate_per_s: float, prompt: LogNormal, output: LogNormal, seconds: fl
 
 
 def check(plan: Plan, trace: Trace) -> Plan:
-    """The same plan with the counts that keep the objectives on this trace.
+    """Return the plan with the numbers of replicas that meet the objectives on a trace.
 
-    Raises PlanError where the simulator can't hold the fleet.
+    Raises PlanError if the simulator can't hold that many replicas.
     """
     q = plan.question
     apart, together = plan.disaggregated, plan.monolithic
@@ -73,16 +73,20 @@ def check(plan: Plan, trace: Trace) -> Plan:
 
 
 def _merged(d: Deployment, q: Question) -> Profile:
-    """One profile for the simulator: prefill as the first pool does it, decode as the second."""
+    """Return one profile for the simulator, with the prefill of one pool and the decode of another.
+
+    The first pool of the deployment prefills, the second one decodes.
+    """
     p, e = (pool.profile for pool in d.pools)
     tokens = q.traffic.prompt.mean
     handover_s = e.handover_s + q.kv.exposed_s(tokens, p.isolated_s(tokens))
-    # The simulator knows no time of a batch but the linear one: what reading weights costs a short
-    # prompt comes before it.
+    # The simulator only knows the coefficients of a batch, so the time of a short prompt to read
+    # weights is part of the overhead.
     overhead_s = p.overhead_s + p.isolated_s(tokens) - p.prefill_s(tokens, tokens * tokens)
     return replace(
-        e, a_s=p.a_s, b_s_per_token=p.b_s_per_token, c_s_per_token2=p.c_s_per_token2, overhead_s=overhead_s, batch_wait_s=p.batch_wait_s,
-        batch_full_tokens=p.batch_full_tokens, batch_tokens=d.pools[0].batch, max_running=d.pools[1].batch, handover_s=handover_s,
+        e, a_s=p.a_s, b_s_per_token=p.b_s_per_token, c_s_per_token2=p.c_s_per_token2, overhead_s=overhead_s,
+        batch_wait_s=p.batch_wait_s, batch_full_tokens=p.batch_full_tokens, batch_tokens=d.pools[0].batch,
+        max_running=d.pools[1].batch, handover_s=handover_s,
     )  # fmt: skip
 
 
@@ -91,8 +95,8 @@ def _apart(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasible:
 
     def times(prefill: int, decode: int) -> tuple[float, float]:
         setup = Setup(
-            profile, tpot_s=o.tpot_s, ttft_least_s=o.ttft_s, ttft_factor=0.0, most=_MOST, initial=(prefill, decode), interval_s=60.0,
-            drop_s=math.inf, aligned=True,
+            profile, tpot_s=o.tpot_s, ttft_least_s=o.ttft_s, ttft_factor=0.0, most=_MOST, initial=(prefill, decode),
+            interval_s=60.0, drop_s=math.inf, aligned=True,
         )  # fmt: skip
         s = Cluster(trace, setup).run(lambda _: Targets(prefill, decode)).sim
         return _percentiles(trace, s.first_s, s.last_s, o.percentile)
@@ -112,8 +116,10 @@ def _apart(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasible:
 
 
 def _together(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasible:
-    """Real arrivals may want other chunks than the formulas: their halves and doubles are tried,
-    too.
+    """Return the cheapest monolithic deployment that meets the objectives on a trace.
+
+    Real arrivals may need chunks of another size than the formulas, so half and double the planned
+    size are also tried.
     """
     found = [_chunked(q, replace(d, chunk_tokens=int(d.chunk_tokens * factor)), trace) for factor in (1, 0.5, 2)]
     good = [f for f in found if isinstance(f, Deployment)]
@@ -143,7 +149,7 @@ def _chunked(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasibl
 
 
 def _percentiles(trace: Trace, first_s: Any, last_s: Any, percentile: float) -> tuple[float, float]:
-    """TTFT and TPOT; what was not served took for ever."""
+    """Return TTFT and TPOT in seconds at the percentile. Unserved requests count as infinite."""
     ttft = np.where(np.isnan(first_s), np.inf, first_s - trace.arrival_s)
     many = trace.output_tokens > 1
     tpot = np.where(np.isnan(last_s), np.inf, last_s - first_s)[many] / (trace.output_tokens - 1)[many]
@@ -152,7 +158,7 @@ def _percentiles(trace: Trace, first_s: Any, last_s: Any, percentile: float) -> 
 
 
 def _count(good: Callable[[int], bool], planned: int) -> int | None:
-    """The smallest count that is good; the search begins around what was planned."""
+    """Return the smallest good number of replicas; the search starts around the planned number."""
     if planned > _MOST:
         raise PlanError(f"simulate: {planned} replicas are planned, the simulator has places for {_MOST}")
     low = max(1, planned // 2)

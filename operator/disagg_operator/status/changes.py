@@ -1,6 +1,6 @@
-"""PURE: what changed between two statuses -> what to tell the user in Events.
+"""PURE: The Events that tell the user about the changes between two statuses.
 
-Derived from the stored status and the new one, so that a restart of the operator repeats nothing.
+They are derived from the stored status and the new one, so a restart of the operator repeats none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from disagg_operator.status.events import NORMAL, WARNING, Note
 
-# Condition reasons that deserve a Warning, and the event's reason.
+# The condition reasons that lead to a Warning, and the reason of the Event.
 _WARNINGS = {
     "InvalidSpec": "InvalidSpec",
     "UnsupportedParallelism": "InvalidSpec",
@@ -33,16 +33,16 @@ _SUMMARIES = ("Ready", "Available", "Degraded")
 
 
 def of_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Note]:
-    """Warnings for new causes, then good news.
+    """Return warnings about new causes, followed by good news.
 
-    A cause that several conditions share is told once.
+    A cause that several conditions share is reported once.
     """
     old, new = _by_type(before), _by_type(after)
     notes: dict[str, Note] = {}
     for kind, condition in new.items():
         reason = _WARNINGS.get(condition["reason"])
         same = kind in old and (old[kind]["status"], old[kind]["reason"]) == (condition["status"], condition["reason"])
-        # A summary repeats a cause; only a fallback that is tolerated shows nowhere else.
+        # A summary repeats a cause; only a tolerated fallback appears in no other condition.
         repeats = kind in _SUMMARIES and condition["reason"] != "TransportFallback"
         if reason is not None and not same and not repeats:
             notes.setdefault(reason, Note(WARNING, reason, f"{kind}: {condition['message']}"))

@@ -1,8 +1,8 @@
-"""PURE: what was asked for and what is observed -> the status of a DisaggDeployment.
+"""PURE: The status of a DisaggDeployment, computed from its spec and from what is observed.
 
-Every condition is a function of its inputs alone; `lastTransitionTime` moves only when a
-condition's status does; the same inputs give the same status, so a status that is equal to the
-stored one isn't written.
+Every condition is a function of its inputs alone. `lastTransitionTime` changes only when the status
+of its condition does. The same inputs give the same status, so that a status equal to the stored
+one need not be written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ _MAX_MESSAGE = 512
 
 @dataclass(frozen=True, slots=True)
 class Condition:
+    """A condition as in the Kubernetes API, without its generation and transition time."""
+
     type: str
     status: str
     reason: str
@@ -27,42 +29,50 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class PoolIntent:
-    """One pool as it should be.
-
-    `last_decision`: as it stands in status; `scaling_blind`: held for want of metrics.
-    """
+    """The desired state of one pool."""
 
     name: str
+    """The role of the pool: `prefill` or `decode`."""
     desired: int
+    """The number of replicas that the pool should have."""
     owner: str
+    """The writer of that number: the autoscaler, the spec, or another writer of /scale."""
     selector: str
+    """The label selector of the pool's pods, as text."""
     autoscaled: bool = False
+    """Whether the operator scales the pool."""
     scaling_blind: bool = False
+    """Whether the replicas are held because metrics are missing."""
     last_decision: Mapping[str, object] | None = None
+    """The last scaling decision in the form that it has in status."""
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What the spec asks for, as far as status speaks of it.
-
-    `interface`: the network that KV must use, if one is attached; `trouble`: (reason, words) why
-    Prometheus can't be read.
-    """
+    """The parts of the desired state that status depends on."""
 
     generation: int
+    """The generation of the spec."""
     pools: tuple[PoolIntent, ...]
     url: str
+    """The URL of the OpenAI API within the cluster."""
     model: str
+    """The name under which the model is served."""
     revision: str
+    """The revision of the pods that the spec renders."""
     suspended: bool = False
     transport: str = "auto"
+    """The transport of KV that the spec requests."""
     fallback: str = "Warn"
+    """The consequence of another transport than the requested one: `Warn` or `Forbid`."""
     interface: str | None = None
+    """The network interface that KV must use, if a network is attached."""
     trouble: tuple[str, str] | None = None
+    """The reason and the message of a failure to read Prometheus."""
 
 
 def build(intent: Intent, observed: Observed, previous: Mapping[str, object], now: str) -> Obj:
-    """The whole status. `previous` is the stored one, `now` an RFC 3339 time."""
+    """Return the whole status. `previous` is the stored status, `now` a time in RFC 3339."""
     pools = [_pool_status(p, observed.pools[p.name]) for p in intent.pools]
     status: Obj = {
         "observedGeneration": intent.generation,
@@ -84,8 +94,9 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
 
 
 def refused(generation: int, reason: str, message: str, previous: Mapping[str, object], now: str) -> Obj:
-    """The status of a resource that can't be accepted: what runs is left alone, so the rest is kept
-    as it was.
+    """Return the status of a resource that is not accepted.
+
+    Its running pods are left alone, so the rest of the status stays as it was.
     """
     found = [
         Condition("Accepted", FALSE, reason, message),
@@ -98,7 +109,7 @@ def refused(generation: int, reason: str, message: str, previous: Mapping[str, o
 
 
 def conditions(intent: Intent, observed: Observed) -> list[Condition]:
-    """All conditions, causes before effects, `Ready` last."""
+    """Return all conditions: causes before effects, `Ready` last."""
     causes = [
         Condition("Accepted", TRUE, "Valid", "the resource is valid"),
         _network(observed.network),
@@ -171,7 +182,7 @@ def _kv_transfer(intent: Intent, observed: Observed) -> Condition:
 
 
 def fallback_of(intent: Intent, view: RouterView) -> str | None:
-    """A sentence when a worker doesn't move KV the way the spec asks for."""
+    """Return a message if a worker doesn't move KV in the way that the spec requests, else None."""
     if intent.transport == "rdma":
         strays = [w for w in view.workers if w.transport != "rdma"]
         if strays:
@@ -179,7 +190,8 @@ def fallback_of(intent: Intent, view: RouterView) -> str | None:
     if intent.interface is not None:
         strays = [w for w in view.workers if w.interface != intent.interface]
         if strays:
-            return f"KV should use {intent.interface}, but {_who([w.pod for w in strays])} uses {strays[0].interface or '?'}"
+            used = strays[0].interface or "?"
+            return f"KV should use {intent.interface}, but {_who([w.pod for w in strays])} uses {used}"
     return None
 
 
@@ -212,15 +224,15 @@ def _progressing(observed: Observed) -> Condition:
 
 
 def _scaling(intent: Intent) -> list[Condition]:
-    """Only for deployments that the operator scales."""
+    """Return the ScalingActive condition; none for a deployment that the operator doesn't scale."""
     scaled = [p for p in intent.pools if p.autoscaled]
     if not scaled:
         return []
     blind = [p.name for p in scaled if p.scaling_blind]
     if intent.suspended:
         return [Condition("ScalingActive", FALSE, "Suspended", "spec.suspend is set")]
-    # What a reference lacks is certain at once; of a server that is silent only what comes of it is
-    # told.
+    # A missing or unreadable reference is reported at once; a Prometheus server that doesn't answer
+    # is reported only once metrics are missing because of it.
     if intent.trouble is not None and (blind or intent.trouble[0] != "MetricsUnavailable"):
         return [Condition("ScalingActive", FALSE, intent.trouble[0], f"{intent.trouble[1]}: replicas are held")]
     if blind:
@@ -266,8 +278,10 @@ def _pool_status(intent: PoolIntent, seen: Workload) -> Obj:
 
 
 def _revision(intent: Intent, observed: Observed, previous: Mapping[str, object]) -> dict[str, str]:
-    """`update` is what is being rolled out; it becomes `current` once every pool has only pods of
-    it.
+    """Return the current and the update revision of a deployment.
+
+    `update` is the revision being rolled out. It becomes `current` once all pods of every pool are
+    of that revision.
     """
     stored = previous.get("revision")
     before = str(stored.get("current", "")) if isinstance(stored, Mapping) else ""

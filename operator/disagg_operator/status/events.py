@@ -1,7 +1,7 @@
-"""PURE: Events about a DisaggDeployment: few, and each sent once.
+"""PURE: The Events about a DisaggDeployment, which are few and never repeat each other.
 
-The same reason on the same object is sent at most every ten minutes; a scaling event is sent
-whenever its message differs.
+An Event with the same reason about the same object is sent at most every ten minutes; a scaling
+Event is sent whenever its message differs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_MESSAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something to tell the user about one object."""
+    """A note to the user about one object, to be sent as an Event."""
 
     type: str
     reason: str
@@ -29,19 +29,19 @@ class Note:
 
 @dataclass(slots=True)
 class EventLimiter:
-    """Remembers what was said of which object, for at most `max_entries` (uid, reason) pairs."""
+    """A record of the last note of each (uid, reason) pair, for at most `max_entries` pairs."""
 
     max_entries: int = 10_000
     _said: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)
 
     def allows(self, uid: str, note: Note, now: float) -> bool:
-        """Whether to send `note` at monotonic time `now`; remembers it if so."""
+        """Return whether to send `note` at monotonic time `now`, and record it if so."""
         key = (uid, note.reason)
         last = self._said.get(key)
         differs = note.reason in ALWAYS_IF_DIFFERENT and last is not None and last[1] != note.message
         if last is not None and now - last[0] < QUIET_S and not differs:
             return False
-        self._said.pop(key, None)  # to the end: the oldest is dropped first
+        self._said.pop(key, None)  # the entry moves to the end, because the oldest is dropped first
         self._said[key] = (now, note.message)
         while len(self._said) > self.max_entries:
             del self._said[next(iter(self._said))]
@@ -49,7 +49,10 @@ class EventLimiter:
 
 
 def event_object(about: Obj, note: Note, timestamp: str, suffix: str) -> Obj:
-    """A core/v1 Event about an object. `timestamp` is RFC 3339, `suffix` makes its name unique."""
+    """Return a core/v1 Event about an object.
+
+    `timestamp` is a time in RFC 3339; `suffix` makes the name of the Event unique.
+    """
     meta = about["metadata"]
     return {
         "apiVersion": "v1",

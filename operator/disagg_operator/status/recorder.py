@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Sends notes as Events through the door.
+    """A recorder that sends notes as Events to the API server.
 
-    A failure is logged and forgotten: an Event is no state.
+    A failure is logged and not retried, because an Event is not state.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class Recorder:
         self._limiter = EventLimiter()
 
     async def send(self, about: Obj, notes: Sequence[Note]) -> None:
+        """Send those of the notes about an object that the limiter allows."""
         for note in notes:
             if not self._limiter.allows(str(about["metadata"].get("uid", "")), note, self._clock()):
                 continue

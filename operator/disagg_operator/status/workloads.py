@@ -1,7 +1,7 @@
-"""PURE: objects as they are in the cluster -> what is observed of a deployment.
+"""PURE: The observed state of a DisaggDeployment, computed from the objects in the cluster.
 
-Reads plain dicts and never fails on a field that is missing: an object that was just made has no
-status.
+The functions read plain dicts and never fail because a field is missing: an object that was just
+created has no status.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from disagg_operator.kube.resources import name_of
 from disagg_operator.vocabulary import Obj
 from disagg_wire.protocol import READY
 
-# Waiting reasons by what the user must do about them, worst first: the first one found speaks for
-# the pool.
+# The waiting reasons of a container, grouped by what the user must do about them.
 _WAITING = {
     "ImagePullBackOff": "ImagePull",
     "ErrImagePull": "ImagePull",
@@ -27,52 +26,62 @@ _WAITING = {
     "RunContainerError": "PodConfig",
     "CrashLoopBackOff": "CrashLoop",
 }
+# The reasons of problems, worst first. The worst problem among the pods is reported for the pool.
 _SEVERITY = ("ImagePull", "PodConfig", "CrashLoop", "InsufficientCapacity", "PodsRefused")
-# After this long without a fresh look the routers' word is not repeated.
+# A view of the routers that is older than this is no longer reported.
 VIEW_MAX_AGE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why pods don't run: a condition reason, and a sentence with the pod's and the kubelet's own
-    words.
-    """
+    """A problem that keeps pods from running."""
 
     reason: str
+    """The reason of the condition."""
     message: str
+    """A sentence that names the pod and quotes the kubelet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One pool or the router. Counts of pods; `desired` is what its Deployment should have."""
+    """The observed state of a pool or of the router."""
 
     name: str
     desired: int
+    """The number of pods that the Deployment should have."""
     current: int = 0
+    """The number of pods that exist."""
     ready: int = 0
+    """The number of ready pods."""
     updated: int = 0
-    settled: bool = False  # the Deployment controller has seen the present spec, and no pod of an older one is left
+    """The number of pods of the present spec."""
+    settled: bool = False
+    """Whether the Deployment controller has seen the present spec and no older pod is left."""
     deadline_exceeded: bool = False
+    """Whether the rollout exceeded its progress deadline."""
     problem: Problem | None = None
+    """The worst problem among the pods."""
 
     @property
     def complete(self) -> bool:
+        """Whether all desired pods are of the present spec and ready."""
         return self.settled and min(self.ready, self.updated) >= self.desired
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkCheck:
-    """Whether what the pods' network needs is there. `known=False`: could not be looked at."""
+    """The result of checking that the network requirements of the pods are met."""
 
     ok: bool = True
     reason: str = "NotRequired"
     message: str = "no network attachment is asked for"
     known: bool = True
+    """Whether the check was possible."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLink:
-    """How one worker says it moves KV."""
+    """The transport and the interface by which one worker reports that it moves KV."""
 
     pod: str
     role: str
@@ -82,25 +91,29 @@ class WorkerLink:
 
 @dataclass(frozen=True, slots=True)
 class RouterView:
-    """What the routers said of the pairs. With several routers: the worst."""
+    """The pairs of prefill and decode workers as the routers report them; the worst of several."""
 
     expected: int
+    """The number of pairs of ready workers that the router tests by a handshake."""
     healthy: int
+    """The number of pairs that moved a KV block."""
     workers: tuple[WorkerLink, ...] = ()
+    """The ready workers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """All of it. `view=None`: no ready router answered lately."""
+    """The whole observed state of a DisaggDeployment."""
 
     pools: Mapping[str, Workload]
     router: Workload
     network: NetworkCheck = field(default_factory=NetworkCheck)
     view: RouterView | None = None
+    """The pairs as the routers report them; None if no ready router answered recently."""
 
 
 def workload(name: str, desired: int, deployment: Obj | None, pods: Iterable[Obj]) -> Workload:
-    """Fold a Deployment's status and its pods' troubles."""
+    """Combine the status of a Deployment with the problems of its pods."""
     if deployment is None:
         return Workload(name, desired)
     status = deployment.get("status") or {}
@@ -122,7 +135,7 @@ def workload(name: str, desired: int, deployment: Obj | None, pods: Iterable[Obj
 
 
 def _refused(conditions: Mapping[Any, Obj]) -> Problem | None:
-    """Pods that the API server doesn't even accept: quota, Pod Security, admission."""
+    """Return the problem of pods that the API server rejects (quota, Pod Security, admission)."""
     failure = conditions.get("ReplicaFailure") or {}
     if failure.get("status") != "True":
         return None
@@ -139,7 +152,7 @@ def _worst(pods: Iterable[Obj]) -> Problem | None:
 
 
 def pod_problem(pod: Obj) -> Problem | None:
-    """What keeps a pod from running, or None. A pod on its way out has no problem."""
+    """Return the problem that keeps a pod from running, or None. A terminating pod has none."""
     if pod["metadata"].get("deletionTimestamp"):
         return None
     status = pod.get("status") or {}
@@ -169,8 +182,12 @@ def network(
     rdma: tuple[str, int] | None,
     nodes: Sequence[Obj] | None,
 ) -> NetworkCheck:
-    """Whether the attachment `reference` (namespace, name) and so many RDMA devices on one node are
-    there. None: not readable.
+    """Check that a network attachment exists and that a node has enough RDMA devices.
+
+    `reference` is the namespace and name of the attachment, if one is required; `found` tells
+    whether it exists, or is None if it can't be read. `multus` tells whether the cluster has the
+    NetworkAttachmentDefinition API. `rdma` is the extended resource, and the number of it that one
+    worker requests. `nodes` is None if the nodes can't be listed.
     """
     if reference is None and rdma is None:
         return NetworkCheck()
@@ -208,7 +225,7 @@ def _amount(allocatable: Mapping[str, Any], resource: str) -> int:
 
 
 def router_view(states: Sequence[Mapping[str, Any]]) -> RouterView | None:
-    """Fold the answers of the routers' /internal/v1/state; None when none of them can be read."""
+    """Combine the answers of the routers to /internal/v1/state; None if no answer can be parsed."""
     views = [view for state in states if (view := _one_view(state)) is not None]
     return min(views, key=lambda v: (v.healthy, -v.expected)) if views else None
 
@@ -234,6 +251,6 @@ def _one_view(state: Mapping[str, Any]) -> RouterView | None:
 
 
 def workers_by_transport(view: RouterView) -> dict[str, int]:
-    """Ready workers by what they say they move KV with."""
+    """Return the number of ready workers by the transport that they report."""
     used = Counter(link.transport for link in view.workers)
     return {"rdma": used["rdma"], "tcp": used["tcp"]}

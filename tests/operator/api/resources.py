@@ -1,6 +1,6 @@
-"""Resources for tests: a small good one, and one table of bad ones for both guards.
+"""Resources for tests: a small valid one, and one table of invalid ones for both checks.
 
-The guards are CEL at the API server and `parse` in Python.
+The checks are CEL at the API server and `parse` in Python.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ Obj = dict[str, Any]
 
 
 def patched(role: str, **spec: Any) -> Obj:
-    """A resource whose pool has a podTemplate with this spec."""
+    """Return a resource with a pool whose podTemplate has this spec."""
     pool: Obj = {role: {"podTemplate": {"spec": spec}}}
     return good(**pool)
 
 
 def good(name: str = "chat", **spec: Any) -> Obj:
-    """A valid resource; `spec` is merged over it."""
+    """Return a valid resource with `spec` merged over it."""
     base: Obj = {"model": {"uri": "file:///models/m"}, "prefill": {}, "decode": {}}
     return {
         "apiVersion": "disagg.dev/v1alpha1",
@@ -29,7 +29,7 @@ def good(name: str = "chat", **spec: Any) -> Obj:
 
 
 def watched(url: str = "https://host:9090", **spec: Any) -> Obj:
-    """A resource with a Prometheus."""
+    """Return a resource with a Prometheus."""
     return good(observability={"prometheus": {"url": url, **spec}})
 
 
@@ -43,7 +43,7 @@ def _merged(base: Obj, patch: Obj) -> Obj:
 _MACVLAN = {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}
 _SCALE = {"minReplicas": 1, "maxReplicas": 2}
 
-# What is wrong -> (the resource, words of the refusal at the API server, words of that in Python).
+# Error -> (the resource, words of the API server's refusal, words of Python's refusal).
 BAD: dict[str, tuple[Obj, str, str]] = {
     "replicas and autoscaling together": (
         good(prefill={"replicas": 2, "autoscaling": _SCALE}), "spec.prefill.autoscaling", "spec.prefill.autoscaling",
@@ -227,7 +227,7 @@ BAD: dict[str, tuple[Obj, str, str]] = {
     ),
 }  # fmt: skip
 
-# Refused by strict field validation at the API server, and by parse_file for a file.
+# Refused by the strict field validation of the API server, and by parse_file for a file.
 UNKNOWN: dict[str, tuple[Obj, str]] = {
     "a misspelt pool field": (good(prefill={"replica": 2}), "spec.prefill.replica"),
     "a field of a later version": (good(notYet={"a": 1}), "spec.notYet"),
@@ -240,7 +240,7 @@ UNKNOWN: dict[str, tuple[Obj, str]] = {
     ),
 }  # fmt: skip
 
-# Only Python sees into a pod template.
+# Only Python checks the content of a pod template.
 BAD_TEMPLATES: dict[str, tuple[Obj, str]] = {
     "containers that are no list": (patched("prefill", containers="x"), "spec.prefill.podTemplate.spec.containers"),
     "containers that are removed": (patched("prefill", containers=None), "spec.prefill.podTemplate.spec.containers"),

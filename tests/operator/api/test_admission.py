@@ -1,4 +1,4 @@
-"""The walk over a parsed resource: every rule is reached, and each refusal names its place."""
+"""The check of a parsed resource reaches every rule, and each refusal names its place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Leaf(Model):
 
 
 class Tree(Model):
-    """A whole whose parts have no key."""
+    """A whole with parts that have no key."""
 
     leaves: list[Leaf] = []
     names: list[str] = []
@@ -35,7 +35,7 @@ def _refusals(resource: dict[str, object]) -> list[str]:
 
 
 def _of_the_table() -> set[str]:
-    """The messages that the table of bad resources brings about."""
+    """Return the messages that the table of invalid resources causes."""
     found = set()
     for resource, _, _ in BAD.values():
         try:

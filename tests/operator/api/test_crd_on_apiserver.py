@@ -1,4 +1,4 @@
-"""The generated CRDs on a real API server: rules, defaults, /scale, pruning, printed columns."""
+"""The generated CRDs on a real API server: rules, defaults, /scale, pruning, printer columns."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_a_bad_resource_is_refused_by_name(crd_client: httpx.Client, case: str) 
 
 
 def _some(**fields: Any) -> st.SearchStrategy[Obj]:
-    """Any choice of these fields, each with one of its values."""
+    """Generate any selection of these fields, each with one of its values."""
     strategies = {name: st.sampled_from(v) if isinstance(v, list) else v for name, v in fields.items()}
     return st.fixed_dictionaries({}, optional=strategies)
 
 
 def _with(name: str, values: list[str], **fields: Any) -> st.SearchStrategy[Obj]:
-    """A field that must be there, with one of its values, and any choice of others."""
+    """Generate a required field with one of its values, and any selection of others."""
     return st.tuples(st.sampled_from(values), _some(**fields)).map(lambda pair: {name: pair[0], **pair[1]})
 
 
@@ -130,7 +130,7 @@ def test_an_unknown_field_is_refused_by_name(crd_client: httpx.Client, case: str
 
 @pytest.mark.parametrize("case", BAD_TEMPLATES)
 def test_what_only_python_sees_gets_past_the_api_server(crd_client: httpx.Client, case: str) -> None:
-    """The reason why `parse` checks it: if this fails, the schema can carry the check instead."""
+    """This is why `parse` checks it: if this fails, the schema can do the check instead."""
     assert _create(crd_client, BAD_TEMPLATES[case][0]).status_code == 201
 
 
@@ -180,7 +180,7 @@ CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/disaggdeployments
 
 
 def _schema(crd_client: httpx.Client, crd: Obj, url: str, status: int) -> None:
-    """Put a schema in force: from then on, this Prometheus is answered with `status`."""
+    """Apply a schema, and wait until this Prometheus is answered with `status`."""
     headers = {"Content-Type": "application/apply-patch+yaml"}
     answer = crd_client.patch(CRD, params={"fieldManager": "test", "force": "true"}, json=crd, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -191,9 +191,9 @@ def _schema(crd_client: httpx.Client, crd: Obj, url: str, status: int) -> None:
 
 
 def test_a_resource_from_before_its_url_was_checked_can_still_be_told_so_and_mended(crd_client: httpx.Client) -> None:
-    """Its password in the URL was good then: what is stored stays, and its status can be written.
+    """Its URL with a password was valid then.
 
-    The next edit must mend it.
+    The stored resource stays, and its status can be written. The next edit must correct the URL.
     """
     new: Obj = yaml.safe_load((REPO / "crds/disagg.dev_disaggdeployments.yaml").read_text())
     old = copy.deepcopy(new)

@@ -1,4 +1,4 @@
-"""The language of the admission rules: each word as CEL, and what it finds out about a model."""
+"""The language of the admission rules: the CEL of each word, and its value for a model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BARE = Outer(first_name="b\n")
 NAME, OTHER = field("firstName"), field("otherName")
 HAS, ON = present("otherName"), field("on")
 
-# The expression, its CEL, its value for FULL and its value for BARE.
+# The expression, its CEL, its value for FULL, and its value for BARE.
 CASES: list[tuple[Expression, str, object, object]] = [
     (NAME, "self.firstName", "Ab", "b\n"),
     (HAS, "has(self.otherName)", True, False),
@@ -98,7 +98,7 @@ def test_an_expression_is_cel_and_finds_out_the_same_in_python(
 
 
 def test_a_field_that_may_be_absent_is_asked_for_first() -> None:
-    """As in CEL, where reading it is an error: a rule that forgets it fails its first test."""
+    """As in CEL, reading it is an error, so a rule without the guard fails its first test."""
     with pytest.raises(AttributeError):
         field("inner.howMany").value(BARE)
 
@@ -141,7 +141,10 @@ _CONDITIONS: st.SearchStrategy[Condition] = st.recursive(
 
 
 def _as_python(cel: str) -> str:
-    """The same text in Python: its operators have the same order, but for `!`, which binds less."""
+    """Return the same text in Python.
+
+    Python's operators have the same order, except `not`, which binds less tightly than `!`.
+    """
     return cel.replace("&&", " and ").replace("||", " or ").replace("!", " not ").replace("self.on", "True")
 
 

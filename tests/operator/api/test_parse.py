@@ -1,4 +1,4 @@
-"""`parse` refuses what CEL refuses and names the field; good resources get their defaults."""
+"""`parse` refuses the same as CEL and names the field; valid resources get their defaults."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_an_unknown_field_is_refused_in_a_file_and_passed_over_in_the_cluster(ca
     with pytest.raises(InvalidResource) as caught:
         parse_file(resource)
     assert str(caught.value) == f"{path}: unknown field"
-    assert parse(resource).metadata.name == "chat"  # stored by a later version of the CRD: still served
+    assert parse(resource).metadata.name == "chat"  # stored by a later version of the CRD, but still served
 
 
 def test_what_is_left_out_gets_its_default() -> None:

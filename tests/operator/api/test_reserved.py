@@ -1,4 +1,7 @@
-"""The reserved names of `engine.env` are all that the operator sets: none contradicts its spec."""
+"""The reserved names of `engine.env` are all that the operator sets.
+
+No other variable can therefore contradict the spec.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _POOL = {
     "parallelism": {"tensor": 4},
     "kvCacheSize": "2Gi",
 }
-# Every field of the spec that reaches the environment of a worker is set.
+# All fields of the spec that reach the environment of a worker are set.
 FULLEST = good(
     model={"uri": "hf://org/name", "name": "n", "revision": "main", "authSecretRef": {"name": "hf"}},
     engine={
@@ -50,7 +53,7 @@ def _examples() -> dict[str, Obj]:
 
 
 def _rendered(resource: Obj) -> set[str]:
-    """The environment of all worker containers, but for what the resource itself adds."""
+    """Return the environment of all worker containers, without the additions of the resource."""
     pools = {role: {k: v for k, v in resource["spec"][role].items() if k != "podTemplate"} for role in ROLES}
     dd = parse({**resource, "spec": {**resource["spec"], **pools}})
     deployments: list[Any] = [o for o in render(dd, FACTS) if o["kind"] == "Deployment"]
@@ -62,8 +65,8 @@ def _rendered(resource: Obj) -> set[str]:
 
 def test_the_operator_sets_just_the_names_that_it_reserves() -> None:
     rendered, reserved = _rendered(FULLEST), set(reserved_environment())
-    assert rendered - reserved == {WorkerOption.HF_HOME}  # a default, which no field of the spec sets
-    assert reserved - rendered == {"DISAGG_KV_HOST"}  # the address of KV is that of the interface or of the pod
+    assert rendered - reserved == {WorkerOption.HF_HOME}  # a default that no field of the spec sets
+    assert reserved - rendered == {"DISAGG_KV_HOST"}  # KV uses the address of the interface or of the pod
 
 
 @pytest.mark.parametrize("resource", _examples().values(), ids=_examples())

@@ -1,4 +1,4 @@
-"""The rules of all models: they speak of fields that exist, and the CRD has their words."""
+"""The rules of all models refer to fields that exist, and the CRD holds their messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from disagg_operator.api.rules import Rule
 
 
 def _classes(hint: object) -> Iterator[type[Model]]:
-    """The models that a type speaks of."""
+    """Yield the models in a type."""
     if isinstance(hint, type) and issubclass(hint, Model):
         yield hint
     for part in typing.get_args(hint):
@@ -38,7 +38,7 @@ _METHODS = {"matches", "startsWith", "lowerAscii"}
 
 
 def _holder(model: type[Model], path: list[str]) -> tuple[type[Model], str]:
-    """The model that holds the field at the end of a path, and the name of its attribute."""
+    """Return the model that holds the field at the end of a path, and the name of its attribute."""
     for name in path[:-1]:
         (model,) = _classes(model.model_fields[attributes(model)[name]].annotation)
     return model, attributes(model)[path[-1]]
@@ -56,7 +56,7 @@ def test_a_rule_speaks_of_fields_that_exist(model: type[Model], rule: Rule) -> N
 
 @pytest.mark.parametrize(("model", "rule"), RULES, ids=[f"{m.__name__}: {r.message}" for m, r in RULES])
 def test_no_rule_asks_whether_a_list_is_set_without_asking_whether_it_is_empty(model: type[Model], rule: Rule) -> None:
-    """One that is left out is absent at the API server and empty once parsed."""
+    """A list that is left out is absent at the API server, but empty once parsed."""
     for path in re.findall(r"has\(self\.([A-Za-z0-9.]+)\)", rule.condition.cel):
         holder, attribute = _holder(model, path.split("."))
         if holder.model_fields[attribute].get_default() in ([], {}, ""):
@@ -67,7 +67,7 @@ def test_a_rule_says_which_field_is_to_blame() -> None:
     ever = equal(field("a"), 1)
     assert Rule("m", ever).as_cel() == {"rule": "self.a == 1", "message": "m"}
     assert Rule("m", ever, "a.b").as_cel() == {"rule": "self.a == 1", "message": "m", "fieldPath": ".a.b"}
-    assert "fieldPath" not in Rule("m", ever, "metadata.name").as_cel()  # not ours: the API server refuses it
+    assert "fieldPath" not in Rule("m", ever, "metadata.name").as_cel()  # not our schema: the API server rejects it
 
 
 def test_what_cel_can_not_say_is_refused_by_the_parser_alone() -> None:

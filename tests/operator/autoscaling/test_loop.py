@@ -1,4 +1,4 @@
-"""The scrape loop, where one resource must not cost the others."""
+"""The autoscaler loop: one resource must not affect the others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCALED = {"autoscaling": {"minReplicas": 1, "maxReplicas": 4}}
 
 
 class Broken(StateKeeper):
-    """As if the policy had a bug that one resource meets."""
+    """A StateKeeper with a bug that only the resource `bad` meets."""
 
     async def ready(self, key: Any, entry: Any, plan: Any) -> bool:
         if key[1] == "bad":
@@ -39,7 +39,7 @@ class Broken(StateKeeper):
 
 
 class SlowKube(FakeKube):
-    """Answers when `answering` is set."""
+    """An API server that answers while `answering` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,8 +129,9 @@ WATCHED = {
 
 
 async def test_what_is_known_of_a_prometheus_stands_until_more_is(loop: Loop) -> None:
-    """A reconcile may run at any moment of a look: it must not say that all is well because the
-    look is not over.
+    """A reconcile may run at any moment of a tick.
+
+    It must not report that all is well because the tick is not over.
     """
     loop.add("chat", **WATCHED)
     entry = loop.live.of(("ns", "chat"), "uid-chat")

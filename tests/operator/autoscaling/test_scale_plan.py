@@ -1,4 +1,4 @@
-"""What a resource says of scaling, as the policy has it."""
+"""The scaling settings of a resource reach the policies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def test_every_field_reaches_the_policy() -> None:
         scaling={
             "overProvisioning": 2.5, "maxGPUs": 48, "ratio": {"min": 0.5, "max": 3}, "roleFlip": True,
             "schedule": [{"name": "morning", "from": "08:30", "to": "10:00", "prefill": 3, "decode": 4}],
-            "profile": {"prefill": {"base": 0.01, "perToken": 1e-5}, "decode": {"base": 0.02, "perSequence": 0.001, "kvTokens": 5000}},
+            "profile": {
+                "prefill": {"base": 0.01, "perToken": 1e-5},
+                "decode": {"base": 0.02, "perSequence": 0.001, "kvTokens": 5000},
+            },
         },
     )  # fmt: skip
     assert (found.over_provisioning, found.gpu_budget, found.ratio, found.tpot_s) == (2.5, 48, (0.5, 3.0), 0.03)

@@ -1,4 +1,4 @@
-"""`disagg explain` and `disagg replay` on records that the policy itself wrote."""
+"""Tests of `disagg explain` and `disagg replay` on records that the policy itself wrote."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T0 = 1_700_000_000.0
 
 @pytest.fixture(scope="module")
 def recorded() -> str:
-    """Twenty minutes: quiet, a flood, then nobody answers for a minute."""
+    """Return the records of twenty minutes: low load, high load, then a minute without metrics."""
     pools = {"prefill": PoolRules(1, 10, 4.0), "decode": PoolRules(1, 10, 32.0)}
     sizes = {"prefill": 1, "decode": 1}
     lines: list[dict[str, Any]] = [
@@ -35,8 +35,12 @@ def recorded() -> str:
         n = 5 * (2.0 if i < 100 else 300.0)
         o = Observation(
             T0 + 5 * i, 5.0,
-            PrefillSignals(Pods(sizes["prefill"], sizes["prefill"]), n, 100 * n, 15e3 * n, 0.0, 0.0, 1.0, 1.0, n, 0.99 * n),
-            DecodeSignals(Pods(sizes["decode"], sizes["decode"]), 0.0, 20.0, 20e3, 4e5, 100 * n, n, 100 * n, 200 * n, n, n),
+            PrefillSignals(
+                Pods(sizes["prefill"], sizes["prefill"]), n, 100 * n, 15e3 * n, 0.0, 0.0, 1.0, 1.0, n, 0.99 * n
+            ),
+            DecodeSignals(
+                Pods(sizes["decode"], sizes["decode"]), 0.0, 20.0, 20e3, 4e5, 100 * n, n, 100 * n, 200 * n, n, n
+            ),
         )  # fmt: skip
         if i >= 228:
             o = replace(o, prefill=PrefillSignals(o.prefill.pods), decode=DecodeSignals(o.decode.pods))
@@ -132,7 +136,7 @@ def test_a_file_that_holds_no_records_is_refused_by_line(tmp_path: Path, text: s
 
 
 def changed(records: Path, **fields: object) -> None:
-    """The third line with other values, in place of the observation's."""
+    """Replace values in the third line: fields of the observation, or else of the record."""
     lines = records.read_text().splitlines()
     row = json.loads(lines[2])
     for name, value in fields.items():

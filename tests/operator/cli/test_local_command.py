@@ -1,5 +1,6 @@
-"""`disagg local`: the quickstart as processes, with a real answer, a real scale-up, and nothing
-left behind.
+"""Tests of `disagg local`, which runs the quickstart as processes.
+
+They cover a real answer and a real scale-up, and check that no process is left behind.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.router.real_stack import free_port
 
 from disagg_operator.cli import chat, local_command
 
@@ -30,7 +32,7 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
 
 
 async def wait_for_line(process: asyncio.subprocess.Process, pattern: str, timeout_s: float) -> re.Match[str]:
-    """The first match in its output; fails with what was printed."""
+    """Return the first match in the output of a process. A failure shows what was printed."""
     seen = ""
     assert process.stdout is not None
     try:
@@ -45,7 +47,7 @@ async def wait_for_line(process: asyncio.subprocess.Process, pattern: str, timeo
 
 
 def children_of(pid: int) -> list[int]:
-    """Process ids whose parent is `pid`."""
+    """Return the ids of the processes whose parent is `pid`."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -59,7 +61,7 @@ def children_of(pid: int) -> list[int]:
 
 @pytest.mark.slow
 async def test_one_question_is_answered_through_both_pools_and_then_all_is_gone() -> None:
-    process = await start("--port", "18431", "--ask", "What does os.path.join do?", "--once")
+    process = await start("--port", str(free_port()), "--ask", "What does os.path.join do?", "--once")
     async with asyncio.timeout(150):
         out, _ = await process.communicate()
     text = out.decode()
@@ -76,13 +78,14 @@ async def test_one_question_is_answered_through_both_pools_and_then_all_is_gone(
 
 @pytest.mark.slow
 async def test_a_full_decode_pool_grows_while_prefill_stays_and_no_request_fails() -> None:
-    process = await start("--port", "18432")
+    port = free_port()
+    process = await start("--port", str(port))
     try:
         await wait_for_line(process, r"serving stdlib-llama", 120)
         body = {"model": "stdlib-llama", "prompt": [5, 6, 7], "max_tokens": 900, "ignore_eos": True}
         async with httpx.AsyncClient(timeout=180, trust_env=False) as http:
             posts = [
-                asyncio.create_task(http.post("http://127.0.0.1:18432/v1/completions", json=body)) for _ in range(20)
+                asyncio.create_task(http.post(f"http://127.0.0.1:{port}/v1/completions", json=body)) for _ in range(20)
             ]
             scaled = await wait_for_line(process, r"(prefill|decode) (\d) -> (\d)", 60)
             answers = await asyncio.gather(*posts)

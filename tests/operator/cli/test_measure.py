@@ -1,10 +1,11 @@
-"""What is read out of timed streams, without a server."""
+"""Tests of the evaluation of timed streams, without a server."""
 
 from __future__ import annotations
 
 import pytest
 
-from disagg_operator.cli.measure import Answer, _together
+from disagg_operator.cli.measure import _together
+from disagg_operator.cli.served_endpoint import Answer
 
 
 def stream(begin_s: float, step_s: float, tokens: int, prompt: int = 10) -> Answer:
@@ -19,7 +20,7 @@ def test_the_step_of_streams_that_run_together() -> None:
 
 
 def test_short_requests_count_while_all_the_others_run() -> None:
-    """From 0.21 to 1.0 s there are 79 steps; of four short answers two end within."""
+    """Between 0.21 and 1.0 s there are 79 steps, in which two of the four short answers end."""
     short = [stream(at_s, 0.01, 2, prompt=79) for at_s in (0.05, 0.4, 0.6, 1.2)]
     point = _together([stream(0.0, 0.01, 101), stream(0.2, 0.01, 81)], short)
     assert point is not None

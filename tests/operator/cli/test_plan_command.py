@@ -1,4 +1,4 @@
-"""`disagg plan`: what goes in by arguments and what comes out as table, JSON, YAML and HTML."""
+"""Tests of `disagg plan`: its arguments, and its output as table, JSON, YAML and HTML."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_json_yaml_and_html(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     Reader().feed(page)
     assert tags.count("svg") == 4
     assert tags.count("table") == 4
-    assert links == []  # nothing is loaded from elsewhere
+    assert links == []  # the page loads nothing from elsewhere
     assert data["headline"] in page
 
 
@@ -92,9 +92,7 @@ def test_a_mixture_of_experts(capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 @pytest.mark.slow
 def test_a_mixture_of_experts_is_simulated(capsys: pytest.CaptureFixture[str]) -> None:
-    """By its straight line: what the formulas planned keeps the objectives there, too, give or take
-    a replica.
-    """
+    """The simulation, which uses a straight line, agrees with the formulas within one replica."""
     asked = ["gpt-oss-120b", "--rate", "30", *SMALL, "--gpus", "H100", "--json"]
     planned, simulated = (
         json.loads(plan(capsys, *asked, *more)[1])["deployments"]["disaggregated"] for more in ([], ["--simulate"])
@@ -106,9 +104,7 @@ def test_a_mixture_of_experts_is_simulated(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_weights_of_fewer_bits_than_the_checkpoint_has(capsys: pytest.CaptureFixture[str]) -> None:
-    """Kimi K2 in FP8 fits no node of H200, in 4 bits it does; the experts of gpt-oss become 16
-    bits, too.
-    """
+    """Kimi K2 fits a node of H200 in 4 bits, but not in FP8; the experts of gpt-oss get 16 bits."""
     sizes = []
     for name, bits in (("kimi-k2", "4"), ("gpt-oss-20b", "16")):
         code, out = plan(capsys, name, "--rate", "5", *SMALL, "--gpus", "H200", "--weight-bits", bits, "--json")
@@ -222,4 +218,4 @@ def test_bad_arguments_are_refused_by_name(
     with pytest.raises(SystemExit) as left:
         main(["plan", *arguments])
     assert words in str(left.value.code)
-    assert capsys.readouterr().out == ""  # before any work
+    assert capsys.readouterr().out == ""  # the error is raised before any work

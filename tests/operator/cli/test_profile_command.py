@@ -1,4 +1,4 @@
-"""`disagg profile` against the real stack: router, prefill and decode worker."""
+"""Tests of `disagg profile` against a real router, prefill worker and decode worker."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tests.router.real_stack import API_KEY, Real, real
 
-from disagg_operator.cli import measure
 from disagg_operator.cli.entry import main
+from disagg_operator.cli.served_endpoint import Answer, ServedEndpoint
 from disagg_operator.performance.profile_file import load
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def test_a_profile_comes_out_that_simulate_and_plan_read(
     assert 0 < found.step_s(1, 100) <= found.step_s(4, 2000) < 1
     assert 0 < found.front_s < 0.2
     assert 0 <= found.take_in_s < 0.2
-    # The bundled worker waits 50 ms for more prompts while fewer than 218 tokens wait.
+    # The bundled worker waits 50 ms for more prompts if fewer than 218 tokens wait.
     assert 0.02 < found.batch_wait_s < 0.2
     assert 96 < found.batch_full_tokens <= 324
     model = str(Path(pytestconfig.rootpath) / "models" / "stdlib-llama")
@@ -65,8 +65,8 @@ def test_a_profile_comes_out_that_simulate_and_plan_read(
 
 
 def test_an_answer_is_timed_and_has_the_tokens_that_were_asked_for(stack: Real) -> None:
-    async def ask() -> measure.Answer:
-        async with measure.ServedEndpoint(f"{stack.split}/v1", None, API_KEY) as endpoint:
+    async def ask() -> Answer:
+        async with ServedEndpoint(f"{stack.split}/v1", None, API_KEY) as endpoint:
             return await endpoint.ask(endpoint.prompt(40), 12)
 
     answer = asyncio.run(ask())
@@ -76,10 +76,10 @@ def test_an_answer_is_timed_and_has_the_tokens_that_were_asked_for(stack: Real) 
 
 
 def test_prompts_are_never_the_same_again(stack: Real) -> None:
-    """Two measurements with one seed found each other's prompts in the prefix cache."""
+    """Otherwise a measurement would find the prompts of an earlier one in the prefix cache."""
 
     async def prompt() -> list[int]:
-        async with measure.ServedEndpoint(f"{stack.split}/v1", None, API_KEY) as endpoint:
+        async with ServedEndpoint(f"{stack.split}/v1", None, API_KEY) as endpoint:
             return endpoint.prompt(100)
 
     assert asyncio.run(prompt())[:16] != asyncio.run(prompt())[:16]

@@ -1,4 +1,4 @@
-"""`disagg explain` and `disagg replay` on what the operator records of the policy queue."""
+"""Tests of `disagg explain` and `disagg replay` on the operator's records of the policy queue."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def observation(i: int, sizes: dict[str, int], running: float) -> Observation:
 def decide(
     log: DecisionLog, plan: ScalePlan, memory: PolicyMemory, o: Observation, samples: dict[str, QueueSample]
 ) -> tuple[Mapping[str, Decision], PolicyMemory]:
-    """Take one step of the policy, and record it."""
+    """Carry out one step of the policy, and record it."""
     seen = Seen(Folded(o, frozenset()), samples, Memory(), fresh=True, first=False)
     outcome, memory = chosen_policy.step(plan, seen, memory)
     assert outcome is not None
@@ -64,7 +64,7 @@ def decide(
 
 
 def record(folder: Path, plan: ScalePlan, loads: list[float | None]) -> str:
-    """What the operator keeps of so many steps; each is carried out before the next."""
+    """Return the operator's records of steps with these loads, each applied before the next one."""
     made, memory, sizes = DecisionLog(folder), PolicyMemory(), {"prefill": 1, "decode": 1}
     for i, load in enumerate(loads):
         o = observation(i, sizes, math.nan if load is None else load)

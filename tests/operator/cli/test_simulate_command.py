@@ -1,4 +1,4 @@
-"""`disagg simulate`, as a user calls it."""
+"""Tests of `disagg simulate` as a user calls it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_scores_as_json_and_a_picture(trace: Path, tmp_path: Path, capsys: pytes
 
 
 def test_the_order_of_waiting_prompts(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One prefill worker is hardly enough: by deadline more are in time, and that is the default."""
+    """One prefill worker is hardly enough; more prompts are in time by deadline, the default."""
 
     def in_time(*argv: str) -> float:
         assert run(str(trace), "--copies", "2", "--policy", "static:1,4", "--json", *argv) == 0
@@ -135,6 +135,6 @@ def test_a_table_with_bounds_baselines_and_monolithic_serving(
 def test_bad_arguments_are_named(
     trace: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], message: str
 ) -> None:
-    monkeypatch.setattr(simulate_command, "Cluster", None)  # before anything is simulated
+    monkeypatch.setattr(simulate_command, "Cluster", None)  # the error is raised before any simulation
     with pytest.raises(simulate_command.ERRORS, match=message):
         run(str(trace), *argv)

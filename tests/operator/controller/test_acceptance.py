@@ -1,4 +1,4 @@
-"""A resource is refused for what neither the schema nor a rule of the API knows."""
+"""A resource is refused for reasons that neither the schema nor a rule of the API covers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A decision is shown in status, events and deletion costs, and written no more often than it says something."""
+"""A decision is shown in status, events and deletion costs, and written no more often than it says
+something.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,15 @@ HOLD = replace(UP, to=2, reason="AtTarget")
 BLIND = Decision(2, 2, METRICS_UNAVAILABLE, "QueueDepth", None, 4.0)
 NOW = "2026-01-01T00:00:00Z"
 ENTRY = {
-    "time": NOW, "signal": "QueueDepth", "from": 2, "to": 3, "reason": "QueueAboveTarget", "dryRun": False, "target": 4.0, "value": 5.123,
-}  # fmt: skip
+    "time": NOW,
+    "signal": "QueueDepth",
+    "from": 2,
+    "to": 3,
+    "reason": "QueueAboveTarget",
+    "dryRun": False,
+    "target": 4.0,
+    "value": 5.123,
+}
 
 
 @pytest.mark.parametrize(
@@ -60,10 +69,16 @@ BLIND_ENTRY = {"reason": METRICS_UNAVAILABLE, "from": 2, "to": 2, "dryRun": Fals
         pytest.param(None, HOLD, False, None, id="not the first one either"),
         pytest.param(BLIND_ENTRY, BLIND, False, BLIND_ENTRY, id="still blind"),
         pytest.param(ENTRY | {"time": "earlier"}, UP, False, ENTRY, id="the same again in earnest is new"),
-        pytest.param(ENTRY | {"time": "earlier", "dryRun": True}, UP, True, ENTRY | {"time": "earlier", "dryRun": True}, id="on trial it is not"),
+        pytest.param(
+            ENTRY | {"time": "earlier", "dryRun": True},
+            UP,
+            True,
+            ENTRY | {"time": "earlier", "dryRun": True},
+            id="on trial it is not",
+        ),
         pytest.param(ENTRY | {"dryRun": True}, UP, False, ENTRY, id="what was tried is now done"),
     ],
-)  # fmt: skip
+)
 def test_status_keeps_the_last_decision_that_changed_something(
     stored: dict[str, Any] | None, decision: Decision | None, dry_run: bool, expected: dict[str, Any] | None
 ) -> None:

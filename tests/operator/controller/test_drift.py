@@ -1,4 +1,4 @@
-"""When an apply may be skipped."""
+"""An apply is skipped if the object in the cluster already matches the rendered one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RENDERED: dict[str, Any] = {
 
 
 def live(change: str = "") -> dict[str, Any]:
-    """As an API server gives it back, with one change by another hand."""
+    """Return the object as an API server returns it, with one change by another client."""
     obj = stamped(RENDERED)
     obj["metadata"]["uid"] = "1"
     obj["status"] = {"replicas": 2}
@@ -93,7 +93,12 @@ def test_the_precondition_is_no_part_of_the_rendering() -> None:
         pytest.param(["a"], "a", False, id="a list became a text"),
         pytest.param(["a"], ["a", "b"], False, id="a list of texts has one more"),
         pytest.param([], ["a"], False, id="a list that is to be empty is not"),
-        pytest.param([{"name": "a"}, {"name": "b"}], [{"name": "b"}, {"name": "c"}, {"name": "a"}], True, id="maps in another order"),
+        pytest.param(
+            [{"name": "a"}, {"name": "b"}],
+            [{"name": "b"}, {"name": "c"}, {"name": "a"}],
+            True,
+            id="maps in another order",
+        ),
         pytest.param([{"name": "a"}], [{"name": "b"}], False, id="a map is missing"),
         pytest.param("", None, True, id="an empty text is dropped"),
         pytest.param(0, None, True, id="a zero is dropped"),
@@ -111,7 +116,7 @@ def test_the_precondition_is_no_part_of_the_rendering() -> None:
         pytest.param("m", "m1", False, id="a unit without a number"),
         pytest.param("mm", "1m", False, id="two units"),
     ],
-)  # fmt: skip
+)
 def test_what_the_api_server_keeps_is_no_drift_and_anything_else_is(wanted: Any, live: Any, same: bool) -> None:
     rendered = {"metadata": {"name": "a"}, "spec": {"field": wanted}}
     there = stamped(rendered) | {"spec": {"field": live}}

@@ -1,6 +1,4 @@
-"""A pod moves between two ReplicaSets: in an order in which nobody deletes a worker that serves,
-and once only.
-"""
+"""A pod moves between two ReplicaSets: once, and in an order that deletes no serving worker."""
 
 from __future__ import annotations
 
@@ -24,12 +22,13 @@ def pod(name: str, role: str) -> Obj:
     owner = {"kind": "ReplicaSet", "uid": f"rs-{role}", "controller": True}
     return {
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "namespace": "default", "uid": name, "labels": labels, "ownerReferences": [owner]}, "status": {},
+        "metadata": {"name": name, "namespace": "default", "uid": name, "labels": labels, "ownerReferences": [owner]},
+        "status": {},
     }  # fmt: skip
 
 
 class Moving(World):
-    """Two prefill workers and a decode worker; one of the first has become a decode worker."""
+    """Two prefill workers and a decode worker; one of the former has become a decode worker."""
 
     async def begin(self) -> None:
         await self.settle()
@@ -48,7 +47,7 @@ class Moving(World):
         return self.live.of(KEY, self.kube.find("DisaggDeployment", "chat")["metadata"]["uid"]).flip
 
     async def controllers(self) -> None:
-        """What the Deployment and the ReplicaSet controller do, each a little later."""
+        """Do the work of the Deployment and ReplicaSet controllers, each with a short delay."""
         for _ in range(200):
             await asyncio.sleep(0.02)
             deployment = self.kube.find("Deployment", "chat-decode")
@@ -99,8 +98,9 @@ async def test_the_taker_grows_then_the_labels_change_then_the_giver_shrinks(mov
 async def test_a_run_that_died_in_between_is_made_again_and_moves_one_pod(
     moving: Moving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No controller answers at first: the numbers must not grow with every attempt, and the giver
-    must not shrink.
+    """At first no controller answers.
+
+    The numbers must not grow with every attempt, and the giving pool must not shrink.
     """
     monkeypatch.setattr(pod_moves, "_LOOKS", 2)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Reconcile against an API server in memory: one fixed point, whatever happens on the way."""
+"""Reconciling against an API server in memory ends in one fixed point, whatever happens before."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def resource(**spec: Any) -> dict[str, Any]:
 
 
 class World:
-    """A cluster, an operator, and a clock that stands."""
+    """A cluster, an operator, and a clock that stands still."""
 
     def __init__(self, **spec: Any) -> None:
         self.kube = FakeKube()
@@ -81,7 +81,7 @@ class World:
         return next(c for c in self.status()["conditions"] if c["type"] == kind)
 
     def replicas(self, role: str) -> tuple[int, int]:
-        """(of the DisaggPool, of its Deployment)"""
+        """Return the replicas of the DisaggPool and of its Deployment."""
         name = f"chat-{role}"
         return (
             self.kube.find("DisaggPool", name)["spec"]["replicas"],
@@ -94,7 +94,7 @@ class World:
         entry.decisions[role] = Decision(current, to, "QueueAboveTarget", "QueueDepth", 9.0, 4.0)
 
     def snapshot(self) -> dict[Any, Any]:
-        """The cluster without what differs from run to run: uids and versions."""
+        """Return the cluster without the uids and versions, which differ from run to run."""
         out = {}
         for key, obj in self.kube.objects.items():
             annotations = {k: v for k, v in (obj["metadata"].get("annotations") or {}).items() if k != APPLIED_HASH}

@@ -1,4 +1,4 @@
-"""One number, one writer at a time."""
+"""A pool has one number of replicas, and one writer at a time."""
 
 from __future__ import annotations
 
@@ -65,17 +65,23 @@ def test_decide(declared: Declared, live: dict[str, Any] | None, wanted: int | N
 @pytest.mark.parametrize(
     ("declared", "live", "before", "after"),
     [
-        pytest.param(Declared(2), pool(5, "2", "kubectl"), "suspended:2:5", Replicas(5, "kubectl", "2"), id="scaled by hand"),
+        pytest.param(
+            Declared(2), pool(5, "2", "kubectl"), "suspended:2:5", Replicas(5, "kubectl", "2"), id="scaled by hand"
+        ),
         pytest.param(Declared(2), pool(2, "2"), "suspended:2:2", Replicas(2, "spec", "2"), id="as declared"),
         pytest.param(Declared(2), None, "suspended:2:2", Replicas(2, "spec", "2"), id="never made"),
         pytest.param(
             Declared(bounds=(1, 8)), pool(5), "suspended:-:5", Replicas(5, "autoscaler", None), id="autoscaled"
         ),
         pytest.param(
-            Declared(bounds=(3, 8)), None, "suspended:-:3", Replicas(3, "autoscaler", None), id="autoscaled and never made"
+            Declared(bounds=(3, 8)),
+            None,
+            "suspended:-:3",
+            Replicas(3, "autoscaler", None),
+            id="autoscaled and never made",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_suspended_pool_has_no_workers_and_comes_back_as_it_was(
     declared: Declared, live: dict[str, Any] | None, before: str, after: Replicas
 ) -> None:

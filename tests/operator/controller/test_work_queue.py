@@ -1,4 +1,4 @@
-"""The keyed queue: one run per key at a time, nothing lost, failures later and later."""
+"""The work queue: one run per key at a time, no key lost, and growing delays after failures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.profiles import examples
 
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull, QueueState
 
@@ -105,7 +106,7 @@ async def test_two_keys_added_at_once_wake_two_workers() -> None:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Whatever happens: a key asked for is run after the asking, and never twice at once."""
+    """A key that is added is run afterwards, and never twice at once, whatever happens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,4 +158,4 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=30)
+TestQueueMachine.settings = settings(max_examples=examples(60), stateful_step_count=30)

@@ -1,4 +1,4 @@
-"""Facts for tests: both pools exist, the cluster key is still to be made."""
+"""The facts that tests render with: both pools exist, and the cluster key is to be created."""
 
 from __future__ import annotations
 

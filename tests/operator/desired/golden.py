@@ -1,6 +1,6 @@
-"""The golden files: everything that each example renders to.
+"""The golden files, which have all objects that are rendered from each example.
 
-`make generate` writes them; a test and `make lint` compare.
+`make generate` writes them; a test and `make lint` compare them with the code.
 """
 
 from __future__ import annotations

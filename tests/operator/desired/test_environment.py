@@ -1,4 +1,4 @@
-"""Workers and routers are told what the resource declares, and nothing that it does not."""
+"""Tests of the environment of workers and routers, which follows from the resource alone."""
 
 from __future__ import annotations
 
@@ -85,8 +85,13 @@ def test_the_router_is_told_of_its_queue_the_objectives_and_what_a_prompt_takes_
     )
     profile = profile_of(dd)
     assert router_environment(dd) == {
-        "DISAGG_MODEL_NAME": "m", "DISAGG_QUEUE_MAX_DEPTH": "5", "DISAGG_QUEUE_MAX_WAIT_S": "7",
-        "DISAGG_QUEUE_ORDER": "FirstComeFirstServed", "DISAGG_OBJECTIVE_TTFT_S": "0.5", "DISAGG_OBJECTIVE_TPOT_S": "0.05",
-        "DISAGG_PREFILL_A_S": f"{profile.a_s:.4g}", "DISAGG_PREFILL_B_S_PER_TOKEN": f"{profile.b_s_per_token:.4g}",
+        "DISAGG_MODEL_NAME": "m",
+        "DISAGG_QUEUE_MAX_DEPTH": "5",
+        "DISAGG_QUEUE_MAX_WAIT_S": "7",
+        "DISAGG_QUEUE_ORDER": "FirstComeFirstServed",
+        "DISAGG_OBJECTIVE_TTFT_S": "0.5",
+        "DISAGG_OBJECTIVE_TPOT_S": "0.05",
+        "DISAGG_PREFILL_A_S": f"{profile.a_s:.4g}",
+        "DISAGG_PREFILL_B_S_PER_TOKEN": f"{profile.b_s_per_token:.4g}",
         "DISAGG_PREFILL_C_S_PER_TOKEN2": f"{profile.c_s_per_token2:.4g}",
-    }  # fmt: skip
+    }

@@ -1,4 +1,4 @@
-"""The processes of `disagg local` are told what the pods are told, and where they are."""
+"""Tests of the processes of `disagg local`: the environment of pods, plus addresses and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A podTemplate over the generated one."""
+"""Tests of the merge of a podTemplate into the generated one."""
 
 from __future__ import annotations
 

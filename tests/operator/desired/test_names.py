@@ -1,4 +1,4 @@
-"""Everything that belongs to a deployment is found by its names, labels and owners."""
+"""Tests of the names, labels and owner references by which a deployment's objects are found."""
 
 from __future__ import annotations
 

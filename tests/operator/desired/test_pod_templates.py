@@ -1,4 +1,4 @@
-"""The pods: locked down, told what they need, given the devices they ask for."""
+"""Tests of the pod templates: their security, environment, devices, network and volumes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def test_only_transport_rdma_locks_memory_and_asks_for_the_device() -> None:
 @pytest.mark.parametrize(
     ("rdma", "prefill", "decode"),
     [
-        ({}, "1", "1"), ({"quantity": 2}, "2", "2"), ({"per": "Accelerator"}, "8", "4"), ({"per": "Accelerator", "quantity": 2}, "16", "8"),
+        ({}, "1", "1"), ({"quantity": 2}, "2", "2"), ({"per": "Accelerator"}, "8", "4"),
+        ({"per": "Accelerator", "quantity": 2}, "16", "8"),
     ],
 )  # fmt: skip
 def test_a_worker_gets_its_rdma_devices_for_itself_or_for_each_of_its_gpus(
@@ -102,15 +103,15 @@ def test_prefill_spares_decode_by_the_objective_where_one_is_set() -> None:
     name = "DISAGG_DECODE_STEP_TARGET_S"
     objectives = {"tpotSeconds": {"p99": 0.05}}
     assert from_environment({**_env("prefill", objectives=objectives), "DISAGG_HOST": "x"}).decode_step_target_s == 0.05
-    assert name not in _env("decode", objectives=objectives)  # decode's pods stay as they are, whatever the objective
+    assert name not in _env("decode", objectives=objectives)  # the objective never changes the decode pods
     for unset in ({}, {"ttftSeconds": {"p99": 0.5}}, {"tpotSeconds": {"p99": 0.06}}):
-        assert _template("prefill", objectives=unset) == _template("prefill")  # and so do those of who sets none
+        assert _template("prefill", objectives=unset) == _template("prefill")  # a default changes no pod at all
     flipping = {
         "scaling": {"roleFlip": True},
         **{r: {"autoscaling": {"maxReplicas": 2}} for r in ("prefill", "decode")},
     }
-    assert _env("decode", objectives=objectives, **flipping)[name] == "0.05"  # it may be prefill tomorrow
-    with pytest.raises(InvalidResource, match=name):  # the objective says it, and nothing else
+    assert _env("decode", objectives=objectives, **flipping)[name] == "0.05"  # the worker may become prefill
+    with pytest.raises(InvalidResource, match=name):  # only the objective can set it
         _env("prefill", objectives=objectives, engine={"env": [{"name": name, "value": "0.2"}]})
 
 

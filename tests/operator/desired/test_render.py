@@ -1,4 +1,4 @@
-"""What a resource becomes: whole, against golden files, and property by property."""
+"""Tests of the objects rendered from a resource: against golden files, and by property."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _revision(role: str, **spec: Any) -> str:
 
 @pytest.mark.parametrize(("path", "text"), [pytest.param(*item, id=item[0].stem) for item in golden_files().items()])
 def test_an_example_renders_as_its_golden_file(path: Path, text: str) -> None:
-    """`make generate` writes the files anew; the diff is then for a person to read."""
+    """`make generate` rewrites the golden files; the diff must then be reviewed."""
     assert text == path.read_text()
 
 
@@ -162,12 +162,14 @@ def test_revisions_follow_the_pods_of_their_pool_and_nothing_else() -> None:
     prefill, decode = _revision("prefill"), _revision("decode")
     assert prefill != decode
     unmoved: list[Obj] = [
-        {"router": {"replicas": 5}}, {"decode": {"replicas": 9}}, {"security": {"networkPolicy": False}}, {"engine": {"dtype": "auto"}},
+        {"router": {"replicas": 5}}, {"decode": {"replicas": 9}}, {"security": {"networkPolicy": False}},
+        {"engine": {"dtype": "auto"}},
         {"decode": {"autoscaling": {"maxReplicas": 5}}}, {"observability": {"prometheus": {"url": "http://p:9090"}}},
     ]  # fmt: skip
     assert {_revision("decode", **spec) for spec in unmoved} == {decode}
     moved: list[Obj] = [
-        {"engine": {"dtype": "float32"}}, {"decode": {"kvCacheSize": "1Gi"}}, {"model": {"uri": "file:///models/other"}},
+        {"engine": {"dtype": "float32"}}, {"decode": {"kvCacheSize": "1Gi"}},
+        {"model": {"uri": "file:///models/other"}},
         {"decode": {"podTemplate": {"metadata": {"annotations": {"a": "b"}}}}},
     ]  # fmt: skip
     assert len({_revision("decode", **spec) for spec in moved} - {decode}) == len(moved)

@@ -1,8 +1,7 @@
-"""The chart: what helm makes of it, that its values are checked, and that its rights are exactly
-enough.
+"""Tests of the chart: its rendered objects, the checks of its values, and the operator's rights.
 
-The last is tried on a real API server: everything that `render` gives is applied in the name of the
-operator's service account.
+The rights are tested on a real API server: everything that `render` returns is applied as the
+operator's service account, which must have exactly the rights it needs.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ def test_the_operator_is_one_locked_down_pod_that_is_never_two() -> None:
 
 
 def test_workers_let_in_the_pods_of_the_operator() -> None:
-    """The workers' NetworkPolicy goes by this label."""
+    """The NetworkPolicy of the workers selects the operator by these labels."""
     labels = _only(_objects(), "Deployment")["spec"]["template"]["metadata"]["labels"]
     dd = parse_file(yaml.safe_load((REPO / "examples/quickstart.yaml").read_text()))
     policy = next(o for o in render(dd, FACTS) if o["kind"] == "NetworkPolicy")
@@ -131,8 +130,9 @@ def _apply(client: httpx.Client, obj: Obj, user: str | None, path: str) -> httpx
 
 @pytest.fixture(scope="module")
 def operator_user(crd_client: httpx.Client) -> str:
-    """The service account's user name, with the chart's rights in force in namespace `serving`
-    only.
+    """Return the user name of the operator's service account.
+
+    The rights that the chart grants are in force in namespace `serving` only.
     """
     for name in ("sys", "serving"):
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
@@ -202,16 +202,16 @@ def test_the_operator_may_read_a_secret_and_a_config_map_that_a_resource_names_a
 ) -> None:
     headers = {"Impersonate-User": operator_user}
     for resource in (SECRET, CONFIG_MAP):
-        assert crd_client.get(resource.path("serving", "prom"), headers=headers).status_code == 404, (
-            resource.kind
-        )  # and not 403
+        named = crd_client.get(resource.path("serving", "prom"), headers=headers)
+        assert named.status_code == 404, resource.kind  # not 403
         assert crd_client.get(resource.path("default", "prom"), headers=headers).status_code == 403, resource.kind
         assert crd_client.get(resource.path("serving"), headers=headers).status_code == 403, resource.kind
 
 
 def _within(wanted: Any, kept: Any) -> bool:
-    """All that was asked for is in what the API server keeps; it adds defaults, and writes
-    quantities in its own way.
+    """Return whether all that was applied is in the object that the API server stores.
+
+    The server adds defaults to it, and may drop empty maps and lists.
     """
     if isinstance(wanted, dict):
         return isinstance(kept, dict) and all(_within(v, kept.get(k)) or v in ({}, []) for k, v in wanted.items())

@@ -1,4 +1,4 @@
-"""The cache: what wakes whom."""
+"""Tests of the cache: which change leads to a reconcile of which resource."""
 
 from __future__ import annotations
 

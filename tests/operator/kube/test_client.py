@@ -1,4 +1,4 @@
-"""The door to the API server, over real sockets: what each answer turns into."""
+"""Tests of the client of the API server, over real sockets: the result of each kind of answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POD_OBJ = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespa
 
 
 class Server:
-    """Answers with what a test queues, and remembers what it was asked."""
+    """A server that returns the answers queued by a test and records the requests it received."""
 
     def __init__(self) -> None:
         self.answers: list[web.Response | Answer] = []

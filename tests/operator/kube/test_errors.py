@@ -1,4 +1,4 @@
-"""Each answer of the API server is an error that says what the caller must do."""
+"""Tests of the errors of calls to the API server: each status becomes the right kind of error."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ from disagg_operator.kube.errors import Conflict, Forbidden, Gone, Invalid, Kube
 @pytest.mark.parametrize(
     ("code", "message", "kind"),
     [
-        (404, "not found", NotFound), (409, "changed", Conflict), (410, "expired", Gone), (401, "who?", Forbidden),
-        (403, "no", Forbidden), (429, "slower", Retry), (500, "etcd", Retry), (503, "starting", Retry), (504, "slow", Retry),
-        (500, "failed to create typed patch object (n/a; apps/v1)", Invalid), (300, "moved", Invalid), (400, "bad", Invalid),
-        (415, "media", Invalid), (422, "invalid", Invalid),
+        (404, "not found", NotFound),
+        (409, "changed", Conflict),
+        (410, "expired", Gone),
+        (401, "who?", Forbidden),
+        (403, "no", Forbidden),
+        (429, "slower", Retry),
+        (500, "etcd", Retry),
+        (503, "starting", Retry),
+        (504, "slow", Retry),
+        (500, "failed to create typed patch object (n/a; apps/v1)", Invalid),
+        (300, "moved", Invalid),
+        (400, "bad", Invalid),
+        (415, "media", Invalid),
+        (422, "invalid", Invalid),
     ],
-)  # fmt: skip
+)
 def test_the_status_tells_what_to_do(code: int, message: str, kind: type[KubeError]) -> None:
     error = from_status(code, "GET /api/v1/pods", message, None)
     assert type(error) is kind

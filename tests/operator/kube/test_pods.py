@@ -1,4 +1,4 @@
-"""A pod is read as the API server gives it, whatever is not there yet."""
+"""Tests of the facts that are read from a pod, in which any field may still be missing."""
 
 from __future__ import annotations
 
@@ -74,9 +74,14 @@ def test_pods_are_sorted_by_what_they_are_and_only_those_with_an_address_are_rea
 
     router = pod("r", {LABEL_COMPONENT: ROUTER})
     pods = [
-        router, pod("r2", {LABEL_COMPONENT: ROUTER}, ready=False), worker("p", "prefill"), worker("p2", "prefill", ip=""),
-        worker("d", "decode"), worker("d2", "decode", ready=False), pod("other"),
-    ]  # fmt: skip
+        router,
+        pod("r2", {LABEL_COMPONENT: ROUTER}, ready=False),
+        worker("p", "prefill"),
+        worker("p2", "prefill", ip=""),
+        worker("d", "decode"),
+        worker("d2", "decode", ready=False),
+        pod("other"),
+    ]
     found = sort_pods(pods)
 
     def names(listed: tuple[dict[str, Any], ...]) -> list[str]:

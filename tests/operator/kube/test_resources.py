@@ -1,4 +1,4 @@
-"""Paths on the API server are made of checked names, and of nothing else."""
+"""Tests of the paths on the API server, which are built from checked names only."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_name_stands_in_a_path_as_it_is_or_is_refused(value: str) -> None:
 @pytest.mark.parametrize("value", ["", "..", "a..b", "a/b", "-a", "a-", "a?x=1", "a\n", "x" * 254])
 def test_what_would_change_a_path_is_refused(value: str) -> None:
     for namespace, name in ((value, "a"), ("ns", value)):
-        if namespace:  # no namespace: all of them
+        if namespace:  # without a namespace, the path is that of all namespaces
             with pytest.raises(ValueError, match="not a name"):
                 POD.path(namespace, name)
 

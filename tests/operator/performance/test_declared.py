@@ -1,4 +1,4 @@
-"""How fast the workers of a resource are, by its accelerators and its model."""
+"""Tests of the profile of a resource, which follows from its accelerators and its model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_speed_comes_from_accelerator_and_model_where_both_are_known() -> None:
         prefill={"accelerator": h100},
         decode={"accelerator": h100},
     )
-    assert same.d_s < found.d_s  # decode runs on what the decode pool has
+    assert same.d_s < found.d_s  # decode runs on the accelerator of the decode pool
     unknown = profile(model={"uri": "hf://somebody/something-9t"}, **both)
     assert unknown.b_s_per_token == declared.CPU.b_s_per_token
 
@@ -40,9 +40,7 @@ H200 = {"product": "NVIDIA-H200", "count": 8}
 
 
 def test_a_model_with_experts_begins_with_its_straight_line_at_the_batch_that_the_pool_runs() -> None:
-    """Fewer sequences read fewer experts, so a pool that runs 16 has shorter steps than the line
-    for 256 says.
-    """
+    """Fewer sequences read fewer experts, so the steps of a pool that runs 16 are shorter."""
     large, small = (
         profile(
             model={"uri": "hf://deepseek-ai/DeepSeek-V3-0324"}, prefill={"accelerator": H200},
@@ -53,7 +51,7 @@ def test_a_model_with_experts_begins_with_its_straight_line_at_the_batch_that_th
     exact = estimate(KNOWN["deepseek-v3"], GPUS["H200"], 8, Efficiency())
     assert exact is not None
     for found, batch in ((large, 256), (small, 16)):
-        assert type(found) is Profile  # what policy and simulator compute with
+        assert type(found) is Profile  # policy and simulator compute with a plain profile
         assert found.step_s(batch, 1000 * batch) == pytest.approx(exact.step_s(batch, 1000 * batch), rel=1e-6)
         assert found.kv_tokens == exact.kv_tokens
     assert small.step_s(16, 0) < 0.6 * large.step_s(16, 0)
@@ -62,9 +60,11 @@ def test_a_model_with_experts_begins_with_its_straight_line_at_the_batch_that_th
 @pytest.mark.parametrize(
     ("name", "known"),
     [
-        ("DeepSeek-R1-0528", "deepseek-r1"), ("Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b"), ("GLM-4.5-Air", "glm-4.5-air"),
-        ("Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b"), ("gpt-oss-120b", "gpt-oss-120b"), ("Kimi-K2-Thinking", "kimi-k2-thinking"),
-        ("Meta-Llama-3.1-70B-Instruct-AWQ-INT4", "llama-3.1-70b"), ("Llama-4-Scout-17B-16E-Instruct", "llama-4-scout-17b-16e"),
+        ("DeepSeek-R1-0528", "deepseek-r1"), ("Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b"),
+        ("GLM-4.5-Air", "glm-4.5-air"), ("Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b"),
+        ("gpt-oss-120b", "gpt-oss-120b"), ("Kimi-K2-Thinking", "kimi-k2-thinking"),
+        ("Meta-Llama-3.1-70B-Instruct-AWQ-INT4", "llama-3.1-70b"),
+        ("Llama-4-Scout-17B-16E-Instruct", "llama-4-scout-17b-16e"),
     ],
 )  # fmt: skip
 def test_the_known_shape_of_a_name(name: str, known: str) -> None:

@@ -1,4 +1,4 @@
-"""Models with experts against published measurements, and the tables of docs/planning.md."""
+"""Tests of models with experts against published measurements and tables of docs/planning.md."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from disagg_operator.performance.hardware import GPUS
 from disagg_operator.performance.model_shape import KNOWN
 from disagg_operator.performance.roof_line import Efficiency, estimate
 
-# ms a step by sequences. InferenceMAX, run 20667906037 of 2 January 2026 (vLLM, tensor parallel,
-# mean TPOT at that concurrency, prompts of 1k and answers of 8k: some 4,600 tokens held); ML.ENERGY
-# leaderboard v3 (vLLM, experts parallel in one node, median ITL, chat: some 600).
+# The milliseconds of a step by the number of sequences, for a model, a GPU, a number of GPUs and
+# the tokens that a sequence holds. About 4,600 tokens: InferenceMAX, run 20667906037 of 2 January
+# 2026 (vLLM, tensor parallelism, mean TPOT at that concurrency, prompts of 1k and answers of 8k).
+# About 600 tokens: ML.ENERGY leaderboard v3 (vLLM, expert parallelism in one node, median ITL,
+# chat).
 MEASURED: dict[tuple[str, str, int, float], dict[float, float]] = {
     ("gpt-oss-120b", "H100", 2, 4600): {4: 5.11, 8: 6.21, 16: 8.00, 32: 10.72, 64: 14.69},
     ("gpt-oss-120b", "H100", 4, 4600): {4: 4.11, 8: 4.76, 16: 5.70, 32: 7.15, 64: 9.68},
@@ -44,8 +46,10 @@ def test_steps_in_16_or_4_bits_are_within_30_percent_of_what_was_measured(case: 
 def test_where_the_engine_was_slower_than_planned(
     name: str, gpu: str, tensor: int, bits: int, measured: dict[int, float], ratios: tuple[float, float]
 ) -> None:
-    """ML.ENERGY again: vLLM's FP8 experts of 2025 hardly gained over 16 bits, and its experts in
-    parallel lost at large batches. That is told in the document, not calibrated away.
+    """ML.ENERGY also found that the FP8 experts of vLLM in 2025 were hardly faster than 16 bits.
+
+    Its expert parallelism was slower at large batches. docs/planning.md reports this; the estimate
+    is not calibrated to it.
     """
     profile = estimated(name, gpu, tensor, 600, bits)
     for sequences, measured_ms in measured.items():
@@ -56,18 +60,21 @@ def test_where_the_engine_was_slower_than_planned(
 def test_the_computation_of_a_long_prompt_is_0_4_to_0_7_of_its_measured_first_token(
     tensor: int, measured_ms: float
 ) -> None:
-    """InferenceMAX, gpt-oss-120b on H200, prompts of 7.4k on average, mean TTFT at concurrency 4:
-    with server and queue.
+    """InferenceMAX measured gpt-oss-120b on H200 with prompts of 7.4k tokens on average.
+
+    The time is the mean TTFT at concurrency 4, which includes the server and its queue.
     """
     assert 0.39 < 1e3 * estimated("gpt-oss-120b", "H200", tensor, 7373).isolated_s(7373) / measured_ms < 0.7
 
 
 def test_deepseek_on_a_node_is_of_the_order_that_is_published() -> None:
-    """SGLang on 12 nodes of H100 with experts over many nodes: 52,300 prompt and 22,300 output
-    tokens/s a node, up to five times the output of tensor parallelism alone
-    (lmsys.org/blog/2025-05-05-large-scale-ep), which is what is planned here. DeepSeek's own
-    service on H800: 73,700 prompt tokens/s of which 56.3 % came from a cache, so 32,200 computed,
-    and 14,800 out (github.com/deepseek-ai/open-infra-index, day 6).
+    """The estimate for one node lies near the published throughput of two large services.
+
+    SGLang on 12 nodes of H100, with experts over many nodes, reached 52,300 prompt and 22,300
+    output tokens/s per node. This is up to five times the output of tensor parallelism alone, which
+    is planned here (lmsys.org/blog/2025-05-05-large-scale-ep). The service of DeepSeek on H800 had
+    73,700 prompt tokens/s, of which 56.3 % came from a cache and 32,200 were computed, and 14,800
+    output tokens/s (github.com/deepseek-ai/open-infra-index, day 6).
     """
     p = estimated("deepseek-v3", held=2000)
     prompt = 2000 / (p.b_s_per_token * 2000 + p.c_s_per_token2 * 2000**2)
@@ -80,8 +87,9 @@ def test_deepseek_on_a_node_is_of_the_order_that_is_published() -> None:
 
 
 def test_mixtral_on_an_a100_is_of_the_order_that_is_published() -> None:
-    """baseten.co, TensorRT-LLM with int8 weights: 81 tokens/s and 127 ms to the first token of 512,
-    one request.
+    """TensorRT-LLM with int8 weights reached 81 tokens/s and a TTFT of 127 ms (baseten.co).
+
+    The measurement was of one request with a prompt of 512 tokens.
     """
     p = estimated("mixtral-8x7b", "A100", 1, 600, bits=8)
     assert 0.8 < 1 / p.step_s(1, 600) / 81 < 1.25
@@ -92,7 +100,7 @@ def test_mixtral_on_an_a100_is_of_the_order_that_is_published() -> None:
 
 
 def table() -> list[str]:
-    """The rows of measured and planned steps."""
+    """Return the rows of measured and planned steps in docs/planning.md."""
     rows = []
     for (name, gpu, tensor, held), measured in MEASURED.items():
         profile = estimated(name, gpu, tensor, held)
@@ -107,7 +115,7 @@ def table() -> list[str]:
 
 
 def deepseek_rows() -> list[str]:
-    """DeepSeek-V3 as it is published, and as it is planned for a node of 8 H200."""
+    """Return the rows of DeepSeek-V3 as published and as planned for a node of 8 H200."""
     p, spread = (
         estimated("deepseek-v3", held=2000),
         estimate(KNOWN["deepseek-v3"], GPUS["H200"], 8, Efficiency(), 2000, True),

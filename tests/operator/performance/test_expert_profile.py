@@ -1,4 +1,4 @@
-"""Steps of models with experts: the curve and its tangent, what fits where, and plans made of them."""
+"""Tests of the profiles of models with experts: the curve, its tangent, memory and plans."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.operator.planning.questions import question, traffic
+from tests.profiles import examples
 
 from disagg_operator.performance.expert_profile import ExpertProfile
 from disagg_operator.performance.hardware import GPUS
@@ -34,7 +35,7 @@ mixtures = st.integers(1, 512).flatmap(
 MODELS = [name for name, shape in KNOWN.items() if shape.experts]
 
 
-# ---- the experts that a batch touches ----
+# ---- the experts that a batch uses ----
 
 
 @given(mixtures, st.floats(1, 1e5), st.floats(1, 1e5))
@@ -60,13 +61,13 @@ def test_deepseek_touches_half_of_its_experts_with_22_tokens() -> None:
     st.sampled_from(list(GPUS)),
     st.sampled_from([1, 2, 4]),
 )
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_one_expert_of_the_same_width_is_the_dense_model(name: str, gpu: str, tensor: int) -> None:
     dense = KNOWN[name]
     mixed = replace(dense, experts=Experts(dense.layers, 1, 1, dense.intermediate))
     for figure in ("parameters", "active_parameters", "weight_bytes", "kv_bytes_per_token", "pair_flops"):
         assert getattr(mixed, figure) == getattr(dense, figure)
-    # Where choosing among one costs nothing and its matrices are as fast as others.
+    # Choosing a single expert costs nothing here, and its matrices are as fast as others.
     even = replace(Efficiency(), experts_flops=Efficiency().prefill_flops, experts_overhead_s=0.0)
     found, plain = estimate(mixed, GPUS[gpu], tensor, even), estimate(dense, GPUS[gpu], tensor, even)
     assert (found is None) == (plain is None)
@@ -80,11 +81,11 @@ def test_one_expert_of_the_same_width_is_the_dense_model(name: str, gpu: str, te
 
 profiles = st.builds(
     lambda d, e, f, routed, share, at, ranks: ExpertProfile(
-        8, 0.01, 2e-5, 1e-10, d + routed, e, f, 500_000, routed_s=routed, share=share, weights_s=d, matrix_s_per_token=1.5e-5, ranks=ranks,
-        own_s_per_token=5e-6,
+        8, 0.01, 2e-5, 1e-10, d + routed, e, f, 500_000, routed_s=routed, share=share, weights_s=d,
+        matrix_s_per_token=1.5e-5, ranks=ranks, own_s_per_token=5e-6,
     ).around(at),
-    st.floats(1e-4, 0.05), st.floats(1e-6, 1e-3), st.floats(1e-10, 1e-6), st.floats(1e-4, 0.1), st.floats(0.001, 0.9), st.floats(1, 600),
-    st.sampled_from([1, 2, 8]),
+    st.floats(1e-4, 0.05), st.floats(1e-6, 1e-3), st.floats(1e-10, 1e-6), st.floats(1e-4, 0.1), st.floats(0.001, 0.9),
+    st.floats(1, 600), st.sampled_from([1, 2, 8]),
 )  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def test_a_profile_that_is_straight_is_its_own_tangent() -> None:
 
 
 def test_the_latent_cache_is_on_every_gpu() -> None:
-    """Twice the GPUs hold hardly more tokens, where a cache of 8 KV heads is divided."""
+    """More GPUs hold hardly more tokens, because a latent cache is not divided like KV heads."""
     model = KNOWN["deepseek-v2-lite"]
     one, eight = estimate(model, GPUS["H200"], 1, Efficiency()), estimate(model, GPUS["H200"], 8, Efficiency())
     assert one is not None
@@ -154,7 +155,7 @@ def test_the_latent_cache_is_on_every_gpu() -> None:
     free = 0.9 * 141e9 - 1.5e9
     assert one.kv_tokens == pytest.approx((free - model.weight_bytes) / model.kv_bytes_per_token, rel=1e-6)
     assert eight.kv_tokens == pytest.approx((free - model.weight_bytes / 8) / model.kv_bytes_per_token, rel=1e-6)
-    assert eight.f_s_per_token >= model.kv_bytes_per_token / (4.8e12 * 0.7)  # and each reads all of it
+    assert eight.f_s_per_token >= model.kv_bytes_per_token / (4.8e12 * 0.7)  # each GPU reads all of it
 
 
 def test_one_gpu_multiplies_by_a_latent_cache_longer_than_it_reads_it() -> None:
@@ -165,9 +166,10 @@ def test_one_gpu_multiplies_by_a_latent_cache_longer_than_it_reads_it() -> None:
 
 
 def test_spread_experts_leave_each_gpu_the_other_weights_and_a_cache_of_its_own() -> None:
-    """DeepSeek-V3 on 8 H200: 100 GB of weights a GPU and 40 left, as Perplexity reports of experts
-    8, data 8 (perplexity.ai/hub/blog: lower latency and higher throughput with multi-node DeepSeek
-    deployment; L. Chen's talk of May 2025).
+    """DeepSeek-V3 on 8 H200 has 100 GB of weights on each GPU, which leaves 40 GB for the cache.
+
+    Perplexity reports these figures for experts 8, data 8 (perplexity.ai/hub/blog: lower latency
+    and higher throughput with multi-node DeepSeek deployment; a talk by L. Chen of May 2025).
     """
     model = KNOWN["deepseek-v3"]
     whole, spread = (estimate(model, GPUS["H200"], 8, Efficiency(), 1024.0, s) for s in (False, True))
@@ -176,8 +178,8 @@ def test_spread_experts_leave_each_gpu_the_other_weights_and_a_cache_of_its_own(
     assert (model.routed_bytes / 8 + model.weight_bytes - model.routed_bytes) / 1e9 == pytest.approx(100, rel=0.01)
     assert 4.5 * whole.kv_tokens < spread.kv_tokens < 8 * whole.kv_tokens
     assert spread.request_tokens == spread.kv_tokens / 8 < whole.request_tokens
-    # One sequence needs all other weights of one GPU, and a prompt alone has one GPU for them; long
-    # contexts of many are read once.
+    # A step of one sequence reads all other weights on one GPU, and a prompt alone has one GPU to
+    # multiply by them. The latent caches of many long sequences are read only once.
     assert spread.step_s(1, 1000) > 1.5 * whole.step_s(1, 1000)
     assert spread.isolated_s(8000) > 1.5 * whole.isolated_s(8000)
     assert spread.step_s(64, 64 * 8000) < whole.step_s(64, 64 * 8000)
@@ -210,10 +212,10 @@ def test_long_contexts_are_decoded_by_spread_experts_and_a_few_short_ones_by_ten
 @pytest.mark.parametrize(
     ("model", "gpu", "tensors"),
     [
-        ("deepseek-v3", "H200", [8]), ("deepseek-v3", "H100", []), ("deepseek-v3", "B200", [8]), ("deepseek-v3", "MI300X", [8]),
-        ("kimi-k2", "H200", []), ("kimi-k2-thinking", "H200", [8]), ("gpt-oss-120b", "H100", [1, 2, 4, 8]),
-        ("gpt-oss-20b", "A10G", [1, 2, 4]), ("mixtral-8x7b", "H100", [2, 4, 8]), ("qwen3-235b-a22b", "H100", [8]),
-        ("qwen3-235b-a22b", "H200", [4, 8]),
+        ("deepseek-v3", "H200", [8]), ("deepseek-v3", "H100", []), ("deepseek-v3", "B200", [8]),
+        ("deepseek-v3", "MI300X", [8]), ("kimi-k2", "H200", []), ("kimi-k2-thinking", "H200", [8]),
+        ("gpt-oss-120b", "H100", [1, 2, 4, 8]), ("gpt-oss-20b", "A10G", [1, 2, 4]), ("mixtral-8x7b", "H100", [2, 4, 8]),
+        ("qwen3-235b-a22b", "H100", [8]), ("qwen3-235b-a22b", "H200", [4, 8]),
     ],
 )  # fmt: skip
 def test_what_fits_a_node(model: str, gpu: str, tensors: list[int]) -> None:
@@ -238,7 +240,7 @@ def test_the_batch_of_a_plan_is_where_the_curve_reaches_the_objective() -> None:
         <= 0.05
         < decode.profile.step_s(1.2 * decode.batch, 1.2 * decode.batch * held)
     )
-    # What knows the straight line only comes to the same batch.
+    # Code that only knows the straight line gets the same batch.
     straight = Profile(**{f: getattr(decode.profile, f) for f in Profile.__dataclass_fields__})
     assert decode_batch(q.traffic, 0.05, straight)[0] == pytest.approx(
         decode_batch(q.traffic, 0.05, decode.profile)[0], rel=0.02
@@ -246,18 +248,16 @@ def test_the_batch_of_a_plan_is_where_the_curve_reaches_the_objective() -> None:
 
 
 @given(st.sampled_from(["gpt-oss-120b", "deepseek-v3", "qwen3-30b-a3b"]), st.floats(0.05, 60), st.integers(1, 40))
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_one_pools_steps_solve_their_own_equation(name: str, rate: float, replicas: int) -> None:
-    """A stream's step takes its share of the experts that the streams of that very step touch, and
-    what chunks hold it up.
-    """
+    """The mean step reads the experts that its own streams use, and is delayed by chunks."""
     q = question(name, "H200", traffic=traffic(rate))
     p = q.options()[-1][1]
     tokens_per_s, chunked = q.traffic.output_tokens_per_s / replicas, 0.2
     found = monolithic._steady(p, chunked, tokens_per_s, q.traffic.held_tokens)
     if found is not None:
         streams = tokens_per_s * found[1]
-        straight = p.around(streams)  # below one stream the curve is not used
+        straight = p.around(streams)  # the curve is not used below one stream
         per_stream_s = straight.e_s_per_sequence + straight.f_s_per_token * q.traffic.held_tokens
         assert found[1] == pytest.approx(straight.d_s + per_stream_s * streams + chunked * found[1], rel=1e-4)
         assert 0 < found[0] <= 1
@@ -273,7 +273,7 @@ goals = st.builds(LatencyObjectives, st.floats(0.2, 20), st.floats(0.01, 0.2), s
 
 
 def counts(q: Question) -> tuple[float, ...]:
-    """Replicas of prefill, decode and of one pool on the node's GPUs; infinite: infeasible."""
+    """Return the replicas of prefill, of decode and of a single pool; infinite if infeasible."""
     gpu, p = q.options()[-1]
     found = (
         prefill_pool(q.traffic, q.objectives, gpu, p, q.kv), decode_pool(q.traffic, q.objectives, gpu, p, q.kv, 0.003),
@@ -283,7 +283,7 @@ def counts(q: Question) -> tuple[float, ...]:
 
 
 @given(st.sampled_from(["gpt-oss-120b", "deepseek-v3"]), traffics, goals, st.floats(1.01, 4), st.floats(0.3, 0.99))
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_more_traffic_or_less_time_never_needs_fewer_workers(
     name: str, t: Traffic, o: LatencyObjectives, factor: float, part: float
 ) -> None:

@@ -1,4 +1,4 @@
-"""Coefficients come back from times that they made, noise included."""
+"""Tests of the fit: it finds the coefficients from which times were computed, even with noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A transfer takes the time of its bytes on the line, and accelerators have a vendor."""
+"""Tests of the transfer times of networks and of the vendors of accelerators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes from config.json and by name; wrong configs are refused by field."""
+"""Tests of shapes from a config.json and by name; a wrong config is refused by its field."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from disagg_operator.performance.config_json import from_config
 from disagg_operator.performance.model_shape import KNOWN, PlanError, named
 
 LLAMA: dict[str, Any] = {
-    "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32,
-    "vocab_size": 128256, "torch_dtype": "bfloat16", "max_position_embeddings": 131072, "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "num_hidden_layers": 32, "vocab_size": 128256, "torch_dtype": "bfloat16", "max_position_embeddings": 131072,
+    "architectures": ["LlamaForCausalLM"],
 }  # fmt: skip
 
 
@@ -26,7 +27,7 @@ def test_a_config_gives_the_known_shape() -> None:
 def test_the_bundled_model(pytestconfig: pytest.Config) -> None:
     folder = Path(pytestconfig.rootpath) / "models" / "stdlib-llama"
     shape = from_config(json.loads((folder / "config.json").read_text()), "stdlib-llama")
-    assert shape.kv_bytes_per_token == 3072  # 6 layers, 4 KV heads of 32, bf16
+    assert shape.kv_bytes_per_token == 3072  # 6 layers, 4 KV heads of dimension 32, bf16
     assert shape.tied
     assert shape.weight_bytes == pytest.approx((folder / "model.safetensors").stat().st_size, rel=0.02)
 
@@ -35,7 +36,8 @@ def test_the_bundled_model(pytestconfig: pytest.Config) -> None:
     ("name", "known"),
     [
         ("meta-llama/Llama-3.1-70B-Instruct", "llama-3.1-70b"), ("meta-llama/Meta-Llama-3.1-8B", "llama-3.1-8b"),
-        ("meta-llama/Llama-2-70b-chat-hf", "llama-2-70b"), ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"), ("qwen3-8b", "qwen3-8b"),
+        ("meta-llama/Llama-2-70b-chat-hf", "llama-2-70b"), ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"),
+        ("qwen3-8b", "qwen3-8b"),
     ],
 )  # fmt: skip
 def test_names(name: str, known: str) -> None:
@@ -62,13 +64,14 @@ def test_quantised_weights(quantization: dict[str, Any], bits: int) -> None:
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"hidden_size": None}, "hidden_size"), ({"hidden_size": "big"}, "hidden_size"), ({"num_hidden_layers": 0}, "num_hidden_layers"),
-        ({"vocab_size": True}, "vocab_size"),
+        ({"hidden_size": None}, "hidden_size"), ({"hidden_size": "big"}, "hidden_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"), ({"vocab_size": True}, "vocab_size"),
         ({"hidden_size": None}, "hidden_size: is missing"), ({"num_key_value_heads": 7}, "32 heads can't share 7"),
         ({"hybrid_override_pattern": "M-M*"}, "hybrid_override_pattern: models with state-space"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types: linear_attention"),
-        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM generates no text"), ({"is_encoder_decoder": True}, "an encoder"),
-        ({"quantization_config": 4}, "quantization_config"), ({"quantization_config": {"bits": "four"}}, "bits"),
+        ({"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM generates no text"),
+        ({"is_encoder_decoder": True}, "an encoder"), ({"quantization_config": 4}, "quantization_config"),
+        ({"quantization_config": {"bits": "four"}}, "bits"),
     ],
 )  # fmt: skip
 def test_a_wrong_config_is_refused_by_field(change: dict[str, Any], word: str) -> None:

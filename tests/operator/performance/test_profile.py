@@ -1,4 +1,4 @@
-"""Profiles are written and read back; a wrong file is refused by field."""
+"""Tests of profiles: their coefficients, and reading them; a wrong value is refused by name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from disagg_operator.performance.profile import PROFILES, ProfileError, parse, t
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("gpus", 0), ("gpus", 1.5), ("a_s", -1), ("d_s", 0), ("kv_tokens", "many"), ("batch_tokens", 0), ("max_running", True),
-        ("colour", 1),        ("b_s_per_token", float("nan")), ("batch_wait_s", -0.1),
+        ("gpus", 0), ("gpus", 1.5), ("a_s", -1), ("d_s", 0), ("kv_tokens", "many"), ("batch_tokens", 0),
+        ("max_running", True), ("colour", 1), ("b_s_per_token", float("nan")), ("batch_wait_s", -0.1),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_by_field(field: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""A profile is found by its name or in a file, and a wrong file is named."""
+"""Tests of finding a profile by its name or in a file; the error for a wrong file names it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The roof line against published measurements, with the tolerance that docs/planning.md states."""
+"""Tests of the roof line against published measurements, as stated in docs/planning.md."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from disagg_operator.performance.model_shape import KNOWN
 from disagg_operator.performance.profile import Profile
 from disagg_operator.performance.roof_line import EFFICIENCIES, Efficiency, estimate, estimates
 
-# Llama 2 70B on 4 GPUs with vLLM of 2023, from Splitwise's table: ms of a prompt of 1,024 and 8,192
-# tokens, of a decode step at batch 1.
+# Llama 2 70B on 4 GPUs with vLLM of 2023, from the table of Splitwise: the milliseconds of a prompt
+# of 1,024 and of 8,192 tokens, and of a decode step at batch size 1.
 SPLITWISE = {"H100": (106.0, 954.0, 29.4), "A100": (227.0, 2278.0, 44.5)}
 
 
@@ -49,7 +49,7 @@ def test_the_tuned_roof_line_is_faster_than_2023_and_by_less_than_two_times(gpu:
 
 
 def test_the_tuned_roof_line_of_8b_on_one_h100_is_within_15_percent_of_the_published_parameters() -> None:
-    """llm-d's guide: 6.973 ms + 0.027 ms a sequence; prefill at half of the dense FLOP/s."""
+    """The guide of llm-d has 6.973 ms + 0.027 ms per sequence, and half the FLOP/s in prefill."""
     profile = _profile("llama-3.1-8b", "H100", 1, "tuned")
     assert profile.d_s == pytest.approx(6.973e-3, rel=0.15)
     assert profile.b_s_per_token == pytest.approx(32e-6, rel=0.15)
@@ -81,8 +81,8 @@ def test_70b_fits_no_single_h100_and_half_of_it_in_8_bits_does_fit_two() -> None
     assert estimate(model, GPUS["A10G"], 4, Efficiency()) is None
     eight = from_config(
         {
-            "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8, "num_hidden_layers": 80,
-            "vocab_size": 128256, "quantization_config": {"quant_method": "fp8"},
+            "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8,
+            "num_hidden_layers": 80, "vocab_size": 128256, "quantization_config": {"quant_method": "fp8"},
         },
         "fp8",
     )  # fmt: skip
@@ -101,7 +101,7 @@ def test_more_gpus_than_kv_heads_hold_heads_twice() -> None:
     four, eight = (estimate(shape, GPUS["H100"], n, Efficiency()) for n in (4, 8))
     assert four is not None
     assert eight is not None
-    assert eight.kv_tokens > 1.9 * four.kv_tokens  # 8 KV heads: none twice
+    assert eight.kv_tokens > 1.9 * four.kv_tokens  # with 8 KV heads none is held twice
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)

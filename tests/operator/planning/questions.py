@@ -1,4 +1,4 @@
-"""Questions that several tests ask."""
+"""The inputs of plans that several tests use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pools: monotone in what is asked, honest about limits."""
+"""Tests of the sizes of pools: they are monotonic in the inputs, and name the limit they exceed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.operator.planning.questions import question, traffic
+from tests.profiles import examples
 
 from disagg_operator.performance.hardware import GPUS, NETWORKS
 from disagg_operator.performance.model_shape import KNOWN
@@ -38,7 +39,7 @@ objectives = st.builds(LatencyObjectives, st.floats(0.2, 20), st.floats(0.035, 0
 
 
 def counts(t: Traffic, o: LatencyObjectives, profile: Profile = PROFILE, kv: Kv = KV) -> tuple[float, float, float]:
-    """Replicas of prefill, decode and of one pool; infinite: infeasible."""
+    """Return the replicas of prefill, of decode and of a single pool; infinite if infeasible."""
     p = prefill_pool(t, o, H100, profile, kv)
     d = decode_pool(t, o, H100, profile, kv, 0.003)
     m = monolithic_pool(t, o, H100, profile)
@@ -51,14 +52,14 @@ def test_a_pool_whose_steps_cost_the_same_at_any_batch_is_planned() -> None:
 
 
 @given(traffics, objectives, st.floats(1.01, 4))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_more_traffic_never_needs_fewer_workers(t: Traffic, o: LatencyObjectives, factor: float) -> None:
     less, more = counts(t, o), counts(t.at(factor * t.requests_per_s), o)
     assert all(a <= b for a, b in zip(less, more, strict=True))
 
 
 @given(traffics, objectives, st.floats(0.3, 0.99), st.floats(0.3, 0.99))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_tighter_objectives_never_need_fewer_workers(
     t: Traffic, o: LatencyObjectives, ttft: float, tpot: float
 ) -> None:
@@ -67,12 +68,12 @@ def test_tighter_objectives_never_need_fewer_workers(
 
 
 @given(traffics, objectives, st.floats(0.3, 0.99))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_faster_workers_are_never_more(t: Traffic, o: LatencyObjectives, factor: float) -> None:
     p = PROFILE
     fast = replace(
-        p, a_s=factor * p.a_s, b_s_per_token=factor * p.b_s_per_token, c_s_per_token2=factor * p.c_s_per_token2, d_s=factor * p.d_s,
-        e_s_per_sequence=factor * p.e_s_per_sequence, f_s_per_token=factor * p.f_s_per_token,
+        p, a_s=factor * p.a_s, b_s_per_token=factor * p.b_s_per_token, c_s_per_token2=factor * p.c_s_per_token2,
+        d_s=factor * p.d_s, e_s_per_sequence=factor * p.e_s_per_sequence, f_s_per_token=factor * p.f_s_per_token,
     )  # fmt: skip
     slow_p, slow_d, _ = counts(t, o)
     fast_p, fast_d, _ = counts(t, o, fast)
@@ -82,7 +83,7 @@ def test_faster_workers_are_never_more(t: Traffic, o: LatencyObjectives, factor:
 
 
 @given(traffics, objectives)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_what_is_planned_keeps_the_objectives_and_is_not_overloaded(t: Traffic, o: LatencyObjectives) -> None:
     p = prefill_pool(t, o, H100, PROFILE, KV)
     d = decode_pool(t, o, H100, PROFILE, KV, 0.003)
@@ -143,7 +144,7 @@ def test_a_thin_network_makes_pools_larger_and_is_named() -> None:
     fast, slow = (prefill_pool(traffic(100), o, H100, PROFILE, kv) for kv in (wide, thin))
     assert not isinstance(fast, Infeasible)
     assert not isinstance(slow, Infeasible)
-    # 100/s x 1,000 tokens x 327,680 bytes = 262 Gb/s, over 16 Gb/s of each interface.
+    # 100/s x 1,000 tokens x 327,680 bytes are 262 Gb/s; each interface may carry 16 Gb/s.
     assert slow.pool.replicas == math.ceil(262.144 / (25 * 0.8 * 0.8)) > fast.pool.replicas
     assert slow.pool.bound == "network"
 
@@ -153,7 +154,7 @@ def test_a_thin_network_makes_pools_larger_and_is_named() -> None:
     [("rdma-100", 15_259, 0.4, 0.5), ("nvlink", 1000, 0.0005, 0.002), ("ethernet-25", 1000, 0.02, 0.2)],
 )
 def test_transfer_times(network: str, tokens: int, least_s: float, most_s: float) -> None:
-    """5 GB over 100 Gb/s is 0.4 s and not 5 ms."""
+    """A transfer of 5 GB over 100 Gb/s takes 0.4 s and not 5 ms."""
     assert least_s < Kv(KNOWN["llama-3.1-70b"], NETWORKS[network]).alone_s(tokens) < most_s
 
 
@@ -165,7 +166,7 @@ def test_what_is_exposed_is_at_least_the_last_layer_and_at_most_the_whole(tokens
 
 
 @given(traffics, st.sampled_from(["A100", "H100", "H200", "MI300X"]), st.floats(1.1, 3))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_costs_grow_with_traffic_and_shrink_with_choice(t: Traffic, gpu: str, factor: float) -> None:
     q = question(gpus=gpu, traffic=t, ttft_s=10.0, tpot_s=0.1)
     for best in (best_disaggregated, best_monolithic):
@@ -188,7 +189,7 @@ def test_an_estimate_of_every_gpu_of_a_small_model_plans() -> None:
 
 
 def test_sequences_that_cost_time_to_take_in_want_more_decode_workers() -> None:
-    """Answers of 20 tokens: 20 ms for each sequence are one more for each of its tokens."""
+    """With answers of 20 tokens, 20 ms for each sequence add 1 ms to each of its tokens."""
     t, o = traffic(50, (1000, 2000), (20, 40)), LatencyObjectives(1.0, 0.06, 0.95)
     plain, slow = (counts(t, o, replace(PROFILE, take_in_s=s))[1] for s in (0.0, 0.02))
     assert plain < slow < math.inf

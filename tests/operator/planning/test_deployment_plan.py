@@ -1,4 +1,4 @@
-"""Which of the two wins, the crossover, and the published example."""
+"""Tests of the plan: the recommended kind of deployment, the crossover, and a published example."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ def test_equal_cost_goes_to_the_simpler_one() -> None:
 
 
 def test_what_only_two_pools_can_do() -> None:
-    """One chunk of a prompt in the life of an answer of 20 tokens is too much; with 10,000 replicas
-    streams still meet some.
+    """A single chunk of a prompt delays an answer of 20 tokens too much.
+
+    Even with 10,000 replicas some streams meet a chunk.
     """
     plan = make_plan(
         question(tpot_s=0.0305, traffic=traffic(1000, output=(20, 60)), measured={"H100": [PROFILES["70b-h100-tp4"]]})
@@ -141,26 +142,27 @@ def test_the_published_gain_per_gpu_is_1_3_and_not_6_4() -> None:
 
 def test_a_thousand_requests_a_second_at_3060_tokens_would_be_answers_of_3_tokens() -> None:
     assert pytest.approx(3.06) == 3060 / 1000
-    # With answers of 200 tokens it is 15 requests a second; 1,000 a second are 200,000 tokens a
-    # second, 65 times as much.
+    # With answers of 200 tokens, 3,060 tokens/s are 15 requests/s; 1,000 requests/s are 200,000
+    # tokens/s, 65 times as many.
     assert pytest.approx(15.3) == 3060 / 200
     assert pytest.approx(65.4, abs=0.1) == 1000 * 200 / 3060
 
 
 def example(rate_per_s: float) -> Question:
-    """70B on H100 and A100, prompts of 400 tokens (what 25 ms of TTFT allow on 8 H100) and answers
-    of 200, all alike.
+    """Return the example of a 70B model on H100 and A100.
+
+    All prompts have 400 tokens, for which 8 H100 have a TTFT of 25 ms, and all answers 200.
     """
     lengths = LogNormal(400, 0.0).lengths(0.99), LogNormal(200, 0.0).lengths(0.99)
     return Question(
-        KNOWN["llama-3.1-70b"], Traffic(rate_per_s, *lengths), LatencyObjectives(0.5, 0.05), (GPUS["H100"], GPUS["A100"]),
-        NETWORKS["rdma-100"],
+        KNOWN["llama-3.1-70b"], Traffic(rate_per_s, *lengths), LatencyObjectives(0.5, 0.05),
+        (GPUS["H100"], GPUS["A100"]), NETWORKS["rdma-100"],
         prefill_gpus=frozenset({"H100"}), decode_gpus=frozenset({"A100"}),
     )  # fmt: skip
 
 
 def test_the_example_in_our_planner() -> None:
-    """3,060 tokens/s take a fraction of 40 GPUs, and 1,000 requests/s many more."""
+    """The plan has a fraction of 40 GPUs for 3,060 tokens/s, and many more for 1,000 requests/s."""
     small, large = make_plan(example(15.3)), make_plan(example(1000.0))
     assert isinstance(small.disaggregated, Deployment)
     assert isinstance(large.disaggregated, Deployment)
@@ -187,12 +189,13 @@ def test_the_document_lists_every_gpu_as_it_is_planned(pytestconfig: pytest.Conf
     for g in GPUS.values():
         fp8 = "-" if g.fp8_flops is None else f"{g.fp8_flops / 1e12:.0f}"
         link = "PCIe" if g.link_bytes_per_s is None else f"{g.link_bytes_per_s / 1e9:.0f}"
-        figures = f"{g.bf16_flops / 1e12:.0f} | {fp8} | {g.bandwidth_bytes_per_s / 1e12:.3g} | {g.memory_bytes / 1e9:.0f} | {link}"
+        memory = f"{g.bandwidth_bytes_per_s / 1e12:.3g} | {g.memory_bytes / 1e9:.0f}"
+        figures = f"{g.bf16_flops / 1e12:.0f} | {fp8} | {memory} | {link}"
         assert f"| {g.name} | {figures} | {g.source} |" in text
 
 
 def test_25_ms_to_the_first_token_on_8_h100_is_a_prompt_of_a_few_hundred_tokens() -> None:
-    """At 8 x 989 TFLOP/s and 55 % of them, 141 GFLOP a token: 31,000 tokens a second."""
+    """At 55 % of 8 x 989 TFLOP/s and 141 GFLOP per token, 8 GPUs compute 31,000 tokens/s."""
     shape = KNOWN["llama-3.1-70b"]
     per_s = 8 * 989e12 * 0.55 / shape.token_flops
     assert per_s == pytest.approx(31_000, rel=0.03)

@@ -1,5 +1,7 @@
-"""What a measured profile adds to the simulator: overhead, hand-over, and prefill batches that wait
-to be filled.
+"""Tests of the parts of a measured profile in the simulator.
+
+They are the overhead, the hand-over, the time to take a sequence in, routers, and prefill batches
+that wait to be filled.
 """
 
 from __future__ import annotations
@@ -43,8 +45,9 @@ def test_the_hand_over_delays_what_comes_after_the_first_token() -> None:
 
 
 def test_a_request_that_arrives_holds_up_those_that_decode_and_no_idle_worker() -> None:
-    """The second arrives when the first has made 5 of its 40 steps, which then stops for 100 ms;
-    the second is ready meanwhile.
+    """The second request arrives after 5 of the 40 steps of the first, which it delays by 100 ms.
+
+    The second request becomes ready in the meantime.
     """
     s = serve(replace(PLAIN, take_in_s=0.1), (0.0, 100, 41), (0.03, 100, 11))
     assert s.first_s == pytest.approx([0.02, 0.05])
@@ -57,8 +60,9 @@ def test_a_request_of_one_token_is_nothing_to_decode() -> None:
 
 
 def test_a_router_lets_requests_through_one_after_another() -> None:
-    """The overhead counts a request's own time at the router, so only those behind others come
-    later; two routers halve the wait.
+    """The overhead includes the time of a request itself at the router, so only others are delayed.
+
+    Two routers halve the wait.
     """
     profile = replace(PLAIN, front_s=0.1, batch_tokens=100)
     requests = ((0.0, 100, 1), (0.0, 100, 1), (0.05, 100, 1), (1.0, 100, 1))
@@ -91,15 +95,16 @@ def test_a_batch_starts_as_soon_as_it_is_full() -> None:
 
 
 def test_who_waits_behind_a_batch_waits_no_longer_than_the_rule_says() -> None:
-    """The second arrives while the first is computed, and is due 50 ms after it came."""
+    """The second request arrives while the first is computed, and is due 50 ms after it arrived."""
     waiting = replace(PLAIN, batch_wait_s=0.05, batch_full_tokens=200)
     s = serve(waiting, (0.0, 200, 1), (0.02, 100, 1), (0.1, 300, 1))
     assert s.first_s == pytest.approx([0.03, 0.07 + 0.02, 0.1 + 0.04])
 
 
 def test_a_batch_holds_prompts_of_one_bucket_and_the_oldest_that_is_due_leads() -> None:
-    """While the first is computed a short, a long and a short one come; the short ones (up to 64
-    tokens) go together, first.
+    """Short and long prompts alternately arrive while the first one is computed.
+
+    The short ones, of up to 64 tokens, are computed together and first.
     """
     waiting = replace(PLAIN, batch_wait_s=0.05, batch_full_tokens=200)
     s = serve(waiting, (0.0, 1000, 1), (0.01, 60, 1), (0.02, 400, 1), (0.03, 50, 1), (0.04, 500, 1))

@@ -1,4 +1,4 @@
-"""The CR of a plan: accepted by our models and by the real API server."""
+"""Tests of the resource of a plan, which our models and a real API server accept."""
 
 from __future__ import annotations
 

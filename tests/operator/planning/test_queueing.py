@@ -1,4 +1,4 @@
-"""Waiting times: exact where theory is, and monotone."""
+"""Tests of the waiting times: exact where theory is exact, and monotonic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PERCENTILE = 0.99
 
 @pytest.mark.parametrize("rho", [0.3, 0.7, 0.95])
 def test_one_exponential_server_is_exact(rho: float) -> None:
-    """M/M/1: P(wait > t) = rho exp(-(1 - rho) t / service)."""
+    """An M/M/1 queue has P(wait > t) = rho exp(-(1 - rho) t / service)."""
     assert wait_s(rho, 1.0, 1.0, 1, PERCENTILE) == pytest.approx(math.log(rho / 0.01) / (1 - rho))
 
 

@@ -1,4 +1,4 @@
-"""Formulas and simulator size the same fleets; traces become traffic."""
+"""Tests of the check by simulation, which agrees with formulas, and of the traffic of traces."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def test_formulas_are_within_one_replica_or_a_fifth_of_the_simulation(case: str)
 
 @pytest.mark.slow
 def test_what_no_fleet_of_the_simulator_serves_is_infeasible() -> None:
-    """The formula sees lengths that are all alike; the trace has prompts that take longer alone
-    than is asked.
-    """
+    """The formula is given equal lengths, but each prompt of the trace exceeds the objective."""
     plan = make_plan(question("llama-3.1-8b", traffic=traffic(1.0, (500, 500), (50, 50)), ttft_s=0.2, tpot_s=0.05))
     arrival = np.arange(200.0)
     trace = Trace("long", arrival, np.full(200, 30_000), np.zeros(200, np.int64), np.full(200, 50))

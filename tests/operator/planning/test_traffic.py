@@ -1,4 +1,4 @@
-"""Length distributions have the moments that were asked for."""
+"""Tests of the distributions of lengths, which have the specified moments."""
 
 from __future__ import annotations
 

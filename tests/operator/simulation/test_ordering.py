@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.performance.profile import PROFILES
@@ -144,7 +145,7 @@ def plainly(arrival_s: list[float], prompt: list[int], patience_s: float) -> lis
     return first
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.lists(st.tuples(st.integers(1, 1500), st.integers(1, 1600)), min_size=1, max_size=40),
     st.sampled_from([0.8, 2.1, 7.3]),

@@ -1,4 +1,4 @@
-"""A change of status is told once, by its cause, and good news are told too."""
+"""Tests of the Events about changes of a status: each cause is reported once, as is good news."""
 
 from __future__ import annotations
 
@@ -30,20 +30,28 @@ PULLED = Note(WARNING, "ImagePullFailed", "DecodeReady: no such image")
         pytest.param(status(PULL), status(PULL), [], id="the same again"),
         pytest.param(status(PULL), status(PULL | {"message": "other words"}), [], id="other words for the same"),
         pytest.param(status(PULL | {"status": "Unknown"}), status(PULL), [PULLED], id="the cause is certain now"),
-        pytest.param(status(), status(PULL, PULL | {"type": "PrefillReady"}), [PULLED], id="a cause of two pools is told once"),
+        pytest.param(
+            status(), status(PULL, PULL | {"type": "PrefillReady"}), [PULLED], id="a cause of two pools is told once"
+        ),
         pytest.param(status(), status(condition("Ready", "False", "ImagePull")), [], id="a summary repeats its cause"),
         pytest.param(
-            status(), status(condition("Degraded", "True", "TransportFallback", "tcp")),
-            [Note(WARNING, "TransportFallback", "Degraded: tcp")], id="a fallback shows in a summary alone",
+            status(),
+            status(condition("Degraded", "True", "TransportFallback", "tcp")),
+            [Note(WARNING, "TransportFallback", "Degraded: tcp")],
+            id="a fallback shows in a summary alone",
         ),
-        pytest.param(status(), status(condition("DecodeReady", "False", "Progressing")), [], id="no cause for a warning"),
         pytest.param(
-            status(), status(condition("Accepted", "False", "UnsupportedParallelism")),
-            [Note(WARNING, "InvalidSpec", "Accepted: why")], id="two reasons have one event",
+            status(), status(condition("DecodeReady", "False", "Progressing")), [], id="no cause for a warning"
+        ),
+        pytest.param(
+            status(),
+            status(condition("Accepted", "False", "UnsupportedParallelism")),
+            [Note(WARNING, "InvalidSpec", "Accepted: why")],
+            id="two reasons have one event",
         ),
         pytest.param(status(PULL), status(condition("DecodeReady", "True", "Ready")), [], id="a cause that has gone"),
     ],
-)  # fmt: skip
+)
 def test_a_cause_is_told_when_it_is_new(before: dict[str, Any], after: dict[str, Any], notes: list[Note]) -> None:
     assert of_change(before, after) == notes
 
@@ -57,16 +65,30 @@ SERVING = Note(NORMAL, "Ready", "serving at http://u/v1")
 @pytest.mark.parametrize(
     ("before", "after", "notes"),
     [
-        pytest.param({"revision": {"current": "a", "update": "a"}}, {"revision": {"current": "a", "update": "b"}}, [STARTED], id="a rollout starts"),
-        pytest.param({"revision": {"current": "a", "update": "b"}}, {"revision": {"current": "b", "update": "b"}}, [COMPLETED], id="it ends"),
+        pytest.param(
+            {"revision": {"current": "a", "update": "a"}},
+            {"revision": {"current": "a", "update": "b"}},
+            [STARTED],
+            id="a rollout starts",
+        ),
+        pytest.param(
+            {"revision": {"current": "a", "update": "b"}},
+            {"revision": {"current": "b", "update": "b"}},
+            [COMPLETED],
+            id="it ends",
+        ),
         pytest.param({}, {"revision": {"current": "", "update": "b"}}, [], id="the first revision replaces none"),
-        pytest.param({"revision": {"update": "b"}}, {"revision": {"current": "b", "update": "b"}}, [], id="and completes nothing"),
+        pytest.param(
+            {"revision": {"update": "b"}}, {"revision": {"current": "b", "update": "b"}}, [], id="and completes nothing"
+        ),
         pytest.param({"revision": None}, {"revision": None}, [], id="no revision is known"),
         pytest.param({}, status(READY, url="http://u/v1"), [SERVING], id="it is ready"),
-        pytest.param(status(READY | {"status": "False"}), status(READY, url="http://u/v1"), [SERVING], id="it is ready again"),
+        pytest.param(
+            status(READY | {"status": "False"}), status(READY, url="http://u/v1"), [SERVING], id="it is ready again"
+        ),
         pytest.param(status(READY), status(READY, url="http://u/v1"), [], id="it was ready before"),
         pytest.param(status(READY), status(READY | {"status": "False"}), [], id="it is not ready any more"),
     ],
-)  # fmt: skip
+)
 def test_good_news_are_told_when_they_come(before: dict[str, Any], after: dict[str, Any], notes: list[Note]) -> None:
     assert of_change(before, after) == notes

@@ -1,4 +1,4 @@
-"""Observations to conditions."""
+"""Tests of the conditions that result from observations."""
 
 from __future__ import annotations
 
@@ -50,11 +50,13 @@ RDMA = replace(INTENT, transport="rdma", fallback="Forbid")
         ),
         pytest.param(
             INTENT, seen(view=None, decode=starting("decode", PULL)),
-            {"DecodeReady": ("False", "ImagePull"), "Ready": ("False", "ImagePull"), "Available": ("Unknown", "RouterUnreachable")},
+            {"DecodeReady": ("False", "ImagePull"), "Ready": ("False", "ImagePull"),
+             "Available": ("Unknown", "RouterUnreachable")},
             id="the first cause is what Ready says",
         ),
         pytest.param(
-            INTENT, seen(view=RouterView(0, 0)), {"KVTransferReady": ("False", "NoPairs"), "Available": ("False", "NoHealthyPair")},
+            INTENT, seen(view=RouterView(0, 0)),
+            {"KVTransferReady": ("False", "NoPairs"), "Available": ("False", "NoHealthyPair")},
             id="ready pods without a pair are not available",
         ),
         pytest.param(
@@ -69,7 +71,8 @@ RDMA = replace(INTENT, transport="rdma", fallback="Forbid")
         ),
         pytest.param(
             replace(RDMA, fallback="Warn"), seen(),
-            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("True", "TransportFallback"), "Ready": ("True", "Ready")},
+            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("True", "TransportFallback"),
+             "Ready": ("True", "Ready")},
             id="a fallback that is tolerated is degraded",
         ),
         pytest.param(
@@ -89,22 +92,29 @@ RDMA = replace(INTENT, transport="rdma", fallback="Forbid")
             {"Progressing": ("False", "ProgressDeadlineExceeded")}, id="a stalled rollout",
         ),
         pytest.param(
-            replace(INTENT, suspended=True), seen(view=None), {"Available": ("False", "Suspended"), "Ready": ("False", "Suspended")},
+            replace(INTENT, suspended=True), seen(view=None),
+            {"Available": ("False", "Suspended"), "Ready": ("False", "Suspended")},
             id="suspended",
         ),
         pytest.param(
             replace(INTENT, pools=(POOLS[0], replace(POOLS[1], autoscaled=True, scaling_blind=True))), seen(),
-            {"ScalingActive": ("False", "MetricsUnavailable"), "Degraded": ("True", "MetricsUnavailable"), "Ready": ("True", "Ready")},
+            {"ScalingActive": ("False", "MetricsUnavailable"), "Degraded": ("True", "MetricsUnavailable"),
+             "Ready": ("True", "Ready")},
             id="blind scaling degrades but serves",
         ),
         pytest.param(
-            replace(INTENT, pools=(POOLS[0], SCALED), trouble=("CredentialsUnavailable", "x: Secret a does not exist")), seen(),
+            replace(INTENT, pools=(POOLS[0], SCALED), trouble=("CredentialsUnavailable", "x: Secret a does not exist")),
+            seen(),
             {"ScalingActive": ("False", "CredentialsUnavailable"), "Degraded": ("True", "CredentialsUnavailable"),
              "Ready": ("True", "Ready")},
             id="a secret that is missing is told before the policy is blind",
         ),
         pytest.param(
-            replace(INTENT, pools=(POOLS[0], SCALED), trouble=("MetricsUnavailable", "the Prometheus server does not answer")), seen(),
+            replace(
+                INTENT, pools=(POOLS[0], SCALED),
+                trouble=("MetricsUnavailable", "the Prometheus server does not answer"),
+            ),
+            seen(),
             {"ScalingActive": ("True", "MetricsFound")}, id="a look at Prometheus that failed is no blindness",
         ),
         pytest.param(
@@ -197,37 +207,55 @@ def test_a_shared_cause_is_one_event_and_a_restart_repeats_none() -> None:
     ("intent", "observed", "expected"),
     [
         pytest.param(
-            INTENT, seen(view=RouterView(2, 0, TCP)), {"KVTransferReady": ("False", "HandshakeFailed")}, id="no pair works",
+            INTENT,
+            seen(view=RouterView(2, 0, TCP)),
+            {"KVTransferReady": ("False", "HandshakeFailed")},
+            id="no pair works",
         ),
         pytest.param(
-            INTENT, seen(view=RouterView(2, 1, TCP)), {"KVTransferReady": ("False", "HandshakeFailed"), "Available": ("True", "PairsHealthy")},
+            INTENT,
+            seen(view=RouterView(2, 1, TCP)),
+            {"KVTransferReady": ("False", "HandshakeFailed"), "Available": ("True", "PairsHealthy")},
             id="one of two pairs works",
         ),
         pytest.param(
-            replace(INTENT, interface="eth0"), seen(), {"KVTransferReady": ("True", "PairsHealthy")}, id="the interface that is asked for",
+            replace(INTENT, interface="eth0"),
+            seen(),
+            {"KVTransferReady": ("True", "PairsHealthy")},
+            id="the interface that is asked for",
         ),
         pytest.param(
-            replace(INTENT, interface="net1", fallback="Forbid"), seen(), {"KVTransferReady": ("False", "TransportFallback")},
+            replace(INTENT, interface="net1", fallback="Forbid"),
+            seen(),
+            {"KVTransferReady": ("False", "TransportFallback")},
             id="another interface, which is forbidden",
         ),
         pytest.param(
-            replace(INTENT, interface="net1"), seen(), {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("True", "TransportFallback")},
+            replace(INTENT, interface="net1"),
+            seen(),
+            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("True", "TransportFallback")},
             id="another interface, which is tolerated",
         ),
         pytest.param(
-            replace(RDMA, interface="net1"), seen(view=RouterView(1, 1, (WorkerLink("p", "prefill", "rdma", "net1"),))),
-            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("False", "AsSpecified")}, id="all as asked for",
+            replace(RDMA, interface="net1"),
+            seen(view=RouterView(1, 1, (WorkerLink("p", "prefill", "rdma", "net1"),))),
+            {"KVTransferReady": ("True", "PairsHealthy"), "Degraded": ("False", "AsSpecified")},
+            id="all as asked for",
         ),
         pytest.param(
-            INTENT, seen(decode=Workload("decode", 1, 1, 1, 1, settled=False)),
-            {"Progressing": ("True", "RollingOut"), "Ready": ("False", "RollingOut")}, id="ready pods of an older revision are left",
+            INTENT,
+            seen(decode=Workload("decode", 1, 1, 1, 1, settled=False)),
+            {"Progressing": ("True", "RollingOut"), "Ready": ("False", "RollingOut")},
+            id="ready pods of an older revision are left",
         ),
         pytest.param(
-            INTENT, seen(decode=Workload("decode", 1, 1, 0, 1, settled=True, deadline_exceeded=True)),
-            {"Progressing": ("False", "ProgressDeadlineExceeded")}, id="a rollout that is stuck",
+            INTENT,
+            seen(decode=Workload("decode", 1, 1, 0, 1, settled=True, deadline_exceeded=True)),
+            {"Progressing": ("False", "ProgressDeadlineExceeded")},
+            id="a rollout that is stuck",
         ),
     ],
-)  # fmt: skip
+)
 def test_pairs_networks_and_rollouts(intent: Intent, observed: Observed, expected: dict[str, tuple[str, str]]) -> None:
     found = told(intent, observed)
     assert {k: found[k] for k in expected} == expected

@@ -1,4 +1,4 @@
-"""Events are few, and each carries what it is about."""
+"""Tests of Events: the limit on them, and the objects that are sent."""
 
 from __future__ import annotations
 

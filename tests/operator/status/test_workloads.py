@@ -1,4 +1,4 @@
-"""Objects to observations."""
+"""Tests of the observations that are made of Kubernetes objects."""
 
 from __future__ import annotations
 

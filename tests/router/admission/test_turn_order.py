@@ -1,4 +1,6 @@
-"""Who of those that wait is first: tables, and any sequence of events against the plain definition."""
+"""Tests of the order of waiting requests: tables, and sequences of events against the plain
+definition.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from disagg_router.admission.turn_order import Ordered, Turn
 
 PATIENCE_S = 20.0
-# (what it shows, the turns, now, their numbers in the order in which they go)
+# (description of the case, turns, now, their numbers in the order in which they go)
 TABLE: list[tuple[str, list[Turn], float, list[int]]] = [
     ("the earliest deadline", [Turn(0, 0.0, 9.0), Turn(1, 1.0, 3.0), Turn(2, 2.0, 5.0)], 2.0, [1, 2, 0]),
     ("equal deadlines: by arrival", [Turn(0, 0.0, 4.0), Turn(1, 1.0, 4.0)], 2.0, [0, 1]),
@@ -106,9 +108,9 @@ def test_whatever_happens_the_first_is_whom_the_rules_name_and_nobody_is_lost(
 
 
 def test_those_that_have_waited_long_and_those_that_can_be_on_time_take_turns() -> None:
-    """An overload: there are always some of both.
+    """During an overload there are always requests of both kinds.
 
-    Who has waited twice as long gets three of four places.
+    A request that has waited twice the patience gets three of four places.
     """
     for now_s, expected in (
         (30.0, [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]),

@@ -1,6 +1,6 @@
-"""The queue: in order, bounded, woken one at a time.
+"""Tests of the queue: its order, its bound, and that requests are woken one at a time.
 
-What holds for any order is tested for both.
+Properties that hold for any order are tested for both.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ async def settle() -> None:
 async def test_only_the_oldest_is_woken_whatever_the_order_of_entering(
     monkeypatch: pytest.MonkeyPatch, patience_s: float
 ) -> None:
-    """Each wake counts, also one that comes while the next is being told that it is the oldest now."""
+    """Each wake counts, also one that comes while the next is being told that it is now the
+    oldest.
+    """
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
     queue = AdmissionQueue(10, 60.0, patience_s)
     turns = [queue.turn() for _ in range(4)]
@@ -58,8 +60,9 @@ async def test_only_the_oldest_is_woken_whatever_the_order_of_entering(
 async def test_room_that_appears_while_the_oldest_asks_is_kept_for_it(
     monkeypatch: pytest.MonkeyPatch, patience_s: float
 ) -> None:
-    """It asked a moment too early and was refused: whoever asks a moment later must not be served
-    before it.
+    """The oldest asked a moment too early and was refused.
+
+    A request that asks a moment later must not be served before it.
     """
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
     queue = AdmissionQueue(10, 60.0, patience_s)
@@ -74,7 +77,7 @@ async def test_room_that_appears_while_the_oldest_asks_is_kept_for_it(
     await settle()
     assert not waits.done()
     async with asyncio.timeout(5):
-        await queue.wait(first, "decode", now_s, returning=True)  # refused, and asked again at once
+        await queue.wait(first, "decode", now_s, returning=True)  # refused, and asks again at once
         queue.gone(first)
         await waits
 
@@ -163,7 +166,7 @@ async def test_who_becomes_late_while_it_is_the_first_lets_the_next_one_try_with
 async def test_a_newcomer_that_goes_before_those_who_wait_is_not_overtaken_by_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Room that appears while it asks is kept for it, as for one that waited."""
+    """Room that appears while it asks is kept for it, as for a request that waited."""
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
     queue = AdmissionQueue(10, 60.0, 20.0)
     assert queue.idle
@@ -177,7 +180,7 @@ async def test_a_newcomer_that_goes_before_those_who_wait_is_not_overtaken_by_th
     await settle()
     assert not waits.done()
     async with asyncio.timeout(5):
-        await queue.wait(newcomer, "decode", time.monotonic())  # refused, and asked again at once
+        await queue.wait(newcomer, "decode", time.monotonic())  # refused, and asks again at once
         queue.settled(newcomer)
         await waits
 
@@ -218,7 +221,7 @@ async def test_room_for_one_that_is_overtaken_before_it_tries_is_for_who_overtoo
     queue = AdmissionQueue(10, 60.0, 20.0)
     (waits,) = await line_up(queue, due_in(queue, 50.0))
     overtakes = asyncio.create_task(queue.wait(due_in(queue, 40.0), "decode", time.monotonic()))
-    queue.wake()  # "waits" is the first, and "overtakes" runs before it
+    queue.wake()  # `waits` is the first, and `overtakes` runs before it
     async with asyncio.timeout(5):
         await overtakes
     assert not waits.done()
@@ -227,7 +230,7 @@ async def test_room_for_one_that_is_overtaken_before_it_tries_is_for_who_overtoo
 
 
 async def test_only_who_waited_takes_the_turn_of_those_that_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of a request whose place was given long ago is nobody's turn."""
+    """The end of a request that got its place long ago does not count as a turn."""
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
     queue = AdmissionQueue(10, 60.0, 20.0)
     ends = due_in(queue, 1.0)

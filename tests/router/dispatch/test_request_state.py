@@ -1,4 +1,4 @@
-"""Tokens of two legs and several attempts: each goes out once, in order."""
+"""Tests that the tokens of two legs and several attempts go out once each, in order."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_attempts_that_break_off_anywhere_add_up_without_gap_or_repeat(parts: li
         assert (body["prompt_tokens"], body["epoch"]) == (3, state.epoch)
         out += [t for i in range(at, at + part) for t in state.token(line(i, 100 + i))]
         if len(state.emitted) + 1 < total:
-            state.token(line(at + part + 1, 55))  # too early; the attempt dies before its predecessor comes
+            state.token(line(at + part + 1, 55))  # too early: the attempt dies before the token in front of it comes
         state.next_attempt()
     assert [t.token for t in out] == list(range(100, 100 + total))
     assert state.epoch == len(parts)
@@ -74,12 +74,25 @@ def test_attempts_that_break_off_anywhere_add_up_without_gap_or_repeat(parts: li
 @pytest.mark.parametrize(
     "garbled",
     [
-        {}, {"index": 0}, {"token": 1}, line(-1), line(10), {"index": "x", "token": 1}, {"index": None, "token": 1}, line(0, -1),
+        {},
+        {"index": 0},
+        {"token": 1},
+        line(-1),
+        line(10),
+        {"index": "x", "token": 1},
+        {"index": None, "token": 1},
+        line(0, -1),
         line(0, 1 << 31),
-        {"index": float("inf"), "token": 1}, {"index": 0, "token": float("inf")}, {"index": 0, "token": float("nan")}, line(0, logprob="x"),
-        line(0, logprob=float("nan")), line(0, top_logprobs=[[1]]), line(0, top_logprobs=5), line(0, top_logprobs=[[-1, 0.0]]),
+        {"index": float("inf"), "token": 1},
+        {"index": 0, "token": float("inf")},
+        {"index": 0, "token": float("nan")},
+        line(0, logprob="x"),
+        line(0, logprob=float("nan")),
+        line(0, top_logprobs=[[1]]),
+        line(0, top_logprobs=5),
+        line(0, top_logprobs=[[-1, 0.0]]),
     ],
-)  # fmt: skip
+)
 def test_a_garbled_token_is_a_violation_and_is_not_shown(garbled: dict[str, Any]) -> None:
     state = make()
     with pytest.raises(ProtocolViolation):

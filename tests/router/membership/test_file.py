@@ -1,4 +1,6 @@
-"""The membership file: read on change, kept while it is broken."""
+"""Tests of the membership file: it is read when it changes, and its content kept while it is
+broken.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""EndpointSlices: list, watch, and what an API server may do meanwhile; against a small API server
-on a real socket.
+"""Tests of the membership from EndpointSlices: list, watch, and failures of the API server.
+
+They use a small API server on a real socket.
 """
 
 from __future__ import annotations
@@ -55,16 +56,25 @@ def test_a_slice_names_its_pool_and_a_pod_that_moves_is_in_both(tmp_path: Path) 
     assert membership.members()["a"].pools == {"prefill", "decode"}
 
 
-@pytest.mark.parametrize("change", [{"ports": None}, {"ports": []}, {"endpoints": None}, {"endpoints": [{"addresses": []}]},
-                                    {"endpoints": [{"addresses": ["10.0.0.1"]}]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ports": None},
+        {"ports": []},
+        {"endpoints": None},
+        {"endpoints": [{"addresses": []}]},
+        {"endpoints": [{"addresses": ["10.0.0.1"]}]},
+    ],
+)
 def test_slices_without_port_or_pods_give_nobody(change: dict[str, Any]) -> None:
     assert members_of(slice_of("s", ("a", "10.0.0.1", True)) | change) == {}
 
 
 class ApiServer:
-    """LIST answers `slices`; a WATCH sends what `send` puts; None ends it.
+    """A small API server.
 
-    `watch_status` refuses the next watch.
+    LIST answers `slices`; a WATCH sends the events that `send` queues, and None ends it.
+    `watch_status` is the status of the next watch.
     """
 
     def __init__(self) -> None:

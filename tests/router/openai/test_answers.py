@@ -1,4 +1,4 @@
-"""Answers have OpenAI's form, whole and in chunks, and say the same in both."""
+"""Tests that answers have OpenAI's form, whole and in chunks, with the same content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from disagg_router.openai.answers import AnswerFormat, Piece, chat_logprobs, com
 
 
 class Letters:
-    """Token 0 is "a", 1 is "b" and so on; 26 is a character of two bytes."""
+    """A tokenizer in which token 0 is "a", 1 is "b" and so on; 26 is a character of two bytes."""
 
     def piece(self, token: int) -> str:
         return "\u00e9" if token == 26 else chr(ord("a") + token)

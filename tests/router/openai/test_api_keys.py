@@ -1,4 +1,4 @@
-"""API keys are rotated while the router runs."""
+"""Tests that API keys can be rotated while the router runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def test_a_new_key_is_accepted_and_an_old_one_refused_without_a_restart(
             return (await stack.http.get("/v1/models", headers={"authorization": f"Bearer {key}"})).status_code
 
         def write(content: bytes) -> None:
-            """As a Secret is swapped: another file under the same name."""
+            """Swap the file as a Secret is swapped: another file under the same name."""
             fresh = tmp_path / "fresh"
             fresh.write_bytes(content)
             fresh.replace(file)

@@ -1,4 +1,4 @@
-"""An answer fits the model, and workers get OpenAI's defaults."""
+"""Tests that generated tokens fit the model, and that workers get OpenAI's defaults."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ MODEL = Model("D", 100, 2048, (0,))
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_the_limit_named() -> None:
-    for prompt, wanted, code in [([], None, "empty_prompt"), ([1] * 100, None, "context_length_exceeded"), ([2048], None, "invalid_value"),
-                                 ([1] * 50, 51, "context_length_exceeded")]:  # fmt: skip
+    for prompt, wanted, code in (
+        ([], None, "empty_prompt"),
+        ([1] * 100, None, "context_length_exceeded"),
+        ([2048], None, "invalid_value"),
+        ([1] * 50, 51, "context_length_exceeded"),
+    ):
         with pytest.raises(ApiError) as caught:
             check_prompt(prompt, wanted, None, MODEL)
         assert (caught.value.status, caught.value.code) == (400, code)
@@ -49,17 +53,35 @@ def test_min_tokens_and_the_end_token_are_as_asked() -> None:
 
 def test_what_is_not_asked_for_has_openais_default() -> None:
     assert sampling_of(parse(ChatRequest, CHAT), MODEL, 10, 7) == {
-        "seed": 7, "max_new_tokens": 10, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0,
-        "frequency_penalty": 0.0, "repetition_penalty": 1.0, "logit_bias": [], "logprobs": None, "stop_token_ids": [0], "min_tokens": 0,
+        "seed": 7,
+        "max_new_tokens": 10,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "logit_bias": [],
+        "logprobs": None,
+        "stop_token_ids": [0],
+        "min_tokens": 0,
         "structured": None,
-    }  # fmt: skip
+    }
 
 
 def test_what_is_asked_for_reaches_the_worker() -> None:
     asked = {
-        "temperature": 0.0, "top_p": 0.5, "top_k": 40, "min_p": 0.1, "presence_penalty": 1, "frequency_penalty": -1,
-        "repetition_penalty": 1.2, "logprobs": 2, "min_tokens": 3,
-    }  # fmt: skip
+        "temperature": 0.0,
+        "top_p": 0.5,
+        "top_k": 40,
+        "min_p": 0.1,
+        "presence_penalty": 1,
+        "frequency_penalty": -1,
+        "repetition_penalty": 1.2,
+        "logprobs": 2,
+        "min_tokens": 3,
+    }
     sampling = sampling_of(parse(CompletionRequest, PLAIN | asked), MODEL, 10, 7)
     assert {name: sampling[name] for name in asked} == asked
     assert sampling_of(parse(CompletionRequest, PLAIN | {"top_k": -1}), MODEL, 10, 7)["top_k"] == 0

@@ -1,4 +1,4 @@
-"""What a client may send. Everything else is refused, by name."""
+"""Tests of the requests that a client may send; everything else is refused by name."""
 
 from __future__ import annotations
 
@@ -20,39 +20,87 @@ PLAIN: dict[str, Any] = {"model": "m", "prompt": "hi"}
 MODEL = Model("D", 100, 2048, (0,))
 
 BAD_CHAT: list[tuple[dict[str, Any], str | None]] = [
-    ({"model": 5}, "model"), ({"model": ""}, "model"), ({"messages": []}, "messages"), ({"messages": "hi"}, "messages"),
-    ({"messages": [{"role": "user"}]}, "messages.0.content"), ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
-    ({"messages": [{"role": "user", "content": 5}]}, None), ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
+    ({"model": 5}, "model"),
+    ({"model": ""}, "model"),
+    ({"messages": []}, "messages"),
+    ({"messages": "hi"}, "messages"),
+    ({"messages": [{"role": "user"}]}, "messages.0.content"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": "user", "content": 5}]}, None),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
     ({"messages": [{"role": "user", "content": "x", "host": "10.0.0.1"}]}, "messages.0.host"),
-    ({"temperature": "1"}, "temperature"), ({"temperature": -0.1}, "temperature"), ({"temperature": 2.1}, "temperature"),
-    ({"temperature": True}, "temperature"), ({"temperature": float("nan")}, "temperature"), ({"top_p": 0}, "top_p"),
-    ({"top_p": float("inf")}, "top_p"), ({"n": 0}, "n"), ({"n": 17}, "n"), ({"n": 10**9}, "n"), ({"n": 1.5}, "n"), ({"n": "2"}, "n"),
-    ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": -5}, "max_tokens"), ({"max_tokens": 10**12}, "max_tokens"),
-    ({"max_completion_tokens": 10**400}, "max_completion_tokens"), ({"stream": "yes"}, "stream"), ({"stream": 1}, "stream"),
-    ({"seed": 1 << 64}, "seed"), ({"seed": 1.0}, "seed"), ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
-    ({"logprobs": 5}, "logprobs"), ({"stop": 5}, None), ({"stop": [""]}, None), ({"stop": ["x"] * 17}, None), ({"stop": ["x" * 257]}, None),
-    ({"logit_bias": {"x": 1}}, None), ({"logit_bias": {"5": 101}}, None), ({"logit_bias": [1]}, "logit_bias"),
-    ({"presence_penalty": 3}, "presence_penalty"), ({"kv_transfer_params": {"remote_host": "10.0.0.1"}}, "kv_transfer_params"),
-    ({"bootstrap_host": "10.0.0.1"}, "bootstrap_host"), ({"prompt": "hi"}, "prompt"), ({"tools": [{"type": "function"}]}, "tools"),
-    ({"response_format": {"type": "xml"}}, "response_format.type"), ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"temperature": "1"}, "temperature"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"temperature": float("nan")}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_p": float("inf")}, "top_p"),
+    ({"n": 0}, "n"),
+    ({"n": 17}, "n"),
+    ({"n": 10**9}, "n"),
+    ({"n": 1.5}, "n"),
+    ({"n": "2"}, "n"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -5}, "max_tokens"),
+    ({"max_tokens": 10**12}, "max_tokens"),
+    ({"max_completion_tokens": 10**400}, "max_completion_tokens"),
+    ({"stream": "yes"}, "stream"),
+    ({"stream": 1}, "stream"),
+    ({"seed": 1 << 64}, "seed"),
+    ({"seed": 1.0}, "seed"),
+    ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+    ({"logprobs": 5}, "logprobs"),
+    ({"stop": 5}, None),
+    ({"stop": [""]}, None),
+    ({"stop": ["x"] * 17}, None),
+    ({"stop": ["x" * 257]}, None),
+    ({"logit_bias": {"x": 1}}, None),
+    ({"logit_bias": {"5": 101}}, None),
+    ({"logit_bias": [1]}, "logit_bias"),
+    ({"presence_penalty": 3}, "presence_penalty"),
+    ({"kv_transfer_params": {"remote_host": "10.0.0.1"}}, "kv_transfer_params"),
+    ({"bootstrap_host": "10.0.0.1"}, "bootstrap_host"),
+    ({"prompt": "hi"}, "prompt"),
+    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
     ({"response_format": {"type": "json_object", "json_schema": {"schema": {}}}}, "response_format"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
-    ({"structured_outputs": {}}, "structured_outputs"), ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
-    ({"structured_outputs": {"regex": "x" * 70_000}}, "structured_outputs"), ({"structured_outputs": {"choice": []}}, None),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "x" * 70_000}}, "structured_outputs"),
+    ({"structured_outputs": {"choice": []}}, None),
     ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
-    ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"), ({"cache_salt": ""}, "cache_salt"),
-    ({"\ud800": 1}, None), ({"user": "\ud800"}, None),
-    ({"metadata": {"a": 1}}, None), ({"min_tokens": -1}, "min_tokens"), ({"top_k": -2}, "top_k"),
-]  # fmt: skip
+    ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
+    ({"cache_salt": ""}, "cache_salt"),
+    ({"\ud800": 1}, None),
+    ({"user": "\ud800"}, None),
+    ({"metadata": {"a": 1}}, None),
+    ({"min_tokens": -1}, "min_tokens"),
+    ({"top_k": -2}, "top_k"),
+]
 BAD_PLAIN: list[dict[str, Any]] = [
-    {"prompt": None}, {"prompt": 5}, {"prompt": [-1]}, {"prompt": [1 << 31]}, {"prompt": ["a", 1]}, {"prompt": [[1], "a"]},
-    {"prompt": [1.5]}, {"prompt": {}}, {"prompt": ["x"] * 17}, {"echo": True}, {"logprobs": 6}, {"logprobs": True}, {"best_of": 3},
-    {"suffix": "x"}, {"messages": []},
-]  # fmt: skip
+    {"prompt": None},
+    {"prompt": 5},
+    {"prompt": [-1]},
+    {"prompt": [1 << 31]},
+    {"prompt": ["a", 1]},
+    {"prompt": [[1], "a"]},
+    {"prompt": [1.5]},
+    {"prompt": {}},
+    {"prompt": ["x"] * 17},
+    {"echo": True},
+    {"logprobs": 6},
+    {"logprobs": True},
+    {"best_of": 3},
+    {"suffix": "x"},
+    {"messages": []},
+]
 
 
 def read(kind: Any, body: Any) -> dict[str, Any]:
-    """As the server reads it: the request's sampling parameters."""
+    """Return the request's sampling parameters as the server reads them."""
     asked: ChatRequest | CompletionRequest = parse(kind, body)
     if isinstance(asked, CompletionRequest):
         asked.prompts()
@@ -122,15 +170,24 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
     [
         ({}, None),
         ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, ("response_format", "json_schema", json.dumps({"type": "object"}))),
-        ({"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}, ("response_format", "json_schema", json.dumps(SCHEMA))),
+        (
+            {"response_format": {"type": "json_object"}},
+            ("response_format", "json_schema", json.dumps({"type": "object"})),
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+            ("response_format", "json_schema", json.dumps(SCHEMA)),
+        ),
         ({"structured_outputs": {"json": SCHEMA}}, ("structured_outputs", "json_schema", json.dumps(SCHEMA))),
         ({"structured_outputs": {"choice": ["a", "b"]}}, ("structured_outputs", "choice", '["a", "b"]')),
         ({"structured_outputs": {"regex": "a+"}}, ("structured_outputs", "regex", "a+")),
         ({"structured_outputs": {"grammar": "start: x"}}, ("structured_outputs", "grammar", "start: x")),
-        ({"response_format": {"type": "text"}, "structured_outputs": {"regex": "a+"}}, ("structured_outputs", "regex", "a+")),
+        (
+            {"response_format": {"type": "text"}, "structured_outputs": {"regex": "a+"}},
+            ("structured_outputs", "regex", "a+"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_form_of_the_output_is_asked_for_in_one_way(change: dict[str, Any], structured: Any) -> None:
     assert parse(ChatRequest, CHAT | change).structured == structured
 

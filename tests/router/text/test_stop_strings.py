@@ -1,4 +1,4 @@
-"""Stop strings in text that comes in pieces."""
+"""Tests of stop strings in text that comes in pieces."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def split(draw: st.DrawFn) -> list[str]:
 
 
 def cut(text: str, stops: list[str]) -> str:
-    """The text before the first stop string.
+    """Return the text before the first stop string.
 
-    Of several the one that is complete first wins: the rest was not generated then.
+    Of several stop strings, the one that is complete first wins: the rest of the text was not
+    generated then.
     """
     ends = [(at + len(s), at) for s in stops if s and (at := text.find(s)) >= 0]
     if not ends:
@@ -44,7 +45,7 @@ def test_what_was_shown_never_holds_a_stop_string_nor_is_taken_back(pieces: list
         shown, fed = shown + machine.feed(piece), fed + piece
         assert not any(s in shown for s in stops)
         assert fed.startswith(shown)
-        # No more is held than could begin a stop string.
+        # No more text is held than could begin a stop string.
         assert machine.stopped or len(fed) - len(shown) < max((len(s) for s in stops), default=1)
 
 

@@ -1,4 +1,4 @@
-"""Text to tokens and back, with the bundled model's real tokenizer."""
+"""Tests of the conversion of text to tokens and back, with the bundled model's real tokenizer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ FILES = {
     "chat_template": _CONFIG["chat_template"],
 }
 TEXT = Text(FILES)
-# What makes UTF-8 hard, too: letters of two to four bytes, joined emoji, combining marks.
+# This includes the difficult parts of UTF-8: characters of two to four bytes, joined emoji,
+# combining marks.
 HARD = st.text(
     st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("€🙂👩‍👩é\u0301न漢 \n")), max_size=30
 )
@@ -44,7 +45,7 @@ def test_no_piece_ends_in_half_a_character_and_all_together_are_the_text(text: s
 
 @given(st.lists(st.integers(0, 2047), max_size=15))
 def test_any_tokens_come_out_as_the_whole_decode_would_have_them(tokens: list[int]) -> None:
-    """Broken characters and special tokens among them."""
+    """Broken characters and special tokens are among them."""
     assert "".join(fed(tokens)) == TEXT.decode(tokens)
 
 

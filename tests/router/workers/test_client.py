@@ -1,4 +1,4 @@
-"""Lines of a worker's stream."""
+"""Tests of the lines of a worker's stream."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_a_line_without_end_is_not_kept_for_ever(monkeypatch: pytest.Monke
 
 
 class _At:
-    """All that the client knows of a worker."""
+    """The attributes of a worker that the client uses."""
 
     pod = incarnation = "p0"
 
@@ -54,7 +54,7 @@ async def test_a_refusal_that_comes_in_pieces_is_read_whole() -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: %d\r\n\r\n" % len(body) + body[:20])
         await writer.drain()
-        for _ in range(50):  # client and server share the loop: it reads the first piece meanwhile
+        for _ in range(50):  # client and server share the loop: the client reads the first piece in the meantime
             await asyncio.sleep(0)
         writer.write(body[20:])
         writer.close()

@@ -1,4 +1,4 @@
-"""Which pair is chosen, and who is avoided for how long."""
+"""Tests of the choice of the pair, and of how long a failed worker is avoided."""
 
 from __future__ import annotations
 
@@ -29,8 +29,14 @@ IDLE = Inflight({}, {})
 
 def pick(workers: list[Worker], **changes: Any) -> Choice | None:
     options: dict[str, Any] = {
-        "digest": "D", "single_token": False, "avoid": lambda key: False, "full": (), "proven": (), "inflight": IDLE, "dice": lambda: 0.5,
-    }  # fmt: skip
+        "digest": "D",
+        "single_token": False,
+        "avoid": lambda key: False,
+        "full": (),
+        "proven": (),
+        "inflight": IDLE,
+        "dice": lambda: 0.5,
+    }
     return choose(workers, **options | changes)
 
 
@@ -56,7 +62,8 @@ TABLE: list[tuple[str, list[Worker], dict[str, Any], tuple[str | None, str | Non
     ("decode starts", [P, replace(D, state="starting")], {}, None),
     ("decode is listed by the other pool: it moves", [P, D, worker("e", "decode", pools=frozenset({"prefill"}))],
       {"inflight": Inflight({"d/1": 5}, {})}, ("p", "d")),
-    ("both pools list it while it moves", [P, worker("e", "decode", pools=frozenset({"prefill", "decode"}))], {}, ("p", "e")),
+    ("both pools list it while it moves", [P, worker("e", "decode", pools=frozenset({"prefill", "decode"}))], {},
+      ("p", "e")),
     ("role both is at home in any pool", [worker("b", "both", pools=frozenset({"decode"}))], {}, (None, "b")),
     ("layouts differ", [replace(P, compat="other"), D], {}, (None, "d")),
     ("the model is another one", [replace(P, digest="E"), replace(D, digest="E")], {}, None),
@@ -65,26 +72,34 @@ TABLE: list[tuple[str, list[Worker], dict[str, Any], tuple[str | None, str | Non
     ("the pair is avoided", [P, D], {"avoid": lambda key: key == "p/1|d/1"}, (None, "d")),
     ("the prefill worker is avoided", [P, D], {"avoid": lambda key: key == "p/1"}, (None, "d")),
     ("the decode worker is avoided", [P, D], {"avoid": lambda key: key == "d/1"}, None),
-    ("less waits for prefill", [replace(P, waiting_tokens=9), worker("q", "prefill", waiting_tokens=8), D], {}, ("q", "d")),
-    ("fewer run on decode", [P, replace(D, running_requests=2), worker("e", "decode", running_requests=1)], {}, ("p", "e")),
+    ("less waits for prefill", [replace(P, waiting_tokens=9), worker("q", "prefill", waiting_tokens=8), D], {},
+      ("q", "d")),
+    ("fewer run on decode", [P, replace(D, running_requests=2), worker("e", "decode", running_requests=1)], {},
+      ("p", "e")),
     ("a bigger decode worker takes more", [P, replace(D, running_requests=2, max_running=20),
       worker("e", "decode", running_requests=2)], {}, ("p", "d")),
-    ("decode with more free KV", [P, replace(D, blocks_free=10), worker("e", "decode", blocks_free=20)], {}, ("p", "e")),
+    ("decode with more free KV", [P, replace(D, blocks_free=10), worker("e", "decode", blocks_free=20)], {},
+      ("p", "e")),
     ("decode that lacks KV for the prompt goes last", [P, replace(D, room=Room(5, 100, 9, 10, 0.0)),
       worker("e", "decode", running_requests=8, room=Room(50, 100, 2, 10, 0.0))], {"prompt": Prompt(20)}, ("p", "e")),
-    ("but where all lack it one is asked", [P, replace(D, room=Room(5, 100, 9, 10, 0.0))], {"prompt": Prompt(20)}, ("p", "d")),
+    ("but where all lack it one is asked", [P, replace(D, room=Room(5, 100, 9, 10, 0.0))], {"prompt": Prompt(20)},
+      ("p", "d")),
     ("a cached prefix is worth its tokens", [replace(P, waiting_tokens=40), worker("q", "prefill"), D],
       {"prompt": Prompt(100, {"p/1": 64})}, ("p", "d")),
-    ("but not more", [replace(P, waiting_tokens=70), worker("q", "prefill"), D], {"prompt": Prompt(100, {"p/1": 64})}, ("q", "d")),
+    ("but not more", [replace(P, waiting_tokens=70), worker("q", "prefill"), D], {"prompt": Prompt(100, {"p/1": 64})},
+      ("q", "d")),
     ("of equals the one with the prefix", [replace(P, waiting_tokens=64), worker("q", "prefill"), D],
       {"prompt": Prompt(100, {"p/1": 64})}, ("p", "d")),
-    ("workers that do both are compared as such", [replace(BOTH, waiting_tokens=500), worker("c", "both", running_requests=3)],
+    ("workers that do both are compared as such",
+      [replace(BOTH, waiting_tokens=500), worker("c", "both", running_requests=3)],
       {"prompt": Prompt(100)}, (None, "c")),
     ("and the prefix counts there too", [replace(BOTH, running_requests=1), worker("c", "both")],
       {"prompt": Prompt(100, {"b/1": 64})}, (None, "b")),
-    ("what this router sent counts before the next poll", [P, D, worker("e", "decode")], {"inflight": Inflight({"d/1": 1}, {})},
+    ("what this router sent counts before the next poll", [P, D, worker("e", "decode")],
+      {"inflight": Inflight({"d/1": 1}, {})},
       ("p", "e")),
-    ("tokens that this router sent count", [P, worker("q", "prefill"), D], {"inflight": Inflight({}, {"p/1": 5})}, ("q", "d")),
+    ("tokens that this router sent count", [P, worker("q", "prefill"), D], {"inflight": Inflight({}, {"p/1": 5})},
+      ("q", "d")),
     ("a proven pair goes before an idle one", [replace(P, waiting_tokens=9), worker("q", "prefill"), D],
      {"proven": {"p/1", "d/1"}}, ("p", "d")),
     ("no proven pair is left", [P, D], {"proven": {"p/1"}}, ("p", "d")),
@@ -141,8 +156,8 @@ def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
     elif choice.prefill is not None:
         assert (choice.prefill, choice.decode) in pairs
     else:
-        # Decode prefills itself only where no pair is possible, where it is the pair, or where all
-        # do both: nobody is asked to send KV.
+        # Decode prefills locally only where no pair is possible, where the pair would be decode
+        # itself, or where all workers do both: no worker is asked to send KV.
         assert not pairs or (choice.decode, choice.decode) in pairs or all(w.role == "both" for w in usable)
     if choice.decode is not None and choice.prefill is not None and not proven:
         assert choice.decode.running_requests == min(d.running_requests for _, d in pairs)
@@ -151,9 +166,14 @@ def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
 def test_decodes_room_is_that_of_the_workers_that_the_kv_can_go_to() -> None:
     room = Room(10, 100, 1, 8, 0.02)
     workers = [
-        P, D, replace(D, name="e", room=room), replace(D, name="f", room=replace(room, step_s=0.5)), replace(D, room=room, compat="other"),
-        replace(D, room=room, state="draining"), replace(P, room=room),
-    ]  # fmt: skip
+        P,
+        D,
+        replace(D, name="e", room=room),
+        replace(D, name="f", room=replace(room, step_s=0.5)),
+        replace(D, room=room, compat="other"),
+        replace(D, room=room, state="draining"),
+        replace(P, room=room),
+    ]
     assert decode_room(workers, "c") == Room(20, 200, 2, 16, 0.5)
     assert decode_room([P, D], "c") is None
 
@@ -200,7 +220,7 @@ def test_many_requests_that_one_fault_ended_count_as_one_failure() -> None:
 
 
 def test_a_pair_that_fails_for_days_stays_avoided() -> None:
-    """2**1024 is beyond every float."""
+    """The value of 2**1024 is beyond every float."""
     breaker, now_s = Breaker(), 0.0
     for _ in range(3000):
         breaker.failed("k", now_s)

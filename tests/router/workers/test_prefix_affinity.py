@@ -1,5 +1,6 @@
-"""The router remembers where the start of a prompt was computed, within bounds, and never over
-tenants.
+"""Tests of the router's memory of where the start of a prompt was computed.
+
+It is bounded and never shared between tenants.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def test_it_is_bounded_and_forgets_the_oldest_holders_and_names() -> None:
     )
 )
 def test_nobody_is_said_to_have_what_was_not_sent_there(sends: list[tuple[list[int], str, str]]) -> None:
-    """Prompts of strides of one repeated token each."""
+    """Each prompt consists of strides of one repeated token."""
     prefixes = PrefixMap()
     sent: dict[tuple[str, str], list[list[int]]] = {}
     for strides, worker, tenant in sends:

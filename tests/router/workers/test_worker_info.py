@@ -1,4 +1,4 @@
-"""The `info` of a worker is read whole or refused, and tells which requests it serves."""
+"""Tests that a worker's report is read whole or refused, and tells which requests it serves."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ def test_everything_that_a_worker_says_is_kept() -> None:
     )
     assert said is not None
     assert (said.name, said.url, said.pod, said.incarnation, said.role, said.state, said.revision) == (
-        "w", "http://w", "chat-decode-abc", "uid/1", "decode", "draining", "5d8f",
-    )  # fmt: skip
+        "w",
+        "http://w",
+        "chat-decode-abc",
+        "uid/1",
+        "decode",
+        "draining",
+        "5d8f",
+    )
     assert (said.compat, said.interface, said.transport, said.digest) == ("c", "net1", "tcp", "D")
     assert (said.max_model_len, said.vocab_size, said.eos_token_ids, said.bos_token_id) == (2048, 2048, (0, 7), 3)
     assert (said.block_size_tokens, said.blocks_total, said.blocks_free, said.max_running) == (16, 100, 100, 10)
@@ -69,11 +75,20 @@ def test_of_two_models_the_one_that_a_pair_serves_takes_new_requests() -> None:
 @pytest.mark.parametrize(
     "garbled",
     [
-        {"protocol": 2}, {"protocol": None}, {"kv": {}}, {"limits": []}, {"load": None}, {"model": {"digest": "D"}}, {"model": []},
-        {"load": INFO["load"] | {"waiting_tokens": "many"}}, {"load": INFO["load"] | {"waiting_tokens": float("inf")}},
-        {"model": INFO["model"] | {"eos_token_ids": 0}}, {"features": 5}, {"features": None},
+        {"protocol": 2},
+        {"protocol": None},
+        {"kv": {}},
+        {"limits": []},
+        {"load": None},
+        {"model": {"digest": "D"}},
+        {"model": []},
+        {"load": INFO["load"] | {"waiting_tokens": "many"}},
+        {"load": INFO["load"] | {"waiting_tokens": float("inf")}},
+        {"model": INFO["model"] | {"eos_token_ids": 0}},
+        {"features": 5},
+        {"features": None},
     ],
-)  # fmt: skip
+)
 def test_a_peer_that_is_not_understood_is_a_value_error_whatever_is_wrong(garbled: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         parse_info(Member("w", "http://w"), INFO | garbled)

@@ -11,10 +11,12 @@ from disagg_worker.backend.cpu.backend import CpuBackend
 from disagg_worker.backend.interface import Batch, Chunk, DenseWeight, GroupQuantizedWeight, Weight
 
 LEVELS = build.supported_levels(Path("/proc/cpuinfo").read_text())
+# What compilers made of the same sources is kept from one run of the tests to the next.
+CACHE = Path.home() / ".cache" / "disagg"
 
 
 def backend(level: str, threads: int = 1) -> CpuBackend:
-    return CpuBackend(library.load(build.compile_level(level, Path.home() / ".cache" / "disagg" / "kernels")), threads)
+    return CpuBackend(library.load(build.compile_level(level, CACHE / "kernels")), threads)
 
 
 def weight(kind: str, outputs: int, inputs: int, group: int = 32) -> Weight:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.worker.backend import kernels
 
 from disagg_worker.backend import select
 from disagg_worker.backend.cpu import build, library
@@ -40,7 +41,7 @@ def test_levels_by_cpu(cpuinfo: str, levels: list[str]) -> None:
 def test_images_bring_kernels_for_every_level_and_need_no_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "kernels"
+    out = kernels.CACHE / build.file_name("all").removesuffix(".so")
     subprocess.run([sys.executable, "-m", "disagg_worker.backend.cpu.build", "--out", out], check=True, cwd="worker")
     assert {p.name for p in out.glob("*.so")} == {build.file_name(level) for level in build.LEVELS}
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 from tests.worker.backend import kernels
 
 from disagg_worker.backend.cpu.backend import Arena, CpuBackend
@@ -172,7 +173,7 @@ def widened(cache: torch.Tensor) -> torch.Tensor:
     return cache.float()
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(
     lengths=st.lists(st.integers(1, 200), min_size=1, max_size=5),
     kv_heads=st.sampled_from([1, 2]),
@@ -203,7 +204,7 @@ def test_a_sequence_attends_alone_as_in_a_batch(cpu: CpuBackend) -> None:
         assert torch.equal(cpu.attend(q[i : i + 1], q, q, one, cache, 0, None)[0], together[i])
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(
     chunks=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 45)), min_size=1, max_size=3),
     group=st.sampled_from([1, 3]),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.profiles import examples
 
 from disagg_worker.engine.block_pool import BlockPool, BlockRef, Eviction, Holding, StaleReference, State, blocks_for
 from disagg_worker.engine.kv_store import KvStore
@@ -148,7 +149,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=80, stateful_step_count=40)
+TestStoreMachine.settings = settings(max_examples=examples(80), stateful_step_count=40)
 
 
 def test_a_holding_freed_twice_is_refused_and_nothing_changes() -> None:

@@ -14,7 +14,7 @@ from tests.worker.in_process_kv import generate_remote
 
 from disagg_worker.values.errors import InvalidInput, ModelError, NoCapacity
 from disagg_worker.values.events import EndEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 # ---- Tokens ----
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 
 from disagg_worker.engine.deadlines import PATIENCE_S, Standing, Timing, Waiting, by_due
 from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
@@ -280,7 +281,7 @@ def test_in_a_burst_only_the_excess_is_late() -> None:
     assert _on_time(lambda _: 1.0) >= 90
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(queues.filter(bool), rules, paces)
 def test_a_queue_that_nothing_joins_is_computed_whole(waiting: list[Waiting], rules: PrefillRules, pace: Pace) -> None:
     left, now_s = {w.key: w for w in waiting}, NOW_S

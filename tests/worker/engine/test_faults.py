@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Gate, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import InProcessKvSender, generate_remote
@@ -187,7 +188,7 @@ acts = st.tuples(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(st.lists(acts, min_size=1, max_size=25))
 def test_whatever_happens_every_request_ends_once_and_every_block_comes_back(
     folder: Path, ops: list[tuple[str, int, int, int]]

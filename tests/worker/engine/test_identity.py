@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.values.errors import InvalidInput, NoCapacity
 from disagg_worker.values.events import TokenEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(seed=1, max_new_tokens=8, temperature=0.0)
 DRAWN = SamplingParams(seed=9, max_new_tokens=8, temperature=1.3, frequency_penalty=0.3, repetition_penalty=1.2)
@@ -99,10 +99,11 @@ def test_a_short_prompt_does_not_wait_until_a_long_one_is_computed(make: Make) -
 def test_a_sequence_that_would_outgrow_its_reservation_does_not_harm_the_others(make: Make) -> None:
     prefill, engine, other = make(role="prefill"), make(role="decode"), Collector()
     engine.generate("other", PROMPT, 6, replace(GREEDY, max_new_tokens=60), other)
-    greedy = Collector()
+    greedy, first = Collector(), Collector()
     sender = InProcessKvSender(engine, engine.reserve("r", 6, 10), PROMPT, 6, replace(GREEDY, max_new_tokens=50))
     sender.sink = greedy
-    sender.attach(prefill.prefill("r", PROMPT, 6, replace(GREEDY, max_new_tokens=50), Collector(), sender))
+    sender.attach(prefill.prefill("r", PROMPT, 6, replace(GREEDY, max_new_tokens=50), first, sender))
+    first.wait()  # On a busy machine, the other request may end before the prefill has.
     assert len(other.finished()) == 60
     assert other.end is not None
     assert sender.aborted is not None or greedy.wait() is not None

@@ -1,4 +1,6 @@
-"""A store finds what was computed, in the pool or in host memory, and never takes more than is free."""
+"""A store finds what was computed, in the pool or in host memory, and never takes more than is
+free.
+"""
 
 from __future__ import annotations
 

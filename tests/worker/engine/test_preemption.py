@@ -18,7 +18,7 @@ from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.values.errors import NoCapacity
 from disagg_worker.values.events import EndEvent, ErrorEvent
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 SMALL = {"kv_cache_bytes": MAX_LEN_BLOCKS * BLOCK_BYTES, "growth_reserve_tokens": 4}
 LONG = [replace(GREEDY, max_new_tokens=70), replace(RANDOM, max_new_tokens=70, temperature=1.0)]

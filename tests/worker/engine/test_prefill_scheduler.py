@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 
 from disagg_worker.engine.deadlines import Timing, Waiting
 from disagg_worker.engine.prefill_pace import Pace
@@ -133,7 +134,7 @@ def _served(queue: list[Waiting], shares: FairShares) -> list[tuple[str, int]]:
 lengths = st.lists(st.integers(1, 3000), min_size=1, max_size=12)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(lengths, st.integers(1, 6), st.integers(0, 10), st.integers(1, 3000))
 def test_a_flood_delays_another_tenant_by_no_more_than_its_share(
     flood: list[int], floods: int, before: int, tokens: int
@@ -157,7 +158,7 @@ def test_a_flood_delays_another_tenant_by_no_more_than_its_share(
     assert batches <= (floods + 1) * (chunks + 1)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     st.lists(st.integers(1, 1500), min_size=10, max_size=30), st.lists(st.integers(1, 1500), min_size=10, max_size=30)
 )

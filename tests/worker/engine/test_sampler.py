@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 
 from disagg_worker.engine import sampler
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows, uniform
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 VOCAB = 32
 PLAIN = SamplingParams(seed=7, max_new_tokens=100)
@@ -53,7 +54,7 @@ def _kept(logits: list[float], **change: Any) -> set[int]:
     return {sample(wide, replace(PLAIN, **change), [0] * n, 1).token for n in range(1, 400)}
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.tuples(params, tokens, st.integers(0, 99)), min_size=1, max_size=6))
 def test_a_row_draws_the_same_token_alone_and_in_any_batch(
     requests: list[tuple[SamplingParams, list[int], int]],

@@ -9,7 +9,7 @@ import pytest
 from disagg_worker.engine.block_pool import Holding, State
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.values.events import Event
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 MAX_LEN = 10
 

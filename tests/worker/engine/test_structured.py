@@ -20,7 +20,7 @@ from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.structured import Grammars
 from disagg_worker.values.choices import Role
 from disagg_worker.values.errors import InvalidInput
-from disagg_worker.values.sampling import SamplingParams, Structured
+from disagg_worker.values.sampling_params import SamplingParams, Structured
 
 tokenizers = pytest.importorskip("tokenizers")
 MODEL = Path(__file__).parents[3] / "models/stdlib-llama"

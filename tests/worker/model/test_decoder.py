@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 from tests.worker import checkpoints
 from tests.worker.runner import Fed, Runner, fed
 
@@ -62,7 +63,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.make(tmp_path_factory.mktemp("tiny"))
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.data())
 def test_logits_do_not_depend_on_chunks_or_company(tiny: Path, lengths: list[int], data: st.DataObject) -> None:
     bench, alone = _bench(tiny), []

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 from tests.worker import checkpoints
 from tests.worker.backend import kernels
 from tests.worker.checkpoints import TINY
@@ -32,7 +33,7 @@ CONFIG: dict[str, Any] = {**TINY, "hidden_size": 64, "intermediate_size": 128, "
 LINEAR = ("_proj.weight",)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.integers(0, 2**32), st.sampled_from([4, 8]), st.sampled_from([16, 32, 64]), st.floats(0.01, 100))
 def test_a_value_moves_by_half_a_step_at_most_unless_its_group_is_clipped(
     seed: int, bits: int, group: int, size: float

@@ -23,7 +23,7 @@ from disagg_worker.main import QuietServer, load_node
 from disagg_worker.server.app import create_app
 from disagg_worker.server.worker import Worker
 from disagg_worker.settings import Settings
-from disagg_worker.values.load import Load
+from disagg_worker.values.engine_load import Load
 
 KEY = b"k" * 32
 HEADERS = {"authorization": f"Bearer {bearer_of(KEY)}"}

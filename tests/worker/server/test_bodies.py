@@ -21,7 +21,7 @@ from disagg_worker.server.bodies import (
     parse_room,
 )
 from disagg_worker.values.events import EndEvent, ErrorEvent, TokenEvent
-from disagg_worker.values.sampling import SamplingParams, Structured
+from disagg_worker.values.sampling_params import SamplingParams, Structured
 
 SAMPLING: dict[str, Any] = {"seed": 1, "max_new_tokens": 4}
 GOOD: dict[str, Any] = {

@@ -55,8 +55,8 @@ class Process:
 @asynccontextmanager
 async def process(folder: Path, role: str = "both", **variables: Any) -> AsyncIterator[Process]:
     port = free_port()
-    environment = {
-        "PATH": os.environ["PATH"],
+    environment = {name: os.environ[name] for name in ("PATH", "PYTHONPYCACHEPREFIX") if name in os.environ}
+    environment |= {
         "PYTHONPATH": str(REPO / "worker"),
         "OMP_NUM_THREADS": "1",
         "DISAGG_ROLE": role,

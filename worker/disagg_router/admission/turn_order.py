@@ -1,11 +1,13 @@
-"""PURE: who of those that wait is first: whoever can be on time, by deadline, and nobody starves.
+"""PURE: The order of waiting requests: by deadline where that can still be met, without starvation.
 
-1. Who can still be on time, by deadline. A request without one is never late and counts as due when
-   it came, so it is before all that came after it.
-2. Who is late whatever is done, by arrival: it would only make others late.
-3. Every second one to get its place is the one that has waited longest, once that is the patience,
-   and three of four once it is twice as long: an overload leaves the others to those who can be on
-   time. A patience of 0 is first come, first served.
+1. Requests that can still be on time go first, by deadline. A request without a deadline is never
+   late and counts as due when it arrived, so it goes before all requests that arrived after it.
+2. Requests that will be late in any case follow, by arrival: serving them earlier would only make
+   others late.
+3. Every second place goes to the request that has waited longest, once its wait reaches the
+   patience, and three of four places once its wait reaches twice the patience. During an overload
+   the other places are left to requests that can be on time. A patience of 0 means first come,
+   first served.
 """
 
 from __future__ import annotations
@@ -13,25 +15,26 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 
-# Entries of those that left are dropped at the head, and all at once when they are more than the
-# others by so many.
+# Entries of requests that have left are dropped when they reach the head of a heap. They are
+# dropped all at once when they outnumber the other entries by this many.
 _MAX_STALE = 64
-# So many in a row may be those that have waited once the patience, and twice.
+# How many places in a row may go to requests that have waited for the patience, and for twice the
+# patience.
 _IN_A_ROW = (1, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A request's place.
-
-    Numbers and arrivals rise together. `due_s`: when its first token should be out, which takes
-    `alone_s` of computing. All times are monotonic.
-    """
+    """A request's place in the order. All times are monotonic."""
 
     number: int
+    """The number of the request. Numbers rise with arrival times."""
     arrived_s: float
+    """The time at which the request arrived."""
     due_s: float | None = None
+    """The time by which its first token should be out; None for a request without a deadline."""
     alone_s: float = 0.0
+    """The seconds that its first token takes to compute when nothing else runs."""
 
     @property
     def ranked_s(self) -> float:
@@ -41,14 +44,17 @@ class Turn:
         return self.due_s is not None and now_s + self.alone_s > self.due_s
 
     def is_old(self, now_s: float, patience_s: float, in_a_row: int) -> bool:
-        """It has waited for the patience, and it is the turn of such."""
+        """Return whether the request has waited for the patience and it is the turn of such
+        requests.
+        """
         waited_s = now_s - self.arrived_s
         return waited_s >= patience_s and in_a_row < _IN_A_ROW[waited_s >= 2 * patience_s]
 
     def precedence(self, now_s: float, patience_s: float, old_in_a_row: int) -> tuple[int, float, int]:
-        """The smaller goes first.
+        """Return a sort key; the request with the smaller key goes first.
 
-        `old_in_a_row`: the last so many to get their places had waited for the patience.
+        `old_in_a_row` is the number of most recent places that went, one after the other, to
+        requests that had waited for the patience.
         """
         if self.is_old(now_s, patience_s, old_in_a_row):
             return 0, 0.0, self.number
@@ -56,15 +62,18 @@ class Turn:
 
 
 class Ordered:
-    """Those that wait. `now_s` never falls from call to call: who is late stays so."""
+    """The waiting requests in order.
+
+    `now_s` must never decrease from call to call: a request that is late stays late.
+    """
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
         self._old_in_a_row = 0
         self._here: dict[int, Turn] = {}
         self._by_number: list[int] = []
-        # (ranked_s, number) of all that were on time when they came to its head, or did not come
-        # there yet.
+        # (ranked_s, number) of every request that has not reached the head yet, or was on time when
+        # it did.
         self._by_rank: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
@@ -106,6 +115,8 @@ class Ordered:
         return turn.precedence(now_s, self._patience_s, self._old_in_a_row)
 
     def placed(self, turn: Turn, now_s: float) -> None:
-        """It got its place: who has waited for the patience and who has not take turns."""
+        """Record that a request got its place: requests that have and have not waited for the
+        patience take turns.
+        """
         old = 0 < self._patience_s <= now_s - turn.arrived_s
         self._old_in_a_row = self._old_in_a_row + 1 if old else 0

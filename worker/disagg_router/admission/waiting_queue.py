@@ -1,4 +1,6 @@
-"""The queue in front of full pools: bounded, in order (order.py), every wait with a deadline."""
+"""The queue in front of full pools: bounded, ordered (turn_order.py), and every wait has a
+deadline.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ from dataclasses import dataclass, field
 from disagg_router.admission.turn_order import Ordered, Turn
 from disagg_router.errors import ApiError
 
-# Room can appear without a sign to this router (another router's request ended): the first tries
-# again this often. Nor is there a sign when somebody becomes first because of the time alone, so
-# this is also how long that may go unnoticed.
+# Room can appear without a sign to this router, for example when a request of another router ends,
+# so the first in the queue tries again this often. There is no sign either when a request becomes
+# the first because time has passed, so this is also how long that may go unnoticed.
 _RETRY_S = 0.1
 
 
@@ -28,12 +30,14 @@ class _Waiter:
 
 
 class AdmissionQueue:
-    """Requests that found no room wait here, in one order whatever pool they wait for: every
-    request needs both. With `patience_s` 0 that is the order of arrival.
+    """The requests that found no room, in one order for both pools, because every request needs
+    both.
 
-    Only the first is woken: by `wake`, or after a short while. When it leaves the next one is the
-    first. While it tries, room that appears is kept for it: it may have asked a moment too early,
-    and would else be overtaken by whoever asks a moment later.
+    The order is that of arrival if `patience_s` is 0.
+
+    Only the first is woken: by `wake`, or after a short while. When it leaves, the next one becomes
+    the first. Room that appears while it tries is kept for it: it may have asked a moment too early
+    and would otherwise be overtaken by a request that asks a moment later.
     """
 
     def __init__(self, max_depth: int, max_wait_s: float, patience_s: float = 0.0) -> None:
@@ -43,13 +47,15 @@ class AdmissionQueue:
         self._order = Ordered(patience_s)
         self._waiters: dict[int, _Waiter] = {}
         self._waiting: Counter[str] = Counter()
-        self._trying: dict[int, Turn] = {}  # who waited, or went before somebody who waits, and asks for room now
-        self._kept = False  # room appeared meanwhile
+        # The requests that ask for room now, and that have waited or were let in before a waiting
+        # one.
+        self._trying: dict[int, Turn] = {}
+        self._kept = False  # room appeared in the meantime
 
     def turn(self) -> Turn:
-        """A place in the order, kept over all of a request's waits.
+        """Return a place in the order, which the request keeps for all of its waits.
 
-        Its due may be set later, before it waits.
+        Its due time may be set later, before it waits.
         """
         return Turn(next(self._numbers), time.monotonic())
 
@@ -58,25 +64,28 @@ class AdmissionQueue:
 
     @property
     def idle(self) -> bool:
-        """There is nobody whom somebody new could go before, or would have to wait for."""
+        """Whether a new request has nobody to go before and nobody to wait for."""
         return not self._waiters and not self._trying
 
     def scarce(self) -> str:
-        """The pool that those who wait wait for: who comes later waits for the same."""
+        """Return the pool that the first waiting request waits for; later requests wait for the
+        same.
+        """
         first = self._first()
         return "decode" if first is None else first.pool
 
     def crowded(self, turn: Turn) -> bool:
-        """Somebody who waits, or tries after that, has precedence: trying now would be jumping the
-        queue.
+        """Return whether a request that waits, or that tries after a wait, has precedence.
+
+        If so, trying now would be jumping the queue.
         """
         now_s, first = time.monotonic(), self._first()
         return (first is not None and self._order.before(first.turn, turn, now_s)) or self._tries_before(turn, now_s)
 
     def enter(self, turn: Turn) -> bool:
-        """May somebody new try without waiting?
+        """Return whether a new request may try without waiting.
 
-        Room that appears meanwhile is not for those that it went before.
+        Room that appears while it tries is not meant for the requests that it went before.
         """
         if self.crowded(turn):
             return False
@@ -85,7 +94,7 @@ class AdmissionQueue:
         return True
 
     def wake(self) -> None:
-        """Something ended, or got its place: the first may try."""
+        """Let the first request try: another one has ended or got its place."""
         if (first := self._first()) is None:
             return
         if self._tries_before(first.turn, time.monotonic()):
@@ -95,14 +104,14 @@ class AdmissionQueue:
         first.woken.set()
 
     def settled(self, turn: Turn) -> None:
-        """A request got its place, or has ended."""
+        """Record that a request got its place, or has ended."""
         if self._trying.pop(turn.number, None) is not None:
             self._order.placed(turn, time.monotonic())
         self._kept = False
         self.wake()
 
     def gone(self, turn: Turn) -> None:
-        """A request is over, however: if it was trying, the next one may."""
+        """Record that a request is over for any reason; if it was trying, the next one may try."""
         if turn.number in self._trying:
             self.settled(turn)
 
@@ -112,11 +121,14 @@ class AdmissionQueue:
     async def wait(
         self, turn: Turn, pool: str, since_s: float, *, deadline_s: float = math.inf, returning: bool = False
     ) -> None:
-        """Wait for room in `pool` ("prefill" or "decode") since monotonic time `since_s`, until
-        `deadline_s` at most. Raises ApiError 429, 503, or 504 at that deadline.
+        """Wait for room in `pool` ("prefill" or "decode"), where the wait began at monotonic
+        `since_s`.
 
-        `returning`: it waited before, or has emitted tokens. Newcomers that filled the queue
-        meanwhile don't push it out.
+        Raises ApiError 429 when the queue is full, 503 when the longest wait is over, and 504 when
+        `deadline_s` has passed.
+
+        `returning` is set for a request that has waited before or has emitted tokens: newcomers
+        that have filled the queue in the meantime do not push it out.
         """
         if len(self._waiters) >= self._max_depth and not returning:
             raise ApiError(429, "the queue is full; try again later", code="queue_full", retry_after_s=1)
@@ -138,8 +150,8 @@ class AdmissionQueue:
             self._order.leave(turn)
             if waiter.may_try and not tries:
                 self.wake()
-            # The next one need not try at once, but has to know that it is the one to try again
-            # from now on.
+            # The next one need not try at once, but it has to know that it is now the one to try
+            # again from time to time.
             if (first := self._first()) is not None:
                 first.woken.set()
 
@@ -170,7 +182,9 @@ class AdmissionQueue:
                     await waiter.woken.wait()
 
     def _hand_on(self, waiter: _Waiter, first: _Waiter) -> None:
-        """It was the first, or was woken as the first, and is not any more."""
+        """Wake the request that is now first: the waiter was first, or was woken as such, and no
+        longer is.
+        """
         if waiter.may_try:
             waiter.may_try = False
             self.wake()

@@ -1,1 +1,3 @@
-"""TODO."""
+"""The way of one request through its attempts: choose workers, reserve, prefill, transfer and
+decode.
+"""

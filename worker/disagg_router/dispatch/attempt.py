@@ -1,4 +1,4 @@
-"""One try of a request on one choice of workers: reserve, prefill, transfer, decode."""
+"""One attempt of a request on one choice of workers: reserve, prefill, transfer, decode."""
 
 from __future__ import annotations
 
@@ -20,31 +20,40 @@ from disagg_wire import codes
 from disagg_wire.room import Room, parse_room
 
 log = logging.getLogger(__name__)
-# How long prefill may take to say why the transfer that decode saw break off did.
+# How long to wait for prefill to report why a transfer broke off that decode saw break off.
 _REASON_S = 1.0
-# Errors that every worker would answer alike.
+# Errors that every worker would answer in the same way.
 _FINAL = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG, codes.DEADLINE_EXCEEDED)
-# Errors that say "not now, not here"; the ticket expires when prefill has not begun, that is when
-# its queue is long.
+# Errors that mean "not now, not here", with the pool that is full where it is not the one that
+# answered. A ticket expires when prefill has not begun in time, that is, when the queue of prefill
+# is long.
 _ELSEWHERE = {codes.DRAINING: None, codes.NO_CAPACITY: None, codes.TICKET_EXPIRED: "prefill"}
 
 
 @dataclass(slots=True)
 class Trace:
-    """What happened to a request, of its last attempt unless said otherwise.
+    """A record of what happened to a request; it describes the last attempt unless a field says
+    otherwise.
 
     Times are durations in seconds.
     """
 
     prefill: Worker | None = None
+    """The worker that computed the prompt; None if decode did."""
     decode: Worker | None = None
+    """The worker that generated the tokens; None if prefill answered alone."""
     path: str = ""
+    """One of "remote", "local" and "prefill_only"."""
     kv_bytes: int = 0
+    """The bytes of KV that were moved."""
     transfer_s: float = 0.0
+    """The duration of the transfer."""
     exposed_s: float = 0.0
+    """The part of the transfer that was not hidden behind the computation of prefill."""
     interface: str = ""
-    queue_s: float = 0.0  # over all attempts
-    attempts: int = 0  # over all attempts; waiting for room is none
+    """The network interface that the KV was moved over."""
+    queue_s: float = 0.0  # waiting for room, over all attempts
+    attempts: int = 0  # over all attempts; waiting for room does not count as one
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +65,9 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long an attempt waits for the next event of its workers, in seconds: before its first
-    token, and between tokens.
+    """The time that an attempt waits for the next event of its workers, in seconds.
+
+    `first_token_s` applies before its first token, `stall_s` between tokens.
     """
 
     first_token_s: float
@@ -71,10 +81,11 @@ def _path(choice: Choice) -> str:
 
 
 class Attempt:
-    """Used once: `items`.
+    """One attempt, to be used once, by `items`.
 
-    `room_changed` is called when others should try their luck: workers took this one in, or are rid
-    of it. `due_s`: when the first token should be out; None where there is no such time.
+    `room_changed` is called when others may try their luck, because workers have taken this request
+    in or have become rid of it. `due_s` is the monotonic time by which the first token should be
+    out; None if there is no such time.
     """
 
     def __init__(
@@ -107,7 +118,7 @@ class Attempt:
         trace.kv_bytes, trace.transfer_s, trace.exposed_s, trace.interface = 0, 0.0, 0.0, ""
 
     async def items(self) -> AsyncGenerator[Token | Finished]:
-        """Raises NoRoom or AttemptFailed."""
+        """Yield the tokens in order, then Finished. Raises NoRoom or AttemptFailed."""
         prefill, decode = self._choice.prefill, self._choice.decode
         with self._prefilling, self._table.busy(decode, requests=1):
             self._prefilling.enter_context(self._table.busy(prefill, requests=1))
@@ -131,7 +142,7 @@ class Attempt:
                     self._room_changed()
 
     async def _step(self) -> list[Token]:
-        """Handle the next event; the tokens that are in order with it."""
+        """Handle the next event and return the tokens that are in order because of it."""
         try:
             async with asyncio.timeout(self._patience_s()):
                 event = await self._legs.next()
@@ -167,7 +178,7 @@ class Attempt:
         return len(self._state.emitted) > self._emitted_before
 
     def _suspect(self) -> tuple[str, ...]:
-        """Who should have sent something."""
+        """Return the breaker keys of the worker that should have sent something."""
         waits_for_prefill = self._choice.decode is None or (
             self._has_ticket and not (self._accepted and self._has_first)
         )
@@ -181,13 +192,13 @@ class Attempt:
         if event.leg == "prefill" and self._accepted and self._has_first:
             log.info("request %s: prefill was lost after it had done its part: %s", self._state.request_id, event.error)
             return
-        # Prefill's own end says more than the broken transfer that decode saw.
+        # Prefill's own reason says more than the broken transfer that decode saw.
         raise event.error
 
     def _line(self, leg: str, line: Line) -> list[Token]:
         kind, trace = line["type"], self._trace
         if kind == "token":
-            if leg == "decode":  # the prompt is computed, wherever that was
+            if leg == "decode":  # the prompt is computed, by whichever worker
                 self._prefilling.close()
             return self._state.token(line)
         if kind == "ticket":
@@ -209,19 +220,22 @@ class Attempt:
         return []
 
     def _take(self) -> None:
-        """It has its place: a pair says so by the ticket, one worker alone by answering at all."""
+        """Note that the workers have taken the request in.
+
+        A pair says so with its ticket, a single worker by answering at all.
+        """
         self._taken = True
         self._room_changed()
 
     def _ticket(self, ticket: Line, room: Room | None) -> None:
-        """Decode has room for it, and says what is left."""
+        """Start prefill: decode has reserved room, and reports how much is left."""
         prefill, decode = self._choice.prefill, self._choice.decode
         if decode is not None:
             self._table.note_room(decode, room)
         self._legs.start_prefill(ticket, None if prefill is None else self._table.decode_room(prefill))
 
     def _error(self, leg: str, code: str, message: str) -> None:
-        """A worker ended its stream with an error."""
+        """Handle the error with which a worker ended its stream."""
         if leg == "prefill" and self._accepted and self._has_first:
             return
         if code in _ELSEWHERE:
@@ -231,7 +245,7 @@ class Attempt:
         if leg == "decode" and code == codes.TRANSFER_FAILED and self._legs.runs("prefill"):
             self._deferred = failure
             return
-        # Prefill's reason is the better one, if it blames somebody.
+        # Prefill's reason is the better one if it puts the blame on a worker.
         raise self._deferred if self._deferred is not None and not failure.blame else failure
 
     def _succeeded(self) -> None:

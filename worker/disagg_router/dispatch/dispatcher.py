@@ -1,5 +1,6 @@
-"""Drives one request over its attempts: choose workers, try, wait for room, and on failure go on
-with the next pair.
+"""The loop that drives one request over its attempts.
+
+It chooses workers, tries them, waits for room, and goes on with the next pair after a failure.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ log = logging.getLogger(__name__)
 
 
 class _Visit:
-    """A request's place in the queue, and whom it need not ask again before it has waited."""
+    """A request's place in the queue, and the workers that it need not ask again before it has
+    waited.
+    """
 
     def __init__(self, turn: Turn, arrived_s: float) -> None:
         self.turn = turn
@@ -37,16 +40,16 @@ class _Visit:
         self.ranked = False
 
     def token(self) -> None:
-        """One is out: it begins to wait anew if it has to, and is never late."""
+        """Note that a token is out: a later wait starts anew, and the request is never late."""
         self.since_s, self.returning = time.monotonic(), True
         if self.turn.due_s is not None:
             self.turn = replace(self.turn, due_s=None)
 
 
 class Dispatcher:
-    """Shared by all requests of a router.
+    """The dispatcher of all requests of a router.
 
-    `deadlines`: what the first tokens are due by; None: they are not.
+    `deadlines` gives the time by which first tokens are due; None if they have no deadline.
     """
 
     def __init__(
@@ -68,9 +71,10 @@ class Dispatcher:
         self._deadlines = deadlines
 
     async def run(self, state: RequestState, trace: Trace, arrived_s: float) -> AsyncGenerator[Token | Finished]:
-        """Tokens in order, then Finished, of a request that came at monotonic `arrived_s`.
+        """Yield the tokens in order, then Finished, for a request that arrived at monotonic
+        `arrived_s`.
 
-        Raises ApiError when every attempt failed or the queue's limits were reached.
+        Raises ApiError when every attempt has failed or a limit of the queue was reached.
         """
         deadline_s = time.monotonic() + self._timeout_s
         visit = _Visit(self._queue.turn(), arrived_s)
@@ -124,9 +128,9 @@ class Dispatcher:
         room_changed: Callable[[], None] | None = None,
         due_s: float | None = None,
     ) -> AsyncGenerator[Token | Finished]:
-        """One try on one choice of workers until monotonic `deadline_s`.
+        """Return the items of one attempt on one choice of workers, until monotonic `deadline_s`.
 
-        The items raise NoRoom or AttemptFailed.
+        Iterating over them raises NoRoom or AttemptFailed.
         """
         return Attempt(
             self._client,
@@ -141,9 +145,9 @@ class Dispatcher:
         ).items()
 
     def _rank(self, visit: _Visit, state: RequestState, choice: Choice | None = None) -> None:
-        """When its first token is due, by what should be cached of it.
+        """Set when the first token is due, from the part of the prompt that is probably not cached.
 
-        Once: whom it is sent to counts as having all of it from then on.
+        This is done once: from then on the chosen worker counts as having all of the prompt.
         """
         if self._deadlines is None or visit.ranked:
             return
@@ -161,7 +165,7 @@ class Dispatcher:
         if choice is None:
             raise NoRoom("decode", "no worker has room or is ready")
         if choice.prefill is None and any(w.incarnation in full and w.serves("prefill") for w in self._table.workers()):
-            # Prefill workers exist but are full: that is load, not absence, so the request waits
+            # Prefill workers exist but are full. That is load and not absence, so the request waits
             # for them.
             raise NoRoom("prefill", "every prefill worker is full")
         return choice
@@ -175,8 +179,9 @@ class Dispatcher:
         trace: Trace,
         deadline_s: float,
     ) -> None:
-        """Mark who is full; return at once while somebody else may be asked, else when it is this
-        request's turn to try again.
+        """Mark the worker that is full, and return when the request may try again.
+
+        That is at once while there are others to ask, and otherwise when it is this request's turn.
         """
         if refusal.broke_off:
             self._metrics.failovers.labels(refusal.reason).inc()
@@ -197,7 +202,7 @@ class Dispatcher:
             trace.queue_s += time.monotonic() - started_s
 
     def _failed(self, state: RequestState, failure: AttemptFailed) -> None:
-        """Remember whom to avoid; raises ApiError when no attempt is left."""
+        """Record the workers to avoid. Raises ApiError when no attempt is left."""
         now_s = time.monotonic()
         for key in failure.blame:
             self._table.breaker.failed(key, now_s)

@@ -1,5 +1,7 @@
-"""The pair handshake: a few tokens really go from each prefill worker to each decode worker before
-the pair counts as healthy.
+"""The pair handshake.
+
+A few tokens really go from each prefill worker to each decode worker before the pair counts as
+healthy.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ _MAX_AT_ONCE = 4
 
 
 class Handshakes:
-    """Keeps the set of pairs that have moved KV; probes new pairs, and failed ones again with the
-    breaker's backoff.
+    """The set of pairs that have moved KV.
+
+    New pairs are probed, and failed ones are probed again with the backoff of the breaker.
     """
 
     def __init__(self, dispatcher: Dispatcher, table: WorkerTable) -> None:
@@ -42,7 +45,7 @@ class Handshakes:
         return {"expected": len(self._expected), "healthy": len(self._healthy & self._expected)}
 
     async def run(self) -> None:
-        """Probe until cancelled."""
+        """Probe pairs until cancelled."""
         try:
             while True:
                 self._look()
@@ -53,7 +56,7 @@ class Handshakes:
             await asyncio.gather(*self._probes.values(), return_exceptions=True)
 
     def _look(self) -> None:
-        """Start the probes that are due; forget what is gone or has failed since."""
+        """Start the probes that are due, and forget pairs that are gone or have failed since."""
         pairs = {pair_key(p, d): (p, d) for p, d in handshake_pairs(self._table.workers())}
         now_s = time.monotonic()
         self._expected = set(pairs)

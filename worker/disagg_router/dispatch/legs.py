@@ -1,4 +1,4 @@
-"""The one or two streams of an attempt, each in a task, merged into one queue."""
+"""The one or two streams of an attempt, each in a task of its own, merged into one queue."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from disagg_wire import codes
 from disagg_wire.protocol import FEATURE_FIRST_TOKEN_WITHIN
 from disagg_wire.room import Room
 
-# A slow client makes the workers' connections wait, not this process grow.
+# With a bound, a slow client makes the connections to the workers wait instead of making this
+# process grow.
 _MAX_EVENTS = 256
-# What a body may say (docs/protocol.md): a profile may be such that a prompt takes days.
+# The largest value that a body may contain (docs/protocol.md): a performance profile can be such
+# that a prompt takes days.
 _MAX_WITHIN_S = 86400.0
 log = logging.getLogger(__name__)
 
@@ -34,24 +36,24 @@ class LegLine:
 
 @dataclass(frozen=True, slots=True)
 class LegTaken:
-    """The leg's worker has taken the request in, and will send lines."""
+    """A sign that the leg's worker has taken the request in and will send lines."""
 
     leg: str
 
 
 @dataclass(frozen=True, slots=True)
 class LegEnded:
-    """A leg's stream is through, or broke."""
+    """A sign that a leg's stream has ended or broken off."""
 
     leg: str
     error: Exception | None = None
 
 
 class Legs:
-    """Decode first; prefill once there is a ticket.
+    """The streams of one attempt: decode first, and prefill once there is a ticket.
 
-    Who computes the prompt is told how long it has for the first token: until monotonic `due_s`, if
-    there is such a time.
+    The worker that computes the prompt is told how much time it has for the first token, if `due_s`
+    names a monotonic time.
     """
 
     def __init__(self, client: WorkerClient, choice: Choice, body: Line, due_s: float | None = None) -> None:
@@ -74,7 +76,7 @@ class Legs:
             )
 
     def start_prefill(self, ticket: Line, room: Room | None) -> None:
-        """Raises ProtocolViolation for a ticket that was not asked for."""
+        """Start the prefill leg. Raises ProtocolViolation for a ticket that was not asked for."""
         if self._choice.prefill is None or len(self._tasks) > 1:
             raise ProtocolViolation("a ticket that was not asked for")
         told = {} if room is None else {"decode_room": room.to_json()}
@@ -88,7 +90,7 @@ class Legs:
         return {FEATURE_FIRST_TOKEN_WITHIN: max(-_MAX_WITHIN_S, min(_MAX_WITHIN_S, self._due_s - time.monotonic()))}
 
     def runs(self, leg: str | None = None) -> bool:
-        """The leg (or any) may still send something."""
+        """Return whether the leg, or any leg, may still send something."""
         return bool(self._running) if leg is None else leg in self._running
 
     async def next(self) -> LegTaken | LegLine | LegEnded:
@@ -98,7 +100,7 @@ class Legs:
         return event
 
     def blame(self, leg: str) -> tuple[str, ...]:
-        """Keys for the breaker: of one worker, or of the pair."""
+        """Return the breaker keys of one leg's worker, or of the pair."""
         prefill, decode = self._choice.prefill, self._choice.decode
         if leg == "pair":
             return () if prefill is None or decode is None else (pair_key(prefill, decode),)
@@ -123,7 +125,7 @@ class Legs:
             await self._events.put(LegEnded(leg, AttemptFailed("internal error", reason=codes.INTERNAL)))
 
     async def close(self) -> None:
-        """Cancels what still runs: the workers free what they hold."""
+        """Cancel the legs that still run, so that the workers free what they hold."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

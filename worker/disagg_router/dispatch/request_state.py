@@ -1,6 +1,6 @@
-"""PURE: one generation request over all its attempts.
+"""PURE: The state of one generation request over all its attempts.
 
-The router holds its tokens, so any worker's death is survivable.
+The router holds the tokens of the request, so the death of any worker is survivable.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One output token, in order. `logprob` only where asked for."""
+    """One output token. `logprob` and `top_logprobs` are set only where the client asked for
+    them.
+    """
 
     index: int
     token: int
@@ -22,36 +24,47 @@ class Token:
 
 
 class ProtocolViolation(Exception):
-    """A worker sent what it must not."""
+    """Raised when a worker sends something that the protocol does not allow."""
 
 
 def _logprob(value: Any) -> float:
-    """Raises ValueError for what is no logarithm of a probability."""
+    """Return the value as a number. Raises ValueError if it is no logarithm of a probability."""
     logprob = float(value)
     if math.isnan(logprob) or logprob == math.inf:
         raise ValueError("logprob is no number")
-    # JSON has no infinity: a forbidden token's logprob is sent as vLLM sends it.
+    # JSON has no infinity: the logarithm of a forbidden token is sent as vLLM sends it.
     return max(logprob, -9999.0)
 
 
 @dataclass(slots=True)
 class RequestState:
-    """Tokens in, in any order and from two legs; tokens out once each, without a gap.
+    """The tokens of a request: they come in from two legs, in any order, and go out once each,
+    without a gap.
 
-    Prefill's first token and decode's second come over two connections and may overtake each other:
-    later ones wait.
+    Prefill's first token and decode's second one come over two connections and may overtake each
+    other; a token that is early waits.
     """
 
     request_id: str
+    """The name of the request on workers and in logs."""
     digest: str
+    """The digest of the model that the prompt was tokenized for."""
     prompt: tuple[int, ...]
+    """The token ids of the prompt."""
     sampling: Mapping[str, Any]
+    """The sampling parameters as docs/protocol.md has them."""
     max_attempts: int
+    """The number of failed attempts after which the request fails."""
     tenant: str = ""
+    """The scope within which cached KV is shared."""
     emitted: list[int] = field(default_factory=list)
+    """The token ids that went out, over all attempts."""
     epoch: int = 0
+    """The number of the attempt, from 0."""
     failures: int = 0
-    # How much of the prompt the worker of the first attempt that said so found in its cache.
+    """The number of attempts that have failed."""
+    # How many tokens of the prompt the worker of the first attempt that reported it found in its
+    # cache.
     cached_tokens: int = 0
     _early: dict[int, Token] = field(default_factory=dict)
     _ended: str | None = None
@@ -62,11 +75,14 @@ class RequestState:
 
     @property
     def single_token(self) -> bool:
-        """Only one token is wanted (still): prefill alone can answer."""
+        """Whether only one more token is wanted, so that prefill alone can answer."""
         return self.max_new_tokens - len(self.emitted) == 1
 
     def body(self, deadline_s: float) -> dict[str, Any]:
-        """What both legs of this attempt are sent; what was emitted is a part of the prompt now."""
+        """Return the body that both legs of this attempt are sent.
+
+        Tokens that were emitted by earlier attempts are part of the prompt.
+        """
         return {
             "request_id": self.request_id,
             "epoch": self.epoch,
@@ -84,12 +100,15 @@ class RequestState:
         self._ended = None
 
     def failed(self) -> bool:
-        """Count a failed attempt; True while another is allowed."""
+        """Count a failed attempt, and return whether another is allowed."""
         self.failures += 1
         return self.failures < self.max_attempts
 
     def token(self, line: Mapping[str, Any]) -> list[Token]:
-        """A worker's token event -> the tokens that are now in order. Raises ProtocolViolation."""
+        """Take a worker's token event, and return the tokens that are now in order.
+
+        Raises ProtocolViolation.
+        """
         try:
             index, token = int(line["index"]), int(line["token"])
             top = tuple((int(t), _logprob(p)) for t, p in line.get("top_logprobs", ()))
@@ -113,16 +132,17 @@ class RequestState:
         return out
 
     def end(self, reason: str) -> None:
-        """A leg said that the request is over."""
+        """Note that a leg has reported the end of the request. Raises ProtocolViolation."""
         if reason not in ("stop", "length"):
             raise ProtocolViolation(f"finish_reason {reason!r}")
         self._ended = reason
 
     @property
     def complete(self) -> str | None:
-        """The finish reason when the tokens that are out end the request by themselves, whatever
-        became of the workers: when the first token is the last, decode learns it as a broken
-        transfer, and may say so before prefill's `end` is here.
+        """The finish reason if the tokens that are out end the request by themselves, else None.
+
+        This holds whatever became of the workers. When the first token is also the last, decode
+        sees this as a broken transfer, and may report it before prefill's `end` arrives.
         """
         if (
             self.emitted
@@ -134,5 +154,5 @@ class RequestState:
 
     @property
     def finished(self) -> str | None:
-        """The finish reason once a worker has said it and every token is out."""
+        """The finish reason once a worker has reported it and every token is out, else None."""
         return self._ended if self._ended is not None and not self._early and self.emitted else None

@@ -1,1 +1,1 @@
-"""Where the list of workers comes from: EndpointSlices of the cluster, or a file."""
+"""The sources of the list of workers: EndpointSlices of the cluster, or a file."""

@@ -1,5 +1,7 @@
-"""The workers from a JSON file, read again when it changes: `{"workers": [{"name": "...", "url":
-"http://...", "pool": "decode"}]}` (`pool` may be left out).
+"""The list of workers from a JSON file, which is read again when it changes.
+
+Its content is `{"workers": [{"name": "...", "url": "http://...", "pool": "decode"}]}`, where `pool`
+may be left out.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ def _member(listed: dict[str, Any]) -> Member:
 
 
 class FileMembership:
-    """Keeps the last good content while the file is missing or garbled."""
+    """The workers that a file lists. The last good content is kept while the file is missing or
+    garbled.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -35,7 +39,7 @@ class FileMembership:
         return self._members
 
     def read(self) -> None:
-        """Look at the file once."""
+        """Look at the file once, and read it if it has changed."""
         try:
             stat = self._path.stat()
             if (version := (stat.st_mtime_ns, stat.st_ino)) == self._seen:

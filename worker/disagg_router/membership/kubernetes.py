@@ -1,6 +1,6 @@
-"""The workers from EndpointSlices: LIST, then WATCH, with the pod's own service account.
+"""The list of workers from EndpointSlices: LIST, then WATCH, with the pod's own service account.
 
-No client library: two GETs suffice.
+No client library is needed for these two GET requests.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _WATCH_PAUSE_S = 1.0
 
 
 def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
-    """PURE: the ready addresses of one EndpointSlice, by pod name.
+    """PURE: Return the ready addresses of one EndpointSlice by pod name.
 
-    A slice has the labels of its Service, so it names the pool.
+    A slice carries the labels of its Service, so it names the pool.
     """
     pool = (slice_["metadata"].get("labels") or {}).get(LABEL_POOL)
     pools = frozenset([pool] if pool else [])
@@ -39,7 +39,7 @@ def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
     for endpoint in slice_.get("endpoints") or []:
         name = (endpoint.get("targetRef") or {}).get("name")
         addresses = endpoint.get("addresses") or []
-        # A terminating worker still finishes its streams, but gets nothing new.
+        # A terminating worker still finishes its streams, but gets no new requests.
         if port and name and addresses and (endpoint.get("conditions") or {}).get("ready") is not False:
             host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
             out[name] = Member(name, f"http://{host}:{port}", pools)
@@ -47,7 +47,7 @@ def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
 
 
 class KubernetesMembership:
-    """EndpointSlices of the deployment's headless Services in one namespace."""
+    """The workers in the EndpointSlices of the deployment's headless Services in one namespace."""
 
     def __init__(self, api: str, namespace: str, deployment: str, account: Path = _ACCOUNT) -> None:
         self._path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
@@ -58,7 +58,9 @@ class KubernetesMembership:
         self.synced = False
 
     def members(self) -> dict[str, Member]:
-        """A pod that moves to the other pool is listed by both for a moment."""
+        """Return the members by name; a pod that moves to the other pool is listed by both for a
+        moment.
+        """
         out: dict[str, Member] = {}
         for slice_ in self._slices.values():
             for name, member in slice_.items():
@@ -76,8 +78,8 @@ class KubernetesMembership:
                     while True:
                         started_s = time.monotonic()
                         version = await self._watch(http, version)
-                        # A server (or a proxy before it) that ends each watch at once must not be
-                        # asked without a pause.
+                        # A server, or a proxy in front of it, that ends each watch at once must not
+                        # be asked without a pause.
                         await asyncio.sleep(max(0.0, _WATCH_PAUSE_S - (time.monotonic() - started_s)))
             except _Expired as expired:
                 log.info("EndpointSlices: %s; listing again", expired)
@@ -87,7 +89,7 @@ class KubernetesMembership:
             backoff_s = min(_BACKOFF_S[1], backoff_s * 2)
 
     def _client(self) -> httpx.AsyncClient:
-        # Read anew for each connection: the kubelet rotates the token.
+        # The token is read for each connection because the kubelet rotates it.
         token = (self._account / "token").read_text(encoding="utf-8").strip()
         context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
         timeout = httpx.Timeout(10.0, read=_WATCH_S + 15.0)
@@ -103,9 +105,9 @@ class KubernetesMembership:
         return str(content["metadata"]["resourceVersion"])
 
     async def _watch(self, http: httpx.AsyncClient, version: str) -> str:
-        """Follow changes until the server ends the watch; the version to go on from.
+        """Follow changes until the server ends the watch, and return the version to go on from.
 
-        Raises _Expired to list again.
+        Raises _Expired if a new LIST is needed.
         """
         params: dict[str, str | int] = {
             "labelSelector": self._selector, "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": version,
@@ -129,4 +131,4 @@ class KubernetesMembership:
 
 
 class _Expired(Exception):
-    """The watch's history is gone."""
+    """Raised when the server no longer has the history that the watch needs."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The OpenAI API: requests, answers, server-sent events and API keys."""

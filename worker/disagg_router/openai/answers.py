@@ -1,4 +1,4 @@
-"""PURE: OpenAI's answer objects, whole and in chunks."""
+"""PURE: The answer objects of OpenAI's API, whole and in chunks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 class Piece:
     """A part of the answer: text that may be shown, and the tokens behind it.
 
-    `finish_reason` only in the last one.
+    Only the last piece has a `finish_reason`.
     """
 
     text: str
@@ -31,10 +31,7 @@ class TokenText(Protocol):
 
 
 class AnswerChoice(Protocol):
-    """One choice of one answer, as far as the answer's objects show it.
-
-    `shares_prompt`: it is not the first choice of its prompt. `tokens`: how many it has.
-    """
+    """A choice of an answer, as far as the objects of the API show it."""
 
     @property
     def index(self) -> int: ...
@@ -49,7 +46,7 @@ class AnswerChoice(Protocol):
 
 
 def usage(generations: Sequence[AnswerChoice]) -> Json:
-    """Token counts; a prompt with n choices counts once for each prompt, as OpenAI counts it."""
+    """Return the token counts; a prompt with n choices counts once, as OpenAI counts it."""
     prompt = sum(len(g.state.prompt) for g in generations if not g.shares_prompt)
     completion = sum(g.tokens for g in generations)
     cached = sum(g.state.cached_tokens for g in generations if not g.shares_prompt)
@@ -93,7 +90,10 @@ def completion_logprobs(text: TokenText, tokens: Sequence[Token], offset: int) -
 
 
 class AnswerFormat:
-    """One endpoint's shapes. `chat` tells /v1/chat/completions from /v1/completions."""
+    """The shapes of one endpoint's answers.
+
+    `chat` distinguishes /v1/chat/completions from /v1/completions.
+    """
 
     def __init__(self, *, chat: bool, identity: str, created_s: int, model: str) -> None:
         self._chat = chat
@@ -119,7 +119,7 @@ class AnswerFormat:
         return {**self._base, "object": kind, "choices": choices, **(extra or {})}
 
     def opening(self, index: int) -> Json | None:
-        """The chunk before the first token (chat only)."""
+        """Return the chunk before the first token; only chat has one."""
         if not self._chat:
             return None
         return self._chunk(
@@ -138,5 +138,5 @@ class AnswerFormat:
         return self._chunk([choice])
 
     def closing(self, generations: Sequence[AnswerChoice], extra: Json) -> Json:
-        """The last chunk: usage, no choices."""
+        """Return the last chunk, with the usage and no choices."""
         return self._chunk([], {"usage": usage(generations), **extra})

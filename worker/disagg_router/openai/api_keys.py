@@ -1,4 +1,6 @@
-"""The API keys, read again when their file changes, so that keys are rotated without a restart."""
+"""The API keys. Their file is read again when it changes, so that keys can be rotated without a
+restart.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ _LOOK_EVERY_S = 1.0
 
 
 class ApiKeys:
-    """Raises SettingsError at the start for a file that can't be used; later the keys known stay
-    valid while it can't be read.
+    """The API keys that are accepted.
+
+    At startup, raises SettingsError for a file that cannot be used. Later, the known keys stay
+    valid while the file cannot be read.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -28,13 +32,19 @@ class ApiKeys:
         return self._settings.api_keys_file is not None
 
     def accept(self, given: str) -> bool:
-        """Every key is compared, so the time says nothing about which one was near."""
+        """Return whether the key is valid.
+
+        Every key is compared, so the duration does not reveal which one was near.
+        """
         self._refresh()
         raw = given.encode()
         return sum(hmac.compare_digest(raw, key) for key in self._keys) > 0
 
     def _look(self) -> tuple[int, int] | None:
-        """What changes with the file's content; a mounted Secret is swapped by a symbolic link."""
+        """Return a value that changes with the content of the file.
+
+        A mounted Secret is swapped by a symbolic link.
+        """
         if self._settings.api_keys_file is None:
             return None
         try:

@@ -1,4 +1,6 @@
-"""The router's HTTP door: the OpenAI API, health, metrics and the state that the operator reads."""
+"""The HTTP interface of the router: the OpenAI API, health, metrics and the state for the
+operator.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ def _bearer_of(request: Request) -> str:
 
 
 class Api:
-    """The endpoints."""
+    """The endpoints of the router."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
@@ -61,9 +63,10 @@ class Api:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     def _tenant(self, request: Request, salt: str | None) -> str:
-        """Who may share cached KV: the requests of one API key and one `cache_salt`.
+        """Return the scope within which requests may share cached KV: one API key and one
+        `cache_salt`.
 
-        Workers learn neither.
+        Workers learn neither of them.
         """
         key = _bearer_of(request) if self._keys.required else ""
         return hmac.digest(self._salt, json.dumps([key, salt]).encode(), "sha256").hex() if key or salt else ""
@@ -102,8 +105,9 @@ class Api:
         return await self._completions(request, schema.CompletionRequest, "completions")
 
     async def _completions(self, request: Request, kind: type[schema.RequestT], endpoint: str) -> Response:
-        """Counted by what it answered; an answer that is a stream counts as 200 once it has a first
-        token.
+        """Answer a request, and count it by the status of its answer.
+
+        An answer that is a stream counts as 200 once it has a first token.
         """
         try:
             answer = await self._answer(request, kind, chat=endpoint == "chat")
@@ -142,8 +146,8 @@ class Api:
             usage = traced or (asked.stream_options is not None and asked.stream_options.include_usage)
             events = self._stream(shape, generations, usage=usage, traced=traced)
             try:
-                # Nothing is promised before there is a token: what fails until then is answered
-                # with its status.
+                # Nothing is promised before there is a token: a failure until then is answered with
+                # its own status.
                 first = await while_connected(request.receive, anext(events))
             except BaseException:
                 await events.aclose()
@@ -151,7 +155,7 @@ class Api:
             return SseResponse(first, events, work.pop_all().close)
 
     async def _whole(self, shape: AnswerFormat, generations: list[Generation]) -> dict[str, Any]:
-        """The whole answer."""
+        """Return the whole answer."""
         pieces: list[list[Piece]] = [[] for _ in generations]
         async with contextlib.aclosing(merge([self._pieces(g) for g in generations])) as merged:
             async for index, piece in merged:
@@ -161,9 +165,9 @@ class Api:
     async def _stream(
         self, shape: AnswerFormat, generations: list[Generation], *, usage: bool, traced: bool
     ) -> AsyncGenerator[dict[str, Any]]:
-        """Chunks of all choices as they come.
+        """Yield the chunks of all choices as they come.
 
-        Raises ApiError before the first; after it an error is the last event.
+        Raises ApiError before the first chunk; after that an error is the last event.
         """
         shown = [0] * len(generations)
         started = False
@@ -190,7 +194,9 @@ class Api:
             yield ApiError(500, "internal error; see the router's log", code="internal").body()
 
     async def _pieces(self, g: Generation) -> AsyncGenerator[Piece]:
-        """A choice's pieces, counted against the objectives. Raises ApiError."""
+        """Yield the pieces of one choice, and count them against the objectives. Raises
+        ApiError.
+        """
         metrics, seen = self._router.metrics, False
         try:
             async with contextlib.aclosing(g.pieces(self._router.dispatcher)) as pieces:
@@ -205,7 +211,7 @@ class Api:
             raise
 
     def _account(self, generations: Sequence[Generation]) -> None:
-        """Metrics and one log line for each choice, whatever became of it."""
+        """Update the metrics and write one log line for each choice, whatever became of it."""
         metrics = self._router.metrics
         for g in generations:
             metrics.prompt_tokens.inc(len(g.state.prompt))
@@ -221,14 +227,14 @@ class Api:
                 metrics.ended(len(g.state.prompt), g.tokens, g.tpot_s)
             prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
             log.info(
-                "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%d transfer_ms=%.1f"
-                " attempts=%d queue_ms=%.1f",
+                "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%d"
+                " transfer_ms=%.1f attempts=%d queue_ms=%.1f",
                 g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), g.tokens, 1e3 * g.ttft_s,
                 g.trace.kv_bytes, 1e3 * g.trace.transfer_s, g.trace.attempts, 1e3 * g.trace.queue_s,
             )  # fmt: skip
 
     async def models(self, request: Request) -> Response:
-        """GET /v1/models and /v1/models/{name}."""
+        """Answer GET /v1/models and /v1/models/{name}."""
         try:
             self._authenticate(request)
         except ApiError as error:
@@ -248,9 +254,10 @@ class Api:
         return PlainTextResponse("ok\n")
 
     async def readyz(self, request: Request) -> Response:
-        """Ready to answer, be it with 503 JSON: the list of workers is known.
+        """Answer 200 when the list of workers is known, even if requests are answered with a 503 in
+        JSON.
 
-        Whether workers are ready is told by /internal/v1/state.
+        /internal/v1/state tells whether workers are ready.
         """
         ready = self._router.table.synced and not self._router.draining
         return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
@@ -265,7 +272,7 @@ class Api:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """404 and 405 in OpenAI's form, too; 405 says what is allowed."""
+    """Answer 404 and 405 in OpenAI's form, too; 405 lists the methods that are allowed."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     said, code = {404: ("no such endpoint", "not_found"), 405: ("not allowed", "method_not_allowed")}.get(
         status, ("failed", "internal")
@@ -275,7 +282,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def create_app(router: Router) -> Starlette:
-    """The router's ASGI application."""
+    """Return the router's ASGI application."""
     api = Api(router)
     routes = [
         Route("/v1/chat/completions", api.chat, methods=["POST"]),

@@ -1,6 +1,6 @@
-"""From a checked request to text: choices, detokenising, stop strings, times.
+"""The steps from a checked request to text, for each choice of the answer.
 
-One choice of the answer each.
+They are limits, sampling parameters, detokenization, stop strings and usage.
 """
 
 from __future__ import annotations
@@ -25,27 +25,35 @@ from disagg_router.workers.worker_info import Model, Worker
 
 @dataclass(slots=True)
 class Generation:
-    """One choice of one answer.
-
-    `shares_prompt`: not the first choice of its prompt. Times are monotonic, in seconds.
-    """
+    """One choice of one answer. Times are monotonic, in seconds."""
 
     index: int
+    """The position of the choice in the answer."""
     text: Text
+    """The tokenizer of the model."""
     state: RequestState
+    """The state of the request over all its attempts."""
     stops: list[str]
+    """The stop strings."""
     shares_prompt: bool = False
+    """Whether an earlier choice of the answer has the same prompt."""
     trace: Trace = field(default_factory=Trace)
+    """The record of what happened to the request."""
     started_s: float = field(default_factory=time.monotonic)
+    """The time of the request's arrival."""
     first_s: float = 0.0
+    """The time of the first token; 0 until it is out."""
     last_s: float = 0.0
-    ended: bool = False  # a whole answer was given
-    # Tokens of the answer. `state.emitted` may be ahead of it: what came after a stop string is no
-    # part of the answer.
+    """The time of the last token so far; 0 until there is one."""
+    ended: bool = False
+    """Whether a whole answer was given."""
     tokens: int = 0
+    """The number of tokens of the answer. `state.emitted` may be ahead of it: tokens that follow a
+    stop string are not part of the answer.
+    """
 
     async def pieces(self, dispatcher: Dispatcher) -> AsyncGenerator[Piece]:
-        """The answer as it comes. Raises ApiError."""
+        """Yield the answer as it comes. Raises ApiError."""
         detokenizer, stops = Detokenizer(self.text), StopStrings(self.stops)
         stop_ids = set(self.state.sampling["stop_token_ids"])
         async with contextlib.aclosing(dispatcher.run(self.state, self.trace, self.started_s)) as events:
@@ -74,7 +82,9 @@ class Generation:
         return (self.last_s - self.first_s) / (self.tokens - 1) if self.tokens > 1 else None
 
     def trace_json(self) -> dict[str, Any]:
-        """The `disagg` object of the answer: what happened, for people and for the demo."""
+        """Return the `disagg` object of the answer, which tells people and the demo what
+        happened.
+        """
         t = self.trace
 
         def who(worker: Worker | None) -> dict[str, str] | None:
@@ -99,7 +109,7 @@ class Generation:
 def plan(
     request: ChatRequest | CompletionRequest, text: Text, model: Model, max_attempts: int, tenant: str = ""
 ) -> list[Generation]:
-    """Every choice that the request asks for. Raises ApiError."""
+    """Return every choice that the request asks for. Raises ApiError."""
     if isinstance(request, ChatRequest):
         prompts = [text.encode_chat([m.plain() for m in request.messages])]
     else:

@@ -1,6 +1,4 @@
-"""PURE: Checks a prompt against the limits of the model, and makes the sampling parameters that
-workers get.
-"""
+"""PURE: The limits of the model for a request, and the sampling parameters that workers get."""
 
 from __future__ import annotations
 
@@ -12,9 +10,9 @@ from disagg_router.workers.worker_info import Model
 
 
 def check_prompt(prompt: list[int], wanted: int | None, default: int | None, model: Model) -> int:
-    """Return how many tokens may be generated: what is wanted, else the default or what fits.
+    """Return how many tokens may be generated: `wanted`, or else `default` or as many as fit.
 
-    Raises ApiError naming the limit.
+    Raises ApiError that names the limit.
     """
     limit = model.max_model_len
     if not prompt:
@@ -40,7 +38,10 @@ def check_prompt(prompt: list[int], wanted: int | None, default: int | None, mod
 def sampling_of(
     request: ChatRequest | CompletionRequest, model: Model, max_new_tokens: int, seed: int
 ) -> dict[str, Any]:
-    """docs/protocol.md, `sampling`. The defaults are OpenAI's."""
+    """Return the sampling parameters as docs/protocol.md has them (`sampling`).
+
+    The defaults are those of OpenAI. Raises ApiError.
+    """
     stop_ids = [] if request.ignore_eos else list(model.eos_token_ids)
     bias = [[int(k), v] for k, v in (request.logit_bias or {}).items()]
     if bad := next((i for i, _ in bias if i >= model.vocab_size), None):

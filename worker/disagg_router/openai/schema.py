@@ -1,6 +1,6 @@
-"""PURE: the OpenAI requests that are understood, checked field by field.
+"""PURE: The OpenAI requests that the router understands, checked field by field.
 
-What is not understood is refused by name, never ignored.
+A field that is not understood is refused by name and never ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS
 MAX_N = 16
 MAX_PROMPTS = 16
 MAX_LOGPROBS = 20
-# Fields of OpenAI's API that change the answer and that this server has no support for.
+# Fields of OpenAI's API that change the answer and that this server does not support.
 _UNSUPPORTED = {
     "tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "suffix", "best_of",
     "web_search_options", "reasoning_effort", "verbosity",
@@ -38,7 +38,9 @@ class StreamOptions(_Strict):
 
 
 class JsonSchema(BaseModel):
-    """OpenAI's `response_format.json_schema`. `strict` is always kept to."""
+    """The `response_format.json_schema` of OpenAI's API. The output always follows it, as with
+    `strict`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,7 +62,7 @@ class ResponseFormat(_Strict):
 
 
 class StructuredOutputs(_Strict):
-    """vLLM's `structured_outputs`: exactly one of the fields."""
+    """The `structured_outputs` of vLLM: exactly one of the fields is given."""
 
     json_: dict[str, Any] | None = Field(None, alias="json")
     regex: str | None = Field(None, min_length=1)
@@ -75,9 +77,11 @@ class StructuredOutputs(_Strict):
 
 
 class _Common(_Strict):
-    """What chat and plain completions share.
+    """The fields that chat and plain completions share.
 
-    Bounds are there so that no number can cost more than a refusal.
+    Their bounds make sure that no number can cost more than a refusal. Units and meanings are those
+    of OpenAI's API. Fields that it does not have (`top_k`, `min_p`, `repetition_penalty`,
+    `ignore_eos`, `min_tokens`, `structured_outputs`, `cache_salt`) are those of vLLM.
     """
 
     model: str = Field(min_length=1, max_length=256)
@@ -127,8 +131,10 @@ class _Common(_Strict):
 
     @property
     def structured(self) -> tuple[str, str, str] | None:
-        """(the field that asks for it, kind, value) as docs/protocol.md's `sampling.structured` has
-        them. Raises ApiError.
+        """(field, kind, value) of the structure that is asked for, or None.
+
+        `field` is the field of the request; kind and value are those of `sampling.structured` in
+        docs/protocol.md. Raises ApiError.
         """
         found: list[tuple[str, str, str]] = []
         if (form := self.response_format) is not None and form.type != "text":
@@ -171,7 +177,7 @@ class _Common(_Strict):
 
     @property
     def default_tokens(self) -> int | None:
-        """How many tokens when the client names no number; None: what the context holds."""
+        """The number of tokens if the client names none; None for as many as the context holds."""
         return None
 
 
@@ -198,7 +204,7 @@ class Message(_Strict):
 
 
 class ChatRequest(_Common):
-    """POST /v1/chat/completions."""
+    """The body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
@@ -215,7 +221,7 @@ class ChatRequest(_Common):
 
 
 class CompletionRequest(_Common):
-    """POST /v1/completions."""
+    """The body of POST /v1/completions."""
 
     prompt: str | TokenList | Annotated[list[str], Few] | Annotated[list[TokenList], Few] = Field(union_mode="smart")
     echo: Literal[False] | None = None
@@ -230,7 +236,7 @@ class CompletionRequest(_Common):
         return self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
-        """One entry for each prompt. Raises ApiError for none or too many."""
+        """Return one entry for each prompt. Raises ApiError for no prompt or too many."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and all(isinstance(p, int) for p in self.prompt):
@@ -257,12 +263,14 @@ _FIELDS = {"schema", "json"} | {name for model in _MODELS for name in model.mode
 
 
 def _refusal(error: ValidationError) -> ApiError:
-    """The first thing that is wrong, by the name that the client knows: where one of several forms
-    is allowed, the error's location also names the form that pydantic tried.
+    """Return the refusal for the first error, with the name that the client knows.
+
+    Where several forms are allowed, the error's location also contains the form that pydantic
+    tried.
     """
     first = error.errors(include_url=False, include_input=False)[0]
     if not first["loc"]:
-        # A field's name that is no Unicode: there is nothing to call it by.
+        # A field name that is not valid Unicode cannot be shown.
         return ApiError(400, f"the body: {first['msg']}", code="invalid_body")
     *parents, last = first["loc"]
     if first["type"] == "extra_forbidden":
@@ -279,10 +287,10 @@ def _path(loc: list[int | str]) -> str:
 
 
 def loads(raw: bytes) -> Any:
-    """The body's content.
+    """Return the content of the body.
 
-    Raises ApiError 400; also for half a surrogate pair, which Python's JSON lets pass and nothing
-    can encode.
+    Raises ApiError 400, also for half of a surrogate pair, which Python's JSON parser accepts and
+    nothing can encode.
     """
     try:
         content = json.loads(raw)
@@ -297,7 +305,7 @@ RequestT = TypeVar("RequestT", ChatRequest, CompletionRequest)
 
 
 def parse(kind: type[RequestT], content: Any) -> RequestT:
-    """Raises ApiError 400 naming the field."""
+    """Return the parsed request. Raises ApiError 400 that names the field."""
     if not isinstance(content, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_body")
     for name in content:

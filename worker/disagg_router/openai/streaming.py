@@ -12,13 +12,14 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 T = TypeVar("T")
-# Items that one stream may be ahead of its reader.
+# The number of items that one stream may be ahead of its reader.
 _MAX_AHEAD = 64
 
 
 async def while_connected(receive: Callable[[], Awaitable[Message]], work: Awaitable[T]) -> T:
-    """The work's result; when the client goes away first the work is cancelled and ClientDisconnect
-    raised.
+    """Return the result of the work.
+
+    If the client goes away first, the work is cancelled and ClientDisconnect is raised.
     """
 
     async def gone() -> None:
@@ -39,10 +40,11 @@ async def while_connected(receive: Callable[[], Awaitable[Message]], work: Await
 
 
 class SseResponse(Response):
-    """`data: {json}` events, `first` at once; then, unless the last was an error, `data: [DONE]`.
+    """A response of `data: {json}` events, followed by `data: [DONE]` unless the last event is an
+    error.
 
-    A client that goes away ends the iterator at once. However it ends, the events are closed and
-    `close` is called, once, even when nothing was sent.
+    `first` is sent at once. A client that goes away ends the iterator at once. However it ends, the
+    events are closed and `close` is called once, even when nothing was sent.
     """
 
     media_type = "text/event-stream"
@@ -80,9 +82,9 @@ def _event(content: dict[str, Any]) -> bytes:
 
 
 async def merge(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:
-    """(stream number, item) as they come.
+    """Yield (number of the stream, item) as items come.
 
-    The first error of any stream is raised; then, and at the end, all are closed.
+    The first error of any stream is raised. After that, and at the end, all streams are closed.
     """
     queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue(_MAX_AHEAD)
 

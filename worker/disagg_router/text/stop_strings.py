@@ -1,4 +1,7 @@
-"""PURE: stop strings. Text that might be the start of one is held back until it is clear."""
+"""PURE: Stop strings in a stream of text.
+
+Text that might be the start of a stop string is held back until that is clear.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Feed text, get what may be shown.
+    """A filter that is fed text and returns what may be shown.
 
-    After a stop string was seen, `stopped` is True and nothing more is shown.
+    Once a stop string has been seen, `stopped` is True and nothing more is shown.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -23,8 +26,8 @@ class StopStrings:
         ends = [at + len(s) for s in self._stops if (at := self._held.find(s)) >= 0]
         if ends:
             self.stopped = True
-            # As if it had come letter by letter: how the text was split into tokens must not
-            # matter.
+            # The result is as if the text had come letter by letter: how it was split into tokens
+            # must not matter.
             seen, self._held = self._held[: min(ends)], ""
             return seen[: min(at for s in self._stops if (at := seen.find(s)) >= 0)]
         keep = max((self._overlap(s) for s in self._stops), default=0)
@@ -32,12 +35,12 @@ class StopStrings:
         return shown
 
     def flush(self) -> str:
-        """What was held back, at the end of the request."""
+        """Return the text that was held back, at the end of the request."""
         shown, self._held = ("" if self.stopped else self._held), ""
         return shown
 
     def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text that begins `stop`."""
+        """Return the length of the longest end of the held text that `stop` begins with."""
         for n in range(min(len(stop) - 1, len(self._held)), 0, -1):
             if self._held.endswith(stop[:n]):
                 return n

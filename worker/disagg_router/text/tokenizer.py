@@ -1,5 +1,6 @@
-"""Text to tokens and back: the tokenizer and chat template come from a worker, so that the router
-needs no model files.
+"""The conversion of text to tokens and back.
+
+Tokenizer and chat template come from a worker, so the router needs no model files.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from disagg_router.errors import ApiError
 
 log = logging.getLogger(__name__)
 _REPLACEMENT = "\ufffd"
-# No character takes more tokens than this: longer text that ends broken is broken, and is shown as
-# it is.
+# No character takes more tokens than this. Longer text that ends in the middle of a character is
+# broken, and is shown as it is.
 _MAX_HELD_TOKENS = 16
 
 
 class Text:
-    """One model's tokenizer and chat template. Raises ValueError when the files are not usable."""
+    """The tokenizer and the chat template of one model. Raises ValueError if the files are not
+    usable.
+    """
 
     def __init__(self, files: Mapping[str, Any]) -> None:
         self.digest = str(files["digest"])
@@ -37,15 +40,17 @@ class Text:
         self._template = _compile(template) if isinstance(template, str) else None
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Token ids.
+        """Return the token ids of a text.
 
-        `special`: let the tokenizer add its begin token; markers inside the text are always
-        recognised.
+        `special` lets the tokenizer add its begin token; markers inside the text are always
+        recognized.
         """
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a chat. Raises ApiError when the template refuses it or there is none."""
+        """Return the token ids of a chat. Raises ApiError if the template refuses it or there is
+        none.
+        """
         if self._template is None:
             raise ApiError(
                 400,
@@ -55,7 +60,8 @@ class Text:
             )
         try:
             text = self._template.render(messages=messages, add_generation_prompt=True, **self._names)
-        except Exception as error:  # a template is a program: with messages that it did not expect it may do anything
+        # A template is a program: it may do anything with messages that it did not expect.
+        except Exception as error:
             message = str(error)[:256] if isinstance(error, jinja2.TemplateError) else type(error).__name__
             raise ApiError(
                 400, f"messages: the chat template refuses them: {message}", code="invalid_value", param="messages"
@@ -63,7 +69,7 @@ class Text:
         return self.encode(text, special=False)
 
     def piece(self, token: int) -> str:
-        """The text of one token alone, for logprobs."""
+        """Return the text of one token alone, for the log probabilities."""
         return str(self._tokenizer.decode([token], skip_special_tokens=False))
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -71,7 +77,9 @@ class Text:
 
 
 def _special_tokens(config: object) -> dict[str, str]:
-    """`bos_token` and its like, for the template; each is a string or an object with `content`."""
+    """Return `bos_token` and the like for the template; each is a string or an object with
+    `content`.
+    """
     named = (
         {k: v.get("content") if isinstance(v, dict) else v for k, v in config.items()}
         if isinstance(config, dict)
@@ -81,7 +89,9 @@ def _special_tokens(config: object) -> dict[str, str]:
 
 
 def _compile(template: str) -> jinja2.Template | None:
-    """None for a template with errors: the model can do everything but chat then."""
+    """Return the compiled template, or None if it has errors: the model can then do everything but
+    chat.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -98,8 +108,9 @@ def _refuse(message: str) -> NoReturn:
 
 
 class Detokenizer:
-    """Tokens in one by one, text out, never half a character: the text of a window is compared with
-    and without the new token.
+    """A converter that takes tokens one by one and returns text, never half a character.
+
+    It compares the text of a window with and without the new token.
     """
 
     def __init__(self, text: Text) -> None:
@@ -119,7 +130,7 @@ class Detokenizer:
         return after[len(before) :]
 
     def flush(self) -> str:
-        """What is left: an unfinished character becomes the replacement character."""
+        """Return the rest; an unfinished character becomes the replacement character."""
         before = self._text.decode(self._tokens[self._window : self._shown])
         after = self._text.decode(self._tokens[self._window :])
         self._window = self._shown = len(self._tokens)

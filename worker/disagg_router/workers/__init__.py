@@ -1,1 +1,3 @@
-"""TODO."""
+"""The workers as the router sees them: what they report, how loaded they are, and the choice of a
+pair.
+"""

@@ -1,4 +1,4 @@
-"""The one door to the workers: info, tokenizer, and the two streams."""
+"""The client for the workers: info, tokenizer, and the two streams."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from disagg_wire.protocol import WORK_PATHS
 
 _MAX_LINE_BYTES = 1 << 20
 Line = dict[str, Any]
-# What a connection that fails raises.
+# The exceptions of a connection that fails.
 _BROKEN = (aiohttp.ClientError, OSError)
 
 
 class WorkerClient:
-    """Speaks docs/protocol.md.
+    """A client for the protocol in docs/protocol.md.
 
-    Connections are pooled. The two streams of each request go by aiohttp: httpx looks at every
-    connection of its pool for each request, and again at its end, and needs several times the
-    processor time for each piece of a stream.
+    Connections are pooled. The two streams of each request use aiohttp: httpx looks at every
+    connection of its pool at the beginning and at the end of each request, and needs several times
+    the processor time for each piece of a stream.
     """
 
     def __init__(self, bearer: str) -> None:
-        # How long to wait for events is decided, and bounded, by each attempt.
+        # Each attempt decides, and bounds, how long to wait for events.
         timeout = httpx.Timeout(None, connect=2.0, write=10.0, pool=5.0)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
         self._headers = {"authorization": f"Bearer {bearer}"}
         self._http = httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, trust_env=False)
-        self._streams: aiohttp.ClientSession | None = None  # made within a running loop
+        self._streams: aiohttp.ClientSession | None = None  # created within a running loop
 
     async def get(self, url: str, path: str, timeout_s: float = 2.0) -> dict[str, Any]:
-        """A JSON object. Raises httpx.HTTPError or ValueError."""
+        """Return a JSON object. Raises httpx.HTTPError or ValueError."""
         answer = await self._http.get(url + path, timeout=timeout_s)
         answer.raise_for_status()
         content = answer.json()
@@ -47,14 +47,14 @@ class WorkerClient:
         return content
 
     async def post(self, url: str, path: str, content: dict[str, Any], timeout_s: float = 2.0) -> None:
-        """Raises httpx.HTTPError."""
+        """Send a JSON object. Raises httpx.HTTPError."""
         (await self._http.post(url + path, json=content, timeout=timeout_s)).raise_for_status()
 
     @asynccontextmanager
     async def stream(self, worker: Worker, role: str, body: Line) -> AsyncIterator[AsyncGenerator[Line]]:
-        """The events of one call.
+        """Yield the events of one call.
 
-        Leaving the context cancels it at the worker. Raises NoRoom or AttemptFailed.
+        Leaving the context cancels the call at the worker. Raises NoRoom or AttemptFailed.
         """
         try:
             async with self._session().post(
@@ -106,7 +106,7 @@ class WorkerClient:
 
 
 async def _whole(content: aiohttp.StreamReader) -> bytes:
-    """All of a short body, in however many pieces it comes; what is over _MAX_LINE_BYTES is left."""
+    """Return a short body that may come in several pieces, cut off at _MAX_LINE_BYTES."""
     body = b""
     while len(body) < _MAX_LINE_BYTES and (piece := await content.read(_MAX_LINE_BYTES - len(body))):
         body += piece
@@ -114,9 +114,9 @@ async def _whole(content: aiohttp.StreamReader) -> bytes:
 
 
 async def _split(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """Lines, by line feeds alone (not at U+2028 and its like).
+    """Yield lines, split at line feeds alone and not at U+2028 and the like.
 
-    Raises ValueError for one that is over _MAX_LINE_BYTES.
+    Raises ValueError for a line longer than _MAX_LINE_BYTES.
     """
     held = b""
     async for chunk in chunks:
@@ -132,9 +132,10 @@ def _broken(worker: Worker, error: Exception) -> AttemptFailed:
 
 
 def _refusal(worker: Worker, role: str, status: int, body: bytes, *, has_ticket: bool) -> Exception:
-    """What a non-200 answer means.
+    """Return the error that an answer with a status other than 200 means.
 
-    `has_ticket`: decode has taken the same request, so it may be the ticket that is refused.
+    `has_ticket` is set if decode has taken the same request, so that it may be the ticket that is
+    refused.
     """
     try:
         error = json.loads(body)["error"]

@@ -1,4 +1,4 @@
-"""PURE: what the router knows of each worker, and which pair it picks."""
+"""PURE: The choice of the pair of workers for a request, and the circuit breaker."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def pair_key(prefill: Worker, decode: Worker) -> str:
 
 @dataclass(slots=True)
 class Breaker:
-    """Circuit breaker: what failed is avoided for 1 s, doubled with each further failure up to 30
-    s, until it succeeds.
+    """A circuit breaker. Something that failed is avoided for 1 s until it succeeds, and twice as
+    long after each further failure, up to 30 s.
 
-    What fails while it is avoided was under way before, and says nothing new: many requests that
-    one fault ended count once.
+    A failure while it is avoided belongs to work that was under way before and says nothing new, so
+    many requests that one fault ended count once.
     """
 
     first_s: float = 1.0
@@ -30,7 +30,8 @@ class Breaker:
         if self.is_open(key, now_s):
             return
         times = self._failed.get(key, (0, 0.0))[0]
-        # Bounded: a power of two that no float can hold is reached in a night.
+        # The exponent is bounded: within a night, failures reach a power of two that no float can
+        # hold.
         self._failed[key] = (times + 1, now_s + min(self.longest_s, self.first_s * 2.0 ** min(times, 30)))
 
     def succeeded(self, key: str) -> None:
@@ -40,8 +41,9 @@ class Breaker:
         return key in self._failed and now_s < self._failed[key][1]
 
     def keep_only(self, incarnations: Collection[str], now_s: float) -> None:
-        """Forget what concerns workers that are gone, unless it is recent: they may be back with
-        the next poll.
+        """Forget entries of workers that are gone, unless they are recent.
+
+        Such workers may be back with the next poll.
         """
         kept = {
             k: v for k, v in self._failed.items() if now_s < v[1] or all(part in incarnations for part in k.split("|"))
@@ -51,7 +53,9 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class Inflight:
-    """What this router itself has under way, by incarnation: fresher than the last `info`."""
+    """The work that this router itself has under way, by incarnation. It is fresher than the last
+    `info`.
+    """
 
     requests: Mapping[str, int]
     tokens: Mapping[str, int]
@@ -59,9 +63,10 @@ class Inflight:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`decode` None: prefill only.
+    """The workers for one attempt.
 
-    `prefill` None: decode prefills locally. `computed_tokens`: of the prompt, not found in a cache.
+    Without `decode`, prefill answers alone; without `prefill`, decode prefills locally.
+    `computed_tokens` is the number of tokens of the prompt that are not expected in a cache.
     """
 
     prefill: Worker | None
@@ -71,9 +76,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the choice depends on in a request.
+    """The properties of a request that the choice depends on.
 
-    `cached_tokens`: by incarnation, how much of it should be in that worker's prefix cache.
+    `cached_tokens` is the number of its tokens that should be in each worker's prefix cache, by
+    incarnation.
     """
 
     tokens: int = 0
@@ -83,7 +89,7 @@ class Prompt:
         return max(1, self.tokens - self.cached_tokens.get(w.incarnation, 0))
 
 
-# What one running sequence delays a prompt by in a worker that does both, in tokens of prefill.
+# The delay of a prompt by one running sequence in a worker that does both, in tokens of prefill.
 _RUNNING_TOKENS = 32
 
 
@@ -92,15 +98,18 @@ def _running(w: Worker, inflight: Inflight) -> int:
 
 
 def _decode_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, ...]:
-    """Who could not take it goes last; then by seats, then by KV."""
+    """Return a sort key: workers that could not take the request go last; then seats count, then
+    KV.
+    """
     lacks_kv = w.room is not None and w.room.free_tokens <= prompt.tokens
     return float(lacks_kv), _running(w, inflight) / max(1, w.max_running), -w.blocks_free / max(1, w.blocks_total)
 
 
 def _prefill_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, ...]:
-    """Tokens to compute until this prompt is done.
+    """Return a sort key: the number of tokens to compute until this prompt is done.
 
-    Of equals, the one that has its start: others like it may follow.
+    Among equals, the worker that has the start of the prompt goes first: similar prompts may
+    follow.
     """
     queued = max(w.waiting_tokens, inflight.tokens.get(w.incarnation, 0))
     requests = max(w.waiting_requests + w.running_requests, inflight.requests.get(w.incarnation, 0))
@@ -108,7 +117,7 @@ def _prefill_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float,
 
 
 def _whole_load(w: Worker, inflight: Inflight, prompt: Prompt) -> tuple[float, ...]:
-    """Of workers that do both."""
+    """Return the sort key of workers that do both."""
     lacks_kv, seats, _ = _decode_load(w, inflight, prompt)
     queued, hits, requests = _prefill_load(w, inflight, prompt)
     return lacks_kv, float(seats >= 1.0), queued + _RUNNING_TOKENS * _running(w, inflight), hits, requests
@@ -135,12 +144,13 @@ def choose(
     dice: Callable[[], float],
     prompt: Prompt | None = None,
 ) -> Choice | None:
-    """The least loaded pair that can talk; None: nobody can serve now.
+    """Return the least loaded pair that can communicate, or None if no worker can serve now.
 
-    `digest`: the model that the request was tokenised for. `avoid(key)`: the breaker is open for an
-    incarnation or a pair. `full`: incarnations that refused this request just now. `proven`:
-    incarnations that have moved KV; others are taken only when no pair of these is left. Equal
-    loads are told apart by `dice`. With no usable prefill worker a decode worker prefills locally.
+    Without a usable prefill worker, a decode worker prefills locally. `digest` is the model that
+    the request was tokenized for. `avoid(key)` tells whether the breaker is open for an incarnation
+    or a pair. `full` contains the incarnations that have just refused this request. `proven`
+    contains the incarnations that have moved KV; others are taken only if no pair of these is left.
+    `dice` decides between equal loads.
     """
     prompt = prompt or Prompt()
     usable = [w for w in workers if w.digest == digest and w.incarnation not in full and not avoid(w.incarnation)]
@@ -151,7 +161,8 @@ def choose(
     decodes = _by_load(
         (w for w in usable if w.serves("decode")), _whole_load if whole else _decode_load, inflight, prompt, dice
     )
-    if whole:  # nothing is gained by moving KV between workers that are alike
+    # Nothing is gained by moving KV between workers that are alike.
+    if whole:
         return Choice(None, decodes[0], prompt.to_compute(decodes[0])) if decodes else None
     trusted = ([p for p in prefills if p.incarnation in proven], [d for d in decodes if d.incarnation in proven])
     for some_prefills, some_decodes in (trusted, (prefills, decodes)):
@@ -165,16 +176,17 @@ def choose(
 
 
 def decode_room(workers: Iterable[Worker], compat: str) -> Room | None:
-    """What is left of the decode workers that KV of `compat` can go to.
+    """Return the total room of the decode workers that KV of `compat` can go to.
 
-    None when none of them says.
+    It is None if none of them reports its room.
     """
     return total_room(w.room for w in workers if w.room is not None and w.compat == compat and w.serves("decode"))
 
 
 def handshake_pairs(workers: Iterable[Worker], limit: int = 64) -> list[tuple[Worker, Worker]]:
-    """The pairs whose handshake is due: all when there are few, else one for each worker on either
-    side.
+    """Return the pairs whose handshake is due.
+
+    These are all pairs if there are few, and otherwise one for each worker on either side.
     """
     listed = sorted(workers, key=lambda w: w.name)
     prefills = [w for w in listed if w.role == "prefill" and w.serves("prefill")]

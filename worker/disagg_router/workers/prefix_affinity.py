@@ -1,8 +1,8 @@
-"""PURE: which worker has most likely the start of a prompt in its prefix cache: the one that this
-router sent it to before.
+"""PURE: A guess at the worker that has the start of a prompt in its prefix cache.
 
-A wrong guess costs a little balance and nothing else. Names are chained hashes of 64 tokens each,
-from the tenant on, so a name stands for everything before it.
+It is the worker that this router sent it to before. A wrong guess costs a little balance and
+nothing else. Names are chained hashes of 64 tokens each, starting with the tenant, so a name stands
+for everything before it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from hashlib import blake2b
 
 STRIDE_TOKENS = 64
 _MAX_NAMES = 1 << 16
-# Copies of one prefix that are remembered: more are not looked for.
+# How many copies of one prefix are remembered; more are not looked for.
 _MAX_HOLDERS = 4
 
 
 def prefix_names(tokens: Sequence[int], tenant: str) -> list[bytes]:
-    """One name for each full stride of the prompt."""
+    """Return one name for each full stride of the prompt."""
     names: list[bytes] = []
     parent = tenant.encode()
     for start in range(0, len(tokens) - STRIDE_TOKENS + 1, STRIDE_TOKENS):
@@ -30,7 +30,10 @@ def prefix_names(tokens: Sequence[int], tenant: str) -> list[bytes]:
 
 
 class PrefixMap:
-    """Bounded; what was neither sent nor looked for the longest goes first."""
+    """A bounded map from names to workers.
+
+    The name that has not been sent or looked for the longest is dropped first.
+    """
 
     def __init__(self, max_names: int = _MAX_NAMES) -> None:
         self._max_names = max_names
@@ -40,7 +43,7 @@ class PrefixMap:
         return len(self._holders)
 
     def sent(self, names: Sequence[bytes], incarnation: str) -> None:
-        """A prompt of these names is computed there."""
+        """Record that a prompt with these names is computed by the worker."""
         for name in names:
             others = tuple(h for h in self._holders.pop(name, ()) if h != incarnation)
             self._holders[name] = (incarnation, *others)[:_MAX_HOLDERS]
@@ -48,7 +51,7 @@ class PrefixMap:
             self._holders.popitem(last=False)
 
     def cached_tokens(self, names: Sequence[bytes]) -> dict[str, int]:
-        """By incarnation, how many of a prompt's first tokens it should have."""
+        """Return how many of a prompt's first tokens each worker should have, by incarnation."""
         found: dict[str, int] = {}
         for i, name in enumerate(names):
             holders = [h for h in self._holders.get(name, ()) if i == 0 or found.get(h) == i * STRIDE_TOKENS]

@@ -1,5 +1,7 @@
-"""The live table of workers: who should exist (membership), who answers, how loaded they are, and
-the model's text side.
+"""The live table of workers.
+
+It knows which workers should exist (membership), which of them answer, how loaded they are, and the
+text side of the model.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _MISSES = 2
 
 
 class Membership(Protocol):
-    """Where the list of workers comes from."""
+    """A source of the list of workers."""
 
     synced: bool
 
@@ -41,7 +43,7 @@ class Membership(Protocol):
 
 
 class WorkerTable:
-    """Polled `info` of every member, this router's own load on it, and the circuit breaker."""
+    """The polled `info` of every member, this router's own load on it, and the circuit breaker."""
 
     def __init__(self, client: WorkerClient, membership: Membership, interval_s: float) -> None:
         self._client = client
@@ -63,14 +65,17 @@ class WorkerTable:
 
     @property
     def synced(self) -> bool:
-        """The list of workers is known, and every one of it was asked once: before that a router
-        that just began would refuse what the others take.
+        """Whether the list of workers is known and every one of them was asked once.
+
+        Before that, a router that has just started would refuse requests that the others take.
         """
         return self._asked
 
     def model(self) -> tuple[Text, Model] | None:
-        """What new requests are read with; the last known while no worker is ready (they may
-        queue), None before the first was.
+        """Return what new requests are read with: tokenizer and model.
+
+        While no worker is ready it is the last known one, because requests may queue; it is None
+        before the first worker was ready.
         """
         self._model = model_of(w for w in self._workers.values() if w.digest in self._texts) or self._model
         return None if self._model is None else (self._texts[self._model.digest], self._model)
@@ -78,8 +83,9 @@ class WorkerTable:
     def choose(
         self, *, digest: str, single_token: bool, full: set[str], tokens: Sequence[int], tenant: str
     ) -> Choice | None:
-        """Whom to ask; the choice counts as made: its worker is expected to have these tokens from
-        now on.
+        """Return the workers to ask.
+
+        The choice counts as made: its worker is expected to have these tokens from now on.
         """
         now_s = time.monotonic()
         names = prefix_names(tokens, tenant)
@@ -100,18 +106,20 @@ class WorkerTable:
         return choice
 
     def uncached_tokens(self, tokens: Sequence[int], tenant: str) -> int:
-        """How many of a prompt have most likely to be computed, whoever does it."""
+        """Return how many tokens of a prompt will probably have to be computed, whichever worker
+        does it.
+        """
         found = self._prefixes.cached_tokens(prefix_names(tokens, tenant))
         return max(1, len(tokens) - max((found.get(w.incarnation, 0) for w in self._workers.values()), default=0))
 
     def note_room(self, worker: Worker, room: Room | None) -> None:
-        """What a worker said of its room just now."""
+        """Record the room that a worker has just reported."""
         known = self._workers.get(worker.name)
         if room is not None and known is not None and known.incarnation == worker.incarnation:
             self._workers[worker.name] = replace(known, room=room)
 
     def decode_room(self, prefill: Worker) -> Room | None:
-        """For a prefill worker that asks for it: what the decode workers behind it can take."""
+        """Return the room of the decode workers behind a prefill worker, if it asks for it."""
         return None if prefill.room is None else decode_room(self._workers.values(), prefill.compat)
 
     @contextmanager
@@ -130,7 +138,9 @@ class WorkerTable:
             self._tokens[key] -= tokens
 
     def lost(self, incarnation: str) -> None:
-        """A stream to it broke: don't choose it again before it has answered a poll."""
+        """Drop a worker to which a stream broke; it is not chosen again before it has answered a
+        poll.
+        """
         for name, worker in list(self._workers.items()):
             if worker.incarnation == incarnation:
                 del self._workers[name]
@@ -143,7 +153,7 @@ class WorkerTable:
             await asyncio.sleep(max(0.05, self._interval_s - (time.monotonic() - started_s)))
 
     async def refresh(self) -> None:
-        """One round over all members."""
+        """Poll all members once."""
         listed, members = self._membership.synced, self._membership.members()
         for name in set(self._workers) - set(members):
             log.info("worker %s has left", name)
@@ -160,13 +170,16 @@ class WorkerTable:
             *(self._tell_room(w) for w in self.workers() if w.role == "prefill" and w.serves("prefill"))
         )
         await self._refresh_texts()
-        # Also while nobody asks: when all workers are away at once, requests wait for them and are
-        # not refused.
+        # This is done even if no request asks for it: when all workers are away at once, requests
+        # wait for them and are not refused.
         self.model()
         self._asked = self._asked or listed
 
     async def _tell_room(self, prefill: Worker) -> None:
-        """Best effort: each request that goes there says it too."""
+        """Tell a prefill worker the room of decode.
+
+        This is best effort, because each request that goes there carries it too.
+        """
         if (room := self.decode_room(prefill)) is None:
             return
         try:
@@ -203,8 +216,9 @@ class WorkerTable:
         self._workers[member.name] = worker
 
     async def _refresh_texts(self) -> None:
-        """Fetch the tokenizer of each model that is new (at most a few: two during a rollout), drop
-        those of models that are gone.
+        """Fetch the tokenizer of each new model, and drop those of models that are gone.
+
+        There are at most a few: two during a rollout.
         """
         ready = {w.digest: w for w in self._workers.values() if w.state == READY}
         for digest in set(self._texts) - set(ready) - ({self._model.digest} if self._model else set()):

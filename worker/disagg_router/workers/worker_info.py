@@ -1,4 +1,4 @@
-"""PURE: What the router knows of each worker, and of the model that they serve."""
+"""PURE: The router's knowledge of each worker, and of the model that they serve."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from disagg_wire.room import Room, parse_room
 class Member:
     """A worker that should exist: its name and base URL.
 
-    `pools`: those that list it, none where that is not known.
+    `pools` contains the pools that list it, and is empty where that is not known.
     """
 
     name: str
@@ -28,36 +28,61 @@ class Worker:
     """A worker that answered `info`."""
 
     name: str
+    """The name by which membership lists it."""
     url: str
+    """The base URL of its HTTP interface."""
     pod: str
+    """The name of its pod."""
     incarnation: str
+    """The identity of the process (docs/protocol.md)."""
     role: str
+    """One of "prefill", "decode" and "both"."""
     state: str
+    """One of "starting", "ready" and "draining"."""
     revision: str
+    """The revision of the deployment that it belongs to."""
     compat: str
+    """The hash that is equal for workers that can exchange KV."""
     interface: str
+    """The network interface that it moves KV over."""
     transport: str
+    """The transport of KV, such as "tcp"."""
     digest: str
+    """The digest of its model."""
     max_model_len: int
+    """The longest sequence, in tokens."""
     vocab_size: int
+    """The number of token ids of the model."""
     eos_token_ids: tuple[int, ...]
+    """The token ids that end a sequence."""
     bos_token_id: int | None
+    """The token id that begins a sequence, if the model has one."""
     block_size_tokens: int
+    """The size of a block of its KV cache, in tokens."""
     blocks_total: int
+    """The number of blocks of its KV cache."""
     blocks_free: int
+    """The number of blocks that are free."""
     max_running: int
+    """The number of sequences that it can run at once."""
     waiting_requests: int
+    """The number of requests that wait there."""
     waiting_tokens: int
+    """The number of prompt tokens that wait there to be computed."""
     running_requests: int
+    """The number of requests that run there."""
     pools: frozenset[str] = frozenset()
+    """The pools that list it; empty where that is not known."""
     room: Room | None = None
+    """The room for sequences that it reports, if it does."""
     features: frozenset[str] = frozenset()
+    """The additional fields of request bodies that it accepts."""
 
     @property
     def at_home(self) -> bool:
-        """It does the work of the pool that lists it.
+        """Whether it does the work of the pool that lists it.
 
-        Not so for a while when it moves from one to the other.
+        For a while it does not, when it moves from one pool to the other.
         """
         return not self.pools or self.role == "both" or self.role in self.pools
 
@@ -66,9 +91,9 @@ class Worker:
 
 
 def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
-    """The worker behind an `info` answer; None while it loads its model.
+    """Return the worker behind an `info` answer, or None while it loads its model.
 
-    Raises ValueError for a peer we can't speak with.
+    Raises ValueError for a peer that this router cannot communicate with.
     """
     if info.get("protocol") != PROTOCOL_VERSION:
         raise ValueError(f"{member.name} speaks protocol {info.get('protocol')!r}, this router {PROTOCOL_VERSION}")
@@ -109,9 +134,9 @@ def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What requests are checked against.
+    """The properties of a model that requests are checked against.
 
-    Workers of one digest compute the same tokens; the smallest of their limits holds.
+    Workers with one digest compute the same tokens; the smallest of their limits applies.
     """
 
     digest: str
@@ -121,8 +146,10 @@ class Model:
 
 
 def model_of(workers: Iterable[Worker]) -> Model | None:
-    """The model that new requests go to: of several (during a rollout) one that a whole pair
-    serves, then the one with more decode workers. None while nobody is ready.
+    """Return the model that new requests go to, or None while no worker is ready.
+
+    Of several models (during a rollout) it is one that a whole pair serves, and then the one with
+    more decode workers.
     """
     by_digest: dict[str, list[Worker]] = {}
     for w in workers:

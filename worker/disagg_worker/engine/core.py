@@ -37,11 +37,11 @@ from disagg_worker.engine.steps import Outcome, Steps
 from disagg_worker.engine.structured import Grammars
 from disagg_worker.model import loader
 from disagg_worker.model.checkpoint import OnProgress
+from disagg_worker.values.engine_load import Load
 from disagg_worker.values.errors import InvalidInput, NoCapacity
 from disagg_worker.values.events import CANCELLED, EndEvent, ErrorEvent, EventSink
 from disagg_worker.values.layouts import ModelInfo
-from disagg_worker.values.load import Load
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
 # A step longer than this means the loop is stuck, not slow.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from disagg_worker.engine.sequence import TokenMask
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 Floats = npt.NDArray[np.floating]
 # Sampling is greedy below this temperature: dividing by less overflows float32.

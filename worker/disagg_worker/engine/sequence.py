@@ -12,7 +12,7 @@ import numpy.typing as npt
 from disagg_worker.engine.block_pool import Holding
 from disagg_worker.engine.contract import KvSender
 from disagg_worker.values.events import EventSink
-from disagg_worker.values.sampling import SamplingParams
+from disagg_worker.values.sampling_params import SamplingParams
 
 
 class TokenMask(Protocol):

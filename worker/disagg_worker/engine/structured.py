@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from disagg_worker.values.errors import InvalidInput
-from disagg_worker.values.sampling import Structured
+from disagg_worker.values.sampling_params import Structured
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

@@ -164,7 +164,7 @@ def _role_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
         try:
             done = worker.change_role(wanted.role, wanted.deadline_s)
         except RoleChanging as error:
-            return _error(409, "role_changing", str(error), retryable=True)
+            return _error(409, codes.ROLE_CHANGING, str(error), retryable=True)
         return JSONResponse(worker.role_status(), 200 if done else 202)
 
     return endpoint

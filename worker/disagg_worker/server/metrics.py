@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from disagg_wire import series
 from disagg_wire.version import BUILD_INFO_HELP, build_labels
-from disagg_worker.values.load import Load
+from disagg_worker.values.engine_load import Load
 
 _TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 

@@ -7,6 +7,8 @@ import socket
 import struct
 import time
 
+from disagg_wire.environment import WorkerVariable
+
 _SIOCGIFADDR = 0x8915
 
 
@@ -37,6 +39,6 @@ def wait_for_ipv4(interface: str, timeout_s: float) -> str:
     deadline_s = time.monotonic() + timeout_s
     while (address := ipv4_of(interface)) is None:
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"DISAGG_KV_INTERFACE: {interface} has no IPv4 address after {timeout_s:g} s")
+            raise TimeoutError(f"{WorkerVariable.KV_INTERFACE}: {interface} has no IPv4 address after {timeout_s:g} s")
         time.sleep(0.1)
     return address

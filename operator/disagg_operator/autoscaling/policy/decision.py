@@ -1,6 +1,4 @@
-"""PURE: What a policy decides for one pool, the reasons that it can give, and the rules of a pool
-that every policy keeps.
-"""
+"""PURE: The decision of a policy for one pool, and the rules that every policy keeps."""
 
 from __future__ import annotations
 
@@ -20,34 +18,46 @@ AT_LIMIT = "AtLimit"
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`to == current` means hold.
-
-    `value`: the smoothed demand per replica, None when unknown. `message`: why, in a sentence.
-    """
+    """The decision for one pool; `to == current` means that the replicas are held."""
 
     current: int
+    """The replicas that the pool was set to when the decision was made."""
     to: int
+    """The replicas that the pool should be set to."""
     reason: str
+    """The reason, as a CamelCase word for status and Events."""
     signal: str
+    """The name of the signal that the policy follows."""
     value: float | None
+    """The signal: requests per replica or the forecast in workers; None if it is unknown."""
     target: float
+    """The target in requests per replica, or 0 if the policy has none."""
     message: str = ""
+    """The reason in a sentence."""
     numbers: Mapping[str, float] = field(default_factory=dict)
+    """The numbers that the decision is based on, by name."""
 
     @property
     def blind(self) -> bool:
-        """Held because data is missing."""
+        """Whether the replicas are held because metrics are missing."""
         return self.reason == METRICS_UNAVAILABLE
 
 
 @dataclass(frozen=True, slots=True)
 class PoolRules:
-    """What the user declared. `target`: requests per replica (waiting and running together)."""
+    """The declared scaling rules of one pool."""
 
     min_replicas: int
+    """The fewest replicas."""
     max_replicas: int
+    """The most replicas."""
     target: float
+    """Requests per replica, waiting and running together."""
     up_window_s: float = 0.0
+    """Seconds for which a recommendation to scale up must persist."""
     down_window_s: float = 300.0
+    """Seconds of which the highest recommendation limits scaling down."""
     tolerance: float = 0.1
+    """The relative deviation from the target that changes nothing."""
     smoothing_s: float = 10.0
+    """Seconds over which the number of requests is averaged."""

@@ -1,10 +1,11 @@
-"""PURE: what a rate will be one horizon from now, and how wrong such forecasts have been.
+"""PURE: Forecasts of a rate one horizon from now, and the errors of earlier forecasts.
 
 Several forecasters of the same form run side by side: level and damped trend by Holt's method (E.
-S. Gardner, "Exponential smoothing: the state of the art", 1985, with time constants in place of
-factors per step, so that the interval may vary), bent by the daily shape where two days of it are
-known. They differ in how fast they follow. Each is weighted by how little it has erred on this very
-rate: work that comes in lumps is best forecast by its long mean, a ramp by the quick one.
+S. Gardner, "Exponential smoothing: the state of the art", 1985, with time constants instead of
+factors per step, so that the interval may vary), adjusted by the daily shape once two days of it
+are known. They differ in how fast they follow the rate. Each is weighted by how little it has erred
+on this very rate: work that arrives in bursts is best forecast by its long mean, a ramp by the fast
+forecaster.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 from dataclasses import dataclass, replace
 
 DAY_S = 86_400.0
-SHAPE_BINS = 144  # of ten minutes
+SHAPE_BINS = 144  # of ten minutes each
 ERROR_STEP = 0.05
 ERROR_BINS = 49  # log(actual / forecast) from -1.2 to 1.2
 _MIDDLE = ERROR_BINS // 2
@@ -23,43 +24,53 @@ _PRIOR_SPREAD, _PRIOR_FORECASTS = 0.2, 3.0
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Time constants in seconds, one of each pair for each forecaster.
-
-    `window_s`: rates are judged by their mean over so long.
-    """
+    """The time constants of the forecasters."""
 
     level_s: tuple[float, ...] = (45.0, 150.0, 500.0)
+    """Seconds over which the level is smoothed, for each forecaster."""
     trend_s: tuple[float, ...] = (240.0, 400.0, 1200.0)
-    damping_s: float = 150.0  # how long a trend is believed to last
-    error_memory_s: tuple[float, ...] = (
-        1200.0,
-        4 * 3600.0,
-    )  # wild times come in clusters: a short memory beside the long one
+    """Seconds over which the trend is smoothed, for each forecaster."""
+    damping_s: float = 150.0
+    """Seconds for which a trend is expected to last."""
+    error_memory_s: tuple[float, ...] = (1200.0, 4 * 3600.0)
+    """Seconds after which errors fade, for each histogram.
+
+    Large errors come in clusters, hence a short memory besides the long one.
+    """
     skill_memory_s: float = 3600.0
+    """Seconds over which the errors of each forecaster are averaged."""
     skill_power: float = 4.0
+    """The weight of a forecaster is its mean square error to the power of minus this."""
     window_s: float = 60.0
+    """Seconds over which the actual rate is averaged to judge a forecast."""
     shape_days: float = 3.0
+    """Days over which the daily shape is averaged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecaster:
-    """State for one rate.
-
-    `recent`: (time, rate) of the last window; `made`: (due time, forecast of all, forecast of each)
-    not judged yet; `errors`: histograms of log(actual / forecast), one a memory; `skill`: decayed
-    mean square of that, of each forecaster.
-    """
+    """The state of the forecasts of one rate."""
 
     levels: tuple[float, ...] = ()
-    trends: tuple[float, ...] = ()  # per second
+    """The level of each forecaster."""
+    trends: tuple[float, ...] = ()
+    """The trend of each forecaster, per second."""
     updated_s: float = math.nan
-    fresh_s: float = 0.0  # how long levels have been followed
+    """The time of the last update; NaN before the first one."""
+    fresh_s: float = 0.0
+    """Seconds for which the levels have been followed."""
     recent: tuple[tuple[float, float], ...] = ()
+    """(time, rate) of the last window."""
     made: tuple[tuple[float, ...], ...] = ()
+    """(due time, combined forecast, forecast of each forecaster), not judged yet."""
     errors: tuple[tuple[float, ...], ...] = ()
+    """Histograms of log(actual / forecast), one for each memory."""
     skill: tuple[float, ...] = ()
-    shape: tuple[float, ...] = ()  # mean rate of each ten minutes of a day
-    shape_seen_s: float = 0.0  # how much time went into it
+    """Faded mean square of log(actual / forecast) of each forecaster."""
+    shape: tuple[float, ...] = ()
+    """Mean rate of each ten minutes of a day."""
+    shape_seen_s: float = 0.0
+    """Seconds of observation in the daily shape."""
 
     @property
     def level(self) -> float:
@@ -68,7 +79,7 @@ class Forecaster:
 
 
 def update(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: Tuning) -> Forecaster:
-    """Take in the rate of the interval that ends at now_s."""
+    """Process the rate of the interval that ends at `now_s`."""
     shape, seen_s = _shape(f, now_s, interval_s, rate, tuning), f.shape_seen_s + interval_s
     if not f.levels:
         n = len(tuning.level_s)
@@ -81,9 +92,8 @@ def update(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: 
     levels, trends = [], []
     for level, trend, level_s, trend_s in zip(f.levels, f.trends, tuning.level_s, tuning.trend_s, strict=True):
         expected = level + trend * dt
-        young = (
-            f.fresh_s < level_s
-        )  # a plain mean until it has seen enough, so that the first interval weighs no more than others
+        # At first a plain mean, so that the first interval weighs no more than the others.
+        young = f.fresh_s < level_s
         gain = max(1 - math.exp(-dt / level_s), dt / (f.fresh_s + dt)) if young else 1 - math.exp(-dt / level_s)
         levels.append(max(0.0, expected + gain * (rate - expected)))
         trends.append(0.0 if young else trend + (1 - math.exp(-dt / trend_s)) * ((levels[-1] - level) / dt - trend))
@@ -102,7 +112,7 @@ def update(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: 
 
 
 def _judge(f: Forecaster, now_s: float, dt: float, tuning: Tuning) -> Forecaster:
-    """Forecasts whose time has come: what was the mean over the window around it?"""
+    """Compare the forecasts that are due with the mean rate over the window around their time."""
     due = [made for made in f.made if made[0] <= now_s - tuning.window_s / 2]
     if not due:
         return f
@@ -122,16 +132,17 @@ def _judge(f: Forecaster, now_s: float, dt: float, tuning: Tuning) -> Forecaster
 
 
 def scaled(f: Forecaster, factor: float) -> Forecaster:
-    """The same in other units: a worker has turned out to be faster or slower."""
+    """Return the forecaster in other units, for a worker that turned out to be faster or slower."""
     return replace(
         f, levels=tuple(factor * v for v in f.levels), trends=tuple(factor * v for v in f.trends),
-        recent=tuple((at, factor * rate) for at, rate in f.recent), made=tuple((at, *(factor * v for v in each)) for at, *each in f.made),
+        recent=tuple((at, factor * rate) for at, rate in f.recent),
+        made=tuple((at, *(factor * v for v in each)) for at, *each in f.made),
         shape=tuple(factor * v for v in f.shape),
     )  # fmt: skip
 
 
 def prior() -> tuple[float, ...]:
-    """Before anything is known: errors of about 20 %, worth a minute of watching."""
+    """Return the initial histogram of errors: about 20 %, with the weight of three forecasts."""
     weights = [math.exp(-(((i - _MIDDLE) * ERROR_STEP / _PRIOR_SPREAD) ** 2) / 2) for i in range(ERROR_BINS)]
     return tuple(_PRIOR_FORECASTS * w / sum(weights) for w in weights)
 
@@ -147,7 +158,8 @@ def _bin(actual: float, forecast: float) -> int:
 def _shape(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: Tuning) -> tuple[float, ...]:
     shape = list(f.shape or [0.0] * SHAPE_BINS)
     i = int(now_s % DAY_S / DAY_S * SHAPE_BINS)
-    # The first day fills a bin with its plain mean; later days change it by 1/shape_days each.
+    # On the first day a bin is filled with its plain mean; later days change it by 1/shape_days
+    # each.
     days = max(1.0, min(tuning.shape_days, f.shape_seen_s / DAY_S + 1))
     if f.shape_seen_s < DAY_S and shape[i] == 0.0:
         shape[i] = rate
@@ -157,8 +169,9 @@ def _shape(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: 
 
 
 def seasonal(f: Forecaster, at_s: float) -> float:
-    """The daily shape at a time, straight lines between the middles of the bins; NaN where two days
-    are not known.
+    """Return the daily shape at a time, interpolated linearly between the middles of the bins.
+
+    NaN unless two days are known.
     """
     if f.shape_seen_s < 2 * DAY_S:
         return math.nan
@@ -168,16 +181,17 @@ def seasonal(f: Forecaster, at_s: float) -> float:
 
 
 def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> tuple[float, ...]:
-    """The expected rate at the horizon, by all together and then by each; NaN before the first
-    update.
+    """Return the expected rate at the horizon: combined, and then of each forecaster.
+
+    Only (NaN,) is returned before the first update.
     """
     if not f.levels:
         return (math.nan,)
     then, now = seasonal(f, f.updated_s + horizon_s), seasonal(f, f.updated_s)
     each = []
     for level, trend in zip(f.levels, f.trends, strict=True):
-        # Only a rise is believed to go on: a fall that ends early costs objectives, one that is
-        # seen late a few GPU-minutes.
+        # Only a rise is expected to continue: a fall that ends early costs objectives, while one
+        # that is noticed late costs a few GPU-minutes.
         ahead = level + max(0.0, trend) * tuning.damping_s * (1 - math.exp(-horizon_s / tuning.damping_s))
         if now > 0 and then > 0:
             ahead = (ahead + level * min(2.0, max(0.5, then / now))) / 2
@@ -187,12 +201,12 @@ def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> tuple[float, ...
 
 
 def remember(f: Forecaster, due_s: float, forecasts: tuple[float, ...]) -> Forecaster:
-    """A forecast (as `predict` made it) to be judged when its time has come."""
+    """Remember a forecast of `predict`, to be judged when it is due."""
     return replace(f, made=(*f.made, (due_s, *forecasts))[-_KEPT_FORECASTS:])
 
 
 def ratios(f: Forecaster) -> list[tuple[float, float]]:
-    """(actual / forecast, probability), ascending."""
+    """Return (actual / forecast, probability) in ascending order."""
     histograms = f.errors or (prior(),)
     sums = [sum(counts) for counts in histograms]
     shares = [

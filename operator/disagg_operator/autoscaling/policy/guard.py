@@ -1,8 +1,8 @@
-"""PURE: around the predictive policy: what an operator must add to it before it may move pods.
+"""PURE: The safeguards around the predictive policy, without which it may not scale pods.
 
-A pool that the operator does not scale keeps its size. A pool of which something is not known is
-not scaled down. A declared window damps scaling down. A short blindness says nothing, a longer one
-is told.
+A pool that the operator does not scale keeps its size. A pool with unknown signals is not scaled
+down. A declared window damps scaling down. A short loss of metrics is not reported, a longer one
+is.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ FORECAST_UP = "ForecastAboveCapacity"
 FORECAST_DOWN = "ForecastBelowCapacity"
 ENOUGH = "Enough"
 PARTIAL_METRICS = "PartialMetrics"
-# One scrape that failed is no blindness.
+# A single failed scrape is not reported as a loss of metrics.
 BLIND_AFTER_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Predicting:
-    """What is remembered of a deployment.
-
-    `wanted`: (time, workers) by pool, for a declared window.
-    """
+    """The memory of the predictive policy for one deployment."""
 
     state: State = field(default_factory=State)
+    """The state of the policy."""
     wanted: Mapping[str, tuple[tuple[float, int], ...]] = field(default_factory=dict)
+    """(time, workers) of the recent steps of each pool with a declared window, by pool."""
     seen_s: float = math.nan
+    """The time at which metrics were last available; NaN before the first step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +51,19 @@ class Outcome:
     """The result of one step of a policy, with all that is needed to make the step again."""
 
     observation: Observation
-    """What the policy went by."""
+    """The observation that the policy was given."""
     targets: Targets
-    """What the policy answered."""
+    """The answer of the policy."""
     decisions: Mapping[str, Decision]
-    """What becomes of the answer, by pool that the operator scales."""
+    """The resulting decision for each pool that the operator scales, by pool."""
     settings: Settings
     """The predictive policy's settings at this step."""
     before: State
     """The predictive policy's state before this step."""
     queue: QueueStart | None = None
-    """The rules and memories before this step, where the policy is `queue`."""
+    """The rules and memories before this step if the policy is `queue`, otherwise None."""
     samples: Mapping[str, QueueSample] = field(default_factory=dict)
-    """What the policy `queue` went by, by pool."""
+    """The samples that the policy `queue` was given, by pool."""
 
 
 def step(
@@ -73,9 +73,9 @@ def step(
     folded: Folded,
     memory: Predicting,
 ) -> tuple[Outcome | None, Predicting]:
-    """Take one look into account; None: nothing is said, everything stays.
+    """Process one observation. The outcome is None if nothing is decided and everything stays.
 
-    `pools`: bounds of those that are scaled.
+    `pools` holds the rules of the pools that are scaled.
     """
     o = seen_whole(folded.observation)
     folded = replace(folded, observation=o)
@@ -96,15 +96,16 @@ def step(
         )
     seen_s = memory.seen_s if o.blind else o.now_s
     if math.isnan(seen_s):
-        seen_s = -math.inf  # blind from the start: told once, at once
+        seen_s = -math.inf  # no metrics from the start: reported once, at once
     return Outcome(o, targets, decisions, settings, memory.state), replace(
         memory, state=state, wanted=wanted, seen_s=seen_s
     )
 
 
 def seen_whole(o: Observation) -> Observation:
-    """A moment at which what comes in or what is generated is not known is a blind one: half a
-    picture would be taken for no load.
+    """Return the observation, as a blind one if the arriving or the generated work is unknown.
+
+    An incomplete observation would be mistaken for one without load.
     """
     needed = (o.prefill.arrivals, o.prefill.prompt_tokens, o.prefill.prompt_tokens_squared, o.decode.generated_tokens)
     if not any(map(math.isnan, needed)):
@@ -113,7 +114,7 @@ def seen_whole(o: Observation) -> Observation:
 
 
 def fixed(settings: Settings, pools: Mapping[str, PoolRules], o: Observation) -> Settings:
-    """A pool that isn't scaled has the size that it has."""
+    """Return the settings with each pool that is not scaled fixed to its present size."""
     p, d = o.prefill.pods.replicas, o.decode.pods.replicas
     if "prefill" not in pools:
         settings = replace(settings, prefill=replace(settings.prefill, least=p, most=p))
@@ -131,7 +132,7 @@ def _held(
     memory: Predicting,
     wanted: Mapping[str, tuple[tuple[float, int], ...]],
 ) -> tuple[int, str]:
-    """(so many at least, why) when something forbids scaling down."""
+    """Return (the fewest workers, the reason) if something forbids scaling down, else (0, "")."""
     if to >= current or folded.observation.blind:
         return 0, ""
     if name in folded.partial:
@@ -157,7 +158,8 @@ def _decision(
     least, why = held
     if to < least:
         to = least
-        message = f"{message}; {'some pods did not answer' if why == PARTIAL_METRICS else 'scaling down waits for its window'}"
+        cause = "some pods did not answer" if why == PARTIAL_METRICS else "scaling down waits for its window"
+        message = f"{message}; {cause}"
     if o.blind:
         reason = METRICS_UNAVAILABLE
     elif not bounds.min_replicas <= current <= bounds.max_replicas:
@@ -170,7 +172,7 @@ def _decision(
 
 
 def _words(reason: str, name: str) -> str:
-    """The part of the policy's sentence that speaks of one pool."""
+    """Return the part of the policy's reason that concerns one pool."""
     first, found, second = reason.partition("; decode: ")
     if not found:
         return reason

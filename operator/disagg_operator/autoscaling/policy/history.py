@@ -1,4 +1,4 @@
-"""PURE: what a metrics store remembers of the days before makes a state that has seen them."""
+"""PURE: Builds a policy state from the history of the previous days in a metrics store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from disagg_operator.autoscaling.policy.predictive import Settings, State
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """Sums over the minute that ends at `at_s` (the clock of the observations that follow)."""
+    """Sums over the minute that ends at `at_s`, on the clock of the observations that follow."""
 
     at_s: float
     requests: float
@@ -20,15 +20,15 @@ class Minute:
     output_tokens: float
 
     def times(self, factor: float) -> Minute:
-        """The same minute with so many times the traffic."""
+        """Return the same minute with its traffic multiplied by `factor`."""
         return Minute(self.at_s, factor * self.requests, factor * self.prompt_tokens, factor * self.output_tokens)
 
 
 def seed(settings: Settings, minutes: Iterable[Minute]) -> State:
-    """The forecasters' daily shape, errors and skill from minutes in order of time.
+    """Return a state with the forecasters' daily shape, errors and skill, learned from minutes.
 
-    What depends on absolute work (levels, miss curves) begins anew: the sums hold no second moment
-    and no objectives.
+    The minutes must be in order of time. Everything that depends on absolute work (levels, miss
+    curves) starts afresh, because the sums hold no second moment and no objectives.
     """
     prefill, decode = Forecaster(), Forecaster()
     horizon_s = settings.cold_start_s + 45.0

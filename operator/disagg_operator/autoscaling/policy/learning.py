@@ -1,12 +1,12 @@
-"""PURE: a worker's speed, learned from what workers did; the given profile is where it begins.
+"""PURE: The speed of a worker, learned from measurements; the given profile is the starting point.
 
-Prefill seconds are linear in batches, tokens and squared tokens, decode seconds in steps, sequences
-and KV tokens, and sums over intervals and workers keep that. So each interval is one row of a ridge
-regression for three factors by which the prior's terms are multiplied: rows are divided by their
-seconds (errors are relative), fade over hours and pull against a prior of 1 that is worth a
-hundredth of a row in each term, however small the prior made that term. What intervals do not tell
-apart (batches that are always full) stays in the prior's proportions; that is all a policy needs
-while it stays so.
+The seconds of prefill are linear in batches, tokens and squared tokens, those of decode in steps,
+sequences and KV tokens. Sums over intervals and workers keep this linearity. Each interval is
+therefore one row of a ridge regression for three factors, by which the terms of the prior are
+multiplied. Rows are divided by their seconds (errors are relative) and fade over hours. They pull
+against a prior of 1 that is worth a hundredth of a row in each term, however small the prior made
+that term. Terms that the intervals cannot separate (batches that are always full) keep the prior's
+proportions, which is all that a policy needs while the batches stay so.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from dataclasses import dataclass, replace
 from disagg_operator.autoscaling.policy.observation import Observation
 from disagg_operator.performance.profile import Profile
 
-_NOISE = 0.05  # relative, of an interval's seconds
+_NOISE = 0.05  # relative error of an interval's seconds
 _PRIOR_ROWS = 0.01
 _MEMORY_S = 2 * 3600.0
 _LEAST_FACTOR, _MOST_FACTOR = 0.02, 1000.0
-_LEAST_S = 0.5  # of computing in an interval, to say anything
+_LEAST_S = 0.5  # an interval with fewer seconds of computing is left out
 
 Three = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Faded sums of one pool's rows: the upper triangle of the normal equations and their right
-    side.
+    """Faded sums over the rows of one pool.
+
+    They are the upper triangle of the normal equations (`squares`), their right side (`products`),
+    and the number of rows (`rows`).
     """
 
     squares: tuple[float, float, float, float, float, float] = (0.0,) * 6
@@ -39,14 +41,14 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What both pools' workers have shown."""
+    """The evidence from the workers of both pools."""
 
     prefill: Evidence = Evidence()
     decode: Evidence = Evidence()
 
 
 def observe(learned: Learned, prior: Profile, o: Observation) -> Learned:
-    """Take in an interval. Signals that are not known, or that can't be, change nothing."""
+    """Add an interval to the evidence. Unknown and impossible signals change nothing."""
     p, d = o.prefill, o.decode
     prefill = _row(
         (prior.a_s, prior.b_s_per_token, prior.c_s_per_token2), (p.batches, p.batch_tokens, p.batch_tokens_squared)
@@ -61,7 +63,7 @@ def observe(learned: Learned, prior: Profile, o: Observation) -> Learned:
 
 
 def profile(learned: Learned, prior: Profile) -> Profile:
-    """The prior as corrected by what was seen."""
+    """Return the prior, corrected by the evidence."""
     a, b, c = factors(learned.prefill)
     d, e, f = factors(learned.decode)
     return replace(
@@ -71,7 +73,7 @@ def profile(learned: Learned, prior: Profile) -> Profile:
 
 
 def factors(evidence: Evidence) -> Three:
-    """By which each of the prior's terms is multiplied: a fiftieth at least, a thousand at most."""
+    """Return the factors by which the terms of the prior are multiplied, from 1/50 to 1000."""
     s, share = evidence.squares, _PRIOR_ROWS / max(evidence.rows, 1.0)
     prior = [share * max(square, 1e-6) for square in (s[0], s[3], s[5])]
     matrix = [[s[0] + prior[0], s[1], s[2]], [s[1], s[3] + prior[1], s[4]], [s[2], s[4], s[5] + prior[2]]]
@@ -90,7 +92,7 @@ def factors(evidence: Evidence) -> Three:
 
 
 def _row(coefficients: Three, counts: Three) -> Three:
-    """Seconds that each term of the prior expects."""
+    """Return the seconds that each term of the prior predicts."""
     x, y, z = (c * n for c, n in zip(coefficients, counts, strict=True))
     return x, y, z
 
@@ -111,7 +113,7 @@ def _add(evidence: Evidence, expected: Three, seconds: float, interval_s: float)
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """Gauss, for a matrix that is positive definite."""
+    """Solve linear equations with a positive definite matrix by Gaussian elimination."""
     n = len(right)
     rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
     for i in range(n):

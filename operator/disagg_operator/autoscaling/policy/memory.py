@@ -1,4 +1,4 @@
-"""PURE: what a user may set for the predictive policy, and what it remembers."""
+"""PURE: The settings of the predictive policy, and its state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from disagg_wire.roles import PREFILL
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """Bounds of one pool and the GPUs of one of its workers."""
+    """The bounds of one pool (`least` and `most` workers), and the GPUs of one of its workers."""
 
     least: int = 1
     most: int = 40
@@ -23,7 +23,10 @@ class PoolLimits:
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """A known peak: from `from_s` to `to_s` of each day (seconds, UTC) at least so many workers."""
+    """A known peak: the least number of workers from `from_s` to `to_s` of each day.
+
+    Times are seconds of the day in UTC.
+    """
 
     from_s: float
     to_s: float
@@ -37,30 +40,36 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a user may set.
-
-    `profile`: where learning a worker's speed begins. `budget`: the share of requests that may miss
-    each of the two objectives for want of workers. `over_provisioning`: multiplies the expected
-    work. `gpu_budget`: GPUs of both pools together. `ratio`: least and most decode workers per
-    prefill worker. `cold_start_s`: until it has been measured. `role_flip_s`: time to move a worker
-    between the pools; None: never. `price`: workers that one worker's work of missed requests is
-    worth, to begin with. `learn`: correct the profile by what workers do.
-    """
+    """The settings that a user may choose."""
 
     profile: Profile
+    """The speed of a worker, from which learning starts."""
     tpot_s: float
+    """The objective for the time per output token, in seconds."""
     prefill: PoolLimits = PoolLimits()
+    """The bounds of the prefill pool."""
     decode: PoolLimits = PoolLimits()
+    """The bounds of the decode pool."""
     budget: float = 0.0025
+    """The share of requests that may miss each of the two objectives for lack of workers."""
     over_provisioning: float = 1.0
+    """The factor by which the expected work is multiplied."""
     gpu_budget: int | None = None
+    """The most GPUs of both pools together; None: no limit."""
     ratio: tuple[float, float] | None = None
+    """The fewest and the most decode workers per prefill worker; None: no limits."""
     peaks: tuple[Peak, ...] = ()
+    """The known peaks."""
     cold_start_s: float = 120.0
+    """Seconds from the creation of a worker to its readiness, until they have been measured."""
     role_flip_s: float | None = None
+    """Seconds that a role flip takes; None: roles are never flipped."""
     price: float = 8.0
+    """The initial cost of missed requests that amount to the work of one worker, in workers."""
     tuning: Tuning = field(default_factory=Tuning)
+    """The time constants of the forecasts."""
     learn: bool = True
+    """Whether to correct the profile by measurements."""
 
     def limits(self, role: str) -> PoolLimits:
         """Return the bounds of one pool."""
@@ -69,38 +78,47 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """What is remembered of one pool.
-
-    `wanted`: (time, n) of the last cold starts; `missed` of `counted`: requests, faded; `cap`: so
-    many workers could be placed when others could not, believed until `cap_until_s`; `pressure`:
-    log of the price's correction by all that was missed.
-    """
+    """The state of one pool."""
 
     demand: Forecaster = field(default_factory=Forecaster)
+    """The forecasts of the pool's work, in workers."""
     curve: MissCurve = field(default_factory=lambda: MissCurve(0.2, 0.2))
+    """The share of requests that miss their objective, by utilisation."""
     wanted: tuple[tuple[float, int], ...] = ()
+    """(time, workers) wanted by the steps of the last cold starts."""
     load: float = math.nan
+    """The demand averaged over the life of a request, in workers; NaN before the first step."""
     missed: float = 0.0
+    """Requests that missed their objective; the number fades."""
     counted: float = 0.0
+    """Requests that were measured against their objective; the number fades."""
     pressure: float = 0.0
+    """The logarithm of the price's correction by all misses so far."""
     cap: int = 0
+    """The workers that could be placed when others could not."""
     cap_until_s: float = -math.inf
+    """The time until which `cap` applies."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a step remembers; the empty state is a safe start.
-
-    `output_tokens`: mean of a request; `seen_s`: when metrics last came; `seen_with`: how many
-    workers of each pool were wanted then.
-    """
+    """The state of the policy between steps; the empty state is a safe start."""
 
     prefill: PoolState = field(default_factory=PoolState)
+    """The state of the prefill pool."""
     decode: PoolState = field(default_factory=lambda: PoolState(curve=MissCurve(-0.1, 0.08)))
+    """The state of the decode pool."""
     output_tokens: float = math.nan
+    """Mean output tokens of a request; NaN until known."""
     kv_per_sequence: float = math.nan
+    """Mean KV tokens of a running sequence; NaN until known."""
     began_s: float = math.nan
+    """The time of the first step; NaN before it."""
     began_with: tuple[int, int] = (0, 0)
+    """The workers that each pool (prefill, decode) was set to at the first step."""
     seen_s: float = math.nan
+    """The time at which metrics were last available; NaN before that."""
     seen_with: tuple[int, int] = (0, 0)
+    """The workers of each pool (prefill, decode) that were wanted at that time."""
     learned: Learned = field(default_factory=Learned)
+    """The measurements of the workers' speed."""

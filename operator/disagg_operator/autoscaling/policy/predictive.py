@@ -1,24 +1,28 @@
-"""PURE: the predictive policy.
+"""PURE: The predictive policy.
 
-How many workers each pool should have, from forecasts of its work and a price on every missed
-objective.
+It decides how many workers each pool should have from forecasts of the pool's work and a price for
+every missed objective. For each pool, in workers:
 
-For each pool, in workers:
+    demand(t)  = work that arrives per second
+                 / work that one worker does per second within the objective
+    forecast   = demand one cold start (and three scrapes) ahead, with a histogram of the errors
+                 of such forecasts
+    M(n)       = expected share of requests that miss their objective with n workers: the
+                 histogram folded with a curve of misses by utilisation, which is learned from
+                 the pool's own requests
+    wanted     = the n that minimises  n + price * forecast * M(n), where misses that come
+                 together count more
 
-    demand(t)  = work that comes in per second / work that one worker does per second within the objective
-    forecast   = demand one cold start (and three scrapes) ahead, with a histogram of how wrong such forecasts have been
-    M(n)       = expected share of requests that miss their objective with n workers: the histogram folded with a curve of misses by
-                 utilisation, which is learned from the pool's own requests
-    wanted     = the n that minimises  n + price * forecast * M(n), where misses that come together count more
+The price controls the error budget. It rises while more requests miss than the budget allows and
+falls while fewer do: quickly by the misses of the last quarter of an hour, and slowly by all misses
+so far. Misses are therefore accepted where it is expensive to avoid them (the last worker of a
+small pool) and avoided where it is cheap.
 
-The price steers the error budget: it rises while more requests miss than the budget allows and
-falls while fewer do, quickly by what was missed in the last quarter of an hour and slowly by all
-that ever was. So misses are accepted where avoiding them is dear (the last worker of a small pool)
-and avoided where it is cheap. Workers that start count as capacity. Scaling down goes to the
-largest `wanted` of the last one and a half cold starts. Where a worker changes sides faster than
-one starts, what one pool holds beyond its need goes to the other as soon as that one wants more.
-Without metrics nothing is ever scaled down. How fast a worker is, is learned from what workers did
-(`learning`); the profile in the settings is only where that begins.
+Workers that are starting count as capacity. Scaling down goes to the largest `wanted` of the last
+one and a half cold starts. If a role flip is faster than a cold start, the workers that one pool
+holds beyond its need go to the other pool as soon as that pool wants more. Without metrics nothing
+is ever scaled down. The speed of a worker is learned from the workers' own measurements
+(`learning`); the profile in the settings is only the starting point.
 """
 
 from __future__ import annotations
@@ -36,20 +40,22 @@ from disagg_wire.roles import DECODE, PREFILL
 
 __all__ = ["Peak", "PoolLimits", "PoolState", "Settings", "State", "step"]
 
-_WARM_UP_S = 600.0  # the estimators know nothing yet: not below the starting size
+_WARM_UP_S = 600.0  # until then the estimators know little: not below the starting size
 _BLIND_FORECAST_S = 300.0
 _OUTPUT_MEMORY_S = 600.0
 _MOST_BLIND_RISE = 2.0
-_MOST_TOKENS = 1e9  # of a request: more is no measurement
-_MOST_WORK = 1e6  # workers: more is no measurement
-_DRAIN_S = 30.0  # a backlog shall be gone after this long
+_MOST_TOKENS = 1e9  # per request; a larger value is not a valid measurement
+_MOST_WORK = 1e6  # workers; a larger value is not a valid measurement
+_DRAIN_S = 30.0  # the time in which a backlog should be worked off
 _BUDGET_MEMORY_S = 900.0
-_STEER_S = 16 * 3600.0  # the price grows e-fold in so long when twice the budget is missed, and shrinks when nothing is
+# In this time the price grows e-fold if twice the budget is missed, and shrinks as much if nothing
+# is missed.
+_STEER_S = 16 * 3600.0
 _MOST_PRESSURE = 2.5
 
 
 def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, State]:
-    """Take one observation into account."""
+    """Process one observation, and return the number of workers for each pool and the new state."""
     o = _clean(o)
     if math.isnan(state.began_s):
         state = replace(state, began_s=o.now_s, began_with=(o.prefill.pods.replicas, o.decode.pods.replicas))
@@ -73,13 +79,13 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
         f"decode_{k}": v for k, v in decode.numbers.items()
     }
     return Targets(
-        prefill.wanted, decode.wanted, f"prefill: {prefill.reason}; decode: {decode.reason}", numbers, _flip(settings, o, prefill, decode),
-        prefill.ahead, decode.ahead,
+        prefill.wanted, decode.wanted, f"prefill: {prefill.reason}; decode: {decode.reason}", numbers,
+        _flip(settings, o, prefill, decode), prefill.ahead, decode.ahead,
     ), state  # fmt: skip
 
 
 def _clean(value: Any) -> Any:
-    """Infinite and negative signals are not known."""
+    """Replace infinite and negative signals by NaN."""
     if isinstance(value, float):
         return value if math.isfinite(value) and value >= 0 else math.nan
     if is_dataclass(value) and not isinstance(value, type):
@@ -89,8 +95,10 @@ def _clean(value: Any) -> Any:
 
 
 def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, State]:
-    """Lengths of outputs and contexts, from requests that ended and those that run; the profile,
-    from what workers computed.
+    """Update what is learned from an observation.
+
+    The lengths of outputs and contexts are learned from requests that ended and from those that are
+    running, and the profile from the work that workers have done.
     """
     d = o.decode
     gain = 1 - math.exp(-o.interval_s / _OUTPUT_MEMORY_S)
@@ -107,7 +115,8 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
     before = learning.profile(state.learned, settings.profile)
     learned = learning.observe(state.learned, settings.profile, o)
     now = learning.profile(learned, settings.profile)
-    # Demand is in workers: when a worker turns out to be faster, what is remembered of it shrinks.
+    # Demand is measured in workers. If a worker turns out to be faster, the remembered demand
+    # shrinks.
     p = o.prefill
     work = [x.prefill_work_s(p.arrivals, p.prompt_tokens, p.prompt_tokens_squared) for x in (before, now)]
     rate = [_decode_rate(settings, x, state) for x in (now, before)]
@@ -146,21 +155,23 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizi
         p.ttft_ok,
         0.0,
     )
-    # What one interval can't work off while new work comes in. What decode has no room for, more
-    # prefill workers would not serve either.
+    # The backlog that one interval cannot work off while new work arrives. More prefill workers
+    # would not help requests for which the decode pool has no room.
     extra = (1 - _held(p)) * max(0.0, backlog_s - 0.5 * p.pods.ready) / _DRAIN_S
     outlook = Outlook(_horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, extra, state.began_s)
     return plan(settings, PREFILL, o, pool, outlook)
 
 
 def _held(p: PrefillSignals) -> float:
-    """How much of what waits for prefill waits because decode is nearly full."""
+    """Return the share of the waiting prompts that wait because the decode pool is nearly full."""
     return 1 - min(1.0, p.batch_share) if p.batch_share >= 0 else 0.0
 
 
 def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizing, PoolState]:
-    """Demand is what runs: tokens a second, of short and of long outputs alike; its trend is what
-    comes in less what ends.
+    """Return the size that the decode pool should have.
+
+    The demand is the tokens generated per second, of short and of long outputs alike. Its trend is
+    the difference between the requests that arrive and those that end.
     """
     d, pool, interval_s = o.decode, state.decode, o.interval_s
     rate = _decode_rate(settings, settings.profile, state)
@@ -171,8 +182,8 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
     pool = _judge(settings, pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, interval_s, made, settings.tuning))
-    # Prefilled but not admitted, or not prefilled for want of room: it wants decode workers, not
-    # prefill workers.
+    # Requests that are prefilled but not admitted, or not prefilled for lack of room, need decode
+    # workers and not prefill workers.
     held = _held(o.prefill) * o.prefill.waiting_requests
     waiting = sum(n for n in (d.waiting_requests, held) if n < 1e9)
     extra = waiting * output / rate / max(_DRAIN_S, duration_s)
@@ -201,7 +212,7 @@ def _judge(
 ) -> PoolState:
     """Learn from the interval's misses.
 
-    A miss of a long request belongs to the utilisation of its whole life.
+    A miss of a long request is attributed to the utilisation during its whole life (`memory_s`).
     """
     keep = 0.0 if math.isnan(pool.load) else math.exp(-o.interval_s / max(memory_s, 1e-3))
     load = demand + keep * ((pool.load if keep else demand) - demand)
@@ -218,15 +229,17 @@ def _judge(
 
 
 def _flips(settings: Settings, o: Observation) -> bool:
-    """Whether moving a worker to the other pool is faster than starting one."""
+    """Return whether a role flip is faster than starting a worker."""
     cold_s = settings.cold_start_s if math.isnan(o.decode.pods.cold_start_s) else o.decode.pods.cold_start_s
     return settings.role_flip_s is not None and settings.role_flip_s < cold_s
 
 
 def _give(giver: PoolSizing, taker: PoolSizing, name: str) -> None:
-    """What a pool has beyond its need it holds against a rise for which it would have to start
-    workers. Where the other pool must start some now, they are worth more there, and come back as
-    fast.
+    """Let the pool `giver` give workers that it does not need to the pool `taker`.
+
+    A pool holds workers beyond its need as a reserve, because it would otherwise have to start
+    workers when its work rises. If the other pool must start workers now, they are of more use
+    there, and come back as fast.
     """
     n = min(taker.wanted - taker.pods.replicas, giver.pods.replicas - giver.need)
     if n > 0 and giver.pods.replicas - n < giver.wanted:
@@ -234,7 +247,9 @@ def _give(giver: PoolSizing, taker: PoolSizing, name: str) -> None:
 
 
 def _flip(settings: Settings, o: Observation, prefill: PoolSizing, decode: PoolSizing) -> int:
-    """Workers that one pool gives and the other takes."""
+    """Return how many workers should flip from prefill to decode, or minus those from decode to
+    prefill.
+    """
     if not _flips(settings, o):
         return 0
     more_decode, more_prefill = decode.wanted - decode.pods.replicas, prefill.wanted - prefill.pods.replicas
@@ -242,8 +257,10 @@ def _flip(settings: Settings, o: Observation, prefill: PoolSizing, decode: PoolS
 
 
 def _blind(settings: Settings, o: Observation, state: State) -> Targets:
-    """Hold; after a while rise to what this time of day usually needs beside what was there when
-    metrics were last seen. Never down.
+    """Return the targets while there are no metrics.
+
+    The pools are held. After a while they rise to the usual need at this time of day, relative to
+    the workers that were wanted when metrics were last available. They never shrink.
     """
     reason = "no metrics: holding"
     plans = []

@@ -1,19 +1,21 @@
-"""PURE: how many replicas a pool should have, from how many requests it holds.
+"""PURE: The policy `queue`: how many replicas a pool should have for the requests that it holds.
 
-`queue`, the one policy of this version, is proportional:
+It is proportional:
 
     demand  = requests waiting for or running in the pool, averaged over `smoothing_s`
     wanted  = ceil(demand / target), clipped to [min, max]
 
 - Within `tolerance` of `replicas * target` nothing changes.
-- Up: at once, or after `up_window_s` of agreement (the smallest recommendation of that window).
-  Pods that are still starting are part of `replicas`, so a deficit that they will cover asks for no
-  more.
-- Down: to the largest recommendation of the last `down_window_s`, and only if that whole window was
-  observed. A restart of the operator or a hole in the data starts the window anew.
-- A ready pod that did not answer counts 0 when scaling up and `target` when scaling down; a router
-  that did not answer forbids scaling down; no answer at all holds. Absent is never zero.
-- `min` and `max` are the user's word and hold even without data.
+- Scaling up happens at once, or after `up_window_s` of agreement (to the smallest recommendation of
+  that window). Pods that are still starting count as `replicas`, so a deficit that they will cover
+  does not ask for more.
+- Scaling down goes to the largest recommendation of the last `down_window_s`, and happens only if
+  that whole window was observed. A restart of the operator or a gap in the data restarts the
+  window.
+- A ready pod that did not answer counts 0 for scaling up and `target` for scaling down. A router
+  that did not answer forbids scaling down. If nothing answered, the replicas are held. Absent never
+  means zero.
+- `min` and `max` are set by the user and hold even without data.
 """
 
 from __future__ import annotations
@@ -36,19 +38,18 @@ from disagg_operator.autoscaling.policy.decision import (
     PoolRules,
 )
 
-# A stretch without samples longer than this is a hole: what was seen before it can't vouch for a
-# scale-down.
+# A longer time without samples is a gap: samples from before it cannot justify scaling down.
 MAX_GAP_S = 30.0
-_MOST_REQUESTS = 1e12  # more is no measurement
-_EPSILON = 1e-9  # ceil(3.0000000001) is 3: a mean of floats must not cost a replica
+_MOST_REQUESTS = 1e12  # a larger value is not a valid measurement
+_EPSILON = 1e-9  # so that ceil(3.0000000001) is 3: rounding errors of a mean must not cost a replica
 
 
 @dataclass(frozen=True, slots=True)
 class QueueSample:
-    """One look at a pool at monotonic time `at`.
+    """One look at a pool at the monotonic time `at`.
 
-    `requests` is the sum over what answered; None when nothing did (as is taken what is no number
-    of requests).
+    `requests` is the sum over the pods that answered, or None if none did. A value that cannot be a
+    number of requests is treated as None.
     """
 
     at: float
@@ -59,20 +60,20 @@ class QueueSample:
 
 @dataclass(frozen=True, slots=True)
 class QueueMemory:
-    """What a step remembers. The empty state is always a safe start."""
+    """The state of one pool between steps. The empty state is always a safe start."""
 
     samples: tuple[QueueSample, ...] = ()
     wanted: tuple[tuple[float, int], ...] = ()  # (time, recommendation), oldest first
-    since: float | None = None  # start of the present unbroken stretch of data
+    since: float | None = None  # start of the present data without a gap
 
 
 SIGNAL = "QueueDepth"
 
 
 def step(policy: PoolRules, sample: QueueSample, replicas: int, state: QueueMemory) -> tuple[Decision, QueueMemory]:
-    """Take one sample into account.
+    """Process one sample, and return the decision and the new state.
 
-    `replicas`: what the pool is set to now, pods that still start included.
+    `replicas` is the number that the pool is set to now, including pods that are still starting.
     """
     if sample.requests is not None and not 0 <= sample.requests < _MOST_REQUESTS:  # NaN fails too
         sample = replace(sample, requests=None)
@@ -90,7 +91,7 @@ def step(policy: PoolRules, sample: QueueSample, replicas: int, state: QueueMemo
     silent = max(s.silent_pods for s in state.samples)
     router_silent = any(s.router_silent for s in state.samples)
     low = _clip(_recommend(demand, replicas, policy), policy)
-    # On the way down every silent pod counts as fully loaded.
+    # For scaling down every silent pod counts as fully loaded.
     high = _clip(_recommend(demand + silent * policy.target, replicas, policy), policy)
     wanted = low if low > replicas else max(low, min(high, replicas))
     state = replace(state, wanted=(*state.wanted, (sample.at, wanted)))

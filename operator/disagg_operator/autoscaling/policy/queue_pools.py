@@ -1,6 +1,4 @@
-"""PURE: the policy queue over both pools: one step from one look, the same again from its record,
-and what it says of itself.
-"""
+"""PURE: The policy `queue` for both pools: its steps, which can be repeated from their record."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ _LEAST_TARGET, _MOST_TARGET = 1e-3, 1e9
 
 @dataclass(frozen=True, slots=True)
 class QueueStart:
-    """Where a run begins: the rules of the pools that are scaled, and what is remembered of each."""
+    """The start of a run: the rules of the pools that are scaled, and the state of each."""
 
     pools: dict[str, PoolRules]
     states: dict[str, QueueMemory]
@@ -31,7 +29,7 @@ def step(
     samples: Mapping[str, QueueSample],
     o: Observation,
 ) -> tuple[dict[str, Decision], dict[str, QueueMemory]]:
-    """One step of each pool that is scaled."""
+    """Take one step for each pool that is scaled."""
     decisions, after = {}, {}
     for pool, rules in pools.items():
         decisions[pool], after[pool] = queue_depth.step(
@@ -41,9 +39,9 @@ def step(
 
 
 def targets(o: Observation, decisions: Mapping[str, Decision]) -> Targets:
-    """The decisions as the other policies answer.
+    """Return the decisions as the targets that other policies answer with.
 
-    A pool that isn't scaled has the size that it has.
+    A pool that is not scaled keeps its size.
     """
     prefill, decode = (decisions[pool].to if pool in decisions else o.pods(pool).replicas for pool in ROLES)
     numbers = {}
@@ -57,7 +55,7 @@ def targets(o: Observation, decisions: Mapping[str, Decision]) -> Targets:
 
 
 def words(decision: Decision) -> str:
-    """One pool's decision, in a sentence."""
+    """Return the decision for one pool in a sentence."""
     if decision.blind or decision.value is None:
         seen = "not all metrics are there"
     else:
@@ -67,14 +65,17 @@ def words(decision: Decision) -> str:
 
 
 def sample_of(o: Observation, pool: str) -> QueueSample:
-    """What this policy would have seen, where only another's observation is left."""
+    """Return the sample that this policy would have been given, from an observation.
+
+    It serves for records of another policy, which hold no samples.
+    """
     signals = o.prefill if pool == "prefill" else o.decode
     requests = signals.waiting_requests + signals.running_requests
     return QueueSample(o.now_s, None if math.isnan(requests) else requests)
 
 
 def check(pools: Mapping[str, PoolRules]) -> None:
-    """Raises ValueError naming the setting that makes no sense."""
+    """Check recorded rules. Raises ValueError, which names the setting that is out of range."""
     for pool, rules in pools.items():
         if pool not in ROLES:
             raise ValueError(f"{pool}: no such pool")

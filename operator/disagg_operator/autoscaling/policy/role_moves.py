@@ -1,10 +1,10 @@
-"""PURE: a worker that moves to the other pool: which one, and what of the decisions it takes over.
+"""PURE: Role flips: the choice of the worker that changes its pool, and the decisions that remain.
 
-How a pod moves: the worker drains and changes its role (docs/protocol.md), keeping weights and
-cache memory; then the other pool's number goes up, the pod's labels become those of the other
-pool's ReplicaSet, which adopts it, and then the number of the pool that gave it goes down. In that
-order neither ReplicaSet ever has a reason to delete a worker that serves; each may start a pod for
-a moment, and takes it back.
+In a role flip a worker drains and changes its role (docs/protocol.md), but keeps its weights and
+its cache memory. Then the other pool's number of replicas goes up, the pod's labels become those of
+the other pool's ReplicaSet, which adopts the pod, and finally the number of the old pool goes down.
+In this order neither ReplicaSet ever has a reason to delete a worker that serves. Either may start
+a pod for a moment, and deletes it again.
 """
 
 from __future__ import annotations
@@ -19,22 +19,26 @@ from disagg_wire.roles import ROLES
 
 @dataclass(slots=True)
 class Flip:
-    """One move under way.
-
-    `changed`: the worker has its new role, and the pod's labels are to follow.
-    """
+    """One role flip in progress."""
 
     pod: str
+    """The name of the pod."""
     giving: str
+    """The pool that the worker leaves."""
     taking: str
+    """The pool that the worker joins."""
     since_s: float
+    """The time at which the flip began, on the monotonic clock."""
     changed: bool = False
-    sizes: dict[str, int] = field(default_factory=dict)  # of both pools afterwards, once the labels are to follow
+    """Whether the worker has its new role, so that the pod's labels are to follow."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """The replicas of both pools after the flip, by pool; set when the labels are to follow."""
 
 
 def wanted(targets: Targets, decisions: Mapping[str, Decision]) -> tuple[str, str, int] | None:
-    """(giving pool, taking pool, how many) when the policy asks for it and both pools may really
-    change so.
+    """Return (giving pool, taking pool, workers) of the role flips that the policy asks for.
+
+    Returns None if it asks for none, or if one of the pools may not change accordingly.
     """
     if targets.flip == 0 or not all(role in decisions for role in ROLES):
         return None
@@ -46,14 +50,18 @@ def wanted(targets: Targets, decisions: Mapping[str, Decision]) -> tuple[str, st
 
 
 def idlest(loads: Mapping[str, float], pods: Iterable[str]) -> str | None:
-    """The pod that holds the fewest requests; one whose load is not known is as busy as any."""
+    """Return the pod that holds the fewest requests.
+
+    A pod whose load is unknown counts as much as the busiest one.
+    """
     highest = max(loads.values(), default=0.0)
     return min(sorted(pods), key=lambda pod: loads.get(pod, highest), default=None)
 
 
 def without(decisions: Mapping[str, Decision], giving: str, taking: str, count: int) -> dict[str, Decision]:
-    """The decisions less what moves between the pools: nobody shall delete a pod and start another
-    for it.
+    """Return the decisions without the workers that flip between the pools.
+
+    Otherwise one pod would be deleted and another one started for it.
     """
     out = dict(decisions)
     if giving in out:
@@ -70,9 +78,9 @@ def chosen(
     pods: Mapping[str, Iterable[str]],
     now_s: float,
 ) -> Flip | None:
-    """Return the move of the idlest worker that the policy asks for, unless its pool has no other.
+    """Return the role flip of the idlest worker if the policy asks for one, else None.
 
-    `pods` names the ready pods of each pool.
+    `pods` names the ready pods of each pool. A pool never gives its only ready worker.
     """
     asked = wanted(targets, decisions)
     if asked is None:
@@ -86,7 +94,7 @@ def chosen(
 def strays(
     pods: Mapping[str, Iterable[str]], roles: Mapping[str, str | None], moving: str | None
 ) -> list[tuple[str, str]]:
-    """Return (pod, pool) of each worker whose role is not that of its pool, but for the one that is moving."""
+    """Return (pod, pool) of each worker, except `moving`, whose role differs from its pool's."""
     return [
         (pod, pool)
         for pool, names in pods.items()

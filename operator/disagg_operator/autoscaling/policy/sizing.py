@@ -1,6 +1,4 @@
-"""PURE: how many workers a pool should have for the work that is expected, what each number of them
-costs, and both pools together.
-"""
+"""PURE: The number of workers for the expected work: of each pool alone, and of both together."""
 
 from __future__ import annotations
 
@@ -11,43 +9,54 @@ from disagg_operator.autoscaling.policy import forecast, miss_curve
 from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings
 from disagg_operator.autoscaling.policy.observation import Observation, Pods
 
-_TOGETHER = 25.0  # a miss among many misses weighs up to so many times more: one in a hundred is nothing, a bad minute is an incident
+# A miss among many misses weighs up to this many times more: one miss in a hundred hardly matters,
+# but a bad minute is an incident.
+_TOGETHER = 25.0
 _PRICE_PRIOR_S = 1200.0
 _PRICE_HIGH, _PRICE_GAIN = 1.5, 2.0
 _KEEP = 1.5  # cold starts
-_NODE_S = 600.0  # nodes are asked for, and workers held, by what is expected so much later
-_PATIENCE_S = 600.0  # a worker that starts for longer, and for four cold starts, can't be placed
-_PATIENCE = 4.0
-_LEARN_S = 180.0  # forecasts made before are not held against the forecaster
+_NODE_S = 600.0  # nodes are asked for, and workers kept, by the work expected this much later
+_PATIENCE_S = 600.0  # a worker that is starting for longer than this ...
+_PATIENCE = 4.0  # ... and for longer than this many cold starts cannot be placed
+_LEARN_S = 180.0  # earlier forecasts do not count against the forecaster
 _NODE_QUANTILE = 0.95
 
 
 @dataclass(slots=True)
 class PoolSizing:
-    """One pool's outcome of a step, while it is being put together.
-
-    `need`: workers that cost least now, without those that are held against another rise.
-    """
+    """The result of one step for one pool, while it is being computed."""
 
     pods: Pods
+    """The workers of the pool."""
     limits: PoolLimits
+    """The bounds of the pool."""
     wanted: int
+    """The number of workers that the pool should have."""
     reason: str
+    """The reason for that number, in a few words."""
     forecast: float = 1e-6
+    """The expected work, in workers."""
     price: float = 0.0
+    """The cost of missed requests that amount to the work of one worker, in workers."""
     shares: list[float] = field(default_factory=list)
+    """The share of requests that miss their objective, by slack; see `miss_curve`."""
     ratios: list[tuple[float, float]] = field(default_factory=list)
+    """(actual / forecast, probability); empty if nothing is known."""
     numbers: dict[str, float] = field(default_factory=dict)
+    """The numbers that the decision is based on, by name."""
     ahead: int = 0
+    """Workers that may be needed in ten minutes."""
     need: int = 0
+    """Workers of least loss now, without those kept as a reserve against another rise."""
     known: dict[int, float] = field(default_factory=dict)
+    """The losses computed so far, by number of workers."""
 
     def misses(self, n: int) -> float:
-        """Expected share of requests that miss with n workers; 0 where nothing is known."""
+        """Return the expected share of requests that miss with n workers, or 0 if it is unknown."""
         return miss_share(self.forecast, n, self.shares, self.ratios, 0.0) if self.ratios else 0.0
 
     def loss(self, n: int) -> float:
-        """What n workers cost, misses included, in workers."""
+        """Return the cost of n workers including the misses, in workers."""
         if n not in self.known:
             self.known[n] = n + (
                 self.price * self.forecast * miss_share(self.forecast, n, self.shares, self.ratios)
@@ -57,10 +66,12 @@ class PoolSizing:
         return self.known[n]
 
     def best(self) -> int:
-        """The number of least loss within the pool's largest size, never with less capacity than
-        work: that queue has no end.
+        """Return the number of workers of least loss, within the largest size of the pool.
+
+        Fewer workers than the forecast work needs are never considered, since their queue grows
+        without end.
         """
-        most = max(1, self.limits.most)  # whatever is measured, the search ends there
+        most = max(1, self.limits.most)  # the bound of the search, whatever is measured
         low, high = (
             min(most, max(1, int(min(n, 1e6)))) for n in (math.ceil(min(1e6, self.forecast)), 3 * self.forecast + 4)
         )
@@ -68,7 +79,7 @@ class PoolSizing:
 
 
 def hold(pods: Pods, limits: PoolLimits, reason: str) -> PoolSizing:
-    """Nothing is known: stay."""
+    """Return a sizing that keeps the pool's size, for a step in which its work is unknown."""
     n = max(limits.least, min(limits.most, pods.replicas))
     return PoolSizing(pods, limits, n, reason, ahead=n, need=n)
 
@@ -76,7 +87,10 @@ def hold(pods: Pods, limits: PoolLimits, reason: str) -> PoolSizing:
 def miss_share(
     expected: float, n: int, shares: list[float], ratios: list[tuple[float, float]], together: float | None = None
 ) -> float:
-    """Expected share of misses with n workers; busy moments hold more requests, so they weigh more."""
+    """Return the expected share of misses with n workers.
+
+    Busy moments hold more requests and therefore weigh more.
+    """
     if n <= 0:
         return 1.0
     weight = sum(r * p for r, p in ratios)
@@ -89,8 +103,10 @@ def miss_share(
 
 
 def price_of(settings: Settings, pool: PoolState, arrivals_per_s: float) -> float:
-    """Above the budget misses grow dear, below it cheap; twenty minutes that are just in budget are
-    the prior.
+    """Return the price of misses, in workers for one worker's work of missed requests.
+
+    It rises while the share of misses is above the budget and falls while it is below. The prior is
+    twenty minutes in which the share equals the budget.
     """
     prior = max(_PRICE_PRIOR_S * arrivals_per_s, 1.0)
     share = (pool.missed + prior * settings.budget) / (pool.counted + prior)
@@ -99,21 +115,22 @@ def price_of(settings: Settings, pool: PoolState, arrivals_per_s: float) -> floa
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What is expected of a pool.
-
-    `extra`: workers that work off what waits. `peak`: workers that a schedule asks for.
-    """
+    """The expectations for a pool."""
 
     horizon_s: float
+    """Seconds ahead for which work is forecast: a cold start and three scrapes."""
     arrivals_per_s: float
+    """Requests that arrive per second."""
     extra: float = 0.0
+    """Workers that work off the backlog."""
     began_s: float = 0.0
+    """The time of the policy's first step."""
 
 
 def plan(
     settings: Settings, role: str, o: Observation, pool: PoolState, outlook: Outlook
 ) -> tuple[PoolSizing, PoolState]:
-    """How many workers this pool wants, for itself."""
+    """Return the number of workers that this pool wants on its own, and its new state."""
     tuning, horizon_s = settings.tuning, outlook.horizon_s
     limits, pods = settings.limits(role), o.pods(role)
     forecasts = forecast.predict(pool.demand, horizon_s, tuning)
@@ -162,13 +179,15 @@ def plan(
 
 
 def _why(found: PoolSizing, n: int) -> str:
-    """What one worker less would have cost."""
+    """Return the expected misses with n workers and with one fewer, in words."""
     return f"{found.misses(n):.2%} would miss with {n}, {found.misses(n - 1):.2%} with {n - 1}"
 
 
 def _placeable(pool: PoolState, pods: Pods, now_s: float, horizon_s: float) -> PoolState:
-    """Workers that start count as capacity, but not for ever: those that can't be placed are given
-    up, and tried again later.
+    """Return the state with a cap on the pool's size if some workers cannot be placed.
+
+    Workers that are starting count as capacity, but not for ever: those that cannot be placed are
+    given up, and tried again later.
     """
     stuck = sum(age > max(_PATIENCE_S, _PATIENCE * horizon_s) for age in pods.starting_ages_s)
     if not stuck:
@@ -186,7 +205,10 @@ def _quantile(ratios: list[tuple[float, float]], q: float) -> float:
 
 
 def _scheduled(settings: Settings, role: str, now_s: float, horizon_s: float) -> int:
-    """Workers of the peaks that are on at some time from now until new ones would be ready."""
+    """Return the workers that the schedule asks for until new ones would be ready.
+
+    These are the workers of all peaks that are active at some time from now until then.
+    """
     begin, day = now_s % forecast.DAY_S, forecast.DAY_S
 
     def on(peak: Peak) -> bool:
@@ -197,8 +219,10 @@ def _scheduled(settings: Settings, role: str, now_s: float, horizon_s: float) ->
 
 
 def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing) -> None:
-    """Ratio and GPU budget: where the pools' own wishes do not fit, the pair that does and loses
-    least.
+    """Apply the ratio and the GPU budget.
+
+    If the sizes that the pools want do not fit, both pools get the pair of sizes that fits at the
+    least loss.
     """
     budget = math.inf if settings.gpu_budget is None else settings.gpu_budget
     low, high = settings.ratio if settings.ratio is not None else (0.0, math.inf)
@@ -228,8 +252,10 @@ def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing) -> None:
 
 
 def _apart(plan: PoolSizing, n: int) -> float:
-    """Loss of n workers; more than are wanted cost themselves, and so do those of a pool that holds
-    blindly when they are taken.
+    """Return the loss of n workers.
+
+    Workers beyond the wanted number cost themselves. So do those that are taken from a pool that is
+    held because its work is unknown.
     """
     return plan.loss(n) if n <= plan.wanted and plan.ratios else abs(n - plan.wanted) + plan.loss(plan.wanted)
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The records: saved policy states, and the log of decisions."""

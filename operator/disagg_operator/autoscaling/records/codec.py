@@ -1,8 +1,9 @@
-"""PURE: Writes frozen dataclasses as plain JSON and reads them back, by their annotations.
+"""PURE: Writes frozen dataclasses as plain JSON and reads them back, guided by their annotations.
 
-JSON has no NaN and no infinity: NaN is written as null, and an infinite number as the largest finite
-float, with its sign; both are read back as they were. A field that is missing has its default, and so
-has a null where the default is infinite (releases before 0.2 wrote infinity as null in saved states).
+JSON has no NaN and no infinity: NaN is written as null, and an infinite number as the largest
+finite float with its sign; both are read back as they were. A missing field gets its default, and
+so does a null whose default is infinite (releases before 0.2 wrote infinity as null in saved
+states).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ class CodecError(ValueError):
 
 
 def plain(value: Any, digits: int | None = None) -> Any:
-    """Return dataclasses, tuples, maps and numbers as JSON holds them.
+    """Return dataclasses, tuples, maps and numbers in the form of JSON.
 
-    With `digits`, floats are rounded to so many significant digits.
+    With `digits`, floats are rounded to that number of significant digits.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name), digits) for f in dataclasses.fields(value)}
@@ -42,7 +43,7 @@ def plain(value: Any, digits: int | None = None) -> Any:
 
 
 def parse(kind: type[T], raw: Any, path: str = "") -> T:
-    """Return the dataclass that `plain` was given. Raises CodecError naming the field."""
+    """Return the dataclass that `plain` was given. Raises CodecError, which names the field."""
     found: T = _value(kind, raw, path or kind.__name__)
     return found
 
@@ -63,7 +64,7 @@ def _value(kind: Any, raw: Any, path: str) -> Any:
     if kind is float:
         return _float(raw, path)
     if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
-        raise CodecError(f"{path}: {raw!r} is not of the kind {kind.__name__}")
+        raise CodecError(f"{path}: {raw!r} is not of type {kind.__name__}")
     return raw
 
 

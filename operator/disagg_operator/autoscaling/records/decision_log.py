@@ -1,9 +1,9 @@
-"""Door: every step of every policy, as JSON lines on the operator's disk, for `disagg explain` and
-`disagg replay`.
+"""The decision log: every step of every policy, as JSON lines on the operator's disk.
 
-A file begins with a line `{"begin": ...}`: the settings and the state that its first step started
-from, so that it can be run again. Each resource has two files of bounded size (the older one is
-dropped when the newer is full), all of them together a bound as well.
+`disagg explain` and `disagg replay` read it. A file begins with a line `{"begin": ...}`, which
+holds the settings and the state before the first step, so that the steps can be repeated. Each
+resource has two files of bounded size (when the newer is full, it replaces the older), and all
+files together are bounded as well.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ MAX_TOTAL_BYTES = 256 * 1024 * 1024
 
 
 class DecisionLog:
-    """Files NAMESPACE_NAME.jsonl and NAMESPACE_NAME.old.jsonl in `folder`.
+    """The files NAMESPACE_NAME.jsonl and NAMESPACE_NAME.old.jsonl in `folder`.
 
-    Names of Kubernetes hold no underscore.
+    Kubernetes names contain no underscore.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class DecisionLog:
         folder.mkdir(parents=True, exist_ok=True)
 
     def record(self, key: Key, outcome: Outcome, *, dry_run: bool) -> None:
-        """Append one step of a policy, after a beginning where one is due.
+        """Append one step of a policy, after a beginning if one is needed.
 
-        Rules change with the resource, and with the size of a pool that is not scaled.
+        The rules change with the resource, and with the size of a pool that is not scaled.
         """
         rules = outcome.settings if outcome.queue is None else (outcome.queue.pools, outcome.settings)
         if self.must_begin(key, rules):
@@ -51,21 +51,23 @@ class DecisionLog:
         self.write(key, decision_records.step_line(outcome, dry_run=dry_run))
 
     def must_begin(self, key: Key, settings: object) -> bool:
-        """The next line has to be a beginning: the first of this process, of a file, or under other
-        settings than the last.
+        """Return whether the next line must be a beginning.
+
+        It must be the first line of this process and of a file, and the first after a change of
+        settings.
         """
         return key not in self._begun or self._begun[key] != settings or not self._path(key).exists()
 
     def write(self, key: Key, record: dict[str, Any], *, begins: object = None) -> None:
         """Append a line.
 
-        `begins`: it is a beginning under these settings. A full disk is logged, and costs only the
-        records.
+        `begins` holds the settings if the line is a beginning. A full disk is logged, and only
+        records are lost.
         """
         path = self._path(key)
         try:
             with path.open("a", encoding="utf-8") as out:
-                if begins is not None and _ends_half(path):  # a writer was killed, or its disk was full
+                if begins is not None and _ends_half(path):  # an earlier write was interrupted, or the disk was full
                     out.write("\n")
                 out.write(json.dumps(record, separators=(",", ":")) + "\n")
                 size = out.tell()
@@ -76,11 +78,11 @@ class DecisionLog:
                 self._begun.pop(key, None)
                 self._drop_oldest()
         except OSError as error:
-            self._begun.pop(key, None)  # half a line may have been written: what follows begins anew
+            self._begun.pop(key, None)  # half a line may have been written: the next line must be a beginning
             log.warning("%s/%s: a decision was not recorded: %s", *key, error)
 
     def read(self, key: Key, since_s: float = 0.0) -> Iterator[bytes]:
-        """Lines, oldest first, from the last beginning at or before `since_s` on."""
+        """Yield the lines from the last beginning at or before `since_s` on, oldest first."""
         lines: list[bytes] = []
         for path in (self._old(key), self._path(key)):
             if path.exists():
@@ -94,7 +96,7 @@ class DecisionLog:
         yield from lines[start:]
 
     def forget(self, key: Key) -> None:
-        """The resource is gone."""
+        """Delete the records of a resource that has been deleted."""
         self._begun.pop(key, None)
         for path in (self._path(key), self._old(key)):
             path.unlink(missing_ok=True)

@@ -1,6 +1,4 @@
-"""PURE: the records of decisions, read back: what was seen and decided, and what another policy
-would decide from the same.
-"""
+"""PURE: Writes and reads the records of decisions, and asks policies for their decisions again."""
 
 from __future__ import annotations
 
@@ -22,26 +20,29 @@ _LAST_S = 32_503_680_000.0  # the year 3000
 
 
 class JournalError(ValueError):
-    """Lines that are no records; the message has the number of the line."""
+    """Raised for lines that are not records; the message has the number of the line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: what was seen, what the policy answered, and what the operator made of it, by pool.
-
-    `samples`: what the policy queue goes by.
-    """
+    """One step: the observation, the answer of the policy, and the decisions of the operator."""
 
     observation: Observation
+    """The observation that the policy was given."""
     targets: Targets
+    """The answer of the policy."""
     decided: dict[str, int]
+    """The replicas that the operator decided on, by pool."""
     reasons: dict[str, str]
+    """The reasons of these decisions, by pool."""
     dry_run: bool
+    """Whether the decisions were only shown and not carried out."""
     samples: dict[str, queue_depth.QueueSample] = field(default_factory=dict)
+    """The samples for the policy `queue`, by pool."""
 
     @property
     def blind(self) -> bool:
-        """Some pool was held because data was missing."""
+        """Whether a pool was held because metrics were missing."""
         return METRICS_UNAVAILABLE in self.reasons.values()
 
 
@@ -50,21 +51,22 @@ Policy = Callable[[Step], Targets]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Steps of one policy from a known state on: an operator's life, or part of it.
-
-    `queue`: where the policy queue began, if that is the one.
-    """
+    """Steps of one policy from a known state on, during the life of an operator or a part of it."""
 
     settings: Settings
+    """The settings of the predictive policy."""
     state: State
+    """The state of the predictive policy before the first step."""
     steps: list[Step] = field(default_factory=list)
+    """The steps, oldest first."""
     queue: QueueStart | None = None
+    """The start of the policy `queue`, if that is the policy of the run."""
 
 
 def read(lines: Iterable[str]) -> list[Run]:
-    """Raises JournalError.
+    """Parse the lines of a log. Raises JournalError.
 
-    The line that a writer was killed in (the last one, or before a new beginning) is left out.
+    A line whose writing was interrupted (the last line, or one before a new beginning) is left out.
     """
     runs: list[Run] = []
     broken: JournalError | None = None
@@ -97,10 +99,10 @@ def read(lines: Iterable[str]) -> list[Run]:
 
 
 def beginning(outcome: Outcome) -> dict[str, Any]:
-    """Return the line before the first step of a run: where it starts from, so that it can be made again.
+    """Return the line before the first step of a run, from which the run can be repeated.
 
-    It has the state of the predictive policy even where the policy is `queue`, so that the predictive
-    policy can be asked what it would have done.
+    It holds the state of the predictive policy even if the policy is `queue`, so that the
+    predictive policy can be asked for its decisions on the same observations.
     """
     line = {"begin": True, "t": outcome.observation.now_s, "settings": codec.plain(outcome.settings)}
     line |= {"state": codec.plain(outcome.before)}
@@ -108,7 +110,7 @@ def beginning(outcome: Outcome) -> dict[str, Any]:
 
 
 def step_line(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
-    """Return the line of one step: what was seen, answered and decided, and why."""
+    """Return the line of one step: the observation, the answer, the decisions and their reasons."""
     line = {
         "t": outcome.observation.now_s,
         "observation": codec.plain(outcome.observation),
@@ -143,10 +145,10 @@ def _step(raw: dict[str, Any], queue: QueueStart | None) -> Step:
 
 
 def replay(runs: Sequence[Run], policy_of: Callable[[Run], Policy]) -> list[Targets]:
-    """What a policy answers to the same observations, step by step.
+    """Return the answers of a policy to the same observations, step by step.
 
-    The observations stay as they were: had it decided otherwise, other workers would have served,
-    so this shows where it differs and not where it would have ended.
+    The observations stay as they were, although other decisions would have led to other workers.
+    The answers therefore show where the policy differs, and not where it would have ended.
     """
     out = []
     for run in runs:
@@ -156,7 +158,7 @@ def replay(runs: Sequence[Run], policy_of: Callable[[Run], Policy]) -> list[Targ
 
 
 def predictive_policy(settings: Settings, state: State) -> Policy:
-    """The predictive policy from a state on."""
+    """Return the predictive policy from a state on."""
 
     def answer(step: Step) -> Targets:
         nonlocal state
@@ -167,9 +169,9 @@ def predictive_policy(settings: Settings, state: State) -> Policy:
 
 
 def queue_policy(queue: QueueStart) -> Policy:
-    """The policy queue from a state on.
+    """Return the policy `queue` from a state on.
 
-    Where another policy decided then, by the sums that this one saw.
+    For records of another policy it uses the sums that this policy observed.
     """
     states = queue.states
 
@@ -184,13 +186,14 @@ def queue_policy(queue: QueueStart) -> Policy:
 
 
 def steps_of(runs: Sequence[Run], since_s: float = -math.inf) -> list[Step]:
+    """Return the steps of all runs from a time on."""
     return [step for run in runs for step in run.steps if step.observation.now_s >= since_s]
 
 
 def columns(steps: Sequence[Step], targets: Sequence[Targets] | None = None) -> dict[str, list[float]]:
-    """As `plots.Timeline` wants them, times from the first step on.
+    """Return the columns of `plots.Timeline`, with times in seconds from the first step on.
 
-    `targets`: of another policy, instead of what was decided.
+    `targets` are those of another policy, instead of the decisions.
     """
     began_s = min((step.observation.now_s for step in steps), default=0.0)
     out: dict[str, list[float]] = {}
@@ -199,11 +202,16 @@ def columns(steps: Sequence[Step], targets: Sequence[Targets] | None = None) -> 
         wanted = targets[i] if targets is not None else step.targets
         row = {
             "t_s": o.now_s - began_s + o.interval_s, "arrivals": p.arrivals, "prompt_tokens": p.prompt_tokens,
-            "generated_tokens": d.generated_tokens, "waiting_requests": p.waiting_requests, "decode_waiting": d.waiting_requests,
+            "generated_tokens": d.generated_tokens,
+            "waiting_requests": p.waiting_requests, "decode_waiting": d.waiting_requests,
             "ttft_total": p.ttft_total, "ttft_ok": p.ttft_ok, "tpot_total": d.tpot_total, "tpot_ok": d.tpot_ok,
             "prefill_ready": float(p.pods.ready), "decode_ready": float(d.pods.ready),
-            "prefill_desired": float(wanted.prefill if targets is not None else step.decided.get("prefill", p.pods.replicas)),
-            "decode_desired": float(wanted.decode if targets is not None else step.decided.get("decode", d.pods.replicas)),
+            "prefill_desired": float(
+                wanted.prefill if targets is not None else step.decided.get("prefill", p.pods.replicas)
+            ),
+            "decode_desired": float(
+                wanted.decode if targets is not None else step.decided.get("decode", d.pods.replicas)
+            ),
         }  # fmt: skip
         for name, value in row.items():
             out.setdefault(name, []).append(value)

@@ -1,4 +1,4 @@
-"""PURE: The predictive policy's state as it is kept, some 20 KB of plain JSON."""
+"""PURE: The saved form of the predictive policy's state, about 20 KB of plain JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _DIGITS = 9
 
 
 def to_json(state: State) -> dict[str, Any]:
-    """Return the state as plain JSON with its version, floats rounded to 9 significant digits."""
+    """Return the state as plain JSON with its version. Floats have 9 significant digits."""
     return {"version": _VERSION, **codec.plain(state, _DIGITS)}
 
 
 def from_json(raw: dict[str, Any]) -> State:
-    """Return the state that `to_json` wrote, with defaults for the fields that it lacks.
+    """Return the state that `to_json` wrote. Missing fields get their defaults.
 
-    Another version, or anything that does not fit, gives the empty state, which is a safe start.
+    Another version, or content that does not fit, gives the empty state, which is a safe start.
     """
     if not isinstance(raw, dict) or raw.get("version") != _VERSION:
         return State()

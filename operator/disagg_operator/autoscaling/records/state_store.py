@@ -1,9 +1,8 @@
-"""Door: where a policy's state outlives the operator: the ConfigMap NAME-scaling-state, owned by
-the resource.
+"""The store of policy states: the ConfigMap NAME-scaling-state, owned by the resource.
 
-Not status: twenty kilobytes that change all the time would be sent to everybody who watches the
-resource. Written once a minute at most, and when the operator stops. A state that is lost costs
-what it takes to learn it again, so a failure is logged and nothing more.
+The state is not part of status, because twenty kilobytes that change all the time would be sent to
+everybody who watches the resource. It is written at most once a minute, and when the operator
+stops. A lost state costs the time to learn it again, so a failure is only logged.
 """
 
 from __future__ import annotations
@@ -23,21 +22,25 @@ from disagg_wire.labels import LABEL_COMPONENT
 log = logging.getLogger(__name__)
 
 _FIELD = "state"
-# A ConfigMap holds 1 MiB; ours compresses to some ten kilobytes.
+# A ConfigMap holds 1 MiB; a state compresses to about ten kilobytes.
 MAX_BYTES = 256 * 1024
 
 
 def config_map_name(name: str) -> str:
+    """Return the name of the ConfigMap of a resource."""
     return f"{name}-scaling-state"
 
 
 def encode(content: dict[str, Any]) -> str:
-    """Deflated JSON in base64."""
+    """Return the content as compressed JSON in base64."""
     return base64.b64encode(zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 6)).decode()
 
 
 def decode(text: str) -> dict[str, Any] | None:
-    """What `encode` made; None for anything else, and for what would grow beyond all measure."""
+    """Return the content that `encode` was given.
+
+    Returns None for anything else, and for content that would exceed the bound when decompressed.
+    """
     try:
         stream = zlib.decompressobj()
         content = json.loads(stream.decompress(base64.b64decode(text, validate=True), 64 * MAX_BYTES))
@@ -47,21 +50,24 @@ def decode(text: str) -> dict[str, Any] | None:
 
 
 class StateStore:
-    """One ConfigMap a resource."""
+    """Loads and saves one ConfigMap for each resource."""
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
 
     async def load(self, key: Key, uid: str) -> dict[str, Any] | None:
-        """The state of this very resource, or None. Raises KubeError when it can't be known now."""
+        """Return the state of exactly this resource, or None.
+
+        Raises KubeError if it cannot be read now.
+        """
         found = await self._kube.get(CONFIG_MAP, key[0], config_map_name(key[1]))
         owners = [] if found is None else found["metadata"].get("ownerReferences") or []
         if found is None or uid not in {str(o.get("uid")) for o in owners}:
-            return None  # of a resource of this name that is gone, or somebody else's
+            return None  # it belongs to an earlier resource of this name, or to another owner
         return decode(str((found.get("data") or {}).get(_FIELD, "")))
 
     async def save(self, key: Key, uid: str, content: dict[str, Any]) -> bool:
-        """Whether it was written."""
+        """Save the state of a resource, and return whether it was written."""
         text = encode(content)
         if len(text) > MAX_BYTES:
             log.warning("%s/%s: the scaling state has %d bytes; not kept", *key, len(text))

@@ -1,4 +1,4 @@
-"""Doors to what the pools report: `direct` asks the pods, `prometheus` asks a Prometheus.
+"""The signals: clients that read what the pods report, and PURE modules that evaluate it.
 
-`reading` is PURE.
+`direct` asks the pods themselves; the modules `prometheus_*` ask a Prometheus server.
 """

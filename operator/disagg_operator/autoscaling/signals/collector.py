@@ -1,4 +1,4 @@
-"""The door to what the pods of all deployments report: from themselves, or from their Prometheus."""
+"""The collector of the metrics of all deployments, read from the pods or from their Prometheus."""
 
 from __future__ import annotations
 
@@ -26,35 +26,41 @@ Pages = Mapping[tuple[str, str], str]  # by pod and path
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """What is asked of one deployment in one sweep."""
+    """The query for one deployment in one sweep."""
 
     key: Key
+    """The deployment."""
     pods: DeploymentPods
+    """The pods of the deployment."""
     replicas: Mapping[str, int | None]
-    """What each pool is set to; None where that is not known."""
+    """The replicas that each pool is set to; None if unknown."""
     starts: Mapping[str, Starts]
-    """How long the last pods of each pool took to start, as far as was known before."""
+    """The starting times of the last pods of each pool, as known before."""
     bearer: str | None
-    """The token that opens /internal/ on the routers, or None."""
+    """The token for /internal/ of the routers, or None."""
     prometheus: Access | None
-    """The Prometheus to read instead of the pods' own pages, or None."""
+    """The Prometheus to read instead of the pods' own metrics, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """What one deployment reported in one sweep."""
+    """The answers of one deployment in one sweep."""
 
     look: Look
+    """The metrics of the pods."""
     states: tuple[Mapping[str, Any], ...]
-    """The answers of the routers that told their state."""
+    """The states that the routers returned."""
     starts: Mapping[str, Starts]
-    """How long the last pods of each pool took to start."""
+    """The starting times of the last pods of each pool."""
     trouble: tuple[str, str] | None
-    """(reason, words) why Prometheus could not be read, or None."""
+    """(reason, message) if Prometheus could not be read, otherwise None."""
 
 
 class Collector:
-    """Shared by all deployments. `epoch` is the seconds since 1970, which never go back."""
+    """Collects the metrics of all deployments.
+
+    `epoch` returns the seconds since 1970 and never goes back.
+    """
 
     def __init__(self, direct: DirectDoor, prometheus: PrometheusSource, epoch: Callable[[], float]) -> None:
         self._direct = direct
@@ -62,12 +68,12 @@ class Collector:
         self._epoch = epoch
 
     async def sweep(self, scrapes: Iterable[Scrape]) -> Pages:
-        """Return the pages of all pods that are asked directly; a pod that does not answer has none."""
+        """Return the pages of all pods that are asked directly and answered."""
         bodies = await self._direct.fetch([target for scrape in scrapes for target in _targets(scrape)])
         return {(target.pod, target.path): body for target, body in bodies.items()}
 
     async def signals_of(self, scrape: Scrape, pages: Pages) -> Signals:
-        """Return what one deployment reported, in `pages` or in its Prometheus."""
+        """Return the signals of one deployment, from `pages` or from its Prometheus."""
         now_s = self._epoch()
         stored, trouble = await self._stored(scrape, now_s)
 
@@ -88,11 +94,11 @@ class Collector:
         return Signals(look, tuple(told), starts, trouble)
 
     def forget(self, key: Key) -> None:
-        """Drop what is remembered of a resource that is gone."""
+        """Forget a resource that has been deleted."""
         self._prometheus.forget(key)
 
     async def _stored(self, scrape: Scrape, now_s: float) -> tuple[Mapping[str, Sample] | None, tuple[str, str] | None]:
-        """Return what Prometheus has, and why it has nothing; (None, None) where it is not asked."""
+        """Return (samples, problem) from Prometheus, or (None, None) if there is none to ask."""
         if scrape.prometheus is None:
             return None, None
         try:
@@ -105,7 +111,7 @@ class Collector:
 
 
 def worker_target(pod: Obj, bearer: str | None) -> Target:
-    """Return the address of a worker, for calls to its internal API."""
+    """Return the address of a worker, for calls of its internal API."""
     return Target(identity_of(pod), address_of(pod), http_port(pod, WORKER_PORT), bearer=bearer)
 
 

@@ -1,10 +1,8 @@
-"""Door: asks pods themselves, by their address.
+"""A client that asks pods themselves, by their address, without a Prometheus.
 
-No Prometheus is needed.
-
-Bounded in number of requests at once, in time and in bytes; follows no redirect. Addresses come
-from the status of pods that we own and must be literal IP addresses, so nothing can steer a request
-elsewhere.
+It bounds the number of requests at once, their time and their bytes, and follows no redirect.
+Addresses come from the status of pods that we own and must be literal IP addresses, so nothing can
+direct a request elsewhere.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ _MAX_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One URL to ask: a pod's name, address, port and path. `bearer` isn't shown in logs."""
+    """One URL to ask: a pod's name, address, port and path. `bearer` is not shown in logs."""
 
     pod: str
     address: str
@@ -32,14 +30,14 @@ class Target:
     bearer: str | None = field(default=None, repr=False)
 
     def url(self) -> str:
-        """Raises ValueError when the address isn't an IP address."""
+        """Return the URL. Raises ValueError if the address is not an IP address."""
         ip = ipaddress.ip_address(self.address)
         host = f"[{ip}]" if ip.version == 6 else str(ip)
         return f"http://{host}:{self.port}{self.path}"
 
 
 class DirectDoor:
-    """Fetches many targets at once; what fails is simply absent from the answer."""
+    """Fetches many targets at once. Targets that fail are absent from the result."""
 
     def __init__(self, *, timeout_s: float = 2.0, concurrency: int = 16, sweep_timeout_s: float = 10.0) -> None:
         self._timeout_s = timeout_s
@@ -56,7 +54,7 @@ class DirectDoor:
         await self._client.aclose()
 
     async def fetch(self, targets: Iterable[Target]) -> Mapping[Target, str]:
-        """The body of every target that answered 200 in time."""
+        """Return the body of every target that answered 200 in time."""
         wanted = list(dict.fromkeys(targets))
         tasks = {asyncio.ensure_future(self._one(target)): target for target in wanted}
         if not tasks:
@@ -69,7 +67,10 @@ class DirectDoor:
         return {tasks[t]: body for t in done if (body := t.result()) is not None}
 
     async def post(self, target: Target, content: Mapping[str, Any]) -> int | None:
-        """The status of the answer; None when there was none in time. Its body is not read."""
+        """Return the status of the answer, or None if there was none in time.
+
+        The body is not read.
+        """
         headers = {"Authorization": f"Bearer {target.bearer}"} if target.bearer else {}
         try:
             async with (
@@ -104,7 +105,7 @@ async def _bounded_text(response: httpx.Response) -> str | None:
 
 
 def parse_json_object(text: str) -> dict[str, Any] | None:
-    """A JSON object, or None."""
+    """Return the JSON object in a text, or None if it is not one."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""PURE: pods' samples, now and before, to the signals of an `Observation`.
+"""PURE: Folds the present and the previous samples of the pods into an `Observation`.
 
-Counters are differenced for each pod (a smaller value is a fresh start from zero) and then summed.
-A pod that did not answer is unknown: the others speak for it, and the pool is marked `partial`, so
-that nobody scales down on it. Where none answered the signal is NaN.
+Counters are differenced for each pod (a smaller value means a restart from zero) and then summed. A
+pod that did not answer is unknown: the others stand for it, and the pool is marked `partial`, so
+that it is not scaled down. If no pod answered, the signal is NaN.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from disagg_wire import series
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 
 Routed = Callable[[str], float]
-Answers = Mapping[str, Sample | None]  # of the pods that should answer
-# Older looks say nothing of the present: after a hole the counters begin anew.
+Answers = Mapping[str, Sample | None]  # by pod that should answer
+# An older look tells nothing about the present: after a gap the counters start afresh.
 MAX_GAP_S = 120.0
 _SHARE_MEMORY_S = 120.0
 _YOUNG_S = 60.0
-# The counters from which a worker's speed is learned, by the field that takes their growth.
+# The counters from which a worker's speed is learned, by the field that holds their increase.
 _LEARNED_OF_PREFILL = {
     "batches": series.WORKER_PREFILL_BATCHES,
     "batch_tokens": series.WORKER_PREFILL_BATCH_TOKENS,
@@ -39,7 +39,10 @@ _LEARNED_OF_DECODE = {
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How much of the prompts' tokens, and of their squares, was not cached lately: sums that fade."""
+    """The share of the recent prompt tokens, and of their squares, that was not cached.
+
+    The sums fade.
+    """
 
     prompt: float = 0.0
     uncached: float = 0.0
@@ -47,28 +50,34 @@ class Share:
     uncached2: float = 0.0
 
     def tokens(self) -> float:
+        """Return the uncached share of the tokens."""
         return self.uncached / self.prompt if self.prompt > 0 else 1.0
 
     def squares(self) -> float:
+        """Return the uncached share of the squares of the tokens."""
         return self.uncached2 / self.prompt2 if self.prompt2 > 0 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the next look is compared with.
-
-    `at_s`: the last look; `seen_s`: since when each pod answers.
-    """
+    """The previous look, with which the next one is compared."""
 
     at_s: float = math.nan
+    """The time of the previous look; NaN before the first."""
     samples: Mapping[str, Sample] = field(default_factory=dict)
+    """The last sample of each pod."""
     seen_s: Mapping[str, float] = field(default_factory=dict)
+    """The time at which each pod first answered."""
     share: Share = Share()
+    """The uncached share of the prompts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What should have answered, by pod, and what did. Pods' facts come from Kubernetes."""
+    """One look at a deployment: the pods that should have answered, and their samples.
+
+    `prefill_pods` and `decode_pods` are the facts about pods from Kubernetes.
+    """
 
     now_s: float
     routers: Answers
@@ -79,7 +88,7 @@ class Look:
 
 
 class _PoolSums:
-    """One kind of pods: sums over them."""
+    """Sums over the pods of one kind."""
 
     def __init__(self, answers: Answers, memory: Memory, interval_s: float, now_s: float) -> None:
         self._memory = memory
@@ -90,26 +99,29 @@ class _PoolSums:
 
     @property
     def silent(self) -> bool:
+        """Whether some pods did not answer."""
         return len(self._heard) < self._expected
 
     def gauge(self, metric: str) -> float:
-        """Sum over all; the mean of those that answered stands for those that did not."""
+        """Return the sum over all pods; the mean of those that answered stands for the others."""
         values = [v for s in self._heard.values() if not math.isnan(v := s.get(metric))]
         return self._for_all(values)
 
     def mean(self, metric: str) -> float:
+        """Return the mean over all pods."""
         return self.gauge(metric) / self._expected if self._expected else math.nan
 
     def increase(self, metric: str) -> float:
-        """How much a counter grew in the interval."""
+        """Return the increase of a counter in the interval."""
         if math.isnan(self._interval_s):
             return math.nan
         values = [v for pod, s in self._heard.items() if not math.isnan(v := self._increase(pod, s, metric))]
         return self._for_all(values)
 
     def increase_of_old(self, *metrics: str) -> tuple[float, ...]:
-        """As `increase`, of the same pods for all metrics, without those that are new and without
-        any word for the silent.
+        """Return the increases of counters over the same pods for all of them.
+
+        Young pods are left out, and nothing stands for pods that did not answer.
         """
         if math.isnan(self._interval_s) or not self._old:
             return (math.nan,) * len(metrics)
@@ -120,11 +132,11 @@ class _PoolSums:
     def _increase(self, pod: str, sample: Sample, metric: str) -> float:
         now, before = sample.get(metric), self._memory.samples.get(pod)
         if before is None:
-            return math.nan if math.isnan(now) else 0.0  # what it counted before we knew it is not of this interval
+            return math.nan if math.isnan(now) else 0.0  # counts from before the first look are not of this interval
         then, elapsed_s = before.get(metric), sample.at_s - before.at_s
         if math.isnan(now) or elapsed_s <= 0:
             return 0.0 if elapsed_s <= 0 and not math.isnan(now) else math.nan
-        grown = now - then if now >= then else now  # NaN: a series that began with its first event
+        grown = now - then if now >= then else now  # NaN: the series began with its first event
         if math.isnan(then):
             grown = now
         return grown * min(1.0, self._interval_s / elapsed_s)
@@ -136,7 +148,10 @@ class _PoolSums:
 
 
 def fold(look: Look, memory: Memory) -> tuple[Folded, Memory]:
-    """One look. After the first one, and after a hole, the counters are not known yet."""
+    """Return the observation of one look, and the memory for the next.
+
+    Increases of counters are unknown at the first look and after a gap.
+    """
     interval_s = look.now_s - memory.at_s
     if not 0 < interval_s <= MAX_GAP_S:
         interval_s = math.nan
@@ -164,7 +179,7 @@ def _remember(look: Look, memory: Memory, share: Share) -> Memory:
     samples, seen_s = {}, {}
     for answers in (look.routers, look.prefill, look.decode):
         for pod, sample in answers.items():
-            # A pod that is silent keeps its last word: the next one is compared with it.
+            # A pod that did not answer keeps its last sample, with which its next one is compared.
             if (kept := sample or memory.samples.get(pod)) is not None:
                 samples[pod] = kept
                 seen_s[pod] = memory.seen_s.get(pod, look.now_s)
@@ -185,7 +200,7 @@ def _share(share: Share, routed: Routed, interval_s: float) -> Share:
 
 
 def _kept_and_missed(routed: Routed, objective: str) -> tuple[float, float]:
-    """Return how many requests kept an objective, and how many missed it."""
+    """Return how many requests met an objective, and how many missed it."""
     name = f"{series.ROUTER_OBJECTIVE_REQUESTS}:{objective}"
     return routed(f"{name}:{series.TRUE}"), routed(f"{name}:{series.FALSE}")
 

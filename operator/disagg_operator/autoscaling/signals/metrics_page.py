@@ -1,4 +1,4 @@
-"""A page of /metrics -> the sample of one pod, by the parser of prometheus_client."""
+"""Parses a page of /metrics into the sample of one pod, with the parser of prometheus_client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from disagg_operator.autoscaling.signals.samples import WANTED, Sample, add, fla
 
 
 def parse(text: str, at_s: float) -> Sample | None:
-    """Return what one page of /metrics says; None when it can't be read or holds nothing of ours."""
+    """Parse a page of /metrics. None if it cannot be read or holds none of our metrics."""
     lines = [line for line in text.splitlines() if line.partition("{")[0].partition(" ")[0] in WANTED]
     values: dict[str, float] = {}
     try:

@@ -1,6 +1,6 @@
-"""PURE: what Kubernetes knows of a pool's pods, as the policy sees it.
+"""PURE: The facts about a pool's pods that Kubernetes knows, as the policy uses them.
 
-Plain dicts in; nothing fails on a field that is missing.
+The pods are plain dicts; a missing field is never an error.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _LONGEST_S = 7200.0
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """How long the last pods took from creation to ready, by uid, oldest first."""
+    """The seconds that the most recent pods took from creation to ready, by uid, oldest first."""
 
     taken_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def mean_s(self) -> float:
-        """NaN: none has been seen."""
+        """Mean of the seconds, or NaN if no start has been seen."""
         return sum(self.taken_s.values()) / len(self.taken_s) if self.taken_s else UNKNOWN
 
 
 def epoch_s(text: object) -> float:
-    """Seconds since 1970 of an RFC 3339 time; NaN for anything else."""
+    """Return an RFC 3339 time as seconds since 1970, or NaN for anything else."""
     try:
         return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
     except ValueError:
@@ -39,7 +39,7 @@ def epoch_s(text: object) -> float:
 
 
 def note_starts(starts: Starts, pods: Iterable[Obj]) -> Starts:
-    """Take in the pods that are ready and were not seen ready before."""
+    """Return `starts` with the pods that have become ready."""
     found = dict(starts.taken_s)
     fresh = [pod for pod in pods if is_ready(pod) and uid_of(pod) not in found]
     for pod in sorted(fresh, key=lambda pod: str(pod["metadata"].get("creationTimestamp"))):
@@ -47,14 +47,17 @@ def note_starts(starts: Starts, pods: Iterable[Obj]) -> Starts:
             (c for c in (pod.get("status") or {}).get("conditions") or [] if c.get("type") == "Ready"), {}
         )
         taken_s = epoch_s(ready.get("lastTransitionTime")) - epoch_s(pod["metadata"].get("creationTimestamp"))
-        # A pod that lost its readiness meanwhile would tell of that and not of its start.
+        # If a pod has lost its readiness in between, the transition time is not that of its start.
         if 0 <= taken_s <= _LONGEST_S and not _restarted(pod):
-            found[uid_of(pod)] = max(taken_s, 0.5)  # the times are whole seconds
+            found[uid_of(pod)] = max(taken_s, 0.5)  # times are in whole seconds
     return Starts(dict(list(found.items())[-_KEPT_STARTS:]))
 
 
 def facts(pods: Iterable[Obj], replicas: int, now_s: float, starts: Starts) -> Pods:
-    """`replicas`: what the pool is set to; `now_s`: the epoch."""
+    """Return the facts about the pods of one pool.
+
+    `replicas` is the number that the pool is set to, and `now_s` the seconds since 1970.
+    """
     ready, draining = 0, 0
     ages: list[float] = []
     for pod in pods:

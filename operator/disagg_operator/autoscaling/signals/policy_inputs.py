@@ -1,4 +1,4 @@
-"""PURE: One look at the pods, as the policies go by it."""
+"""PURE: One look at the pods as the input of the policies."""
 
 from __future__ import annotations
 
@@ -12,30 +12,34 @@ from disagg_operator.autoscaling.signals.fold import Answers, Look, Memory, fold
 from disagg_operator.autoscaling.signals.pool_reading import reading, view
 from disagg_wire.roles import DECODE, PREFILL
 
-# Prometheus scrapes pods one after the other: a step waits until all have been scraped, or for so long.
+# Prometheus scrapes pods one after the other. A step waits until all have been scraped, but no
+# longer than this.
 _ALL_SCRAPED_S = 45.0
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The observation of one look, and what of it is new."""
+    """The input of the policies from one look."""
 
     folded: Folded
-    """The observation that the predictive policy goes by."""
+    """The observation for the predictive policy."""
     samples: Mapping[str, QueueSample]
-    """What the policy `queue` goes by, by pool."""
+    """The samples for the policy `queue`, by pool."""
     counters: Memory
-    """What the counters of the next look are compared with."""
+    """The counters with which those of the next look are compared."""
     fresh: bool
     """Whether every router has been scraped since the last step."""
     first: bool
-    """Whether no earlier look is known, so that counters say nothing yet."""
+    """Whether there was no earlier look, so that the increases of counters are unknown."""
 
 
 def observe(look: Look, counters: Memory, *, polled: bool) -> Seen:
-    """Return what a look shows. `polled`: it was read from a Prometheus, which scrapes at its own times."""
+    """Return the input of the policies from one look.
+
+    `polled` means that it was read from a Prometheus, which scrapes at its own times.
+    """
     fresh = not polled or _advanced(look.routers, counters, look.now_s)
-    # Nothing was scraped since: what was counted meanwhile is not known.
+    # Without a new scrape the increases of the counters are unknown.
     folded, after = fold(look, counters if fresh else Memory())
     return Seen(
         folded=folded,
@@ -47,7 +51,7 @@ def observe(look: Look, counters: Memory, *, polled: bool) -> Seen:
 
 
 def loads(look: Look) -> dict[str, float]:
-    """Return the requests that each pod holds, for those that answered."""
+    """Return the number of requests that each pod holds, for the pods that answered."""
     both = (reading(PREFILL, look.prefill, look.routers), reading(DECODE, look.decode, look.routers))
     return {pod: load for found in both for pod, load in found.by_pod.items()}
 
@@ -58,7 +62,10 @@ def _sample(pool: str, workers: Answers, look: Look) -> QueueSample:
 
 
 def _advanced(routers: Answers, counters: Memory, now_s: float) -> bool:
-    """Whether every router that answers has been scraped since the last step, or that step is long ago."""
+    """Return whether every router that answers has been scraped since the last step.
+
+    Also true if the last step was long ago.
+    """
     if not now_s - counters.at_s < _ALL_SCRAPED_S:
         return True
     before = counters.samples

@@ -1,6 +1,6 @@
-"""PURE: samples as the policy queue sees them: requests by pod, and those that wait in the routers.
+"""PURE: The samples as used by the policy `queue`: requests by pod, and those waiting in routers.
 
-Absent is never zero.
+An absent value never means zero.
 """
 
 from __future__ import annotations
@@ -19,21 +19,17 @@ ROUTER_WAITING = series.ROUTER_WAITING_REQUESTS
 
 @dataclass(frozen=True, slots=True)
 class PoolReading:
-    """What one look at one pool gave.
-
-    `by_pod`: requests waiting and running, for each pod that answered.
-
-    `router_waiting`: requests that wait in the routers for this pool; None when not every ready
-    router answered.
-    """
+    """The result of one look at one pool."""
 
     by_pod: Mapping[str, float]
+    """Requests waiting and running, for each pod that answered."""
     router_waiting: float | None
+    """Requests that wait in the routers for this pool; None unless all ready routers answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """Which pods of a pool should answer, and what did."""
+    """The requests of a pool, and the pods and routers that did not answer."""
 
     requests: float | None
     silent_pods: int
@@ -41,7 +37,7 @@ class PoolView:
 
 
 def reading(pool: str, workers: Mapping[str, Sample | None], routers: Mapping[str, Sample | None]) -> PoolReading:
-    """What one look says of one pool."""
+    """Return the result of one look at one pool."""
     by_pod = {}
     for pod, sample in workers.items():
         requests = math.nan if sample is None else sample.get(WORKER_WAITING) + sample.get(WORKER_RUNNING)
@@ -55,8 +51,8 @@ def reading(pool: str, workers: Mapping[str, Sample | None], routers: Mapping[st
 def view(ready_pods: Iterable[str], reading: PoolReading | None) -> PoolView:
     """Fold a reading over the pods that should have answered.
 
-    Nothing is known (`requests=None`) when pods are ready and none answered, or when there is no
-    pod and no router to ask.
+    The requests are unknown (`requests=None`) if pods are ready and none answered, or if there is
+    no pod and no router to ask.
     """
     ready = set(ready_pods)
     if reading is None:

@@ -1,6 +1,6 @@
-"""PURE: how a Prometheus is reached: what a resource refers to, and what is found there.
+"""PURE: Access to a Prometheus, from the references in a resource and the objects that they name.
 
-Secrets show in no repr and in no message.
+Secrets appear in no repr and in no message.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from disagg_operator.api.prometheus import PrometheusSpec
 from disagg_operator.kube.resources import CONFIG_MAP, SECRET
 
 PATH = "spec.observability.prometheus"
-# What a reference leads to can't be used / the server did not give what was asked of it.
+# The reason if a referenced object cannot be used, and the reason if the server did not return the
+# metrics.
 CREDENTIALS_UNAVAILABLE = "CredentialsUnavailable"
 METRICS_UNAVAILABLE = "MetricsUnavailable"
 _VISIBLE = re.compile(r"[!-~]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 
-Objects = Mapping[tuple[str, str], Mapping[str, Any] | None]  # by kind and name; None: not there
+Objects = Mapping[tuple[str, str], Mapping[str, Any] | None]  # by kind and name; None: not found
 
 
 class Unreadable(Exception):
-    """There are no metrics to be had from a Prometheus now.
+    """Raised when no metrics can be read from a Prometheus now.
 
-    `reason` for the condition; `refused`: other credentials may help.
+    `reason` is the reason of the condition. `refused` means that other credentials may help.
     """
 
     def __init__(self, message: str, reason: str = METRICS_UNAVAILABLE, *, refused: bool = False) -> None:
@@ -39,9 +40,9 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A key of an object in the resource's own namespace; there is no way to name another.
+    """A key of an object in the resource's own namespace; no other namespace can be named.
 
-    `field`: of the resource.
+    `field` is the field of the resource that holds the reference.
     """
 
     field: str
@@ -52,35 +53,42 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a resource says of its Prometheus."""
+    """The access to Prometheus that a resource declares."""
 
     url: str
+    """The base URL, without a slash at its end."""
     headers: tuple[tuple[str, str], ...] = ()
+    """(name, value) of the headers to send."""
     token: Ref | None = None
+    """The bearer token."""
     username: Ref | None = None
+    """The user name for basic authentication."""
     password: Ref | None = None
+    """The password for basic authentication."""
     ca: Ref | None = None
+    """The certificates to trust instead of the public authorities."""
 
     def refs(self) -> tuple[Ref, ...]:
+        """Return the references that are set."""
         return tuple(ref for ref in (self.token, self.username, self.password, self.ca) if ref is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class PrometheusEndpoint:
-    """A Prometheus with all that a request needs.
-
-    `ca_pem`: trust these certificates instead of the public authorities; `credentials_field`: of
-    the resource, where the credentials come from, or would.
-    """
+    """A Prometheus with everything that a request needs."""
 
     url: str
+    """The base URL."""
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """(name, value) of all headers to send, including the credentials."""
     ca_pem: str | None = field(default=None, repr=False)
+    """The certificates to trust; None: the public authorities."""
     credentials_field: str = f"{PATH}.authorization"
+    """The field of the resource that holds the credentials, or would hold them."""
 
 
 def access_of(spec: PrometheusSpec) -> Access:
-    """What is declared."""
+    """Return the access that a resource declares."""
     auth, basic = spec.authorization, spec.basic_auth
     ca = None
     if spec.tls_config is not None:
@@ -106,7 +114,10 @@ def _secret(name: str, secret: str, key: str) -> Ref:
 
 
 def endpoint_of(access: Access, objects: Objects) -> PrometheusEndpoint:
-    """With what the references lead to. Raises Unreadable naming the field."""
+    """Return the endpoint with the values of all references.
+
+    Raises Unreadable, which names the field.
+    """
     headers, source = dict(access.headers), f"{PATH}.authorization"
     if access.token is not None:
         token = _value(access.token, objects).strip()
@@ -121,7 +132,7 @@ def endpoint_of(access: Access, objects: Objects) -> PrometheusEndpoint:
 
 
 def _basic(username: Ref, password: Ref, objects: Objects) -> str:
-    """As RFC 7617 has it. A file's last newline belongs to no password."""
+    """Return the header value of RFC 7617. The last newline of a file is not part of a password."""
     user, word = (_value(ref, objects).rstrip("\r\n") for ref in (username, password))
     if ":" in user or not user or _CONTROL.search(user):
         raise _unusable(username, "is no user name: it is empty, or has a colon or a control character")
@@ -131,7 +142,7 @@ def _basic(username: Ref, password: Ref, objects: Objects) -> str:
 
 
 def _certificates(ref: Ref, objects: Objects) -> str:
-    """The certificates alone, whatever else the text holds."""
+    """Return only the certificates of a text."""
     found = _PEM.findall(_value(ref, objects))
     if not found:
         raise _unusable(ref, "holds no PEM certificate")

@@ -1,14 +1,15 @@
-"""Door: a Prometheus that the user runs, by prometheus-api-client.
+"""A client of the user's Prometheus, based on prometheus-api-client.
 
-That client is synchronous, so it runs in threads of its own, which only wait, and what it sends
-goes through `Transport`, where every request has a deadline. For deployment NAME in namespace NS
-(series need the usual `namespace` and `pod` labels) one query reads what the pods last reported,
-with the times at which they did:
+That library is synchronous. It runs in its own threads, which only wait, and sends its requests
+through `Transport`, where every request has a deadline. For deployment NAME in namespace NS one
+query reads the last samples of the pods with their times (series need the usual labels `namespace`
+and `pod`):
 
-    {namespace="NS", pod=~"NAME-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+", __name__=~"disagg_router_...|disagg_worker_..."}[75s]
+    {namespace="NS", pod=~"NAME-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+",
+     __name__=~"disagg_router_...|disagg_worker_..."}[75s]
 
-The raw samples go the same way as those of a direct scrape: counters are differenced for each pod,
-old values are no values, an empty answer means "unknown", never zero. The days before are read
+The raw samples are processed like those of a direct scrape: counters are differenced for each pod,
+old values are dropped, and an empty answer means "unknown", never zero. The previous days are read
 minute by minute from sums of increases (`history_queries`).
 """
 
@@ -32,7 +33,7 @@ from disagg_operator.autoscaling.signals.samples import Sample, from_matrix
 from disagg_wire import series
 from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
 
-# Two scrapes of the usual 30 s, and a little.
+# Two scrapes at the usual interval of 30 s, and some tolerance.
 MAX_AGE_S = 75
 HISTORY_DAYS = 3
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -41,7 +42,7 @@ _NONSENSE = f"what the server answers is not a Prometheus's; see {PATH}.url"
 
 
 def samples_query(namespace: str, name: str) -> str:
-    """What every pod of a deployment last reported.
+    """Return the query for the last samples of all pods of a deployment.
 
     Raises ValueError for a name that could break out of the quotes.
     """
@@ -50,8 +51,10 @@ def samples_query(namespace: str, name: str) -> str:
 
 
 def history_queries(namespace: str, name: str) -> tuple[str, str, str]:
-    """Requests, prompt and output tokens of a minute, by the mean of two (scrapes may be a minute
-    apart). Raises ValueError as above.
+    """Return the queries for the requests, prompt tokens and output tokens of a minute.
+
+    Each is a mean over two minutes, because scrapes may be a minute apart. Raises ValueError like
+    `samples_query`.
     """
     pods = f'namespace="{_checked(namespace)}",pod=~"{_checked(name)}-router-[a-z0-9]+-[a-z0-9]+"'
     sums = (series.ROUTER_ARRIVALS, series.ROUTER_ARRIVED_PROMPT_TOKENS)
@@ -72,21 +75,21 @@ def _checked(name: str) -> str:
 class PrometheusDoor:
     """Reads deployments from Prometheus servers.
 
-    Made on the event loop that it is used and closed on.
+    It must be created, used and closed on the same event loop.
     """
 
     def __init__(self, *, timeout_s: float = 4.0) -> None:
         self._timeout_s = timeout_s
         self._transport = Transport(timeout_s)
         self._executor = ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="prometheus")
-        self._gate = asyncio.Semaphore(_AT_ONCE)  # so that a query's deadline doesn't run while it queues for a thread
+        self._gate = asyncio.Semaphore(_AT_ONCE)  # the deadline of a query starts when it has a thread
 
     async def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
         await self._transport.close()
 
     async def read(self, endpoint: PrometheusEndpoint, namespace: str, name: str, now_s: float) -> dict[str, Sample]:
-        """What Prometheus knows of a deployment's pods, by pod, with epoch times.
+        """Return the last sample of each pod of a deployment, with epoch times.
 
         Raises Unreadable.
         """
@@ -98,8 +101,9 @@ class PrometheusDoor:
         return found
 
     async def history(self, endpoint: PrometheusEndpoint, namespace: str, name: str, now_s: float) -> list[Minute]:
-        """The minutes of the last days in which something came, oldest first; [] when there are
-        none. Raises Unreadable.
+        """Return the minutes of the last days in which requests arrived, oldest first.
+
+        Raises Unreadable.
         """
         end = datetime.datetime.fromtimestamp(now_s - now_s % 60, datetime.UTC)
         start = end - datetime.timedelta(days=HISTORY_DAYS)
@@ -114,15 +118,14 @@ class PrometheusDoor:
         ]
 
     async def _ask(self, endpoint: PrometheusEndpoint, call: Callable[[PrometheusConnect], Any]) -> Any:
-        """What the client makes of the answer. Raises Unreadable."""
+        """Return the answer as the library parses it. Raises Unreadable."""
         loop = asyncio.get_running_loop()
 
         def work() -> Any:
             with requests.Session() as session:
                 session.trust_env = False
                 client = PrometheusConnect(url=endpoint.url, session=session)
-                # The client puts an adapter of its own before the URL; here is the one that
-                # carries.
+                # The library mounts an adapter of its own; this one takes its place.
                 session.mount(endpoint.url, Adapter(self._transport, endpoint, loop, self._timeout_s + 1.0))
                 return call(client)
 
@@ -138,7 +141,10 @@ def _range(query: str, start: datetime.datetime, end: datetime.datetime) -> Call
 
 
 def _series(answer: Any) -> dict[float, float]:
-    """The values of a range answer of at most one series, by time; what is no number is left out."""
+    """Return the values by time of a range answer with at most one series.
+
+    Values that are not numbers are left out.
+    """
     out: dict[float, float] = {}
     try:
         for at_s, text in answer[0]["values"] if answer else ():

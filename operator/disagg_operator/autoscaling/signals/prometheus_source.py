@@ -1,9 +1,9 @@
-"""A resource's Prometheus, with the Secrets and ConfigMaps that it refers to.
+"""The Prometheus of each resource, with the Secrets and ConfigMaps that the resource refers to.
 
-The operator may read a Secret by name and neither list nor watch them, so they are read again every
-minute, and at once when the server refuses what was read last: a secret that was made late, changed
-or taken away needs no restart of anything. A server that keeps us waiting in vain is let rest for a
-while: many of them must not hold up the looks at all the others.
+The operator may get a Secret by name, but may neither list nor watch Secrets. Secrets are therefore
+read again every minute, and at once if the server refuses the credentials: one that is created
+late, changed or deleted needs no restart of anything. A server that does not answer in time is left
+alone for a while, so that many such servers cannot delay the reading of all others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _KINDS = {r.kind: r for r in (SECRET, CONFIG_MAP)}
 
 
 class Reader(Protocol):
-    """The part of `kube.Kube` that is needed."""
+    """The part of `kube.Kube` that is needed here."""
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj | None: ...
 
@@ -56,7 +56,7 @@ class _Resting:
 
 
 class PrometheusSource:
-    """Shared by all deployments. `clock` is monotonic."""
+    """Reads the Prometheus servers of all deployments. `clock` is monotonic."""
 
     def __init__(self, kube: Reader, door: PrometheusDoor, clock: Callable[[], float]) -> None:
         self._kube = kube
@@ -66,18 +66,19 @@ class PrometheusSource:
         self._resting: dict[Key, _Resting] = {}
 
     async def read(self, key: Key, access: Access, now_s: float) -> dict[str, Sample]:
-        """As PrometheusDoor.read."""
+        """Return the result of PrometheusDoor.read for a resource. Raises Unreadable."""
         return await self._ask(key, access, lambda endpoint: self._door.read(endpoint, *key, now_s))
 
     async def history(self, key: Key, access: Access, now_s: float) -> list[Minute]:
-        """As PrometheusDoor.history.
+        """Return the result of PrometheusDoor.history for a resource.
 
-        Much is asked: if that takes too long, it says nothing of `read`.
+        A history is a large answer: if it takes too long, `read` still asks the server. Raises
+        Unreadable.
         """
         return await self._ask_now(key, access, lambda endpoint: self._door.history(endpoint, *key, now_s))
 
     def forget(self, key: Key) -> None:
-        """The resource is gone, and its secrets with it."""
+        """Forget a resource that has been deleted, with its credentials."""
         self._resolved.pop(key, None)
         self._resting.pop(key, None)
 
@@ -111,7 +112,11 @@ class PrometheusSource:
         return await ask(fresh)
 
     async def _endpoint(self, key: Key, access: Access) -> PrometheusEndpoint:
-        """Raises Unreadable; what can't be read just now is as it was."""
+        """Return the endpoint of a resource.
+
+        If the API server does not answer, the endpoint is that of the last reading. Raises
+        Unreadable.
+        """
         known = self._resolved.get(key)
         if known is not None and known.access == access and self._clock() - known.at_s < READ_AGAIN_S:
             return known.endpoint
@@ -129,7 +134,7 @@ class PrometheusSource:
         return endpoint
 
     async def _get(self, key: Key, ref: Ref) -> Obj | None:
-        """Of the resource's own namespace, whoever asks."""
+        """Return a referenced object, always from the resource's own namespace."""
         try:
             return await self._kube.get(_KINDS[ref.kind], key[0], ref.name)
         except Forbidden:

@@ -1,10 +1,9 @@
-"""Carries out the requests of prometheus-api-client, which is synchronous, on the event loop, where
-a deadline is one for all of a request.
+"""Carries out the requests of prometheus-api-client, which is synchronous, on the event loop.
 
-URLs are the user's word, so this asks no more of a server than it must: it follows no redirect
-(credentials would go to another host), takes no proxy, password or authority from the environment,
-reads a bounded number of bytes, and does not go to link-local addresses, where clouds hand out the
-machine's own credentials.
+There one deadline covers all of a request. URLs come from users, so no more is done for a server
+than necessary: no redirect is followed (the credentials would go to another host), no proxy,
+password or authority is taken from the environment, a bounded number of bytes is read, and
+link-local addresses are refused, because clouds serve the credentials of the machine there.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from disagg_operator.autoscaling.signals.prometheus_access import (
 
 MAX_BYTES = 32 * 1024 * 1024
 _MOST_CONTEXTS = 64
-# Amazon's metadata service over IPv6 has an address of another kind.
+# The metadata service of AWS over IPv6 is not at a link-local address.
 _METADATA = ipaddress.ip_network("fd00:ec2::/32")
 
 
 def refused_address(text: str) -> bool:
-    """Whether nobody's Prometheus can be at this IP address."""
+    """Return whether an IP address is refused because no Prometheus can be there."""
     ip = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
@@ -46,7 +45,10 @@ def refused_address(text: str) -> bool:
 
 
 class _Resolver(aiohttp.ThreadedResolver):
-    """Names, without the addresses that are refused: what was looked up is what is connected to."""
+    """Resolves host names, and raises Unreadable for refused addresses.
+
+    A request connects only to the addresses that were checked here.
+    """
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -58,7 +60,10 @@ class _Resolver(aiohttp.ThreadedResolver):
 
 
 class Transport:
-    """One HTTP client for all endpoints. Made and closed on the event loop that it works on."""
+    """One HTTP client for all endpoints.
+
+    It must be created, used and closed on the same event loop.
+    """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -70,7 +75,7 @@ class Transport:
             await self._client.close()
 
     async def get(self, endpoint: PrometheusEndpoint, url: str, headers: Mapping[str, str]) -> bytes:
-        """The body of a good answer. Raises Unreadable for any other."""
+        """Return the body of a successful answer. Raises Unreadable for any other."""
         target = URL(url, encoded=True)
         if not target.host or (_is_address(target.host) and refused_address(target.host)):
             raise Unreadable(f"{PATH}.url: is a link-local address, where no Prometheus can be")
@@ -111,9 +116,9 @@ class Transport:
 
 
 class Adapter(BaseAdapter):
-    """What `requests` sends through: one endpoint of a `Transport`.
+    """The adapter through which `requests` sends to one endpoint of a `Transport`.
 
-    Called from a thread other than the event loop's.
+    It is called from another thread than that of the event loop.
     """
 
     def __init__(
@@ -126,7 +131,7 @@ class Adapter(BaseAdapter):
         self._timeout_s = timeout_s
 
     def send(self, request: PreparedRequest, *_: object, **__: object) -> Response:
-        """Raises Unreadable."""
+        """Send a request and return its response. Raises Unreadable."""
         headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "disagg-operator"}
         call = self._transport.get(self._endpoint, str(request.url), headers)
         future = asyncio.run_coroutine_threadsafe(call, self._loop)
@@ -138,20 +143,22 @@ class Adapter(BaseAdapter):
         response = Response()
         response.status_code, response.request, response.url = 200, request, str(request.url)
         response._content = body
-        response.headers = CaseInsensitiveDict()  # none: there is no redirect to follow and no cookie to keep
+        response.headers = CaseInsensitiveDict()  # empty: no redirect is followed and no cookie kept
         return response
 
     def close(self) -> None:
-        """The transport outlives it."""
+        """Do nothing, because the transport outlives the adapter."""
 
 
 def _refusal(status: int, endpoint: PrometheusEndpoint) -> Unreadable:
-    """Never with the body: what an address answers that somebody made us ask is not for them to
-    read.
+    """Return the error for an HTTP status.
+
+    It never includes the body: users must not read what an address answers that they made the
+    operator ask.
     """
     if status in (401, 403):
-        words = f"the Prometheus server refuses the credentials (HTTP {status}); see {endpoint.credentials_field} and {PATH}.headers"
-        return Unreadable(words, refused=True)
+        words = f"the Prometheus server refuses the credentials (HTTP {status})"
+        return Unreadable(f"{words}; see {endpoint.credentials_field} and {PATH}.headers", refused=True)
     if 300 <= status < 400:
         return Unreadable(f"the Prometheus server redirects (HTTP {status}), which is not followed; see {PATH}.url")
     return Unreadable(f"the Prometheus server answers HTTP {status}")
@@ -173,7 +180,8 @@ def _new_context(ca_pem: str | None) -> ssl.SSLContext:
         context = ssl.create_default_context(cadata=ca_pem)
     except (ssl.SSLError, ValueError):
         raise Unreadable(f"{PATH}.tlsConfig.ca: the PEM certificates can't be read", CREDENTIALS_UNAVAILABLE) from None
-    # A certificate that is named is trusted itself, and needs no extension that its maker left out.
+    # A certificate that is given here is trusted itself, and needs none of the extensions that its
+    # issuer may have left out.
     context.verify_flags = (context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN) & ~ssl.VERIFY_X509_STRICT
     return context
 
@@ -187,8 +195,9 @@ def _is_address(host: str) -> bool:
 
 
 def _why(error: BaseException) -> str:
-    """OpenSSL's own words of a certificate or a handshake; they hold nothing that the server sent
-    but names.
+    """Return OpenSSL's own words for a problem with a certificate or a handshake.
+
+    Apart from names they hold nothing that the server sent.
     """
     message = getattr(error, "verify_message", None) or getattr(error, "reason", None) or type(error).__name__
     return str(message)[:200]

@@ -1,9 +1,8 @@
-"""PURE: what one pod reported at one moment, by metric.
+"""PURE: The samples of one pod at one moment, by metric.
 
-What is no finite number >= 0 is absent, and absent is never zero.
-
-A metric with labels of our own has a name for each: `disagg_router_waiting_requests:decode`, label
-values in the order of `READ_LABELS`.
+A value that is not a finite number >= 0 is absent, and absent never means zero. A metric with
+labels of our own has one name for each combination, such as
+`disagg_router_waiting_requests:decode`, with label values in the order of `READ_LABELS`.
 """
 
 from __future__ import annotations
@@ -21,29 +20,32 @@ _ROLE_PREFIX = f"{WORKER_INFO}:"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Values by metric at time `at_s` (of the clock of whoever looked)."""
+    """Values by metric at the time `at_s`, on the clock of the reader."""
 
     at_s: float
     values: Mapping[str, float]
 
     def get(self, metric: str) -> float:
-        """NaN when it is absent."""
+        """Return the value of a metric, or NaN if it is absent."""
         return self.values.get(metric, math.nan)
 
 
 def flat(name: str, labels: Mapping[str, str]) -> str:
+    """Return the name of a metric with its label values."""
     return ":".join((name, *(labels[label] for label in READ_LABELS if label in labels)))
 
 
 def add(values: dict[str, float], metric: str, value: float) -> None:
+    """Add a value to a metric, unless it is not a finite number >= 0."""
     if math.isfinite(value) and value >= 0:
         values[metric] = values.get(metric, 0.0) + value
 
 
 def from_matrix(answer: Any, now_s: float, max_age_s: float) -> dict[str, Sample] | None:
-    """A range vector of raw series with a `pod` label, as Prometheus answers it -> the last look at
-    each pod. What is older than `max_age_s` is left out, as is what makes no sense; None for what
-    is no matrix at all.
+    """Return the last sample of each pod from a range vector of Prometheus.
+
+    The series are raw and need a label `pod`. Series that are invalid or older than `max_age_s` are
+    left out. Returns None if the answer is not a matrix at all.
     """
     if not isinstance(answer, list):
         return None
@@ -57,7 +59,7 @@ def from_matrix(answer: Any, now_s: float, max_age_s: float) -> dict[str, Sample
         found.append(point)
     values: dict[str, dict[str, float]] = {}
     for pod, metric, at_s, value in found:
-        # All series of one scrape have one time: an older one has ended.
+        # All series of one scrape have the same time; an older series has ended.
         if at_s == newest[pod] and now_s - at_s <= max_age_s:
             add(values.setdefault(pod, {}), metric, value)
     return {pod: Sample(newest[pod], v) for pod, v in values.items() if v}
@@ -73,7 +75,7 @@ def _last_point(series: Any) -> tuple[str, str, float, float] | None:
 
 
 def role_of(sample: Sample | None) -> str | None:
-    """The role that a worker says it has."""
+    """Return the role that a worker reports, or None."""
     if sample is None:
         return None
     return next(

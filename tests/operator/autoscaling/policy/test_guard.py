@@ -1,4 +1,4 @@
-"""What the operator adds to the policy before pods move; and what Kubernetes says of pods."""
+"""The safeguards around the predictive policy, the facts about pods, and the saved forms."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_pool_that_is_not_scaled_keeps_its_size_and_gets_no_decision() -> None
 
 
 def quiet_after(minutes: int, **kwargs: Any) -> list[guard.Outcome | None]:
-    """Nine workers, and next to nothing to do."""
+    """Return the outcomes for nine workers with almost nothing to do."""
     return run(*(observation(5 * i, 9, 9, per_s=0.2) for i in range(12 * minutes)), **kwargs)
 
 
@@ -112,8 +112,9 @@ def test_one_missed_scrape_says_nothing_and_a_longer_blindness_holds() -> None:
 
 @pytest.mark.parametrize("lost", ["generated_tokens", "prompt_tokens", "prompt_tokens_squared"])
 def test_half_a_picture_is_not_taken_for_an_idle_pool(lost: str) -> None:
-    """All decode workers silent at once, while the routers answer: the forecast must not fall to
-    nothing.
+    """All decode workers are silent at once while the routers answer.
+
+    The forecast must not fall to nothing.
     """
 
     def without(o: Observation) -> Observation:
@@ -145,7 +146,7 @@ def test_enough_is_a_decision_too() -> None:
     assert outcomes[0].decisions["prefill"].reason == ENOUGH
 
 
-# ---- what Kubernetes says ----
+# ---- facts about pods from Kubernetes ----
 
 
 def pod(uid: str, created: str, ready: str | None = None, **more: Any) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def test_pods_are_ready_starting_or_draining() -> None:
 
 def test_a_start_is_measured_once_and_the_last_sixteen_count() -> None:
     starts = pod_facts.note_starts(pod_facts.Starts(), [pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:40Z")])
-    # It lost its readiness later: that is no start.
+    # It lost its readiness later, which is not a start.
     assert pod_facts.note_starts(starts, [pod("a", "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z")]) == starts
     for i in range(20):
         starts = pod_facts.note_starts(starts, [pod(f"p{i}", "2026-01-01T00:00:00Z", f"2026-01-01T00:00:{i + 10}Z")])
@@ -179,7 +180,7 @@ def test_a_start_is_measured_once_and_the_last_sixteen_count() -> None:
     assert math.isnan(pod_facts.Starts().mean_s)
 
 
-# ---- what outlives the process ----
+# ---- saved forms ----
 
 
 def test_everything_that_is_kept_comes_back_as_it_was() -> None:

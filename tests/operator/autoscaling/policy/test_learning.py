@@ -1,5 +1,6 @@
-"""A worker's speed from what workers did: exact where the intervals tell the terms apart, the
-prior's proportions where they do not.
+"""The speed of a worker is learned from measurements.
+
+It is exact if the intervals tell the terms apart; otherwise the prior's proportions remain.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.profiles import examples
 
 from disagg_operator.autoscaling.policy.learning import Evidence, Learned, factors, observe, profile
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals
@@ -20,7 +22,7 @@ PODS = Pods(3, 3)
 
 
 def worked(true: Profile, i: int, noise: float = 1.0) -> Observation:
-    """An interval of batches and steps of a mix that changes with i."""
+    """Return an interval of batches and steps, whose mix changes with i."""
     batches, prompt = 20.0 + 3 * (i % 5), 200.0 + 150 * (i % 7)
     tokens = batches * (3 + i % 3) * prompt
     steps, sequences, context = 400.0 + 10 * i % 90, 5.0 + 6 * (i % 8), 500.0 + 200 * (i % 6)
@@ -48,7 +50,7 @@ def learn(
     return learned
 
 
-NOISE = (1.0, 1.01, 0.99, 1.02, 0.98, 1.0, 1.01, 0.985, 1.005, 0.995, 1.01)  # of a period that no mix has
+NOISE = (1.0, 1.01, 0.99, 1.02, 0.98, 1.0, 1.01, 0.985, 1.005, 0.995, 1.01)  # its period differs from that of every mix
 COEFFICIENTS = ("a_s", "b_s_per_token", "c_s_per_token2", "d_s", "e_s_per_sequence", "f_s_per_token")
 
 
@@ -101,7 +103,7 @@ def test_nothing_seen_is_the_prior() -> None:
 _number = st.one_of(st.just(math.nan), st.just(0.0), st.floats(0, 1e12), st.just(math.inf))
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.lists(st.lists(_number, min_size=8, max_size=8), max_size=6))
 def test_whatever_is_seen_every_term_stays_a_positive_number(rows: list[list[float]]) -> None:
     learned = Learned()

@@ -1,4 +1,4 @@
-"""The queue policy: the written rules as tables, the invariants as properties."""
+"""The policy `queue`: tables for the documented rules, properties for the invariants."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RULES = PoolRules(min_replicas=1, max_replicas=8, target=4.0, down_window_s=60.0
 
 
 def run(samples: list[QueueSample], replicas: int, rules: PoolRules = RULES) -> list[Decision]:
-    """Step through samples, carrying every decision out at once."""
+    """Step through samples, and carry out every decision at once."""
     state, decisions = QueueMemory(), []
     for sample in samples:
         decision, state = step(rules, sample, replicas, state)
@@ -69,7 +69,7 @@ def test_first_step(requests: float | None, replicas: int, to: int, reason: str)
 def test_scale_down_waits_for_the_whole_window_and_goes_to_its_maximum() -> None:
     decisions = run([*steady(12.0, 30), *steady(5.0, 45, 30), *steady(0.0, 120, 45)], replicas=3)
     changes = [(d.current, d.to, i * 3) for i, d in enumerate(decisions) if d.to != d.current]
-    assert changes[0][:2] == (3, 2)  # the window's maximum still was the 5 requests' recommendation
+    assert changes[0][:2] == (3, 2)  # the maximum of the window was still the recommendation for 5 requests
     assert changes[0][2] > 30 + 57
     assert changes[-1][:2] == (2, 1)
 

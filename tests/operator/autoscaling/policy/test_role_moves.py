@@ -1,4 +1,4 @@
-"""A worker that moves between the pools: who, when, and that no other decision undoes it."""
+"""Role flips: the worker that is chosen, the moment, and no other decision that undoes the flip."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_while_a_worker_moves_nobody_deletes_a_pod_or_starts_one_for_it() -> Non
     assert (left["prefill"].to, left["decode"].to) == (2, 3)
     done = role_moves.without(decisions((3, 2), (1, 2)), "prefill", "decode", 1)
     assert (done["prefill"].to, done["decode"].to) == (3, 1)
-    # The policy may have changed its mind meanwhile: growth of the giving pool is not the move's
-    # business.
+    # The policy may have changed its decision meanwhile: growth of the giving pool is not part of
+    # the role flip.
     changed = role_moves.without(decisions((3, 5), (4, 2)), "prefill", "decode", 1)
     assert (changed["prefill"].to, changed["decode"].to) == (5, 2)
 
@@ -77,7 +77,7 @@ def test_a_worker_says_its_role_on_its_page() -> None:
 
 @contextlib.asynccontextmanager
 async def worker(answers: list[int]) -> AsyncIterator[tuple[Target, list[Any]]]:
-    """A worker that answers these statuses, and then the last one for ever."""
+    """Serve a worker that answers with these statuses, and then with the last one for ever."""
     asked: list[Any] = []
 
     async def role(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""The price of a missed objective: what moves it, and for how long."""
+"""The price of a missed objective: its causes, and how long they last."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def test_misses_raise_the_price_and_with_it_the_size() -> None:
         o, prefill=replace(o.prefill, ttft_ok=0.8 * o.prefill.ttft_total)))  # fmt: skip
     assert missing[-1].numbers["prefill_price"] > 2 * calm.numbers["prefill_price"]
     assert missing[-1].prefill > calm.prefill
-    assert missing[-1].decode <= calm.decode  # the other pool has a budget of its own
+    assert missing[-1].decode <= calm.decode  # the other pool has its own budget
 
 
 def test_what_was_missed_in_a_storm_is_soon_forgotten() -> None:
-    """Its workers would be paid for long after it."""
+    """Otherwise workers for the storm would be paid for long after it."""
 
     def storm(o: Observation) -> Observation:
         missed = 0.5 if 3600 <= o.now_s < 3660 else 0.0

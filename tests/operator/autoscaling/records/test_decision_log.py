@@ -1,4 +1,4 @@
-"""Decisions on the disk: bounded, and every file can be run again from its first line."""
+"""The decision log on disk is bounded, and every file can be replayed from its first line."""
 
 from __future__ import annotations
 

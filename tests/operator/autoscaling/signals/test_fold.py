@@ -1,6 +1,4 @@
-"""Samples of pods to signals: differences for each pod, then sums; what did not answer is unknown,
-never zero.
-"""
+"""Samples of pods become signals: differences for each pod are summed, and silence is unknown."""
 
 from __future__ import annotations
 
@@ -173,13 +171,14 @@ def test_a_workers_speed_is_learned_from_those_that_are_a_minute_old() -> None:
 def test_objectives_and_queues_of_routers() -> None:
     def said(at_s: float, ok: float, missed: float) -> Sample:
         return router(
-            at_s, 0, disagg_router_objective_requests_total__ttft__true=ok, disagg_router_objective_requests_total__ttft__false=missed,
+            at_s, 0, disagg_router_objective_requests_total__ttft__true=ok,
+            disagg_router_objective_requests_total__ttft__false=missed,
             disagg_router_waiting_requests__decode=6,
         )  # fmt: skip
 
     o = after(look(100, {"r": said(100, 5, 0)}), look(105, {"r": said(105, 8, 1)})).observation
     assert (o.prefill.ttft_total, o.prefill.ttft_ok) == (4, 3)
-    assert math.isnan(o.decode.tpot_total)  # a router that does not count it
+    assert math.isnan(o.decode.tpot_total)  # the router does not count it
     assert o.decode.waiting_requests == 6
 
 

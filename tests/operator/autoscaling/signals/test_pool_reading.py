@@ -1,4 +1,4 @@
-"""Pages and answers to samples: absent is never zero."""
+"""Pages and answers become samples, in which an absent value is never zero."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from disagg_operator.autoscaling.signals.pool_reading import PoolReading, PoolVi
 from disagg_operator.autoscaling.signals.prometheus_query import history_queries, samples_query
 from disagg_operator.autoscaling.signals.samples import Sample, from_matrix
 
-WORKER = "# TYPE disagg_worker_waiting_requests gauge\ndisagg_worker_waiting_requests {}\ndisagg_worker_running_requests {}\n"
+WORKER = (
+    "# TYPE disagg_worker_waiting_requests gauge\n"
+    "disagg_worker_waiting_requests {}\n"
+    "disagg_worker_running_requests {}\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_raw_samples_of_a_prometheus_keep_their_own_times() -> None:
     answer = [
         _series("a", "disagg_worker_waiting_requests", (100.0, "1"), (115.0, "2")),
         _series("a", "disagg_worker_running_requests", (115.0, "3")),
-        _series("a", "disagg_worker_waiting_tokens", (100.0, "9")),  # ended with the scrape before
+        _series("a", "disagg_worker_waiting_tokens", (100.0, "9")),  # ended with the previous scrape
         _series("b", "disagg_worker_waiting_requests", (40.0, "8")),  # too old
         _series("c", "disagg_worker_waiting_requests", (110.0, "NaN")),
         _series("c", "disagg_worker_running_requests", (110.0, "4")),

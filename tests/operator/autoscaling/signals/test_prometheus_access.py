@@ -1,4 +1,4 @@
-"""From what a resource says of its Prometheus to what a request carries."""
+"""The access to a Prometheus: from the declaration in a resource to the headers of a request."""
 
 from __future__ import annotations
 
@@ -46,9 +46,13 @@ def test_a_url_alone_asks_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("spec", "objects", "headers"),
     [
-        pytest.param(TOKEN, secret(token="a.b\n"), {"Authorization": "Bearer a.b"}, id="a file's last newline is no part of a token"),
         pytest.param(
-            BASIC, secret(username="me", word="a: b"), {"Authorization": f"Basic {base64.b64encode(b'me:a: b').decode()}"}, id="basic"
+            TOKEN, secret(token="a.b\n"), {"Authorization": "Bearer a.b"},
+            id="a file's last newline is no part of a token",
+        ),
+        pytest.param(
+            BASIC, secret(username="me", word="a: b"),
+            {"Authorization": f"Basic {base64.b64encode(b'me:a: b').decode()}"}, id="basic",
         ),
         pytest.param(
             {**TOKEN, "headers": [{"name": "X-Scope-OrgID", "value": "team a"}]}, secret(token="t"),

@@ -1,5 +1,6 @@
-"""Prometheus as it is met in the wild: behind TLS and a token, redirecting, slow, endless, and with
-secrets that come, change and go.
+"""Real Prometheus servers: behind TLS and tokens, with redirects, slow or endless answers.
+
+Their secrets are created, changed and deleted while the operator runs.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ SECRET_WORD = "s3cr3t-of-the-test"
 
 
 class Server:
-    """Answers queries as Prometheus does, to whom it lets in.
+    """Answers queries as Prometheus does, for clients with the right credentials.
 
-    `seen`: the headers of all requests.
+    `seen` holds the headers of all requests.
     """
 
     def __init__(self) -> None:
@@ -66,7 +67,7 @@ class Server:
 
 @contextlib.asynccontextmanager
 async def served(handler: Any, tls: Certificate | None = None) -> AsyncIterator[str]:
-    """A handler for every path on a free port; gives the base URL."""
+    """Serve a handler for every path on a free port, and yield the base URL."""
     app = web.Application()
     app.router.add_get("/{path:.*}", handler)
     runner, port = web.AppRunner(app, access_log=None, shutdown_timeout=0.1), free_port()
@@ -79,7 +80,7 @@ async def served(handler: Any, tls: Certificate | None = None) -> AsyncIterator[
 
 
 class Cluster(FakeKube):
-    """`error`: what the API server answers instead. `reads`: what was asked for."""
+    """An API server that records its `reads`, and raises `error` if that is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ async def test_a_bearer_token_over_tls_of_a_private_authority_with_a_tenant(rig:
 async def test_no_request_goes_to_a_server_that_is_not_trusted(rig: Rig, tmp_path: Path) -> None:
     server, tls, other = Server(), certificate(tmp_path), certificate(tmp_path, "other")
     async with served(server.answer, tls) as url:
-        assert "not trusted" in (await rig.trouble(access(url)))[1]  # a private authority isn't a public one
+        assert "not trusted" in (await rig.trouble(access(url)))[1]  # a private authority is not a public one
         rig.kube.secret(token=SECRET_WORD)
         rig.kube.config_map("ca", **{"ca.crt": other.pem})
         of = access(url, **TOKEN, **CA)
@@ -150,7 +151,7 @@ async def test_no_request_goes_to_a_server_that_is_not_trusted(rig: Rig, tmp_pat
         assert (reason, "spec.observability.prometheus.tlsConfig.ca" in words) == ("MetricsUnavailable", True)
         assert server.seen == []
         rig.kube.config_map("ca", **{"ca.crt": tls.pem})
-        assert await rig.pods(of) == [POD]  # read anew at once, since the server was refused
+        assert await rig.pods(of) == [POD]  # read again at once, because the server was refused
 
 
 async def test_a_certificate_for_another_name_is_told(rig: Rig, tmp_path: Path) -> None:
@@ -201,10 +202,10 @@ async def test_a_secret_that_comes_late_changes_and_goes(rig: Rig) -> None:
         assert await rig.pods(of) == [POD]
         reads = len(rig.kube.reads)
         assert await rig.pods(of) == [POD]
-        assert len(rig.kube.reads) == reads  # not again while it works
+        assert len(rig.kube.reads) == reads  # not read again while it works
         server.authorization = f"Basic {base64.b64encode(b'me:three').decode()}"
         rig.kube.secret(username="me", word="three")
-        assert await rig.pods(of) == [POD]  # the server refused the old one: read anew, without a look lost
+        assert await rig.pods(of) == [POD]  # the server refused the old one: read again within the same look
         rig.kube.remove("Secret", "prom", "ns")
         rig.now_s += source_module.READ_AGAIN_S
         assert (await rig.trouble(of))[0] == "CredentialsUnavailable"
@@ -246,12 +247,12 @@ async def test_an_api_server_that_is_away_costs_nothing_that_is_known(rig: Rig) 
 async def test_nothing_is_asked_of_a_link_local_address(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     for url in ("http://169.254.169.254/latest", "http://[fe80::1]", "http://[::ffff:169.254.169.254]"):
         assert "link-local" in (await rig.trouble(access(url)))[1]
-    # A number is no name, and no way around.
+    # A number is not a host name, and does not get around the check.
     assert await rig.trouble(access("http://2852039166")) == (
         "MetricsUnavailable",
         "the Prometheus server does not answer",
     )
-    # A name is judged by what it leads to.
+    # A name is checked by the addresses that it resolves to.
     server = Server()
     async with served(server.answer) as url:
         monkeypatch.setattr(prometheus_transport, "refused_address", lambda text: text == "127.0.0.1")
@@ -282,10 +283,10 @@ async def test_an_answer_that_never_ends_or_is_too_long_costs_one_look_and_holds
         assert "more than" in (await rig.trouble(access(long)))[1]
         began = time.monotonic()
         assert {words for _, words in await asyncio.gather(*looks)} == {"the Prometheus server does not answer"}
-        # Again it would cost as much: it rests.
+        # Another request would take as long, so the server is left alone.
         assert await rig.trouble(dead) == ("MetricsUnavailable", "the Prometheus server does not answer")
         assert time.monotonic() - began < 2.5
-        assert [len(asked), await rig.pods(access(good))] == [8, [POD]]  # an edit of the resource is tried at once
+        assert [len(asked), await rig.pods(access(good))] == [8, [POD]]  # an edited resource is tried at once
         rig.now_s += source_module.REST_S
         await rig.trouble(dead)
         assert len(asked) == 9
@@ -309,7 +310,7 @@ async def test_the_days_before_are_learned_once_the_secret_is_there(rig: Rig, tm
         assert plan is not None
         states, entry = StateKeeper(StateStore(FakeKube()), rig.source, time.time), Live("uid")
         entry.trouble = await rig.trouble(access(url, **TOKEN))
-        assert await states.ready(KEY, entry, plan)  # blind, but the bounds hold
+        assert await states.ready(KEY, entry, plan)  # there are no metrics, but the bounds hold
         assert (entry.unseeded, server.paths) == (True, [])
         rig.kube.secret(token=SECRET_WORD)
         entry.trouble = None

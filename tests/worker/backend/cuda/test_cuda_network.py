@@ -83,14 +83,17 @@ def test_a_batch_takes_the_next_larger_graph(rows: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
-def test_every_kernel_compiles_without_spills_for_a_gpu_of_capability(capability: int, tmp_path: Path) -> None:
+def test_every_kernel_compiles_without_spills_for_a_gpu_of_capability(capability: int) -> None:
     """Compile in bfloat16 and with an 8-bit cache, which the interpreter cannot check.
 
     The compiler also refuses types that the interpreter accepts.
     """
     script = Path(__file__).parent / "compile_kernels.py"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(Path(__file__).parents[4] / "worker"), "TRITON_CACHE_DIR": str(tmp_path)}
+    environment |= {
+        "PYTHONPATH": str(Path(__file__).parents[4] / "worker"),
+        "TRITON_CACHE_DIR": str(kernels.CACHE / "triton"),
+    }
     made = subprocess.run(
         [sys.executable, script, str(capability)], env=environment, capture_output=True, text=True, timeout=280
     )

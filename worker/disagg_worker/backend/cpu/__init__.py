@@ -1,1 +1,1 @@
-"""The fast way on CPUs: own kernels in C++ (src/), compiled by build.py and called by ctypes."""
+"""The backend for CPUs: kernels in C++ (src/), compiled by build.py and called through ctypes."""
