@@ -196,8 +196,14 @@ def test_the_roof_line_has_the_makers_figures_and_his_page() -> None:
     [
         (APART.pools[0], 0, ["prefill", "8 x H100", "2", "tensor 4", "2,048 tokens", "50 %", "TTFT"]),
         (APART.pools[1], 0, ["decode", "8 x H100", "2", "tensor 4", "32 sequences", "50 %", "TPOT"]),
-        (ONE.pools[0], 512, ["prefill + decode", "8 x H100", "2", "tensor 4", "32 sequences, chunks of 512", "50 %", "TTFT and TPOT"]),
-        (pool("decode", replace(DEEP, ranks=8), "H200"), 0, ["decode", "16 x H200", "2", "experts 8", "32 sequences", "50 %", "TPOT"]),
+        (
+            ONE.pools[0], 512,
+            ["prefill + decode", "8 x H100", "2", "tensor 4", "32 sequences, chunks of 512", "50 %", "TTFT and TPOT"],
+        ),
+        (
+            pool("decode", replace(DEEP, ranks=8), "H200"), 0,
+            ["decode", "16 x H200", "2", "experts 8", "32 sequences", "50 %", "TPOT"],
+        ),
     ],
 )  # fmt: skip
 def test_a_pool_is_a_row(planned: PoolPlan, chunk_tokens: int, cells: list[str]) -> None:
@@ -239,9 +245,15 @@ def test_the_question_is_told_with_what_follows_from_it() -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("deepseek-v3", "61 layers, 128 heads, latent KV of 512 + 64, 8 of 256 experts and a shared one in 58 layers, 8-bit weights"),
+        (
+            "deepseek-v3",
+            "61 layers, 128 heads, latent KV of 512 + 64, 8 of 256 experts and a shared one in 58 layers, 8-bit weights",
+        ),
         ("mixtral-8x7b", "32 layers, 32 heads, 8 KV heads, 2 of 8 experts in 32 layers, 16-bit weights"),
-        ("gpt-oss-120b", "36 layers, 64 heads, 8 KV heads, 4 of 128 experts in 36 layers, 16-bit weights (4.25 bits in experts)"),
+        (
+            "gpt-oss-120b",
+            "36 layers, 64 heads, 8 KV heads, 4 of 128 experts in 36 layers, 16-bit weights (4.25 bits in experts)",
+        ),
     ],
 )  # fmt: skip
 def test_a_shape_is_told_in_figures(model: str, words: str) -> None:
