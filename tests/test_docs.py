@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.operator.api.resources import good
-from tests.operator.autoscaling.policy.test_guard import POOLS, SETTINGS, observation
+from tests.operator.autoscaling.policy.looks import POOLS, SETTINGS, observation
 
 from disagg_operator.api import parse_file
 from disagg_operator.api.scaling import ScalingSpec

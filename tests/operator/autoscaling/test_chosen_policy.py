@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.operator.api.resources import good
-from tests.operator.autoscaling.policy.test_guard import observation
+from tests.operator.autoscaling.policy.looks import observation
 
 from disagg_operator.autoscaling import chosen_policy
 from disagg_operator.autoscaling.chosen_policy import PolicyMemory

@@ -7,48 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.operator.autoscaling.policy.looks import POOLS, SETTINGS, blind, observation, run
 
 from disagg_operator.autoscaling.policy import guard
-from disagg_operator.autoscaling.policy.decision import STABILIZING, PoolRules
+from disagg_operator.autoscaling.policy.decision import ABOVE_MAXIMUM, BELOW_MINIMUM, STABILIZING
 from disagg_operator.autoscaling.policy.guard import ENOUGH, FORECAST_DOWN, FORECAST_UP, PARTIAL_METRICS, Predicting
 from disagg_operator.autoscaling.policy.observation import (
-    DecodeSignals,
     Folded,
     Observation,
-    Pods,
-    PrefillSignals,
 )
-from disagg_operator.autoscaling.policy.predictive import PoolLimits, Settings, State
+from disagg_operator.autoscaling.policy.predictive import State
 from disagg_operator.autoscaling.records import state_store
 from disagg_operator.autoscaling.records.saved_state import from_json, to_json
-from disagg_operator.performance.profile import PROFILES
-
-SETTINGS = Settings(PROFILES["8b-h100"], 0.06, PoolLimits(1, 10), PoolLimits(1, 10))
-POOLS = {"prefill": PoolRules(1, 10, 4.0), "decode": PoolRules(1, 10, 32.0)}
-T0 = 1_700_000_000.0
-
-
-def observation(at_s: float, prefill: int = 2, decode: int = 2, per_s: float = 5.0) -> Observation:
-    n = per_s * 5
-    return Observation(
-        T0 + at_s, 5.0,
-        PrefillSignals(Pods(prefill, prefill), n, 1000 * n, 1.5e6 * n, 0.0, 0.0, 1.0, 1.0, n, n),
-        DecodeSignals(Pods(decode, decode), 0.0, 20.0, 20_000.0, 400_000.0, 200 * n, n, 200 * n, 1100 * n, n, n),
-    )  # fmt: skip
-
-
-def blind(at_s: float, **sizes: int) -> Observation:
-    o = observation(at_s, **sizes)
-    return replace(o, prefill=PrefillSignals(o.prefill.pods), decode=DecodeSignals(o.decode.pods))
-
-
-def run(*looks: Observation | Folded, pools: Any = None, windows: Any = None) -> list[guard.Outcome | None]:
-    memory, out = Predicting(), []
-    for one in looks:
-        folded = one if isinstance(one, Folded) else Folded(one, frozenset())
-        outcome, memory = guard.step(SETTINGS, pools or POOLS, windows or {}, folded, memory)
-        out.append(outcome)
-    return out
 
 
 def test_a_flood_scales_up_and_says_why_in_words_and_numbers() -> None:
@@ -156,3 +126,20 @@ def test_a_state_is_a_few_kilobytes_and_survives_the_config_map() -> None:
     for broken in ("", "####", state_store.encode({})[:-4], "eJwDAAAAAAE="):
         assert not state_store.decode(broken)
     assert repr(from_json({})) == repr(State())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"), [((0, 12), [BELOW_MINIMUM, ABOVE_MAXIMUM]), ((12, 0), [ABOVE_MAXIMUM, BELOW_MINIMUM])]
+)
+def test_a_size_out_of_bounds_is_mended_and_said_to_be_one(sizes: tuple[int, int], reason: list[str]) -> None:
+    (outcome,) = run(observation(0, *sizes))
+    assert outcome is not None
+    assert [outcome.decisions[pool].reason for pool in POOLS] == reason
+    assert all(1 <= decision.to <= 10 for decision in outcome.decisions.values())
+
+
+def test_pools_that_are_not_scaled_are_fixed_to_their_size() -> None:
+    o = observation(0, 3, 4)
+    both = guard.fixed(SETTINGS, {}, o)
+    assert [(limits.least, limits.most) for limits in (both.prefill, both.decode)] == [(3, 3), (4, 4)]
+    assert guard.fixed(SETTINGS, POOLS, o) == SETTINGS

@@ -113,3 +113,18 @@ def test_whatever_is_seen_every_term_stays_a_positive_number(rows: list[list[flo
         learned = observe(learned, TRUE, Observation(15.0, 15.0, prefill, decode))
     found = profile(learned, TRUE)
     assert all(0 < getattr(found, c) < math.inf for c in COEFFICIENTS)
+
+
+def test_a_worker_that_is_far_faster_or_slower_than_believed_is_followed_within_bounds() -> None:
+    def times(factor: float) -> Profile:
+        return replace(TRUE, **{c: factor * getattr(TRUE, c) for c in COEFFICIENTS})
+
+    faster, slower = learn(times(1e5), TRUE, 60), learn(times(1e-5), TRUE, 60)
+    assert factors(faster.prefill) == factors(faster.decode) == (0.02,) * 3
+    assert max(*factors(slower.prefill), *factors(slower.decode)) == 1000.0
+
+
+def test_work_beyond_every_number_is_no_evidence() -> None:
+    o = worked(TRUE, 0)
+    endless = replace(o, prefill=replace(o.prefill, batch_tokens=1e300), decode=replace(o.decode, step_kv_tokens=1e300))
+    assert observe(Learned(), TRUE, endless) == Learned()

@@ -4,78 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from tests.operator.autoscaling.policy.cluster import OUTPUT, PROFILE, PROMPT, RULES, drive, look, steady
 
 from disagg_operator.autoscaling.policy.history import Minute, seed
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets
 from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State, step
-from disagg_operator.performance.profile import PROFILES
-
-PROFILE = PROFILES["70b-h100-tp4"]
-RULES = Settings(PROFILE, 0.060, PoolLimits(1, 40, 4), PoolLimits(1, 40, 4))
-PROMPT, OUTPUT = 1000.0, 200.0
-
-
-def look(
-    now_s: float,
-    rate: float,
-    prefill: Pods,
-    decode: Pods,
-    *,
-    missed: float = 0.0,
-    waiting_tokens: float = 0.0,
-    decode_waiting: float = 0.0,
-) -> Observation:
-    """Return fifteen seconds of `rate` requests per second, all of one length.
-
-    If there is more work than the workers can do, all requests miss their objective, else `missed`.
-    """
-    n = 15 * rate
-    running = rate * OUTPUT * 0.045
-    late = 1.0 if prefill.ready < PROFILE.prefill_work_s(rate, rate * PROMPT, rate * PROMPT**2) else missed
-    slow = (
-        1.0 if decode.ready * PROFILE.decode_tokens_per_s(0.97 * 0.06, PROMPT + OUTPUT / 2) < rate * OUTPUT else missed
-    )
-    return Observation(
-        now_s,
-        15.0,
-        PrefillSignals(
-            prefill, n, n * PROMPT, n * PROMPT**2, waiting_tokens / PROMPT, waiting_tokens,
-            1.0, 1.0, n, n * (1 - late),
-        ),
-        DecodeSignals(
-            decode, decode_waiting, running, running * (PROMPT + OUTPUT / 2), 450_000.0,
-            n * OUTPUT, n, n * OUTPUT, n * PROMPT, n, n * (1 - slow),
-        ),
-    )  # fmt: skip
-
-
-def drive(
-    rules: Settings,
-    rate: Callable[[float], float],
-    seconds: float,
-    state: State | None = None,
-    sizes: tuple[int, int] = (4, 4),
-    begin_s: float = 0.0,
-    change: Callable[[Observation], Observation] = lambda o: o,
-) -> tuple[list[Targets], State]:
-    """Run the policy on a cluster that follows it at once."""
-    state, targets = state or State(), [Targets(*sizes)]
-    now = begin_s
-    while now < begin_s + seconds:
-        now += 15
-        p, d = (Pods(n, n, cold_start_s=120.0) for n in (targets[-1].prefill, targets[-1].decode))
-        answer, state = step(rules, change(look(now, rate(now), p, d)), state)
-        targets.append(answer)
-    return targets[1:], state
-
-
-def steady(rate: float = 40.0, rules: Settings = RULES) -> tuple[Targets, State]:
-    targets, state = drive(rules, lambda _: rate, 3600, sizes=(8, 8))
-    return targets[-1], state
 
 
 def test_a_steady_load_gets_its_work_and_some_slack_and_then_rests() -> None:
@@ -379,3 +315,29 @@ def test_an_interval_of_no_time_says_nothing(interval_s: float) -> None:
     answer, after = step(RULES, o, state)
     assert (answer.prefill, answer.decode) == (8, 8)
     assert after == state
+
+
+def test_a_policy_that_shall_not_learn_keeps_the_profile_that_it_was_given() -> None:
+    halved = replace(PROFILE, b_s_per_token=PROFILE.b_s_per_token / 2, d_s=PROFILE.d_s / 2)
+    known = replace(RULES, profile=halved, learn=False)
+    targets, state = drive(known, lambda _: 40.0, 900, sizes=(8, 8))
+    assert state.learned == State().learned
+    assert targets[-1].numbers["prefill_forecast"] < 0.7 * PROFILE.prefill_work_s(40, 40 * PROMPT, 40 * PROMPT**2)
+
+
+def test_objectives_that_are_not_counted_teach_nothing_of_misses() -> None:
+    def uncounted(o: Observation) -> Observation:
+        return replace(o, prefill=replace(o.prefill, ttft_total=math.nan), decode=replace(o.decode, tpot_ok=math.nan))
+
+    _, state = drive(RULES, lambda _: 40.0, 600, sizes=(8, 8), change=uncounted)
+    for pool, fresh in ((state.prefill, State().prefill), (state.decode, State().decode)):
+        assert (pool.curve, pool.missed, pool.counted, pool.pressure) == (fresh.curve, 0.0, 0.0, 0.0)
+        assert pool.load > 0
+
+
+def test_without_requests_nothing_is_missed_and_the_pressure_stays() -> None:
+    busy, state = drive(RULES, lambda _: 40.0, 600, sizes=(8, 8))
+    assert state.prefill.pressure != 0
+    _, after = drive(RULES, lambda _: 0.0, 15, state, (busy[-1].prefill, busy[-1].decode), begin_s=600)
+    assert after.prefill.pressure == state.prefill.pressure
+    assert after.prefill.counted < state.prefill.counted

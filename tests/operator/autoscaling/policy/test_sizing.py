@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
-from tests.operator.autoscaling.policy.test_predictive import RULES, drive, steady
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.operator.autoscaling.policy.cluster import RULES, drive, steady
 
-from disagg_operator.autoscaling.policy.observation import Observation
+from disagg_operator.autoscaling.policy import forecast
+from disagg_operator.autoscaling.policy.forecast import Forecaster
+from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings
+from disagg_operator.autoscaling.policy.miss_curve import MissCurve
+from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals
+from disagg_operator.autoscaling.policy.sizing import Outlook, PoolSizing, hold, join, plan, price_of
 
 
 def test_misses_raise_the_price_and_with_it_the_size() -> None:
@@ -29,3 +39,177 @@ def test_what_was_missed_in_a_storm_is_soon_forgotten() -> None:
     before, after, later = (targets[int(s / 15)].numbers["prefill_price"] for s in (3500, 3700, 3600 + 5400))
     assert after > 4 * before
     assert later < 2 * before
+
+
+SHARES = MissCurve(0.2, 0.2).shares()
+RATIOS = forecast.ratios(Forecaster())
+
+
+TEN = PoolLimits(1, 10)
+
+
+def sizing(wanted: int, expected: float = 3.0, limits: PoolLimits = TEN, *, known: bool = True) -> PoolSizing:
+    return PoolSizing(
+        Pods(4, 4), limits, wanted, "as wanted", expected, 8.0, SHARES if known else [], RATIOS if known else []
+    )
+
+
+@given(st.floats(0.01, 60), st.integers(1, 40))
+def test_the_best_number_costs_least_and_holds_the_work(expected: float, most: int) -> None:
+    pool = sizing(0, expected, PoolLimits(1, most))
+    n = pool.best()
+    assert n == min(most, max(n, math.ceil(expected)))
+    assert all(pool.loss(n) <= pool.loss(other) for other in range(math.ceil(expected), most + 1))
+
+
+def test_with_fewer_workers_more_requests_miss_and_without_any_all_do() -> None:
+    pool = sizing(0)
+    misses = [pool.misses(n) for n in range(8)]
+    assert misses[0] == 1.0
+    assert misses == sorted(misses, reverse=True)
+    assert sizing(0, known=False).misses(1) == 0.0
+    assert sizing(0, known=False).loss(5) == 5
+
+
+@pytest.mark.parametrize(("replicas", "to"), [(0, 2), (5, 5), (50, 9)])
+def test_a_pool_of_which_nothing_is_known_stays_within_its_bounds(replicas: int, to: int) -> None:
+    held = hold(Pods(replicas, replicas), PoolLimits(2, 9), "why")
+    assert (held.wanted, held.need, held.ahead, held.reason) == (to, to, to, "why")
+
+
+def seen(rate: float, pool: PoolState | None = None) -> PoolState:
+    demand = forecast.update(Forecaster(), 0.0, 15.0, rate, RULES.tuning)
+    return replace(pool or PoolState(), demand=demand)
+
+
+def planned(
+    rate: float,
+    replicas: int,
+    rules: Settings = RULES,
+    pool: PoolState | None = None,
+    pods: Pods | None = None,
+    now_s: float = 1000.0,
+) -> PoolSizing:
+    pods = pods or Pods(replicas, replicas)
+    o = Observation(now_s, 15.0, PrefillSignals(pods), DecodeSignals(pods))
+    return plan(rules, "prefill", o, seen(rate, pool), Outlook(120.0, 40.0))[0]
+
+
+def test_work_that_comes_is_met_by_workers_and_the_reason_says_so() -> None:
+    found = planned(6.0, 4)
+    assert found.wanted > 6
+    assert found.reason.startswith("6.00 workers of work expected in 120 s; ")
+    assert found.wanted == found.need
+    assert found.ahead >= found.need
+
+
+def test_enough_workers_stay_and_too_many_go() -> None:
+    need = planned(6.0, 4).need
+    assert (planned(6.0, need).wanted, planned(6.0, need).reason) == (need, "enough")
+    fewer = planned(1.0, 12)
+    assert fewer.wanted < 12
+    assert "without" in fewer.reason
+
+
+def test_what_was_wanted_lately_is_held() -> None:
+    held = planned(1.0, 12, pool=PoolState(wanted=((990.0, 9), (100.0, 40))))
+    assert held.wanted == 9
+
+
+PEAK = replace(RULES, peaks=(Peak(23 * 3600.0, 3600.0, prefill=20), Peak(0.0, 60.0, prefill=10)))
+
+
+@pytest.mark.parametrize(
+    ("hour", "scheduled"), [(12, 0), (22, 0), (22.98, 20), (23, 20), (23.5, 20), (24.01, 20), (24.5, 20), (25, 0)]
+)
+def test_a_peak_is_met_before_it_begins_and_over_midnight(hour: float, scheduled: int) -> None:
+    found = planned(1.0, 3, PEAK, now_s=3600.0 * hour)
+    assert (found.wanted == 20) == (scheduled == 20)
+    assert ("the schedule asks for 20" in found.reason) == (scheduled == 20)
+
+
+def test_workers_that_can_not_be_placed_are_given_up_for_a_while() -> None:
+    stuck = Pods(8, 3, starting_ages_s=(700.0, 650.0, 10.0))
+    found = planned(9.0, 8, pods=stuck)
+    assert found.wanted == 6
+    assert "6" in found.reason
+    assert "placed" in found.reason
+    later = planned(9.0, 8, pool=PoolState(cap=6, cap_until_s=999.0))
+    assert later.wanted > 8
+
+
+def test_a_forecast_is_judged_once_the_forecaster_has_watched_for_a_while() -> None:
+    pods = Pods(4, 4)
+    o = Observation(1000.0, 15.0, PrefillSignals(pods), DecodeSignals(pods))
+    fresh, known = (plan(RULES, "decode", o, seen(2.0), Outlook(120.0, 40.0, began_s=b))[1] for b in (900.0, 100.0))
+    assert fresh.demand.made == ()
+    assert [due for due, *_ in known.demand.made] == [1120.0]
+
+
+def test_the_price_rises_above_the_budget_and_falls_below_it() -> None:
+    asked = replace(PoolState(), missed=0.0, counted=1e9)
+    calm, even, busy = (
+        price_of(RULES, replace(asked, missed=share * 1e9), 40.0) for share in (0.0, RULES.budget, 4 * RULES.budget)
+    )
+    assert even == pytest.approx(RULES.price)
+    assert calm < even < busy
+    assert busy <= RULES.price * math.exp(1.5) + 1e-9
+    assert price_of(RULES, replace(asked, pressure=1.0, missed=RULES.budget * 1e9), 40.0) == pytest.approx(
+        RULES.price * math.e
+    )
+
+
+def joined(prefill: PoolSizing, decode: PoolSizing, **rules: Any) -> tuple[int, int]:
+    join(replace(RULES, **rules), prefill, decode)
+    return prefill.wanted, decode.wanted
+
+
+@given(
+    st.integers(1, 10), st.integers(1, 10), st.floats(0.1, 9), st.floats(0.1, 9), st.none() | st.integers(1, 60),
+    st.none() | st.tuples(st.floats(0, 2), st.floats(0.5, 4)), st.booleans(),
+)  # fmt: skip
+def test_pools_fit_into_budget_and_ratio_wherever_that_is_possible(
+    p: int, d: int, p_work: float, d_work: float, budget: int | None, ratio: tuple[float, float] | None, known: bool
+) -> None:
+    limits = PoolLimits(1, 10, 4), PoolLimits(2, 10, 2)
+    low, high = ratio or (0.0, math.inf)
+
+    def fits(a: int, b: int) -> bool:
+        return 4 * a + 2 * b <= (math.inf if budget is None else budget) and low * a <= b <= high * a
+
+    prefill, decode = sizing(p, p_work, limits[0], known=known), sizing(max(2, d), d_work, limits[1])
+    wish = prefill.wanted, decode.wanted
+    found = joined(prefill, decode, gpu_budget=budget, ratio=ratio)
+    if fits(*wish):
+        assert found == wish
+    elif any(fits(a, b) for a in range(1, 11) for b in range(2, decode.limits.most + 1)):
+        assert fits(*found)
+    else:
+        assert found == (1, 2)
+
+
+def test_the_pair_that_loses_least_is_taken_and_the_reason_is_told() -> None:
+    busy, idle = sizing(8, 6.0), sizing(8, 1.0)
+    found = joined(busy, idle, gpu_budget=10)
+    assert sum(found) <= 10
+    assert found[0] > found[1]
+    assert "10 GPUs" in busy.reason or "10 GPUs" in idle.reason
+
+
+def test_a_pool_that_keeps_its_size_keeps_its_reason() -> None:
+    few, many = sizing(1, 0.5), sizing(9, 4.0)
+    assert joined(few, many, ratio=(0.0, 5.0)) == (2, 9)
+    assert "ratio" in few.reason
+    assert many.reason == "as wanted"
+
+
+def test_where_nothing_fits_pools_have_their_smallest_size_and_say_so() -> None:
+    prefill, decode = sizing(5, limits=PoolLimits(3, 10)), sizing(5, limits=PoolLimits(3, 10))
+    assert joined(prefill, decode, gpu_budget=4) == (3, 3)
+    assert "no choice" in prefill.reason
+
+
+def test_a_pool_that_holds_blindly_gives_less_than_one_that_is_known_to_need_little() -> None:
+    blind, _ = joined(sizing(6, known=False), sizing(6, 1.0), gpu_budget=8)
+    seeing, _ = joined(sizing(6, 1.0), sizing(6, 1.0), gpu_budget=8)
+    assert seeing < blind < 6

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.autoscaling.policy.test_guard import SETTINGS, blind, observation
+from tests.operator.autoscaling.policy.looks import SETTINGS, blind, observation
 
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.autoscaling.policy.predictive import Peak, Settings
