@@ -143,6 +143,44 @@ async def test_killed_at_any_write_the_next_run_ends_in_the_same_state() -> None
         assert world.snapshot() == whole.snapshot(), f"killed at write {killed_at}"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param({}, id="none"),
+        pytest.param({"engine": {"env": [{"name": "A", "value": "b"}]}}, id="of the pods"),
+        pytest.param({"security": {"networkPolicy": False}, "decode": {"replicas": 3}}, id="of what there is"),
+    ],
+)
+async def test_killed_at_any_two_writes_before_and_after_an_edit_the_end_is_the_same(edit: dict[str, Any]) -> None:
+    async def killed(world: World, at: int) -> bool:
+        """Run until the operator dies at this write, and start another; False when there are fewer writes."""
+        world.kube.fail_at_write = world.kube.writes + at
+        try:
+            await world.settle()
+        except KubeError:
+            return True
+        finally:
+            world.kube.fail_at_write = None
+            world.restart()
+        return False
+
+    whole = World()
+    await whole.settle()
+    whole.edit(**edit)
+    await whole.settle()
+    for first in range(1, whole.kube.writes + 1):
+        second, more = 1, True
+        while more:
+            world = World()
+            before = await killed(world, first)
+            world.edit(**edit)
+            more = await killed(world, second)
+            await world.settle()
+            assert world.snapshot() == whole.snapshot(), f"killed at write {first} ({before}), and at {second} after it"
+            second += 1
+
+
 async def test_an_edit_reaches_the_children_and_what_is_no_longer_wanted_goes() -> None:
     world = World()
     await world.settle()
