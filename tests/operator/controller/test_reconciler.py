@@ -154,7 +154,9 @@ async def test_killed_at_any_write_the_next_run_ends_in_the_same_state() -> None
 )
 async def test_killed_at_any_two_writes_before_and_after_an_edit_the_end_is_the_same(edit: dict[str, Any]) -> None:
     async def killed(world: World, at: int) -> bool:
-        """Run until the operator dies at this write, and start another; False when there are fewer writes."""
+        """Run until the operator dies at this write, and start another; False when there are fewer
+        writes.
+        """
         world.kube.fail_at_write = world.kube.writes + at
         try:
             await world.settle()

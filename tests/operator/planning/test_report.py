@@ -103,11 +103,23 @@ INF = math.inf
     ("crossover", "rates", "text"),
     [
         (None, ((0.1, INF, 1.0), (100.0, INF, INF)), "Disaggregation is infeasible at every rate."),
-        (None, ((0.1, INF, 1.0), (100.0, 5.0, 4.0)), "No crossover up to 100 requests/s: there, too, one pool is as cheap or cheaper."),
-        (0.1, ((0.1, 1.0, 2.0), (100.0, 5.0, 9.0)), "Disaggregation is cheaper at every rate from 0.1 to 100 requests/s."),
-        (12.34, ((0.1, 2.0, 1.0), (12.34, 3.0, 4.0), (100.0, 5.0, 9.0)), "Crossover: from about 12 requests/s on (up to 100) disaggregation is cheaper."),
+        (
+            None,
+            ((0.1, INF, 1.0), (100.0, 5.0, 4.0)),
+            "No crossover up to 100 requests/s: there, too, one pool is as cheap or cheaper.",
+        ),
+        (
+            0.1,
+            ((0.1, 1.0, 2.0), (100.0, 5.0, 9.0)),
+            "Disaggregation is cheaper at every rate from 0.1 to 100 requests/s.",
+        ),
+        (
+            12.34,
+            ((0.1, 2.0, 1.0), (12.34, 3.0, 4.0), (100.0, 5.0, 9.0)),
+            "Crossover: from about 12 requests/s on (up to 100) disaggregation is cheaper.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_crossover_is_told_where_there_is_one(
     crossover: float | None, rates: tuple[tuple[float, float, float], ...], text: str
 ) -> None:
@@ -191,10 +203,18 @@ def test_the_roof_line_has_the_makers_figures_and_his_page() -> None:
     [
         (APART.pools[0], 0, ["prefill", "8 x H100", "2", "tensor 4", "2,048 tokens", "50 %", "TTFT"]),
         (APART.pools[1], 0, ["decode", "8 x H100", "2", "tensor 4", "32 sequences", "50 %", "TPOT"]),
-        (ONE.pools[0], 512, ["prefill + decode", "8 x H100", "2", "tensor 4", "32 sequences, chunks of 512", "50 %", "TTFT and TPOT"]),
-        (pool("decode", replace(DEEP, ranks=8), "H200"), 0, ["decode", "16 x H200", "2", "experts 8", "32 sequences", "50 %", "TPOT"]),
+        (
+            ONE.pools[0],
+            512,
+            ["prefill + decode", "8 x H100", "2", "tensor 4", "32 sequences, chunks of 512", "50 %", "TTFT and TPOT"],
+        ),
+        (
+            pool("decode", replace(DEEP, ranks=8), "H200"),
+            0,
+            ["decode", "16 x H200", "2", "experts 8", "32 sequences", "50 %", "TPOT"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_pool_is_a_row(planned: PoolPlan, chunk_tokens: int, cells: list[str]) -> None:
     assert report.pool_row(planned, chunk_tokens) == cells
     assert len(cells) == len(report.POOL_COLUMNS)
@@ -215,9 +235,10 @@ def test_each_network_is_a_row_and_the_planned_one_is_marked() -> None:
     planned = next(row for row in rows if "planned" in row[0])
     tail = q.traffic.prompt.tail
     assert planned[1:] == [
-        report.seconds(q.kv.alone_s(q.traffic.prompt.mean)), report.seconds(q.kv.alone_s(tail)),
+        report.seconds(q.kv.alone_s(q.traffic.prompt.mean)),
+        report.seconds(q.kv.alone_s(tail)),
         report.seconds(q.kv.exposed_s(tail, APART.pools[0].profile.isolated_s(tail))),
-    ]  # fmt: skip
+    ]
     assert {row[3] for row in report.transfers(plan(TOO_SLOW))} == {"-"}
 
 
@@ -234,11 +255,17 @@ def test_the_question_is_told_with_what_follows_from_it() -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("deepseek-v3", "61 layers, 128 heads, latent KV of 512 + 64, 8 of 256 experts and a shared one in 58 layers, 8-bit weights"),
+        (
+            "deepseek-v3",
+            "61 layers, 128 heads, latent KV of 512 + 64, 8 of 256 experts and a shared one in 58 layers, 8-bit weights",
+        ),
         ("mixtral-8x7b", "32 layers, 32 heads, 8 KV heads, 2 of 8 experts in 32 layers, 16-bit weights"),
-        ("gpt-oss-120b", "36 layers, 64 heads, 8 KV heads, 4 of 128 experts in 36 layers, 16-bit weights (4.25 bits in experts)"),
+        (
+            "gpt-oss-120b",
+            "36 layers, 64 heads, 8 KV heads, 4 of 128 experts in 36 layers, 16-bit weights (4.25 bits in experts)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_shape_is_told_in_figures(model: str, words: str) -> None:
     assert report.shape_words(KNOWN[model]) == words
 
