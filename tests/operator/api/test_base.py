@@ -30,17 +30,11 @@ class Ruled(Plain):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("someSize", "1Gi"),
-        ("someSize", 1),
-        ("someSize", "0.5k"),
-        ("amount", "100m"),
-        ("amount", 4),
-        ("number", "0.5"),
-        ("number", 7),
-        ("number", "999999.999"),
-        ("name", "a-1"),
+        ("someSize", "1Gi"), ("someSize", 1), ("someSize", "0.5k"), ("amount", "100m"), ("amount", 4),
+        ("number", "0.5"), ("number", 7),
+        ("number", "999999.999"), ("name", "a-1"),
     ],
-)
+)  # fmt: skip
 def test_a_value_within_the_bounds_is_taken_as_it_is(field: str, value: Any) -> None:
     assert Plain.model_validate({field: value}).model_dump(by_alias=True)[field] == value
 
@@ -48,24 +42,12 @@ def test_a_value_within_the_bounds_is_taken_as_it_is(field: str, value: Any) -> 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("someSize", "1Zi"),
-        ("someSize", 0),
-        ("someSize", -1),
-        ("someSize", (1 << 50) + 1),
-        ("someSize", "1Gi\n"),
-        ("amount", "1e3"),
-        ("amount", 1.5),
-        ("number", "0"),
-        ("number", "0.0"),
-        ("number", 1_000_000),
+        ("someSize", "1Zi"), ("someSize", 0), ("someSize", -1), ("someSize", (1 << 50) + 1), ("someSize", "1Gi\n"),
+        ("amount", "1e3"), ("amount", 1.5), ("number", "0"), ("number", "0.0"), ("number", 1_000_000),
         ("number", "1.2345"),
-        ("name", ""),
-        ("name", "A"),
-        ("name", "-a"),
-        ("name", "a" * 64),
-        ("name", "a\n"),
+        ("name", ""), ("name", "A"), ("name", "-a"), ("name", "a" * 64), ("name", "a\n"),
     ],
-)
+)  # fmt: skip
 def test_a_value_out_of_bounds_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ValidationError):
         Plain.model_validate({field: value})

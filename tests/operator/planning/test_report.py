@@ -80,50 +80,45 @@ def test_a_cost_is_in_the_currency_of_the_prices_or_in_gpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("apart", "together", "text"),
+    ("apart", "together", "recommended", "words"),
     [
-        (TOO_SLOW, TOO_SLOW, "Infeasible: nothing in reach keeps the objectives."),
-        (TOO_SLOW, ONE, "Recommended: monolithic. At 50 requests/s the other is infeasible."),
-        (deployment(cost=8.0), ONE, "Recommended: monolithic. At 50 requests/s it costs the same and is simpler."),
-        (APART, ONE, "Recommended: monolithic. At 50 requests/s it costs 50 % less."),
-        (deployment(cost=6.0), ONE, "Recommended: disaggregated. At 50 requests/s it costs 25 % less."),
-        (APART, TOO_SLOW, "Recommended: disaggregated. At 50 requests/s one pool can't keep the objectives."),
+        (TOO_SLOW, TOO_SLOW, "Infeasible: ", "objectives"),
+        (TOO_SLOW, ONE, "Recommended: monolithic. At 50 requests/s ", "infeasible"),
+        (deployment(cost=8.0), ONE, "Recommended: monolithic. At 50 requests/s ", "costs the same and is simpler"),
+        (APART, ONE, "Recommended: monolithic. At 50 requests/s ", "costs 50 % less"),
+        (deployment(cost=6.0), ONE, "Recommended: disaggregated. At 50 requests/s ", "costs 25 % less"),
+        (APART, TOO_SLOW, "Recommended: disaggregated. At 50 requests/s ", "can't keep the objectives"),
     ],
 )
 def test_the_headline_says_what_to_do_and_why(
-    apart: Deployment | Infeasible, together: Deployment | Infeasible, text: str
+    apart: Deployment | Infeasible, together: Deployment | Infeasible, recommended: str, words: str
 ) -> None:
-    assert report.headline(plan(apart, together)) == text
+    headline = report.headline(plan(apart, together))
+    assert headline.startswith(recommended)
+    assert words in headline
 
 
 INF = math.inf
 
 
 @pytest.mark.parametrize(
-    ("crossover", "rates", "text"),
+    ("crossover", "rates", "words"),
     [
-        (None, ((0.1, INF, 1.0), (100.0, INF, INF)), "Disaggregation is infeasible at every rate."),
-        (
-            None,
-            ((0.1, INF, 1.0), (100.0, 5.0, 4.0)),
-            "No crossover up to 100 requests/s: there, too, one pool is as cheap or cheaper.",
-        ),
-        (
-            0.1,
-            ((0.1, 1.0, 2.0), (100.0, 5.0, 9.0)),
-            "Disaggregation is cheaper at every rate from 0.1 to 100 requests/s.",
-        ),
+        (None, ((0.1, INF, 1.0), (100.0, INF, INF)), ["infeasible at every rate"]),
+        (None, ((0.1, INF, 1.0), (100.0, 5.0, 4.0)), ["No crossover up to 100 requests/s", "as cheap or cheaper"]),
+        (0.1, ((0.1, 1.0, 2.0), (100.0, 5.0, 9.0)), ["cheaper at every rate from 0.1 to 100 requests/s"]),
         (
             12.34,
             ((0.1, 2.0, 1.0), (12.34, 3.0, 4.0), (100.0, 5.0, 9.0)),
-            "Crossover: from about 12 requests/s on (up to 100) disaggregation is cheaper.",
+            ["Crossover: ", "12 requests/s", "(up to 100)"],
         ),
     ],
 )
 def test_the_crossover_is_told_where_there_is_one(
-    crossover: float | None, rates: tuple[tuple[float, float, float], ...], text: str
+    crossover: float | None, rates: tuple[tuple[float, float, float], ...], words: list[str]
 ) -> None:
-    assert report.crossover(plan(crossover=crossover, rates=rates)) == text
+    told = report.crossover(plan(crossover=crossover, rates=rates))
+    assert [word for word in words if word not in told] == []
 
 
 def test_the_notes_say_by_what_the_figures_were_made() -> None:
@@ -167,11 +162,9 @@ def test_a_model_without_experts_has_nothing_assumed_of_them() -> None:
 
 def test_it_is_told_how_many_experts_a_step_reads_and_where_the_line_is_wrong() -> None:
     words = experts(DEEP.around(256), 256)
-    assert words[0].startswith("Experts: routing is taken as even.")
-    assert words[1] == (
-        "decode: a step of 256 sequences reads 100 % of the experts, one of 64 reads 87 %. "
-        "Simulation and autoscaling go by a straight line, right at 256 and 10 % too slow at 64."
-    )
+    assert words[0].startswith("Experts: ")
+    assert words[1].startswith("decode: a step of 256 sequences reads 100 % of the experts, one of 64 reads 87 %.")
+    assert words[1].endswith(" at 256 and 10 % too slow at 64.")
     assert words[-1] == "The bundled engine does not serve such models: the plan is for another engine."
 
 
@@ -204,17 +197,15 @@ def test_the_roof_line_has_the_makers_figures_and_his_page() -> None:
         (APART.pools[0], 0, ["prefill", "8 x H100", "2", "tensor 4", "2,048 tokens", "50 %", "TTFT"]),
         (APART.pools[1], 0, ["decode", "8 x H100", "2", "tensor 4", "32 sequences", "50 %", "TPOT"]),
         (
-            ONE.pools[0],
-            512,
+            ONE.pools[0], 512,
             ["prefill + decode", "8 x H100", "2", "tensor 4", "32 sequences, chunks of 512", "50 %", "TTFT and TPOT"],
         ),
         (
-            pool("decode", replace(DEEP, ranks=8), "H200"),
-            0,
+            pool("decode", replace(DEEP, ranks=8), "H200"), 0,
             ["decode", "16 x H200", "2", "experts 8", "32 sequences", "50 %", "TPOT"],
         ),
     ],
-)
+)  # fmt: skip
 def test_a_pool_is_a_row(planned: PoolPlan, chunk_tokens: int, cells: list[str]) -> None:
     assert report.pool_row(planned, chunk_tokens) == cells
     assert len(cells) == len(report.POOL_COLUMNS)
@@ -235,10 +226,9 @@ def test_each_network_is_a_row_and_the_planned_one_is_marked() -> None:
     planned = next(row for row in rows if "planned" in row[0])
     tail = q.traffic.prompt.tail
     assert planned[1:] == [
-        report.seconds(q.kv.alone_s(q.traffic.prompt.mean)),
-        report.seconds(q.kv.alone_s(tail)),
+        report.seconds(q.kv.alone_s(q.traffic.prompt.mean)), report.seconds(q.kv.alone_s(tail)),
         report.seconds(q.kv.exposed_s(tail, APART.pools[0].profile.isolated_s(tail))),
-    ]
+    ]  # fmt: skip
     assert {row[3] for row in report.transfers(plan(TOO_SLOW))} == {"-"}
 
 
@@ -257,8 +247,7 @@ def test_the_question_is_told_with_what_follows_from_it() -> None:
     [
         (
             "deepseek-v3",
-            "61 layers, 128 heads, latent KV of 512 + 64, "
-            "8 of 256 experts and a shared one in 58 layers, 8-bit weights",
+            "61 layers, 128 heads, latent KV of 512 + 64, 8 of 256 experts and a shared one in 58 layers, 8-bit weights",
         ),
         ("mixtral-8x7b", "32 layers, 32 heads, 8 KV heads, 2 of 8 experts in 32 layers, 16-bit weights"),
         (
@@ -266,7 +255,7 @@ def test_the_question_is_told_with_what_follows_from_it() -> None:
             "36 layers, 64 heads, 8 KV heads, 4 of 128 experts in 36 layers, 16-bit weights (4.25 bits in experts)",
         ),
     ],
-)
+)  # fmt: skip
 def test_a_shape_is_told_in_figures(model: str, words: str) -> None:
     assert report.shape_words(KNOWN[model]) == words
 

@@ -33,9 +33,11 @@ class Starts:
 def epoch_s(text: object) -> float:
     """Return an RFC 3339 time as seconds since 1970, or NaN for anything else."""
     try:
-        return datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
+        found = datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
     except ValueError:
         return UNKNOWN
+    # Without an offset, the time would be one of wherever this process runs.
+    return UNKNOWN if found.tzinfo is None else found.timestamp()
 
 
 def note_starts(starts: Starts, pods: Iterable[Obj]) -> Starts:

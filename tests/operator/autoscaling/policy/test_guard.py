@@ -1,4 +1,4 @@
-"""The safeguards around the predictive policy, the facts about pods, and the saved forms."""
+"""The safeguards around the predictive policy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from disagg_operator.autoscaling.policy.observation import (
     Observation,
     Pods,
     PrefillSignals,
-    Targets,
 )
-from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings, State
-from disagg_operator.autoscaling.records import codec, state_store
+from disagg_operator.autoscaling.policy.predictive import PoolLimits, Settings, State
+from disagg_operator.autoscaling.records import state_store
 from disagg_operator.autoscaling.records.saved_state import from_json, to_json
-from disagg_operator.autoscaling.signals import pod_facts
 from disagg_operator.performance.profile import PROFILES
 
 SETTINGS = Settings(PROFILES["8b-h100"], 0.06, PoolLimits(1, 10), PoolLimits(1, 10))
@@ -144,70 +142,6 @@ def test_enough_is_a_decision_too() -> None:
     outcomes = run(*(observation(5 * i) for i in range(3)))
     assert outcomes[0] is not None
     assert outcomes[0].decisions["prefill"].reason == ENOUGH
-
-
-# ---- facts about pods from Kubernetes ----
-
-
-def pod(uid: str, created: str, ready: str | None = None, **more: Any) -> dict[str, Any]:
-    conditions = [] if ready is None else [{"type": "Ready", "status": "True", "lastTransitionTime": ready}]
-    return {
-        "metadata": {"name": uid, "uid": uid, "creationTimestamp": created, **more},
-        "status": {"conditions": conditions},
-    }
-
-
-def test_pods_are_ready_starting_or_draining() -> None:
-    now_s = pod_facts.epoch_s("2026-01-01T00:02:00Z")
-    pods = [
-        pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:40Z"),
-        pod("b", "2026-01-01T00:01:30Z"),
-        pod("c", "2026-01-01T00:00:00Z", "2026-01-01T00:00:20Z", deletionTimestamp="2026-01-01T00:01:59Z"),
-        {**pod("d", "2026-01-01T00:00:00Z"), "status": {"phase": "Failed"}},
-    ]
-    starts = pod_facts.note_starts(pod_facts.Starts(), pods)
-    assert pod_facts.facts(pods, 3, now_s, starts) == Pods(3, 1, (30.0,), 1, 40.0)
-
-
-def test_a_start_is_measured_once_and_the_last_sixteen_count() -> None:
-    starts = pod_facts.note_starts(pod_facts.Starts(), [pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:40Z")])
-    # It lost its readiness later, which is not a start.
-    assert pod_facts.note_starts(starts, [pod("a", "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z")]) == starts
-    for i in range(20):
-        starts = pod_facts.note_starts(starts, [pod(f"p{i}", "2026-01-01T00:00:00Z", f"2026-01-01T00:00:{i + 10}Z")])
-    assert len(starts.taken_s) == 16
-    assert starts.mean_s == pytest.approx(sum(range(14, 30)) / 16)
-    assert math.isnan(pod_facts.Starts().mean_s)
-
-
-# ---- saved forms ----
-
-
-def test_everything_that_is_kept_comes_back_as_it_was() -> None:
-    settings = replace(SETTINGS, peaks=(Peak(0.0, 60.0, 2, 3),), ratio=(0.5, 4.0), gpu_budget=16, role_flip_s=5.0)
-    assert codec.parse(Settings, codec.plain(settings)) == settings
-    o = observation(5)
-    # As text, NaN equals itself on every version of Python.
-    assert repr(codec.parse(Observation, codec.plain(o))) == repr(o)
-    hidden = codec.parse(Observation, codec.plain(blind(5)))
-    assert hidden.blind
-    targets = Targets(1, 2, "why", {"prefill_x": 1.5})
-    assert codec.parse(Targets, codec.plain(targets)) == targets
-
-
-@pytest.mark.parametrize(
-    ("raw", "field"),
-    [
-        ({"now_s": "x"}, "Observation.now_s"),
-        ({"now_s": 1.0, "interval_s": 1.0, "prefill": {"pods": {"replicas": True}}}, "replicas"),
-        ({"odd": 1}, "Observation.odd"),
-        ([], "Observation"),
-        ({"now_s": 1.0}, "Observation"),
-    ],
-)
-def test_what_does_not_fit_is_refused_by_name(raw: Any, field: str) -> None:
-    with pytest.raises(codec.CodecError, match=field):
-        codec.parse(Observation, raw)
 
 
 def test_a_state_is_a_few_kilobytes_and_survives_the_config_map() -> None:

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiohttp import web
-from tests.integration.apiserver import free_port
 
-from disagg_operator.autoscaling.live import Live
 from disagg_operator.autoscaling.policy import role_moves
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.policy.observation import Targets
 from disagg_operator.autoscaling.policy.role_moves import Flip
-from disagg_operator.autoscaling.role_changer import RoleChanger
-from disagg_operator.autoscaling.signals.direct import DirectDoor, Target
-from disagg_operator.autoscaling.signals.metrics_page import parse
-from disagg_operator.autoscaling.signals.samples import Sample, role_of
-
-KEY = ("ns", "chat")
 
 
 def decisions(prefill: tuple[int, int], decode: tuple[int, int]) -> dict[str, Decision]:
@@ -69,47 +57,32 @@ def test_the_idlest_goes_and_an_unknown_load_is_a_high_one() -> None:
     assert role_moves.idlest({}, []) is None
 
 
-def test_a_worker_says_its_role_on_its_page() -> None:
-    assert role_of(parse('disagg_worker_info{role="decode",model="m"} 1\n', 0.0)) == "decode"
-    assert role_of(Sample(0.0, {"disagg_worker_kv_tokens": 1.0})) is None
-    assert role_of(None) is None
-
-
-@contextlib.asynccontextmanager
-async def worker(answers: list[int]) -> AsyncIterator[tuple[Target, list[Any]]]:
-    """Serve a worker that answers with these statuses, and then with the last one for ever."""
-    asked: list[Any] = []
-
-    async def role(request: web.Request) -> web.Response:
-        asked.append((request.headers.get("Authorization"), await request.json()))
-        return web.json_response({}, status=answers[min(len(asked), len(answers)) - 1])
-
-    app = web.Application()
-    app.add_routes([web.post("/internal/v1/role", role)])
-    runner, port = web.AppRunner(app), free_port()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    try:
-        yield Target("uid", "127.0.0.1", port, bearer="secret"), asked
-    finally:
-        await runner.cleanup()
+def test_a_move_of_a_pool_that_is_not_scaled_changes_the_other_alone() -> None:
+    both = decisions((3, 1), (1, 4))
+    for left, changed in (("prefill", "decode"), ("decode", "prefill")):
+        found = role_moves.without({changed: both[changed]}, "prefill", "decode", 1)
+        assert found == {changed: role_moves.without(both, "prefill", "decode", 1)[changed]}
+        assert left not in found
 
 
 @pytest.mark.parametrize(
-    ("answers", "changed"), [([200], True), ([202, 409, 200], True), ([404], False), ([401], False)]
+    ("flip", "prefill_pods", "loads", "pod"),
+    [
+        (1, ["a", "b", "c"], {"a": 2.0, "b": 1.0, "c": 3.0}, "b"),
+        (1, ["a"], {"a": 0.0}, None),
+        (1, [], {}, None),
+        (0, ["a", "b"], {}, None),
+    ],
 )
-async def test_a_move_asks_until_it_is_done_and_gives_up_where_it_is_refused(answers: list[int], changed: bool) -> None:
-    woken, door = asyncio.Event(), DirectDoor()
-    flipper = RoleChanger(door, lambda _: woken.set(), asyncio.get_running_loop().time)
-    entry, flip = Live("uid"), Flip("p-1", "prefill", "decode", 0.0)
-    try:
-        async with worker(answers) as (target, asked):
-            flipper.begin(KEY, entry, flip, target)
-            assert entry.flip is flip
-            assert flipper.busy_with(KEY, "p-1")
-            await asyncio.wait_for(woken.wait(), 10)
-        assert (flip.changed, entry.flip) == (changed, flip if changed else None)
-        assert asked[0] == ("Bearer secret", {"role": "decode", "deadline_s": 60.0})
-    finally:
-        await flipper.close()
-        await door.close()
+def test_the_idlest_of_several_is_chosen_and_never_the_only_one(
+    flip: int, prefill_pods: list[str], loads: dict[str, float], pod: str | None
+) -> None:
+    pods = {"prefill": prefill_pods, "decode": ["d"]}
+    found = role_moves.chosen(Targets(2, 2, flip=flip), decisions((3, 2), (1, 2)), loads, pods, 7.0)
+    assert found == (None if pod is None else Flip(pod, "prefill", "decode", 7.0))
+
+
+def test_a_stray_is_a_worker_of_another_role_than_its_pool_and_not_the_one_that_moves() -> None:
+    pods = {"prefill": ["a", "b", "c", "d"], "decode": ["e", "f"]}
+    roles = {"a": "prefill", "b": "decode", "c": "decode", "d": "both", "e": "prefill", "f": None}
+    assert role_moves.strays(pods, roles, "b") == [("c", "prefill"), ("e", "decode")]

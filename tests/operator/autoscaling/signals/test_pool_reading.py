@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.pool_reading import PoolReading, PoolView, reading, view
 from disagg_operator.autoscaling.signals.prometheus_query import history_queries, samples_query
-from disagg_operator.autoscaling.signals.samples import Sample, from_matrix
+from disagg_operator.autoscaling.signals.samples import Sample
 
 WORKER = (
     "# TYPE disagg_worker_waiting_requests gauge\n"
@@ -74,35 +74,6 @@ def test_routers_waiting_is_known_only_when_all_answered() -> None:
 )
 def test_view(ready: list[str], reading: PoolReading | None, expected: PoolView) -> None:
     assert view(ready, reading) == expected
-
-
-def _series(pod: str, name: str, *points: tuple[float, str], **labels: str) -> dict[str, object]:
-    return {"metric": {"__name__": name, "pod": pod, **labels}, "values": [list(p) for p in points]}
-
-
-def test_raw_samples_of_a_prometheus_keep_their_own_times() -> None:
-    answer = [
-        _series("a", "disagg_worker_waiting_requests", (100.0, "1"), (115.0, "2")),
-        _series("a", "disagg_worker_running_requests", (115.0, "3")),
-        _series("a", "disagg_worker_waiting_tokens", (100.0, "9")),  # ended with the previous scrape
-        _series("b", "disagg_worker_waiting_requests", (40.0, "8")),  # too old
-        _series("c", "disagg_worker_waiting_requests", (110.0, "NaN")),
-        _series("c", "disagg_worker_running_requests", (110.0, "4")),
-        _series("d", "up", (115.0, "1")),
-    ]
-    assert from_matrix(answer, 120.0, 75.0) == {
-        "a": Sample(115.0, {"disagg_worker_waiting_requests": 2.0, "disagg_worker_running_requests": 3.0}),
-        "c": Sample(110.0, {"disagg_worker_running_requests": 4.0}),
-    }
-    assert from_matrix([], 120.0, 75.0) == {}
-    assert from_matrix(None, 120.0, 75.0) is None
-
-
-@given(st.recursive(st.none() | st.floats() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
-def test_no_answer_of_a_prometheus_can_break_the_reader(answer: object) -> None:
-    from_matrix(answer, 0.0, 75.0)
-    from_matrix([{"metric": answer, "values": answer}], 0.0, 75.0)
-    from_matrix([{"metric": {"__name__": "disagg_worker_kv_tokens", "pod": "a"}, "values": [answer]}], 0.0, 75.0)
 
 
 @given(st.text())

@@ -1,0 +1,96 @@
+"""The facts about pods are read off them, whatever is missing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from disagg_operator.autoscaling.policy.observation import Pods
+from disagg_operator.autoscaling.signals import pod_facts
+
+
+def pod(uid: str, created: str, ready: str | None = None, **more: Any) -> dict[str, Any]:
+    conditions = [] if ready is None else [{"type": "Ready", "status": "True", "lastTransitionTime": ready}]
+    return {
+        "metadata": {"name": uid, "uid": uid, "creationTimestamp": created, **more},
+        "status": {"conditions": conditions},
+    }
+
+
+def test_pods_are_ready_starting_or_draining() -> None:
+    now_s = pod_facts.epoch_s("2026-01-01T00:02:00Z")
+    pods = [
+        pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:40Z"),
+        pod("b", "2026-01-01T00:01:30Z"),
+        pod("c", "2026-01-01T00:00:00Z", "2026-01-01T00:00:20Z", deletionTimestamp="2026-01-01T00:01:59Z"),
+        {**pod("d", "2026-01-01T00:00:00Z"), "status": {"phase": "Failed"}},
+    ]
+    starts = pod_facts.note_starts(pod_facts.Starts(), pods)
+    assert pod_facts.facts(pods, 3, now_s, starts) == Pods(3, 1, (30.0,), 1, 40.0)
+
+
+def test_a_start_is_measured_once_and_the_last_sixteen_count() -> None:
+    starts = pod_facts.note_starts(pod_facts.Starts(), [pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:40Z")])
+    # It lost its readiness later, which is not a start.
+    assert pod_facts.note_starts(starts, [pod("a", "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z")]) == starts
+    for i in range(20):
+        starts = pod_facts.note_starts(starts, [pod(f"p{i}", "2026-01-01T00:00:00Z", f"2026-01-01T00:00:{i + 10}Z")])
+    assert len(starts.taken_s) == 16
+    assert starts.mean_s == pytest.approx(sum(range(14, 30)) / 16)
+    assert math.isnan(pod_facts.Starts().mean_s)
+
+
+def test_a_start_that_is_no_start_is_not_counted() -> None:
+    never = pod_facts.Starts()
+    for found in (
+        pod("a", "2026-01-01T00:00:00Z"),  # not ready
+        pod("a", "2026-01-01T00:00:40Z", "2026-01-01T00:00:00Z"),  # ready before it was created
+        pod("a", "2026-01-01T00:00:00Z", "2026-01-01T03:00:00Z"),  # ready three hours later
+        pod("a", "yesterday", "2026-01-01T00:00:00Z"),
+        {**pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:40Z"), "metadata": {"name": "a", "uid": "a"}},
+    ):
+        assert pod_facts.note_starts(never, [found]) == never
+    restarted = pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:40Z")
+    restarted["status"]["containerStatuses"] = [{"restartCount": 0}, {"restartCount": 2}]
+    assert pod_facts.note_starts(never, [restarted]) == never
+
+
+def test_a_start_within_a_second_took_half_of_one() -> None:
+    found = pod_facts.note_starts(pod_facts.Starts(), [pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z")])
+    assert found.mean_s == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1970-01-01T00:00:00Z", 0.0), ("1970-01-01T00:01:00.5Z", 60.5), ("1970-01-01T01:00:00+01:00", 0.0)],
+)
+def test_a_time_is_in_seconds_since_1970(text: str, seconds: float) -> None:
+    assert pod_facts.epoch_s(text) == seconds
+
+
+def test_a_time_without_an_offset_is_not_known() -> None:
+    assert math.isnan(pod_facts.epoch_s("1970-01-01T00:00:00"))
+
+
+@given(
+    st.text()
+    | st.none()
+    | st.integers()
+    | st.sampled_from(["0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "2026-13-01"])
+)
+def test_what_is_no_time_is_not_known(text: object) -> None:
+    found = pod_facts.epoch_s(text)
+    assert math.isnan(found) or math.isfinite(found)
+
+
+def test_a_pod_of_unknown_age_counts_as_new_and_the_oldest_come_first() -> None:
+    now_s = pod_facts.epoch_s("2026-01-01T00:02:00Z")
+    pods = [
+        pod("a", "soon"), pod("b", "2026-01-01T00:03:00Z"), pod("c", "2026-01-01T00:01:00Z"),
+        {"metadata": {"name": "d"}, "status": None},
+    ]  # fmt: skip
+    assert pod_facts.facts(pods, 4, now_s, pod_facts.Starts()).starting_ages_s == (60.0, 0.0, 0.0, 0.0)
