@@ -188,3 +188,38 @@ def test_without_metrics_none_of_them_moves(name: str) -> None:
     blind = replace(o, prefill=PrefillSignals(o.prefill.pods), decode=DecodeSignals(o.decode.pods))
     answer = all_of(PROFILE, 0.060)[name](blind)
     assert (answer.prefill, answer.decode) == (4, 4)
+
+
+def test_hpa_on_utilisation_goes_by_the_busy_time_of_prefill_and_the_cache_of_decode() -> None:
+    hpa = Hpa(0.5, 0.25, "utilisation")
+    answer = hpa(look(0.0, 0, Pods(4, 4), busy=0.75, kv=0.5))
+    assert (answer.prefill, answer.decode) == (6, 8)
+
+
+def test_dynamo_follows_a_rate_that_rises() -> None:
+    policy = Dynamo(PROFILE, 0.060)
+    sizes = []
+    for i in range(1, 40):
+        o, factor = look(15.0 * i, 5, Pods(3, 3)), 1 + 30 * (i // 14)
+        p, d = o.prefill, o.decode
+        grown = replace(p, arrivals=factor * p.arrivals, prompt_tokens=factor * p.prompt_tokens)
+        ended = replace(d, completions=factor * d.completions, completed_output_tokens=factor * 20_000.0)
+        sizes.append(policy(replace(o, prefill=grown, decode=ended)).prefill)
+    assert sizes[12] < sizes[25] < sizes[-1]
+    assert sizes == sorted(sizes)
+
+
+def test_heteroscale_stays_within_its_band_and_shrinks_after_its_cool_down() -> None:
+    target = 0.5 * PROFILE.decode_tokens_per_s(0.060, 1000.0)
+    policy = HeteroScale(PROFILE, 0.060)
+    assert policy(look(0.0, 5, Pods(4, 4), made=target)).decode == 4
+    assert policy(look(15.0, 5, Pods(4, 4), made=1.45 * target)).decode == 6
+    assert policy(look(30.0, 5, Pods(6, 6), made=0.5 * target)).decode == 6
+    assert policy(look(316.0, 5, Pods(6, 6), made=0.5 * target)).decode == 3
+
+
+def test_heteroscale_keeps_the_context_that_it_knows_while_nothing_ends() -> None:
+    policy = HeteroScale(PROFILE, 0.060)
+    o = look(0.0, 5, Pods(4, 4))
+    policy(replace(o, decode=replace(o.decode, completions=0.0, completed_context_tokens=0.0)))
+    assert policy.context_tokens == 1000.0
