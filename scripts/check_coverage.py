@@ -44,11 +44,6 @@ MORE_TESTS: Mapping[str, tuple[str, ...]] = {
     "disagg_operator.performance.roof_line": ("tests/operator/performance/test_expert_profile.py",),
 }
 
-# Modules that are not measured, or whole packages, with the reason.
-LEFT_OUT: Mapping[str, str] = {
-    "disagg_operator.simulation": "numba compiles it, and compiled code runs past the measurement",
-}
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -95,12 +90,8 @@ def existing_tests(module: Module) -> list[str]:
     return [test for test in own_tests(module) if (ROOT / test).exists()]
 
 
-def left_out(name: str) -> bool:
-    return any(name == out or name.startswith(out + ".") for out in LEFT_OUT)
-
-
 def to_measure(modules: Mapping[str, Module]) -> list[Module]:
-    return [module for module in pure_modules(modules) if decides(module) and not left_out(module.name)]
+    return [module for module in pure_modules(modules) if decides(module)]
 
 
 class FewExamples:

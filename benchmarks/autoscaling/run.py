@@ -30,7 +30,7 @@ from benchmarks.machine import machine
 from disagg_operator.autoscaling.policy.history import Minute
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
-from disagg_operator.simulation import bounds, policies, traces
+from disagg_operator.simulation import bounds, named_policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, FIRST_COME, ORDERS
 from disagg_operator.simulation.score import Score, score
@@ -114,7 +114,7 @@ def load(job: Job) -> tuple[traces.Trace, list[Minute] | None]:
     """Return the arrivals, and the known history before them."""
     requests, history, back = files(job)
     trace = traces.read(requests)
-    past = policies.read_history(history) if history.is_file() else None
+    past = named_policies.read_history(history) if history.is_file() else None
     if back and past:
         trace, past = days.day(trace, past, back)
     return trace.times(copies(job)), [m.times(copies(job)) for m in past] if past else None
@@ -131,8 +131,8 @@ def work(job: Job) -> tuple[Job, dict[str, Any]]:
     if job.kind in {"static", "oracle"}:
         bound = bounds.static(trace, setup) if job.kind == "static" else bounds.oracle(trace, setup, _STAYS_S)
         return job, asdict(bound.score) | {"plan": bound.plan, "seconds": time.perf_counter() - began}
-    policy = policies.make(job.policy, setup, past)
-    if isinstance(policy, policies.Predictive):
+    policy = named_policies.make(job.policy, setup, past)
+    if isinstance(policy, named_policies.Predictive):
         policy.settings = replace(policy.settings, **settings)
     result: Score = score(Cluster(trace, setup).run(policy))
     return job, asdict(result) | {"seconds": time.perf_counter() - began}
@@ -148,7 +148,7 @@ def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
         root / "performance/profile.py",
         Path(days.__file__),
     ]
-    if job.policy == policies.PREDICTIVE:
+    if job.policy == named_policies.PREDICTIVE:
         used += root.glob("autoscaling/policy/*.py")
     for path in sorted(used):
         code.update(path.read_bytes())
@@ -166,19 +166,21 @@ def cached(folder: Path, job: Job) -> tuple[Job, dict[str, Any]]:
 def jobs(directory: Path, kinds: tuple[str, ...] = KINDS) -> list[Job]:
     setup = Setup(profile_file.load("70b-h100-tp4"))
     found = [
-        Job(directory, LARGE, "policy", policies.PREDICTIVE, v)
+        Job(directory, LARGE, "policy", named_policies.PREDICTIVE, v)
         for v in VARIANTS
         if v not in WRONG_PROFILES or v == _ALSO_LARGE
     ]
-    found += [Job(directory, SHORT, "policy", policies.PREDICTIVE, variant) for variant in WRONG_PROFILES]
-    found += [Job(directory, LARGE, "policy", policies.PREDICTIVE, v, EARLIEST_DEADLINE) for v in _ALSO_BY_DEADLINE]
+    found += [Job(directory, SHORT, "policy", named_policies.PREDICTIVE, variant) for variant in WRONG_PROFILES]
+    found += [
+        Job(directory, LARGE, "policy", named_policies.PREDICTIVE, v, EARLIEST_DEADLINE) for v in _ALSO_BY_DEADLINE
+    ]
     found += [Job(directory, trace, "fluid") for trace in (*CASES, *OTHER_DAYS)]
     for order in ORDERS:
         for trace in CASES:
-            names = [n for n in policies.names(setup) if (trace, n) != (LARGE, policies.PREDICTIVE)]
+            names = [n for n in named_policies.names(setup) if (trace, n) != (LARGE, named_policies.PREDICTIVE)]
             found += [Job(directory, trace, "policy", name, order=order) for name in names]
             found += [Job(directory, trace, kind, order=order) for kind in ("static", "oracle")]
-        found += [Job(directory, trace, "policy", policies.PREDICTIVE, order=order) for trace in OTHER_DAYS]
+        found += [Job(directory, trace, "policy", named_policies.PREDICTIVE, order=order) for trace in OTHER_DAYS]
     return [job for job in found if job.kind in kinds]
 
 
@@ -280,7 +282,7 @@ def report(results: Results, alone_s: float) -> str:
 
 
 def _is_ours(job: Job) -> bool:
-    return job.kind == "policy" and job.policy == policies.PREDICTIVE
+    return job.kind == "policy" and job.policy == named_policies.PREDICTIVE
 
 
 def _references(order: str, results: Results) -> dict[str, float]:
@@ -309,7 +311,7 @@ def _comparison(order: str, results: Results) -> list[str]:
         product = math.prod(
             ratio(r["gpu_hours"], r["attainment"], reference[t]) for r, t in zip(runs, CASES, strict=True)
         )
-        label = f"**{name}**" if name == policies.PREDICTIVE else name
+        label = f"**{name}**" if name == named_policies.PREDICTIVE else name
         lines.append(f"| {label} | " + " | ".join(map(_cell, runs)) + f" | {product ** (1 / len(CASES)):.3f} |")
     for kind, label in (
         ("fluid", "fluid bound"),
@@ -322,7 +324,7 @@ def _comparison(order: str, results: Results) -> list[str]:
             + " | |"
         )
     lines += ["", "The predictive policy in detail:", "", f"| trace | {_CLOSER}", "|---|---|---|---|---|---|---|---|"]
-    return lines + [f"| {t} | " + _closer(by[t, "policy", policies.PREDICTIVE]) + " |" for t in CASES]
+    return lines + [f"| {t} | " + _closer(by[t, "policy", named_policies.PREDICTIVE]) + " |" for t in CASES]
 
 
 def _other_days(results: Results) -> list[str]:

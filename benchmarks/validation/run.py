@@ -243,7 +243,7 @@ def predict(trace: Trace, profile: profiles.Profile, order: str) -> dict[str, An
         drop_s=math.inf,
         queue_order=order,
     )
-    s = Cluster(trace, setup).run(lambda _: Targets(1, 1)).sim
+    s = Cluster(trace, setup).run(lambda _: Targets(1, 1)).requests
     return {"sent_s": s.arrival_s, "first_s": s.first_s, "last_s": s.last_s}
 
 

@@ -37,7 +37,7 @@ class Image:
 
     @property
     def tag(self) -> str:
-        return f"disagg.dev/{self.name}:dev"
+        return tag_of(self.name)
 
     def wheels(self, settings: Settings) -> Path:
         return wheels.ensure(settings, REPO_DIR / self.requirements, stubs=self.torch_stubs)
@@ -132,15 +132,22 @@ def _inputs_key(settings: Settings, image: Image, mode: str) -> str:
     return digest.hexdigest()
 
 
-def _built_file(settings: Settings, image: Image, mode: str) -> Path:
-    return settings.built_images(mode) / f"{image.name}.json"
+def tag_of(name: str) -> str:
+    return f"disagg.dev/{name}:dev"
 
 
-def _is_built(settings: Settings, image: Image, mode: str, key: str) -> bool:
-    path = _built_file(settings, image, mode)
+def is_built(settings: Settings, mode: str, name: str, key: str) -> bool:
+    """Whether the cluster has the image that `note_built` noted with this key."""
+    path = settings.built_images(mode) / f"{name}.json"
     if not path.exists() or json.loads(path.read_text()).get("key") != key:
         return False
-    return mode == "kind" or runtime.has_image(settings, image.tag)
+    return mode == "kind" or runtime.has_image(settings, tag_of(name))
+
+
+def note_built(settings: Settings, mode: str, name: str, key: str) -> None:
+    path = settings.built_images(mode) / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, json.dumps({"key": key}))
 
 
 def build_all(settings: Settings, mode: str, names: Sequence[str] = (), prepared: Prepared | None = None) -> None:
@@ -158,13 +165,11 @@ def _build_image(settings: Settings, mode: str, image: Image) -> None:
     if not (REPO_DIR / image.dockerfile).exists():
         raise ClusterError(f"{image.dockerfile} does not exist")
     key = _inputs_key(settings, image, mode)
-    if _is_built(settings, image, mode, key):
+    if is_built(settings, mode, image.name, key):
         say(f"{image.tag} is unchanged")
         return
     _run(settings, mode, _build_of(settings, image, image.tag))
-    path = _built_file(settings, image, mode)
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, json.dumps({"key": key}))
+    note_built(settings, mode, image.name, key)
 
 
 def _build_of(settings: Settings, image: Image, tag: str, archive: Path | None = None) -> Build:

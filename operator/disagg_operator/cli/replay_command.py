@@ -24,10 +24,10 @@ from disagg_operator.autoscaling.records import codec, decision_records
 from disagg_operator.autoscaling.records.decision_records import Policy, Run, Step
 from disagg_operator.cli import decision_source, plots
 from disagg_operator.controller.acceptance import DEFAULT_TARGETS
-from disagg_operator.simulation import policies
+from disagg_operator.simulation import named_policies
 from disagg_operator.simulation.cluster import Setup
 
-ERRORS = (*decision_source.ERRORS, policies.PolicyError)
+ERRORS = (*decision_source.ERRORS, named_policies.PolicyError)
 QUEUE = "queue"
 T = TypeVar("T")
 _MOST_ROWS = 200
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         plots.check(args.plot, 1)
     runs = decision_source.load(args)
     changes = [parse_change(text) for text in args.set]
-    if changes and args.policy not in (None, QUEUE, policies.PREDICTIVE):
+    if changes and args.policy not in (None, QUEUE, named_policies.PREDICTIVE):
         raise ValueError("--set: changes settings of predictive and queue alone")
     targets = decision_records.replay(runs, lambda one: policy_of(args.policy, one, changes))
     everything = sorted(
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 def name_of(run: Run) -> str:
     """Return the name of the policy that decided."""
-    return policies.PREDICTIVE if run.queue is None else QUEUE
+    return named_policies.PREDICTIVE if run.queue is None else QUEUE
 
 
 def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) -> Policy:
@@ -93,10 +93,10 @@ def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) ->
     name = name or name_of(run)
     if name == QUEUE:
         return decision_records.queue_policy(queue_of(run, changes))
-    if name != policies.PREDICTIVE:
+    if name != named_policies.PREDICTIVE:
         s = run.settings
         least, most = min(s.prefill.least, s.decode.least), max(s.prefill.most, s.decode.most)
-        other = policies.make(name, Setup(s.profile, tpot_s=s.tpot_s, least=least, most=most))
+        other = named_policies.make(name, Setup(s.profile, tpot_s=s.tpot_s, least=least, most=most))
         return lambda step: other(step.observation)
     settings = run.settings
     for path, value in changes:

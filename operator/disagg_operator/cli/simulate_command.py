@@ -17,7 +17,7 @@ from rich.table import Table
 from disagg_operator.cli import plots
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
-from disagg_operator.simulation import bounds, monolithic, policies, traces
+from disagg_operator.simulation import bounds, monolithic_workers, named_policies, traces
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, ORDERS
 from disagg_operator.simulation.score import Score, score
@@ -38,7 +38,7 @@ _RANGES = (
     ("monolithic", 1, 10_000),
     ("routers", 0, 1_000_000),
 )
-ERRORS = (traces.TraceError, profiles.ProfileError, policies.PolicyError, ValueError, OSError)
+ERRORS = (traces.TraceError, profiles.ProfileError, named_policies.PolicyError, ValueError, OSError)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,17 +137,17 @@ def _condition_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simulate policies, print their scores and return the exit status. Raises one of ERRORS."""
     setup = _setup(args)
-    wanted = args.policy or [policies.PREDICTIVE]
-    names = [n for name in wanted for n in (policies.names(setup) if name == "all" else [name])]
-    made = {name: policies.make(name, setup) for name in names}
+    wanted = args.policy or [named_policies.PREDICTIVE]
+    names = [n for name in wanted for n in (named_policies.names(setup) if name == "all" else [name])]
+    made = {name: named_policies.make(name, setup) for name in names}
     if args.plot is not None:
         plots.check(args.plot, len(made))
     trace = traces.read(args.trace)
     if len(trace) * args.copies > _MOST_REQUESTS:
         raise ValueError(f"--copies: {len(trace)} requests {args.copies} times are more than {_MOST_REQUESTS:,}")
     trace = trace.times(args.copies)
-    past = policies.read_history(args.history, args.copies) if args.history else None
-    made = {name: policies.make(name, setup, past, args.role_flip_s) for name in names}
+    past = named_policies.read_history(args.history, args.copies) if args.history else None
+    made = {name: named_policies.make(name, setup, past, args.role_flip_s) for name in names}
     scores: dict[str, Score] = {}
     timelines = []
     for name, policy in made.items():
@@ -221,7 +221,7 @@ def _setup(args: argparse.Namespace) -> Setup:
 
 
 def _monolithic(trace: traces.Trace, setup: Setup, workers: int) -> str:
-    served = monolithic.serve(trace, setup.profile, workers)
+    served = monolithic_workers.serve(trace, setup.profile, workers)
     work = np.maximum(trace.prompt_tokens - trace.cached_tokens, 1).astype(float)
     p = setup.profile
     limit = np.maximum(

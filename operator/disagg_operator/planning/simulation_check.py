@@ -22,7 +22,7 @@ from disagg_operator.planning.capacity import Infeasible, resized
 from disagg_operator.planning.deployment_plan import Deployment, Plan, Question
 from disagg_operator.planning.queueing import least
 from disagg_operator.planning.traffic import LogNormal, Traffic, of_samples
-from disagg_operator.simulation import monolithic
+from disagg_operator.simulation import monolithic_workers
 from disagg_operator.simulation.cluster import Cluster, Setup
 from disagg_operator.simulation.traces import Trace
 
@@ -98,7 +98,7 @@ def _apart(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasible:
             profile, tpot_s=o.tpot_s, ttft_least_s=o.ttft_s, ttft_factor=0.0, most=_MOST, initial=(prefill, decode),
             interval_s=60.0, drop_s=math.inf, aligned=True,
         )  # fmt: skip
-        s = Cluster(trace, setup).run(lambda _: Targets(prefill, decode)).sim
+        s = Cluster(trace, setup).run(lambda _: Targets(prefill, decode)).requests
         return _percentiles(trace, s.first_s, s.last_s, o.percentile)
 
     roomy = min(_MOST, 2 * d.pools[1].replicas + _ENOUGH)
@@ -131,7 +131,7 @@ def _chunked(q: Question, d: Deployment, trace: Trace) -> Deployment | Infeasibl
 
     def times(n: int) -> tuple[float, float]:
         try:
-            served = monolithic.serve(trace, pool.profile, n, d.chunk_tokens)
+            served = monolithic_workers.serve(trace, pool.profile, n, d.chunk_tokens)
         except ValueError as error:
             raise PlanError(f"trace: {error}") from None
         return _percentiles(trace, served.first_s, served.last_s, o.percentile)

@@ -1,1 +1,4 @@
-"""Request-level simulation of prefill and decode pools under an autoscaling policy. Needs the `simulate` extra."""
+"""Request-level simulation of prefill and decode pools under an autoscaling policy.
+
+It needs the `simulate` extra.
+"""

@@ -1,7 +1,8 @@
-"""PURE: the policies that others ship, as they are documented, to be compared with in the simulator.
+"""PURE: the policies that others ship, as documented, to be compared with in the simulator.
 
-Each is called with an `Observation` every scrape and answers with `Targets`. Signals are those that its makers use, on our pools: requests
-in flight for HPA, KEDA, KPA and APA; busy time and KV share for HPA on utilisation and for WVA; token rates for Dynamo and HeteroScale.
+Each is called with an `Observation` every scrape and answers with `Targets`. The signals are those
+that its makers use, on our pools: requests in flight for HPA, KEDA, KPA and APA; busy time and KV
+share for HPA on utilisation and for WVA; token rates for Dynamo and HeteroScale.
 """
 
 from __future__ import annotations
@@ -18,19 +19,24 @@ Policy = Callable[[Observation], Targets]
 
 
 def _in_flight(o: Observation) -> tuple[float, float]:
-    return o.prefill.waiting_requests + o.prefill.running_requests, o.decode.waiting_requests + o.decode.running_requests
+    prefill, decode = o.prefill, o.decode
+    return prefill.waiting_requests + prefill.running_requests, decode.waiting_requests + decode.running_requests
 
 
 @dataclass
 class HpaBehavior:
-    """HPA v2's default behaviour (kubernetes.io, "Horizontal Pod Autoscaling"): up by at most 4 pods or 100 % in 15 s and at once; down to
-    the largest recommendation of the last five minutes."""
+    """The default behaviour of HPA v2 (kubernetes.io, "Horizontal Pod Autoscaling").
+
+    It goes up at once, by at most 4 pods or 100 % in 15 s, and down to the largest recommendation
+    of the last five minutes.
+    """
 
     down_window_s: float = 300.0
     up_window_s: float = 0.0
-    seen: deque[tuple[float, int]] = field(default_factory=deque)
+    seen: deque[tuple[float, int]] = field(default_factory=deque)  # time and recommendation
 
     def decide(self, now_s: float, replicas: int, wanted: int) -> int:
+        """Return the number of replicas after one more recommendation."""
         longest_s = max(self.down_window_s, self.up_window_s)
         while self.seen and self.seen[0][0] <= now_s - longest_s:
             self.seen.popleft()
@@ -43,7 +49,10 @@ class HpaBehavior:
 
 
 def _pods_metric(pods: Pods, total: float, target: float) -> int:
-    """A metric of each ready pod. Those that are not ready count nothing on the way up, and as on target on the way down."""
+    """Return the pods that a metric of each ready pod asks for.
+
+    Those that are not ready count nothing on the way up, and as on target on the way down.
+    """
     if pods.ready == 0:
         return pods.replicas
     ratio = total / pods.ready / target
@@ -57,7 +66,7 @@ def _pods_metric(pods: Pods, total: float, target: float) -> int:
 
 
 def _external_metric(pods: Pods, total: float, target: float) -> int:
-    """AverageValue of a metric that knows no pods."""
+    """Return the pods that the AverageValue of a metric without pods asks for."""
     if abs(total / (target * max(pods.replicas, 1)) - 1) <= 0.1:
         return pods.replicas
     return math.ceil(total / target)
@@ -65,12 +74,14 @@ def _external_metric(pods: Pods, total: float, target: float) -> int:
 
 @dataclass
 class Hpa:
-    """HPA v2 on requests in flight a pod (`queue`) or on the share of time or of KV in use (`utilisation`). KEDA: the same metric as an
-    external one."""
+    """HPA v2 on the requests in flight of each pod, or on the share of time and of KV in use.
 
-    prefill: float
-    decode: float
-    signal: str = "queue"
+    KEDA gives it the requests as an external metric.
+    """
+
+    prefill: float  # target of a pod
+    decode: float  # target of a pod
+    signal: str = "queue"  # or "utilisation" or "external"
     behaviors: tuple[HpaBehavior, HpaBehavior] = field(default_factory=lambda: (HpaBehavior(), HpaBehavior()))
 
     def __call__(self, o: Observation) -> Targets:
@@ -81,27 +92,30 @@ class Hpa:
             totals = o.prefill.busy_s / o.interval_s, o.decode.kv_tokens / o.decode.kv_capacity_tokens
         rule = _external_metric if self.signal == "external" else _pods_metric
         wanted = []
-        for pods, total, target, behavior in zip(
-            (o.prefill.pods, o.decode.pods), totals, (self.prefill, self.decode), self.behaviors, strict=True
-        ):
+        pools, targets = (o.prefill.pods, o.decode.pods), (self.prefill, self.decode)
+        for pods, total, target, behavior in zip(pools, totals, targets, self.behaviors, strict=True):
             wanted.append(behavior.decide(o.now_s, pods.replicas, rule(pods, total, target)))
         return Targets(wanted[0], wanted[1])
 
 
 @dataclass
 class Kpa:
-    """Knative's KPA (knative.dev, "Autoscaling concepts"): `utilisation` of the concurrency that is given, over 60 s; over 6 s (here: the
-    last scrape) in panic, which begins at twice of what the ready pods should take, ends 60 s after and never shrinks; at least half of
-    what is ready; a scale-down waits for `delay_s`."""
+    """Knative's KPA (knative.dev, "Autoscaling concepts").
 
-    prefill: float
-    decode: float
+    It holds the concurrency of the last 60 s at `utilisation` of the target. In panic it takes that
+    of the last 6 s (here: of the last scrape); panic begins at twice of what the ready pods should
+    take, ends 60 s after and never shrinks. It keeps at least half of what is ready, and a
+    scale-down waits for `delay_s`.
+    """
+
+    prefill: float  # requests in flight of a pod
+    decode: float  # requests in flight of a pod
     delay_s: float = 300.0
     utilisation: float = 0.7
-    seen: deque[tuple[float, float, float]] = field(default_factory=deque)
+    seen: deque[tuple[float, float, float]] = field(default_factory=deque)  # time, prefill, decode
     panic_until: list[float] = field(default_factory=lambda: [-math.inf, -math.inf])
     most_in_panic: list[int] = field(default_factory=lambda: [0, 0])
-    wanted: tuple[deque[tuple[float, int]], deque[tuple[float, int]]] = field(default_factory=lambda: (deque(), deque()))
+    wanted: list[deque[tuple[float, int]]] = field(default_factory=lambda: [deque(), deque()])
 
     def __call__(self, o: Observation) -> Targets:
         if o.blind:
@@ -110,7 +124,8 @@ class Kpa:
         while self.seen[0][0] <= o.now_s - 60.0:
             self.seen.popleft()
         targets = []
-        for i, (pods, concurrency) in enumerate(((o.prefill.pods, self.prefill), (o.decode.pods, self.decode))):
+        pools = (o.prefill.pods, self.prefill), (o.decode.pods, self.decode)
+        for i, (pods, concurrency) in enumerate(pools):
             ready, target = max(pods.ready, 1), self.utilisation * concurrency
             stable = math.ceil(sum(row[1 + i] for row in self.seen) / len(self.seen) / target)
             panic = math.ceil(self.seen[-1][1 + i] / target)
@@ -131,12 +146,16 @@ class Kpa:
 
 @dataclass
 class Apa:
-    """AIBrix's APA: outside of [1 - 0.2, 1 + 0.1] of the target per pod in proportion, by a factor of two at most; down to the largest of
-    its cool-down of 300 s. With the guard of its later versions: pods that start count, with nothing in flight, or it would ask for what
-    they will carry again and again."""
+    """AIBrix's APA.
 
-    prefill: float
-    decode: float
+    Outside of [1 - 0.2, 1 + 0.1] of the target per pod it scales in proportion, by a factor of two
+    at most; down to the largest of its cool-down of 300 s. With the guard of its later versions
+    pods that start count, with nothing in flight, or it would ask again and again for what they
+    will carry.
+    """
+
+    prefill: float  # requests in flight of a pod
+    decode: float  # requests in flight of a pod
     cool_down: tuple[HpaBehavior, HpaBehavior] = field(default_factory=lambda: (HpaBehavior(), HpaBehavior()))
 
     def __call__(self, o: Observation) -> Targets:
@@ -158,14 +177,14 @@ class Apa:
 
 @dataclass
 class _Kalman:
-    """Local linear trend with q = (1, 0.1), r = 10, as in Dynamo's planner."""
+    """A local linear trend with q = (1, 0.1), r = 10, as in Dynamo's planner."""
 
     level: float = math.nan
     trend: float = 0.0
     p: tuple[float, float, float] = (10.0, 0.0, 1.0)
 
     def update(self, value: float) -> float:
-        """The forecast of the next value."""
+        """Return the forecast of the next value."""
         if math.isnan(self.level):
             self.level = value
             return value
@@ -184,17 +203,20 @@ _DYNAMO_TTFT_S = 0.5  # its default
 
 @dataclass
 class Dynamo:
-    """NVIDIA Dynamo's planner, throughput mode: every 180 s, from the forecast of requests, mean prompt and mean output of the interval, so
-    many workers as the profile says at 100 %, of prefill no fewer than a mean prompt's time holds of its default TTFT; `margin` multiplies
-    it (1: as shipped)."""
+    """NVIDIA Dynamo's planner in throughput mode.
+
+    Every 180 s it forecasts requests, mean prompt and mean output of the interval, and takes as
+    many workers as the profile says at 100 %; of prefill no fewer than a mean prompt's time holds
+    of its default TTFT.
+    """
 
     profile: Profile
-    tpot_s: float
-    margin: float = 1.0
+    tpot_s: float  # the objective
+    margin: float = 1.0  # multiplies the workers; 1: as shipped
     interval_s: float = 180.0
-    sums: list[float] = field(default_factory=lambda: [0.0] * 5)
-    due_s: float = math.nan
-    filters: tuple[_Kalman, _Kalman, _Kalman] = field(default_factory=lambda: (_Kalman(), _Kalman(), _Kalman()))
+    sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of the interval so far
+    due_s: float = math.nan  # end of the interval
+    filters: tuple[_Kalman, ...] = field(default_factory=lambda: (_Kalman(), _Kalman(), _Kalman()))
     targets: Targets | None = None
 
     def __call__(self, o: Observation) -> Targets:
@@ -204,32 +226,39 @@ class Dynamo:
         if o.blind:
             return held
         d = o.decode
-        for i, v in enumerate((o.prefill.arrivals, o.prefill.prompt_tokens, d.completions, d.completed_output_tokens, o.interval_s)):
+        arrived, ended = (o.prefill.arrivals, o.prefill.prompt_tokens), (d.completions, d.completed_output_tokens)
+        for i, v in enumerate((*arrived, *ended, o.interval_s)):
             self.sums[i] += v
         if o.now_s < self.due_s or not (self.sums[0] and self.sums[2]):
             return held
-        requests, prompt, ended, output, seconds = self.sums
+        requests, prompt, answers, output, seconds = self.sums
         self.sums, self.due_s = [0.0] * 5, o.now_s + self.interval_s
-        rate, isl, osl = (f.update(v) for f, v in zip(self.filters, (requests / seconds, prompt / requests, output / ended), strict=True))
+        means = requests / seconds, prompt / requests, output / answers
+        rate, isl, osl = (f.update(v) for f, v in zip(self.filters, means, strict=True))
         prefill = rate * self.profile.isolated_s(isl)
         decode = rate * osl / self.profile.decode_tokens_per_s(self.tpot_s, isl + osl / 2)
         floor = math.ceil(self.profile.isolated_s(isl) / _DYNAMO_TTFT_S)
-        self.targets = Targets(max(1, math.ceil(self.margin * prefill), floor), max(1, math.ceil(self.margin * decode)))
+        workers = math.ceil(self.margin * prefill), math.ceil(self.margin * decode)
+        self.targets = Targets(max(1, workers[0], floor), max(1, workers[1]))
         return self.targets
 
 
 @dataclass
 class Wva:
-    """llm-d's WVA, saturation by thresholds: every 30 s, on the highest share in use and the longest queue a pod of the last minute, one
-    pod more when the share that is spare is under an eighth of the threshold (0.1 of 0.80) or less than 3 of 5 places in its queue are;
-    one less if the others can take it; nothing while pods start. Behind it stands an HPA: with its default behaviour, or with windows of
-    `stabilization_s` both ways."""
+    """The WVA of llm-d, saturation by thresholds.
 
-    prefill: float
-    decode: float
+    Every 30 s it takes the highest share in use and the longest queue of a pod in the last minute.
+    It wants one pod more when the share that is spare is under an eighth of the threshold (0.1 of
+    0.80) or fewer than 3 of the 5 places in a pod's queue are free; one less if the others can take
+    it; no change while pods start. Behind it stands an HPA: with its default behaviour, or with
+    windows of `stabilization_s` both ways.
+    """
+
+    prefill: float  # threshold of the share in use
+    decode: float  # threshold of the share in use
     stabilization_s: float | None = None
-    due_s: float = -math.inf
-    seen: tuple[deque[tuple[float, float, float]], deque[tuple[float, float, float]]] = field(default_factory=lambda: (deque(), deque()))
+    due_s: float = -math.inf  # time of the next analysis
+    seen: list[deque[tuple[float, float, float]]] = field(default_factory=lambda: [deque(), deque()])
     recommended: list[int] = field(default_factory=lambda: [0, 0])
     behaviors: tuple[HpaBehavior, HpaBehavior] = field(default_factory=lambda: (HpaBehavior(), HpaBehavior()))
 
@@ -249,13 +278,15 @@ class Wva:
         if due:
             self.due_s = o.now_s + _WVA_LOOP_S
         out = []
-        for i, (pods, limit) in enumerate(((o.prefill.pods, self.prefill), (o.decode.pods, self.decode))):
+        pools = (o.prefill.pods, self.prefill), (o.decode.pods, self.decode)
+        for i, (pods, limit) in enumerate(pools):
             ready, seen = max(pods.ready, 1), self.seen[i]
             seen.append((o.now_s, uses[i] / ready, waiting[i] / ready))
             while seen[0][0] <= o.now_s - 60.0:
                 seen.popleft()
             if due:
-                self.recommended[i] = _wva_step(pods, limit, max(row[1] for row in seen), max(row[2] for row in seen))
+                use, queue = max(row[1] for row in seen), max(row[2] for row in seen)
+                self.recommended[i] = _wva_step(pods, limit, use, queue)
             out.append(self.behaviors[i].decide(o.now_s, pods.replicas, self.recommended[i]))
         return Targets(out[0], out[1])
 
@@ -265,11 +296,11 @@ _WVA_QUEUE, _WVA_QUEUE_SPARE = 5.0, 3.0  # requests a pod
 
 
 def _wva_step(pods: Pods, limit: float, use: float, queue: float) -> int:
-    """One analysis: how many pods there should be."""
+    """Return how many pods there should be, by one analysis."""
     if pods.ready < pods.replicas:
         return pods.replicas
 
-    def short(load: float) -> bool:  # of spare room, when each pod carries `load` times what it does
+    def short(load: float) -> bool:  # each pod carries `load` times what it does
         return limit - load * use < limit / 8 or _WVA_QUEUE - load * queue < _WVA_QUEUE_SPARE
 
     if short(1.0):
@@ -279,16 +310,19 @@ def _wva_step(pods: Pods, limit: float, use: float, queue: float) -> int:
 
 @dataclass
 class HeteroScale:
-    """ByteDance's HeteroScale (arXiv 2508.19559): decode tokens a second of each decode pod is the one signal, prefill follows at a fixed
-    ratio (`prefill_per_decode`); a dead band of 10 % and a cool-down after scaling down."""
+    """ByteDance's HeteroScale (arXiv 2508.19559).
+
+    Its one signal is the decode tokens per second of a decode pod; prefill follows at a fixed
+    ratio. It has a dead band of 10 % and a cool-down after scaling down.
+    """
 
     profile: Profile
-    tpot_s: float
-    utilisation: float = 0.5
-    prefill_per_decode: float = 2.4
+    tpot_s: float  # the objective
+    utilisation: float = 0.5  # of the most tokens per second of a pod
+    prefill_per_decode: float = 2.4  # pods
     cool_down_s: float = 300.0
-    changed_s: float = -math.inf
-    context_tokens: float = 1000.0
+    changed_s: float = -math.inf  # time of the last change
+    context_tokens: float = 1000.0  # mean of the requests that ended
 
     def __call__(self, o: Observation) -> Targets:
         d = o.decode
@@ -308,8 +342,11 @@ class HeteroScale:
 
 
 def all_of(profile: Profile, tpot_s: float) -> dict[str, Policy]:
-    """Fresh instances by name. The settings are the cheapest that kept 99 % on the trace servegen_m-large_d4 alone; those called defaults
-    are as shipped."""
+    """Return fresh instances by name.
+
+    The settings are the cheapest that kept 99 % on the trace servegen_m-large_d4 alone; those
+    called defaults are as shipped.
+    """
     return {
         "APA (2, 56)": Apa(2, 56),
         "HPA queue (1.5, 56)": Hpa(1.5, 56),

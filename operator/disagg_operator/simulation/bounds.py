@@ -1,10 +1,14 @@
-"""What nobody can beat, and what foresight would cost: the fluid bound, the cheapest fixed fleet, and a plan from the true arrivals."""
+"""Bounds of the cost of a trace: no policy can beat the first, the others know the future.
+
+They are the fluid bound, the cheapest fixed fleet, and a plan from the true arrivals.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,22 +19,27 @@ from disagg_operator.simulation.score import Score, score
 from disagg_operator.simulation.traces import Trace
 
 _PER_POOL = 0.995  # of each pool's objective
-_UTILISATIONS = (0.1, 1.0)  # that a plan with foresight tries
+_UTILISATIONS = (0.1, 1.0)  # between which a plan with foresight tries
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """`plan`: how it was reached, in words."""
+    """A score and the plan that reached it."""
 
-    plan: str
+    plan: str  # in words
     score: Score
 
 
 def fluid_gpu_hours(trace: Trace, setup: Setup) -> float:
-    """Prefill in full batches and every output token at the best batch within the objective: no rounding, queueing or cold start."""
+    """Return the GPU-hours of a fleet that is always as large as the work.
+
+    Prefill computes full batches, and every output token comes at the best batch within the
+    objective: there is no rounding, queueing or cold start.
+    """
     p = setup.profile
     work = np.maximum(trace.prompt_tokens - trace.cached_tokens, 1).astype(np.float64)
-    prefill_s = p.a_s * work.sum() / p.batch_tokens + p.b_s_per_token * work.sum() + p.c_s_per_token2 * (work * work).sum()
+    tokens, squares = work.sum(), (work * work).sum()
+    prefill_s = p.a_s * tokens / p.batch_tokens + p.b_s_per_token * tokens + p.c_s_per_token2 * squares
     kv = trace.prompt_tokens + trace.output_tokens / 2
     output = trace.output_tokens.astype(np.float64)
     held = float((kv * output).sum() / output.sum())  # what a running sequence holds, by time
@@ -39,7 +48,7 @@ def fluid_gpu_hours(trace: Trace, setup: Setup) -> float:
 
 
 def static(trace: Trace, setup: Setup) -> Bound:
-    """The cheapest fixed fleet that keeps 99.5 % of each objective, known with hindsight."""
+    """Return the cheapest fixed fleet that keeps 99.5 % of each objective, known with hindsight."""
 
     def fixed(prefill: int, decode: int) -> Score:
         sized = replace(setup, initial=(prefill, decode))
@@ -51,6 +60,7 @@ def static(trace: Trace, setup: Setup) -> Bound:
 
 
 def _least(setup: Setup, attained: Callable[[int], float]) -> int:
+    """Return the fewest workers that keep the objective."""
     low, high = setup.least, setup.most
     while low < high:
         middle = (low + high) // 2
@@ -62,8 +72,12 @@ def _least(setup: Setup, attained: Callable[[int], float]) -> int:
 
 
 def oracle(trace: Trace, setup: Setup, stays_s: tuple[float, ...] = (0.0, 300.0, 900.0), rounds: int = 6) -> Bound:
-    """Workers for the work that will come in, one cold start ahead, at a fixed utilisation of each pool, kept for at least `stay`: the
-    cheapest utilisations and stay that keep 99.5 % of each objective. An upper bound of the optimum."""
+    """Return the cheapest plan from the true arrivals that keeps 99.5 % of each objective.
+
+    Each pool has workers for the work that will come in, one cold start ahead, at a utilisation of
+    its own, and keeps each for at least one of the `stays_s`. That is an upper bound of the
+    optimum.
+    """
     work = _true_work(trace, setup)
 
     def serve(used: list[float], stay_s: float) -> Bound:
@@ -72,7 +86,10 @@ def oracle(trace: Trace, setup: Setup, stays_s: tuple[float, ...] = (0.0, 300.0,
         result = score(Cluster(trace, sized).run(_follow(plans, setup)))
         return Bound(f"utilisation {used[0]:.2f} and {used[1]:.2f}, stay {stay_s:.0f} s", result)
 
-    return _cheapest([bound for stay_s in stays_s for bound in _tried(lambda used, s=stay_s: serve(used, s), rounds)])  # type: ignore[misc]
+    found: list[Bound] = []
+    for stay_s in stays_s:
+        found += _tried(partial(serve, stay_s=stay_s), rounds)
+    return _cheapest(found)
 
 
 def _kept(result: Score) -> bool:
@@ -80,7 +97,7 @@ def _kept(result: Score) -> bool:
 
 
 def _cheapest(found: list[Bound]) -> Bound:
-    """Of those that keep the objectives; if none does, the one that misses them least."""
+    """Return the cheapest that keeps the objectives; if none does, what misses them least."""
     keeping = [bound for bound in found if _kept(bound.score)]
     if keeping:
         return min(keeping, key=lambda bound: bound.score.gpu_hours)
@@ -88,7 +105,10 @@ def _cheapest(found: list[Bound]) -> Bound:
 
 
 def _tried(serve: Callable[[list[float]], Bound], rounds: int) -> list[Bound]:
-    """Utilisations halved towards the most that each pool bears, then lowered while both together do not keep the objectives."""
+    """Return what was tried: utilisations halved towards the most that each pool bears.
+
+    Then they are lowered as long as both pools together do not keep the objectives.
+    """
     low, high = [_UTILISATIONS[0]] * 2, [_UTILISATIONS[1]] * 2
     tried: list[Bound] = []
     for i in range(2 * rounds):
@@ -116,7 +136,10 @@ def _follow(plans: list[Any], setup: Setup) -> Callable[[Observation], Targets]:
 
 
 def _true_work(trace: Trace, setup: Setup) -> tuple[Any, Any]:
-    """Workers' worth of work of each scrape, as a fleet with room for all sees it, over a minute around it."""
+    """Return the work of each scrape, in workers, as a fleet with room for all sees it.
+
+    Each value is the mean of a minute around the scrape.
+    """
     p = setup.profile
     sized = replace(setup, initial=(setup.most, setup.most))
     series = Cluster(trace, sized).run(lambda _: Targets(setup.most, setup.most)).series
@@ -134,6 +157,7 @@ def _true_work(trace: Trace, setup: Setup) -> tuple[Any, Any]:
 
 
 def _plan(work: Any, utilisation: float, setup: Setup, stay_s: float) -> Any:
+    """Return the workers at each scrape."""
     n = np.ceil(work / utilisation - 1e-9).clip(setup.least, setup.most)
     ahead = math.ceil(setup.cold_start_s[1] / setup.interval_s) + 1
     behind = int(stay_s / setup.interval_s)

@@ -1,4 +1,7 @@
-"""A deployment in simulated time: workers start, serve, drain and end as a policy says; every request and every GPU-second is counted."""
+"""A deployment in simulated time: workers start, serve, drain and end as a policy says.
+
+Every request and every GPU-second is counted.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,26 @@ import numpy as np
 
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals, Targets
 from disagg_operator.performance.profile import Profile
-from disagg_operator.simulation import kernel, state
+from disagg_operator.simulation import kernel
+from disagg_operator.simulation.columns import (
+    DRAINING,
+    EMPTY,
+    PENDING,
+    PLACES,
+    READY,
+    STARTING,
+    Counters,
+    DecodeWorkers,
+    PrefillWorkers,
+    Requests,
+    Rules,
+    empty_columns,
+    entry_times,
+    request_rows,
+)
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, FIRST_COME, ORDERS
+from disagg_operator.simulation.scrapes import TickRow, TickTable, decode_signals, prefill_signals
+from disagg_operator.simulation.tables import Floats, plain_numbers
 from disagg_operator.simulation.traces import Trace
 
 Policy = Callable[[Observation], Targets]
@@ -22,82 +43,56 @@ _LAST_S = 86_400.0  # after the last arrival everything ends within a day
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The cluster and its rules; the defaults are those of the benchmark.
-
-    ttft: at most `ttft_least_s` or `ttft_factor` times the prompt's isolated prefill, whichever is more. lag: how many scrapes old values
-    are. warm_workers: a pool's workers beyond so many also wait for a node. blind_s: spans without metrics. unlimited grace: math.inf.
-    queue_order: of the prompts that wait for prefill, one of `ordering.ORDERS`; patience_s: after so long a late one comes first at times.
-    aligned: sequences join a decode batch between two steps, as in an engine, not at once. routers: none is ever busy where it is 0.
-    """
+    """The cluster and its rules; the defaults are those of the benchmark."""
 
     profile: Profile
-    tpot_s: float = 0.060
-    ttft_least_s: float = 1.0
-    ttft_factor: float = 5.0
-    interval_s: float = 15.0
-    lag: int = 1
-    cold_start_s: tuple[float, float] = (60.0, 180.0)
-    warm_workers: int | None = None
-    node_start_s: tuple[float, float] = (180.0, 300.0)
-    grace_s: float = 600.0
-    drop_s: float = 60.0
-    queue_order: str = FIRST_COME
-    patience_s: float = 20.0
-    least: int = 1
-    most: int = 40
-    initial: tuple[int, int] | None = None
-    unscored_s: float = 600.0
+    tpot_s: float = 0.060  # the objective
+    ttft_least_s: float = 1.0  # the objective is this, or `ttft_factor` times the prompt's
+    ttft_factor: float = 5.0  # isolated prefill, whichever is more
+    interval_s: float = 15.0  # between two scrapes, each followed by a decision
+    lag: int = 1  # scrapes that a policy's values are old
+    cold_start_s: tuple[float, float] = (60.0, 180.0)  # from, to; drawn for each new worker
+    warm_workers: int | None = None  # workers of a pool beyond so many also wait for a node
+    node_start_s: tuple[float, float] = (180.0, 300.0)  # from, to; for a node
+    grace_s: float = 600.0  # for a draining worker; inf: without limit
+    drop_s: float = 60.0  # a prompt that has waited longer is dropped
+    queue_order: str = FIRST_COME  # of the prompts that wait for prefill: one of `ordering.ORDERS`
+    patience_s: float = 20.0  # after so long a late prompt comes first at times
+    least: int = 1  # workers of a pool
+    most: int = 40  # workers of a pool
+    initial: tuple[int, int] | None = None  # prefill and decode workers; None: what the load needs
+    unscored_s: float = 600.0  # at the beginning
     failures_per_worker_hour: float = 0.0
-    link_tokens_per_s: float = 0.0
-    blind_s: tuple[tuple[float, float], ...] = ()
-    flip_s: float = 10.0
-    aligned: bool = False
-    routers: int = 0
+    link_tokens_per_s: float = 0.0  # of KV, over a network that all transfers share; 0: no limit
+    blind_s: tuple[tuple[float, float], ...] = ()  # from, to: spans without metrics
+    flip_s: float = 10.0  # for a worker to change its role
+    aligned: bool = False  # sequences join a decode batch between two steps, as in an engine
+    routers: int = 0  # 0: no router is ever busy
     seed: int = 0
 
 
 @dataclass
-class _Pool:
-    """Arrays of the kernel for one pool, and what only the cluster knows."""
+class _SimulatedPool:
+    """The workers of one pool, and what only the cluster knows of them."""
 
-    kind: int
-    state: Any
-    next_s: Any
-    ready_s: Any
-    death_s: Any
-    exit_s: Any
-    born_s: Any = field(default_factory=lambda: np.zeros(state.PODS))
-    becomes: dict[int, int] = field(default_factory=dict)  # draining worker -> pool that it flips to
-    desired: int = 0
-    cold_starts_s: list[float] = field(default_factory=list)
+    kind: int  # PREFILL or DECODE
+    workers: PrefillWorkers | DecodeWorkers
+    born_s: Floats = field(default_factory=lambda: np.zeros(PLACES))  # when each was created
+    becomes: dict[int, int] = field(default_factory=dict)  # draining worker: pool that it flips to
+    desired: int = 0  # workers
+    cold_starts_s: list[float] = field(default_factory=list)  # of each worker that was started
 
-    def of(self, kind: int) -> Any:
-        return np.flatnonzero(self.state == kind)
+    def places(self, state: int) -> Any:
+        """Return the places of the workers in a state."""
+        return np.flatnonzero(self.workers.state == state)
 
-
-@dataclass(frozen=True)
-class Series:
-    """One row a tick: time and, per pool, what was desired, ready and paid for; queue and running; the tick's arrivals and SLO counts."""
-
-    columns: tuple[str, ...]
-    rows: Any
-
-    def __getitem__(self, name: str) -> Any:
-        return self.rows[:, self.columns.index(name)]
-
-    def columns_as_lists(self) -> dict[str, list[float]]:
-        return {name: self.rows[:, i].tolist() for i, name in enumerate(self.columns)}
-
-
-_COLUMNS = (
-    "t_s", "prefill_desired", "prefill_ready", "prefill_paid", "decode_desired", "decode_ready", "decode_paid", "waiting_requests",
-    "waiting_tokens", "decode_waiting", "running", "arrivals", "prompt_tokens", "generated_tokens", "ttft_total", "ttft_ok", "tpot_total",
-    "tpot_ok",
-)  # fmt: skip
+    def paid(self) -> int:
+        """Return how many workers there are, those that start or drain included."""
+        return int((self.workers.state != EMPTY).sum())
 
 
 class Cluster:
-    """One simulation. `run` may be called once."""
+    """One simulation; `run` may be called once."""
 
     def __init__(self, trace: Trace, setup: Setup) -> None:
         if setup.queue_order not in ORDERS:
@@ -105,85 +100,94 @@ class Cluster:
         p = setup.profile
         self.trace, self.setup = trace, setup
         work = np.maximum(trace.prompt_tokens - trace.cached_tokens, 1).astype(np.float64)
-        isolated = p.a_s + p.b_s_per_token * work + p.c_s_per_token2 * work * work
-        limit = np.maximum(setup.ttft_least_s, setup.ttft_factor * isolated)
-        fixed = (
-            p.a_s, p.b_s_per_token, p.c_s_per_token2, p.d_s, p.e_s_per_sequence, p.f_s_per_token, p.kv_tokens, p.batch_tokens,
-            p.max_running, setup.tpot_s, setup.drop_s, p.transfer_s_per_token, setup.link_tokens_per_s,
-            float(setup.aligned), p.overhead_s, p.handover_s, p.batch_wait_s, p.batch_full_tokens, p.take_in_s,
-            p.h_s_per_sequence2, float(setup.queue_order == EARLIEST_DEADLINE), min(setup.patience_s, setup.drop_s / 3),
-        )  # fmt: skip
-        entry_s = state.entries(trace.arrival_s, p.front_s / setup.routers if setup.routers else 0.0)
-        self.sim = state.make(trace.arrival_s, entry_s, trace.prompt_tokens, trace.cached_tokens, trace.output_tokens, limit, fixed)
-        s = self.sim
+        isolated_s = p.a_s + p.b_s_per_token * work + p.c_s_per_token2 * work * work
+        limit_s = np.maximum(setup.ttft_least_s, setup.ttft_factor * isolated_s)
+        entry_s = entry_times(trace.arrival_s, p.front_s / setup.routers if setup.routers else 0.0)
+        self.columns = empty_columns(request_rows(trace, entry_s, limit_s), p, _rules(setup))
+        self._compiled = self.columns.compiled()
         self._random = np.random.default_rng(setup.seed)
-        self._pools = (
-            _Pool(PREFILL, s.p_state, s.p_next_s, s.p_ready_s, s.p_death_s, s.exit_s[0]),
-            _Pool(DECODE, s.d_state, s.d_next_s, s.d_ready_s, s.d_death_s, s.exit_s[1]),
-        )
+        self._pools = (_SimulatedPool(PREFILL, self.columns.prefill), _SimulatedPool(DECODE, self.columns.decode))
         self.gpu_s = 0.0
         self.starts = self.actions = self.flips = 0
-        self._rows: list[tuple[float, ...]] = []
-        self._last_count: list[float] = s.tally.tolist()
+        self._rows: list[TickRow] = []
+        self._last_count = Counters()
+
+    @property
+    def requests(self) -> Requests:
+        """The requests as they are now."""
+        return self.columns.requests
+
+    @property
+    def counters(self) -> Counters:
+        """The counters as they are now, in plain numbers."""
+        return plain_numbers(self.columns.counters, Counters)
 
     # ---- workers ----
 
-    def _create(self, pool: _Pool, now: float, delay_s: float) -> None:
-        place = int(np.flatnonzero((pool.state == state.NONE) & ~np.isfinite(pool.exit_s))[0])
+    def _create(self, pool: _SimulatedPool, now: float, delay_s: float) -> None:
+        workers, counters = pool.workers, self.columns.counters
+        place = int(np.flatnonzero((workers.state == EMPTY) & ~np.isfinite(workers.exit_s))[0])
         pool.born_s[place] = now
-        pool.ready_s[place] = now + delay_s
+        workers.ready_s[place] = now + delay_s
         rate = self.setup.failures_per_worker_hour / 3600
-        pool.death_s[place] = now + self._random.exponential(1 / rate) if rate else np.inf
-        pool.next_s[place] = min(pool.ready_s[place], pool.death_s[place])
-        pool.state[place] = state.STARTING
+        workers.death_s[place] = now + self._random.exponential(1 / rate) if rate else np.inf
+        workers.next_s[place] = min(workers.ready_s[place], workers.death_s[place])
+        workers.state[place] = STARTING
         if pool.kind == DECODE:
-            self.sim.d_limit_s[place] = np.inf
-        which = state.P_PLACES if pool.kind == PREFILL else state.D_PLACES
-        self.sim.tally[which] = max(self.sim.tally[which], place + 1)
+            self.columns.decode.drain_limit_s[place] = np.inf
+            counters.decode_places = max(counters.decode_places, place + 1)
+        else:
+            counters.prefill_places = max(counters.prefill_places, place + 1)
 
-    def _cold_start_s(self, pool: _Pool) -> float:
+    def _cold_start_s(self, pool: _SimulatedPool) -> float:
         seconds = float(self._random.uniform(*self.setup.cold_start_s))
-        if self.setup.warm_workers is not None and (pool.state != state.NONE).sum() >= self.setup.warm_workers:
+        if self.setup.warm_workers is not None and pool.paid() >= self.setup.warm_workers:
             seconds += float(self._random.uniform(*self.setup.node_start_s))
         return seconds
 
-    def _pay(self, pool: _Pool, place: int, until: float) -> None:
+    def _pay(self, pool: _SimulatedPool, place: int, until: float) -> None:
         self.gpu_s += (until - pool.born_s[place]) * self.setup.profile.gpus
 
     def _collect_exits(self, now: float) -> None:
         for pool in self._pools:
-            for place in np.flatnonzero(np.isfinite(pool.exit_s)).tolist():
-                self._pay(pool, place, float(pool.exit_s[place]))
-                pool.exit_s[place] = np.inf
+            exit_s = pool.workers.exit_s
+            for place in np.flatnonzero(np.isfinite(exit_s)).tolist():
+                self._pay(pool, place, float(exit_s[place]))
+                exit_s[place] = np.inf
                 goes = pool.becomes.pop(place, None)
                 if goes is not None:
                     self._create(self._pools[goes], now, self.setup.flip_s)
 
-    def _release(self, pool: _Pool, place: int, now: float) -> None:
-        """A worker starts to drain; one that computes nothing is gone at once."""
-        s = self.sim
-        idle = s.p_from[place] == s.p_to[place] if pool.kind == PREFILL else s.d_batch[place] == 0
-        if pool.state[place] == state.STARTING or idle:
-            pool.state[place], pool.next_s[place], pool.exit_s[place] = state.NONE, np.inf, now
-        else:
-            pool.state[place] = state.DRAINING
-            if pool.kind == DECODE:
-                s.d_limit_s[place] = now + self.setup.grace_s
-                pool.next_s[place] = min(pool.next_s[place], s.d_limit_s[place])
+    def _release(self, pool: _SimulatedPool, place: int, now: float) -> None:
+        """Let a worker drain; one that computes nothing is gone at once."""
+        prefill, decode, workers = self.columns.prefill, self.columns.decode, pool.workers
+        computes = prefill.batch_begin[place] < prefill.batch_end[place]
+        if pool.kind == DECODE:
+            computes = decode.sequences[place] > 0
+        if workers.state[place] == STARTING or not computes:
+            workers.state[place], workers.next_s[place], workers.exit_s[place] = EMPTY, np.inf, now
+            return
+        workers.state[place] = DRAINING
+        if pool.kind == DECODE:
+            decode.drain_limit_s[place] = now + self.setup.grace_s
+            decode.next_s[place] = min(decode.next_s[place], decode.drain_limit_s[place])
 
-    def _victims(self, pool: _Pool, n: int) -> list[int]:
-        """Those that start, youngest first, then the idlest."""
-        starting = sorted(pool.of(state.STARTING).tolist(), key=lambda i: -pool.born_s[i])
-        s = self.sim
-        load = s.d_batch if pool.kind == DECODE else np.where(s.p_from == s.p_to, 0.0, s.p_ready_s)
-        ready = sorted(pool.of(state.READY).tolist(), key=lambda i: float(load[i]))
+    def _victims(self, pool: _SimulatedPool, n: int) -> list[int]:
+        """Return the workers to stop first: those that start, youngest first, then the idlest."""
+        starting = sorted(pool.places(STARTING).tolist(), key=lambda i: -pool.born_s[i])
+        prefill = self.columns.prefill
+        if pool.kind == DECODE:
+            load = self.columns.decode.sequences
+        else:
+            load = np.where(prefill.batch_begin == prefill.batch_end, 0.0, prefill.ready_s)
+        ready = sorted(pool.places(READY).tolist(), key=lambda i: float(load[i]))
         return [*starting, *ready][:n]
 
-    def _scale(self, pool: _Pool, wanted: int, now: float) -> None:
-        wanted = max(self.setup.least, min(self.setup.most, wanted))
+    def _scale(self, pool: _SimulatedPool, wanted: int, now: float) -> None:
+        wanted = self._bounded(wanted)
         have = (
-            len(pool.of(state.STARTING))
-            + len(pool.of(state.READY))
+            len(pool.places(STARTING))
+            + len(pool.places(READY))
             + sum(p.becomes.get(i) == pool.kind for p in self._pools for i in p.becomes)
         )
         if wanted != pool.desired:
@@ -198,9 +202,10 @@ class Cluster:
             self._release(pool, place, now)
 
     def _flip(self, n: int, now: float) -> None:
-        """Move ready workers between the pools: > 0 from prefill to decode."""
-        giver, taker = (self._pools[PREFILL], self._pools[DECODE]) if n > 0 else (self._pools[DECODE], self._pools[PREFILL])
-        ready = [i for i in self._victims(giver, state.PODS) if giver.state[i] == state.READY]
+        """Move ready workers between the pools: from prefill to decode if n > 0."""
+        prefill, decode = self._pools
+        giver, taker = (prefill, decode) if n > 0 else (decode, prefill)
+        ready = [i for i in self._victims(giver, PLACES) if giver.workers.state[i] == READY]
         for place in ready[: min(abs(n), len(ready) - 1)]:
             self.flips += 1
             giver.becomes[place] = taker.kind
@@ -208,65 +213,69 @@ class Cluster:
 
     # ---- what a policy sees ----
 
-    def _pods(self, pool: _Pool, now: float) -> Pods:
-        starting = pool.of(state.STARTING)
+    def _pods(self, pool: _SimulatedPool, now: float) -> Pods:
+        starting = pool.places(STARTING)
         ages = tuple(sorted((float(now - pool.born_s[i]) for i in starting), reverse=True))
         known = pool.cold_starts_s[-8 - len(ages) : len(pool.cold_starts_s) - len(ages)]
         cold = sum(known) / len(known) if known else math.nan
-        return Pods(pool.desired, len(pool.of(state.READY)), ages, len(pool.of(state.DRAINING)), cold)
+        return Pods(pool.desired, len(pool.places(READY)), ages, len(pool.places(DRAINING)), cold)
 
     def _signals(self, now: float) -> tuple[PrefillSignals, DecodeSignals]:
-        s = self.sim
-        kernel.settle(s, now)
-        count = s.tally.tolist()  # plain floats: a policy computes with them much faster
-        delta = [a - b for a, b in zip(count, self._last_count, strict=True)]
+        kernel.settle(self._compiled, now)
+        count = self.counters
+        grown = count.since(self._last_count)
         self._last_count = count
-        busy = s.p_to - s.p_from
-        serving = (s.d_state == state.READY) | (s.d_state == state.DRAINING)
-        no_pods = Pods(0, 0)
-        prefill = PrefillSignals(
-            no_pods, delta[state.ARRIVALS], delta[state.WORK], delta[state.WORK2],
-            count[state.P_TAIL] - count[state.P_HEAD] + count[state.A_TAIL] - count[state.A_HEAD], count[state.QUEUED_TOKENS],
-            float(busy.sum()),
-            delta[state.P_BUSY_S], delta[state.TTFT_ALL] + delta[state.DROPS], delta[state.TTFT_OK],
-            delta[state.BATCHES], delta[state.BATCH_TOKENS], delta[state.BATCH_TOKENS2], delta[state.P_BUSY_S],
-        )  # fmt: skip
-        decode = DecodeSignals(
-            no_pods, count[state.D_TAIL] - count[state.D_HEAD], float(s.d_batch[serving].sum()), float(s.d_kv[serving].sum()),
-            float(self.setup.profile.kv_tokens), delta[state.GENERATED], delta[state.ENDED], delta[state.ENDED_TOKENS],
-            delta[state.ENDED_KV],
-            delta[state.TPOT_ALL] + delta[state.LOST], delta[state.TPOT_OK],
-            delta[state.STEPS], delta[state.STEP_SEQUENCES], delta[state.STEP_KV], delta[state.STEP_S],
-        )  # fmt: skip
-        return prefill, decode
+        return prefill_signals(self.columns, count, grown), decode_signals(self.columns, count, grown)
 
-    def _row(self, now: float, p: PrefillSignals, d: DecodeSignals) -> None:
-        pre, dec = self._pools
-        paid = [int((pool.state != state.NONE).sum()) for pool in self._pools]
-        ready = [len(pool.of(state.READY)) for pool in self._pools]
-        self._rows.append((
-            now, pre.desired, ready[0], paid[0], dec.desired, ready[1], paid[1], p.waiting_requests, p.waiting_tokens, d.waiting_requests,
-            d.running_requests, p.arrivals, p.prompt_tokens, d.generated_tokens, p.ttft_total, p.ttft_ok, d.tpot_total, d.tpot_ok,
-        ))  # fmt: skip
+    def _row(self, now: float, p: PrefillSignals, d: DecodeSignals) -> TickRow:
+        prefill, decode = self._pools
+        return TickRow(
+            t_s=now,
+            prefill_desired=prefill.desired,
+            prefill_ready=len(prefill.places(READY)),
+            prefill_paid=prefill.paid(),
+            decode_desired=decode.desired,
+            decode_ready=len(decode.places(READY)),
+            decode_paid=decode.paid(),
+            waiting_requests=p.waiting_requests,
+            waiting_tokens=p.waiting_tokens,
+            decode_waiting=d.waiting_requests,
+            running=d.running_requests,
+            arrivals=p.arrivals,
+            prompt_tokens=p.prompt_tokens,
+            generated_tokens=d.generated_tokens,
+            ttft_total=p.ttft_total,
+            ttft_ok=p.ttft_ok,
+            tpot_total=d.tpot_total,
+            tpot_ok=d.tpot_ok,
+        )
 
     # ---- the run ----
 
     def start_sizes(self) -> tuple[int, int]:
-        """Enough for the first ten minutes at 60 % utilisation."""
-        s, p = self.setup, self.setup.profile
-        first = self.trace.arrival_s < 600.0
+        """Return the workers of each pool for the first ten minutes at 60 % utilisation."""
+        s, p, trace = self.setup, self.setup.profile, self.trace
+        first = trace.arrival_s < 600.0
         n = max(int(first.sum()), 1)
-        span_s = min(600.0, max(self.trace.span_s, 1.0))
-        work = np.maximum(self.trace.prompt_tokens - self.trace.cached_tokens, 1)[first].astype(float)
-        prefill = (p.b_s_per_token * work.sum() + p.c_s_per_token2 * (work * work).sum() + p.a_s * work.sum() / p.batch_tokens) / span_s
-        output = float(self.trace.output_tokens[first].sum())
-        kv = float((self.trace.prompt_tokens + self.trace.output_tokens / 2)[first].sum()) / n
+        span_s = min(600.0, max(trace.span_s, 1.0))
+        work = np.maximum(trace.prompt_tokens - trace.cached_tokens, 1)[first].astype(float)
+        tokens, squares = work.sum(), (work * work).sum()
+        batches = p.a_s * tokens / p.batch_tokens
+        prefill = (p.b_s_per_token * tokens + p.c_s_per_token2 * squares + batches) / span_s
+        output = float(trace.output_tokens[first].sum())
+        kv = float((trace.prompt_tokens + trace.output_tokens / 2)[first].sum()) / n
         decode = output / span_s / p.decode_tokens_per_s(s.tpot_s, kv)
-        return tuple(max(s.least, min(s.most, math.ceil(u / 0.6))) for u in (prefill, decode))  # type: ignore[return-value]
+        return self._bounded(math.ceil(prefill / 0.6)), self._bounded(math.ceil(decode / 0.6))
+
+    def _bounded(self, workers: int) -> int:
+        return max(self.setup.least, min(self.setup.most, workers))
 
     def run(self, policy: Policy) -> Cluster:
-        """Serve the whole trace; decisions end with the last arrival, serving when everything has ended. Returns itself."""
-        s, setup = self.sim, self.setup
+        """Serve the whole trace and return itself.
+
+        Decisions end with the last arrival, serving when everything has ended.
+        """
+        setup = self.setup
         for pool, n in zip(self._pools, setup.initial or self.start_sizes(), strict=True):
             pool.desired = n
             for _ in range(n):
@@ -275,30 +284,33 @@ class Cluster:
         end_s, now = self.trace.span_s, 0.0
         while now < end_s:
             now += setup.interval_s
-            kernel.advance(s, now)
+            kernel.advance(self._compiled, now)
             self._collect_exits(now)
             seen.append(self._signals(now))
-            self._row(now, *seen[-1])
+            self._rows.append(self._row(now, *seen[-1]))
             policy_sees = self._observe(seen, now)
             if policy_sees is not None:
                 self._apply(policy(policy_sees), now)
         for pool in self._pools:
-            for place in np.flatnonzero(pool.state != state.NONE).tolist():
+            for place in np.flatnonzero(pool.workers.state != EMPTY).tolist():
                 self._pay(pool, place, now)
         self._finish(now)
         return self
 
     def _finish(self, now: float) -> None:
-        """Serve what is left on the fleet as it is, unpaid; where workers die, others are started for them."""
-        s, paid = self.sim, self.gpu_s
+        """Serve what is left on the fleet as it is, unpaid.
+
+        Where workers die, others are started for them.
+        """
+        status, paid = self.requests.status, self.gpu_s
         end_s = now + _LAST_S
-        while self.setup.failures_per_worker_hour and now < end_s and (s.status == state.PENDING).any():
+        while self.setup.failures_per_worker_hour and now < end_s and (status == PENDING).any():
             now += self.setup.interval_s
-            kernel.advance(s, now)
+            kernel.advance(self._compiled, now)
             self._collect_exits(now)
             for pool in self._pools:
                 self._scale(pool, pool.desired, now)
-        kernel.advance(s, end_s)
+        kernel.advance(self._compiled, end_s)
         self.gpu_s = paid
 
     def _observe(self, seen: list[tuple[PrefillSignals, DecodeSignals]], now: float) -> Observation | None:
@@ -320,5 +332,17 @@ class Cluster:
         self._collect_exits(now)
 
     @property
-    def series(self) -> Series:
-        return Series(_COLUMNS, np.array(self._rows))
+    def series(self) -> TickTable:
+        """The ticks so far."""
+        return TickTable(np.array(self._rows))
+
+
+def _rules(setup: Setup) -> Rules:
+    return Rules(
+        tpot_s=setup.tpot_s,
+        drop_s=setup.drop_s,
+        link_tokens_per_s=setup.link_tokens_per_s,
+        aligned=setup.aligned,
+        by_deadline=setup.queue_order == EARLIEST_DEADLINE,
+        patience_s=min(setup.patience_s, setup.drop_s / 3),
+    )

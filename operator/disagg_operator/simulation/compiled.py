@@ -1,7 +1,8 @@
-"""numba's decorator, for functions that call each other over several files.
+"""The numba decorator of functions that call each other over several files.
 
-Compiled code is kept, and numba asks only whether the file of a function has changed, not those of the functions that it calls: an edit
-of one file would leave the old code of it in its callers. So what is kept lies in a folder named after all sources of the simulator.
+Compiled code is kept. numba asks only whether the file of a function has changed, not those of the
+functions that it calls: an edit of one file would leave its old code in the callers. So what is
+kept lies in a folder named after all sources of the simulator.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _PREFIX = "simulator-"
 
 
 def sources_key(folder: Path) -> str:
-    """Changes with any of the folder's Python files."""
+    """Return a key that changes with any of the folder's Python files."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -25,7 +26,11 @@ def sources_key(folder: Path) -> str:
 
 
 def cache_folder(sources: Path, chosen: str) -> Path:
-    """In the folder that the user chose for numba (NUMBA_CACHE_DIR), else beside the bytecode, where what other sources left goes."""
+    """Return the folder for compiled code.
+
+    It is in the folder that the user chose for numba (NUMBA_CACHE_DIR), else beside the bytecode,
+    where the folders of other versions of the sources are removed.
+    """
     name = f"{_PREFIX}{sources_key(sources)}"
     if chosen:
         return Path(chosen) / name
@@ -36,6 +41,6 @@ def cache_folder(sources: Path, chosen: str) -> Path:
     return found
 
 
-# Where it can't be written to numba goes on to a folder of its own choice.
+# Where this can't be written to, numba goes on to a folder of its own choice.
 numba.config.CACHE_DIR = str(cache_folder(Path(__file__).parent, numba.config.CACHE_DIR))
 njit: Any = numba.njit(cache=True, fastmath=False)

@@ -1,207 +1,176 @@
-"""Decode workers: batches that grow and shrink, and when a step ends.
+"""Decode workers: batches that grow and shrink, and the times at which their steps end.
 
-A worker's steps are not simulated one by one. Between two changes of its batch step i takes `d + e*B + h*B^2 + f*(K + i*B)`, so
-times follow from a quadratic; a worker's state is kept as of its last batch boundary `d_t0`, which may lie in the future of the clock: who
-arrives inside a step joins at its end. That is how engines work (`aligned`). The benchmark of policies lets a sequence join at once and
-make tokens at the rate of one a step, fractions included.
+A worker's steps are not simulated one by one. Between two changes of its batch, step i takes `d +
+e*B + h*B^2 + f*(K + i*B)`, so times follow from a quadratic. A worker is kept as of its last batch
+boundary, `boundary_s`, which may lie in the future of the clock: a sequence that arrives inside a
+step joins at its end. That is how engines work (`aligned`). The benchmark of policies lets a
+sequence join at once and make tokens at the rate of one a step, fractions included.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from disagg_operator.simulation.columns import DONE, DRAINING, DROPPED, EMPTY, READY, STARTING, Columns
 from disagg_operator.simulation.compiled import njit
-from disagg_operator.simulation.state import (
-    D_HEAD,
-    D_PLACES,
-    D_TAIL,
-    DONE,
-    DRAINING,
-    DROPPED,
-    DROPS,
-    ENDED,
-    ENDED_KV,
-    ENDED_TOKENS,
-    GENERATED,
-    NONE,
-    READY,
-    STARTING,
-    STEP_KV,
-    STEP_S,
-    STEP_SEQUENCES,
-    STEPS,
-    TPOT_ALL,
-    TPOT_OK,
-    Sim,
-)
+from disagg_operator.simulation.heaps import heap_push
 
 
 @njit
-def steps_s(s: Sim, p: int, n: float) -> float:
-    """Duration of the worker's next n steps."""
-    batch = s.d_batch[p]
-    return n * (s.fixed[3] + (s.fixed[4] + s.fixed[19] * batch) * batch + s.fixed[5] * s.d_kv[p]) + s.fixed[5] * batch * n * (n - 1) / 2
+def steps_s(s: Columns, p: int, n: float) -> float:
+    """Return how long the worker's next n steps take."""
+    profile, batch = s.profile, s.decode.sequences[p]
+    per_sequence_s = profile.e_s_per_sequence + profile.h_s_per_sequence2 * batch
+    step_s = profile.d_s + per_sequence_s * batch + profile.f_s_per_token * s.decode.kv_tokens[p]
+    return n * step_s + profile.f_s_per_token * batch * n * (n - 1) / 2
 
 
 @njit
-def steps_within(s: Sim, p: int, seconds: float) -> float:
-    """How many steps, a fraction included, fit into `seconds`."""
-    quadratic = s.fixed[5] * s.d_batch[p] / 2
-    linear = s.fixed[3] + (s.fixed[4] + s.fixed[19] * s.d_batch[p]) * s.d_batch[p] + s.fixed[5] * s.d_kv[p] - quadratic
+def steps_within(s: Columns, p: int, seconds: float) -> float:
+    """Return how many steps, a fraction included, fit into `seconds`."""
+    profile, batch = s.profile, s.decode.sequences[p]
+    quadratic = profile.f_s_per_token * batch / 2
+    per_sequence_s = profile.e_s_per_sequence + profile.h_s_per_sequence2 * batch
+    linear = profile.d_s + per_sequence_s * batch + profile.f_s_per_token * s.decode.kv_tokens[p] - quadratic
     if quadratic <= 0.0:
         return seconds / linear
     return (math.sqrt(linear * linear + 4 * quadratic * seconds) - linear) / (2 * quadratic)
 
 
 @njit
-def step_on(s: Sim, p: int, n: float) -> None:
+def step_on(s: Columns, p: int, n: float) -> None:
     """Move the worker's boundary n steps on."""
     if n > 0:
-        batch, seconds = s.d_batch[p], steps_s(s, p, n)
-        s.tally[STEPS] += n
-        s.tally[STEP_SEQUENCES] += n * batch
-        s.tally[STEP_KV] += n * s.d_kv[p] + batch * n * (n - 1) / 2
-        s.tally[STEP_S] += seconds
-        s.d_t0[p] += seconds
-        s.d_kv[p] += n * batch
-        s.d_step[p] += n
-        s.tally[GENERATED] += n * s.d_batch[p]
+        batch, seconds = s.decode.sequences[p], steps_s(s, p, n)
+        s.counters.steps += n
+        s.counters.step_sequences += n * batch
+        s.counters.step_kv_tokens += n * s.decode.kv_tokens[p] + batch * n * (n - 1) / 2
+        s.counters.step_s += seconds
+        s.decode.boundary_s[p] += seconds
+        s.decode.kv_tokens[p] += n * batch
+        s.decode.steps[p] += n
+        s.counters.generated_tokens += n * batch
 
 
 @njit
-def to_boundary(s: Sim, p: int, now: float, after: bool) -> None:
-    """The boundary becomes the first at or after `now`, or the last at or before it."""
-    if s.d_batch[p] == 0:
-        s.d_t0[p] = max(s.d_t0[p], now)
+def to_boundary(s: Columns, p: int, now: float, after: bool) -> None:
+    """Move the worker's boundary to the first at or after `now`, or to the last at or before it."""
+    boundary_s = s.decode.boundary_s
+    if s.decode.sequences[p] == 0:
+        boundary_s[p] = max(boundary_s[p], now)
         return
-    if now <= s.d_t0[p]:
+    if now <= boundary_s[p]:
         return
-    steps = steps_within(s, p, now - s.d_t0[p])
-    if s.fixed[13] > 0:
+    steps = steps_within(s, p, now - boundary_s[p])
+    if s.rules.aligned:
         steps = math.ceil(steps - 1e-9) if after else math.floor(steps + 1e-9)
-    step_on(s, p, min(steps, s.heap_step[p, 0] - s.d_step[p]))
+    step_on(s, p, min(steps, s.running.last_step[p, 0] - s.decode.steps[p]))
 
 
 @njit
-def plan_decode(s: Sim, p: int) -> None:
-    """When something happens to the worker next."""
-    if s.d_state[p] == STARTING:
-        s.d_next_s[p] = min(s.d_ready_s[p], s.d_death_s[p])
+def plan_decode(s: Columns, p: int) -> None:
+    """Set when something happens to the worker next."""
+    workers = s.decode
+    if workers.state[p] == STARTING:
+        workers.next_s[p] = min(workers.ready_s[p], workers.death_s[p])
         return
     at = np.inf
-    if s.d_batch[p] > 0:
-        at = s.d_t0[p] + steps_s(s, p, s.heap_step[p, 0] - s.d_step[p])
-    at = min(at, s.d_death_s[p])
-    if s.d_state[p] == DRAINING:
-        at = min(at, s.d_limit_s[p])
-    s.d_next_s[p] = at
+    if workers.sequences[p] > 0:
+        at = workers.boundary_s[p] + steps_s(s, p, s.running.last_step[p, 0] - workers.steps[p])
+    at = min(at, workers.death_s[p])
+    if workers.state[p] == DRAINING:
+        at = min(at, workers.drain_limit_s[p])
+    workers.next_s[p] = at
 
 
 @njit
-def heap_push(step: Any, ids: Any, size: int, key: float, value: int) -> None:
-    i = size
-    while i > 0:
-        parent = (i - 1) >> 1
-        if step[parent] <= key:
-            break
-        step[i], ids[i] = step[parent], ids[parent]
-        i = parent
-    step[i], ids[i] = key, value
-
-
-@njit
-def heap_pop(step: Any, ids: Any, size: int) -> None:
-    key, value = step[size - 1], ids[size - 1]
-    n, i = size - 1, 0
-    while True:
-        child = 2 * i + 1
-        if child >= n:
-            break
-        if child + 1 < n and step[child + 1] < step[child]:
-            child += 1
-        if step[child] >= key:
-            break
-        step[i], ids[i] = step[child], ids[child]
-        i = child
-    step[i], ids[i] = key, value
-
-
-@njit
-def roomiest(s: Sim, r: int) -> int:
-    """The ready worker with the fewest sequences that has room, else -1."""
+def roomiest(s: Columns, r: int) -> int:
+    """Return the ready worker with the fewest sequences and room for the request, or -1."""
+    workers = s.decode
     best, least = -1, np.int64(1 << 40)
-    need = s.context[r] + s.left[r]
-    for p in range(int(s.tally[D_PLACES])):
-        if s.d_state[p] == READY and s.d_batch[p] < least and s.d_batch[p] < s.fixed[8] and s.d_reserved[p] + need <= s.fixed[6]:
-            best, least = p, s.d_batch[p]
+    need = s.requests.context_tokens[r] + s.requests.left_tokens[r]
+    for p in range(s.counters.decode_places):
+        if (
+            workers.state[p] == READY
+            and workers.sequences[p] < least
+            and workers.sequences[p] < s.profile.max_running
+            and workers.reserved_tokens[p] + need <= s.profile.kv_tokens
+        ):
+            best, least = p, workers.sequences[p]
     return best
 
 
 @njit
-def take_in(s: Sim, r: int, now: float) -> None:
-    """A request that arrives is taken in by the worker that it would go to now: those that run there wait meanwhile."""
+def take_in(s: Columns, r: int, now: float) -> None:
+    """Let a request that arrives hold up the sequences of the worker that it would go to now."""
     p = roomiest(s, r)
-    if p >= 0 and s.d_batch[p] > 0:
+    if p >= 0 and s.decode.sequences[p] > 0:
         to_boundary(s, p, now, True)
-        s.d_t0[p] += s.fixed[18]
+        s.decode.boundary_s[p] += s.profile.take_in_s
         plan_decode(s, p)
 
 
 @njit
-def join(s: Sim, p: int, r: int, now: float) -> None:
+def join(s: Columns, p: int, r: int, now: float) -> None:
+    """Add a request to the batch of a worker that has room for it."""
     to_boundary(s, p, now, True)
-    heap_push(s.heap_step[p], s.heap[p], s.d_batch[p], s.d_step[p] + s.left[r], r)
-    s.d_batch[p] += 1
-    s.d_kv[p] += s.context[r]
-    s.d_reserved[p] += s.context[r] + s.left[r]
+    context, left = s.requests.context_tokens[r], s.requests.left_tokens[r]
+    heap_push(s.running.last_step[p], s.running.request[p], s.decode.sequences[p], s.decode.steps[p] + left, r)
+    s.decode.sequences[p] += 1
+    s.decode.kv_tokens[p] += context
+    s.decode.reserved_tokens[p] += context + left
     plan_decode(s, p)
 
 
 @njit
-def to_decode(s: Sim, r: int, now: float) -> None:
-    if s.context[r] + s.left[r] > s.fixed[6]:  # fits no worker ever
-        s.status[r] = DROPPED
-        s.tally[DROPS] += 1
+def to_decode(s: Columns, r: int, now: float) -> None:
+    """Let a prefilled request join a worker or queue; drop it if it fits no worker ever."""
+    if s.requests.context_tokens[r] + s.requests.left_tokens[r] > s.profile.kv_tokens:
+        s.requests.status[r] = DROPPED
+        s.counters.dropped += 1
         return
-    p = roomiest(s, r) if s.tally[D_HEAD] == s.tally[D_TAIL] else -1
+    p = roomiest(s, r) if s.counters.decode_head == s.counters.decode_tail else -1
     if p >= 0:
         join(s, p, r, now)
     else:
-        s.decode_queue[int(s.tally[D_TAIL])] = r
-        s.tally[D_TAIL] += 1
+        s.queues.decode[s.counters.decode_tail] = r
+        s.counters.decode_tail += 1
 
 
 @njit
-def pull_decode(s: Sim, now: float) -> None:
-    while s.tally[D_HEAD] < s.tally[D_TAIL]:
-        r = s.decode_queue[int(s.tally[D_HEAD])]
+def pull_decode(s: Columns, now: float) -> None:
+    """Let queued requests join, in order, as far as there is room."""
+    while s.counters.decode_head < s.counters.decode_tail:
+        r = s.queues.decode[s.counters.decode_head]
         p = roomiest(s, r)
         if p < 0:
             return
-        s.tally[D_HEAD] += 1
+        s.counters.decode_head += 1
         join(s, p, r, now)
 
 
 @njit
-def finish(s: Sim, r: int, now: float) -> None:
-    s.status[r] = DONE
-    s.last_s[r] = now + s.fixed[14]
-    s.tally[ENDED] += 1
-    s.tally[ENDED_TOKENS] += s.output[r]
-    s.tally[ENDED_KV] += s.context[r]
-    if s.output[r] > 1:
-        s.tally[TPOT_ALL] += 1
-        if (s.last_s[r] - s.first_s[r]) / (s.output[r] - 1) <= s.fixed[9]:
-            s.tally[TPOT_OK] += 1
+def finish(s: Columns, r: int, now: float) -> None:
+    """Count a request that has its last token."""
+    requests = s.requests
+    requests.status[r] = DONE
+    requests.last_s[r] = now + s.profile.overhead_s
+    s.counters.ended += 1
+    s.counters.ended_tokens += requests.output_tokens[r]
+    s.counters.ended_kv_tokens += requests.context_tokens[r]
+    if requests.output_tokens[r] > 1:
+        s.counters.tpot_total += 1
+        if (requests.last_s[r] - requests.first_s[r]) / (requests.output_tokens[r] - 1) <= s.rules.tpot_s:
+            s.counters.tpot_ok += 1
 
 
 @njit
-def remove_decode(s: Sim, p: int, now: float) -> None:
-    s.d_state[p] = NONE
-    s.exit_s[1, p] = now
-    s.d_next_s[p] = np.inf
-    s.d_batch[p] = 0
-    s.d_kv[p] = s.d_reserved[p] = 0.0
+def remove_decode(s: Columns, p: int, now: float) -> None:
+    """Take a worker out of its place."""
+    s.decode.state[p] = EMPTY
+    s.decode.exit_s[p] = now
+    s.decode.next_s[p] = np.inf
+    s.decode.sequences[p] = 0
+    s.decode.kv_tokens[p] = s.decode.reserved_tokens[p] = 0.0

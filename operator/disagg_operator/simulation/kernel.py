@@ -1,4 +1,7 @@
-"""The event loop, compiled by numba: prefill batches, hand-overs, deaths. `cluster` scales and reads the counters."""
+"""The event loop, compiled by numba: prefill batches, hand-overs and deaths.
+
+`cluster` starts and stops workers between two calls of `advance`, and reads the counters.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,19 @@ import math
 import numpy as np
 
 from disagg_operator.simulation.batching import lead, oldest_s
+from disagg_operator.simulation.columns import (
+    DRAINING,
+    DROPPED,
+    EMPTY,
+    KILLED,
+    PENDING,
+    READY,
+    STARTING,
+    Columns,
+)
 from disagg_operator.simulation.compiled import njit
 from disagg_operator.simulation.decode import (
     finish,
-    heap_pop,
     plan_decode,
     pull_decode,
     remove_decode,
@@ -19,70 +31,41 @@ from disagg_operator.simulation.decode import (
     to_boundary,
     to_decode,
 )
-from disagg_operator.simulation.ordering import batch_s, bring_batch, by_deadline, enqueue
-from disagg_operator.simulation.state import (
-    A_HEAD,
-    A_TAIL,
-    ARRIVALS,
-    BATCH_TOKENS,
-    BATCH_TOKENS2,
-    BATCHES,
-    D_PLACES,
-    DRAINING,
-    DROPPED,
-    DROPS,
-    FIRST,
-    GENERATED,
-    KILLED,
-    LINK_BUSY_S,
-    LINK_FREE,
-    LOST,
-    NEXT,
-    NONE,
-    P_BUSY_S,
-    P_HEAD,
-    P_PLACES,
-    P_TAIL,
-    PENDING,
-    QUEUED_TOKENS,
-    READY,
-    RETRIES,
-    STARTING,
-    T_SIZE,
-    TTFT_ALL,
-    TTFT_OK,
-    WORK,
-    WORK2,
-    Sim,
-)
+from disagg_operator.simulation.heaps import heap_pop, heap_push
+from disagg_operator.simulation.ordering import batch_s, bring_batch, enqueue
+
+_ARRIVAL, _TRANSFER, _PREFILL, _DECODE = 0, 1, 2, 3  # kinds of events
 
 
 @njit
-def _decode_event(s: Sim, p: int, now: float) -> None:
-    if now >= s.d_death_s[p]:
+def _decode_event(s: Columns, p: int, now: float) -> None:
+    workers = s.decode
+    if now >= workers.death_s[p]:
         _decode_gone(s, p, now, True)
         return
-    if s.d_state[p] == STARTING:
-        s.d_state[p] = READY
-        s.d_t0[p] = now
+    if workers.state[p] == STARTING:
+        workers.state[p] = READY
+        workers.boundary_s[p] = now
         plan_decode(s, p)
         pull_decode(s, now)
         return
-    if s.d_state[p] == DRAINING and now >= s.d_limit_s[p]:
+    if workers.state[p] == DRAINING and now >= workers.drain_limit_s[p]:
         _decode_gone(s, p, now, False)
         return
-    step_on(s, p, s.heap_step[p, 0] - s.d_step[p])
-    while s.d_batch[p] > 0 and s.heap_step[p, 0] <= s.d_step[p] + 1e-6:
-        r = s.heap[p, 0]
-        heap_pop(s.heap_step[p], s.heap[p], s.d_batch[p])
-        s.d_batch[p] -= 1
-        s.d_kv[p] -= s.context[r] + s.left[r]
-        s.d_reserved[p] -= s.context[r] + s.left[r]
-        if s.d_batch[p] == 0:
-            s.d_kv[p] = s.d_reserved[p] = 0.0  # no rounding is carried on
-        s.left[r] = 0
+    last_step = s.running.last_step[p]
+    step_on(s, p, last_step[0] - workers.steps[p])
+    while workers.sequences[p] > 0 and last_step[0] <= workers.steps[p] + 1e-6:
+        r = s.running.request[p, 0]
+        heap_pop(last_step, s.running.request[p], workers.sequences[p])
+        held = s.requests.context_tokens[r] + s.requests.left_tokens[r]
+        workers.sequences[p] -= 1
+        workers.kv_tokens[p] -= held
+        workers.reserved_tokens[p] -= held
+        if workers.sequences[p] == 0:
+            workers.kv_tokens[p] = workers.reserved_tokens[p] = 0.0  # no rounding is carried on
+        s.requests.left_tokens[r] = 0
         finish(s, r, now)
-    if s.d_batch[p] == 0 and s.d_state[p] == DRAINING:
+    if workers.sequences[p] == 0 and workers.state[p] == DRAINING:
         remove_decode(s, p, now)
     else:
         plan_decode(s, p)
@@ -90,21 +73,27 @@ def _decode_event(s: Sim, p: int, now: float) -> None:
 
 
 @njit
-def _decode_gone(s: Sim, p: int, now: float, died: bool) -> None:
-    """A worker died (its requests are prefilled again elsewhere) or was killed at the end of its grace (they are lost)."""
-    if s.d_state[p] != STARTING:
+def _decode_gone(s: Columns, p: int, now: float, died: bool) -> None:
+    """Remove a worker that died, or that was killed at the end of its grace period.
+
+    The requests of one that died are prefilled again elsewhere, those of one that was killed are
+    lost.
+    """
+    if s.decode.state[p] != STARTING:
         to_boundary(s, p, now, False)
-        for i in range(s.d_batch[p]):
-            r = s.heap[p, i]
+        for i in range(s.decode.sequences[p]):
+            r = s.running.request[p, i]
             if not died:
-                s.status[r] = KILLED
-                s.tally[LOST] += 1
+                s.requests.status[r] = KILLED
+                s.counters.killed += 1
                 continue
-            made = s.left[r] - max(1, math.ceil(s.heap_step[p, i] - s.d_step[p]))  # the step that it dies in is not made
-            s.context[r] += made
-            s.left[r] -= made
-            s.work[r] = s.context[r]
-            _requeue(s, r)
+            # The step in which it dies is not made.
+            missing = max(1, math.ceil(s.running.last_step[p, i] - s.decode.steps[p]))
+            made = s.requests.left_tokens[r] - missing
+            s.requests.context_tokens[r] += made
+            s.requests.left_tokens[r] -= made
+            s.requests.work_tokens[r] = s.requests.context_tokens[r]
+            _retry(s, r)
     remove_decode(s, p, now)
     _start_prefills(s, now)
 
@@ -113,127 +102,144 @@ def _decode_gone(s: Sim, p: int, now: float, died: bool) -> None:
 
 
 @njit
-def _requeue(s: Sim, r: int) -> None:
-    at = int(s.tally[A_TAIL])
-    if at == len(s.again):
-        s.status[r] = KILLED
-        s.tally[LOST] += 1
+def _retry(s: Columns, r: int) -> None:
+    """Queue a request of a dead worker to be prefilled again; it is lost if there is no room."""
+    at = s.counters.retries_tail
+    if at == len(s.queues.retries):
+        s.requests.status[r] = KILLED
+        s.counters.killed += 1
         return
-    s.again[at] = r
-    s.tally[A_TAIL] += 1
-    s.tally[RETRIES] += 1
-    s.tally[QUEUED_TOKENS] += s.work[r]
+    s.queues.retries[at] = r
+    s.counters.retries_tail += 1
+    s.counters.queued_tokens += s.requests.work_tokens[r]
 
 
 @njit
-def _start_batch(s: Sim, p: int, now: float) -> bool:
-    """Whole requests up to the batch's tokens, a longer prompt alone; who waited too long is dropped. False: nothing waits."""
-    again = s.tally[A_HEAD] < s.tally[A_TAIL]
-    queue = s.again if again else s.queue
-    head = A_HEAD if again else P_HEAD
-    tail = int(s.tally[A_TAIL] if again else s.tally[P_TAIL])
-    at = begin = int(s.tally[head])
-    if at < tail and not again and s.fixed[17] > 0:
+def _start_batch(s: Columns, p: int, now: float) -> bool:
+    """Start a batch of whole requests up to the batch's tokens; a longer prompt is computed alone.
+
+    Requests that have waited too long are dropped. Returns False if nothing waits.
+    """
+    retries = s.counters.retries_head < s.counters.retries_tail
+    queue = s.queues.retries if retries else s.queues.waiting
+    tail = s.counters.retries_tail if retries else s.counters.waiting_tail
+    at = begin = s.counters.retries_head if retries else s.counters.waiting_head
+    if at < tail and not retries and s.profile.batch_full_tokens > 0:
         n = lead(s, now)
         if n == 0:  # more may come to fill the batch
-            s.p_next_s[p] = min(oldest_s(s) + s.fixed[16], s.p_death_s[p])
+            s.prefill.next_s[p] = min(oldest_s(s) + s.profile.batch_wait_s, s.prefill.death_s[p])
             return False
         tail = at + n
-    elif at < tail and not again and by_deadline(s):
+    elif at < tail and not retries and s.rules.by_deadline:
         tail = bring_batch(s, now)
     tokens, squares = 0.0, 0.0
     while at < tail:
         r = queue[at]
-        n = float(s.work[r])
-        if now - s.arrival_s[r] > s.fixed[10] and math.isnan(s.first_s[r]):
-            s.status[r] = DROPPED
-            s.tally[DROPS] += 1
-            s.tally[QUEUED_TOKENS] -= n
+        w = float(s.requests.work_tokens[r])
+        if now - s.requests.arrival_s[r] > s.rules.drop_s and math.isnan(s.requests.first_s[r]):
+            s.requests.status[r] = DROPPED
+            s.counters.dropped += 1
+            s.counters.queued_tokens -= w
             at += 1
             continue
-        if tokens > 0 and tokens + n > s.fixed[7]:
+        if tokens > 0 and tokens + w > s.profile.batch_tokens:
             break
-        tokens += n
-        squares += n * n
+        tokens += w
+        squares += w * w
         at += 1
-    s.tally[head] = at
+    if retries:
+        s.counters.retries_head = at
+    else:
+        s.counters.waiting_head = at
     if tokens == 0:
         return False
-    s.tally[QUEUED_TOKENS] -= tokens
-    duration = batch_s(s, tokens, squares)
-    s.tally[P_BUSY_S] += duration
-    s.tally[BATCHES] += 1
-    s.tally[BATCH_TOKENS] += tokens
-    s.tally[BATCH_TOKENS2] += squares
-    s.p_from[p], s.p_to[p], s.p_again[p] = begin, at, again
-    s.p_ready_s[p] = now + duration
-    s.p_next_s[p] = min(now + duration, s.p_death_s[p])
+    duration_s = batch_s(s, tokens, squares)
+    s.counters.queued_tokens -= tokens
+    s.counters.prefill_busy_s += duration_s
+    s.counters.batches += 1
+    s.counters.batch_tokens += tokens
+    s.counters.batch_tokens_squared += squares
+    s.prefill.batch_begin[p], s.prefill.batch_end[p], s.prefill.batch_retries[p] = begin, at, retries
+    s.prefill.ready_s[p] = now + duration_s
+    s.prefill.next_s[p] = min(now + duration_s, s.prefill.death_s[p])
     return True
 
 
 @njit
-def _start_prefills(s: Sim, now: float) -> None:
-    for p in range(int(s.tally[P_PLACES])):
-        if s.p_state[p] == READY and s.p_from[p] == s.p_to[p] and not _start_batch(s, p, now):
+def _idle(s: Columns, p: int) -> bool:
+    """Whether the worker is ready and computes no batch."""
+    return s.prefill.state[p] == READY and s.prefill.batch_begin[p] == s.prefill.batch_end[p]
+
+
+@njit
+def _start_prefills(s: Columns, now: float) -> None:
+    for p in range(s.counters.prefill_places):
+        if _idle(s, p) and not _start_batch(s, p, now):
             return
 
 
 @njit
-def _hand_over(s: Sim, r: int, now: float) -> None:
-    if s.fixed[11] <= 0 and s.fixed[12] <= 0 and s.fixed[15] <= 0:
+def _hand_over(s: Columns, r: int, now: float) -> None:
+    """Move a request's KV cache to decode, at once or as a transfer that takes its time."""
+    profile, link_tokens_per_s, tokens = s.profile, s.rules.link_tokens_per_s, s.requests.context_tokens[r]
+    if profile.transfer_s_per_token <= 0 and link_tokens_per_s <= 0 and profile.handover_s <= 0:
         to_decode(s, r, now)
         return
-    at = now + s.fixed[15] + s.fixed[11] * s.context[r]
-    if s.fixed[12] > 0:  # a network that all transfers share, one after the other
-        seconds = s.context[r] / s.fixed[12]
-        begin = max(now, s.tally[LINK_FREE])
-        s.tally[LINK_FREE] = begin + seconds
-        s.tally[LINK_BUSY_S] += seconds
-        at = max(at, begin + seconds)
-    i = int(s.tally[T_SIZE])
-    s.tally[T_SIZE] += 1
-    while i > 0 and s.moving_s[(i - 1) >> 1] > at:
-        s.moving_s[i], s.moving[i] = s.moving_s[(i - 1) >> 1], s.moving[(i - 1) >> 1]
-        i = (i - 1) >> 1
-    s.moving_s[i], s.moving[i] = at, r
+    end_s = now + profile.handover_s + profile.transfer_s_per_token * tokens
+    if link_tokens_per_s > 0:  # a network that all transfers share, one after the other
+        seconds = tokens / link_tokens_per_s
+        begin_s = max(now, s.counters.link_free_s)
+        s.counters.link_free_s = begin_s + seconds
+        s.counters.link_busy_s += seconds
+        end_s = max(end_s, begin_s + seconds)
+    heap_push(s.transfers.end_s, s.transfers.request, s.counters.transfers, end_s, r)
+    s.counters.transfers += 1
 
 
 @njit
-def _prefill_event(s: Sim, p: int, now: float) -> None:
-    if s.p_state[p] == STARTING and now < s.p_death_s[p]:
-        s.p_state[p] = READY
-        s.p_next_s[p] = s.p_death_s[p]
+def _prefilled(s: Columns, r: int, now: float) -> None:
+    """Count the token that prefill makes, and let the request end or go on to decode."""
+    requests = s.requests
+    if math.isnan(requests.first_s[r]):
+        requests.first_s[r] = now + s.profile.overhead_s
+        s.counters.first_tokens += 1
+        s.counters.ttft_total += 1
+        if requests.first_s[r] - requests.arrival_s[r] <= requests.ttft_limit_s[r]:
+            s.counters.ttft_ok += 1
+    s.counters.generated_tokens += 1
+    requests.left_tokens[r] -= 1
+    requests.context_tokens[r] += 1
+    if requests.left_tokens[r] <= 0:
+        finish(s, r, now)
+    else:
+        _hand_over(s, r, now)
+
+
+@njit
+def _prefill_event(s: Columns, p: int, now: float) -> None:
+    workers = s.prefill
+    if workers.state[p] == STARTING and now < workers.death_s[p]:
+        workers.state[p] = READY
+        workers.next_s[p] = workers.death_s[p]
         _start_batch(s, p, now)
         return
-    died = now >= s.p_death_s[p] and now < s.p_ready_s[p]
-    begin, end = s.p_from[p], s.p_to[p]
-    s.p_from[p] = s.p_to[p] = 0
-    s.p_next_s[p] = s.p_death_s[p]
-    queue = s.again if s.p_again[p] else s.queue
+    died = now >= workers.death_s[p] and now < workers.ready_s[p]
+    begin, end = workers.batch_begin[p], workers.batch_end[p]
+    workers.batch_begin[p] = workers.batch_end[p] = 0
+    workers.next_s[p] = workers.death_s[p]
+    queue = s.queues.retries if workers.batch_retries[p] else s.queues.waiting
     for i in range(begin, end):
         r = queue[i]
-        if s.status[r] != PENDING:
+        if s.requests.status[r] != PENDING:
             continue
         if died:
-            _requeue(s, r)
-            continue
-        if math.isnan(s.first_s[r]):
-            s.first_s[r] = now + s.fixed[14]  # tokens reach the client so much later
-            s.tally[FIRST] += 1
-            s.tally[TTFT_ALL] += 1
-            if s.first_s[r] - s.arrival_s[r] <= s.ttft_limit_s[r]:
-                s.tally[TTFT_OK] += 1
-        s.tally[GENERATED] += 1
-        s.left[r] -= 1
-        s.context[r] += 1
-        if s.left[r] <= 0:
-            finish(s, r, now)
+            _retry(s, r)
         else:
-            _hand_over(s, r, now)
-    if died or now >= s.p_death_s[p] or s.p_state[p] == DRAINING:
-        s.p_state[p] = NONE
-        s.p_next_s[p] = np.inf
-        s.exit_s[0, p] = now
+            _prefilled(s, r, now)
+    if died or now >= workers.death_s[p] or workers.state[p] == DRAINING:
+        workers.state[p] = EMPTY
+        workers.next_s[p] = np.inf
+        workers.exit_s[p] = now
         if died:
             _start_prefills(s, now)
     else:
@@ -244,77 +250,65 @@ def _prefill_event(s: Sim, p: int, now: float) -> None:
 
 
 @njit
-def _moved(s: Sim, now: float) -> None:
-    r = s.moving[0]
-    n = int(s.tally[T_SIZE]) - 1
-    s.tally[T_SIZE] = n
-    key, value = s.moving_s[n], s.moving[n]
-    i = 0
-    while True:
-        child = 2 * i + 1
-        if child >= n:
-            break
-        if child + 1 < n and s.moving_s[child + 1] < s.moving_s[child]:
-            child += 1
-        if s.moving_s[child] >= key:
-            break
-        s.moving_s[i], s.moving[i] = s.moving_s[child], s.moving[child]
-        i = child
-    s.moving_s[i], s.moving[i] = key, value
+def _transferred(s: Columns, now: float) -> None:
+    r = s.transfers.request[0]
+    heap_pop(s.transfers.end_s, s.transfers.request, s.counters.transfers)
+    s.counters.transfers -= 1
     to_decode(s, r, now)
 
 
 @njit
-def _arrive(s: Sim, now: float) -> None:
-    r = int(s.tally[NEXT])
-    s.tally[NEXT] += 1
-    n = float(s.work[r])
-    s.tally[ARRIVALS] += 1
-    s.tally[WORK] += n
-    s.tally[WORK2] += n * n
-    s.tally[QUEUED_TOKENS] += n
+def _arrive(s: Columns, now: float) -> None:
+    r = s.counters.next_request
+    s.counters.next_request += 1
+    w = float(s.requests.work_tokens[r])
+    s.counters.arrivals += 1
+    s.counters.arrived_tokens += w
+    s.counters.arrived_tokens_squared += w * w
+    s.counters.queued_tokens += w
     enqueue(s, r)
-    if s.fixed[18] > 0 and s.left[r] > 1:
+    if s.profile.take_in_s > 0 and s.requests.left_tokens[r] > 1:
         take_in(s, r, now)
-    for p in range(int(s.tally[P_PLACES])):
-        if s.p_state[p] == READY and s.p_from[p] == s.p_to[p]:
+    for p in range(s.counters.prefill_places):
+        if _idle(s, p):
             _start_batch(s, p, now)
             return
 
 
 @njit
-def advance(s: Sim, until: float) -> float:
-    """Run every event up to `until`. Returns the time of the next one."""
-    n = len(s.arrival_s)
-    p_places, d_places = int(s.tally[P_PLACES]), int(s.tally[D_PLACES])
+def advance(s: Columns, until: float) -> float:
+    """Run every event up to `until` and return the time of the next one."""
+    n = len(s.requests.arrival_s)
+    prefill_places, decode_places = s.counters.prefill_places, s.counters.decode_places
     while True:
-        at, kind, pod = np.inf, 0, -1
-        if s.tally[NEXT] < n:
-            at = s.entry_s[int(s.tally[NEXT])]
-        if s.tally[T_SIZE] > 0 and s.moving_s[0] < at:
-            at, kind = s.moving_s[0], 1
-        for p in range(p_places):
-            if s.p_next_s[p] < at:
-                at, kind, pod = s.p_next_s[p], 2, p
-        for p in range(d_places):
-            if s.d_next_s[p] < at:
-                at, kind, pod = s.d_next_s[p], 3, p
+        at, kind, place = np.inf, _ARRIVAL, -1
+        if s.counters.next_request < n:
+            at = s.requests.entry_s[s.counters.next_request]
+        if s.counters.transfers > 0 and s.transfers.end_s[0] < at:
+            at, kind = s.transfers.end_s[0], _TRANSFER
+        for p in range(prefill_places):
+            if s.prefill.next_s[p] < at:
+                at, kind, place = s.prefill.next_s[p], _PREFILL, p
+        for p in range(decode_places):
+            if s.decode.next_s[p] < at:
+                at, kind, place = s.decode.next_s[p], _DECODE, p
         if at > until or at == np.inf:
             return at
-        if kind == 0:
+        if kind == _ARRIVAL:
             _arrive(s, at)
-        elif kind == 1:
-            _moved(s, at)
-        elif kind == 2:
-            _prefill_event(s, pod, at)
+        elif kind == _TRANSFER:
+            _transferred(s, at)
+        elif kind == _PREFILL:
+            _prefill_event(s, place, at)
         else:
-            _decode_event(s, pod, at)
+            _decode_event(s, place, at)
 
 
 @njit
-def settle(s: Sim, now: float) -> None:
+def settle(s: Columns, now: float) -> None:
     """Count the decode steps that were made by now."""
-    for p in range(int(s.tally[D_PLACES])):
-        if (s.d_state[p] == READY or s.d_state[p] == DRAINING) and s.d_batch[p] > 0:
+    for p in range(s.counters.decode_places):
+        ready = s.decode.state[p] == READY or s.decode.state[p] == DRAINING
+        if ready and s.decode.sequences[p] > 0:
             to_boundary(s, p, now, False)
             plan_decode(s, p)

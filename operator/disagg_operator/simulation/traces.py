@@ -1,10 +1,12 @@
-"""Traces of requests: who came when, with how long a prompt and how long an answer.
+"""Traces of requests: the time of each, the length of its prompt and of its answer.
 
-Read: CSV, CSV.GZ, JSONL and Parquet, with the columns of
+They are read from CSV, CSV.GZ, JSONL and Parquet, with the columns of
 - this project (`arrival_s, prompt_tokens, output_tokens[, cached_tokens]`),
 - Azure's LLM inference traces 2023 and 2024 (`TIMESTAMP, ContextTokens, GeneratedTokens`),
-- BurstGPT (`Timestamp, Model, Request tokens, Response tokens, ...`; failed requests, with no answer, are left out),
-- Mooncake (JSONL: `timestamp` in ms, `input_length, output_length[, hash_ids]`; blocks of 512 tokens seen before count as cached).
+- BurstGPT (`Timestamp, Model, Request tokens, Response tokens, ...`; failed requests, which have no
+  answer, are left out),
+- Mooncake (JSONL: `timestamp` in ms, `input_length, output_length[, hash_ids]`; blocks of 512
+  tokens that were seen before count as cached).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +30,22 @@ import pyarrow.parquet
 
 _BLOCK_TOKENS = 512
 _MOST_TOKENS = 1 << 24
-# Longer is no trace but times that count from elsewhere, such as from 1970; it would be simulated for hours.
+# A longer trace counts from elsewhere, such as from 1970, and would be simulated for hours.
 _MOST_S = 366 * 86_400.0
 
 
 class TraceError(ValueError):
-    """A trace that can't be read; the message names file, line and column."""
+    """Raised for a trace that can't be read; the message names file, line and column."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Requests in order of arrival; all arrays [requests]."""
+    """Requests in the order of their arrival, one column each."""
 
     name: str
     arrival_s: np.ndarray[Any, Any]
     prompt_tokens: np.ndarray[Any, Any]
-    cached_tokens: np.ndarray[Any, Any]
+    cached_tokens: np.ndarray[Any, Any]  # of the prompt
     output_tokens: np.ndarray[Any, Any]
 
     def __len__(self) -> int:
@@ -50,17 +53,26 @@ class Trace:
 
     @property
     def span_s(self) -> float:
-        """From 0 to the last arrival."""
+        """The time from 0 to the last arrival."""
         return float(self.arrival_s[-1]) if len(self) else 0.0
 
     def _pick(self, index: Any, arrival_s: Any, name: str) -> Trace:
         order = np.argsort(arrival_s, kind="stable")
         index = index[order]
-        return Trace(name, arrival_s[order], self.prompt_tokens[index], self.cached_tokens[index], self.output_tokens[index])
+        return Trace(
+            name=name,
+            arrival_s=arrival_s[order],
+            prompt_tokens=self.prompt_tokens[index],
+            cached_tokens=self.cached_tokens[index],
+            output_tokens=self.output_tokens[index],
+        )
 
     def times(self, copies: int, seed: int = 0) -> Trace:
-        """`copies` of each request, so that pools hold several workers: one as it came, which keeps the bursts, each other one moved by
-        up to 20 s."""
+        """Return a trace with several copies of each request, so that pools hold several workers.
+
+        One copy comes as the request came, which keeps the bursts, each other one is moved by up to
+        20 s.
+        """
         if copies == 1:
             return self
         index, random = np.tile(np.arange(len(self)), copies), np.random.default_rng(seed)
@@ -69,17 +81,17 @@ class Trace:
         return self._pick(index, np.maximum(moved, 0.0), f"{self.name} x{copies}")
 
     def part(self, from_s: float, to_s: float) -> Trace:
-        """What arrives in [from_s, to_s), with from_s as the new 0."""
+        """Return the requests that arrive in [from_s, to_s), with from_s as the new 0."""
         index = np.flatnonzero((self.arrival_s >= from_s) & (self.arrival_s < to_s))
         return self._pick(index, self.arrival_s[index] - from_s, self.name)
 
     def faster(self, factor: float) -> Trace:
-        """The same requests in 1/factor of the time."""
+        """Return the same requests in 1/factor of the time."""
         return replace(self, arrival_s=self.arrival_s / factor)
 
 
 def read(path: Path) -> Trace:
-    """Raises TraceError."""
+    """Read a trace from a file; the ending of its name says how. Raises TraceError."""
     if not path.is_file():
         raise TraceError(f"{path}: no such file")
     name = path.name.removesuffix(".gz")
@@ -115,7 +127,10 @@ def _parquet(path: Path) -> Trace:
 
 
 def text_file(path: Path) -> io.TextIOBase:
-    raw: Any = gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # noqa: SIM115 - closed with its wrapper
+    """Open a file that may be compressed."""
+    compressed = path.name.endswith(".gz")
+    # SIM115: the wrapper closes it.
+    raw: Any = gzip.open(path, "rb") if compressed else path.open("rb")  # noqa: SIM115
     return io.TextIOWrapper(raw, encoding="utf-8", newline="")
 
 
@@ -135,7 +150,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 # ---- columns ----
 
-# (arrival, prompt, output, cached) of each format, by the names of its columns.
+# The names of the columns (arrival, prompt, output, cached) of each format.
 _FORMATS = (
     ("arrival_s", "prompt_tokens", "output_tokens", "cached_tokens"),
     ("TIMESTAMP", "ContextTokens", "GeneratedTokens", ""),
@@ -148,11 +163,15 @@ def _format(path: Path, names: set[str]) -> tuple[str, str, str, str]:
     for found in _FORMATS:
         if set(found[:3]) <= names:
             return found
-    raise TraceError(f"{path}: columns {', '.join(sorted(names))} are of no known format (arrival_s, prompt_tokens, output_tokens)")
+    columns = ", ".join(sorted(names))
+    raise TraceError(f"{path}: columns {columns} are of no known format (arrival_s, prompt_tokens, output_tokens)")
 
 
 def _columns(path: Path, table: pa.Table) -> tuple[Any, Any, Any, Any]:
-    """The four columns as arrays, whole. Raises TraceError or ArrowInvalid where a value is no number."""
+    """Return the four columns as arrays.
+
+    Raises TraceError or ArrowInvalid where a value is no number.
+    """
     arrival, prompt, output, cached = _format(path, set(table.column_names))
     times = table[arrival]
     if pa.types.is_timestamp(times.type):
@@ -164,7 +183,8 @@ def _columns(path: Path, table: pa.Table) -> tuple[Any, Any, Any, Any]:
         seconds = times.to_numpy().astype(np.float64)
     if arrival == "timestamp":
         seconds = seconds / 1000.0
-    lengths = [table[c].to_numpy() if c in table.column_names else np.zeros(len(table), np.int64) for c in (prompt, output, cached)]
+    absent = np.zeros(len(table), np.int64)
+    lengths = [table[c].to_numpy() if c in table.column_names else absent for c in (prompt, output, cached)]
     if "hash_ids" in table.column_names:
         raise TraceError("hash_ids are read row by row")
     keep = np.ones(len(table), bool) if arrival != "Timestamp" else lengths[1] > 0
@@ -174,25 +194,31 @@ def _columns(path: Path, table: pa.Table) -> tuple[Any, Any, Any, Any]:
 def _trace(path: Path, columns: tuple[Any, Any, Any, Any]) -> Trace:
     arrival, prompt, output, cached = columns
     for values in (prompt, output, cached):
-        if not np.issubdtype(values.dtype, np.integer) or (len(values) and not 0 <= values.min() <= values.max() <= _MOST_TOKENS):
+        whole = np.issubdtype(values.dtype, np.integer)
+        if not whole or (len(values) and not 0 <= values.min() <= values.max() <= _MOST_TOKENS):
             raise TraceError(f"{path}: a length is no whole number of 0 to {_MOST_TOKENS} tokens")
-    good = np.isfinite(arrival).all() and (
-        len(prompt) == 0 or bool(arrival.min() >= 0 and prompt.min() > 0 and output.min() > 0 and (cached <= prompt).all())
-    )
+    good = bool(np.isfinite(arrival).all() and (cached <= prompt).all())
+    if len(prompt):
+        good = good and bool(arrival.min() >= 0 and min(prompt.min(), output.min()) > 0)
     if not good:
         raise TraceError(f"{path}: an arrival or a length is out of range")
     if len(arrival) == 0:
         raise TraceError(f"{path}: holds no request")
     if arrival.max() > _MOST_S:
         days = arrival.max() / 86_400
-        raise TraceError(f"{path}: the last request comes {days:.0f} days after the beginning: times count from there, in s")
+        message = f"the last request comes {days:.0f} days after the beginning: times count from there, in s"
+        raise TraceError(f"{path}: {message}")
     order = np.argsort(arrival, kind="stable")
-    arrival = arrival[order]
-    name = path.name.split(".")[0]
-    return Trace(name, arrival, prompt[order].astype(np.int64), cached[order].astype(np.int64), output[order].astype(np.int64))
+    return Trace(
+        name=path.name.split(".")[0],
+        arrival_s=arrival[order],
+        prompt_tokens=prompt[order].astype(np.int64),
+        cached_tokens=cached[order].astype(np.int64),
+        output_tokens=output[order].astype(np.int64),
+    )
 
 
-# ---- row by row, for what says where it is wrong ----
+# ---- row by row, which tells the line of a bad value ----
 
 
 def _slow(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> Trace:
@@ -203,31 +229,36 @@ def _slow(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> Trace:
     for number, row in rows:
         columns = columns or _format(path, {k for k in row if k})
         at, prompt, output, cached = columns
-        if None in row:  # as csv.DictReader calls what has no column
+        if None in row:  # csv.DictReader's name for values without a column
             raise TraceError(f"{path}:{number}: has more values than the {len(row) - 1} columns")
 
-        def value(column: str, read: Callable[[Any], float], least: float, row: dict[str, Any] = row, number: int = number) -> float:
-            try:
-                got = read(row[column])
-            except (ValueError, TypeError, KeyError, OverflowError):
-                got = math.nan
-            if not (math.isfinite(got) and least <= got):
-                kind = "time" if math.isinf(least) else f"{'whole ' if read is _whole else ''}number of at least {least:g}"
-                raise TraceError(f"{path}:{number}: {column}: {row.get(column)!r} is no {kind}")
-            return got
-
+        value = partial(_value, f"{path}:{number}", row)
         seconds = value(at, _seconds, -math.inf if at == "TIMESTAMP" else 0.0)
         begin_s = min(begin_s, seconds if at == "TIMESTAMP" else 0.0)
         n_output = int(value(output, _whole, 0 if at == "Timestamp" else 1))
         n_prompt = int(value(prompt, _whole, 1))
         n_cached = int(value(cached, _whole, 0)) if cached in row else _cached(row, seen, n_prompt)
-        for column, n, most in ((prompt, n_prompt, _MOST_TOKENS), (output, n_output, _MOST_TOKENS), (cached, n_cached, n_prompt)):
+        limits = (prompt, n_prompt, _MOST_TOKENS), (output, n_output, _MOST_TOKENS), (cached, n_cached, n_prompt)
+        for column, n, most in limits:
             if n > most:
                 raise TraceError(f"{path}:{number}: {column}: out of range, {n} is more than {most}")
         if n_output:
             found.append((seconds / (1000.0 if at == "timestamp" else 1.0), n_prompt, n_output, n_cached))
     arrays = [np.array(column) for column in zip(*found, strict=True)] or [np.zeros(0), *[np.zeros(0, np.int64)] * 3]
-    return _trace(path, (arrays[0].astype(np.float64) - (begin_s if found else 0.0), arrays[1], arrays[2], arrays[3]))
+    arrival_s = arrays[0].astype(np.float64) - (begin_s if found else 0.0)
+    return _trace(path, (arrival_s, arrays[1], arrays[2], arrays[3]))
+
+
+def _value(where: str, row: dict[str, Any], column: str, read: Callable[[Any], float], least: float) -> float:
+    """Return a row's value in a column. Raises TraceError."""
+    try:
+        got = read(row[column])
+    except (ValueError, TypeError, KeyError, OverflowError):
+        got = math.nan
+    if not (math.isfinite(got) and least <= got):
+        kind = "time" if math.isinf(least) else f"{'whole ' if read is _whole else ''}number of at least {least:g}"
+        raise TraceError(f"{where}: {column}: {row.get(column)!r} is no {kind}")
+    return got
 
 
 def _whole(value: Any) -> float:
@@ -245,7 +276,7 @@ def _seconds(value: Any) -> float:
 
 
 def _cached(row: dict[str, Any], seen: set[int], prompt_tokens: int) -> int:
-    """Tokens of the leading blocks that an unbounded prefix cache holds already."""
+    """Return the tokens of the leading blocks that an unbounded prefix cache holds already."""
     ids = row.get("hash_ids")
     if not isinstance(ids, list):
         return 0

@@ -7,7 +7,7 @@ import copy
 from typing import Any
 
 import pytest
-from tests.operator.controller.test_reconciler import KEY, World
+from tests.operator.controller.world import KEY, World
 
 from disagg_operator.autoscaling.policy.role_moves import Flip
 from disagg_operator.controller import pod_moves

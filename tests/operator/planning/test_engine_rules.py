@@ -24,7 +24,7 @@ def serve(profile: Profile, *requests: tuple[float, int, int], routers: int = 0)
     arrival, prompt, output = (np.array(column) for column in zip(*requests, strict=True))
     trace = Trace("t", arrival.astype(float), prompt, np.zeros(len(prompt), np.int64), output)
     setup = Setup(profile, initial=(1, 1), most=1, aligned=True, unscored_s=0.0, routers=routers)
-    return Cluster(trace, setup).run(lambda _: Targets(1, 1)).sim
+    return Cluster(trace, setup).run(lambda _: Targets(1, 1)).requests
 
 
 def test_alone_without_extras() -> None:

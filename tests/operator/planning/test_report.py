@@ -247,7 +247,8 @@ def test_the_question_is_told_with_what_follows_from_it() -> None:
     [
         (
             "deepseek-v3",
-            "61 layers, 128 heads, latent KV of 512 + 64, 8 of 256 experts and a shared one in 58 layers, 8-bit weights",
+            "61 layers, 128 heads, latent KV of 512 + 64, 8 of 256 experts and a shared one in 58 layers, "
+            "8-bit weights",
         ),
         ("mixtral-8x7b", "32 layers, 32 heads, 8 KV heads, 2 of 8 experts in 32 layers, 16-bit weights"),
         (

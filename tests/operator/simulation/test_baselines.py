@@ -15,17 +15,41 @@ PROFILE = PROFILES["70b-h100-tp4"]
 
 
 def look(
-    now_s: float, flying: float, pods: Pods, *, busy: float = 0.5, kv: float = 0.1, made: float = 500.0
+    now_s: float,
+    flying: float,
+    pods: Pods,
+    *,
+    busy: float = 0.5,
+    kv: float = 0.1,
+    made: float = 500.0,
 ) -> Observation:
-    """So many requests in flight in each pool; `busy`: share of time, `kv`: share of memory, `made`: tokens/s, of each pod."""
-    return Observation(
-        now_s,
-        15.0,
-        PrefillSignals(pods, 100.0, 80_000.0, 9e7, flying, 0.0, 0.0, busy * 15.0 * pods.ready),
-        DecodeSignals(
-            pods, 0.0, flying, kv * 450_000.0 * pods.ready, 450_000.0, made * 15.0 * pods.ready, 100.0, 20_000.0, 100_000.0,
-        ),
-    )  # fmt: skip
+    """Return the same requests in flight in each pool.
+
+    Each pod is `busy` for a share of the time, uses a share `kv` of its memory, and has `made` so
+    many tokens per second.
+    """
+    prefill = PrefillSignals(
+        pods,
+        arrivals=100.0,
+        prompt_tokens=80_000.0,
+        prompt_tokens_squared=9e7,
+        waiting_requests=flying,
+        waiting_tokens=0.0,
+        running_requests=0.0,
+        busy_s=busy * 15.0 * pods.ready,
+    )
+    decode = DecodeSignals(
+        pods,
+        waiting_requests=0.0,
+        running_requests=flying,
+        kv_tokens=kv * 450_000.0 * pods.ready,
+        kv_capacity_tokens=450_000.0,
+        generated_tokens=made * 15.0 * pods.ready,
+        completions=100.0,
+        completed_output_tokens=20_000.0,
+        completed_context_tokens=100_000.0,
+    )
+    return Observation(now_s, 15.0, prefill, decode)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +112,7 @@ def test_apa_moves_by_a_factor_of_two_outside_of_its_band() -> None:
     assert Apa(2, 1000)(look(0, 7, Pods(4, 4))).prefill == 4
     assert Apa(2, 1000)(look(0, 5, Pods(8, 8))).prefill == 4  # half at most
     assert Apa(2, 1000)(look(0, 16, Pods(8, 4, (20.0,) * 4))).prefill == 8  # what starts is counted
-    assert Apa(2, 1000)(look(0, 20, Pods(8, 4, (20.0,) * 4))).prefill == 10  # more than all of them can take
+    assert Apa(2, 1000)(look(0, 20, Pods(8, 4, (20.0,) * 4))).prefill == 10  # too many for all
 
 
 def test_apa_sees_a_burst_at_the_next_scrape_and_shrinks_after_its_cool_down() -> None:
@@ -115,9 +139,8 @@ def test_dynamo_has_prefill_enough_for_its_ttft() -> None:
     for i in range(1, 14):
         o = look(15.0 * i, 5, Pods(3, 3))
         answer = policy(replace(o, prefill=replace(o.prefill, arrivals=1.0, prompt_tokens=20_000.0)))
-    assert (
-        answer.prefill == math.ceil(PROFILE.isolated_s(20_000.0) / 0.5) == 9
-    )  # a fifteenth of a prompt a second asks for one
+    # By its rate, a fifteenth of a prompt a second, one worker would do.
+    assert answer.prefill == math.ceil(PROFILE.isolated_s(20_000.0) / 0.5) == 9
 
 
 def test_wva_moves_by_one_when_nothing_starts() -> None:
@@ -141,13 +164,14 @@ def test_wva_looks_at_the_worst_of_a_minute_every_thirty_seconds() -> None:
     assert wva(look(15, 5, calm[0], busy=0.68, kv=0.01)).prefill == 4  # between two looks
     assert wva(look(30, 5, calm[0], busy=0.5, kv=0.01)).prefill == 5  # still of this minute
     assert wva(look(45, 5, calm[1], busy=0.3, kv=0.01)).prefill == 5
-    assert wva(look(330, 5, calm[1], busy=0.3, kv=0.01)).prefill == 5  # an HPA with its defaults stands behind
+    assert wva(look(330, 5, calm[1], busy=0.3, kv=0.01)).prefill == 5  # a default HPA stands behind
     assert wva(look(645, 5, calm[1], busy=0.3, kv=0.01)).prefill == 4
 
 
 def test_wva_behind_a_slow_hpa_waits_both_ways() -> None:
     wva = Wva(0.7, 0.13, 240.0)
-    said = [wva(look(at, 5, Pods(4, 4), busy=0.5 if at == 0 else 0.68, kv=0.01)).prefill for at in (0, 120, 239, 270)]
+    times = {0: 0.5, 120: 0.68, 239: 0.68, 270: 0.68}
+    said = [wva(look(at, 5, Pods(4, 4), busy=busy, kv=0.01)).prefill for at, busy in times.items()]
     assert said == [4, 4, 4, 5]
 
 
@@ -164,3 +188,38 @@ def test_without_metrics_none_of_them_moves(name: str) -> None:
     blind = replace(o, prefill=PrefillSignals(o.prefill.pods), decode=DecodeSignals(o.decode.pods))
     answer = all_of(PROFILE, 0.060)[name](blind)
     assert (answer.prefill, answer.decode) == (4, 4)
+
+
+def test_hpa_on_utilisation_goes_by_the_busy_time_of_prefill_and_the_cache_of_decode() -> None:
+    hpa = Hpa(0.5, 0.25, "utilisation")
+    answer = hpa(look(0.0, 0, Pods(4, 4), busy=0.75, kv=0.5))
+    assert (answer.prefill, answer.decode) == (6, 8)
+
+
+def test_dynamo_follows_a_rate_that_rises() -> None:
+    policy = Dynamo(PROFILE, 0.060)
+    sizes = []
+    for i in range(1, 40):
+        o, factor = look(15.0 * i, 5, Pods(3, 3)), 1 + 30 * (i // 14)
+        p, d = o.prefill, o.decode
+        grown = replace(p, arrivals=factor * p.arrivals, prompt_tokens=factor * p.prompt_tokens)
+        ended = replace(d, completions=factor * d.completions, completed_output_tokens=factor * 20_000.0)
+        sizes.append(policy(replace(o, prefill=grown, decode=ended)).prefill)
+    assert sizes[12] < sizes[25] < sizes[-1]
+    assert sizes[12:] == sorted(sizes[12:])
+
+
+def test_heteroscale_stays_within_its_band_and_shrinks_after_its_cool_down() -> None:
+    target = 0.5 * PROFILE.decode_tokens_per_s(0.060, 1000.0)
+    policy = HeteroScale(PROFILE, 0.060)
+    assert policy(look(0.0, 5, Pods(4, 4), made=target)).decode == 4
+    assert policy(look(15.0, 5, Pods(4, 4), made=1.45 * target)).decode == 6
+    assert policy(look(30.0, 5, Pods(6, 6), made=0.5 * target)).decode == 6
+    assert policy(look(316.0, 5, Pods(6, 6), made=0.5 * target)).decode == 3
+
+
+def test_heteroscale_keeps_the_context_that_it_knows_while_nothing_ends() -> None:
+    policy = HeteroScale(PROFILE, 0.060)
+    o = look(0.0, 5, Pods(4, 4))
+    policy(replace(o, decode=replace(o.decode, completions=0.0, completed_context_tokens=0.0)))
+    assert policy.context_tokens == 1000.0

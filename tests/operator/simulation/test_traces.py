@@ -13,15 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from disagg_operator.simulation.policies import read_history
 from disagg_operator.simulation.traces import Trace, TraceError, read
 
 OURS = "arrival_s,prompt_tokens,output_tokens\n0.5,100,7\n2.25,30,1\n"
 OURS_CACHED = "arrival_s,prompt_tokens,output_tokens,session_id,cached_tokens\n0.5,100,7,a,64\n2.25,30,1,b,0\n"
-AZURE_2023 = (
-    "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
-)
-AZURE_2024 = "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10 00:00:01.017335+00:00,2399,6\n"
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+AZURE_2023 = f"{AZURE}2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+AZURE_2024 = f"{AZURE}2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10 00:00:01.017335+00:00,2399,6\n"
 BURST_GPT = (
     "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
     "5,ChatGPT,472,18,490,Conversation log\n45,ChatGPT,1087,0,1087,Conversation log\n118,GPT-4,417,276,693,API log\n"
@@ -61,9 +59,8 @@ def as_json(text: str, gz: bool = False) -> Callable[[Path], Path]:
 
 def as_parquet(folder: Path) -> Path:
     path = folder / "day.parquet"
-    pa.parquet.write_table(
-        pa.table({"arrival_s": [2.25, 0.5], "prompt_tokens": [30, 100], "output_tokens": [1, 7]}), path
-    )
+    columns = {"arrival_s": [2.25, 0.5], "prompt_tokens": [30, 100], "output_tokens": [1, 7]}
+    pa.parquet.write_table(pa.table(columns), path)
     return path
 
 
@@ -79,7 +76,9 @@ def as_table(**columns: object) -> Callable[[Path], Path]:
 TIMES = [datetime(2024, 5, 10, 0, 0, 0, 9930, UTC), datetime(2024, 5, 10, 0, 0, 1, 17335, UTC)]
 
 
+# Arrivals, prompts, cached tokens and outputs that are read from OURS, and from MOONCAKE.
 TWO = ([0.5, 2.25], [100, 30], [0, 0], [7, 1])
+THREE = ([0.0, 27.482, 30.535], [1100, 1700, 600], [0, 1024, 600], [52, 26, 3])
 
 
 @pytest.mark.parametrize(
@@ -91,11 +90,10 @@ TWO = ([0.5, 2.25], [100, 30], [0, 0], [7, 1])
         pytest.param(as_csv(OURS_CACHED), [0.5, 2.25], [100, 30], [64, 0], [7, 1], id="cached tokens"),
         pytest.param(as_csv(AZURE_2023), [0.0, 4.314579], [374, 396], [0, 0], [44, 109], id="Azure 2023"),
         pytest.param(as_csv(AZURE_2024), [0.0, 1.007405], [2162, 2399], [0, 0], [5, 6], id="Azure 2024"),
-        pytest.param(as_csv(BURST_GPT), [5.0, 118.0], [472, 417], [0, 0], [18, 276], id="BurstGPT without failed requests"),
         pytest.param(
-            as_json(MOONCAKE), [0.0, 27.482, 30.535], [1100, 1700, 600], [0, 1024, 600], [52, 26, 3],
-            id="Mooncake, blocks seen before are cached",
+            as_csv(BURST_GPT), [5.0, 118.0], [472, 417], [0, 0], [18, 276], id="BurstGPT without failed requests",
         ),
+        pytest.param(as_json(MOONCAKE), *THREE, id="Mooncake, blocks seen before are cached"),
         pytest.param(
             as_table(TIMESTAMP=TIMES, ContextTokens=[2162, 2399], GeneratedTokens=[5, 6]),
             [0.0, 1.007405], [2162, 2399], [0, 0], [5, 6], id="Azure, Parquet",
@@ -105,10 +103,13 @@ TWO = ([0.5, 2.25], [100, 30], [0, 0], [7, 1])
             [0.0, 1.007405], [2162, 2399], [0, 0], [5, 6], id="Azure, Parquet with times as text",
         ),
         pytest.param(
-            as_table(timestamp=[0, 27_482], input_length=[1100, 1700], output_length=[52, 26], hash_ids=[[1, 2, 3], [1, 2, 9, 10]]),
+            as_table(
+                timestamp=[0, 27_482], input_length=[1100, 1700], output_length=[52, 26],
+                hash_ids=[[1, 2, 3], [1, 2, 9, 10]],
+            ),
             [0.0, 27.482], [1100, 1700], [0, 1024], [52, 26], id="Mooncake, Parquet",
         ),
-        pytest.param(as_json(MOONCAKE, gz=True), [0.0, 27.482, 30.535], [1100, 1700, 600], [0, 1024, 600], [52, 26, 3], id="JSONL.GZ"),
+        pytest.param(as_json(MOONCAKE, gz=True), *THREE, id="JSONL.GZ"),
     ],
 )  # fmt: skip
 def test_formats(
@@ -131,16 +132,21 @@ def test_formats(
     ("write", "message"),
     [
         pytest.param(as_csv(OURS + "x,5,5\n"), "day.csv:4: arrival_s: 'x'", id="no number"),
-        pytest.param(as_csv(OURS + "3,5.5,5\n"), "day.csv:4: prompt_tokens: '5.5' is no whole number", id="half a token"),
+        pytest.param(
+            as_csv(OURS + "3,5.5,5\n"), "day.csv:4: prompt_tokens: '5.5' is no whole number", id="half a token",
+        ),
         pytest.param(as_csv(OURS + "3,0,5\n"), "day.csv:4: prompt_tokens: '0'", id="empty prompt"),
         pytest.param(as_csv(OURS + "3,5,0\n"), "day.csv:4: output_tokens: '0'", id="no answer"),
         pytest.param(as_csv(OURS + "nan,5,5\n"), "day.csv:4: arrival_s: 'nan'", id="NaN"),
         pytest.param(as_csv(OURS + "-1,5,5\n"), "day.csv:4: arrival_s: '-1'", id="before the beginning"),
         pytest.param(as_csv(OURS + "3,5,5,5\n"), "day.csv:4: has more values than the 3 columns", id="long row"),
-        pytest.param(as_csv(OURS + "1.7e9,5,5\n"), "19676 days after the beginning: times count from there", id="seconds since 1970"),
         pytest.param(
-            as_table(arrival_s=[0.5, 2.0], prompt_tokens=[5, 5], output_tokens=[3, None]), "day.parquet:2: output_tokens: None",
-            id="no value, Parquet",
+            as_csv(OURS + "1.7e9,5,5\n"), "19676 days after the beginning: times count from there",
+            id="seconds since 1970",
+        ),
+        pytest.param(
+            as_table(arrival_s=[0.5, 2.0], prompt_tokens=[5, 5], output_tokens=[3, None]),
+            "day.parquet:2: output_tokens: None", id="no value, Parquet",
         ),
         pytest.param(
             as_table(arrival_s=[0.5, 2.0], prompt_tokens=[5, -5], output_tokens=[3, 3]),
@@ -148,8 +154,13 @@ def test_formats(
         ),
         pytest.param(as_csv(OURS + "3,5\n"), "day.csv:4: output_tokens: None", id="short row"),
         pytest.param(as_csv(OURS + "3,99999999999,5\n"), "day.csv:4: prompt_tokens: out of range", id="absurd length"),
-        pytest.param(as_csv(OURS_CACHED + "3,5,5,c,6\n"), "day.csv:4: cached_tokens: out of range", id="more cached than prompt"),
-        pytest.param(as_csv(AZURE_2023 + "yesterday,5,5\n"), "day.csv:4: TIMESTAMP: 'yesterday' is no time", id="no time"),
+        pytest.param(
+            as_csv(OURS_CACHED + "3,5,5,c,6\n"), "day.csv:4: cached_tokens: out of range",
+            id="more cached than prompt",
+        ),
+        pytest.param(
+            as_csv(AZURE_2023 + "yesterday,5,5\n"), "day.csv:4: TIMESTAMP: 'yesterday' is no time", id="no time",
+        ),
         pytest.param(as_json(MOONCAKE + "\n{"), "day.jsonl:4: ", id="broken JSON"),
         pytest.param(as_json(MOONCAKE + "\n[1]"), "day.jsonl:4: not an object", id="no object"),
         pytest.param(as_json('{"timestamp": 1, "input_length": 5}'), "of no known format", id="column missing"),
@@ -180,23 +191,10 @@ def test_copies_parts_and_speed() -> None:
     assert len(many) == 12
     assert (np.diff(many.arrival_s) >= 0).all()
     assert sorted(many.prompt_tokens.tolist()) == sorted([5, 6, 7] * 4)
-    assert max(abs(at - 100 * (p - 5)) for at, p in zip(many.arrival_s, many.prompt_tokens, strict=True)) <= 20
+    assert np.abs(many.arrival_s - 100 * (many.prompt_tokens - 5)).max() <= 20
     part = trace.part(100.0, 200.0)
     assert (part.arrival_s.tolist(), part.prompt_tokens.tolist()) == ([0.0], [6])
     assert trace.faster(4.0).span_s == 50.0
-
-
-def test_history_is_scaled_and_ends_where_the_trace_begins(tmp_path: Path) -> None:
-    path = tmp_path / "h.csv"
-    path.write_text("minute,requests,prompt_tokens,output_tokens\n-2,10,100,50\n-1,12,120,60\n")
-    found = read_history(path, 2)
-    assert [(m.at_s, m.requests, m.prompt_tokens, m.output_tokens) for m in found] == [
-        (-60.0, 20, 200, 100),
-        (0.0, 24, 240, 120),
-    ]
-    path.write_text("minute,requests,prompt_tokens,output_tokens\n-2,10,many,50\n")
-    with pytest.raises(TraceError, match=r"h\.csv:2"):
-        read_history(path)
 
 
 def test_one_of_the_copies_stays_where_it_was_so_that_bursts_stay_bursts() -> None:
@@ -208,5 +206,6 @@ def test_one_of_the_copies_stays_where_it_was_so_that_bursts_stay_bursts() -> No
     others = many.arrival_s[np.isin(many.arrival_s, at, invert=True)]
     assert len(others) == len(at)
     assert np.unique(others).size == len(others)  # moved each on its own
-    moved = np.sort(many.arrival_s[np.argsort(many.prompt_tokens, kind="stable")].reshape(-1, 2) - at[:, None], axis=1)
+    by_request = many.arrival_s[np.argsort(many.prompt_tokens, kind="stable")].reshape(-1, 2)
+    moved = np.sort(by_request - at[:, None], axis=1)
     assert 19 < np.abs(moved).max() <= 20

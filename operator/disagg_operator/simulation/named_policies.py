@@ -1,29 +1,27 @@
-"""Policies by their name, as the command line and the benchmark run them."""
+"""Policies by their names, as the command line and the benchmark run them."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from disagg_operator.autoscaling.policy import history, predictive
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.simulation import baselines
-from disagg_operator.simulation.cluster import Setup
+from disagg_operator.simulation.cluster import Policy, Setup
 from disagg_operator.simulation.traces import TraceError, text_file
 
-Policy = Callable[[Observation], Targets]
 PREDICTIVE = "predictive"
 
 
 class PolicyError(ValueError):
-    """No policy has this name."""
+    """Raised for a name that no policy has."""
 
 
 class Predictive:
-    """The predictive policy with its state. `log` keeps what it saw and said, if asked to."""
+    """The predictive policy with its state; with `log` it keeps what it saw and answered."""
 
     def __init__(self, settings: predictive.Settings, state: predictive.State | None = None, log: bool = False) -> None:
         self.settings = settings
@@ -38,17 +36,24 @@ class Predictive:
 
 
 def settings_of(setup: Setup) -> predictive.Settings:
-    """The predictive policy's settings for a simulated cluster: its bounds and objectives, everything else by default."""
+    """Return the predictive policy's settings for a simulated cluster.
+
+    They are its bounds and objectives; everything else is as by default.
+    """
     limits = predictive.PoolLimits(setup.least, setup.most, setup.profile.gpus)
     return predictive.Settings(setup.profile, setup.tpot_s, limits, limits)
 
 
 def names(setup: Setup) -> list[str]:
+    """Return the names of all policies but fixed fleets."""
     return [PREDICTIVE, *baselines.all_of(setup.profile, setup.tpot_s)]
 
 
 def make(name: str, setup: Setup, past: list[history.Minute] | None = None, flip_s: float | None = None) -> Policy:
-    """A fresh policy. `past`: what the predictive one may learn from. Raises PolicyError."""
+    """Return a fresh policy; the predictive one may learn from the minutes of the `past`.
+
+    Raises PolicyError.
+    """
     if name == PREDICTIVE:
         settings = replace(settings_of(setup), role_flip_s=flip_s)
         return Predictive(settings, history.seed(settings, past) if past else None)
@@ -64,7 +69,11 @@ def make(name: str, setup: Setup, past: list[history.Minute] | None = None, flip
 
 
 def read_history(path: Path, copies: int = 1) -> list[history.Minute]:
-    """Minutes before a trace, columns minute (-1 ends where it begins), requests, prompt_tokens, output_tokens. Raises TraceError."""
+    """Return the minutes before a trace, from a CSV file.
+
+    Its columns are minute (-1 ends where the trace begins), requests, prompt_tokens, output_tokens.
+    Raises TraceError.
+    """
     found = []
     with text_file(path) as file:
         for row in (rows := csv.DictReader(file)):

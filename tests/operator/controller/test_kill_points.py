@@ -1,0 +1,64 @@
+"""Tests that a reconciler killed at any write reaches the same fixed point in its next run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.operator.controller.world import World
+
+from disagg_operator.kube.errors import KubeError
+
+
+async def test_killed_at_any_write_the_next_run_ends_in_the_same_state() -> None:
+    whole = World()
+    await whole.settle()
+    for killed_at in range(1, whole.kube.writes + 1):
+        world = World()
+        world.kube.fail_at_write = killed_at
+        with pytest.raises(KubeError):
+            await world.settle()
+        world.kube.fail_at_write = None
+        world.restart()
+        await world.settle()
+        assert world.snapshot() == whole.snapshot(), f"killed at write {killed_at}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param({}, id="none"),
+        pytest.param({"engine": {"env": [{"name": "A", "value": "b"}]}}, id="of the pods"),
+        pytest.param({"security": {"networkPolicy": False}, "decode": {"replicas": 3}}, id="of what there is"),
+    ],
+)
+async def test_killed_at_any_two_writes_before_and_after_an_edit_the_end_is_the_same(edit: dict[str, Any]) -> None:
+    async def killed(world: World, at: int) -> bool:
+        """Run until the operator dies at this write, and start another; False when there are fewer
+        writes.
+        """
+        world.kube.fail_at_write = world.kube.writes + at
+        try:
+            await world.settle()
+        except KubeError:
+            return True
+        finally:
+            world.kube.fail_at_write = None
+            world.restart()
+        return False
+
+    whole = World()
+    await whole.settle()
+    whole.edit(**edit)
+    await whole.settle()
+    for first in range(1, whole.kube.writes + 1):
+        second, more = 1, True
+        while more:
+            world = World()
+            before = await killed(world, first)
+            world.edit(**edit)
+            more = await killed(world, second)
+            await world.settle()
+            assert world.snapshot() == whole.snapshot(), f"killed at write {first} ({before}), and at {second} after it"
+            second += 1
