@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -109,24 +110,34 @@ class FewExamples:
 
 
 class FileContexts:
-    """A pytest plugin: what runs during a test is booked under the test's file."""
+    """A pytest plugin: what a test and its data run is booked under the file of the test."""
 
     def __init__(self, measuring: coverage.Coverage) -> None:
         self._measuring = measuring
 
     @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, object, object]:
+        return (yield from self._booked(collector))
+
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        self._measuring.switch_context(item.nodeid.partition("::")[0])
+        return (yield from self._booked(item))
+
+    def _booked(self, node: pytest.Item | pytest.Collector) -> Generator[None, object, object]:
+        self._measuring.switch_context(node.nodeid.partition("::")[0])
         try:
             return (yield)
         finally:
             self._measuring.switch_context("")
 
 
-def run_tests(sources: Sequence[str], tests: Sequence[str], data_file: str) -> int:
+def run_tests(modules: Sequence[Module], tests: Sequence[str], data_file: str) -> int:
     """Run test files in this process and save what they ran through. Returns pytest's exit code."""
-    measuring = coverage.Coverage(data_file, branch=True, include=list(sources), config_file=False)
+    files = [str(module.path) for module in modules]
+    measuring = coverage.Coverage(data_file, branch=True, include=files, config_file=False)
     measuring.start()
+    for module in modules:  # before all tests, so that what an import runs is booked under none
+        importlib.import_module(module.name)
     options = ["-q", "-p", "no:cacheprovider", "-m", "not slow and not apiserver"]
     code = pytest.main([*options, *tests], plugins=[FewExamples(), FileContexts(measuring)])
     measuring.stop()
@@ -136,14 +147,13 @@ def run_tests(sources: Sequence[str], tests: Sequence[str], data_file: str) -> i
 
 def measure(modules: Sequence[Module], folder: Path, processes: int) -> list[Measured]:
     """Run all tests of `modules`, shared out to `processes`. Exits where a test fails."""
-    sources = [str(module.path) for module in modules]
     tests = {test for module in modules for test in existing_tests(module)}
     largest_first = sorted(tests, key=lambda test: -(ROOT / test).stat().st_size)
     jobs = []
     for i in range(processes):
         if share := largest_first[i::processes]:
             list_file = folder / f"list.{i}"
-            list_file.write_text("\n".join(sources) + "\n\n" + "\n".join(share))
+            list_file.write_text("\n".join([*(module.name for module in modules), "", *share]))
             jobs.append([sys.executable, __file__, "--run", str(folder / f"data.{i}"), str(list_file)])
     with ThreadPoolExecutor(len(jobs)) as pool:
         done = list(
@@ -159,7 +169,7 @@ def measure(modules: Sequence[Module], folder: Path, processes: int) -> list[Mea
 
 def _measured(module: Module, found: coverage.Coverage) -> Measured:
     file = str(module.path)
-    # An empty context: what ran at import.
+    # An empty context is that of the imports.
     contexts = ["^$", *(f"^{re.escape(test)}$" for test in own_tests(module))]
     data = found.get_data()
     data.set_query_contexts(contexts)
@@ -200,8 +210,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.run:
         data_file, list_file = options.run
-        sources, tests = Path(list_file).read_text().split("\n\n")
-        sys.exit(run_tests(sources.split("\n"), tests.split("\n"), data_file))
+        names, tests = (part.split("\n") for part in Path(list_file).read_text().split("\n\n"))
+        known = read_modules(ROOT)
+        sys.exit(run_tests([known[name] for name in names], tests, data_file))
     modules = [
         module
         for module in to_measure(read_modules(ROOT))

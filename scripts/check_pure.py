@@ -51,7 +51,7 @@ FORBIDDEN: Mapping[str, str] = {
 ALLOWED = frozenset({
     "os.path.basename", "os.path.commonpath", "os.path.dirname", "os.path.join", "os.path.normpath", "os.path.split",
     "os.path.splitext", "io.BytesIO", "io.StringIO", "http.HTTPStatus", "random.Random", "numpy.random.Generator",
-    "numpy.random.default_rng", "platform.python_version",
+    "numpy.random.default_rng",
 })  # fmt: skip
 # Without an argument these take their seed from the operating system.
 SEEDED = frozenset({"random.Random", "numpy.random.default_rng"})

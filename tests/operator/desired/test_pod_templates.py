@@ -215,3 +215,17 @@ def test_local_processes_get_the_environment_of_the_pods() -> None:
     assert differ <= {"DISAGG_HOST", "DISAGG_PORT", "DISAGG_KV_PORT", "DISAGG_POD_NAME", "DISAGG_CLUSTER_KEY_FILE"}
     router = router_process(dd, 18080, "/tmp/key", "/tmp/members.json")
     assert router.environment["DISAGG_MEMBERSHIP"] == "file:///tmp/members.json"
+
+
+def test_the_worker_knows_its_revision_and_a_container_beside_it_does_not() -> None:
+    patch = {"metadata": {"labels": {"team": "a"}}, "spec": {"containers": [{"name": "mesh", "image": "m"}]}}
+    template = _template("decode", decode={"podTemplate": patch})
+    by_name = {
+        c["name"]: {e["name"]: e["value"] for e in c.get("env", []) if "value" in e}
+        for c in template["spec"]["containers"]
+    }
+    labels = template["metadata"]["labels"]
+    assert by_name["main"]["DISAGG_REVISION"] == labels["disagg.dev/revision"]
+    assert by_name["mesh"] == {}
+    assert labels["team"] == "a"
+    assert labels["disagg.dev/revision"] != _template("decode")["metadata"]["labels"]["disagg.dev/revision"]
