@@ -89,3 +89,8 @@ def test_workers_that_change_sides_serve_a_load_that_moves_between_the_pools() -
     assert moved.starts < 0.7 * new.starts
     assert moved.gpu_s < new.gpu_s
     assert score(moved).attainment > score(new).attainment + 0.02
+
+
+def test_an_unknown_order_of_the_queue_is_named() -> None:
+    with pytest.raises(ValueError, match="queue_order: 'Shortest' is none of FirstComeFirstServed, EarliestDeadline"):
+        Cluster(trace([0.0], 100, 2), replace(SETUP, queue_order="Shortest"))

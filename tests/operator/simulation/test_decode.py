@@ -90,3 +90,15 @@ def test_steps_take_what_they_take_one_by_one(sequences: int, kv_tokens: float, 
 
 def test_without_sequences_time_goes_by_in_empty_steps() -> None:
     assert steps_within(a_worker(0, 0.0, 0.0), 0, 10.0) == pytest.approx(10.0 / PROFILE.d_s)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_an_arrival_holds_up_the_sequences_that_run(aligned: bool) -> None:
+    """The second request comes while the first decodes; if it has one token, it never decodes."""
+    profile = replace(INSTANT, take_in_s=0.5)
+    setup = Setup(profile, initial=(1, 1), aligned=aligned, drop_s=math.inf)
+    alone = Cluster(trace([0.0], 100, 50), setup).run(stay).requests.last_s[0]
+    held = Cluster(trace([0.0, 0.1], 100, [50, 2]), setup).run(stay).requests
+    free = Cluster(trace([0.0, 0.1], 100, [50, 1]), setup).run(stay).requests
+    assert held.last_s[0] == pytest.approx(alone + 0.5, abs=0.01)
+    assert free.last_s[0] == pytest.approx(alone, abs=1e-6)

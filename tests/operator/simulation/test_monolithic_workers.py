@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.operator.simulation.loads import PROFILE, poisson, trace
 
@@ -25,3 +27,11 @@ def test_monolithic_serving_ends_every_request_and_names_what_can_not_fit() -> N
     assert (served.last_s >= served.first_s).all()
     with pytest.raises(ValueError, match="request 0 needs more than"):
         serve(trace([0.0], [500_000], [1]), PROFILE, 1)
+
+
+def test_a_request_goes_where_there_is_room_and_waits_where_there_is_none() -> None:
+    """A worker holds one of three requests; the third is prefilled behind the first."""
+    profile = replace(PROFILE, kv_tokens=1100)
+    served = serve(trace([0.0, 0.0, 0.0], [1000, 1000, 1000], 50), profile, 2)
+    assert served.first_s[:2] == pytest.approx([PROFILE.isolated_s(1000)] * 2)
+    assert served.first_s[2] == pytest.approx(served.last_s[0] + PROFILE.isolated_s(1000))
