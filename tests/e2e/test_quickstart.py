@@ -136,11 +136,20 @@ def test_a_restarted_operator_touches_nothing(chat: Cluster) -> None:
     assert _metric(system, "disagg_operator_api_writes") == 0
 
 
+def _shrink_soon(cluster: Cluster, role: str) -> None:
+    """Wait for less than the example does before a pool shrinks, and for nothing else."""
+    pool: dict[str, Any] = cluster.get("dd", NAME)["spec"][role]
+    pool["autoscaling"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] = 5
+    rig.edit(cluster, NAME, **{role: pool})
+
+
 def test_decode_grows_and_shrinks_by_its_queue_and_prefill_stays(chat: Cluster, url: str) -> None:
+    _shrink_soon(chat, "decode")
     demo.scale(chat, url, "decode", "prefill", demo.decode_heavy, 24)
 
 
 def test_prefill_grows_and_shrinks_by_its_queue_and_decode_stays(chat: Cluster, url: str) -> None:
+    _shrink_soon(chat, "prefill")
     demo.scale(chat, url, "prefill", "decode", demo.prefill_heavy, 16)
 
 
