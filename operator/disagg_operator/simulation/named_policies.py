@@ -57,8 +57,8 @@ def make(name: str, setup: Setup, past: list[history.Minute] | None = None, flip
     if name == PREDICTIVE:
         settings = replace(settings_of(setup), role_flip_s=flip_s)
         return Predictive(settings, history.seed(settings, past) if past else None)
-    if fixed := re.fullmatch(r"static:(\d+),(\d+)", name):
-        sizes = Targets(int(fixed[1]), int(fixed[2]))
+    if fixed := re.fullmatch(r"static:(?P<prefill>\d+),(?P<decode>\d+)", name):
+        sizes = Targets(int(fixed["prefill"]), int(fixed["decode"]))
         if not (setup.least <= sizes.prefill <= setup.most and setup.least <= sizes.decode <= setup.most):
             raise PolicyError(f"policy: {name}: a pool has {setup.least} to {setup.most} workers")
         return lambda _: sizes
