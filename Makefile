@@ -37,6 +37,7 @@ test-long: setup ## properties with ten times the examples, faults at every poin
 	@HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --timeout 3600 -m "(hypothesis or long) and not apiserver and not e2e"
 
 lint: setup
+	@echo "--- lint"
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check -q . || { echo "run: .venv/bin/ruff format ."; exit 1; }
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache >/tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; exit 1; }
@@ -45,9 +46,11 @@ lint: setup
 	@$(PY) scripts/check_pure.py
 
 unit: setup
+	@echo "--- unit"
 	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not apiserver and not e2e and not long"
 
 coverage: setup ## the branches of PURE modules that their own tests run through; 95 % at least
+	@echo "--- coverage"
 	@$(PY) scripts/check_coverage.py
 
 # Before the cluster's start, which holds the same lock for as long as it builds images.
@@ -55,13 +58,16 @@ programs: setup
 	@e2e/cluster build etcd kube-apiserver kubectl helm prometheus containerd ctr pause
 
 integration: setup programs
+	@echo "--- integration"
 	@$(PY) -m pytest -q -m apiserver tests/operator tests/integration
 
 cluster: setup programs
+	@echo "--- cluster"
 	@e2e/cluster up --images
 	@e2e/cluster monitoring
 
 e2e: setup
+	@echo "--- e2e"
 	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m e2e tests/e2e
 
 generate: setup ## write the files made from code: CRDs and the chart's copy, the chart's version, golden files
