@@ -5,6 +5,7 @@ Files that the store has lost are noticed before a build fails because of them.
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -73,7 +74,8 @@ def test_a_store_that_lacks_a_file_is_emptied_and_filled_again(
 
     runtime.start(settings)
 
-    assert "lacks 1 of its files" in capfd.readouterr().err
+    # One at least: on a busy machine containerd has collected another one, and not yet noted it.
+    assert re.search(r"lacks [1-9][0-9]* of its files", capfd.readouterr().err)
     assert runtime.has_image(settings, PAUSE_IMAGE)
     assert lost.is_file()
     # The next `up --images` would otherwise assume that the image of the worker is built.
