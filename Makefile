@@ -24,7 +24,11 @@ demo-down: setup ## remove everything that demo made (the build cache stays)
 quickstart: setup ## the same resource as processes on this machine, without a cluster
 	@.venv/bin/disagg local -f examples/quickstart.yaml --ask "What does os.path.join do?"
 
+# On a new machine Kubernetes is compiled first: that takes both cores for minutes.
+PROGRAMS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/disagg/e2e/programs
+
 test: setup     ## everything: lint, types, import rules, unit, integration, end to end
+	@test -d "$(PROGRAMS)" || $(MAKE) --no-print-directory cluster
 	@echo "lint, unit and integration tests run while the cluster starts; each part is shown when it has ended" >&2
 	@$(MAKE) --no-print-directory --jobs --output-sync=target cluster lint integration unit coverage
 	@$(MAKE) --no-print-directory e2e
