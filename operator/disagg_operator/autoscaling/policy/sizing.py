@@ -237,7 +237,7 @@ def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing) -> None:
         room = min(decode.limits.most, high * p, (budget - p * prefill.limits.gpus) / max(decode.limits.gpus, 1e-9))
         least = max(decode.limits.least, math.ceil(low * p - 1e-9))
         d = max(least, min(decode.wanted, math.floor(room + 1e-9)))
-        if not fits(p, d):
+        if d > decode.limits.most or not fits(p, d):
             continue
         loss = prefill.limits.gpus * _apart(prefill, p) + decode.limits.gpus * _apart(decode, d)
         if best is None or loss < best[0]:

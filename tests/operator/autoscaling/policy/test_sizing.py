@@ -188,6 +188,13 @@ def test_pools_fit_into_budget_and_ratio_wherever_that_is_possible(
         assert found == (1, 2)
 
 
+def test_a_ratio_that_only_more_workers_than_allowed_would_keep_leaves_no_choice() -> None:
+    """8 and 15 would keep it, but decode may have 10 at most."""
+    prefill = sizing(1, 1.0, PoolLimits(1, 10, 4), known=False)
+    decode = sizing(2, 1.0, PoolLimits(2, 10, 2))
+    assert joined(prefill, decode, gpu_budget=None, ratio=(1.875, 1.875)) == (1, 2)
+
+
 def test_the_pair_that_loses_least_is_taken_and_the_reason_is_told() -> None:
     busy, idle = sizing(8, 6.0), sizing(8, 1.0)
     found = joined(busy, idle, gpu_budget=10)
