@@ -23,6 +23,10 @@ from tests.router.real_stack import MODEL, ROOT, free_port, process, wait_ready
 from tests.router.stack import Stack
 
 PROMPT = "import os\n\ndef main("
+# A resumed sequence rounds its logits differently, which moves a token's share of the cumulative
+# distribution by some 1e-6. With this seed, each of the first 400 numbers drawn is at least 1e-5
+# from the edge of the token that it chose; other seeds have draws within 1e-8.
+FAR_FROM_TIES = 9
 
 
 async def test_between_its_two_pools_a_worker_gets_nothing_and_then_its_new_work(tmp_path: Path) -> None:
@@ -167,15 +171,15 @@ async def test_under_load_two_workers_change_places_and_one_dies_and_no_stream_n
             await asyncio.gather(*(wait_ready(http, f"{u}/readyz") for u in [*urls.values(), base]))
             await running.paired(2)
             await _change_places(running, urls)
-            # The death of the worker that decodes a stream does not change any of its tokens
+            # The death of the worker that decodes streams does not change any of their tokens
             # either.
-            text, _ = await running.stream(7, 1500)
+            text, _ = await running.stream(FAR_FROM_TIES, 400)
             await running.quiet()
-            task = asyncio.create_task(running.stream(7, 1500))
+            tasks = [asyncio.create_task(running.stream(FAR_FROM_TIES, 400)) for _ in range(4)]
             started[await running.runs_on("p", "d")][1].kill()
-            again, trace = await task
-            assert again == text
-            assert trace["attempts"] > 1
+            again = await asyncio.gather(*tasks)
+            assert [t for t, _ in again] == [text] * 4
+            assert max(trace["attempts"] for _, trace in again) > 1
         for name in urls:
             log = (tmp_path / f"{name}.log").read_text()
             assert len(re.findall(r"loading stdlib from", log)) == 1
