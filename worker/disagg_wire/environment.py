@@ -69,6 +69,62 @@ class WorkerOption(StrEnum):
     LOG_LEVEL = "DISAGG_LOG_LEVEL"
 
 
+class AdapterVariable(StrEnum):
+    """The variables that the operator sets on adapters, the containers in front of other engines.
+
+    Those with a name of WorkerVariable mean the same.
+    """
+
+    ROLE = "DISAGG_ROLE"
+    MODEL_URI = "DISAGG_MODEL_URI"
+    MODEL_NAME = "DISAGG_MODEL_NAME"
+    HOST = "DISAGG_HOST"
+    PORT = "DISAGG_PORT"
+    KV_INTERFACE = "DISAGG_KV_INTERFACE"
+    KV_HOST = "DISAGG_KV_HOST"
+    KV_PORT = "DISAGG_KV_PORT"
+    POD_NAME = "DISAGG_POD_NAME"
+    POD_UID = "DISAGG_POD_UID"
+    REVISION = "DISAGG_REVISION"
+    CLUSTER_KEY_FILE = "DISAGG_CLUSTER_KEY_FILE"
+    DTYPE = "DISAGG_DTYPE"
+    BLOCK_SIZE_TOKENS = "DISAGG_BLOCK_SIZE_TOKENS"
+    MAX_RUNNING = "DISAGG_MAX_RUNNING"
+    DRAIN_TIMEOUT_S = "DISAGG_DRAIN_TIMEOUT_S"
+    # The name of the engine, and its port on the loopback interface or on the pod's address.
+    ENGINE = "DISAGG_ENGINE"
+    ENGINE_HOST = "DISAGG_ENGINE_HOST"
+    ENGINE_PORT = "DISAGG_ENGINE_PORT"
+    # A file with the key that the engine asks of its clients, for engines that must listen on the
+    # pod's address.
+    ENGINE_KEY_FILE = "DISAGG_ENGINE_KEY_FILE"
+    # The folder with the model's tokenizer and configuration.
+    MODEL_FILES = "DISAGG_MODEL_FILES"
+    # The tensor parallel sizes of the two pools, as in "8:4" (prefill : decode).
+    TENSOR_RATIO = "DISAGG_TENSOR_RATIO"
+    # The seconds for which prefill keeps KV that decode has not read.
+    LEASE_S = "DISAGG_LEASE_S"
+    # The names of the LoRA adapters, as a JSON list.
+    LORA_ADAPTERS = "DISAGG_LORA_ADAPTERS"
+    # The transport of KV that the spec asks for: auto, rdma or tcp.
+    TRANSPORT = "DISAGG_TRANSPORT"
+    # A second opt-in, of engines whose hand-over is an experiment.
+    EXPERIMENTAL = "DISAGG_EXPERIMENTAL"
+
+
+class AdapterOption(StrEnum):
+    """The variables of adapters that the operator leaves at their defaults."""
+
+    MAX_WAITING = "DISAGG_MAX_WAITING"
+    GROWTH_RESERVE_TOKENS = "DISAGG_GROWTH_RESERVE_TOKENS"
+    TICKET_LIFETIME_S = "DISAGG_TICKET_LIFETIME_S"
+    POLL_INTERVAL_S = "DISAGG_POLL_INTERVAL_S"
+    PROBE_AFTER_S = "DISAGG_PROBE_AFTER_S"
+    PROBE_TIMEOUT_S = "DISAGG_PROBE_TIMEOUT_S"
+    START_TIMEOUT_S = "DISAGG_START_TIMEOUT_S"
+    LOG_LEVEL = "DISAGG_LOG_LEVEL"
+
+
 class RouterVariable(StrEnum):
     """The variables that the operator sets on routers."""
 
@@ -111,6 +167,7 @@ class OperatorVariable(StrEnum):
     """
 
     WORKER_IMAGE = "DISAGG_WORKER_IMAGE"
+    ADAPTER_IMAGE = "DISAGG_ADAPTER_IMAGE"
     ROUTER_IMAGE = "DISAGG_ROUTER_IMAGE"
     WATCH_NAMESPACE = "DISAGG_WATCH_NAMESPACE"
     HEALTH_HOST = "DISAGG_HEALTH_HOST"

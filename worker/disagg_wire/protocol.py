@@ -10,6 +10,19 @@ LAYOUT_VERSION = 1
 
 # A worker with this feature accepts the field `first_token_within_s` in the bodies of requests.
 FEATURE_FIRST_TOKEN_WITHIN = "first_token_within_s"  # noqa: S105 - a field, no secret
+# A worker with this feature accepts the field `adapter`, the name of a LoRA adapter.
+FEATURE_ADAPTER = "adapter"
+# The features of workers behind an adapter, which say what their engine cannot do. The first output
+# token comes from decode; a ticket promises room that the engine itself does not hold; a request
+# with a seed draws other tokens after a failover; an output that must match a format cannot go on
+# elsewhere once it has begun.
+FEATURE_FIRST_TOKEN_FROM_DECODE = "first_token_from_decode"  # noqa: S105 - a feature, no secret
+FEATURE_SOFT_TICKET = "soft_ticket"
+FEATURE_SEED_LOST = "seed_lost_by_failover"
+FEATURE_STRUCTURED_NOT_RESUMED = "structured_not_resumed"
+# The hand-over of KV is an experiment with this engine.
+FEATURE_EXPERIMENTAL = "experimental_transfer"
+# What the bundled worker supports.
 FEATURES = (FEATURE_FIRST_TOKEN_WITHIN,)
 
 HEALTH_PATH = "/healthz"
@@ -24,6 +37,8 @@ ROLE_PATH = f"{_INTERNAL}/role"
 DECODE_ROOM_PATH = f"{_INTERNAL}/decode-room"
 PREFILL_PATH = f"{_INTERNAL}/prefill"
 DECODE_PATH = f"{_INTERNAL}/decode"
+# Between adapters, on the KV port: prefill's adapter posts the engine's hand-over to decode's.
+HANDOVER_PATH = f"{_INTERNAL}/handover"
 WORK_PATHS = {"prefill": PREFILL_PATH, "decode": DECODE_PATH}
 
 # The states of a worker as `info` reports them.
