@@ -65,6 +65,8 @@ class Readings:
     Fields that end in `_total`, `_sum` or `_count` count since the engine's start.
     """
 
+    started: str = ""
+    """The same text as `Identity.started`; another one after a restart."""
     waiting: float = NAN
     """Requests that wait in the engine."""
     running: float = NAN
