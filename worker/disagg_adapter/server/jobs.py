@@ -12,7 +12,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from disagg_adapter.engines.contract import Delta, Engine, EngineFault, HandOver, Work
 from disagg_adapter.ledger import Ledger
