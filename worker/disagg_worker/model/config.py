@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from disagg_protocol.errors import ModelError
 from disagg_worker.model.quantization_config import StoredQuantization, parse_quantization
-from disagg_worker.values.errors import ModelError
 
 # Fields of related families and the values that leave the computation as it is here.
 _ONLY: dict[str, tuple[Any, ...]] = {

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from disagg_worker.values.errors import ModelError
+from disagg_protocol.errors import ModelError
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from disagg_protocol.errors import ModelError
 from disagg_worker.model.config import ModelConfig, parse_config, unknown_fields
 from disagg_worker.model.files import read_json
-from disagg_worker.values.errors import ModelError
 
 log = logging.getLogger(__name__)
 _FILES = [

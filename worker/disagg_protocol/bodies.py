@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
+from disagg_protocol.sampling_params import SamplingParams, Structured
 from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS
+from disagg_wire.roles import Role
 from disagg_wire.room import Room
-from disagg_worker.values.choices import Role
-from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
-from disagg_worker.values.sampling_params import SamplingParams, Structured
 
 Line = dict[str, Any]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
