@@ -92,8 +92,9 @@ class Fault:
     kind: str
     """The kind of failure: "status" (an error answer with `status` and `code`), "die" (the
     connection breaks), "stall" (nothing more comes), "error" (an error event with `code`),
-    "garbage" (a line that is no event), "silent_end" (the stream just ends), "no_transfer", or
-    "no_read" (an engine's decode cannot read the KV that it was handed).
+    "garbage" (a line that is no event), "silent_end" (the stream just ends), "no_transfer",
+    "die_early" (prefill dies before any hand-over), or "no_read" (an engine's decode cannot read
+    the KV that it was handed).
     """
     after_tokens: int = 0
     """The number of tokens that are sent before the failure."""
@@ -366,6 +367,8 @@ class TokenWorker:
             if reason is None:
                 yield {"type": "error", "code": "transfer_failed", "message": "as told", "retryable": True}
                 return
+        if self._fault("prefill", "die_early"):
+            raise Died
         if not self._first_from_decode:
             yield line
         if ticket is not None and reason is None:
