@@ -244,7 +244,7 @@ async def test_a_promise_that_a_failover_weakens_is_counted_once_a_request_and_r
             assert await stack.metric(f'disagg_router_weakened_total{{what="{what}"}}') == (what in weakened)
 
 
-FORMAT = {"structured_outputs": {"regex": "[a-z]+"}}
+FORMAT: dict[str, Any] = {"structured_outputs": {"regex": "[a-z]+"}}
 
 
 async def test_a_format_that_has_begun_goes_on_where_a_worker_can_resume_it(tmp_path: Path) -> None:

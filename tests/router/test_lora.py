@@ -45,7 +45,7 @@ async def test_the_model_of_a_request_chooses_the_adapter(tmp_path: Path, path: 
     async with Stack(tmp_path, *pool) as stack:
         for worker in pool:
             worker.seen.bodies.clear()
-        texts = {}
+        texts: dict[str, str] = {}
         for model in (MODEL, "sql", "chat", MODEL):
             body = content | {"model": model, "max_tokens": N, "seed": 5}
             answer = (await stack.http.post(path, json=body)).json()

@@ -72,12 +72,7 @@ class Metrics:
             series.ROUTER_REQUESTS_DISAGGREGATED, "Finished requests by path", [series.PATH], registry=r
         )
         self.failovers = Counter(series.ROUTER_FAILOVERS, "Attempts that failed", [series.REASON], registry=r)
-        self.weakened = Counter(
-            series.ROUTER_WEAKENED,
-            "Requests that went on after a failure with a weaker promise",
-            [series.WHAT],
-            registry=r,
-        )
+        self.weakened = Counter(series.ROUTER_WEAKENED, "Promises weakened by failovers", [series.WHAT], registry=r)
         for what in (series.SEED, series.PENALTY):
             self.weakened.labels(what)
         self.prompt_tokens = Counter(series.ROUTER_PROMPT_TOKENS, "Prompt tokens served", registry=r)
