@@ -17,7 +17,7 @@ from disagg_operator.api.expressions import (
 )
 from disagg_operator.api.rules import Rule
 from disagg_operator.engines import BY_NAME
-from disagg_operator.engines.contract import Engine, Limits, TensorRule
+from disagg_operator.engines.contract import Engine, EngineLimits, TensorRule
 from disagg_operator.engines.flags import refusals_of
 from disagg_wire.roles import ROLES
 
@@ -64,7 +64,7 @@ def _rules(engine: Engine) -> Iterator[Rule]:
     yield from _pair_rules(limits, rule)
 
 
-def _batch_rules(limits: Limits, rule: _MakeRule) -> Iterator[Rule]:
+def _batch_rules(limits: EngineLimits, rule: _MakeRule) -> Iterator[Rule]:
     for role in ROLES:
         path = f"{role}.maxBatchTokens"
         if limits.batch_holds_running:
@@ -75,7 +75,7 @@ def _batch_rules(limits: Limits, rule: _MakeRule) -> Iterator[Rule]:
             yield rule(path, whole, f"wants {path} to be a multiple of engine.blockSizeTokens")
 
 
-def _pair_rules(limits: Limits, rule: _MakeRule) -> Iterator[Rule]:
+def _pair_rules(limits: EngineLimits, rule: _MakeRule) -> Iterator[Rule]:
     path, same = "decode.parallelism.tensor", equal(_PREFILL_RANKS, _DECODE_RANKS)
     if limits.tensor is TensorRule.INTEGER_RATIO:
         ratio = divides(_DECODE_RANKS, _PREFILL_RANKS) | divides(_PREFILL_RANKS, _DECODE_RANKS)

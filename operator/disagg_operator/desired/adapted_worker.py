@@ -193,12 +193,13 @@ def _adapter(dd: DisaggDeployment, role: str, process: EngineProcess, images: Im
 def _model_files(dd: DisaggDeployment) -> tuple[str, Obj]:
     """Return the folder in which the adapter finds the tokenizer, and the mount of its volume.
 
-    A model from the hub is fetched by the engine: its folder in the hub's cache has the snapshots.
+    A model from the hub is fetched by the engine, into the hub's cache: the adapter finds the
+    snapshot there.
     """
     if places.image_folder(dd):
         return MODEL_FILES_MOUNT, {"name": "model-files", "mountPath": MODEL_FILES_MOUNT, "readOnly": True}
-    if hub := places.hub_folder(dd):
-        return f"{CACHE_MOUNT}/hub/{hub}", {"name": "cache", "mountPath": CACHE_MOUNT, "readOnly": True}
+    if dd.spec.model.uri.startswith("hf://"):
+        return f"{CACHE_MOUNT}/hub", {"name": "cache", "mountPath": CACHE_MOUNT, "readOnly": True}
     return places.place_of(dd, dd.spec.model.uri), places.claim_mounts(dd)[0]
 
 

@@ -31,12 +31,6 @@ def image_folder(dd: DisaggDeployment) -> str:
     return uri.removeprefix(_FILE) if uri.startswith(_FILE) else ""
 
 
-def hub_folder(dd: DisaggDeployment) -> str:
-    """Return the folder of a model from the hub below the cache of the hub's library, or ""."""
-    uri = dd.spec.model.uri
-    return "models--" + uri.removeprefix(_HUB).replace("/", "--") if uri.startswith(_HUB) else ""
-
-
 def claim_volumes(dd: DisaggDeployment) -> Objs:
     """Return the volumes of all claims."""
     return [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from disagg_operator.engines.contract import Engine, Limits
+from disagg_operator.engines.contract import Engine, EngineLimits
 from disagg_wire.engines import BUILTIN
 
 _NO_COMMAND_LINE = "the bundled worker is set by the fields of the spec"
 ENGINE = Engine(
     name=BUILTIN,
-    limits=Limits(
+    limits=EngineLimits(
         absent={
             "engine.args": _NO_COMMAND_LINE,
             "prefill.args": _NO_COMMAND_LINE,

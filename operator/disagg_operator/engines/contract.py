@@ -29,7 +29,7 @@ class TensorRule(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EngineLimits:
     """The fields of a spec that an engine cannot map, or not with every value.
 
     The paths are those of the API below `spec`. They become rules of the resource, in CEL.
@@ -119,7 +119,7 @@ class Engine:
     """An engine as the operator knows it."""
 
     name: str
-    limits: Limits
+    limits: EngineLimits
     image: str | None = None
     """The default image, or None: the operator's own worker image."""
     owned: Mapping[str, str] = field(default_factory=dict)

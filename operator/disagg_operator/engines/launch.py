@@ -51,8 +51,8 @@ import os, pathlib, secrets, shutil, sys
 source, target, key_file = sys.argv[1:]
 if source:
     folder = pathlib.Path(source)
-    if not folder.is_dir():
-        sys.exit(f"spec.model.uri: the image of the engine has no folder {source}")
+    if not (folder / "config.json").is_file():
+        sys.exit(f"spec.model.uri: the image of the engine has no {source}/config.json")
     for pattern in ("*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken", "tokenizer*"):
         for file in folder.glob(pattern):
             if file.is_file():

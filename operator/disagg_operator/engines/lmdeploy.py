@@ -12,7 +12,7 @@ from disagg_operator.engines.contract import (
     Engine,
     EnginePool,
     EngineProcess,
-    Limits,
+    EngineLimits,
     TensorRule,
 )
 from disagg_wire.engines import LMDEPLOY
@@ -73,7 +73,7 @@ def _flags(pool: EnginePool) -> list[str]:
 ENGINE = Engine(
     name=LMDEPLOY,
     image="openmmlab/lmdeploy:v0.18.0",
-    limits=Limits(
+    limits=EngineLimits(
         values={
             "engine.dtype": ("auto", "bfloat16"),
             "engine.quantization": ("none",),

@@ -12,7 +12,7 @@ from disagg_operator.engines.contract import (
     Engine,
     EnginePool,
     EngineProcess,
-    Limits,
+    EngineLimits,
     TensorRule,
 )
 from disagg_operator.engines.launch import KEY_PLACE
@@ -103,7 +103,7 @@ def _flags(pool: EnginePool) -> list[str]:
 ENGINE = Engine(
     name=SGLANG,
     image="lmsysorg/sglang:v0.5.23",
-    limits=Limits(
+    limits=EngineLimits(
         values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
         absent={
             "engine.prefixCaching.hostMemory": "",

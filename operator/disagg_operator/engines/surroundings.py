@@ -15,8 +15,8 @@ TMP_MOUNT = "/tmp"  # noqa: S108 (a mount point inside the pod)
 POD_INTERFACE = "eth0"
 # The variables that `common` and `ucx` set, and those that would contradict them.
 RESERVED = (
-    str(WorkerOption.HF_HOME), "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HOME", "OMP_NUM_THREADS", "TMPDIR", "TRANSFORMERS_OFFLINE",
-    "UCX_NET_DEVICES", "UCX_TCP_PORT_RANGE", "USER",
+    str(WorkerOption.HF_HOME), "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HOME", "OMP_NUM_THREADS", "TMPDIR",
+    "TRANSFORMERS_OFFLINE", "UCX_NET_DEVICES", "UCX_TCP_PORT_RANGE", "USER",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from disagg_operator.engines import surroundings
-from disagg_operator.engines.contract import UCX_PORTS, Engine, EnginePool, EngineProcess, Limits, TensorRule
+from disagg_operator.engines.contract import UCX_PORTS, Engine, EnginePool, EngineProcess, EngineLimits, TensorRule
 from disagg_wire.engines import VLLM
 from disagg_wire.ports import ENGINE_PORT, SIDE_CHANNEL_PORT
 from disagg_wire.roles import PREFILL
@@ -110,7 +110,7 @@ def _transfer(pool: EnginePool) -> str:
 ENGINE = Engine(
     name=VLLM,
     image="vllm/vllm-openai:v0.33.0",
-    limits=Limits(
+    limits=EngineLimits(
         values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
         absent={"engine.prefixCaching.hostMemory": ""},
         off=("scaling.roleFlip", "engine.experimental"),
