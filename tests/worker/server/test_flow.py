@@ -15,9 +15,9 @@ import pytest
 from tests.worker.server.rig import KEY, Line, Running, body, pair, prompt, running, tokens_of
 from tests.worker.transfer.rig import Peer
 
+from disagg_protocol.ticket import Ticket, sign, token_hash, verify
 from disagg_worker.transfer.frame_socket import FrameSocket
 from disagg_worker.transfer.frames import FrameType, Header
-from disagg_worker.transfer.ticket import Ticket, sign, token_hash, verify
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 SAMPLED: dict[str, Any] = {
