@@ -29,6 +29,10 @@ FEATURES = (FEATURE_FIRST_TOKEN_WITHIN,)
 
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
+# Of adapters alone: whether the adapter itself lives, whatever its engine does; and a request that
+# is answered once the adapter has drained, for which the kubelet waits before it stops the engine.
+LIVE_PATH = "/livez"
+DRAINED_PATH = "/drained"
 METRICS_PATH = "/metrics"
 
 _INTERNAL = "/internal/v1"
