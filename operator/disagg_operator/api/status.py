@@ -13,7 +13,9 @@ class StatusCondition(Model):
     type: str = Field(max_length=63, description="What is meant, such as Ready.")
     status: str = Field(pattern="^(True|False|Unknown)$", description="True, False or Unknown.")
     reason: str = Field("", max_length=128, description="One word, for programs.")
-    message: str = Field("", max_length=1024, description="One sentence, for people.")
+    message: str = Field(
+        "", max_length=2048, description="For people: a sentence, and the last lines of a log where one says why."
+    )
     last_transition_time: str = Field("", max_length=64, description="When status last changed.")
     observed_generation: int = Field(0, description="The generation this was seen at.")
 

@@ -14,6 +14,7 @@ from disagg_operator.autoscaling.policy.role_moves import Flip
 from disagg_operator.autoscaling.signals.pod_facts import Starts
 from disagg_operator.status.workloads import RouterView
 from disagg_operator.vocabulary import Key
+from disagg_wire.problems import WorkerProblem
 
 
 @dataclass(slots=True)
@@ -39,6 +40,8 @@ class Live:
     """The seconds that the last role flips took."""
     loads: dict[str, float] = field(default_factory=dict)
     """Requests by pod at the last look."""
+    told: dict[str, WorkerProblem] = field(default_factory=dict)
+    """What workers that are not ready say about themselves, by pod."""
     trouble: tuple[str, str] | None = None
     """(reason, message) if the Prometheus of this deployment could not be read at the last look."""
     loaded: bool = False

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY
 from disagg_operator.status.workloads import NetworkCheck, Observed, RouterView, Workload, workers_by_transport
 from disagg_operator.vocabulary import Obj
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
-_MAX_MESSAGE = 512
+_MAX_MESSAGE = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,10 @@ def _pool_ready(pool: Workload, suspended: bool) -> Condition:
     if suspended:
         return Condition(kind, FALSE, "Suspended", "spec.suspend is set")
     counts = f"{pool.ready} of {pool.desired} pods are ready, {pool.updated} of the present revision"
-    if min(pool.ready, pool.updated) >= pool.desired:
+    # The pods of the last revision may be ready while that of the present one fails. A pod that
+    # only waits for a node says nothing about the revision.
+    fails = pool.problem is not None and pool.problem.reason != INSUFFICIENT_CAPACITY
+    if min(pool.ready, pool.updated) >= pool.desired and not (fails and not pool.settled):
         return Condition(kind, TRUE, "PodsReady", counts)
     return _unready(kind, pool, counts)
 

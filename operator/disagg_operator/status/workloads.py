@@ -9,37 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from disagg_operator.kube.resources import name_of
+from disagg_operator.status.pod_problems import Problem, refused, worst_of
 from disagg_operator.vocabulary import Obj
+from disagg_wire.problems import WorkerProblem
 from disagg_wire.protocol import READY
 
-# The waiting reasons of a container, grouped by what the user must do about them.
-_WAITING = {
-    "ImagePullBackOff": "ImagePull",
-    "ErrImagePull": "ImagePull",
-    "InvalidImageName": "ImagePull",
-    "ErrImageNeverPull": "ImagePull",
-    "CreateContainerConfigError": "PodConfig",
-    "CreateContainerError": "PodConfig",
-    "RunContainerError": "PodConfig",
-    "CrashLoopBackOff": "CrashLoop",
-}
-# The reasons of problems, worst first. The worst problem among the pods is reported for the pool.
-_SEVERITY = ("ImagePull", "PodConfig", "CrashLoop", "InsufficientCapacity", "PodsRefused")
 # A view of the routers that is older than this is no longer reported.
 VIEW_MAX_AGE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A problem that keeps pods from running."""
-
-    reason: str
-    """The reason of the condition."""
-    message: str
-    """A sentence that names the pod and quotes the kubelet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +91,17 @@ class Observed:
     """The pairs as the routers report them; None if no ready router answered recently."""
 
 
-def workload(name: str, desired: int, deployment: Obj | None, pods: Iterable[Obj]) -> Workload:
-    """Combine the status of a Deployment with the problems of its pods."""
+def workload(
+    name: str,
+    desired: int,
+    deployment: Obj | None,
+    pods: Iterable[Obj],
+    told: Mapping[str, WorkerProblem] = MappingProxyType({}),
+) -> Workload:
+    """Combine the status of a Deployment with the problems of its pods.
+
+    `told` is what workers that are not ready say about themselves, by the name of their pod.
+    """
     if deployment is None:
         return Workload(name, desired)
     status = deployment.get("status") or {}
@@ -130,48 +118,14 @@ def workload(name: str, desired: int, deployment: Obj | None, pods: Iterable[Obj
         updated=updated if seen else 0,
         settled=seen and current == updated == desired,
         deadline_exceeded=seen and progressing.get("reason") == "ProgressDeadlineExceeded",
-        problem=_worst(pods) or _refused(conditions),
+        problem=worst_of(pods, told) or _refused(conditions),
     )
 
 
 def _refused(conditions: Mapping[Any, Obj]) -> Problem | None:
-    """Return the problem of pods that the API server rejects (quota, Pod Security, admission)."""
+    """Return the problem of pods that the API server rejects."""
     failure = conditions.get("ReplicaFailure") or {}
-    if failure.get("status") != "True":
-        return None
-    return Problem("PodsRefused", str(failure.get("message", "pods are refused by the API server")))
-
-
-def _worst(pods: Iterable[Obj]) -> Problem | None:
-    problems = sorted(filter(None, map(pod_problem, pods)), key=lambda p: (_SEVERITY.index(p.reason), p.message))
-    if not problems:
-        return None
-    same = sum(p.reason == problems[0].reason for p in problems)
-    more = f" (and {same - 1} more)" if same > 1 else ""
-    return Problem(problems[0].reason, problems[0].message + more)
-
-
-def pod_problem(pod: Obj) -> Problem | None:
-    """Return the problem that keeps a pod from running, or None. A terminating pod has none."""
-    if pod["metadata"].get("deletionTimestamp"):
-        return None
-    status = pod.get("status") or {}
-    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        reason = str(waiting.get("reason", ""))
-        if reason in _WAITING:
-            return Problem(_WAITING[reason], f"pod {name_of(pod)}: {reason}: {_last_words(container, waiting)}")
-    for condition in status.get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            return Problem("InsufficientCapacity", f"pod {name_of(pod)}: Unschedulable: {condition.get('message', '')}")
-    return None
-
-
-def _last_words(container: Obj, waiting: Obj) -> str:
-    ended = (container.get("lastState") or {}).get("terminated") or {}
-    if ended:
-        return f"{waiting.get('message', '')} (last exit {ended.get('exitCode')}, {ended.get('reason', '')})".strip()
-    return str(waiting.get("message", ""))
+    return refused(str(failure.get("message", ""))) if failure.get("status") == "True" else None
 
 
 def network(

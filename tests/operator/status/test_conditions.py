@@ -9,7 +9,8 @@ import pytest
 
 from disagg_operator.status import changes, conditions
 from disagg_operator.status.conditions import Intent, PoolIntent
-from disagg_operator.status.workloads import NetworkCheck, Observed, Problem, RouterView, WorkerLink, Workload
+from disagg_operator.status.pod_problems import Problem
+from disagg_operator.status.workloads import NetworkCheck, Observed, RouterView, WorkerLink, Workload
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
 POOLS = tuple(PoolIntent(name, 1, "spec", f"s={name}") for name in ("prefill", "decode"))
@@ -163,7 +164,7 @@ def test_a_transition_time_moves_only_with_the_status() -> None:
 
 def test_an_endless_message_is_cut() -> None:
     built = conditions.build(INTENT, seen(decode=starting("decode", Problem("ImagePull", "x" * 5000))), {}, NOW)
-    assert all(len(c["message"]) <= 512 for c in built["conditions"])
+    assert all(len(c["message"]) <= 2048 for c in built["conditions"])
 
 
 def test_columns_and_counts() -> None:

@@ -9,14 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_operator.kube.pods import http_port, is_ready
+from disagg_operator.status.pod_problems import Problem
 from disagg_operator.status.workloads import (
     NetworkCheck,
-    Problem,
     RouterView,
     WorkerLink,
     Workload,
     network,
-    pod_problem,
     router_view,
     workers_by_transport,
     workload,
@@ -61,22 +60,6 @@ def pod(waiting: str = "", message: str = "", unschedulable: str = "", **meta: A
 )
 def test_a_workload_is_complete_only_when_all_of_it_is_new_and_ready(status: dict[str, Any], complete: bool) -> None:
     assert workload("decode", 2, deployment(**status), []).complete is complete
-
-
-@pytest.mark.parametrize(
-    ("found", "reason"),
-    [
-        (pod("ImagePullBackOff", "no such image"), "ImagePull"),
-        (pod("CrashLoopBackOff"), "CrashLoop"),
-        (pod("CreateContainerConfigError", "secret not found"), "PodConfig"),
-        (pod(unschedulable="0/3 nodes: insufficient nvidia.com/gpu"), "InsufficientCapacity"),
-        (pod("ContainerCreating"), None),
-        (pod("CrashLoopBackOff", deletionTimestamp="now"), None),
-    ],
-)
-def test_what_keeps_a_pod_from_running_is_named(found: dict[str, Any], reason: str | None) -> None:
-    problem = pod_problem(found)
-    assert (problem.reason if problem else None) == reason
 
 
 def test_the_worst_problem_speaks_and_counts_its_like() -> None:
@@ -176,20 +159,6 @@ def test_a_refusal_that_is_over_or_another_condition_is_no_problem() -> None:
     over = {"type": "ReplicaFailure", "status": "False", "message": "exceeded quota"}
     other = {"type": "Available", "status": "True"}
     assert workload("decode", 1, deployment(conditions=[over, other]), []).problem is None
-
-
-def test_a_container_that_ended_says_how() -> None:
-    crashed = pod("CrashLoopBackOff", "back-off 10s")
-    crashed["status"]["containerStatuses"][0]["lastState"] = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
-    problem = pod_problem(crashed)
-    assert problem is not None
-    assert problem.message == "pod p: CrashLoopBackOff: back-off 10s (last exit 137, OOMKilled)"
-
-
-def test_a_pod_that_is_scheduled_has_no_problem() -> None:
-    scheduled = {"type": "PodScheduled", "status": "True"}
-    initialized = {"type": "Initialized", "status": "True"}
-    assert pod_problem({"metadata": {"name": "p"}, "status": {"conditions": [initialized, scheduled]}}) is None
 
 
 def test_workers_are_counted_by_their_transport() -> None:
