@@ -21,7 +21,7 @@ from tests.router.stack import Stack
 from tests.worker import checkpoints
 from tests.worker.server import rig
 
-from disagg_operator.status.workloads import router_view
+from disagg_operator.status.kv_links import router_view
 from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace
 from disagg_router.dispatch.request_state import RequestState, Token
 from disagg_router.errors import AttemptFailed, NoRoom

@@ -12,7 +12,7 @@ from disagg_operator.autoscaling.chosen_policy import PolicyMemory
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.policy.role_moves import Flip
 from disagg_operator.autoscaling.signals.pod_facts import Starts
-from disagg_operator.status.workloads import RouterView
+from disagg_operator.status.kv_links import RouterView
 from disagg_operator.vocabulary import Key
 from disagg_wire.problems import WorkerProblem
 

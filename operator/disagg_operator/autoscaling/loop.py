@@ -35,7 +35,7 @@ from disagg_operator.desired.names import pool_name
 from disagg_operator.kube.cache import Cache
 from disagg_operator.kube.pods import DeploymentPods, sort_pods
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, name_of, uid_of
-from disagg_operator.status.workloads import VIEW_MAX_AGE_S, router_view
+from disagg_operator.status.kv_links import VIEW_MAX_AGE_S, router_view
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 

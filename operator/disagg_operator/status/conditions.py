@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY
-from disagg_operator.status.workloads import NetworkCheck, Observed, RouterView, Workload, workers_by_transport
+from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.vocabulary import Obj
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
@@ -86,11 +87,7 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
     for pool in pools:
         status[str(pool["name"])] = f"{pool['ready']}/{pool['desired']}"
     if observed.view is not None:
-        status["pairs"] = {
-            "expected": observed.view.expected,
-            "healthy": observed.view.healthy,
-            "transport": workers_by_transport(observed.view),
-        }
+        status["pairs"] = pairs_status(observed.view)
     return status
 
 
@@ -174,33 +171,18 @@ def _kv_transfer(intent: Intent, observed: Observed) -> Condition:
         return Condition(kind, UNKNOWN, "RouterUnreachable", "no router answered the operator lately")
     counts = f"{view.healthy} of {view.expected} pairs moved a KV block"
     if view.expected == 0:
+        if (mismatch := mismatch_of(view)) is not None:
+            return Condition(kind, FALSE, *mismatch)
         return Condition(kind, FALSE, "NoPairs", "no prefill worker and decode worker of one revision are ready")
     if view.healthy == 0:
         return Condition(kind, FALSE, "HandshakeFailed", counts)
-    wrong = fallback_of(intent, view)
+    counts = f"{counts} {words_of(view)}"
+    wrong = fallback_of(view, intent.transport, intent.interface)
     if wrong is not None and intent.fallback == "Forbid":
         return Condition(kind, FALSE, "TransportFallback", wrong)
     if view.healthy < view.expected:
         return Condition(kind, FALSE, "HandshakeFailed", counts)
     return Condition(kind, TRUE, "PairsHealthy", counts)
-
-
-def fallback_of(intent: Intent, view: RouterView) -> str | None:
-    """Return a message if a worker doesn't move KV in the way that the spec requests, else None."""
-    if intent.transport == "rdma":
-        strays = [w for w in view.workers if w.transport != "rdma"]
-        if strays:
-            return f"transport rdma is asked for, but {_who([w.pod for w in strays])} uses {strays[0].transport}"
-    if intent.interface is not None:
-        strays = [w for w in view.workers if w.interface != intent.interface]
-        if strays:
-            used = strays[0].interface or "?"
-            return f"KV should use {intent.interface}, but {_who([w.pod for w in strays])} uses {used}"
-    return None
-
-
-def _who(pods: Sequence[str]) -> str:
-    return pods[0] if len(pods) == 1 else f"{pods[0]} (and {len(pods) - 1} more)"
 
 
 def _available(intent: Intent, observed: Observed) -> Condition:
@@ -249,7 +231,8 @@ def _degraded(available: Condition, others: Sequence[Condition], intent: Intent,
     kind = "Degraded"
     if available.status != TRUE:
         return Condition(kind, FALSE, "NotServing", "see Available")
-    if observed.view is not None and (wrong := fallback_of(intent, observed.view)) is not None:
+    view = observed.view
+    if view is not None and (wrong := fallback_of(view, intent.transport, intent.interface)) is not None:
         return Condition(kind, TRUE, "TransportFallback", wrong)
     for other in others:
         if other.status != TRUE:

@@ -6,19 +6,15 @@ created has no status.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from disagg_operator.status.kv_links import RouterView
 from disagg_operator.status.pod_problems import Problem, refused, worst_of
 from disagg_operator.vocabulary import Obj
 from disagg_wire.problems import WorkerProblem
-from disagg_wire.protocol import READY
-
-# A view of the routers that is older than this is no longer reported.
-VIEW_MAX_AGE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +52,6 @@ class NetworkCheck:
     message: str = "no network attachment is asked for"
     known: bool = True
     """Whether the check was possible."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerLink:
-    """The transport and the interface by which one worker reports that it moves KV."""
-
-    pod: str
-    role: str
-    transport: str
-    interface: str
-
-
-@dataclass(frozen=True, slots=True)
-class RouterView:
-    """The pairs of prefill and decode workers as the routers report them; the worst of several."""
-
-    expected: int
-    """The number of pairs of ready workers that the router tests by a handshake."""
-    healthy: int
-    """The number of pairs that moved a KV block."""
-    workers: tuple[WorkerLink, ...] = ()
-    """The ready workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,35 +150,3 @@ def network(
 def _amount(allocatable: Mapping[str, Any], resource: str) -> int:
     text = str(allocatable.get(resource, "0"))
     return int(text) if text.isdigit() else 0
-
-
-def router_view(states: Sequence[Mapping[str, Any]]) -> RouterView | None:
-    """Combine the answers of the routers to /internal/v1/state; None if no answer can be parsed."""
-    views = [view for state in states if (view := _one_view(state)) is not None]
-    return min(views, key=lambda v: (v.healthy, -v.expected)) if views else None
-
-
-def _one_view(state: Mapping[str, Any]) -> RouterView | None:
-    pairs = state.get("pairs")
-    if not isinstance(pairs, Mapping):
-        return None
-    expected, healthy = pairs.get("expected"), pairs.get("healthy")
-    if not isinstance(expected, int) or not isinstance(healthy, int):
-        return None
-    workers = [w for w in state.get("workers") or [] if isinstance(w, Mapping) and w.get("state") == READY]
-    links = (
-        WorkerLink(
-            pod=str(w.get("pod", "")),
-            role=str(w.get("role", "")),
-            transport=str(w.get("transport") or "unknown"),
-            interface=str(w.get("interface") or ""),
-        )
-        for w in workers
-    )
-    return RouterView(expected, healthy, tuple(sorted(links, key=lambda link: link.pod)))
-
-
-def workers_by_transport(view: RouterView) -> dict[str, int]:
-    """Return the number of ready workers by the transport that they report."""
-    used = Counter(link.transport for link in view.workers)
-    return {"rdma": used["rdma"], "tcp": used["tcp"]}

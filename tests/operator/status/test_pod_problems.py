@@ -34,7 +34,7 @@ def pod(*containers: dict[str, Any], init: tuple[dict[str, Any], ...] = (), unre
 
 
 BACK_OFF = waiting("CrashLoopBackOff", "back-off 10s")
-RUNNING = {"running": {"startedAt": "2026-01-01T00:01:01Z"}}
+RUNNING: dict[str, Any] = {"running": {"startedAt": "2026-01-01T00:01:01Z"}}
 IN_USE = "starting\nOSError: [Errno 98] Address already in use"
 
 

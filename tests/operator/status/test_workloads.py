@@ -5,19 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from disagg_operator.kube.pods import http_port, is_ready
 from disagg_operator.status.pod_problems import Problem
 from disagg_operator.status.workloads import (
     NetworkCheck,
-    RouterView,
-    WorkerLink,
     Workload,
     network,
-    router_view,
-    workers_by_transport,
     workload,
 )
 
@@ -124,14 +118,6 @@ def test_network(arguments: dict[str, Any], reason: str, ok: bool) -> None:
     assert (seen.reason, seen.ok) == (reason, ok)
 
 
-def test_the_worst_router_is_believed_and_only_ready_workers_count() -> None:
-    worker = {"pod": "p", "role": "prefill", "state": "ready", "transport": "tcp", "interface": "net1"}
-    good = {"pairs": {"expected": 2, "healthy": 2}, "workers": [worker]}
-    bad = {"pairs": {"expected": 2, "healthy": 1}, "workers": [worker, {**worker, "state": "draining"}]}
-    assert router_view([good, bad]) == RouterView(2, 1, (WorkerLink("p", "prefill", "tcp", "net1"),))
-    assert router_view([{"pairs": "many"}, {}]) is None
-
-
 def test_readiness_and_ports() -> None:
     ready = {"metadata": {"name": "p"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
     assert is_ready(ready)
@@ -139,16 +125,6 @@ def test_readiness_and_ports() -> None:
     ports = [{"name": "kv", "containerPort": 9000}, {"name": "http", "containerPort": 8001}]
     assert http_port({"spec": {"containers": [{"ports": ports}]}}, 8000) == 8001
     assert http_port({}, 8000) == 8000
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
-)
-
-
-@given(st.dictionaries(st.sampled_from(["pairs", "workers", "waiting"]), JSON))
-def test_no_answer_of_a_router_can_break_the_operator(state: dict[str, Any]) -> None:
-    router_view([state])
 
 
 def test_a_workload_that_was_never_made_has_no_pods() -> None:
@@ -159,8 +135,3 @@ def test_a_refusal_that_is_over_or_another_condition_is_no_problem() -> None:
     over = {"type": "ReplicaFailure", "status": "False", "message": "exceeded quota"}
     other = {"type": "Available", "status": "True"}
     assert workload("decode", 1, deployment(conditions=[over, other]), []).problem is None
-
-
-def test_workers_are_counted_by_their_transport() -> None:
-    links = tuple(WorkerLink(str(i), "decode", kind, "") for i, kind in enumerate(["tcp", "rdma", "tcp", "unknown"]))
-    assert workers_by_transport(RouterView(1, 1, links)) == {"rdma": 1, "tcp": 2}
