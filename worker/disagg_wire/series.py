@@ -10,7 +10,8 @@ OBJECTIVE = "objective"
 WITHIN = "within"
 PART = "part"
 KIND = "kind"
-READ_LABELS = (OBJECTIVE, WITHIN, PART, KIND, POOL, ROLE)
+SOURCE = "source"
+READ_LABELS = (OBJECTIVE, WITHIN, PART, KIND, POOL, ROLE, SOURCE)
 
 # Labels of the other series.
 ENDPOINT = "endpoint"
@@ -32,6 +33,11 @@ TTFT, TPOT = "ttft", "tpot"
 TRUE, FALSE = "true", "false"
 PROMPT, UNCACHED = "prompt", "uncached"
 OUTPUT, CONTEXT = "output", "context"
+# Values of SOURCE: where the KV of prompt tokens came from.
+LOCAL_COMPUTE = "local_compute"
+LOCAL_CACHE_HIT = "local_cache_hit"
+EXTERNAL_KV_TRANSFER = "external_kv_transfer"
+SOURCES = (LOCAL_COMPUTE, LOCAL_CACHE_HIT, EXTERNAL_KV_TRANSFER)
 
 BUILD_INFO = "disagg_build_info"
 
@@ -65,6 +71,7 @@ WORKER_KV_BLOCKS = "disagg_worker_kv_blocks"
 WORKER_KV_TOKENS = "disagg_worker_kv_tokens"
 WORKER_KV_CAPACITY_TOKENS = "disagg_worker_kv_capacity_tokens"
 WORKER_PROMPT_TOKENS = "disagg_worker_prompt_tokens_total"
+WORKER_PROMPT_TOKENS_BY_SOURCE = "disagg_worker_prompt_tokens_by_source_total"
 WORKER_CACHED_TOKENS = "disagg_worker_cached_tokens_total"
 WORKER_GENERATED_TOKENS = "disagg_worker_generated_tokens_total"
 WORKER_PREEMPTIONS = "disagg_worker_preemptions_total"
@@ -121,6 +128,7 @@ READ_OF_WORKERS = (
     WORKER_KV_TOKENS,
     WORKER_KV_CAPACITY_TOKENS,
     WORKER_GENERATED_TOKENS,
+    WORKER_PROMPT_TOKENS_BY_SOURCE,
     WORKER_PREFILL_BATCHES,
     WORKER_PREFILL_BATCH_TOKENS,
     WORKER_PREFILL_BATCH_TOKENS_SQUARED,

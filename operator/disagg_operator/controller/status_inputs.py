@@ -43,6 +43,7 @@ class Looker:
             router=workload("router", router_name(key[1]), plan.resource.spec.router.replicas),
             network=await self._network(plan),
             view=live.view,
+            verdict=live.spared.verdict,
         )
 
     async def _network(self, plan: AcceptedDeployment) -> NetworkCheck:

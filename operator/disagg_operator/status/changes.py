@@ -44,6 +44,7 @@ _WARNINGS = {
     "RdmaResourceMissing": "RdmaResourceMissing",
     "TransportFallback": "TransportFallback",
     "HandshakeFailed": "KVHandshakeFailed",
+    "PrefillRepeated": "PrefillRepeated",
     "MetricsUnavailable": "MetricsUnavailable",
     "CredentialsUnavailable": "CredentialsUnavailable",
     "ProgressDeadlineExceeded": "RolloutStalled",

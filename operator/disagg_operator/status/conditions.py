@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.vocabulary import Obj
+from disagg_wire.roles import PREFILL
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
 _MAX_MESSAGE = 2048
@@ -78,7 +81,7 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
     pools = [_pool_status(p, observed.pools[p.name]) for p in intent.pools]
     status: Obj = {
         "observedGeneration": intent.generation,
-        "conditions": _stamped(conditions(intent, observed), previous, intent.generation, now),
+        "conditions": _stamped(conditions(intent, observed, previous), previous, intent.generation, now),
         "url": intent.url,
         "model": intent.model,
         "revision": _revision(intent, observed, previous),
@@ -106,8 +109,13 @@ def refused(generation: int, reason: str, message: str, previous: Mapping[str, o
     return {**previous, "observedGeneration": generation, "conditions": conditions_}
 
 
-def conditions(intent: Intent, observed: Observed) -> list[Condition]:
-    """Return all conditions: causes before effects, `Ready` last."""
+def conditions(
+    intent: Intent, observed: Observed, previous: Mapping[str, object] = MappingProxyType({})
+) -> list[Condition]:
+    """Return all conditions: causes before effects, `Ready` last.
+
+    `previous` is the stored status.
+    """
     causes = [
         Condition("Accepted", TRUE, "Valid", "the resource is valid"),
         _network(observed.network),
@@ -118,12 +126,15 @@ def conditions(intent: Intent, observed: Observed) -> list[Condition]:
     available = _available(intent, observed)
     progressing = _progressing(observed)
     scaling = _scaling(intent)
-    degraded = _degraded(available, [*causes, *scaling], intent, observed)
+    effective = _effective(intent, observed, previous)
+    told = [effective] if effective.status == FALSE else []
+    degraded = _degraded(available, [*causes, *scaling, *told], intent, observed)
     return [
         *causes,
         available,
         progressing,
         *scaling,
+        effective,
         degraded,
         _ready([*causes, available], progressing),
     ]
@@ -225,6 +236,27 @@ def _scaling(intent: Intent) -> list[Condition]:
         message = f"no usable metrics of {', '.join(blind)}: replicas are held"
         return [Condition("ScalingActive", FALSE, "MetricsUnavailable", message)]
     return [Condition("ScalingActive", TRUE, "MetricsFound", "replicas follow the load")]
+
+
+def _effective(intent: Intent, observed: Observed, previous: Mapping[str, object]) -> Condition:
+    """Return whether the prompts that prefill computes are not computed again by decode.
+
+    Without new data it stays as it was, also after a restart of the operator.
+    """
+    kind = "DisaggregationEffective"
+    if any(p.name == PREFILL and p.desired == 0 for p in intent.pools):
+        return Condition(kind, UNKNOWN, "NoPrefillWorkers", "without prefill workers decode computes all prompts")
+    verdict = observed.verdict
+    if verdict is None:
+        for old in _conditions_of(previous):
+            if old.get("type") == kind and old.get("status") in (TRUE, FALSE):
+                return Condition(kind, str(old["status"]), str(old.get("reason")), str(old.get("message")))
+        return Condition(kind, UNKNOWN, "NoData", "no decode worker has told yet where its prompt tokens came from")
+    least = f"{100 * EFFECTIVE_SHARE:g} %"
+    if verdict.effective:
+        return Condition(kind, TRUE, "PromptsTransferred", f"decode was spared at least {least} of the prompt tokens")
+    message = f"decode was spared {verdict.percent} % of the prompt tokens, not {least}: it computed the others itself"
+    return Condition(kind, FALSE, "PrefillRepeated", message)
 
 
 def _degraded(available: Condition, others: Sequence[Condition], intent: Intent, observed: Observed) -> Condition:

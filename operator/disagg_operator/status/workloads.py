@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from disagg_operator.status.effectiveness import Verdict
 from disagg_operator.status.kv_links import RouterView
 from disagg_operator.status.pod_problems import Problem, refused, worst_of
 from disagg_operator.vocabulary import Obj
@@ -63,6 +64,8 @@ class Observed:
     network: NetworkCheck = field(default_factory=NetworkCheck)
     view: RouterView | None = None
     """The pairs as the routers report them; None if no ready router answered recently."""
+    verdict: Verdict | None = None
+    """Whether decode is spared what prefill has computed; None before there was traffic."""
 
 
 def workload(

@@ -9,6 +9,7 @@ import pytest
 
 from disagg_operator.status import changes, conditions
 from disagg_operator.status.conditions import Intent, PoolIntent
+from disagg_operator.status.effectiveness import Verdict
 from disagg_operator.status.kv_links import RouterView, WorkerLink
 from disagg_operator.status.pod_problems import Problem
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
@@ -307,3 +308,31 @@ def test_pools_of_two_versions_are_told_apart() -> None:
     decode = WorkerLink("d", "decode", "tcp", "eth0", compat="b", engine="vllm 0.32.0")
     found = told(INTENT, seen(view=RouterView(0, 0, (prefill, decode))))
     assert found["KVTransferReady"] == found["Ready"] == ("False", "EngineMismatch")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected", "degraded"),
+    [
+        (None, ("Unknown", "NoData"), ("False", "AsSpecified")),
+        (Verdict(True, 100), ("True", "PromptsTransferred"), ("False", "AsSpecified")),
+        (Verdict(False, 40), ("False", "PrefillRepeated"), ("True", "PrefillRepeated")),
+    ],
+)
+def test_a_prompt_that_is_computed_twice_is_told(
+    verdict: Verdict | None, expected: tuple[str, str], degraded: tuple[str, str]
+) -> None:
+    found = told(INTENT, replace(seen(), verdict=verdict))
+    assert (found["DisaggregationEffective"], found["Degraded"]) == (expected, degraded)
+    assert found["Ready"] == ("True", "Ready")
+
+
+def test_a_verdict_outlives_the_operator_and_not_the_prefill_pool() -> None:
+    before = conditions.build(INTENT, replace(seen(), verdict=Verdict(False, 40)), {}, NOW)
+    assert conditions.build(INTENT, seen(), before, LATER) == before
+    alone = replace(INTENT, pools=(replace(POOLS[0], desired=0), POOLS[1]))
+    built = conditions.build(alone, seen(prefill=Workload("prefill", 0, settled=True)), before, LATER)
+    (found,) = [c for c in built["conditions"] if c["type"] == "DisaggregationEffective"]
+    assert (found["status"], found["reason"]) == ("Unknown", "NoPrefillWorkers")
+    again = conditions.build(INTENT, seen(), built, LATER)
+    (found,) = [c for c in again["conditions"] if c["type"] == "DisaggregationEffective"]
+    assert found["reason"] == "NoData"
