@@ -10,7 +10,8 @@ OBJECTIVE = "objective"
 WITHIN = "within"
 PART = "part"
 KIND = "kind"
-READ_LABELS = (OBJECTIVE, WITHIN, PART, KIND, POOL, ROLE)
+SOURCE = "source"
+READ_LABELS = (OBJECTIVE, WITHIN, PART, KIND, POOL, ROLE, SOURCE)
 
 # Labels of the other series.
 ENDPOINT = "endpoint"
@@ -24,17 +25,11 @@ NAMESPACE = "namespace"
 DEPLOYMENT = "deployment"
 NAME = "name"
 COMPONENT = "component"
-SOURCE = "source"
 VERSION = "version"
 PYTHON = "python"
 TRANSPORT = "transport"
 EVIDENCE = "evidence"
 WHAT = "what"
-
-# Values of SOURCE: where the KV of a prompt token came from.
-LOCAL_COMPUTE = "local_compute"
-LOCAL_CACHE_HIT = "local_cache_hit"
-EXTERNAL_KV_TRANSFER = "external_kv_transfer"
 
 # Values of OBJECTIVE, WITHIN, PART and KIND.
 TTFT, TPOT = "ttft", "tpot"
@@ -43,6 +38,11 @@ PROMPT, UNCACHED = "prompt", "uncached"
 OUTPUT, CONTEXT = "output", "context"
 # Values of WHAT.
 SEED, PENALTY = "seed", "penalty"
+# Values of SOURCE: where the KV of prompt tokens came from.
+LOCAL_COMPUTE = "local_compute"
+LOCAL_CACHE_HIT = "local_cache_hit"
+EXTERNAL_KV_TRANSFER = "external_kv_transfer"
+SOURCES = (LOCAL_COMPUTE, LOCAL_CACHE_HIT, EXTERNAL_KV_TRANSFER)
 
 BUILD_INFO = "disagg_build_info"
 
@@ -78,6 +78,7 @@ WORKER_KV_BLOCKS = "disagg_worker_kv_blocks"
 WORKER_KV_TOKENS = "disagg_worker_kv_tokens"
 WORKER_KV_CAPACITY_TOKENS = "disagg_worker_kv_capacity_tokens"
 WORKER_PROMPT_TOKENS = "disagg_worker_prompt_tokens_total"
+WORKER_PROMPT_TOKENS_BY_SOURCE = "disagg_worker_prompt_tokens_by_source_total"
 WORKER_CACHED_TOKENS = "disagg_worker_cached_tokens_total"
 WORKER_GENERATED_TOKENS = "disagg_worker_generated_tokens_total"
 WORKER_PREEMPTIONS = "disagg_worker_preemptions_total"
@@ -96,7 +97,6 @@ WORKER_DECODE_STEP_KV_TOKENS = "disagg_worker_decode_step_kv_tokens_total"
 WORKER_DECODE_STEP_SECONDS = "disagg_worker_decode_step_seconds_total"
 PREFILL_BATCH_LIMIT_TOKENS = "disagg_prefill_batch_limit_tokens"
 PREFILL_BATCH_MOST_TOKENS = "disagg_prefill_batch_most_tokens"
-WORKER_PROMPT_TOKENS_BY_SOURCE = "disagg_worker_prompt_tokens_by_source_total"
 # Of engines behind an adapter.
 ENGINE_TRANSFER_BYTES = "disagg_engine_transfer_bytes_total"
 ENGINE_TRANSFER_SECONDS = "disagg_engine_transfer_seconds_total"
@@ -144,6 +144,7 @@ READ_OF_WORKERS = (
     WORKER_KV_TOKENS,
     WORKER_KV_CAPACITY_TOKENS,
     WORKER_GENERATED_TOKENS,
+    WORKER_PROMPT_TOKENS_BY_SOURCE,
     WORKER_PREFILL_BATCHES,
     WORKER_PREFILL_BATCH_TOKENS,
     WORKER_PREFILL_BATCH_TOKENS_SQUARED,
