@@ -64,7 +64,7 @@ class Served:
     async def ask(
         self, prompt: list[int], max_tokens: int, *, at: tuple[int, Callable[[], object]] | None = None, **more: Any
     ) -> Answer:
-        """Stream a greedy completion; `at` is a number of tokens and what to do when they are out."""
+        """Stream a greedy completion; `at` is a number of tokens and what to do at that point."""
         body = {
             "model": MODEL_NAME, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "stream": True,
             "logprobs": 0, "ignore_eos": True, **more,

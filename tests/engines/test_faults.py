@@ -5,6 +5,7 @@ and no block stays behind.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import time
@@ -101,6 +102,29 @@ async def test_after_500_requests_of_which_100_were_cancelled_every_block_is_fre
         answer = await stack.ask(asked[3], 16)
         assert (answer.tokens, answer.trace["path"]) == (wanted[3], "remote")
         assert (await stack.info("d0"))["load"]["room"]["free_seats"] == 16
+
+
+async def test_a_hung_engine_is_found_by_a_token_within_its_limits(tmp_path: Path) -> None:
+    """Its processes and /health answer, its work waits, and its counters stand still."""
+    async with served(tmp_path, PREFILL, DECODE, DECODE, probe_after_s=4, probe_timeout_s=4) as stack:
+        (prompt,) = prompts(2, longest=300, seed=19)[1:]
+        wanted = await stack.ask(prompt, 300)
+        hung = wanted.trace["decode"]["pod"]
+
+        def freeze() -> None:
+            for pid, command in stack.engines[hung].living().items():
+                if "EngineCore" in command or "Worker" in command:
+                    os.kill(pid, signal.SIGSTOP)
+
+        task = asyncio.create_task(stack.ask(prompt, 300, at=(20, freeze)))
+        async with asyncio.timeout(30):
+            while (await stack.http.get(f"{stack.adapter_urls[hung]}/healthz")).status_code != 503:
+                await asyncio.sleep(0.1)
+        assert (await stack.engines[hung].http.get("/health")).status_code == 200
+        assert (await stack.http.get(f"{stack.adapter_urls[hung]}/readyz")).status_code == 503
+        answer = await task
+        assert (answer.error, answer.tokens) == (None, wanted.tokens)
+        assert answer.trace["decode"]["pod"] != hung
 
 
 async def test_a_prefill_worker_that_is_told_to_go_gives_no_error(tmp_path: Path) -> None:
