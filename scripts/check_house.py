@@ -22,7 +22,9 @@ MAX_FRAGMENT_SHARE = 0.03
 PACKAGES = (
     "operator/disagg_operator",
     "worker/disagg_wire",
+    "worker/disagg_protocol",
     "worker/disagg_worker",
+    "worker/disagg_adapter",
     "worker/disagg_router",
 )
 # Folders beside each other that implement one interface have files of the same names.

@@ -22,6 +22,8 @@ from tests.worker import checkpoints
 from tests.worker.server import rig
 
 from disagg_operator.status.kv_links import router_view
+from disagg_protocol import bodies
+from disagg_protocol.ticket import verify
 from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace
 from disagg_router.dispatch.request_state import RequestState, Token
 from disagg_router.errors import AttemptFailed, NoRoom
@@ -30,8 +32,6 @@ from disagg_router.workers.pair_choice import Choice
 from disagg_router.workers.table import WorkerTable
 from disagg_router.workers.worker_info import Member, parse_info
 from disagg_router.workers.worker_info import Worker as KnownWorker
-from disagg_worker.server import bodies
-from disagg_worker.transfer.ticket import verify
 
 KEY = b"k" * 32
 WORK = [e for e in EXCHANGES if e.path in ("/internal/v1/decode", "/internal/v1/prefill")]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from tests.releases.recorded import RELEASE, load
 
+from disagg_protocol.events import ErrorEvent, TokenEvent
+from disagg_protocol.ticket import Ticket, verify
 from disagg_worker.transfer import frames
 from disagg_worker.transfer.listener import KvListener, Received, Session
 from disagg_worker.transfer.sender import SenderTimeouts, TcpKvSender, TransferDone
-from disagg_worker.transfer.ticket import Ticket, verify
-from disagg_worker.values.events import ErrorEvent, TokenEvent
 from disagg_worker.values.layouts import KvLayout
 
 KEY = b"k" * 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
+from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
 
 DEADLINE_S = 240.0
 

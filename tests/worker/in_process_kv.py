@@ -6,9 +6,9 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 
+from disagg_protocol.events import ErrorEvent, Event, EventSink, TokenEvent
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
-from disagg_worker.values.events import ErrorEvent, Event, EventSink, TokenEvent
-from disagg_worker.values.sampling_params import SamplingParams
 
 
 class InProcessKvSender:

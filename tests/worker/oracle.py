@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from disagg_worker.values.sampling_params import SamplingParams
+from disagg_protocol.sampling_params import SamplingParams
 
 MODEL = Path(__file__).parents[2] / "models" / "stdlib-llama"
 PROMPTS, NEW_TOKENS, LONGEST_TOKENS = 100, 16, 1500

@@ -1,5 +1,8 @@
 """PURE: The roles of workers. A role is passed as one of these strings, and compared by value."""
 
+from typing import Literal
+
+Role = Literal["prefill", "decode", "both"]
 PREFILL = "prefill"
 DECODE = "decode"
 # The two pools of a deployment, in the order in which a request passes them.

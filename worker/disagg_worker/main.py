@@ -7,39 +7,29 @@ works. On SIGTERM it drains and exits with status 0.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
-import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import uvicorn
 import uvloop
 
+from disagg_protocol import network_interfaces
+from disagg_protocol.errors import EngineError
+from disagg_protocol.model_files import tokenizer_files
+from disagg_protocol.process import Process
 from disagg_wire.environment import WorkerVariable
 from disagg_worker import settings
 from disagg_worker.engine.engine_config import EngineConfig
-from disagg_worker.server import jobs, network_interfaces
-from disagg_worker.server.app import create_app
+from disagg_worker.server import jobs
 from disagg_worker.server.worker import Worker
 from disagg_worker.transfer.compatibility import compat_hash
 from disagg_worker.transfer.listener import KvListener
-from disagg_worker.values.errors import EngineError
 
 log = logging.getLogger("disagg_worker")
 _INTERFACE_TIMEOUT_S = 10.0
-
-
-class QuietServer(uvicorn.Server):
-    """uvicorn's server without its signal handling, which would cut running streams."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def engine_config(s: settings.Settings) -> EngineConfig:
@@ -85,7 +75,7 @@ def load_node(
 
     folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
     log.info("loading %s from %s", s.model_name, folder)
-    tokenizer = loader.tokenizer_files(folder)
+    tokenizer = tokenizer_files(folder)
     engine = TorchEngine(folder, engine_config(s), on_progress=worker.on_progress, on_lost=on_lost)
     host = (
         network_interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S)
@@ -110,24 +100,6 @@ def load_node(
     )
     worker.publish_identity()
     log.info("ready: role %s, KV on %s (%s:%d), %s", s.role, interface, host, listener.port, engine.layout)
-
-
-async def _drain(worker: Worker, server: uvicorn.Server, timeout_s: float) -> None:
-    """Refuse new requests, let the running ones finish, then stop the server.
-
-    Requests that still run near the deadline end with the error `draining`.
-    """
-    worker.draining = True
-    log.info("draining: %d requests run", worker.active)
-    if not await worker.wait_idle(timeout_s - _grace_s(timeout_s)):
-        log.warning("drain timed out after %g s, %d requests are cut off", timeout_s, worker.active)
-        await worker.break_off(_grace_s(timeout_s))
-    server.should_exit = True
-
-
-def _grace_s(drain_timeout_s: float) -> float:
-    """Return the part of the drain timeout that is kept for breaking off requests."""
-    return min(5.0, drain_timeout_s / 10)
 
 
 def _start_loading(s: settings.Settings, key: bytes, worker: Worker, failed: Callable[[], object]) -> threading.Thread:
@@ -155,29 +127,9 @@ async def serve(s: settings.Settings) -> int:
     """Run until SIGTERM or until the model cannot be loaded, and return the exit status."""
     key = s.cluster_key()
     worker = Worker(s, key, f"{s.pod_uid or secrets.token_hex(16)}/{secrets.token_hex(16)}")
-    config = uvicorn.Config(
-        create_app(worker),
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(_grace_s(s.drain_timeout_s))),
-    )
-    server = QuietServer(config)
-    loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-
-    def on_signal() -> None:
-        if not worker.draining:
-            tasks.add(loop.create_task(_drain(worker, server, s.drain_timeout_s)))
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    with socket.create_server((s.host, s.port), backlog=2048) as listening:
-        log.info("HTTP on %s:%d", s.host, listening.getsockname()[1])
-        loading = _start_loading(
-            s, key, worker, lambda: loop.call_soon_threadsafe(setattr, server, "should_exit", True)
-        )
-        await server.serve(sockets=[listening])
+    process = Process(worker, s.host, s.port, s.drain_timeout_s)
+    loading = _start_loading(s, key, worker, process.stop_soon)
+    await process.run()
     if worker.node is not None:
         worker.node.listener.close()
         worker.node.engine.stop(5.0)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from disagg_wire.cluster_key import ClusterKeyError, read_key
 from disagg_wire.environment import WorkerVariable, fields_in, variable_of
-from disagg_worker.values.choices import Role
+from disagg_wire.roles import Role
 
 
 class SettingsError(Exception):

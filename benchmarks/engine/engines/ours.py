@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from benchmarks.engine import loop
+from disagg_protocol.events import EndEvent, Event, TokenEvent
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
-from disagg_worker.values.events import EndEvent, Event, TokenEvent
-from disagg_worker.values.sampling_params import SamplingParams
 
 _DEADLINE_S = 300.0
 

@@ -83,7 +83,7 @@ class Runtime:
             live=self.live,
             recorder=Recorder(kube, clock, wall, new_id),
             metrics=self.metrics,
-            images=Images(worker=settings.worker_image, router=settings.router_image),
+            images=Images(settings.worker_image, settings.router_image, adapter=settings.adapter_image),
             wall=wall,
             new_cluster_key=new_cluster_key,
             clock=clock,

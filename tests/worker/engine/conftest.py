@@ -10,10 +10,10 @@ import pytest
 from tests.worker import checkpoints
 from tests.worker.engine.engines import BLOCK_BYTES, Make
 
+from disagg_wire.roles import Role
 from disagg_worker.backend.interface import Backend
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
-from disagg_worker.values.choices import Role
 
 
 @pytest.fixture(scope="module")

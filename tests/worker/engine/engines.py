@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from tests.worker.collector import Collector
 
+from disagg_protocol.events import ErrorEvent, TokenEvent
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.steps import Steps
-from disagg_worker.values.events import ErrorEvent, TokenEvent
-from disagg_worker.values.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(seed=1, max_new_tokens=12, temperature=0.0)
 RANDOM = SamplingParams(seed=5, max_new_tokens=12, temperature=0.9, top_p=0.9, presence_penalty=0.4)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from disagg_protocol.events import Event
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.block_pool import Holding, State
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.kv_store import KvStore
@@ -11,8 +13,6 @@ from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
-from disagg_worker.values.events import Event
-from disagg_worker.values.sampling_params import SamplingParams
 
 SIZE, MAX_LEN, BLOCKS = 4, 64, 20
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.profiles import examples
 
+from disagg_protocol.errors import NoCapacity
 from disagg_worker.engine.block_pool import BlockPool, BlockRef, Eviction, Holding, StaleReference, State, blocks_for
 from disagg_worker.engine.kv_store import KvStore
-from disagg_worker.values.errors import NoCapacity
 
 HELD = st.sampled_from([State.USED, State.LEASED])
 TOTAL = 12

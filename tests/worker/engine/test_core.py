@@ -12,9 +12,9 @@ from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Gate, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import generate_remote
 
-from disagg_worker.values.errors import InvalidInput, ModelError, NoCapacity
-from disagg_worker.values.events import EndEvent
-from disagg_worker.values.sampling_params import SamplingParams
+from disagg_protocol.errors import InvalidInput, ModelError, NoCapacity
+from disagg_protocol.events import EndEvent
+from disagg_protocol.sampling_params import SamplingParams
 
 # ---- Tokens ----
 

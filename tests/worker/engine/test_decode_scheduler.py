@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disagg_protocol.errors import InvalidInput, NoCapacity
 from disagg_worker.engine.decode_scheduler import Capacity, blocks_to_hold, check_length, victim
-from disagg_worker.values.errors import InvalidInput, NoCapacity
 
 ROOMY = Capacity(
     block_size_tokens=16,

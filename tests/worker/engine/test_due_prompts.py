@@ -11,8 +11,8 @@ import pytest
 from tests.worker.collector import Collector
 from tests.worker.engine.engines import GREEDY, Keeper, Make, Turnstile, local, prompt
 
+from disagg_protocol.events import Event, TokenEvent
 from disagg_worker.engine.core import TorchEngine
-from disagg_worker.values.events import Event, TokenEvent
 
 ONE = replace(GREEDY, max_new_tokens=1)
 

@@ -18,14 +18,14 @@ from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Gate, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import InProcessKvSender, generate_remote
 
+from disagg_protocol.errors import NoCapacity
+from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
 from disagg_worker.engine import contract
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.steps import Steps
 from disagg_worker.execution.executor import Step
-from disagg_worker.values.errors import NoCapacity
-from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 
 # ---- Cancels, stops and faults ----
 

@@ -13,12 +13,12 @@ from tests.worker.collector import Collector
 from tests.worker.in_process_kv import generate_remote
 from tests.worker.oracle import MODEL
 
+from disagg_protocol.errors import ModelError
 from disagg_worker.backend import paged_attention
 from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.transfer.compatibility import compat_hash
-from disagg_worker.values.errors import ModelError
 
 
 def _engine(role: Any = "both", **changes: Any) -> TorchEngine:

@@ -9,9 +9,9 @@ from tests.worker.in_process_kv import generate_remote
 from tests.worker.oracle import MODEL, NEW_TOKENS, PROMPTS, SAMPLING, TIE
 from tokenizers import Tokenizer
 
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
-from disagg_worker.values.sampling_params import SamplingParams
 
 
 @pytest.mark.slow

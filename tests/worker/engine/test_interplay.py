@@ -15,11 +15,11 @@ from tests.worker import checkpoints
 from tests.worker.collector import Collector
 from tests.worker.in_process_kv import InProcessKvSender, generate_remote
 
+from disagg_protocol.errors import InvalidInput, NoCapacity
+from disagg_protocol.events import TokenEvent
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
-from disagg_worker.values.errors import InvalidInput, NoCapacity
-from disagg_worker.values.events import TokenEvent
-from disagg_worker.values.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(seed=1, max_new_tokens=8, temperature=0.0)
 DRAWN = SamplingParams(seed=9, max_new_tokens=8, temperature=1.3, frequency_penalty=0.3, repetition_penalty=1.2)

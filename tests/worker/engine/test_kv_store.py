@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import pytest
 
+from disagg_protocol.errors import NoCapacity
 from disagg_worker.engine.block_pool import State
 from disagg_worker.engine.kv_store import KvStore
-from disagg_worker.values.errors import NoCapacity
 
 NAMES = [b"first", b"second", b"third"]
 

@@ -13,12 +13,12 @@ from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import generate_remote
 
+from disagg_protocol.errors import NoCapacity
+from disagg_protocol.events import EndEvent, ErrorEvent
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.backend.interface import Batch
 from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.engine.core import TorchEngine
-from disagg_worker.values.errors import NoCapacity
-from disagg_worker.values.events import EndEvent, ErrorEvent
-from disagg_worker.values.sampling_params import SamplingParams
 
 SMALL = {"kv_cache_bytes": MAX_LEN_BLOCKS * BLOCK_BYTES, "growth_reserve_tokens": 4}
 LONG = [replace(GREEDY, max_new_tokens=70), replace(RANDOM, max_new_tokens=70, temperature=1.0)]

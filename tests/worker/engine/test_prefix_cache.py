@@ -12,11 +12,11 @@ from tests.worker.collector import Collector
 from tests.worker.engine.engines import BLOCK_BYTES, GREEDY, MAX_LEN_BLOCKS, RANDOM, Keeper, Make, local, prompt
 from tests.worker.in_process_kv import generate_remote
 
+from disagg_protocol.errors import InvalidInput
+from disagg_protocol.events import EndEvent
 from disagg_worker.engine.block_pool import StaleReference
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.handles import HeldBlocks
-from disagg_worker.values.errors import InvalidInput
-from disagg_worker.values.events import EndEvent
 
 
 def _generate(engine: TorchEngine, tokens: list[int], tenant: str = "") -> tuple[list[int], int | None]:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from tests.profiles import examples
 from tests.worker.engine.queue_run import BLOCKS, SIZE, Run
 
+from disagg_protocol.errors import NoCapacity
 from disagg_wire.room import Room
 from disagg_worker.engine.block_pool import State
 from disagg_worker.engine.deadlines import PATIENCE_S
 from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.sequence import Sequence
-from disagg_worker.values.errors import NoCapacity
 
 acts = st.tuples(
     st.sampled_from(["local", "local", "prefill", "reserve", "join", "turn", "release"]),

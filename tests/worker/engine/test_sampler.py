@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.profiles import examples
 
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine import sampler
 from disagg_worker.engine.sampler import Row, Sampled, sample_rows, uniform
-from disagg_worker.values.sampling_params import SamplingParams
 
 VOCAB = 32
 PLAIN = SamplingParams(seed=7, max_new_tokens=100)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from disagg_protocol.events import Event
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.block_pool import Holding, State
 from disagg_worker.engine.sequence import Sequence
-from disagg_worker.values.events import Event
-from disagg_worker.values.sampling_params import SamplingParams
 
 MAX_LEN = 10
 

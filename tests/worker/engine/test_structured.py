@@ -15,12 +15,12 @@ import pytest
 from tests.worker.collector import Collector
 from tests.worker.in_process_kv import generate_remote
 
+from disagg_protocol.errors import InvalidInput
+from disagg_protocol.sampling_params import SamplingParams, Structured
+from disagg_wire.roles import Role
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.engine.structured import Grammars
-from disagg_worker.values.choices import Role
-from disagg_worker.values.errors import InvalidInput
-from disagg_worker.values.sampling_params import SamplingParams, Structured
 
 tokenizers = pytest.importorskip("tokenizers")
 MODEL = Path(__file__).parents[3] / "models/stdlib-llama"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from disagg_wire.roles import Role
 from disagg_worker.engine.core import TorchEngine
 from disagg_worker.engine.engine_config import EngineConfig
-from disagg_worker.values.choices import Role
 
 Start = Callable[..., TorchEngine]
 

@@ -14,9 +14,9 @@ from tests.worker.execution.conftest import Start
 from tests.worker.in_process_kv import generate_remote
 from tests.worker.oracle import MODEL
 
+from disagg_protocol.errors import ModelError
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.core import TorchEngine
-from disagg_worker.values.errors import ModelError
-from disagg_worker.values.sampling_params import SamplingParams
 
 SAMPLING = SamplingParams(seed=3, max_new_tokens=16, temperature=0.0)
 LENGTHS = (1, 15, 16, 17, 40, 100)

@@ -16,10 +16,10 @@ from tests.worker import checkpoints
 from tests.worker.collector import Collector
 from tests.worker.execution.conftest import Start
 
+from disagg_protocol.errors import ModelError, NoCapacity
+from disagg_protocol.events import ErrorEvent
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.core import TorchEngine
-from disagg_worker.values.errors import ModelError, NoCapacity
-from disagg_worker.values.events import ErrorEvent
-from disagg_worker.values.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.slow
 LONG = SamplingParams(seed=3, max_new_tokens=60000, temperature=0.0)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.worker import checkpoints
 from tests.worker.checkpoints import LLAMA3_ROPE, TINY
 
+from disagg_protocol.errors import ModelError
 from disagg_worker.model.config import LinearScaling, Llama3Scaling, YarnScaling, parse_config, unknown_fields
 from disagg_worker.model.loader import load_config
-from disagg_worker.values.errors import ModelError
 
 
 def test_a_config_is_read_with_its_defaults() -> None:

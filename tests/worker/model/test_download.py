@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 import torch
 from disagg_worker.backend.plain import PlainBackend
-from disagg_worker.values.errors import ModelError
+from disagg_protocol.errors import ModelError
 from disagg_worker.model.loader import load_config, pick_dtype, resolve
 from disagg_worker.model.network import load_network
 try:

@@ -19,6 +19,7 @@ from tests.worker.checkpoints import TINY
 from tests.worker.oracle import MODEL
 from tests.worker.runner import Runner, fed
 
+from disagg_protocol.errors import ModelError
 from disagg_worker.backend.interface import Backend, GroupQuantizedWeight
 from disagg_worker.backend.plain import PlainBackend, dequantized
 from disagg_worker.model.loader import load_config
@@ -26,7 +27,6 @@ from disagg_worker.model.network import load_network
 from disagg_worker.model.quantization import cut, quantize, to_fp8, unpack
 from disagg_worker.model.quantization_config import parse_quantization
 from disagg_worker.model.weights import Shard
-from disagg_worker.values.errors import ModelError
 
 PLAIN = PlainBackend(torch.device("cpu"))
 CONFIG: dict[str, Any] = {**TINY, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16}

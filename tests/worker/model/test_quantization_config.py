@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disagg_protocol.errors import ModelError
 from disagg_worker.model.quantization_config import StoredQuantization, parse_quantization
-from disagg_worker.values.errors import ModelError
 
 GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 AWQ: dict[str, Any] = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}

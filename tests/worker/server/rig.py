@@ -18,9 +18,10 @@ from typing import Any
 import httpx
 import uvicorn
 
+from disagg_protocol.app import create_app
+from disagg_protocol.process import QuietServer
 from disagg_wire.cluster_key import bearer_of
-from disagg_worker.main import QuietServer, load_node
-from disagg_worker.server.app import create_app
+from disagg_worker.main import load_node
 from disagg_worker.server.worker import Worker
 from disagg_worker.settings import Settings
 from disagg_worker.values.engine_load import Load

@@ -9,7 +9,7 @@ import pytest
 from tests.worker.engine.engines import Turnstile
 from tests.worker.server.rig import Running, body, prompt, running, tokens_of
 
-from disagg_worker.server.bodies import Line
+from disagg_protocol.bodies import Line
 
 
 def _request(name: str, n: int, within_s: float | None) -> Line:

@@ -15,9 +15,9 @@ import pytest
 from tests.worker.server.rig import KEY, Line, Running, body, pair, prompt, running, tokens_of
 from tests.worker.transfer.rig import Peer
 
+from disagg_protocol.ticket import Ticket, sign, token_hash, verify
 from disagg_worker.transfer.frame_socket import FrameSocket
 from disagg_worker.transfer.frames import FrameType, Header
-from disagg_worker.transfer.ticket import Ticket, sign, token_hash, verify
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 SAMPLED: dict[str, Any] = {
@@ -280,7 +280,7 @@ async def test_a_prefill_connects_nowhere_but_where_a_valid_ticket_says(tiny: Pa
         async with p.decode.call("decode", request | {"mode": "remote"}) as events:
             ticket = await _ticket(events)
             status, error = await p.prefill.refused("prefill", request | {"ticket": ticket | change})
-            assert (status, error["code"], error["retryable"]) == (400, "invalid_request", False)
+            assert (status, error["code"], error["retryable"]) == (400, "ticket_refused", False)
             assert message in error["message"]
         await p.serves_the_next()
 

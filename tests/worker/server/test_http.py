@@ -15,11 +15,11 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from tests.worker.server.rig import KEY, body, make_settings, prompt, running, serve, tokens_of
 
+from disagg_protocol import app
+from disagg_protocol.app import MAX_BODY_BYTES
+from disagg_protocol.bodies import Line
+from disagg_protocol.event_stream import NdjsonResponse
 from disagg_worker.model.checkpoint import Checkpoint
-from disagg_worker.server import app
-from disagg_worker.server.app import MAX_BODY_BYTES
-from disagg_worker.server.bodies import Line
-from disagg_worker.server.event_stream import NdjsonResponse
 from disagg_worker.server.worker import Worker
 
 PROTECTED = [("GET", "info"), ("GET", "tokenizer"), ("POST", "decode"), ("POST", "prefill")]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from tests.worker.server.rig import Line, Pair, Running, body, pair, prompt, running, tokens_of
 
-from disagg_worker.server.jobs import Job
-from disagg_worker.values.events import ErrorEvent
+from disagg_protocol.events import ErrorEvent
+from disagg_protocol.requests import Job
 
 CLOSED = ErrorEvent("closed", "", retryable=False)
 LONG = body(prompt(20), max_new_tokens=60000)

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from disagg_protocol.events import TokenEvent
+from disagg_protocol.ticket import Ticket, begin_proof, sign, token_hash
 from disagg_worker.transfer.frame_socket import FrameSocket, parse_json
 from disagg_worker.transfer.frames import FrameType, Header, encode_header
 from disagg_worker.transfer.listener import KvListener, Received, Session
 from disagg_worker.transfer.manifest import Digest, commit_payload
-from disagg_worker.transfer.ticket import Ticket, begin_proof, sign, token_hash
-from disagg_worker.values.events import TokenEvent
 from disagg_worker.values.layouts import KvLayout
 
 KEY = b"k" * 32

@@ -29,9 +29,9 @@ from tests.worker.transfer.rig import (
     whole_stream,
 )
 
+from disagg_protocol.ticket import sign
 from disagg_worker.transfer.frames import MAX_PAYLOAD_BYTES, FrameType, Header
 from disagg_worker.transfer.listener import KvListener, Phase, Received, Session
-from disagg_worker.transfer.ticket import sign
 
 
 def failed_with(r: Rig, session: Session) -> tuple[str, str]:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disagg_protocol.events import TokenEvent
+from disagg_protocol.ticket import Ticket, token_hash
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Coverage, commit_payload, verify_commit
-from disagg_worker.transfer.ticket import Ticket, token_hash
-from disagg_worker.values.events import TokenEvent
 from disagg_worker.values.layouts import KvLayout
 
 LAYOUT = KvLayout(layers=2, kv_heads=1, head_dim=2, block_size_tokens=2, dtype="float32", itemsize_bytes=4)

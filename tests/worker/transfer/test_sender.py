@@ -14,12 +14,12 @@ from contextlib import contextmanager
 import pytest
 from tests.worker.transfer.rig import BLOCKS, FIRST, KEY, LAYOUT, SOURCE, TOKENS, Memory, layer_payload, rig
 
+from disagg_protocol.events import ErrorEvent
+from disagg_protocol.ticket import Ticket, sign
 from disagg_worker.transfer.frame_socket import FrameSocket
 from disagg_worker.transfer.frames import FrameType, Header
 from disagg_worker.transfer.listener import Received
 from disagg_worker.transfer.sender import SenderTimeouts, TcpKvSender, TransferDone
-from disagg_worker.transfer.ticket import Ticket, sign
-from disagg_worker.values.events import ErrorEvent
 
 
 class Sending:

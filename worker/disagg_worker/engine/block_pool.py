@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from disagg_worker.values.errors import NoCapacity
+from disagg_protocol.errors import NoCapacity
 
 Eviction = Literal["lru", "fifo"]
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from disagg_protocol.events import ErrorEvent, EventSink, TokenEvent
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_wire.room import Room
 from disagg_worker.values.engine_load import Load
-from disagg_worker.values.events import ErrorEvent, EventSink, TokenEvent
 from disagg_worker.values.layouts import KvLayout, ModelInfo
-from disagg_worker.values.sampling_params import SamplingParams
 
 
 class KvSender(Protocol):

@@ -18,6 +18,9 @@ from typing import TypeVar
 
 import torch
 
+from disagg_protocol.errors import InvalidInput, NoCapacity
+from disagg_protocol.events import CANCELLED, EndEvent, ErrorEvent, EventSink
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_wire import codes
 from disagg_wire.room import Room
 from disagg_worker.backend.interface import Backend
@@ -38,10 +41,7 @@ from disagg_worker.engine.structured import Grammars
 from disagg_worker.model import loader
 from disagg_worker.model.checkpoint import OnProgress
 from disagg_worker.values.engine_load import Load
-from disagg_worker.values.errors import InvalidInput, NoCapacity
-from disagg_worker.values.events import CANCELLED, EndEvent, ErrorEvent, EventSink
 from disagg_worker.values.layouts import ModelInfo
-from disagg_worker.values.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
 # A step longer than this means the loop is stuck, not slow.

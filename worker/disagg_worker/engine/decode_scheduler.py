@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from disagg_protocol.errors import InvalidInput, NoCapacity
 from disagg_worker.engine.block_pool import blocks_for
-from disagg_worker.values.errors import InvalidInput, NoCapacity
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from disagg_protocol.errors import NoCapacity
 from disagg_worker.engine.block_pool import BlockPool, BlockRef, Eviction, Holding, State
 from disagg_worker.engine.host_tier import HostRef, HostTier
-from disagg_worker.values.errors import NoCapacity
 
 
 class BlockBytes(Protocol):

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Sequence as Many
 from dataclasses import replace
 
+from disagg_protocol.errors import NoCapacity
 from disagg_wire.room import Room
 from disagg_worker.engine.block_pool import Holding, State, blocks_for
 from disagg_worker.engine.deadlines import PATIENCE_S, Timing, Waiting, by_due
@@ -20,7 +21,6 @@ from disagg_worker.engine.prefill_pace import UNKNOWN, Pace
 from disagg_worker.engine.prefill_scheduler import FairShares, PrefillRules, plan_prefill
 from disagg_worker.engine.prefix_hash import PrefixNames
 from disagg_worker.engine.sequence import Sequence
-from disagg_worker.values.errors import NoCapacity
 
 Work = list[tuple[Sequence, int]]
 _NEXT = -1

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.sequence import TokenMask
-from disagg_worker.values.sampling_params import SamplingParams
 
 Floats = npt.NDArray[np.floating]
 # Sampling is greedy below this temperature: dividing by less overflows float32.

@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from disagg_protocol.events import EventSink
+from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.block_pool import Holding
 from disagg_worker.engine.contract import KvSender
-from disagg_worker.values.events import EventSink
-from disagg_worker.values.sampling_params import SamplingParams
 
 
 class TokenMask(Protocol):

@@ -8,12 +8,12 @@ import logging
 import threading
 import time
 
+from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
 from disagg_wire import codes
 from disagg_worker.engine.queues import Queues
 from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.steps import Outcome
 from disagg_worker.engine.structured import GrammarError
-from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
 
 log = logging.getLogger(__name__)
 INTERNAL = ErrorEvent(codes.INTERNAL, "the engine failed on this request; see the worker's log", retryable=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from disagg_protocol.errors import ModelError
 from disagg_worker.backend.interface import Backend
 from disagg_worker.engine.block_pool import blocks_for
 from disagg_worker.engine.engine_config import EngineConfig
@@ -22,7 +23,6 @@ from disagg_worker.model.checkpoint import OnProgress
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.network import load_network
 from disagg_worker.model.weights import Shard
-from disagg_worker.values.errors import ModelError
 from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)

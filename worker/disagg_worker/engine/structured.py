@@ -20,8 +20,8 @@ import llguidance.numpy
 import numpy as np
 import numpy.typing as npt
 
-from disagg_worker.values.errors import InvalidInput
-from disagg_worker.values.sampling_params import Structured
+from disagg_protocol.errors import InvalidInput
+from disagg_protocol.sampling_params import Structured
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
+from disagg_protocol.errors import EngineError, ModelError
 from disagg_worker.execution import rank_json, step_bytes
 from disagg_worker.execution.channel import Channel, MessageKind
 from disagg_worker.execution.collectives import Collectives, serve_store
 from disagg_worker.execution.executor import LocalExecutor, OnLayer, Step
-from disagg_worker.values.errors import EngineError, ModelError
 from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from disagg_worker.model.files import read_json
-from disagg_worker.values.errors import ModelError
+from disagg_protocol.errors import ModelError
+from disagg_protocol.model_files import read_json
 
 log = logging.getLogger(__name__)
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from disagg_protocol.errors import ModelError
 from disagg_worker.backend.interface import DenseWeight, Fp8Weight, GroupQuantizedWeight, Weight
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.model.config import ModelConfig
@@ -28,7 +29,6 @@ from disagg_worker.model.weights import (
     read_head,
 )
 from disagg_worker.values.choices import Quantization
-from disagg_worker.values.errors import ModelError
 
 _GROUPS = (128, 64, 32)
 # The factors by which the range of a group may be narrowed; the one with the least squared error is

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from disagg_worker.values.errors import ModelError
+from disagg_protocol.errors import ModelError
 
 _AT = "config.json: quantization_config"
 

@@ -13,10 +13,10 @@ from typing import Literal, Protocol
 
 import torch
 
+from disagg_protocol.errors import ModelError
 from disagg_worker.backend.interface import DenseWeight, Weight
 from disagg_worker.model.checkpoint import Checkpoint
 from disagg_worker.model.config import ModelConfig
-from disagg_worker.values.errors import ModelError
 
 # The way in which a matrix [out, in] is divided over the ranks of a tensor-parallel group: by
 # outputs, by inputs, or not at all.

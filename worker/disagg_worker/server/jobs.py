@@ -8,18 +8,19 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 
+from disagg_protocol.bodies import DecodeRequest, Line, PrefillRequest, error_json, event_json
+from disagg_protocol.event_stream import EventQueue
+from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
+from disagg_protocol.requests import Job
+from disagg_protocol.ticket import Ticket, sign, token_hash
 from disagg_wire import codes
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
-from disagg_worker.server.bodies import DecodeRequest, Line, PrefillRequest, error_json, event_json
-from disagg_worker.server.event_stream import EventQueue
 from disagg_worker.server.metrics import Metrics
 from disagg_worker.transfer.listener import KvListener, Received, Session
 from disagg_worker.transfer.sender import TcpKvSender, TransferDone
-from disagg_worker.transfer.ticket import Ticket, sign, token_hash
-from disagg_worker.values.events import EndEvent, ErrorEvent, TokenEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +40,6 @@ class Node:
     """The network interface that has the address `listener.host`."""
     ticket_lifetime_s: float
     """The seconds after which an unused ticket expires."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """Work that has begun."""
-
-    lines: AsyncIterator[Line]
-    """The lines of the response."""
-    close: Callable[[], None]
-    """Gives back whatever the job still holds (idempotent); to be called when the stream ends,
-    however it ends.
-    """
-    interrupt: Callable[[ErrorEvent], None]
-    """Makes an error the next line of the stream, and the last one."""
-    deadline_s: float
-    """The monotonic time at which the lines end."""
 
 
 _END = (EndEvent, ErrorEvent)

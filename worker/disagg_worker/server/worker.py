@@ -6,24 +6,23 @@ It is used on the event loop.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import Request
-
-from disagg_wire import codes
-from disagg_wire.cluster_key import bearer_of
-from disagg_wire.protocol import DRAINING, FEATURES, PROTOCOL_VERSION, READY, STARTING
+from disagg_protocol.bodies import DecodeRequest, PrefillRequest
+from disagg_protocol.endpoint import Endpoint, RoleChanging
+from disagg_protocol.errors import InvalidInput
+from disagg_protocol.requests import Job
+from disagg_protocol.ticket import Ticket
+from disagg_wire.protocol import FEATURES, PROTOCOL_VERSION
+from disagg_wire.roles import Role
+from disagg_wire.room import Room
 from disagg_worker.server import jobs
 from disagg_worker.server.metrics import Metrics
 from disagg_worker.settings import Settings
-from disagg_worker.values.choices import Role
-from disagg_worker.values.events import ErrorEvent
 
 if TYPE_CHECKING:
     from disagg_worker.model.checkpoint import LoadProgress
@@ -31,51 +30,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 # The time that peers get to read that their requests can go on elsewhere, before they are cut off.
 _BREAK_OFF_S = 5.0
-_ELSEWHERE = ErrorEvent(
-    codes.DRAINING, "this worker stops serving in this role; the request can go on elsewhere", retryable=True
-)
 
 
-class RoleChanging(Exception):
-    """Raised when a change to another role is in progress."""
-
-
-class Worker:
-    """The state of one worker.
-
-    It is `starting` until a node is set, then `ready`; it is `draining` before it ends and while it
-    changes its role.
-    """
+class Worker(Endpoint):
+    """The state of one worker, which serves as soon as a node is set."""
 
     def __init__(self, settings: Settings, key: bytes, incarnation: str) -> None:
+        super().__init__(key, settings.role, incarnation)
         self.settings = settings
-        self.incarnation = incarnation
-        self.role: Role = settings.role
-        self.role_epoch = 0
-        self.changing_to: Role | None = None
         self.node: jobs.Node | None = None
-        self.tokenizer: dict[str, Any] = {}
-        self.failed: str = ""
         self.loading: LoadProgress | None = None
-        self.draining = False
-        self.active = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
         self.metrics = Metrics(lambda: self.node.engine.load() if self.node else None, settings.block_size_tokens)
-        self._jobs: dict[jobs.Job, Callable[[], None]] = {}
         self._change: asyncio.Task[None] | None = None
-        self._bearer = b"Bearer " + bearer_of(key).encode()
 
     @property
-    def state(self) -> str:
-        if self.draining or self.changing_to is not None:
-            return DRAINING
-        return READY if self.node else STARTING
+    def serving(self) -> bool:
+        return self.node is not None
 
     @property
-    def engine_alive(self) -> bool:
-        """Whether the engine's loop makes progress; also true before there is an engine."""
-        return self.node is None or self.node.engine.alive()
+    def problem(self) -> str:
+        return "" if self.node is None or self.node.engine.alive() else "the engine loop is stuck or dead"
+
+    @property
+    def progress(self) -> str:
+        return str(self.loading or "")
 
     @property
     def full(self) -> bool:
@@ -85,62 +63,57 @@ class Worker:
         """
         return self.active >= self.settings.max_running + self.settings.max_waiting
 
+    @property
+    def max_model_len(self) -> int:
+        return self._loaded.engine.model.max_model_len
+
+    @property
+    def compat(self) -> str:
+        return self._loaded.compat
+
+    @property
+    def _loaded(self) -> jobs.Node:
+        if self.node is None:
+            raise AssertionError("a worker that takes requests has a node")
+        return self.node
+
     def on_progress(self, progress: LoadProgress) -> None:
         """Note how much of the weights has been loaded. Any thread may call this."""
         self.loading = progress
 
-    def authorized(self, request: Request) -> bool:
-        given = request.headers.get("authorization", "").encode()
-        return hmac.compare_digest(given, self._bearer)
+    def render_metrics(self) -> bytes:
+        return self.metrics.render()
 
-    # ---- Requests in progress ----
+    def refused(self) -> None:
+        self.metrics.reservations_refused.inc()
 
-    def enter(self) -> None:
-        self.active += 1
-        self.idle.clear()
+    def limit_prefill(self, room: Room) -> None:
+        self._loaded.engine.limit_prefill(room)
 
-    def leave(self) -> None:
-        self.active -= 1
-        if self.active == 0:
-            self.idle.set()
+    # ---- The work ----
 
-    def keep(self, job: jobs.Job) -> Callable[[], None]:
-        """Remember a job that has begun.
+    async def start_decode(self, request: DecodeRequest, due_s: float | None) -> Job:
+        node = self._loaded
+        await self._prepare(node, request)
+        return (
+            jobs.decode_remote(node, request) if request.mode == "remote" else jobs.decode_local(node, request, due_s)
+        )
 
-        Returns the function that frees what it holds (idempotent); the worker is not idle before it
-        has been called.
+    async def start_prefill(self, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> Job:
+        node = self._loaded
+        await self._prepare(node, request)
+        return jobs.prefill(node, request, ticket, due_s)
+
+    @staticmethod
+    async def _prepare(node: jobs.Node, request: DecodeRequest | PrefillRequest) -> None:
+        """Check a request and compile its grammar, before anything is held for it.
+
+        The latter is done in a thread, so that it does not delay the other streams.
         """
-
-        def close() -> None:
-            if self._jobs.pop(job, None) is None:
-                return
-            try:
-                job.close()
-            finally:
-                self.leave()
-
-        self._jobs[job] = close
-        return close
-
-    async def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until all requests have ended, and return whether they did so in time."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self.idle.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    async def break_off(self, timeout_s: float) -> None:
-        """Tell the clients of all running requests to go on elsewhere.
-
-        A client that does not read that within the timeout is cut off.
-        """
-        for job in list(self._jobs):
-            job.interrupt(_ELSEWHERE)
-        if not await self.wait_idle(timeout_s):
-            for close in list(self._jobs.values()):
-                close()
+        if request.adapter is not None:
+            raise InvalidInput("adapter: this engine serves no LoRA adapters")
+        if request.sampling.structured is not None:
+            await asyncio.to_thread(node.engine.prepare, request.sampling.to_params())
 
     # ---- The role ----
 
@@ -184,12 +157,10 @@ class Worker:
         What routers know about the old incarnation (tickets, failures, load, handshakes) does not
         hold for the new one.
         """
-        if self.node is None:
-            raise AssertionError("a worker that changes its role has a node")
         self.role = role
         self.role_epoch += 1
         self.incarnation = f"{self.incarnation.rpartition('/')[0]}/{secrets.token_hex(16)}"
-        self.node = replace(self.node, incarnation=self.incarnation)
+        self.node = replace(self._loaded, incarnation=self.incarnation)
         self.publish_identity()
 
     def publish_identity(self) -> None:
@@ -202,16 +173,6 @@ class Worker:
             "interface": interface,
         }
         self.metrics.info.info(names)
-
-    def role_status(self) -> dict[str, Any]:
-        return {
-            "role": self.role,
-            "role_epoch": self.role_epoch,
-            "changing_to": self.changing_to,
-            "incarnation": self.incarnation,
-            "state": self.state,
-            "running_requests": self.active,
-        }
 
     def info(self) -> dict[str, Any]:
         """Return the answer to `info` (docs/protocol.md)."""

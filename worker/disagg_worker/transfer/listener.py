@@ -18,12 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from disagg_protocol.ticket import Ticket, TicketError, begin_proof, verify
 from disagg_wire import codes
 from disagg_worker.engine.contract import Reservation
 from disagg_worker.transfer import frame_socket
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Coverage, verify_commit
-from disagg_worker.transfer.ticket import Ticket, TicketError, begin_proof, verify
 from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class KvListener:
             session = self._begin(sock, link)
         except (FrameError, TicketError) as refusal:
             log.warning("transfer from %s refused: %s", peer, refusal)
-            self._send_error(link, "ticket_refused", str(refusal))
+            self._send_error(link, codes.TICKET_REFUSED, str(refusal))
             return
         try:
             received = self._receive(link, session)

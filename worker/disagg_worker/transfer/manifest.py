@@ -9,9 +9,9 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
+from disagg_protocol.events import TokenEvent
+from disagg_protocol.ticket import Ticket
 from disagg_worker.transfer.frames import FrameError, Header
-from disagg_worker.transfer.ticket import Ticket
-from disagg_worker.values.events import TokenEvent
 from disagg_worker.values.layouts import KvLayout
 
 

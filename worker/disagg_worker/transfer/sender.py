@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from disagg_protocol.events import CANCELLED, ErrorEvent, TokenEvent
+from disagg_protocol.ticket import Ticket, begin_proof, token_hash
 from disagg_wire import codes
 from disagg_worker.transfer import frame_socket
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 from disagg_worker.transfer.manifest import Digest, commit_payload
-from disagg_worker.transfer.ticket import Ticket, begin_proof, token_hash
-from disagg_worker.values.events import CANCELLED, ErrorEvent, TokenEvent
 
 log = logging.getLogger(__name__)
 # This is below the protocol's limit because the CRC of a frame is computed before its first byte is

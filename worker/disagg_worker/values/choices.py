@@ -5,4 +5,3 @@ from __future__ import annotations
 from typing import Literal
 
 Quantization = Literal["none", "int8", "int4", "fp8"]
-Role = Literal["prefill", "decode", "both"]

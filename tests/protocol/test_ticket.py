@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disagg_protocol.ticket import Ticket, TicketError, begin_proof, sign, token_hash, verify
 from disagg_wire.cluster_key import bearer_of
-from disagg_worker.transfer.ticket import Ticket, TicketError, begin_proof, sign, token_hash, verify
 
 KEY = b"k" * 32
 TICKET = sign(

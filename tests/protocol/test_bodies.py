@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_wire.room import Room
-from disagg_worker.server.bodies import (
+from disagg_protocol.bodies import (
     BadRequest,
     DecodeRequest,
     PrefillRequest,
@@ -20,8 +19,9 @@ from disagg_worker.server.bodies import (
     parse_role,
     parse_room,
 )
-from disagg_worker.values.events import EndEvent, ErrorEvent, TokenEvent
-from disagg_worker.values.sampling_params import SamplingParams, Structured
+from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
+from disagg_protocol.sampling_params import SamplingParams, Structured
+from disagg_wire.room import Room
 
 SAMPLING: dict[str, Any] = {"seed": 1, "max_new_tokens": 4}
 GOOD: dict[str, Any] = {

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
+from disagg_protocol.sampling_params import SamplingParams, Structured
 from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS
+from disagg_wire.roles import Role
 from disagg_wire.room import Room
-from disagg_worker.values.choices import Role
-from disagg_worker.values.events import EndEvent, ErrorEvent, Event, TokenEvent
-from disagg_worker.values.sampling_params import SamplingParams, Structured
 
 Line = dict[str, Any]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -82,6 +82,8 @@ class _WorkRequest(_Strict):
     """The number of tokens of the prompt."""
     sampling: Sampling
     tenant: str = Field("", max_length=128)
+    adapter: str | None = Field(None, min_length=1, max_length=256)
+    """The LoRA adapter, only for workers with the feature of that name."""
     deadline_s: float = Field(gt=0, le=86400)
     """The seconds after which the request is broken off."""
     first_token_within_s: float | None = Field(None, ge=-86400, le=86400)

@@ -13,9 +13,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from disagg_protocol.bodies import Line, encode_line
+from disagg_protocol.events import Event
 from disagg_wire import codes
-from disagg_worker.server.bodies import Line, encode_line
-from disagg_worker.values.events import Event
 
 log = logging.getLogger(__name__)
 # The time that a peer gets beyond its own deadline to read the last line.

@@ -1,4 +1,4 @@
-"""The worker's HTTP endpoints (docs/protocol.md): health, metrics, identity, change of role, and
+"""The HTTP endpoints of a worker (docs/protocol.md): health, metrics, identity, change of role, and
 the two calls that do work.
 """
 
@@ -14,6 +14,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from disagg_protocol import bodies
+from disagg_protocol.endpoint import Endpoint, RoleChanging
+from disagg_protocol.errors import InvalidInput, NoCapacity
+from disagg_protocol.event_stream import NdjsonResponse
+from disagg_protocol.requests import Job
+from disagg_protocol.ticket import TicketError, token_hash, verify
 from disagg_wire import codes
 from disagg_wire.protocol import (
     DECODE_PATH,
@@ -29,16 +35,10 @@ from disagg_wire.protocol import (
     STARTING,
     TOKENIZER_PATH,
 )
-from disagg_worker.server import bodies, jobs
-from disagg_worker.server.event_stream import NdjsonResponse
-from disagg_worker.server.worker import RoleChanging, Worker
-from disagg_worker.transfer.ticket import TicketError, token_hash, verify
-from disagg_worker.values.errors import InvalidInput, NoCapacity
 
 log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 16 << 20
 _BODY_TIMEOUT_S = 30.0
-_DEAD = "the engine loop is stuck or dead\n"
 
 
 def _error(status: int, code: str, message: str, *, retryable: bool = False) -> JSONResponse:
@@ -63,55 +63,45 @@ async def _body(request: Request) -> bytes:
     return b"".join(parts)
 
 
-def _check_length(node: jobs.Node, tokens: int) -> None:
-    limit = node.engine.model.max_model_len
+def _check_length(worker: Endpoint, tokens: int) -> None:
+    limit = worker.max_model_len
     if tokens >= limit:
         raise bodies.PromptTooLong(f"tokens: {tokens} and at least one more do not fit max_model_len {limit}")
 
 
-async def _prepare(node: jobs.Node, request: bodies.DecodeRequest | bodies.PrefillRequest) -> None:
-    """Check the length of a request and compile its grammar, before anything is held for it.
-
-    The grammar is compiled in a thread, so that it does not delay the other streams.
-    """
-    _check_length(node, len(request.tokens))
-    if request.sampling.structured is not None:
-        await asyncio.to_thread(node.engine.prepare, request.sampling.to_params())
-
-
-async def _start_decode(node: jobs.Node, body: bytes) -> jobs.Job:
+async def _start_decode(worker: Endpoint, body: bytes) -> Job:
     request = bodies.parse(bodies.DecodeRequest, body)
     due_s = request.due_s(time.monotonic())
-    await _prepare(node, request)
-    return jobs.decode_remote(node, request) if request.mode == "remote" else jobs.decode_local(node, request, due_s)
+    _check_length(worker, len(request.tokens))
+    return await worker.start_decode(request, due_s)
 
 
-async def _start_prefill(node: jobs.Node, body: bytes) -> jobs.Job:
+async def _start_prefill(worker: Endpoint, body: bytes) -> Job:
     request = bodies.parse(bodies.PrefillRequest, body)
     due_s = request.due_s(time.monotonic())
-    await _prepare(node, request)
+    _check_length(worker, len(request.tokens))
     ticket = None
     if request.ticket is not None:
-        ticket = verify(node.key, request.ticket)
-        if ticket.compat != node.compat:
+        ticket = verify(worker.key, request.ticket)
+        if ticket.compat != worker.compat:
             raise TicketError("ticket.compat: the decode worker's KV layout or model is another one")
         if (ticket.request_id, ticket.epoch) != (request.request_id, request.epoch):
             raise TicketError("ticket: is for another request")
         if (ticket.tokens, ticket.token_hash) != (len(request.tokens), token_hash(request.tokens)):
             raise TicketError("ticket.token_hash: is for other tokens")
-    return jobs.prefill(node, request, ticket, due_s)
+    return await worker.start_prefill(request, ticket, due_s)
 
 
-Start = Callable[[jobs.Node, bytes], Awaitable[jobs.Job]]
+Start = Callable[[Endpoint, bytes], Awaitable[Job]]
 
 
-def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Callable[[Request], Awaitable[Response]]:
+def _work_endpoint(worker: Endpoint, roles: tuple[str, ...], start: Start) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         if not worker.authorized(request):
             return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
         if worker.state == DRAINING:
             return _error(503, codes.DRAINING, "this worker takes no new requests", retryable=True)
-        if worker.node is None:
+        if not worker.serving:
             return _error(503, codes.STARTING, "the model is still loading", retryable=True)
         if worker.role not in roles:
             # The router has not heard of a change of role yet; another worker will take the
@@ -122,13 +112,15 @@ def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Call
         worker.enter()
         job = None
         try:
-            job = await start(worker.node, await _body(request))
+            job = await start(worker, await _body(request))
         except bodies.PromptTooLong as error:
             return _error(413, codes.PROMPT_TOO_LONG, str(error))
-        except (bodies.BadRequest, TicketError, InvalidInput) as error:
+        except TicketError as error:
+            return _error(400, codes.TICKET_REFUSED, str(error))
+        except (bodies.BadRequest, InvalidInput) as error:
             return _error(400, codes.INVALID_REQUEST, str(error))
         except NoCapacity as error:
-            worker.metrics.reservations_refused.inc()
+            worker.refused()
             return _error(429, codes.NO_CAPACITY, str(error), retryable=True)
         except ClientDisconnect:
             return _error(400, codes.CANCELLED, "the client went away")
@@ -143,7 +135,7 @@ def _work_endpoint(worker: Worker, roles: tuple[str, ...], start: Start) -> Call
     return endpoint
 
 
-def _role_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
+def _role_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         """Answer 200 if the worker has the role, or 202 if it will have it.
 
@@ -159,10 +151,12 @@ def _role_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
             return _error(400, codes.CANCELLED, "the client went away")
         if worker.draining:
             return _error(503, codes.DRAINING, "this worker is about to end", retryable=True)
-        if worker.node is None:
+        if not worker.serving:
             return _error(503, codes.STARTING, "the model is still loading", retryable=True)
         try:
             done = worker.change_role(wanted.role, wanted.deadline_s)
+        except InvalidInput as error:
+            return _error(400, codes.INVALID_REQUEST, f"role: {error}")
         except RoleChanging as error:
             return _error(409, codes.ROLE_CHANGING, str(error), retryable=True)
         return JSONResponse(worker.role_status(), 200 if done else 202)
@@ -170,11 +164,11 @@ def _role_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
     return endpoint
 
 
-def _room_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
+def _room_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         if not worker.authorized(request):
             return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
-        if worker.node is None:
+        if not worker.serving:
             return _error(503, codes.STARTING, "the model is still loading", retryable=True)
         try:
             room = bodies.parse_room(await _body(request))
@@ -182,30 +176,30 @@ def _room_endpoint(worker: Worker) -> Callable[[Request], Awaitable[Response]]:
             return _error(400, codes.INVALID_REQUEST, str(error))
         except ClientDisconnect:
             return _error(400, codes.CANCELLED, "the client went away")
-        worker.node.engine.limit_prefill(room.to_room())
+        worker.limit_prefill(room.to_room())
         return Response(status_code=204)
 
     return endpoint
 
 
-def create_app(worker: Worker) -> Starlette:
+def create_app(worker: Endpoint) -> Starlette:
     """Return the worker's ASGI application."""
 
     async def healthz(request: Request) -> Response:
         if worker.failed:
             return PlainTextResponse(f"failed: {worker.failed}\n", 503)
-        if not worker.engine_alive:
-            return PlainTextResponse(_DEAD, 503)
+        if worker.problem:
+            return PlainTextResponse(f"{worker.problem}\n", 503)
         return PlainTextResponse("ok\n")
 
     async def readyz(request: Request) -> Response:
-        if not worker.engine_alive:
-            return PlainTextResponse(_DEAD, 503)
-        progress = f": {worker.loading}" if worker.state == STARTING and worker.loading else ""
+        if worker.problem:
+            return PlainTextResponse(f"{worker.problem}\n", 503)
+        progress = f": {worker.progress}" if worker.state == STARTING and worker.progress else ""
         return PlainTextResponse(f"{worker.state}{progress}\n", 200 if worker.state == READY else 503)
 
     async def metrics(request: Request) -> Response:
-        return Response(worker.metrics.render(), media_type="text/plain; version=0.0.4")
+        return Response(worker.render_metrics(), media_type="text/plain; version=0.0.4")
 
     async def info(request: Request) -> Response:
         if not worker.authorized(request):
@@ -215,7 +209,7 @@ def create_app(worker: Worker) -> Starlette:
     async def tokenizer(request: Request) -> Response:
         if not worker.authorized(request):
             return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
-        if worker.node is None:
+        if not worker.serving:
             return _error(503, codes.STARTING, "the model is still loading", retryable=True)
         return JSONResponse(worker.tokenizer)
 

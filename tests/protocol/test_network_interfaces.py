@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from disagg_worker.server.network_interfaces import interface_of, ipv4_of, wait_for_ipv4
+from disagg_protocol.network_interfaces import interface_of, ipv4_of, wait_for_ipv4
 
 
 def test_the_loopback_carries_its_address() -> None:

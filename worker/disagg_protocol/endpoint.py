@@ -1,0 +1,129 @@
+"""The process behind the HTTP server: the bundled worker, or the adapter of another engine."""
+
+from __future__ import annotations
+
+import hmac
+from abc import ABC, abstractmethod
+from typing import Any
+
+from starlette.requests import Request
+
+from disagg_protocol.bodies import DecodeRequest, PrefillRequest
+from disagg_protocol.requests import Job, RunningRequests
+from disagg_protocol.ticket import Ticket
+from disagg_wire.cluster_key import bearer_of
+from disagg_wire.protocol import DRAINING, READY, STARTING
+from disagg_wire.roles import Role
+from disagg_wire.room import Room
+
+
+class RoleChanging(Exception):
+    """Raised when a change to another role is in progress."""
+
+
+class Endpoint(RunningRequests, ABC):
+    """A process that serves the protocol.
+
+    It is `starting` until it can serve, then `ready`; it is `draining` before it ends and while it
+    changes its role.
+    """
+
+    def __init__(self, key: bytes, role: Role, incarnation: str) -> None:
+        super().__init__()
+        self.key = key
+        self.role: Role = role
+        self.role_epoch = 0
+        self.changing_to: Role | None = None
+        self.incarnation = incarnation
+        self.draining = False
+        self.failed: str = ""
+        self.tokenizer: dict[str, Any] = {}
+        self._bearer = b"Bearer " + bearer_of(key).encode()
+
+    def authorized(self, request: Request) -> bool:
+        given = request.headers.get("authorization", "").encode()
+        return hmac.compare_digest(given, self._bearer)
+
+    @property
+    def state(self) -> str:
+        if self.draining or self.changing_to is not None:
+            return DRAINING
+        return READY if self.serving else STARTING
+
+    def role_status(self) -> dict[str, Any]:
+        return {
+            "role": self.role,
+            "role_epoch": self.role_epoch,
+            "changing_to": self.changing_to,
+            "incarnation": self.incarnation,
+            "state": self.state,
+            "running_requests": self.active,
+        }
+
+    @property
+    @abstractmethod
+    def serving(self) -> bool:
+        """Whether the model is loaded and requests can be taken."""
+
+    @property
+    @abstractmethod
+    def problem(self) -> str:
+        """The reason why the process should be restarted, or "" while it is well."""
+
+    @property
+    @abstractmethod
+    def progress(self) -> str:
+        """A few words on what is still to be done before it can serve; "" if there are none."""
+
+    @property
+    @abstractmethod
+    def full(self) -> bool:
+        """Whether there are as many requests as can run and wait."""
+
+    @property
+    @abstractmethod
+    def max_model_len(self) -> int:
+        """The longest sequence in tokens."""
+
+    @property
+    @abstractmethod
+    def compat(self) -> str:
+        """The compatibility hash of model and cache."""
+
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """Return the answer to `info`."""
+
+    @abstractmethod
+    def render_metrics(self) -> bytes:
+        """Return the metrics in the text format of Prometheus."""
+
+    @abstractmethod
+    def refused(self) -> None:
+        """Count a request that found no room."""
+
+    @abstractmethod
+    def change_role(self, wanted: Role, deadline_s: float) -> bool:
+        """Change the role and return whether the process has it already.
+
+        Raises RoleChanging if a change to another role is in progress, and InvalidInput if this
+        process cannot take the role.
+        """
+
+    @abstractmethod
+    def limit_prefill(self, room: Room) -> None:
+        """Note the room of decode elsewhere."""
+
+    @abstractmethod
+    async def start_decode(self, request: DecodeRequest, due_s: float | None) -> Job:
+        """Start to decode; with mode local the first token is due at the monotonic time `due_s`.
+
+        Raises NoCapacity or InvalidInput.
+        """
+
+    @abstractmethod
+    async def start_prefill(self, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> Job:
+        """Start to prefill; the first token is due at the monotonic time `due_s`.
+
+        Raises NoCapacity or InvalidInput.
+        """

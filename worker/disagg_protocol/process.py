@@ -1,0 +1,81 @@
+"""The life of a process that serves the protocol: it listens, and on SIGTERM it drains and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from disagg_protocol.app import create_app
+from disagg_protocol.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
+
+
+class QuietServer(uvicorn.Server):
+    """uvicorn's server without its signal handling, which would cut running streams."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Process:
+    """The HTTP server of a process, from its start to the end of its drain.
+
+    It must be made on the event loop.
+    """
+
+    def __init__(self, endpoint: Endpoint, host: str, port: int, drain_timeout_s: float) -> None:
+        self._endpoint = endpoint
+        self._address = (host, port)
+        self._drain_timeout_s = drain_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        config = uvicorn.Config(
+            create_app(endpoint),
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, round(self._grace_s)),
+        )
+        self._server = QuietServer(config)
+
+    @property
+    def _grace_s(self) -> float:
+        """The part of the drain timeout that is kept for breaking off requests."""
+        return min(5.0, self._drain_timeout_s / 10)
+
+    def stop_soon(self) -> None:
+        """Stop without draining. Any thread may call this."""
+        self._loop.call_soon_threadsafe(setattr, self._server, "should_exit", True)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or `stop_soon`. Raises OSError if the port is taken."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal)
+        with socket.create_server(self._address, backlog=2048) as listening:
+            log.info("HTTP on %s:%d", self._address[0], listening.getsockname()[1])
+            await self._server.serve(sockets=[listening])
+
+    def _on_signal(self) -> None:
+        if not self._endpoint.draining:
+            self._tasks.add(self._loop.create_task(self._drain()))
+
+    async def _drain(self) -> None:
+        """Refuse new requests, let the running ones finish, then stop the server.
+
+        Requests that still run near the deadline end with the error `draining`.
+        """
+        endpoint, timeout_s = self._endpoint, self._drain_timeout_s
+        endpoint.draining = True
+        log.info("draining: %d requests run", endpoint.active)
+        if not await endpoint.wait_idle(timeout_s - self._grace_s):
+            log.warning("drain timed out after %g s, %d requests are cut off", timeout_s, endpoint.active)
+            await endpoint.break_off(self._grace_s)
+        self._server.should_exit = True
