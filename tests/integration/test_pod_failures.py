@@ -68,7 +68,7 @@ async def rig(cluster: Cluster, address: str = "127.0.0.40", port: int = 8000) -
 
     async def ready() -> bool:
         await cluster.deployments_are_ready()
-        return (await cluster.condition("PrefillReady"))["status"] == "True"
+        return bool((await cluster.condition("PrefillReady"))["status"] == "True")
 
     await eventually("prefill is ready", ready)
     path = f"/apis/apps/v1/namespaces/{cluster.namespace}/deployments/chat-decode/status"
@@ -201,7 +201,7 @@ async def test_pods_that_pod_security_refuses_need_a_level(server: ApiServer, cl
         await eventually("the controller says so", refused)
 
         async def told() -> bool:
-            return (await cluster.condition("DecodeReady"))["reason"] == "PodSecurityLevel"
+            return bool((await cluster.condition("DecodeReady"))["reason"] == "PodSecurityLevel")
 
         await eventually("the condition", told, KNOWN_WITHIN_S)
         message = (await cluster.condition("DecodeReady"))["message"]
