@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from tests.integration.apiserver import ApiServer, free_port
-from tests.integration.operator_process import Cluster, eventually, operator
+from tests.integration.operator_process import Cluster, Pods, eventually, operator
 
 from disagg_operator.kube.resources import DEPLOYMENT, POD
 
@@ -207,3 +207,44 @@ async def test_pods_that_pod_security_refuses_need_a_level(server: ApiServer, cl
         message = (await cluster.condition("DecodeReady"))["message"]
         assert "need Pod Security Baseline" in message
         assert "spec.engine.podSecurityLevel" in message
+
+
+@pytest.mark.parametrize(
+    ("computed", "status", "reason"), [(10.0, "True", "PromptsTransferred"), (400.0, "False", "PrefillRepeated")]
+)
+async def test_decode_tells_whether_it_computes_prompts_again(
+    server: ApiServer, cluster: Cluster, tmp_path: Path, computed: float, status: str, reason: str
+) -> None:
+    name = "disagg_worker_prompt_tokens_by_source_total"
+    port, pods = free_port(), Pods()
+    tokens = {"local_compute": 7.0, "external_kv_transfer": 3.0}
+    pods.counters["127.0.0.43"] = lambda: {
+        f'{name}{{source="local_cache_hit"}}': float("nan"),
+        **{f'{name}{{source="{source}"}}': n for source, n in tokens.items()},
+    }
+    await pods.start(["127.0.0.43"], port)
+    try:
+        async with operator(server, tmp_path, cluster.namespace):
+            await cluster.apply_resource(decode={"replicas": 1})
+            await cluster.run_pod("decode", 1, "127.0.0.43", port)
+
+            async def told() -> Any:
+                return await cluster.condition("DisaggregationEffective")
+
+            async def scraped() -> bool:
+                return pods.scrapes["127.0.0.43"] > 2
+
+            assert (await eventually("a status", told))["reason"] == "NoData"
+            await eventually("the first counters are known", scraped)
+            tokens["local_compute"] += computed
+            tokens["external_kv_transfer"] += 600.0
+
+            async def judged() -> bool:
+                return bool((await told())["reason"] == reason)
+
+            await eventually("a verdict", judged, KNOWN_WITHIN_S)
+            found = await told()
+            assert found["status"] == status
+            assert ("60 %" in found["message"]) == (status == "False")
+    finally:
+        await pods.stop()
