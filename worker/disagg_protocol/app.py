@@ -24,9 +24,11 @@ from disagg_wire import codes
 from disagg_wire.protocol import (
     DECODE_PATH,
     DECODE_ROOM_PATH,
+    DRAINED_PATH,
     DRAINING,
     HEALTH_PATH,
     INFO_PATH,
+    LIVE_PATH,
     METRICS_PATH,
     PREFILL_PATH,
     READY,
@@ -192,6 +194,14 @@ def create_app(worker: Endpoint) -> Starlette:
             return PlainTextResponse(f"{worker.problem}\n", 503)
         return PlainTextResponse("ok\n")
 
+    async def livez(request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def drained(request: Request) -> Response:
+        """Answer once this process has drained; the kubelet that asks bounds the wait."""
+        await worker.drained.wait()
+        return PlainTextResponse("drained\n")
+
     async def readyz(request: Request) -> Response:
         if worker.problem:
             return PlainTextResponse(f"{worker.problem}\n", 503)
@@ -215,6 +225,8 @@ def create_app(worker: Endpoint) -> Starlette:
 
     routes = [
         Route(HEALTH_PATH, healthz),
+        Route(LIVE_PATH, livez),
+        Route(DRAINED_PATH, drained),
         Route(READY_PATH, readyz),
         Route(METRICS_PATH, metrics),
         Route(INFO_PATH, info),

@@ -78,4 +78,5 @@ class Process:
         if not await endpoint.wait_idle(timeout_s - self._grace_s):
             log.warning("drain timed out after %g s, %d requests are cut off", timeout_s, endpoint.active)
             await endpoint.break_off(self._grace_s)
+        endpoint.drained.set()
         self._server.should_exit = True

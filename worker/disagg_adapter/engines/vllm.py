@@ -29,7 +29,7 @@ from disagg_adapter.engines.contract import (
 from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
 from disagg_adapter.engines.prometheus_text import Samples, parse_samples
 from disagg_protocol.errors import InvalidInput
-from disagg_wire import codes
+from disagg_wire import codes, problems
 from disagg_wire.protocol import (
     FEATURE_ADAPTER,
     FEATURE_FIRST_TOKEN_FROM_DECODE,
@@ -108,10 +108,12 @@ class Vllm(Engine):
         connector = next((c for start, c in VERSIONS.items() if version.startswith(start)), None)
         if connector is None:
             known = ", ".join(f"{start}x" for start in VERSIONS)
-            raise Unusable("UnknownEngineVersion", f"vLLM {version} is none of the versions that are known: {known}")
+            raise Unusable(
+                problems.UNKNOWN_ENGINE_VERSION, f"vLLM {version} is none of the versions that are known: {known}"
+            )
         by_name = {str(m["id"]): m for m in models}
         if self._model not in by_name:
-            raise Unusable("ModelNotServed", f"vLLM serves {', '.join(by_name)} and not {self._model}")
+            raise Unusable(problems.MODEL_NOT_SERVED, f"vLLM serves {', '.join(by_name)} and not {self._model}")
         cache = samples.labels("vllm:cache_config_info")
         if cache is None:
             raise NotReady("the engine does not tell the size of its KV cache yet")

@@ -25,6 +25,7 @@ from disagg_protocol.endpoint import Endpoint
 from disagg_protocol.errors import InvalidInput
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket
+from disagg_wire.problems import PROBLEM, WorkerProblem
 from disagg_wire.protocol import PROTOCOL_VERSION
 from disagg_wire.roles import DECODE, PREFILL, Role
 from disagg_wire.room import Room
@@ -209,7 +210,7 @@ class Adapter(Endpoint):
             "engine": {"name": settings.engine, "version": identity.version if identity else ""},
         }
         if health.reason:
-            answer["problem"] = {"reason": health.reason, "message": health.waits_for}
+            answer[PROBLEM] = WorkerProblem(health.reason, health.waits_for).as_json()
         if identity is None or files is None:
             return answer
         room, moved = self.room(), self.transport()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from disagg_adapter.engines.contract import Engine, EngineFault, Identity, NotReady, Readings, Unusable
+from disagg_wire import problems
 
 log = logging.getLogger(__name__)
 _MISSES = 2
@@ -124,7 +125,7 @@ class Monitor:
 
     def _lost(self, why: str, *, hung: bool = False) -> None:
         log.warning("the engine serves no more: %s", why)
-        self.health = Health(waits_for=why, hung=why if hung else "")
+        self.health = Health(waits_for=why, reason=problems.ENGINE_HUNG if hung else "", hung=why if hung else "")
         self._changed()
 
     async def _hangs(self, readings: Readings) -> bool:
