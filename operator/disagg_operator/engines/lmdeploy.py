@@ -10,9 +10,9 @@ from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     EPHEMERAL_SYSCTL,
     Engine,
+    EngineLimits,
     EnginePool,
     EngineProcess,
-    EngineLimits,
     TensorRule,
 )
 from disagg_wire.engines import LMDEPLOY

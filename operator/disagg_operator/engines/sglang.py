@@ -10,9 +10,9 @@ from disagg_operator.engines.contract import (
     EPHEMERAL_PORTS,
     EPHEMERAL_SYSCTL,
     Engine,
+    EngineLimits,
     EnginePool,
     EngineProcess,
-    EngineLimits,
     TensorRule,
 )
 from disagg_operator.engines.launch import KEY_PLACE

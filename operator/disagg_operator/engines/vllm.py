@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from disagg_operator.engines import surroundings
-from disagg_operator.engines.contract import UCX_PORTS, Engine, EnginePool, EngineProcess, EngineLimits, TensorRule
+from disagg_operator.engines.contract import UCX_PORTS, Engine, EngineLimits, EnginePool, EngineProcess, TensorRule
 from disagg_wire.engines import VLLM
 from disagg_wire.ports import ENGINE_PORT, SIDE_CHANNEL_PORT
 from disagg_wire.roles import PREFILL
