@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.operator.api.resources import good, of
 
 from disagg_operator.api import parse
@@ -9,7 +11,8 @@ from disagg_operator.desired.engine_inputs import engine_pool, engine_process, p
 
 
 def test_a_pool_gets_the_engines_arguments_and_then_its_own() -> None:
-    dd = parse(of("vllm", engine={"args": ["--seed=1"]}, prefill={"args": ["--enforce-eager"]}, decode={"args": ["--max-logprobs=5"]}))
+    pools: dict[str, Any] = {"prefill": {"args": ["--enforce-eager"]}, "decode": {"args": ["--max-logprobs=5"]}}
+    dd = parse(of("vllm", engine={"args": ["--seed=1"]}, **pools))
     assert engine_pool(dd, "prefill").args == ("--seed=1", "--enforce-eager")
     assert engine_pool(dd, "decode").args == ("--seed=1", "--max-logprobs=5")
 
