@@ -20,6 +20,8 @@ FEATURE_FIRST_TOKEN_FROM_DECODE = "first_token_from_decode"  # noqa: S105 - a fe
 FEATURE_SOFT_TICKET = "soft_ticket"
 FEATURE_SEED_LOST = "seed_lost_by_failover"
 FEATURE_STRUCTURED_NOT_RESUMED = "structured_not_resumed"
+# Decode cannot compute prompts, so that it serves only together with a prefill worker.
+FEATURE_NO_LOCAL_PREFILL = "no_local_prefill"
 # The hand-over of KV is an experiment with this engine.
 FEATURE_EXPERIMENTAL = "experimental_transfer"
 # What the bundled worker supports.

@@ -54,7 +54,6 @@ def adapter_environment(dd: DisaggDeployment, role: str, worker_role: str) -> di
         AdapterVariable.MODEL_URI: _uri(dd),
         AdapterVariable.MODEL_NAME: spec.model.served_name,
         AdapterVariable.DTYPE: spec.engine.dtype,
-        AdapterVariable.BLOCK_SIZE_TOKENS: str(spec.engine.block_size_tokens),
         AdapterVariable.MAX_RUNNING: str(pool.max_running_requests),
         AdapterVariable.DRAIN_TIMEOUT_S: str(pool.drain.timeout_seconds),
         AdapterVariable.TENSOR_RATIO: f"{spec.prefill.parallelism.tensor}:{spec.decode.parallelism.tensor}",
