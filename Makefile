@@ -71,7 +71,7 @@ integration: setup programs
 
 cluster: setup programs
 	@echo "--- cluster"
-	@e2e/cluster up --images
+	@e2e/cluster up --images --with vllm
 	@e2e/cluster monitoring
 
 e2e: setup

@@ -133,7 +133,7 @@ class Vllm:
         Python's own trackers of shared memory may live on for a moment: they see that the others
         are dead, and then remove 160 MB from /dev/shm that nobody else would.
         """
-        for pid, command in self._living().items():
+        for pid, command in self.living().items():
             if "resource_tracker" not in command:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -141,7 +141,7 @@ class Vllm:
         await self.process.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TRACKER_S):
-                while self._living():
+                while self.living():
                     await asyncio.sleep(0.05)
         self.signal_all(signal.SIGKILL)
         await self.http.aclose()
@@ -150,7 +150,7 @@ class Vllm:
         """Wake the trackers, if a test has stopped all processes."""
         self.signal_all(signal.SIGCONT)
 
-    def _living(self) -> dict[int, str]:
+    def living(self) -> dict[int, str]:
         """Return the command lines of the engine's processes that are no zombies, by pid."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):

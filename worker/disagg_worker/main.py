@@ -18,6 +18,7 @@ import uvloop
 
 from disagg_protocol import network_interfaces
 from disagg_protocol.errors import EngineError
+from disagg_protocol.model_files import tokenizer_files
 from disagg_protocol.process import Process
 from disagg_wire.environment import WorkerVariable
 from disagg_worker import settings
@@ -74,7 +75,7 @@ def load_node(
 
     folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
     log.info("loading %s from %s", s.model_name, folder)
-    tokenizer = loader.tokenizer_files(folder)
+    tokenizer = tokenizer_files(folder)
     engine = TorchEngine(folder, engine_config(s), on_progress=worker.on_progress, on_lost=on_lost)
     host = (
         network_interfaces.wait_for_ipv4(s.kv_interface, _INTERFACE_TIMEOUT_S)

@@ -13,9 +13,10 @@ from tests.worker import checkpoints
 from tests.worker.checkpoints import TINY
 
 from disagg_protocol.errors import ModelError
+from disagg_protocol.model_files import tokenizer_files
 from disagg_worker.model.checkpoint import Checkpoint, LoadProgress
 from disagg_worker.model.config import parse_config
-from disagg_worker.model.loader import load_config, pick_dtype, resolve, tokenizer_files
+from disagg_worker.model.loader import load_config, pick_dtype, resolve
 from disagg_worker.model.weights import FloatWeights, Shard, expected_shapes
 
 EMBEDDING = "model.embed_tokens.weight"

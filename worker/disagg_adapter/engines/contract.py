@@ -65,6 +65,8 @@ class Readings:
     Fields that end in `_total`, `_sum` or `_count` count since the engine's start.
     """
 
+    started: str = ""
+    """The same text as `Identity.started`; another one after a restart."""
     waiting: float = NAN
     """Requests that wait in the engine."""
     running: float = NAN
@@ -163,6 +165,23 @@ class HandOver:
     """The first token that prefill sampled, where it is known by then."""
     cached_tokens: int | None = None
     """The number of prompt tokens that prefill found in its prefix cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the adapter's settings tell its engine's module."""
+
+    model: str
+    """The name under which the engine serves the model."""
+    lease_s: float
+    """The seconds for which prefill keeps KV that nobody has read."""
+    role: str
+    experimental: bool
+    """Whether a hand-over may be used that the engine does not make safe."""
+    host: str
+    """The pod's address on the network for KV."""
+    bootstrap_port: int
+    """The port of SGLang's bootstrap server."""
 
 
 class Engine(ABC):

@@ -29,7 +29,7 @@ from disagg_adapter.engines.contract import (
 from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
 from disagg_adapter.engines.prometheus_text import Samples, parse_samples
 from disagg_protocol.errors import InvalidInput
-from disagg_wire import codes, series
+from disagg_wire import codes
 from disagg_wire.protocol import (
     FEATURE_ADAPTER,
     FEATURE_FIRST_TOKEN_FROM_DECODE,
@@ -75,7 +75,11 @@ _ASK_FOR_HANDOVER = {
     "remote_port": None,
 }
 _PLAIN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-_GRAMMARS = {"json_schema": "json", "regex": "regex", "choice": "choice", "grammar": "grammar"}
+# The formats of outputs by vLLM's names. Its `grammar` is another language than the protocol's.
+_FORMATS = {"json_schema": "json", "regex": "regex", "choice": "choice"}
+# vLLM answers a long prompt only when all of it is computed; the router's patience ends before.
+_SECONDS_OF_A_PROMPT = 3600.0
+_SEEDS = 1 << 63
 
 
 class Vllm(Engine):
@@ -113,7 +117,7 @@ class Vllm(Engine):
             raise NotReady("the engine does not tell the size of its KV cache yet")
         return Identity(
             version=version,
-            started=f"{samples.value('process_start_time_seconds'):.2f}",
+            started=_started(samples),
             connector=connector,
             max_model_len=int(by_name[self._model]["max_model_len"]),
             block_size_tokens=int(cache["block_size"]),
@@ -141,9 +145,8 @@ class Vllm(Engine):
         structured = work.sampling.structured
         if structured is not None and work.emitted:
             raise InvalidInput("sampling.structured: vLLM cannot go on in the middle of a format")
-        if work.sampling.seed >= 1 << 63:
-            # vLLM reads a signed number; the router draws seeds below this.
-            raise InvalidInput("sampling.seed: vLLM takes at most 2^63 - 1")
+        if structured is not None and structured.kind not in _FORMATS:
+            raise InvalidInput(f"sampling.structured.kind: behind vLLM, {structured.kind} is not supported")
 
     def check_handover(self, parameters: Mapping[str, Any]) -> None:
         if unknown := set(parameters) - set(_REQUIRED) - set(_OPTIONAL):
@@ -166,7 +169,7 @@ class Vllm(Engine):
         body = self._body(work, work.new_tokens, stream=True)
         async with self._faults(), self._http.events(_GENERATE, body) as events:
             async for event in events:
-                if (delta := delta_of(event)) is not None:
+                if (delta := delta_of(event, work.sampling.logprobs or 0)) is not None:
                     yield delta
 
     async def prefill(self, work: Work) -> AsyncGenerator[HandOver]:
@@ -184,16 +187,23 @@ class Vllm(Engine):
     async def decode(self, work: Work, handover: HandOver) -> AsyncGenerator[Delta]:
         body = self._body(work, work.new_tokens, stream=True) | {"kv_transfer_params": handover.parameters}
         stream = self._http.events(_GENERATE, body)
-        started = False
+        started = ended = False
         async with self._faults():
             events = await stream.__aenter__()
             try:
                 async for event in events:
-                    if (delta := delta_of(event)) is not None:
+                    if (delta := delta_of(event, work.sampling.logprobs or 0)) is not None:
                         started = True
                         yield delta
+                ended = True
+            except EngineFault as fault:
+                ended = True
+                if not started and fault.code == codes.INTERNAL:
+                    # The usual reason: the KV could not be read (kv_load_failure_policy: fail).
+                    raise EngineFault(codes.TRANSFER_FAILED, f"vLLM did not take the KV: {fault}") from None
+                raise
             finally:
-                if started:
+                if started or ended:
                     await stream.__aexit__(None, None, None)
                 else:
                     self._reap(stream, events)
@@ -265,3 +275,104 @@ class Vllm(Engine):
                 raise EngineFault(codes.INVALID_REQUEST, answer.message, retryable=False) from None
             code = codes.NO_CAPACITY if answer.status in (429, 503) else codes.INTERNAL
             raise EngineFault(code, answer.message) from None
+
+
+def sampling_params(work: Work, max_tokens: int) -> dict[str, Any]:
+    """Return vLLM's sampling parameters for a request of which at most `max_tokens` are wanted."""
+    s = work.sampling
+    out: dict[str, Any] = {name: getattr(s, name) for name in _PLAIN} | {
+        "max_tokens": max_tokens,
+        "min_tokens": min(work.min_new_tokens, max_tokens),
+        "stop_token_ids": s.stop_token_ids,
+        # The router names the tokens that end the output.
+        "ignore_eos": True,
+        "detokenize": False,
+    }
+    if s.temperature > 0:
+        out["seed"] = s.seed % _SEEDS
+    if s.logit_bias:
+        out["logit_bias"] = {str(token): bias for token, bias in s.logit_bias}
+    if s.logprobs is not None:
+        out["logprobs"] = s.logprobs
+    if s.structured is not None:
+        value = json.loads(s.structured.value) if s.structured.kind == "choice" else s.structured.value
+        out["structured_outputs"] = {_FORMATS[s.structured.kind]: value}
+    return out
+
+
+def delta_of(event: Any, top: int = 0) -> Delta | None:
+    """Return what an event of a stream says, or None for one without tokens and end.
+
+    `top` is the number of alternatives that were asked for.
+
+    Raises EngineFault for an error, which vLLM sends in a stream that began with status 200.
+    """
+    try:
+        if "error" in event:
+            error = event["error"]
+            final = int(error.get("code") or 500) in (400, 404, 422)
+            code = codes.INVALID_REQUEST if final else codes.INTERNAL
+            raise EngineFault(code, str(error.get("message")), retryable=not final)
+        choices = event.get("choices") or ()
+        if not choices:
+            return None
+        choice = choices[0]
+        tokens = [int(t) for t in choice.get("token_ids") or ()]
+        reason = choice.get("finish_reason")
+        outputs = _outputs(tokens, (choice.get("logprobs") or {}).get("content"), top)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise EngineFault(codes.INTERNAL, f"vLLM's stream is garbled: {error!r}") from None
+    if reason not in (None, "stop", "length"):
+        raise EngineFault(codes.INTERNAL, f"vLLM ended the request with {reason!r}")
+    return Delta(outputs, reason) if outputs or reason else None
+
+
+def _outputs(tokens: list[int], content: list[dict[str, Any]] | None, limit: int) -> tuple[Output, ...]:
+    if content is None:
+        return tuple(Output(t) for t in tokens)
+    if len(content) != len(tokens):
+        raise ValueError(f"{len(content)} log probabilities for {len(tokens)} tokens")
+    out = []
+    for token, entry in zip(tokens, content, strict=True):
+        # The sampled token comes first, whatever its rank; the best ones follow in order.
+        top = sorted(entry.get("top_logprobs") or (), key=lambda best: int(best.get("rank") or 0))[:limit]
+        pairs = tuple((int(t["token_id"]), float(t["logprob"])) for t in top)
+        out.append(Output(token, float(entry["logprob"]), pairs))
+    return tuple(out)
+
+
+def readings_of(samples: Samples) -> Readings:
+    """Return the readings in vLLM's metrics."""
+    value = samples.value
+    return Readings(
+        started=_started(samples),
+        waiting=value("vllm:num_requests_waiting"),
+        running=value("vllm:num_requests_running"),
+        kv_usage=samples.mean("vllm:kv_cache_usage_perc"),
+        prompt_tokens_total=value("vllm:request_prefill_kv_computed_tokens_sum"),
+        generated_tokens_total=value("vllm:generation_tokens_total"),
+        cached_tokens_total=value("vllm:prefix_cache_hits_total"),
+        preemptions_total=value("vllm:num_preemptions_total"),
+        steps_total=value("vllm:iteration_tokens_total_count"),
+        ttft_s_sum=value("vllm:time_to_first_token_seconds_sum"),
+        ttft_count=value("vllm:time_to_first_token_seconds_count"),
+        itl_s_sum=value("vllm:inter_token_latency_seconds_sum"),
+        itl_count=value("vllm:inter_token_latency_seconds_count"),
+        transfer_bytes_total=value("vllm:nixl_bytes_transferred_sum"),
+        transfer_s_total=value("vllm:nixl_xfer_time_seconds_sum"),
+        transfers_total=value("vllm:nixl_xfer_time_seconds_count"),
+        transfer_failures_total=value("vllm:nixl_num_failed_transfers_total"),
+        expired_total=value("vllm:nixl_num_kv_expired_reqs_total"),
+        late_reads_total=value("vllm:nixl_num_notifications_after_expiry_total"),
+        prompt_tokens_by_source=samples.by_label("vllm:prompt_tokens_by_source_total", "source"),
+    )
+
+
+def _started(samples: Samples) -> str:
+    return f"{samples.value('process_start_time_seconds'):.2f}"
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Return whether a value has the type; a truth value is no number."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)

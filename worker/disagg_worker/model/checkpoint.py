@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from disagg_protocol.errors import ModelError
-from disagg_worker.model.files import read_json
+from disagg_protocol.model_files import read_json
 
 log = logging.getLogger(__name__)
 _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})

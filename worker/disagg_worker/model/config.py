@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disagg_protocol.errors import ModelError
+from disagg_protocol.token_fields import token_ids
 from disagg_worker.model.quantization_config import StoredQuantization, parse_quantization
 
 # Fields of related families and the values that leave the computation as it is here.
@@ -283,14 +284,6 @@ def _windows(raw: Mapping[str, Any], family: _Family, layers: int) -> tuple[int 
     return tuple(window if i >= first else None for i in range(layers))
 
 
-def _token_ids(raw: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    value = raw.get(name)
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in ids):
-        raise ModelError(f"{name}: {value!r} is neither a token id nor a list of them")
-    return tuple(ids)
-
-
 def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
     """Check config.json, and generation_config.json for the end tokens.
 
@@ -318,7 +311,7 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Model
     if isinstance(scaling, YarnScaling):
         max_positions = max(max_positions, int(scaling.factor * scaling.original_max_position_embeddings))
     attention_bias = _flag(raw, "attention_bias")
-    bos = _token_ids(raw, "bos_token_id")
+    bos = token_ids(raw, "bos_token_id")
     return ModelConfig(
         architecture=str(architecture),
         vocab_size=_positive(raw, "vocab_size"),
@@ -340,6 +333,6 @@ def parse_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Model
         windows=_windows(raw, family, layers),
         quantization=parse_quantization(raw.get("quantization_config")),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
-        eos_token_ids=_token_ids(generation, "eos_token_id") or _token_ids(raw, "eos_token_id"),
+        eos_token_ids=token_ids(generation, "eos_token_id") or token_ids(raw, "eos_token_id"),
         bos_token_id=bos[0] if bos else None,
     )

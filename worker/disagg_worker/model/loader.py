@@ -5,18 +5,15 @@ No code from the model folder is run.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from disagg_protocol.errors import ModelError
+from disagg_protocol.model_files import read_json
 from disagg_worker.model.config import ModelConfig, parse_config, unknown_fields
-from disagg_worker.model.files import read_json
 
 log = logging.getLogger(__name__)
 _FILES = [
@@ -79,18 +76,6 @@ def load_config(folder: Path) -> ModelConfig:
     if unknown := unknown_fields(raw):
         log.warning("config.json: %s: not known here, ignored", ", ".join(unknown))
     return config
-
-
-def tokenizer_files(folder: Path) -> dict[str, Any]:
-    """Return the data with which the router turns text into tokens and back (docs/protocol.md)."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} holds no tokenizer.json")
-    tokenizer, config = path.read_text(encoding="utf-8"), read_json(folder / "tokenizer_config.json")
-    template = folder / "chat_template.jinja"
-    chat = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
-    digest = hashlib.sha256(json.dumps([tokenizer, config, chat], sort_keys=True).encode()).hexdigest()
-    return {"digest": digest, "tokenizer_json": tokenizer, "tokenizer_config": config, "chat_template": chat}
 
 
 def pick_dtype(setting: str, config: ModelConfig, device: str) -> torch.dtype:

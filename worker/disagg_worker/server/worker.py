@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from disagg_protocol.bodies import DecodeRequest, PrefillRequest
 from disagg_protocol.endpoint import Endpoint, RoleChanging
+from disagg_protocol.errors import InvalidInput
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket
 from disagg_wire.protocol import FEATURES, PROTOCOL_VERSION
@@ -93,22 +94,24 @@ class Worker(Endpoint):
 
     async def start_decode(self, request: DecodeRequest, due_s: float | None) -> Job:
         node = self._loaded
-        await self._compile(node, request)
+        await self._prepare(node, request)
         return (
             jobs.decode_remote(node, request) if request.mode == "remote" else jobs.decode_local(node, request, due_s)
         )
 
     async def start_prefill(self, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> Job:
         node = self._loaded
-        await self._compile(node, request)
+        await self._prepare(node, request)
         return jobs.prefill(node, request, ticket, due_s)
 
     @staticmethod
-    async def _compile(node: jobs.Node, request: DecodeRequest | PrefillRequest) -> None:
-        """Compile the grammar of a request, before anything is held for it.
+    async def _prepare(node: jobs.Node, request: DecodeRequest | PrefillRequest) -> None:
+        """Check a request and compile its grammar, before anything is held for it.
 
-        This is done in a thread, so that it does not delay the other streams.
+        The latter is done in a thread, so that it does not delay the other streams.
         """
+        if request.adapter is not None:
+            raise InvalidInput("adapter: this engine serves no LoRA adapters")
         if request.sampling.structured is not None:
             await asyncio.to_thread(node.engine.prepare, request.sampling.to_params())
 

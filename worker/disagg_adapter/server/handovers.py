@@ -1,0 +1,165 @@
+"""The hand-overs between adapters: decode's waits for them, and prefill's sends them.
+
+A ticket is used once. What comes a second time, too late, or for another engine is refused before
+decode's engine hears of it: an engine that reads blocks which were given to another prompt in the
+meantime answers with that prompt's text, and with status 200.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from disagg_adapter.engines.contract import EngineFault
+from disagg_adapter.server.handover_message import HandOverMessage, read_message, sign_message
+from disagg_protocol.ticket import Ticket, TicketError
+from disagg_wire import codes
+from disagg_wire.protocol import HANDOVER_PATH
+
+log = logging.getLogger(__name__)
+_MAX_BODY_BYTES = 16 << 20
+_CONNECT_S = 2.0
+
+
+@dataclass(slots=True)
+class Expected:
+    """A ticket that has been given out."""
+
+    ticket: Ticket
+    arrived: asyncio.Future[HandOverMessage] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """The hand-over. It is cancelled when prefill gives the hand-over up."""
+    answered: asyncio.Future[EngineFault | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    """None when decode's engine has taken the KV, or why it has not."""
+
+    def answer(self, fault: EngineFault | None) -> None:
+        if not self.answered.done():
+            self.answered.set_result(fault)
+
+
+class HandOverDoor:
+    """The hand-overs that a decode worker expects, and the HTTP call by which they come."""
+
+    def __init__(self, key: bytes, engine: str, max_age_s: float) -> None:
+        self._key = key
+        self._engine = engine
+        self._max_age_s = max_age_s
+        self._expected: dict[str, Expected] = {}
+        self.app = Starlette(routes=[Route(HANDOVER_PATH, self._post, methods=["POST"])])
+
+    def expect(self, ticket: Ticket) -> Expected:
+        expected = Expected(ticket)
+        self._expected[ticket.transfer_id] = expected
+        return expected
+
+    def forget(self, expected: Expected) -> None:
+        """Refuse what still comes for a ticket."""
+        self._expected.pop(expected.ticket.transfer_id, None)
+        expected.answer(EngineFault(codes.CANCELLED, "the request has ended at decode"))
+
+    async def _post(self, request: Request) -> Response:
+        try:
+            body = await _limited(request)
+            message = read_message(self._key, json.loads(body))
+            expected = self._accept(message)
+        except (ValueError, RecursionError) as error:  # TicketError is a ValueError
+            return _error(400, codes.INVALID_REQUEST, f"{error}")
+        except ClientDisconnect:
+            return _error(400, codes.CANCELLED, "the client went away")
+        expected.arrived.set_result(message)
+        gone = asyncio.create_task(_disconnected(request))
+        either: set[asyncio.Future[Any]] = {gone, expected.answered}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if not expected.answered.done():
+            # Prefill's adapter has given up, because its engine has died or is hung. What its
+            # engine still sends is of no use.
+            expected.answer(EngineFault(codes.TRANSFER_FAILED, "prefill gave the hand-over up"))
+        fault = expected.answered.result()
+        if fault is None:
+            return JSONResponse({"accepted": True})
+        return _error(409, fault.code, str(fault), retryable=fault.retryable)
+
+    def _accept(self, message: HandOverMessage) -> Expected:
+        """Take the ticket out of those that are expected. Raises TicketError."""
+        if message.engine != self._engine:
+            raise TicketError(f"engine: {message.engine} hands over to {self._engine}")
+        if message.age_s > self._max_age_s:
+            raise TicketError(f"age_s: {message.age_s:.1f} s old; prefill may have given its blocks to others")
+        expected = self._expected.get(message.ticket.transfer_id)
+        if expected is None or expected.ticket != message.ticket:
+            raise TicketError("ticket: is unknown, used or expired")
+        del self._expected[message.ticket.transfer_id]
+        return expected
+
+
+async def _limited(request: Request) -> bytes:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_BODY_BYTES:
+            raise TicketError(f"body: over {_MAX_BODY_BYTES} bytes")
+    return body
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _error(status: int, code: str, message: str, *, retryable: bool = True) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message, "retryable": retryable}}, status)
+
+
+class HandOverSender:
+    """The client with which prefill's adapter hands over."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._session: aiohttp.ClientSession | None = None  # created within a running loop
+
+    async def send(self, message: HandOverMessage, timeout_s: float) -> float:
+        """Hand over, wait until decode's engine has the KV, and return the seconds that it took.
+
+        It is sent once: a second copy could be used after the lease. Raises EngineFault.
+        """
+        if self._session is None:
+            self._session = aiohttp.ClientSession(trust_env=False, connector=aiohttp.TCPConnector(limit=0))
+        ticket = message.ticket
+        host = f"[{ticket.host}]" if ":" in ticket.host else ticket.host
+        started_s = time.monotonic()
+        try:
+            async with self._session.post(
+                f"http://{host}:{ticket.port}{HANDOVER_PATH}",
+                json=sign_message(self._key, message),
+                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S),
+                allow_redirects=False,
+            ) as answer:
+                content = await answer.json(content_type=None)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise EngineFault(
+                codes.TRANSFER_FAILED, f"hand-over to {ticket.host}: {str(error) or type(error).__name__}"
+            ) from None
+        if answer.status == 200:
+            return time.monotonic() - started_s
+        told = content.get("error", {}) if isinstance(content, dict) else {}
+        raise EngineFault(
+            codes.TRANSFER_FAILED, f"decode refused the hand-over: {told.get('message', f'HTTP {answer.status}')}"
+        )
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
