@@ -9,8 +9,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "e2e"))
 
-from engines.vllm import install
 from tests.engines import vllm_process
+
+from engines.vllm import install
 
 PATCH = install.Patch("package/module.py", "delay = 0\n", "delay = 1000\n")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -24,11 +24,9 @@ from disagg_wire import codes
 from disagg_wire.protocol import (
     DECODE_PATH,
     DECODE_ROOM_PATH,
-    DRAINED_PATH,
     DRAINING,
     HEALTH_PATH,
     INFO_PATH,
-    LIVE_PATH,
     METRICS_PATH,
     PREFILL_PATH,
     READY,
@@ -184,8 +182,8 @@ def _room_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]
     return endpoint
 
 
-def create_app(worker: Endpoint) -> Starlette:
-    """Return the worker's ASGI application."""
+def create_app(worker: Endpoint, more: Sequence[Route] = ()) -> Starlette:
+    """Return the worker's ASGI application, which serves `more` beside the calls of all workers."""
 
     async def healthz(request: Request) -> Response:
         if worker.failed:
@@ -193,14 +191,6 @@ def create_app(worker: Endpoint) -> Starlette:
         if worker.problem:
             return PlainTextResponse(f"{worker.problem}\n", 503)
         return PlainTextResponse("ok\n")
-
-    async def livez(request: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
-    async def drained(request: Request) -> Response:
-        """Answer once this process has drained; the kubelet that asks bounds the wait."""
-        await worker.drained.wait()
-        return PlainTextResponse("drained\n")
 
     async def readyz(request: Request) -> Response:
         if worker.problem:
@@ -225,8 +215,6 @@ def create_app(worker: Endpoint) -> Starlette:
 
     routes = [
         Route(HEALTH_PATH, healthz),
-        Route(LIVE_PATH, livez),
-        Route(DRAINED_PATH, drained),
         Route(READY_PATH, readyz),
         Route(METRICS_PATH, metrics),
         Route(INFO_PATH, info),
@@ -235,5 +223,6 @@ def create_app(worker: Endpoint) -> Starlette:
         Route(ROLE_PATH, _role_endpoint(worker), methods=["POST"]),
         Route(DECODE_PATH, _work_endpoint(worker, ("decode", "both"), _start_decode), methods=["POST"]),
         Route(PREFILL_PATH, _work_endpoint(worker, ("prefill", "both"), _start_prefill), methods=["POST"]),
+        *more,
     ]
     return Starlette(routes=routes)

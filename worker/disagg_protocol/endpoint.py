@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from abc import ABC, abstractmethod
 from typing import Any
@@ -37,8 +36,6 @@ class Endpoint(RunningRequests, ABC):
         self.changing_to: Role | None = None
         self.incarnation = incarnation
         self.draining = False
-        # Set once all requests have ended after the order to end.
-        self.drained = asyncio.Event()
         self.failed: str = ""
         self.tokenizer: dict[str, Any] = {}
         self._bearer = b"Bearer " + bearer_of(key).encode()

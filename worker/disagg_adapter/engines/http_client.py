@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -16,6 +16,8 @@ from disagg_wire import codes
 _MAX_EVENT_BYTES = 4 << 20
 _MAX_ANSWER_BYTES = 16 << 20
 _CONNECT_S = 2.0
+# A stream is at its end when it has said so.
+_REST_S = 1.0
 _BROKEN = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
 
 
@@ -79,7 +81,7 @@ class EngineHttp:
         except _BROKEN as error:
             raise _lost(path, error) from None
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def events(self, path: str, body: Any) -> AsyncIterator[AsyncGenerator[Any]]:
         """Yield the JSON objects of a stream of server-sent events.
 
@@ -115,6 +117,7 @@ async def _events(answer: aiohttp.ClientResponse, path: str) -> AsyncGenerator[A
                     continue
                 data = line[5:].strip()
                 if data == b"[DONE]":
+                    await _to_the_end(answer)
                     return
                 yield json.loads(data)
             if len(held) > _MAX_EVENT_BYTES:
@@ -124,6 +127,14 @@ async def _events(answer: aiohttp.ClientResponse, path: str) -> AsyncGenerator[A
     except _BROKEN as error:
         raise _lost(path, error) from None
     raise EngineFault(codes.INTERNAL, f"the engine's stream of {path} broke off")
+
+
+async def _to_the_end(answer: aiohttp.ClientResponse) -> None:
+    """Read what is left, so that the connection serves the next request too."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_REST_S):
+            async for _ in answer.content.iter_any():
+                pass
 
 
 def message_of(body: str) -> str:
