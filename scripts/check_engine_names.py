@@ -28,7 +28,7 @@ _BUNDLED = {k for k, v in vars(engines).items() if v == engines.BUILTIN} | {engi
 
 
 def is_module_of_an_engine(name: str) -> bool:
-    """Return whether a file, or a folder that it is in, has the name of an engine or is their table."""
+    """Return whether a file may name engines: it or its folder has such a name, or it is a table."""
     path = Path(name)
     return name == VOCABULARY or name.endswith(f"/{TABLE}") or bool({path.stem, *path.parts} & set(engines.ENGINES))
 
