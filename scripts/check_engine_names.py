@@ -28,7 +28,7 @@ _BUNDLED = {k for k, v in vars(engines).items() if v == engines.BUILTIN} | {engi
 
 
 def is_module_of_an_engine(name: str) -> bool:
-    """Return whether a file may name engines: it or its folder has such a name, or it is a table."""
+    """Return whether a file may name engines: it or a folder is named so, or it is their table."""
     path = Path(name)
     return name == VOCABULARY or name.endswith(f"/{TABLE}") or bool({path.stem, *path.parts} & set(engines.ENGINES))
 
