@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from disagg_protocol.bodies import Sampling
+from disagg_wire.ports import BOOTSTRAP_PORT
 
 NAN = math.nan
 
@@ -165,6 +166,26 @@ class HandOver:
     """The first token that prefill sampled, where it is known by then."""
     cached_tokens: int | None = None
     """The number of prompt tokens that prefill found in its prefix cache."""
+    taken: Callable[[], None] = field(default=lambda: None, compare=False)
+    """Called at prefill when decode's engine has the KV; never, if that is not certain."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What an engine's module is told about its worker."""
+
+    model: str
+    """The name under which the engine serves the model."""
+    lease_s: float
+    """The seconds for which prefill's engine keeps KV that nobody has read."""
+    role: str
+    """The role of the engine: prefill, decode or both."""
+    experimental: bool = False
+    """Whether a hand-over may be used that the engine does not make safe."""
+    host: str = "127.0.0.1"
+    """The address at which other engines reach this one."""
+    bootstrap_port: int = BOOTSTRAP_PORT
+    """The port of the engine's bootstrap server."""
 
 
 class Engine(ABC):

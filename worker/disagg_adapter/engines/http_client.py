@@ -33,8 +33,13 @@ class EngineHttp:
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url
+        self._key = key
         self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._session: aiohttp.ClientSession | None = None  # created within a running loop
+
+    def peer(self, url: str) -> EngineHttp:
+        """Return a client for another engine that asks for the same key."""
+        return EngineHttp(url, self._key)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -65,6 +70,10 @@ class EngineHttp:
             return json.loads(answer)
         except ValueError:
             raise EngineFault(codes.INTERNAL, f"the engine's answer to {path} is no JSON") from None
+
+    async def send(self, path: str, body: Any, timeout_s: float) -> None:
+        """Make a POST whose answer says nothing. Raises EngineAnswer or EngineFault."""
+        await self._whole("POST", path, body, timeout_s)
 
     async def _whole(self, method: str, path: str, body: Any, timeout_s: float) -> str:
         try:
