@@ -274,17 +274,17 @@ class Lmdeploy(Engine):
             "is_dummy_prefill": False,
         }
         cut, parse = Cut(work), functools.partial(delta_of, logprobs=work.sampling.logprobs is not None)
-        async with self._transfer(parameters, cut):
-            # Blocks that are written from afar must not be given to others by a cancel.
-            async with contextlib.aclosing(self._kept.read(self._http.events(_CHAT, body), parse)) as pieces:
-                async for piece in pieces:
-                    if (delta := cut.of(piece)) is None:
-                        continue
-                    if delta.outputs and cut.count == len(delta.outputs):
-                        self.other_first_tokens += delta.outputs[0].token != parameters["token"]
-                    yield delta
-                    if delta.finish_reason is not None:
-                        return
+        # Blocks that are written from afar must not be given to others by a cancel.
+        kept = self._kept.read(self._http.events(_CHAT, body), parse)
+        async with self._transfer(parameters, cut), contextlib.aclosing(kept) as pieces:
+            async for piece in pieces:
+                if (delta := cut.of(piece)) is None:
+                    continue
+                if delta.outputs and cut.count == len(delta.outputs):
+                    self.other_first_tokens += delta.outputs[0].token != parameters["token"]
+                yield delta
+                if delta.finish_reason is not None:
+                    return
 
     @contextlib.asynccontextmanager
     async def _transfer(self, parameters: Mapping[str, Any], cut: Cut) -> AsyncGenerator[None]:
