@@ -116,7 +116,7 @@ class Lmdeploy(Engine):
                 raise NotReady(f"LMDeploy is {health['status']}: {health['message']}")
             fields = await self._fields()
             names = [str(m["id"]) for m in (await self._http.json("/v1/models", _HTTP_S))["data"]]
-            info = await engine_info(self._http)
+            info = await self._sizes()
             samples = parse_samples(await self._http.text("/metrics", _HTTP_S))
             length = await self._session_length()
         except EngineFault as fault:
@@ -155,6 +155,13 @@ class Lmdeploy(Engine):
         except (EngineAnswer, KeyError, TypeError):
             raise Unusable("UnknownEngineVersion", "LMDeploy has no /openapi.json, by which it is known") from None
         return hashlib.sha256(json.dumps(names, separators=(",", ":")).encode()).hexdigest()[:16]
+
+    async def _sizes(self) -> dict[str, Any]:
+        try:
+            return await engine_info(self._http)
+        except EngineAnswer as answer:
+            # The other backend has no such sizes.
+            raise Unusable("EngineMisconfigured", f"LMDeploy must run with --backend pytorch: {answer}") from None
 
     async def _session_length(self) -> int:
         """Return the longest sequence, which LMDeploy tells only when it refuses a longer one."""

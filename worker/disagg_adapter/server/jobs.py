@@ -108,9 +108,7 @@ class _Run(ABC):
         now = self._adapter
         for output in delta.outputs:
             cached = cached_tokens if self._index == self._work.emitted else None
-            self._emit(
-                event_json(TokenEvent(self._index, output.token, output.logprob, output.top_logprobs, cached))
-            )
+            self._emit(event_json(TokenEvent(self._index, output.token, output.logprob, output.top_logprobs, cached)))
             self._index += 1
         if delta.outputs:
             now.monitor.progress()
@@ -216,9 +214,7 @@ class RemoteDecode(_Run):
         it when prefill gives the hand-over up.
         """
         first = asyncio.ensure_future(anext(deltas))
-        done, _ = await asyncio.wait(
-            {first, expected.answered}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-        )
+        done, _ = await asyncio.wait({first, expected.answered}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if first not in done:
             first.cancel()
             await asyncio.wait({first})
