@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,9 @@ from disagg_wire import codes
 
 _MAX_EVENT_BYTES = 4 << 20
 _MAX_ANSWER_BYTES = 16 << 20
+_MAX_PIECE_BYTES = 1 << 20
 _CONNECT_S = 2.0
+_JSON = {"content-type": "application/json"}
 _BROKEN = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
 
 
@@ -79,7 +82,9 @@ class EngineHttp:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._open().request(method, self.url + path, json=body, allow_redirects=False) as answer,
+                self._open().request(
+                    method, self.url + path, data=_payload(body), headers=_JSON, allow_redirects=False
+                ) as answer,
             ):
                 content = await _read(answer)
                 if answer.status >= 400:
@@ -96,12 +101,22 @@ class EngineHttp:
         EngineAnswer or EngineFault.
         """
         try:
-            async with self._open().post(self.url + path, json=body, allow_redirects=False) as answer:
+            async with self._open().post(
+                self.url + path, data=_payload(body), headers=_JSON, allow_redirects=False
+            ) as answer:
                 if answer.status >= 400:
                     raise EngineAnswer(answer.status, message_of(await _read(answer)))
                 yield _events(answer, path)
         except _BROKEN as error:
             raise _lost(path, error) from None
+
+
+def _payload(body: Any) -> bytes | io.BytesIO | None:
+    """Return a body as JSON, as a file if it is so long that aiohttp sends it in pieces."""
+    if body is None:
+        return None
+    content = json.dumps(body, separators=(",", ":")).encode()
+    return content if len(content) <= _MAX_PIECE_BYTES else io.BytesIO(content)
 
 
 async def _read(answer: aiohttp.ClientResponse) -> str:
