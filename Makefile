@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long
+.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -35,10 +35,14 @@ test: setup     ## everything: lint, types, import rules, unit, integration, end
 
 test-fast: setup ## the part that takes under three minutes
 	@$(MAKE) --no-print-directory lint
-	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not apiserver and not e2e and not long"
+	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not apiserver and not e2e and not long and not engines"
 
 test-long: setup ## properties with ten times the examples, faults at every point and at any two (one hour of two cores)
-	@HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --timeout 3600 -m "(hypothesis or long) and not apiserver and not e2e"
+	@HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --timeout 3600 -m "(hypothesis or long) and not apiserver and not e2e and not engines"
+
+test-engines: setup ## the adapter on real vLLM engines of two versions (installs them into the user's cache: 1 GB of downloads each)
+	@for version in 0.32.0 0.31.0; do $(PY) e2e/engines/vllm/install.py $$version >/dev/null; done
+	@$(PY) -m pytest -q --timeout 1800 -m engines
 
 lint: setup
 	@echo "--- lint"
@@ -51,7 +55,7 @@ lint: setup
 
 unit: setup
 	@echo "--- unit"
-	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not apiserver and not e2e and not long"
+	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not apiserver and not e2e and not long and not engines"
 
 coverage: setup ## the branches of PURE modules that their own tests run through; 95 % at least
 	@echo "--- coverage"
@@ -67,7 +71,7 @@ integration: setup programs
 
 cluster: setup programs
 	@echo "--- cluster"
-	@e2e/cluster up --images
+	@e2e/cluster up --images --with vllm
 	@e2e/cluster monitoring
 
 e2e: setup

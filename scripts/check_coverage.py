@@ -138,7 +138,7 @@ def run_tests(modules: Sequence[Module], tests: Sequence[str], data_file: str) -
     measuring.start()
     for module in modules:  # before all tests, so that what an import runs is booked under none
         importlib.import_module(module.name)
-    options = ["-q", "-p", "no:cacheprovider", "-m", "not slow and not apiserver"]
+    options = ["-q", "-p", "no:cacheprovider", "-m", "not slow and not apiserver and not engines"]
     code = pytest.main([*options, *tests], plugins=[FewExamples(), FileContexts(measuring)])
     measuring.stop()
     measuring.save()

@@ -52,6 +52,7 @@ class Image:
 IMAGES = (
     Image("operator", "operator.txt"),
     Image("router", "router.txt"),
+    Image("adapter", "adapter.txt"),
     # The image for GPUs has 3 GB of CUDA libraries and is built from worker/Dockerfile where it is
     # used.
     Image("worker", "worker-cpu.txt", variant="-cpu", extra=(f"torch-cpu-stubs=={torch_cpu_stubs.VERSION}",)),

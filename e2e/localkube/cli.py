@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from localkube import gobuild, images, kindcluster, local, monitoring
@@ -14,6 +15,8 @@ from localkube.settings import NIC, ClusterError, Settings, external_kubeconfig
 from localkube.shell import locked, run, say
 
 _LOCK_TIMEOUT_S = 45 * 60
+_ON_DEMAND = frozenset(images.IMAGES) - frozenset(images.USUAL)
+_NAMES_HELP = f"some of: {', '.join(images.IMAGES)}; default: all but {', '.join(sorted(_ON_DEMAND))}"
 
 
 def mode_of(settings: Settings) -> str:
@@ -44,18 +47,19 @@ def check_external(path: Path) -> None:
     say(f"the cluster of {path} answers")
 
 
-def up(settings: Settings, with_images: bool) -> None:
+def up(settings: Settings, names: Sequence[str]) -> None:
+    """Bring the cluster up, and build these images into it."""
     mode = mode_of(settings)
     if mode == "external":
         check_external(_kubeconfig(settings, mode))
         return
-    prepared = images.start_preparing(settings, mode) if with_images else None
+    prepared = images.start_preparing(settings, mode, names) if names else None
     if mode == "kind":
         kindcluster.up(settings)
     else:
         local.up(settings)
     if prepared is not None:
-        images.build_all(settings, mode, prepared=prepared)
+        images.build_all(settings, mode, names, prepared)
 
 
 def down(settings: Settings, purge: bool) -> None:
@@ -100,12 +104,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     starting = commands.add_parser("up", help="bring the cluster up, or repair it; nothing is done when it is up")
     starting.add_argument("--images", action="store_true", help="also build and load the project's images")
+    starting.add_argument(
+        "--with",
+        dest="more",
+        action="append",
+        default=[],
+        choices=sorted(_ON_DEMAND),
+        help="with --images: this image, too, which is built only when it is named",
+    )
     stopping = commands.add_parser("down", help="stop everything and remove the state; built programs are kept")
     stopping.add_argument("--purge", action="store_true", help="remove built programs and images, too")
     commands.add_parser("status", help="list the cluster's parts; exits 1 unless all are well")
     commands.add_parser("env", help="print `export` lines for `eval`")
     building = commands.add_parser("images", help="build the project's images and load them into the cluster")
-    building.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(images.IMAGES)}; default all")
+    building.add_argument("names", nargs="*", metavar="NAME", help=_NAMES_HELP)
     custom = commands.add_parser("image", help="build any Dockerfile into the cluster")
     custom.add_argument("--file", type=Path, required=True, help="the Dockerfile")
     custom.add_argument("--context", type=Path, required=True, help="the build's folder")
@@ -130,7 +142,7 @@ def _dispatch(settings: Settings, given: argparse.Namespace) -> int:
         return 0
     with locked(settings.state.with_name("e2e.lock"), timeout_s=_LOCK_TIMEOUT_S):
         if given.command == "up":
-            up(settings, given.images)
+            up(settings, (*images.USUAL, *given.more) if given.images else ())
         elif given.command == "down":
             down(settings, given.purge)
         elif given.command == "images":

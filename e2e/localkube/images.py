@@ -21,6 +21,10 @@ from localkube.settings import BASE_IMAGE, REPO_DIR, ClusterError, Settings
 from localkube.shell import run, run_logged, say, wait_for
 
 _BUILD_TIMEOUT_S = 1800
+# The Dockerfiles may copy these. A change that no image uses costs a run of BuildKit, which finds
+# everything in its cache.
+_SOURCES = ("operator", "worker", "crds", "models", "requirements", "pyproject.toml", "README.md", "LICENSE")
+_VLLM = "0.32.0"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,12 @@ class Image:
     dockerfile: str
     requirements: str
     torch_stubs: bool = False
+    args: tuple[tuple[str, str], ...] = ()
+    """The build arguments, by name."""
+    sources: tuple[str, ...] = _SOURCES
+    """What the Dockerfile may copy; the image is built again when any of it changes."""
+    on_demand: bool = False
+    """Whether it is built only when it is named."""
 
     @property
     def tag(self) -> str:
@@ -48,12 +58,21 @@ IMAGES = {
     for image in (
         Image("operator", "operator/Dockerfile", "requirements/operator.txt"),
         Image("router", "worker/Dockerfile.router", "requirements/router.txt"),
-        Image("worker", "worker/Dockerfile", "requirements/worker-cpu.txt", torch_stubs=True),
+        Image("adapter", "worker/Dockerfile.adapter", "requirements/adapter.txt"),
+        Image("worker", "worker/Dockerfile", "requirements/worker-cpu.txt", torch_stubs=True, args=(("TORCH", "cpu"),)),
+        # A real engine for tests. It has two gigabytes, and is of no use to most of them.
+        Image(
+            "vllm",
+            "e2e/engines/vllm/Dockerfile",
+            f"e2e/engines/vllm/vllm-{_VLLM}.txt",
+            torch_stubs=True,
+            args=(("VLLM", _VLLM),),
+            sources=("e2e/engines/vllm", "models"),
+            on_demand=True,
+        ),
     )
 }
-# The Dockerfiles may copy these. A change that no image uses costs a run of BuildKit, which finds
-# everything in its cache.
-_SOURCES = ("operator", "worker", "crds", "models", "requirements", "pyproject.toml", "README.md", "LICENSE")
+USUAL = tuple(name for name, image in IMAGES.items() if not image.on_demand)
 
 
 @dataclass(frozen=True)
@@ -109,13 +128,13 @@ def start_preparing(settings: Settings, mode: str, names: Sequence[str] = ()) ->
     hostpkgs.ensure({**hostpkgs.FOR_CLUSTER, **hostpkgs.FOR_IMAGES} if mode == "local" else {})
     if mode == "local":
         jobs.append(pool.submit(_use_base, settings))
-    jobs += [pool.submit(IMAGES[name].wheels, settings) for name in names or IMAGES]
+    jobs += [pool.submit(IMAGES[name].wheels, settings) for name in names or USUAL]
     return Prepared(pool, tuple(jobs))
 
 
-def _source_files() -> list[Path]:
+def _source_files(sources: Sequence[str]) -> list[Path]:
     found: list[Path] = []
-    for name in _SOURCES:
+    for name in sources:
         path = REPO_DIR / name
         candidates = sorted(path.rglob("*")) if path.is_dir() else [path]
         found += [p for p in candidates if p.is_file() and "__pycache__" not in p.parts]
@@ -126,7 +145,7 @@ def _inputs_key(settings: Settings, image: Image, mode: str) -> str:
     digest = hashlib.sha256(f"{mode} {image} {image.wheels(settings).name}".encode())
     if mode == "local" and _use_base(settings) is not None:
         digest.update(baseimage.digest(settings).encode())
-    for path in _source_files():
+    for path in _source_files(image.sources):
         digest.update(f"{path.relative_to(REPO_DIR)}\0{path.stat().st_mode & 0o111}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -157,7 +176,7 @@ def build_all(settings: Settings, mode: str, names: Sequence[str] = (), prepared
     if mode == "external":
         raise ClusterError("the cluster is your own: push images where it can pull them (see the Dockerfiles)")
     (prepared or start_preparing(settings, mode, names)).wait()
-    for name in names or tuple(IMAGES):
+    for name in names or USUAL:
         _build_image(settings, mode, IMAGES[name])
 
 
@@ -173,8 +192,7 @@ def _build_image(settings: Settings, mode: str, image: Image) -> None:
 
 
 def _build_of(settings: Settings, image: Image, tag: str, archive: Path | None = None) -> Build:
-    args = {"TORCH": "cpu"} if image.torch_stubs else {}
-    return Build(tag, REPO_DIR / image.dockerfile, REPO_DIR, image.wheels(settings), args, archive)
+    return Build(tag, REPO_DIR / image.dockerfile, REPO_DIR, image.wheels(settings), dict(image.args), archive)
 
 
 def export(settings: Settings, mode: str, image: Image, tag: str, archive: Path) -> None:

@@ -24,6 +24,10 @@ class OperatorSettings(BaseModel):
 
     worker_image: Image = Field(description="Image of the worker pods whose resource does not specify its own.")
     router_image: Image = Field(description="Image of the router pods whose resource does not specify its own.")
+    adapter_image: Image = Field(
+        "disagg.dev/adapter:dev",
+        description="Image of the adapters, which stand in front of engines of other projects.",
+    )
     watch_namespace: str = Field(
         "", max_length=63, description="The only namespace to watch. If empty, all namespaces are watched."
     )

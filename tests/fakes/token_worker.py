@@ -2,7 +2,8 @@
 
 As with a real engine, a token is a pure function of the seed and all tokens before it, so a
 failover that loses, repeats or reorders anything results in another text. No KV is moved; prefill
-tells decode over HTTP that it is done.
+tells decode over HTTP that it is done. With the feature `first_token_from_decode` it behaves like
+an engine behind an adapter.
 """
 
 from __future__ import annotations
@@ -66,6 +67,11 @@ def next_token(seed: int, tokens: Sequence[int]) -> int:
     return FIRST_BYTE + ord("a") + digest % 26
 
 
+def seed_with(seed: int, adapter: str) -> int:
+    """Return the seed that gives the tokens of a LoRA adapter."""
+    return seed ^ zlib.crc32(adapter.encode())
+
+
 def expected_tokens(seed: int, prompt: Sequence[int], n: int) -> list[int]:
     tokens = list(prompt)
     for _ in range(n):
@@ -86,7 +92,9 @@ class Fault:
     kind: str
     """The kind of failure: "status" (an error answer with `status` and `code`), "die" (the
     connection breaks), "stall" (nothing more comes), "error" (an error event with `code`),
-    "garbage" (a line that is no event), "silent_end" (the stream just ends) or "no_transfer".
+    "garbage" (a line that is no event), "silent_end" (the stream just ends), "no_transfer",
+    "die_early" (prefill dies before any hand-over), or "no_read" (an engine's decode cannot read
+    the KV that it was handed).
     """
     after_tokens: int = 0
     """The number of tokens that are sent before the failure."""
@@ -119,6 +127,11 @@ class TokenWorker:
         self.role_served: str | None = None  # the role served, if it is not the one that the router knows of
         self.slots = 64
         self.features: list[str] | None = ["first_token_within_s"]  # None for a worker that is too old to report any
+        self.adapters: list[str] | None = None  # LoRA adapters; a list goes with the feature `adapter`
+        self.transport, self.evidence = "tcp", ""  # evidence is left out where it is empty
+        self.reports: dict[str, Any] = {}  # changes to its `accepted` and `transferred` events
+        self.reads = asyncio.Event()  # while cleared, decode does not read the KV that it was handed
+        self.reads.set()
         self.end_after: int | None = None  # the output token, by position, that is END
         self.token_interval_s = 0.0
         self.max_model_len = MAX_MODEL_LEN
@@ -163,6 +176,7 @@ class TokenWorker:
         if self._server is None or self._task is None:
             return
         self.hold.set()
+        self.reads.set()
         self._server.force_exit = self._server.should_exit = True
         for state in list(self._server.server_state.connections):
             state.transport.abort()
@@ -180,6 +194,8 @@ class TokenWorker:
             return _error(503, "other_role")
         if "first_token_within_s" in body and "first_token_within_s" not in (self.features or ()):
             return _error(400, "invalid_request")
+        if "adapter" in body and not ("adapter" in (self.features or ()) and body["adapter"] in (self.adapters or ())):
+            return _error(400, "invalid_request")
         if (fault := self._fault(leg, "status")) is not None:
             return _error(fault.status, fault.code)
         return _error(429, "no_capacity") if self.running >= self.slots else None
@@ -196,9 +212,11 @@ class TokenWorker:
             return _error(401, "unauthorized")
         model = {"name": "m", "digest": self.digest, "vocab_size": VOCAB, "max_model_len": self.max_model_len,
                  "eos_token_ids": [END], "bos_token_id": None}  # fmt: skip
-        kv = {"compat": self.compat, "host": "127.0.0.1", "port": 1, "interface": "net1", "transport": "tcp",
+        model |= {} if self.adapters is None else {"adapters": self.adapters}
+        kv = {"compat": self.compat, "host": "127.0.0.1", "port": 1, "interface": "net1", "transport": self.transport,
               "block_size_tokens": 16, "bytes_per_token": 64, "blocks_total": 100,
               "blocks_free": 100 - self.running}  # fmt: skip
+        kv |= {"evidence": self.evidence} if self.evidence else {}
         load = {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": self.running}
         return JSONResponse(
             {"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role, "state": self.state,
@@ -271,7 +289,8 @@ class TokenWorker:
 
     def _sample(self, body: dict[str, Any], tokens: list[int]) -> dict[str, Any]:
         index = len(tokens) - body["prompt_tokens"]
-        token = END if index == self.end_after else next_token(body["sampling"]["seed"], tokens)
+        seed = seed_with(body["sampling"]["seed"], body.get("adapter", ""))
+        token = END if index == self.end_after else next_token(seed, tokens)
         tokens.append(token)
         line: dict[str, Any] = {"type": "token", "index": index, "token": token}
         if body["sampling"].get("logprobs") is not None:
@@ -311,23 +330,36 @@ class TokenWorker:
             if first < 0:
                 yield {"type": "error", "code": "transfer_failed", "message": "broken off", "retryable": True}
                 return
-            tokens.append(first)
+            if self._first_from_decode:
+                await self.reads.wait()
+                if self._fault("decode", "no_read"):
+                    yield {"type": "error", "code": "transfer_failed", "message": "as told", "retryable": True}
+                    return
+            else:
+                tokens.append(first)
             yield {
                 "type": "accepted",
                 "path": "remote",
                 "kv_bytes": 64 * len(tokens),
                 "transfer_s": 0.002,
                 "interface": "net1",
-            }
+            } | self.reports
+            if self._first_from_decode:
+                yield self._sample(body, tokens)
         async with contextlib.aclosing(self._rest(body, tokens)) as rest:
             async for line in rest:
                 yield line
+
+    @property
+    def _first_from_decode(self) -> bool:
+        return "first_token_from_decode" in (self.features or ())
 
     async def _prefill_lines(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         await self.hold.wait()
         tokens, ticket = list(body["tokens"]), body["ticket"]
         line = self._sample(body, tokens)
-        reason = self._reason(body, tokens)
+        # An engine's prefill worker ignores what the first token means for the request.
+        reason = None if self._first_from_decode else self._reason(body, tokens)
         if ticket is not None and (reason is not None or self._fault("prefill", "no_transfer")):
             # As with a real transfer that breaks off, decode learns of it first.
             await self._tell(ticket, -1)
@@ -335,11 +367,14 @@ class TokenWorker:
             if reason is None:
                 yield {"type": "error", "code": "transfer_failed", "message": "as told", "retryable": True}
                 return
-        yield line
+        if self._fault("prefill", "die_early"):
+            raise Died
+        if not self._first_from_decode:
+            yield line
         if ticket is not None and reason is None:
             await self._tell(ticket, tokens[-1])
             yield {"type": "transferred", "kv_bytes": 64 * len(tokens), "transfer_s": 0.002, "exposed_s": 0.001,
-                   "interface": "net1", "peer": f"{ticket['host']}:{ticket['port']}"}  # fmt: skip
+                   "interface": "net1", "peer": f"{ticket['host']}:{ticket['port']}"} | self.reports  # fmt: skip
         yield {"type": "end", "finish_reason": reason or "prefilled"}
 
     async def _tell(self, ticket: dict[str, Any], first_token: int) -> None:

@@ -21,7 +21,7 @@ from tests.router.stack import Stack
 from tests.worker import checkpoints
 from tests.worker.server import rig
 
-from disagg_operator.status.workloads import router_view
+from disagg_operator.status.kv_links import router_view
 from disagg_protocol import bodies
 from disagg_protocol.ticket import verify
 from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace

@@ -46,7 +46,7 @@ FAULTS = [
     ("decode", {"kind": "error", "after_tokens": 7, "code": "draining"}, "draining"),
     ("decode", {"kind": "stall", "after_tokens": 7}, "stalled"),
     ("prefill", {"kind": "status", "status": 500}, "internal"),
-    ("prefill", {"kind": "status", "status": 400, "code": "invalid_request"}, "invalid_request"),
+    ("prefill", {"kind": "status", "status": 400, "code": "ticket_refused"}, "ticket_refused"),
     ("prefill", {"kind": "die", "after_tokens": 0}, "worker_lost"),
     ("prefill", {"kind": "stall", "after_tokens": 0}, "stalled"),
     ("prefill", {"kind": "error", "after_tokens": 0}, "internal"),
@@ -172,14 +172,27 @@ async def test_the_attempts_are_bounded(tmp_path: Path) -> None:
         assert answer.headers["retry-after"] == "1"
 
 
-@pytest.mark.parametrize(("status", "code", "wanted"), [(400, "invalid_request", 400), (413, "prompt_too_long", 400)])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("leg", "status", "code"),
+    [
+        ("decode", 400, "invalid_request"),
+        ("decode", 413, "prompt_too_long"),
+        ("prefill", 400, "invalid_request"),  # with a ticket: decode has taken the request
+    ],
+)
 async def test_what_no_worker_would_take_is_not_tried_again(
-    tmp_path: Path, status: int, code: str, wanted: int
+    tmp_path: Path, leg: str, status: int, code: str, stream: bool
 ) -> None:
     pool = workers()
     async with Stack(tmp_path, *pool) as stack:
-        inject(pool, "decode", kind="status", status=status, code=code)
-        assert (await stack.complete()).status_code == wanted
+        inject(pool, leg, kind="status", status=status, code=code)
+        answer = await stack.complete(stream=stream)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+        assert f"{code}, as told" in error["message"]
+        assert await stack.metric(f'disagg_router_failovers_total{{reason="{code}"}}') == 1
+        await stack.until(lambda: not any(w.running for w in pool))  # decode's reservation is given back
         assert (await stack.complete()).status_code == 200
 
 

@@ -24,7 +24,7 @@ def operator() -> list[CollectorRegistry]:
 def router() -> list[CollectorRegistry]:
     """Return the registry of a router with objectives and with pairs."""
     metrics = RouterMetrics(Objectives(1.0, 0.05))
-    metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1})
+    metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1}, lambda: {("tcp", "Proved"): 1})
     return [metrics.registry]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from disagg_protocol.errors import ModelError
-from disagg_protocol.model_files import read_json, token_ids, tokenizer_files
+from disagg_protocol.model_files import read_json, tokenizer_files
+from disagg_protocol.token_fields import token_ids
 
 _NAMES = ("config.json", "generation_config.json", "model.safetensors.index.json", "quantize_config.json")
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}

@@ -115,7 +115,9 @@ def _work_endpoint(worker: Endpoint, roles: tuple[str, ...], start: Start) -> Ca
             job = await start(worker, await _body(request))
         except bodies.PromptTooLong as error:
             return _error(413, codes.PROMPT_TOO_LONG, str(error))
-        except (bodies.BadRequest, TicketError, InvalidInput) as error:
+        except TicketError as error:
+            return _error(400, codes.TICKET_REFUSED, str(error))
+        except (bodies.BadRequest, InvalidInput) as error:
             return _error(400, codes.INVALID_REQUEST, str(error))
         except NoCapacity as error:
             worker.refused()

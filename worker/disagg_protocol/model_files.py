@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path.name}: must be an object")
     return content
-
-
-def token_ids(raw: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """Return the token IDs in a field that is one, a list of them, or not there.
-
-    Raises ModelError.
-    """
-    value = raw.get(name)
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in ids):
-        raise ModelError(f"{name}: {value!r} is neither a token id nor a list of them")
-    return tuple(ids)
 
 
 def tokenizer_files(folder: Path) -> dict[str, Any]:

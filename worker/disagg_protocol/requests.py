@@ -70,6 +70,10 @@ class RunningRequests:
         self._jobs[job] = close
         return close
 
+    def interruptions(self) -> list[Callable[[ErrorEvent], None]]:
+        """Return what ends each running job with an error of the caller's."""
+        return [job.interrupt for job in self._jobs]
+
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until all requests have ended, and return whether they did so in time."""
         try:
@@ -84,8 +88,8 @@ class RunningRequests:
 
         A client that does not read that within the timeout is cut off.
         """
-        for job in list(self._jobs):
-            job.interrupt(ELSEWHERE)
+        for interrupt in self.interruptions():
+            interrupt(ELSEWHERE)
         if not await self.wait_idle(timeout_s):
             for close in list(self._jobs.values()):
                 close()

@@ -16,12 +16,17 @@ _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.
 _PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
 
 
+Counts = Callable[[], Mapping[str, int]]
+LinkCounts = Callable[[], Mapping[tuple[str, str], int]]
+
+
 class _Live(Collector):
     """A collector of the gauges that are read at scrape time."""
 
-    def __init__(self, waiting: Callable[[], Mapping[str, int]], pairs: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, waiting: Counts, pairs: Counts, links: LinkCounts) -> None:
         self._waiting = waiting
         self._pairs = pairs
+        self._links = links
 
     def collect(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily(
@@ -34,6 +39,14 @@ class _Live(Collector):
         for state, n in self._pairs().items():
             pairs.add_metric([state], n)
         yield pairs
+        links = GaugeMetricFamily(
+            series.ROUTER_PAIR_TRANSPORTS,
+            "Healthy pairs by what moves their KV, and by how that is known",
+            labels=[series.TRANSPORT, series.EVIDENCE],
+        )
+        for (transport, evidence), n in self._links().items():
+            links.add_metric([transport, evidence], n)
+        yield links
 
 
 class Metrics:
@@ -59,6 +72,9 @@ class Metrics:
             series.ROUTER_REQUESTS_DISAGGREGATED, "Finished requests by path", [series.PATH], registry=r
         )
         self.failovers = Counter(series.ROUTER_FAILOVERS, "Attempts that failed", [series.REASON], registry=r)
+        self.weakened = Counter(series.ROUTER_WEAKENED, "Promises weakened by failovers", [series.WHAT], registry=r)
+        for what in (series.SEED, series.PENALTY):
+            self.weakened.labels(what)
         self.prompt_tokens = Counter(series.ROUTER_PROMPT_TOKENS, "Prompt tokens served", registry=r)
         self.generated_tokens = Counter(series.ROUTER_GENERATED_TOKENS, "Tokens generated", registry=r)
         self._arrivals = Counter(series.ROUTER_ARRIVALS, "Requests that were taken in; each choice is one", registry=r)
@@ -123,8 +139,11 @@ class Metrics:
         if limit is not None:
             self._objective.labels(series.TPOT if has_first else series.TTFT, series.FALSE).inc()
 
-    def watch(self, waiting: Callable[[], Mapping[str, int]], pairs: Callable[[], Mapping[str, int]]) -> None:
-        self.registry.register(_Live(waiting, pairs))
+    def watch(self, waiting: Counts, pairs: Counts, links: LinkCounts) -> None:
+        """Read these at every scrape: requests by pool, pairs by state, and healthy pairs by
+        (transport, evidence).
+        """
+        self.registry.register(_Live(waiting, pairs, links))
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

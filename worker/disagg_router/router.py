@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,16 @@ class Router:
             self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines
         )
         self.handshakes = Handshakes(self.dispatcher, self.table)
-        self.metrics.watch(lambda: {p: self.queue.waiting(p) for p in ROLES}, self.handshakes.counts)
+        self.metrics.watch(lambda: {p: self.queue.waiting(p) for p in ROLES}, self.handshakes.counts, self._links)
         self.created_s = int(time.time())
         self.draining = False
         self.active = 0
         self.idle = asyncio.Event()
         self.idle.set()
+
+    def _links(self) -> Counter[tuple[str, str]]:
+        """Count the healthy pairs whose transport is known by transport and evidence."""
+        return Counter((link.transport, link.evidence) for _, _, link in self.handshakes.links() if link.transport)
 
     @contextlib.contextmanager
     def work(self) -> Iterator[contextlib.ExitStack]:
@@ -87,6 +92,9 @@ class Router:
                 "revision": w.revision,
                 "interface": w.interface,
                 "transport": w.transport,
+                "evidence": w.evidence or None,
+                "features": sorted(w.features),
+                "adapters": sorted(w.adapters),
                 "load": {
                     "waiting_requests": w.waiting_requests,
                     "waiting_tokens": w.waiting_tokens,
@@ -98,5 +106,14 @@ class Router:
         return {
             "workers": workers,
             "pairs": self.handshakes.counts(),
+            "links": [
+                {
+                    "prefill": prefill.pod,
+                    "decode": decode.pod,
+                    "transport": link.transport or None,
+                    "evidence": link.evidence if link.transport else None,
+                }
+                for prefill, decode, link in self.handshakes.links()
+            ],
             "waiting": {p: self.queue.waiting(p) for p in ROLES},
         }

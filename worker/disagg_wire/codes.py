@@ -13,6 +13,8 @@ OTHER_ROLE = "other_role"
 ROLE_CHANGING = "role_changing"
 TRANSFER_FAILED = "transfer_failed"
 TICKET_EXPIRED = "ticket_expired"
+# The ticket is wrong, used or of another request; the request itself may be right.
+TICKET_REFUSED = "ticket_refused"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 CANCELLED = "cancelled"
 INTERNAL = "internal"

@@ -88,7 +88,6 @@ class AdapterVariable(StrEnum):
     REVISION = "DISAGG_REVISION"
     CLUSTER_KEY_FILE = "DISAGG_CLUSTER_KEY_FILE"
     DTYPE = "DISAGG_DTYPE"
-    BLOCK_SIZE_TOKENS = "DISAGG_BLOCK_SIZE_TOKENS"
     MAX_RUNNING = "DISAGG_MAX_RUNNING"
     DRAIN_TIMEOUT_S = "DISAGG_DRAIN_TIMEOUT_S"
     # The name of the engine, and its port on the loopback interface or on the pod's address.
@@ -106,6 +105,8 @@ class AdapterVariable(StrEnum):
     LEASE_S = "DISAGG_LEASE_S"
     # The names of the LoRA adapters, as a JSON list.
     LORA_ADAPTERS = "DISAGG_LORA_ADAPTERS"
+    # The port of SGLang's bootstrap server.
+    BOOTSTRAP_PORT = "DISAGG_BOOTSTRAP_PORT"
     # The transport of KV that the spec asks for: auto, rdma or tcp.
     TRANSPORT = "DISAGG_TRANSPORT"
     # A second opt-in, of engines whose hand-over is an experiment.

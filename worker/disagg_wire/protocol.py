@@ -20,6 +20,8 @@ FEATURE_FIRST_TOKEN_FROM_DECODE = "first_token_from_decode"  # noqa: S105 - a fe
 FEATURE_SOFT_TICKET = "soft_ticket"
 FEATURE_SEED_LOST = "seed_lost_by_failover"
 FEATURE_STRUCTURED_NOT_RESUMED = "structured_not_resumed"
+# Decode cannot compute prompts, so that it serves only together with a prefill worker.
+FEATURE_NO_LOCAL_PREFILL = "no_local_prefill"
 # The hand-over of KV is an experiment with this engine.
 FEATURE_EXPERIMENTAL = "experimental_transfer"
 # What the bundled worker supports.
@@ -27,6 +29,10 @@ FEATURES = (FEATURE_FIRST_TOKEN_WITHIN,)
 
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
+# Of adapters alone: whether the adapter itself lives, whatever its engine does; and a request that
+# is answered once the adapter has drained, for which the kubelet waits before it stops the engine.
+LIVE_PATH = "/livez"
+DRAINED_PATH = "/drained"
 METRICS_PATH = "/metrics"
 
 _INTERNAL = "/internal/v1"

@@ -10,7 +10,8 @@ OBJECTIVE = "objective"
 WITHIN = "within"
 PART = "part"
 KIND = "kind"
-READ_LABELS = (OBJECTIVE, WITHIN, PART, KIND, POOL, ROLE)
+SOURCE = "source"
+READ_LABELS = (OBJECTIVE, WITHIN, PART, KIND, POOL, ROLE, SOURCE)
 
 # Labels of the other series.
 ENDPOINT = "endpoint"
@@ -24,25 +25,30 @@ NAMESPACE = "namespace"
 DEPLOYMENT = "deployment"
 NAME = "name"
 COMPONENT = "component"
-SOURCE = "source"
 VERSION = "version"
 PYTHON = "python"
-
-# Values of SOURCE: where the KV of a prompt token came from.
-LOCAL_COMPUTE = "local_compute"
-LOCAL_CACHE_HIT = "local_cache_hit"
-EXTERNAL_KV_TRANSFER = "external_kv_transfer"
+TRANSPORT = "transport"
+EVIDENCE = "evidence"
+WHAT = "what"
 
 # Values of OBJECTIVE, WITHIN, PART and KIND.
 TTFT, TPOT = "ttft", "tpot"
 TRUE, FALSE = "true", "false"
 PROMPT, UNCACHED = "prompt", "uncached"
 OUTPUT, CONTEXT = "output", "context"
+# Values of WHAT.
+SEED, PENALTY = "seed", "penalty"
+# Values of SOURCE: where the KV of prompt tokens came from.
+LOCAL_COMPUTE = "local_compute"
+LOCAL_CACHE_HIT = "local_cache_hit"
+EXTERNAL_KV_TRANSFER = "external_kv_transfer"
+SOURCES = (LOCAL_COMPUTE, LOCAL_CACHE_HIT, EXTERNAL_KV_TRANSFER)
 
 BUILD_INFO = "disagg_build_info"
 
 ROUTER_WAITING_REQUESTS = "disagg_router_waiting_requests"
 ROUTER_PAIRS = "disagg_router_pairs"
+ROUTER_PAIR_TRANSPORTS = "disagg_router_pair_transports"
 ROUTER_REQUESTS = "disagg_router_requests_total"
 ROUTER_RUNNING_REQUESTS = "disagg_router_running_requests"
 ROUTER_TTFT_SECONDS = "disagg_router_ttft_seconds"
@@ -50,6 +56,7 @@ ROUTER_TPOT_SECONDS = "disagg_router_tpot_seconds"
 ROUTER_REQUEST_SECONDS = "disagg_router_request_seconds"
 ROUTER_REQUESTS_DISAGGREGATED = "disagg_router_requests_disaggregated_total"
 ROUTER_FAILOVERS = "disagg_router_failovers_total"
+ROUTER_WEAKENED = "disagg_router_weakened_total"
 ROUTER_PROMPT_TOKENS = "disagg_router_prompt_tokens_total"
 ROUTER_GENERATED_TOKENS = "disagg_router_generated_tokens_total"
 ROUTER_ARRIVALS = "disagg_router_arrivals_total"
@@ -71,6 +78,7 @@ WORKER_KV_BLOCKS = "disagg_worker_kv_blocks"
 WORKER_KV_TOKENS = "disagg_worker_kv_tokens"
 WORKER_KV_CAPACITY_TOKENS = "disagg_worker_kv_capacity_tokens"
 WORKER_PROMPT_TOKENS = "disagg_worker_prompt_tokens_total"
+WORKER_PROMPT_TOKENS_BY_SOURCE = "disagg_worker_prompt_tokens_by_source_total"
 WORKER_CACHED_TOKENS = "disagg_worker_cached_tokens_total"
 WORKER_GENERATED_TOKENS = "disagg_worker_generated_tokens_total"
 WORKER_PREEMPTIONS = "disagg_worker_preemptions_total"
@@ -89,7 +97,6 @@ WORKER_DECODE_STEP_KV_TOKENS = "disagg_worker_decode_step_kv_tokens_total"
 WORKER_DECODE_STEP_SECONDS = "disagg_worker_decode_step_seconds_total"
 PREFILL_BATCH_LIMIT_TOKENS = "disagg_prefill_batch_limit_tokens"
 PREFILL_BATCH_MOST_TOKENS = "disagg_prefill_batch_most_tokens"
-WORKER_PROMPT_TOKENS_BY_SOURCE = "disagg_worker_prompt_tokens_by_source_total"
 # Of engines behind an adapter.
 ENGINE_TRANSFER_BYTES = "disagg_engine_transfer_bytes_total"
 ENGINE_TRANSFER_SECONDS = "disagg_engine_transfer_seconds_total"
@@ -137,6 +144,7 @@ READ_OF_WORKERS = (
     WORKER_KV_TOKENS,
     WORKER_KV_CAPACITY_TOKENS,
     WORKER_GENERATED_TOKENS,
+    WORKER_PROMPT_TOKENS_BY_SOURCE,
     WORKER_PREFILL_BATCHES,
     WORKER_PREFILL_BATCH_TOKENS,
     WORKER_PREFILL_BATCH_TOKENS_SQUARED,

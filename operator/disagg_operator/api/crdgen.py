@@ -135,7 +135,8 @@ def generate() -> dict[str, dict[str, Any]]:
         _column("Decode", ".status.decode"),
         _column("URL", ".status.url"),
         _column("Revision", ".status.revision.current", priority=1),
-        _column("Transport", ".spec.kvTransfer.transport", priority=1),
+        _column("Transport", ".status.pairs.uses", priority=1),
+        _column("Evidence", ".status.pairs.evidence", priority=1),
         _column("Pairs", ".status.pairs.healthy", "integer", priority=1),
         age,
     ]

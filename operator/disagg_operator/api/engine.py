@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from disagg_operator.api.base import ByteQuantity, Model, SecretRef, list_map
-from disagg_operator.api.expressions import contains, field, matches, one_of, present, starts_with
+from disagg_operator.api.base import Arguments, ByteQuantity, Model, SecretRef, list_map
+from disagg_operator.api.expressions import (
+    contains,
+    differ,
+    field,
+    filled,
+    matches,
+    none_named,
+    one_of,
+    present,
+    starts_with,
+)
 from disagg_operator.api.reserved import reserved_environment
 from disagg_operator.api.rules import Rule
+from disagg_operator.engines import BY_NAME, DEFAULT
+from disagg_operator.engines.contract import Engine
 
 _HF = r"hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+"
 _PVC = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._/-]*)?"
 _FILE = r"file:///[A-Za-z0-9._/-]+"
+_URI_RULES = (
+    Rule(
+        message="uri must be hf://org/name, pvc://claim/path or file:///path",
+        condition=matches("uri", f"^({_HF}|{_PVC}|{_FILE})$"),
+        field="uri",
+    ),
+    Rule(message="uri must not contain ..", condition=~contains("uri", "/[.][.](/|$)"), field="uri"),
+)
+
+
+class LoraAdapter(Model):
+    """A LoRA adapter of the model, which requests choose by its name."""
+
+    rules = _URI_RULES
+    name: str = Field(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
+        description="The name that clients ask for.",
+    )
+    uri: str = Field(
+        min_length=6,
+        max_length=1024,
+        description="Where the adapter is: hf://org/name, pvc://claim/path or file:///path in the engine's image.",
+    )
 
 
 class ModelSpec(Model):
     """The model that both pools serve."""
 
     rules = (
-        Rule(
-            message="uri must be hf://org/name, pvc://claim/path or file:///path",
-            condition=matches("uri", f"^({_HF}|{_PVC}|{_FILE})$"),
-            field="uri",
-        ),
-        Rule(message="uri must not contain ..", condition=~contains("uri", "/[.][.](/|$)"), field="uri"),
+        *_URI_RULES,
         Rule(
             message="revision is for hf:// models only",
             condition=~present("revision") | starts_with("uri", "hf://"),
@@ -41,7 +74,7 @@ class ModelSpec(Model):
         min_length=6,
         max_length=1024,
         description="Where the checkpoint is: hf://org/name, pvc://claim/path or file:///path in the image. "
-        "Safetensors, Llama family.",
+        "The builtin engine serves safetensors of the Llama family.",
     )
     name: str | None = Field(
         None,
@@ -57,6 +90,18 @@ class ModelSpec(Model):
         description="Branch, tag or commit of an hf:// model.",
     )
     auth_secret_ref: SecretRef | None = Field(None, description="Token for hf:// models that need one.")
+    adapters: list[LoraAdapter] = Field(
+        [],
+        max_length=64,
+        description="LoRA adapters, each served as a model of its own name (vllm, sglang).",
+        json_schema_extra=list_map("name"),
+    )
+
+    def broken(self) -> Iterator[tuple[str, str]]:
+        """Yield the broken rules, and the adapters with the name of the model."""
+        yield from super().broken()
+        if self.served_name in (adapter.name for adapter in self.adapters):
+            yield f"adapters[{self.served_name}].name", "is the name of the model itself"
 
     @property
     def served_name(self) -> str:
@@ -97,24 +142,64 @@ class PrefixCaching(Model):
     )
 
 
+def _known(name: str) -> str:
+    if name not in BY_NAME:
+        raise ValueError(f"must be one of {', '.join(BY_NAME)}")
+    return name
+
+
+EngineName = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": [*BY_NAME]})]
+
+
 class EngineSpec(Model):
     """The inference engine of both pools."""
 
-    type: Literal["builtin"] = Field(
-        "builtin",
-        description="builtin: the bundled torch worker, the only engine of this version.",
+    rules = tuple(
+        Rule(
+            message=f"env of engine.type {engine.name} must not set {', '.join(engine.reserved)}: the operator does",
+            condition=differ(field("type"), engine.name) | ~filled("env") | none_named("env", engine.reserved),
+            field="env",
+        )
+        for engine in BY_NAME.values()
+        if engine.reserved
+    )
+    type: EngineName = Field(
+        DEFAULT.name,
+        description="builtin: the bundled torch worker. The others run their stock image with an adapter beside it; "
+        "docs/engines.md says what each can do.",
     )
     image: str | None = Field(
         None,
         min_length=1,
         max_length=512,
-        description="Worker image. Default: the operator's own release.",
+        description="Image of the engine. Default: the operator's own release, or the release of the engine that it "
+        "was made for.",
+    )
+    args: Arguments = Field(
+        [],
+        description="Further arguments of the engine, one word an item. Those that the operator sets are refused.",
     )
     env: list[EnvVar] = Field(
         [],
         max_length=64,
-        description="Further environment of the workers, by name.",
+        description="Further environment of the engine, by name.",
         json_schema_extra=list_map("name"),
+    )
+    lease_seconds: int | None = Field(
+        None,
+        ge=10,
+        le=3600,
+        description="How long prefill keeps KV that decode has not read (vllm, sglang). Default: 60.",
+    )
+    pod_security_level: Literal["Restricted", "Baseline"] = Field(
+        "Restricted",
+        description="The Pod Security Standard of the workers. Baseline runs the engine as the user of its image, with "
+        "a writable root file system; the adapter stays restricted.",
+    )
+    experimental: bool = Field(
+        False,
+        description="Let lmdeploy hand KV over from prefill to decode, which is an experiment. Otherwise each of its "
+        "workers does both.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -134,3 +219,8 @@ class EngineSpec(Model):
     )
     block_size_tokens: int = Field(16, ge=1, le=256, description="Tokens of one KV cache block.")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one worker.")
+
+    @property
+    def known(self) -> Engine:
+        """The engine as the operator knows it."""
+        return BY_NAME[self.type]

@@ -97,6 +97,19 @@ def one_of(left: Expression, values: Sequence[str]) -> Expression:
     return _comparison(left, "in", literals, lambda model: left.value(model) in values)
 
 
+def none_named(path: str, names: Sequence[str]) -> Expression:
+    """Test whether no item of a list that is set has one of these names."""
+    literals = ", ".join(_literal(name) for name in names)
+    text = f"self.{path}.all(item, !(item.name in [{literals}]))"
+    return Expression(text, lambda model: not any(item.name in names for item in _read(model, path)))
+
+
+def divides(divisor: Expression, number: Expression) -> Expression:
+    """Test whether a number, such as a size, is a multiple of another one, which is not 0."""
+    text = f"{number.above(Binding.OPERAND)} % {divisor.above(Binding.OPERAND)} == 0"
+    return Expression(text, lambda model: number.value(model) % divisor.value(model) == 0, Binding.COMPARISON)
+
+
 def length(path: str) -> Expression:
     """Return the number of characters of a text."""
     return Expression(f"size(self.{path})", lambda model: len(_read(model, path)))

@@ -117,8 +117,8 @@ class KvTransferSpec(Model):
     )
     transport: Literal["auto", "rdma", "tcp"] = Field(
         "auto",
-        description="What is declared. The builtin engine moves KV over TCP; with rdma the condition "
-        "KVTransferReady tells the truth.",
+        description="What is declared. The builtin engine moves KV over TCP; the condition KVTransferReady tells the "
+        "truth. rdma adds the capability IPC_LOCK, which only the Pod Security level privileged admits.",
     )
     fallback: Literal["Forbid", "Warn"] | None = Field(
         None,

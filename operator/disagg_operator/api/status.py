@@ -13,7 +13,9 @@ class StatusCondition(Model):
     type: str = Field(max_length=63, description="What is meant, such as Ready.")
     status: str = Field(pattern="^(True|False|Unknown)$", description="True, False or Unknown.")
     reason: str = Field("", max_length=128, description="One word, for programs.")
-    message: str = Field("", max_length=1024, description="One sentence, for people.")
+    message: str = Field(
+        "", max_length=2048, description="For people: a sentence, and the last lines of a log where one says why."
+    )
     last_transition_time: str = Field("", max_length=64, description="When status last changed.")
     observed_generation: int = Field(0, description="The generation this was seen at.")
 
@@ -58,6 +60,8 @@ class Transports(Model):
     """Workers by the transport they really use."""
 
     rdma: int = Field(0, description="Over RDMA.")
+    nvlink: int = Field(0, description="Over NVLink.")
+    shm: int = Field(0, description="Over shared memory.")
     tcp: int = Field(0, description="Over TCP.")
 
 
@@ -67,6 +71,17 @@ class Pairs(Model):
     expected: int = Field(0, description="Pairs that should work.")
     healthy: int = Field(0, description="Pairs that moved a KV block.")
     transport: Transports = Field(Transports(), description="Workers by transport.")
+    uses: str = Field(
+        "",
+        max_length=128,
+        description="Transports in use, fastest first: rdma, nvlink, shm or tcp, separated by commas.",
+    )
+    evidence: str = Field(
+        "",
+        max_length=32,
+        description="Proved: counters of the engine or of devices show the transport. Configured: it is only set.",
+    )
+    interface: str = Field("", max_length=256, description="Network interfaces in use, separated by commas.")
 
 
 class Revision(Model):

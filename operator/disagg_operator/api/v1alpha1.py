@@ -6,6 +6,7 @@ field cannot express is one of the `rules` of its model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -13,6 +14,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from disagg_operator.api.admission import refusals, unknown_fields
 from disagg_operator.api.base import DnsLabel, Model, SecretRef
 from disagg_operator.api.engine import EngineSpec, ModelSpec
+from disagg_operator.api.engine_rules import argument_problems, engine_rules
 from disagg_operator.api.expressions import (
     Expression,
     at_most,
@@ -156,6 +158,7 @@ class Spec(Model):
             condition=~present("scaling") | _NOT_DECLARED_PREDICTIVE | ~_HAS_METRICS,
             field="scaling.policy",
         ),
+        *engine_rules(),
     )
     model: ModelSpec = Field(description="The model that both pools serve.")
     engine: EngineSpec = Field(EngineSpec(), description="The inference engine of both pools.")
@@ -171,6 +174,12 @@ class Spec(Model):
     observability: Observability = Field(Observability(), description="Metrics.")
     security: Security = Field(Security(), description="Hardening.")
     suspend: bool = Field(False, description="Scale both pools to 0; the router stays and answers 503.")
+
+    def broken(self) -> Iterator[tuple[str, str]]:
+        """Yield the broken rules, and the arguments that contradict those of the operator."""
+        yield from super().broken()
+        lists = {"engine.args": self.engine.args, "prefill.args": self.prefill.args, "decode.args": self.decode.args}
+        yield from argument_problems(self.engine.known, lists)
 
     @property
     def predictive(self) -> bool:

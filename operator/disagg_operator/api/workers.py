@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from disagg_operator.api.base import ByteQuantity, Free, Model, Quantity, Replicas, ResourceName
+from disagg_operator.api.base import Arguments, ByteQuantity, Free, Model, Quantity, Replicas, ResourceName
 from disagg_operator.api.expressions import present
 from disagg_operator.api.rules import Rule
 from disagg_operator.api.scaling import Autoscaling
@@ -119,10 +119,11 @@ class PoolSpec(Model):
         description="GPUs of each worker. Default: none, the worker computes on the CPU.",
     )
     parallelism: Parallelism = Field(Parallelism(), description="How one worker splits the model.")
+    args: Arguments = Field([], description="Further arguments of this pool's engine, after those of engine.args.")
     resources: Resources | None = Field(None, description="Requests and limits of the worker container.")
     kv_cache_size: ByteQuantity | None = Field(
         None,
-        description="Memory of one worker's KV cache, such as 2Gi. Default: 256Mi.",
+        description="Memory of one worker's KV cache, such as 2Gi. Default: 256Mi; for other engines, as they choose.",
     )
     max_running_requests: int = Field(
         64,

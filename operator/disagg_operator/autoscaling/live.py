@@ -12,8 +12,10 @@ from disagg_operator.autoscaling.chosen_policy import PolicyMemory
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.policy.role_moves import Flip
 from disagg_operator.autoscaling.signals.pod_facts import Starts
-from disagg_operator.status.workloads import RouterView
+from disagg_operator.status.effectiveness import Spared
+from disagg_operator.status.kv_links import RouterView
 from disagg_operator.vocabulary import Key
+from disagg_wire.problems import WorkerProblem
 
 
 @dataclass(slots=True)
@@ -39,6 +41,10 @@ class Live:
     """The seconds that the last role flips took."""
     loads: dict[str, float] = field(default_factory=dict)
     """Requests by pod at the last look."""
+    told: dict[str, WorkerProblem] = field(default_factory=dict)
+    """What workers that are not ready say about themselves, by pod."""
+    spared: Spared = field(default_factory=Spared)
+    """What decode workers computed themselves and what they were spared."""
     trouble: tuple[str, str] | None = None
     """(reason, message) if the Prometheus of this deployment could not be read at the last look."""
     loaded: bool = False

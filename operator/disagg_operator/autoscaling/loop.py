@@ -29,13 +29,15 @@ from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.scaling_metrics import ScalingMetrics
 from disagg_operator.autoscaling.signals.collector import Collector, Pages, Scrape, Signals, worker_target
 from disagg_operator.autoscaling.signals.policy_inputs import loads, observe
+from disagg_operator.autoscaling.signals.prompt_sources import prompt_tokens
 from disagg_operator.autoscaling.signals.samples import role_of
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.desired.names import pool_name
 from disagg_operator.kube.cache import Cache
 from disagg_operator.kube.pods import DeploymentPods, sort_pods
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, name_of, uid_of
-from disagg_operator.status.workloads import VIEW_MAX_AGE_S, router_view
+from disagg_operator.status import effectiveness
+from disagg_operator.status.kv_links import VIEW_MAX_AGE_S, router_view
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 
@@ -147,12 +149,12 @@ class AutoscalerLoop:
             self._wake(job.key)
 
     def _take_in(self, job: _Job, signals: Signals) -> bool:
-        """Store the signals that status shows: pairs, loads and the trouble with Prometheus.
+        """Store the signals that status shows: pairs, loads, prompts, trouble with Prometheus.
 
         Returns whether a condition may change.
         """
         entry, seen, now = job.entry, router_view(signals.states), self._clock()
-        before = (entry.view, entry.trouble)
+        before = (entry.view, entry.trouble, entry.spared.verdict)
         if seen is not None:
             entry.view, entry.view_at = seen, now
         elif now - entry.view_at > VIEW_MAX_AGE_S or not job.pods.routers:
@@ -162,7 +164,9 @@ class AutoscalerLoop:
         entry.trouble = signals.trouble
         entry.starts = dict(signals.starts)
         entry.loads = loads(signals.look)
-        return (entry.view, entry.trouble) != before
+        spared = effectiveness.without(entry.spared, frozenset(name_of(pod) for pod in job.pods.all_of[DECODE]))
+        entry.spared = effectiveness.note(spared, prompt_tokens(signals.look.decode), now)
+        return (entry.view, entry.trouble, entry.spared.verdict) != before
 
     async def _may_decide(self, job: _Job) -> bool:
         """Return whether a policy is to decide, and everything that it needs is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -50,19 +51,20 @@ def last_decision(stored: Mapping[str, Any] | None, decision: Decision | None, d
     }
     if decision.target:
         entry["target"] = decision.target
-    if decision.value is not None:
+    if decision.value is not None and math.isfinite(decision.value):
         entry["value"] = round(decision.value, 3)
     if decision.message:
         entry["message"] = decision.message[:_MAX_WORDS]
-    if decision.numbers:
-        entry["numbers"] = dict(sorted(decision.numbers.items())[:_MAX_NUMBERS])
+    # JSON has no NaN: what is not known is left out.
+    if numbers := {name: value for name, value in sorted(decision.numbers.items()) if math.isfinite(value)}:
+        entry["numbers"] = dict(list(numbers.items())[:_MAX_NUMBERS])
     same = kept is not None and all(kept.get(k) == entry[k] for k in ("from", "to", "reason", "dryRun"))
     return kept if same and dry_run else entry
 
 
 def shown(value: float | None) -> str:
     """Return a number for people, with at most three decimal places."""
-    return "unknown" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+    return "unknown" if value is None or math.isnan(value) else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 def scaled_note(pool: str, decision: Decision) -> Note:

@@ -31,6 +31,7 @@ from disagg_operator.controller.acceptance import scale_plan
 from disagg_operator.controller.health import HealthServer
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
+from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
 from disagg_operator.desired import Images
 from disagg_operator.desired.names import key_secret_name
@@ -82,7 +83,7 @@ class Runtime:
             live=self.live,
             recorder=Recorder(kube, clock, wall, new_id),
             metrics=self.metrics,
-            images=Images(worker=settings.worker_image, router=settings.router_image),
+            images=Images(settings.worker_image, settings.router_image, adapter=settings.adapter_image),
             wall=wall,
             new_cluster_key=new_cluster_key,
             clock=clock,
@@ -104,6 +105,7 @@ class Runtime:
             clock=clock,
             metrics=self.metrics.scaling,
         )
+        self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
         self._health = HealthServer(
             settings.health_host, settings.health_port, self.sick, self._metrics_text, self._decision_log.read
         )
@@ -188,6 +190,7 @@ class Runtime:
                 group.create_task(self._worker())
             group.create_task(self._every(self._settings.resync_interval_s, self.resync))
             group.create_task(self._every(self._settings.scrape_interval_s, self._sweep))
+            group.create_task(self._every(LOOK_INTERVAL_S, self._starting.look))
 
     async def _until_it_works(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         while True:

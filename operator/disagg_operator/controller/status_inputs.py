@@ -36,13 +36,14 @@ class Looker:
 
         def workload(component: str, name: str, desired: int) -> Workload:
             pods = [pod for pod in children.pods if _component(pod) == component]
-            return workloads.workload(component, desired, children.get(DEPLOYMENT.kind, name), pods)
+            return workloads.workload(component, desired, children.get(DEPLOYMENT.kind, name), pods, live.told)
 
         return Observed(
             pools={role: workload(role, pool_name(key[1], role), pools[role].count) for role in ROLES},
             router=workload("router", router_name(key[1]), plan.resource.spec.router.replicas),
             network=await self._network(plan),
             view=live.view,
+            verdict=live.spared.verdict,
         )
 
     async def _network(self, plan: AcceptedDeployment) -> NetworkCheck:

@@ -1,28 +1,26 @@
-"""PURE: The DISAGG_* environment of workers and routers.
+"""PURE: The DISAGG_* environment of workers, adapters and routers.
 
 Pods and local processes are rendered from the same values.
 """
 
 from __future__ import annotations
 
+import json
+
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.api.scaling import TpotPercentile
+from disagg_operator.desired.engine_inputs import DEFAULT_LEASE_S
 from disagg_operator.performance.declared import profile_of
-from disagg_wire.environment import RouterVariable, WorkerVariable
+from disagg_wire.environment import AdapterVariable, RouterVariable, WorkerVariable
 
 
 def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
     """Return the environment that every worker of a pool gets, wherever it runs."""
     spec, pool = dd.spec, dd.spec.pool(role)
-    uri = (
-        f"{spec.model.uri}@{spec.model.revision}"
-        if spec.model.revision and spec.model.uri.startswith("hf://")
-        else spec.model.uri
-    )
     out: dict[str, str] = {
         WorkerVariable.ROLE: role,
-        WorkerVariable.MODEL_URI: uri,
+        WorkerVariable.MODEL_URI: _uri(dd),
         WorkerVariable.MODEL_NAME: spec.model.served_name,
         WorkerVariable.DTYPE: spec.engine.dtype,
         WorkerVariable.QUANTIZATION: spec.engine.quantization,
@@ -45,6 +43,34 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
     if (target_s := _step_target_s(dd, role)) is not None:
         out[WorkerVariable.DECODE_STEP_TARGET_S] = f"{target_s:g}"
     return out
+
+
+def adapter_environment(dd: DisaggDeployment, role: str, worker_role: str) -> dict[str, str]:
+    """Return the environment of every adapter of a pool, with the role of its workers."""
+    spec, pool = dd.spec, dd.spec.pool(role)
+    out: dict[str, str] = {
+        AdapterVariable.ROLE: worker_role,
+        AdapterVariable.ENGINE: spec.engine.type,
+        AdapterVariable.MODEL_URI: _uri(dd),
+        AdapterVariable.MODEL_NAME: spec.model.served_name,
+        AdapterVariable.DTYPE: spec.engine.dtype,
+        AdapterVariable.MAX_RUNNING: str(pool.max_running_requests),
+        AdapterVariable.DRAIN_TIMEOUT_S: str(pool.drain.timeout_seconds),
+        AdapterVariable.TENSOR_RATIO: f"{spec.prefill.parallelism.tensor}:{spec.decode.parallelism.tensor}",
+        AdapterVariable.LEASE_S: str(spec.engine.lease_seconds or DEFAULT_LEASE_S),
+        AdapterVariable.TRANSPORT: spec.kv_transfer.transport,
+    }
+    if spec.model.adapters:
+        out[AdapterVariable.LORA_ADAPTERS] = json.dumps([adapter.name for adapter in spec.model.adapters])
+    if spec.engine.experimental:
+        out[AdapterVariable.EXPERIMENTAL] = "true"
+    return out
+
+
+def _uri(dd: DisaggDeployment) -> str:
+    """Return the URI of the model, with the revision of one from the hub."""
+    model = dd.spec.model
+    return f"{model.uri}@{model.revision}" if model.revision and model.uri.startswith("hf://") else model.uri
 
 
 def _step_target_s(dd: DisaggDeployment, role: str) -> float | None:

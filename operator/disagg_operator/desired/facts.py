@@ -13,6 +13,7 @@ class Images:
     worker: str = "disagg.dev/worker:dev"
     router: str = "disagg.dev/router:dev"
     pull_policy: str = "IfNotPresent"
+    adapter: str = "disagg.dev/adapter:dev"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,9 @@ from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.base import API_VERSION
 from disagg_operator.api.network import Attachment
 from disagg_operator.desired import names, pod_templates
+from disagg_operator.desired.engine_inputs import peer_ports
 from disagg_operator.desired.facts import Facts
+from disagg_operator.desired.model_places import uses_hub
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
 from disagg_wire.ports import KV_PORT, ROUTER_PORT, WORKER_PORT
@@ -104,14 +106,15 @@ def _from_anywhere(app: str) -> Obj:
 def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
     """Return the NetworkPolicy of the workers.
 
-    Workers accept connections from routers and scrapers on the HTTP port and from each other on the
-    KV port. They can reach DNS, each other and, for an hf:// model, the web. A NetworkPolicy does
-    not govern a second network (Multus).
+    Workers accept connections from routers and scrapers on the HTTP port, and from each other on
+    the KV port and on those of their engines, which are pinned to ranges that hold nothing else.
+    They can reach DNS, each other and, for an hf:// model, the web. A NetworkPolicy does not govern
+    a second network (Multus).
     """
     name = dd.metadata.name
     scrapers = [_from_anywhere("disagg-operator"), _from_anywhere("prometheus")]
     http = {"from": [_from_component(name, "router"), *scrapers], "ports": [{"protocol": "TCP", "port": WORKER_PORT}]}
-    kv = {"from": [_from_component(name, r) for r in ROLES], "ports": [{"protocol": "TCP", "port": KV_PORT}]}
+    kv = {"from": [_from_component(name, r) for r in ROLES], "ports": _between_workers(dd)}
     workers: Obj = {
         "podSelector": {
             "matchLabels": {LABEL_DEPLOYMENT: name},
@@ -126,13 +129,19 @@ def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
     ]
 
 
+def _between_workers(dd: DisaggDeployment) -> list[Obj]:
+    """Return the ports on which workers reach each other. The engine's own HTTP port is none."""
+    ranges = [{"port": first} | ({"endPort": last} if last > first else {}) for first, last in peer_ports(dd)]
+    return [{"protocol": "TCP", **ports} for ports in ({"port": KV_PORT}, *ranges)]
+
+
 def _worker_egress(dd: DisaggDeployment) -> list[Obj]:
     # A policy applies to the port behind the DNS Service, and the DNS pods of OpenShift listen on
     # 5353.
     dns = {"ports": [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]}
-    kv = {"to": [_from_component(dd.metadata.name, r) for r in ROLES], "ports": [{"protocol": "TCP", "port": KV_PORT}]}
+    kv = {"to": [_from_component(dd.metadata.name, r) for r in ROLES], "ports": _between_workers(dd)}
     web = {"ports": [{"protocol": "TCP", "port": port} for port in (443, 80)]}
-    return [dns, kv, *([web] if dd.spec.model.uri.startswith("hf://") else [])]
+    return [dns, kv, *([web] if uses_hub(dd) else [])]
 
 
 def _pool(dd: DisaggDeployment, facts: Facts, role: str) -> Obj:

@@ -97,13 +97,18 @@ def fingerprint(resource: Resource, obj: Obj) -> str:
     elif resource is POD:
         common.append([status.get("phase"), status.get("podIP")])
         common.append([(c.get("type"), c.get("status"), c.get("reason")) for c in status.get("conditions") or []])
-        common.append([_container_print(c) for c in status.get("containerStatuses") or []])
+        containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+        common.append([_container_print(c) for c in containers])
     return json.dumps(common, sort_keys=True)
 
 
 def _container_print(container: Obj) -> list[Any]:
-    waiting = (container.get("state") or {}).get("waiting") or {}
-    return [container.get("name"), container.get("ready"), container.get("restartCount"), waiting.get("reason")]
+    state = container.get("state") or {}
+    waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
+    return [
+        container.get("name"), container.get("ready"), container.get("restartCount"), waiting.get("reason"),
+        ended.get("reason"), ended.get("exitCode"), ended.get("message"),
+    ]  # fmt: skip
 
 
 def _own_key(obj: Obj) -> Key:

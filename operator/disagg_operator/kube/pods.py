@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,16 @@ def is_ready(pod: Obj) -> bool:
         return False
     conditions = (pod.get("status") or {}).get("conditions") or []
     return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
+
+
+def epoch_s(text: object) -> float:
+    """Return an RFC 3339 time as seconds since 1970, or NaN for anything else."""
+    try:
+        found = datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return math.nan
+    # Without an offset, the time would be one of wherever this process runs.
+    return math.nan if found.tzinfo is None else found.timestamp()
 
 
 def http_port(pod: Obj, default: int) -> int:

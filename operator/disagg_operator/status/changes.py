@@ -9,6 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from disagg_operator.status.events import NORMAL, WARNING, Note
+from disagg_operator.status.last_words import NO_ACCELERATOR, POD_SECURITY_LEVEL
+from disagg_wire.problems import (
+    CONNECTOR_MISSING,
+    ENGINE_HUNG,
+    ENGINE_OUT_OF_MEMORY,
+    MISSING_LIBRARY,
+    PORT_IN_USE,
+    UNKNOWN_ENGINE_VERSION,
+    UNKNOWN_FLAG,
+    WEIGHTS_REFUSED,
+)
 
 # The condition reasons that lead to a Warning, and the reason of the Event.
 _WARNINGS = {
@@ -18,6 +29,14 @@ _WARNINGS = {
     "ImagePull": "ImagePullFailed",
     "PodConfig": "PodConfigFailed",
     "CrashLoop": "PodsCrashing",
+    **dict.fromkeys(
+        (PORT_IN_USE, UNKNOWN_FLAG, CONNECTOR_MISSING, MISSING_LIBRARY, ENGINE_OUT_OF_MEMORY, WEIGHTS_REFUSED),
+        "EngineFailed",
+    ),
+    **dict.fromkeys((UNKNOWN_ENGINE_VERSION, ENGINE_HUNG, NO_ACCELERATOR), "EngineFailed"),
+    POD_SECURITY_LEVEL: "PodSecurityLevel",
+    "EngineMismatch": "PoolsIncompatible",
+    "IncompatibleKV": "PoolsIncompatible",
     "InsufficientCapacity": "PodsUnschedulable",
     "PodsRefused": "PodsRefused",
     "MultusAbsent": "NetworkAttachmentMissing",
@@ -25,6 +44,7 @@ _WARNINGS = {
     "RdmaResourceMissing": "RdmaResourceMissing",
     "TransportFallback": "TransportFallback",
     "HandshakeFailed": "KVHandshakeFailed",
+    "PrefillRepeated": "PrefillRepeated",
     "MetricsUnavailable": "MetricsUnavailable",
     "CredentialsUnavailable": "CredentialsUnavailable",
     "ProgressDeadlineExceeded": "RolloutStalled",

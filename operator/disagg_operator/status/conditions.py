@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from disagg_operator.status.workloads import NetworkCheck, Observed, RouterView, Workload, workers_by_transport
+from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
+from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
+from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY
+from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.vocabulary import Obj
+from disagg_wire.roles import PREFILL
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
-_MAX_MESSAGE = 512
+_MAX_MESSAGE = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
     pools = [_pool_status(p, observed.pools[p.name]) for p in intent.pools]
     status: Obj = {
         "observedGeneration": intent.generation,
-        "conditions": _stamped(conditions(intent, observed), previous, intent.generation, now),
+        "conditions": _stamped(conditions(intent, observed, previous), previous, intent.generation, now),
         "url": intent.url,
         "model": intent.model,
         "revision": _revision(intent, observed, previous),
@@ -85,11 +90,7 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
     for pool in pools:
         status[str(pool["name"])] = f"{pool['ready']}/{pool['desired']}"
     if observed.view is not None:
-        status["pairs"] = {
-            "expected": observed.view.expected,
-            "healthy": observed.view.healthy,
-            "transport": workers_by_transport(observed.view),
-        }
+        status["pairs"] = pairs_status(observed.view)
     return status
 
 
@@ -108,8 +109,13 @@ def refused(generation: int, reason: str, message: str, previous: Mapping[str, o
     return {**previous, "observedGeneration": generation, "conditions": conditions_}
 
 
-def conditions(intent: Intent, observed: Observed) -> list[Condition]:
-    """Return all conditions: causes before effects, `Ready` last."""
+def conditions(
+    intent: Intent, observed: Observed, previous: Mapping[str, object] = MappingProxyType({})
+) -> list[Condition]:
+    """Return all conditions: causes before effects, `Ready` last.
+
+    `previous` is the stored status.
+    """
     causes = [
         Condition("Accepted", TRUE, "Valid", "the resource is valid"),
         _network(observed.network),
@@ -120,12 +126,15 @@ def conditions(intent: Intent, observed: Observed) -> list[Condition]:
     available = _available(intent, observed)
     progressing = _progressing(observed)
     scaling = _scaling(intent)
-    degraded = _degraded(available, [*causes, *scaling], intent, observed)
+    effective = _effective(intent, observed, previous)
+    told = [effective] if effective.status == FALSE else []
+    degraded = _degraded(available, [*causes, *scaling, *told], intent, observed)
     return [
         *causes,
         available,
         progressing,
         *scaling,
+        effective,
         degraded,
         _ready([*causes, available], progressing),
     ]
@@ -141,7 +150,10 @@ def _pool_ready(pool: Workload, suspended: bool) -> Condition:
     if suspended:
         return Condition(kind, FALSE, "Suspended", "spec.suspend is set")
     counts = f"{pool.ready} of {pool.desired} pods are ready, {pool.updated} of the present revision"
-    if min(pool.ready, pool.updated) >= pool.desired:
+    # The pods of the last revision may be ready while that of the present one fails. A pod that
+    # only waits for a node says nothing about the revision.
+    fails = pool.problem is not None and pool.problem.reason != INSUFFICIENT_CAPACITY
+    if min(pool.ready, pool.updated) >= pool.desired and not (fails and not pool.settled):
         return Condition(kind, TRUE, "PodsReady", counts)
     return _unready(kind, pool, counts)
 
@@ -170,33 +182,18 @@ def _kv_transfer(intent: Intent, observed: Observed) -> Condition:
         return Condition(kind, UNKNOWN, "RouterUnreachable", "no router answered the operator lately")
     counts = f"{view.healthy} of {view.expected} pairs moved a KV block"
     if view.expected == 0:
+        if (mismatch := mismatch_of(view)) is not None:
+            return Condition(kind, FALSE, *mismatch)
         return Condition(kind, FALSE, "NoPairs", "no prefill worker and decode worker of one revision are ready")
     if view.healthy == 0:
         return Condition(kind, FALSE, "HandshakeFailed", counts)
-    wrong = fallback_of(intent, view)
+    counts = f"{counts} {words_of(view)}"
+    wrong = fallback_of(view, intent.transport, intent.interface)
     if wrong is not None and intent.fallback == "Forbid":
         return Condition(kind, FALSE, "TransportFallback", wrong)
     if view.healthy < view.expected:
         return Condition(kind, FALSE, "HandshakeFailed", counts)
     return Condition(kind, TRUE, "PairsHealthy", counts)
-
-
-def fallback_of(intent: Intent, view: RouterView) -> str | None:
-    """Return a message if a worker doesn't move KV in the way that the spec requests, else None."""
-    if intent.transport == "rdma":
-        strays = [w for w in view.workers if w.transport != "rdma"]
-        if strays:
-            return f"transport rdma is asked for, but {_who([w.pod for w in strays])} uses {strays[0].transport}"
-    if intent.interface is not None:
-        strays = [w for w in view.workers if w.interface != intent.interface]
-        if strays:
-            used = strays[0].interface or "?"
-            return f"KV should use {intent.interface}, but {_who([w.pod for w in strays])} uses {used}"
-    return None
-
-
-def _who(pods: Sequence[str]) -> str:
-    return pods[0] if len(pods) == 1 else f"{pods[0]} (and {len(pods) - 1} more)"
 
 
 def _available(intent: Intent, observed: Observed) -> Condition:
@@ -241,11 +238,33 @@ def _scaling(intent: Intent) -> list[Condition]:
     return [Condition("ScalingActive", TRUE, "MetricsFound", "replicas follow the load")]
 
 
+def _effective(intent: Intent, observed: Observed, previous: Mapping[str, object]) -> Condition:
+    """Return whether the prompts that prefill computes are not computed again by decode.
+
+    Without new data it stays as it was, also after a restart of the operator.
+    """
+    kind = "DisaggregationEffective"
+    if any(p.name == PREFILL and p.desired == 0 for p in intent.pools):
+        return Condition(kind, UNKNOWN, "NoPrefillWorkers", "without prefill workers decode computes all prompts")
+    verdict = observed.verdict
+    if verdict is None:
+        for old in _conditions_of(previous):
+            if old.get("type") == kind and old.get("status") in (TRUE, FALSE):
+                return Condition(kind, str(old["status"]), str(old.get("reason")), str(old.get("message")))
+        return Condition(kind, UNKNOWN, "NoData", "no decode worker has told yet where its prompt tokens came from")
+    least = f"{100 * EFFECTIVE_SHARE:g} %"
+    if verdict.effective:
+        return Condition(kind, TRUE, "PromptsTransferred", f"decode was spared at least {least} of the prompt tokens")
+    message = f"decode was spared {verdict.percent} % of the prompt tokens, not {least}: it computed the others itself"
+    return Condition(kind, FALSE, "PrefillRepeated", message)
+
+
 def _degraded(available: Condition, others: Sequence[Condition], intent: Intent, observed: Observed) -> Condition:
     kind = "Degraded"
     if available.status != TRUE:
         return Condition(kind, FALSE, "NotServing", "see Available")
-    if observed.view is not None and (wrong := fallback_of(intent, observed.view)) is not None:
+    view = observed.view
+    if view is not None and (wrong := fallback_of(view, intent.transport, intent.interface)) is not None:
         return Condition(kind, TRUE, "TransportFallback", wrong)
     for other in others:
         if other.status != TRUE:

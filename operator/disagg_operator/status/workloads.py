@@ -6,40 +6,16 @@ created has no status.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from disagg_operator.kube.resources import name_of
+from disagg_operator.status.effectiveness import Verdict
+from disagg_operator.status.kv_links import RouterView
+from disagg_operator.status.pod_problems import Problem, refused, worst_of
 from disagg_operator.vocabulary import Obj
-from disagg_wire.protocol import READY
-
-# The waiting reasons of a container, grouped by what the user must do about them.
-_WAITING = {
-    "ImagePullBackOff": "ImagePull",
-    "ErrImagePull": "ImagePull",
-    "InvalidImageName": "ImagePull",
-    "ErrImageNeverPull": "ImagePull",
-    "CreateContainerConfigError": "PodConfig",
-    "CreateContainerError": "PodConfig",
-    "RunContainerError": "PodConfig",
-    "CrashLoopBackOff": "CrashLoop",
-}
-# The reasons of problems, worst first. The worst problem among the pods is reported for the pool.
-_SEVERITY = ("ImagePull", "PodConfig", "CrashLoop", "InsufficientCapacity", "PodsRefused")
-# A view of the routers that is older than this is no longer reported.
-VIEW_MAX_AGE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A problem that keeps pods from running."""
-
-    reason: str
-    """The reason of the condition."""
-    message: str
-    """A sentence that names the pod and quotes the kubelet."""
+from disagg_wire.problems import WorkerProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +56,6 @@ class NetworkCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerLink:
-    """The transport and the interface by which one worker reports that it moves KV."""
-
-    pod: str
-    role: str
-    transport: str
-    interface: str
-
-
-@dataclass(frozen=True, slots=True)
-class RouterView:
-    """The pairs of prefill and decode workers as the routers report them; the worst of several."""
-
-    expected: int
-    """The number of pairs of ready workers that the router tests by a handshake."""
-    healthy: int
-    """The number of pairs that moved a KV block."""
-    workers: tuple[WorkerLink, ...] = ()
-    """The ready workers."""
-
-
-@dataclass(frozen=True, slots=True)
 class Observed:
     """The whole observed state of a DisaggDeployment."""
 
@@ -110,10 +64,21 @@ class Observed:
     network: NetworkCheck = field(default_factory=NetworkCheck)
     view: RouterView | None = None
     """The pairs as the routers report them; None if no ready router answered recently."""
+    verdict: Verdict | None = None
+    """Whether decode is spared what prefill has computed; None before there was traffic."""
 
 
-def workload(name: str, desired: int, deployment: Obj | None, pods: Iterable[Obj]) -> Workload:
-    """Combine the status of a Deployment with the problems of its pods."""
+def workload(
+    name: str,
+    desired: int,
+    deployment: Obj | None,
+    pods: Iterable[Obj],
+    told: Mapping[str, WorkerProblem] = MappingProxyType({}),
+) -> Workload:
+    """Combine the status of a Deployment with the problems of its pods.
+
+    `told` is what workers that are not ready say about themselves, by the name of their pod.
+    """
     if deployment is None:
         return Workload(name, desired)
     status = deployment.get("status") or {}
@@ -130,48 +95,14 @@ def workload(name: str, desired: int, deployment: Obj | None, pods: Iterable[Obj
         updated=updated if seen else 0,
         settled=seen and current == updated == desired,
         deadline_exceeded=seen and progressing.get("reason") == "ProgressDeadlineExceeded",
-        problem=_worst(pods) or _refused(conditions),
+        problem=worst_of(pods, told) or _refused(conditions),
     )
 
 
 def _refused(conditions: Mapping[Any, Obj]) -> Problem | None:
-    """Return the problem of pods that the API server rejects (quota, Pod Security, admission)."""
+    """Return the problem of pods that the API server rejects."""
     failure = conditions.get("ReplicaFailure") or {}
-    if failure.get("status") != "True":
-        return None
-    return Problem("PodsRefused", str(failure.get("message", "pods are refused by the API server")))
-
-
-def _worst(pods: Iterable[Obj]) -> Problem | None:
-    problems = sorted(filter(None, map(pod_problem, pods)), key=lambda p: (_SEVERITY.index(p.reason), p.message))
-    if not problems:
-        return None
-    same = sum(p.reason == problems[0].reason for p in problems)
-    more = f" (and {same - 1} more)" if same > 1 else ""
-    return Problem(problems[0].reason, problems[0].message + more)
-
-
-def pod_problem(pod: Obj) -> Problem | None:
-    """Return the problem that keeps a pod from running, or None. A terminating pod has none."""
-    if pod["metadata"].get("deletionTimestamp"):
-        return None
-    status = pod.get("status") or {}
-    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        reason = str(waiting.get("reason", ""))
-        if reason in _WAITING:
-            return Problem(_WAITING[reason], f"pod {name_of(pod)}: {reason}: {_last_words(container, waiting)}")
-    for condition in status.get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            return Problem("InsufficientCapacity", f"pod {name_of(pod)}: Unschedulable: {condition.get('message', '')}")
-    return None
-
-
-def _last_words(container: Obj, waiting: Obj) -> str:
-    ended = (container.get("lastState") or {}).get("terminated") or {}
-    if ended:
-        return f"{waiting.get('message', '')} (last exit {ended.get('exitCode')}, {ended.get('reason', '')})".strip()
-    return str(waiting.get("message", ""))
+    return refused(str(failure.get("message", ""))) if failure.get("status") == "True" else None
 
 
 def network(
@@ -222,35 +153,3 @@ def network(
 def _amount(allocatable: Mapping[str, Any], resource: str) -> int:
     text = str(allocatable.get(resource, "0"))
     return int(text) if text.isdigit() else 0
-
-
-def router_view(states: Sequence[Mapping[str, Any]]) -> RouterView | None:
-    """Combine the answers of the routers to /internal/v1/state; None if no answer can be parsed."""
-    views = [view for state in states if (view := _one_view(state)) is not None]
-    return min(views, key=lambda v: (v.healthy, -v.expected)) if views else None
-
-
-def _one_view(state: Mapping[str, Any]) -> RouterView | None:
-    pairs = state.get("pairs")
-    if not isinstance(pairs, Mapping):
-        return None
-    expected, healthy = pairs.get("expected"), pairs.get("healthy")
-    if not isinstance(expected, int) or not isinstance(healthy, int):
-        return None
-    workers = [w for w in state.get("workers") or [] if isinstance(w, Mapping) and w.get("state") == READY]
-    links = (
-        WorkerLink(
-            pod=str(w.get("pod", "")),
-            role=str(w.get("role", "")),
-            transport=str(w.get("transport") or "unknown"),
-            interface=str(w.get("interface") or ""),
-        )
-        for w in workers
-    )
-    return RouterView(expected, healthy, tuple(sorted(links, key=lambda link: link.pod)))
-
-
-def workers_by_transport(view: RouterView) -> dict[str, int]:
-    """Return the number of ready workers by the transport that they report."""
-    used = Counter(link.transport for link in view.workers)
-    return {"rdma": used["rdma"], "tcp": used["tcp"]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
@@ -27,8 +28,17 @@ from disagg_adapter.engines.http_client import EngineHttp
 from disagg_adapter.engines.table import ENGINES
 from disagg_protocol.bodies import Sampling
 from disagg_protocol.errors import InvalidInput
+from disagg_wire.ports import BOOTSTRAP_PORT
 
 Json = dict[str, Any]
+OPTIONS: Json = {
+    "model": "m",
+    "lease_s": 60.0,
+    "role": "both",
+    "experimental": False,
+    "host": "127.0.0.1",
+    "bootstrap_port": BOOTSTRAP_PORT,
+}
 DEFAULTS: Json = {"seed": 7, "max_new_tokens": 4, "temperature": 0.0, "stop_token_ids": [2]}
 
 
@@ -38,14 +48,14 @@ def work_of(raw: Mapping[str, Any]) -> Work:
         request_id=raw.get("request_id", "request-1"),
         tokens=tokens,
         prompt_tokens=raw.get("prompt_tokens", len(tokens)),
-        sampling=Sampling.model_validate(DEFAULTS | raw.get("sampling", {})),
+        sampling=Sampling.model_validate_json(json.dumps(DEFAULTS | raw.get("sampling", {}))),
         tenant=raw.get("tenant", ""),
         adapter=raw.get("adapter"),
     )
 
 
 def engine_of(header: Mapping[str, Any], url: str) -> Engine:
-    options = {"model": "m", "lease_s": 60.0, "role": "both"} | header.get("options", {})
+    options = OPTIONS | header.get("options", {})
     return ENGINES[header["engine"]](EngineHttp(url, header.get("key")), EngineOptions(**options))
 
 

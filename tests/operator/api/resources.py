@@ -33,6 +33,12 @@ def watched(url: str = "https://host:9090", **spec: Any) -> Obj:
     return good(observability={"prometheus": {"url": url, **spec}})
 
 
+def of(engine: str, /, **spec: Any) -> Obj:
+    """Return a resource of an engine, with a GPU for each worker."""
+    pools = {role: {"accelerator": {"count": 1}} for role in ("prefill", "decode")}
+    return good(**_merged({"engine": {"type": engine}, **pools}, spec))
+
+
 def _merged(base: Obj, patch: Obj) -> Obj:
     out = copy.deepcopy(base)
     for key, value in patch.items():
@@ -90,7 +96,7 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         good(engine={"env": [{"name": "DISAGG_CLUSTER_KEY_FILE", "value": "/tmp/k"}]}),
         "set by the operator", "spec.engine.env[DISAGG_CLUSTER_KEY_FILE]",
     ),
-    "an engine that this version lacks": (good(engine={"type": "vllm"}), "spec.engine.type", "spec.engine.type"),
+    "an engine that this version lacks": (good(engine={"type": "tgi"}), "spec.engine.type", "spec.engine.type"),
     "replicas that are a word": (good(prefill={"replicas": "two"}), "spec.prefill.replicas", "spec.prefill.replicas"),
     "negative replicas": (good(prefill={"replicas": -1}), "spec.prefill.replicas", "spec.prefill.replicas"),
     "maxReplicas of a million": (
@@ -227,6 +233,85 @@ BAD: dict[str, tuple[Obj, str, str]] = {
     ),
 }  # fmt: skip
 
+_ADAPTERS = {"adapters": [{"name": "law", "uri": "file:///law"}]}
+_FLIP: Obj = {"autoscaling": _SCALE}
+_LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
+    ("builtin", "has no engine.args", "engine.args", {"engine": {"args": ["--x"]}}),
+    ("builtin", "has no prefill.args", "prefill.args", {"prefill": {"args": ["--x"]}}),
+    ("builtin", "has no decode.args", "decode.args", {"decode": {"args": ["--x"]}}),
+    ("builtin", "has no engine.leaseSeconds", "engine.leaseSeconds", {"engine": {"leaseSeconds": 60}}),
+    ("builtin", "has no model.adapters", "model.adapters", {"model": _ADAPTERS}),
+    ("builtin", "knows no engine.experimental", "engine.experimental", {"engine": {"experimental": True}}),
+    *(
+        (engine, *row)
+        for engine in ("vllm", "sglang", "lmdeploy")
+        for row in (
+            ("takes only none", "engine.quantization", {"engine": {"quantization": "int8"}}),
+            ("takes only lru", "engine.prefixCaching.eviction", {"engine": {"prefixCaching": {"eviction": "fifo"}}}),
+            (
+                "has no engine.prefixCaching.hostMemory", "engine.prefixCaching.hostMemory",
+                {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}},
+            ),
+            ("knows no scaling.roleFlip", "scaling.roleFlip",
+             {"prefill": _FLIP, "decode": _FLIP, "scaling": {"roleFlip": True}}),
+        )
+    ),
+    *(
+        (engine, *row)
+        for engine in ("sglang", "lmdeploy")
+        for role in ("prefill", "decode")
+        for row in (
+            (f"has no {role}.kvCacheSize", f"{role}.kvCacheSize", {role: {"kvCacheSize": "1Gi"}}),
+            (f"computes on GPUs alone: set {role}", f"{role}.accelerator", {role: {"accelerator": {"count": 0}}}),
+        )
+    ),
+    ("vllm", "knows no engine.experimental", "engine.experimental", {"engine": {"experimental": True}}),
+    ("vllm", "wants prefill.maxBatch", "prefill.maxBatchTokens", {"prefill": {"maxBatchTokens": 32}}),
+    ("vllm", "wants decode.maxBatch", "decode.maxBatchTokens", {"decode": {"maxRunningRequests": 4096}}),
+    (
+        "vllm", "wants decode.parallelism", "decode.parallelism.tensor",
+        {"prefill": {"parallelism": {"tensor": 3}}, "decode": {"parallelism": {"tensor": 2}}},
+    ),
+    ("sglang", "knows no engine.experimental", "engine.experimental", {"engine": {"experimental": True}}),
+    ("sglang", "wants prefill.maxBatch", "prefill.maxBatchTokens", {"prefill": {"maxBatchTokens": 2050}}),
+    ("sglang", "wants decode.maxBatch", "decode.maxBatchTokens", {"decode": {"maxBatchTokens": 2050}}),
+    ("sglang", "wants decode.parallel", "decode.parallelism.tensor", {"decode": {"parallelism": {"tensor": 2}}}),
+    ("lmdeploy", "takes only auto", "engine.dtype", {"engine": {"dtype": "float32"}}),
+    ("lmdeploy", "has no engine.leaseSeconds", "engine.leaseSeconds", {"engine": {"leaseSeconds": 60}}),
+    ("lmdeploy", "has no model.adapters", "model.adapters", {"model": _ADAPTERS}),
+    (
+        "lmdeploy", "wants decode.parallelism", "decode.parallelism.tensor",
+        {"engine": {"experimental": True}, "decode": {"parallelism": {"tensor": 2}}},
+    ),
+    ("lmdeploy", "hands KV over by rdma", "engine.experimental", {"engine": {"experimental": True}}),
+)  # fmt: skip
+BAD |= {
+    f"{engine} {words}, {path}": (of(engine, **spec), f"engine.type {engine} {words}", f"spec.{path}: ")
+    for engine, words, path, spec in _LIMITS
+}
+BAD |= {
+    f"a variable that {engine} gets from the operator": (
+        of(engine, engine={"env": [{"name": "HOME", "value": "/"}]}), f"env of engine.type {engine}", "spec.engine.env",
+    )
+    for engine in ("vllm", "sglang", "lmdeploy")
+}  # fmt: skip
+BAD |= {
+    "an adapter from nowhere": (
+        of("vllm", model={"adapters": [{"name": "a", "uri": "s3://bucket"}]}),
+        "uri must be hf://", "spec.model.adapters[a].uri",
+    ),
+    "an adapter outside of its claim": (
+        of("vllm", model={"adapters": [{"name": "a", "uri": "pvc://c/../d"}]}),
+        "uri must not contain ..", "spec.model.adapters[a].uri",
+    ),
+    "an adapter whose name would end its argument": (
+        of("vllm", model={"adapters": [{"name": "a=b", "uri": "file:///a"}]}),
+        "spec.model.adapters[0].name", "spec.model.adapters.0.name",
+    ),
+    "a lease of no time": (of("vllm", engine={"leaseSeconds": 1}), "spec.engine.leaseSeconds", "leaseSeconds"),
+    "an empty argument": (of("vllm", engine={"args": [""]}), "spec.engine.args[0]", "spec.engine.args.0"),
+}  # fmt: skip
+
 # Refused by the strict field validation of the API server, and by parse_file for a file.
 UNKNOWN: dict[str, tuple[Obj, str]] = {
     "a misspelt pool field": (good(prefill={"replica": 2}), "spec.prefill.replica"),
@@ -240,7 +325,7 @@ UNKNOWN: dict[str, tuple[Obj, str]] = {
     ),
 }  # fmt: skip
 
-# Only Python checks the content of a pod template.
+# Only Python checks the content of a pod template, the arguments, and the names of adapters.
 BAD_TEMPLATES: dict[str, tuple[Obj, str]] = {
     "containers that are no list": (patched("prefill", containers="x"), "spec.prefill.podTemplate.spec.containers"),
     "containers that are removed": (patched("prefill", containers=None), "spec.prefill.podTemplate.spec.containers"),
@@ -260,5 +345,16 @@ BAD_TEMPLATES: dict[str, tuple[Obj, str]] = {
     "a variable without a name": (
         patched("decode", containers=[{"name": "main", "env": [{"value": "x"}]}]),
         "spec.decode.podTemplate.spec.containers[main].env",
+    ),
+    "an argument of the operator": (of("vllm", engine={"args": ["--port=1"]}), "spec.engine.args[0]: --port:"),
+    "an abbreviation of one in a pool": (
+        of("vllm", decode={"args": ["--seed", "1", "--kv-transfer", "{}"]}), "spec.decode.args[2]: --kv-transfer:",
+    ),
+    "an argument of prefill with its own field": (
+        of("sglang", prefill={"args": ["--dtype", "half"]}), "set by the operator; use engine.dtype",
+    ),
+    "an adapter with the name of the model": (
+        of("vllm", model={"name": "m", "adapters": [{"name": "m", "uri": "file:///a"}]}),
+        "spec.model.adapters[m].name: is the name of the model itself",
     ),
 }  # fmt: skip

@@ -12,11 +12,12 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, Obj, good, watched
+from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, Obj, good, of, watched
 from tests.operator.api.test_rules import RULES
 
 from disagg_operator.api import DisaggDeployment, InvalidResource, parse
 from disagg_operator.api.admission import refusals
+from disagg_wire.engines import ENGINES
 
 pytestmark = pytest.mark.apiserver
 
@@ -91,14 +92,43 @@ _PROMETHEUS = _with(
     headers=[[{"name": "Authorization", "value": "x"}], [{"name": "X-A", "value": "x"}], []],
 )
 _SCALED = {"prefill": _SCALED_POOL, "decode": _SCALED_POOL, "scaling": _SCALING}
-_ENV = [[{"name": "HF_TOKEN"}], [{"name": "DISAGG_QUANTIZATION"}], [{"name": "TZ"}]]
+_ENV = [[{"name": "HF_TOKEN"}], [{"name": "DISAGG_QUANTIZATION"}], [{"name": "TZ"}], [{"name": "HOME"}]]
+_ENGINE_POOL = _some(
+    args=[[], ["--seed", "1"]],
+    accelerator=[{"count": 0}, {"count": 2}],
+    parallelism=[{"tensor": n} for n in (2, 3)],
+    maxRunningRequests=[4000],
+    maxBatchTokens=[2050, 4096],
+    kvCacheSize=["1Gi"],
+)
+_ENGINE = _some(
+    env=_ENV,
+    args=[[], ["--seed", "1"]],
+    dtype=["auto", "float32", "bfloat16"],
+    quantization=["none", "int8", "fp8"],
+    prefixCaching=[{}, {"eviction": "fifo"}, {"hostMemory": "1Gi"}],
+    leaseSeconds=[60],
+    experimental=[True, False],
+)
 _NAMES = st.sampled_from(["chat", "c", "1chat", "a" * 51, "a" * 52])
 _RESOURCES: dict[str, st.SearchStrategy[Obj]] = {
     "names": _NAMES.map(good),
     "models": _with("uri", _URIS, revision=["main"], authSecretRef=[_REF]).map(lambda model: good(model=model)),
     "pools": st.builds(lambda **pools: good(**pools), prefill=_POOL, decode=_POOL),
     "scaling": st.builds(lambda **parts: good(**parts), **_SCALED),
-    "engines": _some(env=_ENV).map(lambda engine: good(engine=engine)),
+    "engines": st.builds(
+        lambda name, engine, prefill, decode, rest: of(name, engine=engine, prefill=prefill, decode=decode, **rest),
+        st.sampled_from(ENGINES),
+        _ENGINE,
+        _ENGINE_POOL,
+        _ENGINE_POOL,
+        _some(
+            model=[
+                {"adapters": [{"name": "a", "uri": uri} for uri in uris]} for uris in ([], ["hf://a/b"], ["x://abc"])
+            ],
+            kvTransfer=[{"transport": "tcp"}],
+        ),
+    ),
     "networks": _some(transport=["rdma", "tcp"], network=_NETWORK).map(lambda transfer: good(kvTransfer=transfer)),
     "servers": _PROMETHEUS.map(lambda server: good(observability={"prometheus": server})),
 }

@@ -34,7 +34,7 @@ def _models(top: type[Model]) -> Iterator[type[Model]]:
 MODELS = sorted({m for top in (DisaggDeployment, DisaggPool) for m in _models(top)}, key=lambda m: m.__name__)
 RULES = [(model, rule) for model in MODELS for rule in model.rules]
 _PATH = re.compile(r"self\.([A-Za-z0-9.]+)")
-_METHODS = {"matches", "startsWith", "lowerAscii"}
+_METHODS = {"matches", "startsWith", "lowerAscii", "all"}
 
 
 def _holder(model: type[Model], path: list[str]) -> tuple[type[Model], str]:

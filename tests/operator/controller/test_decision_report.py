@@ -4,6 +4,8 @@ something.
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -136,3 +138,12 @@ def test_a_cost_that_stands_already_is_not_written_again() -> None:
 def test_a_cost_is_one_that_kubernetes_takes(loads: dict[str, float]) -> None:
     for cost in deletion_costs([pod(name) for name in "abcd"], loads).values():
         assert 0 <= int(cost) <= 1_000_000
+
+
+def test_what_is_not_known_is_left_out_of_status() -> None:
+    unknown = replace(UP, value=math.nan, numbers={"a": math.nan, "b": 1.0, "c": math.inf})
+    entry = last_decision(None, unknown, False, NOW)
+    assert entry == {name: value for name, value in ENTRY.items() if name != "value"} | {"numbers": {"b": 1.0}}
+    json.dumps(entry, allow_nan=False)
+    assert "numbers" not in (last_decision(None, replace(UP, numbers={"a": math.nan}), False, NOW) or {})
+    assert shown(math.nan) == "unknown"

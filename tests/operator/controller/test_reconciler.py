@@ -9,7 +9,7 @@ import pytest
 from tests.operator.controller.world import KEY, World
 
 from disagg_operator.kube.errors import KubeError
-from disagg_operator.status.workloads import RouterView, WorkerLink
+from disagg_operator.status.kv_links import RouterView, WorkerLink
 
 
 async def test_a_resource_becomes_its_children_under_the_right_owners() -> None:
@@ -270,7 +270,14 @@ async def test_ready_follows_the_pods_and_the_routers_word() -> None:
     world.live.of(KEY, uid).view = RouterView(2, 2, (WorkerLink("p", "prefill", "tcp", "eth0"),))
     await world.settle()
     assert world.condition("Ready")["status"] == "True"
-    assert world.status()["pairs"] == {"expected": 2, "healthy": 2, "transport": {"rdma": 0, "tcp": 1}}
+    assert world.status()["pairs"] == {
+        "expected": 2,
+        "healthy": 2,
+        "transport": {"rdma": 0, "nvlink": 0, "shm": 0, "tcp": 1},
+        "uses": "tcp",
+        "evidence": "Configured",
+        "interface": "eth0",
+    }
     assert "Ready" in [e["reason"] for e in world.kube.events]
     assert world.kube.find("DisaggPool", "chat-decode")["status"]["readyReplicas"] == 2
 

@@ -90,3 +90,18 @@ def test_a_pod_wakes_its_deployment_when_a_container_waits_or_restarts() -> None
     assert cache.put(POD, waiting("ContainerCreating")) == set()
     assert cache.put(POD, waiting("CrashLoopBackOff")) == {KEY}
     assert cache.put(POD, waiting("CrashLoopBackOff", restarts=1)) == {KEY}
+
+
+def test_a_pod_wakes_its_deployment_when_a_container_ends() -> None:
+    def seen(kind: str, state: dict[str, Any]) -> dict[str, Any]:
+        found = pod()
+        found["status"][kind] = [{"name": "main", "ready": False, "restartCount": 0, "state": state}]
+        return found
+
+    cache = Cache()
+    cache.put(POD, pod())
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        assert cache.put(POD, seen(kind, {"running": {}})) == {KEY}
+        assert cache.put(POD, seen(kind, {"terminated": {"exitCode": 1, "reason": "Error"}})) == {KEY}
+        assert cache.put(POD, seen(kind, {"terminated": {"exitCode": 1, "reason": "Error", "message": "x"}})) == {KEY}
+        assert cache.put(POD, seen(kind, {"terminated": {"exitCode": 1, "reason": "Error", "message": "x"}})) == set()

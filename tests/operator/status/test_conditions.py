@@ -9,7 +9,10 @@ import pytest
 
 from disagg_operator.status import changes, conditions
 from disagg_operator.status.conditions import Intent, PoolIntent
-from disagg_operator.status.workloads import NetworkCheck, Observed, Problem, RouterView, WorkerLink, Workload
+from disagg_operator.status.effectiveness import Verdict
+from disagg_operator.status.kv_links import RouterView, WorkerLink
+from disagg_operator.status.pod_problems import Problem
+from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
 POOLS = tuple(PoolIntent(name, 1, "spec", f"s={name}") for name in ("prefill", "decode"))
@@ -163,13 +166,18 @@ def test_a_transition_time_moves_only_with_the_status() -> None:
 
 def test_an_endless_message_is_cut() -> None:
     built = conditions.build(INTENT, seen(decode=starting("decode", Problem("ImagePull", "x" * 5000))), {}, NOW)
-    assert all(len(c["message"]) <= 512 for c in built["conditions"])
+    assert all(len(c["message"]) <= 2048 for c in built["conditions"])
 
 
 def test_columns_and_counts() -> None:
     built = conditions.build(INTENT, seen(decode=starting("decode")), {}, NOW)
     assert (built["prefill"], built["decode"]) == ("1/1", "0/1")
-    assert built["pairs"]["transport"] == {"rdma": 0, "tcp": 2}
+    assert built["pairs"]["transport"] == {"rdma": 0, "nvlink": 0, "shm": 0, "tcp": 2}
+    assert (built["pairs"]["uses"], built["pairs"]["evidence"], built["pairs"]["interface"]) == (
+        "tcp",
+        "Configured",
+        "eth0",
+    )
     assert {c["observedGeneration"] for c in built["conditions"]} == {3}
 
 
@@ -266,3 +274,65 @@ def test_a_pools_status_has_its_last_decision_where_there_was_one() -> None:
     pools = (POOLS[0], replace(POOLS[1], last_decision=decision))
     built = conditions.build(replace(INTENT, pools=pools), seen(), {}, NOW)
     assert [pool.get("lastDecision") for pool in built["pools"]] == [None, decision]
+
+
+@pytest.mark.parametrize(
+    ("settled", "reason", "status"),
+    [
+        pytest.param(False, "PortInUse", "False", id="the new revision fails while the old one serves"),
+        pytest.param(False, "InsufficientCapacity", "True", id="a new pod waits for a node"),
+        pytest.param(True, "PortInUse", "True", id="all pods are new and enough are ready"),
+    ],
+)
+def test_a_revision_that_fails_is_told_although_the_last_one_serves(settled: bool, reason: str, status: str) -> None:
+    failing = replace(UP["decode"], current=2, settled=settled, problem=Problem(reason, "pod p: x"))
+    found = told(INTENT, seen(decode=failing))
+    assert found["DecodeReady"][0] == status
+    if status == "False":
+        assert (found["DecodeReady"][1], found["Ready"], found["Degraded"]) == (
+            reason,
+            ("False", reason),
+            ("True", reason),
+        )
+        assert found["Available"] == ("True", "PairsHealthy")
+
+
+def test_the_message_about_transfers_says_transport_evidence_and_interface() -> None:
+    proved = tuple(replace(link, evidence="Proved", interface="net1") for link in TCP)
+    by_type = {c.type: c.message for c in conditions.conditions(INTENT, seen(view=RouterView(1, 1, proved)))}
+    assert by_type["KVTransferReady"] == "1 of 1 pairs moved a KV block over tcp (Proved) on net1"
+
+
+def test_pools_of_two_versions_are_told_apart() -> None:
+    prefill = WorkerLink("p", "prefill", "tcp", "eth0", compat="a", engine="vllm 0.33.0")
+    decode = WorkerLink("d", "decode", "tcp", "eth0", compat="b", engine="vllm 0.32.0")
+    found = told(INTENT, seen(view=RouterView(0, 0, (prefill, decode))))
+    assert found["KVTransferReady"] == found["Ready"] == ("False", "EngineMismatch")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected", "degraded"),
+    [
+        (None, ("Unknown", "NoData"), ("False", "AsSpecified")),
+        (Verdict(True, 100), ("True", "PromptsTransferred"), ("False", "AsSpecified")),
+        (Verdict(False, 40), ("False", "PrefillRepeated"), ("True", "PrefillRepeated")),
+    ],
+)
+def test_a_prompt_that_is_computed_twice_is_told(
+    verdict: Verdict | None, expected: tuple[str, str], degraded: tuple[str, str]
+) -> None:
+    found = told(INTENT, replace(seen(), verdict=verdict))
+    assert (found["DisaggregationEffective"], found["Degraded"]) == (expected, degraded)
+    assert found["Ready"] == ("True", "Ready")
+
+
+def test_a_verdict_outlives_the_operator_and_not_the_prefill_pool() -> None:
+    before = conditions.build(INTENT, replace(seen(), verdict=Verdict(False, 40)), {}, NOW)
+    assert conditions.build(INTENT, seen(), before, LATER) == before
+    alone = replace(INTENT, pools=(replace(POOLS[0], desired=0), POOLS[1]))
+    built = conditions.build(alone, seen(prefill=Workload("prefill", 0, settled=True)), before, LATER)
+    (found,) = [c for c in built["conditions"] if c["type"] == "DisaggregationEffective"]
+    assert (found["status"], found["reason"]) == ("Unknown", "NoPrefillWorkers")
+    again = conditions.build(INTENT, seen(), built, LATER)
+    (found,) = [c for c in again["conditions"] if c["type"] == "DisaggregationEffective"]
+    assert found["reason"] == "NoData"

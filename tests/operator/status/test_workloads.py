@@ -5,20 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from disagg_operator.kube.pods import http_port, is_ready
+from disagg_operator.status.pod_problems import Problem
 from disagg_operator.status.workloads import (
     NetworkCheck,
-    Problem,
-    RouterView,
-    WorkerLink,
     Workload,
     network,
-    pod_problem,
-    router_view,
-    workers_by_transport,
     workload,
 )
 
@@ -61,22 +54,6 @@ def pod(waiting: str = "", message: str = "", unschedulable: str = "", **meta: A
 )
 def test_a_workload_is_complete_only_when_all_of_it_is_new_and_ready(status: dict[str, Any], complete: bool) -> None:
     assert workload("decode", 2, deployment(**status), []).complete is complete
-
-
-@pytest.mark.parametrize(
-    ("found", "reason"),
-    [
-        (pod("ImagePullBackOff", "no such image"), "ImagePull"),
-        (pod("CrashLoopBackOff"), "CrashLoop"),
-        (pod("CreateContainerConfigError", "secret not found"), "PodConfig"),
-        (pod(unschedulable="0/3 nodes: insufficient nvidia.com/gpu"), "InsufficientCapacity"),
-        (pod("ContainerCreating"), None),
-        (pod("CrashLoopBackOff", deletionTimestamp="now"), None),
-    ],
-)
-def test_what_keeps_a_pod_from_running_is_named(found: dict[str, Any], reason: str | None) -> None:
-    problem = pod_problem(found)
-    assert (problem.reason if problem else None) == reason
 
 
 def test_the_worst_problem_speaks_and_counts_its_like() -> None:
@@ -141,14 +118,6 @@ def test_network(arguments: dict[str, Any], reason: str, ok: bool) -> None:
     assert (seen.reason, seen.ok) == (reason, ok)
 
 
-def test_the_worst_router_is_believed_and_only_ready_workers_count() -> None:
-    worker = {"pod": "p", "role": "prefill", "state": "ready", "transport": "tcp", "interface": "net1"}
-    good = {"pairs": {"expected": 2, "healthy": 2}, "workers": [worker]}
-    bad = {"pairs": {"expected": 2, "healthy": 1}, "workers": [worker, {**worker, "state": "draining"}]}
-    assert router_view([good, bad]) == RouterView(2, 1, (WorkerLink("p", "prefill", "tcp", "net1"),))
-    assert router_view([{"pairs": "many"}, {}]) is None
-
-
 def test_readiness_and_ports() -> None:
     ready = {"metadata": {"name": "p"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
     assert is_ready(ready)
@@ -156,16 +125,6 @@ def test_readiness_and_ports() -> None:
     ports = [{"name": "kv", "containerPort": 9000}, {"name": "http", "containerPort": 8001}]
     assert http_port({"spec": {"containers": [{"ports": ports}]}}, 8000) == 8001
     assert http_port({}, 8000) == 8000
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
-)
-
-
-@given(st.dictionaries(st.sampled_from(["pairs", "workers", "waiting"]), JSON))
-def test_no_answer_of_a_router_can_break_the_operator(state: dict[str, Any]) -> None:
-    router_view([state])
 
 
 def test_a_workload_that_was_never_made_has_no_pods() -> None:
@@ -176,22 +135,3 @@ def test_a_refusal_that_is_over_or_another_condition_is_no_problem() -> None:
     over = {"type": "ReplicaFailure", "status": "False", "message": "exceeded quota"}
     other = {"type": "Available", "status": "True"}
     assert workload("decode", 1, deployment(conditions=[over, other]), []).problem is None
-
-
-def test_a_container_that_ended_says_how() -> None:
-    crashed = pod("CrashLoopBackOff", "back-off 10s")
-    crashed["status"]["containerStatuses"][0]["lastState"] = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
-    problem = pod_problem(crashed)
-    assert problem is not None
-    assert problem.message == "pod p: CrashLoopBackOff: back-off 10s (last exit 137, OOMKilled)"
-
-
-def test_a_pod_that_is_scheduled_has_no_problem() -> None:
-    scheduled = {"type": "PodScheduled", "status": "True"}
-    initialized = {"type": "Initialized", "status": "True"}
-    assert pod_problem({"metadata": {"name": "p"}, "status": {"conditions": [initialized, scheduled]}}) is None
-
-
-def test_workers_are_counted_by_their_transport() -> None:
-    links = tuple(WorkerLink(str(i), "decode", kind, "") for i, kind in enumerate(["tcp", "rdma", "tcp", "unknown"]))
-    assert workers_by_transport(RouterView(1, 1, links)) == {"rdma": 1, "tcp": 2}

@@ -147,6 +147,21 @@ def test_the_tokens_themselves_tell_when_a_request_is_over(
     assert state.complete == wanted
 
 
+def test_only_a_request_for_an_adapter_names_one() -> None:
+    state = make()
+    assert "adapter" not in state.body(1.0)
+    state.adapter = "sql"
+    assert state.body(1.0)["adapter"] == "sql"
+
+
+def test_a_format_is_resumed_once_a_token_is_out() -> None:
+    structured, plain = make(structured={"kind": "regex", "value": "a+"}), make(structured=None)
+    assert not structured.resumes_format
+    for state in (structured, plain):
+        state.token(line(0))
+    assert (structured.resumes_format, plain.resumes_format) == (True, False)
+
+
 def test_attempts_are_counted_and_bounded() -> None:
     state = make(attempts=3)
     assert [state.failed() for _ in range(4)] == [True, True, False, False]

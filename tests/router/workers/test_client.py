@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_router.errors import NoRoom
+from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers import client
 from disagg_router.workers.worker_info import Worker
 
@@ -45,6 +45,27 @@ class _At:
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "has_ticket", "retryable"),
+    [
+        (400, "invalid_request", "sampling.structured: no Lark", False, False),
+        (400, "invalid_request", "sampling.structured: no Lark", True, False),
+        (400, "ticket_refused", "ticket.mac: does not match", True, True),
+        (400, "invalid_request", "ticket.mac: does not match", True, True),  # release 0.1.0
+        (400, "invalid_request", "ticket: must be an object", False, False),
+        (413, "prompt_too_long", "tokens: 9 of 8", False, False),
+        (413, "prompt_too_long", "tokens: 9 of 8", True, True),  # the pools may have other limits
+    ],
+)
+def test_after_a_ticket_only_what_another_pair_may_take_is_tried_again(
+    status: int, code: str, message: str, has_ticket: bool, retryable: bool
+) -> None:
+    body = json.dumps({"error": {"code": code, "message": message}}).encode()
+    failure = client._refusal(cast(Worker, _At(1)), "prefill", status, body, has_ticket=has_ticket)
+    assert isinstance(failure, AttemptFailed)
+    assert (failure.reason, failure.retryable, str(failure)) == (code, retryable, message)
 
 
 async def test_a_refusal_that_comes_in_pieces_is_read_whole() -> None:

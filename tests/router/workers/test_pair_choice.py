@@ -20,6 +20,7 @@ from disagg_router.workers.pair_choice import (
     decode_room,
     handshake_pairs,
     pair_key,
+    scarce_pool,
 )
 from disagg_router.workers.worker_info import Worker
 from disagg_wire.room import Room
@@ -49,6 +50,10 @@ def names(choice: Choice | None) -> tuple[str | None, str | None] | None:
 
 
 P, D, BOTH = worker("p", "prefill"), worker("d", "decode"), worker("b", "both")
+LATE = frozenset({"first_token_from_decode"})
+NO_LOCAL = frozenset({"no_local_prefill"})
+NO_FORMAT = frozenset({"structured_not_resumed"})
+SQL = frozenset({"sql"})
 TABLE: list[tuple[str, list[Worker], dict[str, Any], tuple[str | None, str | None] | None]] = [
     ("nobody is there", [], {}, None),
     ("a pair", [P, D], {}, ("p", "d")),
@@ -103,6 +108,25 @@ TABLE: list[tuple[str, list[Worker], dict[str, Any], tuple[str | None, str | Non
     ("a proven pair goes before an idle one", [replace(P, waiting_tokens=9), worker("q", "prefill"), D],
      {"proven": {"p/1", "d/1"}}, ("p", "d")),
     ("no proven pair is left", [P, D], {"proven": {"p/1"}}, ("p", "d")),
+    ("prefill that sends no token cannot answer alone", [replace(P, features=LATE), replace(D, features=LATE)],
+      {"single_token": True}, ("p", "d")),
+    ("but another can", [replace(P, features=LATE), worker("q", "prefill", waiting_tokens=9), D],
+      {"single_token": True}, ("q", None)),
+    ("decode that cannot prefill waits for prefill", [replace(D, features=NO_LOCAL)], {}, None),
+    ("and another prefills itself", [replace(D, features=NO_LOCAL), worker("e", "decode", running_requests=5)], {},
+      (None, "e")),
+    ("with prefill it serves", [P, replace(D, features=NO_LOCAL)], {}, ("p", "d")),
+    ("an adapter is asked of those that list it",
+      [P, D, worker("q", "prefill", adapters=SQL, waiting_tokens=9), worker("e", "decode", adapters=SQL)],
+      {"prompt": Prompt(adapter="sql")}, ("q", "e")),
+    ("prefill does not list the adapter", [P, replace(D, adapters=SQL)], {"prompt": Prompt(adapter="sql")},
+      (None, "d")),
+    ("nobody lists the adapter", [replace(P, adapters=SQL), D], {"prompt": Prompt(adapter="sql")}, None),
+    ("the model itself is asked of all", [P, replace(D, adapters=SQL)], {}, ("p", "d")),
+    ("a format that has begun goes on where it can", [P, replace(D, features=NO_FORMAT),
+      worker("e", "decode", running_requests=5)], {"prompt": Prompt(resumes_format=True)}, ("p", "e")),
+    ("or nowhere", [P, replace(D, features=NO_FORMAT)], {"prompt": Prompt(resumes_format=True)}, None),
+    ("a new one anywhere", [P, replace(D, features=NO_FORMAT)], {}, ("p", "d")),
 ]  # fmt: skip
 
 
@@ -111,6 +135,25 @@ def test_the_pair_of_the_table_is_chosen(
     workers: list[Worker], options: dict[str, Any], wanted: tuple[str | None, str | None] | None
 ) -> None:
     assert names(pick(workers, **options)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("workers", "full", "wanted"),
+    [
+        ([], (), "decode"),
+        ([P], (), "decode"),
+        ([D], (), "decode"),
+        ([replace(D, features=NO_LOCAL)], (), "prefill"),
+        ([replace(D, features=NO_LOCAL)], {"d/1"}, "decode"),
+        ([replace(D, features=NO_LOCAL), worker("e", "decode")], (), "decode"),
+        ([replace(D, features=NO_LOCAL, digest="E")], (), "decode"),
+        ([replace(D, features=NO_LOCAL, state="draining")], (), "decode"),
+    ],
+)
+def test_a_request_without_workers_waits_for_the_pool_that_is_missing(
+    workers: list[Worker], full: set[str], wanted: str
+) -> None:
+    assert scarce_pool(workers, digest="D", full=full) == wanted
 
 
 @st.composite

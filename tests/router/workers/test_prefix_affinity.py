@@ -29,6 +29,14 @@ def test_what_is_shared_from_the_start_on_is_found_in_whole_strides() -> None:
     assert found(prefixes, LONG, "t") == {"a": 5 * STRIDE_TOKENS, "b": 2 * STRIDE_TOKENS}
 
 
+def test_lora_adapters_and_the_model_itself_never_share_a_prefix() -> None:
+    prefixes = PrefixMap()
+    prefixes.sent(prefix_names(LONG, "t", "sql"), "a")
+    assert prefixes.cached_tokens(prefix_names(LONG, "t", "sql")) == {"a": 5 * STRIDE_TOKENS}
+    for tenant, adapter in (("t", ""), ("t", "chat"), ("", "sql"), ("", "tsql"), ("tsql", ""), ("sql", "t")):
+        assert prefixes.cached_tokens(prefix_names(LONG, tenant, adapter)) == {}
+
+
 def test_it_is_bounded_and_forgets_the_oldest_holders_and_names() -> None:
     prefixes = PrefixMap(max_names=4)
     names = prefix_names(LONG, "")

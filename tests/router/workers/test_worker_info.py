@@ -86,6 +86,10 @@ def test_of_two_models_the_one_that_a_pair_serves_takes_new_requests() -> None:
         {"load": INFO["load"] | {"waiting_tokens": float("inf")}},
         {"model": INFO["model"] | {"eos_token_ids": 0}},
         {"features": 5},
+        {"features": ["adapter"], "model": INFO["model"] | {"adapters": 5}},
+        {"features": ["adapter"], "model": INFO["model"] | {"adapters": "sql"}},
+        {"features": ["adapter"], "model": INFO["model"] | {"adapters": [5]}},
+        {"features": ["adapter"], "model": INFO["model"] | {"adapters": [""]}},
         {"features": None},
     ],
 )
@@ -99,6 +103,35 @@ def test_what_a_worker_says_of_its_features_is_kept_and_an_older_one_has_none() 
     assert parsed is not None
     assert "first_token_within_s" in parsed.features
     assert P.features == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("features", "said", "wanted"),
+    [
+        (["adapter"], ["sql", "chat"], {"sql", "chat"}),
+        (["adapter"], [], set()),
+        (["adapter"], None, set()),
+        ([], ["sql"], set()),  # it would refuse the field
+    ],
+)
+def test_the_lora_adapters_of_a_worker_count_if_it_takes_the_field(
+    features: list[str], said: list[str] | None, wanted: set[str]
+) -> None:
+    model = INFO["model"] | {"adapters": said}
+    parsed = parse_info(Member("w", "http://w"), INFO | {"features": features, "model": model})
+    assert parsed is not None
+    assert parsed.adapters == wanted
+    assert P.adapters == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [("Proved", "Proved"), ("Configured", "Configured"), ("proved", ""), (None, ""), ([], "")],
+)
+def test_the_evidence_of_a_transport_is_one_of_two_words_or_not_known(said: Any, wanted: str) -> None:
+    parsed = parse_info(Member("w", "http://w"), INFO | {"kv": INFO["kv"] | {"evidence": said}})
+    assert parsed is not None
+    assert parsed.evidence == wanted
 
 
 def test_a_worker_that_still_loads_is_no_worker_yet() -> None:

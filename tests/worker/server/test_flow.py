@@ -280,7 +280,7 @@ async def test_a_prefill_connects_nowhere_but_where_a_valid_ticket_says(tiny: Pa
         async with p.decode.call("decode", request | {"mode": "remote"}) as events:
             ticket = await _ticket(events)
             status, error = await p.prefill.refused("prefill", request | {"ticket": ticket | change})
-            assert (status, error["code"], error["retryable"]) == (400, "invalid_request", False)
+            assert (status, error["code"], error["retryable"]) == (400, "ticket_refused", False)
             assert message in error["message"]
         await p.serves_the_next()
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from disagg_protocol.bodies import Sampling
-from disagg_wire.ports import BOOTSTRAP_PORT
 
 NAN = math.nan
 
@@ -172,20 +171,19 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What an engine's module is told about its worker."""
+    """What the adapter's settings tell its engine's module."""
 
     model: str
     """The name under which the engine serves the model."""
     lease_s: float
-    """The seconds for which prefill's engine keeps KV that nobody has read."""
+    """The seconds for which prefill keeps KV that nobody has read."""
     role: str
-    """The role of the engine: prefill, decode or both."""
-    experimental: bool = False
+    experimental: bool
     """Whether a hand-over may be used that the engine does not make safe."""
-    host: str = "127.0.0.1"
-    """The address at which other engines reach this one."""
-    bootstrap_port: int = BOOTSTRAP_PORT
-    """The port of the engine's bootstrap server."""
+    host: str
+    """The pod's address on the network for KV."""
+    bootstrap_port: int
+    """The port of SGLang's bootstrap server."""
 
 
 class Engine(ABC):

@@ -56,6 +56,8 @@ _SECONDS_OF_A_PROMPT = 600.0
 # LMDeploy reports no version. What it accepts tells it: the digest of the names of the fields of
 # its chat requests, in /openapi.json. 0.17 has one more, `do_preprocess`.
 VERSIONS = {"44e90bcc3138b342": "0.18"}
+# No model takes a prompt as long as this one.
+TOO_LONG = MAX_TOKENS
 _SESSION_LENGTH = re.compile(r"smaller than the model context length \((\d+)\)")
 # Sessions are counted from 0, so that this number frees nobody's KV.
 _NO_SESSION = -1
@@ -165,7 +167,7 @@ class Lmdeploy(Engine):
 
     async def _session_length(self) -> int:
         """Return the longest sequence, which LMDeploy tells only when it refuses a longer one."""
-        body = {"model": self._options.model, "messages": [], "input_ids": [0] * MAX_TOKENS, "max_tokens": 1}
+        body = {"model": self._options.model, "messages": [], "input_ids": [0] * TOO_LONG, "max_tokens": 1}
         try:
             await self._http.json(_CHAT, _SECONDS_OF_A_PROMPT, body)
         except EngineAnswer as answer:

@@ -1,4 +1,4 @@
-"""PURE: The samples of an engine's /metrics page, by name."""
+"""The samples of an engine's /metrics page, by name."""
 
 from __future__ import annotations
 

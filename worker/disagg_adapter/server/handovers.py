@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 from starlette.applications import Starlette
@@ -78,8 +79,9 @@ class HandOverDoor:
             return _error(400, codes.CANCELLED, "the client went away")
         expected.arrived.set_result(message)
         gone = asyncio.create_task(_disconnected(request))
+        either: set[asyncio.Future[Any]] = {gone, expected.answered}
         try:
-            await asyncio.wait({gone, expected.answered}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
         if not expected.answered.done():
@@ -153,9 +155,9 @@ class HandOverSender:
             ) from None
         if answer.status == 200:
             return time.monotonic() - started_s
-        error = content.get("error", {}) if isinstance(content, dict) else {}
+        told = content.get("error", {}) if isinstance(content, dict) else {}
         raise EngineFault(
-            codes.TRANSFER_FAILED, f"decode refused the hand-over: {error.get('message', f'HTTP {answer.status}')}"
+            codes.TRANSFER_FAILED, f"decode refused the hand-over: {told.get('message', f'HTTP {answer.status}')}"
         )
 
     async def close(self) -> None:

@@ -12,21 +12,26 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from disagg_adapter.engines.contract import Delta, EngineFault, HandOver, Work
+from disagg_adapter.engines.contract import Delta, Engine, EngineFault, HandOver, Work
+from disagg_adapter.ledger import Ledger
+from disagg_adapter.metrics import Metrics
 from disagg_adapter.server.handover_message import HandOverMessage
-from disagg_adapter.server.handovers import Expected
+from disagg_adapter.server.handovers import Expected, HandOverDoor, HandOverSender
+from disagg_adapter.server.monitor import Monitor
+from disagg_adapter.settings import Settings
+from disagg_adapter.transport import Used
+from disagg_adapter.work_done import WorkDone
 from disagg_protocol.bodies import DecodeRequest, Line, PrefillRequest, error_json, event_json
 from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket, sign, token_hash
 from disagg_wire import codes
-
-if TYPE_CHECKING:
-    from disagg_adapter.server.adapter import Adapter
+from disagg_wire.room import Room
 
 log = logging.getLogger(__name__)
+ENGINE_LOST = ErrorEvent(codes.INTERNAL, "the engine serves no more", retryable=True)
 _ENDS = ("end", "error")
 # A READ at less than this is as good as none.
 _SLOWEST_BYTES_PER_S = 250e6
@@ -44,10 +49,37 @@ def work_of(request: DecodeRequest | PrefillRequest) -> Work:
     )
 
 
+class Host(Protocol):
+    """What jobs need of the adapter that runs them."""
+
+    settings: Settings
+    engine: Engine
+    ledger: Ledger
+    work_done: WorkDone
+    metrics: Metrics
+    monitor: Monitor
+    door: HandOverDoor
+    sender: HandOverSender
+    key: bytes
+    incarnation: str
+    handover_address: tuple[str, int]
+
+    @property
+    def compat(self) -> str: ...
+
+    def transport(self) -> Used: ...
+
+    def kv_bytes(self, tokens: int) -> int: ...
+
+    def transfer_timeout_s(self, kv_bytes: int) -> float: ...
+
+    def room(self) -> Room: ...
+
+
 class _Run(ABC):
     """A job whose lines are made by a task of its own, so that it can be interrupted."""
 
-    def __init__(self, adapter: Adapter, work: Work, deadline_s: float) -> None:
+    def __init__(self, adapter: Host, work: Work, deadline_s: float) -> None:
         self._adapter = adapter
         self._work = work
         self._deadline_s = time.monotonic() + deadline_s
@@ -71,7 +103,9 @@ class _Run(ABC):
                 async with asyncio.timeout_at(self._loop_deadline()):
                     line = await self._lines.get()
             except TimeoutError:
-                line = error_json(ErrorEvent(codes.DEADLINE_EXCEEDED, "the request's deadline has passed", False))
+                line = error_json(
+                    ErrorEvent(codes.DEADLINE_EXCEEDED, "the request's deadline has passed", retryable=False)
+                )
             yield line
             if line["type"] in _ENDS:
                 return
@@ -147,7 +181,7 @@ class LocalRun(_Run):
 class RemoteDecode(_Run):
     """Decode KV of another engine, from the ticket to the last token."""
 
-    def __init__(self, adapter: Adapter, request: DecodeRequest, work: Work) -> None:
+    def __init__(self, adapter: Host, request: DecodeRequest, work: Work) -> None:
         super().__init__(adapter, work, request.deadline_s)
         self._request = request
         self._expected: Expected | None = None
@@ -214,10 +248,11 @@ class RemoteDecode(_Run):
         it when prefill gives the hand-over up.
         """
         first = asyncio.ensure_future(anext(deltas))
-        done, _ = await asyncio.wait({first, expected.answered}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {first, expected.answered}
+        done, _ = await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if first not in done:
             first.cancel()
-            await asyncio.wait({first})
+            await asyncio.wait([first])
             fault = expected.answered.result() if expected.answered.done() else None
             raise fault or EngineFault(codes.TRANSFER_FAILED, f"no KV within {timeout_s:.1f} s")
         try:
@@ -255,7 +290,7 @@ class RemoteDecode(_Run):
 class PrefillRun(_Run):
     """Compute a prompt, and hand its KV over."""
 
-    def __init__(self, adapter: Adapter, request: PrefillRequest, work: Work, ticket: Ticket) -> None:
+    def __init__(self, adapter: Host, request: PrefillRequest, work: Work, ticket: Ticket) -> None:
         super().__init__(adapter, work, request.deadline_s)
         self._ticket = ticket
 

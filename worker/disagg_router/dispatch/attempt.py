@@ -14,9 +14,11 @@ from disagg_router.dispatch.request_state import ProtocolViolation, RequestState
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.client import Line, WorkerClient
 from disagg_router.workers.pair_choice import Choice, pair_key
+from disagg_router.workers.pair_link import reported
 from disagg_router.workers.table import WorkerTable
 from disagg_router.workers.worker_info import Worker
 from disagg_wire import codes
+from disagg_wire.protocol import FEATURE_FIRST_TOKEN_FROM_DECODE
 from disagg_wire.room import Room, parse_room
 
 log = logging.getLogger(__name__)
@@ -44,14 +46,22 @@ class Trace:
     """The worker that generated the tokens; None if prefill answered alone."""
     path: str = ""
     """One of "remote", "local" and "prefill_only"."""
-    kv_bytes: int = 0
-    """The bytes of KV that were moved."""
-    transfer_s: float = 0.0
-    """The duration of the transfer."""
-    exposed_s: float = 0.0
-    """The part of the transfer that was not hidden behind the computation of prefill."""
+    kv_bytes: int | None = 0
+    """The bytes of KV that were moved; None if the engine does not know."""
+    transfer_s: float | None = 0.0
+    """The duration of the transfer; None if the engine does not know."""
+    exposed_s: float | None = 0.0
+    """The part of the transfer that was not hidden behind the computation of prefill; None if the
+    engine does not know.
+    """
     interface: str = ""
     """The network interface that the KV was moved over."""
+    transport: str = ""
+    """What moved the KV, one of disagg_wire.engines.TRANSPORTS; empty if it is not known."""
+    evidence: str = ""
+    """How that is known, one of disagg_wire.engines.EVIDENCE."""
+    weakened: frozenset[str] = frozenset()
+    """The promises that a failover has weakened (docs/protocol.md), over all attempts."""
     queue_s: float = 0.0  # waiting for room, over all attempts
     attempts: int = 0  # over all attempts; waiting for room does not count as one
 
@@ -112,10 +122,12 @@ class Attempt:
         self._taken = False
         self._accepted = False
         self._has_ticket = False
+        self._handed_over = False
         self._deferred: AttemptFailed | None = None
         self._prefilling = contextlib.ExitStack()
         trace.prefill, trace.decode, trace.path = choice.prefill, choice.decode, _path(choice)
-        trace.kv_bytes, trace.transfer_s, trace.exposed_s, trace.interface = 0, 0.0, 0.0, ""
+        trace.kv_bytes, trace.transfer_s, trace.exposed_s = 0, 0.0, 0.0
+        trace.interface, trace.transport, trace.evidence = "", "", ""
 
     async def items(self) -> AsyncGenerator[Token | Finished]:
         """Yield the tokens in order, then Finished. Raises NoRoom or AttemptFailed."""
@@ -177,19 +189,32 @@ class Attempt:
     def _has_first(self) -> bool:
         return len(self._state.emitted) > self._emitted_before
 
+    @property
+    def _first_from_decode(self) -> bool:
+        """Whether prefill sends no token, so that the first one comes from decode as well."""
+        prefill = self._choice.prefill
+        return prefill is not None and FEATURE_FIRST_TOKEN_FROM_DECODE in prefill.features
+
+    @property
+    def _prefill_is_done(self) -> bool:
+        """Whether the attempt can end well without the prefill worker's stream."""
+        return self._handed_over or (self._accepted and self._has_first)
+
     def _suspect(self) -> tuple[str, ...]:
         """Return the breaker keys of the worker that should have sent something."""
-        waits_for_prefill = self._choice.decode is None or (
-            self._has_ticket and not (self._accepted and self._has_first)
-        )
-        return self._legs.blame("prefill" if waits_for_prefill else "decode")
+        if self._choice.decode is None or (self._has_ticket and not self._prefill_is_done):
+            return self._legs.blame("prefill")
+        if self._first_from_decode and self._has_ticket and not self._accepted:
+            # Decode reads the KV from prefill's memory, and which of them hangs is not known.
+            return self._legs.blame("pair")
+        return self._legs.blame("decode")
 
     def _leg_ended(self, event: LegEnded) -> None:
         if event.leg == "prefill":
             self._prefilling.close()
         if event.error is None:
             return
-        if event.leg == "prefill" and self._accepted and self._has_first:
+        if event.leg == "prefill" and self._prefill_is_done:
             log.info("request %s: prefill was lost after it had done its part: %s", self._state.request_id, event.error)
             return
         # Prefill's own reason says more than the broken transfer that decode saw.
@@ -207,17 +232,35 @@ class Attempt:
             self._take()
         elif kind == "accepted":
             self._accepted = True
-            trace.path, trace.interface = str(line["path"]), str(line["interface"])
-            trace.kv_bytes, trace.transfer_s = int(line["kv_bytes"]), float(line["transfer_s"])
+            trace.path = str(line["path"])
+            self._moved(line)
         elif kind == "transferred":
-            trace.kv_bytes, trace.interface = int(line["kv_bytes"]), str(line["interface"])
-            trace.transfer_s, trace.exposed_s = float(line["transfer_s"]), float(line["exposed_s"])
+            self._handed_over = True
+            exposed_s = line.get("exposed_s")
+            trace.exposed_s = None if exposed_s is None else float(exposed_s)
+            self._moved(line)
         elif kind == "end":
             if line["finish_reason"] != "prefilled":
                 self._state.end(line["finish_reason"])
+            elif self._first_from_decode and not self._handed_over:
+                raise ProtocolViolation("it ended without a hand-over")
         elif kind == "error":
             self._error(leg, str(line["code"]), str(line["message"]))
         return []
+
+    def _moved(self, line: Line) -> None:
+        """Record what an event says of the transfer; engines do not count the bytes of each."""
+        trace, (prefill, decode) = self._trace, (self._choice.prefill, self._choice.decode)
+        kv_bytes, transfer_s = line.get("kv_bytes"), line.get("transfer_s")
+        trace.interface = str(line["interface"])
+        trace.kv_bytes = (trace.kv_bytes or None) if kv_bytes is None else int(kv_bytes)
+        trace.transfer_s = (trace.transfer_s or None) if transfer_s is None else float(transfer_s)
+        if trace.path != "remote" or prefill is None or decode is None:
+            return
+        if (link := reported(line)) is not None:
+            self._table.note_link(prefill, decode, link)
+        link = self._table.link(prefill, decode)
+        trace.transport, trace.evidence = link.transport, link.evidence if link.transport else ""
 
     def _take(self) -> None:
         """Note that the workers have taken the request in.
@@ -236,11 +279,12 @@ class Attempt:
 
     def _error(self, leg: str, code: str, message: str) -> None:
         """Handle the error with which a worker ended its stream."""
-        if leg == "prefill" and self._accepted and self._has_first:
+        if leg == "prefill" and self._prefill_is_done:
             return
         if code in _ELSEWHERE:
             raise NoRoom(_ELSEWHERE[code] or leg, message, reason=code, broke_off=True)
-        blame = {codes.TRANSFER_FAILED: self._legs.blame("pair"), codes.INTERNAL: self._legs.blame(leg)}.get(code, ())
+        blames = {codes.TRANSFER_FAILED: "pair", codes.TICKET_REFUSED: "pair", codes.INTERNAL: leg}
+        blame = self._legs.blame(blames[code]) if code in blames else ()
         failure = AttemptFailed(message, reason=code, blame=blame, retryable=code not in _FINAL)
         if leg == "decode" and code == codes.TRANSFER_FAILED and self._legs.runs("prefill"):
             self._deferred = failure

@@ -15,12 +15,13 @@ from functools import partial
 from disagg_router.admission.turn_order import Turn
 from disagg_router.admission.waiting_queue import AdmissionQueue
 from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace
+from disagg_router.dispatch.promises import cannot_go_on, weakened
 from disagg_router.dispatch.request_state import RequestState, Token
 from disagg_router.errors import ApiError, AttemptFailed, NoRoom
 from disagg_router.metrics import Metrics
 from disagg_router.objectives import Objectives
 from disagg_router.workers.client import WorkerClient
-from disagg_router.workers.pair_choice import Choice
+from disagg_router.workers.pair_choice import Choice, scarce_pool
 from disagg_router.workers.table import WorkerTable
 
 log = logging.getLogger(__name__)
@@ -95,8 +96,9 @@ class Dispatcher:
         while True:
             choice: Choice | None = None
             try:
-                choice = self._choose(state, visit.full)
+                choice = self._choose(state, visit.full, trace)
                 trace.attempts = state.failures + 1
+                weaker = weakened(state, choice)
                 settled = partial(self._queue.settled, visit.turn)
                 self._rank(visit, state, choice)
                 async with contextlib.aclosing(
@@ -106,6 +108,7 @@ class Dispatcher:
                         yield item
                         if isinstance(item, Finished):
                             return
+                        weaker = self._weakened(state, trace, weaker)
                         visit.token()
             except (NoRoom, AttemptFailed) as failure:
                 if (reason := state.complete) is not None:
@@ -152,18 +155,42 @@ class Dispatcher:
         if self._deadlines is None or visit.ranked:
             return
         visit.ranked = True
-        uncached = self._table.uncached_tokens(state.prompt, state.tenant) if choice is None else choice.computed_tokens
+        if choice is None:
+            uncached = self._table.uncached_tokens(state.prompt, state.tenant, state.adapter)
+        else:
+            uncached = choice.computed_tokens
         limit_s = self._deadlines.ttft_limit_s(uncached)
         if limit_s is not None:
             visit.turn = replace(visit.turn, due_s=visit.arrived_s + limit_s, alone_s=self._deadlines.alone_s(uncached))
 
-    def _choose(self, state: RequestState, full: set[str]) -> Choice:
-        tokens = [*state.prompt, *state.emitted]
+    def _weakened(self, state: RequestState, trace: Trace, weaker: frozenset[str]) -> frozenset[str]:
+        """Count the promises that a continued request cannot be kept, once each."""
+        for what in sorted(weaker - trace.weakened):
+            log.warning("request=%s goes on with a weaker promise: %s", state.request_id, what)
+            self._metrics.weakened.labels(what).inc()
+        trace.weakened |= weaker
+        return frozenset()
+
+    def _choose(self, state: RequestState, full: set[str], trace: Trace) -> Choice:
+        """Return the workers to ask. Raises NoRoom, or ApiError if waiting for others is no use."""
         choice = self._table.choose(
-            digest=state.digest, single_token=state.single_token, full=full, tokens=tokens, tenant=state.tenant
+            digest=state.digest,
+            single_token=state.single_token,
+            full=full,
+            tokens=[*state.prompt, *state.emitted],
+            tenant=state.tenant,
+            adapter=state.adapter,
+            resumes_format=state.resumes_format,
         )
+        if choice is None and cannot_go_on(state, self._table.workers(), trace.decode or trace.prefill):
+            message = (
+                f"a worker was lost after {len(state.emitted)} tokens, and no other can continue an output that must"
+                " match a format; send the request again"
+            )
+            raise ApiError(503, message, code="not_resumable")
         if choice is None:
-            raise NoRoom("decode", "no worker has room or is ready")
+            pool = scarce_pool(self._table.workers(), digest=state.digest, full=full)
+            raise NoRoom(pool, "no worker has room or is ready")
         if choice.prefill is None and any(w.incarnation in full and w.serves("prefill") for w in self._table.workers()):
             # Prefill workers exist but are full. That is load and not absence, so the request waits
             # for them.

@@ -17,6 +17,7 @@ from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.request_state import RequestState
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.pair_choice import Choice, handshake_pairs, pair_key
+from disagg_router.workers.pair_link import Link
 from disagg_router.workers.table import WorkerTable
 from disagg_router.workers.worker_info import Worker
 
@@ -38,11 +39,16 @@ class Handshakes:
         self._dispatcher = dispatcher
         self._table = table
         self._healthy: set[str] = set()
-        self._expected: set[str] = set()
+        self._expected: dict[str, tuple[Worker, Worker]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
 
     def counts(self) -> dict[str, int]:
-        return {"expected": len(self._expected), "healthy": len(self._healthy & self._expected)}
+        return {"expected": len(self._expected), "healthy": len(self._healthy & self._expected.keys())}
+
+    def links(self) -> list[tuple[Worker, Worker, Link]]:
+        """Return (prefill, decode, link) of each healthy pair."""
+        pairs = [pair for key, pair in self._expected.items() if key in self._healthy]
+        return [(prefill, decode, self._table.link(prefill, decode)) for prefill, decode in pairs]
 
     async def run(self) -> None:
         """Probe pairs until cancelled."""
@@ -59,8 +65,8 @@ class Handshakes:
         """Start the probes that are due, and forget pairs that are gone or have failed since."""
         pairs = {pair_key(p, d): (p, d) for p, d in handshake_pairs(self._table.workers())}
         now_s = time.monotonic()
-        self._expected = set(pairs)
-        self._healthy = {key for key in self._healthy & self._expected if not self._table.breaker.is_open(key, now_s)}
+        self._expected = pairs
+        self._healthy = {key for key in self._healthy & pairs.keys() if not self._table.breaker.is_open(key, now_s)}
         self._table.proven = frozenset(part for key in self._healthy for part in key.split("|"))
         self._probes = {key: probe for key, probe in self._probes.items() if not probe.done()}
         for key, (prefill, decode) in pairs.items():
@@ -79,7 +85,7 @@ class Handshakes:
         try:
             async with contextlib.aclosing(items):
                 finished = [item async for item in items if isinstance(item, Finished)]
-            if not finished or trace.path != "remote" or trace.kv_bytes <= 0:
+            if not finished or trace.path != "remote" or trace.kv_bytes == 0:
                 raise AttemptFailed("no KV was moved", reason="protocol")
         except NoRoom as refusal:
             log.debug("handshake %s -> %s put off: %s", prefill.pod, decode.pod, refusal)
@@ -89,11 +95,13 @@ class Handshakes:
             self._table.breaker.failed(key, time.monotonic())
             return
         log.info(
-            "handshake %s -> %s: %d KV bytes in %.1f ms",
+            "handshake %s -> %s: %s KV bytes in %s s over %s (%s)",
             prefill.pod,
             decode.pod,
             trace.kv_bytes,
-            1e3 * trace.transfer_s,
+            trace.transfer_s,
+            trace.transport,
+            trace.evidence,
         )
         self._healthy.add(key)
         self._table.proven |= {prefill.incarnation, decode.incarnation}

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from disagg_wire.protocol import FEATURE_ADAPTER
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -41,8 +43,8 @@ class RequestState:
     """The tokens of a request: they come in from two legs, in any order, and go out once each,
     without a gap.
 
-    Prefill's first token and decode's second one come over two connections and may overtake each
-    other; a token that is early waits.
+    Where prefill sends the first token, it and decode's second one come over two connections and
+    may overtake each other; a token that is early waits.
     """
 
     request_id: str
@@ -57,6 +59,10 @@ class RequestState:
     """The number of failed attempts after which the request fails."""
     tenant: str = ""
     """The scope within which cached KV is shared."""
+    adapter: str = ""
+    """The LoRA adapter that it is for; empty for the model itself."""
+    has_own_seed: bool = False
+    """Whether the seed is the client's and not one that the router has drawn."""
     emitted: list[int] = field(default_factory=list)
     """The token ids that went out, over all attempts."""
     epoch: int = 0
@@ -78,12 +84,19 @@ class RequestState:
         """Whether only one more token is wanted, so that prefill alone can answer."""
         return self.max_new_tokens - len(self.emitted) == 1
 
+    @property
+    def resumes_format(self) -> bool:
+        """Whether a next attempt continues an output that has to match a format."""
+        return bool(self.emitted) and self.sampling.get("structured") is not None
+
     def body(self, deadline_s: float) -> dict[str, Any]:
         """Return the body that both legs of this attempt are sent.
 
-        Tokens that were emitted by earlier attempts are part of the prompt.
+        Tokens that were emitted by earlier attempts are part of the prompt. Only workers that list
+        the adapter are sent its name.
         """
-        return {
+        named = {FEATURE_ADAPTER: self.adapter} if self.adapter else {}
+        return named | {
             "request_id": self.request_id,
             "epoch": self.epoch,
             "tokens": [*self.prompt, *self.emitted],

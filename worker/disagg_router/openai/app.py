@@ -33,6 +33,7 @@ from disagg_wire.protocol import HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PA
 
 log = logging.getLogger(__name__)
 _BODY_TIMEOUT_S = 60.0
+_MAX_NAMES_SHOWN = 16
 
 
 def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
@@ -85,16 +86,20 @@ class Api:
             raise ApiError(408, f"the body did not come within {_BODY_TIMEOUT_S:g} s", code="body_timeout") from None
         return schema.loads(b"".join(parts))
 
-    def _model(self, name: str) -> tuple[Text, Model]:
+    def _names(self) -> list[str]:
+        """Return the names that a request may give as its model: the model's own, then those of its
+        LoRA adapters.
+        """
         served = self._router.settings.model_name
-        if name != served:
-            raise ApiError(
-                404,
-                f"the model {name!r} does not exist; this server has {served!r}",
-                code="model_not_found",
-                param="model",
-            )
-        if (model := self._router.table.model()) is None:
+        return [served, *sorted(self._router.table.adapters() - {served})]
+
+    def _model(self, name: str) -> tuple[Text, Model]:
+        model = self._router.table.model()
+        if name not in (names := self._names()) and model is not None:
+            has = ", ".join(repr(n) for n in names[:_MAX_NAMES_SHOWN]) + (" ..." if names[_MAX_NAMES_SHOWN:] else "")
+            message = f"the model {name!r} does not exist; this server has {has}"
+            raise ApiError(404, message, code="model_not_found", param="model")
+        if model is None:  # nor is it known which LoRA adapters there are
             raise ApiError(503, "no worker has been ready yet; try again later", code="starting", retry_after_s=5)
         return model
 
@@ -127,7 +132,13 @@ class Api:
         text, model = self._model(asked.model)
         with self._router.work() as work:
             generations = await asyncio.to_thread(
-                plan, asked, text, model, self._router.settings.max_attempts, self._tenant(request, asked.cache_salt)
+                plan,
+                asked,
+                text,
+                model,
+                self._router.settings.max_attempts,
+                self._tenant(request, asked.cache_salt),
+                "" if asked.model == self._router.settings.model_name else asked.model,
             )
             for g in generations:
                 self._router.metrics.arrived(len(g.state.prompt))
@@ -227,10 +238,12 @@ class Api:
                 metrics.ended(len(g.state.prompt), g.tokens, g.tpot_s)
             prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
             log.info(
-                "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%d"
-                " transfer_ms=%.1f attempts=%d queue_ms=%.1f",
+                "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%s"
+                " transfer_ms=%s attempts=%d queue_ms=%.1f",
                 g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), g.tokens, 1e3 * g.ttft_s,
-                g.trace.kv_bytes, 1e3 * g.trace.transfer_s, g.trace.attempts, 1e3 * g.trace.queue_s,
+                "-" if g.trace.kv_bytes is None else g.trace.kv_bytes,
+                "-" if g.trace.transfer_s is None else f"{1e3 * g.trace.transfer_s:.1f}",
+                g.trace.attempts, 1e3 * g.trace.queue_s,
             )  # fmt: skip
 
     async def models(self, request: Request) -> Response:
@@ -239,16 +252,20 @@ class Api:
             self._authenticate(request)
         except ApiError as error:
             return _error(error)
-        name = self._router.settings.model_name
-        card = {"id": name, "object": "model", "created": self._router.created_s, "owned_by": "disagg"}
+        served = self._router.settings.model_name
+        cards = {
+            name: {"id": name, "object": "model", "created": self._router.created_s, "owned_by": "disagg"}
+            | ({} if name == served else {"parent": served})
+            for name in self._names()
+        }
         asked = request.path_params.get("name")
         if asked is None:
-            return JSONResponse({"object": "list", "data": [card]})
-        if asked != name:
+            return JSONResponse({"object": "list", "data": list(cards.values())})
+        if asked not in cards:
             return _error(
                 ApiError(404, f"the model {asked[:256]!r} does not exist", code="model_not_found", param="model")
             )
-        return JSONResponse(card)
+        return JSONResponse(cards[asked])
 
     async def healthz(self, request: Request) -> Response:
         return PlainTextResponse("ok\n")

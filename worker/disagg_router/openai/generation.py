@@ -99,17 +99,28 @@ class Generation:
             "transfer_s": t.transfer_s,
             "exposed_s": t.exposed_s,
             "interface": t.interface,
+            "transport": t.transport,
+            "evidence": t.evidence,
             "ttft_s": round(self.ttft_s, 6),
             "tpot_s": None if self.tpot_s is None else round(self.tpot_s, 6),
             "queue_s": round(t.queue_s, 6),
             "attempts": t.attempts,
+            "weakened": sorted(t.weakened),
         }
 
 
 def plan(
-    request: ChatRequest | CompletionRequest, text: Text, model: Model, max_attempts: int, tenant: str = ""
+    request: ChatRequest | CompletionRequest,
+    text: Text,
+    model: Model,
+    max_attempts: int,
+    tenant: str = "",
+    adapter: str = "",
 ) -> list[Generation]:
-    """Return every choice that the request asks for. Raises ApiError."""
+    """Return every choice that the request asks for. Raises ApiError.
+
+    `adapter` is the LoRA adapter that it names as its model, if it names one.
+    """
     if isinstance(request, ChatRequest):
         prompts = [text.encode_chat([m.plain() for m in request.messages])]
     else:
@@ -120,6 +131,15 @@ def plan(
         allowed = check_prompt(prompt, request.wanted_tokens, request.default_tokens, model)
         for i in range(request.n or 1):
             sampling = sampling_of(request, model, allowed, (seed + i) % (1 << 64))
-            state = RequestState(secrets.token_hex(16), model.digest, tuple(prompt), sampling, max_attempts, tenant)
+            state = RequestState(
+                secrets.token_hex(16),
+                model.digest,
+                tuple(prompt),
+                sampling,
+                max_attempts,
+                tenant,
+                adapter,
+                has_own_seed=request.seed is not None,
+            )
             out.append(Generation(len(out), text, state, request.stops, shares_prompt=i > 0))
     return out

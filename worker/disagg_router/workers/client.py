@@ -16,6 +16,7 @@ from disagg_wire import codes
 from disagg_wire.protocol import WORK_PATHS
 
 _MAX_LINE_BYTES = 1 << 20
+_TICKET_FIELD = "ticket"
 Line = dict[str, Any]
 # The exceptions of a connection that fails.
 _BROKEN = (aiohttp.ClientError, OSError)
@@ -131,6 +132,15 @@ def _broken(worker: Worker, error: Exception) -> AttemptFailed:
     return AttemptFailed(f"{worker.pod}: {type(error).__name__}", reason="worker_lost", blame=(worker.incarnation,))
 
 
+def _may_fit_elsewhere(code: str, message: str) -> bool:
+    """Return whether a request that decode took, but prefill did not, may succeed on another pair.
+
+    A field that is refused is refused everywhere. A ticket is another one each time; up to release
+    0.1.0 its refusal has the code of a wrong field, and a message that begins with the field.
+    """
+    return code != codes.INVALID_REQUEST or message.startswith(_TICKET_FIELD)
+
+
 def _refusal(worker: Worker, role: str, status: int, body: bytes, *, has_ticket: bool) -> Exception:
     """Return the error that an answer with a status other than 200 means.
 
@@ -145,5 +155,5 @@ def _refusal(worker: Worker, role: str, status: int, body: bytes, *, has_ticket:
     if status in (429, 503):
         return NoRoom(role, f"{worker.pod}: {message}", reason=code)
     if status in (400, 413):
-        return AttemptFailed(message, reason=code, retryable=has_ticket)
+        return AttemptFailed(message, reason=code, retryable=has_ticket and _may_fit_elsewhere(code, message))
     return AttemptFailed(f"{worker.pod}: {message}", reason=code, blame=(worker.incarnation,))

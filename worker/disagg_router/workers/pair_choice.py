@@ -6,6 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from disagg_router.workers.worker_info import Worker
+from disagg_wire.protocol import (
+    FEATURE_FIRST_TOKEN_FROM_DECODE,
+    FEATURE_NO_LOCAL_PREFILL,
+    FEATURE_STRUCTURED_NOT_RESUMED,
+)
 from disagg_wire.room import Room, total_room
 
 
@@ -84,6 +89,16 @@ class Prompt:
 
     tokens: int = 0
     cached_tokens: Mapping[str, int] = field(default_factory=dict)
+    adapter: str = ""
+    """The LoRA adapter that the request is for; empty for the model itself."""
+    resumes_format: bool = False
+    """Whether it continues an output that has to match a format."""
+
+    def fits(self, w: Worker) -> bool:
+        """Return whether the worker can serve such a request at all."""
+        if self.adapter and self.adapter not in w.adapters:
+            return False
+        return not (self.resumes_format and FEATURE_STRUCTURED_NOT_RESUMED in w.features)
 
     def to_compute(self, w: Worker) -> int:
         return max(1, self.tokens - self.cached_tokens.get(w.incarnation, 0))
@@ -153,10 +168,15 @@ def choose(
     `dice` decides between equal loads.
     """
     prompt = prompt or Prompt()
-    usable = [w for w in workers if w.digest == digest and w.incarnation not in full and not avoid(w.incarnation)]
+    usable = [
+        w
+        for w in workers
+        if w.digest == digest and prompt.fits(w) and w.incarnation not in full and not avoid(w.incarnation)
+    ]
     prefills = _by_load((w for w in usable if w.serves("prefill")), _prefill_load, inflight, prompt, dice)
-    if single_token and prefills:
-        return Choice(prefills[0], None, prompt.to_compute(prefills[0]))
+    alone = [p for p in prefills if FEATURE_FIRST_TOKEN_FROM_DECODE not in p.features]
+    if single_token and alone:
+        return Choice(alone[0], None, prompt.to_compute(alone[0]))
     whole = all(w.role == "both" for w in usable)
     decodes = _by_load(
         (w for w in usable if w.serves("decode")), _whole_load if whole else _decode_load, inflight, prompt, dice
@@ -172,7 +192,19 @@ def choose(
                     continue
                 one = prefill.incarnation == decode.incarnation
                 return Choice(None if one else prefill, decode, prompt.to_compute(prefill))
-    return Choice(None, decodes[0], prompt.to_compute(decodes[0])) if decodes else None
+    local = [d for d in decodes if FEATURE_NO_LOCAL_PREFILL not in d.features]
+    return Choice(None, local[0], prompt.to_compute(local[0])) if local else None
+
+
+def scarce_pool(workers: Iterable[Worker], *, digest: str, full: Collection[str]) -> str:
+    """Return the pool that a request waits for when `choose` has found nothing.
+
+    That is prefill if a decode worker has room and could serve with a prefill worker, but not
+    alone.
+    """
+    decodes = [w for w in workers if w.digest == digest and w.serves("decode") and w.incarnation not in full]
+    needs_prefill = bool(decodes) and all(FEATURE_NO_LOCAL_PREFILL in w.features for w in decodes)
+    return "prefill" if needs_prefill else "decode"
 
 
 def decode_room(workers: Iterable[Worker], compat: str) -> Room | None:

@@ -1,12 +1,13 @@
 """PURE: A guess at the worker that has the start of a prompt in its prefix cache.
 
 It is the worker that this router sent it to before. A wrong guess costs a little balance and
-nothing else. Names are chained hashes of 64 tokens each, starting with the tenant, so a name stands
-for everything before it.
+nothing else. Names are chained hashes of 64 tokens each, starting with the tenant and the LoRA
+adapter, so a name stands for everything before it.
 """
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,10 +19,10 @@ _MAX_NAMES = 1 << 16
 _MAX_HOLDERS = 4
 
 
-def prefix_names(tokens: Sequence[int], tenant: str) -> list[bytes]:
+def prefix_names(tokens: Sequence[int], tenant: str, adapter: str = "") -> list[bytes]:
     """Return one name for each full stride of the prompt."""
     names: list[bytes] = []
-    parent = tenant.encode()
+    parent = json.dumps([tenant, adapter]).encode()
     for start in range(0, len(tokens) - STRIDE_TOKENS + 1, STRIDE_TOKENS):
         part = array("i", tokens[start : start + STRIDE_TOKENS]).tobytes()
         parent = blake2b(parent + b"|" + part, digest_size=16).digest()

@@ -20,7 +20,16 @@ import httpx
 
 from disagg_router.text.tokenizer import Text
 from disagg_router.workers.client import WorkerClient
-from disagg_router.workers.pair_choice import Breaker, Choice, Inflight, Prompt, choose, decode_room
+from disagg_router.workers.pair_choice import (
+    Breaker,
+    Choice,
+    Inflight,
+    Prompt,
+    choose,
+    decode_room,
+    pair_key,
+)
+from disagg_router.workers.pair_link import Link, declared
 from disagg_router.workers.prefix_affinity import PrefixMap, prefix_names
 from disagg_router.workers.worker_info import Member, Model, Worker, model_of, parse_info
 from disagg_wire.protocol import DECODE_ROOM_PATH, INFO_PATH, READY, TOKENIZER_PATH
@@ -55,6 +64,8 @@ class WorkerTable:
         self._tokens: Counter[str] = Counter()
         self._texts: dict[str, Text] = {}
         self._model: Model | None = None
+        self._adapters: frozenset[str] = frozenset()
+        self._links: dict[str, Link] = {}
         self._asked = False
         self._prefixes = PrefixMap()
         self.breaker = Breaker()
@@ -80,15 +91,33 @@ class WorkerTable:
         self._model = model_of(w for w in self._workers.values() if w.digest in self._texts) or self._model
         return None if self._model is None else (self._texts[self._model.digest], self._model)
 
+    def adapters(self) -> frozenset[str]:
+        """Return the names of the LoRA adapters that requests may ask for.
+
+        As with `model`, the last known ones count while no worker is ready.
+        """
+        ready = [w for w in self._workers.values() if self._model is not None and w.digest == self._model.digest]
+        if ready := [w for w in ready if w.state == READY]:
+            self._adapters = frozenset(name for w in ready for name in w.adapters)
+        return self._adapters
+
     def choose(
-        self, *, digest: str, single_token: bool, full: set[str], tokens: Sequence[int], tenant: str
+        self,
+        *,
+        digest: str,
+        single_token: bool,
+        full: set[str],
+        tokens: Sequence[int],
+        tenant: str,
+        adapter: str = "",
+        resumes_format: bool = False,
     ) -> Choice | None:
         """Return the workers to ask.
 
         The choice counts as made: its worker is expected to have these tokens from now on.
         """
         now_s = time.monotonic()
-        names = prefix_names(tokens, tenant)
+        names = prefix_names(tokens, tenant, adapter)
         choice = choose(
             self.workers(),
             digest=digest,
@@ -98,18 +127,18 @@ class WorkerTable:
             proven=self.proven,
             inflight=Inflight(self._requests, self._tokens),
             dice=random.random,
-            prompt=Prompt(len(tokens), self._prefixes.cached_tokens(names)),
+            prompt=Prompt(len(tokens), self._prefixes.cached_tokens(names), adapter, resumes_format),
         )
         computes = None if choice is None else choice.prefill or choice.decode
         if computes is not None:
             self._prefixes.sent(names, computes.incarnation)
         return choice
 
-    def uncached_tokens(self, tokens: Sequence[int], tenant: str) -> int:
+    def uncached_tokens(self, tokens: Sequence[int], tenant: str, adapter: str = "") -> int:
         """Return how many tokens of a prompt will probably have to be computed, whichever worker
         does it.
         """
-        found = self._prefixes.cached_tokens(prefix_names(tokens, tenant))
+        found = self._prefixes.cached_tokens(prefix_names(tokens, tenant, adapter))
         return max(1, len(tokens) - max((found.get(w.incarnation, 0) for w in self._workers.values()), default=0))
 
     def note_room(self, worker: Worker, room: Room | None) -> None:
@@ -117,6 +146,16 @@ class WorkerTable:
         known = self._workers.get(worker.name)
         if room is not None and known is not None and known.incarnation == worker.incarnation:
             self._workers[worker.name] = replace(known, room=room)
+
+    def note_link(self, prefill: Worker, decode: Worker, link: Link) -> None:
+        """Record what a transfer between the two has shown of their transport."""
+        self._links[pair_key(prefill, decode)] = link
+
+    def link(self, prefill: Worker, decode: Worker) -> Link:
+        """Return what moves the KV of a pair: what its last transfer has shown, or what the two
+        declare.
+        """
+        return self._links.get(pair_key(prefill, decode)) or declared(prefill, decode)
 
     def decode_room(self, prefill: Worker) -> Room | None:
         """Return the room of the decode workers behind a prefill worker, if it asks for it."""
@@ -163,6 +202,7 @@ class WorkerTable:
         await asyncio.gather(*(self._poll(m) for m in members.values()))
         alive = {w.incarnation for w in self._workers.values()}
         self.breaker.keep_only(alive, time.monotonic())
+        self._links = {key: link for key, link in self._links.items() if all(p in alive for p in key.split("|"))}
         for counter in (self._requests, self._tokens):
             for key in [k for k, n in counter.items() if n <= 0 and k not in alive]:
                 del counter[key]
@@ -173,6 +213,7 @@ class WorkerTable:
         # This is done even if no request asks for it: when all workers are away at once, requests
         # wait for them and are not refused.
         self.model()
+        self.adapters()
         self._asked = self._asked or listed
 
     async def _tell_room(self, prefill: Worker) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from disagg_wire.protocol import PROTOCOL_VERSION, READY
+from disagg_wire.engines import EVIDENCE
+from disagg_wire.protocol import FEATURE_ADAPTER, PROTOCOL_VERSION, READY
 from disagg_wire.roles import BOTH
 from disagg_wire.room import Room, parse_room
 
@@ -76,7 +77,11 @@ class Worker:
     room: Room | None = None
     """The room for sequences that it reports, if it does."""
     features: frozenset[str] = frozenset()
-    """The additional fields of request bodies that it accepts."""
+    """The additional fields of request bodies that it accepts, and what its engine cannot do."""
+    adapters: frozenset[str] = frozenset()
+    """The names of the LoRA adapters that it serves."""
+    evidence: str = ""
+    """How it knows `transport`, one of disagg_wire.engines.EVIDENCE; empty if it does not say."""
 
     @property
     def at_home(self) -> bool:
@@ -101,6 +106,7 @@ def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
         return None
     try:
         model, kv, limits, load = info["model"], info["kv"], info["limits"], info["load"]
+        features = frozenset(str(f) for f in info.get("features", ()))
         return Worker(
             name=member.name,
             url=member.url,
@@ -126,10 +132,19 @@ def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
             running_requests=int(load["running_requests"]),
             pools=member.pools,
             room=parse_room(load.get("room")),
-            features=frozenset(str(f) for f in info.get("features", ())),
+            features=features,
+            adapters=_names(model.get("adapters")) if FEATURE_ADAPTER in features else frozenset(),
+            evidence=kv["evidence"] if kv.get("evidence") in EVIDENCE else "",
         )
     except (KeyError, TypeError, OverflowError, AttributeError) as error:
         raise ValueError(f"{member.name}: info lacks or garbles {error}") from None
+
+
+def _names(value: Any) -> frozenset[str]:
+    """Return a list of names that may be missing. Raises TypeError for anything else."""
+    if not isinstance(value or [], list) or not all(isinstance(name, str) and name for name in value or ()):
+        raise TypeError("model.adapters")
+    return frozenset(value or ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disagg_protocol.errors import ModelError
-from disagg_protocol.model_files import token_ids
+from disagg_protocol.token_fields import token_ids
 from disagg_worker.model.quantization_config import StoredQuantization, parse_quantization
 
 # Fields of related families and the values that leave the computation as it is here.

@@ -127,8 +127,7 @@ class _RemoteDecode:
             closed = self._closed
         if closed:
             handle.cancel()
-        self._node.metrics.transfer_bytes.labels("received").inc(received.kv_bytes)
-        self._node.metrics.transfer_seconds.observe(received.transfer_s)
+        self._node.metrics.received(received.kv_bytes, received.transfer_s, len(self._request.tokens))
 
     def _on_failed(self, code: str, message: str) -> None:
         self._node.metrics.transfer_failures.labels(code).inc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
@@ -33,8 +34,11 @@ _WORK = {
 class _LoadCollector(Collector):
     """A collector that reads the engine's load at scrape time, so that gauges are never stale."""
 
-    def __init__(self, load: Callable[[], Load | None], block_tokens: int) -> None:
+    def __init__(
+        self, load: Callable[[], Load | None], transferred_tokens: Callable[[], int], block_tokens: int
+    ) -> None:
         self._load = load
+        self._transferred_tokens = transferred_tokens
         self._block_tokens = block_tokens
 
     def collect(self) -> Iterator[Metric]:
@@ -60,6 +64,13 @@ class _LoadCollector(Collector):
         yield CounterMetricFamily(
             series.WORKER_CACHED_TOKENS, "Prompt tokens found in the cache", value=load.cached_tokens_total
         )
+        sources = CounterMetricFamily(
+            series.WORKER_PROMPT_TOKENS_BY_SOURCE, "Prompt tokens by where their KV came from", labels=[series.SOURCE]
+        )
+        sources.add_metric([series.LOCAL_COMPUTE], load.prompt_tokens_total)
+        sources.add_metric([series.LOCAL_CACHE_HIT], load.cached_tokens_total)
+        sources.add_metric([series.EXTERNAL_KV_TRANSFER], self._transferred_tokens())
+        yield sources
         yield CounterMetricFamily(series.WORKER_GENERATED_TOKENS, "Tokens generated", value=load.generated_tokens_total)
         yield CounterMetricFamily(
             series.WORKER_PREEMPTIONS, "Sequences preempted because KV blocks ran out", value=load.preemptions_total
@@ -93,7 +104,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         build = build_labels("worker")
         Gauge(series.BUILD_INFO, BUILD_INFO_HELP, list(build), registry=self.registry).labels(**build).set(1)
-        self.registry.register(_LoadCollector(load, block_tokens))
+        self._lock = threading.Lock()
+        self._transferred_tokens = 0
+        self.registry.register(_LoadCollector(load, lambda: self._transferred_tokens, block_tokens))
         self.transfer_bytes = Counter(
             series.KV_TRANSFER_BYTES, "KV bytes moved between workers", [series.DIRECTION], registry=self.registry
         )
@@ -116,6 +129,13 @@ class Metrics:
             series.WORKER_RESERVATIONS_REFUSED, "Requests refused because there was no room", registry=self.registry
         )
         self.info = Info(series.WORKER_IDENTITY, "Identity of this worker", registry=self.registry)
+
+    def received(self, kv_bytes: int, transfer_s: float, tokens: int) -> None:
+        """Count the KV of a prompt that another worker has computed. Any thread may call this."""
+        self.transfer_bytes.labels("received").inc(kv_bytes)
+        self.transfer_seconds.observe(transfer_s)
+        with self._lock:
+            self._transferred_tokens += tokens
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

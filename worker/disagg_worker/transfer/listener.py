@@ -165,7 +165,7 @@ class KvListener:
             session = self._begin(sock, link)
         except (FrameError, TicketError) as refusal:
             log.warning("transfer from %s refused: %s", peer, refusal)
-            self._send_error(link, "ticket_refused", str(refusal))
+            self._send_error(link, codes.TICKET_REFUSED, str(refusal))
             return
         try:
             received = self._receive(link, session)

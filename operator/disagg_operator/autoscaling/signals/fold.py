@@ -136,9 +136,10 @@ class _PoolSums:
         then, elapsed_s = before.get(metric), sample.at_s - before.at_s
         if math.isnan(now) or elapsed_s <= 0:
             return 0.0 if elapsed_s <= 0 and not math.isnan(now) else math.nan
-        grown = now - then if now >= then else now  # NaN: the series began with its first event
-        if math.isnan(then):
-            grown = now
+        if metric in before.values and math.isnan(then):
+            return math.nan  # the pod said that it did not know, so what it says now is of an unknown time
+        # A series that was absent began with its first event.
+        grown = now - then if now >= then else now
         return grown * min(1.0, self._interval_s / elapsed_s)
 
     def _for_all(self, values: list[float]) -> float:
@@ -214,13 +215,17 @@ def _prefill(look: Look, routed: Routed, share: Share, routers: _PoolSums, worke
     learned = workers.increase_of_old(*_LEARNED_OF_PREFILL.values())
     limit = workers.gauge(series.PREFILL_BATCH_LIMIT_TOKENS)
     most = workers.gauge(series.PREFILL_BATCH_MOST_TOKENS)
+    waiting = workers.gauge(series.WORKER_WAITING_REQUESTS)
+    waiting_tokens = workers.gauge(series.WORKER_WAITING_TOKENS)
+    if math.isnan(waiting_tokens):
+        waiting_tokens = waiting * mean  # an engine may know its requests and not their tokens
     return PrefillSignals(
         pods=look.prefill_pods,
         arrivals=arrivals,
         prompt_tokens=tokens,
         prompt_tokens_squared=routed(series.ROUTER_ARRIVED_PROMPT_TOKENS_SQUARED) * share.squares(),
-        waiting_requests=workers.gauge(series.WORKER_WAITING_REQUESTS) + outside,
-        waiting_tokens=workers.gauge(series.WORKER_WAITING_TOKENS) + outside * mean,
+        waiting_requests=waiting + outside,
+        waiting_tokens=waiting_tokens + outside * mean,
         running_requests=workers.gauge(series.WORKER_RUNNING_REQUESTS),
         busy_s=workers.increase(series.WORKER_PREFILL_BATCH_SECONDS),
         ttft_total=ok + missed,

@@ -5,12 +5,11 @@ The pods are plain dicts; a missing field is never an error.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from disagg_operator.autoscaling.policy.observation import UNKNOWN, Pods
-from disagg_operator.kube.pods import is_ready
+from disagg_operator.kube.pods import epoch_s, is_ready
 from disagg_operator.kube.resources import uid_of
 from disagg_operator.vocabulary import Obj
 
@@ -28,16 +27,6 @@ class Starts:
     def mean_s(self) -> float:
         """Mean of the seconds, or NaN if no start has been seen."""
         return sum(self.taken_s.values()) / len(self.taken_s) if self.taken_s else UNKNOWN
-
-
-def epoch_s(text: object) -> float:
-    """Return an RFC 3339 time as seconds since 1970, or NaN for anything else."""
-    try:
-        found = datetime.datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-    except ValueError:
-        return UNKNOWN
-    # Without an offset, the time would be one of wherever this process runs.
-    return UNKNOWN if found.tzinfo is None else found.timestamp()
 
 
 def note_starts(starts: Starts, pods: Iterable[Obj]) -> Starts:

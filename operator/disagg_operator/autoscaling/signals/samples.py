@@ -1,8 +1,9 @@
 """PURE: The samples of one pod at one moment, by metric.
 
-A value that is not a finite number >= 0 is absent, and absent never means zero. A metric with
-labels of our own has one name for each combination, such as
-`disagg_router_waiting_requests:decode`, with label values in the order of `READ_LABELS`.
+A value that is not a finite number >= 0 is NaN: the pod says that it cannot know it. A metric that
+is absent is not known either, and neither ever means zero. A metric with labels of our own has one
+name for each combination, such as `disagg_router_waiting_requests:decode`, with label values in the
+order of `READ_LABELS`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Sample:
     values: Mapping[str, float]
 
     def get(self, metric: str) -> float:
-        """Return the value of a metric, or NaN if it is absent."""
+        """Return the value of a metric, or NaN if it is not known."""
         return self.values.get(metric, math.nan)
 
 
@@ -36,9 +37,12 @@ def flat(name: str, labels: Mapping[str, str]) -> str:
 
 
 def add(values: dict[str, float], metric: str, value: float) -> None:
-    """Add a value to a metric, unless it is not a finite number >= 0."""
-    if math.isfinite(value) and value >= 0:
-        values[metric] = values.get(metric, 0.0) + value
+    """Add a value to a metric.
+
+    A value that is not a finite number >= 0 makes the whole metric unknown.
+    """
+    known = math.isfinite(value) and value >= 0
+    values[metric] = values.get(metric, 0.0) + value if known else math.nan
 
 
 def from_matrix(answer: Any, now_s: float, max_age_s: float) -> dict[str, Sample] | None:
@@ -62,7 +66,7 @@ def from_matrix(answer: Any, now_s: float, max_age_s: float) -> dict[str, Sample
         # All series of one scrape have the same time; an older series has ended.
         if at_s == newest[pod] and now_s - at_s <= max_age_s:
             add(values.setdefault(pod, {}), metric, value)
-    return {pod: Sample(newest[pod], v) for pod, v in values.items() if v}
+    return {pod: Sample(newest[pod], v) for pod, v in values.items()}
 
 
 def _last_point(series: Any) -> tuple[str, str, float, float] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from tests.operator.autoscaling.policy.cluster import OUTPUT, PROFILE, PROMPT, RULES, drive, look, steady
@@ -341,3 +341,29 @@ def test_without_requests_nothing_is_missed_and_the_pressure_stays() -> None:
     _, after = drive(RULES, lambda _: 0.0, 15, state, (busy[-1].prefill, busy[-1].decode), begin_s=600)
     assert after.prefill.pressure == state.prefill.pressure
     assert after.prefill.counted < state.prefill.counted
+
+
+_NO_SIGNALS = {"pods"}
+
+
+@pytest.mark.parametrize(
+    ("pool", "name"),
+    [
+        *(("prefill", f.name) for f in fields(PrefillSignals) if f.name not in _NO_SIGNALS),
+        *(("decode", f.name) for f in fields(DecodeSignals) if f.name not in _NO_SIGNALS),
+    ],
+)
+def test_a_signal_that_an_engine_cannot_have_is_not_known_and_breaks_nothing(pool: str, name: str) -> None:
+    def unknown(o: Observation) -> Observation:
+        return replace(o, **{pool: replace(getattr(o, pool), **{name: math.nan})})
+
+    before, state = drive(RULES, lambda _: 40.0, 300, sizes=(8, 8))
+    sizes = (before[-1].prefill, before[-1].decode)
+    targets, state = drive(RULES, lambda _: 40.0, 300, state, sizes, begin_s=300, change=unknown)
+    for found in targets:
+        assert (found.prefill, found.decode) >= sizes
+        assert max(found.prefill, found.decode) <= 12
+        assert not any(math.isinf(n) for n in found.numbers.values())
+    for pool_state in (state.prefill, state.decode):
+        known = (pool_state.demand.level, pool_state.missed, pool_state.counted, pool_state.pressure)
+        assert all(math.isfinite(n) for n in known)

@@ -198,3 +198,57 @@ def test_no_history_gives_a_negative_signal(history: list[tuple[float, list[floa
         p = folded.observation.prefill
         assert math.isnan(p.arrivals) or 0 <= p.arrivals <= 2e6
         assert folded.observation.blind == math.isnan(p.arrivals)
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "generated"),
+    [
+        pytest.param({"a": 10, "b": NAN}, {"a": 30, "b": NAN}, 40, id="one cannot know: the other speaks for it"),
+        pytest.param({"a": NAN}, {"a": NAN}, NAN, id="nobody can know"),
+        pytest.param({"a": NAN}, {"a": 5000}, NAN, id="what it counted while it did not know is of no interval"),
+        pytest.param({"a": 10, "b": NAN}, {"a": 30, "b": 9000}, 40, id="nor does it add to a sum"),
+        pytest.param({"a": 10}, {"a": NAN}, NAN, id="it does not know any more"),
+    ],
+)
+def test_a_counter_that_an_engine_cannot_have_is_unknown_and_no_zero(
+    before: dict[str, float], now: dict[str, float], generated: float
+) -> None:
+    looks = [
+        look(at_s, {"r": router(at_s, 1)}, decode={pod: worker(at_s, n) for pod, n in counts.items()})
+        for at_s, counts in ((100.0, before), (105.0, now))
+    ]
+    assert after(*looks).observation.decode.generated_tokens == pytest.approx(generated, nan_ok=True)
+
+
+def test_a_gauge_that_one_worker_cannot_have_is_that_of_the_others() -> None:
+    decode = {"a": worker(100, running=3), "b": worker(100, running=NAN)}
+    folded = after(look(100, {"r": router(100, 1)}, decode=decode))
+    assert folded.observation.decode.running_requests == 6
+    alone = after(look(100, {"r": router(100, 1)}, decode={"b": worker(100, running=NAN)}))
+    assert math.isnan(alone.observation.decode.running_requests)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "tokens", "known"),
+    [
+        pytest.param(4.0, 7.0, 7.0 + 20.0, id="the engine knows its tokens"),
+        pytest.param(4.0, NAN, 40.0 + 20.0, id="it knows its requests: each has the mean tokens"),
+        pytest.param(NAN, NAN, NAN, id="it knows neither"),
+    ],
+)
+def test_tokens_that_wait_are_estimated_where_only_requests_are_known(
+    waiting: float, tokens: float, known: float
+) -> None:
+    more = {"disagg_worker_waiting_requests": waiting, "disagg_worker_waiting_tokens": tokens}
+    looks = [
+        look(
+            at_s,
+            {"r": router(at_s, n, disagg_router_waiting_requests__prefill=2.0)},
+            {"p": worker(at_s, **more)},
+        )
+        for at_s, n in ((100.0, 10), (105.0, 20))
+    ]
+    assert after(*looks).observation.prefill.waiting_tokens == pytest.approx(known, nan_ok=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from disagg_operator.autoscaling.policy.observation import Pods
 from disagg_operator.autoscaling.signals import pod_facts
+from disagg_operator.kube.pods import epoch_s
 
 
 def pod(uid: str, created: str, ready: str | None = None, **more: Any) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def pod(uid: str, created: str, ready: str | None = None, **more: Any) -> dict[s
 
 
 def test_pods_are_ready_starting_or_draining() -> None:
-    now_s = pod_facts.epoch_s("2026-01-01T00:02:00Z")
+    now_s = epoch_s("2026-01-01T00:02:00Z")
     pods = [
         pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:40Z"),
         pod("b", "2026-01-01T00:01:30Z"),
@@ -69,11 +70,11 @@ def test_a_start_within_a_second_took_half_of_one() -> None:
     [("1970-01-01T00:00:00Z", 0.0), ("1970-01-01T00:01:00.5Z", 60.5), ("1970-01-01T01:00:00+01:00", 0.0)],
 )
 def test_a_time_is_in_seconds_since_1970(text: str, seconds: float) -> None:
-    assert pod_facts.epoch_s(text) == seconds
+    assert epoch_s(text) == seconds
 
 
 def test_a_time_without_an_offset_is_not_known() -> None:
-    assert math.isnan(pod_facts.epoch_s("1970-01-01T00:00:00"))
+    assert math.isnan(epoch_s("1970-01-01T00:00:00"))
 
 
 @given(
@@ -83,12 +84,12 @@ def test_a_time_without_an_offset_is_not_known() -> None:
     | st.sampled_from(["0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "2026-13-01"])
 )
 def test_what_is_no_time_is_not_known(text: object) -> None:
-    found = pod_facts.epoch_s(text)
+    found = epoch_s(text)
     assert math.isnan(found) or math.isfinite(found)
 
 
 def test_a_pod_of_unknown_age_counts_as_new_and_the_oldest_come_first() -> None:
-    now_s = pod_facts.epoch_s("2026-01-01T00:02:00Z")
+    now_s = epoch_s("2026-01-01T00:02:00Z")
     pods = [
         pod("a", "soon"), pod("b", "2026-01-01T00:03:00Z"), pod("c", "2026-01-01T00:01:00Z"),
         {"metadata": {"name": "d"}, "status": None},

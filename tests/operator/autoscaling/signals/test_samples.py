@@ -28,7 +28,7 @@ def test_raw_samples_of_a_prometheus_keep_their_own_times() -> None:
     ]
     assert from_matrix(answer, 120.0, 75.0) == {
         "a": Sample(115.0, {"disagg_worker_waiting_requests": 2.0, "disagg_worker_running_requests": 3.0}),
-        "c": Sample(110.0, {"disagg_worker_running_requests": 4.0}),
+        "c": Sample(110.0, {"disagg_worker_waiting_requests": math.nan, "disagg_worker_running_requests": 4.0}),
     }
     assert from_matrix([], 120.0, 75.0) == {}
     assert from_matrix(None, 120.0, 75.0) is None
@@ -61,17 +61,38 @@ def test_what_is_absent_is_not_a_number() -> None:
     assert math.isnan(Sample(0.0, {"a": 1.0}).get("b"))
 
 
-def test_series_of_one_name_are_summed_and_what_is_no_amount_is_left_out() -> None:
+@pytest.mark.parametrize(
+    ("added", "known"),
+    [
+        ((1.0, 2.0), 3.0),
+        ((0.0,), 0.0),
+        ((math.nan,), math.nan),
+        ((1.0, math.nan, 2.0), math.nan),
+        ((math.nan, 1.0), math.nan),
+        ((1.0, math.inf), math.nan),
+        ((1.0, -1.0), math.nan),
+    ],
+)
+def test_series_of_one_name_are_summed_and_what_is_no_amount_makes_the_sum_unknown(
+    added: tuple[float, ...], known: float
+) -> None:
     values: dict[str, float] = {}
-    for value in (1.0, 2.0, math.nan, math.inf, -1.0):
+    for value in added:
         add(values, "a", value)
-    add(values, "b", math.nan)
-    assert values == {"a": 3.0}
+    assert values == {"a": pytest.approx(known, nan_ok=True)}
+
+
+def test_a_page_may_say_that_it_does_not_know() -> None:
+    found = parse("disagg_worker_kv_tokens NaN\ndisagg_worker_running_requests 2\n", 0.0)
+    assert found is not None
+    assert math.isnan(found.get("disagg_worker_kv_tokens"))
+    assert found.get("disagg_worker_running_requests") == 2
 
 
 def test_labels_of_our_own_are_written_in_one_order() -> None:
     labels = {"role": "r", "pool": "p", "kind": "k", "part": "t", "within": "w", "objective": "o", "job": "x"}
-    assert flat("name", labels) == "name:o:w:t:k:p:r"
+    labels["source"] = "s"
+    assert flat("name", labels) == "name:o:w:t:k:p:r:s"
     assert flat("name", {"job": "x"}) == "name"
 
 

@@ -1,0 +1,220 @@
+"""PURE: The pod of a worker whose engine is a stock image: the engine, and an adapter beside it.
+
+The container `main` holds the engine. The container `adapter` speaks the token protocol to routers
+and the engine's HTTP interface inside the pod.
+
+At the end of a pod the adapter gets SIGTERM at once and drains. The engine must live as long, so a
+hook of `main` waits for the adapter's answer before the kubelet stops the engine; if the adapter is
+gone, the request fails and the engine is stopped.
+"""
+
+from __future__ import annotations
+
+from disagg_operator.api import DisaggDeployment
+from disagg_operator.desired import model_places as places
+from disagg_operator.desired import pod_parts as parts
+from disagg_operator.desired.environment import adapter_environment
+from disagg_operator.desired.facts import Images
+from disagg_operator.engines.contract import EngineProcess
+from disagg_operator.engines.launch import LAUNCH, PREPARE
+from disagg_operator.engines.surroundings import CACHE_MOUNT, TMP_MOUNT
+from disagg_operator.vocabulary import Obj, Objs
+from disagg_wire.environment import AdapterVariable, WorkerVariable
+from disagg_wire.ports import ENGINE_PORT, KV_PORT, WORKER_PORT
+from disagg_wire.protocol import DRAINED_PATH, HEALTH_PATH, LIVE_PATH, READY_PATH
+
+ADAPTER = "adapter"
+MODEL_FILES_MOUNT = "/var/run/disagg/model"
+_ENGINE_KEY_MOUNT = "/var/run/disagg/engine"
+_ENGINE_KEY_FILE = f"{_ENGINE_KEY_MOUNT}/key"
+_SMALL = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}
+# An engine that does not answer has nothing to end.
+_STUCK_GRACE_S = 10
+
+
+def adapted_pod(dd: DisaggDeployment, role: str, process: EngineProcess, images: Images) -> Obj:
+    """Return the parts of a pod's spec that depend on its containers."""
+    first = [_prepare(dd, process, images)] if places.image_folder(dd) or process.guarded else []
+    context = parts.pod_security() if _restricted(dd) else _without_user(parts.pod_security())
+    if process.sysctls:
+        context["sysctls"] = [{"name": name, "value": value} for name, value in process.sysctls]
+    return {
+        "securityContext": context,
+        **({"initContainers": first} if first else {}),
+        "containers": [_engine(dd, role, process, images), _adapter(dd, role, process, images)],
+        "volumes": _volumes(dd, process),
+    }
+
+
+def _restricted(dd: DisaggDeployment) -> bool:
+    return dd.spec.engine.pod_security_level == "Restricted"
+
+
+def _without_user(context: Obj) -> Obj:
+    return {k: v for k, v in context.items() if k not in parts.user()}
+
+
+def _engine_security(dd: DisaggDeployment, capabilities: list[str] | None = None) -> Obj:
+    if _restricted(dd):
+        return parts.security(capabilities)
+    return {"allowPrivilegeEscalation": False} | ({"capabilities": {"add": capabilities}} if capabilities else {})
+
+
+def _image(dd: DisaggDeployment) -> str:
+    found = dd.spec.engine.image or dd.spec.engine.known.image
+    assert found is not None, "an engine with an adapter has a default image"
+    return found
+
+
+def _prepare(dd: DisaggDeployment, process: EngineProcess, images: Images) -> Obj:
+    """Return the container that runs first, in the engine's image.
+
+    It copies the tokenizer out of the image, and makes the key that the engine and its adapter
+    share, which never leaves the pod.
+    """
+    mounts: Objs = []
+    if places.image_folder(dd):
+        mounts.append({"name": "model-files", "mountPath": MODEL_FILES_MOUNT})
+    if process.guarded:
+        mounts.append({"name": "engine-key", "mountPath": _ENGINE_KEY_MOUNT})
+    key = _ENGINE_KEY_FILE if process.guarded else ""
+    return {
+        "name": "prepare",
+        "image": _image(dd),
+        "imagePullPolicy": images.pull_policy,
+        "command": ["python3", "-c", PREPARE, places.image_folder(dd), MODEL_FILES_MOUNT, key],
+        "resources": _SMALL,
+        "securityContext": _engine_security(dd),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    }
+
+
+def _command(dd: DisaggDeployment, process: EngineProcess) -> list[str]:
+    """Return the command of the engine.
+
+    What is known only inside the pod, such as the address on an attached network, is filled in by a
+    small program that then becomes the engine.
+    """
+    network = dd.spec.kv_transfer.network
+    interface = "" if network is None else network.interface
+    if not process.guarded and not (interface and process.address_variables):
+        return [*process.command]
+    variables, pin = ",".join(process.address_variables), "1" if process.pins_devices else "0"
+    key = _ENGINE_KEY_FILE if process.guarded else ""
+    given = [interface, dd.spec.kv_transfer.transport, variables, pin, key]
+    return ["python3", "-c", LAUNCH, *given, *process.command]
+
+
+def _engine(dd: DisaggDeployment, role: str, process: EngineProcess, images: Images) -> Obj:
+    spec = dd.spec
+    values = {**process.environment} | {e.name: e.value for e in spec.engine.env}
+    env = parts.env(values)
+    if spec.kv_transfer.network is None:
+        env += [parts.env_field(name, "status.podIP") for name in process.address_variables]
+    if process.guarded:
+        env.append(parts.env_field(AdapterVariable.HOST, "status.podIP"))
+    if (secret := spec.model.auth_secret_ref) is not None:
+        reference = {"name": secret.name, "key": secret.key}
+        env.append({"name": str(WorkerVariable.HF_TOKEN), "valueFrom": {"secretKeyRef": reference}})
+    mounts: Objs = [
+        {"name": "tmp", "mountPath": TMP_MOUNT},
+        {"name": "cache", "mountPath": CACHE_MOUNT},
+        {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 (a mount point inside the pod)
+        *places.claim_mounts(dd),
+    ]
+    if process.guarded:
+        mounts.append({"name": "engine-key", "mountPath": _ENGINE_KEY_MOUNT, "readOnly": True})
+    stuck = {"terminationGracePeriodSeconds": _STUCK_GRACE_S}
+    return {
+        "name": "main",
+        "image": _image(dd),
+        "imagePullPolicy": images.pull_policy,
+        "command": _command(dd, process),
+        "env": env,
+        "ports": [{"name": n, "containerPort": p, "protocol": "TCP"} for n, p in process.ports.items()],
+        "resources": parts.worker_resources(dd, role),
+        # The adapter knows whether the engine computes; the engine's own health page does not.
+        "startupProbe": parts.probe(READY_PATH, WORKER_PORT, parts.STARTUP_PERIOD_S, parts.STARTUP_FAILURES),
+        "readinessProbe": parts.probe(READY_PATH, WORKER_PORT, 2, 2),
+        "livenessProbe": parts.probe(HEALTH_PATH, WORKER_PORT, 10, 6) | stuck,
+        "lifecycle": {"preStop": {"httpGet": {"path": DRAINED_PATH, "port": WORKER_PORT, "scheme": "HTTP"}}},
+        "securityContext": _engine_security(dd, ["IPC_LOCK"] if spec.kv_transfer.transport == "rdma" else None),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    }
+
+
+def _adapter(dd: DisaggDeployment, role: str, process: EngineProcess, images: Images) -> Obj:
+    values = adapter_environment(dd, role, process.role) | {
+        AdapterVariable.PORT: str(WORKER_PORT),
+        AdapterVariable.KV_PORT: str(KV_PORT),
+        AdapterVariable.CLUSTER_KEY_FILE: parts.KEY_FILE,
+        AdapterVariable.ENGINE_PORT: str(ENGINE_PORT),
+    }
+    if (network := dd.spec.kv_transfer.network) is not None:
+        values[AdapterVariable.KV_INTERFACE] = network.interface
+    mounts: Objs = [
+        {"name": "cluster-key", "mountPath": parts.KEY_MOUNT, "readOnly": True},
+        {"name": "adapter-tmp", "mountPath": TMP_MOUNT},
+    ]
+    if process.guarded:
+        values[AdapterVariable.ENGINE_KEY_FILE] = _ENGINE_KEY_FILE
+        mounts.append({"name": "engine-key", "mountPath": _ENGINE_KEY_MOUNT, "readOnly": True})
+    else:
+        values[AdapterVariable.ENGINE_HOST] = "127.0.0.1"
+    values[AdapterVariable.MODEL_FILES], files = _model_files(dd)
+    env = [
+        *parts.env(values),
+        parts.env_field(AdapterVariable.HOST, "status.podIP"),
+        parts.env_field(AdapterVariable.POD_NAME, "metadata.name"),
+        parts.env_field(AdapterVariable.POD_UID, "metadata.uid"),
+    ]
+    if process.guarded:
+        env.append(parts.env_field(AdapterVariable.ENGINE_HOST, "status.podIP"))
+    return {
+        "name": ADAPTER,
+        "image": images.adapter,
+        "imagePullPolicy": images.pull_policy,
+        "env": env,
+        "ports": [
+            {"name": "http", "containerPort": WORKER_PORT, "protocol": "TCP"},
+            {"name": "kv", "containerPort": KV_PORT, "protocol": "TCP"},
+        ],
+        "resources": _SMALL,
+        "readinessProbe": parts.probe(READY_PATH, WORKER_PORT, 2, 2),
+        "livenessProbe": parts.probe(LIVE_PATH, WORKER_PORT, 10, 6),
+        "securityContext": parts.security() | ({} if _restricted(dd) else parts.user()),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [*mounts, files],
+    }
+
+
+def _model_files(dd: DisaggDeployment) -> tuple[str, Obj]:
+    """Return the folder in which the adapter finds the tokenizer, and the mount of its volume.
+
+    A model from the hub is fetched by the engine, into the hub's cache: the adapter finds the
+    snapshot there.
+    """
+    if places.image_folder(dd):
+        return MODEL_FILES_MOUNT, {"name": "model-files", "mountPath": MODEL_FILES_MOUNT, "readOnly": True}
+    if dd.spec.model.uri.startswith("hf://"):
+        return f"{CACHE_MOUNT}/hub", {"name": "cache", "mountPath": CACHE_MOUNT, "readOnly": True}
+    return places.place_of(dd, dd.spec.model.uri), places.claim_mounts(dd)[0]
+
+
+def _volumes(dd: DisaggDeployment, process: EngineProcess) -> Objs:
+    out: Objs = [
+        parts.key_volume(dd),
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "adapter-tmp", "emptyDir": {}},
+        {"name": "cache", "emptyDir": {}},
+        # The 64 MiB of a pod's own /dev/shm are too few for the processes of an engine.
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
+        *places.claim_volumes(dd),
+    ]
+    if places.image_folder(dd):
+        out.append({"name": "model-files", "emptyDir": {"sizeLimit": "512Mi"}})
+    if process.guarded:
+        out.append({"name": "engine-key", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}})
+    return out

@@ -1,0 +1,100 @@
+"""PURE: LMDeploy, each worker of which computes prompts and generates tokens by itself.
+
+Its hand-over is an experiment, because nothing keeps the KV cache until decode has read it
+(docs/engines.md). The flags are those of LMDeploy 0.18.0.
+"""
+
+from __future__ import annotations
+
+from disagg_operator.engines import surroundings
+from disagg_operator.engines.contract import (
+    EPHEMERAL_SYSCTL,
+    Engine,
+    EngineLimits,
+    EnginePool,
+    EngineProcess,
+    TensorRule,
+)
+from disagg_wire.engines import LMDEPLOY
+from disagg_wire.ports import ENGINE_PORT
+from disagg_wire.roles import BOTH
+
+_TENSOR = "prefill.parallelism and decode.parallelism"
+_MEMORY = "--cache-max-entry-count in args sets its share of the memory"
+# Engines tell each other the ports of their hand-over, which ZMQ or the kernel has chosen.
+_CHOSEN_PORTS = (32768, 65535)
+_OWNED = {
+    "--server-name": "", "--server-port": "", "--api-keys": "", "--ssl": "", "--proxy-url": "",
+    "--backend": "", "--logprobs-mode": "", "--enable-abort-handling": "", "--disable-metrics": "",
+    "--enable-metrics": "", "--tool-call-parser": "", "--reasoning-parser": "", "--role": "engine.experimental",
+    "--migration-backend": "", "--migration-protocol": "", "--dummy-prefill": "", "--nnodes": "", "--node-rank": "",
+    "--dist-init-addr": "", "--model-name": "model.name", "--revision": "model.revision", "--download-dir": "",
+    "--adapters": "", "--device": "", "--tp": _TENSOR, "--dp": "prefill.replicas", "--dp-rank": "", "--cp": "",
+    "--ep": "",
+    "--dtype": "engine.dtype", "--session-len": "engine.maxModelLen", "--max-batch-size": "maxRunningRequests",
+    "--max-prefill-token-num": "maxBatchTokens", "--cache-block-seq-len": "engine.blockSizeTokens",
+    "--enable-prefix-caching": "engine.prefixCaching",
+}  # fmt: skip
+
+
+def _process(pool: EnginePool) -> EngineProcess:
+    command = ("python3", "-m", "lmdeploy", "serve", "api_server", pool.model, *_flags(pool), *pool.args)
+    environment = surroundings.common(pool)
+    if not pool.experimental:
+        return EngineProcess(command, environment, BOTH)
+    return EngineProcess(command, environment, pool.role, peer_ports=(_CHOSEN_PORTS,), sysctls=(EPHEMERAL_SYSCTL,))
+
+
+def _flags(pool: EnginePool) -> list[str]:
+    out = [
+        *("--model-name", pool.served_name),
+        *("--server-name", "127.0.0.1"),
+        *("--server-port", str(ENGINE_PORT)),
+        *("--backend", "pytorch"),
+        *("--logprobs-mode", "raw_logprobs"),
+        "--enable-abort-handling",
+        *("--dtype", pool.dtype),
+        *("--tp", str(pool.tensor)),
+        *("--cache-block-seq-len", str(pool.block_size)),
+        *("--max-batch-size", str(pool.max_running)),
+        *("--max-prefill-token-num", str(pool.max_batch_tokens)),
+    ]
+    if pool.experimental:
+        out += ["--role", pool.role.capitalize(), "--migration-backend", "DLSlime"]
+    if pool.prefix_cache:
+        out.append("--enable-prefix-caching")
+    if pool.revision is not None:
+        out += ["--revision", pool.revision]
+    if pool.max_model_len is not None:
+        out += ["--session-len", str(pool.max_model_len)]
+    return out
+
+
+ENGINE = Engine(
+    name=LMDEPLOY,
+    image="openmmlab/lmdeploy:v0.18.0",
+    limits=EngineLimits(
+        values={
+            "engine.dtype": ("auto", "bfloat16"),
+            "engine.quantization": ("none",),
+            "engine.prefixCaching.eviction": ("lru",),
+        },
+        absent={
+            "engine.prefixCaching.hostMemory": "",
+            "engine.leaseSeconds": "nothing keeps KV until decode has read it",
+            "prefill.kvCacheSize": _MEMORY,
+            "decode.kvCacheSize": _MEMORY,
+            "model.adapters": "",
+        },
+        off=("scaling.roleFlip",),
+        needs_accelerators=True,
+        tensor=TensorRule.EQUAL_IF_EXPERIMENTAL,
+        experimental_transport="rdma",
+    ),
+    owned=_OWNED,
+    reserved=surroundings.RESERVED,
+    process=_process,
+    moves_by_rdma=True,
+    serves_every_model=True,
+    plans_pairs=False,
+)

@@ -1,0 +1,1 @@
+"""PURE: The engines that the adapter knows, one module each."""
