@@ -5,13 +5,15 @@ its source that the answers were written down from, the date, the call to the ad
 what must come of it. Each other line is a step: a request that must come next, of whose body the
 step names a part ("*" stands for any value), and the answer. Any other request fails the test.
 
-The answer has a status and `json`, `text` or `events`, each event with `delay_ms`. `end` says how
-it ends: "done", "close" (the connection breaks) or "hang" (the client must close it).
+The answer has a status and `json`, `text` or `events`, each event with `delay_ms`; the event
+{"hanging": true} sends nothing, and lets the client leave. `end` says how the answer ends: "done",
+"close" (the connection breaks) or "hang" (the client must close it).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -56,17 +58,22 @@ class ScriptedEngine:
         self.problems: list[str] = []
         self.hanging = asyncio.Event()
         """Set when an answer has been sent as far as it goes and is not ended."""
+        self._taken = asyncio.Event()
         self._gone: list[asyncio.Event] = []
         self.url = ""
 
     def load(self, path: Path, port: int) -> None:
         conversation = load_conversation(path, port)
         self.header, self._steps = conversation.header, conversation.steps
+        if not self._steps:
+            self._taken.set()
         self.url = f"http://127.0.0.1:{port}"
 
     async def finish(self) -> None:
-        """Check that all steps were taken, and that the client closed what hung."""
+        """Wait until all steps have been taken and the client has closed what hung."""
         assert not self.problems, self.problems
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._taken.wait(), 10)
         assert self._next == len(self._steps), f"not asked for: {[s['request'] for s in self._steps[self._next :]]}"
         for gone in self._gone:
             await asyncio.wait_for(gone.wait(), 10)
@@ -84,6 +91,8 @@ class ScriptedEngine:
             return web.Response(status=599)
         step = self._steps[self._next]
         self._next += 1
+        if self._next == len(self._steps):
+            self._taken.set()
         if not covers(step["request"], found):
             self.problems.append(f"expected {step['request']}, not {found}")
             return web.Response(status=599)
@@ -103,7 +112,10 @@ class ScriptedEngine:
                 await response.prepare(request)
             for event in answer.get("events", ()):
                 await asyncio.sleep(event.get("delay_ms", 0) / 1000)
-                await response.write(event["raw"].encode() if "raw" in event else sse(event["data"]))
+                if "hanging" in event:
+                    self.hanging.set()
+                else:
+                    await response.write(event["raw"].encode() if "raw" in event else sse(event["data"]))
             if end == "hang":
                 self.hanging.set()
                 await asyncio.Event().wait()

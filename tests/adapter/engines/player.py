@@ -102,17 +102,26 @@ async def _play(engine: Engine, call: Mapping[str, Any], hanging: asyncio.Event)
 
 
 async def _prefill(handovers: AsyncGenerator[HandOver], call: Mapping[str, Any], hanging: asyncio.Event) -> Json:
+    leave = asyncio.create_task(hanging.wait())
+    first = asyncio.ensure_future(anext(handovers))
     try:
-        handover = await anext(handovers)
+        tasks: set[asyncio.Future[Any]] = {first, leave}
+        await asyncio.wait(tasks if call.get("close") == "hanging" else {first}, return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
+            return {"closed": True}
+        handover = first.result()
         out = {"handover": handover.parameters, "first_token": handover.first_token}
         if call.get("close") == "hanging":
-            await asyncio.wait_for(hanging.wait(), 10)
+            await asyncio.wait_for(leave, 10)
             return out | {"closed": True}
         handover.taken()
         async for _ in handovers:
             raise AssertionError("a second hand-over")
         return out
     finally:
+        first.cancel()
+        leave.cancel()
+        await asyncio.wait({first})
         await handovers.aclose()
 
 

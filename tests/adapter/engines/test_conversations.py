@@ -24,11 +24,11 @@ async def test_conversation(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         engine = player.engine_of(peer.header, peer.url)
         try:
             found = await player.play(engine, peer.header["call"], peer.hanging)
+            assert not peer.problems
+            assert found == peer.header["outcome"]
+            await peer.finish()
         finally:
             await engine.close()
-        assert not peer.problems
-        assert found == peer.header["outcome"]
-        await peer.finish()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
