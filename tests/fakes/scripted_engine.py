@@ -53,7 +53,7 @@ class ScriptedEngine:
 
     def __init__(self) -> None:
         self.header: dict[str, Any] = {}
-        self._steps: list[dict[str, Any]] = []
+        self.steps: list[dict[str, Any]] = []
         self._next = 0
         self.problems: list[str] = []
         self.hanging = asyncio.Event()
@@ -64,8 +64,8 @@ class ScriptedEngine:
 
     def load(self, path: Path, port: int) -> None:
         conversation = load_conversation(path, port)
-        self.header, self._steps = conversation.header, conversation.steps
-        if not self._steps:
+        self.header, self.steps = conversation.header, conversation.steps
+        if not self.steps:
             self._taken.set()
         self.url = f"http://127.0.0.1:{port}"
 
@@ -74,7 +74,7 @@ class ScriptedEngine:
         assert not self.problems, self.problems
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._taken.wait(), 10)
-        assert self._next == len(self._steps), f"not asked for: {[s['request'] for s in self._steps[self._next :]]}"
+        assert self._next == len(self.steps), f"not asked for: {[s['request'] for s in self.steps[self._next :]]}"
         for gone in self._gone:
             await asyncio.wait_for(gone.wait(), 10)
 
@@ -86,12 +86,12 @@ class ScriptedEngine:
             "headers": {name.lower(): value for name, value in request.headers.items()},
             "body": json.loads(body) if body else None,
         }
-        if self._next == len(self._steps):
+        if self._next == len(self.steps):
             self.problems.append(f"one request too many: {found}")
             return web.Response(status=599)
-        step = self._steps[self._next]
+        step = self.steps[self._next]
         self._next += 1
-        if self._next == len(self._steps):
+        if self._next == len(self.steps):
             self._taken.set()
         if not covers(step["request"], found):
             self.problems.append(f"expected {step['request']}, not {found}")
