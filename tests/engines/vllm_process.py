@@ -1,7 +1,6 @@
 """A real vLLM on the CPU as processes of this machine, on free ports of the loopback interface.
 
-What it needs beyond its own defaults, and why, is said in docs/contributing.md and in
-e2e/engines/vllm/install.py, which installs it.
+It is installed by e2e/engines/vllm/install.py, which says what is changed in it, and why.
 """
 
 from __future__ import annotations
@@ -10,14 +9,15 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.serving.stack import free_port
 
 from disagg_wire.roles import BOTH, DECODE, PREFILL
 
@@ -29,8 +29,12 @@ INSTALL = REPO / "e2e" / "engines" / "vllm" / "install.py"
 NEWEST, BEFORE = "0.32.0", "0.31.0"
 LEASE_S = 20.0
 BLOCK_SIZE = 32
-# Downloads of 1 GB and a minute of two cores; 30 s of a start, when three start at once.
-_INSTALL_S, _START_S, _STOP_S, _TRACKER_S = 1200.0, 180.0, 30.0, 10.0
+# Downloads of 1 GB and two minutes; a start, which takes 30 s when three start at once on two idle
+# cores and six times as long on busy ones.
+_INSTALL_S, _START_S, _STOP_S, _TRACKER_S = 1200.0, 400.0, 30.0, 10.0
+# Below the ports that the kernel gives to connections: an engine listens after ten seconds, when
+# one of those would belong to another process.
+_PORTS = range(20_000, 30_000)
 _KV_ROLES = {PREFILL: "kv_producer", DECODE: "kv_consumer"}
 # For the first of the two requests of a hand-over.
 HAND_OVER: Mapping[str, Any] = {
@@ -41,6 +45,16 @@ HAND_OVER: Mapping[str, Any] = {
     "remote_host": None,
     "remote_port": None,
 }
+
+
+def _free_ports(count: int) -> list[int]:
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"not {count} ports of {_PORTS} are free")
 
 
 async def installed(version: str = NEWEST) -> Path:
@@ -191,7 +205,7 @@ async def vllm(folder: Path, role: str, *more: str, version: str = NEWEST) -> As
     `more` is added to its arguments. Several that start at once are awaited with `wait_ready`.
     """
     program = await installed(version) / "bin" / "vllm"
-    port, side_channel_port = free_port(), free_port()
+    port, side_channel_port = _free_ports(2)
     log = folder / f"vllm-{role}-{port}.log"
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(

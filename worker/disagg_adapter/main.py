@@ -21,6 +21,7 @@ from disagg_adapter import model_folder, settings
 from disagg_adapter.engines.contract import EngineOptions
 from disagg_adapter.engines.http_client import EngineHttp
 from disagg_adapter.engines.table import ENGINES
+from disagg_adapter.server import container_routes
 from disagg_adapter.server.adapter import Adapter
 from disagg_protocol import network_interfaces
 from disagg_protocol.errors import EngineError
@@ -57,7 +58,10 @@ async def _find_files(adapter: Adapter) -> None:
 
 
 async def _start(adapter: Adapter, process: Process) -> None:
-    """Find the model's files, then watch the engine for good."""
+    """Find the model's files, then watch the engine for good.
+
+    Without either the process cannot serve, and ends with a word.
+    """
     try:
         await _find_files(adapter)
         await adapter.monitor.run()
@@ -65,6 +69,21 @@ async def _start(adapter: Adapter, process: Process) -> None:
         log.error("cannot serve: %s", error)
         adapter.failed = str(error)
         process.stop_soon()
+    except Exception as error:
+        log.exception("cannot serve")
+        adapter.failed = repr(error)
+        process.stop_soon()
+
+
+async def _serve_handovers(server: QuietServer, listening: socket.socket, adapter: Adapter, process: Process) -> None:
+    """Serve the KV port until `server.should_exit` is set; nothing else may end it."""
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        if not server.should_exit:
+            log.error("the server for hand-overs has ended")
+            adapter.failed = "the server for hand-overs has ended"
+            process.stop_soon()
 
 
 async def serve(s: settings.Settings) -> int:
@@ -76,11 +95,11 @@ async def serve(s: settings.Settings) -> int:
     adapter.interface = s.kv_interface or network_interfaces.interface_of(host)
     config = uvicorn.Config(adapter.door.app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
     handovers = QuietServer(config)
-    process = Process(adapter, s.host, s.port, s.drain_timeout_s)
+    process = Process(adapter, s.host, s.port, s.drain_timeout_s, container_routes.routes(adapter))
     with socket.create_server((host, s.kv_port), backlog=2048) as listening:
         adapter.handover_address = (host, listening.getsockname()[1])
         tasks = [
-            asyncio.create_task(handovers.serve(sockets=[listening])),
+            asyncio.create_task(_serve_handovers(handovers, listening, adapter, process)),
             asyncio.create_task(_start(adapter, process)),
         ]
         log.info("hand-overs on %s:%d (%s)", *adapter.handover_address, adapter.interface)

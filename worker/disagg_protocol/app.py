@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -182,8 +182,8 @@ def _room_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]
     return endpoint
 
 
-def create_app(worker: Endpoint) -> Starlette:
-    """Return the worker's ASGI application."""
+def create_app(worker: Endpoint, more: Sequence[Route] = ()) -> Starlette:
+    """Return the worker's ASGI application, which serves `more` beside the calls of all workers."""
 
     async def healthz(request: Request) -> Response:
         if worker.failed:
@@ -223,5 +223,6 @@ def create_app(worker: Endpoint) -> Starlette:
         Route(ROLE_PATH, _role_endpoint(worker), methods=["POST"]),
         Route(DECODE_PATH, _work_endpoint(worker, ("decode", "both"), _start_decode), methods=["POST"]),
         Route(PREFILL_PATH, _work_endpoint(worker, ("prefill", "both"), _start_prefill), methods=["POST"]),
+        *more,
     ]
     return Starlette(routes=routes)

@@ -6,6 +6,7 @@ docs/protocol.md describes the fields.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -190,5 +191,16 @@ def error_json(event: ErrorEvent) -> Line:
     return {"type": "error", "code": event.code, "message": event.message, "retryable": event.retryable}
 
 
+# Made once, since `json.dumps` would make one for each line.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def encode_line(content: Line) -> bytes:
-    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
+    return (_encode(content) + "\n").encode()
+
+
+def encode_lines(contents: Line | Sequence[Line]) -> bytes:
+    """Return a line, or several lines that go out together."""
+    if isinstance(contents, dict):
+        return encode_line(contents)
+    return "".join([_encode(content) + "\n" for content in contents]).encode()

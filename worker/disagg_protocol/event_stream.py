@@ -13,7 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from disagg_protocol.bodies import Line, encode_line
+from disagg_protocol.bodies import Line, encode_line, encode_lines
 from disagg_protocol.events import Event
 from disagg_wire import codes
 
@@ -55,7 +55,7 @@ class NdjsonResponse(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, lines: AsyncIterator[Line], close: Callable[[], None], deadline_s: float) -> None:
+    def __init__(self, lines: AsyncIterator[Line | list[Line]], close: Callable[[], None], deadline_s: float) -> None:
         """Stream `lines` until the monotonic time `deadline_s`, at which they end by themselves.
 
         A peer that does not read them is cut off shortly after.
@@ -81,8 +81,8 @@ class NdjsonResponse(Response):
 
     async def _pump(self, send: Send) -> None:
         try:
-            async for line in self._lines:
-                await send({"type": "http.response.body", "body": encode_line(line), "more_body": True})
+            async for lines in self._lines:
+                await send({"type": "http.response.body", "body": encode_lines(lines), "more_body": True})
         except Exception:
             log.exception("a stream failed")
             line = {

@@ -7,9 +7,10 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
+from starlette.routing import Route
 
 from disagg_protocol.app import create_app
 from disagg_protocol.endpoint import Endpoint
@@ -31,14 +32,16 @@ class Process:
     It must be made on the event loop.
     """
 
-    def __init__(self, endpoint: Endpoint, host: str, port: int, drain_timeout_s: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, host: str, port: int, drain_timeout_s: float, more: Sequence[Route] = ()
+    ) -> None:
         self._endpoint = endpoint
         self._address = (host, port)
         self._drain_timeout_s = drain_timeout_s
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         config = uvicorn.Config(
-            create_app(endpoint),
+            create_app(endpoint, more),
             log_level="warning",
             access_log=False,
             timeout_keep_alive=75,

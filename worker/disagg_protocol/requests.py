@@ -22,8 +22,8 @@ ELSEWHERE = ErrorEvent(
 class Job:
     """Work that has begun."""
 
-    lines: AsyncIterator[Line]
-    """The lines of the response."""
+    lines: AsyncIterator[Line | list[Line]]
+    """The lines of the response, alone or several that go out together."""
     close: Callable[[], None]
     """Gives back whatever the job still holds (idempotent); to be called when the stream ends,
     however it ends.

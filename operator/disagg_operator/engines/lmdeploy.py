@@ -15,9 +15,11 @@ from disagg_operator.engines.contract import (
     EngineProcess,
     TensorRule,
 )
+from disagg_operator.engines.launch import KEY_PLACE
 from disagg_wire.engines import LMDEPLOY
+from disagg_wire.environment import AdapterVariable
 from disagg_wire.ports import ENGINE_PORT
-from disagg_wire.roles import BOTH
+from disagg_wire.roles import BOTH, PREFILL
 
 _TENSOR = "prefill.parallelism and decode.parallelism"
 _MEMORY = "--cache-max-entry-count in args sets its share of the memory"
@@ -25,6 +27,7 @@ _MEMORY = "--cache-max-entry-count in args sets its share of the memory"
 _CHOSEN_PORTS = (32768, 65535)
 _OWNED = {
     "--server-name": "", "--server-port": "", "--api-keys": "", "--ssl": "", "--proxy-url": "",
+    "--disable-fastapi-docs": "",
     "--backend": "", "--logprobs-mode": "", "--enable-abort-handling": "", "--disable-metrics": "",
     "--enable-metrics": "", "--tool-call-parser": "", "--reasoning-parser": "", "--role": "engine.experimental",
     "--migration-backend": "", "--migration-protocol": "", "--dummy-prefill": "", "--nnodes": "", "--node-rank": "",
@@ -42,13 +45,25 @@ def _process(pool: EnginePool) -> EngineProcess:
     environment = surroundings.common(pool)
     if not pool.experimental:
         return EngineProcess(command, environment, BOTH)
-    return EngineProcess(command, environment, pool.role, peer_ports=(_CHOSEN_PORTS,), sysctls=(EPHEMERAL_SYSCTL,))
+    return EngineProcess(
+        command,
+        environment,
+        pool.role,
+        peer_ports=((ENGINE_PORT, ENGINE_PORT), _CHOSEN_PORTS),
+        sysctls=(EPHEMERAL_SYSCTL,),
+        guarded=_reached(pool),
+    )
+
+
+def _reached(pool: EnginePool) -> bool:
+    """Return whether others reach the engine: decode's adapter connects it with prefill's."""
+    return pool.experimental and pool.role == PREFILL
 
 
 def _flags(pool: EnginePool) -> list[str]:
     out = [
         *("--model-name", pool.served_name),
-        *("--server-name", "127.0.0.1"),
+        *("--server-name", f"$({AdapterVariable.HOST})" if _reached(pool) else "127.0.0.1"),
         *("--server-port", str(ENGINE_PORT)),
         *("--backend", "pytorch"),
         *("--logprobs-mode", "raw_logprobs"),
@@ -61,6 +76,8 @@ def _flags(pool: EnginePool) -> list[str]:
     ]
     if pool.experimental:
         out += ["--role", pool.role.capitalize(), "--migration-backend", "DLSlime"]
+    if _reached(pool):
+        out += ["--api-keys", KEY_PLACE]
     if pool.prefix_cache:
         out.append("--enable-prefix-caching")
     if pool.revision is not None:

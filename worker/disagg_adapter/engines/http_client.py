@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -19,6 +19,8 @@ _MAX_ANSWER_BYTES = 16 << 20
 _MAX_PIECE_BYTES = 1 << 20
 _CONNECT_S = 2.0
 _JSON = {"content-type": "application/json"}
+# A stream is at its end when it has said so.
+_REST_S = 1.0
 _BROKEN = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
 
 
@@ -36,13 +38,9 @@ class EngineHttp:
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url
-        self._key = key
+        self.key = key
         self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._session: aiohttp.ClientSession | None = None  # created within a running loop
-
-    def peer(self, url: str) -> EngineHttp:
-        """Return a client for another engine that asks for the same key."""
-        return EngineHttp(url, self._key)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -93,7 +91,7 @@ class EngineHttp:
         except _BROKEN as error:
             raise _lost(path, error) from None
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def events(self, path: str, body: Any) -> AsyncIterator[AsyncGenerator[Any]]:
         """Yield the JSON objects of a stream of server-sent events.
 
@@ -139,6 +137,7 @@ async def _events(answer: aiohttp.ClientResponse, path: str) -> AsyncGenerator[A
                     continue
                 data = line[5:].strip()
                 if data == b"[DONE]":
+                    await _to_the_end(answer)
                     return
                 yield json.loads(data)
             if len(held) > _MAX_EVENT_BYTES:
@@ -148,6 +147,14 @@ async def _events(answer: aiohttp.ClientResponse, path: str) -> AsyncGenerator[A
     except _BROKEN as error:
         raise _lost(path, error) from None
     raise EngineFault(codes.INTERNAL, f"the engine's stream of {path} broke off")
+
+
+async def _to_the_end(answer: aiohttp.ClientResponse) -> None:
+    """Read what is left, so that the connection serves the next request too."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_REST_S):
+            async for _ in answer.content.iter_any():
+                pass
 
 
 def message_of(body: str) -> str:

@@ -61,6 +61,14 @@ TOO_LONG = MAX_TOKENS
 _SESSION_LENGTH = re.compile(r"smaller than the model context length \((\d+)\)")
 # Sessions are counted from 0, so that this number frees nobody's KV.
 _NO_SESSION = -1
+# The keys of a hand-over and their types.
+_HANDOVER: Mapping[str, tuple[type, ...]] = {
+    "engine_id": (str,),
+    "key": (str, type(None)),
+    "started": (str,),
+    "block_ids": (list,),
+    "token": (int,),
+}
 
 
 class OneAtATime:
@@ -201,19 +209,20 @@ class Lmdeploy(Engine):
             )
 
     def check_handover(self, parameters: Mapping[str, Any]) -> None:
-        if set(parameters) != {"engine_id", "started", "block_ids", "token"}:
-            raise InvalidInput("parameters: must be engine_id, started, block_ids and token")
-        if not isinstance(parameters["started"], str) or type(parameters["token"]) is not int:
-            raise InvalidInput("parameters.started, parameters.token: have another type")
+        if set(parameters) != set(_HANDOVER):
+            raise InvalidInput(f"parameters: must be {', '.join(_HANDOVER)}")
+        for name, kinds in _HANDOVER.items():
+            if type(parameters[name]) not in kinds:
+                raise InvalidInput(f"parameters.{name}: has another type")
         try:
             url = urlsplit(parameters["engine_id"])
             usable = url.scheme == "http" and url.hostname and url.port and not url.path and not url.username
-        except (ValueError, TypeError, AttributeError):
+        except ValueError:
             usable = False
         if not usable:
             raise InvalidInput("parameters.engine_id: is no address of an engine")
         blocks = parameters["block_ids"]
-        if not isinstance(blocks, list) or not blocks or not all(type(b) is int and b >= 0 for b in blocks):
+        if not blocks or not all(type(b) is int and b >= 0 for b in blocks):
             raise InvalidInput("parameters.block_ids: must be numbers of blocks")
 
     # ---- What it does ----
@@ -251,6 +260,8 @@ class Lmdeploy(Engine):
                 raise EngineFault(codes.TRANSFER_FAILED, "LMDeploy gave no blocks to hand over") from None
             parameters = {
                 "engine_id": self._engine_id,
+                # Decode's adapter connects the engines, so it has to reach this one.
+                "key": self._http.key,
                 "started": self._started,
                 "block_ids": blocks,
                 "token": token,
@@ -301,7 +312,7 @@ class Lmdeploy(Engine):
         peer = parameters["engine_id"]
         try:
             async with _faults(codes.TRANSFER_FAILED):
-                await self._pairs.connect(self._engine_id, self._info, peer, parameters["started"])
+                await self._pairs.connect(self._engine_id, self._info, parameters)
                 yield
         except EngineFault as fault:
             if cut.count or fault.code != codes.INTERNAL:

@@ -38,15 +38,16 @@ class LmdeployPairs:
         """Connect anew before the next transfer from a peer."""
         self._started[peer] = ""
 
-    async def connect(self, own: str, info: Mapping[str, Any], peer: str, peer_started: str) -> None:
-        """Connect an engine with a peer. Raises EngineFault or EngineAnswer.
+    async def connect(self, own: str, info: Mapping[str, Any], handover: Mapping[str, Any]) -> None:
+        """Connect an engine with the one of a hand-over. Raises EngineFault or EngineAnswer.
 
         Engines are named by their URLs: LMDeploy takes the address for its own messages from them.
         """
+        peer = handover["engine_id"]
         async with self._lock:
-            if self._started.get(peer) == peer_started:
+            if self._started.get(peer) == handover["started"]:
                 return
-            other = self._http.peer(peer)
+            other = EngineHttp(peer, handover["key"])
             try:
                 if self._started.pop(peer, None) is not None:
                     drop = {"engine_id": own, "remote_engine_id": peer}
@@ -62,7 +63,7 @@ class LmdeployPairs:
                 raise EngineFault(codes.TRANSFER_FAILED, f"LMDeploy's answer is garbled: {error!r}") from None
             finally:
                 await other.close()
-            self._started[peer] = peer_started
+            self._started[peer] = handover["started"]
 
 
 async def engine_info(http: EngineHttp) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from disagg_adapter.engines.contract import (
@@ -29,7 +29,7 @@ from disagg_adapter.engines.contract import (
 from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
 from disagg_adapter.engines.prometheus_text import Samples, parse_samples
 from disagg_protocol.errors import InvalidInput
-from disagg_wire import codes
+from disagg_wire import codes, problems
 from disagg_wire.protocol import (
     FEATURE_ADAPTER,
     FEATURE_FIRST_TOKEN_FROM_DECODE,
@@ -38,9 +38,7 @@ from disagg_wire.protocol import (
     FEATURE_STRUCTURED_NOT_RESUMED,
 )
 
-log = logging.getLogger(__name__)
 _GENERATE = "/inference/v1/generate"
-_ABORT = "/inference/v1/abort_requests"
 _HTTP_S = 5.0
 # What differs between the versions that this adapter knows, by the start of the version: the
 # version of the connector, which two engines must share.
@@ -80,6 +78,7 @@ _FORMATS = {"json_schema": "json", "regex": "regex", "choice": "choice"}
 # vLLM answers a long prompt only when all of it is computed; the router's patience ends before.
 _SECONDS_OF_A_PROMPT = 3600.0
 _SEEDS = 1 << 63
+_CANNOT = {FEATURE_FIRST_TOKEN_FROM_DECODE, FEATURE_SOFT_TICKET, FEATURE_SEED_LOST, FEATURE_STRUCTURED_NOT_RESUMED}
 
 
 class Vllm(Engine):
@@ -92,8 +91,6 @@ class Vllm(Engine):
         # Streams of decode that were closed before their first token.
         self._reaped: set[asyncio.Task[None]] = set()
         self._probes = 0
-
-    # ---- What it is ----
 
     async def identify(self) -> Identity:
         try:
@@ -108,10 +105,12 @@ class Vllm(Engine):
         connector = next((c for start, c in VERSIONS.items() if version.startswith(start)), None)
         if connector is None:
             known = ", ".join(f"{start}x" for start in VERSIONS)
-            raise Unusable("UnknownEngineVersion", f"vLLM {version} is none of the versions that are known: {known}")
+            raise Unusable(
+                problems.UNKNOWN_ENGINE_VERSION, f"vLLM {version} is none of the versions that are known: {known}"
+            )
         by_name = {str(m["id"]): m for m in models}
         if self._model not in by_name:
-            raise Unusable("ModelNotServed", f"vLLM serves {', '.join(by_name)} and not {self._model}")
+            raise Unusable(problems.MODEL_NOT_SERVED, f"vLLM serves {', '.join(by_name)} and not {self._model}")
         cache = samples.labels("vllm:cache_config_info")
         if cache is None:
             raise NotReady("the engine does not tell the size of its KV cache yet")
@@ -124,15 +123,7 @@ class Vllm(Engine):
             blocks_total=int(cache["num_gpu_blocks"]),
             kv_dtype=cache.get("cache_dtype", "auto"),
             adapters=tuple(sorted(name for name, m in by_name.items() if m.get("parent"))),
-            features=frozenset(
-                {
-                    FEATURE_ADAPTER,
-                    FEATURE_FIRST_TOKEN_FROM_DECODE,
-                    FEATURE_SOFT_TICKET,
-                    FEATURE_SEED_LOST,
-                    FEATURE_STRUCTURED_NOT_RESUMED,
-                }
-            ),
+            features=frozenset(_CANNOT | {FEATURE_ADAPTER}),
         )
 
     async def read(self) -> Readings:
@@ -163,76 +154,54 @@ class Vllm(Engine):
         if parameters["do_remote_prefill"] is not True or parameters["do_remote_decode"] is not False:
             raise InvalidInput("parameters.do_remote_prefill: must be true, and do_remote_decode false")
 
-    # ---- What it does ----
-
     async def generate(self, work: Work) -> AsyncGenerator[Delta]:
         body = self._body(work, work.new_tokens, stream=True)
         async with self._faults(), self._http.events(_GENERATE, body) as events:
-            async for event in events:
-                if (delta := delta_of(event, work.sampling.logprobs or 0)) is not None:
-                    yield delta
+            async for delta in _deltas(events, work.sampling.logprobs or 0):
+                yield delta
 
     async def prefill(self, work: Work) -> AsyncGenerator[HandOver]:
         # A streamed answer has no hand-over in it.
         body = self._body(work, 1, stream=False) | {"kv_transfer_params": _ASK_FOR_HANDOVER}
         async with self._faults():
             answer = await self._http.json(_GENERATE, _SECONDS_OF_A_PROMPT, body)
-        parameters, choice = answer.get("kv_transfer_params"), answer["choices"][0]
-        if not isinstance(parameters, dict) or not parameters.get("remote_block_ids"):
-            # Decode's engine would compute the prompt again and say nothing.
-            raise EngineFault(codes.INTERNAL, "vLLM gave no hand-over; has it a KV connector?")
-        tokens = choice.get("token_ids") or [None]
-        yield HandOver(parameters, tokens[0], parameters.get("remote_prefill_cached_tokens"))
+        yield handover_of(answer)
 
     async def decode(self, work: Work, handover: HandOver) -> AsyncGenerator[Delta]:
         body = self._body(work, work.new_tokens, stream=True) | {"kv_transfer_params": handover.parameters}
-        stream = self._http.events(_GENERATE, body)
-        started = ended = False
-        async with self._faults():
-            events = await stream.__aenter__()
-            try:
-                async for event in events:
-                    if (delta := delta_of(event, work.sampling.logprobs or 0)) is not None:
-                        started = True
-                        yield delta
-                ended = True
-            except EngineFault as fault:
-                ended = True
-                if not started and fault.code == codes.INTERNAL:
-                    # The usual reason: the KV could not be read (kv_load_failure_policy: fail).
-                    raise EngineFault(codes.TRANSFER_FAILED, f"vLLM did not take the KV: {fault}") from None
+        opening = asyncio.create_task(_Stream.open(self._http, body, work.sampling.logprobs or 0))
+        try:
+            async with self._faults():
+                stream = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            self._reap(opening)
+            raise
+        except EngineFault as fault:
+            if fault.code != codes.INTERNAL:
                 raise
-            finally:
-                if started or ended:
-                    await stream.__aexit__(None, None, None)
-                else:
-                    self._reap(stream, events)
+            # The usual reason: the KV could not be read (kv_load_failure_policy: fail).
+            raise EngineFault(codes.TRANSFER_FAILED, f"vLLM did not take the KV: {fault}") from None
+        async with contextlib.aclosing(stream):
+            if stream.first is not None:
+                yield stream.first
+            async for delta in stream.deltas:
+                yield delta
 
-    def _reap(self, stream: contextlib.AbstractAsyncContextManager[Any], events: AsyncGenerator[Any]) -> None:
+    def _reap(self, opening: asyncio.Task[_Stream]) -> None:
         """Close a stream at its first token, or when the lease and five seconds have passed.
 
         A request that is cancelled while its KV is being read can end vLLM's EngineCore.
         """
 
         async def read_on() -> None:
-            try:
+            with contextlib.suppress(EngineFault, EngineAnswer, TimeoutError):
                 async with asyncio.timeout(self._lease_s + 5.0):
-                    async for event in events:
-                        if delta_of(event) is not None:
-                            break
-            except (EngineFault, TimeoutError):
-                pass
-            finally:
-                await stream.__aexit__(None, None, None)
+                    stream = await opening
+                await stream.aclose()
 
         task = asyncio.create_task(read_on())
         self._reaped.add(task)
         task.add_done_callback(self._reaped.discard)
-
-    @property
-    def reaping(self) -> int:
-        """The number of streams that are read on after they were cancelled."""
-        return len(self._reaped)
 
     async def probe(self) -> None:
         self._probes += 1
@@ -275,6 +244,58 @@ class Vllm(Engine):
                 raise EngineFault(codes.INVALID_REQUEST, answer.message, retryable=False) from None
             code = codes.NO_CAPACITY if answer.status in (429, 503) else codes.INTERNAL
             raise EngineFault(code, answer.message) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A stream of vLLM that has got to its first piece."""
+
+    context: contextlib.AbstractAsyncContextManager[Any]
+    deltas: AsyncGenerator[Delta]
+    first: Delta | None
+
+    @classmethod
+    async def open(cls, http: EngineHttp, body: Any, top: int) -> _Stream:
+        context = http.events(_GENERATE, body)
+        deltas = _deltas(await context.__aenter__(), top)
+        try:
+            return cls(context, deltas, await anext(deltas, None))
+        except BaseException:
+            await context.__aexit__(None, None, None)
+            raise
+
+    async def aclose(self) -> None:
+        await self.deltas.aclose()
+        await self.context.__aexit__(None, None, None)
+
+
+async def _deltas(events: AsyncGenerator[Any], top: int) -> AsyncGenerator[Delta]:
+    """Yield what a stream says.
+
+    Its last piece is held back until the stream has ended, which is at once: a connection that has
+    been read to its end serves the next request.
+    """
+    last = None
+    async for event in events:
+        if last is None and (delta := delta_of(event, top)) is not None:
+            if delta.finish_reason is not None:
+                last = delta
+            else:
+                yield delta
+    if last is not None:
+        yield last
+
+
+def handover_of(answer: Any) -> HandOver:
+    """Return the hand-over in prefill's answer. Raises EngineFault if there is none."""
+    try:
+        parameters, tokens = answer.get("kv_transfer_params"), answer["choices"][0].get("token_ids") or [None]
+        if isinstance(parameters, dict) and parameters.get("remote_block_ids"):
+            return HandOver(parameters, tokens[0], parameters.get("remote_prefill_cached_tokens"))
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise EngineFault(codes.INTERNAL, f"vLLM's answer is garbled: {error!r}") from None
+    # Decode's engine would compute the prompt again and say nothing.
+    raise EngineFault(codes.INTERNAL, "vLLM gave no hand-over; has it a KV connector?")
 
 
 def sampling_params(work: Work, max_tokens: int) -> dict[str, Any]:

@@ -6,17 +6,17 @@ import hashlib
 import json
 import math
 import secrets
-import time
 from pathlib import Path
 from typing import Any
 
-from disagg_adapter.engines.contract import Engine, Identity
+from disagg_adapter.engines.contract import Engine, Identity, Readings, Work
 from disagg_adapter.ledger import Ledger
 from disagg_adapter.metrics import Metrics, Snapshot
 from disagg_adapter.model_folder import ModelFolder
 from disagg_adapter.server import device_counters, jobs
 from disagg_adapter.server.handovers import HandOverDoor, HandOverSender
 from disagg_adapter.server.monitor import Monitor, Patience
+from disagg_adapter.server.run import ENGINE_LOST, work_of
 from disagg_adapter.settings import Settings
 from disagg_adapter.transport import Counters, Used, used
 from disagg_adapter.work_done import WorkDone
@@ -25,6 +25,7 @@ from disagg_protocol.endpoint import Endpoint
 from disagg_protocol.errors import InvalidInput
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket
+from disagg_wire.problems import ENGINE_HUNG, PROBLEM, WorkerProblem
 from disagg_wire.protocol import PROTOCOL_VERSION
 from disagg_wire.roles import DECODE, PREFILL, Role
 from disagg_wire.room import Room
@@ -55,6 +56,8 @@ class Adapter(Endpoint):
         self.handover_address = ("", 0)
         self.interface = settings.kv_interface
         self._before = device_counters.received()
+        self._kv_before = math.nan
+        self._used: tuple[Readings | None, Used] = (None, Used("", "", ""))
         self._compat = ""
 
     # ---- The engine ----
@@ -69,13 +72,14 @@ class Adapter(Endpoint):
         self.incarnation = f"{self.incarnation.rpartition('/')[0]}/{secrets.token_hex(16)}"
         if identity is None:
             for interrupt in self.interruptions():
-                interrupt(jobs.ENGINE_LOST)
+                interrupt(ENGINE_LOST)
             return
         settings = self.settings
         self.ledger = Ledger(
             identity.blocks_total, identity.block_size_tokens, settings.max_running, settings.growth_reserve_tokens
         )
         self._before = device_counters.received()
+        self._kv_before = self.monitor.health.readings.transfer_bytes_total
         self.metrics.info.info(
             {
                 "role": self.role,
@@ -100,11 +104,19 @@ class Adapter(Endpoint):
         self._compat = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
     def transport(self) -> Used:
-        """Return what moves this worker's KV, and how that is known."""
+        """Return what moves this worker's KV, and how that is known.
+
+        It is worked out once for each look at the engine, because each request asks for it.
+        """
+        readings = self.monitor.health.readings
+        if self._used[0] is not readings:
+            self._used = (readings, self._transport(readings.transfer_bytes_total))
+        return self._used[1]
+
+    def _transport(self, kv_bytes: float) -> Used:
         now, before = device_counters.received(), self._before
-        kv = self.monitor.health.readings.transfer_bytes_total
         counters = Counters(
-            kv=kv,
+            kv=kv_bytes - self._kv_before,
             interfaces={n: v - before.interfaces.get(n, 0) for n, v in now.interfaces.items()},
             rdma={n: v - before.rdma.get(n, 0) for n, v in now.rdma.items()},
         )
@@ -122,9 +134,9 @@ class Adapter(Endpoint):
         return jobs.transfer_timeout_s(kv_bytes, min(_TRANSFER_S, self.settings.lease_s))
 
     def room(self) -> Room:
-        """Return the room for more sequences."""
+        """Return the room for more sequences, by what is known now."""
         health = self.monitor.health
-        self.ledger.read(health.readings.kv_usage, time.monotonic())
+        self.ledger.read(health.readings.kv_usage, health.read_s)
         readings = health.readings
         step_s = readings.itl_s_sum / readings.itl_count if readings.itl_count > 0 else 0.0
         return self.ledger.room(step_s)
@@ -138,6 +150,13 @@ class Adapter(Endpoint):
     @property
     def problem(self) -> str:
         return self.monitor.health.hung
+
+    @property
+    def drained(self) -> bool:
+        """Whether the engine may be stopped: it is of no use, or nothing needs it any more."""
+        if self.failed or self.problem:
+            return True
+        return self.active == 0 and (self.draining or not self.serving)
 
     @property
     def progress(self) -> str:
@@ -184,8 +203,8 @@ class Adapter(Endpoint):
             return jobs.PrefillAlone(self, work, request.deadline_s).start()
         return jobs.PrefillRun(self, request, work, ticket).start()
 
-    def _checked(self, request: DecodeRequest | PrefillRequest) -> Any:
-        work = jobs.work_of(request)
+    def _checked(self, request: DecodeRequest | PrefillRequest) -> Work:
+        work = work_of(request)
         known = () if self.identity is None else self.identity.adapters
         if work.adapter is not None and work.adapter not in known:
             raise InvalidInput(f"adapter: {work.adapter} is not loaded here")
@@ -208,8 +227,10 @@ class Adapter(Endpoint):
             "limits": {"max_running": settings.max_running, "max_waiting": settings.max_waiting},
             "engine": {"name": settings.engine, "version": identity.version if identity else ""},
         }
-        if health.reason:
-            answer["problem"] = {"reason": health.reason, "message": health.waits_for}
+        if health.hung:
+            answer[PROBLEM] = WorkerProblem(ENGINE_HUNG, health.hung).as_json()
+        elif health.reason:
+            answer[PROBLEM] = WorkerProblem(health.reason, health.waits_for).as_json()
         if identity is None or files is None:
             return answer
         room, moved = self.room(), self.transport()

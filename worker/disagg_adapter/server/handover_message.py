@@ -18,6 +18,10 @@ from disagg_protocol.ticket import Ticket, TicketError, verify
 _PURPOSE = b"disagg-handover-v1"
 
 
+class NotSigned(TicketError):
+    """Raised when a message is not signed with the cluster key."""
+
+
 @dataclass(frozen=True, slots=True)
 class HandOverMessage:
     """A hand-over on its way between two adapters."""
@@ -58,7 +62,7 @@ def read_message(key: bytes, raw: object) -> HandOverMessage:
     if not isinstance(raw["mac"], str) or not hmac.compare_digest(
         _mac(key, raw).encode(), raw["mac"].encode(errors="replace")
     ):
-        raise TicketError("mac: does not match")
+        raise NotSigned("mac: does not match")
     ticket = verify(key, raw["ticket"])
     first, cached, age_s = raw["first_token"], raw["cached_tokens"], raw["age_s"]
     if not isinstance(raw["parameters"], dict):

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from disagg_adapter.engines.contract import EngineFault
-from disagg_adapter.server.handover_message import HandOverMessage, read_message, sign_message
+from disagg_adapter.server.handover_message import HandOverMessage, NotSigned, read_message, sign_message
 from disagg_protocol.ticket import Ticket, TicketError
 from disagg_wire import codes
 from disagg_wire.protocol import HANDOVER_PATH
@@ -73,8 +73,12 @@ class HandOverDoor:
             body = await _limited(request)
             message = read_message(self._key, json.loads(body))
             expected = self._accept(message)
-        except (ValueError, RecursionError) as error:  # TicketError is a ValueError
-            return _error(400, codes.INVALID_REQUEST, f"{error}")
+        except NotSigned as error:
+            return _error(401, codes.UNAUTHORIZED, str(error))
+        except TicketError as error:
+            return _error(400, codes.TICKET_REFUSED, str(error))
+        except (ValueError, RecursionError) as error:
+            return _error(400, codes.INVALID_REQUEST, f"body: {error}")
         except ClientDisconnect:
             return _error(400, codes.CANCELLED, "the client went away")
         expected.arrived.set_result(message)
@@ -100,7 +104,7 @@ class HandOverDoor:
         if message.age_s > self._max_age_s:
             raise TicketError(f"age_s: {message.age_s:.1f} s old; prefill may have given its blocks to others")
         expected = self._expected.get(message.ticket.transfer_id)
-        if expected is None or expected.ticket != message.ticket:
+        if expected is None or expected.ticket != message.ticket or expected.arrived.done():
             raise TicketError("ticket: is unknown, used or expired")
         del self._expected[message.ticket.transfer_id]
         return expected

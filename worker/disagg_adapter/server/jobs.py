@@ -7,160 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator
+from typing import Any
 
-from disagg_adapter.engines.contract import Delta, Engine, EngineFault, HandOver, Work
-from disagg_adapter.ledger import Ledger
-from disagg_adapter.metrics import Metrics
+from disagg_adapter.engines.contract import Delta, EngineFault, HandOver, Work
 from disagg_adapter.server.handover_message import HandOverMessage
-from disagg_adapter.server.handovers import Expected, HandOverDoor, HandOverSender
-from disagg_adapter.server.monitor import Monitor
-from disagg_adapter.settings import Settings
-from disagg_adapter.transport import Used
-from disagg_adapter.work_done import WorkDone
-from disagg_protocol.bodies import DecodeRequest, Line, PrefillRequest, error_json, event_json
-from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
-from disagg_protocol.requests import Job
+from disagg_adapter.server.handovers import Expected
+from disagg_adapter.server.run import Host, Run, end
+from disagg_protocol.bodies import DecodeRequest, Line, PrefillRequest, event_json
+from disagg_protocol.errors import InvalidInput
+from disagg_protocol.events import EndEvent
 from disagg_protocol.ticket import Ticket, sign, token_hash
 from disagg_wire import codes
-from disagg_wire.room import Room
 
-log = logging.getLogger(__name__)
-ENGINE_LOST = ErrorEvent(codes.INTERNAL, "the engine serves no more", retryable=True)
-_ENDS = ("end", "error")
 # A READ at less than this is as good as none.
 _SLOWEST_BYTES_PER_S = 250e6
 
 
-def work_of(request: DecodeRequest | PrefillRequest) -> Work:
-    """Return a request as an engine gets it. Its name is used for one call only."""
-    return Work(
-        request_id=f"{request.request_id}-{request.epoch}-{secrets.token_hex(4)}",
-        tokens=request.tokens,
-        prompt_tokens=request.prompt_tokens,
-        sampling=request.sampling,
-        tenant=request.tenant,
-        adapter=request.adapter,
-    )
-
-
-class Host(Protocol):
-    """What jobs need of the adapter that runs them."""
-
-    settings: Settings
-    engine: Engine
-    ledger: Ledger
-    work_done: WorkDone
-    metrics: Metrics
-    monitor: Monitor
-    door: HandOverDoor
-    sender: HandOverSender
-    key: bytes
-    incarnation: str
-    handover_address: tuple[str, int]
-
-    @property
-    def compat(self) -> str: ...
-
-    def transport(self) -> Used: ...
-
-    def kv_bytes(self, tokens: int) -> int: ...
-
-    def transfer_timeout_s(self, kv_bytes: int) -> float: ...
-
-    def room(self) -> Room: ...
-
-
-class _Run(ABC):
-    """A job whose lines are made by a task of its own, so that it can be interrupted."""
-
-    def __init__(self, adapter: Host, work: Work, deadline_s: float) -> None:
-        self._adapter = adapter
-        self._work = work
-        self._deadline_s = time.monotonic() + deadline_s
-        # Bounded by the number of tokens that one request can emit.
-        self._lines: asyncio.Queue[Line] = asyncio.Queue()
-        self._index = work.emitted
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> Job:
-        self._task = asyncio.create_task(self._guarded())
-        return Job(self._read(), self.close, lambda error: self._lines.put_nowait(error_json(error)), self._deadline_s)
-
-    def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        self._adapter.ledger.release(self._work.request_id)
-
-    async def _read(self) -> AsyncIterator[Line]:
-        while True:
-            try:
-                async with asyncio.timeout_at(self._loop_deadline()):
-                    line = await self._lines.get()
-            except TimeoutError:
-                line = error_json(
-                    ErrorEvent(codes.DEADLINE_EXCEEDED, "the request's deadline has passed", retryable=False)
-                )
-            yield line
-            if line["type"] in _ENDS:
-                return
-
-    def _loop_deadline(self) -> float:
-        return asyncio.get_running_loop().time() + self._deadline_s - time.monotonic()
-
-    async def _guarded(self) -> None:
-        try:
-            await self._work_on()
-        except EngineFault as fault:
-            log.info("request %s: %s: %s", self._work.request_id, fault.code, fault)
-            self._failed(fault)
-            self._emit(error_json(ErrorEvent(fault.code, str(fault), retryable=fault.retryable)))
-        except Exception:
-            log.exception("request %s failed", self._work.request_id)
-            self._emit(error_json(ErrorEvent(codes.INTERNAL, "internal error; see the adapter's log", retryable=True)))
-        finally:
-            self._adapter.ledger.release(self._work.request_id)
-
-    def _emit(self, line: Line) -> None:
-        self._lines.put_nowait(line)
-
-    def _failed(self, fault: EngineFault) -> None:
-        if fault.code == codes.TRANSFER_FAILED:
-            self._adapter.metrics.transfer_failures.labels(fault.code).inc()
-
-    @abstractmethod
-    async def _work_on(self) -> None:
-        """Do the work. Raises EngineFault."""
-
-    def _tokens(self, delta: Delta, cached_tokens: int | None) -> None:
-        """Send the tokens and the end that a piece of the engine's stream holds."""
-        now = self._adapter
-        for output in delta.outputs:
-            cached = cached_tokens if self._index == self._work.emitted else None
-            self._emit(event_json(TokenEvent(self._index, output.token, output.logprob, output.top_logprobs, cached)))
-            self._index += 1
-        if delta.outputs:
-            now.monitor.progress()
-            now.ledger.grew(self._work.request_id, len(delta.outputs))
-            now.work_done.generated(len(delta.outputs), self._work.prompt_tokens + self._index)
-        if delta.finish_reason is not None:
-            self._emit(event_json(EndEvent(delta.finish_reason)))
-
-    async def _relay(self, deltas: AsyncGenerator[Delta], cached_tokens: int | None = None) -> None:
-        async with contextlib.aclosing(deltas):
-            async for delta in deltas:
-                self._tokens(delta, delta.cached_tokens if cached_tokens is None else cached_tokens)
-                if delta.finish_reason is not None:
-                    return
-        raise EngineFault(codes.INTERNAL, "the engine's stream ended without a reason")
-
-
-class LocalRun(_Run):
+class LocalRun(Run):
     """Prefill and decode in one engine."""
 
     async def _work_on(self) -> None:
@@ -178,13 +44,12 @@ class LocalRun(_Run):
         super()._tokens(delta, cached_tokens)
 
 
-class RemoteDecode(_Run):
+class RemoteDecode(Run):
     """Decode KV of another engine, from the ticket to the last token."""
 
     def __init__(self, adapter: Host, request: DecodeRequest, work: Work) -> None:
         super().__init__(adapter, work, request.deadline_s)
         self._request = request
-        self._expected: Expected | None = None
 
     def _ticket(self) -> Ticket:
         adapter, request = self._adapter, self._request
@@ -200,13 +65,14 @@ class RemoteDecode(_Run):
                 port=adapter.handover_address[1],
                 tokens=len(request.tokens),
                 token_hash=token_hash(request.tokens),
-                lifetime_s=adapter.settings.ticket_lifetime_s,
+                # What arrives in time is then younger than the lease, whatever held it up.
+                lifetime_s=min(adapter.settings.ticket_lifetime_s, adapter.settings.lease_s),
             ),
         )
 
     async def _work_on(self) -> None:
         adapter = self._adapter
-        self._expected = expected = adapter.door.expect(self._ticket())
+        expected = adapter.door.expect(self._ticket())
         try:
             self._emit({"type": "ticket", "ticket": expected.ticket.to_json(), "room": adapter.room().to_json()})
             try:
@@ -217,6 +83,9 @@ class RemoteDecode(_Run):
                     codes.TICKET_EXPIRED, f"no hand-over came within {expected.ticket.lifetime_s:g} s"
                 ) from None
             await self._take_over(expected, message)
+        except EngineFault as fault:
+            expected.answer(fault)
+            raise
         finally:
             adapter.door.forget(expected)
 
@@ -225,8 +94,8 @@ class RemoteDecode(_Run):
         adapter, work = self._adapter, self._work
         try:
             adapter.engine.check_handover(message.parameters)
-        except ValueError as error:
-            raise EngineFault(codes.TRANSFER_FAILED, str(error)) from None
+        except InvalidInput as error:
+            raise EngineFault(codes.TRANSFER_FAILED, f"the hand-over is refused: {error}") from None
         started_s = time.monotonic()
         adapter.ledger.begun(work.request_id, started_s)
         handover = HandOver(dict(message.parameters), message.first_token, message.cached_tokens)
@@ -249,16 +118,17 @@ class RemoteDecode(_Run):
         """
         first = asyncio.ensure_future(anext(deltas))
         either: set[asyncio.Future[Any]] = {first, expected.answered}
-        done, _ = await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if first not in done:
-            first.cancel()
-            await asyncio.wait([first])
-            fault = expected.answered.result() if expected.answered.done() else None
-            raise fault or EngineFault(codes.TRANSFER_FAILED, f"no KV within {timeout_s:.1f} s")
         try:
+            done, _ = await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if first not in done:
+                fault = expected.answered.result() if expected.answered.done() else None
+                raise fault or EngineFault(codes.TRANSFER_FAILED, f"no KV within {timeout_s:.1f} s")
             return first.result()
         except StopAsyncIteration:
             raise EngineFault(codes.INTERNAL, "the engine's stream is empty") from None
+        finally:
+            # A generator that is waited for cannot be closed.
+            await end(first)
 
     def _note(self, first: Delta, expected_token: int | None, kv_bytes: int, taken_s: float) -> None:
         """Tell the router and the metrics that the KV has come."""
@@ -281,13 +151,8 @@ class RemoteDecode(_Run):
             }
         )
 
-    def _failed(self, fault: EngineFault) -> None:
-        super()._failed(fault)
-        if self._expected is not None:
-            self._expected.answer(fault)
 
-
-class PrefillRun(_Run):
+class PrefillRun(Run):
     """Compute a prompt, and hand its KV over."""
 
     def __init__(self, adapter: Host, request: PrefillRequest, work: Work, ticket: Ticket) -> None:
@@ -297,30 +162,46 @@ class PrefillRun(_Run):
     async def _work_on(self) -> None:
         adapter, name = self._adapter, self._work.request_id
         adapter.work_done.prefill_began(name, len(self._work.tokens), time.monotonic())
-        done = False
         handovers = adapter.engine.prefill(self._work)
         try:
             async with contextlib.aclosing(handovers):
-                handover = await anext(handovers)
+                handover = await anext(handovers, None)
+                if handover is None:
+                    raise EngineFault(codes.INTERNAL, "the engine has ended without a hand-over")
                 adapter.monitor.progress()
-                sending = asyncio.create_task(self._send(handover))
-                try:
-                    # An engine that hands over at the start ends here when decode has the KV.
-                    async for _ in handovers:
-                        pass
-                    adapter.work_done.prefill_ended(name, time.monotonic(), done=True)
-                    done = True
-                    taken_s = await sending
-                finally:
-                    if not sending.done():
-                        sending.cancel()
-                        adapter.metrics.stranded.inc()
-                        await asyncio.wait({sending})
+                taken_s = await self._hand_over(handover, handovers)
         finally:
-            adapter.work_done.prefill_ended(name, time.monotonic(), done=done)
+            adapter.work_done.prefill_ended(name, time.monotonic(), done=False)
         self._transferred(taken_s)
 
-    async def _send(self, handover: HandOver) -> float:
+    async def _hand_over(self, handover: HandOver, engine: AsyncGenerator[HandOver]) -> float:
+        """Send the hand-over and see the engine's own work to its end.
+
+        Either fails if the other does. Returns the seconds until decode had the KV.
+        """
+        sending = asyncio.create_task(self._send(handover, time.monotonic()))
+        ending = asyncio.create_task(self._see_out(engine))
+        try:
+            await asyncio.wait({sending, ending}, return_when=asyncio.FIRST_EXCEPTION)
+            for task in (ending, sending):
+                if task.done():
+                    task.result()
+            return sending.result()
+        except BaseException:
+            self._adapter.metrics.stranded.inc()
+            raise
+        finally:
+            await end(sending, ending)
+
+    async def _see_out(self, engine: AsyncGenerator[HandOver]) -> None:
+        # An engine that hands over at the start ends when decode has the KV.
+        async for _ in engine:
+            pass
+        adapter = self._adapter
+        adapter.monitor.progress()
+        adapter.work_done.prefill_ended(self._work.request_id, time.monotonic(), done=True)
+
+    async def _send(self, handover: HandOver, since_s: float) -> float:
         adapter = self._adapter
         message = HandOverMessage(
             ticket=self._ticket,
@@ -329,7 +210,7 @@ class PrefillRun(_Run):
             parameters=handover.parameters,
             first_token=handover.first_token,
             cached_tokens=handover.cached_tokens,
-            age_s=0.0,
+            age_s=time.monotonic() - since_s,
         )
         return await adapter.sender.send(message, adapter.settings.lease_s)
 

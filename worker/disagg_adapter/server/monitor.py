@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from disagg_adapter.engines.contract import Engine, EngineFault, Identity, NotReady, Readings, Unusable
+from disagg_wire import codes
 
 log = logging.getLogger(__name__)
 _MISSES = 2
+# Looks at an engine that gets on, after which what was cancelled is surely gone: the steps that the
+# first one sees may have been before the cancellation.
+_LOOKS_AFTER_CANCEL = 2
+_BETWEEN_PROBES_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,8 @@ class Health:
     identity: Identity | None = None
     """None while it does not serve."""
     readings: Readings = field(default_factory=Readings)
+    read_s: float = -math.inf
+    """When the readings were asked for, on the monotonic clock."""
     waits_for: str = "the engine has not been asked yet"
     """What is missing before it serves."""
     reason: str = ""
@@ -57,19 +65,22 @@ class Monitor:
         self.health = Health()
         self._progress_s = time.monotonic()
         self._marks: tuple[float, ...] = ()
-        self._nudge = asyncio.Event()
+        self._looks_after_cancel = 0
+        self._probed_s = -math.inf
+        # The start of the engine that hung, until another one or this one serves.
+        self._hung_start = ""
 
     def progress(self) -> None:
         """Note that the engine has just sent something."""
         self._progress_s = time.monotonic()
 
     def nudge(self) -> None:
-        """Ask for one token soon.
+        """Note that a request was cancelled: an engine that is idle is asked for one token soon.
 
         vLLM frees what a cancelled request held when its next step begins, and an idle engine takes
         none.
         """
-        self._nudge.set()
+        self._looks_after_cancel = _LOOKS_AFTER_CANCEL
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -81,19 +92,22 @@ class Monitor:
         started_s = time.monotonic()
         while True:
             try:
-                identity = await self._engine.identify()
-                async with asyncio.timeout(self._patience.start_s):
-                    await self._engine.probe()
-                self.health = Health(identity, await self._engine.read(), waits_for="")
+                await self._try_to_serve()
                 break
             except NotReady as waiting:
-                self.health = Health(waits_for=str(waiting))
+                self._waits(str(waiting))
             except Unusable as error:
                 if self.health.reason != error.reason:
                     log.error("the engine cannot be used: %s: %s", error.reason, error)
-                self.health = Health(waits_for=str(error), reason=error.reason)
+                self._waits(str(error), error.reason)
             except (EngineFault, TimeoutError) as fault:
-                self.health = Health(waits_for=f"the first token: {str(fault) or 'it takes too long'}")
+                self._waits(f"the first token: {str(fault) or 'it takes too long'}")
+            except Exception as error:
+                # What an engine answers while it starts must not end the watch.
+                text = f"the engine's answers are not understood: {error!r}"
+                if self.health.waits_for != text:
+                    log.exception("the engine's answers are not understood")
+                self._waits(text)
             if time.monotonic() - started_s > self._patience.start_s:
                 self.health.hung = f"the engine did not serve within {self._patience.start_s:g} s"
             await asyncio.sleep(self._patience.poll_s)
@@ -101,52 +115,109 @@ class Monitor:
         self.progress()
         self._changed()
 
+    async def _try_to_serve(self) -> None:
+        identity = await self._engine.identify()
+        if self._hung_start != identity.started:
+            self.health.hung = ""
+        self.health.waits_for, self.health.reason = "the first token", ""
+        async with asyncio.timeout(self._patience.start_s):
+            await self._engine.probe()
+        asked_s = time.monotonic()
+        self.health = Health(identity, await self._engine.read(), asked_s, waits_for="")
+        self._hung_start = ""
+
+    def _waits(self, text: str, reason: str = "") -> None:
+        # A hung engine stays one until it serves or is another: what it answers in between says
+        # nothing.
+        self.health = Health(waits_for=text, reason=reason, hung=self.health.hung)
+
     async def _while_it_serves(self) -> None:
         """Return when the engine does not answer, is another process, or is hung."""
         misses = 0
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._patience.poll_s):
-                    await self._nudge.wait()
+            await asyncio.sleep(self._next_look_s())
+            asked_s = time.monotonic()
             try:
                 readings = await self._engine.read()
-                misses = 0
-            except EngineFault as fault:
+            except Exception as error:  # a page that cannot be read is no answer either
                 misses += 1
                 if misses < _MISSES:
                     continue
-                return self._lost(f"the engine does not answer: {fault}")
+                return self._lost(f"the engine does not answer: {error}")
+            misses = 0
             if readings.started != self.health.readings.started:
                 return self._lost("the engine was restarted")
-            self.health.readings = readings
+            self.health.readings, self.health.read_s = readings, asked_s
             if await self._hangs(readings):
                 return self._lost(self.health.hung, hung=True)
 
+    def _next_look_s(self) -> float:
+        """Return the time to the next look: the usual one, or less if a probe is due before."""
+        due_s = self._progress_s + self._patience.probe_after_s - time.monotonic()
+        return min(self._patience.poll_s, max(due_s, self._patience.poll_s / 10))
+
     def _lost(self, why: str, *, hung: bool = False) -> None:
         log.warning("the engine serves no more: %s", why)
+        if hung:
+            self._hung_start = self.health.readings.started
         self.health = Health(waits_for=why, hung=why if hung else "")
         self._changed()
 
     async def _hangs(self, readings: Readings) -> bool:
         """Return whether the engine has work, gets nothing done, and cannot make one token."""
-        marks = (readings.steps_total, readings.prompt_tokens_total, readings.generated_tokens_total)
-        if marks != self._marks or not self._has_work():
-            self._marks = marks
+        moved = self._moved(readings)
+        if moved or not self._has_work():
             self.progress()
         silent_s = time.monotonic() - self._progress_s
-        if silent_s < self._patience.probe_after_s and not self._nudge.is_set():
-            return False
-        self._nudge.clear()
-        try:
-            async with asyncio.timeout(self._patience.probe_s):
-                await self._engine.probe()
-        except (EngineFault, TimeoutError) as error:
-            if silent_s < self._patience.probe_after_s:
-                return False  # busy, and only nudged
-            self.health.hung = (
-                f"no progress for {silent_s:.0f} s, and no token within {self._patience.probe_s:g} s"
-                f"{f': {error}' if str(error) else ''}"
-            )
-            return True
-        self.progress()
+        if silent_s >= self._patience.probe_after_s:
+            return await self._probe_fails(silent_s)
+        await self._after_cancel(moved)
         return False
+
+    def _moved(self, readings: Readings) -> bool:
+        """Return whether the engine's counters are others than at the last look."""
+        counters = (readings.steps_total, readings.prompt_tokens_total, readings.generated_tokens_total)
+        marks = tuple(-1.0 if math.isnan(value) else value for value in counters)
+        before, self._marks = self._marks, marks
+        return marks != before
+
+    async def _probe_fails(self, silent_s: float) -> bool:
+        """Ask for one token, and return whether the engine counts as hung."""
+        patience, began_s = self._patience, time.monotonic()
+        left_s = max(patience.poll_s, patience.probe_after_s + patience.probe_s - silent_s)
+        try:
+            async with asyncio.timeout(left_s):
+                await self._engine.probe()
+        except Exception as error:
+            why = f": {error}" if str(error) else ""
+            refused = isinstance(error, EngineFault) and error.code == codes.NO_CAPACITY
+            if refused and silent_s < patience.probe_after_s + patience.probe_s:
+                return False  # it may be busy; the next look asks again
+        else:
+            self.progress()
+            return False
+        if await self._got_on_since(began_s):
+            return False  # the token waited behind much work
+        total_s = time.monotonic() - self._progress_s
+        self.health.hung = f"no progress for {total_s:.0f} s, and no token for the adapter itself{why}"
+        return True
+
+    async def _got_on_since(self, began_s: float) -> bool:
+        with contextlib.suppress(Exception):  # what does not answer does not get on
+            async with asyncio.timeout(self._patience.poll_s):
+                if self._moved(await self._engine.read()):
+                    self.progress()
+        return self._progress_s > began_s
+
+    async def _after_cancel(self, moved: bool) -> None:
+        """Make an idle engine take a step, so that it frees what cancelled requests held."""
+        if self._looks_after_cancel == 0:
+            return
+        if moved:
+            self._looks_after_cancel -= 1
+        elif time.monotonic() - self._probed_s >= _BETWEEN_PROBES_S:
+            self._looks_after_cancel = 0
+            self._probed_s = time.monotonic()
+            with contextlib.suppress(EngineFault, TimeoutError):
+                async with asyncio.timeout(self._patience.probe_s):
+                    await self._engine.probe()

@@ -1,0 +1,175 @@
+"""What all jobs of an adapter have in common: a task that makes lines, and their stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Protocol
+
+from disagg_adapter.engines.contract import Delta, Engine, EngineFault, Work
+from disagg_adapter.ledger import Ledger
+from disagg_adapter.metrics import Metrics
+from disagg_adapter.server.handovers import HandOverDoor, HandOverSender
+from disagg_adapter.server.monitor import Monitor
+from disagg_adapter.settings import Settings
+from disagg_adapter.transport import Used
+from disagg_adapter.work_done import WorkDone
+from disagg_protocol.bodies import DecodeRequest, Line, PrefillRequest, error_json, event_json
+from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
+from disagg_protocol.requests import Job
+from disagg_wire import codes
+from disagg_wire.room import Room
+
+log = logging.getLogger(__name__)
+ENGINE_LOST = ErrorEvent(codes.INTERNAL, "the engine serves no more", retryable=True)
+_ENDS = ("end", "error")
+
+
+def work_of(request: DecodeRequest | PrefillRequest) -> Work:
+    """Return a request as an engine gets it. Its name is used for one call only."""
+    return Work(
+        request_id=f"{request.request_id}-{request.epoch}-{secrets.token_hex(4)}",
+        tokens=request.tokens,
+        prompt_tokens=request.prompt_tokens,
+        sampling=request.sampling,
+        tenant=request.tenant,
+        adapter=request.adapter,
+    )
+
+
+class Host(Protocol):
+    """What jobs need of the adapter that runs them."""
+
+    settings: Settings
+    engine: Engine
+    ledger: Ledger
+    work_done: WorkDone
+    metrics: Metrics
+    monitor: Monitor
+    door: HandOverDoor
+    sender: HandOverSender
+    key: bytes
+    incarnation: str
+    handover_address: tuple[str, int]
+
+    @property
+    def compat(self) -> str: ...
+
+    def transport(self) -> Used: ...
+
+    def kv_bytes(self, tokens: int) -> int: ...
+
+    def transfer_timeout_s(self, kv_bytes: int) -> float: ...
+
+    def room(self) -> Room: ...
+
+
+class Run(ABC):
+    """A job whose lines are made by a task of its own, so that it can be interrupted."""
+
+    def __init__(self, adapter: Host, work: Work, deadline_s: float) -> None:
+        self._adapter = adapter
+        self._work = work
+        self._deadline_s = time.monotonic() + deadline_s
+        # The lines that are not sent yet, at most as many as one request can emit.
+        self._lines: list[Line] = []
+        self._some = asyncio.Event()
+        self._index = work.emitted
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def start(self) -> Job:
+        self._task = asyncio.create_task(self._guarded())
+        return Job(self._read(), self.close, self.interrupt, self._deadline_s)
+
+    def close(self) -> None:
+        """Give back what the job holds (idempotent): its task closes the engine's generator."""
+        # A second cancellation would hit the task while it cleans up.
+        if self._task is not None and not self._task.done() and not self._closed:
+            self._task.cancel()
+            self._adapter.monitor.nudge()
+        self._closed = True
+        self._adapter.ledger.release(self._work.request_id)
+
+    def interrupt(self, error: ErrorEvent) -> None:
+        """End the job at once, whether its lines are read or not, with an error as the last one."""
+        self.close()
+        self._emit(error_json(error))
+
+    async def _read(self) -> AsyncIterator[list[Line]]:
+        """Yield the lines that have come since the last time, up to the one that ends the job."""
+        while True:
+            try:
+                async with asyncio.timeout_at(self._loop_deadline()):
+                    await self._some.wait()
+            except TimeoutError:
+                passed = ErrorEvent(codes.DEADLINE_EXCEEDED, "the request's deadline has passed", retryable=False)
+                self._lines.append(error_json(passed))
+            lines, self._lines = self._lines, []
+            self._some.clear()
+            end = next((i for i, line in enumerate(lines) if line["type"] in _ENDS), None)
+            yield lines if end is None else lines[: end + 1]
+            if end is not None:
+                return
+
+    def _loop_deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._deadline_s - time.monotonic()
+
+    async def _guarded(self) -> None:
+        try:
+            await self._work_on()
+        except EngineFault as fault:
+            log.info("request %s: %s: %s", self._work.request_id, fault.code, fault)
+            self._failed(fault)
+            self._emit(error_json(ErrorEvent(fault.code, str(fault), retryable=fault.retryable)))
+        except Exception:
+            log.exception("request %s failed", self._work.request_id)
+            self._emit(error_json(ErrorEvent(codes.INTERNAL, "internal error; see the adapter's log", retryable=True)))
+        finally:
+            self._adapter.ledger.release(self._work.request_id)
+
+    def _emit(self, line: Line) -> None:
+        self._lines.append(line)
+        self._some.set()
+
+    def _failed(self, fault: EngineFault) -> None:
+        if fault.code == codes.TRANSFER_FAILED:
+            self._adapter.metrics.transfer_failures.labels(fault.code).inc()
+
+    @abstractmethod
+    async def _work_on(self) -> None:
+        """Do the work. Raises EngineFault."""
+
+    def _tokens(self, delta: Delta, cached_tokens: int | None) -> None:
+        """Send the tokens and the end that a piece of the engine's stream holds."""
+        now = self._adapter
+        for output in delta.outputs:
+            cached = cached_tokens if self._index == self._work.emitted else None
+            self._emit(event_json(TokenEvent(self._index, output.token, output.logprob, output.top_logprobs, cached)))
+            self._index += 1
+        if delta.outputs:
+            now.monitor.progress()
+            now.ledger.grew(self._work.request_id, len(delta.outputs))
+            now.work_done.generated(len(delta.outputs), self._work.prompt_tokens + self._index)
+        if delta.finish_reason is not None:
+            self._emit(event_json(EndEvent(delta.finish_reason)))
+
+    async def _relay(self, deltas: AsyncGenerator[Delta], cached_tokens: int | None = None) -> None:
+        async with contextlib.aclosing(deltas):
+            async for delta in deltas:
+                self._tokens(delta, delta.cached_tokens if cached_tokens is None else cached_tokens)
+                if delta.finish_reason is not None:
+                    return
+        raise EngineFault(codes.INTERNAL, "the engine's stream ended without a reason")
+
+
+async def end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel the tasks that still run, and wait until they have ended. Their errors are dropped."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
