@@ -1,7 +1,9 @@
 """PURE: LMDeploy, each worker of which computes prompts and generates tokens by itself.
 
 Its hand-over is an experiment, because nothing keeps the KV cache until decode has read it
-(docs/engines.md). The flags are those of LMDeploy 0.18.0.
+(docs/engines.md). Its prefix cache stays off, whatever the spec says, because it knows no tenants:
+one could tell from an early first token what another has asked. The flags are those of LMDeploy
+0.18.0.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _OWNED = {
     "--ep": "",
     "--dtype": "engine.dtype", "--session-len": "engine.maxModelLen", "--max-batch-size": "maxRunningRequests",
     "--max-prefill-token-num": "maxBatchTokens", "--cache-block-seq-len": "engine.blockSizeTokens",
-    "--enable-prefix-caching": "engine.prefixCaching",
+    "--enable-prefix-caching": "",
 }  # fmt: skip
 
 
@@ -78,8 +80,6 @@ def _flags(pool: EnginePool) -> list[str]:
         out += ["--role", pool.role.capitalize(), "--migration-backend", "DLSlime"]
     if _reached(pool):
         out += ["--api-keys", KEY_PLACE]
-    if pool.prefix_cache:
-        out.append("--enable-prefix-caching")
     if pool.revision is not None:
         out += ["--revision", pool.revision]
     if pool.max_model_len is not None:
