@@ -20,6 +20,7 @@ from disagg_operator.api.scaling import ScalingSpec
 from disagg_operator.autoscaling.policy import guard
 from disagg_operator.autoscaling.policy.guard import Predicting
 from disagg_operator.autoscaling.policy.observation import Folded
+from disagg_wire.engines import ADAPTED
 from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
 
 REPO = Path(__file__).parents[1]
@@ -39,6 +40,11 @@ def test_the_yaml_of_the_page_on_autoscaling_is_of_valid_resources() -> None:
     for block in blocks:
         part = yaml.safe_load(block)
         parse_file(good(**part.get("spec", part)))
+
+
+def test_the_yaml_of_the_page_on_engines_is_of_valid_resources() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPO / "docs/engines.md").read_text(), re.DOTALL)
+    assert [parse_file(yaml.safe_load(block)).spec.engine.type for block in blocks] == [*ADAPTED]
 
 
 def test_the_quickstart_is_short() -> None:
