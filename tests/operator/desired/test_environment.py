@@ -71,7 +71,7 @@ def test_an_adapter_is_told_of_lora_adapters_and_of_the_experiment() -> None:
     spec = {"model": {"adapters": [{"name": "law", "uri": "file:///law"}]}, "engine": {"type": "vllm"}}
     assert adapter_environment(parse(good(**spec)), "prefill", "prefill")["DISAGG_LORA_ADAPTERS"] == '["law"]'
     network = {"attachmentRef": {"name": "n"}, "rdmaResource": {"name": "rdma/hca"}}
-    rdma = {"kvTransfer": {"transport": "rdma", "network": network}}
+    rdma: dict[str, Any] = {"kvTransfer": {"transport": "rdma", "network": network}}
     dd = parse(of("lmdeploy", engine={"experimental": True}, **rdma))
     assert adapter_environment(dd, "prefill", "prefill")["DISAGG_EXPERIMENTAL"] == "true"
 
