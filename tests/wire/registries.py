@@ -55,7 +55,7 @@ def worker() -> list[CollectorRegistry]:
 
 def adapter() -> list[CollectorRegistry]:
     """Return the registry of an adapter whose engine tells everything."""
-    names = ("prefill_batches", "prefill_batch_tokens", "prefill_batch_tokens_squared", "prefill_batch_seconds")
+    names = ["prefill_batches", "prefill_batch_tokens", "prefill_batch_tokens_squared", "prefill_batch_seconds"]
     names += ("decode_steps", "decode_step_sequences", "decode_step_kv_tokens", "decode_step_seconds")
     work = dict.fromkeys(names, 0.0)
     readings = Readings(prompt_tokens_by_source={"local_compute": 1.0})

@@ -68,7 +68,7 @@ def test_an_adapter_is_told_what_the_spec_says_of_its_engine() -> None:
 
 
 def test_an_adapter_is_told_of_lora_adapters_and_of_the_experiment() -> None:
-    spec = {"model": {"adapters": [{"name": "law", "uri": "file:///law"}]}, "engine": {"type": "vllm"}}
+    spec: dict[str, Any] = {"model": {"adapters": [{"name": "law", "uri": "file:///law"}]}, "engine": {"type": "vllm"}}
     assert adapter_environment(parse(good(**spec)), "prefill", "prefill")["DISAGG_LORA_ADAPTERS"] == '["law"]'
     network = {"attachmentRef": {"name": "n"}, "rdmaResource": {"name": "rdma/hca"}}
     rdma: dict[str, Any] = {"kvTransfer": {"transport": "rdma", "network": network}}
