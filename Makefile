@@ -50,6 +50,7 @@ lint: setup
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-cache >/tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; exit 1; }
 	@$(PY) scripts/check_house.py
+	@$(PY) scripts/check_engine_names.py
 	@$(PY) scripts/generate.py --check
 	@$(PY) scripts/check_pure.py
 
@@ -71,7 +72,7 @@ integration: setup programs
 
 cluster: setup programs
 	@echo "--- cluster"
-	@e2e/cluster up --images
+	@e2e/cluster up --images --with vllm
 	@e2e/cluster monitoring
 
 e2e: setup

@@ -4,6 +4,8 @@ It brings up a real Kubernetes, installs the operator with helm, applies one sho
 for a chat answer over the second network, and lets both pools scale.
 
 Usage: demo.py [down]
+
+With ENGINE=vllm in the environment, the workers are real vLLM engines behind adapters.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -25,9 +28,12 @@ from disagg_operator.cli import chat
 from kubectl import RELEASE, REPO, SYSTEM_NAMESPACE, Cluster, ClusterFailed, conditions, is_true, pool_status
 
 NAME, MODEL = "chat", "stdlib-llama"
-EXAMPLE = REPO / "examples/quickstart.yaml"
+ENGINE = os.environ.get("ENGINE", "builtin")
+# The example of each engine, and the image that it needs beside those of the project.
+_EXAMPLES = {"builtin": ("examples/quickstart.yaml", None), "vllm": ("e2e/quickstart-vllm.yaml", "vllm")}
+# An engine of 2 GB needs a minute to start on two cores, and each further one as long again.
 READY_TIMEOUT_S = 300.0
-PHASE_LIMIT_S = 150.0
+PHASE_LIMIT_S = 300.0
 SHRINK_TIMEOUT_S = 150.0
 STARTED_S = time.monotonic()
 
@@ -43,8 +49,14 @@ def title(text: str) -> None:
 def bring_up() -> Cluster:
     """Bring up the cluster and the images; their own progress goes to the terminal."""
     title("1. A Kubernetes cluster, and the project's images")
-    subprocess.run([REPO / "e2e/cluster", "up", "--images"], check=True)
+    image = _EXAMPLES[ENGINE][1]
+    subprocess.run([REPO / "e2e/cluster", "up", "--images", *(["--with", image] if image else [])], check=True)
     return Cluster()
+
+
+def example() -> Path:
+    """Return the resource that is applied."""
+    return REPO / _EXAMPLES[ENGINE][0]
 
 
 def is_external(cluster: Cluster) -> bool:
@@ -65,7 +77,7 @@ def image_values(cluster: Cluster) -> dict[str, str]:
             "on a cluster of your own, set DISAGG_IMAGES to where it pulls the images from,"
             " such as REGISTRY/disagg-%s:1"
         )
-    return {f"images__{name}": pattern.replace("%s", name) for name in ("operator", "router", "worker")}
+    return {f"images__{name}": pattern.replace("%s", name) for name in ("operator", "router", "worker", "adapter")}
 
 
 def manifest(cluster: Cluster) -> str:
@@ -73,7 +85,7 @@ def manifest(cluster: Cluster) -> str:
 
     There it uses the NIC in DISAGG_E2E_NIC, or no second network if none is named.
     """
-    resource = yaml.safe_load(EXAMPLE.read_text())
+    resource = yaml.safe_load(example().read_text())
     if is_external(cluster):
         if nic := os.environ.get("DISAGG_E2E_NIC"):
             resource["spec"]["kvTransfer"]["network"]["attachment"]["master"] = nic
@@ -91,7 +103,7 @@ def deploy(cluster: Cluster) -> None:
         cluster.install(say, **image_values(cluster))
     except ClusterFailed as failure:
         raise ClusterFailed(f"{failure}\n{diagnosis(cluster)}") from None
-    say(f"kubectl apply -f {EXAMPLE.relative_to(REPO)}")
+    say(f"kubectl apply -f {example().relative_to(REPO)}")
     cluster.kubectl("apply", "-f", "-", stdin=manifest(cluster))
     shown: dict[str, str] = {}
 
@@ -236,7 +248,7 @@ def down() -> None:
     cluster = Cluster()
     if is_external(cluster):
         cluster.kubectl(
-            "delete", "-f", EXAMPLE, "--ignore-not-found", "--wait", "--timeout=120s", timeout_s=150, check=False
+            "delete", "-f", example(), "--ignore-not-found", "--wait", "--timeout=120s", timeout_s=150, check=False
         )
         cluster.run("helm", "uninstall", RELEASE, "-n", SYSTEM_NAMESPACE, "--ignore-not-found", "--wait", timeout_s=180)
         cluster.kubectl("delete", "-f", REPO / "crds", "--ignore-not-found", timeout_s=120)
@@ -246,6 +258,8 @@ def down() -> None:
 
 
 def main() -> None:
+    if ENGINE not in _EXAMPLES:
+        sys.exit(f"demo: ENGINE={ENGINE}: must be one of {', '.join(_EXAMPLES)}")
     try:
         down() if sys.argv[1:] == ["down"] else demo()
     except (ClusterFailed, chat.ChatFailed) as failure:

@@ -20,6 +20,7 @@ from disagg_operator.api.scaling import ScalingSpec
 from disagg_operator.autoscaling.policy import guard
 from disagg_operator.autoscaling.policy.guard import Predicting
 from disagg_operator.autoscaling.policy.observation import Folded
+from disagg_wire.engines import ADAPTED
 from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
 
 REPO = Path(__file__).parents[1]
@@ -41,6 +42,11 @@ def test_the_yaml_of_the_page_on_autoscaling_is_of_valid_resources() -> None:
         parse_file(good(**part.get("spec", part)))
 
 
+def test_the_yaml_of_the_page_on_engines_is_of_valid_resources() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPO / "docs/engines.md").read_text(), re.DOTALL)
+    assert [parse_file(yaml.safe_load(block)).spec.engine.type for block in blocks] == [*ADAPTED]
+
+
 def test_the_quickstart_is_short() -> None:
     assert len((REPO / "examples/quickstart.yaml").read_text().splitlines()) <= 20
 
@@ -58,7 +64,7 @@ def test_named_targets_and_files_exist(page: Path) -> None:
 
 def test_where_a_change_goes_names_files_that_exist() -> None:
     text = (REPO / "docs/contributing.md").read_text()
-    assert len(re.findall(r"^## ", text, re.MULTILINE)) == 10
+    assert len(re.findall(r"^## ", text, re.MULTILINE)) == 12
     named = re.findall(r"`((?:operator|worker|tests)/[\w./-]+)`", text)
     assert [name for name in named if not (REPO / name).exists()] == []
 

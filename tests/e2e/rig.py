@@ -87,7 +87,7 @@ def serving(cluster: Cluster, name: str, component: str) -> set[str]:
     }
 
 
-def wait_ready(cluster: Cluster, name: str, **counts: int) -> dict[str, Any]:
+def wait_ready(cluster: Cluster, name: str, *, timeout_s: float = READY_TIMEOUT_S, **counts: int) -> dict[str, Any]:
     """Wait until the resource is Ready at its current generation, and return it.
 
     The keywords are the workers that must be ready in each pool. The pods are checked as well,
@@ -100,7 +100,7 @@ def wait_ready(cluster: Cluster, name: str, **counts: int) -> dict[str, Any]:
         found = cluster.get("dd", name)
         return is_true(found, "Ready") and all(found["status"].get(role) == f"{n}/{n}" for role, n in counts.items())
 
-    cluster.wait(f"{name} Ready {counts or ''}", ready, READY_TIMEOUT_S, detail=lambda: diagnosis(cluster, name))
+    cluster.wait(f"{name} Ready {counts or ''}", ready, timeout_s, detail=lambda: diagnosis(cluster, name))
     return cluster.get("dd", name)
 
 

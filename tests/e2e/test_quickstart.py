@@ -21,7 +21,7 @@ _OPERATOR = "app.kubernetes.io/name=disagg-operator"
 
 @pytest.fixture(scope="module")
 def chat(cluster: Cluster) -> Cluster:
-    cluster.kubectl("apply", "-f", demo.EXAMPLE)
+    cluster.kubectl("apply", "-f", demo.example())
     rig.wait_ready(cluster, NAME, prefill=1, decode=1)
     return cluster
 

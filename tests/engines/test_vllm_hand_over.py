@@ -40,4 +40,4 @@ async def test_tokens_after_a_hand_over_are_those_of_one_engine_alone(tmp_path: 
         # The only token of the shortest prompt is computed to have something to sample from.
         assert (computed, handed_over) == (1, sum(LENGTHS) - 1)
         assert await decode.metric("vllm:nixl_xfer_time_seconds_count") == len(LENGTHS)
-    assert not any(engine._living() for engine in (prefill, decode, alone))
+    assert not any(engine.living() for engine in (prefill, decode, alone))

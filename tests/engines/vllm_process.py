@@ -1,7 +1,6 @@
 """A real vLLM on the CPU as processes of this machine, on free ports of the loopback interface.
 
-What it needs beyond its own defaults, and why, is said in docs/contributing.md and in
-e2e/engines/vllm/install.py, which installs it.
+It is installed by e2e/engines/vllm/install.py, which says what is changed in it, and why.
 """
 
 from __future__ import annotations
@@ -10,14 +9,15 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.serving.stack import free_port
 
 from disagg_wire.roles import BOTH, DECODE, PREFILL
 
@@ -29,8 +29,12 @@ INSTALL = REPO / "e2e" / "engines" / "vllm" / "install.py"
 NEWEST, BEFORE = "0.32.0", "0.31.0"
 LEASE_S = 20.0
 BLOCK_SIZE = 32
-# Downloads of 1 GB and a minute of two cores; 30 s of a start, when three start at once.
-_INSTALL_S, _START_S, _STOP_S, _TRACKER_S = 1200.0, 180.0, 30.0, 10.0
+# Downloads of 1 GB and two minutes; a start, which takes 30 s when three start at once on two idle
+# cores and six times as long on busy ones.
+_INSTALL_S, _START_S, _STOP_S, _TRACKER_S = 1200.0, 400.0, 30.0, 10.0
+# Below the ports that the kernel gives to connections: an engine listens after ten seconds, when
+# one of those would belong to another process.
+_PORTS = range(20_000, 30_000)
 _KV_ROLES = {PREFILL: "kv_producer", DECODE: "kv_consumer"}
 # For the first of the two requests of a hand-over.
 HAND_OVER: Mapping[str, Any] = {
@@ -41,6 +45,16 @@ HAND_OVER: Mapping[str, Any] = {
     "remote_host": None,
     "remote_port": None,
 }
+
+
+def _free_ports(count: int) -> list[int]:
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"not {count} ports of {_PORTS} are free")
 
 
 async def installed(version: str = NEWEST) -> Path:
@@ -119,7 +133,7 @@ class Vllm:
         Python's own trackers of shared memory may live on for a moment: they see that the others
         are dead, and then remove 160 MB from /dev/shm that nobody else would.
         """
-        for pid, command in self._living().items():
+        for pid, command in self.living().items():
             if "resource_tracker" not in command:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -127,7 +141,7 @@ class Vllm:
         await self.process.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TRACKER_S):
-                while self._living():
+                while self.living():
                     await asyncio.sleep(0.05)
         self.signal_all(signal.SIGKILL)
         await self.http.aclose()
@@ -136,7 +150,7 @@ class Vllm:
         """Wake the trackers, if a test has stopped all processes."""
         self.signal_all(signal.SIGCONT)
 
-    def _living(self) -> dict[int, str]:
+    def living(self) -> dict[int, str]:
         """Return the command lines of the engine's processes that are no zombies, by pid."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
@@ -177,6 +191,8 @@ def _environment(side_channel_port: int, folder: Path) -> dict[str, str]:
         "UCX_TLS": "tcp",
         "UCX_NET_DEVICES": "lo",
         "HF_HUB_OFFLINE": "1",
+        # Log probabilities would be compiled, for which the slim install has no headers.
+        "TORCHDYNAMO_DISABLE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(folder / "cache"),
         "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
@@ -191,7 +207,7 @@ async def vllm(folder: Path, role: str, *more: str, version: str = NEWEST) -> As
     `more` is added to its arguments. Several that start at once are awaited with `wait_ready`.
     """
     program = await installed(version) / "bin" / "vllm"
-    port, side_channel_port = free_port(), free_port()
+    port, side_channel_port = _free_ports(2)
     log = folder / f"vllm-{role}-{port}.log"
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(

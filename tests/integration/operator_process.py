@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ class Pods:
         self.pairs = {"expected": 1, "healthy": 1}
         self.silent: set[str] = set()
         self.counters: dict[str, Callable[[], dict[str, float]]] = {}
+        self.scrapes: Counter[str] = Counter()
         self.bearers: set[str] = set()
         self._runner: web.AppRunner | None = None
 
@@ -232,6 +234,7 @@ class Pods:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         address = str(request.transport.get_extra_info("sockname")[0]) if request.transport else ""
+        self.scrapes[address] += 1
         if address in self.silent:
             return web.Response(status=500)
         if address == "127.0.0.10":

@@ -157,7 +157,7 @@ BAD = [
     ({"kvTransfer": {"transport": "rdma"}}, "spec.kvTransfer.network"),
     ({"kvTransfer": {"network": {}}}, "spec.kvTransfer.network.attachment"),
     ({"kvTransfer": {"transport": "carrier-pigeon"}}, "spec.kvTransfer.transport"),
-    ({"engine": {"type": "vllm"}}, "spec.engine.type"),
+    ({"engine": {"type": "tgi"}}, "spec.engine.type"),
     ({"router": {"replicas": 0}}, "spec.router.replicas"),
     ({"prefil": {}}, "spec.prefil"),
 ]

@@ -34,12 +34,16 @@ def engines(prefills: int = 1, decodes: int = 1, *features: str) -> list[TokenWo
     return pool
 
 
-async def streamed(stack: Stack, **fields: Any) -> list[dict[str, Any]]:
-    """Return all events of a stream but the last "[DONE]"."""
+async def streamed(stack: Stack, *, begun: asyncio.Event | None = None, **fields: Any) -> list[dict[str, Any]]:
+    """Return all events of a stream but the last "[DONE]"; `begun` is set after the fifth."""
     body = {"model": MODEL, "prompt": "hello", "max_tokens": N, "seed": 5, "stream": True} | fields
     async with stack.http.stream("POST", "/v1/completions", json=body, headers={"x-disagg-trace": "1"}) as answer:
         assert answer.status_code == 200, await answer.aread()
-        lines = [line.removeprefix("data: ") async for line in answer.aiter_lines() if line]
+        lines: list[str] = []
+        async for line in answer.aiter_lines():
+            lines += [line.removeprefix("data: ")] if line else []
+            if begun is not None and len(lines) >= 5:
+                begun.set()
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
@@ -61,10 +65,9 @@ async def test_decode_dies_in_the_middle_of_a_stream(tmp_path: Path, decodes: in
     async with Stack(tmp_path, *pool) as stack:
         for worker in pool:
             worker.token_interval_s = 0.01
-        task = asyncio.create_task(streamed(stack))
-        await stack.until(lambda: any(w.role == "decode" and w.running for w in pool))
+        task = asyncio.create_task(streamed(stack, begun=(begun := asyncio.Event())))
+        await begun.wait()
         dead = next(w for w in pool if w.role == "decode" and w.running)
-        await asyncio.sleep(0.1)  # some tokens
         pool[0].seen.bodies.clear()
         await dead.stop()
         if decodes == 1:

@@ -93,6 +93,7 @@ class Router:
                 "interface": w.interface,
                 "transport": w.transport,
                 "evidence": w.evidence or None,
+                "engine": w.engine or None,
                 "features": sorted(w.features),
                 "adapters": sorted(w.adapters),
                 "load": {

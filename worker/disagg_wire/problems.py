@@ -21,6 +21,7 @@ PROBLEM_MESSAGE = "message"
 # The reasons of adapters and of the operator, which are reasons of conditions.
 UNKNOWN_ENGINE_VERSION = "UnknownEngineVersion"
 ENGINE_HUNG = "EngineHung"
+MODEL_NOT_SERVED = "ModelNotServed"
 CONNECTOR_MISSING = "ConnectorMissing"
 MISSING_LIBRARY = "MissingLibrary"
 WEIGHTS_REFUSED = "WeightsRefused"

@@ -228,7 +228,8 @@ def _check(folder: Path, version: str) -> None:
     """Raise SystemExit unless torch computes and vLLM knows that it is the build for the CPU."""
     wanted = f"{version}+cpu cpu True"
     code = (
-        "import importlib.metadata, torch, nixl; from vllm.platforms import current_platform as p;"
+        "import importlib.metadata, torch, nixl, vllm.engine.arg_utils;"
+        "from vllm.platforms import current_platform as p;"
         "print(importlib.metadata.version('vllm'), p.device_type, bool((torch.ones(2) @ torch.ones(2)) == 2))"
     )
     env = {"PATH": os.environ.get("PATH", ""), "HOME": os.environ.get("HOME", "/")}

@@ -57,7 +57,12 @@ def read_resource(path: Path) -> DisaggDeployment:
         if not isinstance(raw, dict):
             raise LocalError(f"{path}: must hold one DisaggDeployment")
         _use_local_model(raw, path)
-        parse_file(raw)
+        engine = parse_file(raw).spec.engine.known
+        if engine.process is not None:
+            raise LocalError(
+                f"{path}: spec.engine.type: `disagg local` runs the bundled worker; {engine.name} runs in a cluster, "
+                "as a container of its own"
+            )
         return acceptance.accept(raw).resource
     except (OSError, yaml.YAMLError, InvalidResource, acceptance.Refused) as error:
         raise LocalError(f"{path}: {error}") from None

@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from disagg_operator.engines import BY_NAME, DEFAULT
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
 from disagg_operator.performance.config_json import from_config
@@ -104,6 +105,9 @@ def _output_arguments(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("output, in addition to the table")
     out.add_argument("--json", action="store_true", help="print JSON instead of the table")
     out.add_argument("--yaml", type=Path, metavar="FILE", help="write a DisaggDeployment that can be applied")
+    out.add_argument(
+        "--engine", default=DEFAULT.name, choices=[*BY_NAME], help=f"its inference engine (default {DEFAULT.name})"
+    )
     out.add_argument("--name", default="chat", help="name of the DisaggDeployment (default chat)")
     out.add_argument("--uri", help="URI of its model (default: hf:// and the model's name, if that is ORG/NAME)")
     out.add_argument("--network-attachment", metavar="NAME", help="NetworkAttachmentDefinition for its KV transfers")
@@ -282,6 +286,7 @@ def _wishes(args: argparse.Namespace, model: ModelShape) -> manifest.Wishes:
     wishes = manifest.Wishes(
         args.name, uri, args.rdma_resource, args.network_attachment, scaled=args.trace is not None,
         rounded_bits=args.weight_bits if args.weight_bits != model.weight_bits else None, kv_bits=args.kv_bits,
+        engine=args.engine,
     )  # fmt: skip
     manifest.check(wishes, model)
     return wishes

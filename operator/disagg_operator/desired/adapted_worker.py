@@ -27,7 +27,6 @@ ADAPTER = "adapter"
 MODEL_FILES_MOUNT = "/var/run/disagg/model"
 _ENGINE_KEY_MOUNT = "/var/run/disagg/engine"
 _ENGINE_KEY_FILE = f"{_ENGINE_KEY_MOUNT}/key"
-_SMALL = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}
 # An engine that does not answer has nothing to end.
 _STUCK_GRACE_S = 10
 
@@ -66,6 +65,10 @@ def _image(dd: DisaggDeployment) -> str:
     return found
 
 
+def _small_resources() -> Obj:
+    return {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}}
+
+
 def _prepare(dd: DisaggDeployment, process: EngineProcess, images: Images) -> Obj:
     """Return the container that runs first, in the engine's image.
 
@@ -83,7 +86,7 @@ def _prepare(dd: DisaggDeployment, process: EngineProcess, images: Images) -> Ob
         "image": _image(dd),
         "imagePullPolicy": images.pull_policy,
         "command": ["python3", "-c", PREPARE, places.image_folder(dd), MODEL_FILES_MOUNT, key],
-        "resources": _SMALL,
+        "resources": _small_resources(),
         "securityContext": _engine_security(dd),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
@@ -181,7 +184,7 @@ def _adapter(dd: DisaggDeployment, role: str, process: EngineProcess, images: Im
             {"name": "http", "containerPort": WORKER_PORT, "protocol": "TCP"},
             {"name": "kv", "containerPort": KV_PORT, "protocol": "TCP"},
         ],
-        "resources": _SMALL,
+        "resources": _small_resources(),
         "readinessProbe": parts.probe(READY_PATH, WORKER_PORT, 2, 2),
         "livenessProbe": parts.probe(LIVE_PATH, WORKER_PORT, 10, 6),
         "securityContext": parts.security() | ({} if _restricted(dd) else parts.user()),

@@ -1,7 +1,9 @@
 """PURE: LMDeploy, each worker of which computes prompts and generates tokens by itself.
 
 Its hand-over is an experiment, because nothing keeps the KV cache until decode has read it
-(docs/engines.md). The flags are those of LMDeploy 0.18.0.
+(docs/engines.md). Its prefix cache stays off, whatever the spec says, because it knows no tenants:
+one could tell from an early first token what another has asked. The flags are those of LMDeploy
+0.18.0.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from disagg_operator.engines.contract import (
     EngineProcess,
     TensorRule,
 )
+from disagg_operator.engines.launch import KEY_PLACE
 from disagg_wire.engines import LMDEPLOY
+from disagg_wire.environment import AdapterVariable
 from disagg_wire.ports import ENGINE_PORT
-from disagg_wire.roles import BOTH
+from disagg_wire.roles import BOTH, PREFILL
 
 _TENSOR = "prefill.parallelism and decode.parallelism"
 _MEMORY = "--cache-max-entry-count in args sets its share of the memory"
@@ -25,6 +29,7 @@ _MEMORY = "--cache-max-entry-count in args sets its share of the memory"
 _CHOSEN_PORTS = (32768, 65535)
 _OWNED = {
     "--server-name": "", "--server-port": "", "--api-keys": "", "--ssl": "", "--proxy-url": "",
+    "--disable-fastapi-docs": "",
     "--backend": "", "--logprobs-mode": "", "--enable-abort-handling": "", "--disable-metrics": "",
     "--enable-metrics": "", "--tool-call-parser": "", "--reasoning-parser": "", "--role": "engine.experimental",
     "--migration-backend": "", "--migration-protocol": "", "--dummy-prefill": "", "--nnodes": "", "--node-rank": "",
@@ -33,7 +38,7 @@ _OWNED = {
     "--ep": "",
     "--dtype": "engine.dtype", "--session-len": "engine.maxModelLen", "--max-batch-size": "maxRunningRequests",
     "--max-prefill-token-num": "maxBatchTokens", "--cache-block-seq-len": "engine.blockSizeTokens",
-    "--enable-prefix-caching": "engine.prefixCaching",
+    "--enable-prefix-caching": "",
 }  # fmt: skip
 
 
@@ -42,13 +47,25 @@ def _process(pool: EnginePool) -> EngineProcess:
     environment = surroundings.common(pool)
     if not pool.experimental:
         return EngineProcess(command, environment, BOTH)
-    return EngineProcess(command, environment, pool.role, peer_ports=(_CHOSEN_PORTS,), sysctls=(EPHEMERAL_SYSCTL,))
+    return EngineProcess(
+        command,
+        environment,
+        pool.role,
+        peer_ports=((ENGINE_PORT, ENGINE_PORT), _CHOSEN_PORTS),
+        sysctls=(EPHEMERAL_SYSCTL,),
+        guarded=_reached(pool),
+    )
+
+
+def _reached(pool: EnginePool) -> bool:
+    """Return whether others reach the engine: decode's adapter connects it with prefill's."""
+    return pool.experimental and pool.role == PREFILL
 
 
 def _flags(pool: EnginePool) -> list[str]:
     out = [
         *("--model-name", pool.served_name),
-        *("--server-name", "127.0.0.1"),
+        *("--server-name", f"$({AdapterVariable.HOST})" if _reached(pool) else "127.0.0.1"),
         *("--server-port", str(ENGINE_PORT)),
         *("--backend", "pytorch"),
         *("--logprobs-mode", "raw_logprobs"),
@@ -61,8 +78,8 @@ def _flags(pool: EnginePool) -> list[str]:
     ]
     if pool.experimental:
         out += ["--role", pool.role.capitalize(), "--migration-backend", "DLSlime"]
-    if pool.prefix_cache:
-        out.append("--enable-prefix-caching")
+    if _reached(pool):
+        out += ["--api-keys", KEY_PLACE]
     if pool.revision is not None:
         out += ["--revision", pool.revision]
     if pool.max_model_len is not None:

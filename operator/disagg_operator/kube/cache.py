@@ -104,7 +104,8 @@ def fingerprint(resource: Resource, obj: Obj) -> str:
 
 def _container_print(container: Obj) -> list[Any]:
     state = container.get("state") or {}
-    waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
+    waiting = state.get("waiting") or {}
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
     return [
         container.get("name"), container.get("ready"), container.get("restartCount"), waiting.get("reason"),
         ended.get("reason"), ended.get("exitCode"), ended.get("message"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from disagg_operator.status.events import NORMAL, WARNING, Note
-from disagg_operator.status.last_words import NO_ACCELERATOR, POD_SECURITY_LEVEL
+from disagg_operator.status.last_words import NO_ACCELERATOR, POD_SECURITY_LEVEL, READ_ONLY
 from disagg_wire.problems import (
     CONNECTOR_MISSING,
     ENGINE_HUNG,
@@ -33,7 +33,7 @@ _WARNINGS = {
         (PORT_IN_USE, UNKNOWN_FLAG, CONNECTOR_MISSING, MISSING_LIBRARY, ENGINE_OUT_OF_MEMORY, WEIGHTS_REFUSED),
         "EngineFailed",
     ),
-    **dict.fromkeys((UNKNOWN_ENGINE_VERSION, ENGINE_HUNG, NO_ACCELERATOR), "EngineFailed"),
+    **dict.fromkeys((UNKNOWN_ENGINE_VERSION, ENGINE_HUNG, NO_ACCELERATOR, READ_ONLY), "EngineFailed"),
     POD_SECURITY_LEVEL: "PodSecurityLevel",
     "EngineMismatch": "PoolsIncompatible",
     "IncompatibleKV": "PoolsIncompatible",

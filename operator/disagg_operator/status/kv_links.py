@@ -45,6 +45,18 @@ class WorkerLink:
 
 
 @dataclass(frozen=True, slots=True)
+class PairLink:
+    """How one pair that moved a KV block moves KV, where that is known."""
+
+    pods: str
+    """The names of the pods of prefill and of decode."""
+    transport: str
+    """The name of the transport."""
+    evidence: str
+    """`Proved` or `Configured`."""
+
+
+@dataclass(frozen=True, slots=True)
 class RouterView:
     """The pairs of prefill and decode workers as the routers report them; the worst of several."""
 
@@ -54,11 +66,18 @@ class RouterView:
     """The number of pairs that moved a KV block."""
     workers: tuple[WorkerLink, ...] = ()
     """The ready workers."""
+    pairs: tuple[PairLink, ...] = ()
+    """The healthy pairs whose transport is known."""
+
+    @property
+    def used(self) -> Sequence[WorkerLink | PairLink]:
+        """What tells the transports: the pairs, or the workers themselves where no pair does."""
+        return self.pairs or self.workers
 
     @property
     def transports(self) -> str:
         """The transports in use, fastest first, separated by commas."""
-        used = {link.transport for link in self.workers}
+        used = {link.transport for link in self.used}
         return ",".join(name for name in (*TRANSPORTS, UNKNOWN) if name in used)
 
     @property
@@ -68,8 +87,8 @@ class RouterView:
 
     @property
     def evidence(self) -> str:
-        """`Proved` if the transport of every worker is, otherwise `Configured`."""
-        proved = bool(self.workers) and all(link.evidence == PROVED for link in self.workers)
+        """`Proved` if every transport is, otherwise `Configured`."""
+        proved = bool(self.used) and all(link.evidence == PROVED for link in self.used)
         return PROVED if proved else CONFIGURED
 
 
@@ -89,19 +108,33 @@ def _one_view(state: Mapping[str, Any]) -> RouterView | None:
     found = state.get("workers")
     workers = [w for w in found if isinstance(w, Mapping)] if isinstance(found, list) else []
     workers = [w for w in workers if w.get("state") == READY]
-    return RouterView(expected, healthy, tuple(sorted(map(_link, workers), key=lambda link: link.pod)))
+    links = state.get("links")
+    pairs = [_pair(p) for p in links if isinstance(p, Mapping)] if isinstance(links, list) else []
+    return RouterView(
+        expected,
+        healthy,
+        tuple(sorted(map(_link, workers), key=lambda link: link.pod)),
+        tuple(sorted((p for p in pairs if p.transport in TRANSPORTS), key=lambda p: p.pods)),
+    )
+
+
+def _pair(pair: Mapping[str, Any]) -> PairLink:
+    return PairLink(f"{pair.get('prefill')} to {pair.get('decode')}", str(pair.get("transport")), _evidence(pair))
+
+
+def _evidence(link: Mapping[str, Any]) -> str:
+    return found if (found := str(link.get("evidence"))) in EVIDENCE else CONFIGURED
 
 
 def _link(worker: Mapping[str, Any]) -> WorkerLink:
-    engine = " ".join(str(word) for word in (worker.get("engine"), worker.get("engine_version")) if word)
     return WorkerLink(
         pod=str(worker.get("pod", "")),
         role=str(worker.get("role", "")),
         transport=transport if (transport := str(worker.get("transport"))) in TRANSPORTS else UNKNOWN,
         interface=str(worker.get("interface") or ""),
-        evidence=evidence if (evidence := str(worker.get("evidence"))) in EVIDENCE else CONFIGURED,
+        evidence=_evidence(worker),
         compat=str(worker.get("compat") or ""),
-        engine=engine,
+        engine=str(worker.get("engine") or ""),
     )
 
 
@@ -131,12 +164,14 @@ def words_of(view: RouterView) -> str:
 
 def fallback_of(view: RouterView, transport: str, interface: str | None) -> str | None:
     """Return a message if a worker doesn't move KV in the way that the spec requests, else None."""
+    slower = [link for link in view.used if link.transport not in (RDMA, *_WITHOUT_NETWORK)]
+    if transport == RDMA and slower:
+        who = _who([link.pods if isinstance(link, PairLink) else link.pod for link in slower])
+        return f"transport rdma is asked for, but {who} uses {slower[0].transport}"
     networked = [w for w in view.workers if w.transport not in _WITHOUT_NETWORK]
-    if transport == RDMA and (strays := [w for w in networked if w.transport != RDMA]):
-        return f"transport rdma is asked for, but {_who(strays)} uses {strays[0].transport}"
     if interface is not None and (strays := [w for w in networked if w.interface != interface]):
         used = strays[0].interface or "?"
-        return f"KV should use {interface}, but {_who(strays)} uses {used}"
+        return f"KV should use {interface}, but {_who([w.pod for w in strays])} uses {used}"
     return None
 
 
@@ -160,5 +195,5 @@ def _engines(names: Sequence[str]) -> str:
     return ", ".join(name or "an engine that does not tell its version" for name in names)
 
 
-def _who(links: Sequence[WorkerLink]) -> str:
-    return links[0].pod if len(links) == 1 else f"{links[0].pod} (and {len(links) - 1} more)"
+def _who(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"

@@ -21,6 +21,7 @@ from disagg_wire.problems import (
 
 POD_SECURITY_LEVEL = "PodSecurityLevel"
 NO_ACCELERATOR = "NoAccelerator"
+READ_ONLY = "ReadOnlyFileSystem"
 # The part of a log that a message quotes.
 MAX_TAIL_CHARS = 1024
 MAX_LINE_CHARS = 300
@@ -113,9 +114,9 @@ _CAUSES: tuple[tuple[str, tuple[str, ...]], ...] = (
             r"runAsNonRoot and image",
             r"permission denied",
             r"operation not permitted",
-            r"read-only file system",
         ),
     ),
+    (READ_ONLY, (r"read-only file system",)),
 )  # fmt: skip
 _TABLE = tuple((reason, re.compile("|".join(words), re.IGNORECASE)) for reason, words in _CAUSES)
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])")

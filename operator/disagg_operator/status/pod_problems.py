@@ -18,7 +18,7 @@ from disagg_operator.vocabulary import Obj
 from disagg_wire.problems import ENGINE_OUT_OF_MEMORY, WorkerProblem, parse_termination_message
 
 # The field that admits images which the restricted Pod Security Standard does not.
-POD_SECURITY_FIELD = "spec.engine.podSecurity"
+POD_SECURITY_FIELD = "spec.engine.podSecurityLevel"
 IMAGE_PULL, POD_CONFIG, CRASH_LOOP, CONTAINER_EXITED = "ImagePull", "PodConfig", "CrashLoop", "ContainerExited"
 INSUFFICIENT_CAPACITY, PODS_REFUSED = "InsufficientCapacity", "PodsRefused"
 # The waiting reasons of a container, grouped by what the user must do about them.
@@ -41,7 +41,7 @@ _FIRST = (IMAGE_PULL, POD_CONFIG)
 _MAX_KUBELET_CHARS = 512
 # A pod turns unready a moment after the container that made it so has ended.
 _UNREADY_AFTER_S = 30.0
-_BASELINE, _PRIVILEGED = "baseline", "privileged"
+_BASELINE, _PRIVILEGED = "Baseline", "Privileged"
 # What not even the standard `baseline` allows, in the words of the API server's refusal.
 _BEYOND_BASELINE = (
     "privileged",
@@ -115,7 +115,7 @@ def refused(message: str) -> Problem:
     words = cleaned(message) or "pods are refused by the API server"
     if "violates PodSecurity" not in message:
         return Problem(PODS_REFUSED, words)
-    beyond = f'"{_BASELINE}:' in message or any(word in message for word in _BEYOND_BASELINE)
+    beyond = f'"{_BASELINE.lower()}:' in message or any(word in message for word in _BEYOND_BASELINE)
     level = _PRIVILEGED if beyond else _BASELINE
     return Problem(
         POD_SECURITY_LEVEL,
@@ -171,7 +171,7 @@ def _ended(who: str, pod: Obj, container: Obj) -> Problem | None:
 
 
 def _needs_level(head: str, words: str) -> Problem:
-    level = f"the image does not run under Pod Security restricted, it needs {_BASELINE}"
+    level = f"the image does not run under Pod Security Restricted, it needs {_BASELINE}"
     return Problem(POD_SECURITY_LEVEL, f"{head}: {level} ({POD_SECURITY_FIELD}: {_BASELINE}): {words}")
 
 

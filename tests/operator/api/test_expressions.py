@@ -13,12 +13,14 @@ from disagg_operator.api.expressions import (
     choice,
     contains,
     differ,
+    divides,
     equal,
     field,
     filled,
     length,
     lower_case,
     matches,
+    none_named,
     one_of,
     present,
     starts_with,
@@ -32,6 +34,12 @@ class Inner(Model):
     tags: list[str] = []
 
 
+class Item(Model):
+    """An item of a list."""
+
+    name: str
+
+
 class Outer(Model):
     """A whole, with a part that may be absent."""
 
@@ -39,9 +47,10 @@ class Outer(Model):
     other_name: str | None = None
     on: bool = False
     inner: Inner | None = None
+    items: list[Item] = []
 
 
-FULL = Outer(first_name="Ab", other_name="Ab", on=True, inner=Inner(how_many=3, tags=["x"]))
+FULL = Outer(first_name="Ab", other_name="Ab", on=True, inner=Inner(how_many=3, tags=["x"]), items=[Item(name="a")])
 BARE = Outer(first_name="b\n")
 NAME, OTHER = field("firstName"), field("otherName")
 HAS, ON = present("otherName"), field("on")
@@ -57,6 +66,8 @@ CASES: list[tuple[Expression, str, object, object]] = [
     (differ(NAME, "b"), "self.firstName != 'b'", True, True),
     (differ(HAS, ON), "has(self.otherName) != self.on", False, False),
     (equal(HAS & ON, ~HAS), "(has(self.otherName) && self.on) == (!has(self.otherName))", False, False),
+    (none_named("items", ["a", "c"]), "self.items.all(item, !(item.name in ['a', 'c']))", False, True),
+    (divides(length("firstName"), length("firstName")), "size(self.firstName) % size(self.firstName) == 0", True, True),
     (at_most(length("firstName"), 1), "size(self.firstName) <= 1", False, False),
     (one_of(NAME, ["Ab", "c"]), "self.firstName in ['Ab', 'c']", True, False),
     (~one_of(lower_case("firstName"), ("ab",)), "!(self.firstName.lowerAscii() in ['ab'])", False, True),

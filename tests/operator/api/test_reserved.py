@@ -69,8 +69,12 @@ def test_the_operator_sets_just_the_names_that_it_reserves() -> None:
     assert reserved - rendered == {"DISAGG_KV_HOST"}  # KV uses the address of the interface or of the pod
 
 
-@pytest.mark.parametrize("resource", _examples().values(), ids=_examples())
+_BUNDLED = {name: r for name, r in _examples().items() if parse(r).spec.engine.known.process is None}
+
+
+@pytest.mark.parametrize("resource", _BUNDLED.values(), ids=_BUNDLED)
 def test_no_example_is_rendered_with_a_name_that_is_not_reserved(resource: Obj) -> None:
+    """The engines with an adapter have such tests in tests/operator/engines."""
     assert _rendered(resource) <= {*reserved_environment(), WorkerOption.HF_HOME}
 
 

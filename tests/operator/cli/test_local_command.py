@@ -120,6 +120,13 @@ def test_a_bad_file_is_refused_by_field(tmp_path: Path, edit: tuple[str, str], m
         local_command.read_resource(path)
 
 
+def test_an_engine_of_another_project_is_refused_by_its_field(tmp_path: Path) -> None:
+    file = tmp_path / "cr.yaml"
+    file.write_text(EXAMPLE.read_text().replace("spec:\n", "spec:\n  engine: {type: vllm}\n", 1))
+    with pytest.raises(local_command.LocalError, match=r"spec.engine.type: .* vllm runs in a cluster"):
+        local_command.read_resource(file)
+
+
 def test_a_model_path_of_the_image_becomes_the_checkouts() -> None:
     assert local_command.read_resource(EXAMPLE).spec.model.uri == f"file://{REPO}/models/stdlib-llama"
 

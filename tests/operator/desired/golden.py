@@ -1,4 +1,4 @@
-"""The golden files, which have all objects that are rendered from each example.
+"""The golden files, which have all objects of each example and of some more resources.
 
 `make generate` writes them; a test and `make lint` compare them with the code.
 """
@@ -6,15 +6,54 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
+from tests.operator.api.resources import good
 from tests.operator.desired.facts import FACTS
 
-from disagg_operator.api import DisaggDeployment, parse_file
+from disagg_operator.api import DisaggDeployment, parse, parse_file
 from disagg_operator.desired import render
 
 REPO = Path(__file__).resolve().parents[3]
-EXAMPLES = ("quickstart", "llama-70b", "llama-8b", "pvc")
+EXAMPLES = ("quickstart", "llama-70b", "llama-8b", "pvc", "vllm-8b", "vllm-70b", "sglang-8b", "lora")
+_GPU = {"accelerator": {"count": 1}}
+_NETWORK = {"attachmentRef": {"name": "fabric"}, "rdmaResource": {"name": "rdma/hca"}}
+# What no example shows.
+SPECS: dict[str, dict[str, Any]] = {
+    "vllm-cpu": {
+        "engine": {
+            "type": "vllm", "dtype": "float32", "blockSizeTokens": 32, "threads": 2, "args": ["--enforce-eager"],
+            "env": [{"name": "UCX_LOG_LEVEL", "value": "info"}], "prefixCaching": {"enabled": False},
+        },
+        "prefill": {"kvCacheSize": "128Mi", "args": ["--seed", "1"]},
+        "decode": {"kvCacheSize": "128Mi"},
+        "kvTransfer": {"network": {"attachmentRef": {"name": "fabric"}}},
+    },
+    "sglang-network": {
+        "engine": {"type": "sglang", "podSecurityLevel": "Baseline", "leaseSeconds": 90},
+        "model": {"uri": "pvc://models/llama", "adapters": [{"name": "law", "uri": "pvc://models/law"}]},
+        "prefill": _GPU, "decode": _GPU,
+        "kvTransfer": {"transport": "rdma", "network": _NETWORK},
+    },
+    "lmdeploy": {"engine": {"type": "lmdeploy", "maxModelLen": 8192}, "prefill": _GPU, "decode": _GPU},
+    "lmdeploy-experimental": {
+        "engine": {"type": "lmdeploy", "experimental": True},
+        "prefill": _GPU, "decode": _GPU,
+        "kvTransfer": {"transport": "rdma", "network": _NETWORK},
+    },
+}  # fmt: skip
+
+
+class _ProgramDumper(yaml.SafeDumper):
+    """A dumper that writes a program in lines, as one reads it."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_ProgramDumper.add_representer(str, _text)
 
 
 def example(name: str) -> DisaggDeployment:
@@ -24,9 +63,10 @@ def example(name: str) -> DisaggDeployment:
 
 def golden_files() -> dict[Path, str]:
     """Return the text that each golden file must have."""
+    resources = {name: example(name) for name in EXAMPLES} | {n: parse(good(**spec)) for n, spec in SPECS.items()}
     return {
-        REPO / "tests/golden" / f"{name}.yaml": yaml.safe_dump_all(
-            render(example(name), FACTS), sort_keys=False, width=120
+        REPO / "tests/golden" / f"{name}.yaml": yaml.dump_all(
+            render(dd, FACTS), Dumper=_ProgramDumper, sort_keys=False, width=120
         )
-        for name in EXAMPLES
+        for name, dd in resources.items()
     }

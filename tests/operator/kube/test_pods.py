@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from disagg_operator.kube.pods import address_of, http_port, identity_of, is_ready, pool_of, sort_pods
+from disagg_operator.kube.pods import address_of, epoch_s, http_port, identity_of, is_ready, pool_of, sort_pods
 from disagg_wire.labels import LABEL_COMPONENT, LABEL_POOL, ROUTER
 
 READY = {"type": "Ready", "status": "True"}
@@ -94,3 +97,26 @@ def test_pods_are_sorted_by_what_they_are_and_only_those_with_an_address_are_rea
         "decode": ["d", "d2"],
     }
     assert [pool_of(p) for p in pods] == ["", "", "prefill", "prefill", "decode", "decode", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1970-01-01T00:00:00Z", 0.0), ("1970-01-01T00:01:00.5Z", 60.5), ("1970-01-01T01:00:00+01:00", 0.0)],
+)
+def test_a_time_is_in_seconds_since_1970(text: str, seconds: float) -> None:
+    assert epoch_s(text) == seconds
+
+
+def test_a_time_without_an_offset_is_not_known() -> None:
+    assert math.isnan(epoch_s("1970-01-01T00:00:00"))
+
+
+@given(
+    st.text()
+    | st.none()
+    | st.integers()
+    | st.sampled_from(["0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "2026-13-01"])
+)
+def test_what_is_no_time_is_not_known(text: object) -> None:
+    found = epoch_s(text)
+    assert math.isnan(found) or math.isfinite(found)

@@ -18,7 +18,9 @@ WISHES = Wishes("chat", "hf://meta-llama/Llama-3.1-70B-Instruct")
 CASES: dict[str, tuple[dict[str, Any], Wishes]] = {
     "fixed": ({}, WISHES),
     "scaled": ({}, replace(WISHES, scaled=True)),
-    "rdma": ({}, replace(WISHES, rdma_resource="rdma/hca_shared_devices_a", network="kv")),
+    "rdma": ({}, replace(WISHES, rdma_resource="rdma/hca_shared_devices_a", network="kv", engine="vllm")),
+    "vllm": ({}, replace(WISHES, engine="vllm", kv_bits=8, rounded_bits=8)),
+    "sglang": ({}, replace(WISHES, engine="sglang")),
     "ethernet": ({"network": "ethernet-100", "ttft_s": 5.0, "tpot_s": 0.1}, replace(WISHES, network="kv")),
     "AMD": ({"gpus": "MI300X"}, WISHES),
     "small": (
@@ -59,6 +61,11 @@ def test_details() -> None:
     assert "engine" not in made("fixed")["spec"]
     for kind in ("fp8", "int8", "int4"):
         assert made(kind)["spec"]["engine"] == {"quantization": kind}
+    assert made("vllm")["spec"]["engine"] == {
+        "type": "vllm", "quantization": "fp8", "args": ["--kv-cache-dtype", "fp8"],
+    }  # fmt: skip
+    assert "kvCacheSize" in made("vllm")["spec"]["prefill"]
+    assert "kvCacheSize" not in made("sglang")["spec"]["prefill"]
     assert made("AMD")["spec"]["decode"]["accelerator"]["resourceName"] == "amd.com/gpu"
     assert made("rdma")["spec"]["kvTransfer"]["transport"] == "rdma"
     assert made("ethernet")["spec"]["kvTransfer"] == {"transport": "tcp", "network": {"attachmentRef": {"name": "kv"}}}
@@ -71,7 +78,8 @@ def test_details() -> None:
         ({"ttft_s": 0.01}, WISHES, "nothing to apply: ttft"),
         ({}, replace(WISHES, uri="s3://bucket"), "spec.model.uri"),
         ({}, replace(WISHES, name="Chat"), "metadata.name"),
-        ({}, replace(WISHES, rdma_resource="rdma/x"), "--network-attachment"),
+        ({}, replace(WISHES, rdma_resource="rdma/x", engine="vllm"), "--network-attachment"),
+        ({"gpus": "A100"}, replace(WISHES, engine="vllm", rounded_bits=8), "takes only none or fp8"),
     ],
 )
 def test_what_can_not_be_applied_is_said(asked: dict[str, Any], wishes: Wishes, words: str) -> None:
@@ -85,8 +93,11 @@ def test_what_can_not_be_applied_is_said(asked: dict[str, Any], wishes: Wishes, 
         (replace(WISHES, uri="s3://bucket"), "spec.model.uri"),
         (replace(WISHES, name="Chat"), "metadata.name"),
         (replace(WISHES, network="A_b"), "attachmentRef.name"),
-        (replace(WISHES, rdma_resource="rdma/x"), "--network-attachment"),
+        (replace(WISHES, rdma_resource="rdma/x", engine="vllm"), "--network-attachment"),
+        (replace(WISHES, rdma_resource="rdma/x", network="kv"), "--rdma-resource: --engine builtin moves KV over TCP"),
         (replace(WISHES, kv_bits=8), "--kv-bits 8"),
+        (replace(WISHES, rounded_bits=4, engine="sglang"), "takes only none or fp8"),
+        (replace(WISHES, engine="lmdeploy"), "--engine lmdeploy: .* is an experiment"),
     ],
 )
 def test_what_no_plan_could_be_applied_with_is_said_before_one_is_made(wishes: Wishes, words: str) -> None:
@@ -108,6 +119,21 @@ def test_no_resource_is_written_for_a_model_that_the_bundled_engine_would_refuse
         check(WISHES, KNOWN[model])
     with pytest.raises(PlanError, match=words):
         deployment(make_plan(question(model, "H200")), WISHES)
+
+
+def test_other_engines_serve_such_models() -> None:
+    check(replace(WISHES, engine="vllm"), KNOWN["deepseek-v3"])
+
+
+def test_a_batch_is_one_that_the_engine_takes() -> None:
+    plan = make_plan(question())
+    prefill, decode = plan.disaggregated.pools  # type: ignore[union-attr]
+    pools = (replace(prefill, batch=2050), replace(decode, batch=4000))
+    odd = replace(plan, disaggregated=replace(plan.disaggregated, pools=pools))  # type: ignore[arg-type]
+    assert deployment(odd, WISHES)["spec"]["prefill"]["maxBatchTokens"] == 2050
+    assert deployment(odd, replace(WISHES, engine="sglang"))["spec"]["prefill"]["maxBatchTokens"] == 2064
+    spec = deployment(odd, replace(WISHES, engine="vllm"))["spec"]
+    assert (spec["decode"]["maxRunningRequests"], spec["decode"]["maxBatchTokens"]) == (4000, 4000)
 
 
 @pytest.mark.apiserver

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_operator.status.kv_links import (
+    PairLink,
     RouterView,
     WorkerLink,
     fallback_of,
@@ -45,7 +46,7 @@ def test_the_worst_router_is_believed_and_only_ready_workers_count() -> None:
         ({"transport": "pigeon", "interface": None}, WorkerLink("p", "prefill", "unknown", "")),
         ({"transport": None, "compat": "a"}, WorkerLink("p", "prefill", "unknown", "net1", compat="a")),
         (
-            {"engine": "vllm", "engine_version": "0.33.0"},
+            {"engine": "vllm 0.33.0"},
             WorkerLink("p", "prefill", "tcp", "net1", engine="vllm 0.33.0"),
         ),
     ],
@@ -138,3 +139,17 @@ def test_a_fallback_is_a_slower_way_than_the_one_asked_for(
 def test_pools_that_do_not_fit_are_told(workers: tuple[WorkerLink, ...], reason: str | None) -> None:
     found = mismatch_of(RouterView(0, 0, workers))
     assert (found[0] if found else None) == reason
+
+
+def test_what_a_pair_uses_counts_more_than_what_its_workers_say() -> None:
+    links = [
+        {"prefill": "p", "decode": "d", "transport": "tcp", "evidence": "Proved"},
+        {"prefill": "p", "decode": "e", "transport": None, "evidence": None},
+        7,
+    ]
+    worker = WORKER | {"transport": "rdma"}
+    view = router_view([{"pairs": {"expected": 2, "healthy": 2}, "workers": [worker], "links": links}])
+    assert view is not None
+    assert view.pairs == (PairLink("p to d", "tcp", "Proved"),)
+    assert words_of(view) == "over tcp (Proved) on net1"
+    assert fallback_of(view, "rdma", None) == "transport rdma is asked for, but p to d uses tcp"

@@ -141,8 +141,8 @@ def test_a_pod_that_is_ready_has_no_problem_whatever_was() -> None:
         (pod(container(terminated=ended(reason="", code=139))), "pod p: container main exited with 139"),
         (
             pod(container(terminated=ended("Permission denied"))),
-            "pod p: container main exited with 1: the image does not run under Pod Security restricted, it needs "
-            "baseline (spec.engine.podSecurity: baseline): Permission denied",
+            "pod p: container main exited with 1: the image does not run under Pod Security Restricted, it needs "
+            "Baseline (spec.engine.podSecurityLevel: Baseline): Permission denied",
         ),
         (
             pod(container("adapter", terminated=ended(UNKNOWN_VERSION.termination_message()))),
@@ -190,18 +190,18 @@ def test_the_worst_of_the_pods_speaks_and_counts_its_like() -> None:
         (
             'violates PodSecurity "restricted:latest": runAsUser=0 (pod must not set runAsUser=0)',
             "PodSecurityLevel",
-            "the pods need Pod Security baseline",
+            "the pods need Pod Security Baseline",
         ),
         (
             'violates PodSecurity "restricted:latest": unrestricted capabilities (container "main" must not include '
             '"IPC_LOCK" in securityContext.capabilities.add)',
             "PodSecurityLevel",
-            "the pods need Pod Security privileged",
+            "the pods need Pod Security Privileged",
         ),
         (
             'violates PodSecurity "baseline:latest": seLinuxOptions (type "x")',
             "PodSecurityLevel",
-            "the pods need Pod Security privileged",
+            "the pods need Pod Security Privileged",
         ),
     ],
 )

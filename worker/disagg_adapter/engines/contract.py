@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,6 +165,8 @@ class HandOver:
     """The first token that prefill sampled, where it is known by then."""
     cached_tokens: int | None = None
     """The number of prompt tokens that prefill found in its prefix cache."""
+    taken: Callable[[], None] = field(default=lambda: None, compare=False)
+    """Called at prefill when decode's engine has the KV; never, if that is not certain."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -15,7 +16,9 @@ from disagg_wire import codes
 
 _MAX_EVENT_BYTES = 4 << 20
 _MAX_ANSWER_BYTES = 16 << 20
+_MAX_PIECE_BYTES = 1 << 20
 _CONNECT_S = 2.0
+_JSON = {"content-type": "application/json"}
 # A stream is at its end when it has said so.
 _REST_S = 1.0
 _BROKEN = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
@@ -35,6 +38,7 @@ class EngineHttp:
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url
+        self.key = key
         self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._session: aiohttp.ClientSession | None = None  # created within a running loop
 
@@ -68,11 +72,17 @@ class EngineHttp:
         except ValueError:
             raise EngineFault(codes.INTERNAL, f"the engine's answer to {path} is no JSON") from None
 
+    async def send(self, path: str, body: Any, timeout_s: float) -> None:
+        """Make a POST whose answer says nothing. Raises EngineAnswer or EngineFault."""
+        await self._whole("POST", path, body, timeout_s)
+
     async def _whole(self, method: str, path: str, body: Any, timeout_s: float) -> str:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._open().request(method, self.url + path, json=body, allow_redirects=False) as answer,
+                self._open().request(
+                    method, self.url + path, data=_payload(body), headers=_JSON, allow_redirects=False
+                ) as answer,
             ):
                 content = await _read(answer)
                 if answer.status >= 400:
@@ -89,12 +99,22 @@ class EngineHttp:
         EngineAnswer or EngineFault.
         """
         try:
-            async with self._open().post(self.url + path, json=body, allow_redirects=False) as answer:
+            async with self._open().post(
+                self.url + path, data=_payload(body), headers=_JSON, allow_redirects=False
+            ) as answer:
                 if answer.status >= 400:
                     raise EngineAnswer(answer.status, message_of(await _read(answer)))
                 yield _events(answer, path)
         except _BROKEN as error:
             raise _lost(path, error) from None
+
+
+def _payload(body: Any) -> bytes | io.BytesIO | None:
+    """Return a body as JSON, as a file if it is so long that aiohttp sends it in pieces."""
+    if body is None:
+        return None
+    content = json.dumps(body, separators=(",", ":")).encode()
+    return content if len(content) <= _MAX_PIECE_BYTES else io.BytesIO(content)
 
 
 async def _read(answer: aiohttp.ClientResponse) -> str:

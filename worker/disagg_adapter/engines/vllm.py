@@ -29,7 +29,7 @@ from disagg_adapter.engines.contract import (
 from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
 from disagg_adapter.engines.prometheus_text import Samples, parse_samples
 from disagg_protocol.errors import InvalidInput
-from disagg_wire import codes
+from disagg_wire import codes, problems
 from disagg_wire.protocol import (
     FEATURE_ADAPTER,
     FEATURE_FIRST_TOKEN_FROM_DECODE,
@@ -106,16 +106,18 @@ class Vllm(Engine):
         connector = next((c for start, c in VERSIONS.items() if version.startswith(start)), None)
         if connector is None:
             known = ", ".join(f"{start}x" for start in VERSIONS)
-            raise Unusable("UnknownEngineVersion", f"vLLM {version} is none of the versions that are known: {known}")
+            raise Unusable(
+                problems.UNKNOWN_ENGINE_VERSION, f"vLLM {version} is none of the versions that are known: {known}"
+            )
         by_name = {str(m["id"]): m for m in models}
         if self._model not in by_name:
-            raise Unusable("ModelNotServed", f"vLLM serves {', '.join(by_name)} and not {self._model}")
+            raise Unusable(problems.MODEL_NOT_SERVED, f"vLLM serves {', '.join(by_name)} and not {self._model}")
         cache = samples.labels("vllm:cache_config_info")
         if cache is None:
             raise NotReady("the engine does not tell the size of its KV cache yet")
         return Identity(
             version=version,
-            started=_started(samples),
+            started=f"{samples.value('process_start_time_seconds'):.2f}",
             connector=connector,
             max_model_len=int(by_name[self._model]["max_model_len"]),
             block_size_tokens=int(cache["block_size"]),
@@ -365,7 +367,7 @@ def readings_of(samples: Samples) -> Readings:
     """Return the readings in vLLM's metrics."""
     value = samples.value
     return Readings(
-        started=_started(samples),
+        started=f"{samples.value('process_start_time_seconds'):.2f}",
         waiting=value("vllm:num_requests_waiting"),
         running=value("vllm:num_requests_running"),
         kv_usage=samples.mean("vllm:kv_cache_usage_perc"),
@@ -387,10 +389,6 @@ def readings_of(samples: Samples) -> Readings:
         late_reads_total=value("vllm:nixl_num_notifications_after_expiry_total"),
         prompt_tokens_by_source=samples.by_label("vllm:prompt_tokens_by_source_total", "source"),
     )
-
-
-def _started(samples: Samples) -> str:
-    return f"{samples.value('process_start_time_seconds'):.2f}"
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:

@@ -82,6 +82,8 @@ class Worker:
     """The names of the LoRA adapters that it serves."""
     evidence: str = ""
     """How it knows `transport`, one of disagg_wire.engines.EVIDENCE; empty if it does not say."""
+    engine: str = ""
+    """Its engine with its version, such as "vllm 0.33.0"; empty if it does not say."""
 
     @property
     def at_home(self) -> bool:
@@ -135,9 +137,16 @@ def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
             features=features,
             adapters=_names(model.get("adapters")) if FEATURE_ADAPTER in features else frozenset(),
             evidence=kv["evidence"] if kv.get("evidence") in EVIDENCE else "",
+            engine=_engine(info.get("engine")),
         )
     except (KeyError, TypeError, OverflowError, AttributeError) as error:
         raise ValueError(f"{member.name}: info lacks or garbles {error}") from None
+
+
+def _engine(value: Any) -> str:
+    """Return the engine with its version, or "" if the worker does not say them."""
+    words = (value.get("name"), value.get("version")) if isinstance(value, Mapping) else ()
+    return " ".join(word for word in words if isinstance(word, str) and word)
 
 
 def _names(value: Any) -> frozenset[str]:

@@ -6,8 +6,6 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from disagg_operator.autoscaling.policy.observation import Pods
 from disagg_operator.autoscaling.signals import pod_facts
@@ -63,29 +61,6 @@ def test_a_start_that_is_no_start_is_not_counted() -> None:
 def test_a_start_within_a_second_took_half_of_one() -> None:
     found = pod_facts.note_starts(pod_facts.Starts(), [pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z")])
     assert found.mean_s == 0.5
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("1970-01-01T00:00:00Z", 0.0), ("1970-01-01T00:01:00.5Z", 60.5), ("1970-01-01T01:00:00+01:00", 0.0)],
-)
-def test_a_time_is_in_seconds_since_1970(text: str, seconds: float) -> None:
-    assert epoch_s(text) == seconds
-
-
-def test_a_time_without_an_offset_is_not_known() -> None:
-    assert math.isnan(epoch_s("1970-01-01T00:00:00"))
-
-
-@given(
-    st.text()
-    | st.none()
-    | st.integers()
-    | st.sampled_from(["0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "2026-13-01"])
-)
-def test_what_is_no_time_is_not_known(text: object) -> None:
-    found = epoch_s(text)
-    assert math.isnan(found) or math.isfinite(found)
 
 
 def test_a_pod_of_unknown_age_counts_as_new_and_the_oldest_come_first() -> None:

@@ -1,0 +1,78 @@
+"""Tests of the programs in the engines' containers, by running them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from disagg_operator.engines.launch import KEY_PLACE, LAUNCH, PREPARE
+
+SHOW = "import json, os, sys; print(json.dumps([dict(os.environ), sys.argv[1:]]))"
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, check=False)
+
+
+def launched(*facts: str, words: tuple[str, ...] = ()) -> tuple[dict[str, str], list[str]]:
+    """Return the environment and the arguments of the engine that LAUNCH becomes."""
+    ended = run(LAUNCH, *facts, sys.executable, "-c", SHOW, *words)
+    assert ended.returncode == 0, ended.stderr
+    environment, arguments = json.loads(ended.stdout)
+    return environment, arguments
+
+
+@pytest.mark.parametrize(("transport", "devices"), [("tcp", "lo"), ("auto", "lo"), ("rdma", None)])
+def test_the_engine_gets_the_address_and_the_devices_of_the_interface(transport: str, devices: str | None) -> None:
+    environment, words = launched("lo", transport, "HOST_A,HOST_B", "1", "", words=("--x", "a b"))
+    assert (environment["HOST_A"], environment["HOST_B"]) == ("127.0.0.1", "127.0.0.1")
+    assert environment.get("UCX_NET_DEVICES") == devices  # lo has no RDMA device
+    assert words == ["--x", "a b"]
+
+
+def test_without_a_network_nothing_is_set() -> None:
+    environment, _ = launched("", "auto", "HOST_A", "1", "")
+    assert not {"HOST_A", "UCX_NET_DEVICES"} & set(environment)
+    assert "UCX_NET_DEVICES" not in launched("lo", "tcp", "", "0", "")[0]
+
+
+def test_an_interface_without_address_ends_the_container_with_its_name() -> None:
+    ended = run(LAUNCH, "net9", "auto", "A", "1", "", "true")
+    assert ended.returncode == 1
+    assert "interface net9: has no address" in ended.stderr
+
+
+def test_prepare_makes_a_key_that_only_the_engine_and_its_adapter_know(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    assert run(PREPARE, "", "", str(key)).returncode == 0
+    assert len(key.read_text()) == 64
+    assert key.stat().st_mode & 0o777 == 0o640
+    _, words = launched("", "auto", "", "0", str(key), words=("--api-key", KEY_PLACE))
+    assert words == ["--api-key", key.read_text()]
+
+
+def test_prepare_copies_the_small_files_of_a_model(tmp_path: Path) -> None:
+    source, target = tmp_path / "model", tmp_path / "files"
+    source.mkdir()
+    target.mkdir()
+    small = ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja", "merges.txt", "a.tiktoken")
+    for name in (*small, "model.safetensors"):
+        (source / name).write_text(name)
+    (source / "tokenizer_folder").mkdir()
+    assert run(PREPARE, str(source), str(target), "").returncode == 0
+    assert {path.name: path.read_text() for path in target.iterdir()} == {name: name for name in small}
+
+
+def test_prepare_names_the_folder_that_is_missing(tmp_path: Path) -> None:
+    ended = run(PREPARE, "/no/model", str(tmp_path), "")
+    assert ended.returncode == 1
+    assert "spec.model.uri: the image of the engine has no /no/model/config.json" in ended.stderr
+
+
+def test_the_kubelet_finds_nothing_to_expand() -> None:
+    assert "$" not in LAUNCH + PREPARE
