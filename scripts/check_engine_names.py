@@ -20,15 +20,17 @@ from disagg_wire import engines  # noqa: E402  (the path above comes first)
 FOLDERS = ("operator", "worker")
 # The module that defines the names.
 VOCABULARY = "worker/disagg_wire/engines.py"
+# The file that finds an engine's module by its name.
+TABLE = "engines/table.py"
 # The constants by which the names are imported; that of the bundled engine may also be a default.
 _CONSTANTS = {k for k, v in vars(engines).items() if v in engines.ADAPTED}
 _BUNDLED = {k for k, v in vars(engines).items() if v == engines.BUILTIN} | {engines.BUILTIN}
 
 
 def is_module_of_an_engine(name: str) -> bool:
-    """Return whether a file, or a folder that it is in, has the name of an engine."""
+    """Return whether a file may name engines: it or a folder is named so, or it is their table."""
     path = Path(name)
-    return name == VOCABULARY or bool({path.stem, *path.parts} & set(engines.ENGINES))
+    return name == VOCABULARY or name.endswith(f"/{TABLE}") or bool({path.stem, *path.parts} & set(engines.ENGINES))
 
 
 def names_in(source: str) -> list[int]:

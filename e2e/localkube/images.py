@@ -24,7 +24,9 @@ _BUILD_TIMEOUT_S = 1800
 # The Dockerfiles may copy these. A change that no image uses costs a run of BuildKit, which finds
 # everything in its cache.
 _SOURCES = ("operator", "worker", "crds", "models", "requirements", "pyproject.toml", "README.md", "LICENSE")
+_VLLM_FOLDER = "e2e/engines/vllm"
 _VLLM = "0.32.0"
+_VLLM_PINS = f"{_VLLM_FOLDER}/vllm-{_VLLM}.txt"
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,11 @@ IMAGES = {
         # A real engine for tests. It has two gigabytes, and is of no use to most of them.
         Image(
             "vllm",
-            "e2e/engines/vllm/Dockerfile",
-            f"e2e/engines/vllm/vllm-{_VLLM}.txt",
+            f"{_VLLM_FOLDER}/Dockerfile",
+            _VLLM_PINS,
             torch_stubs=True,
             args=(("VLLM", _VLLM),),
-            sources=("e2e/engines/vllm", "models"),
+            sources=(f"{_VLLM_FOLDER}/Dockerfile", f"{_VLLM_FOLDER}/install.py", _VLLM_PINS, "models"),
             on_demand=True,
         ),
     )

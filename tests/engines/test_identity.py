@@ -36,9 +36,9 @@ async def test_48_of_48_prompts_give_the_tokens_of_one_engine_and_no_prompt_is_c
             same += answer.tokens == pieces(wanted)
         assert same == PROMPTS
         found = {name: value - before[name] for name, value in (await sources()).items()}
-        # Of each prompt decode computes the last token at most, to have something to sample from,
-        # and only where all others are in its prefix cache or there are none.
-        assert found["local_compute"] <= sum(len(p) == 1 for p in asked) + 1
+        # Of each prompt decode computes the last token at most, to have something to sample from.
+        assert found["local_compute"] <= PROMPTS
+        assert sum(found.values()) == sum(map(len, asked))
         assert found["external_kv_transfer"] >= 0.9 * sum(map(len, asked))
         page = (await stack.http.get(f"{stack.adapter_urls['d0']}/metrics")).text
         assert "disagg_engine_late_reads_total 0.0" in page

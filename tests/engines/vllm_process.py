@@ -191,6 +191,8 @@ def _environment(side_channel_port: int, folder: Path) -> dict[str, str]:
         "UCX_TLS": "tcp",
         "UCX_NET_DEVICES": "lo",
         "HF_HUB_OFFLINE": "1",
+        # Log probabilities would be compiled, for which the slim install has no headers.
+        "TORCHDYNAMO_DISABLE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(folder / "cache"),
         "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",

@@ -52,6 +52,7 @@ def test_the_engines_modules_may(tmp_path: Path) -> None:
     assert is_module_of_an_engine("worker/disagg_adapter/engines/vllm.py")
     assert is_module_of_an_engine("worker/disagg_adapter/vllm/client.py")
     assert is_module_of_an_engine("worker/disagg_wire/engines.py")
+    assert is_module_of_an_engine("worker/disagg_adapter/engines/table.py")
     assert not is_module_of_an_engine("operator/disagg_operator/engines/contract.py")
     for name in ("operator/a/vllm.py", "operator/a/other.py", "worker/b.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

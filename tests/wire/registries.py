@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
+from disagg_adapter.engines.contract import Readings
+from disagg_adapter.metrics import Metrics as AdapterMetrics
+from disagg_adapter.metrics import Snapshot
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.controller.metrics import Metrics as OperatorMetrics
 from disagg_router.metrics import Metrics as RouterMetrics
@@ -50,7 +53,18 @@ def worker() -> list[CollectorRegistry]:
     return [WorkerMetrics(lambda: load, 16).registry, process.metrics.registry]
 
 
-PROCESSES = {"operator": operator, "router": router, "worker": worker}
+def adapter() -> list[CollectorRegistry]:
+    """Return the registry of an adapter whose engine tells everything."""
+    names = ["prefill_batches", "prefill_batch_tokens", "prefill_batch_tokens_squared", "prefill_batch_seconds"]
+    names += ("decode_steps", "decode_step_sequences", "decode_step_kv_tokens", "decode_step_seconds")
+    work = dict.fromkeys(names, 0.0)
+    readings = Readings(prompt_tokens_by_source={"local_compute": 1.0})
+    metrics = AdapterMetrics(lambda: Snapshot(readings, work, 0, 0, 0, 0, 0))
+    metrics.info.info({"role": "decode"})
+    return [metrics.registry]
+
+
+PROCESSES = {"operator": operator, "router": router, "worker": worker, "adapter": adapter}
 
 
 def series(registries: list[CollectorRegistry]) -> dict[str, frozenset[str]]:

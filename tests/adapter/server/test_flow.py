@@ -51,8 +51,6 @@ async def test_another_first_token_than_prefills_is_counted(tmp_path: Path) -> N
         request = body(PROMPT)
         async with both.decode.call("decode", request | {"mode": "remote"}) as events:
             ticket = (await anext(events))["ticket"]
-            # Prefill is told another prompt of the same hash, so to say: its engine samples another.
-            both.prefill.engine.handover = PARAMETERS
             original = both.prefill.engine.prefill
 
             def other(work: Any) -> Any:

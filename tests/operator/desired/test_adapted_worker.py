@@ -117,7 +117,8 @@ def test_the_operator_sets_just_the_listed_variables_of_adapters() -> None:
     rendered: set[str] = set()
     for spec in SPECS.values():
         rendered |= set(_env(_all(_pod(spec["engine"]["type"], **spec))["adapter"]))
-    assert set(AdapterVariable) - rendered == {AdapterVariable.KV_HOST}  # the address of the interface or the pod
+    # KV uses the address of the interface or of the pod, and SGLang's port is the default.
+    assert set(AdapterVariable) - rendered == {AdapterVariable.KV_HOST, AdapterVariable.BOOTSTRAP_PORT}
 
 
 def test_the_adapters_know_names_ratio_and_lease() -> None:

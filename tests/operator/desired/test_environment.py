@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.operator.api.resources import good
+from tests.operator.api.resources import good, of
 
 from disagg_operator.api import parse
-from disagg_operator.desired.environment import router_environment, worker_environment
+from disagg_operator.desired.environment import adapter_environment, router_environment, worker_environment
 from disagg_operator.performance.declared import profile_of
 
 
@@ -52,6 +52,28 @@ def test_a_worker_is_told_what_the_spec_says(spec: dict[str, Any], variable: str
 def test_an_optional_field_is_a_variable_only_where_it_is_set(spec: dict[str, Any], variable: str, value: str) -> None:
     assert worker("decode", **spec)[variable] == value
     assert variable not in worker("decode")
+
+
+def test_an_adapter_is_told_what_the_spec_says_of_its_engine() -> None:
+    spec: dict[str, Any] = {
+        "model": {"uri": "hf://org/m", "revision": "v2"},
+        "engine": {"type": "vllm"},
+        "decode": {"parallelism": {"tensor": 2}},
+    }
+    found = adapter_environment(parse(good(**spec)), "decode", "decode")
+    assert found["DISAGG_MODEL_URI"] == "hf://org/m@v2"
+    assert (found["DISAGG_ROLE"], found["DISAGG_ENGINE"], found["DISAGG_TENSOR_RATIO"]) == ("decode", "vllm", "1:2")
+    assert (found["DISAGG_LEASE_S"], found["DISAGG_TRANSPORT"]) == ("60", "auto")
+    assert not {"DISAGG_LORA_ADAPTERS", "DISAGG_EXPERIMENTAL"} & set(found)
+
+
+def test_an_adapter_is_told_of_lora_adapters_and_of_the_experiment() -> None:
+    spec: dict[str, Any] = {"model": {"adapters": [{"name": "law", "uri": "file:///law"}]}, "engine": {"type": "vllm"}}
+    assert adapter_environment(parse(good(**spec)), "prefill", "prefill")["DISAGG_LORA_ADAPTERS"] == '["law"]'
+    network = {"attachmentRef": {"name": "n"}, "rdmaResource": {"name": "rdma/hca"}}
+    rdma: dict[str, Any] = {"kvTransfer": {"transport": "rdma", "network": network}}
+    dd = parse(of("lmdeploy", engine={"experimental": True}, **rdma))
+    assert adapter_environment(dd, "prefill", "prefill")["DISAGG_EXPERIMENTAL"] == "true"
 
 
 FLIPPING: dict[str, Any] = {

@@ -36,6 +36,7 @@ def test_an_adapter_from_the_hub_needs_the_hub() -> None:
 
 def test_a_claim_is_mounted_once_however_many_are_on_it() -> None:
     dd = served("pvc://models/m", "pvc://models/a", "pvc://loras/b", "pvc://loras/c")
+    assert claim_mounts(served("file:///m", "pvc://loras/b", "hf://o/a"))[0]["mountPath"] == "/mnt/claims/loras"
     assert [m["mountPath"] for m in claim_mounts(dd)] == ["/mnt/model", "/mnt/claims/loras"]
     assert [v["persistentVolumeClaim"]["claimName"] for v in claim_volumes(dd)] == ["models", "loras"]
     assert [v["name"] for v in claim_volumes(dd)] == [m["name"] for m in claim_mounts(dd)] == ["model", "claim-1"]

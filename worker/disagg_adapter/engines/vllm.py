@@ -37,6 +37,7 @@ from disagg_wire.protocol import (
     FEATURE_SOFT_TICKET,
     FEATURE_STRUCTURED_NOT_RESUMED,
 )
+from disagg_wire.series import LOCAL_COMPUTE
 
 _GENERATE = "/inference/v1/generate"
 _HTTP_S = 5.0
@@ -116,7 +117,7 @@ class Vllm(Engine):
             raise NotReady("the engine does not tell the size of its KV cache yet")
         return Identity(
             version=version,
-            started=_started(samples),
+            started=f"{samples.value('process_start_time_seconds'):.2f}",
             connector=connector,
             max_model_len=int(by_name[self._model]["max_model_len"]),
             block_size_tokens=int(cache["block_size"]),
@@ -341,7 +342,7 @@ def delta_of(event: Any, top: int = 0) -> Delta | None:
         tokens = [int(t) for t in choice.get("token_ids") or ()]
         reason = choice.get("finish_reason")
         outputs = _outputs(tokens, (choice.get("logprobs") or {}).get("content"), top)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EngineFault(codes.INTERNAL, f"vLLM's stream is garbled: {error!r}") from None
     if reason not in (None, "stop", "length"):
         raise EngineFault(codes.INTERNAL, f"vLLM ended the request with {reason!r}")
@@ -366,11 +367,12 @@ def readings_of(samples: Samples) -> Readings:
     """Return the readings in vLLM's metrics."""
     value = samples.value
     return Readings(
-        started=_started(samples),
+        started=f"{samples.value('process_start_time_seconds'):.2f}",
         waiting=value("vllm:num_requests_waiting"),
         running=value("vllm:num_requests_running"),
         kv_usage=samples.mean("vllm:kv_cache_usage_perc"),
-        prompt_tokens_total=value("vllm:request_prefill_kv_computed_tokens_sum"),
+        # request_prefill_kv_computed_tokens counts what came from another engine, too.
+        prompt_tokens_total=value("vllm:prompt_tokens_by_source_total", source=LOCAL_COMPUTE),
         generated_tokens_total=value("vllm:generation_tokens_total"),
         cached_tokens_total=value("vllm:prefix_cache_hits_total"),
         preemptions_total=value("vllm:num_preemptions_total"),
@@ -387,10 +389,6 @@ def readings_of(samples: Samples) -> Readings:
         late_reads_total=value("vllm:nixl_num_notifications_after_expiry_total"),
         prompt_tokens_by_source=samples.by_label("vllm:prompt_tokens_by_source_total", "source"),
     )
-
-
-def _started(samples: Samples) -> str:
-    return f"{samples.value('process_start_time_seconds'):.2f}"
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:

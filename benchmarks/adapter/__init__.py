@@ -1,0 +1,1 @@
+"""What the adapter adds to each request and each token."""
