@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines
+.PHONY: bench-adapter bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -83,6 +83,7 @@ generate: setup ## write the files made from code: CRDs and the chart's copy, th
 	@$(PY) scripts/generate.py
 
 drawings: setup ## draw the packages' rooms and imports, of today and of release 0.1.0, into docs/house
+	@for p in protocol adapter; do $(PY) scripts/draw_house.py disagg_$$p --out docs/house/$$p.svg; done
 	@for p in operator worker router; do \
 	  $(PY) scripts/draw_house.py disagg_$$p --out docs/house/$$p.svg; \
 	  $(PY) scripts/draw_house.py disagg_$$p --wheel tests/releases/0.1.0/*.whl --out docs/house/$$p-0.1.0.svg; done
@@ -112,6 +113,9 @@ bench-validation: setup ## the simulator against the stack running here; writes 
 
 lock:           ## requirements/*.txt from pyproject.toml
 	@scripts/lock
+
+bench-adapter: setup ## what the adapter adds to a request and a token; writes benchmarks/results/adapter.md
+	@$(PY) -m benchmarks.adapter
 
 bench-engine: setup ## ours beside vLLM, llama.cpp and transformers on one core (installs them: minutes; pins: benchmarks/engine/requirements)
 	@$(PY) -m benchmarks.engine.run

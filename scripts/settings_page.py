@@ -1,4 +1,4 @@
-"""Write docs/settings.md: every setting of the three processes, from their settings classes."""
+"""Write docs/settings.md: every setting of the four processes, from their settings classes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from disagg_adapter.settings import Settings as AdapterSettings
 from disagg_operator.settings import OperatorSettings
 from disagg_router.settings import Settings as RouterSettings
-from disagg_wire.environment import RouterVariable, WorkerVariable, variable_of
+from disagg_wire.environment import AdapterVariable, RouterVariable, WorkerVariable, variable_of
 from disagg_worker.settings import Settings as WorkerSettings
 
 HEAD = """# Settings
 
 Each process reads its settings once, at start, from environment variables. A variable that is missing or wrong ends the
-process with a message that names it. The router and the worker take an empty variable for one that is not set.
+process with a message that names it. The router, the worker and the adapter take an empty variable for one that is not set.
 
 This page is generated from the settings classes by `make generate`; do not edit it.
 """
@@ -31,6 +32,10 @@ WORKER = """\
 The operator sets those marked *operator*, from the resource or from the pod; `spec.engine.env` must not contain them.
 The others can be set in `spec.engine.env`.
 """
+ADAPTER = """\
+The adapter runs beside an engine of another project (docs/engines.md). The operator sets those marked *operator*, from
+the resource or from the pod. The others keep their defaults.
+"""
 
 
 def page() -> str:
@@ -40,6 +45,7 @@ def page() -> str:
         _section("Operator", OPERATOR, OperatorSettings, None),
         _section("Router", ROUTER, RouterSettings, RouterVariable, "default"),
         _section("Worker", WORKER, WorkerSettings, WorkerVariable, "`engine.env`"),
+        _section("Adapter", ADAPTER, AdapterSettings, AdapterVariable, "default"),
     ]
     return "\n".join(parts)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from disagg_adapter.settings import Settings as AdapterSettings
 from disagg_operator.settings import OperatorSettings
 from disagg_router.settings import Settings as RouterSettings
 from disagg_wire.environment import variable_of
@@ -16,7 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs/settings.md").read_text(encoding="utf-
 UNITS = {"_s": "second", "_bytes": "bytes", "_tokens": "tokens", "_len": "tokens"}
 
 
-@pytest.mark.parametrize("settings", [OperatorSettings, RouterSettings, WorkerSettings])
+@pytest.mark.parametrize("settings", [OperatorSettings, RouterSettings, WorkerSettings, AdapterSettings])
 def test_every_setting_is_on_the_page_with_a_description_that_has_its_unit(settings: type[BaseModel]) -> None:
     for field, info in settings.model_fields.items():
         description = info.description or ""

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from tests.operator.api.resources import good
 from tests.operator.desired.facts import FACTS
 
+from disagg_adapter.settings import Settings as AdapterSettings
 from disagg_operator.api import parse
 from disagg_operator.desired import render
 from disagg_operator.desired.local_process import router_process
@@ -22,6 +23,8 @@ from disagg_operator.settings import OperatorSettings
 from disagg_router.settings import Settings as RouterSettings
 from disagg_wire import environment
 from disagg_wire.environment import (
+    AdapterOption,
+    AdapterVariable,
     OperatorVariable,
     RouterOption,
     RouterVariable,
@@ -39,10 +42,11 @@ REPO = Path(__file__).parents[2]
     ("settings", "names", "read_elsewhere"),
     [
         (WorkerSettings, [*WorkerVariable, *WorkerOption], {WorkerOption.KERNELS}),
+        (AdapterSettings, [*AdapterVariable, *AdapterOption], set()),
         (RouterSettings, [*RouterVariable, *RouterOption], set()),
         (OperatorSettings, [*OperatorVariable], {OperatorVariable.USE_KUBECONFIG}),
     ],
-    ids=["worker", "router", "operator"],
+    ids=["worker", "adapter", "router", "operator"],
 )
 def test_each_variable_is_a_field_of_the_settings_and_each_field_a_variable(
     settings: type[BaseModel], names: Iterable[str], read_elsewhere: set[str]
@@ -53,7 +57,9 @@ def test_each_variable_is_a_field_of_the_settings_and_each_field_a_variable(
 
 
 @pytest.mark.parametrize(
-    ("variables", "options"), [(WorkerVariable, WorkerOption), (RouterVariable, RouterOption)], ids=["worker", "router"]
+    ("variables", "options"),
+    [(WorkerVariable, WorkerOption), (AdapterVariable, AdapterOption), (RouterVariable, RouterOption)],
+    ids=["worker", "adapter", "router"],
 )
 def test_the_operator_either_sets_a_variable_or_leaves_it(variables: type[StrEnum], options: type[StrEnum]) -> None:
     assert set(variables) & set(options) == set()
@@ -89,7 +95,18 @@ def test_the_fields_of_an_environment_are_those_of_our_variables_that_are_not_em
     assert [variable_of(field) for field in found] == [WorkerVariable.KV_PORT]
 
 
-@pytest.mark.parametrize("kind", [WorkerVariable, WorkerOption, RouterVariable, RouterOption, OperatorVariable])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        WorkerVariable,
+        WorkerOption,
+        AdapterVariable,
+        AdapterOption,
+        RouterVariable,
+        RouterOption,
+        OperatorVariable,
+    ],
+)
 def test_a_member_has_the_name_of_its_variable(kind: type[StrEnum]) -> None:
     assert {v.value.removeprefix("DISAGG_") for v in kind} == {v.name for v in kind}
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from disagg_adapter import metrics as adapter_metrics
 from disagg_operator.cli import entry as cli
 from disagg_operator.controller import metrics as operator_metrics
 from disagg_router import metrics as router_metrics
@@ -20,7 +21,7 @@ from disagg_wire.version import VERSION, semver
 from disagg_worker.server import metrics as worker_metrics
 
 REPO = Path(__file__).resolve().parents[2]
-PACKAGES = ("disagg_operator", "disagg_router", "disagg_worker")
+PACKAGES = ("disagg_operator", "disagg_router", "disagg_worker", "disagg_adapter")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,7 @@ for module in pkgutil.walk_packages(disagg_wire.__path__, "disagg_wire."):
         ("operator", operator_metrics.Metrics().registry),
         ("router", router_metrics.Metrics().registry),
         ("worker", worker_metrics.Metrics(lambda: None, 16).registry),
+        ("adapter", adapter_metrics.Metrics(lambda: None).registry),
     ],
 )
 def test_each_process_tells_what_it_is_built_of(component: str, registry: CollectorRegistry) -> None:

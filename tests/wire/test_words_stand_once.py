@@ -20,7 +20,15 @@ MODULES = sorted(
 )
 VARIABLES = {
     str(name)
-    for kind in (env.WorkerVariable, env.WorkerOption, env.RouterVariable, env.RouterOption, env.OperatorVariable)
+    for kind in (
+        env.WorkerVariable,
+        env.WorkerOption,
+        env.AdapterVariable,
+        env.AdapterOption,
+        env.RouterVariable,
+        env.RouterOption,
+        env.OperatorVariable,
+    )
     for name in kind
 }
 
@@ -40,6 +48,7 @@ DISTINCTIVE = (
     | {"disagg-http-v1"}
 )
 # Only workers use these codes; some errors of OpenAI's API, which routers answer, have equal names.
+SPEAK = {"disagg_worker", "disagg_adapter", "disagg_protocol"}
 OF_WORKERS = {value for value in _constants(codes, "") if "_" in value}
 # The build of the image runs this file alone, without the package of the words.
 ALONE = {"worker/disagg_worker/backend/cpu/build.py": {env.WorkerOption.KERNELS}}
@@ -67,7 +76,7 @@ def test_no_module_repeats_a_shared_word() -> None:
     found = {}
     for path in MODULES:
         name = str(path.relative_to(REPO))
-        words = DISTINCTIVE | (OF_WORKERS if "disagg_worker" in path.parts else set())
+        words = DISTINCTIVE | (OF_WORKERS if SPEAK & set(path.parts) else set())
         if hits := repeated(path.read_text(), words - ALONE.get(name, set())):
             found[name] = hits
     assert found == {}

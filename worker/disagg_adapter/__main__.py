@@ -5,7 +5,7 @@ import sys
 from disagg_wire.version import VERSION
 
 if sys.argv[1:] == ["--version"]:
-    print(f"disagg-worker {VERSION}")
+    print(f"disagg-adapter {VERSION}")
 else:
     from disagg_adapter.main import main
 

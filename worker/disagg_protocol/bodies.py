@@ -18,6 +18,8 @@ from disagg_wire.roles import Role
 from disagg_wire.room import Room
 
 Line = dict[str, Any]
+# The types of the line that ends a stream.
+ENDS = ("end", "error")
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 

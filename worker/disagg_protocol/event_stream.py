@@ -13,7 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from disagg_protocol.bodies import Line, encode_line, encode_lines
+from disagg_protocol.bodies import ENDS, Line, encode_line, encode_lines
 from disagg_protocol.events import Event
 from disagg_wire import codes
 
@@ -80,11 +80,18 @@ class NdjsonResponse(Response):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pump(self, send: Send) -> None:
+        ended = False
         try:
             async for lines in self._lines:
-                await send({"type": "http.response.body", "body": encode_lines(lines), "more_body": True})
+                last = lines if isinstance(lines, dict) else lines[-1]
+                ended = last["type"] in ENDS
+                await send({"type": "http.response.body", "body": encode_lines(lines), "more_body": not ended})
+            if ended:
+                return
         except Exception:
             log.exception("a stream failed")
+            if ended:
+                return
             line = {
                 "type": "error",
                 "code": codes.INTERNAL,

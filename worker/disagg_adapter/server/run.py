@@ -19,7 +19,7 @@ from disagg_adapter.server.monitor import Monitor
 from disagg_adapter.settings import Settings
 from disagg_adapter.transport import Used
 from disagg_adapter.work_done import WorkDone
-from disagg_protocol.bodies import DecodeRequest, Line, PrefillRequest, error_json, event_json
+from disagg_protocol.bodies import ENDS, DecodeRequest, Line, PrefillRequest, error_json, event_json
 from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
 from disagg_protocol.requests import Job
 from disagg_wire import codes
@@ -27,7 +27,6 @@ from disagg_wire.room import Room
 
 log = logging.getLogger(__name__)
 ENGINE_LOST = ErrorEvent(codes.INTERNAL, "the engine serves no more", retryable=True)
-_ENDS = ("end", "error")
 
 
 def work_of(request: DecodeRequest | PrefillRequest) -> Work:
@@ -103,19 +102,22 @@ class Run(ABC):
 
     async def _read(self) -> AsyncIterator[list[Line]]:
         """Yield the lines that have come since the last time, up to the one that ends the job."""
-        while True:
-            try:
-                async with asyncio.timeout_at(self._loop_deadline()):
-                    await self._some.wait()
-            except TimeoutError:
-                passed = ErrorEvent(codes.DEADLINE_EXCEEDED, "the request's deadline has passed", retryable=False)
-                self._lines.append(error_json(passed))
-            lines, self._lines = self._lines, []
-            self._some.clear()
-            end = next((i for i, line in enumerate(lines) if line["type"] in _ENDS), None)
-            yield lines if end is None else lines[: end + 1]
-            if end is not None:
-                return
+        timer = asyncio.get_running_loop().call_at(self._loop_deadline(), self._expire)
+        try:
+            while True:
+                await self._some.wait()
+                lines, self._lines = self._lines, []
+                self._some.clear()
+                end = next((i for i, line in enumerate(lines) if line["type"] in ENDS), None)
+                yield lines if end is None else lines[: end + 1]
+                if end is not None:
+                    return
+        finally:
+            timer.cancel()
+
+    def _expire(self) -> None:
+        passed = ErrorEvent(codes.DEADLINE_EXCEEDED, "the request's deadline has passed", retryable=False)
+        self._emit(error_json(passed))
 
     def _loop_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._deadline_s - time.monotonic()
@@ -149,8 +151,13 @@ class Run(ABC):
         """Send the tokens and the end that a piece of the engine's stream holds."""
         now = self._adapter
         for output in delta.outputs:
-            cached = cached_tokens if self._index == self._work.emitted else None
-            self._emit(event_json(TokenEvent(self._index, output.token, output.logprob, output.top_logprobs, cached)))
+            if output.logprob is None and self._index > self._work.emitted:
+                # Nearly all tokens are like this one.
+                self._emit({"type": "token", "index": self._index, "token": output.token})
+            else:
+                cached = cached_tokens if self._index == self._work.emitted else None
+                event = TokenEvent(self._index, output.token, output.logprob, output.top_logprobs, cached)
+                self._emit(event_json(event))
             self._index += 1
         if delta.outputs:
             now.monitor.progress()
