@@ -1,4 +1,4 @@
-"""vLLM on the kubelet, the long form: pools that scale, an edit under load, engines that cannot start.
+"""vLLM on the kubelet at length: pools that scale, edits under load, engines that cannot start.
 
 Run by `make test-engines`.
 """
