@@ -18,7 +18,7 @@ from disagg_worker.settings import Settings as WorkerSettings
 HEAD = """# Settings
 
 Each process reads its settings once, at start, from environment variables. A variable that is missing or wrong ends the
-process with a message that names it. The router, the worker and the adapter take an empty variable for one that is not set.
+process with a message that names it. All but the operator take an empty variable for one that is not set.
 
 This page is generated from the settings classes by `make generate`; do not edit it.
 """

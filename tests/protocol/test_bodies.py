@@ -14,6 +14,7 @@ from disagg_protocol.bodies import (
     DecodeRequest,
     PrefillRequest,
     encode_line,
+    encode_lines,
     event_json,
     parse,
     parse_role,
@@ -186,3 +187,14 @@ def test_the_form_of_the_output_reaches_the_engine(kind: str, value: str) -> Non
 def test_choices_are_a_list_of_strings_and_anything_else_is_refused(value: str) -> None:
     with pytest.raises(BadRequest, match=r"^sampling\.structured"):
         decode(sampling=SAMPLING | {"structured": {"kind": "choice", "value": value}})
+
+
+def test_lines_that_go_out_together_are_the_lines_one_after_another() -> None:
+    lines = [
+        event_json(TokenEvent(0, 5)),
+        event_json(TokenEvent(1, 6, -0.5, ((6, -0.5),))),
+        event_json(EndEvent("stop")),
+    ]
+    assert encode_lines(lines) == b"".join(encode_line(line) for line in lines)
+    assert encode_lines(lines[0]) == encode_line(lines[0]) == b'{"type":"token","index":0,"token":5}\n'
+    assert encode_lines([]) == b""

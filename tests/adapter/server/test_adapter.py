@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.adapter.rig import EXPECTED, KEY, PROMPT, body, make_adapter, pair, running, served, tokens_of, until
+from tests.adapter.rig import EXPECTED, KEY, PROMPT, Line, body, make_adapter, pair, running, served, tokens_of, until
 from tests.fakes.adapter_engine import IDENTITY, FakeEngine
 
 from disagg_adapter.engines.contract import EngineFault, NotReady, Readings, Unusable
@@ -102,7 +102,7 @@ async def test_a_role_is_kept_for_good(tmp_path: Path) -> None:
 @pytest.mark.parametrize("role", ["decode", "prefill"])
 async def test_bad_requests_name_the_field_and_hold_nothing(tmp_path: Path, role: str) -> None:
     async with running("both", tmp_path) as one:
-        good = body(PROMPT) | ({"mode": "local"} if role == "decode" else {"ticket": None})
+        good: Line = body(PROMPT) | ({"mode": "local"} if role == "decode" else {"ticket": None})
         for change, named in (
             ({"adapter": "rude"}, "adapter: rude is not loaded here"),
             ({"sampling": good["sampling"] | {"structured": {"kind": "regex", "value": "a"}}}, "sampling.structured"),

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from disagg_adapter.engines.contract import Delta
+from disagg_adapter.engines.contract import Delta, EngineFault
 
 Stream = AbstractAsyncContextManager[AsyncGenerator[Any]]
+Parse = Callable[[Any], Delta | None]
+
+
+async def deltas_of(events: AsyncGenerator[Any], parse: Parse) -> AsyncGenerator[Delta]:
+    """Yield what the events of a stream say.
+
+    Its last piece is held back until the stream has ended, which is at once: a connection that has
+    been read to its end serves the next request.
+    """
+    last = None
+    try:
+        async for event in events:
+            if last is None and (delta := parse(event)) is not None:
+                if delta.finish_reason is not None:
+                    last = delta
+                else:
+                    yield delta
+    except EngineFault:
+        if last is None:
+            raise
+    if last is not None:
+        yield last
 
 
 class KeptStreams:
@@ -22,51 +45,36 @@ class KeptStreams:
     def __len__(self) -> int:
         return len(self._keepers)
 
-    async def read(self, stream: Stream, parse: Callable[[Any], Delta | None]) -> AsyncGenerator[Delta]:
+    async def read(self, stream: Stream, parse: Parse) -> AsyncGenerator[Delta]:
         """Yield the pieces of a stream.
 
         If the generator is closed before the first one, the stream is closed at the first one, or
-        at its end, or when `longest_s` has passed. A task of its own reads, so that a reader who is
-        cancelled while he waits takes the stream with him no more than one who leaves.
+        at its end, or when `longest_s` has passed. A task of its own reads up to there, so that a
+        reader who is cancelled while he waits takes the stream with him no more than one who
+        leaves.
         """
-        pieces: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
-        begun = asyncio.Event()
-
-        async def pump() -> None:
-            try:
-                async with stream as events:
-                    async for event in events:
-                        if (delta := parse(event)) is not None:
-                            pieces.put_nowait(delta)
-                            begun.set()
-                pieces.put_nowait(None)
-            except Exception as error:
-                pieces.put_nowait(error)
-            finally:
-                begun.set()
-
-        pumping = asyncio.create_task(pump())
+        opening = asyncio.create_task(_to_the_first(stream, parse))
         try:
-            while (piece := await pieces.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise piece
+            first, pieces = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            self._keep(stream, opening)
+            raise
+        try:
+            if first is not None:
+                yield first
+            async for piece in pieces:
                 yield piece
         finally:
-            self._close(pumping, begun)
+            await pieces.aclose()
+            await stream.__aexit__(None, None, None)
 
-    def _close(self, pumping: asyncio.Task[None], begun: asyncio.Event) -> None:
-        if begun.is_set():
-            pumping.cancel()
-
+    def _keep(self, stream: Stream, opening: asyncio.Task[Any]) -> None:
         async def keep() -> None:
-            try:
+            # What the engine says to nobody is of no interest, not even its errors.
+            with contextlib.suppress(Exception):
                 async with asyncio.timeout(self._longest_s):
-                    await begun.wait()
-            except TimeoutError:
-                pass
-            finally:
-                pumping.cancel()
-                await asyncio.wait({pumping})
+                    await opening
+                await stream.__aexit__(None, None, None)
 
         keeper = asyncio.create_task(keep())
         self._keepers.add(keeper)
@@ -77,3 +85,13 @@ class KeptStreams:
         for keeper in list(self._keepers):
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+
+
+async def _to_the_first(stream: Stream, parse: Parse) -> tuple[Delta | None, AsyncGenerator[Delta]]:
+    """Open a stream and return its first piece, if there is one, and the others."""
+    pieces = deltas_of(await stream.__aenter__(), parse)
+    try:
+        return await anext(pieces, None), pieces
+    except BaseException:
+        await stream.__aexit__(None, None, None)
+        raise

@@ -7,11 +7,9 @@ vllm/distributed/kv_transfer/kv_connector/v1/nixl in the versions of VERSIONS.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from disagg_adapter.engines.contract import (
@@ -27,6 +25,7 @@ from disagg_adapter.engines.contract import (
     Work,
 )
 from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
+from disagg_adapter.engines.kept_stream import KeptStreams, deltas_of
 from disagg_adapter.engines.prometheus_text import Samples, parse_samples
 from disagg_protocol.errors import InvalidInput
 from disagg_wire import codes, problems
@@ -88,9 +87,7 @@ class Vllm(Engine):
     def __init__(self, http: EngineHttp, model: str, lease_s: float) -> None:
         self._http = http
         self._model = model
-        self._lease_s = lease_s
-        # Streams of decode that were closed before their first token.
-        self._reaped: set[asyncio.Task[None]] = set()
+        self._kept = KeptStreams(lease_s + 5.0)
         self._probes = 0
 
     async def identify(self) -> Identity:
@@ -158,7 +155,7 @@ class Vllm(Engine):
     async def generate(self, work: Work) -> AsyncGenerator[Delta]:
         body = self._body(work, work.new_tokens, stream=True)
         async with self._faults(), self._http.events(_GENERATE, body) as events:
-            async for delta in _deltas(events, work.sampling.logprobs or 0):
+            async for delta in deltas_of(events, _parse(work)):
                 yield delta
 
     async def prefill(self, work: Work) -> AsyncGenerator[HandOver]:
@@ -170,39 +167,21 @@ class Vllm(Engine):
 
     async def decode(self, work: Work, handover: HandOver) -> AsyncGenerator[Delta]:
         body = self._body(work, work.new_tokens, stream=True) | {"kv_transfer_params": handover.parameters}
-        opening = asyncio.create_task(_Stream.open(self._http, body, work.sampling.logprobs or 0))
-        try:
-            async with self._faults():
-                stream = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            self._reap(opening)
-            raise
-        except EngineFault as fault:
-            if fault.code != codes.INTERNAL:
-                raise
-            # The usual reason: the KV could not be read (kv_load_failure_policy: fail).
-            raise EngineFault(codes.TRANSFER_FAILED, f"vLLM did not take the KV: {fault}") from None
-        async with contextlib.aclosing(stream):
-            if stream.first is not None:
-                yield stream.first
-            async for delta in stream.deltas:
+        # A request that is cancelled while its KV is being read can end vLLM's EngineCore.
+        pieces = self._kept.read(self._http.events(_GENERATE, body), _parse(work))
+        async with contextlib.aclosing(pieces):
+            try:
+                async with self._faults():
+                    first = await anext(pieces, None)
+            except EngineFault as fault:
+                if fault.code != codes.INTERNAL:
+                    raise
+                # The usual reason: the KV could not be read (kv_load_failure_policy: fail).
+                raise EngineFault(codes.TRANSFER_FAILED, f"vLLM did not take the KV: {fault}") from None
+            if first is not None:
+                yield first
+            async for delta in pieces:
                 yield delta
-
-    def _reap(self, opening: asyncio.Task[_Stream]) -> None:
-        """Close a stream at its first token, or when the lease and five seconds have passed.
-
-        A request that is cancelled while its KV is being read can end vLLM's EngineCore.
-        """
-
-        async def read_on() -> None:
-            with contextlib.suppress(EngineFault, EngineAnswer, TimeoutError):
-                async with asyncio.timeout(self._lease_s + 5.0):
-                    stream = await opening
-                await stream.aclose()
-
-        task = asyncio.create_task(read_on())
-        self._reaped.add(task)
-        task.add_done_callback(self._reaped.discard)
 
     async def probe(self) -> None:
         self._probes += 1
@@ -216,9 +195,7 @@ class Vllm(Engine):
             await self._http.json(_GENERATE, _SECONDS_OF_A_PROMPT, body)
 
     async def close(self) -> None:
-        for task in list(self._reaped):
-            task.cancel()
-        await asyncio.gather(*self._reaped, return_exceptions=True)
+        await self._kept.close()
         await self._http.close()
 
     def _body(self, work: Work, max_tokens: int, *, stream: bool) -> dict[str, Any]:
@@ -247,44 +224,9 @@ class Vllm(Engine):
             raise EngineFault(code, answer.message) from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """A stream of vLLM that has got to its first piece."""
-
-    context: contextlib.AbstractAsyncContextManager[Any]
-    deltas: AsyncGenerator[Delta]
-    first: Delta | None
-
-    @classmethod
-    async def open(cls, http: EngineHttp, body: Any, top: int) -> _Stream:
-        context = http.events(_GENERATE, body)
-        deltas = _deltas(await context.__aenter__(), top)
-        try:
-            return cls(context, deltas, await anext(deltas, None))
-        except BaseException:
-            await context.__aexit__(None, None, None)
-            raise
-
-    async def aclose(self) -> None:
-        await self.deltas.aclose()
-        await self.context.__aexit__(None, None, None)
-
-
-async def _deltas(events: AsyncGenerator[Any], top: int) -> AsyncGenerator[Delta]:
-    """Yield what a stream says.
-
-    Its last piece is held back until the stream has ended, which is at once: a connection that has
-    been read to its end serves the next request.
-    """
-    last = None
-    async for event in events:
-        if last is None and (delta := delta_of(event, top)) is not None:
-            if delta.finish_reason is not None:
-                last = delta
-            else:
-                yield delta
-    if last is not None:
-        yield last
+def _parse(work: Work) -> Callable[[Any], Delta | None]:
+    """Return what reads the events of a request."""
+    return lambda event: delta_of(event, work.sampling.logprobs or 0)
 
 
 def handover_of(answer: Any) -> HandOver:
