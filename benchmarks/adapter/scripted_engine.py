@@ -56,9 +56,9 @@ async def _tokens(count: int, piece: int, pause_s: float) -> AsyncIterator[bytes
     """Yield chunks whose first token is the time at which they were sent."""
     due_s = asyncio.get_running_loop().time()
     for n in range(0, count, piece):
-        if pause_s:
-            due_s += pause_s
-            await asyncio.sleep(max(0.0, due_s - asyncio.get_running_loop().time()))
+        due_s += pause_s
+        # Without a pause, others get their turn all the same.
+        await asyncio.sleep(max(0.0, due_s - asyncio.get_running_loop().time()) if pause_s else 0)
         size = min(piece, count - n)
         yield event([time_token(), *[1] * (size - 1)], "length" if n + size == count else None)
     yield b'data: {"request_id":"r","usage":{"prompt_tokens":3},"output_mode":"tokens","choices":[]}\n\n'

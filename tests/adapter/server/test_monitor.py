@@ -119,6 +119,24 @@ async def test_one_answer_that_fails_is_forgiven() -> None:
         assert one.served == ["first start"]
 
 
+async def test_an_engine_that_sends_tokens_lives_though_it_does_not_answer() -> None:
+    async with watched() as one:
+        await until(lambda: one.serves)
+        original, asked = one.engine.read, 0
+
+        async def times_out() -> Readings:
+            nonlocal asked
+            asked += 1
+            one.monitor.progress()
+            raise EngineFault(codes.INTERNAL, "timeout")
+
+        one.engine.read = times_out  # type: ignore[method-assign]
+        await until(lambda: asked == 5)
+        one.engine.read = original  # type: ignore[method-assign]
+        await one.next_look(2)
+        assert one.served == ["first start"]
+
+
 async def test_a_restart_between_two_looks_is_seen() -> None:
     async with watched() as one:
         await until(lambda: one.serves)

@@ -140,7 +140,8 @@ class Monitor:
             try:
                 readings = await self._engine.read()
             except Exception as error:  # a page that cannot be read is no answer either
-                misses += 1
+                # An engine that sends tokens lives, however long it takes over its metrics.
+                misses = 0 if self._progress_s > asked_s else misses + 1
                 if misses < _MISSES:
                     continue
                 return self._lost(f"the engine does not answer: {error}")
