@@ -31,7 +31,7 @@ _IMAGE_S, _START_S = 1800, 300.0
 def pair(whole_cluster: Cluster, cluster: Cluster) -> Cluster:
     subprocess.run([REPO / "e2e/cluster", "images", "vllm"], check=True, timeout=_IMAGE_S)
     resource = yaml.safe_load(RESOURCE.read_text())
-    assert len(RESOURCE.read_text().splitlines()) <= 25
+    assert len(RESOURCE.read_text().splitlines()) <= 20
     for role in ("prefill", "decode"):  # the demo lets the pools scale
         del resource["spec"][role]["autoscaling"]
     resource["spec"]["kvTransfer"]["network"]["attachment"]["subnet"] = "192.168.83.0/24"
