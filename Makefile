@@ -42,7 +42,9 @@ test-long: setup ## properties with ten times the examples, faults at every poin
 
 test-engines: setup ## the adapter on real vLLM engines of two versions (installs them into the user's cache: 1 GB of downloads each)
 	@for version in 0.32.0 0.31.0; do $(PY) e2e/engines/vllm/install.py $$version >/dev/null; done
-	@$(PY) -m pytest -q --timeout 1800 -m engines
+	@$(PY) -m pytest -q --timeout 1800 -m engines --junitxml .cache/engines.xml; status=$$?; \
+	  $(PY) scripts/long_form.py .cache/engines.xml benchmarks/results/engines.md "Real vLLM engines behind adapters" "make test-engines"; \
+	  exit $$status
 
 lint: setup
 	@echo "--- lint"

@@ -20,31 +20,51 @@ from disagg_operator.api.scaling import ScalingSpec
 from disagg_operator.autoscaling.policy import guard
 from disagg_operator.autoscaling.policy.guard import Predicting
 from disagg_operator.autoscaling.policy.observation import Folded
-from disagg_wire.engines import ADAPTED
+from disagg_operator.status import last_words
+from disagg_wire import problems
+from disagg_wire.engines import ADAPTED, VLLM
 from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
 
 REPO = Path(__file__).parents[1]
 PAGES = [*sorted(REPO.glob("*.md")), *sorted((REPO / "docs").glob("*.md"))]
 
 
-def test_the_yaml_of_the_readme_is_a_valid_resource() -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        parse_file(yaml.safe_load(block))
+def _yaml_blocks(page: Path) -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_resource_on_a_page_is_valid(page: Path) -> None:
+    for part in (part for block in _yaml_blocks(page) for part in yaml.safe_load_all(block)):
+        if isinstance(part, dict) and part.get("kind") == "DisaggDeployment":
+            parse_file(part)
+
+
+def test_the_readme_begins_with_a_resource_that_asks_for_gpus_and_for_an_engine_that_people_take() -> None:
+    spec = parse_file(yaml.safe_load(_yaml_blocks(REPO / "README.md")[0])).spec
+    assert spec.engine.type == VLLM
+    assert all(pool.accelerator is not None for pool in (spec.prefill, spec.decode))
 
 
 def test_the_yaml_of_the_page_on_autoscaling_is_of_valid_resources() -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (REPO / "docs/autoscaling.md").read_text(), re.DOTALL)
+    blocks = _yaml_blocks(REPO / "docs/autoscaling.md")
     assert len(blocks) == 2
     for block in blocks:
         part = yaml.safe_load(block)
         parse_file(good(**part.get("spec", part)))
 
 
-def test_the_yaml_of_the_page_on_engines_is_of_valid_resources() -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (REPO / "docs/engines.md").read_text(), re.DOTALL)
+def test_the_page_on_engines_has_a_resource_of_each() -> None:
+    blocks = _yaml_blocks(REPO / "docs/engines.md")
     assert [parse_file(yaml.safe_load(block)).spec.engine.type for block in blocks] == [*ADAPTED]
+
+
+def test_the_page_on_engines_names_every_reason_of_a_failing_engine() -> None:
+    text = (REPO / "docs/engines.md").read_text()
+    reasons = [value for name, value in vars(problems).items() if name.isupper() and re.match(r"[A-Z]", str(value))]
+    reasons += [last_words.POD_SECURITY_LEVEL, last_words.NO_ACCELERATOR, last_words.READ_ONLY]
+    assert len(reasons) > 9
+    assert [reason for reason in reasons if f"`{reason}`" not in text] == []
 
 
 def test_the_quickstart_is_short() -> None:

@@ -6,10 +6,14 @@ The tests apply it, wait for it, inspect it, and talk to it as an OpenAI client.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -106,6 +110,17 @@ def wait_ready(cluster: Cluster, name: str, *, timeout_s: float = READY_TIMEOUT_
 
 async def until_ready(cluster: Cluster, name: str, **counts: int) -> dict[str, Any]:
     return await asyncio.to_thread(lambda: wait_ready(cluster, name, **counts))
+
+
+def kill_processes(pod_uid: str, word: str) -> None:
+    """Send SIGKILL to those processes of a pod here whose command line has a word."""
+    killed = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if pod_uid in (folder / "cgroup").read_text() and word in (folder / "cmdline").read_text().lower():
+                os.kill(int(folder.name), signal.SIGKILL)
+                killed += 1
+    assert killed, f"no process of the pod has {word} in its command line"
 
 
 @dataclass(frozen=True)

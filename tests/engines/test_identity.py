@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.engines.served import pieces, prompts, served
-from tests.engines.vllm_process import vllm
+from tests.engines.vllm_process import BEFORE, vllm
 
 from disagg_wire.roles import BOTH, DECODE, PREFILL
 
@@ -43,3 +43,13 @@ async def test_48_of_48_prompts_give_the_tokens_of_one_engine_and_no_prompt_is_c
         page = (await stack.http.get(f"{stack.adapter_urls['d0']}/metrics")).text
         assert "disagg_engine_late_reads_total 0.0" in page
         assert "disagg_engine_other_first_tokens_total 0.0" in page
+
+
+async def test_the_version_before_gives_the_same_tokens_through_its_adapter(tmp_path: Path) -> None:
+    async with served(tmp_path, PREFILL, DECODE, version=BEFORE) as stack, vllm(tmp_path, BOTH) as alone:
+        await alone.wait_ready()
+        assert (await stack.info("d0"))["engine"] == {"name": "vllm", "version": BEFORE}
+        for prompt in prompts(6, longest=600):
+            answer = await stack.ask(prompt, NEW_TOKENS)
+            wanted = (await alone.generate(prompt, NEW_TOKENS))["choices"][0]["token_ids"]
+            assert (answer.error, answer.tokens, answer.trace["path"]) == (None, pieces(wanted), "remote")

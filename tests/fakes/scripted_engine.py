@@ -106,7 +106,8 @@ class ScriptedEngine:
         gone = asyncio.Event()
         if end == "hang":
             self._gone.append(gone)
-        response = web.StreamResponse(status=answer.get("status", 200), headers=answer.get("headers"))
+        kind = {"content-type": "text/event-stream"} if "events" in answer else {}
+        response = web.StreamResponse(status=answer.get("status", 200), headers=kind | answer.get("headers", {}))
         try:
             if "events" in answer:
                 await response.prepare(request)

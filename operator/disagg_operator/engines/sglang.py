@@ -33,7 +33,7 @@ _OWNED = {
     "--nccl-init-addr": "", "--model-path": "model.uri", "--tokenizer-path": "model.uri",
     "--revision": "model.revision", "--served-model-name": "model.name", "--download-dir": "",
     "--enable-lora": "model.adapters", "--lora-paths": "model.adapters", "--enable-metrics": "",
-    "--incremental-streaming-output": "", "--stream-output": "", "--disaggregation-mode": "",
+    "--incremental-streaming-output": "", "--log-level-http": "", "--stream-output": "", "--disaggregation-mode": "",
     "--disaggregation-bootstrap-port": "", "--disaggregation-transfer-backend": "",
     "--disaggregation-ib-device": "kvTransfer.network", "--disaggregation-decode-allocation-policy": "",
     "--disaggregation-decode-tp": _TENSOR, "--disaggregation-decode-dp": "", "--disaggregation-prefill-pp": "",
@@ -74,6 +74,8 @@ def _flags(pool: EnginePool) -> list[str]:
         *("--port", str(ENGINE_PORT)),
         "--enable-metrics",
         "--incremental-streaming-output",
+        # Otherwise, the adapter's calls fill the last lines of the log.
+        *("--log-level-http", "warning"),
         *("--disaggregation-mode", pool.role),
         *("--disaggregation-transfer-backend", "nixl"),
         *("--dtype", pool.dtype),

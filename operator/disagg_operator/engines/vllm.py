@@ -28,6 +28,7 @@ _OWNED = {
     "--tokenizer-revision": "model.revision", "--served-model-name": "model.name", "--download-dir": "",
     "--enable-lora": "model.adapters", "--lora-modules": "model.adapters",
     "--enable-scale-out": "", "--tokens-only": "", "--enable-prompt-tokens-details": "", "--shutdown-timeout": "",
+    "--disable-uvicorn-access-log": "", "--disable-access-log-for-endpoints": "",
     "--disable-log-stats": "", "--kv-transfer-config": "", "--kv-offloading-size": "", "--kv-offloading-backend": "",
     "--tensor-parallel-size": _TENSOR, "-tp": _TENSOR, "--pipeline-parallel-size": _TENSOR, "-pp": _TENSOR,
     "--prefill-context-parallel-size": _TENSOR, "-pcp": _TENSOR, "--decode-context-parallel-size": _TENSOR,
@@ -67,6 +68,9 @@ def _flags(pool: EnginePool) -> list[str]:
         *("--port", str(ENGINE_PORT)),
         "--enable-scale-out",
         "--enable-prompt-tokens-details",
+        # The adapter's look at the metrics, twice a second, would push the cause of an end out of
+        # the last lines of the log.
+        "--disable-uvicorn-access-log",
         *("--shutdown-timeout", str(pool.drain_s)),
         *("--kv-transfer-config", _transfer(pool)),
         *("--dtype", pool.dtype),

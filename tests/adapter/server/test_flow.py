@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from tests.adapter.rig import EXPECTED, PROMPT, Line, Pair, body, pair, running, tokens_of, until
 from tests.fakes.adapter_engine import PARAMETERS, token_of
 
-from disagg_adapter.engines.contract import EngineFault
+from disagg_adapter.engines.contract import EngineFault, HandOver, Work
 from disagg_protocol.requests import ELSEWHERE
 from disagg_wire import codes
 
@@ -71,6 +73,23 @@ async def test_an_engine_that_hands_over_before_it_computes(tmp_path: Path) -> N
         assert [line["type"] for line in first] == ["transferred", "end"]
         assert tokens_of(rest) == EXPECTED
         await both.serves_the_next()
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["taken", "refused"])
+async def test_prefills_engine_is_told_when_decode_has_the_kv(tmp_path: Path, good: bool) -> None:
+    async with pair(tmp_path) as both:
+        original, told = both.prefill.engine.prefill, []
+
+        async def telling(work: Work) -> AsyncGenerator[HandOver]:
+            async with contextlib.aclosing(original(work)) as handovers:
+                async for handover in handovers:
+                    parameters = handover.parameters if good else {"rude": 1}
+                    yield replace(handover, parameters=parameters, taken=lambda: told.append(len(told)))
+
+        both.prefill.engine.prefill = telling  # type: ignore[method-assign]
+        first, _ = await both.generate(body(PROMPT))
+        assert first[-1]["type"] == ("end" if good else "error")
+        assert told == ([0] if good else [])
 
 
 async def test_prefill_that_fails_after_its_hand_over_ends_decode(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from disagg_wire import codes
 from disagg_wire.protocol import (
     FEATURE_ADAPTER,
     FEATURE_FIRST_TOKEN_FROM_DECODE,
+    FEATURE_NO_LOCAL_PREFILL,
     FEATURE_SEED_LOST,
     FEATURE_SOFT_TICKET,
     FEATURE_STRUCTURED_NOT_RESUMED,
@@ -147,6 +148,8 @@ class Sglang(Engine):
             found.add(FEATURE_SEED_LOST)
         if self._options.role != BOTH:
             found |= {FEATURE_SOFT_TICKET, FEATURE_FIRST_TOKEN_FROM_DECODE}
+        if self._options.role == DECODE:
+            found.add(FEATURE_NO_LOCAL_PREFILL)
         return frozenset(found)
 
     async def read(self) -> Readings:

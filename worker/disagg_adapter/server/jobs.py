@@ -106,7 +106,7 @@ class RemoteDecode(Run):
             expected.answer(None)
             taken_s = time.monotonic() - started_s
             self._note(first, message.first_token, kv_bytes, taken_s)
-            self._tokens(first, message.cached_tokens)
+            self._tokens(first, first.cached_tokens if message.cached_tokens is None else message.cached_tokens)
             if first.finish_reason is None:
                 await self._relay(deltas)
 
@@ -212,7 +212,9 @@ class PrefillRun(Run):
             cached_tokens=handover.cached_tokens,
             age_s=time.monotonic() - since_s,
         )
-        return await adapter.sender.send(message, adapter.settings.lease_s)
+        taken_s = await adapter.sender.send(message, adapter.settings.lease_s)
+        handover.taken()
+        return taken_s
 
     def _transferred(self, taken_s: float) -> None:
         adapter, used = self._adapter, self._adapter.transport()
