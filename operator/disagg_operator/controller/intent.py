@@ -19,6 +19,7 @@ def intent_of(
     `Live`.
     """
     resource, spec = plan.resource, plan.resource.spec
+    experiment = spec.engine.known.experiment if spec.engine.experimental else None
     host = f"{router_name(resource.metadata.name)}.{resource.metadata.namespace}.svc"
     port = "" if spec.router.service.port == 80 else f":{spec.router.service.port}"
     return conditions.Intent(
@@ -31,5 +32,6 @@ def intent_of(
         transport=spec.kv_transfer.transport,
         fallback="Forbid" if spec.kv_transfer.forbids_fallback else "Warn",
         interface=plan.interface,
+        experiment=None if experiment is None else (experiment.reason, experiment.message),
         trouble=trouble,
     )

@@ -16,7 +16,7 @@ from disagg_operator.desired import pod_parts as parts
 from disagg_operator.desired.environment import adapter_environment
 from disagg_operator.desired.facts import Images
 from disagg_operator.engines.contract import EngineProcess
-from disagg_operator.engines.launch import LAUNCH, PREPARE
+from disagg_operator.engines.launch import LAUNCH, MESSAGE_FILE, PREPARE
 from disagg_operator.engines.surroundings import CACHE_MOUNT, TMP_MOUNT
 from disagg_operator.vocabulary import Obj, Objs
 from disagg_wire.environment import AdapterVariable, WorkerVariable
@@ -96,16 +96,14 @@ def _prepare(dd: DisaggDeployment, process: EngineProcess, images: Images) -> Ob
 def _command(dd: DisaggDeployment, process: EngineProcess) -> list[str]:
     """Return the command of the engine.
 
-    What is known only inside the pod, such as the address on an attached network, is filled in by a
-    small program that then becomes the engine.
+    A small program fills in what is known only inside the pod, such as the address on an attached
+    network, and runs the engine.
     """
     network = dd.spec.kv_transfer.network
-    interface = "" if network is None else network.interface
-    if not process.guarded and not (interface and process.address_variables):
-        return [*process.command]
+    interface = network.interface if network is not None and process.address_variables else ""
     variables, pin = ",".join(process.address_variables), "1" if process.pins_devices else "0"
     key = _ENGINE_KEY_FILE if process.guarded else ""
-    given = [interface, dd.spec.kv_transfer.transport, variables, pin, key]
+    given = [MESSAGE_FILE, interface, dd.spec.kv_transfer.transport, variables, pin, key]
     return ["python3", "-c", LAUNCH, *given, *process.command]
 
 

@@ -19,6 +19,10 @@ EPHEMERAL_PORTS = (32768, 60999)
 EPHEMERAL_SYSCTL = ("net.ipv4.ip_local_port_range", "32768 60999")
 
 
+# The reason of an experiment in which nothing keeps KV until decode has read it.
+UNPINNED_KV = "UnpinnedKV"
+
+
 class TensorRule(StrEnum):
     """The tensor parallel sizes that the two pools may have together."""
 
@@ -115,6 +119,15 @@ class EngineProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class Experiment:
+    """What `engine.experimental` puts at risk, as the condition Experimental says it."""
+
+    reason: str
+    message: str
+    """A sentence that says what may go wrong, and what to watch."""
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """An engine as the operator knows it."""
 
@@ -135,6 +148,8 @@ class Engine:
     """Whether the KV cache can be moved by RDMA."""
     serves_every_model: bool = False
     """Whether it serves mixtures of experts and latent attention."""
+    experiment: Experiment | None = None
+    """What `engine.experimental` puts at risk; None where the switch must be off."""
     plans_pairs: bool = True
     """Whether a plan of two pools can be applied without an opt-in."""
     fp8_cache: tuple[str, ...] | None = None

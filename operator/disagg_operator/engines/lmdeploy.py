@@ -11,10 +11,12 @@ from __future__ import annotations
 from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     EPHEMERAL_SYSCTL,
+    UNPINNED_KV,
     Engine,
     EngineLimits,
     EnginePool,
     EngineProcess,
+    Experiment,
     TensorRule,
 )
 from disagg_operator.engines.launch import KEY_PLACE
@@ -22,11 +24,18 @@ from disagg_wire.engines import LMDEPLOY
 from disagg_wire.environment import AdapterVariable
 from disagg_wire.ports import ENGINE_PORT
 from disagg_wire.roles import BOTH, PREFILL
+from disagg_wire.series import ENGINE_OTHER_FIRST_TOKENS
 
 _TENSOR = "prefill.parallelism and decode.parallelism"
 _MEMORY = "--cache-max-entry-count in args sets its share of the memory"
 # Engines tell each other the ports of their hand-over, which ZMQ or the kernel has chosen.
 _CHOSEN_PORTS = (32768, 65535)
+_EXPERIMENT = Experiment(
+    UNPINNED_KV,
+    "LMDeploy does not keep the KV of a prompt until decode has read it: if its blocks are given away, the text is "
+    "wrong and no error is told. A prefill worker therefore computes one prompt at a time. Watch "
+    f"{ENGINE_OTHER_FIRST_TOKENS}, which must stay 0; it shows answers to another prompt, and not lost KV",
+)
 _OWNED = {
     "--server-name": "", "--server-port": "", "--api-keys": "", "--ssl": "", "--proxy-url": "",
     "--disable-fastapi-docs": "",
@@ -113,5 +122,6 @@ ENGINE = Engine(
     process=_process,
     moves_by_rdma=True,
     serves_every_model=True,
+    experiment=_EXPERIMENT,
     plans_pairs=False,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from disagg_operator.engines.contract import UNPINNED_KV
 from disagg_operator.status.events import NORMAL, WARNING, Note
 from disagg_operator.status.last_words import NO_ACCELERATOR, POD_SECURITY_LEVEL, READ_ONLY
 from disagg_wire.problems import (
@@ -45,6 +46,7 @@ _WARNINGS = {
     "TransportFallback": "TransportFallback",
     "HandshakeFailed": "KVHandshakeFailed",
     "PrefillRepeated": "PrefillRepeated",
+    UNPINNED_KV: "Experimental",
     "MetricsUnavailable": "MetricsUnavailable",
     "CredentialsUnavailable": "CredentialsUnavailable",
     "ProgressDeadlineExceeded": "RolloutStalled",

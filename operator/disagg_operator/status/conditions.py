@@ -72,6 +72,8 @@ class Intent:
     """The consequence of another transport than the requested one: `Warn` or `Forbid`."""
     interface: str | None = None
     """The network interface that KV must use, if a network is attached."""
+    experiment: tuple[str, str] | None = None
+    """The reason and the message of an experiment that the spec opts in to."""
     trouble: tuple[str, str] | None = None
     """The reason and the message of a failure to read Prometheus."""
 
@@ -135,6 +137,7 @@ def conditions(
         progressing,
         *scaling,
         effective,
+        *([] if intent.experiment is None else [Condition("Experimental", TRUE, *intent.experiment)]),
         degraded,
         _ready([*causes, available], progressing),
     ]

@@ -23,7 +23,7 @@ POD_SECURITY_LEVEL = "PodSecurityLevel"
 NO_ACCELERATOR = "NoAccelerator"
 READ_ONLY = "ReadOnlyFileSystem"
 # The part of a log that a message quotes.
-MAX_TAIL_CHARS = 1024
+MAX_TAIL_CHARS = 1280
 MAX_LINE_CHARS = 300
 
 # A line that matches several of these is explained by the first.

@@ -9,6 +9,7 @@ from tests.operator.api.resources import good, of
 
 from disagg_operator.api import InvalidResource, parse
 from disagg_operator.api.engine_rules import argument_problems, engine_rules
+from disagg_operator.controller.acceptance import scale_plan
 from disagg_operator.engines import BY_NAME
 
 ADAPTERS = [{"name": "law", "uri": "file:///law"}]
@@ -58,3 +59,18 @@ def test_an_argument_is_named_by_its_list_and_its_place() -> None:
     assert list(argument_problems(BY_NAME["vllm"], lists)) == [
         ("decode.args[2]", "--port: --port is set by the operator")
     ]
+
+
+def test_an_engine_whose_experiment_can_be_chosen_says_what_it_risks() -> None:
+    told = {name for name, engine in BY_NAME.items() if engine.experiment is not None}
+    assert told == {name for name, engine in BY_NAME.items() if "engine.experimental" not in engine.limits.off}
+
+
+@pytest.mark.parametrize("engine", [name for name, engine in BY_NAME.items() if engine.process is not None])
+def test_a_worker_behind_an_adapter_never_flips_its_role(engine: str) -> None:
+    spec = {role: {"autoscaling": {"minReplicas": 1, "maxReplicas": 2}} for role in ("prefill", "decode")}
+    with pytest.raises(InvalidResource, match=rf"spec.scaling.roleFlip: engine.type {engine} "):
+        parse(of(engine, **spec, scaling={"roleFlip": True}))
+    planned = scale_plan(of(engine, **spec))
+    assert planned is not None
+    assert planned.settings.role_flip_s is None

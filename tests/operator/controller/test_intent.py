@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.operator.api.resources import good
+from tests.operator.api.resources import good, of
 
 from disagg_operator.controller.acceptance import accept
 from disagg_operator.controller.intent import intent_of
@@ -36,6 +36,20 @@ def test_the_generation_the_pools_and_the_revision_are_those_that_are_acted_on()
 )
 def test_clients_find_the_router_by_its_service(spec: dict[str, Any], url: str) -> None:
     assert intent(**spec).url == url
+
+
+RDMA = {"transport": "rdma", "network": {"attachmentRef": {"name": "fast"}, "rdmaResource": {"name": "rdma/hca"}}}
+
+
+def test_an_experiment_is_told_only_of_a_resource_that_opts_in() -> None:
+    def experiment(engine: str, /, **spec: Any) -> tuple[str, str] | None:
+        return intent_of(accept(of(engine, **spec)), POOLS, "5d8f").experiment
+
+    found = experiment("lmdeploy", engine={"experimental": True}, kvTransfer=RDMA)
+    assert found is not None
+    assert found[0] == "UnpinnedKV"
+    assert "disagg_engine_other_first_tokens_total" in found[1]
+    assert experiment("lmdeploy") is experiment("vllm") is intent().experiment is None
 
 
 NETWORK = {"attachmentRef": {"name": "fast"}, "interface": "net3", "rdmaResource": {"name": "rdma/hca"}}

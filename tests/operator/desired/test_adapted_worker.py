@@ -144,15 +144,19 @@ def test_only_an_engine_on_the_pods_address_shares_a_key_with_its_adapter() -> N
 
 def test_the_engine_learns_the_pods_address_or_that_of_its_network() -> None:
     plain = _all(_pod("vllm"))["main"]
-    assert plain["command"][:3] == ["python3", "-m", "vllm.entrypoints.cli.main"]
+    assert plain["command"][:2] == ["python3", "-c"]
+    assert plain["command"][3:12] == [
+        *("/dev/termination-log", "", "auto", "VLLM_NIXL_SIDE_CHANNEL_HOST", "1", ""),
+        *("python3", "-m", "vllm.entrypoints.cli.main"),
+    ]
     assert {"fieldPath": "status.podIP", "apiVersion": "v1"} in [
         e["valueFrom"]["fieldRef"] for e in plain["env"] if e["name"] == "VLLM_NIXL_SIDE_CHANNEL_HOST"
     ]
     attached = _all(_pod("vllm", kvTransfer={"network": NETWORK}))["main"]
-    assert attached["command"][3:8] == ["rdma0", "auto", "VLLM_NIXL_SIDE_CHANNEL_HOST", "1", ""]
+    assert attached["command"][4:9] == ["rdma0", "auto", "VLLM_NIXL_SIDE_CHANNEL_HOST", "1", ""]
     assert "VLLM_NIXL_SIDE_CHANNEL_HOST" not in _env(attached)
     alone = _all(_pod("lmdeploy", kvTransfer={"network": NETWORK}))["main"]
-    assert alone["command"][:3] == ["python3", "-m", "lmdeploy"]
+    assert alone["command"][4:9] == ["", "auto", "", "0", ""]
 
 
 def test_image_environment_and_devices_are_the_engines() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,8 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def launched(*facts: str, words: tuple[str, ...] = ()) -> tuple[dict[str, str], list[str]]:
-    """Return the environment and the arguments of the engine that LAUNCH becomes."""
-    ended = run(LAUNCH, *facts, sys.executable, "-c", SHOW, *words)
+    """Return the environment and the arguments of the engine that LAUNCH runs."""
+    ended = run(LAUNCH, os.devnull, *facts, sys.executable, "-c", SHOW, *words)
     assert ended.returncode == 0, ended.stderr
     environment, arguments = json.loads(ended.stdout)
     return environment, arguments
@@ -42,7 +43,7 @@ def test_without_a_network_nothing_is_set() -> None:
 
 
 def test_an_interface_without_address_ends_the_container_with_its_name() -> None:
-    ended = run(LAUNCH, "net9", "auto", "A", "1", "", "true")
+    ended = run(LAUNCH, os.devnull, "net9", "auto", "A", "1", "", "true")
     assert ended.returncode == 1
     assert "interface net9: has no address" in ended.stderr
 

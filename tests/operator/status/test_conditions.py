@@ -336,3 +336,17 @@ def test_a_verdict_outlives_the_operator_and_not_the_prefill_pool() -> None:
     again = conditions.build(INTENT, seen(), built, LATER)
     (found,) = [c for c in again["conditions"] if c["type"] == "DisaggregationEffective"]
     assert found["reason"] == "NoData"
+
+
+def test_an_experiment_is_a_condition_and_one_warning_that_leaves_the_others_alone() -> None:
+    tried = replace(INTENT, experiment=("UnpinnedKV", "watch the counter"))
+    before = conditions.build(INTENT, seen(), {}, NOW)
+    after = conditions.build(tried, seen(), before, LATER)
+    found = {c["type"]: c for c in after["conditions"]}
+    told_ = found.pop("Experimental")
+    assert (told_["status"], told_["reason"], told_["message"]) == ("True", "UnpinnedKV", "watch the counter")
+    assert found == {c["type"]: c for c in before["conditions"]}
+    notes = [(n.type, n.reason, n.message) for n in changes.of_change(before, after)]
+    assert notes == [("Warning", "Experimental", "Experimental: watch the counter")]
+    assert changes.of_change(after, after) == []
+    assert conditions.build(INTENT, seen(), after, LATER) == before
