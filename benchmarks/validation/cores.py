@@ -66,6 +66,13 @@ def busy_neighbours() -> Iterator[tuple[int, int] | None]:
             spinner.wait()
 
 
+def move(pid: int, cpu: int) -> None:
+    """Move all threads of a process to one processor."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # a thread may end at any time
+            os.sched_setaffinity(int(thread.name), {cpu})
+
+
 def pin_prefill(parent: int, cpu: int) -> None:
     """Move the prefill worker, a child of `parent`, to a processor of its own.
 
@@ -76,7 +83,6 @@ def pin_prefill(parent: int, cpu: int) -> None:
             if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) != parent:
                 continue
             if b"DISAGG_ROLE=prefill" in (folder / "environ").read_bytes().split(b"\0"):
-                for thread in (folder / "task").iterdir():
-                    os.sched_setaffinity(int(thread.name), {cpu})
+                move(int(folder.name), cpu)
                 return
     raise RuntimeError("no prefill worker to pin")

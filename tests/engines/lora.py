@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import torch
+from benchmarks.engine.vllm_process import MODEL
 from safetensors.torch import save_file
-from tests.engines.vllm_process import MODEL
 
 RANK = 8
 

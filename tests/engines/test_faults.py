@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from benchmarks.engine.vllm_process import LEASE_S
 from tests.engines.served import Answer, Served, prompts, served
-from tests.engines.vllm_process import LEASE_S
 
 from disagg_wire.roles import DECODE, PREFILL
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from benchmarks.engine.vllm_process import BEFORE, vllm
 from tests.engines.served import pieces, prompts, served
-from tests.engines.vllm_process import BEFORE, vllm
 
 from disagg_wire.roles import BOTH, DECODE, PREFILL
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from benchmarks.engine.vllm_process import MODEL_NAME, vllm
 from tests.engines.lora import write_adapter
 from tests.engines.served import pieces, prompts, served
-from tests.engines.vllm_process import MODEL_NAME, vllm
 
 from disagg_wire.roles import BOTH, DECODE, PREFILL
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.engines.vllm_process import BEFORE, HAND_OVER, MODEL, NEWEST, engines
+from benchmarks.engine.vllm_process import BEFORE, HAND_OVER, MODEL, NEWEST, engines
 from tokenizers import Tokenizer
 
 from disagg_wire.roles import BOTH, DECODE, PREFILL

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "e2e"))
 
-from tests.engines import vllm_process
+from benchmarks.engine import vllm_process
 
 from engines.vllm import install
 

@@ -6,14 +6,10 @@ another.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import os
 import secrets
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from benchmarks.processes import ROOT, process
 
-ROOT = Path(__file__).parents[2]
 MODEL = "stdlib"
 API_KEY = "sk-test"
 BODY_LIMIT_BYTES = 64 << 10
@@ -32,26 +28,6 @@ _START_TIMEOUT_S = 90.0
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
-
-
-@contextmanager
-def process(module: str, log: Path, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `python -m module` with these DISAGG_* settings until the block ends."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("DISAGG_")}
-    environment |= {"PYTHONPATH": str(ROOT / "worker"), "OMP_NUM_THREADS": "1"}
-    environment |= {f"DISAGG_{k.upper()}": str(v) for k, v in settings.items()}
-    with (
-        log.open("wb") as out,
-        subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=out, stderr=out) as child,
-    ):
-        try:
-            yield child
-        finally:
-            child.terminate()
-            try:
-                child.wait(20)
-            except subprocess.TimeoutExpired:
-                child.kill()
 
 
 @dataclass(frozen=True)
@@ -64,16 +40,6 @@ class Real:
     split: str
     whole: str
     folder: Path
-
-
-async def wait_ready(http: httpx.AsyncClient, url: str) -> None:
-    """Wait until the URL answers 200."""
-    async with asyncio.timeout(_START_TIMEOUT_S):
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if (await http.get(url)).status_code == 200:
-                    return
-            await asyncio.sleep(0.05)
 
 
 def _wait(url: str, log: Path, child: subprocess.Popen[bytes]) -> None:

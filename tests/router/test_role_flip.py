@@ -18,8 +18,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from benchmarks.processes import ROOT, process, wait_ready
 from tests.fakes.token_worker import BEARER, KEY, TokenWorker, expected_text
-from tests.router.real_stack import MODEL, ROOT, free_port, process, wait_ready
+from tests.router.real_stack import MODEL, free_port
 from tests.router.stack import Stack
 
 PROMPT = "import os\n\ndef main("

@@ -141,7 +141,7 @@ class Vllm:
         await self.process.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TRACKER_S):
-                while self.living():
+                while self.living():  # noqa: ASYNC110  no event tells of them
                     await asyncio.sleep(0.05)
         self.signal_all(signal.SIGKILL)
         await self.http.aclose()
@@ -161,8 +161,8 @@ class Vllm:
         return found
 
 
-def _arguments(role: str, port: int) -> list[str]:
-    words = ["serve", str(MODEL), "--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)]
+def _arguments(role: str, port: int, model: Path) -> list[str]:
+    words = ["serve", str(model), "--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)]
     # In bfloat16 the first small step of an engine ends with SIGILL on processors with AMX. With
     # eager execution and a size of the cache in bytes it starts without a warm-up.
     words += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(128 << 20)]
@@ -201,7 +201,7 @@ def _environment(side_channel_port: int, folder: Path) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def vllm(folder: Path, role: str, *more: str, version: str = NEWEST) -> AsyncIterator[Vllm]:
+async def vllm(folder: Path, role: str, *more: str, version: str = NEWEST, model: Path = MODEL) -> AsyncIterator[Vllm]:
     """Start an engine (`both` has no connector), yield it at once, and end all of its processes.
 
     `more` is added to its arguments. Several that start at once are awaited with `wait_ready`.
@@ -211,7 +211,7 @@ async def vllm(folder: Path, role: str, *more: str, version: str = NEWEST) -> As
     log = folder / f"vllm-{role}-{port}.log"
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
-            str(program), *_arguments(role, port), *more, env=_environment(side_channel_port, folder),
+            str(program), *_arguments(role, port, model), *more, env=_environment(side_channel_port, folder),
             stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     engine = Vllm(role, process, log, (port, side_channel_port))
