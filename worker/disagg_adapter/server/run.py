@@ -79,6 +79,7 @@ class Run(ABC):
         self._lines: list[Line] = []
         self._some = asyncio.Event()
         self._index = work.emitted
+        self._finish_reason: str | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -125,6 +126,10 @@ class Run(ABC):
     async def _guarded(self) -> None:
         try:
             await self._work_on()
+            # The reader of the end closes the job, which must not hit the engine's generator while
+            # it ends by itself.
+            if self._finish_reason is not None:
+                self._emit(event_json(EndEvent(self._finish_reason)))
         except EngineFault as fault:
             log.info("request %s: %s: %s", self._work.request_id, fault.code, fault)
             self._failed(fault)
@@ -148,7 +153,7 @@ class Run(ABC):
         """Do the work. Raises EngineFault."""
 
     def _tokens(self, delta: Delta, cached_tokens: int | None) -> None:
-        """Send the tokens and the end that a piece of the engine's stream holds."""
+        """Send the tokens that a piece of the engine's stream holds, and keep the end in mind."""
         now = self._adapter
         for output in delta.outputs:
             if output.logprob is None and self._index > self._work.emitted:
@@ -163,8 +168,7 @@ class Run(ABC):
             now.monitor.progress()
             now.ledger.grew(self._work.request_id, len(delta.outputs))
             now.work_done.generated(len(delta.outputs), self._work.prompt_tokens + self._index)
-        if delta.finish_reason is not None:
-            self._emit(event_json(EndEvent(delta.finish_reason)))
+        self._finish_reason = delta.finish_reason
 
     async def _relay(self, deltas: AsyncGenerator[Delta], cached_tokens: int | None = None) -> None:
         async with contextlib.aclosing(deltas):
