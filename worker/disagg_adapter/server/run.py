@@ -81,20 +81,29 @@ class Run(ABC):
         self._index = work.emitted
         self._finish_reason: str | None = None
         self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self._begun = self._closed = False
 
     def start(self) -> Job:
         self._task = asyncio.create_task(self._guarded())
         return Job(self._read(), self.close, self.interrupt, self._deadline_s)
 
     def close(self) -> None:
-        """Give back what the job holds (idempotent): its task closes the engine's generator."""
+        """Give back what the job holds (idempotent): its task closes the engine's generator.
+
+        Its room stays taken until the engine is rid of it.
+        """
         # A second cancellation would hit the task while it cleans up.
         if self._task is not None and not self._task.done() and not self._closed:
             self._task.cancel()
             self._adapter.monitor.nudge()
         self._closed = True
-        self._adapter.ledger.release(self._work.request_id)
+        if not self._begun:  # and now it never will
+            self._give_back()
+
+    def _give_back(self) -> None:
+        adapter, name = self._adapter, self._work.request_id
+        ledger = adapter.ledger  # that of the engine's present start
+        adapter.engine.when_gone(name, lambda: ledger.release(name))
 
     def interrupt(self, error: ErrorEvent) -> None:
         """End the job at once, whether its lines are read or not, with an error as the last one."""
@@ -124,6 +133,7 @@ class Run(ABC):
         return asyncio.get_running_loop().time() + self._deadline_s - time.monotonic()
 
     async def _guarded(self) -> None:
+        self._begun = True
         try:
             await self._work_on()
             # The reader of the end closes the job, which must not hit the engine's generator while
@@ -138,7 +148,7 @@ class Run(ABC):
             log.exception("request %s failed", self._work.request_id)
             self._emit(error_json(ErrorEvent(codes.INTERNAL, "internal error; see the adapter's log", retryable=True)))
         finally:
-            self._adapter.ledger.release(self._work.request_id)
+            self._give_back()
 
     def _emit(self, line: Line) -> None:
         self._lines.append(line)
