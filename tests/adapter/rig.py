@@ -28,6 +28,7 @@ from disagg_adapter.settings import Settings
 from disagg_protocol.app import create_app
 from disagg_protocol.process import QuietServer
 from disagg_wire.cluster_key import bearer_of
+from disagg_wire.protocol import TRANSFER_HEADER
 
 KEY = b"k" * 32
 HEADERS = {"authorization": f"Bearer {bearer_of(KEY)}"}
@@ -74,7 +75,8 @@ class Running:
 
     async def hand_over(self, message: Any) -> httpx.Response:
         host, port = self.adapter.handover_address
-        return await self.http.post(f"http://{host}:{port}/internal/v1/handover", json=message)
+        headers = {TRANSFER_HEADER: message["ticket"]["transfer_id"]}
+        return await self.http.post(f"http://{host}:{port}/internal/v1/handover", json=message, headers=headers)
 
     async def samples(self) -> dict[str, float]:
         page = (await self.http.get("/metrics")).text

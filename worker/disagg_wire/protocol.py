@@ -45,6 +45,8 @@ PREFILL_PATH = f"{_INTERNAL}/prefill"
 DECODE_PATH = f"{_INTERNAL}/decode"
 # Between adapters, on the KV port: prefill's adapter posts the engine's hand-over to decode's.
 HANDOVER_PATH = f"{_INTERNAL}/handover"
+# The header of this call that names the transfer, by its random ID that is in the ticket alone.
+TRANSFER_HEADER = "x-disagg-transfer"
 WORK_PATHS = {"prefill": PREFILL_PATH, "decode": DECODE_PATH}
 
 # The states of a worker as `info` reports them.

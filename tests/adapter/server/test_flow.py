@@ -327,3 +327,21 @@ async def test_the_room_of_a_job_that_never_ran_is_given_back(tmp_path: Path) ->
         assert len(one.adapter.ledger) == 0
         await until(lambda: one.adapter.door._expected == {})
         assert one.engine.calls == []
+
+
+async def test_the_room_of_a_cancelled_request_is_free_when_the_engine_is_rid_of_it(tmp_path: Path) -> None:
+    """Otherwise, requests that are cancelled while their KV is read would pile up in the engine."""
+    async with pair(tmp_path, max_running=1) as both:
+        decode, gone = both.decode, []
+        decode.engine.when_gone = lambda name, then: gone.append(then)  # type: ignore[method-assign]
+        decode.engine.read_gate.shut()
+        legs = asyncio.create_task(both.generate(body(PROMPT)))
+        await decode.engine.read_gate.reached.wait()
+        legs.cancel()
+        await asyncio.wait({legs})
+        await until(lambda: bool(gone))
+        refused = await decode.refused("decode", body(PROMPT) | {"mode": "remote"})
+        assert refused[:2] == (429, codes.NO_CAPACITY)
+        gone.pop()()
+        del decode.engine.when_gone
+        await both.serves_the_next()

@@ -19,6 +19,7 @@ from disagg_adapter.server.handover_message import HandOverMessage, sign_message
 from disagg_adapter.server.handovers import HandOverDoor, HandOverSender
 from disagg_protocol.ticket import Ticket, sign, verify
 from disagg_wire import codes
+from disagg_wire.protocol import HANDOVER_PATH, TRANSFER_HEADER
 
 
 @dataclass
@@ -119,10 +120,44 @@ async def test_what_is_no_message_is_refused(tmp_path: Path, content: bytes) -> 
     async with waiting(tmp_path) as decode:
         host, port = decode.one.adapter.handover_address
         url = f"http://{host}:{port}/internal/v1/handover"
-        answer = await decode.one.http.post(url, content=content)
+        answer = await decode.one.http.post(
+            url, content=content, headers={TRANSFER_HEADER: decode.ticket.transfer_id}
+        )
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] in (codes.INVALID_REQUEST, codes.TICKET_REFUSED)
         assert decode.one.engine.calls == []
+
+
+@pytest.mark.parametrize("header", [None, "", "0" * 32])
+async def test_nobodys_body_is_read_who_does_not_know_a_ticket(tmp_path: Path, header: str | None) -> None:
+    """A stranger's 16 MiB of JSON would cost seconds and hundreds of MiB."""
+    async with waiting(tmp_path) as decode:
+        name = "" if header is None else f"{TRANSFER_HEADER}: {header}\r\n"
+        reader, writer = await asyncio.open_connection(*decode.one.adapter.handover_address)
+        writer.write(f"POST {HANDOVER_PATH} HTTP/1.1\r\nhost: x\r\n{name}content-length: 16000000\r\n\r\n".encode())
+        async with asyncio.timeout(5):
+            assert b"400" in await reader.readline()  # although no byte of the body was sent
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_the_body_of_a_ticket_is_read_once_at_a_time_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with waiting(tmp_path) as decode:
+        monkeypatch.setattr("disagg_adapter.server.handovers._BODY_S", 0.3)
+        name = f"{TRANSFER_HEADER}: {decode.ticket.transfer_id}"
+        reader, writer = await asyncio.open_connection(*decode.one.adapter.handover_address)
+        writer.write(f"POST {HANDOVER_PATH} HTTP/1.1\r\nhost: x\r\n{name}\r\ncontent-length: 9\r\n\r\n[".encode())
+        await until(lambda: decode.one.adapter.door._reading == {decode.ticket.transfer_id})
+        good = sign_message(KEY, decode.message())
+        assert await decode.refused(good) == (400, codes.TICKET_REFUSED)
+        async with asyncio.timeout(5):
+            assert b"400" in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        assert (await decode.one.hand_over(good)).status_code == 200
+        assert tokens_of([line async for line in decode.events]) == EXPECTED
 
 
 async def test_after_the_request_has_ended_its_ticket_is_refused(tmp_path: Path) -> None:

@@ -225,6 +225,10 @@ class Engine(ABC):
     def decode(self, work: Work, handover: HandOver) -> AsyncGenerator[Delta]:
         """Take KV over and decode. Raises EngineFault."""
 
+    def when_gone(self, request_id: str, then: Callable[[], None]) -> None:
+        """Call `then` when the engine has ended a request whose generator is closed."""
+        then()
+
     @abstractmethod
     async def probe(self) -> None:
         """Generate one token with a prompt that is in no cache. Raises EngineFault."""

@@ -40,13 +40,21 @@ class KeptStreams:
 
     def __init__(self, longest_s: float) -> None:
         self._longest_s = longest_s
-        self._keepers: set[asyncio.Task[None]] = set()
+        self._keepers: dict[str, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
         return len(self._keepers)
 
-    async def read(self, stream: Stream, parse: Parse) -> AsyncGenerator[Delta]:
-        """Yield the pieces of a stream.
+    def when_gone(self, name: str, then: Callable[[], None]) -> None:
+        """Call `then` when the stream of this name is closed, which most are at once."""
+        keeper = self._keepers.get(name)
+        if keeper is None:
+            then()
+        else:
+            keeper.add_done_callback(lambda _: then())
+
+    async def read(self, name: str, stream: Stream, parse: Parse) -> AsyncGenerator[Delta]:
+        """Yield the pieces of a stream, which has a name of its own.
 
         If the generator is closed before the first one, the stream is closed at the first one, or
         at its end, or when `longest_s` has passed. A task of its own reads up to there, so that a
@@ -57,7 +65,7 @@ class KeptStreams:
         try:
             first, pieces = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            self._keep(stream, opening)
+            self._keep(name, stream, opening)
             raise
         try:
             if first is not None:
@@ -68,7 +76,7 @@ class KeptStreams:
             await pieces.aclose()
             await stream.__aexit__(None, None, None)
 
-    def _keep(self, stream: Stream, opening: asyncio.Task[Any]) -> None:
+    def _keep(self, name: str, stream: Stream, opening: asyncio.Task[Any]) -> None:
         async def keep() -> None:
             # What the engine says to nobody is of no interest, not even its errors.
             with contextlib.suppress(Exception):
@@ -76,15 +84,16 @@ class KeptStreams:
                     await opening
                 await stream.__aexit__(None, None, None)
 
-        keeper = asyncio.create_task(keep())
-        self._keepers.add(keeper)
-        keeper.add_done_callback(self._keepers.discard)
+        keeper = self._keepers[name] = asyncio.create_task(keep())
+        keeper.add_done_callback(lambda _: self._keepers.pop(name, None))
 
     async def close(self) -> None:
         """Close all of them now."""
-        for keeper in list(self._keepers):
+        keepers = list(self._keepers.values())
+        await asyncio.sleep(0)  # one that has not begun yet would leave its stream open
+        for keeper in keepers:
             keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.gather(*keepers, return_exceptions=True)
 
 
 async def _to_the_first(stream: Stream, parse: Parse) -> tuple[Delta | None, AsyncGenerator[Delta]]:

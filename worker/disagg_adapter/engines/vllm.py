@@ -168,7 +168,7 @@ class Vllm(Engine):
     async def decode(self, work: Work, handover: HandOver) -> AsyncGenerator[Delta]:
         body = self._body(work, work.new_tokens, stream=True) | {"kv_transfer_params": handover.parameters}
         # A request that is cancelled while its KV is being read can end vLLM's EngineCore.
-        pieces = self._kept.read(self._http.events(_GENERATE, body), _parse(work))
+        pieces = self._kept.read(work.request_id, self._http.events(_GENERATE, body), _parse(work))
         async with contextlib.aclosing(pieces):
             try:
                 async with self._faults():
@@ -182,6 +182,9 @@ class Vllm(Engine):
                 yield first
             async for delta in pieces:
                 yield delta
+
+    def when_gone(self, request_id: str, then: Callable[[], None]) -> None:
+        self._kept.when_gone(request_id, then)
 
     async def probe(self) -> None:
         self._probes += 1

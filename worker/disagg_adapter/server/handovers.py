@@ -24,10 +24,11 @@ from disagg_adapter.engines.contract import EngineFault
 from disagg_adapter.server.handover_message import HandOverMessage, NotSigned, read_message, sign_message
 from disagg_protocol.ticket import Ticket, TicketError
 from disagg_wire import codes
-from disagg_wire.protocol import HANDOVER_PATH
+from disagg_wire.protocol import HANDOVER_PATH, TRANSFER_HEADER
 
 log = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 16 << 20
+_BODY_S = 10.0
 _CONNECT_S = 2.0
 
 
@@ -56,6 +57,7 @@ class HandOverDoor:
         self._engine = engine
         self._max_age_s = max_age_s
         self._expected: dict[str, Expected] = {}
+        self._reading: set[str] = set()
         self.app = Starlette(routes=[Route(HANDOVER_PATH, self._post, methods=["POST"])])
 
     def expect(self, ticket: Ticket) -> Expected:
@@ -69,6 +71,15 @@ class HandOverDoor:
         expected.answer(EngineFault(codes.CANCELLED, "the request has ended at decode"))
 
     async def _post(self, request: Request) -> Response:
+        """Answer a hand-over when decode's engine has the KV.
+
+        The body is read only for a ticket that is out, and once at a time: its random ID is known
+        to nobody but those who have the ticket, so strangers cost no memory and no work.
+        """
+        transfer_id = request.headers.get(TRANSFER_HEADER, "")
+        if transfer_id not in self._expected or transfer_id in self._reading:
+            return _error(400, codes.TICKET_REFUSED, f"{TRANSFER_HEADER}: is unknown, used or expired")
+        self._reading.add(transfer_id)
         try:
             body = await _limited(request)
             message = read_message(self._key, json.loads(body))
@@ -81,6 +92,8 @@ class HandOverDoor:
             return _error(400, codes.INVALID_REQUEST, f"body: {error}")
         except ClientDisconnect:
             return _error(400, codes.CANCELLED, "the client went away")
+        finally:
+            self._reading.discard(transfer_id)
         expected.arrived.set_result(message)
         gone = asyncio.create_task(_disconnected(request))
         either: set[asyncio.Future[Any]] = {gone, expected.answered}
@@ -111,12 +124,16 @@ class HandOverDoor:
 
 
 async def _limited(request: Request) -> bytes:
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > _MAX_BODY_BYTES:
-            raise TicketError(f"body: over {_MAX_BODY_BYTES} bytes")
-    return body
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > _MAX_BODY_BYTES:
+                    raise TicketError(f"body: over {_MAX_BODY_BYTES} bytes")
+    except TimeoutError:
+        raise TicketError(f"body: did not come within {_BODY_S:g} s") from None
+    return bytes(body)
 
 
 async def _disconnected(request: Request) -> None:
@@ -149,6 +166,7 @@ class HandOverSender:
             async with self._session.post(
                 f"http://{host}:{ticket.port}{HANDOVER_PATH}",
                 json=sign_message(self._key, message),
+                headers={TRANSFER_HEADER: ticket.transfer_id},
                 timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S),
                 allow_redirects=False,
             ) as answer:

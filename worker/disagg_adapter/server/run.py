@@ -79,21 +79,31 @@ class Run(ABC):
         self._lines: list[Line] = []
         self._some = asyncio.Event()
         self._index = work.emitted
+        self._finish_reason: str | None = None
         self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        self._begun = self._closed = False
 
     def start(self) -> Job:
         self._task = asyncio.create_task(self._guarded())
         return Job(self._read(), self.close, self.interrupt, self._deadline_s)
 
     def close(self) -> None:
-        """Give back what the job holds (idempotent): its task closes the engine's generator."""
+        """Give back what the job holds (idempotent): its task closes the engine's generator.
+
+        Its room stays taken until the engine is rid of it.
+        """
         # A second cancellation would hit the task while it cleans up.
         if self._task is not None and not self._task.done() and not self._closed:
             self._task.cancel()
             self._adapter.monitor.nudge()
         self._closed = True
-        self._adapter.ledger.release(self._work.request_id)
+        if not self._begun:  # and now it never will
+            self._give_back()
+
+    def _give_back(self) -> None:
+        adapter, name = self._adapter, self._work.request_id
+        ledger = adapter.ledger  # that of the engine's present start
+        adapter.engine.when_gone(name, lambda: ledger.release(name))
 
     def interrupt(self, error: ErrorEvent) -> None:
         """End the job at once, whether its lines are read or not, with an error as the last one."""
@@ -123,8 +133,13 @@ class Run(ABC):
         return asyncio.get_running_loop().time() + self._deadline_s - time.monotonic()
 
     async def _guarded(self) -> None:
+        self._begun = True
         try:
             await self._work_on()
+            # The reader of the end closes the job, which must not hit the engine's generator while
+            # it ends by itself.
+            if self._finish_reason is not None:
+                self._emit(event_json(EndEvent(self._finish_reason)))
         except EngineFault as fault:
             log.info("request %s: %s: %s", self._work.request_id, fault.code, fault)
             self._failed(fault)
@@ -133,7 +148,7 @@ class Run(ABC):
             log.exception("request %s failed", self._work.request_id)
             self._emit(error_json(ErrorEvent(codes.INTERNAL, "internal error; see the adapter's log", retryable=True)))
         finally:
-            self._adapter.ledger.release(self._work.request_id)
+            self._give_back()
 
     def _emit(self, line: Line) -> None:
         self._lines.append(line)
@@ -148,7 +163,7 @@ class Run(ABC):
         """Do the work. Raises EngineFault."""
 
     def _tokens(self, delta: Delta, cached_tokens: int | None) -> None:
-        """Send the tokens and the end that a piece of the engine's stream holds."""
+        """Send the tokens that a piece of the engine's stream holds, and keep the end in mind."""
         now = self._adapter
         for output in delta.outputs:
             if output.logprob is None and self._index > self._work.emitted:
@@ -163,8 +178,7 @@ class Run(ABC):
             now.monitor.progress()
             now.ledger.grew(self._work.request_id, len(delta.outputs))
             now.work_done.generated(len(delta.outputs), self._work.prompt_tokens + self._index)
-        if delta.finish_reason is not None:
-            self._emit(event_json(EndEvent(delta.finish_reason)))
+        self._finish_reason = delta.finish_reason
 
     async def _relay(self, deltas: AsyncGenerator[Delta], cached_tokens: int | None = None) -> None:
         async with contextlib.aclosing(deltas):
