@@ -333,7 +333,7 @@ async def test_the_room_of_a_cancelled_request_is_free_when_the_engine_is_rid_of
     """Otherwise, requests that are cancelled while their KV is read would pile up in the engine."""
     async with pair(tmp_path, max_running=1) as both:
         decode, gone = both.decode, []
-        decode.engine.when_gone = lambda name, then: gone.append(then)  # type: ignore[method-assign]
+        decode.engine.when_gone = lambda request_id, then: gone.append(then)  # type: ignore[method-assign]
         decode.engine.read_gate.shut()
         legs = asyncio.create_task(both.generate(body(PROMPT)))
         await decode.engine.read_gate.reached.wait()
