@@ -161,7 +161,7 @@ async def test_the_predictive_policy_sees_the_demand_of_both_pools(
     assert (o.decode.kv_tokens, o.decode.kv_capacity_tokens) == (160 * PROMPT, CAPACITY)
     assert o.prefill.batch_s == pytest.approx(o.prefill.busy_s) == pytest.approx(4.5)
     if not not_learned:
-        assert (o.decode.steps, o.decode.step_s) == (200, pytest.approx(4.0))
+        assert (o.decode.steps, o.decode.step_s) == pytest.approx((200.0, 4.0))
     for outcome in found:
         assert not outcome.observation.blind
         told = {k: v for k, v in outcome.targets.numbers.items() if not math.isfinite(v)}
