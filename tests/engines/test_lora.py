@@ -39,7 +39,7 @@ async def test_60_of_60_answers_come_from_the_adapter_that_was_asked_for(tmp_pat
         right = 0
         for _ in range(2):
             for i, prompt in enumerate(asked):
-                # One after the other: where requests with and without an adapter share a batch, vLLM's
+                # One after the other: where requests with and without an adapter share a batch, the
                 # build for CPUs applies an adapter to both, with one engine alone as well.
                 answers = [await stack.ask(prompt, NEW_TOKENS, model=m) for m in models]
                 assert [a.error for a in answers] == [None] * 3

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,9 @@ class Adapter(Endpoint):
         capacity = health.identity.blocks_total * health.identity.block_size_tokens
         return Snapshot(
             readings=health.readings,
-            work=self.work_done.totals(health.readings, prefills=self.role != DECODE, decodes=self.role != PREFILL),
+            work=self.work_done.totals(
+                health.readings, time.monotonic(), prefills=self.role != DECODE, decodes=self.role != PREFILL
+            ),
             waiting_requests=self._waiting(),
             waiting_tokens=self.work_done.queued_tokens,
             running_requests=max(0, self.active - self._waiting()),
