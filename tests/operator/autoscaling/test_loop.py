@@ -53,10 +53,10 @@ class SlowKube(FakeKube):
 
 
 class Loop:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, timeout_s: float = 2.0) -> None:
         self.now_s, self.woken = 1000.0, set[Any]()
         self.cache, self.live, self.metrics = Cache(), LiveTable(), Metrics()
-        self.direct = DirectDoor()
+        self.direct = DirectDoor(timeout_s=timeout_s, sweep_timeout_s=5 * timeout_s)
         self.kube = SlowKube()
         self.prometheus = PrometheusSource(self.kube, PrometheusDoor(), lambda: self.now_s)
         self.role_changer = RoleChanger(self.direct, self.woken.add, lambda: self.now_s)
