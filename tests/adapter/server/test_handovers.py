@@ -120,9 +120,7 @@ async def test_what_is_no_message_is_refused(tmp_path: Path, content: bytes) -> 
     async with waiting(tmp_path) as decode:
         host, port = decode.one.adapter.handover_address
         url = f"http://{host}:{port}/internal/v1/handover"
-        answer = await decode.one.http.post(
-            url, content=content, headers={TRANSFER_HEADER: decode.ticket.transfer_id}
-        )
+        answer = await decode.one.http.post(url, content=content, headers={TRANSFER_HEADER: decode.ticket.transfer_id})
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] in (codes.INVALID_REQUEST, codes.TICKET_REFUSED)
         assert decode.one.engine.calls == []

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -295,7 +295,7 @@ class Lmdeploy(Engine):
         }
         cut, parse = Cut(work), functools.partial(delta_of, logprobs=work.sampling.logprobs is not None)
         # Blocks that are written from afar must not be given to others by a cancel.
-        kept = self._kept.read(self._http.events(_CHAT, body), parse)
+        kept = self._kept.read(work.request_id, self._http.events(_CHAT, body), parse)
         async with self._transfer(parameters, cut), contextlib.aclosing(kept) as pieces:
             async for piece in pieces:
                 if (delta := cut.of(piece)) is None:
@@ -319,6 +319,9 @@ class Lmdeploy(Engine):
                 raise
             self._pairs.doubt(peer)
             raise EngineFault(codes.TRANSFER_FAILED, str(fault)) from None
+
+    def when_gone(self, request_id: str, then: Callable[[], None]) -> None:
+        self._kept.when_gone(request_id, then)
 
     async def probe(self) -> None:
         async with _faults(codes.INTERNAL):
