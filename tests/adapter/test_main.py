@@ -19,10 +19,11 @@ import httpx
 import pytest
 from benchmarks.adapter.__main__ import free_port
 from benchmarks.adapter.scripted_engine import MODEL, app
-from tests.adapter.rig import listening, make_adapter
+from tests.adapter.rig import listening, make_adapter, until
 from tests.fakes.adapter_engine import FakeEngine
 
 from disagg_adapter import main
+from disagg_adapter.engines.contract import NotReady, Unusable
 from disagg_wire.environment import AdapterVariable
 
 REPO = Path(__file__).parents[2]
@@ -153,3 +154,24 @@ async def test_a_watch_that_ends_ends_the_process(tmp_path: Path) -> None:
     await main._start(one, process)  # type: ignore[arg-type]
     assert process.stopped.is_set()
     assert one.failed == "RuntimeError('odd')"
+
+
+async def test_files_are_read_when_the_engine_has_downloaded_all_of_them(tmp_path: Path) -> None:
+    """Workers that read some of them would have other digests, and never be a pair."""
+    engine = FakeEngine(fault=NotReady("loading"))
+    one = make_adapter("both", tmp_path, engine, model_uri="hf://org/m", model_files=tmp_path)
+    one.files = None
+    snapshot = tmp_path / "models--org--m" / "snapshots" / "abc"
+    (tmp_path / "models--org--m" / "refs").mkdir(parents=True)
+    (tmp_path / "models--org--m" / "refs" / "main").write_text("abc")
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps({"vocab_size": 5}))
+    finding = asyncio.create_task(main._find_files(one))
+    await until(lambda: one.monitor.health.waits_for == "loading")
+    assert not finding.done()
+    (snapshot / "tokenizer.json").write_text("{}")
+    (snapshot / "generation_config.json").write_text(json.dumps({"eos_token_id": 4}))
+    engine.fault = Unusable("UnknownEngineVersion", "9.9")
+    await asyncio.wait_for(finding, 10)
+    assert one.files is not None
+    assert one.files.eos_token_ids == (4,)

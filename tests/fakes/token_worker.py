@@ -126,6 +126,7 @@ class TokenWorker:
         self.state = "ready"
         self.role_served: str | None = None  # the role served, if it is not the one that the router knows of
         self.slots = 64
+        self.leaks_first = False  # sends prefill's token although decode sends the first one
         self.features: list[str] | None = ["first_token_within_s"]  # None for a worker that is too old to report any
         self.adapters: list[str] | None = None  # LoRA adapters; a list goes with the feature `adapter`
         self.transport, self.evidence = "tcp", ""  # evidence is left out where it is empty
@@ -369,7 +370,9 @@ class TokenWorker:
                 return
         if self._fault("prefill", "die_early"):
             raise Died
-        if not self._first_from_decode:
+        if self.leaks_first:
+            yield line | {"token": (line["token"] + 1) % 256}
+        elif not self._first_from_decode:
             yield line
         if ticket is not None and reason is None:
             await self._tell(ticket, tokens[-1])

@@ -47,6 +47,15 @@ async def streamed(stack: Stack, *, begun: asyncio.Event | None = None, **fields
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
+async def test_a_token_of_prefill_is_never_taken_for_decodes(tmp_path: Path) -> None:
+    pool = engines()
+    async with Stack(tmp_path, *pool) as stack:
+        pool[0].leaks_first = True
+        answer = (await stack.complete(max_tokens=N)).json()
+        assert answer["choices"][0]["text"] == WANTED
+        assert (answer["disagg"]["path"], answer["disagg"]["attempts"]) == ("local", 2)
+
+
 async def test_every_token_comes_from_decode_even_a_single_one(tmp_path: Path) -> None:
     pool = engines()
     async with Stack(tmp_path, *pool) as stack:

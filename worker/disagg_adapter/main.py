@@ -18,7 +18,7 @@ import uvicorn
 import uvloop
 
 from disagg_adapter import model_folder, settings
-from disagg_adapter.engines.contract import EngineOptions
+from disagg_adapter.engines.contract import EngineFault, EngineOptions, NotReady
 from disagg_adapter.engines.http_client import EngineHttp
 from disagg_adapter.engines.table import ENGINES
 from disagg_adapter.server import container_routes
@@ -48,13 +48,33 @@ def make(s: settings.Settings, key: bytes) -> Adapter:
 
 
 async def _find_files(adapter: Adapter) -> None:
-    """Wait for the model's files, which an engine may still be downloading."""
+    """Wait for the model's files, which an engine may still be downloading.
+
+    It downloads them one by one, the configuration first. With a part of them, the model would
+    have another digest than at the other workers.
+    """
     s = adapter.settings
-    while (folder := model_folder.find(s.model_files, s.model_uri)) is None:  # noqa: ASYNC110 - another process's files
+    downloads = s.model_uri.startswith("hf://")
+    while True:
+        folder = model_folder.find(s.model_files, s.model_uri)
+        if folder is not None and (not downloads or await _answers(adapter)):
+            break
         await asyncio.sleep(_FILES_INTERVAL_S)
     files = await asyncio.to_thread(model_folder.load, folder, s.model_uri, s.dtype)
     adapter.tokenizer, adapter.files = files.tokenizer, files
     log.info("model files of %s in %s", s.model_name, folder)
+
+
+async def _answers(adapter: Adapter) -> bool:
+    """Return whether the engine has loaded its model, be it of use or not."""
+    try:
+        await adapter.engine.identify()
+    except (NotReady, EngineFault) as waiting:
+        adapter.monitor.health.waits_for = str(waiting)
+        return False
+    except Exception:
+        return True  # that it is of no use is for the monitor to say
+    return True
 
 
 async def _start(adapter: Adapter, process: Process) -> None:
@@ -93,7 +113,15 @@ async def serve(s: settings.Settings) -> int:
     if s.kv_interface:
         host = await asyncio.to_thread(network_interfaces.wait_for_ipv4, s.kv_interface, _INTERFACE_TIMEOUT_S)
     adapter.interface = s.kv_interface or network_interfaces.interface_of(host)
-    config = uvicorn.Config(adapter.door.app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        adapter.door.app,
+        log_level="warning",
+        access_log=False,
+        # Longer than the other adapters' clients keep idle connections, so that none is reused in
+        # the moment in which it is closed.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
+    )
     handovers = QuietServer(config)
     process = Process(adapter, s.host, s.port, s.drain_timeout_s, container_routes.routes(adapter))
     with socket.create_server((host, s.kv_port), backlog=2048) as listening:

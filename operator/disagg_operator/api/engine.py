@@ -27,6 +27,9 @@ from disagg_operator.engines.contract import Engine
 _HF = r"hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+"
 _PVC = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._/-]*)?"
 _FILE = r"file:///[A-Za-z0-9._/-]+"
+# It is a word of the engine's command line, where it must be no option and nothing that the kubelet
+# would expand, such as $(HF_TOKEN).
+_SERVED_NAME = r"^[^-$\x00-\x20][^$\x00-\x1f]*$"
 _URI_RULES = (
     Rule(
         message="uri must be hf://org/name, pvc://claim/path or file:///path",
@@ -80,6 +83,7 @@ class ModelSpec(Model):
         None,
         min_length=1,
         max_length=256,
+        pattern=_SERVED_NAME,
         description="The name that clients ask for. Default: the last part of the uri.",
     )
     revision: str | None = Field(

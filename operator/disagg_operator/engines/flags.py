@@ -19,6 +19,9 @@ def refusals_of(args: Sequence[str], owned: Mapping[str, str]) -> Iterator[tuple
     `owned` has the arguments of the operator, each with the field of the spec to use, or "".
     """
     for index, argument in enumerate(args):
+        if "\0" in argument:
+            yield index, "has a character NUL, which ends a word of a command line"
+            continue
         if not argument.startswith("-") or _NUMBER.fullmatch(argument):
             if index == 0:
                 yield index, f"{_shown(argument)} must begin with an option"

@@ -40,6 +40,19 @@ def test_what_is_not_there_is_unknown_and_buckets_are_left_out() -> None:
     assert samples.labels("none") is None
 
 
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
+def test_what_is_no_number_is_unknown(value: str) -> None:
+    samples = parse_samples(f'a{{x="1"}} {value}\na{{x="2"}} 3\n')
+    assert math.isnan(samples.value("a"))
+    assert samples.value("a", x="2") == 3
+
+
+@pytest.mark.parametrize("page", ["a 1\n" * 10_001, "#" * ((4 << 20) + 1)])
+def test_a_page_that_would_take_seconds_to_read_is_an_error(page: str) -> None:
+    with pytest.raises(ValueError, match="the page"):
+        parse_samples(page)
+
+
 @pytest.mark.parametrize("page", ["<html>no</html>", 'a{b="c" 1', "a one"])
 def test_a_garbled_page_is_an_error(page: str) -> None:
     with pytest.raises(ValueError):

@@ -200,6 +200,17 @@ async def test_what_the_engine_does_not_tell_is_nan_and_never_0(tmp_path: Path) 
         assert samples[series.WORKER_KV_CAPACITY_TOKENS] == 1600
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, -3.0])
+async def test_odd_readings_never_break_info(tmp_path: Path, odd: float) -> None:
+    readings = Readings(waiting=odd, kv_usage=odd, itl_s_sum=odd, itl_count=2.0, transfer_bytes_total=odd)
+    async with running("decode", tmp_path, FakeEngine(readings=readings)) as one:
+        answer = await one.http.get("/internal/v1/info")
+        assert answer.status_code == 200
+        load = answer.json()["load"]
+        assert (load["waiting_requests"], load["running_requests"], load["room"]["step_s"]) == (0, 0, 0.0)
+        assert (await one.http.get("/metrics")).status_code == 200
+
+
 async def test_what_the_engine_tells_is_passed_on(tmp_path: Path) -> None:
     readings = Readings(
         generated_tokens_total=8.0, transfer_bytes_total=5.0, prompt_tokens_by_source={"local_compute": 3.0}

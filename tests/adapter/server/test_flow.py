@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.adapter.rig import EXPECTED, PROMPT, Line, Pair, body, pair, running, tokens_of, until
+from tests.adapter.rig import EXPECTED, FILES, PROMPT, Line, Pair, body, pair, running, tokens_of, until
 from tests.fakes.adapter_engine import PARAMETERS, token_of
 
 from disagg_adapter.engines.contract import EngineFault, HandOver, Work
@@ -332,7 +332,7 @@ async def test_the_room_of_a_job_that_never_ran_is_given_back(tmp_path: Path) ->
 async def test_the_room_of_a_cancelled_request_is_free_when_the_engine_is_rid_of_it(tmp_path: Path) -> None:
     """Otherwise, requests that are cancelled while their KV is read would pile up in the engine."""
     async with pair(tmp_path, max_running=1) as both:
-        decode, gone = both.decode, []
+        decode, gone = both.decode, list[Callable[[], None]]()
         decode.engine.when_gone = lambda request_id, then: gone.append(then)  # type: ignore[method-assign]
         decode.engine.read_gate.shut()
         legs = asyncio.create_task(both.generate(body(PROMPT)))
@@ -345,3 +345,15 @@ async def test_the_room_of_a_cancelled_request_is_free_when_the_engine_is_rid_of
         gone.pop()()
         del decode.engine.when_gone
         await both.serves_the_next()
+
+
+async def test_a_model_whose_files_do_not_tell_the_size_of_its_kv_moves_an_unknown_number_of_bytes(
+    tmp_path: Path,
+) -> None:
+    """With 0, routers would take the pair for one that moves nothing."""
+    async with pair(tmp_path) as both:
+        for one in (both.prefill, both.decode):
+            one.adapter.files = replace(FILES, kv_bytes_per_token=0)
+        first, rest = await both.generate(body(PROMPT))
+        assert (first[0]["type"], first[0]["kv_bytes"]) == ("transferred", None)
+        assert (rest[1]["type"], rest[1]["kv_bytes"]) == ("accepted", None)

@@ -308,6 +308,12 @@ BAD |= {
         of("vllm", model={"adapters": [{"name": "a=b", "uri": "file:///a"}]}),
         "spec.model.adapters[0].name", "spec.model.adapters.0.name",
     ),
+    "a model whose name is an option": (
+        of("vllm", model={"name": "--host=0.0.0.0"}), "spec.model.name", "spec.model.name",
+    ),
+    "a model whose name is a variable of the pod": (
+        of("vllm", model={"name": "m-$(HF_TOKEN)"}), "spec.model.name", "spec.model.name",
+    ),
     "a lease of no time": (of("vllm", engine={"leaseSeconds": 1}), "spec.engine.leaseSeconds", "leaseSeconds"),
     "an empty argument": (of("vllm", engine={"args": [""]}), "spec.engine.args[0]", "spec.engine.args.0"),
 }  # fmt: skip

@@ -46,6 +46,11 @@ def test_the_first_word_must_be_an_option_because_the_model_stands_before_it() -
     assert list(refusals_of(["other-model"], OWNED)) == [(0, "other-model must begin with an option")]
 
 
+def test_no_word_has_a_nul() -> None:
+    """The container would not start, and only the kubelet would know why."""
+    assert refused("--seed", "a\0b") == [1]
+
+
 def test_the_reason_names_the_argument_and_the_field_to_use() -> None:
     assert [reason for _, reason in refusals_of(["--dty=x", "--port", "1"], OWNED)] == [
         "--dty: --dtype is set by the operator; use engine.dtype",

@@ -19,6 +19,8 @@ _MAX_ANSWER_BYTES = 16 << 20
 _MAX_PIECE_BYTES = 1 << 20
 _CONNECT_S = 2.0
 _DECODER = json.JSONDecoder()
+# Engines close idle connections after 5 s. One that is reused in that moment would fail a request.
+_IDLE_S = 2.0
 _JSON = {"content-type": "application/json"}
 # A stream is at its end when it has said so.
 _REST_S = 1.0
@@ -48,7 +50,7 @@ class EngineHttp:
             self._session = aiohttp.ClientSession(
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,
             )

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families
 
 Labels = Mapping[str, str]
+# A hundred times the page of an engine.
+_MAX_PAGE_CHARS = 4 << 20
+_MAX_LINES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,18 @@ class Samples:
 def parse_samples(page: str) -> Samples:
     """Return the samples of a page in the text format of Prometheus, without buckets.
 
-    The buckets of histograms are most of a page, and nobody here reads them. Raises ValueError if
-    the page is garbled.
+    The buckets of histograms are most of a page, and nobody here reads them. An infinite value
+    counts as unknown. Raises ValueError if the page is garbled, or so long that reading it would
+    hold up all streams.
     """
     out: dict[str, list[tuple[Labels, float]]] = {}
-    kept = "\n".join(x for x in page.splitlines() if x and not x.startswith("#") and "_bucket{" not in x)
-    for family in text_string_to_metric_families(kept + "\n"):
+    if len(page) > _MAX_PAGE_CHARS:
+        raise ValueError(f"the page is longer than {_MAX_PAGE_CHARS} characters")
+    kept = [x for x in page.splitlines() if x and not x.startswith("#") and "_bucket{" not in x]
+    if len(kept) > _MAX_LINES:
+        raise ValueError(f"the page has more than {_MAX_LINES} samples")
+    for family in text_string_to_metric_families("\n".join(kept) + "\n"):
         for sample in family.samples:
-            out.setdefault(sample.name, []).append((sample.labels, float(sample.value)))
+            value = float(sample.value)
+            out.setdefault(sample.name, []).append((sample.labels, value if math.isfinite(value) else math.nan))
     return Samples(out)

@@ -139,8 +139,8 @@ class Adapter(Endpoint):
         health = self.monitor.health
         self.ledger.read(health.readings.kv_usage, health.read_s)
         readings = health.readings
-        step_s = readings.itl_s_sum / readings.itl_count if readings.itl_count > 0 else 0.0
-        return self.ledger.room(step_s)
+        known = readings.itl_count > 0 and 0 <= readings.itl_s_sum < math.inf
+        return self.ledger.room(readings.itl_s_sum / readings.itl_count if known else 0.0)
 
     # ---- The endpoint ----
 
@@ -269,7 +269,8 @@ class Adapter(Endpoint):
     def _waiting(self) -> int:
         """Return the requests that wait in the engine."""
         waiting = self.monitor.health.readings.waiting
-        return min(self.active, self.work_done.queued_prompts if math.isnan(waiting) else int(waiting))
+        known = self.work_done.queued_prompts if math.isnan(waiting) else max(0.0, waiting)
+        return int(min(self.active, known))
 
     def _snapshot(self) -> Snapshot | None:
         health = self.monitor.health

@@ -143,7 +143,7 @@ class RemoteDecode(Run):
             {
                 "type": "accepted",
                 "path": "remote",
-                "kv_bytes": kv_bytes,
+                "kv_bytes": kv_bytes or None,  # a model whose files do not tell it
                 "transfer_s": round(taken_s, 6),
                 "interface": used.interface,
                 "transport": used.transport,
@@ -223,7 +223,7 @@ class PrefillRun(Run):
         self._emit(
             {
                 "type": "transferred",
-                "kv_bytes": kv_bytes,
+                "kv_bytes": kv_bytes or None,
                 "transfer_s": round(taken_s, 6),
                 "exposed_s": round(taken_s, 6),
                 "interface": used.interface,

@@ -225,6 +225,9 @@ class Attempt:
         if kind == "token":
             if leg == "decode":  # the prompt is computed, by whichever worker
                 self._prefilling.close()
+            elif self._first_from_decode:
+                # The one that counts is decode's, which may be another.
+                raise ProtocolViolation("it sent a token, although the first one comes from decode")
             return self._state.token(line)
         if kind == "ticket":
             self._has_ticket = True
