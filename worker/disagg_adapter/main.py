@@ -25,6 +25,7 @@ from disagg_adapter.server import container_routes
 from disagg_adapter.server.adapter import Adapter
 from disagg_protocol import network_interfaces
 from disagg_protocol.errors import EngineError
+from disagg_protocol.patient_http import PatientProtocol
 from disagg_protocol.process import Process, QuietServer
 from disagg_wire.environment import AdapterVariable
 
@@ -115,6 +116,7 @@ async def serve(s: settings.Settings) -> int:
     adapter.interface = s.kv_interface or network_interfaces.interface_of(host)
     config = uvicorn.Config(
         adapter.door.app,
+        http=PatientProtocol,
         log_level="warning",
         access_log=False,
         # Longer than the other adapters' clients keep idle connections, so that none is reused in

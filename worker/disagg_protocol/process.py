@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from disagg_protocol.app import create_app
 from disagg_protocol.endpoint import Endpoint
+from disagg_protocol.patient_http import PatientProtocol
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Process:
         self._tasks: set[asyncio.Task[None]] = set()
         config = uvicorn.Config(
             create_app(endpoint, more),
+            http=PatientProtocol,
             log_level="warning",
             access_log=False,
             timeout_keep_alive=75,

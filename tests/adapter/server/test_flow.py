@@ -176,12 +176,15 @@ async def test_a_ticket_expires(tmp_path: Path) -> None:
         await decode.empty()
 
 
-async def test_no_ticket_lives_longer_than_the_lease(tmp_path: Path) -> None:
+async def test_what_comes_with_a_ticket_is_read_within_the_lease(tmp_path: Path) -> None:
+    """The lease begins after the ticket, and prefill may be frozen before it hands over."""
     async with (
         running("decode", tmp_path, lease_s=7.0) as decode,
         decode.call("decode", body(PROMPT) | {"mode": "remote"}) as events,
     ):
-        assert (await anext(events))["ticket"]["lifetime_s"] == 7.0
+        lifetime_s = (await anext(events))["ticket"]["lifetime_s"]
+        assert lifetime_s == 3.5
+        assert lifetime_s + decode.adapter.transfer_timeout_s(0) < 7.0
 
 
 @contextlib.asynccontextmanager

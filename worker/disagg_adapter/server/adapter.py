@@ -132,7 +132,7 @@ class Adapter(Endpoint):
         return -(-tokens // size) * size * self.files.kv_bytes_per_token
 
     def transfer_timeout_s(self, kv_bytes: int) -> float:
-        return jobs.transfer_timeout_s(kv_bytes, min(_TRANSFER_S, self.settings.lease_s))
+        return jobs.transfer_timeout_s(kv_bytes, min(_TRANSFER_S, self.settings.lease_s / 4))
 
     def room(self) -> Room:
         """Return the room for more sequences, by what is known now."""

@@ -65,8 +65,8 @@ class RemoteDecode(Run):
                 port=adapter.handover_address[1],
                 tokens=len(request.tokens),
                 token_hash=token_hash(request.tokens),
-                # What arrives in time is then younger than the lease, whatever held it up.
-                lifetime_s=min(adapter.settings.ticket_lifetime_s, adapter.settings.lease_s),
+                # What arrives in time is then read before the lease ends, whatever held it up.
+                lifetime_s=min(adapter.settings.ticket_lifetime_s, adapter.settings.lease_s / 2),
             ),
         )
 
