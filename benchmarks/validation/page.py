@@ -120,7 +120,7 @@ def _page(runs: list[dict[str, Any]], loads: dict[str, dict[str, Any]]) -> str:
         f"{PROFILE_SECONDS:.0f} s. The cells contain measured / predicted (error of the prediction). "
         "The goal is 10 % at the median and in",
         "tokens/s, and 20 % at p99; cells in **bold** miss it. Rows that name no engine are of the bundled one;",
-        "vLLM computed the same model in float32, behind adapters.", "",
+        "others computed the same model in float32, behind adapters.", "",
         "| load | run | requests | " + " | ".join(_HEAD) + " |", "|---|---|---|" + "---|" * len(_HEAD),
     ]  # fmt: skip
     for name, row in loads.items():
