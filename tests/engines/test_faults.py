@@ -108,15 +108,16 @@ async def test_a_hung_engine_is_found_by_a_token_within_its_limits(tmp_path: Pat
     """Its processes and /health answer, its work waits, and its counters stand still."""
     async with served(tmp_path, PREFILL, DECODE, DECODE, probe_after_s=4, probe_timeout_s=4) as stack:
         (prompt,) = prompts(2, longest=300, seed=19)[1:]
-        wanted = await stack.ask(prompt, 300)
-        hung = wanted.trace["decode"]["pod"]
-
-        def freeze() -> None:
-            for pid, command in stack.engines[hung].living().items():
-                if "EngineCore" in command or "Worker" in command:
-                    os.kill(pid, signal.SIGSTOP)
-
-        task = asyncio.create_task(stack.ask(prompt, 300, at=(20, freeze)))
+        wanted = await stack.ask(prompt, 600)
+        under_way = asyncio.Event()
+        task = asyncio.create_task(stack.ask(prompt, 600, at=(20, under_way.set)))
+        await under_way.wait()
+        names = ("d0", "d1")
+        running = [(await stack.engines[name].metric("vllm:num_requests_running")) for name in names]
+        hung = names[running.index(max(running))]
+        for pid, command in stack.engines[hung].living().items():
+            if "EngineCore" in command or "Worker" in command:
+                os.kill(pid, signal.SIGSTOP)
         async with asyncio.timeout(30):
             while (await stack.http.get(f"{stack.adapter_urls[hung]}/healthz")).status_code != 503:
                 await asyncio.sleep(0.1)
