@@ -41,7 +41,7 @@ from disagg_operator.status.last_words import MAX_LINE_CHARS, MAX_TAIL_CHARS, Ca
         ("OSError: /mnt/model does not appear to have a file named config.json.", "WeightsRefused"),
         ("huggingface_hub.errors.GatedRepoError: 401 Client Error", "WeightsRefused"),
         ("disagg_worker: ModelError: model.safetensors: sha256 differs", "WeightsRefused"),
-        ("PermissionError: [Errno 13] Permission denied: '/root/.cache'", "PodSecurityLevel"),
+        ("PermissionError: [Errno 13] Permission denied: '/.cache'", "PodSecurityLevel"),
         ("OSError: [Errno 30] Read-only file system: '/app/x'", "ReadOnlyFileSystem"),
         ("Error: container has runAsNonRoot and image will run as root", "PodSecurityLevel"),
     ],
