@@ -30,6 +30,14 @@ class OperatorSettings(BaseModel):
         "disagg.dev/adapter:dev",
         description="Image of the adapters, which stand in front of engines of other projects.",
     )
+    runtime_updates: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Number of DisaggDeployments whose pods are replaced at the same time to bring them to the images "
+        "and the renderer of this release. If 0, this happens only where the annotation disagg.dev/update-runtime "
+        "asks for it.",
+    )
     watch_namespace: str = Field(
         "",
         max_length=16_384,

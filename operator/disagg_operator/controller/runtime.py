@@ -33,6 +33,7 @@ from disagg_operator.controller.elector import Alone, Leadership
 from disagg_operator.controller.health import HealthServer
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
+from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
 from disagg_operator.desired import Images
@@ -82,12 +83,14 @@ class Runtime:
         self._epoch_0 = epoch() - clock()
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
+        self._updates = RuntimeUpdates(settings.runtime_updates, self._wake)
         self._reconciler = Reconciler(
             kube=kube,
             live=self.live,
             recorder=Recorder(kube, clock, wall, new_id),
             metrics=self.metrics,
             images=Images(settings.worker_image, settings.router_image, adapter=settings.adapter_image),
+            updates=self._updates,
             wall=wall,
             new_cluster_key=new_cluster_key,
             clock=clock,
@@ -96,7 +99,18 @@ class Runtime:
         self._decision_log = DecisionLog(self._record_dir)
         self._states = StateKeeper(StateStore(kube), self._prometheus, self._epoch)
         self._role_changer = RoleChanger(self._direct, self._wake, clock, self._may_write)
-        self._loop = AutoscalerLoop(
+        self._loop = self._autoscaler()
+        self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
+        self._health = HealthServer(
+            settings.health_host, settings.health_port, self.sick, self._metrics_text, self._decision_log.read
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._swept_at = self._synced_at = clock()
+        self.listed = asyncio.Event()
+        self.watches_alive: Callable[[], bool] = lambda: True
+
+    def _autoscaler(self) -> AutoscalerLoop:
+        return AutoscalerLoop(
             cache=self.cache,
             live=self.live,
             collector=Collector(self._direct, self._prometheus, self._epoch),
@@ -106,17 +120,9 @@ class Runtime:
             plan_of=scale_plan,
             bearer_of=self._bearer_of,
             wake=self._wake,
-            clock=clock,
+            clock=self._clock,
             metrics=self.metrics.scaling,
         )
-        self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
-        self._health = HealthServer(
-            settings.health_host, settings.health_port, self.sick, self._metrics_text, self._decision_log.read
-        )
-        self._tasks: list[asyncio.Task[None]] = []
-        self._swept_at = self._synced_at = clock()
-        self.listed = asyncio.Event()
-        self.watches_alive: Callable[[], bool] = lambda: True
 
     @property
     def health_port(self) -> int:
@@ -213,6 +219,7 @@ class Runtime:
         self._leading = True
         self._swept_at = self._clock()
         self.metrics.leading.set(1)
+        self._updates.begin(self.cache.objects(DISAGG_POOL))
         await self._sweep()
         async with asyncio.TaskGroup() as group:
             for _ in range(self._settings.workers):
