@@ -159,7 +159,7 @@ async def test_a_name_that_is_gone_for_good_does_not_exist(tmp_path: Path) -> No
     others = team("n", "b", 1)
     async with Stack(tmp_path, *team("m", "a", 1), *others, name_memory_s=0.2) as stack:
         await Fleet(stack).go(*others)
-        await stack.until(lambda: "n" not in stack.router.table.names._seen_s)
+        await stack.until(lambda: stack.router.table.names.last("n") is None)
         assert (await stack.complete(model="n")).json()["error"]["code"] == "model_not_found"
         assert await listed(stack) == ["m"]
 

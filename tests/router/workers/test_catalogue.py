@@ -162,11 +162,13 @@ def test_names_are_known_while_they_are_configured_coming_served_or_just_served(
     served = made(pools(1, 1, model="n"))
     names.update(served, (), 5.0)
     assert names.any_served
+    assert names.last("n") == served.pick("n", 0.0)
+    assert (names.last("m"), names.digests()) == (None, {"D"})
     names.update(Catalogue(), (), 14.0)
     assert names.known("n", 14.0)
     assert not names.known("n", 15.0)
     names.update(Catalogue(), (), 15.0)
-    assert not names.known("n", 6.0)  # it is forgotten
+    assert (names.last("n"), names.digests(), names.known("n", 6.0)) == (None, set(), False)
     assert names.any_served
 
 

@@ -35,10 +35,12 @@ class ModelNames:
         """Return the tokenizer and the model for a request, which waits for them if it may, and how
         many seconds it has waited.
 
+        While its workers are away, a model that was just served is the one to read requests with.
+
         Raises ApiError for a name that nobody serves, and ClientDisconnect.
         """
         table, hold, waited_s = self._router.table, self._router.queue.hold, 0.0
-        while (model := table.catalogue.pick(name, random.random())) is None:
+        while (model := table.catalogue.pick(name, random.random()) or table.names.last(name)) is None:
             if not table.names.known(name, time.monotonic()):
                 raise self._unknown(name)
             waiting, began_s = (

@@ -158,29 +158,37 @@ class KnownNames:
         self.any_served = False
         self._memory_s = memory_s
         self._live: dict[str, Identity] = {}
-        self._seen_s: dict[str, float] = {}
-        self._parents: dict[str, str] = {}
+        self._last: dict[str, tuple[Model, float]] = {}
         self._coming: frozenset[str] = frozenset()
 
     def update(self, catalogue: Catalogue, coming: Collection[str], now_s: float) -> None:
         """Note what is served now, and what starting workers say that they will serve."""
         self.any_served = self.any_served or bool(catalogue.offers)
-        live, self._coming = catalogue.live(), frozenset(coming)
-        self._live = live
-        self._seen_s |= dict.fromkeys(live, now_s)
-        self._parents |= {name: identity.parent for name, identity in live.items()}
-        for name in [n for n in self._seen_s if not self.known(n, now_s)]:
-            del self._seen_s[name], self._parents[name]
+        self._live, self._coming = catalogue.live(), frozenset(coming)
+        self._last |= {name: (catalogue.current(name)[0].model, now_s) for name in catalogue.offers}
+        for name in [n for n in self._last if not self.known(n, now_s)]:
+            del self._last[name]
 
     def known(self, name: str, now_s: float) -> bool:
         """Return whether a request for the name may wait for its workers."""
         if name in (self.configured, *self._coming) or name in self._live or self._belongs(name):
             return True
-        return name in self._seen_s and now_s - self._seen_s[name] < self._memory_s
+        return name in self._last and now_s - self._last[name][1] < self._memory_s
+
+    def last(self, name: str) -> Model | None:
+        """Return the model that was served last under a name: with it, requests can be read while
+        its workers are away.
+        """
+        return self._last[name][0] if name in self._last else None
+
+    def digests(self) -> set[str]:
+        """Return the digests of all that was just served."""
+        return {model.identity.digest for model, _ in self._last.values()}
 
     def _belongs(self, name: str) -> bool:
         """Return whether it is an adapter of the configured model while that is away as well."""
-        return self._parents.get(name) == self.configured not in self._live
+        last = self.last(name)
+        return last is not None and last.identity.parent == self.configured not in self._live
 
     def listed(self) -> dict[str, str]:
         """Return the names to show to clients, each with its parent: models first, then adapters.
@@ -189,6 +197,6 @@ class KnownNames:
         model while that is away.
         """
         shown = {name: identity.parent for name, identity in self._live.items()}
-        shown |= {name: parent for name, parent in self._parents.items() if self._belongs(name)}
+        shown |= {name: last.identity.parent for name, (last, _) in self._last.items() if self._belongs(name)}
         shown.setdefault(self.configured, "")
         return dict(sorted(shown.items(), key=lambda item: (bool(item[1]), item[0] != self.configured, item[0])))

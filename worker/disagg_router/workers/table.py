@@ -97,7 +97,7 @@ class WorkerTable:
         return self._asked
 
     def text(self, identity: Identity) -> Text:
-        """Return the tokenizer of an identity in the catalogue."""
+        """Return the tokenizer of an identity that is served, or was just served."""
         return self._texts[identity.digest]
 
     def choose(
@@ -218,10 +218,10 @@ class WorkerTable:
         self._asked = self._asked or listed
 
     def _refresh_catalogue(self) -> None:
-        ready = {w.digest for w in self._workers.values() if w.state == READY}
-        self._texts = {digest: text for digest, text in self._texts.items() if digest in ready}
         before, self.catalogue = self.catalogue, catalogue_of(self.workers(), self.proven, self._texts)
         self.names.update(self.catalogue, self._coming.names(), time.monotonic())
+        used = self.names.digests() | {w.digest for w in self._workers.values() if w.state == READY}
+        self._texts = {digest: text for digest, text in self._texts.items() if digest in used}
         if self.catalogue != before:
             log.info("models: %s", "; ".join(self.catalogue.lines()) or "none")
             self._changed()
