@@ -99,7 +99,7 @@ def test_the_smallest_of_the_limits_applies() -> None:
         ((2, 2), (2, 2), {"D": 0.5, "E": 0.5}),
         ((2, 2), (0, 2), {"D": 1.0}),  # what is half there gets nothing
         ((0, 2), (0, 6), {"D": 0.25, "E": 0.75}),
-        ((2, 0), (1, 0), {"D": 1.0, "E": 1.0}),
+        ((2, 0), (1, 0), {"D": 0.5, "E": 0.5}),
     ],
 )
 def test_requests_for_one_name_are_shared_out_by_the_pairs_of_each_model(

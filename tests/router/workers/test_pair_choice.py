@@ -164,6 +164,17 @@ def test_a_request_without_workers_waits_for_the_pool_that_is_missing(
     assert scarce_pool(workers, identity=Identity("m", "D"), full=full) == wanted
 
 
+def test_while_the_layout_of_the_kv_changes_each_layout_gets_what_its_pairs_can_take() -> None:
+    workers = [worker(f"p{i}", "prefill", compat="c" if i < 3 else "2") for i in range(4)]
+    workers += [worker(f"d{i}", "decode", compat="c" if i < 1 else "2") for i in range(4)]
+    dice = random.Random(1).random
+    chosen = [pick(workers, dice=dice) for _ in range(1000)]
+    assert 400 < sum(c is not None and c.decode is not None and c.decode.compat == "c" for c in chosen) < 600
+    # Where one layout is full, the other takes all.
+    full = {w.incarnation for w in workers if w.role == "decode" and w.compat == "2"}
+    assert {names(pick(workers, dice=dice, full=full))[1] for _ in range(50)} == {"d0"}  # type: ignore[index]
+
+
 @st.composite
 def pools(draw: st.DrawFn) -> list[Worker]:
     return [
@@ -211,7 +222,8 @@ def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
         # itself, or where all workers do both: no worker is asked to send KV.
         assert not pairs or (choice.decode, choice.decode) in pairs or all(w.role == "both" for w in usable)
     if choice.decode is not None and choice.prefill is not None and not proven:
-        assert choice.decode.running_requests == min(d.running_requests for _, d in pairs)
+        alike = [d for _, d in pairs if d.compat == choice.decode.compat]
+        assert choice.decode.running_requests == min(d.running_requests for d in alike)
 
 
 def test_decodes_room_is_that_of_the_workers_that_the_kv_can_go_to() -> None:

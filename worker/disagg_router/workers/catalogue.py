@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from disagg_router.workers.shares import drawn, pair_shares
 from disagg_router.workers.worker_info import Identity, Worker
 from disagg_wire.protocol import FEATURE_NO_LOCAL_PREFILL, READY
 from disagg_wire.roles import BOTH
@@ -62,12 +63,7 @@ class Catalogue:
         It is None while no worker that has the name is ready.
         """
         offers = self.current(name)
-        left = roll * sum(o.share for o in offers)
-        for offer in offers:
-            left -= offer.share
-            if left < 0:
-                return offer.model
-        return offers[-1].model if offers else None
+        return offers[drawn([o.share for o in offers], roll)].model if offers else None
 
     def has(self, identity: Identity) -> bool:
         """Return whether a ready worker has the identity."""
@@ -135,17 +131,15 @@ def _team(identity: Identity, workers: list[Worker], proven: Collection[str]) ->
 
 
 def _offers(teams: list[_Team]) -> tuple[Offer, ...]:
-    """Return the offers of one name, whose shares follow what each team has of each role.
-
-    How many workers of one role go with one of the other is not known here, so the role of which a
-    team has the smaller part of all counts.
-    """
-    out = []
-    for team in sorted(teams, key=lambda t: (t.model.identity.digest, t.model.identity.adapter_digest)):
-        alike = [t for t in teams if t.ability == team.ability]
-        sizes = ((team.prefills, sum(t.prefills for t in alike)), (team.decodes, sum(t.decodes for t in alike)))
-        share = min((mine / total for mine, total in sizes if total), default=1.0)
-        out.append(Offer(team.model, team.ability, share))
+    """Return the offers of one name."""
+    out: list[Offer] = []
+    for ability in (PROVEN_PAIR, PAIR, DECODE_ALONE, NOTHING_WHOLE):
+        alike = sorted(
+            (t for t in teams if t.ability == ability),
+            key=lambda t: (t.model.identity.digest, t.model.identity.adapter_digest),
+        )
+        shares = pair_shares([(t.prefills, t.decodes) for t in alike])
+        out += [Offer(team.model, ability, share) for team, share in zip(alike, shares, strict=True)]
     return tuple(out)
 
 

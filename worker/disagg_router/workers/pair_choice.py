@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 
+from disagg_router.workers.shares import drawn, pair_shares
 from disagg_router.workers.worker_info import Identity, Worker
 from disagg_wire.protocol import (
     FEATURE_FIRST_TOKEN_FROM_DECODE,
@@ -181,15 +184,32 @@ def choose(
     if whole:
         return Choice(None, decodes[0], prompt.to_compute(decodes[0])) if decodes else None
     trusted = ([p for p in prefills if p.incarnation in proven], [d for d in decodes if d.incarnation in proven])
-    for some_prefills, some_decodes in (trusted, (prefills, decodes)):
-        for decode in some_decodes:
-            for prefill in some_prefills:
-                if prefill.compat != decode.compat or avoid(pair_key(prefill, decode)):
+    layouts = _layouts(prefills, decodes, dice)
+    for (some_prefills, some_decodes), compat in product((trusted, (prefills, decodes)), layouts):
+        for decode in (d for d in some_decodes if d.compat == compat):
+            for prefill in (p for p in some_prefills if p.compat == compat):
+                if avoid(pair_key(prefill, decode)):
                     continue
                 one = prefill.incarnation == decode.incarnation
                 return Choice(None if one else prefill, decode, prompt.to_compute(prefill))
     local = [d for d in decodes if FEATURE_NO_LOCAL_PREFILL not in d.features]
     return Choice(None, local[0], prompt.to_compute(local[0])) if local else None
+
+
+def _layouts(prefills: Iterable[Worker], decodes: Iterable[Worker], dice: Callable[[], float]) -> list[str]:
+    """Return the `compat` hashes of which there are pairs, in the order in which to try them.
+
+    There are several during a rollout that changes the KV cache. The first is drawn in proportion
+    to the pairs: by load alone, the few decode workers of one layout would get the requests that
+    its few prefill workers cannot take.
+    """
+    counts = [Counter(w.compat for w in workers) for workers in (prefills, decodes)]
+    found = sorted(counts[0].keys() & counts[1].keys())
+    if len(found) < 2:
+        return found
+    shares = pair_shares([(counts[0][c], counts[1][c]) for c in found])
+    first = found[drawn(shares, dice())]
+    return [first, *sorted((c for c in found if c != first), key=lambda c: -shares[found.index(c)])]
 
 
 def scarce_pool(workers: Iterable[Worker], *, identity: Identity, full: Collection[str]) -> str:

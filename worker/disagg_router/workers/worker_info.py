@@ -144,7 +144,7 @@ class Worker:
     def offers(self, wanted: Identity) -> bool:
         """Return whether it serves exactly this under this name."""
         if not wanted.adapter:
-            return wanted == self.identity
+            return wanted.name == self.model and wanted.digest == self.digest
         found = self.adapter_digests.get(wanted.adapter, "")
         has = wanted.adapter in self.adapters and found == wanted.adapter_digest
         return has and self.digest == wanted.digest and wanted.name != self.model
