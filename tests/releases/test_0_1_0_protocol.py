@@ -99,6 +99,7 @@ def test_every_info_is_read() -> None:
             continue
         worker = _known(info, "http://a")
         assert (worker.role, worker.state, worker.incarnation) == (info["role"], info["state"], info["incarnation"])
+        assert worker.identity == Identity(info["model"]["name"], info["model"]["digest"])
         assert (worker.compat, worker.digest, worker.revision) == (
             info["kv"]["compat"],
             info["model"]["digest"],
