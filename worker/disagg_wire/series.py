@@ -30,6 +30,7 @@ PYTHON = "python"
 TRANSPORT = "transport"
 EVIDENCE = "evidence"
 WHAT = "what"
+OUTCOME = "outcome"
 
 # Values of OBJECTIVE, WITHIN, PART and KIND.
 TTFT, TPOT = "ttft", "tpot"
@@ -38,6 +39,8 @@ PROMPT, UNCACHED = "prompt", "uncached"
 OUTPUT, CONTEXT = "output", "context"
 # Values of WHAT.
 SEED, PENALTY = "seed", "penalty"
+# Values of OUTCOME.
+SERVED, REFUSED, EXPIRED, CANCELLED = "served", "refused", "expired", "cancelled"
 # Values of SOURCE: where the KV of prompt tokens came from.
 LOCAL_COMPUTE = "local_compute"
 LOCAL_CACHE_HIT = "local_cache_hit"
@@ -57,6 +60,7 @@ ROUTER_REQUEST_SECONDS = "disagg_router_request_seconds"
 ROUTER_REQUESTS_DISAGGREGATED = "disagg_router_requests_disaggregated_total"
 ROUTER_FAILOVERS = "disagg_router_failovers_total"
 ROUTER_WEAKENED = "disagg_router_weakened_total"
+ROUTER_HELD = "disagg_router_held_requests_total"
 ROUTER_PROMPT_TOKENS = "disagg_router_prompt_tokens_total"
 ROUTER_GENERATED_TOKENS = "disagg_router_generated_tokens_total"
 ROUTER_ARRIVALS = "disagg_router_arrivals_total"
