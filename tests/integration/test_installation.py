@@ -85,13 +85,13 @@ async def test_without_crds_an_operator_is_alive_and_not_healthy_until_they_are_
         await cluster.kube.close()
 
 
-async def test_an_operator_that_may_not_use_the_lease_is_not_healthy(
-    server: ApiServer, cluster: Cluster, tmp_path: Path
-) -> None:
-    limited = replace(server, kubeconfig=server.limited_kubeconfig)
-    values = (f"watchNamespaces={{{cluster.namespace}}}", "rbac.nodes=false", "rbac.aggregatedRoles=false")
-    lease = {"DISAGG_LEASE_NAMESPACE": "default"}  # the chart's Role is in another namespace
-    async with chart_rights(cluster, *values), operator(limited, tmp_path, cluster.namespace, **lease) as running:
+async def test_an_operator_that_may_not_use_the_lease_is_not_healthy(bare: ApiServer, tmp_path: Path) -> None:
+    cluster = Cluster(client(bare), "default")
+    await install_crds(cluster)
+    limited = replace(bare, kubeconfig=bare.limited_kubeconfig)
+    values = ("watchNamespaces={default}", "rbac.nodes=false", "rbac.aggregatedRoles=false")
+    lease = {"DISAGG_LEASE_NAMESPACE": "kube-system"}  # the chart's Role is in another namespace
+    async with chart_rights(cluster, *values), operator(limited, tmp_path, "default", **lease) as running:
 
         async def refused() -> bool:
             status, text = await answer(running, "healthz")
@@ -100,3 +100,4 @@ async def test_an_operator_that_may_not_use_the_lease_is_not_healthy(
         await eventually("the operator says so", refused)
         assert (await answer(running, "livez"))[0] == 200
         assert await running.stop() == 0
+    await cluster.kube.close()
