@@ -29,7 +29,6 @@ from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSour
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import children as kids
 from disagg_operator.controller.acceptance import scale_plan
-from disagg_operator.controller.condition_metrics import ConditionMetrics
 from disagg_operator.controller.elector import Alone, Leadership
 from disagg_operator.controller.health import HealthServer
 from disagg_operator.controller.metrics import Metrics
@@ -86,7 +85,7 @@ class Runtime:
         self.cache = Cache()
         self.live = LiveTable()
         self.metrics = Metrics()
-        self.metrics.registry.register(ConditionMetrics(self._told))
+        self.metrics.watch_conditions(self._told)
         self.queue = KeyedQueue(clock)
         # The wall clock is read once at the start; from then on time follows the monotonic clock.
         # Forecasts need the time of day, but no clock that jumps.
