@@ -114,23 +114,28 @@ async def test_an_upgrade_of_0_1_0_changes_no_pod_and_moves_on_request(upgraded:
     apply_crds, upgrade, list_updates, ask, wait, move_all = commands()
     shell.charts()
     shell.run("helm install disagg disagg-0.1.0.tgz -n disagg-system --create-namespace --set logLevel=DEBUG")
-    async with released_operator(upgraded, tmp_path):
-        names = {name: "chat" if name == NAMES[0] else f"r{name}" for name in NAMES}
-        made = [resource(name) | {"metadata": {"name": names[name]}} for name in NAMES]
-        (tmp_path / "resources.yaml").write_text(yaml.safe_dump_all(made))
-        shell.run("kubectl apply --server-side -f resources.yaml")
+    async with contextlib.AsyncExitStack() as rest:
+        async with released_operator(upgraded, tmp_path):
+            names = {name: "chat" if name == NAMES[0] else f"r{name}" for name in NAMES}
+            made = [resource(name) | {"metadata": {"name": names[name]}} for name in NAMES]
+            (tmp_path / "resources.yaml").write_text(yaml.safe_dump_all(made))
+            shell.run("kubectl apply --server-side -f resources.yaml")
 
-        async def all_rendered() -> bool:
-            return len(await templates(kube)) == 3 * len(NAMES)
+            async def all_rendered() -> bool:
+                return len(await templates(kube)) == 3 * len(NAMES)
 
-        await eventually("the released operator has rendered all", all_rendered)
-    before = await templates(kube)
+            await eventually("the released operator has rendered all", all_rendered)
+            before = await templates(kube)
+            shell.run(apply_crds)
+            shell.run(upgrade)
+            assert {"name": "DISAGG_LOG_LEVEL", "value": "DEBUG"} in await environment(kube)
+            # The old one has no Lease: for a while, both write.
+            running = await rest.enter_async_context(operator(upgraded, tmp_path, "", **NEW))
 
-    shell.run(apply_crds)
-    shell.run(upgrade)
-    assert {"name": "DISAGG_LOG_LEVEL", "value": "DEBUG"} in await environment(kube)
+            async def one_accepted() -> bool:
+                return any("RuntimeUpToDate" in of for of in (await conditions(kube)).values())
 
-    async with operator(upgraded, tmp_path, "", **NEW) as running:
+            await eventually("the new operator has reconciled one", one_accepted)
 
         async def all_accepted() -> bool:
             found = await conditions(kube)
