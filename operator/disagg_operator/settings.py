@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError
 
+from disagg_operator.policy import Policy
 from disagg_wire.environment import variable_of
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -84,6 +85,11 @@ class OperatorSettings(BaseModel):
         20.0,
         description="Time in seconds that running reconciles may take to finish when the process stops. Saving the "
         "autoscaling state may then take the same time again.",
+    )
+    policy: Json[Policy] = Field(
+        Policy(),
+        description="What the authors of DisaggDeployments may do, by namespace, as JSON in the form of the chart's "
+        "value `policy`. If empty, no permission is granted.",
     )
     log_level: str = Field(
         "INFO",

@@ -21,6 +21,7 @@ from disagg_operator.autoscaling.loop import AutoscalerLoop
 from disagg_operator.autoscaling.records.decision_log import DecisionLog
 from disagg_operator.autoscaling.records.state_store import StateStore
 from disagg_operator.autoscaling.role_changer import RoleChanger
+from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.collector import Collector
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
@@ -28,9 +29,12 @@ from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSour
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import children as kids
 from disagg_operator.controller.acceptance import scale_plan
+from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
 from disagg_operator.controller.health import HealthServer
+from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
+from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, ReferenceWatch
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
 from disagg_operator.desired import Images
@@ -38,7 +42,7 @@ from disagg_operator.desired.names import key_secret_name
 from disagg_operator.kube.cache import WATCHED, Cache
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import Conflict, KubeError, Retry
-from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, Resource
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, Resource, uid_of
 from disagg_operator.settings import OperatorSettings
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.vocabulary import Key, Obj
@@ -78,10 +82,12 @@ class Runtime:
         self._epoch_0 = epoch() - clock()
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
+        self._references = ReferenceWatch(kube, self._wake, clock)
         self._reconciler = Reconciler(
             kube=kube,
             live=self.live,
             recorder=Recorder(kube, clock, wall, new_id),
+            judge=Judge(SpecsInConfigMaps(kube), self._references, settings.policy),
             metrics=self.metrics,
             images=Images(settings.worker_image, settings.router_image, adapter=settings.adapter_image),
             wall=wall,
@@ -99,7 +105,7 @@ class Runtime:
             states=self._states,
             decision_log=self._decision_log,
             role_changer=self._role_changer,
-            plan_of=scale_plan,
+            plan_of=self._plan_of,
             bearer_of=self._bearer_of,
             wake=self._wake,
             clock=clock,
@@ -191,6 +197,7 @@ class Runtime:
             group.create_task(self._every(self._settings.resync_interval_s, self.resync))
             group.create_task(self._every(self._settings.scrape_interval_s, self._sweep))
             group.create_task(self._every(LOOK_INTERVAL_S, self._starting.look))
+            group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
 
     async def _until_it_works(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         while True:
@@ -267,6 +274,11 @@ class Runtime:
             log.warning("%s/%s: %s", *key, error)
             return None
         return None if found is None else bearer_of(found)
+
+    def _plan_of(self, resource: Obj) -> ScalePlan | None:
+        """Return the scaling settings of the spec that is served, which may not be the present one."""
+        meta = resource["metadata"]
+        return self.live.of((meta["namespace"], meta["name"]), uid_of(resource)).plan or scale_plan(resource)
 
     def _wake(self, key: Key) -> None:
         self._wake_all({key}, 0.0)

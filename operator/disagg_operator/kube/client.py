@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import httpx
 
 from disagg_operator.kube.credentials import Credentials
-from disagg_operator.kube.errors import Forbidden, Gone, KubeError, NotFound, Retry, from_status
+from disagg_operator.kube.errors import FieldError, Forbidden, Gone, KubeError, NotFound, Retry, from_status
+from disagg_operator.kube.json_text import loads
 from disagg_operator.kube.resources import EVENT, POD, Resource, name_of, namespace_of, resource_of
 from disagg_operator.vocabulary import FIELD_MANAGER, Obj, Objs
 
@@ -245,12 +246,14 @@ class HttpKube:
             raise Retry(f"{what}: {type(error).__name__}") from error
         if response.status_code < 300:
             return _object(what, response)
-        raise from_status(response.status_code, what, _message(response), _retry_after_s(response))
+        raise from_status(
+            response.status_code, what, _message(response), _retry_after_s(response), _field_errors(response)
+        )
 
 
 def _object(what: str, response: httpx.Response) -> Obj:
     try:
-        value: Any = response.json()
+        value: Any = loads(response.text)
     except ValueError as error:
         raise Retry(f"{what}: the answer is not JSON") from error
     if not isinstance(value, dict):
@@ -261,9 +264,18 @@ def _object(what: str, response: httpx.Response) -> Obj:
 def _message(response: httpx.Response) -> str:
     try:
         value = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return response.reason_phrase
     return str(value.get("message", "")) if isinstance(value, dict) else ""
+
+
+def _field_errors(response: httpx.Response) -> list[FieldError]:
+    """Return the fields that the answer blames, with the reason of each."""
+    try:
+        causes = response.json()["details"]["causes"]
+        return [(str(c["field"]), str(c.get("message", ""))) for c in causes if c.get("field")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:

@@ -76,6 +76,10 @@ class Intent:
     """The reason and the message of an experiment that the spec opts in to."""
     trouble: tuple[str, str] | None = None
     """The reason and the message of a failure to read Prometheus."""
+    refusal: tuple[str, str] | None = None
+    """The reason and the message if the spec is refused, and the last accepted one is served."""
+    warnings: tuple[tuple[str, str], ...] = ()
+    """The reason and the message of each thing that is wrong with the spec that is served."""
 
 
 def build(intent: Intent, observed: Observed, previous: Mapping[str, object], now: str) -> Obj:
@@ -119,7 +123,7 @@ def conditions(
     `previous` is the stored status.
     """
     causes = [
-        Condition("Accepted", TRUE, "Valid", "the resource is valid"),
+        _accepted(intent),
         _network(observed.network),
         *(_pool_ready(observed.pools[p.name], intent.suspended) for p in intent.pools),
         _router_ready(observed.router),
@@ -138,9 +142,25 @@ def conditions(
         *scaling,
         effective,
         *([] if intent.experiment is None else [Condition("Experimental", TRUE, *intent.experiment)]),
+        *_warning(intent),
         degraded,
         _ready([*causes, available], progressing),
     ]
+
+
+def _accepted(intent: Intent) -> Condition:
+    if intent.refusal is None:
+        return Condition("Accepted", TRUE, "Valid", "the resource is valid")
+    reason, message = intent.refusal
+    return Condition("Accepted", FALSE, reason, f"{message}; the spec that was accepted last is served")
+
+
+def _warning(intent: Intent) -> list[Condition]:
+    """Return the Warning condition; none for a spec with which nothing is wrong."""
+    if not intent.warnings:
+        return []
+    message = "; ".join(message for _, message in intent.warnings)
+    return [Condition("Warning", TRUE, intent.warnings[0][0], message)]
 
 
 def _network(network: NetworkCheck) -> Condition:

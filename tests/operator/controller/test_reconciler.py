@@ -282,12 +282,13 @@ async def test_ready_follows_the_pods_and_the_routers_word() -> None:
     assert world.kube.find("DisaggPool", "chat-decode")["status"]["readyReplicas"] == 2
 
 
-async def test_without_multus_the_network_condition_says_so_and_nothing_crashes() -> None:
+async def test_without_multus_nothing_that_needs_it_is_made_and_status_says_so() -> None:
     network = {"network": {"attachment": {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}}}
     world = World(kvTransfer=network)
     world.kube.absent.add("NetworkAttachmentDefinition")
     await world.settle()
-    assert world.condition("NetworkReady")["reason"] == "MultusAbsent"
+    assert world.condition("Accepted")["reason"] == "MultusAbsent"
+    assert world.kube.names("Deployment") == []
     world.kube.absent.clear()
     await world.settle()
     assert world.condition("NetworkReady")["status"] == "True"
