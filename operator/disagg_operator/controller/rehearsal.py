@@ -28,6 +28,7 @@ NO_UID = "00000000-0000-0000-0000-000000000000"
 # What others forbid may be allowed later; nobody tells the operator when.
 DENIED_RETRY_S = 5.0
 _AT_ONCE = 4
+_MOST_TOLD = 5
 _QUOTA = "exceeded quota"
 _WORDS = re.compile(r"^\S+ \S+: \d+ ", re.DOTALL)
 
@@ -46,10 +47,15 @@ async def rehearse(kube: Kube, spec: Obj, rendered: Sequence[Obj], children: Chi
                 await _dry_run(kube, spec, obj)
 
     found = await asyncio.gather(*map(one, rendered), return_exceptions=True)
-    # The first one in the order of the objects, so that the same spec gets the same message.
-    for error in found:
-        if error is not None:
+    errors = [error for error in found if error is not None]
+    for error in errors:
+        if not isinstance(error, Refused):
             raise error
+    # In the order of the objects, so that the same spec gets the same message.
+    refusals = [error for error in errors if isinstance(error, Refused)]
+    if refusals:
+        retry_s = next((r.retry_s for r in refusals if r.retry_s is not None), None)
+        raise Refused(refusals[0].reason, "; ".join(map(str, refusals[:_MOST_TOLD])), retry_s)
 
 
 async def _dry_run(kube: Kube, spec: Obj, obj: Obj) -> None:

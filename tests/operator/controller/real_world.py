@@ -21,6 +21,7 @@ from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, DISAGG
 from disagg_operator.policy import Policy
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL
 
 _NUMBERS = itertools.count()
 _MERGE = "application/merge-patch+json"
@@ -95,10 +96,10 @@ class RealWorld:
             assert condition["observedGeneration"] == found["metadata"]["generation"]
         return condition
 
-    async def template(self, name: str, role: str) -> Obj:
-        found = await self.kube.get(DEPLOYMENT, self.namespace, f"{name}-{role}")
-        assert found is not None
-        return dict(found["spec"]["template"])
+    async def templates(self, name: str) -> dict[str, Obj]:
+        """Return the pod templates of the workers, by role."""
+        found = await self.kube.list(DEPLOYMENT, self.namespace, f"{LABEL_DEPLOYMENT}={name},{LABEL_POOL}")
+        return {o["metadata"]["labels"][LABEL_POOL]: o["spec"]["template"] for o in found}
 
     async def made(self) -> list[str]:
         """Return the workloads and pools that exist."""

@@ -61,21 +61,12 @@ def good_edit(choice: random.Random) -> TemplateEdit:
     )
 
 
-def bad_edit(choice: random.Random) -> TemplateEdit:
-    """Return an edit that must be refused, with the path that is to blame."""
+def edit_that_the_api_server_refuses(choice: random.Random) -> TemplateEdit:
+    """Return an edit that passes the operator's own checks and the path that is to blame for it."""
     n = choice.randrange(10**9)
     word = f"w{n}"
-    quantity = choice.choice(("10GB", "lots", "1,5", "0x10", "5 Gi", word))
     template, path = choice.choice(
         (
-            # What the API server refuses without a path.
-            (_main(resources={"limits": {"memory": quantity}}), f"{_MAIN}.resources.limits.memory"),
-            (_main(resources={"requests": {"cpu": quantity}}), f"{_MAIN}.resources.requests.cpu"),
-            (_beside(resources={"limits": {"cpu": quantity}}), "spec.containers[mesh].resources.limits.cpu"),
-            (_pod(volumes=[{"name": "v", "emptyDir": {"sizeLimit": quantity}}]), "spec.volumes[v].emptyDir.sizeLimit"),
-            (_pod(terminationGracePeriodSeconds=300.5), "spec.terminationGracePeriodSeconds"),
-            (_pod(terminationGracePeriodSeconds=1 << 70), "spec.terminationGracePeriodSeconds"),
-            # What it refuses with one of its own.
             (_main(resources={"requests": {"cpu": f"-{n + 1}m"}}), f"{_MAIN}.resources.requests.cpu"),
             (_main(resources={"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}), f"{_MAIN}.resources.requests"),
             (_main(env=[{"name": f"{word} =", "value": "1"}]), f"{_MAIN}.env[{word} =].name"),
@@ -93,30 +84,76 @@ def bad_edit(choice: random.Random) -> TemplateEdit:
             (_pod(hostAliases=[{"ip": word}]), "spec.hostAliases[0].ip"),
             ({"metadata": {"labels": {"a": f"{word} !"}}}, "metadata.labels"),
             ({"metadata": {"annotations": {"a": n}}}, "metadata.annotations.a"),
-            # What only an owner of the operator may grant.
-            (_pod(hostNetwork=True), "spec.hostNetwork"),
-            (_pod(hostPID=True), "spec.hostPID"),
-            (_pod(serviceAccountName=word), "spec.serviceAccountName"),
-            (_pod(automountServiceAccountToken=True), "spec.automountServiceAccountToken"),
-            (_pod(volumes=[{"name": word, "hostPath": {"path": "/"}}]), f"spec.volumes[{word}].hostPath"),
-            (_pod(securityContext={"runAsUser": 0}), "spec.securityContext.runAsUser"),
-            (_pod(nodeName=word), "spec.nodeName"),
-            (_pod(**{f"field{word}": {}}), f"spec.field{word}"),
-            (_main(securityContext={"privileged": True}), f"{_MAIN}.securityContext.privileged"),
-            (_main(securityContext=None), f"{_MAIN}.securityContext"),
-            (_beside(securityContext={"capabilities": {"add": ["SYS_ADMIN"]}}), "spec.containers[mesh].securityContext.capabilities"),
-            (_beside(ports=[{"name": "p", "containerPort": 1, "hostPort": 1}]), "spec.containers[mesh].ports[p].hostPort"),
-            # What the operator owns.
-            (_main(env=[{"name": "DISAGG_POD_NAME", "value": word}]), f"{_MAIN}.env[DISAGG_POD_NAME]"),
-            (_main(image=word), f"{_MAIN}.image"),
-            (_main(command=[word]), f"{_MAIN}.command"),
-            (_main(livenessProbe=None), f"{_MAIN}.livenessProbe"),
-            (_main(ports=[{"name": "http", "containerPort": 1}]), f"{_MAIN}.ports[http]"),
-            (_pod(terminationGracePeriodSeconds=n % 300), "spec.terminationGracePeriodSeconds"),
-            # What does not exist.
-            (_pod(volumes=[{"name": "v", "secret": {"secretName": word}}]), "spec.volumes[v].secret.secretName"),
-            (_pod(priorityClassName=word), "spec.priorityClassName"),
-            (_main(envFrom=[{"configMapRef": {"name": word}}]), f"{_MAIN}.envFrom[0].configMapRef.name"),
         )
     )
     return TemplateEdit(template, path)
+
+
+def edit_that_we_refuse(choice: random.Random) -> TemplateEdit:
+    """Return an edit that is refused before the API server is asked, and the path that is to blame."""
+    n = choice.randrange(10**9)
+    word = f"w{n}"
+    quantity = choice.choice(("10GB", "lots", "1,5", "0x10", "5 Gi", word))
+    kind = choice.choice((_numbers, _permissions, _owned, _missing))
+    return TemplateEdit(*choice.choice(kind(n, word, quantity)))
+
+
+def _numbers(n: int, word: str, quantity: str) -> tuple[tuple[Obj, str], ...]:
+    """What the API server refuses without a path."""
+    return (
+        (_main(resources={"limits": {"memory": quantity}}), f"{_MAIN}.resources.limits.memory"),
+        (_main(resources={"requests": {"cpu": quantity}}), f"{_MAIN}.resources.requests.cpu"),
+        (_beside(resources={"limits": {"cpu": quantity}}), "spec.containers[mesh].resources.limits.cpu"),
+        (_pod(volumes=[{"name": "v", "emptyDir": {"sizeLimit": quantity}}]), "spec.volumes[v].emptyDir.sizeLimit"),
+        (_pod(terminationGracePeriodSeconds=300.5), "spec.terminationGracePeriodSeconds"),
+        (_pod(terminationGracePeriodSeconds=1 << 70), "spec.terminationGracePeriodSeconds"),
+    )
+
+
+def _permissions(n: int, word: str, quantity: str) -> tuple[tuple[Obj, str], ...]:
+    """What only the owner of the operator may grant."""
+    add = {"capabilities": {"add": ["SYS_ADMIN"]}}
+    return (
+        (_pod(hostNetwork=True), "spec.hostNetwork"),
+        (_pod(hostPID=True), "spec.hostPID"),
+        (_pod(hostIPC=True), "spec.hostIPC"),
+        (_pod(serviceAccountName=word), "spec.serviceAccountName"),
+        (_pod(serviceAccountName=None), "spec.serviceAccountName"),
+        (_pod(automountServiceAccountToken=True), "spec.automountServiceAccountToken"),
+        (_pod(volumes=[{"name": word, "hostPath": {"path": "/"}}]), f"spec.volumes[{word}].hostPath"),
+        (_pod(volumes=[{"name": word, "nfs": {"server": "a", "path": "/"}}]), f"spec.volumes[{word}].nfs"),
+        (_pod(securityContext={"runAsUser": 0}), "spec.securityContext.runAsUser"),
+        (_pod(securityContext={"sysctls": []}), "spec.securityContext.sysctls"),
+        (_pod(nodeName=word), "spec.nodeName"),
+        (_pod(**{f"field{word}": {}}), f"spec.field{word}"),
+        (_main(securityContext={"privileged": True}), f"{_MAIN}.securityContext.privileged"),
+        (_main(securityContext=None), f"{_MAIN}.securityContext"),
+        (_main(securityContext={"capabilities": {"drop": []}}), f"{_MAIN}.securityContext.capabilities"),
+        (_beside(securityContext=add), "spec.containers[mesh].securityContext.capabilities"),
+        (_beside(ports=[{"name": "p", "containerPort": 1, "hostPort": 1}]), "spec.containers[mesh].ports[p].hostPort"),
+        ({"metadata": {"annotations": {"cdi.k8s.io/x": word}}}, "metadata.annotations[cdi.k8s.io/x]"),
+    )
+
+
+def _owned(n: int, word: str, quantity: str) -> tuple[tuple[Obj, str], ...]:
+    """What the operator sets itself."""
+    return (
+        (_main(env=[{"name": "DISAGG_POD_NAME", "value": word}]), f"{_MAIN}.env[DISAGG_POD_NAME]"),
+        (_main(image=word), f"{_MAIN}.image"),
+        (_main(command=[word]), f"{_MAIN}.command"),
+        (_main(livenessProbe=None), f"{_MAIN}.livenessProbe"),
+        (_main(ports=[{"name": "http", "containerPort": 1}]), f"{_MAIN}.ports[http]"),
+        (_pod(terminationGracePeriodSeconds=n % 300), "spec.terminationGracePeriodSeconds"),
+        (_pod(volumes=[{"name": "cluster-key", "emptyDir": {}}]), "spec.volumes[cluster-key]"),
+        ({"metadata": {"labels": {"disagg.dev/pool": word}}}, "metadata.labels[disagg.dev/pool]"),
+    )
+
+
+def _missing(n: int, word: str, quantity: str) -> tuple[tuple[Obj, str], ...]:
+    """What does not exist."""
+    return (
+        (_pod(volumes=[{"name": "v", "secret": {"secretName": word}}]), "spec.volumes[v].secret.secretName"),
+        (_pod(priorityClassName=word), "spec.priorityClassName"),
+        (_pod(runtimeClassName=word), "spec.runtimeClassName"),
+        (_main(envFrom=[{"configMapRef": {"name": word}}]), f"{_MAIN}.envFrom[0].configMapRef.name"),
+    )

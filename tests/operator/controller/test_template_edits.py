@@ -9,7 +9,14 @@ import httpx
 import pytest
 from tests.integration.apiserver import ApiServer
 from tests.operator.controller.real_world import RealWorld
-from tests.operator.controller.template_edits import TemplateEdit, bad_edit, good_edit
+from tests.operator.controller.template_edits import (
+    TemplateEdit,
+    edit_that_the_api_server_refuses,
+    edit_that_we_refuse,
+    good_edit,
+)
+
+from disagg_wire.roles import ROLES
 
 pytestmark = pytest.mark.apiserver
 
@@ -31,24 +38,23 @@ def _template(edit: TemplateEdit) -> dict[str, object]:
 
 
 async def _edits(world: RealWorld, name: str, seed: int) -> list[str]:
-    """Make edits of one resource, every second of which is bad on average; return what went wrong."""
+    """Make edits of both podTemplates of a resource, half of them bad; return what went wrong."""
     choice, wrong = random.Random(seed), []
     await world.create(name, _SPEC)
     await world.run(name)
-    for step in range(EDITS // RESOURCES):
-        role = choice.choice(("prefill", "decode"))
-        edit = bad_edit(choice) if choice.random() < 0.5 else good_edit(choice)
-        before = await world.template(name, role)
-        other = {"prefill": "decode", "decode": "prefill"}[role]
-        await world.replace(name, {f"{role}/podTemplate": _template(edit), f"{other}/podTemplate": {}})
+    before = await world.templates(name)
+    for step in range(EDITS // RESOURCES // len(ROLES)):
+        make = choice.choice((good_edit, good_edit, edit_that_we_refuse, edit_that_the_api_server_refuses))
+        edits = {role: make(choice) for role in ROLES}
+        await world.replace(name, {f"{role}/podTemplate": _template(edit) for role, edit in edits.items()})
         await world.run(name)
-        accepted = await world.condition(name, "Accepted")
-        changed = await world.template(name, role) != before
-        path = f"spec.{role}.podTemplate.{edit.path}"
-        good = edit.path is None
-        told = path in accepted["message"] or good
-        if (accepted["status"] == "True") is not good or changed is not good or not told:
-            wrong.append(f"{step}: {edit}, changed {changed}: {accepted['message']}")
+        accepted, after = await world.condition(name, "Accepted"), await world.templates(name)
+        for role, edit in edits.items():
+            good = edit.path is None
+            told = good or f"spec.{role}.podTemplate.{edit.path}" in accepted["message"]
+            if (accepted["status"] == "True", after[role] != before[role], told) != (good, good, True):
+                wrong.append(f"{step}: {role}: {edit}: {accepted['message']}")
+        before = after
     return wrong
 
 
