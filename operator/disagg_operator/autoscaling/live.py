@@ -46,6 +46,8 @@ class Live:
     """Requests by pod at the last look."""
     told: dict[str, WorkerProblem] = field(default_factory=dict)
     """What workers that are not ready say about themselves, by pod."""
+    hindered: dict[str, WorkerProblem] = field(default_factory=dict)
+    """What the kubelet says of pods that it cannot start, by pod."""
     spared: Spared = field(default_factory=Spared)
     """What decode workers computed themselves and what they were spared."""
     trouble: tuple[str, str] | None = None

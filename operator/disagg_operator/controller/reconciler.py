@@ -39,7 +39,7 @@ from disagg_operator.kube.resources import (
     name_of,
     uid_of,
 )
-from disagg_operator.status import changes, conditions
+from disagg_operator.status import changes, conditions, unsettled
 from disagg_operator.status.events import NORMAL, Note
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
@@ -320,6 +320,20 @@ class Reconciler:
     async def _refuse(self, resource: Obj, reason: str, message: str) -> None:
         stored = resource.get("status") or {}
         new = conditions.refused(int(resource["metadata"].get("generation", 0)), reason, message, stored, self._wall())
+        await self._write_status(resource, new)
+        await self._recorder.send(resource, changes.of_change(stored, new))
+
+    async def tell_failure(self, key: Key, reason: str, message: str) -> None:
+        """Write into status that the reconcile of a resource fails and is tried again.
+
+        Raises KubeError.
+        """
+        resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
+        if resource is None:
+            return
+        stored = resource.get("status") or {}
+        generation = int(resource["metadata"].get("generation", 0))
+        new = unsettled.failed(generation, reason, message, stored, self._wall())
         await self._write_status(resource, new)
         await self._recorder.send(resource, changes.of_change(stored, new))
 

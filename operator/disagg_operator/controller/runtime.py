@@ -33,6 +33,7 @@ from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
 from disagg_operator.controller.health import HealthServer
 from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
+from disagg_operator.controller.pod_events import PodEvents
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, ReferenceWatch
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
@@ -41,10 +42,11 @@ from disagg_operator.desired import Images
 from disagg_operator.desired.names import key_secret_name
 from disagg_operator.kube.cache import WATCHED, Cache
 from disagg_operator.kube.client import HttpKube
-from disagg_operator.kube.errors import Conflict, KubeError, Retry
+from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, Retry
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, Resource, uid_of
 from disagg_operator.settings import OperatorSettings
 from disagg_operator.status.recorder import Recorder
+from disagg_operator.status.unsettled import API_SERVER_ERROR, INTERNAL_ERROR, RECONCILE_TIMEOUT, RIGHT_MISSING
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.cluster_key import bearer_of
 from disagg_wire.labels import LABEL_DEPLOYMENT
@@ -83,6 +85,7 @@ class Runtime:
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
         self._references = ReferenceWatch(kube, self._wake, clock)
+        self._pod_events = PodEvents(kube, self.cache, self.live, self._wake)
         self._reconciler = Reconciler(
             kube=kube,
             live=self.live,
@@ -197,6 +200,7 @@ class Runtime:
             group.create_task(self._every(self._settings.resync_interval_s, self.resync))
             group.create_task(self._every(self._settings.scrape_interval_s, self._sweep))
             group.create_task(self._every(LOOK_INTERVAL_S, self._starting.look))
+            group.create_task(self._every(LOOK_INTERVAL_S, self._pod_events.look))
             group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
 
     async def _until_it_works(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
@@ -243,29 +247,44 @@ class Runtime:
         await asyncio.Event().wait()  # closed: the task group is cancelled by `stop`
 
     async def _run(self, key: Key) -> None:
-        started, result, after_s, failed = self._clock(), "ok", None, False
+        started, result, after_s = self._clock(), "ok", None
+        failure: tuple[str, str] | None = None
         try:
             async with asyncio.timeout(self._settings.reconcile_timeout_s):
                 after_s = await self._reconciler.run(key)
         except Conflict as error:
             # Another client wrote between the read and the write: repeat soon, from a fresh read.
-            result, failed = "conflict", True
+            result, failure = "conflict", ("", str(error))
             log.info("%s/%s: %s", *key, error)
         except KubeError as error:
-            result, failed = type(error).__name__.lower(), True
+            result = type(error).__name__.lower()
+            failure = (RIGHT_MISSING if isinstance(error, Forbidden) else API_SERVER_ERROR, str(error))
             after_s = error.after_s if isinstance(error, Retry) else None
             log.warning("%s/%s: %s (failure %d)", *key, error, self.queue.state.failures(key) + 1)
         except TimeoutError:
-            result, failed = "timeout", True
-            log.warning("%s/%s: not done within %.0f s", *key, self._settings.reconcile_timeout_s)
-        except Exception:
+            words = f"not done within {self._settings.reconcile_timeout_s:.0f} s"
+            result, failure = "timeout", (RECONCILE_TIMEOUT, words)
+            log.warning("%s/%s: %s", *key, words)
+        except Exception as error:
             # A bug must affect one resource and not the whole operator.
-            result, failed = "bug", True
+            result, failure = "bug", (INTERNAL_ERROR, f"{type(error).__name__}; the operator's log has the details")
             log.exception("%s/%s: reconcile failed", *key)
         finally:
-            self.queue.done(key, failed=failed, after_s=after_s)
+            if failure is not None and failure[0]:
+                await self._tell(key, *failure)
+            self.queue.done(key, failed=failure is not None, after_s=after_s)
         self.metrics.reconciles.labels(result).inc()
         self.metrics.reconcile_seconds.observe(self._clock() - started)
+
+    async def _tell(self, key: Key, reason: str, message: str) -> None:
+        """Write a failure into status, so that nothing is retried in silence."""
+        try:
+            async with asyncio.timeout(self._settings.kube_timeout_s):
+                await self._reconciler.tell_failure(key, reason, message)
+        except (KubeError, TimeoutError) as error:
+            log.warning("%s/%s: the failure could not be written into status: %s", *key, error)
+        except Exception:
+            log.exception("%s/%s: the failure could not be written into status", *key)
 
     async def _bearer_of(self, key: Key) -> str | None:
         try:

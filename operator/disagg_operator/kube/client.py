@@ -34,10 +34,12 @@ class Kube(Protocol):
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj | None:
         """Return the object, or None if it does not exist."""
 
-    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> Objs:
+    async def list(
+        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
+    ) -> Objs:
         """Return all objects with apiVersion and kind filled in; none if an optional API is absent.
 
-        `labels` is a label selector.
+        `labels` is a label selector, `fields` a field selector.
         """
 
     async def apply(self, obj: Obj, *, dry_run: bool = False) -> Obj:
@@ -103,10 +105,13 @@ class HttpKube:
         except NotFound:
             return None
 
-    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> Objs:
+    async def list(
+        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
+    ) -> Objs:
+        selectors = {"labelSelector": labels, "fieldSelector": fields}
         for _ in range(3):  # a continue token may expire between two pages; the list then starts over
             try:
-                return await self._list_once(resource, namespace, labels)
+                return await self._list_once(resource, namespace, {k: v for k, v in selectors.items() if v})
             except Gone:
                 continue
             except NotFound:
@@ -115,8 +120,8 @@ class HttpKube:
                 raise
         raise Retry(f"LIST {resource.plural}: the continue token expired three times")
 
-    async def _list_once(self, resource: Resource, namespace: str | None, labels: str) -> Objs:
-        params = {"limit": str(_PAGE)} | ({"labelSelector": labels} if labels else {})
+    async def _list_once(self, resource: Resource, namespace: str | None, selectors: dict[str, str]) -> Objs:
+        params = {"limit": str(_PAGE)} | selectors
         items: Objs = []
         for _ in range(_MAX_PAGES):
             page = await self._call("GET", resource.path(namespace), params=params)

@@ -21,7 +21,6 @@ from disagg_wire.roles import PREFILL
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
 _MAX_MESSAGE = 2048
 
-
 @dataclass(frozen=True, slots=True)
 class Condition:
     """A condition as in the Kubernetes API, without its generation and transition time."""
@@ -87,7 +86,7 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
     pools = [_pool_status(p, observed.pools[p.name]) for p in intent.pools]
     status: Obj = {
         "observedGeneration": intent.generation,
-        "conditions": _stamped(conditions(intent, observed, previous), previous, intent.generation, now),
+        "conditions": stamped(conditions(intent, observed, previous), previous, intent.generation, now),
         "url": intent.url,
         "model": intent.model,
         "revision": _revision(intent, observed, previous),
@@ -109,9 +108,9 @@ def refused(generation: int, reason: str, message: str, previous: Mapping[str, o
         Condition("Accepted", FALSE, reason, message),
         Condition("Ready", FALSE, reason, message),
     ]
-    kept = [c for c in _conditions_of(previous) if c.get("type") not in ("Accepted", "Ready")]
-    stamped = _stamped(found, previous, generation, now)
-    conditions_ = [stamped[0], *kept, stamped[1]]
+    kept = [c for c in conditions_of(previous) if c.get("type") not in ("Accepted", "Ready")]
+    stamped_ = stamped(found, previous, generation, now)
+    conditions_ = [stamped_[0], *kept, stamped_[1]]
     return {**previous, "observedGeneration": generation, "conditions": conditions_}
 
 
@@ -271,7 +270,7 @@ def _effective(intent: Intent, observed: Observed, previous: Mapping[str, object
         return Condition(kind, UNKNOWN, "NoPrefillWorkers", "without prefill workers decode computes all prompts")
     verdict = observed.verdict
     if verdict is None:
-        for old in _conditions_of(previous):
+        for old in conditions_of(previous):
             if old.get("type") == kind and old.get("status") in (TRUE, FALSE):
                 return Condition(kind, str(old["status"]), str(old.get("reason")), str(old.get("message")))
         return Condition(kind, UNKNOWN, "NoData", "no decode worker has told yet where its prompt tokens came from")
@@ -331,13 +330,15 @@ def _revision(intent: Intent, observed: Observed, previous: Mapping[str, object]
     return {"current": intent.revision if complete or not before else before, "update": intent.revision}
 
 
-def _conditions_of(status: Mapping[str, object]) -> list[Obj]:
+def conditions_of(status: Mapping[str, object]) -> list[Obj]:
+    """Return the conditions of a stored status."""
     found = status.get("conditions")
     return [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
 
 
-def _stamped(found: Sequence[Condition], previous: Mapping[str, object], generation: int, now: str) -> list[Obj]:
-    before = {c.get("type"): c for c in _conditions_of(previous)}
+def stamped(found: Sequence[Condition], previous: Mapping[str, object], generation: int, now: str) -> list[Obj]:
+    """Return conditions as they are stored. Their times are kept where their status is."""
+    before = {c.get("type"): c for c in conditions_of(previous)}
     out: list[Obj] = []
     for condition in found:
         old = before.get(condition.type)
