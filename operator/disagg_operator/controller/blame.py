@@ -15,9 +15,11 @@ from disagg_wire.labels import LABEL_COMPONENT, LABEL_POOL
 
 # A step of a path: .name, [0], [key] or [name="main",protocol="TCP"].
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[([^\]]*)\]")
-_KEY = re.compile(r'\w+="([^"]*)"')
+_KEY = re.compile(r'\w+="?([^",]*)"?')
 # The keys of the lists that server-side apply merges by a key.
 _KEYS = ("mountPath", "name", "devicePath", "containerPort", "ip", "topologyKey", "port")
+_LISTS = ("containers", "initContainers", "volumes", "env", "volumeMounts", "ports", "tolerations", "imagePullSecrets")
+OPERATOR_CONTAINERS = ("main", "adapter", "prepare")
 _TEMPLATE = ("spec", "template")
 # The field from which a part of the container `main` is made, unless a podTemplate patches it.
 _MADE_FROM = {"image": "spec.engine.image", "env": "spec.engine.env", "command": "spec.engine", "args": "spec.engine.args"}
@@ -61,23 +63,25 @@ def _source(role: str, inner: list[str]) -> str:
 
 
 def _patches(patch: Any, inner: list[str]) -> bool:
-    """Return whether a podTemplate touches a part of the pod.
+    """Return whether a part of the pod comes from a podTemplate.
 
-    A path that ends above what the patch sets counts, too: the sum of limits, for example.
+    It need not be set there: a field that is missing in a container of the user's is theirs too.
     """
-    for depth, step in enumerate(inner):
-        if isinstance(patch, dict) and step in patch:
-            patch = patch[step]
-        elif isinstance(patch, list):
-            found = _item(patch, step)
-            if found is None:
-                return False
-            patch = found
-        else:
-            # The last step may be missing: that is often what is wrong. What is above it is ours
-            # unless the patch has begun there.
-            return depth >= 3 or (depth == 2 and not isinstance(patch, dict))
+    needed = min(_depth(inner), len(inner))
+    for step in inner[:needed]:
+        patch = patch.get(step) if isinstance(patch, dict) else _item(patch, step) if isinstance(patch, list) else None
+        if patch is None:
+            return False
     return True
+
+
+def _depth(inner: list[str]) -> int:
+    """Return how many steps of a path decide who has set the part."""
+    if inner[1:2] not in (["containers"], ["initContainers"]):
+        return 3 if inner[1:2] and inner[1] in _LISTS else 2
+    if inner[2:3] and inner[2] not in OPERATOR_CONTAINERS:
+        return 3
+    return 5 if inner[3:4] and inner[3] in _LISTS else 4
 
 
 def _steps(path: str) -> list[str]:
@@ -111,8 +115,6 @@ def _item(held: list[Any], step: str) -> Any:
             return item
     return held[int(step)] if step.isdigit() and int(step) < len(held) else None
 
-
-_LISTS = ("containers", "initContainers", "volumes", "env", "volumeMounts", "ports", "tolerations", "imagePullSecrets")
 
 
 def _joined(start: str, steps: list[str]) -> str:

@@ -7,7 +7,6 @@ webhooks and quotas. Thus a refused resource leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Sequence
 
@@ -17,11 +16,9 @@ from disagg_operator.controller.acceptance import Refused
 from disagg_operator.controller.blame import described, field_to_blame
 from disagg_operator.controller.children import Children
 from disagg_operator.kube.client import Kube
-from disagg_operator.kube.errors import Denied, Invalid, NoDryRun
-from disagg_operator.kube.resources import SECRET, name_of
+from disagg_operator.kube.errors import Denied, Invalid
+from disagg_operator.kube.resources import SECRET
 from disagg_operator.vocabulary import Obj
-
-log = logging.getLogger(__name__)
 
 # The owner of a pool's objects while the pool does not exist: any uid will do for a dry run.
 NO_UID = "00000000-0000-0000-0000-000000000000"
@@ -61,8 +58,6 @@ async def rehearse(kube: Kube, spec: Obj, rendered: Sequence[Obj], children: Chi
 async def _dry_run(kube: Kube, spec: Obj, obj: Obj) -> None:
     try:
         await kube.apply(drift.stamped(obj), dry_run=True)
-    except NoDryRun as error:
-        log.info("%s is not rehearsed: %s", name_of(obj), error)
     except Denied as error:
         raise denied(spec, obj, error) from None
     except Invalid as error:

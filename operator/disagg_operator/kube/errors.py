@@ -7,7 +7,6 @@ KubeError
 ├── NotFound         the object, its namespace or its API does not exist
 ├── Invalid          the API server rejects this object: no retry helps until the input changes
 ├── Denied           admission control rejects this object: a policy, a webhook or a quota
-├── NoDryRun         a webhook takes no part in dry runs: nothing is known without a write
 └── Forbidden        the operator's role or its credentials don't allow the call
 """
 
@@ -24,7 +23,6 @@ _TYPED_FIELD = re.compile(r"\): \.(\S+?): (.+)", re.DOTALL)
 # The authorizer speaks of a user; whatever else forbids a write looks at the object.
 _NO_RIGHT = re.compile(r"is forbidden: user ", re.IGNORECASE)
 _DENIED = re.compile(r"is forbidden: |denied (the )?request")
-_NO_DRY_RUN = "does not support dry run"
 
 FieldError = tuple[str, str]
 """The path of a field as the API server writes it, and what is wrong with it."""
@@ -72,10 +70,6 @@ class Denied(KubeError):
     """
 
 
-class NoDryRun(KubeError):
-    """Raised when a webhook with side effects keeps the API server from a dry run."""
-
-
 class Forbidden(KubeError):
     """Raised when the operator's role or credentials don't allow the call."""
 
@@ -94,8 +88,6 @@ def from_status(
         return Conflict(text)
     if code == 410:
         return Gone(text)
-    if code < 500 and _NO_DRY_RUN in message:
-        return NoDryRun(text)
     if code == 401 or (code == 403 and (_NO_RIGHT.search(message) or not _DENIED.search(message))):
         return Forbidden(text)
     if code < 500 and _DENIED.search(message) and code != 429:
