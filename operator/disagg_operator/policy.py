@@ -38,7 +38,9 @@ class NamespacePolicy(BaseModel):
     network_attachments: tuple[str, ...] = Field(
         (), description="Patterns of NAMESPACE/NAME: NetworkAttachmentDefinitions of other namespaces that may be used."
     )
-    prometheus_hosts: tuple[str, ...] = Field(("*",), description="Patterns of the hosts that may be asked for metrics.")
+    prometheus_hosts: tuple[str, ...] = Field(
+        ("*",), description="Patterns of the hosts that may be asked for metrics."
+    )
 
     def allows(self, permission: Permission) -> bool:
         """Return whether a permission is granted."""
@@ -58,7 +60,7 @@ class NamespacePolicy(BaseModel):
 
 
 class Policy(BaseModel):
-    """The policies of all namespaces. The entry `*` is for those that have no entry of their own."""
+    """The policies of all namespaces. The entry `*` is for those without an entry of their own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

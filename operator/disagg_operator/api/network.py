@@ -70,7 +70,6 @@ class Attachment(Model):
         "instead of subnet.",
     )
 
-
     def broken(self) -> Iterator[tuple[str, str]]:
         """Yield the broken rules, and a subnet that is none."""
         yield from super().broken()

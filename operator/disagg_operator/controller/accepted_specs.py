@@ -76,7 +76,11 @@ class SpecsInConfigMaps:
         if known is not None and known[0] == uid:
             return known[1]
         found = await self._kube.get(CONFIG_MAP, key[0], config_map_name(key[1]))
-        spec = decode(str((found.get("data") or {}).get(_FIELD, ""))) if found and owned_by(found, frozenset({uid})) else None
+        spec = (
+            decode(str((found.get("data") or {}).get(_FIELD, "")))
+            if found and owned_by(found, frozenset({uid}))
+            else None
+        )
         if spec is not None:
             self._known[key] = (uid, spec)
         return spec

@@ -22,7 +22,12 @@ _LISTS = ("containers", "initContainers", "volumes", "env", "volumeMounts", "por
 OPERATOR_CONTAINERS = ("main", "adapter", "prepare")
 _TEMPLATE = ("spec", "template")
 # The field from which a part of the container `main` is made, unless a podTemplate patches it.
-_MADE_FROM = {"image": "spec.engine.image", "env": "spec.engine.env", "command": "spec.engine", "args": "spec.engine.args"}
+_MADE_FROM = {
+    "image": "spec.engine.image",
+    "env": "spec.engine.env",
+    "command": "spec.engine",
+    "args": "spec.engine.args",
+}
 _ELSEWHERE = {
     "Service": "spec.router.service",
     "NetworkAttachmentDefinition": "spec.kvTransfer.network.attachment",
@@ -114,7 +119,6 @@ def _item(held: list[Any], step: str) -> Any:
         if isinstance(item, dict) and any(str(item[key]) == step for key in _KEYS if key in item):
             return item
     return held[int(step)] if step.isdigit() and int(step) < len(held) else None
-
 
 
 def _joined(start: str, steps: list[str]) -> str:

@@ -63,7 +63,11 @@ def _devices(dd: DisaggDeployment) -> Iterator[Violation]:
 def _transport(dd: DisaggDeployment) -> Iterator[Violation]:
     """Yield a transport that the engine lacks, where no other one is tolerated."""
     spec = dd.spec
-    if spec.kv_transfer.transport == "rdma" and spec.kv_transfer.forbids_fallback and not spec.engine.known.moves_by_rdma:
+    if (
+        spec.kv_transfer.transport == "rdma"
+        and spec.kv_transfer.forbids_fallback
+        and not spec.engine.known.moves_by_rdma
+    ):
         words = (
             f"engine.type {spec.engine.type} moves KV over TCP, so with fallback Forbid (the default for rdma) the "
             "resource would never become Ready: set kvTransfer.fallback to Warn, or choose another engine"

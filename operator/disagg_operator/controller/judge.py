@@ -56,7 +56,9 @@ class Judge:
         if not seen.violations:
             return Judgement(seen.plan, resource["spec"], warnings=seen.questions)
         last = await self._specs.last(resource, children)
-        fresh = seen.violations if last is None else written(seen.violations, resource, await self._known(resource, last))
+        fresh = (
+            seen.violations if last is None else written(seen.violations, resource, await self._known(resource, last))
+        )
         if fresh:
             return await self.fall_back(resource, children, Refused(fresh[0].reason, told(fresh), _retry_s(fresh)))
         return Judgement(seen.plan, resource["spec"], warnings=(*seen.violations, *seen.questions))
@@ -93,7 +95,7 @@ class Judge:
 
 
 def _retry_s(violations: Iterable[Violation]) -> float | None:
-    """Return when to judge again: what is missing and can't be looked at may have been installed."""
+    """Return when to judge again: an API that is missing may have been installed by then."""
     return MULTUS_RETRY_S if any(v.reason == MULTUS_ABSENT for v in violations) else None
 
 

@@ -71,10 +71,10 @@ def _network(dd: DisaggDeployment, policy: NamespacePolicy) -> Iterator[Violatio
     if network is None:
         return
     reference, attachment = network.attachment_ref, network.attachment
-    if reference is not None and reference.namespace not in (None, dd.metadata.namespace):
-        if not policy.allows_attachment(str(reference.namespace), reference.name):
-            words = f"{reference.namespace}/{reference.name} is none of the networks that this namespace may use"
-            yield Violation(f"{path}.attachmentRef.namespace", words, NOT_PERMITTED)
+    foreign = reference is not None and reference.namespace not in (None, dd.metadata.namespace)
+    if foreign and reference and not policy.allows_attachment(str(reference.namespace), reference.name):
+        words = f"{reference.namespace}/{reference.name} is none of the networks that this namespace may use"
+        yield Violation(f"{path}.attachmentRef.namespace", words, NOT_PERMITTED)
     if attachment is None or policy.allows(Permission.HOST_INTERFACES):
         return
     lacks = f"(this namespace lacks the permission {Permission.HOST_INTERFACES})"
@@ -104,4 +104,3 @@ def owner_of(dd: DisaggDeployment, role: str) -> TemplateOwner:
         devices=frozenset(devices),
         variables=frozenset((*reserved_environment(), *engine.reserved)),
     )
-

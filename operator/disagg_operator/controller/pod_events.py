@@ -60,16 +60,16 @@ class PodEvents:
         return hindrance(pod, events)
 
     def _publish(self, stuck: dict[str, tuple[Key, Obj]]) -> None:
-        for key in self._cache.keys():
+        told: dict[Key, dict[str, WorkerProblem]] = {}
+        for uid, (key, pod) in stuck.items():
+            if (problem := self._found.get(uid)) is not None:
+                told.setdefault(key, {})[name_of(pod)] = problem
+        keys = self._cache.keys()
+        for key in keys:
             resource = self._cache.get(DISAGG_DEPLOYMENT, key)
             if resource is None:
                 continue
             entry = self._live.of(key, uid_of(resource))
-            told = {
-                name_of(pod): problem
-                for uid, (owner, pod) in stuck.items()
-                if owner == key and (problem := self._found.get(uid)) is not None
-            }
-            if told != entry.hindered:
-                entry.hindered = told
+            if told.get(key, {}) != entry.hindered:
+                entry.hindered = told.get(key, {})
                 self._wake(key)

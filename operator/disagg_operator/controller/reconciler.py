@@ -117,7 +117,9 @@ class Reconciler:
         live = self._live.of(key, uid_of(resource))
         children = await kids.read(self._kube, key)
         try:
-            run = await self._rehearsed(_Pass(key, resource, live, await self._judge.judge(resource, children), children))
+            run = await self._rehearsed(
+                _Pass(key, resource, live, await self._judge.judge(resource, children), children)
+            )
             await self._judge.accepted(resource, run.judgement)
             rendered = await self._write(run)
         except (Refused, NameTaken, Invalid, Denied) as error:
@@ -299,9 +301,7 @@ class Reconciler:
                 )
             )
         judged = run.judgement
-        return intent_of(
-            run.plan, tuple(pools), _revision(rendered), run.live.trouble, judged.refusal, judged.warnings
-        )
+        return intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble, judged.refusal, judged.warnings)
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
         for role in ROLES:

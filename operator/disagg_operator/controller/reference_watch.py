@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.violation import Violation
-from disagg_operator.controller.references import Reference, Sight, Target, missing, references_of, sight_of
+from disagg_operator.controller.references import Reference, Sight, NamedObject, missing, references_of, sight_of
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Forbidden, KubeError
 from disagg_operator.kube.resources import NETWORK_ATTACHMENT
@@ -37,7 +37,7 @@ class ReferenceWatch:
         self._wake = wake
         self._clock = clock
         self._wanted: dict[Key, tuple[Reference, ...]] = {}
-        self._seen: dict[Target, tuple[Sight | None, float]] = {}
+        self._seen: dict[NamedObject, tuple[Sight | None, float]] = {}
         self._gate = asyncio.Semaphore(_AT_ONCE)
 
     async def missing(self, key: Key, dd: DisaggDeployment, *, further: bool = False) -> list[Violation]:
@@ -68,8 +68,8 @@ class ReferenceWatch:
         self._wanted.pop(key, None)
 
     async def look(self) -> None:
-        """Read the targets again that were read longest ago, and wake the resources of changed ones."""
-        wanted: dict[Target, list[Key]] = {}
+        """Read the targets that were read longest ago, and wake the resources of changed ones."""
+        wanted: dict[NamedObject, list[Key]] = {}
         for key, references in self._wanted.items():
             for ref in references:
                 wanted.setdefault(ref.target, []).append(key)
@@ -79,7 +79,7 @@ class ReferenceWatch:
             for key in wanted[target] if changed else ():
                 self._wake(key)
 
-    async def _changed(self, target: Target) -> bool:
+    async def _changed(self, target: NamedObject) -> bool:
         before = self._seen.get(target, (None, 0.0))[0]
         async with self._gate:
             try:
@@ -90,7 +90,7 @@ class ReferenceWatch:
         self._seen[target] = now, self._clock()
         return now != before
 
-    async def _sight(self, target: Target) -> Sight | None:
+    async def _sight(self, target: NamedObject) -> Sight | None:
         """Return what a target looks like, or None if the operator may not read it."""
         try:
             return sight_of(await self._kube.get(target.resource, target.namespace or None, target.name))

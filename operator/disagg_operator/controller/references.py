@@ -25,7 +25,7 @@ _REASONS = {NETWORK_ATTACHMENT.kind: "NetworkAttachmentMissing"}
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class NamedObject:
     """An object of the cluster."""
 
     resource: Resource
@@ -39,7 +39,7 @@ class Reference:
     """A field that names an object, which must exist before a pod can run."""
 
     path: str
-    target: Target
+    target: NamedObject
     key: str | None = None
     """The key that a Secret or ConfigMap must hold."""
 
@@ -70,7 +70,7 @@ def references_of(dd: DisaggDeployment) -> tuple[Reference, ...]:
     return tuple(_references(dd))
 
 
-def missing(references: tuple[Reference, ...], seen: Mapping[Target, Sight | None]) -> list[Violation]:
+def missing(references: tuple[Reference, ...], seen: Mapping[NamedObject, Sight | None]) -> list[Violation]:
     """Return the references that lead nowhere. None stands for what could not be looked up."""
     return [violation for ref in references if (violation := _wrong(ref, seen.get(ref.target))) is not None]
 
@@ -94,12 +94,12 @@ def _references(dd: DisaggDeployment) -> Iterator[Reference]:
     for adapter in spec.model.adapters:
         yield from _claim(f"spec.model.adapters[{adapter.name}].uri", adapter.uri, own)
     if (secret := spec.model.auth_secret_ref) is not None:
-        yield Reference("spec.model.authSecretRef", Target(SECRET, own, secret.name), secret.key)
+        yield Reference("spec.model.authSecretRef", NamedObject(SECRET, own, secret.name), secret.key)
     if (secret := spec.router.api_keys_secret_ref) is not None:
-        yield Reference("spec.router.apiKeysSecretRef", Target(SECRET, own, secret.name), secret.key)
+        yield Reference("spec.router.apiKeysSecretRef", NamedObject(SECRET, own, secret.name), secret.key)
     network = spec.kv_transfer.network
     if network is not None and (nad := network.attachment_ref) is not None:
-        target = Target(NETWORK_ATTACHMENT, nad.namespace or own, nad.name)
+        target = NamedObject(NETWORK_ATTACHMENT, nad.namespace or own, nad.name)
         yield Reference("spec.kvTransfer.network.attachmentRef", target)
     for role in ROLES:
         template = spec.pool(role).pod_template
@@ -110,13 +110,13 @@ def _references(dd: DisaggDeployment) -> Iterator[Reference]:
 def _claim(path: str, uri: str, namespace: str) -> Iterator[Reference]:
     if uri.startswith("pvc://"):
         name = uri.removeprefix("pvc://").partition("/")[0]
-        yield Reference(path, Target(PERSISTENT_VOLUME_CLAIM, namespace, name))
+        yield Reference(path, NamedObject(PERSISTENT_VOLUME_CLAIM, namespace, name))
 
 
 def _of_pod(pod: Mapping[str, Any], path: str, own: str) -> Iterator[Reference]:
     for field, resource in (("priorityClassName", PRIORITY_CLASS), ("runtimeClassName", RUNTIME_CLASS)):
         if isinstance(name := pod.get(field), str) and name:
-            yield Reference(f"{path}.{field}", Target(resource, "", name))
+            yield Reference(f"{path}.{field}", NamedObject(resource, "", name))
     for volume in _maps(pod.get("volumes")):
         here = f"{path}.volumes[{volume.get('name')}]"
         yield from _of_source(volume, here, own)
@@ -129,7 +129,9 @@ def _of_pod(pod: Mapping[str, Any], path: str, own: str) -> Iterator[Reference]:
                 yield from _of_variable(_map(entry.get("valueFrom")), f"{here}.env[{entry.get('name')}]", own)
             for index, source in enumerate(_maps(container.get("envFrom"))):
                 for field, resource in (("secretRef", SECRET), ("configMapRef", CONFIG_MAP)):
-                    yield from _named(_map(source.get(field)), "name", resource, f"{here}.envFrom[{index}].{field}", own)
+                    yield from _named(
+                        _map(source.get(field)), "name", resource, f"{here}.envFrom[{index}].{field}", own
+                    )
 
 
 def _of_source(source: Mapping[str, Any], path: str, own: str) -> Iterator[Reference]:
@@ -148,12 +150,10 @@ def _of_variable(source: Mapping[str, Any], path: str, own: str) -> Iterator[Ref
             yield Reference(ref.path, ref.target, key if isinstance(key, str) else None)
 
 
-def _named(
-    held: Mapping[str, Any], field: str, resource: Resource, path: str, own: str
-) -> Iterator[Reference]:
+def _named(held: Mapping[str, Any], field: str, resource: Resource, path: str, own: str) -> Iterator[Reference]:
     name = held.get(field)
     if isinstance(name, str) and name and held.get("optional") is not True:
-        yield Reference(f"{path}.{field}", Target(resource, own, name))
+        yield Reference(f"{path}.{field}", NamedObject(resource, own, name))
 
 
 def _map(value: Any) -> Mapping[str, Any]:

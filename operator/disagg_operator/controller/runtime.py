@@ -85,7 +85,6 @@ class Runtime:
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
         self._references = ReferenceWatch(kube, self._wake, clock)
-        self._pod_events = PodEvents(kube, self.cache, self.live, self._wake)
         self._reconciler = Reconciler(
             kube=kube,
             live=self.live,
@@ -119,8 +118,7 @@ class Runtime:
             settings.health_host, settings.health_port, self.sick, self._metrics_text, self._decision_log.read
         )
         self._tasks: list[asyncio.Task[None]] = []
-        self._swept_at = clock()
-        self._synced_at = clock()
+        self._swept_at = self._synced_at = clock()
         self.ready = asyncio.Event()
         self.watches_alive: Callable[[], bool] = lambda: True
 
@@ -200,7 +198,8 @@ class Runtime:
             group.create_task(self._every(self._settings.resync_interval_s, self.resync))
             group.create_task(self._every(self._settings.scrape_interval_s, self._sweep))
             group.create_task(self._every(LOOK_INTERVAL_S, self._starting.look))
-            group.create_task(self._every(LOOK_INTERVAL_S, self._pod_events.look))
+            events = PodEvents(self._kube, self.cache, self.live, self._wake)
+            group.create_task(self._every(LOOK_INTERVAL_S, events.look))
             group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
 
     async def _until_it_works(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
@@ -295,7 +294,7 @@ class Runtime:
         return None if found is None else bearer_of(found)
 
     def _plan_of(self, resource: Obj) -> ScalePlan | None:
-        """Return the scaling settings of the spec that is served, which may not be the present one."""
+        """Return the scaling settings of the spec that is served, which may be an earlier one."""
         meta = resource["metadata"]
         return self.live.of((meta["namespace"], meta["name"]), uid_of(resource)).plan or scale_plan(resource)
 

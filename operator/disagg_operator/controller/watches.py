@@ -65,7 +65,7 @@ def _survive_deep_objects() -> None:
             return loads(await response.text())
 
     kopf_api.get = get
-    kopf_api.json = SimpleNamespace(loads=loads)  # type: ignore[attr-defined]
+    kopf_api.json = SimpleNamespace(loads=loads)  # type: ignore[attr-defined, assignment]
 
 
 def _watch(registry: kopf.OperatorRegistry, resource: Resource, sink: Sink) -> None:

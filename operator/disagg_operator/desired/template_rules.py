@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disagg_operator.api.violation import INVALID_SPEC, Violation
-from disagg_operator.desired.quantities import number_problems
+from disagg_operator.desired.template_numbers import number_problems
 from disagg_operator.policy import NamespacePolicy, Permission
 from disagg_operator.vocabulary import Obj
 
@@ -118,7 +118,7 @@ class _Rules:
             if pod[name] not in (None, False):
                 yield from self._needs(Permission.HOST_NAMESPACES, f"{path}.{name}", "shares a namespace of the node")
         for name in sorted(_ACCOUNT & pod.keys()):
-            # Null would remove ours, and give the pods the rights of the namespace's default account.
+            # Null would remove ours, and leave the pods the namespace's default account.
             if pod[name] not in (False, self._base.get("serviceAccountName")):
                 yield from self._needs(Permission.SERVICE_ACCOUNTS, f"{path}.{name}", "gives the pods other rights")
         yield from self._unlisted(pod, _POD | _HOST_NAMESPACES | _ACCOUNT, path)
@@ -139,7 +139,9 @@ class _Rules:
     def _grace(self, seconds: Any, path: str) -> Iterator[Violation]:
         needed = self._owner.grace_s
         if isinstance(seconds, int) and not isinstance(seconds, bool) and seconds < needed:
-            yield Violation(path, f"{seconds} s are less than drain.timeoutSeconds, {needed} s: requests would be cut off")
+            yield Violation(
+                path, f"{seconds} s are less than drain.timeoutSeconds, {needed} s: requests would be cut off"
+            )
 
     def _security(self, context: Any, listed: set[str], path: str) -> Iterator[Violation]:
         words = "loosens the confinement of the pod"
@@ -155,7 +157,7 @@ class _Rules:
         sources = {name for name, value in volume.items() if name != "name" and value is not None}
         if "hostPath" in sources:
             yield from self._needs(Permission.HOST_PATH, f"{path}.hostPath", "opens files of the node")
-        listed = {name: True for name in sources - {"hostPath"}}
+        listed = dict.fromkeys(sources - {"hostPath"}, True)
         yield from self._unlisted(listed, _VOLUMES, path)
         ours: Obj = next((v for v in self._base.get("volumes") or [] if v["name"] == volume["name"]), {})
         if ours and "emptyDir" not in ours:
@@ -189,7 +191,9 @@ class _Rules:
             variables |= {e["name"] for e in base.get("env") or []}
         for entry in _named(container.get("env")):
             if entry["name"] in variables:
-                yield from self._owned(f"{path}.env[{entry['name']}]", "is set by the operator; use a field of the spec")
+                yield from self._owned(
+                    f"{path}.env[{entry['name']}]", "is set by the operator; use a field of the spec"
+                )
         mounts = {m["mountPath"]: m["name"] for m in base.get("volumeMounts") or []}
         for mount in _maps(container.get("volumeMounts")):
             place = mount.get("mountPath")
@@ -201,7 +205,9 @@ class _Rules:
                 yield from self._owned(f"{path}.ports[{port['name']}]", "is a port of the operator")
         for section, amounts in _map(container.get("resources")).items():
             for name in sorted(_map(amounts).keys() & self._owner.devices):
-                yield from self._owned(f"{path}.resources.{section}[{name}]", "is asked for by another field of the spec")
+                yield from self._owned(
+                    f"{path}.resources.{section}[{name}]", "is asked for by another field of the spec"
+                )
 
     def _further_container(self, container: Obj, path: str) -> Iterator[Violation]:
         """Yield what a container beside those of the operator may not do."""
@@ -242,7 +248,9 @@ _LOOSENING: dict[str, Callable[[Any], bool]] = {
     "runAsNonRoot": lambda v: v is not True,
     "runAsUser": lambda v: v == 0,
     "seccompProfile": lambda v: not isinstance(v, dict) or v.get("type") not in ("RuntimeDefault", "Localhost"),
-    "capabilities": lambda v: not isinstance(v, dict) or bool(v.get("add")) or "ALL" not in (v.get("drop", ["ALL"]) or ()),
+    "capabilities": lambda v: (
+        not isinstance(v, dict) or bool(v.get("add")) or "ALL" not in (v.get("drop", ["ALL"]) or ())
+    ),
 }
 
 

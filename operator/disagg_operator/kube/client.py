@@ -34,9 +34,7 @@ class Kube(Protocol):
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj | None:
         """Return the object, or None if it does not exist."""
 
-    async def list(
-        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
-    ) -> Objs:
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = "") -> Objs:
         """Return all objects with apiVersion and kind filled in; none if an optional API is absent.
 
         `labels` is a label selector, `fields` a field selector.
@@ -105,9 +103,7 @@ class HttpKube:
         except NotFound:
             return None
 
-    async def list(
-        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
-    ) -> Objs:
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = "") -> Objs:
         selectors = {"labelSelector": labels, "fieldSelector": fields}
         for _ in range(3):  # a continue token may expire between two pages; the list then starts over
             try:

@@ -21,6 +21,7 @@ from disagg_wire.roles import PREFILL
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
 _MAX_MESSAGE = 2048
 
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """A condition as in the Kubernetes API, without its generation and transition time."""

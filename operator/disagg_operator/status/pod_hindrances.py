@@ -49,13 +49,20 @@ def hindrance(pod: Obj, events: Sequence[Obj]) -> WorkerProblem | None:
     if reason == _SANDBOX:
         attached = _NETWORK.search(message) is not None
         field = _NETWORK_FIELD if attached and _has_networks(pod) else ""
-        return WorkerProblem(FAILED_ATTACH_NETWORK if attached else POD_SANDBOX, _with_field(f"{reason}: {message}", field))
+        return WorkerProblem(
+            FAILED_ATTACH_NETWORK if attached else POD_SANDBOX, _with_field(f"{reason}: {message}", field)
+        )
     return None
 
 
 def _at_s(event: Obj) -> float:
     series = event.get("series") or {}
-    times = (event.get("lastTimestamp"), event.get("eventTime"), series.get("lastObservedTime"), event.get("firstTimestamp"))
+    times = (
+        event.get("lastTimestamp"),
+        event.get("eventTime"),
+        series.get("lastObservedTime"),
+        event.get("firstTimestamp"),
+    )
     return max((at_s for text in times if (at_s := epoch_s(text)) == at_s), default=0.0)
 
 

@@ -93,9 +93,7 @@ def worst_of(
     return Problem(problems[0].reason, problems[0].message + more)
 
 
-def pod_problem(
-    pod: Obj, told: WorkerProblem | None = None, hindered: WorkerProblem | None = None
-) -> Problem | None:
+def pod_problem(pod: Obj, told: WorkerProblem | None = None, hindered: WorkerProblem | None = None) -> Problem | None:
     """Return the problem that keeps a pod from being ready, or None.
 
     A pod that is ready or terminating has none.
@@ -159,7 +157,9 @@ def _image_field(pod: Obj, container: Obj) -> str:
     if name == "main":
         return "spec.engine.image" if role else "spec.router.image"
     # The operator's own containers beside `main` are these two.
-    return "" if name in ("adapter", "prepare") or not role else f"spec.{role}.podTemplate.spec.containers[{name}].image"
+    return (
+        "" if name in ("adapter", "prepare") or not role else f"spec.{role}.podTemplate.spec.containers[{name}].image"
+    )
 
 
 def _ended(who: str, pod: Obj, container: Obj) -> Problem | None:

@@ -16,7 +16,6 @@ API_SERVER_ERROR, RIGHT_MISSING, RECONCILE_TIMEOUT, INTERNAL_ERROR = RECONCILE_F
 )
 
 
-
 def failed(generation: int, reason: str, message: str, previous: Mapping[str, object], now: str) -> Obj:
     """Return the status of a resource whose reconcile fails and is tried again.
 

@@ -44,7 +44,9 @@ def good_edit(choice: random.Random) -> TemplateEdit:
                 _main(imagePullPolicy="Always", env=[{"name": "B", "value": n}]),
                 _main(volumeMounts=[{"name": "more", "mountPath": f"/more/{n}"}])
                 | {"metadata": {"labels": {"with": "volume"}}},
-                _beside(args=[n], securityContext={"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}),
+                _beside(
+                    args=[n], securityContext={"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+                ),
                 _beside(ports=[{"name": "m", "containerPort": choice.randrange(20_000, 60_000)}]),
                 _pod(nodeSelector={"zone": f"z{n}"}),
                 _pod(tolerations=[{"key": f"k{n}", "operator": "Exists"}]),
@@ -90,7 +92,7 @@ def edit_that_the_api_server_refuses(choice: random.Random) -> TemplateEdit:
 
 
 def edit_that_we_refuse(choice: random.Random) -> TemplateEdit:
-    """Return an edit that is refused before the API server is asked, and the path that is to blame."""
+    """Return an edit that is refused before the API server is asked, with the path to blame."""
     n = choice.randrange(10**9)
     word = f"w{n}"
     quantity = choice.choice(("10GB", "lots", "1,5", "0x10", "5 Gi", word))

@@ -50,13 +50,18 @@ def workload(role: str = "decode") -> dict[str, Any]:
         (f"{MAIN}.resources.limits[a.b/c]", "spec.decode.resources.limits[a.b/c]"),
         (f"{MAIN}.command", "spec.engine"),
         ("spec.template.spec.containers[1].image", f"{BASE}.containers[mesh].image"),
-        ('spec.template.spec.containers[name="mesh"].ports[containerPort=1,protocol="TCP"].name', f"{BASE}.containers[mesh]"),
+        (
+            'spec.template.spec.containers[name="mesh"].ports[containerPort=1,protocol="TCP"].name',
+            f"{BASE}.containers[mesh]",
+        ),
         ("spec.template.spec.containers[7].image", "spec.decode"),
         ("spec.template.spec.volumes[0].name", "spec.decode"),
         ("spec.replicas", "spec.decode.podTemplate"),
     ],
 )
-def test_a_part_of_the_pods_is_that_of_the_pod_template_or_the_field_that_it_is_made_from(path: str, field: str) -> None:
+def test_a_part_of_the_pods_is_that_of_the_pod_template_or_the_field_that_it_is_made_from(
+    path: str, field: str
+) -> None:
     assert field_to_blame({"decode": {"podTemplate": TEMPLATE}}, workload(), path).startswith(field)
 
 

@@ -34,13 +34,13 @@ async def test_what_an_earlier_release_had_accepted_is_served_on(path: Path) -> 
     resource["metadata"] |= {"name": KEY[1], "namespace": KEY[0]}
     world = World()
     world.kube.remove("DisaggDeployment", KEY[1])
-    accepted = {"type": "Accepted", "status": "True", "reason": "Valid", "message": ""}
+    accepted: dict[str, Any] = {"type": "Accepted", "status": "True", "reason": "Valid", "message": ""}
     accepted |= {"observedGeneration": 1, "lastTransitionTime": world.now}
     world.kube.put({**resource, "status": {"observedGeneration": 1, "conditions": [accepted]}})
     await world.settle()
     assert world.condition("Accepted")["status"] == "True"
     assert world.kube.names("Deployment") == ["chat-decode", "chat-prefill", "chat-router"]
-    # A later edit of another field is carried out, even without a status that tells of the first one.
+    # A later edit of another field is carried out, even if the status of then is lost.
     stored = copy.deepcopy(world.kube.find("DisaggDeployment", KEY[1]))
     stored["spec"]["router"] = {**stored["spec"].get("router", {}), "replicas": 3}
     del stored["status"]
@@ -121,8 +121,16 @@ async def test_the_last_accepted_spec_outlives_status_and_operator() -> None:
     [
         ({"prefill": HOST}, "NotPermitted", "spec.prefill.podTemplate.spec.hostNetwork: "),
         ({"model": HUB}, "ReferenceMissing", "spec.model.authSecretRef: Secret default/hf does not exist"),
-        ({"model": {"uri": "pvc://weights/a"}}, "ReferenceMissing", "spec.model.uri: PersistentVolumeClaim default/weights"),
-        ({"router": {"apiKeysSecretRef": {"name": "k"}}}, "ReferenceMissing", "spec.router.apiKeysSecretRef: Secret default/k"),
+        (
+            {"model": {"uri": "pvc://weights/a"}},
+            "ReferenceMissing",
+            "spec.model.uri: PersistentVolumeClaim default/weights",
+        ),
+        (
+            {"router": {"apiKeysSecretRef": {"name": "k"}}},
+            "ReferenceMissing",
+            "spec.router.apiKeysSecretRef: Secret default/k",
+        ),
         (
             {"kvTransfer": {"network": {"attachmentRef": {"name": "fast"}}}},
             "NetworkAttachmentMissing",
@@ -150,7 +158,11 @@ async def test_what_the_api_server_refuses_of_a_new_resource_leaves_nothing_behi
 async def test_a_foreign_workload_is_a_name_conflict_and_nothing_else_is_written() -> None:
     world = World()
     world.kube.invalid_names.add("chat-prefill")
-    foreign = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "chat-prefill", "namespace": "default"}}
+    foreign = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "chat-prefill", "namespace": "default"},
+    }
     world.kube.put({**foreign, "spec": {"x": 1}})
     assert await world.run() is not None
     assert world.condition("Accepted")["reason"] == "NameConflict"

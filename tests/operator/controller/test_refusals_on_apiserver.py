@@ -63,7 +63,12 @@ async def test_of_a_new_resource_that_the_api_server_refuses_nothing_is_written(
 
 
 async def test_a_quota_is_told_and_judged_again(world: RealWorld) -> None:
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": {"services": "1"}}}
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "q"},
+        "spec": {"hard": {"services": "1"}},
+    }
     path = f"/api/v1/namespaces/{world.namespace}/resourcequotas"
     await world.send("POST", path, quota)
     # As the controller would write it.
@@ -92,7 +97,12 @@ async def _answer(world: RealWorld, verb: str, path: str, body: dict[str, Any]) 
 
 async def test_an_admission_policy_is_told_and_judged_again(world: RealWorld) -> None:
     name = world.namespace
-    rule = {"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["deployments"]}
+    rule = {
+        "apiGroups": ["apps"],
+        "apiVersions": ["v1"],
+        "operations": ["CREATE", "UPDATE"],
+        "resources": ["deployments"],
+    }
     limits = {"resourceRules": [rule], "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
     checks = [{"expression": "!object.metadata.name.endsWith('-decode')", "message": "no decoders here"}]
     spec = {"failurePolicy": "Fail", "matchConstraints": limits, "validations": checks}

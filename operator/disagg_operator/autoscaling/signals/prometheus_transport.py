@@ -132,7 +132,7 @@ class Transport:
         return bytes(body)
 
     def release(self, lease: Lease) -> None:
-        """Let the next large answer be read. The caller of `get` does so when it has parsed its own."""
+        """Let the next large answer be read; the caller of `get` has parsed its own."""
         lease.over = True
         if lease.held:
             lease.held = False
