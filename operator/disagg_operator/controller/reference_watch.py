@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.violation import Violation
-from disagg_operator.controller.references import Reference, Sight, NamedObject, missing, references_of, sight_of
+from disagg_operator.controller.references import NamedObject, Reference, Sight, missing, references_of, sight_of
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Forbidden, KubeError
 from disagg_operator.kube.resources import NETWORK_ATTACHMENT
