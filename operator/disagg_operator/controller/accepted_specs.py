@@ -85,9 +85,9 @@ class SpecsInConfigMaps:
             self._known[key] = (uid, spec)
         return spec
 
-    def forget(self, key: Key) -> None:
-        """Forget a resource that is gone."""
-        self._known.pop(key, None)
+    def forget_all(self) -> None:
+        """Forget what is known: another operator may have kept other specs since."""
+        self._known.clear()
 
 
 def _key(resource: Obj) -> Key:

@@ -15,11 +15,13 @@ def intent_of(
     trouble: tuple[str, str] | None = None,
     refusal: tuple[str, str] | None = None,
     warnings: tuple[Violation, ...] = (),
+    update: str = "",
 ) -> conditions.Intent:
     """Return the intent of a resource that is served.
 
     `revision` is the revision label of the pods that are being rolled out; `trouble` is that of
-    `Live`; `refusal` and `warnings` are those of the judgement.
+    `Live`; `refusal` and `warnings` are those of the judgement; `update` is what an update of the
+    runtime would change.
     """
     resource, spec = plan.resource, plan.resource.spec
     experiment = spec.engine.known.experiment if spec.engine.experimental else None
@@ -39,4 +41,5 @@ def intent_of(
         trouble=trouble,
         refusal=refusal,
         warnings=tuple((warning.reason, str(warning)) for warning in warnings),
+        runtime_update=update,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.controller import children as kids
-from disagg_operator.controller import decision_report, pod_moves, replicas
+from disagg_operator.controller import decision_report, pod_moves, replicas, runtime_updates
 from disagg_operator.controller.acceptance import AcceptedDeployment, Refused
 from disagg_operator.controller.children import Children, NameTaken
 from disagg_operator.controller.intent import intent_of
@@ -22,8 +22,9 @@ from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.rehearsal import DENIED_RETRY_S, NO_UID, rehearse
 from disagg_operator.controller.replicas import Replicas
+from disagg_operator.controller.runtime_updates import ChosenRuntime, RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
-from disagg_operator.desired import Facts, Images, render
+from disagg_operator.desired import Facts, Images, pins, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Conflict, Denied, Forbidden, Invalid, NotFound
@@ -63,6 +64,7 @@ class _Pass:
     live: Live
     judgement: Judgement
     children: Children
+    runtime: ChosenRuntime
     pools: dict[str, Replicas] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
@@ -91,6 +93,7 @@ class Reconciler:
         judge: Judge,
         metrics: Metrics,
         images: Images,
+        updates: RuntimeUpdates,
         wall: Callable[[], str],
         new_cluster_key: Callable[[], str],
         clock: Callable[[], float],
@@ -101,6 +104,7 @@ class Reconciler:
         self._judge = judge
         self._metrics = metrics
         self._images = images
+        self._updates = updates
         self._wall = wall
         self._new_cluster_key = new_cluster_key
         self._clock = clock
@@ -113,13 +117,13 @@ class Reconciler:
         """
         resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
+            self._updates.note(key, None)
             return None
         live = self._live.of(key, uid_of(resource))
         children = await kids.read(self._kube, key)
         try:
-            run = await self._rehearsed(
-                _Pass(key, resource, live, await self._judge.judge(resource, children), children)
-            )
+            judgement = await self._judge.judge(resource, children)
+            run = await self._rehearsed(self._begin(key, resource, live, judgement, children))
             await self._judge.accepted(resource, run.judgement)
             rendered = await self._write(run)
         except (Refused, NameTaken, Invalid, Denied) as error:
@@ -129,7 +133,14 @@ class Reconciler:
             return refused.retry_s
         live.plan = run.plan.scaling
         await self._report(run, rendered)
+        self._updates.note(key, run.runtime)
         return run.judgement.retry_s
+
+    def _begin(self, key: Key, resource: Obj, live: Live, judgement: Judgement, children: Children) -> _Pass:
+        runtime = runtime_updates.choose(
+            resource, judgement.plan.resource, children.objects, self._images, lambda: self._updates.may_begin(key)
+        )
+        return _Pass(key, resource, live, judgement, children, runtime)
 
     async def _rehearsed(self, run: _Pass) -> _Pass:
         """Let the API server judge what is about to be written, and return the run that may go on.
@@ -143,7 +154,7 @@ class Reconciler:
         except (Refused, NameTaken) as error:
             refused = _refusal(error)
             judgement = await self._judge.fall_back(run.resource, run.children, refused)
-        back = _Pass(run.key, run.resource, run.live, judgement, run.children)
+        back = self._begin(run.key, run.resource, run.live, judgement, run.children)
         await self._rehearse(back)
         return back
 
@@ -165,7 +176,8 @@ class Reconciler:
             uid=uid_of(run.resource),
             replicas={role: run.pools[role].count for role in ROLES},
             declared={role: text for role in ROLES if (text := run.pools[role].declared) is not None},
-            images=self._images,
+            images=run.runtime.pins.images,
+            runtime=pins.to_text(run.runtime.pins),
             cluster_key=cluster_key,
             attachments_available=has_networks,
         )
@@ -301,7 +313,15 @@ class Reconciler:
                 )
             )
         judged = run.judgement
-        return intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble, judged.refusal, judged.warnings)
+        return intent_of(
+            run.plan,
+            tuple(pools),
+            _revision(rendered),
+            run.live.trouble,
+            refusal=judged.refusal,
+            warnings=judged.warnings,
+            update=run.runtime.update,
+        )
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
         for role in ROLES:

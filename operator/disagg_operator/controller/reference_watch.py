@@ -63,9 +63,10 @@ class ReferenceWatch:
             return [Violation(path, words, MULTUS_ABSENT), *(v for v in found if v.path != path)]
         return found
 
-    def forget(self, key: Key) -> None:
-        """Forget a resource that is gone."""
-        self._wanted.pop(key, None)
+    def forget_all(self) -> None:
+        """Forget all resources. Each is noted again when it is judged."""
+        self._wanted.clear()
+        self._seen.clear()
 
     async def look(self) -> None:
         """Read the targets that were read longest ago, and wake the resources of changed ones."""
@@ -95,7 +96,7 @@ class ReferenceWatch:
         try:
             return sight_of(await self._kube.get(target.resource, target.namespace or None, target.name))
         except Forbidden as error:
-            log.warning("%s %s can't be read: %s", target.resource.kind, target.name, error)
+            log.debug("%s %s can't be read: %s", target.resource.kind, target.name, error)
             return None
         except ValueError:
             return Sight(exists=False)  # no name of an object

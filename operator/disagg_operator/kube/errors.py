@@ -7,7 +7,8 @@ KubeError
 ├── NotFound         the object, its namespace or its API does not exist
 ├── Invalid          the API server rejects this object: no retry helps until the input changes
 ├── Denied           admission control rejects this object: a policy, a webhook or a quota
-└── Forbidden        the operator's role or its credentials don't allow the call
+├── Forbidden        the operator's role or its credentials don't allow the call
+└── NotLeading       another operator may lead, so this one must not write
 """
 
 from __future__ import annotations
@@ -72,6 +73,10 @@ class Denied(KubeError):
 
 class Forbidden(KubeError):
     """Raised when the operator's role or credentials don't allow the call."""
+
+
+class NotLeading(KubeError):
+    """Raised, before anything is sent, for a write of an operator that does not lead."""
 
 
 def from_status(

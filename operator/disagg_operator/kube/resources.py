@@ -49,6 +49,7 @@ NODE = Resource("v1", "Node", "nodes", namespaced=False)
 EVENT = Resource("v1", "Event", "events")
 REPLICA_SET = Resource("apps/v1", "ReplicaSet", "replicasets")
 DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments")
+LEASE = Resource("coordination.k8s.io/v1", "Lease", "leases")
 ROLE = Resource("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 POD_DISRUPTION_BUDGET = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
@@ -62,7 +63,7 @@ NETWORK_ATTACHMENT = Resource(
 
 ALL = (
     DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, REPLICA_SET,
-    DEPLOYMENT, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
+    DEPLOYMENT, LEASE, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
     PERSISTENT_VOLUME_CLAIM, PRIORITY_CLASS, RUNTIME_CLASS,
 )  # fmt: skip
 _BY_KIND = {(r.api_version, r.kind): r for r in ALL}

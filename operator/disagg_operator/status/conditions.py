@@ -15,10 +15,11 @@ from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
-from disagg_operator.vocabulary import Obj
+from disagg_operator.vocabulary import UPDATE_RUNTIME, Obj
 from disagg_wire.roles import PREFILL
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
+RUNTIME_UPDATE_AVAILABLE = "RuntimeUpdateAvailable"
 _MAX_MESSAGE = 2048
 
 
@@ -80,6 +81,8 @@ class Intent:
     """The reason and the message if the spec is refused, and the last accepted one is served."""
     warnings: tuple[tuple[str, str], ...] = ()
     """The reason and the message of each thing that is wrong with the spec that is served."""
+    runtime_update: str = ""
+    """What images and renderer of the operator's release would change, if they were used."""
 
 
 def build(intent: Intent, observed: Observed, previous: Mapping[str, object], now: str) -> Obj:
@@ -143,6 +146,7 @@ def conditions(
         effective,
         *([] if intent.experiment is None else [Condition("Experimental", TRUE, *intent.experiment)]),
         *_warning(intent),
+        _runtime(intent.runtime_update),
         degraded,
         _ready([*causes, available], progressing),
     ]
@@ -241,6 +245,14 @@ def _progressing(observed: Observed) -> Condition:
     if moving:
         return Condition("Progressing", TRUE, "RollingOut", f"waiting for {', '.join(moving)}")
     return Condition("Progressing", TRUE, "RolloutComplete", "all pods are of the present revision and ready")
+
+
+def _runtime(update: str) -> Condition:
+    kind = "RuntimeUpToDate"
+    if not update:
+        return Condition(kind, TRUE, "UpToDate", "images and renderer are those of the operator's release")
+    message = f"{update}; a new value of the annotation {UPDATE_RUNTIME} asks for it, and replaces the pods"
+    return Condition(kind, FALSE, RUNTIME_UPDATE_AVAILABLE, message)
 
 
 def _scaling(intent: Intent) -> list[Condition]:

@@ -14,6 +14,7 @@ from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import ReferenceWatch
+from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.desired import Images
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.credentials import load
@@ -46,6 +47,7 @@ class RealWorld:
             judge=Judge(SpecsInConfigMaps(self.kube), self.references, policy or Policy()),
             metrics=Metrics(),
             images=Images(worker="w:1", router="r:1"),
+            updates=RuntimeUpdates(0, self.woken.append),
             wall=lambda: "2026-01-01T00:00:00Z",
             new_cluster_key=lambda: "ab" * 32,
             clock=lambda: self.clock,

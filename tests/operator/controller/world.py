@@ -16,6 +16,7 @@ from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import ReferenceWatch
+from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.desired import Images
 from disagg_operator.policy import Policy
 from disagg_operator.status.recorder import Recorder
@@ -48,19 +49,23 @@ class World:
         self.policy = Policy()
         self.clock = 0.0
         self.now = "2026-01-01T00:00:00Z"
+        self.images = Images(worker="w:1", router="r:1")
+        self.runtime_updates = 0
         self.restart()
 
     def restart(self) -> None:
         self.live = LiveTable()
         self.woken: list[Key] = []
         self.references = ReferenceWatch(self.kube, self.woken.append, lambda: self.clock)
+        self.updates = RuntimeUpdates(self.runtime_updates, lambda key: None)
         self.reconciler = Reconciler(
             kube=self.kube,
             live=self.live,
             recorder=Recorder(self.kube, lambda: 0.0, lambda: self.now, lambda: f"id{len(self.kube.events)}"),
             judge=Judge(SpecsInConfigMaps(self.kube), self.references, self.policy),
             metrics=Metrics(),
-            images=Images(worker="w:1", router="r:1"),
+            images=self.images,
+            updates=self.updates,
             wall=lambda: self.now,
             new_cluster_key=lambda: "ab" * 32,
             clock=lambda: 0.0,
