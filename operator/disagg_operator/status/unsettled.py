@@ -22,8 +22,8 @@ def failed(generation: int, reason: str, message: str, previous: Mapping[str, ob
     A spec that has not been judged yet is neither accepted nor ready; the rest stays as it was.
     """
     found = [Condition("Reconciled", FALSE, reason, message)]
-    if previous.get("observedGeneration") != generation:
-        found += [Condition("Accepted", UNKNOWN, reason, message), Condition("Ready", FALSE, reason, message)]
+    if previous.get("observedGeneration") != generation or _unjudged(previous):
+        found = [Condition("Accepted", UNKNOWN, reason, message), Condition("Ready", FALSE, reason, message), *found]
     names = [condition.type for condition in found]
     kept = [c for c in conditions_of(previous) if c.get("type") not in names]
     return {
@@ -31,3 +31,7 @@ def failed(generation: int, reason: str, message: str, previous: Mapping[str, ob
         "observedGeneration": generation,
         "conditions": [*kept, *stamped(found, previous, generation, now)],
     }
+
+
+def _unjudged(status: Mapping[str, object]) -> bool:
+    return any(c.get("type") == "Accepted" and c.get("status") == UNKNOWN for c in conditions_of(status))
