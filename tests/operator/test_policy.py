@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from disagg_operator.policy import NamespacePolicy, Permission, Policy
@@ -47,6 +49,15 @@ def test_a_star_stands_for_any_characters_and_nothing_else_is_special() -> None:
 def test_what_is_misspelt_is_refused(wrong: object) -> None:
     with pytest.raises(ValidationError):
         NamespacePolicy.model_validate(wrong)
+
+
+def test_the_example_of_the_documentation_is_one() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/permissions.md").read_text()
+    block = text.partition("```yaml\n")[2].partition("```")[0]
+    policy = Policy.model_validate(yaml.safe_load(block)["policy"])
+    assert policy.of("team-a").allow == (Permission.HOST_PATH, Permission.PRIVILEGED)
+    for permission in Permission:
+        assert f"| `{permission}` |" in text
 
 
 def test_it_is_a_setting() -> None:

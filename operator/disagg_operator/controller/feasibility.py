@@ -5,7 +5,7 @@ Nothing here needs the cluster. What can never be met is refused before any GPU 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from disagg_operator.api import DisaggDeployment
@@ -18,6 +18,7 @@ UNSUPPORTED_PARALLELISM = "UnsupportedParallelism"
 NEVER_READY = "NeverReady"
 INFEASIBLE = "Infeasible"
 IDLE_ACCELERATORS = "IdleAccelerators"
+ONE_POOL_AT_ZERO = "OnePoolAtZero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,14 @@ def infeasible(dd: DisaggDeployment) -> Iterator[Violation]:
     bounds = {role: _bounds(dd.spec.pool(role)) for role in ROLES}
     if bounds[PREFILL].most and bounds[DECODE].most:
         yield from _numbers(dd, bounds[PREFILL], bounds[DECODE])
+
+
+def uneven(counts: Mapping[str, int]) -> Iterator[Violation]:
+    """Yield a pool that has been scaled to 0 alone. `counts` are the workers wanted, by role."""
+    for role, other in ((PREFILL, DECODE), (DECODE, PREFILL)):
+        if counts[role] == 0 and counts[other] > 0:
+            words = f"no {role} worker is wanted, but {counts[other]} of {other}: no pair can serve a request"
+            yield Violation(f"spec.{role}.replicas", words, ONE_POOL_AT_ZERO)
 
 
 def questionable(dd: DisaggDeployment) -> Iterator[Violation]:

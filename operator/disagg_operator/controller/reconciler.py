@@ -17,6 +17,7 @@ from disagg_operator.controller import children as kids
 from disagg_operator.controller import decision_report, pod_moves, replicas, runtime_updates
 from disagg_operator.controller.acceptance import AcceptedDeployment, Refused
 from disagg_operator.controller.children import Children, NameTaken
+from disagg_operator.controller.feasibility import uneven
 from disagg_operator.controller.intent import intent_of
 from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
@@ -319,7 +320,7 @@ class Reconciler:
             _revision(rendered),
             run.live.trouble,
             refusal=judged.refusal,
-            warnings=judged.warnings,
+            warnings=(*judged.warnings, *uneven({role: run.pools[role].count for role in ROLES})),
             update=run.runtime.update,
         )
 

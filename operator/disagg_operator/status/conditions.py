@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
-from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY
+from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY, PODS_REFUSED
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.vocabulary import UPDATE_RUNTIME, Obj
 from disagg_wire.roles import PREFILL
@@ -194,7 +194,10 @@ def _router_ready(router: Workload) -> Condition:
 
 def _unready(kind: str, workload: Workload, counts: str) -> Condition:
     if workload.problem is not None:
-        return Condition(kind, FALSE, workload.problem.reason, f"{counts}; {workload.problem.message}")
+        problem = workload.problem
+        # The scheduler and the API server speak of the pod, and not of a field.
+        field = f" (spec.{workload.name})" if problem.reason in (INSUFFICIENT_CAPACITY, PODS_REFUSED) else ""
+        return Condition(kind, FALSE, problem.reason, f"{counts}; {problem.message}{field}")
     return Condition(kind, FALSE, "PodsPending", counts)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.operator.api.resources import good, of
 
 from disagg_operator.api.v1alpha1 import read
-from disagg_operator.controller.feasibility import infeasible, questionable
+from disagg_operator.controller.feasibility import infeasible, questionable, uneven
 
 GPU = {"accelerator": {"count": 1}}
 
@@ -26,10 +26,13 @@ def network(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("resource", "path", "reason"),
     [
-        (good(prefill=scaled(1, 2), decode=scaled(3, 4, 2), scaling={"maxGPUs": 6}), "spec.scaling.maxGPUs", "Infeasible"),
+        (good(prefill=scaled(1, 2), decode=scaled(3, 4, 2), scaling={"maxGPUs": 6}), "spec.scaling.maxGPUs",
+         "Infeasible"),
         (good(prefill=GPU | {"replicas": 4}, decode=GPU, scaling={"maxGPUs": 4}), "spec.scaling.maxGPUs", "Infeasible"),
-        (good(prefill=scaled(1, 2), decode=scaled(1, 4), scaling={"ratio": {"min": 5}}), "spec.scaling.ratio", "Infeasible"),
-        (good(prefill=scaled(3, 4), decode=scaled(1, 9), scaling={"ratio": {"max": 0.2}}), "spec.scaling.ratio", "Infeasible"),
+        (good(prefill=scaled(1, 2), decode=scaled(1, 4), scaling={"ratio": {"min": 5}}), "spec.scaling.ratio",
+         "Infeasible"),
+        (good(prefill=scaled(3, 4), decode=scaled(1, 9), scaling={"ratio": {"max": 0.2}}), "spec.scaling.ratio",
+         "Infeasible"),
         (
             good(prefill=scaled(1, 9), decode=scaled(1, 9), scaling={"ratio": {"min": 4}, "maxGPUs": 4}),
             "spec.scaling.ratio", "Infeasible",
@@ -43,7 +46,8 @@ def network(**more: Any) -> dict[str, Any]:
             "spec.kvTransfer.network.rdmaResource.name", "InvalidSpec",
         ),
         (
-            good(prefill=GPU, kvTransfer={"network": {"attachment": {"type": "sriov", "resourceName": "nvidia.com/gpu"}}}),
+            good(prefill=GPU, kvTransfer={"network": {"attachment": {"type": "sriov",
+             "resourceName": "nvidia.com/gpu"}}}),
             "spec.kvTransfer.network.attachment.resourceName", "InvalidSpec",
         ),
         (
@@ -91,6 +95,12 @@ def test_a_ratio_is_refused_just_when_no_sizes_keep_it(
         for decode in range(d[0], d[1] + 1)
     )
     assert (list(infeasible(dd)) == []) == some
+
+
+def test_a_pool_at_0_alone_is_questioned() -> None:
+    assert [v.path for v in uneven({"prefill": 0, "decode": 2})] == ["spec.prefill.replicas"]
+    assert [v.path for v in uneven({"prefill": 1, "decode": 0})] == ["spec.decode.replicas"]
+    assert [*uneven({"prefill": 0, "decode": 0}), *uneven({"prefill": 1, "decode": 1})] == []
 
 
 def test_gpus_that_nobody_uses_are_questioned() -> None:

@@ -26,7 +26,8 @@ OPEN = NamespacePolicy.model_validate({"allow": ["HostInterfaces"]})
 @pytest.mark.parametrize(
     ("resource", "policy", "paths"),
     [
-        (of("vllm", engine={"image": "bad/a"}, router={"image": "bad/b"}), POLICY, ["spec.engine.image", "spec.router.image"]),
+        (of("vllm", engine={"image": "bad/a"}, router={"image": "bad/b"}), POLICY, ["spec.engine.image",
+         "spec.router.image"]),
         (of("vllm", engine={"image": "good/a"}), POLICY, []),
         (watched("https://evil:1/x"), POLICY, ["spec.observability.prometheus.url"]),
         (watched("https://p.svc:1/x"), POLICY, []),

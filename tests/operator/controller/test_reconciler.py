@@ -173,6 +173,18 @@ async def test_a_scale_that_comes_between_reading_and_writing_is_not_lost() -> N
     assert world.replicas("decode") == (3, 3)
 
 
+async def test_a_pool_that_is_scaled_to_0_alone_is_warned_of() -> None:
+    world = World()
+    await world.settle()
+    world.kube.scale("chat-prefill", 0)
+    await world.settle()
+    warning = world.condition("Warning")
+    assert (warning["reason"], warning["message"].partition(":")[0]) == ("OnePoolAtZero", "spec.prefill.replicas")
+    world.kube.scale("chat-decode", 0)
+    await world.settle()
+    assert not [c for c in world.status()["conditions"] if c["type"] == "Warning"]
+
+
 async def test_suspend_stops_both_pools_and_resuming_brings_back_what_ran() -> None:
     world = World()
     await world.settle()
