@@ -26,7 +26,9 @@ def decisions(resource: dict[str, Any]) -> dict[str, Any]:
 
 
 async def accepted(cluster: Cluster) -> bool:
-    return bool((await cluster.condition("Accepted"))["status"] == "True")
+    condition = await cluster.condition("Accepted")
+    assert condition["status"] == "True", condition["message"]
+    return True
 
 
 async def settled(cluster: Cluster, running: Any) -> float:

@@ -17,7 +17,7 @@ from disagg_operator.controller.blame import described, field_to_blame
 from disagg_operator.controller.children import Children
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Denied, Invalid
-from disagg_operator.kube.resources import SECRET
+from disagg_operator.kube.resources import ROLE_BINDING, SECRET
 from disagg_operator.vocabulary import Obj
 
 # The owner of a pool's objects while the pool does not exist: any uid will do for a dry run.
@@ -40,6 +40,8 @@ async def rehearse(kube: Kube, spec: Obj, rendered: Sequence[Obj], children: Chi
     async def one(obj: Obj) -> None:
         async with gate:
             live = await kids.owned_or_absent(kube, obj, children, owners)
+            if live is None and obj["kind"] == ROLE_BINDING.kind:
+                return  # whether it may be made depends on its Role, which a dry run does not leave behind
             if live is None or (obj["kind"] != SECRET.kind and not drift.up_to_date(obj, live)):
                 await _dry_run(kube, spec, obj)
 
