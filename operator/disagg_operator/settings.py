@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError, model_validator
 
+from disagg_operator.policy import Policy
 from disagg_wire.environment import OperatorVariable, variable_of
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -128,6 +129,11 @@ class OperatorSettings(BaseModel):
         20.0,
         description="Time in seconds that running reconciles may take to finish when the process stops. Saving the "
         "autoscaling state may then take the same time again.",
+    )
+    policy: Json[Policy] = Field(
+        Policy(),
+        description="What the authors of DisaggDeployments may do, by namespace, as JSON in the form of the chart's "
+        "value `policy`. If empty, no permission is granted.",
     )
     log_level: str = Field(
         "INFO",

@@ -244,16 +244,26 @@ class InvalidResource(ValueError):
     """Raised when a resource cannot be parsed; the message names the field."""
 
 
-def parse(obj: dict[str, Any]) -> DisaggDeployment:
+def read(obj: dict[str, Any]) -> DisaggDeployment:
     """Return the DisaggDeployment that a plain object holds, without its status.
 
-    Raises InvalidResource, which names the first wrong field.
+    Its fields have the right types, but it may break rules. Raises InvalidResource, which names the
+    first field of a wrong type.
     """
     try:
         dd = DisaggDeployment.model_validate({k: v for k, v in obj.items() if k != "status"})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise InvalidResource(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+    return dd
+
+
+def parse(obj: dict[str, Any]) -> DisaggDeployment:
+    """Return the DisaggDeployment that a plain object holds, without its status.
+
+    Raises InvalidResource, which names the first wrong field.
+    """
+    dd = read(obj)
     for problem in refusals(dd):
         raise InvalidResource(problem)
     return dd
@@ -267,4 +277,4 @@ def parse_file(obj: dict[str, Any]) -> DisaggDeployment:
     return dd
 
 
-__all__ = ["DisaggDeployment", "InvalidResource", "PoolSpec", "Spec", "parse", "parse_file"]
+__all__ = ["DisaggDeployment", "InvalidResource", "PoolSpec", "Spec", "parse", "parse_file", "read"]

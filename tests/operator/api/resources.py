@@ -96,6 +96,10 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         good(engine={"env": [{"name": "DISAGG_CLUSTER_KEY_FILE", "value": "/tmp/k"}]}),
         "set by the operator", "spec.engine.env[DISAGG_CLUSTER_KEY_FILE]",
     ),
+    "a product without a GPU": (
+        good(decode={"accelerator": {"product": "A100", "count": 0}}),
+        "product needs a GPU", "spec.decode.accelerator.product: product needs a GPU",
+    ),
     "an engine that this version lacks": (good(engine={"type": "tgi"}), "spec.engine.type", "spec.engine.type"),
     "replicas that are a word": (good(prefill={"replicas": "two"}), "spec.prefill.replicas", "spec.prefill.replicas"),
     "negative replicas": (good(prefill={"replicas": -1}), "spec.prefill.replicas", "spec.prefill.replicas"),
@@ -351,6 +355,14 @@ BAD_TEMPLATES: dict[str, tuple[Obj, str]] = {
     "a variable without a name": (
         patched("decode", containers=[{"name": "main", "env": [{"value": "x"}]}]),
         "spec.decode.podTemplate.spec.containers[main].env",
+    ),
+    "a subnet that is none": (
+        good(kvTransfer={"network": {"attachment": _MACVLAN | {"subnet": "10.300.0.0/24"}}}),
+        "spec.kvTransfer.network.attachment.subnet: 10.300.0.0/24 is no subnet",
+    ),
+    "the interface that every pod has": (
+        good(kvTransfer={"network": {"attachment": _MACVLAN, "interface": "eth0"}}),
+        "spec.kvTransfer.network.interface: eth0 is an interface of every pod",
     ),
     "an argument of the operator": (of("vllm", engine={"args": ["--port=1"]}), "spec.engine.args[0]: --port:"),
     "an abbreviation of one in a pool": (
