@@ -61,14 +61,6 @@ _START_RETRY_S = 3.0
 _SWEEP_DEADLINE_S = 30.0
 
 
-def _access(settings: OperatorSettings) -> NetworkAccess:
-    default = NetworkAccess()
-    return NetworkAccess(
-        default.scrapers if settings.scrapers is None else tuple(settings.scrapers),
-        default.web_ports if settings.web_ports is None else tuple(settings.web_ports),
-    )
-
-
 class Runtime:
     """One operator process. `watch_event` is its only entry point from outside."""
 
@@ -111,7 +103,7 @@ class Runtime:
             wall=wall,
             new_cluster_key=new_cluster_key,
             clock=clock,
-            access=_access(settings),
+            access=NetworkAccess.given(settings.scrapers, settings.web_ports),
         )
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
         self._decision_log = DecisionLog(self._record_dir)

@@ -34,6 +34,15 @@ class NetworkAccess:
     web_ports: Sequence[int] = (443, 80)
     """The TCP ports by which workers reach the web or its proxy, to fetch a model."""
 
+    @classmethod
+    def given(cls, scrapers: Sequence[Obj] | None, web_ports: Sequence[int] | None) -> NetworkAccess:
+        """Return what the operator's owner has set; None stands for a default."""
+        default = cls()
+        return cls(
+            default.scrapers if scrapers is None else tuple(scrapers),
+            default.web_ports if web_ports is None else tuple(web_ports),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
