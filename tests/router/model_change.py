@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,6 +13,8 @@ from tests.fakes.token_worker import TokenWorker, expected_text, seed_with
 from tests.router.stack import Stack, tokens_of
 
 N = 6
+# Router, workers and clients share one process, and perhaps a busy machine.
+_LIMIT_S = 60.0
 _NUMBERS = itertools.count()
 
 
@@ -47,6 +50,9 @@ class Fleet:
     def _publish(self) -> None:
         self._stack.publish(*self.listed)
 
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        await self._stack.until(condition, _LIMIT_S)
+
     async def come(self, *workers: TokenWorker) -> None:
         """Start workers, which load for a while, and return when the router may use them."""
         for worker in workers:
@@ -56,20 +62,20 @@ class Fleet:
         self.listed += workers
         self._publish()
         names = {w.model for w in workers if w.model}
-        await self._stack.until(lambda: names <= self._stack.router.table._coming.names() | self.served())
+        await self._until(lambda: names <= self._stack.router.table._coming.names() | self.served())
         for worker in workers:
             worker.state, worker.loads = "ready", False
-        await self._stack.until(lambda: {w.name for w in workers} <= self.known() and names <= self.served())
+        await self._until(lambda: {w.name for w in workers} <= self.known() and names <= self.served())
 
     async def go(self, *workers: TokenWorker) -> None:
         """Drain workers and end them."""
         for worker in workers:
             worker.state = "draining"
-        await self._stack.until(lambda: not any(w.running for w in workers))
+        await self._until(lambda: not any(w.running for w in workers))
         self.listed = [w for w in self.listed if w not in workers]
         self._publish()
         await asyncio.gather(*(w.stop() for w in workers))
-        await self._stack.until(lambda: not {w.name for w in workers} & self.known())
+        await self._until(lambda: not {w.name for w in workers} & self.known())
 
     def served(self) -> set[str]:
         return set(self._stack.router.table.catalogue.live())
@@ -122,13 +128,13 @@ class Load:
     async def more(self, of: str, n: int = 20) -> None:
         """Return when `n` more right answers for "name=weights" have come."""
         goal = self.right.get(of, 0) + n
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(_LIMIT_S):
             while self.right.get(of, 0) < goal and not self.failed and not self.wrong:
                 await asyncio.sleep(0.01)
 
     async def settled(self, clients: int) -> None:
         """Return when every request that was under way has been answered."""
         goal = sum(self.right.values()) + 2 * clients
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(_LIMIT_S):
             while sum(self.right.values()) < goal and not self.failed and not self.wrong:
                 await asyncio.sleep(0.01)

@@ -13,7 +13,7 @@ from tests.fakes.token_worker import TokenWorker
 from tests.router.model_change import Fleet, Load, answer_of, fingerprint, made, team
 from tests.router.stack import Stack, tokens_of
 
-CLIENTS = 8
+CLIENTS = 4
 
 
 @asynccontextmanager
