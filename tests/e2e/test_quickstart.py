@@ -105,6 +105,11 @@ def test_images_hold_nothing_that_is_not_theirs(chat: Cluster) -> None:
     assert found == {k: str(v) for k, v in theirs.items()}
 
 
+def test_the_test_of_the_chart_passes(chat: Cluster) -> None:
+    out = chat.run("helm", "test", RELEASE, "-n", SYSTEM_NAMESPACE, "--timeout", "100s", timeout_s=150)
+    assert "Succeeded" in out
+
+
 def _leader(system: Cluster) -> str:
     """Return the pod of the operator that leads."""
     holder = system.get("lease", f"{RELEASE}-operator")["spec"]["holderIdentity"]
