@@ -46,6 +46,10 @@ def test_a_subnet_of_either_family_and_another_interface_are_good() -> None:
         assert found.network.attachment is not None
         assert found.network.attachment.subnet == subnet
         assert not found.forbids_fallback
+    ipam = {"type": "sriov", "resourceName": "a/b", "ipam": {"type": "dhcp"}}
+    parse(good(kvTransfer={"network": {"attachment": ipam}}))
+    with pytest.raises(InvalidResource, match="eth0 is an interface of every pod"):
+        parse(good(kvTransfer={"network": {"attachment": ipam, "interface": "eth0"}}))
     wrong = [({"subnet": "10.300.0.0/24"}, "no subnet"), ({"subnet": "10.9.0.0/64"}, "no subnet")]
     for change, words in wrong:
         attachment = {"type": "macvlan", "master": "eth1", **change}
