@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from disagg_operator.api.base import Arguments, ByteQuantity, Free, Model, Quantity, Replicas, ResourceName
-from disagg_operator.api.expressions import differ, field, present
+from disagg_operator.api.expressions import present
 from disagg_operator.api.rules import Rule
 from disagg_operator.api.scaling import Autoscaling
 
@@ -16,13 +16,6 @@ from disagg_operator.api.scaling import Autoscaling
 class Accelerator(Model):
     """The GPUs of one worker."""
 
-    rules = (
-        Rule(
-            message="product needs a GPU: set count above 0, or use podTemplate.spec.nodeSelector",
-            condition=~present("product") | differ(field("count"), 0),
-            field="product",
-        ),
-    )
     product: str | None = Field(
         None,
         min_length=1,

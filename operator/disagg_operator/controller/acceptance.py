@@ -99,10 +99,14 @@ def assess(obj: Obj, policy: NamespacePolicy | None = None) -> Assessment:
         problems += _pool_violations(role, resource.spec.pool(role))
     if resource.spec.scaling.max_gpus is not None and not all(gpus_of(resource.spec.pool(role)) for role in ROLES):
         problems.append(Violation("spec.scaling.maxGPUs", "both pools must have an accelerator"))
-    # What follows takes for granted that the rules hold.
-    if not problems:
-        problems += infeasible(resource)
-        problems += [] if policy is None else unpermitted(resource, policy)
+    try:
+        further = [*infeasible(resource), *(() if policy is None else unpermitted(resource, policy))]
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError):
+        # It takes for granted that the rules hold.
+        if not problems:
+            raise
+        further = []
+    problems += further
     return Assessment(_plan(resource), tuple(problems), tuple(questionable(resource)))
 
 

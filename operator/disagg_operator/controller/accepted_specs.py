@@ -28,6 +28,9 @@ class AcceptedSpecs(Protocol):
     async def keep(self, resource: Obj, spec: Obj) -> None:
         """Keep a spec as the last accepted one; do nothing if it is."""
 
+    def forget(self, key: Key) -> None:
+        """Forget a resource that is gone."""
+
 
 def config_map_name(name: str) -> str:
     """Return the name of the ConfigMap of a resource."""
@@ -84,6 +87,10 @@ class SpecsInConfigMaps:
         if spec is not None:
             self._known[key] = (uid, spec)
         return spec
+
+    def forget(self, key: Key) -> None:
+        """Forget a resource that is gone. The garbage collector deletes its ConfigMap."""
+        self._known.pop(key, None)
 
     def forget_all(self) -> None:
         """Forget what is known: another operator may have kept other specs since."""

@@ -30,6 +30,11 @@ class _Bounds:
 
 def infeasible(dd: DisaggDeployment) -> Iterator[Violation]:
     """Yield what can't be met, with the field to blame."""
+    for role in ROLES:
+        accelerator = dd.spec.pool(role).accelerator
+        if accelerator is not None and accelerator.product is not None and not accelerator.count:
+            words = "needs a GPU: set count above 0, or use podTemplate.spec.nodeSelector"
+            yield Violation(f"spec.{role}.accelerator.product", words)
     yield from _devices(dd)
     yield from _transport(dd)
     bounds = {role: _bounds(dd.spec.pool(role)) for role in ROLES}

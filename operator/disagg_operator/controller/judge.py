@@ -17,7 +17,7 @@ from disagg_operator.controller.children import Children
 from disagg_operator.controller.reference_watch import MULTUS_ABSENT, ReferenceWatch
 from disagg_operator.kube.resources import name_of
 from disagg_operator.policy import Policy
-from disagg_operator.vocabulary import Obj
+from disagg_operator.vocabulary import Key, Obj
 
 _MOST_TOLD = 5
 MULTUS_RETRY_S = 8.0
@@ -79,6 +79,11 @@ class Judge:
         """Remember that the spec as it is written has been accepted."""
         if judgement.refusal is None:
             await self._specs.keep(resource, resource["spec"])
+
+    def forget(self, key: Key) -> None:
+        """Forget a resource that is gone."""
+        self._references.forget(key)
+        self._specs.forget(key)
 
     async def _known(self, resource: Obj, last: Obj) -> tuple[Obj, frozenset[Violation]]:
         before = {**resource, "spec": last}

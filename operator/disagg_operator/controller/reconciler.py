@@ -121,6 +121,7 @@ class Reconciler:
         resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._updates.note(key, None)
+            self._judge.forget(key)
             return None
         live = self._live.of(key, uid_of(resource))
         children = await kids.read(self._kube, key)

@@ -63,6 +63,10 @@ class ReferenceWatch:
             return [Violation(path, words, MULTUS_ABSENT), *(v for v in found if v.path != path)]
         return found
 
+    def forget(self, key: Key) -> None:
+        """Forget a resource that is gone."""
+        self._wanted.pop(key, None)
+
     def forget_all(self) -> None:
         """Forget all resources. Each is noted again when it is judged."""
         self._wanted.clear()

@@ -96,10 +96,6 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         good(engine={"env": [{"name": "DISAGG_CLUSTER_KEY_FILE", "value": "/tmp/k"}]}),
         "set by the operator", "spec.engine.env[DISAGG_CLUSTER_KEY_FILE]",
     ),
-    "a product without a GPU": (
-        good(decode={"accelerator": {"product": "A100", "count": 0}}),
-        "product needs a GPU", "spec.decode.accelerator.product: product needs a GPU",
-    ),
     "an engine that this version lacks": (good(engine={"type": "tgi"}), "spec.engine.type", "spec.engine.type"),
     "replicas that are a word": (good(prefill={"replicas": "two"}), "spec.prefill.replicas", "spec.prefill.replicas"),
     "negative replicas": (good(prefill={"replicas": -1}), "spec.prefill.replicas", "spec.prefill.replicas"),

@@ -50,6 +50,7 @@ def network(**more: Any) -> dict[str, Any]:
              "resourceName": "nvidia.com/gpu"}}}),
             "spec.kvTransfer.network.attachment.resourceName", "InvalidSpec",
         ),
+        (good(decode={"accelerator": {"product": "A", "count": 0}}), "spec.decode.accelerator.product", "InvalidSpec"),
         (
             good(kvTransfer={"transport": "rdma", **network(rdmaResource={"name": "rdma/a"})}),
             "spec.kvTransfer.transport", "NeverReady",

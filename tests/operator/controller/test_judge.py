@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.operator.controller.world import KEY, World
+from tests.operator.controller.world import KEY, World, resource
 
 from disagg_operator.api.violation import Violation
 from disagg_operator.controller import judge
@@ -30,13 +30,13 @@ def _workloads(world: World) -> dict[str, Any]:
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 async def test_what_an_earlier_release_had_accepted_is_served_on(path: Path) -> None:
     """Several of them break rules of today, and none of what they refer to exists."""
-    resource = yaml.safe_load(path.read_text())
-    resource["metadata"] |= {"name": KEY[1], "namespace": KEY[0]}
+    found = yaml.safe_load(path.read_text())
+    found["metadata"] |= {"name": KEY[1], "namespace": KEY[0]}
     world = World()
     world.kube.remove("DisaggDeployment", KEY[1])
     accepted: dict[str, Any] = {"type": "Accepted", "status": "True", "reason": "Valid", "message": ""}
     accepted |= {"observedGeneration": 1, "lastTransitionTime": world.now}
-    world.kube.put({**resource, "status": {"observedGeneration": 1, "conditions": [accepted]}})
+    world.kube.put({**found, "status": {"observedGeneration": 1, "conditions": [accepted]}})
     await world.settle()
     assert world.condition("Accepted")["status"] == "True"
     assert world.kube.names("Deployment") == ["chat-decode", "chat-prefill", "chat-router"]
@@ -80,6 +80,20 @@ async def test_a_field_that_a_new_policy_forbids_is_warned_of_until_it_is_writte
     assert world.replicas("decode") == (4, 4)
 
 
+async def test_an_old_fault_that_is_tolerated_hides_no_new_one() -> None:
+    world = World()
+    world.kube.remove("DisaggDeployment", KEY[1])
+    old = resource(model={"uri": "file:///m", "revision": "main"})
+    accepted: dict[str, Any] = {"type": "Accepted", "status": "True", "reason": "Valid", "message": ""}
+    accepted |= {"observedGeneration": 1, "lastTransitionTime": world.now}
+    world.kube.put({**old, "status": {"observedGeneration": 1, "conditions": [accepted]}})
+    await world.settle()
+    assert "spec.model.revision" in world.condition("Warning")["message"]
+    world.edit(decode={"replicas": 2, **HOST})
+    await world.settle()
+    assert world.condition("Accepted")["message"].startswith("spec.decode.podTemplate.spec.hostNetwork: ")
+
+
 async def test_while_a_spec_is_refused_the_last_accepted_one_is_served_repaired_and_scaled() -> None:
     world = World(decode={"autoscaling": {"minReplicas": 1, "maxReplicas": 4}})
     await world.settle()
@@ -93,12 +107,11 @@ async def test_while_a_spec_is_refused_the_last_accepted_one_is_served_repaired_
     assert world.kube.find("Deployment", "chat-prefill")["spec"]["template"]["spec"]["containers"][0]["image"] == "w:1"
     assert world.replicas("decode") == (3, 3)
     assert world.condition("Accepted")["message"].startswith("spec.prefill.kvCacheSize: must be above 0")
-    resource = world.kube.find("DisaggDeployment", "chat")
-    entry = world.live.of(KEY, resource["metadata"]["uid"])
+    meta = world.kube.find("DisaggDeployment", "chat")["metadata"]
+    entry = world.live.of(KEY, meta["uid"])
     assert entry.plan is not None
     assert entry.plan.policies["decode"].max_replicas == 4
-    generation = resource["metadata"]["generation"]
-    assert {c["observedGeneration"] for c in world.status()["conditions"]} == {generation}
+    assert {c["observedGeneration"] for c in world.status()["conditions"]} == {meta["generation"]}
 
 
 async def test_the_last_accepted_spec_outlives_status_and_operator() -> None:
@@ -193,6 +206,11 @@ async def test_a_secret_that_comes_goes_and_loses_its_key_wakes_the_resource() -
         assert world.condition("Warning")["message"] == f"spec.model.authSecretRef: Secret default/hf {words}"
     world.woken.clear()
     world.clock += 5.0
+    await world.references.look()
+    assert world.woken == []
+    world.kube.remove("DisaggDeployment", "chat")
+    await world.run()
+    world.kube.put(SECRET)
     await world.references.look()
     assert world.woken == []
 

@@ -9,7 +9,7 @@ import pytest
 from tests.operator.api.resources import good, of, patched, watched
 
 from disagg_operator.api.v1alpha1 import read
-from disagg_operator.controller.permissions import MAX_BYTES, MAX_DEPTH, too_deep, unpermitted
+from disagg_operator.controller.permissions import MAX_BYTES, MAX_DEPTH, owner_of, too_deep, unpermitted
 from disagg_operator.policy import NamespacePolicy
 
 _SRIOV = {"type": "sriov", "resourceName": "a/b"}
@@ -58,6 +58,18 @@ def test_what_is_not_permitted_names_its_field(
     resource: dict[str, Any], policy: NamespacePolicy, paths: list[str]
 ) -> None:
     assert [violation.path for violation in unpermitted(read(resource), policy)] == paths
+
+
+def test_the_devices_of_a_worker_are_those_of_all_fields() -> None:
+    network = {"attachment": {**_SRIOV, "subnet": "10.9.0.0/24"}, "rdmaResource": {"name": "rdma/a"}}
+    found = owner_of(read(good(decode={"accelerator": {"count": 1}}, kvTransfer={"network": network})), "decode")
+    assert found.devices == {"nvidia.com/gpu", "rdma/a", "a/b"}
+    assert found.has_network
+    plain = owner_of(read(patched("decode", hostPID=True)), "decode")
+    assert (plain.devices, plain.has_network, plain.grace_s) == (frozenset(), False, 300)
+    assert "hostPID" not in plain.template["spec"]
+    reference = owner_of(read(good(kvTransfer={"network": {"attachmentRef": {"name": "n"}}})), "prefill")
+    assert reference.devices == frozenset()
 
 
 def nested(depth: int) -> Any:

@@ -130,6 +130,14 @@ def test_only_listed_images_run() -> None:
     }
 
 
+def test_what_changes_nothing_is_allowed() -> None:
+    off = {"hostNetwork": False, "serviceAccountName": "chat-worker", "automountServiceAccountToken": False}
+    assert found({"spec": {**off, "nodeName": None}}) == {}
+    assert found(container(ports=[{"name": "debug", "containerPort": 5678}])) == {}
+    mounts = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "v", "mountPath": "/v"}]
+    assert found(container("mesh", volumeMounts=mounts)) == {}
+
+
 @pytest.mark.parametrize(
     "template",
     [
