@@ -70,6 +70,12 @@ async def told(kube: Any, reason: str) -> list[str]:
     return sorted(e["involvedObject"]["name"] for e in events)
 
 
+def resources() -> str:
+    """Return the resources as YAML; the first one is named `chat`."""
+    names = {name: "chat" if name == NAMES[0] else f"r{name}" for name in NAMES}
+    return yaml.safe_dump_all([resource(name) | {"metadata": {"name": names[name]}} for name in NAMES])
+
+
 async def environment(kube: Any) -> list[Obj]:
     """Return the environment of the operator that the chart installs."""
     found = await kube.get(DEPLOYMENT, "disagg-system", "disagg-operator")
@@ -85,9 +91,7 @@ async def test_an_upgrade_of_0_1_0_changes_no_pod_and_moves_on_request(upgraded:
     shell.run("helm install disagg disagg-0.1.0.tgz -n disagg-system --create-namespace --set logLevel=DEBUG")
     async with contextlib.AsyncExitStack() as rest:
         async with released_operator(upgraded, tmp_path):
-            names = {name: "chat" if name == NAMES[0] else f"r{name}" for name in NAMES}
-            made = [resource(name) | {"metadata": {"name": names[name]}} for name in NAMES]
-            (tmp_path / "resources.yaml").write_text(yaml.safe_dump_all(made))
+            (tmp_path / "resources.yaml").write_text(resources())
             shell.run("kubectl apply --server-side -f resources.yaml")
 
             async def all_rendered() -> bool:
