@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.integration.administrator import Shell, commands
 from tests.integration.apiserver import REPO, ApiServer, api_server
 from tests.integration.chart_rights import chart_rights
 from tests.integration.conftest import install_crds
@@ -101,3 +102,19 @@ async def test_an_operator_that_may_not_use_the_lease_is_not_healthy(bare: ApiSe
         assert (await answer(running, "livez"))[0] == 200
         assert await running.stop() == 0
     await cluster.kube.close()
+
+
+def test_the_commands_of_the_page_on_the_installation_work(bare: ApiServer, tmp_path: Path) -> None:
+    (tmp_path / "helm").symlink_to(REPO / "helm")
+    shell = Shell(bare, tmp_path)
+    install, check_all, namespace, install_one, may = commands("docs/installation.md")
+    shell.run(install)
+    assert "deployment.apps/disagg-operator serverside-applied" in shell.run(check_all)
+    shell.run(namespace)
+    shell.run(install_one)
+    assert shell.run(may).strip() == "yes"
+    with pytest.raises(AssertionError, match="no"):
+        shell.run(may.replace("-n ml", "-n default"))
+    found = shell.run("helm get manifest disagg-ml -n disagg-ml | kubectl get -f - -o name")
+    assert "clusterrole" not in found
+    assert "role.rbac.authorization.k8s.io/disagg-ml-operator" in found
