@@ -27,6 +27,13 @@ from disagg_operator.kube.resources import (
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
+ChildKey = tuple[str, str]
+"""The kind and the name of an object."""
+
+
+def key_of(obj: Obj) -> ChildKey:
+    return str(obj["kind"]), name_of(obj)
+
 
 class NameTaken(Exception):
     """Raised when an object to be created exists already and belongs to another owner."""
@@ -36,9 +43,9 @@ class NameTaken(Exception):
 class Children:
     """The live objects by (kind, name), and the pods of the deployment."""
 
-    objects: dict[tuple[str, str], Obj]
+    objects: dict[ChildKey, Obj]
     pods: list[Obj]
-    absent: set[tuple[str, str]] = field(default_factory=set)
+    absent: set[ChildKey] = field(default_factory=set)
     """What has been looked up in this run and does not exist."""
 
     def get(self, kind: str, name: str) -> Obj | None:
@@ -71,7 +78,7 @@ async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset
 
     Raises KubeError and NameTaken.
     """
-    key = (str(rendered["kind"]), name_of(rendered))
+    key = key_of(rendered)
     live = await owned_or_absent(kube, rendered, children, owners)
     if live is not None and (key[0] == SECRET.kind or drift.up_to_date(rendered, live)):
         children.objects[key] = live  # a Secret is created once and never changed: all pods use its key
@@ -85,7 +92,7 @@ async def owned_or_absent(kube: Kube, rendered: Obj, children: Children, owners:
 
     Raises KubeError and NameTaken.
     """
-    key = (str(rendered["kind"]), name_of(rendered))
+    key = key_of(rendered)
     live = children.objects.get(key)
     if live is None and key not in children.absent:
         # The object does not carry the deployment's label. Either it does not exist, or it belongs

@@ -64,9 +64,12 @@ class Judge:
         return Judgement(seen.plan, resource["spec"], warnings=(*seen.violations, *seen.questions))
 
     async def fall_back(self, resource: Obj, children: Children, refused: Refused) -> Judgement:
-        """Return the judgement that serves the last accepted spec. Raises `refused` without one."""
+        """Return the judgement that serves the last accepted spec. Raises `refused` without one.
+
+        That may be the spec as it is written: what was accepted may be forbidden later.
+        """
         last = await self._specs.last(resource, children)
-        if last is None or last == resource["spec"]:
+        if last is None:
             raise refused
         try:
             seen = await self._seen({**resource, "spec": last}, further=True)

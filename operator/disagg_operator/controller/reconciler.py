@@ -16,12 +16,12 @@ from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.controller import children as kids
 from disagg_operator.controller import decision_report, pod_moves, replicas, runtime_updates
 from disagg_operator.controller.acceptance import AcceptedDeployment, Refused
-from disagg_operator.controller.children import Children, NameTaken
+from disagg_operator.controller.children import ChildKey, Children, NameTaken
 from disagg_operator.controller.feasibility import uneven
 from disagg_operator.controller.intent import intent_of
 from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
-from disagg_operator.controller.rehearsal import DENIED_RETRY_S, NO_UID, rehearse
+from disagg_operator.controller.rehearsal import DENIED_RETRY_S, NAME_TAKEN_RETRY_S, NO_UID, in_one, rehearse
 from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.runtime_updates import ChosenRuntime, RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
@@ -51,10 +51,6 @@ from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
 
-# A name that belongs to another object may become free, for example when a resource is recreated
-# while the children of its predecessor are still being collected.
-NAME_TAKEN_RETRY_S = 5.0
-
 
 @dataclass(slots=True)
 class _Pass:
@@ -68,6 +64,8 @@ class _Pass:
     runtime: ChosenRuntime
     pools: dict[str, Replicas] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    blocked: frozenset[ChildKey] = frozenset()
+    """The objects that the API server refuses now; they are left as they are."""
 
     @property
     def plan(self) -> AcceptedDeployment:
@@ -149,27 +147,25 @@ class Reconciler:
     async def _rehearsed(self, run: _Pass) -> _Pass:
         """Let the API server judge what is about to be written, and return the run that may go on.
 
-        If it refuses the spec as it is written, that is the one that was accepted last. Raises
-        Refused.
+        If it refuses the spec as it is written, that is the one that was accepted last. Of this
+        one, everything is written that is not refused. Raises Refused.
         """
-        try:
-            await self._rehearse(run)
-            return run
-        except (Refused, NameTaken) as error:
-            refused = _refusal(error)
-            judgement = await self._judge.fall_back(run.resource, run.children, refused)
-        back = self._begin(run.key, run.resource, run.live, judgement, run.children)
-        await self._rehearse(back)
-        return back
+        refused = await self._rehearse(run)
+        if refused and run.judgement.refusal is None:
+            judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
+            run = self._begin(run.key, run.resource, run.live, judgement, run.children)
+            refused = await self._rehearse(run)
+        run.blocked = frozenset(refused)
+        return run
 
-    async def _rehearse(self, run: _Pass) -> None:
+    async def _rehearse(self, run: _Pass) -> dict[ChildKey, Refused]:
         for role in ROLES:
             run.pools[role] = self._replicas(run, role)
         facts = await self._facts(run)
         uids = {role: NO_UID if (pool := run.pool(role)) is None else uid_of(pool) for role in ROLES}
         rendered = render(run.plan.resource, replace(facts, pool_uids=uids))
         owners = kids.owners_of(run.resource, run.children)
-        await rehearse(self._kube, run.judgement.spec, rendered, run.children, owners)
+        return await rehearse(self._kube, run.judgement.spec, rendered, run.children, owners)
 
     async def _facts(self, run: _Pass) -> Facts:
         has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
@@ -206,6 +202,8 @@ class Reconciler:
         return rendered
 
     async def _apply(self, run: _Pass, obj: Obj) -> None:
+        if kids.key_of(obj) in run.blocked:
+            return
         if obj["kind"] == DEPLOYMENT.kind:
             await self._mark_victims(run, obj)
         live = run.children.get(str(obj["kind"]), name_of(obj))

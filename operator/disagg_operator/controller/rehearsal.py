@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from disagg_operator.controller import children as kids
 from disagg_operator.controller import drift
 from disagg_operator.controller.acceptance import Refused
 from disagg_operator.controller.blame import described, field_to_blame
-from disagg_operator.controller.children import Children
+from disagg_operator.controller.children import ChildKey, Children, NameTaken
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Denied, Invalid
 from disagg_operator.kube.resources import ROLE_BINDING, SECRET
@@ -24,16 +24,21 @@ from disagg_operator.vocabulary import Obj
 NO_UID = "00000000-0000-0000-0000-000000000000"
 # What others forbid may be allowed later; nobody tells the operator when.
 DENIED_RETRY_S = 5.0
+# A name that belongs to another object may become free, for example when a resource is recreated
+# while the children of its predecessor are still being collected.
+NAME_TAKEN_RETRY_S = 5.0
 _AT_ONCE = 4
 _MOST_TOLD = 5
 _QUOTA = "exceeded quota"
 _WORDS = re.compile(r"^\S+ \S+: \d+ ", re.DOTALL)
 
 
-async def rehearse(kube: Kube, spec: Obj, rendered: Sequence[Obj], children: Children, owners: frozenset[str]) -> None:
-    """Dry-run all objects that would be written.
+async def rehearse(
+    kube: Kube, spec: Obj, rendered: Sequence[Obj], children: Children, owners: frozenset[str]
+) -> dict[ChildKey, Refused]:
+    """Dry-run all objects that would be written, and return the refused ones.
 
-    Raises KubeError, NameTaken, and Refused with the field of `spec` that is to blame.
+    Each refusal names the field of `spec` that is to blame. Raises KubeError.
     """
     gate = asyncio.Semaphore(_AT_ONCE)
 
@@ -45,16 +50,23 @@ async def rehearse(kube: Kube, spec: Obj, rendered: Sequence[Obj], children: Chi
             if live is None or (obj["kind"] != SECRET.kind and not drift.up_to_date(obj, live)):
                 await _dry_run(kube, spec, obj)
 
-    found = await asyncio.gather(*map(one, rendered), return_exceptions=True)
-    errors = [error for error in found if error is not None]
-    for error in errors:
-        if not isinstance(error, Refused):
+    errors = await asyncio.gather(*map(one, rendered), return_exceptions=True)
+    refused: dict[ChildKey, Refused] = {}
+    for obj, error in zip(rendered, errors, strict=True):
+        if isinstance(error, Refused):
+            refused[kids.key_of(obj)] = error
+        elif isinstance(error, NameTaken):
+            refused[kids.key_of(obj)] = Refused("NameConflict", str(error), NAME_TAKEN_RETRY_S)
+        elif error is not None:
             raise error
-    # In the order of the objects, so that the same spec gets the same message.
-    refusals = [error for error in errors if isinstance(error, Refused)]
-    if refusals:
-        retry_s = next((r.retry_s for r in refusals if r.retry_s is not None), None)
-        raise Refused(refusals[0].reason, "; ".join(map(str, refusals[:_MOST_TOLD])), retry_s)
+    return refused
+
+
+def in_one(refusals: Iterable[Refused]) -> Refused:
+    """Return several refusals as one, in the order of the objects."""
+    found = list(refusals)
+    retry_s = next((r.retry_s for r in found if r.retry_s is not None), None)
+    return Refused(found[0].reason, "; ".join(map(str, found[:_MOST_TOLD])), retry_s)
 
 
 async def _dry_run(kube: Kube, spec: Obj, obj: Obj) -> None:

@@ -156,7 +156,7 @@ def _accepted(intent: Intent) -> Condition:
     if intent.refusal is None:
         return Condition("Accepted", TRUE, "Valid", "the resource is valid")
     reason, message = intent.refusal
-    return Condition("Accepted", FALSE, reason, f"{message}; the spec that was accepted last is served")
+    return Condition("Accepted", FALSE, reason, f"{message}; what was accepted last is served")
 
 
 def _warning(intent: Intent) -> list[Condition]:

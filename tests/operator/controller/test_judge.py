@@ -125,7 +125,7 @@ async def test_the_last_accepted_spec_outlives_status_and_operator() -> None:
     before = _workloads(world)
     await world.settle()
     assert world.condition("Accepted")["status"] == "False"
-    assert "the spec that was accepted last is served" in world.condition("Accepted")["message"]
+    assert "what was accepted last is served" in world.condition("Accepted")["message"]
     assert _workloads(world) == before
 
 
@@ -170,7 +170,6 @@ async def test_what_the_api_server_refuses_of_a_new_resource_leaves_nothing_behi
 
 async def test_a_foreign_workload_is_a_name_conflict_and_nothing_else_is_written() -> None:
     world = World()
-    world.kube.invalid_names.add("chat-prefill")
     foreign = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -222,3 +221,27 @@ def test_what_is_written_is_what_has_changed_or_was_right_before() -> None:
     assert judge.written([wrong, other], now, (last, frozenset([wrong, other]))) == [other]
     assert judge.written([wrong, other], last, (last, frozenset([other]))) == [wrong]
     assert judge.told([wrong] * 7).endswith("; and 2 more")
+
+
+async def test_what_is_forbidden_of_a_running_resource_holds_up_nothing_else() -> None:
+    """A policy or a quota may be newer than the resource."""
+    world = World(decode={"autoscaling": {"minReplicas": 1, "maxReplicas": 4}})
+    await world.settle()
+    world.kube.invalid_names.add("chat-router")
+    for name in ("chat-router", "chat-prefill"):
+        found = copy.deepcopy(world.kube.find("Deployment", name))
+        found["spec"]["template"]["spec"]["containers"][0]["image"] = "evil:1"
+        world.kube.put(found)
+    world.decide("decode", 1, 3)
+    await world.settle()
+    assert world.replicas("decode") == (3, 3)
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], "spec.router" in accepted["message"]) == ("False", True)
+
+    def image(name: str) -> str:
+        return str(world.kube.find("Deployment", name)["spec"]["template"]["spec"]["containers"][0]["image"])
+
+    assert (image("chat-prefill"), image("chat-router")) == ("w:1", "evil:1")
+    world.kube.invalid_names.clear()
+    await world.settle()
+    assert (world.condition("Accepted")["status"], image("chat-router")) == ("True", "r:1")
