@@ -25,7 +25,7 @@ from disagg_operator.controller.rehearsal import DENIED_RETRY_S, NAME_TAKEN_RETR
 from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.runtime_updates import ChosenRuntime, RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
-from disagg_operator.desired import Facts, Images, pins, render
+from disagg_operator.desired import Facts, Images, NetworkAccess, pins, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Conflict, Denied, Forbidden, Invalid, NotFound
@@ -96,6 +96,7 @@ class Reconciler:
         wall: Callable[[], str],
         new_cluster_key: Callable[[], str],
         clock: Callable[[], float],
+        access: NetworkAccess = NetworkAccess(),  # noqa: B008 (it cannot change)
     ) -> None:
         self._kube = kube
         self._live = live
@@ -104,6 +105,7 @@ class Reconciler:
         self._metrics = metrics
         self._images = images
         self._updates = updates
+        self._access = access
         self._wall = wall
         self._new_cluster_key = new_cluster_key
         self._clock = clock
@@ -178,6 +180,7 @@ class Reconciler:
             runtime=pins.to_text(run.runtime.pins),
             cluster_key=cluster_key,
             attachments_available=has_networks,
+            access=self._access,
         )
 
     async def _write(self, run: _Pass) -> list[Obj]:

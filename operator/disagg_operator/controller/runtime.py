@@ -41,11 +41,11 @@ from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, Ref
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
-from disagg_operator.desired import Images
+from disagg_operator.desired import Images, NetworkAccess
 from disagg_operator.desired.names import key_secret_name
 from disagg_operator.kube.cache import WATCHED, Cache
 from disagg_operator.kube.client import HttpKube
-from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, Retry
+from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, NotFound, Retry
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, Resource, uid_of
 from disagg_operator.settings import OperatorSettings
 from disagg_operator.status.recorder import Recorder
@@ -83,6 +83,7 @@ class Runtime:
         self.cache = Cache()
         self.live = LiveTable()
         self.metrics = Metrics()
+        self.metrics.watch_conditions(self._told)
         self.queue = KeyedQueue(clock)
         # The wall clock is read once at the start; from then on time follows the monotonic clock.
         # Forecasts need the time of day, but no clock that jumps.
@@ -102,6 +103,7 @@ class Runtime:
             wall=wall,
             new_cluster_key=new_cluster_key,
             clock=clock,
+            access=NetworkAccess.given(settings.scrapers, settings.web_ports),
         )
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
         self._decision_log = DecisionLog(self._record_dir)
@@ -110,11 +112,17 @@ class Runtime:
         self._loop = self._autoscaler()
         self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
         self._health = HealthServer(
-            settings.health_host, settings.health_port, self.sick, self._metrics_text, self._decision_log.read
+            settings.health_host,
+            settings.health_port,
+            self.sick,
+            self.useless,
+            self._metrics_text,
+            self._decision_log.read,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._swept_at = self._synced_at = clock()
         self.listed = asyncio.Event()
+        self._unlisted: str | None = None
         self.watches_alive: Callable[[], bool] = lambda: True
 
     def _autoscaler(self) -> AutoscalerLoop:
@@ -131,6 +139,10 @@ class Runtime:
             clock=self._clock,
             metrics=self.metrics.scaling,
         )
+
+    def _told(self) -> list[Obj]:
+        """Return the resources that this operator tells about: all if it leads."""
+        return self.cache.objects(DISAGG_DEPLOYMENT) if self._leading else []
 
     @property
     def health_port(self) -> int:
@@ -196,6 +208,10 @@ class Runtime:
         if now - self._synced_at > limit + self._settings.resync_interval_s:
             return f"no full list for {now - self._synced_at:.0f} s"
         return None
+
+    def useless(self) -> str | None:
+        """Return why this process can do nothing here, whatever could cure it, or None."""
+        return self.sick() or self._unlisted or self._leadership.refused()
 
     async def _main(self) -> None:
         log.info("API server %s", await self._until_it_works("version", self._kube.version))
@@ -267,13 +283,21 @@ class Runtime:
         Raises KubeError.
         """
         for resource in WATCHED:
-            labels = "" if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else LABEL_DEPLOYMENT
-            found: Objs = []
-            for namespace in self._settings.namespaces or (None,):
-                found += await self._kube.list(resource, namespace, labels)
-            self.cache.replace(resource, found)
+            try:
+                self.cache.replace(resource, await self._list(resource))
+            except (NotFound, Forbidden) as error:
+                self._unlisted = f"{resource.plural} can't be listed: {error}"
+                raise
+        self._unlisted = None
         self._synced_at = self._clock()
         self._wake_all(set(self.cache.keys()), 0.0)
+
+    async def _list(self, resource: Resource) -> Objs:
+        labels = "" if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else LABEL_DEPLOYMENT
+        found: Objs = []
+        for namespace in self._settings.namespaces or (None,):
+            found += await self._kube.list(resource, namespace, labels)
+        return found
 
     async def _sweep(self) -> None:
         started = self._clock()
