@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.controller import children as kids
-from disagg_operator.controller import decision_report, pod_moves, replicas
+from disagg_operator.controller import decision_report, pod_moves, replicas, rollout_step, rollout_writes
 from disagg_operator.controller.acceptance import AcceptedDeployment, Refused, accept
 from disagg_operator.controller.children import Children, NameTaken
 from disagg_operator.controller.intent import intent_of
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.replicas import Replicas
+from disagg_operator.controller.rollout_step import Inputs, RolloutStep
 from disagg_operator.controller.status_inputs import Looker
 from disagg_operator.desired import Facts, Images, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
@@ -37,6 +38,7 @@ from disagg_operator.kube.resources import (
     name_of,
     uid_of,
 )
+from disagg_operator.rollout import looking
 from disagg_operator.status import changes, conditions
 from disagg_operator.status.events import NORMAL, Note
 from disagg_operator.status.recorder import Recorder
@@ -50,6 +52,7 @@ log = logging.getLogger(__name__)
 # A name that belongs to another object may become free, for example when a resource is recreated
 # while the children of its predecessor are still being collected.
 NAME_TAKEN_RETRY_S = 5.0
+_AT_ONCE_S = 0.1
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ class _Pass:
     children: Children
     pools: dict[str, Replicas]
     notes: list[Note]
+    step: RolloutStep | None = None
 
     def pool(self, role: str) -> Obj | None:
         """Return the DisaggPool of a role, or None if it does not exist."""
@@ -110,7 +114,7 @@ class Reconciler:
             plan = accept(resource)
             found = await kids.read(self._kube, key)
             run = _Pass(key, resource, live, plan, found, {}, [])
-            rendered = await self._write(run)
+            await self._write(run)
         except Refused as error:
             await self._refuse(resource, error.reason, str(error))
             return None
@@ -122,14 +126,25 @@ class Reconciler:
             # cannot check.
             await self._refuse(resource, "InvalidSpec", str(error))
             return None
-        await self._report(run, rendered)
-        return None
+        await self._report(run)
+        return await self._after(run)
 
-    async def _write(self, run: _Pass) -> list[Obj]:
+    async def _after(self, run: _Pass) -> float | None:
+        """Write down what the rollout has shown, and return when to look again, or None."""
+        if run.step is None:
+            return None
+        generation = int(run.resource["metadata"].get("generation", 0))
+        again = await rollout_writes.mark(self._kube, run.key, run.step, run.children, generation)
+        return _AT_ONCE_S if again else run.step.plan.wake_s
+
+    async def _write(self, run: _Pass) -> None:
         """Apply the rendered objects and prune the others.
 
         A pool's children are rendered with the pool's uid, so a new pool takes a second round.
         """
+        flip = run.live.flip
+        if flip is not None and flip.changed and len(looking.workloads(run.children.objects.values())) > len(ROLES):
+            run.live.flip = None  # its revision may be an old one: the worker is asked back into its role
         for role in ROLES:
             run.pools[role] = self._replicas(run, role)
         has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
@@ -147,16 +162,45 @@ class Reconciler:
                 cluster_key=cluster_key,
                 attachments_available=has_networks,
             )
-            rendered = render(run.plan.resource, facts)
+            rendered = self._rolled(run, render(run.plan.resource, facts))
             await kids.rehearse(self._kube, rendered, run.children)
+            if run.step is not None:
+                await rollout_writes.record(self._kube, run.key, run.step, run.children)
             await self._move_pod(run, rendered)
             for obj in rendered:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
-        for gone in await kids.prune(self._kube, rendered, run.children, kids.owners_of(run.resource, run.children)):
+        if run.step is None:
+            return
+        for deployment, count in run.step.sizes:
+            await self._mark_victims(run, {**deployment, "spec": {**deployment["spec"], "replicas": count}})
+            await rollout_writes.resize(self._kube, run.key, deployment, count, run.children)
+        owners = kids.owners_of(run.resource, run.children)
+        for gone in await kids.prune(self._kube, rendered, run.children, owners, run.step.kept):
             log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
-        return rendered
+
+    def _rolled(self, run: _Pass, rendered: list[Obj]) -> list[Obj]:
+        """Let the planner decide on the Deployments of workers, and return all objects."""
+        sizes = {role: run.pools[role].count for role in ROLES}
+        objects = list(run.children.objects.values())
+        run.step = rollout_step.decide(
+            Inputs(
+                run.plan.resource,
+                run.resource,
+                rendered,
+                objects,
+                run.children.pods,
+                sizes,
+                run.live.view,
+                self._wall(),
+            )
+        )
+        if run.step is None:  # a pool is still to be made; its Deployments need its uid
+            return [obj for obj in rendered if obj["kind"] != DEPLOYMENT.kind or not labels_of(obj).get(LABEL_POOL)]
+        if run.step.exchanges:
+            self._metrics.exchanges.labels(*run.key).inc()
+        return run.step.objects
 
     async def _apply(self, run: _Pass, obj: Obj) -> None:
         if obj["kind"] == DEPLOYMENT.kind:
@@ -179,11 +223,11 @@ class Reconciler:
         flip = run.live.flip
         if flip is None or not flip.changed:
             return
-        name = pool_name(run.key[1], flip.taking)
+        taker: Obj | None = None
         for obj in rendered:
-            if obj["kind"] in (DISAGG_POOL.kind, DEPLOYMENT.kind) and name_of(obj) == name:
+            if obj["kind"] in (DISAGG_POOL.kind, DEPLOYMENT.kind) and labels_of(obj).get(LABEL_POOL) == flip.taking:
                 await self._apply(run, obj)
-        taker = run.children.get(DEPLOYMENT.kind, name)
+                taker = run.children.get(DEPLOYMENT.kind, name_of(obj)) or taker
         if taker is None or not any(name_of(pod) == flip.pod for pod in run.children.pods):
             run.live.flip = None
             return
@@ -219,7 +263,8 @@ class Reconciler:
         role = (rendered["metadata"].get("labels") or {}).get(LABEL_POOL, "")
         if now is None or role not in ROLES or (now["spec"].get("replicas") or 0) <= rendered["spec"]["replicas"]:
             return
-        pods = [pod for pod in run.children.pods if pool_of(pod) == role]
+        revisions = (None, labels_of(rendered).get(LABEL_REVISION))
+        pods = [p for p in run.children.pods if pool_of(p) == role and labels_of(p).get(LABEL_REVISION) in revisions]
         loads = {name_of(pod): run.live.loads[name_of(pod)] for pod in pods if name_of(pod) in run.live.loads}
         for pod, cost in decision_report.deletion_costs(pods, loads).items():
             patch = {"metadata": {"annotations": {decision_report.DELETION_COST: cost}}}
@@ -242,15 +287,18 @@ class Reconciler:
             run.notes.append(note)
             self._metrics.scaling.scaled.labels(*run.key, role, "up" if note.reason == "ScaledUp" else "down").inc()
 
-    async def _report(self, run: _Pass, rendered: list[Obj]) -> None:
-        observed = await self._looker.observe(run.plan, run.children, run.pools, run.live, run.key)
+    async def _report(self, run: _Pass) -> None:
+        revisions = {} if run.step is None else run.step.target
+        observed = await self._looker.observe(run.plan, run.children, run.pools, run.live, run.key, revisions)
         stored = run.resource.get("status") or {}
-        new = conditions.build(self._intent(run, rendered, stored), observed, stored, self._wall())
+        new = conditions.build(self._intent(run, stored), observed, stored, self._wall())
+        if run.step is not None and (progress := rollout_step.progress_status(run.step.plan.progress)) is not None:
+            new["rollout"] = progress
         await self._write_pool_statuses(run, observed)
         await self._write_status(run.resource, new)
         await self._recorder.send(run.resource, [*run.notes, *changes.of_change(stored, new)])
 
-    def _intent(self, run: _Pass, rendered: list[Obj], stored: Obj) -> conditions.Intent:
+    def _intent(self, run: _Pass, stored: Obj) -> conditions.Intent:
         before = {str(p.get("name")): p.get("lastDecision") for p in stored.get("pools") or []}
         pools = []
         for role in ROLES:
@@ -270,7 +318,11 @@ class Reconciler:
                     else None,
                 )
             )
-        return intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble)
+        revision = "" if run.step is None else run.step.revision
+        return replace(
+            intent_of(run.plan, tuple(pools), revision, run.live.trouble),
+            rollout=None if run.step is None else run.step.view,
+        )
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
         for role in ROLES:
@@ -298,9 +350,3 @@ class Reconciler:
         meta = {"name": name_of(resource), "namespace": resource["metadata"]["namespace"]}
         head = {"apiVersion": resource["apiVersion"], "kind": resource["kind"], "metadata": meta}
         await self._kube.apply_status({**head, "status": new})
-
-
-def _revision(rendered: list[Obj]) -> str:
-    """Return one name for the revisions of both pools, whose pods change independently."""
-    found = [labels[LABEL_REVISION] for obj in rendered if LABEL_REVISION in (labels := labels_of(obj))]
-    return "-".join(dict.fromkeys(found))

@@ -48,6 +48,7 @@ POD = Resource("v1", "Pod", "pods")
 NODE = Resource("v1", "Node", "nodes", namespaced=False)
 EVENT = Resource("v1", "Event", "events")
 REPLICA_SET = Resource("apps/v1", "ReplicaSet", "replicasets")
+CONTROLLER_REVISION = Resource("apps/v1", "ControllerRevision", "controllerrevisions")
 DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments")
 ROLE = Resource("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
@@ -59,6 +60,7 @@ NETWORK_ATTACHMENT = Resource(
 
 ALL = (
     DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, REPLICA_SET,
+    CONTROLLER_REVISION,
     DEPLOYMENT, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
 )  # fmt: skip
 _BY_KIND = {(r.api_version, r.kind): r for r in ALL}
@@ -67,7 +69,7 @@ _BY_KIND = {(r.api_version, r.kind): r for r in ALL}
 # them: the operator may get a Secret by name, but not list Secrets.
 OWNED = (
     NETWORK_ATTACHMENT, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, DISAGG_POOL, SERVICE, DEPLOYMENT,
-    POD_DISRUPTION_BUDGET, NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET, NETWORK_POLICY, CONTROLLER_REVISION,
 )  # fmt: skip
 
 

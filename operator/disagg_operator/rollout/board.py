@@ -15,7 +15,7 @@ from disagg_operator.rollout.standing import Standing, cells_of, one_sided, stan
 from disagg_operator.rollout.values import PODS, RolloutRules, RolloutState, Workers, WorkersKey
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 
-Change = Mapping[WorkersKey, int]
+Change = dict[WorkersKey, int]
 
 
 class Board:

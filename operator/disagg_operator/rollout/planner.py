@@ -17,7 +17,6 @@ def plan(state: RolloutState, rules: RolloutRules) -> RolloutPlan:
     """Return the next replicas of every workload."""
     board = Board(state, rules)
     _drop_the_useless(board)
-    rolling = bool(board.changing) or not board.proven
     if not board.changing:
         _follow(board)
     elif rules.paused:
@@ -27,6 +26,7 @@ def plan(state: RolloutState, rules: RolloutRules) -> RolloutPlan:
     done = all(w.gone and not board.desired[w.key] for w in board.old()) and all(
         board.target(role).ready >= state.wanted[role] for role in ROLES
     )
+    rolling = bool(board.changing) or not (board.proven or done)
     progress = advanced(state, board.seen) if rolling else None
     late = rolling and not done and expired(state, rules, progress)
     reason, message = telling.words(state, rules, board.room, telling.Stage(done, board.proven, late))
@@ -35,6 +35,7 @@ def plan(state: RolloutState, rules: RolloutRules) -> RolloutPlan:
         reason=reason,
         message=message,
         complete=done,
+        single=not board.changing,
         rolling=rolling,
         proven=board.proven,
         exchanging=_exchanges(board) and not any(board.kept(role) for role in ROLES),

@@ -22,7 +22,7 @@ def remembered(state: RolloutState) -> Progress | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Stock:
     """What is known of the cluster's devices, by kind."""
 
     held: Mapping[str, int]
@@ -36,7 +36,7 @@ class Seen:
         return {kind: self.held[kind] for kind in self.full}
 
 
-def seen(state: RolloutState, rules: RolloutRules) -> Seen:
+def seen(state: RolloutState, rules: RolloutRules) -> Stock:
     """Return what is known of the cluster's devices.
 
     A kind is used up once a pod has waited for it for long. What pods have held before fits again,
@@ -54,7 +54,7 @@ def seen(state: RolloutState, rules: RolloutRules) -> Seen:
         full.add(kind)
         # A gap that is too small for one worker may hold a smaller one.
         held[kind] += w.devices.count - 1
-    return Seen(held, frozenset(full))
+    return Stock(held, frozenset(full))
 
 
 def room_wait_s(state: RolloutState, rules: RolloutRules, full: Container[str]) -> float | None:
@@ -74,7 +74,7 @@ def steps_made(state: RolloutState) -> int:
     return sum(w.existing - w.unscheduled + w.ready for w in new) - sum(w.existing + w.terminating for w in old)
 
 
-def advanced(state: RolloutState, known: Seen) -> Progress:
+def advanced(state: RolloutState, known: Stock) -> Progress:
     """Return the progress after this look."""
     before, steps = remembered(state), steps_made(state)
     if before is None or steps > before.best:

@@ -120,6 +120,8 @@ class RolloutPlan:
     message: str
     complete: bool = False
     """Whether only workers of the target exist, and the pools have their sizes."""
+    single: bool = True
+    """Whether there are workers of one revision only."""
     rolling: bool = False
     """Whether revisions are being replaced, or the first one has not served yet."""
     proven: bool = False

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from disagg_operator.rollout.telling import PAUSED, ROLLED_BACK, STALLED
 from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY
@@ -76,6 +77,17 @@ class Intent:
     """The reason and the message of an experiment that the spec opts in to."""
     trouble: tuple[str, str] | None = None
     """The reason and the message of a failure to read Prometheus."""
+    rollout: RolloutView | None = None
+    """The rollout of the workers; None if nobody plans it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutView:
+    """What the planner of rollouts says."""
+
+    reason: str
+    message: str
+    complete: bool = False
 
 
 def build(intent: Intent, observed: Observed, previous: Mapping[str, object], now: str) -> Obj:
@@ -126,7 +138,8 @@ def conditions(
         _kv_transfer(intent, observed),
     ]
     available = _available(intent, observed)
-    progressing = _progressing(observed)
+    progressing = _progressing(observed, intent.rollout)
+    stalled = progressing.status == FALSE
     scaling = _scaling(intent)
     effective = _effective(intent, observed, previous)
     told = [effective] if effective.status == FALSE else []
@@ -135,6 +148,7 @@ def conditions(
         *causes,
         available,
         progressing,
+        *([Condition("Stalled", TRUE, progressing.reason, progressing.message)] if stalled else []),
         *scaling,
         effective,
         *([] if intent.experiment is None else [Condition("Experimental", TRUE, *intent.experiment)]),
@@ -212,7 +226,10 @@ def _available(intent: Intent, observed: Observed) -> Condition:
     return Condition(kind, TRUE, "PairsHealthy", "a request can be served end to end")
 
 
-def _progressing(observed: Observed) -> Condition:
+def _progressing(observed: Observed, rollout: RolloutView | None) -> Condition:
+    if rollout is not None and not rollout.complete:
+        value = {STALLED: FALSE, ROLLED_BACK: FALSE, PAUSED: UNKNOWN}.get(rollout.reason, TRUE)
+        return Condition("Progressing", value, rollout.reason, rollout.message)
     workloads = [*observed.pools.values(), observed.router]
     late = [w.name for w in workloads if w.deadline_exceeded and not w.complete]
     if late:

@@ -45,11 +45,12 @@ class World:
 
     def restart(self) -> None:
         self.live = LiveTable()
+        self.metrics = Metrics()
         self.reconciler = Reconciler(
             kube=self.kube,
             live=self.live,
             recorder=Recorder(self.kube, lambda: 0.0, lambda: self.now, lambda: f"id{len(self.kube.events)}"),
-            metrics=Metrics(),
+            metrics=self.metrics,
             images=Images(worker="w:1", router="r:1"),
             wall=lambda: self.now,
             new_cluster_key=lambda: "ab" * 32,
@@ -95,6 +96,8 @@ class World:
         """Return the cluster without the uids and versions, which differ from run to run."""
         out = {}
         for key, obj in self.kube.objects.items():
+            if key[0] == "ControllerRevision":
+                continue  # an edit before the first reconcile leaves no revision
             annotations = {k: v for k, v in (obj["metadata"].get("annotations") or {}).items() if k != APPLIED_HASH}
             meta = (obj["metadata"].get("labels"), annotations)
             spec = obj.get("spec")

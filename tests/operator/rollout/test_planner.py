@@ -144,7 +144,7 @@ def test_a_full_cluster_is_noticed_and_said_before_anything_goes() -> None:
     found = plan(state(*OLD, *pending, now_s=160.0), ONE)
     assert (numbers(found)["old"], found.reason) == ((3, 3), "MakingRoom")
     assert found.progress is not None
-    assert (found.progress.held, found.progress.full) == ({"gpu": 8}, {"gpu"})
+    assert (found.progress.held, found.progress.full) == ({"gpu": 8}, frozenset({"gpu"}))
 
 
 def test_the_only_pair_of_a_full_cluster_is_not_given_up_for_workers_that_would_not_fit() -> None:
