@@ -151,6 +151,8 @@ def _state(
         )
         # Workloads of releases that kept no history carry no mark.
         old = key[1] != target[key[0]]
+        if old and workers.gone and not workers.served:
+            continue  # it has no pods yet, and will get none
         found.append(replace(workers, served=True) if old and workers.ready else workers)
     return RolloutState(
         workers=tuple(found),
@@ -228,7 +230,10 @@ def _step(
     busy = {key for key, w in groups.items() if not w.gone or w.served}
     old = {key: obj for key, obj in live.items() if key[1] != target[key[0]]}
     ended = {
-        key for key in old if found.replicas[key] == 0 and groups[key].gone and (found.proven or not groups[key].served)
+        key
+        for key in old
+        if key not in groups
+        or (found.replicas[key] == 0 and groups[key].gone and (found.proven or not groups[key].served))
     }
     own = {} if back is not None else {key: placing.placed(obj, key, live, busy) for key, obj in rendered.items()}
     reused = {name_of(obj) for obj in own.values()}
