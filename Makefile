@@ -37,8 +37,11 @@ test-fast: setup ## the part that takes under three minutes
 	@$(MAKE) --no-print-directory lint
 	@$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not apiserver and not e2e and not long and not engines"
 
-test-long: setup ## properties with ten times the examples, faults at every point and at any two (one hour of two cores)
-	@HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --timeout 3600 -m "(hypothesis or long) and not apiserver and not e2e and not engines"
+test-long: setup ## properties with ten times the examples, faults at every point and at any two (three minutes of two cores)
+	@HYPOTHESIS_PROFILE=long $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --timeout 3600 -m "(hypothesis or long) and not apiserver and not e2e and not engines" \
+	    --junitxml .cache/long.xml; status=$$?; \
+	  $(PY) scripts/long_form.py .cache/long.xml benchmarks/results/long.md "Properties with many examples, and faults at any two points" "make test-long"; \
+	  exit $$status
 
 test-engines: setup ## the adapter on real vLLM engines of two versions (installs them into the user's cache: 1 GB of downloads each)
 	@for version in 0.32.0 0.31.0; do $(PY) e2e/engines/vllm/install.py $$version >/dev/null; done

@@ -1,9 +1,10 @@
 """Measure what the adapter adds, and write benchmarks/results/adapter.md.
 
-The same requests are sent to a scripted engine directly and through an adapter in front of it; each
-of the three processes has an event loop of its own. Two things are measured: the time that the
-adapter's process computes, and how much later a client gets a token whose first value is the time
-at which the engine has sent it.
+The same requests are sent to a scripted engine directly, through an adapter in front of it, and
+through a relay that passes bytes on without reading them: what any process in between costs. Each
+process has an event loop of its own. Two things are measured: the time that the process in between
+computes, and how much later a client gets a token whose first value is the time at which the engine
+has sent it.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class Measured:
     through_us: float
     processor_us: float
     """Of the adapter for one token."""
+    relay_us: float
+    """Of a bare relay for one token."""
 
 
 def free_port() -> int:
@@ -92,57 +95,6 @@ def processor_s(pid: int) -> float:
             user, system = (task / "stat").read_text().rpartition(")")[2].split()[11:13]
             total += (int(user) + int(system)) / _TICKS
     return total
-
-
-@asynccontextmanager
-async def processes(folder: Path) -> AsyncIterator[tuple[str, str, int, dict[str, str]]]:
-    """Start both; yield their URLs, the adapter's pid and a router's headers."""
-    key = secrets.token_hex(32)
-    (folder / "key").write_text(key)
-    (folder / "config.json").write_text(json.dumps({"vocab_size": 1 << 31, "num_hidden_layers": 1, "hidden_size": 8}))
-    (folder / "tokenizer.json").write_text("{}")
-    engine_port, port = free_port(), free_port()
-    path = os.pathsep.join(str(REPO / name) for name in (".", "worker"))
-    variables = {
-        AdapterVariable.ROLE: "both",
-        AdapterVariable.ENGINE: "vllm",
-        AdapterVariable.ENGINE_PORT: str(engine_port),
-        AdapterVariable.MODEL_URI: "file:///model",
-        AdapterVariable.MODEL_NAME: MODEL,
-        AdapterVariable.MODEL_FILES: str(folder),
-        AdapterVariable.CLUSTER_KEY_FILE: str(folder / "key"),
-        AdapterVariable.PORT: str(port),
-        AdapterVariable.KV_PORT: "0",
-        AdapterVariable.DRAIN_TIMEOUT_S: "1",
-    }
-    environment = os.environ | {"PYTHONPATH": path}
-    engine = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.adapter.scripted_engine", str(engine_port), env=environment
-    )
-    adapter = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "disagg_adapter", env=environment | {str(k): v for k, v in variables.items()}
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        await _ready(url)
-        headers = {"authorization": f"Bearer {bearer_of(key.encode())}"}
-        yield f"http://127.0.0.1:{engine_port}", url, adapter.pid, headers
-    finally:
-        for process in (adapter, engine):
-            process.terminate()
-            await process.wait()
-
-
-async def _ready(url: str) -> None:
-    async with asyncio.timeout(_READY_S), aiohttp.ClientSession() as session:
-        while True:
-            try:
-                async with session.get(url + READY_PATH) as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.1)
 
 
 def direct_body(prompt: Sequence[int], tokens: int) -> dict[str, Any]:
@@ -212,18 +164,90 @@ class Way:
         return statistics.median(durations)
 
 
+@dataclass(frozen=True)
+class Started:
+    """The ways to the engine, and the processes in between."""
+
+    direct: Way
+    relayed: Way
+    through: Way
+    adapter_pid: int
+    relay_pid: int
+
+
+@asynccontextmanager
+async def processes(folder: Path) -> AsyncIterator[Started]:
+    """Start all three."""
+    key = secrets.token_hex(32)
+    (folder / "key").write_text(key)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 1 << 31, "num_hidden_layers": 1, "hidden_size": 8}))
+    (folder / "tokenizer.json").write_text("{}")
+    engine_port, port, relay_port = free_port(), free_port(), free_port()
+    path = os.pathsep.join(str(REPO / name) for name in (".", "worker"))
+    variables = {
+        AdapterVariable.ROLE: "both",
+        AdapterVariable.ENGINE: "vllm",
+        AdapterVariable.ENGINE_PORT: str(engine_port),
+        AdapterVariable.MODEL_URI: "file:///model",
+        AdapterVariable.MODEL_NAME: MODEL,
+        AdapterVariable.MODEL_FILES: str(folder),
+        AdapterVariable.CLUSTER_KEY_FILE: str(folder / "key"),
+        AdapterVariable.PORT: str(port),
+        AdapterVariable.KV_PORT: "0",
+        AdapterVariable.DRAIN_TIMEOUT_S: "1",
+    }
+    environment = os.environ | {"PYTHONPATH": path}
+    engine = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.adapter.scripted_engine", str(engine_port), env=environment
+    )
+    relay = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.adapter.relay", str(relay_port), str(engine_port), env=environment
+    )
+    adapter = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "disagg_adapter", env=environment | {str(k): v for k, v in variables.items()}
+    )
+    try:
+        url, relayed = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{relay_port}"
+        await _ready(url)
+        await _ready(relayed, "/health")
+        headers = {"authorization": f"Bearer {bearer_of(key.encode())}"}
+        yield Started(
+            direct=Way(f"http://127.0.0.1:{engine_port}", {}, False),
+            relayed=Way(relayed, {}, False),
+            through=Way(url, headers, True),
+            adapter_pid=adapter.pid,
+            relay_pid=relay.pid,
+        )
+    finally:
+        for process in (adapter, relay, engine):
+            process.terminate()
+            await process.wait()
+
+
+async def _ready(url: str, path: str = READY_PATH) -> None:
+    async with asyncio.timeout(_READY_S), aiohttp.ClientSession() as session:
+        while True:
+            try:
+                async with session.get(url + path) as answer:
+                    if answer.status == 200:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.1)
+
+
 async def measure(rounds: int) -> str:
     """Return the report."""
     with tempfile.TemporaryDirectory() as folder:
-        async with processes(Path(folder)) as (engine_url, url, pid, headers):
-            direct, through = Way(engine_url, {}, False), Way(url, headers, True)
+        async with processes(Path(folder)) as started:
+            through, pid = started.through, started.adapter_pid
             await through.load(LOADS[-1])  # caches and connections
-            loads = [await _measured(load, direct, through, pid, rounds) for load in LOADS]
+            loads = [await _measured(load, started, rounds) for load in LOADS]
             requests = []
             for size in (16, 1500):
                 plain, adapted, own = [], [], []
                 for _ in range(rounds):
-                    plain.append(await direct.request_us(_REQUESTS, size))
+                    plain.append(await started.direct.request_us(_REQUESTS, size))
                     before_s = processor_s(pid)
                     adapted.append(await through.request_us(_REQUESTS, size))
                     own.append((processor_s(pid) - before_s) * 1e6 / _REQUESTS)
@@ -231,15 +255,23 @@ async def measure(rounds: int) -> str:
     return report(loads, requests)
 
 
-async def _measured(load: Load, direct: Way, through: Way, pid: int, rounds: int) -> Measured:
-    plain, adapted, own = [], [], []
+async def _measured(load: Load, started: Started, rounds: int) -> Measured:
+    plain, adapted, own, relay = [], [], [], []
     for _ in range(rounds):
-        plain.append(statistics.median(await direct.load(load)))
-        before_s = processor_s(pid)
-        adapted.append(statistics.median(await through.load(load)))
-        own.append((processor_s(pid) - before_s) * 1e6 / (load.streams * load.tokens))
+        plain.append(statistics.median(await started.direct.load(load)))
+        own_us, ages = await _computed(load, started.through, started.adapter_pid)
+        own.append(own_us)
+        adapted.append(statistics.median(ages))
+        relay.append((await _computed(load, started.relayed, started.relay_pid))[0])
     # Whatever else the machine does only adds.
-    return Measured(load, min(plain), min(adapted), min(own))
+    return Measured(load, min(plain), min(adapted), min(own), min(relay))
+
+
+async def _computed(load: Load, way: Way, pid: int) -> tuple[float, list[float]]:
+    """Return the microseconds that a process computes for one token, and the tokens' ages."""
+    before_s = processor_s(pid)
+    ages = await way.load(load)
+    return (processor_s(pid) - before_s) * 1e6 / (load.streams * load.tokens), ages
 
 
 def report(loads: Sequence[Measured], requests: Sequence[tuple[int, float, float, float]]) -> str:
@@ -252,16 +284,17 @@ def report(loads: Sequence[Measured], requests: Sequence[tuple[int, float, float
         "longer. A scripted engine sends the events of vLLM; it computes nothing. The age of a token is the time from",
         "its sending by the engine to its arrival at the client, as a median; each number is the least of several",
         "rounds. The adapter's own time is what the kernel counts for its process, calls of the kernel and the",
-        "engine's metrics, which it reads twice a second, included.",
+        "engine's metrics, which it reads twice a second, included. A bare relay, which passes bytes on and reads",
+        "nothing, is what any process in between costs.",
         "",
-        "| load | age, directly | age, through the adapter | added | own time a token |",
-        "|---|---|---|---|---|",
+        "| load | age, directly | age, through the adapter | added | own time a token | a bare relay's |",
+        "|---|---|---|---|---|---|",
     ]
     for m in loads:
         # An unbounded stream queues up in front of whoever is slowest: its ages say nothing.
         paced = m.load.pause_us > 0
         ages = [f"{us:.0f} us" if paced else "-" for us in (m.direct_us, m.through_us, m.through_us - m.direct_us)]
-        lines.append(f"| {m.load.name} | {' | '.join(ages)} | {m.processor_us:.1f} us |")
+        lines.append(f"| {m.load.name} | {' | '.join(ages)} | {m.processor_us:.1f} us | {m.relay_us:.1f} us |")
     lines += [
         "",
         "| a request for one token, of a prompt of | directly | through the adapter | added | own time |",

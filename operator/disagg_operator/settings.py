@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from disagg_wire.environment import variable_of
+from disagg_wire.environment import OperatorVariable, variable_of
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Image = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
+
+_NAMESPACE = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 
 
 class BadSettings(Exception):
@@ -28,8 +30,39 @@ class OperatorSettings(BaseModel):
         "disagg.dev/adapter:dev",
         description="Image of the adapters, which stand in front of engines of other projects.",
     )
+    runtime_updates: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Number of DisaggDeployments whose pods are replaced at the same time to bring them to the images "
+        "and the renderer of this release. If 0, this happens only where the annotation disagg.dev/update-runtime "
+        "asks for it.",
+    )
     watch_namespace: str = Field(
-        "", max_length=63, description="The only namespace to watch. If empty, all namespaces are watched."
+        "",
+        max_length=16_384,
+        pattern=rf"^({_NAMESPACE}(,{_NAMESPACE})*)?$",
+        description="The namespaces to watch, separated by commas. If empty, all namespaces are watched.",
+    )
+    lease_namespace: str = Field(
+        "",
+        max_length=63,
+        description="Namespace of the Lease by which one of several operators is chosen to lead. If empty, there is no "
+        "Lease, and no other operator may run in the cluster.",
+    )
+    lease_name: str = Field("disagg-operator", min_length=1, max_length=253, description="Name of that Lease.")
+    lease_duration_s: Seconds = Field(
+        15.0, ge=1, description="Time in seconds after which another operator takes a Lease that is not renewed."
+    )
+    lease_renew_deadline_s: Seconds = Field(
+        10.0,
+        description="Time in seconds after its last renewal of the Lease from which an operator writes nothing more.",
+    )
+    lease_retry_s: Seconds = Field(
+        2.0, description="Time in seconds between two renewals of the Lease, and between two attempts to take it."
+    )
+    pod_name: str = Field(
+        "", max_length=253, description="Name of the operator's pod, which the Lease shows. If empty, the host's name."
     )
     health_host: str = Field(
         "0.0.0.0",  # noqa: S104 - the kubelet's probes and Prometheus come from outside the pod
@@ -91,6 +124,22 @@ class OperatorSettings(BaseModel):
         description="Minimum severity of the messages that are logged: DEBUG, INFO, WARNING or ERROR.",
     )
 
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """The namespaces to watch; none if all of them are watched."""
+        return tuple(dict.fromkeys(self.watch_namespace.split(","))) if self.watch_namespace else ()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> OperatorSettings:
+        if not self.lease_duration_s > self.lease_renew_deadline_s > self.lease_retry_s:
+            longest, middle, least = (
+                OperatorVariable.LEASE_DURATION_S,
+                OperatorVariable.LEASE_RENEW_DEADLINE_S,
+                OperatorVariable.LEASE_RETRY_S,
+            )
+            raise ValueError(f"{longest} must be above {middle}, and that above {least}")
+        return self
+
 
 def load(environ: Mapping[str, str]) -> OperatorSettings:
     """Read the settings from the environment. Raises BadSettings, which names the variable."""
@@ -100,4 +149,5 @@ def load(environ: Mapping[str, str]) -> OperatorSettings:
         return OperatorSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise BadSettings(f"{variable_of(str(first['loc'][0]))}: {first['msg']}") from None
+        name = f"{variable_of(str(first['loc'][0]))}: " if first["loc"] else ""
+        raise BadSettings(f"{name}{first['msg']}") from None

@@ -15,3 +15,7 @@ Key = tuple[str, str]
 
 # The one field manager of all server-side applies, and the value of app.kubernetes.io/managed-by.
 FIELD_MANAGER = "disagg-operator"
+
+# The annotation of a DisaggDeployment that asks for the images and the renderer of the operator's
+# release. Each new value asks once.
+UPDATE_RUNTIME = "disagg.dev/update-runtime"

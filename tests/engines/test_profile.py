@@ -56,7 +56,7 @@ async def test_a_profile_of_a_pair_predicts_its_first_tokens_and_is_read_by_simu
         measured: dict[int, float] = {}
         # One stream is decoded, as while the profile is measured: the engines share processors.
         async with ServedEndpoint(f"{stack.url}/v1", None, None) as endpoint, decoding(endpoint, LONGEST - 16):
-            for tokens in (200, LONGEST):
+            for tokens in (50, 200, LONGEST):
                 answers = [await alone(endpoint, tokens) for _ in range(TIMES)]
                 measured[tokens] = median(a.ttft_s for a in answers)
         assert profile.kv_tokens == await stack.kv_tokens("d0")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
-from tests.integration.apiserver import LIMITED_USER, REPO, ApiServer, free_port, program_path
+from tests.integration.apiserver import LIMITED_USER, ApiServer, free_port
+from tests.integration.chart_rights import chart_rights
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 
 from disagg_operator.autoscaling.records import decision_records
@@ -301,26 +300,9 @@ async def test_health_is_served_and_sigterm_ends_clean(server: ApiServer, cluste
 
 
 async def test_the_rights_that_the_chart_grants_are_enough(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
-    helm = [program_path("helm"), "template", "disagg", str(REPO / "helm/disagg"), "--kube-version", "1.37.0"]
-    chart = subprocess.run(helm, capture_output=True, text=True, check=True, timeout=60)
-    roles = [doc for doc in yaml.safe_load_all(chart.stdout) if doc and doc["kind"] == "ClusterRole"]
-    rbac = "/apis/rbac.authorization.k8s.io/v1"
-    for role in roles:
-        name = role["metadata"]["name"]
-        params = {"fieldManager": "test", "force": "true"}
-        await cluster.raw("PATCH", f"{rbac}/clusterroles/{name}", role, "application/apply-patch+yaml", params)
-        binding = {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": name},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": LIMITED_USER}],
-        }
-        await cluster.raw(
-            "PATCH", f"{rbac}/clusterrolebindings/{name}", binding, "application/apply-patch+yaml", params
-        )
     limited = replace(server, kubeconfig=server.limited_kubeconfig)
-    async with operator(limited, tmp_path, "") as running:
+    lease = {"DISAGG_LEASE_NAMESPACE": cluster.namespace}
+    async with chart_rights(cluster), operator(limited, tmp_path, "", **lease) as running:
         rdma = {
             "transport": "rdma",
             "network": {"attachmentRef": {"name": "fast"}, "rdmaResource": {"name": "rdma/hca"}},

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,9 +33,9 @@ from disagg_operator.autoscaling.records.state_store import StateStore
 from disagg_operator.autoscaling.signals import metrics_page
 from disagg_operator.autoscaling.signals.fold import Look, Memory, fold
 from disagg_operator.autoscaling.state_keeper import StateKeeper
-from disagg_operator.controller import acceptance, replicas
+from disagg_operator.controller import acceptance, replicas, runtime_updates
 from disagg_operator.controller.replicas import Declared
-from disagg_operator.desired import Facts, Images, render
+from disagg_operator.desired import Facts, Images, render, renderer
 from disagg_operator.performance import profile_file
 from disagg_operator.status import conditions
 from disagg_router import settings as router_settings
@@ -52,12 +52,27 @@ def test_the_corpus_has_forty_resources() -> None:
     assert sorted(path.stem for path in (RELEASE / "rendered").glob("*.json")) == list(CORPUS)
 
 
+def _facts(recorded: Obj) -> Facts:
+    """Return the facts of a recording, with the pins of the release."""
+    images = Images(**recorded["facts"]["images"], renderer=renderer.FIRST)
+    return Facts(**recorded["facts"] | {"images": images})
+
+
 @pytest.mark.parametrize("name", CORPUS)
 def test_a_stored_resource_becomes_the_same_objects(name: str) -> None:
     """An object that differs restarts every pod of every user who upgrades."""
     recorded = load(f"rendered/{name}.json")
-    facts = Facts(**recorded["facts"] | {"images": Images(**recorded["facts"]["images"])})
-    assert plain(render(parse_file(resource(name)), facts)) == recorded["objects"]
+    assert plain(render(parse_file(resource(name)), _facts(recorded))) == recorded["objects"]
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_the_pins_of_a_release_that_recorded_none_are_found_in_its_objects(name: str) -> None:
+    recorded, dd = load(f"rendered/{name}.json"), parse_file(resource(name))
+    objects = {(obj["kind"], obj["metadata"]["name"]): obj for obj in recorded["objects"]}
+    release = Images("worker:new", "router:new", adapter="adapter:new")
+    chosen = runtime_updates.choose(resource(name), dd, objects, release, lambda: False)
+    facts = replace(_facts(recorded), images=chosen.pins.images)
+    assert plain(render(dd, facts)) == recorded["objects"]
 
 
 @pytest.mark.parametrize("name", CORPUS)

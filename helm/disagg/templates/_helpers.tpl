@@ -13,6 +13,13 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
+{{/* The namespaces to watch, separated by commas; empty if all of them are watched. */}}
+{{- define "disagg.watched" -}}
+{{- $named := .Values.watchNamespaces -}}
+{{- with .Values.watchNamespace }}{{ $named = append $named . }}{{ end -}}
+{{- $named | uniq | join "," -}}
+{{- end -}}
+
 {{/* What the operator does in the namespaces that it watches. Nothing is granted that it does not use. */}}
 {{- define "disagg.namespacedRules" -}}
 - apiGroups: [disagg.dev]

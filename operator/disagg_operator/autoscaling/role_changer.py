@@ -25,12 +25,22 @@ _MOST = 32
 
 
 class RoleChanger:
-    """Changes the roles of workers of all deployments. `clock` is monotonic."""
+    """Changes the roles of workers of all deployments. `clock` is monotonic.
 
-    def __init__(self, direct: DirectDoor, wake: Callable[[Key], None], clock: Callable[[], float]) -> None:
+    It asks workers only while `may_act` says so.
+    """
+
+    def __init__(
+        self,
+        direct: DirectDoor,
+        wake: Callable[[Key], None],
+        clock: Callable[[], float],
+        may_act: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._direct = direct
         self._wake = wake
         self._clock = clock
+        self._may_act = may_act
         self._tasks: dict[tuple[Key, str], asyncio.Task[None]] = {}
 
     def busy_with(self, key: Key, pod: str) -> bool:
@@ -83,7 +93,7 @@ class RoleChanger:
         """
         at = replace(target, path=ROLE_PATH)
         until_s = self._clock() + _GIVE_UP_S
-        while self._clock() < until_s:
+        while self._clock() < until_s and self._may_act():
             status = await self._direct.post(at, {"role": role, "deadline_s": _DRAIN_S})
             if status == 200:
                 return True

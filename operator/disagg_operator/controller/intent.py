@@ -12,11 +12,12 @@ def intent_of(
     pools: tuple[conditions.PoolIntent, ...],
     revision: str,
     trouble: tuple[str, str] | None = None,
+    update: str = "",
 ) -> conditions.Intent:
     """Return the intent of an accepted resource.
 
     `revision` is the revision label of the pods that are being rolled out; `trouble` is that of
-    `Live`.
+    `Live`; `update` is what an update of the runtime would change.
     """
     resource, spec = plan.resource, plan.resource.spec
     experiment = spec.engine.known.experiment if spec.engine.experimental else None
@@ -34,4 +35,5 @@ def intent_of(
         interface=plan.interface,
         experiment=None if experiment is None else (experiment.reason, experiment.message),
         trouble=trouble,
+        runtime_update=update,
     )

@@ -29,7 +29,14 @@ class Metrics:
         self.watch_events = Counter(
             series.OPERATOR_WATCH_EVENTS, "Watch events by kind", (series.KIND,), registry=self.registry
         )
-        self.writes = Gauge(series.OPERATOR_API_WRITES, "Writing requests to the API server", registry=self.registry)
+        self.writes = Gauge(
+            series.OPERATOR_API_WRITES,
+            "Writing requests to the API server, without those for the Lease",
+            registry=self.registry,
+        )
+        self.leading = Gauge(
+            series.OPERATOR_LEADING, "1 if this operator leads, 0 if it stands by", registry=self.registry
+        )
         self.sweep_seconds = Histogram(
             series.OPERATOR_SWEEP_SECONDS, "Duration of one scrape sweep", registry=self.registry
         )

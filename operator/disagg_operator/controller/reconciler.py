@@ -14,15 +14,23 @@ from dataclasses import dataclass, replace
 
 from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.controller import children as kids
-from disagg_operator.controller import decision_report, pod_moves, replicas, rollout_step, rollout_writes
+from disagg_operator.controller import (
+    decision_report,
+    pod_moves,
+    replicas,
+    rollout_step,
+    rollout_writes,
+    runtime_updates,
+)
 from disagg_operator.controller.acceptance import AcceptedDeployment, Refused, accept
 from disagg_operator.controller.children import Children, NameTaken
 from disagg_operator.controller.intent import intent_of
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.rollout_step import Inputs, RolloutStep
+from disagg_operator.controller.runtime_updates import ChosenRuntime, RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
-from disagg_operator.desired import Facts, Images, render
+from disagg_operator.desired import Facts, Images, pins, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Conflict, Forbidden, Invalid, NotFound
@@ -64,6 +72,7 @@ class _Pass:
     live: Live
     plan: AcceptedDeployment
     children: Children
+    runtime: ChosenRuntime
     pools: dict[str, Replicas]
     notes: list[Note]
     step: RolloutStep | None = None
@@ -87,6 +96,7 @@ class Reconciler:
         recorder: Recorder,
         metrics: Metrics,
         images: Images,
+        updates: RuntimeUpdates,
         wall: Callable[[], str],
         new_cluster_key: Callable[[], str],
         clock: Callable[[], float],
@@ -96,6 +106,7 @@ class Reconciler:
         self._recorder = recorder
         self._metrics = metrics
         self._images = images
+        self._updates = updates
         self._wall = wall
         self._new_cluster_key = new_cluster_key
         self._clock = clock
@@ -108,12 +119,16 @@ class Reconciler:
         """
         resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
+            self._updates.note(key, None)
             return None
         live = self._live.of(key, uid_of(resource))
         try:
             plan = accept(resource)
             found = await kids.read(self._kube, key)
-            run = _Pass(key, resource, live, plan, found, {}, [])
+            runtime = runtime_updates.choose(
+                resource, plan.resource, found.objects, self._images, lambda: self._updates.may_begin(key)
+            )
+            run = _Pass(key, resource, live, plan, found, runtime, {}, [])
             await self._write(run)
         except Refused as error:
             await self._refuse(resource, error.reason, str(error))
@@ -127,6 +142,7 @@ class Reconciler:
             await self._refuse(resource, "InvalidSpec", str(error))
             return None
         await self._report(run)
+        self._updates.note(key, runtime)
         return await self._after(run)
 
     async def _after(self, run: _Pass) -> float | None:
@@ -158,7 +174,8 @@ class Reconciler:
                 replicas={role: run.pools[role].count for role in ROLES},
                 declared={role: text for role in ROLES if (text := run.pools[role].declared) is not None},
                 pool_uids=uids,
-                images=self._images,
+                images=run.runtime.pins.images,
+                runtime=pins.to_text(run.runtime.pins),
                 cluster_key=cluster_key,
                 attachments_available=has_networks,
             )
@@ -320,7 +337,7 @@ class Reconciler:
             )
         revision = "" if run.step is None else run.step.revision
         return replace(
-            intent_of(run.plan, tuple(pools), revision, run.live.trouble),
+            intent_of(run.plan, tuple(pools), revision, run.live.trouble, run.runtime.update),
             rollout=None if run.step is None else run.step.view,
         )
 

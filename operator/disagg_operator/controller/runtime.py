@@ -1,8 +1,9 @@
 """The running operator without its watches: work queue, resync, autoscaler loop and health server.
 
-All parts are started and stopped together. At start, everything is listed first, then the
-autoscaler loop runs once, and only then does the first reconcile run. A restarted operator
-therefore finds the cluster unchanged and writes nothing.
+At start, everything is listed first. Then the operator waits until it leads; until then, lists and
+watches keep its cache up to date, and it neither scrapes nor reconciles. Each term begins with one
+run of the autoscaler loop, before the first reconcile, so that the cluster is found unchanged and
+nothing is written. When a term ends, nothing of it is kept in memory.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSour
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import children as kids
 from disagg_operator.controller.acceptance import scale_plan
+from disagg_operator.controller.elector import Alone, Leadership
 from disagg_operator.controller.health import HealthServer
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
+from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
 from disagg_operator.desired import Images
@@ -41,7 +44,7 @@ from disagg_operator.kube.errors import Conflict, KubeError, Retry
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, Resource
 from disagg_operator.settings import OperatorSettings
 from disagg_operator.status.recorder import Recorder
-from disagg_operator.vocabulary import Key, Obj
+from disagg_operator.vocabulary import Key, Obj, Objs
 from disagg_wire.cluster_key import bearer_of
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
@@ -65,8 +68,10 @@ class Runtime:
         new_id: Callable[[], str],
         new_cluster_key: Callable[[], str],
         epoch: Callable[[], float] = time.time,
+        leadership: Leadership | None = None,
     ) -> None:
         self._settings = settings
+        self._leadership, self._leading = leadership or Alone(), False
         self._kube = kube
         self._clock = clock
         self.cache = Cache()
@@ -78,12 +83,14 @@ class Runtime:
         self._epoch_0 = epoch() - clock()
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
+        self._updates = RuntimeUpdates(settings.runtime_updates, self._wake)
         self._reconciler = Reconciler(
             kube=kube,
             live=self.live,
             recorder=Recorder(kube, clock, wall, new_id),
             metrics=self.metrics,
             images=Images(settings.worker_image, settings.router_image, adapter=settings.adapter_image),
+            updates=self._updates,
             wall=wall,
             new_cluster_key=new_cluster_key,
             clock=clock,
@@ -91,8 +98,19 @@ class Runtime:
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
         self._decision_log = DecisionLog(self._record_dir)
         self._states = StateKeeper(StateStore(kube), self._prometheus, self._epoch)
-        self._role_changer = RoleChanger(self._direct, self._wake, clock)
-        self._loop = AutoscalerLoop(
+        self._role_changer = RoleChanger(self._direct, self._wake, clock, self._may_write)
+        self._loop = self._autoscaler()
+        self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
+        self._health = HealthServer(
+            settings.health_host, settings.health_port, self.sick, self._metrics_text, self._decision_log.read
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._swept_at = self._synced_at = clock()
+        self.listed = asyncio.Event()
+        self.watches_alive: Callable[[], bool] = lambda: True
+
+    def _autoscaler(self) -> AutoscalerLoop:
+        return AutoscalerLoop(
             cache=self.cache,
             live=self.live,
             collector=Collector(self._direct, self._prometheus, self._epoch),
@@ -102,18 +120,9 @@ class Runtime:
             plan_of=scale_plan,
             bearer_of=self._bearer_of,
             wake=self._wake,
-            clock=clock,
+            clock=self._clock,
             metrics=self.metrics.scaling,
         )
-        self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
-        self._health = HealthServer(
-            settings.health_host, settings.health_port, self.sick, self._metrics_text, self._decision_log.read
-        )
-        self._tasks: list[asyncio.Task[None]] = []
-        self._swept_at = clock()
-        self._synced_at = clock()
-        self.ready = asyncio.Event()
-        self.watches_alive: Callable[[], bool] = lambda: True
 
     @property
     def health_port(self) -> int:
@@ -174,7 +183,7 @@ class Runtime:
             return f"{', '.join(dead)} ended"
         if not self.watches_alive():
             return "the watches ended"
-        if now - self._swept_at > limit:
+        if self._leading and now - self._swept_at > limit:
             return f"no scrape sweep for {now - self._swept_at:.0f} s"
         if now - self._synced_at > limit + self._settings.resync_interval_s:
             return f"no full list for {now - self._synced_at:.0f} s"
@@ -183,14 +192,53 @@ class Runtime:
     async def _main(self) -> None:
         log.info("API server %s", await self._until_it_works("version", self._kube.version))
         await self._until_it_works("first list", self.resync)
+        self.listed.set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._every(self._settings.resync_interval_s, self.resync))
+            group.create_task(self._terms())
+
+    async def _terms(self) -> None:
+        """Work whenever this operator leads.
+
+        What it knew is forgotten at the end of a term, because others may act before the next one.
+        """
+        while True:
+            await self._leadership.gained()
+            term = asyncio.create_task(self._term(), name="term")
+            lost = asyncio.create_task(self._leadership.lost(), name="lost")
+            try:
+                await asyncio.wait((term, lost), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await self._end_term(term, lost)
+            self.live.forget_all_but(frozenset())
+            self._decision_log.begin_anew()
+            log.warning("this operator does not lead any more")
+
+    async def _term(self) -> None:
+        """Do the work of the operator that leads; ends only by a bug or when it is cancelled."""
+        self._leading = True
+        self._swept_at = self._clock()
+        self.metrics.leading.set(1)
+        self._updates.begin(self.cache.objects(DISAGG_POOL))
         await self._sweep()
-        self.ready.set()
         async with asyncio.TaskGroup() as group:
             for _ in range(self._settings.workers):
                 group.create_task(self._worker())
-            group.create_task(self._every(self._settings.resync_interval_s, self.resync))
             group.create_task(self._every(self._settings.scrape_interval_s, self._sweep))
             group.create_task(self._every(LOOK_INTERVAL_S, self._starting.look))
+            self._wake_all(set(self.cache.keys()), 0.0, urgent=True)
+
+    async def _end_term(self, term: asyncio.Task[None], lost: asyncio.Task[None]) -> None:
+        """Stop the work. Raises what ended it, unless it is cancelled here."""
+        self._leading = False
+        self.metrics.leading.set(0)
+        ended = term.done()
+        for task in (term, lost):
+            task.cancel()
+        await asyncio.gather(term, lost, return_exceptions=True)
+        await self._role_changer.close()
+        if ended:
+            term.result()
 
     async def _until_it_works(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         while True:
@@ -205,10 +253,12 @@ class Runtime:
 
         Raises KubeError.
         """
-        namespace = self._settings.watch_namespace or None
         for resource in WATCHED:
             labels = "" if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else LABEL_DEPLOYMENT
-            self.cache.replace(resource, await self._kube.list(resource, namespace, labels))
+            found: Objs = []
+            for namespace in self._settings.namespaces or (None,):
+                found += await self._kube.list(resource, namespace, labels)
+            self.cache.replace(resource, found)
         self._synced_at = self._clock()
         self._wake_all(set(self.cache.keys()), 0.0)
 
@@ -233,7 +283,7 @@ class Runtime:
     async def _worker(self) -> None:
         while (key := await self.queue.get()) is not None:
             await self._run(key)
-        await asyncio.Event().wait()  # closed: the task group is cancelled by `stop`
+        await asyncio.Event().wait()  # closed: the term is cancelled by `stop`
 
     async def _run(self, key: Key) -> None:
         started, result, after_s, failed = self._clock(), "ok", None, False
@@ -271,7 +321,12 @@ class Runtime:
     def _wake(self, key: Key) -> None:
         self._wake_all({key}, 0.0)
 
+    def _may_write(self) -> bool:
+        return self._leadership.write_within_s() > 0
+
     def _wake_all(self, keys: set[Key], delay_s: float, *, urgent: bool = False) -> None:
+        if not self._leading:
+            return  # each term begins with all keys
         for key in sorted(keys):
             try:
                 self.queue.add(key, delay_s, urgent=urgent)

@@ -22,8 +22,11 @@ from disagg_wire.labels import LABEL_DEPLOYMENT
 Sink = Callable[[Resource, str | None, Obj], None]
 
 
-def build_registry(sink: Sink, credentials: Credentials) -> kopf.OperatorRegistry:
-    """Return handlers that pass (resource, event type, object) to `sink` on kopf's own thread."""
+def build_registry(sink: Sink, credentials: Credentials, *, scans: bool = True) -> kopf.OperatorRegistry:
+    """Return handlers that pass (resource, event type, object) to `sink` on kopf's own thread.
+
+    With `scans`, kopf also watches which kinds and namespaces exist.
+    """
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -42,7 +45,7 @@ def build_registry(sink: Sink, credentials: Credentials) -> kopf.OperatorRegistr
 
     @kopf.on.startup(registry=registry)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        configure_kopf(settings)
+        configure_kopf(settings, scans=scans)
 
     for resource in WATCHED:
         _watch(registry, resource, sink)
@@ -62,8 +65,9 @@ def _watch(registry: kopf.OperatorRegistry, resource: Resource, sink: Sink) -> N
     )
 
 
-def configure_kopf(settings: kopf.OperatorSettings) -> None:
+def configure_kopf(settings: kopf.OperatorSettings, *, scans: bool) -> None:
     """Configure kopf to write nothing to objects, not to peer, and to end silent streams."""
+    settings.scanning.disabled = not scans
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.persistence.finalizer = f"{GROUP}/kopf-finalizer"

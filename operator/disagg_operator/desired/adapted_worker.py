@@ -59,8 +59,8 @@ def _engine_security(dd: DisaggDeployment, capabilities: list[str] | None = None
     return {"allowPrivilegeEscalation": False} | ({"capabilities": {"add": capabilities}} if capabilities else {})
 
 
-def _image(dd: DisaggDeployment) -> str:
-    found = dd.spec.engine.image or dd.spec.engine.known.image
+def _image(dd: DisaggDeployment, images: Images) -> str:
+    found = dd.spec.engine.image or images.engines.get(dd.spec.engine.type) or dd.spec.engine.known.image
     assert found is not None, "an engine with an adapter has a default image"
     return found
 
@@ -83,7 +83,7 @@ def _prepare(dd: DisaggDeployment, process: EngineProcess, images: Images) -> Ob
     key = _ENGINE_KEY_FILE if process.guarded else ""
     return {
         "name": "prepare",
-        "image": _image(dd),
+        "image": _image(dd, images),
         "imagePullPolicy": images.pull_policy,
         "command": ["python3", "-c", PREPARE, places.image_folder(dd), MODEL_FILES_MOUNT, key],
         "resources": _small_resources(),
@@ -129,7 +129,7 @@ def _engine(dd: DisaggDeployment, role: str, process: EngineProcess, images: Ima
     stuck = {"terminationGracePeriodSeconds": _STUCK_GRACE_S}
     return {
         "name": "main",
-        "image": _image(dd),
+        "image": _image(dd, images),
         "imagePullPolicy": images.pull_policy,
         "command": _command(dd, process),
         "env": env,

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from disagg_operator.desired.renderer import CURRENT
+
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """The default images of pods, and their pull policy."""
+    """What pods get from a release of the operator: default images, and how they are rendered."""
 
     worker: str = "disagg.dev/worker:dev"
     router: str = "disagg.dev/router:dev"
     pull_policy: str = "IfNotPresent"
     adapter: str = "disagg.dev/adapter:dev"
+    engines: Mapping[str, str] = field(default_factory=dict)
+    """The images of engines of other projects that differ from those of this release, by engine."""
+    renderer: int = CURRENT
+    """The version of the renderer (`desired/renderer.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +39,5 @@ class Facts:
     """The new cluster key if its Secret does not exist yet, else None."""
     attachments_available: bool = True
     """Whether the cluster has the NetworkAttachmentDefinition API."""
+    runtime: str | None = None
+    """The value of each pool's annotation of pins; without one, no annotation."""

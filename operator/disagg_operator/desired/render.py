@@ -17,6 +17,7 @@ from disagg_operator.desired import names, pod_templates
 from disagg_operator.desired.engine_inputs import peer_ports
 from disagg_operator.desired.facts import Facts
 from disagg_operator.desired.model_places import uses_hub
+from disagg_operator.desired.pins import RUNTIME_ANNOTATION
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
 from disagg_wire.ports import KV_PORT, ROUTER_PORT, WORKER_PORT
@@ -146,8 +147,11 @@ def _worker_egress(dd: DisaggDeployment) -> list[Obj]:
 
 def _pool(dd: DisaggDeployment, facts: Facts, role: str) -> Obj:
     metadata = _shared(dd, facts, names.pool_name(dd.metadata.name, role), role)
-    if role in facts.declared:
-        metadata["annotations"] = {DECLARED_ANNOTATION: facts.declared[role]}
+    annotations = {DECLARED_ANNOTATION: facts.declared[role]} if role in facts.declared else {}
+    if facts.runtime is not None:
+        annotations[RUNTIME_ANNOTATION] = facts.runtime
+    if annotations:
+        metadata["annotations"] = annotations
     spec = {"deployment": dd.metadata.name, "role": role, "replicas": facts.replicas[role]}
     return _object(API_VERSION, "DisaggPool", metadata, spec=spec)
 

@@ -11,8 +11,17 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, DISAGG_POOL, POD, Resource, labels_of, uid_of
-from disagg_operator.vocabulary import Key, Obj
+from disagg_operator.kube.resources import (
+    DEPLOYMENT,
+    DISAGG_DEPLOYMENT,
+    DISAGG_POOL,
+    POD,
+    Resource,
+    annotations_of,
+    labels_of,
+    uid_of,
+)
+from disagg_operator.vocabulary import UPDATE_RUNTIME, Key, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
 WATCHED = (DISAGG_DEPLOYMENT, DISAGG_POOL, DEPLOYMENT, POD)
@@ -60,6 +69,10 @@ class Cache:
     def get(self, resource: Resource, key: Key) -> Obj | None:
         return self._objects[resource.kind].get(key)
 
+    def objects(self, resource: Resource) -> list[Obj]:
+        """Return all objects of a kind."""
+        return list(self._objects[resource.kind].values())
+
     def keys(self) -> list[Key]:
         """Return the keys of all DisaggDeployments in a stable order."""
         return sorted(self._objects[DISAGG_DEPLOYMENT.kind])
@@ -91,7 +104,9 @@ def fingerprint(resource: Resource, obj: Obj) -> str:
     meta = obj["metadata"]
     common: list[Any] = [meta.get("uid"), meta.get("deletionTimestamp"), meta.get("generation"), meta.get("labels")]
     status = obj.get("status") or {}
-    if resource is DEPLOYMENT:
+    if resource is DISAGG_DEPLOYMENT:
+        common.append(annotations_of(obj).get(UPDATE_RUNTIME))
+    elif resource is DEPLOYMENT:
         common.append({k: v for k, v in status.items() if k != "conditions"})
         common.append([(c.get("type"), c.get("status"), c.get("reason")) for c in status.get("conditions") or []])
     elif resource is POD:

@@ -3,7 +3,7 @@
 Except for the watches, all calls to the API server go through it. Guarantees: every call has a
 deadline; after a 429, a 5xx or a broken connection a call is tried again within that deadline,
 honouring Retry-After; a response is never parsed into a model, so no field of an object is lost;
-bodies and tokens are never logged.
+bodies and tokens are never logged; an operator that does not lead sends no write.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import httpx
 
 from disagg_operator.kube.credentials import Credentials
-from disagg_operator.kube.errors import Forbidden, Gone, KubeError, NotFound, Retry, from_status
+from disagg_operator.kube.errors import Forbidden, Gone, KubeError, NotFound, NotLeading, Retry, from_status
 from disagg_operator.kube.resources import EVENT, POD, Resource, name_of, namespace_of, resource_of
 from disagg_operator.vocabulary import FIELD_MANAGER, Obj, Objs
 
@@ -84,6 +85,8 @@ class HttpKube:
         self._attempts = attempts
         self._jitter = jitter
         self.writes = 0  # number of requests that could change something; tests and metrics read it
+        # The seconds in which a write that begins now must end; 0 if this operator must not write.
+        self.write_within_s: Callable[[], float] = lambda: math.inf
         self._client = httpx.AsyncClient(
             base_url=credentials.server,
             verify=True if transport is not None else credentials.ssl_context(),
@@ -140,9 +143,11 @@ class HttpKube:
         params |= {"dryRun": "All"} if dry_run else {}
         return await self._call("PATCH", path, params=params, body=obj, content_type="application/apply-patch+yaml")
 
-    async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Obj) -> Obj:
+    async def merge(
+        self, resource: Resource, namespace: str | None, name: str, patch: Obj, *, manager: str = FIELD_MANAGER
+    ) -> Obj:
         path = resource.path(namespace, name)
-        params = {"fieldManager": FIELD_MANAGER}
+        params = {"fieldManager": manager}
         return await self._call("PATCH", path, params=params, body=patch, content_type="application/merge-patch+json")
 
     async def delete(self, obj: Obj) -> None:
@@ -160,6 +165,14 @@ class HttpKube:
 
     async def create_event(self, event: Obj) -> None:
         await self._call("POST", EVENT.path(namespace_of(event)), body=event, attempts=1)
+
+    async def create(self, obj: Obj) -> Obj:
+        """Create an object. Raises Conflict if it exists."""
+        return await self._call("POST", resource_of(obj).path(namespace_of(obj)), body=obj)
+
+    async def replace(self, obj: Obj) -> Obj:
+        """Replace an object. Raises Conflict if it has changed since it was read."""
+        return await self._call("PUT", resource_of(obj).path(namespace_of(obj), name_of(obj)), body=obj)
 
     async def version(self) -> str:
         return str((await self._call("GET", "/version")).get("gitVersion", "unknown"))
@@ -239,8 +252,14 @@ class HttpKube:
         if body is not None:
             headers["Content-Type"] = content_type
             content = json.dumps(body).encode()  # JSON is valid YAML, so an apply patch may be JSON
+        # This is asked just before each attempt: a process that was stopped in between must not go
+        # on as if no time had passed.
+        within_s = math.inf if verb == "GET" else self.write_within_s()
+        if within_s <= 0:
+            raise NotLeading(f"{what}: not sent, because another operator may lead")
         try:
-            response = await self._client.request(verb, path, params=params, content=content, headers=headers)
+            async with asyncio.timeout(None if math.isinf(within_s) else within_s):
+                response = await self._client.request(verb, path, params=params, content=content, headers=headers)
         except httpx.HTTPError as error:
             raise Retry(f"{what}: {type(error).__name__}") from error
         if response.status_code < 300:

@@ -6,7 +6,8 @@ KubeError
 ├── Gone             the list can't be continued from here: list again
 ├── NotFound         the object, its namespace or its API does not exist
 ├── Invalid          the API server rejects this object: no retry helps until the input changes
-└── Forbidden        the operator's role or its credentials don't allow the call
+├── Forbidden        the operator's role or its credentials don't allow the call
+└── NotLeading       another operator may lead, so this one must not write
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ class Invalid(KubeError):
 
 class Forbidden(KubeError):
     """Raised when the operator's role or credentials don't allow the call."""
+
+
+class NotLeading(KubeError):
+    """Raised, before anything is sent, for a write of an operator that does not lead."""
 
 
 def from_status(code: int, what: str, message: str, after_s: float | None) -> KubeError:

@@ -50,6 +50,7 @@ EVENT = Resource("v1", "Event", "events")
 REPLICA_SET = Resource("apps/v1", "ReplicaSet", "replicasets")
 CONTROLLER_REVISION = Resource("apps/v1", "ControllerRevision", "controllerrevisions")
 DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments")
+LEASE = Resource("coordination.k8s.io/v1", "Lease", "leases")
 ROLE = Resource("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 POD_DISRUPTION_BUDGET = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
@@ -61,7 +62,7 @@ NETWORK_ATTACHMENT = Resource(
 ALL = (
     DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, REPLICA_SET,
     CONTROLLER_REVISION,
-    DEPLOYMENT, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
+    DEPLOYMENT, LEASE, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
 )  # fmt: skip
 _BY_KIND = {(r.api_version, r.kind): r for r in ALL}
 

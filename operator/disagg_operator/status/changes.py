@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from disagg_operator.engines.contract import UNPINNED_KV
+from disagg_operator.status.conditions import RUNTIME_UPDATE_AVAILABLE
 from disagg_operator.status.events import NORMAL, WARNING, Note
 from disagg_operator.status.last_words import NO_ACCELERATOR, POD_SECURITY_LEVEL, READ_ONLY
 from disagg_wire.problems import (
@@ -82,6 +83,9 @@ def _good_news(
         out.append(Note(NORMAL, "RolloutStarted", f"revision {now['update']} replaces {was.get('current', '')}"))
     if was.get("current") and now.get("current") and was["current"] != now["current"]:
         out.append(Note(NORMAL, "RolloutCompleted", f"all pods are of revision {now['current']}"))
+    for condition in (c for c in new.values() if c["reason"] == RUNTIME_UPDATE_AVAILABLE):
+        if old.get(condition["type"], {}).get("message") != condition["message"]:
+            out.append(Note(NORMAL, RUNTIME_UPDATE_AVAILABLE, condition["message"]))
     if new.get("Ready", {}).get("status") == "True" and old.get("Ready", {}).get("status") != "True":
         out.append(Note(NORMAL, "Ready", f"serving at {after.get('url', '')}"))
     return out

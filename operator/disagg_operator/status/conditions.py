@@ -16,10 +16,11 @@ from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
-from disagg_operator.vocabulary import Obj
+from disagg_operator.vocabulary import UPDATE_RUNTIME, Obj
 from disagg_wire.roles import PREFILL
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
+RUNTIME_UPDATE_AVAILABLE = "RuntimeUpdateAvailable"
 _MAX_MESSAGE = 2048
 
 
@@ -79,6 +80,8 @@ class Intent:
     """The reason and the message of a failure to read Prometheus."""
     rollout: RolloutView | None = None
     """The rollout of the workers; None if nobody plans it."""
+    runtime_update: str = ""
+    """What images and renderer of the operator's release would change, if they were used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ def conditions(
         *scaling,
         effective,
         *([] if intent.experiment is None else [Condition("Experimental", TRUE, *intent.experiment)]),
+        _runtime(intent.runtime_update),
         degraded,
         _ready([*causes, available], progressing),
     ]
@@ -238,6 +242,14 @@ def _progressing(observed: Observed, rollout: RolloutView | None) -> Condition:
     if moving:
         return Condition("Progressing", TRUE, "RollingOut", f"waiting for {', '.join(moving)}")
     return Condition("Progressing", TRUE, "RolloutComplete", "all pods are of the present revision and ready")
+
+
+def _runtime(update: str) -> Condition:
+    kind = "RuntimeUpToDate"
+    if not update:
+        return Condition(kind, TRUE, "UpToDate", "images and renderer are those of the operator's release")
+    message = f"{update}; a new value of the annotation {UPDATE_RUNTIME} asks for it, and replaces the pods"
+    return Condition(kind, FALSE, RUNTIME_UPDATE_AVAILABLE, message)
 
 
 def _scaling(intent: Intent) -> list[Condition]:

@@ -57,3 +57,17 @@ async def test_a_move_asks_until_it_is_done_and_gives_up_where_it_is_refused(ans
     finally:
         await flipper.close()
         await door.close()
+
+
+async def test_an_operator_that_does_not_lead_any_more_asks_nobody() -> None:
+    woken, door = asyncio.Event(), DirectDoor()
+    flipper = RoleChanger(door, lambda _: woken.set(), asyncio.get_running_loop().time, lambda: False)
+    entry = Live("uid")
+    try:
+        async with worker([200]) as (target, asked):
+            flipper.begin(KEY, entry, Flip("p-1", "prefill", "decode", 0.0), target)
+            await asyncio.wait_for(woken.wait(), 10)
+        assert (asked, entry.flip) == ([], None)
+    finally:
+        await flipper.close()
+        await door.close()

@@ -13,6 +13,7 @@ from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.controller.drift import APPLIED_HASH
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
+from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.desired import Images
 from disagg_operator.status.recorder import Recorder
 
@@ -41,17 +42,21 @@ class World:
         self.kube = FakeKube()
         self.kube.put(resource(**spec))
         self.now = "2026-01-01T00:00:00Z"
+        self.images = Images(worker="w:1", router="r:1")
+        self.runtime_updates = 0
         self.restart()
 
     def restart(self) -> None:
         self.live = LiveTable()
         self.metrics = Metrics()
+        self.updates = RuntimeUpdates(self.runtime_updates, lambda key: None)
         self.reconciler = Reconciler(
             kube=self.kube,
             live=self.live,
             recorder=Recorder(self.kube, lambda: 0.0, lambda: self.now, lambda: f"id{len(self.kube.events)}"),
             metrics=self.metrics,
-            images=Images(worker="w:1", router="r:1"),
+            images=self.images,
+            updates=self.updates,
             wall=lambda: self.now,
             new_cluster_key=lambda: "ab" * 32,
             clock=lambda: 0.0,

@@ -57,9 +57,10 @@ def _only(objects: list[Obj], kind: str) -> Obj:
     return found
 
 
-def test_the_operator_is_one_locked_down_pod_that_is_never_two() -> None:
+def test_the_operators_are_two_locked_down_pods_and_share_a_lease() -> None:
     deployment = _only(_objects(), "Deployment")["spec"]
-    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+    assert deployment["replicas"] == 2
+    assert deployment["strategy"]["type"] == "RollingUpdate"
     pod = deployment["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"]
@@ -82,12 +83,17 @@ def test_workers_let_in_the_pods_of_the_operator() -> None:
 
 
 def test_the_operator_understands_its_environment() -> None:
-    container = _only(_objects("--set", "images.worker=w:1,watchNamespace=ml,logLevel=DEBUG"), "Deployment")["spec"][
-        "template"
-    ]["spec"]
-    settings = load({e["name"]: e["value"] for e in container["containers"][0]["env"]})
-    assert (settings.worker_image, settings.watch_namespace, settings.log_level) == ("w:1", "ml", "DEBUG")
-    assert container["containers"][0]["ports"][0]["containerPort"] == settings.health_port
+    values = "images.worker=w:1,watchNamespaces={ml,research},watchNamespace=old,logLevel=DEBUG"
+    container = _only(_objects("--set", values), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    settings = load({e["name"]: e.get("value", "from the pod") for e in container["env"]})
+    assert (settings.worker_image, settings.log_level) == ("w:1", "DEBUG")
+    assert settings.namespaces == ("ml", "research", "old")
+    assert (settings.lease_namespace, settings.lease_name) == ("sys", "disagg-operator")
+    assert container["ports"][0]["containerPort"] == settings.health_port
+    grace_s = _only(_objects(), "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    # Running reconciles and the saving of the scaling state may take the timeout each, and the
+    # watches and the Lease some seconds.
+    assert grace_s >= 2 * settings.shutdown_timeout_s + 15
 
 
 @pytest.mark.parametrize(
@@ -98,6 +104,10 @@ def test_the_operator_understands_its_environment() -> None:
         ("images.worker=", "worker"),
         ("logLevel=TRACE", "logLevel"),
         ("watchNamespace=Not_A_Name", "watchNamespace"),
+        ("watchNamespaces={ml,Not_A_Name}", "watchNamespaces"),
+        ("watchNamespaces=ml", "watchNamespaces"),
+        ("replicas=0", "replicas"),
+        ("rbac.aggregatedRoles=perhaps", "aggregatedRoles"),
     ],
 )
 def test_wrong_values_are_refused_by_name(value: str, word: str) -> None:
@@ -106,20 +116,41 @@ def test_wrong_values_are_refused_by_name(value: str, word: str) -> None:
     assert word in done.stderr
 
 
-@pytest.mark.parametrize("watch_namespace", ["", "ml"])
-def test_no_right_is_a_wildcard_and_secrets_are_never_listed(watch_namespace: str) -> None:
-    for obj in _objects("--set", f"watchNamespace={watch_namespace}"):
+@pytest.mark.parametrize("watched", ["", "watchNamespace=ml", "watchNamespaces={ml,research}"])
+def test_no_right_is_a_wildcard_and_secrets_are_never_listed(watched: str) -> None:
+    for obj in _objects(*(["--set", watched] if watched else [])):
         for rule in obj.get("rules", []):
             assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
             if "secrets" in rule["resources"]:
                 assert set(rule["verbs"]) == {"get", "create", "patch"}
 
 
-def test_in_one_namespace_the_operator_may_write_nowhere_else() -> None:
-    objects = _objects("--set", "watchNamespace=ml")
-    for rule in _only(objects, "ClusterRole")["rules"]:
-        assert set(rule["verbs"]) <= READING
-    assert {o["metadata"]["namespace"] for o in objects if o["kind"] in ("Role", "RoleBinding")} == {"ml"}
+def _granted(objects: list[Obj]) -> list[Obj]:
+    """Return the roles that the operator is bound to."""
+    bound = {(b["roleRef"]["kind"], b["roleRef"]["name"]) for b in objects if b["kind"].endswith("Binding")}
+    return [o for o in objects if (o["kind"], o["metadata"]["name"]) in bound]
+
+
+@pytest.mark.parametrize(
+    ("values", "namespaces"), [("watchNamespace=ml", {"ml"}), ("watchNamespaces={ml,research}", {"ml", "research"})]
+)
+def test_in_some_namespaces_the_operator_may_write_nowhere_else(values: str, namespaces: set[str]) -> None:
+    objects = _objects("--set", values)
+    for role in _granted(objects):
+        if role["kind"] == "ClusterRole":
+            assert all(set(rule["verbs"]) <= READING for rule in role["rules"])
+    namespaced = [o for o in _granted(objects) if o["kind"] == "Role" and not o["metadata"]["name"].endswith("-lease")]
+    assert {o["metadata"]["namespace"] for o in namespaced} == namespaces
+
+
+def test_an_installation_may_have_no_object_outside_its_namespaces() -> None:
+    values = "watchNamespaces={ml},rbac.nodes=false,rbac.aggregatedRoles=false"
+    assert {o["metadata"].get("namespace") for o in _objects("--set", values)} == {"sys", "ml"}
+
+
+def test_without_namespaces_the_cluster_role_is_always_there() -> None:
+    roles = _granted(_objects("--set", "rbac.nodes=false"))
+    assert any(o["kind"] == "ClusterRole" for o in roles)
 
 
 def _apply(client: httpx.Client, obj: Obj, user: str | None, path: str) -> httpx.Response:
@@ -166,6 +197,47 @@ def operator_user(crd_client: httpx.Client) -> str:
         assert answer.status_code in (200, 201), answer.text
     account = _only(objects, "ServiceAccount")["metadata"]
     return f"system:serviceaccount:{account['namespace']}:{account['name']}"
+
+
+def _as(client: httpx.Client, user: str, verb: str, resource: str, subresource: str = "") -> bool:
+    """Return whether a user may do something with a resource of disagg in namespace `serving`."""
+    attributes = {"group": "disagg.dev", "resource": resource, "verb": verb, "namespace": "serving"}
+    spec = {"user": user, "resourceAttributes": attributes | {"subresource": subresource}}
+    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
+    answer = client.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", json=review)
+    return bool(answer.json()["status"]["allowed"])
+
+
+@pytest.mark.parametrize(("role", "writes"), [("admin", True), ("edit", True), ("view", False)])
+def test_admins_and_editors_of_a_namespace_manage_resources_and_viewers_read_them(
+    crd_client: httpx.Client, operator_user: str, role: str, writes: bool
+) -> None:
+    """Roles are chosen as the controller does, by the selectors of the role of Kubernetes."""
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
+    selectors = crd_client.get(f"{rbac}/clusterroles/{role}").json()["aggregationRule"]["clusterRoleSelectors"]
+    ours = [
+        o["metadata"]["name"]
+        for o in _objects()
+        if o["kind"] == "ClusterRole"
+        for s in selectors
+        if s["matchLabels"].items() <= o["metadata"]["labels"].items()
+    ]
+    for name in ours:
+        binding = {
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": {"name": f"{role}-{name}", "namespace": "serving"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": f"some-{role}"}],
+        }  # fmt: skip
+        path = f"{rbac}/namespaces/serving/rolebindings/{role}-{name}"
+        assert _apply(crd_client, binding, None, path).status_code in (200, 201)
+    user = f"some-{role}"
+    assert _as(crd_client, user, "create", "disaggdeployments") is writes
+    assert _as(crd_client, user, "patch", "disaggpools", "scale") is writes
+    # A pool is the operator's own object.
+    assert not _as(crd_client, user, "patch", "disaggpools")
+    assert not _as(crd_client, user, "patch", "disaggdeployments", "status")
+    assert _as(crd_client, user, "list", "disaggdeployments")
 
 
 @pytest.mark.parametrize("example", ["quickstart", "llama-70b", "llama-8b", "pvc"])

@@ -29,6 +29,21 @@ def test_a_change_of_spec_wakes_and_our_own_status_does_not() -> None:
     assert cache.get(DISAGG_DEPLOYMENT, KEY) == resource(generation=2)
 
 
+def test_a_request_to_update_the_runtime_wakes_and_other_annotations_do_not() -> None:
+    cache = Cache()
+    asked = resource()
+    cache.put(DISAGG_DEPLOYMENT, asked)
+    for marks, woken in (
+        ({"note": "x"}, set()),
+        ({"disagg.dev/update-runtime": "1"}, {KEY}),
+        ({"disagg.dev/update-runtime": "1", "note": "y"}, set()),
+        ({"disagg.dev/update-runtime": "2"}, {KEY}),
+    ):
+        changed = {**asked, "metadata": {**asked["metadata"], "annotations": marks}}
+        assert cache.put(DISAGG_DEPLOYMENT, changed) == woken
+    assert cache.objects(DISAGG_DEPLOYMENT) == [changed]
+
+
 def test_a_pod_wakes_its_deployment_when_its_readiness_changes() -> None:
     cache = Cache()
     assert cache.put(POD, pod(ready="False")) == {KEY}

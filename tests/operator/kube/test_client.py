@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -11,7 +12,7 @@ from aiohttp import web
 
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.credentials import Credentials, NoCredentials, load
-from disagg_operator.kube.errors import Conflict, Forbidden, Gone, Invalid, KubeError, Retry, from_status
+from disagg_operator.kube.errors import Conflict, Forbidden, Gone, Invalid, KubeError, NotLeading, Retry, from_status
 from disagg_operator.kube.resources import DEPLOYMENT, NETWORK_ATTACHMENT, NODE, POD, Resource, resource_of
 
 Answer = Callable[[web.Request], Awaitable[web.Response]]
@@ -55,6 +56,52 @@ async def kube(server: tuple[Server, str]) -> AsyncIterator[HttpKube]:
     door = HttpKube(Credentials(server[1]), deadline_s=3.0)
     yield door
     await door.close()
+
+
+async def test_an_operator_that_does_not_lead_sends_no_write_but_reads(
+    kube: HttpKube, server: tuple[Server, str]
+) -> None:
+    kube.write_within_s = lambda: 0.0
+    for write in (kube.apply(POD_OBJ), kube.merge(POD, "n", "a", {}), kube.create_event(POD_OBJ), kube.create(POD_OBJ)):
+        with pytest.raises(NotLeading, match="not sent"):
+            await write
+    server[0].add(body=POD_OBJ)
+    assert await kube.get(POD, "n", "a") == POD_OBJ
+    assert [method for method, *_ in server[0].seen] == ["GET"]
+
+
+async def test_a_write_is_not_tried_again_once_another_operator_may_lead(
+    kube: HttpKube, server: tuple[Server, str]
+) -> None:
+    server[0].add(status=503)
+    left = iter([1.0, 0.0])
+    kube.write_within_s = lambda: next(left)
+    with pytest.raises(NotLeading):
+        await kube.apply(POD_OBJ)
+    assert len(server[0].seen) == 1
+
+
+async def test_a_write_that_is_not_answered_in_time_is_given_up(kube: HttpKube, server: tuple[Server, str]) -> None:
+    async def hang(_: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    server[0].answers.append(hang)
+    kube.write_within_s = lambda: 0.05
+    with pytest.raises(Retry):
+        await kube.apply(POD_OBJ)
+
+
+async def test_an_object_is_created_and_replaced_as_it_was_read(kube: HttpKube, server: tuple[Server, str]) -> None:
+    server[0].add(status=201, body=POD_OBJ)
+    server[0].add(status=409)
+    assert await kube.create(POD_OBJ) == POD_OBJ
+    with pytest.raises(Conflict):
+        await kube.replace(POD_OBJ)
+    assert [(method, path) for method, path, *_ in server[0].seen] == [
+        ("POST", "/api/v1/namespaces/n/pods"),
+        ("PUT", "/api/v1/namespaces/n/pods/a"),
+    ]
 
 
 async def test_apply_is_one_forced_patch_of_the_whole_object(kube: HttpKube, server: tuple[Server, str]) -> None:

@@ -59,6 +59,8 @@ def test_a_cause_is_told_when_it_is_new(before: dict[str, Any], after: dict[str,
 READY = condition("Ready", "True", "Ready")
 STARTED = Note(NORMAL, "RolloutStarted", "revision b replaces a")
 COMPLETED = Note(NORMAL, "RolloutCompleted", "all pods are of revision b")
+UPDATE = condition("RuntimeUpToDate", "False", "RuntimeUpdateAvailable", "w:3")
+AVAILABLE = Note(NORMAL, "RuntimeUpdateAvailable", "w:3")
 SERVING = Note(NORMAL, "Ready", "serving at http://u/v1")
 
 
@@ -82,6 +84,10 @@ SERVING = Note(NORMAL, "Ready", "serving at http://u/v1")
             {"revision": {"update": "b"}}, {"revision": {"current": "b", "update": "b"}}, [], id="and completes nothing"
         ),
         pytest.param({"revision": None}, {"revision": None}, [], id="no revision is known"),
+        pytest.param({}, status(UPDATE), [AVAILABLE], id="an update is available"),
+        pytest.param(status(UPDATE), status(UPDATE), [], id="it was available before"),
+        pytest.param(status(UPDATE | {"message": "w:2"}), status(UPDATE), [AVAILABLE], id="another update"),
+        pytest.param(status(UPDATE), status(UPDATE | {"reason": "UpToDate"}), [], id="it was made"),
         pytest.param({}, status(READY, url="http://u/v1"), [SERVING], id="it is ready"),
         pytest.param(
             status(READY | {"status": "False"}), status(READY, url="http://u/v1"), [SERVING], id="it is ready again"

@@ -350,3 +350,14 @@ def test_an_experiment_is_a_condition_and_one_warning_that_leaves_the_others_alo
     assert notes == [("Warning", "Experimental", "Experimental: watch the counter")]
     assert changes.of_change(after, after) == []
     assert conditions.build(INTENT, seen(), after, LATER) == before
+
+
+def test_an_update_of_the_runtime_is_a_condition_that_leaves_the_others_alone() -> None:
+    before = conditions.build(INTENT, seen(), {}, NOW)
+    after = conditions.build(replace(INTENT, runtime_update="worker w:1 -> w:2"), seen(), before, LATER)
+    old, new = ({c["type"]: c for c in status["conditions"]} for status in (before, after))
+    assert (old.pop("RuntimeUpToDate")["status"], new["RuntimeUpToDate"]["status"]) == ("True", "False")
+    told_ = new.pop("RuntimeUpToDate")
+    assert told_["reason"] == "RuntimeUpdateAvailable"
+    assert told_["message"].startswith("worker w:1 -> w:2; a new value of the annotation disagg.dev/update-runtime")
+    assert new == old

@@ -95,6 +95,10 @@ class DecisionLog:
                 start = i
         yield from lines[start:]
 
+    def begin_anew(self) -> None:
+        """Let the next line of each resource be a beginning, because the policies start anew."""
+        self._begun.clear()
+
     def forget(self, key: Key) -> None:
         """Delete the records of a resource that has been deleted."""
         self._begun.pop(key, None)

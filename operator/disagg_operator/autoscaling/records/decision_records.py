@@ -98,6 +98,32 @@ def read(lines: Iterable[str]) -> list[Run]:
     return runs
 
 
+def merged(logs: Iterable[str]) -> str:
+    """Return the logs of several operators, each of which led for a time, as one log.
+
+    The runs are ordered by their beginnings; those of a single operator stay as they are.
+    """
+    runs: list[tuple[float, list[str]]] = []
+    found = [log for log in logs if log.strip()]
+    if len(found) < 2:
+        return "".join(found)
+    for log in found:
+        run: list[str] = []
+        for line in log.splitlines():
+            if line.startswith('{"begin"') or not run:
+                run = []
+                runs.append((_begun_s(line), run))
+            run.append(line)
+    return "".join(f"{line}\n" for _, run in sorted(runs, key=lambda r: r[0]) for line in run)
+
+
+def _begun_s(line: str) -> float:
+    try:
+        return float(json.loads(line)["t"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return 0.0
+
+
 def beginning(outcome: Outcome) -> dict[str, Any]:
     """Return the line before the first step of a run, from which the run can be repeated.
 

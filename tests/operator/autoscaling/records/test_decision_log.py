@@ -37,6 +37,14 @@ def test_what_is_under_other_settings_begins_on_its_own(tmp_path: Path) -> None:
     assert times(records) == [0, 0, 1, 2, 2, 3, 4, 4]
 
 
+def test_when_the_policies_start_anew_a_run_begins(tmp_path: Path) -> None:
+    records = DecisionLog(tmp_path)
+    write(records, 0)
+    records.begin_anew()
+    write(records, 1)
+    assert times(records) == [0, 0, 1, 1]
+
+
 def test_what_follows_half_a_line_begins_on_its_own(tmp_path: Path) -> None:
     records = DecisionLog(tmp_path)
     for i in range(3):

@@ -181,3 +181,25 @@ def test_an_observation_keeps_what_is_not_known() -> None:
     seen: Observation = step.observation
     assert math.isnan(seen.prefill.arrivals)
     assert math.isnan(seen.decode.kv_tokens)
+
+
+def test_the_logs_of_two_operators_are_merged_by_run() -> None:
+    """The first one led at 0 and at 20, the other one at 10."""
+
+    def one_run(t: float, steps: int) -> str:
+        times = [{"begin": True, "t": t}, *({"t": t + i} for i in range(steps))]
+        return "".join(json.dumps(line) + "\n" for line in times)
+
+    first, second, third = one_run(0, 3), one_run(10, 2), one_run(20, 1)
+    assert decision_records.merged([first + third, second]) == first + second + third
+    assert decision_records.merged([second, first + third]) == first + second + third
+
+
+@pytest.mark.parametrize("log", ["", '{"begin": true, "t": 9}\n{"begin": true, "t": 5}\n', "no record\n"])
+def test_a_single_log_stays_as_it_is(log: str) -> None:
+    assert decision_records.merged([log]) == decision_records.merged(["", log, "\n"]) == log
+
+
+def test_lines_that_are_no_records_are_kept_for_the_reader_to_refuse() -> None:
+    beginning = '{"begin": true, "t": 5}\n'
+    assert decision_records.merged([beginning, "no record\n"]) == "no record\n" + beginning

@@ -1,0 +1,79 @@
+"""The decisions of a cluster are those of all its operators, each of which led for a time."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.operator.cli.test_explain_command import recorded, run
+
+from disagg_operator.cli.entry import main
+
+__all__ = ["recorded"]
+
+
+class Cluster(ThreadingHTTPServer):
+    """An API server that lists the pods of `pages` and proxies to them; None does not answer."""
+
+    pages: dict[str, str | None] = {}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Cluster
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/api/v1/pods":
+            pods = [{"metadata": {"name": n, "namespace": "sys"}, "status": {"phase": "Running"}} for n in self._names]
+            return self._answer(200, json.dumps({"items": pods}))
+        for name in self._names:
+            if path == f"/api/v1/namespaces/sys/pods/{name}:8081/proxy/decisions/default/chat":
+                page = self.server.pages[name]
+                return self._answer(503, "{}") if page is None else self._answer(200, page)
+        return self._answer(404, "{}")
+
+    @property
+    def _names(self) -> list[str]:
+        return sorted(self.server.pages)
+
+    def _answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    with Cluster(("127.0.0.1", 0), _Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "t",
+            "clusters": [{"name": "t", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+            "users": [{"name": "t", "user": {}}], "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t"}}],
+        }  # fmt: skip
+        (tmp_path / "kubeconfig").write_text(json.dumps(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize("others", [("",), (None,), (None, "")], ids=["stands by", "does not answer", "both"])
+def test_the_decisions_are_those_of_the_operator_that_led(
+    cluster: Cluster, recorded: str, others: tuple[str | None, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.pages = {"operator-z": recorded, **{f"operator-{i}": page for i, page in enumerate(others)}}
+    assert "workers of work expected" in run(capsys, "explain", "chat")
+
+
+def test_no_answer_of_any_operator_is_told(cluster: Cluster) -> None:
+    cluster.pages = {"operator-1": None}
+    with pytest.raises(SystemExit, match=r"operator-1.*503"):
+        main(["explain", "chat"])
