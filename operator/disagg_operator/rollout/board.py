@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from disagg_operator.rollout.progress import seen
 from disagg_operator.rollout.room import Room, holding, room_of
-from disagg_operator.rollout.standing import Standing, cells_of, one_sided, standing
+from disagg_operator.rollout.standing import Serving, cells_of, one_sided, standing
 from disagg_operator.rollout.values import PODS, RolloutRules, RolloutState, Workers, WorkersKey
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 
@@ -58,10 +58,10 @@ class Board:
     def serving(self) -> dict[WorkersKey, int]:
         return {key: min(group.ready, self.desired[key]) for key, group in self.groups.items()}
 
-    def standing(self) -> Standing:
+    def standing(self) -> Serving:
         return standing(self.serving(), self.cells, self.state.wanted)
 
-    def standing_after(self, change: Change) -> Standing:
+    def standing_after(self, change: Change) -> Serving:
         after = {key: min(count, change.get(key, count)) for key, count in self.serving().items()}
         return standing(after, self.cells, self.state.wanted)
 

@@ -44,14 +44,14 @@ def cells_of(workers: Iterable[Workers], pairs: Iterable[tuple[str, str]]) -> Ce
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Serving:
     """What serves: the share of the wanted size, and the workers with a partner by role."""
 
     share: Fraction
     paired: Mapping[str, int]
 
 
-def standing(serving: Mapping[WorkersKey, int], cells: Cells, wanted: Mapping[str, int]) -> Standing:
+def standing(serving: Mapping[WorkersKey, int], cells: Cells, wanted: Mapping[str, int]) -> Serving:
     """Return what serves if so many workers of each group are ready."""
     needed = [role for role in ROLES if wanted[role] > 0]
     ready: dict[int, dict[str, int]] = {}
@@ -66,7 +66,7 @@ def standing(serving: Mapping[WorkersKey, int], cells: Cells, wanted: Mapping[st
         share += min(Fraction(by_role[role], wanted[role]) for role in needed)
         for role in needed:
             paired[role] += by_role[role]
-    return Standing(share, paired)
+    return Serving(share, paired)
 
 
 def one_sided(desired: Mapping[WorkersKey, int], cells: Cells, cell: int, wanted: Mapping[str, int]) -> bool:
