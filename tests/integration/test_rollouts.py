@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.apiserver import REPO, ApiServer, free_port
@@ -17,7 +18,7 @@ from disagg_operator.kube.resources import CONTROLLER_REVISION, DEPLOYMENT
 from disagg_operator.rollout import looking, revisions
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
-TWO = {"prefill": {"replicas": 2}, "decode": {"replicas": 2}}
+TWO: dict[str, Any] = {"prefill": {"replicas": 2}, "decode": {"replicas": 2}}
 _RUN_S = 60.0
 
 
@@ -25,7 +26,7 @@ async def complete(cluster: Cluster) -> bool:
     resource = await cluster.resource()
     seen = resource["status"]["observedGeneration"] == resource["metadata"]["generation"]
     ready = (await cluster.condition("Ready"))["status"] == "True"
-    return seen and ready and (await cluster.condition("Progressing"))["reason"] == "RolloutComplete"
+    return bool(seen and ready and (await cluster.condition("Progressing"))["reason"] == "RolloutComplete")
 
 
 async def roles(cluster: Cluster) -> dict[str, list[str]]:

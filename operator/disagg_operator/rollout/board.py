@@ -35,9 +35,9 @@ class Board:
         self.room: Room = room_of(state, rules, self.changing or frozenset(ROLES), self.seen.fits)
         targets = [self.target(role) for role in ROLES if state.wanted[role]]
         # A worker of the target that serves with the other pool's present one proves itself alone.
-        self.proven = all(w.served for w in targets) or (
-            bool(state.linked) and all(w.served or w.ready > 0 for w in targets)
-        )
+        # Where a pool has the size 0, there is no pair to wait for.
+        paired = bool(state.linked) or len(targets) == 1
+        self.proven = all(w.served for w in targets) or (paired and all(w.served or w.ready > 0 for w in targets))
 
     def target(self, role: str) -> Workers:
         return self.groups[role, self.state.target[role]]

@@ -175,6 +175,25 @@ async def test_one_pair_without_surge_is_exchanged_and_counted() -> None:
     assert 'disagg_operator_pool_exchanges_total{deployment="chat",namespace="default"} 1.0' in text
 
 
+async def test_a_broken_revision_after_an_exchange_is_followed_by_the_one_before() -> None:
+    rules = {"maxSurge": 0, "progressDeadlineSeconds": 600, "autoRollback": True}
+    world = await settled(prefill={"replicas": 1}, decode={"replicas": 1}, rollout=rules)
+    current = world.status()["revision"]["current"]
+    world.edit(model=A_MODEL)
+    await world.run()
+    assert world.replicas_of("prefill")["chat-prefill"] == 0
+    world.kubelets()
+    await world.run()
+    world.broken |= {key[1] for key, o in world.workloads().items() if SERVED_ANNOTATION not in annotations_of(o)}
+    await world.roll()
+    world.later(601)
+    await world.roll()
+    assert world.replicas_of("prefill") == {"chat-prefill": 1}
+    assert world.condition("Progressing")["reason"] == "RolledBack"
+    assert world.status()["revision"]["current"] == current
+    assert world.condition("Available")["status"] == "True"
+
+
 async def test_a_pool_scales_on_while_it_rolls() -> None:
     world = await settled()
     await _break(world)
@@ -183,7 +202,7 @@ async def test_a_pool_scales_on_while_it_rolls() -> None:
     assert world.replicas_of("decode")["chat-decode"] == 5
 
 
-@pytest.mark.parametrize("loses_status", [False, True])
+@pytest.mark.parametrize("loses_status", [False, pytest.param(True, marks=pytest.mark.long)])
 async def test_an_operator_that_is_killed_at_any_write_of_a_rollout_ends_it(loses_status: bool) -> None:
     for killed_at in range(1, 40):
         world = await settled()

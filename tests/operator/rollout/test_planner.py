@@ -239,6 +239,11 @@ def test_pools_of_size_0_have_no_workers_of_any_revision() -> None:
     assert numbers(found) == {}
 
 
+def test_decode_without_prefill_rolls_alone() -> None:
+    alone = (ready("decode", "old", 4), starting("decode", "new", 1, ready=1))
+    assert numbers(plan(state(*alone, size=(0, 4), linked=False), ONE)) == {"old": (0, 3), "new": (0, 2)}
+
+
 def test_a_full_cluster_with_three_revisions_gives_one_of_them_up() -> None:
     """No step keeps the whole share, so the numbers of the roles decide."""
     three = [
