@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.controller import children as kids
@@ -22,44 +22,43 @@ from disagg_operator.controller import (
     rollout_writes,
     runtime_updates,
 )
-from disagg_operator.controller.acceptance import AcceptedDeployment, Refused, accept
-from disagg_operator.controller.children import Children, NameTaken
-from disagg_operator.controller.intent import intent_of
+from disagg_operator.controller.acceptance import AcceptedDeployment, Refused
+from disagg_operator.controller.children import ChildKey, Children, NameTaken
+from disagg_operator.controller.feasibility import uneven
+from disagg_operator.controller.intent import intent_of, pool_intents
+from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
+from disagg_operator.controller.rehearsal import NO_UID, in_one, refusal_of, rehearse
 from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.rollout_step import Inputs, RolloutStep
 from disagg_operator.controller.runtime_updates import ChosenRuntime, RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
-from disagg_operator.desired import Facts, Images, pins, render
+from disagg_operator.controller.victims import mark_victims
+from disagg_operator.desired import Facts, Images, NetworkAccess, pins, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
-from disagg_operator.kube.errors import Conflict, Forbidden, Invalid, NotFound
-from disagg_operator.kube.pods import pool_of
+from disagg_operator.kube.errors import Denied, Invalid
 from disagg_operator.kube.resources import (
     DEPLOYMENT,
     DISAGG_DEPLOYMENT,
     DISAGG_POOL,
     NETWORK_ATTACHMENT,
-    POD,
     SECRET,
     labels_of,
     name_of,
     uid_of,
 )
 from disagg_operator.rollout import looking
-from disagg_operator.status import changes, conditions
+from disagg_operator.status import changes, conditions, unsettled
 from disagg_operator.status.events import NORMAL, Note
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
-from disagg_wire.labels import LABEL_POOL, LABEL_REVISION
+from disagg_wire.labels import LABEL_POOL
 from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
 
-# A name that belongs to another object may become free, for example when a resource is recreated
-# while the children of its predecessor are still being collected.
-NAME_TAKEN_RETRY_S = 5.0
 _AT_ONCE_S = 0.1
 
 
@@ -70,12 +69,20 @@ class _Pass:
     key: Key
     resource: Obj
     live: Live
-    plan: AcceptedDeployment
+    judgement: Judgement
     children: Children
     runtime: ChosenRuntime
-    pools: dict[str, Replicas]
-    notes: list[Note]
+    pools: dict[str, Replicas] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+    blocked: frozenset[ChildKey] = frozenset()
+    """The objects that the API server refuses now; they are left as they are."""
     step: RolloutStep | None = None
+    """The next step of the rollout."""
+
+    @property
+    def plan(self) -> AcceptedDeployment:
+        """What is served."""
+        return self.judgement.plan
 
     def pool(self, role: str) -> Obj | None:
         """Return the DisaggPool of a role, or None if it does not exist."""
@@ -94,19 +101,23 @@ class Reconciler:
         kube: Kube,
         live: LiveTable,
         recorder: Recorder,
+        judge: Judge,
         metrics: Metrics,
         images: Images,
         updates: RuntimeUpdates,
         wall: Callable[[], str],
         new_cluster_key: Callable[[], str],
         clock: Callable[[], float],
+        access: NetworkAccess = NetworkAccess(),  # noqa: B008 (it cannot change)
     ) -> None:
         self._kube = kube
         self._live = live
         self._recorder = recorder
+        self._judge = judge
         self._metrics = metrics
         self._images = images
         self._updates = updates
+        self._access = access
         self._wall = wall
         self._new_cluster_key = new_cluster_key
         self._clock = clock
@@ -120,30 +131,25 @@ class Reconciler:
         resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._updates.note(key, None)
+            self._judge.forget(key)
             return None
         live = self._live.of(key, uid_of(resource))
+        children = await kids.read(self._kube, key)
         try:
-            plan = accept(resource)
-            found = await kids.read(self._kube, key)
-            runtime = runtime_updates.choose(
-                resource, plan.resource, found.objects, self._images, lambda: self._updates.may_begin(key)
-            )
-            run = _Pass(key, resource, live, plan, found, runtime, {}, [])
+            judgement = await self._judge.judge(resource, children)
+            run = await self._rehearsed(self._begin(key, resource, live, judgement, children))
+            await self._judge.accepted(resource, run.judgement)
             await self._write(run)
-        except Refused as error:
-            await self._refuse(resource, error.reason, str(error))
-            return None
-        except NameTaken as error:
-            await self._refuse(resource, "NameConflict", str(error))
-            return NAME_TAKEN_RETRY_S
-        except Invalid as error:
-            # The API server rejects a rendered object: a podTemplate or a quantity that the schema
-            # cannot check.
-            await self._refuse(resource, "InvalidSpec", str(error))
-            return None
+        except (Refused, NameTaken, Invalid, Denied) as error:
+            refused = refusal_of(error)
+            live.plan = None
+            await self._refuse(resource, refused.reason, str(refused))
+            return refused.retry_s
+        live.plan = run.plan.scaling
         await self._report(run)
-        self._updates.note(key, runtime)
-        return await self._after(run)
+        self._updates.note(key, run.runtime)
+        waits = [run.judgement.retry_s, await self._after(run)]
+        return min((s for s in waits if s is not None), default=None)
 
     async def _after(self, run: _Pass) -> float | None:
         """Write down what the rollout has shown, and return when to look again, or None."""
@@ -153,34 +159,81 @@ class Reconciler:
         again = await rollout_writes.mark(self._kube, run.key, run.step, run.children, generation)
         return _AT_ONCE_S if again else run.step.plan.wake_s
 
-    async def _write(self, run: _Pass) -> None:
-        """Apply the rendered objects and prune the others.
+    def _begin(self, key: Key, resource: Obj, live: Live, judgement: Judgement, children: Children) -> _Pass:
+        runtime = runtime_updates.choose(
+            resource, judgement.plan.resource, children.objects, self._images, lambda: self._updates.may_begin(key)
+        )
+        return _Pass(key, resource, live, judgement, children, runtime)
 
-        A pool's children are rendered with the pool's uid, so a new pool takes a second round.
+    async def _rehearsed(self, run: _Pass) -> _Pass:
+        """Let the API server judge what is about to be written, and return the run that may go on.
+
+        If it refuses the spec as it is written, that is the one that was accepted last. Of this
+        one, everything is written that is not refused. Raises Refused.
         """
+        refused = await self._rehearse(run)
+        if refused and run.judgement.refusal is None:
+            judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
+            run = self._begin(run.key, run.resource, run.live, judgement, run.children)
+            refused = await self._rehearse(run)
+        run.blocked = frozenset(refused)
+        return run
+
+    async def _rehearse(self, run: _Pass) -> dict[ChildKey, Refused]:
         flip = run.live.flip
         if flip is not None and flip.changed and len(looking.workloads(run.children.objects.values())) > len(ROLES):
             run.live.flip = None  # its revision may be an old one: the worker is asked back into its role
         for role in ROLES:
             run.pools[role] = self._replicas(run, role)
+        facts = await self._facts(run)
+        uids = {role: NO_UID if (pool := run.pool(role)) is None else uid_of(pool) for role in ROLES}
+        rendered = self._rolled(run, render(run.plan.resource, replace(facts, pool_uids=uids)))
+        owners = kids.owners_of(run.resource, run.children)
+        return await rehearse(self._kube, run.judgement.spec, rendered, run.children, owners)
+
+    async def _facts(self, run: _Pass) -> Facts:
         has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
         cluster_key = None
         if run.children.get(SECRET.kind, key_secret_name(run.key[1])) is None:
             cluster_key = self._new_cluster_key()
+        return Facts(
+            uid=uid_of(run.resource),
+            replicas={role: run.pools[role].count for role in ROLES},
+            declared={role: text for role in ROLES if (text := run.pools[role].declared) is not None},
+            images=run.runtime.pins.images,
+            runtime=pins.to_text(run.runtime.pins),
+            cluster_key=cluster_key,
+            attachments_available=has_networks,
+            access=self._access,
+        )
+
+    def _rolled(self, run: _Pass, rendered: list[Obj]) -> list[Obj]:
+        """Let the planner decide on the Deployments of workers, and return all objects."""
+        run.step = rollout_step.decide(
+            Inputs(
+                dd=run.plan.resource,
+                resource={**run.resource, "spec": run.judgement.spec},
+                rendered=rendered,
+                objects=list(run.children.objects.values()),
+                pods=run.children.pods,
+                sizes={role: run.pools[role].count for role in ROLES},
+                view=run.live.view,
+                now=self._wall(),
+            )
+        )
+        if run.step is None:  # a pool is still to be made; its Deployments need its uid
+            return [obj for obj in rendered if obj["kind"] != DEPLOYMENT.kind or not labels_of(obj).get(LABEL_POOL)]
+        return run.step.objects
+
+    async def _write(self, run: _Pass) -> None:
+        """Apply the rendered objects and prune the others.
+
+        A pool's children are rendered with the pool's uid, so a new pool takes a second round.
+        """
+        facts = await self._facts(run)
         for _ in range(2):
             uids = {role: uid_of(pool) for role in ROLES if (pool := run.pool(role)) is not None}
-            facts = Facts(
-                uid=uid_of(run.resource),
-                replicas={role: run.pools[role].count for role in ROLES},
-                declared={role: text for role in ROLES if (text := run.pools[role].declared) is not None},
-                pool_uids=uids,
-                images=run.runtime.pins.images,
-                runtime=pins.to_text(run.runtime.pins),
-                cluster_key=cluster_key,
-                attachments_available=has_networks,
-            )
-            rendered = self._rolled(run, render(run.plan.resource, facts))
-            await kids.rehearse(self._kube, rendered, run.children)
+            rendered = self._rolled(run, render(run.plan.resource, replace(facts, pool_uids=uids)))
             if run.step is not None:
                 await rollout_writes.record(self._kube, run.key, run.step, run.children)
             await self._move_pod(run, rendered)
@@ -190,38 +243,26 @@ class Reconciler:
                 break
         if run.step is None:
             return
-        for deployment, count in run.step.sizes:
-            await self._mark_victims(run, {**deployment, "spec": {**deployment["spec"], "replicas": count}})
-            await rollout_writes.resize(self._kube, run.key, deployment, count, run.children)
+        if not any(kind == DEPLOYMENT.kind for kind, _ in run.blocked):
+            await self._resize(run, run.step)
         owners = kids.owners_of(run.resource, run.children)
         for gone in await kids.prune(self._kube, rendered, run.children, owners, run.step.kept):
             log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
 
-    def _rolled(self, run: _Pass, rendered: list[Obj]) -> list[Obj]:
-        """Let the planner decide on the Deployments of workers, and return all objects."""
-        sizes = {role: run.pools[role].count for role in ROLES}
-        objects = list(run.children.objects.values())
-        run.step = rollout_step.decide(
-            Inputs(
-                run.plan.resource,
-                run.resource,
-                rendered,
-                objects,
-                run.children.pods,
-                sizes,
-                run.live.view,
-                self._wall(),
-            )
-        )
-        if run.step is None:  # a pool is still to be made; its Deployments need its uid
-            return [obj for obj in rendered if obj["kind"] != DEPLOYMENT.kind or not labels_of(obj).get(LABEL_POOL)]
-        if run.step.exchanges:
+    async def _resize(self, run: _Pass, step: RolloutStep) -> None:
+        """Change the sizes of the Deployments of other revisions than the declared one."""
+        if step.exchanges:
             self._metrics.exchanges.labels(*run.key).inc()
-        return run.step.objects
+        for deployment, count in step.sizes:
+            smaller = {**deployment, "spec": {**deployment["spec"], "replicas": count}}
+            await mark_victims(self._kube, run.key, run.children, run.live.loads, smaller)
+            await rollout_writes.resize(self._kube, run.key, deployment, count, run.children)
 
     async def _apply(self, run: _Pass, obj: Obj) -> None:
+        if kids.key_of(obj) in run.blocked:
+            return
         if obj["kind"] == DEPLOYMENT.kind:
-            await self._mark_victims(run, obj)
+            await mark_victims(self._kube, run.key, run.children, run.live.loads, obj)
         live = run.children.get(str(obj["kind"]), name_of(obj))
         if obj["kind"] == DISAGG_POOL.kind and live is not None:
             # If another client writes /scale between the read and this write, the apply conflicts
@@ -271,27 +312,6 @@ class Reconciler:
         wanted = decision_report.to_carry_out(decision, current, run.plan.scaling.dry_run)
         return replicas.decide(run.plan.declared[role], pool, wanted, suspended=run.plan.scaling.suspended)
 
-    async def _mark_victims(self, run: _Pass, rendered: Obj) -> None:
-        """Set the deletion costs of a workload's pods before it shrinks.
-
-        The ReplicaSet controller then deletes the least loaded pods first.
-        """
-        now = run.children.get(DEPLOYMENT.kind, name_of(rendered))
-        role = (rendered["metadata"].get("labels") or {}).get(LABEL_POOL, "")
-        if now is None or role not in ROLES or (now["spec"].get("replicas") or 0) <= rendered["spec"]["replicas"]:
-            return
-        revisions = (None, labels_of(rendered).get(LABEL_REVISION))
-        pods = [p for p in run.children.pods if pool_of(p) == role and labels_of(p).get(LABEL_REVISION) in revisions]
-        loads = {name_of(pod): run.live.loads[name_of(pod)] for pod in pods if name_of(pod) in run.live.loads}
-        for pod, cost in decision_report.deletion_costs(pods, loads).items():
-            patch = {"metadata": {"annotations": {decision_report.DELETION_COST: cost}}}
-            try:
-                await self._kube.merge(POD, run.key[0], pod, patch)
-            except NotFound:
-                continue
-            except (Conflict, Forbidden, Invalid) as error:
-                log.warning("%s/%s: deletion cost of %s not set: %s", *run.key, pod, error)
-
     def _note_scaling(self, run: _Pass, obj: Obj) -> None:
         if obj["kind"] != DISAGG_POOL.kind:
             return
@@ -316,30 +336,19 @@ class Reconciler:
         await self._recorder.send(run.resource, [*run.notes, *changes.of_change(stored, new)])
 
     def _intent(self, run: _Pass, stored: Obj) -> conditions.Intent:
-        before = {str(p.get("name")): p.get("lastDecision") for p in stored.get("pools") or []}
-        pools = []
-        for role in ROLES:
-            scaled = role in run.plan.scaling.policies
-            decision = run.live.decisions.get(role) if scaled else None
-            dry = run.plan.scaling.dry_run
-            pools.append(
-                conditions.PoolIntent(
-                    name=role,
-                    desired=run.pools[role].count,
-                    owner=run.pools[role].owner,
-                    selector=selector_text(run.key[1], role),
-                    autoscaled=scaled,
-                    scaling_blind=decision is not None and decision.blind,
-                    last_decision=decision_report.last_decision(before.get(role), decision, dry, self._wall())
-                    if scaled
-                    else None,
-                )
-            )
-        revision = "" if run.step is None else run.step.revision
-        return replace(
-            intent_of(run.plan, tuple(pools), revision, run.live.trouble, run.runtime.update),
-            rollout=None if run.step is None else run.step.view,
+        decisions, wall = run.live.decisions, self._wall()
+        pools = pool_intents(run.key[1], run.pools, run.plan.scaling, decisions, stored, wall)
+        judged = run.judgement
+        found = intent_of(
+            run.plan,
+            pools,
+            "" if run.step is None else run.step.revision,
+            run.live.trouble,
+            refusal=judged.refusal,
+            warnings=(*judged.warnings, *uneven({role: run.pools[role].count for role in ROLES})),
+            update=run.runtime.update,
         )
+        return replace(found, rollout=None if run.step is None else run.step.view)
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
         for role in ROLES:
@@ -358,6 +367,20 @@ class Reconciler:
     async def _refuse(self, resource: Obj, reason: str, message: str) -> None:
         stored = resource.get("status") or {}
         new = conditions.refused(int(resource["metadata"].get("generation", 0)), reason, message, stored, self._wall())
+        await self._write_status(resource, new)
+        await self._recorder.send(resource, changes.of_change(stored, new))
+
+    async def tell_failure(self, key: Key, reason: str, message: str) -> None:
+        """Write into status that the reconcile of a resource fails and is tried again.
+
+        Raises KubeError.
+        """
+        resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
+        if resource is None:
+            return
+        stored = resource.get("status") or {}
+        generation = int(resource["metadata"].get("generation", 0))
+        new = unsettled.failed(generation, reason, message, stored, self._wall())
         await self._write_status(resource, new)
         await self._recorder.send(resource, changes.of_change(stored, new))
 

@@ -19,8 +19,14 @@ from disagg_operator.kube.resources import DEPLOYMENT, annotations_of, labels_of
 from disagg_operator.rollout import looking, placing, revisions, telling
 from disagg_operator.rollout.planner import plan
 from disagg_operator.rollout.revisions import KnownRevision
-from disagg_operator.rollout.values import Progress, RolloutPlan, RolloutRules, RolloutState, WorkersKey
-from disagg_operator.status.conditions import RolloutView
+from disagg_operator.rollout.values import (
+    Progress,
+    RolloutPlan,
+    RolloutRules,
+    RolloutState,
+    RolloutView,
+    WorkersKey,
+)
 from disagg_operator.status.kv_links import RouterView
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_POOL, LABEL_REVISION

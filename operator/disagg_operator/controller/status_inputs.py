@@ -50,12 +50,14 @@ class Looker:
         def pool(role: str) -> Workload:
             deployments = [d for (r, _), d in looking.workloads(children.objects.values()).items() if r == role]
             revision = revisions.get(role, "")
-            return workloads.pool(role, pools[role].count, deployments, revision, pods(role), live.told)
+            return workloads.pool(role, pools[role].count, deployments, revision, pods(role), live.told, live.hindered)
 
         router = children.get(DEPLOYMENT.kind, router_name(key[1]))
         return Observed(
             pools={role: pool(role) for role in ROLES},
-            router=workloads.workload("router", plan.resource.spec.router.replicas, router, pods("router"), live.told),
+            router=workloads.workload(
+                "router", plan.resource.spec.router.replicas, router, pods("router"), live.told, live.hindered
+            ),
             network=await self._network(plan),
             view=live.view,
             verdict=live.spared.verdict,

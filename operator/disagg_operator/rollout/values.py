@@ -112,6 +112,15 @@ class RolloutRules:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutView:
+    """What status says of a rollout."""
+
+    reason: str
+    message: str
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutPlan:
     """The next number of replicas of each workload, and what to say about it."""
 

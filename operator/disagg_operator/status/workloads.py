@@ -76,10 +76,12 @@ def workload(
     deployment: Obj | None,
     pods: Iterable[Obj],
     told: Mapping[str, WorkerProblem] = MappingProxyType({}),
+    hindered: Mapping[str, WorkerProblem] = MappingProxyType({}),
 ) -> Workload:
     """Combine the status of a Deployment with the problems of its pods.
 
-    `told` is what workers that are not ready say about themselves, by the name of their pod.
+    `told` is what workers that are not ready say about themselves, by the name of their pod;
+    `hindered` is what the kubelet says of pods that it cannot start.
     """
     if deployment is None:
         return Workload(name, desired)
@@ -97,7 +99,7 @@ def workload(
         updated=updated if seen else 0,
         settled=seen and current == updated == desired,
         deadline_exceeded=seen and progressing.get("reason") == "ProgressDeadlineExceeded",
-        problem=worst_of(pods, told) or _refused(conditions),
+        problem=worst_of(pods, told, hindered) or _refused(conditions),
     )
 
 
@@ -108,13 +110,14 @@ def pool(
     revision: str,
     pods: Iterable[Obj],
     told: Mapping[str, WorkerProblem] = MappingProxyType({}),
+    hindered: Mapping[str, WorkerProblem] = MappingProxyType({}),
 ) -> Workload:
     """Combine the Deployments of a pool, of which that of `revision` is the present one.
 
     Whether a rollout makes progress is not told by one of them.
     """
     present = next((d for d in deployments if labels_of(d).get(LABEL_REVISION) == revision), None)
-    found = workload(role, desired, present, pods, told)
+    found = workload(role, desired, present, pods, told, hindered)
     others = [workload(role, 0, d, ()) for d in deployments if d is not present]
     return replace(
         found,
