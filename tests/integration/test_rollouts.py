@@ -99,7 +99,8 @@ async def test_an_operator_that_is_killed_in_a_rollout_is_followed_by_one_that_e
             await eventually("a second Deployment", begun)
             first.process.kill()
         async with operator(server, tmp_path, cluster.namespace):
-            await eventually("the rollout is complete", lambda: complete(cluster))
+            # The Lease of the one that was killed must run out first.
+            await eventually("the rollout is complete", lambda: complete(cluster), 90.0)
             found = await roles(cluster)
         assert all(len(names) == 1 for names in found.values())
         assert found["prefill"] != ["chat-prefill"]
