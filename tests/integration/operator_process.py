@@ -30,6 +30,7 @@ from disagg_operator.kube.resources import (
     SECRET,
 )
 from disagg_operator.vocabulary import Obj
+from disagg_wire.labels import LABEL_REVISION
 
 WAIT_S = 30.0
 SPEC: dict[str, Any] = {
@@ -207,6 +208,7 @@ class Cluster:
         labels = {"disagg.dev/deployment": name, "app.kubernetes.io/component": component}
         if component != "router":
             labels["disagg.dev/pool"] = component
+            labels |= await self.revision_labels(component, name)
         # This is the name that a ReplicaSet would give it.
         pod_name = f"{name}-{component}-0a1b2c3d4e-{index:05}"
         container = {"name": "main", "image": "x", "ports": [{"name": "http", "containerPort": port}]}
@@ -218,6 +220,12 @@ class Cluster:
         path = POD.path(self.namespace, pod_name) + "/status"
         await self.raw("PATCH", path, {"status": status}, "application/merge-patch+json")
         return pod_name
+
+    async def revision_labels(self, role: str, name: str = "chat") -> dict[str, str]:
+        """Return the label of the present revision, which the pods of a pool carry."""
+        found = await self.kube.get(DEPLOYMENT, self.namespace, f"{name}-{role}")
+        labels = {} if found is None else found["spec"]["template"]["metadata"]["labels"]
+        return {k: v for k, v in labels.items() if k == LABEL_REVISION}
 
     async def deployments_are_ready(self, name: str = "chat") -> None:
         """Write the status that the Deployment controller would write once all pods run."""

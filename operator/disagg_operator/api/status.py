@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import ConfigDict, Field
 
 from disagg_operator.api.base import Model, list_map
@@ -91,6 +93,24 @@ class Revision(Model):
     update: str = Field("", max_length=64, description="What is rolled out.")
 
 
+class RolloutStatus(Model):
+    """What is remembered of the rollout in progress."""
+
+    target: str = Field("", max_length=64, description="The revision that is rolled out.")
+    steps: int = Field(0, description="Steps made: workers that got a node or are ready, less old ones that are left.")
+    last_progress_time: str = Field("", max_length=64, description="When the last of them was made.")
+    held: dict[str, int] = Field(
+        {},
+        max_length=8,
+        description="The most devices that the workers held, by resource.",
+    )
+    full: list[Annotated[str, Field(max_length=128)]] = Field(
+        [],
+        max_length=8,
+        description="The resources of which the cluster has no more than that.",
+    )
+
+
 class Status(Model):
     """The state that the operator has found."""
 
@@ -102,5 +122,6 @@ class Status(Model):
     prefill: str = Field("", max_length=32, description="ready/desired prefill workers.")
     decode: str = Field("", max_length=32, description="ready/desired decode workers.")
     revision: Revision = Field(Revision(), description="Hashes of the rendered pods.")
+    rollout: RolloutStatus | None = Field(None, description="The rollout in progress.")
     pools: list[PoolStatus] = Field([], description="The pools as they are.", json_schema_extra=list_map("name"))
     pairs: Pairs = Field(Pairs(), description="Prefill-decode pairs.")

@@ -29,6 +29,7 @@ from disagg_operator.api.expressions import (
 )
 from disagg_operator.api.network import KvTransferSpec
 from disagg_operator.api.prometheus import PrometheusSpec
+from disagg_operator.api.rollout import RolloutSpec
 from disagg_operator.api.rules import Rule
 from disagg_operator.api.scaling import Objectives, ScalingSpec
 from disagg_operator.api.status import Status
@@ -175,6 +176,7 @@ class Spec(Model):
         description="What the scaling aims at; the routers count who keeps it.",
     )
     scaling: ScalingSpec = Field(ScalingSpec(), description="Scaling of both pools.")
+    rollout: RolloutSpec = Field(RolloutSpec(), description="How a change of the workers is rolled out.")
     observability: Observability = Field(Observability(), description="Metrics.")
     security: Security = Field(Security(), description="Hardening.")
     image_pull_secrets: list[LocalSecret] = Field(

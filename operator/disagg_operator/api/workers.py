@@ -9,6 +9,7 @@ from pydantic import Field
 
 from disagg_operator.api.base import Arguments, ByteQuantity, Free, Model, Quantity, Replicas, ResourceName
 from disagg_operator.api.expressions import present
+from disagg_operator.api.rollout import Amount
 from disagg_operator.api.rules import Rule
 from disagg_operator.api.scaling import Autoscaling
 
@@ -132,6 +133,8 @@ class PoolSpec(Model):
         description="Most sequences that one worker computes at a time.",
     )
     max_batch_tokens: int = Field(2048, ge=16, le=1_048_576, description="Token budget of one prefill batch.")
+    max_surge: Amount | None = Field(None, description="rollout.maxSurge of this pool.")
+    max_unavailable: Amount | None = Field(None, description="rollout.maxUnavailable of this pool.")
     drain: Drain = Field(Drain(), description="How a worker leaves.")
     pod_template: PodTemplate | None = Field(
         None,

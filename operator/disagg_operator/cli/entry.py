@@ -27,6 +27,10 @@ TOOLS = {
         "disagg_operator.cli.replay_command",
         "apply a policy to recorded observations, and show where it decides differently",
     ),
+    "rollout": (
+        "disagg_operator.cli.rollout_command",
+        "follow, undo, pause, resume or restart the rollout of a DisaggDeployment",
+    ),
     "simulate": (
         "disagg_operator.cli.simulate_command",
         "simulate a scaling policy on a trace, request by request",

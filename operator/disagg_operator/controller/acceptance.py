@@ -6,7 +6,7 @@ The resource is parsed, checked beyond the schema, and completed with defaults.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from disagg_operator.api.admission import refusals
 from disagg_operator.api.quantity import quantity_bytes
@@ -166,9 +166,13 @@ def scale_plan(obj: Obj) -> ScalePlan | None:
     Returns None for a resource that is refused: its pools are then left alone.
     """
     try:
-        return accept(obj).scaling
+        found = accept(obj).scaling
     except Refused:
         return None
+    if (obj.get("status") or {}).get("rollout"):
+        # A worker of an old revision is replaced, and not moved to the other pool.
+        return replace(found, settings=replace(found.settings, role_flip_s=None))
+    return found
 
 
 def _pool_violations(role: str, pool: PoolSpec) -> Iterator[Violation]:

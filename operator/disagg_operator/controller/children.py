@@ -105,12 +105,19 @@ async def owned_or_absent(kube: Kube, rendered: Obj, children: Children, owners:
     return live
 
 
-async def prune(kube: Kube, rendered: Sequence[Obj], children: Children, owners: frozenset[str]) -> list[Obj]:
+async def prune(
+    kube: Kube,
+    rendered: Sequence[Obj],
+    children: Children,
+    owners: frozenset[str],
+    staying: frozenset[tuple[str, str]] = frozenset(),
+) -> list[Obj]:
     """Delete the owned objects that are no longer rendered, and return them.
 
-    Pools and Secrets are never deleted. Raises KubeError.
+    Pools and Secrets are never deleted, nor are the objects whose kind and name are in `staying`.
+    Raises KubeError.
     """
-    wanted = {(str(o["kind"]), name_of(o)) for o in rendered}
+    wanted = {(str(o["kind"]), name_of(o)) for o in rendered} | staying
     gone = []
     for key, obj in list(children.objects.items()):
         kept = key in wanted or key[0] in (SECRET.kind, DISAGG_POOL.kind)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from disagg_operator.api.violation import Violation
+from disagg_operator.autoscaling.policy.decision import Decision
+from disagg_operator.autoscaling.scale_plan import ScalePlan
+from disagg_operator.controller import decision_report
 from disagg_operator.controller.acceptance import AcceptedDeployment
-from disagg_operator.desired.names import router_name
+from disagg_operator.controller.replicas import Replicas
+from disagg_operator.desired.names import router_name, selector_text
 from disagg_operator.status import conditions
+from disagg_operator.vocabulary import Obj
+from disagg_wire.roles import ROLES
 
 
 def intent_of(
@@ -43,3 +51,32 @@ def intent_of(
         warnings=tuple((warning.reason, str(warning)) for warning in warnings),
         runtime_update=update,
     )
+
+
+def pool_intents(
+    name: str,
+    pools: Mapping[str, Replicas],
+    scaling: ScalePlan,
+    decisions: Mapping[str, Decision],
+    stored: Obj,
+    now: str,
+) -> tuple[conditions.PoolIntent, ...]:
+    """Return the desired state of both pools of deployment `name`, whose status is `stored`."""
+    before = {str(p.get("name")): p.get("lastDecision") for p in stored.get("pools") or []}
+    out = []
+    for role in ROLES:
+        scaled = role in scaling.policies
+        decision = decisions.get(role) if scaled else None
+        last = decision_report.last_decision(before.get(role), decision, scaling.dry_run, now) if scaled else None
+        out.append(
+            conditions.PoolIntent(
+                name=role,
+                desired=pools[role].count,
+                owner=pools[role].owner,
+                selector=selector_text(name, role),
+                autoscaled=scaled,
+                scaling_blind=decision is not None and decision.blind,
+                last_decision=last,
+            )
+        )
+    return tuple(out)

@@ -44,6 +44,12 @@ class Metrics:
         self.sweep_seconds = Histogram(
             series.OPERATOR_SWEEP_SECONDS, "Duration of one scrape sweep", registry=self.registry
         )
+        self.exchanges = Counter(
+            series.OPERATOR_EXCHANGES,
+            "Rollouts for which both pools were exchanged at once, because there was no room for a second pair",
+            (series.NAMESPACE, series.DEPLOYMENT),
+            registry=self.registry,
+        )
         self.scaling = ScalingMetrics(self.registry)
 
     def watch_conditions(self, resources: Callable[[], Iterable[Obj]]) -> None:

@@ -14,42 +14,52 @@ from dataclasses import dataclass, field, replace
 
 from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.controller import children as kids
-from disagg_operator.controller import decision_report, pod_moves, replicas, runtime_updates
+from disagg_operator.controller import (
+    decision_report,
+    pod_moves,
+    replicas,
+    rollout_step,
+    rollout_writes,
+    runtime_updates,
+)
 from disagg_operator.controller.acceptance import AcceptedDeployment, Refused
 from disagg_operator.controller.children import ChildKey, Children, NameTaken
 from disagg_operator.controller.feasibility import uneven
-from disagg_operator.controller.intent import intent_of
+from disagg_operator.controller.intent import intent_of, pool_intents
 from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
-from disagg_operator.controller.rehearsal import DENIED_RETRY_S, NAME_TAKEN_RETRY_S, NO_UID, in_one, rehearse
+from disagg_operator.controller.rehearsal import NO_UID, in_one, refusal_of, rehearse
 from disagg_operator.controller.replicas import Replicas
+from disagg_operator.controller.rollout_step import Inputs, RolloutStep
 from disagg_operator.controller.runtime_updates import ChosenRuntime, RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
+from disagg_operator.controller.victims import mark_victims
 from disagg_operator.desired import Facts, Images, NetworkAccess, pins, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
-from disagg_operator.kube.errors import Conflict, Denied, Forbidden, Invalid, NotFound
-from disagg_operator.kube.pods import pool_of
+from disagg_operator.kube.errors import Denied, Invalid
 from disagg_operator.kube.resources import (
     DEPLOYMENT,
     DISAGG_DEPLOYMENT,
     DISAGG_POOL,
     NETWORK_ATTACHMENT,
-    POD,
     SECRET,
     labels_of,
     name_of,
     uid_of,
 )
+from disagg_operator.rollout import looking
 from disagg_operator.status import changes, conditions, unsettled
 from disagg_operator.status.events import NORMAL, Note
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
-from disagg_wire.labels import LABEL_POOL, LABEL_REVISION
+from disagg_wire.labels import LABEL_POOL
 from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
+
+_AT_ONCE_S = 0.1
 
 
 @dataclass(slots=True)
@@ -66,6 +76,8 @@ class _Pass:
     notes: list[Note] = field(default_factory=list)
     blocked: frozenset[ChildKey] = frozenset()
     """The objects that the API server refuses now; they are left as they are."""
+    step: RolloutStep | None = None
+    """The next step of the rollout."""
 
     @property
     def plan(self) -> AcceptedDeployment:
@@ -127,16 +139,25 @@ class Reconciler:
             judgement = await self._judge.judge(resource, children)
             run = await self._rehearsed(self._begin(key, resource, live, judgement, children))
             await self._judge.accepted(resource, run.judgement)
-            rendered = await self._write(run)
+            await self._write(run)
         except (Refused, NameTaken, Invalid, Denied) as error:
-            refused = _refusal(error)
+            refused = refusal_of(error)
             live.plan = None
             await self._refuse(resource, refused.reason, str(refused))
             return refused.retry_s
         live.plan = run.plan.scaling
-        await self._report(run, rendered)
+        await self._report(run)
         self._updates.note(key, run.runtime)
-        return run.judgement.retry_s
+        waits = [run.judgement.retry_s, await self._after(run)]
+        return min((s for s in waits if s is not None), default=None)
+
+    async def _after(self, run: _Pass) -> float | None:
+        """Write down what the rollout has shown, and return when to look again, or None."""
+        if run.step is None:
+            return None
+        generation = int(run.resource["metadata"].get("generation", 0))
+        again = await rollout_writes.mark(self._kube, run.key, run.step, run.children, generation)
+        return _AT_ONCE_S if again else run.step.plan.wake_s
 
     def _begin(self, key: Key, resource: Obj, live: Live, judgement: Judgement, children: Children) -> _Pass:
         runtime = runtime_updates.choose(
@@ -159,11 +180,14 @@ class Reconciler:
         return run
 
     async def _rehearse(self, run: _Pass) -> dict[ChildKey, Refused]:
+        flip = run.live.flip
+        if flip is not None and flip.changed and len(looking.workloads(run.children.objects.values())) > len(ROLES):
+            run.live.flip = None  # its revision may be an old one: the worker is asked back into its role
         for role in ROLES:
             run.pools[role] = self._replicas(run, role)
         facts = await self._facts(run)
         uids = {role: NO_UID if (pool := run.pool(role)) is None else uid_of(pool) for role in ROLES}
-        rendered = render(run.plan.resource, replace(facts, pool_uids=uids))
+        rendered = self._rolled(run, render(run.plan.resource, replace(facts, pool_uids=uids)))
         owners = kids.owners_of(run.resource, run.children)
         return await rehearse(self._kube, run.judgement.spec, rendered, run.children, owners)
 
@@ -183,7 +207,25 @@ class Reconciler:
             access=self._access,
         )
 
-    async def _write(self, run: _Pass) -> list[Obj]:
+    def _rolled(self, run: _Pass, rendered: list[Obj]) -> list[Obj]:
+        """Let the planner decide on the Deployments of workers, and return all objects."""
+        run.step = rollout_step.decide(
+            Inputs(
+                dd=run.plan.resource,
+                resource={**run.resource, "spec": run.judgement.spec},
+                rendered=rendered,
+                objects=list(run.children.objects.values()),
+                pods=run.children.pods,
+                sizes={role: run.pools[role].count for role in ROLES},
+                view=run.live.view,
+                now=self._wall(),
+            )
+        )
+        if run.step is None:  # a pool is still to be made; its Deployments need its uid
+            return [obj for obj in rendered if obj["kind"] != DEPLOYMENT.kind or not labels_of(obj).get(LABEL_POOL)]
+        return run.step.objects
+
+    async def _write(self, run: _Pass) -> None:
         """Apply the rendered objects and prune the others.
 
         A pool's children are rendered with the pool's uid, so a new pool takes a second round.
@@ -191,21 +233,36 @@ class Reconciler:
         facts = await self._facts(run)
         for _ in range(2):
             uids = {role: uid_of(pool) for role in ROLES if (pool := run.pool(role)) is not None}
-            rendered = render(run.plan.resource, replace(facts, pool_uids=uids))
+            rendered = self._rolled(run, render(run.plan.resource, replace(facts, pool_uids=uids)))
+            if run.step is not None:
+                await rollout_writes.record(self._kube, run.key, run.step, run.children)
             await self._move_pod(run, rendered)
             for obj in rendered:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
-        for gone in await kids.prune(self._kube, rendered, run.children, kids.owners_of(run.resource, run.children)):
+        if run.step is None:
+            return
+        if not any(kind == DEPLOYMENT.kind for kind, _ in run.blocked):
+            await self._resize(run, run.step)
+        owners = kids.owners_of(run.resource, run.children)
+        for gone in await kids.prune(self._kube, rendered, run.children, owners, run.step.kept):
             log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
-        return rendered
+
+    async def _resize(self, run: _Pass, step: RolloutStep) -> None:
+        """Change the sizes of the Deployments of other revisions than the declared one."""
+        if step.exchanges:
+            self._metrics.exchanges.labels(*run.key).inc()
+        for deployment, count in step.sizes:
+            smaller = {**deployment, "spec": {**deployment["spec"], "replicas": count}}
+            await mark_victims(self._kube, run.key, run.children, run.live.loads, smaller)
+            await rollout_writes.resize(self._kube, run.key, deployment, count, run.children)
 
     async def _apply(self, run: _Pass, obj: Obj) -> None:
         if kids.key_of(obj) in run.blocked:
             return
         if obj["kind"] == DEPLOYMENT.kind:
-            await self._mark_victims(run, obj)
+            await mark_victims(self._kube, run.key, run.children, run.live.loads, obj)
         live = run.children.get(str(obj["kind"]), name_of(obj))
         if obj["kind"] == DISAGG_POOL.kind and live is not None:
             # If another client writes /scale between the read and this write, the apply conflicts
@@ -224,11 +281,11 @@ class Reconciler:
         flip = run.live.flip
         if flip is None or not flip.changed:
             return
-        name = pool_name(run.key[1], flip.taking)
+        taker: Obj | None = None
         for obj in rendered:
-            if obj["kind"] in (DISAGG_POOL.kind, DEPLOYMENT.kind) and name_of(obj) == name:
+            if obj["kind"] in (DISAGG_POOL.kind, DEPLOYMENT.kind) and labels_of(obj).get(LABEL_POOL) == flip.taking:
                 await self._apply(run, obj)
-        taker = run.children.get(DEPLOYMENT.kind, name)
+                taker = run.children.get(DEPLOYMENT.kind, name_of(obj)) or taker
         if taker is None or not any(name_of(pod) == flip.pod for pod in run.children.pods):
             run.live.flip = None
             return
@@ -255,26 +312,6 @@ class Reconciler:
         wanted = decision_report.to_carry_out(decision, current, run.plan.scaling.dry_run)
         return replicas.decide(run.plan.declared[role], pool, wanted, suspended=run.plan.scaling.suspended)
 
-    async def _mark_victims(self, run: _Pass, rendered: Obj) -> None:
-        """Set the deletion costs of a workload's pods before it shrinks.
-
-        The ReplicaSet controller then deletes the least loaded pods first.
-        """
-        now = run.children.get(DEPLOYMENT.kind, name_of(rendered))
-        role = (rendered["metadata"].get("labels") or {}).get(LABEL_POOL, "")
-        if now is None or role not in ROLES or (now["spec"].get("replicas") or 0) <= rendered["spec"]["replicas"]:
-            return
-        pods = [pod for pod in run.children.pods if pool_of(pod) == role]
-        loads = {name_of(pod): run.live.loads[name_of(pod)] for pod in pods if name_of(pod) in run.live.loads}
-        for pod, cost in decision_report.deletion_costs(pods, loads).items():
-            patch = {"metadata": {"annotations": {decision_report.DELETION_COST: cost}}}
-            try:
-                await self._kube.merge(POD, run.key[0], pod, patch)
-            except NotFound:
-                continue
-            except (Conflict, Forbidden, Invalid) as error:
-                log.warning("%s/%s: deletion cost of %s not set: %s", *run.key, pod, error)
-
     def _note_scaling(self, run: _Pass, obj: Obj) -> None:
         if obj["kind"] != DISAGG_POOL.kind:
             return
@@ -287,44 +324,31 @@ class Reconciler:
             run.notes.append(note)
             self._metrics.scaling.scaled.labels(*run.key, role, "up" if note.reason == "ScaledUp" else "down").inc()
 
-    async def _report(self, run: _Pass, rendered: list[Obj]) -> None:
-        observed = await self._looker.observe(run.plan, run.children, run.pools, run.live, run.key)
+    async def _report(self, run: _Pass) -> None:
+        revisions = {} if run.step is None else run.step.target
+        observed = await self._looker.observe(run.plan, run.children, run.pools, run.live, run.key, revisions)
         stored = run.resource.get("status") or {}
-        new = conditions.build(self._intent(run, rendered, stored), observed, stored, self._wall())
+        new = conditions.build(self._intent(run, stored), observed, stored, self._wall())
+        if run.step is not None and (progress := rollout_step.progress_status(run.step.plan.progress)) is not None:
+            new["rollout"] = progress
         await self._write_pool_statuses(run, observed)
         await self._write_status(run.resource, new)
         await self._recorder.send(run.resource, [*run.notes, *changes.of_change(stored, new)])
 
-    def _intent(self, run: _Pass, rendered: list[Obj], stored: Obj) -> conditions.Intent:
-        before = {str(p.get("name")): p.get("lastDecision") for p in stored.get("pools") or []}
-        pools = []
-        for role in ROLES:
-            scaled = role in run.plan.scaling.policies
-            decision = run.live.decisions.get(role) if scaled else None
-            dry = run.plan.scaling.dry_run
-            pools.append(
-                conditions.PoolIntent(
-                    name=role,
-                    desired=run.pools[role].count,
-                    owner=run.pools[role].owner,
-                    selector=selector_text(run.key[1], role),
-                    autoscaled=scaled,
-                    scaling_blind=decision is not None and decision.blind,
-                    last_decision=decision_report.last_decision(before.get(role), decision, dry, self._wall())
-                    if scaled
-                    else None,
-                )
-            )
+    def _intent(self, run: _Pass, stored: Obj) -> conditions.Intent:
+        decisions, wall = run.live.decisions, self._wall()
+        pools = pool_intents(run.key[1], run.pools, run.plan.scaling, decisions, stored, wall)
         judged = run.judgement
-        return intent_of(
+        found = intent_of(
             run.plan,
-            tuple(pools),
-            _revision(rendered),
+            pools,
+            "" if run.step is None else run.step.revision,
             run.live.trouble,
             refusal=judged.refusal,
             warnings=(*judged.warnings, *uneven({role: run.pools[role].count for role in ROLES})),
             update=run.runtime.update,
         )
+        return replace(found, rollout=None if run.step is None else run.step.view)
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
         for role in ROLES:
@@ -366,20 +390,3 @@ class Reconciler:
         meta = {"name": name_of(resource), "namespace": resource["metadata"]["namespace"]}
         head = {"apiVersion": resource["apiVersion"], "kind": resource["kind"], "metadata": meta}
         await self._kube.apply_status({**head, "status": new})
-
-
-def _refusal(error: Exception) -> Refused:
-    """Return the refusal that an error means."""
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, NameTaken):
-        return Refused("NameConflict", str(error), NAME_TAKEN_RETRY_S)
-    if isinstance(error, Denied):
-        return Refused("AdmissionDenied", str(error), DENIED_RETRY_S)
-    return Refused("InvalidSpec", str(error))
-
-
-def _revision(rendered: list[Obj]) -> str:
-    """Return one name for the revisions of both pools, whose pods change independently."""
-    found = [labels[LABEL_REVISION] for obj in rendered if LABEL_REVISION in (labels := labels_of(obj))]
-    return "-".join(dict.fromkeys(found))

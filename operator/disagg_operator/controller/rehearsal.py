@@ -69,6 +69,17 @@ def in_one(refusals: Iterable[Refused]) -> Refused:
     return Refused(found[0].reason, "; ".join(map(str, found[:_MOST_TOLD])), retry_s)
 
 
+def refusal_of(error: Exception) -> Refused:
+    """Return the refusal that an error means."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, NameTaken):
+        return Refused("NameConflict", str(error), NAME_TAKEN_RETRY_S)
+    if isinstance(error, Denied):
+        return Refused("AdmissionDenied", str(error), DENIED_RETRY_S)
+    return Refused("InvalidSpec", str(error))
+
+
 async def _dry_run(kube: Kube, spec: Obj, obj: Obj) -> None:
     try:
         await kube.apply(drift.stamped(obj), dry_run=True)

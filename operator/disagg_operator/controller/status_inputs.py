@@ -9,11 +9,12 @@ from disagg_operator.autoscaling.live import Live
 from disagg_operator.controller.acceptance import AcceptedDeployment
 from disagg_operator.controller.children import Children
 from disagg_operator.controller.replicas import Replicas
-from disagg_operator.desired.names import pool_name, router_name
+from disagg_operator.desired.names import router_name
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Forbidden
 from disagg_operator.kube.pods import pool_of
 from disagg_operator.kube.resources import DEPLOYMENT, NETWORK_ATTACHMENT, NODE, labels_of
+from disagg_operator.rollout import looking
 from disagg_operator.status import workloads
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.vocabulary import Key, Obj
@@ -30,19 +31,33 @@ class Looker:
         self._kube = kube
 
     async def observe(
-        self, plan: AcceptedDeployment, children: Children, pools: Mapping[str, Replicas], live: Live, key: Key
+        self,
+        plan: AcceptedDeployment,
+        children: Children,
+        pools: Mapping[str, Replicas],
+        live: Live,
+        key: Key,
+        revisions: Mapping[str, str],
     ) -> Observed:
-        """Return the current state of a deployment. Raises KubeError."""
+        """Return the current state of a deployment, whose pools should have these revisions.
 
-        def workload(component: str, name: str, desired: int) -> Workload:
-            pods = [pod for pod in children.pods if _component(pod) == component]
-            return workloads.workload(
-                component, desired, children.get(DEPLOYMENT.kind, name), pods, live.told, live.hindered
-            )
+        Raises KubeError.
+        """
 
+        def pods(component: str) -> list[Obj]:
+            return [pod for pod in children.pods if _component(pod) == component]
+
+        def pool(role: str) -> Workload:
+            deployments = [d for (r, _), d in looking.workloads(children.objects.values()).items() if r == role]
+            revision = revisions.get(role, "")
+            return workloads.pool(role, pools[role].count, deployments, revision, pods(role), live.told, live.hindered)
+
+        router = children.get(DEPLOYMENT.kind, router_name(key[1]))
         return Observed(
-            pools={role: workload(role, pool_name(key[1], role), pools[role].count) for role in ROLES},
-            router=workload("router", router_name(key[1]), plan.resource.spec.router.replicas),
+            pools={role: pool(role) for role in ROLES},
+            router=workloads.workload(
+                "router", plan.resource.spec.router.replicas, router, pods("router"), live.told, live.hindered
+            ),
             network=await self._network(plan),
             view=live.view,
             verdict=live.spared.verdict,

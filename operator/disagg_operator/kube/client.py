@@ -154,9 +154,11 @@ class HttpKube:
         params |= {"dryRun": "All"} if dry_run else {}
         return await self._call("PATCH", path, params=params, body=obj, content_type="application/apply-patch+yaml")
 
-    async def merge(self, resource: Resource, namespace: str | None, name: str, patch: Obj) -> Obj:
+    async def merge(
+        self, resource: Resource, namespace: str | None, name: str, patch: Obj, *, manager: str = FIELD_MANAGER
+    ) -> Obj:
         path = resource.path(namespace, name)
-        params = {"fieldManager": FIELD_MANAGER}
+        params = {"fieldManager": manager}
         return await self._call("PATCH", path, params=params, body=patch, content_type="application/merge-patch+json")
 
     async def delete(self, obj: Obj) -> None:

@@ -48,6 +48,7 @@ POD = Resource("v1", "Pod", "pods")
 NODE = Resource("v1", "Node", "nodes", namespaced=False)
 EVENT = Resource("v1", "Event", "events")
 REPLICA_SET = Resource("apps/v1", "ReplicaSet", "replicasets")
+CONTROLLER_REVISION = Resource("apps/v1", "ControllerRevision", "controllerrevisions")
 DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments")
 LEASE = Resource("coordination.k8s.io/v1", "Lease", "leases")
 ROLE = Resource("rbac.authorization.k8s.io/v1", "Role", "roles")
@@ -63,6 +64,7 @@ NETWORK_ATTACHMENT = Resource(
 
 ALL = (
     DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, REPLICA_SET,
+    CONTROLLER_REVISION,
     DEPLOYMENT, LEASE, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
     PERSISTENT_VOLUME_CLAIM, PRIORITY_CLASS, RUNTIME_CLASS,
 )  # fmt: skip
@@ -72,7 +74,7 @@ _BY_KIND = {(r.api_version, r.kind): r for r in ALL}
 # them: the operator may get a Secret by name, but not list Secrets.
 OWNED = (
     NETWORK_ATTACHMENT, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, DISAGG_POOL, SERVICE, DEPLOYMENT,
-    POD_DISRUPTION_BUDGET, NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET, NETWORK_POLICY, CONTROLLER_REVISION,
 )  # fmt: skip
 
 

@@ -58,8 +58,10 @@ _WARNINGS = {
     "MetricsUnavailable": "MetricsUnavailable",
     "CredentialsUnavailable": "CredentialsUnavailable",
     "ProgressDeadlineExceeded": "RolloutStalled",
+    "RolledBack": "RolledBack",
+    "ExchangingPools": "ExchangingPools",
 }
-_SUMMARIES = ("Ready", "Available", "Degraded")
+_SUMMARIES = ("Ready", "Available", "Degraded", "Stalled")
 
 
 def of_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Note]:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from disagg_operator.rollout.telling import PAUSED, ROLLED_BACK, STALLED
+from disagg_operator.rollout.values import RolloutView
 from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY, PODS_REFUSED
@@ -77,6 +79,8 @@ class Intent:
     """The reason and the message of an experiment that the spec opts in to."""
     trouble: tuple[str, str] | None = None
     """The reason and the message of a failure to read Prometheus."""
+    rollout: RolloutView | None = None
+    """The rollout of the workers; None if nobody plans it."""
     refusal: tuple[str, str] | None = None
     """The reason and the message if the spec is refused, and the last accepted one is served."""
     warnings: tuple[tuple[str, str], ...] = ()
@@ -133,7 +137,8 @@ def conditions(
         _kv_transfer(intent, observed),
     ]
     available = _available(intent, observed)
-    progressing = _progressing(observed)
+    progressing = _progressing(observed, intent.rollout)
+    stalled = progressing.status == FALSE
     scaling = _scaling(intent)
     effective = _effective(intent, observed, previous)
     told = [effective] if effective.status == FALSE else []
@@ -142,6 +147,7 @@ def conditions(
         *causes,
         available,
         progressing,
+        *([Condition("Stalled", TRUE, progressing.reason, progressing.message)] if stalled else []),
         *scaling,
         effective,
         *([] if intent.experiment is None else [Condition("Experimental", TRUE, *intent.experiment)]),
@@ -239,7 +245,10 @@ def _available(intent: Intent, observed: Observed) -> Condition:
     return Condition(kind, TRUE, "PairsHealthy", "a request can be served end to end")
 
 
-def _progressing(observed: Observed) -> Condition:
+def _progressing(observed: Observed, rollout: RolloutView | None) -> Condition:
+    if rollout is not None and not rollout.complete:
+        value = {STALLED: FALSE, ROLLED_BACK: FALSE, PAUSED: UNKNOWN}.get(rollout.reason, TRUE)
+        return Condition("Progressing", value, rollout.reason, rollout.message)
     workloads = [*observed.pools.values(), observed.router]
     late = [w.name for w in workloads if w.deadline_exceeded and not w.complete]
     if late:

@@ -68,6 +68,8 @@ class RouterView:
     """The ready workers."""
     pairs: tuple[PairLink, ...] = ()
     """The healthy pairs whose transport is known."""
+    moved: tuple[tuple[str, str], ...] = ()
+    """The healthy pairs as the names of the pods of prefill and of decode."""
 
     @property
     def used(self) -> Sequence[WorkerLink | PairLink]:
@@ -109,12 +111,14 @@ def _one_view(state: Mapping[str, Any]) -> RouterView | None:
     workers = [w for w in found if isinstance(w, Mapping)] if isinstance(found, list) else []
     workers = [w for w in workers if w.get("state") == READY]
     links = state.get("links")
-    pairs = [_pair(p) for p in links if isinstance(p, Mapping)] if isinstance(links, list) else []
+    found = [p for p in links if isinstance(p, Mapping)] if isinstance(links, list) else []
+    pairs = [_pair(p) for p in found]
     return RouterView(
         expected,
         healthy,
         tuple(sorted(map(_link, workers), key=lambda link: link.pod)),
         tuple(sorted((p for p in pairs if p.transport in TRANSPORTS), key=lambda p: p.pods)),
+        tuple(sorted((str(p.get("prefill")), str(p.get("decode"))) for p in found)),
     )
 
 

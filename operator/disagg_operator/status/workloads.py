@@ -7,14 +7,16 @@ created has no status.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from disagg_operator.kube.resources import labels_of
 from disagg_operator.status.effectiveness import Verdict
 from disagg_operator.status.kv_links import RouterView
 from disagg_operator.status.pod_problems import Problem, refused, worst_of
 from disagg_operator.vocabulary import Obj
+from disagg_wire.labels import LABEL_REVISION
 from disagg_wire.problems import WorkerProblem
 
 
@@ -98,6 +100,32 @@ def workload(
         settled=seen and current == updated == desired,
         deadline_exceeded=seen and progressing.get("reason") == "ProgressDeadlineExceeded",
         problem=worst_of(pods, told, hindered) or _refused(conditions),
+    )
+
+
+def pool(
+    role: str,
+    desired: int,
+    deployments: Sequence[Obj],
+    revision: str,
+    pods: Iterable[Obj],
+    told: Mapping[str, WorkerProblem] = MappingProxyType({}),
+    hindered: Mapping[str, WorkerProblem] = MappingProxyType({}),
+) -> Workload:
+    """Combine the Deployments of a pool, of which that of `revision` is the present one.
+
+    Whether a rollout makes progress is not told by one of them.
+    """
+    present = next((d for d in deployments if labels_of(d).get(LABEL_REVISION) == revision), None)
+    found = workload(role, desired, present, pods, told, hindered)
+    others = [workload(role, 0, d, ()) for d in deployments if d is not present]
+    return replace(
+        found,
+        current=found.current + sum(w.current for w in others),
+        ready=found.ready + sum(w.ready for w in others),
+        settled=found.settled and not others,
+        deadline_exceeded=False,
+        problem=found.problem or next((w.problem for w in others if w.problem is not None), None),
     )
 
 

@@ -58,6 +58,7 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         good(decode={"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}),
         "minReplicas must not exceed maxReplicas", "spec.decode.autoscaling.minReplicas",
     ),
+    "a surge that is no number of workers": (good(rollout={"maxSurge": "1.5"}), "maxSurge", "spec.rollout.maxSurge"),
     "only one pool at 0": (good(prefill={"replicas": 0}), "must both be 0", "must both be 0"),
     "attachment and attachmentRef together": (
         good(kvTransfer={"network": {"attachment": _MACVLAN, "attachmentRef": {"name": "n"}}}),

@@ -32,7 +32,7 @@ async def test_the_second_run_and_a_restarted_operator_write_nothing() -> None:
     writes = world.kube.writes
     await world.run()
     world.restart()
-    world.now = "2026-01-02T00:00:00Z"
+    world.now = "2026-01-01T01:00:00Z"
     await world.run()
     assert world.kube.writes == writes
 

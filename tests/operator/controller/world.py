@@ -57,13 +57,14 @@ class World:
         self.live = LiveTable()
         self.woken: list[Key] = []
         self.references = ReferenceWatch(self.kube, self.woken.append, lambda: self.clock)
+        self.metrics = Metrics()
         self.updates = RuntimeUpdates(self.runtime_updates, lambda key: None)
         self.reconciler = Reconciler(
             kube=self.kube,
             live=self.live,
             recorder=Recorder(self.kube, lambda: 0.0, lambda: self.now, lambda: f"id{len(self.kube.events)}"),
             judge=Judge(SpecsInConfigMaps(self.kube), self.references, self.policy),
-            metrics=Metrics(),
+            metrics=self.metrics,
             images=self.images,
             updates=self.updates,
             wall=lambda: self.now,
@@ -110,6 +111,8 @@ class World:
         """Return the cluster without the uids and versions, which differ from run to run."""
         out = {}
         for key, obj in self.kube.objects.items():
+            if key[0] == "ControllerRevision":
+                continue  # an edit before the first reconcile leaves no revision
             annotations = {k: v for k, v in (obj["metadata"].get("annotations") or {}).items() if k != APPLIED_HASH}
             meta = (obj["metadata"].get("labels"), annotations)
             spec = obj.get("spec")

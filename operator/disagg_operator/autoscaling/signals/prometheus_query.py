@@ -5,7 +5,7 @@ through `Transport`, where every request has a deadline. For deployment NAME in 
 query reads the last samples of the pods with their times (series need the usual labels `namespace`
 and `pod`):
 
-    {namespace="NS", pod=~"NAME-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+",
+    {namespace="NS", pod=~"NAME-(router|prefill|decode)(-[0-9a-f]{10})?-[a-z0-9]+-[a-z0-9]+",
      __name__=~"disagg_router_...|disagg_worker_..."}[75s]
 
 The raw samples are processed like those of a direct scrape: counters are differenced for each pod,
@@ -46,7 +46,11 @@ def samples_query(namespace: str, name: str) -> str:
 
     Raises ValueError for a name that could break out of the quotes.
     """
-    pods = f'namespace="{_checked(namespace)}",pod=~"{_checked(name)}-(router|prefill|decode)-[a-z0-9]+-[a-z0-9]+"'
+    # Workers of a later revision than the first one have it in their names.
+    pods = (
+        f'namespace="{_checked(namespace)}",'
+        f'pod=~"{_checked(name)}-(router|prefill|decode)(-[0-9a-f]{{10}})?-[a-z0-9]+-[a-z0-9]+"'
+    )
     return f'{{{pods},__name__=~"{"|".join((*READ_OF_ROUTERS, *READ_OF_WORKERS))}"}}[{MAX_AGE_S}s]'
 
 

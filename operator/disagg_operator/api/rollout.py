@@ -1,0 +1,74 @@
+"""PURE: The model of spec.rollout: how workers of a new revision replace those of the old one."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from disagg_operator.api.base import Model
+
+_AMOUNT = r"^([0-9]{1,4}|[0-9]{1,3}%)$"
+
+
+def _checked(value: str | int) -> str | int:
+    in_bounds = not isinstance(value, int) or 0 <= value <= 1000
+    if isinstance(value, bool) or not in_bounds or not re.fullmatch(_AMOUNT, str(value)):
+        raise ValueError("must be a number from 0 to 1000 or a percentage such as 25%")
+    return value
+
+
+_SCHEMA: dict[str, Any] = {"x-kubernetes-int-or-string": True, "pattern": _AMOUNT, "minimum": 0, "maximum": 1000}
+
+if TYPE_CHECKING:
+    Amount = str | int
+else:
+    Amount = Annotated[
+        str | int, Field(json_schema_extra=_SCHEMA, union_mode="left_to_right"), AfterValidator(_checked)
+    ]
+
+
+def amount_of(value: str | int, size: int, *, up: bool) -> int:
+    """Return a number of workers, of which `value` may be a percentage of `size`."""
+    text = str(value)
+    if not text.endswith("%"):
+        return int(text)
+    share = int(text[:-1]) * size / 100
+    return math.ceil(share) if up else math.floor(share)
+
+
+class RolloutSpec(Model):
+    """How a change of the workers is rolled out."""
+
+    strategy: Literal["RollingUpdate", "Recreate"] = Field(
+        "RollingUpdate",
+        description="RollingUpdate: a new pair first, then both pools step by step. Recreate: all old workers end "
+        "before new ones start; the routers hold the requests meanwhile.",
+    )
+    max_surge: Amount = Field(
+        1,
+        description="Workers of each pool beyond its size while it rolls, such as 1 or 25%. 0: old workers make room.",
+    )
+    max_unavailable: Amount = Field(
+        0,
+        description="Workers of each pool that may be missing while it rolls. Where there is no room for a new pair, "
+        "as many are missing as make room.",
+    )
+    max_surge_gpus: int | None = Field(
+        None,
+        alias="maxSurgeGPUs",
+        ge=0,
+        le=1_000_000,
+        description="GPUs of both pools beyond those of their sizes. Default: as maxSurge needs.",
+    )
+    progress_deadline_seconds: int = Field(
+        7800,
+        ge=1,
+        le=604_800,
+        description="Without a step forward for so long, a rollout counts as stalled.",
+    )
+    auto_rollback: bool = Field(False, description="Go back to the last revision when a rollout has stalled.")
+    paused: bool = Field(False, description="Take no step; pools still follow their sizes.")
+    revision_history_limit: int = Field(10, ge=1, le=100, description="Old revisions that are kept for undo.")

@@ -1,0 +1,352 @@
+"""PURE: One step of a rollout, as objects: what is applied, what changes its size, and what stays.
+
+The planner decides in numbers; here the numbers become Deployments, a ControllerRevision, and the
+annotations by which the next run knows what has served and what has failed.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.rollout import amount_of
+from disagg_operator.desired import names
+from disagg_operator.kube.pods import epoch_s
+from disagg_operator.kube.resources import DEPLOYMENT, annotations_of, labels_of, name_of, uid_of
+from disagg_operator.rollout import looking, placing, revisions, telling
+from disagg_operator.rollout.planner import plan
+from disagg_operator.rollout.revisions import KnownRevision
+from disagg_operator.rollout.values import (
+    Progress,
+    RolloutPlan,
+    RolloutRules,
+    RolloutState,
+    RolloutView,
+    WorkersKey,
+)
+from disagg_operator.status.kv_links import RouterView
+from disagg_operator.vocabulary import Obj
+from disagg_wire.labels import LABEL_POOL, LABEL_REVISION
+from disagg_wire.roles import DECODE, PREFILL, ROLES
+
+_DEFAULT_ACCELERATOR = "nvidia.com/gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What one step is decided by."""
+
+    dd: DisaggDeployment
+    resource: Obj
+    """The resource as it is stored."""
+    rendered: Sequence[Obj]
+    objects: Sequence[Obj]
+    """The live objects of the deployment."""
+    pods: Sequence[Obj]
+    sizes: Mapping[str, int]
+    """The size of each pool, by role."""
+    view: RouterView | None
+    now: str
+    """The time in RFC 3339."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutStep:
+    """One step of a rollout."""
+
+    objects: list[Obj]
+    """The objects to apply, in order."""
+    sizes: list[tuple[Obj, int]]
+    """Live Deployments that only change their number of replicas."""
+    kept: frozenset[tuple[str, str]]
+    """(kind, name) of the objects that are neither applied nor deleted."""
+    target: Mapping[str, str]
+    plan: RolloutPlan
+    view: RolloutView
+    record: Obj | None = None
+    """The ControllerRevision to write before the workloads, or None."""
+    failed: Obj | None = None
+    """The ControllerRevision to mark as failed, or None."""
+    marks: Mapping[WorkersKey, str] | None = None
+    """The annotations of workloads that have served now for the first time, by key."""
+    exchanges: bool = False
+    """Whether this step ends all old workers before new ones are there."""
+
+    @property
+    def revision(self) -> str:
+        return revisions.pair_name(self.target[PREFILL], self.target[DECODE])
+
+
+def rules_of(dd: DisaggDeployment, sizes: Mapping[str, int]) -> RolloutRules:
+    """Return the rules of a deployment whose pools have these sizes."""
+    spec = dd.spec.rollout
+    surge, unavailable = {}, {}
+    for role in ROLES:
+        pool = dd.spec.pool(role)
+        more = spec.max_surge if pool.max_surge is None else pool.max_surge
+        less = spec.max_unavailable if pool.max_unavailable is None else pool.max_unavailable
+        surge[role] = amount_of(more, sizes[role], up=True)
+        unavailable[role] = amount_of(less, sizes[role], up=False)
+    return RolloutRules(
+        surge=surge,
+        unavailable=unavailable,
+        surge_gpus=spec.max_surge_gpus,
+        recreate=spec.strategy == "Recreate",
+        paused=spec.paused,
+        deadline_s=float(spec.progress_deadline_seconds),
+    )
+
+
+def decide(inputs: Inputs) -> RolloutStep | None:
+    """Return the next step; None while the pools are not there whose workers are rolled out."""
+    rendered = _workloads_in(inputs.rendered)
+    if {role for role, _ in rendered} != set(ROLES):
+        return None
+    live = looking.workloads(inputs.objects)
+    known = revisions.known_revisions(inputs.objects)
+    declared = dict(rendered.keys())
+    back = _rolled_back_to(inputs, known, live, declared)
+    target = declared if back is None else {role: back.of(role) for role in ROLES}
+    state = _state(inputs, rendered, live, known, target)
+    found = plan(state, rules_of(inputs.dd, inputs.sizes))
+    return _step(inputs, rendered, live, known, state, found, back)
+
+
+def _workloads_in(rendered: Sequence[Obj]) -> dict[WorkersKey, Obj]:
+    return looking.workloads(rendered)
+
+
+def _rolled_back_to(
+    inputs: Inputs, known: Sequence[KnownRevision], live: Mapping[WorkersKey, Obj], declared: Mapping[str, str]
+) -> KnownRevision | None:
+    """Return the revision to which a rollout that failed has gone back, or None."""
+    mine = next((r for r in known if r.pair == (declared[PREFILL], declared[DECODE])), None)
+    generation = int(inputs.resource["metadata"].get("generation") or 0)
+    if mine is None or mine.failed_generation != generation or not inputs.dd.spec.rollout.auto_rollback:
+        return None
+    return _earlier(mine, known, live)
+
+
+def _earlier(
+    mine: KnownRevision, known: Sequence[KnownRevision], live: Mapping[WorkersKey, Obj]
+) -> KnownRevision | None:
+    """Return the newest other revision of which both workloads are there and have served."""
+    served = {key for key, obj in live.items() if looking.SERVED_ANNOTATION in annotations_of(obj)}
+    others = [r for r in known if r.name != mine.name and all((role, r.of(role)) in served for role in ROLES)]
+    return others[-1] if others else None
+
+
+def _state(
+    inputs: Inputs,
+    rendered: Mapping[WorkersKey, Obj],
+    live: Mapping[WorkersKey, Obj],
+    known: Sequence[KnownRevision],
+    target: Mapping[str, str],
+) -> RolloutState:
+    accelerators = _accelerators(inputs.dd, known)
+    told = _told(inputs.view)
+    keys = [key for key in live if key[1]]
+    found = []
+    for key in keys:
+        pods = looking.pods_of(inputs.pods, key)
+        workers = looking.workers(
+            key, live[key], pods, told or looking.Told(), looking.order_of(known, key), accelerators
+        )
+        # Workloads of releases that kept no history carry no mark.
+        old = key[1] != target[key[0]]
+        if old and workers.gone and not workers.served:
+            continue  # it has no pods yet, and will get none
+        found.append(replace(workers, served=True) if old and workers.ready else workers)
+    return RolloutState(
+        workers=tuple(found),
+        target=dict(target),
+        wanted=dict(inputs.sizes),
+        pairs=looking.pairs_of(known, keys),
+        target_devices={
+            role: looking.devices_of(rendered.get((role, target[role])) or live.get((role, target[role])), accelerators)
+            for role in ROLES
+        },
+        linked=looking.linked(told, inputs.pods, target),
+        now_s=epoch_s(inputs.now),
+        progress=_progress(inputs.resource),
+    )
+
+
+def _accelerators(dd: DisaggDeployment, known: Sequence[KnownRevision]) -> frozenset[str]:
+    """Return the extended resources that count as accelerators, also those of earlier specs."""
+    out = {_DEFAULT_ACCELERATOR}
+    out |= {pool.accelerator.resource_name for role in ROLES if (pool := dd.spec.pool(role)).accelerator is not None}
+    for revision in known:
+        for role in ROLES:
+            accelerator = (revision.spec.get(role) or {}).get("accelerator") or {}
+            out.add(str(accelerator.get("resourceName", _DEFAULT_ACCELERATOR)))
+    return frozenset(out)
+
+
+def _told(view: RouterView | None) -> looking.Told | None:
+    if view is None:
+        return None
+    compat = {link.pod: link.compat for link in view.workers}
+    return looking.Told(compat, frozenset(view.moved), 0 < view.expected == view.healthy)
+
+
+def _progress(resource: Obj) -> Progress | None:
+    stored = (resource.get("status") or {}).get("rollout")
+    if not isinstance(stored, dict):
+        return None
+    since_s = epoch_s(stored.get("lastProgressTime"))
+    if since_s != since_s:
+        return None
+    held = {str(k): int(v) for k, v in (stored.get("held") or {}).items()}
+    full = frozenset(str(k) for k in stored.get("full") or [] if k in held)
+    return Progress(str(stored.get("target", "")), int(stored.get("steps") or 0), since_s, held, full)
+
+
+def progress_status(progress: Progress | None) -> dict[str, Any] | None:
+    """Return the progress as it stands in status, or None."""
+    if progress is None:
+        return None
+    return {
+        "target": progress.target,
+        "steps": progress.best,
+        "lastProgressTime": _text(progress.since_s),
+        "held": {k: n for k, n in sorted(progress.held.items()) if n},
+        "full": sorted(progress.full),
+    }
+
+
+def _text(at_s: float) -> str:
+    return datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _step(
+    inputs: Inputs,
+    rendered: Mapping[WorkersKey, Obj],
+    live: Mapping[WorkersKey, Obj],
+    known: Sequence[KnownRevision],
+    state: RolloutState,
+    found: RolloutPlan,
+    back: KnownRevision | None,
+) -> RolloutStep:
+    target = state.target
+    groups = {w.key: w for w in state.workers}
+    busy = {key for key, w in groups.items() if not w.gone or w.served}
+    old = {key: obj for key, obj in live.items() if key[1] != target[key[0]]}
+    ended = {
+        key
+        for key in old
+        if key not in groups
+        or (found.replicas[key] == 0 and groups[key].gone and (found.proven or not groups[key].served))
+    }
+    own = {} if back is not None else {key: placing.placed(obj, key, live, busy) for key, obj in rendered.items()}
+    reused = {name_of(obj) for obj in own.values()}
+    staying = {key: obj for key, obj in live.items() if key not in ended | own.keys() and name_of(obj) not in reused}
+    sizes = [(obj, found.replicas[key]) for key, obj in staying.items() if _replicas(obj) != found.replicas[key]]
+    kept = {(DEPLOYMENT.kind, name_of(obj)) for obj in staying.values()}
+    router = next((o for o in inputs.objects if _is_router(o, inputs.dd)), None)
+    held = router is not None and (back is not None or bool(staying))
+    if held and router is not None:
+        kept.add((DEPLOYMENT.kind, name_of(router)))
+        if _replicas(router) != inputs.dd.spec.router.replicas:
+            sizes.append((router, inputs.dd.spec.router.replicas))
+    names_live = [r.name for r in known if any((role, r.of(role)) in live for role in ROLES)]
+    gone = set(revisions.superfluous(known, names_live, inputs.dd.spec.rollout.revision_history_limit))
+    kept |= {_record_key(inputs.dd, r.name) for r in known if r.name not in gone}
+    record = None if back is not None else _record(inputs, known, target)
+    return RolloutStep(
+        objects=_objects(inputs, own, found, held),
+        sizes=sizes,
+        kept=frozenset(kept if record is None else kept | {("ControllerRevision", name_of(record))}),
+        target=target,
+        plan=found,
+        view=_view(inputs, found, back),
+        record=record,
+        failed=_failed(inputs, known, live, found, target) if back is None else None,
+        marks={
+            key: looking.served_mark(groups[key])
+            for role in ROLES
+            if (key := (role, target[role])) in groups and found.proven and not _marked(live[key]) and groups[key].ready
+        },
+        exchanges=found.exchanging and any(w.desired for key, w in groups.items() if key in old),
+    )
+
+
+def _marked(obj: Obj) -> bool:
+    return looking.SERVED_ANNOTATION in annotations_of(obj)
+
+
+def _replicas(obj: Obj) -> int:
+    return int((obj.get("spec") or {}).get("replicas") or 0)
+
+
+def _is_router(obj: Obj, dd: DisaggDeployment) -> bool:
+    return obj.get("kind") == DEPLOYMENT.kind and name_of(obj) == names.router_name(dd.metadata.name)
+
+
+def _record_key(dd: DisaggDeployment, revision: str) -> tuple[str, str]:
+    return "ControllerRevision", revisions.object_name(dd.metadata.name, revision)
+
+
+def _objects(inputs: Inputs, own: Mapping[WorkersKey, Obj], found: RolloutPlan, held: bool) -> list[Obj]:
+    """Return the rendered objects, with the Deployments of the target's workers in their places."""
+    out = []
+    for obj in inputs.rendered:
+        labels = labels_of(obj)
+        key = (labels.get(LABEL_POOL, ""), labels.get(LABEL_REVISION, ""))
+        if obj["kind"] == DEPLOYMENT.kind and labels.get(LABEL_POOL) in ROLES:
+            if key in own:
+                own[key]["spec"]["replicas"] = found.replicas[key]
+                out.append(own[key])
+        elif not (held and _is_router(obj, inputs.dd)):
+            out.append(obj)
+    return out
+
+
+def _record(inputs: Inputs, known: Sequence[KnownRevision], target: Mapping[str, str]) -> Obj | None:
+    """Return the ControllerRevision of the target if it is new, or declared again."""
+    pair = target[PREFILL], target[DECODE]
+    newest = known[-1] if known else None
+    if newest is not None and newest.pair == pair:
+        return None
+    dd, name = inputs.dd, revisions.pair_name(*pair)
+    metadata = names.metadata(
+        dd,
+        revisions.object_name(dd.metadata.name, name),
+        "shared",
+        names.owned_by_deployment(dd, uid_of(inputs.resource)),
+    )
+    again = next((r for r in known if r.pair == pair), None)
+    spec = inputs.resource.get("spec") or {} if again is None else again.spec
+    return revisions.revision_object(metadata, pair, spec, (0 if newest is None else newest.number) + 1)
+
+
+def _failed(
+    inputs: Inputs,
+    known: Sequence[KnownRevision],
+    live: Mapping[WorkersKey, Obj],
+    found: RolloutPlan,
+    target: Mapping[str, str],
+) -> Obj | None:
+    """Return the ControllerRevision of a rollout that is given up now, or None."""
+    mine = next((r for r in known if r.pair == (target[PREFILL], target[DECODE])), None)
+    if mine is None or not found.expired or not inputs.dd.spec.rollout.auto_rollback:
+        return None
+    if _earlier(mine, known, live) is None:
+        return None
+    return revisions.by_name(inputs.objects, inputs.dd.metadata.name, mine.name)
+
+
+def _view(inputs: Inputs, found: RolloutPlan, back: KnownRevision | None) -> RolloutView:
+    reason, message = found.reason, found.message
+    if back is not None:
+        reason = telling.ROLLED_BACK
+        deadline_s = inputs.dd.spec.rollout.progress_deadline_seconds
+        message = (
+            f"the declared revision made no progress for {deadline_s} s, so that {back.name} is restored "
+            f"(an edit of the spec tries again): {found.message}"
+        )
+    complete = (found.complete or found.single) and not found.expired and back is None
+    return RolloutView(reason, message, complete=complete)

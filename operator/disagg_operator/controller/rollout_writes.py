@@ -1,0 +1,56 @@
+"""Writes what a step of a rollout asks for beyond the rendered objects.
+
+The order of the writes does not matter for what serves: each of them is safe on its own.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from disagg_operator.controller import drift
+from disagg_operator.controller.children import Children
+from disagg_operator.controller.rollout_step import RolloutStep
+from disagg_operator.kube.client import Kube
+from disagg_operator.kube.resources import CONTROLLER_REVISION, DEPLOYMENT, annotations_of, name_of
+from disagg_operator.rollout import looking, revisions
+from disagg_operator.vocabulary import Key, Obj
+
+log = logging.getLogger(__name__)
+
+
+async def record(kube: Kube, key: Key, step: RolloutStep, children: Children) -> None:
+    """Write the ControllerRevision of the revision that is rolled out. Raises KubeError."""
+    if step.record is None:
+        return
+    live = children.get(CONTROLLER_REVISION.kind, name_of(step.record))
+    if live is None or not drift.up_to_date(step.record, live):
+        stored = await kube.apply(drift.stamped(step.record))
+        children.objects[CONTROLLER_REVISION.kind, name_of(step.record)] = stored
+        log.info("%s/%s: revision %s", *key, step.revision)
+
+
+async def resize(kube: Kube, key: Key, deployment: Obj, replicas: int, children: Children) -> None:
+    """Change the number of replicas of a Deployment that is not rendered. Raises KubeError."""
+    patch = {"spec": {"replicas": replicas}}
+    name = name_of(deployment)
+    children.objects[DEPLOYMENT.kind, name] = await kube.merge(DEPLOYMENT, key[0], name, patch)
+    log.info("%s/%s: %s has %d replicas", *key, name, replicas)
+
+
+async def mark(kube: Kube, key: Key, step: RolloutStep, children: Children, generation: int) -> bool:
+    """Write down what has served and what has failed. Raises KubeError.
+
+    Returns whether the next run decides otherwise.
+    """
+    live = looking.workloads(children.objects.values())
+    for workload, value in (step.marks or {}).items():
+        found = live.get(workload)
+        if found is not None and looking.SERVED_ANNOTATION not in annotations_of(found):
+            patch = {"metadata": {"annotations": {looking.SERVED_ANNOTATION: value}}}
+            await kube.merge(DEPLOYMENT, key[0], name_of(found), patch)
+    if step.failed is None:
+        return False
+    patch = {"metadata": {"annotations": {revisions.FAILED_ANNOTATION: str(generation)}}}
+    await kube.merge(CONTROLLER_REVISION, key[0], name_of(step.failed), patch)
+    log.warning("%s/%s: revision %s made no progress and is given up", *key, step.revision)
+    return True

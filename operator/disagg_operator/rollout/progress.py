@@ -1,0 +1,92 @@
+"""PURE: The progress of a rollout, its deadline, and what is known of a cluster without room."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+
+from disagg_operator.rollout.room import scheduled
+from disagg_operator.rollout.values import Progress, RolloutRules, RolloutState
+from disagg_wire.roles import ROLES
+
+
+def name_of_target(state: RolloutState) -> str:
+    """Return one name for the revisions of both roles."""
+    return "-".join(dict.fromkeys(state.target[role] for role in ROLES))
+
+
+def remembered(state: RolloutState) -> Progress | None:
+    """Return the progress so far, if it is that of the present target."""
+    before = state.progress
+    return before if before is not None and before.target == name_of_target(state) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What is known of the cluster's devices, by kind."""
+
+    held: Mapping[str, int]
+    """The most that pods on nodes have held."""
+    full: frozenset[str]
+    """The kinds of which there is no more."""
+
+    @property
+    def fits(self) -> Mapping[str, int]:
+        """The devices of the kinds that are used up."""
+        return {kind: self.held[kind] for kind in self.full}
+
+
+def seen(state: RolloutState, rules: RolloutRules) -> Stock:
+    """Return what is known of the cluster's devices.
+
+    A kind is used up once a pod has waited for it for long. What pods have held before fits again,
+    so that a pod that is gone makes no difference.
+    """
+    before = state.progress
+    full = set() if before is None else set(before.full)
+    held = {} if before is None else dict(before.held)
+    for kind, amount in scheduled(state).items():
+        held[kind] = max(amount, held.get(kind, 0))
+    for w in state.workers:
+        kind, since_s = w.devices.kind, w.unschedulable_since_s
+        if since_s is None or state.now_s - since_s < rules.full_after_s or kind in full:
+            continue
+        full.add(kind)
+        # A gap that is too small for one worker may hold a smaller one.
+        held[kind] += w.devices.count - 1
+    return Stock(held, frozenset(full))
+
+
+def room_wait_s(state: RolloutState, rules: RolloutRules, full: Container[str]) -> float | None:
+    """Return the seconds until a pod without room means that the cluster is full."""
+    waits = [w.unschedulable_since_s for w in state.workers if w.devices.kind not in full]
+    first_s = min((since_s for since_s in waits if since_s is not None), default=None)
+    return None if first_s is None else max(0.1, first_s + rules.full_after_s - state.now_s)
+
+
+def steps_made(state: RolloutState) -> int:
+    """Return a number that grows with every step of a rollout.
+
+    A new worker that is on a node, and one that is ready, are steps, and an old pod that is gone.
+    """
+    new = [w for w in state.workers if w.revision == state.target[w.role]]
+    old = [w for w in state.workers if w.revision != state.target[w.role]]
+    return sum(w.existing - w.unscheduled + w.ready for w in new) - sum(w.existing + w.terminating for w in old)
+
+
+def advanced(state: RolloutState, known: Stock) -> Progress:
+    """Return the progress after this look."""
+    before, steps = remembered(state), steps_made(state)
+    if before is None or steps > before.best:
+        return Progress(name_of_target(state), steps, state.now_s, known.held, known.full)
+    return Progress(before.target, before.best, before.since_s, known.held, known.full)
+
+
+def expired(state: RolloutState, rules: RolloutRules, progress: Progress | None) -> bool:
+    """Return whether the deadline has passed.
+
+    It does not while a rollout is paused, or while pods still drain.
+    """
+    if progress is None or rules.paused or any(w.terminating for w in state.workers):
+        return False
+    return state.now_s - progress.since_s > rules.deadline_s

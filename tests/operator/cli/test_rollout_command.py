@@ -1,0 +1,65 @@
+"""What `disagg rollout` says of a resource, and which revision it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from disagg_operator.cli import rollout_command
+from disagg_operator.cli.entry import parser
+from disagg_operator.cli.rollout_command import RolloutError
+from disagg_operator.rollout.revisions import KnownRevision
+
+
+def resource(generation: int = 2, **conditions: tuple[str, str]) -> dict[str, Any]:
+    found = [{"type": k, "status": s, "reason": r, "message": f"about {k}"} for k, (s, r) in conditions.items()]
+    status = {"observedGeneration": 2, "conditions": found, "revision": {"current": "a", "update": "b"}}
+    return {"metadata": {"name": "chat", "generation": generation}, "spec": {}, "status": status}
+
+
+def revision(number: int, name: str, failed: int | None = None, **spec: Any) -> KnownRevision:
+    return KnownRevision(name, number, name, name, failed, "2026-01-01T00:00:00Z", spec)
+
+
+@pytest.mark.parametrize(
+    ("found", "ended", "words"),
+    [
+        (resource(3), None, "waiting for the operator"),
+        (resource(Accepted=("False", "InvalidSpec")), False, "InvalidSpec: about Accepted"),
+        (resource(Progressing=("True", "RollingOut")), None, "RollingOut: about Progressing"),
+        (resource(Progressing=("Unknown", "RolloutPaused")), None, "RolloutPaused: about Progressing"),
+        (resource(Progressing=("False", "RolledBack")), False, "RolledBack: about Progressing"),
+        (resource(Progressing=("True", "RolloutComplete")), True, "RolloutComplete: about Progressing"),
+        ({"metadata": {"generation": 1}}, None, "waiting for the operator"),
+    ],
+)
+def test_a_rollout_ends_well_or_badly_or_goes_on(found: dict[str, Any], ended: bool | None, words: str) -> None:
+    assert rollout_command.state_of(found) == (ended, words)
+
+
+def test_undo_takes_the_revision_before_or_the_one_that_is_named() -> None:
+    known = [revision(1, "a"), revision(4, "b")]
+    assert rollout_command.chosen(known, None).number == 1
+    assert rollout_command.chosen(known, 4).name == "b"
+    with pytest.raises(RolloutError, match="no revision 2; there are: 1, 4"):
+        rollout_command.chosen(known, 2)
+    with pytest.raises(RolloutError, match="no earlier revision"):
+        rollout_command.chosen(known[:1], None)
+
+
+def test_the_history_says_what_changed_and_what_runs() -> None:
+    known = [revision(1, "a", model={"uri": "x"}), revision(2, "b", failed=2, model={"uri": "y"})]
+    console = Console(width=160, record=True)
+    console.print(rollout_command.table(resource(), known))
+    lines = console.export_text().splitlines()
+    assert lines[1].split()[:2] == ["1", "a"]
+    assert "current" in lines[1]
+    assert lines[2].split()[-3:] == ["update,", "failed", "model.uri"]
+
+
+@pytest.mark.parametrize("action", ["status", "history", "undo", "pause", "resume", "restart"])
+def test_every_action_names_a_deployment(action: str) -> None:
+    found = parser("rollout").parse_args(["rollout", action, "chat", "-n", "ns"])
+    assert (found.action, found.name, found.namespace) == (action, "chat", "ns")
