@@ -19,13 +19,15 @@ from disagg_operator.kube.resources import (
     OWNED,
     POD,
     SECRET,
+    annotations_of,
+    labels_of,
     name_of,
     namespace_of,
     owned_by,
     resource_of,
     uid_of,
 )
-from disagg_operator.vocabulary import Key, Obj
+from disagg_operator.vocabulary import Key, Obj, Objs
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
 
@@ -76,16 +78,44 @@ async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset
         # The object does not carry the deployment's label. Either it does not exist, or it belongs
         # to another owner and must not be taken over by force.
         found = await kube.get(resource_of(rendered), namespace_of(rendered), key[1])
-        if found is not None and not owned_by(found, owners):
+        if found is not None and not _is_ours(found, rendered, owners):
             raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
         live = found
-    elif not owned_by(live, owners):
+    elif not _is_ours(live, rendered, owners):
         raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
     if live is not None and (key[0] == SECRET.kind or drift.up_to_date(rendered, live)):
         children.objects[key] = live  # a Secret is created once and never changed: all pods use its key
         return False
     children.objects[key] = await kube.apply(drift.stamped(rendered))
     return True
+
+
+def is_orphan(live: Obj, deployment: str) -> bool:
+    """Return whether an object was left behind when its resource was deleted with --cascade=orphan.
+
+    It has no owner, the label of the resource, and the mark of a write of the operator. A resource
+    of the same name adopts it. What has any owner is never taken over.
+    """
+    owned = bool(live["metadata"].get("ownerReferences"))
+    marked = drift.APPLIED_HASH in annotations_of(live)
+    return not owned and marked and labels_of(live).get(LABEL_DEPLOYMENT) == deployment
+
+
+def _is_ours(live: Obj, rendered: Obj, owners: frozenset[str]) -> bool:
+    return owned_by(live, owners) or is_orphan(live, labels_of(rendered).get(LABEL_DEPLOYMENT, ""))
+
+
+async def adopt_secret(kube: Kube, key: Key, owner: Objs, children: Children) -> None:
+    """Take over the Secret of an earlier resource, whose key the running pods use. Raises KubeError.
+
+    Other objects are adopted as they are applied, which the Secret is not: its key would change.
+    """
+    secret = children.get(SECRET.kind, key_secret_name(key[1]))
+    if secret is None or not is_orphan(secret, key[1]):
+        return
+    version = {k: secret["metadata"][k] for k in ("uid", "resourceVersion")}
+    patch = {"metadata": {"ownerReferences": owner, **version}}
+    children.objects[(SECRET.kind, name_of(secret))] = await kube.merge(SECRET, key[0], name_of(secret), patch)
 
 
 async def rehearse(kube: Kube, rendered: Sequence[Obj], children: Children) -> None:
@@ -99,19 +129,22 @@ async def rehearse(kube: Kube, rendered: Sequence[Obj], children: Children) -> N
             await kube.apply(drift.stamped(obj), dry_run=True)
 
 
-async def prune(kube: Kube, rendered: Sequence[Obj], children: Children, owners: frozenset[str]) -> list[Obj]:
-    """Delete the owned objects that are no longer rendered, and return them.
+async def prune(
+    kube: Kube, key: Key, rendered: Sequence[Obj], children: Children, owners: frozenset[str]
+) -> list[Obj]:
+    """Delete the owned objects, and the orphans, that are no longer rendered, and return them.
 
     Pools and Secrets are never deleted. Raises KubeError.
     """
     wanted = {(str(o["kind"]), name_of(o)) for o in rendered}
     gone = []
-    for key, obj in list(children.objects.items()):
-        kept = key in wanted or key[0] in (SECRET.kind, DISAGG_POOL.kind)
-        if kept or not owned_by(obj, owners) or obj["metadata"].get("deletionTimestamp"):
+    for which, obj in list(children.objects.items()):
+        kept = which in wanted or which[0] in (SECRET.kind, DISAGG_POOL.kind)
+        ours = owned_by(obj, owners) or is_orphan(obj, key[1])
+        if kept or not ours or obj["metadata"].get("deletionTimestamp"):
             continue
         await kube.delete(obj)
-        del children.objects[key]
+        del children.objects[which]
         gone.append(obj)
     return gone
 

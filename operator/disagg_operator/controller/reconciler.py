@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.controller import children as kids
-from disagg_operator.controller import decision_report, pod_moves, replicas, runtime_updates
+from disagg_operator.controller import decision_report, drift, pod_moves, replicas, runtime_updates
 from disagg_operator.controller.acceptance import AcceptedDeployment, Refused, accept
 from disagg_operator.controller.children import Children, NameTaken
 from disagg_operator.controller.intent import intent_of
@@ -22,10 +22,12 @@ from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.runtime_updates import ChosenRuntime, RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
-from disagg_operator.desired import Facts, Images, pins, render
+from disagg_operator.desired import Facts, Images, names, pins, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
+from disagg_operator.kube.contests import rival
 from disagg_operator.kube.errors import Conflict, Forbidden, Invalid, NotFound
+from disagg_operator.kube.lost_fields import lost_fields
 from disagg_operator.kube.pods import pool_of
 from disagg_operator.kube.resources import (
     DEPLOYMENT,
@@ -39,7 +41,7 @@ from disagg_operator.kube.resources import (
     uid_of,
 )
 from disagg_operator.status import changes, conditions
-from disagg_operator.status.events import NORMAL, Note
+from disagg_operator.status.events import NORMAL, WARNING, Note
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
@@ -65,6 +67,8 @@ class _Pass:
     runtime: ChosenRuntime
     pools: dict[str, Replicas]
     notes: list[Note]
+    again_s: float | None = None
+    """When to run again, because something was left as it is for now."""
 
     def pool(self, role: str) -> Obj | None:
         """Return the DisaggPool of a role, or None if it does not exist."""
@@ -110,6 +114,9 @@ class Reconciler:
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._updates.note(key, None)
             return None
+        if lost := lost_fields(resource):
+            await self._hold(resource, lost)
+            return None
         live = self._live.of(key, uid_of(resource))
         try:
             plan = accept(resource)
@@ -132,7 +139,7 @@ class Reconciler:
             return None
         await self._report(run, rendered)
         self._updates.note(key, runtime)
-        return None
+        return run.again_s
 
     async def _write(self, run: _Pass) -> list[Obj]:
         """Apply the rendered objects and prune the others.
@@ -164,7 +171,10 @@ class Reconciler:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
-        for gone in await kids.prune(self._kube, rendered, run.children, kids.owners_of(run.resource, run.children)):
+        owner = names.owned_by_deployment(run.plan.resource, uid_of(run.resource))
+        await kids.adopt_secret(self._kube, run.key, owner, run.children)
+        owners = kids.owners_of(run.resource, run.children)
+        for gone in await kids.prune(self._kube, run.key, rendered, run.children, owners):
             log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
         return rendered
 
@@ -176,9 +186,25 @@ class Reconciler:
             # If another client writes /scale between the read and this write, the apply conflicts
             # and the run starts over.
             obj = {**obj, "metadata": {**obj["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}
+        if self._is_contested(run, obj, live):
+            return
         if await kids.apply(self._kube, obj, run.children, kids.owners_of(run.resource, run.children)):
             log.info("%s/%s: applied %s %s", *run.key, obj["kind"], name_of(obj))
+            run.live.contests.wrote((str(obj["kind"]), name_of(obj)), drift.rendered_hash(obj), self._clock())
             self._note_scaling(run, obj)
+
+    def _is_contested(self, run: _Pass, obj: Obj, live: Obj | None) -> bool:
+        """Return whether an object is not restored now, because others change it all the time."""
+        if live is not None and drift.up_to_date(obj, live):
+            return False
+        which, contests = (str(obj["kind"]), name_of(obj)), run.live.contests
+        if contests.told(which):
+            words = f"{' '.join(which)} is changed again and again by {rival(live)}, and restored once a minute"
+            run.notes.append(Note(WARNING, "ContestedObject", words))
+        wait_s = contests.wait_s(which, drift.rendered_hash(obj), self._clock())
+        if wait_s > 0:
+            run.again_s = min(wait_s, run.again_s or wait_s)
+        return wait_s > 0
 
     async def _move_pod(self, run: _Pass, rendered: list[Obj]) -> None:
         """Move the pod of a worker that has changed its role to its new pool.
@@ -296,6 +322,15 @@ class Reconciler:
             }
             await self._write_status(pool, new)
 
+    async def _hold(self, resource: Obj, lost: list[str]) -> None:
+        """Leave everything as it is, because the CRD is too old for what is stored.
+
+        Only an Event says so: any write to the resource would remove the fields from the store.
+        """
+        words = f"the installed CRD drops {', '.join(lost[:5])}: apply the CRDs of this release; until then nothing changes"
+        log.warning("%s/%s: %s", resource["metadata"]["namespace"], name_of(resource), words)
+        await self._recorder.send(resource, [Note(WARNING, "FieldsDropped", words)])
+
     async def _refuse(self, resource: Obj, reason: str, message: str) -> None:
         stored = resource.get("status") or {}
         new = conditions.refused(int(resource["metadata"].get("generation", 0)), reason, message, stored, self._wall())
@@ -305,7 +340,8 @@ class Reconciler:
     async def _write_status(self, resource: Obj, new: Obj) -> None:
         if new == (resource.get("status") or {}):
             return
-        meta = {"name": name_of(resource), "namespace": resource["metadata"]["namespace"]}
+        # With the uid, a status never reaches another resource that has the same name by now.
+        meta = {"name": name_of(resource), "namespace": resource["metadata"]["namespace"], "uid": uid_of(resource)}
         head = {"apiVersion": resource["apiVersion"], "kind": resource["kind"], "metadata": meta}
         await self._kube.apply_status({**head, "status": new})
 

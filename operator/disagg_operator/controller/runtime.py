@@ -40,7 +40,7 @@ from disagg_operator.desired import Images
 from disagg_operator.desired.names import key_secret_name
 from disagg_operator.kube.cache import WATCHED, Cache
 from disagg_operator.kube.client import HttpKube
-from disagg_operator.kube.errors import Conflict, KubeError, Retry
+from disagg_operator.kube.errors import Conflict, KubeError, Retry, Terminating
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, Resource
 from disagg_operator.settings import OperatorSettings
 from disagg_operator.status.recorder import Recorder
@@ -286,7 +286,7 @@ class Runtime:
         await asyncio.Event().wait()  # closed: the term is cancelled by `stop`
 
     async def _run(self, key: Key) -> None:
-        started, result, after_s, failed = self._clock(), "ok", None, False
+        started, result, after_s, failed, away = self._clock(), "ok", None, False, False
         try:
             async with asyncio.timeout(self._settings.reconcile_timeout_s):
                 after_s = await self._reconciler.run(key)
@@ -294,19 +294,23 @@ class Runtime:
             # Another client wrote between the read and the write: repeat soon, from a fresh read.
             result, failed = "conflict", True
             log.info("%s/%s: %s", *key, error)
+        except Terminating as error:
+            # Nothing can be created there any more. Whatever remains of the resource is deleted.
+            result, failed, after_s = "terminating", True, self._settings.resync_interval_s
+            log.info("%s/%s: %s", *key, error)
         except KubeError as error:
-            result, failed = type(error).__name__.lower(), True
+            result, failed, away = type(error).__name__.lower(), True, isinstance(error, Retry)
             after_s = error.after_s if isinstance(error, Retry) else None
             log.warning("%s/%s: %s (failure %d)", *key, error, self.queue.state.failures(key) + 1)
         except TimeoutError:
-            result, failed = "timeout", True
+            result, failed, away = "timeout", True, True
             log.warning("%s/%s: not done within %.0f s", *key, self._settings.reconcile_timeout_s)
         except Exception:
             # A bug must affect one resource and not the whole operator.
             result, failed = "bug", True
             log.exception("%s/%s: reconcile failed", *key)
         finally:
-            self.queue.done(key, failed=failed, after_s=after_s)
+            self.queue.done(key, failed=failed, away=away, after_s=after_s)
         self.metrics.reconciles.labels(result).inc()
         self.metrics.reconcile_seconds.observe(self._clock() - started)
 

@@ -6,12 +6,15 @@ KubeError
 ├── Gone             the list can't be continued from here: list again
 ├── NotFound         the object, its namespace or its API does not exist
 ├── Invalid          the API server rejects this object: no retry helps until the input changes
+├── Terminating      the namespace is being deleted: nothing can be created in it any more
 ├── Forbidden        the operator's role or its credentials don't allow the call
 └── NotLeading       another operator may lead, so this one must not write
 """
 
 from __future__ import annotations
 
+# A namespace that is being deleted stays so until it is gone.
+_TERMINATING = "because it is being terminated"
 # For built-in kinds, the API server answers with 500 and this message if an applied object has a
 # wrong type or an unknown field. No retry can help then.
 _UNTYPED = "failed to create typed patch object"
@@ -45,6 +48,10 @@ class Invalid(KubeError):
     """Raised when the API server rejects the object; no retry helps until the input changes."""
 
 
+class Terminating(KubeError):
+    """Raised when the namespace is being deleted, so that nothing can be created in it any more."""
+
+
 class Forbidden(KubeError):
     """Raised when the operator's role or credentials don't allow the call."""
 
@@ -62,6 +69,8 @@ def from_status(code: int, what: str, message: str, after_s: float | None) -> Ku
         return Conflict(text)
     if code == 410:
         return Gone(text)
+    if code == 403 and _TERMINATING in message:
+        return Terminating(text)
     if code in (401, 403):
         return Forbidden(text)
     if code == 500 and _UNTYPED in message:
