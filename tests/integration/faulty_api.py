@@ -151,7 +151,9 @@ class FaultyApi:
         headers["Accept-Encoding"] = "identity"
         url = f"{self._real.url}{request.raw_path}"
         timeout = aiohttp.ClientTimeout(total=None)
-        async with self._session.request(request.method, url, headers=headers, data=raw or None, timeout=timeout) as real:
+        async with self._session.request(
+            request.method, url, headers=headers, data=raw or None, timeout=timeout
+        ) as real:
             if asked.watches and real.status == 200:
                 asked.status = 200
                 return await self._stream(request, real)

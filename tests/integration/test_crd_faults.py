@@ -1,4 +1,4 @@
-"""CRDs that come late, are upgraded and downgraded, and an API server that dies, met by one operator.
+"""CRDs that come late, are upgraded and downgraded, and an API server that dies.
 
 The API server is one of the test's own.
 """
@@ -143,5 +143,3 @@ async def test_f19_f23_f24_crds_that_come_and_go_and_an_api_server_that_dies(tmp
             await api_server_dies(cluster, running, machine)
             assert await running.stop() == 0
         await cluster.kube.close()
-
-

@@ -62,7 +62,7 @@ async def test_f20_owned_fields_are_restored_foreign_ones_kept_and_a_contest_is_
         before = await snapshot(cluster)
         mine = {"metadata": {"annotations": {"example.com/note": "mine"}}, "spec": {"minReadySeconds": 7}}
         await change(cluster, "chat-decode", mine)
-        # kubectl scale deployment, or an HPA that names the Deployment: the pool is the one to scale.
+        # As `kubectl scale deployment` does; the pool is the one to scale.
         await change(cluster, "chat-decode", {"spec": {"replicas": 9}}, "kubectl")
         await cluster.scale("chat-prefill", 3)
 
@@ -87,7 +87,7 @@ async def test_f20_owned_fields_are_restored_foreign_ones_kept_and_a_contest_is_
         assert "Deployment chat-decode" in events[0]["message"]
         assert "insistent" in events[0]["message"]
         await eventually("it is restored in the end", restored)
-        assert {k for k in before} == {k for k in await snapshot(cluster)}
+        assert set(before) == set(await snapshot(cluster))
         assert await running.stop() == 0
 
 
@@ -244,7 +244,7 @@ async def test_f26_nothing_is_created_again_in_a_namespace_that_ends(
         await rests(api)
         await cluster.kube._call("DELETE", f"/api/v1/namespaces/{cluster.namespace}")
         start = len(api.asked)
-        # The namespace controller deletes everything, in an order that nobody knows: ours comes last.
+        # The namespace controller deletes everything in any order; ours comes last.
         for obj in await objects(cluster):
             await cluster.kube.delete(obj)
 

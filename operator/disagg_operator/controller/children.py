@@ -106,9 +106,10 @@ def _is_ours(live: Obj, rendered: Obj, owners: frozenset[str]) -> bool:
 
 
 async def adopt_secret(kube: Kube, key: Key, owner: Objs, children: Children) -> None:
-    """Take over the Secret of an earlier resource, whose key the running pods use. Raises KubeError.
+    """Take over the Secret of an earlier resource, whose key the running pods use.
 
     Other objects are adopted as they are applied, which the Secret is not: its key would change.
+    Raises KubeError.
     """
     secret = children.get(SECRET.kind, key_secret_name(key[1]))
     if secret is None or not is_orphan(secret, key[1]):
@@ -129,9 +130,7 @@ async def rehearse(kube: Kube, rendered: Sequence[Obj], children: Children) -> N
             await kube.apply(drift.stamped(obj), dry_run=True)
 
 
-async def prune(
-    kube: Kube, key: Key, rendered: Sequence[Obj], children: Children, owners: frozenset[str]
-) -> list[Obj]:
+async def prune(kube: Kube, key: Key, rendered: Sequence[Obj], children: Children, owners: frozenset[str]) -> list[Obj]:
     """Delete the owned objects, and the orphans, that are no longer rendered, and return them.
 
     Pools and Secrets are never deleted. Raises KubeError.

@@ -327,7 +327,9 @@ class Reconciler:
 
         Only an Event says so: any write to the resource would remove the fields from the store.
         """
-        words = f"the installed CRD drops {', '.join(lost[:5])}: apply the CRDs of this release; until then nothing changes"
+        words = (
+            f"the installed CRD drops {', '.join(lost[:5])}: apply the CRDs of this release; until then nothing changes"
+        )
         log.warning("%s/%s: %s", resource["metadata"]["namespace"], name_of(resource), words)
         await self._recorder.send(resource, [Note(WARNING, "FieldsDropped", words)])
 

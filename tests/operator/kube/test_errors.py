@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from disagg_operator.kube.errors import Conflict, Forbidden, Gone, Invalid, KubeError, NotFound, Retry, from_status
+from disagg_operator.kube.errors import (
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    KubeError,
+    NotFound,
+    Retry,
+    Terminating,
+    from_status,
+)
+
+ENDING = 'deployments "a" is forbidden: unable to create new content in namespace b because it is being terminated'
 
 
 @pytest.mark.parametrize(
@@ -15,6 +27,7 @@ from disagg_operator.kube.errors import Conflict, Forbidden, Gone, Invalid, Kube
         (410, "expired", Gone),
         (401, "who?", Forbidden),
         (403, "no", Forbidden),
+        (403, ENDING, Terminating),
         (429, "slower", Retry),
         (500, "etcd", Retry),
         (503, "starting", Retry),
