@@ -198,3 +198,10 @@ def test_lines_that_go_out_together_are_the_lines_one_after_another() -> None:
     assert encode_lines(lines) == b"".join(encode_line(line) for line in lines)
     assert encode_lines(lines[0]) == encode_line(lines[0]) == b'{"type":"token","index":0,"token":5}\n'
     assert encode_lines([]) == b""
+
+
+def test_a_request_may_name_the_weights_that_it_is_for() -> None:
+    assert decode().digest is None
+    assert decode(digest="sha").digest == "sha"
+    with pytest.raises(BadRequest, match="digest"):
+        decode(digest="")

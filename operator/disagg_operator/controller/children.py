@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from disagg_operator.api import DisaggDeployment
 from disagg_operator.controller import drift
-from disagg_operator.desired.names import key_secret_name
+from disagg_operator.desired.names import key_secret_name, owned_by_deployment
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import (
-    DEPLOYMENT,
     DISAGG_POOL,
     OWNED,
     POD,
@@ -27,8 +27,15 @@ from disagg_operator.kube.resources import (
     resource_of,
     uid_of,
 )
-from disagg_operator.vocabulary import Key, Obj, Objs
+from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
+
+ChildKey = tuple[str, str]
+"""The kind and the name of an object."""
+
+
+def key_of(obj: Obj) -> ChildKey:
+    return str(obj["kind"]), name_of(obj)
 
 
 class NameTaken(Exception):
@@ -39,8 +46,10 @@ class NameTaken(Exception):
 class Children:
     """The live objects by (kind, name), and the pods of the deployment."""
 
-    objects: dict[tuple[str, str], Obj]
+    objects: dict[ChildKey, Obj]
     pods: list[Obj]
+    absent: set[ChildKey] = field(default_factory=set)
+    """What has been looked up in this run and does not exist."""
 
     def get(self, kind: str, name: str) -> Obj | None:
         return self.objects.get((kind, name))
@@ -72,17 +81,8 @@ async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset
 
     Raises KubeError and NameTaken.
     """
-    key = (str(rendered["kind"]), name_of(rendered))
-    live = children.objects.get(key)
-    if live is None:
-        # The object does not carry the deployment's label. Either it does not exist, or it belongs
-        # to another owner and must not be taken over by force.
-        found = await kube.get(resource_of(rendered), namespace_of(rendered), key[1])
-        if found is not None and not _is_ours(found, rendered, owners):
-            raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
-        live = found
-    elif not _is_ours(live, rendered, owners):
-        raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
+    key = key_of(rendered)
+    live = await owned_or_absent(kube, rendered, children, owners)
     if live is not None and (key[0] == SECRET.kind or drift.up_to_date(rendered, live)):
         children.objects[key] = live  # a Secret is created once and never changed: all pods use its key
         return False
@@ -105,41 +105,49 @@ def _is_ours(live: Obj, rendered: Obj, owners: frozenset[str]) -> bool:
     return owned_by(live, owners) or is_orphan(live, labels_of(rendered).get(LABEL_DEPLOYMENT, ""))
 
 
-async def adopt_secret(kube: Kube, key: Key, owner: Objs, children: Children) -> None:
+async def adopt_secret(kube: Kube, dd: DisaggDeployment, uid: str, children: Children) -> None:
     """Take over the Secret of an earlier resource, whose key the running pods use.
 
     Other objects are adopted as they are applied, which the Secret is not: its key would change.
     Raises KubeError.
     """
-    secret = children.get(SECRET.kind, key_secret_name(key[1]))
-    if secret is None or not is_orphan(secret, key[1]):
+    namespace, name = dd.metadata.namespace, dd.metadata.name
+    secret = children.get(SECRET.kind, key_secret_name(name))
+    if secret is None or not is_orphan(secret, name):
         return
     version = {k: secret["metadata"][k] for k in ("uid", "resourceVersion")}
-    patch = {"metadata": {"ownerReferences": owner, **version}}
-    children.objects[(SECRET.kind, name_of(secret))] = await kube.merge(SECRET, key[0], name_of(secret), patch)
+    patch = {"metadata": {"ownerReferences": owned_by_deployment(dd, uid), **version}}
+    children.objects[(SECRET.kind, name_of(secret))] = await kube.merge(SECRET, namespace, name_of(secret), patch)
 
 
-async def rehearse(kube: Kube, rendered: Sequence[Obj], children: Children) -> None:
-    """Let the API server validate all changed workloads before any of them is written.
+async def owned_or_absent(kube: Kube, rendered: Obj, children: Children, owners: frozenset[str]) -> Obj | None:
+    """Return the live object of that name, which is ours, or None if there is none.
 
-    Raises KubeError; Invalid means that the API server rejects one of them.
+    Raises KubeError and NameTaken.
     """
-    for obj in rendered:
-        live = children.get(str(obj["kind"]), name_of(obj))
-        if obj["kind"] == DEPLOYMENT.kind and (live is None or not drift.up_to_date(obj, live)):
-            await kube.apply(drift.stamped(obj), dry_run=True)
+    key = key_of(rendered)
+    live = children.objects.get(key)
+    if live is None and key not in children.absent:
+        # The object does not carry the deployment's label. Either it does not exist, or it belongs
+        # to another owner and must not be taken over by force.
+        live = await kube.get(resource_of(rendered), namespace_of(rendered), key[1])
+        if live is None:
+            children.absent.add(key)
+    if live is not None and not _is_ours(live, rendered, owners):
+        raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
+    return live
 
 
-async def prune(kube: Kube, key: Key, rendered: Sequence[Obj], children: Children, owners: frozenset[str]) -> list[Obj]:
+async def prune(kube: Kube, resource: Obj, rendered: Sequence[Obj], children: Children) -> list[Obj]:
     """Delete the owned objects, and the orphans, that are no longer rendered, and return them.
 
     Pools and Secrets are never deleted. Raises KubeError.
     """
     wanted = {(str(o["kind"]), name_of(o)) for o in rendered}
-    gone = []
+    owners, gone = owners_of(resource, children), []
     for which, obj in list(children.objects.items()):
         kept = which in wanted or which[0] in (SECRET.kind, DISAGG_POOL.kind)
-        ours = owned_by(obj, owners) or is_orphan(obj, key[1])
+        ours = owned_by(obj, owners) or is_orphan(obj, name_of(resource))
         if kept or not ours or obj["metadata"].get("deletionTimestamp"):
             continue
         await kube.delete(obj)
@@ -152,4 +160,4 @@ def owners_of(resource: Obj, children: Children) -> frozenset[str]:
     """Return the uids that mark an object as ours: those of the resource and of its pools."""
     uid = frozenset({uid_of(resource)})
     pools = (o for (kind, _), o in children.objects.items() if kind == DISAGG_POOL.kind)
-    return uid | {uid_of(pool) for pool in pools if owned_by(pool, uid)}
+    return uid | {uid_of(pool) for pool in pools if owned_by(pool, uid) or is_orphan(pool, name_of(resource))}

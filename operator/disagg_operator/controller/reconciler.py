@@ -2,31 +2,32 @@
 
 The decisions are made in PURE modules. Reconciling is level-based: nothing here remembers an event
 or a step, so a run that is interrupted between any two writes is simply repeated. Deletion is left
-to the garbage collector: every child carries an ownerReference, and no finalizer delays the
-deletion of the resource.
+to the garbage collector: every child carries an ownerReference, and there is no finalizer.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.controller import children as kids
-from disagg_operator.controller import decision_report, drift, pod_moves, replicas, runtime_updates
-from disagg_operator.controller.acceptance import AcceptedDeployment, Refused, accept
-from disagg_operator.controller.children import Children, NameTaken
+from disagg_operator.controller import decision_report, drift, pod_moves, replicas, restraint, runtime_updates
+from disagg_operator.controller.acceptance import AcceptedDeployment, Refused
+from disagg_operator.controller.children import ChildKey, Children, NameTaken
+from disagg_operator.controller.feasibility import uneven
 from disagg_operator.controller.intent import intent_of
+from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
+from disagg_operator.controller.rehearsal import DENIED_RETRY_S, NAME_TAKEN_RETRY_S, NO_UID, in_one, rehearse
 from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.runtime_updates import ChosenRuntime, RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
-from disagg_operator.desired import Facts, Images, names, pins, render
+from disagg_operator.desired import Facts, Images, NetworkAccess, pins, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
-from disagg_operator.kube.contests import rival
-from disagg_operator.kube.errors import Conflict, Forbidden, Invalid, NotFound
+from disagg_operator.kube.errors import Conflict, Denied, Forbidden, Invalid, NotFound
 from disagg_operator.kube.lost_fields import lost_fields
 from disagg_operator.kube.pods import pool_of
 from disagg_operator.kube.resources import (
@@ -40,8 +41,8 @@ from disagg_operator.kube.resources import (
     name_of,
     uid_of,
 )
-from disagg_operator.status import changes, conditions
-from disagg_operator.status.events import NORMAL, WARNING, Note
+from disagg_operator.status import changes, conditions, unsettled
+from disagg_operator.status.events import NORMAL, Note
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
@@ -49,10 +50,6 @@ from disagg_wire.labels import LABEL_POOL, LABEL_REVISION
 from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
-
-# A name that belongs to another object may become free, for example when a resource is recreated
-# while the children of its predecessor are still being collected.
-NAME_TAKEN_RETRY_S = 5.0
 
 
 @dataclass(slots=True)
@@ -62,13 +59,21 @@ class _Pass:
     key: Key
     resource: Obj
     live: Live
-    plan: AcceptedDeployment
+    judgement: Judgement
     children: Children
     runtime: ChosenRuntime
-    pools: dict[str, Replicas]
-    notes: list[Note]
-    again_s: float | None = None
+    pools: dict[str, Replicas] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+    blocked: frozenset[ChildKey] = frozenset()
+    """The objects that the API server refuses now; they are left as they are."""
+
+    waits_s: list[float] = field(default_factory=list)
     """When to run again, because something was left as it is for now."""
+
+    @property
+    def plan(self) -> AcceptedDeployment:
+        """What is served."""
+        return self.judgement.plan
 
     def pool(self, role: str) -> Obj | None:
         """Return the DisaggPool of a role, or None if it does not exist."""
@@ -87,19 +92,23 @@ class Reconciler:
         kube: Kube,
         live: LiveTable,
         recorder: Recorder,
+        judge: Judge,
         metrics: Metrics,
         images: Images,
         updates: RuntimeUpdates,
         wall: Callable[[], str],
         new_cluster_key: Callable[[], str],
         clock: Callable[[], float],
+        access: NetworkAccess = NetworkAccess(),  # noqa: B008 (it cannot change)
     ) -> None:
         self._kube = kube
         self._live = live
         self._recorder = recorder
+        self._judge = judge
         self._metrics = metrics
         self._images = images
         self._updates = updates
+        self._access = access
         self._wall = wall
         self._new_cluster_key = new_cluster_key
         self._clock = clock
@@ -113,98 +122,112 @@ class Reconciler:
         resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._updates.note(key, None)
+            self._judge.forget(key)
             return None
         if lost := lost_fields(resource):
-            await self._hold(resource, lost)
+            # Only an Event says so: a write to the resource would remove the fields from the store.
+            await self._recorder.send(resource, [restraint.fields_dropped(lost)])
             return None
         live = self._live.of(key, uid_of(resource))
+        children = await kids.read(self._kube, key)
         try:
-            plan = accept(resource)
-            found = await kids.read(self._kube, key)
-            runtime = runtime_updates.choose(
-                resource, plan.resource, found.objects, self._images, lambda: self._updates.may_begin(key)
-            )
-            run = _Pass(key, resource, live, plan, found, runtime, {}, [])
+            judgement = await self._judge.judge(resource, children)
+            run = await self._rehearsed(self._begin(key, resource, live, judgement, children))
+            await self._judge.accepted(resource, run.judgement)
             rendered = await self._write(run)
-        except Refused as error:
-            await self._refuse(resource, error.reason, str(error))
-            return None
-        except NameTaken as error:
-            await self._refuse(resource, "NameConflict", str(error))
-            return NAME_TAKEN_RETRY_S
-        except Invalid as error:
-            # The API server rejects a rendered object: a podTemplate or a quantity that the schema
-            # cannot check.
-            await self._refuse(resource, "InvalidSpec", str(error))
-            return None
+        except (Refused, NameTaken, Invalid, Denied) as error:
+            refused = _refusal(error)
+            live.plan = None
+            await self._refuse(resource, refused.reason, str(refused))
+            return refused.retry_s
+        live.plan = run.plan.scaling
         await self._report(run, rendered)
-        self._updates.note(key, runtime)
-        return run.again_s
+        self._updates.note(key, run.runtime)
+        return min((s for s in (*run.waits_s, run.judgement.retry_s) if s is not None), default=None)
+
+    def _begin(self, key: Key, resource: Obj, live: Live, judgement: Judgement, children: Children) -> _Pass:
+        runtime = runtime_updates.choose(
+            resource, judgement.plan.resource, children.objects, self._images, lambda: self._updates.may_begin(key)
+        )
+        return _Pass(key, resource, live, judgement, children, runtime)
+
+    async def _rehearsed(self, run: _Pass) -> _Pass:
+        """Let the API server judge what is about to be written, and return the run that may go on.
+
+        If it refuses the spec as it is written, that is the one that was accepted last. Of this
+        one, everything is written that is not refused. Raises Refused.
+        """
+        refused = await self._rehearse(run)
+        if refused and run.judgement.refusal is None:
+            judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
+            run = self._begin(run.key, run.resource, run.live, judgement, run.children)
+            refused = await self._rehearse(run)
+        run.blocked = frozenset(refused)
+        return run
+
+    async def _rehearse(self, run: _Pass) -> dict[ChildKey, Refused]:
+        for role in ROLES:
+            run.pools[role] = self._replicas(run, role)
+        facts = await self._facts(run)
+        uids = {role: NO_UID if (pool := run.pool(role)) is None else uid_of(pool) for role in ROLES}
+        rendered = render(run.plan.resource, replace(facts, pool_uids=uids))
+        owners = kids.owners_of(run.resource, run.children)
+        return await rehearse(self._kube, run.judgement.spec, rendered, run.children, owners)
+
+    async def _facts(self, run: _Pass) -> Facts:
+        has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
+        cluster_key = None
+        if run.children.get(SECRET.kind, key_secret_name(run.key[1])) is None:
+            cluster_key = self._new_cluster_key()
+        return Facts(
+            uid=uid_of(run.resource),
+            replicas={role: run.pools[role].count for role in ROLES},
+            declared={role: text for role in ROLES if (text := run.pools[role].declared) is not None},
+            images=run.runtime.pins.images,
+            runtime=pins.to_text(run.runtime.pins),
+            cluster_key=cluster_key,
+            attachments_available=has_networks,
+            access=self._access,
+        )
 
     async def _write(self, run: _Pass) -> list[Obj]:
         """Apply the rendered objects and prune the others.
 
         A pool's children are rendered with the pool's uid, so a new pool takes a second round.
         """
-        for role in ROLES:
-            run.pools[role] = self._replicas(run, role)
-        has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
-        cluster_key = None
-        if run.children.get(SECRET.kind, key_secret_name(run.key[1])) is None:
-            cluster_key = self._new_cluster_key()
+        facts = await self._facts(run)
         for _ in range(2):
             uids = {role: uid_of(pool) for role in ROLES if (pool := run.pool(role)) is not None}
-            facts = Facts(
-                uid=uid_of(run.resource),
-                replicas={role: run.pools[role].count for role in ROLES},
-                declared={role: text for role in ROLES if (text := run.pools[role].declared) is not None},
-                pool_uids=uids,
-                images=run.runtime.pins.images,
-                runtime=pins.to_text(run.runtime.pins),
-                cluster_key=cluster_key,
-                attachments_available=has_networks,
-            )
-            rendered = render(run.plan.resource, facts)
-            await kids.rehearse(self._kube, rendered, run.children)
+            rendered = render(run.plan.resource, replace(facts, pool_uids=uids))
             await self._move_pod(run, rendered)
             for obj in rendered:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
-        owner = names.owned_by_deployment(run.plan.resource, uid_of(run.resource))
-        await kids.adopt_secret(self._kube, run.key, owner, run.children)
-        owners = kids.owners_of(run.resource, run.children)
-        for gone in await kids.prune(self._kube, run.key, rendered, run.children, owners):
+        await kids.adopt_secret(self._kube, run.plan.resource, uid_of(run.resource), run.children)
+        for gone in await kids.prune(self._kube, run.resource, rendered, run.children):
             log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
         return rendered
 
     async def _apply(self, run: _Pass, obj: Obj) -> None:
+        if kids.key_of(obj) in run.blocked:
+            return
+        live = run.children.get(str(obj["kind"]), name_of(obj))
+        wait_s, notes = restraint.pause(run.live.contests, obj, live, self._clock())
+        run.notes += notes
+        if wait_s > 0:
+            run.waits_s.append(wait_s)
+            return
         if obj["kind"] == DEPLOYMENT.kind:
             await self._mark_victims(run, obj)
-        live = run.children.get(str(obj["kind"]), name_of(obj))
         if obj["kind"] == DISAGG_POOL.kind and live is not None:
             # If another client writes /scale between the read and this write, the apply conflicts
             # and the run starts over.
             obj = {**obj, "metadata": {**obj["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}
-        if self._is_contested(run, obj, live):
-            return
         if await kids.apply(self._kube, obj, run.children, kids.owners_of(run.resource, run.children)):
             log.info("%s/%s: applied %s %s", *run.key, obj["kind"], name_of(obj))
-            run.live.contests.wrote((str(obj["kind"]), name_of(obj)), drift.rendered_hash(obj), self._clock())
+            run.live.contests.wrote(kids.key_of(obj), drift.rendered_hash(obj), self._clock())
             self._note_scaling(run, obj)
-
-    def _is_contested(self, run: _Pass, obj: Obj, live: Obj | None) -> bool:
-        """Return whether an object is not restored now, because others change it all the time."""
-        if live is not None and drift.up_to_date(obj, live):
-            return False
-        which, contests = (str(obj["kind"]), name_of(obj)), run.live.contests
-        if contests.told(which):
-            words = f"{' '.join(which)} is changed again and again by {rival(live)}, and restored once a minute"
-            run.notes.append(Note(WARNING, "ContestedObject", words))
-        wait_s = contests.wait_s(which, drift.rendered_hash(obj), self._clock())
-        if wait_s > 0:
-            run.again_s = min(wait_s, run.again_s or wait_s)
-        return wait_s > 0
 
     async def _move_pod(self, run: _Pass, rendered: list[Obj]) -> None:
         """Move the pod of a worker that has changed its role to its new pool.
@@ -306,7 +329,16 @@ class Reconciler:
                     else None,
                 )
             )
-        return intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble, run.runtime.update)
+        judged = run.judgement
+        return intent_of(
+            run.plan,
+            tuple(pools),
+            _revision(rendered),
+            run.live.trouble,
+            refusal=judged.refusal,
+            warnings=(*judged.warnings, *uneven({role: run.pools[role].count for role in ROLES})),
+            update=run.runtime.update,
+        )
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
         for role in ROLES:
@@ -322,20 +354,23 @@ class Reconciler:
             }
             await self._write_status(pool, new)
 
-    async def _hold(self, resource: Obj, lost: list[str]) -> None:
-        """Leave everything as it is, because the CRD is too old for what is stored.
-
-        Only an Event says so: any write to the resource would remove the fields from the store.
-        """
-        words = (
-            f"the installed CRD drops {', '.join(lost[:5])}: apply the CRDs of this release; until then nothing changes"
-        )
-        log.warning("%s/%s: %s", resource["metadata"]["namespace"], name_of(resource), words)
-        await self._recorder.send(resource, [Note(WARNING, "FieldsDropped", words)])
-
     async def _refuse(self, resource: Obj, reason: str, message: str) -> None:
         stored = resource.get("status") or {}
         new = conditions.refused(int(resource["metadata"].get("generation", 0)), reason, message, stored, self._wall())
+        await self._write_status(resource, new)
+        await self._recorder.send(resource, changes.of_change(stored, new))
+
+    async def tell_failure(self, key: Key, reason: str, message: str) -> None:
+        """Write into status that the reconcile of a resource fails and is tried again.
+
+        Raises KubeError.
+        """
+        resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
+        if resource is None or lost_fields(resource):
+            return
+        stored = resource.get("status") or {}
+        generation = int(resource["metadata"].get("generation", 0))
+        new = unsettled.failed(generation, reason, message, stored, self._wall())
         await self._write_status(resource, new)
         await self._recorder.send(resource, changes.of_change(stored, new))
 
@@ -344,8 +379,19 @@ class Reconciler:
             return
         # With the uid, a status never reaches another resource that has the same name by now.
         meta = {"name": name_of(resource), "namespace": resource["metadata"]["namespace"], "uid": uid_of(resource)}
-        head = {"apiVersion": resource["apiVersion"], "kind": resource["kind"], "metadata": meta}
-        await self._kube.apply_status({**head, "status": new})
+        kind = {"apiVersion": resource["apiVersion"], "kind": resource["kind"]}
+        await self._kube.apply_status({**kind, "metadata": meta, "status": new})
+
+
+def _refusal(error: Exception) -> Refused:
+    """Return the refusal that an error means."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, NameTaken):
+        return Refused("NameConflict", str(error), NAME_TAKEN_RETRY_S)
+    if isinstance(error, Denied):
+        return Refused("AdmissionDenied", str(error), DENIED_RETRY_S)
+    return Refused("InvalidSpec", str(error))
 
 
 def _revision(rendered: list[Obj]) -> str:
