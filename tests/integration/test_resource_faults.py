@@ -114,10 +114,11 @@ async def test_f23_a_webhook_that_is_down_delays_the_work_and_admits_no_bad_reso
             with pytest.raises(KubeError, match=r"spec\.decode\.replicas"):
                 await edit(cluster, "bad", decode={"replicas": -1})
 
-            async def refused() -> bool:
-                return "failed calling webhook" in running.log.read_text()
+            async def told() -> bool:
+                conditions = (await cluster.resource())["status"]["conditions"]
+                return any(c["status"] == "False" and "failed calling webhook" in c["message"] for c in conditions)
 
-            await eventually("the API server refuses Deployments", refused)
+            await eventually("that Deployments are refused is told in status", told)
             assert await cluster.kube.list(DEPLOYMENT, cluster.namespace) == []
             await cluster.kube._call("DELETE", f"{path}/{name}")
             await shown(cluster, "one")
