@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-adapter bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines
+.PHONY: bench-adapter bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines test-faults
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -49,6 +49,12 @@ test-engines: setup ## the adapter on real vLLM engines of two versions (install
 	  $(PY) scripts/long_form.py .cache/engines.xml benchmarks/results/engines.md "Real vLLM engines behind adapters" "make test-engines"; \
 	  exit $$status
 
+test-faults: setup programs ## faults of the control plane at a real API server, also those that take minutes
+	@$(PY) -m pytest -q --timeout 1800 -m apiserver tests/integration/test_api_faults.py tests/integration/test_resource_faults.py \
+	    tests/integration/test_crd_faults.py --junitxml .cache/faults.xml; status=$$?; \
+	  $(PY) scripts/long_form.py .cache/faults.xml benchmarks/results/faults.md "Faults of the control plane" "make test-faults"; \
+	  exit $$status
+
 lint: setup
 	@echo "--- lint"
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check -q . || { echo "run: .venv/bin/ruff format ."; exit 1; }
@@ -73,7 +79,7 @@ programs: setup
 
 integration: setup programs
 	@echo "--- integration"
-	@$(PY) -m pytest -q -m apiserver tests/operator tests/integration
+	@$(PY) -m pytest -q -m "apiserver and not long" tests/operator tests/integration
 
 cluster: setup programs
 	@echo "--- cluster"

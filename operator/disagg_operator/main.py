@@ -84,7 +84,12 @@ class Watches:
         try:
             asyncio.run(
                 kopf.operator(
-                    registry=build_registry(self._sink, self._credentials, scans=not namespaces),
+                    registry=build_registry(
+                        self._sink,
+                        self._credentials,
+                        scans=not namespaces,
+                        silence_s=self._settings.watch_silence_s,
+                    ),
                     standalone=True,
                     clusterwide=not namespaces,
                     namespaces=namespaces,

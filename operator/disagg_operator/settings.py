@@ -96,6 +96,11 @@ class OperatorSettings(BaseModel):
     resync_interval_s: Seconds = Field(
         300.0, description="Time in seconds between two full lists, each of which reconciles every DisaggDeployment."
     )
+    watch_silence_s: Seconds = Field(
+        70.0,
+        description="Time in seconds after which a watch that delivers nothing is opened anew. The API server sends "
+        "something every minute.",
+    )
     debounce_s: float = Field(
         0.2,
         ge=0,

@@ -33,6 +33,7 @@ class FakeKube:
         self.log: list[tuple[str, str, str]] = []
         self.writes = 0
         self.fail_at_write: int | None = None
+        self.lose_answer_at: int | None = None  # the write that is carried out and not answered
         self.absent: set[str] = set()  # kinds that this cluster does not serve
         self.invalid_names: set[str] = set()  # names whose dry run is refused
         self._applied: dict[tuple[StoreKey, str], Obj] = {}
@@ -112,6 +113,8 @@ class FakeKube:
         live = self.objects.get(key)
         if live is None:
             raise NotFound(f"apply_status {key}")
+        if obj["metadata"].get("uid", uid_of(live)) != uid_of(live):
+            raise Conflict(f"apply_status {key}: precondition failed: UID")
         return self._store(
             "apply_status", key, live, {"metadata": {}, "status": copy.deepcopy(obj["status"])}, "status"
         )
@@ -178,6 +181,8 @@ class FakeKube:
                 meta["generation"] = meta.get("generation", 0) + 1
             self.objects[key] = merged
             self.log.append((verb, key[0], key[2]))
+        if self.writes == self.lose_answer_at:
+            raise Retry(f"{verb} {key}: no answer to write {self.writes}")
         return copy.deepcopy(self.objects[key])
 
     def _collect(self, uid: str) -> None:

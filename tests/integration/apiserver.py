@@ -167,17 +167,53 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(10)
 
 
+class Machine:
+    """The process of an API server, which a test may kill and start again."""
+
+    def __init__(self, folder: Path, port: int, etcd: int) -> None:
+        self._folder = folder
+        self._command = _apiserver(folder, port, etcd)
+        self._url = f"https://127.0.0.1:{port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
+        self._process = _run(self._folder, "apiserver", self._command)
+        _wait_ready(self._url, self._folder / "tls.crt", self._process, self._folder / "apiserver.log")
+
+    def kill(self) -> None:
+        """End it as a machine that loses power does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            _stop(self._process)
+
+
+def _run(folder: Path, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+    env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    with open(folder / f"{name}.log", "ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+
+
 @contextlib.contextmanager
-def api_server(folder: Path) -> Iterator[ApiServer]:
+def mortal_api_server(folder: Path) -> Iterator[tuple[ApiServer, Machine]]:
     """Run etcd and kube-apiserver in `folder`; both are gone afterwards."""
     port, client, peer = free_port(), free_port(), free_port()
     kubeconfig = _write_files(folder, port)
-    env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    machine = Machine(folder, port, client)
     with contextlib.ExitStack() as stack:
-        for name, command in (("etcd", _etcd(folder, client, peer)), ("apiserver", _apiserver(folder, port, client))):
-            log = stack.enter_context(open(folder / f"{name}.log", "wb"))
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True)
-            stack.callback(_stop, process)
-        url = f"https://127.0.0.1:{port}"
-        _wait_ready(url, folder / "tls.crt", process, folder / "apiserver.log")
-        yield ApiServer(url, kubeconfig, folder / "limited.kubeconfig", folder / "audit.log")
+        stack.callback(_stop, _run(folder, "etcd", _etcd(folder, client, peer)))
+        stack.callback(machine.stop)
+        machine.start()
+        audit_log, limited = folder / "audit.log", folder / "limited.kubeconfig"
+        yield ApiServer(f"https://127.0.0.1:{port}", kubeconfig, limited, audit_log), machine
+
+
+@contextlib.contextmanager
+def api_server(folder: Path) -> Iterator[ApiServer]:
+    """Run etcd and kube-apiserver in `folder`; both are gone afterwards."""
+    with mortal_api_server(folder) as (running, _):
+        yield running

@@ -13,6 +13,7 @@ from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.policy.role_moves import Flip
 from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.pod_facts import Starts
+from disagg_operator.kube.contests import Contests
 from disagg_operator.status.effectiveness import Spared
 from disagg_operator.status.kv_links import RouterView
 from disagg_operator.vocabulary import Key
@@ -52,6 +53,8 @@ class Live:
     """What decode workers computed themselves and what they were spared."""
     trouble: tuple[str, str] | None = None
     """(reason, message) if the Prometheus of this deployment could not be read at the last look."""
+    contests: Contests = field(default_factory=Contests)
+    """The objects that somebody else changes again and again."""
     loaded: bool = False
     """Whether the state from before the operator's last start has been read."""
     unseeded: bool = False

@@ -108,7 +108,8 @@ def _restore(entry: Live, kept: dict[str, Any]) -> None:
             if isinstance(taken, dict)
             else {}
         )
-        entry.starts[str(pool)] = Starts({**found, **entry.starts.get(str(pool), Starts()).taken_s})
+        known = entry.starts.get(str(pool), Starts())
+        entry.starts[str(pool)] = replace(known, taken_s={**found, **known.taken_s})
 
 
 def _with_state(memory: PolicyMemory, state: State) -> PolicyMemory:

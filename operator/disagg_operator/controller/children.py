@@ -10,14 +10,17 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from disagg_operator.api import DisaggDeployment
 from disagg_operator.controller import drift
-from disagg_operator.desired.names import key_secret_name
+from disagg_operator.desired.names import key_secret_name, owned_by_deployment
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import (
     DISAGG_POOL,
     OWNED,
     POD,
     SECRET,
+    annotations_of,
+    labels_of,
     name_of,
     namespace_of,
     owned_by,
@@ -87,6 +90,36 @@ async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset
     return True
 
 
+def is_orphan(live: Obj, deployment: str) -> bool:
+    """Return whether an object was left behind when its resource was deleted with --cascade=orphan.
+
+    It has no owner, the label of the resource, and the mark of a write of the operator. A resource
+    of the same name adopts it. What has any owner is never taken over.
+    """
+    owned = bool(live["metadata"].get("ownerReferences"))
+    marked = drift.APPLIED_HASH in annotations_of(live)
+    return not owned and marked and labels_of(live).get(LABEL_DEPLOYMENT) == deployment
+
+
+def _is_ours(live: Obj, rendered: Obj, owners: frozenset[str]) -> bool:
+    return owned_by(live, owners) or is_orphan(live, labels_of(rendered).get(LABEL_DEPLOYMENT, ""))
+
+
+async def adopt_secret(kube: Kube, dd: DisaggDeployment, uid: str, children: Children) -> None:
+    """Take over the Secret of an earlier resource, whose key the running pods use.
+
+    Other objects are adopted as they are applied, which the Secret is not: its key would change.
+    Raises KubeError.
+    """
+    namespace, name = dd.metadata.namespace, dd.metadata.name
+    secret = children.get(SECRET.kind, key_secret_name(name))
+    if secret is None or not is_orphan(secret, name):
+        return
+    version = {k: secret["metadata"][k] for k in ("uid", "resourceVersion")}
+    patch = {"metadata": {"ownerReferences": owned_by_deployment(dd, uid), **version}}
+    children.objects[(SECRET.kind, name_of(secret))] = await kube.merge(SECRET, namespace, name_of(secret), patch)
+
+
 async def owned_or_absent(kube: Kube, rendered: Obj, children: Children, owners: frozenset[str]) -> Obj | None:
     """Return the live object of that name, which is ours, or None if there is none.
 
@@ -100,31 +133,32 @@ async def owned_or_absent(kube: Kube, rendered: Obj, children: Children, owners:
         live = await kube.get(resource_of(rendered), namespace_of(rendered), key[1])
         if live is None:
             children.absent.add(key)
-    if live is not None and not owned_by(live, owners):
+    if live is not None and not _is_ours(live, rendered, owners):
         raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
     return live
 
 
 async def prune(
     kube: Kube,
+    resource: Obj,
     rendered: Sequence[Obj],
     children: Children,
-    owners: frozenset[str],
     staying: frozenset[tuple[str, str]] = frozenset(),
 ) -> list[Obj]:
-    """Delete the owned objects that are no longer rendered, and return them.
+    """Delete the owned objects, and the orphans, that are no longer rendered, and return them.
 
     Pools and Secrets are never deleted, nor are the objects whose kind and name are in `staying`.
     Raises KubeError.
     """
     wanted = {(str(o["kind"]), name_of(o)) for o in rendered} | staying
-    gone = []
-    for key, obj in list(children.objects.items()):
-        kept = key in wanted or key[0] in (SECRET.kind, DISAGG_POOL.kind)
-        if kept or not owned_by(obj, owners) or obj["metadata"].get("deletionTimestamp"):
+    owners, gone = owners_of(resource, children), []
+    for which, obj in list(children.objects.items()):
+        kept = which in wanted or which[0] in (SECRET.kind, DISAGG_POOL.kind)
+        ours = owned_by(obj, owners) or is_orphan(obj, name_of(resource))
+        if kept or not ours or obj["metadata"].get("deletionTimestamp"):
             continue
         await kube.delete(obj)
-        del children.objects[key]
+        del children.objects[which]
         gone.append(obj)
     return gone
 
@@ -133,4 +167,4 @@ def owners_of(resource: Obj, children: Children) -> frozenset[str]:
     """Return the uids that mark an object as ours: those of the resource and of its pools."""
     uid = frozenset({uid_of(resource)})
     pools = (o for (kind, _), o in children.objects.items() if kind == DISAGG_POOL.kind)
-    return uid | {uid_of(pool) for pool in pools if owned_by(pool, uid)}
+    return uid | {uid_of(pool) for pool in pools if owned_by(pool, uid) or is_orphan(pool, name_of(resource))}

@@ -15,6 +15,7 @@ from disagg_operator.controller.decision_report import DELETION_COST
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Retry
 from disagg_operator.kube.resources import POD, REPLICA_SET, labels_of, name_of, uid_of
+from disagg_operator.status.events import NORMAL, Note
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
 
@@ -45,6 +46,12 @@ async def move(kube: Kube, key: Key, flip: Flip, deployment: Obj) -> None:
     }
     await kube.merge(POD, key[0], flip.pod, patch)
     await _until(lambda: _adopted(kube, key, flip.pod, uid_of(taker)), f"pod {flip.pod} to be taken over")
+
+
+def moved(flip: Flip, took_s: float) -> Note:
+    """Return the Event of a pod that has moved."""
+    words = f"worker {flip.pod} went from {flip.giving} to {flip.taking} in {took_s:.1f} s"
+    return Note(NORMAL, "RoleFlipped", f"{words}, without loading its weights again")
 
 
 async def _grown(kube: Kube, key: Key, deployment: Obj) -> Obj | None:

@@ -2,8 +2,7 @@
 
 The decisions are made in PURE modules. Reconciling is level-based: nothing here remembers an event
 or a step, so a run that is interrupted between any two writes is simply repeated. Deletion is left
-to the garbage collector: every child carries an ownerReference, and no finalizer delays the
-deletion of the resource.
+to the garbage collector: every child carries an ownerReference, and there is no finalizer.
 """
 
 from __future__ import annotations
@@ -16,8 +15,10 @@ from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.controller import children as kids
 from disagg_operator.controller import (
     decision_report,
+    drift,
     pod_moves,
     replicas,
+    restraint,
     rollout_step,
     rollout_writes,
     runtime_updates,
@@ -38,6 +39,7 @@ from disagg_operator.desired import Facts, Images, NetworkAccess, pins, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Denied, Invalid
+from disagg_operator.kube.lost_fields import lost_fields
 from disagg_operator.kube.resources import (
     DEPLOYMENT,
     DISAGG_DEPLOYMENT,
@@ -50,7 +52,7 @@ from disagg_operator.kube.resources import (
 )
 from disagg_operator.rollout import looking
 from disagg_operator.status import changes, conditions, unsettled
-from disagg_operator.status.events import NORMAL, Note
+from disagg_operator.status.events import Note
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
@@ -78,6 +80,9 @@ class _Pass:
     """The objects that the API server refuses now; they are left as they are."""
     step: RolloutStep | None = None
     """The next step of the rollout."""
+
+    waits_s: list[float] = field(default_factory=list)
+    """When to run again, because something was left as it is for now."""
 
     @property
     def plan(self) -> AcceptedDeployment:
@@ -133,6 +138,10 @@ class Reconciler:
             self._updates.note(key, None)
             self._judge.forget(key)
             return None
+        if lost := lost_fields(resource):
+            # Only an Event says so: a write to the resource would remove the fields from the store.
+            await self._recorder.send(resource, [restraint.fields_dropped(lost)])
+            return None
         live = self._live.of(key, uid_of(resource))
         children = await kids.read(self._kube, key)
         try:
@@ -148,7 +157,7 @@ class Reconciler:
         live.plan = run.plan.scaling
         await self._report(run)
         self._updates.note(key, run.runtime)
-        waits = [run.judgement.retry_s, await self._after(run)]
+        waits = [*run.waits_s, run.judgement.retry_s, await self._after(run)]
         return min((s for s in waits if s is not None), default=None)
 
     async def _after(self, run: _Pass) -> float | None:
@@ -241,12 +250,12 @@ class Reconciler:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
+        await kids.adopt_secret(self._kube, run.plan.resource, uid_of(run.resource), run.children)
         if run.step is None:
             return
         if not any(kind == DEPLOYMENT.kind for kind, _ in run.blocked):
             await self._resize(run, run.step)
-        owners = kids.owners_of(run.resource, run.children)
-        for gone in await kids.prune(self._kube, rendered, run.children, owners, run.step.kept):
+        for gone in await kids.prune(self._kube, run.resource, rendered, run.children, run.step.kept):
             log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
 
     async def _resize(self, run: _Pass, step: RolloutStep) -> None:
@@ -261,15 +270,21 @@ class Reconciler:
     async def _apply(self, run: _Pass, obj: Obj) -> None:
         if kids.key_of(obj) in run.blocked:
             return
+        live = run.children.get(str(obj["kind"]), name_of(obj))
+        wait_s, notes = restraint.pause(run.live.contests, obj, live, self._clock())
+        run.notes += notes
+        if wait_s > 0:
+            run.waits_s.append(wait_s)
+            return
         if obj["kind"] == DEPLOYMENT.kind:
             await mark_victims(self._kube, run.key, run.children, run.live.loads, obj)
-        live = run.children.get(str(obj["kind"]), name_of(obj))
         if obj["kind"] == DISAGG_POOL.kind and live is not None:
             # If another client writes /scale between the read and this write, the apply conflicts
             # and the run starts over.
             obj = {**obj, "metadata": {**obj["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}
         if await kids.apply(self._kube, obj, run.children, kids.owners_of(run.resource, run.children)):
             log.info("%s/%s: applied %s %s", *run.key, obj["kind"], name_of(obj))
+            run.live.contests.wrote(kids.key_of(obj), drift.rendered_hash(obj), self._clock())
             self._note_scaling(run, obj)
 
     async def _move_pod(self, run: _Pass, rendered: list[Obj]) -> None:
@@ -292,11 +307,7 @@ class Reconciler:
         await pod_moves.move(self._kube, run.key, flip, taker)
         took_s = self._clock() - flip.since_s
         run.live.flip, run.live.flips_s = None, (*run.live.flips_s[-3:], took_s)
-        note = (
-            f"worker {flip.pod} went from {flip.giving} to {flip.taking} in {took_s:.1f} s, "
-            "without loading its weights again"
-        )
-        run.notes.append(Note(NORMAL, "RoleFlipped", note))
+        run.notes.append(pod_moves.moved(flip, took_s))
 
     def _replicas(self, run: _Pass, role: str) -> Replicas:
         pool = run.pool(role)
@@ -352,17 +363,11 @@ class Reconciler:
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
         for role in ROLES:
-            pool = run.pool(role)
-            if pool is None:
-                continue
-            seen = observed.pools[role]
-            new = {
-                "observedGeneration": pool["metadata"].get("generation", 0),
-                "replicas": seen.current,
-                "readyReplicas": seen.ready,
-                "selector": selector_text(run.key[1], role),
-            }
-            await self._write_status(pool, new)
+            if (pool := run.pool(role)) is not None:
+                seen = observed.pools[role]
+                counts = {"replicas": seen.current, "readyReplicas": seen.ready}
+                now = {"observedGeneration": pool["metadata"].get("generation", 0)}
+                await self._write_status(pool, {**now, **counts, "selector": selector_text(run.key[1], role)})
 
     async def _refuse(self, resource: Obj, reason: str, message: str) -> None:
         stored = resource.get("status") or {}
@@ -376,7 +381,7 @@ class Reconciler:
         Raises KubeError.
         """
         resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
-        if resource is None:
+        if resource is None or lost_fields(resource):
             return
         stored = resource.get("status") or {}
         generation = int(resource["metadata"].get("generation", 0))
@@ -387,6 +392,7 @@ class Reconciler:
     async def _write_status(self, resource: Obj, new: Obj) -> None:
         if new == (resource.get("status") or {}):
             return
-        meta = {"name": name_of(resource), "namespace": resource["metadata"]["namespace"]}
-        head = {"apiVersion": resource["apiVersion"], "kind": resource["kind"], "metadata": meta}
-        await self._kube.apply_status({**head, "status": new})
+        # With the uid, a status never reaches another resource that has the same name by now.
+        meta = {"name": name_of(resource), "namespace": resource["metadata"]["namespace"], "uid": uid_of(resource)}
+        kind = {"apiVersion": resource["apiVersion"], "kind": resource["kind"]}
+        await self._kube.apply_status({**kind, "metadata": meta, "status": new})

@@ -45,7 +45,7 @@ from disagg_operator.desired import Images, NetworkAccess
 from disagg_operator.desired.names import key_secret_name
 from disagg_operator.kube.cache import WATCHED, Cache
 from disagg_operator.kube.client import HttpKube
-from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, NotFound, Retry
+from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, NotFound, Retry, Terminating
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, Resource, uid_of
 from disagg_operator.settings import OperatorSettings
 from disagg_operator.status.recorder import Recorder
@@ -323,7 +323,7 @@ class Runtime:
         await asyncio.Event().wait()  # closed: the term is cancelled by `stop`
 
     async def _run(self, key: Key) -> None:
-        started, result, after_s = self._clock(), "ok", None
+        started, result, after_s, away = self._clock(), "ok", None, False
         failure: tuple[str, str] | None = None
         try:
             async with asyncio.timeout(self._settings.reconcile_timeout_s):
@@ -332,14 +332,17 @@ class Runtime:
             # Another client wrote between the read and the write: repeat soon, from a fresh read.
             result, failure = "conflict", ("", str(error))
             log.info("%s/%s: %s", *key, error)
+        except Terminating as error:
+            result, failure, after_s = "terminating", ("", str(error)), self._settings.resync_interval_s
+            log.info("%s/%s: %s", *key, error)
         except KubeError as error:
-            result = type(error).__name__.lower()
+            result, away = type(error).__name__.lower(), isinstance(error, Retry)
             failure = (RIGHT_MISSING if isinstance(error, Forbidden) else API_SERVER_ERROR, str(error))
             after_s = error.after_s if isinstance(error, Retry) else None
             log.warning("%s/%s: %s (failure %d)", *key, error, self.queue.state.failures(key) + 1)
         except TimeoutError:
             words = f"not done within {self._settings.reconcile_timeout_s:.0f} s"
-            result, failure = "timeout", (RECONCILE_TIMEOUT, words)
+            result, failure, away = "timeout", (RECONCILE_TIMEOUT, words), True
             log.warning("%s/%s: %s", *key, words)
         except Exception as error:
             # A bug must affect one resource and not the whole operator.
@@ -348,7 +351,7 @@ class Runtime:
         finally:
             if failure is not None and failure[0] and self._may_write():
                 await self._tell(key, *failure)
-            self.queue.done(key, failed=failure is not None, after_s=after_s)
+            self.queue.done(key, failed=failure is not None, away=away, after_s=after_s)
         self.metrics.reconciles.labels(result).inc()
         self.metrics.reconcile_seconds.observe(self._clock() - started)
 

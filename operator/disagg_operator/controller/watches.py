@@ -8,7 +8,7 @@ repeated event does no harm, because a reconcile reads the cluster itself.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,10 +25,33 @@ from disagg_wire.labels import LABEL_DEPLOYMENT
 Sink = Callable[[Resource, str | None, Obj], None]
 
 
-def build_registry(sink: Sink, credentials: Credentials, *, scans: bool = True) -> kopf.OperatorRegistry:
+# The longest pause between two attempts to list or watch, in seconds, before the jitter.
+_MAX_PAUSE_S = 16.0
+
+
+class Pauses:
+    """The pauses between the attempts of one request: 1, 2, 4 ... s with jitter, without end.
+
+    With kopf's own, a request fails for good after a minute and a half, and with it all watches.
+    """
+
+    def __init__(self, chance: Callable[[], float] = random.random) -> None:
+        self._chance = chance
+
+    def __iter__(self) -> Iterator[float]:
+        pause_s = 1.0
+        while True:
+            yield pause_s * (1 + 0.25 * self._chance())
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+
+def build_registry(
+    sink: Sink, credentials: Credentials, *, scans: bool = True, silence_s: float = 70.0
+) -> kopf.OperatorRegistry:
     """Return handlers that pass (resource, event type, object) to `sink` on kopf's own thread.
 
-    With `scans`, kopf also watches which kinds and namespaces exist.
+    With `scans`, kopf also watches which kinds and namespaces exist. A stream that was silent for
+    `silence_s` seconds is opened anew.
     """
     _survive_deep_objects()
     registry = kopf.OperatorRegistry()
@@ -49,7 +72,7 @@ def build_registry(sink: Sink, credentials: Credentials, *, scans: bool = True) 
 
     @kopf.on.startup(registry=registry)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        configure_kopf(settings, scans=scans)
+        configure_kopf(settings, scans=scans, silence_s=silence_s)
 
     for resource in WATCHED:
         _watch(registry, resource, sink)
@@ -84,7 +107,7 @@ def _watch(registry: kopf.OperatorRegistry, resource: Resource, sink: Sink) -> N
     )
 
 
-def configure_kopf(settings: kopf.OperatorSettings, *, scans: bool) -> None:
+def configure_kopf(settings: kopf.OperatorSettings, *, scans: bool, silence_s: float) -> None:
     """Configure kopf to write nothing to objects, not to peer, and to end silent streams."""
     settings.scanning.disabled = not scans
     settings.posting.enabled = False
@@ -95,5 +118,7 @@ def configure_kopf(settings: kopf.OperatorSettings, *, scans: bool) -> None:
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 310
     settings.watching.connect_timeout = 10
+    settings.watching.inactivity_timeout = silence_s
+    settings.networking.error_backoffs = Pauses()
     settings.networking.request_timeout = 30
     settings.process.ultimate_exiting_timeout = None

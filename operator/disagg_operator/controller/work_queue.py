@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,14 +27,19 @@ class QueueState:
     """The state of the queue.
 
     A key is queued, delayed, running, or running and dirty (to be run again). Failures back off for
-    1, 2, 4 ... s, up to `max_backoff_s`; a success resets the backoff. An event brings forward a
-    key that is delayed but not backing off. A key that is backing off keeps waiting, so that a
-    burst of events cannot become a burst of retries.
+    1, 2, 4 ... s, up to `max_backoff_s`; a success resets the backoff. An API server that does not
+    answer is no fault of a key, so what fails by that waits for `max_away_s` at most: then all is
+    well soon after the API server is back. An event brings forward a key that is delayed but not
+    backing off. A key that is backing off keeps waiting, so that a burst of events cannot become a
+    burst of retries.
     """
 
     max_keys: int = 20_000
     base_backoff_s: float = 1.0
     max_backoff_s: float = 300.0
+    max_away_s: float = 20.0
+    jitter: float = 0.25
+    """The share by which a pause after a failure may be longer, so that keys come apart."""
     _ready: deque[Key] = field(default_factory=deque)
     _queued: set[Key] = field(default_factory=set)
     _running: set[Key] = field(default_factory=set)
@@ -74,19 +80,31 @@ class QueueState:
         self._running.add(key)
         return key
 
-    def done(self, key: Key, now: float, *, failed: bool = False, after_s: float | None = None) -> None:
-        """Record that the run of `key` has ended.
+    def done(
+        self,
+        key: Key,
+        now: float,
+        *,
+        failed: bool = False,
+        away: bool = False,
+        after_s: float | None = None,
+        chance: float = 0.0,
+    ) -> None:
+        """Record that the run of `key` has ended; `away` if that was for want of an API server.
 
         The key does not run again before `after_s` seconds have passed. This is a server's
-        Retry-After, or the delay until a requested second run.
+        Retry-After, of which five minutes are believed, or the delay until a requested second run.
+        `chance` is a random number from 0 to 1.
         """
         self._running.discard(key)
         dirty = key in self._dirty
         self._dirty.discard(key)
         if failed:
             count = self._failures[key] = self._failures.get(key, 0) + 1
-            backoff = min(self.base_backoff_s * 2.0 ** min(count - 1, 30), self.max_backoff_s)
-            self._later(key, now + max(backoff, after_s or 0.0))
+            most_s = self.max_away_s if away else self.max_backoff_s
+            backoff = min(self.base_backoff_s * 2.0 ** min(count - 1, 30), most_s)
+            pause_s = max(backoff, min(after_s or 0.0, self.max_backoff_s))
+            self._later(key, now + pause_s * (1 + self.jitter * chance))
             return
         self._failures.pop(key, None)
         if dirty:
@@ -131,8 +149,14 @@ class KeyedQueue:
     It belongs to one event loop, and only `get` and `idle` wait.
     """
 
-    def __init__(self, clock: Callable[[], float], state: QueueState | None = None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        state: QueueState | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self._clock = clock
+        self._chance = chance
         self.state = state or QueueState()
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
@@ -145,8 +169,8 @@ class KeyedQueue:
         self.state.add(key, self._clock(), delay_s, urgent=urgent)
         self._changed.set()
 
-    def done(self, key: Key, *, failed: bool = False, after_s: float | None = None) -> None:
-        self.state.done(key, self._clock(), failed=failed, after_s=after_s)
+    def done(self, key: Key, *, failed: bool = False, away: bool = False, after_s: float | None = None) -> None:
+        self.state.done(key, self._clock(), failed=failed, away=away, after_s=after_s, chance=self._chance())
         self._changed.set()
         if not self.state.running():
             self._idle.set()

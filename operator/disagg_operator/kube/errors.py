@@ -6,6 +6,7 @@ KubeError
 ├── Gone             the list can't be continued from here: list again
 ├── NotFound         the object, its namespace or its API does not exist
 ├── Invalid          the API server rejects this object: no retry helps until the input changes
+├── Terminating      the namespace is being deleted: nothing can be created in it any more
 ├── Denied           admission control rejects this object: a policy, a webhook or a quota
 ├── Forbidden        the operator's role or its credentials don't allow the call
 └── NotLeading       another operator may lead, so this one must not write
@@ -16,6 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+# A namespace that is being deleted stays so until it is gone.
+_TERMINATING = "because it is being terminated"
 # For built-in kinds, the API server answers with 500 and one of these messages if an applied object
 # has a wrong type, an unknown field, or a quantity that is none. No retry can help then.
 _UNTYPED = ("failed to create typed patch object", "failed to convert new object")
@@ -71,6 +74,10 @@ class Denied(KubeError):
     """
 
 
+class Terminating(KubeError):
+    """Raised when the namespace is being deleted, so that nothing can be created in it any more."""
+
+
 class Forbidden(KubeError):
     """Raised when the operator's role or credentials don't allow the call."""
 
@@ -93,6 +100,8 @@ def from_status(
         return Conflict(text)
     if code == 410:
         return Gone(text)
+    if code == 403 and _TERMINATING in message:
+        return Terminating(text)
     if code == 401 or (code == 403 and (_NO_RIGHT.search(message) or not _DENIED.search(message))):
         return Forbidden(text)
     if code < 500 and _DENIED.search(message) and code != 429:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.operator.controller.world import World
 
+from disagg_operator.desired import Images
 from disagg_operator.kube.errors import KubeError
 
 
@@ -22,6 +23,45 @@ async def test_killed_at_any_write_the_next_run_ends_in_the_same_state() -> None
         world.restart()
         await world.settle()
         assert world.snapshot() == whole.snapshot(), f"killed at write {killed_at}"
+
+
+CHANGES: list[Any] = [
+    pytest.param({}, False, id="of nothing"),
+    pytest.param({"decode": {"replicas": 5}}, False, id="of a size"),
+    pytest.param({"engine": {"dtype": "float32"}}, False, id="of the pods"),
+    pytest.param({}, True, id="of the runtime"),
+]
+
+
+def changed(world: World, edit: dict[str, Any], upgrade: bool) -> None:
+    """Change the resource, and let the operator be of a release that moves all to its images."""
+    world.edit(**edit)
+    if upgrade:
+        world.images, world.runtime_updates = Images(worker="w:2", router="r:2"), 10
+        world.restart()
+
+
+@pytest.mark.parametrize(("edit", "upgrade"), CHANGES)
+@pytest.mark.parametrize("lost", [pytest.param(False, id="refused"), pytest.param(True, id="not answered")])
+async def test_whichever_write_fails_the_same_operator_ends_in_the_same_state(
+    edit: dict[str, Any], upgrade: bool, lost: bool
+) -> None:
+    whole = World()
+    await whole.settle()
+    first = whole.kube.writes
+    changed(whole, edit, upgrade)
+    await whole.settle()
+    for failing in range(first + 1 if edit or upgrade else 1, whole.kube.writes + 1):
+        world = World()
+        if failing > first:
+            await world.settle()
+            changed(world, edit, upgrade)
+        world.kube.lose_answer_at, world.kube.fail_at_write = (failing, None) if lost else (None, failing)
+        with pytest.raises(KubeError):
+            await world.settle()
+        world.kube.lose_answer_at = world.kube.fail_at_write = None
+        await world.settle()
+        assert world.snapshot() == whole.snapshot(), f"write {failing} failed"
 
 
 @pytest.mark.long

@@ -49,6 +49,36 @@ def test_failures_back_off_to_five_minutes_and_a_success_forgets_them() -> None:
     assert q.next_due() is None
 
 
+def test_what_fails_for_want_of_an_api_server_is_tried_every_twenty_seconds() -> None:
+    q, now, pauses = QueueState(), 0.0, []
+    q.add(A, now)
+    for _ in range(8):
+        assert q.pop(now) == A
+        q.done(A, now, failed=True, away=True)
+        due = q.next_due()
+        assert due is not None
+        pauses.append(due - now)
+        now = due
+    assert pauses == [1, 2, 4, 8, 16, 20, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("after_s", "chance", "pause_s"),
+    [
+        pytest.param(None, 1.0, 1.25, id="the backoff and a quarter"),
+        pytest.param(8.0, 0.0, 8.0, id="never less than the server asks for"),
+        pytest.param(8.0, 1.0, 10.0, id="but more, so that not all keys come back at once"),
+        pytest.param(1e9, 0.0, 300.0, id="no server can stop a key for good"),
+    ],
+)
+def test_pauses_after_a_failure(after_s: float | None, chance: float, pause_s: float) -> None:
+    q = QueueState()
+    q.add(A, 0.0)
+    q.pop(0.0)
+    q.done(A, 0.0, failed=True, away=True, after_s=after_s, chance=chance)
+    assert q.next_due() == pause_s
+
+
 def test_events_do_not_shorten_a_backoff_but_an_edited_spec_does() -> None:
     q = QueueState()
     q.add(A, 0.0)

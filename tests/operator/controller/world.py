@@ -51,6 +51,7 @@ class World:
         self.now = "2026-01-01T00:00:00Z"
         self.images = Images(worker="w:1", router="r:1")
         self.runtime_updates = 0
+        self.clock_s = 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -62,14 +63,14 @@ class World:
         self.reconciler = Reconciler(
             kube=self.kube,
             live=self.live,
-            recorder=Recorder(self.kube, lambda: 0.0, lambda: self.now, lambda: f"id{len(self.kube.events)}"),
+            recorder=Recorder(self.kube, lambda: self.clock_s, lambda: self.now, lambda: f"id{len(self.kube.events)}"),
             judge=Judge(SpecsInConfigMaps(self.kube), self.references, self.policy),
             metrics=self.metrics,
             images=self.images,
             updates=self.updates,
             wall=lambda: self.now,
             new_cluster_key=lambda: "ab" * 32,
-            clock=lambda: 0.0,
+            clock=lambda: self.clock_s,
         )
 
     async def run(self) -> float | None:

@@ -13,8 +13,11 @@ from disagg_operator.kube.errors import (
     KubeError,
     NotFound,
     Retry,
+    Terminating,
     from_status,
 )
+
+ENDING = 'deployments "a" is forbidden: unable to create new content in namespace b because it is being terminated'
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,7 @@ from disagg_operator.kube.errors import (
         (410, "expired", Gone),
         (401, "who?", Forbidden),
         (403, "no", Forbidden),
+        (403, ENDING, Terminating),
         (429, "slower", Retry),
         (500, "etcd", Retry),
         (503, "starting", Retry),

@@ -85,7 +85,8 @@ class Collector:
 
         pods, starts, facts = scrape.pods, {}, {}
         for role in ROLES:
-            starts[role] = pod_facts.note_starts(scrape.starts.get(role, Starts()), pods.workers[role])
+            seen = pod_facts.note_seen(scrape.starts.get(role, Starts()), pods.all_of[role], now_s)
+            starts[role] = pod_facts.note_starts(seen, pods.workers[role], now_s)
             facts[role] = pod_facts.facts(pods.all_of[role], scrape.replicas[role] or 0, now_s, starts[role])
         prefill, decode = (answers(pods.workers[role]) for role in ROLES)
         look = Look(now_s, answers(pods.routers), prefill, decode, facts[PREFILL], facts[DECODE])

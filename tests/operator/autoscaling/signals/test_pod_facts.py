@@ -70,3 +70,36 @@ def test_a_pod_of_unknown_age_counts_as_new_and_the_oldest_come_first() -> None:
         {"metadata": {"name": "d"}, "status": None},
     ]  # fmt: skip
     assert pod_facts.facts(pods, 4, now_s, pod_facts.Starts()).starting_ages_s == (60.0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("created", ["2026-01-01T01:00:00Z", "2025-12-31T23:00:00Z", "2026-01-01T00:00:00Z"])
+def test_the_clocks_of_other_machines_make_no_pod_old_or_young(created: str) -> None:
+    begun_s = epoch_s("2026-01-01T00:00:00Z")
+    found = [pod("a", created)]
+    starts = pod_facts.note_seen(pod_facts.Starts(), found, begun_s)
+    assert pod_facts.facts(found, 1, begun_s, starts).starting_ages_s == (0.0,)
+    starts = pod_facts.note_seen(starts, found, begun_s + 700)
+    assert pod_facts.facts(found, 1, begun_s + 700, starts).starting_ages_s == (700.0,)
+    assert pod_facts.note_seen(starts, [], begun_s + 700).seen_s == {}
+
+
+@pytest.mark.parametrize(
+    ("ready", "taken_s"),
+    [
+        pytest.param("2026-01-01T00:00:40Z", 40.0, id="clocks that agree are more exact than we are"),
+        pytest.param("2026-01-01T01:00:40Z", math.nan, id="a node that is an hour ahead"),
+        pytest.param("2025-12-31T23:00:40Z", math.nan, id="a node that is an hour behind"),
+    ],
+)
+def test_a_start_does_not_count_if_our_own_clock_says_otherwise(ready: str, taken_s: float) -> None:
+    begun_s, created = epoch_s("2026-01-01T00:00:00Z"), "2026-01-01T00:00:00Z"
+    starts = pod_facts.note_seen(pod_facts.Starts(), [pod("a", created)], begun_s)
+    starts = pod_facts.note_starts(starts, [pod("a", created, ready)], begun_s + 45)
+    assert starts.mean_s == pytest.approx(taken_s, nan_ok=True)
+
+
+def test_a_pod_that_was_ready_when_it_was_first_seen_is_measured_by_its_own_times() -> None:
+    found = [pod("a", "2026-01-01T00:00:00Z", "2026-01-01T00:00:40Z")]
+    now_s = epoch_s("2026-01-01T09:00:00Z")
+    seen = pod_facts.note_seen(pod_facts.Starts(), found, now_s)
+    assert pod_facts.note_starts(seen, found, now_s).mean_s == 40.0

@@ -35,6 +35,14 @@ def test_raw_samples_of_a_prometheus_keep_their_own_times() -> None:
     assert from_matrix(None, 120.0, 75.0) is None
 
 
+def test_a_pod_that_two_jobs_scrape_counts_once() -> None:
+    answer = [
+        _series("a", "disagg_worker_waiting_requests", (110.0, "6"), job="one"),
+        _series("a", "disagg_worker_waiting_requests", (112.0, "5"), job="two"),
+    ]
+    assert from_matrix(answer, 120.0, 75.0) == {"a": Sample(112.0, {"disagg_worker_waiting_requests": 5.0})}
+
+
 @given(st.recursive(st.none() | st.floats() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)))
 def test_no_answer_of_a_prometheus_can_break_the_reader(answer: object) -> None:
     from_matrix(answer, 0.0, 75.0)
