@@ -15,6 +15,7 @@ from disagg_operator.controller import drift
 from disagg_operator.desired.names import key_secret_name, owned_by_deployment
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import (
+    CONTROLLER_REVISION,
     DISAGG_POOL,
     OWNED,
     POD,
@@ -105,19 +106,18 @@ def _is_ours(live: Obj, rendered: Obj, owners: frozenset[str]) -> bool:
     return owned_by(live, owners) or is_orphan(live, labels_of(rendered).get(LABEL_DEPLOYMENT, ""))
 
 
-async def adopt_secret(kube: Kube, dd: DisaggDeployment, uid: str, children: Children) -> None:
-    """Take over the Secret of an earlier resource, whose key the running pods use.
+async def adopt_what_stays(kube: Kube, dd: DisaggDeployment, uid: str, children: Children) -> None:
+    """Take over what an earlier resource has left behind and what is not applied again.
 
-    Other objects are adopted as they are applied, which the Secret is not: its key would change.
-    Raises KubeError.
+    That is the Secret, whose key the running pods use, and the history of revisions. Other objects
+    are adopted as they are applied. Raises KubeError.
     """
-    namespace, name = dd.metadata.namespace, dd.metadata.name
-    secret = children.get(SECRET.kind, key_secret_name(name))
-    if secret is None or not is_orphan(secret, name):
-        return
-    version = {k: secret["metadata"][k] for k in ("uid", "resourceVersion")}
-    patch = {"metadata": {"ownerReferences": owned_by_deployment(dd, uid), **version}}
-    children.objects[(SECRET.kind, name_of(secret))] = await kube.merge(SECRET, namespace, name_of(secret), patch)
+    for key, obj in list(children.objects.items()):
+        if key[0] not in (SECRET.kind, CONTROLLER_REVISION.kind) or not is_orphan(obj, dd.metadata.name):
+            continue
+        version = {k: obj["metadata"][k] for k in ("uid", "resourceVersion")}
+        patch = {"metadata": {"ownerReferences": owned_by_deployment(dd, uid), **version}}
+        children.objects[key] = await kube.merge(resource_of(obj), dd.metadata.namespace, key[1], patch)
 
 
 async def owned_or_absent(kube: Kube, rendered: Obj, children: Children, owners: frozenset[str]) -> Obj | None:

@@ -250,7 +250,7 @@ class Reconciler:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
-        await kids.adopt_secret(self._kube, run.plan.resource, uid_of(run.resource), run.children)
+        await kids.adopt_what_stays(self._kube, run.plan.resource, uid_of(run.resource), run.children)
         if run.step is None:
             return
         if not any(kind == DEPLOYMENT.kind for kind, _ in run.blocked):

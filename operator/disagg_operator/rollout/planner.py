@@ -49,7 +49,9 @@ def _wake_s(board: Board, progress_since_s: float | None) -> float | None:
     """Return the seconds until something follows from the time alone."""
     waits = [] if not board.changing else [room_wait_s(board.state, board.rules, board.room.full)]
     if progress_since_s is not None and not board.rules.paused:
-        waits.append(max(1.0, progress_since_s + board.rules.deadline_s - board.state.now_s))
+        # After a step back of the clock, the last progress lies in the future.
+        passed_s = max(0.0, board.state.now_s - progress_since_s)
+        waits.append(max(1.0, board.rules.deadline_s - passed_s))
     return min((s for s in waits if s is not None), default=None)
 
 
