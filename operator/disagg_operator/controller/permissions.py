@@ -14,11 +14,13 @@ from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.reserved import reserved_environment
 from disagg_operator.api.violation import Violation
 from disagg_operator.desired import Images
-from disagg_operator.desired.pod_templates import worker_template
+from disagg_operator.desired.pod_templates import router_template, worker_template
 from disagg_operator.desired.template_rules import NOT_PERMITTED, TemplateOwner, template_violations
 from disagg_operator.kube.json_text import depth_of
 from disagg_operator.policy import NamespacePolicy, Permission
 from disagg_operator.vocabulary import Obj
+from disagg_wire.environment import RouterVariable
+from disagg_wire.labels import ROUTER
 from disagg_wire.roles import ROLES
 
 # Far more than any pod needs; every reconcile copies and compares it.
@@ -57,13 +59,15 @@ def unpermitted(dd: DisaggDeployment, policy: NamespacePolicy) -> Iterator[Viola
         if host is not None and not policy.allows_prometheus(host[1]):
             words = f"{host[1]} is none of the hosts that this namespace may have asked"
             yield Violation("spec.observability.prometheus.url", words, NOT_PERMITTED)
-    for role in ROLES:
-        patch = spec.pool(role).pod_template
+    for role in (*ROLES, ROUTER):
+        patch = spec.router.pod_template if role == ROUTER else spec.pool(role).pod_template
         if patch is not None:
             path = f"spec.{role}.podTemplate"
             if len(json.dumps(patch.as_patch())) > MAX_BYTES:
                 yield Violation(path, f"has more than {MAX_BYTES} bytes")
-            yield from template_violations(patch.as_patch(), path, owner_of(dd, role), policy)
+            yield from template_violations(
+                patch.as_patch(), path, router_owner(dd) if role == ROUTER else owner_of(dd, role), policy
+            )
 
 
 def _network(dd: DisaggDeployment, policy: NamespacePolicy) -> Iterator[Violation]:
@@ -104,3 +108,11 @@ def owner_of(dd: DisaggDeployment, role: str) -> TemplateOwner:
         devices=frozenset(devices),
         variables=frozenset((*reserved_environment(), *engine.reserved)),
     )
+
+
+def router_owner(dd: DisaggDeployment) -> TemplateOwner:
+    """Return what the operator generates for the routers, before their podTemplate is merged in."""
+    bare = dd.spec.model_copy(update={"router": dd.spec.router.model_copy(update={"pod_template": None})})
+    template = router_template(dd.model_copy(update={"spec": bare}), Images())
+    variables = frozenset(str(name) for name in RouterVariable)
+    return TemplateOwner(template, 0, has_network=False, devices=frozenset(), variables=variables)

@@ -18,6 +18,7 @@ from disagg_operator.kube.resources import (
     Resource,
 )
 from disagg_operator.vocabulary import Obj
+from disagg_wire.labels import ROUTER
 from disagg_wire.roles import ROLES
 
 REFERENCE_MISSING = "ReferenceMissing"
@@ -101,8 +102,8 @@ def _references(dd: DisaggDeployment) -> Iterator[Reference]:
     if network is not None and (nad := network.attachment_ref) is not None:
         target = NamedObject(NETWORK_ATTACHMENT, nad.namespace or own, nad.name)
         yield Reference("spec.kvTransfer.network.attachmentRef", target)
-    for role in ROLES:
-        template = spec.pool(role).pod_template
+    templates = {ROUTER: spec.router.pod_template, **{role: spec.pool(role).pod_template for role in ROLES}}
+    for role, template in templates.items():
         if template is not None and template.spec:
             yield from _of_pod(template.spec, f"spec.{role}.podTemplate.spec", own)
 

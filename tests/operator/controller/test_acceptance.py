@@ -150,6 +150,24 @@ def test_the_devices_are_the_most_that_a_worker_of_either_pool_asks_for(
     assert found.rdma == rdma
 
 
+def test_what_is_nested_too_deep_is_refused_before_it_is_read() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(60):
+        deep = {"a": deep}
+    with pytest.raises(acceptance.Refused, match=r"spec.prefill.podTemplate: is nested"):
+        acceptance.accept(good(prefill={"podTemplate": {"spec": deep}}))
+
+
+def test_a_broken_rule_may_keep_the_rest_from_being_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("no such bound")
+
+    monkeypatch.setattr(acceptance, "infeasible", fails)
+    assert [v.path for v in acceptance.assess(good(model={"revision": "x"})).violations] == ["spec.model.revision"]
+    with pytest.raises(ValueError, match="no such bound"):
+        acceptance.assess(good())
+
+
 def test_a_refused_resource_has_no_plan_to_scale_by() -> None:
     assert acceptance.scale_plan(good(decode=SCALED)) == acceptance.accept(good(decode=SCALED)).scaling
     assert acceptance.scale_plan(good(prefill={"replicas": -1})) is None

@@ -47,6 +47,15 @@ OPEN = NamespacePolicy.model_validate({"allow": ["HostInterfaces"]})
             ["spec.kvTransfer.network.attachment.ipam.dataDir"],
         ),
         (attached(**_SRIOV, subnet="10.9.0.0/24"), POLICY, []),
+        (
+            good(router={"podTemplate": {"spec": {"hostNetwork": True, "serviceAccountName": "chat-router"}}}), POLICY,
+            ["spec.router.podTemplate.spec.hostNetwork"],
+        ),
+        (
+            good(router={"podTemplate": {"spec": {"containers": [{"name": "main",
+             "env": [{"name": "DISAGG_PORT"}]}]}}}),
+            POLICY, ["spec.router.podTemplate.spec.containers[main].env[DISAGG_PORT]"],
+        ),
         (patched("prefill", hostPID=True), POLICY, ["spec.prefill.podTemplate.spec.hostPID"]),
         (
             good(decode={"podTemplate": {"metadata": {"annotations": {"a": "x" * MAX_BYTES}}}}), POLICY,

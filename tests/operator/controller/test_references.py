@@ -63,6 +63,10 @@ def test_so_do_pod_templates_unless_a_source_is_optional() -> None:
         f"{base}.containers[main].env[B].valueFrom.configMapKeyRef.name": ("ConfigMap", "default", "c", None),
         f"{base}.containers[main].envFrom[0].secretRef.name": ("Secret", "default", "s4", None),
     }
+    router = {"podTemplate": {"spec": {"priorityClassName": "high"}}}
+    assert found(good(router=router)) == {
+        "spec.router.podTemplate.spec.priorityClassName": ("PriorityClass", "", "high", None)
+    }
     assert found(good(decode={"podTemplate": {"metadata": {"labels": {"a": "b"}}}})) == {}
 
 
