@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 # The time that a peer gets beyond its own deadline to read the last line.
 _GRACE_S = 5.0
 # The key of a scope under which the server's own `send` is. The wrappers that an application lays
-# around it care for the start of a response only, and cost 3 us a line.
+# around it care for the start of a response only, and would be called for each line.
 SERVER_SEND = "disagg.send"
 
 

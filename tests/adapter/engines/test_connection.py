@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
+import uvloop
 from tests.adapter.rig import until
 
 from disagg_adapter.engines import connection as module
@@ -19,6 +23,21 @@ OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
 HALLO = OK + b"content-length: 5\r\n\r\nhallo"
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run a test on uvloop too, as the adapter does: its transports differ once they are closed."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        async def once() -> None:
+            await test(*args, **kwargs)
+
+        for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(once())
+
+    return run
 
 
 class Server:
@@ -85,6 +104,7 @@ async def whole(connection: Connection) -> tuple[int, bytes]:
         ((OK + b"content-length: 700000\r\n\r\n", *[b"x" * 100_000] * 7), b"x" * 700_000),
     ],
 )
+@on_both_loops
 async def test_an_answer_is_read_and_the_connection_serves_the_next_request(
     pieces: tuple[bytes, ...], body: bytes
 ) -> None:
@@ -109,6 +129,7 @@ async def test_an_answer_is_read_and_the_connection_serves_the_next_request(
         ((HALLO + b"HTTP/1.1 200 OK\r\n",), False),
     ],
 )
+@on_both_loops
 async def test_a_connection_that_the_engine_does_not_keep_is_closed(pieces: tuple[bytes, ...], close: bool) -> None:
     async with serving(*pieces, close=close) as (server, port):
         pool = Connections("127.0.0.1", port)
@@ -133,6 +154,7 @@ async def test_a_connection_that_the_engine_does_not_keep_is_closed(pieces: tupl
         ((CHUNKED, b"0\r\n", *[b"x: " + b"y" * 60_000 + b"\r\n"] * 5), "too long"),
     ],
 )
+@on_both_loops
 async def test_an_answer_that_breaks_off_or_is_none_is_an_error(pieces: tuple[bytes, ...], message: str) -> None:
     async with serving(*pieces, close=True) as (server, port):
         connection = await Connections("127.0.0.1", port).take()
@@ -145,6 +167,7 @@ async def test_an_answer_that_breaks_off_or_is_none_is_an_error(pieces: tuple[by
             await connection.ask(REQUEST)
 
 
+@on_both_loops
 async def test_what_nobody_reads_waits_at_the_engine() -> None:
     size = 32 << 20
     async with serving(OK + b"content-length: %d\r\n\r\n" % size, b"x" * size) as (_, port):
@@ -161,6 +184,7 @@ async def test_what_nobody_reads_waits_at_the_engine() -> None:
         connection.close()
 
 
+@on_both_loops
 async def test_what_the_engine_closed_in_the_meantime_is_not_taken() -> None:
     async with serving(HALLO) as (server, port):
         pool = Connections("127.0.0.1", port)
@@ -168,8 +192,9 @@ async def test_what_the_engine_closed_in_the_meantime_is_not_taken() -> None:
         await whole(first)
         pool.give_back(first)
         # Its end is here, and the event loop has not looked at it yet.
-        sock = server.open.pop().get_extra_info("socket")
-        sock.shutdown(2)
+        number = server.open.pop().get_extra_info("socket").fileno()
+        with socket.fromfd(number, socket.AF_INET, socket.SOCK_STREAM) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
         second = await pool.take()
         assert second is not first
         assert await whole(second) == (200, b"hallo")
@@ -177,6 +202,7 @@ async def test_what_the_engine_closed_in_the_meantime_is_not_taken() -> None:
         pool.close()
 
 
+@on_both_loops
 async def test_an_idle_connection_is_closed_before_the_engine_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module._IDLE_S < 5  # uvicorn's
     monkeypatch.setattr(module, "_IDLE_S", 0.01)
@@ -189,6 +215,7 @@ async def test_an_idle_connection_is_closed_before_the_engine_does_it(monkeypatc
         assert await pool.take() is not connection
 
 
+@on_both_loops
 async def test_a_client_that_is_closed_keeps_no_connection() -> None:
     async with serving(HALLO) as (server, port):
         pool = Connections("127.0.0.1", port)
@@ -199,6 +226,7 @@ async def test_a_client_that_is_closed_keeps_no_connection() -> None:
         await until(lambda: not server.open)
 
 
+@on_both_loops
 async def test_a_caller_who_leaves_closes_the_connection() -> None:
     async with serving() as (server, port):
         http = EngineHttp(f"http://127.0.0.1:{port}")
@@ -211,6 +239,7 @@ async def test_a_caller_who_leaves_closes_the_connection() -> None:
         await until(lambda: not server.open)
 
 
+@on_both_loops
 async def test_only_what_changes_nothing_is_asked_twice() -> None:
     async with serving(close=True) as (server, port):
         http = EngineHttp(f"http://127.0.0.1:{port}")
@@ -221,6 +250,7 @@ async def test_only_what_changes_nothing_is_asked_twice() -> None:
             assert len(server.requests) == times
 
 
+@on_both_loops
 async def test_a_request_has_its_body_its_key_and_the_name_of_the_engine() -> None:
     body = {"tokens": [1] * 200_000}
     async with serving(b"HTTP/1.1 429 No\r\ncontent-length: 14\r\n\r\n" + b'{"error":"no"}') as (server, port):
@@ -237,6 +267,7 @@ async def test_a_request_has_its_body_its_key_and_the_name_of_the_engine() -> No
         await EngineHttp("http://127.0.0.1:1", "a\r\nb: c").text("/", 5)
 
 
+@on_both_loops
 async def test_an_answer_without_an_end_is_a_fault() -> None:
     async with serving(CHUNKED, *[b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"] * 17) as (_, port):
         with pytest.raises(EngineFault, match="too long"):
