@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError, model_validator
 
+from disagg_operator.policy import Policy
 from disagg_wire.environment import OperatorVariable, variable_of
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
 Image = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
 
 _NAMESPACE = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
@@ -29,6 +31,16 @@ class OperatorSettings(BaseModel):
     adapter_image: Image = Field(
         "disagg.dev/adapter:dev",
         description="Image of the adapters, which stand in front of engines of other projects.",
+    )
+    scrapers: Json[list[dict[str, object]]] | None = Field(
+        None,
+        description="Peers that may read the metrics of workers, as a JSON list in the form of a NetworkPolicy's "
+        "`from`. If empty, pods with the label app.kubernetes.io/name=prometheus in any namespace.",
+    )
+    web_ports: Json[list[Port]] | None = Field(
+        None,
+        description="TCP ports by which workers of hf:// models reach the web or its proxy, as a JSON list. If empty, "
+        "443 and 80.",
     )
     runtime_updates: int = Field(
         0,
@@ -117,6 +129,11 @@ class OperatorSettings(BaseModel):
         20.0,
         description="Time in seconds that running reconciles may take to finish when the process stops. Saving the "
         "autoscaling state may then take the same time again.",
+    )
+    policy: Json[Policy] = Field(
+        Policy(),
+        description="What the authors of DisaggDeployments may do, by namespace, as JSON in the form of the chart's "
+        "value `policy`. If empty, no permission is granted.",
     )
     log_level: str = Field(
         "INFO",

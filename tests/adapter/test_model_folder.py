@@ -89,7 +89,23 @@ def test_the_digest_covers_what_makes_a_model_another_one(tmp_path: Path) -> Non
     ):
         (folder / name).write_text(text)
         digests.append(load(folder, "hf://m", "auto").digest)
+    (folder / "model.safetensors").write_bytes(bytes(100_000))
+    digests.append(load(folder, "hf://m", "auto").digest)
+    (folder / "model.safetensors").write_bytes(bytes(100_001))
+    digests.append(load(folder, "hf://m", "auto").digest)
+    (folder / "model.safetensors").write_bytes(bytes(50_000) + bytes([1]) * 50_001)
+    digests.append(load(folder, "hf://m", "auto").digest)
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    digests.append(load(folder, "hf://m", "auto").digest)
     assert len(set(digests)) == len(digests)
+
+
+def test_two_commits_of_a_model_from_the_hub_are_two_models(tmp_path: Path) -> None:
+    home = tmp_path / "models--org--model" / "snapshots"
+    found = [load(model(home / commit), "hf://org/model", "auto") for commit in ("abc", "def")]
+    assert [f.revision for f in found] == ["abc", "def"]
+    assert found[0].digest != found[1].digest
+    assert load(model(tmp_path / "plain"), "hf://org/model", "auto").revision == ""
 
 
 @pytest.mark.parametrize(

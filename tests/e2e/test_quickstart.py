@@ -98,20 +98,28 @@ def test_images_hold_nothing_that_is_not_theirs(chat: Cluster) -> None:
         "prefill": ["torch", "disagg_worker"],
     }
     system = Cluster(chat.environment, SYSTEM_NAMESPACE)
-    (operator,) = system.items("pods", _OPERATOR)
-    found = {"operator": _exec(system, operator["metadata"]["name"], code.format(everything))}
+    found = {"operator": _exec(system, _leader(system), code.format(everything))}
     for component in ("router", "prefill"):
         (name,) = rig.pods(chat, NAME, component)
         found[component] = _exec(chat, name, code.format(everything))
     assert found == {k: str(v) for k, v in theirs.items()}
 
 
+def test_the_test_of_the_chart_passes(chat: Cluster) -> None:
+    out = chat.run("helm", "test", RELEASE, "-n", SYSTEM_NAMESPACE, "--timeout", "100s", timeout_s=150)
+    assert "Succeeded" in out
+
+
+def _leader(system: Cluster) -> str:
+    """Return the pod of the operator that leads."""
+    holder = system.get("lease", f"{RELEASE}-operator")["spec"]["holderIdentity"]
+    return str(holder).rpartition("_")[0]
+
+
 def _metric(system: Cluster, name: str) -> float:
-    """Return a metric of the operator itself."""
-    (pod,) = system.items("pods", _OPERATOR)
-    text = system.kubectl(
-        "get", "--raw", f"/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{pod['metadata']['name']}:8081/proxy/metrics"
-    )
+    """Return a metric of the operator that leads."""
+    path = f"/api/v1/namespaces/{SYSTEM_NAMESPACE}/pods/{_leader(system)}:8081/proxy/metrics"
+    text = system.kubectl("get", "--raw", path)
     return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
 
@@ -125,8 +133,10 @@ def _spec_versions(cluster: Cluster) -> dict[str, Any]:
 def test_a_restarted_operator_touches_nothing(chat: Cluster) -> None:
     system = Cluster(chat.environment, SYSTEM_NAMESPACE)
     before, ready = _spec_versions(chat), conditions(chat.get("dd", NAME))["Ready"]
-    (old,) = system.items("pods", _OPERATOR)
-    system.kubectl("delete", "pod", old["metadata"]["name"], "--timeout=60s", timeout_s=90)
+    assert len(system.items("pods", _OPERATOR)) == 2
+    old = _leader(system)
+    system.kubectl("delete", "pod", old, "--timeout=60s", timeout_s=90)
+    system.wait("another operator leads", lambda: _leader(system) not in ("", old), 20.0)
     system.kubectl("rollout", "status", f"deployment/{RELEASE}-operator", "--timeout=60s", timeout_s=90)
     system.wait(
         "three scrapes by the new operator", lambda: _metric(system, "disagg_operator_sweep_seconds_count") >= 3, 60.0

@@ -21,6 +21,7 @@ IDENTITY = Identity(
     block_size_tokens=16,
     blocks_total=100,
     adapters=("polite",),
+    adapter_places={"polite": "/adapters/polite"},
     features=frozenset({"adapter", "first_token_from_decode"}),
 )
 PARAMETERS: Mapping[str, Any] = {"blocks": [1, 2, 3], "peer": "prefill"}

@@ -78,7 +78,9 @@ class FakeKube:
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj | None:
         return copy.deepcopy(self.objects.get((resource.kind, namespace or "", name)))
 
-    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[Obj]:
+    async def list(
+        self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = ""
+    ) -> list[Obj]:
         wanted = dict(part.split("=", 1) for part in labels.split(",") if "=" in part)
         exists = [part for part in labels.split(",") if part and "=" not in part]
         return [

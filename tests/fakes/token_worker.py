@@ -26,39 +26,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tests.fakes.byte_tokenizer import END, FIRST_BYTE, TEMPLATE, VOCAB, tokenizer_json
 
 KEY = b"a-cluster-key-for-tests-of-40-bytes-0123"
 BEARER = "Bearer " + hmac.new(KEY, b"disagg-http-v1", hashlib.sha256).hexdigest()
-END, USER, ASSISTANT = 0, 1, 2
-FIRST_BYTE = 3
-VOCAB = FIRST_BYTE + 256
 MAX_MODEL_LEN = 512
-TEMPLATE = (
-    "{% for m in messages %}"
-    "{{ ('<|assistant|>' if m['role'] == 'assistant' else '<|user|>') + m['content'] }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-def tokenizer_json() -> str:
-    """Return a tokenizer with one token per byte.
-
-    Nearly every character that is not ASCII takes several tokens.
-    """
-    # The byte-level alphabet in the order of the bytes: printable Latin-1 characters stand for
-    # themselves, the others are represented by code points from 256 on.
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [b for b in range(256) if b not in plain]
-    letter = {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(rest)}
-    specials = ["<|end|>", "<|user|>", "<|assistant|>"]
-    vocab = {s: i for i, s in enumerate(specials)} | {letter[b]: FIRST_BYTE + b for b in range(256)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(s, special=True) for s in specials])
-    return str(tokenizer.to_str())
 
 
 def next_token(seed: int, tokens: Sequence[int]) -> int:
@@ -123,11 +95,16 @@ class TokenWorker:
 
     def __init__(self, name: str, role: str, *, digest: str = "model-a", compat: str = "compat-a") -> None:
         self.name, self.role, self.digest, self.compat = name, role, digest, compat
+        self.model: str | None = "m"  # the name that it serves; None for a worker that is too old to report it
+        self.weights = ""  # other weights give other tokens
         self.state = "ready"
+        self.loads = False  # while it is starting it has no model yet
         self.role_served: str | None = None  # the role served, if it is not the one that the router knows of
         self.slots = 64
         self.leaks_first = False  # sends prefill's token although decode sends the first one
-        self.features: list[str] | None = ["first_token_within_s"]  # None for a worker that is too old to report any
+        # None for a worker that is too old to report any
+        self.features: list[str] | None = ["first_token_within_s", "digest"]
+        self.adapter_digests: dict[str, str] | None = None
         self.adapters: list[str] | None = None  # LoRA adapters; a list goes with the feature `adapter`
         self.transport, self.evidence = "tcp", ""  # evidence is left out where it is empty
         self.reports: dict[str, Any] = {}  # changes to its `accepted` and `transferred` events
@@ -197,6 +174,10 @@ class TokenWorker:
             return _error(400, "invalid_request")
         if "adapter" in body and not ("adapter" in (self.features or ()) and body["adapter"] in (self.adapters or ())):
             return _error(400, "invalid_request")
+        if "digest" in body and "digest" not in (self.features or ()):
+            return _error(400, "invalid_request")
+        if body.get("digest") not in (None, self.digest):
+            return _error(503, "other_model")
         if (fault := self._fault(leg, "status")) is not None:
             return _error(fault.status, fault.code)
         return _error(429, "no_capacity") if self.running >= self.slots else None
@@ -211,8 +192,14 @@ class TokenWorker:
     async def _info(self, request: Request) -> Response:
         if not hmac.compare_digest(request.headers.get("authorization", ""), BEARER):
             return _error(401, "unauthorized")
-        model = {"name": "m", "digest": self.digest, "vocab_size": VOCAB, "max_model_len": self.max_model_len,
-                 "eos_token_ids": [END], "bos_token_id": None}  # fmt: skip
+        named = {} if self.model is None else {"model_name": self.model}
+        if self.state == "starting" and self.loads:
+            return JSONResponse({"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role,
+                                 "state": self.state} | named)  # fmt: skip
+        model: dict[str, Any] = {"name": self.model, "digest": self.digest, "vocab_size": VOCAB,
+                                 "max_model_len": self.max_model_len, "eos_token_ids": [END],
+                                 "bos_token_id": None}  # fmt: skip
+        model |= {} if self.adapter_digests is None else {"adapter_digests": self.adapter_digests}
         model |= {} if self.adapters is None else {"adapters": self.adapters}
         kv = {"compat": self.compat, "host": "127.0.0.1", "port": 1, "interface": "net1", "transport": self.transport,
               "block_size_tokens": 16, "bytes_per_token": 64, "blocks_total": 100,
@@ -223,6 +210,7 @@ class TokenWorker:
             {"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role, "state": self.state,
              "revision": "r1", "model": model, "kv": kv, "limits": {"max_running": 64, "max_waiting": 256},
              "load": load}
+            | named
             | ({} if self.features is None else {"features": self.features})
         )  # fmt: skip
 
@@ -290,7 +278,7 @@ class TokenWorker:
 
     def _sample(self, body: dict[str, Any], tokens: list[int]) -> dict[str, Any]:
         index = len(tokens) - body["prompt_tokens"]
-        seed = seed_with(body["sampling"]["seed"], body.get("adapter", ""))
+        seed = seed_with(seed_with(body["sampling"]["seed"], body.get("adapter", "")), self.weights)
         token = END if index == self.end_after else next_token(seed, tokens)
         tokens.append(token)
         line: dict[str, Any] = {"type": "token", "index": index, "token": token}

@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         yield running
 
 
-async def _install_crds(cluster: Cluster) -> None:
+async def install_crds(cluster: Cluster) -> None:
     for path in sorted((REPO / "crds").glob("*.yaml")):
         crd: Obj = yaml.safe_load(path.read_text())
         name = crd["metadata"]["name"]
@@ -45,7 +45,7 @@ async def cluster(server: ApiServer, request: pytest.FixtureRequest) -> AsyncIte
         f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())[:40]}-{zlib.crc32(request.node.name.encode()):08x}"
     )
     found = Cluster(kube, namespace)
-    await _install_crds(found)
+    await install_crds(found)
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
     params = {"fieldManager": "test", "force": "true"}
     await found.raw("PATCH", f"/api/v1/namespaces/{namespace}", body, "application/apply-patch+yaml", params)

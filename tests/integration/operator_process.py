@@ -21,7 +21,14 @@ from tests.integration.apiserver import REPO, ApiServer, free_port
 
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.credentials import load
-from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, DISAGG_POOL, POD, SECRET
+from disagg_operator.kube.resources import (
+    DEPLOYMENT,
+    DISAGG_DEPLOYMENT,
+    DISAGG_POOL,
+    NETWORK_ATTACHMENT,
+    POD,
+    SECRET,
+)
 from disagg_operator.vocabulary import Obj
 
 WAIT_S = 30.0
@@ -134,6 +141,32 @@ class Cluster:
         self, verb: str, path: str, body: Obj, content_type: str, params: dict[str, str] | None = None
     ) -> Obj:
         return await self.kube._call(verb, path, body=body, content_type=content_type, params=params)
+
+    async def attach_network(self, name: str) -> None:
+        """Install the API of Multus, and create a NetworkAttachmentDefinition."""
+        apply, params = "application/apply-patch+yaml", {"fieldManager": "test", "force": "true"}
+        plural, group = NETWORK_ATTACHMENT.plural, "k8s.cni.cncf.io"
+        content = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        schema = {"openAPIV3Schema": content}
+        spec = {
+            "group": group, "scope": "Namespaced",
+            "names": {"plural": plural, "singular": plural[:-1], "kind": NETWORK_ATTACHMENT.kind},
+            "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
+        }  # fmt: skip
+        crd = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "spec": spec}
+        crd["metadata"] = {"name": f"{plural}.{group}"}
+        crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        await self.raw("PATCH", f"{crds}/{plural}.{group}", crd, apply, params)
+
+        async def served() -> bool:
+            return await self.kube.has_api(NETWORK_ATTACHMENT)
+
+        await eventually("Multus's API is served", served)
+        nad = {
+            "apiVersion": NETWORK_ATTACHMENT.api_version, "kind": NETWORK_ATTACHMENT.kind,
+            "metadata": {"name": name, "namespace": self.namespace}, "spec": {"config": "{}"},
+        }  # fmt: skip
+        await self.raw("PATCH", NETWORK_ATTACHMENT.path(self.namespace, name), nad, apply, params)
 
     async def scale(self, pool: str, replicas: int) -> None:
         """Send the request of `kubectl scale dp/POOL --replicas=N`."""

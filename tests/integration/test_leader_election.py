@@ -82,6 +82,8 @@ async def test_a_killed_leader_is_replaced_within_20_s_and_nothing_is_told_twice
         await edit(cluster, "chat", "one")
         await eventually("the leader works", lambda: shows(cluster, "chat", "one"))
         await eventually("the refusal is told", lambda: events(cluster, "InvalidSpec"))
+        seen = 'disagg_operator_watch_events_total{kind="DisaggDeployment"}'
+        assert await second.metric(seen) >= 2, "the one that stands by watches"
         first.process.kill()
         await edit(cluster, "chat", "two")
         assert await second.metric("disagg_operator_api_writes") == 0

@@ -26,7 +26,9 @@ def decisions(resource: dict[str, Any]) -> dict[str, Any]:
 
 
 async def accepted(cluster: Cluster) -> bool:
-    return bool((await cluster.condition("Accepted"))["status"] == "True")
+    condition = await cluster.condition("Accepted")
+    assert condition["status"] == "True", condition["message"]
+    return True
 
 
 async def settled(cluster: Cluster, running: Any) -> float:
@@ -98,6 +100,7 @@ async def test_edits_reach_children_and_unwanted_ones_are_pruned(
 
 async def test_idle_and_restarted_operators_write_nothing(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
     network = {"network": {"attachmentRef": {"name": "fast"}}}
+    await cluster.attach_network("fast")
     async with operator(server, tmp_path, cluster.namespace, DISAGG_RESYNC_INTERVAL_S="1") as running:
         await cluster.apply_resource(kvTransfer=network, decode={"autoscaling": {"maxReplicas": 3}})
         await eventually("accepted", lambda: accepted(cluster))
@@ -175,7 +178,7 @@ async def test_bad_resources_are_refused_by_the_api_server_by_name(
     ("wrong", "field"),
     [
         pytest.param({"restartPolicy": "Sometimes"}, "restartPolicy", id="a wrong value"),
-        pytest.param({"hostNetwork": "perhaps"}, "hostNetwork", id="a wrong type"),
+        pytest.param({"tolerations": "perhaps"}, "tolerations", id="a wrong type"),
         pytest.param({"nodeSelectr": {}}, "nodeSelectr", id="an unknown field"),
     ],
 )
@@ -303,8 +306,10 @@ async def test_the_rights_that_the_chart_grants_are_enough(server: ApiServer, cl
     limited = replace(server, kubeconfig=server.limited_kubeconfig)
     lease = {"DISAGG_LEASE_NAMESPACE": cluster.namespace}
     async with chart_rights(cluster), operator(limited, tmp_path, "", **lease) as running:
+        await cluster.attach_network("fast")
         rdma = {
             "transport": "rdma",
+            "fallback": "Warn",
             "network": {"attachmentRef": {"name": "fast"}, "rdmaResource": {"name": "rdma/hca"}},
         }
         await cluster.apply_resource(kvTransfer=rdma)

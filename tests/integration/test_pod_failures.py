@@ -13,7 +13,7 @@ from aiohttp import web
 from tests.integration.apiserver import ApiServer, free_port
 from tests.integration.operator_process import Cluster, Pods, eventually, operator
 
-from disagg_operator.kube.resources import DEPLOYMENT, POD
+from disagg_operator.kube.resources import DEPLOYMENT, EVENT, POD
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
@@ -49,6 +49,16 @@ class Rig:
         path = POD.path(self._cluster.namespace, self._pod) + "/status"
         body = {"status": {"phase": "Running", "conditions": conditions, **status}}
         await self._cluster.raw("PATCH", path, body, "application/merge-patch+json")
+
+    async def event(self, reason: str, message: str) -> None:
+        """Create an Event about the pod, as a kubelet does."""
+        pod = await self._cluster.kube.get(POD, self._cluster.namespace, self._pod)
+        assert pod is not None
+        meta = {"name": f"{self._pod}.1", "namespace": self._cluster.namespace}
+        about = {"kind": "Pod", "name": self._pod, "namespace": meta["namespace"], "uid": pod["metadata"]["uid"]}
+        times = {"firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:00:01Z"}
+        body = {"metadata": meta, "involvedObject": about, "type": "Warning", "reason": reason, "message": message}
+        await self._cluster.raw("POST", EVENT.path(self._cluster.namespace), {**body, **times}, "application/json")
 
     async def reasons(self, *wanted: tuple[str, str], within_s: float = KNOWN_WITHIN_S) -> dict[str, Any]:
         """Wait until these conditions have these reasons, and return all conditions by type."""
@@ -248,3 +258,25 @@ async def test_decode_tells_whether_it_computes_prompts_again(
             assert ("60 %" in found["message"]) == (status == "False")
     finally:
         await pods.stop()
+
+
+@pytest.mark.parametrize(
+    ("event", "message", "reason", "field"),
+    [
+        ("FailedMount", 'MountVolume.SetUp failed for volume "extra" : secret "x" not found', "FailedMount",
+         "(spec.decode.podTemplate.spec.volumes[extra])"),
+        ("FailedCreatePodSandBox", "Failed to create pod sandbox: plugin type=\"multus\" failed (add): no IP addresses",
+         "FailedAttachNetwork", "no IP addresses"),
+    ],
+)  # fmt: skip
+async def test_a_pod_that_waits_for_a_volume_or_its_network_says_so_within_seconds(
+    server: ApiServer, cluster: Cluster, tmp_path: Path, event: str, message: str, reason: str, field: str
+) -> None:
+    async with operator(server, tmp_path, cluster.namespace):
+        pods = await rig(cluster)
+        creating = {"waiting": {"reason": "ContainerCreating"}}
+        await pods.write(phase="Pending", containerStatuses=[container(creating)])
+        await pods.event(event, message)
+        found = await pods.reasons(("DecodeReady", reason), ("Ready", reason))
+        assert message in found["DecodeReady"]["message"]
+        assert field in found["DecodeReady"]["message"]

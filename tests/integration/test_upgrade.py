@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
-import subprocess
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.integration.apiserver import REPO, ApiServer, api_server, program_path
+from tests.integration.administrator import Shell, commands
+from tests.integration.apiserver import REPO, ApiServer, api_server
 from tests.integration.operator_process import Cluster, client, eventually, operator
 from tests.releases.recorded import CORPUS, RELEASE, resource
 
@@ -46,37 +45,6 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         yield running
 
 
-def commands() -> list[str]:
-    """Return the commands of the page."""
-    blocks = re.findall(r"```console\n(.*?)```", (REPO / "docs/upgrades.md").read_text(), re.DOTALL)
-    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
-
-
-class Shell:
-    """A shell of somebody who administers the cluster, in a folder with both charts."""
-
-    def __init__(self, server: ApiServer, folder: Path) -> None:
-        self._folder = folder
-        programs = {str(Path(program_path(name)).parent): None for name in ("helm", "kubectl")}
-        self._environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
-            "KUBECONFIG": str(server.kubeconfig),
-            "PATH": ":".join([*programs, os.environ["PATH"]]),
-            "HOME": str(folder),
-        }
-
-    def run(self, command: str) -> str:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
-            cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        return done.stdout
-
-    def charts(self) -> None:
-        shutil.copy(RELEASE / "disagg-0.1.0.tgz", self._folder)
-        self.run(f"helm package {REPO}/helm/disagg && mv disagg-0.2.0-*.tgz disagg-0.2.0.tgz")
-
-
 @contextlib.asynccontextmanager
 async def released_operator(server: ApiServer, folder: Path) -> AsyncIterator[None]:
     with zipfile.ZipFile(RELEASE / "disagg-0.1.0-py3-none-any.whl") as wheel:
@@ -102,6 +70,12 @@ async def told(kube: Any, reason: str) -> list[str]:
     return sorted(e["involvedObject"]["name"] for e in events)
 
 
+def resources() -> str:
+    """Return the resources as YAML; the first one is named `chat`."""
+    names = {name: "chat" if name == NAMES[0] else f"r{name}" for name in NAMES}
+    return yaml.safe_dump_all([resource(name) | {"metadata": {"name": names[name]}} for name in NAMES])
+
+
 async def environment(kube: Any) -> list[Obj]:
     """Return the environment of the operator that the chart installs."""
     found = await kube.get(DEPLOYMENT, "disagg-system", "disagg-operator")
@@ -111,26 +85,30 @@ async def environment(kube: Any) -> list[Obj]:
 async def test_an_upgrade_of_0_1_0_changes_no_pod_and_moves_on_request(upgraded: ApiServer, tmp_path: Path) -> None:
     kube, shell = client(upgraded), Shell(upgraded, tmp_path)
     cluster = Cluster(kube, NAMESPACE)
-    apply_crds, upgrade, list_updates, ask, wait, move_all = commands()
-    shell.charts()
+    apply_crds, upgrade, list_updates, ask, wait, move_all = commands("docs/upgrades.md")
+    shutil.copy(RELEASE / "disagg-0.1.0.tgz", tmp_path)
+    shell.run(f"helm package {REPO}/helm/disagg && mv disagg-0.2.0-*.tgz disagg-0.2.0.tgz")
     shell.run("helm install disagg disagg-0.1.0.tgz -n disagg-system --create-namespace --set logLevel=DEBUG")
-    async with released_operator(upgraded, tmp_path):
-        names = {name: "chat" if name == NAMES[0] else f"r{name}" for name in NAMES}
-        made = [resource(name) | {"metadata": {"name": names[name]}} for name in NAMES]
-        (tmp_path / "resources.yaml").write_text(yaml.safe_dump_all(made))
-        shell.run("kubectl apply --server-side -f resources.yaml")
+    async with contextlib.AsyncExitStack() as rest:
+        async with released_operator(upgraded, tmp_path):
+            (tmp_path / "resources.yaml").write_text(resources())
+            shell.run("kubectl apply --server-side -f resources.yaml")
 
-        async def all_rendered() -> bool:
-            return len(await templates(kube)) == 3 * len(NAMES)
+            async def all_rendered() -> bool:
+                return len(await templates(kube)) == 3 * len(NAMES)
 
-        await eventually("the released operator has rendered all", all_rendered)
-    before = await templates(kube)
+            await eventually("the released operator has rendered all", all_rendered)
+            before = await templates(kube)
+            shell.run(apply_crds)
+            shell.run(upgrade)
+            assert {"name": "DISAGG_LOG_LEVEL", "value": "DEBUG"} in await environment(kube)
+            # The old one has no Lease: for a while, both write.
+            running = await rest.enter_async_context(operator(upgraded, tmp_path, "", **NEW))
 
-    shell.run(apply_crds)
-    shell.run(upgrade)
-    assert {"name": "DISAGG_LOG_LEVEL", "value": "DEBUG"} in await environment(kube)
+            async def one_accepted() -> bool:
+                return any("RuntimeUpToDate" in of for of in (await conditions(kube)).values())
 
-    async with operator(upgraded, tmp_path, "", **NEW) as running:
+            await eventually("the new operator has reconciled one", one_accepted)
 
         async def all_accepted() -> bool:
             found = await conditions(kube)
@@ -165,15 +143,17 @@ async def test_an_upgrade_of_0_1_0_changes_no_pod_and_moves_on_request(upgraded:
     await kube.close()
 
 
-def test_every_stored_resource_is_valid_under_the_new_crd(upgraded: ApiServer, tmp_path: Path) -> None:
-    """It is applied as it was, so all rules are evaluated."""
+def test_every_stored_resource_can_be_written_under_the_new_crd(upgraded: ApiServer, tmp_path: Path) -> None:
+    """A rule that is newer than a resource refuses no write that leaves its field alone."""
     shell = Shell(upgraded, tmp_path)
-    for path in sorted((REPO / "crds").glob("*.yaml")):
-        shell.run(f"kubectl apply --server-side --force-conflicts -f {path}")
-    shell.run("kubectl wait --for=condition=Established crd --all --timeout=30s")
-    documents = []
-    for name in CORPUS:
-        document = resource(name)
-        documents.append(document | {"metadata": {"name": document["metadata"]["name"]}})
-    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(documents))
-    shell.run("kubectl apply --server-side --dry-run=server --field-manager=test --force-conflicts -f all.yaml")
+    resources = [resource(name) | {"metadata": {"name": f"stored-{i}"}} for i, name in enumerate(CORPUS)]
+    touched = [d | {"metadata": d["metadata"] | {"labels": {"touched": "yes"}}} for d in resources]
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(resources))
+    (tmp_path / "touched.yaml").write_text(yaml.safe_dump_all(touched))
+    for crds in (RELEASE / "crds", REPO / "crds"):
+        for path in sorted(crds.glob("*.yaml")):
+            shell.run(f"kubectl apply --server-side --force-conflicts -f {path}")
+        shell.run("kubectl wait --for=condition=Established crd --all --timeout=30s")
+        if crds.parent == RELEASE:
+            shell.run("kubectl apply --server-side --field-manager=test -f all.yaml")
+    shell.run("kubectl apply --server-side --field-manager=test --dry-run=server -f touched.yaml")

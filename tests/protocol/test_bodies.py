@@ -206,3 +206,10 @@ def test_a_line_says_whether_it_is_the_last_one(event: Event, end: bool) -> None
 def test_the_short_way_to_write_a_token_writes_the_same() -> None:
     for index, token in ((0, 0), (12, 345), (1 << 20, (1 << 31) - 1)):
         assert encode_token(index, token) == encode_line(event_json(TokenEvent(index, token)))
+
+
+def test_a_request_may_name_the_weights_that_it_is_for() -> None:
+    assert decode().digest is None
+    assert decode(digest="sha").digest == "sha"
+    with pytest.raises(BadRequest, match="digest"):
+        decode(digest="")

@@ -30,7 +30,7 @@ from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.pair_choice import Choice
 from disagg_router.workers.table import WorkerTable
-from disagg_router.workers.worker_info import Member, parse_info
+from disagg_router.workers.worker_info import Identity, Member, parse_info
 from disagg_router.workers.worker_info import Worker as KnownWorker
 
 KEY = b"k" * 32
@@ -99,6 +99,7 @@ def test_every_info_is_read() -> None:
             continue
         worker = _known(info, "http://a")
         assert (worker.role, worker.state, worker.incarnation) == (info["role"], info["state"], info["incarnation"])
+        assert worker.identity == Identity(info["model"]["name"], info["model"]["digest"])
         assert (worker.compat, worker.digest, worker.revision) == (
             info["kv"]["compat"],
             info["model"]["digest"],
@@ -196,7 +197,12 @@ async def test_an_attempt_with_old_workers_gives_the_same_tokens(legs: tuple[Exc
     body = made[0].body
     emitted = body["tokens"][body["prompt_tokens"] :]
     state = RequestState(
-        body["request_id"], "d", tuple(body["tokens"][: body["prompt_tokens"]]), body["sampling"], 4, body["tenant"]
+        body["request_id"],
+        Identity("m", "d"),
+        tuple(body["tokens"][: body["prompt_tokens"]]),
+        body["sampling"],
+        4,
+        body["tenant"],
     )
     state.emitted, state.epoch = emitted, body["epoch"]
     expected = {line["index"]: line["token"] for leg in made for line in leg.lines if line["type"] == "token"}

@@ -50,7 +50,9 @@ class Stack:
         await self.until(lambda: self._server.started and self.router.table.synced)
         if self.workers:
             await self.until(
-                lambda: len(self.router.table.workers()) == len(self.workers) and self.router.table.model() is not None
+                lambda: (
+                    len(self.router.table.workers()) == len(self.workers) and bool(self.router.table.catalogue.offers)
+                )
             )
             await self.until(lambda: self.healthy() == self.expected_pairs())
         return self

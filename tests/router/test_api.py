@@ -14,7 +14,8 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.fakes.token_worker import MAX_MODEL_LEN, VOCAB, TokenWorker
+from tests.fakes.byte_tokenizer import VOCAB
+from tests.fakes.token_worker import MAX_MODEL_LEN, TokenWorker
 from tests.profiles import examples
 from tests.router.stack import MODEL, Stack
 

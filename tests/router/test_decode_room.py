@@ -70,7 +70,12 @@ async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> float:
 @pytest.mark.slow
 async def test_the_limit_falls_while_decode_is_full_and_recovers(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(KEY)
-    common = {"model_uri": f"file://{FOLDER}", "max_batch_tokens": MOST, "saturating_tokens": LEAST}
+    common = {
+        "model_uri": f"file://{FOLDER}",
+        "model_name": MODEL,
+        "max_batch_tokens": MOST,
+        "saturating_tokens": LEAST,
+    }
     async with AsyncExitStack() as stack:
         prefill = await stack.enter_async_context(running("prefill", tmp_path, **common))
         decode = await stack.enter_async_context(running("decode", tmp_path, max_running=4, **common))
@@ -106,10 +111,11 @@ async def test_a_real_worker_takes_what_the_router_says_of_the_first_token(
     tmp_path: Path, order: str, late: int
 ) -> None:
     """No worker can meet this objective, so it counts the prompt as late if it was told."""
+    common = {"model_uri": f"file://{FOLDER}", "model_name": MODEL}
     (tmp_path / "key").write_bytes(KEY)
     async with AsyncExitStack() as stack:
-        prefill = await stack.enter_async_context(running("prefill", tmp_path, model_uri=f"file://{FOLDER}"))
-        decode = await stack.enter_async_context(running("decode", tmp_path, model_uri=f"file://{FOLDER}"))
+        prefill = await stack.enter_async_context(running("prefill", tmp_path, **common))
+        decode = await stack.enter_async_context(running("decode", tmp_path, **common))
         http = await stack.enter_async_context(
             router(tmp_path, prefill, decode, objective_ttft_s=1e-6, queue_order=order)
         )

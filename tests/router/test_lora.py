@@ -115,7 +115,8 @@ async def test_prefixes_of_adapters_are_kept_apart(tmp_path: Path) -> None:
     async with Stack(tmp_path, *pair("sql")) as stack:
         await stack.complete(prompt)
         table, tokens = stack.router.table, tokens_of(prompt)
-        assert table.uncached_tokens(tokens, "") < 200
-        assert table.uncached_tokens(tokens, "", "sql") == 200
+        model, sql = (table.catalogue.live()[name] for name in (MODEL, "sql"))
+        assert table.uncached_tokens(tokens, "", model) < 200
+        assert table.uncached_tokens(tokens, "", sql) == 200
         await stack.complete(prompt, model="sql")
-        assert table.uncached_tokens(tokens, "", "sql") < 200
+        assert table.uncached_tokens(tokens, "", sql) < 200

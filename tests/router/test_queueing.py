@@ -77,7 +77,7 @@ async def test_while_all_workers_restart_the_first_request_ever_waits_for_them(t
 
 async def test_a_full_queue_is_429_and_too_long_a_wait_503_both_with_retry_after(tmp_path: Path) -> None:
     prefill, decode = pair()
-    async with Stack(tmp_path, prefill, decode, queue_max_depth=1, queue_max_wait_s=0.5) as stack:
+    async with Stack(tmp_path, prefill, decode, queue_max_depth=1, queue_max_wait_s=1.5) as stack:
         decode.slots = 0
         waiting = asyncio.create_task(stack.complete())
         await stack.until(lambda: stack.router.queue.waiting("decode") == 1)

@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.fakes.token_worker import ASSISTANT, USER, Fault, TokenWorker, expected_text
+from tests.fakes.byte_tokenizer import ASSISTANT, USER
+from tests.fakes.token_worker import Fault, TokenWorker, expected_text
 from tests.router.stack import MODEL, Stack, tokens_of
 
 from disagg_router.router import Router
@@ -266,7 +267,7 @@ async def test_a_router_that_just_began_is_ready_only_once_it_has_asked_the_work
             async with asyncio.timeout(10):
                 while not fresh.table.synced:
                     await asyncio.sleep(0)
-            assert fresh.table.model() is not None
+            assert set(fresh.table.catalogue.offers) == {MODEL}
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

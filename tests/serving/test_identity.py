@@ -17,16 +17,17 @@ from tests.worker.oracle import MODEL, NEW_TOKENS, PROMPTS, TIE
 from disagg_router.dispatch.attempt import Trace
 from disagg_router.dispatch.request_state import RequestState
 from disagg_router.router import Router
+from disagg_router.workers.worker_info import Identity
 
 SAMPLING = {"seed": 0, "max_new_tokens": NEW_TOKENS, "temperature": 0.0, "min_tokens": NEW_TOKENS}
 
 
-def _digest(router: Router) -> str:
-    return next(w.digest for w in router.table.workers())
+def _model(router: Router) -> Identity:
+    return next(w.identity for w in router.table.workers())
 
 
 async def _generate(router: Router, number: int, prompt: list[int]) -> tuple[list[int], Trace]:
-    state, trace = RequestState(f"r{number}", _digest(router), tuple(prompt), SAMPLING, 1), Trace()
+    state, trace = RequestState(f"r{number}", _model(router), tuple(prompt), SAMPLING, 1), Trace()
     async for _ in router.dispatcher.run(state, trace, time.monotonic()):
         pass
     return state.emitted, trace
@@ -65,11 +66,11 @@ async def test_a_decode_worker_killed_mid_stream_costs_no_token(tmp_path: Path) 
         stack.router(tmp_path) as router,
     ):
         async with asyncio.timeout(120):
-            quiet = RequestState("quiet", _digest(router), tuple(prompt), sampling, 4)
+            quiet = RequestState("quiet", _model(router), tuple(prompt), sampling, 4)
             async for _ in router.dispatcher.run(quiet, Trace(), time.monotonic()):
                 pass
             disturbed, trace, killed = (
-                RequestState("disturbed", _digest(router), tuple(prompt), sampling, 4),
+                RequestState("disturbed", _model(router), tuple(prompt), sampling, 4),
                 Trace(),
                 False,
             )

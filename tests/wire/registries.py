@@ -18,8 +18,10 @@ from disagg_worker.values.engine_load import Load
 
 
 def operator() -> list[CollectorRegistry]:
-    """Return the registry of an operator that has made one decision."""
+    """Return the registry of an operator that has made one decision, about one resource."""
     metrics = OperatorMetrics()
+    status = {"conditions": [{"type": "Ready", "status": "True", "reason": "Ready"}]}
+    metrics.watch_conditions(lambda: [{"metadata": {"namespace": "a", "name": "b"}, "status": status}])
     metrics.scaling.decision(("a", "b"), "decode", Decision(1, 2, "X", "Forecast", 1.0, 0.0, "", {"forecast": 1.0}))
     return [metrics.registry]
 

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from disagg_protocol.errors import ModelError
-from disagg_protocol.model_files import read_json, tokenizer_files
+from disagg_protocol.model_files import read_json, source_revision, tokenizer_files
 from disagg_protocol.token_fields import token_ids
 
 _NAMES = ("config.json", "generation_config.json", "model.safetensors.index.json", "quantize_config.json")
+_WEIGHTS = ("*.safetensors", "*.bin")
+# The parts of each file of weights that are hashed: adapters have neither the time nor the memory
+# to read all of it.
+_SAMPLES, _SAMPLE_BYTES = 16, 4096
 _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 
 
@@ -21,8 +25,8 @@ class ModelFolder:
     """What the files tell of the model."""
 
     digest: str
-    """A hash of the URI, the configuration, the index and the tokenizer; not of the weights, which
-    the adapter does not see.
+    """A hash of the URI, the source revision, the configuration, the index, the tokenizer, and the
+    size and samples of the weights where the adapter sees them.
     """
     vocab_size: int
     eos_token_ids: tuple[int, ...]
@@ -31,6 +35,8 @@ class ModelFolder:
     """The bytes of KV of a token over all layers and ranks."""
     tokenizer: dict[str, Any]
     """The answer to the call for the tokenizer."""
+    revision: str = ""
+    """The commit of a model from the hub; empty for others."""
 
 
 def find(folder: Path, uri: str) -> Path | None:
@@ -59,18 +65,36 @@ def load(folder: Path, uri: str, dtype: str) -> ModelFolder:
         raise ModelError("config.json: vocab_size: is missing")
     tokenizer = tokenizer_files(folder)
     bos = token_ids(text, "bos_token_id")
-    digest = hashlib.sha256(json.dumps([uri, tokenizer["digest"]]).encode())
+    revision = source_revision(folder)
+    digest = hashlib.sha256(json.dumps([uri, revision, tokenizer["digest"]]).encode())
     for name in _NAMES:
         path = folder / name
         digest.update(hashlib.sha256(path.read_bytes() if path.is_file() else b"").digest())
+    for path in sorted(p for pattern in _WEIGHTS for p in folder.glob(pattern)):
+        digest.update(_sampled(path))
     return ModelFolder(
         digest=digest.hexdigest(),
+        revision=revision,
         vocab_size=text["vocab_size"],
         eos_token_ids=token_ids(generation, "eos_token_id") or token_ids(text, "eos_token_id"),
         bos_token_id=bos[0] if bos else None,
         kv_bytes_per_token=_kv_bytes(text, dtype),
         tokenizer=tokenizer,
     )
+
+
+def _sampled(path: Path) -> bytes:
+    """Return a hash of a file's name, its size, and parts from its beginning to its end.
+
+    Training changes nearly every number, so weights that differ anywhere differ here.
+    """
+    size = path.stat().st_size
+    found = hashlib.sha256(json.dumps([path.name, size]).encode())
+    with path.open("rb") as file:
+        for i in range(_SAMPLES):
+            file.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+            found.update(file.read(_SAMPLE_BYTES))
+    return found.digest()
 
 
 def _kv_bytes(text: dict[str, Any], dtype: str) -> int:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from disagg_protocol import bodies
-from disagg_protocol.endpoint import Endpoint, RoleChanging
+from disagg_protocol.endpoint import Endpoint, OtherModel, RoleChanging
 from disagg_protocol.errors import InvalidInput, NoCapacity
 from disagg_protocol.event_stream import SERVER_SEND, NdjsonResponse
 from disagg_protocol.requests import Job
@@ -64,8 +64,11 @@ async def _body(request: Request) -> bytes:
     return b"".join(parts)
 
 
-def _check_length(worker: Endpoint, tokens: int) -> None:
-    limit = worker.max_model_len
+def _check(worker: Endpoint, request: bodies.DecodeRequest | bodies.PrefillRequest) -> None:
+    """Raise OtherModel or PromptTooLong for a request that this model cannot serve."""
+    if request.digest not in (None, worker.model_digest):
+        raise OtherModel
+    tokens, limit = len(request.tokens), worker.max_model_len
     if tokens >= limit:
         raise bodies.PromptTooLong(f"tokens: {tokens} and at least one more do not fit max_model_len {limit}")
 
@@ -73,14 +76,14 @@ def _check_length(worker: Endpoint, tokens: int) -> None:
 async def _start_decode(worker: Endpoint, body: bytes) -> Job:
     request = bodies.parse(bodies.DecodeRequest, body)
     due_s = request.due_s(time.monotonic())
-    _check_length(worker, len(request.tokens))
+    _check(worker, request)
     return await worker.start_decode(request, due_s)
 
 
 async def _start_prefill(worker: Endpoint, body: bytes) -> Job:
     request = bodies.parse(bodies.PrefillRequest, body)
     due_s = request.due_s(time.monotonic())
-    _check_length(worker, len(request.tokens))
+    _check(worker, request)
     ticket = None
     if request.ticket is not None:
         ticket = verify(worker.key, request.ticket)
@@ -116,6 +119,9 @@ def _work_endpoint(worker: Endpoint, roles: tuple[str, ...], start: Start) -> Ca
             job = await start(worker, await _body(request))
         except bodies.PromptTooLong as error:
             return _error(413, codes.PROMPT_TOO_LONG, str(error))
+        except OtherModel:
+            # The router has not heard yet that another process has this address now.
+            return _error(503, codes.OTHER_MODEL, "this worker has other weights", retryable=True)
         except TicketError as error:
             return _error(400, codes.TICKET_REFUSED, str(error))
         except (bodies.BadRequest, InvalidInput) as error:

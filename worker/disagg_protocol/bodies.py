@@ -86,6 +86,8 @@ class _WorkRequest(_Strict):
     tenant: str = Field("", max_length=128)
     adapter: str | None = Field(None, min_length=1, max_length=256)
     """The LoRA adapter, only for workers with the feature of that name."""
+    digest: str | None = Field(None, min_length=1, max_length=256)
+    """The digest of the weights that it is for, only for workers with the feature of that name."""
     deadline_s: float = Field(gt=0, le=86400)
     """The seconds after which the request is broken off."""
     first_token_within_s: float | None = Field(None, ge=-86400, le=86400)

@@ -21,6 +21,10 @@ class RoleChanging(Exception):
     """Raised when a change to another role is in progress."""
 
 
+class OtherModel(Exception):
+    """Raised when a request is for other weights than those that are here."""
+
+
 class Endpoint(RunningRequests, ABC):
     """A process that serves the protocol.
 
@@ -84,6 +88,11 @@ class Endpoint(RunningRequests, ABC):
     @abstractmethod
     def max_model_len(self) -> int:
         """The longest sequence in tokens."""
+
+    @property
+    @abstractmethod
+    def model_digest(self) -> str:
+        """The digest of the weights, which `info` reports."""
 
     @property
     @abstractmethod

@@ -23,6 +23,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def source_revision(folder: Path) -> str:
+    """Return the commit of a model in a cache of the Hugging Face hub, "" for other folders.
+
+    The cache has the files of a commit in `models--ORG--NAME/snapshots/COMMIT`.
+    """
+    snapshots = folder.parent
+    return folder.name if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--") else ""
+
+
 def tokenizer_files(folder: Path) -> dict[str, Any]:
     """Return the data with which the router turns text into tokens and back (docs/protocol.md).
 

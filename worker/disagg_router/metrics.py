@@ -75,6 +75,9 @@ class Metrics:
         self.weakened = Counter(series.ROUTER_WEAKENED, "Promises weakened by failovers", [series.WHAT], registry=r)
         for what in (series.SEED, series.PENALTY):
             self.weakened.labels(what)
+        self.held = Counter(series.ROUTER_HELD, "Waits for a model that nobody served", [series.OUTCOME], registry=r)
+        for outcome in (series.SERVED, series.REFUSED, series.EXPIRED, series.CANCELLED):
+            self.held.labels(outcome)
         self.prompt_tokens = Counter(series.ROUTER_PROMPT_TOKENS, "Prompt tokens served", registry=r)
         self.generated_tokens = Counter(series.ROUTER_GENERATED_TOKENS, "Tokens generated", registry=r)
         self._arrivals = Counter(series.ROUTER_ARRIVALS, "Requests that were taken in; each choice is one", registry=r)

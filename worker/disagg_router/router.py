@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from disagg_router.admission.waiting_queue import AdmissionQueue
+from disagg_router.admission.backlog import Backlog
+from disagg_router.admission.hold import Hold
+from disagg_router.admission.queues import Queues
 from disagg_router.dispatch.attempt import Patience
 from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.handshake import Handshakes
@@ -18,6 +20,7 @@ from disagg_router.membership.file import FileMembership
 from disagg_router.membership.kubernetes import KubernetesMembership
 from disagg_router.metrics import Metrics
 from disagg_router.settings import Settings
+from disagg_router.workers.catalogue import NOTHING_WHOLE, KnownNames
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.table import Membership, WorkerTable
 from disagg_wire.roles import ROLES
@@ -37,8 +40,13 @@ class Router:
         self.metrics = Metrics(settings.objectives)
         self.client = WorkerClient(settings.bearer())
         self._membership = membership_of(settings)
-        self.table = WorkerTable(self.client, self._membership, settings.poll_interval_s)
-        self.queue = AdmissionQueue(settings.queue_max_depth, settings.queue_max_wait_s, settings.queue_patience_s)
+        backlog = Backlog(settings.queue_max_depth, settings.queue_max_bytes)
+        hold = Hold(backlog, settings.queue_max_wait_s, lambda outcome: self.metrics.held.labels(outcome).inc())
+        self.queue = Queues(backlog, hold, settings.queue_max_wait_s, settings.queue_patience_s)
+        names = KnownNames(settings.model_name, settings.name_memory_s)
+        self.table = WorkerTable(
+            self.client, self._membership, settings.poll_interval_s, names, changed=self.queue.recheck
+        )
         patience = Patience(settings.first_token_timeout_s, settings.stall_timeout_s)
         self.dispatcher = Dispatcher(
             self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines
@@ -96,6 +104,7 @@ class Router:
                 "engine": w.engine or None,
                 "features": sorted(w.features),
                 "adapters": sorted(w.adapters),
+                "model": {"name": w.model, "digest": w.digest, "revision": w.model_revision or None},
                 "load": {
                     "waiting_requests": w.waiting_requests,
                     "waiting_tokens": w.waiting_tokens,
@@ -117,4 +126,17 @@ class Router:
                 for prefill, decode, link in self.handshakes.links()
             ],
             "waiting": {p: self.queue.waiting(p) for p in ROLES},
+            "held": self.queue.hold.waiting,
+            "models": [
+                {
+                    "name": name,
+                    "digest": offer.model.identity.digest,
+                    "fingerprint": offer.model.identity.fingerprint,
+                    "parent": offer.model.identity.parent or None,
+                    "whole": offer.ability > NOTHING_WHOLE,
+                    "share": round(offer.share, 4) if offer in self.table.catalogue.current(name) else 0.0,
+                }
+                for name, offers in sorted(self.table.catalogue.offers.items())
+                for offer in offers
+            ],
         }

@@ -30,7 +30,11 @@ class Settings(BaseModel):
     port: int = Field(
         8080, ge=0, le=65535, description="The TCP port that the HTTP server listens on; 0 for any free port."
     )
-    model_name: str = Field(min_length=1, description="The name under which clients ask for the model.")
+    model_name: str = Field(
+        min_length=1,
+        description="The name that requests may ask for before any worker serves it. What is served under which name,"
+        " the workers say.",
+    )
     cluster_key_file: Path = Field(
         description="The file with the cluster key, of at least 32 bytes, that routers and workers share."
     )
@@ -44,6 +48,9 @@ class Settings(BaseModel):
     queue_max_depth: int = Field(
         1024, ge=0, le=1_000_000, description="The number of requests that may wait in the queue."
     )
+    queue_max_bytes: int = Field(
+        64 << 20, ge=0, le=1 << 40, description="The total size of the requests that may wait in the queue, in bytes."
+    )
     queue_max_wait_s: float = Field(
         60.0, ge=0, le=3600, description="The longest time that a request waits in the queue, in seconds."
     )
@@ -51,6 +58,13 @@ class Settings(BaseModel):
         "EarliestDeadline",
         description="The order of the queue. `EarliestDeadline` needs `objective_ttft_s`; without it, requests are"
         " served in the order of arrival.",
+    )
+    name_memory_s: float = Field(
+        300.0,
+        ge=0,
+        le=86400,
+        description="The time for which requests for a name still wait after its last workers are gone, in seconds."
+        " After that, the name does not exist.",
     )
     request_timeout_s: float = Field(
         600.0, gt=0, le=86400, description="The longest time from a request's arrival to its last token, in seconds."

@@ -12,6 +12,9 @@ LAYOUT_VERSION = 1
 FEATURE_FIRST_TOKEN_WITHIN = "first_token_within_s"  # noqa: S105 - a field, no secret
 # A worker with this feature accepts the field `adapter`, the name of a LoRA adapter.
 FEATURE_ADAPTER = "adapter"
+# A worker with this feature accepts the field `digest`, and refuses a request for other weights
+# than its own.
+FEATURE_DIGEST = "digest"
 # The features of workers behind an adapter, which say what their engine cannot do. The first output
 # token comes from decode; a ticket promises room that the engine itself does not hold; a request
 # with a seed draws other tokens after a failover; an output that must match a format cannot go on
@@ -25,7 +28,7 @@ FEATURE_NO_LOCAL_PREFILL = "no_local_prefill"
 # The hand-over of KV is an experiment with this engine.
 FEATURE_EXPERIMENTAL = "experimental_transfer"
 # What the bundled worker supports.
-FEATURES = (FEATURE_FIRST_TOKEN_WITHIN,)
+FEATURES = (FEATURE_FIRST_TOKEN_WITHIN, FEATURE_DIGEST)
 
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"

@@ -18,7 +18,7 @@ import uvloop
 
 from disagg_protocol import network_interfaces
 from disagg_protocol.errors import EngineError
-from disagg_protocol.model_files import tokenizer_files
+from disagg_protocol.model_files import source_revision, tokenizer_files
 from disagg_protocol.process import Process
 from disagg_wire.environment import WorkerVariable
 from disagg_worker import settings
@@ -87,7 +87,7 @@ def load_node(
     # not shut out peers with a ticket.
     connections = 2 * s.max_running + 64
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
-    worker.tokenizer = tokenizer
+    worker.tokenizer, worker.source_revision = tokenizer, source_revision(folder)
     worker.node = jobs.Node(
         engine=engine,
         listener=listener,

@@ -45,20 +45,28 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [""]
   resources: [services, serviceaccounts]
   verbs: [get, list, watch, create, patch, delete]
-# The key of routers and workers, made once; what observability.prometheus names, read. Never listed, so none is read that isn't named.
+# The key of routers and workers, made once; what a resource names, read. Never listed, so none is read that isn't named.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create, patch]
-# What a scaling policy has learned; the authorities that observability.prometheus names. Never listed.
+# What a scaling policy has learned, the specs that were accepted last; what a resource names, read. Never listed.
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create, patch]
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, patch]
+# Does the claim of a model exist?
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get]
 - apiGroups: ["", events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+# What the kubelet says of a pod that it can't start.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]

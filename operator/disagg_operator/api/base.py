@@ -88,6 +88,12 @@ class Model(BaseModel):
                 yield rule.field, rule.message
 
 
+class LocalSecret(Model):
+    """A Secret in the same namespace."""
+
+    name: DnsName = Field(description="Name of the Secret.")
+
+
 class SecretRef(Model):
     """A key of a Secret in the same namespace."""
 

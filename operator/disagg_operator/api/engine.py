@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -83,8 +84,9 @@ class ModelSpec(Model):
         None,
         min_length=1,
         max_length=256,
-        pattern=_SERVED_NAME,
         description="The name that clients ask for. Default: the last part of the uri.",
+        # Not a `pattern` of pydantic's: resources from before the rule must still be readable.
+        json_schema_extra={"pattern": _SERVED_NAME},
     )
     revision: str | None = Field(
         None,
@@ -102,8 +104,10 @@ class ModelSpec(Model):
     )
 
     def broken(self) -> Iterator[tuple[str, str]]:
-        """Yield the broken rules, and the adapters with the name of the model."""
+        """Yield the broken rules, a name that is none, and the adapters with that of the model."""
         yield from super().broken()
+        if self.name is not None and not re.fullmatch(_SERVED_NAME, self.name):
+            yield "name", "must neither begin with - or a space, nor hold $ or a control character"
         if self.served_name in (adapter.name for adapter in self.adapters):
             yield f"adapters[{self.served_name}].name", "is the name of the model itself"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -11,6 +13,7 @@ from disagg_operator.api.expressions import differ, field, one_of, present
 from disagg_operator.api.rules import Rule
 
 _NOT_RDMA = ~present("transport") | differ(field("transport"), "rdma")
+_INTERFACES_OF_PODS = ("eth0", "lo")
 _IS_VIRTUAL_FUNCTION = one_of(field("type"), ["sriov", "ib-sriov"])
 
 
@@ -67,6 +70,15 @@ class Attachment(Model):
         "instead of subnet.",
     )
 
+    def broken(self) -> Iterator[tuple[str, str]]:
+        """Yield the broken rules, and a subnet that is none."""
+        yield from super().broken()
+        try:
+            if self.subnet is not None:
+                ipaddress.ip_network(self.subnet, strict=False)
+        except ValueError:
+            yield "subnet", f"{self.subnet} is no subnet"
+
 
 class RdmaResource(Model):
     """The RDMA devices that each worker asks for."""
@@ -103,6 +115,12 @@ class NetworkSpec(Model):
         description="Its name inside the pods.",
     )
     rdma_resource: RdmaResource | None = Field(None, description="The RDMA devices that each worker asks for.")
+
+    def broken(self) -> Iterator[tuple[str, str]]:
+        """Yield the broken rules, and the name of an interface that every pod has."""
+        yield from super().broken()
+        if self.interface in _INTERFACES_OF_PODS:
+            yield "interface", f"{self.interface} is an interface of every pod: the second network needs its own name"
 
 
 class KvTransferSpec(Model):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from disagg_operator.api.admission import refusals, unknown_fields
-from disagg_operator.api.base import DnsLabel, Model, SecretRef
+from disagg_operator.api.base import DnsLabel, LocalSecret, Model, SecretRef
 from disagg_operator.api.engine import EngineSpec, ModelSpec
 from disagg_operator.api.engine_rules import argument_problems, engine_rules
 from disagg_operator.api.expressions import (
@@ -32,7 +32,7 @@ from disagg_operator.api.prometheus import PrometheusSpec
 from disagg_operator.api.rules import Rule
 from disagg_operator.api.scaling import Objectives, ScalingSpec
 from disagg_operator.api.status import Status
-from disagg_operator.api.workers import PoolSpec, Resources
+from disagg_operator.api.workers import PodTemplate, PoolSpec, Resources
 
 # The name must leave room for the longest child, the Secret NAME-cluster-key: the value of a label
 # has at most 63 characters.
@@ -79,6 +79,10 @@ class RouterSpec(Model):
     api_keys_secret_ref: SecretRef | None = Field(
         None,
         description="Secret whose key holds accepted API keys, one a line. Default: none asked.",
+    )
+    pod_template: PodTemplate | None = Field(
+        None,
+        description="Merged over the routers' pod template like a pool's podTemplate; the router is `main`.",
     )
 
 
@@ -173,6 +177,11 @@ class Spec(Model):
     scaling: ScalingSpec = Field(ScalingSpec(), description="Scaling of both pools.")
     observability: Observability = Field(Observability(), description="Metrics.")
     security: Security = Field(Security(), description="Hardening.")
+    image_pull_secrets: list[LocalSecret] = Field(
+        [],
+        max_length=16,
+        description="Secrets with which the images of workers and routers are pulled.",
+    )
     suspend: bool = Field(False, description="Scale both pools to 0; the router stays and answers 503.")
 
     def broken(self) -> Iterator[tuple[str, str]]:
@@ -235,16 +244,26 @@ class InvalidResource(ValueError):
     """Raised when a resource cannot be parsed; the message names the field."""
 
 
-def parse(obj: dict[str, Any]) -> DisaggDeployment:
+def read(obj: dict[str, Any]) -> DisaggDeployment:
     """Return the DisaggDeployment that a plain object holds, without its status.
 
-    Raises InvalidResource, which names the first wrong field.
+    Its fields have the right types, but it may break rules. Raises InvalidResource, which names the
+    first field of a wrong type.
     """
     try:
         dd = DisaggDeployment.model_validate({k: v for k, v in obj.items() if k != "status"})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise InvalidResource(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+    return dd
+
+
+def parse(obj: dict[str, Any]) -> DisaggDeployment:
+    """Return the DisaggDeployment that a plain object holds, without its status.
+
+    Raises InvalidResource, which names the first wrong field.
+    """
+    dd = read(obj)
     for problem in refusals(dd):
         raise InvalidResource(problem)
     return dd
@@ -258,4 +277,4 @@ def parse_file(obj: dict[str, Any]) -> DisaggDeployment:
     return dd
 
 
-__all__ = ["DisaggDeployment", "InvalidResource", "PoolSpec", "Spec", "parse", "parse_file"]
+__all__ = ["DisaggDeployment", "InvalidResource", "PoolSpec", "Spec", "parse", "parse_file", "read"]

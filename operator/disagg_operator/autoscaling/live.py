@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from disagg_operator.autoscaling.chosen_policy import PolicyMemory
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.policy.role_moves import Flip
+from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.pod_facts import Starts
 from disagg_operator.status.effectiveness import Spared
 from disagg_operator.status.kv_links import RouterView
@@ -25,6 +26,8 @@ class Live:
     uid: str = ""
     bearer: str | None = None
     """The token for /internal/ of the pods; None until it is known, or if it was refused."""
+    plan: ScalePlan | None = None
+    """The settings of the spec that is served; None before the first reconcile."""
     view: RouterView | None = None
     """The routers' last report on the pairs."""
     view_at: float = float("-inf")
@@ -43,6 +46,8 @@ class Live:
     """Requests by pod at the last look."""
     told: dict[str, WorkerProblem] = field(default_factory=dict)
     """What workers that are not ready say about themselves, by pod."""
+    hindered: dict[str, WorkerProblem] = field(default_factory=dict)
+    """What the kubelet says of pods that it cannot start, by pod."""
     spared: Spared = field(default_factory=Spared)
     """What decode workers computed themselves and what they were spared."""
     trouble: tuple[str, str] | None = None

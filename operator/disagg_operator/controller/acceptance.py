@@ -5,17 +5,22 @@ The resource is parsed, checked beyond the schema, and completed with defaults.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from disagg_operator.api.admission import refusals
 from disagg_operator.api.quantity import quantity_bytes
-from disagg_operator.api.v1alpha1 import DisaggDeployment, InvalidResource, PoolSpec, parse
+from disagg_operator.api.v1alpha1 import DisaggDeployment, InvalidResource, PoolSpec, read
+from disagg_operator.api.violation import Violation
 from disagg_operator.autoscaling.policy.decision import PoolRules
 from disagg_operator.autoscaling.scale_plan import ScalePlan, settings_of
 from disagg_operator.autoscaling.signals.prometheus_access import access_of
+from disagg_operator.controller.feasibility import UNSUPPORTED_PARALLELISM, infeasible, questionable
+from disagg_operator.controller.permissions import too_deep, unpermitted
 from disagg_operator.controller.replicas import Declared
 from disagg_operator.desired.names import network_name
 from disagg_operator.performance.declared import gpus_of
+from disagg_operator.policy import NamespacePolicy
 from disagg_operator.vocabulary import Obj
 from disagg_wire.roles import ROLES
 
@@ -31,12 +36,14 @@ _MOST_CPU_RANKS = 4
 class Refused(Exception):
     """Raised when a resource cannot be carried out.
 
-    `reason` is the reason of the condition; the message names the field.
+    `reason` is the reason of the condition; the message names the field. `retry_s` is set if
+    something other than the resource may change that.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, retry_s: float | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.retry_s = retry_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +64,54 @@ class AcceptedDeployment:
     """The name of the second network's interface inside the pods, or None."""
 
 
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """A resource with everything that is wrong with it."""
+
+    plan: AcceptedDeployment
+    violations: tuple[Violation, ...]
+    """What can't be carried out, or may not be."""
+    questions: tuple[Violation, ...]
+    """What is carried out, but hardly meant."""
+
+
 def accept(obj: Obj) -> AcceptedDeployment:
-    """Parse and check a resource. Raises Refused."""
+    """Parse and check a resource on its own. Raises Refused."""
+    found = assess(obj)
+    for violation in found.violations:
+        raise Refused(violation.reason, str(violation))
+    return found.plan
+
+
+def assess(obj: Obj, policy: NamespacePolicy | None = None) -> Assessment:
+    """Parse a resource, and collect what is wrong with it. Without a policy, nothing is forbidden.
+
+    Raises Refused for a resource whose fields have the wrong types.
+    """
+    if (deep := too_deep(obj)) is not None:
+        raise Refused(deep.reason, str(deep))
     try:
-        resource = parse(obj)
+        resource = read(obj)
     except InvalidResource as error:
         raise Refused("InvalidSpec", str(error)) from None
-    spec, network = resource.spec, resource.spec.kv_transfer.network
+    problems = [Violation(*problem.split(": ", 1)) for problem in refusals(resource)]
     for role in ROLES:
-        _check_pool(role, spec.pool(role))
-    if spec.scaling.max_gpus is not None and not all(gpus_of(spec.pool(role)) for role in ROLES):
-        raise Refused("InvalidSpec", "spec.scaling.maxGPUs: both pools must have an accelerator")
+        problems += _pool_violations(role, resource.spec.pool(role))
+    if resource.spec.scaling.max_gpus is not None and not all(gpus_of(resource.spec.pool(role)) for role in ROLES):
+        problems.append(Violation("spec.scaling.maxGPUs", "both pools must have an accelerator"))
+    try:
+        further = [*infeasible(resource), *(() if policy is None else unpermitted(resource, policy))]
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError):
+        # It takes for granted that the rules hold.
+        if not problems:
+            raise
+        further = []
+    problems += further
+    return Assessment(_plan(resource), tuple(problems), tuple(questionable(resource)))
+
+
+def _plan(resource: DisaggDeployment) -> AcceptedDeployment:
+    spec, network = resource.spec, resource.spec.kv_transfer.network
     return AcceptedDeployment(
         resource=resource,
         declared={role: _declared(spec.pool(role)) for role in ROLES},
@@ -127,15 +171,16 @@ def scale_plan(obj: Obj) -> ScalePlan | None:
         return None
 
 
-def _check_pool(role: str, pool: PoolSpec) -> None:
-    """Raise Refused for what neither the schema nor a rule of the API checks."""
-    ranks, gpus = pool.parallelism.tensor, 0 if pool.accelerator is None else pool.accelerator.count
+def _pool_violations(role: str, pool: PoolSpec) -> Iterator[Violation]:
+    """Yield what neither the schema nor a rule of the API checks."""
+    ranks, gpus = pool.parallelism.tensor, gpus_of(pool)
     if ranks > (gpus or _MOST_CPU_RANKS):
         limit = f"accelerator.count is {gpus}" if gpus else f"without GPUs at most {_MOST_CPU_RANKS} are supported"
-        raise Refused("UnsupportedParallelism", f"spec.{role}.parallelism.tensor: {ranks} ranks, but {limit}")
+        path, words = f"spec.{role}.parallelism.tensor", f"{ranks} ranks, but {limit}"
+        yield Violation(path, words, UNSUPPORTED_PARALLELISM)
     # The schema accepts "0" and "0.1".
     if pool.kv_cache_size is not None and quantity_bytes(pool.kv_cache_size) == 0:
-        raise Refused("InvalidSpec", f"spec.{role}.kvCacheSize: must be above 0")
+        yield Violation(f"spec.{role}.kvCacheSize", "must be above 0")
 
 
 def _declared(pool: PoolSpec) -> Declared:

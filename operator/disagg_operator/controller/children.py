@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from disagg_operator.controller import drift
 from disagg_operator.desired.names import key_secret_name
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import (
-    DEPLOYMENT,
     DISAGG_POOL,
     OWNED,
     POD,
@@ -28,6 +27,13 @@ from disagg_operator.kube.resources import (
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
+ChildKey = tuple[str, str]
+"""The kind and the name of an object."""
+
+
+def key_of(obj: Obj) -> ChildKey:
+    return str(obj["kind"]), name_of(obj)
+
 
 class NameTaken(Exception):
     """Raised when an object to be created exists already and belongs to another owner."""
@@ -37,8 +43,10 @@ class NameTaken(Exception):
 class Children:
     """The live objects by (kind, name), and the pods of the deployment."""
 
-    objects: dict[tuple[str, str], Obj]
+    objects: dict[ChildKey, Obj]
     pods: list[Obj]
+    absent: set[ChildKey] = field(default_factory=set)
+    """What has been looked up in this run and does not exist."""
 
     def get(self, kind: str, name: str) -> Obj | None:
         return self.objects.get((kind, name))
@@ -70,17 +78,8 @@ async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset
 
     Raises KubeError and NameTaken.
     """
-    key = (str(rendered["kind"]), name_of(rendered))
-    live = children.objects.get(key)
-    if live is None:
-        # The object does not carry the deployment's label. Either it does not exist, or it belongs
-        # to another owner and must not be taken over by force.
-        found = await kube.get(resource_of(rendered), namespace_of(rendered), key[1])
-        if found is not None and not owned_by(found, owners):
-            raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
-        live = found
-    elif not owned_by(live, owners):
-        raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
+    key = key_of(rendered)
+    live = await owned_or_absent(kube, rendered, children, owners)
     if live is not None and (key[0] == SECRET.kind or drift.up_to_date(rendered, live)):
         children.objects[key] = live  # a Secret is created once and never changed: all pods use its key
         return False
@@ -88,15 +87,22 @@ async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset
     return True
 
 
-async def rehearse(kube: Kube, rendered: Sequence[Obj], children: Children) -> None:
-    """Let the API server validate all changed workloads before any of them is written.
+async def owned_or_absent(kube: Kube, rendered: Obj, children: Children, owners: frozenset[str]) -> Obj | None:
+    """Return the live object of that name, which is ours, or None if there is none.
 
-    Raises KubeError; Invalid means that the API server rejects one of them.
+    Raises KubeError and NameTaken.
     """
-    for obj in rendered:
-        live = children.get(str(obj["kind"]), name_of(obj))
-        if obj["kind"] == DEPLOYMENT.kind and (live is None or not drift.up_to_date(obj, live)):
-            await kube.apply(drift.stamped(obj), dry_run=True)
+    key = key_of(rendered)
+    live = children.objects.get(key)
+    if live is None and key not in children.absent:
+        # The object does not carry the deployment's label. Either it does not exist, or it belongs
+        # to another owner and must not be taken over by force.
+        live = await kube.get(resource_of(rendered), namespace_of(rendered), key[1])
+        if live is None:
+            children.absent.add(key)
+    if live is not None and not owned_by(live, owners):
+        raise NameTaken(f"{key[0]} {key[1]} exists and does not belong to this resource")
+    return live
 
 
 async def prune(kube: Kube, rendered: Sequence[Obj], children: Children, owners: frozenset[str]) -> list[Obj]:

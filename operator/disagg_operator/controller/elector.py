@@ -14,7 +14,7 @@ from typing import Protocol
 
 from disagg_operator.controller import leadership
 from disagg_operator.controller.leadership import Standing, Timing
-from disagg_operator.kube.errors import Conflict, KubeError
+from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, NotFound
 from disagg_operator.kube.resources import LEASE, Resource
 from disagg_operator.vocabulary import Obj
 
@@ -46,6 +46,9 @@ class Leadership(Protocol):
     def write_within_s(self) -> float:
         """Return the seconds in which a write that begins now must end; 0 if none may begin."""
 
+    def refused(self) -> str | None:
+        """Return why this process can't take part in the election, or None."""
+
 
 class Alone:
     """The leadership of an operator that has no Lease, because it is the only one."""
@@ -58,6 +61,9 @@ class Alone:
 
     def write_within_s(self) -> float:
         return math.inf
+
+    def refused(self) -> str | None:
+        return None
 
 
 class Elector:
@@ -86,6 +92,10 @@ class Elector:
         self._standing = Standing()
         self._lease: Obj | None = None
         self._changed = asyncio.Event()
+        self._refused: str | None = None
+
+    def refused(self) -> str | None:
+        return self._refused
 
     def write_within_s(self) -> float:
         return leadership.write_within_s(self._standing, self._timing, self._clock())
@@ -109,15 +119,17 @@ class Elector:
     async def run(self) -> None:
         """Take and renew the Lease until cancelled. A failure of a call is logged and repeated."""
         while True:
-            led = self._leads()
+            led, refused = self._leads(), None
             try:
                 # A look that hangs must leave time for another one before the deadline.
                 async with asyncio.timeout(self._timing.renew_deadline_s / 2):
                     await self._look()
             except (KubeError, TimeoutError) as error:
                 log.warning("lease %s/%s: %s", self._namespace, self._name, error or "no answer")
+                refused = f"the Lease can't be used: {error}" if isinstance(error, Forbidden | NotFound) else None
             except Exception:
                 log.exception("lease %s/%s", self._namespace, self._name)
+            self._refused = refused
             if led != self._leads():
                 log.info("%s %s the lease %s/%s", self._me, "lost" if led else "holds", self._namespace, self._name)
             self._changed.set()

@@ -1,7 +1,7 @@
 """The HTTP server of the operator.
 
-It serves /healthz to the kubelet, /metrics to Prometheus, and /decisions/NAMESPACE/NAME to
-`disagg explain`.
+It serves /livez and /healthz to the kubelet, /metrics to Prometheus, and /decisions/NAMESPACE/NAME
+to `disagg explain`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,25 @@ from disagg_operator.vocabulary import Key
 
 
 class HealthServer:
-    """The HTTP server. `sick` returns None while all is well, and otherwise the problem."""
+    """The HTTP server.
+
+    `sick` returns the problem of this process that a restart may cure, and `useless` also one of
+    the cluster, such as missing CRDs; both return None while all is well.
+    """
 
     def __init__(
         self,
         host: str,
         port: int,
         sick: Callable[[], str | None],
+        useless: Callable[[], str | None],
         metrics_text: Callable[[], bytes],
         decisions: Callable[[Key, float], Iterable[bytes]],
     ) -> None:
         self._host = host
         self._port = port
         self._sick = sick
+        self._useless = useless
         self._metrics_text = metrics_text
         self._records = decisions
         self._runner: web.AppRunner | None = None
@@ -38,6 +44,7 @@ class HealthServer:
         app = web.Application(client_max_size=1024)
         app.add_routes(
             [
+                web.get("/livez", self._livez),
                 web.get("/healthz", self._healthz),
                 web.get("/metrics", self._metrics),
                 web.get("/decisions/{namespace}/{name}", self._decisions),
@@ -53,9 +60,11 @@ class HealthServer:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    async def _livez(self, _: web.Request) -> web.Response:
+        return _verdict(self._sick())
+
     async def _healthz(self, _: web.Request) -> web.Response:
-        sick = self._sick()
-        return web.json_response({"status": sick or "ok"}, status=200 if sick is None else 503)
+        return _verdict(self._useless())
 
     async def _decisions(self, request: web.Request) -> web.Response:
         """Return the records from `?since=<epoch seconds>` on as JSON lines, oldest first."""
@@ -70,3 +79,7 @@ class HealthServer:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics_text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+
+def _verdict(problem: str | None) -> web.Response:
+    return web.json_response({"status": problem or "ok"}, status=200 if problem is None else 503)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from disagg_operator.api.violation import Violation
 from disagg_operator.controller.acceptance import AcceptedDeployment
 from disagg_operator.desired.names import router_name
 from disagg_operator.status import conditions
@@ -12,12 +13,15 @@ def intent_of(
     pools: tuple[conditions.PoolIntent, ...],
     revision: str,
     trouble: tuple[str, str] | None = None,
+    refusal: tuple[str, str] | None = None,
+    warnings: tuple[Violation, ...] = (),
     update: str = "",
 ) -> conditions.Intent:
-    """Return the intent of an accepted resource.
+    """Return the intent of a resource that is served.
 
     `revision` is the revision label of the pods that are being rolled out; `trouble` is that of
-    `Live`; `update` is what an update of the runtime would change.
+    `Live`; `refusal` and `warnings` are those of the judgement; `update` is what an update of the
+    runtime would change.
     """
     resource, spec = plan.resource, plan.resource.spec
     experiment = spec.engine.known.experiment if spec.engine.experimental else None
@@ -35,5 +39,7 @@ def intent_of(
         interface=plan.interface,
         experiment=None if experiment is None else (experiment.reason, experiment.message),
         trouble=trouble,
+        refusal=refusal,
+        warnings=tuple((warning.reason, str(warning)) for warning in warnings),
         runtime_update=update,
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from disagg_operator.autoscaling.scaling_metrics import ScalingMetrics
+from disagg_operator.controller.condition_metrics import ConditionMetrics
+from disagg_operator.vocabulary import Obj
 from disagg_wire import series
 from disagg_wire.version import BUILD_INFO_HELP, build_labels
 
@@ -41,6 +45,10 @@ class Metrics:
             series.OPERATOR_SWEEP_SECONDS, "Duration of one scrape sweep", registry=self.registry
         )
         self.scaling = ScalingMetrics(self.registry)
+
+    def watch_conditions(self, resources: Callable[[], Iterable[Obj]]) -> None:
+        """Also expose the conditions of what `resources` returns."""
+        self.registry.register(ConditionMetrics(resources))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

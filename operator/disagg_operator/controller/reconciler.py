@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.controller import children as kids
 from disagg_operator.controller import decision_report, pod_moves, replicas, runtime_updates
-from disagg_operator.controller.acceptance import AcceptedDeployment, Refused, accept
-from disagg_operator.controller.children import Children, NameTaken
+from disagg_operator.controller.acceptance import AcceptedDeployment, Refused
+from disagg_operator.controller.children import ChildKey, Children, NameTaken
+from disagg_operator.controller.feasibility import uneven
 from disagg_operator.controller.intent import intent_of
+from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
+from disagg_operator.controller.rehearsal import DENIED_RETRY_S, NAME_TAKEN_RETRY_S, NO_UID, in_one, rehearse
 from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.runtime_updates import ChosenRuntime, RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
-from disagg_operator.desired import Facts, Images, pins, render
+from disagg_operator.desired import Facts, Images, NetworkAccess, pins, render
 from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
 from disagg_operator.kube.client import Kube
-from disagg_operator.kube.errors import Conflict, Forbidden, Invalid, NotFound
+from disagg_operator.kube.errors import Conflict, Denied, Forbidden, Invalid, NotFound
 from disagg_operator.kube.pods import pool_of
 from disagg_operator.kube.resources import (
     DEPLOYMENT,
@@ -38,7 +41,7 @@ from disagg_operator.kube.resources import (
     name_of,
     uid_of,
 )
-from disagg_operator.status import changes, conditions
+from disagg_operator.status import changes, conditions, unsettled
 from disagg_operator.status.events import NORMAL, Note
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
@@ -48,10 +51,6 @@ from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
 
-# A name that belongs to another object may become free, for example when a resource is recreated
-# while the children of its predecessor are still being collected.
-NAME_TAKEN_RETRY_S = 5.0
-
 
 @dataclass(slots=True)
 class _Pass:
@@ -60,11 +59,18 @@ class _Pass:
     key: Key
     resource: Obj
     live: Live
-    plan: AcceptedDeployment
+    judgement: Judgement
     children: Children
     runtime: ChosenRuntime
-    pools: dict[str, Replicas]
-    notes: list[Note]
+    pools: dict[str, Replicas] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+    blocked: frozenset[ChildKey] = frozenset()
+    """The objects that the API server refuses now; they are left as they are."""
+
+    @property
+    def plan(self) -> AcceptedDeployment:
+        """What is served."""
+        return self.judgement.plan
 
     def pool(self, role: str) -> Obj | None:
         """Return the DisaggPool of a role, or None if it does not exist."""
@@ -83,19 +89,23 @@ class Reconciler:
         kube: Kube,
         live: LiveTable,
         recorder: Recorder,
+        judge: Judge,
         metrics: Metrics,
         images: Images,
         updates: RuntimeUpdates,
         wall: Callable[[], str],
         new_cluster_key: Callable[[], str],
         clock: Callable[[], float],
+        access: NetworkAccess = NetworkAccess(),  # noqa: B008 (it cannot change)
     ) -> None:
         self._kube = kube
         self._live = live
         self._recorder = recorder
+        self._judge = judge
         self._metrics = metrics
         self._images = images
         self._updates = updates
+        self._access = access
         self._wall = wall
         self._new_cluster_key = new_cluster_key
         self._clock = clock
@@ -109,56 +119,79 @@ class Reconciler:
         resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._updates.note(key, None)
+            self._judge.forget(key)
             return None
         live = self._live.of(key, uid_of(resource))
+        children = await kids.read(self._kube, key)
         try:
-            plan = accept(resource)
-            found = await kids.read(self._kube, key)
-            runtime = runtime_updates.choose(
-                resource, plan.resource, found.objects, self._images, lambda: self._updates.may_begin(key)
-            )
-            run = _Pass(key, resource, live, plan, found, runtime, {}, [])
+            judgement = await self._judge.judge(resource, children)
+            run = await self._rehearsed(self._begin(key, resource, live, judgement, children))
+            await self._judge.accepted(resource, run.judgement)
             rendered = await self._write(run)
-        except Refused as error:
-            await self._refuse(resource, error.reason, str(error))
-            return None
-        except NameTaken as error:
-            await self._refuse(resource, "NameConflict", str(error))
-            return NAME_TAKEN_RETRY_S
-        except Invalid as error:
-            # The API server rejects a rendered object: a podTemplate or a quantity that the schema
-            # cannot check.
-            await self._refuse(resource, "InvalidSpec", str(error))
-            return None
+        except (Refused, NameTaken, Invalid, Denied) as error:
+            refused = _refusal(error)
+            live.plan = None
+            await self._refuse(resource, refused.reason, str(refused))
+            return refused.retry_s
+        live.plan = run.plan.scaling
         await self._report(run, rendered)
-        self._updates.note(key, runtime)
-        return None
+        self._updates.note(key, run.runtime)
+        return run.judgement.retry_s
+
+    def _begin(self, key: Key, resource: Obj, live: Live, judgement: Judgement, children: Children) -> _Pass:
+        runtime = runtime_updates.choose(
+            resource, judgement.plan.resource, children.objects, self._images, lambda: self._updates.may_begin(key)
+        )
+        return _Pass(key, resource, live, judgement, children, runtime)
+
+    async def _rehearsed(self, run: _Pass) -> _Pass:
+        """Let the API server judge what is about to be written, and return the run that may go on.
+
+        If it refuses the spec as it is written, that is the one that was accepted last. Of this
+        one, everything is written that is not refused. Raises Refused.
+        """
+        refused = await self._rehearse(run)
+        if refused and run.judgement.refusal is None:
+            judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
+            run = self._begin(run.key, run.resource, run.live, judgement, run.children)
+            refused = await self._rehearse(run)
+        run.blocked = frozenset(refused)
+        return run
+
+    async def _rehearse(self, run: _Pass) -> dict[ChildKey, Refused]:
+        for role in ROLES:
+            run.pools[role] = self._replicas(run, role)
+        facts = await self._facts(run)
+        uids = {role: NO_UID if (pool := run.pool(role)) is None else uid_of(pool) for role in ROLES}
+        rendered = render(run.plan.resource, replace(facts, pool_uids=uids))
+        owners = kids.owners_of(run.resource, run.children)
+        return await rehearse(self._kube, run.judgement.spec, rendered, run.children, owners)
+
+    async def _facts(self, run: _Pass) -> Facts:
+        has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
+        cluster_key = None
+        if run.children.get(SECRET.kind, key_secret_name(run.key[1])) is None:
+            cluster_key = self._new_cluster_key()
+        return Facts(
+            uid=uid_of(run.resource),
+            replicas={role: run.pools[role].count for role in ROLES},
+            declared={role: text for role in ROLES if (text := run.pools[role].declared) is not None},
+            images=run.runtime.pins.images,
+            runtime=pins.to_text(run.runtime.pins),
+            cluster_key=cluster_key,
+            attachments_available=has_networks,
+            access=self._access,
+        )
 
     async def _write(self, run: _Pass) -> list[Obj]:
         """Apply the rendered objects and prune the others.
 
         A pool's children are rendered with the pool's uid, so a new pool takes a second round.
         """
-        for role in ROLES:
-            run.pools[role] = self._replicas(run, role)
-        has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
-        cluster_key = None
-        if run.children.get(SECRET.kind, key_secret_name(run.key[1])) is None:
-            cluster_key = self._new_cluster_key()
+        facts = await self._facts(run)
         for _ in range(2):
             uids = {role: uid_of(pool) for role in ROLES if (pool := run.pool(role)) is not None}
-            facts = Facts(
-                uid=uid_of(run.resource),
-                replicas={role: run.pools[role].count for role in ROLES},
-                declared={role: text for role in ROLES if (text := run.pools[role].declared) is not None},
-                pool_uids=uids,
-                images=run.runtime.pins.images,
-                runtime=pins.to_text(run.runtime.pins),
-                cluster_key=cluster_key,
-                attachments_available=has_networks,
-            )
-            rendered = render(run.plan.resource, facts)
-            await kids.rehearse(self._kube, rendered, run.children)
+            rendered = render(run.plan.resource, replace(facts, pool_uids=uids))
             await self._move_pod(run, rendered)
             for obj in rendered:
                 await self._apply(run, obj)
@@ -169,6 +202,8 @@ class Reconciler:
         return rendered
 
     async def _apply(self, run: _Pass, obj: Obj) -> None:
+        if kids.key_of(obj) in run.blocked:
+            return
         if obj["kind"] == DEPLOYMENT.kind:
             await self._mark_victims(run, obj)
         live = run.children.get(str(obj["kind"]), name_of(obj))
@@ -280,7 +315,16 @@ class Reconciler:
                     else None,
                 )
             )
-        return intent_of(run.plan, tuple(pools), _revision(rendered), run.live.trouble, run.runtime.update)
+        judged = run.judgement
+        return intent_of(
+            run.plan,
+            tuple(pools),
+            _revision(rendered),
+            run.live.trouble,
+            refusal=judged.refusal,
+            warnings=(*judged.warnings, *uneven({role: run.pools[role].count for role in ROLES})),
+            update=run.runtime.update,
+        )
 
     async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
         for role in ROLES:
@@ -302,12 +346,37 @@ class Reconciler:
         await self._write_status(resource, new)
         await self._recorder.send(resource, changes.of_change(stored, new))
 
+    async def tell_failure(self, key: Key, reason: str, message: str) -> None:
+        """Write into status that the reconcile of a resource fails and is tried again.
+
+        Raises KubeError.
+        """
+        resource = await self._kube.get(DISAGG_DEPLOYMENT, *key)
+        if resource is None:
+            return
+        stored = resource.get("status") or {}
+        generation = int(resource["metadata"].get("generation", 0))
+        new = unsettled.failed(generation, reason, message, stored, self._wall())
+        await self._write_status(resource, new)
+        await self._recorder.send(resource, changes.of_change(stored, new))
+
     async def _write_status(self, resource: Obj, new: Obj) -> None:
         if new == (resource.get("status") or {}):
             return
         meta = {"name": name_of(resource), "namespace": resource["metadata"]["namespace"]}
         head = {"apiVersion": resource["apiVersion"], "kind": resource["kind"], "metadata": meta}
         await self._kube.apply_status({**head, "status": new})
+
+
+def _refusal(error: Exception) -> Refused:
+    """Return the refusal that an error means."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, NameTaken):
+        return Refused("NameConflict", str(error), NAME_TAKEN_RETRY_S)
+    if isinstance(error, Denied):
+        return Refused("AdmissionDenied", str(error), DENIED_RETRY_S)
+    return Refused("InvalidSpec", str(error))
 
 
 def _revision(rendered: list[Obj]) -> str:

@@ -22,6 +22,7 @@ from disagg_operator.autoscaling.loop import AutoscalerLoop
 from disagg_operator.autoscaling.records.decision_log import DecisionLog
 from disagg_operator.autoscaling.records.state_store import StateStore
 from disagg_operator.autoscaling.role_changer import RoleChanger
+from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.collector import Collector
 from disagg_operator.autoscaling.signals.direct import DirectDoor
 from disagg_operator.autoscaling.signals.prometheus_query import PrometheusDoor
@@ -29,21 +30,26 @@ from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSour
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import children as kids
 from disagg_operator.controller.acceptance import scale_plan
+from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
 from disagg_operator.controller.elector import Alone, Leadership
 from disagg_operator.controller.health import HealthServer
+from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
+from disagg_operator.controller.pod_events import PodEvents
 from disagg_operator.controller.reconciler import Reconciler
+from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, ReferenceWatch
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
-from disagg_operator.desired import Images
+from disagg_operator.desired import Images, NetworkAccess
 from disagg_operator.desired.names import key_secret_name
 from disagg_operator.kube.cache import WATCHED, Cache
 from disagg_operator.kube.client import HttpKube
-from disagg_operator.kube.errors import Conflict, KubeError, Retry
-from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, Resource
+from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, NotFound, Retry
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, Resource, uid_of
 from disagg_operator.settings import OperatorSettings
 from disagg_operator.status.recorder import Recorder
+from disagg_operator.status.unsettled import API_SERVER_ERROR, INTERNAL_ERROR, RECONCILE_TIMEOUT, RIGHT_MISSING
 from disagg_operator.vocabulary import Key, Obj, Objs
 from disagg_wire.cluster_key import bearer_of
 from disagg_wire.labels import LABEL_DEPLOYMENT
@@ -77,23 +83,27 @@ class Runtime:
         self.cache = Cache()
         self.live = LiveTable()
         self.metrics = Metrics()
+        self.metrics.watch_conditions(self._told)
         self.queue = KeyedQueue(clock)
         # The wall clock is read once at the start; from then on time follows the monotonic clock.
         # Forecasts need the time of day, but no clock that jumps.
         self._epoch_0 = epoch() - clock()
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
+        self._references, self._specs = ReferenceWatch(kube, self._wake, clock), SpecsInConfigMaps(kube)
         self._updates = RuntimeUpdates(settings.runtime_updates, self._wake)
         self._reconciler = Reconciler(
             kube=kube,
             live=self.live,
             recorder=Recorder(kube, clock, wall, new_id),
+            judge=Judge(self._specs, self._references, settings.policy),
             metrics=self.metrics,
             images=Images(settings.worker_image, settings.router_image, adapter=settings.adapter_image),
             updates=self._updates,
             wall=wall,
             new_cluster_key=new_cluster_key,
             clock=clock,
+            access=NetworkAccess.given(settings.scrapers, settings.web_ports),
         )
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
         self._decision_log = DecisionLog(self._record_dir)
@@ -102,11 +112,17 @@ class Runtime:
         self._loop = self._autoscaler()
         self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
         self._health = HealthServer(
-            settings.health_host, settings.health_port, self.sick, self._metrics_text, self._decision_log.read
+            settings.health_host,
+            settings.health_port,
+            self.sick,
+            self.useless,
+            self._metrics_text,
+            self._decision_log.read,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._swept_at = self._synced_at = clock()
         self.listed = asyncio.Event()
+        self._unlisted: str | None = None
         self.watches_alive: Callable[[], bool] = lambda: True
 
     def _autoscaler(self) -> AutoscalerLoop:
@@ -117,12 +133,16 @@ class Runtime:
             states=self._states,
             decision_log=self._decision_log,
             role_changer=self._role_changer,
-            plan_of=scale_plan,
+            plan_of=self._plan_of,
             bearer_of=self._bearer_of,
             wake=self._wake,
             clock=self._clock,
             metrics=self.metrics.scaling,
         )
+
+    def _told(self) -> list[Obj]:
+        """Return the resources that this operator tells about: all if it leads."""
+        return self.cache.objects(DISAGG_DEPLOYMENT) if self._leading else []
 
     @property
     def health_port(self) -> int:
@@ -189,6 +209,10 @@ class Runtime:
             return f"no full list for {now - self._synced_at:.0f} s"
         return None
 
+    def useless(self) -> str | None:
+        """Return why this process can do nothing here, whatever could cure it, or None."""
+        return self.sick() or self._unlisted or self._leadership.refused()
+
     async def _main(self) -> None:
         log.info("API server %s", await self._until_it_works("version", self._kube.version))
         await self._until_it_works("first list", self.resync)
@@ -211,6 +235,8 @@ class Runtime:
             finally:
                 await self._end_term(term, lost)
             self.live.forget_all_but(frozenset())
+            self._references.forget_all()
+            self._specs.forget_all()
             self._decision_log.begin_anew()
             log.warning("this operator does not lead any more")
 
@@ -226,6 +252,9 @@ class Runtime:
                 group.create_task(self._worker())
             group.create_task(self._every(self._settings.scrape_interval_s, self._sweep))
             group.create_task(self._every(LOOK_INTERVAL_S, self._starting.look))
+            events = PodEvents(self._kube, self.cache, self.live, self._wake)
+            group.create_task(self._every(LOOK_INTERVAL_S, events.look))
+            group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
             self._wake_all(set(self.cache.keys()), 0.0, urgent=True)
 
     async def _end_term(self, term: asyncio.Task[None], lost: asyncio.Task[None]) -> None:
@@ -254,13 +283,21 @@ class Runtime:
         Raises KubeError.
         """
         for resource in WATCHED:
-            labels = "" if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else LABEL_DEPLOYMENT
-            found: Objs = []
-            for namespace in self._settings.namespaces or (None,):
-                found += await self._kube.list(resource, namespace, labels)
-            self.cache.replace(resource, found)
+            try:
+                self.cache.replace(resource, await self._list(resource))
+            except (NotFound, Forbidden) as error:
+                self._unlisted = f"{resource.plural} can't be listed: {error}"
+                raise
+        self._unlisted = None
         self._synced_at = self._clock()
         self._wake_all(set(self.cache.keys()), 0.0)
+
+    async def _list(self, resource: Resource) -> Objs:
+        labels = "" if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else LABEL_DEPLOYMENT
+        found: Objs = []
+        for namespace in self._settings.namespaces or (None,):
+            found += await self._kube.list(resource, namespace, labels)
+        return found
 
     async def _sweep(self) -> None:
         started = self._clock()
@@ -286,29 +323,44 @@ class Runtime:
         await asyncio.Event().wait()  # closed: the term is cancelled by `stop`
 
     async def _run(self, key: Key) -> None:
-        started, result, after_s, failed = self._clock(), "ok", None, False
+        started, result, after_s = self._clock(), "ok", None
+        failure: tuple[str, str] | None = None
         try:
             async with asyncio.timeout(self._settings.reconcile_timeout_s):
                 after_s = await self._reconciler.run(key)
         except Conflict as error:
             # Another client wrote between the read and the write: repeat soon, from a fresh read.
-            result, failed = "conflict", True
+            result, failure = "conflict", ("", str(error))
             log.info("%s/%s: %s", *key, error)
         except KubeError as error:
-            result, failed = type(error).__name__.lower(), True
+            result = type(error).__name__.lower()
+            failure = (RIGHT_MISSING if isinstance(error, Forbidden) else API_SERVER_ERROR, str(error))
             after_s = error.after_s if isinstance(error, Retry) else None
             log.warning("%s/%s: %s (failure %d)", *key, error, self.queue.state.failures(key) + 1)
         except TimeoutError:
-            result, failed = "timeout", True
-            log.warning("%s/%s: not done within %.0f s", *key, self._settings.reconcile_timeout_s)
-        except Exception:
+            words = f"not done within {self._settings.reconcile_timeout_s:.0f} s"
+            result, failure = "timeout", (RECONCILE_TIMEOUT, words)
+            log.warning("%s/%s: %s", *key, words)
+        except Exception as error:
             # A bug must affect one resource and not the whole operator.
-            result, failed = "bug", True
+            result, failure = "bug", (INTERNAL_ERROR, f"{type(error).__name__}; the operator's log has the details")
             log.exception("%s/%s: reconcile failed", *key)
         finally:
-            self.queue.done(key, failed=failed, after_s=after_s)
+            if failure is not None and failure[0] and self._may_write():
+                await self._tell(key, *failure)
+            self.queue.done(key, failed=failure is not None, after_s=after_s)
         self.metrics.reconciles.labels(result).inc()
         self.metrics.reconcile_seconds.observe(self._clock() - started)
+
+    async def _tell(self, key: Key, reason: str, message: str) -> None:
+        """Write a failure into status, so that nothing is retried in silence."""
+        try:
+            async with asyncio.timeout(self._settings.kube_timeout_s):
+                await self._reconciler.tell_failure(key, reason, message)
+        except (KubeError, TimeoutError) as error:
+            log.warning("%s/%s: the failure could not be written into status: %s", *key, error)
+        except Exception:
+            log.exception("%s/%s: the failure could not be written into status", *key)
 
     async def _bearer_of(self, key: Key) -> str | None:
         try:
@@ -317,6 +369,11 @@ class Runtime:
             log.warning("%s/%s: %s", *key, error)
             return None
         return None if found is None else bearer_of(found)
+
+    def _plan_of(self, resource: Obj) -> ScalePlan | None:
+        """Return the scaling settings of the spec that is served, which may be an earlier one."""
+        meta = resource["metadata"]
+        return self.live.of((meta["namespace"], meta["name"]), uid_of(resource)).plan or scale_plan(resource)
 
     def _wake(self, key: Key) -> None:
         self._wake_all({key}, 0.0)

@@ -36,7 +36,9 @@ class Looker:
 
         def workload(component: str, name: str, desired: int) -> Workload:
             pods = [pod for pod in children.pods if _component(pod) == component]
-            return workloads.workload(component, desired, children.get(DEPLOYMENT.kind, name), pods, live.told)
+            return workloads.workload(
+                component, desired, children.get(DEPLOYMENT.kind, name), pods, live.told, live.hindered
+            )
 
         return Observed(
             pools={role: workload(role, pool_name(key[1], role), pools[role].count) for role in ROLES},

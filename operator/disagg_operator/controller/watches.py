@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import kopf
+from kopf._cogs.clients import api as kopf_api
 
 from disagg_operator.kube.cache import WATCHED
 from disagg_operator.kube.credentials import Credentials
+from disagg_operator.kube.json_text import loads
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, GROUP, Resource
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
@@ -27,6 +30,7 @@ def build_registry(sink: Sink, credentials: Credentials, *, scans: bool = True) 
 
     With `scans`, kopf also watches which kinds and namespaces exist.
     """
+    _survive_deep_objects()
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -50,6 +54,21 @@ def build_registry(sink: Sink, credentials: Credentials, *, scans: bool = True) 
     for resource in WATCHED:
         _watch(registry, resource, sink)
     return registry
+
+
+def _survive_deep_objects() -> None:
+    """Let kopf parse JSON as the rest of the operator does.
+
+    An object that Python's parser cannot take would end its watch of a whole kind, again at every
+    restart.
+    """
+
+    async def get(url: str, **options: Any) -> Any:
+        async with await kopf_api.request(method="get", url=url, **options) as response:
+            return loads(await response.text())
+
+    kopf_api.get = get
+    kopf_api.json = SimpleNamespace(loads=loads)  # type: ignore[attr-defined, assignment]
 
 
 def _watch(registry: kopf.OperatorRegistry, resource: Resource, sink: Sink) -> None:

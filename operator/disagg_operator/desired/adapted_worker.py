@@ -134,7 +134,7 @@ def _engine(dd: DisaggDeployment, role: str, process: EngineProcess, images: Ima
         "command": _command(dd, process),
         "env": env,
         "ports": [{"name": n, "containerPort": p, "protocol": "TCP"} for n, p in process.ports.items()],
-        "resources": parts.worker_resources(dd, role),
+        "resources": parts.worker_resources(dd, role, images.renderer),
         # The adapter knows whether the engine computes; the engine's own health page does not.
         "startupProbe": parts.probe(READY_PATH, WORKER_PORT, parts.STARTUP_PERIOD_S, parts.STARTUP_FAILURES),
         "readinessProbe": parts.probe(READY_PATH, WORKER_PORT, 2, 2),

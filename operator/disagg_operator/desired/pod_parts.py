@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.desired import names
+from disagg_operator.desired.renderer import WORKER_REQUESTS
 from disagg_operator.vocabulary import Obj, Objs
 
 USER = 65532
@@ -12,6 +13,8 @@ KEY_FILE = f"{KEY_MOUNT}/cluster-key"
 # A worker may take hours to load its model (hundreds of GB from a shared disk), so the startup
 # probe allows two hours before the worker counts as dead.
 STARTUP_PERIOD_S, STARTUP_FAILURES = 2, 3600
+# A pod must be scheduled, its images pulled, and its model may have to be fetched first.
+_SCHEDULING_S = 600
 
 
 def env(values: dict[str, str]) -> Objs:
@@ -60,10 +63,33 @@ def key_volume(dd: DisaggDeployment) -> Obj:
     return {"name": "cluster-key", "secret": secret}
 
 
-def worker_resources(dd: DisaggDeployment, role: str) -> Obj:
+def progress_deadline_s(dd: DisaggDeployment, role: str) -> int:
+    """Return how long a rollout may go without progress: another pod drains, and one starts."""
+    return dd.spec.pool(role).drain.timeout_seconds + STARTUP_PERIOD_S * STARTUP_FAILURES + _SCHEDULING_S
+
+
+def _default_requests(devices: int) -> dict[str, str]:
+    """Return what a worker requests if its pool does not say it.
+
+    It is little, so that it fits on any node that has the devices: a resource that says what its
+    workers need is better served.
+    """
+    return {"cpu": str(devices), "memory": f"{4 * devices}Gi"} if devices else {"cpu": "100m", "memory": "512Mi"}
+
+
+def _with_requests(resources: Obj, devices: int) -> Obj:
+    """Return resources with the default requests of what is neither requested nor limited."""
+    given = {*resources.get("requests", {}), *resources.get("limits", {})}
+    missing = {k: v for k, v in _default_requests(devices).items() if k not in given}
+    return {**resources, "requests": {**resources.get("requests", {}), **missing}} if missing else resources
+
+
+def worker_resources(dd: DisaggDeployment, role: str, renderer: int) -> Obj:
     """Return the resources of the container that computes, with all devices."""
     pool, network = dd.spec.pool(role), dd.spec.kv_transfer.network
     resources: Obj = {} if pool.resources is None else pool.resources.as_pod()
+    if renderer >= WORKER_REQUESTS:
+        resources = _with_requests(resources, 0 if pool.accelerator is None else pool.accelerator.count)
     devices: dict[str, int] = {}
     if pool.accelerator is not None and pool.accelerator.count:
         devices[pool.accelerator.resource_name] = pool.accelerator.count

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.workers import PodTemplate
 from disagg_operator.desired import names
 from disagg_operator.desired import pod_parts as parts
 from disagg_operator.desired.adapted_worker import ADAPTER, adapted_pod
@@ -85,7 +86,7 @@ def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
             {"name": "http", "containerPort": WORKER_PORT, "protocol": "TCP"},
             {"name": "kv", "containerPort": KV_PORT, "protocol": "TCP"},
         ],
-        "resources": parts.worker_resources(dd, role),
+        "resources": parts.worker_resources(dd, role, images.renderer),
         "startupProbe": parts.probe(READY_PATH, WORKER_PORT, parts.STARTUP_PERIOD_S, parts.STARTUP_FAILURES),
         "readinessProbe": parts.probe(READY_PATH, WORKER_PORT, 2, 2),
         "livenessProbe": parts.probe(HEALTH_PATH, WORKER_PORT, 10, 6),
@@ -145,12 +146,10 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
         # Nodes with devices are usually tainted with the resource's name.
         pod["tolerations"] = [{"key": pool.accelerator.resource_name, "operator": "Exists", "effect": "NoSchedule"}]
     template: Obj = {"metadata": {"labels": names.labels(dd.metadata.name, role)}, "spec": pod}
+    pod |= _pull_secrets(dd)
     if networks := _networks(dd):
         template["metadata"]["annotations"] = {NETWORKS_ANNOTATION: networks}
-    if pool.pod_template is not None:
-        template = merge(template, pool.pod_template.as_patch())
-    # A patch must not change the labels that selectors, disruption budgets and policies rely on.
-    template["metadata"]["labels"] = template["metadata"]["labels"] | names.labels(dd.metadata.name, role)
+    template = _patched(dd, role, template, pool.pod_template)
     revision = revision_of(template)
     template["metadata"]["labels"] = template["metadata"]["labels"] | {LABEL_REVISION: revision}
     speaker = "main" if process is None else ADAPTER
@@ -158,6 +157,21 @@ def worker_template(dd: DisaggDeployment, role: str, images: Images) -> tuple[Ob
         if container["name"] == speaker:
             container["env"] = [*container["env"], {"name": str(WorkerVariable.REVISION), "value": revision}]
     return template, revision
+
+
+def _pull_secrets(dd: DisaggDeployment) -> Obj:
+    found = [{"name": secret.name} for secret in dd.spec.image_pull_secrets]
+    return {"imagePullSecrets": found} if found else {}
+
+
+def _patched(dd: DisaggDeployment, component: str, template: Obj, patch: PodTemplate | None) -> Obj:
+    """Return a template with the patch of its resource merged into it."""
+    if patch is None:
+        return template
+    merged: Obj = merge(template, patch.as_patch())
+    # A patch must not change the labels that selectors, disruption budgets and policies rely on.
+    merged["metadata"]["labels"] = merged["metadata"]["labels"] | names.labels(dd.metadata.name, component)
+    return merged
 
 
 def router_template(dd: DisaggDeployment, images: Images) -> Obj:
@@ -200,5 +214,7 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
         "topologySpreadConstraints": _spread(dd, "router"),
         "containers": [container],
         "volumes": volumes,
+        **_pull_secrets(dd),
     }
-    return {"metadata": {"labels": names.labels(dd.metadata.name, "router")}, "spec": pod}
+    template: Obj = {"metadata": {"labels": names.labels(dd.metadata.name, "router")}, "spec": pod}
+    return _patched(dd, "router", template, spec.router.pod_template)

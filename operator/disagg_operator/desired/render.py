@@ -15,9 +15,11 @@ from disagg_operator.api.base import API_VERSION
 from disagg_operator.api.network import Attachment
 from disagg_operator.desired import names, pod_templates
 from disagg_operator.desired.engine_inputs import peer_ports
-from disagg_operator.desired.facts import Facts
+from disagg_operator.desired.facts import Facts, NetworkAccess
 from disagg_operator.desired.model_places import uses_hub
 from disagg_operator.desired.pins import RUNTIME_ANNOTATION
+from disagg_operator.desired.pod_parts import progress_deadline_s
+from disagg_operator.desired.renderer import PATIENT_ROLLOUT, ROUTER_POLICY, UNREADY_ARE_EVICTED
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
 from disagg_wire.ports import KV_PORT, ROUTER_PORT, WORKER_PORT
@@ -105,15 +107,16 @@ def _from_anywhere(app: str) -> Obj:
 
 
 def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
-    """Return the NetworkPolicy of the workers.
+    """Return the NetworkPolicies of the workers and of the routers.
 
-    Workers accept connections from routers and scrapers on the HTTP port, and from each other on
-    the KV port and on those of their engines, which are pinned to ranges that hold nothing else.
-    They can reach DNS, each other and, for an hf:// model, the web. A NetworkPolicy does not govern
-    a second network (Multus).
+    Clients of routers may be anywhere, but find only the port of the API. Workers accept
+    connections from routers and scrapers on the HTTP port, and from each other on the KV port and
+    on those of their engines, which are pinned to ranges that hold nothing else. They can reach
+    DNS, each other and, for an hf:// model, the web. A NetworkPolicy does not govern a second
+    network (Multus).
     """
     name = dd.metadata.name
-    scrapers = [_from_anywhere("disagg-operator"), _from_anywhere("prometheus")]
+    scrapers = [_from_anywhere("disagg-operator"), *facts.access.scrapers]
     http = {"from": [_from_component(name, "router"), *scrapers], "ports": [{"protocol": "TCP", "port": WORKER_PORT}]}
     kv = {"from": [_from_component(name, r) for r in ROLES], "ports": _between_workers(dd)}
     workers: Obj = {
@@ -123,11 +126,18 @@ def _policies(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
         },
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [http, kv],
-        "egress": _worker_egress(dd),
+        "egress": _worker_egress(dd, facts.access),
     }
-    return [
-        _object("networking.k8s.io/v1", "NetworkPolicy", _shared(dd, facts, f"{name}-workers", "worker"), spec=workers)
-    ]
+    kind = ("networking.k8s.io/v1", "NetworkPolicy")
+    found = [_object(*kind, _shared(dd, facts, f"{name}-workers", "worker"), spec=workers)]
+    if facts.images.renderer >= ROUTER_POLICY:
+        routers: Obj = {
+            "podSelector": {"matchLabels": names.selector(name, "router")},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"ports": [{"protocol": "TCP", "port": ROUTER_PORT}]}],
+        }
+        found.append(_object(*kind, _shared(dd, facts, names.router_name(name), "router"), spec=routers))
+    return found
 
 
 def _between_workers(dd: DisaggDeployment) -> list[Obj]:
@@ -136,12 +146,12 @@ def _between_workers(dd: DisaggDeployment) -> list[Obj]:
     return [{"protocol": "TCP", **ports} for ports in ({"port": KV_PORT}, *ranges)]
 
 
-def _worker_egress(dd: DisaggDeployment) -> list[Obj]:
+def _worker_egress(dd: DisaggDeployment, access: NetworkAccess) -> list[Obj]:
     # A policy applies to the port behind the DNS Service, and the DNS pods of OpenShift listen on
     # 5353.
     dns = {"ports": [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]}
     kv = {"to": [_from_component(dd.metadata.name, r) for r in ROLES], "ports": _between_workers(dd)}
-    web = {"ports": [{"protocol": "TCP", "port": port} for port in (443, 80)]}
+    web = {"ports": [{"protocol": "TCP", "port": port} for port in access.web_ports]}
     return [dns, kv, *([web] if uses_hub(dd) else [])]
 
 
@@ -166,7 +176,7 @@ def _pool_children(dd: DisaggDeployment, facts: Facts, role: str) -> list[Obj]:
     deployment: Obj = {
         "replicas": facts.replicas[role],
         "revisionHistoryLimit": 3,
-        "progressDeadlineSeconds": 1800,
+        "progressDeadlineSeconds": _progress_deadline_s(dd, role, facts),
         "selector": {"matchLabels": match},
         # New workers become ready before old ones are removed, so capacity never falls.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
@@ -177,12 +187,22 @@ def _pool_children(dd: DisaggDeployment, facts: Facts, role: str) -> list[Obj]:
         "selector": match,
         "ports": [{"name": "http", "port": WORKER_PORT, "targetPort": WORKER_PORT, "protocol": "TCP"}],
     }
-    budget = {"maxUnavailable": 1, "selector": {"matchLabels": match}}
+    budget = _budget(match, facts)
     return [
         _object("v1", "Service", names.metadata(dd, name, role, owners), spec=service),
         _object("apps/v1", "Deployment", metadata, spec=deployment),
         _object("policy/v1", "PodDisruptionBudget", names.metadata(dd, name, role, owners), spec=budget),
     ]
+
+
+def _progress_deadline_s(dd: DisaggDeployment, role: str, facts: Facts) -> int:
+    return progress_deadline_s(dd, role) if facts.images.renderer >= PATIENT_ROLLOUT else 1800
+
+
+def _budget(match: Obj, facts: Facts) -> Obj:
+    """Return the spec of a disruption budget."""
+    unready = {"unhealthyPodEvictionPolicy": "AlwaysAllow"} if facts.images.renderer >= UNREADY_ARE_EVICTED else {}
+    return {"maxUnavailable": 1, "selector": {"matchLabels": match}, **unready}
 
 
 def _router(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
@@ -199,7 +219,7 @@ def _router(dd: DisaggDeployment, facts: Facts) -> list[Obj]:
         "selector": match,
         "ports": [{"name": "http", "port": spec.service.port, "targetPort": ROUTER_PORT, "protocol": "TCP"}],
     }
-    budget = {"maxUnavailable": 1, "selector": {"matchLabels": match}}
+    budget = _budget(match, facts)
     return [
         _object("apps/v1", "Deployment", _shared(dd, facts, name, "router"), spec=deployment),
         _object("v1", "Service", _shared(dd, facts, name, "router"), spec=service),

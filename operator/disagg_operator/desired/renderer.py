@@ -11,4 +11,14 @@ from __future__ import annotations
 # Release 0.1.0.
 FIRST = 1
 
-CURRENT = FIRST
+# Workers request CPU and memory, so that they are not the first pods that a full node evicts.
+WORKER_REQUESTS = 2
+# A disruption budget does not protect pods that are not ready: a node with nothing else can be
+# drained.
+UNREADY_ARE_EVICTED = 2
+# A rollout has as long as a worker may take to load its model.
+PATIENT_ROLLOUT = 2
+# Only the port of the API is open on routers.
+ROUTER_POLICY = 2
+
+CURRENT = 2

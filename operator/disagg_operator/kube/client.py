@@ -18,7 +18,17 @@ from typing import Any, Protocol
 import httpx
 
 from disagg_operator.kube.credentials import Credentials
-from disagg_operator.kube.errors import Forbidden, Gone, KubeError, NotFound, NotLeading, Retry, from_status
+from disagg_operator.kube.errors import (
+    FieldError,
+    Forbidden,
+    Gone,
+    KubeError,
+    NotFound,
+    NotLeading,
+    Retry,
+    from_status,
+)
+from disagg_operator.kube.json_text import loads
 from disagg_operator.kube.resources import EVENT, POD, Resource, name_of, namespace_of, resource_of
 from disagg_operator.vocabulary import FIELD_MANAGER, Obj, Objs
 
@@ -34,10 +44,10 @@ class Kube(Protocol):
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Obj | None:
         """Return the object, or None if it does not exist."""
 
-    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> Objs:
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = "") -> Objs:
         """Return all objects with apiVersion and kind filled in; none if an optional API is absent.
 
-        `labels` is a label selector.
+        `labels` is a label selector, `fields` a field selector.
         """
 
     async def apply(self, obj: Obj, *, dry_run: bool = False) -> Obj:
@@ -105,10 +115,11 @@ class HttpKube:
         except NotFound:
             return None
 
-    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "") -> Objs:
+    async def list(self, resource: Resource, namespace: str | None = None, labels: str = "", fields: str = "") -> Objs:
+        selectors = {"labelSelector": labels, "fieldSelector": fields}
         for _ in range(3):  # a continue token may expire between two pages; the list then starts over
             try:
-                return await self._list_once(resource, namespace, labels)
+                return await self._list_once(resource, namespace, {k: v for k, v in selectors.items() if v})
             except Gone:
                 continue
             except NotFound:
@@ -117,8 +128,8 @@ class HttpKube:
                 raise
         raise Retry(f"LIST {resource.plural}: the continue token expired three times")
 
-    async def _list_once(self, resource: Resource, namespace: str | None, labels: str) -> Objs:
-        params = {"limit": str(_PAGE)} | ({"labelSelector": labels} if labels else {})
+    async def _list_once(self, resource: Resource, namespace: str | None, selectors: dict[str, str]) -> Objs:
+        params = {"limit": str(_PAGE)} | selectors
         items: Objs = []
         for _ in range(_MAX_PAGES):
             page = await self._call("GET", resource.path(namespace), params=params)
@@ -262,12 +273,14 @@ class HttpKube:
             raise Retry(f"{what}: {type(error).__name__}") from error
         if response.status_code < 300:
             return _object(what, response)
-        raise from_status(response.status_code, what, _message(response), _retry_after_s(response))
+        raise from_status(
+            response.status_code, what, _message(response), _retry_after_s(response), _field_errors(response)
+        )
 
 
 def _object(what: str, response: httpx.Response) -> Obj:
     try:
-        value: Any = response.json()
+        value: Any = loads(response.text)
     except ValueError as error:
         raise Retry(f"{what}: the answer is not JSON") from error
     if not isinstance(value, dict):
@@ -278,9 +291,18 @@ def _object(what: str, response: httpx.Response) -> Obj:
 def _message(response: httpx.Response) -> str:
     try:
         value = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return response.reason_phrase
     return str(value.get("message", "")) if isinstance(value, dict) else ""
+
+
+def _field_errors(response: httpx.Response) -> list[FieldError]:
+    """Return the fields that the answer blames, with the reason of each."""
+    try:
+        causes = response.json()["details"]["causes"]
+        return [(str(c["field"]), str(c.get("message", ""))) for c in causes if c.get("field")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:

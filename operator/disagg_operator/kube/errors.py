@@ -6,15 +6,27 @@ KubeError
 ├── Gone             the list can't be continued from here: list again
 ├── NotFound         the object, its namespace or its API does not exist
 ├── Invalid          the API server rejects this object: no retry helps until the input changes
+├── Denied           admission control rejects this object: a policy, a webhook or a quota
 ├── Forbidden        the operator's role or its credentials don't allow the call
 └── NotLeading       another operator may lead, so this one must not write
 """
 
 from __future__ import annotations
 
-# For built-in kinds, the API server answers with 500 and this message if an applied object has a
-# wrong type or an unknown field. No retry can help then.
-_UNTYPED = "failed to create typed patch object"
+import re
+from collections.abc import Sequence
+
+# For built-in kinds, the API server answers with 500 and one of these messages if an applied object
+# has a wrong type, an unknown field, or a quantity that is none. No retry can help then.
+_UNTYPED = ("failed to create typed patch object", "failed to convert new object")
+# What it says of a field is "(NAME; VERSION): .spec.a[name="b"].c: expected boolean, ...".
+_TYPED_FIELD = re.compile(r"\): \.(\S+?): (.+)", re.DOTALL)
+# The authorizer speaks of a user; whatever else forbids a write looks at the object.
+_NO_RIGHT = re.compile(r"is forbidden: user ", re.IGNORECASE)
+_DENIED = re.compile(r"is forbidden: |denied (the )?request")
+
+FieldError = tuple[str, str]
+"""The path of a field as the API server writes it, and what is wrong with it."""
 
 
 class KubeError(Exception):
@@ -42,7 +54,21 @@ class NotFound(KubeError):
 
 
 class Invalid(KubeError):
-    """Raised when the API server rejects the object; no retry helps until the input changes."""
+    """Raised when the API server rejects the object; no retry helps until the input changes.
+
+    `fields` has the fields that it names, if it names any.
+    """
+
+    def __init__(self, message: str, fields: Sequence[FieldError] = ()) -> None:
+        super().__init__(message)
+        self.fields = tuple(fields)
+
+
+class Denied(KubeError):
+    """Raised when admission control rejects the object: a policy, a webhook or a quota.
+
+    It helps to change the object, or what forbids it.
+    """
 
 
 class Forbidden(KubeError):
@@ -53,8 +79,13 @@ class NotLeading(KubeError):
     """Raised, before anything is sent, for a write of an operator that does not lead."""
 
 
-def from_status(code: int, what: str, message: str, after_s: float | None) -> KubeError:
-    """Return the error for an HTTP status of 300 or above. `what` is the verb and the path."""
+def from_status(
+    code: int, what: str, message: str, after_s: float | None, fields: Sequence[FieldError] = ()
+) -> KubeError:
+    """Return the error for an HTTP status of 300 or above. `what` is the verb and the path.
+
+    `fields` are the causes that the answer lists.
+    """
     text = f"{what}: {code} {message[:1000]}"
     if code == 404:
         return NotFound(text)
@@ -62,10 +93,13 @@ def from_status(code: int, what: str, message: str, after_s: float | None) -> Ku
         return Conflict(text)
     if code == 410:
         return Gone(text)
-    if code in (401, 403):
+    if code == 401 or (code == 403 and (_NO_RIGHT.search(message) or not _DENIED.search(message))):
         return Forbidden(text)
-    if code == 500 and _UNTYPED in message:
-        return Invalid(text)
+    if code < 500 and _DENIED.search(message) and code != 429:
+        return Denied(text)
+    if code == 500 and any(words in message for words in _UNTYPED):
+        named = _TYPED_FIELD.search(message)
+        return Invalid(text, fields if named is None else [(named[1], named[2])])
     if code == 429 or code >= 500:
         return Retry(text, after_s)
-    return Invalid(text)
+    return Invalid(text, fields)

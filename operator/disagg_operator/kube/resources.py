@@ -54,6 +54,9 @@ ROLE = Resource("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 POD_DISRUPTION_BUDGET = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NETWORK_POLICY = Resource("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+PERSISTENT_VOLUME_CLAIM = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+PRIORITY_CLASS = Resource("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", namespaced=False)
+RUNTIME_CLASS = Resource("node.k8s.io/v1", "RuntimeClass", "runtimeclasses", namespaced=False)
 NETWORK_ATTACHMENT = Resource(
     "k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", "network-attachment-definitions", optional=True
 )
@@ -61,6 +64,7 @@ NETWORK_ATTACHMENT = Resource(
 ALL = (
     DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, REPLICA_SET,
     DEPLOYMENT, LEASE, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
+    PERSISTENT_VOLUME_CLAIM, PRIORITY_CLASS, RUNTIME_CLASS,
 )  # fmt: skip
 _BY_KIND = {(r.api_version, r.kind): r for r in ALL}
 

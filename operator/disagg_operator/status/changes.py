@@ -12,6 +12,7 @@ from disagg_operator.engines.contract import UNPINNED_KV
 from disagg_operator.status.conditions import RUNTIME_UPDATE_AVAILABLE
 from disagg_operator.status.events import NORMAL, WARNING, Note
 from disagg_operator.status.last_words import NO_ACCELERATOR, POD_SECURITY_LEVEL, READ_ONLY
+from disagg_operator.status.unsettled import RECONCILE_FAILURES
 from disagg_wire.problems import (
     CONNECTOR_MISSING,
     ENGINE_HUNG,
@@ -28,6 +29,12 @@ _WARNINGS = {
     "InvalidSpec": "InvalidSpec",
     "UnsupportedParallelism": "InvalidSpec",
     "NameConflict": "NameConflict",
+    **dict.fromkeys(("NotPermitted", "Infeasible", "NeverReady"), "InvalidSpec"),
+    "ReferenceMissing": "ReferenceMissing",
+    **dict.fromkeys(("AdmissionDenied", "QuotaExceeded"), "AdmissionDenied"),
+    **dict.fromkeys(RECONCILE_FAILURES, "ReconcileFailed"),
+    "FailedMount": "PodConfigFailed",
+    "FailedAttachNetwork": "NetworkAttachmentFailed",
     "ImagePull": "ImagePullFailed",
     "PodConfig": "PodConfigFailed",
     "CrashLoop": "PodsCrashing",

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
-from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY
+from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY, PODS_REFUSED
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.vocabulary import UPDATE_RUNTIME, Obj
 from disagg_wire.roles import PREFILL
@@ -77,6 +77,10 @@ class Intent:
     """The reason and the message of an experiment that the spec opts in to."""
     trouble: tuple[str, str] | None = None
     """The reason and the message of a failure to read Prometheus."""
+    refusal: tuple[str, str] | None = None
+    """The reason and the message if the spec is refused, and the last accepted one is served."""
+    warnings: tuple[tuple[str, str], ...] = ()
+    """The reason and the message of each thing that is wrong with the spec that is served."""
     runtime_update: str = ""
     """What images and renderer of the operator's release would change, if they were used."""
 
@@ -86,7 +90,7 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
     pools = [_pool_status(p, observed.pools[p.name]) for p in intent.pools]
     status: Obj = {
         "observedGeneration": intent.generation,
-        "conditions": _stamped(conditions(intent, observed, previous), previous, intent.generation, now),
+        "conditions": stamped(conditions(intent, observed, previous), previous, intent.generation, now),
         "url": intent.url,
         "model": intent.model,
         "revision": _revision(intent, observed, previous),
@@ -108,9 +112,9 @@ def refused(generation: int, reason: str, message: str, previous: Mapping[str, o
         Condition("Accepted", FALSE, reason, message),
         Condition("Ready", FALSE, reason, message),
     ]
-    kept = [c for c in _conditions_of(previous) if c.get("type") not in ("Accepted", "Ready")]
-    stamped = _stamped(found, previous, generation, now)
-    conditions_ = [stamped[0], *kept, stamped[1]]
+    kept = [c for c in conditions_of(previous) if c.get("type") not in ("Accepted", "Ready", "Reconciled")]
+    stamped_ = stamped(found, previous, generation, now)
+    conditions_ = [stamped_[0], *kept, stamped_[1]]
     return {**previous, "observedGeneration": generation, "conditions": conditions_}
 
 
@@ -122,7 +126,7 @@ def conditions(
     `previous` is the stored status.
     """
     causes = [
-        Condition("Accepted", TRUE, "Valid", "the resource is valid"),
+        _accepted(intent),
         _network(observed.network),
         *(_pool_ready(observed.pools[p.name], intent.suspended) for p in intent.pools),
         _router_ready(observed.router),
@@ -141,10 +145,26 @@ def conditions(
         *scaling,
         effective,
         *([] if intent.experiment is None else [Condition("Experimental", TRUE, *intent.experiment)]),
+        *_warning(intent),
         _runtime(intent.runtime_update),
         degraded,
         _ready([*causes, available], progressing),
     ]
+
+
+def _accepted(intent: Intent) -> Condition:
+    if intent.refusal is None:
+        return Condition("Accepted", TRUE, "Valid", "the resource is valid")
+    reason, message = intent.refusal
+    return Condition("Accepted", FALSE, reason, f"{message}; what was accepted last is served")
+
+
+def _warning(intent: Intent) -> list[Condition]:
+    """Return the Warning condition; none for a spec with which nothing is wrong."""
+    if not intent.warnings:
+        return []
+    message = "; ".join(message for _, message in intent.warnings)
+    return [Condition("Warning", TRUE, intent.warnings[0][0], message)]
 
 
 def _network(network: NetworkCheck) -> Condition:
@@ -174,7 +194,10 @@ def _router_ready(router: Workload) -> Condition:
 
 def _unready(kind: str, workload: Workload, counts: str) -> Condition:
     if workload.problem is not None:
-        return Condition(kind, FALSE, workload.problem.reason, f"{counts}; {workload.problem.message}")
+        problem = workload.problem
+        # The scheduler and the API server speak of the pod, and not of a field.
+        field = f" (spec.{workload.name})" if problem.reason in (INSUFFICIENT_CAPACITY, PODS_REFUSED) else ""
+        return Condition(kind, FALSE, problem.reason, f"{counts}; {problem.message}{field}")
     return Condition(kind, FALSE, "PodsPending", counts)
 
 
@@ -263,7 +286,7 @@ def _effective(intent: Intent, observed: Observed, previous: Mapping[str, object
         return Condition(kind, UNKNOWN, "NoPrefillWorkers", "without prefill workers decode computes all prompts")
     verdict = observed.verdict
     if verdict is None:
-        for old in _conditions_of(previous):
+        for old in conditions_of(previous):
             if old.get("type") == kind and old.get("status") in (TRUE, FALSE):
                 return Condition(kind, str(old["status"]), str(old.get("reason")), str(old.get("message")))
         return Condition(kind, UNKNOWN, "NoData", "no decode worker has told yet where its prompt tokens came from")
@@ -323,13 +346,15 @@ def _revision(intent: Intent, observed: Observed, previous: Mapping[str, object]
     return {"current": intent.revision if complete or not before else before, "update": intent.revision}
 
 
-def _conditions_of(status: Mapping[str, object]) -> list[Obj]:
+def conditions_of(status: Mapping[str, object]) -> list[Obj]:
+    """Return the conditions of a stored status."""
     found = status.get("conditions")
     return [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
 
 
-def _stamped(found: Sequence[Condition], previous: Mapping[str, object], generation: int, now: str) -> list[Obj]:
-    before = {c.get("type"): c for c in _conditions_of(previous)}
+def stamped(found: Sequence[Condition], previous: Mapping[str, object], generation: int, now: str) -> list[Obj]:
+    """Return conditions as they are stored. Their times are kept where their status is."""
+    before = {c.get("type"): c for c in conditions_of(previous)}
     out: list[Obj] = []
     for condition in found:
         old = before.get(condition.type)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from disagg_operator.kube.pods import epoch_s, is_ready
+from disagg_operator.kube.pods import epoch_s, is_ready, pool_of
 from disagg_operator.kube.resources import name_of
 from disagg_operator.status.last_words import POD_SECURITY_LEVEL, cause_of, cleaned
 from disagg_operator.vocabulary import Obj
@@ -73,12 +74,17 @@ class Problem:
         return len(_FIRST), self.message
 
 
-def worst_of(pods: Iterable[Obj], told: Mapping[str, WorkerProblem]) -> Problem | None:
+def worst_of(
+    pods: Iterable[Obj],
+    told: Mapping[str, WorkerProblem],
+    hindered: Mapping[str, WorkerProblem] = MappingProxyType({}),
+) -> Problem | None:
     """Return the worst problem among pods, with the number of pods that share its reason.
 
-    `told` is what the workers say about themselves, by the name of their pod.
+    `told` is what the workers say about themselves, by the name of their pod, and `hindered` what
+    the kubelet says of pods that it cannot start.
     """
-    found = (pod_problem(pod, told.get(name_of(pod))) for pod in pods)
+    found = (pod_problem(pod, told.get(name_of(pod)), hindered.get(name_of(pod))) for pod in pods)
     problems = sorted(filter(None, found), key=lambda p: p.rank)
     if not problems:
         return None
@@ -87,7 +93,7 @@ def worst_of(pods: Iterable[Obj], told: Mapping[str, WorkerProblem]) -> Problem 
     return Problem(problems[0].reason, problems[0].message + more)
 
 
-def pod_problem(pod: Obj, told: WorkerProblem | None = None) -> Problem | None:
+def pod_problem(pod: Obj, told: WorkerProblem | None = None, hindered: WorkerProblem | None = None) -> Problem | None:
     """Return the problem that keeps a pod from being ready, or None.
 
     A pod that is ready or terminating has none.
@@ -99,7 +105,7 @@ def pod_problem(pod: Obj, told: WorkerProblem | None = None) -> Problem | None:
     past: list[Problem] = []
     for container in _containers(pod):
         state = container.get("state") or {}
-        problem = _waiting(who, container) or _ended(who, pod, container)
+        problem = _waiting(who, pod, container) or _ended(who, pod, container)
         if problem is not None:
             (past if state.get("running") else stopped).append(problem)
     own = [] if told is None else [Problem(told.reason, f"{who}: {cleaned(told.message)}")]
@@ -107,7 +113,8 @@ def pod_problem(pod: Obj, told: WorkerProblem | None = None) -> Problem | None:
     specific = [p for p in (*stopped, *own, *past) if p.reason not in _GENERAL]
     first = min(specific, key=lambda p: _FIRST.index(p.reason) if p.reason in _FIRST else len(_FIRST), default=None)
     general = next(iter((*stopped, *past)), None)
-    return first or general or _unschedulable(who, pod)
+    kubelet = None if hindered is None else Problem(hindered.reason, f"{who}: {cleaned(hindered.message)}")
+    return first or general or kubelet or _unschedulable(who, pod)
 
 
 def refused(message: str) -> Problem:
@@ -130,7 +137,7 @@ def _containers(pod: Obj) -> Iterator[Obj]:
     yield from status.get("containerStatuses") or []
 
 
-def _waiting(who: str, container: Obj) -> Problem | None:
+def _waiting(who: str, pod: Obj, container: Obj) -> Problem | None:
     waiting = (container.get("state") or {}).get("waiting") or {}
     reason = str(waiting.get("reason", ""))
     if reason not in _WAITING:
@@ -140,7 +147,19 @@ def _waiting(who: str, container: Obj) -> Problem | None:
     known = cause_of(message) if _WAITING[reason] == POD_CONFIG else None
     if known is not None and known.reason == POD_SECURITY_LEVEL:
         return _needs_level(f"{who}: {reason}", words)
-    return Problem(_WAITING[reason], f"{who}: {reason}: {words}")
+    field = _image_field(pod, container) if _WAITING[reason] == IMAGE_PULL else ""
+    return Problem(_WAITING[reason], f"{who}: {reason}: {words}" + (f" ({field})" if field else ""))
+
+
+def _image_field(pod: Obj, container: Obj) -> str:
+    """Return the field that holds the image of a container, or "" for an image of the operator."""
+    name, role = str(container.get("name", "")), pool_of(pod)
+    if name == "main":
+        return "spec.engine.image" if role else "spec.router.image"
+    # The operator's own containers beside `main` are these two.
+    return (
+        "" if name in ("adapter", "prepare") or not role else f"spec.{role}.podTemplate.spec.containers[{name}].image"
+    )
 
 
 def _ended(who: str, pod: Obj, container: Obj) -> Problem | None:

@@ -74,10 +74,12 @@ def workload(
     deployment: Obj | None,
     pods: Iterable[Obj],
     told: Mapping[str, WorkerProblem] = MappingProxyType({}),
+    hindered: Mapping[str, WorkerProblem] = MappingProxyType({}),
 ) -> Workload:
     """Combine the status of a Deployment with the problems of its pods.
 
-    `told` is what workers that are not ready say about themselves, by the name of their pod.
+    `told` is what workers that are not ready say about themselves, by the name of their pod;
+    `hindered` is what the kubelet says of pods that it cannot start.
     """
     if deployment is None:
         return Workload(name, desired)
@@ -95,7 +97,7 @@ def workload(
         updated=updated if seen else 0,
         settled=seen and current == updated == desired,
         deadline_exceeded=seen and progressing.get("reason") == "ProgressDeadlineExceeded",
-        problem=worst_of(pods, told) or _refused(conditions),
+        problem=worst_of(pods, told, hindered) or _refused(conditions),
     )
 
 

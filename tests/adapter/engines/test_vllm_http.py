@@ -42,7 +42,9 @@ class Server:
         self.answer: Response | None = None
         self.version = "0.32.0+cpu"
         self.page = PAGE
-        self.models: Any = {"data": [{"id": "m", "max_model_len": 2048}, {"id": "lora", "parent": "m"}]}
+        self.models: Any = {
+            "data": [{"id": "m", "max_model_len": 2048}, {"id": "lora", "parent": "m", "root": "/loras/1"}]
+        }
 
     async def _stream(self) -> AsyncIterator[bytes]:
         try:
@@ -96,6 +98,7 @@ async def test_what_an_engine_is() -> None:
         found = await engine.identify()
         assert (found.version, found.connector, found.max_model_len) == ("0.32.0+cpu", "nixl-14", 2048)
         assert (found.block_size_tokens, found.blocks_total, found.adapters) == (32, 682, ("lora",))
+        assert found.adapter_places == {"lora": "/loras/1"}
         assert found.started == (await engine.read()).started == "1796018252.74"
 
 

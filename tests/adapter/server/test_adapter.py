@@ -28,6 +28,7 @@ async def test_before_the_engine_serves_info_says_what_it_waits_for(tmp_path: Pa
         assert (info["state"], info["pod"], info["revision"], info["role"]) == ("starting", "chat-0", "5d8f", "decode")
         assert not {"model", "kv", "load", "problem"} & set(info)
         assert info["engine"] == {"name": "vllm", "version": ""}
+        assert info["model_name"] == "tiny"
         ready = await one.http.get("/readyz")
         assert (ready.status_code, ready.text) == (503, "starting: no weights yet\n")
         assert (await one.http.get("/healthz")).status_code == 200
@@ -56,9 +57,12 @@ async def test_a_serving_adapter_is_a_worker_like_any_other(tmp_path: Path) -> N
     async with running("decode", tmp_path, FakeEngine(readings=readings), kv_interface="net1") as one:
         info = (await one.http.get("/internal/v1/info")).json()
         assert info["state"] == "ready"
-        assert info["features"] == ["adapter", "first_token_from_decode"]
+        assert info["features"] == ["adapter", "digest", "first_token_from_decode"]
+        assert (info["model_name"], info["model"]["name"]) == ("tiny", "tiny")
+        assert (info["model"]["digest"], info["model"]["revision"]) == ("digest", "")
         assert info["engine"] == {"name": "vllm", "version": "1.2.3"}
         assert info["model"]["adapters"] == ["polite"]
+        assert info["model"]["adapter_digests"].keys() == {"polite"}
         assert (info["model"]["max_model_len"], info["model"]["vocab_size"]) == (1000, 2048)
         host, port = one.adapter.handover_address
         assert (info["kv"]["host"], info["kv"]["port"], info["kv"]["interface"]) == (host, port, "net1")

@@ -352,6 +352,14 @@ BAD_TEMPLATES: dict[str, tuple[Obj, str]] = {
         patched("decode", containers=[{"name": "main", "env": [{"value": "x"}]}]),
         "spec.decode.podTemplate.spec.containers[main].env",
     ),
+    "a subnet that is none": (
+        good(kvTransfer={"network": {"attachment": _MACVLAN | {"subnet": "10.300.0.0/24"}}}),
+        "spec.kvTransfer.network.attachment.subnet: 10.300.0.0/24 is no subnet",
+    ),
+    "the interface that every pod has": (
+        good(kvTransfer={"network": {"attachment": _MACVLAN, "interface": "eth0"}}),
+        "spec.kvTransfer.network.interface: eth0 is an interface of every pod",
+    ),
     "an argument of the operator": (of("vllm", engine={"args": ["--port=1"]}), "spec.engine.args[0]: --port:"),
     "an abbreviation of one in a pool": (
         of("vllm", decode={"args": ["--seed", "1", "--kv-transfer", "{}"]}), "spec.decode.args[2]: --kv-transfer:",

@@ -37,6 +37,26 @@ def test_a_pod_template_that_can_not_be_merged_is_refused_by_name(case: str) -> 
     assert words in str(caught.value)
 
 
+def test_a_subnet_of_either_family_and_another_interface_are_good() -> None:
+    for subnet in ("10.9.0.0/24", "10.9.0.1/24", "fd00::/64"):
+        attachment = {"type": "macvlan", "master": "eth1", "subnet": subnet}
+        network = {"attachment": attachment, "interface": "net2"}
+        found = parse(good(kvTransfer={"network": network})).spec.kv_transfer
+        assert found.network is not None
+        assert found.network.attachment is not None
+        assert found.network.attachment.subnet == subnet
+        assert not found.forbids_fallback
+    ipam = {"type": "sriov", "resourceName": "a/b", "ipam": {"type": "dhcp"}}
+    parse(good(kvTransfer={"network": {"attachment": ipam}}))
+    with pytest.raises(InvalidResource, match="eth0 is an interface of every pod"):
+        parse(good(kvTransfer={"network": {"attachment": ipam, "interface": "eth0"}}))
+    wrong = [({"subnet": "10.300.0.0/24"}, "no subnet"), ({"subnet": "10.9.0.0/64"}, "no subnet")]
+    for change, words in wrong:
+        attachment = {"type": "macvlan", "master": "eth1", **change}
+        with pytest.raises(InvalidResource, match=words):
+            parse(good(kvTransfer={"network": {"attachment": attachment}}))
+
+
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_an_unknown_field_is_refused_in_a_file_and_passed_over_in_the_cluster(case: str) -> None:
     resource, path = UNKNOWN[case]

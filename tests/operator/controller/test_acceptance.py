@@ -132,10 +132,11 @@ _DEVICE = {"rdmaResource": {"name": "rdma/hca", "quantity": 2}}
     [
         ({}, None),
         ({"transport": "tcp", "network": _ATTACHMENT | _DEVICE}, None),
-        ({"transport": "rdma", "network": _ATTACHMENT | _DEVICE}, ("rdma/hca", 2)),
+        ({"transport": "rdma", "fallback": "Warn", "network": _ATTACHMENT | _DEVICE}, ("rdma/hca", 2)),
         (
             {
                 "transport": "rdma",
+                "fallback": "Warn",
                 "network": _ATTACHMENT | {"rdmaResource": {"name": "rdma/hca", "per": "Accelerator"}},
             },
             ("rdma/hca", 4),

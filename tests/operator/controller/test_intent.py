@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.operator.api.resources import good, of
 
-from disagg_operator.controller.acceptance import accept
+from disagg_operator.controller.acceptance import assess
 from disagg_operator.controller.intent import intent_of
 from disagg_operator.status.conditions import Intent, PoolIntent
 
@@ -17,7 +17,7 @@ POOLS = (PoolIntent("prefill", 1, "spec", "s"), PoolIntent("decode", 2, "autosca
 def intent(trouble: tuple[str, str] | None = None, **spec: Any) -> Intent:
     resource = good(**spec)
     resource["metadata"]["generation"] = 7
-    return intent_of(accept(resource), POOLS, "5d8f", trouble)
+    return intent_of(assess(resource).plan, POOLS, "5d8f", trouble)
 
 
 def test_the_generation_the_pools_and_the_revision_are_those_that_are_acted_on() -> None:
@@ -43,7 +43,7 @@ RDMA = {"transport": "rdma", "network": {"attachmentRef": {"name": "fast"}, "rdm
 
 def test_an_experiment_is_told_only_of_a_resource_that_opts_in() -> None:
     def experiment(engine: str, /, **spec: Any) -> tuple[str, str] | None:
-        return intent_of(accept(of(engine, **spec)), POOLS, "5d8f").experiment
+        return intent_of(assess(of(engine, **spec)).plan, POOLS, "5d8f").experiment
 
     found = experiment("lmdeploy", engine={"experimental": True}, kvTransfer=RDMA)
     assert found is not None

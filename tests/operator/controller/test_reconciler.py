@@ -173,6 +173,18 @@ async def test_a_scale_that_comes_between_reading_and_writing_is_not_lost() -> N
     assert world.replicas("decode") == (3, 3)
 
 
+async def test_a_pool_that_is_scaled_to_0_alone_is_warned_of() -> None:
+    world = World()
+    await world.settle()
+    world.kube.scale("chat-prefill", 0)
+    await world.settle()
+    warning = world.condition("Warning")
+    assert (warning["reason"], warning["message"].partition(":")[0]) == ("OnePoolAtZero", "spec.prefill.replicas")
+    world.kube.scale("chat-decode", 0)
+    await world.settle()
+    assert not [c for c in world.status()["conditions"] if c["type"] == "Warning"]
+
+
 async def test_suspend_stops_both_pools_and_resuming_brings_back_what_ran() -> None:
     world = World()
     await world.settle()
@@ -282,12 +294,13 @@ async def test_ready_follows_the_pods_and_the_routers_word() -> None:
     assert world.kube.find("DisaggPool", "chat-decode")["status"]["readyReplicas"] == 2
 
 
-async def test_without_multus_the_network_condition_says_so_and_nothing_crashes() -> None:
+async def test_without_multus_nothing_that_needs_it_is_made_and_status_says_so() -> None:
     network = {"network": {"attachment": {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}}}
     world = World(kvTransfer=network)
     world.kube.absent.add("NetworkAttachmentDefinition")
     await world.settle()
-    assert world.condition("NetworkReady")["reason"] == "MultusAbsent"
+    assert world.condition("Accepted")["reason"] == "MultusAbsent"
+    assert world.kube.names("Deployment") == []
     world.kube.absent.clear()
     await world.settle()
     assert world.condition("NetworkReady")["status"] == "True"

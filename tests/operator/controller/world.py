@@ -10,12 +10,17 @@ from tests.fakes.kube import FakeKube
 
 from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.policy.decision import Decision
+from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
 from disagg_operator.controller.drift import APPLIED_HASH
+from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
+from disagg_operator.controller.reference_watch import ReferenceWatch
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.desired import Images
+from disagg_operator.policy import Policy
 from disagg_operator.status.recorder import Recorder
+from disagg_operator.vocabulary import Key
 
 KEY = ("default", "chat")
 SPEC: dict[str, Any] = {
@@ -41,6 +46,8 @@ class World:
     def __init__(self, **spec: Any) -> None:
         self.kube = FakeKube()
         self.kube.put(resource(**spec))
+        self.policy = Policy()
+        self.clock = 0.0
         self.now = "2026-01-01T00:00:00Z"
         self.images = Images(worker="w:1", router="r:1")
         self.runtime_updates = 0
@@ -48,11 +55,14 @@ class World:
 
     def restart(self) -> None:
         self.live = LiveTable()
+        self.woken: list[Key] = []
+        self.references = ReferenceWatch(self.kube, self.woken.append, lambda: self.clock)
         self.updates = RuntimeUpdates(self.runtime_updates, lambda key: None)
         self.reconciler = Reconciler(
             kube=self.kube,
             live=self.live,
             recorder=Recorder(self.kube, lambda: 0.0, lambda: self.now, lambda: f"id{len(self.kube.events)}"),
+            judge=Judge(SpecsInConfigMaps(self.kube), self.references, self.policy),
             metrics=Metrics(),
             images=self.images,
             updates=self.updates,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from tests.operator.api.resources import good
 
 from disagg_operator.api import parse
 from disagg_operator.desired import pod_parts as parts
+from disagg_operator.desired import renderer
 
 
 def test_variables_are_in_order() -> None:
@@ -33,8 +37,35 @@ def test_all_devices_are_asked_for() -> None:
         prefill={"accelerator": {"count": 2}, "resources": {"limits": {"cpu": 1}}},
         kvTransfer={"network": network | {"rdmaResource": {"name": "rdma/hca"}}},
     )
-    assert parts.worker_resources(parse(resource), "prefill") == {
-        "limits": {"cpu": "1", "nvidia.com/gpu": "2", "rdma/hca": "1", "a/vf": "1"},
-        "requests": {"nvidia.com/gpu": "2", "rdma/hca": "1", "a/vf": "1"},
+    devices = {"nvidia.com/gpu": "2", "rdma/hca": "1", "a/vf": "1"}
+    assert parts.worker_resources(parse(resource), "prefill", renderer.CURRENT) == {
+        "limits": {"cpu": "1", **devices},
+        "requests": {"memory": "8Gi", **devices},
     }
-    assert parts.worker_resources(parse(good()), "prefill") == {}
+    assert parts.worker_resources(parse(resource), "prefill", renderer.FIRST) == {
+        "limits": {"cpu": "1", **devices},
+        "requests": devices,
+    }
+
+
+@pytest.mark.parametrize(
+    ("pool", "requests"),
+    [
+        pytest.param({}, {"cpu": "100m", "memory": "512Mi"}, id="nothing is said"),
+        pytest.param({"resources": {"requests": {"cpu": 2}}}, {"cpu": "2", "memory": "512Mi"}, id="a part is said"),
+        pytest.param({"resources": {"limits": {"memory": "8Gi"}}}, {"cpu": "100m"}, id="a limit is a request too"),
+        pytest.param(
+            {"resources": {"requests": {"cpu": 1, "memory": "1Gi"}}}, {"cpu": "1", "memory": "1Gi"}, id="all is said"
+        ),
+    ],
+)
+def test_workers_request_what_their_pool_says_or_a_little(pool: dict[str, Any], requests: dict[str, str]) -> None:
+    found = parts.worker_resources(parse(good(decode=pool)), "decode", renderer.WORKER_REQUESTS)
+    assert found["requests"] == requests
+    before = parts.worker_resources(parse(good(decode=pool)), "decode", renderer.WORKER_REQUESTS - 1)
+    assert before == {k: {n: str(v) for n, v in part.items()} for k, part in pool.get("resources", {}).items()}
+
+
+def test_a_rollout_has_as_long_as_its_probes_and_the_drain_of_another_pod() -> None:
+    dd = parse(good(prefill={"drain": {"timeoutSeconds": 1000}}))
+    assert parts.progress_deadline_s(dd, "prefill") > 1000 + parts.STARTUP_PERIOD_S * parts.STARTUP_FAILURES

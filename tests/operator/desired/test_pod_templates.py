@@ -56,7 +56,8 @@ def test_only_transport_rdma_locks_memory_and_asks_for_the_device() -> None:
     network = {**NETWORK, "rdmaResource": {"name": "rdma/hca", "quantity": 2}}
     main = _main("decode", kvTransfer={"transport": "rdma", "network": network})
     assert main["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
-    assert main["resources"]["limits"] == main["resources"]["requests"] == {"rdma/hca": "2"}
+    assert main["resources"]["limits"] == {"rdma/hca": "2"}
+    assert main["resources"]["requests"]["rdma/hca"] == "2"
     tcp = _main("decode", kvTransfer={"transport": "tcp", "network": NETWORK})
     assert "add" not in tcp["securityContext"]["capabilities"]
 
@@ -130,14 +131,14 @@ def test_an_accelerator_is_asked_for_pinned_and_tolerated() -> None:
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert pod["containers"][0]["resources"] == {
         "limits": {"memory": "8Gi", "nvidia.com/gpu": "2"},
-        "requests": {"nvidia.com/gpu": "2"},
+        "requests": {"nvidia.com/gpu": "2", "cpu": "2"},
     }
 
 
 def test_no_accelerator_and_count_0_ask_for_nothing() -> None:
     for pool in ({}, {"accelerator": {"count": 0}}):
         pod = _template("prefill", prefill=pool)["spec"]
-        assert pod["containers"][0]["resources"] == {}
+        assert pod["containers"][0]["resources"] == {"requests": {"cpu": "100m", "memory": "512Mi"}}
         assert "tolerations" not in pod
 
 
@@ -229,3 +230,37 @@ def test_the_worker_knows_its_revision_and_a_container_beside_it_does_not() -> N
     assert by_name["mesh"] == {}
     assert labels["team"] == "a"
     assert labels["disagg.dev/revision"] != _template("decode")["metadata"]["labels"]["disagg.dev/revision"]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_pod_template_is_merged_into_workers_and_routers_and_changes_no_label_of_ours(component: str) -> None:
+    patch = {
+        "metadata": {"labels": {"team": "ml", "app.kubernetes.io/component": "x"}, "annotations": {"a": "b"}},
+        "spec": {
+            "tolerations": [{"key": "edge", "operator": "Exists"}],
+            "priorityClassName": "serving",
+            "containers": [{"name": "main", "resources": {"requests": {"cpu": "3"}}}],
+        },
+    }
+    found = _template(component, **{component: {"podTemplate": patch}})
+    assert found["metadata"]["labels"].items() >= {"team": "ml", "app.kubernetes.io/component": component}.items()
+    assert found["metadata"]["annotations"] == {"a": "b"}
+    assert (found["spec"]["tolerations"], found["spec"]["priorityClassName"]) == (
+        patch["spec"]["tolerations"],  # type: ignore[index]
+        "serving",
+    )
+    (main,) = found["spec"]["containers"]
+    assert main["resources"]["requests"]["cpu"] == "3"
+    assert "memory" in main["resources"]["requests"]
+
+
+def test_a_pod_template_of_routers_is_checked_like_that_of_workers() -> None:
+    with pytest.raises(InvalidResource, match=r"spec.router.podTemplate.spec.containers"):
+        parse(good(router={"podTemplate": {"spec": {"containers": [{"image": "x"}]}}}))
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_all_images_are_pulled_with_the_secrets_of_the_resource(component: str) -> None:
+    secrets = [{"name": "one"}, {"name": "two"}]
+    assert _template(component, imagePullSecrets=secrets)["spec"]["imagePullSecrets"] == secrets
+    assert "imagePullSecrets" not in _template(component)["spec"]

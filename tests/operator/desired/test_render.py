@@ -13,7 +13,7 @@ from tests.operator.desired.facts import FACTS, POOL_UIDS, UID
 from tests.operator.desired.golden import EXAMPLES, REPO, example, golden_files
 
 from disagg_operator.api import parse
-from disagg_operator.desired import Facts, render
+from disagg_operator.desired import Facts, Images, NetworkAccess, render, renderer
 
 
 def _by_name(objects: list[Obj]) -> dict[tuple[str, str], Obj]:
@@ -201,3 +201,41 @@ def test_selectors_find_the_pods_they_mean(name: str) -> None:
 def test_the_longest_name_leaves_room_for_every_child() -> None:
     for obj in render(parse(good("a" * 51)), FACTS):
         assert len(obj["metadata"]["name"]) <= 63
+
+
+def test_the_routers_policy_opens_the_port_of_the_api_alone() -> None:
+    policy = _objects()["NetworkPolicy", "chat-router"]["spec"]
+    assert policy["ingress"] == [{"ports": [{"protocol": "TCP", "port": 8080}]}]
+    assert policy["policyTypes"] == ["Ingress"]
+    assert ("NetworkPolicy", "chat-router") not in _objects(security={"networkPolicy": False})
+
+
+def test_scrapers_and_the_ports_of_a_proxy_are_those_of_the_cluster() -> None:
+    agent = {"podSelector": {"matchLabels": {"app": "agent"}}}
+    found = _objects(dataclasses.replace(FACTS, access=NetworkAccess([agent], [3128])), model={"uri": "hf://org/m"})
+    policy = found["NetworkPolicy", "chat-workers"]["spec"]
+    peers = policy["ingress"][0]["from"]
+    assert agent in peers
+    assert not any("prometheus" in json.dumps(peer) for peer in peers)
+    assert any("disagg-operator" in json.dumps(peer) for peer in peers)
+    assert [p["port"] for p in policy["egress"][-1]["ports"]] == [3128]
+
+
+def test_pods_that_are_not_ready_do_not_hold_up_a_drain_of_their_node() -> None:
+    for (kind, _), obj in _objects().items():
+        if kind == "PodDisruptionBudget":
+            assert obj["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_an_earlier_renderer_knows_none_of_the_later_steps() -> None:
+    found = _objects(dataclasses.replace(FACTS, images=Images(renderer=renderer.FIRST)))
+    assert ("NetworkPolicy", "chat-router") not in found
+    assert "unhealthyPodEvictionPolicy" not in found["PodDisruptionBudget", "chat-decode"]["spec"]
+    assert found["Deployment", "chat-decode"]["spec"]["progressDeadlineSeconds"] == 1800
+
+
+def test_the_pins_are_an_annotation_of_each_pool() -> None:
+    found = _objects(dataclasses.replace(FACTS, runtime="pins", declared={"decode": "2"}))
+    marks = {role: found["DisaggPool", f"chat-{role}"]["metadata"]["annotations"] for role in ("prefill", "decode")}
+    assert marks["prefill"] == {"disagg.dev/runtime": "pins"}
+    assert marks["decode"] == {"disagg.dev/runtime": "pins", "disagg.dev/declared-replicas": "2"}

@@ -21,7 +21,8 @@ from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import parse_file
 from disagg_operator.desired import render
-from disagg_operator.kube.resources import CONFIG_MAP, OWNED, SECRET, resource_of
+from disagg_operator.kube.resources import CONFIG_MAP, OWNED, PERSISTENT_VOLUME_CLAIM, SECRET, resource_of
+from disagg_operator.policy import NamespacePolicy, Permission
 from disagg_operator.settings import load
 
 pytestmark = pytest.mark.apiserver
@@ -70,7 +71,8 @@ def test_the_operators_are_two_locked_down_pods_and_share_a_lease() -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/healthz"
 
 
 def test_workers_let_in_the_pods_of_the_operator() -> None:
@@ -96,6 +98,20 @@ def test_the_operator_understands_its_environment() -> None:
     assert grace_s >= 2 * settings.shutdown_timeout_s + 15
 
 
+def test_the_policy_reaches_the_operator() -> None:
+    values = "policy.namespaces.ml.allow={HostPath},policy.namespaces.ml.networkAttachments={nets/*}"
+    pod = _only(_objects("--set", values), "Deployment")["spec"]["template"]["spec"]
+    policy = load({e["name"]: e["value"] for e in pod["containers"][0]["env"] if "value" in e}).policy
+    assert policy.of("ml").allow == (Permission.HOST_PATH,)
+    assert policy.of("ml").allows_attachment("nets", "fabric")
+    assert policy.of("other") == NamespacePolicy()
+
+
+def test_the_chart_knows_every_permission() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["policy"]["properties"]["namespaces"]
+    assert schema["additionalProperties"]["properties"]["allow"]["items"]["enum"] == [*Permission]
+
+
 @pytest.mark.parametrize(
     ("value", "word"),
     [
@@ -103,6 +119,9 @@ def test_the_operator_understands_its_environment() -> None:
         ("images.pullPolicy=Sometimes", "pullPolicy"),
         ("images.worker=", "worker"),
         ("logLevel=TRACE", "logLevel"),
+        ("policy.namespaces.ml.allow={Root}", "allow"),
+        ("policy.namespaces.ML.images={a}", "ML"),
+        ("policy.namespaces.ml.networkAttachments={fast}", "networkAttachments"),
         ("watchNamespace=Not_A_Name", "watchNamespace"),
         ("watchNamespaces={ml,Not_A_Name}", "watchNamespaces"),
         ("watchNamespaces=ml", "watchNamespaces"),
@@ -189,6 +208,8 @@ def operator_user(crd_client: httpx.Client) -> str:
     )
     objects = _objects("--set", "watchNamespace=serving")
     for obj in objects:
+        if "helm.sh/hook" in obj["metadata"].get("annotations", {}):
+            continue  # an installation does not create it
         if obj["kind"] in ("ClusterRole", "ClusterRoleBinding"):
             path = f"/apis/rbac.authorization.k8s.io/v1/{obj['kind'].lower()}s/{obj['metadata']['name']}"
         else:
@@ -273,7 +294,7 @@ def test_the_operator_may_read_a_secret_and_a_config_map_that_a_resource_names_a
     crd_client: httpx.Client, operator_user: str
 ) -> None:
     headers = {"Impersonate-User": operator_user}
-    for resource in (SECRET, CONFIG_MAP):
+    for resource in (SECRET, CONFIG_MAP, PERSISTENT_VOLUME_CLAIM):
         named = crd_client.get(resource.path("serving", "prom"), headers=headers)
         assert named.status_code == 404, resource.kind  # not 403
         assert crd_client.get(resource.path("default", "prom"), headers=headers).status_code == 403, resource.kind

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from disagg_operator.kube.errors import Conflict, Forbidden, Gone, Invalid, KubeError, NotFound, Retry, from_status
+from disagg_operator.kube.errors import (
+    Conflict,
+    Denied,
+    Forbidden,
+    Gone,
+    Invalid,
+    KubeError,
+    NotFound,
+    Retry,
+    from_status,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +30,14 @@ from disagg_operator.kube.errors import Conflict, Forbidden, Gone, Invalid, Kube
         (503, "starting", Retry),
         (504, "slow", Retry),
         (500, "failed to create typed patch object (n/a; apps/v1)", Invalid),
+        (500, "failed to convert new object (n/a; apps/v1) to proper version: quantities must match", Invalid),
+        (500, 'Internal error occurred: failed calling webhook "w"', Retry),
+        (403, 'deployments.apps "d" is forbidden: User "u" cannot patch resource', Forbidden),
+        (403, 'roles "r" is forbidden: user "u" (groups=[]) is attempting to grant RBAC permissions', Forbidden),
+        (403, 'services "d" is forbidden: exceeded quota: q, requested: services=1', Denied),
+        (403, 'admission webhook "w" denied the request: no', Denied),
+        (400, 'admission webhook "w" denied the request: no', Denied),
+        (422, "deployments.apps \"d\" is forbidden: ValidatingAdmissionPolicy 'p' denied request: no", Denied),
         (300, "moved", Invalid),
         (400, "bad", Invalid),
         (415, "media", Invalid),
@@ -40,3 +58,24 @@ def test_a_server_says_when_to_try_again() -> None:
 
 def test_a_message_is_cut() -> None:
     assert len(str(from_status(400, "GET /x", "y" * 100_000, None))) < 1100
+
+
+@pytest.mark.parametrize(
+    ("message", "causes", "fields"),
+    [
+        ("invalid", [("spec.a", "must be b")], (("spec.a", "must be b"),)),
+        (
+            "failed to create typed patch object (default/d; apps/v1, Kind=Deployment): "
+            '.spec.containers[name="main"].env: duplicate entries for key [name="A"]',
+            [],
+            (('spec.containers[name="main"].env', 'duplicate entries for key [name="A"]'),),
+        ),
+        ("failed to convert new object (default/d): quantities must match", [], ()),
+    ],
+)
+def test_what_is_invalid_names_its_fields(
+    message: str, causes: list[tuple[str, str]], fields: tuple[tuple[str, str], ...]
+) -> None:
+    error = from_status(500 if "failed" in message else 422, "PATCH /x", message, None, causes)
+    assert isinstance(error, Invalid)
+    assert error.fields == fields

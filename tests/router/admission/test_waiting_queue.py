@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from disagg_router.admission import waiting_queue
+from disagg_router.admission.backlog import Backlog
 from disagg_router.admission.turn_order import Turn
 from disagg_router.admission.waiting_queue import AdmissionQueue
 from disagg_router.errors import ApiError
@@ -34,7 +35,7 @@ async def test_only_the_oldest_is_woken_whatever_the_order_of_entering(
     oldest.
     """
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, patience_s)
+    queue = AdmissionQueue(Backlog(10), 60.0, patience_s)
     turns = [queue.turn() for _ in range(4)]
     out: list[Turn] = []
 
@@ -65,7 +66,7 @@ async def test_room_that_appears_while_the_oldest_asks_is_kept_for_it(
     A request that asks a moment later must not be served before it.
     """
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, patience_s)
+    queue = AdmissionQueue(Backlog(10), 60.0, patience_s)
     first, second = queue.turn(), queue.turn()
     now_s = time.monotonic()
     asks, waits = (asyncio.create_task(queue.wait(t, "decode", now_s)) for t in (first, second))
@@ -83,7 +84,7 @@ async def test_room_that_appears_while_the_oldest_asks_is_kept_for_it(
 
 
 async def test_who_waited_before_is_not_pushed_out_by_newcomers(patience_s: float) -> None:
-    queue = AdmissionQueue(1, 60.0, patience_s)
+    queue = AdmissionQueue(Backlog(1), 60.0, patience_s)
     old = queue.turn()
     newcomer = asyncio.create_task(queue.wait(queue.turn(), "decode", time.monotonic()))
     await settle()
@@ -94,13 +95,13 @@ async def test_who_waited_before_is_not_pushed_out_by_newcomers(patience_s: floa
 
 
 async def test_without_any_sign_the_oldest_tries_again_after_a_while(patience_s: float) -> None:
-    queue = AdmissionQueue(10, 60.0, patience_s)
+    queue = AdmissionQueue(Backlog(10), 60.0, patience_s)
     async with asyncio.timeout(5):
         await asyncio.gather(*(queue.wait(queue.turn(), "prefill", time.monotonic()) for _ in range(3)))
 
 
 async def test_a_full_queue_refuses_and_who_waited_too_long_is_told(patience_s: float) -> None:
-    queue = AdmissionQueue(1, 60.0, patience_s)
+    queue = AdmissionQueue(Backlog(1), 60.0, patience_s)
     first = asyncio.create_task(queue.wait(queue.turn(), "prefill", time.monotonic()))
     await settle()
     with pytest.raises(ApiError) as full:
@@ -116,7 +117,7 @@ async def test_a_full_queue_refuses_and_who_waited_too_long_is_told(patience_s: 
 
 
 async def test_when_the_oldest_gives_up_the_next_takes_its_place(patience_s: float) -> None:
-    queue = AdmissionQueue(10, 60.0, patience_s)
+    queue = AdmissionQueue(Backlog(10), 60.0, patience_s)
     old, young = queue.turn(), queue.turn()
     tasks = [asyncio.create_task(queue.wait(t, "decode", time.monotonic())) for t in (old, young)]
     await settle()
@@ -141,7 +142,7 @@ async def line_up(queue: AdmissionQueue, *turns: Turn) -> list[asyncio.Task[None
 
 async def test_the_first_to_be_woken_is_who_can_be_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, 20.0)
+    queue = AdmissionQueue(Backlog(10), 60.0, 20.0)
     late, later, sooner = (due_in(queue, s) for s in (-1.0, 50.0, 40.0))
     tasks = await line_up(queue, late, later, sooner)
     for task, turn in zip((tasks[2], tasks[1], tasks[0]), (sooner, later, late), strict=True):
@@ -154,7 +155,7 @@ async def test_the_first_to_be_woken_is_who_can_be_on_time(monkeypatch: pytest.M
 
 
 async def test_who_becomes_late_while_it_is_the_first_lets_the_next_one_try_without_any_sign() -> None:
-    queue = AdmissionQueue(10, 60.0, 20.0)
+    queue = AdmissionQueue(Backlog(10), 60.0, 20.0)
     soon_late, on_time = due_in(queue, waiting_queue._RETRY_S / 2), due_in(queue, 50.0)
     tasks = await line_up(queue, soon_late, on_time)
     async with asyncio.timeout(5):
@@ -168,7 +169,7 @@ async def test_a_newcomer_that_goes_before_those_who_wait_is_not_overtaken_by_th
 ) -> None:
     """Room that appears while it asks is kept for it, as for a request that waited."""
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, 20.0)
+    queue = AdmissionQueue(Backlog(10), 60.0, 20.0)
     assert queue.idle
     late = due_in(queue, -1.0)
     (waits,) = await line_up(queue, late)
@@ -187,7 +188,7 @@ async def test_a_newcomer_that_goes_before_those_who_wait_is_not_overtaken_by_th
 
 async def test_who_has_waited_for_the_patience_is_before_who_can_be_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, 20.0)
+    queue = AdmissionQueue(Backlog(10), 60.0, 20.0)
     old = replace(due_in(queue, -20.0), arrived_s=time.monotonic() - 31.0)
     tasks = await line_up(queue, old, due_in(queue, 50.0))
     newcomer = due_in(queue, 1.0)
@@ -206,7 +207,7 @@ async def test_room_for_one_that_leaves_before_it_tries_is_for_the_next(
     monkeypatch: pytest.MonkeyPatch, patience_s: float
 ) -> None:
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, patience_s)
+    queue = AdmissionQueue(Backlog(10), 60.0, patience_s)
     tasks = await line_up(queue, queue.turn(), queue.turn())
     queue.wake()
     tasks[0].cancel()
@@ -218,7 +219,7 @@ async def test_room_for_one_that_is_overtaken_before_it_tries_is_for_who_overtoo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, 20.0)
+    queue = AdmissionQueue(Backlog(10), 60.0, 20.0)
     (waits,) = await line_up(queue, due_in(queue, 50.0))
     overtakes = asyncio.create_task(queue.wait(due_in(queue, 40.0), "decode", time.monotonic()))
     queue.wake()  # `waits` is the first, and `overtakes` runs before it
@@ -232,7 +233,7 @@ async def test_room_for_one_that_is_overtaken_before_it_tries_is_for_who_overtoo
 async def test_only_who_waited_takes_the_turn_of_those_that_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of a request that got its place long ago does not count as a turn."""
     monkeypatch.setattr(waiting_queue, "_RETRY_S", 60.0)
-    queue = AdmissionQueue(10, 60.0, 20.0)
+    queue = AdmissionQueue(Backlog(10), 60.0, 20.0)
     ends = due_in(queue, 1.0)
     queue.settled(ends)
     long_s = time.monotonic() - 25.0

@@ -11,6 +11,7 @@ from tests.router.workers.infos import worker
 from disagg_router.dispatch.promises import cannot_go_on, weakened
 from disagg_router.dispatch.request_state import RequestState
 from disagg_router.workers.pair_choice import Choice
+from disagg_router.workers.worker_info import Identity
 
 SEED, FORMAT = frozenset({"seed_lost_by_failover"}), frozenset({"structured_not_resumed"})
 P, D = worker("p", "prefill"), worker("d", "decode")
@@ -19,7 +20,7 @@ HOT = {"temperature": 0.7, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 def make(emitted: int, *, own_seed: bool = True, **sampling: Any) -> RequestState:
     values = {"max_new_tokens": 9, "stop_token_ids": []} | HOT | sampling
-    return RequestState("r", "D", (1, 2), values, 3, has_own_seed=own_seed, emitted=[5] * emitted)
+    return RequestState("r", Identity("m", "D"), (1, 2), values, 3, has_own_seed=own_seed, emitted=[5] * emitted)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_router.dispatch.request_state import ProtocolViolation, RequestState
+from disagg_router.workers.worker_info import Identity
 
 
 def make(n: int = 10, attempts: int = 3, **sampling: Any) -> RequestState:
-    return RequestState("r", "D", (1, 2, 3), {"max_new_tokens": n, "stop_token_ids": [0]} | sampling, attempts)
+    return RequestState(
+        "r", Identity("m", "D"), (1, 2, 3), {"max_new_tokens": n, "stop_token_ids": [0]} | sampling, attempts
+    )
 
 
 def line(index: int, token: int = 7, **more: Any) -> dict[str, Any]:
@@ -150,7 +153,7 @@ def test_the_tokens_themselves_tell_when_a_request_is_over(
 def test_only_a_request_for_an_adapter_names_one() -> None:
     state = make()
     assert "adapter" not in state.body(1.0)
-    state.adapter = "sql"
+    state.identity = Identity("sql", "D", "sql")
     assert state.body(1.0)["adapter"] == "sql"
 
 

@@ -37,15 +37,26 @@ def slice_of(name: str, *endpoints: tuple[str, str, bool | None]) -> dict[str, A
     }
 
 
-def test_ready_addresses_become_members_and_the_rest_does_not() -> None:
+def test_addresses_become_members_that_are_ready_or_not_but_those_that_terminate_do_not() -> None:
     content = slice_of("s", ("a", "10.0.0.1", True), ("b", "10.0.0.2", False), ("c", "fd00::1", None))
+    content["endpoints"].append(
+        {
+            "addresses": ["10.0.0.4"],
+            "conditions": {"ready": False, "serving": True, "terminating": True},
+            "targetRef": {"kind": "Pod", "name": "d"},
+        }
+    )
     found = members_of(content)
-    assert {n: m.url for n, m in found.items()} == {"a": "http://10.0.0.1:8000", "c": "http://[fd00::1]:8000"}
+    assert {n: (m.url, m.ready) for n, m in found.items()} == {
+        "a": ("http://10.0.0.1:8000", True),
+        "b": ("http://10.0.0.2:8000", False),
+        "c": ("http://[fd00::1]:8000", True),
+    }
 
 
 def test_a_slice_names_its_pool_and_a_pod_that_moves_is_in_both(tmp_path: Path) -> None:
     def labelled(name: str, pool: str) -> dict[str, Any]:
-        content = slice_of(name, ("a", "10.0.0.1", True))
+        content = slice_of(name, ("a", "10.0.0.1", pool == "decode"))
         content["metadata"]["labels"] = {"disagg.dev/pool": pool}
         return content
 
@@ -54,6 +65,7 @@ def test_a_slice_names_its_pool_and_a_pod_that_moves_is_in_both(tmp_path: Path) 
     membership = KubernetesMembership("http://x", "ns", "chat", tmp_path)
     membership._slices = {pool: members_of(labelled(pool, pool)) for pool in ("prefill", "decode")}
     assert membership.members()["a"].pools == {"prefill", "decode"}
+    assert membership.members()["a"].ready
 
 
 @pytest.mark.parametrize(
@@ -161,9 +173,9 @@ async def test_the_list_and_every_change_of_the_watch_are_followed(tmp_path: Pat
         server.send("ADDED", slice_of("s2", ("b", "10.0.0.2", True)))
         await until(lambda: set(members.members()) == {"a", "b"})
         server.send("MODIFIED", slice_of("s2", ("b", "10.0.0.2", False), ("c", "10.0.0.3", True)))
-        await until(lambda: set(members.members()) == {"a", "c"})
+        await until(lambda: {n for n, m in members.members().items() if m.ready} == {"a", "c"})
         server.send("DELETED", slice_of("s1"))
-        await until(lambda: set(members.members()) == {"c"})
+        await until(lambda: set(members.members()) == {"b", "c"})
         server.send("BOOKMARK", {"metadata": {}})
         server.end_watch()
         await until(lambda: len(server.watches) == 2)

@@ -9,6 +9,7 @@ import pytest
 
 from disagg_router.dispatch.request_state import RequestState, Token
 from disagg_router.openai.answers import AnswerFormat, Piece, chat_logprobs, completion_logprobs, usage
+from disagg_router.workers.worker_info import Identity
 
 
 class Letters:
@@ -30,12 +31,12 @@ class Chosen:
 
 
 def chosen(index: int = 0, prompt: int = 3, tokens: int = 2, cached: int = 0, shares_prompt: bool = False) -> Chosen:
-    state = RequestState("r", "D", tuple(range(prompt)), {}, 3, cached_tokens=cached)
+    state = RequestState("r", Identity("m", "D"), tuple(range(prompt)), {}, 3, cached_tokens=cached)
     return Chosen(index, state, tokens, shares_prompt)
 
 
 def answers(*, chat: bool) -> AnswerFormat:
-    return AnswerFormat(chat=chat, identity="x1", created_s=1700, model="m")
+    return AnswerFormat(chat=chat, identity="x1", created_s=1700, model="m", fingerprint="fp_D")
 
 
 PLAIN = (Token(0, 0), Token(1, 26))

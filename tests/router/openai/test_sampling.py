@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from disagg_router.errors import ApiError
 from disagg_router.openai.sampling import check_prompt, sampling_of
 from disagg_router.openai.schema import ChatRequest, CompletionRequest, parse
-from disagg_router.workers.worker_info import Model
+from disagg_router.workers.catalogue import Model
+from disagg_router.workers.worker_info import Identity
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 PLAIN: dict[str, Any] = {"model": "m", "prompt": "hi"}
-MODEL = Model("D", 100, 2048, (0,))
+MODEL = Model(Identity("m", "D"), 100, 2048, (0,))
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_the_limit_named() -> None:

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from disagg_router.errors import ApiError
 from disagg_router.openai.sampling import sampling_of
 from disagg_router.openai.schema import ChatRequest, CompletionRequest, loads, parse
-from disagg_router.workers.worker_info import Model
+from disagg_router.workers.catalogue import Model
+from disagg_router.workers.worker_info import Identity
 from disagg_wire.protocol import MAX_GRAMMAR_CHARS
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 PLAIN: dict[str, Any] = {"model": "m", "prompt": "hi"}
-MODEL = Model("D", 100, 2048, (0,))
+MODEL = Model(Identity("m", "D"), 100, 2048, (0,))
 
 BAD_CHAT: list[tuple[dict[str, Any], str | None]] = [
     ({"model": 5}, "model"),

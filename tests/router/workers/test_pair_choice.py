@@ -22,7 +22,7 @@ from disagg_router.workers.pair_choice import (
     pair_key,
     scarce_pool,
 )
-from disagg_router.workers.worker_info import Worker
+from disagg_router.workers.worker_info import Identity, Worker
 from disagg_wire.room import Room
 
 IDLE = Inflight({}, {})
@@ -30,7 +30,7 @@ IDLE = Inflight({}, {})
 
 def pick(workers: list[Worker], **changes: Any) -> Choice | None:
     options: dict[str, Any] = {
-        "digest": "D",
+        "identity": Identity("m", "D"),
         "single_token": False,
         "avoid": lambda key: False,
         "full": (),
@@ -54,6 +54,7 @@ LATE = frozenset({"first_token_from_decode"})
 NO_LOCAL = frozenset({"no_local_prefill"})
 NO_FORMAT = frozenset({"structured_not_resumed"})
 SQL = frozenset({"sql"})
+ASKED_SQL = Identity("sql", "D", "sql")
 TABLE: list[tuple[str, list[Worker], dict[str, Any], tuple[str | None, str | None] | None]] = [
     ("nobody is there", [], {}, None),
     ("a pair", [P, D], {}, ("p", "d")),
@@ -118,10 +119,17 @@ TABLE: list[tuple[str, list[Worker], dict[str, Any], tuple[str | None, str | Non
     ("with prefill it serves", [P, replace(D, features=NO_LOCAL)], {}, ("p", "d")),
     ("an adapter is asked of those that list it",
       [P, D, worker("q", "prefill", adapters=SQL, waiting_tokens=9), worker("e", "decode", adapters=SQL)],
-      {"prompt": Prompt(adapter="sql")}, ("q", "e")),
-    ("prefill does not list the adapter", [P, replace(D, adapters=SQL)], {"prompt": Prompt(adapter="sql")},
+      {"identity": ASKED_SQL}, ("q", "e")),
+    ("prefill does not list the adapter", [P, replace(D, adapters=SQL)], {"identity": ASKED_SQL},
       (None, "d")),
-    ("nobody lists the adapter", [replace(P, adapters=SQL), D], {"prompt": Prompt(adapter="sql")}, None),
+    ("nobody lists the adapter", [replace(P, adapters=SQL), D], {"identity": ASKED_SQL}, None),
+    ("another adapter of the same name", [replace(P, adapters=SQL), replace(D, adapters=SQL,
+      adapter_digests={"sql": "2"})], {"identity": ASKED_SQL}, None),
+    ("an adapter with the name of the model is the model", [replace(P, adapters=SQL, model="sql"), D],
+      {"identity": ASKED_SQL}, None),
+    ("one name, other weights", [P, replace(D, digest="E"), worker("e", "decode", running_requests=9)], {},
+      ("p", "e")),
+    ("the same weights under another name", [replace(P, model="n"), D], {}, (None, "d")),
     ("the model itself is asked of all", [P, replace(D, adapters=SQL)], {}, ("p", "d")),
     ("a format that has begun goes on where it can", [P, replace(D, features=NO_FORMAT),
       worker("e", "decode", running_requests=5)], {"prompt": Prompt(resumes_format=True)}, ("p", "e")),
@@ -153,7 +161,18 @@ def test_the_pair_of_the_table_is_chosen(
 def test_a_request_without_workers_waits_for_the_pool_that_is_missing(
     workers: list[Worker], full: set[str], wanted: str
 ) -> None:
-    assert scarce_pool(workers, digest="D", full=full) == wanted
+    assert scarce_pool(workers, identity=Identity("m", "D"), full=full) == wanted
+
+
+def test_while_the_layout_of_the_kv_changes_each_layout_gets_what_its_pairs_can_take() -> None:
+    workers = [worker(f"p{i}", "prefill", compat="c" if i < 3 else "2") for i in range(4)]
+    workers += [worker(f"d{i}", "decode", compat="c" if i < 1 else "2") for i in range(4)]
+    dice = random.Random(1).random
+    chosen = [pick(workers, dice=dice) for _ in range(1000)]
+    assert 400 < sum(c is not None and c.decode is not None and c.decode.compat == "c" for c in chosen) < 600
+    # Where one layout is full, the other takes all.
+    full = {w.incarnation for w in workers if w.role == "decode" and w.compat == "2"}
+    assert {names(pick(workers, dice=dice, full=full))[1] for _ in range(50)} == {"d0"}  # type: ignore[index]
 
 
 @st.composite
@@ -203,7 +222,8 @@ def test_a_choice_is_always_of_ready_fitting_workers_that_nobody_avoids(
         # itself, or where all workers do both: no worker is asked to send KV.
         assert not pairs or (choice.decode, choice.decode) in pairs or all(w.role == "both" for w in usable)
     if choice.decode is not None and choice.prefill is not None and not proven:
-        assert choice.decode.running_requests == min(d.running_requests for _, d in pairs)
+        alike = [d for _, d in pairs if d.compat == choice.decode.compat]
+        assert choice.decode.running_requests == min(d.running_requests for d in alike)
 
 
 def test_decodes_room_is_that_of_the_workers_that_the_kv_can_go_to() -> None:
@@ -225,7 +245,10 @@ def test_decodes_room_is_that_of_the_workers_that_the_kv_can_go_to() -> None:
 def test_handshakes_are_due_for_fitting_pairs_of_separate_roles_alone(workers: list[Worker], limit: int) -> None:
     everything = handshake_pairs(workers, 1000)
     assert all(
-        p.role == "prefill" and d.role == "decode" and p.compat == d.compat and p.state == d.state == "ready"
+        p.role == "prefill"
+        and d.role == "decode"
+        and (p.compat, p.identity) == (d.compat, d.identity)
+        and p.state == d.state == "ready"
         for p, d in everything
     )
     sampled = handshake_pairs(workers, limit)

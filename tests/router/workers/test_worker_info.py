@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.router.workers.infos import INFO, worker
 
-from disagg_router.workers.worker_info import Member, model_of, parse_info
+from disagg_router.workers.worker_info import Identity, Member, name_of, parse_info
 from disagg_wire.room import Room
 
 P, D = worker("p", "prefill"), worker("d", "decode")
@@ -64,14 +63,6 @@ def test_a_worker_serves_its_role_while_it_is_ready_and_at_home(
     assert tuple(r for r in ("prefill", "decode") if found.serves(r)) == serves
 
 
-def test_of_two_models_the_one_that_a_pair_serves_takes_new_requests() -> None:
-    lone = [worker(f"e{i}", "decode", digest="E") for i in range(3)]
-    model = model_of([P, replace(D, max_model_len=1000), *lone])
-    assert model is not None
-    assert (model.digest, model.max_model_len) == ("D", 1000)
-    assert model_of([replace(D, state="draining")]) is None
-
-
 @pytest.mark.parametrize(
     "garbled",
     [
@@ -91,6 +82,8 @@ def test_of_two_models_the_one_that_a_pair_serves_takes_new_requests() -> None:
         {"features": ["adapter"], "model": INFO["model"] | {"adapters": [5]}},
         {"features": ["adapter"], "model": INFO["model"] | {"adapters": [""]}},
         {"features": None},
+        {"model": INFO["model"] | {"adapter_digests": ["sql"]}},
+        {"model": INFO["model"] | {"adapter_digests": {"sql": 5}}},
     ],
 )
 def test_a_peer_that_is_not_understood_is_a_value_error_whatever_is_wrong(garbled: dict[str, Any]) -> None:
@@ -140,8 +133,45 @@ def test_a_worker_that_still_loads_is_no_worker_yet() -> None:
     )
 
 
-def test_of_models_without_a_pair_the_one_with_more_decode_workers_takes_new_requests() -> None:
-    lone = [worker(f"e{i}", "decode", digest="E") for i in range(2)]
-    model = model_of([D, *lone])
-    assert model is not None
-    assert model.digest == "E"
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({}, "m"),
+        ({"model_name": "n"}, "n"),
+        ({"model": INFO["model"] | {"name": ""}}, "configured"),
+        ({"model": {k: v for k, v in INFO["model"].items() if k != "name"}}, "configured"),
+        ({"model": INFO["model"] | {"name": 5}}, "configured"),
+    ],
+)
+def test_a_worker_serves_the_name_that_it_reports_and_else_the_configured_one(
+    said: dict[str, Any], wanted: str
+) -> None:
+    parsed = parse_info(Member("w", "http://w"), INFO | said, "configured")
+    assert parsed is not None
+    assert (parsed.model, parsed.identity) == (wanted, Identity(wanted, "D"))
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [({"model_name": "n"}, "n"), ({}, ""), ({"model_name": None, "model": None}, ""), ({"model_name": 5}, "")],
+)
+def test_a_starting_worker_tells_what_it_will_serve(said: dict[str, Any], wanted: str) -> None:
+    assert name_of(said) == wanted
+
+
+def test_a_worker_offers_its_model_and_its_adapters_by_name() -> None:
+    found = worker("w", "decode", adapters=frozenset({"sql", "chat", "m"}), adapter_digests={"sql": "1"})
+    offered = [Identity("m", "D"), Identity("chat", "D", "chat"), Identity("sql", "D", "sql", "1")]
+    assert found.identities() == offered
+    assert [i.parent for i in found.identities()] == ["", "m", "m"]
+    assert all(found.offers(identity) for identity in offered)
+    others = [Identity("m", "E"), Identity("n", "D"), Identity("sql", "D", "sql"), Identity("chat", "E", "chat"),
+              Identity("m", "D", "m"), Identity("x", "D", "x")]  # fmt: skip
+    assert not any(found.offers(identity) for identity in others)
+
+
+def test_fingerprints_tell_weights_apart() -> None:
+    identities = [Identity("m", "D"), Identity("m", "E"), Identity("s", "D", "s"), Identity("s", "D", "s", "2"),
+                  Identity("t", "D", "t")]  # fmt: skip
+    assert len({i.fingerprint for i in identities}) == 5
+    assert Identity("other", "D").fingerprint == Identity("m", "D").fingerprint == "fp_D"

@@ -42,7 +42,8 @@ async def test_while_the_model_loads_it_is_healthy_and_not_ready(tiny: Path) -> 
         assert (await http.get("/healthz")).status_code == 200
         ready = await http.get("/readyz")
         assert (ready.status_code, ready.text) == (503, "starting\n")
-        assert (await http.get("/internal/v1/info")).json()["state"] == "starting"
+        info = (await http.get("/internal/v1/info")).json()
+        assert (info["state"], info["model_name"]) == ("starting", "tiny")
         for method, name in PROTECTED[1:]:
             assert (await http.request(method, f"/internal/v1/{name}")).status_code == 503
 
@@ -75,7 +76,7 @@ async def test_info_says_who_it_is_and_what_it_can_take(tiny: Path) -> None:
         assert info["kv"].pop("blocks_free") == blocks == (64 << 20) // (16 * info["kv"]["bytes_per_token"])
         assert info == {
             "protocol": 1,
-            "features": ["first_token_within_s"],
+            "features": ["first_token_within_s", "digest"],
             "incarnation": "decode/boot",
             "pod": "chat-decode-abc",
             "role": "decode",
@@ -83,9 +84,11 @@ async def test_info_says_who_it_is_and_what_it_can_take(tiny: Path) -> None:
             "changing_to": None,
             "state": "ready",
             "revision": "5d8f",
+            "model_name": "tiny",
             "model": {
                 "name": "tiny",
                 "digest": node.engine.model.digest,
+                "revision": "",
                 "vocab_size": 97,
                 "max_model_len": 65536,
                 "eos_token_ids": [0],
@@ -266,3 +269,17 @@ async def test_a_stream_that_fails_inside_ends_in_one_error_and_is_closed(caplog
     assert [line["type"] for line in got] == ["token", "error"]
     assert (got[-1]["code"], closed) == ("internal", [True])
     assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_request_for_other_weights_is_refused_before_anything_is_held(tiny: Path) -> None:
+    async with running("decode", tiny) as one:
+        ours = one.worker.model_digest
+        for digest, status in (("of another model", 503), (ours, 200)):
+            asked = body(prompt(5)) | {"mode": "local", "digest": digest}
+            answer = await one.http.post("/internal/v1/decode", json=asked)
+            assert answer.status_code == status
+            if status == 503:
+                error = answer.json()["error"]
+                assert (error["code"], error["retryable"]) == ("other_model", True)
+                assert one.worker.active == 0
+        await one.empty()

@@ -54,6 +54,8 @@ class Identity:
     """The type of its KV cache, as it reports it."""
     adapters: tuple[str, ...] = ()
     """The names of the LoRA adapters that it has loaded."""
+    adapter_places: Mapping[str, str] = field(default_factory=dict)
+    """Where it has loaded them from, by name, as far as it tells."""
     features: frozenset[str] = frozenset()
     """What it cannot do, and what it can beyond the protocol (disagg_wire.protocol)."""
 

@@ -118,6 +118,7 @@ class Sglang(Engine):
             blocks_total=sum(int(load["max_total_num_tokens"]) for load in loads) // page,
             kv_dtype=str(info["kv_cache_dtype"]),
             adapters=tuple(sorted(str(m["id"]) for m in listed if m.get("parent"))),
+            adapter_places={str(m["id"]): str(m["root"]) for m in listed if m.get("parent") and m.get("root")},
             features=self._features(deterministic=info.get("enable_deterministic_inference") is True),
         )
 

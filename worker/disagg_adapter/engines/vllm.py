@@ -122,6 +122,7 @@ class Vllm(Engine):
             blocks_total=int(cache["num_gpu_blocks"]),
             kv_dtype=cache.get("cache_dtype", "auto"),
             adapters=tuple(sorted(name for name, m in by_name.items() if m.get("parent"))),
+            adapter_places={name: str(m["root"]) for name, m in by_name.items() if m.get("parent") and m.get("root")},
             features=frozenset(_CANNOT | {FEATURE_ADAPTER}),
         )
 

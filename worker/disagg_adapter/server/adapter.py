@@ -27,7 +27,7 @@ from disagg_protocol.errors import InvalidInput
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket
 from disagg_wire.problems import ENGINE_HUNG, PROBLEM, WorkerProblem
-from disagg_wire.protocol import PROTOCOL_VERSION
+from disagg_wire.protocol import FEATURE_DIGEST, PROTOCOL_VERSION
 from disagg_wire.roles import DECODE, PREFILL, Role
 from disagg_wire.room import Room
 
@@ -90,13 +90,12 @@ class Adapter(Endpoint):
                 "engine": f"{settings.engine}-{identity.version}",
             }
         )
-        digest = "" if self.files is None else self.files.digest
         shared = {
             "protocol": PROTOCOL_VERSION,
             "engine": settings.engine,
             "version": identity.version,
             "connector": identity.connector,
-            "model": digest,
+            "model": self.model_digest,
             "dtype": settings.dtype,
             "kv_dtype": identity.kv_dtype,
             "block_size_tokens": identity.block_size_tokens,
@@ -173,6 +172,10 @@ class Adapter(Endpoint):
         return 0 if self.identity is None else self.identity.max_model_len
 
     @property
+    def model_digest(self) -> str:
+        return "" if self.files is None else self.files.digest
+
+    @property
     def compat(self) -> str:
         return self._compat
 
@@ -217,7 +220,7 @@ class Adapter(Endpoint):
         identity, files = health.identity, self.files
         answer: dict[str, Any] = {
             "protocol": PROTOCOL_VERSION,
-            "features": sorted(identity.features) if identity else [],
+            "features": sorted(identity.features | {FEATURE_DIGEST}) if identity else [],
             "incarnation": self.incarnation,
             "pod": settings.pod_name,
             "role": self.role,
@@ -225,6 +228,7 @@ class Adapter(Endpoint):
             "changing_to": None,
             "state": self.state,
             "revision": settings.revision,
+            "model_name": settings.model_name,
             "limits": {"max_running": settings.max_running, "max_waiting": settings.max_waiting},
             "engine": {"name": settings.engine, "version": identity.version if identity else ""},
         }
@@ -238,11 +242,15 @@ class Adapter(Endpoint):
         answer["model"] = {
             "name": settings.model_name,
             "digest": files.digest,
+            "revision": files.revision,
             "vocab_size": files.vocab_size,
             "max_model_len": identity.max_model_len,
             "eos_token_ids": list(files.eos_token_ids),
             "bos_token_id": files.bos_token_id,
             "adapters": list(identity.adapters),
+            "adapter_digests": {
+                name: hashlib.sha256(place.encode()).hexdigest() for name, place in identity.adapter_places.items()
+            },
         }
         answer["kv"] = {
             "compat": self.compat,

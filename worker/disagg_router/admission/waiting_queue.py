@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from disagg_router.admission.backlog import Backlog
 from disagg_router.admission.turn_order import Ordered, Turn
 from disagg_router.errors import ApiError
 
@@ -21,10 +22,15 @@ from disagg_router.errors import ApiError
 _RETRY_S = 0.1
 
 
+class LeftModel(Exception):
+    """Raised when a request need not wait any more for workers of its model."""
+
+
 @dataclass(eq=False, slots=True)
 class _Waiter:
     turn: Turn
     pool: str
+    leaves: Callable[[], bool]
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     may_try: bool = False
 
@@ -40,10 +46,9 @@ class AdmissionQueue:
     and would otherwise be overtaken by a request that asks a moment later.
     """
 
-    def __init__(self, max_depth: int, max_wait_s: float, patience_s: float = 0.0) -> None:
-        self._max_depth = max_depth
+    def __init__(self, backlog: Backlog, max_wait_s: float, patience_s: float = 0.0) -> None:
+        self._backlog = backlog
         self._max_wait_s = max_wait_s
-        self._numbers = itertools.count()
         self._order = Ordered(patience_s)
         self._waiters: dict[int, _Waiter] = {}
         self._waiting: Counter[str] = Counter()
@@ -57,7 +62,7 @@ class AdmissionQueue:
 
         Its due time may be set later, before it waits.
         """
-        return Turn(next(self._numbers), time.monotonic())
+        return Turn(self._backlog.number(), time.monotonic())
 
     def waiting(self, pool: str) -> int:
         return self._waiting[pool]
@@ -103,6 +108,11 @@ class AdmissionQueue:
         first.may_try = True
         first.woken.set()
 
+    def recheck(self) -> None:
+        """Let all requests look whether they still wait for the right model."""
+        for waiter in self._waiters.values():
+            waiter.woken.set()
+
     def settled(self, turn: Turn) -> None:
         """Record that a request got its place, or has ended."""
         if self._trying.pop(turn.number, None) is not None:
@@ -119,20 +129,33 @@ class AdmissionQueue:
         return any(self._order.before(t, turn, now_s) for t in self._trying.values())
 
     async def wait(
-        self, turn: Turn, pool: str, since_s: float, *, deadline_s: float = math.inf, returning: bool = False
+        self,
+        turn: Turn,
+        pool: str,
+        since_s: float,
+        *,
+        deadline_s: float = math.inf,
+        returning: bool = False,
+        size_bytes: int = 0,
+        leaves: Callable[[], bool] = lambda: False,
     ) -> None:
         """Wait for room in `pool` ("prefill" or "decode"), where the wait began at monotonic
         `since_s`.
 
         Raises ApiError 429 when the queue is full, 503 when the longest wait is over, and 504 when
-        `deadline_s` has passed.
+        `deadline_s` has passed. Raises LeftModel when `leaves` holds, which `recheck` looks at.
 
         `returning` is set for a request that has waited before or has emitted tokens: newcomers
         that have filled the queue in the meantime do not push it out.
         """
-        if len(self._waiters) >= self._max_depth and not returning:
+        if not returning and not self._backlog.has_room(size_bytes):
             raise ApiError(429, "the queue is full; try again later", code="queue_full", retry_after_s=1)
-        waiter = self._waiters[turn.number] = _Waiter(turn, pool)
+        with self._backlog.holds(size_bytes):
+            await self._wait(_Waiter(turn, pool, leaves), since_s, deadline_s)
+
+    async def _wait(self, waiter: _Waiter, since_s: float, deadline_s: float) -> None:
+        turn, pool = waiter.turn, waiter.pool
+        self._waiters[turn.number] = waiter
         self._order.join(turn)
         self._waiting[pool] += 1
         self._trying.pop(turn.number, None)
@@ -159,6 +182,8 @@ class AdmissionQueue:
         """Return when the waiter is the first and was woken, or has been the first for a while."""
         retry_s = math.inf
         while True:
+            if waiter.leaves():
+                raise LeftModel
             now_s = time.monotonic()
             left_s = min(until_s, deadline_s) - now_s
             if left_s <= 0:

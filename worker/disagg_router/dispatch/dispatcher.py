@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from functools import partial
 
-from disagg_router.admission.turn_order import Turn
-from disagg_router.admission.waiting_queue import AdmissionQueue
+from disagg_router.admission.queues import Queues
+from disagg_router.admission.waiting_queue import AdmissionQueue, LeftModel
 from disagg_router.dispatch.attempt import Attempt, Finished, Patience, Trace
 from disagg_router.dispatch.promises import cannot_go_on, weakened
 from disagg_router.dispatch.request_state import RequestState, Token
@@ -27,15 +27,23 @@ from disagg_router.workers.table import WorkerTable
 log = logging.getLogger(__name__)
 
 
-class _Visit:
-    """A request's place in the queue, and the workers that it need not ask again before it has
-    waited.
+class ModelReplaced(Exception):
+    """Raised when requests for a name go to other weights by now, and the client has got nothing.
+
+    The request may start anew, with the tokenizer of these weights.
     """
 
-    def __init__(self, turn: Turn, arrived_s: float) -> None:
-        self.turn = turn
+
+class _Visit:
+    """A request's place in the queue of its model, and the workers that it need not ask again
+    before it has waited.
+    """
+
+    def __init__(self, queue: AdmissionQueue, arrived_s: float) -> None:
+        self.queue = queue
+        self.turn = queue.turn()
         self.arrived_s = arrived_s
-        self.since_s = time.monotonic()
+        self.since_s = arrived_s
         self.full: set[str] = set()
         self.returning = False
         self.ranked = False
@@ -57,7 +65,7 @@ class Dispatcher:
         self,
         client: WorkerClient,
         table: WorkerTable,
-        queue: AdmissionQueue,
+        queues: Queues,
         metrics: Metrics,
         timeout_s: float,
         patience: Patience,
@@ -65,7 +73,7 @@ class Dispatcher:
     ) -> None:
         self._client = client
         self._table = table
-        self._queue = queue
+        self._queues = queues
         self._metrics = metrics
         self._timeout_s = timeout_s
         self._patience = patience
@@ -75,31 +83,34 @@ class Dispatcher:
         """Yield the tokens in order, then Finished, for a request that arrived at monotonic
         `arrived_s`.
 
-        Raises ApiError when every attempt has failed or a limit of the queue was reached.
+        Raises ApiError when every attempt has failed or a limit of the queue was reached, and
+        ModelReplaced.
         """
-        deadline_s = time.monotonic() + self._timeout_s
-        visit = _Visit(self._queue.turn(), arrived_s)
-        try:
-            async with contextlib.aclosing(self._attempts(state, trace, visit, deadline_s)) as items:
-                async for item in items:
-                    yield item
-        finally:
-            self._queue.gone(visit.turn)
+        deadline_s = arrived_s + self._timeout_s
+        # The adapters of a model have its workers, and so its queue.
+        with self._queues.queue((state.identity.parent or state.identity.name, state.identity.digest)) as queue:
+            visit = _Visit(queue, arrived_s)
+            try:
+                async with contextlib.aclosing(self._attempts(state, trace, visit, deadline_s)) as items:
+                    async for item in items:
+                        yield item
+            finally:
+                queue.gone(visit.turn)
 
     async def _attempts(
         self, state: RequestState, trace: Trace, visit: _Visit, deadline_s: float
     ) -> AsyncGenerator[Token | Finished]:
-        if not self._queue.idle:
+        if not visit.queue.idle:
             self._rank(visit, state)
-            if not self._queue.enter(visit.turn):
-                await self._wait(visit, self._queue.scarce(), trace, deadline_s)
+            if not visit.queue.enter(visit.turn):
+                await self._wait(visit, state, visit.queue.scarce(), trace, deadline_s)
         while True:
             choice: Choice | None = None
             try:
                 choice = self._choose(state, visit.full, trace)
                 trace.attempts = state.failures + 1
                 weaker = weakened(state, choice)
-                settled = partial(self._queue.settled, visit.turn)
+                settled = partial(visit.queue.settled, visit.turn)
                 self._rank(visit, state, choice)
                 async with contextlib.aclosing(
                     self.attempt(state, trace, choice, deadline_s, settled, visit.turn.due_s)
@@ -143,7 +154,7 @@ class Dispatcher:
             trace,
             self._patience,
             deadline_s,
-            room_changed or self._queue.wake,
+            room_changed or self._queues.wake,
             due_s,
         ).items()
 
@@ -156,7 +167,7 @@ class Dispatcher:
             return
         visit.ranked = True
         if choice is None:
-            uncached = self._table.uncached_tokens(state.prompt, state.tenant, state.adapter)
+            uncached = self._table.uncached_tokens(state.prompt, state.tenant, state.identity)
         else:
             uncached = choice.computed_tokens
         limit_s = self._deadlines.ttft_limit_s(uncached)
@@ -174,12 +185,11 @@ class Dispatcher:
     def _choose(self, state: RequestState, full: set[str], trace: Trace) -> Choice:
         """Return the workers to ask. Raises NoRoom, or ApiError if waiting for others is no use."""
         choice = self._table.choose(
-            digest=state.digest,
+            identity=state.identity,
             single_token=state.single_token,
             full=full,
             tokens=[*state.prompt, *state.emitted],
             tenant=state.tenant,
-            adapter=state.adapter,
             resumes_format=state.resumes_format,
         )
         if choice is None and cannot_go_on(state, self._table.workers(), trace.decode or trace.prefill):
@@ -189,9 +199,11 @@ class Dispatcher:
             )
             raise ApiError(503, message, code="not_resumable")
         if choice is None:
-            pool = scarce_pool(self._table.workers(), digest=state.digest, full=full)
+            pool = scarce_pool(self._table.workers(), identity=state.identity, full=full)
             raise NoRoom(pool, "no worker has room or is ready")
-        if choice.prefill is None and any(w.incarnation in full and w.serves("prefill") for w in self._table.workers()):
+        if choice.prefill is None and any(
+            w.incarnation in full and w.serves("prefill") and w.offers(state.identity) for w in self._table.workers()
+        ):
             # Prefill workers exist but are full. That is load and not absence, so the request waits
             # for them.
             raise NoRoom("prefill", "every prefill worker is full")
@@ -218,15 +230,52 @@ class Dispatcher:
             return
         visit.full.clear()
         self._rank(visit, state)
-        await self._wait(visit, refusal.pool, trace, deadline_s)
+        await self._wait(visit, state, refusal.pool, trace, deadline_s)
 
-    async def _wait(self, visit: _Visit, pool: str, trace: Trace, deadline_s: float) -> None:
+    async def _wait(self, visit: _Visit, state: RequestState, pool: str, trace: Trace, deadline_s: float) -> None:
+        """Return when the request may try again. Raises ModelReplaced."""
         started_s = time.monotonic()
         try:
-            await self._queue.wait(visit.turn, pool, visit.since_s, deadline_s=deadline_s, returning=visit.returning)
+            if self._has_workers(state):
+                with contextlib.suppress(LeftModel):
+                    await visit.queue.wait(
+                        visit.turn,
+                        pool,
+                        visit.since_s,
+                        deadline_s=deadline_s,
+                        returning=visit.returning,
+                        size_bytes=state.size_bytes,
+                        leaves=lambda: not self._has_workers(state),
+                    )
+            if not self._has_workers(state):
+                await self._hold(visit, state, deadline_s)
             visit.returning = True
         finally:
             trace.queue_s += time.monotonic() - started_s
+
+    def _has_workers(self, state: RequestState) -> bool:
+        """Return whether the request is to wait for the workers of its model.
+
+        Otherwise they are gone, or requests for this name go to others and it can be one of these.
+        """
+        catalogue = self._table.catalogue
+        return catalogue.has(state.identity) if state.shown else catalogue.goes_to(state.identity)
+
+    async def _hold(self, visit: _Visit, state: RequestState, deadline_s: float) -> None:
+        """Wait until there are workers with the weights of the request, or with others for its name
+        if it can begin anew. Raises ModelReplaced in the latter case.
+        """
+        visit.queue.gone(visit.turn)
+        name = state.identity.name
+
+        def ready() -> bool:
+            return self._has_workers(state) or (not state.shown and bool(self._table.catalogue.current(name)))
+
+        await self._queues.hold.until(
+            ready, name, state.size_bytes, visit.since_s, deadline_s=deadline_s, returning=visit.returning
+        )
+        if not self._has_workers(state):
+            raise ModelReplaced(name)
 
     def _failed(self, state: RequestState, failure: AttemptFailed) -> None:
         """Record the workers to avoid. Raises ApiError when no attempt is left."""

@@ -78,7 +78,7 @@ class Handshakes:
     async def _probe(self, prefill: Worker, decode: Worker) -> None:
         sampling = {"seed": 0, "max_new_tokens": 2, "temperature": 0.0, "min_tokens": 2, "stop_token_ids": []}
         state = RequestState(
-            f"handshake-{secrets.token_hex(8)}", decode.digest, tuple(range(_PROBE_TOKENS)), sampling, 1
+            f"handshake-{secrets.token_hex(8)}", decode.identity, tuple(range(_PROBE_TOKENS)), sampling, 1
         )
         trace, key = Trace(), pair_key(prefill, decode)
         items = self._dispatcher.attempt(state, trace, Choice(prefill, decode), time.monotonic() + _TIMEOUT_S)

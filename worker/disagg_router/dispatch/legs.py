@@ -14,7 +14,7 @@ from disagg_router.workers.client import Line, WorkerClient
 from disagg_router.workers.pair_choice import Choice, pair_key
 from disagg_router.workers.worker_info import Worker
 from disagg_wire import codes
-from disagg_wire.protocol import FEATURE_FIRST_TOKEN_WITHIN
+from disagg_wire.protocol import FEATURE_DIGEST, FEATURE_FIRST_TOKEN_WITHIN
 from disagg_wire.room import Room
 
 # With a bound, a slow client makes the connections to the workers wait instead of making this
@@ -108,6 +108,8 @@ class Legs:
         return () if worker is None else (worker.incarnation,)
 
     def _spawn(self, leg: str, worker: Worker, body: Line) -> None:
+        # Its address may have become that of a worker with other weights since the last poll.
+        body |= {FEATURE_DIGEST: worker.digest} if FEATURE_DIGEST in worker.features else {}
         self._running.add(leg)
         self._tasks.append(asyncio.create_task(self._pump(leg, worker, body)))
 

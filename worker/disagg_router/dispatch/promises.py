@@ -41,5 +41,5 @@ def cannot_go_on(state: RequestState, workers: Iterable[Worker], last: Worker | 
     """
     if not state.resumes_format:
         return False
-    known = [w for w in workers if w.digest == state.digest] or ([] if last is None else [last])
+    known = [w for w in workers if w.offers(state.identity)] or ([] if last is None else [last])
     return bool(known) and all(FEATURE_STRUCTURED_NOT_RESUMED in w.features for w in known)

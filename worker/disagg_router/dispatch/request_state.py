@@ -10,7 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from disagg_router.workers.worker_info import Identity
 from disagg_wire.protocol import FEATURE_ADAPTER
+
+# A reference, and an integer.
+_TOKEN_BYTES = 8 + 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,8 @@ class RequestState:
 
     request_id: str
     """The name of the request on workers and in logs."""
-    digest: str
-    """The digest of the model that the prompt was tokenized for."""
+    identity: Identity
+    """What the prompt was tokenized for; all attempts are with workers that have it."""
     prompt: tuple[int, ...]
     """The token ids of the prompt."""
     sampling: Mapping[str, Any]
@@ -59,8 +63,6 @@ class RequestState:
     """The number of failed attempts after which the request fails."""
     tenant: str = ""
     """The scope within which cached KV is shared."""
-    adapter: str = ""
-    """The LoRA adapter that it is for; empty for the model itself."""
     has_own_seed: bool = False
     """Whether the seed is the client's and not one that the router has drawn."""
     emitted: list[int] = field(default_factory=list)
@@ -69,6 +71,8 @@ class RequestState:
     """The number of the attempt, from 0."""
     failures: int = 0
     """The number of attempts that have failed."""
+    shown: bool = False
+    """Whether the client has got a part of the answer, which other weights must not continue."""
     # How many tokens of the prompt the worker of the first attempt that reported it found in its
     # cache.
     cached_tokens: int = 0
@@ -85,6 +89,11 @@ class RequestState:
         return self.max_new_tokens - len(self.emitted) == 1
 
     @property
+    def size_bytes(self) -> int:
+        """About how much memory the request needs while it waits."""
+        return _TOKEN_BYTES * (len(self.prompt) + len(self.emitted))
+
+    @property
     def resumes_format(self) -> bool:
         """Whether a next attempt continues an output that has to match a format."""
         return bool(self.emitted) and self.sampling.get("structured") is not None
@@ -95,7 +104,7 @@ class RequestState:
         Tokens that were emitted by earlier attempts are part of the prompt. Only workers that list
         the adapter are sent its name.
         """
-        named = {FEATURE_ADAPTER: self.adapter} if self.adapter else {}
+        named = {FEATURE_ADAPTER: self.identity.adapter} if self.identity.adapter else {}
         return named | {
             "request_id": self.request_id,
             "epoch": self.epoch,

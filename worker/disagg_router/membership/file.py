@@ -20,7 +20,10 @@ _POLL_S = 0.2
 
 def _member(listed: dict[str, Any]) -> Member:
     return Member(
-        str(listed["name"]), str(listed["url"]), frozenset([str(listed["pool"])] if listed.get("pool") else [])
+        str(listed["name"]),
+        str(listed["url"]),
+        frozenset([str(listed["pool"])] if listed.get("pool") else []),
+        ready=listed.get("ready") is not False,
     )
 
 

@@ -28,9 +28,10 @@ _WATCH_PAUSE_S = 1.0
 
 
 def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
-    """PURE: Return the ready addresses of one EndpointSlice by pod name.
+    """PURE: Return the addresses of one EndpointSlice by pod name.
 
-    A slice carries the labels of its Service, so it names the pool.
+    Those that terminate are left out. A slice carries the labels of its Service, so it names the
+    pool.
     """
     pool = (slice_["metadata"].get("labels") or {}).get(LABEL_POOL)
     pools = frozenset([pool] if pool else [])
@@ -39,10 +40,11 @@ def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
     for endpoint in slice_.get("endpoints") or []:
         name = (endpoint.get("targetRef") or {}).get("name")
         addresses = endpoint.get("addresses") or []
+        conditions = endpoint.get("conditions") or {}
         # A terminating worker still finishes its streams, but gets no new requests.
-        if port and name and addresses and (endpoint.get("conditions") or {}).get("ready") is not False:
+        if port and name and addresses and not conditions.get("terminating"):
             host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
-            out[name] = Member(name, f"http://{host}:{port}", pools)
+            out[name] = Member(name, f"http://{host}:{port}", pools, ready=conditions.get("ready") is not False)
     return out
 
 
@@ -65,7 +67,11 @@ class KubernetesMembership:
         for slice_ in self._slices.values():
             for name, member in slice_.items():
                 known = out.get(name)
-                out[name] = member if known is None else replace(member, pools=known.pools | member.pools)
+                out[name] = (
+                    member
+                    if known is None
+                    else replace(member, pools=known.pools | member.pools, ready=known.ready or member.ready)
+                )
         return out
 
     async def run(self) -> None:

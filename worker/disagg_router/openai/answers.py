@@ -92,12 +92,17 @@ def completion_logprobs(text: TokenText, tokens: Sequence[Token], offset: int) -
 class AnswerFormat:
     """The shapes of one endpoint's answers.
 
-    `chat` distinguishes /v1/chat/completions from /v1/completions.
+    `chat` distinguishes /v1/chat/completions from /v1/completions. `fingerprint` names the weights.
     """
 
-    def __init__(self, *, chat: bool, identity: str, created_s: int, model: str) -> None:
+    def __init__(self, *, chat: bool, identity: str, created_s: int, model: str, fingerprint: str) -> None:
         self._chat = chat
-        self._base = {"id": ("chatcmpl-" if chat else "cmpl-") + identity, "created": created_s, "model": model}
+        self._base = {
+            "id": ("chatcmpl-" if chat else "cmpl-") + identity,
+            "created": created_s,
+            "model": model,
+            "system_fingerprint": fingerprint,
+        }
 
     def whole(self, results: Sequence[tuple[AnswerChoice, Sequence[Piece]]]) -> Json:
         choices = []

@@ -20,20 +20,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from disagg_router.dispatch.dispatcher import ModelReplaced
 from disagg_router.errors import ApiError
 from disagg_router.openai import schema
 from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
 from disagg_router.openai.generation import Generation, plan
+from disagg_router.openai.model_names import ModelNames
 from disagg_router.openai.streaming import SseResponse, merge, while_connected
 from disagg_router.router import Router
-from disagg_router.text.tokenizer import Text
-from disagg_router.workers.worker_info import Model
 from disagg_wire.protocol import HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
 
 log = logging.getLogger(__name__)
 _BODY_TIMEOUT_S = 60.0
-_MAX_NAMES_SHOWN = 16
 
 
 def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
@@ -56,6 +55,7 @@ class Api:
     def __init__(self, router: Router) -> None:
         self._router = router
         self._keys = ApiKeys(router.settings)
+        self._names = ModelNames(router)
         self._bearer = router.settings.bearer().encode()
         self._salt = hmac.digest(self._bearer, b"disagg-tenant-v1", "sha256")
 
@@ -72,7 +72,7 @@ class Api:
         key = _bearer_of(request) if self._keys.required else ""
         return hmac.digest(self._salt, json.dumps([key, salt]).encode(), "sha256").hex() if key or salt else ""
 
-    async def _json(self, request: Request) -> Any:
+    async def _body(self, request: Request) -> bytes:
         limit = self._router.settings.max_body_bytes
         parts, size = [], 0
         try:
@@ -84,24 +84,7 @@ class Api:
                     parts.append(part)
         except TimeoutError:
             raise ApiError(408, f"the body did not come within {_BODY_TIMEOUT_S:g} s", code="body_timeout") from None
-        return schema.loads(b"".join(parts))
-
-    def _names(self) -> list[str]:
-        """Return the names that a request may give as its model: the model's own, then those of its
-        LoRA adapters.
-        """
-        served = self._router.settings.model_name
-        return [served, *sorted(self._router.table.adapters() - {served})]
-
-    def _model(self, name: str) -> tuple[Text, Model]:
-        model = self._router.table.model()
-        if name not in (names := self._names()) and model is not None:
-            has = ", ".join(repr(n) for n in names[:_MAX_NAMES_SHOWN]) + (" ..." if names[_MAX_NAMES_SHOWN:] else "")
-            message = f"the model {name!r} does not exist; this server has {has}"
-            raise ApiError(404, message, code="model_not_found", param="model")
-        if model is None:  # nor is it known which LoRA adapters there are
-            raise ApiError(503, "no worker has been ready yet; try again later", code="starting", retry_after_s=5)
-        return model
+        return b"".join(parts)
 
     async def chat(self, request: Request) -> Response:
         return await self._completions(request, schema.ChatRequest, "chat")
@@ -127,43 +110,68 @@ class Api:
         return answer
 
     async def _answer(self, request: Request, kind: type[schema.RequestT], *, chat: bool) -> Response:
+        arrived_s = time.monotonic()
         self._authenticate(request)
-        asked = schema.parse(kind, await self._json(request))
-        text, model = self._model(asked.model)
+        body = await self._body(request)
+        asked, size_bytes = schema.parse(kind, schema.loads(body)), len(body)
+        del body
+        shown_id, generations, queue_s = secrets.token_hex(12), list[Generation](), 0.0
         with self._router.work() as work:
-            generations = await asyncio.to_thread(
-                plan,
-                asked,
-                text,
-                model,
-                self._router.settings.max_attempts,
-                self._tenant(request, asked.cache_salt),
-                "" if asked.model == self._router.settings.model_name else asked.model,
-            )
-            for g in generations:
-                self._router.metrics.arrived(len(g.state.prompt))
-            shape = AnswerFormat(
-                chat=chat, identity=secrets.token_hex(12), created_s=int(time.time()), model=asked.model
-            )
-            traced = request.headers.get("x-disagg-trace") == "1"
+            work.callback(lambda: self._account(generations))
+            for _ in range(self._router.settings.max_attempts):
+                text, model, held_s = await self._names.find(asked.model, size_bytes, arrived_s, request.receive)
+                planned = await asyncio.to_thread(
+                    plan,
+                    asked,
+                    text,
+                    model,
+                    self._router.settings.max_attempts,
+                    self._tenant(request, asked.cache_salt),
+                    arrived_s,
+                )
+                for g in planned[len(generations) :]:
+                    self._router.metrics.arrived(len(g.state.prompt))
+                generations[:] = planned
+                for g in planned:
+                    g.trace.queue_s = queue_s + held_s
+                shape = AnswerFormat(
+                    chat=chat,
+                    identity=shown_id,
+                    created_s=int(time.time()),
+                    model=asked.model,
+                    fingerprint=model.identity.fingerprint,
+                )
+                with contextlib.suppress(ModelReplaced):
+                    return await self._served(request, asked, shape, planned, work)
+                queue_s = max(g.trace.queue_s for g in planned)
+            raise ApiError(503, "the model was replaced too often; try again", code="starting", retry_after_s=1)
 
-            def close() -> None:
-                self._account(generations)
+    async def _served(
+        self,
+        request: Request,
+        asked: schema.ChatRequest | schema.CompletionRequest,
+        shape: AnswerFormat,
+        generations: list[Generation],
+        work: contextlib.ExitStack,
+    ) -> Response:
+        """Return the answer, or its stream once there is a first token.
 
-            work.callback(close)
-            if not asked.stream:
-                answer = await while_connected(request.receive, self._whole(shape, generations))
-                return JSONResponse(answer | ({"disagg": generations[0].trace_json()} if traced else {}))
-            usage = traced or (asked.stream_options is not None and asked.stream_options.include_usage)
-            events = self._stream(shape, generations, usage=usage, traced=traced)
-            try:
-                # Nothing is promised before there is a token: a failure until then is answered with
-                # its own status.
-                first = await while_connected(request.receive, anext(events))
-            except BaseException:
-                await events.aclose()
-                raise
-            return SseResponse(first, events, work.pop_all().close)
+        Raises ApiError, and ModelReplaced while nothing has gone to the client.
+        """
+        traced = request.headers.get("x-disagg-trace") == "1"
+        if not asked.stream:
+            answer = await while_connected(request.receive, self._whole(shape, generations))
+            return JSONResponse(answer | ({"disagg": generations[0].trace_json()} if traced else {}))
+        usage = traced or (asked.stream_options is not None and asked.stream_options.include_usage)
+        events = self._stream(shape, generations, usage=usage, traced=traced)
+        try:
+            # Nothing is promised before there is a token: a failure until then is answered with
+            # its own status.
+            first = await while_connected(request.receive, anext(events))
+        except BaseException:
+            await events.aclose()
+            raise
+        return SseResponse(first, events, work.pop_all().close)
 
     async def _whole(self, shape: AnswerFormat, generations: list[Generation]) -> dict[str, Any]:
         """Return the whole answer."""
@@ -187,6 +195,8 @@ class Api:
                 async for index, piece in merged:
                     if not started:
                         started = True
+                        for g in generations:
+                            g.state.shown = True
                         for opening in filter(None, (shape.opening(g.index) for g in generations)):
                             yield opening
                     if piece.text or (piece.tokens and piece.tokens[0].logprob is not None) or piece.finish_reason:
@@ -252,12 +262,7 @@ class Api:
             self._authenticate(request)
         except ApiError as error:
             return _error(error)
-        served = self._router.settings.model_name
-        cards = {
-            name: {"id": name, "object": "model", "created": self._router.created_s, "owned_by": "disagg"}
-            | ({} if name == served else {"parent": served})
-            for name in self._names()
-        }
+        cards = self._names.cards()
         asked = request.path_params.get("name")
         if asked is None:
             return JSONResponse({"object": "list", "data": list(cards.values())})

@@ -20,7 +20,8 @@ from disagg_router.openai.sampling import check_prompt, sampling_of
 from disagg_router.openai.schema import ChatRequest, CompletionRequest
 from disagg_router.text.stop_strings import StopStrings
 from disagg_router.text.tokenizer import Detokenizer, Text
-from disagg_router.workers.worker_info import Model, Worker
+from disagg_router.workers.catalogue import Model
+from disagg_router.workers.worker_info import Worker
 
 
 @dataclass(slots=True)
@@ -114,12 +115,12 @@ def plan(
     text: Text,
     model: Model,
     max_attempts: int,
-    tenant: str = "",
-    adapter: str = "",
+    tenant: str,
+    arrived_s: float,
 ) -> list[Generation]:
-    """Return every choice that the request asks for. Raises ApiError.
+    """Return every choice that the request asks for, which arrived at monotonic `arrived_s`.
 
-    `adapter` is the LoRA adapter that it names as its model, if it names one.
+    Raises ApiError.
     """
     if isinstance(request, ChatRequest):
         prompts = [text.encode_chat([m.plain() for m in request.messages])]
@@ -133,13 +134,12 @@ def plan(
             sampling = sampling_of(request, model, allowed, (seed + i) % (1 << 64))
             state = RequestState(
                 secrets.token_hex(16),
-                model.digest,
+                model.identity,
                 tuple(prompt),
                 sampling,
                 max_attempts,
                 tenant,
-                adapter,
                 has_own_seed=request.seed is not None,
             )
-            out.append(Generation(len(out), text, state, request.stops, shares_prompt=i > 0))
+            out.append(Generation(len(out), text, state, request.stops, shares_prompt=i > 0, started_s=arrived_s))
     return out

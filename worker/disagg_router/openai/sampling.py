@@ -6,7 +6,7 @@ from typing import Any
 
 from disagg_router.errors import ApiError
 from disagg_router.openai.schema import ChatRequest, CompletionRequest
-from disagg_router.workers.worker_info import Model
+from disagg_router.workers.catalogue import Model
 
 
 def check_prompt(prompt: list[int], wanted: int | None, default: int | None, model: Model) -> int:

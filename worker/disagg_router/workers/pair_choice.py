@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 
-from disagg_router.workers.worker_info import Worker
+from disagg_router.workers.shares import drawn, pair_shares
+from disagg_router.workers.worker_info import Identity, Worker
 from disagg_wire.protocol import (
     FEATURE_FIRST_TOKEN_FROM_DECODE,
     FEATURE_NO_LOCAL_PREFILL,
@@ -89,15 +92,11 @@ class Prompt:
 
     tokens: int = 0
     cached_tokens: Mapping[str, int] = field(default_factory=dict)
-    adapter: str = ""
-    """The LoRA adapter that the request is for; empty for the model itself."""
     resumes_format: bool = False
     """Whether it continues an output that has to match a format."""
 
     def fits(self, w: Worker) -> bool:
         """Return whether the worker can serve such a request at all."""
-        if self.adapter and self.adapter not in w.adapters:
-            return False
         return not (self.resumes_format and FEATURE_STRUCTURED_NOT_RESUMED in w.features)
 
     def to_compute(self, w: Worker) -> int:
@@ -150,7 +149,7 @@ def _by_load(
 def choose(
     workers: Iterable[Worker],
     *,
-    digest: str,
+    identity: Identity,
     single_token: bool,
     avoid: Callable[[str], bool],
     full: Collection[str],
@@ -161,17 +160,17 @@ def choose(
 ) -> Choice | None:
     """Return the least loaded pair that can communicate, or None if no worker can serve now.
 
-    Without a usable prefill worker, a decode worker prefills locally. `digest` is the model that
-    the request was tokenized for. `avoid(key)` tells whether the breaker is open for an incarnation
-    or a pair. `full` contains the incarnations that have just refused this request. `proven`
-    contains the incarnations that have moved KV; others are taken only if no pair of these is left.
-    `dice` decides between equal loads.
+    Without a usable prefill worker, a decode worker prefills locally. `identity` is what the
+    request was tokenized for: both workers have it. `avoid(key)` tells whether the breaker is open
+    for an incarnation or a pair. `full` contains the incarnations that have just refused this
+    request. `proven` contains the incarnations that have moved KV; others are taken only if no pair
+    of these is left. `dice` decides between equal loads.
     """
     prompt = prompt or Prompt()
     usable = [
         w
         for w in workers
-        if w.digest == digest and prompt.fits(w) and w.incarnation not in full and not avoid(w.incarnation)
+        if w.offers(identity) and prompt.fits(w) and w.incarnation not in full and not avoid(w.incarnation)
     ]
     prefills = _by_load((w for w in usable if w.serves("prefill")), _prefill_load, inflight, prompt, dice)
     alone = [p for p in prefills if FEATURE_FIRST_TOKEN_FROM_DECODE not in p.features]
@@ -185,10 +184,11 @@ def choose(
     if whole:
         return Choice(None, decodes[0], prompt.to_compute(decodes[0])) if decodes else None
     trusted = ([p for p in prefills if p.incarnation in proven], [d for d in decodes if d.incarnation in proven])
-    for some_prefills, some_decodes in (trusted, (prefills, decodes)):
-        for decode in some_decodes:
-            for prefill in some_prefills:
-                if prefill.compat != decode.compat or avoid(pair_key(prefill, decode)):
+    layouts = _layouts(prefills, decodes, dice)
+    for (some_prefills, some_decodes), compat in product((trusted, (prefills, decodes)), layouts):
+        for decode in (d for d in some_decodes if d.compat == compat):
+            for prefill in (p for p in some_prefills if p.compat == compat):
+                if avoid(pair_key(prefill, decode)):
                     continue
                 one = prefill.incarnation == decode.incarnation
                 return Choice(None if one else prefill, decode, prompt.to_compute(prefill))
@@ -196,13 +196,29 @@ def choose(
     return Choice(None, local[0], prompt.to_compute(local[0])) if local else None
 
 
-def scarce_pool(workers: Iterable[Worker], *, digest: str, full: Collection[str]) -> str:
+def _layouts(prefills: Iterable[Worker], decodes: Iterable[Worker], dice: Callable[[], float]) -> list[str]:
+    """Return the `compat` hashes of which there are pairs, in the order in which to try them.
+
+    There are several during a rollout that changes the KV cache. The first is drawn in proportion
+    to the pairs: by load alone, the few decode workers of one layout would get the requests that
+    its few prefill workers cannot take.
+    """
+    counts = [Counter(w.compat for w in workers) for workers in (prefills, decodes)]
+    found = sorted(counts[0].keys() & counts[1].keys())
+    if len(found) < 2:
+        return found
+    shares = pair_shares([(counts[0][c], counts[1][c]) for c in found])
+    first = found[drawn(shares, dice())]
+    return [first, *sorted((c for c in found if c != first), key=lambda c: -shares[found.index(c)])]
+
+
+def scarce_pool(workers: Iterable[Worker], *, identity: Identity, full: Collection[str]) -> str:
     """Return the pool that a request waits for when `choose` has found nothing.
 
     That is prefill if a decode worker has room and could serve with a prefill worker, but not
     alone.
     """
-    decodes = [w for w in workers if w.digest == digest and w.serves("decode") and w.incarnation not in full]
+    decodes = [w for w in workers if w.offers(identity) and w.serves("decode") and w.incarnation not in full]
     needs_prefill = bool(decodes) and all(FEATURE_NO_LOCAL_PREFILL in w.features for w in decodes)
     return "prefill" if needs_prefill else "decode"
 
@@ -216,16 +232,20 @@ def decode_room(workers: Iterable[Worker], compat: str) -> Room | None:
 
 
 def handshake_pairs(workers: Iterable[Worker], limit: int = 64) -> list[tuple[Worker, Worker]]:
-    """Return the pairs whose handshake is due.
+    """Return the pairs whose handshake is due: workers of one model whose KV is compatible.
 
     These are all pairs if there are few, and otherwise one for each worker on either side.
     """
-    listed = sorted(workers, key=lambda w: w.name)
-    prefills = [w for w in listed if w.role == "prefill" and w.serves("prefill")]
-    decodes = [w for w in listed if w.role == "decode" and w.serves("decode")]
-    pairs = [(p, d) for p in prefills for d in decodes if p.compat == d.compat]
-    if len(pairs) <= limit:
-        return pairs
-    n = max(len(prefills), len(decodes))
-    sampled = [(prefills[i % len(prefills)], decodes[i % len(decodes)]) for i in range(n)]
-    return [(p, d) for p, d in sampled if p.compat == d.compat]
+    groups: dict[tuple[Identity, str], tuple[list[Worker], list[Worker]]] = {}
+    for w in sorted(workers, key=lambda w: w.name):
+        sides = groups.setdefault((w.identity, w.compat), ([], []))
+        if w.role in ("prefill", "decode") and w.serves(w.role):
+            sides[w.role == "decode"].append(w)
+    whole = [sides for sides in groups.values() if all(sides)]
+    if sum(len(prefills) * len(decodes) for prefills, decodes in whole) <= limit:
+        return [(p, d) for prefills, decodes in whole for p in prefills for d in decodes]
+    return [
+        (prefills[i % len(prefills)], decodes[i % len(decodes)])
+        for prefills, decodes in whole
+        for i in range(max(len(prefills), len(decodes)))
+    ]

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -19,7 +19,9 @@ from typing import Protocol
 import httpx
 
 from disagg_router.text.tokenizer import Text
+from disagg_router.workers.catalogue import Catalogue, KnownNames, catalogue_of
 from disagg_router.workers.client import WorkerClient
+from disagg_router.workers.coming_models import ComingModels
 from disagg_router.workers.pair_choice import (
     Breaker,
     Choice,
@@ -31,7 +33,7 @@ from disagg_router.workers.pair_choice import (
 )
 from disagg_router.workers.pair_link import Link, declared
 from disagg_router.workers.prefix_affinity import PrefixMap, prefix_names
-from disagg_router.workers.worker_info import Member, Model, Worker, model_of, parse_info
+from disagg_router.workers.worker_info import Identity, Member, Worker, name_of, parse_info
 from disagg_wire.protocol import DECODE_ROOM_PATH, INFO_PATH, READY, TOKENIZER_PATH
 from disagg_wire.room import Room
 
@@ -52,10 +54,24 @@ class Membership(Protocol):
 
 
 class WorkerTable:
-    """The polled `info` of every member, this router's own load on it, and the circuit breaker."""
+    """The polled `info` of every member, this router's own load on it, and the circuit breaker.
 
-    def __init__(self, client: WorkerClient, membership: Membership, interval_s: float) -> None:
+    `changed` is called whenever `catalogue` is another one.
+    """
+
+    def __init__(
+        self,
+        client: WorkerClient,
+        membership: Membership,
+        interval_s: float,
+        names: KnownNames | None = None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._client = client
+        self.names = names or KnownNames("", 0.0)
+        self.catalogue = Catalogue()
+        self._changed = changed
+        self._coming = ComingModels(client, membership, interval_s)
         self._membership = membership
         self._interval_s = interval_s
         self._workers: dict[str, Worker] = {}
@@ -63,8 +79,6 @@ class WorkerTable:
         self._requests: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
         self._texts: dict[str, Text] = {}
-        self._model: Model | None = None
-        self._adapters: frozenset[str] = frozenset()
         self._links: dict[str, Link] = {}
         self._asked = False
         self._prefixes = PrefixMap()
@@ -82,34 +96,18 @@ class WorkerTable:
         """
         return self._asked
 
-    def model(self) -> tuple[Text, Model] | None:
-        """Return what new requests are read with: tokenizer and model.
-
-        While no worker is ready it is the last known one, because requests may queue; it is None
-        before the first worker was ready.
-        """
-        self._model = model_of(w for w in self._workers.values() if w.digest in self._texts) or self._model
-        return None if self._model is None else (self._texts[self._model.digest], self._model)
-
-    def adapters(self) -> frozenset[str]:
-        """Return the names of the LoRA adapters that requests may ask for.
-
-        As with `model`, the last known ones count while no worker is ready.
-        """
-        ready = [w for w in self._workers.values() if self._model is not None and w.digest == self._model.digest]
-        if ready := [w for w in ready if w.state == READY]:
-            self._adapters = frozenset(name for w in ready for name in w.adapters)
-        return self._adapters
+    def text(self, identity: Identity) -> Text:
+        """Return the tokenizer of an identity that is served, or was just served."""
+        return self._texts[identity.digest]
 
     def choose(
         self,
         *,
-        digest: str,
+        identity: Identity,
         single_token: bool,
         full: set[str],
         tokens: Sequence[int],
         tenant: str,
-        adapter: str = "",
         resumes_format: bool = False,
     ) -> Choice | None:
         """Return the workers to ask.
@@ -117,29 +115,30 @@ class WorkerTable:
         The choice counts as made: its worker is expected to have these tokens from now on.
         """
         now_s = time.monotonic()
-        names = prefix_names(tokens, tenant, adapter)
+        names = prefix_names(tokens, tenant, identity.adapter)
         choice = choose(
             self.workers(),
-            digest=digest,
+            identity=identity,
             single_token=single_token,
             avoid=lambda key: self.breaker.is_open(key, now_s),
             full=full,
             proven=self.proven,
             inflight=Inflight(self._requests, self._tokens),
             dice=random.random,
-            prompt=Prompt(len(tokens), self._prefixes.cached_tokens(names), adapter, resumes_format),
+            prompt=Prompt(len(tokens), self._prefixes.cached_tokens(names), resumes_format),
         )
         computes = None if choice is None else choice.prefill or choice.decode
         if computes is not None:
             self._prefixes.sent(names, computes.incarnation)
         return choice
 
-    def uncached_tokens(self, tokens: Sequence[int], tenant: str, adapter: str = "") -> int:
+    def uncached_tokens(self, tokens: Sequence[int], tenant: str, identity: Identity) -> int:
         """Return how many tokens of a prompt will probably have to be computed, whichever worker
         does it.
         """
-        found = self._prefixes.cached_tokens(prefix_names(tokens, tenant, adapter))
-        return max(1, len(tokens) - max((found.get(w.incarnation, 0) for w in self._workers.values()), default=0))
+        found = self._prefixes.cached_tokens(prefix_names(tokens, tenant, identity.adapter))
+        have = (found.get(w.incarnation, 0) for w in self._workers.values() if w.offers(identity))
+        return max(1, len(tokens) - max(have, default=0))
 
     def note_room(self, worker: Worker, room: Room | None) -> None:
         """Record the room that a worker has just reported."""
@@ -186,6 +185,9 @@ class WorkerTable:
 
     async def run(self) -> None:
         """Poll until cancelled."""
+        await asyncio.gather(self._run(), self._coming.run())
+
+    async def _run(self) -> None:
         while True:
             started_s = time.monotonic()
             await self.refresh()
@@ -193,7 +195,8 @@ class WorkerTable:
 
     async def refresh(self) -> None:
         """Poll all members once."""
-        listed, members = self._membership.synced, self._membership.members()
+        listed = self._membership.synced
+        members = {name: m for name, m in self._membership.members().items() if m.ready}
         for name in set(self._workers) - set(members):
             log.info("worker %s has left", name)
             del self._workers[name]
@@ -209,12 +212,19 @@ class WorkerTable:
         await asyncio.gather(
             *(self._tell_room(w) for w in self.workers() if w.role == "prefill" and w.serves("prefill"))
         )
-        await self._refresh_texts()
-        # This is done even if no request asks for it: when all workers are away at once, requests
-        # wait for them and are not refused.
-        self.model()
-        self.adapters()
+        self._coming.keep_only(set(self._membership.members()) - set(self._workers))
+        await self._fetch_texts()
+        self._refresh_catalogue()
         self._asked = self._asked or listed
+
+    def _refresh_catalogue(self) -> None:
+        before, self.catalogue = self.catalogue, catalogue_of(self.workers(), self.proven, self._texts)
+        self.names.update(self.catalogue, self._coming.names(), time.monotonic())
+        used = self.names.digests() | {w.digest for w in self._workers.values() if w.state == READY}
+        self._texts = {digest: text for digest, text in self._texts.items() if digest in used}
+        if self.catalogue != before:
+            log.info("models: %s", "; ".join(self.catalogue.lines()) or "none")
+            self._changed()
 
     async def _tell_room(self, prefill: Worker) -> None:
         """Tell a prefill worker the room of decode.
@@ -230,7 +240,8 @@ class WorkerTable:
 
     async def _poll(self, member: Member) -> None:
         try:
-            worker = parse_info(member, await self._client.get(member.url, INFO_PATH))
+            info = await self._client.get(member.url, INFO_PATH)
+            worker = parse_info(member, info, self.names.configured)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             self._misses[member.name] += 1
             if self._misses[member.name] >= _MISSES and member.name in self._workers:
@@ -242,6 +253,7 @@ class WorkerTable:
         self._misses[member.name] = 0
         if worker is None:
             self._workers.pop(member.name, None)
+            self._coming.note(member.name, name_of(info))
             return
         known = self._workers.get(member.name)
         if known is None or (known.incarnation, known.state, known.at_home) != (
@@ -256,14 +268,9 @@ class WorkerTable:
             )  # fmt: skip
         self._workers[member.name] = worker
 
-    async def _refresh_texts(self) -> None:
-        """Fetch the tokenizer of each new model, and drop those of models that are gone.
-
-        There are at most a few: two during a rollout.
-        """
+    async def _fetch_texts(self) -> None:
+        """Fetch the tokenizer of each new model; there are at most a few, two during a rollout."""
         ready = {w.digest: w for w in self._workers.values() if w.state == READY}
-        for digest in set(self._texts) - set(ready) - ({self._model.digest} if self._model else set()):
-            del self._texts[digest]
         for digest, worker in ready.items():
             if digest in self._texts:
                 continue

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from disagg_wire.engines import EVIDENCE
@@ -16,12 +18,38 @@ from disagg_wire.room import Room, parse_room
 class Member:
     """A worker that should exist: its name and base URL.
 
-    `pools` contains the pools that list it, and is empty where that is not known.
+    `pools` contains the pools that list it, and is empty where that is not known. One that is not
+    `ready` gets no requests, but tells which model is to come.
     """
 
     name: str
     url: str
     pools: frozenset[str] = frozenset()
+    ready: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What answers under a name: nothing but these weights, with this LoRA adapter."""
+
+    name: str
+    """The name that clients ask for."""
+    digest: str
+    """The digest of the model's weights."""
+    adapter: str = ""
+    """The LoRA adapter; empty for the model itself."""
+    adapter_digest: str = ""
+    """What distinguishes two adapters of this name; empty if the workers do not tell."""
+    parent: str = field(default="", compare=False)
+    """The name of the model that an adapter belongs to; empty for the model itself."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A short name of the weights, for people and for `system_fingerprint`."""
+        if not self.adapter:
+            return f"fp_{self.digest[:16]}"
+        parts = json.dumps([self.digest, self.adapter, self.adapter_digest]).encode()
+        return f"fp_{hashlib.sha256(parts).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +77,7 @@ class Worker:
     transport: str
     """The transport of KV, such as "tcp"."""
     digest: str
-    """The digest of its model."""
+    """The digest of its weights."""
     max_model_len: int
     """The longest sequence, in tokens."""
     vocab_size: int
@@ -80,6 +108,12 @@ class Worker:
     """The additional fields of request bodies that it accepts, and what its engine cannot do."""
     adapters: frozenset[str] = frozenset()
     """The names of the LoRA adapters that it serves."""
+    adapter_digests: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What distinguishes its adapters from others of the same name, as far as it tells."""
+    model: str = ""
+    """The name that it serves its weights under."""
+    model_revision: str = ""
+    """The source revision of its weights; empty if it is not known."""
     evidence: str = ""
     """How it knows `transport`, one of disagg_wire.engines.EVIDENCE; empty if it does not say."""
     engine: str = ""
@@ -96,9 +130,37 @@ class Worker:
     def serves(self, role: str) -> bool:
         return self.state == READY and self.at_home and self.role in (role, BOTH)
 
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.model, self.digest)
 
-def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
+    def identities(self) -> list[Identity]:
+        """Return everything that it serves: the model, and each LoRA adapter of another name."""
+        return [self.identity] + [
+            Identity(name, self.digest, name, self.adapter_digests.get(name, ""), self.model)
+            for name in sorted(self.adapters - {self.model})
+        ]
+
+    def offers(self, wanted: Identity) -> bool:
+        """Return whether it serves exactly this under this name."""
+        if not wanted.adapter:
+            return wanted.name == self.model and wanted.digest == self.digest
+        found = self.adapter_digests.get(wanted.adapter, "")
+        has = wanted.adapter in self.adapters and found == wanted.adapter_digest
+        return has and self.digest == wanted.digest and wanted.name != self.model
+
+
+def name_of(info: Mapping[str, Any]) -> str:
+    """Return the name that a worker serves or will serve; "" if it does not say."""
+    model = info.get("model")
+    said = info.get("model_name") or (model.get("name") if isinstance(model, Mapping) else "")
+    return said if isinstance(said, str) else ""
+
+
+def parse_info(member: Member, info: Mapping[str, Any], configured: str = "") -> Worker | None:
     """Return the worker behind an `info` answer, or None while it loads its model.
+
+    A worker that reports no name serves the `configured` one.
 
     Raises ValueError for a peer that this router cannot communicate with.
     """
@@ -138,6 +200,9 @@ def parse_info(member: Member, info: Mapping[str, Any]) -> Worker | None:
             adapters=_names(model.get("adapters")) if FEATURE_ADAPTER in features else frozenset(),
             evidence=kv["evidence"] if kv.get("evidence") in EVIDENCE else "",
             engine=_engine(info.get("engine")),
+            adapter_digests=_digests(model.get("adapter_digests")),
+            model=name_of(info) or configured,
+            model_revision=str(model.get("revision") or ""),
         )
     except (KeyError, TypeError, OverflowError, AttributeError) as error:
         raise ValueError(f"{member.name}: info lacks or garbles {error}") from None
@@ -156,36 +221,8 @@ def _names(value: Any) -> frozenset[str]:
     return frozenset(value or ())
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """The properties of a model that requests are checked against.
-
-    Workers with one digest compute the same tokens; the smallest of their limits applies.
-    """
-
-    digest: str
-    max_model_len: int
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-
-
-def model_of(workers: Iterable[Worker]) -> Model | None:
-    """Return the model that new requests go to, or None while no worker is ready.
-
-    Of several models (during a rollout) it is one that a whole pair serves, and then the one with
-    more decode workers.
-    """
-    by_digest: dict[str, list[Worker]] = {}
-    for w in workers:
-        if w.state == READY:
-            by_digest.setdefault(w.digest, []).append(w)
-
-    def rank(digest: str) -> tuple[bool, int, str]:
-        decodes = sum(w.serves("decode") for w in by_digest[digest])
-        return (decodes > 0 and any(w.serves("prefill") for w in by_digest[digest])), decodes, digest
-
-    if not by_digest:
-        return None
-    listed = by_digest[max(by_digest, key=rank)]
-    first = listed[0]
-    return Model(first.digest, min(w.max_model_len for w in listed), first.vocab_size, first.eos_token_ids)
+def _digests(value: Any) -> dict[str, str]:
+    """Return the digests by name. Raises TypeError for anything but texts."""
+    if not isinstance(value or {}, Mapping) or not all(isinstance(digest, str) for digest in (value or {}).values()):
+        raise TypeError("model.adapter_digests")
+    return dict(value or {})

@@ -40,6 +40,7 @@ class Worker(Endpoint):
         self.settings = settings
         self.node: jobs.Node | None = None
         self.loading: LoadProgress | None = None
+        self.source_revision = ""
         self.metrics = Metrics(lambda: self.node.engine.load() if self.node else None, settings.block_size_tokens)
         self._change: asyncio.Task[None] | None = None
 
@@ -66,6 +67,10 @@ class Worker(Endpoint):
     @property
     def max_model_len(self) -> int:
         return self._loaded.engine.model.max_model_len
+
+    @property
+    def model_digest(self) -> str:
+        return self._loaded.engine.model.digest
 
     @property
     def compat(self) -> str:
@@ -187,6 +192,7 @@ class Worker(Endpoint):
             "changing_to": self.changing_to,
             "state": self.state,
             "revision": s.revision,
+            "model_name": s.model_name,
             "limits": {"max_running": s.max_running, "max_waiting": s.max_waiting},
         }
         if self.node is None:
@@ -198,6 +204,7 @@ class Worker(Endpoint):
         answer["model"] = {
             "name": model.name,
             "digest": model.digest,
+            "revision": self.source_revision,
             "vocab_size": model.vocab_size,
             "max_model_len": model.max_model_len,
             "eos_token_ids": list(model.eos_token_ids),

@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 
 _MAX_BYTES = 4 * 1024 * 1024
+# A router tells of some pairs for each of a thousand workers.
+_MOST_PARTS = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,9 @@ async def _bounded_text(response: httpx.Response) -> str | None:
 
 
 def parse_json_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object in a text, or None if it is not one."""
+    """Return the JSON object in a text, or None if it is not one or has absurdly many parts."""
+    if text.count("{") + text.count("[") > _MOST_PARTS or text.count(",") > _MOST_PARTS:
+        return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -28,7 +28,7 @@ from prometheus_api_client.exceptions import PrometheusApiClientException
 
 from disagg_operator.autoscaling.policy.history import Minute
 from disagg_operator.autoscaling.signals.prometheus_access import PATH, PrometheusEndpoint, Unreadable
-from disagg_operator.autoscaling.signals.prometheus_transport import Adapter, Transport
+from disagg_operator.autoscaling.signals.prometheus_transport import Adapter, Lease, Transport
 from disagg_operator.autoscaling.signals.samples import Sample, from_matrix
 from disagg_wire import series
 from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
@@ -119,14 +119,14 @@ class PrometheusDoor:
 
     async def _ask(self, endpoint: PrometheusEndpoint, call: Callable[[PrometheusConnect], Any]) -> Any:
         """Return the answer as the library parses it. Raises Unreadable."""
-        loop = asyncio.get_running_loop()
+        loop, lease = asyncio.get_running_loop(), Lease()
 
         def work() -> Any:
             with requests.Session() as session:
                 session.trust_env = False
                 client = PrometheusConnect(url=endpoint.url, session=session)
                 # The library mounts an adapter of its own; this one takes its place.
-                session.mount(endpoint.url, Adapter(self._transport, endpoint, loop, self._timeout_s + 1.0))
+                session.mount(endpoint.url, Adapter(self._transport, endpoint, loop, self._timeout_s + 1.0, lease))
                 return call(client)
 
         async with self._gate:
@@ -134,6 +134,10 @@ class PrometheusDoor:
                 return await loop.run_in_executor(self._executor, work)
             except (requests.RequestException, PrometheusApiClientException, ValueError, KeyError, TypeError):
                 raise Unreadable(_NONSENSE) from None
+            except RecursionError:
+                raise Unreadable(_NONSENSE) from None
+            finally:
+                self._transport.release(lease)
 
 
 def _range(query: str, start: datetime.datetime, end: datetime.datetime) -> Callable[[PrometheusConnect], Any]:

@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import aiohttp
 import certifi
@@ -30,7 +31,13 @@ from disagg_operator.autoscaling.signals.prometheus_access import (
     Unreadable,
 )
 
-MAX_BYTES = 32 * 1024 * 1024
+MAX_BYTES = 16 * 1024 * 1024
+# An answer that is larger than this is read and parsed alone, whoever has sent it: parsed, it takes
+# up to ten times its size.
+LARGE_BYTES = 1024 * 1024
+# More lists, maps and items than the largest honest answer has. An empty map has two bytes and
+# takes 64 when it is parsed.
+_MOST_CONTAINERS, _MOST_ITEMS = 600_000, 1_500_000
 _MOST_CONTEXTS = 64
 # The metadata service of AWS over IPv6 is not at a link-local address.
 _METADATA = ipaddress.ip_network("fd00:ec2::/32")
@@ -59,6 +66,15 @@ class _Resolver(aiohttp.ThreadedResolver):
         return found
 
 
+@dataclass(slots=True)
+class Lease:
+    """Whether a caller holds the right to a large answer, which `Transport.release` gives back."""
+
+    held: bool = False
+    over: bool = False
+    """Whether the caller has gone, so that nothing may be held any more."""
+
+
 class Transport:
     """One HTTP client for all endpoints.
 
@@ -69,12 +85,13 @@ class Transport:
         self._timeout_s = timeout_s
         self._contexts: OrderedDict[str | None, ssl.SSLContext] = OrderedDict()
         self._client: aiohttp.ClientSession | None = None
+        self._one_large = asyncio.Lock()
 
     async def close(self) -> None:
         if self._client is not None:
             await self._client.close()
 
-    async def get(self, endpoint: PrometheusEndpoint, url: str, headers: Mapping[str, str]) -> bytes:
+    async def get(self, endpoint: PrometheusEndpoint, url: str, headers: Mapping[str, str], lease: Lease) -> bytes:
         """Return the body of a successful answer. Raises Unreadable for any other."""
         target = URL(url, encoded=True)
         if not target.host or (_is_address(target.host) and refused_address(target.host)):
@@ -85,7 +102,7 @@ class Transport:
             async with client.get(target, headers=sent, ssl=context, allow_redirects=False) as response:
                 if response.status != 200:
                     raise _refusal(response.status, endpoint)
-                return await _bounded(response)
+                return await self._bounded(response, lease)
         except aiohttp.ClientConnectorCertificateError as error:
             why = f"the Prometheus server is not trusted: {_why(error.certificate_error)}; see {PATH}.tlsConfig.ca"
             raise Unreadable(why, refused=True) from None
@@ -95,6 +112,31 @@ class Transport:
             ) from None
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
             raise Unreadable("the Prometheus server does not answer") from None
+
+    async def _bounded(self, response: aiohttp.ClientResponse, lease: Lease) -> bytes:
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > MAX_BYTES:
+                raise Unreadable(f"the Prometheus server answers with more than {MAX_BYTES >> 20} MiB")
+            if len(body) > LARGE_BYTES and not lease.held:
+                await self._one_large.acquire()
+                lease.held = True
+                if lease.over:
+                    self.release(lease)
+                    raise Unreadable("the Prometheus server does not answer")
+        if body.count(b"{") + body.count(b"[") > _MOST_CONTAINERS or body.count(b",") > _MOST_ITEMS:
+            raise Unreadable("the Prometheus server answers with more values than pods have")
+        if lease.over:
+            self.release(lease)
+        return bytes(body)
+
+    def release(self, lease: Lease) -> None:
+        """Let the next large answer be read; the caller of `get` has parsed its own."""
+        lease.over = True
+        if lease.held:
+            lease.held = False
+            self._one_large.release()
 
     def _session(self) -> aiohttp.ClientSession:
         if self._client is None:
@@ -122,18 +164,24 @@ class Adapter(BaseAdapter):
     """
 
     def __init__(
-        self, transport: Transport, endpoint: PrometheusEndpoint, loop: asyncio.AbstractEventLoop, timeout_s: float
+        self,
+        transport: Transport,
+        endpoint: PrometheusEndpoint,
+        loop: asyncio.AbstractEventLoop,
+        timeout_s: float,
+        lease: Lease,
     ) -> None:
         super().__init__()
         self._transport = transport
         self._endpoint = endpoint
         self._loop = loop
         self._timeout_s = timeout_s
+        self._lease = lease
 
     def send(self, request: PreparedRequest, *_: object, **__: object) -> Response:
         """Send a request and return its response. Raises Unreadable."""
         headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": "disagg-operator"}
-        call = self._transport.get(self._endpoint, str(request.url), headers)
+        call = self._transport.get(self._endpoint, str(request.url), headers, self._lease)
         future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             body = future.result(self._timeout_s)
@@ -162,15 +210,6 @@ def _refusal(status: int, endpoint: PrometheusEndpoint) -> Unreadable:
     if 300 <= status < 400:
         return Unreadable(f"the Prometheus server redirects (HTTP {status}), which is not followed; see {PATH}.url")
     return Unreadable(f"the Prometheus server answers HTTP {status}")
-
-
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > MAX_BYTES:
-            raise Unreadable(f"the Prometheus server answers with more than {MAX_BYTES >> 20} MiB")
-    return bytes(body)
 
 
 def _new_context(ca_pem: str | None) -> ssl.SSLContext:

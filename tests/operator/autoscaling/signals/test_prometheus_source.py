@@ -292,6 +292,26 @@ async def test_an_answer_that_never_ends_or_is_too_long_costs_one_look_and_holds
         assert len(asked) == 9
 
 
+async def test_an_answer_that_would_fill_the_memory_is_not_parsed_and_others_are_read_on(rig: Rig) -> None:
+    bomb = b"[" + b"{}," * (5 << 20) + b"{}]"
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.Response(body=bomb, content_type="application/json")
+        response.enable_compression()
+        return response
+
+    async def deep(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"[" * 100_000 + b"]" * 100_000, content_type="application/json")
+
+    async with served(answer) as hostile, served(deep) as nested, served(Server().answer) as good:
+        troubles = await asyncio.gather(*(rig.trouble(access(hostile)) for _ in range(2)))
+        assert {words for _, words in troubles} == {"the Prometheus server answers with more values than pods have"}
+        assert "not a Prometheus" in (await rig.trouble(access(nested)))[1]
+        # The right to read a large answer has been given back each time.
+        assert await rig.pods(access(good)) == [POD]
+        assert "more values" in (await rig.trouble(access(hostile)))[1]
+
+
 async def test_nothing_that_a_server_says_and_no_secret_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     server = Server()
     server.authorization = "Bearer other"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disagg_operator.autoscaling.signals.direct import parse_json_object
 from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.samples import Sample, add, flat, from_matrix, role_of
 
@@ -105,3 +106,26 @@ def test_a_worker_says_its_role_on_its_page() -> None:
 def test_a_role_that_a_worker_had_before_is_none() -> None:
     roles = {"disagg_worker_info:prefill": 0.0, "disagg_worker_info:decode": 1.0}
     assert role_of(Sample(0.0, roles)) == "decode"
+
+
+def test_a_page_that_is_larger_than_any_of_ours_is_not_read() -> None:
+    line = "disagg_worker_waiting_requests 1\n"
+    assert parse(line, 1.0) is not None
+    assert parse(line + "other 1\n" * 40_000, 1.0) is not None
+    assert parse(line + "other 1\n" * 50_000, 1.0) is None
+    assert parse(line * 2001, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"a": [1, {}]}', {"a": [1, {}]}),
+        ("[]", None),
+        ("{", None),
+        ('{"a": [' + "{}," * 200_000 + "{}]}", None),
+        ('{"a": [' + "1," * 200_001 + "1]}", None),
+        ('{"a": ' + "[" * 5000 + "]" * 5000 + "}", None),
+    ],
+)
+def test_a_text_with_absurdly_many_parts_is_no_object(text: str, found: object) -> None:
+    assert parse_json_object(text) == found

@@ -1,0 +1,112 @@
+"""The spec of each resource as it was accepted last.
+
+It decides what a refusal may harm: what has not been written since then is not refused. Status can
+be lost, in a restore or by whoever may write it, so the spec is kept in a ConfigMap that the
+resource owns.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from disagg_operator.autoscaling.records.state_store import decode, encode
+from disagg_operator.controller.children import Children
+from disagg_operator.kube.client import Kube
+from disagg_operator.kube.resources import CONFIG_MAP, DEPLOYMENT, DISAGG_DEPLOYMENT, owned_by, uid_of
+from disagg_operator.vocabulary import FIELD_MANAGER, Key, Obj
+from disagg_wire.labels import LABEL_COMPONENT
+
+_FIELD = "spec"
+
+
+class AcceptedSpecs(Protocol):
+    """Where the last accepted specs are kept. Every method raises KubeError."""
+
+    async def last(self, resource: Obj, children: Children) -> Obj | None:
+        """Return the spec of exactly this resource that was accepted last, or None."""
+
+    async def keep(self, resource: Obj, spec: Obj) -> None:
+        """Keep a spec as the last accepted one; do nothing if it is."""
+
+    def forget(self, key: Key) -> None:
+        """Forget a resource that is gone."""
+
+
+def config_map_name(name: str) -> str:
+    """Return the name of the ConfigMap of a resource."""
+    return f"{name}-accepted-spec"
+
+
+class SpecsInConfigMaps:
+    """The implementation of AcceptedSpecs with one ConfigMap a resource."""
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+        self._known: dict[Key, tuple[str, Obj]] = {}
+
+    async def last(self, resource: Obj, children: Children) -> Obj | None:
+        """Return the spec that was kept, or what an earlier release accepted, or None.
+
+        Earlier releases kept no specs. What they had accepted is told by status; where that is
+        lost too, by the pods' workloads.
+        """
+        return await self._load(resource) or _inferred(resource, children)
+
+    async def keep(self, resource: Obj, spec: Obj) -> None:
+        """Keep a spec as the last accepted one. It is written only if it has changed."""
+        if await self._load(resource) == spec:
+            return
+        meta = resource["metadata"]
+        owner = {
+            "apiVersion": DISAGG_DEPLOYMENT.api_version, "kind": DISAGG_DEPLOYMENT.kind, "name": meta["name"],
+            "uid": uid_of(resource), "controller": True, "blockOwnerDeletion": True,
+        }  # fmt: skip
+        labels = {"app.kubernetes.io/managed-by": FIELD_MANAGER, LABEL_COMPONENT: "shared"}
+        obj = {
+            "apiVersion": CONFIG_MAP.api_version, "kind": CONFIG_MAP.kind,
+            "metadata": {
+                "name": config_map_name(meta["name"]), "namespace": meta["namespace"], "labels": labels,
+                "ownerReferences": [owner],
+            },
+            "data": {_FIELD: encode(spec)},
+        }  # fmt: skip
+        await self._kube.apply(obj)
+        self._known[_key(resource)] = (uid_of(resource), spec)
+
+    async def _load(self, resource: Obj) -> Obj | None:
+        key, uid = _key(resource), uid_of(resource)
+        known = self._known.get(key)
+        if known is not None and known[0] == uid:
+            return known[1]
+        found = await self._kube.get(CONFIG_MAP, key[0], config_map_name(key[1]))
+        spec = (
+            decode(str((found.get("data") or {}).get(_FIELD, "")))
+            if found and owned_by(found, frozenset({uid}))
+            else None
+        )
+        if spec is not None:
+            self._known[key] = (uid, spec)
+        return spec
+
+    def forget(self, key: Key) -> None:
+        """Forget a resource that is gone. The garbage collector deletes its ConfigMap."""
+        self._known.pop(key, None)
+
+    def forget_all(self) -> None:
+        """Forget what is known: another operator may have kept other specs since."""
+        self._known.clear()
+
+
+def _key(resource: Obj) -> Key:
+    return str(resource["metadata"]["namespace"]), str(resource["metadata"]["name"])
+
+
+def _inferred(resource: Obj, children: Children) -> Obj | None:
+    """Return the present spec if an earlier release had accepted it, or None."""
+    status = resource.get("status") or {}
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "Accepted":
+            current = status.get("observedGeneration") == resource["metadata"].get("generation")
+            return resource["spec"] if current and condition.get("status") == "True" else None
+    runs = any(kind == DEPLOYMENT.kind for kind, _ in children.objects)
+    return resource["spec"] if runs else None

@@ -1,0 +1,132 @@
+"""PURE: Whether the numbers of a resource fit together: bounds, GPUs, ratio and devices.
+
+Nothing here needs the cluster. What can never be met is refused before any GPU is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.v1alpha1 import PoolSpec
+from disagg_operator.api.violation import Violation
+from disagg_operator.performance.declared import gpus_of
+from disagg_wire.roles import DECODE, PREFILL, ROLES
+
+UNSUPPORTED_PARALLELISM = "UnsupportedParallelism"
+NEVER_READY = "NeverReady"
+INFEASIBLE = "Infeasible"
+IDLE_ACCELERATORS = "IdleAccelerators"
+ONE_POOL_AT_ZERO = "OnePoolAtZero"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    least: int
+    most: int
+    gpus: int
+
+
+def infeasible(dd: DisaggDeployment) -> Iterator[Violation]:
+    """Yield what can't be met, with the field to blame."""
+    for role in ROLES:
+        accelerator = dd.spec.pool(role).accelerator
+        if accelerator is not None and accelerator.product is not None and not accelerator.count:
+            words = "needs a GPU: set count above 0, or use podTemplate.spec.nodeSelector"
+            yield Violation(f"spec.{role}.accelerator.product", words)
+    yield from _devices(dd)
+    yield from _transport(dd)
+    bounds = {role: _bounds(dd.spec.pool(role)) for role in ROLES}
+    if bounds[PREFILL].most and bounds[DECODE].most:
+        yield from _numbers(dd, bounds[PREFILL], bounds[DECODE])
+
+
+def uneven(counts: Mapping[str, int]) -> Iterator[Violation]:
+    """Yield a pool that has been scaled to 0 alone. `counts` are the workers wanted, by role."""
+    for role, other in ((PREFILL, DECODE), (DECODE, PREFILL)):
+        if counts[role] == 0 and counts[other] > 0:
+            words = f"no {role} worker is wanted, but {counts[other]} of {other}: no pair can serve a request"
+            yield Violation(f"spec.{role}.replicas", words, ONE_POOL_AT_ZERO)
+
+
+def questionable(dd: DisaggDeployment) -> Iterator[Violation]:
+    """Yield what is carried out, but hardly meant."""
+    for role in ROLES:
+        pool = dd.spec.pool(role)
+        gpus, ranks = 0 if pool.accelerator is None else pool.accelerator.count, pool.parallelism.tensor
+        parallel = any("parallel" in word for word in (*dd.spec.engine.args, *pool.args))
+        if gpus > ranks and not parallel:
+            path = f"spec.{role}.accelerator.count"
+            yield Violation(path, f"{gpus} GPUs, but parallelism.tensor uses {ranks}", IDLE_ACCELERATORS)
+
+
+def _devices(dd: DisaggDeployment) -> Iterator[Violation]:
+    network = dd.spec.kv_transfer.network
+    if network is None:
+        return
+    accelerators = {a.resource_name for role in ROLES if (a := dd.spec.pool(role).accelerator) is not None and a.count}
+    path = "spec.kvTransfer.network"
+    words = "is the resource of the GPUs: a worker would get as many of it as it has NICs"
+    if network.rdma_resource is not None and network.rdma_resource.name in accelerators:
+        yield Violation(f"{path}.rdmaResource.name", words)
+    if network.attachment is not None and network.attachment.resource_name in accelerators:
+        yield Violation(f"{path}.attachment.resourceName", words)
+
+
+def _transport(dd: DisaggDeployment) -> Iterator[Violation]:
+    """Yield a transport that the engine lacks, where no other one is tolerated."""
+    spec = dd.spec
+    if (
+        spec.kv_transfer.transport == "rdma"
+        and spec.kv_transfer.forbids_fallback
+        and not spec.engine.known.moves_by_rdma
+    ):
+        words = (
+            f"engine.type {spec.engine.type} moves KV over TCP, so with fallback Forbid (the default for rdma) the "
+            "resource would never become Ready: set kvTransfer.fallback to Warn, or choose another engine"
+        )
+        yield Violation("spec.kvTransfer.transport", words, NEVER_READY)
+
+
+def _numbers(dd: DisaggDeployment, prefill: _Bounds, decode: _Bounds) -> Iterator[Violation]:
+    scaling = dd.spec.scaling
+    least = prefill.least * prefill.gpus + decode.least * decode.gpus
+    if scaling.max_gpus is not None and least > scaling.max_gpus:
+        words = f"{scaling.max_gpus} GPUs are allowed, but the smallest pools need {least}"
+        yield Violation("spec.scaling.maxGPUs", words, INFEASIBLE)
+    elif _scaled(dd) and scaling.ratio is not None and not _reachable(dd, prefill, decode):
+        limit = "" if scaling.max_gpus is None else f" and at most {scaling.max_gpus} GPUs"
+        words = (
+            f"no number of decode workers ({decode.least} to {decode.most}) per prefill worker ({prefill.least} to "
+            f"{prefill.most}){limit} is between {scaling.ratio.min:g} and {scaling.ratio.max:g}"
+        )
+        yield Violation("spec.scaling.ratio", words, INFEASIBLE)
+
+
+def _scaled(dd: DisaggDeployment) -> bool:
+    return any(dd.spec.pool(role).autoscaling is not None for role in ROLES)
+
+
+def _reachable(dd: DisaggDeployment, prefill: _Bounds, decode: _Bounds) -> bool:
+    """Return whether some sizes of the pools meet the ratio and the limit of GPUs."""
+    scaling = dd.spec.scaling
+    if scaling.ratio is None:
+        return True
+    for workers in range(max(1, prefill.least), prefill.most + 1):
+        low = max(decode.least, _ceiling(scaling.ratio.min * workers))
+        high = min(decode.most, int(scaling.ratio.max * workers + 1e-9))
+        fits = scaling.max_gpus is None or workers * prefill.gpus + low * decode.gpus <= scaling.max_gpus
+        if low <= high and fits:
+            return True
+    return False
+
+
+def _ceiling(value: float) -> int:
+    return -int(-(value - 1e-9) // 1)
+
+
+def _bounds(pool: PoolSpec) -> _Bounds:
+    if pool.autoscaling is not None:
+        return _Bounds(pool.autoscaling.min_replicas, pool.autoscaling.max_replicas, gpus_of(pool))
+    return _Bounds(pool.initial_replicas, pool.initial_replicas, gpus_of(pool))

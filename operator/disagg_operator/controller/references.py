@@ -1,0 +1,164 @@
+"""PURE: The objects that a resource refers to, and what is wrong if one of them is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.violation import Violation
+from disagg_operator.kube.resources import (
+    CONFIG_MAP,
+    NETWORK_ATTACHMENT,
+    PERSISTENT_VOLUME_CLAIM,
+    PRIORITY_CLASS,
+    RUNTIME_CLASS,
+    SECRET,
+    Resource,
+)
+from disagg_operator.vocabulary import Obj
+from disagg_wire.roles import ROLES
+
+REFERENCE_MISSING = "ReferenceMissing"
+_REASONS = {NETWORK_ATTACHMENT.kind: "NetworkAttachmentMissing"}
+
+
+@dataclass(frozen=True, slots=True)
+class NamedObject:
+    """An object of the cluster."""
+
+    resource: Resource
+    namespace: str
+    """Empty for a kind without namespaces."""
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A field that names an object, which must exist before a pod can run."""
+
+    path: str
+    target: NamedObject
+    key: str | None = None
+    """The key that a Secret or ConfigMap must hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is known of a target. No value of a Secret is kept."""
+
+    exists: bool
+    keys: frozenset[str] = frozenset()
+    lost: bool = False
+    """Whether it is a claim that has lost its volume."""
+
+
+def sight_of(obj: Obj | None) -> Sight:
+    """Return what matters of an object, or of its absence."""
+    if obj is None:
+        return Sight(exists=False)
+    keys = frozenset({**(obj.get("data") or {}), **(obj.get("binaryData") or {})})
+    return Sight(True, keys, (obj.get("status") or {}).get("phase") == "Lost")
+
+
+def references_of(dd: DisaggDeployment) -> tuple[Reference, ...]:
+    """Return all references of a resource, in the order of its fields.
+
+    Those of its Prometheus are read, and told, by the autoscaler: the pods do without.
+    """
+    return tuple(_references(dd))
+
+
+def missing(references: tuple[Reference, ...], seen: Mapping[NamedObject, Sight | None]) -> list[Violation]:
+    """Return the references that lead nowhere. None stands for what could not be looked up."""
+    return [violation for ref in references if (violation := _wrong(ref, seen.get(ref.target))) is not None]
+
+
+def _wrong(ref: Reference, seen: Sight | None) -> Violation | None:
+    target = ref.target
+    what = f"{target.resource.kind} {target.namespace}/{target.name}".replace(" /", " ")
+    reason = _REASONS.get(target.resource.kind, REFERENCE_MISSING)
+    if seen is None:
+        return None
+    if not seen.exists:
+        return Violation(ref.path, f"{what} does not exist", reason)
+    if ref.key is not None and ref.key not in seen.keys:
+        return Violation(ref.path, f"{what} has no key {ref.key}", reason)
+    return Violation(ref.path, f"{what} has lost its volume", reason) if seen.lost else None
+
+
+def _references(dd: DisaggDeployment) -> Iterator[Reference]:
+    spec, own = dd.spec, dd.metadata.namespace
+    yield from _claim("spec.model.uri", spec.model.uri, own)
+    for adapter in spec.model.adapters:
+        yield from _claim(f"spec.model.adapters[{adapter.name}].uri", adapter.uri, own)
+    if (secret := spec.model.auth_secret_ref) is not None:
+        yield Reference("spec.model.authSecretRef", NamedObject(SECRET, own, secret.name), secret.key)
+    if (secret := spec.router.api_keys_secret_ref) is not None:
+        yield Reference("spec.router.apiKeysSecretRef", NamedObject(SECRET, own, secret.name), secret.key)
+    network = spec.kv_transfer.network
+    if network is not None and (nad := network.attachment_ref) is not None:
+        target = NamedObject(NETWORK_ATTACHMENT, nad.namespace or own, nad.name)
+        yield Reference("spec.kvTransfer.network.attachmentRef", target)
+    for role in ROLES:
+        template = spec.pool(role).pod_template
+        if template is not None and template.spec:
+            yield from _of_pod(template.spec, f"spec.{role}.podTemplate.spec", own)
+
+
+def _claim(path: str, uri: str, namespace: str) -> Iterator[Reference]:
+    if uri.startswith("pvc://"):
+        name = uri.removeprefix("pvc://").partition("/")[0]
+        yield Reference(path, NamedObject(PERSISTENT_VOLUME_CLAIM, namespace, name))
+
+
+def _of_pod(pod: Mapping[str, Any], path: str, own: str) -> Iterator[Reference]:
+    for field, resource in (("priorityClassName", PRIORITY_CLASS), ("runtimeClassName", RUNTIME_CLASS)):
+        if isinstance(name := pod.get(field), str) and name:
+            yield Reference(f"{path}.{field}", NamedObject(resource, "", name))
+    for volume in _maps(pod.get("volumes")):
+        here = f"{path}.volumes[{volume.get('name')}]"
+        yield from _of_source(volume, here, own)
+        for index, source in enumerate(_maps(_map(volume.get("projected")).get("sources"))):
+            yield from _of_source(source, f"{here}.projected.sources[{index}]", own)
+    for kind in ("initContainers", "containers"):
+        for container in _maps(pod.get(kind)):
+            here = f"{path}.{kind}[{container.get('name')}]"
+            for entry in _maps(container.get("env")):
+                yield from _of_variable(_map(entry.get("valueFrom")), f"{here}.env[{entry.get('name')}]", own)
+            for index, source in enumerate(_maps(container.get("envFrom"))):
+                for field, resource in (("secretRef", SECRET), ("configMapRef", CONFIG_MAP)):
+                    yield from _named(
+                        _map(source.get(field)), "name", resource, f"{here}.envFrom[{index}].{field}", own
+                    )
+
+
+def _of_source(source: Mapping[str, Any], path: str, own: str) -> Iterator[Reference]:
+    claim = _map(source.get("persistentVolumeClaim"))
+    yield from _named(claim, "claimName", PERSISTENT_VOLUME_CLAIM, f"{path}.persistentVolumeClaim", own)
+    secret = _map(source.get("secret"))
+    yield from _named(secret, "secretName" if "secretName" in secret else "name", SECRET, f"{path}.secret", own)
+    yield from _named(_map(source.get("configMap")), "name", CONFIG_MAP, f"{path}.configMap", own)
+
+
+def _of_variable(source: Mapping[str, Any], path: str, own: str) -> Iterator[Reference]:
+    for field, resource in (("secretKeyRef", SECRET), ("configMapKeyRef", CONFIG_MAP)):
+        found = _map(source.get(field))
+        key = found.get("key")
+        for ref in _named(found, "name", resource, f"{path}.valueFrom.{field}", own):
+            yield Reference(ref.path, ref.target, key if isinstance(key, str) else None)
+
+
+def _named(held: Mapping[str, Any], field: str, resource: Resource, path: str, own: str) -> Iterator[Reference]:
+    name = held.get(field)
+    if isinstance(name, str) and name and held.get("optional") is not True:
+        yield Reference(f"{path}.{field}", NamedObject(resource, own, name))
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _maps(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

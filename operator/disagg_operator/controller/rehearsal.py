@@ -1,0 +1,98 @@
+"""Lets the API server judge every object of a resource before the first one is written.
+
+It is a dry run of what the reconcile is about to do. Admission control takes part: policies,
+webhooks and quotas. Thus a refused resource leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
+
+from disagg_operator.controller import children as kids
+from disagg_operator.controller import drift
+from disagg_operator.controller.acceptance import Refused
+from disagg_operator.controller.blame import described, field_to_blame
+from disagg_operator.controller.children import ChildKey, Children, NameTaken
+from disagg_operator.kube.client import Kube
+from disagg_operator.kube.errors import Denied, Invalid
+from disagg_operator.kube.resources import ROLE_BINDING, SECRET
+from disagg_operator.vocabulary import Obj
+
+# The owner of a pool's objects while the pool does not exist: any uid will do for a dry run.
+NO_UID = "00000000-0000-0000-0000-000000000000"
+# What others forbid may be allowed later; nobody tells the operator when.
+DENIED_RETRY_S = 5.0
+# A name that belongs to another object may become free, for example when a resource is recreated
+# while the children of its predecessor are still being collected.
+NAME_TAKEN_RETRY_S = 5.0
+_AT_ONCE = 4
+_MOST_TOLD = 5
+_QUOTA = "exceeded quota"
+_WORDS = re.compile(r"^\S+ \S+: \d+ ", re.DOTALL)
+
+
+async def rehearse(
+    kube: Kube, spec: Obj, rendered: Sequence[Obj], children: Children, owners: frozenset[str]
+) -> dict[ChildKey, Refused]:
+    """Dry-run all objects that would be written, and return the refused ones.
+
+    Each refusal names the field of `spec` that is to blame. Raises KubeError.
+    """
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(obj: Obj) -> None:
+        async with gate:
+            live = await kids.owned_or_absent(kube, obj, children, owners)
+            if live is None and obj["kind"] == ROLE_BINDING.kind:
+                return  # whether it may be made depends on its Role, which a dry run does not leave behind
+            if live is None or (obj["kind"] != SECRET.kind and not drift.up_to_date(obj, live)):
+                await _dry_run(kube, spec, obj)
+
+    errors = await asyncio.gather(*map(one, rendered), return_exceptions=True)
+    refused: dict[ChildKey, Refused] = {}
+    for obj, error in zip(rendered, errors, strict=True):
+        if isinstance(error, Refused):
+            refused[kids.key_of(obj)] = error
+        elif isinstance(error, NameTaken):
+            refused[kids.key_of(obj)] = Refused("NameConflict", str(error), NAME_TAKEN_RETRY_S)
+        elif error is not None:
+            raise error
+    return refused
+
+
+def in_one(refusals: Iterable[Refused]) -> Refused:
+    """Return several refusals as one, in the order of the objects."""
+    found = list(refusals)
+    retry_s = next((r.retry_s for r in found if r.retry_s is not None), None)
+    return Refused(found[0].reason, "; ".join(map(str, found[:_MOST_TOLD])), retry_s)
+
+
+async def _dry_run(kube: Kube, spec: Obj, obj: Obj) -> None:
+    try:
+        await kube.apply(drift.stamped(obj), dry_run=True)
+    except Denied as error:
+        raise denied(spec, obj, error) from None
+    except Invalid as error:
+        raise invalid(spec, obj, error) from None
+
+
+def invalid(spec: Obj, obj: Obj, error: Invalid) -> Refused:
+    """Return the refusal of an object that the API server rejects as it is."""
+    places = dict.fromkeys(f"{field_to_blame(spec, obj, path)}: {words}" for path, words in error.fields)
+    if places:
+        return Refused("InvalidSpec", f"{'; '.join(places)} ({described(obj)})")
+    return Refused("InvalidSpec", f"{field_to_blame(spec, obj)}: {_words(error)} ({described(obj)})")
+
+
+def denied(spec: Obj, obj: Obj, error: Denied) -> Refused:
+    """Return the refusal of an object that admission control rejects."""
+    words = _words(error)
+    reason = "QuotaExceeded" if _QUOTA in words else "AdmissionDenied"
+    return Refused(reason, f"{field_to_blame(spec, obj)}: {words} ({described(obj)})", DENIED_RETRY_S)
+
+
+def _words(error: Exception) -> str:
+    """Return the words of the API server without the request that it answers."""
+    return _WORDS.sub("", str(error))

@@ -1,0 +1,115 @@
+"""Numbers of a resource that can't all be kept, and those that are hardly meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.operator.api.resources import good, of
+
+from disagg_operator.api.v1alpha1 import read
+from disagg_operator.controller.feasibility import infeasible, questionable, uneven
+
+GPU = {"accelerator": {"count": 1}}
+
+
+def scaled(low: int, high: int, gpus: int = 1) -> dict[str, Any]:
+    return {"autoscaling": {"minReplicas": low, "maxReplicas": high}, "accelerator": {"count": gpus}}
+
+
+def network(**more: Any) -> dict[str, Any]:
+    return {"network": {"attachmentRef": {"name": "n"}, **more}}
+
+
+@pytest.mark.parametrize(
+    ("resource", "path", "reason"),
+    [
+        (good(prefill=scaled(1, 2), decode=scaled(3, 4, 2), scaling={"maxGPUs": 6}), "spec.scaling.maxGPUs",
+         "Infeasible"),
+        (good(prefill=GPU | {"replicas": 4}, decode=GPU, scaling={"maxGPUs": 4}), "spec.scaling.maxGPUs", "Infeasible"),
+        (good(prefill=scaled(1, 2), decode=scaled(1, 4), scaling={"ratio": {"min": 5}}), "spec.scaling.ratio",
+         "Infeasible"),
+        (good(prefill=scaled(3, 4), decode=scaled(1, 9), scaling={"ratio": {"max": 0.2}}), "spec.scaling.ratio",
+         "Infeasible"),
+        (
+            good(prefill=scaled(1, 9), decode=scaled(1, 9), scaling={"ratio": {"min": 4}, "maxGPUs": 4}),
+            "spec.scaling.ratio", "Infeasible",
+        ),
+        (
+            good(prefill=scaled(2, 2), decode=scaled(1, 9), scaling={"ratio": {"min": 1.2, "max": 1.4}}),
+            "spec.scaling.ratio", "Infeasible",
+        ),
+        (
+            good(decode=GPU, kvTransfer=network(rdmaResource={"name": "nvidia.com/gpu"})),
+            "spec.kvTransfer.network.rdmaResource.name", "InvalidSpec",
+        ),
+        (
+            good(prefill=GPU, kvTransfer={"network": {"attachment": {"type": "sriov",
+             "resourceName": "nvidia.com/gpu"}}}),
+            "spec.kvTransfer.network.attachment.resourceName", "InvalidSpec",
+        ),
+        (good(decode={"accelerator": {"product": "A", "count": 0}}), "spec.decode.accelerator.product", "InvalidSpec"),
+        (
+            good(kvTransfer={"transport": "rdma", **network(rdmaResource={"name": "rdma/a"})}),
+            "spec.kvTransfer.transport", "NeverReady",
+        ),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_met_names_its_field(resource: dict[str, Any], path: str, reason: str) -> None:
+    (found,) = infeasible(read(resource))
+    assert (found.path, found.reason) == (path, reason)
+
+
+@pytest.mark.parametrize(
+    "resource",
+    [
+        good(),
+        good(prefill=scaled(1, 2), decode=scaled(3, 4, 2), scaling={"maxGPUs": 7}),
+        good(prefill=scaled(1, 9), decode=scaled(1, 9), scaling={"ratio": {"min": 3}, "maxGPUs": 4}),
+        good(prefill=scaled(3, 3), decode=scaled(1, 9), scaling={"ratio": {"min": 1.3, "max": 1.4}}),
+        good(prefill=GPU, decode=GPU, scaling={"ratio": {"min": 5}}),  # nothing is scaled
+        good(prefill={"replicas": 0}, decode={"replicas": 0}),
+        good(decode=GPU, kvTransfer=network(rdmaResource={"name": "rdma/a"})),
+        good(prefill={"accelerator": {"count": 0}}, kvTransfer=network(rdmaResource={"name": "nvidia.com/gpu"})),
+        good(kvTransfer={"transport": "rdma", "fallback": "Warn", **network(rdmaResource={"name": "rdma/a"})}),
+        of("vllm", kvTransfer={"transport": "rdma", **network(rdmaResource={"name": "rdma/a"})}),
+    ],
+)
+def test_what_can_be_met_is_not_refused(resource: dict[str, Any]) -> None:
+    assert list(infeasible(read(resource))) == []
+
+
+_BOUNDS = st.tuples(st.integers(1, 6), st.integers(0, 6)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+
+
+@given(_BOUNDS, _BOUNDS, st.floats(0, 4), st.floats(0.1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 30))
+def test_a_ratio_is_refused_just_when_no_sizes_keep_it(
+    p: tuple[int, int], d: tuple[int, int], low: float, more: float, p_gpus: int, d_gpus: int, gpus: int
+) -> None:
+    scaling = {"ratio": {"min": low, "max": low + more}, "maxGPUs": gpus}
+    dd = read(good(prefill=scaled(*p, p_gpus), decode=scaled(*d, d_gpus), scaling=scaling))
+    some = any(
+        low - 1e-9 <= decode / prefill <= low + more + 1e-9 and prefill * p_gpus + decode * d_gpus <= gpus
+        for prefill in range(p[0], p[1] + 1)
+        for decode in range(d[0], d[1] + 1)
+    )
+    assert (list(infeasible(dd)) == []) == some
+
+
+def test_a_pool_at_0_alone_is_questioned() -> None:
+    assert [v.path for v in uneven({"prefill": 0, "decode": 2})] == ["spec.prefill.replicas"]
+    assert [v.path for v in uneven({"prefill": 1, "decode": 0})] == ["spec.decode.replicas"]
+    assert [*uneven({"prefill": 0, "decode": 0}), *uneven({"prefill": 1, "decode": 1})] == []
+
+
+def test_gpus_that_nobody_uses_are_questioned() -> None:
+    (found,) = questionable(read(good(decode={"accelerator": {"count": 8}})))
+    assert str(found) == "spec.decode.accelerator.count: 8 GPUs, but parallelism.tensor uses 1"
+    for used in (
+        good(decode={"accelerator": {"count": 8}, "parallelism": {"tensor": 8}}),
+        of("vllm", engine={"args": ["--data-parallel-size", "8"]}, decode={"accelerator": {"count": 8}}),
+        good(),
+    ):
+        assert list(questionable(read(used))) == []

@@ -1,0 +1,91 @@
+"""What a resource may not have in its namespace."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.operator.api.resources import good, of, patched, watched
+
+from disagg_operator.api.v1alpha1 import read
+from disagg_operator.controller.permissions import MAX_BYTES, MAX_DEPTH, owner_of, too_deep, unpermitted
+from disagg_operator.policy import NamespacePolicy
+
+_SRIOV = {"type": "sriov", "resourceName": "a/b"}
+
+
+def attached(**attachment: Any) -> dict[str, Any]:
+    return good(kvTransfer={"network": {"attachment": attachment}})
+
+
+POLICY = NamespacePolicy(images=("good/*",), network_attachments=("nets/fast",), prometheus_hosts=("*.svc", "[::1]"))
+OPEN = NamespacePolicy.model_validate({"allow": ["HostInterfaces"]})
+
+
+@pytest.mark.parametrize(
+    ("resource", "policy", "paths"),
+    [
+        (of("vllm", engine={"image": "bad/a"}, router={"image": "bad/b"}), POLICY, ["spec.engine.image",
+         "spec.router.image"]),
+        (of("vllm", engine={"image": "good/a"}), POLICY, []),
+        (watched("https://evil:1/x"), POLICY, ["spec.observability.prometheus.url"]),
+        (watched("https://p.svc:1/x"), POLICY, []),
+        (watched("http://[::1]:1"), POLICY, []),
+        (watched("http://[::2]:1"), POLICY, ["spec.observability.prometheus.url"]),
+        (good(kvTransfer={"network": {"attachmentRef": {"name": "fast"}}}), POLICY, []),
+        (good(kvTransfer={"network": {"attachmentRef": {"name": "fast", "namespace": "default"}}}), POLICY, []),
+        (good(kvTransfer={"network": {"attachmentRef": {"name": "fast", "namespace": "nets"}}}), POLICY, []),
+        (
+            good(kvTransfer={"network": {"attachmentRef": {"name": "slow", "namespace": "nets"}}}), POLICY,
+            ["spec.kvTransfer.network.attachmentRef.namespace"],
+        ),
+        (attached(type="host-device", master="eth1", ipam={}), POLICY, ["spec.kvTransfer.network.attachment.type"]),
+        (attached(type="host-device", master="eth1", ipam={}), OPEN, []),
+        (
+            attached(**_SRIOV, ipam={"type": "host-local", "dataDir": "/etc", "ranges": []}), POLICY,
+            ["spec.kvTransfer.network.attachment.ipam.dataDir"],
+        ),
+        (attached(**_SRIOV, subnet="10.9.0.0/24"), POLICY, []),
+        (patched("prefill", hostPID=True), POLICY, ["spec.prefill.podTemplate.spec.hostPID"]),
+        (
+            good(decode={"podTemplate": {"metadata": {"annotations": {"a": "x" * MAX_BYTES}}}}), POLICY,
+            ["spec.decode.podTemplate"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_permitted_names_its_field(
+    resource: dict[str, Any], policy: NamespacePolicy, paths: list[str]
+) -> None:
+    assert [violation.path for violation in unpermitted(read(resource), policy)] == paths
+
+
+def test_the_devices_of_a_worker_are_those_of_all_fields() -> None:
+    network = {"attachment": {**_SRIOV, "subnet": "10.9.0.0/24"}, "rdmaResource": {"name": "rdma/a"}}
+    found = owner_of(read(good(decode={"accelerator": {"count": 1}}, kvTransfer={"network": network})), "decode")
+    assert found.devices == {"nvidia.com/gpu", "rdma/a", "a/b"}
+    assert found.has_network
+    plain = owner_of(read(patched("decode", hostPID=True)), "decode")
+    assert (plain.devices, plain.has_network, plain.grace_s) == (frozenset(), False, 300)
+    assert "hostPID" not in plain.template["spec"]
+    reference = owner_of(read(good(kvTransfer={"network": {"attachmentRef": {"name": "n"}}})), "prefill")
+    assert reference.devices == frozenset()
+
+
+def nested(depth: int) -> Any:
+    return json.loads('{"a":' * depth + "{}" + "}" * depth)
+
+
+@pytest.mark.parametrize(
+    ("spec", "path"),
+    [
+        ({"prefill": {"podTemplate": {"spec": nested(MAX_DEPTH)}}}, "spec.prefill.podTemplate"),
+        ({"kvTransfer": {"network": {"attachment": {"ipam": nested(MAX_DEPTH)}}}}, "spec.kvTransfer"),
+        ({"prefill": {"podTemplate": {"spec": nested(MAX_DEPTH - 4)}}}, None),
+        ([], None),
+        ({"prefill": [nested(MAX_DEPTH)]}, "spec.prefill"),
+    ],
+)
+def test_a_part_that_is_too_deep_is_named(spec: Any, path: str | None) -> None:
+    found = too_deep({"spec": spec})
+    assert (None if found is None else found.path) == path

@@ -1,0 +1,99 @@
+"""Requests that wait for a model that nobody serves now.
+
+They wait apart from those that wait for room: nothing that a running request frees helps them, and
+they must keep nobody waiting whose model is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable
+
+from disagg_router.admission.backlog import Backlog
+from disagg_router.errors import ApiError
+from disagg_wire import series
+
+_RETRY_AFTER_S = 5
+
+
+class Hold:
+    """The requests that wait until a condition holds, which `recheck` looks at.
+
+    `ended` is told how each wait ended, in the words of `disagg_wire.series`.
+    """
+
+    def __init__(self, backlog: Backlog, max_wait_s: float, ended: Callable[[str], None] = lambda _: None) -> None:
+        self._backlog = backlog
+        self._max_wait_s = max_wait_s
+        self._ended = ended
+        self._waiters: set[asyncio.Event] = set()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiters)
+
+    def recheck(self) -> None:
+        """Let all requests look whether they can go on: the workers are others now."""
+        for waiter in self._waiters:
+            waiter.set()
+
+    async def until(
+        self,
+        ready: Callable[[], bool],
+        name: str,
+        size_bytes: int,
+        since_s: float,
+        *,
+        deadline_s: float = math.inf,
+        returning: bool = False,
+    ) -> None:
+        """Return when `ready` holds, for a request for the model `name` that waits since monotonic
+        `since_s`.
+
+        Raises ApiError 503 when too much waits already or the longest wait is over, and 504 when
+        `deadline_s` has passed. `returning` is set for a request that has waited before or has
+        emitted tokens, which is not pushed out by newcomers.
+        """
+        if ready():
+            return
+        outcome = series.CANCELLED
+        try:
+            if not returning and not self._backlog.has_room(size_bytes):
+                outcome = series.REFUSED
+                raise _not_served(name, "too many requests wait")
+            with self._backlog.holds(size_bytes):
+                outcome = series.EXPIRED
+                try:
+                    await self._until(ready, name, since_s + self._max_wait_s, deadline_s)
+                except asyncio.CancelledError:
+                    outcome = series.CANCELLED
+                    raise
+                outcome = series.SERVED
+        finally:
+            self._ended(outcome)
+
+    async def _until(self, ready: Callable[[], bool], name: str, until_s: float, deadline_s: float) -> None:
+        waiter = asyncio.Event()
+        self._waiters.add(waiter)
+        try:
+            while not ready():
+                left_s = min(until_s, deadline_s) - time.monotonic()
+                if left_s <= 0 and deadline_s < until_s:
+                    message = f"no worker served the model {name!r} before the request's deadline"
+                    raise ApiError(504, message, code="deadline_exceeded")
+                if left_s <= 0:
+                    raise _not_served(name, f"none came within {self._max_wait_s:g} s")
+                waiter.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left_s):
+                        await waiter.wait()
+        finally:
+            self._waiters.discard(waiter)
+
+
+def _not_served(name: str, why: str) -> ApiError:
+    message = f"no worker serves the model {name!r} now, and {why}; try again later"
+    return ApiError(503, message, code="starting", retry_after_s=_RETRY_AFTER_S)
