@@ -14,13 +14,14 @@ from disagg_protocol.bodies import (
     DecodeRequest,
     PrefillRequest,
     encode_line,
-    encode_lines,
+    encode_token,
+    encoded,
     event_json,
     parse,
     parse_role,
     parse_room,
 )
-from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
+from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams, Structured
 from disagg_wire.room import Room
 
@@ -189,15 +190,22 @@ def test_choices_are_a_list_of_strings_and_anything_else_is_refused(value: str) 
         decode(sampling=SAMPLING | {"structured": {"kind": "choice", "value": value}})
 
 
-def test_lines_that_go_out_together_are_the_lines_one_after_another() -> None:
-    lines = [
-        event_json(TokenEvent(0, 5)),
-        event_json(TokenEvent(1, 6, -0.5, ((6, -0.5),))),
-        event_json(EndEvent("stop")),
-    ]
-    assert encode_lines(lines) == b"".join(encode_line(line) for line in lines)
-    assert encode_lines(lines[0]) == encode_line(lines[0]) == b'{"type":"token","index":0,"token":5}\n'
-    assert encode_lines([]) == b""
+@pytest.mark.parametrize(
+    ("event", "end"),
+    [
+        (TokenEvent(0, 5), False),
+        (TokenEvent(1, 6, -0.5, ((6, -0.5),)), False),
+        (EndEvent("stop"), True),
+        (ErrorEvent("internal", "a", retryable=True), True),
+    ],
+)
+def test_a_line_says_whether_it_is_the_last_one(event: Event, end: bool) -> None:
+    assert encoded(event_json(event)) == (encode_line(event_json(event)), end)
+
+
+def test_the_short_way_to_write_a_token_writes_the_same() -> None:
+    for index, token in ((0, 0), (12, 345), (1 << 20, (1 << 31) - 1)):
+        assert encode_token(index, token) == encode_line(event_json(TokenEvent(index, token)))
 
 
 def test_a_request_may_name_the_weights_that_it_is_for() -> None:

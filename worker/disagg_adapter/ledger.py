@@ -82,7 +82,7 @@ class Ledger:
         """Note generated tokens."""
         if (entry := self._entries.get(name)) is not None:
             entry.tokens += tokens
-            entry.reserve = max(0, entry.reserve - tokens)
+            entry.reserve = entry.reserve - tokens if entry.reserve > tokens else 0
 
     def release(self, name: str) -> None:
         """Forget a request, if it is known."""

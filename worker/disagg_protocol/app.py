@@ -13,11 +13,12 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from disagg_protocol import bodies
 from disagg_protocol.endpoint import Endpoint, OtherModel, RoleChanging
 from disagg_protocol.errors import InvalidInput, NoCapacity
-from disagg_protocol.event_stream import NdjsonResponse
+from disagg_protocol.event_stream import SERVER_SEND, NdjsonResponse
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import TicketError, token_hash, verify
 from disagg_wire import codes
@@ -231,4 +232,12 @@ def create_app(worker: Endpoint, more: Sequence[Route] = ()) -> Starlette:
         Route(PREFILL_PATH, _work_endpoint(worker, ("prefill", "both"), _start_prefill), methods=["POST"]),
         *more,
     ]
-    return Starlette(routes=routes)
+    return _App(routes=routes)
+
+
+class _App(Starlette):
+    """An application whose streams know the server's own `send`."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SERVER_SEND] = send
+        await super().__call__(scope, receive, send)

@@ -13,13 +13,16 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from disagg_protocol.bodies import ENDS, Line, encode_line, encode_lines
+from disagg_protocol.bodies import Line, Lines, encode_line, encoded
 from disagg_protocol.events import Event
 from disagg_wire import codes
 
 log = logging.getLogger(__name__)
 # The time that a peer gets beyond its own deadline to read the last line.
 _GRACE_S = 5.0
+# The key of a scope under which the server's own `send` is. The wrappers that an application lays
+# around it care for the start of a response only, and would be called for each line.
+SERVER_SEND = "disagg.send"
 
 
 class EventQueue:
@@ -55,7 +58,7 @@ class NdjsonResponse(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, lines: AsyncIterator[Line | list[Line]], close: Callable[[], None], deadline_s: float) -> None:
+    def __init__(self, lines: AsyncIterator[Line | Lines], close: Callable[[], None], deadline_s: float) -> None:
         """Stream `lines` until the monotonic time `deadline_s`, at which they end by themselves.
 
         A peer that does not read them is cut off shortly after.
@@ -70,6 +73,7 @@ class NdjsonResponse(Response):
         tasks: list[asyncio.Task[None]] = []
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            send = scope.get(SERVER_SEND, send)
             tasks = [asyncio.create_task(self._pump(send)), asyncio.create_task(self._disconnected(receive))]
             timeout_s = self._deadline_s - time.monotonic() + _GRACE_S
             await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -83,9 +87,8 @@ class NdjsonResponse(Response):
         ended = False
         try:
             async for lines in self._lines:
-                last = lines if isinstance(lines, dict) else lines[-1]
-                ended = last["type"] in ENDS
-                await send({"type": "http.response.body", "body": encode_lines(lines), "more_body": not ended})
+                content, ended = encoded(lines) if isinstance(lines, dict) else lines
+                await send({"type": "http.response.body", "body": content, "more_body": not ended})
             if ended:
                 return
         except Exception:

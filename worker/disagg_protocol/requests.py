@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from disagg_protocol.bodies import Line
+from disagg_protocol.bodies import Line, Lines
 from disagg_protocol.events import ErrorEvent
 from disagg_wire import codes
 
@@ -22,7 +22,7 @@ ELSEWHERE = ErrorEvent(
 class Job:
     """Work that has begun."""
 
-    lines: AsyncIterator[Line | list[Line]]
+    lines: AsyncIterator[Line | Lines]
     """The lines of the response, alone or several that go out together."""
     close: Callable[[], None]
     """Gives back whatever the job still holds (idempotent); to be called when the stream ends,

@@ -239,11 +239,3 @@ async def test_a_probe_is_one_token_of_a_prompt_that_is_in_no_cache() -> None:
         await engine.probe()
         assert [body["token_ids"] for body in server.bodies] == [[2], [1]]
         assert server.bodies[0]["sampling_params"]["max_tokens"] == 1
-
-
-async def test_no_connection_is_reused_in_the_moment_in_which_the_engine_closes_it() -> None:
-    http = EngineHttp("http://127.0.0.1:1")
-    connector = http._open().connector
-    assert connector is not None
-    assert getattr(connector, "_keepalive_timeout", None) == 2  # uvicorn has 5
-    await http.close()

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from disagg_protocol.bodies import Sampling
 
@@ -136,8 +136,7 @@ class Work:
         return max(0, self.sampling.min_tokens - self.emitted)
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """One generated token."""
 
     token: int
@@ -145,8 +144,7 @@ class Output:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """A piece of an engine's stream."""
 
     outputs: tuple[Output, ...] = ()

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
+from pydantic_core import from_json
 
+from disagg_adapter.engines.connection import Connection, Connections
 from disagg_adapter.engines.contract import EngineFault
 from disagg_wire import codes
 
 _MAX_EVENT_BYTES = 4 << 20
 _MAX_ANSWER_BYTES = 16 << 20
-_MAX_PIECE_BYTES = 1 << 20
-_CONNECT_S = 2.0
-_DECODER = json.JSONDecoder()
-# Engines close idle connections after 5 s. One that is reused in that moment would fail a request.
-_IDLE_S = 2.0
-_JSON = {"content-type": "application/json"}
 # A stream is at its end when it has said so.
 _REST_S = 1.0
-_BROKEN = (aiohttp.ClientError, OSError, asyncio.TimeoutError)
 
 
 class EngineAnswer(Exception):
@@ -42,23 +36,16 @@ class EngineHttp:
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url
         self.key = key
-        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        self._session: aiohttp.ClientSession | None = None  # created within a running loop
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-            )
-        return self._session
+        place = urlsplit(url)
+        self._base = place.path
+        self._connections = Connections(place.hostname or "", place.port or 80)
+        bearer = "" if key is None else f"authorization: Bearer {key}\r\n"
+        self._headers = (
+            f"host: {place.netloc}\r\naccept-encoding: identity\r\ncontent-type: application/json\r\n{bearer}"
+        )
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        self._connections.close()
 
     async def text(self, path: str, timeout_s: float) -> str:
         """Return the text of a GET. Raises EngineAnswer or EngineFault."""
@@ -80,19 +67,18 @@ class EngineHttp:
         await self._whole("POST", path, body, timeout_s)
 
     async def _whole(self, method: str, path: str, body: Any, timeout_s: float) -> str:
-        try:
-            async with (
-                asyncio.timeout(timeout_s),
-                self._open().request(
-                    method, self.url + path, data=_payload(body), headers=_JSON, allow_redirects=False
-                ) as answer,
-            ):
-                content = await _read(answer)
-                if answer.status >= 400:
-                    raise EngineAnswer(answer.status, message_of(content))
-                return content
-        except _BROKEN as error:
-            raise _lost(path, error) from None
+        with _breaks(path):
+            async with asyncio.timeout(timeout_s):
+                try:
+                    return await self._once(method, path, body)
+                except ConnectionResetError:
+                    if method != "GET":  # engines do not survive each request that is made twice
+                        raise
+                    return await self._once(method, path, body)
+
+    async def _once(self, method: str, path: str, body: Any) -> str:
+        async with self._request(method, path, body) as answer:
+            return await _read(answer)
 
     @contextlib.asynccontextmanager
     async def events(self, path: str, body: Any) -> AsyncIterator[AsyncGenerator[Any]]:
@@ -101,39 +87,54 @@ class EngineHttp:
         Leaving the context closes the connection, by which engines notice a cancellation. Raises
         EngineAnswer or EngineFault.
         """
-        try:
-            async with self._open().post(
-                self.url + path, data=_payload(body), headers=_JSON, allow_redirects=False
-            ) as answer:
-                if answer.status >= 400:
-                    raise EngineAnswer(answer.status, message_of(await _read(answer)))
+        with _breaks(path):
+            async with self._request("POST", path, body) as answer:
                 yield _events(answer, path)
-        except _BROKEN as error:
-            raise _lost(path, error) from None
+
+    @contextlib.asynccontextmanager
+    async def _request(self, method: str, path: str, body: Any) -> AsyncIterator[Connection]:
+        """Send a request, and yield its connection when the answer has begun.
+
+        Raises ValueError for a key that is no header, which another adapter may have sent.
+        """
+        if not (self.key or "").isprintable():
+            raise ValueError("the engine's key has characters that no header may have")
+        content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        head = f"{method} {self._base}{path} HTTP/1.1\r\n{self._headers}content-length: {len(content)}\r\n\r\n"
+        connection = await self._connections.take()
+        try:
+            status = await connection.ask(head.encode() + content)
+            if status >= 400:
+                raise EngineAnswer(status, message_of(await _read(connection)))
+            yield connection
+        finally:
+            self._connections.give_back(connection)
 
 
-def _payload(body: Any) -> bytes | io.BytesIO | None:
-    """Return a body as JSON, as a file if it is so long that aiohttp sends it in pieces."""
-    if body is None:
-        return None
-    content = json.dumps(body, separators=(",", ":")).encode()
-    return content if len(content) <= _MAX_PIECE_BYTES else io.BytesIO(content)
+@contextlib.contextmanager
+def _breaks(path: str) -> Iterator[None]:
+    """Turn what breaks a connection, a timeout included, into the fault that it is."""
+    try:
+        yield
+    except OSError as error:
+        why = str(error) or type(error).__name__
+        raise EngineFault(codes.INTERNAL, f"the engine does not answer {path}: {why}") from None
 
 
-async def _read(answer: aiohttp.ClientResponse) -> str:
-    body = b""
-    while piece := await answer.content.read(1 << 16):
+async def _read(answer: Connection) -> str:
+    body = bytearray()
+    while piece := await answer.read():
         body += piece
         if len(body) > _MAX_ANSWER_BYTES:
             raise EngineFault(codes.INTERNAL, "the engine's answer is too long")
     return body.decode(errors="replace")
 
 
-async def _events(answer: aiohttp.ClientResponse, path: str) -> AsyncGenerator[Any]:
+async def _events(answer: Connection, path: str) -> AsyncGenerator[Any]:
     """Yield what follows `data:` up to `[DONE]`. A stream that ends without it was broken off."""
     held = b""
-    try:
-        async for piece in answer.content.iter_any():
+    with _breaks(path):
+        while piece := await answer.read():
             *lines, held = (held + piece).split(b"\n")
             for line in lines:
                 if not line.startswith(b"data:"):
@@ -142,30 +143,24 @@ async def _events(answer: aiohttp.ClientResponse, path: str) -> AsyncGenerator[A
                 if data == b"[DONE]":
                     await _to_the_end(answer)
                     return
-                yield _decoded(data)
+                yield _json_of(data, path)
             if len(held) > _MAX_EVENT_BYTES:
                 raise EngineFault(codes.INTERNAL, f"an event of {path} is too long")
-    except ValueError:
-        raise EngineFault(codes.INTERNAL, f"an event of {path} is no JSON") from None
-    except _BROKEN as error:
-        raise _lost(path, error) from None
     raise EngineFault(codes.INTERNAL, f"the engine's stream of {path} broke off")
 
 
-def _decoded(data: bytes) -> Any:
-    """Return what `json.loads` does, in half the time for the short texts of a stream."""
-    text = data.decode()
-    value, end = _DECODER.raw_decode(text)
-    if end != len(text):
-        raise ValueError(f"more than one value: {text[end : end + 20]!r}")
-    return value
+def _json_of(data: bytes, path: str) -> Any:
+    try:
+        return from_json(data)
+    except ValueError:
+        raise EngineFault(codes.INTERNAL, f"an event of {path} is no JSON") from None
 
 
-async def _to_the_end(answer: aiohttp.ClientResponse) -> None:
+async def _to_the_end(answer: Connection) -> None:
     """Read what is left, so that the connection serves the next request too."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_REST_S):
-            async for _ in answer.content.iter_any():
+            while await answer.read():
                 pass
 
 
@@ -182,7 +177,3 @@ def message_of(body: str) -> str:
                 found = found.get("message", found)
             break
     return (found if isinstance(found, str) else json.dumps(found))[:500]
-
-
-def _lost(path: str, error: BaseException) -> EngineFault:
-    return EngineFault(codes.INTERNAL, f"the engine does not answer {path}: {str(error) or type(error).__name__}")

@@ -8,6 +8,7 @@ vllm/distributed/kv_transfer/kv_connector/v1/nixl in the versions of VERSIONS.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
@@ -230,7 +231,7 @@ class Vllm(Engine):
 
 def _parse(work: Work) -> Callable[[Any], Delta | None]:
     """Return what reads the events of a request."""
-    return lambda event: delta_of(event, work.sampling.logprobs or 0)
+    return functools.partial(delta_of, top=work.sampling.logprobs or 0)
 
 
 def handover_of(answer: Any) -> HandOver:
@@ -285,9 +286,10 @@ def delta_of(event: Any, top: int = 0) -> Delta | None:
         if not choices:
             return None
         choice = choices[0]
-        tokens = [int(t) for t in choice.get("token_ids") or ()]
+        tokens = list(map(int, choice.get("token_ids") or ()))
         reason = choice.get("finish_reason")
-        outputs = _outputs(tokens, (choice.get("logprobs") or {}).get("content"), top)
+        logprobs = choice.get("logprobs")
+        outputs = tuple(map(Output, tokens)) if logprobs is None else _outputs(tokens, logprobs.get("content"), top)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EngineFault(codes.INTERNAL, f"vLLM's stream is garbled: {error!r}") from None
     if reason not in (None, "stop", "length"):

@@ -37,10 +37,11 @@ class LocalRun(Run):
         try:
             await self._relay(adapter.engine.generate(self._work))
         finally:
-            adapter.work_done.prefill_ended(name, time.monotonic(), done=self._index > self._work.emitted)
+            adapter.work_done.prefill_ended(name, time.monotonic(), done=self._index > self._start_index)
 
     def _tokens(self, delta: Delta, cached_tokens: int | None) -> None:
-        self._adapter.work_done.prefill_ended(self._work.request_id, time.monotonic(), done=True)
+        if self._index == self._start_index:
+            self._adapter.work_done.prefill_ended(self._work.request_id, time.monotonic(), done=True)
         super()._tokens(delta, cached_tokens)
 
 

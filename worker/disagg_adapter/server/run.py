@@ -19,7 +19,17 @@ from disagg_adapter.server.monitor import Monitor
 from disagg_adapter.settings import Settings
 from disagg_adapter.transport import Used
 from disagg_adapter.work_done import WorkDone
-from disagg_protocol.bodies import ENDS, DecodeRequest, Line, PrefillRequest, error_json, event_json
+from disagg_protocol.bodies import (
+    ENDS,
+    DecodeRequest,
+    Line,
+    Lines,
+    PrefillRequest,
+    encode_line,
+    encode_token,
+    error_json,
+    event_json,
+)
 from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
 from disagg_protocol.requests import Job
 from disagg_wire import codes
@@ -76,9 +86,10 @@ class Run(ABC):
         self._work = work
         self._deadline_s = time.monotonic() + deadline_s
         # The lines that are not sent yet, at most as many as one request can emit.
-        self._lines: list[Line] = []
-        self._some = asyncio.Event()
-        self._index = work.emitted
+        self._lines: list[bytes] = []
+        self._last = False  # whether the line that ends the job is among them
+        self._reader: asyncio.Future[None] | None = None
+        self._start_index = self._index = work.emitted
         self._finish_reason: str | None = None
         self._task: asyncio.Task[None] | None = None
         self._begun = self._closed = False
@@ -110,18 +121,19 @@ class Run(ABC):
         self.close()
         self._emit(error_json(error))
 
-    async def _read(self) -> AsyncIterator[list[Line]]:
+    async def _read(self) -> AsyncIterator[Lines]:
         """Yield the lines that have come since the last time, up to the one that ends the job."""
-        timer = asyncio.get_running_loop().call_at(self._loop_deadline(), self._expire)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_at(self._loop_deadline(), self._expire)
         try:
-            while True:
-                await self._some.wait()
-                lines, self._lines = self._lines, []
-                self._some.clear()
-                end = next((i for i, line in enumerate(lines) if line["type"] in ENDS), None)
-                yield lines if end is None else lines[: end + 1]
-                if end is not None:
-                    return
+            end = False
+            while not end:
+                if not self._lines:
+                    self._reader = loop.create_future()
+                    await self._reader
+                content, end = b"".join(self._lines), self._last
+                self._lines.clear()
+                yield Lines(content, end)
         finally:
             timer.cancel()
 
@@ -151,8 +163,16 @@ class Run(ABC):
             self._give_back()
 
     def _emit(self, line: Line) -> None:
+        self._put(encode_line(line))
+        self._last = self._last or line["type"] in ENDS
+
+    def _put(self, line: bytes) -> None:
+        """Hand a line to the reader; what comes after the one that ends the job is dropped."""
+        if self._last:
+            return
         self._lines.append(line)
-        self._some.set()
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def _failed(self, fault: EngineFault) -> None:
         if fault.code == codes.TRANSFER_FAILED:
@@ -164,21 +184,24 @@ class Run(ABC):
 
     def _tokens(self, delta: Delta, cached_tokens: int | None) -> None:
         """Send the tokens that a piece of the engine's stream holds, and keep the end in mind."""
-        now = self._adapter
-        for output in delta.outputs:
-            if output.logprob is None and self._index > self._work.emitted:
-                # Nearly all tokens are like this one.
-                self._emit({"type": "token", "index": self._index, "token": output.token})
-            else:
-                cached = cached_tokens if self._index == self._work.emitted else None
-                event = TokenEvent(self._index, output.token, output.logprob, output.top_logprobs, cached)
-                self._emit(event_json(event))
-            self._index += 1
-        if delta.outputs:
-            now.monitor.progress()
-            now.ledger.grew(self._work.request_id, len(delta.outputs))
-            now.work_done.generated(len(delta.outputs), self._work.prompt_tokens + self._index)
         self._finish_reason = delta.finish_reason
+        if not delta.outputs:
+            return
+        index, lines = self._index, []
+        for token, logprob, top_logprobs in delta.outputs:
+            if logprob is None and index > self._start_index:
+                lines.append(encode_token(index, token))
+            else:
+                cached = cached_tokens if index == self._start_index else None
+                event = TokenEvent(index, token, logprob, top_logprobs, cached)
+                lines.append(encode_line(event_json(event)))
+            index += 1
+        self._put(b"".join(lines))
+        self._index = index
+        adapter, work = self._adapter, self._work
+        adapter.monitor.progress()
+        adapter.ledger.grew(work.request_id, len(lines))
+        adapter.work_done.generated(len(lines), work.prompt_tokens + index)
 
     async def _relay(self, deltas: AsyncGenerator[Delta], cached_tokens: int | None = None) -> None:
         async with contextlib.aclosing(deltas):
