@@ -12,7 +12,6 @@ from disagg_operator.api.rollout import RolloutSpec
 from disagg_operator.controller.drift import APPLIED_HASH
 from disagg_operator.kube.errors import Conflict
 
-
 DEADLINE_S = RolloutSpec().progress_deadline_seconds
 
 
