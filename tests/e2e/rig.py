@@ -23,6 +23,8 @@ from kubectl import Cluster, conditions, is_true
 
 MODEL = "stdlib-llama"
 READY_TIMEOUT_S = 150.0
+# A worker with a device requests a whole CPU by default, and the cluster may have only two.
+SMALL = {"requests": {"cpu": "100m", "memory": "256Mi"}}
 
 
 def resource(name: str, subnet: str, **spec: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ GPU, RDMA, PRODUCT = "nvidia.com/gpu", "rdma/hca_shared_devices_a", "DISAGG-CPU-
 def sim(cluster: Cluster) -> Cluster:
     """Return the cluster with pods that hold both extended resources and move their KV over TCP."""
     obj = rig.resource(NAME, "192.168.78.0/24")
-    pool = {"accelerator": {"count": 1, "product": PRODUCT}}
+    pool = {"accelerator": {"count": 1, "product": PRODUCT}, "resources": rig.SMALL}
     obj["spec"] |= {"prefill": pool, "decode": pool}
     obj["spec"]["kvTransfer"]["transport"] = "tcp"
     obj["spec"]["kvTransfer"]["network"]["rdmaResource"] = {"name": RDMA}

@@ -36,7 +36,7 @@ SLOW_START = {
 def flip(cluster: Cluster) -> Cluster:
     """Return the cluster with three GPUs for both pools: one pool gets what the other gives."""
     obj = rig.resource(NAME, "192.168.82.0/24")
-    pool = {"autoscaling": BOUNDS, "accelerator": {"count": 1}, "podTemplate": SLOW_START}
+    pool = {"autoscaling": BOUNDS, "accelerator": {"count": 1}, "resources": rig.SMALL, "podTemplate": SLOW_START}
     obj["spec"] |= {
         "prefill": pool,
         "decode": pool,

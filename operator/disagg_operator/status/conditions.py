@@ -112,7 +112,7 @@ def refused(generation: int, reason: str, message: str, previous: Mapping[str, o
         Condition("Accepted", FALSE, reason, message),
         Condition("Ready", FALSE, reason, message),
     ]
-    kept = [c for c in conditions_of(previous) if c.get("type") not in ("Accepted", "Ready")]
+    kept = [c for c in conditions_of(previous) if c.get("type") not in ("Accepted", "Ready", "Reconciled")]
     stamped_ = stamped(found, previous, generation, now)
     conditions_ = [stamped_[0], *kept, stamped_[1]]
     return {**previous, "observedGeneration": generation, "conditions": conditions_}

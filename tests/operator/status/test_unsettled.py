@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from disagg_operator.status import changes
+from disagg_operator.status import changes, conditions
 from disagg_operator.status.unsettled import API_SERVER_ERROR, failed
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
@@ -24,6 +24,12 @@ def test_a_spec_that_was_not_judged_is_neither_accepted_nor_ready() -> None:
     assert first["observedGeneration"] == 2
     assert failed(2, API_SERVER_ERROR, "webhook", first, LATER) == first
     assert [note.reason for note in changes.of_change({}, first)] == ["ReconcileFailed"]
+
+
+def test_a_judgement_ends_it() -> None:
+    refused = conditions.refused(2, "InvalidSpec", "m", failed(2, API_SERVER_ERROR, "webhook", {}, NOW), LATER)
+    assert list(by_type(refused)) == ["Accepted", "Ready"]
+    assert by_type(refused)["Accepted"]["status"] == "False"
 
 
 def test_what_was_judged_stays_as_it_was() -> None:
