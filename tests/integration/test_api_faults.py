@@ -67,7 +67,7 @@ async def killed_at_writes(
     """
     for died in range(60):
         async with operator(api.server, folder, cluster.namespace, **QUICK) as running:
-            before, resyncs = len(api.writes), api.resyncs
+            before = len(api.writes)
 
             async def at_a_write(asked: Asked, running: Operator = running, before: int = before) -> bool:
                 if asked.writes and len(api.writes) - before >= every and running.process.returncode is None:
@@ -84,12 +84,16 @@ async def killed_at_writes(
             else:
                 api.answer = instead
 
-            async def over(running: Operator = running, resyncs: int = resyncs) -> bool:
-                return running.process.returncode is not None or api.resyncs >= resyncs + 4
+            async def over(running: Operator = running) -> bool:
+                writes, resyncs = len(api.writes), api.resyncs
 
-            await eventually("it dies or rests", over)
-            if running.process.returncode is None:
-                await rests(api)
+                async def died_or_listed() -> bool:
+                    return running.process.returncode is not None or api.resyncs >= resyncs + 4
+
+                await eventually("it dies or lists everything", died_or_listed)
+                return running.process.returncode is not None or len(api.writes) == writes
+
+            await eventually("it dies or rests", over, 60.0)
             died_now = running.process.returncode is not None
         if not died_now:
             api.without_faults()

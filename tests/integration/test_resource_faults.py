@@ -18,6 +18,7 @@ from tests.integration.test_api_faults import QUICK, edit, shown
 
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import (
+    CONFIG_MAP,
     DEPLOYMENT,
     DISAGG_DEPLOYMENT,
     DISAGG_POOL,
@@ -184,7 +185,7 @@ async def orphan(cluster: Cluster) -> None:
         owners = obj["metadata"].get("ownerReferences") or []
         kept = [o for o in owners if o["uid"] != uid_of(resource)]
         if kept != owners:
-            kind = next(k for k in (*OWNED, SECRET) if k.kind == obj["kind"])
+            kind = next(k for k in (*OWNED, SECRET, CONFIG_MAP) if k.kind == obj["kind"])
             path = kind.path(cluster.namespace, obj["metadata"]["name"])
             await cluster.raw("PATCH", path, {"metadata": {"ownerReferences": kept or None}}, MERGE)
     path = DISAGG_DEPLOYMENT.path(cluster.namespace, "chat")
