@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from tests.operator.api.resources import good, of
 
+from disagg_operator.autoscaling.policy.decision import METRICS_UNAVAILABLE, Decision
 from disagg_operator.controller.acceptance import assess
-from disagg_operator.controller.intent import intent_of
+from disagg_operator.controller.intent import intent_of, pool_intents
+from disagg_operator.controller.replicas import Replicas
 from disagg_operator.status.conditions import Intent, PoolIntent
 
 POOLS = (PoolIntent("prefill", 1, "spec", "s"), PoolIntent("decode", 2, "autoscaler", "s", autoscaled=True))
@@ -74,3 +76,20 @@ def test_a_fallback_is_forbidden_where_the_resource_says_so(
 
 def test_a_suspended_resource_is_known_as_such() -> None:
     assert intent(suspend=True).suspended
+
+
+def test_the_last_decision_is_told_of_pools_that_are_scaled_and_kept_while_there_is_no_new_one() -> None:
+    scaling = assess(good(decode={"autoscaling": {"maxReplicas": 4}})).plan.scaling
+    pools = {"prefill": Replicas(2, "spec", None), "decode": Replicas(3, "autoscaler", None)}
+    stored = {"pools": [{"name": "decode", "lastDecision": {"reason": "QueueAboveTarget", "from": 2, "to": 3}}]}
+    prefill, decode = pool_intents("chat", pools, scaling, {}, stored, "2026-01-01T00:00:00Z")
+    assert (prefill.name, prefill.desired, prefill.autoscaled, prefill.last_decision) == ("prefill", 2, False, None)
+    assert (decode.desired, decode.owner, decode.scaling_blind) == (3, "autoscaler", False)
+    assert decode.last_decision == {"reason": "QueueAboveTarget", "from": 2, "to": 3}
+
+    blind = Decision(3, 3, METRICS_UNAVAILABLE, "QueueDepth", None, 4.0)
+    decisions = {"decode": blind, "prefill": blind}
+    prefill, decode = pool_intents("chat", pools, scaling, decisions, stored, "2026-01-01T00:00:00Z")
+    assert (prefill.scaling_blind, decode.scaling_blind) == (False, True)
+    assert decode.last_decision is not None
+    assert decode.last_decision["reason"] == METRICS_UNAVAILABLE
