@@ -22,6 +22,7 @@ from disagg_operator.kube.errors import (
     FieldError,
     Forbidden,
     Gone,
+    Invalid,
     KubeError,
     NotFound,
     NotLeading,
@@ -76,6 +77,10 @@ class Kube(Protocol):
 
     async def has_api(self, resource: Resource) -> bool:
         """Return whether the cluster serves this kind."""
+
+
+def _is_unknown_part(path: str, words: str) -> bool:
+    return path.startswith("status.") and "not declared in schema" in words
 
 
 class HttpKube:
@@ -146,7 +151,15 @@ class HttpKube:
         return await self._apply(obj, "", dry_run)
 
     async def apply_status(self, obj: Obj) -> Obj:
-        return await self._apply(obj, "/status")
+        """Apply a status, without the parts that the CRDs of an earlier release do not know."""
+        try:
+            return await self._apply(obj, "/status")
+        except Invalid as error:
+            unknown = {path.split(".")[1] for path, words in error.fields if _is_unknown_part(path, words)}
+            if not unknown:
+                raise
+            known = {name: value for name, value in obj["status"].items() if name not in unknown}
+            return await self._apply({**obj, "status": known}, "/status")
 
     async def _apply(self, obj: Obj, subresource: str, dry_run: bool = False) -> Obj:
         path = resource_of(obj).path(namespace_of(obj), name_of(obj)) + subresource

@@ -43,7 +43,7 @@ async def server() -> AsyncIterator[tuple[Server, str]]:
     found = Server()
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", found.handle)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)  # some answers never come
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -113,6 +113,20 @@ async def test_apply_is_one_forced_patch_of_the_whole_object(kube: HttpKube, ser
     assert kind == "application/apply-patch+yaml"
     assert json.loads(body) == POD_OBJ
     assert kube.writes == 1
+
+
+async def test_a_status_goes_without_the_parts_that_an_earlier_crd_does_not_know(
+    kube: HttpKube, server: tuple[Server, str]
+) -> None:
+    words = "failed to create typed patch object (n/a; v1, Kind=Pod): .status.{}: field not declared in schema"
+    server[0].add(500, {"message": words.format("rollout")})
+    server[0].add(body=POD_OBJ)
+    await kube.apply_status({**POD_OBJ, "status": {"rollout": {"steps": 1}, "phase": "Running"}})
+    bodies = [json.loads(body) for *_, body in server[0].seen]
+    assert [body["status"] for body in bodies] == [{"rollout": {"steps": 1}, "phase": "Running"}, {"phase": "Running"}]
+    server[0].add(500, {"message": words.format("phase").replace("field not declared in schema", "expected map")})
+    with pytest.raises(Invalid):
+        await kube.apply_status({**POD_OBJ, "status": {"phase": "Running"}})
 
 
 async def test_a_list_follows_its_pages_and_starts_over_when_the_token_expires(
