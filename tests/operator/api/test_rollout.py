@@ -28,6 +28,13 @@ def test_a_percentage_is_rounded_up_for_more_workers_and_down_for_fewer(
     assert (amount_of(value, size, up=True), amount_of(value, size, up=False)) == (more, fewer)
 
 
+@pytest.mark.parametrize("value", [0, 1, 1000, "0", "17", "0%", "25%", "100%"])
+@pytest.mark.parametrize("field", ["maxSurge", "maxUnavailable"])
+def test_a_number_or_a_percentage_is_taken_as_it_is_declared(field: str, value: str | int) -> None:
+    spec = parse(good(rollout={field: value})).spec.rollout
+    assert (spec.max_surge if field == "maxSurge" else spec.max_unavailable) == value
+
+
 @pytest.mark.parametrize("value", [-1, 1001, "1.5", "30 %", "abc", "1000%"])
 def test_other_amounts_are_refused(value: object) -> None:
     with pytest.raises(InvalidResource, match=r"spec\.rollout\.maxSurge"):

@@ -121,6 +121,58 @@ async def test_a_rollout_without_progress_is_stalled_after_its_deadline_and_the_
     assert "RolloutStalled" in {e["reason"] for e in world.kube.events}
 
 
+@pytest.mark.parametrize(
+    "stored",
+    ["garbled", [], {}, *({"lastProgressTime": text} for text in ("", "yesterday", "2025-01-01T00:00:00", 7, None))],
+)
+async def test_a_rollout_whose_progress_is_not_readable_gets_a_new_deadline(stored: object) -> None:
+    world = await settled(rollout={"progressDeadlineSeconds": 600})
+    await _break(world)
+    target = world.status()["rollout"]["target"]
+    if isinstance(stored, dict) and stored:
+        stored = {**world.status()["rollout"], **stored}
+    world.kube.find("DisaggDeployment", "chat")["status"]["rollout"] = stored
+    world.later(601)
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "RollingOut"
+    found = world.status()["rollout"]
+    assert (found["target"], found["lastProgressTime"]) == (target, world.now)
+    world.later(601)
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "ProgressDeadlineExceeded"
+
+
+async def test_a_first_revision_that_fails_has_none_to_go_back_to_and_is_only_stalled() -> None:
+    world = Rolling(rollout={"progressDeadlineSeconds": 600, "autoRollback": True})
+    await world.run()
+    world.broken |= {key[1] for key in world.workloads()}
+    await world.roll()
+    world.later(601)
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "ProgressDeadlineExceeded"
+    (revision,) = world.revisions()
+    assert revision.failed_generation is None
+    assert {role: world.replicas_of(role) for role in ROLES} == {role: {f"chat-{role}": 2} for role in ROLES}
+    world.broken.clear()
+    for role in ROLES:
+        for pod in [p for key in world.workloads() if key[0] == role for p in world.pods(key)]:
+            world.kube.remove("Pod", pod["metadata"]["name"])
+    world.kubelets()
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "RolloutComplete"
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+async def test_a_router_that_waits_for_the_workers_still_gets_its_number_of_replicas(replicas: int) -> None:
+    world = await settled(router={"replicas": 2}, rollout={"progressDeadlineSeconds": 600})
+    before = copy.deepcopy(world.kube.find("Deployment", "chat-router")["spec"])
+    await _break(world)
+    world.edit(router={"replicas": replicas})
+    await world.roll()
+    assert world.kube.find("Deployment", "chat-router")["spec"] == {**before, "replicas": replicas}
+    assert world.replicas_of("prefill")["chat-prefill"] == 2
+
+
 async def test_a_stalled_rollout_goes_back_by_itself_and_an_edit_tries_again() -> None:
     world = await settled(rollout={"progressDeadlineSeconds": 600, "autoRollback": True})
     current = world.status()["revision"]["current"]

@@ -16,6 +16,7 @@ from disagg_operator.rollout.values import (
     RolloutState,
     Workers,
 )
+from disagg_wire.roles import ROLES
 
 GPU = Devices("gpu", 1)
 ONE = RolloutRules(surge={"prefill": 1, "decode": 1}, unavailable={"prefill": 0, "decode": 0})
@@ -252,3 +253,95 @@ def test_a_full_cluster_with_three_revisions_gives_one_of_them_up() -> None:
     ]  # fmt: skip
     found = plan(state(*three, size=(2, 3), linked=True), ONE)
     assert sum(numbers(found).get(revision, (0, 0))[0] for revision in ("old", "mid")) == 1
+
+
+def many(**counts: tuple[int, int]) -> list[Workers]:
+    """Return ready workers by revision, as (prefill, decode)."""
+    return [ready(role, name, n) for name, pair in counts.items() for role, n in zip(ROLES, pair, strict=True) if n]
+
+
+def numbers_of(workers: list[Workers]) -> dict[str, tuple[int, int]]:
+    counts = {w.key: w.desired for w in workers}
+    return {
+        w.revision: (counts.get(("prefill", w.revision), 0), counts.get(("decode", w.revision), 0)) for w in workers
+    }
+
+
+def full(held: int) -> Progress:
+    """Return the memory of a cluster that has no more than so many GPUs."""
+    return Progress("new", 0, 0.0, {"gpu": held}, frozenset({"gpu"}))
+
+
+@pytest.mark.parametrize(
+    ("size", "workers", "held", "after"),
+    [
+        pytest.param((2, 3), many(old=(1, 2), new=(1, 3)), None, [{"old": (1, 1), "new": (1, 3)}], id="decode shrank"),
+        pytest.param((3, 2), many(old=(2, 1), new=(3, 1)), None, [{"old": (1, 1), "new": (3, 1)}], id="prefill shrank"),
+        pytest.param(
+            (1, 3),
+            many(old=(1, 1), mid=(1, 1), new=(1, 1)),
+            None,
+            [{"old": (1, 1), "new": (1, 1)}, {"mid": (1, 1), "new": (1, 1)}],
+            id="three revisions, of which one goes as a whole",
+        ),
+        pytest.param(
+            (2, 3),
+            many(old=(1, 1), mid=(1, 1), new=(2, 1)),
+            None,
+            [{"old": (1, 1), "new": (2, 1)}, {"mid": (1, 1), "new": (2, 1)}],
+            id="three revisions, and decode lags behind",
+        ),
+        pytest.param((3, 2), many(old=(1, 1), new=(1, 2)), 5, [{"new": (1, 2)}], id="no room, and the new pair stays"),
+    ],
+)
+def test_where_the_floors_forbid_every_step_one_is_taken_that_leaves_a_pair(
+    size: tuple[int, int], workers: list[Workers], held: int | None, after: list[dict[str, tuple[int, int]]]
+) -> None:
+    stuck = state(*workers, size=size, linked=True, progress=None if held is None else full(held))
+    found = plan(stuck, ONE)
+    assert numbers(found) in after
+    assert (found.rolling, found.exchanging) == (True, False)
+    # While something changes by itself, the floors hold.
+    last = workers[-1]
+    for busy in (replace(last, terminating=1), replace(last, ready=last.ready - 1)):
+        waits = replace(stuck, workers=(*workers[:-1], busy))
+        assert numbers(plan(waits, ONE)) == numbers_of(workers)
+
+
+def test_a_new_worker_without_partner_makes_room_for_it_if_nothing_else_can() -> None:
+    """Decode shrank when its new workers were there; no prefill worker is there to prove them."""
+    lone = ready("decode", "new", 2, served=False)
+    stuck = state(*many(old=(1, 2)), lone, size=(1, 2), linked=False)
+    assert numbers(plan(stuck, ONE)) == {"old": (1, 2), "new": (0, 1)}
+    one_less = replace(stuck, workers=(*many(old=(1, 2)), ready("decode", "new", 1, served=False)))
+    assert numbers(plan(one_less, ONE)) == {"old": (1, 2), "new": (1, 1)}
+
+
+def test_of_two_old_revisions_one_goes_if_the_new_one_finds_no_room_to_be_tried() -> None:
+    waiting = ready("decode", "new", 1, served=False)
+    stuck = state(*many(old=(1, 1), mid=(1, 1)), waiting, size=(1, 2), linked=False)
+    (serves,) = set(numbers(plan(stuck, ONE))) - {"new"}
+    assert numbers(plan(stuck, ONE)) == {serves: (1, 1), "new": (0, 1)}
+    freed = numbers(plan(replace(stuck, workers=(*many(**{serves: (1, 1)}), waiting)), ONE))
+    assert (freed["new"], set(freed)) == ((1, 1), {serves, "new"})
+
+
+def test_the_only_pair_that_runs_is_not_given_up_for_pools_that_should_be_larger() -> None:
+    stuck = state(*many(old=(1, 1)), size=(3, 3), linked=False, progress=full(2))
+    assert numbers(plan(stuck, ONE)) == {"old": (1, 1)}
+
+
+@pytest.mark.parametrize("size", [(4, 4), (6, 6), (8, 8)])
+def test_in_a_full_cluster_the_floors_are_those_of_the_workers_that_fit(size: tuple[int, int]) -> None:
+    """Floors of the size that is wanted would forbid each step to pools that never had it."""
+    workers, least = list(OLD), 4
+    for _ in range(20):
+        found = plan(state(*workers, size=size, linked=True, progress=full(8)), ONE)
+        if set(numbers(found)) == {"new"}:
+            break
+        assert sum(sum(pair) for pair in numbers(found).values()) <= 8
+        workers = many(**numbers(found))
+        least = min(least, sum(min(pair) for pair in numbers(found).values()))
+    else:
+        raise AssertionError(f"no end: {numbers(found)}")
+    assert least == 3
