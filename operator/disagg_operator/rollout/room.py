@@ -68,8 +68,9 @@ def room_of(state: RolloutState, rules: RolloutRules, changing: frozenset[str], 
     allowed = {kind: ours[kind] + _held(kind, rules.surge, new) for kind in kinds}
     surge = {kind: 0 if kind in fits else _held(kind, rules.surge, new) for kind in kinds}
     spare = {kind: 0 if kind in fits else surge[kind] + ours[kind] - _held(kind, state.wanted, old) for kind in kinds}
-    give = _give(_Need(need, spare, rules.surge_gpus), old, state.wanted, {r for r in changing if rules.surge[r] == 0})
     runs = {role: _runs(role, old, state.wanted, fits) for role in ROLES}
+    # Workers that are wanted and do not run have nothing to give.
+    give = _give(_Need(need, spare, rules.surge_gpus), old, runs, {r for r in changing if rules.surge[r] == 0})
     taken = give or dict.fromkeys(ROLES, 0)
     return Room(
         budget={kind: min(fits.get(kind, most), most) for kind, most in allowed.items()},
@@ -127,7 +128,7 @@ class _Need:
 
 
 def _give(
-    need: _Need, old: Mapping[str, Devices], wanted: Mapping[str, int], fixed: Container[str]
+    need: _Need, old: Mapping[str, Devices], runs: Mapping[str, int], fixed: Container[str]
 ) -> dict[str, int] | None:
     """Return the fewest old workers of each role that make room for a new pair.
 
@@ -137,7 +138,7 @@ def _give(
     most = sum(need.need.values())
     ranges = []
     for role in ROLES:
-        spare = max(0, wanted[role] - 1)
+        spare = max(0, runs[role] - 1)
         least = min(spare, int(role in fixed))
         ranges.append(range(least, max(least, min(spare, -(-most // max(1, old[role].count)))) + 1))
     best: tuple[Fraction, int, dict[str, int]] | None = None
@@ -145,7 +146,7 @@ def _give(
         given = dict(zip(ROLES, counts, strict=True))
         if not need.met_by({kind: _held(kind, given, old) for kind in need.need}):
             continue
-        left = min((Fraction(wanted[r] - given[r], wanted[r]) for r in ROLES if wanted[r]), default=Fraction(1))
+        left = min((Fraction(runs[r] - given[r], runs[r]) for r in ROLES if runs[r]), default=Fraction(1))
         if best is None or (left, -sum(counts)) > (best[0], best[1]):
             best = left, -sum(counts), given
     return None if best is None else best[2]

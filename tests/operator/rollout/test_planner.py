@@ -326,9 +326,13 @@ def test_of_two_old_revisions_one_goes_if_the_new_one_finds_no_room_to_be_tried(
     assert (freed["new"], set(freed)) == ((1, 1), {serves, "new"})
 
 
-def test_the_only_pair_that_runs_is_not_given_up_for_pools_that_should_be_larger() -> None:
-    stuck = state(*many(old=(1, 1)), size=(3, 3), linked=False, progress=full(2))
-    assert numbers(plan(stuck, ONE)) == {"old": (1, 1)}
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3)])
+def test_the_only_pair_that_a_cluster_can_run_is_exchanged_whatever_the_pools_should_have(
+    size: tuple[int, int],
+) -> None:
+    found = plan(state(*many(old=(1, 1)), size=size, linked=False, progress=full(2)), ONE)
+    assert found.exchanging
+    assert "old" not in numbers(found)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (6, 6), (8, 8)])
