@@ -175,6 +175,22 @@ class Started:
     relay_pid: int
 
 
+def adapter_variables(folder: Path, engine_port: int) -> dict[str, str]:
+    """Return the variables of an adapter of the scripted engine, whose files are in `folder`."""
+    found = {
+        AdapterVariable.ROLE: "both",
+        AdapterVariable.ENGINE: "vllm",
+        AdapterVariable.ENGINE_PORT: str(engine_port),
+        AdapterVariable.MODEL_URI: "file:///model",
+        AdapterVariable.MODEL_NAME: MODEL,
+        AdapterVariable.MODEL_FILES: str(folder),
+        AdapterVariable.CLUSTER_KEY_FILE: str(folder / "key"),
+        AdapterVariable.KV_PORT: "0",
+        AdapterVariable.DRAIN_TIMEOUT_S: "5",
+    }
+    return {str(name): value for name, value in found.items()}
+
+
 @asynccontextmanager
 async def processes(folder: Path) -> AsyncIterator[Started]:
     """Start all three."""
@@ -184,18 +200,7 @@ async def processes(folder: Path) -> AsyncIterator[Started]:
     (folder / "tokenizer.json").write_text("{}")
     engine_port, port, relay_port = free_port(), free_port(), free_port()
     path = os.pathsep.join(str(REPO / name) for name in (".", "worker"))
-    variables = {
-        AdapterVariable.ROLE: "both",
-        AdapterVariable.ENGINE: "vllm",
-        AdapterVariable.ENGINE_PORT: str(engine_port),
-        AdapterVariable.MODEL_URI: "file:///model",
-        AdapterVariable.MODEL_NAME: MODEL,
-        AdapterVariable.MODEL_FILES: str(folder),
-        AdapterVariable.CLUSTER_KEY_FILE: str(folder / "key"),
-        AdapterVariable.PORT: str(port),
-        AdapterVariable.KV_PORT: "0",
-        AdapterVariable.DRAIN_TIMEOUT_S: "1",
-    }
+    variables = adapter_variables(folder, engine_port) | {AdapterVariable.PORT: str(port)}
     environment = os.environ | {"PYTHONPATH": path}
     engine = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.adapter.scripted_engine", str(engine_port), env=environment
@@ -203,9 +208,7 @@ async def processes(folder: Path) -> AsyncIterator[Started]:
     relay = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.adapter.relay", str(relay_port), str(engine_port), env=environment
     )
-    adapter = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "disagg_adapter", env=environment | {str(k): v for k, v in variables.items()}
-    )
+    adapter = await asyncio.create_subprocess_exec(sys.executable, "-m", "disagg_adapter", env=environment | variables)
     try:
         url, relayed = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{relay_port}"
         await _ready(url)

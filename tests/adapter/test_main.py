@@ -17,14 +17,13 @@ from typing import Any
 
 import httpx
 import pytest
-from benchmarks.adapter.__main__ import free_port
-from benchmarks.adapter.scripted_engine import MODEL, app
+from benchmarks.adapter.__main__ import adapter_variables, free_port
+from benchmarks.adapter.scripted_engine import app
 from tests.adapter.rig import listening, make_adapter, until
 from tests.fakes.adapter_engine import FakeEngine
 
 from disagg_adapter import main
 from disagg_adapter.engines.contract import NotReady, Unusable
-from disagg_wire.environment import AdapterVariable
 
 REPO = Path(__file__).parents[2]
 
@@ -34,20 +33,9 @@ def environment(folder: Path, engine_port: int, **changes: str) -> dict[str, str
     if not (folder / "config.json").exists():
         (folder / "config.json").write_text(json.dumps({"vocab_size": 1 << 20}))
         (folder / "tokenizer.json").write_text("{}")
-    variables = {
-        AdapterVariable.ROLE: "both",
-        AdapterVariable.ENGINE: "vllm",
-        AdapterVariable.ENGINE_PORT: str(engine_port),
-        AdapterVariable.MODEL_URI: "file:///model",
-        AdapterVariable.MODEL_NAME: MODEL,
-        AdapterVariable.MODEL_FILES: str(folder),
-        AdapterVariable.CLUSTER_KEY_FILE: str(folder / "key"),
-        AdapterVariable.KV_PORT: "0",
-        AdapterVariable.DRAIN_TIMEOUT_S: "5",
-    }
     ours = {name: value for name, value in os.environ.items() if not name.startswith("DISAGG_")}
     path = os.pathsep.join(str(REPO / name) for name in ("worker", "."))
-    return ours | {str(name): value for name, value in variables.items()} | changes | {"PYTHONPATH": path}
+    return ours | adapter_variables(folder, engine_port) | changes | {"PYTHONPATH": path}
 
 
 @asynccontextmanager

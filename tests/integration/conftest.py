@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 from tests.integration.apiserver import REPO, ApiServer, api_server
+from tests.integration.faulty_api import FaultyApi, faulty_api
 from tests.integration.operator_process import Cluster, client, eventually
 
 from disagg_operator.vocabulary import Obj
@@ -51,3 +53,9 @@ async def cluster(server: ApiServer, request: pytest.FixtureRequest) -> AsyncIte
     await found.raw("PATCH", f"/api/v1/namespaces/{namespace}", body, "application/apply-patch+yaml", params)
     yield found
     await kube.close()
+
+
+@pytest.fixture
+async def api(server: ApiServer, tmp_path: Path) -> AsyncIterator[FaultyApi]:
+    async with faulty_api(server, tmp_path) as running:
+        yield running

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +14,15 @@ import pytest
 from aiohttp import web
 from tests.integration.apiserver import ApiServer
 from tests.integration.cluster_state import collect_garbage, delete_resource, objects, rests, snapshot, uids
-from tests.integration.faulty_api import Asked, FaultyApi, faulty_api, refusal
+from tests.integration.edited_resource import QUICK, edit, resting_operator, shown
+from tests.integration.faulty_api import Asked, FaultyApi, refusal
 from tests.integration.operator_process import Cluster, Operator, eventually, operator
 
-from disagg_operator.kube.resources import DEPLOYMENT
 from disagg_operator.vocabulary import Obj
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
-QUICK = {"DISAGG_RESYNC_INTERVAL_S": "0.25", "DISAGG_SCRAPE_INTERVAL_S": "1"}
 DEAF = {"DISAGG_RESYNC_INTERVAL_S": "3600"}
-
-
-@pytest.fixture
-async def api(server: ApiServer, tmp_path: Path) -> AsyncIterator[FaultyApi]:
-    async with faulty_api(server, tmp_path) as running:
-        yield running
-
-
-async def shows(cluster: Cluster, text: str) -> bool:
-    """Return whether the edit with this text has reached the pods."""
-    found = await cluster.kube.get(DEPLOYMENT, cluster.namespace, "chat-decode")
-    if found is None:
-        raise KeyError("chat-decode")
-    return {"name": "EDIT", "value": text} in found["spec"]["template"]["spec"]["containers"][0]["env"]
-
-
-async def edit(cluster: Cluster, text: str, **spec: Any) -> Obj:
-    return await cluster.apply_resource(engine={"env": [{"name": "EDIT", "value": text}]}, **spec)
-
-
-async def shown(cluster: Cluster, text: str, wait_s: float = 30.0) -> None:
-    await eventually(f"{text} has reached the pods", lambda: shows(cluster, text), wait_s)
 
 
 async def watching(api: FaultyApi, cluster: Cluster) -> None:
@@ -140,10 +116,7 @@ async def test_f17_events_that_come_late_do_no_harm_to_what_came_after_them(
         await late.wait()
         return True
 
-    async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as running:
-        await edit(cluster, "one")
-        await shown(cluster, "one")
-        await rests(api)
+    async with resting_operator(api, cluster, tmp_path) as running:
         api.passes = waits
         await delete_resource(cluster)
         await collect_garbage(cluster)
@@ -214,10 +187,7 @@ async def test_f18_a_watch_that_is_gone_or_silent_is_opened_anew(
 async def test_f19_an_api_server_that_refuses_is_asked_less_often_and_all_is_done_once_it_answers(
     server: ApiServer, cluster: Cluster, api: FaultyApi, tmp_path: Path
 ) -> None:
-    async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as running:
-        await edit(cluster, "one")
-        await shown(cluster, "one")
-        await rests(api)
+    async with resting_operator(api, cluster, tmp_path) as running:
         before, kept = await uids(cluster), await snapshot(cluster)
 
         # First it is overloaded, and says when to come back.

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from tests.integration.apiserver import REPO, Machine, mortal_api_server
 from tests.integration.cluster_state import uids
+from tests.integration.edited_resource import edit, shown
 from tests.integration.operator_process import Cluster, Operator, client, eventually, operator
-from tests.integration.test_api_faults import edit, shown
 from tests.releases.recorded import RELEASE
 
 from disagg_operator.kube.errors import KubeError

@@ -6,15 +6,14 @@ no namespace controller beside the API server: the tests do their work.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from tests.integration.apiserver import ApiServer
 from tests.integration.cluster_state import collect_garbage, delete_resource, objects, rests, snapshot, uids
-from tests.integration.faulty_api import Asked, FaultyApi, faulty_api
+from tests.integration.edited_resource import QUICK, edit, resting_operator, shown
+from tests.integration.faulty_api import Asked, FaultyApi
 from tests.integration.operator_process import Cluster, eventually, operator
-from tests.integration.test_api_faults import QUICK, edit, shown
 
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import (
@@ -35,12 +34,6 @@ pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 MERGE = "application/merge-patch+json"
 
 
-@pytest.fixture
-async def api(server: ApiServer, tmp_path: Path) -> AsyncIterator[FaultyApi]:
-    async with faulty_api(server, tmp_path) as running:
-        yield running
-
-
 async def deployment(cluster: Cluster, name: str) -> Obj:
     found = await cluster.kube.get(DEPLOYMENT, cluster.namespace, name)
     if found is None:
@@ -56,10 +49,7 @@ async def change(cluster: Cluster, name: str, patch: Obj, manager: str = "kubect
 async def test_f20_owned_fields_are_restored_foreign_ones_kept_and_a_contest_is_told(
     server: ApiServer, cluster: Cluster, api: FaultyApi, tmp_path: Path
 ) -> None:
-    async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as running:
-        await edit(cluster, "one")
-        await shown(cluster, "one")
-        await rests(api)
+    async with resting_operator(api, cluster, tmp_path) as running:
         before = await snapshot(cluster)
         mine = {"metadata": {"annotations": {"example.com/note": "mine"}}, "spec": {"minReadySeconds": 7}}
         await change(cluster, "chat-decode", mine)
@@ -133,10 +123,7 @@ async def test_f23_a_webhook_that_is_down_delays_the_work_and_admits_no_bad_reso
 async def test_f25_a_resource_that_is_deleted_in_the_middle_of_a_rollout_leaves_nothing(
     server: ApiServer, cluster: Cluster, api: FaultyApi, tmp_path: Path
 ) -> None:
-    async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as running:
-        await edit(cluster, "one")
-        await shown(cluster, "one")
-        await rests(api)
+    async with resting_operator(api, cluster, tmp_path) as running:
 
         async def deletes(asked: Asked) -> bool:
             if asked.writes and asked.path.endswith("/deployments/chat-prefill"):
@@ -161,10 +148,7 @@ async def test_f25_a_resource_that_is_deleted_in_the_middle_of_a_rollout_leaves_
 async def test_f25_a_resource_that_is_deleted_while_the_operator_is_down_is_no_work_for_the_next_one(
     server: ApiServer, cluster: Cluster, api: FaultyApi, tmp_path: Path
 ) -> None:
-    async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as running:
-        await edit(cluster, "one")
-        await shown(cluster, "one")
-        await rests(api)
+    async with resting_operator(api, cluster, tmp_path) as running:
         assert await running.stop() == 0
     await delete_resource(cluster)
     assert await cluster.kube.get(DISAGG_DEPLOYMENT, cluster.namespace, "chat") is None
@@ -195,10 +179,7 @@ async def orphan(cluster: Cluster) -> None:
 async def test_f25_orphans_serve_on_and_are_adopted_by_a_resource_of_the_same_name(
     server: ApiServer, cluster: Cluster, api: FaultyApi, tmp_path: Path
 ) -> None:
-    async with operator(api.server, tmp_path, cluster.namespace, **QUICK) as running:
-        await edit(cluster, "one")
-        await shown(cluster, "one")
-        await rests(api)
+    async with resting_operator(api, cluster, tmp_path) as running:
         before, pods, key = await uids(cluster), await templates(cluster), await cluster.bearer_key()
         await delete_resource(cluster, policy="Orphan")
         await rests(api)

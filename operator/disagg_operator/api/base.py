@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from disagg_operator.api.rules import Rule
@@ -18,20 +18,38 @@ _BYTES = r"^[0-9]{1,15}(\.[0-9]{1,6})?(k|M|G|T|Ki|Mi|Gi|Ti)?$"
 _NUMBER = r"^(0\.[0-9]{0,2}[1-9]|[1-9][0-9]{0,5}(\.[0-9]{1,3})?)$"
 
 
-def _int_or_string(pattern: str, maximum: int) -> Any:
+def _no_truth_value(value: Any) -> Any:
+    # To pydantic, a truth value is a number too.
+    if isinstance(value, bool):
+        raise ValueError("must be a number or a text")
+    return value
+
+
+def int_or_string(pattern: str, maximum: int, minimum: int = 1, words: str = "") -> Any:
     """Return the type of an int-or-string that both pydantic and the API server check.
 
-    In a schema, the pattern applies only to strings and the minimum only to numbers.
+    In a schema, the pattern applies only to strings and the bounds only to numbers. `words` says
+    what is allowed, if the pattern does not.
     """
 
     def check(value: str | int) -> str | int:
-        in_bounds = not isinstance(value, int) or 1 <= value <= maximum
-        if isinstance(value, bool) or not in_bounds or not re.fullmatch(pattern, str(value)):
-            raise ValueError(f"must match {pattern} and be above 0")
+        in_bounds = not isinstance(value, int) or minimum <= value <= maximum
+        if not in_bounds or not re.fullmatch(pattern, str(value)):
+            raise ValueError(words or f"must match {pattern} and be above 0")
         return value
 
-    extra: dict[str, Any] = {"x-kubernetes-int-or-string": True, "pattern": pattern, "minimum": 1, "maximum": maximum}
-    return Annotated[str | int, Field(json_schema_extra=extra, union_mode="left_to_right"), AfterValidator(check)]
+    extra: dict[str, Any] = {
+        "x-kubernetes-int-or-string": True,
+        "pattern": pattern,
+        "minimum": minimum,
+        "maximum": maximum,
+    }
+    return Annotated[
+        str | int,
+        Field(json_schema_extra=extra, union_mode="left_to_right"),
+        BeforeValidator(_no_truth_value),
+        AfterValidator(check),
+    ]
 
 
 _ANY_QUANTITY = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
@@ -41,9 +59,9 @@ if TYPE_CHECKING:
     ByteQuantity = str | int
     PositiveNumber = str | int
 else:
-    Quantity = _int_or_string(_ANY_QUANTITY, 1 << 50)
-    ByteQuantity = _int_or_string(_BYTES, 1 << 50)
-    PositiveNumber = _int_or_string(_NUMBER, 999_999)
+    Quantity = int_or_string(_ANY_QUANTITY, 1 << 50)
+    ByteQuantity = int_or_string(_BYTES, 1 << 50)
+    PositiveNumber = int_or_string(_NUMBER, 999_999)
 DnsLabel = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 ResourceName = Annotated[

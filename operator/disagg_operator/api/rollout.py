@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from disagg_operator.api.base import Model
+from disagg_operator.api.base import Model, int_or_string
 
-_AMOUNT = r"^([0-9]{1,4}|[0-9]{1,3}%)$"
+_AMOUNT = r"^(1000|[0-9]{1,3}|[0-9]{1,3}%)$"
 
-
-def _checked(value: str | int) -> str | int:
-    in_bounds = not isinstance(value, int) or 0 <= value <= 1000
-    if isinstance(value, bool) or not in_bounds or not re.fullmatch(_AMOUNT, str(value)):
-        raise ValueError("must be a number from 0 to 1000 or a percentage such as 25%")
-    return value
-
-
-_SCHEMA: dict[str, Any] = {"x-kubernetes-int-or-string": True, "pattern": _AMOUNT, "minimum": 0, "maximum": 1000}
 
 if TYPE_CHECKING:
     Amount = str | int
 else:
-    Amount = Annotated[
-        str | int, Field(json_schema_extra=_SCHEMA, union_mode="left_to_right"), AfterValidator(_checked)
-    ]
+    Amount = int_or_string(_AMOUNT, 1000, 0, "must be a number from 0 to 1000 or a percentage such as 25%")
 
 
 def amount_of(value: str | int, size: int, *, up: bool) -> int:
