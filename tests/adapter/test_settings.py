@@ -23,6 +23,7 @@ GOOD = {
 def test_what_is_not_set_has_its_default() -> None:
     s = from_environment(GOOD | {AdapterVariable.HOST: ""})
     assert (s.address, s.host, s.lora_adapters) == ("http://127.0.0.1:8100", "127.0.0.1", [])
+    assert s.model_copy(update={"engine_host": "::1"}).address == "http://[::1]:8100"
     assert s.engine_key() is None
 
 

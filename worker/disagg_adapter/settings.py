@@ -114,7 +114,8 @@ class Settings(BaseModel):
     @property
     def address(self) -> str:
         """The base URL of the engine."""
-        return f"http://{self.engine_host}:{self.engine_port}"
+        host = f"[{self.engine_host}]" if ":" in self.engine_host else self.engine_host  # of IPv6
+        return f"http://{host}:{self.engine_port}"
 
     def cluster_key(self) -> bytes:
         """Return the bytes of the cluster key. Raises SettingsError: there is no default."""

@@ -140,6 +140,24 @@ async def test_a_connection_that_the_engine_does_not_keep_is_closed(pieces: tupl
         assert not connection.reusable
 
 
+@on_both_loops
+async def test_a_connection_with_an_answer_that_nobody_read_serves_no_other_request() -> None:
+    size = module._MAX_HELD_BYTES + 1  # so much that the reading has stopped
+    async with serving(OK + b"content-length: %d\r\n\r\n" % size + b"x" * size) as (server, port):
+        pool = Connections("127.0.0.1", port)
+        connection = await pool.take()
+        assert await connection.ask(REQUEST) == 200
+        await until(lambda: connection._ended)
+        pool.give_back(connection)
+        following = await pool.take()
+        assert following is not connection
+        async with asyncio.timeout(5):
+            assert await whole(following) == (200, b"x" * size)
+        pool.give_back(following)
+        pool.close()
+        await until(lambda: not server.open)
+
+
 @pytest.mark.parametrize(
     ("pieces", "message"),
     [
@@ -237,6 +255,25 @@ async def test_a_caller_who_leaves_closes_the_connection() -> None:
         await until(lambda: len(server.requests) == 2)
         asking.cancel()
         await until(lambda: not server.open)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 413 No\r\n\r\ntoo big"])
+@on_both_loops
+async def test_an_engine_that_says_no_more_is_not_waited_for_until_it_has_read_the_request(answer: bytes) -> None:
+    left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.write_eof()
+        await left.wait()
+        writer.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        http = EngineHttp(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+        with pytest.raises((EngineFault, EngineAnswer), match="too big" if answer else "closed"):
+            await http.send("/", "x" * (32 << 20), 5)
+        left.set()
 
 
 @on_both_loops

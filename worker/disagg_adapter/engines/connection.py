@@ -67,9 +67,10 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether its last answer was whole, and the engine keeps it open."""
+        """Whether its last answer was read to its end, and the engine keeps it open."""
         wire = self._wire
-        return self._ended and self._keeps_alive and not wire.is_closing() and not wire.get_write_buffer_size()
+        read = self._ended and not self._pieces  # what is not read may have stopped the reading
+        return read and self._keeps_alive and not wire.is_closing() and not wire.get_write_buffer_size()
 
     def is_silent(self) -> bool:
         """Return whether nothing has come that is not read yet, not even the end."""
@@ -117,6 +118,9 @@ class Connection(asyncio.Protocol):
     def _break(self, why: str) -> None:
         self._lost = ConnectionError(why)
         self.close()
+
+    def eof_received(self) -> None:
+        self.close()  # else the transport would wait until the engine has read the whole request
 
     def connection_lost(self, error: Exception | None) -> None:
         if error is None and self._status and not self._has_length:
