@@ -1,4 +1,4 @@
-"""PURE: The data that one run of the reconciler gathers."""
+"""The data that one run of the reconciler gathers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class Pass:
 
     key: Key
     resource: Obj
+    served: Obj
+    """The resource with the spec that is served and the generation of that."""
     live: Live
     judgement: Judgement
     children: Children

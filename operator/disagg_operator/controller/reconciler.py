@@ -51,12 +51,11 @@ from disagg_operator.kube.resources import (
     name_of,
     uid_of,
 )
-from disagg_operator.rollout import looking
 from disagg_operator.status import changes, conditions, unsettled
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
-from disagg_wire.labels import LABEL_POOL
+from disagg_wire.labels import LABEL_COMPONENT, LABEL_POOL, ROUTER
 from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ class Reconciler:
         children = await kids.read(self._kube, key)
         try:
             judgement = await self._judge.judge(resource, children)
-            run = await self._rehearsed(self._begin(key, resource, live, judgement, children))
+            run = await self._rehearsed(await self._begin(key, resource, live, judgement, children))
             await self._judge.accepted(resource, run.judgement)
             await self._write(run)
         except (Refused, NameTaken, Invalid, Denied) as error:
@@ -127,22 +126,23 @@ class Reconciler:
         live.plan = run.plan.scaling
         await self._report(run)
         self._updates.note(key, run.runtime)
-        waits = [*run.waits_s, run.judgement.retry_s, await self._after(run)]
+        waits = [*run.waits_s, run.judgement.retry_s, run.runtime.retry_s, await self._after(run)]
         return min((s for s in waits if s is not None), default=None)
 
     async def _after(self, run: Pass) -> float | None:
         """Write down what the rollout has shown, and return when to look again, or None."""
         if run.step is None:
             return None
-        generation = int(run.resource["metadata"].get("generation", 0))
+        generation = int(run.served["metadata"].get("generation", 0))
         again = await rollout_writes.mark(self._kube, run.key, run.step, run.children, generation)
         return _AT_ONCE_S if again else run.step.plan.wake_s
 
-    def _begin(self, key: Key, resource: Obj, live: Live, judgement: Judgement, children: Children) -> Pass:
+    async def _begin(self, key: Key, resource: Obj, live: Live, judgement: Judgement, children: Children) -> Pass:
         runtime = runtime_updates.choose(
             resource, judgement.plan.resource, children.objects, self._images, lambda: self._updates.may_begin(key)
         )
-        return Pass(key, resource, live, judgement, children, runtime)
+        served = await self._judge.served(resource, judgement)
+        return Pass(key, resource, served, live, judgement, children, runtime)
 
     async def _rehearsed(self, run: Pass) -> Pass:
         """Let the API server judge what is about to be written, and return the run that may go on.
@@ -150,25 +150,38 @@ class Reconciler:
         If it refuses the spec as it is written, that is the one that was accepted last. Of this
         one, everything is written that is not refused. Raises Refused.
         """
-        refused = await self._rehearse(run)
+        refused = await self._rehearse_with_pins(run)
         if refused and run.judgement.refusal is None:
             judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
-            run = self._begin(run.key, run.resource, run.live, judgement, run.children)
-            refused = await self._rehearse(run)
+            run = await self._begin(run.key, run.resource, run.live, judgement, run.children)
+            refused = await self._rehearse_with_pins(run)
         run.blocked = frozenset(refused)
         return run
 
+    async def _rehearse_with_pins(self, run: Pass) -> dict[ChildKey, Refused]:
+        refused = await self._rehearse(run)
+        if not refused:
+            return {}
+        words = in_one(refused.values())
+        if (unmoved := run.runtime.unmoved(str(words), words.retry_s)) is None:
+            return refused
+        run.runtime = unmoved
+        return await self._rehearse(run)
+
     async def _rehearse(self, run: Pass) -> dict[ChildKey, Refused]:
-        flip = run.live.flip
-        if flip is not None and flip.changed and len(looking.workloads(run.children.objects.values())) > len(ROLES):
-            run.live.flip = None  # its revision may be an old one: the worker is asked back into its role
         for role in ROLES:
             run.pools[role] = self._replicas(run, role)
         facts = await self._facts(run)
         uids = {role: NO_UID if (pool := run.pool(role)) is None else uid_of(pool) for role in ROLES}
-        rendered = self._rolled(run, render(run.plan.resource, replace(facts, pool_uids=uids)))
+        every = render(run.plan.resource, replace(facts, pool_uids=uids))
+        rendered = self._rolled(run, every)
+        if pod_moves.is_late(run.live.flip, run.children.objects.values(), run.step):
+            run.live.flip = None  # the worker is asked back into its role
+            return await self._rehearse(run)
         owners = kids.owners_of(run.resource, run.children)
-        return await rehearse(self._kube, run.judgement.spec, rendered, run.children, owners)
+        # A router that follows the workers is judged with them.
+        waiting = [obj for obj in every if labels_of(obj).get(LABEL_COMPONENT) == ROUTER and obj not in rendered]
+        return await rehearse(self._kube, run.judgement.spec, [*rendered, *waiting], run.children, owners)
 
     async def _facts(self, run: Pass) -> Facts:
         has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
@@ -191,7 +204,7 @@ class Reconciler:
         run.step = rollout_step.decide(
             Inputs(
                 dd=run.plan.resource,
-                resource={**run.resource, "spec": run.judgement.spec},
+                resource=run.served,
                 rendered=rendered,
                 objects=list(run.children.objects.values()),
                 pods=run.children.pods,
@@ -220,10 +233,12 @@ class Reconciler:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
-        await kids.adopt_what_stays(self._kube, run.plan.resource, uid_of(run.resource), run.children)
+        kept = frozenset[ChildKey]() if run.step is None else run.step.kept
+        await kids.adopt_what_stays(self._kube, run.plan.resource, uid_of(run.resource), run.children, kept)
         if run.step is None:
             return
-        if not any(kind == DEPLOYMENT.kind for kind, _ in run.blocked):
+        workers = {(DEPLOYMENT.kind, name_of(obj)) for obj in rendered if labels_of(obj).get(LABEL_POOL)}
+        if not workers & run.blocked:
             await self._resize(run, run.step)
         for gone in await kids.prune(self._kube, run.resource, rendered, run.children, run.step.kept):
             log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
