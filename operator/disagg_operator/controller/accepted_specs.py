@@ -1,4 +1,4 @@
-"""The spec of each resource as it was accepted last.
+"""The spec of each resource as it was accepted last, and the generation that it had then.
 
 It decides what a refusal may harm: what has not been written since then is not refused. Status can
 be lost, in a restore or by whoever may write it, so the spec is kept in a ConfigMap that the
@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from disagg_operator.autoscaling.records.state_store import decode, encode
-from disagg_operator.controller.children import Children
+from disagg_operator.controller.children import Children, is_orphan, owners_of
 from disagg_operator.kube.client import Kube
-from disagg_operator.kube.resources import CONFIG_MAP, DEPLOYMENT, DISAGG_DEPLOYMENT, owned_by, uid_of
+from disagg_operator.kube.resources import CONFIG_MAP, DEPLOYMENT, DISAGG_DEPLOYMENT, name_of, owned_by, uid_of
 from disagg_operator.vocabulary import FIELD_MANAGER, Key, Obj
 from disagg_wire.labels import LABEL_COMPONENT
 
-_FIELD = "spec"
+_FIELD, _GENERATION = "spec", "generation"
 
 
 class AcceptedSpecs(Protocol):
@@ -24,6 +24,9 @@ class AcceptedSpecs(Protocol):
 
     async def last(self, resource: Obj, children: Children) -> Obj | None:
         """Return the spec of exactly this resource that was accepted last, or None."""
+
+    async def generation(self, resource: Obj, spec: Obj) -> int:
+        """Return the generation of a resource in which it got a spec that is accepted."""
 
     async def keep(self, resource: Obj, spec: Obj) -> None:
         """Keep a spec as the last accepted one; do nothing if it is."""
@@ -42,7 +45,7 @@ class SpecsInConfigMaps:
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
-        self._known: dict[Key, tuple[str, Obj]] = {}
+        self._known: dict[Key, tuple[str, Obj, int | None]] = {}
 
     async def last(self, resource: Obj, children: Children) -> Obj | None:
         """Return the spec that was kept, or what an earlier release accepted, or None.
@@ -50,11 +53,16 @@ class SpecsInConfigMaps:
         Earlier releases kept no specs. What they had accepted is told by status; where that is
         lost too, by the pods' workloads.
         """
-        return await self._load(resource) or _inferred(resource, children)
+        return (await self._load(resource))[0] or _inferred(resource, children)
+
+    async def generation(self, resource: Obj, spec: Obj) -> int:
+        """Return the generation of the kept spec, or the present one for any other."""
+        kept, generation = await self._load(resource)
+        return generation if kept == spec and generation is not None else _generation(resource)
 
     async def keep(self, resource: Obj, spec: Obj) -> None:
         """Keep a spec as the last accepted one. It is written only if it has changed."""
-        if await self._load(resource) == spec:
+        if (await self._load(resource))[0] == spec:
             return
         meta = resource["metadata"]
         owner = {
@@ -68,25 +76,25 @@ class SpecsInConfigMaps:
                 "name": config_map_name(meta["name"]), "namespace": meta["namespace"], "labels": labels,
                 "ownerReferences": [owner],
             },
-            "data": {_FIELD: encode(spec)},
+            "data": {_FIELD: encode(spec), _GENERATION: str(_generation(resource))},
         }  # fmt: skip
         await self._kube.apply(obj)
-        self._known[_key(resource)] = (uid_of(resource), spec)
+        self._known[_key(resource)] = (uid_of(resource), spec, _generation(resource))
 
-    async def _load(self, resource: Obj) -> Obj | None:
+    async def _load(self, resource: Obj) -> tuple[Obj | None, int | None]:
         key, uid = _key(resource), uid_of(resource)
         known = self._known.get(key)
         if known is not None and known[0] == uid:
-            return known[1]
+            return known[1:]
         found = await self._kube.get(CONFIG_MAP, key[0], config_map_name(key[1]))
-        spec = (
-            decode(str((found.get("data") or {}).get(_FIELD, "")))
-            if found and owned_by(found, frozenset({uid}))
-            else None
-        )
+        if found is None or not owned_by(found, frozenset({uid})):
+            return None, None
+        data = found.get("data") or {}
+        spec, number = decode(str(data.get(_FIELD, ""))), str(data.get(_GENERATION, ""))
+        generation = int(number) if number.isdecimal() else None
         if spec is not None:
-            self._known[key] = (uid, spec)
-        return spec
+            self._known[key] = (uid, spec, generation)
+        return spec, generation
 
     def forget(self, key: Key) -> None:
         """Forget a resource that is gone. The garbage collector deletes its ConfigMap."""
@@ -101,6 +109,10 @@ def _key(resource: Obj) -> Key:
     return str(resource["metadata"]["namespace"]), str(resource["metadata"]["name"])
 
 
+def _generation(resource: Obj) -> int:
+    return int(resource["metadata"].get("generation") or 0)
+
+
 def _inferred(resource: Obj, children: Children) -> Obj | None:
     """Return the present spec if an earlier release had accepted it, or None."""
     status = resource.get("status") or {}
@@ -108,5 +120,8 @@ def _inferred(resource: Obj, children: Children) -> Obj | None:
         if condition.get("type") == "Accepted":
             current = status.get("observedGeneration") == resource["metadata"].get("generation")
             return resource["spec"] if current and condition.get("status") == "True" else None
-    runs = any(kind == DEPLOYMENT.kind for kind, _ in children.objects)
+    # Those of a predecessor of the same name tell nothing.
+    owners, name = owners_of(resource, children), name_of(resource)
+    deployments = [obj for (kind, _), obj in children.objects.items() if kind == DEPLOYMENT.kind]
+    runs = any(owned_by(obj, owners) or is_orphan(obj, name) for obj in deployments)
     return resource["spec"] if runs else None

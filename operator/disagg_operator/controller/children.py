@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.controller import drift
-from disagg_operator.desired.names import key_secret_name, owned_by_deployment
+from disagg_operator.desired.names import key_secret_name, owned_by_deployment, owned_by_pool, pool_name
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import (
     CONTROLLER_REVISION,
@@ -29,7 +29,7 @@ from disagg_operator.kube.resources import (
     uid_of,
 )
 from disagg_operator.vocabulary import Key, Obj
-from disagg_wire.labels import LABEL_DEPLOYMENT
+from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL
 
 ChildKey = tuple[str, str]
 """The kind and the name of an object."""
@@ -106,17 +106,24 @@ def _is_ours(live: Obj, rendered: Obj, owners: frozenset[str]) -> bool:
     return owned_by(live, owners) or is_orphan(live, labels_of(rendered).get(LABEL_DEPLOYMENT, ""))
 
 
-async def adopt_what_stays(kube: Kube, dd: DisaggDeployment, uid: str, children: Children) -> None:
+async def adopt_what_stays(
+    kube: Kube, dd: DisaggDeployment, uid: str, children: Children, staying: frozenset[ChildKey] = frozenset()
+) -> None:
     """Take over what an earlier resource has left behind and what is not applied again.
 
-    That is the Secret, whose key the running pods use, and the history of revisions. Other objects
-    are adopted as they are applied. Raises KubeError.
+    That is the Secret, whose key the running pods use, the history of revisions, and the
+    Deployments that a rollout leaves as they are (`staying`). Other objects are adopted as they are
+    applied. Raises KubeError.
     """
     for key, obj in list(children.objects.items()):
-        if key[0] not in (SECRET.kind, CONTROLLER_REVISION.kind) or not is_orphan(obj, dd.metadata.name):
+        stays = key[0] in (SECRET.kind, CONTROLLER_REVISION.kind) or key in staying
+        if not stays or not is_orphan(obj, dd.metadata.name):
             continue
+        role = labels_of(obj).get(LABEL_POOL, "")
+        pool = children.get(DISAGG_POOL.kind, pool_name(dd.metadata.name, role))
+        owners = owned_by_deployment(dd, uid) if pool is None else owned_by_pool(dd, role, uid_of(pool))
         version = {k: obj["metadata"][k] for k in ("uid", "resourceVersion")}
-        patch = {"metadata": {"ownerReferences": owned_by_deployment(dd, uid), **version}}
+        patch = {"metadata": {"ownerReferences": owners, **version}}
         children.objects[key] = await kube.merge(resource_of(obj), dd.metadata.namespace, key[1], patch)
 
 

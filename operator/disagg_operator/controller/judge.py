@@ -78,6 +78,14 @@ class Judge:
         warnings = (*seen.violations, *seen.questions)
         return Judgement(seen.plan, last, (refused.reason, str(refused)), warnings, refused.retry_s)
 
+    async def served(self, resource: Obj, judgement: Judgement) -> Obj:
+        """Return a resource as it would be stored if what is served had been its last edit.
+
+        Whether a rollout has failed depends on its generation, and a refused edit changes nothing.
+        """
+        generation = await self._specs.generation(resource, judgement.spec)
+        return {**resource, "metadata": {**resource["metadata"], "generation": generation}, "spec": judgement.spec}
+
     async def accepted(self, resource: Obj, judgement: Judgement) -> None:
         """Remember that the spec as it is written has been accepted."""
         if judgement.refusal is None:

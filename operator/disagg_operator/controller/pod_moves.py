@@ -8,13 +8,15 @@ before; a run that is interrupted in between is repeated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from disagg_operator.autoscaling.policy.role_moves import Flip
 from disagg_operator.controller.decision_report import DELETION_COST
+from disagg_operator.controller.rollout_step import RolloutStep
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Retry
 from disagg_operator.kube.resources import POD, REPLICA_SET, labels_of, name_of, uid_of
+from disagg_operator.rollout import looking
 from disagg_operator.status.events import NORMAL, Note
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.labels import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
@@ -24,6 +26,16 @@ _LOOK_EVERY_S = 0.1
 _LOOKS = 80
 # The highest deletion cost: until the pod has moved, it is the last one to be deleted.
 _KEEP = str(2**31 - 1)
+
+
+def is_late(flip: Flip | None, objects: Iterable[Obj], step: RolloutStep | None) -> bool:
+    """Return whether a rollout has begun since a worker was asked to change its role.
+
+    The worker may be one of an old revision, and the pool that takes it may have a new one.
+    """
+    if flip is None or not flip.changed:
+        return False
+    return step is None or looking.workloads(objects).keys() != set(step.target.items())
 
 
 async def move(kube: Kube, key: Key, flip: Flip, deployment: Obj) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.controller import children as kids
@@ -23,20 +23,21 @@ from disagg_operator.controller import (
     rollout_writes,
     runtime_updates,
 )
-from disagg_operator.controller.acceptance import AcceptedDeployment, Refused
+from disagg_operator.controller.acceptance import Refused
 from disagg_operator.controller.children import ChildKey, Children, NameTaken
 from disagg_operator.controller.feasibility import uneven
 from disagg_operator.controller.intent import intent_of, pool_intents
 from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
+from disagg_operator.controller.one_pass import Pass
 from disagg_operator.controller.rehearsal import NO_UID, in_one, refusal_of, rehearse
 from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.rollout_step import Inputs, RolloutStep
-from disagg_operator.controller.runtime_updates import ChosenRuntime, RuntimeUpdates
+from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
 from disagg_operator.controller.victims import mark_victims
 from disagg_operator.desired import Facts, Images, NetworkAccess, pins, render
-from disagg_operator.desired.names import key_secret_name, pool_name, selector_text
+from disagg_operator.desired.names import key_secret_name, selector_text
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Denied, Invalid
 from disagg_operator.kube.lost_fields import lost_fields
@@ -50,48 +51,16 @@ from disagg_operator.kube.resources import (
     name_of,
     uid_of,
 )
-from disagg_operator.rollout import looking
 from disagg_operator.status import changes, conditions, unsettled
-from disagg_operator.status.events import Note
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
 from disagg_operator.vocabulary import Key, Obj
-from disagg_wire.labels import LABEL_POOL
+from disagg_wire.labels import LABEL_COMPONENT, LABEL_POOL, ROUTER
 from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
 
 _AT_ONCE_S = 0.1
-
-
-@dataclass(slots=True)
-class _Pass:
-    """The data that one run has gathered so far."""
-
-    key: Key
-    resource: Obj
-    live: Live
-    judgement: Judgement
-    children: Children
-    runtime: ChosenRuntime
-    pools: dict[str, Replicas] = field(default_factory=dict)
-    notes: list[Note] = field(default_factory=list)
-    blocked: frozenset[ChildKey] = frozenset()
-    """The objects that the API server refuses now; they are left as they are."""
-    step: RolloutStep | None = None
-    """The next step of the rollout."""
-
-    waits_s: list[float] = field(default_factory=list)
-    """When to run again, because something was left as it is for now."""
-
-    @property
-    def plan(self) -> AcceptedDeployment:
-        """What is served."""
-        return self.judgement.plan
-
-    def pool(self, role: str) -> Obj | None:
-        """Return the DisaggPool of a role, or None if it does not exist."""
-        return self.children.get(DISAGG_POOL.kind, pool_name(self.key[1], role))
 
 
 class Reconciler:
@@ -146,7 +115,7 @@ class Reconciler:
         children = await kids.read(self._kube, key)
         try:
             judgement = await self._judge.judge(resource, children)
-            run = await self._rehearsed(self._begin(key, resource, live, judgement, children))
+            run = await self._rehearsed(await self._begin(key, resource, live, judgement, children))
             await self._judge.accepted(resource, run.judgement)
             await self._write(run)
         except (Refused, NameTaken, Invalid, Denied) as error:
@@ -157,50 +126,64 @@ class Reconciler:
         live.plan = run.plan.scaling
         await self._report(run)
         self._updates.note(key, run.runtime)
-        waits = [*run.waits_s, run.judgement.retry_s, await self._after(run)]
+        waits = [*run.waits_s, run.judgement.retry_s, run.runtime.retry_s, await self._after(run)]
         return min((s for s in waits if s is not None), default=None)
 
-    async def _after(self, run: _Pass) -> float | None:
+    async def _after(self, run: Pass) -> float | None:
         """Write down what the rollout has shown, and return when to look again, or None."""
         if run.step is None:
             return None
-        generation = int(run.resource["metadata"].get("generation", 0))
+        generation = int(run.served["metadata"].get("generation", 0))
         again = await rollout_writes.mark(self._kube, run.key, run.step, run.children, generation)
         return _AT_ONCE_S if again else run.step.plan.wake_s
 
-    def _begin(self, key: Key, resource: Obj, live: Live, judgement: Judgement, children: Children) -> _Pass:
+    async def _begin(self, key: Key, resource: Obj, live: Live, judgement: Judgement, children: Children) -> Pass:
         runtime = runtime_updates.choose(
             resource, judgement.plan.resource, children.objects, self._images, lambda: self._updates.may_begin(key)
         )
-        return _Pass(key, resource, live, judgement, children, runtime)
+        served = await self._judge.served(resource, judgement)
+        return Pass(key, resource, served, live, judgement, children, runtime)
 
-    async def _rehearsed(self, run: _Pass) -> _Pass:
+    async def _rehearsed(self, run: Pass) -> Pass:
         """Let the API server judge what is about to be written, and return the run that may go on.
 
         If it refuses the spec as it is written, that is the one that was accepted last. Of this
         one, everything is written that is not refused. Raises Refused.
         """
-        refused = await self._rehearse(run)
+        refused = await self._rehearse_with_pins(run)
         if refused and run.judgement.refusal is None:
             judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
-            run = self._begin(run.key, run.resource, run.live, judgement, run.children)
-            refused = await self._rehearse(run)
+            run = await self._begin(run.key, run.resource, run.live, judgement, run.children)
+            refused = await self._rehearse_with_pins(run)
         run.blocked = frozenset(refused)
         return run
 
-    async def _rehearse(self, run: _Pass) -> dict[ChildKey, Refused]:
-        flip = run.live.flip
-        if flip is not None and flip.changed and len(looking.workloads(run.children.objects.values())) > len(ROLES):
-            run.live.flip = None  # its revision may be an old one: the worker is asked back into its role
+    async def _rehearse_with_pins(self, run: Pass) -> dict[ChildKey, Refused]:
+        refused = await self._rehearse(run)
+        if not refused:
+            return {}
+        words = in_one(refused.values())
+        if (unmoved := run.runtime.unmoved(str(words), words.retry_s)) is None:
+            return refused
+        run.runtime = unmoved
+        return await self._rehearse(run)
+
+    async def _rehearse(self, run: Pass) -> dict[ChildKey, Refused]:
         for role in ROLES:
             run.pools[role] = self._replicas(run, role)
         facts = await self._facts(run)
         uids = {role: NO_UID if (pool := run.pool(role)) is None else uid_of(pool) for role in ROLES}
-        rendered = self._rolled(run, render(run.plan.resource, replace(facts, pool_uids=uids)))
+        every = render(run.plan.resource, replace(facts, pool_uids=uids))
+        rendered = self._rolled(run, every)
+        if pod_moves.is_late(run.live.flip, run.children.objects.values(), run.step):
+            run.live.flip = None  # the worker is asked back into its role
+            return await self._rehearse(run)
         owners = kids.owners_of(run.resource, run.children)
-        return await rehearse(self._kube, run.judgement.spec, rendered, run.children, owners)
+        # A router that follows the workers is judged with them.
+        waiting = [obj for obj in every if labels_of(obj).get(LABEL_COMPONENT) == ROUTER and obj not in rendered]
+        return await rehearse(self._kube, run.judgement.spec, [*rendered, *waiting], run.children, owners)
 
-    async def _facts(self, run: _Pass) -> Facts:
+    async def _facts(self, run: Pass) -> Facts:
         has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
         cluster_key = None
         if run.children.get(SECRET.kind, key_secret_name(run.key[1])) is None:
@@ -216,12 +199,12 @@ class Reconciler:
             access=self._access,
         )
 
-    def _rolled(self, run: _Pass, rendered: list[Obj]) -> list[Obj]:
+    def _rolled(self, run: Pass, rendered: list[Obj]) -> list[Obj]:
         """Let the planner decide on the Deployments of workers, and return all objects."""
         run.step = rollout_step.decide(
             Inputs(
                 dd=run.plan.resource,
-                resource={**run.resource, "spec": run.judgement.spec},
+                resource=run.served,
                 rendered=rendered,
                 objects=list(run.children.objects.values()),
                 pods=run.children.pods,
@@ -234,7 +217,7 @@ class Reconciler:
             return [obj for obj in rendered if obj["kind"] != DEPLOYMENT.kind or not labels_of(obj).get(LABEL_POOL)]
         return run.step.objects
 
-    async def _write(self, run: _Pass) -> None:
+    async def _write(self, run: Pass) -> None:
         """Apply the rendered objects and prune the others.
 
         A pool's children are rendered with the pool's uid, so a new pool takes a second round.
@@ -250,15 +233,17 @@ class Reconciler:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
-        await kids.adopt_what_stays(self._kube, run.plan.resource, uid_of(run.resource), run.children)
+        kept = frozenset[ChildKey]() if run.step is None else run.step.kept
+        await kids.adopt_what_stays(self._kube, run.plan.resource, uid_of(run.resource), run.children, kept)
         if run.step is None:
             return
-        if not any(kind == DEPLOYMENT.kind for kind, _ in run.blocked):
+        workers = {(DEPLOYMENT.kind, name_of(obj)) for obj in rendered if labels_of(obj).get(LABEL_POOL)}
+        if not workers & run.blocked:
             await self._resize(run, run.step)
         for gone in await kids.prune(self._kube, run.resource, rendered, run.children, run.step.kept):
             log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
 
-    async def _resize(self, run: _Pass, step: RolloutStep) -> None:
+    async def _resize(self, run: Pass, step: RolloutStep) -> None:
         """Change the sizes of the Deployments of other revisions than the declared one."""
         if step.exchanges:
             self._metrics.exchanges.labels(*run.key).inc()
@@ -267,7 +252,7 @@ class Reconciler:
             await mark_victims(self._kube, run.key, run.children, run.live.loads, smaller)
             await rollout_writes.resize(self._kube, run.key, deployment, count, run.children)
 
-    async def _apply(self, run: _Pass, obj: Obj) -> None:
+    async def _apply(self, run: Pass, obj: Obj) -> None:
         if kids.key_of(obj) in run.blocked:
             return
         live = run.children.get(str(obj["kind"]), name_of(obj))
@@ -287,7 +272,7 @@ class Reconciler:
             run.live.contests.wrote(kids.key_of(obj), drift.rendered_hash(obj), self._clock())
             self._note_scaling(run, obj)
 
-    async def _move_pod(self, run: _Pass, rendered: list[Obj]) -> None:
+    async def _move_pod(self, run: Pass, rendered: list[Obj]) -> None:
         """Move the pod of a worker that has changed its role to its new pool.
 
         The new pool grows first, then the pod's labels change. The pool that the pod leaves shrinks
@@ -309,7 +294,7 @@ class Reconciler:
         run.live.flip, run.live.flips_s = None, (*run.live.flips_s[-3:], took_s)
         run.notes.append(pod_moves.moved(flip, took_s))
 
-    def _replicas(self, run: _Pass, role: str) -> Replicas:
+    def _replicas(self, run: Pass, role: str) -> Replicas:
         pool = run.pool(role)
         decision = run.live.decisions.get(role)
         current = None if pool is None else (pool.get("spec") or {}).get("replicas")
@@ -323,7 +308,7 @@ class Reconciler:
         wanted = decision_report.to_carry_out(decision, current, run.plan.scaling.dry_run)
         return replicas.decide(run.plan.declared[role], pool, wanted, suspended=run.plan.scaling.suspended)
 
-    def _note_scaling(self, run: _Pass, obj: Obj) -> None:
+    def _note_scaling(self, run: Pass, obj: Obj) -> None:
         if obj["kind"] != DISAGG_POOL.kind:
             return
         role = str(obj["spec"]["role"])
@@ -335,7 +320,7 @@ class Reconciler:
             run.notes.append(note)
             self._metrics.scaling.scaled.labels(*run.key, role, "up" if note.reason == "ScaledUp" else "down").inc()
 
-    async def _report(self, run: _Pass) -> None:
+    async def _report(self, run: Pass) -> None:
         revisions = {} if run.step is None else run.step.target
         observed = await self._looker.observe(run.plan, run.children, run.pools, run.live, run.key, revisions)
         stored = run.resource.get("status") or {}
@@ -346,7 +331,7 @@ class Reconciler:
         await self._write_status(run.resource, new)
         await self._recorder.send(run.resource, [*run.notes, *changes.of_change(stored, new)])
 
-    def _intent(self, run: _Pass, stored: Obj) -> conditions.Intent:
+    def _intent(self, run: Pass, stored: Obj) -> conditions.Intent:
         decisions, wall = run.live.decisions, self._wall()
         pools = pool_intents(run.key[1], run.pools, run.plan.scaling, decisions, stored, wall)
         judged = run.judgement
@@ -361,7 +346,7 @@ class Reconciler:
         )
         return replace(found, rollout=None if run.step is None else run.step.view)
 
-    async def _write_pool_statuses(self, run: _Pass, observed: Observed) -> None:
+    async def _write_pool_statuses(self, run: Pass, observed: Observed) -> None:
         for role in ROLES:
             if (pool := run.pool(role)) is not None:
                 seen = observed.pools[role]

@@ -41,7 +41,7 @@ class Inputs:
 
     dd: DisaggDeployment
     resource: Obj
-    """The resource as it is stored."""
+    """The resource with the spec that is served and the generation of that."""
     rendered: Sequence[Obj]
     objects: Sequence[Obj]
     """The live objects of the deployment."""

@@ -30,6 +30,21 @@ class ChosenRuntime:
     pins: Pins
     update: str = ""
     """What an update would change, if one is available."""
+    otherwise: ChosenRuntime | None = None
+    """What it is rendered with if the API server refuses its pods with pins that move now."""
+    retry_s: float | None = None
+    """When to try again what the API server has refused."""
+    refused: bool = False
+    """Whether the API server has refused the pods with other pins."""
+
+    def unmoved(self, words: str, retry_s: float | None) -> ChosenRuntime | None:
+        """Return the pins as they were, because the API server refuses the others, or None.
+
+        `words` are those of the API server.
+        """
+        if (stays := self.otherwise) is None:
+            return None
+        return replace(stays, update=f"{stays.update} (refused: {words})", retry_s=retry_s, refused=True)
 
 
 class RuntimeUpdates:
@@ -61,7 +76,12 @@ class RuntimeUpdates:
         return True
 
     def note(self, key: Key, runtime: ChosenRuntime | None) -> None:
-        """Take in the present pins of a deployment, or None if it is gone."""
+        """Take in the present pins of a deployment, or None if it is gone.
+
+        A move that the API server refuses is not over: what stops it may stop the next ones too.
+        """
+        if runtime is not None and runtime.refused:
+            return
         if runtime is not None and runtime.update and self._most:
             self._waiting[key] = None
         else:
@@ -98,11 +118,12 @@ def choose(
         kept = replace(kept, moving=False)
     if kept.images == current or pins.same_pods(dd, kept.images, current):
         return ChosenRuntime(replace(kept, images=current, asked=asked))
+    stays = ChosenRuntime(kept, _changes(dd, kept.images, current))
     if asked not in ("", kept.asked):
-        return ChosenRuntime(replace(kept, images=current, asked=asked))
+        return ChosenRuntime(replace(kept, images=current, asked=asked), otherwise=stays)
     if _rolled_out(resource, dd, kept.images) and may_begin():
-        return ChosenRuntime(Pins(current, asked, moving=True))
-    return ChosenRuntime(kept, _changes(dd, kept.images, current))
+        return ChosenRuntime(Pins(current, asked, moving=True), otherwise=stays)
+    return stays
 
 
 def _kept(dd: DisaggDeployment, objects: Objects, current: Images) -> Pins | None:

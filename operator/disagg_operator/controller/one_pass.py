@@ -1,0 +1,49 @@
+"""The data that one run of the reconciler gathers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from disagg_operator.autoscaling.live import Live
+from disagg_operator.controller.acceptance import AcceptedDeployment
+from disagg_operator.controller.children import ChildKey, Children
+from disagg_operator.controller.judge import Judgement
+from disagg_operator.controller.replicas import Replicas
+from disagg_operator.controller.rollout_step import RolloutStep
+from disagg_operator.controller.runtime_updates import ChosenRuntime
+from disagg_operator.desired.names import pool_name
+from disagg_operator.kube.resources import DISAGG_POOL
+from disagg_operator.status.events import Note
+from disagg_operator.vocabulary import Key, Obj
+
+
+@dataclass(slots=True)
+class Pass:
+    """The data that one run has gathered so far."""
+
+    key: Key
+    resource: Obj
+    served: Obj
+    """The resource with the spec that is served and the generation of that."""
+    live: Live
+    judgement: Judgement
+    children: Children
+    runtime: ChosenRuntime
+    pools: dict[str, Replicas] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+    blocked: frozenset[ChildKey] = frozenset()
+    """The objects that the API server refuses now; they are left as they are."""
+    step: RolloutStep | None = None
+    """The next step of the rollout."""
+
+    waits_s: list[float] = field(default_factory=list)
+    """When to run again, because something was left as it is for now."""
+
+    @property
+    def plan(self) -> AcceptedDeployment:
+        """What is served."""
+        return self.judgement.plan
+
+    def pool(self, role: str) -> Obj | None:
+        """Return the DisaggPool of a role, or None if it does not exist."""
+        return self.children.get(DISAGG_POOL.kind, pool_name(self.key[1], role))
