@@ -41,6 +41,7 @@ async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None
             await router.idle.wait()
     except TimeoutError:
         log.warning("drain timed out, %d requests are cut off", router.active)
+    router.queue.hold.demand.end()
     server.should_exit = True
 
 

@@ -23,8 +23,9 @@ LinkCounts = Callable[[], Mapping[tuple[str, str], int]]
 class _Live(Collector):
     """A collector of the gauges that are read at scrape time."""
 
-    def __init__(self, waiting: Counts, pairs: Counts, links: LinkCounts) -> None:
+    def __init__(self, waiting: Counts, pairs: Counts, links: LinkCounts, holding: Callable[[], int]) -> None:
         self._waiting = waiting
+        self._holding = holding
         self._pairs = pairs
         self._links = links
 
@@ -35,6 +36,9 @@ class _Live(Collector):
         for pool, n in self._waiting().items():
             waiting.add_metric([pool], n)
         yield waiting
+        yield GaugeMetricFamily(
+            series.ROUTER_HOLDING, "Requests that wait for a model that nobody serves now", value=self._holding()
+        )
         pairs = GaugeMetricFamily(series.ROUTER_PAIRS, "Prefill-decode pairs", labels=[series.STATE])
         for state, n in self._pairs().items():
             pairs.add_metric([state], n)
@@ -142,11 +146,11 @@ class Metrics:
         if limit is not None:
             self._objective.labels(series.TPOT if has_first else series.TTFT, series.FALSE).inc()
 
-    def watch(self, waiting: Counts, pairs: Counts, links: LinkCounts) -> None:
-        """Read these at every scrape: requests by pool, pairs by state, and healthy pairs by
-        (transport, evidence).
+    def watch(self, waiting: Counts, pairs: Counts, links: LinkCounts, holding: Callable[[], int]) -> None:
+        """Read these at every scrape: requests by pool, pairs by state, healthy pairs by
+        (transport, evidence), and the requests on hold.
         """
-        self.registry.register(_Live(waiting, pairs, links))
+        self.registry.register(_Live(waiting, pairs, links, holding))
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

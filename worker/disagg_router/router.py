@@ -41,9 +41,9 @@ class Router:
         self.client = WorkerClient(settings.bearer())
         self._membership = membership_of(settings)
         backlog = Backlog(settings.queue_max_depth, settings.queue_max_bytes)
-        hold = Hold(backlog, settings.queue_max_wait_s, lambda outcome: self.metrics.held.labels(outcome).inc())
+        hold = Hold(backlog, settings.hold_s, lambda outcome: self.metrics.held.labels(outcome).inc())
         self.queue = Queues(backlog, hold, settings.queue_max_wait_s, settings.queue_patience_s)
-        names = KnownNames(settings.model_name, settings.name_memory_s)
+        names = KnownNames(settings.model_name, settings.name_memory_s, settings.lora_adapters)
         self.table = WorkerTable(
             self.client, self._membership, settings.poll_interval_s, names, changed=self.queue.recheck
         )
@@ -52,10 +52,13 @@ class Router:
             self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines
         )
         self.handshakes = Handshakes(self.dispatcher, self.table)
-        self.metrics.watch(lambda: {p: self.queue.waiting(p) for p in ROLES}, self.handshakes.counts, self._links)
+        self.metrics.watch(
+            lambda: {p: self.queue.waiting(p) for p in ROLES}, self.handshakes.counts, self._links, lambda: hold.waiting
+        )
         self.created_s = int(time.time())
         self.draining = False
         self.active = 0
+        self._idle_since_s = time.monotonic()
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -80,11 +83,26 @@ class Router:
         self.active -= 1
         self.metrics.running.set(self.active)
         if self.active == 0:
+            self._idle_since_s = time.monotonic()
             self.idle.set()
 
     async def run(self) -> None:
         """Run membership, polling and handshakes until cancelled."""
         await asyncio.gather(self._membership.run(), self.table.run(), self.handshakes.run())
+
+    def idle_s(self) -> float:
+        """Return the seconds since the last request ended, or since the start; 0 while one runs."""
+        return 0.0 if self.active else time.monotonic() - self._idle_since_s
+
+    async def demand(self, cursor: str, wait_s: float, cold_start_s: float | None) -> dict[str, Any]:
+        """Return the answer to GET /internal/v1/demand, once there is something to tell."""
+        hold = self.queue.hold
+        if cold_start_s is not None:
+            hold.cold_start_s = cold_start_s
+        if not hold.waiting:
+            await hold.demand.until_asked(cursor, wait_s)
+        wanted = hold.waiting > 0 or hold.demand.is_news(cursor)
+        return {"wanted": wanted, "held": hold.waiting, "cursor": hold.demand.cursor}
 
     def state(self) -> dict[str, Any]:
         """Return the answer to GET /internal/v1/state."""
@@ -127,6 +145,7 @@ class Router:
             ],
             "waiting": {p: self.queue.waiting(p) for p in ROLES},
             "held": self.queue.hold.waiting,
+            "idle_s": round(self.idle_s(), 3),
             "models": [
                 {
                     "name": name,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from disagg_router.objectives import Objectives
 from disagg_wire.cluster_key import ClusterKeyError, bearer_of, read_key
@@ -53,6 +54,19 @@ class Settings(BaseModel):
     )
     queue_max_wait_s: float = Field(
         60.0, ge=0, le=3600, description="The longest time that a request waits in the queue, in seconds."
+    )
+    hold_max_wait_s: float | None = Field(
+        None,
+        ge=0,
+        le=3600,
+        description="The longest time that a request waits for workers of its model while there are none, in seconds."
+        " By default it is `queue_max_wait_s`. The time that a request waits in the queue, and that it may take in"
+        " all, begins only after that.",
+    )
+    lora_adapters: list[str] = Field(
+        [],
+        description="The names of the LoRA adapters that requests may ask for before any worker serves them, as a JSON"
+        " list.",
     )
     queue_order: Literal["EarliestDeadline", "FirstComeFirstServed"] = Field(
         "EarliestDeadline",
@@ -122,6 +136,16 @@ class Settings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The lowest severity that is logged."
     )
+
+    @field_validator("lora_adapters", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @property
+    def hold_s(self) -> float:
+        """The longest time that a request waits for workers of its model while there are none."""
+        return self.queue_max_wait_s if self.hold_max_wait_s is None else self.hold_max_wait_s
 
     @property
     def objectives(self) -> Objectives:

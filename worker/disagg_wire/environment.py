@@ -140,6 +140,10 @@ class RouterVariable(StrEnum):
     QUEUE_MAX_DEPTH = "DISAGG_QUEUE_MAX_DEPTH"
     QUEUE_MAX_WAIT_S = "DISAGG_QUEUE_MAX_WAIT_S"
     QUEUE_ORDER = "DISAGG_QUEUE_ORDER"
+    # Of deployments that may be scaled to zero: how long a request waits for workers, and the names
+    # of the LoRA adapters, as a JSON list.
+    HOLD_MAX_WAIT_S = "DISAGG_HOLD_MAX_WAIT_S"
+    LORA_ADAPTERS = "DISAGG_LORA_ADAPTERS"
     OBJECTIVE_TTFT_S = "DISAGG_OBJECTIVE_TTFT_S"
     OBJECTIVE_TPOT_S = "DISAGG_OBJECTIVE_TPOT_S"
     PREFILL_A_S = "DISAGG_PREFILL_A_S"

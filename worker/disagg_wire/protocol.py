@@ -40,6 +40,7 @@ METRICS_PATH = "/metrics"
 
 _INTERNAL = "/internal/v1"
 STATE_PATH = f"{_INTERNAL}/state"
+DEMAND_PATH = f"{_INTERNAL}/demand"
 INFO_PATH = f"{_INTERNAL}/info"
 TOKENIZER_PATH = f"{_INTERNAL}/tokenizer"
 ROLE_PATH = f"{_INTERNAL}/role"

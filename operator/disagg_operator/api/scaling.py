@@ -172,6 +172,27 @@ class WorkerSpeed(Model):
     decode: DecodeSpeed = Field(description="One decode step.")
 
 
+class ScaleToZero(Model):
+    """Both pools go to 0 together while nobody asks, and come back together for the next request.
+
+    The routers stay, list the models and hold requests meanwhile.
+    """
+
+    idle_seconds: int = Field(
+        600,
+        ge=10,
+        le=604_800,
+        description="How long no request may have run or waited, counted from the end of the last one.",
+    )
+    hold_seconds: int = Field(
+        300,
+        ge=0,
+        le=3600,
+        description="How long a request may wait for workers to come; 503 with Retry-After is the answer after that, "
+        "and to what is beyond router.queue.maxDepth.",
+    )
+
+
 class ScalingSpec(Model):
     """Scaling of both pools."""
 
@@ -206,6 +227,10 @@ class ScalingSpec(Model):
         False,
         description="predictive: move a running worker to the other pool where that is faster than starting one. "
         "Needs equal pools.",
+    )
+    scale_to_zero: ScaleToZero | None = Field(
+        None,
+        description="Take both pools to 0 while nobody asks; also pools without autoscaling. Default: never.",
     )
     profile: WorkerSpeed | None = Field(
         None,

@@ -53,7 +53,7 @@ class PoolStatus(Model):
     replica_owner: str = Field(
         "",
         max_length=63,
-        description="Who sets the number: autoscaler, spec, or another writer of /scale.",
+        description="Who sets the number: autoscaler, spec, scaleToZero, or another writer of /scale.",
     )
     last_decision: LastDecision | None = Field(None, description="The autoscaler's last decision.")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from disagg_operator.autoscaling.chosen_policy import PolicyMemory
 from disagg_operator.autoscaling.policy.decision import Decision
+from disagg_operator.autoscaling.policy.idling import IdleWatch
 from disagg_operator.autoscaling.policy.role_moves import Flip
 from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.pod_facts import Starts
@@ -51,6 +52,14 @@ class Live:
     """What the kubelet says of pods that it cannot start, by pod."""
     spared: Spared = field(default_factory=Spared)
     """What decode workers computed themselves and what they were spared."""
+    idle: IdleWatch = field(default_factory=IdleWatch)
+    """How long nobody has asked anything, as far as it is known."""
+    due: bool = False
+    """Whether the schedule asks for workers now or soon."""
+    wake: bool = False
+    """Whether workers are asked for while both pools are at zero; cleared once they come."""
+    woken_s: float | None = None
+    """The monotonic time at which both pools were woken, until they serve."""
     trouble: tuple[str, str] | None = None
     """(reason, message) if the Prometheus of this deployment could not be read at the last look."""
     contests: Contests = field(default_factory=Contests)

@@ -18,11 +18,12 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from disagg_operator.autoscaling import chosen_policy
+from disagg_operator.autoscaling import chosen_policy, zero_watch
 from disagg_operator.autoscaling.live import Live, LiveTable
 from disagg_operator.autoscaling.policy import role_moves
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.autoscaling.policy.guard import Outcome
+from disagg_operator.autoscaling.policy.idling import both_or_neither
 from disagg_operator.autoscaling.records.decision_log import DecisionLog
 from disagg_operator.autoscaling.role_changer import RoleChanger
 from disagg_operator.autoscaling.scale_plan import ScalePlan
@@ -33,6 +34,7 @@ from disagg_operator.autoscaling.signals.prompt_sources import prompt_tokens
 from disagg_operator.autoscaling.signals.samples import role_of
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.desired.names import pool_name
+from disagg_operator.desired.pool_marks import at_zero, replicas_of
 from disagg_operator.kube.cache import Cache
 from disagg_operator.kube.pods import DeploymentPods, sort_pods
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, name_of, uid_of
@@ -53,6 +55,9 @@ class _Job:
     pods: DeploymentPods
     replicas: Mapping[str, int | None]
     entry: Live
+    resource: Obj
+    resting: bool
+    """Whether both pools are scaled to zero."""
 
 
 class AutoscalerLoop:
@@ -109,15 +114,11 @@ class AutoscalerLoop:
             resource = self._cache.get(DISAGG_DEPLOYMENT, key)
             plan = None if resource is None else self._plan_of(resource)
             if resource is not None and plan is not None:
-                replicas = {role: self._replicas(key, role) for role in ROLES}
-                entry = self._live.of(key, uid_of(resource))
-                jobs.append(_Job(key, plan, sort_pods(pods.get(key, [])), replicas, entry))
+                made = {role: self._cache.get(DISAGG_POOL, (key[0], pool_name(key[1], role))) for role in ROLES}
+                replicas = both_or_neither({role: replicas_of(pool) for role, pool in made.items()})
+                entry, resting = self._live.of(key, uid_of(resource)), at_zero(made.values())
+                jobs.append(_Job(key, plan, sort_pods(pods.get(key, [])), replicas, entry, resource, resting))
         return jobs
-
-    def _replicas(self, key: Key, pool: str) -> int | None:
-        found = self._cache.get(DISAGG_POOL, (key[0], pool_name(key[1], pool)))
-        value = None if found is None else (found.get("spec") or {}).get("replicas")
-        return value if isinstance(value, int) else None
 
     async def _ensure_bearer(self, job: _Job) -> None:
         if job.entry.bearer is None and job.pods.routers:
@@ -137,6 +138,10 @@ class AutoscalerLoop:
         entry, plan = job.entry, job.plan
         signals = await self._collector.signals_of(scrape, pages)
         changed = self._take_in(job, signals)
+        changed |= zero_watch.look(
+            job.key, entry, plan, job.pods, signals.states, job.resource, self._clock(), signals.look.now_s,
+            resting=job.resting,
+        )  # fmt: skip
         outcome: Outcome | None = None
         if await self._may_decide(job):
             seen = observe(signals.look, entry.memory.counters, polled=plan.prometheus is not None)
@@ -171,9 +176,9 @@ class AutoscalerLoop:
     async def _may_decide(self, job: _Job) -> bool:
         """Return whether a policy is to decide, and everything that it needs is known."""
         plan = job.plan
-        for pool in [pool for pool in job.entry.decisions if pool not in plan.policies]:
+        for pool in [pool for pool in job.entry.decisions if pool not in plan.policies or job.resting]:
             del job.entry.decisions[pool]
-        if not plan.policies or plan.suspended or None in job.replicas.values():
+        if not plan.policies or plan.suspended or job.resting or None in job.replicas.values():
             return False
         return not plan.predictive or await self._states.ready(job.key, job.entry, plan)
 

@@ -48,6 +48,16 @@ def _seconds(time_of_day: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class ZeroPlan:
+    """The settings of a resource that may be scaled to zero."""
+
+    idle_s: float
+    """The seconds without a request after which both pools go to zero."""
+    sizes: Mapping[str, int]
+    """The sizes with which autoscaled pools come back, by pool."""
+
+
+@dataclass(frozen=True, slots=True)
 class ScalePlan:
     """The scaling settings of a resource."""
 
@@ -65,3 +75,5 @@ class ScalePlan:
     """Whether decisions are only shown and not carried out."""
     suspended: bool = False
     """Whether the resource is suspended."""
+    zero: ZeroPlan | None = None
+    """How it is scaled to zero, or None if it never is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.vocabulary import Key
@@ -13,6 +13,7 @@ from disagg_wire import series
 
 _DEPLOYMENT = (series.NAMESPACE, series.DEPLOYMENT)
 _POOL = (*_DEPLOYMENT, series.POOL)
+_WAKE_S = (1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0)
 
 
 class ScalingMetrics:
@@ -21,6 +22,16 @@ class ScalingMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.scaled = Counter(
             series.OPERATOR_SCALINGS, "Decisions carried out", (*_POOL, series.DIRECTION), registry=registry
+        )
+        self.zeros = Counter(
+            series.OPERATOR_ZEROS, "Times that both pools went to zero", _DEPLOYMENT, registry=registry
+        )
+        self.wakes = Counter(series.OPERATOR_WAKES, "Times that both pools woke", _DEPLOYMENT, registry=registry)
+        self.wake_seconds = Histogram(
+            series.OPERATOR_WAKE_SECONDS,
+            "From the order to wake both pools to the first pair that serves",
+            buckets=_WAKE_S,
+            registry=registry,
         )
         self.undecided = Counter(series.AUTOSCALER_FAILURES, "Steps that a bug ended", _DEPLOYMENT, registry=registry)
         self._current = Gauge(series.AUTOSCALER_REPLICAS, "Replicas as set", _POOL, registry=registry)
@@ -49,7 +60,7 @@ class ScalingMetrics:
     def forget(self, key: Key) -> None:
         """Remove the series of a resource that has been deleted."""
         gauges = (self._current, self._wanted, self._value, self._blind, self._number)
-        for metric in (*gauges, self.scaled, self.undecided):
+        for metric in (*gauges, self.scaled, self.zeros, self.wakes, self.undecided):
             for labels in [sample.labels for family in metric.collect() for sample in family.samples]:
                 if (labels.get(series.NAMESPACE), labels.get(series.DEPLOYMENT)) == key:
                     with contextlib.suppress(KeyError):

@@ -13,9 +13,9 @@ from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.api.v1alpha1 import DisaggDeployment, InvalidResource, PoolSpec, read
 from disagg_operator.api.violation import Violation
 from disagg_operator.autoscaling.policy.decision import PoolRules
-from disagg_operator.autoscaling.scale_plan import ScalePlan, settings_of
+from disagg_operator.autoscaling.scale_plan import ScalePlan, ZeroPlan, settings_of
 from disagg_operator.autoscaling.signals.prometheus_access import access_of
-from disagg_operator.controller.feasibility import UNSUPPORTED_PARALLELISM, infeasible, questionable
+from disagg_operator.controller.feasibility import UNSUPPORTED_PARALLELISM, infeasible, questionable, smallest_sizes
 from disagg_operator.controller.permissions import too_deep, unpermitted
 from disagg_operator.controller.replicas import Declared
 from disagg_operator.desired.names import network_name
@@ -123,11 +123,17 @@ def _plan(resource: DisaggDeployment) -> AcceptedDeployment:
             prometheus=None if spec.observability.prometheus is None else access_of(spec.observability.prometheus),
             dry_run=spec.scaling.dry_run,
             suspended=spec.suspend,
+            zero=_zero(resource),
         ),
         attachment=_attachment(resource),
         rdma=_rdma(resource),
         interface=None if network is None else network.interface,
     )
+
+
+def _zero(resource: DisaggDeployment) -> ZeroPlan | None:
+    declared = resource.spec.scaling.scale_to_zero
+    return None if declared is None else ZeroPlan(float(declared.idle_seconds), smallest_sizes(resource))
 
 
 def _down_windows_s(resource: DisaggDeployment) -> dict[str, float]:

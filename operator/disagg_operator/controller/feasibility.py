@@ -43,10 +43,13 @@ def infeasible(dd: DisaggDeployment) -> Iterator[Violation]:
 
 
 def uneven(counts: Mapping[str, int]) -> Iterator[Violation]:
-    """Yield a pool that has been scaled to 0 alone. `counts` are the workers wanted, by role."""
+    """Yield a pool that has been scaled to 0 alone. `counts` are the replicas wanted, by role."""
     for role, other in ((PREFILL, DECODE), (DECODE, PREFILL)):
         if counts[role] == 0 and counts[other] > 0:
-            words = f"no {role} worker is wanted, but {counts[other]} of {other}: no pair can serve a request"
+            words = (
+                f"{role} is scaled to 0 but {other} to {counts[other]}: no pair could serve a request, so one {role} "
+                f"worker stays until both are 0"
+            )
             yield Violation(f"spec.{role}.replicas", words, ONE_POOL_AT_ZERO)
 
 
@@ -110,16 +113,29 @@ def _scaled(dd: DisaggDeployment) -> bool:
 
 def _reachable(dd: DisaggDeployment, prefill: _Bounds, decode: _Bounds) -> bool:
     """Return whether some sizes of the pools meet the ratio and the limit of GPUs."""
+    return _smallest(dd, prefill, decode) is not None
+
+
+def smallest_sizes(dd: DisaggDeployment) -> dict[str, int]:
+    """Return the fewest workers of each role, at least a pair, that keep bounds and ratio."""
+    prefill, decode = (_bounds(dd.spec.pool(role)) for role in ROLES)
+    pair = max(1, prefill.least), max(1, decode.least)
+    found = _smallest(dd, prefill, decode) if _scaled(dd) else None
+    return dict(zip(ROLES, pair if found is None else found, strict=True))
+
+
+def _smallest(dd: DisaggDeployment, prefill: _Bounds, decode: _Bounds) -> tuple[int, int] | None:
+    """Return the smallest sizes that meet the ratio and the limit of GPUs, or None."""
     scaling = dd.spec.scaling
     if scaling.ratio is None:
-        return True
+        return max(1, prefill.least), max(1, decode.least)
     for workers in range(max(1, prefill.least), prefill.most + 1):
-        low = max(decode.least, _ceiling(scaling.ratio.min * workers))
+        low = max(1, decode.least, _ceiling(scaling.ratio.min * workers))
         high = min(decode.most, int(scaling.ratio.max * workers + 1e-9))
         fits = scaling.max_gpus is None or workers * prefill.gpus + low * decode.gpus <= scaling.max_gpus
         if low <= high and fits:
-            return True
-    return False
+            return workers, low
+    return None
 
 
 def _ceiling(value: float) -> int:

@@ -71,7 +71,7 @@ def pool_intents(
         out.append(
             conditions.PoolIntent(
                 name=role,
-                desired=pools[role].count,
+                desired=pools[role].size,
                 owner=pools[role].owner,
                 selector=selector_text(name, role),
                 autoscaled=scaled,

@@ -17,7 +17,6 @@ from disagg_operator.controller import (
     decision_report,
     drift,
     pod_moves,
-    replicas,
     restraint,
     rollout_step,
     rollout_writes,
@@ -31,11 +30,11 @@ from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.one_pass import Pass
 from disagg_operator.controller.rehearsal import NO_UID, in_one, refusal_of, rehearse
-from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.rollout_step import Inputs, RolloutStep
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
 from disagg_operator.controller.victims import mark_victims
+from disagg_operator.controller.zero_orders import ZeroOrders
 from disagg_operator.desired import Facts, Images, NetworkAccess, pins, render
 from disagg_operator.desired.names import key_secret_name, selector_text
 from disagg_operator.kube.client import Kube
@@ -96,6 +95,7 @@ class Reconciler:
         self._new_cluster_key = new_cluster_key
         self._clock = clock
         self._looker = Looker(kube)
+        self._zero = ZeroOrders(metrics.scaling, clock)
 
     async def run(self, key: Key) -> float | None:
         """Bring one resource to its desired state.
@@ -169,8 +169,7 @@ class Reconciler:
         return await self._rehearse(run)
 
     async def _rehearse(self, run: Pass) -> dict[ChildKey, Refused]:
-        for role in ROLES:
-            run.pools[role] = self._replicas(run, role)
+        run.pools |= self._zero.decide(run)
         facts = await self._facts(run)
         uids = {role: NO_UID if (pool := run.pool(role)) is None else uid_of(pool) for role in ROLES}
         every = render(run.plan.resource, replace(facts, pool_uids=uids))
@@ -208,7 +207,7 @@ class Reconciler:
                 rendered=rendered,
                 objects=list(run.children.objects.values()),
                 pods=run.children.pods,
-                sizes={role: run.pools[role].count for role in ROLES},
+                sizes={role: run.pools[role].size for role in ROLES},
                 view=run.live.view,
                 now=self._wall(),
             )
@@ -222,7 +221,7 @@ class Reconciler:
 
         A pool's children are rendered with the pool's uid, so a new pool takes a second round.
         """
-        facts = await self._facts(run)
+        facts, rested = await self._facts(run), self._zero.begin(run)
         for _ in range(2):
             uids = {role: uid_of(pool) for role in ROLES if (pool := run.pool(role)) is not None}
             rendered = self._rolled(run, render(run.plan.resource, replace(facts, pool_uids=uids)))
@@ -233,6 +232,7 @@ class Reconciler:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
+        self._zero.written(run, rested)
         kept = frozenset[ChildKey]() if run.step is None else run.step.kept
         await kids.adopt_what_stays(self._kube, run.plan.resource, uid_of(run.resource), run.children, kept)
         if run.step is None:
@@ -294,20 +294,6 @@ class Reconciler:
         run.live.flip, run.live.flips_s = None, (*run.live.flips_s[-3:], took_s)
         run.notes.append(pod_moves.moved(flip, took_s))
 
-    def _replicas(self, run: Pass, role: str) -> Replicas:
-        pool = run.pool(role)
-        decision = run.live.decisions.get(role)
-        current = None if pool is None else (pool.get("spec") or {}).get("replicas")
-        flip = run.live.flip
-        if flip is not None and flip.changed and current is not None and role in (flip.giving, flip.taking):
-            # Only once: a repeated run finds that one of the numbers has already changed.
-            flip.sizes.setdefault(role, current + (1 if role == flip.taking else -1))
-            return replicas.decide(
-                run.plan.declared[role], pool, flip.sizes[role], suspended=run.plan.scaling.suspended
-            )
-        wanted = decision_report.to_carry_out(decision, current, run.plan.scaling.dry_run)
-        return replicas.decide(run.plan.declared[role], pool, wanted, suspended=run.plan.scaling.suspended)
-
     def _note_scaling(self, run: Pass, obj: Obj) -> None:
         if obj["kind"] != DISAGG_POOL.kind:
             return
@@ -325,6 +311,7 @@ class Reconciler:
         observed = await self._looker.observe(run.plan, run.children, run.pools, run.live, run.key, revisions)
         stored = run.resource.get("status") or {}
         new = conditions.build(self._intent(run, stored), observed, stored, self._wall())
+        self._zero.told(run.key, run.live, new)
         if run.step is not None and (progress := rollout_step.progress_status(run.step.plan.progress)) is not None:
             new["rollout"] = progress
         await self._write_pool_statuses(run, observed)
@@ -344,7 +331,8 @@ class Reconciler:
             warnings=(*judged.warnings, *uneven({role: run.pools[role].count for role in ROLES})),
             update=run.runtime.update,
         )
-        return replace(found, rollout=None if run.step is None else run.step.view)
+        rollout = None if run.step is None else run.step.view
+        return replace(found, rollout=rollout, zero=self._zero.words(run, stored))
 
     async def _write_pool_statuses(self, run: Pass, observed: Observed) -> None:
         for role in ROLES:

@@ -40,6 +40,7 @@ from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, ReferenceWatch
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
+from disagg_operator.controller.wake_watch import WakeWatch
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
 from disagg_operator.desired import Images, NetworkAccess
 from disagg_operator.desired.names import key_secret_name
@@ -112,13 +113,9 @@ class Runtime:
         self._loop = self._autoscaler()
         self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
         self._health = HealthServer(
-            settings.health_host,
-            settings.health_port,
-            self.sick,
-            self.useless,
-            self._metrics_text,
+            settings.health_host, settings.health_port, self.sick, self.useless, self._metrics_text,
             self._decision_log.read,
-        )
+        )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self._swept_at = self._synced_at = clock()
         self.listed = asyncio.Event()
@@ -255,6 +252,8 @@ class Runtime:
             events = PodEvents(self._kube, self.cache, self.live, self._wake)
             group.create_task(self._every(LOOK_INTERVAL_S, events.look))
             group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
+            watch = WakeWatch(self.cache, self.live, self._bearer_of, lambda k: self._wake_all({k}, 0.0, urgent=True))
+            group.create_task(watch.run())
             self._wake_all(set(self.cache.keys()), 0.0, urgent=True)
 
     async def _end_term(self, term: asyncio.Task[None], lost: asyncio.Task[None]) -> None:

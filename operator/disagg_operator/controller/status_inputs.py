@@ -50,7 +50,7 @@ class Looker:
         def pool(role: str) -> Workload:
             deployments = [d for (r, _), d in looking.workloads(children.objects.values()).items() if r == role]
             revision = revisions.get(role, "")
-            return workloads.pool(role, pools[role].count, deployments, revision, pods(role), live.told, live.hindered)
+            return workloads.pool(role, pools[role].size, deployments, revision, pods(role), live.told, live.hindered)
 
         router = children.get(DEPLOYMENT.kind, router_name(key[1]))
         return Observed(

@@ -91,8 +91,8 @@ def router_environment(dd: DisaggDeployment) -> dict[str, str]:
     The router counts the requests that meet the objectives, and for that it must know how long the
     prefill of a single prompt takes.
     """
-    objectives, profile = dd.spec.objectives, profile_of(dd)
-    return {
+    objectives, profile, zero = dd.spec.objectives, profile_of(dd), dd.spec.scaling.scale_to_zero
+    out: dict[str, str] = {
         RouterVariable.MODEL_NAME: dd.spec.model.served_name,
         RouterVariable.QUEUE_MAX_DEPTH: str(dd.spec.router.queue.max_depth),
         RouterVariable.QUEUE_MAX_WAIT_S: str(dd.spec.router.queue.max_wait_seconds),
@@ -103,3 +103,9 @@ def router_environment(dd: DisaggDeployment) -> dict[str, str]:
         RouterVariable.PREFILL_B_S_PER_TOKEN: f"{profile.b_s_per_token:.4g}",
         RouterVariable.PREFILL_C_S_PER_TOKEN2: f"{profile.c_s_per_token2:.4g}",
     }
+    if zero is not None:
+        out[RouterVariable.HOLD_MAX_WAIT_S] = str(zero.hold_seconds)
+        # A router that starts while there are no workers cannot ask them.
+        if dd.spec.model.adapters:
+            out[RouterVariable.LORA_ADAPTERS] = json.dumps([adapter.name for adapter in dd.spec.model.adapters])
+    return out

@@ -19,13 +19,12 @@ from disagg_operator.desired.facts import Facts, NetworkAccess
 from disagg_operator.desired.model_places import uses_hub
 from disagg_operator.desired.pins import RUNTIME_ANNOTATION
 from disagg_operator.desired.pod_parts import progress_deadline_s
+from disagg_operator.desired.pool_marks import DECLARED_ANNOTATION
 from disagg_operator.desired.renderer import PATIENT_ROLLOUT, ROUTER_POLICY, UNREADY_ARE_EVICTED
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
 from disagg_wire.ports import KV_PORT, ROUTER_PORT, WORKER_PORT
 from disagg_wire.roles import ROLES
-
-DECLARED_ANNOTATION = "disagg.dev/declared-replicas"
 
 
 def render(dd: DisaggDeployment, facts: Facts) -> list[Obj]:

@@ -65,11 +65,19 @@ class DeploymentPods:
     """The ready workers of each pool."""
     all_of: Mapping[str, tuple[Obj, ...]]
     """All workers of each pool."""
+    live_routers: tuple[Obj, ...] = ()
+    """The routers that may hold requests: the ready ones, and those that are not ready any more."""
 
 
 def sort_pods(pods: Sequence[Obj]) -> DeploymentPods:
     """Sort the pods of a DisaggDeployment by component. A pod without an address is not ready."""
     ready = [pod for pod in pods if is_ready(pod) and address_of(pod)]
     workers = {role: tuple(pod for pod in ready if pool_of(pod) == role) for role in ROLES}
-    routers = tuple(pod for pod in ready if labels_of(pod).get(LABEL_COMPONENT) == ROUTER)
-    return DeploymentPods(routers, workers, {role: tuple(p for p in pods if pool_of(p) == role) for role in ROLES})
+    routers = tuple(pod for pod in ready if _is_router(pod))
+    running = tuple(p for p in pods if _is_router(p) and (p.get("status") or {}).get("phase") == "Running")
+    all_of = {role: tuple(p for p in pods if pool_of(p) == role) for role in ROLES}
+    return DeploymentPods(routers, workers, all_of, running)
+
+
+def _is_router(pod: Obj) -> bool:
+    return labels_of(pod).get(LABEL_COMPONENT) == ROUTER

@@ -13,6 +13,7 @@ from disagg_operator.status.conditions import RUNTIME_UPDATE_AVAILABLE
 from disagg_operator.status.events import NORMAL, WARNING, Note
 from disagg_operator.status.last_words import NO_ACCELERATOR, POD_SECURITY_LEVEL, READ_ONLY
 from disagg_operator.status.unsettled import RECONCILE_FAILURES
+from disagg_operator.status.zero_state import SCALED_TO_ZERO
 from disagg_wire.problems import (
     CONNECTOR_MISSING,
     ENGINE_HUNG,
@@ -90,12 +91,22 @@ def _good_news(
         out.append(Note(NORMAL, "RolloutStarted", f"revision {now['update']} replaces {was.get('current', '')}"))
     if was.get("current") and now.get("current") and was["current"] != now["current"]:
         out.append(Note(NORMAL, "RolloutCompleted", f"all pods are of revision {now['current']}"))
+    out += _zero_news(after, old, new)
     for condition in (c for c in new.values() if c["reason"] == RUNTIME_UPDATE_AVAILABLE):
         if old.get(condition["type"], {}).get("message") != condition["message"]:
             out.append(Note(NORMAL, RUNTIME_UPDATE_AVAILABLE, condition["message"]))
     if new.get("Ready", {}).get("status") == "True" and old.get("Ready", {}).get("status") != "True":
         out.append(Note(NORMAL, "Ready", f"serving at {after.get('url', '')}"))
     return out
+
+
+def _zero_news(after: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Note]:
+    if SCALED_TO_ZERO in new and SCALED_TO_ZERO not in old:
+        return [Note(NORMAL, SCALED_TO_ZERO, str(new[SCALED_TO_ZERO]["message"]))]
+    desired = {str(p.get("name")): int(p.get("desired") or 0) for p in after.get("pools") or []}
+    if SCALED_TO_ZERO in old and SCALED_TO_ZERO not in new and all(desired.values()):
+        return [Note(NORMAL, "Woken", ", ".join(f"{pool}: 0 -> {n}" for pool, n in desired.items()))]
+    return []
 
 
 def _by_type(status: Mapping[str, Any]) -> dict[str, dict[str, str]]:

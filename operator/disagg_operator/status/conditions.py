@@ -17,6 +17,7 @@ from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY, PODS_REFUSED
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
+from disagg_operator.status.zero_state import SCALED_TO_ZERO, SERVED_NEXT
 from disagg_operator.vocabulary import UPDATE_RUNTIME, Obj
 from disagg_wire.roles import PREFILL
 
@@ -85,6 +86,8 @@ class Intent:
     """The reason and the message if the spec is refused, and the last accepted one is served."""
     warnings: tuple[tuple[str, str], ...] = ()
     """The reason and the message of each thing that is wrong with the spec that is served."""
+    zero: tuple[str, str] | None = None
+    """Why both pools are scaled to zero, as a reason and a message; None if they are not."""
     runtime_update: str = ""
     """What images and renderer of the operator's release would change, if they were used."""
 
@@ -132,7 +135,7 @@ def conditions(
     causes = [
         _accepted(intent),
         _network(observed.network),
-        *(_pool_ready(observed.pools[p.name], intent.suspended) for p in intent.pools),
+        *(_pool_ready(observed.pools[p.name], intent) for p in intent.pools),
         _router_ready(observed.router),
         _kv_transfer(intent, observed),
     ]
@@ -146,6 +149,7 @@ def conditions(
     return [
         *causes,
         available,
+        *([] if intent.zero is None else [Condition(SCALED_TO_ZERO, TRUE, *intent.zero)]),
         progressing,
         *([Condition("Stalled", TRUE, progressing.reason, progressing.message)] if stalled else []),
         *scaling,
@@ -178,10 +182,12 @@ def _network(network: NetworkCheck) -> Condition:
     return Condition("NetworkReady", value, network.reason, network.message)
 
 
-def _pool_ready(pool: Workload, suspended: bool) -> Condition:
+def _pool_ready(pool: Workload, intent: Intent) -> Condition:
     kind = {"prefill": "PrefillReady", "decode": "DecodeReady"}[pool.name]
-    if suspended:
+    if intent.suspended:
         return Condition(kind, FALSE, "Suspended", "spec.suspend is set")
+    if intent.zero is not None:
+        return Condition(kind, TRUE, SCALED_TO_ZERO, "no worker is wanted while nobody asks")
     counts = f"{pool.ready} of {pool.desired} pods are ready, {pool.updated} of the present revision"
     # The pods of the last revision may be ready while that of the present one fails. A pod that
     # only waits for a node says nothing about the revision.
@@ -217,6 +223,8 @@ def _kv_transfer(intent: Intent, observed: Observed) -> Condition:
             return Condition(kind, FALSE, "RouterNotReady", "no router is there to test the pairs")
         return Condition(kind, UNKNOWN, "RouterUnreachable", "no router answered the operator lately")
     counts = f"{view.healthy} of {view.expected} pairs moved a KV block"
+    if intent.zero is not None:
+        return Condition(kind, UNKNOWN, SCALED_TO_ZERO, "there are no pairs to test")
     if view.expected == 0:
         if (mismatch := mismatch_of(view)) is not None:
             return Condition(kind, FALSE, *mismatch)
@@ -240,6 +248,8 @@ def _available(intent: Intent, observed: Observed) -> Condition:
         return Condition(kind, FALSE, "RouterNotReady", "no router is ready")
     if observed.view is None:
         return Condition(kind, UNKNOWN, "RouterUnreachable", "no router answered the operator lately")
+    if intent.zero is not None:
+        return Condition(kind, TRUE, SCALED_TO_ZERO, SERVED_NEXT)
     if observed.view.healthy == 0:
         return Condition(kind, FALSE, "NoHealthyPair", "no prefill worker can hand over to a decode worker")
     return Condition(kind, TRUE, "PairsHealthy", "a request can be served end to end")
@@ -291,7 +301,7 @@ def _effective(intent: Intent, observed: Observed, previous: Mapping[str, object
     Without new data it stays as it was, also after a restart of the operator.
     """
     kind = "DisaggregationEffective"
-    if any(p.name == PREFILL and p.desired == 0 for p in intent.pools):
+    if intent.zero is None and any(p.name == PREFILL and p.desired == 0 for p in intent.pools):
         return Condition(kind, UNKNOWN, "NoPrefillWorkers", "without prefill workers decode computes all prompts")
     verdict = observed.verdict
     if verdict is None:
@@ -314,17 +324,19 @@ def _degraded(available: Condition, others: Sequence[Condition], intent: Intent,
     if view is not None and (wrong := fallback_of(view, intent.transport, intent.interface)) is not None:
         return Condition(kind, TRUE, "TransportFallback", wrong)
     for other in others:
-        if other.status != TRUE:
+        if other.status != TRUE and other.reason != SCALED_TO_ZERO:
             return Condition(kind, TRUE, other.reason, f"{other.type}: {other.message}")
     return Condition(kind, FALSE, "AsSpecified", "serving as specified")
 
 
 def _ready(causes: Sequence[Condition], progressing: Condition) -> Condition:
     for cause in causes:
-        if cause.status != TRUE:
+        if cause.status != TRUE and cause.reason != SCALED_TO_ZERO:
             return Condition("Ready", FALSE, cause.reason, f"{cause.type}: {cause.message}")
     if progressing.reason != "RolloutComplete":
         return Condition("Ready", FALSE, progressing.reason, f"Progressing: {progressing.message}")
+    if any(cause.reason == SCALED_TO_ZERO for cause in causes):
+        return Condition("Ready", TRUE, SCALED_TO_ZERO, SERVED_NEXT)
     return Condition("Ready", TRUE, "Ready", "serving as specified")
 
 

@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 
 from disagg_router.admission.backlog import Backlog
+from disagg_router.admission.demand import Demand
 from disagg_router.errors import ApiError
 from disagg_wire import series
 
-_RETRY_AFTER_S = 5
+# The least and the most that a client is told to wait, in seconds.
+_RETRY_AFTER_S = (5, 3600)
 
 
 class Hold:
@@ -30,6 +32,11 @@ class Hold:
         self._max_wait_s = max_wait_s
         self._ended = ended
         self._waiters: set[asyncio.Event] = set()
+        self._since_s = math.inf
+        self._took_s: float | None = None
+        self.demand = Demand()
+        self.cold_start_s: float | None = None
+        """How long workers take to come, in seconds, as the operator has measured it."""
 
     @property
     def waiting(self) -> int:
@@ -59,11 +66,12 @@ class Hold:
         """
         if ready():
             return
+        self.demand.note()
         outcome = series.CANCELLED
         try:
             if not returning and not self._backlog.has_room(size_bytes):
                 outcome = series.REFUSED
-                raise _not_served(name, "too many requests wait")
+                raise self._not_served(name, "too many requests wait")
             with self._backlog.holds(size_bytes):
                 outcome = series.EXPIRED
                 try:
@@ -77,6 +85,8 @@ class Hold:
 
     async def _until(self, ready: Callable[[], bool], name: str, until_s: float, deadline_s: float) -> None:
         waiter = asyncio.Event()
+        if not self._waiters:
+            self._since_s = time.monotonic()
         self._waiters.add(waiter)
         try:
             while not ready():
@@ -85,15 +95,27 @@ class Hold:
                     message = f"no worker served the model {name!r} before the request's deadline"
                     raise ApiError(504, message, code="deadline_exceeded")
                 if left_s <= 0:
-                    raise _not_served(name, f"none came within {self._max_wait_s:g} s")
+                    raise self._not_served(name, f"none came within {self._max_wait_s:g} s")
                 waiter.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left_s):
                         await waiter.wait()
+            self._took_s = time.monotonic() - self._since_s
         finally:
             self._waiters.discard(waiter)
 
+    def _not_served(self, name: str, why: str) -> ApiError:
+        message = f"no worker serves the model {name!r} now, and {why}; try again later"
+        return ApiError(503, message, code="starting", retry_after_s=self._retry_after_s())
 
-def _not_served(name: str, why: str) -> ApiError:
-    message = f"no worker serves the model {name!r} now, and {why}; try again later"
-    return ApiError(503, message, code="starting", retry_after_s=_RETRY_AFTER_S)
+    def _retry_after_s(self) -> int:
+        """Return when to come back: when the workers that the first of all waits for are due.
+
+        They take as long as the operator says, or as they took last time.
+        """
+        least, most = _RETRY_AFTER_S
+        takes_s = self._took_s if self.cold_start_s is None else self.cold_start_s
+        if takes_s is None:
+            return least
+        passed_s = time.monotonic() - self._since_s if self._waiters else 0.0
+        return math.ceil(min(max(takes_s - passed_s, least), most))

@@ -63,6 +63,7 @@ class Trace:
     weakened: frozenset[str] = frozenset()
     """The promises that a failover has weakened (docs/protocol.md), over all attempts."""
     queue_s: float = 0.0  # waiting for room, over all attempts
+    held_s: float = 0.0  # the part of it for which there were no workers of the model
     attempts: int = 0  # over all attempts; waiting for room does not count as one
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
@@ -37,22 +38,32 @@ class ModelReplaced(Exception):
 class _Visit:
     """A request's place in the queue of its model, and the workers that it need not ask again
     before it has waited.
+
+    What it has waited for workers to come counts neither as waiting for room nor as its own time.
     """
 
-    def __init__(self, queue: AdmissionQueue, arrived_s: float) -> None:
+    def __init__(self, queue: AdmissionQueue, arrived_s: float, held_s: float, timeout_s: float) -> None:
         self.queue = queue
         self.turn = queue.turn()
         self.arrived_s = arrived_s
-        self.since_s = arrived_s
+        self.since_s = arrived_s + held_s
+        self.deadline_s = self.since_s + timeout_s
+        self.held_s = held_s
         self.full: set[str] = set()
         self.returning = False
         self.ranked = False
 
     def token(self) -> None:
         """Note that a token is out: a later wait starts anew, and the request is never late."""
-        self.since_s, self.returning = time.monotonic(), True
+        self.since_s, self.held_s, self.returning = time.monotonic(), 0.0, True
         if self.turn.due_s is not None:
             self.turn = replace(self.turn, due_s=None)
+
+    def held(self, seconds: float) -> None:
+        """Note that there were no workers for so long."""
+        self.held_s += seconds
+        self.since_s += seconds
+        self.deadline_s += seconds
 
 
 class Dispatcher:
@@ -86,24 +97,21 @@ class Dispatcher:
         Raises ApiError when every attempt has failed or a limit of the queue was reached, and
         ModelReplaced.
         """
-        deadline_s = arrived_s + self._timeout_s
         # The adapters of a model have its workers, and so its queue.
         with self._queues.queue((state.identity.parent or state.identity.name, state.identity.digest)) as queue:
-            visit = _Visit(queue, arrived_s)
+            visit = _Visit(queue, arrived_s, trace.held_s, self._timeout_s)
             try:
-                async with contextlib.aclosing(self._attempts(state, trace, visit, deadline_s)) as items:
+                async with contextlib.aclosing(self._attempts(state, trace, visit)) as items:
                     async for item in items:
                         yield item
             finally:
                 queue.gone(visit.turn)
 
-    async def _attempts(
-        self, state: RequestState, trace: Trace, visit: _Visit, deadline_s: float
-    ) -> AsyncGenerator[Token | Finished]:
+    async def _attempts(self, state: RequestState, trace: Trace, visit: _Visit) -> AsyncGenerator[Token | Finished]:
         if not visit.queue.idle:
             self._rank(visit, state)
             if not visit.queue.enter(visit.turn):
-                await self._wait(visit, state, visit.queue.scarce(), trace, deadline_s)
+                await self._wait(visit, state, visit.queue.scarce(), trace)
         while True:
             choice: Choice | None = None
             try:
@@ -113,7 +121,7 @@ class Dispatcher:
                 settled = partial(visit.queue.settled, visit.turn)
                 self._rank(visit, state, choice)
                 async with contextlib.aclosing(
-                    self.attempt(state, trace, choice, deadline_s, settled, visit.turn.due_s)
+                    self.attempt(state, trace, choice, visit.deadline_s, settled, visit.turn.due_s)
                 ) as items:
                     async for item in items:
                         yield item
@@ -128,9 +136,9 @@ class Dispatcher:
                 if isinstance(failure, AttemptFailed):
                     self._failed(state, failure)
                 else:
-                    await self._refused(visit, state, choice, failure, trace, deadline_s)
+                    await self._refused(visit, state, choice, failure, trace)
             state.next_attempt()
-            if time.monotonic() > deadline_s:
+            if time.monotonic() > visit.deadline_s:
                 raise ApiError(504, f"not finished within {self._timeout_s:g} s", code="deadline_exceeded")
 
     def attempt(
@@ -216,7 +224,6 @@ class Dispatcher:
         choice: Choice | None,
         refusal: NoRoom,
         trace: Trace,
-        deadline_s: float,
     ) -> None:
         """Mark the worker that is full, and return when the request may try again.
 
@@ -230,9 +237,9 @@ class Dispatcher:
             return
         visit.full.clear()
         self._rank(visit, state)
-        await self._wait(visit, state, refusal.pool, trace, deadline_s)
+        await self._wait(visit, state, refusal.pool, trace)
 
-    async def _wait(self, visit: _Visit, state: RequestState, pool: str, trace: Trace, deadline_s: float) -> None:
+    async def _wait(self, visit: _Visit, state: RequestState, pool: str, trace: Trace) -> None:
         """Return when the request may try again. Raises ModelReplaced."""
         started_s = time.monotonic()
         try:
@@ -242,13 +249,13 @@ class Dispatcher:
                         visit.turn,
                         pool,
                         visit.since_s,
-                        deadline_s=deadline_s,
+                        deadline_s=visit.deadline_s,
                         returning=visit.returning,
                         size_bytes=state.size_bytes,
                         leaves=lambda: not self._has_workers(state),
                     )
             if not self._has_workers(state):
-                await self._hold(visit, state, deadline_s)
+                await self._hold(visit, state, trace)
             visit.returning = True
         finally:
             trace.queue_s += time.monotonic() - started_s
@@ -261,19 +268,29 @@ class Dispatcher:
         catalogue = self._table.catalogue
         return catalogue.has(state.identity) if state.shown else catalogue.goes_to(state.identity)
 
-    async def _hold(self, visit: _Visit, state: RequestState, deadline_s: float) -> None:
+    async def _hold(self, visit: _Visit, state: RequestState, trace: Trace) -> None:
         """Wait until there are workers with the weights of the request, or with others for its name
         if it can begin anew. Raises ModelReplaced in the latter case.
         """
         visit.queue.gone(visit.turn)
-        name = state.identity.name
+        name, began_s = state.identity.name, time.monotonic()
 
         def ready() -> bool:
-            return self._has_workers(state) or (not state.shown and bool(self._table.catalogue.current(name)))
+            return self._has_workers(state) or (not state.shown and self._table.catalogue.serves(name))
 
-        await self._queues.hold.until(
-            ready, name, state.size_bytes, visit.since_s, deadline_s=deadline_s, returning=visit.returning
-        )
+        try:
+            await self._queues.hold.until(
+                ready,
+                name,
+                state.size_bytes,
+                began_s - visit.held_s,
+                deadline_s=visit.deadline_s if state.emitted else math.inf,
+                returning=visit.returning,
+            )
+        finally:
+            held_s = time.monotonic() - began_s
+            visit.held(held_s)
+            trace.held_s += held_s
         if not self._has_workers(state):
             raise ModelReplaced(name)
 

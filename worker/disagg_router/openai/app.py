@@ -9,6 +9,7 @@ import contextlib
 import hmac
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -29,10 +30,12 @@ from disagg_router.openai.generation import Generation, plan
 from disagg_router.openai.model_names import ModelNames
 from disagg_router.openai.streaming import SseResponse, merge, while_connected
 from disagg_router.router import Router
-from disagg_wire.protocol import HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
+from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
 
 log = logging.getLogger(__name__)
 _BODY_TIMEOUT_S = 60.0
+# The longest time that a request of the operator is kept waiting for news.
+_POLL_S = 60.0
 
 
 def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
@@ -42,6 +45,15 @@ def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Respons
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.body(), error.status, headers)
+
+
+def _seconds(text: str | None) -> float | None:
+    """Return a number of seconds from a query, or None for what is none."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if 0 <= value < math.inf else None
 
 
 def _bearer_of(request: Request) -> str:
@@ -115,11 +127,13 @@ class Api:
         body = await self._body(request)
         asked, size_bytes = schema.parse(kind, schema.loads(body)), len(body)
         del body
-        shown_id, generations, queue_s = secrets.token_hex(12), list[Generation](), 0.0
+        shown_id, generations, queue_s, held_s = secrets.token_hex(12), list[Generation](), 0.0, 0.0
         with self._router.work() as work:
             work.callback(lambda: self._account(generations))
             for _ in range(self._router.settings.max_attempts):
-                text, model, held_s = await self._names.find(asked.model, size_bytes, arrived_s, request.receive)
+                text, model, waited_s = await self._names.find(
+                    asked.model, size_bytes, time.monotonic() - held_s, request.receive
+                )
                 planned = await asyncio.to_thread(
                     plan,
                     asked,
@@ -133,7 +147,7 @@ class Api:
                     self._router.metrics.arrived(len(g.state.prompt))
                 generations[:] = planned
                 for g in planned:
-                    g.trace.queue_s = queue_s + held_s
+                    g.trace.queue_s, g.trace.held_s = queue_s + waited_s, held_s + waited_s
                 shape = AnswerFormat(
                     chat=chat,
                     identity=shown_id,
@@ -144,6 +158,7 @@ class Api:
                 with contextlib.suppress(ModelReplaced):
                     return await self._served(request, asked, shape, planned, work)
                 queue_s = max(g.trace.queue_s for g in planned)
+                held_s = max(g.trace.held_s for g in planned)
             raise ApiError(503, "the model was replaced too often; try again", code="starting", retry_after_s=1)
 
     async def _served(
@@ -287,10 +302,29 @@ class Api:
     async def metrics(self, request: Request) -> Response:
         return Response(self._router.metrics.render(), media_type="text/plain; version=0.0.4")
 
+    def _refused(self, request: Request) -> Response | None:
+        """Return the answer to a call of the operator's that does not show the cluster key."""
+        if hmac.compare_digest(_bearer_of(request).encode(), self._bearer):
+            return None
+        return _error(ApiError(401, "the bearer token is missing or wrong", code="unauthorized"))
+
     async def state(self, request: Request) -> Response:
-        if not hmac.compare_digest(_bearer_of(request).encode(), self._bearer):
-            return _error(ApiError(401, "the bearer token is missing or wrong", code="unauthorized"))
-        return JSONResponse(self._router.state())
+        return self._refused(request) or JSONResponse(self._router.state())
+
+    async def demand(self, request: Request) -> Response:
+        """Answer as soon as a request asks for workers that do not exist, or after `wait_s`.
+
+        `cold_start_s` is how long they take to come, as far as the operator knows.
+        """
+        if (refused := self._refused(request)) is not None:
+            return refused
+        asked = request.query_params
+        wait_s, cold_start_s = (_seconds(asked.get(name)) for name in ("wait_s", "cold_start_s"))
+        polling = self._router.demand(asked.get("cursor", "")[:64], min(wait_s or 0.0, _POLL_S), cold_start_s)
+        try:
+            return JSONResponse(await while_connected(request.receive, polling))
+        except ClientDisconnect:
+            return Response(status_code=499)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -315,5 +349,6 @@ def create_app(router: Router) -> Starlette:
         Route(READY_PATH, api.readyz),
         Route(METRICS_PATH, api.metrics),
         Route(STATE_PATH, api.state),
+        Route(DEMAND_PATH, api.demand),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _http_error})

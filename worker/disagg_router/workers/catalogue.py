@@ -65,6 +65,10 @@ class Catalogue:
         offers = self.current(name)
         return offers[drawn([o.share for o in offers], roll)].model if offers else None
 
+    def serves(self, name: str) -> bool:
+        """Return whether whole requests for a name can be served."""
+        return any(o.ability > NOTHING_WHOLE for o in self.offers.get(name, ()))
+
     def has(self, identity: Identity) -> bool:
         """Return whether a ready worker has the identity."""
         return any(o.model.identity == identity for o in self.offers.get(identity.name, ()))
@@ -144,10 +148,15 @@ def _offers(teams: list[_Team]) -> tuple[Offer, ...]:
 
 
 class KnownNames:
-    """The names that requests may wait for: configured, about to be served, or just served."""
+    """The names that requests may wait for: configured, about to be served, or just served.
 
-    def __init__(self, configured: str, memory_s: float) -> None:
+    `adapters` are the LoRA adapters of the configured model, as far as they are known from the
+    start.
+    """
+
+    def __init__(self, configured: str, memory_s: float, adapters: Collection[str] = ()) -> None:
         self.configured = configured
+        self._adapters = frozenset(adapters)
         # Before a worker was ready, it cannot be told which names do not exist.
         self.any_served = False
         self._memory_s = memory_s
@@ -181,8 +190,10 @@ class KnownNames:
 
     def _belongs(self, name: str) -> bool:
         """Return whether it is an adapter of the configured model while that is away as well."""
+        if self.configured in self._live:
+            return False
         last = self.last(name)
-        return last is not None and last.identity.parent == self.configured not in self._live
+        return name in self._adapters if last is None else last.identity.parent == self.configured
 
     def listed(self) -> dict[str, str]:
         """Return the names to show to clients, each with its parent: models first, then adapters.
@@ -191,6 +202,7 @@ class KnownNames:
         model while that is away.
         """
         shown = {name: identity.parent for name, identity in self._live.items()}
-        shown |= {name: last.identity.parent for name, (last, _) in self._last.items() if self._belongs(name)}
+        away = [name for name in {*self._last, *self._adapters} if self._belongs(name)]
+        shown |= dict.fromkeys(away, self.configured)
         shown.setdefault(self.configured, "")
         return dict(sorted(shown.items(), key=lambda item: (bool(item[1]), item[0] != self.configured, item[0])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from disagg_operator.autoscaling.policy.forecast import Forecaster, Tuning
+from disagg_operator.autoscaling.policy.forecast import DAY_S, Forecaster, Tuning
 from disagg_operator.autoscaling.policy.learning import Learned
 from disagg_operator.autoscaling.policy.miss_curve import MissCurve
 from disagg_operator.performance.profile import Profile
@@ -36,6 +36,11 @@ class Peak:
     def workers(self, role: str) -> int:
         """Return the least number of workers of one pool during the peak."""
         return self.prefill if role == PREFILL else self.decode
+
+    def is_near(self, now_s: float, horizon_s: float) -> bool:
+        """Return whether it is active at some time from now until `horizon_s` later."""
+        begin, length = now_s % DAY_S, (self.to_s - self.from_s) % DAY_S
+        return (begin - self.from_s) % DAY_S < length or (self.from_s - begin) % DAY_S <= horizon_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from disagg_operator.autoscaling.policy import forecast, miss_curve
-from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings
+from disagg_operator.autoscaling.policy.memory import PoolLimits, PoolState, Settings
 from disagg_operator.autoscaling.policy.observation import Observation, Pods
 
 # A miss among many misses weighs up to this many times more: one miss in a hundred hardly matters,
@@ -209,13 +209,7 @@ def _scheduled(settings: Settings, role: str, now_s: float, horizon_s: float) ->
 
     These are the workers of all peaks that are active at some time from now until then.
     """
-    begin, day = now_s % forecast.DAY_S, forecast.DAY_S
-
-    def on(peak: Peak) -> bool:
-        length = (peak.to_s - peak.from_s) % day
-        return (begin - peak.from_s) % day < length or (peak.from_s - begin) % day <= horizon_s
-
-    return max([p.workers(role) for p in settings.peaks if on(p)], default=0)
+    return max([p.workers(role) for p in settings.peaks if p.is_near(now_s, horizon_s)], default=0)
 
 
 def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing) -> None:

@@ -1,0 +1,40 @@
+"""PURE: What status says of a deployment both of whose pools are scaled to zero.
+
+That is a healthy state: nobody asks, and whoever does is served. Tools that wait for `Ready` must
+not take it for a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SCALED_TO_ZERO = "ScaledToZero"
+IDLE, BY_HAND = "Idle", "PoolsSetToZero"
+SERVED_NEXT = "the next request is held by the routers, and both pools wake for it"
+
+
+def reason_of(idle_s: float, limit_s: float, stored: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the reason and the message of a deployment at zero.
+
+    `idle_s` is for how long nobody had asked when it went there, or NaN if that is not known; later
+    on, the stored status knows it.
+    """
+    for old in _conditions(stored):
+        if old.get("type") == SCALED_TO_ZERO and old.get("status") == "True":
+            return str(old.get("reason")), str(old.get("message"))
+    if idle_s >= limit_s:
+        return IDLE, f"no request for {idle_s:.0f} s (scaling.scaleToZero.idleSeconds: {limit_s:g}); {SERVED_NEXT}"
+    return BY_HAND, f"both pools were set to 0; {SERVED_NEXT}"
+
+
+def serves(status: Mapping[str, Any]) -> bool:
+    """Return whether a status says that requests are served by workers."""
+    return any(
+        c.get("type") == "Available" and c.get("status") == "True" and c.get("reason") != SCALED_TO_ZERO
+        for c in _conditions(status)
+    )
+
+
+def _conditions(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [c for c in status.get("conditions") or [] if isinstance(c, dict)]
