@@ -146,7 +146,7 @@ class Metrics:
         if limit is not None:
             self._objective.labels(series.TPOT if has_first else series.TTFT, series.FALSE).inc()
 
-    def watch(self, waiting: Counts, pairs: Counts, links: LinkCounts, holding: Callable[[], int]) -> None:
+    def watch(self, waiting: Counts, pairs: Counts, links: LinkCounts, holding: Callable[[], int] = lambda: 0) -> None:
         """Read these at every scrape: requests by pool, pairs by state, healthy pairs by
         (transport, evidence), and the requests on hold.
         """

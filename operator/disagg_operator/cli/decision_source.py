@@ -15,7 +15,8 @@ from disagg_operator.autoscaling.records import decision_records
 from disagg_operator.kube import credentials
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import KubeError
-from disagg_operator.kube.resources import POD, name_of, namespace_of
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, POD, name_of, namespace_of
+from disagg_operator.vocabulary import Obj
 
 _OPERATOR = "app.kubernetes.io/name=disagg-operator"
 _PORT = 8081
@@ -65,6 +66,25 @@ def load(args: argparse.Namespace) -> list[decision_records.Run]:
     if not any(run.steps for run in runs):
         raise SourceError(f"{args.source}: no decisions are recorded: it has no autoscaling, or began just now")
     return runs
+
+
+def status_of(args: argparse.Namespace) -> Obj:
+    """Return the status of the resource; {} for a file, and for what can't be read."""
+    if Path(args.source).exists():
+        return {}
+    try:
+        resource = asyncio.run(_resource(args.namespace, args.source))
+    except (KubeError, credentials.NoCredentials, OSError):
+        return {}
+    return dict((resource or {}).get("status") or {})
+
+
+async def _resource(namespace: str, name: str) -> Obj | None:
+    kube = HttpKube(credentials.load(os.environ), attempts=1)
+    try:
+        return await kube.get(DISAGG_DEPLOYMENT, namespace, name)
+    finally:
+        await kube.close()
 
 
 def _text(path: Path) -> str:

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import math
 import sys
+import time
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from disagg_operator.autoscaling.policy.observation import Pods
 from disagg_operator.autoscaling.records import decision_records
 from disagg_operator.autoscaling.records.decision_records import Step
 from disagg_operator.cli import decision_source, plots
+from disagg_operator.status import zero_state
 
 ERRORS = decision_source.ERRORS
 _QUIET_S = 300.0
@@ -32,7 +34,14 @@ def run(args: argparse.Namespace) -> int:
     """Print the decisions and return the exit status. Raises one of ERRORS."""
     if args.plot:
         plots.check(args.plot, 1)
-    runs = decision_source.load(args)
+    if (zero := zero_state.told(decision_source.status_of(args), time.time())) is not None:
+        print(zero)
+    try:
+        runs = decision_source.load(args)
+    except decision_source.SourceError:
+        if zero is None:
+            raise
+        return 0
     # Sorted, so that a clock that was set back has no effect.
     everything = sorted(decision_records.steps_of(runs), key=lambda s: s.observation.now_s)
     begin_s = everything[-1].observation.now_s - decision_source.seconds(args.since)

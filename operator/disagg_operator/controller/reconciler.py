@@ -221,7 +221,7 @@ class Reconciler:
 
         A pool's children are rendered with the pool's uid, so a new pool takes a second round.
         """
-        facts, rested = await self._facts(run), self._zero.begin(run)
+        facts, marked = await self._facts(run), self._zero.marked(run)
         for _ in range(2):
             uids = {role: uid_of(pool) for role in ROLES if (pool := run.pool(role)) is not None}
             rendered = self._rolled(run, render(run.plan.resource, replace(facts, pool_uids=uids)))
@@ -232,7 +232,7 @@ class Reconciler:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
-        self._zero.written(run, rested)
+        self._zero.written(run, marked)
         kept = frozenset[ChildKey]() if run.step is None else run.step.kept
         await kids.adopt_what_stays(self._kube, run.plan.resource, uid_of(run.resource), run.children, kept)
         if run.step is None:

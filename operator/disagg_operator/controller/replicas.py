@@ -24,6 +24,7 @@ from disagg_operator.desired.pool_marks import (
     ZERO,
     Mark,
     at_zero,
+    leaves_zero,
     mark_of,
     replicas_of,
 )
@@ -95,7 +96,8 @@ def decide_both(
         return found
     nobody = not any(r.count for r in found.values())
     found = {role: r if r.count or nobody else replace(r, kept=1) for role, r in found.items()}
-    rests = (at_zero(pools.values()) or zero.sleep or nobody) and not zero.wake
+    sleep = zero.sleep and not leaves_zero(pools.values())
+    rests = (at_zero(pools.values()) or sleep or nobody) and not zero.wake
     if zero.allowed and rests:
         return {role: _resting(declared[role], found[role], zero.sizes.get(role, 1)) for role in ROLES}
     if zero.allowed and nobody:

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Mapping
 
 from disagg_operator.autoscaling.live import Live
+from disagg_operator.autoscaling.policy.idling import IdleWatch
 from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.scaling_metrics import ScalingMetrics
 from disagg_operator.controller import decision_report, replicas
 from disagg_operator.controller.one_pass import Pass
 from disagg_operator.controller.replicas import OWNER_ZERO, Replicas, ZeroOrder
-from disagg_operator.desired.pool_marks import at_zero, replicas_of
+from disagg_operator.desired.pool_marks import ZERO, mark_of, replicas_of
 from disagg_operator.rollout.telling import COMPLETE
 from disagg_operator.status import zero_state
 from disagg_operator.vocabulary import Key, Obj
@@ -60,19 +61,20 @@ class ZeroOrders:
         order = order_of(plan.scaling, live, run.resource, self._clock())
         return replicas.decide_both(plan.declared, pools, wanted, order, suspended=plan.scaling.suspended)
 
-    def begin(self, run: Pass) -> bool:
-        """Return whether both pools are at zero before anything is written."""
-        return at_zero(run.pool(role) for role in ROLES)
+    def marked(self, run: Pass) -> list[bool]:
+        """Return which of the pools are at zero before anything is written."""
+        return [mark_of(run.pool(role)).why == ZERO for role in ROLES]
 
-    def written(self, run: Pass, rested: bool) -> None:
-        """Note what a run has written; `rested` is what `begin` returned."""
+    def written(self, run: Pass, marked: list[bool]) -> None:
+        """Note what a run has written; `marked` is what the method of that name returned."""
         live, rests = run.live, resting(run.pools)
-        if rests and not rested:
+        if rests and not all(marked):
             self._metrics.zeros.labels(*run.key).inc()
             log.info("%s/%s: both pools go to zero", *run.key)
-        if rested and not rests and not run.plan.scaling.suspended:
+        if any(marked) and not rests and not run.plan.scaling.suspended:
             self._metrics.wakes.labels(*run.key).inc()
-            live.woken_s = self._clock()
+            # Whoever woke them need not have asked a router.
+            live.woken_s, live.idle = self._clock(), IdleWatch()
             log.info("%s/%s: both pools wake", *run.key)
         if not rests:
             live.wake = False

@@ -50,6 +50,11 @@ def replicas_of(pool: Obj | None) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
+def leaves_zero(pools: Iterable[Obj | None]) -> bool:
+    """Return whether somebody has scaled up a pool that is at zero."""
+    return any(mark_of(pool).why == ZERO and replicas_of(pool) for pool in pools)
+
+
 def at_zero(pools: Iterable[Obj | None]) -> bool:
     """Return whether all pools of a deployment are scaled to zero.
 

@@ -6,8 +6,11 @@ not take it for a failure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+from disagg_operator.kube.pods import epoch_s
 
 SCALED_TO_ZERO = "ScaledToZero"
 IDLE, BY_HAND = "Idle", "PoolsSetToZero"
@@ -26,6 +29,26 @@ def reason_of(idle_s: float, limit_s: float, stored: Mapping[str, Any]) -> tuple
     if idle_s >= limit_s:
         return IDLE, f"no request for {idle_s:.0f} s (scaling.scaleToZero.idleSeconds: {limit_s:g}); {SERVED_NEXT}"
     return BY_HAND, f"both pools were set to 0; {SERVED_NEXT}"
+
+
+def told(status: Mapping[str, Any], now_s: float) -> str | None:
+    """Return since when and why a deployment is at zero, in a sentence; None if it is not.
+
+    `now_s` is the seconds since 1970.
+    """
+    for condition in _conditions(status):
+        if condition.get("type") == SCALED_TO_ZERO and condition.get("status") == "True":
+            since_s = now_s - epoch_s(condition.get("lastTransitionTime"))
+            span = "" if math.isnan(since_s) else f" for {_span(max(0.0, since_s))}"
+            return f"Both pools are at zero{span}: {condition.get('message')}."
+    return None
+
+
+def _span(seconds: float) -> str:
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 def serves(status: Mapping[str, Any]) -> bool:

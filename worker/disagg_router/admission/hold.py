@@ -29,7 +29,7 @@ class Hold:
 
     def __init__(self, backlog: Backlog, max_wait_s: float, ended: Callable[[str], None] = lambda _: None) -> None:
         self._backlog = backlog
-        self._max_wait_s = max_wait_s
+        self.max_wait_s = max_wait_s
         self._ended = ended
         self._waiters: set[asyncio.Event] = set()
         self._since_s = math.inf
@@ -75,7 +75,7 @@ class Hold:
             with self._backlog.holds(size_bytes):
                 outcome = series.EXPIRED
                 try:
-                    await self._until(ready, name, since_s + self._max_wait_s, deadline_s)
+                    await self._until(ready, name, since_s + self.max_wait_s, deadline_s)
                 except asyncio.CancelledError:
                     outcome = series.CANCELLED
                     raise
@@ -95,7 +95,7 @@ class Hold:
                     message = f"no worker served the model {name!r} before the request's deadline"
                     raise ApiError(504, message, code="deadline_exceeded")
                 if left_s <= 0:
-                    raise self._not_served(name, f"none came within {self._max_wait_s:g} s")
+                    raise self._not_served(name, f"none came within {self.max_wait_s:g} s")
                 waiter.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left_s):

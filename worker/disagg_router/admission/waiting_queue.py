@@ -31,6 +31,7 @@ class _Waiter:
     turn: Turn
     pool: str
     leaves: Callable[[], bool]
+    max_wait_s: float
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     may_try: bool = False
 
@@ -138,6 +139,7 @@ class AdmissionQueue:
         returning: bool = False,
         size_bytes: int = 0,
         leaves: Callable[[], bool] = lambda: False,
+        max_wait_s: float | None = None,
     ) -> None:
         """Wait for room in `pool` ("prefill" or "decode"), where the wait began at monotonic
         `since_s`.
@@ -146,12 +148,14 @@ class AdmissionQueue:
         `deadline_s` has passed. Raises LeftModel when `leaves` holds, which `recheck` looks at.
 
         `returning` is set for a request that has waited before or has emitted tokens: newcomers
-        that have filled the queue in the meantime do not push it out.
+        that have filled the queue in the meantime do not push it out. `max_wait_s` is the longest
+        wait if it is another one than that of the queue.
         """
         if not returning and not self._backlog.has_room(size_bytes):
             raise ApiError(429, "the queue is full; try again later", code="queue_full", retry_after_s=1)
         with self._backlog.holds(size_bytes):
-            await self._wait(_Waiter(turn, pool, leaves), since_s, deadline_s)
+            longest_s = self._max_wait_s if max_wait_s is None else max_wait_s
+            await self._wait(_Waiter(turn, pool, leaves, longest_s), since_s, deadline_s)
 
     async def _wait(self, waiter: _Waiter, since_s: float, deadline_s: float) -> None:
         turn, pool = waiter.turn, waiter.pool
@@ -164,7 +168,7 @@ class AdmissionQueue:
             self.wake()
         tries = False
         try:
-            await self._until_first(waiter, since_s + self._max_wait_s, deadline_s)
+            await self._until_first(waiter, since_s + waiter.max_wait_s, deadline_s)
             self._trying[turn.number] = turn
             tries = True
         finally:
@@ -191,7 +195,7 @@ class AdmissionQueue:
                     raise ApiError(
                         504, f"no {waiter.pool} worker had room before the request's deadline", code="deadline_exceeded"
                     )
-                message = f"no {waiter.pool} worker had room within {self._max_wait_s:g} s; try again later"
+                message = f"no {waiter.pool} worker had room within {waiter.max_wait_s:g} s; try again later"
                 raise ApiError(503, message, code="overloaded", retry_after_s=5)
             first = self._first()
             if first is waiter:

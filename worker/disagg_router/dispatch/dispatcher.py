@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -64,6 +64,18 @@ class _Visit:
         self.held_s += seconds
         self.since_s += seconds
         self.deadline_s += seconds
+
+
+@contextlib.contextmanager
+def _held(visit: _Visit, trace: Trace) -> Iterator[None]:
+    """Count the time until the block ends as that of a request for which there are no workers."""
+    began_s = time.monotonic()
+    try:
+        yield
+    finally:
+        held_s = time.monotonic() - began_s
+        visit.held(held_s)
+        trace.held_s += held_s
 
 
 class Dispatcher:
@@ -244,15 +256,16 @@ class Dispatcher:
         started_s = time.monotonic()
         try:
             if self._has_workers(state):
-                with contextlib.suppress(LeftModel):
+                with contextlib.suppress(LeftModel), self._partners_come(visit, state, trace) as come:
                     await visit.queue.wait(
                         visit.turn,
                         pool,
-                        visit.since_s,
-                        deadline_s=visit.deadline_s,
+                        started_s - visit.held_s if come else visit.since_s,
+                        deadline_s=math.inf if come else visit.deadline_s,
                         returning=visit.returning,
                         size_bytes=state.size_bytes,
                         leaves=lambda: not self._has_workers(state),
+                        max_wait_s=self._queues.hold.max_wait_s if come else None,
                     )
             if not self._has_workers(state):
                 await self._hold(visit, state, trace)
@@ -268,29 +281,31 @@ class Dispatcher:
         catalogue = self._table.catalogue
         return catalogue.has(state.identity) if state.shown else catalogue.goes_to(state.identity)
 
+    @contextlib.contextmanager
+    def _partners_come(self, visit: _Visit, state: RequestState, trace: Trace) -> Iterator[bool]:
+        """Yield whether a request that has just come waits for workers of one role that are still
+        to come. It is then held as if there were none of the other role either.
+        """
+        come = not state.emitted and not self._table.catalogue.serves(state.identity.name)
+        with _held(visit, trace) if come else contextlib.nullcontext():
+            yield come
+
     async def _hold(self, visit: _Visit, state: RequestState, trace: Trace) -> None:
         """Wait until there are workers with the weights of the request, or with others for its name
         if it can begin anew. Raises ModelReplaced in the latter case.
         """
         visit.queue.gone(visit.turn)
-        name, began_s = state.identity.name, time.monotonic()
+        name = state.identity.name
 
         def ready() -> bool:
-            return self._has_workers(state) or (not state.shown and self._table.catalogue.serves(name))
+            return self._has_workers(state) or (not state.shown and bool(self._table.catalogue.current(name)))
 
-        try:
+        deadline_s = visit.deadline_s if state.emitted else math.inf
+        with _held(visit, trace):
+            since_s = time.monotonic() - visit.held_s
             await self._queues.hold.until(
-                ready,
-                name,
-                state.size_bytes,
-                began_s - visit.held_s,
-                deadline_s=visit.deadline_s if state.emitted else math.inf,
-                returning=visit.returning,
+                ready, name, state.size_bytes, since_s, deadline_s=deadline_s, returning=visit.returning
             )
-        finally:
-            held_s = time.monotonic() - began_s
-            visit.held(held_s)
-            trace.held_s += held_s
         if not self._has_workers(state):
             raise ModelReplaced(name)
 

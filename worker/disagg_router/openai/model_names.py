@@ -44,7 +44,7 @@ class ModelNames:
             if not table.names.known(name, time.monotonic()):
                 raise self._unknown(name)
             waiting, began_s = (
-                hold.until(lambda: table.catalogue.serves(name), name, size_bytes, arrived_s),
+                hold.until(lambda: bool(table.catalogue.current(name)), name, size_bytes, arrived_s),
                 time.monotonic(),
             )
             try:
