@@ -1,4 +1,4 @@
-"""Tests of a router whose deployment is scaled to zero: it lists, holds, asks for workers, answers."""
+"""Tests of a router whose deployment is at zero: it lists, holds, asks for workers, and answers."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ async def workers(
     On exit they drain and must end with status 0.
     """
     key = folder / "key"
-    key.write_text(secrets.token_hex(32))
+    if not key.exists():
+        key.write_text(secrets.token_hex(32))
     processes: dict[str, asyncio.subprocess.Process] = {}
     members = []
     for i, role in enumerate(roles):

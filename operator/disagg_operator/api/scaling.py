@@ -180,7 +180,7 @@ class ScaleToZero(Model):
 
     idle_seconds: int = Field(
         600,
-        ge=10,
+        ge=1,
         le=604_800,
         description="How long no request may have run or waited, counted from the end of the last one.",
     )
