@@ -48,7 +48,7 @@ def test_the_readme_begins_with_a_resource_that_asks_for_gpus_and_for_an_engine_
 
 def test_the_yaml_of_the_page_on_autoscaling_is_of_valid_resources() -> None:
     blocks = _yaml_blocks(REPO / "docs/autoscaling.md")
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         part = yaml.safe_load(block)
         parse_file(good(**part.get("spec", part)))

@@ -99,8 +99,9 @@ def test_nobody_is_idle_for_longer_than_has_been_watched(looks: list[Any]) -> No
 
 
 @pytest.mark.parametrize(
-    ("replicas", "expected"), [((0, 3), (1, 3)), ((3, 0), (3, 1)), ((0, 0), (0, 0)), ((2, 3), (2, 3)), ((None, 0), (None, 0))]
-)  # fmt: skip
+    ("replicas", "expected"),
+    [((0, 3), (1, 3)), ((3, 0), (3, 1)), ((0, 0), (0, 0)), ((2, 3), (2, 3)), ((None, 0), (None, 0))],
+)
 def test_a_pool_of_zero_alone_keeps_a_worker(replicas: Any, expected: Any) -> None:
     found = both_or_neither(dict(zip(("prefill", "decode"), replicas, strict=True)))
     assert tuple(found.values()) == expected
