@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.router.stack import Stack
@@ -19,7 +20,7 @@ async def test_the_first_requests_wait_for_the_workers_and_get_the_tokens_of_lat
     options = {"membership": f"file://{members}", "model_name": MODEL.name, "hold_max_wait_s": stack.WAIT_S}
     async with Stack(tmp_path, **options, queue_max_wait_s=1, request_timeout_s=5) as router:
         router.http.timeout = stack.WAIT_S
-        body = {"model": MODEL.name, "prompt": "def main(", "max_tokens": 16, "temperature": 0}
+        body: dict[str, Any] = {"model": MODEL.name, "prompt": "def main(", "max_tokens": 16, "temperature": 0}
         asked = [asyncio.create_task(router.complete(**body)) for _ in range(3)]
         await router.until(lambda: router.router.queue.hold.waiting == len(asked))
         async with stack.workers(tmp_path, ["prefill", "decode"], dtype="float32"):

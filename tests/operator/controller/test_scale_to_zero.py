@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.operator.api.resources import good
 from tests.operator.controller.world import KEY, World
 
 from disagg_operator.autoscaling.live import Live
 from disagg_operator.autoscaling.policy.idling import IdleWatch
+from disagg_operator.controller.acceptance import accept
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.status.kv_links import RouterView
 
@@ -213,7 +215,7 @@ async def test_other_pods_that_were_declared_at_zero_are_those_that_wake() -> No
 async def scale(world: World, role: str, replicas: int) -> None:
     found = world.kube.find("DisaggPool", f"chat-{role}")
     found["spec"]["replicas"] = replicas
-    fields = {"f:spec": {"f:replicas": {}}}
+    fields: dict[str, Any] = {"f:spec": {"f:replicas": {}}}
     found["metadata"]["managedFields"] = [{"manager": "kubectl", "time": "2026-01-02T00:00:00Z", "fieldsV1": fields}]
     world.kube.put(found)
     await world.settle()
@@ -271,11 +273,10 @@ async def test_killed_at_any_write_both_pools_serve_or_neither(wakes: bool) -> N
 
 
 def test_a_ratio_is_kept_from_the_first_pair_on() -> None:
-    from tests.operator.api.resources import good
-
-    from disagg_operator.controller.acceptance import accept
-
-    pools = {"prefill": {"autoscaling": {"maxReplicas": 4}}, "decode": {"autoscaling": {"maxReplicas": 8}}}
+    pools: dict[str, Any] = {
+        "prefill": {"autoscaling": {"maxReplicas": 4}},
+        "decode": {"autoscaling": {"maxReplicas": 8}},
+    }
     found = accept(good(**pools, scaling={"ratio": {"min": 2.5, "max": 4}, "scaleToZero": {}})).scaling.zero
     assert found is not None
     assert (found.idle_s, found.sizes) == (600.0, {"prefill": 1, "decode": 3})
