@@ -205,7 +205,7 @@ async def test_an_image_that_crashes_is_told_with_its_last_words_and_undone(flee
     async with traffic(url) as seen:
         # The router's image has no worker in it.
         await _edit(fleet, engine={"image": "disagg.dev/router:dev"})
-        await _until(fleet, "it is told", lambda: "CrashLoopBackOff" in rig.diagnosis(fleet, NAME))
+        await _until(fleet, "it is told", lambda: "No module named disagg_worker" in rig.diagnosis(fleet, NAME))
         disagg = Path(sys.executable).with_name("disagg")
         await asyncio.to_thread(fleet.run, disagg, "rollout", "undo", NAME, "-n", fleet.namespace)
         await _rolled(fleet)
