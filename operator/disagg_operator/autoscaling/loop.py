@@ -178,6 +178,8 @@ class AutoscalerLoop:
         plan = job.plan
         for pool in [pool for pool in job.entry.decisions if pool not in plan.policies or job.resting]:
             del job.entry.decisions[pool]
+        for pool in plan.policies if job.resting else ():
+            self._metrics.at_zero(job.key, pool)
         if not plan.policies or plan.suspended or job.resting or None in job.replicas.values():
             return False
         return not plan.predictive or await self._states.ready(job.key, job.entry, plan)

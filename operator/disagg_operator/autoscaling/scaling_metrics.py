@@ -57,6 +57,11 @@ class ScalingMetrics:
         for name, value in decision.numbers.items():
             self._number.labels(*labels, name).set(value)
 
+    def at_zero(self, key: Key, pool: str) -> None:
+        """Set the series of one pool to those of no workers, of which none is wanted."""
+        for metric in (self._current, self._wanted, self._value, self._blind):
+            metric.labels(*key, pool).set(0)
+
     def forget(self, key: Key) -> None:
         """Remove the series of a resource that has been deleted."""
         gauges = (self._current, self._wanted, self._value, self._blind, self._number)

@@ -44,7 +44,8 @@ def look(
     if plan.zero is None or plan.suspended:
         return False
     ahead_s = cold_start_s(entry) or _COLD_START_S
-    entry.due = any(peak.is_near(epoch_s, ahead_s) for peak in plan.settings.peaks)
+    peaks = (peak for peak in plan.settings.peaks if peak.prefill or peak.decode)
+    entry.due = any(peak.is_near(epoch_s, ahead_s) for peak in peaks)
     if resting:
         if (entry.due or routers.holding) and not entry.wake:
             log.info("%s/%s: workers are asked for", *key)

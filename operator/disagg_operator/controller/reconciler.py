@@ -328,7 +328,11 @@ class Reconciler:
             "" if run.step is None else run.step.revision,
             run.live.trouble,
             refusal=judged.refusal,
-            warnings=(*judged.warnings, *uneven({role: run.pools[role].count for role in ROLES})),
+            warnings=(
+                *judged.warnings,
+                *uneven({r: run.pools[r].count for r in ROLES}),
+                *self._zero.warnings(run),
+            ),
             update=run.runtime.update,
         )
         rollout = None if run.step is None else run.step.view

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+from disagg_operator.api.violation import Violation
 from disagg_operator.autoscaling.live import Live
 from disagg_operator.autoscaling.policy.idling import IdleWatch
 from disagg_operator.autoscaling.scale_plan import ScalePlan
@@ -19,6 +20,7 @@ from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
+ROUTERS_TOO_OLD = "RoutersTooOld"
 
 
 def order_of(scaling: ScalePlan, live: Live, resource: Obj, now_s: float) -> ZeroOrder:
@@ -78,6 +80,12 @@ class ZeroOrders:
             log.info("%s/%s: both pools wake", *run.key)
         if not rests:
             live.wake = False
+
+    def warnings(self, run: Pass) -> Iterator[Violation]:
+        """Yield why a deployment that may go to zero never does."""
+        if run.plan.scaling.zero is not None and run.live.idle.too_old:
+            words = "the routers are of a release that does not tell whether anybody asks: update their image"
+            yield Violation("spec.scaling.scaleToZero", words, ROUTERS_TOO_OLD)
 
     def words(self, run: Pass, stored: Obj) -> tuple[str, str] | None:
         """Return why both pools are at zero, as a reason and a message; None if they are not."""

@@ -212,6 +212,17 @@ async def test_other_pods_that_were_declared_at_zero_are_those_that_wake() -> No
     assert all('"float32"' in str(o).replace("'", '"') for o in found)
 
 
+async def test_routers_that_cannot_tell_are_told_of() -> None:
+    world = Sleeper()
+    await world.serving()
+    world.entry.idle = IdleWatch(too_old=True)
+    await world.settle()
+    assert world.condition("Warning")["reason"] == "RoutersTooOld"
+    world.edit(scaling={})
+    await world.settle()
+    assert not any(c["type"] == "Warning" for c in world.status()["conditions"])
+
+
 async def scale(world: World, role: str, replicas: int) -> None:
     found = world.kube.find("DisaggPool", f"chat-{role}")
     found["spec"]["replicas"] = replicas
@@ -243,7 +254,7 @@ async def test_one_scale_wakes_both_from_zero() -> None:
     assert (world.replicas("prefill"), world.replicas("decode")) == ((1, 1), (4, 4))
 
 
-@pytest.mark.parametrize("wakes", [False, True])
+@pytest.mark.parametrize("wakes", [False, pytest.param(True, marks=pytest.mark.long)])
 async def test_killed_at_any_write_both_pools_serve_or_neither(wakes: bool) -> None:
     async def begun() -> Sleeper:
         world = Sleeper()

@@ -34,6 +34,11 @@ class Routers:
         return min(found) if found and len(found) == len(self.alive) else UNKNOWN_S
 
     @property
+    def too_old(self) -> bool:
+        """Whether a router answers that is too old to tell whether it is idle."""
+        return any("idle_s" not in state for state in self.states)
+
+    @property
     def holding(self) -> bool:
         """Whether a request waits for workers in one of them."""
         held = (state.get("held") for state in self.states)
@@ -50,6 +55,8 @@ class IdleWatch:
     idle_s: float = UNKNOWN_S
     """The seconds for which nobody has asked, as of `at_s`."""
     at_s: float = -math.inf
+    too_old: bool = False
+    """Whether a router is too old to tell."""
 
     def at(self, now_s: float) -> float:
         """Return the seconds for which nobody has asked; NaN if that was not seen just now."""
@@ -65,7 +72,8 @@ def watched(before: IdleWatch, routers: Routers, now_s: float, *, serving: bool)
     alive = frozenset(routers.alive)
     lost = bool(before.routers - alive)
     since_s = now_s if math.isnan(before.since_s) or lost or not serving else before.since_s
-    return IdleWatch(alive, since_s, min(routers.idle_s, now_s - since_s, key=_least), now_s)
+    idle_s = min(routers.idle_s, now_s - since_s, key=_least)
+    return IdleWatch(alive, since_s, idle_s, now_s, routers.too_old)
 
 
 def _least(value: float) -> float:

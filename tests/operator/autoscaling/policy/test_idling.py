@@ -41,6 +41,12 @@ def test_a_router_that_holds_requests_is_noticed(held: Any, expected: bool) -> N
     assert Routers(["a", "b"], [*states(0), *states(0, held=held)]).holding is expected
 
 
+def test_a_router_of_an_earlier_release_is_noticed() -> None:
+    for told, expected in ((states(0), False), ([{}], True), ([*states(0), {}], True), ([], False)):
+        found = watched(IdleWatch(), Routers(["a"], told), 0.0, serving=True)
+        assert found.too_old is expected
+
+
 def test_an_operator_that_has_just_started_knows_nothing() -> None:
     first = watched(IdleWatch(), Routers(["a"], states(5000)), 100.0, serving=True)
     assert first.at(100.0) == 0
