@@ -246,7 +246,8 @@ def test_the_marks_of_pools_mean_what_they_meant() -> None:
         bounds = case["declared"]["bounds"]
         declared = Declared(case["declared"]["replicas"], None if bounds is None else tuple(bounds))
         made = replicas.decide(declared, case["pool"], case["wanted"], suspended=case["suspended"])
-        assert asdict(made) == case["answer"], case
+        # That release left a pool alone at 0.
+        assert asdict(made) == case["answer"] | {"kept": 0}, case
 
 
 def test_a_stored_status_is_read_and_kept() -> None:

@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from tests.operator.api.resources import good, of
 
 from disagg_operator.api.v1alpha1 import read
-from disagg_operator.controller.feasibility import infeasible, questionable, uneven
+from disagg_operator.controller.feasibility import infeasible, questionable, smallest_sizes, uneven
 
 GPU = {"accelerator": {"count": 1}}
 
 
 def scaled(low: int, high: int, gpus: int = 1) -> dict[str, Any]:
     return {"autoscaling": {"minReplicas": low, "maxReplicas": high}, "accelerator": {"count": gpus}}
+
+
+RATIO: dict[str, Any] = {"prefill": scaled(1, 4), "decode": scaled(1, 8)}
 
 
 def network(**more: Any) -> dict[str, Any]:
@@ -96,6 +99,21 @@ def test_a_ratio_is_refused_just_when_no_sizes_keep_it(
         for decode in range(d[0], d[1] + 1)
     )
     assert (list(infeasible(dd)) == []) == some
+
+
+@pytest.mark.parametrize(
+    ("spec", "sizes"),
+    [
+        pytest.param({}, (1, 1), id="a pair"),
+        pytest.param({"prefill": scaled(2, 4), "decode": scaled(3, 8)}, (2, 3), id="the bounds"),
+        pytest.param({"prefill": {"replicas": 0}, "decode": {"replicas": 0}}, (1, 1), id="declared to be 0"),
+        pytest.param(RATIO | {"scaling": {"ratio": {"min": 2.5, "max": 4}}}, (1, 3), id="more decode"),
+        pytest.param(RATIO | {"scaling": {"ratio": {"min": 0.1, "max": 0.5}}}, (2, 1), id="more prefill"),
+        pytest.param(RATIO | {"scaling": {"ratio": {"min": 9}}}, (1, 1), id="a ratio that cannot be kept"),
+    ],
+)
+def test_the_fewest_workers_keep_bounds_and_ratio(spec: dict[str, Any], sizes: tuple[int, int]) -> None:
+    assert smallest_sizes(read(good(**spec))) == dict(zip(("prefill", "decode"), sizes, strict=True))
 
 
 def test_a_pool_at_0_alone_is_questioned() -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.operator.api.resources import good
 from tests.operator.controller.world import KEY, World
 
 from disagg_operator.autoscaling.live import Live
 from disagg_operator.autoscaling.policy.idling import IdleWatch
-from disagg_operator.controller.acceptance import accept
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.status.kv_links import RouterView
 
@@ -281,19 +279,3 @@ async def test_killed_at_any_write_both_pools_serve_or_neither(wakes: bool) -> N
         await world.settle()
         assert world.sizes in ((0, 0), (1, 2)), f"killed at write {killed_at}"
         assert world.replicas("prefill")[0] == world.sizes[0]
-
-
-def test_a_ratio_is_kept_from_the_first_pair_on() -> None:
-    pools: dict[str, Any] = {
-        "prefill": {"autoscaling": {"maxReplicas": 4}},
-        "decode": {"autoscaling": {"maxReplicas": 8}},
-    }
-    found = accept(good(**pools, scaling={"ratio": {"min": 2.5, "max": 4}, "scaleToZero": {}})).scaling.zero
-    assert found is not None
-    assert (found.idle_s, found.sizes) == (600.0, {"prefill": 1, "decode": 3})
-    few = accept(good(**pools, scaling={"ratio": {"min": 0.1, "max": 0.5}, "scaleToZero": {}})).scaling.zero
-    assert few is not None
-    assert few.sizes == {"prefill": 2, "decode": 1}
-    fixed = accept(good(prefill={"replicas": 0}, decode={"replicas": 0}, scaling={"scaleToZero": {}})).scaling.zero
-    assert fixed is not None
-    assert fixed.sizes == {"prefill": 1, "decode": 1}

@@ -117,3 +117,17 @@ def test_the_router_is_told_of_its_queue_the_objectives_and_what_a_prompt_takes_
         "DISAGG_PREFILL_B_S_PER_TOKEN": f"{profile.b_s_per_token:.4g}",
         "DISAGG_PREFILL_C_S_PER_TOKEN2": f"{profile.c_s_per_token2:.4g}",
     }
+
+
+@pytest.mark.parametrize(
+    ("adapters", "expected"),
+    [([], {"DISAGG_HOLD_MAX_WAIT_S": "90"}),
+     ([{"name": "sql", "uri": "hf://a/sql"}], {"DISAGG_HOLD_MAX_WAIT_S": "90", "DISAGG_LORA_ADAPTERS": '["sql"]'})],
+)  # fmt: skip
+def test_a_router_that_may_be_without_workers_knows_what_only_they_would_tell(
+    adapters: list[Any], expected: dict[str, str]
+) -> None:
+    spec: dict[str, Any] = {"model": {"uri": "hf://a/b", "adapters": adapters}, "engine": {"type": "vllm"}}
+    with_it = router_environment(parse(good(**spec, scaling={"scaleToZero": {"holdSeconds": 90}})))
+    without = router_environment(parse(good(**spec)))
+    assert with_it == without | expected

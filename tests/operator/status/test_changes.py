@@ -98,3 +98,13 @@ SERVING = Note(NORMAL, "Ready", "serving at http://u/v1")
 )
 def test_good_news_are_told_when_they_come(before: dict[str, Any], after: dict[str, Any], notes: list[Note]) -> None:
     assert of_change(before, after) == notes
+
+
+def test_events_tell_of_both_ways_to_zero_and_back() -> None:
+    there = status(condition("ScaledToZero", "True", "Idle", "nobody asks"))
+    pools = [{"name": "prefill", "desired": 1}, {"name": "decode", "desired": 2}]
+    assert of_change(status(), there) == [Note(NORMAL, "ScaledToZero", "nobody asks")]
+    assert of_change(there, status(pools=pools)) == [Note(NORMAL, "Woken", "prefill: 0 -> 1, decode: 0 -> 2")]
+    assert of_change(there, there) == []
+    # A suspension does not wake anybody.
+    assert of_change(there, status(pools=[p | {"desired": 0} for p in pools])) == []

@@ -361,3 +361,37 @@ def test_an_update_of_the_runtime_is_a_condition_that_leaves_the_others_alone() 
     assert told_["reason"] == "RuntimeUpdateAvailable"
     assert told_["message"].startswith("worker w:1 -> w:2; a new value of the annotation disagg.dev/update-runtime")
     assert new == old
+
+
+AT_ZERO = replace(INTENT, pools=tuple(replace(p, desired=0) for p in POOLS), zero=("Idle", "nobody asks"))
+NONE = {name: Workload(name, 0, settled=True) for name in ("prefill", "decode")}
+
+
+@pytest.mark.parametrize(
+    ("observed", "expected"),
+    [
+        pytest.param(
+            seen(view=RouterView(0, 0), **NONE),
+            {"Ready": ("True", "ScaledToZero"), "Available": ("True", "ScaledToZero"),
+             "ScaledToZero": ("True", "Idle"), "PrefillReady": ("True", "ScaledToZero"),
+             "KVTransferReady": ("Unknown", "ScaledToZero"), "Degraded": ("False", "AsSpecified"),
+             "DisaggregationEffective": ("Unknown", "NoData")},
+            id="it is well",
+        ),
+        pytest.param(
+            seen(view=None, **NONE),
+            {"Ready": ("False", "RouterUnreachable"), "Available": ("Unknown", "RouterUnreachable")},
+            id="nobody would notice a request",
+        ),
+        pytest.param(
+            seen(view=None, router=starting("router"), **NONE),
+            {"Ready": ("False", "PodsPending"), "Available": ("False", "RouterNotReady")},
+            id="there is no router",
+        ),
+    ],
+)  # fmt: skip
+def test_a_deployment_at_zero_is_well_while_its_routers_are(
+    observed: Observed, expected: dict[str, tuple[str, str]]
+) -> None:
+    found = told(AT_ZERO, observed)
+    assert {kind: found[kind] for kind in expected} == expected

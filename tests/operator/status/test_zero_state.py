@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from disagg_operator.status import changes
 from disagg_operator.status.zero_state import reason_of, serves, told
 
 
@@ -51,15 +50,3 @@ def test_people_are_told_since_when(now_s: float, span: str) -> None:
 )
 def test_it_serves_when_workers_do(condition: tuple[str, str, str], expected: bool) -> None:
     assert serves(status(condition)) is expected
-
-
-def test_events_tell_of_both_ways() -> None:
-    there = status(("ScaledToZero", "True", "Idle"))
-    pools = [{"name": "prefill", "desired": 1}, {"name": "decode", "desired": 2}]
-    (down,) = changes.of_change(status(), there)
-    assert (down.type, down.reason, down.message) == ("Normal", "ScaledToZero", "Idle it is")
-    (up,) = changes.of_change(there, status(pools=pools))
-    assert (up.reason, up.message) == ("Woken", "prefill: 0 -> 1, decode: 0 -> 2")
-    assert changes.of_change(there, there) == []
-    # A suspension does not wake anybody.
-    assert changes.of_change(there, status(pools=[p | {"desired": 0} for p in pools])) == []

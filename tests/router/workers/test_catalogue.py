@@ -187,3 +187,19 @@ def test_the_configured_name_is_listed_first_and_its_adapters_while_it_is_away()
     names.update(made([P, D]), (), 101.0)  # it has come back without the adapter
     assert names.listed() == {"m": ""}
     assert not names.known("sql", 101.0)
+
+
+def test_adapters_that_are_configured_are_known_from_the_start_and_while_the_model_is_away() -> None:
+    names = KnownNames("m", 10.0, ["sql"])
+    assert names.listed() == {"m": "", "sql": "m"}
+    assert names.known("sql", 0.0)
+    names.update(made([P, D]), (), 0.0)  # the workers do not have it
+    assert (names.listed(), names.known("sql", 0.0)) == ({"m": ""}, False)
+    names.update(Catalogue(), (), 1000.0)
+    assert (names.listed(), names.known("sql", 1000.0)) == ({"m": "", "sql": "m"}, True)
+
+
+def test_a_name_is_served_when_whole_requests_can_be() -> None:
+    assert made([P, D]).serves("m")
+    assert not made([P]).serves("m")
+    assert not made([P, D]).serves("n")

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disagg_operator.autoscaling.policy.idling import IdleWatch, Routers, both_or_neither, watched
-from disagg_operator.autoscaling.policy.memory import Peak
 
 
 def states(*idle_s: Any, held: Any = 0) -> list[dict[str, Any]]:
@@ -111,13 +110,3 @@ def test_nobody_is_idle_for_longer_than_has_been_watched(looks: list[Any]) -> No
 def test_a_pool_of_zero_alone_keeps_a_worker(replicas: Any, expected: Any) -> None:
     found = both_or_neither(dict(zip(("prefill", "decode"), replicas, strict=True)))
     assert tuple(found.values()) == expected
-
-
-@pytest.mark.parametrize(
-    ("hour", "horizon_h", "expected"),
-    [(8, 0.0, False), (8, 0.4, False), (8, 0.6, True), (9, 0.0, True), (10, 0.0, False), (33, 0.0, True)],
-)
-def test_a_peak_is_near_from_a_cold_start_before_it_on(hour: float, horizon_h: float, expected: bool) -> None:
-    peak = Peak(8.5 * 3600, 10 * 3600, 1, 1)
-    assert peak.is_near(3600 * hour, 3600 * horizon_h) is expected
-    assert Peak(22 * 3600, 6 * 3600).is_near(3600.0, 0.0)
