@@ -364,7 +364,7 @@ def test_an_update_of_the_runtime_is_a_condition_that_leaves_the_others_alone() 
 
 
 AT_ZERO = replace(INTENT, pools=tuple(replace(p, desired=0) for p in POOLS), zero=("Idle", "nobody asks"))
-NONE = {name: Workload(name, 0, settled=True) for name in ("prefill", "decode")}
+NONE: dict[str, Any] = {name: Workload(name, 0, settled=True) for name in ("prefill", "decode")}
 
 
 @pytest.mark.parametrize(

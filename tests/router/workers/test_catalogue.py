@@ -203,3 +203,25 @@ def test_a_name_is_served_when_whole_requests_can_be() -> None:
     assert made([P, D]).serves("m")
     assert not made([P]).serves("m")
     assert not made([P, D]).serves("n")
+
+
+@pytest.mark.parametrize(
+    ("workers", "coming", "all_told", "known"),
+    [
+        (pools(1, 1, model="n"), (), True, False),  # another model has replaced it
+        (pools(1, 1, model="n"), (), False, True),  # a worker has not said yet what it will serve
+        (pools(1, 1, model="n"), {"m"}, True, True),
+        ([*pools(1, 1, model="n"), P], (), True, True),  # one of its workers is left
+        ([P], (), True, True),
+        ([], (), True, True),  # all are away
+    ],
+)
+def test_a_model_that_another_one_has_replaced_need_not_be_waited_for(
+    workers: list[Worker], coming: set[str], all_told: bool, known: bool
+) -> None:
+    names = KnownNames("m", 10.0)
+    names.update(made([replace(w, adapters=frozenset({"sql"})) for w in pools(1, 1)]), (), 0.0)
+    names.update(made(workers), coming, 1.0, all_told=all_told)
+    assert names.known("m", 2.0) is known
+    assert names.known("sql", 2.0) is known
+    assert ("m" in names.listed()) is known
