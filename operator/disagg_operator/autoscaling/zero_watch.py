@@ -10,6 +10,7 @@ from disagg_operator.autoscaling.live import Live
 from disagg_operator.autoscaling.policy.idling import Routers, watched
 from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.kube.pods import DeploymentPods, identity_of
+from disagg_operator.status import zero_state
 from disagg_operator.vocabulary import Key, Obj
 
 log = logging.getLogger(__name__)
@@ -40,9 +41,10 @@ def look(
     `now_s` is a monotonic time, `epoch_s` the time of day.
     """
     routers = Routers([identity_of(pod) for pod in pods.live_routers], states)
-    entry.idle = watched(entry.idle, routers, now_s, serving=_serving(resource))
+    before, entry.idle = entry.idle, watched(entry.idle, routers, now_s, serving=_serving(resource))
     if plan.zero is None or plan.suspended:
         return False
+    told = entry.idle.too_old != before.too_old
     ahead_s = cold_start_s(entry) or _COLD_START_S
     peaks = (peak for peak in plan.settings.peaks if peak.prefill or peak.decode)
     entry.due = any(peak.is_near(epoch_s, ahead_s) for peak in peaks)
@@ -50,8 +52,9 @@ def look(
         if (entry.due or routers.holding) and not entry.wake:
             log.info("%s/%s: workers are asked for", *key)
             entry.wake = True
-        return entry.wake
-    return not plan.dry_run and not entry.due and entry.idle.at(now_s) >= plan.zero.idle_s
+        return entry.wake or told
+    may_go = not plan.dry_run and not entry.due and zero_state.settled(resource)
+    return told or (may_go and entry.idle.at(now_s) >= plan.zero.idle_s)
 
 
 def _serving(resource: Obj) -> bool:

@@ -14,7 +14,6 @@ from disagg_operator.controller import decision_report, replicas
 from disagg_operator.controller.one_pass import Pass
 from disagg_operator.controller.replicas import OWNER_ZERO, Replicas, ZeroOrder
 from disagg_operator.desired.pool_marks import ZERO, mark_of, replicas_of
-from disagg_operator.rollout.telling import COMPLETE
 from disagg_operator.status import zero_state
 from disagg_operator.vocabulary import Key, Obj
 from disagg_wire.roles import ROLES
@@ -31,18 +30,10 @@ def order_of(scaling: ScalePlan, live: Live, resource: Obj, now_s: float) -> Zer
     free = not (scaling.dry_run or live.due or live.wake or live.flip is not None)
     return ZeroOrder(
         allowed=True,
-        sleep=idle and free and _complete(resource),
+        sleep=idle and free and zero_state.settled(resource),
         wake=live.wake or live.due,
         sizes=scaling.zero.sizes,
     )
-
-
-def _complete(resource: Obj) -> bool:
-    """Return whether the present spec is rolled out, so that nothing moves."""
-    status = resource.get("status") or {}
-    conditions = {c.get("type"): c for c in status.get("conditions") or []}
-    rolled_out = (conditions.get("Progressing") or {}).get("reason") == COMPLETE
-    return rolled_out and status.get("observedGeneration") == resource["metadata"].get("generation")
 
 
 class ZeroOrders:

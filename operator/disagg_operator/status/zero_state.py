@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from disagg_operator.kube.pods import epoch_s
+from disagg_operator.rollout.telling import COMPLETE
+from disagg_operator.vocabulary import Obj
 
 SCALED_TO_ZERO = "ScaledToZero"
 IDLE, BY_HAND = "Idle", "PoolsSetToZero"
@@ -49,6 +51,13 @@ def _span(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes % 60} min"
     return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+
+
+def settled(resource: Obj) -> bool:
+    """Return whether the present spec is rolled out, so that nothing moves."""
+    status = resource.get("status") or {}
+    rolled_out = any(c.get("type") == "Progressing" and c.get("reason") == COMPLETE for c in _conditions(status))
+    return rolled_out and status.get("observedGeneration") == resource["metadata"].get("generation")
 
 
 def serves(status: Mapping[str, Any]) -> bool:

@@ -22,6 +22,7 @@ from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSour
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller.acceptance import scale_plan
 from disagg_operator.controller.metrics import Metrics
+from disagg_operator.desired.pool_marks import DECLARED_ANNOTATION
 from disagg_operator.kube.cache import Cache
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, Resource
 from disagg_operator.vocabulary import Obj
@@ -150,3 +151,17 @@ async def test_what_is_known_of_a_prometheus_stands_until_more_is(loop: Loop) ->
     loop.kube.answering.set()
     await asyncio.wait_for(look, 5)
     assert entry.trouble == missing
+
+
+async def test_a_deployment_at_zero_is_not_decided_about(loop: Loop) -> None:
+    """The bounds of its pools hold again once it wakes."""
+    loop.add("chat", scaling={"policy": "queue", "scaleToZero": {}})
+    await loop.loop.tick()
+    assert set(loop.live.of(("ns", "chat"), "uid-chat").decisions) == {"prefill", "decode"}
+    for role in ("prefill", "decode"):
+        meta = {"name": f"chat-{role}", "namespace": "ns", "annotations": {DECLARED_ANNOTATION: "zero:-:1"}}
+        loop.cache.put(DISAGG_POOL, {"kind": "DisaggPool", "metadata": meta, "spec": {"replicas": 0}})
+    loop.woken.clear()
+    await loop.loop.tick()
+    assert (loop.live.of(("ns", "chat"), "uid-chat").decisions, loop.woken) == ({}, set())
+    assert b'disagg_autoscaler_replicas{deployment="chat",namespace="ns",pool="decode"} 0.0' in loop.metrics.text()

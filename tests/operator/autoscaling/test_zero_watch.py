@@ -33,7 +33,16 @@ class Looks:
         self.plan = accept(good(**spec)).scaling
         self.entry, self.now_s, self.epoch_s = Live(), 0.0, 0.0
         self.pods = [router("a")]
-        self.resource: Obj = {"status": {"conditions": [{"type": "Available", "status": "True"}]}}
+        self.resource: Obj = {
+            "metadata": {"generation": 3},
+            "status": {
+                "observedGeneration": 3,
+                "conditions": [
+                    {"type": "Available", "status": "True"},
+                    {"type": "Progressing", "reason": "RolloutComplete"},
+                ],
+            },
+        }
 
     def look(self, idle_s: float | None = 1e6, *, held: int = 0, resting: bool = False) -> bool:
         self.now_s += 10
@@ -68,7 +77,10 @@ def test_a_router_that_cannot_be_asked_may_have_streams(pod: Obj, expected: bool
 
 def test_nobody_goes_while_none_can_be_served_nor_in_a_dry_run_nor_before_a_peak() -> None:
     looks = Looks()
-    looks.resource = {}
+    looks.resource["status"]["conditions"][0]["status"] = "False"
+    assert not any(looks.look() for _ in range(9))
+    looks = Looks()
+    looks.resource["metadata"]["generation"] = 4
     assert not any(looks.look() for _ in range(9))
     looks = Looks(dryRun=True)
     assert not any(looks.look() for _ in range(9))
@@ -76,6 +88,20 @@ def test_nobody_goes_while_none_can_be_served_nor_in_a_dry_run_nor_before_a_peak
     looks.epoch_s = EIGHT_O_CLOCK + 1700
     assert not any(looks.look() for _ in range(9))
     assert looks.entry.due
+
+
+def test_status_is_to_say_so_when_routers_cannot_tell() -> None:
+    looks = Looks()
+    states = [{"held": 0}]
+
+    def look() -> bool:
+        looks.now_s += 10
+        return zero_watch.look(
+            ("ns", "chat"), looks.entry, looks.plan, sort_pods(looks.pods), states, looks.resource, looks.now_s, 0.0,
+            resting=False,
+        )  # fmt: skip
+
+    assert [look(), look()] == [True, False]
 
 
 def test_a_request_that_is_held_wakes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from disagg_operator.autoscaling.policy.guard import Predicting
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Folded, Observation, Pods, PrefillSignals
 from disagg_operator.autoscaling.policy.predictive import PoolLimits, Settings
 from disagg_operator.autoscaling.records import codec
+from disagg_operator.cli import decision_source
 from disagg_operator.cli.entry import main
 from disagg_operator.performance.profile import PROFILES
 
@@ -204,3 +206,27 @@ def test_both_draw(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     run(capsys, "replay", records, "--set", "over_provisioning=2.0", "--plot", tmp_path / "b.html")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "b.html").read_text().count("<img") == 2
+
+
+@pytest.mark.parametrize("recorded_too", [False, True])
+def test_explain_says_since_when_and_why_a_deployment_is_at_zero(
+    recorded: str, recorded_too: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zero = {"type": "ScaledToZero", "status": "True", "reason": "Idle", "message": "no request for 600 s"}
+    since = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
+
+    async def resource(namespace: str, name: str) -> dict[str, Any]:
+        assert (namespace, name) == ("ns", "chat")
+        return {"status": {"conditions": [zero | since]}}
+
+    async def fetch(namespace: str, name: str) -> str:
+        return recorded if recorded_too else ""
+
+    monkeypatch.setattr(decision_source, "_resource", resource)
+    monkeypatch.setattr(decision_source, "_fetch", fetch)
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", "chat", "-n", "ns"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert re.match(r"Both pools are at zero for \d+ h \d+ min: no request for 600 s\.\n", said)
+    assert ("decisions (UTC)" in said) is recorded_too

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from disagg_operator.status.zero_state import reason_of, serves, told
+from disagg_operator.status.zero_state import reason_of, serves, settled, told
 
 
 def status(*conditions: tuple[str, str, str], since: str = "2026-01-01T00:00:00Z", **more: Any) -> dict[str, Any]:
@@ -50,3 +50,13 @@ def test_people_are_told_since_when(now_s: float, span: str) -> None:
 )
 def test_it_serves_when_workers_do(condition: tuple[str, str, str], expected: bool) -> None:
     assert serves(status(condition)) is expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "observed", "expected"),
+    [("RolloutComplete", 3, True), ("RolloutComplete", 2, False), ("RolloutPaused", 3, False)],
+)
+def test_nothing_moves_once_the_present_spec_is_rolled_out(reason: str, observed: int, expected: bool) -> None:
+    found = status(("Ready", "True", reason), ("Progressing", "True", reason), observedGeneration=observed)
+    assert settled({"metadata": {"generation": 3}, "status": found}) is expected
+    assert not settled({"metadata": {"generation": 3}})
