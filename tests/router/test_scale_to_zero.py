@@ -150,3 +150,18 @@ async def test_a_poll_whose_operator_is_gone_is_not_kept(tmp_path: Path) -> None
         await polled(stack)
         poll.cancel()
         await polled(stack, 0)
+
+
+async def test_the_idle_time_begins_at_the_end_of_the_last_stream(tmp_path: Path) -> None:
+    pool = team("m", "a", 1)
+    async with Stack(tmp_path, *pool) as stack:
+        stack.router._idle_since_s -= 1000
+        assert (await stack.state())["idle_s"] >= 1000
+        pool[1].hold.clear()
+        streams = [asyncio.create_task(stack.complete(stream=True)) for _ in range(2)]
+        await stack.until(lambda: stack.router.active == 2)
+        assert (await stack.state())["idle_s"] == 0
+        pool[1].hold.set()
+        await asyncio.gather(*streams)
+        await stack.until(lambda: stack.router.active == 0)
+        assert 0 <= (await stack.state())["idle_s"] < 1000
