@@ -111,10 +111,11 @@ class WakeWatch:
             retry_s = _RETRY_S[0]
             wanted, cursor = found
             if wanted:
+                # Said once: a reconcile that fails is tried again in its own time.
                 if not entry.wake:
                     log.info("%s/%s: a request waits for workers", *key)
-                entry.wake = True
-                self._wake(key)
+                    entry.wake = True
+                    self._wake(key)
                 await asyncio.sleep(_RETRY_S[0])  # until the pools are not at zero any more
 
     async def _ask(

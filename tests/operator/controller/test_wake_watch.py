@@ -99,8 +99,11 @@ async def test_only_routers_at_zero_are_polled_and_an_answer_wakes() -> None:
         routers.answer(wanted=True)
         assert await routers.woken.get() == CHAT
         assert routers.live.of(CHAT, "chat").wake
-        # It is polled on until its pools are not at zero any more.
+        # It is polled on until its pools are not at zero any more, but said once.
         await routers.asked.get()
+        routers.answer(wanted=True)
+        await routers.asked.get()
+        assert routers.woken.empty()
         routers.put(CHAT, "1", 1)
         while routers.watch._polls:
             await asyncio.sleep(0.01)

@@ -73,7 +73,7 @@ def watched(before: IdleWatch, routers: Routers, now_s: float, *, serving: bool)
     lost = bool(before.routers - alive)
     since_s = now_s if math.isnan(before.since_s) or lost or not serving else before.since_s
     idle_s = min(routers.idle_s, now_s - since_s, key=_least)
-    return IdleWatch(alive, since_s, idle_s, now_s, routers.too_old)
+    return IdleWatch(alive, since_s, idle_s, now_s, routers.too_old if routers.states else before.too_old)
 
 
 def _least(value: float) -> float:

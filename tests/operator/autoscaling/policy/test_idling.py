@@ -44,6 +44,9 @@ def test_a_router_of_an_earlier_release_is_noticed() -> None:
     for told, expected in ((states(0), False), ([{}], True), ([*states(0), {}], True), ([], False)):
         found = watched(IdleWatch(), Routers(["a"], told), 0.0, serving=True)
         assert found.too_old is expected
+    # One that does not answer has not changed.
+    old = watched(IdleWatch(), Routers(["a"], [{}]), 0.0, serving=True)
+    assert watched(old, Routers(["a"], []), 5.0, serving=True).too_old
 
 
 def test_an_operator_that_has_just_started_knows_nothing() -> None:
