@@ -225,3 +225,15 @@ def test_a_model_that_another_one_has_replaced_need_not_be_waited_for(
     assert names.known("m", 2.0) is known
     assert names.known("sql", 2.0) is known
     assert ("m" in names.listed()) is known
+
+
+def test_any_name_may_be_that_of_a_model_that_comes_while_none_is_served() -> None:
+    names = KnownNames("m", 10.0)
+    names.update(Catalogue(), (), 0.0, all_told=False)
+    assert not names.known("n", 0.0)
+    names.update(made(pools(1, 1)), (), 1.0, all_told=False)
+    assert not names.known("n", 1.0)
+    names.update(Catalogue(), (), 2.0, all_told=False)
+    assert names.known("n", 2.0)
+    names.update(Catalogue(), (), 3.0, all_told=True)
+    assert not names.known("n", 3.0)

@@ -164,9 +164,9 @@ class KnownNames:
         self._last: dict[str, tuple[Model, float]] = {}
         self._coming: frozenset[str] = frozenset()
         self._offered: frozenset[str] = frozenset()
-        self._all_told = False
+        self._all_told = True
 
-    def update(self, catalogue: Catalogue, coming: Collection[str], now_s: float, *, all_told: bool = False) -> None:
+    def update(self, catalogue: Catalogue, coming: Collection[str], now_s: float, *, all_told: bool = True) -> None:
         """Note what is served now, and what starting workers say that they will serve.
 
         `all_told` is set if no worker is listed that has not said what it serves.
@@ -186,6 +186,8 @@ class KnownNames:
             return False
         if name == self.configured or self._belongs(name):
             return True
+        if self.any_served and not self._live and not self._all_told:
+            return True  # one model may be replacing another, and has not said its name yet
         return name in self._last and now_s - self._last[name][1] < self._memory_s
 
     def last(self, name: str) -> Model | None:
