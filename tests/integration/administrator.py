@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.integration.apiserver import REPO, ApiServer, program_path
@@ -17,15 +18,20 @@ def commands(page: str) -> list[str]:
 
 
 class Shell:
-    """A shell of somebody who administers the cluster, in a folder of its own."""
+    """A shell with helm, kubectl and disagg of somebody who administers the cluster.
+
+    It is in a folder of its own.
+    """
 
     def __init__(self, server: ApiServer, folder: Path) -> None:
         self._folder = folder
         programs = {str(Path(program_path(name)).parent): None for name in ("helm", "kubectl")}
+        programs[str(Path(sys.executable).parent)] = None
         self._environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
             "KUBECONFIG": str(server.kubeconfig),
             "PATH": ":".join([*programs, os.environ["PATH"]]),
             "HOME": str(folder),
+            "PYTHONPATH": f"{REPO}/operator:{REPO}/worker",
         }
 
     def run(self, command: str) -> str:

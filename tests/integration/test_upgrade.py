@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import shutil
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 from tests.integration.administrator import Shell, commands
-from tests.integration.apiserver import REPO, ApiServer, api_server
+from tests.integration.apiserver import REPO, ApiServer, api_server, free_port
+from tests.integration.kubelets import Kubelets
 from tests.integration.operator_process import Cluster, client, eventually, operator
 from tests.releases.recorded import CORPUS, RELEASE, resource
 
@@ -85,7 +87,7 @@ async def environment(kube: Any) -> list[Obj]:
 async def test_an_upgrade_of_0_1_0_changes_no_pod_and_moves_on_request(upgraded: ApiServer, tmp_path: Path) -> None:
     kube, shell = client(upgraded), Shell(upgraded, tmp_path)
     cluster = Cluster(kube, NAMESPACE)
-    apply_crds, upgrade, list_updates, ask, wait, move_all = commands("docs/upgrades.md")
+    apply_crds, upgrade, list_updates, ask, follow, move_all = commands("docs/upgrades.md")
     shutil.copy(RELEASE / "disagg-0.1.0.tgz", tmp_path)
     shell.run(f"helm package {REPO}/helm/disagg && mv disagg-0.2.0-*.tgz disagg-0.2.0.tgz")
     shell.run("helm install disagg disagg-0.1.0.tgz -n disagg-system --create-namespace --set logLevel=DEBUG")
@@ -130,8 +132,10 @@ async def test_an_upgrade_of_0_1_0_changes_no_pod_and_moves_on_request(upgraded:
         await eventually("the edit reaches the pods", edited)
         assert (await templates(kube))["chat-decode"]["spec"]["containers"][0]["image"] == "worker:0.1.0"
 
-        shell.run(ask)
-        shell.run(wait)
+        async with Kubelets(cluster).running(free_port()):
+            assert "worker worker:0.1.0 -> worker:0.2.0" in shell.run(ask)
+            assert "RolloutComplete" in await asyncio.to_thread(shell.run, follow)
+        assert (await conditions(kube))["chat"]["RuntimeUpToDate"]["status"] == "True"
         now = await templates(kube)
         images = {name: now[name]["spec"]["containers"][0]["image"] for name in now if name.startswith("chat-")}
         assert images == {"chat-prefill": "worker:0.2.0", "chat-decode": "worker:0.2.0", "chat-router": "router:0.2.0"}

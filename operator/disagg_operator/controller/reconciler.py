@@ -342,7 +342,7 @@ class Reconciler:
             run.live.trouble,
             refusal=judged.refusal,
             warnings=(*judged.warnings, *uneven({role: run.pools[role].count for role in ROLES})),
-            update=run.runtime.update,
+            runtime=run.runtime,
         )
         return replace(found, rollout=None if run.step is None else run.step.view)
 
