@@ -177,7 +177,7 @@ async def test_a_webhook_that_is_away_is_no_refusal_and_cured_when_it_is_back(
 async def test_what_limits_say_of_the_pods_is_told_with_the_field(
     world: RealWorld, kind: str, name: str, spec: dict[str, Any], words: str
 ) -> None:
-    """No controller runs: the test creates the pod as it would, and reports the answer as it does."""
+    """No controller runs: the test creates the pod as it would, and reports what it is told."""
     resources = {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}
     await world.create("chat", SPEC | {"decode": {"resources": resources}})
     await world.run("chat")
