@@ -1,4 +1,4 @@
-"""The chart passes helm's linter, the schemas of a real API server, kube-score and further checks."""
+"""The chart passes helm's linter, the schemas of a real API server, kube-score and more checks."""
 
 from __future__ import annotations
 
