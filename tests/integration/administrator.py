@@ -39,7 +39,7 @@ class Shell:
             command += f" -n {self._namespace}"
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command],
-            cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=120, check=False,
+            cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout

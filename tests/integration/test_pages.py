@@ -119,7 +119,7 @@ async def are_accepted(cluster: Cluster, resources: Mapping[str, Block]) -> None
             status = (await cluster.resource(name))["status"]
             return {c["type"]: c for c in status["conditions"]}
 
-        found = await eventually(f"{block} is judged", judged, 90.0)
+        found = await eventually(f"{block} is judged", judged, 180.0)
         assert found["Accepted"]["status"] == "True", f"{block}: {found['Accepted']['message']}"
         assert "Warning" not in found, f"{block}: {found['Warning']['message']}"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.administrator import Shell
-from tests.integration.apiserver import ApiServer, free_port
+from tests.integration.apiserver import REPO, ApiServer, free_port
 from tests.integration.kubelets import Kubelets
 from tests.integration.operator_process import Cluster, eventually, operator
 from tests.integration.pages import commands
@@ -18,6 +19,7 @@ from disagg_operator.rollout import looking, revisions
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 TWO: dict[str, Any] = {"prefill": {"replicas": 2}, "decode": {"replicas": 2}}
+_RUN_S = 60.0
 
 
 async def complete(cluster: Cluster) -> bool:
@@ -38,21 +40,35 @@ async def numbers(cluster: Cluster) -> list[int]:
     return [r.number for r in revisions.known_revisions(found)]
 
 
+async def command(server: ApiServer, cluster: Cluster, line: str) -> str:
+    """Run a command of the documents in the namespace of the test and return what it prints."""
+    program, *words = line.split()
+    assert program == "disagg"
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).with_name("disagg")), *words, "-n", cluster.namespace,
+        env={**os.environ, "KUBECONFIG": str(server.kubeconfig), "PYTHONPATH": f"{REPO}/operator:{REPO}/worker"},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(), _RUN_S)
+    assert process.returncode == 0, f"{line}: {out.decode()}"
+    return out.decode()
+
+
 async def test_the_commands_of_the_page_on_rollouts(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
-    kubelets, shell = Kubelets(cluster), Shell(server, tmp_path, cluster.namespace)
+    kubelets = Kubelets(cluster)
     async with operator(server, tmp_path, cluster.namespace), kubelets.running(free_port()):
         await cluster.apply_resource(**TWO)
         await eventually("the first revision serves", lambda: complete(cluster))
         assert await roles(cluster) == {"prefill": ["chat-prefill"], "decode": ["chat-decode"]}
         kubelets.least = 99
         await cluster.apply_resource(**TWO, model={"uri": "file:///models/other"})
-        said = {line: await asyncio.to_thread(shell.run, line) for line in commands("docs/rollouts.md")}
+        said = {line: await command(server, cluster, line) for line in commands("docs/rollouts.md")}
         assert "RolloutComplete" in said["disagg rollout status chat"]
         assert "model.uri" in said["disagg rollout history chat"]
         assert "revision 1 " in said["disagg rollout undo chat"]
         assert "revision 2 " in said["disagg rollout undo chat --to-revision 2"]
         assert "paused" in said["disagg rollout pause chat"]
-        await asyncio.to_thread(shell.run, "disagg rollout status chat")
+        await command(server, cluster, "disagg rollout status chat")
         spec = (await cluster.resource())["spec"]
         assert spec["model"]["uri"] == "file:///models/other"
         assert "disagg.dev/restarted-at" in spec["prefill"]["podTemplate"]["metadata"]["annotations"]
