@@ -30,7 +30,7 @@ from disagg_operator.controller.intent import intent_of, pool_intents
 from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.one_pass import Pass
-from disagg_operator.controller.rehearsal import NO_UID, in_one, refusal_of, rehearse
+from disagg_operator.controller.rehearsal import NO_UID, blaming, in_one, refusal_of, rehearse
 from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.rollout_step import Inputs, RolloutStep
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
@@ -267,7 +267,9 @@ class Reconciler:
             # If another client writes /scale between the read and this write, the apply conflicts
             # and the run starts over.
             obj = {**obj, "metadata": {**obj["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}
-        if await kids.apply(self._kube, obj, run.children, kids.owners_of(run.resource, run.children)):
+        with blaming(run.judgement.spec, obj):
+            wrote = await kids.apply(self._kube, obj, run.children, kids.owners_of(run.resource, run.children))
+        if wrote:
             log.info("%s/%s: applied %s %s", *run.key, obj["kind"], name_of(obj))
             run.live.contests.wrote(kids.key_of(obj), drift.rendered_hash(obj), self._clock())
             self._note_scaling(run, obj)
@@ -342,7 +344,7 @@ class Reconciler:
             run.live.trouble,
             refusal=judged.refusal,
             warnings=(*judged.warnings, *uneven({role: run.pools[role].count for role in ROLES})),
-            update=run.runtime.update,
+            runtime=run.runtime,
         )
         return replace(found, rollout=None if run.step is None else run.step.view)
 

@@ -17,7 +17,7 @@ from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY, PODS_REFUSED
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
-from disagg_operator.vocabulary import UPDATE_RUNTIME, Obj
+from disagg_operator.vocabulary import MOST_OF_A_REQUEST, UPDATE_RUNTIME, Obj
 from disagg_wire.roles import PREFILL
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
@@ -87,6 +87,8 @@ class Intent:
     """The reason and the message of each thing that is wrong with the spec that is served."""
     runtime_update: str = ""
     """What images and renderer of the operator's release would change, if they were used."""
+    runtime_request: str = ""
+    """The last request for them that was carried out."""
 
 
 def build(intent: Intent, observed: Observed, previous: Mapping[str, object], now: str) -> Obj:
@@ -104,6 +106,8 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
         status[str(pool["name"])] = f"{pool['ready']}/{pool['desired']}"
     if observed.view is not None:
         status["pairs"] = pairs_status(observed.view)
+    if intent.runtime_request:
+        status["runtimeRequest"] = intent.runtime_request[:MOST_OF_A_REQUEST]
     return status
 
 
@@ -263,7 +267,8 @@ def _runtime(update: str) -> Condition:
     kind = "RuntimeUpToDate"
     if not update:
         return Condition(kind, TRUE, "UpToDate", "images and renderer are those of the operator's release")
-    message = f"{update}; a new value of the annotation {UPDATE_RUNTIME} asks for it, and replaces the pods"
+    ways = f"`disagg rollout restart --runtime` or a new value of the annotation {UPDATE_RUNTIME}"
+    message = f"{update}; {ways} asks for it, and replaces the pods"
     return Condition(kind, FALSE, RUNTIME_UPDATE_AVAILABLE, message)
 
 
