@@ -12,7 +12,7 @@ from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.rollout_step import RolloutStep
 from disagg_operator.controller.runtime_updates import ChosenRuntime
 from disagg_operator.desired.names import pool_name
-from disagg_operator.kube.resources import DISAGG_POOL
+from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_POOL, name_of
 from disagg_operator.status.events import Note
 from disagg_operator.vocabulary import Key, Obj
 
@@ -38,11 +38,19 @@ class Pass:
 
     waits_s: list[float] = field(default_factory=list)
     """When to run again, because something was left as it is for now."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """The replicas of Deployments, by name, whose workers drain before they go."""
 
     @property
     def plan(self) -> AcceptedDeployment:
         """What is served."""
         return self.judgement.plan
+
+    def sized(self, obj: Obj) -> Obj:
+        """Return an object to apply, with the replicas that it may have now."""
+        if obj["kind"] != DEPLOYMENT.kind or name_of(obj) not in self.sizes:
+            return obj
+        return {**obj, "spec": {**obj["spec"], "replicas": self.sizes[name_of(obj)]}}
 
     def pool(self, role: str) -> Obj | None:
         """Return the DisaggPool of a role, or None if it does not exist."""
