@@ -131,17 +131,21 @@ class Drainer:
         return min(present, wanted + len(left))
 
     async def _tell(self, run: Pass, going: Sequence[Obj], timeout_s: float, now_s: float) -> dict[str, _Answer]:
-        """Mark the pods that are to go, and tell their workers. Returns the answers by uid."""
+        """Tell the workers of pods that are to go, and mark them. Returns the answers by uid."""
         bearer = kids.bearer_in(run.children, run.key[1])
-        told: dict[str, _Answer] = {}
-        before = self._answers.get(run.key, {})
-        for pod in filter(drains.can_drain, going):
-            if await self._annotate(run.key, pod, drains.mark(pod, timeout_s, now_s)):
-                target = replace(worker_target(pod, bearer), path=DRAIN_PATH)
-                told[uid_of(pod)] = before.get(uid_of(pod)) or _Answer(target)
-        stale = {uid: answer for uid, answer in told.items() if self._clock() - answer.at_s > _BELIEVED_S}
-        found = await asyncio.gather(*(self._asked(answer) for answer in stale.values()))
-        return told | dict(zip(stale, found, strict=True))
+        pods = {uid_of(pod): pod for pod in going if drains.can_drain(pod)}
+        known = self._answers.get(run.key, {})
+        told = {
+            uid: known.get(uid) or _Answer(replace(worker_target(pod, bearer), path=DRAIN_PATH))
+            for uid, pod in pods.items()
+        }
+        stale = [uid for uid, answer in told.items() if self._clock() - answer.at_s > _BELIEVED_S]
+        told |= dict(zip(stale, await asyncio.gather(*(self._asked(told[uid]) for uid in stale)), strict=True))
+        for uid, pod in pods.items():
+            wanted = {} if told[uid].said == UNABLE else drains.mark(pod, timeout_s, now_s)
+            if not await self._annotate(run.key, pod, wanted):
+                del told[uid]
+        return told
 
     async def _asked(self, before: _Answer) -> _Answer:
         """Ask a worker, and return its answer."""

@@ -56,15 +56,16 @@ def workers(
     replicas = 0 if deployment is None else int((deployment.get("spec") or {}).get("replicas") or 0)
     kept = sum(not is_terminating(pod) for pod in pods)
     # Of the pods that are to go, those beyond the replicas are as good as deleted.
-    draining = kept - len(here) - max(0, kept - replicas)
+    draining = max(0, kept - len(here) - max(0, kept - replicas))
     mark = "" if deployment is None else annotations_of(deployment).get(SERVED_ANNOTATION, "")
     compat = next((told.compat[name_of(pod)] for pod in here if told.compat.get(name_of(pod))), "")
     return Workers(
         *key,
-        desired=replicas - max(0, draining),
+        desired=replicas - draining,
         existing=len(here),
         ready=sum(map(is_ready, here)),
         terminating=len(pods) - len(here),
+        recallable=draining,
         unscheduled=sum(not (pod.get("spec") or {}).get("nodeName") and not is_ready(pod) for pod in here),
         unschedulable_since_s=min((s for s in map(_no_room_since_s, here) if s is not None), default=None),
         served=bool(mark),
