@@ -1,4 +1,4 @@
-"""A whole deployment is deleted under load: its processes get SIGTERM together, and nothing fails."""
+"""A deployment is deleted under load: its processes get SIGTERM together, and nothing fails."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def router_process(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess
 
 
 async def test_what_a_router_has_accepted_is_answered_although_all_get_sigterm_at_once(tmp_path: Path) -> None:
-    """Of the requests, a few run when the processes are stopped, and the rest waits in the router."""
+    """A few of the requests run when the processes are stopped, and the rest waits in the router."""
     async with (
         workers(tmp_path, ["prefill", "decode"], max_running="2", max_waiting="1") as processes,
         router_process(tmp_path) as (router, url),

@@ -190,7 +190,8 @@ def _drain_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]
             return _error(503, codes.DRAINING, "this worker is about to end", retryable=True)
         if not worker.serving:
             return _error(503, codes.STARTING, "the model is still loading", retryable=True)
-        return JSONResponse(worker.role_status(), 200 if worker.drain(asked.lease_s) else 202)
+        empty = worker.drain(asked.lease_s)
+        return JSONResponse(worker.role_status(), 200 if empty else 202)
 
     return endpoint
 
