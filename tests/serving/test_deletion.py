@@ -13,7 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.serving.stack import MODEL, REPO, WAIT_S, free_port, workers
+from tests.serving.stack import REPO, WAIT_S, free_port, workers
+from tests.worker.oracle import MODEL
 
 pytestmark = pytest.mark.slow
 _REQUESTS = 12
@@ -49,7 +50,7 @@ async def router_process(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess
 
 
 async def test_what_a_router_has_accepted_is_answered_although_all_get_sigterm_at_once(tmp_path: Path) -> None:
-    """A few of the requests run when the processes are stopped, and the rest waits in the router."""
+    """Some requests run when the processes are stopped, and the rest waits in the router."""
     async with (
         workers(tmp_path, ["prefill", "decode"], max_running="2", max_waiting="1") as processes,
         router_process(tmp_path) as (router, url),
