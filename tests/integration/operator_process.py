@@ -259,7 +259,7 @@ class Pods:
         self.counters: dict[str, Callable[[], dict[str, float]]] = {}
         self.scrapes: Counter[str] = Counter()
         self.bearers: set[str] = set()
-        self.running: dict[str, int] = {}  # the requests of workers that can be told to drain, by address
+        self.unfinished: dict[str, int] = {}  # the requests of workers that can be told to drain, by address
         self.leases: dict[str, float] = {}
         self._runner: web.AppRunner | None = None
 
@@ -290,11 +290,11 @@ class Pods:
 
     async def _drain(self, request: web.Request) -> web.Response:
         address = str(request.transport.get_extra_info("sockname")[0]) if request.transport else ""
-        if address not in self.running:
+        if address not in self.unfinished:
             return web.Response(status=404)
         self.bearers.add(request.headers.get("Authorization", ""))
         self.leases[address] = (await request.json())["lease_s"]
-        return web.json_response({}, status=202 if self.running[address] else 200)
+        return web.json_response({}, status=202 if self.unfinished[address] else 200)
 
     async def _state(self, request: web.Request) -> web.Response:
         self.bearers.add(request.headers.get("Authorization", ""))

@@ -36,7 +36,7 @@ async def test_busy_workers_stay_until_they_are_idle_or_may_stay_for_good(
     server: ApiServer, cluster: Cluster, tmp_path: Path
 ) -> None:
     pods, port = Pods(), free_port()
-    pods.running = {A: 1, B: 0, C: 2}
+    pods.unfinished = {A: 1, B: 0, C: 2}
     pods.load = {A: 1, B: 0, C: 2}
     await pods.start([A, B, C], port)
 
@@ -53,7 +53,7 @@ async def test_busy_workers_stay_until_they_are_idle_or_may_stay_for_good(
             await cluster.scale("chat-decode", 2)
             await sizes(2, 2, {B})
             await _delete(cluster, names[B])
-            pods.running = {A: 1, C: 1}
+            pods.unfinished = {A: 1, C: 1}
             await cluster.scale("chat-decode", 1)
             await eventually("another one is to go", lambda: marked(cluster))
             (going,) = await marked(cluster)
@@ -69,7 +69,7 @@ async def test_busy_workers_stay_until_they_are_idle_or_may_stay_for_good(
             await eventually("one is to go again", lambda: marked(cluster))
             (going,) = await marked(cluster)
             await sizes(1, 2, {going})
-            pods.running[going] = 0
+            pods.unfinished[going] = 0
             await sizes(1, 1, {going})
     finally:
         await pods.stop()

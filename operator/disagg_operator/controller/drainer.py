@@ -15,9 +15,9 @@ from typing import Any
 from disagg_operator.autoscaling.signals.collector import worker_target
 from disagg_operator.autoscaling.signals.direct import Target
 from disagg_operator.controller import children as kids
-from disagg_operator.controller import decision_report, drains
-from disagg_operator.controller.drains import BUSY, IDLE, UNABLE
+from disagg_operator.controller import decision_report, victims
 from disagg_operator.controller.one_pass import Pass
+from disagg_operator.controller.victims import BUSY, IDLE, UNABLE
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Conflict, Forbidden, Invalid, NotFound
 from disagg_operator.kube.pods import epoch_s
@@ -105,14 +105,14 @@ class Drainer:
             replicas = int((deployment.get("spec") or {}).get("replicas") or 0)
             wanted = run.step.plan.replicas.get((role, revision), 0)
             wanted = max(wanted, replicas) if blocked else wanted
-            found = drains.victims(looking.pods_of(run.children.pods, (role, revision)), wanted, run.live.loads)
+            found = victims.chosen(looking.pods_of(run.children.pods, (role, revision)), wanted, run.live.loads)
             await self._call_back(run, found.called_back)
             if wanted < replicas:
                 timeout_s = float(run.plan.resource.spec.pool(role).drain.timeout_seconds)
                 told = await self._tell(run, found.going, timeout_s, epoch_s(now))
                 answers |= told
                 size = self._size(run, found.going, told, (wanted, replicas), epoch_s(now))
-                if size < replicas and drains.without_mark(found.going):
+                if size < replicas and victims.without_mark(found.going):
                     await self._price(run, looking.pods_of(run.children.pods, (role, revision)))
                 run.sizes[name_of(deployment)] = size
         if answers:
@@ -125,15 +125,15 @@ class Drainer:
     ) -> int:
         """Return the replicas that a workload may have now, of `numbers`, (wanted, present)."""
         wanted, present = numbers
-        left = drains.waiting(going, {uid: answer.said for uid, answer in told.items()}, now_s)
+        left = victims.waiting(going, {uid: answer.said for uid, answer in told.items()}, now_s)
         if left:
-            run.waits_s.append(max(0.1, min(drains.left_s(pod, now_s) for pod in left)))
+            run.waits_s.append(max(0.1, min(victims.left_s(pod, now_s) for pod in left)))
         return min(present, wanted + len(left))
 
     async def _tell(self, run: Pass, going: Sequence[Obj], timeout_s: float, now_s: float) -> dict[str, _Answer]:
         """Tell the workers of pods that are to go, and mark them. Returns the answers by uid."""
         bearer = kids.bearer_in(run.children, run.key[1])
-        pods = {uid_of(pod): pod for pod in going if drains.can_drain(pod)}
+        pods = {uid_of(pod): pod for pod in going if victims.can_drain(pod)}
         known = self._answers.get(run.key, {})
         told = {
             uid: known.get(uid) or _Answer(replace(worker_target(pod, bearer), path=DRAIN_PATH))
@@ -142,7 +142,7 @@ class Drainer:
         stale = [uid for uid, answer in told.items() if self._clock() - answer.at_s > _BELIEVED_S]
         told |= dict(zip(stale, await asyncio.gather(*(self._asked(told[uid]) for uid in stale)), strict=True))
         for uid, pod in pods.items():
-            wanted = {} if told[uid].said == UNABLE else drains.mark(pod, timeout_s, now_s)
+            wanted = {} if told[uid].said == UNABLE else victims.mark(pod, timeout_s, now_s)
             if not await self._annotate(run.key, pod, wanted):
                 del told[uid]
         return told
@@ -166,7 +166,7 @@ class Drainer:
             # A worker that cannot be told serves again when its lease is over.
             target = replace(worker_target(pod, bearer), path=DRAIN_PATH)
             await self._ask(target, {"lease_s": 0.0})
-            if await self._annotate(run.key, pod, drains.unmark()):
+            if await self._annotate(run.key, pod, victims.unmark()):
                 log.info("%s/%s: worker %s is called back", *run.key, name_of(pod))
                 self._called_back()
 
@@ -186,7 +186,7 @@ class Drainer:
 
     async def _price(self, run: Pass, pods: Sequence[Obj]) -> None:
         """Set the deletion costs of pods of which some go without a mark."""
-        here = [pod for pod in pods if not drains.is_marked(pod)]
+        here = [pod for pod in pods if not victims.is_marked(pod)]
         loads = {name_of(pod): run.live.loads[name_of(pod)] for pod in pods if name_of(pod) in run.live.loads}
         costs = decision_report.deletion_costs(here, loads)
         for pod in here:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.loop import AutoscalerLoop
@@ -38,6 +37,7 @@ from disagg_operator.controller.elector import Alone, Leadership
 from disagg_operator.controller.health import HealthServer
 from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
+from disagg_operator.controller.patience import until_it_works
 from disagg_operator.controller.pod_events import PodEvents
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, ReferenceWatch
@@ -56,9 +56,7 @@ from disagg_operator.vocabulary import Key, Obj, Objs
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-_START_RETRY_S = 3.0
 _SWEEP_DEADLINE_S = 30.0
 
 
@@ -92,26 +90,15 @@ class Runtime:
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
         self._references, self._specs = ReferenceWatch(kube, self._wake, clock), SpecsInConfigMaps(kube)
-        self._bearer_of = partial(kids.bearer, kube)
-        self._drain_ends = DrainEnds(self.metrics.drain_ended, self.live.note)
+        self._bearer_of, self._drain_ends = (
+            partial(kids.bearer, kube),
+            DrainEnds(self.metrics.drain_ended, self.live.note),
+        )
         self._drainer = Drainer(
             kube, self._direct.post, self._wake, clock, self.metrics.drain_cancelled, self._may_write
         )
         self._updates = RuntimeUpdates(settings.runtime_updates, self._wake)
-        self._reconciler = Reconciler(
-            kube=kube,
-            live=self.live,
-            recorder=Recorder(kube, clock, wall, new_id),
-            judge=Judge(self._specs, self._references, settings.policy),
-            metrics=self.metrics,
-            drainer=self._drainer,
-            images=Images(settings.worker_image, settings.router_image, adapter=settings.adapter_image),
-            updates=self._updates,
-            wall=wall,
-            new_cluster_key=new_cluster_key,
-            clock=clock,
-            access=NetworkAccess.given(settings.scrapers, settings.web_ports),
-        )
+        self._reconciler = self._made(wall, new_id, new_cluster_key)
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
         self._decision_log = DecisionLog(self._record_dir)
         self._states = StateKeeper(StateStore(kube), self._prometheus, self._epoch)
@@ -131,6 +118,25 @@ class Runtime:
         self.listed = asyncio.Event()
         self._unlisted: str | None = None
         self.watches_alive: Callable[[], bool] = lambda: True
+
+    def _made(
+        self, wall: Callable[[], str], new_id: Callable[[], str], new_cluster_key: Callable[[], str]
+    ) -> Reconciler:
+        settings = self._settings
+        return Reconciler(
+            kube=self._kube,
+            live=self.live,
+            recorder=Recorder(self._kube, self._clock, wall, new_id),
+            judge=Judge(self._specs, self._references, settings.policy),
+            metrics=self.metrics,
+            drainer=self._drainer,
+            images=Images(settings.worker_image, settings.router_image, adapter=settings.adapter_image),
+            updates=self._updates,
+            wall=wall,
+            new_cluster_key=new_cluster_key,
+            clock=self._clock,
+            access=NetworkAccess.given(settings.scrapers, settings.web_ports),
+        )
 
     def _autoscaler(self) -> AutoscalerLoop:
         return AutoscalerLoop(
@@ -223,8 +229,8 @@ class Runtime:
         return self.sick() or self._unlisted or self._leadership.refused()
 
     async def _main(self) -> None:
-        log.info("API server %s", await self._until_it_works("version", self._kube.version))
-        await self._until_it_works("first list", self.resync)
+        log.info("API server %s", await until_it_works("version", self._kube.version))
+        await until_it_works("first list", self.resync)
         self.listed.set()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(self._settings.resync_interval_s, self.resync))
@@ -278,14 +284,6 @@ class Runtime:
         await self._role_changer.close()
         if ended:
             term.result()
-
-    async def _until_it_works(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
-        while True:
-            try:
-                return await call()
-            except KubeError as error:
-                log.warning("%s: %s", what, error)
-                await asyncio.sleep(_START_RETRY_S)
 
     async def resync(self) -> None:
         """List all watched kinds, repair the cache, and queue every resource.

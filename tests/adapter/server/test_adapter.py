@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,7 @@ from tests.fakes.adapter_engine import IDENTITY, FakeEngine
 from disagg_adapter.engines.contract import EngineFault, NotReady, Readings, Unusable
 from disagg_protocol.ticket import Ticket, sign, token_hash
 from disagg_wire import codes, series
-from disagg_wire.protocol import (
-    DECODE_PATH,
-    DRAIN_PATH,
-    INFO_PATH,
-    LAST_RESORT,
-    LAST_RESORT_HEADER,
-    ROUTER_HEADER,
-    ROUTER_NEEDS,
-)
+from disagg_wire.protocol import DECODE_PATH
 
 
 async def test_before_the_engine_serves_info_says_what_it_waits_for(tmp_path: Path) -> None:
@@ -353,33 +344,6 @@ async def test_drained_is_answered_when_nothing_needs_the_engine_any_more(tmp_pa
             one.engine.token_gate.open()
             assert [line async for line in events][-1]["type"] == "end"
         assert (await waits).text == "drained\n"
-
-
-async def test_the_engine_is_kept_while_a_router_that_has_nobody_else_may_need_it(tmp_path: Path) -> None:
-    async with running("both", tmp_path) as one:
-        needs = {ROUTER_HEADER: ROUTER_NEEDS}
-        assert (await one.http.get(INFO_PATH, headers=needs)).json()[LAST_RESORT] is False
-        one.adapter.end(60.0)
-        assert (await one.http.get(INFO_PATH, headers=needs)).json()[LAST_RESORT] is True
-        assert not one.adapter.drained
-        last = {LAST_RESORT_HEADER: "yes"}
-        answer = await one.http.post(DECODE_PATH, json=body(PROMPT) | {"mode": "local"}, headers=last)
-        assert (answer.status_code, '"end"' in answer.text.splitlines()[-1]) == (200, True)
-        one.adapter.departure.close()
-        assert one.adapter.drained
-
-
-async def test_on_notice_it_takes_nothing_new_and_stays_ready(tmp_path: Path) -> None:
-    async with running("both", tmp_path) as one:
-        assert (await one.http.post(DRAIN_PATH, json={"lease_s": 30})).status_code == 200
-        assert (await one.http.get("/readyz")).status_code == 200
-        assert (await one.http.get(INFO_PATH)).json()["state"] == "draining"
-        assert (await one.refused("decode", body(PROMPT) | {"mode": "local"}))[:2] == (503, codes.DRAINING)
-        assert not one.adapter.drained
-        assert (await one.http.post(DRAIN_PATH, json={"lease_s": 0})).json()["state"] == "ready"
-        one.adapter.departure.give_notice(30.0, time.monotonic())
-        one.adapter.end(60.0)
-        assert one.adapter.drained
 
 
 async def test_drained_is_answered_at_once_when_the_engine_is_of_no_use(tmp_path: Path) -> None:

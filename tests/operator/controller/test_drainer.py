@@ -12,7 +12,7 @@ from tests.operator.controller.world import KEY
 
 from disagg_operator.autoscaling.signals.direct import Target
 from disagg_operator.controller.drainer import ASK_INTERVAL_S, Drainer
-from disagg_operator.controller.drains import left_s
+from disagg_operator.controller.victims import left_s
 from disagg_operator.kube.errors import Retry
 from disagg_operator.kube.pods import DRAIN_UNTIL, epoch_s
 from disagg_operator.kube.resources import annotations_of

@@ -38,7 +38,7 @@ class Victims:
     called_back: tuple[Obj, ...] = ()
 
 
-def victims(pods: Sequence[Obj], wanted: int, loads: Mapping[str, float]) -> Victims:
+def chosen(pods: Sequence[Obj], wanted: int, loads: Mapping[str, float]) -> Victims:
     """Return which pods of a workload go if it is to have `wanted`.
 
     They are those that its ReplicaSet deletes first: pods without a node, then those that are not

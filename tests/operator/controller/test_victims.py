@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_operator.controller import drains
+from disagg_operator.controller import victims
 from disagg_operator.kube.pods import DRAIN_UNTIL
 
 NOW = 1_767_225_600.0  # 2026-01-01
@@ -57,18 +57,18 @@ def names(pods: tuple[dict[str, Any], ...]) -> list[str]:
 def test_victims(
     pods: list[dict[str, Any]], wanted: int, loads: dict[str, float], going: list[str], called_back: list[str]
 ) -> None:
-    found = drains.victims(pods, wanted, loads)
+    found = victims.chosen(pods, wanted, loads)
     assert (names(found.going), names(found.called_back)) == (going, called_back)
 
 
 def test_a_mark_has_a_deadline_and_the_lowest_cost_and_is_written_once() -> None:
-    written = drains.mark(pod("a"), 60.0, NOW)
+    written = victims.mark(pod("a"), 60.0, NOW)
     assert written == {DRAIN_UNTIL: SOON, COST: "-1000000"}
-    assert drains.mark(pod("a", until=SOON), 60.0, NOW) == {}
-    assert drains.mark(pod("a", until=SOON), 60.0, NOW + 1000) == {}  # its time is over
-    assert drains.mark(pod("a", until="2027-01-01T00:00:00Z"), 60.0, NOW) == written  # of a clock that was wrong
-    assert drains.mark(pod("a", until="tomorrow"), 60.0, NOW) == written
-    assert drains.unmark() == {DRAIN_UNTIL: None, COST: None}
+    assert victims.mark(pod("a", until=SOON), 60.0, NOW) == {}
+    assert victims.mark(pod("a", until=SOON), 60.0, NOW + 1000) == {}  # its time is over
+    assert victims.mark(pod("a", until="2027-01-01T00:00:00Z"), 60.0, NOW) == written  # of a clock that was wrong
+    assert victims.mark(pod("a", until="tomorrow"), 60.0, NOW) == written
+    assert victims.unmark() == {DRAIN_UNTIL: None, COST: None}
 
 
 @pytest.mark.parametrize(
@@ -84,19 +84,19 @@ def test_a_mark_has_a_deadline_and_the_lowest_cost_and_is_written_once() -> None
     ],
 )
 def test_who_is_waited_for(found: dict[str, Any], said: str, after_s: float, waits: bool) -> None:
-    assert drains.waiting([found], {"uid-a": said}, NOW + after_s) == ([found] if waits else [])
-    assert drains.waiting([found], {}, NOW) == []
+    assert victims.waiting([found], {"uid-a": said}, NOW + after_s) == ([found] if waits else [])
+    assert victims.waiting([found], {}, NOW) == []
 
 
 def test_only_a_pod_that_serves_at_an_address_can_drain() -> None:
-    assert drains.can_drain(pod("a"))
-    assert not drains.can_drain(pod("a", ready=False))
-    assert not drains.can_drain(pod("a") | {"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+    assert victims.can_drain(pod("a"))
+    assert not victims.can_drain(pod("a", ready=False))
+    assert not victims.can_drain(pod("a") | {"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
 
 
 def test_pods_that_go_without_a_mark_need_a_price() -> None:
-    assert drains.without_mark([pod("a"), pod("b", until=SOON)])
-    assert not drains.without_mark([pod("b", until=SOON)])
+    assert victims.without_mark([pod("a"), pod("b", until=SOON)])
+    assert not victims.without_mark([pod("b", until=SOON)])
 
 
 PODS = st.lists(
@@ -116,17 +116,17 @@ def test_any_pods(
             **({"deletionTimestamp": SOON} if leaves else {}))
         for i, (ready, marked, phase, placed, leaves) in enumerate(drawn)
     ]  # fmt: skip
-    found = drains.victims(pods, wanted, loads)
+    found = victims.chosen(pods, wanted, loads)
     here = [p for p in pods if "deletionTimestamp" not in p["metadata"]]
     assert len(found.going) == max(0, len(here) - wanted)
     going, back = set(names(found.going)), set(names(found.called_back))
     assert not going & back
-    assert back == {p["metadata"]["name"] for p in here if drains.is_marked(p)} - going  # no mark stays by itself
+    assert back == {p["metadata"]["name"] for p in here if victims.is_marked(p)} - going  # no mark stays by itself
     # Whoever has been marked stays a victim of that size, and those of a larger one are among them.
     for p in found.going:
         p["metadata"]["annotations"] = {DRAIN_UNTIL: SOON}
     for p in found.called_back:
         p["metadata"]["annotations"] = {}
-    assert set(names(drains.victims(pods, wanted, {}).going)) == going
-    fewer = set(names(drains.victims(pods, max(wanted, later), {}).going))
+    assert set(names(victims.chosen(pods, wanted, {}).going)) == going
+    fewer = set(names(victims.chosen(pods, max(wanted, later), {}).going))
     assert fewer <= going
