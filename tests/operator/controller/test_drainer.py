@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from typing import Any
@@ -218,6 +219,31 @@ async def test_an_operator_that_is_killed_leaves_marks_by_which_the_next_one_goe
     world.kube.scale("chat-decode", 3)
     await world.roll()
     assert not world.marked()
+
+
+@pytest.mark.parametrize("grows", [False, True])
+async def test_an_operator_may_be_killed_between_any_two_writes(grows: bool) -> None:
+    """A pool becomes smaller, and perhaps larger again, while its workers are busy."""
+    for number in range(1, 9):
+        world = Drained()
+        a, b, c = await world.serving()
+        world.load(**{a: 3, b: 2, c: 1})
+        before = world.kube.writes
+        world.kube.scale("chat-decode", 1)
+        world.kube.fail_at_write = before + number
+        with contextlib.suppress(Retry):
+            await world.run()
+        world.kube.fail_at_write = None
+        world.restart()
+        if grows:
+            world.kube.scale("chat-decode", 3)
+        await world.roll()
+        world.requests = {}
+        world.clock_s += 11
+        await world.roll()
+        assert (world.cut, world.marked(), len(world.names("decode"))) == ([], set(), 3 if grows else 1)
+        if grows:
+            assert world.names("decode") == {a, b, c}
 
 
 async def test_at_the_deadline_a_worker_goes_whatever_runs_there() -> None:
