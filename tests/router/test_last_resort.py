@@ -9,10 +9,13 @@ import pytest
 from tests.fakes.token_worker import TokenWorker, expected_text
 from tests.router.stack import Stack, tokens_of
 
+from disagg_router.main import _drain, server_of
 from disagg_router.router import Router
 from disagg_router.settings import Settings
 from disagg_router.workers.table import Membership
 from disagg_router.workers.worker_info import Member
+from disagg_wire import termination_log
+from disagg_wire.drain_report import cut_of
 
 TEXT = expected_text(5, tokens_of("hello"), 8)
 
@@ -150,3 +153,23 @@ async def test_workers_whose_service_is_gone_serve_until_they_have_ended(tmp_pat
         await stack.until(lambda: not stack.router.table.workers())
         router: Router = stack.router
         assert router.table._leaving.workers() == []
+
+
+async def test_what_a_router_cuts_off_at_the_end_of_its_time_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "termination-log"
+    left.touch()
+    monkeypatch.setattr(termination_log, "PATH", left)
+    prefill, decode = pair_of()
+    async with Stack(tmp_path, prefill, decode, drain_timeout_s=0.1) as stack:
+        server = server_of(stack.router)
+        await _drain(stack.router, server, 0.0)
+        assert (cut_of(left.read_text()), server.should_exit) == (0, True)
+        decode.hold.clear()
+        asked = [asyncio.create_task(stack.complete()) for _ in range(3)]
+        await stack.until(lambda: stack.router.active == 3)
+        await _drain(stack.router, server, 0.0)
+        assert cut_of(left.read_text()) == 3
+        decode.hold.set()
+        await asyncio.gather(*asked)
