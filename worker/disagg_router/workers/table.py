@@ -217,8 +217,10 @@ class WorkerTable:
             del self._workers[name]
         for name in set(self._misses) - set(members):
             del self._misses[name]
-        called = {w.name for w in self.workers() if w.last_resort and w.state == READY} if self.active() else set()
-        needed = called if not self.ending else self._workers.keys() | self._membership.leaving().keys()
+        # A router that ends may be one of a deployment that is deleted with all its workers.
+        active = self.active()
+        serving = [w for w in self.workers() if w.state == READY]
+        needed = {w.name for w in serving if self.ending or (w.last_resort and active)}
         leaving = {name: m for name, m in self._membership.leaving().items() if name not in members}
         await asyncio.gather(
             self._leaving.poll(leaving, needed, self.names.configured),
