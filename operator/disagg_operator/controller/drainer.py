@@ -112,9 +112,9 @@ class Drainer:
                 told = await self._tell(run, found.going, timeout_s, epoch_s(now))
                 answers |= told
                 size = self._size(run, found.going, told, (wanted, replicas), epoch_s(now))
-                if size < replicas and victims.without_mark(found.going):
+                if size < replicas and victims.need_a_price(found.going):
                     await self._price(run, looking.pods_of(run.children.pods, (role, revision)))
-                run.sizes[name_of(deployment)] = size
+                run.sizes[role, revision] = size
         if answers:
             self._answers[run.key] = answers
         else:

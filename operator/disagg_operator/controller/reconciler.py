@@ -252,7 +252,7 @@ class Reconciler:
         if step.exchanges:
             self._metrics.exchanges.labels(*run.key).inc()
         for deployment, wanted in step.sizes:
-            count = run.sizes.get(name_of(deployment), wanted)
+            count = run.size_of(deployment, wanted)
             if count != deployment["spec"]["replicas"]:
                 await rollout_writes.resize(self._kube, run.key, deployment, count, run.children)
 

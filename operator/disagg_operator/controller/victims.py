@@ -91,9 +91,12 @@ def waiting(going: Sequence[Obj], said: Mapping[str, str], now_s: float) -> list
     return [pod for pod in busy if left_s(pod, now_s) > 0]
 
 
-def without_mark(going: Sequence[Obj]) -> bool:
-    """Return whether some of these pods carry no mark that tells the ReplicaSet which ones go."""
-    return not all(map(is_marked, going))
+def need_a_price(going: Sequence[Obj]) -> bool:
+    """Return whether marks alone do not tell the ReplicaSet which pods go.
+
+    Some have none, or pods that are still to come are too many.
+    """
+    return not going or not all(map(is_marked, going))
 
 
 def is_marked(pod: Obj) -> bool:

@@ -389,3 +389,11 @@ async def test_without_room_the_new_pair_comes_when_the_old_one_has_drained_and_
     assert (world.cut, len(world.names("decode") - old)) == ([], 1)
     text = world.metrics.text().decode()
     assert 'disagg_operator_pool_exchanges_total{deployment="chat",namespace="default"} 1.0' in text
+
+
+async def test_a_deployment_without_pods_that_takes_another_revision_keeps_its_size() -> None:
+    world = Drained()
+    await world.settle()
+    world.edit(model=A_MODEL)
+    await world.settle()
+    assert (world.replicas("prefill"), world.replicas("decode")) == ((2, 2), (2, 2))

@@ -95,8 +95,9 @@ def test_only_a_pod_that_serves_at_an_address_can_drain() -> None:
 
 
 def test_pods_that_go_without_a_mark_need_a_price() -> None:
-    assert victims.without_mark([pod("a"), pod("b", until=SOON)])
-    assert not victims.without_mark([pod("b", until=SOON)])
+    assert victims.need_a_price([pod("a"), pod("b", until=SOON)])
+    assert victims.need_a_price([])
+    assert not victims.need_a_price([pod("b", until=SOON)])
 
 
 PODS = st.lists(
