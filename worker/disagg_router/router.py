@@ -23,6 +23,7 @@ from disagg_router.settings import Settings
 from disagg_router.workers.catalogue import NOTHING_WHOLE, KnownNames
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.table import Membership, WorkerTable
+from disagg_wire.protocol import DRAINING
 from disagg_wire.roles import ROLES
 
 
@@ -56,12 +57,17 @@ class Router:
         self.created_s = int(time.time())
         self.draining = False
         self.active = 0
+        self.table.active = lambda: self.active > 0
         self.idle = asyncio.Event()
         self.idle.set()
 
     def _links(self) -> Counter[tuple[str, str]]:
         """Count the healthy pairs whose transport is known by transport and evidence."""
         return Counter((link.transport, link.evidence) for _, _, link in self.handshakes.links() if link.transport)
+
+    def end(self) -> None:
+        """Begin to end: no longer ready, but still answering."""
+        self.draining = self.table.ending = True
 
     @contextlib.contextmanager
     def work(self) -> Iterator[contextlib.ExitStack]:
@@ -94,7 +100,7 @@ class Router:
                 "pod": w.pod,
                 "incarnation": w.incarnation,
                 "role": w.role,
-                "state": w.state,
+                "state": DRAINING if w.last_resort else w.state,
                 "pools": sorted(w.pools),
                 "compat": w.compat,
                 "revision": w.revision,

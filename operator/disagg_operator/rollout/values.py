@@ -32,6 +32,9 @@ class Workers:
     ready: int = 0
     """Pods that are ready and not terminating."""
     terminating: int = 0
+    """Pods that are still there, but are to go."""
+    recallable: int = 0
+    """Those of them that are not deleted yet, and serve again at once if they may stay."""
     unscheduled: int = 0
     """Existing pods that are on no node."""
     unschedulable_since_s: float | None = None
@@ -47,6 +50,10 @@ class Workers:
     @property
     def key(self) -> WorkersKey:
         return self.role, self.revision
+
+    def recalled(self, desired: int) -> int:
+        """Return how many workers that were to go stay if so many are to be there."""
+        return min(self.recallable, max(0, desired - max(self.existing, self.desired)))
 
     @property
     def gone(self) -> bool:

@@ -43,11 +43,15 @@ class Rolling(World):
     def revisions(self) -> list[revisions.KnownRevision]:
         return revisions.known_revisions(self.kube.objects.values())
 
+    def last_first(self, pods: list[Obj]) -> list[Obj]:
+        """Return pods in an order in which the last ones are deleted first."""
+        return pods
+
     def kubelets(self) -> None:
         """Do what controllers, scheduler, kubelets and router do until nothing changes."""
         for key, deployment in self.workloads().items():
             here = self.pods(key)
-            for pod in here[deployment["spec"]["replicas"] :]:
+            for pod in self.last_first(here)[deployment["spec"]["replicas"] :]:
                 self.kube.remove("Pod", pod["metadata"]["name"])
             for _ in range(deployment["spec"]["replicas"] - len(here)):
                 self._make(key, deployment)

@@ -31,6 +31,8 @@ class Pod:
     waits_since: float = 0.0
     starts_in: int = 0
     leaves_in: int | None = None
+    recallable: bool = False
+    """Whether it drains before it is deleted, so that it may still stay."""
 
     @property
     def ready(self) -> bool:
@@ -153,6 +155,7 @@ class Simulated:
             existing=len(here),
             ready=sum(pod.ready for pod in here),
             terminating=len(mine) - len(here),
+            recallable=sum(pod.recallable for pod in mine),
             unscheduled=len(waits),
             unschedulable_since_s=min(waits, default=None),
             served=key in self.served,
@@ -173,6 +176,9 @@ class Simulated:
         if down:
             self.check_down(key, before)
         else:
+            here = sum(pod.key == key and pod.leaves_in is None for pod in self.pods)
+            for pod in [pod for pod in self.pods if pod.key == key and pod.recallable][: max(0, count - here)]:
+                pod.leaves_in, pod.recallable = None, False
             self.check_up(key, held)
 
     def controllers(self) -> None:
@@ -190,6 +196,7 @@ class Simulated:
             for pod in sorted(here, key=lambda pod: (pod.ready, pod.placed))[: max(0, len(here) - count)]:
                 if pod.placed:
                     pod.leaves_in = self.rng.randint(1, self.drain_ticks)
+                    pod.recallable = pod.starts_in == 0 and self.rng.random() < 0.5
                 else:
                     self.pods.remove(pod)
         free = {kind: amount - self.used(kind) for kind, amount in self.capacity.items()}

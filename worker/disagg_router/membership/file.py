@@ -41,6 +41,10 @@ class FileMembership:
     def members(self) -> dict[str, Member]:
         return self._members
 
+    def leaving(self) -> dict[str, Member]:
+        """Return nothing: who leaves the file is not known any more."""
+        return {}
+
     def read(self) -> None:
         """Look at the file once, and read it if it has changed."""
         try:

@@ -130,6 +130,11 @@ def _team(identity: Identity, workers: list[Worker], proven: Collection[str]) ->
     return _Team(model, DECODE_ALONE if alone else NOTHING_WHOLE, 0, len(alone))
 
 
+def can_serve(identity: Identity, workers: list[Worker]) -> bool:
+    """Return whether these workers of one identity can serve a whole request."""
+    return bool(workers) and _team(identity, workers, ()).ability > NOTHING_WHOLE
+
+
 def _offers(teams: list[_Team]) -> tuple[Offer, ...]:
     """Return the offers of one name."""
     out: list[Offer] = []
