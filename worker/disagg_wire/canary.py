@@ -12,6 +12,7 @@ and per token, in microseconds. Other letters are ignored.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # The routers forget what they have counted before.
@@ -65,3 +66,8 @@ def read_word(text: str) -> CanaryWord | None:
 def _seconds(values: list[str] | None) -> float | None:
     text = values[0] if values else ""
     return int(text) / 1e6 if text.isascii() and text.isdigit() else None
+
+
+def name_of(words: Mapping[str, CanaryWord]) -> str:
+    """Return one name for the revisions that are tried, by pool."""
+    return "-".join(dict.fromkeys(word.revision for _, word in sorted(words.items()) if word.revision))

@@ -105,6 +105,10 @@ class RolloutRules:
     recreate: bool = False
     """Whether the old workers go before the new ones come."""
     paused: bool = False
+    canary: int | None = None
+    """The percentage of the requests for which there are to be new workers, once the first pair has
+    served; None to go on.
+    """
     deadline_s: float = 7800.0
     """Seconds without progress after which a rollout counts as stalled."""
     full_after_s: float = 60.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from disagg_router.workers.pair_choice import Choice
 from disagg_router.workers.shares import pair_shares
 from disagg_router.workers.worker_info import Member, Worker
-from disagg_wire.canary import CanaryWord, read_word
+from disagg_wire.canary import CanaryWord, name_of, read_word
 
 Ask = Callable[[Sequence[Worker], Collection[str]], Choice | None]
 
@@ -25,13 +25,13 @@ class Canary:
 
     @property
     def percent(self) -> int:
-        """The percentage of the requests; the smallest while the pools have heard different ones."""
+        """The percentage of the requests; the smallest while the pools differ for a moment."""
         return min((word.percent for word in self.words.values() if word.revision), default=0)
 
     @property
     def name(self) -> str:
         """The revisions that are tried, as one name."""
-        return "-".join(dict.fromkeys(word.revision for _, word in sorted(self.words.items()) if word.revision))
+        return name_of(self.words)
 
     @property
     def _new(self) -> frozenset[str]:

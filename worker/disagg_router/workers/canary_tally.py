@@ -29,8 +29,8 @@ class CanaryTally:
             del self._minutes[min(self._minutes)]
 
     def to_json(self, canary: Canary | None) -> dict[str, Any] | None:
-        """Return the counts for the operator: of each minute the requests of the new revision, those
-        of them that met the objectives, and both of the old one.
+        """Return the counts for the operator: of each minute the requests of the new revision,
+        those of them that met the objectives, and both of the old one.
         """
         if canary is None or not canary.name:
             return None
