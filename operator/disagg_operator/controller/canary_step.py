@@ -102,6 +102,17 @@ def trial_of(
     return Trial(spec, words, record, reports.evidence(name_of(words), since_s))
 
 
+def without_given_up(state: RolloutState, trial: Trial) -> RolloutState:
+    """Return the state in which the workers that get no requests any more are known as such."""
+    return replace(
+        state,
+        workers=tuple(
+            replace(w, given_up=True) if (word := trial.words.get(w.role)) and w.revision in word.left else w
+            for w in state.workers
+        ),
+    )
+
+
 def _changing(state: RolloutState) -> dict[str, list[Workers]]:
     """Return the old workers of each role that gets new ones."""
     out: dict[str, list[Workers]] = {}

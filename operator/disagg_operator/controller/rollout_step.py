@@ -120,6 +120,7 @@ def decide(inputs: Inputs) -> RolloutStep | None:
     state = _state(inputs, rendered, live, known, target)
     mine = _revision_of(known, declared)
     trial = canary_step.trial_of(inputs.dd, inputs.resource, known, mine, back, state, inputs.reports)
+    state = canary_step.without_given_up(state, trial)
     found = plan(state, replace(rules_of(inputs.dd, inputs.sizes), canary=trial.percent))
     step = _step(inputs, rendered, live, known, state, found, back)
     return _tried(inputs, step, trial, live, known, mine, back)
@@ -136,9 +137,12 @@ def _tried(
 ) -> RolloutStep:
     """Return the step with what the canary adds to it."""
     step = replace(step, objects=canary_step.labelled(step.objects, trial.words))
-    if back is not None or mine is None:
+    if back is not None:
         return step
     reason, message = canary_step.told(trial, step.plan)
+    step = replace(step, view=replace(step.view, reason=reason, message=message))
+    if mine is None:
+        return step
     rollout = inputs.dd.spec.rollout
     earlier = _earlier(mine, known, live) is not None
     standing = canary_step.Standing(rollout.canary is not None, earlier, rollout.paused, inputs.now)
@@ -146,7 +150,6 @@ def _tried(
     where = revisions.by_name(inputs.objects, inputs.dd.metadata.name, mine.name)
     return replace(
         step,
-        view=replace(step.view, reason=reason, message=message),
         canary=None if record is None or where is None else (where, record),
         failed=where if record is not None and record.verdict == FAILED else step.failed,
     )

@@ -89,6 +89,9 @@ def _roll(board: Board) -> None:
     """Take the next steps of a rollout."""
     for role in ROLES:
         _trim(board, role)
+    given_up = {w.key: 0 for w in board.old() if w.given_up and board.desired[w.key]}
+    if given_up and board.keeps_floors(given_up):
+        board.desired |= given_up
     board.withdraw()
     if _exchanges(board):
         for w in board.old():

@@ -38,6 +38,8 @@ class Workers:
     """When the scheduler first found no room for one of the pods that still wait for it."""
     served: bool = False
     """Whether a pair with these workers has ever moved KV."""
+    given_up: bool = False
+    """Whether they get no requests, because their revision was not promoted."""
     compat: str = ""
     """The hash that is equal for workers that can exchange KV; empty if none has reported it."""
     devices: Devices = Devices()
