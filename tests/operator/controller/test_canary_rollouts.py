@@ -1,4 +1,4 @@
-"""Canaries through the reconciler: what the routers are told, the verdicts, and kills in between."""
+"""Canaries through the reconciler: what the routers are told, the verdicts, and kills."""
 
 from __future__ import annotations
 

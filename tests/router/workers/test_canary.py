@@ -24,9 +24,7 @@ CANARY = Canary({"prefill": WORD, "decode": WORD})
 def pairs(revision: str, count: int, **changes: Any) -> list[Worker]:
     """Return workers of `count` pairs, whose KV fits no other revision."""
     options = {"revision": revision, "compat": revision} | changes
-    return [
-        worker(f"{role}-{revision}-{i}", role, **options) for role in ("prefill", "decode") for i in range(count)
-    ]
+    return [worker(f"{role}-{revision}-{i}", role, **options) for role in ("prefill", "decode") for i in range(count)]
 
 
 def ask(
@@ -52,7 +50,8 @@ def names(choice: Choice | None) -> tuple[str, str] | None:
 
 
 BOTH = [*pairs("old", 4), *pairs("new", 1)]
-OF_NEW, OF_OLD = {"prefill-new-0/1", "decode-new-0/1"}, {f"{r}-old-{i}/1" for r in ("prefill", "decode") for i in range(4)}  # fmt: skip
+OF_NEW = {"prefill-new-0/1", "decode-new-0/1"}
+OF_OLD = {f"{role}-old-{i}/1" for role in ("prefill", "decode") for i in range(4)}
 TABLE: list[tuple[str, list[Worker], float, dict[str, Any], tuple[str, str] | None]] = [
     ("its part", BOTH, 0.099, {}, ("new", "new")),
     ("the rest", BOTH, 0.1, {}, ("old", "old")),
