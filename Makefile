@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-adapter bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines test-faults
+.PHONY: bench-adapter bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines test-faults test-rollouts
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -55,6 +55,11 @@ test-faults: setup programs ## faults of the control plane at a real API server,
 	  $(PY) scripts/long_form.py .cache/faults.xml benchmarks/results/faults.md "Faults of the control plane" "make test-faults"; \
 	  exit $$status
 
+test-rollouts: setup cluster ## rollouts of every kind and the upgrade of release 0.1.0, on a real kubelet under load (half an hour)
+	@$(PY) -m pytest -q --timeout 1800 -m "e2e and long" tests/e2e/test_rollouts.py tests/e2e/test_upgrade_under_load.py --junitxml .cache/rollouts.xml; status=$$?; \
+	  $(PY) scripts/long_form.py .cache/rollouts.xml benchmarks/results/rollouts.md "Rollouts and upgrades under load" "make test-rollouts"; \
+	  exit $$status
+
 lint: setup
 	@echo "--- lint"
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check -q . || { echo "run: .venv/bin/ruff format ."; exit 1; }
@@ -88,7 +93,7 @@ cluster: setup programs
 
 e2e: setup
 	@echo "--- e2e"
-	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m e2e tests/e2e
+	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "e2e and not long" tests/e2e
 
 generate: setup ## write the files made from code: CRDs and the chart's copy, the chart's version, golden files
 	@$(PY) scripts/generate.py

@@ -137,6 +137,8 @@ class Answer:
     trace: dict[str, Any]
     started_s: float
     ended_s: float
+    weights: str
+    """The fingerprint of the weights that answered."""
 
     def pod(self, role: str) -> str:
         return str(self.trace[role]["pod"])
@@ -151,7 +153,12 @@ async def api(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 async def stream(
-    client: openai.AsyncOpenAI, prompt: Sequence[int], max_tokens: int, well_under_way: asyncio.Event | None = None
+    client: openai.AsyncOpenAI,
+    prompt: Sequence[int],
+    max_tokens: int,
+    well_under_way: asyncio.Event | None = None,
+    *,
+    model: str = MODEL,
 ) -> Answer:
     """Stream a greedy completion of exactly `max_tokens`.
 
@@ -159,13 +166,14 @@ async def stream(
     """
     started_s = time.monotonic()
     tokens: list[str] = []
-    reason = ""
+    reason, weights = "", ""
     trace: dict[str, Any] = {}
     chunks = await client.completions.create(
-        model=MODEL, prompt=list(prompt), max_tokens=max_tokens, temperature=0, logprobs=0, stream=True,
+        model=model, prompt=list(prompt), max_tokens=max_tokens, temperature=0, logprobs=0, stream=True,
         extra_body={"ignore_eos": True}, extra_headers={"x-disagg-trace": "1"},
     )  # fmt: skip
     async for chunk in chunks:
+        weights = chunk.system_fingerprint or weights
         for choice in chunk.choices:
             if choice.logprobs is not None:
                 tokens += choice.logprobs.tokens or []
@@ -173,4 +181,4 @@ async def stream(
         if well_under_way is not None and len(tokens) >= max_tokens // 10:
             well_under_way.set()
         trace = (chunk.model_extra or {}).get("disagg", trace)
-    return Answer(tuple(tokens), reason, trace, started_s, time.monotonic())
+    return Answer(tuple(tokens), reason, trace, started_s, time.monotonic(), weights)

@@ -88,7 +88,7 @@ def _prepare(dd: DisaggDeployment, process: EngineProcess, images: Images) -> Ob
         "command": ["python3", "-c", PREPARE, places.image_folder(dd), MODEL_FILES_MOUNT, key],
         "resources": _small_resources(),
         "securityContext": _engine_security(dd),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
+        **parts.last_words(),
         "volumeMounts": mounts,
     }
 
@@ -141,7 +141,7 @@ def _engine(dd: DisaggDeployment, role: str, process: EngineProcess, images: Ima
         "livenessProbe": parts.probe(HEALTH_PATH, WORKER_PORT, 10, 6) | stuck,
         "lifecycle": {"preStop": {"httpGet": {"path": DRAINED_PATH, "port": WORKER_PORT, "scheme": "HTTP"}}},
         "securityContext": _engine_security(dd, ["IPC_LOCK"] if spec.kv_transfer.transport == "rdma" else None),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
+        **parts.last_words(),
         "volumeMounts": mounts,
     }
 
@@ -186,7 +186,7 @@ def _adapter(dd: DisaggDeployment, role: str, process: EngineProcess, images: Im
         "readinessProbe": parts.probe(READY_PATH, WORKER_PORT, 2, 2),
         "livenessProbe": parts.probe(LIVE_PATH, WORKER_PORT, 10, 6),
         "securityContext": parts.security() | ({} if _restricted(dd) else parts.user()),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
+        **parts.last_words(),
         "volumeMounts": [*mounts, files],
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.desired import names
-from disagg_operator.desired.renderer import WORKER_REQUESTS
+from disagg_operator.desired.renderer import CURRENT, LAST_WORDS, WORKER_REQUESTS
 from disagg_operator.vocabulary import Obj, Objs
 
 USER = 65532
@@ -45,6 +45,11 @@ def user() -> Obj:
 def pod_security() -> Obj:
     """Return the security context of a pod."""
     return {**user(), "fsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def last_words(renderer: int = CURRENT) -> Obj:
+    """Return the field of a container by which the kubelet keeps the end of its log."""
+    return {"terminationMessagePolicy": "FallbackToLogsOnError"} if renderer >= LAST_WORDS else {}
 
 
 def probe(path: str, port: int, period_s: int, failures: int) -> Obj:

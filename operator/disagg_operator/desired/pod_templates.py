@@ -91,6 +91,7 @@ def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
         "readinessProbe": parts.probe(READY_PATH, WORKER_PORT, 2, 2),
         "livenessProbe": parts.probe(HEALTH_PATH, WORKER_PORT, 10, 6),
         "securityContext": parts.security(["IPC_LOCK"] if spec.kv_transfer.transport == "rdma" else None),
+        **parts.last_words(images.renderer),
         "volumeMounts": mounts,
     }
 
@@ -204,6 +205,7 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
         "readinessProbe": parts.probe(READY_PATH, ROUTER_PORT, 2, 2),
         "livenessProbe": parts.probe(HEALTH_PATH, ROUTER_PORT, 10, 6),
         "securityContext": parts.security(),
+        **parts.last_words(images.renderer),
         "volumeMounts": mounts,
     }
     pod: dict[str, Any] = {

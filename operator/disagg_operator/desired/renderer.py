@@ -20,5 +20,7 @@ UNREADY_ARE_EVICTED = 2
 PATIENT_ROLLOUT = 2
 # Only the port of the API is open on routers.
 ROUTER_POLICY = 2
+# The status of a container that has failed quotes the end of its log.
+LAST_WORDS = 2
 
 CURRENT = 2

@@ -43,7 +43,8 @@ def test_a_value_within_the_bounds_is_taken_as_it_is(field: str, value: Any) -> 
     ("field", "value"),
     [
         ("someSize", "1Zi"), ("someSize", 0), ("someSize", -1), ("someSize", (1 << 50) + 1), ("someSize", "1Gi\n"),
-        ("someSize", True), ("amount", "1e3"), ("amount", 1.5), ("amount", True), ("number", False), ("number", "0"), ("number", "0.0"), ("number", 1_000_000),
+        ("someSize", True), ("amount", "1e3"), ("amount", 1.5), ("amount", True), ("number", False),
+        ("number", "0"), ("number", "0.0"), ("number", 1_000_000),
         ("number", "1.2345"),
         ("name", ""), ("name", "A"), ("name", "-a"), ("name", "a" * 64), ("name", "a\n"),
     ],

@@ -227,6 +227,14 @@ def test_pods_that_are_not_ready_do_not_hold_up_a_drain_of_their_node() -> None:
             assert obj["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_kubelet_keeps_the_last_words_of_every_container(name: str) -> None:
+    for deployment in (o for o in render(example(name), FACTS) if o["kind"] == "Deployment"):
+        pod = deployment["spec"]["template"]["spec"]
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", container["name"]
+
+
 def test_an_earlier_renderer_knows_none_of_the_later_steps() -> None:
     found = _objects(dataclasses.replace(FACTS, images=Images(renderer=renderer.FIRST)))
     assert ("NetworkPolicy", "chat-router") not in found
