@@ -30,7 +30,7 @@ from disagg_wire.labels import LABEL_CANARY
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 TWO: dict[str, Any] = {"prefill": {"replicas": 2}, "decode": {"replicas": 2}}
 CANARY: dict[str, Any] = {"rollout": {"canary": {"minRequests": 50}}}
-OTHER = {"model": {"uri": "file:///models/other", "name": "stdlib-llama"}}
+OTHER: dict[str, Any] = {"model": {"uri": "file:///models/other", "name": "stdlib-llama"}}
 
 
 async def words(cluster: Cluster) -> dict[str, CanaryWord]:

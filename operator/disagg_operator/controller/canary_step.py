@@ -17,7 +17,7 @@ from disagg_operator.kube.resources import SERVICE, annotations_of, labels_of
 from disagg_operator.rollout import canary_verdict, telling
 from disagg_operator.rollout.canary_record import FAILED, INCONCLUSIVE, PROMOTE_ANNOTATION, PROMOTED, CanaryRecord
 from disagg_operator.rollout.canary_reports import CanaryReports
-from disagg_operator.rollout.canary_verdict import CanaryRules, Evidence
+from disagg_operator.rollout.canary_verdict import CanaryRules, Comparison
 from disagg_operator.rollout.revisions import KnownRevision
 from disagg_operator.rollout.values import RolloutPlan, RolloutState, Workers
 from disagg_operator.vocabulary import Obj
@@ -38,7 +38,7 @@ class Trial:
     """What the routers are told, by pool."""
     record: CanaryRecord | None = None
     """What is written down of it."""
-    seen: Evidence = field(default_factory=Evidence)
+    seen: Comparison = field(default_factory=Comparison)
     no_canary: str = ""
     """Why there is none although one is declared."""
     asked: bool = False
@@ -190,7 +190,7 @@ def labelled(objects: Sequence[Obj], words: Words) -> list[Obj]:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Circumstances:
     """What decides, beside the canary itself, whether something is written down."""
 
     declared: bool
@@ -201,28 +201,28 @@ class Standing:
     now: str
 
 
-def to_write(trial: Trial, mine: KnownRevision, found: RolloutPlan, standing: Standing) -> CanaryRecord | None:
+def to_write(trial: Trial, mine: KnownRevision, found: RolloutPlan, here: Circumstances) -> CanaryRecord | None:
     """Return what is to be written down of the declared revision now, or None."""
     record = trial.record
     if trial.spec is None:
-        return _let_go_on(trial, mine, found, standing)
+        return _let_go_on(trial, mine, found, here)
     if record is None or not record.since:
-        return CanaryRecord(since=standing.now) if found.proven and not found.exchanging else None
-    if standing.paused or trial.inconclusive:
+        return CanaryRecord(since=here.now) if found.proven and not found.exchanging else None
+    if here.paused or trial.inconclusive:
         return None
-    passed_s = epoch_s(standing.now) - epoch_s(record.since)
+    passed_s = epoch_s(here.now) - epoch_s(record.since)
     verdict = canary_verdict.verdict(trial.seen, trial.rules, passed_s)
     message = canary_verdict.words_of(trial.seen, trial.rules, trial.spec.weight)
     if verdict == canary_verdict.CONTINUE:
         return None
     if verdict == canary_verdict.PROMOTE:
         return CanaryRecord(record.since, PROMOTED, message=message)
-    if verdict == canary_verdict.REVERT and standing.restorable:
+    if verdict == canary_verdict.REVERT and here.restorable:
         return CanaryRecord(record.since, FAILED, message=message)
     return CanaryRecord(record.since, INCONCLUSIVE, trial.rules_text, message)
 
 
-def _let_go_on(trial: Trial, mine: KnownRevision, found: RolloutPlan, standing: Standing) -> CanaryRecord | None:
+def _let_go_on(trial: Trial, mine: KnownRevision, found: RolloutPlan, here: Circumstances) -> CanaryRecord | None:
     """Return the record of a revision that is not tried, or not any more.
 
     It is not tried again later, and counts as one to go back to.
@@ -230,8 +230,8 @@ def _let_go_on(trial: Trial, mine: KnownRevision, found: RolloutPlan, standing: 
     stored = mine.canary
     if stored is not None and stored.verdict == PROMOTED:
         return None
-    over = trial.asked or (found.complete and (standing.declared or stored is not None))
-    if stored is not None and not (stored.verdict == FAILED and standing.declared):
+    over = trial.asked or (found.complete and (here.declared or stored is not None))
+    if stored is not None and not (stored.verdict == FAILED and here.declared):
         over = True
     return CanaryRecord("" if stored is None else stored.since, PROMOTED) if over else None
 

@@ -145,8 +145,8 @@ def _tried(
         return step
     rollout = inputs.dd.spec.rollout
     earlier = _earlier(mine, known, live) is not None
-    standing = canary_step.Standing(rollout.canary is not None, earlier, rollout.paused, inputs.now)
-    record = canary_step.to_write(trial, mine, step.plan, standing)
+    here = canary_step.Circumstances(rollout.canary is not None, earlier, rollout.paused, inputs.now)
+    record = canary_step.to_write(trial, mine, step.plan, here)
     where = revisions.by_name(inputs.objects, inputs.dd.metadata.name, mine.name)
     return replace(
         step,

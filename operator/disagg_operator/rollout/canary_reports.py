@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from disagg_operator.rollout.canary_verdict import Counts, Evidence
+from disagg_operator.rollout.canary_verdict import Comparison, Counts
 
 # More routers than that are not remembered; a deployment has at most 100 at a time.
 _MOST_ROUTERS = 256
@@ -26,7 +26,7 @@ class CanaryReports:
 
     told: Mapping[str, Mapping[str, Minutes]] = field(default_factory=dict)
 
-    def evidence(self, revision: str, since_s: float) -> Evidence:
+    def evidence(self, revision: str, since_s: float) -> Comparison:
         """Return the counts of the minutes since then in which both revisions had requests."""
         minutes: dict[int, list[int]] = {}
         for told in self.told.get(revision, {}).values():
@@ -36,7 +36,7 @@ class CanaryReports:
                     minutes[minute] = [a + b for a, b in zip(so_far, counts, strict=True)]
         both = [counts for counts in minutes.values() if counts[0] and counts[2]]
         new, new_met, old, old_met = (sum(counts[i] for counts in both) for i in range(4))
-        return Evidence(Counts(new, new_met), Counts(old, old_met))
+        return Comparison(Counts(new, new_met), Counts(old, old_met))
 
 
 def noted(before: CanaryReports, states: Iterable[Mapping[str, Any]]) -> CanaryReports:

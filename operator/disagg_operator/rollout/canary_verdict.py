@@ -39,7 +39,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class Comparison:
     """What was counted of both revisions in the same minutes."""
 
     new: Counts = Counts()
@@ -59,7 +59,7 @@ class CanaryRules:
     max_duration_s: float
 
 
-def chance(seen: Evidence) -> float:
+def chance(seen: Comparison) -> float:
     """Return the probability that the new revision has missed so often, or more often, if the two
     are alike.
     """
@@ -79,7 +79,7 @@ def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def verdict(seen: Evidence, rules: CanaryRules, passed_s: float) -> str:
+def verdict(seen: Comparison, rules: CanaryRules, passed_s: float) -> str:
     """Return what follows once a revision has been tried for `passed_s` seconds."""
     if seen.requests >= rules.min_requests:
         return REVERT if chance(seen) <= AT_THE_END else PROMOTE
@@ -88,7 +88,7 @@ def verdict(seen: Evidence, rules: CanaryRules, passed_s: float) -> str:
     return INCONCLUSIVE if passed_s >= rules.max_duration_s else CONTINUE
 
 
-def words_of(seen: Evidence, rules: CanaryRules, percent: int) -> str:
+def words_of(seen: Comparison, rules: CanaryRules, percent: int) -> str:
     """Return the state of a canary in words."""
     share = f"canary: {percent} % of the requests, {seen.requests} of {rules.min_requests}"
     if not seen.new.ended or not seen.old.ended:

@@ -10,7 +10,7 @@ from tests.operator.api.resources import good
 
 from disagg_operator.api import parse
 from disagg_operator.controller.canary_step import (
-    Standing,
+    Circumstances,
     Trial,
     labelled,
     to_write,
@@ -27,7 +27,7 @@ from disagg_operator.rollout.canary_record import (
     CanaryRecord,
 )
 from disagg_operator.rollout.canary_reports import CanaryReports
-from disagg_operator.rollout.canary_verdict import Counts, Evidence
+from disagg_operator.rollout.canary_verdict import Comparison, Counts
 from disagg_operator.rollout.revisions import KnownRevision
 from disagg_operator.rollout.values import RolloutPlan, RolloutState, Workers
 from disagg_wire.canary import CanaryWord
@@ -109,7 +109,8 @@ def test_a_revision_that_was_given_up_gets_nothing_unless_nothing_else_serves() 
     marked = {w.key for w in without_given_up(everyone, trial).workers if w.given_up}
     assert marked == {("prefill", "p3"), ("decode", "d3")}
     # The same after a revert, and without a canary.
-    for options in ({"back": True}, {"rollout": {}}):
+    cases: list[dict[str, Any]] = [{"back": True}, {"rollout": {}}]
+    for options in cases:
         left = found(None, everyone, known=known, **options).words
         assert left == {"prefill": CanaryWord(0, left=("p3",)), "decode": CanaryWord(0, left=("d3",))}
     alone = found(None, state(*workers("3", 1)), known=known, rollout={})
@@ -130,11 +131,11 @@ def plan(reason: str = telling.ROLLING_OUT, **changes: Any) -> RolloutPlan:
     return RolloutPlan({}, reason, "counts", **{"proven": True, **changes})
 
 
-def seen(new: tuple[int, int], old: tuple[int, int]) -> Evidence:
-    return Evidence(Counts(*new), Counts(*old))
+def seen(new: tuple[int, int], old: tuple[int, int]) -> Comparison:
+    return Comparison(Counts(*new), Counts(*old))
 
 
-HERE = Standing(declared=True, restorable=True, paused=False, now=NOW)
+HERE = Circumstances(declared=True, restorable=True, paused=False, now=NOW)
 LATE = replace(HERE, now="2026-01-01T02:00:00Z")
 ALIKE, WORSE, FEW = seen((100, 99), (900, 891)), seen((100, 70), (900, 891)), seen((5, 5), (900, 891))
 
@@ -167,7 +168,7 @@ ALIKE, WORSE, FEW = seen((100, 99), (900, 891)), seen((100, 70), (900, 891)), se
     ],
 )  # fmt: skip
 def test_what_is_written_down(
-    what: str, trial: Trial, plan_: RolloutPlan, standing: Standing, verdict: str | None
+    what: str, trial: Trial, plan_: RolloutPlan, standing: Circumstances, verdict: str | None
 ) -> None:
     # A record that the trial leaves out is still the one that is stored.
     stored = {"it was promoted": replace(BEGUN, verdict=PROMOTED)}.get(what, trial.record)

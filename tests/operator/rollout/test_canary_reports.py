@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from disagg_operator.rollout.canary_reports import CanaryReports, noted
-from disagg_operator.rollout.canary_verdict import Counts, Evidence
+from disagg_operator.rollout.canary_verdict import Comparison, Counts
 
 
-def state(router: str, *minutes: list[int], revision: str = "r2") -> dict[str, Any]:
+def state(router: str, *minutes: Any, revision: str = "r2") -> dict[str, Any]:
     return {"incarnation": router, "canary": {"revision": revision, "percent": 10, "minutes": [*minutes]}}
 
 
@@ -19,12 +19,12 @@ NONE = CanaryReports()
 
 def test_only_minutes_count_in_which_both_had_requests() -> None:
     found = noted(NONE, [state("a", [1, 5, 4, 50, 49], [2, 3, 3, 0, 0], [3, 0, 0, 9, 9])])
-    assert found.evidence("r2", 0.0) == Evidence(Counts(5, 4), Counts(50, 49))
+    assert found.evidence("r2", 0.0) == Comparison(Counts(5, 4), Counts(50, 49))
 
 
 def test_the_routers_are_summed_before_a_minute_is_judged() -> None:
     found = noted(NONE, [state("a", [1, 5, 4, 0, 0]), state("b", [1, 0, 0, 7, 7])])
-    assert found.evidence("r2", 0.0) == Evidence(Counts(5, 4), Counts(7, 7))
+    assert found.evidence("r2", 0.0) == Comparison(Counts(5, 4), Counts(7, 7))
 
 
 def test_what_was_before_the_canary_does_not_count_but_its_first_minute_does() -> None:
@@ -36,7 +36,7 @@ def test_the_same_minute_is_told_again_with_more_and_a_router_that_is_gone_stays
     found = noted(NONE, [state("a", [1, 5, 4, 5, 5]), state("b", [1, 1, 1, 1, 1])])
     found = noted(found, [state("a", [1, 6, 5, 6, 6], [2, 1, 1, 1, 1])])
     found = noted(found, [])
-    assert found.evidence("r2", 0.0) == Evidence(Counts(8, 7), Counts(8, 8))
+    assert found.evidence("r2", 0.0) == Comparison(Counts(8, 7), Counts(8, 8))
 
 
 def test_another_revision_begins_anew_whichever_router_knows_it_first() -> None:
@@ -47,7 +47,7 @@ def test_another_revision_begins_anew_whichever_router_knows_it_first() -> None:
         assert found.evidence("r3", 0.0).new == Counts(1, 1)
     found = noted(found, [state("a", [3, 2, 2, 2, 2], revision="r3")])
     assert found.evidence("r3", 0.0).new == Counts(3, 3)
-    assert found.evidence("r2", 0.0) == Evidence()
+    assert found.evidence("r2", 0.0) == Comparison()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_another_revision_begins_anew_whichever_router_knows_it_first() -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_readable_counts_for_nothing(bad: dict[str, Any]) -> None:
-    assert noted(NONE, [bad]).evidence("r2", 0.0) == Evidence()
+    assert noted(NONE, [bad]).evidence("r2", 0.0) == Comparison()
 
 
 def test_what_is_remembered_is_bounded() -> None:

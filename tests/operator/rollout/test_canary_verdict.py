@@ -16,8 +16,8 @@ from disagg_operator.rollout.canary_verdict import (
     PROMOTE,
     REVERT,
     CanaryRules,
+    Comparison,
     Counts,
-    Evidence,
     chance,
     verdict,
     words_of,
@@ -26,9 +26,9 @@ from disagg_operator.rollout.canary_verdict import (
 RULES = CanaryRules(100, 3600.0)
 
 
-def seen(new: tuple[int, int], old: tuple[int, int]) -> Evidence:
+def seen(new: tuple[int, int], old: tuple[int, int]) -> Comparison:
     """Return the evidence of (ended, missed) of both."""
-    return Evidence(*(Counts(ended, ended - missed) for ended, missed in (new, old)))
+    return Comparison(*(Counts(ended, ended - missed) for ended, missed in (new, old)))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_follows(what: str, new: tuple[int, int], old: tuple[int, int], pas
     assert verdict(seen(new, old), RULES, passed_s) == expected
 
 
-def exact(evidence: Evidence) -> Fraction:
+def exact(evidence: Comparison) -> Fraction:
     """Return the same probability in whole numbers."""
     n, m = evidence.new.ended, evidence.old.ended
     missed = evidence.new.missed + evidence.old.missed
@@ -127,7 +127,7 @@ def test_a_revision_that_is_clearly_worse_goes_back() -> None:
 
 
 def test_the_words() -> None:
-    assert words_of(Evidence(), RULES, 10) == "canary: 10 % of the requests, 0 of 100"
+    assert words_of(Comparison(), RULES, 10) == "canary: 10 % of the requests, 0 of 100"
     counted = seen((57, 1), (2000, 1))
     assert words_of(counted, RULES, 10) == (
         "canary: 10 % of the requests, 57 of 100, attainment 98.2 % new, 99.9 % old"
