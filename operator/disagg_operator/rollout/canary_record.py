@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-CANARY_ANNOTATION = "disagg.dev/canary"
+CANARY_ANNOTATION = "disagg.dev/trial"
 # On a resource: the revision whose canary a person has promoted.
 PROMOTE_ANNOTATION = "disagg.dev/promote-canary"
 
