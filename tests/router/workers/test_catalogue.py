@@ -196,3 +196,37 @@ def test_while_a_revision_is_tried_its_weights_get_its_part_of_the_requests() ->
     canary = Canary({"prefill": word, "decode": word})
     workers = [*pools(1, 1), *pools(3, 3, revision="new", **OTHER)]
     assert shares(catalogue_of(workers, (), ("D", "E"), canary)) == {"D": 0.9, "E": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("workers", "coming", "all_told", "known"),
+    [
+        (pools(1, 1, model="n"), (), True, False),  # another model has replaced it
+        (pools(1, 1, model="n"), (), False, True),  # a worker has not said yet what it will serve
+        (pools(1, 1, model="n"), {"m"}, True, True),
+        ([*pools(1, 1, model="n"), P], (), True, True),  # one of its workers is left
+        ([P], (), True, True),
+        ([], (), True, True),  # all are away
+    ],
+)
+def test_a_model_that_another_one_has_replaced_need_not_be_waited_for(
+    workers: list[Worker], coming: set[str], all_told: bool, known: bool
+) -> None:
+    names = KnownNames("m", 10.0)
+    names.update(made([replace(w, adapters=frozenset({"sql"})) for w in pools(1, 1)]), (), 0.0)
+    names.update(made(workers), coming, 1.0, all_told=all_told)
+    assert names.known("m", 2.0) is known
+    assert names.known("sql", 2.0) is known
+    assert ("m" in names.listed()) is known
+
+
+def test_any_name_may_be_that_of_a_model_that_comes_while_none_is_served() -> None:
+    names = KnownNames("m", 10.0)
+    names.update(Catalogue(), (), 0.0, all_told=False)
+    assert not names.known("n", 0.0)
+    names.update(made(pools(1, 1)), (), 1.0, all_told=False)
+    assert not names.known("n", 1.0)
+    names.update(Catalogue(), (), 2.0, all_told=False)
+    assert names.known("n", 2.0)
+    names.update(Catalogue(), (), 3.0, all_told=True)
+    assert not names.known("n", 3.0)
