@@ -96,6 +96,7 @@ class TokenWorker:
     def __init__(self, name: str, role: str, *, digest: str = "model-a", compat: str = "compat-a") -> None:
         self.name, self.role, self.digest, self.compat = name, role, digest, compat
         self.model: str | None = "m"  # the name that it serves; None for a worker that is too old to report it
+        self.revision = "r1"
         self.weights = ""  # other weights give other tokens
         self.state = "ready"
         self.last_resort = False  # while it is draining, it takes requests from routers that have nobody else
@@ -211,7 +212,7 @@ class TokenWorker:
         load = {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": self.running}
         return JSONResponse(
             {"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role, "state": self.state,
-             "revision": "r1", "model": model, "kv": kv, "limits": {"max_running": 64, "max_waiting": 256},
+             "revision": self.revision, "model": model, "kv": kv, "limits": {"max_running": 64, "max_waiting": 256},
              "load": load}
             | named
             | ({"last_resort": True} if self.last_resort else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from disagg_router.membership.file import FileMembership
 from disagg_router.membership.kubernetes import KubernetesMembership
 from disagg_router.metrics import Metrics
 from disagg_router.settings import Settings
+from disagg_router.workers.canary_tally import CanaryTally
 from disagg_router.workers.catalogue import NOTHING_WHOLE, KnownNames
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.table import Membership, WorkerTable
@@ -53,8 +55,10 @@ class Router:
             self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines
         )
         self.handshakes = Handshakes(self.dispatcher, self.table)
+        self.tally = CanaryTally()
         self.metrics.watch(lambda: {p: self.queue.waiting(p) for p in ROLES}, self.handshakes.counts, self._links)
         self.created_s = int(time.time())
+        self.incarnation = secrets.token_hex(8)
         self.draining = False
         self.active = 0
         self.table.active = lambda: self.active > 0
@@ -120,6 +124,7 @@ class Router:
             for w in self.table.workers()
         ]
         return {
+            "incarnation": self.incarnation,
             "workers": workers,
             "pairs": self.handshakes.counts(),
             "links": [
@@ -133,6 +138,7 @@ class Router:
             ],
             "waiting": {p: self.queue.waiting(p) for p in ROLES},
             "held": self.queue.hold.waiting,
+            "canary": self.tally.to_json(self.table.canary),
             "models": [
                 {
                     "name": name,

@@ -15,6 +15,7 @@ from disagg_operator.autoscaling.policy.role_moves import Flip
 from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.pod_facts import Starts
 from disagg_operator.kube.contests import Contests
+from disagg_operator.rollout.canary_reports import CanaryReports
 from disagg_operator.status.effectiveness import Spared
 from disagg_operator.status.events import Note
 from disagg_operator.status.kv_links import RouterView
@@ -35,6 +36,8 @@ class Live:
     """The routers' last report on the pairs."""
     view_at: float = float("-inf")
     """The time of that report, on the monotonic clock."""
+    canary: CanaryReports = field(default_factory=CanaryReports)
+    """What the routers have counted of revisions that are tried."""
     decisions: dict[str, Decision] = field(default_factory=dict)
     """The last decision for each pool that is scaled, to be carried out by the reconcile."""
     memory: PolicyMemory = field(default_factory=PolicyMemory)

@@ -36,6 +36,7 @@ from disagg_operator.desired.names import pool_name
 from disagg_operator.kube.cache import Cache
 from disagg_operator.kube.pods import DeploymentPods, is_leaving, sort_pods
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, name_of, uid_of
+from disagg_operator.rollout import canary_reports
 from disagg_operator.status import effectiveness
 from disagg_operator.status.kv_links import VIEW_MAX_AGE_S, router_view
 from disagg_operator.vocabulary import Key, Obj
@@ -161,6 +162,7 @@ class AutoscalerLoop:
             entry.view = None
         if seen is None and job.pods.routers:
             entry.bearer = None  # the Secret may have been recreated: read it again next time
+        entry.canary = canary_reports.noted(entry.canary, signals.states)
         entry.trouble = signals.trouble
         entry.starts = dict(signals.starts)
         entry.loads = loads(signals.look)

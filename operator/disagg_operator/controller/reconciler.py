@@ -214,6 +214,7 @@ class Reconciler:
                 sizes={role: run.pools[role].count for role in ROLES},
                 view=run.live.view,
                 now=self._wall(),
+                reports=run.live.canary,
             )
         )
         if run.step is None:  # a pool is still to be made; its Deployments need its uid

@@ -41,6 +41,8 @@ class Workers:
     """When the scheduler first found no room for one of the pods that still wait for it."""
     served: bool = False
     """Whether a pair with these workers has ever moved KV."""
+    given_up: bool = False
+    """Whether they get no requests, because their revision was not promoted."""
     compat: str = ""
     """The hash that is equal for workers that can exchange KV; empty if none has reported it."""
     devices: Devices = Devices()
@@ -112,6 +114,10 @@ class RolloutRules:
     recreate: bool = False
     """Whether the old workers go before the new ones come."""
     paused: bool = False
+    canary: int | None = None
+    """The percentage of the requests for which there are to be new workers, once the first pair has
+    served; None to go on.
+    """
     deadline_s: float = 7800.0
     """Seconds without progress after which a rollout counts as stalled."""
     full_after_s: float = 60.0

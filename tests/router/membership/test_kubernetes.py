@@ -55,6 +55,13 @@ def test_addresses_become_members_that_are_ready_or_not_but_those_that_terminate
     assert {n: m.url for n, m in members_of(content, terminating=True).items()} == {"d": "http://10.0.0.4:8000"}
 
 
+def test_a_slice_carries_what_the_operator_says_of_a_canary() -> None:
+    content = slice_of("s", ("a", "10.0.0.1", True))
+    assert members_of(content)["a"].canary == ""
+    content["metadata"]["labels"] = {"disagg.dev/pool": "decode", "disagg.dev/canary": "10.r0a"}
+    assert members_of(content)["a"].canary == "10.r0a"
+
+
 def test_a_slice_names_its_pool_and_a_pod_that_moves_is_in_both(tmp_path: Path) -> None:
     def labelled(name: str, pool: str) -> dict[str, Any]:
         content = slice_of(name, ("a", "10.0.0.1", pool == "decode"))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.router.workers.infos import worker
 
+from disagg_router.workers.canary import Canary
 from disagg_router.workers.catalogue import (
     DECODE_ALONE,
     NOTHING_WHOLE,
@@ -20,6 +21,7 @@ from disagg_router.workers.catalogue import (
     catalogue_of,
 )
 from disagg_router.workers.worker_info import Identity, Worker
+from disagg_wire.canary import CanaryWord
 
 NO_LOCAL = frozenset({"no_local_prefill"})
 P, D, B = worker("p", "prefill"), worker("d", "decode"), worker("b", "both")
@@ -187,6 +189,13 @@ def test_the_configured_name_is_listed_first_and_its_adapters_while_it_is_away()
     names.update(made([P, D]), (), 101.0)  # it has come back without the adapter
     assert names.listed() == {"m": ""}
     assert not names.known("sql", 101.0)
+
+
+def test_while_a_revision_is_tried_its_weights_get_its_part_of_the_requests() -> None:
+    word = CanaryWord(10, "new")
+    canary = Canary({"prefill": word, "decode": word})
+    workers = [*pools(1, 1), *pools(3, 3, revision="new", **OTHER)]
+    assert shares(catalogue_of(workers, (), ("D", "E"), canary)) == {"D": 0.9, "E": 0.1}
 
 
 @pytest.mark.parametrize(

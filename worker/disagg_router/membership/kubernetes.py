@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from disagg_router.workers.worker_info import Member
-from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL
+from disagg_wire.labels import LABEL_CANARY, LABEL_DEPLOYMENT, LABEL_POOL
 
 log = logging.getLogger(__name__)
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -33,9 +33,11 @@ def members_of(slice_: dict[str, Any], *, terminating: bool = False) -> dict[str
     """PURE: Return the addresses of one EndpointSlice by pod name: those that terminate, or the
     others.
 
-    A slice carries the labels of its Service, so it names the pool.
+    A slice carries the labels of its Service, so it names the pool, and the part of the requests
+    that a new revision gets.
     """
-    pool = (slice_["metadata"].get("labels") or {}).get(LABEL_POOL)
+    labels = slice_["metadata"].get("labels") or {}
+    pool, canary = labels.get(LABEL_POOL), str(labels.get(LABEL_CANARY) or "")
     pools = frozenset([pool] if pool else [])
     port = next((p.get("port") for p in slice_.get("ports") or [] if p.get("name") == "http"), None)
     out: dict[str, Member] = {}
@@ -46,7 +48,8 @@ def members_of(slice_: dict[str, Any], *, terminating: bool = False) -> dict[str
         # A terminating worker finishes its streams, but gets no new requests if others take them.
         if port and name and addresses and bool(conditions.get("terminating")) == terminating:
             host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
-            out[name] = Member(name, f"http://{host}:{port}", pools, ready=conditions.get("ready") is not False)
+            url, ready = f"http://{host}:{port}", conditions.get("ready") is not False
+            out[name] = Member(name, url, pools, ready=ready, canary=canary)
     return out
 
 

@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -19,6 +19,7 @@ from typing import Protocol
 import httpx
 
 from disagg_router.text.tokenizer import Text
+from disagg_router.workers.canary import Canary, canary_of, chosen
 from disagg_router.workers.catalogue import Catalogue, KnownNames, catalogue_of
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.coming_models import ComingModels
@@ -75,6 +76,7 @@ class WorkerTable:
         self._client = client
         self.names = names or KnownNames("", 0.0)
         self.catalogue = Catalogue()
+        self.canary: Canary | None = None
         self._changed = changed
         self._coming = ComingModels(client, membership, interval_s)
         self._membership = membership
@@ -123,24 +125,30 @@ class WorkerTable:
         tokens: Sequence[int],
         tenant: str,
         resumes_format: bool = False,
+        roll: float = 1.0,
     ) -> Choice | None:
-        """Return the workers to ask.
+        """Return the workers to ask. While a revision is tried, `roll` decides which one it is.
 
         The choice counts as made: its worker is expected to have these tokens from now on.
         """
         now_s = time.monotonic()
         names = prefix_names(tokens, tenant, identity.adapter)
-        choice = choose(
-            self.workers(),
-            identity=identity,
-            single_token=single_token,
-            avoid=lambda key: self.breaker.is_open(key, now_s),
-            full=full,
-            proven=self.proven,
-            inflight=Inflight(self._requests, self._tokens),
-            dice=random.random,
-            prompt=Prompt(len(tokens), self._prefixes.cached_tokens(names), resumes_format),
-        )
+
+        def ask(workers: Sequence[Worker], full: Collection[str]) -> Choice | None:
+            return choose(
+                workers,
+                identity=identity,
+                single_token=single_token,
+                avoid=lambda key: self.breaker.is_open(key, now_s),
+                full=full,
+                proven=self.proven,
+                inflight=Inflight(self._requests, self._tokens),
+                dice=random.random,
+                prompt=Prompt(len(tokens), self._prefixes.cached_tokens(names), resumes_format),
+            )
+
+        everyone = self.workers()
+        choice = ask(everyone, full) if self.canary is None else chosen(self.canary, everyone, roll, full, ask)
         computes = None if choice is None else choice.prefill or choice.decode
         if computes is not None:
             self._prefixes.sent(names, computes.incarnation)
@@ -210,8 +218,9 @@ class WorkerTable:
 
     async def refresh(self) -> None:
         """Poll all members once."""
-        listed = self._membership.synced
-        members = {name: m for name, m in self._membership.members().items() if m.ready}
+        listed, everyone = self._membership.synced, self._membership.members()
+        self.canary = canary_of(everyone.values())
+        members = {name: m for name, m in everyone.items() if m.ready}
         for name in set(self._workers) - set(members):
             log.info("worker %s has left", name)
             del self._workers[name]
@@ -240,8 +249,11 @@ class WorkerTable:
         self._refresh_catalogue()
         self._asked = self._asked or listed
 
+    def _catalogue(self) -> Catalogue:
+        return catalogue_of(self.workers(), self.proven, self._texts, self.canary)
+
     def _refresh_catalogue(self) -> None:
-        before, self.catalogue = self.catalogue, catalogue_of(self.workers(), self.proven, self._texts)
+        before, self.catalogue = self.catalogue, self._catalogue()
         silent = self._membership.members().keys() - self._workers.keys() - self._coming.members()
         self.names.update(self.catalogue, self._coming.names(), time.monotonic(), all_told=not silent)
         used = self.names.digests() | {w.digest for w in self.workers() if w.state == READY}

@@ -19,13 +19,15 @@ class Member:
     """A worker that should exist: its name and base URL.
 
     `pools` contains the pools that list it, and is empty where that is not known. One that is not
-    `ready` gets no requests, but tells which model is to come.
+    `ready` gets no requests, but tells which model is to come. `canary` is what the operator says
+    of the revisions of these pools (disagg_wire.canary).
     """
 
     name: str
     url: str
     pools: frozenset[str] = frozenset()
     ready: bool = True
+    canary: str = ""
 
 
 @dataclass(frozen=True, slots=True)
