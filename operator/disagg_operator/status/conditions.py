@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from disagg_operator.rollout.telling import PAUSED, ROLLED_BACK, STALLED
+from disagg_operator.rollout.telling import CANARY_FAILED, CANARY_INCONCLUSIVE, PAUSED, ROLLED_BACK, STALLED
 from disagg_operator.rollout.values import RolloutView
 from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY, PODS_REFUSED
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.status.zero_state import SCALED_TO_ZERO, SERVED_NEXT
-from disagg_operator.vocabulary import UPDATE_RUNTIME, Obj
+from disagg_operator.vocabulary import MOST_OF_A_REQUEST, UPDATE_RUNTIME, Obj
 from disagg_wire.roles import PREFILL
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
@@ -90,6 +90,8 @@ class Intent:
     """Why both pools are scaled to zero, as a reason and a message; None if they are not."""
     runtime_update: str = ""
     """What images and renderer of the operator's release would change, if they were used."""
+    runtime_request: str = ""
+    """The last request for them that was carried out."""
 
 
 def build(intent: Intent, observed: Observed, previous: Mapping[str, object], now: str) -> Obj:
@@ -107,6 +109,8 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
         status[str(pool["name"])] = f"{pool['ready']}/{pool['desired']}"
     if observed.view is not None:
         status["pairs"] = pairs_status(observed.view)
+    if intent.runtime_request:
+        status["runtimeRequest"] = intent.runtime_request[:MOST_OF_A_REQUEST]
     return status
 
 
@@ -141,23 +145,21 @@ def conditions(
     ]
     available = _available(intent, observed)
     progressing = _progressing(observed, intent.rollout)
-    stalled = progressing.status == FALSE
     scaling = _scaling(intent)
     effective = _effective(intent, observed, previous)
-    told = [effective] if effective.status == FALSE else []
-    degraded = _degraded(available, [*causes, *scaling, *told], intent, observed)
+    told = [*causes, *scaling, *([effective] if effective.status == FALSE else [])]
     return [
         *causes,
         available,
         *([] if intent.zero is None else [Condition(SCALED_TO_ZERO, TRUE, *intent.zero)]),
         progressing,
-        *([Condition("Stalled", TRUE, progressing.reason, progressing.message)] if stalled else []),
+        *([Condition("Stalled", TRUE, progressing.reason, progressing.message)] if progressing.status == FALSE else []),
         *scaling,
         effective,
         *([] if intent.experiment is None else [Condition("Experimental", TRUE, *intent.experiment)]),
         *_warning(intent),
         _runtime(intent.runtime_update),
-        degraded,
+        _degraded(available, told, intent, observed),
         _ready([*causes, available], progressing),
     ]
 
@@ -165,8 +167,7 @@ def conditions(
 def _accepted(intent: Intent) -> Condition:
     if intent.refusal is None:
         return Condition("Accepted", TRUE, "Valid", "the resource is valid")
-    reason, message = intent.refusal
-    return Condition("Accepted", FALSE, reason, f"{message}; what was accepted last is served")
+    return Condition("Accepted", FALSE, intent.refusal[0], f"{intent.refusal[1]}; what was accepted last is served")
 
 
 def _warning(intent: Intent) -> list[Condition]:
@@ -255,9 +256,15 @@ def _available(intent: Intent, observed: Observed) -> Condition:
     return Condition(kind, TRUE, "PairsHealthy", "a request can be served end to end")
 
 
+_ROLLOUT_VALUES = {
+    **dict.fromkeys((STALLED, ROLLED_BACK, CANARY_FAILED), FALSE),
+    **dict.fromkeys((PAUSED, CANARY_INCONCLUSIVE), UNKNOWN),
+}
+
+
 def _progressing(observed: Observed, rollout: RolloutView | None) -> Condition:
     if rollout is not None and not rollout.complete:
-        value = {STALLED: FALSE, ROLLED_BACK: FALSE, PAUSED: UNKNOWN}.get(rollout.reason, TRUE)
+        value = _ROLLOUT_VALUES.get(rollout.reason, TRUE)
         return Condition("Progressing", value, rollout.reason, rollout.message)
     workloads = [*observed.pools.values(), observed.router]
     late = [w.name for w in workloads if w.deadline_exceeded and not w.complete]
@@ -273,7 +280,8 @@ def _runtime(update: str) -> Condition:
     kind = "RuntimeUpToDate"
     if not update:
         return Condition(kind, TRUE, "UpToDate", "images and renderer are those of the operator's release")
-    message = f"{update}; a new value of the annotation {UPDATE_RUNTIME} asks for it, and replaces the pods"
+    ways = f"`disagg rollout restart --runtime` or a new value of the annotation {UPDATE_RUNTIME}"
+    message = f"{update}; {ways} asks for it, and replaces the pods"
     return Condition(kind, FALSE, RUNTIME_UPDATE_AVAILABLE, message)
 
 
@@ -335,9 +343,8 @@ def _ready(causes: Sequence[Condition], progressing: Condition) -> Condition:
             return Condition("Ready", FALSE, cause.reason, f"{cause.type}: {cause.message}")
     if progressing.reason != "RolloutComplete":
         return Condition("Ready", FALSE, progressing.reason, f"Progressing: {progressing.message}")
-    if any(cause.reason == SCALED_TO_ZERO for cause in causes):
-        return Condition("Ready", TRUE, SCALED_TO_ZERO, SERVED_NEXT)
-    return Condition("Ready", TRUE, "Ready", "serving as specified")
+    rests = any(cause.reason == SCALED_TO_ZERO for cause in causes)
+    return Condition("Ready", TRUE, *((SCALED_TO_ZERO, SERVED_NEXT) if rests else ("Ready", "serving as specified")))
 
 
 def _pool_status(intent: PoolIntent, seen: Workload) -> Obj:

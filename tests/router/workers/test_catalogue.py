@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.router.workers.infos import worker
 
+from disagg_router.workers.canary import Canary
 from disagg_router.workers.catalogue import (
     DECODE_ALONE,
     NOTHING_WHOLE,
@@ -20,6 +21,7 @@ from disagg_router.workers.catalogue import (
     catalogue_of,
 )
 from disagg_router.workers.worker_info import Identity, Worker
+from disagg_wire.canary import CanaryWord
 
 NO_LOCAL = frozenset({"no_local_prefill"})
 P, D, B = worker("p", "prefill"), worker("d", "decode"), worker("b", "both")
@@ -203,6 +205,13 @@ def test_a_name_is_served_when_whole_requests_can_be() -> None:
     assert made([P, D]).serves("m")
     assert not made([P]).serves("m")
     assert not made([P, D]).serves("n")
+
+
+def test_while_a_revision_is_tried_its_weights_get_its_part_of_the_requests() -> None:
+    word = CanaryWord(10, "new")
+    canary = Canary({"prefill": word, "decode": word})
+    workers = [*pools(1, 1), *pools(3, 3, revision="new", **OTHER)]
+    assert shares(catalogue_of(workers, (), ("D", "E"), canary)) == {"D": 0.9, "E": 0.1}
 
 
 @pytest.mark.parametrize(
