@@ -82,9 +82,8 @@ async def test_a_model_that_went_to_zero_is_listed_and_comes_back(tmp_path: Path
     pool = team("m", "a", 1)
     async with Stack(tmp_path, *pool, hold_max_wait_s=30, queue_max_wait_s=0.2, name_memory_s=0) as stack:
         fleet = Fleet(stack)
+        stack.workers.clear()  # so that none is listed once these are gone
         await fleet.go(*pool)
-        stack.workers.clear()
-        stack.publish()
         assert await listed(stack) == ["m"]
         told = (await demand(stack, wait_s=0)).json()
         assert (told["wanted"], told["held"]) == (False, 0)

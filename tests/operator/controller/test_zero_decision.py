@@ -160,4 +160,4 @@ def test_nobody_is_taken_to_zero_and_none_is_kept_there_unless_it_is_declared(
     found = decide_both(declared, before, NOBODY, ZeroOrder(False, sleep=sleep))
     assert not at_zero(written(found).values())
     allowed = decide_both(declared, before, NOBODY, ZeroOrder(True, sleep=True))
-    assert at_zero(written(allowed).values()) is not leaves_zero(before.values())
+    assert at_zero(written(allowed).values()) or leaves_zero(before.values())
