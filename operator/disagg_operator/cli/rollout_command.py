@@ -22,7 +22,9 @@ from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import CONTROLLER_REVISION, DISAGG_DEPLOYMENT, annotations_of
 from disagg_operator.rollout import revisions
+from disagg_operator.rollout.canary_record import PROMOTE_ANNOTATION
 from disagg_operator.rollout.revisions import KnownRevision
+from disagg_operator.rollout.telling import CANARY_INCONCLUSIVE
 from disagg_operator.vocabulary import MOST_OF_A_REQUEST, UPDATE_RUNTIME, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 from disagg_wire.roles import ROLES
@@ -36,7 +38,7 @@ _ACTIONS = {
     "history": "list the revisions",
     "undo": "declare an earlier revision again",
     "pause": "take no further step",
-    "resume": "go on",
+    "resume": "go on, also with a canary that waits",
     "restart": "replace all workers by new ones of the same spec",
 }
 
@@ -149,7 +151,13 @@ class _Rollout:
 
     async def pause(self, *, paused: bool) -> int:
         resource = await self._resource()
-        if bool((resource["spec"].get("rollout") or {}).get("paused")) == paused:
+        was = bool((resource["spec"].get("rollout") or {}).get("paused"))
+        if not was and not paused and (revision := inconclusive(resource)):
+            patch = {"metadata": {"annotations": {PROMOTE_ANNOTATION: revision}}}
+            await self._kube.merge(DISAGG_DEPLOYMENT, self._namespace, self._name, patch, manager=MANAGER)
+            print(f"{self._name}: the canary {revision} is promoted")
+            return 0
+        if was == paused:
             raise RolloutError("is paused already" if paused else "is not paused")
         return await self._edit({"spec": {"rollout": {"paused": paused}}}, "paused" if paused else "resumed")
 
@@ -190,6 +198,14 @@ def state_of(resource: Obj) -> tuple[bool | None, str]:
     if found.get("status") == "False":
         return False, words
     return (True if found.get("reason") == "RolloutComplete" else None), words
+
+
+def inconclusive(resource: Obj) -> str:
+    """Return the revision of a canary that waits for a person; "" if there is none."""
+    status = resource.get("status") or {}
+    reasons = {c["type"]: c.get("reason") for c in status.get("conditions") or []}
+    waits = reasons.get("Progressing") == CANARY_INCONCLUSIVE
+    return str((status.get("revision") or {}).get("update") or "") if waits else ""
 
 
 def chosen(known: list[KnownRevision], number: int | None) -> KnownRevision:

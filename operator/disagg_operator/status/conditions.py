@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from disagg_operator.rollout.telling import PAUSED, ROLLED_BACK, STALLED
+from disagg_operator.rollout.telling import CANARY_FAILED, CANARY_INCONCLUSIVE, PAUSED, ROLLED_BACK, STALLED
 from disagg_operator.rollout.values import RolloutView
 from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
@@ -249,9 +249,15 @@ def _available(intent: Intent, observed: Observed) -> Condition:
     return Condition(kind, TRUE, "PairsHealthy", "a request can be served end to end")
 
 
+_ROLLOUT_VALUES = {
+    **dict.fromkeys((STALLED, ROLLED_BACK, CANARY_FAILED), FALSE),
+    **dict.fromkeys((PAUSED, CANARY_INCONCLUSIVE), UNKNOWN),
+}
+
+
 def _progressing(observed: Observed, rollout: RolloutView | None) -> Condition:
     if rollout is not None and not rollout.complete:
-        value = {STALLED: FALSE, ROLLED_BACK: FALSE, PAUSED: UNKNOWN}.get(rollout.reason, TRUE)
+        value = _ROLLOUT_VALUES.get(rollout.reason, TRUE)
         return Condition("Progressing", value, rollout.reason, rollout.message)
     workloads = [*observed.pools.values(), observed.router]
     late = [w.name for w in workloads if w.deadline_exceeded and not w.complete]

@@ -31,6 +31,9 @@ def revision(number: int, name: str, failed: int | None = None, **spec: Any) -> 
         (resource(Accepted=("False", "InvalidSpec")), False, "InvalidSpec: about Accepted"),
         (resource(Progressing=("True", "RollingOut")), None, "RollingOut: about Progressing"),
         (resource(Progressing=("Unknown", "RolloutPaused")), None, "RolloutPaused: about Progressing"),
+        (resource(Progressing=("True", "Canary")), None, "Canary: about Progressing"),
+        (resource(Progressing=("Unknown", "CanaryInconclusive")), None, "CanaryInconclusive: about Progressing"),
+        (resource(Progressing=("False", "CanaryFailed")), False, "CanaryFailed: about Progressing"),
         (resource(Progressing=("False", "RolledBack")), False, "RolledBack: about Progressing"),
         (resource(Progressing=("True", "RolloutComplete")), True, "RolloutComplete: about Progressing"),
         ({"metadata": {"generation": 1}}, None, "waiting for the operator"),
@@ -96,3 +99,9 @@ def test_only_restart_can_move_the_runtime() -> None:
     assert (found.runtime, found.name) == (True, "chat")
     with pytest.raises(SystemExit):
         parser("rollout").parse_args(["rollout", "undo", "--runtime", "chat"])
+
+
+def test_only_a_canary_that_waits_is_promoted_by_resume() -> None:
+    assert rollout_command.inconclusive(resource(Progressing=("Unknown", "CanaryInconclusive"))) == "b"
+    assert rollout_command.inconclusive(resource(Progressing=("True", "Canary"))) == ""
+    assert rollout_command.inconclusive({}) == ""
