@@ -115,7 +115,7 @@ async def test_where_no_two_pairs_fit_both_names_wait_while_the_pools_switch(tmp
             await worker.start()
         stack.workers += new
         stack.publish(*new)
-        await stack.until(lambda: stack.router.table.names.known("n", 0.0))
+        await stack.until(lambda: "n" in stack.router.table.names._coming)
         asked = {name: [asyncio.create_task(stack.complete(model=name)) for _ in range(3)] for name in ("m", "n")}
         await stack.until(lambda: stack.router.queue.hold.waiting == 6)
         assert await stack.metric('disagg_router_waiting_requests{pool="decode"}') == 6

@@ -274,3 +274,18 @@ def test_builtin_workers_do_not_mention_adapters() -> None:
     pool = {"metadata": {"annotations": {RUNTIME_ANNOTATION: pins.to_text(Pins(OLD))}}}
     found = choose(resource, dd, {("DisaggPool", f"{dd.metadata.name}-prefill"): pool}, NEW, lambda: True)
     assert found.update == "worker worker:old -> worker:new, router router:old -> router:new"
+
+
+def test_pins_that_the_api_server_refuses_stay_and_keep_their_place_in_the_line() -> None:
+    stays = ChosenRuntime(Pins(OLD), "x -> y")
+    moves = ChosenRuntime(Pins(NEW, "monday", moving=True), otherwise=stays)
+    assert stays.unmoved("no", 5.0) is None
+    unmoved = moves.unmoved("no", 5.0)
+    assert unmoved is not None
+    assert (unmoved.pins, unmoved.update, unmoved.retry_s) == (Pins(OLD), "x -> y (refused: no)", 5.0)
+    woken: list[Any] = []
+    updates = RuntimeUpdates(1, woken.append)
+    assert updates.may_begin(("ns", "a"))
+    updates.note(("ns", "a"), unmoved)
+    assert not updates.may_begin(("ns", "b"))
+    assert woken == []

@@ -83,6 +83,7 @@ async def test_info_says_who_it_is_and_what_it_can_take(tiny: Path) -> None:
             "role_epoch": 0,
             "changing_to": None,
             "state": "ready",
+            "last_resort": False,
             "revision": "5d8f",
             "model_name": "tiny",
             "model": {

@@ -62,7 +62,7 @@ class Membership(Protocol):
 class WorkerTable:
     """The polled `info` of every member, this router's own load on it, and the circuit breaker.
 
-    `changed` is called whenever `catalogue` is another one.
+    `changed` is called whenever `catalogue`, or what starting workers say, is another one.
     """
 
     def __init__(
@@ -93,6 +93,8 @@ class WorkerTable:
         self._texts: dict[str, Text] = {}
         self._links: dict[str, Link] = {}
         self._asked = False
+        # What starting workers have said, and whether all have.
+        self._told: tuple[frozenset[str], bool] = (frozenset(), True)
         self._prefixes = PrefixMap()
         self.breaker = Breaker()
         self.proven: frozenset[str] = frozenset()
@@ -255,11 +257,14 @@ class WorkerTable:
     def _refresh_catalogue(self) -> None:
         before, self.catalogue = self.catalogue, self._catalogue()
         silent = self._membership.members().keys() - self._workers.keys() - self._coming.members()
+        told = self._told
+        self._told = (self._coming.names(), not silent)
         self.names.update(self.catalogue, self._coming.names(), time.monotonic(), all_told=not silent)
         used = self.names.digests() | {w.digest for w in self.workers() if w.state == READY}
         self._texts = {digest: text for digest, text in self._texts.items() if digest in used}
         if self.catalogue != before:
             log.info("models: %s", "; ".join(self.catalogue.lines()) or "none")
+        if (self.catalogue, self._told) != (before, told):
             self._changed()
 
     async def _tell_room(self, prefill: Worker) -> None:
