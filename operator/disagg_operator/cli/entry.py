@@ -37,6 +37,9 @@ TOOLS = {
     ),
 }
 
+# What is said before the module of a command is imported, where that takes seconds.
+_LOADING = {"simulate": "loading the simulator"}
+
 
 def parser(tool: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of all commands, with the arguments of `tool`.
@@ -74,6 +77,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command and exit with its status."""
     given = sys.argv[1:] if argv is None else argv
     tool = given[0] if given and given[0] in TOOLS else None
+    if tool in _LOADING and not {"-h", "--help"} & set(given):
+        print(f"disagg {tool}: {_LOADING[tool]} ...", file=sys.stderr, flush=True)
     arguments = parser(tool).parse_args(given)
     if tool is not None:
         module = _import(tool, TOOLS[tool][0])

@@ -14,11 +14,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.cli import plots
+from disagg_operator.cli.working import Working
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
-from disagg_operator.simulation import bounds, monolithic_workers, named_policies, traces
-from disagg_operator.simulation.cluster import Cluster, Setup
+from disagg_operator.simulation import bounds, compiled, monolithic_workers, named_policies, traces
+from disagg_operator.simulation.cluster import Cluster, Policy, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, ORDERS
 from disagg_operator.simulation.score import Score, score
 
@@ -142,31 +144,8 @@ def run(args: argparse.Namespace) -> int:
     made = {name: named_policies.make(name, setup) for name in names}
     if args.plot is not None:
         plots.check(args.plot, len(made))
-    trace = traces.read(args.trace)
-    if len(trace) * args.copies > _MOST_REQUESTS:
-        raise ValueError(f"--copies: {len(trace)} requests {args.copies} times are more than {_MOST_REQUESTS:,}")
-    trace = trace.times(args.copies)
-    past = named_policies.read_history(args.history, args.copies) if args.history else None
-    made = {name: named_policies.make(name, setup, past, args.role_flip_s) for name in names}
-    scores: dict[str, Score] = {}
-    timelines = []
-    for name, policy in made.items():
-        if sys.stderr.isatty():
-            print(
-                f"{len(trace):,} requests with {name} (the first run on a machine compiles for half a minute) ...",
-                file=sys.stderr,
-            )
-        cluster = Cluster(trace, setup).run(policy)
-        scores[name] = score(cluster)
-        timelines.append(plots.Timeline(f"{trace.name}: {name}", cluster.series.columns_as_lists()))
-    notes = []
-    if args.bounds:
-        fixed, foresight = bounds.static(trace, setup), bounds.oracle(trace, setup)
-        scores[f"cheapest fixed fleet: {fixed.plan}"] = fixed.score
-        scores[f"with foresight: {foresight.plan}"] = foresight.score
-        notes.append(f"fluid bound: {bounds.fluid_gpu_hours(trace, setup):.1f} GPU-hours")
-    if args.monolithic is not None:
-        notes.append(_monolithic(trace, setup, args.monolithic))
+    with Working() as working:
+        trace, scores, timelines, notes = _simulate(args, setup, list(made), working)
     if args.json:
         json.dump(
             {"trace": trace.name, "scores": {name: asdict(s) for name, s in scores.items()}, "notes": notes},
@@ -184,6 +163,52 @@ def run(args: argparse.Namespace) -> int:
         recorder.print(table(trace.name, scores))
         plots.save(args.plot, timelines, "\n".join([recorder.export_text(), *notes]))
     return 0
+
+
+def _simulate(
+    args: argparse.Namespace, setup: Setup, names: list[str], working: Working
+) -> tuple[traces.Trace, dict[str, Score], list[plots.Timeline], list[str]]:
+    """Return the trace, and what became of it: the scores, the courses of time, and sentences."""
+    working.say(f"reading {args.trace}")
+    trace = traces.read(args.trace)
+    if len(trace) * args.copies > _MOST_REQUESTS:
+        raise ValueError(f"--copies: {len(trace)} requests {args.copies} times are more than {_MOST_REQUESTS:,}")
+    trace = trace.times(args.copies)
+    past = named_policies.read_history(args.history, args.copies) if args.history else None
+    made = {name: named_policies.make(name, setup, past, args.role_flip_s) for name in names}
+    scores: dict[str, Score] = {}
+    timelines, notes = [], []
+    for name, policy in made.items():
+        compiles = "" if compiled.exists() else "; the first run on a machine compiles for half a minute or more"
+        working.say(f"{len(trace):,} requests with {name}{compiles}")
+        cluster = Cluster(trace, setup).run(_told(policy, trace, setup, working))
+        scores[name] = score(cluster)
+        timelines.append(plots.Timeline(f"{trace.name}: {name}", cluster.series.columns_as_lists()))
+    if args.bounds:
+        working.say("the cheapest fixed fleet, of many")
+        fixed = bounds.static(trace, setup)
+        working.say("the cheapest plan with foresight, of many")
+        foresight = bounds.oracle(trace, setup)
+        scores[f"cheapest fixed fleet: {fixed.plan}"] = fixed.score
+        scores[f"with foresight: {foresight.plan}"] = foresight.score
+        notes.append(f"fluid bound: {bounds.fluid_gpu_hours(trace, setup):.1f} GPU-hours")
+    if args.monolithic is not None:
+        working.say(f"{args.monolithic} workers that prefill and decode")
+        notes.append(_monolithic(trace, setup, args.monolithic))
+    return trace, scores, timelines, notes
+
+
+def _told(policy: Policy, trace: traces.Trace, setup: Setup, working: Working) -> Policy:
+    """Return the policy, which tells at each decision how much of the trace has been served."""
+    decisions = 0
+
+    def decide(seen: Observation) -> Targets:
+        nonlocal decisions
+        decisions += 1
+        working.reach(decisions * setup.interval_s / max(trace.span_s, setup.interval_s))
+        return policy(seen)
+
+    return decide
 
 
 def _check(args: argparse.Namespace) -> None:

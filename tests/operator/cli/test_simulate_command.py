@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from disagg_operator.cli import simulate_command
+from disagg_operator.cli.entry import main
 
 
 @pytest.fixture
@@ -138,3 +139,15 @@ def test_bad_arguments_are_named(
     monkeypatch.setattr(simulate_command, "Cluster", None)  # the error is raised before any simulation
     with pytest.raises(simulate_command.ERRORS, match=message):
         run(str(trace), *argv)
+
+
+def test_what_is_being_done_is_said_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first word comes before the simulator is imported, and each step before it begins."""
+    with pytest.raises(SystemExit):
+        main(["simulate", str(tmp_path / "none.csv")])
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "disagg simulate: loading the simulator ...",
+        f"reading {tmp_path / 'none.csv'} ...",
+    ]
