@@ -98,6 +98,9 @@ def _hardware_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GPU=FILE",
         help="measured profile of a GPU (see `disagg profile`)",
     )
+    have.add_argument(
+        "--any-profile", action="store_true", help="also accept profiles of another model or of other hardware"
+    )
     have.add_argument("--weight-bits", type=int, choices=(4, 8, 16), help="bits of a weight, instead of the model's")
     have.add_argument("--kv-bits", type=int, choices=(8, 16), default=16, help="bits of an element of the KV cache")
 
@@ -190,7 +193,7 @@ def _question(args: argparse.Namespace, model: ModelShape) -> tuple[planner.Ques
         NETWORKS[args.network],
         _prices(args.price, gpus),
         EFFICIENCIES[args.efficiency],
-        _measured(args.profile),
+        _measured(args, model),
         frozenset(g.name for g in prefill) or names,
         frozenset(g.name for g in decode) or names,
     )
@@ -269,8 +272,11 @@ def _prices(texts: list[str], gpus: list[Gpu]) -> dict[str, float]:
     return found
 
 
-def _measured(texts: list[str]) -> dict[str, list[profiles.Profile]]:
-    return {gpu: [profile_file.load(file)] for gpu, file in _pairs(texts, "--profile").items()}
+def _measured(args: argparse.Namespace, model: ModelShape) -> dict[str, list[profiles.Profile]]:
+    return {
+        gpu: [profile_file.load_of(file, model.name, gpu, args.any_profile)]
+        for gpu, file in _pairs(args.profile, "--profile").items()
+    }
 
 
 def _model(args: argparse.Namespace) -> ModelShape:

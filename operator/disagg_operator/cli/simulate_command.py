@@ -57,6 +57,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", default="70b-h100-tp4", help="a published profile, or a file that `disagg profile` wrote"
     )
+    parser.add_argument("--model", default="", help="refuse a profile of another model than this one")
+    parser.add_argument("--any-profile", action="store_true", help="accept it nevertheless")
     parser.add_argument(
         "--copies",
         type=int,
@@ -177,7 +179,8 @@ def _simulate(
     past = named_policies.read_history(args.history, args.copies) if args.history else None
     made = {name: named_policies.make(name, setup, past, args.role_flip_s) for name in names}
     scores: dict[str, Score] = {}
-    timelines, notes = [], []
+    _, of = profile_file.load_with_origin(args.profile)
+    timelines, notes = [], [f"profile: {args.profile}{f': {of.words()}' if of is not None else ''}"]
     for name, policy in made.items():
         compiles = "" if compiled.exists() else "; the first run on a machine compiles for half a minute or more"
         working.say(f"{len(trace):,} requests with {name}{compiles}")
@@ -228,7 +231,7 @@ def _check(args: argparse.Namespace) -> None:
 def _setup(args: argparse.Namespace) -> Setup:
     _check(args)
     return Setup(
-        profile_file.load(args.profile),
+        profile_file.load_of(args.profile, args.model, anyway=args.any_profile),
         tpot_s=args.tpot_ms / 1000,
         ttft_least_s=args.ttft_s,
         cold_start_s=tuple(args.cold_start_s),

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 _LEAST_S_PER_SEQUENCE = 1e-9
+MEASURED = "measured"
+"""The key of a profile file that says where the profile comes from (performance.origin)."""
 
 
 class ProfileError(ValueError):
@@ -209,6 +212,7 @@ def parse(name: str, text: str) -> Profile:
         if not isinstance(raw, dict):
             raise ProfileError(f"{name}: must hold one JSON object")
         known = {f.name for f in fields(Profile)}
+        raw.pop(MEASURED, None)
         if unknown := sorted(set(raw) - known):
             raise ProfileError(f"{name}: {unknown[0]}: unknown field")
         found = Profile(**raw)
@@ -227,6 +231,6 @@ def parse(name: str, text: str) -> Profile:
     return found
 
 
-def to_text(profile: Profile) -> str:
-    """Return a profile as JSON, with one field per line."""
-    return json.dumps(asdict(profile), indent=1) + "\n"
+def to_text(profile: Profile, measured: Mapping[str, Any] | None = None) -> str:
+    """Return a profile, and where it comes from if that is known, as JSON."""
+    return json.dumps(({MEASURED: dict(measured)} if measured else {}) | asdict(profile), indent=1) + "\n"

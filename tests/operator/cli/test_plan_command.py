@@ -11,6 +11,7 @@ import yaml
 
 from disagg_operator.api import parse_file
 from disagg_operator.cli.entry import main
+from disagg_operator.performance.origin import Origin
 from disagg_operator.performance.profile import PROFILES
 from disagg_operator.performance.profile_file import save
 
@@ -135,6 +136,22 @@ def test_a_config_file_and_a_measured_profile(
     assert (data["model"]["name"], data["model"]["kv_bytes_per_token"]) == ("stdlib-llama", 3072)
     assert data["model"]["active_parameters"] == data["model"]["parameters"]
     assert "H100: measured profile." in data["notes"]
+
+
+def test_a_profile_of_another_model_or_gpu_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "p.json"
+    save(PROFILES["8b-h100"], file, Origin(model="org/other-model", hardware="H100"))
+    asked = ["llama-3.1-8b", "--rate", "5", *SMALL, "--profile", f"H100={file}"]
+    assert plan(capsys, *asked) == (
+        2,
+        f"disagg plan: {file}: is a profile of the model org/other-model, not of llama-3.1-8b; measure that with "
+        "`disagg profile`, or use it nevertheless with --any-profile",
+    )
+    assert plan(capsys, *asked, "--any-profile")[0] == 0
+    save(PROFILES["8b-h100"], file, Origin(model="meta-llama/Llama-3.1-8B-Instruct", hardware="A100"))
+    assert "is a profile of A100, not of H100" in plan(capsys, *asked)[1]
 
 
 def test_weights_that_were_planned_at_8_bits_are_asked_for_at_8_bits(
