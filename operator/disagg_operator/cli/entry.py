@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     if tool in _LOADING and not {"-h", "--help"} & set(given):
         print(f"disagg {tool}: {_LOADING[tool]} ...", file=sys.stderr, flush=True)
     arguments = parser(tool).parse_args(given)
+    arguments.invocation = shlex.join(["disagg", *given])  # for reports
     if tool is not None:
         module = _import(tool, TOOLS[tool][0])
         try:

@@ -143,9 +143,10 @@ def run(args: argparse.Namespace) -> int:
     if args.yaml and wishes is not None:
         args.yaml.write_text(_yaml(plan, wishes), encoding="utf-8")
     if args.html:
-        from disagg_operator.cli import plan_html
+        from disagg_operator.cli import html_page, plan_html
 
-        plan_html.write(args.html, plan)
+        of = [f"{gpu}: {_profile_words(file)}" for gpu, file in _pairs(args.profile, "--profile").items()]
+        plan_html.write(args.html, plan, html_page.Made(getattr(args, "invocation", "disagg plan"), of))
     return 0 if plan.chosen else 1
 
 
@@ -277,6 +278,11 @@ def _measured(args: argparse.Namespace, model: ModelShape) -> dict[str, list[pro
         gpu: [profile_file.load_of(file, model.name, gpu, args.any_profile)]
         for gpu, file in _pairs(args.profile, "--profile").items()
     }
+
+
+def _profile_words(file: str) -> str:
+    of = profile_file.load_with_origin(file)[1]
+    return file if of is None else f"{file}: {of.words()}"
 
 
 def _model(args: argparse.Namespace) -> ModelShape:

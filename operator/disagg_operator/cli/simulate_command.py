@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
-from disagg_operator.cli import plots
+from disagg_operator.cli import html_page, plots, timeline_html
 from disagg_operator.cli.working import Working
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
@@ -161,9 +160,9 @@ def run(args: argparse.Namespace) -> int:
         for note in notes:
             console.print(note)
     if args.plot:
-        recorder = Console(file=io.StringIO(), record=True, width=160)
-        recorder.print(table(trace.name, scores))
-        plots.save(args.plot, timelines, "\n".join([recorder.export_text(), *notes]))
+        made = html_page.Made(getattr(args, "invocation", "disagg simulate"))
+        rows = [score_row(name, s) for name, s in scores.items()]
+        timeline_html.save(args.plot, trace.name, timelines, made, notes, SCORE_COLUMNS, rows)
     return 0
 
 
@@ -186,7 +185,7 @@ def _simulate(
         working.say(f"{len(trace):,} requests with {name}{compiles}")
         cluster = Cluster(trace, setup).run(_told(policy, trace, setup, working))
         scores[name] = score(cluster)
-        timelines.append(plots.Timeline(f"{trace.name}: {name}", cluster.series.columns_as_lists()))
+        timelines.append(plots.Timeline(name, cluster.series.columns_as_lists()))
     if args.bounds:
         working.say("the cheapest fixed fleet, of many")
         fixed = bounds.static(trace, setup)
@@ -270,29 +269,27 @@ def _monolithic(trace: traces.Trace, setup: Setup, workers: int) -> str:
     )
 
 
+SCORE_COLUMNS = (
+    "policy", "GPU-h", "attained %", "TTFT %", "TPOT %", "windows <95 %", "TTFT p99 s", "TPOT p99 ms", "starts",
+    "dropped", "killed",
+)  # fmt: skip
+
+
+def score_row(name: str, s: Score) -> list[str]:
+    """Return the cells of a policy in the order of SCORE_COLUMNS."""
+    shares = [f"{100 * share:.2f}" for share in (s.attainment, s.ttft_attainment, s.tpot_attainment)]
+    late = [_number(s.ttft_p99_s), _number(1000 * s.tpot_p99_s)]
+    counts = map(str, (s.starts, s.dropped, s.killed))
+    return [name, f"{s.gpu_hours:.1f}", *shares, f"{100 * s.windows_below:.1f}", *late, *counts]
+
+
 def table(title: str, scores: dict[str, Score]) -> Table:
     """Return a table with one row for each policy."""
     found = Table(title=title, title_justify="left")
-    found.add_column("policy")
-    numbers = [
-        "GPU-h",
-        "attained %",
-        "TTFT %",
-        "TPOT %",
-        "windows <95 %",
-        "TTFT p99 s",
-        "TPOT p99 ms",
-        "starts",
-        "dropped",
-        "killed",
-    ]
-    for column in numbers:
-        found.add_column(column, justify="right")
+    for i, column in enumerate(SCORE_COLUMNS):
+        found.add_column(column, justify="right" if i else "left")
     for name, s in scores.items():
-        shares = [f"{100 * share:.2f}" for share in (s.attainment, s.ttft_attainment, s.tpot_attainment)]
-        late = [_number(s.ttft_p99_s), _number(1000 * s.tpot_p99_s)]
-        counts = map(str, (s.starts, s.dropped, s.killed))
-        found.add_row(name, f"{s.gpu_hours:.1f}", *shares, f"{100 * s.windows_below:.1f}", *late, *counts)
+        found.add_row(*score_row(name, s))
     return found
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.operator.cli.html_charts import charts_of
 
 from disagg_operator.api import parse_file
 from disagg_operator.cli.entry import main
 from disagg_operator.performance.origin import Origin
 from disagg_operator.performance.profile import PROFILES
 from disagg_operator.performance.profile_file import save
+from disagg_wire.version import VERSION
 
 SMALL = ["--prompt-tokens", "500,2000", "--output-tokens", "150"]
 
@@ -67,8 +69,11 @@ def test_json_yaml_and_html(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
             )
 
     Reader().feed(page)
-    assert tags.count("svg") == 4
-    assert tags.count("table") == 4
+    assert tags.count("table") == 5
+    assert [c["title"].partition(",")[0] for c in charts_of(page)] == [
+        "Cost over load", "Prefill of one prompt", "Decode step", "KV transfer",
+    ]  # fmt: skip
+    assert f"disagg {VERSION}<br><code>disagg plan meta-llama/Llama-3.1-70B --rate 80 " in page
     assert links == []  # the page loads nothing from elsewhere
     assert data["headline"] in page
 
@@ -149,7 +154,9 @@ def test_a_profile_of_another_model_or_gpu_is_refused_by_name(
         f"disagg plan: {file}: is a profile of the model org/other-model, not of llama-3.1-8b; measure that with "
         "`disagg profile`, or use it nevertheless with --any-profile",
     )
-    assert plan(capsys, *asked, "--any-profile")[0] == 0
+    page = tmp_path / "r.html"
+    assert plan(capsys, *asked, "--any-profile", "--html", str(page))[0] == 0
+    assert f"profile: H100: {file}: org/other-model on H100, measured by disagg" in page.read_text()
     save(PROFILES["8b-h100"], file, Origin(model="meta-llama/Llama-3.1-8B-Instruct", hardware="A100"))
     assert "is a profile of A100, not of H100" in plan(capsys, *asked)[1]
 

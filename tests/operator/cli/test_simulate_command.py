@@ -103,7 +103,7 @@ def test_a_table_with_bounds_baselines_and_monolithic_serving(
         "monolithic, 4 workers",
     ):
         assert text in out
-    assert "<img" in page.read_text()
+    assert "KEDA (1, 48): decode desired" in page.read_text()
 
 
 @pytest.mark.parametrize(
