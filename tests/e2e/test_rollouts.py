@@ -160,7 +160,7 @@ async def test_a_model_is_taken_back_in_the_middle_and_no_serving_worker_goes(fl
 async def test_an_edit_in_the_middle_of_a_rollout_goes_straight_to_the_last_one(fleet: Cluster, url: str) -> None:
     before, known = _workers(fleet), await expected(url, OTHER)
     async with traffic(url, model=OTHER, known=known, leaves=True) as seen:
-        await _edit(fleet, engine={"blockSizeTokens": 16})
+        await _edit(fleet, engine={"blockSizeTokens": 8})
         await _until(fleet, "a new worker has begun", lambda: bool(_workers(fleet) - before))
         await _edit(fleet, model={"uri": f"file:///models/{rig.MODEL}"})
         await _rolled(fleet)
@@ -205,7 +205,7 @@ async def test_an_image_that_crashes_is_told_with_its_last_words_and_undone(flee
     async with traffic(url) as seen:
         # The router's image has no worker in it.
         await _edit(fleet, engine={"image": "disagg.dev/router:dev"})
-        await _until(fleet, "it is told", lambda: "No module named disagg_worker" in rig.diagnosis(fleet, NAME))
+        await _until(fleet, "it is told", lambda: "DISAGG_MEMBERSHIP: Field required" in rig.diagnosis(fleet, NAME))
         disagg = Path(sys.executable).with_name("disagg")
         await asyncio.to_thread(fleet.run, disagg, "rollout", "undo", NAME, "-n", fleet.namespace)
         await _rolled(fleet)

@@ -66,7 +66,9 @@ async def test_another_name_with_other_weights_takes_over_and_is_taken_back(tmp_
             await load.settled(CLIENTS)
             await fleet.go(old[1], old[3], *back)
             await load.more("n=b")
-            assert await listed(stack) == ["m", "n"]  # the configured name may come back
+            await stack.until(lambda: "m" not in stack.router.table.names.listed())
+            assert await listed(stack) == ["n"]
+            assert (await stack.complete(model="m")).status_code == 404
 
 
 async def test_other_weights_under_the_same_name_take_over_while_requests_wait(tmp_path: Path) -> None:
@@ -124,10 +126,21 @@ async def test_where_no_two_pairs_fit_both_names_wait_while_the_pools_switch(tmp
         answers = [(await task).json() for task in asked["n"]]
         assert {a["choices"][0]["text"] for a in answers} == {answer_of("b", "hello", 5, 8)}
         assert min(a["disagg"]["queue_s"] for a in answers) > 0
-        # The change is taken back, and those who still ask for the first model get it.
+        # The first model will not come any more, and nobody waits for it in vain.
+        assert {(await task).status_code for task in asked["m"]} == {404}
+        assert await stack.metric('disagg_router_held_requests_total{outcome="served"}') == 3
+
+
+async def test_a_change_that_is_taken_back_while_both_names_wait_serves_those_who_waited(tmp_path: Path) -> None:
+    old = team("m", "a", 1)
+    async with Stack(tmp_path, *old) as stack:
+        fleet = Fleet(stack)
+        await fleet.go(*old)
+        asked = [asyncio.create_task(stack.complete()) for _ in range(3)]
+        await stack.until(lambda: stack.router.queue.hold.waiting == 3)
         await fleet.come(*team("m", "a", 1))
-        assert {(await task).json()["choices"][0]["text"] for task in asked["m"]} == {answer_of("a", "hello", 5, 8)}
-        assert await stack.metric('disagg_router_held_requests_total{outcome="served"}') == 6
+        assert {(await task).json()["choices"][0]["text"] for task in asked} == {answer_of("a", "hello", 5, 8)}
+        assert await stack.metric('disagg_router_held_requests_total{outcome="served"}') == 3
 
 
 async def test_too_much_that_waits_for_a_model_and_too_long_a_wait_are_told_to_come_back(tmp_path: Path) -> None:

@@ -187,3 +187,25 @@ def test_the_configured_name_is_listed_first_and_its_adapters_while_it_is_away()
     names.update(made([P, D]), (), 101.0)  # it has come back without the adapter
     assert names.listed() == {"m": ""}
     assert not names.known("sql", 101.0)
+
+
+@pytest.mark.parametrize(
+    ("workers", "coming", "all_told", "known"),
+    [
+        (pools(1, 1, model="n"), (), True, False),  # another model has replaced it
+        (pools(1, 1, model="n"), (), False, True),  # a worker has not said yet what it will serve
+        (pools(1, 1, model="n"), {"m"}, True, True),
+        ([*pools(1, 1, model="n"), P], (), True, True),  # one of its workers is left
+        ([P], (), True, True),
+        ([], (), True, True),  # all are away
+    ],
+)
+def test_a_model_that_another_one_has_replaced_need_not_be_waited_for(
+    workers: list[Worker], coming: set[str], all_told: bool, known: bool
+) -> None:
+    names = KnownNames("m", 10.0)
+    names.update(made([replace(w, adapters=frozenset({"sql"})) for w in pools(1, 1)]), (), 0.0)
+    names.update(made(workers), coming, 1.0, all_told=all_told)
+    assert names.known("m", 2.0) is known
+    assert names.known("sql", 2.0) is known
+    assert ("m" in names.listed()) is known

@@ -263,12 +263,14 @@ class Dispatcher:
 
     async def _hold(self, visit: _Visit, state: RequestState, deadline_s: float) -> None:
         """Wait until there are workers with the weights of the request, or with others for its name
-        if it can begin anew. Raises ModelReplaced in the latter case.
+        if it can begin anew. Raises ModelReplaced in the latter case, and if nobody will serve it.
         """
         visit.queue.gone(visit.turn)
         name = state.identity.name
 
         def ready() -> bool:
+            if not state.shown and not self._table.names.known(name, time.monotonic()):
+                raise ModelReplaced(name)
             return self._has_workers(state) or (not state.shown and bool(self._table.catalogue.current(name)))
 
         await self._queues.hold.until(

@@ -41,10 +41,9 @@ class ModelNames:
         """
         table, hold, waited_s = self._router.table, self._router.queue.hold, 0.0
         while (model := table.catalogue.pick(name, random.random()) or table.names.last(name)) is None:
-            if not table.names.known(name, time.monotonic()):
-                raise self._unknown(name)
+            self._has_workers(name)
             waiting, began_s = (
-                hold.until(lambda: bool(table.catalogue.current(name)), name, size_bytes, arrived_s),
+                hold.until(lambda: self._has_workers(name), name, size_bytes, arrived_s),
                 time.monotonic(),
             )
             try:
@@ -54,6 +53,12 @@ class ModelNames:
                 raise
             waited_s += time.monotonic() - began_s
         return table.text(model.identity), model, waited_s
+
+    def _has_workers(self, name: str) -> bool:
+        """Return whether a name is served. Raises ApiError if it need not be waited for."""
+        if not self._router.table.names.known(name, time.monotonic()):
+            raise self._unknown(name)
+        return bool(self._router.table.catalogue.current(name))
 
     def _unknown(self, name: str) -> ApiError:
         names = self._router.table.names

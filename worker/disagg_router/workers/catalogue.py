@@ -154,18 +154,28 @@ class KnownNames:
         self._live: dict[str, Identity] = {}
         self._last: dict[str, tuple[Model, float]] = {}
         self._coming: frozenset[str] = frozenset()
+        self._offered: frozenset[str] = frozenset()
+        self._all_told = False
 
-    def update(self, catalogue: Catalogue, coming: Collection[str], now_s: float) -> None:
-        """Note what is served now, and what starting workers say that they will serve."""
+    def update(self, catalogue: Catalogue, coming: Collection[str], now_s: float, *, all_told: bool = False) -> None:
+        """Note what is served now, and what starting workers say that they will serve.
+
+        `all_told` is set if no worker is listed that has not said what it serves.
+        """
+        self._all_told = all_told
         self.any_served = self.any_served or bool(catalogue.offers)
-        self._live, self._coming = catalogue.live(), frozenset(coming)
+        self._live, self._offered, self._coming = catalogue.live(), frozenset(catalogue.offers), frozenset(coming)
         self._last |= {name: (catalogue.current(name)[0].model, now_s) for name in catalogue.offers}
         for name in [n for n in self._last if not self.known(n, now_s)]:
             del self._last[name]
 
     def known(self, name: str, now_s: float) -> bool:
         """Return whether a request for the name may wait for its workers."""
-        if name in (self.configured, *self._coming) or name in self._live or self._belongs(name):
+        if name in self._coming or name in self._live:
+            return True
+        if self._is_replaced(name):
+            return False
+        if name == self.configured or self._belongs(name):
             return True
         return name in self._last and now_s - self._last[name][1] < self._memory_s
 
@@ -179,6 +189,15 @@ class KnownNames:
         """Return the digests of all that was just served."""
         return {model.identity.digest for model, _ in self._last.values()}
 
+    def _is_replaced(self, name: str) -> bool:
+        """Return whether other models are served now, and no worker is left or to come that may
+        serve the one that the name belongs to.
+        """
+        last = self.last(name)
+        model = name if last is None else last.identity.parent or name
+        models = {identity.parent or served for served, identity in self._live.items()}
+        return self._all_told and bool(models) and model not in models | self._coming | self._offered
+
     def _belongs(self, name: str) -> bool:
         """Return whether it is an adapter of the configured model while that is away as well."""
         last = self.last(name)
@@ -187,10 +206,11 @@ class KnownNames:
     def listed(self) -> dict[str, str]:
         """Return the names to show to clients, each with its parent: models first, then adapters.
 
-        They are the configured name, those that are served, and the adapters of the configured
-        model while that is away.
+        They are the configured name unless another model has replaced it, those that are served,
+        and the adapters of the configured model while that is away.
         """
         shown = {name: identity.parent for name, identity in self._live.items()}
         shown |= {name: last.identity.parent for name, (last, _) in self._last.items() if self._belongs(name)}
-        shown.setdefault(self.configured, "")
+        if not self._is_replaced(self.configured):
+            shown.setdefault(self.configured, "")
         return dict(sorted(shown.items(), key=lambda item: (bool(item[1]), item[0] != self.configured, item[0])))

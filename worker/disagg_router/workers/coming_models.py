@@ -36,6 +36,10 @@ class ComingModels:
     def names(self) -> frozenset[str]:
         return frozenset(self._names.values())
 
+    def members(self) -> frozenset[str]:
+        """Return the members that have said what they will serve."""
+        return frozenset(self._names)
+
     def note(self, member: str, name: str) -> None:
         """Record what a worker has said; an older one says nothing."""
         if name:

@@ -219,7 +219,8 @@ class WorkerTable:
 
     def _refresh_catalogue(self) -> None:
         before, self.catalogue = self.catalogue, catalogue_of(self.workers(), self.proven, self._texts)
-        self.names.update(self.catalogue, self._coming.names(), time.monotonic())
+        silent = self._membership.members().keys() - self._workers.keys() - self._coming.members()
+        self.names.update(self.catalogue, self._coming.names(), time.monotonic(), all_told=not silent)
         used = self.names.digests() | {w.digest for w in self._workers.values() if w.state == READY}
         self._texts = {digest: text for digest, text in self._texts.items() if digest in used}
         if self.catalogue != before:
