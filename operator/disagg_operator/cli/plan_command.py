@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from disagg_operator.cli.working import Working
+from disagg_operator.cli.progress_display import Working
 from disagg_operator.engines import BY_NAME, DEFAULT
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def render(plan: Plan, made: Made) -> str:
     """Return the report of a plan as an HTML document."""
     q = plan.question
     parts = [
-        f'<p class="{"verdict" if plan.chosen else "verdict bad"}">{html_page.html.escape(report.headline(plan))}</p>',
+        f'<p class="{"verdict" if plan.chosen else "verdict bad"}">{html.escape(report.headline(plan))}</p>',
         html_page.definitions(report.question_rows(plan)),
         "<h2>In two pools, or in one</h2>",
         html_page.table(

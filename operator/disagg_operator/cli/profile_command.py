@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from disagg_operator.cli import measure
+from disagg_operator.cli.progress_display import Working
 from disagg_operator.cli.served_endpoint import About, MeasureError, ServedEndpoint
-from disagg_operator.cli.working import Working
 from disagg_operator.performance import fit, fit_quality, profile_file
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance.origin import Origin

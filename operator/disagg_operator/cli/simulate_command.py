@@ -15,7 +15,7 @@ from rich.table import Table
 
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.cli import html_page, plots, timeline_html
-from disagg_operator.cli.working import Working
+from disagg_operator.cli.progress_display import Working
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
 from disagg_operator.simulation import bounds, compiled, monolithic_workers, named_policies, traces
@@ -160,9 +160,9 @@ def run(args: argparse.Namespace) -> int:
         for note in notes:
             console.print(note)
     if args.plot:
-        made = html_page.Made(getattr(args, "invocation", "disagg simulate"))
+        source = html_page.Made(getattr(args, "invocation", "disagg simulate"))
         rows = [score_row(name, s) for name, s in scores.items()]
-        timeline_html.save(args.plot, trace.name, timelines, made, notes, SCORE_COLUMNS, rows)
+        timeline_html.save(args.plot, trace.name, timelines, source, notes, SCORE_COLUMNS, rows)
     return 0
 
 

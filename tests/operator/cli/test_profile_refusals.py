@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from disagg_operator.cli import measure, profile_command
+from disagg_operator.cli import measure
 from disagg_operator.cli.entry import main
 from disagg_operator.cli.served_endpoint import About, ServedEndpoint
 from disagg_operator.performance.fit import DecodePoint, PrefillPoint
@@ -41,7 +41,7 @@ def profile(monkeypatch: pytest.MonkeyPatch, found: measure.Measured, *argv: str
         return found
 
     monkeypatch.setattr(ServedEndpoint, "about", about)
-    monkeypatch.setattr(profile_command.measure, "measure", answer)
+    monkeypatch.setattr(measure, "measure", answer)
     with pytest.raises(SystemExit) as left:
         main(["profile", "http://127.0.0.1:9/v1", "--model", "chat", "--kv-tokens", "20000", *argv])
     return left.value.code

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from disagg_operator.cli.working import Working
+from disagg_operator.cli.progress_display import Working
 
 
 def told(terminal: bool) -> str:
