@@ -99,7 +99,7 @@ def test_a_mixture_of_experts(capsys: pytest.CaptureFixture[str], tmp_path: Path
 @pytest.mark.slow
 def test_a_mixture_of_experts_is_simulated(capsys: pytest.CaptureFixture[str]) -> None:
     """The simulation, which uses a straight line, agrees with the formulas within one replica."""
-    asked = ["gpt-oss-120b", "--rate", "30", *SMALL, "--gpus", "H100", "--json"]
+    asked = ["gpt-oss-120b", "--rate", "30", *SMALL, "--gpus", "H100", "--highest-rate", "100", "--json"]
     planned, simulated = (
         json.loads(plan(capsys, *asked, *more)[1])["deployments"]["disaggregated"] for more in ([], ["--simulate"])
     )

@@ -47,6 +47,8 @@ def test_names_of_one_model(one: str, other: str, same: bool) -> None:
 def test_what_is_not_known_is_not_compared() -> None:
     assert Origin().refusal("p.json", "llama-3.1-8b", "H100") is None
     assert OF.refusal("p.json", "", "") is None
+    assert OF.refusal("p.json", "SOME-MODEL", "h100") is None
+    assert OF.refusal("p.json", "other", "H100") == "p.json: is a profile of the model org/some-model, not of other"
     assert OF.refusal("p.json", "some-model", "A100") == "p.json: is a profile of H100, not of A100"
 
 

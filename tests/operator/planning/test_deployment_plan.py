@@ -14,7 +14,7 @@ from disagg_operator.performance.model_shape import KNOWN
 from disagg_operator.performance.profile import PROFILES
 from disagg_operator.planning import report
 from disagg_operator.planning.capacity import Infeasible
-from disagg_operator.planning.deployment_plan import Deployment, Question, cost_of, make_plan
+from disagg_operator.planning.deployment_plan import Deployment, Question, best_disaggregated, cost_of, make_plan
 from disagg_operator.planning.traffic import LatencyObjectives, LogNormal, Traffic
 
 
@@ -41,6 +41,22 @@ def test_from_the_crossover_on_disaggregation_is_cheaper_at_every_rate() -> None
     below = [row for row in plan.rates if row[0] < plan.crossover_per_s]
     assert below
     assert below[-1][1] >= below[-1][2]
+
+
+def test_where_only_two_pools_keep_the_objectives_they_are_cheaper_at_every_rate() -> None:
+    """The first token of one pool also waits for the step of its streams."""
+    p, asked = PROFILES["70b-h100-tp4"], traffic(1.0)
+    alone_s = p.isolated_s(asked.prompt.tail)
+    plan = make_plan(question(measured={"H100": [p]}, traffic=asked, ttft_s=alone_s + 1e-5))
+    assert isinstance(plan.monolithic, Infeasible)
+    assert plan.recommended == "disaggregated"
+    assert plan.crossover_per_s == plan.rates[0][0]
+
+
+def test_a_replica_that_computes_the_tail_prompt_too_slowly_is_left_out() -> None:
+    found = best_disaggregated(question(ttft_s=0.3))
+    assert isinstance(found, Deployment)
+    assert [p.tensor for p in found.pools] == [8, 4]
 
 
 def test_what_a_gpu_was_planned_by_is_said_with_its_source() -> None:
