@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from disagg_operator.cli.progress_display import Working
+from disagg_operator.cli.progress_display import ProgressDisplay
 from disagg_operator.engines import BY_NAME, DEFAULT
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     highest = args.highest_rate or max(1000.0, 10 * question.traffic.requests_per_s)
     if not (math.isfinite(highest) and highest > planner.LOWEST_PER_S):
         raise PlanError(f"--highest-rate: must be more than {planner.LOWEST_PER_S}")
-    with Working() as working:
+    with ProgressDisplay() as working:
         plan = _plan(args, question, trace, highest, working)
     if args.json:
         json.dump(report.as_data(plan), sys.stdout, indent=1)
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(
-    args: argparse.Namespace, question: planner.Question, trace: Any, highest: float, working: Working
+    args: argparse.Namespace, question: planner.Question, trace: Any, highest: float, working: ProgressDisplay
 ) -> planner.Plan:
     working.say(f"planning {question.model.name} at rates up to {highest:g} requests/s")
     plan = planner.make_plan(question, highest)

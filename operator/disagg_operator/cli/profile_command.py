@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from disagg_operator.cli import measure
-from disagg_operator.cli.progress_display import Working
+from disagg_operator.cli.progress_display import ProgressDisplay
 from disagg_operator.cli.served_endpoint import About, MeasureError, ServedEndpoint
 from disagg_operator.performance import fit, fit_quality, profile_file
 from disagg_operator.performance import profile as profiles
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out: {args.out}: there is no folder {args.out.parent}")
     extent = measure.Extent(args.max_prompt_tokens, args.max_batch, args.seconds)
     limits = fit.Limits(args.gpus, args.kv_tokens, args.batch_tokens, args.max_running)
-    with Working() as working:
+    with ProgressDisplay() as working:
         fitted, repeated, about = asyncio.run(_measure(args.url, args.model, extent, limits, working))
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(coefficients(fitted.profile))
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _measure(
-    url: str, model: str | None, extent: measure.Extent, limits: fit.Limits, working: Working
+    url: str, model: str | None, extent: measure.Extent, limits: fit.Limits, working: ProgressDisplay
 ) -> tuple[fit.Fitted, Sequence[fit_quality.Repeated], About]:
     working.say(f"asking {url}")
     async with ServedEndpoint(url, model, os.environ.get("OPENAI_API_KEY")) as endpoint:
@@ -140,7 +140,7 @@ async def _measure(
     return fit.fit(found.prefill, found.decode, limits, found.answers, found.front_s), found.repeated, about
 
 
-async def _tick(working: Working, seconds: float) -> None:
+async def _tick(working: ProgressDisplay, seconds: float) -> None:
     """Tell how much of the time of a measurement is over, until cancelled."""
     begin_s = time.monotonic()
     while True:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 
-class Working:
+class ProgressDisplay:
     """The progress of a command, used by `with`.
 
     `say` begins a step and `reach` tells how much of it is done. Steps of unknown length only show

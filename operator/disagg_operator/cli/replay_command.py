@@ -23,6 +23,7 @@ from disagg_operator.autoscaling.policy.queue_pools import QueueStart
 from disagg_operator.autoscaling.records import codec, decision_records
 from disagg_operator.autoscaling.records.decision_records import Policy, Run, Step
 from disagg_operator.cli import decision_source, html_page, plots, timeline_html
+from disagg_operator.cli.progress_display import ProgressDisplay
 from disagg_operator.controller.acceptance import DEFAULT_TARGETS
 from disagg_operator.simulation import named_policies
 from disagg_operator.simulation.cluster import Setup
@@ -59,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     changes = [parse_change(text) for text in args.set]
     if changes and args.policy not in (None, QUEUE, named_policies.PREDICTIVE):
         raise ValueError("--set: changes settings of predictive and queue alone")
-    targets = decision_records.replay(runs, lambda one: policy_of(args.policy, one, changes))
+    with ProgressDisplay() as display:
+        display.say(f"deciding again on {sum(len(run.steps) for run in runs):,} observations")
+        targets = decision_records.replay(runs, lambda one: policy_of(args.policy, one, changes))
     everything = sorted(
         zip(decision_records.steps_of(runs), targets, strict=True), key=lambda pair: pair[0].observation.now_s
     )

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.cli import html_page, plots, timeline_html
-from disagg_operator.cli.progress_display import Working
+from disagg_operator.cli.progress_display import ProgressDisplay
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
 from disagg_operator.simulation import bounds, compiled, monolithic_workers, named_policies, traces
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     made = {name: named_policies.make(name, setup) for name in names}
     if args.plot is not None:
         plots.check(args.plot, len(made))
-    with Working() as working:
+    with ProgressDisplay() as working:
         trace, scores, timelines, notes = _simulate(args, setup, list(made), working)
     if args.json:
         json.dump(
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _simulate(
-    args: argparse.Namespace, setup: Setup, names: list[str], working: Working
+    args: argparse.Namespace, setup: Setup, names: list[str], working: ProgressDisplay
 ) -> tuple[traces.Trace, dict[str, Score], list[plots.Timeline], list[str]]:
     """Return the trace, and what became of it: the scores, the courses of time, and sentences."""
     working.say(f"reading {args.trace}")
@@ -200,7 +200,7 @@ def _simulate(
     return trace, scores, timelines, notes
 
 
-def _told(policy: Policy, trace: traces.Trace, setup: Setup, working: Working) -> Policy:
+def _told(policy: Policy, trace: traces.Trace, setup: Setup, working: ProgressDisplay) -> Policy:
     """Return the policy, which tells at each decision how much of the trace has been served."""
     decisions = 0
 

@@ -120,10 +120,7 @@ def notes(plan: Plan) -> list[str]:
     out = [f"{name} is infeasible: {d.limit}: {d.reason}." for name, d in both(plan) if isinstance(d, Infeasible)]
     out.append(crossover(plan))
     out += network_load.limits(plan)
-    out.append(
-        f"Replicas n (m + h): the mean load needs m, and h are head-room for p{100 * q.objectives.percentile:g}, for "
-        "the queues of bursts and for whole replicas."
-    )
+    out += [headroom(plan, p) for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools]
     if not q.prices_per_hour:
         out.append("Without prices (--price) every GPU counts the same, so a small one costs as much as a large one.")
     used = {p.gpu.name: p.gpu for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools}
@@ -203,6 +200,16 @@ def pool_row(p: PoolPlan, chunk_tokens: int = 0) -> list[str]:
         _KINDS[p.role], f"{p.gpus} x {p.gpu.name}", replicas(p), parallelism(p), batch,
         f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
     ]  # fmt: skip
+
+
+def headroom(plan: Plan, p: PoolPlan) -> str:
+    """Return what the replicas of a pool are for, in words."""
+    more, percentile = p.replicas - p.mean_replicas, 100 * plan.question.objectives.percentile
+    needed = f"{_KINDS[p.role]}: the mean load needs {p.mean_replicas} of {p.replicas} replicas"
+    if more == 0:
+        return f"{needed}; there is room for p{percentile:g} in them."
+    why = "interfaces of the network" if p.bound == "network" else f"head-room for p{percentile:g}"
+    return f"{needed}; {more} {'is' if more == 1 else 'are'} {why}."
 
 
 def replicas(p: PoolPlan) -> str:

@@ -6,12 +6,12 @@ import io
 
 from rich.console import Console
 
-from disagg_operator.cli.progress_display import Working
+from disagg_operator.cli.progress_display import ProgressDisplay
 
 
 def told(terminal: bool) -> str:
     out = io.StringIO()
-    with Working(Console(file=out, force_terminal=terminal, width=80)) as working:
+    with ProgressDisplay(Console(file=out, force_terminal=terminal, width=80)) as working:
         working.reach(0.5)  # of nothing
         working.say("reading [t.csv]")
         working.reach(0.5)

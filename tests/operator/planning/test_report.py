@@ -151,6 +151,27 @@ def test_the_notes_say_by_what_the_figures_were_made() -> None:
     assert notes[-1] == "Sizes: queueing formulas; --simulate checks them request by request."
 
 
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (pool("prefill", utilisation=0.5), "prefill: the mean load needs 1 of 2 replicas; 1 is head-room for p99."),
+        (
+            pool("decode", replicas=10, utilisation=0.31, bound="network"),
+            "decode: the mean load needs 4 of 10 replicas; 6 are interfaces of the network.",
+        ),
+        (
+            pool("both", utilisation=0.51),
+            "prefill + decode: the mean load needs 2 of 2 replicas; there is room for p99",
+        ),
+    ],
+)
+def test_each_count_says_what_the_mean_load_needs(made: PoolPlan, words: str) -> None:
+    notes = report.notes(plan(TOO_SLOW, deployment(made)))
+    assert any(note.startswith(words) for note in notes)
+    data = report.as_data(plan(TOO_SLOW, deployment(made)))["deployments"]["monolithic"]["pools"][0]
+    assert data["mean_load_replicas"] + data["headroom_replicas"] == made.replicas
+
+
 def test_prices_measurements_and_a_simulation_are_told() -> None:
     asked = question(prices_per_hour={"H100": 2.5}, measured={"H100": [PROFILES["70b-h100-tp4"]]})
     notes = report.notes(replace(plan(asked=asked), simulated=True))
