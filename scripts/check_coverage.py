@@ -41,7 +41,11 @@ MORE_TESTS: Mapping[str, tuple[str, ...]] = {
         (f"disagg_operator.rollout.{name}" for name in ("board", "progress", "room", "standing", "telling", "values")),
         ("tests/operator/rollout/test_planner.py", "tests/operator/rollout/test_rollout_properties.py"),
     ),
-    "disagg_operator.controller.rollout_step": ("tests/operator/controller/test_rollouts.py",),
+    "disagg_operator.rollout.planner": ("tests/operator/rollout/test_planned_canaries.py",),
+    "disagg_operator.controller.rollout_step": (
+        "tests/operator/controller/test_rollouts.py",
+        "tests/operator/controller/test_canary_rollouts.py",
+    ),
     "disagg_operator.performance.config_json": (
         "tests/operator/performance/test_known_models.py",
         "tests/operator/performance/test_model_shape.py",

@@ -5,6 +5,7 @@ YAML blocks are valid resources, and the commands and files that are named exist
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -20,11 +21,17 @@ from disagg_operator.api.scaling import ScalingSpec
 from disagg_operator.autoscaling.policy import guard
 from disagg_operator.autoscaling.policy.guard import Predicting
 from disagg_operator.autoscaling.policy.observation import Folded
-from disagg_operator.status import last_words
+from disagg_operator.rollout import telling
+from disagg_operator.status import changes, last_words, unsettled
 from disagg_wire import problems
 from disagg_wire.engines import ADAPTED, VLLM
 from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
 
+# The reasons of conditions with which all is well need no page.
+_GOOD = {
+    "AsSpecified", "MetricsFound", "NetworkFound", "PairsHealthy", "PodsReady", "PromptsTransferred", "Ready",
+    "UpToDate", "Valid",
+}  # fmt: skip
 REPO = Path(__file__).parents[1]
 PAGES = [*sorted(REPO.glob("*.md")), *sorted((REPO / "docs").glob("*.md"))]
 
@@ -65,6 +72,29 @@ def test_the_page_on_engines_names_every_reason_of_a_failing_engine() -> None:
     reasons += [last_words.POD_SECURITY_LEVEL, last_words.NO_ACCELERATOR, last_words.READ_ONLY]
     assert len(reasons) > 9
     assert [reason for reason in reasons if f"`{reason}`" not in text] == []
+
+
+def _conditions_made(path: Path) -> set[str]:
+    """Return the types and the reasons of conditions that a module gives as they are."""
+    found: set[object] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "kind":
+            found |= {n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Condition", "NetworkCheck"):
+            found |= {a.value for a in node.args if isinstance(a, ast.Constant)}
+    return {word for word in map(str, found - {True, False}) if re.fullmatch(r"([A-Z]+[a-z]+)+[A-Z]*", word)}
+
+
+def test_the_pages_for_users_name_every_condition_and_every_reason() -> None:
+    status = REPO / "operator/disagg_operator/status"
+    words = _conditions_made(status / "conditions.py") | _conditions_made(status / "workloads.py")
+    assert {"Degraded", "PairsHealthy", "RdmaResourceMissing"} <= words
+    words |= {*changes._WARNINGS, *unsettled.RECONCILE_FAILURES}
+    words |= {value for name, value in vars(telling).items() if name.isupper() and isinstance(value, str)}
+    pages = "".join(
+        (REPO / f"docs/{name}.md").read_text() for name in ("operator", "engines", "permissions", "rollouts")
+    )
+    assert [word for word in sorted(words - _GOOD) if f"`{word}`" not in pages] == []
 
 
 def test_the_quickstart_is_short() -> None:

@@ -90,8 +90,8 @@ def env_lines(settings: Settings) -> list[str]:
     mode = mode_of(settings)
     variables = {"KUBECONFIG": str(_kubeconfig(settings, mode)), "DISAGG_E2E_MODE": mode}
     if mode != "external":
-        group = gobuild.CLUSTER
-        variables["PATH"] = f"{gobuild.programs_dir(settings, group) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        folders = [str(gobuild.programs_dir(settings, group) / "bin") for group in (gobuild.CLUSTER, gobuild.SCORE)]
+        variables["PATH"] = os.pathsep.join([*folders, os.environ.get("PATH", "")])
         variables["DISAGG_E2E_NIC"] = NIC
         # The addresses of the cluster are on this machine, and a proxy could not reach them.
         no_proxy = [os.environ.get("NO_PROXY", ""), "172.30.0.0/16,10.244.0.0/16,10.96.0.0/16,127.0.0.1,localhost"]

@@ -77,7 +77,12 @@ METRICS = Group(
     # They are Prometheus's description of its own API, and OTLP.
     unoptimised=("github.com/pb33f/...", "go.opentelemetry.io/collector/...", "github.com/open-telemetry/..."),
 )
+# It checks the chart. Its version of the Kubernetes API is older than the cluster's, because it
+# needs kinds that the later ones lack: that takes a minute of one core, once.
+SCORE = Group(name="score", packages={"bin/kube-score": "github.com/zegl/kube-score/cmd/kube-score"})
 LOCAL_GROUPS = (CLUSTER, RUNC)
+# What `cluster build` knows; a cluster needs only the first ones.
+NAMED_GROUPS = (*LOCAL_GROUPS, SCORE)
 # With a Docker engine, kind's node brings Kubernetes; these are the programs that it lacks.
 KIND_PROGRAMS = (
     "bin/kubectl", "bin/helm", "cni/multus", "cni/macvlan", "cni/bridge", "cni/host-local", "cni/static",
@@ -121,7 +126,7 @@ def programs_dir(settings: Settings, group: Group) -> Path:
 
 def program(settings: Settings, name: str) -> Path:
     """Return the path of one program, such as `bin/kubectl`."""
-    for group in (*LOCAL_GROUPS, KIND, METRICS):
+    for group in (*NAMED_GROUPS, KIND, METRICS):
         if name in group.packages:
             return programs_dir(settings, group) / name
     raise KeyError(name)

@@ -50,9 +50,9 @@ def require_root() -> None:
 def build_programs(settings: Settings, names: Sequence[str] = ()) -> None:
     """Build the programs that the cache lacks.
 
-    These are all of them, or those with these file names (`etcd` for `bin/etcd`).
+    These are all of a cluster, or those with these file names (`etcd` for `bin/etcd`).
     """
-    known = {Path(program).name: (group, program) for group in gobuild.LOCAL_GROUPS for program in group.packages}
+    known = {Path(program).name: (group, program) for group in gobuild.NAMED_GROUPS for program in group.packages}
     packaged = {name: hostpkgs.FOR_TESTS[name] for name in names if name in hostpkgs.FOR_TESTS}
     unknown = [name for name in names if name not in known and name not in packaged]
     if unknown:
@@ -61,10 +61,11 @@ def build_programs(settings: Settings, names: Sequence[str] = ()) -> None:
     names = [name for name in names if name not in packaged]
     if packaged and not names:
         return
-    if any(known[name][0].cgo for name in names or known):
+    names = names or [name for name, (group, _) in known.items() if group in gobuild.LOCAL_GROUPS]
+    if any(known[name][0].cgo for name in names):
         hostpkgs.ensure(hostpkgs.FOR_CLUSTER)
-    for group in gobuild.LOCAL_GROUPS:
-        wanted = [program for of, program in (known[name] for name in names or known) if of is group]
+    for group in gobuild.NAMED_GROUPS:
+        wanted = [program for of, program in (known[name] for name in names) if of is group]
         if wanted:
             gobuild.build(settings, group, wanted)
 

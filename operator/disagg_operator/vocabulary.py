@@ -17,5 +17,6 @@ Key = tuple[str, str]
 FIELD_MANAGER = "disagg-operator"
 
 # The annotation of a DisaggDeployment that asks for the images and the renderer of the operator's
-# release. Each new value asks once.
+# release. Each new value asks once. Status repeats the start of the one that was carried out.
 UPDATE_RUNTIME = "disagg.dev/update-runtime"
+MOST_OF_A_REQUEST = 256

@@ -234,7 +234,7 @@ async def test_the_only_pair_of_a_full_cluster_is_exchanged_while_the_routers_ho
             await _more(seen)
             await _edit(fleet, model={"uri": f"file:///models/{OTHER}"}, rollout={"maxSurge": 0})
             await _until(fleet, "it is said beforehand", lambda: _told(fleet, "ExchangingPools"))
-            async with traffic(url, model=OTHER, concurrency=2) as held:
+            async with traffic(url, model=OTHER, concurrency=2, comes=True) as held:
                 await _rolled(fleet, prefill=1, decode=1)
                 await _more(held)
     assert (seen.failures, seen.wrong, held.failures) == ([], [], [])

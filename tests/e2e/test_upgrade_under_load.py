@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.e2e import rig
 from tests.e2e.traffic import expected, traffic
-from tests.integration.administrator import commands
+from tests.integration.pages import commands
 from tests.releases.recorded import RELEASE
 
 from access import router_url

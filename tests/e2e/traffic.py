@@ -52,11 +52,18 @@ async def expected(url: str, model: str) -> Expected:
 
 @asynccontextmanager
 async def traffic(
-    url: str, *, concurrency: int = 4, model: str = rig.MODEL, known: Expected | None = None, leaves: bool = False
+    url: str,
+    *,
+    concurrency: int = 4,
+    model: str = rig.MODEL,
+    known: Expected | None = None,
+    leaves: bool = False,
+    comes: bool = False,
 ) -> AsyncIterator[Traffic]:
     """Keep streams to a model under way until the block ends; those that still run are awaited.
 
-    With `leaves`, a name that is not served any more ends the requests and is no failure.
+    With `leaves`, a name that is not served any more ends the requests and is no failure. With
+    `comes`, it is none either that the name is not known yet; once it is, it must be answered.
     """
     out, stop, numbers = Traffic(), asyncio.Event(), iter(range(1_000_000))
 
@@ -68,6 +75,9 @@ async def traffic(
             except openai.NotFoundError as error:
                 if leaves:
                     return
+                if comes and not out.answers:
+                    await asyncio.sleep(0.1)
+                    continue
                 out.failures.append(f"{type(error).__name__}: {error}")
             except openai.OpenAIError as error:
                 out.failures.append(f"{type(error).__name__}: {error}")

@@ -96,8 +96,11 @@ class TokenWorker:
     def __init__(self, name: str, role: str, *, digest: str = "model-a", compat: str = "compat-a") -> None:
         self.name, self.role, self.digest, self.compat = name, role, digest, compat
         self.model: str | None = "m"  # the name that it serves; None for a worker that is too old to report it
+        self.revision = "r1"
         self.weights = ""  # other weights give other tokens
         self.state = "ready"
+        self.last_resort = False  # while it is draining, it takes requests from routers that have nobody else
+        self.asked_by: list[str] = []  # what routers said with each call of `info`
         self.loads = False  # while it is starting it has no model yet
         self.role_served: str | None = None  # the role served, if it is not the one that the router knows of
         self.slots = 64
@@ -166,7 +169,7 @@ class TokenWorker:
     def _refused(self, request: Request, leg: str, body: dict[str, Any]) -> Response | None:
         if not hmac.compare_digest(request.headers.get("authorization", ""), BEARER):
             return _error(401, "unauthorized")
-        if self.state == "draining":
+        if self.state == "draining" and not (self.last_resort and "x-disagg-last-resort" in request.headers):
             return _error(503, "draining")
         if self.role_served not in (None, leg):
             return _error(503, "other_role")
@@ -192,6 +195,7 @@ class TokenWorker:
     async def _info(self, request: Request) -> Response:
         if not hmac.compare_digest(request.headers.get("authorization", ""), BEARER):
             return _error(401, "unauthorized")
+        self.asked_by.append(request.headers.get("x-disagg-router", ""))
         named = {} if self.model is None else {"model_name": self.model}
         if self.state == "starting" and self.loads:
             return JSONResponse({"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role,
@@ -208,9 +212,10 @@ class TokenWorker:
         load = {"waiting_requests": 0, "waiting_tokens": 0, "running_requests": self.running}
         return JSONResponse(
             {"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role, "state": self.state,
-             "revision": "r1", "model": model, "kv": kv, "limits": {"max_running": 64, "max_waiting": 256},
+             "revision": self.revision, "model": model, "kv": kv, "limits": {"max_running": 64, "max_waiting": 256},
              "load": load}
             | named
+            | ({"last_resort": True} if self.last_resort else {})
             | ({} if self.features is None else {"features": self.features})
         )  # fmt: skip
 

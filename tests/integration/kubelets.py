@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -11,10 +12,12 @@ from tests.integration.operator_process import Cluster, Pods
 
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.pods import is_ready, pool_of
-from disagg_operator.kube.resources import CONTROLLER_REVISION, DEPLOYMENT, POD, labels_of, name_of
+from disagg_operator.kube.resources import CONTROLLER_REVISION, DEPLOYMENT, POD, SERVICE, labels_of, name_of
 from disagg_operator.rollout import looking, revisions
 from disagg_operator.vocabulary import Obj
-from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
+from disagg_wire.canary import name_of as name_of_canary
+from disagg_wire.canary import read_word
+from disagg_wire.labels import LABEL_CANARY, LABEL_DEPLOYMENT, LABEL_POOL, LABEL_REVISION
 
 _EVERY_S = 0.1
 
@@ -31,6 +34,8 @@ class Kubelets(Pods):
         self._made = 0
         self._workers: list[Obj] = []
         self._fitting: set[tuple[str, str]] = set()
+        self._tried = ""
+        self._counted: list[int] = []
         self.least = 0
 
     @contextlib.asynccontextmanager
@@ -46,6 +51,12 @@ class Kubelets(Pods):
             with contextlib.suppress(asyncio.CancelledError):
                 await task
             await self.stop()
+
+    def serve(self, *counts: int) -> None:
+        """Let so many requests end in this minute: of the new revision that is tried, those of them
+        that met the objectives, and both of the old one.
+        """
+        self._counted = [int(time.time() // 60), *counts]
 
     async def _run(self) -> None:
         while True:
@@ -78,6 +89,9 @@ class Kubelets(Pods):
         )
         self._fitting |= {revision.pair for revision in known}
         labels = f"{LABEL_DEPLOYMENT}=chat,{LABEL_POOL}"
+        services = await self._cluster.kube.list(SERVICE, self._cluster.namespace, labels)
+        texts = {pool_of(service): labels_of(service).get(LABEL_CANARY, "") for service in services}
+        self._tried = name_of_canary({pool: word for pool, text in texts.items() if (word := read_word(text))})
         self._workers = list(filter(is_ready, await self._cluster.kube.list(POD, self._cluster.namespace, labels)))
         self.least = min(self.least, len(self._pairs()))
 
@@ -132,4 +146,6 @@ class Kubelets(Pods):
         ]
         links = [{"prefill": p, "decode": d, "transport": "tcp", "evidence": "Proved"} for p, d in pairs]
         counts = {"expected": len(pairs), "healthy": len(pairs)}
-        return web.json_response({"workers": workers, "pairs": counts, "links": links, "waiting": self.waiting})
+        told = {"revision": self._tried, "minutes": [self._counted] if self._counted else []}
+        state = {"workers": workers, "pairs": counts, "links": links, "waiting": self.waiting}
+        return web.json_response(state | {"incarnation": "a-router", "canary": told if self._tried else None})

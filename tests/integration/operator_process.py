@@ -259,11 +259,14 @@ class Pods:
         self.counters: dict[str, Callable[[], dict[str, float]]] = {}
         self.scrapes: Counter[str] = Counter()
         self.bearers: set[str] = set()
+        self.unfinished: dict[str, int] = {}  # the requests of workers that can be told to drain, by address
+        self.leases: dict[str, float] = {}
         self._runner: web.AppRunner | None = None
 
     async def start(self, addresses: list[str], port: int) -> None:
         app = web.Application()
         app.add_routes([web.get("/metrics", self._metrics), web.get("/internal/v1/state", self._state)])
+        app.add_routes([web.post("/internal/v1/drain", self._drain)])
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         for address in addresses:
@@ -284,6 +287,14 @@ class Pods:
             lines = ["disagg_worker_waiting_requests 0", f"disagg_worker_running_requests {self.load.get(address, 0)}"]
         more = self.counters.get(address, dict)()
         return web.Response(text="\n".join([*lines, *(f"{k} {v}" for k, v in more.items())]) + "\n")
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        address = str(request.transport.get_extra_info("sockname")[0]) if request.transport else ""
+        if address not in self.unfinished:
+            return web.Response(status=404)
+        self.bearers.add(request.headers.get("Authorization", ""))
+        self.leases[address] = (await request.json())["lease_s"]
+        return web.json_response({}, status=202 if self.unfinished[address] else 200)
 
     async def _state(self, request: web.Request) -> web.Response:
         self.bearers.add(request.headers.get("Authorization", ""))

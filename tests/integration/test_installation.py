@@ -11,11 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.integration.administrator import Shell, commands
+from tests.integration.administrator import Shell
 from tests.integration.apiserver import REPO, ApiServer, api_server
 from tests.integration.chart_rights import chart_rights
 from tests.integration.conftest import install_crds
 from tests.integration.operator_process import Cluster, Operator, client, eventually, operator
+from tests.integration.pages import commands
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 

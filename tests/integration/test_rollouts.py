@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from tests.integration.apiserver import REPO, ApiServer, free_port
 from tests.integration.kubelets import Kubelets
 from tests.integration.operator_process import Cluster, eventually, operator
+from tests.integration.pages import commands
 
 from disagg_operator.kube.resources import CONTROLLER_REVISION, DEPLOYMENT
 from disagg_operator.rollout import looking, revisions
@@ -42,7 +42,7 @@ async def numbers(cluster: Cluster) -> list[int]:
 
 async def command(server: ApiServer, cluster: Cluster, line: str) -> str:
     """Run a command of the documents in the namespace of the test and return what it prints."""
-    program, *words = line.removeprefix("$ ").split()
+    program, *words = line.split()
     assert program == "disagg"
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("disagg")), *words, "-n", cluster.namespace,
@@ -54,11 +54,6 @@ async def command(server: ApiServer, cluster: Cluster, line: str) -> str:
     return out.decode()
 
 
-def lines_of_the_page() -> list[str]:
-    blocks = re.findall(r"```console\n(.*?)```", (REPO / "docs/rollouts.md").read_text(), re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
-
-
 async def test_the_commands_of_the_page_on_rollouts(server: ApiServer, cluster: Cluster, tmp_path: Path) -> None:
     kubelets = Kubelets(cluster)
     async with operator(server, tmp_path, cluster.namespace), kubelets.running(free_port()):
@@ -67,12 +62,12 @@ async def test_the_commands_of_the_page_on_rollouts(server: ApiServer, cluster: 
         assert await roles(cluster) == {"prefill": ["chat-prefill"], "decode": ["chat-decode"]}
         kubelets.least = 99
         await cluster.apply_resource(**TWO, model={"uri": "file:///models/other"})
-        said = {line: await command(server, cluster, line) for line in lines_of_the_page()}
-        assert "RolloutComplete" in said["$ disagg rollout status chat"]
-        assert "model.uri" in said["$ disagg rollout history chat"]
-        assert "revision 1 " in said["$ disagg rollout undo chat"]
-        assert "revision 2 " in said["$ disagg rollout undo chat --to-revision 2"]
-        assert "paused" in said["$ disagg rollout pause chat"]
+        said = {line: await command(server, cluster, line) for line in commands("docs/rollouts.md")}
+        assert "RolloutComplete" in said["disagg rollout status chat"]
+        assert "model.uri" in said["disagg rollout history chat"]
+        assert "revision 1 " in said["disagg rollout undo chat"]
+        assert "revision 2 " in said["disagg rollout undo chat --to-revision 2"]
+        assert "paused" in said["disagg rollout pause chat"]
         await command(server, cluster, "disagg rollout status chat")
         spec = (await cluster.resource())["spec"]
         assert spec["model"]["uri"] == "file:///models/other"

@@ -69,11 +69,14 @@ class Stack:
         await asyncio.gather(self._background, return_exceptions=True)
         await self.router.client.close()
 
-    def publish(self, *workers: TokenWorker, pools: dict[str, str] | None = None) -> None:
-        """Write the membership file with these workers or all of them, and with their pools by
-        name.
+    def publish(self, *workers: TokenWorker, pools: dict[str, str] | None = None, canary: str = "") -> None:
+        """Write the membership file with these workers or all of them, with their pools by name,
+        and with what the operator says of their revisions.
         """
-        listed = [{"name": w.name, "url": w.url, "pool": (pools or {}).get(w.name)} for w in workers or self.workers]
+        listed = [
+            {"name": w.name, "url": w.url, "pool": (pools or {}).get(w.name), "canary": canary}
+            for w in workers or self.workers
+        ]
         fresh = self._members.with_suffix(".new")
         fresh.write_text(json.dumps({"workers": listed}))
         fresh.replace(self._members)

@@ -1,5 +1,5 @@
-"""The HTTP endpoints of a worker (docs/protocol.md): health, metrics, identity, change of role, and
-the two calls that do work.
+"""The HTTP endpoints of a worker (docs/protocol.md): health, metrics, identity, change of role,
+notice to leave, and the two calls that do work.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from disagg_wire import codes
 from disagg_wire.protocol import (
     DECODE_PATH,
     DECODE_ROOM_PATH,
+    DRAIN_PATH,
     DRAINING,
     HEALTH_PATH,
     INFO_PATH,
+    LAST_RESORT_HEADER,
     METRICS_PATH,
     PREFILL_PATH,
     READY,
     READY_PATH,
     ROLE_PATH,
+    ROUTER_HEADER,
+    ROUTER_NEEDS,
     STARTING,
     TOKENIZER_PATH,
 )
@@ -103,7 +107,7 @@ def _work_endpoint(worker: Endpoint, roles: tuple[str, ...], start: Start) -> Ca
     async def endpoint(request: Request) -> Response:
         if not worker.authorized(request):
             return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
-        if worker.state == DRAINING:
+        if worker.state == DRAINING and not (LAST_RESORT_HEADER in request.headers and worker.takes_last_resort):
             return _error(503, codes.DRAINING, "this worker takes no new requests", retryable=True)
         if not worker.serving:
             return _error(503, codes.STARTING, "the model is still loading", retryable=True)
@@ -171,6 +175,27 @@ def _role_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]
     return endpoint
 
 
+def _drain_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        """Answer 200 if the worker has no requests, or 202 while some run."""
+        if not worker.authorized(request):
+            return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
+        try:
+            asked = bodies.parse_drain(await _body(request))
+        except bodies.BadRequest as error:
+            return _error(400, codes.INVALID_REQUEST, str(error))
+        except ClientDisconnect:
+            return _error(400, codes.CANCELLED, "the client went away")
+        if worker.draining:
+            return _error(503, codes.DRAINING, "this worker is about to end", retryable=True)
+        if not worker.serving:
+            return _error(503, codes.STARTING, "the model is still loading", retryable=True)
+        empty = worker.drain(asked.lease_s)
+        return JSONResponse(worker.role_status(), 200 if empty else 202)
+
+    return endpoint
+
+
 def _room_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         if not worker.authorized(request):
@@ -203,7 +228,7 @@ def create_app(worker: Endpoint, more: Sequence[Route] = ()) -> Starlette:
         if worker.problem:
             return PlainTextResponse(f"{worker.problem}\n", 503)
         progress = f": {worker.progress}" if worker.state == STARTING and worker.progress else ""
-        return PlainTextResponse(f"{worker.state}{progress}\n", 200 if worker.state == READY else 503)
+        return PlainTextResponse(f"{READY if worker.ready else worker.state}{progress}\n", 200 if worker.ready else 503)
 
     async def metrics(request: Request) -> Response:
         return Response(worker.render_metrics(), media_type="text/plain; version=0.0.4")
@@ -211,6 +236,8 @@ def create_app(worker: Endpoint, more: Sequence[Route] = ()) -> Starlette:
     async def info(request: Request) -> Response:
         if not worker.authorized(request):
             return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
+        if (asked := request.headers.get(ROUTER_HEADER)) is not None:
+            worker.departure.router_asked(time.monotonic(), needs=asked == ROUTER_NEEDS)
         return JSONResponse(worker.info())
 
     async def tokenizer(request: Request) -> Response:
@@ -227,6 +254,7 @@ def create_app(worker: Endpoint, more: Sequence[Route] = ()) -> Starlette:
         Route(INFO_PATH, info),
         Route(TOKENIZER_PATH, tokenizer),
         Route(DECODE_ROOM_PATH, _room_endpoint(worker), methods=["POST"]),
+        Route(DRAIN_PATH, _drain_endpoint(worker), methods=["POST"]),
         Route(ROLE_PATH, _role_endpoint(worker), methods=["POST"]),
         Route(DECODE_PATH, _work_endpoint(worker, ("decode", "both"), _start_decode), methods=["POST"]),
         Route(PREFILL_PATH, _work_endpoint(worker, ("prefill", "both"), _start_prefill), methods=["POST"]),

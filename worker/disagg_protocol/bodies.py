@@ -134,6 +134,12 @@ class RoleRequest(_Strict):
     deadline_s: float = Field(60.0, ge=0, le=86400)
 
 
+class DrainRequest(_Strict):
+    """The body of a notice to leave; with a lease of 0 the worker is called back."""
+
+    lease_s: float = Field(30.0, ge=0, le=86400)
+
+
 WorkT = TypeVar("WorkT", DecodeRequest, PrefillRequest)
 AnyT = TypeVar("AnyT", bound=_Strict)
 
@@ -157,6 +163,11 @@ def _valid(kind: type[AnyT], body: bytes) -> AnyT:
 def parse_role(body: bytes) -> RoleRequest:
     """Parse a request to change the role. Raises BadRequest."""
     return _valid(RoleRequest, body)
+
+
+def parse_drain(body: bytes) -> DrainRequest:
+    """Parse a notice to leave. Raises BadRequest."""
+    return _valid(DrainRequest, body)
 
 
 def parse_room(body: bytes) -> RoomBody:

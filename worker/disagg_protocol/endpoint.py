@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import time
 from abc import ABC, abstractmethod
 from typing import Any
 
 from starlette.requests import Request
 
 from disagg_protocol.bodies import DecodeRequest, PrefillRequest
+from disagg_protocol.departure import Departure
 from disagg_protocol.requests import Job, RunningRequests
 from disagg_protocol.ticket import Ticket
 from disagg_wire.cluster_key import bearer_of
@@ -28,8 +30,8 @@ class OtherModel(Exception):
 class Endpoint(RunningRequests, ABC):
     """A process that serves the protocol.
 
-    It is `starting` until it can serve, then `ready`; it is `draining` before it ends and while it
-    changes its role.
+    It is `starting` until it can serve, then `ready`; it is `draining` before it ends, while it has
+    notice to leave, and while it changes its role.
     """
 
     def __init__(self, key: bytes, role: Role, incarnation: str) -> None:
@@ -40,6 +42,7 @@ class Endpoint(RunningRequests, ABC):
         self.changing_to: Role | None = None
         self.incarnation = incarnation
         self.draining = False
+        self.departure = Departure()
         self.failed: str = ""
         self.tokenizer: dict[str, Any] = {}
         self._bearer = b"Bearer " + bearer_of(key).encode()
@@ -50,9 +53,44 @@ class Endpoint(RunningRequests, ABC):
 
     @property
     def state(self) -> str:
-        if self.draining or self.changing_to is not None:
+        if self.draining or self.changing_to is not None or (self.serving and self.on_notice):
             return DRAINING
         return READY if self.serving else STARTING
+
+    @property
+    def ready(self) -> bool:
+        """Whether the process is ready for its requests, be it on notice or not."""
+        return self.serving and not self.draining and self.changing_to is None
+
+    # ---- How it leaves ----
+
+    @property
+    def on_notice(self) -> bool:
+        return self.departure.on_notice(time.monotonic())
+
+    def drain(self, lease_s: float) -> bool:
+        """Take nothing new for `lease_s` seconds; with 0 take requests again.
+
+        Returns whether it has no requests.
+        """
+        self.departure.give_notice(lease_s, time.monotonic())
+        return self.active == 0
+
+    def end(self, timeout_s: float) -> float:
+        """Begin to end, and return how many of `timeout_s` seconds the running requests have."""
+        self.draining = True
+        return self.departure.end(timeout_s, time.monotonic())
+
+    @property
+    def takes_last_resort(self) -> bool:
+        """Whether it takes requests although it is ending, from routers that have nobody else."""
+        able = self.draining and self.serving and self.changing_to is None and not (self.failed or self.problem)
+        return able and self.departure.takes(time.monotonic())
+
+    @property
+    def needed_for_s(self) -> float:
+        """The seconds that it should stay for such routers although it has no requests."""
+        return self.departure.needed_for_s(time.monotonic()) if self.takes_last_resort else 0.0
 
     def role_status(self) -> dict[str, Any]:
         return {

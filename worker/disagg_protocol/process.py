@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
+import time
 from collections.abc import Iterator, Sequence
 
 import uvicorn
@@ -15,8 +16,11 @@ from starlette.routing import Route
 from disagg_protocol.app import create_app
 from disagg_protocol.endpoint import Endpoint
 from disagg_protocol.patient_http import PatientProtocol
+from disagg_wire import drain_report, termination_log
 
 log = logging.getLogger(__name__)
+# How often a process that has nothing to do looks whether a router still needs it.
+_NEED_INTERVAL_S = 0.1
 
 
 class QuietServer(uvicorn.Server):
@@ -75,12 +79,29 @@ class Process:
     async def _drain(self) -> None:
         """Refuse new requests, let the running ones finish, then stop the server.
 
+        Requests of routers that have no other worker are taken as long as they have time to finish.
         Requests that still run near the deadline end with the error `draining`.
         """
-        endpoint, timeout_s = self._endpoint, self._drain_timeout_s
-        endpoint.draining = True
+        endpoint = self._endpoint
+        timeout_s = endpoint.end(self._drain_timeout_s)
         log.info("draining: %d requests run", endpoint.active)
-        if not await endpoint.wait_idle(timeout_s - self._grace_s):
-            log.warning("drain timed out after %g s, %d requests are cut off", timeout_s, endpoint.active)
+        cut = 0
+        if not await self._finish(time.monotonic() + timeout_s - self._grace_s):
+            cut = endpoint.active
+            log.warning("drain timed out after %g s, %d requests are cut off", timeout_s, cut)
             await endpoint.break_off(self._grace_s)
+        termination_log.leave(drain_report.message_of(cut))
         self._server.should_exit = True
+
+    async def _finish(self, until_s: float) -> bool:
+        """Wait until no request runs and no router needs this worker, and return whether that was
+        in time.
+        """
+        endpoint = self._endpoint
+        while await endpoint.wait_idle(max(0.0, until_s - time.monotonic())):
+            if (left_s := endpoint.needed_for_s) <= 0:
+                endpoint.departure.close()
+                return True
+            await asyncio.sleep(min(left_s, _NEED_INTERVAL_S))
+        endpoint.departure.close()
+        return False

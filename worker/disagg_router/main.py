@@ -19,6 +19,7 @@ import uvloop
 from disagg_router import settings
 from disagg_router.openai.app import create_app
 from disagg_router.router import Router
+from disagg_wire import drain_report, termination_log
 
 log = logging.getLogger("disagg_router")
 _MAX_HEAD_BYTES = 64 << 10
@@ -36,11 +37,14 @@ async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None
     log.info("draining: %d requests run", router.active)
     # The router is not ready from now on, but clients that have not noticed yet are still served.
     await asyncio.sleep(grace_s)
+    cut = 0
     try:
         async with asyncio.timeout(router.settings.drain_timeout_s):
             await router.idle.wait()
     except TimeoutError:
-        log.warning("drain timed out, %d requests are cut off", router.active)
+        cut = router.active
+        log.warning("drain timed out, %d requests are cut off", cut)
+    termination_log.leave(drain_report.message_of(cut))
     server.should_exit = True
 
 
@@ -71,7 +75,7 @@ async def serve(s: settings.Settings) -> int:
 
     def on_signal(grace_s: float) -> None:
         if not router.draining:
-            router.draining = True
+            router.end()
             drains.add(loop.create_task(_drain(router, server, grace_s)))
 
     loop.add_signal_handler(signal.SIGTERM, on_signal, s.grace_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,9 +21,11 @@ from disagg_router.membership.file import FileMembership
 from disagg_router.membership.kubernetes import KubernetesMembership
 from disagg_router.metrics import Metrics
 from disagg_router.settings import Settings
+from disagg_router.workers.canary_tally import CanaryTally
 from disagg_router.workers.catalogue import NOTHING_WHOLE, KnownNames
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.table import Membership, WorkerTable
+from disagg_wire.protocol import DRAINING
 from disagg_wire.roles import ROLES
 
 
@@ -52,16 +55,23 @@ class Router:
             self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines
         )
         self.handshakes = Handshakes(self.dispatcher, self.table)
+        self.tally = CanaryTally()
         self.metrics.watch(lambda: {p: self.queue.waiting(p) for p in ROLES}, self.handshakes.counts, self._links)
         self.created_s = int(time.time())
+        self.incarnation = secrets.token_hex(8)
         self.draining = False
         self.active = 0
+        self.table.active = lambda: self.active > 0
         self.idle = asyncio.Event()
         self.idle.set()
 
     def _links(self) -> Counter[tuple[str, str]]:
         """Count the healthy pairs whose transport is known by transport and evidence."""
         return Counter((link.transport, link.evidence) for _, _, link in self.handshakes.links() if link.transport)
+
+    def end(self) -> None:
+        """Begin to end: no longer ready, but still answering."""
+        self.draining = self.table.ending = True
 
     @contextlib.contextmanager
     def work(self) -> Iterator[contextlib.ExitStack]:
@@ -94,7 +104,7 @@ class Router:
                 "pod": w.pod,
                 "incarnation": w.incarnation,
                 "role": w.role,
-                "state": w.state,
+                "state": DRAINING if w.last_resort else w.state,
                 "pools": sorted(w.pools),
                 "compat": w.compat,
                 "revision": w.revision,
@@ -114,6 +124,7 @@ class Router:
             for w in self.table.workers()
         ]
         return {
+            "incarnation": self.incarnation,
             "workers": workers,
             "pairs": self.handshakes.counts(),
             "links": [
@@ -127,6 +138,7 @@ class Router:
             ],
             "waiting": {p: self.queue.waiting(p) for p in ROLES},
             "held": self.queue.hold.waiting,
+            "canary": self.tally.to_json(self.table.canary),
             "models": [
                 {
                     "name": name,

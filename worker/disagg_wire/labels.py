@@ -3,6 +3,8 @@
 LABEL_DEPLOYMENT = "disagg.dev/deployment"
 LABEL_POOL = "disagg.dev/pool"
 LABEL_REVISION = "disagg.dev/revision"
+# On the Services of the pools, while a canary is tried: disagg_wire.canary has its value.
+LABEL_CANARY = "disagg.dev/canary"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_SERVICE = "kubernetes.io/service-name"
 

@@ -43,6 +43,7 @@ STATE_PATH = f"{_INTERNAL}/state"
 INFO_PATH = f"{_INTERNAL}/info"
 TOKENIZER_PATH = f"{_INTERNAL}/tokenizer"
 ROLE_PATH = f"{_INTERNAL}/role"
+DRAIN_PATH = f"{_INTERNAL}/drain"
 DECODE_ROOM_PATH = f"{_INTERNAL}/decode-room"
 PREFILL_PATH = f"{_INTERNAL}/prefill"
 DECODE_PATH = f"{_INTERNAL}/decode"
@@ -51,6 +52,16 @@ HANDOVER_PATH = f"{_INTERNAL}/handover"
 # The header of this call that names the transfer, by its random ID that is in the ticket alone.
 TRANSFER_HEADER = "x-disagg-transfer"
 WORK_PATHS = {"prefill": PREFILL_PATH, "decode": DECODE_PATH}
+
+# The header with which a router asks for `info`: whether the worker may have to take requests after
+# SIGTERM, because the router ends as well or has no other worker.
+ROUTER_HEADER = "x-disagg-router"
+ROUTER_WATCHES = "watches"
+ROUTER_NEEDS = "needs"
+# The header of a request for a worker that is about to end, from a router that has nobody else; and
+# the field of `info` in which a worker says that it takes them.
+LAST_RESORT_HEADER = "x-disagg-last-resort"
+LAST_RESORT = "last_resort"
 
 # The states of a worker as `info` reports them.
 STARTING = "starting"

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from disagg_operator.api.base import Model, list_map
+from disagg_operator.vocabulary import MOST_OF_A_REQUEST
 
 
 class StatusCondition(Model):
@@ -125,3 +126,8 @@ class Status(Model):
     rollout: RolloutStatus | None = Field(None, description="The rollout in progress.")
     pools: list[PoolStatus] = Field([], description="The pools as they are.", json_schema_extra=list_map("name"))
     pairs: Pairs = Field(Pairs(), description="Prefill-decode pairs.")
+    runtime_request: str = Field(
+        "",
+        max_length=MOST_OF_A_REQUEST,
+        description="The last value of disagg.dev/update-runtime that was carried out.",
+    )

@@ -6,6 +6,7 @@ the first reconcile runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from disagg_operator.autoscaling.chosen_policy import PolicyMemory
@@ -14,7 +15,9 @@ from disagg_operator.autoscaling.policy.role_moves import Flip
 from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.autoscaling.signals.pod_facts import Starts
 from disagg_operator.kube.contests import Contests
+from disagg_operator.rollout.canary_reports import CanaryReports
 from disagg_operator.status.effectiveness import Spared
+from disagg_operator.status.events import Note
 from disagg_operator.status.kv_links import RouterView
 from disagg_operator.vocabulary import Key
 from disagg_wire.problems import WorkerProblem
@@ -33,6 +36,8 @@ class Live:
     """The routers' last report on the pairs."""
     view_at: float = float("-inf")
     """The time of that report, on the monotonic clock."""
+    canary: CanaryReports = field(default_factory=CanaryReports)
+    """What the routers have counted of revisions that are tried."""
     decisions: dict[str, Decision] = field(default_factory=dict)
     """The last decision for each pool that is scaled, to be carried out by the reconcile."""
     memory: PolicyMemory = field(default_factory=PolicyMemory)
@@ -55,6 +60,8 @@ class Live:
     """(reason, message) if the Prometheus of this deployment could not be read at the last look."""
     contests: Contests = field(default_factory=Contests)
     """The objects that somebody else changes again and again."""
+    notes: list[Note] = field(default_factory=list)
+    """Events that the next reconcile sends."""
     loaded: bool = False
     """Whether the state from before the operator's last start has been read."""
     unseeded: bool = False
@@ -77,6 +84,11 @@ class LiveTable:
         if entry is None or entry.uid != uid:
             entry = self._entries[key] = Live(uid)
         return entry
+
+    def note(self, keys: Iterable[Key], note: Note | None) -> None:
+        """Keep an Event for the next reconcile of resources that are known."""
+        for entry in (self._entries[key] for key in keys if key in self._entries):
+            entry.notes += [] if note is None else [note]
 
     def forget_all_but(self, keys: frozenset[Key]) -> list[Key]:
         """Remove the entries of all other keys, and return those keys."""

@@ -34,12 +34,13 @@ from disagg_operator.autoscaling.signals.samples import role_of
 from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.desired.names import pool_name
 from disagg_operator.kube.cache import Cache
-from disagg_operator.kube.pods import DeploymentPods, sort_pods
+from disagg_operator.kube.pods import DeploymentPods, is_leaving, sort_pods
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, name_of, uid_of
+from disagg_operator.rollout import canary_reports
 from disagg_operator.status import effectiveness
 from disagg_operator.status.kv_links import VIEW_MAX_AGE_S, router_view
 from disagg_operator.vocabulary import Key, Obj
-from disagg_wire.roles import DECODE, PREFILL, ROLES
+from disagg_wire.roles import DECODE, ROLES
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +162,7 @@ class AutoscalerLoop:
             entry.view = None
         if seen is None and job.pods.routers:
             entry.bearer = None  # the Secret may have been recreated: read it again next time
+        entry.canary = canary_reports.noted(entry.canary, signals.states)
         entry.trouble = signals.trouble
         entry.starts = dict(signals.starts)
         entry.loads = loads(signals.look)
@@ -209,7 +211,9 @@ class AutoscalerLoop:
         if targets.flip == 0 and entry.flip is None:
             return decisions
         if entry.flip is None and not job.plan.dry_run and entry.bearer is not None:
-            workers = {role: {name_of(pod): pod for pod in job.pods.workers[role]} for role in (PREFILL, DECODE)}
+            workers = {
+                role: {name_of(pod): pod for pod in job.pods.workers[role] if not is_leaving(pod)} for role in ROLES
+            }
             flip = role_moves.chosen(targets, decisions, entry.loads, workers, self._clock())
             if flip is not None:
                 target = worker_target(workers[flip.giving][flip.pod], entry.bearer)

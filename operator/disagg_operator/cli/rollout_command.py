@@ -20,10 +20,12 @@ from rich.table import Table
 from disagg_operator.kube import credentials
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import KubeError
-from disagg_operator.kube.resources import CONTROLLER_REVISION, DISAGG_DEPLOYMENT
+from disagg_operator.kube.resources import CONTROLLER_REVISION, DISAGG_DEPLOYMENT, annotations_of
 from disagg_operator.rollout import revisions
+from disagg_operator.rollout.canary_record import PROMOTE_ANNOTATION
 from disagg_operator.rollout.revisions import KnownRevision
-from disagg_operator.vocabulary import Obj
+from disagg_operator.rollout.telling import CANARY_INCONCLUSIVE
+from disagg_operator.vocabulary import MOST_OF_A_REQUEST, UPDATE_RUNTIME, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 from disagg_wire.roles import ROLES
 
@@ -36,7 +38,7 @@ _ACTIONS = {
     "history": "list the revisions",
     "undo": "declare an earlier revision again",
     "pause": "take no further step",
-    "resume": "go on",
+    "resume": "go on, also with a canary that waits",
     "restart": "replace all workers by new ones of the same spec",
 }
 
@@ -62,6 +64,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "--to-revision", type=int, metavar="NUMBER", help="the revision (default: the one before)"
             )
+        if name == "restart":
+            action.add_argument(
+                "--runtime",
+                action="store_true",
+                help="do it by moving to the images and the renderer of the operator's release; nothing if it has them",
+            )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +89,8 @@ async def _run(args: argparse.Namespace) -> int:
             case "undo":
                 return await rollout.undo(args.to_revision)
             case "restart":
-                return await rollout.restart(datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+                now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+                return await (rollout.update_runtime(now) if args.runtime else rollout.restart(now))
             case _:
                 return await rollout.pause(paused=args.action == "pause")
     finally:
@@ -106,8 +115,8 @@ class _Rollout:
         labels = f"{LABEL_DEPLOYMENT}={self._name}"
         return revisions.known_revisions(await self._kube.list(CONTROLLER_REVISION, self._namespace, labels))
 
-    async def _edit(self, spec: Mapping[str, Any], said: str) -> int:
-        await self._kube.merge(DISAGG_DEPLOYMENT, self._namespace, self._name, {"spec": dict(spec)}, manager=MANAGER)
+    async def _edit(self, patch: Obj, said: str) -> int:
+        await self._kube.merge(DISAGG_DEPLOYMENT, self._namespace, self._name, patch, manager=MANAGER)
         print(f"{self._name}: {said}")
         return 0
 
@@ -138,33 +147,65 @@ class _Rollout:
         patch = revisions.undo_patch(resource["spec"], to.spec)
         if not patch:
             raise RolloutError(f"revision {to.number} is what is declared already")
-        return await self._edit(patch["spec"], f"revision {to.number} ({to.name}) is declared again")
+        return await self._edit(patch, f"revision {to.number} ({to.name}) is declared again")
 
     async def pause(self, *, paused: bool) -> int:
         resource = await self._resource()
-        if bool((resource["spec"].get("rollout") or {}).get("paused")) == paused:
+        was = bool((resource["spec"].get("rollout") or {}).get("paused"))
+        if not was and not paused and (revision := inconclusive(resource)):
+            patch = {"metadata": {"annotations": {PROMOTE_ANNOTATION: revision}}}
+            await self._kube.merge(DISAGG_DEPLOYMENT, self._namespace, self._name, patch, manager=MANAGER)
+            print(f"{self._name}: the canary {revision} is promoted")
+            return 0
+        if was == paused:
             raise RolloutError("is paused already" if paused else "is not paused")
-        return await self._edit({"rollout": {"paused": paused}}, "paused" if paused else "resumed")
+        return await self._edit({"spec": {"rollout": {"paused": paused}}}, "paused" if paused else "resumed")
 
     async def restart(self, now: str) -> int:
         await self._resource()
         again = {"podTemplate": {"metadata": {"annotations": {RESTARTED_ANNOTATION: now}}}}
-        return await self._edit(dict.fromkeys(ROLES, again), "restarted")
+        return await self._edit({"spec": dict.fromkeys(ROLES, again)}, "restarted")
+
+    async def update_runtime(self, now: str) -> int:
+        update = runtime_update_of(await self._resource())
+        said = "the operator's runtime is asked for" + (f": {update}" if update else "; it has no other one, it says")
+        return await self._edit({"metadata": {"annotations": {UPDATE_RUNTIME: now}}}, said)
+
+
+def runtime_update_of(resource: Obj) -> str:
+    """Return what the operator has said of another runtime, or "" if there is none."""
+    found = _conditions(resource).get("RuntimeUpToDate", {})
+    return str(found.get("message", "")) if found.get("status") == "False" else ""
+
+
+def _conditions(resource: Obj) -> dict[str, Obj]:
+    return {c["type"]: c for c in (resource.get("status") or {}).get("conditions") or []}
 
 
 def state_of(resource: Obj) -> tuple[bool | None, str]:
     """Return whether a rollout has ended well (None: it goes on), and its state in words."""
-    status = resource.get("status") or {}
-    conditions = {c["type"]: c for c in status.get("conditions") or []}
+    status, conditions = resource.get("status") or {}, _conditions(resource)
     if int(status.get("observedGeneration") or 0) < int(resource["metadata"].get("generation") or 0):
         return None, "waiting for the operator"
     accepted, found = conditions.get("Accepted", {}), conditions.get("Progressing", {})
     if accepted.get("status") == "False":
         return False, f"{accepted.get('reason')}: {accepted.get('message')}"
+    asked = annotations_of(resource).get(UPDATE_RUNTIME, "")[:MOST_OF_A_REQUEST]
+    if asked not in ("", status.get("runtimeRequest")):
+        update = runtime_update_of(resource)
+        return None, "waiting for the operator to move the runtime" + (f": {update}" if update else "")
     words = f"{found.get('reason')}: {found.get('message')}"
     if found.get("status") == "False":
         return False, words
     return (True if found.get("reason") == "RolloutComplete" else None), words
+
+
+def inconclusive(resource: Obj) -> str:
+    """Return the revision of a canary that waits for a person; "" if there is none."""
+    status = resource.get("status") or {}
+    reasons = {c["type"]: c.get("reason") for c in status.get("conditions") or []}
+    waits = reasons.get("Progressing") == CANARY_INCONCLUSIVE
+    return str((status.get("revision") or {}).get("update") or "") if waits else ""
 
 
 def chosen(known: list[KnownRevision], number: int | None) -> KnownRevision:

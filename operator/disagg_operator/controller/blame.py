@@ -11,7 +11,8 @@ from typing import Any
 
 from disagg_operator.kube.resources import name_of
 from disagg_operator.vocabulary import Obj
-from disagg_wire.labels import LABEL_COMPONENT, LABEL_POOL
+from disagg_wire.labels import LABEL_COMPONENT, LABEL_POOL, ROUTER
+from disagg_wire.roles import ROLES
 
 # A step of a path: .name, [0], [key] or [name="main",protocol="TCP"].
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[([^\]]*)\]")
@@ -28,8 +29,8 @@ _MADE_FROM = {
     "command": "spec.engine",
     "args": "spec.engine.args",
 }
+_ROUTER_SERVICE = "spec.router.service"
 _ELSEWHERE = {
-    "Service": "spec.router.service",
     "NetworkAttachmentDefinition": "spec.kvTransfer.network.attachment",
     "NetworkPolicy": "spec.security.networkPolicy",
 }
@@ -43,7 +44,7 @@ def field_to_blame(spec: Obj, rendered: Obj, path: str = "") -> str:
     labels = rendered["metadata"].get("labels") or {}
     role = str(labels.get(LABEL_POOL) or labels.get(LABEL_COMPONENT) or "")
     if rendered["kind"] != "Deployment":
-        return _ELSEWHERE.get(str(rendered["kind"]), "spec")
+        return _of_another(str(rendered["kind"]), role)
     steps = _named(rendered, _steps(path))
     if tuple(steps[:2]) != _TEMPLATE:
         steps = [*_TEMPLATE]
@@ -55,6 +56,15 @@ def field_to_blame(spec: Obj, rendered: Obj, path: str = "") -> str:
     if patch and (not inner or _patches(patch, inner)):
         return _joined(f"spec.{role}.podTemplate", inner)
     return _source(role, inner)
+
+
+def _of_another(kind: str, role: str) -> str:
+    """Return the field from which an object that is no Deployment is made."""
+    if kind in _ELSEWHERE:
+        return _ELSEWHERE[kind]
+    if role not in (*ROLES, ROUTER):
+        return "spec"
+    return _ROUTER_SERVICE if (kind, role) == ("Service", ROUTER) else f"spec.{role}"
 
 
 def _source(role: str, inner: list[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from disagg_operator.api import DisaggDeployment
 from disagg_operator.controller import drift
 from disagg_operator.desired.names import key_secret_name, owned_by_deployment, owned_by_pool, pool_name
 from disagg_operator.kube.client import Kube
+from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import (
     CONTROLLER_REVISION,
     DISAGG_POOL,
@@ -29,7 +31,10 @@ from disagg_operator.kube.resources import (
     uid_of,
 )
 from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.cluster_key import bearer_of
 from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL
+
+log = logging.getLogger(__name__)
 
 ChildKey = tuple[str, str]
 """The kind and the name of an object."""
@@ -75,6 +80,22 @@ def cluster_key_of(secret: Obj | None) -> bytes | None:
         return base64.b64decode(((secret or {}).get("data") or {})["cluster-key"], validate=True).strip() or None
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def bearer_in(children: Children, name: str) -> str | None:
+    """Return the token for the internal calls of a resource's pods, or None if there is no key."""
+    found = cluster_key_of(children.get(SECRET.kind, key_secret_name(name)))
+    return None if found is None else bearer_of(found)
+
+
+async def bearer(kube: Kube, key: Key) -> str | None:
+    """Read the token for the internal calls of a resource's pods; None if it cannot be read."""
+    try:
+        found = cluster_key_of(await kube.get(SECRET, key[0], key_secret_name(key[1])))
+    except KubeError as error:
+        log.warning("%s/%s: %s", *key, error)
+        return None
+    return None if found is None else bearer_of(found)
 
 
 async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset[str]) -> bool:

@@ -10,6 +10,7 @@ from disagg_operator.autoscaling.scale_plan import ScalePlan
 from disagg_operator.controller import decision_report
 from disagg_operator.controller.acceptance import AcceptedDeployment
 from disagg_operator.controller.replicas import Replicas
+from disagg_operator.controller.runtime_updates import ChosenRuntime
 from disagg_operator.desired.names import router_name, selector_text
 from disagg_operator.status import conditions
 from disagg_operator.vocabulary import Obj
@@ -23,13 +24,13 @@ def intent_of(
     trouble: tuple[str, str] | None = None,
     refusal: tuple[str, str] | None = None,
     warnings: tuple[Violation, ...] = (),
-    update: str = "",
+    runtime: ChosenRuntime | None = None,
 ) -> conditions.Intent:
     """Return the intent of a resource that is served.
 
     `revision` is the revision label of the pods that are being rolled out; `trouble` is that of
-    `Live`; `refusal` and `warnings` are those of the judgement; `update` is what an update of the
-    runtime would change.
+    `Live`; `refusal` and `warnings` are those of the judgement; `runtime` is what it is
+    rendered with.
     """
     resource, spec = plan.resource, plan.resource.spec
     experiment = spec.engine.known.experiment if spec.engine.experimental else None
@@ -49,7 +50,8 @@ def intent_of(
         trouble=trouble,
         refusal=refusal,
         warnings=tuple((warning.reason, str(warning)) for warning in warnings),
-        runtime_update=update,
+        runtime_update="" if runtime is None else runtime.update,
+        runtime_request="" if runtime is None else runtime.pins.asked,
     )
 
 

@@ -50,7 +50,28 @@ class Metrics:
             (series.NAMESPACE, series.DEPLOYMENT),
             registry=self.registry,
         )
+        self.drains = Counter(
+            series.OPERATOR_DRAINS,
+            "Drains of workers and routers by outcome: complete, timed_out (requests were cut off) or cancelled",
+            (series.OUTCOME,),
+            registry=self.registry,
+        )
+        self.drain_cut_requests = Counter(
+            series.OPERATOR_DRAIN_CUT_REQUESTS,
+            "Requests that were cut off at the end of a drain, by component; those of routers are lost",
+            (series.COMPONENT,),
+            registry=self.registry,
+        )
         self.scaling = ScalingMetrics(self.registry)
+
+    def drain_ended(self, component: str, cut: int) -> None:
+        """Count the end of a drain."""
+        self.drains.labels(series.TIMED_OUT if cut else series.COMPLETE).inc()
+        self.drain_cut_requests.labels(component).inc(cut)
+
+    def drain_cancelled(self) -> None:
+        """Count a worker that serves again instead of going."""
+        self.drains.labels(series.CANCELLED).inc()
 
     def watch_conditions(self, resources: Callable[[], Iterable[Obj]]) -> None:
         """Also expose the conditions of what `resources` returns."""

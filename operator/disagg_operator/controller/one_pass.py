@@ -12,9 +12,11 @@ from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.rollout_step import RolloutStep
 from disagg_operator.controller.runtime_updates import ChosenRuntime
 from disagg_operator.desired.names import pool_name
-from disagg_operator.kube.resources import DISAGG_POOL
+from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_POOL, labels_of
+from disagg_operator.rollout.values import WorkersKey
 from disagg_operator.status.events import Note
 from disagg_operator.vocabulary import Key, Obj
+from disagg_wire.labels import LABEL_POOL, LABEL_REVISION
 
 
 @dataclass(slots=True)
@@ -38,11 +40,24 @@ class Pass:
 
     waits_s: list[float] = field(default_factory=list)
     """When to run again, because something was left as it is for now."""
+    sizes: dict[WorkersKey, int] = field(default_factory=dict)
+    """The replicas of workloads whose workers drain before they go."""
 
     @property
     def plan(self) -> AcceptedDeployment:
         """What is served."""
         return self.judgement.plan
+
+    def size_of(self, workload: Obj, wanted: int) -> int:
+        """Return the replicas that a Deployment of workers may have now."""
+        labels = labels_of(workload)
+        return self.sizes.get((labels.get(LABEL_POOL, ""), labels.get(LABEL_REVISION, "")), wanted)
+
+    def sized(self, obj: Obj) -> Obj:
+        """Return an object to apply, with the replicas that it may have now."""
+        if obj["kind"] != DEPLOYMENT.kind:
+            return obj
+        return {**obj, "spec": {**obj["spec"], "replicas": self.size_of(obj, obj["spec"]["replicas"])}}
 
     def pool(self, role: str) -> Obj | None:
         """Return the DisaggPool of a role, or None if it does not exist."""

@@ -25,17 +25,17 @@ from disagg_operator.controller import (
 )
 from disagg_operator.controller.acceptance import Refused
 from disagg_operator.controller.children import ChildKey, Children, NameTaken
+from disagg_operator.controller.drainer import Drainer
 from disagg_operator.controller.feasibility import uneven
 from disagg_operator.controller.intent import intent_of, pool_intents
 from disagg_operator.controller.judge import Judge, Judgement
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.one_pass import Pass
-from disagg_operator.controller.rehearsal import NO_UID, in_one, refusal_of, rehearse
+from disagg_operator.controller.rehearsal import NO_UID, blaming, in_one, refusal_of, rehearse
 from disagg_operator.controller.replicas import Replicas
 from disagg_operator.controller.rollout_step import Inputs, RolloutStep
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.status_inputs import Looker
-from disagg_operator.controller.victims import mark_victims
 from disagg_operator.desired import Facts, Images, NetworkAccess, pins, render
 from disagg_operator.desired.names import key_secret_name, selector_text
 from disagg_operator.kube.client import Kube
@@ -77,6 +77,7 @@ class Reconciler:
         recorder: Recorder,
         judge: Judge,
         metrics: Metrics,
+        drainer: Drainer,
         images: Images,
         updates: RuntimeUpdates,
         wall: Callable[[], str],
@@ -89,6 +90,7 @@ class Reconciler:
         self._recorder = recorder
         self._judge = judge
         self._metrics = metrics
+        self._drainer = drainer
         self._images = images
         self._updates = updates
         self._access = access
@@ -106,6 +108,7 @@ class Reconciler:
         if resource is None or resource["metadata"].get("deletionTimestamp"):
             self._updates.note(key, None)
             self._judge.forget(key)
+            self._drainer.forget(key)
             return None
         if lost := lost_fields(resource):
             # Only an Event says so: a write to the resource would remove the fields from the store.
@@ -211,6 +214,7 @@ class Reconciler:
                 sizes={role: run.pools[role].count for role in ROLES},
                 view=run.live.view,
                 now=self._wall(),
+                reports=run.live.canary,
             )
         )
         if run.step is None:  # a pool is still to be made; its Deployments need its uid
@@ -229,6 +233,7 @@ class Reconciler:
             if run.step is not None:
                 await rollout_writes.record(self._kube, run.key, run.step, run.children)
             await self._move_pod(run, rendered)
+            await self._drainer.prepare(run, self._wall())
             for obj in rendered:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
@@ -247,27 +252,27 @@ class Reconciler:
         """Change the sizes of the Deployments of other revisions than the declared one."""
         if step.exchanges:
             self._metrics.exchanges.labels(*run.key).inc()
-        for deployment, count in step.sizes:
-            smaller = {**deployment, "spec": {**deployment["spec"], "replicas": count}}
-            await mark_victims(self._kube, run.key, run.children, run.live.loads, smaller)
-            await rollout_writes.resize(self._kube, run.key, deployment, count, run.children)
+        for deployment, wanted in step.sizes:
+            count = run.size_of(deployment, wanted)
+            if count != deployment["spec"]["replicas"]:
+                await rollout_writes.resize(self._kube, run.key, deployment, count, run.children)
 
     async def _apply(self, run: Pass, obj: Obj) -> None:
         if kids.key_of(obj) in run.blocked:
             return
-        live = run.children.get(str(obj["kind"]), name_of(obj))
+        live, obj = run.children.get(str(obj["kind"]), name_of(obj)), run.sized(obj)
         wait_s, notes = restraint.pause(run.live.contests, obj, live, self._clock())
         run.notes += notes
         if wait_s > 0:
             run.waits_s.append(wait_s)
             return
-        if obj["kind"] == DEPLOYMENT.kind:
-            await mark_victims(self._kube, run.key, run.children, run.live.loads, obj)
         if obj["kind"] == DISAGG_POOL.kind and live is not None:
             # If another client writes /scale between the read and this write, the apply conflicts
             # and the run starts over.
             obj = {**obj, "metadata": {**obj["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}}
-        if await kids.apply(self._kube, obj, run.children, kids.owners_of(run.resource, run.children)):
+        with blaming(run.judgement.spec, obj):
+            wrote = await kids.apply(self._kube, obj, run.children, kids.owners_of(run.resource, run.children))
+        if wrote:
             log.info("%s/%s: applied %s %s", *run.key, obj["kind"], name_of(obj))
             run.live.contests.wrote(kids.key_of(obj), drift.rendered_hash(obj), self._clock())
             self._note_scaling(run, obj)
@@ -290,6 +295,7 @@ class Reconciler:
             run.live.flip = None
             return
         await pod_moves.move(self._kube, run.key, flip, taker)
+        run.children.pods = [pod for pod in run.children.pods if name_of(pod) != flip.pod]
         took_s = self._clock() - flip.since_s
         run.live.flip, run.live.flips_s = None, (*run.live.flips_s[-3:], took_s)
         run.notes.append(pod_moves.moved(flip, took_s))
@@ -329,7 +335,8 @@ class Reconciler:
             new["rollout"] = progress
         await self._write_pool_statuses(run, observed)
         await self._write_status(run.resource, new)
-        await self._recorder.send(run.resource, [*run.notes, *changes.of_change(stored, new)])
+        told, run.live.notes = run.live.notes, []
+        await self._recorder.send(run.resource, [*run.notes, *told, *changes.of_change(stored, new)])
 
     def _intent(self, run: Pass, stored: Obj) -> conditions.Intent:
         decisions, wall = run.live.decisions, self._wall()
@@ -342,7 +349,7 @@ class Reconciler:
             run.live.trouble,
             refusal=judged.refusal,
             warnings=(*judged.warnings, *uneven({role: run.pools[role].count for role in ROLES})),
-            update=run.runtime.update,
+            runtime=run.runtime,
         )
         return replace(found, rollout=None if run.step is None else run.step.view)
 

@@ -7,8 +7,9 @@ webhooks and quotas. Thus a refused resource leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from disagg_operator.controller import children as kids
 from disagg_operator.controller import drift
@@ -81,8 +82,15 @@ def refusal_of(error: Exception) -> Refused:
 
 
 async def _dry_run(kube: Kube, spec: Obj, obj: Obj) -> None:
-    try:
+    with blaming(spec, obj):
         await kube.apply(drift.stamped(obj), dry_run=True)
+
+
+@contextlib.contextmanager
+def blaming(spec: Obj, obj: Obj) -> Iterator[None]:
+    """Turn the errors that an object meets into refusals that name the field of `spec`."""
+    try:
+        yield
     except Denied as error:
         raise denied(spec, obj, error) from None
     except Invalid as error:
@@ -91,19 +99,24 @@ async def _dry_run(kube: Kube, spec: Obj, obj: Obj) -> None:
 
 def invalid(spec: Obj, obj: Obj, error: Invalid) -> Refused:
     """Return the refusal of an object that the API server rejects as it is."""
-    places = dict.fromkeys(f"{field_to_blame(spec, obj, path)}: {words}" for path, words in error.fields)
-    if places:
-        return Refused("InvalidSpec", f"{'; '.join(places)} ({described(obj)})")
-    return Refused("InvalidSpec", f"{field_to_blame(spec, obj)}: {_words(error)} ({described(obj)})")
+    return Refused("InvalidSpec", _told(spec, obj, error))
 
 
 def denied(spec: Obj, obj: Obj, error: Denied) -> Refused:
     """Return the refusal of an object that admission control rejects."""
-    words = _words(error)
-    reason = "QuotaExceeded" if _QUOTA in words else "AdmissionDenied"
-    return Refused(reason, f"{field_to_blame(spec, obj)}: {words} ({described(obj)})", DENIED_RETRY_S)
+    reason = "QuotaExceeded" if _QUOTA in str(error) else "AdmissionDenied"
+    return Refused(reason, _told(spec, obj, error), DENIED_RETRY_S)
 
 
-def _words(error: Exception) -> str:
-    """Return the words of the API server without the request that it answers."""
-    return _WORDS.sub("", str(error))
+def _told(spec: Obj, obj: Obj, error: Invalid | Denied) -> str:
+    """Return the fields that are to blame with the words of the API server.
+
+    Of an object that is denied, the causes may not say who denies it, which the message does.
+    """
+    words = _WORDS.sub("", str(error))  # without the request that is answered
+    places = dict.fromkeys((field_to_blame(spec, obj, path), cause) for path, cause in error.fields)
+    if not places:
+        return f"{field_to_blame(spec, obj)}: {words} ({described(obj)})"
+    if isinstance(error, Denied):
+        return f"{'; '.join([*dict.fromkeys(path for path, _ in places)][:_MOST_TOLD])}: {words} ({described(obj)})"
+    return f"{'; '.join(f'{path}: {cause}' for path, cause in places)} ({described(obj)})"

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.rollout import amount_of
+from disagg_operator.controller import canary_step
 from disagg_operator.desired import names
 from disagg_operator.kube.pods import epoch_s
 from disagg_operator.kube.resources import DEPLOYMENT, annotations_of, labels_of, name_of, uid_of
 from disagg_operator.rollout import looking, placing, revisions, telling
+from disagg_operator.rollout.canary_record import FAILED, CanaryRecord
+from disagg_operator.rollout.canary_reports import CanaryReports
 from disagg_operator.rollout.planner import plan
 from disagg_operator.rollout.revisions import KnownRevision
 from disagg_operator.rollout.values import (
@@ -51,6 +54,8 @@ class Inputs:
     view: RouterView | None
     now: str
     """The time in RFC 3339."""
+    reports: CanaryReports = field(default_factory=CanaryReports)
+    """What the routers have counted of a revision that is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,8 @@ class RolloutStep:
     """The ControllerRevision to mark as failed, or None."""
     marks: Mapping[WorkersKey, str] | None = None
     """The annotations of workloads that have served now for the first time, by key."""
+    canary: tuple[Obj, CanaryRecord] | None = None
+    """A ControllerRevision, and what is to be written down there of its canary."""
     exchanges: bool = False
     """Whether this step ends all old workers before new ones are there."""
 
@@ -111,8 +118,45 @@ def decide(inputs: Inputs) -> RolloutStep | None:
     back = _rolled_back_to(inputs, known, live, declared)
     target = declared if back is None else {role: back.of(role) for role in ROLES}
     state = _state(inputs, rendered, live, known, target)
-    found = plan(state, rules_of(inputs.dd, inputs.sizes))
-    return _step(inputs, rendered, live, known, state, found, back)
+    mine = _revision_of(known, declared)
+    trial = canary_step.trial_of(inputs.dd, inputs.resource, known, mine, back, state, inputs.reports)
+    state = canary_step.without_given_up(state, trial)
+    found = plan(state, replace(rules_of(inputs.dd, inputs.sizes), canary=trial.percent))
+    step = _step(inputs, rendered, live, known, state, found, back)
+    return _tried(inputs, step, trial, live, known, mine, back)
+
+
+def _tried(
+    inputs: Inputs,
+    step: RolloutStep,
+    trial: canary_step.Trial,
+    live: Mapping[WorkersKey, Obj],
+    known: Sequence[KnownRevision],
+    mine: KnownRevision | None,
+    back: KnownRevision | None,
+) -> RolloutStep:
+    """Return the step with what the canary adds to it."""
+    step = replace(step, objects=canary_step.labelled(step.objects, trial.words))
+    if back is not None:
+        return step
+    reason, message = canary_step.told(trial, step.plan)
+    step = replace(step, view=replace(step.view, reason=reason, message=message))
+    if mine is None:
+        return step
+    rollout = inputs.dd.spec.rollout
+    earlier = _earlier(mine, known, live) is not None
+    here = canary_step.Circumstances(rollout.canary is not None, earlier, rollout.paused, inputs.now)
+    record = canary_step.to_write(trial, mine, step.plan, here)
+    where = revisions.by_name(inputs.objects, inputs.dd.metadata.name, mine.name)
+    return replace(
+        step,
+        canary=None if record is None or where is None else (where, record),
+        failed=where if record is not None and record.verdict == FAILED else step.failed,
+    )
+
+
+def _revision_of(known: Sequence[KnownRevision], pair: Mapping[str, str]) -> KnownRevision | None:
+    return next((r for r in known if r.pair == (pair[PREFILL], pair[DECODE])), None)
 
 
 def _workloads_in(rendered: Sequence[Obj]) -> dict[WorkersKey, Obj]:
@@ -123,11 +167,15 @@ def _rolled_back_to(
     inputs: Inputs, known: Sequence[KnownRevision], live: Mapping[WorkersKey, Obj], declared: Mapping[str, str]
 ) -> KnownRevision | None:
     """Return the revision to which a rollout that failed has gone back, or None."""
-    mine = next((r for r in known if r.pair == (declared[PREFILL], declared[DECODE])), None)
+    mine = _revision_of(known, declared)
     generation = int(inputs.resource["metadata"].get("generation") or 0)
-    if mine is None or mine.failed_generation != generation or not inputs.dd.spec.rollout.auto_rollback:
+    if mine is None or mine.failed_generation != generation:
         return None
-    return _earlier(mine, known, live)
+    return _earlier(mine, known, live) if inputs.dd.spec.rollout.auto_rollback or _canary_failed(mine) else None
+
+
+def _canary_failed(revision: KnownRevision) -> bool:
+    return revision.canary is not None and revision.canary.verdict == FAILED
 
 
 def _earlier(
@@ -262,7 +310,7 @@ def _step(
         kept=frozenset(kept if record is None else kept | {("ControllerRevision", name_of(record))}),
         target=target,
         plan=found,
-        view=_view(inputs, found, back),
+        view=_view(inputs, found, back, _revision_of(known, dict(rendered.keys()))),
         record=record,
         failed=_failed(inputs, known, live, found, target) if back is None else None,
         marks={
@@ -331,7 +379,7 @@ def _failed(
     target: Mapping[str, str],
 ) -> Obj | None:
     """Return the ControllerRevision of a rollout that is given up now, or None."""
-    mine = next((r for r in known if r.pair == (target[PREFILL], target[DECODE])), None)
+    mine = _revision_of(known, target)
     if mine is None or not found.expired or not inputs.dd.spec.rollout.auto_rollback:
         return None
     if _earlier(mine, known, live) is None:
@@ -339,14 +387,13 @@ def _failed(
     return revisions.by_name(inputs.objects, inputs.dd.metadata.name, mine.name)
 
 
-def _view(inputs: Inputs, found: RolloutPlan, back: KnownRevision | None) -> RolloutView:
+def _view(inputs: Inputs, found: RolloutPlan, back: KnownRevision | None, mine: KnownRevision | None) -> RolloutView:
     reason, message = found.reason, found.message
     if back is not None:
+        why = f"the declared revision made no progress for {inputs.dd.spec.rollout.progress_deadline_seconds} s"
         reason = telling.ROLLED_BACK
-        deadline_s = inputs.dd.spec.rollout.progress_deadline_seconds
-        message = (
-            f"the declared revision made no progress for {deadline_s} s, so that {back.name} is restored "
-            f"(an edit of the spec tries again): {found.message}"
-        )
+        if mine is not None and mine.canary is not None and _canary_failed(mine):
+            reason, why = telling.CANARY_FAILED, f"the declared revision serves worse ({mine.canary.message})"
+        message = f"{why}, so that {back.name} is restored (an edit of the spec tries again): {found.message}"
     complete = (found.complete or found.single) and not found.expired and back is None
     return RolloutView(reason, message, complete=complete)

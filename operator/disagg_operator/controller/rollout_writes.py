@@ -13,6 +13,7 @@ from disagg_operator.controller.rollout_step import RolloutStep
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import CONTROLLER_REVISION, DEPLOYMENT, annotations_of, name_of
 from disagg_operator.rollout import looking, revisions
+from disagg_operator.rollout.canary_record import CANARY_ANNOTATION
 from disagg_operator.vocabulary import Key, Obj
 
 log = logging.getLogger(__name__)
@@ -38,19 +39,31 @@ async def resize(kube: Kube, key: Key, deployment: Obj, replicas: int, children:
 
 
 async def mark(kube: Kube, key: Key, step: RolloutStep, children: Children, generation: int) -> bool:
-    """Write down what has served and what has failed. Raises KubeError.
+    """Write down what has served, what has failed, and what is known of a canary. Raises KubeError.
 
     Returns whether the next run decides otherwise.
     """
+    # That a canary has begun is known before its workers count as ones that have served.
+    again = await _mark_revision(kube, key, step, generation)
     live = looking.workloads(children.objects.values())
     for workload, value in (step.marks or {}).items():
         found = live.get(workload)
         if found is not None and looking.SERVED_ANNOTATION not in annotations_of(found):
             patch = {"metadata": {"annotations": {looking.SERVED_ANNOTATION: value}}}
             await kube.merge(DEPLOYMENT, key[0], name_of(found), patch)
-    if step.failed is None:
+    return again
+
+
+async def _mark_revision(kube: Kube, key: Key, step: RolloutStep, generation: int) -> bool:
+    where, annotations = step.failed, {}
+    if step.canary is not None:
+        where, record = step.canary
+        annotations[CANARY_ANNOTATION] = record.text()
+        log.info("%s/%s: canary of revision %s: %s", *key, step.revision, record.text())
+    if step.failed is not None:
+        annotations[revisions.FAILED_ANNOTATION] = str(generation)
+        log.warning("%s/%s: revision %s is given up", *key, step.revision)
+    if where is None:
         return False
-    patch = {"metadata": {"annotations": {revisions.FAILED_ANNOTATION: str(generation)}}}
-    await kube.merge(CONTROLLER_REVISION, key[0], name_of(step.failed), patch)
-    log.warning("%s/%s: revision %s made no progress and is given up", *key, step.revision)
+    await kube.merge(CONTROLLER_REVISION, key[0], name_of(where), {"metadata": {"annotations": annotations}})
     return True

@@ -14,8 +14,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.loop import AutoscalerLoop
@@ -31,10 +31,13 @@ from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import children as kids
 from disagg_operator.controller.acceptance import scale_plan
 from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
+from disagg_operator.controller.drain_ends import DrainEnds
+from disagg_operator.controller.drainer import ASK_INTERVAL_S, Drainer
 from disagg_operator.controller.elector import Alone, Leadership
 from disagg_operator.controller.health import HealthServer
 from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
+from disagg_operator.controller.patience import until_it_works
 from disagg_operator.controller.pod_events import PodEvents
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, ReferenceWatch
@@ -42,22 +45,18 @@ from disagg_operator.controller.runtime_updates import RuntimeUpdates
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
 from disagg_operator.desired import Images, NetworkAccess
-from disagg_operator.desired.names import key_secret_name
 from disagg_operator.kube.cache import WATCHED, Cache
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, NotFound, Retry, Terminating
-from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, Resource, uid_of
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, POD, Resource, uid_of
 from disagg_operator.settings import OperatorSettings
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.unsettled import API_SERVER_ERROR, INTERNAL_ERROR, RECONCILE_TIMEOUT, RIGHT_MISSING
 from disagg_operator.vocabulary import Key, Obj, Objs
-from disagg_wire.cluster_key import bearer_of
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-_START_RETRY_S = 3.0
 _SWEEP_DEADLINE_S = 30.0
 
 
@@ -91,20 +90,15 @@ class Runtime:
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
         self._references, self._specs = ReferenceWatch(kube, self._wake, clock), SpecsInConfigMaps(kube)
-        self._updates = RuntimeUpdates(settings.runtime_updates, self._wake)
-        self._reconciler = Reconciler(
-            kube=kube,
-            live=self.live,
-            recorder=Recorder(kube, clock, wall, new_id),
-            judge=Judge(self._specs, self._references, settings.policy),
-            metrics=self.metrics,
-            images=Images(settings.worker_image, settings.router_image, adapter=settings.adapter_image),
-            updates=self._updates,
-            wall=wall,
-            new_cluster_key=new_cluster_key,
-            clock=clock,
-            access=NetworkAccess.given(settings.scrapers, settings.web_ports),
+        self._bearer_of, self._drain_ends = (
+            partial(kids.bearer, kube),
+            DrainEnds(self.metrics.drain_ended, self.live.note),
         )
+        self._drainer = Drainer(
+            kube, self._direct.post, self._wake, clock, self.metrics.drain_cancelled, self._may_write
+        )
+        self._updates = RuntimeUpdates(settings.runtime_updates, self._wake)
+        self._reconciler = self._made(wall, new_id, new_cluster_key)
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
         self._decision_log = DecisionLog(self._record_dir)
         self._states = StateKeeper(StateStore(kube), self._prometheus, self._epoch)
@@ -124,6 +118,25 @@ class Runtime:
         self.listed = asyncio.Event()
         self._unlisted: str | None = None
         self.watches_alive: Callable[[], bool] = lambda: True
+
+    def _made(
+        self, wall: Callable[[], str], new_id: Callable[[], str], new_cluster_key: Callable[[], str]
+    ) -> Reconciler:
+        settings = self._settings
+        return Reconciler(
+            kube=self._kube,
+            live=self.live,
+            recorder=Recorder(self._kube, self._clock, wall, new_id),
+            judge=Judge(self._specs, self._references, settings.policy),
+            metrics=self.metrics,
+            drainer=self._drainer,
+            images=Images(settings.worker_image, settings.router_image, adapter=settings.adapter_image),
+            updates=self._updates,
+            wall=wall,
+            new_cluster_key=new_cluster_key,
+            clock=self._clock,
+            access=NetworkAccess.given(settings.scrapers, settings.web_ports),
+        )
 
     def _autoscaler(self) -> AutoscalerLoop:
         return AutoscalerLoop(
@@ -190,6 +203,8 @@ class Runtime:
         """
         self.metrics.watch_events.labels(resource.kind).inc()
         keys = self.cache.drop(resource, obj) if kind == "DELETED" else self.cache.put(resource, obj)
+        if resource is POD and self._leading:
+            self._drain_ends.saw(obj, keys)
         # Changes by a user take effect at once, even if the key is backing off. Changes of pods
         # come in bursts and are debounced.
         urgent = resource in (DISAGG_DEPLOYMENT, DISAGG_POOL)
@@ -214,8 +229,8 @@ class Runtime:
         return self.sick() or self._unlisted or self._leadership.refused()
 
     async def _main(self) -> None:
-        log.info("API server %s", await self._until_it_works("version", self._kube.version))
-        await self._until_it_works("first list", self.resync)
+        log.info("API server %s", await until_it_works("version", self._kube.version))
+        await until_it_works("first list", self.resync)
         self.listed.set()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(self._settings.resync_interval_s, self.resync))
@@ -254,6 +269,7 @@ class Runtime:
             group.create_task(self._every(LOOK_INTERVAL_S, self._starting.look))
             events = PodEvents(self._kube, self.cache, self.live, self._wake)
             group.create_task(self._every(LOOK_INTERVAL_S, events.look))
+            group.create_task(self._every(ASK_INTERVAL_S, self._drainer.look))
             group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
             self._wake_all(set(self.cache.keys()), 0.0, urgent=True)
 
@@ -268,14 +284,6 @@ class Runtime:
         await self._role_changer.close()
         if ended:
             term.result()
-
-    async def _until_it_works(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
-        while True:
-            try:
-                return await call()
-            except KubeError as error:
-                log.warning("%s: %s", what, error)
-                await asyncio.sleep(_START_RETRY_S)
 
     async def resync(self) -> None:
         """List all watched kinds, repair the cache, and queue every resource.
@@ -294,10 +302,8 @@ class Runtime:
 
     async def _list(self, resource: Resource) -> Objs:
         labels = "" if resource in (DISAGG_DEPLOYMENT, DISAGG_POOL) else LABEL_DEPLOYMENT
-        found: Objs = []
-        for namespace in self._settings.namespaces or (None,):
-            found += await self._kube.list(resource, namespace, labels)
-        return found
+        spaces = self._settings.namespaces or (None,)
+        return [obj for namespace in spaces for obj in await self._kube.list(resource, namespace, labels)]
 
     async def _sweep(self) -> None:
         started = self._clock()
@@ -364,14 +370,6 @@ class Runtime:
             log.warning("%s/%s: the failure could not be written into status: %s", *key, error)
         except Exception:
             log.exception("%s/%s: the failure could not be written into status", *key)
-
-    async def _bearer_of(self, key: Key) -> str | None:
-        try:
-            found = kids.cluster_key_of(await self._kube.get(SECRET, key[0], key_secret_name(key[1])))
-        except KubeError as error:
-            log.warning("%s/%s: %s", *key, error)
-            return None
-        return None if found is None else bearer_of(found)
 
     def _plan_of(self, resource: Obj) -> ScalePlan | None:
         """Return the scaling settings of the spec that is served, which may be an earlier one."""

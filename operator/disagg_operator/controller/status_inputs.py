@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from disagg_operator.autoscaling.live import Live
 from disagg_operator.controller.acceptance import AcceptedDeployment
@@ -12,7 +12,7 @@ from disagg_operator.controller.replicas import Replicas
 from disagg_operator.desired.names import router_name
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.errors import Forbidden
-from disagg_operator.kube.pods import pool_of
+from disagg_operator.kube.pods import is_leaving, is_ready, is_terminating, pool_of
 from disagg_operator.kube.resources import DEPLOYMENT, NETWORK_ATTACHMENT, NODE, labels_of
 from disagg_operator.rollout import looking
 from disagg_operator.status import workloads
@@ -48,7 +48,10 @@ class Looker:
             return [pod for pod in children.pods if _component(pod) == component]
 
         def pool(role: str) -> Workload:
-            deployments = [d for (r, _), d in looking.workloads(children.objects.values()).items() if r == role]
+            found = looking.workloads(children.objects.values())
+            deployments = [
+                _without_leaving(d, looking.pods_of(children.pods, k)) for k, d in found.items() if k[0] == role
+            ]
             revision = revisions.get(role, "")
             return workloads.pool(role, pools[role].count, deployments, revision, pods(role), live.told, live.hindered)
 
@@ -92,6 +95,17 @@ class Looker:
         except Forbidden as error:
             log.warning("nodes can't be listed: %s", error)
             return None
+
+
+def _without_leaving(deployment: Obj, pods: Sequence[Obj]) -> Obj:
+    """Return a Deployment whose status counts none of the workers that drain before they go."""
+    leaving = [pod for pod in pods if is_leaving(pod) and not is_terminating(pod)]
+    if not leaving:
+        return deployment
+    status = deployment.get("status") or {}
+    fewer = {"replicas": len(leaving), "updatedReplicas": len(leaving), "readyReplicas": sum(map(is_ready, leaving))}
+    counts = {field: max(0, int(status.get(field) or 0) - count) for field, count in fewer.items()}
+    return {**deployment, "status": {**status, **counts}}
 
 
 def _component(pod: Obj) -> str:

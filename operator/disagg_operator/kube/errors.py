@@ -27,6 +27,10 @@ _TYPED_FIELD = re.compile(r"\): \.(\S+?): (.+)", re.DOTALL)
 # The authorizer speaks of a user; whatever else forbids a write looks at the object.
 _NO_RIGHT = re.compile(r"is forbidden: user ", re.IGNORECASE)
 _DENIED = re.compile(r"is forbidden: |denied (the )?request")
+# A webhook answers with any status that it likes, and a policy with one of several.
+_DENIED_BY_NAME = re.compile(
+    r"admission webhook \"[^\"]*\" denied the request|ValidatingAdmissionPolicy .* denied request"
+)
 
 FieldError = tuple[str, str]
 """The path of a field as the API server writes it, and what is wrong with it."""
@@ -70,8 +74,13 @@ class Invalid(KubeError):
 class Denied(KubeError):
     """Raised when admission control rejects the object: a policy, a webhook or a quota.
 
-    It helps to change the object, or what forbids it.
+    It helps to change the object, or what forbids it. `fields` has the fields that are named, if
+    any are.
     """
+
+    def __init__(self, message: str, fields: Sequence[FieldError] = ()) -> None:
+        super().__init__(message)
+        self.fields = tuple(fields)
 
 
 class Terminating(KubeError):
@@ -94,6 +103,8 @@ def from_status(
     `fields` are the causes that the answer lists.
     """
     text = f"{what}: {code} {message[:1000]}"
+    if _DENIED_BY_NAME.search(message):
+        return Denied(text, fields)
     if code == 404:
         return NotFound(text)
     if code == 409:
@@ -105,7 +116,7 @@ def from_status(
     if code == 401 or (code == 403 and (_NO_RIGHT.search(message) or not _DENIED.search(message))):
         return Forbidden(text)
     if code < 500 and _DENIED.search(message) and code != 429:
-        return Denied(text)
+        return Denied(text, fields)
     if code == 500 and any(words in message for words in _UNTYPED):
         named = _TYPED_FIELD.search(message)
         return Invalid(text, fields if named is None else [(named[1], named[2])])

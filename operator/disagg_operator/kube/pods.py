@@ -7,10 +7,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from disagg_operator.kube.resources import labels_of, name_of, uid_of
+from disagg_operator.kube.resources import annotations_of, labels_of, name_of, uid_of
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_COMPONENT, LABEL_POOL, ROUTER
 from disagg_wire.roles import ROLES
+
+# On the pod of a worker that is to go: until when it may finish its requests. Meanwhile it gets no
+# new ones.
+DRAIN_UNTIL = "disagg.dev/drain-until"
+
+
+def is_terminating(pod: Obj) -> bool:
+    return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def is_leaving(pod: Obj) -> bool:
+    """Return whether a pod terminates, or is about to."""
+    return is_terminating(pod) or DRAIN_UNTIL in annotations_of(pod)
 
 
 def is_ready(pod: Obj) -> bool:

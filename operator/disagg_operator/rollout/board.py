@@ -132,7 +132,7 @@ class Board:
 
     def _too_much(self, kind: str) -> bool:
         held = sum(
-            (self.desired[key] + w.terminating) * w.devices.count
+            (self.desired[key] + w.terminating - w.recalled(self.desired[key])) * w.devices.count
             for key, w in self.groups.items()
             if w.devices.kind == kind
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from disagg_operator.kube.pods import epoch_s, is_ready, pool_of
+from disagg_operator.kube.pods import epoch_s, is_leaving, is_ready, is_terminating, pool_of
 from disagg_operator.kube.resources import DEPLOYMENT, annotations_of, labels_of, name_of
 from disagg_operator.rollout.revisions import KnownRevision
 from disagg_operator.rollout.values import Devices, Workers, WorkersKey
@@ -48,16 +48,24 @@ def pods_of(pods: Iterable[Obj], key: WorkersKey) -> list[Obj]:
 def workers(
     key: WorkersKey, deployment: Obj | None, pods: Sequence[Obj], told: Told, order: int, accelerators: frozenset[str]
 ) -> Workers:
-    """Return the workers of one role and revision."""
-    here = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    """Return the workers of one role and revision.
+
+    Those that drain before they are deleted count as terminating already, and not as wanted.
+    """
+    here = [pod for pod in pods if not is_leaving(pod)]
+    replicas = 0 if deployment is None else int((deployment.get("spec") or {}).get("replicas") or 0)
+    kept = sum(not is_terminating(pod) for pod in pods)
+    # Of the pods that are to go, those beyond the replicas are as good as deleted.
+    draining = max(0, kept - len(here) - max(0, kept - replicas))
     mark = "" if deployment is None else annotations_of(deployment).get(SERVED_ANNOTATION, "")
     compat = next((told.compat[name_of(pod)] for pod in here if told.compat.get(name_of(pod))), "")
     return Workers(
         *key,
-        desired=0 if deployment is None else int((deployment.get("spec") or {}).get("replicas") or 0),
+        desired=replicas - draining,
         existing=len(here),
         ready=sum(map(is_ready, here)),
         terminating=len(pods) - len(here),
+        recallable=draining,
         unscheduled=sum(not (pod.get("spec") or {}).get("nodeName") and not is_ready(pod) for pod in here),
         unschedulable_since_s=min((s for s in map(_no_room_since_s, here) if s is not None), default=None),
         served=bool(mark),

@@ -12,6 +12,8 @@ from disagg_operator.rollout.progress import advanced, expired, room_wait_s
 from disagg_operator.rollout.values import RolloutPlan, RolloutRules, RolloutState
 from disagg_wire.roles import ROLES
 
+_LOOK_AT_CANARY_S = 10.0
+
 
 def plan(state: RolloutState, rules: RolloutRules) -> RolloutPlan:
     """Return the next replicas of every workload."""
@@ -27,8 +29,9 @@ def plan(state: RolloutState, rules: RolloutRules) -> RolloutPlan:
         board.target(role).ready >= state.wanted[role] for role in ROLES
     )
     rolling = bool(board.changing) or not (board.proven or done)
-    progress = advanced(state, board.seen) if rolling else None
-    late = rolling and not done and expired(state, rules, progress)
+    waits = rules.paused or _tries(board)
+    progress = advanced(state, rules, board.seen, waits=waits) if rolling else None
+    late = rolling and not done and expired(state, rules, progress, waits=waits)
     reason, message = telling.words(state, rules, board.room, telling.Stage(done, board.proven, late))
     return RolloutPlan(
         replicas=board.desired,
@@ -48,7 +51,9 @@ def plan(state: RolloutState, rules: RolloutRules) -> RolloutPlan:
 def _wake_s(board: Board, progress_since_s: float | None) -> float | None:
     """Return the seconds until something follows from the time alone."""
     waits = [] if not board.changing else [room_wait_s(board.state, board.rules, board.room.full)]
-    if progress_since_s is not None and not board.rules.paused:
+    if _tries(board):
+        waits.append(_LOOK_AT_CANARY_S)
+    elif progress_since_s is not None and not board.rules.paused:
         # After a step back of the clock, the last progress lies in the future.
         passed_s = max(0.0, board.state.now_s - progress_since_s)
         waits.append(max(1.0, board.rules.deadline_s - passed_s))
@@ -71,6 +76,11 @@ def _follow(board: Board) -> None:
     board.grow(board.state.wanted)
 
 
+def _tries(board: Board) -> bool:
+    """Return whether a first new pair has served, and the rollout stays at the canary's share."""
+    return bool(board.changing) and board.proven and board.rules.canary is not None and not _exchanges(board)
+
+
 def _exchanges(board: Board) -> bool:
     return bool(board.changing) and board.room.exchange and not board.room.hopeless
 
@@ -79,11 +89,17 @@ def _roll(board: Board) -> None:
     """Take the next steps of a rollout."""
     for role in ROLES:
         _trim(board, role)
+    given_up = {w.key: 0 for w in board.old() if w.given_up and board.desired[w.key]}
+    if given_up and board.keeps_floors(given_up):
+        board.desired |= given_up
     board.withdraw()
     if _exchanges(board):
         for w in board.old():
             board.desired[w.key] = 0
         board.grow(board.state.wanted)
+        return
+    if board.rules.canary is not None and board.proven:
+        _stay(board, board.rules.canary)
         return
     if board.proven:
         board.retire()
@@ -122,6 +138,32 @@ def _try_out(board: Board) -> None:
         for role in sorted(board.changing):
             board.restore(role, goals[role])
     board.grow(first)
+
+
+def _stay(board: Board, percent: int) -> None:
+    """Keep as many new workers as a part of the requests needs, and old ones for the rest.
+
+    The old ones stay as they are where there is room. While none of them is ready, new ones take
+    their place, but none of them goes.
+    """
+    state, room = board.state, board.room
+    new, old = {role: board.limit(role) for role in ROLES}, {}
+    for role in board.changing:
+        wanted, ready = state.wanted[role], sum(w.ready for w in board.old(role))
+        old[role] = board.kept(role)
+        if not ready or not wanted:
+            continue
+        new[role] = min(new[role], max(1, -(-wanted * percent // 100)))
+        least = -(-wanted * (100 - percent) // 100)
+        fits = max(least, room.caps[role] - new[role])
+        old[role] = max(1, min(room.runs[role] - room.give[role], fits))
+        key = board.target(role).key
+        while board.desired[key] > new[role] and board.keeps_floors({key: board.desired[key] - 1}):
+            board.desired[key] -= 1
+    board.shrink({role: old.get(role, 0) for role in ROLES})
+    for role in sorted(board.changing):
+        board.restore(role, old[role])
+    board.grow(new)
 
 
 def _untie(board: Board) -> None:

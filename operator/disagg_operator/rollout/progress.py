@@ -9,6 +9,9 @@ from disagg_operator.rollout.room import scheduled
 from disagg_operator.rollout.values import Progress, RolloutRules, RolloutState
 from disagg_wire.roles import ROLES
 
+# The part of the deadline after which the time of the last progress of a rollout that waits moves.
+_WAITING = 0.1
+
 
 def name_of_target(state: RolloutState) -> str:
     """Return one name for the revisions of both roles."""
@@ -74,19 +77,22 @@ def steps_made(state: RolloutState) -> int:
     return sum(w.existing - w.unscheduled + w.ready for w in new) - sum(w.existing + w.terminating for w in old)
 
 
-def advanced(state: RolloutState, known: Stock) -> Progress:
-    """Return the progress after this look."""
+def advanced(state: RolloutState, rules: RolloutRules, known: Stock, *, waits: bool) -> Progress:
+    """Return the progress after this look. While a rollout `waits`, its deadline does as well."""
     before, steps = remembered(state), steps_made(state)
     if before is None or steps > before.best:
         return Progress(name_of_target(state), steps, state.now_s, known.held, known.full)
-    return Progress(before.target, before.best, before.since_s, known.held, known.full)
+    # Not at every look: each time is a write of the status.
+    late = waits and state.now_s - before.since_s > _WAITING * rules.deadline_s
+    return Progress(before.target, before.best, state.now_s if late else before.since_s, known.held, known.full)
 
 
-def expired(state: RolloutState, rules: RolloutRules, progress: Progress | None) -> bool:
+def expired(state: RolloutState, rules: RolloutRules, progress: Progress | None, *, waits: bool) -> bool:
     """Return whether the deadline has passed.
 
-    It does not while a rollout is paused, or while pods still drain.
+    It does not while a rollout waits, because it is paused or tries a revision, or while pods still
+    drain.
     """
-    if progress is None or rules.paused or any(w.terminating for w in state.workers):
+    if progress is None or waits or any(w.terminating for w in state.workers):
         return False
     return state.now_s - progress.since_s > rules.deadline_s

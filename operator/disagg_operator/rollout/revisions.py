@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disagg_operator.kube.resources import CONTROLLER_REVISION, annotations_of, name_of
+from disagg_operator.rollout.canary_record import CANARY_ANNOTATION, CanaryRecord, read_record
 from disagg_operator.vocabulary import Obj
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 
@@ -36,6 +37,8 @@ class KnownRevision:
     created: str
     spec: Mapping[str, Any]
     """The parts of the spec that make its pods."""
+    canary: CanaryRecord | None = None
+    """What is written down of its canary."""
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -77,6 +80,7 @@ def _known(obj: Obj) -> KnownRevision | None:
         failed_generation=int(failed) if failed.isdigit() else None,
         created=str(obj["metadata"].get("creationTimestamp") or ""),
         spec=spec,
+        canary=read_record(annotations_of(obj).get(CANARY_ANNOTATION)),
     )
 
 

@@ -53,7 +53,8 @@ def holding(workers: Mapping[tuple[str, str], Workers], desired: Mapping[tuple[s
     """Return the devices that are held at most until the workloads have these sizes, by kind."""
     out: dict[str, int] = {}
     for key, w in workers.items():
-        held = (max(w.existing, w.desired, desired[key]) + w.terminating) * w.devices.count
+        leaving = w.terminating - w.recalled(desired[key])
+        held = (max(w.existing, w.desired, desired[key]) + leaving) * w.devices.count
         out[w.devices.kind] = out.get(w.devices.kind, 0) + held
     return out
 

@@ -11,6 +11,7 @@ from disagg_wire.roles import ROLES
 
 COMPLETE, ROLLING_OUT, PAUSED = "RolloutComplete", "RollingOut", "RolloutPaused"
 WAITING, SWAPPING, EXCHANGING = "WaitingForCapacity", "MakingRoom", "ExchangingPools"
+CANARY, CANARY_INCONCLUSIVE, CANARY_FAILED = "Canary", "CanaryInconclusive", "CanaryFailed"
 INSUFFICIENT, STALLED, ROLLED_BACK = "InsufficientCapacity", "ProgressDeadlineExceeded", "RolledBack"
 
 

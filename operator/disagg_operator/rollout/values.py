@@ -32,12 +32,17 @@ class Workers:
     ready: int = 0
     """Pods that are ready and not terminating."""
     terminating: int = 0
+    """Pods that are still there, but are to go."""
+    recallable: int = 0
+    """Those of them that are not deleted yet, and serve again at once if they may stay."""
     unscheduled: int = 0
     """Existing pods that are on no node."""
     unschedulable_since_s: float | None = None
     """When the scheduler first found no room for one of the pods that still wait for it."""
     served: bool = False
     """Whether a pair with these workers has ever moved KV."""
+    given_up: bool = False
+    """Whether they get no requests, because their revision was not promoted."""
     compat: str = ""
     """The hash that is equal for workers that can exchange KV; empty if none has reported it."""
     devices: Devices = Devices()
@@ -47,6 +52,10 @@ class Workers:
     @property
     def key(self) -> WorkersKey:
         return self.role, self.revision
+
+    def recalled(self, desired: int) -> int:
+        """Return how many workers that were to go stay if so many are to be there."""
+        return min(self.recallable, max(0, desired - max(self.existing, self.desired)))
 
     @property
     def gone(self) -> bool:
@@ -105,6 +114,10 @@ class RolloutRules:
     recreate: bool = False
     """Whether the old workers go before the new ones come."""
     paused: bool = False
+    canary: int | None = None
+    """The percentage of the requests for which there are to be new workers, once the first pair has
+    served; None to go on.
+    """
     deadline_s: float = 7800.0
     """Seconds without progress after which a rollout counts as stalled."""
     full_after_s: float = 60.0

@@ -59,6 +59,8 @@ _WARNINGS = {
     "CredentialsUnavailable": "CredentialsUnavailable",
     "ProgressDeadlineExceeded": "RolloutStalled",
     "RolledBack": "RolledBack",
+    "CanaryFailed": "CanaryFailed",
+    "CanaryInconclusive": "CanaryInconclusive",
     "ExchangingPools": "ExchangingPools",
 }
 _SUMMARIES = ("Ready", "Available", "Degraded", "Stalled")

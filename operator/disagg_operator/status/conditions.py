@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from disagg_operator.rollout.telling import PAUSED, ROLLED_BACK, STALLED
+from disagg_operator.rollout.telling import CANARY_FAILED, CANARY_INCONCLUSIVE, PAUSED, ROLLED_BACK, STALLED
 from disagg_operator.rollout.values import RolloutView
 from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY, PODS_REFUSED
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
-from disagg_operator.vocabulary import UPDATE_RUNTIME, Obj
+from disagg_operator.vocabulary import MOST_OF_A_REQUEST, UPDATE_RUNTIME, Obj
 from disagg_wire.roles import PREFILL
 
 TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
@@ -87,6 +87,8 @@ class Intent:
     """The reason and the message of each thing that is wrong with the spec that is served."""
     runtime_update: str = ""
     """What images and renderer of the operator's release would change, if they were used."""
+    runtime_request: str = ""
+    """The last request for them that was carried out."""
 
 
 def build(intent: Intent, observed: Observed, previous: Mapping[str, object], now: str) -> Obj:
@@ -104,6 +106,8 @@ def build(intent: Intent, observed: Observed, previous: Mapping[str, object], no
         status[str(pool["name"])] = f"{pool['ready']}/{pool['desired']}"
     if observed.view is not None:
         status["pairs"] = pairs_status(observed.view)
+    if intent.runtime_request:
+        status["runtimeRequest"] = intent.runtime_request[:MOST_OF_A_REQUEST]
     return status
 
 
@@ -245,9 +249,15 @@ def _available(intent: Intent, observed: Observed) -> Condition:
     return Condition(kind, TRUE, "PairsHealthy", "a request can be served end to end")
 
 
+_ROLLOUT_VALUES = {
+    **dict.fromkeys((STALLED, ROLLED_BACK, CANARY_FAILED), FALSE),
+    **dict.fromkeys((PAUSED, CANARY_INCONCLUSIVE), UNKNOWN),
+}
+
+
 def _progressing(observed: Observed, rollout: RolloutView | None) -> Condition:
     if rollout is not None and not rollout.complete:
-        value = {STALLED: FALSE, ROLLED_BACK: FALSE, PAUSED: UNKNOWN}.get(rollout.reason, TRUE)
+        value = _ROLLOUT_VALUES.get(rollout.reason, TRUE)
         return Condition("Progressing", value, rollout.reason, rollout.message)
     workloads = [*observed.pools.values(), observed.router]
     late = [w.name for w in workloads if w.deadline_exceeded and not w.complete]
@@ -263,7 +273,8 @@ def _runtime(update: str) -> Condition:
     kind = "RuntimeUpToDate"
     if not update:
         return Condition(kind, TRUE, "UpToDate", "images and renderer are those of the operator's release")
-    message = f"{update}; a new value of the annotation {UPDATE_RUNTIME} asks for it, and replaces the pods"
+    ways = f"`disagg rollout restart --runtime` or a new value of the annotation {UPDATE_RUNTIME}"
+    message = f"{update}; {ways} asks for it, and replaces the pods"
     return Condition(kind, FALSE, RUNTIME_UPDATE_AVAILABLE, message)
 
 

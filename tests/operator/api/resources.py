@@ -58,6 +58,13 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         good(decode={"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}),
         "minReplicas must not exceed maxReplicas", "spec.decode.autoscaling.minReplicas",
     ),
+    "a canary with Recreate": (
+        good(rollout={"canary": {}, "strategy": "Recreate"}), "a canary needs the strategy RollingUpdate",
+        "spec.rollout.canary",
+    ),
+    "a canary with most of the requests": (
+        good(rollout={"canary": {"weight": 51}}), "spec.rollout.canary.weight", "spec.rollout.canary.weight",
+    ),
     "a surge that is no number of workers": (good(rollout={"maxSurge": "1.5"}), "maxSurge", "spec.rollout.maxSurge"),
     "only one pool at 0": (good(prefill={"replicas": 0}), "must both be 0", "must both be 0"),
     "attachment and attachmentRef together": (

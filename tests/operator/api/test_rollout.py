@@ -54,3 +54,10 @@ def test_a_truth_value_is_no_quantity(value: bool) -> None:
     """Python counts it among the numbers."""
     with pytest.raises(InvalidResource, match=r"spec\.decode\.kvCacheSize: .*must be a number or a text"):
         parse(good(decode={"kvCacheSize": value}))
+
+
+def test_a_canary_has_defaults() -> None:
+    assert parse(good()).spec.rollout.canary is None
+    canary = parse(good(rollout={"canary": {}})).spec.rollout.canary
+    assert canary is not None
+    assert (canary.weight, canary.min_requests, canary.max_duration_seconds, canary.analysis) == (10, 100, 3600, None)

@@ -11,6 +11,7 @@ from disagg_operator.cli import rollout_command
 from disagg_operator.cli.entry import parser
 from disagg_operator.cli.rollout_command import RolloutError
 from disagg_operator.rollout.revisions import KnownRevision
+from disagg_operator.vocabulary import UPDATE_RUNTIME
 
 
 def resource(generation: int = 2, **conditions: tuple[str, str]) -> dict[str, Any]:
@@ -30,6 +31,9 @@ def revision(number: int, name: str, failed: int | None = None, **spec: Any) -> 
         (resource(Accepted=("False", "InvalidSpec")), False, "InvalidSpec: about Accepted"),
         (resource(Progressing=("True", "RollingOut")), None, "RollingOut: about Progressing"),
         (resource(Progressing=("Unknown", "RolloutPaused")), None, "RolloutPaused: about Progressing"),
+        (resource(Progressing=("True", "Canary")), None, "Canary: about Progressing"),
+        (resource(Progressing=("Unknown", "CanaryInconclusive")), None, "CanaryInconclusive: about Progressing"),
+        (resource(Progressing=("False", "CanaryFailed")), False, "CanaryFailed: about Progressing"),
         (resource(Progressing=("False", "RolledBack")), False, "RolledBack: about Progressing"),
         (resource(Progressing=("True", "RolloutComplete")), True, "RolloutComplete: about Progressing"),
         ({"metadata": {"generation": 1}}, None, "waiting for the operator"),
@@ -37,6 +41,31 @@ def revision(number: int, name: str, failed: int | None = None, **spec: Any) -> 
 )
 def test_a_rollout_ends_well_or_badly_or_goes_on(found: dict[str, Any], ended: bool | None, words: str) -> None:
     assert rollout_command.state_of(found) == (ended, words)
+
+
+def asked(value: str, carried_out: str, update: str = "") -> dict[str, Any]:
+    found = resource(Progressing=("True", "RolloutComplete"), RuntimeUpToDate=("False" if update else "True", "x"))
+    found["metadata"]["annotations"] = {UPDATE_RUNTIME: value}
+    found["status"]["runtimeRequest"] = carried_out
+    found["status"]["conditions"][1]["message"] = update
+    return found
+
+
+@pytest.mark.parametrize(
+    ("found", "ended", "words"),
+    [
+        (asked("b", "a"), None, "waiting for the operator to move the runtime"),
+        (asked("b", "", "w:1 -> w:2 (refused: x)"), None, "waiting for the operator to move the runtime: w:1 -> w:2 ("),
+        (asked("b", "b"), True, "RolloutComplete: "),
+        (asked("b", "b", "w:2 -> w:3"), True, "RolloutComplete: "),
+        (asked("", "b"), True, "RolloutComplete: "),
+        (asked("b" * 300, "b" * 256), True, "RolloutComplete: "),
+    ],
+)
+def test_a_move_of_the_runtime_that_is_asked_for_is_waited_for(found: dict[str, Any], ended: bool, words: str) -> None:
+    state = rollout_command.state_of(found)
+    assert state[0] is ended
+    assert state[1].startswith(words)
 
 
 def test_undo_takes_the_revision_before_or_the_one_that_is_named() -> None:
@@ -63,3 +92,16 @@ def test_the_history_says_what_changed_and_what_runs() -> None:
 def test_every_action_names_a_deployment(action: str) -> None:
     found = parser("rollout").parse_args(["rollout", action, "chat", "-n", "ns"])
     assert (found.action, found.name, found.namespace) == (action, "chat", "ns")
+
+
+def test_only_restart_can_move_the_runtime() -> None:
+    found = parser("rollout").parse_args(["rollout", "restart", "--runtime", "chat"])
+    assert (found.runtime, found.name) == (True, "chat")
+    with pytest.raises(SystemExit):
+        parser("rollout").parse_args(["rollout", "undo", "--runtime", "chat"])
+
+
+def test_only_a_canary_that_waits_is_promoted_by_resume() -> None:
+    assert rollout_command.inconclusive(resource(Progressing=("Unknown", "CanaryInconclusive"))) == "b"
+    assert rollout_command.inconclusive(resource(Progressing=("True", "Canary"))) == ""
+    assert rollout_command.inconclusive({}) == ""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from tests.integration.apiserver import ApiServer
 
 from disagg_operator.autoscaling.live import LiveTable
+from disagg_operator.autoscaling.signals.direct import Target
 from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
+from disagg_operator.controller.drainer import Drainer
 from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
 from disagg_operator.controller.reconciler import Reconciler
@@ -26,6 +29,11 @@ from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL
 
 _NUMBERS = itertools.count()
 _MERGE = "application/merge-patch+json"
+
+
+async def no_answer(target: Target, content: Mapping[str, Any]) -> int | None:
+    """Answer like a worker that is not there."""
+    return None
 
 
 class RealWorld:
@@ -46,6 +54,7 @@ class RealWorld:
             recorder=Recorder(self.kube, lambda: 0.0, lambda: "2026-01-01T00:00:00Z", lambda: f"id{next(_NUMBERS)}"),
             judge=Judge(SpecsInConfigMaps(self.kube), self.references, policy or Policy()),
             metrics=Metrics(),
+            drainer=Drainer(self.kube, no_answer, self.woken.append, lambda: self.clock, lambda: None),
             images=Images(worker="w:1", router="r:1"),
             updates=RuntimeUpdates(0, self.woken.append),
             wall=lambda: "2026-01-01T00:00:00Z",

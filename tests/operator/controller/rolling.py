@@ -10,8 +10,11 @@ from tests.operator.controller.world import KEY, World
 
 from disagg_operator.kube.resources import labels_of
 from disagg_operator.rollout import looking, revisions
+from disagg_operator.rollout.canary_reports import noted
 from disagg_operator.status.kv_links import RouterView, WorkerLink
 from disagg_operator.vocabulary import Obj
+from disagg_wire.canary import CanaryWord, name_of, read_word
+from disagg_wire.labels import LABEL_CANARY
 
 ROLES = ("prefill", "decode")
 A_MODEL = {"uri": "file:///models/other"}
@@ -25,6 +28,20 @@ class Rolling(World):
         self.broken: set[str] = set()
         self.made = 0
         self.least_pairs = 99
+        # What the router has counted of each revision that was tried, as [minute, counts].
+        self.counted: dict[str, list[list[int]]] = {}
+
+    def words(self) -> dict[str, CanaryWord]:
+        """Return what the routers are told of the revisions, by pool."""
+        labels = {role: labels_of(self.kube.find("Service", f"chat-{role}")).get(LABEL_CANARY, "") for role in ROLES}
+        return {role: word for role, text in labels.items() if (word := read_word(text)) is not None}
+
+    def serve(self, new: tuple[int, int], old: tuple[int, int]) -> None:
+        """Let (requests, met) of both revisions end in this minute, as far as one is tried."""
+        if name := name_of(self.words()):
+            minute = int(datetime.datetime.fromisoformat(self.now).timestamp() // 60)
+            self.counted.setdefault(name, []).append([minute, *new, *old])
+        self._report()
 
     def workloads(self) -> dict[tuple[str, str], Obj]:
         return looking.workloads(self.kube.objects.values())
@@ -43,11 +60,15 @@ class Rolling(World):
     def revisions(self) -> list[revisions.KnownRevision]:
         return revisions.known_revisions(self.kube.objects.values())
 
+    def last_first(self, pods: list[Obj]) -> list[Obj]:
+        """Return pods in an order in which the last ones are deleted first."""
+        return pods
+
     def kubelets(self) -> None:
         """Do what controllers, scheduler, kubelets and router do until nothing changes."""
         for key, deployment in self.workloads().items():
             here = self.pods(key)
-            for pod in here[deployment["spec"]["replicas"] :]:
+            for pod in self.last_first(here)[deployment["spec"]["replicas"] :]:
                 self.kube.remove("Pod", pod["metadata"]["name"])
             for _ in range(deployment["spec"]["replicas"] - len(here)):
                 self._make(key, deployment)
@@ -97,7 +118,11 @@ class Rolling(World):
         ]
         links = [WorkerLink(pod, key[0], "tcp", "eth0", compat=self.compat(key)) for key in ready for pod in ready[key]]
         uid = self.kube.find("DisaggDeployment", "chat")["metadata"]["uid"]
-        self.live.of(KEY, uid).view = RouterView(len(pairs), len(pairs), tuple(links), moved=tuple(sorted(pairs)))
+        name = name_of(self.words())
+        told = {"revision": name, "minutes": self.counted.get(name, [])} if name else None
+        live = self.live.of(KEY, uid)
+        live.canary = noted(live.canary, [{"incarnation": "a-router", "canary": told}])
+        live.view = RouterView(len(pairs), len(pairs), tuple(links), moved=tuple(sorted(pairs)))
         if self.revisions():
             self.least_pairs = min(self.least_pairs, len(pairs))
 

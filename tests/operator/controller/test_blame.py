@@ -82,13 +82,18 @@ def test_without_a_pod_template_it_is_the_field_alone(role: str, path: str, fiel
 
 
 @pytest.mark.parametrize(
-    ("kind", "field"),
+    ("kind", "labels", "field"),
     [
-        ("Service", "spec.router.service"),
-        ("NetworkAttachmentDefinition", "spec.kvTransfer.network.attachment"),
-        ("NetworkPolicy", "spec.security.networkPolicy"),
-        ("RoleBinding", "spec"),
+        ("Service", {"app.kubernetes.io/component": "router"}, "spec.router.service"),
+        ("Service", {"disagg.dev/pool": "prefill"}, "spec.prefill"),
+        ("DisaggPool", {"disagg.dev/pool": "decode"}, "spec.decode"),
+        ("PodDisruptionBudget", {"app.kubernetes.io/component": "router"}, "spec.router"),
+        ("NetworkAttachmentDefinition", {}, "spec.kvTransfer.network.attachment"),
+        ("NetworkPolicy", {"app.kubernetes.io/component": "router"}, "spec.security.networkPolicy"),
+        ("ConfigMap", {"app.kubernetes.io/component": "shared"}, "spec"),
+        ("ServiceAccount", {"app.kubernetes.io/component": "worker"}, "spec"),
     ],
 )
-def test_other_objects_are_made_from_one_field(kind: str, field: str) -> None:
-    assert field_to_blame({}, {"kind": kind, "metadata": {"name": "x"}}, "spec.ports[0]") == field
+def test_other_objects_are_made_from_one_field(kind: str, labels: dict[str, str], field: str) -> None:
+    found = {"kind": kind, "metadata": {"name": "x", "labels": labels}}
+    assert field_to_blame({}, found, "spec.ports[0]") == field

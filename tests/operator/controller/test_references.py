@@ -50,6 +50,7 @@ def test_so_do_pod_templates_unless_a_source_is_optional() -> None:
         {"name": "q", "projected": {"sources": [{"secret": {"name": "s2"}}, {"configMap": {"name": ""}}]}},
         {"name": "r", "secret": {"secretName": "s3"}},
         {"name": "t", "configMap": {"name": "c2", "optional": True}},
+        {"name": "u", "configMap": {"name": "c3"}},
     ]
     containers = [{"name": "main", "env": env, "envFrom": [{"secretRef": {"name": "s4"}}, "x"]}]
     spec = {"priorityClassName": "high", "runtimeClassName": "", "volumes": volumes, "containers": containers}
@@ -59,6 +60,7 @@ def test_so_do_pod_templates_unless_a_source_is_optional() -> None:
         f"{base}.volumes[p].persistentVolumeClaim.claimName": ("PersistentVolumeClaim", "default", "claim", None),
         f"{base}.volumes[q].projected.sources[0].secret.name": ("Secret", "default", "s2", None),
         f"{base}.volumes[r].secret.secretName": ("Secret", "default", "s3", None),
+        f"{base}.volumes[u].configMap.name": ("ConfigMap", "default", "c3", None),
         f"{base}.containers[main].env[A].valueFrom.secretKeyRef.name": ("Secret", "default", "s", "k"),
         f"{base}.containers[main].env[B].valueFrom.configMapKeyRef.name": ("ConfigMap", "default", "c", None),
         f"{base}.containers[main].envFrom[0].secretRef.name": ("Secret", "default", "s4", None),

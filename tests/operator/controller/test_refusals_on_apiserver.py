@@ -85,7 +85,8 @@ async def test_a_quota_is_told_and_judged_again(world: RealWorld) -> None:
     await asyncio.wait_for(counted(), 20)
     await world.create("chat", SPEC)
     assert await world.run("chat") is not None
-    assert "exceeded quota: q" in await _refused(world, "QuotaExceeded", "spec.router.service")
+    words = await _refused(world, "QuotaExceeded", "spec.prefill")
+    assert 'spec.router.service: services "chat-router" is forbidden: exceeded quota: q' in words
 
 
 async def _answer(world: RealWorld, verb: str, path: str, body: dict[str, Any]) -> object:

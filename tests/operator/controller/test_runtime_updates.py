@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.operator.controller.world import KEY, World
 from tests.operator.desired.test_pins import NEW, OLD, VLLM, adapted, builtin
 
+from disagg_operator.cli.rollout_command import state_of
 from disagg_operator.controller.runtime_updates import ChosenRuntime, RuntimeUpdates, choose
 from disagg_operator.desired import Images, pins
 from disagg_operator.desired.pins import RUNTIME_ANNOTATION, Pins
@@ -92,6 +93,23 @@ async def test_the_annotation_moves_them_once_for_each_value() -> None:
     ask(world, "tuesday")
     await world.settle()
     assert images(world) == {"w:3", "r:3"}
+
+
+async def test_a_request_is_waited_for_until_the_status_speaks_of_it() -> None:
+    world = await upgraded()
+    world.restart()
+    await world.settle()
+    assert state_of(world.kube.find("DisaggDeployment", "chat"))[0] is True
+    ask(world, "m" * 300)
+    waiting = state_of(world.kube.find("DisaggDeployment", "chat"))
+    assert waiting[0] is None
+    assert "worker w:1 -> w:2" in waiting[1]
+    await world.settle()
+    found = world.kube.find("DisaggDeployment", "chat")
+    assert found["status"]["runtimeRequest"] == "m" * 256
+    ended, words = state_of(found)
+    assert ended is None
+    assert words.startswith("RollingOut: ")
 
 
 async def test_a_request_from_before_an_upgrade_does_not_count_after_it() -> None:

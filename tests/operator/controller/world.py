@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from tests.fakes.kube import FakeKube
 
 from disagg_operator.autoscaling.live import LiveTable
 from disagg_operator.autoscaling.policy.decision import Decision
+from disagg_operator.autoscaling.signals.direct import Target
 from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
+from disagg_operator.controller.drainer import Drainer
 from disagg_operator.controller.drift import APPLIED_HASH
 from disagg_operator.controller.judge import Judge
 from disagg_operator.controller.metrics import Metrics
@@ -59,6 +62,7 @@ class World:
         self.woken: list[Key] = []
         self.references = ReferenceWatch(self.kube, self.woken.append, lambda: self.clock)
         self.metrics = Metrics()
+        self.drainer = Drainer(self.kube, self.ask, self.woken.append, lambda: self.clock_s, lambda: None)
         self.updates = RuntimeUpdates(self.runtime_updates, lambda key: None)
         self.reconciler = Reconciler(
             kube=self.kube,
@@ -66,12 +70,17 @@ class World:
             recorder=Recorder(self.kube, lambda: self.clock_s, lambda: self.now, lambda: f"id{len(self.kube.events)}"),
             judge=Judge(SpecsInConfigMaps(self.kube), self.references, self.policy),
             metrics=self.metrics,
+            drainer=self.drainer,
             images=self.images,
             updates=self.updates,
             wall=lambda: self.now,
             new_cluster_key=lambda: "ab" * 32,
             clock=lambda: self.clock_s,
         )
+
+    async def ask(self, target: Target, content: Mapping[str, Any]) -> int | None:
+        """Answer for a worker that is asked to drain."""
+        return None
 
     async def run(self) -> float | None:
         return await self.reconciler.run(KEY)

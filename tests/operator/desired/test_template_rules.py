@@ -75,6 +75,9 @@ def test_generated_edits_are_judged_as_meant() -> None:
          "Privileged"),
         (container(securityContext={"capabilities": {"drop": None}}),
          "t.spec.containers[main].securityContext.capabilities", "Privileged"),
+        (container(securityContext={"allowPrivilegeEscalation": True}),
+         "t.spec.containers[main].securityContext.allowPrivilegeEscalation", "Privileged"),
+        (container("mesh", ofLaterVersion=1), "t.spec.containers[mesh].ofLaterVersion", "UnlistedFields"),
         (container(args=["x"]), "t.spec.containers[main].args", "OperatorFields"),
     ],
 )  # fmt: skip

@@ -1,14 +1,7 @@
-"""A list of checks of Kubernetes objects, as kube-score and kubesec make them.
+"""A list of checks of Kubernetes objects that kube-score does not make, or makes otherwise.
 
 A check is a function of a pod's spec, or of all objects of an installation. What fails one on
 purpose is in SKIPPED, with the reason.
-
-kube-score itself (1.20) is not run here, because it needs its own version of the Kubernetes API,
-which would have to be compiled for it. It was run once, and has four complaints that this list does
-not make: no limit of CPU (it would slow a worker down while cores are idle), images that are not
-always pulled (a registry that is away would stop every start), no ephemeral storage requested by
-workers (what they fetch depends on the model), and no anti-affinity (the pods are spread by
-topologySpreadConstraints).
 """
 
 from __future__ import annotations

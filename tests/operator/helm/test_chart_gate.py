@@ -1,4 +1,4 @@
-"""The chart passes helm's linter, the schemas of a real API server, and a list of checks."""
+"""The chart passes helm's linter, the schemas of a real API server, kube-score and more checks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 from tests.integration.apiserver import ApiServer, program_path
 from tests.operator.desired.facts import FACTS
 from tests.operator.helm.check_list import SKIPPED, failures
+from tests.operator.helm.score import ACCEPTED, complaints
 from tests.operator.helm.test_chart import CHART, REPO, _objects
 
 from disagg_operator.api import parse_file
@@ -74,6 +75,29 @@ def test_every_object_is_valid_for_a_real_api_server(
 @CASES
 def test_the_objects_of_the_chart_pass_the_list_of_checks(values: dict[str, Any], tmp_path: Path) -> None:
     assert failures(_objects(*_values(tmp_path, values))) - SKIPPED.keys() == set()
+
+
+@CASES
+def test_kube_score_has_no_complaint_about_the_chart(values: dict[str, Any], tmp_path: Path) -> None:
+    found = complaints(_objects(*_values(tmp_path, values)))
+    alone = {("Deployment disagg-operator", "deployment-replicas")} if values.get("replicas") == 1 else set()
+    assert found - ACCEPTED.keys() == alone
+
+
+def test_kube_score_has_no_complaint_about_a_resource() -> None:
+    dd = parse_file(yaml.safe_load((REPO / "examples/quickstart.yaml").read_text()))
+    found = complaints([*_objects(), *render(dd, FACTS)])
+    assert found == ACCEPTED.keys(), "what it finds, and what it is right to find"
+
+
+def test_kube_score_finds_what_is_wrong() -> None:
+    pod = {"containers": [{"name": "main", "image": "x:latest", "securityContext": {"privileged": True}}]}
+    meta = {"name": "x", "namespace": "ns"}
+    found = complaints([{"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": pod}])
+    assert {check for _, check in found} >= {
+        "container-resources", "container-image-tag", "container-security-context-privileged", "pod-networkpolicy",
+        "container-security-context-readonlyrootfilesystem", "container-security-context-user-group-id",
+    }  # fmt: skip
 
 
 def test_the_objects_of_a_resource_pass_the_list_of_checks() -> None:

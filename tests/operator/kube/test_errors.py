@@ -42,6 +42,12 @@ ENDING = 'deployments "a" is forbidden: unable to create new content in namespac
         (403, 'admission webhook "w" denied the request: no', Denied),
         (400, 'admission webhook "w" denied the request: no', Denied),
         (422, "deployments.apps \"d\" is forbidden: ValidatingAdmissionPolicy 'p' denied request: no", Denied),
+        *(
+            (code, 'admission webhook "w" denied the request: no', Denied)
+            for code in (401, 404, 409, 410, 429, 500, 503)
+        ),
+        (401, "deployments.apps \"d\" is forbidden: ValidatingAdmissionPolicy 'p' denied request: no", Denied),
+        (413, "deployments.apps \"d\" is forbidden: ValidatingAdmissionPolicy 'p' denied request: no", Denied),
         (300, "moved", Invalid),
         (400, "bad", Invalid),
         (415, "media", Invalid),
@@ -83,3 +89,9 @@ def test_what_is_invalid_names_its_fields(
     error = from_status(500 if "failed" in message else 422, "PATCH /x", message, None, causes)
     assert isinstance(error, Invalid)
     assert error.fields == fields
+
+
+def test_what_is_denied_names_its_fields_if_the_webhook_does() -> None:
+    error = from_status(400, "PATCH /x", 'admission webhook "w" denied the request: no', None, [("spec.a", "b")])
+    assert isinstance(error, Denied)
+    assert error.fields == (("spec.a", "b"),)

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_operator.kube.pods import address_of, epoch_s, http_port, identity_of, is_ready, pool_of, sort_pods
+from disagg_operator.kube.pods import (
+    DRAIN_UNTIL,
+    address_of,
+    epoch_s,
+    http_port,
+    identity_of,
+    is_leaving,
+    is_ready,
+    is_terminating,
+    pool_of,
+    sort_pods,
+)
 from disagg_wire.labels import LABEL_COMPONENT, LABEL_POOL, ROUTER
 
 READY = {"type": "Ready", "status": "True"}
@@ -20,6 +31,21 @@ def pod(
 ) -> dict[str, Any]:
     status = {"conditions": [READY] if ready else [], "podIP": ip}
     return {"metadata": {"name": name, "labels": labels or {}}, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("meta", "leaving", "terminating"),
+    [
+        ({}, False, False),
+        ({"annotations": None}, False, False),
+        ({"annotations": {DRAIN_UNTIL: "2026-01-01T00:00:00Z"}}, True, False),
+        ({"deletionTimestamp": "2026-01-01T00:00:00Z"}, True, True),
+    ],
+)
+def test_a_pod_leaves_before_it_terminates(meta: dict[str, Any], leaving: bool, terminating: bool) -> None:
+    found = pod()
+    found["metadata"] |= meta
+    assert (is_leaving(found), is_terminating(found)) == (leaving, terminating)
 
 
 @pytest.mark.parametrize(

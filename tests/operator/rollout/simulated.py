@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ class Pod:
     waits_since: float = 0.0
     starts_in: int = 0
     leaves_in: int | None = None
+    recallable: bool = False
+    """Whether it drains before it is deleted, so that it may still stay."""
 
     @property
     def ready(self) -> bool:
@@ -153,6 +156,7 @@ class Simulated:
             existing=len(here),
             ready=sum(pod.ready for pod in here),
             terminating=len(mine) - len(here),
+            recallable=sum(pod.recallable for pod in mine),
             unscheduled=len(waits),
             unschedulable_since_s=min(waits, default=None),
             served=key in self.served,
@@ -173,6 +177,9 @@ class Simulated:
         if down:
             self.check_down(key, before)
         else:
+            here = sum(pod.key == key and pod.leaves_in is None for pod in self.pods)
+            for pod in [pod for pod in self.pods if pod.key == key and pod.recallable][: max(0, count - here)]:
+                pod.leaves_in, pod.recallable = None, False
             self.check_up(key, held)
 
     def controllers(self) -> None:
@@ -190,6 +197,7 @@ class Simulated:
             for pod in sorted(here, key=lambda pod: (pod.ready, pod.placed))[: max(0, len(here) - count)]:
                 if pod.placed:
                     pod.leaves_in = self.rng.randint(1, self.drain_ticks)
+                    pod.recallable = pod.starts_in == 0 and self.rng.random() < 0.5
                 else:
                     self.pods.remove(pod)
         free = {kind: amount - self.used(kind) for kind, amount in self.capacity.items()}
@@ -279,8 +287,10 @@ class Simulated:
             key = (role, self.target[role])
             pairs = all(self.ready((r, self.target[r])) for r in ROLES)
             fewer = found.replicas[key] < min(self.wanted[role], self.ready(key), self.desired.get(key, 0))
-            if fewer and pairs and not self.gives_room(role):
+            share = self.rules.canary is not None and found.replicas[key] >= self.part(role)
+            if fewer and pairs and not share and not self.gives_room(role):
                 self.problems.append(f"{key}: serving workers of the target are deleted")
+        self.check_canary(found)
         if 0 in self.wanted.values() or self.rules.recreate or not self.two_pairs_fit():
             return
         for cell in {self.kinds[key].compat for key in found.replicas}:
@@ -289,6 +299,27 @@ class Simulated:
             had = {key[0] for key in keys if self.ready(key) and self.desired.get(key, 0)}
             if len(had) == 2 and len(has) == 1 and cell not in {self.kinds[r, self.target[r]].compat for r in ROLES}:
                 self.problems.append(f"cell {cell}: {had} became {has}")
+
+    def check_canary(self, found: RolloutPlan) -> None:
+        """Check that a rollout which tries a revision stays at its share."""
+        percent = self.rules.canary
+        if percent is None or not found.proven or found.single or found.exchanging or self.rules.recreate:
+            return
+        for role in ROLES:
+            new = (role, self.target[role])
+            old = [key for key in found.replicas if key[0] == role and key != new and self.desired.get(key)]
+            part = self.part(role)
+            if not any(self.ready(key) for key in old):
+                continue
+            if found.replicas[new] > max(part, self.desired.get(new, 0)):
+                self.problems.append(f"{new}: {found.replicas[new]} workers for {percent} %")
+            rest, had = (sum(count[key] for key in old) for count in (found.replicas, self.desired))
+            if self.roomy() and not self.scaled and rest < min(had, self.wanted[role] - part):
+                self.problems.append(f"{role}: {rest} old workers are left of {had} beside {percent} %")
+
+    def part(self, role: str) -> int:
+        """Return the new workers of a role that the canary's share needs."""
+        return max(1, math.ceil(self.wanted[role] * (self.rules.canary or 0) / 100))
 
     def gives_room(self, role: str) -> bool:
         """Return whether a pool that does not change makes room for the other."""

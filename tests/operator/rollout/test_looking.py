@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from disagg_operator.kube.pods import DRAIN_UNTIL
 from disagg_operator.rollout import looking
 from disagg_operator.rollout.looking import SERVED_ANNOTATION, Told
 from disagg_operator.rollout.revisions import KnownRevision
@@ -53,6 +54,28 @@ def test_pods_are_counted_by_what_they_do() -> None:
     found = seen([pod("a", ready=True), pod("b"), pod("c", leaves=True, ready=True), pod("d", node="")])
     assert (found.desired, found.existing, found.ready, found.terminating, found.unscheduled) == (2, 3, 1, 1, 1)
     assert (found.unschedulable_since_s, found.served, found.compat, found.order) == (None, False, "", 3)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "marked", "numbers"),
+    [
+        # (desired, existing, ready, terminating, recallable)
+        pytest.param(3, "", (3, 3, 3, 0, 0), id="nobody goes"),
+        pytest.param(3, "a", (2, 2, 2, 1, 1), id="one drains"),
+        pytest.param(2, "a", (2, 2, 2, 1, 0), id="it is as good as deleted"),
+        pytest.param(2, "ab", (1, 1, 1, 2, 1), id="one of two is"),
+        pytest.param(4, "a", (3, 2, 2, 1, 1), id="another one is still to come"),
+        pytest.param(3, "abc", (0, 0, 0, 3, 3), id="all go"),
+        pytest.param(0, "abc", (0, 0, 0, 3, 0), id="all are as good as deleted"),
+    ],
+)
+def test_pods_that_drain_are_on_their_way_out(replicas: int, marked: str, numbers: tuple[int, ...]) -> None:
+    pods = [pod(name, ready=True) for name in "abc"]
+    for one in pods:
+        if one["metadata"]["name"] in marked:
+            one["metadata"]["annotations"] = {DRAIN_UNTIL: "2026-01-01T00:00:00Z"}
+    found = seen(pods, deployment(replicas=replicas))
+    assert (found.desired, found.existing, found.ready, found.terminating, found.recallable) == numbers
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,17 @@ def test_a_revert_keeps_the_workers_that_serve_and_drops_those_that_never_did() 
     assert numbers(found) == {"old": (3, 3), "new": (2, 2)}
 
 
+@pytest.mark.parametrize(("recallable", "kept"), [(1, 3), (0, 2)])
+def test_a_revert_calls_back_who_drains_although_there_is_no_room_for_another_worker(
+    recallable: int, kept: int
+) -> None:
+    roles = ("prefill", "decode")
+    old = [replace(ready(role, "old", 2), terminating=1, recallable=recallable) for role in roles]
+    new = [ready(role, "new", 2) for role in roles]
+    found = plan(state(*old, *new, target="old", linked=True), ONE)
+    assert numbers(found) == {"old": (kept, kept), "new": (2, 2)}
+
+
 def test_an_edit_of_what_never_served_replaces_it_at_once() -> None:
     never = (starting("prefill", "old", 4), starting("decode", "old", 4))
     found = plan(state(*never), NONE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,6 +66,8 @@ class Story:
             compat,
             broken=rng.random() < 0.2,
         )
+        # It is tried for a while; then the verdict is that it goes on, or back.
+        sim.rules = replace(sim.rules, canary=rng.choice([None, 1, 10, 30, 50]))
         for _ in range(rng.randint(0, 25)):
             sim.blind = rng.random() < 0.1
             sim.tick(kill=rng.random() < 0.3)
@@ -72,7 +75,7 @@ class Story:
                 sim.fail_one()
             if rng.random() < 0.05 and self.room == "roomy":
                 sim.scale({role: max(1, n + rng.randint(-2, 2)) for role, n in sim.wanted.items()})
-        sim.blind = False
+        sim.blind, sim.rules = False, replace(sim.rules, canary=None)
         if any(sim.kinds[r, sim.target[r]].broken for r in ROLES) or rng.random() < 0.3:
             self._roll(before, compat, broken=False)
 
@@ -85,6 +88,26 @@ def test_a_rollout_ends_and_keeps_its_floors_its_budget_and_its_pairs(seed: int)
         story.edit()
     story.sim.settle()
     assert story.sim.problems == []
+
+
+@given(st.integers(0, 1 << 30), st.sampled_from([1, 10, 33, 50]))
+@settings(max_examples=examples(50))
+def test_a_canary_stays_at_its_share_for_ever_and_ends_with_its_verdict(seed: int, percent: int) -> None:
+    story = Story(seed)
+    sim, target = story.sim, dict(story.sim.target)
+    sim.rules = replace(sim.rules, canary=percent)
+    story._roll(dict.fromkeys(ROLES, "r2"), "c2", broken=False)
+    found = [sim.tick() for _ in range(120)][-1]
+    if not found.exchanging and not sim.rules.recreate and sim.two_pairs_fit():
+        assert all(sim.ready((role, revision)) for role, revision in target.items())
+        assert all(sim.ready((role, "r2")) for role in ROLES)
+        assert not found.complete
+        assert not found.expired
+    if story.rng.random() < 0.5:
+        story._roll(target, "c1", broken=False)
+    sim.rules = replace(sim.rules, canary=None)
+    sim.settle()
+    assert sim.problems == []
 
 
 @given(st.integers(0, 1 << 30))

@@ -359,5 +359,11 @@ def test_an_update_of_the_runtime_is_a_condition_that_leaves_the_others_alone() 
     assert (old.pop("RuntimeUpToDate")["status"], new["RuntimeUpToDate"]["status"]) == ("True", "False")
     told_ = new.pop("RuntimeUpToDate")
     assert told_["reason"] == "RuntimeUpdateAvailable"
-    assert told_["message"].startswith("worker w:1 -> w:2; a new value of the annotation disagg.dev/update-runtime")
+    assert told_["message"].startswith("worker w:1 -> w:2; `disagg rollout restart --runtime` or a new value")
     assert new == old
+
+
+def test_the_request_for_a_runtime_that_was_carried_out_is_repeated_in_short() -> None:
+    assert "runtimeRequest" not in conditions.build(INTENT, seen(), {}, NOW)
+    asked = replace(INTENT, runtime_request="x" * 300)
+    assert conditions.build(asked, seen(), {}, NOW)["runtimeRequest"] == "x" * 256

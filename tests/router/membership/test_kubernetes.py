@@ -52,6 +52,14 @@ def test_addresses_become_members_that_are_ready_or_not_but_those_that_terminate
         "b": ("http://10.0.0.2:8000", False),
         "c": ("http://[fd00::1]:8000", True),
     }
+    assert {n: m.url for n, m in members_of(content, terminating=True).items()} == {"d": "http://10.0.0.4:8000"}
+
+
+def test_a_slice_carries_what_the_operator_says_of_a_canary() -> None:
+    content = slice_of("s", ("a", "10.0.0.1", True))
+    assert members_of(content)["a"].canary == ""
+    content["metadata"]["labels"] = {"disagg.dev/pool": "decode", "disagg.dev/canary": "10.r0a"}
+    assert members_of(content)["a"].canary == "10.r0a"
 
 
 def test_a_slice_names_its_pool_and_a_pod_that_moves_is_in_both(tmp_path: Path) -> None:
@@ -181,6 +189,37 @@ async def test_the_list_and_every_change_of_the_watch_are_followed(tmp_path: Pat
         await until(lambda: len(server.watches) == 2)
         # The next watch goes on from the bookmark, without a new list.
         assert (server.watches, server.lists) == (["10", "14"], 1)
+
+
+async def test_workers_that_terminate_or_whose_slice_is_gone_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a deployment is deleted, its slices are gone before its pods are."""
+    monkeypatch.setattr(kubernetes, "_MOST_GONE", 1)
+    server = ApiServer()
+    server.slices = [slice_of("s1", ("a", "10.0.0.1", True)), slice_of("s2", ("b", "10.0.0.2", True))]
+    async with following(tmp_path, server) as members:
+        await until(lambda: members.synced)
+        ends = slice_of("s1", ("a", "10.0.0.1", False))
+        ends["endpoints"][0]["conditions"]["terminating"] = True
+        server.send("MODIFIED", ends)
+        await until(lambda: set(members.leaving()) == {"a"})
+        assert set(members.members()) == {"b"}
+        server.send("MODIFIED", slice_of("s1"))
+        await until(lambda: not members.leaving())
+        server.send("DELETED", slice_of("s2"))
+        await until(lambda: not members.members())
+        assert members.leaving()["b"].url == "http://10.0.0.2:8000"
+        server.send("ADDED", slice_of("s2", ("b", "10.0.0.2", True)))
+        await until(lambda: set(members.members()) == {"b"})
+        assert not members.leaving()
+        for name in ("s3", "s4"):
+            server.send("ADDED", slice_of(name, (name, "10.0.0.9", True)))
+            server.send("DELETED", slice_of(name))
+        await until(lambda: set(members.leaving()) == {"s4"})  # as many as are remembered
+        server.slices, server.list_status = [], 200
+        server.send("ERROR", {"message": "gone"})
+        await until(lambda: set(members.leaving()) == {"b"})
 
 
 @pytest.mark.parametrize("how", ["status", "event"])

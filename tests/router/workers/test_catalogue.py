@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.router.workers.infos import worker
 
+from disagg_router.workers.canary import Canary
 from disagg_router.workers.catalogue import (
     DECODE_ALONE,
     NOTHING_WHOLE,
@@ -20,6 +21,7 @@ from disagg_router.workers.catalogue import (
     catalogue_of,
 )
 from disagg_router.workers.worker_info import Identity, Worker
+from disagg_wire.canary import CanaryWord
 
 NO_LOCAL = frozenset({"no_local_prefill"})
 P, D, B = worker("p", "prefill"), worker("d", "decode"), worker("b", "both")
@@ -189,6 +191,13 @@ def test_the_configured_name_is_listed_first_and_its_adapters_while_it_is_away()
     assert not names.known("sql", 101.0)
 
 
+def test_while_a_revision_is_tried_its_weights_get_its_part_of_the_requests() -> None:
+    word = CanaryWord(10, "new")
+    canary = Canary({"prefill": word, "decode": word})
+    workers = [*pools(1, 1), *pools(3, 3, revision="new", **OTHER)]
+    assert shares(catalogue_of(workers, (), ("D", "E"), canary)) == {"D": 0.9, "E": 0.1}
+
+
 @pytest.mark.parametrize(
     ("workers", "coming", "all_told", "known"),
     [
@@ -209,3 +218,15 @@ def test_a_model_that_another_one_has_replaced_need_not_be_waited_for(
     assert names.known("m", 2.0) is known
     assert names.known("sql", 2.0) is known
     assert ("m" in names.listed()) is known
+
+
+def test_any_name_may_be_that_of_a_model_that_comes_while_none_is_served() -> None:
+    names = KnownNames("m", 10.0)
+    names.update(Catalogue(), (), 0.0, all_told=False)
+    assert not names.known("n", 0.0)
+    names.update(made(pools(1, 1)), (), 1.0, all_told=False)
+    assert not names.known("n", 1.0)
+    names.update(Catalogue(), (), 2.0, all_told=False)
+    assert names.known("n", 2.0)
+    names.update(Catalogue(), (), 3.0, all_told=True)
+    assert not names.known("n", 3.0)

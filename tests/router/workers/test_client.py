@@ -42,6 +42,7 @@ class _At:
     """The attributes of a worker that the client uses."""
 
     pod = incarnation = "p0"
+    last_resort = False
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"

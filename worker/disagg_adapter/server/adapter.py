@@ -27,7 +27,7 @@ from disagg_protocol.errors import InvalidInput
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket
 from disagg_wire.problems import ENGINE_HUNG, PROBLEM, WorkerProblem
-from disagg_wire.protocol import FEATURE_DIGEST, PROTOCOL_VERSION
+from disagg_wire.protocol import FEATURE_DIGEST, LAST_RESORT, PROTOCOL_VERSION
 from disagg_wire.roles import DECODE, PREFILL, Role
 from disagg_wire.room import Room
 
@@ -156,7 +156,8 @@ class Adapter(Endpoint):
         """Whether the engine may be stopped: it is of no use, or nothing needs it any more."""
         if self.failed or self.problem:
             return True
-        return self.active == 0 and (self.draining or not self.serving)
+        leaves = self.draining and self.needed_for_s <= 0
+        return self.active == 0 and (leaves or not self.serving)
 
     @property
     def progress(self) -> str:
@@ -227,6 +228,7 @@ class Adapter(Endpoint):
             "role_epoch": self.role_epoch,
             "changing_to": None,
             "state": self.state,
+            LAST_RESORT: self.takes_last_resort,
             "revision": settings.revision,
             "model_name": settings.model_name,
             "limits": {"max_running": settings.max_running, "max_waiting": settings.max_waiting},

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _REASON_S = 1.0
 # Errors that every worker would answer in the same way.
 _FINAL = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG, codes.DEADLINE_EXCEEDED)
+_OF_THE_CLIENT = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG)
 # Errors that mean "not now, not here", with the pool that is full where it is not the one that
 # answered. A ticket expires when prefill has not begun in time, that is, when the queue of prefill
 # is long.
@@ -64,6 +65,14 @@ class Trace:
     """The promises that a failover has weakened (docs/protocol.md), over all attempts."""
     queue_s: float = 0.0  # waiting for room, over all attempts
     attempts: int = 0  # over all attempts; waiting for room does not count as one
+    broken: tuple[Worker | None, Worker | None] | None = None
+    """The prefill and the decode worker of the first attempt that failed by no fault of the client;
+    None if none did.
+    """
+
+    def note_failure(self, failure: AttemptFailed) -> None:
+        if self.broken is None and failure.reason not in _OF_THE_CLIENT:
+            self.broken = self.prefill, self.decode
 
 
 @dataclass(frozen=True, slots=True)

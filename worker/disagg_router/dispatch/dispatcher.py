@@ -126,6 +126,7 @@ class Dispatcher:
                     yield Finished(reason)
                     return
                 if isinstance(failure, AttemptFailed):
+                    trace.note_failure(failure)
                     self._failed(state, failure)
                 else:
                     await self._refused(visit, state, choice, failure, trace, deadline_s)
@@ -191,6 +192,7 @@ class Dispatcher:
             tokens=[*state.prompt, *state.emitted],
             tenant=state.tenant,
             resumes_format=state.resumes_format,
+            roll=state.roll,
         )
         if choice is None and cannot_go_on(state, self._table.workers(), trace.decode or trace.prefill):
             message = (

@@ -65,6 +65,8 @@ class RequestState:
     """The scope within which cached KV is shared."""
     has_own_seed: bool = False
     """Whether the seed is the client's and not one that the router has drawn."""
+    roll: float = 1.0
+    """A number from 0 to 1 that says whether a new revision serves it while one is tried."""
     emitted: list[int] = field(default_factory=list)
     """The token ids that went out, over all attempts."""
     epoch: int = 0

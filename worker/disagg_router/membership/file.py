@@ -1,7 +1,8 @@
 """The list of workers from a JSON file, which is read again when it changes.
 
 Its content is `{"workers": [{"name": "...", "url": "http://...", "pool": "decode"}]}`, where `pool`
-may be left out.
+may be left out. `"canary"` may say the part of the requests that a revision of the pool gets
+(disagg_wire.canary).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def _member(listed: dict[str, Any]) -> Member:
         str(listed["url"]),
         frozenset([str(listed["pool"])] if listed.get("pool") else []),
         ready=listed.get("ready") is not False,
+        canary=str(listed.get("canary") or ""),
     )
 
 
@@ -40,6 +42,10 @@ class FileMembership:
 
     def members(self) -> dict[str, Member]:
         return self._members
+
+    def leaving(self) -> dict[str, Member]:
+        """Return nothing: who leaves the file is not known any more."""
+        return {}
 
     def read(self) -> None:
         """Look at the file once, and read it if it has changed."""

@@ -18,22 +18,26 @@ from typing import Any
 import httpx
 
 from disagg_router.workers.worker_info import Member
-from disagg_wire.labels import LABEL_DEPLOYMENT, LABEL_POOL
+from disagg_wire.labels import LABEL_CANARY, LABEL_DEPLOYMENT, LABEL_POOL
 
 log = logging.getLogger(__name__)
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _WATCH_S = 120
 _BACKOFF_S = (0.5, 10.0)
 _WATCH_PAUSE_S = 1.0
+# How many slices are remembered of those that are gone.
+_MOST_GONE = 64
 
 
-def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
-    """PURE: Return the addresses of one EndpointSlice by pod name.
+def members_of(slice_: dict[str, Any], *, terminating: bool = False) -> dict[str, Member]:
+    """PURE: Return the addresses of one EndpointSlice by pod name: those that terminate, or the
+    others.
 
-    Those that terminate are left out. A slice carries the labels of its Service, so it names the
-    pool.
+    A slice carries the labels of its Service, so it names the pool, and the part of the requests
+    that a new revision gets.
     """
-    pool = (slice_["metadata"].get("labels") or {}).get(LABEL_POOL)
+    labels = slice_["metadata"].get("labels") or {}
+    pool, canary = labels.get(LABEL_POOL), str(labels.get(LABEL_CANARY) or "")
     pools = frozenset([pool] if pool else [])
     port = next((p.get("port") for p in slice_.get("ports") or [] if p.get("name") == "http"), None)
     out: dict[str, Member] = {}
@@ -41,10 +45,11 @@ def members_of(slice_: dict[str, Any]) -> dict[str, Member]:
         name = (endpoint.get("targetRef") or {}).get("name")
         addresses = endpoint.get("addresses") or []
         conditions = endpoint.get("conditions") or {}
-        # A terminating worker still finishes its streams, but gets no new requests.
-        if port and name and addresses and not conditions.get("terminating"):
+        # A terminating worker finishes its streams, but gets no new requests if others take them.
+        if port and name and addresses and bool(conditions.get("terminating")) == terminating:
             host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
-            out[name] = Member(name, f"http://{host}:{port}", pools, ready=conditions.get("ready") is not False)
+            url, ready = f"http://{host}:{port}", conditions.get("ready") is not False
+            out[name] = Member(name, url, pools, ready=ready, canary=canary)
     return out
 
 
@@ -57,7 +62,14 @@ class KubernetesMembership:
         self._account = account
         self._api = api
         self._slices: dict[str, dict[str, Member]] = {}
+        self._leaving: dict[str, dict[str, Member]] = {}
+        self._gone: dict[str, dict[str, Member]] = {}
         self.synced = False
+
+    def leaving(self) -> dict[str, Member]:
+        """Return the workers that terminate, or whose Service is gone, by name."""
+        slices = (*self._gone.values(), *self._leaving.values())
+        return {name: member for listed in slices for name, member in listed.items()}
 
     def members(self) -> dict[str, Member]:
         """Return the members by name; a pod that moves to the other pool is listed by both for a
@@ -106,7 +118,10 @@ class KubernetesMembership:
         answer = await http.get(self._path, params={"labelSelector": self._selector}, timeout=10.0)
         answer.raise_for_status()
         content = answer.json()
-        self._slices = {s["metadata"]["name"]: members_of(s) for s in content["items"]}
+        for gone in self._slices.keys() - {s["metadata"]["name"] for s in content["items"]}:
+            self._drop(gone)
+        for listed in content["items"]:
+            self._put(listed)
         self.synced = True
         return str(content["metadata"]["resourceVersion"])
 
@@ -130,10 +145,25 @@ class KubernetesMembership:
                 metadata = event["object"]["metadata"]
                 version = str(metadata["resourceVersion"])
                 if event["type"] == "DELETED":
-                    self._slices.pop(metadata["name"], None)
+                    self._drop(metadata["name"])
                 elif event["type"] in ("ADDED", "MODIFIED"):
-                    self._slices[metadata["name"]] = members_of(event["object"])
+                    self._put(event["object"])
         return version
+
+    def _put(self, slice_: dict[str, Any]) -> None:
+        name = slice_["metadata"]["name"]
+        self._gone.pop(name, None)
+        self._slices[name], self._leaving[name] = members_of(slice_), members_of(slice_, terminating=True)
+
+    def _drop(self, name: str) -> None:
+        """Note that a slice is gone.
+
+        Its workers may be there for a while: when a deployment is deleted, its Services are gone at
+        once, and its pods have time to finish.
+        """
+        listed = self._slices.pop(name, {}) | self._leaving.pop(name, {})
+        if listed:
+            self._gone = dict([*self._gone.items(), (name, listed)][-_MOST_GONE:])
 
 
 class _Expired(Exception):

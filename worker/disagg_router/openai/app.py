@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from disagg_router.dispatch.dispatcher import ModelReplaced
 from disagg_router.errors import ApiError
-from disagg_router.openai import schema
+from disagg_router.openai import outcomes, schema
 from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
 from disagg_router.openai.generation import Generation, plan
@@ -228,6 +228,7 @@ class Api:
                     yield piece
         except ApiError as error:
             if error.status >= 500 or error.status == 429:
+                g.failed = True
                 metrics.failed(has_first=seen)
             raise
 
@@ -235,6 +236,7 @@ class Api:
         """Update the metrics and write one log line for each choice, whatever became of it."""
         metrics = self._router.metrics
         for g in generations:
+            outcomes.count(self._router, g, time.monotonic(), time.time())
             metrics.prompt_tokens.inc(len(g.state.prompt))
             metrics.generated_tokens.inc(g.tokens)
             if not g.first_s:

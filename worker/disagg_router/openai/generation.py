@@ -6,6 +6,7 @@ They are limits, sampling parameters, detokenization, stop strings and usage.
 from __future__ import annotations
 
 import contextlib
+import random
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -48,6 +49,8 @@ class Generation:
     """The time of the last token so far; 0 until there is one."""
     ended: bool = False
     """Whether a whole answer was given."""
+    failed: bool = False
+    """Whether the service failed to give one."""
     tokens: int = 0
     """The number of tokens of the answer. `state.emitted` may be ahead of it: tokens that follow a
     stop string are not part of the answer.
@@ -127,6 +130,7 @@ def plan(
     else:
         prompts = [p if isinstance(p, list) else text.encode(p, special=True) for p in request.prompts()]
     seed = secrets.randbits(63) if request.seed is None else request.seed % (1 << 64)
+    roll = random.random()
     out: list[Generation] = []
     for prompt in prompts:
         allowed = check_prompt(prompt, request.wanted_tokens, request.default_tokens, model)
@@ -140,6 +144,7 @@ def plan(
                 max_attempts,
                 tenant,
                 has_own_seed=request.seed is not None,
+                roll=roll,
             )
             out.append(Generation(len(out), text, state, request.stops, shares_prompt=i > 0, started_s=arrived_s))
     return out

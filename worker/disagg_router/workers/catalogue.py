@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from disagg_router.workers.canary import Canary, team_shares
 from disagg_router.workers.shares import drawn, pair_shares
 from disagg_router.workers.worker_info import Identity, Worker
 from disagg_wire.protocol import FEATURE_NO_LOCAL_PREFILL, READY
@@ -87,11 +88,14 @@ class Catalogue:
         return {name: offer.model.identity for name, offer in current.items() if offer.ability > NOTHING_WHOLE}
 
 
-def catalogue_of(workers: Iterable[Worker], proven: Collection[str], digests: Collection[str]) -> Catalogue:
+def catalogue_of(
+    workers: Iterable[Worker], proven: Collection[str], digests: Collection[str], canary: Canary | None = None
+) -> Catalogue:
     """Return what these workers serve.
 
     `proven` contains the incarnations that have moved KV. Models whose digest is not in `digests`
-    are left out: their tokenizer is not known yet.
+    are left out: their tokenizer is not known yet. `canary` says which part of the requests a new
+    revision gets.
     """
     by_identity: dict[Identity, list[Worker]] = {}
     for worker in workers:
@@ -101,7 +105,7 @@ def catalogue_of(workers: Iterable[Worker], proven: Collection[str], digests: Co
     teams: defaultdict[str, list[_Team]] = defaultdict(list)
     for identity, listed in by_identity.items():
         teams[identity.name].append(_team(identity, listed, proven))
-    return Catalogue({name: _offers(found) for name, found in teams.items()})
+    return Catalogue({name: _offers(found, canary) for name, found in teams.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,7 @@ class _Team:
     ability: int
     prefills: int
     decodes: int
+    workers: tuple[Worker, ...]
 
 
 def _team(identity: Identity, workers: list[Worker], proven: Collection[str]) -> _Team:
@@ -125,12 +130,17 @@ def _team(identity: Identity, workers: list[Worker], proven: Collection[str]) ->
         known = [w for w in workers if w.incarnation in proven or w.role == BOTH]
         shown = {w.compat for w in known if w.serves("prefill")} & {w.compat for w in known if w.serves("decode")}
         ability = PROVEN_PAIR if shown else PAIR
-        return _Team(model, ability, sum(prefills[c] for c in paired), sum(decodes[c] for c in paired))
+        return _Team(model, ability, sum(prefills[c] for c in paired), sum(decodes[c] for c in paired), tuple(workers))
     alone = [w for w in workers if w.serves("decode") and FEATURE_NO_LOCAL_PREFILL not in w.features]
-    return _Team(model, DECODE_ALONE if alone else NOTHING_WHOLE, 0, len(alone))
+    return _Team(model, DECODE_ALONE if alone else NOTHING_WHOLE, 0, len(alone), tuple(workers))
 
 
-def _offers(teams: list[_Team]) -> tuple[Offer, ...]:
+def can_serve(identity: Identity, workers: list[Worker]) -> bool:
+    """Return whether these workers of one identity can serve a whole request."""
+    return bool(workers) and _team(identity, workers, ()).ability > NOTHING_WHOLE
+
+
+def _offers(teams: list[_Team], canary: Canary | None) -> tuple[Offer, ...]:
     """Return the offers of one name."""
     out: list[Offer] = []
     for ability in (PROVEN_PAIR, PAIR, DECODE_ALONE, NOTHING_WHOLE):
@@ -138,7 +148,10 @@ def _offers(teams: list[_Team]) -> tuple[Offer, ...]:
             (t for t in teams if t.ability == ability),
             key=lambda t: (t.model.identity.digest, t.model.identity.adapter_digest),
         )
-        shares = pair_shares([(t.prefills, t.decodes) for t in alike])
+        if canary is None:
+            shares = pair_shares([(t.prefills, t.decodes) for t in alike])
+        else:
+            shares = team_shares(canary, [t.workers for t in alike])
         out += [Offer(team.model, ability, share) for team, share in zip(alike, shares, strict=True)]
     return tuple(out)
 
@@ -155,9 +168,9 @@ class KnownNames:
         self._last: dict[str, tuple[Model, float]] = {}
         self._coming: frozenset[str] = frozenset()
         self._offered: frozenset[str] = frozenset()
-        self._all_told = False
+        self._all_told = True
 
-    def update(self, catalogue: Catalogue, coming: Collection[str], now_s: float, *, all_told: bool = False) -> None:
+    def update(self, catalogue: Catalogue, coming: Collection[str], now_s: float, *, all_told: bool = True) -> None:
         """Note what is served now, and what starting workers say that they will serve.
 
         `all_told` is set if no worker is listed that has not said what it serves.
@@ -177,6 +190,8 @@ class KnownNames:
             return False
         if name == self.configured or self._belongs(name):
             return True
+        if self.any_served and not self._live and not self._all_told:
+            return True  # one model may be replacing another, and has not said its name yet
         return name in self._last and now_s - self._last[name][1] < self._memory_s
 
     def last(self, name: str) -> Model | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import httpx
 from disagg_router.errors import AttemptFailed, NoRoom
 from disagg_router.workers.worker_info import Worker
 from disagg_wire import codes
-from disagg_wire.protocol import WORK_PATHS
+from disagg_wire.protocol import INFO_PATH, LAST_RESORT_HEADER, ROUTER_HEADER, ROUTER_NEEDS, ROUTER_WATCHES, WORK_PATHS
 
 _MAX_LINE_BYTES = 1 << 20
 _TICKET_FIELD = "ticket"
@@ -38,9 +38,17 @@ class WorkerClient:
         self._http = httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, trust_env=False)
         self._streams: aiohttp.ClientSession | None = None  # created within a running loop
 
-    async def get(self, url: str, path: str, timeout_s: float = 2.0) -> dict[str, Any]:
+    async def info(self, url: str, *, needs: bool) -> dict[str, Any]:
+        """Return what a worker says of itself, and tell it whether it may have to take requests
+        after SIGTERM. Raises httpx.HTTPError or ValueError.
+        """
+        return await self.get(url, INFO_PATH, headers={ROUTER_HEADER: ROUTER_NEEDS if needs else ROUTER_WATCHES})
+
+    async def get(
+        self, url: str, path: str, timeout_s: float = 2.0, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         """Return a JSON object. Raises httpx.HTTPError or ValueError."""
-        answer = await self._http.get(url + path, timeout=timeout_s)
+        answer = await self._http.get(url + path, timeout=timeout_s, headers=headers)
         answer.raise_for_status()
         content = answer.json()
         if not isinstance(content, dict):
@@ -59,7 +67,10 @@ class WorkerClient:
         """
         try:
             async with self._session().post(
-                f"{worker.url}{WORK_PATHS[role]}", json=body, allow_redirects=False
+                f"{worker.url}{WORK_PATHS[role]}",
+                json=body,
+                headers={LAST_RESORT_HEADER: "yes"} if worker.last_resort else None,
+                allow_redirects=False,
             ) as answer:
                 if answer.status != 200:
                     raise _refusal(

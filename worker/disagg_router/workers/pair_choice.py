@@ -239,7 +239,7 @@ def handshake_pairs(workers: Iterable[Worker], limit: int = 64) -> list[tuple[Wo
     groups: dict[tuple[Identity, str], tuple[list[Worker], list[Worker]]] = {}
     for w in sorted(workers, key=lambda w: w.name):
         sides = groups.setdefault((w.identity, w.compat), ([], []))
-        if w.role in ("prefill", "decode") and w.serves(w.role):
+        if w.role in ("prefill", "decode") and w.serves(w.role) and not w.last_resort:
             sides[w.role == "decode"].append(w)
     whole = [sides for sides in groups.values() if all(sides)]
     if sum(len(prefills) * len(decodes) for prefills, decodes in whole) <= limit:

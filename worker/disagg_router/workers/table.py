@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -19,9 +19,11 @@ from typing import Protocol
 import httpx
 
 from disagg_router.text.tokenizer import Text
+from disagg_router.workers.canary import Canary, canary_of, chosen
 from disagg_router.workers.catalogue import Catalogue, KnownNames, catalogue_of
 from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.coming_models import ComingModels
+from disagg_router.workers.leaving_workers import LeavingWorkers
 from disagg_router.workers.pair_choice import (
     Breaker,
     Choice,
@@ -33,8 +35,9 @@ from disagg_router.workers.pair_choice import (
 )
 from disagg_router.workers.pair_link import Link, declared
 from disagg_router.workers.prefix_affinity import PrefixMap, prefix_names
+from disagg_router.workers.reserves import with_reserves
 from disagg_router.workers.worker_info import Identity, Member, Worker, name_of, parse_info
-from disagg_wire.protocol import DECODE_ROOM_PATH, INFO_PATH, READY, TOKENIZER_PATH
+from disagg_wire.protocol import DECODE_ROOM_PATH, READY, TOKENIZER_PATH
 from disagg_wire.room import Room
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,9 @@ class Membership(Protocol):
     synced: bool
 
     def members(self) -> dict[str, Member]: ...
+
+    def leaving(self) -> dict[str, Member]:
+        """Return the workers that are about to end, as far as they are listed."""
 
     async def run(self) -> None:
         """Keep the list current until cancelled."""
@@ -70,11 +76,17 @@ class WorkerTable:
         self._client = client
         self.names = names or KnownNames("", 0.0)
         self.catalogue = Catalogue()
+        self.canary: Canary | None = None
         self._changed = changed
         self._coming = ComingModels(client, membership, interval_s)
         self._membership = membership
         self._interval_s = interval_s
         self._workers: dict[str, Worker] = {}
+        self._leaving = LeavingWorkers(client)
+        self.active: Callable[[], bool] = lambda: False
+        """Whether this router has requests to answer."""
+        self.ending = False
+        """Whether this router is about to end, and the workers perhaps with it."""
         self._misses: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
@@ -86,7 +98,11 @@ class WorkerTable:
         self.proven: frozenset[str] = frozenset()
 
     def workers(self) -> list[Worker]:
-        return list(self._workers.values())
+        """Return the workers by which requests may be served, and the others that are listed.
+
+        Those that are about to end count as ready while there is nobody else.
+        """
+        return with_reserves(self._workers.values(), self._leaving.workers())
 
     @property
     def synced(self) -> bool:
@@ -109,24 +125,30 @@ class WorkerTable:
         tokens: Sequence[int],
         tenant: str,
         resumes_format: bool = False,
+        roll: float = 1.0,
     ) -> Choice | None:
-        """Return the workers to ask.
+        """Return the workers to ask. While a revision is tried, `roll` decides which one it is.
 
         The choice counts as made: its worker is expected to have these tokens from now on.
         """
         now_s = time.monotonic()
         names = prefix_names(tokens, tenant, identity.adapter)
-        choice = choose(
-            self.workers(),
-            identity=identity,
-            single_token=single_token,
-            avoid=lambda key: self.breaker.is_open(key, now_s),
-            full=full,
-            proven=self.proven,
-            inflight=Inflight(self._requests, self._tokens),
-            dice=random.random,
-            prompt=Prompt(len(tokens), self._prefixes.cached_tokens(names), resumes_format),
-        )
+
+        def ask(workers: Sequence[Worker], full: Collection[str]) -> Choice | None:
+            return choose(
+                workers,
+                identity=identity,
+                single_token=single_token,
+                avoid=lambda key: self.breaker.is_open(key, now_s),
+                full=full,
+                proven=self.proven,
+                inflight=Inflight(self._requests, self._tokens),
+                dice=random.random,
+                prompt=Prompt(len(tokens), self._prefixes.cached_tokens(names), resumes_format),
+            )
+
+        everyone = self.workers()
+        choice = ask(everyone, full) if self.canary is None else chosen(self.canary, everyone, roll, full, ask)
         computes = None if choice is None else choice.prefill or choice.decode
         if computes is not None:
             self._prefixes.sent(names, computes.incarnation)
@@ -137,7 +159,7 @@ class WorkerTable:
         does it.
         """
         found = self._prefixes.cached_tokens(prefix_names(tokens, tenant, identity.adapter))
-        have = (found.get(w.incarnation, 0) for w in self._workers.values() if w.offers(identity))
+        have = (found.get(w.incarnation, 0) for w in self.workers() if w.offers(identity))
         return max(1, len(tokens) - max(have, default=0))
 
     def note_room(self, worker: Worker, room: Room | None) -> None:
@@ -158,7 +180,7 @@ class WorkerTable:
 
     def decode_room(self, prefill: Worker) -> Room | None:
         """Return the room of the decode workers behind a prefill worker, if it asks for it."""
-        return None if prefill.room is None else decode_room(self._workers.values(), prefill.compat)
+        return None if prefill.room is None else decode_room(self.workers(), prefill.compat)
 
     @contextmanager
     def busy(self, worker: Worker | None, *, requests: int = 0, tokens: int = 0) -> Iterator[None]:
@@ -179,6 +201,7 @@ class WorkerTable:
         """Drop a worker to which a stream broke; it is not chosen again before it has answered a
         poll.
         """
+        self._leaving.lost(incarnation)
         for name, worker in list(self._workers.items()):
             if worker.incarnation == incarnation:
                 del self._workers[name]
@@ -195,15 +218,24 @@ class WorkerTable:
 
     async def refresh(self) -> None:
         """Poll all members once."""
-        listed = self._membership.synced
-        members = {name: m for name, m in self._membership.members().items() if m.ready}
+        listed, everyone = self._membership.synced, self._membership.members()
+        self.canary = canary_of(everyone.values())
+        members = {name: m for name, m in everyone.items() if m.ready}
         for name in set(self._workers) - set(members):
             log.info("worker %s has left", name)
             del self._workers[name]
         for name in set(self._misses) - set(members):
             del self._misses[name]
-        await asyncio.gather(*(self._poll(m) for m in members.values()))
-        alive = {w.incarnation for w in self._workers.values()}
+        # A router that ends may be one of a deployment that is deleted with all its workers.
+        active = self.active()
+        serving = [w for w in self.workers() if w.state == READY]
+        needed = {w.name for w in serving if self.ending or (w.last_resort and active)}
+        leaving = {name: m for name, m in self._membership.leaving().items() if name not in members}
+        await asyncio.gather(
+            self._leaving.poll(leaving, needed, self.names.configured),
+            *(self._poll(m, needs=m.name in needed) for m in members.values()),
+        )
+        alive = {w.incarnation for w in self.workers()}
         self.breaker.keep_only(alive, time.monotonic())
         self._links = {key: link for key, link in self._links.items() if all(p in alive for p in key.split("|"))}
         for counter in (self._requests, self._tokens):
@@ -217,11 +249,14 @@ class WorkerTable:
         self._refresh_catalogue()
         self._asked = self._asked or listed
 
+    def _catalogue(self) -> Catalogue:
+        return catalogue_of(self.workers(), self.proven, self._texts, self.canary)
+
     def _refresh_catalogue(self) -> None:
-        before, self.catalogue = self.catalogue, catalogue_of(self.workers(), self.proven, self._texts)
+        before, self.catalogue = self.catalogue, self._catalogue()
         silent = self._membership.members().keys() - self._workers.keys() - self._coming.members()
         self.names.update(self.catalogue, self._coming.names(), time.monotonic(), all_told=not silent)
-        used = self.names.digests() | {w.digest for w in self._workers.values() if w.state == READY}
+        used = self.names.digests() | {w.digest for w in self.workers() if w.state == READY}
         self._texts = {digest: text for digest, text in self._texts.items() if digest in used}
         if self.catalogue != before:
             log.info("models: %s", "; ".join(self.catalogue.lines()) or "none")
@@ -239,9 +274,9 @@ class WorkerTable:
         except httpx.HTTPError as error:
             log.debug("worker %s was not told of decode's room: %s", prefill.pod, str(error) or type(error).__name__)
 
-    async def _poll(self, member: Member) -> None:
+    async def _poll(self, member: Member, *, needs: bool) -> None:
         try:
-            info = await self._client.get(member.url, INFO_PATH)
+            info = await self._client.info(member.url, needs=needs)
             worker = parse_info(member, info, self.names.configured)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             self._misses[member.name] += 1
@@ -271,7 +306,7 @@ class WorkerTable:
 
     async def _fetch_texts(self) -> None:
         """Fetch the tokenizer of each new model; there are at most a few, two during a rollout."""
-        ready = {w.digest: w for w in self._workers.values() if w.state == READY}
+        ready = {w.digest: w for w in self.workers() if w.state == READY}
         for digest, worker in ready.items():
             if digest in self._texts:
                 continue

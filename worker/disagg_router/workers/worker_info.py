@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from disagg_wire.engines import EVIDENCE
-from disagg_wire.protocol import FEATURE_ADAPTER, PROTOCOL_VERSION, READY
+from disagg_wire.protocol import FEATURE_ADAPTER, LAST_RESORT, PROTOCOL_VERSION, READY
 from disagg_wire.roles import BOTH
 from disagg_wire.room import Room, parse_room
 
@@ -19,13 +19,15 @@ class Member:
     """A worker that should exist: its name and base URL.
 
     `pools` contains the pools that list it, and is empty where that is not known. One that is not
-    `ready` gets no requests, but tells which model is to come.
+    `ready` gets no requests, but tells which model is to come. `canary` is what the operator says
+    of the revisions of these pools (disagg_wire.canary).
     """
 
     name: str
     url: str
     pools: frozenset[str] = frozenset()
     ready: bool = True
+    canary: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ class Worker:
     """How it knows `transport`, one of disagg_wire.engines.EVIDENCE; empty if it does not say."""
     engine: str = ""
     """Its engine with its version, such as "vllm 0.33.0"; empty if it does not say."""
+    last_resort: bool = False
+    """Whether it is about to end, and takes requests from routers that have nobody else."""
 
     @property
     def at_home(self) -> bool:
@@ -203,6 +207,7 @@ def parse_info(member: Member, info: Mapping[str, Any], configured: str = "") ->
             adapter_digests=_digests(model.get("adapter_digests")),
             model=name_of(info) or configured,
             model_revision=str(model.get("revision") or ""),
+            last_resort=info.get(LAST_RESORT) is True,
         )
     except (KeyError, TypeError, OverflowError, AttributeError) as error:
         raise ValueError(f"{member.name}: info lacks or garbles {error}") from None

@@ -17,7 +17,7 @@ from disagg_protocol.endpoint import Endpoint, RoleChanging
 from disagg_protocol.errors import InvalidInput
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket
-from disagg_wire.protocol import FEATURES, PROTOCOL_VERSION
+from disagg_wire.protocol import FEATURES, LAST_RESORT, PROTOCOL_VERSION
 from disagg_wire.roles import Role
 from disagg_wire.room import Room
 from disagg_worker.server import jobs
@@ -191,6 +191,7 @@ class Worker(Endpoint):
             "role_epoch": self.role_epoch,
             "changing_to": self.changing_to,
             "state": self.state,
+            LAST_RESORT: self.takes_last_resort,
             "revision": s.revision,
             "model_name": s.model_name,
             "limits": {"max_running": s.max_running, "max_waiting": s.max_waiting},

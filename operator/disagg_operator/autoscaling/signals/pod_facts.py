@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from disagg_operator.autoscaling.policy.observation import UNKNOWN, Pods
-from disagg_operator.kube.pods import epoch_s, is_ready
+from disagg_operator.kube.pods import epoch_s, is_leaving, is_ready
 from disagg_operator.kube.resources import uid_of
 from disagg_operator.vocabulary import Obj
 
@@ -65,7 +65,7 @@ def facts(pods: Iterable[Obj], replicas: int, now_s: float, starts: Starts) -> P
     ready, draining = 0, 0
     ages: list[float] = []
     for pod in pods:
-        if pod["metadata"].get("deletionTimestamp"):
+        if is_leaving(pod):
             draining += 1
         elif is_ready(pod):
             ready += 1

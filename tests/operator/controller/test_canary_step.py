@@ -1,0 +1,202 @@
+"""The canary as one run finds it: when there is one, what it says, and what it writes down."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.operator.api.resources import good
+
+from disagg_operator.api import parse
+from disagg_operator.controller.canary_step import (
+    Circumstances,
+    Trial,
+    labelled,
+    to_write,
+    told,
+    trial_of,
+    without_given_up,
+)
+from disagg_operator.rollout import telling
+from disagg_operator.rollout.canary_record import (
+    FAILED,
+    INCONCLUSIVE,
+    PROMOTE_ANNOTATION,
+    PROMOTED,
+    CanaryRecord,
+)
+from disagg_operator.rollout.canary_reports import CanaryReports
+from disagg_operator.rollout.canary_verdict import Comparison, Counts
+from disagg_operator.rollout.revisions import KnownRevision
+from disagg_operator.rollout.values import RolloutPlan, RolloutState, Workers
+from disagg_wire.canary import CanaryWord
+
+SINCE, NOW = "2026-01-01T00:00:00Z", "2026-01-01T00:10:00Z"
+BEGUN = CanaryRecord(SINCE)
+MODEL = {"uri": "file:///models/m"}
+WAITS = CanaryRecord(SINCE, INCONCLUSIVE, "100/3600")
+
+
+def revision(name: str, number: int, record: CanaryRecord | None = None, **model: Any) -> KnownRevision:
+    return KnownRevision(name, number, f"p{name}", f"d{name}", None, "", {"model": MODEL | model}, record)
+
+
+def workers(name: str, count: int = 2, **changes: Any) -> list[Workers]:
+    options = {"desired": count, "existing": count, "ready": count, "served": True} | changes
+    return [Workers("prefill", f"p{name}", **options), Workers("decode", f"d{name}", **options)]
+
+
+def state(*found: Workers, wanted: int = 2, target: str = "2") -> RolloutState:
+    sizes = {"prefill": wanted, "decode": wanted}
+    return RolloutState(tuple(found), {"prefill": f"p{target}", "decode": f"d{target}"}, sizes, now_s=1e9)
+
+
+OLD, NEW = workers("1"), workers("2", 1, served=False)
+
+
+def found(
+    record: CanaryRecord | None = None,
+    seen: RolloutState | None = None,
+    *,
+    back: bool = False,
+    asked: bool = False,
+    known: list[KnownRevision] | None = None,
+    rollout: dict[str, Any] | None = None,
+    **spec: Any,
+) -> Trial:
+    """Return the trial of revision 2, whose record is given."""
+    known = [revision("1", 1), revision("2", 2, record)] if known is None else known
+    dd = parse(good(rollout={"canary": {}} if rollout is None else rollout, **spec))
+    annotations = {PROMOTE_ANNOTATION: "2"} if asked else {}
+    resource = {"metadata": {"annotations": annotations}}
+    mine = next((r for r in known if r.name == "2"), None)
+    seen = state(*OLD, *NEW) if seen is None else seen
+    return trial_of(dd, resource, known, mine, known[0] if back else None, seen, CanaryReports())
+
+
+@pytest.mark.parametrize(
+    ("what", "trial", "tried"),
+    [
+        ("the first look", found(known=[revision("1", 1)]), True),
+        ("before the first pair", found(), True),
+        ("after it", found(BEGUN), True),
+        ("none is declared", found(BEGUN, rollout={}), False),
+        ("it was promoted", found(replace(BEGUN, verdict=PROMOTED)), False),
+        ("a person has promoted it", found(BEGUN, asked=True), False),
+        ("it waits for a person", found(WAITS), True),
+        ("it has failed and is back", found(replace(BEGUN, verdict=FAILED), back=True), False),
+        ("it has failed and the spec was edited", found(replace(BEGUN, verdict=FAILED), state(*OLD, *workers("2"))),
+         True),
+        ("nothing is replaced", found(None, state(*NEW)), False),
+        ("a pool has the size 0", found(BEGUN, state(*OLD, *NEW, wanted=0)), False),
+        ("the old ones do not serve", found(None, state(*workers("1", ready=0), *NEW)), False),
+        ("the old ones do not serve for a moment", found(BEGUN, state(*workers("1", ready=0), *NEW)), True),
+        ("it has served before there was a canary", found(None, state(*OLD, *workers("2"))), False),
+        ("another name", found(model={"uri": "file:///models/m", "name": "n"}), False),
+    ],
+)  # fmt: skip
+def test_when_a_revision_is_tried(what: str, trial: Trial, tried: bool) -> None:
+    assert (trial.percent == 10) is tried
+    assert {word.revision for word in trial.words.values()} == ({"p2", "d2"} if tried else set())
+
+
+def test_a_revision_that_was_given_up_gets_nothing_unless_nothing_else_serves() -> None:
+    known = [revision("1", 1), revision("3", 2, BEGUN), revision("2", 3)]
+    everyone = state(*OLD, *workers("3", 1), *NEW)
+    trial = found(None, everyone, known=known)
+    assert {role: word.left for role, word in trial.words.items()} == {"prefill": ("p3",), "decode": ("d3",)}
+    marked = {w.key for w in without_given_up(everyone, trial).workers if w.given_up}
+    assert marked == {("prefill", "p3"), ("decode", "d3")}
+    # The same after a revert, and without a canary.
+    cases: list[dict[str, Any]] = [{"back": True}, {"rollout": {}}]
+    for options in cases:
+        left = found(None, everyone, known=known, **options).words
+        assert left == {"prefill": CanaryWord(0, left=("p3",)), "decode": CanaryWord(0, left=("d3",))}
+    alone = found(None, state(*workers("3", 1)), known=known, rollout={})
+    assert alone.words == {}
+
+
+def test_the_words_stand_on_the_services_of_the_pools() -> None:
+    def obj(kind: str, pool: str) -> dict[str, Any]:
+        return {"kind": kind, "metadata": {"labels": {"disagg.dev/pool": pool}}}
+
+    objects = [obj("Service", "prefill"), obj("Deployment", "prefill"), obj("Service", "router")]
+    out = labelled(objects, {"prefill": CanaryWord(10, "p2")})
+    assert [o["metadata"]["labels"].get("disagg.dev/canary") for o in out] == ["10.rp2", None, None]
+    assert "disagg.dev/canary" not in objects[0]["metadata"]["labels"]
+
+
+def plan(reason: str = telling.ROLLING_OUT, **changes: Any) -> RolloutPlan:
+    return RolloutPlan({}, reason, "counts", **{"proven": True, **changes})
+
+
+def seen(new: tuple[int, int], old: tuple[int, int]) -> Comparison:
+    return Comparison(Counts(*new), Counts(*old))
+
+
+HERE = Circumstances(declared=True, restorable=True, paused=False, now=NOW)
+LATE = replace(HERE, now="2026-01-01T02:00:00Z")
+ALIKE, WORSE, FEW = seen((100, 99), (900, 891)), seen((100, 70), (900, 891)), seen((5, 5), (900, 891))
+
+
+@pytest.mark.parametrize(
+    ("what", "trial", "plan_", "standing", "verdict"),
+    [
+        ("the first pair has served", found(), plan(), HERE, ""),
+        ("not yet", found(), plan(proven=False), HERE, None),
+        ("pools are exchanged", found(), plan(exchanging=True), HERE, None),
+        ("it goes on", replace(found(BEGUN), seen=FEW), plan(), HERE, None),
+        ("no worse", replace(found(BEGUN), seen=ALIKE), plan(), HERE, PROMOTED),
+        ("worse", replace(found(BEGUN), seen=WORSE), plan(), HERE, FAILED),
+        ("worse, but nothing to go back to", replace(found(BEGUN), seen=WORSE), plan(),
+         replace(HERE, restorable=False), INCONCLUSIVE),
+        ("paused", replace(found(BEGUN), seen=WORSE), plan(), replace(HERE, paused=True), None),
+        ("too few by the end", replace(found(BEGUN), seen=FEW), plan(), LATE, INCONCLUSIVE),
+        ("a person is to decide", replace(found(WAITS), seen=ALIKE), plan(), LATE, None),
+        ("by other rules", replace(found(replace(WAITS, rules="1/1")), seen=ALIKE), plan(), LATE, PROMOTED),
+        ("a person has decided", found(WAITS, asked=True), plan(), LATE, PROMOTED),
+        ("it was promoted", found(replace(BEGUN, verdict=PROMOTED)), plan(complete=True), HERE, None),
+        ("no canary is declared any more", found(BEGUN, rollout={}), plan(), replace(HERE, declared=False), PROMOTED),
+        ("nor of one that has failed", found(replace(BEGUN, verdict=FAILED), rollout={}), plan(),
+         replace(HERE, declared=False), PROMOTED),
+        ("one that has failed waits for the old ones to serve",
+         found(replace(BEGUN, verdict=FAILED), state(*workers("1", ready=0), *NEW)), plan(), HERE, None),
+        ("a rollout without one", found(rollout={}), plan(complete=True), replace(HERE, declared=False), None),
+        ("a revision that is there", found(None, state(*NEW)), plan(complete=True), HERE, PROMOTED),
+        ("a first revision on its way", found(None, state(*NEW)), plan(), HERE, None),
+    ],
+)  # fmt: skip
+def test_what_is_written_down(
+    what: str, trial: Trial, plan_: RolloutPlan, standing: Circumstances, verdict: str | None
+) -> None:
+    # A record that the trial leaves out is still the one that is stored.
+    stored = {"it was promoted": replace(BEGUN, verdict=PROMOTED)}.get(what, trial.record)
+    if "failed" in what:
+        stored = replace(BEGUN, verdict=FAILED)
+    record = to_write(trial, revision("2", 2, stored), plan_, standing)
+    assert (None if record is None else record.verdict) == verdict
+    if record is not None and record.verdict in (FAILED, INCONCLUSIVE):
+        assert "of 100" in record.message
+    if record is not None and not record.verdict:
+        assert record.since == NOW
+
+
+@pytest.mark.parametrize(
+    ("trial", "reason", "expected", "begins"),
+    [
+        (found(BEGUN), telling.ROLLING_OUT, telling.CANARY, "canary: 10 % of the requests, 0 of 100: counts"),
+        (found(BEGUN), telling.SWAPPING, telling.CANARY, "canary: "),
+        (found(BEGUN), telling.PAUSED, telling.PAUSED, "canary: 10 % of the requests, 0 of 100: counts"),
+        (found(BEGUN), telling.STALLED, telling.STALLED, "counts"),
+        (found(), telling.WAITING, telling.WAITING, "canary: 10 % of the requests, 0 of 100; the first new pair has"),
+        (found(), telling.EXCHANGING, telling.EXCHANGING, "no canary, as an old and a new pair do not fit: counts"),
+        (found(WAITS), telling.ROLLING_OUT, telling.CANARY_INCONCLUSIVE, "canary: "),
+        (found(rollout={}), telling.ROLLING_OUT, telling.ROLLING_OUT, "counts"),
+        (found(model={"uri": "file:///x/n"}), telling.ROLLING_OUT, telling.ROLLING_OUT, "no canary: the model m was"),
+    ],
+)
+def test_what_is_told(trial: Trial, reason: str, expected: str, begins: str) -> None:
+    said, message = told(trial, plan(reason))
+    assert said == expected
+    assert message.startswith(begins)

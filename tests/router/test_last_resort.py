@@ -1,0 +1,175 @@
+"""Workers that are about to end serve what nobody else can."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.fakes.token_worker import TokenWorker, expected_text
+from tests.router.stack import Stack, tokens_of
+
+from disagg_router.main import _drain, server_of
+from disagg_router.router import Router
+from disagg_router.settings import Settings
+from disagg_router.workers.table import Membership
+from disagg_router.workers.worker_info import Member
+from disagg_wire import termination_log
+from disagg_wire.drain_report import cut_of
+
+TEXT = expected_text(5, tokens_of("hello"), 8)
+
+
+def pair_of(number: int = 0) -> tuple[TokenWorker, TokenWorker]:
+    return TokenWorker(f"p{number}", "prefill"), TokenWorker(f"d{number}", "decode")
+
+
+def end(*workers: TokenWorker) -> None:
+    """Let workers get SIGTERM."""
+    for worker in workers:
+        worker.state, worker.last_resort = "draining", True
+
+
+async def answered(stack: Stack) -> None:
+    answer = await stack.complete()
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["text"] == TEXT
+
+
+async def test_what_waits_in_the_router_is_served_by_workers_that_are_about_to_end(tmp_path: Path) -> None:
+    prefill, decode = pair_of()
+    decode.slots = 1
+    async with Stack(tmp_path, prefill, decode) as stack:
+        decode.hold.clear()
+        asked = [asyncio.create_task(stack.complete()) for _ in range(4)]
+        await stack.until(lambda: stack.router.queue.waiting("decode") == 3)
+        end(prefill, decode)
+        stack.router.end()
+        decode.hold.set()
+        answers = await asyncio.gather(*asked)
+        assert [a.status_code for a in answers] == [200] * 4
+        await answered(stack)  # and a client that has not noticed yet
+
+
+async def test_while_others_serve_a_worker_that_is_about_to_end_gets_nothing(tmp_path: Path) -> None:
+    (p0, d0), (p1, d1) = pair_of(0), pair_of(1)
+    async with Stack(tmp_path, p0, d0, p1, d1) as stack:
+        end(p0, d0)
+        d1.hold.clear()
+        waits = asyncio.create_task(stack.complete())  # requests of this router do not make it needed
+        await stack.until(lambda: {w.name for w in stack.router.table.workers() if w.state == "ready"} == {"p1", "d1"})
+        before, seen = len(d0.asked_by), len(d0.seen.bodies)
+        await stack.until(lambda: len(d0.asked_by) >= before + 3)
+        assert set(d0.asked_by) == {"watches"}
+        d1.hold.set()
+        assert (await waits).status_code == 200
+        await answered(stack)
+        assert len(d0.seen.bodies) == seen
+        states = {w["name"]: w["state"] for w in (await stack.state())["workers"]}
+        assert states == {"p0": "draining", "d0": "draining", "p1": "ready", "d1": "ready"}
+
+
+async def test_a_worker_is_kept_by_a_router_that_ends_or_has_requests_and_nobody_else(tmp_path: Path) -> None:
+    prefill, decode = pair_of()
+    async with Stack(tmp_path, prefill, decode) as stack:
+
+        async def said() -> str:
+            count = len(decode.asked_by)
+            await stack.until(lambda: len(decode.asked_by) >= count + 3)
+            return decode.asked_by[-1]
+
+        assert await said() == "watches"
+        end(prefill, decode)
+        assert await said() == "watches"  # it has no requests
+        decode.hold.clear()
+        waits = asyncio.create_task(stack.complete())
+        await stack.until(lambda: stack.router.active == 1)
+        assert await said() == "needs"
+        assert (await stack.state())["workers"][1]["state"] == "draining"
+        decode.hold.set()
+        assert (await waits).status_code == 200
+        assert await said() == "watches"
+        stack.router.end()
+        assert await said() == "needs"
+
+
+async def test_on_notice_a_worker_serves_nobody(tmp_path: Path) -> None:
+    prefill, decode = pair_of()
+    async with Stack(tmp_path, prefill, decode, queue_max_wait_s=0.3) as stack:
+        decode.state = "draining"
+
+        def seen(state: str) -> bool:
+            return {w.name: w.state for w in stack.router.table.workers()}["d0"] == state
+
+        await stack.until(lambda: seen("draining"))
+        assert (await stack.complete()).status_code == 503
+        decode.state = "ready"  # called back
+        await stack.until(lambda: seen("ready"))
+        await answered(stack)
+
+
+class Listed(Membership):
+    """A membership as in a cluster, whose slices a test deletes."""
+
+    def __init__(self) -> None:
+        self.synced = True
+        self.here: dict[str, Member] = {}
+        self.left: dict[str, Member] = {}
+
+    def members(self) -> dict[str, Member]:
+        return self.here
+
+    def leaving(self) -> dict[str, Member]:
+        return self.left
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> Listed:
+    found = Listed()
+
+    def membership_of(settings: Settings) -> Membership:
+        return found
+
+    monkeypatch.setattr("disagg_router.router.membership_of", membership_of)
+    return found
+
+
+async def test_workers_whose_service_is_gone_serve_until_they_have_ended(tmp_path: Path, listed: Listed) -> None:
+    """When a deployment is deleted, its Services are gone before its pods have heard of it."""
+    prefill, decode = pair_of()
+    await asyncio.gather(prefill.start(), decode.start())
+    listed.here = {w.name: Member(w.name, w.url, frozenset([w.role])) for w in (prefill, decode)}
+    async with Stack(tmp_path) as stack:
+        await stack.until(lambda: stack.healthy() == 1)
+        listed.here, listed.left = {}, listed.here
+        await stack.until(lambda: not stack.router.table._workers)
+        await answered(stack)
+        end(prefill, decode)
+        await answered(stack)
+        await asyncio.gather(prefill.stop(), decode.stop())
+        await stack.until(lambda: not stack.router.table.workers())
+        router: Router = stack.router
+        assert router.table._leaving.workers() == []
+
+
+async def test_what_a_router_cuts_off_at_the_end_of_its_time_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "termination-log"
+    left.touch()
+    monkeypatch.setattr(termination_log, "PATH", left)
+    prefill, decode = pair_of()
+    async with Stack(tmp_path, prefill, decode, drain_timeout_s=0.1) as stack:
+        server = server_of(stack.router)
+        await _drain(stack.router, server, 0.0)
+        assert (cut_of(left.read_text()), server.should_exit) == (0, True)
+        decode.hold.clear()
+        asked = [asyncio.create_task(stack.complete()) for _ in range(3)]
+        await stack.until(lambda: stack.router.active == 3)
+        await _drain(stack.router, server, 0.0)
+        assert cut_of(left.read_text()) == 3
+        decode.hold.set()
+        await asyncio.gather(*asked)
