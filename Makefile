@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-adapter bench-engine bench-accuracy bench-agreement bench-validation test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines test-faults test-rollouts
+.PHONY: bench-adapter bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines test-faults test-rollouts
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -123,6 +123,9 @@ setup-gpu:
 
 bench-autoscaling: setup ## every scaling policy on the traces in TRACES; writes benchmarks/results/autoscaling.md (40 minutes of one core)
 	@$(PY) -m benchmarks.autoscaling.run --traces $(TRACES)
+
+bench-planner: setup ## the planner against published measurements of one pool; writes benchmarks/results/planner.md (seconds)
+	@$(PY) -m benchmarks.planner
 
 bench-validation: setup ## the simulator against the stack running here; writes benchmarks/results/validation.md
 	@$(PY) -m benchmarks.validation.run all && $(PY) -m benchmarks.validation.run report

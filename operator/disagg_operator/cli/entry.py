@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ TOOLS = {
         "simulate a scaling policy on a trace, request by request",
     ),
 }
+
+# What is said before the module of a command is imported, where that takes seconds.
+_LOADING = {"simulate": "loading the simulator"}
 
 
 def parser(tool: str | None = None) -> argparse.ArgumentParser:
@@ -74,7 +78,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command and exit with its status."""
     given = sys.argv[1:] if argv is None else argv
     tool = given[0] if given and given[0] in TOOLS else None
+    if tool in _LOADING and not {"-h", "--help"} & set(given):
+        print(f"disagg {tool}: {_LOADING[tool]} ...", file=sys.stderr, flush=True)
     arguments = parser(tool).parse_args(given)
+    arguments.invocation = shlex.join(["disagg", *given])  # for reports
     if tool is not None:
         module = _import(tool, TOOLS[tool][0])
         try:

@@ -15,7 +15,7 @@ from rich.table import Table
 from disagg_operator.autoscaling.policy.observation import Pods
 from disagg_operator.autoscaling.records import decision_records
 from disagg_operator.autoscaling.records.decision_records import Step
-from disagg_operator.cli import decision_source, plots
+from disagg_operator.cli import decision_source, html_page, plots, timeline_html
 from disagg_operator.status import zero_state
 
 ERRORS = decision_source.ERRORS
@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     for sentence in sentences(steps):
         console.print(sentence)
     if args.plot:
-        plots.save(
-            args.plot, [plots.Timeline(args.source, decision_records.columns(steps))], "\n".join(sentences(steps))
-        )
+        timeline = plots.Timeline("as it was decided", decision_records.columns(steps))
+        made = html_page.Made(getattr(args, "invocation", "disagg explain"))
+        timeline_html.save(args.plot, args.source, [timeline], made, sentences(steps))
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from disagg_operator.cli.served_endpoint import TIMEOUT_S, Answer, MeasureError, ServedEndpoint
 from disagg_operator.performance.fit import DecodePoint, PrefillPoint, ShortAnswer, batch_wait
+from disagg_operator.performance.fit_quality import Repeated
 
 _LEAST_STEPS = 24
 _LEAST_WINDOW_S = 0.4  # minimum time of a batch, because events arrive in bundles
@@ -211,6 +212,8 @@ class Measured:
     answers: tuple[ShortAnswer, ...]
     front_s: float = 0.0
     """The seconds of the router for one request."""
+    repeated: tuple[Repeated, ...] = ()
+    """All times of prompts alone."""
 
 
 async def measure(endpoint: ServedEndpoint, extent: Extent, say: Callable[[str], None]) -> Measured:
@@ -220,11 +223,11 @@ async def measure(endpoint: ServedEndpoint, extent: Extent, say: Callable[[str],
     """
     await alone(endpoint, 32)  # opens connections and triggers the work of a first call
     say(f"prompts of {extent.lengths()[0]} to {extent.max_prompt_tokens} tokens")
-    prefill = await _prefill(endpoint, extent)
+    prefill, repeated = await _prefill(endpoint, extent)
     say(f"batches of 1 to {extent.max_batch} streams")
     decode, answers = await _decode(endpoint, extent, prefill)
     front_s = median([await rush(endpoint, extent.max_batch) for _ in range(_ALONE_TIMES)])
-    return Measured(tuple(prefill), tuple(decode), tuple(answers), front_s)
+    return Measured(tuple(prefill), tuple(decode), tuple(answers), front_s, repeated)
 
 
 async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncIterator[int]:
@@ -235,8 +238,8 @@ async def _rounds(seconds: float, once: Callable[[], Awaitable[None]]) -> AsyncI
         yield n
 
 
-async def _prefill(endpoint: ServedEndpoint, extent: Extent) -> list[PrefillPoint]:
-    """Measure prompts.
+async def _prefill(endpoint: ServedEndpoint, extent: Extent) -> tuple[list[PrefillPoint], tuple[Repeated, ...]]:
+    """Measure prompts, and return their times and all times of prompts alone.
 
     The first measurement is made when nothing else runs, to find the rule by which batches wait.
     All other times are measured while decode is busy.
@@ -264,12 +267,13 @@ async def _prefill(endpoint: ServedEndpoint, extent: Extent) -> list[PrefillPoin
     async with decoding(endpoint, extent.max_prompt_tokens - 16):
         async for _ in _rounds(0.5 * extent.seconds, once):
             pass
-    return [
+    points = [
         PrefillPoint(
             n, median(s), median(queued_s[n]) if n in queued_s else None, min(quiet_s[n]) if n in quiet_s else None
         )
         for n, s in alone_s.items()
     ]
+    return points, tuple(Repeated(f"{n} tokens alone", tuple(s)) for n, s in alone_s.items())
 
 
 async def _find_wait(endpoint: ServedEndpoint, alone_s: dict[int, list[float]]) -> int:

@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from disagg_operator.cli.progress_display import ProgressDisplay
 from disagg_operator.engines import BY_NAME, DEFAULT
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
@@ -24,7 +25,7 @@ from disagg_operator.performance.hardware import GPUS, NETWORKS, Gpu
 from disagg_operator.performance.model_shape import KNOWN, ModelShape, PlanError, named
 from disagg_operator.performance.roof_line import EFFICIENCIES
 from disagg_operator.planning import deployment_plan as planner
-from disagg_operator.planning import manifest, report
+from disagg_operator.planning import manifest, network_load, report
 from disagg_operator.planning.traffic import LatencyObjectives, LogNormal, Traffic, log_normal
 
 ERRORS = (PlanError, profiles.ProfileError, ValueError, OSError)
@@ -97,6 +98,9 @@ def _hardware_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GPU=FILE",
         help="measured profile of a GPU (see `disagg profile`)",
     )
+    have.add_argument(
+        "--any-profile", action="store_true", help="also accept profiles of another model or of other hardware"
+    )
     have.add_argument("--weight-bits", type=int, choices=(4, 8, 16), help="bits of a weight, instead of the model's")
     have.add_argument("--kv-bits", type=int, choices=(8, 16), default=16, help="bits of an element of the KV cache")
 
@@ -129,11 +133,8 @@ def run(args: argparse.Namespace) -> int:
     highest = args.highest_rate or max(1000.0, 10 * question.traffic.requests_per_s)
     if not (math.isfinite(highest) and highest > planner.LOWEST_PER_S):
         raise PlanError(f"--highest-rate: must be more than {planner.LOWEST_PER_S}")
-    plan = planner.make_plan(question, highest)
-    if trace is not None:
-        from disagg_operator.planning import simulation_check
-
-        plan = simulation_check.check(plan, trace)
+    with ProgressDisplay() as working:
+        plan = _plan(args, question, trace, highest, working)
     if args.json:
         json.dump(report.as_data(plan), sys.stdout, indent=1)
         print()
@@ -142,10 +143,30 @@ def run(args: argparse.Namespace) -> int:
     if args.yaml and wishes is not None:
         args.yaml.write_text(_yaml(plan, wishes), encoding="utf-8")
     if args.html:
-        from disagg_operator.cli import plan_html
+        from disagg_operator.cli import html_page, plan_html
 
-        plan_html.write(args.html, plan)
+        of = [f"{gpu}: {_profile_words(file)}" for gpu, file in _pairs(args.profile, "--profile").items()]
+        plan_html.write(args.html, plan, html_page.Made(getattr(args, "invocation", "disagg plan"), of))
     return 0 if plan.chosen else 1
+
+
+def _plan(
+    args: argparse.Namespace, question: planner.Question, trace: Any, highest: float, working: ProgressDisplay
+) -> planner.Plan:
+    working.say(f"planning {question.model.name} at rates up to {highest:g} requests/s")
+    plan = planner.make_plan(question, highest)
+    if trace is None:
+        return plan
+    from disagg_operator.planning import simulated_crossover, simulation_check
+    from disagg_operator.simulation import compiled
+
+    compiles = "" if compiled.exists() else "; the first run on a machine compiles for half a minute or more"
+    working.say(f"serving {len(trace):,} requests of {trace.name} on both{compiles}")
+    plan = simulation_check.check(plan, trace)
+    if args.trace is not None:
+        return plan
+    prompt, output = _lengths(args.prompt_tokens, "--prompt-tokens"), _lengths(args.output_tokens, "--output-tokens")
+    return simulated_crossover.with_crossover(plan, prompt, output, working.say)
 
 
 # ---- from arguments to a question ----
@@ -173,7 +194,7 @@ def _question(args: argparse.Namespace, model: ModelShape) -> tuple[planner.Ques
         NETWORKS[args.network],
         _prices(args.price, gpus),
         EFFICIENCIES[args.efficiency],
-        _measured(args.profile),
+        _measured(args, model),
         frozenset(g.name for g in prefill) or names,
         frozenset(g.name for g in decode) or names,
     )
@@ -252,8 +273,16 @@ def _prices(texts: list[str], gpus: list[Gpu]) -> dict[str, float]:
     return found
 
 
-def _measured(texts: list[str]) -> dict[str, list[profiles.Profile]]:
-    return {gpu: [profile_file.load(file)] for gpu, file in _pairs(texts, "--profile").items()}
+def _measured(args: argparse.Namespace, model: ModelShape) -> dict[str, list[profiles.Profile]]:
+    return {
+        gpu: [profile_file.load_of(file, model.name, gpu, args.any_profile)]
+        for gpu, file in _pairs(args.profile, "--profile").items()
+    }
+
+
+def _profile_words(file: str) -> str:
+    of = profile_file.load_with_origin(file)[1]
+    return file if of is None else f"{file}: {of.words()}"
 
 
 def _model(args: argparse.Namespace) -> ModelShape:
@@ -316,6 +345,8 @@ def show(plan: planner.Plan, console: Console) -> None:
     for name, d in report.both(plan):
         if isinstance(d, planner.Deployment):
             console.print(_table(name, report.POOL_COLUMNS, [report.pool_row(p, d.chunk_tokens) for p in d.pools]))
+    if kv := network_load.rows(plan):
+        console.print(_table(f"KV over {plan.question.network.name}", network_load.KV_COLUMNS, kv))
     console.print(_table("KV transfer", report.TRANSFER_COLUMNS, report.transfers(plan)))
     for note in report.notes(plan):
         console.print(f"- {note}", highlight=False)

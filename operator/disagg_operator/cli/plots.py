@@ -1,26 +1,19 @@
-"""The plots of a deployment over time (load, queues, workers, objectives) and those of a plan.
+"""The picture of a deployment over time: load, queues, workers and objectives.
 
-They need matplotlib (extra `simulate`).
+It needs matplotlib (extra `simulate`).
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from disagg_operator.performance.hardware import NETWORKS
-from disagg_operator.planning.deployment_plan import Deployment, Plan
-from disagg_operator.planning.report import rounded
-
 _WINDOW_S = 300.0
-_PAGES = {".html", ".htm"}
-_BLUE, _ORANGE, _GREY, _RED, _GREEN = "#1f6feb", "#d9730d", "#8c959f", "#cf222e", "#1a7f37"
+PAGES = frozenset({".html", ".htm"})
+"""The endings of pages, which hold any number of timelines (cli.timeline_html)."""
+_BLUE, _ORANGE, _GREY = "#1f6feb", "#d9730d", "#8c959f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,143 +107,15 @@ def check(path: Path, timelines: int) -> None:
     It is called before the timelines are computed.
     """
     kind = path.suffix.lower()
-    if kind not in {*_PAGES, ".png", ".svg", ".pdf"}:
+    if kind not in {*PAGES, ".png", ".svg", ".pdf"}:
         raise ValueError(f"--plot: {path}: the name must end in .png, .svg, .pdf or .html")
-    if kind not in _PAGES and timelines != 1:
+    if kind not in PAGES and timelines != 1:
         raise ValueError(f"--plot: {path} can hold one timeline, not {timelines}: write .html instead")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"--plot: {path}: there is no folder {path.parent}")
 
 
-def save(path: Path, timelines: Sequence[Timeline], text: str = "") -> None:
-    """Write one timeline as PNG, SVG or PDF, or all of them as HTML.
-
-    An HTML page has `text` above the pictures and needs no other file.
-    """
-    check(path, len(timelines))
-    if path.suffix.lower() not in _PAGES:
-        draw(timelines[0]).savefig(path, dpi=110)
-        return
-    pictures = []
-    for timeline in timelines:
-        buffer = io.BytesIO()
-        draw(timeline).savefig(buffer, format="png", dpi=110)
-        encoded = base64.b64encode(buffer.getvalue()).decode()
-        pictures.append(f'<img alt="{html.escape(timeline.title)}" src="data:image/png;base64,{encoded}">')
-    style = (
-        "body{font:15px system-ui;margin:2em auto;max-width:1150px}img{width:100%}"
-        "pre{overflow-x:auto;background:#f6f8fa;padding:1em}"
-    )
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>disagg</title><style>{style}</style>'
-    path.write_text(f"{head}<pre>{html.escape(text)}</pre>{''.join(pictures)}</html>\n", encoding="utf-8")
-
-
-# ---- a plan ----
-
-
-def plan_pictures(plan: Plan) -> list[str]:
-    """Return the plots of a plan as SVG elements for an HTML page.
-
-    They are the cost by rate, the prefill time by prompt length, the step time by batch size, and
-    the transfer time by network. Infeasible deployments have fewer plots.
-    """
-    pictures = [_cost(plan)] if any(math.isfinite(min(row[1:])) for row in plan.rates) else []
-    d = plan.disaggregated
-    if isinstance(d, Deployment):
-        pictures += [_prefill(plan, d), _step(plan, d), _transfer(plan)]
-    return [_svg(picture, i) for i, picture in enumerate(pictures)]
-
-
-def _svg(figure: Any, number: int) -> str:
-    import matplotlib as mpl
-
-    buffer = io.StringIO()
-    # The ids of elements differ between the pictures of a page, but not between runs.
-    with mpl.rc_context({"svg.hashsalt": f"plan-{number}"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axis = figure.subplots()
-    axis.set_title(title, fontsize=11, loc="left")
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
-
-
-def _cost(plan: Plan) -> Any:
-    unit = "cost an hour" if plan.question.prices_per_hour else "GPUs"
-    figure, axis = _axes("Cost over load", "requests/s", unit)
-    rates = [r for r, _, _ in plan.rates]
-    for i, (label, colour) in enumerate((("disaggregated", _BLUE), ("monolithic", _ORANGE)), 1):
-        costs = [row[i] if math.isfinite(row[i]) else math.nan for row in plan.rates]
-        axis.step(rates, costs, where="post", color=colour, label=label, linewidth=1.6)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    at = plan.question.traffic.requests_per_s
-    axis.axvline(at, color=_GREY, linewidth=1, linestyle="--", label=f"planned: {at:.4g}/s")
-    if plan.crossover_per_s is not None and plan.crossover_per_s > rates[0]:
-        axis.axvline(
-            plan.crossover_per_s,
-            color=_GREEN,
-            linewidth=1,
-            linestyle=":",
-            label=f"crossover: {rounded(plan.crossover_per_s)}/s",
-        )
-    axis.legend(fontsize=8, frameon=False)
-    return figure
-
-
-def _prefill(plan: Plan, d: Deployment) -> Any:
-    pool = d.pools[0]
-    figure, axis = _axes(f"Prefill of one prompt, {pool.tensor} x {pool.gpu.name}", "prompt tokens", "s")
-    tail = plan.question.traffic.prompt.tail
-    lengths = [1.5 * tail * i / 100 for i in range(1, 101)]
-    axis.plot(lengths, [pool.profile.isolated_s(n) for n in lengths], color=_BLUE, linewidth=1.6, label="alone")
-    axis.axhline(plan.question.objectives.ttft_s, color=_RED, linewidth=1, linestyle="--", label="TTFT objective")
-    axis.axvline(tail, color=_GREY, linewidth=1, linestyle=":", label=f"tail prompt: {tail:.0f}")
-    axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8, frameon=False)
-    return figure
-
-
-def _step(plan: Plan, d: Deployment) -> Any:
-    pool = d.pools[1]
-    figure, axis = _axes(f"Decode step, {pool.tensor} x {pool.gpu.name}", "sequences", "ms")
-    held = plan.question.traffic.held_tokens
-    most = max(8, round(1.3 * pool.batch))
-    batches = list(range(1, most + 1))
-    axis.plot(
-        batches, [1e3 * pool.profile.step_s(n, n * held) for n in batches], color=_ORANGE, linewidth=1.6, label="step"
-    )
-    axis.axhline(1e3 * plan.question.objectives.tpot_s, color=_RED, linewidth=1, linestyle="--", label="TPOT objective")
-    axis.axvline(pool.batch, color=_GREY, linewidth=1, linestyle=":", label=f"planned batch: {pool.batch}")
-    axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8, frameon=False)
-    return figure
-
-
-def _transfer(plan: Plan) -> Any:
-    figure, axis = _axes("KV transfer, not overlapped", "ms", "")
-    q = plan.question
-    names = list(NETWORKS)[::-1]
-    for offset, (label, tokens, colour) in enumerate(
-        (("tail prompt", q.traffic.prompt.tail, _ORANGE), ("mean prompt", q.traffic.prompt.mean, _BLUE))
-    ):
-        values = [1e3 * NETWORKS[n].transfer_s(q.kv.bytes_of(tokens)) for n in names]
-        bars = axis.barh(
-            [i + 0.2 - 0.4 * (1 - offset) for i in range(len(names))], values, 0.36, color=colour, label=label
-        )
-        axis.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
-    axis.set_yticks(range(len(names)), names)
-    axis.set_xscale("log")
-    axis.margins(x=0.15)
-    axis.legend(fontsize=8, frameon=False)
-    return figure
+def save(path: Path, timeline: Timeline) -> None:
+    """Write one timeline as PNG, SVG or PDF."""
+    check(path, 1)
+    draw(timeline).savefig(path, dpi=110)

@@ -9,15 +9,23 @@ import argparse
 import asyncio
 import os
 import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from disagg_operator.cli import measure
-from disagg_operator.cli.served_endpoint import MeasureError, ServedEndpoint
-from disagg_operator.performance import fit, profile_file
+from disagg_operator.cli.progress_display import ProgressDisplay
+from disagg_operator.cli.served_endpoint import About, MeasureError, ServedEndpoint
+from disagg_operator.performance import fit, fit_quality, profile_file
 from disagg_operator.performance import profile as profiles
+from disagg_operator.performance.origin import Origin
+from disagg_wire.version import VERSION
+
+_TICK_S = 0.5
 
 ERRORS = (MeasureError, fit.FitError, profiles.ProfileError, ValueError, OSError)
 
@@ -57,8 +65,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=64,
         help="maximum number of sequences of a decode worker (spec.decode.maxRunningRequests)",
     )
+    parser.add_argument(
+        "--most-error",
+        type=float,
+        default=100 * fit_quality.MOST_ERROR,
+        metavar="PERCENT",
+        help="refuse a profile if a time differs by more from the fitted one, or from that of the same request "
+        "(default 30)",
+    )
+    _origin_arguments(parser)
     parser.add_argument("--seconds", type=float, default=60.0, help="duration of the measurement (default 60)")
     parser.add_argument("--out", type=Path, default=Path("profile.json"), help="file to write (default profile.json)")
+
+
+def _origin_arguments(parser: argparse.ArgumentParser) -> None:
+    of = parser.add_argument_group("origin, which is written into the file (default: what the endpoint says)")
+    of.add_argument(
+        "--weights", metavar="MODEL", help="the model as `disagg plan` is asked for it, if served by an alias"
+    )
+    of.add_argument("--hardware", default="", metavar="NAME", help="the accelerator, such as H100")
+    of.add_argument("--engine", metavar="NAME", help="the inference engine")
+    of.add_argument("--engine-version", metavar="VERSION", help="its version")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,25 +103,49 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')}: must be {least} or more")
     if not 1 <= args.seconds <= 86_400:  # also refuses NaN
         raise ValueError(f"--seconds: must be 1 to 86400, not {args.seconds:g}")
+    if not args.most_error > 0:
+        raise ValueError(f"--most-error: must be more than 0, not {args.most_error:g}")
     if not args.out.absolute().parent.is_dir():
         raise ValueError(f"--out: {args.out}: there is no folder {args.out.parent}")
     extent = measure.Extent(args.max_prompt_tokens, args.max_batch, args.seconds)
     limits = fit.Limits(args.gpus, args.kv_tokens, args.batch_tokens, args.max_running)
-    fitted = asyncio.run(_measure(args.url, args.model, extent, limits))
-    profile_file.save(fitted.profile, args.out)
+    with ProgressDisplay() as working:
+        fitted, repeated, about = asyncio.run(_measure(args.url, args.model, extent, limits, working))
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(coefficients(fitted.profile))
     console.print(residuals(fitted))
-    console.print(f"written to {args.out}; use it with `disagg simulate --profile {args.out}`")
+    if why := fit_quality.refusals(fitted, repeated, args.most_error / 100):
+        raise fit.FitError("\n  - ".join(["the measurement is refused, and nothing was written:", *why]))
+    origin = Origin(
+        args.weights or about.model, args.engine or about.engine, args.engine_version or about.engine_version,
+        args.hardware, VERSION, datetime.now(UTC).date().isoformat(), round(fitted.worst_error, 3),
+    )  # fmt: skip
+    profile_file.save(fitted.profile, args.out, origin)
+    console.print(f"written to {args.out}: {origin.words()}", highlight=False, markup=False)
+    console.print(f"use it with `disagg simulate --profile {args.out}`", highlight=False, markup=False)
     return 0
 
 
-async def _measure(url: str, model: str | None, extent: measure.Extent, limits: fit.Limits) -> fit.Fitted:
+async def _measure(
+    url: str, model: str | None, extent: measure.Extent, limits: fit.Limits, working: ProgressDisplay
+) -> tuple[fit.Fitted, Sequence[fit_quality.Repeated], About]:
+    working.say(f"asking {url}")
     async with ServedEndpoint(url, model, os.environ.get("OPENAI_API_KEY")) as endpoint:
-        found = await measure.measure(
-            endpoint, extent, lambda text: print(f"{endpoint.model}: {text}", file=sys.stderr, flush=True)
-        )
-    return fit.fit(found.prefill, found.decode, limits, found.answers, found.front_s)
+        about = await endpoint.about()
+        ticking = asyncio.create_task(_tick(working, extent.seconds))
+        try:
+            found = await measure.measure(endpoint, extent, lambda text: working.say(f"{endpoint.model}: {text}"))
+        finally:
+            ticking.cancel()
+    return fit.fit(found.prefill, found.decode, limits, found.answers, found.front_s), found.repeated, about
+
+
+async def _tick(working: ProgressDisplay, seconds: float) -> None:
+    """Tell how much of the time of a measurement is over, until cancelled."""
+    begin_s = time.monotonic()
+    while True:
+        working.reach((time.monotonic() - begin_s) / seconds)
+        await asyncio.sleep(_TICK_S)
 
 
 def coefficients(p: profiles.Profile) -> Table:

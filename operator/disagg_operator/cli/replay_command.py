@@ -22,7 +22,8 @@ from disagg_operator.autoscaling.policy.predictive import Settings
 from disagg_operator.autoscaling.policy.queue_pools import QueueStart
 from disagg_operator.autoscaling.records import codec, decision_records
 from disagg_operator.autoscaling.records.decision_records import Policy, Run, Step
-from disagg_operator.cli import decision_source, plots
+from disagg_operator.cli import decision_source, html_page, plots, timeline_html
+from disagg_operator.cli.progress_display import ProgressDisplay
 from disagg_operator.controller.acceptance import DEFAULT_TARGETS
 from disagg_operator.simulation import named_policies
 from disagg_operator.simulation.cluster import Setup
@@ -59,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     changes = [parse_change(text) for text in args.set]
     if changes and args.policy not in (None, QUEUE, named_policies.PREDICTIVE):
         raise ValueError("--set: changes settings of predictive and queue alone")
-    targets = decision_records.replay(runs, lambda one: policy_of(args.policy, one, changes))
+    with ProgressDisplay() as display:
+        display.say(f"deciding again on {sum(len(run.steps) for run in runs):,} observations")
+        targets = decision_records.replay(runs, lambda one: policy_of(args.policy, one, changes))
     everything = sorted(
         zip(decision_records.steps_of(runs), targets, strict=True), key=lambda pair: pair[0].observation.now_s
     )
@@ -73,10 +76,11 @@ def run(args: argparse.Namespace) -> int:
     console.print(summary(what, pairs, len(other)))
     if args.plot:
         steps, new = [s for s, _ in pairs], [t for _, t in pairs]
-        timelines = [plots.Timeline(f"{args.source}: {what} (what was wanted)", decision_records.columns(steps, new))]
-        if args.plot.suffix.lower() in (".html", ".htm"):
-            timelines.insert(0, plots.Timeline(f"{args.source}: as it was decided", decision_records.columns(steps)))
-        plots.save(args.plot, timelines, summary(what, pairs, len(other)))
+        timelines = [plots.Timeline(f"{what} (what was wanted)", decision_records.columns(steps, new))]
+        if args.plot.suffix.lower() in plots.PAGES:
+            timelines.insert(0, plots.Timeline("as it was decided", decision_records.columns(steps)))
+        made = html_page.Made(getattr(args, "invocation", "disagg replay"))
+        timeline_html.save(args.plot, args.source, timelines, made, summary(what, pairs, len(other)).splitlines())
     return 0
 
 

@@ -6,6 +6,7 @@ requested number of tokens.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
@@ -45,6 +46,16 @@ class Answer:
         return (self.events_s[-1] - self.events_s[0]) / max(1, self.output_tokens - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What an endpoint says of itself."""
+
+    model: str
+    """The name or the path of the weights, or else the name by which the model is served."""
+    engine: str
+    engine_version: str
+
+
 class ServedEndpoint:
     """A client of `POST /completions` for one model, used by `async with`.
 
@@ -77,6 +88,21 @@ class ServedEndpoint:
             return str(answer["data"][0]["id"])
         except (KeyError, IndexError, TypeError):
             raise MeasureError(f"{self._http.base_url}models: lists no model; name one with --model") from None
+
+    async def about(self) -> About:
+        """Return what the endpoint says of its model and engine; empty where it says nothing."""
+        listed: Any = {}
+        with contextlib.suppress(MeasureError, AttributeError, TypeError):
+            cards = (await self._get("models"))["data"]
+            listed = next((card for card in cards if card.get("id") == self.model), {})
+        version: Any = {}
+        with contextlib.suppress(MeasureError):
+            version = await self._get(str(self._http.base_url.copy_with(path="/version")))
+        return About(
+            str(listed.get("root") or self.model),
+            str(listed.get("owned_by") or ""),
+            str(version.get("version") or "") if isinstance(version, dict) else "",
+        )
 
     async def _get(self, path: str) -> Any:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -14,11 +13,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from disagg_operator.cli import plots
+from disagg_operator.autoscaling.policy.observation import Observation, Targets
+from disagg_operator.cli import html_page, plots, timeline_html
+from disagg_operator.cli.progress_display import ProgressDisplay
 from disagg_operator.performance import profile as profiles
 from disagg_operator.performance import profile_file
-from disagg_operator.simulation import bounds, monolithic_workers, named_policies, traces
-from disagg_operator.simulation.cluster import Cluster, Setup
+from disagg_operator.simulation import bounds, compiled, monolithic_workers, named_policies, traces
+from disagg_operator.simulation.cluster import Cluster, Policy, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, ORDERS
 from disagg_operator.simulation.score import Score, score
 
@@ -55,6 +56,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", default="70b-h100-tp4", help="a published profile, or a file that `disagg profile` wrote"
     )
+    parser.add_argument("--model", default="", help="refuse a profile of another model than this one")
+    parser.add_argument("--any-profile", action="store_true", help="accept it nevertheless")
     parser.add_argument(
         "--copies",
         type=int,
@@ -142,31 +145,8 @@ def run(args: argparse.Namespace) -> int:
     made = {name: named_policies.make(name, setup) for name in names}
     if args.plot is not None:
         plots.check(args.plot, len(made))
-    trace = traces.read(args.trace)
-    if len(trace) * args.copies > _MOST_REQUESTS:
-        raise ValueError(f"--copies: {len(trace)} requests {args.copies} times are more than {_MOST_REQUESTS:,}")
-    trace = trace.times(args.copies)
-    past = named_policies.read_history(args.history, args.copies) if args.history else None
-    made = {name: named_policies.make(name, setup, past, args.role_flip_s) for name in names}
-    scores: dict[str, Score] = {}
-    timelines = []
-    for name, policy in made.items():
-        if sys.stderr.isatty():
-            print(
-                f"{len(trace):,} requests with {name} (the first run on a machine compiles for half a minute) ...",
-                file=sys.stderr,
-            )
-        cluster = Cluster(trace, setup).run(policy)
-        scores[name] = score(cluster)
-        timelines.append(plots.Timeline(f"{trace.name}: {name}", cluster.series.columns_as_lists()))
-    notes = []
-    if args.bounds:
-        fixed, foresight = bounds.static(trace, setup), bounds.oracle(trace, setup)
-        scores[f"cheapest fixed fleet: {fixed.plan}"] = fixed.score
-        scores[f"with foresight: {foresight.plan}"] = foresight.score
-        notes.append(f"fluid bound: {bounds.fluid_gpu_hours(trace, setup):.1f} GPU-hours")
-    if args.monolithic is not None:
-        notes.append(_monolithic(trace, setup, args.monolithic))
+    with ProgressDisplay() as working:
+        trace, scores, timelines, notes = _simulate(args, setup, list(made), working)
     if args.json:
         json.dump(
             {"trace": trace.name, "scores": {name: asdict(s) for name, s in scores.items()}, "notes": notes},
@@ -180,10 +160,57 @@ def run(args: argparse.Namespace) -> int:
         for note in notes:
             console.print(note)
     if args.plot:
-        recorder = Console(file=io.StringIO(), record=True, width=160)
-        recorder.print(table(trace.name, scores))
-        plots.save(args.plot, timelines, "\n".join([recorder.export_text(), *notes]))
+        source = html_page.Made(getattr(args, "invocation", "disagg simulate"))
+        rows = [score_row(name, s) for name, s in scores.items()]
+        timeline_html.save(args.plot, trace.name, timelines, source, notes, SCORE_COLUMNS, rows)
     return 0
+
+
+def _simulate(
+    args: argparse.Namespace, setup: Setup, names: list[str], working: ProgressDisplay
+) -> tuple[traces.Trace, dict[str, Score], list[plots.Timeline], list[str]]:
+    """Return the trace, and what became of it: the scores, the courses of time, and sentences."""
+    working.say(f"reading {args.trace}")
+    trace = traces.read(args.trace)
+    if len(trace) * args.copies > _MOST_REQUESTS:
+        raise ValueError(f"--copies: {len(trace)} requests {args.copies} times are more than {_MOST_REQUESTS:,}")
+    trace = trace.times(args.copies)
+    past = named_policies.read_history(args.history, args.copies) if args.history else None
+    made = {name: named_policies.make(name, setup, past, args.role_flip_s) for name in names}
+    scores: dict[str, Score] = {}
+    _, of = profile_file.load_with_origin(args.profile)
+    timelines, notes = [], [f"profile: {args.profile}{f': {of.words()}' if of is not None else ''}"]
+    for name, policy in made.items():
+        compiles = "" if compiled.exists() else "; the first run on a machine compiles for half a minute or more"
+        working.say(f"{len(trace):,} requests with {name}{compiles}")
+        cluster = Cluster(trace, setup).run(_told(policy, trace, setup, working))
+        scores[name] = score(cluster)
+        timelines.append(plots.Timeline(name, cluster.series.columns_as_lists()))
+    if args.bounds:
+        working.say("the cheapest fixed fleet, of many")
+        fixed = bounds.static(trace, setup)
+        working.say("the cheapest plan with foresight, of many")
+        foresight = bounds.oracle(trace, setup)
+        scores[f"cheapest fixed fleet: {fixed.plan}"] = fixed.score
+        scores[f"with foresight: {foresight.plan}"] = foresight.score
+        notes.append(f"fluid bound: {bounds.fluid_gpu_hours(trace, setup):.1f} GPU-hours")
+    if args.monolithic is not None:
+        working.say(f"{args.monolithic} workers that prefill and decode")
+        notes.append(_monolithic(trace, setup, args.monolithic))
+    return trace, scores, timelines, notes
+
+
+def _told(policy: Policy, trace: traces.Trace, setup: Setup, working: ProgressDisplay) -> Policy:
+    """Return the policy, which tells at each decision how much of the trace has been served."""
+    decisions = 0
+
+    def decide(seen: Observation) -> Targets:
+        nonlocal decisions
+        decisions += 1
+        working.reach(decisions * setup.interval_s / max(trace.span_s, setup.interval_s))
+        return policy(seen)
+
+    return decide
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -203,7 +230,7 @@ def _check(args: argparse.Namespace) -> None:
 def _setup(args: argparse.Namespace) -> Setup:
     _check(args)
     return Setup(
-        profile_file.load(args.profile),
+        profile_file.load_of(args.profile, args.model, anyway=args.any_profile),
         tpot_s=args.tpot_ms / 1000,
         ttft_least_s=args.ttft_s,
         cold_start_s=tuple(args.cold_start_s),
@@ -242,29 +269,27 @@ def _monolithic(trace: traces.Trace, setup: Setup, workers: int) -> str:
     )
 
 
+SCORE_COLUMNS = (
+    "policy", "GPU-h", "attained %", "TTFT %", "TPOT %", "windows <95 %", "TTFT p99 s", "TPOT p99 ms", "starts",
+    "dropped", "killed",
+)  # fmt: skip
+
+
+def score_row(name: str, s: Score) -> list[str]:
+    """Return the cells of a policy in the order of SCORE_COLUMNS."""
+    shares = [f"{100 * share:.2f}" for share in (s.attainment, s.ttft_attainment, s.tpot_attainment)]
+    late = [_number(s.ttft_p99_s), _number(1000 * s.tpot_p99_s)]
+    counts = map(str, (s.starts, s.dropped, s.killed))
+    return [name, f"{s.gpu_hours:.1f}", *shares, f"{100 * s.windows_below:.1f}", *late, *counts]
+
+
 def table(title: str, scores: dict[str, Score]) -> Table:
     """Return a table with one row for each policy."""
     found = Table(title=title, title_justify="left")
-    found.add_column("policy")
-    numbers = [
-        "GPU-h",
-        "attained %",
-        "TTFT %",
-        "TPOT %",
-        "windows <95 %",
-        "TTFT p99 s",
-        "TPOT p99 ms",
-        "starts",
-        "dropped",
-        "killed",
-    ]
-    for column in numbers:
-        found.add_column(column, justify="right")
+    for i, column in enumerate(SCORE_COLUMNS):
+        found.add_column(column, justify="right" if i else "left")
     for name, s in scores.items():
-        shares = [f"{100 * share:.2f}" for share in (s.attainment, s.ttft_attainment, s.tpot_attainment)]
-        late = [_number(s.ttft_p99_s), _number(1000 * s.tpot_p99_s)]
-        counts = map(str, (s.starts, s.dropped, s.killed))
-        found.add_row(name, f"{s.gpu_hours:.1f}", *shares, f"{100 * s.windows_below:.1f}", *late, *counts)
+        found.add_row(*score_row(name, s))
     return found
 
 

@@ -117,6 +117,13 @@ class ExpertProfile(Profile):
     def unread_s(self, sequences: float) -> float:
         return self.routed_s - self._read_s(sequences)
 
+    def reading_s(self, sequences: float) -> float:
+        line_s = self._read_s(self.tangent) - self._slope_s(self.tangent) * self.tangent
+        return self.d_s - line_s + self._read_s(sequences)
+
+    def of_one_rank(self, prompt_tokens: float) -> tuple[int, float]:
+        return self.ranks, self.own_s_per_token + self.c_s_per_token2 * prompt_tokens
+
     @property
     def full_tokens(self) -> float:
         return (self.weights_s + self.routed_s) / self.matrix_s_per_token

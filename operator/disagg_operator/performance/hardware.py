@@ -46,9 +46,14 @@ class Network:
     efficiency: float
     """The share of the line rate that a transfer of many blocks reaches (an assumption)."""
 
+    @property
+    def bytes_per_s(self) -> float:
+        """The bytes per second that a network interface carries in practice."""
+        return self.line_bits_per_s * self.efficiency / 8
+
     def transfer_s(self, size_bytes: float) -> float:
         """Return the time in seconds of a transfer that has the link to itself."""
-        return self.base_latency_s + 8 * size_bytes / (self.line_bits_per_s * self.efficiency)
+        return self.base_latency_s + size_bytes / self.bytes_per_s
 
 
 _NVIDIA = "https://www.nvidia.com/en-us/data-center/"

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 _LEAST_S_PER_SEQUENCE = 1e-9
+MEASURED = "measured"
+"""The key of a profile file that says where the profile comes from (performance.origin)."""
 
 
 class ProfileError(ValueError):
@@ -104,6 +107,29 @@ class Profile:
         """Return the time in seconds that a decode step saves by not reading unused weights."""
         return 0.0
 
+    def reading_s(self, sequences: float) -> float:
+        """Return the time in seconds of a decode step to read its weights, and its fixed time."""
+        return self.d_s
+
+    def chunk_s(self, tokens: float, sequences: float, prompt_tokens: float) -> float:
+        """Return the additional time in seconds of a decode step that also computes a chunk.
+
+        The chunk has `tokens` of prompts of `prompt_tokens`; their attention is not included. An
+        engine reads the weights once for both, and computes the chunk while it reads. GPUs that
+        compute their own sequences wait for the one that has the longest share of the chunk.
+        """
+        computing_s = self.a_s + self.b_s_per_token * tokens
+        ranks, own_s = self.of_one_rank(prompt_tokens)
+        waiting_s = own_s * max(0.0, ranks * min(tokens, prompt_tokens) - tokens)
+        return max(self.unread_s(sequences), computing_s - self.reading_s(sequences)) + waiting_s
+
+    def of_one_rank(self, prompt_tokens: float) -> tuple[int, float]:
+        """Return the number of GPUs that compute their own prompts, and the time of a token there.
+
+        It is the time in seconds, on all GPUs, of what only one of them computes for a prompt.
+        """
+        return 1, 0.0
+
     def lone_s(self, tokens: float, tokens_squared: float) -> float:
         """Return the additional time in seconds of a prompt that alone can't occupy all GPUs."""
         return 0.0
@@ -186,6 +212,7 @@ def parse(name: str, text: str) -> Profile:
         if not isinstance(raw, dict):
             raise ProfileError(f"{name}: must hold one JSON object")
         known = {f.name for f in fields(Profile)}
+        raw.pop(MEASURED, None)
         if unknown := sorted(set(raw) - known):
             raise ProfileError(f"{name}: {unknown[0]}: unknown field")
         found = Profile(**raw)
@@ -204,6 +231,6 @@ def parse(name: str, text: str) -> Profile:
     return found
 
 
-def to_text(profile: Profile) -> str:
-    """Return a profile as JSON, with one field per line."""
-    return json.dumps(asdict(profile), indent=1) + "\n"
+def to_text(profile: Profile, measured: Mapping[str, Any] | None = None) -> str:
+    """Return a profile, and where it comes from if that is known, as JSON."""
+    return json.dumps(({MEASURED: dict(measured)} if measured else {}) | asdict(profile), indent=1) + "\n"

@@ -52,6 +52,11 @@ class PoolPlan:
         """The number of GPUs of the pool."""
         return self.replicas * self.tensor
 
+    @property
+    def mean_replicas(self) -> int:
+        """The number of replicas that the mean load needs; the others are head-room."""
+        return min(self.replicas, max(1, math.ceil(self.utilisation * self.replicas - 1e-6)))
+
 
 @dataclass(frozen=True, slots=True)
 class Kv:
@@ -78,12 +83,13 @@ class Kv:
         hidden_s = prefill_s * (1 - 1 / self.model.layers)
         return self.network.base_latency_s + max(moving_s / self.model.layers, moving_s - hidden_s)
 
+    def bytes_per_s(self, traffic: Traffic) -> float:
+        """Return the KV in bytes per second that the prefill pool sends to the decode pool."""
+        return traffic.requests_per_s * self.bytes_of(traffic.prompt.mean)
+
     def interfaces(self, traffic: Traffic) -> int:
         """Return the number of replicas, with one network interface each, that can move the KV."""
-        bits_per_s = 8 * traffic.requests_per_s * self.bytes_of(traffic.prompt.mean)
-        return max(
-            1, math.ceil(bits_per_s / (self.network.line_bits_per_s * self.network.efficiency * _LINK_USE) - 1e-9)
-        )
+        return max(1, math.ceil(self.bytes_per_s(traffic) / (self.network.bytes_per_s * _LINK_USE) - 1e-9))
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,8 @@ class Plan:
     """Requests/s, cost disaggregated and cost monolithic; the cost is infinite if infeasible."""
     simulated: bool = False
     """Whether the numbers of replicas were determined by simulation."""
+    simulated_rates: tuple[tuple[float, float, float], ...] = ()
+    """As `rates`, simulated; if there are any, they determine the crossover."""
 
     @property
     def recommended(self) -> Kind:

@@ -1,9 +1,13 @@
 """PURE: The size of the smallest monolithic pool, whose replicas both prefill and decode.
 
-Prompts are computed in chunks between decode steps. A chunk delays every running stream by its own
-time. The number of chunks that a stream meets has a Poisson distribution, and its time per token is
-that of the steps and of those chunks. Small chunks delay streams less but have a larger fixed cost;
-the size that needs the fewest replicas is chosen.
+A step of an engine computes a chunk of the waiting prompts together with one token of every running
+stream. The weights are read once for both, and while they are read, the chunk is computed: small
+chunks cost nothing but their attention, and large ones hide the reading. A chunk holds several
+prompts if they fit.
+
+The number of chunks that a stream meets has a Poisson distribution, and its time per token is that
+of the steps and of what the chunks add to them. Small chunks delay streams less, but large ones
+compute more of the prompts in each step; the size that needs the fewest replicas is chosen.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ CHUNKS_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
 _LEAST_IDLE = 0.02
 _TURNS = 20
 _MANY = 1e9
+_HALVINGS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,6 @@ class Mixed:
     """The number of running streams at the percentile."""
     ttft_s: float
     tpot_s: float
-    utilisation: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,55 +50,127 @@ class Together:
     """The number of prompt tokens that are computed in one step."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Steady:
+    """The steady state of a replica."""
+
+    mean_s: float
+    """The mean duration of a step in seconds."""
+    chunk: float
+    """The number of prompt tokens of a step that has any."""
+
+
 def mixed(
     traffic: Traffic, objectives: LatencyObjectives, profile: Profile, chunk_tokens: int, replicas: int
 ) -> Mixed | None:
     """Return the state of one of `replicas` replicas, or None if it is overloaded."""
     p, prompt = profile, traffic.prompt
-    chunk = min(chunk_tokens, prompt.mean)
-    # A chunk attends to the whole prompt before it. Per token this takes c * n on average over the
-    # prompts, weighted by length.
-    chunk_s = p.b_s_per_token * chunk + p.c_s_per_token2 * chunk * prompt.second_moment / prompt.mean
-    chunks_per_s = traffic.requests_per_s / replicas * prompt.mean / chunk
-    tokens_per_s = traffic.output_tokens_per_s / replicas
-    chunked = chunks_per_s * (chunk_s + p.a_s)
-    found = _steady(p, chunked, tokens_per_s, traffic.held_tokens)
+    found = _steady(p, traffic.at(traffic.requests_per_s / replicas), chunk_tokens)
     if found is None:
         return None
-    idle, mean_s = found
-    streams = tokens_per_s * mean_s
-    chunk_s += p.unread_s(streams)  # a chunk reads all weights, including those that the streams don't use
+    streams = traffic.output_tokens_per_s / replicas * found.mean_s
     most = max(1.0, streams + objectives.z * math.sqrt(streams))
     step_s = p.step_s(most, most * traffic.held_tokens)
-    met = chunks_per_s * traffic.output.mean * mean_s
-    tpot_s = step_s + poisson_quantile(met, objectives.percentile) * (chunk_s + p.a_s) / traffic.output.mean
-    turn_s = step_s + p.a_s + chunk_s + p.lone_s(chunk, chunk * prompt.second_moment / prompt.mean)
-    service_s = prompt.mean / chunk * turn_s
+    # Streams are delayed by what they meet: by chunks, or by prompts where a chunk holds several.
+    event = min(found.chunk, prompt.mean)
+    met = traffic.prompt_tokens_per_s / replicas / event * traffic.output.mean * found.mean_s
+    delay_s = p.chunk_s(found.chunk, streams, prompt.mean) * event / found.chunk + _attention_s(p, traffic) * event
+    tpot_s = step_s + poisson_quantile(met, objectives.percentile) * delay_s / traffic.output.mean
+
+    full_s = step_s + p.chunk_s(chunk_tokens, streams, prompt.mean) + _attention_s(p, traffic) * chunk_tokens
     queue_s = wait_s(
-        traffic.requests_per_s, service_s, prompt.variance / prompt.mean**2, replicas, objectives.percentile
+        traffic.requests_per_s,
+        prompt.mean / chunk_tokens * full_s,
+        prompt.variance / prompt.mean**2,
+        replicas,
+        objectives.percentile,
     )
-    ttft_s = p.overhead_s + queue_s + max(1.0, prompt.tail / chunk) * turn_s
-    return Mixed(most, ttft_s, tpot_s, 1 - idle)
+    # The attention of the tail prompt itself is that of its own length.
+    own = min(float(chunk_tokens), max(found.chunk, prompt.tail))
+    turns_s = max(1.0, prompt.tail / chunk_tokens) * (step_s + p.chunk_s(own, streams, prompt.mean))
+    beside_s = _attention_s(p, traffic) * max(0.0, own - prompt.tail)
+    ttft_s = p.overhead_s + queue_s + turns_s + beside_s + p.c_s_per_token2 * prompt.tail**2
+    return Mixed(most, ttft_s, tpot_s)
 
 
-def _steady(profile: Profile, chunked: float, tokens_per_s: float, held_tokens: float) -> tuple[float, float] | None:
-    """Return the share of idle time, and the mean seconds of a step including the delay by chunks.
+def _attention_s(p: Profile, traffic: Traffic) -> float:
+    """Return the seconds of the attention of one prompt token.
 
-    Returns None if there is hardly any idle time. Each iteration uses the tangent of the step at
-    the result of the previous one, starting where all weights are read. This is Newton's method on
-    a concave curve, so the results decrease to the root.
+    A chunk attends to the whole prompt before it. Per token this takes c * n on average over the
+    prompts, weighted by length.
     """
-    sequences, idle, mean_s = _MANY, 0.0, 0.0
-    for turn in range(_TURNS):
+    return p.c_s_per_token2 * traffic.prompt.second_moment / traffic.prompt.mean
+
+
+def _steady(profile: Profile, traffic: Traffic, chunk_tokens: int) -> _Steady | None:
+    """Return the steady state of a replica at its share of the traffic, or None if there is none.
+
+    If every step can take a mean prompt or a whole chunk, some steps have one and others none.
+    Otherwise, every step has as many prompt tokens as arrive during it, which must not be more than
+    a chunk holds. Both are linear in the duration of a step.
+
+    The step of some profiles is a concave curve. Each iteration uses its tangent at the result of
+    the previous one, starting where all weights are read. This is Newton's method, so the results
+    decrease to the root.
+    """
+    arriving, made = traffic.prompt_tokens_per_s, traffic.output_tokens_per_s
+    alone = min(float(chunk_tokens), traffic.prompt.mean)
+    sequences, found = _MANY, None
+    for _ in range(_TURNS):
         p = profile.around(sequences)
-        idle = 1 - chunked - tokens_per_s * (p.e_s_per_sequence + p.f_s_per_token * held_tokens)
-        if turn == 0 and idle <= _LEAST_IDLE:
-            return None
-        mean_s = p.d_s / idle  # solves mean = step(tokens_per_s * mean) + chunked * mean
-        if p is profile or abs(tokens_per_s * mean_s - sequences) <= 1e-6 * sequences:
+        free = 1 - made * (p.e_s_per_sequence + p.f_s_per_token * traffic.held_tokens)
+        free -= arriving * _attention_s(p, traffic)
+        idle = free - arriving / alone * p.chunk_s(alone, sequences, traffic.prompt.mean)
+        found = _Steady(p.d_s / idle, alone) if idle > _LEAST_IDLE else None
+        if found is None or arriving * found.mean_s > alone:
+            mean_s = _full_s(p, traffic, free, sequences)
+            if mean_s is None or arriving * mean_s > chunk_tokens:
+                return None
+            found = _Steady(mean_s, max(alone, arriving * mean_s))
+        if p is profile or abs(made * found.mean_s - sequences) <= 1e-6 * sequences:
             break
-        sequences = tokens_per_s * mean_s
-    return idle, mean_s
+        sequences = made * found.mean_s
+    return found
+
+
+def _full_s(p: Profile, traffic: Traffic, free: float, sequences: float) -> float | None:
+    """Return the mean duration of a step in seconds if each has the prompt tokens that arrive.
+
+    `free` is the share of the time that streams and attention leave. The duration is the largest of
+    the solutions of linear equations: the chunk is computed while the weights are read or takes
+    longer, and GPUs that compute their own prompts wait for each other or do not.
+    """
+    arriving, each = traffic.prompt_tokens_per_s, traffic.prompt.mean
+    ranks, own_s = p.of_one_rank(each)
+    found = []
+    for chunk_s, chunk_slope in ((p.unread_s(sequences), 0.0), (p.a_s - p.reading_s(sequences), p.b_s_per_token)):
+        for waiting_s, waiting_slope in ((0.0, 0.0), (ranks * each * own_s, -own_s)):
+            left = free - arriving * (chunk_slope + waiting_slope)
+            if left <= _LEAST_IDLE:
+                return None
+            found.append((p.d_s + chunk_s + waiting_s) / left)
+    return max(found)
+
+
+def mean_load(
+    traffic: Traffic, objectives: LatencyObjectives, profile: Profile, chunk_tokens: int, replicas: int
+) -> float:
+    """Return the number of replicas, at most `replicas`, that the mean load needs.
+
+    It is what would do if requests came one after the other in equal intervals: their steps meet
+    the TPOT, and their streams fit.
+    """
+    room = min(sequences_held(traffic, profile), profile.max_running)
+    low, high = 0.0, float(replicas)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        found = _steady(profile, traffic.at(traffic.requests_per_s / middle), chunk_tokens)
+        streams = math.inf if found is None else traffic.output_tokens_per_s / middle * found.mean_s
+        if found is not None and found.mean_s <= objectives.tpot_s and streams <= room:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def monolithic_pool(
@@ -121,7 +197,7 @@ def monolithic_pool(
                 profile.around(found.streams),
                 n,
                 math.ceil(found.streams),
-                found.utilisation,
+                mean_load(traffic, objectives, profile, chunk_tokens, n) / n,
                 "ttft and tpot",
             )
             best = Together(pool, found.ttft_s, found.tpot_s, chunk_tokens)

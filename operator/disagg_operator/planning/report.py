@@ -9,6 +9,7 @@ from typing import Any
 from disagg_operator.performance.expert_profile import ExpertProfile
 from disagg_operator.performance.hardware import NETWORKS, Gpu
 from disagg_operator.performance.model_shape import ModelShape
+from disagg_operator.planning import network_load
 from disagg_operator.planning.capacity import Infeasible, PoolPlan, with_tail_in_cache
 from disagg_operator.planning.deployment_plan import Deployment, Plan, Question, cost_of
 
@@ -45,6 +46,16 @@ def money(plan: Plan, value: float) -> str:
     return f"{value:,.2f} an hour" if plan.question.prices_per_hour else f"{value:,.0f} GPU-hours/h"
 
 
+# Published measurements are met within 11 % (benchmarks/results/planner.md).
+CLOSE = 0.10
+
+
+def is_close(plan: Plan) -> bool:
+    """Return whether the costs of both kinds differ by no more than the estimate may be wrong."""
+    low, high = sorted((cost_of(plan.disaggregated), cost_of(plan.monolithic)))
+    return math.isfinite(high) and high - low <= CLOSE * high
+
+
 def headline(plan: Plan) -> str:
     """Return the recommendation in words."""
     q = plan.question
@@ -57,6 +68,11 @@ def headline(plan: Plan) -> str:
         if math.isfinite(apart + together)
         else ""
     )
+    doubt = (
+        f" Both are within {100 * CLOSE:.0f} % of each other, which is less than the estimate may be wrong."
+        if is_close(plan)
+        else ""
+    )
     if plan.recommended == "monolithic":
         why = (
             "disaggregation is infeasible"
@@ -65,13 +81,15 @@ def headline(plan: Plan) -> str:
             if apart == together
             else f"it costs {saved}"
         )
-        return f"Recommended: monolithic. At {q.traffic.requests_per_s:.4g} requests/s {why}."
+        return f"Recommended: monolithic. At {q.traffic.requests_per_s:.4g} requests/s {why}.{doubt}"
     why = f"it costs {saved}" if saved else "a single pool can't keep the objectives"
-    return f"Recommended: disaggregated. At {q.traffic.requests_per_s:.4g} requests/s {why}."
+    return f"Recommended: disaggregated. At {q.traffic.requests_per_s:.4g} requests/s {why}.{doubt}"
 
 
 def crossover(plan: Plan) -> str:
     """Return the rate from which disaggregation is cheaper, in words."""
+    if plan.simulated_rates:
+        return _simulated_crossover(plan)
     highest = plan.rates[-1][0]
     if plan.crossover_per_s is None:
         if all(math.isinf(apart) for _, apart, _ in plan.rates):
@@ -83,11 +101,26 @@ def crossover(plan: Plan) -> str:
     return f"Crossover: disaggregation is cheaper from about {low} requests/s (up to {highest:g})."
 
 
+def _simulated_crossover(plan: Plan) -> str:
+    rates = plan.simulated_rates
+    tried = f"{rates[0][0]:.3g} to {rates[-1][0]:.3g} requests/s" if len(rates) > 1 else f"{rates[0][0]:.3g} requests/s"
+    if plan.crossover_per_s is None:
+        return f"No crossover, simulated at {tried}: a single pool is as cheap or cheaper."
+    if plan.crossover_per_s == rates[0][0]:
+        return f"Disaggregation is cheaper, simulated at {tried}."
+    low = rounded(plan.crossover_per_s)
+    return (
+        f"Crossover: disaggregation is cheaper from about {low} requests/s, simulated at {len(rates)} rates, {tried}."
+    )
+
+
 def notes(plan: Plan) -> list[str]:
     """Return the sentences that a reader needs to judge the figures."""
     q = plan.question
     out = [f"{name} is infeasible: {d.limit}: {d.reason}." for name, d in both(plan) if isinstance(d, Infeasible)]
     out.append(crossover(plan))
+    out += network_load.limits(plan)
+    out += [headroom(plan, p) for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools]
     if not q.prices_per_hour:
         out.append("Without prices (--price) every GPU counts the same, so a small one costs as much as a large one.")
     used = {p.gpu.name: p.gpu for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools}
@@ -96,7 +129,8 @@ def notes(plan: Plan) -> list[str]:
     ]
     out += of_experts(plan)
     out.append(
-        "Sizes: simulated, request by request, with fixed pools; the crossover is from the formulas."
+        "Sizes: simulated, request by request, with fixed pools; the crossover is "
+        + ("simulated, too." if plan.simulated_rates else "from the formulas.")
         if plan.simulated
         else "Sizes: queueing formulas; --simulate checks them request by request."
     )
@@ -160,12 +194,27 @@ def both(plan: Plan) -> tuple[tuple[str, Deployment | Infeasible], ...]:
 def pool_row(p: PoolPlan, chunk_tokens: int = 0) -> list[str]:
     """Return the cells of a pool in the order of POOL_COLUMNS."""
     batch = {"prefill": f"{p.batch:,} tokens", "decode": f"{p.batch} sequences"}.get(
-        p.role, f"{p.batch} sequences, chunks of {chunk_tokens}"
+        p.role, f"{p.batch} seq., chunks of {chunk_tokens}"
     )
     return [
-        _KINDS[p.role], f"{p.gpus} x {p.gpu.name}", str(p.replicas), parallelism(p), batch,
+        _KINDS[p.role], f"{p.gpus} x {p.gpu.name}", replicas(p), parallelism(p), batch,
         f"{100 * p.utilisation:.0f} %", _BOUNDS[p.bound],
     ]  # fmt: skip
+
+
+def headroom(plan: Plan, p: PoolPlan) -> str:
+    """Return what the replicas of a pool are for, in words."""
+    more, percentile = p.replicas - p.mean_replicas, 100 * plan.question.objectives.percentile
+    needed = f"{_KINDS[p.role]}: the mean load needs {p.mean_replicas} of {p.replicas} replicas"
+    if more == 0:
+        return f"{needed}; there is room for p{percentile:g} in them."
+    why = "interfaces of the network" if p.bound == "network" else f"head-room for p{percentile:g}"
+    return f"{needed}; {more} {'is' if more == 1 else 'are'} {why}."
+
+
+def replicas(p: PoolPlan) -> str:
+    """Return the number of replicas, split into those for the mean load and the head-room."""
+    return f"{p.replicas} ({p.mean_replicas} + {p.replicas - p.mean_replicas})"
 
 
 def parallelism(p: PoolPlan) -> str:
@@ -263,6 +312,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "recommended": plan.recommended,
         "headline": headline(plan),
         "crossover_requests_per_s": plan.crossover_per_s,
+        "crossover_simulated": bool(plan.simulated_rates),
+        "within_10_percent": is_close(plan),
         "simulated": plan.simulated,
         "notes": notes(plan),
         "model": {
@@ -286,10 +337,14 @@ def as_data(plan: Plan) -> dict[str, Any]:
         },
         "deployments": {name: _deployment(q.prices_per_hour, d) for name, d in both(plan)},
         "transfer_s": _transfer_data(plan),
-        "rates": [
-            {"requests_per_s": r, "disaggregated": _finite(a), "monolithic": _finite(t)} for r, a, t in plan.rates
-        ],
+        "network": network_load.as_data(plan),
+        "rates": _rates(plan.rates),
+        "simulated_rates": _rates(plan.simulated_rates),
     }
+
+
+def _rates(rates: Sequence[tuple[float, float, float]]) -> list[dict[str, float | None]]:
+    return [{"requests_per_s": r, "disaggregated": _finite(a), "monolithic": _finite(t)} for r, a, t in rates]
 
 
 def _finite(value: float) -> float | None:
@@ -312,7 +367,8 @@ def _deployment(prices: Any, d: Deployment | Infeasible) -> dict[str, Any]:
 
 def _pool(p: PoolPlan) -> dict[str, Any]:
     return {
-        "role": p.role, "gpu": p.gpu.name, "replicas": p.replicas, "tensor_parallel": 1 if spread(p) else p.tensor,
+        "role": p.role, "gpu": p.gpu.name, "replicas": p.replicas, "mean_load_replicas": p.mean_replicas,
+        "headroom_replicas": p.replicas - p.mean_replicas, "tensor_parallel": 1 if spread(p) else p.tensor,
         "expert_parallel": p.tensor if spread(p) else 1, "gpus": p.gpus, "batch": p.batch,
         "utilisation": p.utilisation, "limited_by": p.bound, "kv_tokens": p.profile.kv_tokens,
     }  # fmt: skip

@@ -44,3 +44,8 @@ def cache_folder(sources: Path, chosen: str) -> Path:
 # Where this can't be written to, numba goes on to a folder of its own choice.
 numba.config.CACHE_DIR = str(cache_folder(Path(__file__).parent, numba.config.CACHE_DIR))
 njit: Any = numba.njit(cache=True, fastmath=False)
+
+
+def exists() -> bool:
+    """Return whether the simulator was compiled before, so that it starts within seconds."""
+    return any(Path(numba.config.CACHE_DIR).rglob("*.nbc"))

@@ -2,8 +2,9 @@
 
 One iteration of a worker computes at most `chunk_tokens` of the prompts that it holds and one
 decode step of everything that runs (chunked prefill: A. Agrawal et al., "Sarathi-Serve", OSDI
-2024), so it takes `a + b*n + c*(sum of squares) + d + e*B + h*B^2 + f*K`; without prompts it is a
-decode step. A request goes at once to the worker with the least left to do and stays there.
+2024). The weights are read once for both, and the chunk is computed meanwhile, so it takes
+`max(d, a + b*n) + c*(sum of squares) + e*B + h*B^2 + f*K`; without prompts it is a decode step. A
+request goes at once to the worker with the least left to do and stays there.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def _choose(s: _Monolithic, r: int) -> int:
 def _start(s: _Monolithic, w: int) -> float:
     """Put together the next iteration and return its duration, 0 if there is nothing to do."""
     requests, workers, profile = s.requests, s.workers, s.profile
-    room, seconds = s.chunk_tokens, 0.0
+    room, seconds, fixed_s = s.chunk_tokens, 0.0, 0.0
     r = workers.head[w]
     while r >= 0 and room > 0:
         need = requests.prompt_tokens[r] + requests.output_tokens[r]
@@ -137,17 +138,18 @@ def _start(s: _Monolithic, w: int) -> float:
             workers.reserved_tokens[w] += need
         before = float(requests.computed_tokens[r])
         take = min(room, requests.work_tokens[r] - before)
-        seconds += profile.b_s_per_token * take + profile.c_s_per_token2 * ((before + take) ** 2 - before**2)
+        seconds += profile.c_s_per_token2 * ((before + take) ** 2 - before**2)
         room -= take
         r = requests.after[r]
     workers.chunk_tokens[w] = int(s.chunk_tokens - room)
     if workers.chunk_tokens[w] > 0:
-        seconds += profile.a_s
+        fixed_s = profile.a_s + profile.b_s_per_token * workers.chunk_tokens[w]
     if workers.sequences[w] > 0:
         batch = workers.sequences[w]
         per_sequence_s = profile.e_s_per_sequence + profile.h_s_per_sequence2 * batch
-        seconds += profile.d_s + per_sequence_s * batch + profile.f_s_per_token * workers.kv_tokens[w]
-    return seconds
+        seconds += per_sequence_s * batch + profile.f_s_per_token * workers.kv_tokens[w]
+        fixed_s = max(fixed_s, profile.d_s)
+    return seconds + fixed_s
 
 
 @njit

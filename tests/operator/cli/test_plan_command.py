@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.operator.cli.html_charts import charts_of
 
 from disagg_operator.api import parse_file
 from disagg_operator.cli.entry import main
+from disagg_operator.performance.origin import Origin
 from disagg_operator.performance.profile import PROFILES
 from disagg_operator.performance.profile_file import save
+from disagg_wire.version import VERSION
 
 SMALL = ["--prompt-tokens", "500,2000", "--output-tokens", "150"]
 
@@ -66,8 +69,11 @@ def test_json_yaml_and_html(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
             )
 
     Reader().feed(page)
-    assert tags.count("svg") == 4
-    assert tags.count("table") == 4
+    assert tags.count("table") == 5
+    assert [c["title"].partition(",")[0] for c in charts_of(page)] == [
+        "Cost over load", "Prefill of one prompt", "Decode step", "KV transfer",
+    ]  # fmt: skip
+    assert f"disagg {VERSION}<br><code>disagg plan meta-llama/Llama-3.1-70B --rate 80 " in page
     assert links == []  # the page loads nothing from elsewhere
     assert data["headline"] in page
 
@@ -93,7 +99,7 @@ def test_a_mixture_of_experts(capsys: pytest.CaptureFixture[str], tmp_path: Path
 @pytest.mark.slow
 def test_a_mixture_of_experts_is_simulated(capsys: pytest.CaptureFixture[str]) -> None:
     """The simulation, which uses a straight line, agrees with the formulas within one replica."""
-    asked = ["gpt-oss-120b", "--rate", "30", *SMALL, "--gpus", "H100", "--json"]
+    asked = ["gpt-oss-120b", "--rate", "30", *SMALL, "--gpus", "H100", "--highest-rate", "100", "--json"]
     planned, simulated = (
         json.loads(plan(capsys, *asked, *more)[1])["deployments"]["disaggregated"] for more in ([], ["--simulate"])
     )
@@ -135,6 +141,24 @@ def test_a_config_file_and_a_measured_profile(
     assert (data["model"]["name"], data["model"]["kv_bytes_per_token"]) == ("stdlib-llama", 3072)
     assert data["model"]["active_parameters"] == data["model"]["parameters"]
     assert "H100: measured profile." in data["notes"]
+
+
+def test_a_profile_of_another_model_or_gpu_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "p.json"
+    save(PROFILES["8b-h100"], file, Origin(model="org/other-model", hardware="H100"))
+    asked = ["llama-3.1-8b", "--rate", "5", *SMALL, "--profile", f"H100={file}"]
+    assert plan(capsys, *asked) == (
+        2,
+        f"disagg plan: {file}: is a profile of the model org/other-model, not of llama-3.1-8b; measure that with "
+        "`disagg profile`, or use it nevertheless with --any-profile",
+    )
+    page = tmp_path / "r.html"
+    assert plan(capsys, *asked, "--any-profile", "--html", str(page))[0] == 0
+    assert f"profile: H100: {file}: org/other-model on H100, measured by disagg" in page.read_text()
+    save(PROFILES["8b-h100"], file, Origin(model="meta-llama/Llama-3.1-8B-Instruct", hardware="A100"))
+    assert "is a profile of A100, not of H100" in plan(capsys, *asked)[1]
 
 
 def test_weights_that_were_planned_at_8_bits_are_asked_for_at_8_bits(

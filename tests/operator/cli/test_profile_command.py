@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.router.real_stack import API_KEY, Real, real
+from tests.router.real_stack import API_KEY, MODEL, Real, real
 
 from disagg_operator.cli.entry import main
 from disagg_operator.cli.served_endpoint import Answer, ServedEndpoint
-from disagg_operator.performance.profile_file import load
+from disagg_operator.performance.profile_file import load_with_origin
+from disagg_wire.version import VERSION
 
 pytestmark = pytest.mark.slow
 
@@ -42,13 +43,20 @@ def test_a_profile_comes_out_that_simulate_and_plan_read(
         "2",
         "--out",
         str(file),
+        "--most-error",
+        "10000",  # other processes may have the processors
+        "--hardware",
+        "H100",
     ]
     with pytest.raises(SystemExit) as left:
         main(["profile", f"{stack.split}/v1", *arguments])
     assert left.value.code == 0
     out = capsys.readouterr().out
     assert "us a prompt token" in out and "600 tokens alone" in out  # noqa: PT018
-    found = load(str(file))
+    found, origin = load_with_origin(str(file))
+    assert origin is not None
+    assert (origin.model, origin.engine, origin.hardware) == (MODEL, "disagg", "H100")
+    assert origin.disagg_version == VERSION
     assert found.kv_tokens == 20_000
     assert 0 < found.isolated_s(300) < found.isolated_s(600) < 5
     assert 0 < found.step_s(1, 100) <= found.step_s(4, 2000) < 1
@@ -61,6 +69,9 @@ def test_a_profile_comes_out_that_simulate_and_plan_read(
     lengths = ["--prompt-tokens", "200", "--output-tokens", "20", "--ttft", "20", "--tpot-ms", "1000"]
     with pytest.raises(SystemExit) as left:
         main(["plan", model, "--rate", "1", *lengths, "--profile", f"H100={file}"])
+    assert f"is a profile of the model {MODEL}, not of stdlib-llama" in str(left.value.code)
+    with pytest.raises(SystemExit) as left:
+        main(["plan", model, "--rate", "1", *lengths, "--profile", f"H100={file}", "--any-profile"])
     assert left.value.code == 0
 
 
@@ -104,6 +115,7 @@ def test_an_endpoint_that_does_not_answer_is_named(
     [
         (("--seconds", "nan"), "--seconds"),
         (("--seconds", "0"), "--seconds"),
+        (("--most-error", "0"), "--most-error"),
         (("--out", "none/p.json"), "no folder none"),
     ],
 )

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 
 from disagg_operator.cli import simulate_command
+from disagg_operator.cli.entry import main
+from disagg_operator.performance.origin import Origin
+from disagg_operator.performance.profile import PROFILES, ProfileError
+from disagg_operator.performance.profile_file import save
 
 
 @pytest.fixture
@@ -99,7 +103,7 @@ def test_a_table_with_bounds_baselines_and_monolithic_serving(
         "monolithic, 4 workers",
     ):
         assert text in out
-    assert "<img" in page.read_text()
+    assert "KEDA (1, 48): decode desired" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -138,3 +142,28 @@ def test_bad_arguments_are_named(
     monkeypatch.setattr(simulate_command, "Cluster", None)  # the error is raised before any simulation
     with pytest.raises(simulate_command.ERRORS, match=message):
         run(str(trace), *argv)
+
+
+def test_a_profile_of_another_model_is_refused_and_that_in_use_is_told(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "p.json"
+    save(PROFILES["70b-h100-tp4"], file, Origin(model="llama-3.1-70b", hardware="H100"))
+    with pytest.raises(ProfileError, match=r"of the model llama-3.1-70b, not of llama-3.1-8b"):
+        run(str(trace), "--profile", str(file), "--model", "llama-3.1-8b")
+    asked = str(trace), "--profile", str(file), "--policy", "static:4,4", "--json"
+    assert run(*asked, "--model", "llama-3.1-8b", "--any-profile") == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert note.startswith(f"profile: {file}: llama-3.1-70b on H100, measured by disagg")
+
+
+def test_what_is_being_done_is_said_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first word comes before the simulator is imported, and each step before it begins."""
+    with pytest.raises(SystemExit):
+        main(["simulate", str(tmp_path / "none.csv")])
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "disagg simulate: loading the simulator ...",
+        f"reading {tmp_path / 'none.csv'} ...",
+    ]

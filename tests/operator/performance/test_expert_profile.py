@@ -253,14 +253,17 @@ def test_one_pools_steps_solve_their_own_equation(name: str, rate: float, replic
     """The mean step reads the experts that its own streams use, and is delayed by chunks."""
     q = question(name, "H200", traffic=traffic(rate))
     p = q.options()[-1][1]
-    tokens_per_s, chunked = q.traffic.output_tokens_per_s / replicas, 0.2
-    found = monolithic._steady(p, chunked, tokens_per_s, q.traffic.held_tokens)
+    share = q.traffic.at(rate / replicas)
+    found = monolithic._steady(p, share, 2048)
     if found is not None:
-        streams = tokens_per_s * found[1]
+        streams = share.output_tokens_per_s * found.mean_s
         straight = p.around(streams)  # the curve is not used below one stream
-        per_stream_s = straight.e_s_per_sequence + straight.f_s_per_token * q.traffic.held_tokens
-        assert found[1] == pytest.approx(straight.d_s + per_stream_s * streams + chunked * found[1], rel=1e-4)
-        assert 0 < found[0] <= 1
+        per_stream_s = straight.e_s_per_sequence + straight.f_s_per_token * share.held_tokens
+        prompts = share.prompt_tokens_per_s * found.mean_s  # the tokens that arrive during a step
+        attention_s = p.c_s_per_token2 * share.prompt.second_moment / share.prompt.mean * prompts
+        chunks_s = p.chunk_s(found.chunk, max(1.0, streams), share.prompt.mean) * prompts / found.chunk
+        computed_s = straight.d_s + per_stream_s * streams + attention_s + chunks_s
+        assert found.mean_s == pytest.approx(computed_s, rel=1e-4)
 
 
 traffics = st.builds(

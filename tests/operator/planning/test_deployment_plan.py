@@ -14,12 +14,17 @@ from disagg_operator.performance.model_shape import KNOWN
 from disagg_operator.performance.profile import PROFILES
 from disagg_operator.planning import report
 from disagg_operator.planning.capacity import Infeasible
-from disagg_operator.planning.deployment_plan import Deployment, Question, cost_of, make_plan
+from disagg_operator.planning.deployment_plan import Deployment, Question, best_disaggregated, cost_of, make_plan
 from disagg_operator.planning.traffic import LatencyObjectives, LogNormal, Traffic
 
 
+def long_prompts(rate: float) -> Question:
+    """Return a question in which two pools win from some rate on."""
+    return question(traffic=traffic(rate, (4000, 16_000), (500, 2000)), ttft_s=4.0)
+
+
 def test_at_low_load_one_pool_wins_and_at_high_load_two_do() -> None:
-    low, high = make_plan(question(traffic=traffic(0.5))), make_plan(question(traffic=traffic(200)))
+    low, high = make_plan(long_prompts(0.5)), make_plan(long_prompts(200))
     assert (low.recommended, high.recommended) == ("monolithic", "disaggregated")
     assert low.crossover_per_s == high.crossover_per_s
     assert low.crossover_per_s is not None
@@ -29,13 +34,29 @@ def test_at_low_load_one_pool_wins_and_at_high_load_two_do() -> None:
 
 
 def test_from_the_crossover_on_disaggregation_is_cheaper_at_every_rate() -> None:
-    plan = make_plan(question())
+    plan = make_plan(long_prompts(50))
     assert plan.crossover_per_s is not None
     above = [row for row in plan.rates if row[0] >= plan.crossover_per_s]
     assert all(apart < together for _, apart, together in above)
     below = [row for row in plan.rates if row[0] < plan.crossover_per_s]
     assert below
     assert below[-1][1] >= below[-1][2]
+
+
+def test_where_only_two_pools_keep_the_objectives_they_are_cheaper_at_every_rate() -> None:
+    """The first token of one pool also waits for the step of its streams."""
+    p, asked = PROFILES["70b-h100-tp4"], traffic(1.0)
+    alone_s = p.isolated_s(asked.prompt.tail)
+    plan = make_plan(question(measured={"H100": [p]}, traffic=asked, ttft_s=alone_s + 1e-5))
+    assert isinstance(plan.monolithic, Infeasible)
+    assert plan.recommended == "disaggregated"
+    assert plan.crossover_per_s == plan.rates[0][0]
+
+
+def test_a_replica_that_computes_the_tail_prompt_too_slowly_is_left_out() -> None:
+    found = best_disaggregated(question(ttft_s=0.3))
+    assert isinstance(found, Deployment)
+    assert [p.tensor for p in found.pools] == [8, 4]
 
 
 def test_what_a_gpu_was_planned_by_is_said_with_its_source() -> None:
@@ -120,7 +141,7 @@ def test_a_pool_may_be_kept_to_a_gpu() -> None:
 
 def test_the_data_is_json_and_whole() -> None:
     data = json.loads(json.dumps(report.as_data(make_plan(question())), allow_nan=False))
-    assert data["recommended"] == "disaggregated"
+    assert data["recommended"] == "monolithic"  # the chunks are computed while weights are read
     assert set(data["transfer_s"]) == set(NETWORKS)
     assert [p["role"] for p in data["deployments"]["disaggregated"]["pools"]] == ["prefill", "decode"]
     assert data["model"]["kv_bytes_per_token"] == 327_680

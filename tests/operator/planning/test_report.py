@@ -98,7 +98,28 @@ def test_the_headline_says_what_to_do_and_why(
     assert words in headline
 
 
+@pytest.mark.parametrize(("cost", "close"), [(7.1, False), (7.2, True), (8.0, True), (8.8, True), (9.0, False)])
+def test_a_verdict_within_ten_percent_either_way_says_so(cost: float, close: bool) -> None:
+    found = plan(deployment(*APART.pools, cost=cost), ONE)
+    assert ("within 10 % of each other" in report.headline(found)) is close
+    assert report.as_data(found)["within_10_percent"] is close
+    assert not report.is_close(plan(TOO_SLOW, ONE))
+
+
 INF = math.inf
+
+
+def test_a_crossover_that_was_simulated_says_so_and_at_which_rates() -> None:
+    rates = ((1.0, 2.0, 1.0), (10.0, 3.0, 4.0))
+    for crossover, seen, words in (
+        (10.0, rates, "cheaper from about 10 requests/s, simulated at 2 rates, 1 to 10 requests/s."),
+        (1.0, rates[:1], "Disaggregation is cheaper, simulated at 1 requests/s."),
+        (None, rates, "No crossover, simulated at 1 to 10 requests/s"),
+    ):
+        found = replace(plan(crossover=crossover), simulated_rates=seen, simulated=True)
+        assert words in report.crossover(found)
+        assert report.notes(found)[-1].endswith("the crossover is simulated, too.")
+        assert len(report.as_data(found)["simulated_rates"]) == len(seen)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +149,27 @@ def test_the_notes_say_by_what_the_figures_were_made() -> None:
     assert any(note.startswith("Without prices") for note in notes)
     assert f"H100: {report.roof_line(GPUS['H100'])}." in notes
     assert notes[-1] == "Sizes: queueing formulas; --simulate checks them request by request."
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (pool("prefill", utilisation=0.5), "prefill: the mean load needs 1 of 2 replicas; 1 is head-room for p99."),
+        (
+            pool("decode", replicas=10, utilisation=0.31, bound="network"),
+            "decode: the mean load needs 4 of 10 replicas; 6 are interfaces of the network.",
+        ),
+        (
+            pool("both", utilisation=0.51),
+            "prefill + decode: the mean load needs 2 of 2 replicas; there is room for p99",
+        ),
+    ],
+)
+def test_each_count_says_what_the_mean_load_needs(made: PoolPlan, words: str) -> None:
+    notes = report.notes(plan(TOO_SLOW, deployment(made)))
+    assert any(note.startswith(words) for note in notes)
+    data = report.as_data(plan(TOO_SLOW, deployment(made)))["deployments"]["monolithic"]["pools"][0]
+    assert data["mean_load_replicas"] + data["headroom_replicas"] == made.replicas
 
 
 def test_prices_measurements_and_a_simulation_are_told() -> None:
@@ -194,15 +236,18 @@ def test_the_roof_line_has_the_makers_figures_and_his_page() -> None:
 @pytest.mark.parametrize(
     ("planned", "chunk_tokens", "cells"),
     [
-        (APART.pools[0], 0, ["prefill", "8 x H100", "2", "tensor 4", "2,048 tokens", "50 %", "TTFT"]),
-        (APART.pools[1], 0, ["decode", "8 x H100", "2", "tensor 4", "32 sequences", "50 %", "TPOT"]),
+        (APART.pools[0], 0, ["prefill", "8 x H100", "2 (1 + 1)", "tensor 4", "2,048 tokens", "50 %", "TTFT"]),
+        (APART.pools[1], 0, ["decode", "8 x H100", "2 (1 + 1)", "tensor 4", "32 sequences", "50 %", "TPOT"]),
         (
             ONE.pools[0], 512,
-            ["prefill + decode", "8 x H100", "2", "tensor 4", "32 sequences, chunks of 512", "50 %", "TTFT and TPOT"],
+            [
+                "prefill + decode", "8 x H100", "2 (1 + 1)", "tensor 4", "32 seq., chunks of 512", "50 %",
+                "TTFT and TPOT",
+            ],
         ),
         (
             pool("decode", replace(DEEP, ranks=8), "H200"), 0,
-            ["decode", "16 x H200", "2", "experts 8", "32 sequences", "50 %", "TPOT"],
+            ["decode", "16 x H200", "2 (1 + 1)", "experts 8", "32 sequences", "50 %", "TPOT"],
         ),
     ],
 )  # fmt: skip

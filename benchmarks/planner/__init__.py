@@ -1,0 +1,1 @@
+"""The planner beside published measurements of one pool."""
