@@ -55,8 +55,8 @@ test-faults: setup programs ## faults of the control plane at a real API server,
 	  $(PY) scripts/long_form.py .cache/faults.xml benchmarks/results/faults.md "Faults of the control plane" "make test-faults"; \
 	  exit $$status
 
-test-rollouts: setup cluster ## rollouts of every kind and the upgrade of release 0.1.0, on a real kubelet under load (half an hour)
-	@$(PY) -m pytest -q --timeout 1800 -m "e2e and long" tests/e2e/test_rollouts.py tests/e2e/test_upgrade_under_load.py --junitxml .cache/rollouts.xml; status=$$?; \
+test-rollouts: setup cluster ## rollouts, canaries, drains, zero, deletion and the upgrade of 0.1.0, on a real kubelet under load (half an hour)
+	@$(PY) -m pytest -q --timeout 1800 -m "e2e and long" tests/e2e/test_rollouts.py tests/e2e/test_lifecycle.py tests/e2e/test_upgrade_under_load.py --junitxml .cache/rollouts.xml; status=$$?; \
 	  $(PY) scripts/long_form.py .cache/rollouts.xml benchmarks/results/rollouts.md "Rollouts and upgrades under load" "make test-rollouts"; \
 	  exit $$status
 

@@ -84,7 +84,7 @@ async def test_a_canary_gets_its_weight_and_is_promoted(life: Cluster, url: str)
     assert seen.failures == []
     assert not set(old.values()) & set(_workers(life).values())
     new = sum(a.pod("decode") not in old for a in during)
-    assert 30 <= new <= 0.2 * len(during)  # one ready pair of three would get a third
+    assert 0 < new <= 0.2 * len(during)  # one ready pair of three would get a third
 
 
 async def test_a_canary_that_is_worse_goes_back_and_no_serving_worker_goes(life: Cluster, url: str) -> None:
