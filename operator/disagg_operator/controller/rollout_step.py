@@ -146,8 +146,8 @@ def _tried(
     rollout = inputs.dd.spec.rollout
     earlier = _earlier(mine, known, live) is not None
     here = canary_step.Circumstances(rollout.canary is not None, earlier, rollout.paused, inputs.now)
-    record = canary_step.to_write(trial, mine, step.plan, here)
-    where = revisions.by_name(inputs.objects, inputs.dd.metadata.name, mine.name)
+    whose, record = canary_step.written(trial, mine, known, step.plan, here)
+    where = revisions.by_name(inputs.objects, inputs.dd.metadata.name, whose)
     return replace(
         step,
         canary=None if record is None or where is None else (where, record),

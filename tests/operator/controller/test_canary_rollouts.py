@@ -165,6 +165,31 @@ async def test_an_edit_in_the_middle_is_tried_anew_and_what_was_given_up_gets_no
     assert world.condition("Progressing")["reason"] == "RolloutComplete"
 
 
+@pytest.mark.parametrize("inconclusive", [False, True])
+async def test_a_revision_that_was_left_in_the_middle_is_tried_from_the_start_when_it_is_declared_again(
+    inconclusive: bool,
+) -> None:
+    world = await tried()
+    world.serve((57, 57), (600, 598))
+    if inconclusive:
+        world.later(601)
+        await world.roll()
+    world.edit(model={**SAME_NAME, "uri": "file:///models/third"})
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "Canary"
+    world.later(700)
+    world.edit(model=SAME_NAME)
+    await world.roll()
+    condition = world.condition("Progressing")
+    assert condition["reason"] == "Canary"
+    assert "0 of 100" in condition["message"]
+    assert news(world) == ([4, 4], [1, 1])
+    world.later(500)
+    world.serve(GOOD, OLD)
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "RolloutComplete"
+
+
 async def test_a_revert_in_the_middle_takes_the_requests_from_the_new_workers_at_once() -> None:
     world = await tried()
     second = world.words()["decode"].revision
