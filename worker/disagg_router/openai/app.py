@@ -250,8 +250,8 @@ class Api:
     def _account(self, generations: Sequence[Generation]) -> None:
         """Update the metrics and write one log line for each choice, whatever became of it."""
         metrics = self._router.metrics
+        outcomes.count(self._router, generations, time.monotonic(), time.time())
         for g in generations:
-            outcomes.count(self._router, g, time.monotonic(), time.time())
             metrics.prompt_tokens.inc(len(g.state.prompt))
             metrics.generated_tokens.inc(g.tokens)
             if not g.first_s:
