@@ -143,7 +143,7 @@ def _left_of(known: Sequence[KnownRevision], state: RolloutState) -> dict[str, t
     """
     out: dict[str, tuple[str, ...]] = {}
     for role in ROLES:
-        kept = {r.of(role) for r in known if r.canary is None or r.canary.verdict == PROMOTED}
+        kept = {r.of(role) for r in known if not r.given_up}
         kept.add(state.target[role])
         here = {w.revision: w for w in state.workers if w.role == role and not w.gone}
         given_up = [r.of(role) for r in reversed(known) if r.of(role) in here and r.of(role) not in kept]
