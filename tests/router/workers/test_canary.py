@@ -94,8 +94,8 @@ def test_where_the_kv_fits_no_pair_is_mixed() -> None:
 @pytest.mark.parametrize("canary", [CANARY, Canary({"decode": WORD})])
 def test_workers_that_do_both_get_their_part_as_well(canary: Canary) -> None:
     rng, found = random.Random(1), Counter[Any]()
-    whole = [worker(f"{revision}-{i}", "both", revision=revision) for revision, n in (("old", 3), ("new", 2), ("left", 1))
-             for i in range(n)]  # fmt: skip
+    counts = {"old": 3, "new": 2, "left": 1}
+    whole = [worker(f"{name}-{i}", "both", revision=name) for name, count in counts.items() for i in range(count)]
     for _ in range(2000):
         found[names(ask(whole, rng.random(), canary))] += 1
     assert set(found) == {("-", "old"), ("-", "new")}
