@@ -36,7 +36,7 @@ def kept(g: Generation, objectives: Objectives, now_s: float) -> bool | None:
 
     A request that workers have failed is not, even if others have answered it. One that was refused
     because everybody was busy tells nothing of a revision, and one whose client has left does only
-    if it was late by then.
+    if it was late, or its tokens were slow, by then.
     """
     if g.trace.broken is not None:
         return False
@@ -44,6 +44,6 @@ def kept(g: Generation, objectives: Objectives, now_s: float) -> bool | None:
     ttft_s = g.ttft_s if g.first_s else now_s - g.started_s
     if limit_s is not None and ttft_s > limit_s and not g.failed:
         return False
-    if not g.ended:
-        return None
-    return objectives.tpot_s is None or g.tpot_s is None or g.tpot_s <= objectives.tpot_s
+    if objectives.tpot_s is not None and (g.tpot_s or 0.0) > objectives.tpot_s and not g.failed:
+        return False
+    return True if g.ended else None
