@@ -104,7 +104,8 @@ class Drainer:
         for (role, revision), deployment in workloads.items():
             replicas = int((deployment.get("spec") or {}).get("replicas") or 0)
             wanted = run.step.plan.replicas.get((role, revision), 0)
-            wanted = max(wanted, replicas) if blocked else wanted
+            if blocked:
+                wanted = run.sizes[role, revision] = max(wanted, replicas)
             found = victims.chosen(looking.pods_of(run.children.pods, (role, revision)), wanted, run.live.loads)
             await self._call_back(run, found.called_back)
             if wanted < replicas:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.operator.controller.rolling import A_MODEL, Rolling
+from tests.operator.controller.test_rollouts_meet_refusals import allow, forbid
 from tests.operator.controller.world import KEY
 
 from disagg_operator.autoscaling.signals.direct import Target
@@ -397,3 +398,17 @@ async def test_a_deployment_without_pods_that_takes_another_revision_keeps_its_s
     world.edit(model=A_MODEL)
     await world.settle()
     assert (world.replicas("prefill"), world.replicas("decode")) == ((2, 2), (2, 2))
+
+
+async def test_nothing_goes_while_one_of_the_workloads_may_not_be_written() -> None:
+    world = Drained()
+    names = await world.serving()
+    world.load(**dict.fromkeys(names, 1))
+    forbid(world, "chat-prefill")
+    world.kube.scale("chat-prefill", 2)
+    world.kube.scale("chat-decode", 1)
+    await world.roll()
+    assert (world.replicas("decode")[1], world.marked(), world.cut) == (3, set(), [])
+    allow(world)
+    await world.roll()
+    assert (len(world.marked()), world.cut) == (2, [])
