@@ -143,7 +143,8 @@ class Drainer:
         stale = [uid for uid, answer in told.items() if self._clock() - answer.at_s > _BELIEVED_S]
         told |= dict(zip(stale, await asyncio.gather(*(self._asked(told[uid]) for uid in stale)), strict=True))
         for uid, pod in pods.items():
-            wanted = {} if told[uid].said == UNABLE else victims.mark(pod, timeout_s, now_s)
+            said = told[uid].said
+            wanted = {} if said == UNABLE else victims.mark(pod, timeout_s, now_s, idle=said == IDLE)
             if not await self._annotate(run.key, pod, wanted):
                 del told[uid]
         return told

@@ -412,3 +412,21 @@ async def test_nothing_goes_while_one_of_the_workloads_may_not_be_written() -> N
     allow(world)
     await world.roll()
     assert (len(world.marked()), world.cut) == (2, [])
+
+
+async def test_those_that_are_idle_go_before_those_that_still_work() -> None:
+    world = Drained()
+    a, b, c = await world.serving()
+    for idle, busy in ((b, c), (c, b)):
+        world.load(**{a: 9, b: 1, c: 1})
+        world.kube.scale("chat-decode", 1)
+        await world.run()
+        assert world.marked() == {b, c}
+        world.requests[idle] = 0
+        await world.drainer.look()
+        await world.run()
+        assert world.replicas("decode") == (1, 2)
+        costs = {pod: int(annotations_of(world.kube.find("Pod", pod))[COST]) for pod in (idle, busy)}
+        assert costs[idle] < costs[busy] < 0
+        world.kube.scale("chat-decode", 3)
+        await world.run()
