@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from disagg_operator.autoscaling.signals.collector import worker_target
@@ -46,6 +46,8 @@ class _Answer:
     said: str = BUSY
     silences: int = 0
     at_s: float = float("-inf")
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
+    """Held during a call, so that the calls reach the worker in their order."""
 
 
 class Drainer:
@@ -81,9 +83,15 @@ class Drainer:
         if not self._may_act():
             self._answers.clear()
             return
-        asked = [(key, uid, before) for key, answers in self._answers.items() for uid, before in answers.items()]
-        found = await asyncio.gather(*(self._asked(before) for _, _, before in asked))
-        for (key, uid, before), answer in zip(asked, found, strict=True):
+        every = [(key, uid, before) for key, answers in self._answers.items() for uid, before in answers.items()]
+        await asyncio.gather(*(self._look_at(*one) for one in every))
+
+    async def _look_at(self, key: Key, uid: str, before: _Answer) -> None:
+        """Ask a worker once more, unless it has been called back meanwhile."""
+        async with before.turn:
+            if self._answers.get(key, {}).get(uid) is not before:
+                return
+            answer = await self._ask_once(before)
             known = self._answers.get(key, {})
             if known.get(uid) is before:
                 known[uid] = answer
@@ -150,6 +158,10 @@ class Drainer:
         return told
 
     async def _asked(self, before: _Answer) -> _Answer:
+        async with before.turn:
+            return await self._ask_once(before)
+
+    async def _ask_once(self, before: _Answer) -> _Answer:
         """Ask a worker, and return its answer."""
         status = await self._ask(before.target, {"lease_s": _LEASE_S})
         silences = before.silences + 1 if status is None else 0
@@ -159,7 +171,7 @@ class Drainer:
             said = before.said
         else:
             said = IDLE if status == 200 else BUSY
-        return _Answer(before.target, said, silences, self._clock())
+        return replace(before, said=said, silences=silences, at_s=self._clock())
 
     async def _call_back(self, run: Pass, pods: Iterable[Obj]) -> None:
         """Let pods that are marked serve again."""
@@ -167,7 +179,9 @@ class Drainer:
         for pod in pods:
             # A worker that cannot be told serves again when its lease is over.
             target = replace(worker_target(pod, bearer), path=DRAIN_PATH)
-            await self._ask(target, {"lease_s": 0.0})
+            before = self._answers.get(run.key, {}).pop(uid_of(pod), None) or _Answer(target)
+            async with before.turn:
+                await self._ask(target, {"lease_s": 0.0})
             if await self._annotate(run.key, pod, victims.unmark()):
                 log.info("%s/%s: worker %s is called back", *run.key, name_of(pod))
                 self._called_back()

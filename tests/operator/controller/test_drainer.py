@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 from collections.abc import Mapping
@@ -430,3 +431,50 @@ async def test_those_that_are_idle_go_before_those_that_still_work() -> None:
         assert costs[idle] < costs[busy] < 0
         world.kube.scale("chat-decode", 3)
         await world.run()
+
+
+async def test_a_worker_that_is_called_back_is_not_told_to_go_again() -> None:
+    """The other workers are still told while it is, and all are asked every second meanwhile."""
+    world = Drained()
+    a, b, c = await world.serving()
+    world.load(**{a: 5, b: 4, c: 3})
+    world.kube.scale("chat-decode", 1)
+    await world.roll()
+    assert world.marked() == {b, c}
+    merge = world.kube.merge
+
+    async def slow(*args: Any) -> Obj:
+        await world.drainer.look()
+        return await merge(*args)
+
+    world.kube.merge = slow  # type: ignore[method-assign]
+    world.kube.scale("chat-decode", 3)
+    await world.run()
+    assert world.marked() == set()
+    assert not any(map(world.refuses, (a, b, c)))
+
+
+async def test_what_was_said_before_reaches_a_worker_before_it_is_called_back() -> None:
+    world = Drained()
+    a, b, c = await world.serving()
+    world.load(**{a: 5, b: 4, c: 3})
+    world.kube.scale("chat-decode", 2)
+    await world.roll()
+    late, ask = asyncio.Event(), world.drainer._ask
+
+    async def slow(target: Target, content: Mapping[str, Any]) -> int | None:
+        if content["lease_s"]:
+            await late.wait()
+        return await ask(target, content)
+
+    world.drainer._ask = slow
+    look = asyncio.create_task(world.drainer.look())
+    await asyncio.sleep(0)
+    world.kube.scale("chat-decode", 3)
+    run = asyncio.create_task(world.run())
+    for _ in range(50):
+        await asyncio.sleep(0)
+    late.set()
+    await asyncio.gather(look, run)
+    assert world.marked() == set()
+    assert not world.refuses(c)
