@@ -46,6 +46,8 @@ class _Answer:
     said: str = BUSY
     silences: int = 0
     at_s: float = float("-inf")
+    until_s: float = float("inf")
+    """When it is not asked any more: no reconcile has done what is due then."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
     """Held during a call, so that the calls reach the worker in their order."""
 
@@ -83,8 +85,9 @@ class Drainer:
         if not self._may_act():
             self._answers.clear()
             return
+        now_s = self._clock()
         every = [(key, uid, before) for key, answers in self._answers.items() for uid, before in answers.items()]
-        await asyncio.gather(*(self._look_at(*one) for one in every))
+        await asyncio.gather(*(self._look_at(*one) for one in every if now_s < one[2].until_s))
 
     async def _look_at(self, key: Key, uid: str, before: _Answer) -> None:
         """Ask a worker once more, unless it has been called back meanwhile."""
@@ -153,7 +156,10 @@ class Drainer:
         for uid, pod in pods.items():
             said = told[uid].said
             wanted = {} if said == UNABLE else victims.mark(pod, timeout_s, now_s, idle=said == IDLE)
-            if not await self._annotate(run.key, pod, wanted):
+            if await self._annotate(run.key, pod, wanted):
+                until_s = self._clock() + victims.left_s(pod, now_s) + _LEASE_S
+                told[uid] = replace(told[uid], until_s=until_s)
+            else:
                 del told[uid]
         return told
 

@@ -478,3 +478,18 @@ async def test_what_was_said_before_reaches_a_worker_before_it_is_called_back() 
     await asyncio.gather(look, run)
     assert world.marked() == set()
     assert not world.refuses(c)
+
+
+async def test_workers_serve_again_if_what_is_due_is_never_done() -> None:
+    """Nobody reconciles the resource any more, because it is refused."""
+    world = Drained()
+    names = await world.serving()
+    world.load(**dict.fromkeys(names, 1))
+    world.kube.scale("chat-decode", 1)
+    await world.run()
+    for _ in range(400):
+        world.clock_s += ASK_INTERVAL_S
+        await world.drainer.look()
+    assert not any(map(world.refuses, names))
+    await world.run()  # told once more, and their time is over by the clock on the wall
+    assert sum(map(world.refuses, names)) == 2
