@@ -447,7 +447,7 @@ async def test_a_worker_that_is_called_back_is_not_told_to_go_again() -> None:
         await world.drainer.look()
         return await merge(*args)
 
-    world.kube.merge = slow  # type: ignore[method-assign]
+    world.kube.merge = slow  # type: ignore[method-assign, assignment]
     world.kube.scale("chat-decode", 3)
     await world.run()
     assert world.marked() == set()
