@@ -17,6 +17,7 @@ from disagg_operator.controller.canary_step import (
     told,
     trial_of,
     without_given_up,
+    written,
 )
 from disagg_operator.rollout import telling
 from disagg_operator.rollout.canary_record import (
@@ -183,6 +184,25 @@ def test_what_is_written_down(
         assert "of 100" in record.message
     if record is not None and not record.verdict:
         assert record.since == NOW
+
+
+@pytest.mark.parametrize(
+    ("others", "plan_", "expected"),
+    [
+        ([], plan(proven=False), ("2", None)),
+        ([revision("1", 1, BEGUN)], plan(), ("2", CanaryRecord(NOW))),  # its own comes first
+        ([revision("1", 1, BEGUN)], plan(proven=False), ("1", CanaryRecord())),
+        ([revision("0", 1), revision("1", 2, WAITS)], plan(proven=False), ("1", CanaryRecord())),
+        ([revision("1", 1, replace(BEGUN, verdict=FAILED))], plan(proven=False), ("2", None)),
+        ([revision("1", 1, CanaryRecord())], plan(proven=False), ("2", None)),
+        ([revision("1", 1, BEGUN)], plan(proven=False, expired=True), ("2", None)),
+    ],
+)
+def test_the_canary_of_a_revision_that_was_left_begins_anew(
+    others: list[KnownRevision], plan_: RolloutPlan, expected: tuple[str, CanaryRecord | None]
+) -> None:
+    mine = revision("2", 9)
+    assert written(found(), mine, [*others, mine], plan_, HERE) == expected
 
 
 @pytest.mark.parametrize(
