@@ -84,6 +84,7 @@ async def test_a_model_that_went_to_zero_is_listed_and_comes_back(tmp_path: Path
         fleet = Fleet(stack)
         stack.workers.clear()  # so that none is listed once these are gone
         await fleet.go(*pool)
+        await fleet.gone()
         assert await listed(stack) == ["m"]
         told = (await demand(stack, wait_s=0)).json()
         assert (told["wanted"], told["held"]) == (False, 0)
