@@ -132,7 +132,7 @@ async def test_a_revision_that_is_worse_goes_back_and_is_tried_again_after_an_ed
     assert news(world) == ([4, 4], [1, 1])
 
 
-@pytest.mark.parametrize("how", ["resume", "undo", "rules"])
+@pytest.mark.parametrize("how", ["resume", "undo", "longer"])
 async def test_too_few_requests_wait_for_a_person(how: str) -> None:
     world = await tried()
     world.serve((57, 57), (600, 598))
@@ -143,7 +143,7 @@ async def test_too_few_requests_wait_for_a_person(how: str) -> None:
     assert "57 of 100" in condition["message"]
     assert "disagg rollout resume" in condition["message"]
     world.serve((57, 57), (600, 598))  # requests that come later decide nothing
-    world.later(100_000)
+    world.later(50_000)
     world.restart()
     world.kubelets()
     await world.roll()
@@ -155,10 +155,43 @@ async def test_too_few_requests_wait_for_a_person(how: str) -> None:
     elif how == "undo":
         world.edit(model={"uri": "file:///models/stdlib-llama"})
     else:
-        world.edit(rollout={"canary": {"minRequests": 50, "maxDurationSeconds": 600}})
+        world.edit(rollout={"canary": {"minRequests": 100, "maxDurationSeconds": 86_400}})
     await world.roll()
     assert world.condition("Progressing")["reason"] == "RolloutComplete"
     assert news(world) == (([4, 4], [0, 0]) if how == "undo" else ([0, 0], [4, 4]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"weight": 20}, {"minRequests": 50}, {"analysis": {"ttftSeconds": {"p99": 0.1}}}],
+    ids=lambda change: next(iter(change)),
+)
+async def test_what_was_counted_by_other_rules_decides_nothing(change: dict[str, Any]) -> None:
+    world = await tried()
+    world.serve((99, 60), (900, 891))
+    world.later(500)
+    world.edit(rollout={"canary": {**CANARY["canary"], **change}})
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "Canary"
+    assert ", 0 of" in world.condition("Progressing")["message"]
+    world.later(500)  # the time begins anew, too
+    world.serve(GOOD, OLD)
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "RolloutComplete"
+
+
+async def test_the_annotation_that_promotes_a_canary_may_stay_and_says_nothing_of_another() -> None:
+    world = await tried()
+    promote(world)
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "RolloutComplete"
+    world.edit(model={**SAME_NAME, "uri": "file:///models/third"})
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "Canary"
+    world.serve(BAD, OLD)
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "CanaryFailed"
+    assert world.kube.find("DisaggDeployment", "chat")["metadata"]["annotations"][PROMOTE_ANNOTATION]
 
 
 async def test_an_edit_in_the_middle_is_tried_anew_and_what_was_given_up_gets_nothing() -> None:
