@@ -22,7 +22,7 @@ Minutes = Mapping[int, Minute]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RouterCounts:
     """What a router has told of a trial."""
 
     minutes: Minutes = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Told:
 class CanaryReports:
     """What was told, by trial and router."""
 
-    told: Mapping[str, Mapping[str, Told]] = field(default_factory=dict)
+    told: Mapping[str, Mapping[str, RouterCounts]] = field(default_factory=dict)
     answering: frozenset[str] = frozenset()
     """The routers that have told something at the last look."""
 
@@ -72,8 +72,8 @@ def noted(before: CanaryReports, states: Iterable[Mapping[str, Any]]) -> CanaryR
     for router, name, told in found:
         routers = known[name]
         if router in routers or len(routers) < _MOST_ROUTERS:
-            minutes = {**routers.get(router, Told()).minutes, **told.minutes}
-            routers[router] = Told(_longest(minutes), told.through)
+            minutes = {**routers.get(router, RouterCounts()).minutes, **told.minutes}
+            routers[router] = RouterCounts(_longest(minutes), told.through)
     return CanaryReports(known, frozenset(router for router, _, _ in found))
 
 
@@ -81,7 +81,7 @@ def _longest(minutes: Minutes) -> Minutes:
     return {minute: minutes[minute] for minute in sorted(minutes)[-_MOST_MINUTES:]}
 
 
-def _told(state: Mapping[str, Any]) -> tuple[str, str, Told] | None:
+def _told(state: Mapping[str, Any]) -> tuple[str, str, RouterCounts] | None:
     """Return the router, the name of the trial and the counts, or None if nothing is told."""
     router, canary = state.get("incarnation"), state.get("canary")
     if not isinstance(router, str) or not isinstance(canary, Mapping):
@@ -96,7 +96,7 @@ def _told(state: Mapping[str, Any]) -> tuple[str, str, Told] | None:
         minute, new, new_met, old, old_met = row
         if new_met <= new and old_met <= old:
             minutes[minute] = (new, new_met, old, old_met)
-    return router, name, Told(minutes, through)
+    return router, name, RouterCounts(minutes, through)
 
 
 def _is_count(value: object) -> TypeGuard[int]:
