@@ -1,0 +1,58 @@
+"""A client that reads what engines and Prometheus servers answer, with bounds on time and bytes.
+
+It follows no redirect, because the token would go elsewhere, and takes no proxy from the
+environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from disagg_operator.assessment.readings import AssessError
+
+MOST_BYTES = 16 * 1024 * 1024
+TIMEOUT_S = 10.0
+_AT_ONCE = 16
+
+
+class BoundedHttp:
+    """Reads URLs, used by `async with`."""
+
+    def __init__(self, token: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx.AsyncClient(headers=headers, timeout=timeout_s, trust_env=False, follow_redirects=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def get(self, url: str, form: Mapping[str, str] | None = None) -> tuple[int, str]:
+        """Return the status and the text of an answer. With `form`, post it. Raises AssessError."""
+        try:
+            async with self._gate, asyncio.timeout(self._timeout_s):
+                return await self._answer(url, form)
+        except TimeoutError:
+            raise AssessError(f"{url}: no answer within {self._timeout_s:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise AssessError(f"{url}: {error or type(error).__name__}") from None
+
+    async def _answer(self, url: str, form: Mapping[str, str] | None) -> tuple[int, str]:
+        method = "GET" if form is None else "POST"
+        body = bytearray()
+        async with self._client.stream(method, url, data=form) as response:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MOST_BYTES:
+                    raise AssessError(f"{url}: the answer is over {MOST_BYTES >> 20} MiB")
+            return response.status_code, body.decode("utf-8", errors="replace")
