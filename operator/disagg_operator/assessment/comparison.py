@@ -107,6 +107,10 @@ def advice(a: Assessment) -> tuple[Advice, str]:
     if a.today is not None and a.today.cost_per_hour <= apart.cost_per_hour and a.attained.kept != "no":
         cost = report.money(a.plan, a.today.cost_per_hour)
         return "as-is", f"Stay with what runs today: it costs {cost}, and two pools would cost {_cost(a, apart)}."
+    if report.is_close(a.plan):
+        assert isinstance(together, Deployment)
+        costs = f"two pools would cost {_cost(a, apart)}, one pool {_cost(a, together)}"
+        return "one-pool", f"Stay with one pool until `disagg profile` has measured it: {costs}."
     other = (
         f"one pool would cost {_cost(a, together)}" if isinstance(together, Deployment) else "one pool is infeasible"
     )
@@ -134,7 +138,7 @@ def remarks(a: Assessment) -> list[str]:
         out.append("Lengths and latencies come from buckets: percentiles are between two bounds.")
     if a.workload.cached_share > 0:
         share = f"{100 * a.workload.cached_share:.0f} %"
-        out.append(f"The plan counts on a prefix cache that holds {share} of the prompt tokens, as today.")
+        out.append(f"The plan counts on a prefix cache that holds {share} of the prompt tokens.")
     return out
 
 

@@ -246,12 +246,13 @@ def _rows(a: Assessment, objectives: LatencyObjectives) -> list[tuple[str, str]]
     w, p = a.workload, f"p{100 * objectives.percentile:g}"
     served = f"{a.engine} {a.model}".strip()
     bursts = "not visible in what was read" if w.bursts is None else f"dispersion {w.bursts:.2f} (1: independent)"
+    cached = "came from a cache" if a.engine else "were cached, by the log"
     rows = [("source", a.source), *([("served", served)] if served else [])]
     rows += [
         ("requests", f"{w.requests:,.0f} in {w.span_s:,.0f} s: {w.mean_per_s:.3g}/s, busiest {w.busiest_per_s:.3g}/s"),
         ("bursts", bursts),
         *((name, _lengths(found, p)) for name, found in (("prompts", w.prompt), ("answers", w.answer))),
-        ("prefix share", f"{100 * w.cached_share:.1f} % of the prompt tokens came from a cache"),
+        ("prefix share", f"{100 * w.cached_share:.1f} % of the prompt tokens {cached}"),
     ]
     if a.engine:
         shares = f"TTFT {comparison.share_words(a.attained.ttft)}, TPOT {comparison.share_words(a.attained.tpot)}"

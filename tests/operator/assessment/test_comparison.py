@@ -63,6 +63,12 @@ def assessment(apart: int | None, together: int | None, today: int | None = None
         (assessment(40, 40), "one-pool", "Stay with one pool"),
         (assessment(None, 40), "one-pool", "Stay with one pool: two pools are infeasible (tpot: it is too slow)."),
         (assessment(40, 80), "two-pools", "Move to two pools: they cost 40 GPU-hours/h (40 GPUs), and one pool would"),
+        (
+            assessment(76, 80),
+            "one-pool",
+            "Stay with one pool until `disagg profile` has measured it: two pools would cost 76",
+        ),
+        (assessment(76, 80, 70), "as-is", "Stay with what runs today"),
         (assessment(40, None), "two-pools", "and one pool is infeasible."),
         (assessment(40, 80, 60), "two-pools", "Move to two pools"),
         (

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http import HTTPStatus
 
+from disagg_router.errors import ApiError
 from disagg_router.objectives import Objectives
 from disagg_router.openai.generation import Generation
 from disagg_router.router import Router
+from disagg_wire import series
 
 
 def count(router: Router, generations: Sequence[Generation], now_s: float, epoch_s: float) -> None:
@@ -31,6 +34,32 @@ def count(router: Router, generations: Sequence[Generation], now_s: float, epoch
         router.tally.count(canary, epoch_s, new=new, met=met)
 
 
+def tells_of_service(status: int) -> bool:
+    """Return whether a refusal is the fault of the service, and not of the request."""
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
+
+
+def compare_refused(router: Router, error: ApiError, *, streamed: bool) -> None:
+    """Count a request for which the pools did not even begin an answer, as `compare` does."""
+    if router.upstream is not None and streamed and tells_of_service(error.status):
+        router.metrics.compared(series.POOLS, within=False, ttft_s=None, tpot_s=None)
+
+
+def compare(router: Router, generations: Sequence[Generation], now_s: float) -> None:
+    """Count a streamed answer of the pools, if others go to a service beside them.
+
+    It counts as one of that service does, whose prompts have not been counted: by objectives that
+    are the same for prompts of any length, and by its first choice.
+    """
+    if router.upstream is None or not generations:
+        return
+    first = generations[0]
+    met = False if first.failed else _met(first, router.settings.objectives.without_patience(), now_s)
+    if met is not None:
+        ttft_s = first.ttft_s if first.first_s else None
+        router.metrics.compared(series.POOLS, within=met, ttft_s=ttft_s, tpot_s=first.tpot_s)
+
+
 def kept(g: Generation, objectives: Objectives, now_s: float) -> bool | None:
     """Return whether a choice was answered as the objectives ask, or None if nobody can tell.
 
@@ -38,8 +67,11 @@ def kept(g: Generation, objectives: Objectives, now_s: float) -> bool | None:
     because everybody was busy tells nothing of a revision, and one whose client has left does only
     if it was late, or its tokens were slow, by then.
     """
-    if g.trace.broken is not None:
-        return False
+    return False if g.trace.broken is not None else _met(g, objectives, now_s)
+
+
+def _met(g: Generation, objectives: Objectives, now_s: float) -> bool | None:
+    """Return whether the client saw what the objectives ask, or None if nobody can tell."""
     limit_s = objectives.ttft_limit_s(max(1, len(g.state.prompt) - g.state.cached_tokens))
     ttft_s = g.ttft_s if g.first_s else now_s - g.started_s
     if limit_s is not None and ttft_s > limit_s and not g.failed:
