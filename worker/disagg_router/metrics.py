@@ -53,6 +53,35 @@ class _Live(Collector):
         yield links
 
 
+class SplitMetrics:
+    """Streamed answers by who gave them: the pools, or a service beside them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        by, who = [series.BACKEND], "by who answered"
+        self._answers = Counter(
+            series.ROUTER_SPLIT_REQUESTS, f"Streamed answers that met all objectives, or not, {who}",
+            [*by, series.WITHIN], registry=registry,
+        )  # fmt: skip
+        self._ttft = Histogram(
+            series.ROUTER_SPLIT_TTFT_SECONDS,
+            f"Arrival to first token, {who}",
+            by,
+            registry=registry,
+            buckets=_LATENCY_S,
+        )
+        self._tpot = Histogram(
+            series.ROUTER_SPLIT_TPOT_SECONDS, f"Time per output token after the first, {who}", by, registry=registry,
+            buckets=_PER_TOKEN_S,
+        )  # fmt: skip
+
+    def count(self, backend: str, *, within: bool, ttft_s: float | None, tpot_s: float | None) -> None:
+        """Count an answer, with its times if it has any."""
+        self._answers.labels(backend, _word(within)).inc()
+        for histogram, value in ((self._ttft, ttft_s), (self._tpot, tpot_s)):
+            if value is not None:
+                histogram.labels(backend).observe(value)
+
+
 class Metrics:
     """The metrics of one router process."""
 
@@ -108,21 +137,6 @@ class Metrics:
         self._completed = Counter(
             series.ROUTER_COMPLETED_TOKENS, "Tokens of completed requests", [series.KIND], registry=r
         )
-        split = [series.BACKEND]
-        self._split = Counter(
-            series.ROUTER_SPLIT_REQUESTS,
-            "Streamed answers, by who gave them and whether they met all objectives",
-            [*split, series.WITHIN],
-            registry=r,
-        )
-        self._split_ttft = Histogram(
-            series.ROUTER_SPLIT_TTFT_SECONDS, "Arrival to first token, by who answered", split, registry=r,
-            buckets=_LATENCY_S,
-        )  # fmt: skip
-        self._split_tpot = Histogram(
-            series.ROUTER_SPLIT_TPOT_SECONDS, "Time per output token, by who answered", split, registry=r,
-            buckets=_PER_TOKEN_S,
-        )  # fmt: skip
         for objective, limit in ((series.TTFT, self._objectives.ttft_s), (series.TPOT, self._objectives.tpot_s)):
             for within in (series.TRUE, series.FALSE) if limit is not None else ():
                 self._objective.labels(objective, within)
@@ -160,13 +174,6 @@ class Metrics:
         limit = self._objectives.tpot_s if has_first else self._objectives.ttft_s
         if limit is not None:
             self._objective.labels(series.TPOT if has_first else series.TTFT, series.FALSE).inc()
-
-    def compared(self, backend: str, *, within: bool, ttft_s: float | None, tpot_s: float | None) -> None:
-        """Count a streamed answer of the pools, or of the service beside them."""
-        self._split.labels(backend, _word(within)).inc()
-        for histogram, value in ((self._split_ttft, ttft_s), (self._split_tpot, tpot_s)):
-            if value is not None:
-                histogram.labels(backend).observe(value)
 
     def watch(self, waiting: Counts, pairs: Counts, links: LinkCounts, holding: Callable[[], int] = lambda: 0) -> None:
         """Read these at every scrape: requests by pool, pairs by state, healthy pairs by

@@ -20,7 +20,7 @@ from disagg_router.dispatch.handshake import Handshakes
 from disagg_router.dispatch.upstream import Upstream, upstream_of
 from disagg_router.membership.file import FileMembership
 from disagg_router.membership.kubernetes import KubernetesMembership
-from disagg_router.metrics import Metrics
+from disagg_router.metrics import Metrics, SplitMetrics
 from disagg_router.settings import Settings
 from disagg_router.workers.canary_tally import CanaryTally
 from disagg_router.workers.catalogue import NOTHING_WHOLE, KnownNames
@@ -56,6 +56,7 @@ class Router:
             self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines
         )
         self.upstream: Upstream | None = upstream_of(settings)
+        self.split = SplitMetrics(self.metrics.registry)
         self.handshakes = Handshakes(self.dispatcher, self.table)
         self.tally = CanaryTally()
         self.metrics.watch(

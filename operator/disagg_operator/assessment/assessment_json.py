@@ -8,13 +8,13 @@ from typing import Any
 
 from disagg_operator.assessment import comparison
 from disagg_operator.assessment.bucket_counts import Between
-from disagg_operator.assessment.comparison import Assessment
+from disagg_operator.assessment.comparison import ServiceAssessment
 from disagg_operator.assessment.interference import Interference
-from disagg_operator.assessment.workload import LengthSummary, Workload
+from disagg_operator.assessment.request_load import LengthSummary, RequestLoad
 from disagg_operator.planning import report
 
 
-def as_data(a: Assessment) -> dict[str, Any]:
+def as_data(a: ServiceAssessment) -> dict[str, Any]:
     """Return the whole assessment."""
     word, sentence = comparison.advice(a)
     return {
@@ -37,12 +37,12 @@ def as_data(a: Assessment) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cost_field(a: Assessment) -> str:
+def _cost_field(a: ServiceAssessment) -> str:
     priced = a.plan is not None and a.plan.question.prices_per_hour
     return "cost_per_hour" if priced else "gpu_hours_per_hour"
 
 
-def _workload(w: Workload) -> dict[str, Any]:
+def _workload(w: RequestLoad) -> dict[str, Any]:
     return {
         "requests": w.requests,
         "seconds": w.span_s,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from disagg_operator.assessment.bucket_counts import Between, BucketCounts
 from disagg_operator.assessment.interference import Interference
-from disagg_operator.assessment.workload import Workload
+from disagg_operator.assessment.request_load import RequestLoad
 from disagg_operator.planning import report
 from disagg_operator.planning.capacity import Infeasible
 from disagg_operator.planning.deployment_plan import Deployment, Kind, Plan, best_disaggregated, best_monolithic
@@ -56,7 +56,7 @@ class Attained:
 
 
 @dataclass(frozen=True, slots=True)
-class Assessment:
+class ServiceAssessment:
     """Everything that the command tells."""
 
     source: str
@@ -64,7 +64,7 @@ class Assessment:
     """The name of the engine, or "" for a log of requests."""
     model: str
     """The name under which the model is served today, if it is known."""
-    workload: Workload
+    workload: RequestLoad
     interference: Interference
     attained: Attained
     today: Today | None
@@ -80,7 +80,7 @@ def attained(ttft: BucketCounts | None, tpot: BucketCounts | None, objectives: L
     return Attained(first, rest, objectives.percentile)
 
 
-def kind_at_least(plan: Plan, workload: Workload) -> Kind | None:
+def kind_at_least(plan: Plan, workload: RequestLoad) -> Kind | None:
     """Return the cheaper kind with the lower ends of the lengths, if they are intervals."""
     if workload.is_exact:
         return None
@@ -89,7 +89,7 @@ def kind_at_least(plan: Plan, workload: Workload) -> Kind | None:
     return replace(plan, disaggregated=best_disaggregated(question), monolithic=best_monolithic(question)).recommended
 
 
-def advice(a: Assessment) -> tuple[Advice, str]:
+def advice(a: ServiceAssessment) -> tuple[Advice, str]:
     """Return what to do, as a word and as a sentence."""
     if a.plan is None:
         return "unknown", "No plan: --model names the model to plan for."
@@ -117,12 +117,12 @@ def advice(a: Assessment) -> tuple[Advice, str]:
     return "two-pools", f"Move to two pools: they cost {_cost(a, apart)}, and {other}."
 
 
-def _cost(a: Assessment, d: Deployment) -> str:
+def _cost(a: ServiceAssessment, d: Deployment) -> str:
     assert a.plan is not None
     return f"{report.money(a.plan, d.cost_per_hour)} ({d.gpus} GPUs)"
 
 
-def remarks(a: Assessment) -> list[str]:
+def remarks(a: ServiceAssessment) -> list[str]:
     """Return the sentences that a reader needs to judge the advice."""
     out = []
     if a.plan is not None:
@@ -142,7 +142,7 @@ def remarks(a: Assessment) -> list[str]:
     return out
 
 
-def _of_plan(a: Assessment, plan: Plan) -> list[str]:
+def _of_plan(a: ServiceAssessment, plan: Plan) -> list[str]:
     out, word = [], advice(a)[0]
     if report.is_close(plan):
         out.append("Both plans are within 10 % of each other, which is less than the estimate may be wrong.")

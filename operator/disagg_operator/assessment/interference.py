@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from disagg_operator.assessment.readings import Readings, Window
+from disagg_operator.assessment.readings import Readings, WatchWindow
 
 Verdict = Literal["yes", "no", "unknown"]
 _GROUPS = 4
@@ -79,16 +79,16 @@ def judge(r: Readings, late_share: float) -> Interference:
     return Interference("yes" if sure and (longer or later) else "no", "", r.late_s, less, more)
 
 
-def _halves(windows: Iterable[Window]) -> tuple[list[Window], list[Window], list[float]]:
+def _halves(windows: Iterable[WatchWindow]) -> tuple[list[WatchWindow], list[WatchWindow], list[float]]:
     """Return the quiet and the busy windows, and how far the gaps of pairs of them differ.
 
     A pair are windows of one worker with about as many running requests.
     """
-    by_worker: dict[str, list[Window]] = defaultdict(list)
+    by_worker: dict[str, list[WatchWindow]] = defaultdict(list)
     for w in windows:
         by_worker[w.worker].append(w)
-    quiet: list[Window] = []
-    busy: list[Window] = []
+    quiet: list[WatchWindow] = []
+    busy: list[WatchWindow] = []
     differences: list[float] = []
     for found in by_worker.values():
         found.sort(key=lambda w: w.running)
@@ -104,11 +104,11 @@ def _halves(windows: Iterable[Window]) -> tuple[list[Window], list[Window], list
     return quiet, busy, differences
 
 
-def _gap_s(w: Window) -> float:
+def _gap_s(w: WatchWindow) -> float:
     return max(w.gaps_s, 1e-9) / w.gaps
 
 
-def _half(windows: Sequence[Window]) -> Half:
+def _half(windows: Sequence[WatchWindow]) -> Half:
     gaps = sum(w.gaps for w in windows)
     seconds = sum(w.seconds for w in windows)
     return Half(

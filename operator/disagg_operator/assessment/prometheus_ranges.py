@@ -20,7 +20,7 @@ from disagg_operator.assessment.readings import (
     HISTOGRAMS,
     AssessError,
     Readings,
-    Window,
+    WatchWindow,
     check,
     late_bound,
     quantities,
@@ -139,7 +139,7 @@ class _Reader:
         points = found[0][1] if found else {}
         return tuple((t, step_s, n) for t, n in sorted(points.items()))
 
-    async def windows(self, late_s: float) -> tuple[list[Window], int]:
+    async def windows(self, late_s: float) -> tuple[list[WatchWindow], int]:
         """Return the windows of single workers, and the most workers at a time."""
         m, labels = self.metrics, ", ".join((*_INSTANCE, *filter(None, (self.metrics.workers,))))
         step_s = self.step_s
@@ -166,7 +166,7 @@ class _Reader:
         computed = await rate(_series(self.source, m.computed_tokens[0], more=_copies(m)))
         none: Points = {}
         windows = [
-            Window(
+            WatchWindow(
                 worker, t, step_s, 0.0, computed.get(worker, none).get(t, math.nan), count,
                 sums.get(worker, none).get(t, math.nan), max(0.0, count - within.get(worker, none).get(t, math.nan)),
                 points.get(t, math.nan),

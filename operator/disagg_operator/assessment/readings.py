@@ -35,7 +35,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class WatchWindow:
     """What one worker did between two looks at it."""
 
     worker: str
@@ -70,7 +70,7 @@ class Readings:
     cached_tokens: float
     arrivals: tuple[tuple[float, float, float], ...]
     """The requests of all workers over time: the end of each part, its seconds, and requests."""
-    windows: tuple[Window, ...]
+    windows: tuple[WatchWindow, ...]
     late_s: float
     """The bound of a bucket from which a gap counts as late; infinite: there are no gaps."""
     clock: bool = False
@@ -105,7 +105,7 @@ class Watch:
     ended_s: float = -math.inf
     histograms: dict[str, BucketCounts] = field(default_factory=dict)
     numbers: dict[str, float] = field(default_factory=dict)
-    windows: list[Window] = field(default_factory=list)
+    windows: list[WatchWindow] = field(default_factory=list)
 
     def take(self, worker: str, snapshot: Snapshot) -> None:
         """Add a snapshot. After a restart of the worker, counting begins with it."""
@@ -136,7 +136,7 @@ class Watch:
         now: Snapshot,
         histograms: Mapping[str, BucketCounts],
         numbers: Mapping[str, float],
-    ) -> Window:
+    ) -> WatchWindow:
         computed, gaps, ttft = numbers["computed_tokens"], histograms.get("gaps"), histograms.get("ttft")
         if math.isnan(computed):
             cached = numbers["cached_tokens"]
@@ -145,7 +145,7 @@ class Watch:
         if gaps is not None:
             late = gaps.count * (1 - gaps.share_within(late_bound(gaps, self.tpot_s)).low) if gaps.count else 0.0
         running = [s.numbers.get("running", math.nan) for s in (earlier, now)]
-        return Window(
+        return WatchWindow(
             worker, now.at_s, now.at_s - earlier.at_s, ttft.count if ttft is not None else 0.0, computed,
             gaps.count if gaps is not None else 0.0, gaps.total if gaps is not None else 0.0, late, sum(running) / 2,
         )  # fmt: skip

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from disagg_operator.assessment import comparison, interference, live_watch, prometheus_ranges, workload
+from disagg_operator.assessment import comparison, interference, live_watch, prometheus_ranges, request_load
 from disagg_operator.assessment.assessment_json import as_data
 from disagg_operator.assessment.bounded_http import BoundedHttp
-from disagg_operator.assessment.comparison import Assessment, Today
+from disagg_operator.assessment.comparison import ServiceAssessment, Today
 from disagg_operator.assessment.prometheus_ranges import Source
 from disagg_operator.assessment.readings import AssessError, Readings
 from disagg_operator.cli import plan_command
@@ -107,11 +107,11 @@ def _check(args: argparse.Namespace, objectives: LatencyObjectives) -> None:
     _today_gpu(args, plan_command.question_of(without, shape, _NONE, objectives))
 
 
-def _assess(args: argparse.Namespace, objectives: LatencyObjectives, working: ProgressDisplay) -> Assessment:
+def _assess(args: argparse.Namespace, objectives: LatencyObjectives, working: ProgressDisplay) -> ServiceAssessment:
     readings, found = None, None
     if all(_is_url(source) for source in args.source):
         readings = asyncio.run(_read(args, objectives.tpot_s, working))
-        found = workload.of_readings(readings, objectives.percentile)
+        found = request_load.of_readings(readings, objectives.percentile)
     elif len(args.source) == 1:
         found = _of_trace(Path(args.source[0]), objectives, working)
     else:
@@ -120,7 +120,7 @@ def _assess(args: argparse.Namespace, objectives: LatencyObjectives, working: Pr
     plan = _plan(args, served, found, objectives, working)
     workers = args.workers or (readings.workers if readings is not None else 0)
     histograms = readings.histograms if readings is not None else {}
-    return Assessment(
+    return ServiceAssessment(
         " ".join(args.source),
         readings.engine if readings is not None else "",
         served,
@@ -140,12 +140,12 @@ def _is_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
-def _of_trace(path: Path, objectives: LatencyObjectives, working: ProgressDisplay) -> workload.Workload:
+def _of_trace(path: Path, objectives: LatencyObjectives, working: ProgressDisplay) -> request_load.RequestLoad:
     working.say(f"reading {path}")
     from disagg_operator.simulation import traces
 
     t = traces.read(path)
-    return workload.of_requests(
+    return request_load.of_requests(
         t.arrival_s, t.prompt_tokens, t.cached_tokens, t.output_tokens, objectives.percentile
     )  # fmt: skip
 
@@ -191,7 +191,7 @@ def _one_model(readings: Readings, name: str) -> Readings:
 def _plan(
     args: argparse.Namespace,
     served: str,
-    found: workload.Workload,
+    found: request_load.RequestLoad,
     objectives: LatencyObjectives,
     working: ProgressDisplay,
 ) -> planner.Plan | None:
@@ -223,7 +223,7 @@ def _today_gpu(args: argparse.Namespace, question: planner.Question) -> str:
 # ---- output ----
 
 
-def show(a: Assessment, objectives: LatencyObjectives, console: Console) -> None:
+def show(a: ServiceAssessment, objectives: LatencyObjectives, console: Console) -> None:
     """Print an assessment on a terminal."""
     sentence = comparison.advice(a)[1]
     inputs = Table.grid(padding=(0, 2))
@@ -242,7 +242,7 @@ def show(a: Assessment, objectives: LatencyObjectives, console: Console) -> None
         console.print(f"- {remark}", highlight=False)
 
 
-def _rows(a: Assessment, objectives: LatencyObjectives) -> list[tuple[str, str]]:
+def _rows(a: ServiceAssessment, objectives: LatencyObjectives) -> list[tuple[str, str]]:
     w, p = a.workload, f"p{100 * objectives.percentile:g}"
     served = f"{a.engine} {a.model}".strip()
     bursts = "not visible in what was read" if w.bursts is None else f"dispersion {w.bursts:.2f} (1: independent)"
@@ -263,12 +263,12 @@ def _rows(a: Assessment, objectives: LatencyObjectives) -> list[tuple[str, str]]
     return rows
 
 
-def _lengths(found: workload.LengthSummary, p: str) -> str:
+def _lengths(found: request_load.LengthSummary, p: str) -> str:
     words = [f"{name} {comparison.between(b)}" for name, b in (("half have up to", found.median), (p, found.tail))]
     return f"mean {found.mean:,.0f} tokens, {', '.join(words)}"
 
 
-def _deployments(a: Assessment, plan: planner.Plan) -> list[list[str]]:
+def _deployments(a: ServiceAssessment, plan: planner.Plan) -> list[list[str]]:
     names = {"disaggregated": "two pools", "monolithic": "one pool"}
     rows = [report.deployment_row(plan, names[name], d) for name, d in report.both(plan)]
     if a.today is not None:

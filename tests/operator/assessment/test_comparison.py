@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from tests.operator.assessment.test_bucket_counts import counted
 from tests.operator.assessment.test_interference import watched
-from tests.operator.assessment.test_workload import log, read
+from tests.operator.assessment.test_request_load import log, read
 from tests.operator.planning.questions import question, traffic
 
-from disagg_operator.assessment import comparison, interference, workload
+from disagg_operator.assessment import comparison, interference, request_load
 from disagg_operator.assessment.bucket_counts import Between
-from disagg_operator.assessment.comparison import Assessment, Attained, Today, advice, remarks
+from disagg_operator.assessment.comparison import Attained, ServiceAssessment, Today, advice, remarks
 from disagg_operator.planning.capacity import Infeasible
 from disagg_operator.planning.deployment_plan import Deployment, make_plan
 from disagg_operator.planning.traffic import LatencyObjectives
@@ -31,18 +31,18 @@ def deployment(gpus: int, cost: float | None = None) -> Deployment:
     return replace(PLAN.monolithic, pools=(pool,), cost_per_hour=float(cost or gpus))
 
 
-def assessment(apart: int | None, together: int | None, today: int | None = None, **changes: Any) -> Assessment:
+def assessment(apart: int | None, together: int | None, today: int | None = None, **changes: Any) -> ServiceAssessment:
     none = Infeasible("tpot", "it is too slow")
     plan = replace(
         PLAN,
         disaggregated=none if apart is None else deployment(apart),
         monolithic=none if together is None else deployment(together),
     )
-    found = Assessment(
+    found = ServiceAssessment(
         source="http://a",
         engine="vllm",
         model="m",
-        workload=workload.of_readings(read(), 0.99),
+        workload=request_load.of_readings(read(), 0.99),
         interference=UNKNOWN,
         attained=KEPT,
         today=None if today is None else Today(today // 4, 4, "H100", True, float(today)),
@@ -81,7 +81,7 @@ def assessment(apart: int | None, together: int | None, today: int | None = None
         (assessment(40, 80, plan=None), "unknown", "No plan: --model names the model to plan for."),
     ],
 )
-def test_advice(found: Assessment, word: str, sentence: str) -> None:
+def test_advice(found: ServiceAssessment, word: str, sentence: str) -> None:
     got = advice(found)
     assert got[0] == word
     assert sentence in got[1]
@@ -104,7 +104,7 @@ def test_advice(found: Assessment, word: str, sentence: str) -> None:
         ),
     ],
 )
-def test_remarks(found: Assessment, words: str) -> None:
+def test_remarks(found: ServiceAssessment, words: str) -> None:
     assert [line for line in remarks(found) if words in line]
 
 
@@ -119,7 +119,7 @@ def test_remarks(found: Assessment, words: str) -> None:
         assessment(80, 40, plan=None),
     ],
 )
-def test_nothing_is_remarked_where_nothing_is(found: Assessment) -> None:
+def test_nothing_is_remarked_where_nothing_is(found: ServiceAssessment) -> None:
     text = " ".join(remarks(found))
     for words in (
         "within 10 %",
@@ -147,7 +147,7 @@ def test_what_is_kept_today_is_only_said_where_buckets_tell() -> None:
 
 def test_the_plan_with_the_lower_ends() -> None:
     assert comparison.kind_at_least(PLAN, log(20, 600)) is None
-    assert comparison.kind_at_least(PLAN, workload.of_readings(read(), 0.99)) in ("monolithic", "disaggregated")
+    assert comparison.kind_at_least(PLAN, request_load.of_readings(read(), 0.99)) in ("monolithic", "disaggregated")
 
 
 def test_words() -> None:

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.operator.assessment.test_workload import read
+from tests.operator.assessment.test_request_load import read
 
 from disagg_operator.assessment.interference import Interference, judge
-from disagg_operator.assessment.readings import Window
+from disagg_operator.assessment.readings import WatchWindow
 
 
 def watched(
     per_prompt_token_s: float, per_running_s: float = 0.0, windows: int = 120, noise: float = 0.1, seed: int = 1
-) -> tuple[Window, ...]:
+) -> tuple[WatchWindow, ...]:
     """Return windows in which a token takes 20 ms, and longer by prompt tokens and requests."""
     random, found = np.random.default_rng(seed), []
     for i in range(windows):
@@ -25,7 +25,7 @@ def watched(
         gap_s = 0.02 + per_prompt_token_s * computed + per_running_s * running
         gap_s *= float(random.lognormal(0, noise))
         gaps = 20 * running
-        found.append(Window("a", i + 1.0, 1.0, 1.0, computed, gaps, gaps * gap_s, gaps * (gap_s > 0.05), running))
+        found.append(WatchWindow("a", i + 1.0, 1.0, 1.0, computed, gaps, gaps * gap_s, gaps * (gap_s > 0.05), running))
     return tuple(found)
 
 

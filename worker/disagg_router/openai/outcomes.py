@@ -42,7 +42,7 @@ def tells_of_service(status: int) -> bool:
 def compare_refused(router: Router, error: ApiError, *, streamed: bool) -> None:
     """Count a request for which the pools did not even begin an answer, as `compare` does."""
     if router.upstream is not None and streamed and tells_of_service(error.status):
-        router.metrics.compared(series.POOLS, within=False, ttft_s=None, tpot_s=None)
+        router.split.count(series.POOLS, within=False, ttft_s=None, tpot_s=None)
 
 
 def compare(router: Router, generations: Sequence[Generation], now_s: float) -> None:
@@ -57,7 +57,7 @@ def compare(router: Router, generations: Sequence[Generation], now_s: float) -> 
     met = False if first.failed else _met(first, router.settings.objectives.without_patience(), now_s)
     if met is not None:
         ttft_s = first.ttft_s if first.first_s else None
-        router.metrics.compared(series.POOLS, within=met, ttft_s=ttft_s, tpot_s=first.tpot_s)
+        router.split.count(series.POOLS, within=met, ttft_s=ttft_s, tpot_s=first.tpot_s)
 
 
 def kept(g: Generation, objectives: Objectives, now_s: float) -> bool | None:

@@ -73,7 +73,7 @@ async def relayed(router: Router, upstream: Upstream, request: Request, body: by
     def count() -> None:
         kept = times.kept(objectives, time.monotonic())
         if streamed and kept is not None:
-            router.metrics.compared(series.UPSTREAM, within=kept, ttft_s=times.ttft_s, tpot_s=times.tpot_s)
+            router.split.count(series.UPSTREAM, within=kept, ttft_s=times.ttft_s, tpot_s=times.tpot_s)
 
     deadline_s = asyncio.get_running_loop().time() + router.settings.request_timeout_s
     async with contextlib.AsyncExitStack() as calls:

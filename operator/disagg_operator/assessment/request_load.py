@@ -45,7 +45,7 @@ class Hour:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class RequestLoad:
     """The requests of what runs today."""
 
     requests: float
@@ -87,7 +87,7 @@ class Workload:
         return Traffic(per_s or self.busiest_per_s, *lengths)
 
 
-def of_readings(r: Readings, percentile: float) -> Workload:
+def of_readings(r: Readings, percentile: float) -> RequestLoad:
     """Return the workload of engines that were read."""
     prompt, answer = r.histograms["prompt_lengths"], r.histograms["answer_lengths"]
     share = min(1.0, r.cached_tokens / r.prompt_tokens) if r.prompt_tokens > 0 else 0.0
@@ -95,7 +95,7 @@ def of_readings(r: Readings, percentile: float) -> Workload:
     if computed is None or computed.count <= 0:
         computed = prompt.scaled(1 - share) if share < 1 else prompt
     requests = sum(n for _, _, n in r.arrivals)
-    return Workload(
+    return RequestLoad(
         requests,
         r.span_s,
         _busiest(r.arrivals, r.span_s),
@@ -112,14 +112,14 @@ def of_readings(r: Readings, percentile: float) -> Workload:
     )
 
 
-def of_requests(arrival_s: Any, prompt: Any, cached: Any, answer: Any, percentile: float) -> Workload:
+def of_requests(arrival_s: Any, prompt: Any, cached: Any, answer: Any, percentile: float) -> RequestLoad:
     """Return the workload of a log of requests, whose columns are arrays. There must be one."""
     span_s = max(1.0, float(arrival_s[-1]))
     counts = np.bincount(arrival_s.astype(int))
     parts = [(second + 1.0, 1.0, float(n)) for second, n in enumerate(counts)]
     work = of_samples(np.maximum(prompt - cached, 1).tolist(), percentile)
     answers = of_samples(answer.tolist(), percentile)
-    return Workload(
+    return RequestLoad(
         float(len(arrival_s)),
         span_s,
         _busiest(parts, span_s),

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 from tests.operator.assessment.test_bucket_counts import counted
 
-from disagg_operator.assessment import workload
+from disagg_operator.assessment import request_load
 from disagg_operator.assessment.bucket_counts import Between
 from disagg_operator.assessment.readings import Readings
 
 DAY_S = 86_400
 
 
-def log(rate_per_s: float, seconds: float, seed: int = 1, batch: int = 1) -> workload.Workload:
+def log(rate_per_s: float, seconds: float, seed: int = 1, batch: int = 1) -> request_load.RequestLoad:
     """Return the workload of Poisson arrivals, of `batch` requests each."""
     random = np.random.default_rng(seed)
     n = int(rate_per_s * seconds / batch)
     arrival = np.repeat(np.sort(random.uniform(0, seconds, n)), batch)
     prompt = random.integers(100, 1000, len(arrival))
     answer = random.integers(10, 100, len(arrival))
-    return workload.of_requests(arrival, prompt, prompt // 4, answer, 0.99)
+    return request_load.of_requests(arrival, prompt, prompt // 4, answer, 0.99)
 
 
 def read(**changes: object) -> Readings:
@@ -68,7 +68,7 @@ def test_what_varies_over_minutes_is_no_burst() -> None:
         np.concatenate([np.random.default_rng(i).uniform(60 * i, 60 * i + 60, 60 * i) for i in range(1, 30)])
     )
     ones = np.ones(len(arrival), np.int64)
-    assert workload.of_requests(arrival, ones, 0 * ones, ones, 0.99).bursts == pytest.approx(1.0, abs=0.15)
+    assert request_load.of_requests(arrival, ones, 0 * ones, ones, 0.99).bursts == pytest.approx(1.0, abs=0.15)
 
 
 def test_the_rate_by_hour_and_at_the_busiest() -> None:
@@ -76,7 +76,7 @@ def test_the_rate_by_hour_and_at_the_busiest() -> None:
     quiet, busy = random.uniform(0, DAY_S, 8640), random.uniform(7 * 3600, 7 * 3600 + 300, 3000)
     arrival = np.sort(np.concatenate([quiet, busy]))
     ones = np.ones(len(arrival), np.int64)
-    found = workload.of_requests(arrival, ones, 0 * ones, ones, 0.99)
+    found = request_load.of_requests(arrival, ones, 0 * ones, ones, 0.99)
     assert [h.hour for h in found.hours] == list(range(24))
     assert found.busiest_per_s == pytest.approx(10.1, abs=0.1)
     hour = found.hours[7]
@@ -87,7 +87,7 @@ def test_the_rate_by_hour_and_at_the_busiest() -> None:
 
 
 def test_what_engines_told_are_intervals() -> None:
-    found = workload.of_readings(read(), 0.99)
+    found = request_load.of_readings(read(), 0.99)
     assert not found.is_exact
     assert found.prompt.median == Between(5.0, 10.0)
     assert found.prompt.tail == Between(20.0, 50.0)
@@ -101,15 +101,15 @@ def test_what_engines_told_are_intervals() -> None:
     assert found.least_prompt.tail == 10.0
     assert found.traffic(least=True).output.tail == 10.0
     computed = {**read().histograms, "computed_lengths": counted([2.0, 2.0, 2.0])}
-    assert workload.of_readings(read(histograms=computed), 0.99).planned_prompt.mean == 2.0
-    assert workload.of_readings(read(prompt_tokens=0.0), 0.99).cached_share == 0.0
-    everything = workload.of_readings(read(cached_tokens=56.0), 0.99)
+    assert request_load.of_readings(read(histograms=computed), 0.99).planned_prompt.mean == 2.0
+    assert request_load.of_readings(read(prompt_tokens=0.0), 0.99).cached_share == 0.0
+    everything = request_load.of_readings(read(cached_tokens=56.0), 0.99)
     assert everything.planned_prompt.mean == everything.prompt.mean
 
 
 def test_bursts_are_not_seen_in_minutes() -> None:
     minutes = tuple((60.0 * i, 60.0, 10.0) for i in range(1, 200))
-    found = workload.of_readings(read(arrivals=minutes, span_s=60.0 * 199, clock=True), 0.99)
+    found = request_load.of_readings(read(arrivals=minutes, span_s=60.0 * 199, clock=True), 0.99)
     assert found.bursts is None
     assert found.clock
     assert len(found.hours) == 4
@@ -118,7 +118,7 @@ def test_bursts_are_not_seen_in_minutes() -> None:
 
 def test_little_of_five_minutes_is_no_busiest_time() -> None:
     arrivals = tuple((1000.0 * i, 1.0, 5.0) for i in range(1, 4))
-    found = workload.of_readings(read(arrivals=arrivals, span_s=3000.0), 0.99)
+    found = request_load.of_readings(read(arrivals=arrivals, span_s=3000.0), 0.99)
     assert found.busiest_per_s == pytest.approx(15 / 3000)
     assert found.bursts is None
     assert math.isfinite(found.mean_per_s)
