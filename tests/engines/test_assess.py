@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from benchmarks.engine import vllm_process
 from benchmarks.engine.vllm_process import Vllm
+from tests.router.stack import Stack
 
 from disagg_wire.roles import BOTH
 
@@ -51,6 +52,21 @@ async def assessed(engine: Vllm) -> dict[str, Any]:
     return found
 
 
+async def passed_on(engine: Vllm, folder: Path) -> None:
+    """Let a router pass a stream on to the engine, and count it."""
+    folder.mkdir()
+    async with Stack(folder, upstream_url=engine.url, objective_ttft_s=60, objective_tpot_s=10) as stack:
+        options: dict[str, Any] = {"model": "m", "prompt": "import os\n", "max_tokens": 20, "temperature": 0}
+        options["extra_body"] = {"ignore_eos": True}
+        whole = await stack.openai.completions.create(**options)
+        chunks = [c async for c in await stack.openai.completions.create(**options, stream=True)]
+        assert "".join(c.choices[0].text for c in chunks) == whole.choices[0].text
+        assert chunks[-1].choices[0].finish_reason == "length"
+        words = '{backend="upstream",within="true"}'
+        assert await stack.metric(f"disagg_router_split_requests_total{words}") == 1
+        assert await stack.metric('disagg_router_split_tpot_seconds_count{backend="upstream"}') == 1
+
+
 async def test_a_real_vllm_whose_prefill_disturbs_decode(tmp_path: Path) -> None:
     async with vllm_process.vllm(tmp_path, BOTH) as engine:
         await engine.wait_ready()
@@ -63,6 +79,7 @@ async def test_a_real_vllm_whose_prefill_disturbs_decode(tmp_path: Path) -> None
             for task in load:
                 task.cancel()
             await asyncio.gather(*load, return_exceptions=True)
+        await passed_on(engine, tmp_path / "router")
     workload = found["workload"]
     assert (found["engine"], found["model"], found["today"]["workers"]) == ("vllm", "m", 1)
     assert workload["requests"] > 20
