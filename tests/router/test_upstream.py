@@ -212,6 +212,20 @@ async def test_a_service_that_is_not_there(tmp_path: Path) -> None:
         assert (await stack.http.post("/v1/completions", content=b"{")).status_code == 400
 
 
+async def test_a_connection_that_the_service_closes_is_no_failure(tmp_path: Path) -> None:
+    """The first request finds its connection closed; a second one that does is a failure."""
+    asked = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        return await failing(request, "closes") if asked == 1 else web.json_response({"asked": asked})
+
+    async with scripted(answer) as url, split(tmp_path, url) as stack:
+        got = await stack.http.post("/v1/completions", json=ASKED)
+        assert (got.status_code, got.json()) == (200, {"asked": 2})
+
+
 async def test_slow_answers_miss_the_objectives(tmp_path: Path) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         found = web.StreamResponse(headers={"content-type": "text/event-stream"})

@@ -15,6 +15,8 @@ from disagg_router.settings import Settings
 # Such a request is answered by the pools, so that a service that leads back here ends no router.
 MARK = "x-disagg-upstream"
 _CONNECT_S = 5.0
+# uvicorn, which serves both engines, closes a connection after 5 s without requests.
+_KEPT_S = 3.0
 # What a client says to the service. It also gets the key of the client, as it did before.
 _PASSED_ON = ("accept", "authorization", "content-type", "traceparent", "tracestate", "user-agent", "x-request-id")
 # Pieces are passed on as they are, to a client that may not know their encoding.
@@ -60,9 +62,13 @@ class Upstream:
         self._running += 1
         try:
             async with asyncio.timeout(wait_s):
-                answer = await self._session().post(
-                    f"{self._url}{path}", data=body, headers=sent, allow_redirects=False
-                )
+                try:
+                    answer = await self._post(path, body, sent)
+                except aiohttp.ClientConnectorError:
+                    raise
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                    # It closed a connection that was kept open, as servers do after some seconds.
+                    answer = await self._post(path, body, sent)
             async with answer:
                 if 300 <= answer.status < 400:
                     raise ApiError(502, "the upstream redirects, which is not followed", code="upstream_failed")
@@ -95,10 +101,14 @@ class Upstream:
         except (aiohttp.ClientError, OSError) as error:
             raise ApiError(502, f"the upstream broke off: {type(error).__name__}", code="upstream_failed") from None
 
+    async def _post(self, path: str, body: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        url = f"{self._url}{path}"
+        return await self._session().post(url, data=body, headers=headers, allow_redirects=False)
+
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
             self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_S),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
                 auto_decompress=False,
                 trust_env=False,
