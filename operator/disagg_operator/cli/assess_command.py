@@ -18,6 +18,7 @@ from disagg_operator.assessment import comparison, interference, live_watch, pro
 from disagg_operator.assessment.assessment_json import as_data
 from disagg_operator.assessment.bounded_http import BoundedHttp
 from disagg_operator.assessment.comparison import ServiceAssessment, Today
+from disagg_operator.assessment.engine_page import ASSESSED
 from disagg_operator.assessment.prometheus_ranges import Source
 from disagg_operator.assessment.readings import AssessError, Readings
 from disagg_operator.cli import plan_command
@@ -51,6 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--select", default="", metavar='LABEL="VALUE",...', help="read only these series of Prometheus"
     )
     parser.add_argument("--token-file", type=Path, help="file with a bearer token for the engines or the Prometheus")
+    parser.add_argument("--ca-file", type=Path, help="PEM file with the certificate authorities to trust")
     parser.add_argument("--model", help="the model, as for `disagg plan` (default: the name under which it is served)")
     parser.add_argument("--rate", type=float, help="plan for so many requests a second, not for the busiest 5 minutes")
     now = parser.add_argument_group("what runs today")
@@ -158,14 +160,18 @@ async def _read(args: argparse.Namespace, tpot_s: float, working: ProgressDispla
     seconds = seconds_of(args.watch, "--for")
     since_s = seconds_of(args.since, "--since", _LEAST_SINCE_S)
     token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
-    async with BoundedHttp(token) as http:
+    async with BoundedHttp(token, args.ca_file) as http:
         working.say(f"asking {urls[0]}")
         engine = await live_watch.engine_at(http, urls[0])
         if engine is not None:
             working.say(f"watching {len(urls)} {'engine' if len(urls) == 1 else 'engines'} for {seconds:g} s")
             return _one_model(await live_watch.watch(http, urls, engine, seconds, tpot_s, working.reach), "")
         source = Source(urls[0], args.select)
-        found = await prometheus_ranges.engine_in(http, source)
+        try:
+            found = await prometheus_ranges.engine_in(http, source)
+        except AssessError as error:
+            engines = " or ".join(engine.name for engine in ASSESSED)
+            raise AssessError(f"neither a Prometheus nor an engine with metrics of {engines}: {error}") from None
         if found is None:
             raise AssessError(f"{urls[0]}: has no series of an engine in the last hour; see --select")
         if len(urls) > 1:
@@ -259,7 +265,8 @@ def _rows(a: ServiceAssessment, objectives: LatencyObjectives) -> list[tuple[str
         rows.append(("within objectives", f"{shares} of the requests (asked: {100 * objectives.percentile:g} %)"))
     if a.today is not None:
         counted = "found" if a.today.found else "given"
-        rows.append(("today", f"{a.today.workers} workers ({counted}) of {a.today.gpus_per_worker} {a.today.gpu}"))
+        workers = f"{a.today.workers} worker{'s' if a.today.workers > 1 else ''}"
+        rows.append(("today", f"{workers} ({counted}) of {a.today.gpus_per_worker} {a.today.gpu}"))
     return rows
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.certificates import Certificate, certificate
 from tests.operator.assessment.pages import Page
 
 from disagg_operator.assessment.bounded_http import MOST_BYTES
@@ -23,7 +24,7 @@ SMALL = ("--model", "llama-3.1-8b", "--for", "1s")
 class Server:
     """An HTTP server whose answers a test sets, by path."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Certificate | None = None) -> None:
         outer = self
         self.answers: dict[str, Any] = {}
         self.tokens: set[str | None] = set()
@@ -44,7 +45,9 @@ class Server:
                 pass
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        if tls is not None:
+            self._http.socket = tls.server_context().wrap_socket(self._http.socket, server_side=True)
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._http.server_address[1]}"
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def close(self) -> None:
@@ -90,7 +93,7 @@ def test_a_running_engine(server: Server, capsys: pytest.CaptureFixture[str], en
         "mean 40 tokens",
         "25.0 % of the prompt tokens came from a cache",
         "TTFT 100.00 %, TPOT 100.00 % of the requests (asked: 99 %)",
-        "1 workers (found) of 2 H100",
+        "1 worker (found) of 2 H100",
         "It is not known whether prefill disturbs decode: too little was seen: 0 of 1 looks",
         "6.00 an hour",
         "Stay with one pool: two pools would cost",
@@ -111,6 +114,18 @@ def test_json_and_workers_that_are_given(server: Server, capsys: pytest.CaptureF
     assert data["advice"] == "one-pool"
     assert data["workload"]["cached_share"] == 0.25
     assert server.tokens == {"Bearer s3cr3t"}
+
+
+def test_an_engine_behind_tls(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tls = certificate(tmp_path)
+    server = Server(tls)
+    try:
+        server.answers["/metrics"] = serving()
+        code, out = assess(capsys, server.url, *SMALL)
+        assert (code, "CERTIFICATE_VERIFY_FAILED" in out) == (2, True)
+        assert assess(capsys, server.url, *SMALL, "--ca-file", str(tls.crt))[0] == 0
+    finally:
+        server.close()
 
 
 def test_several_engines(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,6 +192,7 @@ def test_objectives_that_nothing_meets(server: Server, capsys: pytest.CaptureFix
         (("--worker-gpu", "A100", "--price", "H100=3"), "--worker-gpu: the price of A100 is missing"),
         (("--model", "nothing"), "model: 'nothing' is neither a config.json"),
         (("--token-file", "/does/not/exist"), "/does/not/exist"),
+        (("--ca-file", "/does/not/exist"), "No such file or directory"),
     ],
 )
 def test_arguments_that_are_refused(
@@ -198,7 +214,9 @@ def test_sources_that_are_refused(server: Server, capsys: pytest.CaptureFixture[
     assert refused("a.csv", "b.csv") == "disagg assess: give one file, one Prometheus, or the URLs of engines"
     assert refused(*(f"http://127.0.0.1:{port}" for port in range(1, 66))).startswith("disagg assess: 65 engines")
     assert "127.0.0.1:9/metrics" in refused("http://127.0.0.1:9")
-    assert "answers 404, and not as a Prometheus does" in refused(server.url)
+    neither = refused(server.url)
+    assert neither.startswith("disagg assess: neither a Prometheus nor an engine with metrics of vllm or sglang: http")
+    assert neither.endswith("answers 404, and not as a Prometheus does")
     server.answers["/api/v1/query"] = '{"status": "success", "data": {"result": []}}'
     assert "has no series of an engine in the last hour; see --select" in refused(server.url)
     server.answers["/api/v1/query"] = '{"status": "success", "data": {"result": [{"metric": 7, "value": [1, "2"]}]}}'
