@@ -16,6 +16,7 @@ from tests.integration.pages import YAML, blocks, commands
 from tests.operator.cli.test_assess_command import Server, serving
 
 from disagg_operator.kube.resources import DEPLOYMENT
+from disagg_operator.vocabulary import Obj
 from disagg_wire import series
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
@@ -47,7 +48,8 @@ async def test_the_commands_of_the_page(server: ApiServer, cluster: Cluster, exi
     assess, *others = commands(PAGE)
     said = await asyncio.to_thread(shell.run, "command " + assess.replace(EXISTING, existing.url).replace("60s", "1s"))
     assert "Stay with one pool" in said
-    seen = []
+    seen: list[str | None] = []
+    templates: list[Obj] = []
     async with operator(server, tmp_path, cluster.namespace), kubelets.running(free_port()):
         for line in others:
             await asyncio.to_thread(shell.run, line)
@@ -60,8 +62,14 @@ async def test_the_commands_of_the_page(server: ApiServer, cluster: Cluster, exi
                 return await upstream_of(cluster) == wanted
 
             await eventually(f"the routers know of {wanted}", told, 60.0)
+            worker = await cluster.kube.get(DEPLOYMENT, cluster.namespace, "chat-decode")
+            templates += [worker["spec"]["template"]] if worker is not None else []
             seen.append(wanted.get("DISAGG_UPSTREAM_PERCENT"))
+        found = await cluster.kube.get(DEPLOYMENT, cluster.namespace, "chat-decode")
     assert seen == ["100", "100", "95", "50", "0", "100", None]
+    # No worker was replaced for it.
+    assert found is not None
+    assert found["spec"]["template"] == templates[0]
 
 
 def test_the_page_names_series_that_routers_have() -> None:
