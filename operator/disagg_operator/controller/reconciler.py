@@ -118,8 +118,7 @@ class Reconciler:
         children = await kids.read(self._kube, key)
         try:
             judgement = await self._judge.judge(resource, children)
-            run = await self._rehearsed(await self._begin(key, resource, live, judgement, children))
-            await self._judge.accepted(resource, run.judgement)
+            run = await self._accepted(await self._begin(key, resource, live, judgement, children))
             await self._write(run)
         except (Refused, NameTaken, Invalid, Denied) as error:
             refused = refusal_of(error)
@@ -147,13 +146,13 @@ class Reconciler:
         served = await self._judge.served(resource, judgement)
         return Pass(key, resource, served, live, judgement, children, runtime)
 
-    async def _rehearsed(self, run: Pass) -> Pass:
+    async def _accepted(self, run: Pass) -> Pass:
         """Let the API server judge what is about to be written, and return the run that may go on.
 
         If it refuses the spec as it is written, that is the one that was accepted last. Of this
         one, everything is written that is not refused. Raises Refused.
         """
-        refused = await self._rehearse_with_pins(run)
+        refused = await self._rehearse_with_pins(run) or await self._judge.accepted(run.resource, run.judgement)
         if refused and run.judgement.refusal is None:
             judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
             run = await self._begin(run.key, run.resource, run.live, judgement, run.children)
@@ -183,6 +182,7 @@ class Reconciler:
         owners = kids.owners_of(run.resource, run.children)
         # A router that follows the workers is judged with them.
         waiting = [obj for obj in every if labels_of(obj).get(LABEL_COMPONENT) == ROUTER and obj not in rendered]
+        waiting += [] if run.step is None or run.step.record is None else [run.step.record]
         return await rehearse(self._kube, run.judgement.spec, [*rendered, *waiting], run.children, owners)
 
     async def _facts(self, run: Pass) -> Facts:
@@ -230,7 +230,7 @@ class Reconciler:
             uids = {role: uid_of(pool) for role in ROLES if (pool := run.pool(role)) is not None}
             rendered = self._rolled(run, render(run.plan.resource, replace(facts, pool_uids=uids)))
             if run.step is not None:
-                await rollout_writes.record(self._kube, run.key, run.step, run.children)
+                await rollout_writes.record(self._kube, run.key, run.step, run.children, run.blocked)
             await self._move_pod(run, rendered)
             await self._drainer.prepare(run, self._wall())
             for obj in rendered:
