@@ -150,8 +150,9 @@ def test_virtual_functions_that_no_network_takes_into_the_pod_are_questioned() -
 
     def asked(name: str, per: str, **more: Any) -> list[str]:
         device = {"name": name, "per": per}
-        kv = {"kvTransfer": {"network": {"attachment": attachment, "rdmaResource": device} | more}}
-        return [str(v) for v in questionable(read(good(prefill=eight, decode=eight, **kv)))]
+        network = {"attachment": attachment, "rdmaResource": device} | more
+        resource = good(prefill=eight, decode=eight, kvTransfer={"network": network})
+        return [str(v) for v in questionable(read(resource))]
 
     words = "a worker asks for 8 rdma/vf, and its one attachment takes one of them into the pod"
     assert asked("rdma/vf", "Accelerator") == [f"spec.kvTransfer.network.rdmaResource: {words}"]
