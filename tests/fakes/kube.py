@@ -97,7 +97,10 @@ class FakeKube:
         if dry_run:
             if name_of(obj) in self.invalid_names:
                 raise Invalid(f"apply {name_of(obj)}: spec.template: wrong")
-            return copy.deepcopy(obj)
+            answer, stored = copy.deepcopy(obj), self.objects.get(_key(obj))
+            if stored is not None:
+                answer["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"]
+            return answer
         key = self._begin("apply", obj)
         live = self.objects.get(key)
         precondition = obj["metadata"].get("resourceVersion")
