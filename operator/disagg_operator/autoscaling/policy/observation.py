@@ -29,6 +29,8 @@ class Pods:
     """The number of workers that are being deleted."""
     cold_start_s: float = UNKNOWN
     """Mean seconds from creation to ready of the most recent workers; NaN before the first one."""
+    unplaced_s: tuple[float, ...] = ()
+    """The age in seconds of each worker for which the scheduler finds no node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,8 @@ class Targets:
     """Prefill workers that may be needed in ten minutes, for provisioning nodes; 0 if unknown."""
     decode_ahead: int = 0
     """Decode workers that may be needed in ten minutes, for provisioning nodes; 0 if unknown."""
+    unmet: dict[str, str] = field(default_factory=dict)
+    """By pool, why its objective cannot be met, and what can be; empty if both can."""
 
 
 @dataclass(frozen=True, slots=True)
