@@ -36,6 +36,8 @@ class Decision:
     """The reason in a sentence."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """The numbers that the decision is based on, by name."""
+    unmet: str | None = None
+    """Why the pool's objective cannot be met, and what can be; empty if it can, None if unknown."""
 
     @property
     def blind(self) -> bool:

@@ -168,7 +168,8 @@ def _decision(
         reason = (
             why if why and to == current else FORECAST_UP if to > current else FORECAST_DOWN if to < current else ENOUGH
         )
-    return Decision(current, to, reason, SIGNAL, numbers.get("forecast"), 0.0, message, numbers)
+    unmet = None if o.blind else targets.unmet.get(name, "")
+    return Decision(current, to, reason, SIGNAL, numbers.get("forecast"), 0.0, message, numbers, unmet)
 
 
 def _words(reason: str, name: str) -> str:
