@@ -78,6 +78,7 @@ def pool_intents(
                 selector=selector_text(name, role),
                 autoscaled=scaled,
                 scaling_blind=decision is not None and decision.blind,
+                unmet=None if decision is None else decision.unmet,
                 last_decision=last,
             )
         )
