@@ -72,7 +72,7 @@ class PoolSizing:
         The price is the same for both pools: that one of them has missed more is no reason to let
         the other one starve. A backlog does not count, since what the pools share is to serve the
         work that lasts. A worker that is to be started helps only after its cold start, and stays
-        for `_KEEP` of them, so workers do not move to and fro with every breath of the load.
+        for `_KEEP` of them.
         """
         if not self.ratios:
             return abs(n - self.wanted) + self.wanted
@@ -80,6 +80,10 @@ class PoolSizing:
             return n - self.wanted + self.share_loss(self.wanted, price)
         loss, now = self._loss(n, self.lasting, price), max(1, self.pods.replicas - self.lost)
         return loss if n <= now else loss + (self._loss(now, self.lasting, price) - loss) / _KEEP
+
+    def gives(self, n: int) -> int:
+        """Return how many of the workers that it has and wants the pool gives away."""
+        return max(0, min(self.wanted, self.pods.replicas - self.lost) - n)
 
     def _loss(self, n: int, work: float, price: float) -> float:
         if not self.ratios:
@@ -283,6 +287,9 @@ def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: 
 
     if fits(prefill.wanted, decode.wanted):
         return
+    # A pool gives a running worker only to one that cannot do its work: otherwise they would pass
+    # one to and fro with every breath of the load.
+    short = any(pool.pods.replicas - pool.lost < pool.lasting for pool in (prefill, decode))
     best: tuple[float, int, int] | None = None
     for p in range(prefill.limits.least, prefill.limits.most + 1):
         room = min(decode.limits.most, high * p, (budget - p * prefill.limits.gpus) / max(decode.limits.gpus, 1e-9))
@@ -292,6 +299,7 @@ def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: 
             continue
         pairs = (prefill, p), (decode, d)
         loss = sum(pool.limits.gpus * pool.share_loss(n, settings.price) for pool, n in pairs)
+        loss += 0.0 if short else settings.price * sum(pool.gives(n) for pool, n in pairs)
         if best is None or loss < best[0]:
             best = loss, p, d
     if best is None:

@@ -134,6 +134,14 @@ def test_workers_that_can_not_be_placed_are_no_capacity() -> None:
     assert planned(9.0, 8, pods=Pods(8, 3, starting_ages_s=(500.0,))).lost == 0
 
 
+def test_a_running_worker_goes_only_to_a_pool_that_cannot_do_its_work() -> None:
+    """Both want more than the budget, and prefill wants it more; decode has what it needs."""
+    prefill, decode = sizing(9, 3.9), sizing(6, 2.0)
+    assert joined(prefill, decode, gpu_budget=8) == (4, 4)
+    short, other = sizing(9, 4.5), sizing(6, 2.0)
+    assert joined(short, other, gpu_budget=8) == (5, 3)
+
+
 def test_a_full_cluster_is_shared_and_who_waits_for_it_is_held() -> None:
     """Eight of ten workers have a node; prefill has more of them than it needs."""
     prefill, decode = sizing(8, 2.0), sizing(9, 4.0)
