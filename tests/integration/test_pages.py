@@ -42,6 +42,7 @@ BASE: Obj = {
 }
 # What is neither a command nor a resource, by its first words, and why.
 NOT_RUN = {
+    ("docs/rollouts.md", "Canary: canary:"): "what the condition says in the middle of a canary",
     ("docs/permissions.md", "spec.decode.podTemplate.spec.hostNetwork:"): "what a condition says",
     ("docs/permissions.md", "policy:"): "values of the chart, which tests/operator/test_policy.py reads",
 }

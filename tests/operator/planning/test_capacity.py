@@ -54,8 +54,12 @@ def test_a_pool_whose_steps_cost_the_same_at_any_batch_is_planned() -> None:
 @given(traffics, objectives, st.floats(1.01, 4))
 @settings(max_examples=examples(150))
 def test_more_traffic_never_needs_fewer_workers(t: Traffic, o: LatencyObjectives, factor: float) -> None:
-    less, more = counts(t, o), counts(t.at(factor * t.requests_per_s), o)
+    *less, less_together = counts(t, o)
+    *more, more_together = counts(t.at(factor * t.requests_per_s), o)
     assert all(a <= b for a, b in zip(less, more, strict=True))
+    # With more traffic, a chunk holds more prompts and each delays the streams a little less, which
+    # counts where the objective is just missed.
+    assert less_together <= 1.05 * more_together + 1
 
 
 @given(traffics, objectives, st.floats(0.3, 0.99), st.floats(0.3, 0.99))
