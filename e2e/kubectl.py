@@ -83,7 +83,7 @@ class Cluster:
         say("helm install disagg (CRDs, RBAC, operator)")
         self.run(
             "helm", "upgrade", "--install", RELEASE, REPO / "helm/disagg", "--namespace", SYSTEM_NAMESPACE,
-            "--create-namespace", "--wait", "--timeout", "120s", *sets, timeout_s=240,
+            "--create-namespace", "--reset-values", "--wait", "--timeout", "120s", *sets, timeout_s=240,
         )  # fmt: skip
         if was_there:
             # The names of the images never change, so an upgrade may leave an operator running with

@@ -17,6 +17,7 @@ from tests.e2e import rig
 import demo
 import load
 from access import router_url
+from disagg_operator.kube.pods import DRAIN_UNTIL
 from kubectl import Cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
@@ -124,7 +125,7 @@ async def test_no_request_fails_when_a_prefill_worker_dies(pair: Cluster, url: s
 
 
 async def _watch_rollout(pair: Cluster, old: set[str]) -> dict[str, float]:
-    """Return when the termination of each old decode pod was first seen (monotonic, in seconds).
+    """Return when each old decode pod was first seen to be told to go (monotonic, in seconds).
 
     Waits until all of them are gone and the resource is ready.
     """
@@ -134,7 +135,8 @@ async def _watch_rollout(pair: Cluster, old: set[str]) -> dict[str, float]:
         found = await asyncio.to_thread(rig.pods, pair, NAME, "decode")
         now_s = time.monotonic()
         for name in old:
-            if name not in found or "deletionTimestamp" in found[name]["metadata"]:
+            meta = found.get(name, {}).get("metadata", {"deletionTimestamp": ""})
+            if "deletionTimestamp" in meta or DRAIN_UNTIL in meta.get("annotations", {}):
                 leaving.setdefault(name, now_s)
         if not old & found.keys():
             await rig.until_ready(pair, NAME, prefill=2, decode=2)

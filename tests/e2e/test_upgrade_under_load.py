@@ -69,7 +69,10 @@ def _pods(cluster: Cluster) -> dict[str, tuple[str, int]]:
     """Return the uid of every pod of the deployment, and how often its containers restarted."""
     found = cluster.items("pods", f"disagg.dev/deployment={NAME}")
     return {
-        p["metadata"]["name"]: (p["metadata"]["uid"], sum(c["restartCount"] for c in p["status"]["containerStatuses"]))
+        p["metadata"]["name"]: (
+            p["metadata"]["uid"],
+            sum(c["restartCount"] for c in p["status"].get("containerStatuses", [])),
+        )
         for p in found
         if "deletionTimestamp" not in p["metadata"]
     }

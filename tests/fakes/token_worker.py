@@ -101,6 +101,8 @@ class TokenWorker:
         self.state = "ready"
         self.last_resort = False  # while it is draining, it takes requests from routers that have nobody else
         self.asked_by: list[str] = []  # what routers said with each call of `info`
+        self.tells = asyncio.Event()  # while cleared, `info` waits
+        self.tells.set()
         self.loads = False  # while it is starting it has no model yet
         self.role_served: str | None = None  # the role served, if it is not the one that the router knows of
         self.slots = 64
@@ -196,6 +198,7 @@ class TokenWorker:
         if not hmac.compare_digest(request.headers.get("authorization", ""), BEARER):
             return _error(401, "unauthorized")
         self.asked_by.append(request.headers.get("x-disagg-router", ""))
+        await self.tells.wait()
         named = {} if self.model is None else {"model_name": self.model}
         if self.state == "starting" and self.loads:
             return JSONResponse({"protocol": 1, "incarnation": self.incarnation, "pod": self.name, "role": self.role,
@@ -368,7 +371,11 @@ class TokenWorker:
         elif not self._first_from_decode:
             yield line
         if ticket is not None and reason is None:
-            await self._tell(ticket, tokens[-1])
+            try:
+                await self._tell(ticket, tokens[-1])
+            except httpx.HTTPError:  # decode died, and this worker did not
+                yield {"type": "error", "code": "transfer_failed", "message": "decode is gone", "retryable": True}
+                return
             yield {"type": "transferred", "kv_bytes": 64 * len(tokens), "transfer_s": 0.002, "exposed_s": 0.001,
                    "interface": "net1", "peer": f"{ticket['host']}:{ticket['port']}"} | self.reports  # fmt: skip
         yield {"type": "end", "finish_reason": reason or "prefilled"}

@@ -77,6 +77,11 @@ class Fleet:
         await asyncio.gather(*(w.stop() for w in workers))
         await self._until(lambda: not {w.name for w in workers} & self.known())
 
+    async def gone(self) -> None:
+        """Return when the router knows that no worker is listed."""
+        table = self._stack.router.table
+        await self._until(lambda: not (table.workers() or table._membership.members()) and table.names._all_told)
+
     def served(self) -> set[str]:
         return set(self._stack.router.table.catalogue.live())
 

@@ -45,8 +45,8 @@ class Stack:
         self._server = server_of(self.router)
         self._background = asyncio.create_task(self.router.run())
         self._serving = asyncio.create_task(self._server.serve(sockets=[sock]))
-        self.http = httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=20)
-        self.openai = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
+        self.http = httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=60)
+        self.openai = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
         await self.until(lambda: self._server.started and self.router.table.synced)
         if self.workers:
             await self.until(
@@ -88,7 +88,7 @@ class Stack:
     def healthy(self) -> int:
         return self.router.handshakes.counts()["healthy"]
 
-    async def until(self, condition: Any, limit_s: float = 10.0) -> None:
+    async def until(self, condition: Any, limit_s: float = 60.0) -> None:
         """Wait for a condition that no event reports."""
         async with asyncio.timeout(limit_s):
             while not condition():

@@ -115,6 +115,37 @@ async def test_failures_count_against_the_workers_that_failed_first(tmp_path: Pa
         assert await counted(stack) == (found["503"], 0, found["old"], found["old"])
 
 
+@pytest.mark.parametrize(("code", "missed"), [("ticket_expired", True), ("draining", False)])
+async def test_what_workers_took_and_did_not_begin_in_time_counts_against_them(
+    tmp_path: Path, code: str, missed: bool
+) -> None:
+    new = workers("new", 1)
+    async with Stack(tmp_path, *workers("old", 2), *new) as stack:
+        await tried(stack)
+        new[1].faults = [Fault("decode", "error", times=10_000, code=code)]
+        assert sum((await ask(stack, 30)).values()) == 30
+        new_ended, new_met, old_ended, old_met = await counted(stack)
+        assert (new_met < new_ended) is missed
+        assert (old_met, new_ended + old_ended) == (old_ended, 30)
+
+
+async def test_all_choices_of_an_answer_are_one_request(tmp_path: Path) -> None:
+    async with Stack(tmp_path, *workers("old", 2), *workers("new", 1)) as stack:
+        await tried(stack)
+        found = await ask(stack, 12, n=3)
+        assert await counted(stack) == (found["new"], found["new"], found["old"], found["old"])
+        assert sum(found.values()) == 12
+
+
+async def test_one_choice_that_fails_is_a_request_that_was_not_kept(tmp_path: Path) -> None:
+    new = workers("new", 1)
+    async with Stack(tmp_path, *new, max_attempts=2) as stack:
+        await tried(stack)
+        new[1].faults = [Fault("decode", "error", times=1)]
+        await ask(stack, 1, n=3)
+        assert await counted(stack) == (1, 0, 0, 0)
+
+
 async def test_requests_that_are_late_have_not_met_the_objectives(tmp_path: Path) -> None:
     new = workers("new", 1)
     async with Stack(tmp_path, *workers("old", 2), *new) as stack:

@@ -130,6 +130,34 @@ async def test_many_streams_survive_the_death_of_half_the_workers(tmp_path: Path
         assert all(await asyncio.gather(*tasks))
 
 
+@pytest.mark.parametrize("state", ["ready", "draining"])
+async def test_an_answer_from_before_a_worker_was_lost_does_not_bring_it_back(tmp_path: Path, state: str) -> None:
+    pool = workers()
+    async with Stack(tmp_path, *pool) as stack:
+        worker, table = pool[0], stack.router.table
+        worker.state, worker.last_resort = state, state == "draining"
+
+        async def asked_again() -> None:
+            times = len(worker.asked_by)
+            await stack.until(lambda: len(worker.asked_by) > times)
+
+        def is_listed() -> bool:
+            return any(w.incarnation == worker.incarnation for w in table.workers())
+
+        await asked_again()
+        worker.tells.clear()
+        await asked_again()
+        table.lost(worker.incarnation)
+        assert not is_listed()
+        worker.tells.set()
+        await asyncio.sleep(0)
+        worker.tells.clear()
+        await asked_again()
+        assert not is_listed()
+        worker.tells.set()
+        await stack.until(is_listed)
+
+
 async def test_the_only_decode_worker_may_come_back_as_another_incarnation(tmp_path: Path) -> None:
     prefill, decode = workers(1, 1)
     async with Stack(tmp_path, prefill, decode) as stack:

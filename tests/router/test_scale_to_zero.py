@@ -84,6 +84,7 @@ async def test_a_model_that_went_to_zero_is_listed_and_comes_back(tmp_path: Path
         fleet = Fleet(stack)
         stack.workers.clear()  # so that none is listed once these are gone
         await fleet.go(*pool)
+        await fleet.gone()
         assert await listed(stack) == ["m"]
         told = (await demand(stack, wait_s=0)).json()
         assert (told["wanted"], told["held"]) == (False, 0)
@@ -166,3 +167,15 @@ async def test_the_idle_time_begins_at_the_end_of_the_last_stream(tmp_path: Path
         await asyncio.gather(*streams)
         await stack.until(lambda: stack.router.active == 0)
         assert 0 <= (await stack.state())["idle_s"] < 1000
+
+
+async def test_a_request_that_is_refused_by_its_name_or_key_does_not_end_the_idle_time(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("right\n")
+    async with Stack(tmp_path, *team("m", "a", 1), api_keys_file=str(keys)) as stack:
+        stack.router._idle_since_s -= 1000
+        for key, name, status in (("wrong", "m", 401), ("right", "unknown", 404)):
+            body = {"model": name, "prompt": "hello", "max_tokens": 1}
+            headers = {"authorization": f"Bearer {key}"}
+            assert (await stack.http.post("/v1/completions", json=body, headers=headers)).status_code == status
+        assert (await stack.state())["idle_s"] >= 1000

@@ -209,11 +209,14 @@ def inconclusive(resource: Obj) -> str:
 
 
 def chosen(known: list[KnownRevision], number: int | None) -> KnownRevision:
-    """Return the revision of a number, or the one before the newest. Raises RolloutError."""
+    """Return the revision of a number, or the one before the newest. Raises RolloutError.
+
+    One whose canary has failed, or was left in the middle, is not gone back to unless asked for.
+    """
     if number is None:
         if len(known) < 2:
             raise RolloutError("there is no earlier revision")
-        return known[-2]
+        return ([r for r in known[:-1] if not r.given_up] or known[:-1])[-1]
     for revision in known:
         if revision.number == number:
             return revision

@@ -83,13 +83,12 @@ def trial_of(
     `back` is the revision to which a rollout has gone back, `state` the state of the rollout.
     """
     left = _left_of(known, state)
-    record = None if mine is None else mine.canary
+    stored = None if mine is None else mine.canary
     # After an edit of the spec, a revision that has failed is tried again.
-    again = record is not None and record.verdict == FAILED
-    record = None if again else record
+    record = None if stored is not None and stored.verdict == FAILED else stored
     spec, changing = dd.spec.rollout.canary, _changing(state)
     asked = mine is not None and annotations_of(resource).get(PROMOTE_ANNOTATION) == mine.name
-    applies = back is None and not asked and _applies(changing, state, record, again=again)
+    applies = back is None and not asked and _applies(changing, state, record, again=stored is not None)
     if not applies or spec is None:
         return Trial(None, _words(None, (), state, left), record, asked=asked)
     if other := _other_name(dd, known, state):
@@ -144,7 +143,7 @@ def _left_of(known: Sequence[KnownRevision], state: RolloutState) -> dict[str, t
     """
     out: dict[str, tuple[str, ...]] = {}
     for role in ROLES:
-        kept = {r.of(role) for r in known if r.canary is None or r.canary.verdict == PROMOTED}
+        kept = {r.of(role) for r in known if not r.given_up}
         kept.add(state.target[role])
         here = {w.revision: w for w in state.workers if w.role == role and not w.gone}
         given_up = [r.of(role) for r in reversed(known) if r.of(role) in here and r.of(role) not in kept]
@@ -222,6 +221,23 @@ def to_write(trial: Trial, mine: KnownRevision, found: RolloutPlan, here: Circum
     return CanaryRecord(record.since, INCONCLUSIVE, trial.rules_text, message)
 
 
+def written(
+    trial: Trial, mine: KnownRevision, known: Sequence[KnownRevision], found: RolloutPlan, here: Circumstances
+) -> tuple[str, CanaryRecord | None]:
+    """Return the name of a revision, and what is to be written down of it now, or None.
+
+    It is the declared revision, or one that was left while it was tried: its canary begins anew if
+    it is declared again.
+    """
+    record = to_write(trial, mine, found, here)
+    if record is None and not found.expired:
+        for revision in known:
+            then = revision.canary
+            if revision != mine and then is not None and then.since and then.verdict in ("", INCONCLUSIVE):
+                return revision.name, CanaryRecord()
+    return mine.name, record
+
+
 def _let_go_on(trial: Trial, mine: KnownRevision, found: RolloutPlan, here: Circumstances) -> CanaryRecord | None:
     """Return the record of a revision that is not tried, or not any more.
 
@@ -231,7 +247,7 @@ def _let_go_on(trial: Trial, mine: KnownRevision, found: RolloutPlan, here: Circ
     if stored is not None and stored.verdict == PROMOTED:
         return None
     over = trial.asked or (found.complete and (here.declared or stored is not None))
-    if stored is not None and not (stored.verdict == FAILED and here.declared):
+    if stored is not None and not (here.declared and (stored.verdict == FAILED or not stored.since)):
         over = True
     return CanaryRecord("" if stored is None else stored.since, PROMOTED) if over else None
 

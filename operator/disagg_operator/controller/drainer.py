@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from disagg_operator.autoscaling.signals.collector import worker_target
@@ -46,6 +46,10 @@ class _Answer:
     said: str = BUSY
     silences: int = 0
     at_s: float = float("-inf")
+    until_s: float = float("inf")
+    """When it is not asked any more: no reconcile has done what is due then."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
+    """Held during a call, so that the calls reach the worker in their order."""
 
 
 class Drainer:
@@ -81,9 +85,16 @@ class Drainer:
         if not self._may_act():
             self._answers.clear()
             return
-        asked = [(key, uid, before) for key, answers in self._answers.items() for uid, before in answers.items()]
-        found = await asyncio.gather(*(self._asked(before) for _, _, before in asked))
-        for (key, uid, before), answer in zip(asked, found, strict=True):
+        now_s = self._clock()
+        every = [(key, uid, before) for key, answers in self._answers.items() for uid, before in answers.items()]
+        await asyncio.gather(*(self._look_at(*one) for one in every if now_s < one[2].until_s))
+
+    async def _look_at(self, key: Key, uid: str, before: _Answer) -> None:
+        """Ask a worker once more, unless it has been called back meanwhile."""
+        async with before.turn:
+            if self._answers.get(key, {}).get(uid) is not before:
+                return
+            answer = await self._ask_once(before)
             known = self._answers.get(key, {})
             if known.get(uid) is before:
                 known[uid] = answer
@@ -104,7 +115,8 @@ class Drainer:
         for (role, revision), deployment in workloads.items():
             replicas = int((deployment.get("spec") or {}).get("replicas") or 0)
             wanted = run.step.plan.replicas.get((role, revision), 0)
-            wanted = max(wanted, replicas) if blocked else wanted
+            if blocked:
+                wanted = run.sizes[role, revision] = max(wanted, replicas)
             found = victims.chosen(looking.pods_of(run.children.pods, (role, revision)), wanted, run.live.loads)
             await self._call_back(run, found.called_back)
             if wanted < replicas:
@@ -142,12 +154,20 @@ class Drainer:
         stale = [uid for uid, answer in told.items() if self._clock() - answer.at_s > _BELIEVED_S]
         told |= dict(zip(stale, await asyncio.gather(*(self._asked(told[uid]) for uid in stale)), strict=True))
         for uid, pod in pods.items():
-            wanted = {} if told[uid].said == UNABLE else victims.mark(pod, timeout_s, now_s)
-            if not await self._annotate(run.key, pod, wanted):
+            said = told[uid].said
+            wanted = {} if said == UNABLE else victims.mark(pod, timeout_s, now_s, idle=said == IDLE)
+            if await self._annotate(run.key, pod, wanted):
+                until_s = self._clock() + victims.left_s(pod, now_s) + _LEASE_S
+                told[uid] = replace(told[uid], until_s=until_s)
+            else:
                 del told[uid]
         return told
 
     async def _asked(self, before: _Answer) -> _Answer:
+        async with before.turn:
+            return await self._ask_once(before)
+
+    async def _ask_once(self, before: _Answer) -> _Answer:
         """Ask a worker, and return its answer."""
         status = await self._ask(before.target, {"lease_s": _LEASE_S})
         silences = before.silences + 1 if status is None else 0
@@ -157,7 +177,7 @@ class Drainer:
             said = before.said
         else:
             said = IDLE if status == 200 else BUSY
-        return _Answer(before.target, said, silences, self._clock())
+        return replace(before, said=said, silences=silences, at_s=self._clock())
 
     async def _call_back(self, run: Pass, pods: Iterable[Obj]) -> None:
         """Let pods that are marked serve again."""
@@ -165,7 +185,9 @@ class Drainer:
         for pod in pods:
             # A worker that cannot be told serves again when its lease is over.
             target = replace(worker_target(pod, bearer), path=DRAIN_PATH)
-            await self._ask(target, {"lease_s": 0.0})
+            before = self._answers.get(run.key, {}).pop(uid_of(pod), None) or _Answer(target)
+            async with before.turn:
+                await self._ask(target, {"lease_s": 0.0})
             if await self._annotate(run.key, pod, victims.unmark()):
                 log.info("%s/%s: worker %s is called back", *run.key, name_of(pod))
                 self._called_back()

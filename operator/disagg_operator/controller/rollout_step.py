@@ -146,8 +146,8 @@ def _tried(
     rollout = inputs.dd.spec.rollout
     earlier = _earlier(mine, known, live) is not None
     here = canary_step.Circumstances(rollout.canary is not None, earlier, rollout.paused, inputs.now)
-    record = canary_step.to_write(trial, mine, step.plan, here)
-    where = revisions.by_name(inputs.objects, inputs.dd.metadata.name, mine.name)
+    whose, record = canary_step.written(trial, mine, known, step.plan, here)
+    where = revisions.by_name(inputs.objects, inputs.dd.metadata.name, whose)
     return replace(
         step,
         canary=None if record is None or where is None else (where, record),
@@ -181,10 +181,10 @@ def _canary_failed(revision: KnownRevision) -> bool:
 def _earlier(
     mine: KnownRevision, known: Sequence[KnownRevision], live: Mapping[WorkersKey, Obj]
 ) -> KnownRevision | None:
-    """Return the newest other revision of which both workloads are there and have served."""
+    """Return the newest other revision that is not given up, and whose workloads have served."""
     served = {key for key, obj in live.items() if looking.SERVED_ANNOTATION in annotations_of(obj)}
-    others = [r for r in known if r.name != mine.name and all((role, r.of(role)) in served for role in ROLES)]
-    return others[-1] if others else None
+    good = [r for r in known if r.name != mine.name and not r.given_up]
+    return next((r for r in reversed(good) if all((role, r.of(role)) in served for role in ROLES)), None)
 
 
 def _state(

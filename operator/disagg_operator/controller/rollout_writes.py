@@ -59,7 +59,7 @@ async def _mark_revision(kube: Kube, key: Key, step: RolloutStep, generation: in
     if step.canary is not None:
         where, record = step.canary
         annotations[CANARY_ANNOTATION] = record.text()
-        log.info("%s/%s: canary of revision %s: %s", *key, step.revision, record.text())
+        log.info("%s/%s: canary of revision %s: %s", *key, name_of(where), record.text())
     if step.failed is not None:
         annotations[revisions.FAILED_ANNOTATION] = str(generation)
         log.warning("%s/%s: revision %s is given up", *key, step.revision)

@@ -23,8 +23,9 @@ BUSY = "busy"
 # It cannot be told, or does not answer: it drains when it gets SIGTERM.
 UNABLE = "unable"
 
-# Lower than the cost of any pod that stays.
-_COST = "-1000000"
+# Lower than the cost of any pod that stays, and lower still once a pod need not be waited for: as
+# long as others are, exactly those go.
+_COST, _FREE_COST = "-1000000", "-2000000"
 # Two looks at the clock may differ by so much without a change of the mark.
 _TOLERANCE_S = 2.0
 _PHASES = {"Pending": 0, "Unknown": 1, "Running": 2}
@@ -63,16 +64,19 @@ def can_drain(pod: Obj) -> bool:
     return is_ready(pod) and bool(address_of(pod))
 
 
-def mark(pod: Obj, timeout_s: float, now_s: float) -> dict[str, str]:
+def mark(pod: Obj, timeout_s: float, now_s: float, *, idle: bool = False) -> dict[str, str]:
     """Return the annotations to write on a pod that is to go; none if they are there.
 
-    A mark of another clock, or of a longer timeout, is written anew.
+    A mark of another clock, or of a longer timeout, is written anew. `idle` is set once the worker
+    has no requests.
     """
     left_s = epoch_s(annotations_of(pod).get(DRAIN_UNTIL)) - now_s
     if left_s <= timeout_s + _TOLERANCE_S:
-        return {}
+        free = idle or left_s <= 0
+        cheap = not free or annotations_of(pod).get(decision_report.DELETION_COST) == _FREE_COST
+        return {} if cheap else {decision_report.DELETION_COST: _FREE_COST}
     until = datetime.datetime.fromtimestamp(now_s + timeout_s, datetime.UTC).isoformat(timespec="seconds")
-    return {DRAIN_UNTIL: until.replace("+00:00", "Z"), decision_report.DELETION_COST: _COST}
+    return {DRAIN_UNTIL: until.replace("+00:00", "Z"), decision_report.DELETION_COST: _FREE_COST if idle else _COST}
 
 
 def unmark() -> dict[str, None]:

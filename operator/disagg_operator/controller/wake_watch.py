@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
@@ -89,7 +90,8 @@ class WakeWatch:
             if not at_zero(pools):
                 continue
             pods = self._cache.pods_by_deployment() if pods is None else pods
-            for pod in sort_pods(pods.get(key, [])).routers:
+            # A router that is ending has not handed over the requests that it holds.
+            for pod in filter(address_of, sort_pods(pods.get(key, [])).live_routers):
                 target = Target(identity_of(pod), address_of(pod), http_port(pod, ROUTER_PORT), DEMAND_PATH)
                 yield (key, target.pod), target
 
@@ -103,6 +105,7 @@ class WakeWatch:
             if entry.bearer is None:
                 entry.bearer = await self._bearer_of(key)
             async with self._gate:
+                asked_s = time.monotonic()
                 found = await self._ask(http, replace(target, bearer=entry.bearer), cursor, cold_start_s(entry))
             if found is None:
                 await asyncio.sleep(retry_s)
@@ -110,13 +113,13 @@ class WakeWatch:
                 continue
             retry_s = _RETRY_S[0]
             wanted, cursor = found
-            if wanted:
-                # Said once: a reconcile that fails is tried again in its own time.
-                if not entry.wake:
-                    log.info("%s/%s: a request waits for workers", *key)
-                    entry.wake = True
-                    self._wake(key)
-                await asyncio.sleep(_RETRY_S[0])  # until the pools are not at zero any more
+            # Said once: a reconcile that fails is tried again in its own time.
+            if wanted and not entry.wake:
+                log.info("%s/%s: a request waits for workers", *key)
+                entry.wake = True
+                self._wake(key)
+            # Also a router that answers at once is not asked all the time.
+            await asyncio.sleep(max(0.0, asked_s + retry_s - time.monotonic()))
 
     async def _ask(
         self, http: httpx.AsyncClient, target: Target, cursor: str, starts_s: float | None

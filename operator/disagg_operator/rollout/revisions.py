@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disagg_operator.kube.resources import CONTROLLER_REVISION, annotations_of, name_of
-from disagg_operator.rollout.canary_record import CANARY_ANNOTATION, CanaryRecord, read_record
+from disagg_operator.rollout.canary_record import CANARY_ANNOTATION, PROMOTED, CanaryRecord, read_record
 from disagg_operator.vocabulary import Obj
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 
@@ -43,6 +43,11 @@ class KnownRevision:
     @property
     def pair(self) -> tuple[str, str]:
         return self.prefill, self.decode
+
+    @property
+    def given_up(self) -> bool:
+        """Whether its canary has failed, or goes on, or was left before its end."""
+        return self.canary is not None and self.canary.verdict != PROMOTED
 
     def of(self, role: str) -> str:
         """Return the revision of a role."""

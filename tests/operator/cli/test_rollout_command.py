@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from disagg_operator.cli import rollout_command
 from disagg_operator.cli.entry import parser
 from disagg_operator.cli.rollout_command import RolloutError
+from disagg_operator.rollout.canary_record import FAILED, INCONCLUSIVE, PROMOTED, CanaryRecord
 from disagg_operator.rollout.revisions import KnownRevision
 from disagg_operator.vocabulary import UPDATE_RUNTIME
 
@@ -76,6 +78,16 @@ def test_undo_takes_the_revision_before_or_the_one_that_is_named() -> None:
         rollout_command.chosen(known, 2)
     with pytest.raises(RolloutError, match="no earlier revision"):
         rollout_command.chosen(known[:1], None)
+
+
+def test_undo_takes_no_revision_whose_canary_failed_or_was_left_unless_it_is_named() -> None:
+    first, left, failed, newest = (revision(n, name) for n, name in enumerate("abcd", 1))
+    first = replace(first, canary=CanaryRecord("t", PROMOTED))
+    left, failed = replace(left, canary=CanaryRecord()), replace(failed, canary=CanaryRecord("t", FAILED))
+    known = [first, left, failed, replace(newest, canary=CanaryRecord("t", INCONCLUSIVE))]
+    assert rollout_command.chosen(known, None) is first
+    assert rollout_command.chosen(known, 3) is failed
+    assert rollout_command.chosen(known[1:], None) is failed
 
 
 def test_the_history_says_what_changed_and_what_runs() -> None:

@@ -17,15 +17,30 @@ CANARY: dict[str, Any] = {"canary": {"weight": 10, "minRequests": 100, "maxDurat
 GOOD, BAD, OLD = (100, 99), (100, 80), (900, 891)
 
 
-async def tried(size: int = 4, rollout: dict[str, Any] | None = None, **spec: Any) -> Rolling:
+async def tried(
+    size: int = 4, rollout: dict[str, Any] | None = None, kind: type[Rolling] = Rolling, **spec: Any
+) -> Rolling:
     """Return a deployment whose new revision is tried, with one pair."""
     pools = {role: {"replicas": size} for role in ROLES}
-    world = Rolling(**{**pools, "rollout": {**CANARY, **(rollout or {})}, **spec})
+    world = kind(**{**pools, "rollout": {**CANARY, **(rollout or {})}, **spec})
     await world.roll()
     world.least_pairs = 99
     world.edit(model=SAME_NAME)
     await world.roll()
     return world
+
+
+class Draining(Rolling):
+    """A deployment whose pods of one revision take long to end."""
+
+    drains: tuple[str, ...] = ()
+
+    def kubelets(self) -> None:
+        pods = [pod for key in self.workloads() if key[1] in self.drains for pod in self.pods(key)]
+        super().kubelets()
+        for pod in pods:
+            pod["metadata"]["deletionTimestamp"] = self.now
+            self.kube.put(pod)
 
 
 class Alike(Rolling):
@@ -163,6 +178,51 @@ async def test_an_edit_in_the_middle_is_tried_anew_and_what_was_given_up_gets_no
     world.serve(GOOD, OLD)
     await world.roll()
     assert world.condition("Progressing")["reason"] == "RolloutComplete"
+
+
+@pytest.mark.parametrize("inconclusive", [False, True])
+async def test_a_revision_that_was_left_in_the_middle_is_tried_from_the_start_when_it_is_declared_again(
+    inconclusive: bool,
+) -> None:
+    world = await tried()
+    world.serve((57, 57), (600, 598))
+    if inconclusive:
+        world.later(601)
+        await world.roll()
+    world.edit(model={**SAME_NAME, "uri": "file:///models/third"})
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "Canary"
+    world.later(700)
+    world.edit(model=SAME_NAME)
+    await world.roll()
+    condition = world.condition("Progressing")
+    assert condition["reason"] == "Canary"
+    assert "0 of 100" in condition["message"]
+    assert news(world) == ([4, 4], [1, 1])
+    world.later(500)
+    world.serve(GOOD, OLD)
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "RolloutComplete"
+
+
+@pytest.mark.parametrize("failed", [False, True])
+async def test_a_revision_that_fails_does_not_go_back_to_one_that_was_given_up_and_still_drains(failed: bool) -> None:
+    world = await tried(kind=Draining, rollout={"maxSurge": 3})
+    assert isinstance(world, Draining)
+    world.drains = tuple(world.revision_of(role) for role in ROLES)
+    if failed:
+        world.serve(BAD, OLD)
+        await world.roll()
+        assert world.condition("Progressing")["reason"] == "CanaryFailed"
+    world.edit(model={**SAME_NAME, "uri": "file:///models/third"})
+    await world.roll()
+    assert len(world.workloads()) == 6
+    world.serve(BAD, OLD)
+    await world.roll()
+    assert world.condition("Progressing")["reason"] == "CanaryFailed"
+    first = world.revisions()[0].name
+    assert f"so that {first} is restored" in world.condition("Progressing")["message"]
+    assert [world.replicas_of(role)[f"chat-{role}"] for role in ROLES] == [4, 4]
 
 
 async def test_a_revert_in_the_middle_takes_the_requests_from_the_new_workers_at_once() -> None:

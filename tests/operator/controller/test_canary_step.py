@@ -17,6 +17,7 @@ from disagg_operator.controller.canary_step import (
     told,
     trial_of,
     without_given_up,
+    written,
 )
 from disagg_operator.rollout import telling
 from disagg_operator.rollout.canary_record import (
@@ -92,6 +93,7 @@ def found(
         ("a pool has the size 0", found(BEGUN, state(*OLD, *NEW, wanted=0)), False),
         ("the old ones do not serve", found(None, state(*workers("1", ready=0), *NEW)), False),
         ("the old ones do not serve for a moment", found(BEGUN, state(*workers("1", ready=0), *NEW)), True),
+        ("it was left in the middle and is declared again", found(CanaryRecord(), state(*OLD, *workers("2"))), True),
         ("it has served before there was a canary", found(None, state(*OLD, *workers("2"))), False),
         ("another name", found(model={"uri": "file:///models/m", "name": "n"}), False),
     ],
@@ -162,6 +164,8 @@ ALIKE, WORSE, FEW = seen((100, 99), (900, 891)), seen((100, 70), (900, 891)), se
          replace(HERE, declared=False), PROMOTED),
         ("one that has failed waits for the old ones to serve",
          found(replace(BEGUN, verdict=FAILED), state(*workers("1", ready=0), *NEW)), plan(), HERE, None),
+        ("nor does one that was left before",
+         found(CanaryRecord(), state(*workers("1", ready=0), *NEW)), plan(), HERE, None),
         ("a rollout without one", found(rollout={}), plan(complete=True), replace(HERE, declared=False), None),
         ("a revision that is there", found(None, state(*NEW)), plan(complete=True), HERE, PROMOTED),
         ("a first revision on its way", found(None, state(*NEW)), plan(), HERE, None),
@@ -180,6 +184,25 @@ def test_what_is_written_down(
         assert "of 100" in record.message
     if record is not None and not record.verdict:
         assert record.since == NOW
+
+
+@pytest.mark.parametrize(
+    ("others", "plan_", "expected"),
+    [
+        ([], plan(proven=False), ("2", None)),
+        ([revision("1", 1, BEGUN)], plan(), ("2", CanaryRecord(NOW))),  # its own comes first
+        ([revision("1", 1, BEGUN)], plan(proven=False), ("1", CanaryRecord())),
+        ([revision("0", 1), revision("1", 2, WAITS)], plan(proven=False), ("1", CanaryRecord())),
+        ([revision("1", 1, replace(BEGUN, verdict=FAILED))], plan(proven=False), ("2", None)),
+        ([revision("1", 1, CanaryRecord())], plan(proven=False), ("2", None)),
+        ([revision("1", 1, BEGUN)], plan(proven=False, expired=True), ("2", None)),
+    ],
+)
+def test_the_canary_of_a_revision_that_was_left_begins_anew(
+    others: list[KnownRevision], plan_: RolloutPlan, expected: tuple[str, CanaryRecord | None]
+) -> None:
+    mine = revision("2", 9)
+    assert written(found(), mine, [*others, mine], plan_, HERE) == expected
 
 
 @pytest.mark.parametrize(

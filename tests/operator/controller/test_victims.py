@@ -65,7 +65,12 @@ def test_a_mark_has_a_deadline_and_the_lowest_cost_and_is_written_once() -> None
     written = victims.mark(pod("a"), 60.0, NOW)
     assert written == {DRAIN_UNTIL: SOON, COST: "-1000000"}
     assert victims.mark(pod("a", until=SOON), 60.0, NOW) == {}
-    assert victims.mark(pod("a", until=SOON), 60.0, NOW + 1000) == {}  # its time is over
+    free = pod("a", until=SOON)
+    free["metadata"]["annotations"][COST] = "-2000000"
+    assert victims.mark(pod("a", until=SOON), 60.0, NOW + 1000) == {COST: "-2000000"}  # its time is over
+    assert victims.mark(pod("a", until=SOON), 60.0, NOW, idle=True) == {COST: "-2000000"}
+    assert victims.mark(pod("a"), 60.0, NOW, idle=True) == written | {COST: "-2000000"}
+    assert victims.mark(free, 60.0, NOW, idle=True) == victims.mark(free, 60.0, NOW) == {}
     assert victims.mark(pod("a", until="2027-01-01T00:00:00Z"), 60.0, NOW) == written  # of a clock that was wrong
     assert victims.mark(pod("a", until="tomorrow"), 60.0, NOW) == written
     assert victims.unmark() == {DRAIN_UNTIL: None, COST: None}

@@ -61,14 +61,14 @@ class Routers:
             await runner.cleanup()
         assert self.watch._polls == {}
 
-    def put(self, key: Key, mark: str, replicas: int) -> None:
+    def put(self, key: Key, mark: str, replicas: int, *, ready: str = "True") -> None:
         namespace, name = key
         self.cache.put(DISAGG_DEPLOYMENT, {"metadata": {"name": name, "namespace": namespace, "uid": name}})
         for role in ("prefill", "decode"):
             meta = {"name": f"{name}-{role}", "namespace": namespace, "annotations": {DECLARED_ANNOTATION: mark}}
             self.cache.put(DISAGG_POOL, {"metadata": meta, "spec": {"replicas": replicas}})
         labels = {"app.kubernetes.io/component": "router", "disagg.dev/deployment": name}
-        status = {"phase": "Running", "podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
+        status = {"phase": "Running", "podIP": "127.0.0.1", "conditions": [{"type": "Ready", "status": ready}]}
         container = {"name": "main", "ports": [{"name": "http", "containerPort": self.port}]}
         meta = {"name": f"{name}-router-1", "namespace": namespace, "uid": f"{name}-r", "labels": labels}
         self.cache.put(POD, {"metadata": meta, "spec": {"containers": [container]}, "status": status})
@@ -145,3 +145,25 @@ async def test_the_polls_are_bounded_and_all_deployments_have_their_turn(monkeyp
             bearers.add(request.headers["Authorization"])
             routers.answer(wanted=False)
         assert float(request.query["wait_s"]) == 12.5
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_router_that_is_ending_tells_of_the_requests_that_it_holds() -> None:
+    routers = Routers()
+    async with routers.running():
+        routers.put(CHAT, "zero:1:1", 0, ready="False")
+        await routers.asked.get()
+        routers.answer(wanted=True)
+        assert await routers.woken.get() == CHAT
+
+
+async def test_a_router_that_answers_at_once_is_not_asked_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wake_watch, "_RETRY_S", (LIMIT_S, LIMIT_S))
+    routers = Routers()
+    async with routers.running():
+        routers.put(CHAT, "zero:1:1", 0)
+        for _ in range(3):
+            routers.answer(wanted=False)
+        await routers.asked.get()
+        await asyncio.sleep(0.05)
+        assert routers.asked.empty()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,12 @@ def test_admins_and_editors_of_a_namespace_manage_resources_and_viewers_read_the
         path = f"{rbac}/namespaces/serving/rolebindings/{role}-{name}"
         assert _apply(crd_client, binding, None, path).status_code in (200, 201)
     user = f"some-{role}"
+    # The API server's own list of bindings is a moment late.
+    deadline_s = time.monotonic() + 30
+    verbs = ("list", "create") if writes else ("list",)
+    while not all(_as(crd_client, user, verb, "disaggdeployments") for verb in verbs):
+        assert time.monotonic() < deadline_s, f"{ours} are bound, and grant nothing"
+        time.sleep(0.05)
     assert _as(crd_client, user, "create", "disaggdeployments") is writes
     assert _as(crd_client, user, "patch", "disaggpools", "scale") is writes
     # A pool is the operator's own object.

@@ -91,6 +91,19 @@ def test_where_the_kv_fits_no_pair_is_mixed() -> None:
     assert found["new", "new"] == pytest.approx(200, abs=50)
 
 
+@pytest.mark.parametrize("canary", [CANARY, Canary({"decode": WORD})])
+def test_workers_that_do_both_get_their_part_as_well(canary: Canary) -> None:
+    rng, found = random.Random(1), Counter[Any]()
+    counts = {"old": 3, "new": 2, "left": 1}
+    whole = [worker(f"{name}-{i}", "both", revision=name) for name, count in counts.items() for i in range(count)]
+    for _ in range(2000):
+        found[names(ask(whole, rng.random(), canary))] += 1
+    assert set(found) == {("-", "old"), ("-", "new")}
+    assert found["-", "new"] == pytest.approx(200, abs=50)
+    olds = {w.incarnation for w in whole if w.revision == "old"}
+    assert ask(whole, 0.9, canary, full=olds) is None
+
+
 def test_a_pool_that_does_not_change_serves_both() -> None:
     canary = Canary({"prefill": WORD})
     shared = worker("d", "decode", revision="kept", compat="c")

@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 _REASON_S = 1.0
 # Errors that every worker would answer in the same way.
 _FINAL = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG, codes.DEADLINE_EXCEEDED)
-_OF_THE_CLIENT = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG)
+# Errors that say nothing against workers: they are the client's, or of workers that are busy or go.
+_BLAMELESS = (codes.INVALID_REQUEST, codes.PROMPT_TOO_LONG, codes.DRAINING, codes.NO_CAPACITY)
 # Errors that mean "not now, not here", with the pool that is full where it is not the one that
 # answered. A ticket expires when prefill has not begun in time, that is, when the queue of prefill
 # is long.
@@ -67,12 +68,12 @@ class Trace:
     held_s: float = 0.0  # the part of it for which there were no workers of the model
     attempts: int = 0  # over all attempts; waiting for room does not count as one
     broken: tuple[Worker | None, Worker | None] | None = None
-    """The prefill and the decode worker of the first attempt that failed by no fault of the client;
-    None if none did.
+    """The prefill and the decode worker of the first attempt that failed by no fault of the client,
+    or that they had taken and did not begin in time; None if none did.
     """
 
-    def note_failure(self, failure: AttemptFailed) -> None:
-        if self.broken is None and failure.reason not in _OF_THE_CLIENT:
+    def note_failure(self, failure: AttemptFailed | NoRoom) -> None:
+        if self.broken is None and failure.reason not in _BLAMELESS:
             self.broken = self.prefill, self.decode
 
 

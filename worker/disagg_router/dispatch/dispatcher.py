@@ -145,8 +145,8 @@ class Dispatcher:
                 if (reason := state.complete) is not None:
                     yield Finished(reason)
                     return
+                trace.note_failure(failure)
                 if isinstance(failure, AttemptFailed):
-                    trace.note_failure(failure)
                     self._failed(state, failure)
                 else:
                     await self._refused(visit, state, choice, failure, trace)

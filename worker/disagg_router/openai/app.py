@@ -128,6 +128,8 @@ class Api:
         asked, size_bytes = schema.parse(kind, schema.loads(body)), len(body)
         del body
         shown_id, generations, queue_s, held_s = secrets.token_hex(12), list[Generation](), 0.0, 0.0
+        # Who asks for what does not exist keeps no workers from resting.
+        self._names.check(asked.model)
         with self._router.work() as work:
             work.callback(lambda: self._account(generations))
             for _ in range(self._router.settings.max_attempts):
@@ -250,8 +252,8 @@ class Api:
     def _account(self, generations: Sequence[Generation]) -> None:
         """Update the metrics and write one log line for each choice, whatever became of it."""
         metrics = self._router.metrics
+        outcomes.count(self._router, generations, time.monotonic(), time.time())
         for g in generations:
-            outcomes.count(self._router, g, time.monotonic(), time.time())
             metrics.prompt_tokens.inc(len(g.state.prompt))
             metrics.generated_tokens.inc(g.tokens)
             if not g.first_s:

@@ -54,6 +54,11 @@ class ModelNames:
             waited_s += time.monotonic() - began_s
         return table.text(model.identity), model, waited_s
 
+    def check(self, name: str) -> None:
+        """Raise ApiError for a name that nobody serves or will serve."""
+        if self._router.table.names.last(name) is None:
+            self._has_workers(name)
+
     def _has_workers(self, name: str) -> bool:
         """Return whether a name is served. Raises ApiError if it need not be waited for."""
         if not self._router.table.names.known(name, time.monotonic()):

@@ -94,7 +94,7 @@ def chosen(canary: Canary, workers: Sequence[Worker], roll: float, full: Collect
     new, old = canary.new(workers), canary.old(workers)
     for side in (new, old) if 100 * roll < canary.percent else (old, new):
         choice = ask(side, full)
-        if choice is not None and choice.prefill is not None:
+        if _whole(choice):
             return choice
         if side is old and full and _whole(ask(old, ())):
             return choice
@@ -103,7 +103,10 @@ def chosen(canary: Canary, workers: Sequence[Worker], roll: float, full: Collect
 
 
 def _whole(choice: Choice | None) -> bool:
-    return choice is not None and choice.prefill is not None
+    """Return whether the prompt is computed by a worker whose pool does that."""
+    if choice is None:
+        return False
+    return choice.prefill is not None or (choice.decode is not None and choice.decode.serves("prefill"))
 
 
 def team_shares(canary: Canary, teams: Sequence[Sequence[Worker]]) -> list[float]:

@@ -29,12 +29,14 @@ class LeavingWorkers:
         self._client = client
         self._workers: dict[str, Worker] = {}
         self._looks: Counter[str] = Counter()
+        self._broke: set[str] = set()
 
     def workers(self) -> list[Worker]:
         return list(self._workers.values())
 
     def lost(self, incarnation: str) -> None:
-        """Drop a worker to which a stream broke."""
+        """Drop a worker to which a stream broke, also from the answers of a poll under way."""
+        self._broke.add(incarnation)
         self._workers = {name: w for name, w in self._workers.items() if w.incarnation != incarnation}
 
     async def poll(self, members: Mapping[str, Member], needed: Collection[str], configured: str) -> None:
@@ -42,6 +44,7 @@ class LeavingWorkers:
         self._workers = {name: w for name, w in self._workers.items() if name in members}
         self._looks = Counter({name: n for name, n in self._looks.items() if name in members})
         asked = [m for name, m in members.items() if self._looks[name] < _LOOKS]
+        self._broke.clear()
         await asyncio.gather(*(self._ask(m, m.name in needed, configured) for m in asked))
 
     async def _ask(self, member: Member, needs: bool, configured: str) -> None:
@@ -49,7 +52,7 @@ class LeavingWorkers:
             worker = parse_info(member, await self._client.info(member.url, needs=needs), configured)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             worker = None
-        if worker is not None and is_of_use(worker):
+        if worker is not None and is_of_use(worker) and worker.incarnation not in self._broke:
             if member.name not in self._workers:
                 log.info("worker %s leaves, and takes requests while nobody else can", worker.pod)
             self._looks[member.name] = 0

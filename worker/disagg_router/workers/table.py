@@ -95,6 +95,8 @@ class WorkerTable:
         self._asked = False
         # What starting workers have said, and whether all have.
         self._told: tuple[frozenset[str], bool] = (frozenset(), True)
+        # The workers that were lost since the polls under way began: their answers may be older.
+        self._broke: set[str] = set()
         self._prefixes = PrefixMap()
         self.breaker = Breaker()
         self.proven: frozenset[str] = frozenset()
@@ -201,8 +203,9 @@ class WorkerTable:
 
     def lost(self, incarnation: str) -> None:
         """Drop a worker to which a stream broke; it is not chosen again before it has answered a
-        poll.
+        poll that begins after this.
         """
+        self._broke.add(incarnation)
         self._leaving.lost(incarnation)
         for name, worker in list(self._workers.items()):
             if worker.incarnation == incarnation:
@@ -233,6 +236,7 @@ class WorkerTable:
         serving = [w for w in self.workers() if w.state == READY]
         needed = {w.name for w in serving if self.ending or (w.last_resort and active)}
         leaving = {name: m for name, m in self._membership.leaving().items() if name not in members}
+        self._broke.clear()
         await asyncio.gather(
             self._leaving.poll(leaving, needed, self.names.configured),
             *(self._poll(m, needs=m.name in needed) for m in members.values()),
@@ -292,6 +296,8 @@ class WorkerTable:
                 log.warning("worker %s does not answer: %s", member.name, str(error) or type(error).__name__)
             return
         self._misses[member.name] = 0
+        if worker is not None and worker.incarnation in self._broke:
+            return
         if worker is None:
             self._workers.pop(member.name, None)
             self._coming.note(member.name, name_of(info))
