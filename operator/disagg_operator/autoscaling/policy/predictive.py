@@ -34,7 +34,16 @@ from typing import Any
 from disagg_operator.autoscaling.policy import forecast, learning, miss_curve
 from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings, State
 from disagg_operator.autoscaling.policy.observation import Observation, Pods, PrefillSignals, Targets
-from disagg_operator.autoscaling.policy.sizing import PATIENCE_S, Outlook, PoolSizing, hold, join, plan, shortage
+from disagg_operator.autoscaling.policy.sizing import (
+    PATIENCE_S,
+    Outlook,
+    PoolSizing,
+    hold,
+    join,
+    limit_of,
+    plan,
+    shortage,
+)
 from disagg_operator.performance.profile import Profile
 from disagg_wire.roles import DECODE, PREFILL
 
@@ -78,6 +87,7 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
     if prefill.lost or decode.lost:
         state = replace(state, full_until_s=o.now_s + PATIENCE_S)
     unmet = {PREFILL: shortage(prefill), DECODE: below_step or shortage(decode)}
+    limits = {PREFILL: limit_of(prefill), DECODE: limit_of(decode)}
     state = replace(state, seen_with=(prefill.wanted, decode.wanted))
     numbers = {f"prefill_{k}": v for k, v in prefill.numbers.items()} | {
         f"decode_{k}": v for k, v in decode.numbers.items()
@@ -85,7 +95,7 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
     return Targets(
         prefill.wanted, decode.wanted, f"prefill: {prefill.reason}; decode: {decode.reason}", numbers,
         _flip(settings, o, prefill, decode), prefill.ahead, decode.ahead,
-        {pool: words for pool, words in unmet.items() if words},
+        {pool: words for pool, words in unmet.items() if words}, {pool: word for pool, word in limits.items() if word},
     ), state  # fmt: skip
 
 
