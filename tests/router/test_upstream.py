@@ -290,3 +290,16 @@ async def test_the_number_of_requests_there_is_bounded(tmp_path: Path) -> None:
         release.set()
         assert (await first).status_code == 200
         assert isinstance(await stack.http.post("/v1/completions", json=ASKED), httpx.Response)
+
+
+async def test_the_cookies_of_one_client_reach_no_other(tmp_path: Path) -> None:
+    seen: list[str | None] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("cookie"))
+        return web.json_response({}, headers={"set-cookie": "session=of-the-first; Path=/"})
+
+    async with scripted(answer) as url, split(tmp_path, url.replace("127.0.0.1", "localhost")) as stack:
+        for _ in range(2):
+            assert (await stack.http.post("/v1/completions", json=ASKED)).status_code == 200
+    assert seen == [None, None]
