@@ -303,3 +303,21 @@ async def test_the_cookies_of_one_client_reach_no_other(tmp_path: Path) -> None:
         for _ in range(2):
             assert (await stack.http.post("/v1/completions", json=ASKED)).status_code == 200
     assert seen == [None, None]
+
+
+@pytest.mark.parametrize("value", ["€", "\udce9"], ids=["UTF-8", "Latin-1"])
+async def test_headers_are_passed_back_byte_by_byte(tmp_path: Path, value: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        body = b"HTTP/1.1 200 OK\r\nx-request-id: %b\r\ncontent-length: 2\r\n\r\n{}"
+        assert request.transport is not None
+        request.transport.write(body % value.encode("utf-8", "surrogateescape"))
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async with scripted(answer) as url, split(tmp_path, url) as stack:
+        got = await stack.http.post("/v1/completions", json=ASKED)
+        assert got.status_code == 200
+        assert dict(got.headers.raw)[b"x-request-id"] == value.encode("utf-8", "surrogateescape")
+        await stack.until(lambda: stack.router.active == 0)
+        assert stack.router.upstream is not None
+        assert stack.router.upstream._running == 0

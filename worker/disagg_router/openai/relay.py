@@ -21,7 +21,9 @@ from disagg_router.openai.streaming import while_connected
 from disagg_router.router import Router
 from disagg_wire import series
 
-_PASSED_BACK = ("cache-control", "content-encoding", "content-type", "retry-after", "www-authenticate", "x-request-id")
+_PASSED_BACK = frozenset(
+    (b"cache-control", b"content-encoding", b"content-type", b"retry-after", b"www-authenticate", b"x-request-id")
+)
 _EVENTS = "text/event-stream"
 
 
@@ -39,9 +41,10 @@ class RelayedResponse(Response):
         calls: contextlib.AsyncExitStack,
         ended: Callable[[], None],
     ) -> None:
-        headers = {name: answer.headers[name] for name in _PASSED_BACK if name in answer.headers}
-        super().__init__(status_code=answer.status, headers=headers)
-        del self.headers["content-length"]
+        super().__init__(status_code=answer.status)
+        # As they came: the bytes of others need be no text of any encoding.
+        lowered = ((name.lower(), value) for name, value in answer.raw_headers)
+        self.raw_headers = [header for header in lowered if header[0] in _PASSED_BACK]
         self._pieces = pieces
         self._calls = calls
         self._ended = ended
