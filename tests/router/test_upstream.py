@@ -321,3 +321,19 @@ async def test_headers_are_passed_back_byte_by_byte(tmp_path: Path, value: str) 
         await stack.until(lambda: stack.router.active == 0)
         assert stack.router.upstream is not None
         assert stack.router.upstream._running == 0
+
+
+async def test_a_client_that_leaves_late_has_seen_a_failure(tmp_path: Path) -> None:
+    running = asyncio.Event()
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        running.set()
+        await asyncio.sleep(60)
+        return web.Response()
+
+    async with scripted(answer) as url, split(tmp_path, url, objective_ttft_s=1e-6) as stack:
+        asking = asyncio.create_task(stack.http.post("/v1/completions", json=STREAMED))
+        await asyncio.wait_for(running.wait(), 10)
+        asking.cancel()
+        await stack.until(lambda: stack.router.active == 0)
+        assert await stack.metric(counted("upstream", False)) == 1

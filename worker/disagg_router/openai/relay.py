@@ -89,6 +89,9 @@ async def relayed(router: Router, upstream: Upstream, request: Request, body: by
                 times.failed = True
                 count()
             raise
+        except ClientDisconnect:
+            count()  # who had waited for too long has seen that
+            raise
         times.failed = outcomes.tells_of_service(answer.status)
         # What the client is to blame for tells nothing of the service.
         tells = answer.status == 200 or times.failed
