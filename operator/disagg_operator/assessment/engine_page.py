@@ -14,6 +14,8 @@ from disagg_operator.engines import BY_NAME
 from disagg_operator.engines.contract import Engine, EngineMetrics
 
 _MOST_LINES = 20_000
+# The parser's time grows with the square of a line's length.
+_LONGEST_LINE = 2048
 _PARTS = ("_bucket", "_sum", "_count")
 ASSESSED = tuple(engine for engine in BY_NAME.values() if engine.metrics is not None)
 """The engines that can be read."""
@@ -41,6 +43,8 @@ def parse(text: str, metrics: EngineMetrics, at_s: float) -> dict[str, Snapshot]
     lines = [line for line in text.splitlines() if line.partition("{")[0].partition(" ")[0] in wanted]
     if len(lines) > _MOST_LINES:
         raise AssessError(f"its metrics have {len(lines):,} lines, {_MOST_LINES:,} at most are read")
+    if any(len(line) > _LONGEST_LINE for line in lines):
+        raise AssessError(f"its metrics have a line of more than {_LONGEST_LINE:,} characters")
     workers: dict[str, Values] = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
     models: dict[str, str] = {}
     try:
@@ -52,11 +56,12 @@ def parse(text: str, metrics: EngineMetrics, at_s: float) -> dict[str, Snapshot]
                 models[worker] = sample.labels.get("model_name", models.get(worker, ""))
                 for selected in _selected(sample.name, sample.labels, names):
                     workers[worker][selected][(sample.name, sample.labels.get("le", ""))] += float(sample.value)
+        return {
+            worker: Snapshot(at_s, *_quantities(values, names), model=models[worker])
+            for worker, values in workers.items()
+        }
     except (ValueError, KeyError, IndexError) as error:
         raise AssessError(f"its metrics cannot be parsed: {error}") from None
-    return {
-        worker: Snapshot(at_s, *_quantities(values, names), model=models[worker]) for worker, values in workers.items()
-    }
 
 
 def _selected(name: str, labels: Mapping[str, str], names: Mapping[str, Iterable[str]]) -> list[str]:
@@ -85,6 +90,8 @@ def _quantities(
             numbers[quantity] = sum(value for (name, _), value in series.items() if name == base)
             continue
         buckets = {float(le): value for (name, le), value in series.items() if name == f"{base}_bucket"}
+        if any(math.isnan(bound) or not math.isfinite(count) for bound, count in buckets.items()):
+            raise ValueError(f"a bucket of {base} holds no number")
         total = series.get((f"{base}_sum", ""), math.nan)
         if buckets and math.isfinite(total):
             histograms[quantity] = of_cumulative(buckets, total)

@@ -96,8 +96,12 @@ def test_earlier_names() -> None:
         ("vllm:num_requests_running{ 1\n", "cannot be parsed"),
         ("vllm:num_requests_running seven\n", "cannot be parsed"),
         ("vllm:num_requests_running 1\n" * 20_001, "20,001 lines"),
+        ("vllm:num_requests_running{" + "a=1," * 3000 + "} 1\n", "more than 2,048"),
+        ('vllm:request_prompt_tokens_bucket{le="x"} 1\n', "cannot be parsed: could not convert"),
+        ('vllm:request_prompt_tokens_bucket{le="NaN"} 1\n', "a bucket of vllm:request_prompt_tokens holds no number"),
+        ('vllm:request_prompt_tokens_bucket{le="1"} +Inf\n', "a bucket of vllm:request_prompt_tokens holds no number"),
     ],
-    ids=["labels", "number", "lines"],
+    ids=["labels", "number", "lines", "long line", "no bound", "NaN as bound", "endless count"],
 )
 def test_pages_that_no_engine_writes_are_refused(text: str, words: str) -> None:
     with pytest.raises(AssessError, match=words):
