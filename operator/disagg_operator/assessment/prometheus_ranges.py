@@ -230,8 +230,10 @@ async def _ask(http: BoundedHttp, source: Source, path: str, form: Mapping[str, 
         found = answer["data"]["result"]
         for one in found:
             points = one["values"] if path == _RANGE else [one["value"]]
-            if not isinstance(one["metric"], dict) or any(len(point) != 2 for point in points):
+            # Whatever counts later must be a number here; the value of a point is a text.
+            numbers = [float(one["metric"].get("le", 0)), *(float(point[0]) for point in points)]
+            if any(map(math.isnan, numbers)) or any(len(point) != 2 or type(point[1]) is not str for point in points):
                 raise ValueError
         return list(found)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         raise AssessError(f"{url}: answers {status}, and not as a Prometheus does") from None

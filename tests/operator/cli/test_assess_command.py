@@ -223,6 +223,14 @@ def test_sources_that_are_refused(server: Server, capsys: pytest.CaptureFixture[
     assert "not as a Prometheus does" in refused(server.url)
     server.answers["/api/v1/query"] = "[" * 200_000
     assert "not as a Prometheus does" in refused(server.url)
+    for odd in (
+        {"metric": {}, "value": [0, 10**400]},
+        {"metric": {}, "value": [10**400, "1"]},
+        {"metric": {}, "value": ["soon", "1"]},
+        {"metric": {"le": "x"}, "value": [0, "1"]},
+    ):
+        server.answers["/api/v1/query"] = json.dumps({"status": "success", "data": {"result": [odd]}})
+        assert "not as a Prometheus does" in refused(server.url)
     two = [{"metric": {"model_name": name}, "value": [0, "1"]} for name in ("a", "b")]
     server.answers["/api/v1/query"] = json.dumps({"status": "success", "data": {"result": two}})
     assert "there are several models (a, b): choose one by --select 'model_name=\"a\"'" in refused(server.url)
