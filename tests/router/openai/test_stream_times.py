@@ -59,6 +59,7 @@ def test_usage_tells_the_number_of_tokens() -> None:
     several = fed((1.0, token()), (1.5, token(index=1)), (2.0, token()), (2.0, event(usage={"completion_tokens": 11})))
     assert several.tokens == 2
     assert fed((1.0, token(usage=None)), (1.0, token(usage={"completion_tokens": "7"}))).tokens == 2
+    assert fed((1.0, token()), (2.0, token(usage={"completion_tokens": 10**400}))).tpot_s == 1.0
 
 
 @given(st.lists(st.integers(1, 40), max_size=30))

@@ -10,6 +10,8 @@ from disagg_router.objectives import Objectives
 
 # A longer event is passed on, and tells nothing.
 _MOST_BYTES = 1 << 20
+# No answer has more tokens; a larger number is no count, and may be too large to divide by.
+_MOST_TOKENS = 1 << 31
 _DATA = b"data:"
 _TEXT = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call")
 
@@ -63,7 +65,7 @@ class StreamTimes:
                 self._choice(choice, now_s)
         usage = event.get("usage")
         counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if isinstance(counted, int) and counted >= self.tokens and self._choices == 1:
+        if isinstance(counted, int) and self.tokens <= counted < _MOST_TOKENS and self._choices == 1:
             self.tokens = counted
 
     def _choice(self, choice: dict[str, Any], now_s: float) -> None:
