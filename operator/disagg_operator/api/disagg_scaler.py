@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from disagg_operator.api.admission import refusals
 from disagg_operator.api.base import DnsName, Model, list_map
-from disagg_operator.api.expressions import at_most, differ, equal, field, present
+from disagg_operator.api.expressions import Expression, at_most, differ, equal, field, present
 from disagg_operator.api.rules import Rule
 from disagg_operator.api.scaling import Behavior, Objectives, Ratio, ScheduledPeak, WorkerSpeed
 from disagg_operator.api.status import LastDecision, StatusCondition
@@ -161,13 +161,17 @@ class PoolScaling(Model):
     )
 
 
+def _differ(part: str) -> Expression:
+    return differ(field(f"prefill.scaleTargetRef.{part}"), field(f"decode.scaleTargetRef.{part}"))
+
+
 class DisaggScalerSpec(Model):
     """Two pools, their metrics and their objectives."""
 
     rules = (
         Rule(
             message="prefill and decode must have different targets",
-            condition=differ(field("prefill.scaleTargetRef"), field("decode.scaleTargetRef")),
+            condition=_differ("name") | _differ("kind") | _differ("apiVersion"),
             field="decode",
         ),
     )
