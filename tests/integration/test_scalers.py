@@ -172,11 +172,10 @@ def running(server: ApiServer, folder: Path, cluster: Cluster, **settings: str) 
     return operator(server, folder, cluster.namespace, **values)
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
 async def test_a_shadow_recommends_and_an_active_one_scales(
-    server: ApiServer, cluster: Cluster, fleet: Fleet, tmp_path: Path, engine: str
+    server: ApiServer, cluster: Cluster, fleet: Fleet, tmp_path: Path
 ) -> None:
-    fleet.engine, fleet.rate = engine, 60.0
+    fleet.rate = 60.0
     await both(cluster)
     await apply(cluster, scaler(fleet, "Shadow"))
     async with running(server, tmp_path, cluster) as process:
@@ -214,6 +213,7 @@ async def test_a_shadow_recommends_and_an_active_one_scales(
         events = await cluster.kube.list(EVENT, cluster.namespace, fields="involvedObject.kind=DisaggScaler")
         assert "ScaledUp" in {event["reason"] for event in events}
         await explained(server, process, cluster)
+        assert await process.stop() == 0
     name = state_store.config_map_name("llama", DISAGG_SCALER)
     assert await cluster.kube.get(CONFIG_MAP, cluster.namespace, name) is not None
 
@@ -236,10 +236,16 @@ async def explained(server: ApiServer, process: Operator, cluster: Cluster) -> N
     assert "workers of work expected" in out.decode()
 
 
-async def test_whoever_else_sets_a_target_is_named_and_nothing_is_written(
+async def test_targets_that_others_set_are_missing_or_at_zero_say_so(
     server: ApiServer, cluster: Cluster, fleet: Fleet, tmp_path: Path
 ) -> None:
     fleet.rate = 60.0
+    async with running(server, tmp_path, cluster):
+        await whoever_else_sets_a_target_is_named_and_nothing_is_written(cluster, fleet)
+        await targets_that_are_missing_or_at_zero_say_so(cluster, fleet)
+
+
+async def whoever_else_sets_a_target_is_named_and_nothing_is_written(cluster: Cluster, fleet: Fleet) -> None:
     await both(cluster)
     ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "llama-prefill"}
     hpa = {
@@ -248,54 +254,49 @@ async def test_whoever_else_sets_a_target_is_named_and_nothing_is_written(
     }  # fmt: skip
     await cluster.raw("PATCH", HPA.path(cluster.namespace, "own"), hpa, APPLY, FORCE)
     await apply(cluster, scaler(fleet, "Active"))
-    async with running(server, tmp_path, cluster):
-        await is_true(cluster, "Ready", "TargetOwned", "False")
-        message = (await condition(cluster, "Ready"))["message"]
-        assert "prefill is set by HorizontalPodAutoscaler own" in message
+    await is_true(cluster, "Ready", "TargetOwned", "False")
+    message = (await condition(cluster, "Ready"))["message"]
+    assert "prefill is set by HorizontalPodAutoscaler own" in message
 
-        async def recommended() -> bool:
-            pools = {p["name"]: p for p in (await status(cluster))["pools"]}
-            return bool(pools["decode"]["recommended"] >= 3)
+    async def recommended() -> bool:
+        pools = {p["name"]: p for p in (await status(cluster))["pools"]}
+        return bool(pools["decode"]["recommended"] >= 3)
 
-        await eventually("it recommends all the same", recommended)
-        assert await replicas(cluster, DEPLOYMENT, "llama-prefill") == 1
-        assert await replicas(cluster, STATEFUL_SET, "llama-decode") == 1
-        await apply(cluster, scaler(fleet, "Shadow"))
-        await is_true(cluster, "Ready", "Recommending")
-        assert (await condition(cluster, "AbleToScale"))["reason"] == "TargetOwned"
-        await cluster.kube._call("DELETE", HPA.path(cluster.namespace, "own"))
-        await apply(cluster, scaler(fleet, "Active"))
-        await is_true(cluster, "Ready", "Scaling")
-        await apply(cluster, scaler(fleet, "Active", name="younger"))
-
-        async def refused() -> bool:
-            found = await condition(cluster, "Ready", "younger")
-            return "prefill is set by DisaggScaler llama" in found["message"]
-
-        await eventually("the younger one of two is refused", refused)
-
-
-async def test_targets_that_are_missing_controlled_or_at_zero_say_so(
-    server: ApiServer, cluster: Cluster, fleet: Fleet, tmp_path: Path
-) -> None:
+    await eventually("it recommends all the same", recommended)
+    assert await replicas(cluster, DEPLOYMENT, "llama-prefill") == 1
+    assert await replicas(cluster, STATEFUL_SET, "llama-decode") == 1
+    await apply(cluster, scaler(fleet, "Shadow"))
+    await is_true(cluster, "Ready", "Recommending")
+    assert (await condition(cluster, "AbleToScale"))["reason"] == "TargetOwned"
+    await cluster.kube._call("DELETE", HPA.path(cluster.namespace, "own"))
     await apply(cluster, scaler(fleet, "Active"))
-    async with running(server, tmp_path, cluster):
-        await is_true(cluster, "Ready", "TargetNotFound", "False")
-        await both(cluster)
-        await is_true(cluster, "ScalingActive", "MetricsFound")
-        target = {"apiVersion": "v1", "kind": "Service", "name": "llama-prefill"}
-        pool = {"scaleTargetRef": target, "maxReplicas": 8}
-        await apply(cluster, scaler(fleet, "Active", prefill=pool))
-        await is_true(cluster, "AbleToScale", "NotScalable", "False")
-        await apply(cluster, scaler(fleet, "Active"))
-        parent = {"apiVersion": "x.dev/v1", "kind": "Graph", "name": "g", "uid": "1", "controller": True}
-        await make(cluster, DEPLOYMENT, "llama-prefill", "prefill", ownerReferences=[parent])
-        await is_true(cluster, "Ready", "TargetOwned", "False")
-        assert "prefill is set by Graph g" in (await condition(cluster, "Ready"))["message"]
-        path = f"{STATEFUL_SET.path(cluster.namespace, 'llama-decode')}/scale"
-        await cluster.raw("PATCH", path, {"spec": {"replicas": 0}}, MERGE)
-        await is_true(cluster, "ScalingActive", "ScaledToZero", "False")
-        assert await replicas(cluster, STATEFUL_SET, "llama-decode") == 0
+    await is_true(cluster, "Ready", "Scaling")
+    await apply(cluster, scaler(fleet, "Active", name="younger"))
+
+    async def refused() -> bool:
+        found = await condition(cluster, "Ready", "younger")
+        return "prefill is set by DisaggScaler llama" in found["message"]
+
+    await eventually("the younger one of two is refused", refused)
+
+
+async def targets_that_are_missing_or_at_zero_say_so(cluster: Cluster, fleet: Fleet) -> None:
+    missing = {"scaleTargetRef": {"name": "other"}, "maxReplicas": 8}
+    await apply(cluster, scaler(fleet, "Active", prefill=missing))
+    await is_true(cluster, "Ready", "TargetNotFound", "False")
+    target = {"apiVersion": "v1", "kind": "Service", "name": "llama-prefill"}
+    pool = {"scaleTargetRef": target, "maxReplicas": 8}
+    await apply(cluster, scaler(fleet, "Active", prefill=pool))
+    await is_true(cluster, "AbleToScale", "NotScalable", "False")
+    await apply(cluster, scaler(fleet, "Active"))
+    parent = {"apiVersion": "x.dev/v1", "kind": "Graph", "name": "g", "uid": "1", "controller": True}
+    await make(cluster, DEPLOYMENT, "llama-prefill", "prefill", ownerReferences=[parent])
+    await is_true(cluster, "Ready", "TargetOwned", "False")
+    assert "prefill is set by Graph g" in (await condition(cluster, "Ready"))["message"]
+    path = f"{STATEFUL_SET.path(cluster.namespace, 'llama-decode')}/scale"
+    await cluster.raw("PATCH", path, {"spec": {"replicas": 0}}, MERGE)
+    await is_true(cluster, "ScalingActive", "ScaledToZero", "False")
+    assert await replicas(cluster, STATEFUL_SET, "llama-decode") == 0
 
 
 async def groups_are_served(cluster: Cluster) -> None:
