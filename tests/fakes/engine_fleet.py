@@ -48,6 +48,7 @@ class EngineFleet:
     most_running: float = 64.0
     """The requests that a decode pod can take at once."""
     now_s: float = 1_700_000_000.0
+    arrived: float = 0.0
     pods: dict[str, dict[str, EnginePod]] = field(default_factory=lambda: {"prefill": {}, "decode": {}})
     queues: dict[str, float] = field(default_factory=lambda: {"prefill": 0.0, "decode": 0.0})
 
@@ -65,7 +66,27 @@ class EngineFleet:
             self._decode(part_s)
             self.now_s += part_s
 
+    def router_page(self) -> str:
+        """Return the page of a router of disagg in front of both pools."""
+        n, ended = self.arrived, sum(pod.finished for pod in self.pods["decode"].values())
+        lines = [
+            f"disagg_router_arrivals_total {n}",
+            f"disagg_router_arrived_prompt_tokens_total {n * self.prompt}",
+            f"disagg_router_arrived_prompt_tokens_squared_total {n * self.prompt**2}",
+            f"disagg_router_completions_total {ended}",
+            f'disagg_router_completed_tokens_total{{kind="output"}} {ended * self.output}',
+            f'disagg_router_completed_tokens_total{{kind="context"}} {ended * (self.prompt + self.output)}',
+            *(f'disagg_router_waiting_requests{{pool="{pool}"}} 0' for pool in self.pods),
+            *(
+                f'disagg_router_objective_requests_total{{objective="{o}",within="true"}} {ended}'
+                for o in ("ttft", "tpot")
+            ),
+            *(f'disagg_router_objective_requests_total{{objective="{o}",within="false"}} 0' for o in ("ttft", "tpot")),
+        ]
+        return "\n".join(lines) + "\n"
+
     def _prefill(self, seconds: float, arrived: float) -> None:
+        self.arrived += arrived
         pods = list(self.pods["prefill"].values())
         can = len(pods) * seconds / self.prefill_s
         done = min(can, self.queues["prefill"] + arrived)
@@ -175,4 +196,15 @@ def _sglang(pod: EnginePod, role: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: dict[str, Callable[[EnginePod, str], str]] = {"vllm": _vllm, "sglang": _sglang}
+def _builtin(pod: EnginePod, role: str) -> str:
+    lines = [
+        f"disagg_worker_waiting_requests {pod.waiting}",
+        f"disagg_worker_running_requests {pod.running}",
+        f"disagg_worker_kv_tokens {pod.kv_share * 400_000}",
+        "disagg_worker_kv_capacity_tokens 400000",
+        f"disagg_worker_generated_tokens_total {pod.output_tokens if role == 'decode' else pod.finished}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Callable[[EnginePod, str], str]] = {"vllm": _vllm, "sglang": _sglang, "builtin": _builtin}

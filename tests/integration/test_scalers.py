@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 STATEFUL_SET = Resource("apps/v1", "StatefulSet", "statefulsets")
 GROUPS = Resource("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", "leaderworkersets")
 HPA = Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+ROUTER = "127.0.0.11"
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 FORCE = {"fieldManager": "test", "force": "true"}
 # A prompt takes 0.05 s, a step 0.03 s: a pod prefills 20 requests a second, and decodes 10.6.
@@ -63,6 +64,7 @@ class Fleet:
             self.addresses[address] = (role, name)
             await web.TCPSite(self._runner, address, self.port).start()
             await self.pod(role, name, address)
+        await web.TCPSite(self._runner, ROUTER, self.port).start()
 
     async def stop(self) -> None:
         if self._runner is not None:
@@ -88,6 +90,8 @@ class Fleet:
         self.engines.advance(now_s - self._began_s, self.rate, step_s=0.05)
         self._began_s = now_s
         self.scraped.add(address)
+        if address == ROUTER:
+            return web.Response(text=self.engines.router_page())
         return web.Response(text=self.engines.page(self.engine, *self.addresses[address]))
 
 
@@ -213,9 +217,23 @@ async def test_a_shadow_recommends_and_an_active_one_scales(
         events = await cluster.kube.list(EVENT, cluster.namespace, fields="involvedObject.kind=DisaggScaler")
         assert "ScaledUp" in {event["reason"] for event in events}
         await explained(server, process, cluster)
+        await the_series_of_disagg_are_read_too(cluster, fleet)
         assert await process.stop() == 0
     name = state_store.config_map_name("llama", DISAGG_SCALER)
     assert await cluster.kube.get(CONFIG_MAP, cluster.namespace, name) is not None
+
+
+async def the_series_of_disagg_are_read_too(cluster: Cluster, fleet: Fleet) -> None:
+    fleet.engine = "builtin"
+    await fleet.pod("router", "router-0", ROUTER)
+    routers = {"matchLabels": {"role": "router"}}
+    metrics = {"engine": "builtin", "port": fleet.port, "routers": routers, "routerPort": fleet.port}
+    await apply(cluster, scaler(fleet, "Shadow", name="ours", metrics=metrics))
+
+    async def recommending() -> bool:
+        return bool((await condition(cluster, "Ready", "ours"))["reason"] == "Recommending")
+
+    await eventually("the metrics of disagg are read", recommending)
 
 
 async def explained(server: ApiServer, process: Operator, cluster: Cluster) -> None:
