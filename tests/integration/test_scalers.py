@@ -352,7 +352,7 @@ async def test_the_scaler_alone_scales_groups_with_the_rights_of_its_chart(
     await groups_are_served(cluster)
     await make(cluster, GROUPS, "llama-prefill", "prefill")
     await make(cluster, GROUPS, "llama-decode", "decode")
-    pools = {
+    pools: dict[str, Any] = {
         role: {
             "scaleTargetRef": {"apiVersion": GROUPS.api_version, "kind": GROUPS.kind, "name": f"llama-{role}"},
             "maxReplicas": 8,

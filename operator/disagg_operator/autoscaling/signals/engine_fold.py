@@ -72,7 +72,7 @@ class _Arrived:
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class PromptLengths:
     """Faded sums over the requests that ended lately."""
 
     requests: float = 0.0
@@ -104,7 +104,7 @@ class EngineMemory:
     counters: Memory = field(default_factory=Memory)
     arrived: Mapping[str, _Arrived] = field(default_factory=dict)
     """The arrivals of each pod."""
-    lengths: Lengths = Lengths()
+    lengths: PromptLengths = PromptLengths()
 
 
 def observe_engines(look: EngineLook, memory: EngineMemory, *, polled: bool) -> tuple[Seen, EngineMemory]:
@@ -193,23 +193,23 @@ def _sample(look: EngineLook, report: EngineReport, arrived: _Arrived | None) ->
     return Sample(report.at_s, {name: value for name, value in values.items() if math.isfinite(value) and value >= 0})
 
 
-def _lengths(lengths: Lengths, prefill: PoolSums, interval_s: float) -> Lengths:
+def _lengths(lengths: PromptLengths, prefill: PoolSums, interval_s: float) -> PromptLengths:
     names = (_FINISHED, _PROMPT, _COMPUTED, _FIRST, _SECOND)
     if not lengths.requests > 0:
         whole = [prefill.gauge(name) for name in names]
         if not whole[0] > 0 or math.isnan(whole[2]):
             return lengths
         share = min(1.0, _SEED_REQUESTS / whole[0])
-        return Lengths(*(0.0 if math.isnan(value) else share * value for value in whole))
+        return PromptLengths(*(0.0 if math.isnan(value) else share * value for value in whole))
     grown = [prefill.increase(name) for name in names]
     if math.isnan(grown[0]) or math.isnan(grown[2]) or not grown[0] > 0:
         return lengths
     keep = math.exp(-interval_s / _LENGTH_MEMORY_S)
     old = (lengths.requests, lengths.prompt, lengths.computed, lengths.first, lengths.second)
-    return Lengths(*(keep * a + (0.0 if math.isnan(b) else b) for a, b in zip(old, grown, strict=True)))
+    return PromptLengths(*(keep * a + (0.0 if math.isnan(b) else b) for a, b in zip(old, grown, strict=True)))
 
 
-def _prefill(look: EngineLook, pods: PoolSums, lengths: Lengths, interval_s: float) -> PrefillSignals:
+def _prefill(look: EngineLook, pods: PoolSums, lengths: PromptLengths, interval_s: float) -> PrefillSignals:
     # Without a pod that could be asked, nobody knows what arrives.
     arrivals = pods.increase(_ARRIVED) if look.prefill else math.nan
     mean = lengths.mean()

@@ -26,7 +26,7 @@ from disagg_operator.controller.decision_report import scaled_note
 from disagg_operator.controller.scalers.owners import other_owner
 from disagg_operator.controller.scalers.pod_reports import Asked, PodReports
 from disagg_operator.controller.scalers.scale_targets import RIGHT_MISSING, FoundTarget, TargetReader, Unscalable
-from disagg_operator.controller.scalers.scaler_plan import RefusedScaler, ScalerPlan, scaler_plan
+from disagg_operator.controller.scalers.scaler_settings import RefusedScaler, ScalerPlan, scaler_plan
 from disagg_operator.controller.scalers.scaler_status import PoolFound, ScalerFindings, scaler_status
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import Conflict, Forbidden, KubeError
@@ -63,7 +63,7 @@ def record_key(key: Key) -> Key:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _ScalerJob:
     """One DisaggScaler in one tick."""
 
     key: Key
@@ -121,7 +121,8 @@ class ScalerLoop:
         for obj in found:
             by_space.setdefault(_key(obj)[0], []).append(obj)
         jobs = [
-            _Job(_key(obj), obj, tuple(by_space[_key(obj)[0]]), self._live.of(_key(obj), uid_of(obj))) for obj in found
+            _ScalerJob(_key(obj), obj, tuple(by_space[_key(obj)[0]]), self._live.of(_key(obj), uid_of(obj)))
+            for obj in found
         ]
         await asyncio.gather(*(self._guarded(job) for job in jobs))
 
@@ -134,7 +135,7 @@ class ScalerLoop:
         self._live.forget_all_but(frozenset())
         self._engines.clear()
 
-    async def _guarded(self, job: _Job) -> None:
+    async def _guarded(self, job: _ScalerJob) -> None:
         try:
             async with self._gate, asyncio.timeout(self._timeout_s):
                 await self._one(job)
@@ -145,7 +146,7 @@ class ScalerLoop:
             log.exception("DisaggScaler %s/%s: no decision", *job.key)
             self._metrics.undecided.labels(*shown_key(job.key)).inc()
 
-    async def _one(self, job: _Job) -> None:
+    async def _one(self, job: _ScalerJob) -> None:
         active, notes = False, list[Note]()
         try:
             plan = scaler_plan(job.resource, self._policy.of(job.key[0]))
@@ -157,7 +158,7 @@ class ScalerLoop:
             found = ScalerFindings(active, unscalable=(error.reason, str(error)))
         await self._tell(job, found, notes)
 
-    async def _looked(self, job: _Job, plan: ScalerPlan) -> tuple[ScalerFindings, list[Note]]:
+    async def _looked(self, job: _ScalerJob, plan: ScalerPlan) -> tuple[ScalerFindings, list[Note]]:
         """Read, decide and carry out. Raises Unscalable."""
         entry, spec = job.entry, plan.resource.spec
         read = await asyncio.gather(*(self._targets.read(job.key[0], spec.pool(role)) for role in ROLES))
@@ -183,7 +184,7 @@ class ScalerLoop:
             return found, []
         return await self._carry_out(job, found, targets)
 
-    async def _owners(self, job: _Job, targets: Mapping[str, FoundTarget]) -> dict[str, str | None]:
+    async def _owners(self, job: _ScalerJob, targets: Mapping[str, FoundTarget]) -> dict[str, str | None]:
         """Return who else sets each target. Raises Unscalable if that cannot be known."""
         space = job.key[0]
         try:
@@ -197,7 +198,7 @@ class ScalerLoop:
             for role, target in targets.items()
         }
 
-    async def _decide(self, job: _Job, plan: ScalerPlan, targets: Mapping[str, FoundTarget]) -> bool:
+    async def _decide(self, job: _ScalerJob, plan: ScalerPlan, targets: Mapping[str, FoundTarget]) -> bool:
         """Make one step of the policy, and return whether it decided. Raises Unreadable.
 
         What it decides is kept in the entry.
@@ -216,7 +217,7 @@ class ScalerLoop:
         await self._states.save_if_due(job.key, entry, seen.folded.observation.now_s)
         return outcome is not None
 
-    async def _seen(self, job: _Job, plan: ScalerPlan, targets: Mapping[str, FoundTarget]) -> Seen:
+    async def _seen(self, job: _ScalerJob, plan: ScalerPlan, targets: Mapping[str, FoundTarget]) -> Seen:
         """Return one look at the pods as the input of the policy. Raises Unreadable."""
         entry, spec, now_s = job.entry, plan.resource.spec, self._epoch()
         facts = {}
@@ -243,7 +244,7 @@ class ScalerLoop:
         return observe(ours, entry.memory.counters, polled=polled)
 
     async def _carry_out(
-        self, job: _Job, found: ScalerFindings, targets: Mapping[str, FoundTarget]
+        self, job: _ScalerJob, found: ScalerFindings, targets: Mapping[str, FoundTarget]
     ) -> tuple[ScalerFindings, list[Note]]:
         """Set the targets to what was decided. Raises Unscalable if a right is missing."""
         notes = []
@@ -265,7 +266,7 @@ class ScalerLoop:
             self._metrics.scaled.labels(*shown_key(job.key), role, direction).inc()
         return found, notes
 
-    async def _tell(self, job: _Job, found: ScalerFindings, notes: list[Note]) -> None:
+    async def _tell(self, job: _ScalerJob, found: ScalerFindings, notes: list[Note]) -> None:
         """Write the status if it has changed, and send the Events."""
         before = job.resource.get("status") or {}
         generation = int(job.resource["metadata"].get("generation", 0))

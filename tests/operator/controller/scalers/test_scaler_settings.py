@@ -8,7 +8,7 @@ import pytest
 from tests.operator.controller.scalers.scalers import scaler_object
 
 from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits
-from disagg_operator.controller.scalers.scaler_plan import RefusedScaler, ScalerPlan, scaler_plan
+from disagg_operator.controller.scalers.scaler_settings import RefusedScaler, ScalerPlan, scaler_plan
 from disagg_operator.performance.declared import CPU
 from disagg_operator.policy import NamespacePolicy
 
