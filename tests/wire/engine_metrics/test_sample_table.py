@@ -72,13 +72,6 @@ def test_a_reader_says_itself_which_names_it_reads() -> None:
         assert repr(engine.pool_readings_of(everything)) == repr(engine.pool_readings_of(only))
 
 
-def test_the_room_of_an_engine_whose_label_is_no_number_is_unknown() -> None:
-    cache = {"vllm:cache_config_info": [({"num_gpu_blocks": "None", "block_size": "16"}, 1.0)]}
-    assert math.isnan(vllm.pool_readings_of(Samples(cache)).kv_capacity_tokens)
-    cache = {"vllm:cache_config_info": [({"num_gpu_blocks": "10", "block_size": "16"}, 1.0)] * 2}
-    assert vllm.pool_readings_of(Samples(cache)).kv_capacity_tokens == 320
-
-
 def test_nothing_is_known_of_an_empty_page() -> None:
     for engine in (vllm, sglang):
         found = engine.pool_readings_of(Samples())

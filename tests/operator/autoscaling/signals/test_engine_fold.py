@@ -25,7 +25,7 @@ from disagg_operator.autoscaling.signals.engine_page import report_of_page
 from disagg_operator.autoscaling.signals.policy_inputs import Seen
 from disagg_operator.engines import BY_NAME
 from disagg_operator.performance.profile import Profile
-from disagg_wire.engine_metrics.readings import PoolReadings
+from disagg_wire.engine_metrics.readings import PoolReadings, Readings
 from disagg_wire.engine_metrics.sample_table import Distribution, Samples
 from disagg_wire.engine_metrics.vllm import pool_readings_of
 
@@ -147,6 +147,26 @@ def test_others_stand_for_a_pod_that_does_not_answer(watching: Watching) -> None
     watching.silent = {"p-0", "p-1"}
     watching.fleet.advance(15, 5)
     assert watching.look().folded.observation.blind
+
+
+def test_a_pod_that_has_never_answered_is_one_of_those_that_others_stand_for(watching: Watching) -> None:
+    watching.silent = {"p-0", "d-0"}
+    watching.look()
+    watching.fleet.advance(15, 5)
+    folded = watching.look().folded
+    assert folded.partial == {"prefill", "decode"}
+    assert folded.observation.prefill.arrivals == pytest.approx(75, rel=0.1)
+
+
+def test_what_has_arrived_is_unknown_where_an_engine_does_not_tell_what_it_holds() -> None:
+    fleet, memory = EngineFleet(), EngineMemory()
+    for _ in range(3):
+        fleet.now_s += 15
+        reports: Reports = {"p": EngineReport(fleet.now_s, PoolReadings(Readings(), finished_total=5.0))}
+        look = EngineLook(fleet.now_s, reports, {}, Pods(1, 1), Pods(1, 1), 1.0, 0.06)
+        seen, memory = observe_engines(look, memory, polled=False)
+    assert seen.folded.observation.blind
+    assert math.isnan(seen.folded.observation.decode.generated_tokens)
 
 
 def test_without_a_pod_nobody_knows_what_arrives(watching: Watching) -> None:
