@@ -20,7 +20,7 @@ from disagg_operator.engines import BY_NAME, DEFAULT
 
 ACTIVE = "Active"
 # The engines whose own metrics say enough, and our worker's series, which adapters have, too.
-_TOLD = [name for name, engine in BY_NAME.items() if engine.metrics is not None or engine is DEFAULT]
+_TOLD = [name for name, engine in BY_NAME.items() if engine.meter is not None or engine is DEFAULT]
 _LABEL = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"
 
 

@@ -36,7 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", help="name of a DisaggDeployment, scaler/NAME of a DisaggScaler, or a file of records"
     )
-    parser.add_argument("-n", "--namespace", help="namespace of the resource (default: default)", default="default")
+    parser.add_argument(
+        "-n", "--namespace", help="namespace of the resource (default: that of the kubeconfig's context)"
+    )
     parser.add_argument(
         "--since", metavar="TIME", default="1h", help="only the last TIME, such as 30m, 2h or 1d (default 1h)"
     )
@@ -82,10 +84,11 @@ def status_of(args: argparse.Namespace) -> Obj:
     return dict((resource or {}).get("status") or {})
 
 
-async def _resource(namespace: str, name: str) -> Obj | None:
-    kube = HttpKube(credentials.load(os.environ), attempts=1)
+async def _resource(namespace: str | None, name: str) -> Obj | None:
+    found = credentials.load(os.environ)
+    kube = HttpKube(found, attempts=1)
     try:
-        return await kube.get(DISAGG_DEPLOYMENT, namespace, name)
+        return await kube.get(DISAGG_DEPLOYMENT, namespace or found.namespace, name)
     finally:
         await kube.close()
 
@@ -97,14 +100,15 @@ def _text(path: Path) -> str:
         raise SourceError(f"{path}: is no text, as records are") from None
 
 
-async def _fetch(namespace: str, name: str) -> str:
-    kube = HttpKube(credentials.load(os.environ), attempts=1)
+async def _fetch(namespace: str | None, name: str) -> str:
+    found = credentials.load(os.environ)
+    kube = HttpKube(found, attempts=1)
     try:
         pods = [p for p in await kube.list(POD, None, _OPERATOR) if (p.get("status") or {}).get("phase") == "Running"]
         if not pods:
             raise SourceError(f"{name} is not a file, and no running pod of the cluster has the label {_OPERATOR}")
         # Names of resources have no underscore.
-        path = f"decisions/{namespace}/{name.replace(_SCALER, 'scaler_', 1)}"
+        path = f"decisions/{namespace or found.namespace}/{name.replace(_SCALER, 'scaler_', 1)}"
         pages = await asyncio.gather(
             *(kube.pod_page(str(namespace_of(pod)), name_of(pod), _PORT, path) for pod in pods), return_exceptions=True
         )

@@ -51,7 +51,7 @@ def pool_readings_of(samples: Samples) -> PoolReadings:
         finished_output_tokens_total=value("sglang:generation_tokens_total"),
         prompt_lengths=samples.distribution("sglang:prompt_tokens_histogram"),
         ttft=samples.distribution("sglang:time_to_first_token_seconds"),
-        tpot=samples.distribution("sglang:inter_token_latency_seconds"),
+        tpot=samples.distribution("sglang:request_time_per_output_token_seconds", "sglang:inter_token_latency_seconds"),
     )
 
 

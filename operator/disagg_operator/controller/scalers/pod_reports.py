@@ -11,13 +11,13 @@ from typing import Any
 
 from disagg_operator.autoscaling.signals.direct import DirectDoor, Target
 from disagg_operator.autoscaling.signals.engine_fold import EngineReport
-from disagg_operator.autoscaling.signals.engine_page import report_of_page, reports_of_matrix
+from disagg_operator.autoscaling.signals.engine_reports import report_of_page, reports_of_matrix
 from disagg_operator.autoscaling.signals.metrics_page import parse
 from disagg_operator.autoscaling.signals.prometheus_access import METRICS_UNAVAILABLE, Access, Unreadable
 from disagg_operator.autoscaling.signals.prometheus_query import MAX_AGE_S, pods_query
 from disagg_operator.autoscaling.signals.prometheus_source import PrometheusSource
 from disagg_operator.autoscaling.signals.samples import WANTED, Sample, from_matrix
-from disagg_operator.engines.contract import EngineMetrics
+from disagg_operator.engines.contract import EngineMeter
 from disagg_operator.kube.pods import address_of, identity_of, is_ready
 from disagg_operator.kube.resources import name_of
 from disagg_operator.vocabulary import Key, Obj
@@ -49,7 +49,7 @@ class PodReports:
         self._prometheus = prometheus
 
     async def of_engines(
-        self, key: Key, asked: Sequence[Asked], metrics: EngineMetrics, access: Access | None, now_s: float
+        self, key: Key, asked: Sequence[Asked], metrics: EngineMeter, access: Access | None, now_s: float
     ) -> list[dict[str, EngineReport | None]]:
         """Return what each ready pod tells, None if it does not answer. Raises Unreadable."""
         if access is not None:

@@ -12,7 +12,7 @@ from disagg_operator.autoscaling.policy.predictive import PoolLimits, Settings
 from disagg_operator.autoscaling.scale_plan import ScalePlan, peak_of
 from disagg_operator.autoscaling.signals.prometheus_access import Access, access_of
 from disagg_operator.engines import BY_NAME
-from disagg_operator.engines.contract import EngineMetrics
+from disagg_operator.engines.contract import EngineMeter
 from disagg_operator.performance.declared import declared_or_estimated
 from disagg_operator.policy import NamespacePolicy
 from disagg_operator.vocabulary import Obj
@@ -39,7 +39,7 @@ class ScalerPlan:
     """The settings of the policy."""
     prometheus: Access | None
     """The Prometheus to read instead of the pods, or None."""
-    metrics: EngineMetrics | None
+    metrics: EngineMeter | None
     """How the engine's own metrics are read. None: the series of our workers and routers."""
 
     @property
@@ -72,7 +72,7 @@ def scaler_plan(obj: Obj, policy: NamespacePolicy) -> ScalerPlan:
             words = "this host is none of those that this namespace may have asked"
             raise RefusedScaler("NotPermitted", f"spec.observability.prometheus.url: {words}")
     engine = BY_NAME[found.spec.metrics.engine]
-    return ScalerPlan(found, _scaling(found), None if prometheus is None else access_of(prometheus), engine.metrics)
+    return ScalerPlan(found, _scaling(found), None if prometheus is None else access_of(prometheus), engine.meter)
 
 
 def _scaling(scaler: DisaggScaler) -> ScalePlan:

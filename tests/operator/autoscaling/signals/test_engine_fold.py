@@ -21,7 +21,7 @@ from disagg_operator.autoscaling.signals.engine_fold import (
     Reports,
     observe_engines,
 )
-from disagg_operator.autoscaling.signals.engine_page import report_of_page
+from disagg_operator.autoscaling.signals.engine_reports import report_of_page
 from disagg_operator.autoscaling.signals.policy_inputs import Seen
 from disagg_operator.engines import BY_NAME
 from disagg_operator.performance.profile import Profile
@@ -51,7 +51,7 @@ class Watching:
         return EngineLook(fleet.now_s, self.reports("prefill"), self.reports("decode"), prefill, decode, 1.0, 0.06)
 
     def reports(self, role: str) -> Reports:
-        metrics = BY_NAME[self.engine].metrics
+        metrics = BY_NAME[self.engine].meter
         assert metrics is not None
         return {
             name: None

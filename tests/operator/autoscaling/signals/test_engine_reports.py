@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from tests.fakes.engine_fleet import EngineFleet
 
-from disagg_operator.autoscaling.signals.engine_page import report_of_page, reports_of_matrix
+from disagg_operator.autoscaling.signals.engine_reports import report_of_page, reports_of_matrix
 from disagg_operator.autoscaling.signals.prometheus_query import pods_query
 from disagg_operator.engines import BY_NAME
-from disagg_operator.engines.contract import EngineMetrics
+from disagg_operator.engines.contract import EngineMeter
 
 RECORDED = Path(__file__).parents[3] / "adapter/engines/vllm-0.32.0-metrics.txt"
 
 
-def metrics(engine: str) -> EngineMetrics:
-    found = BY_NAME[engine].metrics
+def metrics(engine: str) -> EngineMeter:
+    found = BY_NAME[engine].meter
     assert found is not None
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from disagg_operator.autoscaling.signals.engine_fold import EngineReport
-from disagg_operator.engines.contract import EngineMetrics
+from disagg_operator.engines.contract import EngineMeter
 from disagg_wire.engine_metrics.sample_table import Labels, Samples
 
 # Of an engine with eight replicas of itself, some thousand lines are read.
@@ -17,7 +17,7 @@ _MOST_LINES, _MOST_SAMPLES = 100_000, 20_000
 _Table = dict[str, list[tuple[Labels, float]]]
 
 
-def report_of_page(metrics: EngineMetrics, text: str, at_s: float) -> EngineReport | None:
+def report_of_page(metrics: EngineMeter, text: str, at_s: float) -> EngineReport | None:
     """Parse a page of /metrics.
 
     None if it cannot be read, holds none of these metrics, or is far too large.
@@ -39,7 +39,7 @@ def report_of_page(metrics: EngineMetrics, text: str, at_s: float) -> EngineRepo
 
 
 def reports_of_matrix(
-    metrics: EngineMetrics, answer: Iterable[Any], now_s: float, max_age_s: float
+    metrics: EngineMeter, answer: Iterable[Any], now_s: float, max_age_s: float
 ) -> dict[str, EngineReport]:
     """Return what each pod told last, from a range vector of Prometheus with labels `pod`.
 
