@@ -128,7 +128,7 @@ class PoolMetrics(Model):
     router_port: Port | None = Field(None, description="Port of the routers. Default: 8080.")
 
 
-class PoolScaling(Model):
+class SharedScaling(Model):
     """Scaling of both pools, as in a DisaggDeployment."""
 
     over_provisioning: Annotated[float, Field(ge=0.5, le=10)] = Field(
@@ -184,7 +184,7 @@ class DisaggScalerSpec(Model):
     observability: Observability = Field(Observability(), description="A Prometheus to read instead of the pods.")
     prefill: ScaledPool = Field(description="The pool that computes prompts.")
     decode: ScaledPool = Field(description="The pool that generates tokens.")
-    scaling: PoolScaling = Field(PoolScaling(), description="How both pools are scaled.")
+    scaling: SharedScaling = Field(SharedScaling(), description="How both pools are scaled.")
 
     def pool(self, role: str) -> ScaledPool:
         """Return the pool of a role."""
