@@ -31,7 +31,7 @@ from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import children as kids
 from disagg_operator.controller.acceptance import scale_plan
 from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
-from disagg_operator.controller.drain_ends import DrainEnds
+from disagg_operator.controller.drain_telling import DrainTeller
 from disagg_operator.controller.drainer import ASK_INTERVAL_S, Drainer
 from disagg_operator.controller.elector import Alone, Leadership
 from disagg_operator.controller.health import HealthServer
@@ -46,7 +46,7 @@ from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPo
 from disagg_operator.controller.wake_watch import WakeWatch
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
 from disagg_operator.desired import Images, NetworkAccess
-from disagg_operator.kube.cache import WATCHED, Cache
+from disagg_operator.kube.cache import WATCHED, Cache, concerned
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, NotFound, Retry, Terminating
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, POD, Resource, uid_of
@@ -91,13 +91,12 @@ class Runtime:
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
         self._references, self._specs = ReferenceWatch(kube, self._wake, clock), SpecsInConfigMaps(kube)
-        self._bearer_of, self._drain_ends = (
-            partial(kids.bearer, kube),
-            DrainEnds(self.metrics.drain_ended, self.live.note),
-        )
+        self._bearer_of = partial(kids.bearer, kube)
+        self._drain_ends = DrainTeller(kube, self.metrics.drain_ended, self.live.note, self._wake)
         self._drainer = Drainer(
-            kube, self._direct.post, self._wake, clock, self.metrics.drain_cancelled, self._may_write
-        )
+            kube, self._direct.post, self._wake, clock, self.metrics.drain_cancelled, self._may_write,
+            self.metrics.drain_unanswered,
+        )  # fmt: skip
         self._updates = RuntimeUpdates(settings.runtime_updates, self._wake)
         self._reconciler = self._made(wall, new_id, new_cluster_key)
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
@@ -201,7 +200,7 @@ class Runtime:
         self.metrics.watch_events.labels(resource.kind).inc()
         keys = self.cache.drop(resource, obj) if kind == "DELETED" else self.cache.put(resource, obj)
         if resource is POD and self._leading:
-            self._drain_ends.saw(obj, keys)
+            self._drain_ends.saw(obj, concerned(POD, obj))
         # Changes by a user take effect at once, even if the key is backing off. Changes of pods
         # come in bursts and are debounced.
         urgent = resource in (DISAGG_DEPLOYMENT, DISAGG_POOL)
@@ -267,6 +266,7 @@ class Runtime:
             events = PodEvents(self._kube, self.cache, self.live, self._wake)
             group.create_task(self._every(LOOK_INTERVAL_S, events.look))
             group.create_task(self._every(ASK_INTERVAL_S, self._drainer.look))
+            group.create_task(self._drain_ends.run(self.cache.pods_by_deployment()))
             group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
             watch = WakeWatch(self.cache, self.live, self._bearer_of, lambda k: self._wake_all({k}, 0.0, urgent=True))
             group.create_task(watch.run())
