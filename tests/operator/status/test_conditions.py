@@ -363,6 +363,11 @@ def test_an_update_of_the_runtime_is_a_condition_that_leaves_the_others_alone() 
     assert new == old
 
 
+def test_why_an_idle_deployment_stays_is_a_condition_of_its_own() -> None:
+    stays = replace(INTENT, awake=("DryRun", "scaling.dryRun is set"))
+    assert told(stays, seen()) == told(INTENT, seen()) | {"ScaledToZero": ("False", "DryRun")}
+
+
 AT_ZERO = replace(INTENT, pools=tuple(replace(p, desired=0) for p in POOLS), zero=("Idle", "nobody asks"))
 NONE: dict[str, Any] = {name: Workload(name, 0, settled=True) for name in ("prefill", "decode")}
 
