@@ -140,7 +140,7 @@ def test_a_config_file_and_a_measured_profile(
     data = json.loads(out)
     assert (data["model"]["name"], data["model"]["kv_bytes_per_token"]) == ("stdlib-llama", 3072)
     assert data["model"]["active_parameters"] == data["model"]["parameters"]
-    assert "H100: measured profile." in data["notes"]
+    assert "H100: times of the given profile." in data["notes"]
 
 
 def test_a_profile_of_another_model_or_gpu_is_refused_by_name(
