@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from disagg_operator.performance.hardware import GPUS, NETWORKS, Gpu
-from disagg_operator.performance.kernel_tables import SYSTEMS, Source
+from disagg_operator.performance.kernel_tables import SYSTEMS, TableSource
 from disagg_operator.performance.model_shape import ModelShape, named
 from disagg_operator.planning.deployment_plan import Deployment, Question, best_disaggregated, best_monolithic
 from disagg_operator.planning.traffic import LatencyObjectives, LogNormal, Traffic
@@ -50,9 +50,9 @@ class Shape:
         return GPUS[self.gpu]
 
     @property
-    def source(self) -> Source:
+    def source(self) -> TableSource:
         """The kernel tables."""
-        return Source(next(s for s, gpu in SYSTEMS.items() if gpu == self.gpu), "vllm")
+        return TableSource(next(s for s, gpu in SYSTEMS.items() if gpu == self.gpu), "vllm")
 
     @property
     def held_tokens(self) -> int:

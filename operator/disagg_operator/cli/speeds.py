@@ -21,7 +21,9 @@ class Speeds:
     """Where they come from, in words."""
 
 
-def of_model(files: Mapping[str, str], sources: list[kernel_tables.Source], model: ModelShape, anyway: bool) -> Speeds:
+def of_model(
+    files: Mapping[str, str], sources: list[kernel_tables.TableSource], model: ModelShape, anyway: bool
+) -> Speeds:
     """Return the profiles of a model: those in files by the name of a GPU, and those of tables.
 
     `anyway` also accepts files of another model or GPU. Raises ProfileError.

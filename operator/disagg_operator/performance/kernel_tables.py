@@ -36,7 +36,7 @@ _UNKNOWN = (ValueError, RuntimeError, KeyError)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TableSource:
     """The tables of a GPU and an inference engine."""
 
     system: str
@@ -61,7 +61,7 @@ class TableProfile:
     fitted: FromTables
 
 
-def source_of(text: str) -> Source | None:
+def source_of(text: str) -> TableSource | None:
     """Return the tables that an argument names, or None if it names something else.
 
     Raises ProfileError if it names tables that there are not.
@@ -71,11 +71,11 @@ def source_of(text: str) -> Source | None:
     found = re.fullmatch(r"(\w+)/(\w+)", text.removeprefix(PREFIX))
     if found is None or found[1] not in SYSTEMS:
         raise ProfileError(f"{text}: is not {PREFIX}SYSTEM/BACKEND with a system of {', '.join(SYSTEMS)}")
-    return Source(found[1], found[2])
+    return TableSource(found[1], found[2])
 
 
 def read(
-    source: Source, model: ModelShape, tensor: int = 0, say: Callable[[str], None] = lambda text: None
+    source: TableSource, model: ModelShape, tensor: int = 0, say: Callable[[str], None] = lambda text: None
 ) -> list[TableProfile]:
     """Return a profile for each number of GPUs that a replica may have, or for `tensor` GPUs.
 
@@ -118,7 +118,7 @@ def _load() -> Any:
     return sdk
 
 
-def tables_of(source: Source, name: str, model: ModelShape, tensor: int, same_bits: bool) -> Tables:
+def tables_of(source: TableSource, name: str, model: ModelShape, tensor: int, same_bits: bool) -> Tables:
     """Return the times of a replica of `tensor` GPUs. Raises one of _UNKNOWN."""
     wanted: dict[str, Any] = {"tp_size": tensor, "kvcache_quant_mode": "fp8" if model.kv_bits == 8 else "bfloat16"}
     if model.experts is not None:
@@ -174,7 +174,7 @@ def _bare(shape: ModelShape) -> ModelShape:
     return replace(shape, name="", weight_bits=16, kv_bits=16, context_tokens=None, experts=experts)
 
 
-def _words(source: Source, name: str, tensor: int, fitted: FromTables) -> str:
+def _words(source: TableSource, name: str, tensor: int, fitted: FromTables) -> str:
     database = importlib.import_module("aisimulate_core.sdk.perf_database")
     slots = database.get_version_slots(source.system, source.backend) or {}
     engine = " ".join(filter(None, (source.backend, slots.get("current", ""))))

@@ -15,7 +15,7 @@ from disagg_operator.performance.profile import PROFILES, ProfileError
 from disagg_operator.performance.table_fit import FromTables
 
 LLAMA = KNOWN["llama-3.1-70b"]
-SOURCE = kernel_tables.Source("h100_sxm", "vllm")
+SOURCE = kernel_tables.TableSource("h100_sxm", "vllm")
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     seen: list[tuple[str, int]] = []
 
     def read(
-        source: kernel_tables.Source, model: ModelShape, tensor: int = 0, say: Callable[[str], None] = print
+        source: kernel_tables.TableSource, model: ModelShape, tensor: int = 0, say: Callable[[str], None] = print
     ) -> list[kernel_tables.TableProfile]:
         seen.append((model.name, tensor))
         profile = PROFILES["70b-h100-tp4"]

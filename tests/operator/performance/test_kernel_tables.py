@@ -22,7 +22,7 @@ LLAMA = {
     "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8,
     "num_hidden_layers": 80, "vocab_size": 128256, "architectures": ["LlamaForCausalLM"],
 }  # fmt: skip
-H100_VLLM = kernel_tables.Source("h100_sxm", "vllm")
+H100_VLLM = kernel_tables.TableSource("h100_sxm", "vllm")
 
 
 class Engine:
@@ -83,7 +83,7 @@ def test_what_names_no_tables_is_refused_with_those_that_there_are(text: str) ->
 
 def test_a_file_names_no_tables() -> None:
     assert kernel_tables.source_of("profile.json") is None
-    assert kernel_tables.source_of("aisimulate:h200_sxm/sglang") == kernel_tables.Source("h200_sxm", "sglang")
+    assert kernel_tables.source_of("aisimulate:h200_sxm/sglang") == kernel_tables.TableSource("h200_sxm", "sglang")
     assert str(H100_VLLM) == "aisimulate:h100_sxm/vllm"
 
 
