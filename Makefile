@@ -80,7 +80,7 @@ coverage: setup ## the branches of PURE modules that their own tests run through
 
 # Before the cluster's start, which holds the same lock for as long as it builds images.
 programs: setup
-	@e2e/cluster build etcd kube-apiserver kubectl helm kube-score prometheus containerd ctr pause
+	@e2e/cluster build etcd kube-apiserver kube-controller-manager kubectl helm kube-score prometheus containerd ctr pause
 
 integration: setup programs
 	@echo "--- integration"
@@ -121,8 +121,9 @@ setup-gpu:
 	  && .venv-gpu/bin/uv pip install -q --python .venv-gpu/bin/python --no-deps --require-hashes -r requirements/worker.txt \
 	  && .venv-gpu/bin/uv pip install -q --python .venv-gpu/bin/python --no-deps --no-build-isolation -e .; }
 
-bench-autoscaling: setup ## every scaling policy on the traces in TRACES; writes benchmarks/results/autoscaling.md (40 minutes of one core)
-	@$(PY) -m benchmarks.autoscaling.run --traces $(TRACES)
+bench-autoscaling: setup ## every scaling policy on the traces in TRACES (40 minutes of one core) and the scenarios; SCENARIO=step10x: only that one
+	@[ -n "$(SCENARIO)" ] || $(PY) -m benchmarks.autoscaling.run --traces $(TRACES)
+	@$(PY) -m benchmarks.autoscaling.scenarios --traces $(TRACES) $(SCENARIO)
 
 bench-planner: setup ## the planner against published measurements of one pool; writes benchmarks/results/planner.md (seconds)
 	@$(PY) -m benchmarks.planner

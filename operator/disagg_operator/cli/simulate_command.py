@@ -30,6 +30,9 @@ _RANGES = (
     ("tpot_ms", 0.001, 1e6),
     ("ttft_s", 0.001, 1e5),
     ("most", 1, 200),
+    ("min_prefill", 1, 200),
+    ("min_decode", 1, 200),
+    ("max_gpus", 1, 1_000_000),
     ("warm_workers", 0, 1_000_000),
     ("failures_per_worker_day", 0, 10_000),
     ("link_gbps", 0, 1e6),
@@ -100,6 +103,9 @@ def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
         help="range of the time to start a worker (default 60 180)",
     )
     parser.add_argument("--most", type=int, default=40, help="maximum number of workers of a pool (default 40)")
+    for pool in ("prefill", "decode"):
+        parser.add_argument(f"--min-{pool}", type=int, default=1, help=f"minimum number of {pool} workers (default 1)")
+    parser.add_argument("--max-gpus", type=int, help="maximum number of GPUs of both pools, for the predictive policy")
     parser.add_argument(
         "--grace-s", type=float, default=600.0, help="time that a draining decode worker may take; inf: no limit"
     )
@@ -225,6 +231,8 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not least <= value <= most:  # also refuses NaN
             raise ValueError(f"--{name.replace('_', '-')}: must be {least:g} to {most:g}, not {value:g}")
+    if max(args.min_prefill, args.min_decode) > args.most:
+        raise ValueError("--min-prefill, --min-decode: must not be more than --most")
     if not (args.grace_s >= 0):
         raise ValueError(f"--grace-s: must be 0 or more, or inf, not {args.grace_s:g}")
     if not 0 <= args.cold_start_s[0] <= args.cold_start_s[1] <= 86_400:
@@ -234,12 +242,18 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _setup(args: argparse.Namespace, profile: profiles.Profile) -> Setup:
+    least = profile.gpus * (args.min_prefill + args.min_decode)
+    if args.max_gpus is not None and args.max_gpus < least:
+        raise ValueError(f"--max-gpus: {args.max_gpus} GPUs are fewer than the {least} of the smallest pools")
     return Setup(
         profile,
         tpot_s=args.tpot_ms / 1000,
         ttft_least_s=args.ttft_s,
         cold_start_s=tuple(args.cold_start_s),
+        min_prefill=args.min_prefill,
+        min_decode=args.min_decode,
         most=args.most,
+        max_gpus=args.max_gpus,
         grace_s=args.grace_s,
         warm_workers=args.warm_workers,
         failures_per_worker_hour=args.failures_per_worker_day / 24,
