@@ -8,7 +8,15 @@ from __future__ import annotations
 import json
 
 from disagg_operator.engines import surroundings
-from disagg_operator.engines.contract import UCX_PORTS, Engine, EngineLimits, EnginePool, EngineProcess, TensorRule
+from disagg_operator.engines.contract import (
+    MOVES_BY_ITSELF,
+    UCX_PORTS,
+    Engine,
+    EngineLimits,
+    EnginePool,
+    EngineProcess,
+    TensorRule,
+)
 from disagg_wire.engines import VLLM
 from disagg_wire.ports import ENGINE_PORT, SIDE_CHANNEL_PORT
 from disagg_wire.roles import PREFILL
@@ -116,7 +124,7 @@ ENGINE = Engine(
     image="vllm/vllm-openai:v0.33.0",
     limits=EngineLimits(
         values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
-        absent={"engine.prefixCaching.hostMemory": ""},
+        absent={"engine.prefixCaching.hostMemory": "", "kvTransfer.integrity": MOVES_BY_ITSELF},
         off=("scaling.roleFlip", "engine.experimental"),
         tensor=TensorRule.INTEGER_RATIO,
         batch_holds_running=True,
