@@ -25,14 +25,13 @@ from disagg_worker.transfer.seals import Seal, Sealer
 _PIECE_BYTES = 512 << 10
 # A receiver that waits for a large payload is woken when so much has come, not for every packet.
 _WAKE_BYTES = 256 << 10
-_SHORTEST_WAIT_S = 0.001
 
 
 class SealedSocket:
     """One connection of a transfer, once BEGIN has been sent or verified.
 
-    Each call gets the time that is left for its frame, which is `idle_s` and what its size needs at
-    the least rate.
+    A frame has `idle_s` and what its size needs at the least rate. No call is begun after that, and
+    none takes longer than it.
     """
 
     def __init__(self, sock: socket.socket, idle_s: float, out: Sealer, into: Sealer) -> None:
@@ -50,8 +49,8 @@ class SealedSocket:
 
     def send(self, header: Header, payload: Sequence[bytes | memoryview] = ()) -> bytes:
         """Send one frame with the next number, and return its tag. Raises OSError."""
-        length = sum(len(part) for part in payload)
-        deadline_s = frame_socket.deadline_s(self._idle_s, length)
+        length = sum(map(len, payload))
+        deadline_s = self._sending(length)
         raw = frames.encode_header_2(replace(header, seq=self._out.number), length)
         seal = self._out.next(header.type)
         seal.update(raw)
@@ -69,12 +68,21 @@ class SealedSocket:
         """Send a control frame."""
         self.send(Header(kind), [json.dumps(content, separators=(",", ":")).encode()])
 
+    def _sending(self, length: int) -> float:
+        """Return the deadline of a frame that is sent now.
+
+        It is also the limit of each call, which is set only here: calls are many.
+        """
+        deadline_s = frame_socket.deadline_s(self._idle_s, length)
+        seconds, rest_s = divmod(_left_s(deadline_s), 1.0)
+        limit = struct.pack("ll", int(seconds), max(1000, int(rest_s * 1e6)))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        return deadline_s
+
     def _send_all(self, parts: list[bytes | memoryview], deadline_s: float) -> None:
-        left = sum(len(part) for part in parts)
+        left = sum(map(len, parts))
         while left:
-            seconds, rest_s = divmod(max(_left_s(deadline_s), _SHORTEST_WAIT_S), 1.0)
-            limit = struct.pack("ll", int(seconds), int(rest_s * 1e6))
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            _left_s(deadline_s)
             try:
                 sent = self._sock.sendmsg(parts)
             except BlockingIOError:
@@ -158,14 +166,14 @@ class SealedSocket:
         """Fill a piece of a payload of which `left` bytes are missing, and return what is missing
         then.
         """
-        size = sum(len(view) for view in piece)
+        size = sum(map(len, piece))
         # To be woken only by more than is still to come would be never.
         self._wake_at(min(_WAKE_BYTES, left))
         self._receive_all(piece, deadline_s, seal)
         return left - size
 
     def _receive_all(self, views: list[memoryview], deadline_s: float, seal: Seal | None) -> None:
-        left = sum(len(view) for view in views)
+        left = sum(map(len, views))
         while left:
             if not self._readable.poll(math.ceil(1000 * _left_s(deadline_s))):
                 raise TimeoutError("timed out")
