@@ -16,6 +16,7 @@ END = Commit(TokenEvent(0, 7), 1.0)
 def test_layers_are_split_into_frames_and_come_in_order_before_the_end() -> None:
     box = Outbox(25)
     box.layer(1, 4, [BLOCK] * 5)
+    box.layer(2, 4, [])
     box.layer(2, 4, [BLOCK])
     box.end(END)
     box.end(CANCELLED)

@@ -51,6 +51,8 @@ class Outbox:
 
     def layer(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
         """Add the blocks of a layer, split into frames. Nothing is added behind the end."""
+        if not blocks:
+            return
         block_bytes = len(blocks[0])
         step = max(1, self._frame_bytes // block_bytes)
         groups = [(start, tuple(blocks[start : start + step])) for start in range(0, len(blocks), step)]
