@@ -55,7 +55,9 @@ class Router:
             self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines
         )
         self.handshakes = Handshakes(self.dispatcher, self.table)
-        self.tally = CanaryTally()
+        # By then, also a hang before the second token has shown.
+        self.tally = CanaryTally(settings.first_token_timeout_s + settings.stall_timeout_s)
+        self.table.warm_up_s = settings.canary_warm_up_s
         self.metrics.watch(
             lambda: {p: self.queue.waiting(p) for p in ROLES}, self.handshakes.counts, self._links, lambda: hold.waiting
         )
@@ -157,7 +159,7 @@ class Router:
             "waiting": {p: self.queue.waiting(p) for p in ROLES},
             "held": self.queue.hold.waiting,
             "idle_s": round(self.idle_s(), 3),
-            "canary": self.tally.to_json(self.table.canary),
+            "canary": self.tally.to_json(self.table.canary, time.time()),
             "models": [
                 {
                     "name": name,

@@ -131,6 +131,7 @@ class Api:
         # Who asks for what does not exist keeps no workers from resting.
         self._names.check(asked.model)
         with self._router.work() as work:
+            work.callback(outcomes.followed(self._router, generations))
             work.callback(lambda: self._account(generations))
             for _ in range(self._router.settings.max_attempts):
                 text, model, waited_s = await self._names.find(
@@ -247,12 +248,13 @@ class Api:
             if error.status >= 500 or error.status == 429:
                 g.failed = True
                 metrics.failed(has_first=seen)
+            else:
+                g.refused = True
             raise
 
     def _account(self, generations: Sequence[Generation]) -> None:
         """Update the metrics and write one log line for each choice, whatever became of it."""
         metrics = self._router.metrics
-        outcomes.count(self._router, generations, time.monotonic(), time.time())
         for g in generations:
             metrics.prompt_tokens.inc(len(g.state.prompt))
             metrics.generated_tokens.inc(g.tokens)
