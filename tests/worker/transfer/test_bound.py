@@ -300,6 +300,7 @@ def test_tickets_are_for_both_ends_and_for_one_use_of_each_connection() -> None:
             assert "frames of version 2" in peer.answer()[1]["message"]
         assert not r.listener.begun(session)
         with Lane(session.ticket).begin() as first:
+            joined(session, 1)
             first.layers([0])
             with Lane(session.ticket) as again:
                 assert "used" in again.begin().refusal()

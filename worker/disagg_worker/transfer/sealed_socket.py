@@ -25,6 +25,8 @@ from disagg_worker.transfer.seals import Seal, Sealer
 _PIECE_BYTES = 512 << 10
 # A receiver that waits for a large payload is woken when so much has come, not for every packet.
 _WAKE_BYTES = 256 << 10
+# The window must be larger than that, or the sender would wait for a part of it to be read.
+_WINDOW_BYTES = 4 * _WAKE_BYTES
 
 
 class SealedSocket:
@@ -41,6 +43,7 @@ class SealedSocket:
         self._out = out
         self._into = into
         self._wake_bytes = 0
+        self._window_is_large = False
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
         self._wake_at(1)
@@ -167,6 +170,10 @@ class SealedSocket:
         then.
         """
         size = sum(map(len, piece))
+        if left >= _WAKE_BYTES and not self._window_is_large:
+            # The kernel makes room for what is waited for, and keeps it.
+            self._wake_at(_WINDOW_BYTES)
+            self._window_is_large = True
         # To be woken only by more than is still to come would be never.
         self._wake_at(min(_WAKE_BYTES, left))
         self._receive_all(piece, deadline_s, seal)
