@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-adapter bench-transfer bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines test-faults test-rollouts
+.PHONY: bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines test-faults test-rollouts
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -80,7 +80,7 @@ coverage: setup ## the branches of PURE modules that their own tests run through
 
 # Before the cluster's start, which holds the same lock for as long as it builds images.
 programs: setup
-	@e2e/cluster build etcd kube-apiserver kubectl helm kube-score prometheus containerd ctr pause
+	@e2e/cluster build etcd kube-apiserver kube-controller-manager kubectl helm kube-score prometheus containerd ctr pause
 
 integration: setup programs
 	@echo "--- integration"
@@ -121,11 +121,22 @@ setup-gpu:
 	  && .venv-gpu/bin/uv pip install -q --python .venv-gpu/bin/python --no-deps --require-hashes -r requirements/worker.txt \
 	  && .venv-gpu/bin/uv pip install -q --python .venv-gpu/bin/python --no-deps --no-build-isolation -e .; }
 
-bench-autoscaling: setup ## every scaling policy on the traces in TRACES; writes benchmarks/results/autoscaling.md (40 minutes of one core)
-	@$(PY) -m benchmarks.autoscaling.run --traces $(TRACES)
+bench-autoscaling: setup ## every scaling policy on the traces in TRACES (40 minutes of one core) and the scenarios; SCENARIO=step10x: only that one
+	@[ -n "$(SCENARIO)" ] || $(PY) -m benchmarks.autoscaling.run --traces $(TRACES)
+	@$(PY) -m benchmarks.autoscaling.scenarios --traces $(TRACES) $(SCENARIO)
 
 bench-planner: setup ## the planner against published measurements of one pool; writes benchmarks/results/planner.md (seconds)
 	@$(PY) -m benchmarks.planner
+
+bench-aisimulate: setup-aisimulate ## the planner against NVIDIA's AISimulate for 12 shapes; writes benchmarks/results/aisimulate.md (4 minutes; REFRESH=1 asks it anew)
+	@PYTHONPATH=operator:worker:. .venv-aisimulate/bin/python -m benchmarks.aisimulate $(if $(REFRESH),--refresh)
+
+# AISimulate in an environment of its own: nothing else needs it. Made anew if the lock has changed.
+setup-aisimulate: setup
+	@want=$$(sha256sum <requirements/aisimulate.txt); test "$$(cat .venv-aisimulate/.stamp 2>/dev/null)" = "$$want" || { \
+	  rm -rf .venv-aisimulate && .venv/bin/uv venv -q --python .venv/bin/python .venv-aisimulate \
+	  && .venv/bin/uv pip install -q --python .venv-aisimulate/bin/python --no-deps --require-hashes -r requirements/aisimulate.txt \
+	  && echo "$$want" >.venv-aisimulate/.stamp; }
 
 bench-validation: setup ## the simulator against the stack running here; writes benchmarks/results/validation.md
 	@$(PY) -m benchmarks.validation.run all && $(PY) -m benchmarks.validation.run report

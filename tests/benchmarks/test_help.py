@@ -6,10 +6,11 @@ from types import ModuleType
 
 import pytest
 from benchmarks.autoscaling import run as autoscaling
+from benchmarks.autoscaling import scenarios
 from benchmarks.validation import run as validation
 
 
-@pytest.mark.parametrize("module", [autoscaling, validation])
+@pytest.mark.parametrize("module", [autoscaling, scenarios, validation])
 def test_help_can_be_printed(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,6 +151,9 @@ class RouterVariable(StrEnum):
     PREFILL_A_S = "DISAGG_PREFILL_A_S"
     PREFILL_B_S_PER_TOKEN = "DISAGG_PREFILL_B_S_PER_TOKEN"  # noqa: S105 - the name of a variable, no secret
     PREFILL_C_S_PER_TOKEN2 = "DISAGG_PREFILL_C_S_PER_TOKEN2"
+    # The service beside the deployment to which a share of the requests goes.
+    UPSTREAM_URL = "DISAGG_UPSTREAM_URL"
+    UPSTREAM_PERCENT = "DISAGG_UPSTREAM_PERCENT"
 
 
 class RouterOption(StrEnum):
@@ -168,6 +171,7 @@ class RouterOption(StrEnum):
     QUEUE_MAX_BYTES = "DISAGG_QUEUE_MAX_BYTES"
     CANARY_WARM_UP_S = "DISAGG_CANARY_WARM_UP_S"
     NAME_MEMORY_S = "DISAGG_NAME_MEMORY_S"
+    UPSTREAM_MAX_RUNNING = "DISAGG_UPSTREAM_MAX_RUNNING"
     LOG_LEVEL = "DISAGG_LOG_LEVEL"
 
 

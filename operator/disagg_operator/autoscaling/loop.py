@@ -233,7 +233,7 @@ class AutoscalerLoop:
         before = job.entry.decisions.get(pool)
         job.entry.decisions[pool] = decision
         self._metrics.decision(job.key, pool, decision)
-        if before is None or before.blind != decision.blind:
+        if before is None or before.blind != decision.blind or bool(before.unmet) != bool(decision.unmet):
             return True
         # An unchanged decision has been announced before. It wakes the reconcile again only while
         # it waits to be carried out.

@@ -99,8 +99,9 @@ def policy_of(name: str | None, run: Run, changes: Sequence[tuple[str, Any]]) ->
         return decision_records.queue_policy(queue_of(run, changes))
     if name != named_policies.PREDICTIVE:
         s = run.settings
-        least, most = min(s.prefill.least, s.decode.least), max(s.prefill.most, s.decode.most)
-        other = named_policies.make(name, Setup(s.profile, tpot_s=s.tpot_s, least=least, most=most))
+        least, most = (s.prefill.least, s.decode.least), max(s.prefill.most, s.decode.most)
+        setup = Setup(s.profile, tpot_s=s.tpot_s, min_prefill=least[0], min_decode=least[1], most=most)
+        other = named_policies.make(name, setup)
         return lambda step: other(step.observation)
     settings = run.settings
     for path, value in changes:

@@ -14,10 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
-from disagg_operator.cli import html_page, plots, timeline_html
+from disagg_operator.cli import html_page, plots, speeds, timeline_html
 from disagg_operator.cli.progress_display import ProgressDisplay
 from disagg_operator.performance import profile as profiles
-from disagg_operator.performance import profile_file
 from disagg_operator.simulation import bounds, compiled, monolithic_workers, named_policies, traces
 from disagg_operator.simulation.cluster import Cluster, Policy, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, ORDERS
@@ -31,6 +30,9 @@ _RANGES = (
     ("tpot_ms", 0.001, 1e6),
     ("ttft_s", 0.001, 1e5),
     ("most", 1, 200),
+    ("min_prefill", 1, 200),
+    ("min_decode", 1, 200),
+    ("max_gpus", 1, 1_000_000),
     ("warm_workers", 0, 1_000_000),
     ("failures_per_worker_day", 0, 10_000),
     ("link_gbps", 0, 1e6),
@@ -38,6 +40,7 @@ _RANGES = (
     ("role_flip_s", 0.1, 3600),
     ("monolithic", 1, 10_000),
     ("routers", 0, 1_000_000),
+    ("tensor", 1, 64),
 )
 ERRORS = (traces.TraceError, profiles.ProfileError, named_policies.PolicyError, ValueError, OSError)
 
@@ -54,9 +57,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="predictive (default), static:P,D, the name of a baseline, or all",
     )
     parser.add_argument(
-        "--profile", default="70b-h100-tp4", help="a published profile, or a file that `disagg profile` wrote"
+        "--profile",
+        default="70b-h100-tp4",
+        help="a published profile, a file that `disagg profile` wrote, or aisimulate:SYSTEM/BACKEND with --model",
     )
-    parser.add_argument("--model", default="", help="refuse a profile of another model than this one")
+    parser.add_argument("--model", default="", help="the model; a profile of another one is refused")
+    parser.add_argument(
+        "--tensor", type=int, metavar="GPUS", help="GPUs of a worker with aisimulate: (default: the fewest that do)"
+    )
     parser.add_argument("--any-profile", action="store_true", help="accept it nevertheless")
     parser.add_argument(
         "--copies",
@@ -95,6 +103,9 @@ def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
         help="range of the time to start a worker (default 60 180)",
     )
     parser.add_argument("--most", type=int, default=40, help="maximum number of workers of a pool (default 40)")
+    for pool in ("prefill", "decode"):
+        parser.add_argument(f"--min-{pool}", type=int, default=1, help=f"minimum number of {pool} workers (default 1)")
+    parser.add_argument("--max-gpus", type=int, help="maximum number of GPUs of both pools, for the predictive policy")
     parser.add_argument(
         "--grace-s", type=float, default=600.0, help="time that a draining decode worker may take; inf: no limit"
     )
@@ -139,14 +150,16 @@ def _condition_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate policies, print their scores and return the exit status. Raises one of ERRORS."""
-    setup = _setup(args)
+    _check(args)
+    profile, origin = speeds.of_worker(args.profile, args.model, args.tensor, args.any_profile)
+    setup = _setup(args, profile)
     wanted = args.policy or [named_policies.PREDICTIVE]
     names = [n for name in wanted for n in (named_policies.names(setup) if name == "all" else [name])]
     made = {name: named_policies.make(name, setup) for name in names}
     if args.plot is not None:
         plots.check(args.plot, len(made))
     with ProgressDisplay() as working:
-        trace, scores, timelines, notes = _simulate(args, setup, list(made), working)
+        trace, scores, timelines, notes = _simulate(args, setup, list(made), origin, working)
     if args.json:
         json.dump(
             {"trace": trace.name, "scores": {name: asdict(s) for name, s in scores.items()}, "notes": notes},
@@ -167,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _simulate(
-    args: argparse.Namespace, setup: Setup, names: list[str], working: ProgressDisplay
+    args: argparse.Namespace, setup: Setup, names: list[str], origin: str, working: ProgressDisplay
 ) -> tuple[traces.Trace, dict[str, Score], list[plots.Timeline], list[str]]:
     """Return the trace, and what became of it: the scores, the courses of time, and sentences."""
     working.say(f"reading {args.trace}")
@@ -178,8 +191,7 @@ def _simulate(
     past = named_policies.read_history(args.history, args.copies) if args.history else None
     made = {name: named_policies.make(name, setup, past, args.role_flip_s) for name in names}
     scores: dict[str, Score] = {}
-    _, of = profile_file.load_with_origin(args.profile)
-    timelines, notes = [], [f"profile: {args.profile}{f': {of.words()}' if of is not None else ''}"]
+    timelines, notes = [], [f"profile: {origin}"]
     for name, policy in made.items():
         compiles = "" if compiled.exists() else "; the first run on a machine compiles for half a minute or more"
         working.say(f"{len(trace):,} requests with {name}{compiles}")
@@ -219,6 +231,8 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not least <= value <= most:  # also refuses NaN
             raise ValueError(f"--{name.replace('_', '-')}: must be {least:g} to {most:g}, not {value:g}")
+    if max(args.min_prefill, args.min_decode) > args.most:
+        raise ValueError("--min-prefill, --min-decode: must not be more than --most")
     if not (args.grace_s >= 0):
         raise ValueError(f"--grace-s: must be 0 or more, or inf, not {args.grace_s:g}")
     if not 0 <= args.cold_start_s[0] <= args.cold_start_s[1] <= 86_400:
@@ -227,14 +241,19 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--blind-s: FROM must be less than TO, and not negative")
 
 
-def _setup(args: argparse.Namespace) -> Setup:
-    _check(args)
+def _setup(args: argparse.Namespace, profile: profiles.Profile) -> Setup:
+    least = profile.gpus * (args.min_prefill + args.min_decode)
+    if args.max_gpus is not None and args.max_gpus < least:
+        raise ValueError(f"--max-gpus: {args.max_gpus} GPUs are fewer than the {least} of the smallest pools")
     return Setup(
-        profile_file.load_of(args.profile, args.model, anyway=args.any_profile),
+        profile,
         tpot_s=args.tpot_ms / 1000,
         ttft_least_s=args.ttft_s,
         cold_start_s=tuple(args.cold_start_s),
+        min_prefill=args.min_prefill,
+        min_decode=args.min_decode,
         most=args.most,
+        max_gpus=args.max_gpus,
         grace_s=args.grace_s,
         warm_workers=args.warm_workers,
         failures_per_worker_hour=args.failures_per_worker_day / 24,

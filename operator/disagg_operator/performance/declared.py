@@ -14,6 +14,13 @@ from disagg_operator.performance.roof_line import Efficiency, estimate
 # the rest is learned.
 CPU = Profile(1, 4e-3, 0.15e-3, 0.0, 3e-3, 0.6e-3, 0.1e-6, 40_000, batch_tokens=2048, max_running=64)
 
+# The routers' environment contains the estimate, so other figures would restart the routers of
+# every resource. They only matter until the first measurements.
+STARTING = Efficiency(
+    prefill_flops=0.55, decode_bandwidth=0.70, layer_overhead_s=4e-6, reduce_latency_s=8e-6, batch_overhead_s=5e-3,
+    sequence_overhead_s=10e-6, norm_passes=0.0, overlap=False,
+)  # fmt: skip
+
 
 def profile_of(dd: DisaggDeployment) -> Profile:
     """Return the profile of the workers before anything has been measured.
@@ -52,7 +59,7 @@ def _estimate(dd: DisaggDeployment, pool: PoolSpec) -> Profile:
     shape = _shape(dd.spec.model.uri.rstrip("/").rsplit("/", 1)[-1])
     if gpu is None or shape is None or not gpus_of(pool):
         return CPU
-    found = estimate(shape, gpu, gpus_of(pool), Efficiency())
+    found = estimate(shape, gpu, gpus_of(pool), STARTING)
     return CPU if found is None else found.around(min(pool.max_running_requests, found.max_running / 2))
 
 

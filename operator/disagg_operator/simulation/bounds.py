@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
-from disagg_operator.simulation.cluster import Cluster, Setup
+from disagg_operator.simulation.cluster import DECODE, PREFILL, Cluster, Setup
 from disagg_operator.simulation.score import Score, score
 from disagg_operator.simulation.traces import Trace
 
@@ -54,14 +54,14 @@ def static(trace: Trace, setup: Setup) -> Bound:
         sized = replace(setup, initial=(prefill, decode))
         return score(Cluster(trace, sized).run(lambda _: Targets(prefill, decode)))
 
-    prefill = _least(setup, lambda n: fixed(n, setup.most).ttft_attainment)
-    decode = _least(setup, lambda n: fixed(prefill, n).tpot_attainment)
+    prefill = _least(setup, PREFILL, lambda n: fixed(n, setup.most).ttft_attainment)
+    decode = _least(setup, DECODE, lambda n: fixed(prefill, n).tpot_attainment)
     return Bound(f"{prefill} prefill and {decode} decode workers", fixed(prefill, decode))
 
 
-def _least(setup: Setup, attained: Callable[[int], float]) -> int:
+def _least(setup: Setup, kind: int, attained: Callable[[int], float]) -> int:
     """Return the fewest workers that keep the objective."""
-    low, high = setup.least, setup.most
+    low, high = setup.least(kind), setup.most
     while low < high:
         middle = (low + high) // 2
         if attained(middle) >= _PER_POOL:
@@ -81,7 +81,7 @@ def oracle(trace: Trace, setup: Setup, stays_s: tuple[float, ...] = (0.0, 300.0,
     work = _true_work(trace, setup)
 
     def serve(used: list[float], stay_s: float) -> Bound:
-        plans = [_plan(w, u, setup, stay_s) for w, u in zip(work, used, strict=True)]
+        plans = [_plan(w, u, setup, stay_s, kind) for kind, (w, u) in enumerate(zip(work, used, strict=True))]
         sized = replace(setup, initial=(int(plans[0][0]), int(plans[1][0])))
         result = score(Cluster(trace, sized).run(_follow(plans, setup)))
         return Bound(f"utilisation {used[0]:.2f} and {used[1]:.2f}, stay {stay_s:.0f} s", result)
@@ -156,9 +156,9 @@ def _true_work(trace: Trace, setup: Setup) -> tuple[Any, Any]:
     return np.convolve(prefill, around, "same"), np.convolve(decode, around, "same")
 
 
-def _plan(work: Any, utilisation: float, setup: Setup, stay_s: float) -> Any:
+def _plan(work: Any, utilisation: float, setup: Setup, stay_s: float, kind: int = PREFILL) -> Any:
     """Return the workers at each scrape."""
-    n = np.ceil(work / utilisation - 1e-9).clip(setup.least, setup.most)
+    n = np.ceil(work / utilisation - 1e-9).clip(setup.least(kind), setup.most)
     ahead = math.ceil(setup.cold_start_s[1] / setup.interval_s) + 1
     behind = int(stay_s / setup.interval_s)
     padded = np.concatenate([np.full(behind, n[0]), n, np.full(ahead, n[-1])])

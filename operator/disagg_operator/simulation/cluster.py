@@ -58,8 +58,11 @@ class Setup:
     drop_s: float = 60.0  # a prompt that has waited longer is dropped
     queue_order: str = FIRST_COME  # of the prompts that wait for prefill: one of `ordering.ORDERS`
     patience_s: float = 20.0  # after so long a late prompt comes first at times
-    least: int = 1  # workers of a pool
+    min_prefill: int = 1  # workers
+    min_decode: int = 1  # workers
     most: int = 40  # workers of a pool
+    max_gpus: int | None = None  # that the policy may ask for, of both pools together; None: no limit
+    room: int | None = None  # workers that the cluster has places for; those beyond wait, unpaid; None: no limit
     initial: tuple[int, int] | None = None  # prefill and decode workers; None: what the load needs
     unscored_s: float = 600.0  # at the beginning
     failures_per_worker_hour: float = 0.0
@@ -69,6 +72,10 @@ class Setup:
     aligned: bool = False  # sequences join a decode batch between two steps, as in an engine
     routers: int = 0  # 0: no router is ever busy
     seed: int = 0
+
+    def least(self, kind: int) -> int:
+        """Return the fewest workers of a pool: of PREFILL or of DECODE."""
+        return (self.min_prefill, self.min_decode)[kind]
 
 
 @dataclass
@@ -81,14 +88,15 @@ class _SimulatedPool:
     becomes: dict[int, int] = field(default_factory=dict)  # draining worker: pool that it flips to
     desired: int = 0  # workers
     cold_starts_s: list[float] = field(default_factory=list)  # of each worker that was started
+    unplaced: dict[int, float] = field(default_factory=dict)  # worker without a place in the cluster: since when
 
     def places(self, state: int) -> Any:
         """Return the places of the workers in a state."""
         return np.flatnonzero(self.workers.state == state)
 
     def paid(self) -> int:
-        """Return how many workers there are, those that start or drain included."""
-        return int((self.workers.state != EMPTY).sum())
+        """Return how many workers have GPUs, those that start or drain included."""
+        return int((self.workers.state != EMPTY).sum()) - len(self.unplaced)
 
 
 class Cluster:
@@ -124,20 +132,48 @@ class Cluster:
 
     # ---- workers ----
 
-    def _create(self, pool: _SimulatedPool, now: float, delay_s: float) -> None:
+    def _create(self, pool: _SimulatedPool, now: float, delay_s: float) -> int:
         workers, counters = pool.workers, self.columns.counters
         place = int(np.flatnonzero((workers.state == EMPTY) & ~np.isfinite(workers.exit_s))[0])
         pool.born_s[place] = now
-        workers.ready_s[place] = now + delay_s
-        rate = self.setup.failures_per_worker_hour / 3600
-        workers.death_s[place] = now + self._random.exponential(1 / rate) if rate else np.inf
-        workers.next_s[place] = min(workers.ready_s[place], workers.death_s[place])
         workers.state[place] = STARTING
+        self._begin(pool, place, now, delay_s)
         if pool.kind == DECODE:
             self.columns.decode.drain_limit_s[place] = np.inf
             counters.decode_places = max(counters.decode_places, place + 1)
         else:
             counters.prefill_places = max(counters.prefill_places, place + 1)
+        return place
+
+    def _begin(self, pool: _SimulatedPool, place: int, now: float, delay_s: float) -> None:
+        workers, rate = pool.workers, self.setup.failures_per_worker_hour / 3600
+        workers.ready_s[place] = now + delay_s
+        placed = rate and math.isfinite(delay_s)
+        workers.death_s[place] = now + self._random.exponential(1 / rate) if placed else np.inf
+        workers.next_s[place] = min(workers.ready_s[place], workers.death_s[place])
+
+    def _full(self) -> bool:
+        return self.setup.room is not None and sum(pool.paid() for pool in self._pools) >= self.setup.room
+
+    def _place(self, now: float) -> None:
+        """Give the places that are free to the workers that have waited longest for one."""
+        waiting = sorted(
+            (since_s, pool.kind, place) for pool in self._pools for place, since_s in pool.unplaced.items()
+        )
+        for _, kind, place in waiting:
+            if self._full():
+                return
+            pool = self._pools[kind]
+            self._leave_queue(pool, place, now)
+            delay_s = self._cold_start_s(pool)
+            pool.cold_starts_s.append(delay_s)
+            self._begin(pool, place, now, delay_s)
+
+    def _leave_queue(self, pool: _SimulatedPool, place: int, now: float) -> None:
+        """Note that a worker waits for a place no more; the time without one is not paid."""
+        since_s = pool.unplaced.pop(place, None)
+        if since_s is not None:
+            self.gpu_s -= (now - since_s) * self.setup.profile.gpus
 
     def _cold_start_s(self, pool: _SimulatedPool) -> float:
         seconds = float(self._random.uniform(*self.setup.cold_start_s))
@@ -160,6 +196,7 @@ class Cluster:
 
     def _release(self, pool: _SimulatedPool, place: int, now: float) -> None:
         """Let a worker drain; one that computes nothing is gone at once."""
+        self._leave_queue(pool, place, now)
         prefill, decode, workers = self.columns.prefill, self.columns.decode, pool.workers
         computes = prefill.batch_begin[place] < prefill.batch_end[place]
         if pool.kind == DECODE:
@@ -184,7 +221,7 @@ class Cluster:
         return [*starting, *ready][:n]
 
     def _scale(self, pool: _SimulatedPool, wanted: int, now: float) -> None:
-        wanted = self._bounded(wanted)
+        wanted = self._bounded(pool.kind, wanted)
         have = (
             len(pool.places(STARTING))
             + len(pool.places(READY))
@@ -195,6 +232,9 @@ class Cluster:
             pool.desired = wanted
         for _ in range(wanted - have):
             self.starts += 1
+            if self._full():
+                pool.unplaced[self._create(pool, now, math.inf)] = now
+                continue
             delay_s = self._cold_start_s(pool)
             pool.cold_starts_s.append(delay_s)
             self._create(pool, now, delay_s)
@@ -216,9 +256,11 @@ class Cluster:
     def _pods(self, pool: _SimulatedPool, now: float) -> Pods:
         starting = pool.places(STARTING)
         ages = tuple(sorted((float(now - pool.born_s[i]) for i in starting), reverse=True))
-        known = pool.cold_starts_s[-8 - len(ages) : len(pool.cold_starts_s) - len(ages)]
+        ended = len(pool.cold_starts_s) - (len(ages) - len(pool.unplaced))
+        known = pool.cold_starts_s[max(0, ended - 8) : max(0, ended)]
         cold = sum(known) / len(known) if known else math.nan
-        return Pods(pool.desired, len(pool.places(READY)), ages, len(pool.places(DRAINING)), cold)
+        unplaced = tuple(sorted((now - since_s for since_s in pool.unplaced.values()), reverse=True))
+        return Pods(pool.desired, len(pool.places(READY)), ages, len(pool.places(DRAINING)), cold, unplaced)
 
     def _signals(self, now: float) -> tuple[PrefillSignals, DecodeSignals]:
         kernel.settle(self._compiled, now)
@@ -265,10 +307,10 @@ class Cluster:
         output = float(trace.output_tokens[first].sum())
         kv = float((trace.prompt_tokens + trace.output_tokens / 2)[first].sum()) / n
         decode = output / span_s / p.decode_tokens_per_s(s.tpot_s, kv)
-        return self._bounded(math.ceil(prefill / 0.6)), self._bounded(math.ceil(decode / 0.6))
+        return self._bounded(PREFILL, math.ceil(prefill / 0.6)), self._bounded(DECODE, math.ceil(decode / 0.6))
 
-    def _bounded(self, workers: int) -> int:
-        return max(self.setup.least, min(self.setup.most, workers))
+    def _bounded(self, kind: int, workers: int) -> int:
+        return max(self.setup.least(kind), min(self.setup.most, workers))
 
     def run(self, policy: Policy) -> Cluster:
         """Serve the whole trace and return itself.
@@ -286,6 +328,7 @@ class Cluster:
             now += setup.interval_s
             kernel.advance(self._compiled, now)
             self._collect_exits(now)
+            self._place(now)
             seen.append(self._signals(now))
             self._rows.append(self._row(now, *seen[-1]))
             policy_sees = self._observe(seen, now)
@@ -293,6 +336,7 @@ class Cluster:
                 self._apply(policy(policy_sees), now)
         for pool in self._pools:
             for place in np.flatnonzero(pool.workers.state != EMPTY).tolist():
+                self._leave_queue(pool, place, now)
                 self._pay(pool, place, now)
         self._finish(now)
         return self
@@ -330,6 +374,7 @@ class Cluster:
         for pool, wanted in zip(self._pools, (targets.prefill, targets.decode), strict=True):
             self._scale(pool, wanted, now)
         self._collect_exits(now)
+        self._place(now)
 
     @property
     def series(self) -> TickTable:

@@ -10,7 +10,7 @@ from pathlib import Path
 from disagg_operator.autoscaling.policy import history, predictive
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.simulation import baselines
-from disagg_operator.simulation.cluster import Policy, Setup
+from disagg_operator.simulation.cluster import DECODE, PREFILL, Policy, Setup
 from disagg_operator.simulation.traces import TraceError, text_file
 
 PREDICTIVE = "predictive"
@@ -40,8 +40,8 @@ def settings_of(setup: Setup) -> predictive.Settings:
 
     They are its bounds and objectives; everything else is as by default.
     """
-    limits = predictive.PoolLimits(setup.least, setup.most, setup.profile.gpus)
-    return predictive.Settings(setup.profile, setup.tpot_s, limits, limits)
+    prefill, decode = (predictive.PoolLimits(setup.least(k), setup.most, setup.profile.gpus) for k in (PREFILL, DECODE))
+    return predictive.Settings(setup.profile, setup.tpot_s, prefill, decode, gpu_budget=setup.max_gpus)
 
 
 def names(setup: Setup) -> list[str]:
@@ -59,8 +59,9 @@ def make(name: str, setup: Setup, past: list[history.Minute] | None = None, flip
         return Predictive(settings, history.seed(settings, past) if past else None)
     if fixed := re.fullmatch(r"static:(?P<prefill>\d+),(?P<decode>\d+)", name):
         sizes = Targets(int(fixed["prefill"]), int(fixed["decode"]))
-        if not (setup.least <= sizes.prefill <= setup.most and setup.least <= sizes.decode <= setup.most):
-            raise PolicyError(f"policy: {name}: a pool has {setup.least} to {setup.most} workers")
+        for kind, role, n in ((PREFILL, "prefill", sizes.prefill), (DECODE, "decode", sizes.decode)):
+            if not setup.least(kind) <= n <= setup.most:
+                raise PolicyError(f"policy: {name}: {role} has {setup.least(kind)} to {setup.most} workers")
         return lambda _: sizes
     known = baselines.all_of(setup.profile, setup.tpot_s)
     if name not in known:

@@ -58,6 +58,7 @@ _WARNINGS = {
     UNPINNED_KV: "Experimental",
     "MetricsUnavailable": "MetricsUnavailable",
     "CredentialsUnavailable": "CredentialsUnavailable",
+    "ObjectivesInfeasible": "ObjectivesInfeasible",
     "ProgressDeadlineExceeded": "RolloutStalled",
     "RolledBack": "RolledBack",
     "CanaryFailed": "CanaryFailed",

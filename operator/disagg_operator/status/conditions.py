@@ -8,14 +8,16 @@ one need not be written.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from disagg_operator.rollout.telling import CANARY_FAILED, CANARY_INCONCLUSIVE, PAUSED, ROLLED_BACK, STALLED
 from disagg_operator.rollout.values import RolloutView
 from disagg_operator.status.effectiveness import EFFECTIVE_SHARE
 from disagg_operator.status.kv_links import fallback_of, mismatch_of, pairs_status, words_of
 from disagg_operator.status.pod_problems import INSUFFICIENT_CAPACITY, PODS_REFUSED
+from disagg_operator.status.scaling_verdicts import objectives_feasible, scaling_active
 from disagg_operator.status.workloads import NetworkCheck, Observed, Workload
 from disagg_operator.status.zero_state import SCALED_TO_ZERO, SERVED_NEXT
 from disagg_operator.vocabulary import MOST_OF_A_REQUEST, UPDATE_RUNTIME, Obj
@@ -52,8 +54,10 @@ class PoolIntent:
     """Whether the operator scales the pool."""
     scaling_blind: bool = False
     """Whether the replicas are held because metrics are missing."""
-    last_decision: Mapping[str, object] | None = None
-    """The last scaling decision in the form that it has in status."""
+    unmet: str | None = None
+    """Why the pool's objective cannot be met, and what can be; empty if it can, None if unknown."""
+    scaling: Mapping[str, Any] = field(default_factory=dict)
+    """What status says of its scaling: the last decision, and how it stands now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,7 @@ def conditions(
         progressing,
         *([Condition("Stalled", TRUE, progressing.reason, progressing.message)] if progressing.status == FALSE else []),
         *scaling,
+        *_feasible(intent),
         effective,
         *([] if intent.experiment is None else [Condition("Experimental", TRUE, *intent.experiment)]),
         *_warning(intent),
@@ -288,19 +293,13 @@ def _runtime(update: str) -> Condition:
 def _scaling(intent: Intent) -> list[Condition]:
     """Return the ScalingActive condition; none for a deployment that the operator doesn't scale."""
     scaled = [p for p in intent.pools if p.autoscaled]
-    if not scaled:
-        return []
     blind = [p.name for p in scaled if p.scaling_blind]
-    if intent.suspended:
-        return [Condition("ScalingActive", FALSE, "Suspended", "spec.suspend is set")]
-    # A missing or unreadable reference is reported at once; a Prometheus server that doesn't answer
-    # is reported only once metrics are missing because of it.
-    if intent.trouble is not None and (blind or intent.trouble[0] != "MetricsUnavailable"):
-        return [Condition("ScalingActive", FALSE, intent.trouble[0], f"{intent.trouble[1]}: replicas are held")]
-    if blind:
-        message = f"no usable metrics of {', '.join(blind)}: replicas are held"
-        return [Condition("ScalingActive", FALSE, "MetricsUnavailable", message)]
-    return [Condition("ScalingActive", TRUE, "MetricsFound", "replicas follow the load")]
+    return [Condition("ScalingActive", *scaling_active(intent.suspended, blind, intent.trouble))] if scaled else []
+
+
+def _feasible(intent: Intent) -> list[Condition]:
+    unmet = {p.name: p.unmet for p in intent.pools if p.autoscaled and not intent.suspended}
+    return [Condition("ObjectivesFeasible", *found) for found in (objectives_feasible(unmet),) if found is not None]
 
 
 def _effective(intent: Intent, observed: Observed, previous: Mapping[str, object]) -> Condition:
@@ -348,7 +347,7 @@ def _ready(causes: Sequence[Condition], progressing: Condition) -> Condition:
 
 
 def _pool_status(intent: PoolIntent, seen: Workload) -> Obj:
-    status: Obj = {
+    return {
         "name": intent.name,
         "desired": intent.desired,
         "current": seen.current,
@@ -356,10 +355,8 @@ def _pool_status(intent: PoolIntent, seen: Workload) -> Obj:
         "updated": seen.updated,
         "selector": intent.selector,
         "replicaOwner": intent.owner,
+        **intent.scaling,
     }
-    if intent.last_decision:
-        status["lastDecision"] = dict(intent.last_decision)
-    return status
 
 
 def _revision(intent: Intent, observed: Observed, previous: Mapping[str, object]) -> dict[str, str]:

@@ -33,6 +33,32 @@ def test_workers_start_cold_wait_for_nodes_and_are_paid_from_creation() -> None:
     assert (cluster.starts, cluster.actions) == (1, 1)
 
 
+def test_workers_without_a_place_wait_for_one_unpaid_and_in_order() -> None:
+    """The cluster holds four: what is asked beyond them starts once others have gone."""
+    seen: list[Observation] = []
+
+    def policy(o: Observation) -> Targets:
+        seen.append(o)
+        return Targets(3, 3) if o.now_s < 600 else Targets(1, 3)
+
+    setup = replace(SETUP, room=4, cold_start_s=(60.0, 60.0))
+    cluster = Cluster(trace(np.arange(0.0, 1200.0, 10.0), 100, 10), setup).run(policy)
+    at = {o.now_s: o for o in seen}
+    for pods in (at[300.0].prefill.pods, at[300.0].decode.pods):
+        assert (pods.replicas, pods.ready, pods.starting_ages_s, pods.unplaced_s) == (3, 2, (270.0,), (270.0,))
+    assert (at[645.0].prefill.pods.ready, at[645.0].decode.pods.ready) == (1, 2)
+    assert at[645.0].decode.pods.unplaced_s == ()
+    assert (at[690.0].decode.pods.ready, at[690.0].decode.pods.cold_start_s) == (3, 60.0)
+    assert cluster.starts == 2
+    assert cluster.gpu_s == pytest.approx(4 * 4 * 1200.0, rel=0.02)
+
+
+def test_each_pool_has_its_own_smallest_size() -> None:
+    setup = replace(SETUP, min_prefill=2, min_decode=3)
+    series = Cluster(trace([0.0, 300.0], 100, 10), setup).run(lambda _: Targets(1, 1)).series
+    assert (series["prefill_desired"][-1], series["decode_desired"][-1]) == (2, 3)
+
+
 def test_a_policy_sees_the_scrape_before_the_last_and_nothing_while_blind() -> None:
     load = trace(np.arange(0, 300.0, 0.5) ** 1.01, 100, 2)
     seen: list[Observation] = []

@@ -49,6 +49,12 @@ PULLED = Note(WARNING, "ImagePullFailed", "DecodeReady: no such image")
             [Note(WARNING, "InvalidSpec", "Accepted: why")],
             id="two reasons have one event",
         ),
+        pytest.param(
+            status(condition("ObjectivesFeasible", "True", "WithinReach")),
+            status(condition("ObjectivesFeasible", "False", "ObjectivesInfeasible")),
+            [Note(WARNING, "ObjectivesInfeasible", "ObjectivesFeasible: why")],
+            id="an objective is out of reach",
+        ),
         pytest.param(status(PULL), status(condition("DecodeReady", "True", "Ready")), [], id="a cause that has gone"),
     ],
 )

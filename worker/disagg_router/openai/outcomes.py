@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from http import HTTPStatus
 
+from disagg_router.errors import ApiError
 from disagg_router.objectives import Objectives
 from disagg_router.openai.generation import Generation
 from disagg_router.router import Router
 from disagg_router.workers.canary import Canary
 from disagg_router.workers.canary_tally import Outcome
+from disagg_wire import series
 
 
 def followed(router: Router, generations: Sequence[Generation]) -> Callable[[], None]:
@@ -51,6 +54,32 @@ def _outcome(router: Router, canary: Canary, generations: Sequence[Generation], 
     return Outcome(new, missed=not met_all, settled=settled)
 
 
+def tells_of_service(status: int) -> bool:
+    """Return whether a refusal is the fault of the service, and not of the request."""
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
+
+
+def compare_refused(router: Router, error: ApiError, *, streamed: bool) -> None:
+    """Count a request for which the pools did not even begin an answer, as `compare` does."""
+    if router.upstream is not None and streamed and tells_of_service(error.status):
+        router.split.count(series.POOLS, within=False, ttft_s=None, tpot_s=None)
+
+
+def compare(router: Router, generations: Sequence[Generation], now_s: float) -> None:
+    """Count a streamed answer of the pools, if others go to a service beside them.
+
+    It counts as one of that service does, whose prompts have not been counted: by objectives that
+    are the same for prompts of any length, and by its first choice.
+    """
+    if router.upstream is None or not generations:
+        return
+    first = generations[0]
+    met = False if first.failed else _met(first, router.settings.objectives.without_patience(), now_s)
+    if met is not None:
+        ttft_s = first.ttft_s if first.first_s else None
+        router.split.count(series.POOLS, within=met, ttft_s=ttft_s, tpot_s=first.tpot_s)
+
+
 def kept(g: Generation, objectives: Objectives, now_s: float) -> bool | None:
     """Return whether a choice was answered as the objectives ask, or None if nobody can tell (yet).
 
@@ -58,15 +87,22 @@ def kept(g: Generation, objectives: Objectives, now_s: float) -> bool | None:
     because everybody was busy tells nothing of a revision, nor does one that its client got wrong.
     One whose client has left does only if it was late, or its tokens were slow, by then.
     """
-    if failed_or_late(g, objectives, now_s) or _is_slow(g, objectives, now_s):
+    return False if g.trace.broken is not None else _met(g, objectives, now_s)
+
+
+def _met(g: Generation, objectives: Objectives, now_s: float) -> bool | None:
+    """Return whether the client saw what the objectives ask, or None if nobody can tell (yet)."""
+    if _is_late(g, objectives, now_s) or _is_slow(g, objectives, now_s):
         return False
     return True if g.ended else None
 
 
 def failed_or_late(g: Generation, objectives: Objectives, now_s: float) -> bool:
     """Return whether workers have failed a choice, or its first token is late, both for good."""
-    if g.trace.broken is not None:
-        return True
+    return g.trace.broken is not None or _is_late(g, objectives, now_s)
+
+
+def _is_late(g: Generation, objectives: Objectives, now_s: float) -> bool:
     limit_s = objectives.ttft_limit_s(max(1, len(g.state.prompt) - g.state.cached_tokens))
     ttft_s = g.ttft_s if g.first_s else now_s - g.started_s
     return limit_s is not None and ttft_s > limit_s and not (g.failed or g.refused)

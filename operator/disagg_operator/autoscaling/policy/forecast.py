@@ -32,10 +32,10 @@ class Tuning:
     """Seconds over which the trend is smoothed, for each forecaster."""
     damping_s: float = 150.0
     """Seconds for which a trend is expected to last."""
-    error_memory_s: tuple[float, ...] = (1200.0, 4 * 3600.0)
-    """Seconds after which errors fade, for each histogram.
+    error_memory_s: float = 800.0
+    """Seconds after which errors fade.
 
-    Large errors come in clusters, hence a short memory besides the long one.
+    Large errors come in clusters, and what is remembered for longer is paid for longer.
     """
     skill_memory_s: float = 3600.0
     """Seconds over which the errors of each forecaster are averaged."""
@@ -63,8 +63,8 @@ class Forecaster:
     """(time, rate) of the last window."""
     made: tuple[tuple[float, ...], ...] = ()
     """(due time, combined forecast, forecast of each forecaster), not judged yet."""
-    errors: tuple[tuple[float, ...], ...] = ()
-    """Histograms of log(actual / forecast), one for each memory."""
+    errors: tuple[float, ...] = ()
+    """Histogram of log(actual / forecast)."""
     skill: tuple[float, ...] = ()
     """Faded mean square of log(actual / forecast) of each forecaster."""
     shape: tuple[float, ...] = ()
@@ -86,7 +86,7 @@ def update(f: Forecaster, now_s: float, interval_s: float, rate: float, tuning: 
         return replace(
             f, levels=(rate,) * n, trends=(0.0,) * n, updated_s=now_s, fresh_s=interval_s, recent=((now_s, rate),),
             shape=shape, shape_seen_s=seen_s,
-            errors=f.errors or (prior(),) * len(tuning.error_memory_s), skill=f.skill or (0.05,) * n,
+            errors=f.errors or prior(), skill=f.skill or (0.05,) * n,
         )  # fmt: skip
     dt = max(now_s - f.updated_s, 1e-3)
     levels, trends = [], []
@@ -116,19 +116,15 @@ def _judge(f: Forecaster, now_s: float, dt: float, tuning: Tuning) -> Forecaster
     due = [made for made in f.made if made[0] <= now_s - tuning.window_s / 2]
     if not due:
         return f
-    errors = [
-        [c * math.exp(-dt / memory_s) for c in counts]
-        for counts, memory_s in zip(f.errors, tuning.error_memory_s, strict=True)
-    ]
+    errors = [c * math.exp(-dt / tuning.error_memory_s) for c in f.errors]
     skill = list(f.skill)
     gain = 1 - math.exp(-dt / tuning.skill_memory_s)
     actual = f.level
     for _, forecast, *each in due:
-        for counts in errors:
-            counts[_bin(actual, forecast)] += 1.0
+        errors[_bin(actual, forecast)] += 1.0
         for i, guess in enumerate(each):
             skill[i] += gain * (_log_ratio(actual, guess) ** 2 - skill[i])
-    return replace(f, made=f.made[len(due) :], errors=tuple(map(tuple, errors)), skill=tuple(skill))
+    return replace(f, made=f.made[len(due) :], errors=tuple(errors), skill=tuple(skill))
 
 
 def scaled(f: Forecaster, factor: float) -> Forecaster:
@@ -196,7 +192,9 @@ def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> tuple[float, ...
         if now > 0 and then > 0:
             ahead = (ahead + level * min(2.0, max(0.5, then / now))) / 2
         each.append(max(0.0, min(ahead, 2.5 * level), 0.3 * level))
-    weights = [max(s, 1e-4) ** -tuning.skill_power for s in f.skill]
+    # A forecaster whose level is further below the last minute than it ever errs has missed a rise.
+    off = [(_log_ratio(f.level, level) / 2) ** 2 if f.level > level else 0.0 for level in f.levels]
+    weights = [max(s, o, 1e-4) ** -tuning.skill_power for s, o in zip(f.skill, off, strict=True)]
     return (sum(w * e for w, e in zip(weights, each, strict=True)) / sum(weights), *each)
 
 
@@ -207,9 +205,8 @@ def remember(f: Forecaster, due_s: float, forecasts: tuple[float, ...]) -> Forec
 
 def ratios(f: Forecaster) -> list[tuple[float, float]]:
     """Return (actual / forecast, probability) in ascending order."""
-    histograms = f.errors or (prior(),)
-    sums = [sum(counts) for counts in histograms]
-    shares = [
-        sum(c[i] / total for c, total in zip(histograms, sums, strict=True)) / len(sums) for i in range(ERROR_BINS)
-    ]
-    return [(math.exp((i - _MIDDLE) * ERROR_STEP), share) for i, share in enumerate(shares) if share > 1e-4]
+    counts = f.errors or prior()
+    least = 1e-4 * sum(counts)
+    kept = [(i, count) for i, count in enumerate(counts) if count > least]
+    total = sum(count for _, count in kept)
+    return [(math.exp((i - _MIDDLE) * ERROR_STEP), count / total) for i, count in kept]

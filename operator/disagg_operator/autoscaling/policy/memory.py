@@ -69,7 +69,7 @@ class Settings:
     """Seconds from the creation of a worker to its readiness, until they have been measured."""
     role_flip_s: float | None = None
     """Seconds that a role flip takes; None: roles are never flipped."""
-    price: float = 8.0
+    price: float = 48.0
     """The initial cost of missed requests that amount to the work of one worker, in workers."""
     tuning: Tuning = field(default_factory=Tuning)
     """The time constants of the forecasts."""
@@ -99,10 +99,6 @@ class PoolState:
     """Requests that were measured against their objective; the number fades."""
     pressure: float = 0.0
     """The logarithm of the price's correction by all misses so far."""
-    cap: int = 0
-    """The workers that could be placed when others could not."""
-    cap_until_s: float = -math.inf
-    """The time until which `cap` applies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +109,8 @@ class State:
     """The state of the prefill pool."""
     decode: PoolState = field(default_factory=lambda: PoolState(curve=MissCurve(-0.1, 0.08)))
     """The state of the decode pool."""
+    arrivals_per_s: float = math.nan
+    """Requests that arrive per second, averaged over a minute; NaN until known."""
     output_tokens: float = math.nan
     """Mean output tokens of a request; NaN until known."""
     kv_per_sequence: float = math.nan
@@ -125,5 +123,7 @@ class State:
     """The time at which metrics were last available; NaN before that."""
     seen_with: tuple[int, int] = (0, 0)
     """The workers of each pool (prefill, decode) that were wanted at that time."""
+    full_until_s: float = -math.inf
+    """The time until which pools grow by one worker at a time, since others lacked a node."""
     learned: Learned = field(default_factory=Learned)
     """The measurements of the workers' speed."""

@@ -29,6 +29,8 @@ class Pods:
     """The number of workers that are being deleted."""
     cold_start_s: float = UNKNOWN
     """Mean seconds from creation to ready of the most recent workers; NaN before the first one."""
+    unplaced_s: tuple[float, ...] = ()
+    """The age in seconds of each worker for which the scheduler finds no node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,10 @@ class Targets:
     """Prefill workers that may be needed in ten minutes, for provisioning nodes; 0 if unknown."""
     decode_ahead: int = 0
     """Decode workers that may be needed in ten minutes, for provisioning nodes; 0 if unknown."""
+    unmet: dict[str, str] = field(default_factory=dict)
+    """By pool, why its objective cannot be met, and what can be; empty if both can."""
+    limits: dict[str, str] = field(default_factory=dict)
+    """By pool, the limit at which it stands, as a word of `decision`; without those at none."""
 
 
 @dataclass(frozen=True, slots=True)

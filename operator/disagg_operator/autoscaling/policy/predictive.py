@@ -14,7 +14,7 @@ every missed objective. For each pool, in workers:
                  together count more
 
 The price controls the error budget. It rises while more requests miss than the budget allows and
-falls while fewer do: quickly by the misses of the last quarter of an hour, and slowly by all misses
+falls while fewer do: quickly by the misses of the last minutes, and slowly by all misses
 so far. Misses are therefore accepted where it is expensive to avoid them (the last worker of a
 small pool) and avoided where it is cheap.
 
@@ -34,7 +34,16 @@ from typing import Any
 from disagg_operator.autoscaling.policy import forecast, learning, miss_curve
 from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings, State
 from disagg_operator.autoscaling.policy.observation import Observation, Pods, PrefillSignals, Targets
-from disagg_operator.autoscaling.policy.sizing import Outlook, PoolSizing, hold, join, plan
+from disagg_operator.autoscaling.policy.sizing import (
+    PATIENCE_S,
+    Outlook,
+    PoolSizing,
+    hold,
+    join,
+    limit_of,
+    plan,
+    shortage,
+)
 from disagg_operator.performance.profile import Profile
 from disagg_wire.roles import DECODE, PREFILL
 
@@ -47,7 +56,7 @@ _MOST_BLIND_RISE = 2.0
 _MOST_TOKENS = 1e9  # per request; a larger value is not a valid measurement
 _MOST_WORK = 1e6  # workers; a larger value is not a valid measurement
 _DRAIN_S = 30.0  # the time in which a backlog should be worked off
-_BUDGET_MEMORY_S = 900.0
+_BUDGET_MEMORY_S = 450.0
 # In this time the price grows e-fold if twice the budget is missed, and shrinks as much if nothing
 # is missed.
 _STEER_S = 16 * 3600.0
@@ -62,6 +71,7 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
     if o.blind or not o.interval_s > 0:
         return _blind(settings, o, state), state
     settings, state = _learn(settings, o, replace(state, seen_s=o.now_s))
+    settings, o, below_step = _within_reach(settings, o, state)
     prefill, prefill_state = _prefill(settings, o, state)
     decode, decode_state = _decode(settings, o, state)
     state = replace(state, prefill=prefill_state, decode=decode_state)
@@ -73,7 +83,11 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
             least = min(began_with, pool.limits.most)
             if pool.wanted < least:
                 pool.wanted, pool.reason = least, "still learning: not below the starting size"
-    join(settings, prefill, decode)
+    join(settings, prefill, decode, full=o.now_s < state.full_until_s)
+    if prefill.lost or decode.lost:
+        state = replace(state, full_until_s=o.now_s + PATIENCE_S)
+    unmet = {PREFILL: shortage(prefill), DECODE: below_step or shortage(decode)}
+    limits = {PREFILL: limit_of(prefill), DECODE: limit_of(decode)}
     state = replace(state, seen_with=(prefill.wanted, decode.wanted))
     numbers = {f"prefill_{k}": v for k, v in prefill.numbers.items()} | {
         f"decode_{k}": v for k, v in decode.numbers.items()
@@ -81,6 +95,7 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
     return Targets(
         prefill.wanted, decode.wanted, f"prefill: {prefill.reason}; decode: {decode.reason}", numbers,
         _flip(settings, o, prefill, decode), prefill.ahead, decode.ahead,
+        {pool: words for pool, words in unmet.items() if words}, {pool: word for pool, word in limits.items() if word},
     ), state  # fmt: skip
 
 
@@ -89,7 +104,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) and value >= 0 else math.nan
     if is_dataclass(value) and not isinstance(value, type):
-        kept = {"now_s", "interval_s", "starting_ages_s"}
+        kept = {"now_s", "interval_s", "starting_ages_s", "unplaced_s"}
         return replace(value, **{f.name: _clean(getattr(value, f.name)) for f in fields(value) if f.name not in kept})
     return value
 
@@ -109,7 +124,11 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
     if d.running_requests >= 1 and d.kv_tokens > 0:
         held = min(_MOST_TOKENS, d.kv_tokens / d.running_requests)
         kv = held if math.isnan(kv) else kv + gain * (held - kv)
-    state = replace(state, output_tokens=output, kv_per_sequence=kv)
+    per_s = min(_MOST_TOKENS, o.prefill.arrivals / o.interval_s)
+    if not math.isnan(state.arrivals_per_s):
+        keep = math.exp(-o.interval_s / settings.tuning.window_s)
+        per_s = keep * state.arrivals_per_s + (1 - keep) * per_s
+    state = replace(state, output_tokens=output, kv_per_sequence=kv, arrivals_per_s=per_s)
     if not settings.learn:
         return settings, state
     before = learning.profile(state.learned, settings.profile)
@@ -132,8 +151,35 @@ def _scaled(pool: PoolState, before: float, now: float) -> PoolState:
 
 
 def _decode_rate(settings: Settings, profile: Profile, state: State) -> float:
-    kv = 1000.0 if math.isnan(state.kv_per_sequence) else state.kv_per_sequence
-    return profile.decode_tokens_per_s(0.97 * settings.tpot_s, kv)
+    return profile.decode_tokens_per_s(0.97 * settings.tpot_s, _kv_per_sequence(state))
+
+
+def _within_reach(settings: Settings, o: Observation, state: State) -> tuple[Settings, Observation, str]:
+    """Return settings and an observation for the best that is possible, and why it falls short.
+
+    No number of workers keeps a TPOT below the time of a step with a single sequence, so decode is
+    sized for twice that time: then half of a step is shared by its sequences. The misses of such an
+    objective are no reason for more workers.
+    """
+    profile = settings.profile
+    handover_s = profile.handover_s / max(1.0, _output_tokens(state) - 1)
+    least_s = profile.step_s(1.0, _kv_per_sequence(state)) + handover_s
+    if settings.tpot_s >= least_s:
+        return settings, o, ""
+    unmet = (
+        f"{settings.tpot_s:.4g} s per token can't be met: a step with a single sequence takes {least_s:.4g} s; "
+        f"the pool is sized for {2 * least_s:.4g} s"
+    )
+    decode = replace(o.decode, tpot_total=math.nan, tpot_ok=math.nan)
+    return replace(settings, tpot_s=2 * least_s), replace(o, decode=decode), unmet
+
+
+def _output_tokens(state: State) -> float:
+    return 200.0 if math.isnan(state.output_tokens) else state.output_tokens
+
+
+def _kv_per_sequence(state: State) -> float:
+    return 1000.0 if math.isnan(state.kv_per_sequence) else state.kv_per_sequence
 
 
 def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizing, PoolState]:
@@ -170,15 +216,15 @@ def _held(p: PrefillSignals) -> float:
 def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizing, PoolState]:
     """Return the size that the decode pool should have.
 
-    The demand is the tokens generated per second, of short and of long outputs alike. Its trend is
-    the difference between the requests that arrive and those that end.
+    The demand is the tokens generated per second, of short and of long outputs alike. What has
+    arrived at prefill is the demand that follows, also while prefill cannot do it yet.
     """
     d, pool, interval_s = o.decode, state.decode, o.interval_s
     rate = _decode_rate(settings, settings.profile, state)
     made = d.generated_tokens / interval_s / rate
     if not made < _MOST_WORK:
         return hold(d.pods, settings.decode, "generated tokens are not known: holding"), pool
-    output = 200.0 if math.isnan(state.output_tokens) else state.output_tokens
+    output = _output_tokens(state)
     duration_s = output * (settings.profile.d_s + settings.tpot_s) / 2
     pool = _judge(settings, pool, o, d.pods, made, d.tpot_total, d.tpot_ok, duration_s)
     pool = replace(pool, demand=forecast.update(pool.demand, o.now_s, interval_s, made, settings.tuning))
@@ -187,10 +233,12 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     held = _held(o.prefill) * o.prefill.waiting_requests
     waiting = sum(n for n in (d.waiting_requests, held) if n < 1e9)
     extra = waiting * output / rate / max(_DRAIN_S, duration_s)
-    outlook = Outlook(_horizon_s(settings, d.pods, interval_s), o.prefill.arrivals / interval_s, extra, state.began_s)
+    coming = state.arrivals_per_s * output / rate
+    per_s, horizon_s = o.prefill.arrivals / interval_s, _horizon_s(settings, d.pods, interval_s)
+    outlook = Outlook(horizon_s, per_s, extra, state.began_s, coming)
     found, pool = plan(settings, DECODE, o, pool, outlook)
     found.numbers |= {
-        "worker_tokens_per_s": rate, "output_tokens": output, "inflow": o.prefill.arrivals * output / interval_s / rate,
+        "worker_tokens_per_s": rate, "output_tokens": output, "inflow": coming,
     }  # fmt: skip
     return found, pool
 
@@ -220,11 +268,11 @@ def _judge(
         return replace(pool, load=load)
     fade = math.exp(-o.interval_s / _BUDGET_MEMORY_S)
     curve = miss_curve.observe(pool.curve, miss_curve.slack(pods.ready, load), total, ok, o.interval_s)
-    missed, counted = pool.missed * fade + total - ok, pool.counted * fade + total
     pressure = pool.pressure
     if total > 0:
         pressure += o.interval_s / _STEER_S * ((1 - ok / total) / settings.budget - 1)
     pressure = max(-_MOST_PRESSURE, min(_MOST_PRESSURE, pressure))
+    missed, counted = pool.missed * fade + total - ok, pool.counted * fade + total
     return replace(pool, load=load, curve=curve, missed=missed, counted=counted, pressure=pressure)
 
 
@@ -259,10 +307,11 @@ def _flip(settings: Settings, o: Observation, prefill: PoolSizing, decode: PoolS
 def _blind(settings: Settings, o: Observation, state: State) -> Targets:
     """Return the targets while there are no metrics.
 
-    The pools are held. After a while they rise to the usual need at this time of day, relative to
-    the workers that were wanted when metrics were last available. They never shrink.
+    The pools are held, whatever ratio they have. After a while they rise to the usual need at this
+    time of day, relative to the workers that were wanted when metrics were last available. They
+    never shrink.
     """
-    reason = "no metrics: holding"
+    reason, rises = "no metrics: holding", False
     plans = []
     pools = ((o.prefill.pods, settings.prefill, state.prefill), (o.decode.pods, settings.decode, state.decode))
     for (pods, limits, pool), had in zip(pools, state.seen_with, strict=True):
@@ -275,6 +324,7 @@ def _blind(settings: Settings, o: Observation, state: State) -> Targets:
             )
             if then > 0 and usual > then and pool.demand.level > 0:
                 plans[-1].wanted = max(n, min(limits.most, math.ceil(had * min(usual / then, _MOST_BLIND_RISE))))
-                reason = "no metrics for 5 minutes: at least what this time of day usually needs"
-    join(settings, *plans)
+                reason, rises = "no metrics for 5 minutes: at least what this time of day usually needs", True
+    if rises:
+        join(settings, *plans)
     return Targets(plans[0].wanted, plans[1].wanted, reason)

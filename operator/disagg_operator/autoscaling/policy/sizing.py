@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from disagg_operator.autoscaling.policy import forecast, miss_curve
+from disagg_operator.autoscaling.policy import decision, forecast, miss_curve
 from disagg_operator.autoscaling.policy.memory import PoolLimits, PoolState, Settings
 from disagg_operator.autoscaling.policy.observation import Observation, Pods
 
-# A miss among many misses weighs up to this many times more: one miss in a hundred hardly matters,
-# but a bad minute is an incident.
-_TOGETHER = 25.0
 _PRICE_PRIOR_S = 1200.0
 _PRICE_HIGH, _PRICE_GAIN = 1.5, 2.0
 _KEEP = 1.5  # cold starts
 _NODE_S = 600.0  # nodes are asked for, and workers kept, by the work expected this much later
-_PATIENCE_S = 600.0  # a worker that is starting for longer than this ...
+PATIENCE_S = 600.0  # a worker that is starting for longer than this ...
 _PATIENCE = 4.0  # ... and for longer than this many cold starts cannot be placed
 _LEARN_S = 180.0  # earlier forecasts do not count against the forecaster
 _NODE_QUANTILE = 0.95
+_LOW, _HIGH = 0.05, 0.95  # the spread of the errors of forecasts, as it is shown
 
 
 @dataclass(slots=True)
@@ -35,7 +33,9 @@ class PoolSizing:
     reason: str
     """The reason for that number, in a few words."""
     forecast: float = 1e-6
-    """The expected work, in workers."""
+    """The expected work and the backlog, in workers."""
+    lasting: float = 1e-6
+    """The expected work alone, in workers."""
     price: float = 0.0
     """The cost of missed requests that amount to the work of one worker, in workers."""
     shares: list[float] = field(default_factory=list)
@@ -48,22 +48,51 @@ class PoolSizing:
     """Workers that may be needed in ten minutes."""
     need: int = 0
     """Workers of least loss now, without those kept as a reserve against another rise."""
+    lost: int = 0
+    """Workers that the pool is set to, but that cannot be placed or started."""
+    limit: str = ""
+    """The limit of both pools that has changed the number, as a word of `decision`."""
     known: dict[int, float] = field(default_factory=dict)
     """The losses computed so far, by number of workers."""
 
     def misses(self, n: int) -> float:
         """Return the expected share of requests that miss with n workers, or 0 if it is unknown."""
-        return miss_share(self.forecast, n, self.shares, self.ratios, 0.0) if self.ratios else 0.0
+        return miss_share(self.forecast, n, self.shares, self.ratios) if self.ratios else 0.0
 
     def loss(self, n: int) -> float:
-        """Return the cost of n workers including the misses, in workers."""
+        """Return the cost of n workers including the misses, in workers.
+
+        Work that n workers cannot do makes others wait as well, and therefore counts twice. Hence
+        each worker brings something as long as there are too few of them, however few they are.
+        """
         if n not in self.known:
-            self.known[n] = n + (
-                self.price * self.forecast * miss_share(self.forecast, n, self.shares, self.ratios)
-                if self.ratios
-                else 0.0
-            )
+            self.known[n] = self._loss(n, self.forecast, self.price)
         return self.known[n]
+
+    def share_loss(self, n: int, price: float) -> float:
+        """Return the cost of n workers if the pools cannot have as many as they want.
+
+        The price is the same for both pools: that one of them has missed more is no reason to let
+        the other one starve. A backlog does not count, since what the pools share is to serve the
+        work that lasts. A worker that is to be started helps only after its cold start, and stays
+        for `_KEEP` of them.
+        """
+        if not self.ratios:
+            return abs(n - self.wanted) + self.wanted
+        if n > self.wanted:
+            return n - self.wanted + self.share_loss(self.wanted, price)
+        loss, now = self._loss(n, self.lasting, price), max(1, self.pods.replicas - self.lost)
+        return loss if n <= now else loss + (self._loss(now, self.lasting, price) - loss) / _KEEP
+
+    def gives(self, n: int) -> int:
+        """Return how many of the workers that it has and wants the pool gives away."""
+        return max(0, min(self.wanted, self.pods.replicas - self.lost) - n)
+
+    def _loss(self, n: int, work: float, price: float) -> float:
+        if not self.ratios:
+            return n
+        missed = miss_share(work, n, self.shares, self.ratios) + undone_share(work, n, self.ratios)
+        return n + price * work * missed
 
     def best(self) -> int:
         """Return the number of workers of least loss, within the largest size of the pool.
@@ -84,22 +113,21 @@ def hold(pods: Pods, limits: PoolLimits, reason: str) -> PoolSizing:
     return PoolSizing(pods, limits, n, reason, ahead=n, need=n)
 
 
-def miss_share(
-    expected: float, n: int, shares: list[float], ratios: list[tuple[float, float]], together: float | None = None
-) -> float:
+def miss_share(expected: float, n: int, shares: list[float], ratios: list[tuple[float, float]]) -> float:
     """Return the expected share of misses with n workers.
 
     Busy moments hold more requests and therefore weigh more.
     """
     if n <= 0:
         return 1.0
-    weight = sum(r * p for r, p in ratios)
-    total = 0.0
-    more = _TOGETHER if together is None else together
-    for r, p in ratios:
-        share = miss_curve.share_at(shares, miss_curve.slack(n, expected * r))
-        total += r * p * share * (1 + more * share)
-    return total / weight
+    missed = sum(r * p * miss_curve.share_at(shares, miss_curve.slack(n, expected * r)) for r, p in ratios)
+    return missed / sum(r * p for r, p in ratios)
+
+
+def undone_share(expected: float, n: int, ratios: list[tuple[float, float]]) -> float:
+    """Return the expected share of the work that n workers cannot do in time."""
+    undone = sum(p * max(0.0, r - n / expected) for r, p in ratios)
+    return undone / sum(r * p for r, p in ratios)
 
 
 def price_of(settings: Settings, pool: PoolState, arrivals_per_s: float) -> float:
@@ -125,6 +153,8 @@ class Outlook:
     """Workers that work off the backlog."""
     began_s: float = 0.0
     """The time of the policy's first step."""
+    coming: float = 0.0
+    """The least work that is expected, in workers, because it has reached the pool before."""
 
 
 def plan(
@@ -133,23 +163,25 @@ def plan(
     """Return the number of workers that this pool wants on its own, and its new state."""
     tuning, horizon_s = settings.tuning, outlook.horizon_s
     limits, pods = settings.limits(role), o.pods(role)
-    forecasts = forecast.predict(pool.demand, horizon_s, tuning)
+    combined, *each = forecast.predict(pool.demand, horizon_s, tuning)
+    expected = max(combined, outlook.coming)
     if o.now_s - outlook.began_s >= _LEARN_S:
-        pool = replace(pool, demand=forecast.remember(pool.demand, o.now_s + horizon_s, forecasts))
-    load = max(forecasts[0] * settings.over_provisioning + outlook.extra, 1e-6)
+        pool = replace(pool, demand=forecast.remember(pool.demand, o.now_s + horizon_s, (expected, *each)))
+    lasting = max(expected * settings.over_provisioning, 1e-6)
+    load = lasting + outlook.extra
     price, shares, ratios = (
         price_of(settings, pool, outlook.arrivals_per_s),
         pool.curve.shares(),
         forecast.ratios(pool.demand),
     )
-    found = PoolSizing(pods, limits, pods.replicas, "", load, price, shares, ratios)
-    later = max(forecast.predict(pool.demand, _NODE_S, tuning)[0] * settings.over_provisioning, 1e-6)
-    later_plan = PoolSizing(pods, limits, 0, "", later, price, shares, ratios)
-    pool = _placeable(pool, pods, o.now_s, horizon_s)
-    most = min(limits.most, pool.cap) if o.now_s < pool.cap_until_s else limits.most
+    found = PoolSizing(pods, limits, pods.replicas, "", load, lasting, price, shares, ratios)
+    in_node_s = max(forecast.predict(pool.demand, _NODE_S, tuning)[0], outlook.coming)
+    later = max(in_node_s * settings.over_provisioning, 1e-6)
+    later_plan = PoolSizing(pods, limits, 0, "", later, later, price, shares, ratios)
+    found.lost = _lost(pods, horizon_s)
 
     def bounded(n: int) -> int:
-        return max(limits.least, min(most, n))
+        return max(limits.least, min(limits.most, n))
 
     cheapest, scheduled = found.best(), _scheduled(settings, role, o.now_s, horizon_s)
     found.need = best = bounded(max(cheapest, scheduled))
@@ -163,17 +195,20 @@ def plan(
     elif best > pods.replicas:
         found.wanted = best
         found.reason = f"{load:.2f} workers of work expected in {horizon_s:.0f} s; {_why(found, best)}"
-    elif min(lately, most) < pods.replicas:
+    elif min(lately, limits.most) < pods.replicas:
         found.wanted, found.reason = bounded(lately), f"{keep_s:.0f} s without need of more than {lately}"
     else:
         found.wanted, found.reason = bounded(pods.replicas), "enough"
-    if most < limits.most and found.wanted == most:
-        found.reason = f"more than {most} can't be placed"
+        if best < pods.replicas:
+            why = f"are needed in {_NODE_S:.0f} s" if at_node == lately else f"were needed in the last {keep_s:.0f} s"
+            found.reason = f"{best} would do now, but {lately} {why}"
     found.numbers = {
-        "demand": pool.demand.level, "forecast": forecasts[0], "backlog": outlook.extra, "horizon_s": horizon_s,
+        "demand": pool.demand.level, "forecast": expected, "backlog": outlook.extra, "horizon_s": horizon_s,
         "utilisation": pool.load / max(pods.ready, 1), "best": float(best), "in_ten_minutes": float(found.ahead),
         "expected_misses": found.misses(found.wanted), "price": price,
         "missed_share": pool.missed / pool.counted if pool.counted else math.nan,
+        "error_low": _quantile(ratios, _LOW) if ratios else math.nan,
+        "error_high": _quantile(ratios, _HIGH) if ratios else math.nan,
     }  # fmt: skip
     return found, replace(pool, wanted=history)
 
@@ -183,16 +218,13 @@ def _why(found: PoolSizing, n: int) -> str:
     return f"{found.misses(n):.2%} would miss with {n}, {found.misses(n - 1):.2%} with {n - 1}"
 
 
-def _placeable(pool: PoolState, pods: Pods, now_s: float, horizon_s: float) -> PoolState:
-    """Return the state with a cap on the pool's size if some workers cannot be placed.
+def _lost(pods: Pods, horizon_s: float) -> int:
+    """Return how many of the starting workers are no capacity.
 
-    Workers that are starting count as capacity, but not for ever: those that cannot be placed are
-    given up, and tried again later.
+    These have no node, or have been starting for far too long.
     """
-    stuck = sum(age > max(_PATIENCE_S, _PATIENCE * horizon_s) for age in pods.starting_ages_s)
-    if not stuck:
-        return pool
-    return replace(pool, cap=max(0, pods.replicas - stuck), cap_until_s=now_s + _PATIENCE_S)
+    slow = sum(age > max(PATIENCE_S, _PATIENCE * horizon_s) for age in pods.starting_ages_s)
+    return min(pods.replicas, max(len(pods.unplaced_s), slow))
 
 
 def _quantile(ratios: list[tuple[float, float]], q: float) -> float:
@@ -212,13 +244,60 @@ def _scheduled(settings: Settings, role: str, now_s: float, horizon_s: float) ->
     return max([p.workers(role) for p in settings.peaks if p.is_near(now_s, horizon_s)], default=0)
 
 
-def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing) -> None:
-    """Apply the ratio and the GPU budget.
+def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing, *, full: bool = False) -> None:
+    """Apply the ratio, the GPU budget and the room that the cluster has.
 
     If the sizes that the pools want do not fit, both pools get the pair of sizes that fits at the
-    least loss.
+    least loss. `full` says that workers lacked a node a short while ago.
     """
+    why = f"the budget of {settings.gpu_budget} GPUs" if settings.ratio is None else "ratio and GPU budget"
+    asked, pools = (prefill.wanted, decode.wanted), (prefill, decode)
+    for pool in pools:
+        pool.numbers["asked"] = float(pool.wanted)
     budget = math.inf if settings.gpu_budget is None else settings.gpu_budget
+    _share(settings, prefill, decode, budget, why, decision.GPU_BUDGET)
+    if prefill.lost or decode.lost:
+        # Workers without a node are no capacity, so the pools share the others.
+        room = sum(pool.limits.gpus * (pool.pods.replicas - pool.lost) for pool in pools)
+        _share(settings, prefill, decode, room, f"the cluster has room for {room} GPUs", decision.CLUSTER_CAPACITY)
+        for pool, wish in zip(pools, asked, strict=True):
+            _hold_lost(pool, wish)
+    elif full:
+        # Nobody waits for a node any more. A worker of each pool finds out whether there is one.
+        for pool in pools:
+            n = min(pool.wanted, max(pool.limits.least, pool.pods.replicas + 1))
+            _set(pool, n, "one worker finds out whether there is room", decision.CLUSTER_CAPACITY)
+
+
+def _hold_lost(pool: PoolSizing, wish: int) -> None:
+    """Keep asking for the workers that could not be placed, unless others must go first.
+
+    They take the room that the other pool leaves and that a node brings, and are not asked for
+    again and again.
+    """
+    n = min(pool.pods.replicas, wish)
+    if pool.lost and pool.pods.replicas - pool.lost <= pool.wanted < n:
+        pool.wanted = n
+    if pool.lost and pool.wanted == pool.pods.replicas:
+        pool.reason = f"{pool.lost} of {pool.pods.replicas} can't be placed, and are held until there is room"
+        pool.limit = decision.CLUSTER_CAPACITY
+
+
+def shortage(pool: PoolSizing) -> str:
+    """Return why the pool's objective cannot be met for long, or nothing if it can."""
+    if not pool.ratios or pool.lasting <= max(pool.wanted - pool.lost, 0):
+        return ""
+    n = pool.wanted - pool.lost
+    limit = f"at most {n} workers are allowed" if n >= pool.limits.most else pool.reason
+    return f"{pool.lasting:.1f} workers of work are expected, and {n} do {n / pool.lasting:.0%} of it: {limit}"
+
+
+def limit_of(pool: PoolSizing) -> str:
+    """Return the limit at which a pool stands, as a word of `decision`, or nothing."""
+    return pool.limit or decision.at_bound(pool.wanted, pool.limits.least, pool.limits.most)
+
+
+def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: float, why: str, limit: str) -> None:
     low, high = settings.ratio if settings.ratio is not None else (0.0, math.inf)
 
     def fits(p: int, d: int) -> bool:
@@ -226,6 +305,11 @@ def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing) -> None:
 
     if fits(prefill.wanted, decode.wanted):
         return
+    if prefill.wanted * prefill.limits.gpus + decode.wanted * decode.limits.gpus <= budget:
+        limit = decision.RATIO
+    # A pool gives a running worker only to one that cannot do its work: otherwise they would pass
+    # one to and fro with every breath of the load.
+    short = any(pool.pods.replicas - pool.lost < pool.lasting for pool in (prefill, decode))
     best: tuple[float, int, int] | None = None
     for p in range(prefill.limits.least, prefill.limits.most + 1):
         room = min(decode.limits.most, high * p, (budget - p * prefill.limits.gpus) / max(decode.limits.gpus, 1e-9))
@@ -233,27 +317,19 @@ def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing) -> None:
         d = max(least, min(decode.wanted, math.floor(room + 1e-9)))
         if d > decode.limits.most or not fits(p, d):
             continue
-        loss = prefill.limits.gpus * _apart(prefill, p) + decode.limits.gpus * _apart(decode, d)
+        pairs = (prefill, p), (decode, d)
+        loss = sum(pool.limits.gpus * pool.share_loss(n, settings.price) for pool, n in pairs)
+        loss += 0.0 if short else settings.price * sum(pool.gives(n) for pool, n in pairs)
         if best is None or loss < best[0]:
             best = loss, p, d
-    why = "the budget of " + f"{settings.gpu_budget} GPUs" if low == 0 and math.isinf(high) else "ratio and GPU budget"
     if best is None:
-        _set(prefill, prefill.limits.least, why + " leave no choice")
-        _set(decode, decode.limits.least, why + " leave no choice")
+        _set(prefill, prefill.limits.least, why + " leave no choice", limit)
+        _set(decode, decode.limits.least, why + " leave no choice", limit)
         return
-    _set(prefill, best[1], why)
-    _set(decode, best[2], why)
+    _set(prefill, best[1], why, limit)
+    _set(decode, best[2], why, limit)
 
 
-def _apart(plan: PoolSizing, n: int) -> float:
-    """Return the loss of n workers.
-
-    Workers beyond the wanted number cost themselves. So do those that are taken from a pool that is
-    held because its work is unknown.
-    """
-    return plan.loss(n) if n <= plan.wanted and plan.ratios else abs(n - plan.wanted) + plan.loss(plan.wanted)
-
-
-def _set(plan: PoolSizing, n: int, reason: str) -> None:
+def _set(plan: PoolSizing, n: int, reason: str, limit: str) -> None:
     if n != plan.wanted:
-        plan.wanted, plan.reason = n, reason
+        plan.wanted, plan.reason, plan.limit = n, reason, limit

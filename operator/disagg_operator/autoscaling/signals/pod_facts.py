@@ -64,6 +64,7 @@ def facts(pods: Iterable[Obj], replicas: int, now_s: float, starts: Starts) -> P
     """
     ready, draining = 0, 0
     ages: list[float] = []
+    unplaced: list[float] = []
     for pod in pods:
         if is_leaving(pod):
             draining += 1
@@ -72,7 +73,15 @@ def facts(pods: Iterable[Obj], replicas: int, now_s: float, starts: Starts) -> P
         elif (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
             age_s = now_s - starts.seen_s.get(uid_of(pod), epoch_s(pod["metadata"].get("creationTimestamp")))
             ages.append(max(0.0, age_s) if age_s == age_s else 0.0)
-    return Pods(replicas, ready, tuple(sorted(ages, reverse=True)), draining, starts.mean_s)
+            if _unschedulable(pod):
+                unplaced.append(ages[-1])
+    in_order = (tuple(sorted(found, reverse=True)) for found in (ages, unplaced))
+    return Pods(replicas, ready, next(in_order), draining, starts.mean_s, next(in_order))
+
+
+def _unschedulable(pod: Obj) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(c.get("type") == "PodScheduled" and c.get("reason") == "Unschedulable" for c in conditions)
 
 
 def _restarted(pod: Obj) -> bool:

@@ -104,9 +104,25 @@ def test_a_forecast_is_judged_when_its_time_has_come_and_once() -> None:
     judged = update(early, 735.0, 15.0, 5.0, TUNING)
     assert judged.made == ()
     half = round(math.log(0.5) / 0.05) + 24
-    assert judged.errors[0][half] > 0.9
+    assert judged.errors[half] > 0.9
     assert judged.skill[0] > f.skill[0]
     assert judged.skill[1] <= f.skill[1]
+
+
+def test_a_level_that_missed_a_step_has_no_say_in_the_forecast() -> None:
+    """However little the slow forecaster has erred before: it is further off than it ever errs."""
+    calm = replace(follow(lambda _: 5.0, 7200), skill=(0.02, 0.01, 0.0005))
+    f = calm
+    for i in range(1, 5):
+        f = update(f, 7200 + 15.0 * i, 15.0, 50.0, TUNING)
+    assert f.levels[2] < 12
+    assert predict(f, 120.0, TUNING)[0] > 30
+    assert predict(calm, 120.0, TUNING)[0] == pytest.approx(5.0, rel=0.01)
+
+
+def test_a_surprise_is_forgotten_within_the_hour() -> None:
+    f = follow(lambda t: 5.0 if t < 7200 else 50.0, 7200 + 4500)
+    assert sum(share for ratio, share in ratios(f) if ratio > 1.3) < 0.02
 
 
 def test_no_more_forecasts_wait_than_there_is_room_for() -> None:

@@ -32,6 +32,18 @@ def test_a_flood_scales_up_and_says_why_in_words_and_numbers() -> None:
     assert "prefill" not in decision.message
 
 
+def test_an_objective_that_cannot_be_met_is_part_of_the_decision_and_unknown_while_blind() -> None:
+    flooded = run(*(observation(5 * i, per_s=4000.0) for i in range(30)))[-1]
+    calm = run(*(observation(5 * i) for i in range(30)))[-1]
+    unseen = run(blind(0.0))[-1]
+    assert flooded is not None
+    assert calm is not None
+    assert unseen is not None
+    assert "at most 10 workers are allowed" in (flooded.decisions["prefill"].unmet or "")
+    assert {d.unmet for d in calm.decisions.values()} == {""}
+    assert {d.unmet for d in unseen.decisions.values()} == {None}
+
+
 def test_a_pool_that_is_not_scaled_keeps_its_size_and_gets_no_decision() -> None:
     last = run(*(observation(5 * i, prefill=7, per_s=1.0) for i in range(300)), pools={"decode": POOLS["decode"]})[-1]
     assert last is not None

@@ -34,7 +34,7 @@ def test_two_days_before_give_the_shape_and_the_errors_and_no_level() -> None:
         assert (pool.demand.levels, pool.demand.recent, pool.demand.made) == ((), (), ())
         high, low = (forecast.seasonal(pool.demand, at_s) for at_s in (21_600.0, 64_800.0))
         assert high / low == pytest.approx(9.0, rel=0.2)
-        assert sum(pool.demand.errors[0]) > 3.0
+        assert sum(pool.demand.errors) > 3.0
     assert state.prefill.curve == State().prefill.curve
     work = SETTINGS.profile.prefill_work_s(18, 18_000, 36e6)
     assert forecast.seasonal(state.prefill.demand, 21_600.0) == pytest.approx(work, rel=0.1)

@@ -99,22 +99,24 @@ def test_pods_that_start_are_capacity() -> None:
     assert answer.prefill == calm.prefill
 
 
-def test_pods_that_can_not_be_placed_do_not_count_for_ever() -> None:
+def test_pods_that_can_not_be_placed_are_asked_for_once_and_held() -> None:
     calm, state = steady()
     d = Pods(calm.decode, calm.decode, cold_start_s=120.0)
     young = Pods(calm.prefill + 3, calm.prefill, (500.0,) * 3, cold_start_s=120.0)
     waiting, _ = step(RULES, look(3615, 140.0, young, d), state)
-    assert waiting.prefill >= calm.prefill + 3
-    stuck = replace(young, starting_ages_s=(700.0,) * 3)
-    given_up, state = step(RULES, look(3615, 140.0, stuck, d), state)
-    assert given_up.prefill == calm.prefill
-    assert "can't be placed" in given_up.reason
-    p = Pods(calm.prefill, calm.prefill, cold_start_s=120.0)
-    for now in range(3630, 4215, 15):
-        answer, state = step(RULES, look(now, 140.0, p, d), state)
-        assert answer.prefill == calm.prefill
-    again, _ = step(RULES, look(4230, 140.0, p, d), state)
-    assert again.prefill > calm.prefill  # tried again after ten minutes
+    assert waiting.prefill > calm.prefill + 3
+    for stuck in (replace(young, starting_ages_s=(700.0,) * 3), replace(young, unplaced_s=(15.0,) * 3)):
+        held, after = step(RULES, look(3615, 140.0, stuck, d), state)
+        assert held.prefill + held.decode <= stuck.replicas + d.replicas
+        assert held.prefill in (calm.prefill - 1, stuck.replicas)
+        assert "can't be placed" in held.reason
+        assert "of work are expected" in held.unmet["prefill"]
+        # There is no room for more: one worker of each pool finds out whether that has changed.
+        p = Pods(calm.prefill, calm.prefill, cold_start_s=120.0)
+        again, after = step(RULES, look(3630, 140.0, p, d), after)
+        assert (again.prefill, again.decode) == (calm.prefill + 1, calm.decode + 1)
+        later, _ = step(RULES, look(4230, 140.0, p, d), after)
+        assert later.prefill > calm.prefill + 1
 
 
 def test_a_pool_whose_signals_are_missing_holds_and_the_other_moves_on() -> None:
@@ -242,6 +244,12 @@ def test_a_long_blindness_on_a_ramp_rises_once_and_within_the_budget() -> None:
     assert 0.5 * held["ratio"].prefill <= held["ratio"].decode <= held["ratio"].prefill
 
 
+def test_without_metrics_a_ratio_moves_nobody() -> None:
+    rules = replace(RULES, ratio=(8.0, 9.0))
+    targets, _ = drive(rules, lambda _: 10.0, 900, None, (1, 1), 0, change=blind)
+    assert {(t.prefill, t.decode) for t in targets} == {(1, 1)}
+
+
 def test_bounds_ratio_budget_and_peaks_hold() -> None:
     tight = replace(RULES, prefill=PoolLimits(2, 3, 4), decode=PoolLimits(5, 6, 4))
     targets, _ = drive(tight, lambda t: 60.0 if t > 600 else 1.0, 2400, sizes=(3, 5))
@@ -276,7 +284,7 @@ def test_a_schedule_asks_each_pool_for_its_own_workers_where_both_have_the_same_
 def test_over_provisioning_multiplies_the_work() -> None:
     plain, _ = steady()
     double, _ = steady(rules=replace(RULES, over_provisioning=2.0))
-    assert 1.6 * plain.prefill <= double.prefill <= 2.4 * plain.prefill
+    assert 1.6 * plain.prefill <= double.prefill <= 2.5 * plain.prefill
 
 
 def test_workers_change_sides_only_where_that_is_faster() -> None:
@@ -361,7 +369,7 @@ def test_a_signal_that_an_engine_cannot_have_is_not_known_and_breaks_nothing(poo
     sizes = (before[-1].prefill, before[-1].decode)
     targets, state = drive(RULES, lambda _: 40.0, 300, state, sizes, begin_s=300, change=unknown)
     for found in targets:
-        assert (found.prefill, found.decode) >= sizes
+        assert min(found.prefill, found.decode) >= 8
         assert max(found.prefill, found.decode) <= 12
         assert not any(math.isinf(n) for n in found.numbers.values())
     for pool_state in (state.prefill, state.decode):

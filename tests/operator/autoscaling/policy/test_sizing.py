@@ -49,9 +49,8 @@ TEN = PoolLimits(1, 10)
 
 
 def sizing(wanted: int, expected: float = 3.0, limits: PoolLimits = TEN, *, known: bool = True) -> PoolSizing:
-    return PoolSizing(
-        Pods(4, 4), limits, wanted, "as wanted", expected, 8.0, SHARES if known else [], RATIOS if known else []
-    )
+    shares, ratios = (SHARES, RATIOS) if known else ([], [])
+    return PoolSizing(Pods(4, 4), limits, wanted, "as wanted", expected, expected, 8.0, shares, ratios)
 
 
 @given(st.floats(0.01, 60), st.integers(1, 40))
@@ -128,14 +127,36 @@ def test_a_peak_is_met_before_it_begins_and_over_midnight(hour: float, scheduled
     assert ("the schedule asks for 20" in found.reason) == (scheduled == 20)
 
 
-def test_workers_that_can_not_be_placed_are_given_up_for_a_while() -> None:
-    stuck = Pods(8, 3, starting_ages_s=(700.0, 650.0, 10.0))
-    found = planned(9.0, 8, pods=stuck)
-    assert found.wanted == 6
-    assert "6" in found.reason
-    assert "placed" in found.reason
-    later = planned(9.0, 8, pool=PoolState(cap=6, cap_until_s=999.0))
-    assert later.wanted > 8
+def test_workers_that_can_not_be_placed_are_no_capacity() -> None:
+    pods = Pods(8, 3, starting_ages_s=(700.0, 650.0, 10.0))
+    assert planned(9.0, 8, pods=pods).lost == 2
+    assert planned(9.0, 8, pods=replace(pods, unplaced_s=(700.0, 650.0, 10.0))).lost == 3
+    assert planned(9.0, 8, pods=Pods(8, 3, starting_ages_s=(500.0,))).lost == 0
+
+
+def test_a_running_worker_goes_only_to_a_pool_that_cannot_do_its_work() -> None:
+    """Both want more than the budget, and prefill wants it more; decode has what it needs."""
+    prefill, decode = sizing(9, 3.9), sizing(6, 2.0)
+    assert joined(prefill, decode, gpu_budget=8) == (4, 4)
+    short, other = sizing(9, 4.5), sizing(6, 2.0)
+    assert joined(short, other, gpu_budget=8) == (5, 3)
+
+
+def test_a_full_cluster_is_shared_and_who_waits_for_it_is_held() -> None:
+    """Eight of ten workers have a node; prefill has more of them than it needs."""
+    prefill, decode = sizing(8, 2.0), sizing(9, 4.0)
+    prefill.pods, decode.pods = Pods(6, 6), Pods(9, 2)
+    decode.lost = 7
+    join(RULES, prefill, decode)
+    assert prefill.wanted < 6
+    assert decode.wanted == 9
+    assert "7 of 9 can't be placed" in decode.reason
+    wants_less = sizing(3, 2.0)
+    wants_less.pods, wants_less.lost = Pods(9, 2), 7
+    other = sizing(1, 0.2)
+    other.pods = Pods(1, 1)
+    join(RULES, other, wants_less)
+    assert wants_less.wanted == 3
 
 
 def test_a_forecast_is_judged_once_the_forecaster_has_watched_for_a_while() -> None:
@@ -217,6 +238,6 @@ def test_where_nothing_fits_pools_have_their_smallest_size_and_say_so() -> None:
 
 
 def test_a_pool_that_holds_blindly_gives_less_than_one_that_is_known_to_need_little() -> None:
-    blind, _ = joined(sizing(6, known=False), sizing(6, 1.0), gpu_budget=8)
-    seeing, _ = joined(sizing(6, 1.0), sizing(6, 1.0), gpu_budget=8)
+    blind, _ = joined(sizing(6, known=False), sizing(6, 1.0), gpu_budget=7)
+    seeing, _ = joined(sizing(6, 1.0), sizing(6, 1.0), gpu_budget=7)
     assert seeing < blind < 6

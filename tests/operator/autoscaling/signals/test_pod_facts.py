@@ -72,6 +72,16 @@ def test_a_pod_of_unknown_age_counts_as_new_and_the_oldest_come_first() -> None:
     assert pod_facts.facts(pods, 4, now_s, pod_facts.Starts()).starting_ages_s == (60.0, 0.0, 0.0, 0.0)
 
 
+def test_pods_for_which_there_is_no_node_are_known() -> None:
+    now_s = epoch_s("2026-01-01T00:02:00Z")
+    waits, placed, ready = (pod(name, "2026-01-01T00:00:30Z") for name in ("a", "b", "c"))
+    for found, reason in ((waits, "Unschedulable"), (placed, "SchedulingGated")):
+        found["status"] = {"conditions": [{"type": "PodScheduled", "status": "False", "reason": reason}]}
+    ready["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
+    facts = pod_facts.facts([waits, placed, ready], 3, now_s, pod_facts.Starts())
+    assert (facts.starting_ages_s, facts.unplaced_s) == ((90.0, 90.0), (90.0,))
+
+
 @pytest.mark.parametrize("created", ["2026-01-01T01:00:00Z", "2025-12-31T23:00:00Z", "2026-01-01T00:00:00Z"])
 def test_the_clocks_of_other_machines_make_no_pod_old_or_young(created: str) -> None:
     begun_s = epoch_s("2026-01-01T00:00:00Z")
