@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-aisimulate setup-aisimulate bench-adapter bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines test-faults test-rollouts
+.PHONY: bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines test-faults test-rollouts
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -146,6 +146,9 @@ lock:           ## requirements/*.txt from pyproject.toml
 
 bench-adapter: setup ## what the adapter adds to a request and a token; writes benchmarks/results/adapter.md
 	@$(PY) -m benchmarks.adapter
+
+bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); writes benchmarks/results/transfer.md (a minute)
+	@$(PY) -m benchmarks.transfer
 
 bench-engine: setup ## ours beside vLLM, llama.cpp and transformers on one core (installs them: minutes; pins: benchmarks/engine/requirements)
 	@$(PY) -m benchmarks.engine.run
