@@ -47,6 +47,7 @@ MORE_TESTS: Mapping[str, tuple[str, ...]] = {
     "disagg_operator.controller.rollout_step": (
         "tests/operator/controller/test_rollouts.py",
         "tests/operator/controller/test_canary_rollouts.py",
+        "tests/operator/controller/test_rollouts_at_zero.py",
     ),
     "disagg_operator.performance.config_json": (
         "tests/operator/performance/test_known_models.py",

@@ -24,9 +24,10 @@ from disagg_operator.api.scaling import ScalingSpec
 from disagg_operator.autoscaling.policy import guard
 from disagg_operator.autoscaling.policy.guard import Predicting
 from disagg_operator.autoscaling.policy.observation import Folded
+from disagg_operator.controller import drain_ends
 from disagg_operator.controller.scalers import scale_targets
 from disagg_operator.rollout import telling
-from disagg_operator.status import changes, last_words, unsettled
+from disagg_operator.status import changes, last_words, unsettled, zero_state
 from disagg_wire import problems
 from disagg_wire.engines import ADAPTED, VLLM
 from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
@@ -97,6 +98,8 @@ def test_the_pages_for_users_name_every_condition_and_every_reason() -> None:
     assert {"Degraded", "PairsHealthy", "RdmaResourceMissing"} <= words
     words |= {*changes._WARNINGS, *unsettled.RECONCILE_FAILURES}
     words |= {value for name, value in vars(telling).items() if name.isupper() and isinstance(value, str)}
+    words |= {zero_state.DRY_RUN, zero_state.PEAK, zero_state.ROLE_FLIP, zero_state.ROUTERS_SILENT}
+    words |= {drain_ends.DRAIN_TIMED_OUT, drain_ends.DRAIN_UNANSWERED}
     pages = "".join(
         (REPO / f"docs/{name}.md").read_text() for name in ("operator", "engines", "permissions", "rollouts")
     )

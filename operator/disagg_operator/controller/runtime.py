@@ -31,7 +31,7 @@ from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import children as kids
 from disagg_operator.controller.acceptance import scale_plan
 from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
-from disagg_operator.controller.drain_ends import DrainEnds
+from disagg_operator.controller.drain_telling import DrainTeller
 from disagg_operator.controller.drainer import ASK_INTERVAL_S, Drainer
 from disagg_operator.controller.elector import Alone, Leadership
 from disagg_operator.controller.health import HealthServer
@@ -47,7 +47,7 @@ from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPo
 from disagg_operator.controller.wake_watch import WakeWatch
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
 from disagg_operator.desired import Images, NetworkAccess
-from disagg_operator.kube.cache import WATCHED, Cache
+from disagg_operator.kube.cache import WATCHED, Cache, concerned
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, NotFound, Retry, Terminating
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, POD, Resource, uid_of
@@ -93,10 +93,11 @@ class Runtime:
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
         self._references, self._specs = ReferenceWatch(kube, self._wake, clock), SpecsInConfigMaps(kube)
         self._bearer_of = partial(kids.bearer, kube)
-        self._drain_ends = DrainEnds(self.metrics.drain_ended, self.live.note)
+        self._drain_ends = DrainTeller(kube, self.metrics.drain_ended, self.live.note, self._wake)
         self._drainer = Drainer(
-            kube, self._direct.post, self._wake, clock, self.metrics.drain_cancelled, self._may_write
-        )
+            kube, self._direct.post, self._wake, clock, self.metrics.drain_cancelled, self._may_write,
+            self.metrics.drain_unanswered,
+        )  # fmt: skip
         self._updates = RuntimeUpdates(settings.runtime_updates, self._wake)
         self._reconciler = self._made(wall, new_id, new_cluster_key)
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
@@ -104,8 +105,7 @@ class Runtime:
         self._states = StateKeeper(StateStore(kube), self._prometheus, self._epoch)
         self._role_changer = RoleChanger(self._direct, self._wake, clock, self._may_write)
         self._loop = self._autoscaler()
-        parts = (settings, kube, self._decision_log, self.metrics)
-        self._scalers = ScalerPart(*parts, clock=clock, epoch=self._epoch, wall=wall, new_id=new_id)
+        self._scalers = ScalerPart(settings, kube, self._decision_log, self.metrics, clock, self._epoch, wall, new_id)
         self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
         self._health = HealthServer(
             settings.health_host, settings.health_port, self.sick, self.useless, self._metrics_text,
@@ -201,7 +201,7 @@ class Runtime:
         self.metrics.watch_events.labels(resource.kind).inc()
         keys = self.cache.drop(resource, obj) if kind == "DELETED" else self.cache.put(resource, obj)
         if resource is POD and self._leading:
-            self._drain_ends.saw(obj, keys)
+            self._drain_ends.saw(obj, concerned(POD, obj))
         # Changes by a user take effect at once, even if the key is backing off. Changes of pods
         # come in bursts and are debounced.
         urgent = resource in (DISAGG_DEPLOYMENT, DISAGG_POOL)
@@ -269,6 +269,7 @@ class Runtime:
             events = PodEvents(self._kube, self.cache, self.live, self._wake)
             group.create_task(self._every(LOOK_INTERVAL_S, events.look))
             group.create_task(self._every(ASK_INTERVAL_S, self._drainer.look))
+            group.create_task(self._drain_ends.run(self.cache.pods_by_deployment()))
             group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
             watch = WakeWatch(self.cache, self.live, self._bearer_of, lambda k: self._wake_all({k}, 0.0, urgent=True))
             group.create_task(watch.run())

@@ -22,6 +22,8 @@ EPHEMERAL_PORTS = (32768, 60999)
 EPHEMERAL_SYSCTL = ("net.ipv4.ip_local_port_range", "32768 60999")
 
 
+# Why an engine has no setting of the bundled worker's transfer.
+MOVES_BY_ITSELF = "the engine moves KV by itself"
 # The reason of an experiment in which nothing keeps KV until decode has read it.
 UNPINNED_KV = "UnpinnedKV"
 

@@ -9,6 +9,7 @@ from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     EPHEMERAL_PORTS,
     EPHEMERAL_SYSCTL,
+    MOVES_BY_ITSELF,
     Engine,
     EngineLimits,
     EngineMeter,
@@ -128,6 +129,7 @@ ENGINE = Engine(
         values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
         absent={
             "engine.prefixCaching.hostMemory": "",
+            "kvTransfer.integrity": MOVES_BY_ITSELF,
             "prefill.kvCacheSize": _MEMORY,
             "decode.kvCacheSize": _MEMORY,
         },

@@ -9,6 +9,7 @@ import json
 
 from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
+    MOVES_BY_ITSELF,
     UCX_PORTS,
     Engine,
     EngineLimits,
@@ -142,7 +143,7 @@ ENGINE = Engine(
     image="vllm/vllm-openai:v0.33.0",
     limits=EngineLimits(
         values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
-        absent={"engine.prefixCaching.hostMemory": ""},
+        absent={"engine.prefixCaching.hostMemory": "", "kvTransfer.integrity": MOVES_BY_ITSELF},
         off=("scaling.roleFlip", "engine.experimental"),
         tensor=TensorRule.INTEGER_RATIO,
         batch_holds_running=True,

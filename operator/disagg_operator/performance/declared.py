@@ -18,6 +18,13 @@ CPU = Profile(1, 4e-3, 0.15e-3, 0.0, 3e-3, 0.6e-3, 0.1e-6, 40_000, batch_tokens=
 # Sequences of a decode step, where nobody says how many an engine takes.
 _RUNNING = 256
 
+# The routers' environment contains the estimate, so other figures would restart the routers of
+# every resource. They only matter until the first measurements.
+STARTING = Efficiency(
+    prefill_flops=0.55, decode_bandwidth=0.70, layer_overhead_s=4e-6, reduce_latency_s=8e-6, batch_overhead_s=5e-3,
+    sequence_overhead_s=10e-6, norm_passes=0.0, overlap=False,
+)  # fmt: skip
+
 
 def profile_of(dd: DisaggDeployment) -> Profile:
     """Return the profile of the workers before anything has been measured.
@@ -73,7 +80,7 @@ def _estimate(model: str, product: str | None, count: int, max_running: int) -> 
     shape = _shape(model)
     if gpu is None or shape is None or not count:
         return CPU
-    found = estimate(shape, gpu, count, Efficiency())
+    found = estimate(shape, gpu, count, STARTING)
     return CPU if found is None else found.around(min(max_running, found.max_running / 2))
 
 

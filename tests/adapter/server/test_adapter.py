@@ -119,6 +119,9 @@ async def test_bad_requests_name_the_field_and_hold_nothing(tmp_path: Path, role
             assert named in message
         long = good | {"tokens": [1] * 1000, "prompt_tokens": 997, "sampling": good["sampling"] | {"max_new_tokens": 9}}
         assert (await one.refused(role, long))[:2] == (413, codes.PROMPT_TOO_LONG)
+        if role == "decode":
+            end = {"mode": "remote", "prefill_incarnation": "p/e"}
+            assert (await one.refused(role, good | end))[2].startswith("prefill_incarnation")
         assert one.engine.calls == []
         await one.empty()
 

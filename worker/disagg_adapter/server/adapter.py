@@ -197,6 +197,8 @@ class Adapter(Endpoint):
 
     async def start_decode(self, request: DecodeRequest, due_s: float | None) -> Job:
         work = self._checked(request)
+        if request.prefill_incarnation is not None:
+            raise InvalidInput("prefill_incarnation: engines move KV by themselves")
         self.room()
         self.ledger.reserve(work.request_id, len(work.tokens), work.new_tokens)
         if request.mode == "remote":

@@ -32,7 +32,6 @@ class ScalerPart:
         kube: HttpKube,
         decision_log: DecisionLog,
         metrics: Metrics,
-        *,
         clock: Callable[[], float],
         epoch: Callable[[], float],
         wall: Callable[[], str],
