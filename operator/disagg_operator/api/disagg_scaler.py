@@ -104,7 +104,7 @@ class ScaledPool(Model):
 
 
 class PoolMetrics(Model):
-    """What the pods serve, and where."""
+    """The metrics of the pods, and their place."""
 
     rules = (
         Rule(
@@ -203,7 +203,7 @@ class ScaledPoolStatus(Model):
 
 
 class DisaggScalerStatus(Model):
-    """What was found and recommended."""
+    """The last findings and recommendations."""
 
     observed_generation: int = Field(0, description="The generation that the conditions speak of.")
     conditions: list[StatusCondition] = Field([], description="What is true now.", json_schema_extra=list_map("type"))

@@ -125,7 +125,7 @@ class EngineProcess:
 
 @dataclass(frozen=True, slots=True)
 class EngineMeter:
-    """How an engine's own metrics are read, where no adapter and no router of ours is."""
+    """The reader of an engine's own metrics, where no adapter and no router of ours is."""
 
     port: int
     """The port at which the engine serves them unless it is told another one."""

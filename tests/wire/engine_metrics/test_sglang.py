@@ -1,4 +1,4 @@
-"""What SGLang's series say of a pod."""
+"""Tests of what SGLang's series say of a pod."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PURE: What an engine of another project says about itself in its metrics."""
+"""PURE: The readings of an engine of another project: all that it says about itself in its metrics."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Readings:
 
 @dataclass(frozen=True, slots=True)
 class PoolReadings:
-    """What else an engine tells that is needed to scale it where no router of ours counts."""
+    """All that is needed to scale an engine where no router of ours counts."""
 
     engine: Readings
     kv_capacity_tokens: float = NAN

@@ -38,7 +38,7 @@ _STEPS, _GAP_S, _GAPS, _PREFILL_S = "steps", "gap seconds", "gaps", "prefill sec
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What one pod told at one time."""
+    """The report of one pod at one time."""
 
     at_s: float
     readings: PoolReadings

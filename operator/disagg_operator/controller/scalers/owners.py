@@ -1,4 +1,4 @@
-"""PURE: Who else sets the replicas of a target: two programs must not set one number."""
+"""PURE: Finds who else sets the replicas of a target: two programs must not set one number."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class ScalerFindings:
 
     @property
     def owned(self) -> str:
-        """Who else sets which target, in a sentence; "" if nobody does."""
+        """The others that set a target, in a sentence; "" if nobody does."""
         return "; ".join(f"{role} is set by {pool.set_by}" for role, pool in self.pools.items() if pool.set_by)
 
     @property

@@ -1,4 +1,4 @@
-"""Who else sets a target is found and named."""
+"""Tests that whoever else sets a target is found and named."""
 
 from __future__ import annotations
 
