@@ -1,4 +1,4 @@
-"""Tests of what vLLM's series say of a pod. A page that a real vLLM served is read in tests/adapter."""
+"""Tests of what vLLM's series say. A page that a real vLLM served is read in tests/adapter."""
 
 from __future__ import annotations
 

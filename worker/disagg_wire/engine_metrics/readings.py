@@ -1,4 +1,4 @@
-"""PURE: The readings of an engine of another project: all that it says about itself in its metrics."""
+"""PURE: The readings of an engine of another project, from its own metrics."""
 
 from __future__ import annotations
 
