@@ -20,6 +20,7 @@ from disagg_operator.vocabulary import Obj
 
 _OPERATOR = "app.kubernetes.io/name=disagg-operator"
 _PORT = 8081
+_SCALER = "scaler/"
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -32,10 +33,10 @@ ERRORS = (SourceError, decision_records.JournalError, credentials.NoCredentials,
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that the commands have in common."""
-    parser.add_argument("source", help="name of a DisaggDeployment, or a file of records")
     parser.add_argument(
-        "-n", "--namespace", help="namespace of the DisaggDeployment (default: default)", default="default"
+        "source", help="name of a DisaggDeployment, scaler/NAME of a DisaggScaler, or a file of records"
     )
+    parser.add_argument("-n", "--namespace", help="namespace of the resource (default: default)", default="default")
     parser.add_argument(
         "--since", metavar="TIME", default="1h", help="only the last TIME, such as 30m, 2h or 1d (default 1h)"
     )
@@ -72,6 +73,8 @@ def status_of(args: argparse.Namespace) -> Obj:
     """Return the status of the resource; {} for a file, and for what can't be read."""
     if Path(args.source).exists():
         return {}
+    if args.source.startswith(_SCALER):
+        return {}
     try:
         resource = asyncio.run(_resource(args.namespace, args.source))
     except (KubeError, credentials.NoCredentials, OSError):
@@ -100,7 +103,8 @@ async def _fetch(namespace: str, name: str) -> str:
         pods = [p for p in await kube.list(POD, None, _OPERATOR) if (p.get("status") or {}).get("phase") == "Running"]
         if not pods:
             raise SourceError(f"{name} is not a file, and no running pod of the cluster has the label {_OPERATOR}")
-        path = f"decisions/{namespace}/{name}"
+        # Names of resources have no underscore.
+        path = f"decisions/{namespace}/{name.replace(_SCALER, 'scaler_', 1)}"
         pages = await asyncio.gather(
             *(kube.pod_page(str(namespace_of(pod)), name_of(pod), _PORT, path) for pod in pods), return_exceptions=True
         )

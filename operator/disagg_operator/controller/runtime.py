@@ -42,6 +42,7 @@ from disagg_operator.controller.pod_events import PodEvents
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, ReferenceWatch
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
+from disagg_operator.controller.scalers.scaler_part import ScalerPart
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
 from disagg_operator.controller.wake_watch import WakeWatch
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
@@ -91,10 +92,8 @@ class Runtime:
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
         self._references, self._specs = ReferenceWatch(kube, self._wake, clock), SpecsInConfigMaps(kube)
-        self._bearer_of, self._drain_ends = (
-            partial(kids.bearer, kube),
-            DrainEnds(self.metrics.drain_ended, self.live.note),
-        )
+        self._bearer_of = partial(kids.bearer, kube)
+        self._drain_ends = DrainEnds(self.metrics.drain_ended, self.live.note)
         self._drainer = Drainer(
             kube, self._direct.post, self._wake, clock, self.metrics.drain_cancelled, self._may_write
         )
@@ -105,6 +104,8 @@ class Runtime:
         self._states = StateKeeper(StateStore(kube), self._prometheus, self._epoch)
         self._role_changer = RoleChanger(self._direct, self._wake, clock, self._may_write)
         self._loop = self._autoscaler()
+        parts = (settings, kube, self._decision_log, self.metrics)
+        self._scalers = ScalerPart(*parts, clock=clock, epoch=self._epoch, wall=wall, new_id=new_id)
         self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
         self._health = HealthServer(
             settings.health_host, settings.health_port, self.sick, self.useless, self._metrics_text,
@@ -179,9 +180,8 @@ class Runtime:
         if not self._settings.record_dir:
             shutil.rmtree(self._record_dir, ignore_errors=True)
         await self._health.stop()
-        await self._direct.close()
-        await self._prometheus.close()
-        await self._kube.close()
+        for part in (self._scalers, self._direct, self._prometheus, self._kube):
+            await part.close()
 
     async def _keep_state(self) -> None:
         try:
@@ -249,6 +249,7 @@ class Runtime:
             self.live.forget_all_but(frozenset())
             self._references.forget_all()
             self._specs.forget_all()
+            self._scalers.loop.end_term()
             self._decision_log.begin_anew()
             log.warning("this operator does not lead any more")
 
@@ -263,6 +264,7 @@ class Runtime:
             for _ in range(self._settings.workers):
                 group.create_task(self._worker())
             group.create_task(self._every(self._settings.scrape_interval_s, self._sweep))
+            group.create_task(self._every(self._settings.scaler_interval_s, self._scalers.loop.tick))
             group.create_task(self._every(LOOK_INTERVAL_S, self._starting.look))
             events = PodEvents(self._kube, self.cache, self.live, self._wake)
             group.create_task(self._every(LOOK_INTERVAL_S, events.look))

@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from disagg_wire.engine_metrics.readings import Readings
+from disagg_wire.engine_metrics.sample_table import Samples, names_read
+
 # The TCP ports on which UCX may listen, which its UCX_TCP_PORT_RANGE pins; the network policy opens
 # them between workers.
 UCX_PORTS = (21000, 21255)
@@ -119,6 +122,20 @@ class EngineProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineMetrics:
+    """How an engine's own metrics are read, where no adapter and no router of ours is."""
+
+    port: int
+    """The port at which the engine serves them unless it is told another one."""
+    readings_of: Callable[[Samples], Readings]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all samples that are read."""
+        return names_read(self.readings_of)
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """What `engine.experimental` puts at risk, as the condition Experimental says it."""
 
@@ -146,6 +163,8 @@ class Engine:
     """Renders the process. None: the worker speaks the token protocol itself, without adapter."""
     moves_by_rdma: bool = False
     """Whether the KV cache can be moved by RDMA."""
+    metrics: EngineMetrics | None = None
+    """Its own metrics, if its workers can be scaled by them. None: by the series of our worker."""
     serves_every_model: bool = False
     """Whether it serves mixtures of experts and latent attention."""
     experiment: Experiment | None = None

@@ -8,7 +8,16 @@ from __future__ import annotations
 import json
 
 from disagg_operator.engines import surroundings
-from disagg_operator.engines.contract import UCX_PORTS, Engine, EngineLimits, EnginePool, EngineProcess, TensorRule
+from disagg_operator.engines.contract import (
+    UCX_PORTS,
+    Engine,
+    EngineLimits,
+    EngineMetrics,
+    EnginePool,
+    EngineProcess,
+    TensorRule,
+)
+from disagg_wire.engine_metrics.vllm import readings_of
 from disagg_wire.engines import VLLM
 from disagg_wire.ports import ENGINE_PORT, SIDE_CHANNEL_PORT
 from disagg_wire.roles import PREFILL
@@ -127,6 +136,7 @@ ENGINE = Engine(
     ),
     process=_process,
     moves_by_rdma=True,
+    metrics=EngineMetrics(8000, readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8"),
 )  # fmt: skip

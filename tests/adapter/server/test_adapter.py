@@ -12,9 +12,10 @@ import pytest
 from tests.adapter.rig import EXPECTED, KEY, PROMPT, Line, body, make_adapter, pair, running, served, tokens_of, until
 from tests.fakes.adapter_engine import IDENTITY, FakeEngine
 
-from disagg_adapter.engines.contract import EngineFault, NotReady, Readings, Unusable
+from disagg_adapter.engines.contract import EngineFault, NotReady, Unusable
 from disagg_protocol.ticket import Ticket, sign, token_hash
 from disagg_wire import codes, series
+from disagg_wire.engine_metrics.readings import Readings
 from disagg_wire.protocol import DECODE_PATH
 
 
