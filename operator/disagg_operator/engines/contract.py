@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from disagg_wire.engine_metrics.readings import Readings
+from disagg_wire.engine_metrics.readings import PoolReadings
 from disagg_wire.engine_metrics.sample_table import Samples, names_read
 
 # The TCP ports on which UCX may listen, which its UCX_TCP_PORT_RANGE pins; the network policy opens
@@ -127,7 +127,7 @@ class EngineMetrics:
 
     port: int
     """The port at which the engine serves them unless it is told another one."""
-    readings_of: Callable[[Samples], Readings]
+    readings_of: Callable[[Samples], PoolReadings]
 
     @property
     def names(self) -> tuple[str, ...]:

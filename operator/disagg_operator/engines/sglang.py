@@ -17,7 +17,7 @@ from disagg_operator.engines.contract import (
     TensorRule,
 )
 from disagg_operator.engines.launch import KEY_PLACE
-from disagg_wire.engine_metrics.sglang import readings_of
+from disagg_wire.engine_metrics.sglang import pool_readings_of
 from disagg_wire.engines import SGLANG
 from disagg_wire.environment import AdapterVariable
 from disagg_wire.ports import BOOTSTRAP_PORT, ENGINE_PORT
@@ -124,7 +124,7 @@ ENGINE = Engine(
     reserved=(*surroundings.RESERVED, "SGLANG_LOCAL_IP_NIC", _HOST_IP, _BOOTSTRAP_TIMEOUT, _WAITING_TIMEOUT),
     process=_process,
     moves_by_rdma=True,
-    metrics=EngineMetrics(30000, readings_of),
+    metrics=EngineMetrics(30000, pool_readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8_e4m3"),
 )

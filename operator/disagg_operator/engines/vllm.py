@@ -17,7 +17,7 @@ from disagg_operator.engines.contract import (
     EngineProcess,
     TensorRule,
 )
-from disagg_wire.engine_metrics.vllm import readings_of
+from disagg_wire.engine_metrics.vllm import pool_readings_of
 from disagg_wire.engines import VLLM
 from disagg_wire.ports import ENGINE_PORT, SIDE_CHANNEL_PORT
 from disagg_wire.roles import PREFILL
@@ -136,7 +136,7 @@ ENGINE = Engine(
     ),
     process=_process,
     moves_by_rdma=True,
-    metrics=EngineMetrics(8000, readings_of),
+    metrics=EngineMetrics(8000, pool_readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8"),
 )  # fmt: skip

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from disagg_wire.engine_metrics import sglang, vllm
-from disagg_wire.engine_metrics.readings import Readings
+from disagg_wire.engine_metrics.readings import PoolReadings
 from disagg_wire.engine_metrics.sample_table import Distribution, Samples, names_read
 
 BUCKETS = [({"le": "1.0"}, 2.0), ({"le": "2"}, 6.0), ({"le": "+Inf"}, 8.0)]
@@ -64,23 +64,23 @@ def test_the_first_histogram_that_there_is_counts() -> None:
 def test_a_reader_says_itself_which_names_it_reads() -> None:
     assert names_read(lambda samples: samples.value("b") + samples.mean("a")) == ("a", "b")
     for engine in (vllm, sglang):
-        names = names_read(engine.readings_of)
+        names = names_read(engine.pool_readings_of)
         assert len(names) > 20
         # What is read of nothing but these names is what is read of everything.
         everything = Samples({name: [({"le": "+Inf"}, 1.0)] for name in (*names, "other")})
         only = Samples({name: [({"le": "+Inf"}, 1.0)] for name in names})
-        assert repr(engine.readings_of(everything)) == repr(engine.readings_of(only))
+        assert repr(engine.pool_readings_of(everything)) == repr(engine.pool_readings_of(only))
 
 
 def test_the_room_of_an_engine_whose_label_is_no_number_is_unknown() -> None:
     cache = {"vllm:cache_config_info": [({"num_gpu_blocks": "None", "block_size": "16"}, 1.0)]}
-    assert math.isnan(vllm.readings_of(Samples(cache)).kv_capacity_tokens)
+    assert math.isnan(vllm.pool_readings_of(Samples(cache)).kv_capacity_tokens)
     cache = {"vllm:cache_config_info": [({"num_gpu_blocks": "10", "block_size": "16"}, 1.0)] * 2}
-    assert vllm.readings_of(Samples(cache)).kv_capacity_tokens == 320
+    assert vllm.pool_readings_of(Samples(cache)).kv_capacity_tokens == 320
 
 
 def test_nothing_is_known_of_an_empty_page() -> None:
     for engine in (vllm, sglang):
-        found = engine.readings_of(Samples())
-        assert isinstance(found, Readings)
+        found = engine.pool_readings_of(Samples())
+        assert isinstance(found, PoolReadings)
         assert math.isnan(found.finished_total)

@@ -55,6 +55,13 @@ class Readings:
     """Hand-overs that were read after the end of their lease: wrong text may have come of them."""
     prompt_tokens_by_source: Mapping[str, float] = field(default_factory=dict)
     """Prompt tokens by where their KV came from (disagg_wire.series)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReadings:
+    """What else an engine tells that is needed to scale it where no router of ours counts."""
+
+    engine: Readings
     kv_capacity_tokens: float = NAN
     """Tokens for which the KV cache has room."""
     finished_total: float = NAN

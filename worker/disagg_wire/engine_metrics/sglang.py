@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from disagg_wire.engine_metrics.readings import NAN, Readings
+from disagg_wire.engine_metrics.readings import NAN, PoolReadings, Readings
 from disagg_wire.engine_metrics.sample_table import Samples
 
 _MIB = 1 << 20
@@ -37,6 +37,14 @@ def readings_of(samples: Samples) -> Readings:
         transfer_s_total=value("sglang:kv_transfer_latency_ms_sum") / 1000,
         transfers_total=value("sglang:kv_transfer_latency_ms_count"),
         transfer_failures_total=_sum(samples, "num_transfer_failed_reqs_total", "num_bootstrap_failed_reqs_total"),
+    )
+
+
+def pool_readings_of(samples: Samples) -> PoolReadings:
+    """Return what SGLang tells beyond that, if it is asked itself."""
+    value = samples.value
+    return PoolReadings(
+        engine=readings_of(samples),
         kv_capacity_tokens=value("sglang:max_total_num_tokens"),
         finished_total=value("sglang:num_requests_total"),
         finished_prompt_tokens_total=value("sglang:prompt_tokens_total"),

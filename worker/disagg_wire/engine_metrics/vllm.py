@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from disagg_wire.engine_metrics.readings import Readings
+from disagg_wire.engine_metrics.readings import PoolReadings, Readings
 from disagg_wire.engine_metrics.sample_table import Samples
 from disagg_wire.series import LOCAL_COMPUTE
 
@@ -34,6 +34,14 @@ def readings_of(samples: Samples) -> Readings:
         expired_total=value("vllm:nixl_num_kv_expired_reqs_total"),
         late_reads_total=value("vllm:nixl_num_notifications_after_expiry_total"),
         prompt_tokens_by_source=samples.by_label("vllm:prompt_tokens_by_source_total", "source"),
+    )
+
+
+def pool_readings_of(samples: Samples) -> PoolReadings:
+    """Return what vLLM tells beyond that, if it is asked itself."""
+    value = samples.value
+    return PoolReadings(
+        engine=readings_of(samples),
         kv_capacity_tokens=_capacity(samples),
         finished_total=value("vllm:request_success_total"),
         finished_prompt_tokens_total=value("vllm:request_prompt_tokens_sum"),

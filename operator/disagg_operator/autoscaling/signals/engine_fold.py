@@ -17,7 +17,7 @@ from disagg_operator.autoscaling.signals.fold import MAX_GAP_S, Memory
 from disagg_operator.autoscaling.signals.policy_inputs import Seen, advanced
 from disagg_operator.autoscaling.signals.pool_sums import Answers, PoolSums
 from disagg_operator.autoscaling.signals.samples import Sample
-from disagg_wire.engine_metrics.readings import Readings
+from disagg_wire.engine_metrics.readings import PoolReadings
 from disagg_wire.roles import DECODE, PREFILL
 
 _LENGTH_MEMORY_S = 120.0
@@ -41,7 +41,7 @@ class EngineReport:
     """What one pod told at one time."""
 
     at_s: float
-    readings: Readings
+    readings: PoolReadings
 
 
 Reports = Mapping[str, EngineReport | None]  # by pod that should answer
@@ -148,14 +148,14 @@ def _arrivals(look: EngineLook, before: Mapping[str, _Arrived]) -> dict[str, _Ar
     return out
 
 
-def _arrived(readings: Readings, known: _Arrived | None) -> _Arrived | None:
-    inside = readings.waiting + readings.running
+def _arrived(readings: PoolReadings, known: _Arrived | None) -> _Arrived | None:
+    inside = readings.engine.waiting + readings.engine.running
     if math.isnan(inside):
         return None
     # Some counters of an engine exist only from the first event on.
     finished = 0.0 if math.isnan(readings.finished_total) else readings.finished_total
-    now = _Arrived(readings.started, finished, finished + inside)
-    if known is None or readings.started != known.started or finished < known.finished:
+    now = _Arrived(readings.engine.started, finished, finished + inside)
+    if known is None or readings.engine.started != known.started or finished < known.finished:
         return now  # the engine has begun anew
     # A request that is cancelled leaves no trace: what has arrived must not shrink for it.
     return replace(now, most=max(now.most, known.most))
@@ -163,9 +163,9 @@ def _arrived(readings: Readings, known: _Arrived | None) -> _Arrived | None:
 
 def _sample(look: EngineLook, report: EngineReport, arrived: _Arrived | None) -> Sample:
     """Return what a pod told under the names of this module; what it did not tell is absent."""
-    r = report.readings
+    r, engine = report.readings, report.readings.engine
     first, second = r.prompt_lengths.estimated_sums()
-    computed = r.prompt_tokens_total
+    computed = engine.prompt_tokens_total
     if math.isnan(computed):
         computed = r.finished_prompt_tokens_total
     values = {
@@ -174,20 +174,20 @@ def _sample(look: EngineLook, report: EngineReport, arrived: _Arrived | None) ->
         _PROMPT: r.finished_prompt_tokens_total,
         _COMPUTED: computed,
         _OUTPUT: r.finished_output_tokens_total,
-        _WAITING: r.waiting,
-        _RUNNING: r.running,
-        _KV: r.kv_usage * r.kv_capacity_tokens,
+        _WAITING: engine.waiting,
+        _RUNNING: engine.running,
+        _KV: engine.kv_usage * r.kv_capacity_tokens,
         _CAPACITY: r.kv_capacity_tokens,
-        _GENERATED: r.generated_tokens_total,
+        _GENERATED: engine.generated_tokens_total,
         _FIRST: first,
         _SECOND: second,
         _TTFT: r.ttft.number,
         _TTFT_OK: r.ttft.within(look.ttft_s),
         _TPOT: r.tpot.number,
         _TPOT_OK: r.tpot.within(look.tpot_s),
-        _STEPS: r.steps_total,
-        _GAP_S: r.itl_s_sum,
-        _GAPS: r.itl_count,
+        _STEPS: engine.steps_total,
+        _GAP_S: engine.itl_s_sum,
+        _GAPS: engine.itl_count,
         _PREFILL_S: r.prefill_s_total,
     }
     return Sample(report.at_s, {name: value for name, value in values.items() if math.isfinite(value) and value >= 0})

@@ -25,9 +25,9 @@ from disagg_operator.autoscaling.signals.engine_page import report_of_page
 from disagg_operator.autoscaling.signals.policy_inputs import Seen
 from disagg_operator.engines import BY_NAME
 from disagg_operator.performance.profile import Profile
-from disagg_wire.engine_metrics.readings import Readings
+from disagg_wire.engine_metrics.readings import PoolReadings
 from disagg_wire.engine_metrics.sample_table import Distribution, Samples
-from disagg_wire.engine_metrics.vllm import readings_of
+from disagg_wire.engine_metrics.vllm import pool_readings_of
 
 ENGINES = ["vllm", "sglang"]
 
@@ -179,7 +179,7 @@ def test_a_prometheus_that_has_scraped_nothing_new_makes_no_step(watching: Watch
     assert seen.folded.observation.prefill.arrivals == pytest.approx(150, rel=0.02)
 
 
-def told(pod: EnginePod) -> Readings:
+def told(pod: EnginePod) -> PoolReadings:
     """Return what vLLM's page of a pod tells, without the page."""
     table = {
         "vllm:num_requests_waiting": pod.waiting,
@@ -194,14 +194,15 @@ def told(pod: EnginePod) -> Readings:
         "vllm:inter_token_latency_seconds_sum": pod.gap_s,
         "vllm:inter_token_latency_seconds_count": pod.output_tokens,
     }
-    found = readings_of(Samples({name: [({}, value)] for name, value in table.items()}))
+    found = pool_readings_of(Samples({name: [({}, value)] for name, value in table.items()}))
     late = sum(n for seconds, n in pod.ttft.items() if seconds > 1.0)
     slow = sum(n for seconds, n in pod.tpot.items() if seconds > 0.06)
     ttft, tpot = (
         Distribution((limit, math.inf), (sum(seen.values()) - n, n), 0.0)
         for limit, seen, n in ((1.0, pod.ttft, late), (0.06, pod.tpot, slow))
     )
-    return replace(found, started=str(pod.started_s), kv_capacity_tokens=400_000.0, ttft=ttft, tpot=tpot)
+    engine = replace(found.engine, started=str(pod.started_s))
+    return replace(found, engine=engine, kv_capacity_tokens=400_000.0, ttft=ttft, tpot=tpot)
 
 
 def test_pools_of_others_follow_a_burst_and_forget_it() -> None:

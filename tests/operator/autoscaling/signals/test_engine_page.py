@@ -27,7 +27,7 @@ def test_a_page_that_a_real_engine_served_says_what_is_needed() -> None:
     found = report_of_page(metrics("vllm"), RECORDED.read_text(), 5.0)
     assert found is not None
     r = found.readings
-    assert (found.at_s, r.waiting, r.running, r.finished_total) == (5.0, 0, 0, 1)
+    assert (found.at_s, r.engine.waiting, r.engine.running, r.finished_total) == (5.0, 0, 0, 1)
     assert (r.finished_prompt_tokens_total, r.finished_output_tokens_total) == (69, 8)
     assert r.kv_capacity_tokens > 0
     assert r.prefill_s_total == pytest.approx(0.2285, abs=0.001)
@@ -68,7 +68,7 @@ def test_a_series_that_is_none_is_left_out(bad: Any) -> None:
 def test_an_old_series_has_ended() -> None:
     old = {"metric": {"__name__": "vllm:num_requests_waiting", "pod": "p"}, "values": [[10, "3"]]}
     new = {"metric": {"__name__": "vllm:num_requests_running", "pod": "p"}, "values": [[90, "4"]]}
-    found = reports_of_matrix(metrics("vllm"), [old, new], 100.0, 75.0)["p"].readings
+    found = reports_of_matrix(metrics("vllm"), [old, new], 100.0, 75.0)["p"].readings.engine
     assert math.isnan(found.waiting)
     assert found.running == 4
     assert reports_of_matrix(metrics("vllm"), [old], 100.0, 75.0) == {}
