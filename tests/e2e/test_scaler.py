@@ -29,13 +29,13 @@ MOST, COLD_START_S = 6, 15.0
 GROUP, VERSION, KIND = "leaderworkerset.x-k8s.io", "leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"
 # Quiet, a burst of long prompts, quiet, a burst of long answers, and quiet.
 BURST = (
-    Phase(60, 1.5, 1.5, 1000, 100),
-    Phase(30, 1.5, 10, 1000, 100),
-    Phase(60, 10, 10, 1000, 100),
-    Phase(60, 1.5, 1.5, 1000, 100),
-    Phase(30, 1.5, 6, 500, 300),
-    Phase(60, 6, 6, 500, 300),
-    Phase(60, 1.5, 1.5, 1000, 100),
+    Phase(45, 1.5, 1.5, 1000, 100),
+    Phase(60, 1.5, 8, 1000, 100),
+    Phase(60, 8, 8, 1000, 100),
+    Phase(45, 1.5, 1.5, 1000, 100),
+    Phase(60, 1.5, 5, 500, 300),
+    Phase(60, 5, 5, 500, 300),
+    Phase(45, 1.5, 1.5, 1000, 100),
 )
 # Requests that wait or run in each replica: the work of half a second for prefill, and for decode
 # most of what keeps the objective.
@@ -119,7 +119,7 @@ def prometheus(whole_cluster: Cluster) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def pools(cluster: Cluster, others: None, prometheus: str) -> Cluster:
+def pools(cluster: Cluster, others: None, prometheus: str) -> Iterator[Cluster]:
     source = (Path(__file__).parent / "images/engine_simulator.py").read_text()
     rig.apply(
         cluster,
@@ -132,7 +132,10 @@ def pools(cluster: Cluster, others: None, prometheus: str) -> Cluster:
     )
     for role in ROLES:
         rig.apply(cluster, leader_worker_set(role))
-    return cluster
+    yield cluster
+    # As long as their controllers are there: KEDA's objects have finalizers.
+    kinds = f"scaledobject,disaggscaler,leaderworkersets.{GROUP}"
+    cluster.kubectl("delete", kinds, "--all", "--timeout=120s", timeout_s=150)
 
 
 def by_keda(cluster: Cluster, prometheus: str) -> None:
