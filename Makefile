@@ -61,7 +61,7 @@ test-rollouts: setup cluster ## rollouts, canaries, drains, zero, deletion and t
 	  exit $$status
 
 test-scaler: setup cluster ## a DisaggScaler beside KEDA on real LeaderWorkerSets, whose controllers are built first (an hour; 20 minutes more to build)
-	@status=0; $(PY) -m pytest -q --timeout 2400 -m "e2e and long" tests/e2e/test_scaler.py --junitxml .cache/scaler.xml || status=$$?; \
+	@status=0; $(PY) -m pytest -q --timeout 2400 -m "e2e and long" tests/e2e/test_scaler.py -o junit_family=xunit1 --junitxml .cache/scaler.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/scaler.xml benchmarks/results/scaler.md "A DisaggScaler beside KEDA" "make test-scaler"; \
 	  exit $$status
 
