@@ -80,7 +80,7 @@ coverage: setup ## the branches of PURE modules that their own tests run through
 
 # Before the cluster's start, which holds the same lock for as long as it builds images.
 programs: setup
-	@e2e/cluster build etcd kube-apiserver kubectl helm kube-score prometheus containerd ctr pause
+	@e2e/cluster build etcd kube-apiserver kube-controller-manager kubectl helm kube-score prometheus containerd ctr pause
 
 integration: setup programs
 	@echo "--- integration"

@@ -35,6 +35,10 @@ _EXAMPLES = {"builtin": ("examples/quickstart.yaml", None), "vllm": ("e2e/quicks
 READY_TIMEOUT_S = 300.0
 PHASE_LIMIT_S = 300.0
 SHRINK_TIMEOUT_S = 150.0
+# Clients that begin at once would all be in prefill at once, on a busy machine for seconds.
+APART_S = 0.5
+# The policy leaves a pool alone whose requests are this much over its target.
+_TOLERANCE = 1.1
 STARTED_S = time.monotonic()
 
 
@@ -167,10 +171,21 @@ def prefill_heavy(number: int) -> dict[str, Any]:
     return {"model": MODEL, "prompt": [rng.randrange(3, 2048) for _ in range(1500)], "max_tokens": 1, "temperature": 0}
 
 
+def has_cause(resource: dict[str, Any], idle: str, result: load.Result) -> bool:
+    """Return whether so many requests have been before their first token that prefill had to grow.
+
+    It may on a busy machine. Decode never has a cause: requests for one token are no work for it,
+    or there are fewer of them than its target.
+    """
+    metrics = resource["spec"][idle]["autoscaling"]["metrics"]
+    target = next(float(m["target"]["averageValue"]) for m in metrics if m["type"] == "QueueDepth")
+    return idle == "prefill" and result.most_waiting > _TOLERANCE * target
+
+
 def scale(cluster: Cluster, url: str, busy: str, idle: str, body: Any, concurrency: int) -> None:
     """Load one pool until it has grown, then wait until it has shrunk.
 
-    The other pool must keep its size.
+    The other pool must keep its size, unless it has a cause of its own.
     """
     before = replicas(cluster)
     say(
@@ -194,7 +209,8 @@ def scale(cluster: Cluster, url: str, busy: str, idle: str, body: Any, concurren
         return now[busy][0] > before[busy][0] and now[busy][1] > before[busy][1]
 
     started_s = time.monotonic()
-    result, reached = asyncio.run(load.run(url, body, concurrency, grown, PHASE_LIMIT_S))
+    apart_s = APART_S if idle == "prefill" else 0.0
+    result, reached = asyncio.run(load.run(url, body, concurrency, grown, PHASE_LIMIT_S, apart_s=apart_s))
     median_ms = 1e3 * statistics.median(result.ttft_s) if result.ttft_s else float("nan")
     took_s = time.monotonic() - started_s
     say(
@@ -207,14 +223,18 @@ def scale(cluster: Cluster, url: str, busy: str, idle: str, body: Any, concurren
     say(f"the load is over; waiting for {busy} to shrink to {before[busy][0]}")
     cluster.wait(
         f"{busy} back at {before[busy][0]}",
-        lambda: look()[busy] == before[busy],
+        lambda: look() == before,
         SHRINK_TIMEOUT_S,
         1.0,
         lambda: diagnosis(cluster),
     )
-    if idle_seen != {before[idle][0]}:
-        raise ClusterFailed(f"the {idle} pool moved, too: {sorted(idle_seen)}")
-    say(f"{idle} stayed at {before[idle][0]} all the time")
+    if idle_seen == {before[idle][0]}:
+        say(f"{idle} stayed at {before[idle][0]} all the time")
+        return
+    words = f"{sorted(idle_seen)}; at most {result.most_waiting} requests waited for their first token at once"
+    if not has_cause(cluster.get("dd", NAME), idle, result):
+        raise ClusterFailed(f"the {idle} pool moved, too: {words}")
+    say(f"{idle} had a queue of its own on this busy machine: {words}")
 
 
 def events(cluster: Cluster) -> list[str]:

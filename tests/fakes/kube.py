@@ -97,7 +97,10 @@ class FakeKube:
         if dry_run:
             if name_of(obj) in self.invalid_names:
                 raise Invalid(f"apply {name_of(obj)}: spec.template: wrong")
-            return copy.deepcopy(obj)
+            answer, stored = copy.deepcopy(obj), self.objects.get(_key(obj))
+            if stored is not None:
+                answer["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"]
+            return answer
         key = self._begin("apply", obj)
         live = self.objects.get(key)
         precondition = obj["metadata"].get("resourceVersion")
@@ -186,15 +189,17 @@ class FakeKube:
         return copy.deepcopy(self.objects[key])
 
     def _collect(self, uid: str) -> None:
-        owned = [
-            key
-            for key, obj in self.objects.items()
-            if any(ref.get("uid") == uid for ref in obj["metadata"].get("ownerReferences") or [])
-        ]
-        for key in owned:
-            gone = self.objects.pop(key, None)
-            if gone is not None:
-                self._collect(uid_of(gone))
+        """Delete the objects whose last owner is gone, and take the owner out of the others."""
+        for key, obj in list(self.objects.items()):
+            owners = obj["metadata"].get("ownerReferences") or []
+            left = [owner for owner in owners if owner.get("uid") != uid]
+            if len(left) == len(owners) or key not in self.objects:
+                continue
+            if left:
+                meta = {**obj["metadata"], "ownerReferences": left, "resourceVersion": str(self._tick())}
+                self.objects[key] = {**obj, "metadata": meta}
+            else:
+                self._collect(uid_of(self.objects.pop(key)))
 
     def _tick(self) -> int:
         self._counter += 1

@@ -42,7 +42,8 @@ async def snapshot(cluster: Cluster) -> dict[Any, Any]:
         meta = obj["metadata"]
         annotations = {k: v for k, v in (meta.get("annotations") or {}).items() if k != APPLIED_HASH}
         spec = {k: v for k, v in (obj.get("spec") or {}).items() if k not in _CHOSEN}
-        owners = [(o["kind"], o["name"]) for o in meta.get("ownerReferences") or []]
+        # Pods, which own the policies that govern them, have names that are drawn by chance.
+        owners = [(o["kind"], o["name"]) for o in meta.get("ownerReferences") or [] if o["kind"] != POD.kind]
         out[(obj["kind"], meta["name"])] = (meta.get("labels"), annotations, owners, spec, obj.get("rules"))
     for obj in await cluster.kube.list(DISAGG_DEPLOYMENT, cluster.namespace):
         conditions = (obj.get("status") or {}).get("conditions") or []
@@ -51,7 +52,7 @@ async def snapshot(cluster: Cluster) -> dict[Any, Any]:
 
 
 async def collect_garbage(cluster: Cluster) -> None:
-    """Delete what has lost its owners, as the garbage collector would."""
+    """Delete what has lost its owners, as the garbage collector would once all pods have ended."""
     while True:
         resources = await cluster.kube.list(DISAGG_DEPLOYMENT, cluster.namespace)
         found = await objects(cluster)

@@ -53,8 +53,8 @@ class Kubelets(Pods):
             await self.stop()
 
     def serve(self, *counts: int) -> None:
-        """Let so many requests end in this minute: of the new revision that is tried, those of them
-        that met the objectives, and both of the old one.
+        """Let so many requests begin and end in this minute: of the new revision that is tried,
+        those of them that met the objectives, and both of the old one.
         """
         self._counted = [int(time.time() // 60), *counts]
 
@@ -146,6 +146,7 @@ class Kubelets(Pods):
         ]
         links = [{"prefill": p, "decode": d, "transport": "tcp", "evidence": "Proved"} for p, d in pairs]
         counts = {"expected": len(pairs), "healthy": len(pairs)}
-        told = {"revision": self._tried, "minutes": [self._counted] if self._counted else []}
+        rows = [self._counted] if self._counted else []
+        told = {"revision": self._tried, "through": self._counted[0] if rows else 0, "minutes": rows}
         state = {"workers": workers, "pairs": counts, "links": links, "waiting": self.waiting}
         return web.json_response(state | {"incarnation": "a-router", "canary": told if self._tried else None})

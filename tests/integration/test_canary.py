@@ -49,8 +49,12 @@ async def replicas(cluster: Cluster) -> dict[str, list[int]]:
     return out
 
 
+async def told(cluster: Cluster) -> dict[str, Any]:
+    return await cluster.condition("Progressing")
+
+
 async def reason(cluster: Cluster) -> str:
-    return str((await cluster.condition("Progressing"))["reason"])
+    return str((await told(cluster))["reason"])
 
 
 @asynccontextmanager
@@ -109,7 +113,7 @@ async def test_a_canary_that_is_worse_goes_back_and_stays_back(
         async with operator(server, tmp_path, cluster.namespace) as third:
 
             async def quiet() -> bool:
-                return await third.metric("disagg_operator_reconcile_seconds_count") >= 2
+                return await third.metric("disagg_operator_reconcile_seconds_count") >= 1
 
             await eventually("an operator that leads", quiet)
             condition = await cluster.condition("Progressing")
@@ -122,7 +126,8 @@ async def test_a_canary_with_too_few_requests_waits_for_the_command_to_go_on(
     server: ApiServer, cluster: Cluster, tmp_path: Path
 ) -> None:
     async def waits() -> bool:
-        return await reason(cluster) == "CanaryInconclusive"
+        # A trial that began at another time is another one, which the router must hear of first.
+        return await reason(cluster) == "CanaryInconclusive" and "5 of 50" in (await told(cluster))["message"]
 
     async with tried(server, cluster, tmp_path) as kubelets:
         kubelets.serve(5, 5, 500, 499)
@@ -134,9 +139,7 @@ async def test_a_canary_with_too_few_requests_waits_for_the_command_to_go_on(
                 await cluster.kube.merge(CONTROLLER_REVISION, cluster.namespace, name_of(revision), patch)
         async with operator(server, tmp_path, cluster.namespace):
             await eventually("the canary is inconclusive", waits)
-            condition = await cluster.condition("Progressing")
-            assert condition["status"] == "Unknown"
-            assert "5 of 50" in condition["message"]
+            assert (await told(cluster))["status"] == "Unknown"
             assert await replicas(cluster) == {"prefill": [2, 1], "decode": [2, 1]}
             assert "promoted" in await command(server, cluster, "disagg rollout resume chat")
             assert "RolloutComplete" in await command(server, cluster, "disagg rollout status chat")

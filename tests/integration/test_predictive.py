@@ -101,6 +101,9 @@ async def test_arrivals_drive_both_pools_and_the_decision_explains_itself(
         assert "workers of work expected" in found["message"]
         assert found["to"] > found["from"] >= 1
         assert found["numbers"]["forecast"] == pytest.approx(found["value"], rel=0.01)
+        pool = next(p for p in (await cluster.resource())["status"]["pools"] if p["name"] == "decode")
+        assert pool["scaling"]["wanted"] >= found["to"]
+        assert pool["scaling"]["needed"] >= 3
         assert (await cluster.replicas("prefill"))[0] <= 2  # 0.6 of a worker
         events = [e["message"] for e in await cluster.kube.list(EVENT, cluster.namespace) if e["reason"] == "ScaledUp"]
         assert any("decode: " in m and "workers of work expected" in m for m in events)

@@ -50,25 +50,29 @@ def write_web_config(folder: Path, tls: Certificate, word: str) -> None:
 
 @contextlib.asynccontextmanager
 async def prometheus(
-    folder: Path, targets: dict[str, dict[str, str]], tls: Certificate | None = None
+    folder: Path, targets: dict[str, dict[str, str]], tls: Certificate | None = None, *, remote_write: bool = False
 ) -> AsyncIterator[str]:
     """Run a Prometheus that scrapes `targets` (address -> labels) every half second; yields its
     URL.
 
-    With `tls` it requires user disagg and the password that `write_web_config` wrote.
+    With `tls` it requires user disagg and the password that `write_web_config` wrote. With
+    `remote_write`, samples of the last two days can be written to it.
     """
     port = free_port()
     static = [{"targets": [address], "labels": labels} for address, labels in targets.items()]
-    config = {
+    config: dict[str, Any] = {
         "global": {"scrape_interval": "500ms", "scrape_timeout": "400ms"},
         "scrape_configs": [{"job_name": "disagg", "static_configs": static}],
     }
+    if remote_write:
+        config["storage"] = {"tsdb": {"out_of_order_time_window": "2d"}}
     (folder / "prometheus.yml").write_text(json.dumps(config))
     with (folder / "prometheus.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             program_path("prometheus"), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb",
             f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn",
-            *([] if tls is None else [f"--web.config.file={folder}/web.yml"]), stdout=log, stderr=log,
+            *([] if tls is None else [f"--web.config.file={folder}/web.yml"]),
+            *(["--web.enable-remote-write-receiver"] if remote_write else []), stdout=log, stderr=log,
         )  # fmt: skip
     try:
         url = f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"

@@ -67,7 +67,7 @@ class Stack:
         await self._serving
         self._background.cancel()
         await asyncio.gather(self._background, return_exceptions=True)
-        await self.router.client.close()
+        await self.router.close()
 
     def publish(self, *workers: TokenWorker, pools: dict[str, str] | None = None, canary: str = "") -> None:
         """Write the membership file with these workers or all of them, with their pools by name,

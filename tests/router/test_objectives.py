@@ -83,3 +83,10 @@ async def test_a_request_that_failed_kept_no_objective_and_a_wrong_one_is_not_co
     assert found['disagg_router_objective_requests_total{objective="ttft",within="false"}'] == 1
     assert found["disagg_router_arrivals_total"] == 1
     assert found["disagg_router_completions_total"] == 0
+
+
+def test_objectives_that_are_the_same_for_prompts_of_any_length() -> None:
+    patient = Objectives(1.0, 0.1, (0.1, 0.01, 0.0))
+    assert patient.ttft_limit_s(1000) == pytest.approx(50.5)
+    assert patient.without_patience().ttft_limit_s(1000) == 1.0
+    assert patient.without_patience().tpot_s == 0.1

@@ -10,6 +10,7 @@ from disagg_adapter.metrics import Snapshot
 from disagg_operator.autoscaling.policy.decision import Decision
 from disagg_operator.controller.metrics import Metrics as OperatorMetrics
 from disagg_router.metrics import Metrics as RouterMetrics
+from disagg_router.metrics import SplitMetrics
 from disagg_router.objectives import Objectives
 from disagg_worker.server.metrics import Metrics as WorkerMetrics
 from disagg_worker.server.worker import Worker
@@ -30,6 +31,7 @@ def router() -> list[CollectorRegistry]:
     """Return the registry of a router with objectives and with pairs."""
     metrics = RouterMetrics(Objectives(1.0, 0.05))
     metrics.watch(lambda: {"decode": 0}, lambda: {"healthy": 1}, lambda: {("tcp", "Proved"): 1})
+    SplitMetrics(metrics.registry)
     return [metrics.registry]
 
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -101,6 +102,7 @@ async def _start_prefill(worker: Endpoint, body: bytes) -> Job:
 
 
 Start = Callable[[Endpoint, bytes], Awaitable[Job]]
+OrderT = TypeVar("OrderT")
 
 
 def _work_endpoint(worker: Endpoint, roles: tuple[str, ...], start: Start) -> Callable[[Request], Awaitable[Response]]:
@@ -146,24 +148,32 @@ def _work_endpoint(worker: Endpoint, roles: tuple[str, ...], start: Start) -> Ca
     return endpoint
 
 
+async def _order(worker: Endpoint, request: Request, parse: Callable[[bytes], OrderT]) -> OrderT | Response:
+    """Return what a worker is told to do, or the answer if it does not take orders now."""
+    if not worker.authorized(request):
+        return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
+    try:
+        order = parse(await _body(request))
+    except bodies.BadRequest as error:
+        return _error(400, codes.INVALID_REQUEST, str(error))
+    except ClientDisconnect:
+        return _error(400, codes.CANCELLED, "the client went away")
+    if worker.draining:
+        return _error(503, codes.DRAINING, "this worker is about to end", retryable=True)
+    if not worker.serving:
+        return _error(503, codes.STARTING, "the model is still loading", retryable=True)
+    return order
+
+
 def _role_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         """Answer 200 if the worker has the role, or 202 if it will have it.
 
         In case of 202, the client may ask again or watch `info`.
         """
-        if not worker.authorized(request):
-            return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
-        try:
-            wanted = bodies.parse_role(await _body(request))
-        except bodies.BadRequest as error:
-            return _error(400, codes.INVALID_REQUEST, str(error))
-        except ClientDisconnect:
-            return _error(400, codes.CANCELLED, "the client went away")
-        if worker.draining:
-            return _error(503, codes.DRAINING, "this worker is about to end", retryable=True)
-        if not worker.serving:
-            return _error(503, codes.STARTING, "the model is still loading", retryable=True)
+        wanted = await _order(worker, request, bodies.parse_role)
+        if isinstance(wanted, Response):
+            return wanted
         try:
             done = worker.change_role(wanted.role, wanted.deadline_s)
         except InvalidInput as error:
@@ -178,18 +188,9 @@ def _role_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]
 def _drain_endpoint(worker: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         """Answer 200 if the worker has no requests, or 202 while some run."""
-        if not worker.authorized(request):
-            return _error(401, codes.UNAUTHORIZED, "the bearer token is missing or wrong")
-        try:
-            asked = bodies.parse_drain(await _body(request))
-        except bodies.BadRequest as error:
-            return _error(400, codes.INVALID_REQUEST, str(error))
-        except ClientDisconnect:
-            return _error(400, codes.CANCELLED, "the client went away")
-        if worker.draining:
-            return _error(503, codes.DRAINING, "this worker is about to end", retryable=True)
-        if not worker.serving:
-            return _error(503, codes.STARTING, "the model is still loading", retryable=True)
+        asked = await _order(worker, request, bodies.parse_drain)
+        if isinstance(asked, Response):
+            return asked
         empty = worker.drain(asked.lease_s)
         return JSONResponse(worker.role_status(), 200 if empty else 202)
 

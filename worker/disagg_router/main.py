@@ -91,7 +91,7 @@ async def serve(s: settings.Settings) -> int:
     await serving
     background.cancel()
     await asyncio.gather(background, return_exceptions=True)
-    await router.client.close()
+    await router.close()
     return 1 if failed else 0
 
 

@@ -53,6 +53,35 @@ class _Live(Collector):
         yield links
 
 
+class SplitMetrics:
+    """Streamed answers by who gave them: the pools, or a service beside them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        by, who = [series.BACKEND], "by who answered"
+        self._answers = Counter(
+            series.ROUTER_SPLIT_REQUESTS, f"Streamed answers that met all objectives, or not, {who}",
+            [*by, series.WITHIN], registry=registry,
+        )  # fmt: skip
+        self._ttft = Histogram(
+            series.ROUTER_SPLIT_TTFT_SECONDS,
+            f"Arrival to first token, {who}",
+            by,
+            registry=registry,
+            buckets=_LATENCY_S,
+        )
+        self._tpot = Histogram(
+            series.ROUTER_SPLIT_TPOT_SECONDS, f"Time per output token after the first, {who}", by, registry=registry,
+            buckets=_PER_TOKEN_S,
+        )  # fmt: skip
+
+    def count(self, backend: str, *, within: bool, ttft_s: float | None, tpot_s: float | None) -> None:
+        """Count an answer, with its times if it has any."""
+        self._answers.labels(backend, _word(within)).inc()
+        for histogram, value in ((self._ttft, ttft_s), (self._tpot, tpot_s)):
+            if value is not None:
+                histogram.labels(backend).observe(value)
+
+
 class Metrics:
     """The metrics of one router process."""
 

@@ -23,6 +23,10 @@ class Objectives:
     tokens takes alone. A long prompt cannot be faster than that.
     """
 
+    def without_patience(self) -> Objectives:
+        """Return the objectives that are the same for prompts of any length."""
+        return Objectives(self.ttft_s, self.tpot_s)
+
     def alone_s(self, uncached_tokens: int) -> float:
         a, b, c = self.prefill_s
         return a + b * uncached_tokens + c * uncached_tokens * uncached_tokens

@@ -17,9 +17,10 @@ from disagg_router.admission.queues import Queues
 from disagg_router.dispatch.attempt import Patience
 from disagg_router.dispatch.dispatcher import Dispatcher
 from disagg_router.dispatch.handshake import Handshakes
+from disagg_router.dispatch.upstream import Upstream, upstream_of
 from disagg_router.membership.file import FileMembership
 from disagg_router.membership.kubernetes import KubernetesMembership
-from disagg_router.metrics import Metrics
+from disagg_router.metrics import Metrics, SplitMetrics
 from disagg_router.settings import Settings
 from disagg_router.workers.canary_tally import CanaryTally
 from disagg_router.workers.catalogue import NOTHING_WHOLE, KnownNames
@@ -54,8 +55,12 @@ class Router:
         self.dispatcher = Dispatcher(
             self.client, self.table, self.queue, self.metrics, settings.request_timeout_s, patience, settings.deadlines
         )
+        self.upstream: Upstream | None = upstream_of(settings)
+        self.split = SplitMetrics(self.metrics.registry)
         self.handshakes = Handshakes(self.dispatcher, self.table)
-        self.tally = CanaryTally()
+        # By then, also a hang before the second token has shown.
+        self.tally = CanaryTally(settings.first_token_timeout_s + settings.stall_timeout_s)
+        self.table.warm_up_s = settings.canary_warm_up_s
         self.metrics.watch(
             lambda: {p: self.queue.waiting(p) for p in ROLES}, self.handshakes.counts, self._links, lambda: hold.waiting
         )
@@ -71,6 +76,12 @@ class Router:
     def _links(self) -> Counter[tuple[str, str]]:
         """Count the healthy pairs whose transport is known by transport and evidence."""
         return Counter((link.transport, link.evidence) for _, _, link in self.handshakes.links() if link.transport)
+
+    async def close(self) -> None:
+        """Close all connections to workers and to other services."""
+        await self.client.close()
+        if self.upstream is not None:
+            await self.upstream.close()
 
     def end(self) -> None:
         """Begin to end: no longer ready, but still answering."""
@@ -157,7 +168,7 @@ class Router:
             "waiting": {p: self.queue.waiting(p) for p in ROLES},
             "held": self.queue.hold.waiting,
             "idle_s": round(self.idle_s(), 3),
-            "canary": self.tally.to_json(self.table.canary),
+            "canary": self.tally.to_json(self.table.canary, time.time()),
             "models": [
                 {
                     "name": name,

@@ -130,6 +130,24 @@ class Settings(BaseModel):
     prefill_c_s_per_token2: float = Field(
         0.0, ge=0, le=1, description="The quadratic term c of that time, in seconds per token squared."
     )
+    canary_warm_up_s: float = Field(
+        60.0,
+        ge=0,
+        le=3600,
+        description="The time after this router's first request to a worker for which its requests do not count for a"
+        " canary, in seconds: it may compile and warm up. 0: all count.",
+    )
+    upstream_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s?#@]+$",
+        description="The URL of a service with the same API, to which a share of the requests goes, without `/v1`.",
+    )
+    upstream_percent: float = Field(
+        100.0, ge=0, le=100, description="The percentage of the requests that go to `upstream_url`."
+    )
+    upstream_max_running: int = Field(
+        1024, ge=1, le=1_000_000, description="The number of requests that may run there; further ones get 429."
+    )
     poll_interval_s: float = Field(
         1.0, gt=0, le=60, description="The interval at which the workers are polled, in seconds."
     )

@@ -5,15 +5,15 @@ EndpointSlices carry the labels of their Service, and the routers watch them. Ro
 nothing of the label share requests out by the pairs that are ready, as without it.
 
 The value is the percentage of the requests, followed by parts of a letter and a value:
-`10.r0a1b2c3d4e.x9f8e7d6c5b.t1000000.p60000`. `r` is the revision of this pool that gets the
-percentage, `x` one that gets nothing; `t` and `p` are the objectives for the time to first token
-and per token, in microseconds. Other letters are ignored.
+`10.r0a1b2c3d4e.i5f6a7.x9f8e7d6c5b.t1000000.p60000`. `r` is the revision of this pool that gets
+the percentage, `i` which trial of it this is, `x` a revision that gets nothing; `t` and `p` are the
+objectives for the time to first token and per token, in microseconds. Other letters are ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # The routers forget what they have counted before.
 KEPT_MINUTES = 120
@@ -34,18 +34,24 @@ class CanaryWord:
     ttft_s: float | None = None
     """The objectives by which the two are compared, in seconds; None for none."""
     tpot_s: float | None = None
+    trial: str = ""
+    """What distinguishes this trial of the revision from others: they share no counts."""
 
     def text(self) -> str:
-        """Return the value of the label; revisions in `left` for which there is no room are
-        dropped.
-        """
-        parts = [str(self.percent)]
-        parts += [f"r{self.revision}"] if self.revision else []
-        ends = [f"{c}{round(1e6 * s)}" for c, s in (("t", self.ttft_s), ("p", self.tpot_s)) if s is not None]
-        for revision in self.left:
-            if len(".".join((*parts, f"x{revision}", *ends))) <= _MAX_CHARS:
-                parts.append(f"x{revision}")
-        return ".".join((*parts, *ends))
+        """Return the value of the label."""
+        return self._text(self.fitted().left)
+
+    def fitted(self) -> CanaryWord:
+        """Return what the label really says: the last revisions in `left` may find no room."""
+        left = self.left
+        while left and len(self._text(left)) > _MAX_CHARS:
+            left = left[:-1]
+        return replace(self, left=left)
+
+    def _text(self, left: tuple[str, ...]) -> str:
+        said = [("r", self.revision), ("i", self.trial), *(("x", revision) for revision in left)]
+        said += [(c, str(round(1e6 * s))) for c, s in (("t", self.ttft_s), ("p", self.tpot_s)) if s is not None]
+        return ".".join((str(self.percent), *(c + value for c, value in said if value)))
 
 
 def read_word(text: str) -> CanaryWord | None:
@@ -60,7 +66,8 @@ def read_word(text: str) -> CanaryWord | None:
     revision, left = found.get("r", [""])[0], tuple(found.get("x", ()))
     if not revision and not left:
         return None
-    return CanaryWord(int(first), revision, left, _seconds(found.get("t")), _seconds(found.get("p")))
+    ttft_s, tpot_s = _seconds(found.get("t")), _seconds(found.get("p"))
+    return CanaryWord(int(first), revision, left, ttft_s, tpot_s, trial=found.get("i", [""])[0])
 
 
 def _seconds(values: list[str] | None) -> float | None:
@@ -69,5 +76,6 @@ def _seconds(values: list[str] | None) -> float | None:
 
 
 def name_of(words: Mapping[str, CanaryWord]) -> str:
-    """Return one name for the revisions that are tried, by pool."""
-    return "-".join(dict.fromkeys(word.revision for _, word in sorted(words.items()) if word.revision))
+    """Return one name for the revisions that are tried, by pool, and for the trial."""
+    tried = [word for _, word in sorted(words.items()) if word.revision]
+    return "-".join(dict.fromkeys([word.revision for word in tried] + [word.trial for word in tried if word.trial]))

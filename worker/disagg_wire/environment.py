@@ -149,6 +149,9 @@ class RouterVariable(StrEnum):
     PREFILL_A_S = "DISAGG_PREFILL_A_S"
     PREFILL_B_S_PER_TOKEN = "DISAGG_PREFILL_B_S_PER_TOKEN"  # noqa: S105 - the name of a variable, no secret
     PREFILL_C_S_PER_TOKEN2 = "DISAGG_PREFILL_C_S_PER_TOKEN2"
+    # The service beside the deployment to which a share of the requests goes.
+    UPSTREAM_URL = "DISAGG_UPSTREAM_URL"
+    UPSTREAM_PERCENT = "DISAGG_UPSTREAM_PERCENT"
 
 
 class RouterOption(StrEnum):
@@ -164,7 +167,9 @@ class RouterOption(StrEnum):
     STALL_TIMEOUT_S = "DISAGG_STALL_TIMEOUT_S"
     POLL_INTERVAL_S = "DISAGG_POLL_INTERVAL_S"
     QUEUE_MAX_BYTES = "DISAGG_QUEUE_MAX_BYTES"
+    CANARY_WARM_UP_S = "DISAGG_CANARY_WARM_UP_S"
     NAME_MEMORY_S = "DISAGG_NAME_MEMORY_S"
+    UPSTREAM_MAX_RUNNING = "DISAGG_UPSTREAM_MAX_RUNNING"
     LOG_LEVEL = "DISAGG_LOG_LEVEL"
 
 

@@ -33,6 +33,7 @@ TRANSPORT = "transport"
 EVIDENCE = "evidence"
 WHAT = "what"
 OUTCOME = "outcome"
+BACKEND = "backend"
 
 # Values of OBJECTIVE, WITHIN, PART and KIND.
 TTFT, TPOT = "ttft", "tpot"
@@ -41,6 +42,8 @@ PROMPT, UNCACHED = "prompt", "uncached"
 OUTPUT, CONTEXT = "output", "context"
 # Values of WHAT.
 SEED, PENALTY = "seed", "penalty"
+# Values of BACKEND: a service beside the deployment, or its own pools.
+UPSTREAM, POOLS = "upstream", "pools"
 # Values of OUTCOME.
 SERVED, REFUSED, EXPIRED, CANCELLED = "served", "refused", "expired", "cancelled"
 COMPLETE, TIMED_OUT = "complete", "timed_out"
@@ -75,6 +78,9 @@ ROUTER_PREFILLED_TOKENS_SQUARED = "disagg_router_prefilled_tokens_squared_total"
 ROUTER_OBJECTIVE_REQUESTS = "disagg_router_objective_requests_total"
 ROUTER_COMPLETIONS = "disagg_router_completions_total"
 ROUTER_COMPLETED_TOKENS = "disagg_router_completed_tokens_total"
+ROUTER_SPLIT_REQUESTS = "disagg_router_split_requests_total"
+ROUTER_SPLIT_TTFT_SECONDS = "disagg_router_split_ttft_seconds"
+ROUTER_SPLIT_TPOT_SECONDS = "disagg_router_split_tpot_seconds"
 
 # prometheus_client adds `_info` to the name of an Info metric.
 WORKER_IDENTITY = "disagg_worker"

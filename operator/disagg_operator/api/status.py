@@ -42,6 +42,21 @@ class LastDecision(Model):
     dry_run: bool = Field(False, description="Nothing was changed.")
 
 
+class PoolScaling(Model):
+    """How the scaling of a pool stands now."""
+
+    time: str = Field("", max_length=64, description="Since when.")
+    needed: int = Field(0, description="Workers of least cost for the expected work, within the pool's bounds.")
+    wanted: int = Field(0, description="Workers that the autoscaler sets or keeps.")
+    reason: str = Field("", max_length=64, description="Why as many as these, in one word, for programs.")
+    limited_by: str = Field(
+        "",
+        max_length=64,
+        description="The limit at which the pool stands: MinReplicas, MaxReplicas, GPUBudget, Ratio, ClusterCapacity.",
+    )
+    message: str = Field("", max_length=512, description="Why, in a sentence, for people.")
+
+
 class PoolStatus(Model):
     """One pool as it is."""
 
@@ -57,6 +72,7 @@ class PoolStatus(Model):
         description="Who sets the number: autoscaler, spec, scaleToZero, or another writer of /scale.",
     )
     last_decision: LastDecision | None = Field(None, description="The autoscaler's last decision.")
+    scaling: PoolScaling | None = Field(None, description="How its scaling stands, if the operator scales it.")
 
 
 class Transports(Model):

@@ -33,6 +33,7 @@ from disagg_operator.api.rollout import RolloutSpec
 from disagg_operator.api.rules import Rule
 from disagg_operator.api.scaling import Objectives, ScalingSpec
 from disagg_operator.api.status import Status
+from disagg_operator.api.upstream import UpstreamSpec
 from disagg_operator.api.workers import PodTemplate, PoolSpec, Resources
 
 # The name must leave room for the longest child, the Secret NAME-cluster-key: the value of a label
@@ -80,6 +81,11 @@ class RouterSpec(Model):
     api_keys_secret_ref: SecretRef | None = Field(
         None,
         description="Secret whose key holds accepted API keys, one a line. Default: none asked.",
+    )
+    upstream: UpstreamSpec | None = Field(
+        None,
+        description="A service with the same API and model to which the routers send a share of the requests, while "
+        "this deployment replaces it (docs/migrate.md).",
     )
     pod_template: PodTemplate | None = Field(
         None,

@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that the commands have in common."""
     parser.add_argument("source", help="name of a DisaggDeployment, or a file of records")
     parser.add_argument(
-        "-n", "--namespace", help="namespace of the DisaggDeployment (default: default)", default="default"
+        "-n", "--namespace", help="namespace of the DisaggDeployment (default: that of the kubeconfig's context)"
     )
     parser.add_argument(
         "--since", metavar="TIME", default="1h", help="only the last TIME, such as 30m, 2h or 1d (default 1h)"
@@ -79,10 +79,11 @@ def status_of(args: argparse.Namespace) -> Obj:
     return dict((resource or {}).get("status") or {})
 
 
-async def _resource(namespace: str, name: str) -> Obj | None:
-    kube = HttpKube(credentials.load(os.environ), attempts=1)
+async def _resource(namespace: str | None, name: str) -> Obj | None:
+    found = credentials.load(os.environ)
+    kube = HttpKube(found, attempts=1)
     try:
-        return await kube.get(DISAGG_DEPLOYMENT, namespace, name)
+        return await kube.get(DISAGG_DEPLOYMENT, namespace or found.namespace, name)
     finally:
         await kube.close()
 
@@ -94,13 +95,14 @@ def _text(path: Path) -> str:
         raise SourceError(f"{path}: is no text, as records are") from None
 
 
-async def _fetch(namespace: str, name: str) -> str:
-    kube = HttpKube(credentials.load(os.environ), attempts=1)
+async def _fetch(namespace: str | None, name: str) -> str:
+    found = credentials.load(os.environ)
+    kube = HttpKube(found, attempts=1)
     try:
         pods = [p for p in await kube.list(POD, None, _OPERATOR) if (p.get("status") or {}).get("phase") == "Running"]
         if not pods:
             raise SourceError(f"{name} is not a file, and no running pod of the cluster has the label {_OPERATOR}")
-        path = f"decisions/{namespace}/{name}"
+        path = f"decisions/{namespace or found.namespace}/{name}"
         pages = await asyncio.gather(
             *(kube.pod_page(str(namespace_of(pod)), name_of(pod), _PORT, path) for pod in pods), return_exceptions=True
         )

@@ -18,6 +18,10 @@ from disagg_wire.version import VERSION
 # The module and the help text of each command. A module has `arguments(parser)`, `run(args) -> int`
 # and `ERRORS`, the exceptions that it raises for bad input.
 TOOLS = {
+    "assess": (
+        "disagg_operator.cli.assess_command",
+        "read a running vLLM or SGLang, a Prometheus or a log of requests, and plan from it",
+    ),
     "explain": ("disagg_operator.cli.explain_command", "show what the autoscaler saw and decided, and why"),
     "plan": (
         "disagg_operator.cli.plan_command",

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from disagg_operator.autoscaling.policy.observation import Pods
-from disagg_operator.autoscaling.records import decision_records
+from disagg_operator.autoscaling.policy.predictive import Settings
+from disagg_operator.autoscaling.records import decision_records, explanation
 from disagg_operator.autoscaling.records.decision_records import Step
 from disagg_operator.cli import decision_source, html_page, plots, timeline_html
 from disagg_operator.status import zero_state
@@ -50,11 +51,22 @@ def run(args: argparse.Namespace) -> int:
     console.print(table(args.source, steps if args.all else worth_telling(steps)))
     for sentence in sentences(steps):
         console.print(sentence)
+    console.print(standing(everything[-1], runs[-1].settings))
     if args.plot:
         timeline = plots.Timeline("as it was decided", decision_records.columns(steps))
         made = html_page.Made(getattr(args, "invocation", "disagg explain"))
         timeline_html.save(args.plot, args.source, [timeline], made, sentences(steps))
     return 0
+
+
+def standing(step: Step, settings: Settings) -> Table:
+    """Return a table with what the last decision says of each pool."""
+    at = datetime.datetime.fromtimestamp(step.observation.now_s, datetime.UTC).strftime("%H:%M:%S")
+    found = Table(title=f"\nThe last decision, {at} UTC", title_justify="left", show_header=False)
+    for pool, lines in explanation.of_step(step, settings).items():
+        for i, (word, sentence) in enumerate(lines):
+            found.add_row("" if i else pool, word, sentence, end_section=i == len(lines) - 1)
+    return found
 
 
 def worth_telling(steps: Sequence[Step]) -> list[Step]:

@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "model", help=f"config.json of a Hugging Face model, its folder, or a known name: {', '.join(sorted(KNOWN))}"
     )
     _traffic_arguments(parser)
-    _hardware_arguments(parser)
+    hardware_arguments(parser)
     parser.add_argument(
         "--highest-rate",
         type=float,
@@ -62,6 +62,11 @@ def _traffic_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--copies", type=int, default=1, help="number of times that each request of the trace is served")
     what.add_argument("--simulate", action="store_true", help="check the sizes by simulating Poisson arrivals")
+    objective_arguments(parser)
+
+
+def objective_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of latency objectives."""
     goals = parser.add_argument_group("objectives")
     goals.add_argument("--ttft", type=float, default=1.0, metavar="S", help="time to first token (default 1)")
     goals.add_argument("--tpot-ms", type=float, default=50.0, metavar="MS", help="time per output token (default 50)")
@@ -70,7 +75,8 @@ def _traffic_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _hardware_arguments(parser: argparse.ArgumentParser) -> None:
+def hardware_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the available hardware, and of the model's widths."""
     have = parser.add_argument_group("hardware")
     have.add_argument("--gpus", metavar="NAME,...", help=f"GPUs of both pools: {', '.join(GPUS)} (default H100)")
     have.add_argument("--prefill-gpus", metavar="NAME,...", help="GPUs of the prefill pool, instead of --gpus")
@@ -127,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.yaml, args.html):
         if path is not None and not path.absolute().parent.is_dir():
             raise PlanError(f"{path}: there is no folder {path.parent}")
-    model = _model(args)
+    model = model_of(args.model)
     wishes = _wishes(args, model) if args.yaml else None
     question, trace = _question(args, model)
     highest = args.highest_rate or max(1000.0, 10 * question.traffic.requests_per_s)
@@ -173,20 +179,35 @@ def _plan(
 
 
 def _question(args: argparse.Namespace, model: ModelShape) -> tuple[planner.Question, Any]:
+    objectives = objectives_of(args)
+    traffic, trace = _traffic(args, objectives.percentile)
+    return question_of(args, model, traffic, objectives), trace
+
+
+def objectives_of(args: argparse.Namespace) -> LatencyObjectives:
+    """Return the latency objectives. Raises PlanError."""
     if not 50 <= args.percentile < 100:
         raise PlanError(f"--percentile: must be 50 or more and less than 100, not {args.percentile:g}")
     for name, value in (("--ttft", args.ttft), ("--tpot-ms", args.tpot_ms)):
         if not (math.isfinite(value) and value > 0):
             raise PlanError(f"{name}: must be more than 0")
-    objectives = LatencyObjectives(args.ttft, args.tpot_ms / 1000, args.percentile / 100)
-    traffic, trace = _traffic(args, objectives.percentile)
-    prefill = _gpus(args.prefill_gpus, "--prefill-gpus") if args.prefill_gpus else []
-    decode = _gpus(args.decode_gpus, "--decode-gpus") if args.decode_gpus else []
-    everywhere = [] if prefill and decode and not args.gpus else _gpus(args.gpus or "H100", "--gpus")
+    return LatencyObjectives(args.ttft, args.tpot_ms / 1000, args.percentile / 100)
+
+
+def question_of(
+    args: argparse.Namespace, model: ModelShape, traffic: Traffic, objectives: LatencyObjectives
+) -> planner.Question:
+    """Return the question that the arguments of the hardware ask about a traffic.
+
+    Raises one of ERRORS.
+    """
+    prefill = gpus_of(args.prefill_gpus, "--prefill-gpus") if args.prefill_gpus else []
+    decode = gpus_of(args.decode_gpus, "--decode-gpus") if args.decode_gpus else []
+    everywhere = [] if prefill and decode and not args.gpus else gpus_of(args.gpus or "H100", "--gpus")
     gpus = list({g.name: g for g in [*everywhere, *prefill, *decode]}.values())
     names = frozenset(g.name for g in everywhere)
     model = model.at_bits(args.weight_bits, args.kv_bits)
-    question = planner.Question(
+    return planner.Question(
         model,
         traffic,
         objectives,
@@ -198,7 +219,6 @@ def _question(args: argparse.Namespace, model: ModelShape) -> tuple[planner.Ques
         frozenset(g.name for g in prefill) or names,
         frozenset(g.name for g in decode) or names,
     )
-    return question, trace
 
 
 def _traffic(args: argparse.Namespace, percentile: float) -> tuple[Traffic, Any]:
@@ -237,7 +257,8 @@ def _lengths(text: str, field: str) -> LogNormal:
     return log_normal(numbers[0], numbers[1] if len(numbers) == 2 else None, field)
 
 
-def _gpus(text: str, field: str) -> list[Gpu]:
+def gpus_of(text: str, field: str) -> list[Gpu]:
+    """Return the GPUs of a list of names. Raises PlanError naming `field`."""
     by_name = {name.lower(): gpu for name, gpu in GPUS.items()}
     found = []
     for name in text.split(","):
@@ -253,7 +274,7 @@ def _pairs(texts: list[str], field: str) -> dict[str, str]:
         name, _, value = text.partition("=")
         if not value:
             raise PlanError(f"{field}: {text!r} is not GPU=VALUE")
-        found[_gpus(name, field)[0].name] = value
+        found[gpus_of(name, field)[0].name] = value
     return found
 
 
@@ -285,15 +306,15 @@ def _profile_words(file: str) -> str:
     return file if of is None else f"{file}: {of.words()}"
 
 
-def _model(args: argparse.Namespace) -> ModelShape:
+def model_of(text: str) -> ModelShape:
     """Return the shape of the model as it is in its checkpoint. Raises PlanError."""
-    shape = named(args.model)
+    shape = named(text)
     if shape is None:
-        path = Path(args.model)
+        path = Path(text)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
             known = ", ".join(sorted(KNOWN))
-            raise PlanError(f"model: {args.model!r} is neither a config.json, a folder with one, nor one of {known}")
+            raise PlanError(f"model: {text!r} is neither a config.json, a folder with one, nor one of {known}")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -340,19 +361,20 @@ def show(plan: planner.Plan, console: Console) -> None:
     console.print(inputs)
     console.print(f"\n[bold]{report.headline(plan)}[/]\n", highlight=False)
     console.print(
-        _table("", report.DEPLOYMENT_COLUMNS, [report.deployment_row(plan, name, d) for name, d in report.both(plan)])
+        table_of("", report.DEPLOYMENT_COLUMNS, [report.deployment_row(plan, name, d) for name, d in report.both(plan)])
     )
     for name, d in report.both(plan):
         if isinstance(d, planner.Deployment):
-            console.print(_table(name, report.POOL_COLUMNS, [report.pool_row(p, d.chunk_tokens) for p in d.pools]))
+            console.print(table_of(name, report.POOL_COLUMNS, [report.pool_row(p, d.chunk_tokens) for p in d.pools]))
     if kv := network_load.rows(plan):
-        console.print(_table(f"KV over {plan.question.network.name}", network_load.KV_COLUMNS, kv))
-    console.print(_table("KV transfer", report.TRANSFER_COLUMNS, report.transfers(plan)))
+        console.print(table_of(f"KV over {plan.question.network.name}", network_load.KV_COLUMNS, kv))
+    console.print(table_of("KV transfer", report.TRANSFER_COLUMNS, report.transfers(plan)))
     for note in report.notes(plan):
         console.print(f"- {note}", highlight=False)
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:
+def table_of(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:
+    """Return a table whose first column is left-aligned, and the others right."""
     table = Table(title=title or None, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")

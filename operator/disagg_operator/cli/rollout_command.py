@@ -56,7 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in _ACTIONS.items():
         action = actions.add_parser(name, help=text)
         action.add_argument("name", help="name of the DisaggDeployment")
-        action.add_argument("-n", "--namespace", default="default", help="its namespace (default: default)")
+        action.add_argument("-n", "--namespace", help="its namespace (default: that of the kubeconfig's context)")
         if name == "status":
             action.add_argument("--no-wait", action="store_true", help="say how it is now, and do not wait")
             action.add_argument("--timeout-s", type=float, default=600.0, help="how long to wait (default 600)")
@@ -78,9 +78,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _run(args: argparse.Namespace) -> int:
-    kube = HttpKube(credentials.load(os.environ))
+    found = credentials.load(os.environ)
+    kube = HttpKube(found)
     try:
-        rollout = _Rollout(kube, args.namespace, args.name)
+        rollout = _Rollout(kube, args.namespace or found.namespace, args.name)
         match args.action:
             case "status":
                 return await rollout.status(0.0 if args.no_wait else args.timeout_s)

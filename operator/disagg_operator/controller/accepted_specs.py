@@ -11,6 +11,7 @@ from typing import Protocol
 
 from disagg_operator.autoscaling.records.state_store import decode, encode
 from disagg_operator.controller.children import Children, is_orphan, owners_of
+from disagg_operator.controller.rehearsal import blaming
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import CONFIG_MAP, DEPLOYMENT, DISAGG_DEPLOYMENT, name_of, owned_by, uid_of
 from disagg_operator.vocabulary import FIELD_MANAGER, Key, Obj
@@ -29,7 +30,7 @@ class AcceptedSpecs(Protocol):
         """Return the generation of a resource in which it got a spec that is accepted."""
 
     async def keep(self, resource: Obj, spec: Obj) -> None:
-        """Keep a spec as the last accepted one; do nothing if it is."""
+        """Keep a spec as the last accepted one; do nothing if it is. Raises Refused."""
 
     def forget(self, key: Key) -> None:
         """Forget a resource that is gone."""
@@ -61,7 +62,10 @@ class SpecsInConfigMaps:
         return generation if kept == spec and generation is not None else _generation(resource)
 
     async def keep(self, resource: Obj, spec: Obj) -> None:
-        """Keep a spec as the last accepted one. It is written only if it has changed."""
+        """Keep a spec as the last accepted one. It is written only if it has changed.
+
+        Raises KubeError, and Refused if admission control says no.
+        """
         if (await self._load(resource))[0] == spec:
             return
         meta = resource["metadata"]
@@ -78,7 +82,8 @@ class SpecsInConfigMaps:
             },
             "data": {_FIELD: encode(spec), _GENERATION: str(_generation(resource))},
         }  # fmt: skip
-        await self._kube.apply(obj)
+        with blaming(spec, obj):
+            await self._kube.apply(obj)
         self._known[_key(resource)] = (uid_of(resource), spec, _generation(resource))
 
     async def _load(self, resource: Obj) -> tuple[Obj | None, int | None]:

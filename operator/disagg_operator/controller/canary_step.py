@@ -15,7 +15,15 @@ from disagg_operator.api.rollout import CanarySpec
 from disagg_operator.kube.pods import epoch_s
 from disagg_operator.kube.resources import SERVICE, annotations_of, labels_of
 from disagg_operator.rollout import canary_verdict, telling
-from disagg_operator.rollout.canary_record import FAILED, INCONCLUSIVE, PROMOTE_ANNOTATION, PROMOTED, CanaryRecord
+from disagg_operator.rollout.canary_record import (
+    FAILED,
+    INCONCLUSIVE,
+    PROMOTE_ANNOTATION,
+    PROMOTED,
+    CanaryRecord,
+    rules_text,
+    trial_name,
+)
 from disagg_operator.rollout.canary_reports import CanaryReports
 from disagg_operator.rollout.canary_verdict import CanaryRules, Comparison
 from disagg_operator.rollout.revisions import KnownRevision
@@ -43,6 +51,8 @@ class Trial:
     """Why there is none although one is declared."""
     asked: bool = False
     """Whether a person has promoted the revision."""
+    compared_by: str = ""
+    """The rules by which the two revisions are compared."""
 
     @property
     def percent(self) -> int | None:
@@ -60,7 +70,7 @@ class Trial:
 
     @property
     def rules_text(self) -> str:
-        return f"{self.rules.min_requests}/{self.rules.max_duration_s:g}"
+        return rules_text(self.compared_by, self.rules.max_duration_s)
 
     @property
     def inconclusive(self) -> bool:
@@ -95,10 +105,14 @@ def trial_of(
         why = f"no canary: the model {other} was served before, and requests choose by name"
         return Trial(None, _words(None, (), state, left), record, no_canary=why)
     objectives = spec.analysis or dd.spec.objectives
-    word = CanaryWord(spec.weight, "", (), objectives.ttft_seconds.p99, objectives.tpot_seconds.p99)
+    ttft_s, tpot_s = objectives.ttft_seconds.p99, objectives.tpot_seconds.p99
+    compared_by = f"{spec.min_requests} requests at {spec.weight} % within {ttft_s} and {tpot_s} s"
+    since = "" if record is None else record.since
+    # The routers count each trial by itself: nothing from before it began, or by other rules.
+    word = CanaryWord(spec.weight, "", (), ttft_s, tpot_s, trial_name(compared_by, since))
     words = _words(word, tuple(changing), state, left)
-    since_s = epoch_s(record.since) if record is not None and record.since else state.now_s
-    return Trial(spec, words, record, reports.evidence(name_of(words), since_s))
+    seen = reports.evidence(name_of(words)) if since else Comparison()
+    return Trial(spec, words, record, seen, compared_by=compared_by)
 
 
 def without_given_up(state: RolloutState, trial: Trial) -> RolloutState:
@@ -158,9 +172,9 @@ def _words(
     out = {}
     for role in ROLES:
         if word is not None and role in roles:
-            out[role] = replace(word, revision=state.target[role], left=left.get(role, ()))
+            out[role] = replace(word, revision=state.target[role], left=left.get(role, ())).fitted()
         elif left.get(role):
-            out[role] = CanaryWord(0, left=left[role])
+            out[role] = CanaryWord(0, left=left[role]).fitted()
     return out
 
 
@@ -206,9 +220,12 @@ def to_write(trial: Trial, mine: KnownRevision, found: RolloutPlan, here: Circum
     if trial.spec is None:
         return _let_go_on(trial, mine, found, here)
     if record is None or not record.since:
-        return CanaryRecord(since=here.now) if found.proven and not found.exchanging else None
+        begins = found.proven and not found.exchanging
+        return CanaryRecord(since=here.now, rules=trial.rules_text) if begins else None
     if here.paused or trial.inconclusive:
         return None
+    if record.compared_by != trial.compared_by:
+        return CanaryRecord(since=here.now, rules=trial.rules_text)
     passed_s = epoch_s(here.now) - epoch_s(record.since)
     verdict = canary_verdict.verdict(trial.seen, trial.rules, passed_s)
     message = canary_verdict.words_of(trial.seen, trial.rules, trial.spec.weight)

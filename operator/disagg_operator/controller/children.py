@@ -115,10 +115,10 @@ async def apply(kube: Kube, rendered: Obj, children: Children, owners: frozenset
 def is_orphan(live: Obj, deployment: str) -> bool:
     """Return whether an object was left behind when its resource was deleted with --cascade=orphan.
 
-    It has no owner, the label of the resource, and the mark of a write of the operator. A resource
-    of the same name adopts it. What has any owner is never taken over.
+    It has no owner but pods, the label of the resource, and the mark of a write of the operator. A
+    resource of the same name adopts it. What has any other owner is never taken over.
     """
-    owned = bool(live["metadata"].get("ownerReferences"))
+    owned = any(owner.get("kind") != POD.kind for owner in live["metadata"].get("ownerReferences") or [])
     marked = drift.APPLIED_HASH in annotations_of(live)
     return not owned and marked and labels_of(live).get(LABEL_DEPLOYMENT) == deployment
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from disagg_operator.autoscaling.policy.decision import METRICS_UNAVAILABLE, Decision
+from disagg_operator.kube.pods import epoch_s
 from disagg_operator.kube.resources import annotations_of, name_of
 from disagg_operator.status.events import NORMAL, Note
 from disagg_operator.vocabulary import Obj
@@ -15,6 +16,7 @@ DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 _MAX_COST = 1_000_000
 _MAX_WORDS = 512
 _MAX_NUMBERS = 24
+_STANDING_S = 30.0
 
 
 def to_carry_out(decision: Decision | None, live_replicas: int | None, dry_run: bool) -> int | None:
@@ -25,6 +27,38 @@ def to_carry_out(decision: Decision | None, live_replicas: int | None, dry_run: 
     if decision is None or dry_run or decision.current != live_replicas or decision.to == decision.current:
         return None
     return decision.to
+
+
+def in_status(pool: Mapping[str, Any], decision: Decision | None, dry_run: bool, now: str) -> Obj:
+    """Return what the status of a pool says of its scaling; `pool` is its status so far."""
+    told = {
+        "lastDecision": last_decision(pool.get("lastDecision"), decision, dry_run, now),
+        "scaling": standing(pool.get("scaling"), decision, now),
+    }
+    return {name: value for name, value in told.items() if value}
+
+
+def standing(stored: Mapping[str, Any] | None, decision: Decision | None, now: str) -> Obj | None:
+    """Return `scaling` of a pool's status: what the pool needs, and why it has not that.
+
+    It is written with each other number of workers, and otherwise twice in a minute at most:
+    otherwise the status would be written with every sample.
+    """
+    kept = None if stored is None else dict(stored)
+    if decision is None:
+        return kept
+    entry: Obj = {"time": now, "wanted": decision.to, "reason": decision.reason}
+    if (needed := decision.numbers.get("best")) is not None:
+        entry["needed"] = int(needed)
+    if decision.limit:
+        entry["limitedBy"] = decision.limit
+    if decision.message:
+        entry["message"] = decision.message[:_MAX_WORDS]
+    if kept is None or kept.get("wanted") != decision.to:
+        return entry
+    if epoch_s(now) - epoch_s(kept.get("time")) < _STANDING_S:
+        return kept
+    return entry if any(kept.get(name) != entry.get(name) for name in ("needed", "reason", "limitedBy")) else kept
 
 
 def last_decision(stored: Mapping[str, Any] | None, decision: Decision | None, dry_run: bool, now: str) -> Obj | None:

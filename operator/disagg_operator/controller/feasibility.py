@@ -18,7 +18,10 @@ UNSUPPORTED_PARALLELISM = "UnsupportedParallelism"
 NEVER_READY = "NeverReady"
 INFEASIBLE = "Infeasible"
 IDLE_ACCELERATORS = "IdleAccelerators"
+IDLE_DEVICES = "IdleDevices"
+PRODUCT_LABEL = "ProductLabel"
 ONE_POOL_AT_ZERO = "OnePoolAtZero"
+_NVIDIA = "nvidia.com/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,27 @@ def questionable(dd: DisaggDeployment) -> Iterator[Violation]:
         if gpus > ranks and not parallel:
             path = f"spec.{role}.accelerator.count"
             yield Violation(path, f"{gpus} GPUs, but parallelism.tensor uses {ranks}", IDLE_ACCELERATORS)
+        if pool.accelerator is not None and pool.accelerator.product and _is_foreign(pool.accelerator.resource_name):
+            words = f"nodes with {pool.accelerator.resource_name} may lack the label nvidia.com/gpu.product"
+            path = f"spec.{role}.accelerator.product"
+            yield Violation(path, f"{words}: podTemplate.spec.nodeSelector takes any label", PRODUCT_LABEL)
+    yield from _idle_devices(dd)
+
+
+def _is_foreign(resource: str) -> bool:
+    return not resource.startswith(_NVIDIA)
+
+
+def _idle_devices(dd: DisaggDeployment) -> Iterator[Violation]:
+    """Yield virtual functions that a worker gets, and no network of its pod uses."""
+    network = dd.spec.kv_transfer.network
+    if network is None or network.attachment is None or network.rdma_resource is None:
+        return
+    device = network.rdma_resource
+    count = max(device.devices(gpus_of(dd.spec.pool(role))) for role in ROLES)
+    if device.name == network.attachment.resource_name and count > 1:
+        words = f"a worker asks for {count} {device.name}, and its one attachment takes one of them into the pod"
+        yield Violation("spec.kvTransfer.network.rdmaResource", words, IDLE_DEVICES)
 
 
 def _devices(dd: DisaggDeployment) -> Iterator[Violation]:

@@ -64,12 +64,12 @@ def pool_intents(
     now: str,
 ) -> tuple[conditions.PoolIntent, ...]:
     """Return the desired state of both pools of deployment `name`, whose status is `stored`."""
-    before = {str(p.get("name")): p.get("lastDecision") for p in stored.get("pools") or []}
+    before = {str(p.get("name")): p for p in stored.get("pools") or []}
     out = []
     for role in ROLES:
         scaled = role in scaling.policies
         decision = decisions.get(role) if scaled else None
-        last = decision_report.last_decision(before.get(role), decision, scaling.dry_run, now) if scaled else None
+        told = decision_report.in_status(before.get(role) or {}, decision, scaling.dry_run, now) if scaled else {}
         out.append(
             conditions.PoolIntent(
                 name=role,
@@ -79,7 +79,7 @@ def pool_intents(
                 autoscaled=scaled,
                 scaling_blind=decision is not None and decision.blind,
                 unmet=None if decision is None else decision.unmet,
-                last_decision=last,
+                scaling=told,
             )
         )
     return tuple(out)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from disagg_operator.api.violation import Violation, value_at
 from disagg_operator.controller.acceptance import AcceptedDeployment, Assessment, Refused, assess
-from disagg_operator.controller.accepted_specs import AcceptedSpecs
-from disagg_operator.controller.children import Children
+from disagg_operator.controller.accepted_specs import AcceptedSpecs, config_map_name
+from disagg_operator.controller.children import ChildKey, Children
 from disagg_operator.controller.reference_watch import MULTUS_ABSENT, ReferenceWatch
-from disagg_operator.kube.resources import name_of
+from disagg_operator.kube.resources import CONFIG_MAP, name_of
 from disagg_operator.policy import Policy
 from disagg_operator.vocabulary import Key, Obj
 
@@ -86,10 +86,17 @@ class Judge:
         generation = await self._specs.generation(resource, judgement.spec)
         return {**resource, "metadata": {**resource["metadata"], "generation": generation}, "spec": judgement.spec}
 
-    async def accepted(self, resource: Obj, judgement: Judgement) -> None:
-        """Remember that the spec as it is written has been accepted."""
+    async def accepted(self, resource: Obj, judgement: Judgement) -> dict[ChildKey, Refused]:
+        """Remember that the spec as it is written has been accepted.
+
+        Returns what may not be written for that.
+        """
         if judgement.refusal is None:
-            await self._specs.keep(resource, resource["spec"])
+            try:
+                await self._specs.keep(resource, resource["spec"])
+            except Refused as error:
+                return {(CONFIG_MAP.kind, config_map_name(name_of(resource))): error}
+        return {}
 
     def forget(self, key: Key) -> None:
         """Forget a resource that is gone."""

@@ -17,6 +17,8 @@ from disagg_operator.controller import (
     decision_report,
     drift,
     pod_moves,
+    policy_rules,
+    policy_writes,
     restraint,
     rollout_step,
     rollout_writes,
@@ -33,7 +35,7 @@ from disagg_operator.controller.one_pass import Pass
 from disagg_operator.controller.rehearsal import NO_UID, blaming, in_one, refusal_of, rehearse
 from disagg_operator.controller.rollout_step import Inputs, RolloutStep
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
-from disagg_operator.controller.status_inputs import Looker
+from disagg_operator.controller.status_inputs import NETWORK_RETRY_S, Looker
 from disagg_operator.controller.zero_orders import ZeroOrders
 from disagg_operator.desired import Facts, Images, NetworkAccess, pins, render
 from disagg_operator.desired.names import key_secret_name, selector_text
@@ -118,8 +120,7 @@ class Reconciler:
         children = await kids.read(self._kube, key)
         try:
             judgement = await self._judge.judge(resource, children)
-            run = await self._rehearsed(await self._begin(key, resource, live, judgement, children))
-            await self._judge.accepted(resource, run.judgement)
+            run = await self._accepted(await self._begin(key, resource, live, judgement, children))
             await self._write(run)
         except (Refused, NameTaken, Invalid, Denied) as error:
             refused = refusal_of(error)
@@ -147,13 +148,13 @@ class Reconciler:
         served = await self._judge.served(resource, judgement)
         return Pass(key, resource, served, live, judgement, children, runtime)
 
-    async def _rehearsed(self, run: Pass) -> Pass:
+    async def _accepted(self, run: Pass) -> Pass:
         """Let the API server judge what is about to be written, and return the run that may go on.
 
         If it refuses the spec as it is written, that is the one that was accepted last. Of this
         one, everything is written that is not refused. Raises Refused.
         """
-        refused = await self._rehearse_with_pins(run)
+        refused = await self._rehearse_with_pins(run) or await self._judge.accepted(run.resource, run.judgement)
         if refused and run.judgement.refusal is None:
             judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
             run = await self._begin(run.key, run.resource, run.live, judgement, run.children)
@@ -175,7 +176,7 @@ class Reconciler:
         run.pools |= self._zero.decide(run)
         facts = await self._facts(run)
         uids = {role: NO_UID if (pool := run.pool(role)) is None else uid_of(pool) for role in ROLES}
-        every = render(run.plan.resource, replace(facts, pool_uids=uids))
+        every = self._render(run, replace(facts, pool_uids=uids))
         rendered = self._rolled(run, every)
         if pod_moves.is_late(run.live.flip, run.children.objects.values(), run.step):
             run.live.flip = None  # the worker is asked back into its role
@@ -183,6 +184,7 @@ class Reconciler:
         owners = kids.owners_of(run.resource, run.children)
         # A router that follows the workers is judged with them.
         waiting = [obj for obj in every if labels_of(obj).get(LABEL_COMPONENT) == ROUTER and obj not in rendered]
+        waiting += [] if run.step is None or run.step.record is None else [run.step.record]
         return await rehearse(self._kube, run.judgement.spec, [*rendered, *waiting], run.children, owners)
 
     async def _facts(self, run: Pass) -> Facts:
@@ -200,6 +202,10 @@ class Reconciler:
             attachments_available=has_networks,
             access=self._access,
         )
+
+    def _render(self, run: Pass, facts: Facts) -> list[Obj]:
+        live, every = list(run.children.objects.values()), render(run.plan.resource, facts)
+        return policy_rules.widened(every, run.served, live, run.children.pods, facts)
 
     def _rolled(self, run: Pass, rendered: list[Obj]) -> list[Obj]:
         """Let the planner decide on the Deployments of workers, and return all objects."""
@@ -228,15 +234,16 @@ class Reconciler:
         facts, marked = await self._facts(run), self._zero.marked(run)
         for _ in range(2):
             uids = {role: uid_of(pool) for role in ROLES if (pool := run.pool(role)) is not None}
-            rendered = self._rolled(run, render(run.plan.resource, replace(facts, pool_uids=uids)))
+            rendered = self._rolled(run, self._render(run, replace(facts, pool_uids=uids)))
             if run.step is not None:
-                await rollout_writes.record(self._kube, run.key, run.step, run.children)
+                await rollout_writes.record(self._kube, run.key, run.step, run.children, run.blocked)
             await self._move_pod(run, rendered)
             await self._drainer.prepare(run, self._wall())
             for obj in rendered:
                 await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
+        await policy_writes.keep_for_pods(self._kube, run, self._clock())
         self._zero.written(run, marked)
         kept = frozenset[ChildKey]() if run.step is None else run.step.kept
         await kids.adopt_what_stays(self._kube, run.plan.resource, uid_of(run.resource), run.children, kept)
@@ -315,6 +322,8 @@ class Reconciler:
     async def _report(self, run: Pass) -> None:
         revisions = {} if run.step is None else run.step.target
         observed = await self._looker.observe(run.plan, run.children, run.pools, run.live, run.key, revisions)
+        if observed.network.known and not observed.network.ok:
+            run.waits_s.append(NETWORK_RETRY_S)
         stored = run.resource.get("status") or {}
         new = conditions.build(self._intent(run, stored), observed, stored, self._wall())
         self._zero.told(run.key, run.live, new)

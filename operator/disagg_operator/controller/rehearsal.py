@@ -45,10 +45,13 @@ async def rehearse(
 
     async def one(obj: Obj) -> None:
         async with gate:
+            key = kids.key_of(obj)
+            if key not in children.objects and obj["kind"] != ROLE_BINDING.kind:
+                await _dry_run_of_new(kube, spec, obj, children, owners)
+                return
             live = await kids.owned_or_absent(kube, obj, children, owners)
-            if live is None and obj["kind"] == ROLE_BINDING.kind:
-                return  # whether it may be made depends on its Role, which a dry run does not leave behind
-            if live is None or (obj["kind"] != SECRET.kind and not drift.up_to_date(obj, live)):
+            # Whether a new binding may be made depends on its Role, which a dry run leaves nowhere.
+            if live is not None and obj["kind"] != SECRET.kind and not drift.up_to_date(obj, live):
                 await _dry_run(kube, spec, obj)
 
     errors = await asyncio.gather(*map(one, rendered), return_exceptions=True)
@@ -81,9 +84,26 @@ def refusal_of(error: Exception) -> Refused:
     return Refused("InvalidSpec", str(error))
 
 
-async def _dry_run(kube: Kube, spec: Obj, obj: Obj) -> None:
+async def _dry_run_of_new(kube: Kube, spec: Obj, obj: Obj, children: Children, owners: frozenset[str]) -> None:
+    """Dry-run an object that does not seem to exist. Raises Refused, KubeError and NameTaken.
+
+    The answer tells whether there is one of that name, which may belong to somebody else: only what
+    is stored has a version.
+    """
+    try:
+        answer = await _dry_run(kube, spec, obj)
+    except Refused:
+        await kids.owned_or_absent(kube, obj, children, owners)
+        raise
+    if answer["metadata"].get("resourceVersion"):
+        await kids.owned_or_absent(kube, obj, children, owners)
+    else:
+        children.absent.add(kids.key_of(obj))
+
+
+async def _dry_run(kube: Kube, spec: Obj, obj: Obj) -> Obj:
     with blaming(spec, obj):
-        await kube.apply(drift.stamped(obj), dry_run=True)
+        return await kube.apply(drift.stamped(obj), dry_run=True)
 
 
 @contextlib.contextmanager

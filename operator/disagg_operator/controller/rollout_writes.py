@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from disagg_operator.controller import drift
-from disagg_operator.controller.children import Children
+from disagg_operator.controller.children import ChildKey, Children, key_of
 from disagg_operator.controller.rollout_step import RolloutStep
 from disagg_operator.kube.client import Kube
 from disagg_operator.kube.resources import CONTROLLER_REVISION, DEPLOYMENT, annotations_of, name_of
@@ -19,9 +19,14 @@ from disagg_operator.vocabulary import Key, Obj
 log = logging.getLogger(__name__)
 
 
-async def record(kube: Kube, key: Key, step: RolloutStep, children: Children) -> None:
-    """Write the ControllerRevision of the revision that is rolled out. Raises KubeError."""
-    if step.record is None:
+async def record(
+    kube: Kube, key: Key, step: RolloutStep, children: Children, blocked: frozenset[ChildKey] = frozenset()
+) -> None:
+    """Write the ControllerRevision of the revision that is rolled out, unless it is `blocked`.
+
+    Raises KubeError.
+    """
+    if step.record is None or key_of(step.record) in blocked:
         return
     live = children.get(CONTROLLER_REVISION.kind, name_of(step.record))
     if live is None or not drift.up_to_date(step.record, live):

@@ -23,6 +23,9 @@ from disagg_wire.roles import ROLES
 
 log = logging.getLogger(__name__)
 
+# A node with the device, or the network, may come at any time.
+NETWORK_RETRY_S = 4.0
+
 
 class Looker:
     """Reads the state of the cluster for the status of a deployment."""

@@ -15,7 +15,7 @@ from typing import Any
 import kopf
 from kopf._cogs.clients import api as kopf_api
 
-from disagg_operator.kube.cache import WATCHED
+from disagg_operator.kube.cache import MISSED, WATCHED
 from disagg_operator.kube.credentials import Credentials
 from disagg_operator.kube.json_text import loads
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, GROUP, Resource
@@ -74,7 +74,7 @@ def build_registry(
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         configure_kopf(settings, scans=scans, silence_s=silence_s)
 
-    for resource in WATCHED:
+    for resource in (*WATCHED, *MISSED):
         _watch(registry, resource, sink)
     return registry
 

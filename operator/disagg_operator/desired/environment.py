@@ -103,6 +103,9 @@ def router_environment(dd: DisaggDeployment) -> dict[str, str]:
         RouterVariable.PREFILL_B_S_PER_TOKEN: f"{profile.b_s_per_token:.4g}",
         RouterVariable.PREFILL_C_S_PER_TOKEN2: f"{profile.c_s_per_token2:.4g}",
     }
+    if (upstream := dd.spec.router.upstream) is not None:
+        out[RouterVariable.UPSTREAM_URL] = upstream.url
+        out[RouterVariable.UPSTREAM_PERCENT] = str(upstream.percent)
     if zero is not None:
         out[RouterVariable.HOLD_MAX_WAIT_S] = str(zero.hold_seconds)
         # A router that starts while there are no workers cannot ask them.

@@ -128,6 +128,39 @@ class Experiment:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineMetrics:
+    """The series in which an unmodified engine tells of its work on its own /metrics.
+
+    A name may select one value of a label, as PromQL writes it. Several names are those of several
+    versions: the first one that is there counts.
+    """
+
+    prefix: str
+    """The beginning of the names of all its series."""
+    prompt_lengths: tuple[str, ...]
+    """A histogram of the tokens of prompts, of requests that have ended."""
+    computed_lengths: tuple[str, ...]
+    """The same of the tokens of prompts that no cache held."""
+    answer_lengths: tuple[str, ...]
+    ttft: tuple[str, ...]
+    """A histogram of the seconds to the first token."""
+    gaps: tuple[str, ...]
+    """A histogram of the seconds between two tokens of an answer."""
+    tpot: tuple[str, ...]
+    """A histogram of the mean seconds per output token of each answer."""
+    prompt_tokens: tuple[str, ...]
+    cached_tokens: tuple[str, ...]
+    computed_tokens: tuple[str, ...]
+    """A counter of the prompt tokens that were computed, as they were."""
+    running: tuple[str, ...]
+    """A gauge of the requests that run."""
+    workers: str = ""
+    """The label that tells the engines of one page apart, or ""."""
+    copies: tuple[str, ...] = ()
+    """Labels of series that repeat those of rank 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """An engine as the operator knows it."""
 
@@ -154,3 +187,5 @@ class Engine:
     """Whether a plan of two pools can be applied without an opt-in."""
     fp8_cache: tuple[str, ...] | None = None
     """The arguments that make the elements of the KV cache 8 bits wide, or None."""
+    metrics: EngineMetrics | None = None
+    """Its own series, by which `disagg assess` reads an engine that somebody else has started."""

@@ -22,7 +22,11 @@ MESSAGE_FILE = "/dev/termination-log"
 # that get the interface's address (with commas), 1 if UCX is to use the interface, the file of the
 # key or "", and the command.
 LAUNCH = """\
-import collections, fcntl, os, re, selectors, signal, socket, struct, subprocess, sys, time
+import signal
+signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# A signal that comes before there is an engine waits until there is.
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+import collections, fcntl, os, re, selectors, socket, struct, subprocess, sys, time
 message_file, name, transport, variables, pin, key_file, *command = sys.argv[1:]
 def address():
     try:
@@ -98,14 +102,11 @@ def leave_message():
     with open(message_file, "wb") as file:
         file.write(b"\\n".join([*reversed(shown), *above]))
 
-signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 woken, wake = os.pipe()
 for end in (woken, wake):
     os.set_blocking(end, False)
 signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 signal.signal(signal.SIGCHLD, lambda *_: None)
-# A signal that comes before there is an engine waits until there is.
-signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 pipes, ends = zip(os.pipe(), os.pipe())
 try:
     engine = subprocess.Popen(

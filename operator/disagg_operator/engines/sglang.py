@@ -11,6 +11,7 @@ from disagg_operator.engines.contract import (
     EPHEMERAL_SYSCTL,
     Engine,
     EngineLimits,
+    EngineMetrics,
     EnginePool,
     EngineProcess,
     TensorRule,
@@ -102,6 +103,22 @@ def _flags(pool: EnginePool) -> list[str]:
     return out
 
 
+# As the source of 0.5.23 names them.
+_METRICS = EngineMetrics(
+    prefix="sglang:",
+    prompt_lengths=("sglang:prompt_tokens_histogram",),
+    computed_lengths=("sglang:uncached_prompt_tokens_histogram",),
+    answer_lengths=("sglang:generation_tokens_histogram",),
+    ttft=("sglang:time_to_first_token_seconds",),
+    gaps=("sglang:inter_token_latency_seconds",),
+    tpot=("sglang:request_time_per_output_token_seconds",),
+    prompt_tokens=("sglang:prompt_tokens_total",),
+    cached_tokens=("sglang:cached_tokens_total",),
+    computed_tokens=('sglang:realtime_tokens_total{mode="prefill_compute"}',),
+    running=("sglang:num_running_reqs",),
+    copies=("tp_rank", "pp_rank"),
+)
+
 ENGINE = Engine(
     name=SGLANG,
     image="lmsysorg/sglang:v0.5.23",
@@ -124,4 +141,5 @@ ENGINE = Engine(
     moves_by_rdma=True,
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8_e4m3"),
+    metrics=_METRICS,
 )

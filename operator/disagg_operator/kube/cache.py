@@ -15,7 +15,13 @@ from disagg_operator.kube.resources import (
     DEPLOYMENT,
     DISAGG_DEPLOYMENT,
     DISAGG_POOL,
+    NETWORK_POLICY,
     POD,
+    POD_DISRUPTION_BUDGET,
+    ROLE,
+    ROLE_BINDING,
+    SERVICE,
+    SERVICE_ACCOUNT,
     Resource,
     annotations_of,
     labels_of,
@@ -25,6 +31,8 @@ from disagg_operator.vocabulary import UPDATE_RUNTIME, Key, Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
 WATCHED = (DISAGG_DEPLOYMENT, DISAGG_POOL, DEPLOYMENT, POD)
+# Children of which only the deletion matters before the next full list. They are not kept here.
+MISSED = (SERVICE, SERVICE_ACCOUNT, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY)
 
 
 class Cache:
@@ -36,6 +44,8 @@ class Cache:
 
     def put(self, resource: Resource, obj: Obj) -> set[Key]:
         """Store an object that was created or has changed."""
+        if resource in MISSED:
+            return set()
         key = _own_key(obj)
         slim = _slim(obj)
         mark = fingerprint(resource, slim)
@@ -47,6 +57,8 @@ class Cache:
 
     def drop(self, resource: Resource, obj: Obj) -> set[Key]:
         """Remove an object that was deleted."""
+        if resource in MISSED:
+            return concerned(resource, obj)
         key = _own_key(obj)
         held = self._objects[resource.kind].get(key)
         if held is not None and uid_of(held) != uid_of(obj):

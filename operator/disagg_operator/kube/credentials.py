@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+DEFAULT_NAMESPACE = "default"
 
 
 class NoCredentials(Exception):
@@ -29,6 +30,8 @@ class Credentials:
     """The file of the client certificate's private key."""
     insecure: bool = False
     """Whether to accept any server certificate."""
+    namespace: str = DEFAULT_NAMESPACE
+    """The namespace that is meant where none is named, as kubectl understands it."""
     read_token: Callable[[], str | None] = field(default=lambda: None)
     """A function that returns the bearer token, or None without one. It may block."""
     _token: str | None = None
@@ -75,8 +78,16 @@ def _in_cluster(environ: Mapping[str, str], account_dir: Path) -> Credentials:
     return Credentials(
         server=f"https://{host}:{port}",
         ca_file=str(account_dir / "ca.crt"),
+        namespace=_own_namespace(account_dir),
         read_token=lambda: token_file.read_text(encoding="utf-8").strip(),
     )
+
+
+def _own_namespace(account_dir: Path) -> str:
+    try:
+        return (account_dir / "namespace").read_text(encoding="utf-8").strip() or DEFAULT_NAMESPACE
+    except OSError:
+        return DEFAULT_NAMESPACE
 
 
 def _from_kubeconfig(path: str | None) -> Credentials:
@@ -86,6 +97,7 @@ def _from_kubeconfig(path: str | None) -> Credentials:
     configuration = client.Configuration()
     try:
         config.load_kube_config(config_file=path, client_configuration=configuration)
+        context = config.list_kube_config_contexts(config_file=path)[1]["context"]
     except (config.ConfigException, OSError) as error:
         raise NoCredentials(f"no usable kubeconfig: {error}") from error
 
@@ -101,5 +113,6 @@ def _from_kubeconfig(path: str | None) -> Credentials:
         cert_file=configuration.cert_file,
         key_file=configuration.key_file,
         insecure=not configuration.verify_ssl,
+        namespace=str(context.get("namespace") or DEFAULT_NAMESPACE),
         read_token=token,
     )

@@ -82,8 +82,11 @@ class Board:
     def grow(self, goals: Mapping[str, int]) -> None:
         """Add workers of the target up to `goals`, first to the role that lags behind.
 
-        A role that waits for devices keeps the others from taking them.
+        A role that waits for devices keeps the others from taking them. With `recreate` none comes
+        before the last old pod of both roles is gone, whatever the surge.
         """
+        if self.rules.recreate and any(w.desired or not w.gone for w in self.old()):
+            return
         blocked: set[str] = set()
         reserved: dict[str, int] = {}
         while roles := [r for r in ROLES if r not in blocked and self.desired[self.target(r).key] < goals[r]]:

@@ -8,8 +8,9 @@ one need not be written.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from disagg_operator.rollout.telling import CANARY_FAILED, CANARY_INCONCLUSIVE, PAUSED, ROLLED_BACK, STALLED
 from disagg_operator.rollout.values import RolloutView
@@ -55,8 +56,8 @@ class PoolIntent:
     """Whether the replicas are held because metrics are missing."""
     unmet: str | None = None
     """Why the pool's objective cannot be met, and what can be; empty if it can, None if unknown."""
-    last_decision: Mapping[str, object] | None = None
-    """The last scaling decision in the form that it has in status."""
+    scaling: Mapping[str, Any] = field(default_factory=dict)
+    """What status says of its scaling: the last decision, and how it stands now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +347,7 @@ def _ready(causes: Sequence[Condition], progressing: Condition) -> Condition:
 
 
 def _pool_status(intent: PoolIntent, seen: Workload) -> Obj:
-    status: Obj = {
+    return {
         "name": intent.name,
         "desired": intent.desired,
         "current": seen.current,
@@ -354,10 +355,8 @@ def _pool_status(intent: PoolIntent, seen: Workload) -> Obj:
         "updated": seen.updated,
         "selector": intent.selector,
         "replicaOwner": intent.owner,
+        **intent.scaling,
     }
-    if intent.last_decision:
-        status["lastDecision"] = dict(intent.last_decision)
-    return status
 
 
 def _revision(intent: Intent, observed: Observed, previous: Mapping[str, object]) -> dict[str, str]:

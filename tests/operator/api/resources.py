@@ -58,6 +58,14 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         good(decode={"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}),
         "minReplicas must not exceed maxReplicas", "spec.decode.autoscaling.minReplicas",
     ),
+    "an upstream with a password": (
+        good(router={"upstream": {"url": "http://me:secret@vllm:8000", "percent": 5}}),
+        "spec.router.upstream.url", "spec.router.upstream.url",
+    ),
+    "an upstream for more than all requests": (
+        good(router={"upstream": {"url": "http://vllm:8000", "percent": 101}}),
+        "spec.router.upstream.percent", "spec.router.upstream.percent",
+    ),
     "a canary with Recreate": (
         good(rollout={"canary": {}, "strategy": "Recreate"}), "a canary needs the strategy RollingUpdate",
         "spec.rollout.canary",

@@ -21,6 +21,8 @@ class Cluster(ThreadingHTTPServer):
     """An API server that lists the pods of `pages` and proxies to them; None does not answer."""
 
     pages: dict[str, str | None] = {}
+    namespace = "default"
+    """That of the deployment."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -32,7 +34,7 @@ class _Handler(BaseHTTPRequestHandler):
             pods = [{"metadata": {"name": n, "namespace": "sys"}, "status": {"phase": "Running"}} for n in self._names]
             return self._answer(200, json.dumps({"items": pods}))
         for name in self._names:
-            if path == f"/api/v1/namespaces/sys/pods/{name}:8081/proxy/decisions/default/chat":
+            if path == f"/api/v1/namespaces/sys/pods/{name}:8081/proxy/decisions/{self.server.namespace}/chat":
                 page = self.server.pages[name]
                 return self._answer(503, "{}") if page is None else self._answer(200, page)
         return self._answer(404, "{}")
@@ -51,13 +53,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    context = getattr(request, "param", {})
     with Cluster(("127.0.0.1", 0), _Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         config = {
             "apiVersion": "v1", "kind": "Config", "current-context": "t",
             "clusters": [{"name": "t", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-            "users": [{"name": "t", "user": {}}], "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t"}}],
+            "users": [{"name": "t", "user": {}}],
+            "contexts": [{"name": "t", "context": {"cluster": "t", "user": "t", **context}}],
         }  # fmt: skip
         (tmp_path / "kubeconfig").write_text(json.dumps(config))
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
@@ -77,3 +81,14 @@ def test_no_answer_of_any_operator_is_told(cluster: Cluster) -> None:
     cluster.pages = {"operator-1": None}
     with pytest.raises(SystemExit, match=r"operator-1.*503"):
         main(["explain", "chat"])
+
+
+@pytest.mark.parametrize("cluster", [{"namespace": "team-a"}], indirect=True)
+def test_the_deployment_is_in_the_namespace_of_the_context_unless_one_is_named(
+    cluster: Cluster, recorded: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.pages = {"operator-1": recorded}
+    cluster.namespace = "team-a"
+    assert "workers of work expected" in run(capsys, "explain", "chat")
+    cluster.namespace = "team-b"
+    assert "workers of work expected" in run(capsys, "explain", "chat", "-n", "team-b")

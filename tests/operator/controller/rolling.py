@@ -37,7 +37,9 @@ class Rolling(World):
         return {role: word for role, text in labels.items() if (word := read_word(text)) is not None}
 
     def serve(self, new: tuple[int, int], old: tuple[int, int]) -> None:
-        """Let (requests, met) of both revisions end in this minute, as far as one is tried."""
+        """Let (requests, met) of both revisions begin and end in this minute, as far as one is
+        tried.
+        """
         if name := name_of(self.words()):
             minute = int(datetime.datetime.fromisoformat(self.now).timestamp() // 60)
             self.counted.setdefault(name, []).append([minute, *new, *old])
@@ -119,7 +121,9 @@ class Rolling(World):
         links = [WorkerLink(pod, key[0], "tcp", "eth0", compat=self.compat(key)) for key in ready for pod in ready[key]]
         uid = self.kube.find("DisaggDeployment", "chat")["metadata"]["uid"]
         name = name_of(self.words())
-        told = {"revision": name, "minutes": self.counted.get(name, [])} if name else None
+        rows = self.counted.get(name, [])
+        through = max((row[0] for row in rows), default=0)
+        told = {"revision": name, "through": through, "minutes": rows} if name else None
         live = self.live.of(KEY, uid)
         live.canary = noted(live.canary, [{"incarnation": "a-router", "canary": told}])
         live.view = RouterView(len(pairs), len(pairs), tuple(links), moved=tuple(sorted(pairs)))

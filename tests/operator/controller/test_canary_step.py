@@ -26,17 +26,20 @@ from disagg_operator.rollout.canary_record import (
     PROMOTE_ANNOTATION,
     PROMOTED,
     CanaryRecord,
+    rules_text,
 )
-from disagg_operator.rollout.canary_reports import CanaryReports
+from disagg_operator.rollout.canary_reports import CanaryReports, noted
 from disagg_operator.rollout.canary_verdict import Comparison, Counts
 from disagg_operator.rollout.revisions import KnownRevision
 from disagg_operator.rollout.values import RolloutPlan, RolloutState, Workers
-from disagg_wire.canary import CanaryWord
+from disagg_wire.canary import CanaryWord, name_of, read_word
 
 SINCE, NOW = "2026-01-01T00:00:00Z", "2026-01-01T00:10:00Z"
-BEGUN = CanaryRecord(SINCE)
+COMPARED_BY = "100 requests at 10 % within 1.0 and 0.06 s"
+RULES = rules_text(COMPARED_BY, 3600)
+BEGUN = CanaryRecord(SINCE, rules=RULES)
 MODEL = {"uri": "file:///models/m"}
-WAITS = CanaryRecord(SINCE, INCONCLUSIVE, "100/3600")
+WAITS = CanaryRecord(SINCE, INCONCLUSIVE, RULES)
 
 
 def revision(name: str, number: int, record: CanaryRecord | None = None, **model: Any) -> KnownRevision:
@@ -64,6 +67,7 @@ def found(
     asked: bool = False,
     known: list[KnownRevision] | None = None,
     rollout: dict[str, Any] | None = None,
+    reports: CanaryReports | None = None,
     **spec: Any,
 ) -> Trial:
     """Return the trial of revision 2, whose record is given."""
@@ -73,7 +77,7 @@ def found(
     resource = {"metadata": {"annotations": annotations}}
     mine = next((r for r in known if r.name == "2"), None)
     seen = state(*OLD, *NEW) if seen is None else seen
-    return trial_of(dd, resource, known, mine, known[0] if back else None, seen, CanaryReports())
+    return trial_of(dd, resource, known, mine, known[0] if back else None, seen, reports or CanaryReports())
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,7 @@ def found(
         ("none is declared", found(BEGUN, rollout={}), False),
         ("it was promoted", found(replace(BEGUN, verdict=PROMOTED)), False),
         ("a person has promoted it", found(BEGUN, asked=True), False),
+        ("a person has promoted it beforehand", found(asked=True), False),
         ("it waits for a person", found(WAITS), True),
         ("it has failed and is back", found(replace(BEGUN, verdict=FAILED), back=True), False),
         ("it has failed and the spec was edited", found(replace(BEGUN, verdict=FAILED), state(*OLD, *workers("2"))),
@@ -119,6 +124,62 @@ def test_a_revision_that_was_given_up_gets_nothing_unless_nothing_else_serves() 
     assert alone.words == {}
 
 
+def test_what_finds_no_room_in_the_label_counts_as_given_up_for_nobody() -> None:
+    """The routers go on to send requests there, so that the planner must not think otherwise."""
+    names = [f"{n}aaaaaaaa" for n in range(1, 6)]
+    known = [revision("0", 1), *(revision(name, n, BEGUN) for n, name in enumerate(names, 2)), revision("2", 9)]
+    everyone = state(*workers("0"), *(w for name in names for w in workers(name, 1)), *NEW)
+    trial = found(None, everyone, known=known)
+    told = {role: read_word(word.text()) for role, word in trial.words.items()}
+    assert told == trial.words
+    marked = {w.key for w in without_given_up(everyone, trial).workers if w.given_up}
+    assert marked == {(role, revision) for role, word in trial.words.items() for revision in word.left}
+    assert ("decode", "d5aaaaaaaa") in marked  # the newest first
+    assert ("decode", "d1aaaaaaaa") not in marked
+
+
+def name(trial: Trial) -> str:
+    """Return the name under which the routers count."""
+    return name_of(trial.words)
+
+
+OTHER_RULES: list[dict[str, Any]] = [
+    {"rollout": {"canary": {"weight": 20}}},
+    {"rollout": {"canary": {"minRequests": 50}}},
+    {"rollout": {"canary": {"analysis": {"ttftSeconds": {"p99": 2}}}}},
+    {"rollout": {"canary": {"analysis": {"tpotSeconds": {"p99": 0.05}}}}},
+    {"objectives": {"ttftSeconds": {"p99": 2}}},
+]
+
+
+@pytest.mark.parametrize("spec", OTHER_RULES)
+@pytest.mark.parametrize("record", [BEGUN, WAITS])
+def test_by_other_rules_the_canary_begins_anew(spec: dict[str, Any], record: CanaryRecord) -> None:
+    trial = found(record, **spec)
+    assert name(trial) != name(found(record))
+    for evidence in (ALIKE, WORSE, FEW):
+        written_ = to_write(replace(trial, seen=evidence), revision("2", 2, record), plan(), LATE)
+        assert written_ == CanaryRecord(LATE.now, rules=trial.rules_text)
+    assert to_write(trial, revision("2", 2, record), plan(), replace(LATE, paused=True)) is None
+
+
+def test_the_routers_count_anew_when_a_canary_begins_and_not_when_it_may_last_longer() -> None:
+    longer = {"canary": {"maxDurationSeconds": 7200}}
+    assert name(found(BEGUN, rollout=longer)) == name(found(BEGUN)) == name(found(WAITS))
+    again = CanaryRecord(NOW, rules=RULES)
+    assert len({name(found()), name(found(BEGUN)), name(found(again))}) == 3
+
+
+def test_only_what_was_counted_of_this_trial_is_looked_at() -> None:
+    states = [
+        {"incarnation": str(n), "canary": {"revision": told, "through": 9, "minutes": [[9, n, n, 9, 9]]}}
+        for n, told in enumerate((name(found()), name(found(BEGUN)), "d2-p2"), 1)
+    ]
+    reports = noted(CanaryReports(), states)
+    assert found(BEGUN, reports=reports).seen.new == Counts(2, 2)
+    assert found(reports=reports).seen == Comparison()
+
+
 def test_the_words_stand_on_the_services_of_the_pools() -> None:
     def obj(kind: str, pool: str) -> dict[str, Any]:
         return {"kind": kind, "metadata": {"labels": {"disagg.dev/pool": pool}}}
@@ -134,7 +195,7 @@ def plan(reason: str = telling.ROLLING_OUT, **changes: Any) -> RolloutPlan:
 
 
 def seen(new: tuple[int, int], old: tuple[int, int]) -> Comparison:
-    return Comparison(Counts(*new), Counts(*old))
+    return Comparison(((*new, *old),))
 
 
 HERE = Circumstances(declared=True, restorable=True, paused=False, now=NOW)
@@ -156,7 +217,8 @@ ALIKE, WORSE, FEW = seen((100, 99), (900, 891)), seen((100, 70), (900, 891)), se
         ("paused", replace(found(BEGUN), seen=WORSE), plan(), replace(HERE, paused=True), None),
         ("too few by the end", replace(found(BEGUN), seen=FEW), plan(), LATE, INCONCLUSIVE),
         ("a person is to decide", replace(found(WAITS), seen=ALIKE), plan(), LATE, None),
-        ("by other rules", replace(found(replace(WAITS, rules="1/1")), seen=ALIKE), plan(), LATE, PROMOTED),
+        ("for longer", replace(found(replace(WAITS, rules=rules_text(COMPARED_BY, 60))), seen=ALIKE), plan(), LATE,
+         PROMOTED),
         ("a person has decided", found(WAITS, asked=True), plan(), LATE, PROMOTED),
         ("it was promoted", found(replace(BEGUN, verdict=PROMOTED)), plan(complete=True), HERE, None),
         ("no canary is declared any more", found(BEGUN, rollout={}), plan(), replace(HERE, declared=False), PROMOTED),
@@ -190,7 +252,7 @@ def test_what_is_written_down(
     ("others", "plan_", "expected"),
     [
         ([], plan(proven=False), ("2", None)),
-        ([revision("1", 1, BEGUN)], plan(), ("2", CanaryRecord(NOW))),  # its own comes first
+        ([revision("1", 1, BEGUN)], plan(), ("2", CanaryRecord(NOW, rules=RULES))),  # its own comes first
         ([revision("1", 1, BEGUN)], plan(proven=False), ("1", CanaryRecord())),
         ([revision("0", 1), revision("1", 2, WAITS)], plan(proven=False), ("1", CanaryRecord())),
         ([revision("1", 1, replace(BEGUN, verdict=FAILED))], plan(proven=False), ("2", None)),

@@ -20,6 +20,7 @@ from disagg_operator.controller.decision_report import (
     last_decision,
     scaled_note,
     shown,
+    standing,
     to_carry_out,
 )
 from disagg_operator.status.events import NORMAL, Note
@@ -38,6 +39,40 @@ ENTRY = {
     "target": 4.0,
     "value": 5.123,
 }
+
+
+STANDS = {"time": NOW, "wanted": 2, "reason": "AtTarget", "needed": 3, "limitedBy": "GPUBudget", "message": "why"}
+STANDING = replace(HOLD, numbers={"best": 3.0}, limit="GPUBudget", message="why")
+
+
+@pytest.mark.parametrize(
+    ("stored", "decision", "after_s", "expected"),
+    [
+        pytest.param(None, None, 0, None, id="nothing was decided"),
+        pytest.param(STANDS, None, 59, STANDS, id="the last one stays"),
+        pytest.param(None, STANDING, 0, STANDS, id="the first"),
+        pytest.param(None, HOLD, 0, {"time": NOW, "wanted": 2, "reason": "AtTarget"}, id="by its queue, at no limit"),
+        pytest.param(STANDS, replace(STANDING, message="other"), 59, STANDS, id="other words alone are not written"),
+        pytest.param(STANDS, replace(STANDING, numbers={"best": 4.0}), 29, STANDS, id="another need, but too soon"),
+        pytest.param(
+            STANDS, replace(STANDING, numbers={"best": 4.0}), 30, STANDS | {"needed": 4}, id="another need, in time"
+        ),
+        pytest.param(
+            STANDS, replace(STANDING, limit=""), 30, {k: v for k, v in STANDS.items() if k != "limitedBy"}, id="free"
+        ),
+        pytest.param(STANDS, replace(STANDING, to=3), 1, STANDS | {"wanted": 3}, id="another number at once"),
+        pytest.param(
+            STANDS | {"time": "?"}, replace(STANDING, reason="Enough"), 1, STANDS | {"reason": "Enough"}, id="no time"
+        ),
+    ],
+)
+def test_status_says_how_scaling_stands_but_not_with_every_sample(
+    stored: dict[str, Any] | None, decision: Decision | None, after_s: int, expected: dict[str, Any] | None
+) -> None:
+    now = f"2026-01-01T00:00:{after_s:02d}Z"
+    if expected is not None and expected != stored:
+        expected = expected | {"time": now}
+    assert standing(stored, decision, now) == expected
 
 
 @pytest.mark.parametrize(

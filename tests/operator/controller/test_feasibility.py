@@ -131,3 +131,31 @@ def test_gpus_that_nobody_uses_are_questioned() -> None:
         good(),
     ):
         assert list(questionable(read(used))) == []
+
+
+@pytest.mark.parametrize("name", ["amd.com/gpu", "example.com/gpu"])
+def test_a_product_of_another_maker_is_questioned(name: str) -> None:
+    accelerator = {"count": 1, "product": "MI300X", "resourceName": name}
+    (found,) = questionable(read(good(prefill={"accelerator": accelerator})))
+    assert (found.path, found.reason) == ("spec.prefill.accelerator.product", "ProductLabel")
+    nvidia = accelerator | {"resourceName": "nvidia.com/gpu"}
+    assert list(questionable(read(good(prefill={"accelerator": nvidia})))) == []
+    del accelerator["product"]
+    assert list(questionable(read(good(prefill={"accelerator": accelerator})))) == []
+
+
+def test_virtual_functions_that_no_network_takes_into_the_pod_are_questioned() -> None:
+    attachment = {"type": "sriov", "resourceName": "rdma/vf", "subnet": "10.9.0.0/24"}
+    eight = {"accelerator": {"count": 8}, "parallelism": {"tensor": 8}}
+
+    def asked(name: str, per: str, **more: Any) -> list[str]:
+        device = {"name": name, "per": per}
+        network = {"attachment": attachment, "rdmaResource": device} | more
+        resource = good(prefill=eight, decode=eight, kvTransfer={"network": network})
+        return [str(v) for v in questionable(read(resource))]
+
+    words = "a worker asks for 8 rdma/vf, and its one attachment takes one of them into the pod"
+    assert asked("rdma/vf", "Accelerator") == [f"spec.kvTransfer.network.rdmaResource: {words}"]
+    assert asked("rdma/vf", "Worker") == []
+    assert asked("rdma/shared", "Accelerator") == []
+    assert asked("rdma/vf", "Accelerator", attachment=None, attachmentRef={"name": "n"}) == []

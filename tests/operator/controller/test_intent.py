@@ -83,13 +83,13 @@ def test_the_last_decision_is_told_of_pools_that_are_scaled_and_kept_while_there
     pools = {"prefill": Replicas(2, "spec", None), "decode": Replicas(3, "autoscaler", None)}
     stored = {"pools": [{"name": "decode", "lastDecision": {"reason": "QueueAboveTarget", "from": 2, "to": 3}}]}
     prefill, decode = pool_intents("chat", pools, scaling, {}, stored, "2026-01-01T00:00:00Z")
-    assert (prefill.name, prefill.desired, prefill.autoscaled, prefill.last_decision) == ("prefill", 2, False, None)
+    assert (prefill.name, prefill.desired, prefill.autoscaled, prefill.scaling) == ("prefill", 2, False, {})
     assert (decode.desired, decode.owner, decode.scaling_blind) == (3, "autoscaler", False)
-    assert decode.last_decision == {"reason": "QueueAboveTarget", "from": 2, "to": 3}
+    assert decode.scaling["lastDecision"] == {"reason": "QueueAboveTarget", "from": 2, "to": 3}
 
     blind = Decision(3, 3, METRICS_UNAVAILABLE, "QueueDepth", None, 4.0)
     decisions = {"decode": blind, "prefill": blind}
     prefill, decode = pool_intents("chat", pools, scaling, decisions, stored, "2026-01-01T00:00:00Z")
     assert (prefill.scaling_blind, decode.scaling_blind) == (False, True)
-    assert decode.last_decision is not None
-    assert decode.last_decision["reason"] == METRICS_UNAVAILABLE
+    assert decode.scaling["scaling"]["wanted"] == 3
+    assert decode.scaling["lastDecision"]["reason"] == METRICS_UNAVAILABLE

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.operator.controller.world import KEY, World
 
+from disagg_operator.controller.status_inputs import NETWORK_RETRY_S
 from disagg_operator.kube.errors import KubeError
 from disagg_operator.status.kv_links import RouterView, WorkerLink
 
@@ -305,3 +306,16 @@ async def test_without_multus_nothing_that_needs_it_is_made_and_status_says_so()
     await world.settle()
     assert world.condition("NetworkReady")["status"] == "True"
     assert world.kube.names("NetworkAttachmentDefinition") == ["chat-kv"]
+
+
+async def test_a_node_with_the_device_that_comes_late_is_seen_soon() -> None:
+    attachment = {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}
+    network = {"attachment": attachment, "rdmaResource": {"name": "rdma/hca"}}
+    world = World(kvTransfer={"transport": "rdma", "fallback": "Warn", "network": network})
+    await world.settle()
+    assert world.condition("NetworkReady")["reason"] == "RdmaResourceMissing"
+    assert await world.run() == NETWORK_RETRY_S
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "status": {"allocatable": {"rdma/hca": "1"}}}
+    world.kube.objects["Node", "", "n"] = node
+    assert await world.run() != NETWORK_RETRY_S
+    assert world.condition("NetworkReady")["status"] == "True"

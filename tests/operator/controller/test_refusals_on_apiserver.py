@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from tests.integration.apiserver import ApiServer
 from tests.operator.controller.real_world import RealWorld
 
-from disagg_operator.kube.resources import DEPLOYMENT, PERSISTENT_VOLUME_CLAIM, SECRET
+from disagg_operator.kube.resources import DEPLOYMENT, PERSISTENT_VOLUME_CLAIM, SECRET, SERVICE_ACCOUNT
 from disagg_operator.policy import Policy
+from disagg_operator.vocabulary import Obj
 
 pytestmark = pytest.mark.apiserver
 
@@ -137,6 +139,34 @@ async def test_a_foreign_workload_of_the_name_is_a_name_conflict(world: RealWorl
     assert await world.run("chat") is not None
     accepted = await world.condition("chat", "Accepted")
     assert (accepted["reason"], await world.made()) == ("NameConflict", ["Deployment/chat-decode"])
+
+
+async def test_a_foreign_object_that_could_be_overwritten_is_a_name_conflict_and_stays_as_it_is(
+    world: RealWorld,
+) -> None:
+    before = await world.make(SERVICE_ACCOUNT, "chat-worker")
+    await world.create("chat", SPEC)
+    assert await world.run("chat") is not None
+    accepted = await world.condition("chat", "Accepted")
+    assert (accepted["reason"], await world.made()) == ("NameConflict", [])
+    assert await world.kube.get(SERVICE_ACCOUNT, world.namespace, "chat-worker") == before
+
+
+async def test_a_new_resource_is_judged_without_a_read_of_each_object(world: RealWorld) -> None:
+    await world.create("chat", SPEC)
+    asked = Counter[str]()
+    call = world.kube._call
+
+    async def counted(verb: str, path: str, **more: Any) -> Obj:
+        asked["dry run" if "dryRun" in (more.get("params") or {}) else verb] += 1
+        return await call(verb, path, **more)
+
+    world.kube._call = counted  # type: ignore[method-assign]
+    await world.run("chat")
+    assert (await world.condition("chat", "Accepted"))["status"] == "True"
+    # The lists of all kinds are read, and each object is judged and written once.
+    assert asked["dry run"] < asked["PATCH"]
+    assert asked["GET"] < asked["PATCH"]
 
 
 async def test_references_are_looked_up_before_anything_is_made(world: RealWorld) -> None:

@@ -194,7 +194,10 @@ async def test_orphans_of_two_revisions_are_adopted_as_they_are() -> None:
     assert {key: o["spec"] for key, o in world.workloads().items()} == before
     assert world.made == made
     world.kube.remove("DisaggDeployment", "chat")
-    assert {key[0] for key in world.kube.objects} == {"Pod"}
+    assert {key[0] for key in world.kube.objects} == {"Pod", "NetworkPolicy"}
+    for name in world.kube.names("Pod"):
+        world.kube.remove("Pod", name)
+    assert world.kube.objects == {}
 
 
 async def test_an_old_workload_whose_pool_was_deleted_without_it_gets_the_new_pool_as_its_owner() -> None:

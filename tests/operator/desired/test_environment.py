@@ -131,3 +131,11 @@ def test_a_router_that_may_be_without_workers_knows_what_only_they_would_tell(
     with_it = router_environment(parse(good(**spec, scaling={"scaleToZero": {"holdSeconds": 90}})))
     without = router_environment(parse(good(**spec)))
     assert with_it == without | expected
+
+
+def test_routers_learn_of_the_service_beside_the_deployment() -> None:
+    upstream = {"url": "http://vllm.prod:8000", "percent": 95}
+    with_it, without = (router_environment(parse(good(router=r))) for r in ({"upstream": upstream}, {}))
+    assert with_it == without | {
+        "DISAGG_UPSTREAM_URL": "http://vllm.prod:8000", "DISAGG_UPSTREAM_PERCENT": "95",
+    }  # fmt: skip

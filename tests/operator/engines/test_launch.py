@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,23 @@ def test_prepare_makes_a_key_that_only_the_engine_and_its_adapter_know(tmp_path:
     assert key.stat().st_mode & 0o777 == 0o640
     _, words = launched("", "auto", "", "0", str(key), words=("--api-key", KEY_PLACE))
     assert words == ["--api-key", key.read_text()]
+
+
+def test_a_signal_that_comes_before_the_engine_reaches_it(tmp_path: Path) -> None:
+    """The kernel drops one that the first process of a container has neither a handler nor a
+    mask for, and the pod would stay for its whole grace period.
+    """
+    key = tmp_path / "key"
+    os.mkfifo(key)
+    engine = [sys.executable, "-c", "import time; time.sleep(60)"]
+    process = subprocess.Popen([sys.executable, "-c", LAUNCH, os.devnull, "", "auto", "", "0", str(key), *engine])
+    try:
+        with key.open("w") as writer:  # it is being read
+            process.send_signal(signal.SIGTERM)
+            writer.write("key")
+        assert process.wait(30) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
 
 
 def test_prepare_copies_the_small_files_of_a_model(tmp_path: Path) -> None:

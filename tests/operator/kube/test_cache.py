@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from disagg_operator.kube.cache import Cache
+from disagg_operator.kube.cache import MISSED, WATCHED, Cache
 from disagg_operator.kube.resources import DEPLOYMENT, DISAGG_DEPLOYMENT, POD
 
 KEY = ("n", "chat")
@@ -120,3 +120,12 @@ def test_a_pod_wakes_its_deployment_when_a_container_ends() -> None:
         assert cache.put(POD, seen(kind, {"terminated": {"exitCode": 1, "reason": "Error"}})) == {KEY}
         assert cache.put(POD, seen(kind, {"terminated": {"exitCode": 1, "reason": "Error", "message": "x"}})) == {KEY}
         assert cache.put(POD, seen(kind, {"terminated": {"exitCode": 1, "reason": "Error", "message": "x"}})) == set()
+
+
+def test_of_other_children_only_the_deletion_wakes() -> None:
+    cache = Cache()
+    assert not set(MISSED) & set(WATCHED)
+    for kind in MISSED:
+        assert cache.put(kind, pod()) == set()
+        assert cache.drop(kind, pod()) == {KEY}
+        assert cache.drop(kind, pod(labels={})) == set()

@@ -259,6 +259,9 @@ class Simulated:
             self.problems.append(f"{of}: no pair is left")
 
     def check_up(self, key: WorkersKey, held: int) -> None:
+        others = [pod.key for pod in self.pods if pod.key[1] != self.target[pod.key[0]]]
+        if self.rules.recreate and others and key[1] == self.target[key[0]]:
+            self.problems.append(f"{key}: new workers beside {others}")
         kind = self.kinds[key].devices.kind
         if self.held(key) <= held or (self.last is not None and not self.last.rolling):
             return

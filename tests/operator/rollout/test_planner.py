@@ -171,11 +171,21 @@ def test_gpus_beyond_the_pools_are_limited_over_both_pools() -> None:
     assert numbers(plan(state(*OLD), replace(ONE, surge_gpus=2))) == {"old": (4, 4), "new": (1, 1)}
 
 
-def test_recreate_ends_the_old_workers_first() -> None:
-    found = plan(state(*OLD), replace(ONE, recreate=True))
+def test_with_recreate_no_new_worker_comes_before_the_last_old_pod_is_gone() -> None:
+    recreate = replace(ONE, surge={"prefill": 2, "decode": 2}, recreate=True)
+    found = plan(state(*OLD), recreate)
     assert "strategy is Recreate" in found.message
-    assert numbers(found)["new"] == (1, 1)
-    assert "old" not in numbers(found)
+    assert (numbers(found), found.exchanging) == ({}, True)
+    drains = state(replace(OLD[1], ready=0, desired=1, existing=0))
+    assert numbers(plan(drains, recreate)) == {}
+    ends = state(replace(OLD[0], desired=0, existing=0, ready=0, terminating=1))
+    assert numbers(plan(ends, recreate)) == {}
+    assert numbers(plan(state(), recreate)) == {"new": (4, 4)}
+
+
+def test_with_recreate_workers_that_drain_come_back_when_the_spec_goes_back() -> None:
+    drains = [replace(w, desired=0, existing=0, ready=0, terminating=4, recallable=4) for w in OLD]
+    assert numbers(plan(state(*drains, target="old"), replace(ONE, recreate=True))) == {"old": (4, 4)}
 
 
 def test_a_pool_grows_on_while_it_rolls_and_shrinks_by_its_old_workers() -> None:

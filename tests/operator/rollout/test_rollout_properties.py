@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.operator.rollout.simulated import ROLES, Kind, Simulated
 from tests.profiles import examples
@@ -81,6 +81,7 @@ class Story:
 
 
 @given(st.integers(0, 1 << 30))
+@example(seed=1099870)  # a pod is lost in a full cluster, and is not made again yet
 @settings(max_examples=examples(150))
 def test_a_rollout_ends_and_keeps_its_floors_its_budget_and_its_pairs(seed: int) -> None:
     story = Story(seed)

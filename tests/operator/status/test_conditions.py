@@ -271,7 +271,7 @@ def test_pairs_networks_and_rollouts(intent: Intent, observed: Observed, expecte
 
 def test_a_pools_status_has_its_last_decision_where_there_was_one() -> None:
     decision = {"from": 1, "to": 2}
-    pools = (POOLS[0], replace(POOLS[1], last_decision=decision))
+    pools = (POOLS[0], replace(POOLS[1], scaling={"lastDecision": decision}))
     built = conditions.build(replace(INTENT, pools=pools), seen(), {}, NOW)
     assert [pool.get("lastDecision") for pool in built["pools"]] == [None, decision]
 

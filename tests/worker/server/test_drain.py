@@ -13,7 +13,15 @@ from disagg_protocol import departure
 from disagg_protocol.process import Process
 from disagg_wire import termination_log
 from disagg_wire.drain_report import cut_of
-from disagg_wire.protocol import DRAIN_PATH, INFO_PATH, LAST_RESORT, LAST_RESORT_HEADER, ROUTER_HEADER, ROUTER_NEEDS
+from disagg_wire.protocol import (
+    DRAIN_PATH,
+    INFO_PATH,
+    LAST_RESORT,
+    LAST_RESORT_HEADER,
+    ROLE_PATH,
+    ROUTER_HEADER,
+    ROUTER_NEEDS,
+)
 
 LOCAL = body(prompt(20), max_new_tokens=400) | {"mode": "local"}
 LAST = {LAST_RESORT_HEADER: "yes"}
@@ -78,14 +86,15 @@ async def test_a_wrong_notice_is_refused_by_name(tiny: Path, content: bytes) -> 
         assert one.worker.state == "ready"
 
 
-async def test_a_worker_that_ends_or_loads_takes_no_notice(tiny: Path) -> None:
+@pytest.mark.parametrize(("path", "order"), [(DRAIN_PATH, {}), (ROLE_PATH, {"role": "prefill"})])
+async def test_a_worker_that_ends_or_loads_takes_no_orders(tiny: Path, path: str, order: Line) -> None:
     async with running("decode", tiny) as one:
         node, one.worker.node = one.worker.node, None
-        status, said = await notice(one)
-        assert (status, said["error"]["code"]) == (503, "starting")
+        answer = await one.http.post(path, json=order)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "starting")
         one.worker.node, one.worker.draining = node, True
-        status, said = await notice(one)
-        assert (status, said["error"]["code"]) == (503, "draining")
+        answer = await one.http.post(path, json=order)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
 
 
 @pytest.fixture

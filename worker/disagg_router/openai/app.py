@@ -28,6 +28,7 @@ from disagg_router.openai.answers import AnswerFormat, Piece
 from disagg_router.openai.api_keys import ApiKeys
 from disagg_router.openai.generation import Generation, plan
 from disagg_router.openai.model_names import ModelNames
+from disagg_router.openai.relay import relayed
 from disagg_router.openai.streaming import SseResponse, merge, while_connected
 from disagg_router.router import Router
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
@@ -125,17 +126,26 @@ class Api:
         arrived_s = time.monotonic()
         self._authenticate(request)
         body = await self._body(request)
+        upstream = self._router.upstream
+        if upstream is not None and upstream.takes(request.headers):
+            return await relayed(self._router, upstream, request, body, arrived_s)
         asked, size_bytes = schema.parse(kind, schema.loads(body)), len(body)
         del body
         shown_id, generations, queue_s, held_s = secrets.token_hex(12), list[Generation](), 0.0, 0.0
         # Who asks for what does not exist keeps no workers from resting.
         self._names.check(asked.model)
         with self._router.work() as work:
-            work.callback(lambda: self._account(generations))
+            work.callback(outcomes.followed(self._router, generations))
+            work.callback(lambda: self._account(generations, streamed=bool(asked.stream)))
             for _ in range(self._router.settings.max_attempts):
-                text, model, waited_s = await self._names.find(
-                    asked.model, size_bytes, time.monotonic() - held_s, request.receive
-                )
+                try:
+                    text, model, waited_s = await self._names.find(
+                        asked.model, size_bytes, time.monotonic() - held_s, request.receive
+                    )
+                except ApiError as error:
+                    if not generations:
+                        outcomes.compare_refused(self._router, error, streamed=bool(asked.stream))
+                    raise
                 planned = await asyncio.to_thread(
                     plan,
                     asked,
@@ -244,15 +254,18 @@ class Api:
                         metrics.first_token(len(g.state.prompt), g.state.cached_tokens, g.ttft_s)
                     yield piece
         except ApiError as error:
-            if error.status >= 500 or error.status == 429:
+            if outcomes.tells_of_service(error.status):
                 g.failed = True
                 metrics.failed(has_first=seen)
+            else:
+                g.refused = True
             raise
 
-    def _account(self, generations: Sequence[Generation]) -> None:
+    def _account(self, generations: Sequence[Generation], *, streamed: bool) -> None:
         """Update the metrics and write one log line for each choice, whatever became of it."""
         metrics = self._router.metrics
-        outcomes.count(self._router, generations, time.monotonic(), time.time())
+        if streamed:
+            outcomes.compare(self._router, generations, time.monotonic())
         for g in generations:
             metrics.prompt_tokens.inc(len(g.state.prompt))
             metrics.generated_tokens.inc(g.tokens)

@@ -51,6 +51,8 @@ class Generation:
     """Whether a whole answer was given."""
     failed: bool = False
     """Whether the service failed to give one."""
+    refused: bool = False
+    """Whether none was given because the client has asked for what cannot be done."""
     tokens: int = 0
     """The number of tokens of the answer. `state.emitted` may be ahead of it: tokens that follow a
     stop string are not part of the answer.

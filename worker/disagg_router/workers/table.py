@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import Counter
@@ -77,6 +78,9 @@ class WorkerTable:
         self.names = names or KnownNames("", 0.0)
         self.catalogue = Catalogue()
         self.canary: Canary | None = None
+        self.warm_up_s = 0.0
+        """How long a worker is fresh after its first request."""
+        self._used_since_s: dict[str, float] = {}
         self._changed = changed
         self._coming = ComingModels(client, membership, interval_s)
         self._membership = membership
@@ -156,7 +160,17 @@ class WorkerTable:
         computes = None if choice is None else choice.prefill or choice.decode
         if computes is not None:
             self._prefixes.sent(names, computes.incarnation)
+        for worker in () if choice is None else filter(None, (choice.prefill, choice.decode)):
+            self._used_since_s.setdefault(worker.name, now_s)
         return choice
+
+    def is_fresh(self, worker: Worker, arrived_s: float) -> bool:
+        """Return whether a worker was not warm yet for a request that arrived at that time.
+
+        One whose process has restarted in its pod is not fresh again: it may crash all the time.
+        """
+        used_since_s = self._used_since_s.get(worker.name, -math.inf)  # one that is gone was no news
+        return self.warm_up_s > 0 and arrived_s < used_since_s + self.warm_up_s
 
     def uncached_tokens(self, tokens: Sequence[int], tenant: str, identity: Identity) -> int:
         """Return how many tokens of a prompt will probably have to be computed, whichever worker
@@ -225,6 +239,8 @@ class WorkerTable:
         """Poll all members once."""
         listed, everyone = self._membership.synced, self._membership.members()
         self.canary = canary_of(everyone.values())
+        listed_now = everyone.keys() | self._membership.leaving().keys()
+        self._used_since_s = {name: since_s for name, since_s in self._used_since_s.items() if name in listed_now}
         members = {name: m for name, m in everyone.items() if m.ready}
         for name in set(self._workers) - set(members):
             log.info("worker %s has left", name)

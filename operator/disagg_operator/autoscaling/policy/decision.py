@@ -15,6 +15,18 @@ BELOW_MINIMUM = "BelowMinimum"
 ABOVE_MAXIMUM = "AboveMaximum"
 AT_LIMIT = "AtLimit"
 
+# The limits at which a pool can stand.
+MIN_REPLICAS, MAX_REPLICAS = "MinReplicas", "MaxReplicas"
+GPU_BUDGET, RATIO, CLUSTER_CAPACITY = "GPUBudget", "Ratio", "ClusterCapacity"
+
+
+def at_bound(n: int, least: int, most: int) -> str:
+    """Return the bound at which a pool of `n` workers stands, or nothing.
+
+    A pool of one permitted size has no bounds to stand at.
+    """
+    return "" if least == most else {least: MIN_REPLICAS, most: MAX_REPLICAS}.get(n, "")
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -38,6 +50,8 @@ class Decision:
     """The numbers that the decision is based on, by name."""
     unmet: str | None = None
     """Why the pool's objective cannot be met, and what can be; empty if it can, None if unknown."""
+    limit: str = ""
+    """The limit at which the pool stands, as a CamelCase word; empty if at none."""
 
     @property
     def blind(self) -> bool:

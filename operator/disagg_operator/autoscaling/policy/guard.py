@@ -154,7 +154,7 @@ def _decision(
         for key, value in targets.numbers.items()
         if key.startswith(f"{name}_") and math.isfinite(value)
     }
-    message = _words(targets.reason, name)
+    message = reason_of(targets.reason, name)
     least, why = held
     if to < least:
         to = least
@@ -169,10 +169,11 @@ def _decision(
             why if why and to == current else FORECAST_UP if to > current else FORECAST_DOWN if to < current else ENOUGH
         )
     unmet = None if o.blind else targets.unmet.get(name, "")
-    return Decision(current, to, reason, SIGNAL, numbers.get("forecast"), 0.0, message, numbers, unmet)
+    limit = targets.limits.get(name, "")
+    return Decision(current, to, reason, SIGNAL, numbers.get("forecast"), 0.0, message, numbers, unmet, limit)
 
 
-def _words(reason: str, name: str) -> str:
+def reason_of(reason: str, name: str) -> str:
     """Return the part of the policy's reason that concerns one pool."""
     first, found, second = reason.partition("; decode: ")
     if not found:

@@ -163,6 +163,8 @@ class Targets:
     """Decode workers that may be needed in ten minutes, for provisioning nodes; 0 if unknown."""
     unmet: dict[str, str] = field(default_factory=dict)
     """By pool, why its objective cannot be met, and what can be; empty if both can."""
+    limits: dict[str, str] = field(default_factory=dict)
+    """By pool, the limit at which it stands, as a word of `decision`; without those at none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from disagg_operator.autoscaling.policy.sizing import (
     PoolSizing,
     hold,
     join,
+    limit_of,
     plan,
     shortage,
 )
@@ -86,6 +87,7 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
     if prefill.lost or decode.lost:
         state = replace(state, full_until_s=o.now_s + PATIENCE_S)
     unmet = {PREFILL: shortage(prefill), DECODE: below_step or shortage(decode)}
+    limits = {PREFILL: limit_of(prefill), DECODE: limit_of(decode)}
     state = replace(state, seen_with=(prefill.wanted, decode.wanted))
     numbers = {f"prefill_{k}": v for k, v in prefill.numbers.items()} | {
         f"decode_{k}": v for k, v in decode.numbers.items()
@@ -93,7 +95,7 @@ def step(settings: Settings, o: Observation, state: State) -> tuple[Targets, Sta
     return Targets(
         prefill.wanted, decode.wanted, f"prefill: {prefill.reason}; decode: {decode.reason}", numbers,
         _flip(settings, o, prefill, decode), prefill.ahead, decode.ahead,
-        {pool: words for pool, words in unmet.items() if words},
+        {pool: words for pool, words in unmet.items() if words}, {pool: word for pool, word in limits.items() if word},
     ), state  # fmt: skip
 
 

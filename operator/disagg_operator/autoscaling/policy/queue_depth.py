@@ -36,6 +36,7 @@ from disagg_operator.autoscaling.policy.decision import (
     WITHIN_TOLERANCE,
     Decision,
     PoolRules,
+    at_bound,
 )
 
 # A longer time without samples is a gap: samples from before it cannot justify scaling down.
@@ -82,7 +83,8 @@ def step(policy: PoolRules, sample: QueueSample, replicas: int, state: QueueMemo
     value = None if demand is None else demand / max(replicas, 1)
 
     def decide(to: int, reason: str) -> Decision:
-        return Decision(replicas, to, reason, SIGNAL, value, policy.target)
+        limit = at_bound(to, policy.min_replicas, policy.max_replicas)
+        return Decision(replicas, to, reason, SIGNAL, value, policy.target, limit=limit)
 
     if demand is None or sample.requests is None:
         to = _clip(replicas, policy)

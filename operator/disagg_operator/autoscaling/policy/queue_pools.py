@@ -49,9 +49,9 @@ def targets(o: Observation, decisions: Mapping[str, Decision]) -> Targets:
         numbers[f"{pool}_target"] = decision.target
         if decision.value is not None:
             numbers[f"{pool}_requests_per_worker"] = float(f"{decision.value:.4g}")
-    return Targets(
-        prefill, decode, "; ".join(f"{pool}: {words(decision)}" for pool, decision in decisions.items()), numbers
-    )
+    reason = "; ".join(f"{pool}: {words(decision)}" for pool, decision in decisions.items())
+    limits = {pool: decision.limit for pool, decision in decisions.items() if decision.limit}
+    return Targets(prefill, decode, reason, numbers, limits=limits)
 
 
 def words(decision: Decision) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from disagg_operator.autoscaling.policy import forecast, miss_curve
+from disagg_operator.autoscaling.policy import decision, forecast, miss_curve
 from disagg_operator.autoscaling.policy.memory import PoolLimits, PoolState, Settings
 from disagg_operator.autoscaling.policy.observation import Observation, Pods
 
@@ -18,6 +18,7 @@ PATIENCE_S = 600.0  # a worker that is starting for longer than this ...
 _PATIENCE = 4.0  # ... and for longer than this many cold starts cannot be placed
 _LEARN_S = 180.0  # earlier forecasts do not count against the forecaster
 _NODE_QUANTILE = 0.95
+_LOW, _HIGH = 0.05, 0.95  # the spread of the errors of forecasts, as it is shown
 
 
 @dataclass(slots=True)
@@ -50,6 +51,8 @@ class PoolSizing:
     """Workers of least loss now, without those kept as a reserve against another rise."""
     lost: int = 0
     """Workers that the pool is set to, but that cannot be placed or started."""
+    limit: str = ""
+    """The limit of both pools that has changed the number, as a word of `decision`."""
     known: dict[int, float] = field(default_factory=dict)
     """The losses computed so far, by number of workers."""
 
@@ -201,11 +204,16 @@ def plan(
         found.wanted, found.reason = bounded(lately), f"{keep_s:.0f} s without need of more than {lately}"
     else:
         found.wanted, found.reason = bounded(pods.replicas), "enough"
+        if best < pods.replicas:
+            why = f"are needed in {_NODE_S:.0f} s" if at_node == lately else f"were needed in the last {keep_s:.0f} s"
+            found.reason = f"{best} would do now, but {lately} {why}"
     found.numbers = {
         "demand": pool.demand.level, "forecast": expected, "backlog": extra, "horizon_s": horizon_s,
         "utilisation": pool.load / max(pods.ready, 1), "best": float(best), "in_ten_minutes": float(found.ahead),
         "expected_misses": found.misses(found.wanted), "price": price,
         "missed_share": pool.missed / pool.counted if pool.counted else math.nan,
+        "error_low": _quantile(ratios, _LOW) if ratios else math.nan,
+        "error_high": _quantile(ratios, _HIGH) if ratios else math.nan,
     }  # fmt: skip
     return found, replace(pool, wanted=history)
 
@@ -263,17 +271,21 @@ def join(settings: Settings, prefill: PoolSizing, decode: PoolSizing, *, full: b
     """
     why = f"the budget of {settings.gpu_budget} GPUs" if settings.ratio is None else "ratio and GPU budget"
     asked, pools = (prefill.wanted, decode.wanted), (prefill, decode)
-    _share(settings, prefill, decode, math.inf if settings.gpu_budget is None else settings.gpu_budget, why)
+    for pool in pools:
+        pool.numbers["asked"] = float(pool.wanted)
+    budget = math.inf if settings.gpu_budget is None else settings.gpu_budget
+    _share(settings, prefill, decode, budget, why, decision.GPU_BUDGET)
     if prefill.lost or decode.lost:
         # Workers without a node are no capacity, so the pools share the others.
         room = sum(pool.limits.gpus * (pool.pods.replicas - pool.lost) for pool in pools)
-        _share(settings, prefill, decode, room, f"the cluster has room for {room} GPUs")
+        _share(settings, prefill, decode, room, f"the cluster has room for {room} GPUs", decision.CLUSTER_CAPACITY)
         for pool, wish in zip(pools, asked, strict=True):
             _hold_lost(pool, wish)
     elif full:
         # Nobody waits for a node any more. A worker of each pool finds out whether there is one.
         for pool in pools:
-            pool.wanted = min(pool.wanted, pool.pods.replicas + 1)
+            n = min(pool.wanted, max(pool.limits.least, pool.pods.replicas + 1))
+            _set(pool, n, "one worker finds out whether there is room", decision.CLUSTER_CAPACITY)
 
 
 def _hold_lost(pool: PoolSizing, wish: int) -> None:
@@ -287,6 +299,7 @@ def _hold_lost(pool: PoolSizing, wish: int) -> None:
         pool.wanted = n
     if pool.lost and pool.wanted == pool.pods.replicas:
         pool.reason = f"{pool.lost} of {pool.pods.replicas} can't be placed, and are held until there is room"
+        pool.limit = decision.CLUSTER_CAPACITY
 
 
 def shortage(pool: PoolSizing) -> str:
@@ -298,7 +311,12 @@ def shortage(pool: PoolSizing) -> str:
     return f"{pool.forecast:.1f} workers of work are expected, and {n} do {n / pool.forecast:.0%} of it: {limit}"
 
 
-def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: float, why: str) -> None:
+def limit_of(pool: PoolSizing) -> str:
+    """Return the limit at which a pool stands, as a word of `decision`, or nothing."""
+    return pool.limit or decision.at_bound(pool.wanted, pool.limits.least, pool.limits.most)
+
+
+def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: float, why: str, limit: str) -> None:
     low, high = settings.ratio if settings.ratio is not None else (0.0, math.inf)
 
     def fits(p: int, d: int) -> bool:
@@ -306,6 +324,8 @@ def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: 
 
     if fits(prefill.wanted, decode.wanted):
         return
+    if prefill.wanted * prefill.limits.gpus + decode.wanted * decode.limits.gpus <= budget:
+        limit = decision.RATIO
     # A pool gives a running worker only to one that cannot do its work: otherwise they would pass
     # one to and fro with every breath of the load.
     short = any(pool.pods.replicas - pool.lost < pool.forecast for pool in (prefill, decode))
@@ -322,13 +342,13 @@ def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: 
         if best is None or loss < best[0]:
             best = loss, p, d
     if best is None:
-        _set(prefill, prefill.limits.least, why + " leave no choice")
-        _set(decode, decode.limits.least, why + " leave no choice")
+        _set(prefill, prefill.limits.least, why + " leave no choice", limit)
+        _set(decode, decode.limits.least, why + " leave no choice", limit)
         return
-    _set(prefill, best[1], why)
-    _set(decode, best[2], why)
+    _set(prefill, best[1], why, limit)
+    _set(decode, best[2], why, limit)
 
 
-def _set(plan: PoolSizing, n: int, reason: str) -> None:
+def _set(plan: PoolSizing, n: int, reason: str, limit: str) -> None:
     if n != plan.wanted:
-        plan.wanted, plan.reason = n, reason
+        plan.wanted, plan.reason, plan.limit = n, reason, limit

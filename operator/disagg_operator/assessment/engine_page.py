@@ -1,0 +1,91 @@
+"""Parses an engine's own /metrics into snapshots, with the parser of prometheus_client."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from disagg_operator.assessment.bucket_counts import BucketCounts, of_cumulative
+from disagg_operator.assessment.readings import HISTOGRAMS, AssessError, Snapshot, quantities
+from disagg_operator.engines import BY_NAME
+from disagg_operator.engines.contract import Engine, EngineMetrics
+
+_MOST_LINES = 20_000
+_PARTS = ("_bucket", "_sum", "_count")
+ASSESSED = tuple(engine for engine in BY_NAME.values() if engine.metrics is not None)
+"""The engines that can be read."""
+
+Values = dict[str, dict[tuple[str, str], float]]
+
+
+def engine_of(text: str) -> Engine | None:
+    """Return the engine whose series a page holds, or None."""
+    for engine in ASSESSED:
+        assert engine.metrics is not None
+        if any(line.startswith(engine.metrics.prefix) for line in text.splitlines()):
+            return engine
+    return None
+
+
+def parse(text: str, metrics: EngineMetrics, at_s: float) -> dict[str, Snapshot]:
+    """Return the snapshot of each worker of a page, by the label that tells workers apart.
+
+    Raises AssessError for a page that no engine writes.
+    """
+    names = quantities(metrics)
+    bases = {name.partition("{")[0] for found in names.values() for name in found}
+    wanted = bases | {base + part for base in bases for part in _PARTS}
+    lines = [line for line in text.splitlines() if line.partition("{")[0].partition(" ")[0] in wanted]
+    if len(lines) > _MOST_LINES:
+        raise AssessError(f"its metrics have {len(lines):,} lines, {_MOST_LINES:,} at most are read")
+    workers: dict[str, Values] = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
+    models: dict[str, str] = {}
+    try:
+        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+            for sample in family.samples:
+                if any(sample.labels.get(label, "0") != "0" for label in metrics.copies):
+                    continue
+                worker = sample.labels.get(metrics.workers, "")
+                models[worker] = sample.labels.get("model_name", models.get(worker, ""))
+                for selected in _selected(sample.name, sample.labels, names):
+                    workers[worker][selected][(sample.name, sample.labels.get("le", ""))] += float(sample.value)
+    except (ValueError, KeyError, IndexError) as error:
+        raise AssessError(f"its metrics cannot be parsed: {error}") from None
+    return {
+        worker: Snapshot(at_s, *_quantities(values, names), model=models[worker]) for worker, values in workers.items()
+    }
+
+
+def _selected(name: str, labels: Mapping[str, str], names: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return the selectors, of those that are wanted, that a series matches."""
+    found = []
+    for selector in (s for selectors in names.values() for s in selectors):
+        base, _, label = selector.partition("{")
+        key, _, value = label.rstrip("}").partition("=")
+        fits = name == base or name.removeprefix(base) in _PARTS
+        if fits and (not label or labels.get(key) == value.strip('"')) and selector not in found:
+            found.append(selector)
+    return found
+
+
+def _quantities(
+    values: Values, names: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, float], dict[str, BucketCounts]]:
+    numbers: dict[str, float] = {}
+    histograms: dict[str, BucketCounts] = {}
+    for quantity, selectors in names.items():
+        selector = next((s for s in selectors if s in values), None)
+        if selector is None:
+            continue
+        series, base = values[selector], selector.partition("{")[0]
+        if quantity not in HISTOGRAMS:
+            numbers[quantity] = sum(value for (name, _), value in series.items() if name == base)
+            continue
+        buckets = {float(le): value for (name, le), value in series.items() if name == f"{base}_bucket"}
+        total = series.get((f"{base}_sum", ""), math.nan)
+        if buckets and math.isfinite(total):
+            histograms[quantity] = of_cumulative(buckets, total)
+    return numbers, histograms

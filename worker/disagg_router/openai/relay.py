@@ -1,0 +1,111 @@
+"""Passes requests on to the service beside the deployment, and its answers to the clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator, Callable
+
+import aiohttp
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from disagg_router.dispatch.upstream import Upstream
+from disagg_router.errors import ApiError
+from disagg_router.openai import outcomes, schema
+from disagg_router.openai.stream_times import StreamTimes
+from disagg_router.openai.streaming import while_connected
+from disagg_router.router import Router
+from disagg_wire import series
+
+_PASSED_BACK = ("cache-control", "content-encoding", "content-type", "retry-after", "www-authenticate", "x-request-id")
+_EVENTS = "text/event-stream"
+
+
+class RelayedResponse(Response):
+    """An answer that somebody else gives, passed on piece by piece.
+
+    A client that goes away ends it at once. However it ends, even when nothing was sent, `calls`
+    is closed, and `ended` is called once after that.
+    """
+
+    def __init__(
+        self,
+        answer: aiohttp.ClientResponse,
+        pieces: AsyncGenerator[bytes],
+        calls: contextlib.AsyncExitStack,
+        ended: Callable[[], None],
+    ) -> None:
+        headers = {name: answer.headers[name] for name in _PASSED_BACK if name in answer.headers}
+        super().__init__(status_code=answer.status, headers=headers)
+        del self.headers["content-length"]
+        self._pieces = pieces
+        self._calls = calls
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._pump(send))
+        except ClientDisconnect:
+            pass  # there is nobody to tell
+        finally:
+            await self._pieces.aclose()
+            await self._calls.aclose()
+            self._ended()
+
+    async def _pump(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def relayed(router: Router, upstream: Upstream, request: Request, body: bytes, arrived_s: float) -> Response:
+    """Return the answer of the service, once it has begun. Raises ApiError and ClientDisconnect."""
+    asked = schema.loads(body)
+    streamed = isinstance(asked, dict) and asked.get("stream") is True
+    objectives = router.settings.objectives.without_patience()
+    times = StreamTimes(arrived_s)
+
+    def count() -> None:
+        kept = times.kept(objectives, time.monotonic())
+        if streamed and kept is not None:
+            router.split.count(series.UPSTREAM, within=kept, ttft_s=times.ttft_s, tpot_s=times.tpot_s)
+
+    deadline_s = asyncio.get_running_loop().time() + router.settings.request_timeout_s
+    async with contextlib.AsyncExitStack() as calls:
+        calls.enter_context(router.work())
+        asking = upstream.ask(request.url.path, body, request.headers, streamed=streamed)
+        try:
+            answer = await while_connected(request.receive, calls.enter_async_context(asking))
+        except ApiError as error:
+            if outcomes.tells_of_service(error.status):
+                times.failed = True
+                count()
+            raise
+        times.failed = outcomes.tells_of_service(answer.status)
+        # What the client is to blame for tells nothing of the service.
+        tells = answer.status == 200 or times.failed
+        pieces = _pieces(upstream.pieces(answer, deadline_s), answer, times)
+        return RelayedResponse(answer, pieces, calls.pop_all(), count if tells else lambda: None)
+
+
+async def _pieces(
+    pieces: AsyncGenerator[bytes], answer: aiohttp.ClientResponse, times: StreamTimes
+) -> AsyncGenerator[bytes]:
+    """Yield the pieces of an answer. A stream that breaks off ends with an error event."""
+    events = answer.headers.get("content-type", "").startswith(_EVENTS)
+    try:
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                if events:
+                    times.feed(piece, time.monotonic())
+                yield piece
+    except ApiError as error:
+        times.failed = True
+        if not events:
+            raise
+        yield b"\n\ndata: " + json.dumps(error.body()).encode() + b"\n\n"
