@@ -22,7 +22,8 @@ def test_a_report_of_pytest_becomes_a_page() -> None:
 
 
 def test_what_a_test_has_measured_is_on_the_page() -> None:
-    report = """<testsuites><testsuite name="pytest"><testcase classname="tests.e2e.test_scaler" name="test_it" time="9">
+    report = """<testsuites><testsuite name="pytest">
+<testcase classname="tests.e2e.test_scaler" name="test_it" time="9">
 <properties><property name="KEDA" value="97 %"/><property name="ours" value="99 %"/></properties>
 </testcase></testsuite></testsuites>"""
     text = page("Scaler", "make test-scaler", cases(report), "AMD EPYC, 2 cores", "2026-11-30")
