@@ -8,7 +8,7 @@ WORKERS ?= 2
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench-adapter bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines test-faults test-rollouts
+.PHONY: bench-aisimulate setup-aisimulate bench-adapter bench-transfer bench-engine bench-accuracy bench-agreement bench-validation bench-planner test-gpu bench-gpu setup-gpu help setup demo demo-down quickstart test test-fast lint unit programs integration cluster e2e lock generate release drawings coverage test-long test-engines test-faults test-rollouts test-scaler
 help:           ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -58,6 +58,11 @@ test-faults: setup programs ## faults of the control plane at a real API server,
 test-rollouts: setup cluster ## rollouts, canaries, drains, zero, deletion and the upgrade of 0.1.0, on a real kubelet under load (half an hour)
 	@status=0; $(PY) -m pytest -q --timeout 1800 -m "e2e and long" tests/e2e/test_rollouts.py tests/e2e/test_lifecycle.py tests/e2e/test_upgrade_under_load.py --junitxml .cache/rollouts.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/rollouts.xml benchmarks/results/rollouts.md "Rollouts and upgrades under load" "make test-rollouts"; \
+	  exit $$status
+
+test-scaler: setup cluster ## a DisaggScaler beside KEDA on real LeaderWorkerSets, whose controllers are built first (an hour; 20 minutes more to build)
+	@status=0; $(PY) -m pytest -q --timeout 2400 -m "e2e and long" tests/e2e/test_scaler.py -o junit_family=xunit1 --junitxml .cache/scaler.xml || status=$$?; \
+	  $(PY) scripts/long_form.py .cache/scaler.xml benchmarks/results/scaler.md "A DisaggScaler beside KEDA" "make test-scaler"; \
 	  exit $$status
 
 lint: setup
@@ -128,6 +133,16 @@ bench-autoscaling: setup ## every scaling policy on the traces in TRACES (40 min
 bench-planner: setup ## the planner against published measurements of one pool; writes benchmarks/results/planner.md (seconds)
 	@$(PY) -m benchmarks.planner
 
+bench-aisimulate: setup-aisimulate ## the planner against NVIDIA's AISimulate for 12 shapes; writes benchmarks/results/aisimulate.md (4 minutes; REFRESH=1 asks it anew)
+	@PYTHONPATH=operator:worker:. .venv-aisimulate/bin/python -m benchmarks.aisimulate $(if $(REFRESH),--refresh)
+
+# AISimulate in an environment of its own: nothing else needs it. Made anew if the lock has changed.
+setup-aisimulate: setup
+	@want=$$(sha256sum <requirements/aisimulate.txt); test "$$(cat .venv-aisimulate/.stamp 2>/dev/null)" = "$$want" || { \
+	  rm -rf .venv-aisimulate && .venv/bin/uv venv -q --python .venv/bin/python .venv-aisimulate \
+	  && .venv/bin/uv pip install -q --python .venv-aisimulate/bin/python --no-deps --require-hashes -r requirements/aisimulate.txt \
+	  && echo "$$want" >.venv-aisimulate/.stamp; }
+
 bench-validation: setup ## the simulator against the stack running here; writes benchmarks/results/validation.md
 	@$(PY) -m benchmarks.validation.run all && $(PY) -m benchmarks.validation.run report
 
@@ -136,6 +151,9 @@ lock:           ## requirements/*.txt from pyproject.toml
 
 bench-adapter: setup ## what the adapter adds to a request and a token; writes benchmarks/results/adapter.md
 	@$(PY) -m benchmarks.adapter
+
+bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); writes benchmarks/results/transfer.md (a minute)
+	@$(PY) -m benchmarks.transfer
 
 bench-engine: setup ## ours beside vLLM, llama.cpp and transformers on one core (installs them: minutes; pins: benchmarks/engine/requirements)
 	@$(PY) -m benchmarks.engine.run

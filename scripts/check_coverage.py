@@ -41,11 +41,13 @@ MORE_TESTS: Mapping[str, tuple[str, ...]] = {
         (f"disagg_operator.rollout.{name}" for name in ("board", "progress", "room", "standing", "telling", "values")),
         ("tests/operator/rollout/test_planner.py", "tests/operator/rollout/test_rollout_properties.py"),
     ),
+    "disagg_operator.autoscaling.signals.pool_sums": ("tests/operator/autoscaling/signals/test_fold.py",),
     "disagg_operator.controller.replicas": ("tests/operator/controller/test_zero_decision.py",),
     "disagg_operator.rollout.planner": ("tests/operator/rollout/test_planned_canaries.py",),
     "disagg_operator.controller.rollout_step": (
         "tests/operator/controller/test_rollouts.py",
         "tests/operator/controller/test_canary_rollouts.py",
+        "tests/operator/controller/test_rollouts_at_zero.py",
     ),
     "disagg_operator.performance.config_json": (
         "tests/operator/performance/test_known_models.py",

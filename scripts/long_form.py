@@ -24,6 +24,8 @@ class Case:
     name: str
     seconds: float
     result: str
+    measured: tuple[tuple[str, str], ...] = ()
+    """What the test has recorded, as (name, value)."""
 
 
 def cases(report: str) -> list[Case]:
@@ -32,7 +34,8 @@ def cases(report: str) -> list[Case]:
     for case in ET.fromstring(report).iter("testcase"):
         kinds = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
         name = f"{case.get('classname', '').rpartition('.')[2]}: {case.get('name', '').removeprefix('test_')}"
-        out.append(Case(name.replace("_", " "), float(case.get("time", 0)), kinds[0] if kinds else "passed"))
+        measured = tuple((p.get("name", ""), p.get("value", "")) for p in case.iter("property"))
+        out.append(Case(name.replace("_", " "), float(case.get("time", 0)), kinds[0] if kinds else "passed", measured))
     return out
 
 
@@ -49,6 +52,9 @@ def page(title: str, command: str, found: list[Case], where: str, day: str) -> s
         "|---|---|---|",
         *rows,
     ]
+    for case in found:
+        if case.measured:
+            lines += ["", f"{case.name}:", "", *(f"- {name}: {value}" for name, value in case.measured)]
     return "\n".join(lines) + "\n"
 
 

@@ -13,16 +13,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic.alias_generators import to_camel
 from tests.operator.api.resources import good
 from tests.operator.autoscaling.policy.looks import POOLS, SETTINGS, observation
 
-from disagg_operator.api import parse_file
+from disagg_operator.api import parse_file, parse_scaler
+from disagg_operator.api.admission import unknown_fields
+from disagg_operator.api.disagg_scaler import DisaggScalerSpec, PoolMetrics, ScaledPool
 from disagg_operator.api.scaling import ScalingSpec
 from disagg_operator.autoscaling.policy import guard
 from disagg_operator.autoscaling.policy.guard import Predicting
 from disagg_operator.autoscaling.policy.observation import Folded
+from disagg_operator.controller import drain_ends
+from disagg_operator.controller.scalers import scale_targets
 from disagg_operator.rollout import telling
-from disagg_operator.status import changes, last_words, unsettled
+from disagg_operator.status import changes, last_words, unsettled, zero_state
 from disagg_wire import problems
 from disagg_wire.engines import ADAPTED, VLLM
 from disagg_wire.series import READ_OF_ROUTERS, READ_OF_WORKERS
@@ -45,6 +50,8 @@ def test_every_resource_on_a_page_is_valid(page: Path) -> None:
     for part in (part for block in _yaml_blocks(page) for part in yaml.safe_load_all(block)):
         if isinstance(part, dict) and part.get("kind") == "DisaggDeployment":
             parse_file(part)
+        if isinstance(part, dict) and part.get("kind") == "DisaggScaler":
+            assert list(unknown_fields(parse_scaler(part), part)) == []
 
 
 def test_the_readme_begins_with_a_resource_that_asks_for_gpus_and_for_an_engine_that_people_take() -> None:
@@ -91,10 +98,24 @@ def test_the_pages_for_users_name_every_condition_and_every_reason() -> None:
     assert {"Degraded", "PairsHealthy", "RdmaResourceMissing"} <= words
     words |= {*changes._WARNINGS, *unsettled.RECONCILE_FAILURES}
     words |= {value for name, value in vars(telling).items() if name.isupper() and isinstance(value, str)}
+    words |= {zero_state.DRY_RUN, zero_state.PEAK, zero_state.ROLE_FLIP, zero_state.ROUTERS_SILENT}
+    words |= {drain_ends.DRAIN_TIMED_OUT, drain_ends.DRAIN_UNANSWERED}
     pages = "".join(
         (REPO / f"docs/{name}.md").read_text() for name in ("operator", "engines", "permissions", "rollouts")
     )
     assert [word for word in sorted(words - _GOOD) if f"`{word}`" not in pages] == []
+
+
+def test_the_page_on_scalers_names_every_field_condition_and_reason() -> None:
+    text = (REPO / "docs/scaler.md").read_text()
+    folder = REPO / "operator/disagg_operator/controller/scalers"
+    words = _conditions_made(folder / "scaler_status.py")
+    words |= {value for name, value in vars(scale_targets).items() if name.isupper() and isinstance(value, str)}
+    assert {"AbleToScale", "RightMissing", "TargetsFree"} <= words
+    assert [word for word in sorted(words) if f"`{word}`" not in text] == []
+    fields = [*DisaggScalerSpec.model_fields, *PoolMetrics.model_fields, *ScaledPool.model_fields]
+    names = {to_camel(name) for name in fields}
+    assert [name for name in sorted(names) if name not in text] == []
 
 
 def test_the_quickstart_is_short() -> None:

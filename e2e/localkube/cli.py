@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from localkube import gobuild, images, kindcluster, local, monitoring
+from localkube import gobuild, images, kindcluster, local, program_images
 from localkube.settings import NIC, ClusterError, Settings, external_kubeconfig
 from localkube.shell import locked, run, say
 
@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "monitoring", help="build Prometheus and prometheus-adapter as images and load them into the cluster"
     )
+    commands.add_parser("autoscalers", help="the same for the controllers of LeaderWorkerSet and KEDA")
     programs = commands.add_parser("build", help="only build the local cluster's programs into the cache")
     programs.add_argument("names", nargs="*", metavar="NAME", help="such as etcd or kube-apiserver; default all")
     return parser
@@ -152,7 +153,9 @@ def _dispatch(settings: Settings, given: argparse.Namespace) -> int:
         elif given.command == "load":
             images.load(settings, mode_of(settings), given.archives)
         elif given.command == "monitoring":
-            monitoring.load(settings, mode_of(settings))
+            program_images.load(settings, mode_of(settings), gobuild.METRICS)
+        elif given.command == "autoscalers":
+            program_images.load(settings, mode_of(settings), gobuild.LWS, gobuild.KEDA)
         elif given.command == "build":
             local.build_programs(settings, tuple(given.names))
     return 0

@@ -80,6 +80,22 @@ METRICS = Group(
 # It checks the chart. Its version of the Kubernetes API is older than the cluster's, because it
 # needs kinds that the later ones lack: that takes a minute of one core, once.
 SCORE = Group(name="score", packages={"bin/kube-score": "github.com/zegl/kube-score/cmd/kube-score"})
+# Controllers of other projects, beside which ours are tried. Each has the versions that it was made
+# for, and hence a build of its own.
+LWS = Group(name="lws", packages={"bin/lws": "sigs.k8s.io/lws/cmd"})
+KEDA = Group(
+    name="keda",
+    packages={
+        "bin/keda": "github.com/kedacore/keda/v2/cmd/operator",
+        "bin/keda-adapter": "github.com/kedacore/keda/v2/cmd/adapter",
+    },
+    # Clients of clouds, in which nothing is asked here.
+    unoptimised=(
+        "github.com/aws/...", "github.com/Azure/...", "cloud.google.com/...", "google.golang.org/api/...",
+        "google.golang.org/genproto/...", "github.com/gophercloud/...", "go.temporal.io/...", "github.com/newrelic/...",
+        "go.mongodb.org/...", "github.com/DataDog/...", "github.com/apache/...", "github.com/microsoft/...",
+    ),
+)  # fmt: skip
 LOCAL_GROUPS = (CLUSTER, RUNC)
 # What `cluster build` knows; a cluster needs only the first ones.
 NAMED_GROUPS = (*LOCAL_GROUPS, SCORE)
@@ -126,7 +142,7 @@ def programs_dir(settings: Settings, group: Group) -> Path:
 
 def program(settings: Settings, name: str) -> Path:
     """Return the path of one program, such as `bin/kubectl`."""
-    for group in (*NAMED_GROUPS, KIND, METRICS):
+    for group in (*NAMED_GROUPS, KIND, METRICS, LWS, KEDA):
         if name in group.packages:
             return programs_dir(settings, group) / name
     raise KeyError(name)

@@ -31,6 +31,7 @@ import kopf
 from disagg_operator.controller.elector import Alone, Elector, Leadership
 from disagg_operator.controller.leadership import Timing
 from disagg_operator.controller.runtime import Runtime
+from disagg_operator.controller.scalers.scaler_process import ScalerProcess
 from disagg_operator.controller.watches import build_registry
 from disagg_operator.kube import credentials as creds
 from disagg_operator.kube.client import HttpKube
@@ -150,6 +151,8 @@ async def _serve(
 ) -> int:
     kube = HttpKube(credentials, deadline_s=settings.kube_timeout_s, jitter=random.random)
     kube.write_within_s = leadership.write_within_s
+    if settings.scaler_only:
+        return await _serve_scalers(settings, kube, stop, leadership)
     runtime = Runtime(
         settings,
         kube,
@@ -177,6 +180,31 @@ async def _serve(
     for task in (stopping, dying, listing):
         task.cancel()
     await asyncio.gather(stopping, dying, listing, return_exceptions=True)
+    return 1 if failed else 0
+
+
+async def _serve_scalers(
+    settings: OperatorSettings, kube: HttpKube, stop: asyncio.Event, leadership: Leadership
+) -> int:
+    """Run as `_serve` does, for DisaggScalers alone, which need no watches."""
+    process = ScalerProcess(
+        settings,
+        kube,
+        clock=time.monotonic,
+        wall=wall_clock,
+        new_id=lambda: uuid.uuid4().hex[:16],
+        epoch=time.time,
+        leadership=leadership,
+    )
+    await process.start()
+    tasks = (asyncio.create_task(stop.wait()), asyncio.create_task(process.ended()))
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    failed = not stop.is_set()
+    log.info("stopping: %s", "the work ended" if failed else "asked to")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await process.stop()
     return 1 if failed else 0
 
 

@@ -112,6 +112,14 @@ class OperatorSettings(BaseModel):
         5.0,
         description="Time in seconds between two autoscaling ticks; each scrapes the metrics of routers and workers.",
     )
+    scaler_only: bool = Field(
+        False,
+        description="Whether only DisaggScalers are carried out. The operator then reads and writes no other kind of "
+        "disagg, and needs no right to.",
+    )
+    scaler_interval_s: Seconds = Field(
+        15.0, description="Time in seconds between two looks at every DisaggScaler, its targets and their metrics."
+    )
     record_dir: str = Field(
         "",
         description="Directory to which the autoscaling decisions are recorded. If empty, a temporary directory is "

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from disagg_adapter.engines.contract import Readings
 from disagg_adapter.work_done import WorkDone
+from disagg_wire.engine_metrics.readings import Readings
 
 READ = Readings(steps_total=10.0, itl_s_sum=6.0, itl_count=3.0)
 

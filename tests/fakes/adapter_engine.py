@@ -10,8 +10,9 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from disagg_adapter.engines.contract import Delta, Engine, HandOver, Identity, Output, Readings, Work
+from disagg_adapter.engines.contract import Delta, Engine, HandOver, Identity, Output, Work
 from disagg_protocol.errors import InvalidInput
+from disagg_wire.engine_metrics.readings import Readings
 
 IDENTITY = Identity(
     version="1.2.3",

@@ -126,6 +126,8 @@ class FakeKube:
         live = self.objects.get((resource.kind, namespace or "", name))
         if live is None:
             raise NotFound(f"merge {resource.plural}/{name}")
+        if patch.get("metadata", {}).get("resourceVersion") not in (None, live["metadata"].get("resourceVersion")):
+            raise Conflict(f"merge {resource.plural}/{name}: it has changed")
         key = self._begin("merge", live)
         merged = copy.deepcopy(live)
         _overlay(merged, patch)

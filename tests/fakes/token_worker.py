@@ -108,7 +108,7 @@ class TokenWorker:
         self.slots = 64
         self.leaks_first = False  # sends prefill's token although decode sends the first one
         # None for a worker that is too old to report any
-        self.features: list[str] | None = ["first_token_within_s", "digest"]
+        self.features: list[str] | None = ["first_token_within_s", "digest", "prefill_incarnation"]
         self.adapter_digests: dict[str, str] | None = None
         self.adapters: list[str] | None = None  # LoRA adapters; a list goes with the feature `adapter`
         self.transport, self.evidence = "tcp", ""  # evidence is left out where it is empty
@@ -179,7 +179,7 @@ class TokenWorker:
             return _error(400, "invalid_request")
         if "adapter" in body and not ("adapter" in (self.features or ()) and body["adapter"] in (self.adapters or ())):
             return _error(400, "invalid_request")
-        if "digest" in body and "digest" not in (self.features or ()):
+        if any(name in body and name not in (self.features or ()) for name in ("digest", "prefill_incarnation")):
             return _error(400, "invalid_request")
         if body.get("digest") not in (None, self.digest):
             return _error(503, "other_model")

@@ -75,29 +75,65 @@ async def test_busy_workers_stay_until_they_are_idle_or_may_stay_for_good(
         await pods.stop()
 
 
-async def test_what_was_cut_off_at_the_end_of_a_drain_is_told(
+async def test_what_was_cut_off_at_the_end_of_a_drain_is_told_once(
     server: ApiServer, cluster: Cluster, tmp_path: Path
 ) -> None:
+    ends: list[dict[str, Any]] = []
+
+    async def end(path: str, name: str, **ended: Any) -> None:
+        """Let a container of a pod end, as the kubelet would tell."""
+        status = {"image": "x", "imageID": "", "ready": False, "restartCount": 0}
+        ends.append(status | {"name": name, "state": {"terminated": ended}})
+        await cluster.raw("PATCH", f"{path}/status", {"status": {"containerStatuses": ends}}, _MERGE)
+
+    async def told(number: int) -> list[str]:
+        found = await cluster.kube.list(EVENT, cluster.namespace)
+        messages = [str(event["message"]) for event in found if event["reason"] == "DrainTimedOut"]
+        assert len(messages) == number, messages
+        return messages
+
     async with operator(server, tmp_path, cluster.namespace) as running:
         names = await deployed(server, cluster, free_port())
         path = POD.path(cluster.namespace, names[A])
         # What keeps the pod in the store stands for the kubelet.
         await cluster.raw("PATCH", path, {"metadata": {"finalizers": ["test.dev/kubelet"]}}, _MERGE)
         await _delete(cluster, names[A])
-        ended = {"exitCode": 0, "message": message_of(3)}
-        status = {"name": "main", "image": "x", "imageID": "", "ready": False, "restartCount": 0}
-        content: dict[str, Any] = {"status": {"containerStatuses": [status | {"state": {"terminated": ended}}]}}
-        await cluster.raw("PATCH", f"{path}/status", content, _MERGE)
-
-        async def told() -> list[str]:
-            found = await cluster.kube.list(EVENT, cluster.namespace)
-            return [str(event["message"]) for event in found if event["reason"] == "DrainTimedOut"]
-
-        (message,) = await eventually("an Event", told)
+        await end(path, "main", exitCode=0, message=message_of(3))
+        (message,) = await eventually("an Event", lambda: told(1))
         assert f"decode {names[A]}: requests cut off at the end of its drain: 3" in message
         assert await running.metric('disagg_operator_drains_total{outcome="timed_out"}') == 1
         assert await running.metric('disagg_operator_drain_cut_requests_total{component="decode"}') == 3
+        assert await running.stop() == 0
+    async with operator(server, tmp_path, cluster.namespace) as after:
+        # The next operator tells what is new, and not what was told.
+        await end(path, "side", exitCode=137, message=message_of(2))
+        messages = await eventually("another Event", lambda: told(2))
+        assert any("killed before the end of its drain; its requests: 2" in message for message in messages)
+        assert await after.metric('disagg_operator_drains_total{outcome="killed"}') == 1
+        assert await after.metric('disagg_operator_drain_cut_requests_total{component="decode"}') == 2
         await cluster.raw("PATCH", path, {"metadata": {"finalizers": None}}, _MERGE)
+
+
+async def test_a_worker_that_the_kubelet_has_evicted_and_one_that_does_not_answer_are_told_of(
+    server: ApiServer, cluster: Cluster, tmp_path: Path
+) -> None:
+    async def messages(reason: str) -> list[str]:
+        found = await cluster.kube.list(EVENT, cluster.namespace)
+        return [str(event["message"]) for event in found if event["reason"] == reason]
+
+    async with operator(server, tmp_path, cluster.namespace) as running:
+        names = await deployed(server, cluster, free_port())  # nobody listens there
+        status = {"name": "main", "image": "x", "imageID": "", "ready": False, "restartCount": 0}
+        ended = {"terminated": {"exitCode": 137, "message": message_of(4)}}
+        evicted = {"phase": "Failed", "reason": "Evicted", "containerStatuses": [status | {"state": ended}]}
+        path = POD.path(cluster.namespace, names[A])
+        await cluster.raw("PATCH", f"{path}/status", {"status": evicted}, _MERGE)
+        (message,) = await eventually("the eviction", lambda: messages("DrainTimedOut"))
+        assert f"decode {names[A]}: killed before the end of its drain; its requests: 4" in message
+        await cluster.scale("chat-decode", 1)
+        (message,) = await eventually("no answer", lambda: messages("DrainUnanswered"))
+        assert "no answer to the call to drain" in message
+        assert await running.metric('disagg_operator_drains_total{outcome="unanswered"}') >= 1
 
 
 async def _scraped(pods: Pods) -> bool:

@@ -63,3 +63,20 @@ def test_it_stays_a_moment_for_a_router_and_longer_for_one_that_needs_it() -> No
     alone = Departure()
     alone.end(60.0, 0.0)
     assert alone.needed_for_s(0.0) == 0.0
+
+
+def test_on_notice_it_serves_at_its_end_if_a_router_has_nobody_else() -> None:
+    """The deployment that goes to zero is deleted, and a router holds requests."""
+    one = Departure()
+    one.give_notice(30.0, 0.0)
+    one.router_asked(9.0, needs=False)
+    one.router_asked(10.0, needs=True)
+    assert one.end(60.0, 11.0) == 49.0
+    assert [one.takes(t) for t in (11.0, 35.4, 35.6)] == [True, True, False]
+    assert one.needed_for_s(11.0) == LINGER_S - 1.0
+    assert one.needed_for_s(11.0 + LINGER_S) == 0.0
+    late = Departure()
+    late.give_notice(30.0, 0.0)
+    late.router_asked(5.0, needs=True)
+    late.end(60.0, 5.0 + LINGER_S)
+    assert not late.takes(5.0 + LINGER_S)  # the router has had others since

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disagg_protocol.ticket import Ticket, TicketError, begin_proof, sign, token_hash, verify
+from disagg_protocol.ticket import Ticket, TicketError, _mac, begin_proof, sign, token_hash, verify
 from disagg_wire.cluster_key import bearer_of
 
 KEY = b"k" * 32
@@ -27,9 +27,33 @@ def test_another_key_makes_another_signature() -> None:
         verify(b"x" * 32, TICKET.to_json())
 
 
+BOUND = sign(KEY, replace(TICKET, prefill_incarnation="uid/boot", integrity="mac"))
+
+
+def test_a_bound_ticket_is_read_back_as_it_was_and_no_other_one_has_its_fields() -> None:
+    assert verify(KEY, BOUND.to_json()) == BOUND
+    assert (BOUND.bound, TICKET.bound) == (True, False)
+    assert BOUND.to_json().keys() - TICKET.to_json().keys() == {"prefill_incarnation", "integrity"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prefill_incarnation": "", "integrity": ""}, "prefill_incarnation"),
+        ({"integrity": "none"}, "integrity: must be one of mac, crc32c"),
+        ({"integrity": 1}, "integrity"),
+        ({"prefill_incarnation": None}, "prefill_incarnation"),
+    ],
+)
+def test_a_bound_ticket_names_a_worker_and_a_check(values: dict[str, Any], message: str) -> None:
+    raw = BOUND.to_json() | values
+    with pytest.raises(TicketError, match=message):
+        verify(KEY, raw | {"mac": _mac(KEY, raw)})
+
+
 @pytest.mark.parametrize("name", [f.name for f in fields(Ticket)])
 def test_a_change_to_any_field_is_noticed(name: str) -> None:
-    raw = TICKET.to_json()
+    raw = BOUND.to_json()
     raw[name] = raw[name] + ("0" if isinstance(raw[name], str) else 1)
     with pytest.raises(TicketError):
         verify(KEY, raw)
@@ -37,7 +61,7 @@ def test_a_change_to_any_field_is_noticed(name: str) -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Ticket)])
 def test_a_missing_field_is_named(name: str) -> None:
-    raw = TICKET.to_json()
+    raw = BOUND.to_json()
     del raw[name]
     with pytest.raises(TicketError, match=name):
         verify(KEY, raw)

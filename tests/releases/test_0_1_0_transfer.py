@@ -13,8 +13,10 @@ from tests.releases.recorded import RELEASE, load
 from disagg_protocol.events import ErrorEvent, TokenEvent
 from disagg_protocol.ticket import Ticket, verify
 from disagg_worker.transfer import frames
-from disagg_worker.transfer.listener import KvListener, Received, Session
-from disagg_worker.transfer.sender import SenderTimeouts, TcpKvSender, TransferDone
+from disagg_worker.transfer.listener import KvListener, Session
+from disagg_worker.transfer.received import Received
+from disagg_worker.transfer.sender import TcpKvSender, TransferDone
+from disagg_worker.transfer.sender_timeouts import SenderTimeouts
 from disagg_worker.values.layouts import KvLayout
 
 KEY = b"k" * 32

@@ -104,6 +104,20 @@ async def test_a_worker_too_old_to_know_of_it_is_not_told(tmp_path: Path) -> Non
         assert [WITHIN in b for b in bodies(prefill, "hello")] == [False]
 
 
+@pytest.mark.parametrize("old", ["prefill", "decode", ""])
+async def test_tickets_are_bound_where_both_workers_know_such_tickets(tmp_path: Path, old: str) -> None:
+    prefill, decode = pair()
+    for worker in (prefill, decode):
+        if worker.role == old:
+            worker.features = ["digest"]
+    async with Stack(tmp_path, prefill, decode) as stack:
+        answer = (await stack.complete()).json()
+        assert (answer["disagg"]["path"], answer["disagg"]["attempts"]) == ("remote", 1)
+        asked = [b.get("prefill_incarnation") for b in bodies(decode, "hello")]
+        assert asked == [None if old else prefill.incarnation]
+        assert all("prefill_incarnation" not in b for b in bodies(prefill, "hello"))
+
+
 async def test_what_is_due_in_days_is_said_to_be_due_in_one(tmp_path: Path) -> None:
     """Workers refuse larger values."""
     prefill, decode = pair()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.fakes.token_worker import TokenWorker, expected_text
+from tests.router.model_change import Fleet, answer_of, team
 from tests.router.stack import Stack, tokens_of
 
 from disagg_router.main import _drain, server_of
@@ -115,6 +116,11 @@ class Listed(Membership):
         self.synced = True
         self.here: dict[str, Member] = {}
         self.left: dict[str, Member] = {}
+        self.gone = False
+
+    @property
+    def deserted(self) -> bool:
+        return self.gone
 
     def members(self) -> dict[str, Member]:
         return self.here
@@ -153,6 +159,87 @@ async def test_workers_whose_service_is_gone_serve_until_they_have_ended(tmp_pat
         await stack.until(lambda: not stack.router.table.workers())
         router: Router = stack.router
         assert router.table._leaving.workers() == []
+
+
+async def test_workers_on_notice_are_needed_by_a_router_that_has_requests_and_nobody_else(tmp_path: Path) -> None:
+    """A deployment that goes to zero is deleted: the last workers serve what is held."""
+    prefill, decode = pair_of()
+    async with Stack(tmp_path, prefill, decode, queue_max_wait_s=30) as stack:
+        prefill.state = decode.state = "draining"
+        await stack.until(lambda: {w.state for w in stack.router.table.workers()} == {"draining"})
+        count = len(decode.asked_by)
+        await stack.until(lambda: len(decode.asked_by) >= count + 3)
+        assert decode.asked_by[-1] == "watches"  # nobody asks
+        asked = asyncio.create_task(stack.complete())
+        await stack.until(lambda: decode.asked_by[-1] == "needs" and prefill.asked_by[-1] == "needs")
+        stack.router.end()
+        end(prefill, decode)
+        assert (await asked).json()["choices"][0]["text"] == TEXT
+
+
+async def test_what_nobody_is_left_to_serve_is_told_to_come_back(tmp_path: Path, listed: Listed) -> None:
+    """The deployment was deleted, and its last worker has ended."""
+    async with Stack(tmp_path, hold_max_wait_s=60) as stack:
+        asked = [asyncio.create_task(stack.complete()) for _ in range(2)]
+        await stack.until(lambda: stack.router.queue.hold.waiting == 2)
+        listed.gone = True
+        assert not any(task.done() for task in asked)  # a router that stays waits for what may come
+        stack.router.end()
+        server = server_of(stack.router)
+        await _drain(stack.router, server, 0.0)
+        for answer in await asyncio.gather(*asked, stack.complete()):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "starting")
+            assert int(answer.headers["retry-after"]) >= 5
+        assert server.should_exit
+
+
+async def test_a_router_that_ends_waits_for_workers_as_long_as_it_may_hold(tmp_path: Path) -> None:
+    """It is replaced while its deployment wakes; what it cannot wait for gets an answer."""
+    async with Stack(tmp_path, hold_max_wait_s=60) as stack:
+        asked = asyncio.create_task(stack.complete())
+        await stack.until(lambda: stack.router.queue.hold.waiting == 1)
+        stack.router.end()
+        ended = asyncio.create_task(_drain(stack.router, server_of(stack.router), 0.0))
+        await Fleet(stack).come(*team("m", "a", 1))
+        assert (await asked).json()["choices"][0]["text"] == answer_of("a", "hello", 5, 8)
+        await ended
+
+
+async def test_what_a_router_holds_at_the_end_of_its_time_is_answered_and_not_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "termination-log"
+    left.touch()
+    monkeypatch.setattr(termination_log, "PATH", left)
+    async with Stack(tmp_path, hold_max_wait_s=60, drain_timeout_s=0.1) as stack:
+        asked = asyncio.create_task(stack.complete())
+        await stack.until(lambda: stack.router.queue.hold.waiting == 1)
+        stack.router.end()
+        await _drain(stack.router, server_of(stack.router), 0.0)
+        answer = await asked
+        assert (answer.status_code, cut_of(left.read_text())) == (503, 0)
+        assert "this router ends" in answer.json()["error"]["message"]
+        assert int(answer.headers["retry-after"]) >= 5
+
+
+async def test_of_a_router_that_is_killed_it_is_known_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "termination-log"
+    left.touch()
+    monkeypatch.setattr(termination_log, "PATH", left)
+    prefill, decode = pair_of()
+    async with Stack(tmp_path, prefill, decode) as stack:
+        decode.hold.clear()
+        asked = [asyncio.create_task(stack.complete()) for _ in range(3)]
+        await stack.until(lambda: stack.router.active == 3)
+        draining = asyncio.create_task(_drain(stack.router, server_of(stack.router), 0.0))
+        await stack.until(lambda: cut_of(left.read_text()) == 3)
+        assert not draining.done()
+        decode.hold.set()
+        await asyncio.gather(*asked)
+        await draining
+        assert cut_of(left.read_text()) == 0
 
 
 async def test_what_a_router_cuts_off_at_the_end_of_its_time_is_counted(

@@ -101,6 +101,62 @@ async def test_a_model_that_went_to_zero_is_listed_and_comes_back(tmp_path: Path
         assert (await asked).json()["choices"][0]["text"] == answer_of("a", "hello", 5, 8)
 
 
+async def test_workers_that_have_just_ended_make_no_unknown_name_wake(tmp_path: Path) -> None:
+    """They are still listed for a moment, and have said long ago which model they serve."""
+    pool = team("m", "a", 1)
+    async with Stack(tmp_path, *pool, hold_max_wait_s=30) as stack:
+        table, stack.workers = stack.router.table, []
+        await asyncio.gather(*(worker.stop() for worker in pool))
+        await stack.until(lambda: not table.workers())
+        assert len(table._membership.members()) == 2
+        told = (await demand(stack, wait_s=0)).json()
+        assert (await stack.complete(model="other")).status_code == 404
+        assert (await demand(stack, told["cursor"], 0)).json()["wanted"] is False
+        asked = asyncio.create_task(stack.complete())
+        assert (await demand(stack, told["cursor"])).json()["wanted"] is True
+        asked.cancel()
+
+
+async def test_while_a_worker_is_still_to_say_what_it_serves_an_unknown_name_waits_and_wakes_nobody(
+    tmp_path: Path,
+) -> None:
+    pool, mute = team("m", "a", 1), made("prefill", "n", "b")
+    async with Stack(tmp_path, *pool, hold_max_wait_s=30) as stack:
+        fleet = Fleet(stack)
+        stack.workers.clear()
+        fleet.listed.append(mute)  # it has not been started
+        await fleet.go(*pool)
+        await stack.until(lambda: not stack.router.table.names._all_told)
+        cursor = (await demand(stack, wait_s=0)).json()["cursor"]
+        asked = asyncio.create_task(stack.complete(model="other"))
+        await stack.until(lambda: stack.router.queue.hold.waiting == 1)
+        told = (await demand(stack, cursor, 0)).json()
+        assert (told["wanted"], told["held"], (await stack.state())["held"]) == (False, 0, 0)
+        known = asyncio.create_task(stack.complete())
+        assert (await demand(stack, cursor)).json()["wanted"] is True
+        for task in (asked, known):
+            task.cancel()
+
+
+@pytest.mark.parametrize("state", ["draining", "ready"])
+async def test_the_new_name_of_a_model_is_held_and_wakes_while_workers_of_the_old_one_are_there(
+    tmp_path: Path, state: str
+) -> None:
+    """Old workers drain on the way to zero, or were called back by the request."""
+    old = team("old", "a", 1)
+    async with Stack(tmp_path, *old, hold_max_wait_s=30) as stack:
+        for worker in old:
+            worker.state = state
+        await stack.until(lambda: {w.state for w in stack.router.table.workers()} == {state})
+        poll = demand(stack)
+        await polled(stack)
+        asked = asyncio.create_task(stack.complete())
+        assert (await poll).json()["wanted"] is True
+        assert (await stack.complete(model="other")).status_code == 404
+        await Fleet(stack).come(*team("m", "b", 1))
+        assert (await asked).json()["choices"][0]["text"] == answer_of("b", "hello", 5, 8)
+
+
 async def test_too_many_are_told_when_workers_are_due(tmp_path: Path) -> None:
     async with Stack(tmp_path, hold_max_wait_s=30, queue_max_depth=1) as stack:
         await demand(stack, wait_s=0, cold_start_s=83.2)

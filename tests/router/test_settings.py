@@ -86,3 +86,15 @@ def test_an_empty_or_missing_file_of_api_keys_is_refused_not_taken_for_no_keys(t
     (tmp_path / "keys").write_text("a\n\nb\n")
     assert from_environment(GOOD | {"DISAGG_API_KEYS_FILE": str(tmp_path / "keys")}).api_keys() == ("a", "b")
     assert from_environment(GOOD).api_keys() == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, 110.0),
+        ({"DISAGG_HOLD_MAX_WAIT_S": "300"}, 410.0),
+        ({"DISAGG_HOLD_MAX_WAIT_S": "300", "DISAGG_DRAIN_TIMEOUT_S": "5"}, 5.0),
+    ],
+)
+def test_a_router_that_ends_outlasts_what_it_may_hold(values: dict[str, str], expected: float) -> None:
+    assert from_environment(GOOD | values).drain_s == expected

@@ -10,11 +10,15 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from tests.serving.stack import REPO, WAIT_S, free_port, workers
+from tests.serving.stack import REPO, WAIT_S, free_port, router, workers
 from tests.worker.oracle import MODEL
+
+from disagg_router.openai.app import create_app
+from disagg_wire.protocol import DRAIN_PATH
 
 pytestmark = pytest.mark.slow
 _REQUESTS = 12
@@ -80,3 +84,38 @@ async def test_what_a_router_has_accepted_is_answered_although_all_get_sigterm_a
         assert min(tokens for _, tokens in answers) > 1
         async with asyncio.timeout(30):
             assert [await p.wait() for p in (router, *processes.values())] == [0, 0, 0]
+
+
+async def test_workers_on_notice_serve_what_a_router_holds_when_all_are_deleted(tmp_path: Path) -> None:
+    """They are on their way to zero, and a request has just come."""
+    async with (
+        workers(tmp_path, ["prefill", "decode"]) as processes,
+        router(tmp_path, poll_interval_s="0.1", hold_max_wait_s="60") as front,
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(create_app(front)), base_url="http://router", timeout=WAIT_S
+        ) as http,
+    ):
+        listed = [member["url"] for member in json.loads((tmp_path / "workers.json").read_text())["workers"]]
+        for url in listed:
+            await front.client.post(url, DRAIN_PATH, {"lease_s": 60.0})
+        needed, ask, all_needed = set[str](), front.client.info, asyncio.Event()
+
+        async def info(url: str, *, needs: bool) -> dict[str, Any]:
+            found = await ask(url, needs=needs)
+            needed.update([url] if needs else [])
+            if needed == set(listed):
+                all_needed.set()
+            return found
+
+        front.client.info = info  # type: ignore[method-assign]
+        async with asyncio.timeout(WAIT_S):
+            while {w.state for w in front.table.workers()} != {"draining"}:
+                await asyncio.sleep(0.05)
+            body = {"model": MODEL.name, "prompt": "hello", "max_tokens": 4, "min_tokens": 4}
+            asked = asyncio.create_task(http.post("/v1/completions", json=body))
+            await all_needed.wait()
+            assert front.queue.hold.waiting == 1
+            for process in processes.values():
+                process.send_signal(signal.SIGTERM)
+            front.end()
+            assert (await asked).status_code == 200

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
-from disagg_adapter.engines.contract import Readings
 from disagg_adapter.metrics import Metrics as AdapterMetrics
 from disagg_adapter.metrics import Snapshot
 from disagg_operator.autoscaling.policy.decision import Decision
@@ -12,6 +11,7 @@ from disagg_operator.controller.metrics import Metrics as OperatorMetrics
 from disagg_router.metrics import Metrics as RouterMetrics
 from disagg_router.metrics import SplitMetrics
 from disagg_router.objectives import Objectives
+from disagg_wire.engine_metrics.readings import Readings
 from disagg_worker.server.metrics import Metrics as WorkerMetrics
 from disagg_worker.server.worker import Worker
 from disagg_worker.settings import Settings as WorkerSettings

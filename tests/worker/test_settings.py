@@ -20,6 +20,7 @@ def test_defaults_bind_to_this_host_only() -> None:
     s = from_environment(GOOD | {"PATH": "/bin", "DISAGG_REVISION": ""})
     assert (s.host, s.port, s.kv_port, s.kv_interface, s.max_model_len) == ("127.0.0.1", 8000, 9000, "", None)
     assert (s.ticket_lifetime_s, s.drain_timeout_s, s.max_running, s.max_waiting) == (30.0, 300.0, 64, 256)
+    assert (s.transfer_integrity, s.transfer_connections) == ("mac", 2)
 
 
 def test_every_field_is_a_variable() -> None:
@@ -58,6 +59,8 @@ def test_what_has_no_default_must_be_set(name: str) -> None:
         ("BLOCK_SIZE_TOKENS", "0"),
         ("KV_CACHE_BYTES", "1Gi"),
         ("PREFILL_UTILISATION", "1.5"),
+        ("TRANSFER_CONNECTIONS", "5"),
+        ("TRANSFER_INTEGRITY", "none"),
         ("DEVICE", "tpu"),
         ("QUANTIZATION", "int3"),
         ("EVICTION", "random"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from disagg_adapter.engines.contract import Readings
+from disagg_wire.engine_metrics.readings import Readings
 
 _NOTHING = Readings(steps_total=0.0, itl_s_sum=0.0, itl_count=0.0)
 

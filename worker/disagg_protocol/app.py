@@ -98,6 +98,8 @@ async def _start_prefill(worker: Endpoint, body: bytes) -> Job:
             raise TicketError("ticket: is for another request")
         if (ticket.tokens, ticket.token_hash) != (len(request.tokens), token_hash(request.tokens)):
             raise TicketError("ticket.token_hash: is for other tokens")
+        if ticket.bound and ticket.prefill_incarnation != worker.incarnation:
+            raise TicketError("ticket.prefill_incarnation: is for another worker")
     return await worker.start_prefill(request, ticket, due_s)
 
 

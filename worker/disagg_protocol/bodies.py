@@ -102,6 +102,10 @@ class _WorkRequest(_Strict):
 
 class DecodeRequest(_WorkRequest):
     mode: Literal["remote", "local"]
+    prefill_incarnation: str | None = Field(None, min_length=1, max_length=256)
+    """The prefill worker that alone may use the ticket, only for workers with the feature of that
+    name.
+    """
 
 
 class RoomBody(_Strict):
@@ -184,6 +188,8 @@ def parse(kind: type[WorkT], body: bytes) -> WorkT:
         raise BadRequest("sampling.max_new_tokens: that many tokens were emitted already")
     if isinstance(request, DecodeRequest) and request.mode == "remote" and request.first_token_within_s is not None:
         raise BadRequest("first_token_within_s: only with mode local; with mode remote prefill makes the first token")
+    if isinstance(request, DecodeRequest) and request.mode == "local" and request.prefill_incarnation is not None:
+        raise BadRequest("prefill_incarnation: only with mode remote; with mode local nobody sends KV")
     return request
 
 

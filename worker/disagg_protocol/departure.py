@@ -31,6 +31,8 @@ class Departure:
         """Give notice, or renew it, for `lease_s` seconds; with 0 the worker is called back."""
         if not self.on_notice(now_s):
             self._since_s = now_s
+            # Others do its work from now on, unless a router says that there are none.
+            self._needed_until_s = -math.inf
         self._until_s = now_s + lease_s
 
     def on_notice(self, now_s: float) -> bool:
@@ -38,19 +40,22 @@ class Departure:
 
     def router_asked(self, now_s: float, *, needs: bool) -> None:
         """Note that a router has looked at this worker, which it needs or does not."""
-        if needs or not self._ending:
+        if needs or not (self._ending or self.on_notice(now_s)):
             self._needed_until_s = max(self._needed_until_s, now_s + LINGER_S)
 
     def end(self, timeout_s: float, now_s: float) -> float:
         """Begin to end, and return the seconds that are left of `timeout_s`.
 
-        A worker on notice has spent a part of them, and is not needed: others do its work.
+        A worker on notice has spent a part of them. Others do its work, unless a router has said
+        lately that there are none: then a whole deployment may be deleted.
         """
-        self._ending = True
+        self._ending, left_s = True, timeout_s
         if self.on_notice(now_s):
-            return max(0.0, timeout_s - (now_s - self._since_s))
-        self._takes_until_s = now_s + timeout_s * _TAKING_PART
-        return timeout_s
+            left_s = max(0.0, timeout_s - (now_s - self._since_s))
+            if now_s >= self._needed_until_s:
+                return left_s
+        self._takes_until_s = now_s + left_s * _TAKING_PART
+        return left_s
 
     def takes(self, now_s: float) -> bool:
         """Return whether it takes requests while it ends, from those who have nobody else."""

@@ -86,7 +86,10 @@ class Process:
         timeout_s = endpoint.end(self._drain_timeout_s)
         log.info("draining: %d requests run", endpoint.active)
         cut = 0
-        if not await self._finish(time.monotonic() + timeout_s - self._grace_s):
+        telling = self._loop.create_task(termination_log.keep(lambda: drain_report.message_of(endpoint.active)))
+        in_time = await self._finish(time.monotonic() + timeout_s - self._grace_s)
+        telling.cancel()
+        if not in_time:
             cut = endpoint.active
             log.warning("drain timed out after %g s, %d requests are cut off", timeout_s, cut)
             await endpoint.break_off(self._grace_s)

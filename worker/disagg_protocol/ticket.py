@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from disagg_wire.integrity import INTEGRITIES
+
 
 class TicketError(ValueError):
     """Raised when a ticket is malformed or not signed with the cluster key."""
@@ -44,9 +46,25 @@ class Ticket:
     """The seconds after which the unused ticket expires."""
     mac: str = ""
     """The signature: hex HMAC-SHA256 over the other fields."""
+    prefill_incarnation: str = ""
+    """The incarnation of the prefill worker that alone may use the ticket; empty if any may.
+
+    KV for such a ticket is sent in frames of version 2.
+    """
+    integrity: str = ""
+    """The check of these frames, one of disagg_wire.integrity.INTEGRITIES."""
+
+    @property
+    def bound(self) -> bool:
+        """Whether the ticket names the prefill worker, and frames of version 2 are sent."""
+        return self.prefill_incarnation != ""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the fields; those of bound tickets are left out of others, as 0.1.0 wants it."""
+        return {name: value for name, value in asdict(self).items() if self.bound or name not in _OF_BOUND}
+
+
+_OF_BOUND = ("prefill_incarnation", "integrity")
 
 
 def token_hash(tokens: Sequence[int]) -> str:
@@ -67,7 +85,7 @@ def _mac(key: bytes, ticket: Mapping[str, Any]) -> str:
 
 def sign(key: bytes, ticket: Ticket) -> Ticket:
     """Return the same ticket with its signature."""
-    values = asdict(ticket)
+    values = ticket.to_json()
     values["mac"] = _mac(key, values)
     return Ticket(**values)
 
@@ -86,7 +104,8 @@ def verify(key: bytes, raw: object) -> Ticket:
     """
     if not isinstance(raw, dict):
         raise TicketError("ticket: must be an object")
-    known = {f.name: f for f in fields(Ticket)}
+    bound = any(name in raw for name in _OF_BOUND)
+    known = {f.name: f for f in fields(Ticket) if bound or f.name not in _OF_BOUND}
     if set(raw) != set(known):
         raise TicketError(f"ticket: fields {sorted(set(raw) ^ set(known))} are missing or unknown")
     for name, field in known.items():
@@ -95,4 +114,9 @@ def verify(key: bytes, raw: object) -> Ticket:
             raise TicketError(f"ticket.{name}: must be {field.type}")
     if not hmac.compare_digest(_mac(key, raw).encode(), raw["mac"].encode(errors="replace")):
         raise TicketError("ticket.mac: does not match")
-    return Ticket(**raw)
+    ticket = Ticket(**raw)
+    if ticket.to_json().keys() != raw.keys():
+        raise TicketError("ticket.prefill_incarnation: must not be empty")
+    if ticket.bound and ticket.integrity not in INTEGRITIES:
+        raise TicketError(f"ticket.integrity: must be one of {', '.join(INTEGRITIES)}")
+    return ticket

@@ -35,15 +35,21 @@ class _Server(uvicorn.Server):
 
 async def _drain(router: Router, server: uvicorn.Server, grace_s: float) -> None:
     log.info("draining: %d requests run", router.active)
+    loop, cut = asyncio.get_running_loop(), 0
+    telling = loop.create_task(termination_log.keep(lambda: drain_report.message_of(router.active)))
     # The router is not ready from now on, but clients that have not noticed yet are still served.
     await asyncio.sleep(grace_s)
-    cut = 0
+    deserted = loop.create_task(router.answer_the_deserted())
     try:
-        async with asyncio.timeout(router.settings.drain_timeout_s):
+        async with asyncio.timeout(router.settings.drain_s):
             await router.idle.wait()
     except TimeoutError:
+        await router.answer_the_held()
         cut = router.active
+    if cut:
         log.warning("drain timed out, %d requests are cut off", cut)
+    deserted.cancel()
+    telling.cancel()
     termination_log.leave(drain_report.message_of(cut))
     router.queue.hold.demand.end()
     server.should_exit = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections import Counter
@@ -28,6 +29,10 @@ from disagg_router.workers.client import WorkerClient
 from disagg_router.workers.table import Membership, WorkerTable
 from disagg_wire.protocol import DRAINING
 from disagg_wire.roles import ROLES
+
+log = logging.getLogger(__name__)
+# How long requests may take to be answered that are not served any more.
+_ANSWER_S = 1.0
 
 
 def membership_of(settings: Settings) -> Membership:
@@ -111,6 +116,22 @@ class Router:
         """Run membership, polling and handshakes until cancelled."""
         await asyncio.gather(self._membership.run(), self.table.run(), self.handshakes.run())
 
+    async def answer_the_held(self) -> None:
+        """Answer the requests for which there are no workers, because this router ends."""
+        self.queue.hold.end("this router ends")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER_S):
+                await self.idle.wait()
+
+    async def answer_the_deserted(self) -> None:
+        """Answer them while this router ends as soon as it is known that no worker will come."""
+        while True:
+            if self.table.deserted:
+                log.info("the deployment and its workers are gone; %d requests are held", self.queue.hold.waiting)
+                self.queue.hold.end("the deployment is gone")
+                return
+            await asyncio.sleep(self.settings.poll_interval_s)
+
     def idle_s(self) -> float:
         """Return the seconds since the last request ended, or since the start; 0 while one runs."""
         return 0.0 if self.active else time.monotonic() - self._idle_since_s
@@ -120,10 +141,10 @@ class Router:
         hold = self.queue.hold
         if cold_start_s is not None:
             hold.cold_start_s = cold_start_s
-        if not hold.waiting:
+        if not hold.asking:
             await hold.demand.until_asked(cursor, wait_s)
-        wanted = hold.waiting > 0 or hold.demand.is_news(cursor)
-        return {"wanted": wanted, "held": hold.waiting, "cursor": hold.demand.cursor}
+        wanted = hold.asking > 0 or hold.demand.is_news(cursor)
+        return {"wanted": wanted, "held": hold.asking, "cursor": hold.demand.cursor}
 
     def state(self) -> dict[str, Any]:
         """Return the answer to GET /internal/v1/state."""
@@ -166,7 +187,7 @@ class Router:
                 for prefill, decode, link in self.handshakes.links()
             ],
             "waiting": {p: self.queue.waiting(p) for p in ROLES},
-            "held": self.queue.hold.waiting,
+            "held": self.queue.hold.asking,
             "idle_s": round(self.idle_s(), 3),
             "canary": self.tally.to_json(self.table.canary, time.time()),
             "models": [

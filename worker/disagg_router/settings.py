@@ -16,6 +16,8 @@ from disagg_wire.environment import RouterVariable, fields_in, variable_of
 # A request that has waited this long goes first at times (turn_order.py). A third of the longest
 # wait is used instead if that is less.
 _PATIENCE_S = 20.0
+# The time for running requests to finish after SIGTERM.
+_DRAIN_S = 110.0
 
 
 class SettingsError(Exception):
@@ -92,8 +94,12 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(
         8 << 20, ge=1024, le=1 << 30, description="The largest accepted body of a request, in bytes."
     )
-    drain_timeout_s: float = Field(
-        110.0, ge=0, le=86400, description="The time that running requests have to finish after SIGTERM, in seconds."
+    drain_timeout_s: float | None = Field(
+        None,
+        ge=0,
+        le=86400,
+        description="The time that requests have to finish after SIGTERM, in seconds. By default it is 110, and where"
+        " `hold_max_wait_s` is set, that long in addition.",
     )
     drain_grace_s: float | None = Field(
         None,
@@ -181,6 +187,14 @@ class Settings(BaseModel):
     def queue_patience_s(self) -> float:
         """The wait after which a request goes first at times. 0: first come, first served."""
         return 0.0 if self.deadlines is None else min(_PATIENCE_S, self.queue_max_wait_s / 3)
+
+    @property
+    def drain_s(self) -> float:
+        """The time that requests have to finish after SIGTERM.
+
+        What is held then may wait for workers for as long as at any other time, and run after that.
+        """
+        return _DRAIN_S + (self.hold_max_wait_s or 0.0) if self.drain_timeout_s is None else self.drain_timeout_s
 
     @property
     def grace_s(self) -> float:

@@ -15,6 +15,9 @@ FEATURE_ADAPTER = "adapter"
 # A worker with this feature accepts the field `digest`, and refuses a request for other weights
 # than its own.
 FEATURE_DIGEST = "digest"
+# A worker with this feature accepts the field `prefill_incarnation`, to which it binds the ticket,
+# and sends and receives KV in frames of version 2.
+FEATURE_PREFILL_INCARNATION = "prefill_incarnation"
 # The features of workers behind an adapter, which say what their engine cannot do. The first output
 # token comes from decode; a ticket promises room that the engine itself does not hold; a request
 # with a seed draws other tokens after a failover; an output that must match a format cannot go on
@@ -28,7 +31,7 @@ FEATURE_NO_LOCAL_PREFILL = "no_local_prefill"
 # The hand-over of KV is an experiment with this engine.
 FEATURE_EXPERIMENTAL = "experimental_transfer"
 # What the bundled worker supports.
-FEATURES = (FEATURE_FIRST_TOKEN_WITHIN, FEATURE_DIGEST)
+FEATURES = (FEATURE_FIRST_TOKEN_WITHIN, FEATURE_DIGEST, FEATURE_PREFILL_INCARNATION)
 
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"

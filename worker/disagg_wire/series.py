@@ -46,7 +46,7 @@ SEED, PENALTY = "seed", "penalty"
 UPSTREAM, POOLS = "upstream", "pools"
 # Values of OUTCOME.
 SERVED, REFUSED, EXPIRED, CANCELLED = "served", "refused", "expired", "cancelled"
-COMPLETE, TIMED_OUT = "complete", "timed_out"
+COMPLETE, TIMED_OUT, KILLED, UNANSWERED = "complete", "timed_out", "killed", "unanswered"
 # Values of SOURCE: where the KV of prompt tokens came from.
 LOCAL_COMPUTE = "local_compute"
 LOCAL_CACHE_HIT = "local_cache_hit"

@@ -21,12 +21,15 @@ from disagg_protocol.errors import EngineError
 from disagg_protocol.model_files import source_revision, tokenizer_files
 from disagg_protocol.process import Process
 from disagg_wire.environment import WorkerVariable
+from disagg_wire.integrity import CRC32C
 from disagg_worker import settings
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.server import jobs
 from disagg_worker.server.worker import Worker
 from disagg_worker.transfer.compatibility import compat_hash
+from disagg_worker.transfer.greeting import MAX_CONNECTIONS
 from disagg_worker.transfer.listener import KvListener
+from disagg_worker.transfer.seals import CRC32C_IN_HARDWARE
 
 log = logging.getLogger("disagg_worker")
 _INTERFACE_TIMEOUT_S = 10.0
@@ -83,9 +86,11 @@ def load_node(
         else (s.kv_host or s.host)
     )
     interface = s.kv_interface or network_interfaces.interface_of(host)
-    # There may be twice as many connections as reservations, so that strangers who only connect do
+    # There may be more connections than reservations have, so that strangers who only connect do
     # not shut out peers with a ticket.
-    connections = 2 * s.max_running + 64
+    connections = (1 + MAX_CONNECTIONS) * s.max_running + 64
+    if s.transfer_integrity == CRC32C and not CRC32C_IN_HARDWARE:
+        log.warning("this processor computes no CRC-32C: %s=%s is slow", WorkerVariable.TRANSFER_INTEGRITY, CRC32C)
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
     worker.tokenizer, worker.source_revision = tokenizer, source_revision(folder)
     worker.node = jobs.Node(
@@ -97,6 +102,8 @@ def load_node(
         incarnation=worker.incarnation,
         interface=interface,
         ticket_lifetime_s=s.ticket_lifetime_s,
+        integrity=s.transfer_integrity,
+        connections=s.transfer_connections,
     )
     worker.publish_identity()
     log.info("ready: role %s, KV on %s (%s:%d), %s", s.role, interface, host, listener.port, engine.layout)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from disagg_wire.cluster_key import ClusterKeyError, read_key
 from disagg_wire.environment import WorkerVariable, fields_in, variable_of
+from disagg_wire.integrity import MAC, Integrity
 from disagg_wire.roles import Role
 
 
@@ -105,6 +106,17 @@ class Settings(BaseModel):
     )
     transfer_idle_s: float = Field(
         5.0, gt=0, le=3600, description="The time in seconds without a frame after which a KV transfer is broken off."
+    )
+    transfer_connections: int = Field(
+        2,
+        ge=1,
+        le=4,
+        description="The most TCP connections over which a prefill worker sends the KV of one request.",
+    )
+    transfer_integrity: Integrity = Field(
+        MAC,
+        description="The check of KV transfers that a decode worker asks for. mac: nobody without the cluster key can "
+        "change the KV. crc32c: damage is noticed, for a network that nobody else reaches.",
     )
     drain_timeout_s: float = Field(
         300.0,

@@ -20,8 +20,54 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $named | uniq | join "," -}}
 {{- end -}}
 
+{{/* What it takes to read the pools of DisaggScalers, and to scale them. */}}
+{{- define "disagg.scalerRules" -}}
+- apiGroups: [disagg.dev]
+  resources: [disaggscalers]
+  verbs: [get, list]
+- apiGroups: [disagg.dev]
+  resources: [disaggscalers/status]
+  verbs: [get, patch]
+{{- range .Values.scaler.targets }}
+- apiGroups: {{ toJson .apiGroups }}
+  resources: {{ toJson .resources }}
+  verbs: [get]
+- apiGroups: {{ toJson .apiGroups }}
+  resources:
+  {{- range .resources }}
+  - {{ . }}/scale
+  {{- end }}
+  verbs: [get, patch]
+{{- end }}
+# Does somebody else scale a target?
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [list]
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [list]
+{{- if .Values.scalerOnly }}
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list]
+# The credentials of a Prometheus that a DisaggScaler names. Never listed.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get]
+# What the policy has learned, and the CA of a Prometheus. Never listed.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, create, patch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
+{{- end }}
+{{- end -}}
+
 {{/* What the operator does in the namespaces that it watches. Nothing is granted that it does not use. */}}
 {{- define "disagg.namespacedRules" -}}
+{{ include "disagg.scalerRules" . }}
+{{- if not .Values.scalerOnly }}
 - apiGroups: [disagg.dev]
   resources: [disaggdeployments]
   verbs: [get, list, watch]
@@ -87,4 +133,5 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [k8s.cni.cncf.io]
   resources: [network-attachment-definitions]
   verbs: [get, list, watch, create, patch, delete]
+{{- end }}
 {{- end -}}

@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 
 from disagg_operator.api.base import GROUP, VERSION, Model
+from disagg_operator.api.disagg_scaler import DisaggScaler
 from disagg_operator.api.pool import DisaggPool
 from disagg_operator.api.v1alpha1 import DisaggDeployment
 
 _KEEP = {
     "type", "description", "properties", "items", "required", "enum", "default", "minimum", "maximum", "minLength",
-    "maxLength", "pattern", "maxItems", "maxProperties", "additionalProperties",
+    "maxLength", "pattern", "maxItems", "maxProperties", "minProperties", "additionalProperties",
 }  # fmt: skip
 
 
@@ -147,9 +148,22 @@ def generate() -> dict[str, dict[str, Any]]:
         _column("Ready", ".status.readyReplicas", "integer"),
         age,
     ]
+    scaler_columns = [
+        _column("Mode", ".spec.mode"),
+        _column("Ready", f"{ready}.status"),
+        _column("Reason", f"{ready}.reason"),
+        _column("Prefill", ".status.prefill"),
+        _column("Decode", ".status.decode"),
+        age,
+    ]
     deployments = crd(DisaggDeployment, "disaggdeployments", "dd", deployment_columns, scale=False)
     pools = crd(DisaggPool, "disaggpools", "dp", pool_columns, scale=True)
-    return {"disagg.dev_disaggdeployments.yaml": deployments, "disagg.dev_disaggpools.yaml": pools}
+    scalers = crd(DisaggScaler, "disaggscalers", "dsc", scaler_columns, scale=False)
+    return {
+        "disagg.dev_disaggdeployments.yaml": deployments,
+        "disagg.dev_disaggpools.yaml": pools,
+        "disagg.dev_disaggscalers.yaml": scalers,
+    }
 
 
 class _PlainDumper(yaml.SafeDumper):

@@ -143,6 +143,11 @@ class KvTransferSpec(Model):
         description="When workers use another transport than declared: Forbid: not ready; Warn: Degraded. Default: "
         "Forbid for rdma.",
     )
+    integrity: Literal["mac", "crc32c"] | None = Field(
+        None,
+        description="The check of the KV on its way between builtin workers. mac: nobody without the cluster key can "
+        "change it; crc32c: damage is noticed, for a network that nobody else reaches. Default: mac.",
+    )
     network: NetworkSpec | None = Field(None, description="The second network. Default: the pod network.")
 
     @property

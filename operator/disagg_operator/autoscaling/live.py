@@ -59,6 +59,8 @@ class Live:
     """What decode workers computed themselves and what they were spared."""
     idle: IdleWatch = field(default_factory=IdleWatch)
     """How long nobody has asked anything, as far as it is known."""
+    awake: tuple[str, str] | None = None
+    """Why it does not go to zero although nobody asks, as a reason and a message."""
     due: bool = False
     """Whether the schedule asks for workers now or soon."""
     wake: bool = False

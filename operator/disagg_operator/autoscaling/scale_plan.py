@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from disagg_operator.api import DisaggDeployment
+from disagg_operator.api.scaling import ScheduledPeak
 from disagg_operator.api.v1alpha1 import PoolSpec
 from disagg_operator.autoscaling.policy.decision import PoolRules
 from disagg_operator.autoscaling.policy.predictive import Peak, PoolLimits, Settings
@@ -31,9 +32,14 @@ def settings_of(dd: DisaggDeployment) -> Settings:
         over_provisioning=spec.over_provisioning,
         gpu_budget=spec.max_gpus,
         ratio=None if spec.ratio is None else (spec.ratio.min, spec.ratio.max),
-        peaks=tuple(Peak(_seconds(p.from_), _seconds(p.to), p.prefill, p.decode) for p in spec.schedule),
+        peaks=tuple(peak_of(peak) for peak in spec.schedule),
         role_flip_s=ROLE_FLIP_S if spec.role_flip else None,
     )
+
+
+def peak_of(declared: ScheduledPeak) -> Peak:
+    """Return a declared peak as the policy knows it."""
+    return Peak(_seconds(declared.from_), _seconds(declared.to), declared.prefill, declared.decode)
 
 
 def _limits(pool: PoolSpec) -> PoolLimits:

@@ -42,8 +42,9 @@ def look(
     """
     routers = Routers([identity_of(pod) for pod in pods.live_routers], states)
     before, entry.idle = entry.idle, watched(entry.idle, routers, now_s, serving=_serving(resource))
+    known, entry.awake = entry.awake, None
     if plan.zero is None or plan.suspended:
-        return False
+        return known is not None
     told = entry.idle.too_old != before.too_old
     ahead_s = cold_start_s(entry) or _COLD_START_S
     peaks = (peak for peak in plan.settings.peaks if peak.prefill or peak.decode)
@@ -53,8 +54,13 @@ def look(
             log.info("%s/%s: workers are asked for", *key)
             entry.wake = True
         return entry.wake or told
-    may_go = not plan.dry_run and not entry.due and zero_state.settled(resource)
-    return told or (may_go and entry.idle.at(now_s) >= plan.zero.idle_s)
+    idle = entry.idle.at(now_s) >= plan.zero.idle_s
+    if idle:
+        flips = entry.flip is not None
+        entry.awake = zero_state.hindrance(resource, dry_run=plan.dry_run, due=entry.due, flips=flips)
+    elif entry.idle.silent_s(now_s) >= plan.zero.idle_s:
+        entry.awake = zero_state.silence()
+    return told or entry.awake != known or (idle and entry.awake is None)
 
 
 def _serving(resource: Obj) -> bool:

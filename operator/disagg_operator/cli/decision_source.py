@@ -20,6 +20,7 @@ from disagg_operator.vocabulary import Obj
 
 _OPERATOR = "app.kubernetes.io/name=disagg-operator"
 _PORT = 8081
+_SCALER = "scaler/"
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -32,9 +33,11 @@ ERRORS = (SourceError, decision_records.JournalError, credentials.NoCredentials,
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that the commands have in common."""
-    parser.add_argument("source", help="name of a DisaggDeployment, or a file of records")
     parser.add_argument(
-        "-n", "--namespace", help="namespace of the DisaggDeployment (default: that of the kubeconfig's context)"
+        "source", help="name of a DisaggDeployment, scaler/NAME of a DisaggScaler, or a file of records"
+    )
+    parser.add_argument(
+        "-n", "--namespace", help="namespace of the resource (default: that of the kubeconfig's context)"
     )
     parser.add_argument(
         "--since", metavar="TIME", default="1h", help="only the last TIME, such as 30m, 2h or 1d (default 1h)"
@@ -72,6 +75,8 @@ def status_of(args: argparse.Namespace) -> Obj:
     """Return the status of the resource; {} for a file, and for what can't be read."""
     if Path(args.source).exists():
         return {}
+    if args.source.startswith(_SCALER):
+        return {}
     try:
         resource = asyncio.run(_resource(args.namespace, args.source))
     except (KubeError, credentials.NoCredentials, OSError):
@@ -102,7 +107,8 @@ async def _fetch(namespace: str | None, name: str) -> str:
         pods = [p for p in await kube.list(POD, None, _OPERATOR) if (p.get("status") or {}).get("phase") == "Running"]
         if not pods:
             raise SourceError(f"{name} is not a file, and no running pod of the cluster has the label {_OPERATOR}")
-        path = f"decisions/{namespace or found.namespace}/{name}"
+        # Names of resources have no underscore.
+        path = f"decisions/{namespace or found.namespace}/{name.replace(_SCALER, 'scaler_', 1)}"
         pages = await asyncio.gather(
             *(kube.pod_page(str(namespace_of(pod)), name_of(pod), _PORT, path) for pod in pods), return_exceptions=True
         )

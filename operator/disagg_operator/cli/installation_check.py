@@ -14,7 +14,7 @@ import httpx
 from disagg_operator.kube import credentials
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import KubeError
-from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL
+from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, DISAGG_SCALER
 
 _ATTEMPTS = 15
 _PAUSE_S = 2.0
@@ -26,7 +26,7 @@ async def problems(url: str) -> list[str]:
     found = []
     kube = HttpKube(credentials.load(os.environ))
     try:
-        for resource in (DISAGG_DEPLOYMENT, DISAGG_POOL):
+        for resource in (DISAGG_DEPLOYMENT, DISAGG_POOL, DISAGG_SCALER):
             if not await kube.has_api(resource):
                 found.append(f"the API server does not serve {resource.plural}.{resource.api_version.split('/')[0]}")
     except KubeError as error:

@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from disagg_operator.cli import speeds
 from disagg_operator.cli.progress_display import ProgressDisplay
 from disagg_operator.engines import BY_NAME, DEFAULT
+from disagg_operator.performance import kernel_tables
 from disagg_operator.performance import profile as profiles
-from disagg_operator.performance import profile_file
 from disagg_operator.performance.config_json import from_config
 from disagg_operator.performance.hardware import GPUS, NETWORKS, Gpu
 from disagg_operator.performance.model_shape import KNOWN, ModelShape, PlanError, named
@@ -102,7 +104,8 @@ def hardware_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="GPU=FILE",
-        help="measured profile of a GPU (see `disagg profile`)",
+        help="measured profile of a GPU (see `disagg profile`), or aisimulate:SYSTEM/BACKEND: the kernel tables of "
+        f"AISimulate for an inference engine on {', '.join(kernel_tables.SYSTEMS)}",
     )
     have.add_argument(
         "--any-profile", action="store_true", help="also accept profiles of another model or of other hardware"
@@ -135,7 +138,8 @@ def run(args: argparse.Namespace) -> int:
             raise PlanError(f"{path}: there is no folder {path.parent}")
     model = model_of(args.model)
     wishes = _wishes(args, model) if args.yaml else None
-    question, trace = _question(args, model)
+    sped = _speeds(args, model)
+    question, trace = _question(args, model, sped.profiles)
     highest = args.highest_rate or max(1000.0, 10 * question.traffic.requests_per_s)
     if not (math.isfinite(highest) and highest > planner.LOWEST_PER_S):
         raise PlanError(f"--highest-rate: must be more than {planner.LOWEST_PER_S}")
@@ -145,14 +149,14 @@ def run(args: argparse.Namespace) -> int:
         json.dump(report.as_data(plan), sys.stdout, indent=1)
         print()
     else:
-        show(plan, Console(width=None if sys.stdout.isatty() else 120))
+        show(plan, Console(width=None if sys.stdout.isatty() else 120), sped.words)
     if args.yaml and wishes is not None:
         args.yaml.write_text(_yaml(plan, wishes), encoding="utf-8")
     if args.html:
         from disagg_operator.cli import html_page, plan_html
 
-        of = [f"{gpu}: {_profile_words(file)}" for gpu, file in _pairs(args.profile, "--profile").items()]
-        plan_html.write(args.html, plan, html_page.Made(getattr(args, "invocation", "disagg plan"), of))
+        made = html_page.Made(getattr(args, "invocation", "disagg plan"), sped.words)
+        plan_html.write(args.html, plan, made)
     return 0 if plan.chosen else 1
 
 
@@ -178,10 +182,12 @@ def _plan(
 # ---- from arguments to a question ----
 
 
-def _question(args: argparse.Namespace, model: ModelShape) -> tuple[planner.Question, Any]:
+def _question(
+    args: argparse.Namespace, model: ModelShape, measured: Mapping[str, list[profiles.Profile]]
+) -> tuple[planner.Question, Any]:
     objectives = objectives_of(args)
     traffic, trace = _traffic(args, objectives.percentile)
-    return question_of(args, model, traffic, objectives), trace
+    return question_of(args, model, traffic, objectives, measured), trace
 
 
 def objectives_of(args: argparse.Namespace) -> LatencyObjectives:
@@ -195,15 +201,19 @@ def objectives_of(args: argparse.Namespace) -> LatencyObjectives:
 
 
 def question_of(
-    args: argparse.Namespace, model: ModelShape, traffic: Traffic, objectives: LatencyObjectives
+    args: argparse.Namespace,
+    model: ModelShape,
+    traffic: Traffic,
+    objectives: LatencyObjectives,
+    measured: Mapping[str, list[profiles.Profile]] | None = None,
 ) -> planner.Question:
     """Return the question that the arguments of the hardware ask about a traffic.
 
-    Raises one of ERRORS.
+    `measured` are the profiles of GPUs, if they have been read already. Raises one of ERRORS.
     """
     prefill = gpus_of(args.prefill_gpus, "--prefill-gpus") if args.prefill_gpus else []
     decode = gpus_of(args.decode_gpus, "--decode-gpus") if args.decode_gpus else []
-    everywhere = [] if prefill and decode and not args.gpus else gpus_of(args.gpus or "H100", "--gpus")
+    everywhere = [] if prefill and decode and not args.gpus else gpus_of(args.gpus or _usual_gpus(args), "--gpus")
     gpus = list({g.name: g for g in [*everywhere, *prefill, *decode]}.values())
     names = frozenset(g.name for g in everywhere)
     model = model.at_bits(args.weight_bits, args.kv_bits)
@@ -215,10 +225,15 @@ def question_of(
         NETWORKS[args.network],
         _prices(args.price, gpus),
         EFFICIENCIES[args.efficiency],
-        _measured(args, model),
+        _speeds(args, model).profiles if measured is None else measured,
         frozenset(g.name for g in prefill) or names,
         frozenset(g.name for g in decode) or names,
     )
+
+
+def _usual_gpus(args: argparse.Namespace) -> str:
+    """Return the GPUs of a plan that names none: those of its kernel tables, or H100."""
+    return ",".join(source.gpu.name for source in _tables(args).values()) or "H100"
 
 
 def _traffic(args: argparse.Namespace, percentile: float) -> tuple[Traffic, Any]:
@@ -294,16 +309,15 @@ def _prices(texts: list[str], gpus: list[Gpu]) -> dict[str, float]:
     return found
 
 
-def _measured(args: argparse.Namespace, model: ModelShape) -> dict[str, list[profiles.Profile]]:
-    return {
-        gpu: [profile_file.load_of(file, model.name, gpu, args.any_profile)]
-        for gpu, file in _pairs(args.profile, "--profile").items()
-    }
+def _tables(args: argparse.Namespace) -> dict[str, kernel_tables.TableSource]:
+    return {text: source for text in args.profile if (source := kernel_tables.source_of(text)) is not None}
 
 
-def _profile_words(file: str) -> str:
-    of = profile_file.load_with_origin(file)[1]
-    return file if of is None else f"{file}: {of.words()}"
+def _speeds(args: argparse.Namespace, model: ModelShape) -> speeds.Speeds:
+    tables = _tables(args)
+    files = _pairs([text for text in args.profile if text not in tables], "--profile")
+    asked = model.at_bits(args.weight_bits, args.kv_bits)
+    return speeds.of_model(files, list(tables.values()), asked, args.any_profile)
 
 
 def model_of(text: str) -> ModelShape:
@@ -353,8 +367,8 @@ def _yaml(plan: planner.Plan, wishes: manifest.Wishes) -> str:
     return head + yaml.safe_dump(manifest.deployment(plan, wishes), sort_keys=False)
 
 
-def show(plan: planner.Plan, console: Console) -> None:
-    """Print a plan on a terminal."""
+def show(plan: planner.Plan, console: Console, profiled: Sequence[str] = ()) -> None:
+    """Print a plan on a terminal, with where its profiles come from."""
     inputs = Table.grid(padding=(0, 2))
     for name, value in report.question_rows(plan):
         inputs.add_row(f"[dim]{name}[/]", value)
@@ -371,6 +385,8 @@ def show(plan: planner.Plan, console: Console) -> None:
     console.print(table_of("KV transfer", report.TRANSFER_COLUMNS, report.transfers(plan)))
     for note in report.notes(plan):
         console.print(f"- {note}", highlight=False)
+    for words in profiled:
+        console.print(f"- profile of {words}", highlight=False, markup=False)
 
 
 def table_of(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:

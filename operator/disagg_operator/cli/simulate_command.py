@@ -14,10 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
-from disagg_operator.cli import html_page, plots, timeline_html
+from disagg_operator.cli import html_page, plots, speeds, timeline_html
 from disagg_operator.cli.progress_display import ProgressDisplay
 from disagg_operator.performance import profile as profiles
-from disagg_operator.performance import profile_file
 from disagg_operator.simulation import bounds, compiled, monolithic_workers, named_policies, traces
 from disagg_operator.simulation.cluster import Cluster, Policy, Setup
 from disagg_operator.simulation.ordering import EARLIEST_DEADLINE, ORDERS
@@ -41,6 +40,7 @@ _RANGES = (
     ("role_flip_s", 0.1, 3600),
     ("monolithic", 1, 10_000),
     ("routers", 0, 1_000_000),
+    ("tensor", 1, 64),
 )
 ERRORS = (traces.TraceError, profiles.ProfileError, named_policies.PolicyError, ValueError, OSError)
 
@@ -57,9 +57,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="predictive (default), static:P,D, the name of a baseline, or all",
     )
     parser.add_argument(
-        "--profile", default="70b-h100-tp4", help="a published profile, or a file that `disagg profile` wrote"
+        "--profile",
+        default="70b-h100-tp4",
+        help="a published profile, a file that `disagg profile` wrote, or aisimulate:SYSTEM/BACKEND with --model",
     )
-    parser.add_argument("--model", default="", help="refuse a profile of another model than this one")
+    parser.add_argument("--model", default="", help="the model; a profile of another one is refused")
+    parser.add_argument(
+        "--tensor", type=int, metavar="GPUS", help="GPUs of a worker with aisimulate: (default: the fewest that do)"
+    )
     parser.add_argument("--any-profile", action="store_true", help="accept it nevertheless")
     parser.add_argument(
         "--copies",
@@ -145,14 +150,16 @@ def _condition_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate policies, print their scores and return the exit status. Raises one of ERRORS."""
-    setup = _setup(args)
+    _check(args)
+    profile, origin = speeds.of_worker(args.profile, args.model, args.tensor, args.any_profile)
+    setup = _setup(args, profile)
     wanted = args.policy or [named_policies.PREDICTIVE]
     names = [n for name in wanted for n in (named_policies.names(setup) if name == "all" else [name])]
     made = {name: named_policies.make(name, setup) for name in names}
     if args.plot is not None:
         plots.check(args.plot, len(made))
     with ProgressDisplay() as working:
-        trace, scores, timelines, notes = _simulate(args, setup, list(made), working)
+        trace, scores, timelines, notes = _simulate(args, setup, list(made), origin, working)
     if args.json:
         json.dump(
             {"trace": trace.name, "scores": {name: asdict(s) for name, s in scores.items()}, "notes": notes},
@@ -173,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _simulate(
-    args: argparse.Namespace, setup: Setup, names: list[str], working: ProgressDisplay
+    args: argparse.Namespace, setup: Setup, names: list[str], origin: str, working: ProgressDisplay
 ) -> tuple[traces.Trace, dict[str, Score], list[plots.Timeline], list[str]]:
     """Return the trace, and what became of it: the scores, the courses of time, and sentences."""
     working.say(f"reading {args.trace}")
@@ -184,8 +191,7 @@ def _simulate(
     past = named_policies.read_history(args.history, args.copies) if args.history else None
     made = {name: named_policies.make(name, setup, past, args.role_flip_s) for name in names}
     scores: dict[str, Score] = {}
-    _, of = profile_file.load_with_origin(args.profile)
-    timelines, notes = [], [f"profile: {args.profile}{f': {of.words()}' if of is not None else ''}"]
+    timelines, notes = [], [f"profile: {origin}"]
     for name, policy in made.items():
         compiles = "" if compiled.exists() else "; the first run on a machine compiles for half a minute or more"
         working.say(f"{len(trace):,} requests with {name}{compiles}")
@@ -235,9 +241,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--blind-s: FROM must be less than TO, and not negative")
 
 
-def _setup(args: argparse.Namespace) -> Setup:
-    _check(args)
-    profile = profile_file.load_of(args.profile, args.model, anyway=args.any_profile)
+def _setup(args: argparse.Namespace, profile: profiles.Profile) -> Setup:
     least = profile.gpus * (args.min_prefill + args.min_decode)
     if args.max_gpus is not None and args.max_gpus < least:
         raise ValueError(f"--max-gpus: {args.max_gpus} GPUs are fewer than the {least} of the smallest pools")

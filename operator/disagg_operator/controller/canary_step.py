@@ -182,11 +182,8 @@ def _other_name(dd: DisaggDeployment, known: Sequence[KnownRevision], state: Rol
     """Return the name of the model that the old workers serve, if it is another one."""
     old = {w.key for w in state.workers if w.revision != state.target[w.role] and w.ready}
     for revision in known:
-        if any((role, revision.of(role)) in old for role in ROLES):
-            model = revision.spec.get("model") or {}
-            name = str(model.get("name") or str(model.get("uri", "")).rstrip("/").rsplit("/", 1)[-1])
-            if name != dd.spec.model.served_name:
-                return name
+        if any((role, revision.of(role)) in old for role in ROLES) and revision.model_name != dd.spec.model.served_name:
+            return revision.model_name
     return ""
 
 
@@ -263,7 +260,7 @@ def _let_go_on(trial: Trial, mine: KnownRevision, found: RolloutPlan, here: Circ
     stored = mine.canary
     if stored is not None and stored.verdict == PROMOTED:
         return None
-    over = trial.asked or (found.complete and (here.declared or stored is not None))
+    over = trial.asked or (found.complete and found.proven and (here.declared or stored is not None))
     if stored is not None and not (here.declared and (stored.verdict == FAILED or not stored.since)):
         over = True
     return CanaryRecord("" if stored is None else stored.since, PROMOTED) if over else None

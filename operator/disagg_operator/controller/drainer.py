@@ -15,7 +15,7 @@ from typing import Any
 from disagg_operator.autoscaling.signals.collector import worker_target
 from disagg_operator.autoscaling.signals.direct import Target
 from disagg_operator.controller import children as kids
-from disagg_operator.controller import decision_report, victims
+from disagg_operator.controller import decision_report, drain_ends, victims
 from disagg_operator.controller.one_pass import Pass
 from disagg_operator.controller.victims import BUSY, IDLE, UNABLE
 from disagg_operator.kube.client import Kube
@@ -34,6 +34,8 @@ _LEASE_S = 30.0
 _BELIEVED_S = 10.0
 _MOST_SILENCES = 3
 _NEVER = (400, 401, 404, 405)
+# Of these, the answers of a worker of an earlier release, from which nothing else is expected.
+_EARLIER = (404, 405)
 
 Ask = Callable[[Target, Mapping[str, Any]], Awaitable[int | None]]
 
@@ -45,6 +47,8 @@ class _Answer:
     target: Target
     said: str = BUSY
     silences: int = 0
+    deaf: bool = False
+    """Whether it should be able to drain, but does not answer, or refuses."""
     at_s: float = float("-inf")
     until_s: float = float("inf")
     """When it is not asked any more: no reconcile has done what is due then."""
@@ -56,7 +60,7 @@ class Drainer:
     """The workers that are told to take nothing new. `clock` is monotonic.
 
     `wake` is called when a worker says something else than before, `called_back` for each worker
-    that may stay.
+    that may stay, and `unanswered` with the number of workers that do not answer, once for each.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Drainer:
         clock: Callable[[], float],
         called_back: Callable[[], None],
         may_act: Callable[[], bool] = lambda: True,
+        unanswered: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._kube = kube
         self._ask = ask
@@ -74,6 +79,7 @@ class Drainer:
         self._clock = clock
         self._called_back = called_back
         self._may_act = may_act
+        self._unanswered = unanswered
         self._answers: dict[Key, dict[str, _Answer]] = {}
 
     def forget(self, key: Key) -> None:
@@ -153,14 +159,21 @@ class Drainer:
         }
         stale = [uid for uid, answer in told.items() if self._clock() - answer.at_s > _BELIEVED_S]
         told |= dict(zip(stale, await asyncio.gather(*(self._asked(told[uid]) for uid in stale)), strict=True))
+        deaf = [
+            pod for uid, pod in pods.items() if told[uid].deaf and drain_ends.UNANSWERED not in drain_ends.told_of(pod)
+        ]
         for uid, pod in pods.items():
             said = told[uid].said
             wanted = {} if said == UNABLE else victims.mark(pod, timeout_s, now_s, idle=said == IDLE)
+            wanted |= drain_ends.told_with(pod, [drain_ends.UNANSWERED]) if pod in deaf else {}
             if await self._annotate(run.key, pod, wanted):
                 until_s = self._clock() + victims.left_s(pod, now_s) + _LEASE_S
                 told[uid] = replace(told[uid], until_s=until_s)
             else:
                 del told[uid]
+        if heard := [pod for pod in deaf if uid_of(pod) in told]:
+            run.notes.append(drain_ends.unanswered(heard))
+            self._unanswered(len(heard))
         return told
 
     async def _asked(self, before: _Answer) -> _Answer:
@@ -171,13 +184,14 @@ class Drainer:
         """Ask a worker, and return its answer."""
         status = await self._ask(before.target, {"lease_s": _LEASE_S})
         silences = before.silences + 1 if status is None else 0
-        if status in _NEVER or silences >= _MOST_SILENCES:
+        deaf = silences >= _MOST_SILENCES or (status in _NEVER and status not in _EARLIER)
+        if deaf or status in _NEVER:
             said = UNABLE
         elif status is None:
             said = before.said
         else:
             said = IDLE if status == 200 else BUSY
-        return replace(before, said=said, silences=silences, at_s=self._clock())
+        return replace(before, said=said, silences=silences, deaf=deaf, at_s=self._clock())
 
     async def _call_back(self, run: Pass, pods: Iterable[Obj]) -> None:
         """Let pods that are marked serve again."""

@@ -52,22 +52,28 @@ class Metrics:
         )
         self.drains = Counter(
             series.OPERATOR_DRAINS,
-            "Drains of workers and routers by outcome: complete, timed_out (requests were cut off) or cancelled",
+            "Drains of workers and routers by outcome: complete, timed_out (requests were cut off), killed (before the"
+            " end, with requests), unanswered (nobody waited for the worker) or cancelled",
             (series.OUTCOME,),
             registry=self.registry,
         )
         self.drain_cut_requests = Counter(
             series.OPERATOR_DRAIN_CUT_REQUESTS,
-            "Requests that were cut off at the end of a drain, by component; those of routers are lost",
+            "Requests that were cut off at the end of a drain or by its end, by component; those of routers are lost",
             (series.COMPONENT,),
             registry=self.registry,
         )
         self.scaling = ScalingMetrics(self.registry)
 
-    def drain_ended(self, component: str, cut: int) -> None:
-        """Count the end of a drain."""
-        self.drains.labels(series.TIMED_OUT if cut else series.COMPLETE).inc()
-        self.drain_cut_requests.labels(component).inc(cut)
+    def drain_ended(self, component: str, cut: int | None, killed: bool) -> None:
+        """Count the end of a drain; `cut` is None if nobody knows how many requests it has cost."""
+        outcome = series.COMPLETE if cut == 0 else series.KILLED if killed else series.TIMED_OUT
+        self.drains.labels(outcome).inc()
+        self.drain_cut_requests.labels(component).inc(cut or 0)
+
+    def drain_unanswered(self, workers: int) -> None:
+        """Count workers that do not answer when they are told to go."""
+        self.drains.labels(series.UNANSWERED).inc(workers)
 
     def drain_cancelled(self) -> None:
         """Count a worker that serves again instead of going."""

@@ -352,7 +352,7 @@ class Reconciler:
             runtime=run.runtime,
         )
         rollout = None if run.step is None else run.step.view
-        return replace(found, rollout=rollout, zero=self._zero.words(run, stored))
+        return replace(found, rollout=rollout, zero=self._zero.words(run, stored), awake=self._zero.awake(run))
 
     async def _write_pool_statuses(self, run: Pass, observed: Observed) -> None:
         for role in ROLES:

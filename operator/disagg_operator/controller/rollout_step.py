@@ -13,7 +13,8 @@ from typing import Any
 
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.rollout import amount_of
-from disagg_operator.controller import canary_step
+from disagg_operator.controller import canary_step, router_turn
+from disagg_operator.controller.router_turn import RouterTurn
 from disagg_operator.desired import names
 from disagg_operator.kube.pods import epoch_s
 from disagg_operator.kube.resources import DEPLOYMENT, annotations_of, labels_of, name_of, uid_of
@@ -294,9 +295,10 @@ def _step(
     staying = {key: obj for key, obj in live.items() if key not in ended | own.keys() and name_of(obj) not in reused}
     sizes = [(obj, found.replicas[key]) for key, obj in staying.items() if _replicas(obj) != found.replicas[key]]
     kept = {(DEPLOYMENT.kind, name_of(obj)) for obj in staying.values()}
-    router = next((o for o in inputs.objects if _is_router(o, inputs.dd)), None)
-    held = router is not None and (back is not None or bool(staying))
-    if held and router is not None:
+    # Without workers, routers must know the name for which they are to hold requests next.
+    old_workers = bool(staying) and any(inputs.sizes.values())
+    routers = router_turn.turn(inputs.dd, inputs.rendered, inputs.objects, back, old_workers=old_workers)
+    if (router := routers.left) is not None:
         kept.add((DEPLOYMENT.kind, name_of(router)))
         if _replicas(router) != inputs.dd.spec.router.replicas:
             sizes.append((router, inputs.dd.spec.router.replicas))
@@ -305,7 +307,7 @@ def _step(
     kept |= {_record_key(inputs.dd, r.name) for r in known if r.name not in gone}
     record = None if back is not None else _record(inputs, known, target)
     return RolloutStep(
-        objects=_objects(inputs, own, found, held),
+        objects=_objects(inputs, own, found, routers),
         sizes=sizes,
         kept=frozenset(kept if record is None else kept | {("ControllerRevision", name_of(record))}),
         target=target,
@@ -330,16 +332,12 @@ def _replicas(obj: Obj) -> int:
     return int((obj.get("spec") or {}).get("replicas") or 0)
 
 
-def _is_router(obj: Obj, dd: DisaggDeployment) -> bool:
-    return obj.get("kind") == DEPLOYMENT.kind and name_of(obj) == names.router_name(dd.metadata.name)
-
-
 def _record_key(dd: DisaggDeployment, revision: str) -> tuple[str, str]:
     return "ControllerRevision", revisions.object_name(dd.metadata.name, revision)
 
 
-def _objects(inputs: Inputs, own: Mapping[WorkersKey, Obj], found: RolloutPlan, held: bool) -> list[Obj]:
-    """Return the rendered objects, with the Deployments of the target's workers in their places."""
+def _objects(inputs: Inputs, own: Mapping[WorkersKey, Obj], found: RolloutPlan, routers: RouterTurn) -> list[Obj]:
+    """Return the rendered objects, with those of workers and routers as they are to be."""
     out = []
     for obj in inputs.rendered:
         labels = labels_of(obj)
@@ -348,8 +346,10 @@ def _objects(inputs: Inputs, own: Mapping[WorkersKey, Obj], found: RolloutPlan, 
             if key in own:
                 own[key]["spec"]["replicas"] = found.replicas[key]
                 out.append(own[key])
-        elif not (held and _is_router(obj, inputs.dd)):
+        elif not router_turn.is_router(obj, inputs.dd):
             out.append(obj)
+        elif routers.applied is not None:
+            out.append(routers.applied)
     return out
 
 

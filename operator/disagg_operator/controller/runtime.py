@@ -31,7 +31,7 @@ from disagg_operator.autoscaling.state_keeper import StateKeeper
 from disagg_operator.controller import children as kids
 from disagg_operator.controller.acceptance import scale_plan
 from disagg_operator.controller.accepted_specs import SpecsInConfigMaps
-from disagg_operator.controller.drain_ends import DrainEnds
+from disagg_operator.controller.drain_telling import DrainTeller
 from disagg_operator.controller.drainer import ASK_INTERVAL_S, Drainer
 from disagg_operator.controller.elector import Alone, Leadership
 from disagg_operator.controller.health import HealthServer
@@ -42,11 +42,12 @@ from disagg_operator.controller.pod_events import PodEvents
 from disagg_operator.controller.reconciler import Reconciler
 from disagg_operator.controller.reference_watch import REFERENCE_INTERVAL_S, ReferenceWatch
 from disagg_operator.controller.runtime_updates import RuntimeUpdates
+from disagg_operator.controller.scalers.scaler_part import ScalerPart
 from disagg_operator.controller.starting_pods import LOOK_INTERVAL_S, StartingPods
 from disagg_operator.controller.wake_watch import WakeWatch
 from disagg_operator.controller.work_queue import KeyedQueue, QueueFull
 from disagg_operator.desired import Images, NetworkAccess
-from disagg_operator.kube.cache import WATCHED, Cache
+from disagg_operator.kube.cache import WATCHED, Cache, concerned
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import Conflict, Forbidden, KubeError, NotFound, Retry, Terminating
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, POD, Resource, uid_of
@@ -91,13 +92,12 @@ class Runtime:
         self._direct = DirectDoor(timeout_s=settings.scrape_timeout_s, concurrency=settings.scrape_concurrency)
         self._prometheus = PrometheusSource(kube, PrometheusDoor(timeout_s=settings.prometheus_timeout_s), clock)
         self._references, self._specs = ReferenceWatch(kube, self._wake, clock), SpecsInConfigMaps(kube)
-        self._bearer_of, self._drain_ends = (
-            partial(kids.bearer, kube),
-            DrainEnds(self.metrics.drain_ended, self.live.note),
-        )
+        self._bearer_of = partial(kids.bearer, kube)
+        self._drain_ends = DrainTeller(kube, self.metrics.drain_ended, self.live.note, self._wake)
         self._drainer = Drainer(
-            kube, self._direct.post, self._wake, clock, self.metrics.drain_cancelled, self._may_write
-        )
+            kube, self._direct.post, self._wake, clock, self.metrics.drain_cancelled, self._may_write,
+            self.metrics.drain_unanswered,
+        )  # fmt: skip
         self._updates = RuntimeUpdates(settings.runtime_updates, self._wake)
         self._reconciler = self._made(wall, new_id, new_cluster_key)
         self._record_dir = Path(settings.record_dir or tempfile.mkdtemp(prefix="disagg-decisions-"))
@@ -105,6 +105,7 @@ class Runtime:
         self._states = StateKeeper(StateStore(kube), self._prometheus, self._epoch)
         self._role_changer = RoleChanger(self._direct, self._wake, clock, self._may_write)
         self._loop = self._autoscaler()
+        self._scalers = ScalerPart(settings, kube, self._decision_log, self.metrics, clock, self._epoch, wall, new_id)
         self._starting = StartingPods(self.cache, self.live, self._direct, self._bearer_of, self._wake, clock)
         self._health = HealthServer(
             settings.health_host, settings.health_port, self.sick, self.useless, self._metrics_text,
@@ -179,9 +180,8 @@ class Runtime:
         if not self._settings.record_dir:
             shutil.rmtree(self._record_dir, ignore_errors=True)
         await self._health.stop()
-        await self._direct.close()
-        await self._prometheus.close()
-        await self._kube.close()
+        for part in (self._scalers, self._direct, self._prometheus, self._kube):
+            await part.close()
 
     async def _keep_state(self) -> None:
         try:
@@ -201,7 +201,7 @@ class Runtime:
         self.metrics.watch_events.labels(resource.kind).inc()
         keys = self.cache.drop(resource, obj) if kind == "DELETED" else self.cache.put(resource, obj)
         if resource is POD and self._leading:
-            self._drain_ends.saw(obj, keys)
+            self._drain_ends.saw(obj, concerned(POD, obj))
         # Changes by a user take effect at once, even if the key is backing off. Changes of pods
         # come in bursts and are debounced.
         urgent = resource in (DISAGG_DEPLOYMENT, DISAGG_POOL)
@@ -249,6 +249,7 @@ class Runtime:
             self.live.forget_all_but(frozenset())
             self._references.forget_all()
             self._specs.forget_all()
+            self._scalers.loop.end_term()
             self._decision_log.begin_anew()
             log.warning("this operator does not lead any more")
 
@@ -263,10 +264,12 @@ class Runtime:
             for _ in range(self._settings.workers):
                 group.create_task(self._worker())
             group.create_task(self._every(self._settings.scrape_interval_s, self._sweep))
+            group.create_task(self._every(self._settings.scaler_interval_s, self._scalers.loop.tick))
             group.create_task(self._every(LOOK_INTERVAL_S, self._starting.look))
             events = PodEvents(self._kube, self.cache, self.live, self._wake)
             group.create_task(self._every(LOOK_INTERVAL_S, events.look))
             group.create_task(self._every(ASK_INTERVAL_S, self._drainer.look))
+            group.create_task(self._drain_ends.run(self.cache.pods_by_deployment()))
             group.create_task(self._every(REFERENCE_INTERVAL_S, self._references.look))
             watch = WakeWatch(self.cache, self.live, self._bearer_of, lambda k: self._wake_all({k}, 0.0, urgent=True))
             group.create_task(watch.run())

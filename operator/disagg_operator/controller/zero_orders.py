@@ -85,6 +85,11 @@ class ZeroOrders:
             return None
         return zero_state.reason_of(run.live.idle.at(self._clock()), limit.idle_s, stored)
 
+    def awake(self, run: Pass) -> tuple[str, str] | None:
+        """Return why both pools stay although nobody asks; None if there is nothing to say."""
+        limit = run.plan.scaling.zero
+        return None if limit is None or resting(run.pools) or run.plan.scaling.suspended else run.live.awake
+
     def told(self, key: Key, live: Live, status: Mapping[str, object]) -> None:
         """Note from a status how long the pools took to serve."""
         if live.woken_s is not None and zero_state.serves(status):

@@ -19,6 +19,7 @@ from disagg_operator.desired.environment import router_environment, worker_envir
 from disagg_operator.desired.facts import Images
 from disagg_operator.desired.merge import merge
 from disagg_operator.desired.model_places import MODEL_MOUNT, claim_mounts, claim_volumes
+from disagg_operator.desired.renderer import ROUTERS_OUTLAST_HOLDS
 from disagg_operator.vocabulary import Obj, Objs
 from disagg_wire.environment import RouterVariable, WorkerOption, WorkerVariable
 from disagg_wire.labels import LABEL_REVISION
@@ -28,6 +29,8 @@ from disagg_wire.protocol import HEALTH_PATH, READY_PATH
 API_KEYS_MOUNT = "/var/run/disagg/api-keys"
 NETWORKS_ANNOTATION = "k8s.v1.cni.cncf.io/networks"
 _TERMINATION_SLACK_S = 15
+# A router's default for the end of its requests, and some seconds.
+_ROUTER_GRACE_S = 120
 _ROUTER_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
 
 
@@ -175,6 +178,16 @@ def _patched(dd: DisaggDeployment, component: str, template: Obj, patch: PodTemp
     return merged
 
 
+def _router_grace_s(dd: DisaggDeployment, images: Images) -> int:
+    """Return how long routers may take to end: what they hold may wait for workers before it runs.
+
+    A router adds the time for which it holds requests to its own deadline.
+    """
+    zero = dd.spec.scaling.scale_to_zero
+    held_s = 0 if zero is None or images.renderer < ROUTERS_OUTLAST_HOLDS else zero.hold_seconds
+    return _ROUTER_GRACE_S + held_s
+
+
 def router_template(dd: DisaggDeployment, images: Images) -> Obj:
     """Return the pod template of the routers."""
     spec = dd.spec
@@ -211,7 +224,7 @@ def router_template(dd: DisaggDeployment, images: Images) -> Obj:
     pod: dict[str, Any] = {
         "serviceAccountName": f"{dd.metadata.name}-router",
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": 120,
+        "terminationGracePeriodSeconds": _router_grace_s(dd, images),
         "securityContext": parts.pod_security(),
         "topologySpreadConstraints": _spread(dd, "router"),
         "containers": [container],

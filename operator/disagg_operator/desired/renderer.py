@@ -20,6 +20,8 @@ UNREADY_ARE_EVICTED = 2
 PATIENT_ROLLOUT = 2
 # Only the port of the API is open on routers.
 ROUTER_POLICY = 2
+# A router that ends waits longer than it may hold requests.
+ROUTERS_OUTLAST_HOLDS = 2
 # The status of a container that has failed quotes the end of its log.
 LAST_WORDS = 2
 

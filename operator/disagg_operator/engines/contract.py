@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from disagg_wire.engine_metrics.readings import PoolReadings
+from disagg_wire.engine_metrics.sample_table import Samples, names_read
+
 # The TCP ports on which UCX may listen, which its UCX_TCP_PORT_RANGE pins; the network policy opens
 # them between workers.
 UCX_PORTS = (21000, 21255)
@@ -19,6 +22,8 @@ EPHEMERAL_PORTS = (32768, 60999)
 EPHEMERAL_SYSCTL = ("net.ipv4.ip_local_port_range", "32768 60999")
 
 
+# Why an engine has no setting of the bundled worker's transfer.
+MOVES_BY_ITSELF = "the engine moves KV by itself"
 # The reason of an experiment in which nothing keeps KV until decode has read it.
 UNPINNED_KV = "UnpinnedKV"
 
@@ -119,6 +124,20 @@ class EngineProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineMeter:
+    """The reader of an engine's own metrics, where no adapter and no router of ours is."""
+
+    port: int
+    """The port at which the engine serves them unless it is told another one."""
+    readings_of: Callable[[Samples], PoolReadings]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all samples that are read."""
+        return names_read(self.readings_of)
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """What `engine.experimental` puts at risk, as the condition Experimental says it."""
 
@@ -179,6 +198,8 @@ class Engine:
     """Renders the process. None: the worker speaks the token protocol itself, without adapter."""
     moves_by_rdma: bool = False
     """Whether the KV cache can be moved by RDMA."""
+    meter: EngineMeter | None = None
+    """Its own metrics, if its workers can be scaled by them. None: by the series of our worker."""
     serves_every_model: bool = False
     """Whether it serves mixtures of experts and latent attention."""
     experiment: Experiment | None = None

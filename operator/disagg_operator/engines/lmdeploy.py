@@ -11,6 +11,7 @@ from __future__ import annotations
 from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     EPHEMERAL_SYSCTL,
+    MOVES_BY_ITSELF,
     UNPINNED_KV,
     Engine,
     EngineLimits,
@@ -107,6 +108,7 @@ ENGINE = Engine(
         },
         absent={
             "engine.prefixCaching.hostMemory": "",
+            "kvTransfer.integrity": MOVES_BY_ITSELF,
             "engine.leaseSeconds": "nothing keeps KV until decode has read it",
             "prefill.kvCacheSize": _MEMORY,
             "decode.kvCacheSize": _MEMORY,

@@ -9,14 +9,17 @@ from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     EPHEMERAL_PORTS,
     EPHEMERAL_SYSCTL,
+    MOVES_BY_ITSELF,
     Engine,
     EngineLimits,
+    EngineMeter,
     EngineMetrics,
     EnginePool,
     EngineProcess,
     TensorRule,
 )
 from disagg_operator.engines.launch import KEY_PLACE
+from disagg_wire.engine_metrics.sglang import pool_readings_of
 from disagg_wire.engines import SGLANG
 from disagg_wire.environment import AdapterVariable
 from disagg_wire.ports import BOOTSTRAP_PORT, ENGINE_PORT
@@ -126,6 +129,7 @@ ENGINE = Engine(
         values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
         absent={
             "engine.prefixCaching.hostMemory": "",
+            "kvTransfer.integrity": MOVES_BY_ITSELF,
             "prefill.kvCacheSize": _MEMORY,
             "decode.kvCacheSize": _MEMORY,
         },
@@ -139,6 +143,7 @@ ENGINE = Engine(
     reserved=(*surroundings.RESERVED, "SGLANG_LOCAL_IP_NIC", _HOST_IP, _BOOTSTRAP_TIMEOUT, _WAITING_TIMEOUT),
     process=_process,
     moves_by_rdma=True,
+    meter=EngineMeter(30000, pool_readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8_e4m3"),
     metrics=_METRICS,

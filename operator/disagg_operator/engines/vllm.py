@@ -9,14 +9,17 @@ import json
 
 from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
+    MOVES_BY_ITSELF,
     UCX_PORTS,
     Engine,
     EngineLimits,
+    EngineMeter,
     EngineMetrics,
     EnginePool,
     EngineProcess,
     TensorRule,
 )
+from disagg_wire.engine_metrics.vllm import pool_readings_of
 from disagg_wire.engines import VLLM
 from disagg_wire.ports import ENGINE_PORT, SIDE_CHANNEL_PORT
 from disagg_wire.roles import PREFILL
@@ -140,7 +143,7 @@ ENGINE = Engine(
     image="vllm/vllm-openai:v0.33.0",
     limits=EngineLimits(
         values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
-        absent={"engine.prefixCaching.hostMemory": ""},
+        absent={"engine.prefixCaching.hostMemory": "", "kvTransfer.integrity": MOVES_BY_ITSELF},
         off=("scaling.roleFlip", "engine.experimental"),
         tensor=TensorRule.INTEGER_RATIO,
         batch_holds_running=True,
@@ -151,6 +154,7 @@ ENGINE = Engine(
     ),
     process=_process,
     moves_by_rdma=True,
+    meter=EngineMeter(8000, pool_readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8"),
     metrics=_METRICS,

@@ -198,16 +198,38 @@ class HttpKube:
         """Replace an object. Raises Conflict if it has changed since it was read."""
         return await self._call("PUT", resource_of(obj).path(namespace_of(obj), name_of(obj)), body=obj)
 
+    async def scale_of(self, resource: Resource, namespace: str, name: str) -> Obj | None:
+        """Return the Scale of an object of any kind, or None if it does not exist."""
+        try:
+            return await self._call("GET", f"{resource.path(namespace, name)}/scale")
+        except NotFound:
+            return None
+
+    async def set_scale(self, resource: Resource, scale: Obj, replicas: int) -> None:
+        """Set the replicas of an object.
+
+        Raises Conflict if it has changed since its Scale was read.
+        """
+        path = f"{resource.path(namespace_of(scale), name_of(scale))}/scale"
+        patch = {
+            "metadata": {"resourceVersion": scale["metadata"]["resourceVersion"]}, "spec": {"replicas": replicas},
+        }  # fmt: skip
+        params = {"fieldManager": FIELD_MANAGER}
+        await self._call("PATCH", path, params=params, body=patch, content_type="application/merge-patch+json")
+
+    async def kinds_of(self, api_version: str) -> Objs:
+        """Return what the API server says of the kinds of an API group, which may be absent."""
+        prefix = f"/api/{api_version}" if "/" not in api_version else f"/apis/{api_version}"
+        try:
+            return list((await self._call("GET", prefix)).get("resources") or [])
+        except NotFound:
+            return []
+
     async def version(self) -> str:
         return str((await self._call("GET", "/version")).get("gitVersion", "unknown"))
 
     async def has_api(self, resource: Resource) -> bool:
-        prefix = f"/api/{resource.api_version}" if "/" not in resource.api_version else f"/apis/{resource.api_version}"
-        try:
-            found = await self._call("GET", prefix)
-        except NotFound:
-            return False
-        return any(r.get("name") == resource.plural for r in found.get("resources") or [])
+        return any(kind.get("name") == resource.plural for kind in await self.kinds_of(resource.api_version))
 
     async def _call(
         self,

@@ -40,6 +40,8 @@ class Resource:
 
 DISAGG_DEPLOYMENT = Resource(f"{GROUP}/{VERSION}", "DisaggDeployment", "disaggdeployments")
 DISAGG_POOL = Resource(f"{GROUP}/{VERSION}", "DisaggPool", "disaggpools")
+# Optional, because an operator may be upgraded before the CRDs are.
+DISAGG_SCALER = Resource(f"{GROUP}/{VERSION}", "DisaggScaler", "disaggscalers", optional=True)
 SECRET = Resource("v1", "Secret", "secrets")
 SERVICE_ACCOUNT = Resource("v1", "ServiceAccount", "serviceaccounts")
 SERVICE = Resource("v1", "Service", "services")
@@ -51,6 +53,8 @@ REPLICA_SET = Resource("apps/v1", "ReplicaSet", "replicasets")
 CONTROLLER_REVISION = Resource("apps/v1", "ControllerRevision", "controllerrevisions")
 DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments")
 LEASE = Resource("coordination.k8s.io/v1", "Lease", "leases")
+HORIZONTAL_POD_AUTOSCALER = Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+SCALED_OBJECT = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects", optional=True)
 ROLE = Resource("rbac.authorization.k8s.io/v1", "Role", "roles")
 ROLE_BINDING = Resource("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings")
 POD_DISRUPTION_BUDGET = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
@@ -63,8 +67,8 @@ NETWORK_ATTACHMENT = Resource(
 )
 
 ALL = (
-    DISAGG_DEPLOYMENT, DISAGG_POOL, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT, REPLICA_SET,
-    CONTROLLER_REVISION,
+    DISAGG_DEPLOYMENT, DISAGG_POOL, DISAGG_SCALER, SECRET, SERVICE_ACCOUNT, SERVICE, CONFIG_MAP, POD, NODE, EVENT,
+    REPLICA_SET, CONTROLLER_REVISION, HORIZONTAL_POD_AUTOSCALER, SCALED_OBJECT,
     DEPLOYMENT, LEASE, ROLE, ROLE_BINDING, POD_DISRUPTION_BUDGET, NETWORK_POLICY, NETWORK_ATTACHMENT,
     PERSISTENT_VOLUME_CLAIM, PRIORITY_CLASS, RUNTIME_CLASS,
 )  # fmt: skip

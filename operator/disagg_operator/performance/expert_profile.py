@@ -17,7 +17,8 @@ from typing import Self
 from disagg_operator.performance.profile import Profile
 
 _TOLERANCE = 1e-9
-_ALL = 1e9  # a number of sequences that use all experts
+ALL_EXPERTS = 1e9
+"""A number of sequences that use all experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class ExpertProfile(Profile):
     """The time in seconds to read all routed experts of all layers once."""
     share: float = 0.5
     """The share of the routed experts that one token uses, less than 1."""
-    tangent: float = _ALL
+    tangent: float = ALL_EXPERTS
     """The number of sequences at which `d_s` and `e_s_per_sequence` touch the curve.
 
     Initially it is so large that all experts are read.
@@ -71,6 +72,10 @@ class ExpertProfile(Profile):
         return replace(
             self, d_s=base_s + self._read_s(new) - slope * new, e_s_per_sequence=per_sequence_s + slope, tangent=new
         )
+
+    @property
+    def first_guess(self) -> float:
+        return ALL_EXPERTS  # the curve is concave, so a search by tangents moves down
 
     def step_s(self, sequences: float, kv_tokens: float) -> float:
         many = max(1.0, sequences)

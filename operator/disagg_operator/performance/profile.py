@@ -103,6 +103,24 @@ class Profile:
         """
         return self
 
+    def linear_at(self, sequences: float) -> Self:
+        """Return the profile without a square of the sequences, exact at this number of them.
+
+        With fewer sequences it is too slow, never too fast.
+        """
+        square = self.h_s_per_sequence2
+        if square <= 0:
+            return self.around(sequences)
+        return replace(self, e_s_per_sequence=self.e_s_per_sequence + square * sequences, h_s_per_sequence2=0.0)
+
+    @property
+    def first_guess(self) -> float:
+        """The number of sequences at which a search for a steady number of them begins.
+
+        The search only moves one way: here up, because a step takes ever longer per sequence.
+        """
+        return 0.0
+
     def unread_s(self, sequences: float) -> float:
         """Return the time in seconds that a decode step saves by not reading unused weights."""
         return 0.0
@@ -115,13 +133,22 @@ class Profile:
         """Return the additional time in seconds of a decode step that also computes a chunk.
 
         The chunk has `tokens` of prompts of `prompt_tokens`; their attention is not included. An
-        engine reads the weights once for both, and computes the chunk while it reads. GPUs that
-        compute their own sequences wait for the one that has the longest share of the chunk.
+        engine reads the weights once for both, and computes the chunk while it reads. The tokens of
+        the sequences are multiplied together with the chunk, and then take as long as its tokens.
+        GPUs that compute their own sequences wait for the one that has the longest share of the
+        chunk.
         """
-        computing_s = self.a_s + self.b_s_per_token * tokens
+        computing_s = self.a_s + self.b_s_per_token * tokens + self.beside_chunk_s(sequences) * sequences
         ranks, own_s = self.of_one_rank(prompt_tokens)
         waiting_s = own_s * max(0.0, ranks * min(tokens, prompt_tokens) - tokens)
         return max(self.unread_s(sequences), computing_s - self.reading_s(sequences)) + waiting_s
+
+    def beside_chunk_s(self, sequences: float) -> float:
+        """Return by how many seconds more a sequence takes if its step also computes a chunk.
+
+        Without a chunk its multiplications may be hidden behind reading the weights.
+        """
+        return max(0.0, self.b_s_per_token - self.e_s_per_sequence - self.h_s_per_sequence2 * sequences)
 
     def of_one_rank(self, prompt_tokens: float) -> tuple[int, float]:
         """Return the number of GPUs that compute their own prompts, and the time of a token there.

@@ -24,7 +24,6 @@ from disagg_operator.planning.traffic import LatencyObjectives, Traffic
 CHUNKS_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
 _LEAST_IDLE = 0.02
 _TURNS = 20
-_MANY = 1e9
 _HALVINGS = 20
 
 
@@ -109,15 +108,15 @@ def _steady(profile: Profile, traffic: Traffic, chunk_tokens: int) -> _Steady | 
     Otherwise, every step has as many prompt tokens as arrive during it, which must not be more than
     a chunk holds. Both are linear in the duration of a step.
 
-    The step of some profiles is a concave curve. Each iteration uses its tangent at the result of
-    the previous one, starting where all weights are read. This is Newton's method, so the results
-    decrease to the root.
+    The step of some profiles is a curve. Each iteration uses a line through it at the result of the
+    previous one. The tangents of a concave curve, from where all weights are read, decrease to the
+    root (Newton's method); the secants of a convex one, from no sequences, increase to it.
     """
     arriving, made = traffic.prompt_tokens_per_s, traffic.output_tokens_per_s
     alone = min(float(chunk_tokens), traffic.prompt.mean)
-    sequences, found = _MANY, None
+    sequences, found = profile.first_guess, None
     for _ in range(_TURNS):
-        p = profile.around(sequences)
+        p = profile.linear_at(sequences)
         free = 1 - made * (p.e_s_per_sequence + p.f_s_per_token * traffic.held_tokens)
         free -= arriving * _attention_s(p, traffic)
         idle = free - arriving / alone * p.chunk_s(alone, sequences, traffic.prompt.mean)
@@ -143,9 +142,10 @@ def _full_s(p: Profile, traffic: Traffic, free: float, sequences: float) -> floa
     arriving, each = traffic.prompt_tokens_per_s, traffic.prompt.mean
     ranks, own_s = p.of_one_rank(each)
     found = []
-    for chunk_s, chunk_slope in ((p.unread_s(sequences), 0.0), (p.a_s - p.reading_s(sequences), p.b_s_per_token)):
+    computing = arriving * p.b_s_per_token + traffic.output_tokens_per_s * p.beside_chunk_s(sequences)
+    for chunk_s, slope in ((p.unread_s(sequences), 0.0), (p.a_s - p.reading_s(sequences), computing)):
         for waiting_s, waiting_slope in ((0.0, 0.0), (ranks * each * own_s, -own_s)):
-            left = free - arriving * (chunk_slope + waiting_slope)
+            left = free - slope - arriving * waiting_slope
             if left <= _LEAST_IDLE:
                 return None
             found.append((p.d_s + chunk_s + waiting_s) / left)

@@ -125,7 +125,8 @@ def notes(plan: Plan) -> list[str]:
         out.append("Without prices (--price) every GPU counts the same, so a small one costs as much as a large one.")
     used = {p.gpu.name: p.gpu for _, d in both(plan) if isinstance(d, Deployment) for p in d.pools}
     out += [
-        f"{name}: {'measured profile' if name in q.measured else roof_line(gpu)}." for name, gpu in sorted(used.items())
+        f"{name}: {'times of the given profile' if name in q.measured else roof_line(gpu)}."
+        for name, gpu in sorted(used.items())
     ]
     out += of_experts(plan)
     out.append(

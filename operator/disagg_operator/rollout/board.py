@@ -33,10 +33,12 @@ class Board:
         self.changing = frozenset(w.role for w in self.old() if not w.gone or w.desired)
         self.seen = seen(state, rules)
         self.room: Room = room_of(state, rules, self.changing or frozenset(ROLES), self.seen.fits)
-        targets = [self.target(role) for role in ROLES if state.wanted[role]]
+        wanted = [role for role in ROLES if state.wanted[role]]
         # A worker of the target that serves with the other pool's present one proves itself alone.
-        # Where a pool has the size 0, there is no pair to wait for.
-        paired = bool(state.linked) or len(targets) == 1
+        # Where one pool has the size 0, there is no pair to wait for. Where both have, nothing
+        # proves itself: what has never served may still fail, and the old revision come back.
+        targets = [self.target(role) for role in wanted or ROLES]
+        paired = bool(state.linked) or len(wanted) == 1
         self.proven = all(w.served for w in targets) or (paired and all(w.served or w.ready > 0 for w in targets))
 
     def target(self, role: str) -> Workers:

@@ -49,6 +49,12 @@ class KnownRevision:
         """Whether its canary has failed, or goes on, or was left before its end."""
         return self.canary is not None and self.canary.verdict != PROMOTED
 
+    @property
+    def model_name(self) -> str:
+        """The name under which its workers serve the model."""
+        model = self.spec.get("model") or {}
+        return str(model.get("name") or str(model.get("uri", "")).rstrip("/").rsplit("/", 1)[-1])
+
     def of(self, role: str) -> str:
         """Return the revision of a role."""
         return self.prefill if role == PREFILL else self.decode

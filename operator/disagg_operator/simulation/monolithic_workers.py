@@ -148,6 +148,8 @@ def _start(s: _Monolithic, w: int) -> float:
         batch = workers.sequences[w]
         per_sequence_s = profile.e_s_per_sequence + profile.h_s_per_sequence2 * batch
         seconds += per_sequence_s * batch + profile.f_s_per_token * workers.kv_tokens[w]
+        if fixed_s > 0:  # multiplied together with the chunk, as Profile.chunk_s says
+            fixed_s += max(0.0, profile.b_s_per_token - per_sequence_s) * batch
         fixed_s = max(fixed_s, profile.d_s)
     return seconds + fixed_s
 

@@ -65,7 +65,7 @@ _WARNINGS = {
     "CanaryInconclusive": "CanaryInconclusive",
     "ExchangingPools": "ExchangingPools",
 }
-_SUMMARIES = ("Ready", "Available", "Degraded", "Stalled")
+_SUMMARIES = ("Ready", "Available", "Degraded", "Stalled", SCALED_TO_ZERO)
 
 
 def of_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Note]:
@@ -104,10 +104,11 @@ def _good_news(
 
 
 def _zero_news(after: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Note]:
-    if SCALED_TO_ZERO in new and SCALED_TO_ZERO not in old:
+    was, now = (conditions.get(SCALED_TO_ZERO, {}).get("status") == "True" for conditions in (old, new))
+    if now and not was:
         return [Note(NORMAL, SCALED_TO_ZERO, str(new[SCALED_TO_ZERO]["message"]))]
     desired = {str(p.get("name")): int(p.get("desired") or 0) for p in after.get("pools") or []}
-    if SCALED_TO_ZERO in old and SCALED_TO_ZERO not in new and all(desired.values()):
+    if was and not now and all(desired.values()):
         return [Note(NORMAL, "Woken", ", ".join(f"{pool}: 0 -> {n}" for pool, n in desired.items()))]
     return []
 

@@ -92,6 +92,8 @@ class Intent:
     """The reason and the message of each thing that is wrong with the spec that is served."""
     zero: tuple[str, str] | None = None
     """Why both pools are scaled to zero, as a reason and a message; None if they are not."""
+    awake: tuple[str, str] | None = None
+    """Why they are not although nobody asks, as a reason and a message; or None."""
     runtime_update: str = ""
     """What images and renderer of the operator's release would change, if they were used."""
     runtime_request: str = ""
@@ -156,6 +158,7 @@ def conditions(
         *causes,
         available,
         *([] if intent.zero is None else [Condition(SCALED_TO_ZERO, TRUE, *intent.zero)]),
+        *([] if intent.awake is None else [Condition(SCALED_TO_ZERO, FALSE, *intent.awake)]),
         progressing,
         *([Condition("Stalled", TRUE, progressing.reason, progressing.message)] if progressing.status == FALSE else []),
         *scaling,
@@ -211,8 +214,7 @@ def _router_ready(router: Workload) -> Condition:
 
 
 def _unready(kind: str, workload: Workload, counts: str) -> Condition:
-    if workload.problem is not None:
-        problem = workload.problem
+    if (problem := workload.problem) is not None:
         # The scheduler and the API server speak of the pod, and not of a field.
         field = f" (spec.{workload.name})" if problem.reason in (INSUFFICIENT_CAPACITY, PODS_REFUSED) else ""
         return Condition(kind, FALSE, problem.reason, f"{counts}; {problem.message}{field}")

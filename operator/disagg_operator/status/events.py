@@ -1,7 +1,7 @@
 """PURE: The Events about a DisaggDeployment, which are few and never repeat each other.
 
-An Event with the same reason about the same object is sent at most every ten minutes; a scaling
-Event is sent whenever its message differs.
+An Event with the same reason about the same object is sent at most every ten minutes; one about
+scaling, or about a worker that goes, is sent whenever its message differs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NORMAL = "Normal"
 WARNING = "Warning"
 COMPONENT = "disagg-operator"
 QUIET_S = 600.0
-ALWAYS_IF_DIFFERENT = frozenset({"ScaledUp", "ScaledDown", "RoleFlipped"})
+ALWAYS_IF_DIFFERENT = frozenset({"ScaledUp", "ScaledDown", "RoleFlipped", "DrainTimedOut", "DrainUnanswered"})
 _MAX_MESSAGE = 1000
 
 

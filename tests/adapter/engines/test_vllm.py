@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from disagg_adapter.engines.contract import Delta, EngineFault, Output, Work
 from disagg_adapter.engines.http_client import EngineHttp
 from disagg_adapter.engines.prometheus_text import parse_samples
-from disagg_adapter.engines.vllm import _OPTIONAL, _REQUIRED, Vllm, delta_of, handover_of, readings_of, sampling_params
+from disagg_adapter.engines.vllm import _OPTIONAL, _REQUIRED, Vllm, delta_of, handover_of, sampling_params
 from disagg_protocol.bodies import Sampling, StructuredOutput
 from disagg_protocol.errors import InvalidInput
 from disagg_wire import codes
+from disagg_wire.engine_metrics.vllm import readings_of
 
 HERE = Path(__file__).parent
 PAGE = (HERE / "vllm-0.32.0-metrics.txt").read_text()

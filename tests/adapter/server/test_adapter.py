@@ -12,9 +12,10 @@ import pytest
 from tests.adapter.rig import EXPECTED, KEY, PROMPT, Line, body, make_adapter, pair, running, served, tokens_of, until
 from tests.fakes.adapter_engine import IDENTITY, FakeEngine
 
-from disagg_adapter.engines.contract import EngineFault, NotReady, Readings, Unusable
+from disagg_adapter.engines.contract import EngineFault, NotReady, Unusable
 from disagg_protocol.ticket import Ticket, sign, token_hash
 from disagg_wire import codes, series
+from disagg_wire.engine_metrics.readings import Readings
 from disagg_wire.protocol import DECODE_PATH
 
 
@@ -118,6 +119,9 @@ async def test_bad_requests_name_the_field_and_hold_nothing(tmp_path: Path, role
             assert named in message
         long = good | {"tokens": [1] * 1000, "prompt_tokens": 997, "sampling": good["sampling"] | {"max_new_tokens": 9}}
         assert (await one.refused(role, long))[:2] == (413, codes.PROMPT_TOO_LONG)
+        if role == "decode":
+            end = {"mode": "remote", "prefill_incarnation": "p/e"}
+            assert (await one.refused(role, good | end))[2].startswith("prefill_incarnation")
         assert one.engine.calls == []
         await one.empty()
 

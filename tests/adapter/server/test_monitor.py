@@ -12,9 +12,10 @@ import pytest
 from tests.adapter.rig import until
 from tests.fakes.adapter_engine import IDENTITY, FakeEngine
 
-from disagg_adapter.engines.contract import NAN, EngineFault, NotReady, Readings, Unusable
+from disagg_adapter.engines.contract import NAN, EngineFault, NotReady, Unusable
 from disagg_adapter.server.monitor import Monitor, Patience
 from disagg_wire import codes
+from disagg_wire.engine_metrics.readings import Readings
 
 POLL_S, AFTER_S, PROBE_S = 0.01, 0.1, 0.1
 PATIENCE = Patience(POLL_S, AFTER_S, PROBE_S, 5.0)

@@ -268,6 +268,7 @@ _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
                 "has no engine.prefixCaching.hostMemory", "engine.prefixCaching.hostMemory",
                 {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}},
             ),
+            ("has no kvTransfer.integrity", "kvTransfer.integrity", {"kvTransfer": {"integrity": "mac"}}),
             ("knows no scaling.roleFlip", "scaling.roleFlip",
              {"prefill": _FLIP, "decode": _FLIP, "scaling": {"roleFlip": True}}),
         )

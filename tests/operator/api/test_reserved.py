@@ -36,7 +36,7 @@ FULLEST = good(
     prefill=_POOL,
     decode=_POOL,
     kvTransfer={
-        "transport": "rdma",
+        "transport": "rdma", "integrity": "crc32c",
         "network": {"attachmentRef": {"name": "fabric"}, "interface": "rdma0", "rdmaResource": {"name": "rdma/hca"}},
     },
     objectives={"tpotSeconds": {"p99": 0.03}},

@@ -16,7 +16,6 @@ from tests.fakes.kube import FakeKube
 from tests.operator.api.resources import of
 from tests.operator.cli.test_explain_command import run
 
-from disagg_adapter.engines.contract import Readings
 from disagg_adapter.metrics import Metrics as AdapterMetrics
 from disagg_adapter.metrics import Snapshot
 from disagg_adapter.work_done import WorkDone
@@ -34,6 +33,7 @@ from disagg_operator.kube.pods import sort_pods
 from disagg_operator.vocabulary import Obj
 from disagg_router.metrics import Metrics as RouterMetrics
 from disagg_router.objectives import Objectives
+from disagg_wire.engine_metrics.readings import Readings
 from disagg_wire.labels import LABEL_COMPONENT, LABEL_POOL, ROUTER
 
 KEY, T0, EVERY_S = ("default", "chat"), 1_700_000_000.0, 5.0

@@ -44,6 +44,11 @@ class Looks:
             },
         }
 
+    @property
+    def why(self) -> str:
+        """Why it is not at zero although nobody asks, as a reason."""
+        return "" if self.entry.awake is None else self.entry.awake[0]
+
     def look(self, idle_s: float | None = 1e6, *, held: int = 0, resting: bool = False) -> bool:
         self.now_s += 10
         states = [] if idle_s is None else [{"idle_s": idle_s, "held": held}]
@@ -64,30 +69,44 @@ def test_after_a_while_without_requests_there_is_something_to_do() -> None:
 @pytest.mark.parametrize(
     ("pod", "expected"),
     [
-        pytest.param(router("b", conditions=[]), False, id="one that is not ready any more"),
-        pytest.param(router("b", phase="Pending", podIP="", conditions=[]), True, id="one without a node"),
-        pytest.param(router("b", phase="Failed", conditions=[]), True, id="one that has ended"),
+        pytest.param(router("b", conditions=[]), "RoutersSilent", id="one that is not ready any more"),
+        pytest.param(router("b", phase="Pending", podIP="", conditions=[]), "", id="one without a node"),
+        pytest.param(router("b", phase="Failed", conditions=[]), "", id="one that has ended"),
     ],
 )
-def test_a_router_that_cannot_be_asked_may_have_streams(pod: Obj, expected: bool) -> None:
+def test_a_router_that_cannot_be_asked_may_have_streams(pod: Obj, expected: str) -> None:
     looks = Looks()
     looks.pods.append(pod)
-    assert [looks.look() for _ in range(4)][-1] is expected
+    assert [looks.look() for _ in range(5)] == [False, False, False, True, not expected]
+    assert looks.why == expected
 
 
 def test_nobody_goes_while_none_can_be_served_nor_in_a_dry_run_nor_before_a_peak() -> None:
     looks = Looks()
     looks.resource["status"]["conditions"][0]["status"] = "False"
     assert not any(looks.look() for _ in range(9))
+    # Status is to say why, once.
+    once = [False, False, False, True, False, False]
     looks = Looks()
     looks.resource["metadata"]["generation"] = 4
-    assert not any(looks.look() for _ in range(9))
+    assert [looks.look() for _ in range(6)] == once
     looks = Looks(dryRun=True)
-    assert not any(looks.look() for _ in range(9))
+    assert ([looks.look() for _ in range(6)], looks.why) == (once, "DryRun")
     looks = Looks(schedule=[PEAK])
     looks.epoch_s = EIGHT_O_CLOCK + 1700
-    assert not any(looks.look() for _ in range(9))
+    assert ([looks.look() for _ in range(6)], looks.why) == (once, "PeakNear")
     assert looks.entry.due
+    assert (looks.look(0), looks.why) == (True, "")  # somebody asks
+    assert looks.look(0) is False
+
+
+def test_an_inconclusive_canary_keeps_it_up_until_a_person_has_decided() -> None:
+    looks = Looks()
+    looks.resource["status"]["conditions"][1]["reason"] = "CanaryInconclusive"
+    assert [looks.look() for _ in range(5)][3:] == [True, False]
+    assert looks.why == "CanaryInconclusive"
+    looks.resource["status"]["conditions"][1]["reason"] = "CanaryFailed"
+    assert (looks.look(), looks.why) == (True, "")
 
 
 def test_status_is_to_say_so_when_routers_cannot_tell() -> None:

@@ -23,7 +23,6 @@ from tests.adapter.rig import listening
 from tests.operator.autoscaling.test_loop import Loop
 
 from disagg_adapter.engines.prometheus_text import parse_samples
-from disagg_adapter.engines.vllm import readings_of
 from disagg_adapter.metrics import Metrics as AdapterMetrics
 from disagg_adapter.metrics import Snapshot
 from disagg_adapter.work_done import WorkDone
@@ -33,6 +32,7 @@ from disagg_operator.cli.entry import main
 from disagg_operator.kube.resources import DISAGG_POOL, POD
 from disagg_router.metrics import Metrics as RouterMetrics
 from disagg_router.objectives import Objectives
+from disagg_wire.engine_metrics.vllm import readings_of
 from disagg_wire.labels import LABEL_COMPONENT, LABEL_DEPLOYMENT, LABEL_POOL, ROUTER
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,9 +13,12 @@ from tests.operator.cli.html_charts import charts_of
 
 from disagg_operator.api import parse_file
 from disagg_operator.cli.entry import main
+from disagg_operator.performance import kernel_tables
+from disagg_operator.performance.model_shape import ModelShape
 from disagg_operator.performance.origin import Origin
 from disagg_operator.performance.profile import PROFILES
 from disagg_operator.performance.profile_file import save
+from disagg_operator.performance.table_fit import FromTables
 from disagg_wire.version import VERSION
 
 SMALL = ["--prompt-tokens", "500,2000", "--output-tokens", "150"]
@@ -140,7 +144,7 @@ def test_a_config_file_and_a_measured_profile(
     data = json.loads(out)
     assert (data["model"]["name"], data["model"]["kv_bytes_per_token"]) == ("stdlib-llama", 3072)
     assert data["model"]["active_parameters"] == data["model"]["parameters"]
-    assert "H100: measured profile." in data["notes"]
+    assert "H100: times of the given profile." in data["notes"]
 
 
 def test_a_profile_of_another_model_or_gpu_is_refused_by_name(
@@ -243,3 +247,18 @@ def test_bad_arguments_are_refused_by_name(
         main(["plan", *arguments])
     assert words in str(left.value.code)
     assert capsys.readouterr().out == ""  # the error is raised before any work
+
+
+def test_kernel_tables_name_the_gpu_and_the_profiles_of_a_plan(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(source: kernel_tables.TableSource, model: ModelShape, **other: Any) -> list[kernel_tables.TableProfile]:
+        profile = PROFILES["70b-h200-tp4"]
+        return [kernel_tables.TableProfile(profile, f"{model.name} from tables", FromTables(profile, ()))]
+
+    monkeypatch.setattr(kernel_tables, "read", read)
+    code, out = plan(capsys, "llama-3.1-70b", "--rate", "50", *SMALL, "--profile", "aisimulate:h200_sxm/vllm")
+    assert code == 0
+    assert "x H200" in out
+    assert "H200: times of the given profile." in out
+    assert "profile of llama-3.1-70b from tables" in out

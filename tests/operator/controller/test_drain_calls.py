@@ -10,6 +10,7 @@ from tests.operator.controller.test_drainer import COST, Drained
 from tests.operator.controller.test_rollouts_meet_refusals import allow, forbid
 
 from disagg_operator.autoscaling.signals.direct import Target
+from disagg_operator.controller.drain_ends import TOLD_ANNOTATION
 from disagg_operator.controller.drainer import ASK_INTERVAL_S
 from disagg_operator.kube.resources import annotations_of
 from disagg_operator.vocabulary import Obj
@@ -107,3 +108,40 @@ async def test_workers_serve_again_if_what_is_due_is_never_done() -> None:
     assert not any(map(world.refuses, names))
     await world.run()  # told once more, and their time is over by the clock on the wall
     assert sum(map(world.refuses, names)) == 2
+
+
+async def test_workers_that_do_not_answer_are_told_of_and_counted_once() -> None:
+    """Nobody waits for what runs there. One of an earlier release is not expected to answer."""
+    world = Drained()
+    names = await world.serving(decode=4)
+    world.deaf, world.old = set(names[:2]), set(names[2:3])
+    deaf: list[int] = []
+    world.drainer._unanswered = deaf.append
+    world.kube.scale("chat-decode", 1)
+    world.load(**dict.fromkeys(names[3:], 9))
+    for _ in range(4):
+        await world.run()
+        await world.drainer.look()
+    assert world.replicas("decode") == (1, 1)
+    (event,) = [e for e in world.kube.events if e["reason"] == "DrainUnanswered"]
+    assert event["message"].startswith(f"{names[0]}, {names[1]}: no answer to the call to drain")
+    assert deaf == [2]
+    told = {name: annotations_of(world.kube.find("Pod", name)).get(TOLD_ANNOTATION) for name in names}
+    assert told == {names[0]: "unanswered", names[1]: "unanswered", names[2]: None, names[3]: None}
+    world.restart()
+    await world.run()
+    assert len([e for e in world.kube.events if e["reason"] == "DrainUnanswered"]) == 1
+
+
+async def test_a_worker_that_refuses_the_key_is_one_that_does_not_answer() -> None:
+    world = Drained()
+    await world.serving()
+
+    async def refuse(target: Target, content: Mapping[str, Any]) -> int | None:
+        return 401
+
+    world.drainer._ask = refuse
+    world.kube.scale("chat-decode", 2)
+    await world.run()
+    assert world.replicas("decode") == (2, 2)
+    assert "DrainUnanswered" in {e["reason"] for e in world.kube.events}

@@ -10,9 +10,11 @@ from tests.operator.api.resources import Obj, good
 from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import InvalidResource, parse
-from disagg_operator.desired import render
+from disagg_operator.desired import Images, render, renderer
 from disagg_operator.desired.local_process import router_process, worker_process
+from disagg_operator.desired.pod_templates import router_template
 from disagg_router.settings import Settings as RouterSettings
+from disagg_router.settings import from_environment as router_settings
 from disagg_worker.settings import Settings as WorkerSettings
 from disagg_worker.settings import from_environment
 
@@ -161,6 +163,21 @@ def test_the_grace_period_outlasts_the_drain() -> None:
     pod = _template("decode", decode={"drain": {"timeoutSeconds": 100}})["spec"]
     assert pod["terminationGracePeriodSeconds"] > 100
     assert _env("decode", decode={"drain": {"timeoutSeconds": 100}})["DISAGG_DRAIN_TIMEOUT_S"] == "100"
+
+
+def test_the_grace_period_of_routers_outlasts_what_they_may_hold() -> None:
+    """As do their own deadlines, which they derive from the variable."""
+    zero: dict[str, Any] = {"scaling": {"scaleToZero": {"holdSeconds": 900}}}
+    nothing: dict[str, Any] = {}
+    for spec, version, expected in (
+        (nothing, renderer.CURRENT, 120),
+        (zero, renderer.CURRENT, 1020),
+        (zero, renderer.ROUTERS_OUTLAST_HOLDS - 1, 120),
+    ):
+        pod = router_template(parse(good(**spec)), Images(renderer=version))["spec"]
+        assert pod["terminationGracePeriodSeconds"] == expected
+    settings = router_settings(_env("router", **zero))
+    assert settings.hold_s < settings.grace_s + settings.drain_s < 1020
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

@@ -128,6 +128,8 @@ def test_the_chart_knows_every_permission() -> None:
         ("watchNamespaces=ml", "watchNamespaces"),
         ("replicas=0", "replicas"),
         ("rbac.aggregatedRoles=perhaps", "aggregatedRoles"),
+        ("scalerOnly=perhaps", "scalerOnly"),
+        ("scaler.targets[0].resources={deployments}", "apiGroups"),
     ],
 )
 def test_wrong_values_are_refused_by_name(value: str, word: str) -> None:
@@ -171,6 +173,36 @@ def test_an_installation_may_have_no_object_outside_its_namespaces() -> None:
 def test_without_namespaces_the_cluster_role_is_always_there() -> None:
     roles = _granted(_objects("--set", "rbac.nodes=false"))
     assert any(o["kind"] == "ClusterRole" for o in roles)
+
+
+def test_the_scaler_alone_may_create_no_pod_and_touch_no_other_kind_of_disagg() -> None:
+    for values in ("scalerOnly=true", "scalerOnly=true,watchNamespaces={ml}"):
+        objects = _objects("--set", f"{values},rbac.aggregatedRoles=false")
+        rules = [rule for role in _granted(objects) for rule in role["rules"]]
+        ours = {resource for rule in rules if rule["apiGroups"] == ["disagg.dev"] for resource in rule["resources"]}
+        assert ours == {"disaggscalers", "disaggscalers/status"}
+        written = {resource for rule in rules if set(rule["verbs"]) - READING for resource in rule["resources"]}
+        assert written == {
+            "disaggscalers/status", "deployments/scale", "statefulsets/scale", "leaderworkersets/scale",
+            "disaggregatedsetrolescalers/scale", "configmaps", "events", "leases",
+        }  # fmt: skip
+        (secrets,) = [rule for rule in rules if "secrets" in rule["resources"]]
+        assert secrets["verbs"] == ["get"]
+        container = _only(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+        assert load({e["name"]: e.get("value", "from the pod") for e in container["env"]}).scaler_only
+
+
+def test_the_kinds_that_are_scaled_can_be_chosen() -> None:
+    scaled = {
+        resource
+        for role in _granted(_objects("--set", "scaler.targets=null", "--set", "rbac.aggregatedRoles=false"))
+        for rule in role["rules"]
+        for resource in rule["resources"]
+    }
+    assert not [resource for resource in scaled if resource.endswith("/scale")]
+    values = "scaler.targets[0].apiGroups={x.dev},scaler.targets[0].resources={graphs}"
+    rules = [rule for role in _granted(_objects("--set", values)) for rule in role["rules"]]
+    assert {"apiGroups": ["x.dev"], "resources": ["graphs/scale"], "verbs": ["get", "patch"]} in rules
 
 
 def _apply(client: httpx.Client, obj: Obj, user: str | None, path: str) -> httpx.Response:

@@ -12,7 +12,7 @@ from disagg_operator.performance import declared
 from disagg_operator.performance.hardware import GPUS
 from disagg_operator.performance.model_shape import KNOWN
 from disagg_operator.performance.profile import Profile
-from disagg_operator.performance.roof_line import Efficiency, estimate
+from disagg_operator.performance.roof_line import estimate
 
 
 def profile(**spec: Any) -> Profile:
@@ -48,7 +48,7 @@ def test_a_model_with_experts_begins_with_its_straight_line_at_the_batch_that_th
         )
         for most in (512, 16)
     )  # fmt: skip
-    exact = estimate(KNOWN["deepseek-v3"], GPUS["H200"], 8, Efficiency())
+    exact = estimate(KNOWN["deepseek-v3"], GPUS["H200"], 8, declared.STARTING)
     assert exact is not None
     for found, batch in ((large, 256), (small, 16)):
         assert type(found) is Profile  # policy and simulator compute with a plain profile

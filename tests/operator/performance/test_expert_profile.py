@@ -155,7 +155,7 @@ def test_the_latent_cache_is_on_every_gpu() -> None:
     free = 0.9 * 141e9 - 1.5e9
     assert one.kv_tokens == pytest.approx((free - model.weight_bytes) / model.kv_bytes_per_token, rel=1e-6)
     assert eight.kv_tokens == pytest.approx((free - model.weight_bytes / 8) / model.kv_bytes_per_token, rel=1e-6)
-    assert eight.f_s_per_token >= model.kv_bytes_per_token / (4.8e12 * 0.7)  # each GPU reads all of it
+    assert eight.f_s_per_token >= model.kv_bytes_per_token / (4.8e12 * 0.8)  # each GPU reads all of it
 
 
 def test_one_gpu_multiplies_by_a_latent_cache_longer_than_it_reads_it() -> None:

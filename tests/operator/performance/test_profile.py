@@ -79,3 +79,22 @@ def test_a_profile_is_read_as_it_was_written(name: str) -> None:
 def test_half_a_gpu_is_refused() -> None:
     with pytest.raises(ProfileError, match=r"gpus: 1\.5 is not a whole number"):
         parse("p", to_text(replace(PROFILES["8b-h100"], gpus=1.5)))  # type: ignore[arg-type]
+
+
+def test_a_curve_is_replaced_by_a_line_that_is_exact_at_one_number_and_too_slow_below_it() -> None:
+    curved = replace(PROFILES["8b-h100"], h_s_per_sequence2=40e-9)
+    line = curved.linear_at(100)
+    assert line.h_s_per_sequence2 == 0
+    assert line.step_s(100, 1000) == pytest.approx(curved.step_s(100, 1000))
+    assert all(line.step_s(n, 1000) > curved.step_s(n, 1000) for n in (1, 50, 99))
+    assert PROFILES["8b-h100"].linear_at(100) is PROFILES["8b-h100"]
+
+
+def test_sequences_are_multiplied_together_with_a_chunk() -> None:
+    """What reading the weights hid is no longer hidden beside a chunk that takes longer."""
+    p = replace(PROFILES["8b-h100"], e_s_per_sequence=5e-6, h_s_per_sequence2=10e-9)
+    with_chunk_s = p.step_s(64, 64_000) + p.chunk_s(2048, 64, 4000)
+    together_s = p.a_s + p.b_s_per_token * (2048 + 64) + p.f_s_per_token * 64_000
+    assert with_chunk_s == pytest.approx(together_s)
+    slow = replace(p, e_s_per_sequence=1e-3)  # sequences that take longer than tokens of a chunk anyhow
+    assert slow.chunk_s(2048, 64, 4000) == pytest.approx(slow.a_s + slow.b_s_per_token * 2048 - slow.d_s)

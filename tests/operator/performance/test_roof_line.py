@@ -49,11 +49,26 @@ def test_the_tuned_roof_line_is_faster_than_2023_and_by_less_than_two_times(gpu:
 
 
 def test_the_tuned_roof_line_of_8b_on_one_h100_is_within_15_percent_of_the_published_parameters() -> None:
-    """The guide of llm-d has 6.973 ms + 0.027 ms per sequence, and half the FLOP/s in prefill."""
+    """The guide of llm-d has 6.973 ms + 0.027 ms per sequence.
+
+    It assumes half the FLOP/s in prefill. Kernels reach more, and current engines are faster.
+    """
     profile = _profile("llama-3.1-8b", "H100", 1, "tuned")
     assert profile.d_s == pytest.approx(6.973e-3, rel=0.15)
-    assert profile.b_s_per_token == pytest.approx(32e-6, rel=0.15)
+    assert 0.5 * 32e-6 < profile.b_s_per_token < 32e-6
     assert profile.step_s(32, 0) == pytest.approx(6.973e-3 + 32 * 0.027e-3, rel=0.15)
+
+
+def test_a_step_multiplies_while_it_reads_the_weights() -> None:
+    """Few sequences take hardly longer than one; many take as long as multiplying."""
+    profile = _profile("llama-3.1-70b", "H100", 4, "tuned")
+    parameters = KNOWN["llama-3.1-70b"].base_parameters
+    reading_s = 2 * parameters / (4 * 3350e9 * 0.80)
+    multiplying_s = 2 * parameters / (4 * 989e12 * 0.78)
+    equal = reading_s / multiplying_s
+    few, many = profile.step_s(8, 0) - profile.step_s(1, 0), profile.step_s(equal, 0) - profile.step_s(0, 0)
+    assert few < 0.25 * 7 * multiplying_s + 7 * profile.e_s_per_sequence
+    assert many - profile.e_s_per_sequence * equal == pytest.approx(0.26 * reading_s, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +105,8 @@ def test_70b_fits_no_single_h100_and_half_of_it_in_8_bits_does_fit_two() -> None
     wide, narrow = estimate(eight, h100, 4, Efficiency()), estimate(model, h100, 4, Efficiency())
     assert wide is not None
     assert narrow is not None
-    assert wide.b_s_per_token < 0.65 * narrow.b_s_per_token  # fp8 doubles the FLOP/s; the all-reduce stays
+    # FP8 doubles the FLOP/s, of which kernels reach a smaller share; all-reduces and norms stay.
+    assert 0.7 * narrow.b_s_per_token < wide.b_s_per_token < 0.9 * narrow.b_s_per_token
     assert wide.kv_tokens > narrow.kv_tokens
 
 

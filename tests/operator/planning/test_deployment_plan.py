@@ -66,7 +66,7 @@ def test_what_a_gpu_was_planned_by_is_said_with_its_source() -> None:
         in notes
     )
     measured = report.notes(make_plan(question(measured={"H100": [PROFILES["70b-h100-tp4"]]})))
-    assert "H100: measured profile." in measured
+    assert "H100: times of the given profile." in measured
 
 
 def test_requests_that_the_model_does_not_take_are_told() -> None:

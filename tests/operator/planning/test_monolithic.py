@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tests.operator.planning.questions import estimated, traffic
 
 from disagg_operator.performance.hardware import GPUS
+from disagg_operator.performance.model_shape import KNOWN
 from disagg_operator.performance.profile import PROFILES, Profile
+from disagg_operator.performance.roof_line import EFFICIENCIES, estimate
 from disagg_operator.planning.capacity import Infeasible
 from disagg_operator.planning.monolithic import CHUNKS_TOKENS, Together, _steady, mean_load, mixed, monolithic_pool
 from disagg_operator.planning.traffic import LatencyObjectives, Traffic
@@ -147,3 +149,24 @@ def test_the_mean_load_needs_no_more_replicas_than_there_are(rate: float, chunk_
     if needed < replicas:
         assert found is not None
         assert found.mean_s <= LOOSE.tpot_s
+
+
+@given(st.floats(1.0, 60.0), st.sampled_from(CHUNKS_TOKENS), st.floats(0.0, 200e-9))
+def test_a_steady_step_takes_as_long_as_its_streams_and_its_chunk(
+    rate: float, chunk_tokens: int, square: float
+) -> None:
+    """The step is a curve of the streams, and the streams are those that come during a step."""
+    roof = estimate(KNOWN["llama-3.1-70b"], GPUS["H100"], 4, EFFICIENCIES["tuned"])
+    assert roof is not None
+    p = replace(roof, h_s_per_sequence2=square)
+    share = traffic(rate / 20)
+    found = _steady(p, share, chunk_tokens)
+    if found is None or found.mean_s > 0.1:  # near saturation the search ends before it is exact
+        return
+    streams = share.output_tokens_per_s * found.mean_s
+    prompts = share.prompt_tokens_per_s * found.mean_s
+    attention_s = p.c_s_per_token2 * share.prompt.second_moment / share.prompt.mean * prompts
+    chunk_s = p.chunk_s(found.chunk, streams, share.prompt.mean) * prompts / found.chunk
+    assert p.step_s(streams, streams * share.held_tokens) + attention_s + chunk_s == pytest.approx(
+        found.mean_s, rel=0.01
+    )

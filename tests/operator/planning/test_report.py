@@ -175,7 +175,7 @@ def test_each_count_says_what_the_mean_load_needs(made: PoolPlan, words: str) ->
 def test_prices_measurements_and_a_simulation_are_told() -> None:
     asked = question(prices_per_hour={"H100": 2.5}, measured={"H100": [PROFILES["70b-h100-tp4"]]})
     notes = report.notes(replace(plan(asked=asked), simulated=True))
-    assert "H100: measured profile." in notes
+    assert "H100: times of the given profile." in notes
     assert not any("Without prices" in note for note in notes)
     assert notes[-1].startswith("Sizes: simulated, request by request")
 

@@ -261,6 +261,22 @@ def test_pools_of_size_0_have_no_workers_of_any_revision() -> None:
     assert numbers(found) == {}
 
 
+def test_without_workers_nothing_proves_itself() -> None:
+    """What is declared while both pools have the size 0 has not served when they come back."""
+    gone = tuple(replace(w, desired=0, existing=0, ready=0) for w in OLD_PAIR)
+    at_zero = plan(state(*gone, size=(0, 0), linked=True), ONE)
+    assert (at_zero.proven, at_zero.complete, at_zero.progress) == (False, True, None)
+    assert plan(state(*gone, size=(0, 0), target="old"), ONE).proven
+    woken = plan(state(*gone, size=(2, 2)), ONE)
+    assert (numbers(woken), woken.proven) == ({"new": (2, 2)}, False)
+    broken = (starting("prefill", "new", 2), starting("decode", "new", 2))
+    late = plan(
+        replace(state(*gone, *broken, size=(2, 2), now_s=120.0), progress=Progress("new", 4, 10.0)),
+        replace(ONE, deadline_s=100.0),
+    )
+    assert late.expired
+
+
 def test_decode_without_prefill_rolls_alone() -> None:
     alone = (ready("decode", "old", 4), starting("decode", "new", 1, ready=1))
     assert numbers(plan(state(*alone, size=(0, 4), linked=False), ONE)) == {"old": (0, 3), "new": (0, 2)}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from disagg_operator.rollout import revisions
-from disagg_operator.rollout.revisions import FAILED_ANNOTATION
+from disagg_operator.rollout.revisions import FAILED_ANNOTATION, KnownRevision
 from disagg_operator.vocabulary import Obj
 
 SPEC: dict[str, Any] = {
@@ -93,3 +93,11 @@ def test_the_oldest_revisions_beyond_the_limit_are_superfluous_unless_they_run()
     assert revisions.superfluous(known, ["1", "5"], 2) == ["2"]
     assert revisions.by_name([stored(1)], "chat", "p-d") == stored(1)
     assert revisions.by_name([stored(1)], "chat", "other") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [({"uri": "hf://a/b"}, "b"), ({"uri": "file:///m/c/"}, "c"), ({"uri": "hf://a/b", "name": "d"}, "d"), (None, "")],
+)
+def test_a_revision_knows_the_name_of_its_model(model: Any, name: str) -> None:
+    assert KnownRevision("r", 1, "p", "d", None, "", {} if model is None else {"model": model}).model_name == name

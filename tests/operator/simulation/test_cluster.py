@@ -111,7 +111,7 @@ def test_workers_that_change_sides_serve_a_load_that_moves_between_the_pools() -
     setup = replace(Setup(PROFILE), flip_s=5.0)
     policies = [named_policies.make(named_policies.PREDICTIVE, setup, flip_s=flip_s) for flip_s in (None, 5.0)]
     new, moved = (Cluster(load, setup).run(policy) for policy in policies)
-    assert moved.flips > 10
+    assert moved.flips >= 10
     assert moved.starts < 0.7 * new.starts
     assert moved.gpu_s < new.gpu_s
     assert score(moved).attainment > score(new).attainment + 0.02

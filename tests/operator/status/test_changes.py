@@ -112,5 +112,9 @@ def test_events_tell_of_both_ways_to_zero_and_back() -> None:
     assert of_change(status(), there) == [Note(NORMAL, "ScaledToZero", "nobody asks")]
     assert of_change(there, status(pools=pools)) == [Note(NORMAL, "Woken", "prefill: 0 -> 1, decode: 0 -> 2")]
     assert of_change(there, there) == []
+    # Why it stays is no event, and no second one of its rollout.
+    stays = status(condition("ScaledToZero", "False", "CanaryInconclusive", "it waits for a person"), pools=pools)
+    assert of_change(status(), stays) == of_change(stays, status(pools=pools)) == []
+    assert of_change(stays, there) == [Note(NORMAL, "ScaledToZero", "nobody asks")]
     # A suspension does not wake anybody.
     assert of_change(there, status(pools=[p | {"desired": 0} for p in pools])) == []

@@ -265,15 +265,13 @@ def test_a_shared_cause_is_one_event_and_a_restart_repeats_none() -> None:
     ],
 )
 def test_pairs_networks_and_rollouts(intent: Intent, observed: Observed, expected: dict[str, tuple[str, str]]) -> None:
-    found = told(intent, observed)
-    assert {k: found[k] for k in expected} == expected
+    assert told(intent, observed).items() >= expected.items()
 
 
-def test_a_pools_status_has_its_last_decision_where_there_was_one() -> None:
-    decision = {"from": 1, "to": 2}
-    pools = (POOLS[0], replace(POOLS[1], scaling={"lastDecision": decision}))
+def test_a_pools_status_says_how_it_is_scaled_where_that_is_known() -> None:
+    pools = (POOLS[0], replace(POOLS[1], scaling={"lastDecision": {"to": 2}}))
     built = conditions.build(replace(INTENT, pools=pools), seen(), {}, NOW)
-    assert [pool.get("lastDecision") for pool in built["pools"]] == [None, decision]
+    assert [pool.get("lastDecision") for pool in built["pools"]] == [None, {"to": 2}]
 
 
 @pytest.mark.parametrize(
@@ -363,6 +361,11 @@ def test_an_update_of_the_runtime_is_a_condition_that_leaves_the_others_alone() 
     assert new == old
 
 
+def test_why_an_idle_deployment_stays_is_a_condition_of_its_own() -> None:
+    stays = replace(INTENT, awake=("DryRun", "scaling.dryRun is set"))
+    assert told(stays, seen()) == told(INTENT, seen()) | {"ScaledToZero": ("False", "DryRun")}
+
+
 AT_ZERO = replace(INTENT, pools=tuple(replace(p, desired=0) for p in POOLS), zero=("Idle", "nobody asks"))
 NONE: dict[str, Any] = {name: Workload(name, 0, settled=True) for name in ("prefill", "decode")}
 
@@ -388,8 +391,7 @@ NONE: dict[str, Any] = {name: Workload(name, 0, settled=True) for name in ("pref
 def test_a_deployment_at_zero_is_well_while_its_routers_are(
     observed: Observed, expected: dict[str, tuple[str, str]]
 ) -> None:
-    found = told(AT_ZERO, observed)
-    assert {kind: found[kind] for kind in expected} == expected
+    assert told(AT_ZERO, observed).items() >= expected.items()
 
 
 def test_the_request_for_a_runtime_that_was_carried_out_is_repeated_in_short() -> None:

@@ -210,6 +210,7 @@ async def test_workers_that_terminate_or_whose_slice_is_gone_are_told_apart(
         server.send("DELETED", slice_of("s2"))
         await until(lambda: not members.members())
         assert members.leaving()["b"].url == "http://10.0.0.2:8000"
+        assert not members.deserted  # the other Service is there, without workers
         server.send("ADDED", slice_of("s2", ("b", "10.0.0.2", True)))
         await until(lambda: set(members.members()) == {"b"})
         assert not members.leaving()
@@ -277,3 +278,16 @@ async def test_a_watch_that_ends_at_once_is_not_repeated_without_a_pause(
         await until(lambda: len(server.watches) == 1)
         await asyncio.sleep(0.2)
         assert len(server.watches) == 1
+
+
+async def test_a_deployment_without_services_is_deserted(tmp_path: Path) -> None:
+    server = ApiServer()
+    server.slices = [slice_of("s1"), slice_of("s2", ("b", "10.0.0.2", True))]
+    async with following(tmp_path, server) as members:
+        assert not members.deserted  # nobody knows yet
+        await until(lambda: members.synced)
+        server.send("DELETED", slice_of("s2"))
+        await until(lambda: not members.members())
+        assert not members.deserted
+        server.send("DELETED", slice_of("s1"))
+        await until(lambda: members.deserted)

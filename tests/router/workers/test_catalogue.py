@@ -246,3 +246,26 @@ def test_any_name_may_be_that_of_a_model_that_comes_while_none_is_served() -> No
     assert names.known("n", 2.0)
     names.update(Catalogue(), (), 3.0, all_told=True)
     assert not names.known("n", 3.0)
+
+
+def test_a_configured_model_that_was_never_there_is_to_come_whoever_serves_meanwhile() -> None:
+    """It was renamed, and the workers of the old name are still there, or there again."""
+    names = KnownNames("n", 10.0, ["sql"])
+    names.update(made(pools(1, 1)), (), 0.0)
+    assert names.known("n", 1.0)
+    assert names.expected("n", 1.0)
+    assert names.known("sql", 1.0)
+    assert list(names.listed()) == ["n", "m", "sql"]
+    names.update(made(pools(1, 1, model="n")), (), 2.0)
+    names.update(made(pools(1, 1)), (), 3.0)
+    assert not names.known("n", 4.0)  # it was there, and is replaced
+
+
+def test_a_name_that_may_be_none_may_wait_but_asks_for_nobody() -> None:
+    names = KnownNames("m", 10.0)
+    names.update(made(pools(1, 1)), (), 0.0)
+    names.update(Catalogue(), (), 1.0, all_told=False)
+    assert (names.known("x", 2.0), names.expected("x", 2.0)) == (True, False)
+    assert (names.known("m", 2.0), names.expected("m", 2.0)) == (True, True)
+    names.update(Catalogue(), {"x"}, 3.0, all_told=False)
+    assert names.expected("x", 4.0)

@@ -60,6 +60,7 @@ class Running:
         )
         assert self.worker.node is not None
         assert self.worker.node.listener._waiting == {}
+        assert self.worker.node.listener._receiving == {}
 
     @asynccontextmanager
     async def call(self, role: str, body: Line) -> AsyncIterator[AsyncIterator[Line]]:
@@ -147,10 +148,13 @@ def tokens_of(lines: list[Line]) -> list[tuple[int, int]]:
 class Pair:
     prefill: Running
     decode: Running
+    bound: bool = True
+    """Whether tickets are bound to the prefill worker, as today's routers ask for."""
 
     async def generate(self, request: Line) -> tuple[list[Line], list[Line]]:
         """Do what a router does: reserve, prefill with the ticket, read both streams."""
-        async with self.decode.call("decode", request | {"mode": "remote"}) as events:
+        end = {"prefill_incarnation": self.prefill.worker.incarnation} if self.bound else {}
+        async with self.decode.call("decode", request | {"mode": "remote"} | end) as events:
             ticket = (await anext(events))["ticket"]
             first = await self.prefill.lines("prefill", request | {"ticket": ticket})
             return first, [line async for line in events]
@@ -173,7 +177,8 @@ class Pair:
 
 @asynccontextmanager
 async def pair(folder: Path, **changes: Any) -> AsyncIterator[Pair]:
+    bound = changes.pop("bound", True)
     async with contextlib.AsyncExitStack() as stack:
         prefill = await stack.enter_async_context(running("prefill", folder, **changes))
         decode = await stack.enter_async_context(running("decode", folder, **changes))
-        yield Pair(prefill, decode)
+        yield Pair(prefill, decode, bound)

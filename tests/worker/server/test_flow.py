@@ -29,6 +29,31 @@ SAMPLED: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("bound", "integrity"), [(False, "mac"), (True, "crc32c")], ids=["a router or worker of 0.1.0", "crc32c"]
+)
+async def test_any_two_workers_pair(tiny: Path, bound: bool, integrity: str) -> None:
+    async with pair(tiny, bound=bound, transfer_integrity=integrity) as p:
+        await p.serves_the_next()
+
+
+async def test_a_ticket_is_for_one_prefill_worker(tiny: Path) -> None:
+    async with pair(tiny) as p, running("prefill", tiny) as other:
+        other.worker.change_role("both", 1.0)  # It gets an incarnation of its own.
+        request = body(prompt(40))
+        end = {"mode": "remote", "prefill_incarnation": p.prefill.worker.incarnation}
+        async with p.decode.call("decode", request | end) as events:
+            ticket = (await anext(events))["ticket"]
+            assert (ticket["prefill_incarnation"], ticket["integrity"]) == ("prefill/boot", "mac")
+            status, error = await other.refused("prefill", request | {"ticket": ticket})
+            assert (status, error["code"]) == (400, "ticket_refused")
+            assert "prefill_incarnation" in error["message"]
+        status, error = await p.decode.refused("decode", request | end | {"mode": "local"})
+        assert (status, error["code"]) == (400, "invalid_request")
+        assert "prefill_incarnation" in error["message"]
+        await p.serves_the_next()
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED | {"logprobs": 3}], ids=["greedy", "sampled"])
 async def test_a_pair_gives_the_tokens_of_one_process(tiny: Path, sampling: dict[str, Any]) -> None:
     async with pair(tiny) as p, running("both", tiny) as one:

@@ -16,8 +16,9 @@ from disagg_protocol.events import TokenEvent
 from disagg_protocol.ticket import Ticket, begin_proof, sign, token_hash
 from disagg_worker.transfer.frame_socket import FrameSocket, parse_json
 from disagg_worker.transfer.frames import FrameType, Header, encode_header
-from disagg_worker.transfer.listener import KvListener, Received, Session
+from disagg_worker.transfer.listener import KvListener, Session
 from disagg_worker.transfer.manifest import Digest, commit_payload
+from disagg_worker.transfer.received import Received
 from disagg_worker.values.layouts import KvLayout
 
 KEY = b"k" * 32
@@ -59,7 +60,7 @@ class Rig:
         self.listener = KvListener("127.0.0.1", 0, KEY, LAYOUT, VOCAB, idle_s=idle_s, max_connections=4)
         self.outcomes: queue.SimpleQueue[Received | tuple[str, str]] = queue.SimpleQueue()
 
-    def announce(self) -> Session:
+    def announce(self, **bound: str) -> Session:
         ticket = Ticket(
             transfer_id=secrets.token_hex(16),
             request_id="r",
@@ -71,6 +72,7 @@ class Rig:
             tokens=len(TOKENS),
             token_hash=token_hash(TOKENS),
             lifetime_s=30.0,
+            **bound,
         )
         session = Session(
             sign(KEY, ticket), Memory(), self.outcomes.put, lambda code, message: self.outcomes.put((code, message))
@@ -91,6 +93,7 @@ class Rig:
         assert isinstance(session.reservation, Memory)
         assert session.reservation.bytes == SOURCE.bytes
         assert self.listener._waiting == {}
+        assert self.listener._receiving == {}
 
 
 @contextmanager

@@ -31,7 +31,8 @@ from tests.worker.transfer.rig import (
 
 from disagg_protocol.ticket import sign
 from disagg_worker.transfer.frames import MAX_PAYLOAD_BYTES, FrameType, Header
-from disagg_worker.transfer.listener import KvListener, Phase, Received, Session
+from disagg_worker.transfer.listener import KvListener, Phase, Session
+from disagg_worker.transfer.received import Received
 
 
 def failed_with(r: Rig, session: Session) -> tuple[str, str]:

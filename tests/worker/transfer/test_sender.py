@@ -18,8 +18,9 @@ from disagg_protocol.events import ErrorEvent
 from disagg_protocol.ticket import Ticket, sign
 from disagg_worker.transfer.frame_socket import FrameSocket
 from disagg_worker.transfer.frames import FrameType, Header
-from disagg_worker.transfer.listener import Received
-from disagg_worker.transfer.sender import SenderTimeouts, TcpKvSender, TransferDone
+from disagg_worker.transfer.received import Received
+from disagg_worker.transfer.sender import TcpKvSender, TransferDone
+from disagg_worker.transfer.sender_timeouts import SenderTimeouts
 
 
 class Sending:

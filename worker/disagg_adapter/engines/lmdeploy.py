@@ -29,7 +29,6 @@ from disagg_adapter.engines.contract import (
     HandOver,
     Identity,
     NotReady,
-    Readings,
     Unusable,
     Work,
 )
@@ -37,9 +36,11 @@ from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
 from disagg_adapter.engines.kept_stream import KeptStreams
 from disagg_adapter.engines.lmdeploy_answers import Cut, delta_of, fault_of, request_body
 from disagg_adapter.engines.lmdeploy_pairs import RDMA_PROTOCOL, LmdeployPairs, engine_info
-from disagg_adapter.engines.prometheus_text import Samples, parse_samples
+from disagg_adapter.engines.prometheus_text import parse_samples
 from disagg_protocol.errors import InvalidInput
 from disagg_wire import codes
+from disagg_wire.engine_metrics.readings import Readings
+from disagg_wire.engine_metrics.sample_table import Samples
 from disagg_wire.protocol import (
     FEATURE_ADAPTER,
     FEATURE_EXPERIMENTAL,

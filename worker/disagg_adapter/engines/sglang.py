@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from disagg_adapter.engines.contract import (
-    NAN,
     Delta,
     Engine,
     EngineFault,
@@ -24,13 +23,12 @@ from disagg_adapter.engines.contract import (
     HandOver,
     Identity,
     NotReady,
-    Readings,
     Unusable,
     Work,
 )
 from disagg_adapter.engines.formats import name_of
 from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
-from disagg_adapter.engines.prometheus_text import Samples, parse_samples
+from disagg_adapter.engines.prometheus_text import parse_samples
 from disagg_adapter.engines.sglang_answers import (
     delta_of,
     ended_as_asked,
@@ -40,6 +38,8 @@ from disagg_adapter.engines.sglang_answers import (
 )
 from disagg_protocol.errors import InvalidInput
 from disagg_wire import codes
+from disagg_wire.engine_metrics.readings import Readings
+from disagg_wire.engine_metrics.sglang import readings_of, started_of
 from disagg_wire.protocol import (
     FEATURE_ADAPTER,
     FEATURE_FIRST_TOKEN_FROM_DECODE,
@@ -63,7 +63,6 @@ _MODES = {PREFILL: "prefill", DECODE: "decode", BOTH: "null"}
 # pages hold. Health checks use it (sglang/srt/disaggregation/utils.py).
 _NO_TRANSFER_HOST = "2.2.2.2"
 _HOST = re.compile(r"^[0-9A-Za-z.:_-]{1,253}$")
-_MIB = 1 << 20
 _REMEMBERED_ROOMS = 1 << 17
 # How structured output is asked for; there are no Lark grammars.
 _FORMATS = ("json_schema", "regex", "choice")
@@ -101,7 +100,7 @@ class Sglang(Engine):
             raise Unusable(
                 "ModelNotServed", f"SGLang serves {model['served_model_name']} and not {self._options.model}"
             )
-        started = _started(samples)
+        started = started_of(samples)
         if not started:
             raise Unusable("EngineMisconfigured", "SGLang has no metrics; it must be started with --enable-metrics")
         page = int(info["page_size"])
@@ -316,44 +315,3 @@ async def _faults(code: str) -> AsyncGenerator[None]:
         yield
     except EngineAnswer as answer:
         raise fault_of(answer.status, answer.message, code) from None
-
-
-def readings_of(samples: Samples) -> Readings:
-    """Return the readings in SGLang's metrics.
-
-    The counters of tokens that grow while requests run are preferred: the others grow when requests
-    end, so that they stand still during a long one.
-    """
-    value = samples.value
-    by_mode = samples.by_label("sglang:realtime_tokens_total", "mode")
-    queues = ("num_prefill_bootstrap_queue_reqs", "num_decode_prealloc_queue_reqs", "num_decode_transfer_queue_reqs")
-    beyond = [value(f"sglang:{name}") for name in queues]
-    return Readings(
-        started=_started(samples),
-        waiting=value("sglang:num_queue_reqs") + sum(n for n in beyond if n == n),
-        running=value("sglang:num_running_reqs"),
-        kv_usage=samples.mean("sglang:token_usage"),
-        prompt_tokens_total=by_mode.get("prefill_compute", value("sglang:prompt_tokens_total")),
-        generated_tokens_total=by_mode.get("decode", value("sglang:generation_tokens_total")),
-        cached_tokens_total=by_mode.get("prefill_cache", value("sglang:cached_tokens_total")),
-        preemptions_total=value("sglang:num_retracted_requests_total"),
-        ttft_s_sum=value("sglang:time_to_first_token_seconds_sum"),
-        ttft_count=value("sglang:time_to_first_token_seconds_count"),
-        itl_s_sum=value("sglang:inter_token_latency_seconds_sum"),
-        itl_count=value("sglang:inter_token_latency_seconds_count"),
-        transfer_bytes_total=value("sglang:kv_transfer_total_mb_sum") * _MIB,
-        transfer_s_total=value("sglang:kv_transfer_latency_ms_sum") / 1000,
-        transfers_total=value("sglang:kv_transfer_latency_ms_count"),
-        transfer_failures_total=_sum(samples, "num_transfer_failed_reqs_total", "num_bootstrap_failed_reqs_total"),
-    )
-
-
-def _sum(samples: Samples, *names: str) -> float:
-    found = [x for x in (samples.value(f"sglang:{name}") for name in names) if x == x]
-    return sum(found) if found else NAN
-
-
-def _started(samples: Samples) -> str:
-    """Return the seconds that each phase of the start took, which no two starts share."""
-    phases = samples.by_label("sglang:startup_time_seconds", "phase")
-    return name_of(repr(sorted(phases.items()))) if phases else ""

@@ -21,15 +21,16 @@ from disagg_adapter.engines.contract import (
     Identity,
     NotReady,
     Output,
-    Readings,
     Unusable,
     Work,
 )
 from disagg_adapter.engines.http_client import EngineAnswer, EngineHttp
 from disagg_adapter.engines.kept_stream import KeptStreams, deltas_of
-from disagg_adapter.engines.prometheus_text import Samples, parse_samples
+from disagg_adapter.engines.prometheus_text import parse_samples
 from disagg_protocol.errors import InvalidInput
 from disagg_wire import codes, problems
+from disagg_wire.engine_metrics.readings import Readings
+from disagg_wire.engine_metrics.vllm import readings_of
 from disagg_wire.protocol import (
     FEATURE_ADAPTER,
     FEATURE_FIRST_TOKEN_FROM_DECODE,
@@ -37,7 +38,6 @@ from disagg_wire.protocol import (
     FEATURE_SOFT_TICKET,
     FEATURE_STRUCTURED_NOT_RESUMED,
 )
-from disagg_wire.series import LOCAL_COMPUTE
 
 _GENERATE = "/inference/v1/generate"
 _HTTP_S = 5.0
@@ -309,34 +309,6 @@ def _outputs(tokens: list[int], content: list[dict[str, Any]] | None, limit: int
         pairs = tuple((int(t["token_id"]), float(t["logprob"])) for t in top)
         out.append(Output(token, float(entry["logprob"]), pairs))
     return tuple(out)
-
-
-def readings_of(samples: Samples) -> Readings:
-    """Return the readings in vLLM's metrics."""
-    value = samples.value
-    return Readings(
-        started=f"{samples.value('process_start_time_seconds'):.2f}",
-        waiting=value("vllm:num_requests_waiting"),
-        running=value("vllm:num_requests_running"),
-        kv_usage=samples.mean("vllm:kv_cache_usage_perc"),
-        # request_prefill_kv_computed_tokens counts what came from another engine, too.
-        prompt_tokens_total=value("vllm:prompt_tokens_by_source_total", source=LOCAL_COMPUTE),
-        generated_tokens_total=value("vllm:generation_tokens_total"),
-        cached_tokens_total=value("vllm:prefix_cache_hits_total"),
-        preemptions_total=value("vllm:num_preemptions_total"),
-        steps_total=value("vllm:iteration_tokens_total_count"),
-        ttft_s_sum=value("vllm:time_to_first_token_seconds_sum"),
-        ttft_count=value("vllm:time_to_first_token_seconds_count"),
-        itl_s_sum=value("vllm:inter_token_latency_seconds_sum"),
-        itl_count=value("vllm:inter_token_latency_seconds_count"),
-        transfer_bytes_total=value("vllm:nixl_bytes_transferred_sum"),
-        transfer_s_total=value("vllm:nixl_xfer_time_seconds_sum"),
-        transfers_total=value("vllm:nixl_xfer_time_seconds_count"),
-        transfer_failures_total=value("vllm:nixl_num_failed_transfers_total"),
-        expired_total=value("vllm:nixl_num_kv_expired_reqs_total"),
-        late_reads_total=value("vllm:nixl_num_notifications_after_expiry_total"),
-        prompt_tokens_by_source=samples.by_label("vllm:prompt_tokens_by_source_total", "source"),
-    )
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from disagg_adapter.engines.contract import Engine, Identity, Readings, Work
+from disagg_adapter.engines.contract import Engine, Identity, Work
 from disagg_adapter.ledger import Ledger
 from disagg_adapter.metrics import Metrics, Snapshot
 from disagg_adapter.model_folder import ModelFolder
@@ -26,6 +26,7 @@ from disagg_protocol.endpoint import Endpoint
 from disagg_protocol.errors import InvalidInput
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket
+from disagg_wire.engine_metrics.readings import Readings
 from disagg_wire.problems import ENGINE_HUNG, PROBLEM, WorkerProblem
 from disagg_wire.protocol import FEATURE_DIGEST, LAST_RESORT, PROTOCOL_VERSION
 from disagg_wire.roles import DECODE, PREFILL, Role
@@ -196,6 +197,8 @@ class Adapter(Endpoint):
 
     async def start_decode(self, request: DecodeRequest, due_s: float | None) -> Job:
         work = self._checked(request)
+        if request.prefill_incarnation is not None:
+            raise InvalidInput("prefill_incarnation: engines move KV by themselves")
         self.room()
         self.ledger.reserve(work.request_id, len(work.tokens), work.new_tokens)
         if request.mode == "remote":

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from disagg_adapter.engines.contract import Engine, EngineFault, Identity, NotReady, Readings, Unusable
+from disagg_adapter.engines.contract import Engine, EngineFault, Identity, NotReady, Unusable
 from disagg_wire import codes
+from disagg_wire.engine_metrics.readings import Readings
 
 log = logging.getLogger(__name__)
 _MISSES = 2

@@ -32,6 +32,8 @@ class Hold:
         self.max_wait_s = max_wait_s
         self._ended = ended
         self._waiters: set[asyncio.Event] = set()
+        self._asking: set[asyncio.Event] = set()
+        self._ended_why = ""
         self._since_s = math.inf
         self._took_s: float | None = None
         self.demand = Demand()
@@ -41,6 +43,16 @@ class Hold:
     @property
     def waiting(self) -> int:
         return len(self._waiters)
+
+    @property
+    def asking(self) -> int:
+        """The requests that wait for workers to be made."""
+        return len(self._asking)
+
+    def end(self, why: str) -> None:
+        """Answer all that wait here, and from now on at once: nothing serves them any more."""
+        self._ended_why = why
+        self.recheck()
 
     def recheck(self) -> None:
         """Let all requests look whether they can go on: the workers are others now."""
@@ -56,9 +68,10 @@ class Hold:
         *,
         deadline_s: float = math.inf,
         returning: bool = False,
+        asks: bool = True,
     ) -> None:
         """Return when `ready` holds, for a request for the model `name` that waits since monotonic
-        `since_s`.
+        `since_s`. Unless it `asks`, nobody learns that workers are wanted.
 
         Raises ApiError 503 when too much waits already or the longest wait is over, and 504 when
         `deadline_s` has passed. `returning` is set for a request that has waited before or has
@@ -66,7 +79,10 @@ class Hold:
         """
         if ready():
             return
-        self.demand.note()
+        if self._ended_why:
+            raise self._not_served(name, self._ended_why)
+        if asks:
+            self.demand.note()
         outcome = series.CANCELLED
         try:
             if not returning and not self._backlog.has_room(size_bytes):
@@ -75,7 +91,7 @@ class Hold:
             with self._backlog.holds(size_bytes):
                 outcome = series.EXPIRED
                 try:
-                    await self._until(ready, name, since_s + self.max_wait_s, deadline_s)
+                    await self._until(ready, name, since_s + self.max_wait_s, deadline_s, asks=asks)
                 except asyncio.CancelledError:
                     outcome = series.CANCELLED
                     raise
@@ -83,13 +99,19 @@ class Hold:
         finally:
             self._ended(outcome)
 
-    async def _until(self, ready: Callable[[], bool], name: str, until_s: float, deadline_s: float) -> None:
+    async def _until(
+        self, ready: Callable[[], bool], name: str, until_s: float, deadline_s: float, *, asks: bool
+    ) -> None:
         waiter = asyncio.Event()
+        if asks:
+            self._asking.add(waiter)
         if not self._waiters:
             self._since_s = time.monotonic()
         self._waiters.add(waiter)
         try:
             while not ready():
+                if self._ended_why:
+                    raise self._not_served(name, self._ended_why)
                 left_s = min(until_s, deadline_s) - time.monotonic()
                 if left_s <= 0 and deadline_s < until_s:
                     message = f"no worker served the model {name!r} before the request's deadline"
@@ -103,6 +125,7 @@ class Hold:
             self._took_s = time.monotonic() - self._since_s
         finally:
             self._waiters.discard(waiter)
+            self._asking.discard(waiter)
 
     def _not_served(self, name: str, why: str) -> ApiError:
         message = f"no worker serves the model {name!r} now, and {why}; try again later"

@@ -14,7 +14,7 @@ from disagg_router.workers.client import Line, WorkerClient
 from disagg_router.workers.pair_choice import Choice, pair_key
 from disagg_router.workers.worker_info import Worker
 from disagg_wire import codes
-from disagg_wire.protocol import FEATURE_DIGEST, FEATURE_FIRST_TOKEN_WITHIN
+from disagg_wire.protocol import FEATURE_DIGEST, FEATURE_FIRST_TOKEN_WITHIN, FEATURE_PREFILL_INCARNATION
 from disagg_wire.room import Room
 
 # With a bound, a slow client makes the connections to the workers wait instead of making this
@@ -67,8 +67,7 @@ class Legs:
 
     def start(self) -> None:
         if self._choice.decode is not None:
-            remote = self._choice.prefill is not None
-            more = {"mode": "remote"} if remote else {"mode": "local"} | self._within(self._choice.decode)
+            more = self._remote(self._choice) or {"mode": "local"} | self._within(self._choice.decode)
             self._spawn("decode", self._choice.decode, self._body | more)
         elif self._choice.prefill is not None:
             self._spawn(
@@ -83,6 +82,17 @@ class Legs:
         self._spawn(
             "prefill", self._choice.prefill, self._body | {"ticket": ticket} | told | self._within(self._choice.prefill)
         )
+
+    @staticmethod
+    def _remote(choice: Choice) -> Line:
+        """Return what decode is told of the prefill worker, to which it binds the ticket where both
+        know such tickets.
+        """
+        pair = [worker for worker in (choice.prefill, choice.decode) if worker is not None]
+        if choice.prefill is None:
+            return {}
+        bind = all(FEATURE_PREFILL_INCARNATION in worker.features for worker in pair)
+        return {"mode": "remote"} | ({FEATURE_PREFILL_INCARNATION: choice.prefill.incarnation} if bind else {})
 
     def _within(self, worker: Worker) -> Line:
         if self._due_s is None or FEATURE_FIRST_TOKEN_WITHIN not in worker.features:

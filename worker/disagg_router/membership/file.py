@@ -34,6 +34,9 @@ class FileMembership:
     garbled.
     """
 
+    deserted = False
+    """A file that is gone says nothing."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: tuple[int, int] | None = None

@@ -66,6 +66,11 @@ class KubernetesMembership:
         self._gone: dict[str, dict[str, Member]] = {}
         self.synced = False
 
+    @property
+    def deserted(self) -> bool:
+        """Whether there are no Services of workers any more: each has a slice while it exists."""
+        return self.synced and not self._slices
+
     def leaving(self) -> dict[str, Member]:
         """Return the workers that terminate, or whose Service is gone, by name."""
         slices = (*self._gone.values(), *self._leaving.values())

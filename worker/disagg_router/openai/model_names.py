@@ -42,10 +42,10 @@ class ModelNames:
         table, hold, waited_s = self._router.table, self._router.queue.hold, 0.0
         while (model := table.catalogue.pick(name, random.random()) or table.names.last(name)) is None:
             self._has_workers(name)
-            waiting, began_s = (
-                hold.until(lambda: self._has_workers(name), name, size_bytes, arrived_s),
-                time.monotonic(),
-            )
+            began_s = time.monotonic()
+            # A name that may be none wakes nobody.
+            asks = table.names.expected(name, began_s)
+            waiting = hold.until(lambda: self._has_workers(name), name, size_bytes, arrived_s, asks=asks)
             try:
                 await while_connected(receive, waiting)
             except ApiError:

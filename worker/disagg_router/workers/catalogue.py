@@ -172,6 +172,7 @@ class KnownNames:
         self._adapters = frozenset(adapters)
         # Before a worker was ready, it cannot be told which names do not exist.
         self.any_served = False
+        self._configured_served = False
         self._memory_s = memory_s
         self._live: dict[str, Identity] = {}
         self._last: dict[str, tuple[Model, float]] = {}
@@ -186,6 +187,7 @@ class KnownNames:
         """
         self._all_told = all_told
         self.any_served = self.any_served or bool(catalogue.offers)
+        self._configured_served = self._configured_served or self.configured in catalogue.offers
         self._live, self._offered, self._coming = catalogue.live(), frozenset(catalogue.offers), frozenset(coming)
         self._last |= {name: (catalogue.current(name)[0].model, now_s) for name in catalogue.offers}
         for name in [n for n in self._last if not self.known(n, now_s)]:
@@ -193,14 +195,18 @@ class KnownNames:
 
     def known(self, name: str, now_s: float) -> bool:
         """Return whether a request for the name may wait for its workers."""
+        # One model may be replacing another, and has not said its name yet.
+        untold = self.any_served and not self._live and not self._all_told
+        return untold or self.expected(name, now_s)
+
+    def expected(self, name: str, now_s: float) -> bool:
+        """Return whether the name exists, so that a request for it may ask for workers."""
         if name in self._coming or name in self._live:
             return True
         if self._is_replaced(name):
             return False
         if name == self.configured or self._belongs(name):
             return True
-        if self.any_served and not self._live and not self._all_told:
-            return True  # one model may be replacing another, and has not said its name yet
         return name in self._last and now_s - self._last[name][1] < self._memory_s
 
     def last(self, name: str) -> Model | None:
@@ -216,10 +222,14 @@ class KnownNames:
     def _is_replaced(self, name: str) -> bool:
         """Return whether other models are served now, and no worker is left or to come that may
         serve the one that the name belongs to.
+
+        The configured model that was not there yet is to come, whoever serves meanwhile.
         """
         last = self.last(name)
         first = self.configured if name in self._adapters else name
         model = first if last is None else last.identity.parent or name
+        if model == self.configured and not self._configured_served:
+            return False
         models = {identity.parent or served for served, identity in self._live.items()}
         return self._all_told and bool(models) and model not in models | self._coming | self._offered
 

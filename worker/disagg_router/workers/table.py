@@ -38,7 +38,7 @@ from disagg_router.workers.pair_link import Link, declared
 from disagg_router.workers.prefix_affinity import PrefixMap, prefix_names
 from disagg_router.workers.reserves import with_reserves
 from disagg_router.workers.worker_info import Identity, Member, Worker, name_of, parse_info
-from disagg_wire.protocol import DECODE_ROOM_PATH, READY, TOKENIZER_PATH
+from disagg_wire.protocol import DECODE_ROOM_PATH, DRAINING, READY, TOKENIZER_PATH
 from disagg_wire.room import Room
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,10 @@ class Membership(Protocol):
     """A source of the list of workers."""
 
     synced: bool
+
+    @property
+    def deserted(self) -> bool:
+        """Whether the deployment itself is gone, so that no worker will come any more."""
 
     def members(self) -> dict[str, Member]: ...
 
@@ -99,6 +103,8 @@ class WorkerTable:
         self._asked = False
         # What starting workers have said, and whether all have.
         self._told: tuple[frozenset[str], bool] = (frozenset(), True)
+        # The addresses of listed members that have said once which model they serve, by name.
+        self._have_said: dict[str, str] = {}
         # The workers that were lost since the polls under way began: their answers may be older.
         self._broke: set[str] = set()
         self._prefixes = PrefixMap()
@@ -251,6 +257,9 @@ class WorkerTable:
         active = self.active()
         serving = [w for w in self.workers() if w.state == READY]
         needed = {w.name for w in serving if self.ending or (w.last_resort and active)}
+        if not serving and (self.ending or active):
+            # Those that have notice to leave: they may be the last ones.
+            needed = {w.name for w in self._workers.values() if w.state == DRAINING}
         leaving = {name: m for name, m in self._membership.leaving().items() if name not in members}
         self._broke.clear()
         await asyncio.gather(
@@ -271,12 +280,21 @@ class WorkerTable:
         self._refresh_catalogue()
         self._asked = self._asked or listed
 
+    @property
+    def deserted(self) -> bool:
+        """Whether there is no worker left that takes requests, and none will come."""
+        return self._membership.deserted and not any(w.state == READY for w in self.workers())
+
     def _catalogue(self) -> Catalogue:
         return catalogue_of(self.workers(), self.proven, self._texts, self.canary)
 
     def _refresh_catalogue(self) -> None:
         before, self.catalogue = self.catalogue, self._catalogue()
-        silent = self._membership.members().keys() - self._workers.keys() - self._coming.members()
+        members = self._membership.members()
+        self._have_said = {name: url for name, url in self._have_said.items() if name in members}
+        # A worker that has ended is not one that is still to say what it will serve.
+        said = {name for name, member in members.items() if self._have_said.get(name) == member.url}
+        silent = members.keys() - said - self._workers.keys() - self._coming.members()
         told = self._told
         self._told = (self._coming.names(), not silent)
         self.names.update(self.catalogue, self._coming.names(), time.monotonic(), all_told=not silent)
@@ -312,6 +330,8 @@ class WorkerTable:
                 log.warning("worker %s does not answer: %s", member.name, str(error) or type(error).__name__)
             return
         self._misses[member.name] = 0
+        if worker is not None or name_of(info):
+            self._have_said[member.name] = member.url
         if worker is not None and worker.incarnation in self._broke:
             return
         if worker is None:

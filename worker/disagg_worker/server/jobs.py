@@ -17,9 +17,11 @@ from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
 from disagg_protocol.requests import Job
 from disagg_protocol.ticket import Ticket, sign, token_hash
 from disagg_wire import codes
+from disagg_wire.integrity import MAC, Integrity
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
 from disagg_worker.server.metrics import Metrics
-from disagg_worker.transfer.listener import KvListener, Received, Session
+from disagg_worker.transfer.listener import KvListener, Session
+from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sender import TcpKvSender, TransferDone
 
 
@@ -40,6 +42,10 @@ class Node:
     """The network interface that has the address `listener.host`."""
     ticket_lifetime_s: float
     """The seconds after which an unused ticket expires."""
+    integrity: Integrity = MAC
+    """The check that the tickets of this worker ask for."""
+    connections: int = 2
+    """The most connections of a transfer that is sent."""
 
 
 _END = (EndEvent, ErrorEvent)
@@ -94,6 +100,8 @@ def _issue(node: Node, request: DecodeRequest) -> Ticket:
         tokens=len(request.tokens),
         token_hash=token_hash(request.tokens),
         lifetime_s=node.ticket_lifetime_s,
+        prefill_incarnation=request.prefill_incarnation or "",
+        integrity=node.integrity if request.prefill_incarnation else "",
     )
     return sign(node.key, ticket)
 
@@ -202,7 +210,8 @@ class _Prefill:
         self._sender: TcpKvSender | None = None
         if ticket is not None:
             source = (node.listener.host, node.interface)
-            self._sender = TcpKvSender(ticket, node.key, node.incarnation, request.tokens, source, self._on_done)
+            ends = ticket, node.key, node.incarnation
+            self._sender = TcpKvSender(*ends, request.tokens, source, self._on_done, connections=node.connections)
         params = request.sampling.to_params()
         tokens, prompt_tokens = request.tokens, request.prompt_tokens
         handle = node.engine.prefill(

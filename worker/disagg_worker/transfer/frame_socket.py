@@ -16,7 +16,7 @@ from disagg_worker.transfer import frames
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
 
 # Linux takes at most 1024 buffers per call (IOV_MAX).
-_IOV_MAX = 1024
+MAX_PARTS = 1024
 # A peer that is slower than this is as good as dead; it gives the time that a large frame gets
 # beyond that of an empty one.
 _MIN_BYTES_PER_S = 1 << 20
@@ -45,7 +45,7 @@ class FrameSocket:
         first = 0
         while first < len(pending):
             self._sock.settimeout(_left_s(deadline_s))
-            sent = self._sock.sendmsg(pending[first : first + _IOV_MAX])
+            sent = self._sock.sendmsg(pending[first : first + MAX_PARTS])
             while first < len(pending) and sent >= len(pending[first]):
                 sent -= len(pending[first])
                 first += 1
@@ -100,18 +100,28 @@ class FrameSocket:
         A socket that is closed with unread bytes is reset, and the peer would lose the error that
         was sent to it.
         """
-        deadline_s = time.monotonic() + linger_s
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-            while True:
-                self._sock.settimeout(_left_s(deadline_s))
-                if not self._sock.recv(1 << 16):
-                    return
-        except OSError:
-            pass  # The peer has gone, or does not close in time.
+        part(self._sock, linger_s)
 
     def _deadline_s(self, payload_bytes: int) -> float:
-        return time.monotonic() + self._idle_s + payload_bytes / _MIN_BYTES_PER_S
+        return deadline_s(self._idle_s, payload_bytes)
+
+
+def deadline_s(idle_s: float, payload_bytes: int) -> float:
+    """Return the monotonic time by which a frame that begins now must have been moved."""
+    return time.monotonic() + idle_s + payload_bytes / _MIN_BYTES_PER_S
+
+
+def part(sock: socket.socket, linger_s: float) -> None:
+    """Do what FrameSocket.part says."""
+    until_s = time.monotonic() + linger_s
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        while True:
+            sock.settimeout(_left_s(until_s))
+            if not sock.recv(1 << 16):
+                return
+    except OSError:
+        pass  # The peer has gone, or does not close in time.
 
 
 def _left_s(deadline_s: float) -> float:
@@ -119,6 +129,14 @@ def _left_s(deadline_s: float) -> float:
     if left_s <= 0:
         raise TimeoutError("timed out")
     return left_s
+
+
+def stop_reading(sock: socket.socket) -> None:
+    """Wake the thread that reads from the socket; answers can still be sent."""
+    try:
+        sock.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # The connection has ended already.
 
 
 def hang_up(sock: socket.socket) -> None:

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 MAGIC = b"DKV1"
+MAGIC_2 = b"DKV2"
 MAX_PAYLOAD_BYTES = 64 << 20
 MAX_CONTROL_BYTES = 64 << 10
 _HEAD = struct.Struct("<4sBBHIIII")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEAD.size + _CRC.size
+# A frame of version 2 has no CRC in its header, and a tag behind its payload.
+HEADER_2_BYTES = _HEAD.size
+TAG_BYTES = 16
 
 
 class FrameError(ValueError):
@@ -31,6 +35,8 @@ class FrameType(IntEnum):
     COMMIT = 5
     ACK = 6
     ERROR = 7
+    END = 8
+    """Of version 2 only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +79,27 @@ def decode_header(raw: bytes) -> Header:
 
     Raises FrameError for another magic, unknown flags, an unknown type, or a length over the limit.
     """
+    (crc,) = _CRC.unpack_from(raw, _HEAD.size)
+    return _decode(raw, MAGIC, 1, crc)
+
+
+def decode_header_2(raw: bytes) -> Header:
+    """Parse a header of HEADER_2_BYTES bytes, like `decode_header`."""
+    return _decode(raw, MAGIC_2, 2, 0)
+
+
+def encode_header_2(header: Header, length_bytes: int) -> bytes:
+    """Return the bytes of a header of version 2. Raises FrameError if the payload is too long."""
+    if length_bytes > MAX_PAYLOAD_BYTES:
+        raise FrameError(f"payload of {length_bytes} bytes is over the limit of {MAX_PAYLOAD_BYTES}")
+    numbers = (header.layer, header.seq, header.first_block, header.n_blocks, length_bytes)
+    return _HEAD.pack(MAGIC_2, header.type, 0, *numbers)
+
+
+def _decode(raw: bytes, expected: bytes, version: int, crc: int) -> Header:
     magic, kind, flags, layer, seq, first_block, n_blocks, length = _HEAD.unpack_from(raw)
-    if magic != MAGIC:
-        raise FrameError(f"not a KV transfer of version 1 (magic {magic!r})")
+    if magic != expected:
+        raise FrameError(f"not a KV transfer of version {version} (magic {magic!r})")
     if flags:
         raise FrameError(f"unknown flags {flags:#x}")
     try:
@@ -85,7 +109,6 @@ def decode_header(raw: bytes) -> Header:
     limit = MAX_PAYLOAD_BYTES if frame_type is FrameType.LAYER else MAX_CONTROL_BYTES
     if length > limit:
         raise FrameError(f"{frame_type.name} of {length} bytes is over the limit of {limit}")
-    (crc,) = _CRC.unpack_from(raw, _HEAD.size)
     return Header(frame_type, layer, seq, first_block, n_blocks, length, crc)
 
 

@@ -17,27 +17,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from disagg_protocol.ticket import Ticket, TicketError, begin_proof, verify
 from disagg_wire import codes
 from disagg_worker.engine.contract import Reservation
-from disagg_worker.transfer import frame_socket
+from disagg_worker.transfer import frame_socket, greeting
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
+from disagg_worker.transfer.greeting import Begin
+from disagg_worker.transfer.intake import Intake
 from disagg_worker.transfer.manifest import Coverage, verify_commit
+from disagg_worker.transfer.received import Received
+from disagg_worker.transfer.sealed_socket import SealedSocket
+from disagg_worker.transfer.seals import Sealer
 from disagg_worker.values.layouts import KvLayout
 
 log = logging.getLogger(__name__)
 _LINGER_S = 2.0  # Time for a refused peer to read the reason.
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A verified transfer."""
-
-    first_token: int
-    kv_bytes: int
-    transfer_s: float
-    """The time from the first frame to the commit."""
+_Link = frame_socket.FrameSocket | SealedSocket
 
 
 class Phase(Enum):
@@ -56,7 +53,7 @@ class Phase(Enum):
 class Session:
     """One announced transfer.
 
-    The connection's thread calls exactly one of the callbacks once, or `on_failed` after an
+    A thread of its connections calls exactly one of the callbacks once, or `on_failed` after an
     `on_commit` that raised.
     """
 
@@ -67,8 +64,10 @@ class Session:
     on_failed: Callable[[str, str], None]
     """Called with code and message after the reservation has been released."""
     phase: Phase = field(default=Phase.WAITING)
-    sock: socket.socket | None = field(default=None)
-    """The connection while it is received."""
+    socks: list[socket.socket] = field(default_factory=list)
+    """The connections while it is received."""
+    intake: Intake | None = field(default=None)
+    """What the connections of a bound transfer share."""
 
 
 class KvListener:
@@ -93,6 +92,7 @@ class KvListener:
         self._idle_s = idle_s
         self._lock = threading.Lock()
         self._waiting: dict[str, Session] = {}
+        self._receiving: dict[str, Session] = {}  # bound ones, which further connections may join
         self._slots = threading.BoundedSemaphore(max_connections)
         self._closed = False
         self._server = socket.create_server((host, port), backlog=128)
@@ -115,10 +115,12 @@ class KvListener:
         with self._lock:
             phase, session.phase = session.phase, Phase.TAKEN if session.phase is Phase.TAKEN else Phase.ENDED
             self._waiting.pop(session.ticket.transfer_id, None)
+            socks = list(session.socks)
         if phase is Phase.WAITING:
             session.reservation.release()
-        elif phase is Phase.RECEIVING and session.sock is not None:
-            frame_socket.hang_up(session.sock)
+        elif phase is Phase.RECEIVING:
+            for sock in socks:
+                frame_socket.hang_up(sock)
 
     def begun(self, session: Session) -> bool:
         """Return whether the session has left the phase WAITING, as it does when its ticket is
@@ -162,10 +164,18 @@ class KvListener:
 
     def _connection(self, sock: socket.socket, link: frame_socket.FrameSocket, peer: str) -> None:
         try:
-            session = self._begin(sock, link)
+            content, challenge = self._greet(link)
+            if greeting.is_bound(content):
+                begin = greeting.verify_begin(self._key, challenge, content)
+                session, intake = self._join(begin, sock)
+            else:
+                session = self._use(self._ticket_of(content, challenge), sock)
         except (FrameError, TicketError) as refusal:
             log.warning("transfer from %s refused: %s", peer, refusal)
             self._send_error(link, codes.TICKET_REFUSED, str(refusal))
+            return
+        if greeting.is_bound(content):
+            self._receive_bound(begin, session, intake, sock, peer)
             return
         try:
             received = self._receive(link, session)
@@ -174,9 +184,14 @@ class KvListener:
             log.warning("transfer %s from %s failed: %s", session.ticket.transfer_id, peer, message)
             self._fail(link, session, codes.TRANSFER_FAILED, message)
             return
+        self._deliver(link, session, received)
+
+    def _deliver(self, link: _Link, session: Session, received: Received) -> None:
+        """Hand a verified transfer over to the engine, and acknowledge it."""
         with self._lock:
             cancelled = session.phase is Phase.ENDED
             session.phase = Phase.ENDED if cancelled else Phase.TAKEN
+            self._receiving.pop(session.ticket.transfer_id, None)
         if cancelled:
             self._fail(link, session, codes.CANCELLED, "the request was cancelled")
             return
@@ -188,13 +203,17 @@ class KvListener:
             return
         link.send_json(FrameType.ACK, {"kv_bytes": received.kv_bytes})
 
-    def _begin(self, sock: socket.socket, link: frame_socket.FrameSocket) -> Session:
+    def _greet(self, link: frame_socket.FrameSocket) -> tuple[dict[str, Any], bytes]:
+        """Send CHALLENGE, and return the content of BEGIN and the challenge."""
         challenge = secrets.token_bytes(32)
         link.send(Header(FrameType.CHALLENGE), [challenge])
         raw, header = link.header()
         if header.type is not FrameType.BEGIN:
             raise FrameError(f"expected BEGIN, got {header.type.name}")
-        content = frame_socket.parse_json(link.control(raw, header))
+        return frame_socket.parse_json(link.control(raw, header)), challenge
+
+    def _ticket_of(self, content: dict[str, Any], challenge: bytes) -> Ticket:
+        """Return the ticket of a BEGIN of version 1, which no bound ticket may come with."""
         raw_ticket = content.get("ticket")
         transfer_id = raw_ticket.get("transfer_id") if isinstance(raw_ticket, dict) else None
         proof = content.get("proof")
@@ -204,14 +223,57 @@ class KvListener:
         if not hmac.compare_digest(given, expected.encode()):
             raise FrameError("proof: does not match")
         ticket = verify(self._key, raw_ticket)
+        if ticket.bound:
+            raise TicketError("ticket: is bound to a worker, and needs frames of version 2")
+        return ticket
+
+    def _use(self, ticket: Ticket, sock: socket.socket) -> Session:
+        """Use a ticket, once. Raises TicketError."""
         with self._lock:
             session = self._waiting.get(ticket.transfer_id)
             if session is None or session.ticket != ticket:
                 raise TicketError("ticket: unknown, used, expired or cancelled")
             del self._waiting[ticket.transfer_id]
             session.phase = Phase.RECEIVING
-            session.sock = sock
+            session.socks.append(sock)
         return session
+
+    def _join(self, begin: Begin, sock: socket.socket) -> tuple[Session, Intake]:
+        """Use a bound ticket, or add a connection to the transfer that uses it.
+
+        Raises TicketError.
+        """
+        ticket = begin.ticket
+        with self._lock:
+            session = self._receiving.get(ticket.transfer_id) or self._waiting.get(ticket.transfer_id)
+            if session is None or session.ticket != ticket or session.phase is Phase.ENDED:
+                raise TicketError("ticket: unknown, used, expired or cancelled")
+            if session.intake is None:
+                del self._waiting[ticket.transfer_id]
+                self._receiving[ticket.transfer_id] = session
+                session.phase = Phase.RECEIVING
+                session.intake = Intake(ticket, session.reservation, self._layout, self._vocab_size, self._idle_s)
+            session.intake.join(begin.connection, sock)
+            session.socks.append(sock)
+            return session, session.intake
+
+    def _receive_bound(self, begin: Begin, session: Session, intake: Intake, sock: socket.socket, peer: str) -> None:
+        """Receive over one connection of a bound transfer."""
+        keys, integrity = begin.keys, begin.ticket.integrity
+        link = SealedSocket(sock, self._idle_s, Sealer(keys.to_prefill, integrity), Sealer(keys.to_decode, integrity))
+        try:
+            received = intake.receive(begin.connection, link)
+        except Exception as failure:  # The blocks must be freed whatever has happened.
+            message = str(failure) or type(failure).__name__
+            log.warning("transfer %s from %s failed: %s", session.ticket.transfer_id, peer, message)
+            intake.fail(message)
+            if intake.leave(begin.connection):
+                self._fail(link, session, codes.TRANSFER_FAILED, intake.failure)
+            else:
+                self._send_error(link, codes.TRANSFER_FAILED, intake.failure)
+            return
+        if received is not None:
+            self._deliver(link, session, received)
 
     def _receive(self, link: frame_socket.FrameSocket, session: Session) -> Received:
         started_s = time.monotonic()
@@ -236,16 +298,17 @@ class KvListener:
             if header.type is not FrameType.PROGRESS:
                 raise FrameError(f"unexpected {header.type.name}")
 
-    def _fail(self, link: frame_socket.FrameSocket, session: Session, code: str, message: str) -> None:
+    def _fail(self, link: _Link, session: Session, code: str, message: str) -> None:
         with self._lock:
             cancelled = session.phase is Phase.ENDED
             session.phase = Phase.ENDED
+            self._receiving.pop(session.ticket.transfer_id, None)
         session.reservation.release()
         session.on_failed(codes.CANCELLED if cancelled else code, message)
         self._send_error(link, code, message)
 
     @staticmethod
-    def _send_error(link: frame_socket.FrameSocket, code: str, message: str) -> None:
+    def _send_error(link: _Link, code: str, message: str) -> None:
         try:
             link.send_json(FrameType.ERROR, {"code": code, "message": message, "retryable": True})
         except OSError:

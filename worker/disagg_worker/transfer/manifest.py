@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +28,26 @@ class Digest:
         self.payload_bytes = 0
 
     def add(self, crc32: int, payload_bytes: int) -> None:
-        self._hash.update(struct.pack("<I", crc32))
+        self.add_tag(struct.pack("<I", crc32), payload_bytes)
+
+    def add_tag(self, tag: bytes, payload_bytes: int) -> None:
+        """Add a frame of version 2, by its tag."""
+        self._hash.update(tag)
         self.frames += 1
         self.payload_bytes += payload_bytes
 
     def hex(self) -> str:
         return self._hash.hexdigest()
+
+
+def combined(digests: Mapping[int, Digest]) -> Digest:
+    """Return the digest of a transfer over several connections: that of their digests, in order."""
+    out = Digest()
+    for connection in sorted(digests):
+        digest = digests[connection]
+        out.add_tag(bytes.fromhex(digest.hex()), digest.payload_bytes)
+        out.frames += digest.frames - 1
+    return out
 
 
 @dataclass(slots=True)
@@ -55,6 +70,9 @@ class Coverage:
         """
         if header.seq != self.digest.frames:
             raise FrameError(f"frame {header.seq} came where {self.digest.frames} was due")
+        self._check_place(header)
+
+    def _check_place(self, header: Header) -> None:
         if header.layer >= self.layout.layers:
             raise FrameError(f"layer {header.layer} of {self.layout.layers}")
         if not 0 < header.n_blocks <= self.n_blocks - min(header.first_block, self.n_blocks):
@@ -67,10 +85,26 @@ class Coverage:
 
     def take(self, header: Header) -> None:
         """Record a checked frame whose payload has been read and verified."""
+        self._mark(header)
+        self.arrived(header)
+        self.digest.add(header.crc32, header.length_bytes)
+
+    def _mark(self, header: Header) -> None:
         start = header.layer * self.n_blocks + header.first_block
         self._seen[start : start + header.n_blocks] = b"\x01" * header.n_blocks
+
+    def claim(self, header: Header) -> None:
+        """Give the place of a LAYER frame of version 2 to it, before its payload is read: no other
+        connection may write there.
+
+        Raises FrameError like `check`.
+        """
+        self._check_place(header)
+        self._mark(header)
+
+    def arrived(self, header: Header) -> None:
+        """Count a frame whose payload has been read and verified."""
         self._missing -= header.n_blocks
-        self.digest.add(header.crc32, header.length_bytes)
 
     @property
     def complete(self) -> bool:
@@ -94,17 +128,22 @@ def commit_payload(digest: Digest, tokens: int, token_hash: str, first_token: To
     }
 
 
-def verify_commit(payload: object, coverage: Coverage, ticket: Ticket, vocab_size: int) -> int:
+def verify_commit(
+    payload: object, coverage: Coverage, ticket: Ticket, vocab_size: int, digest: Digest | None = None
+) -> int:
     """Return the first token if everything that the ticket promised has arrived.
+
+    `digest` is that of all connections, of a transfer over several.
 
     Raises FrameError, which names the field that does not match.
     """
     if not isinstance(payload, dict):
         raise FrameError("commit: must be an object")
+    digest = digest or coverage.digest
     expected = {
-        "frames": coverage.digest.frames,
-        "bytes": coverage.digest.payload_bytes,
-        "digest": coverage.digest.hex(),
+        "frames": digest.frames,
+        "bytes": digest.payload_bytes,
+        "digest": digest.hex(),
         "token_hash": ticket.token_hash,
         "tokens": ticket.tokens,
     }

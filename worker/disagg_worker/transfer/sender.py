@@ -1,44 +1,36 @@
 """The prefill half of a transfer: a thread per transfer sends each layer while the engine computes
 the next one.
 
-Its resources are bounded: there is one thread for each prefill in flight, whose number the server
-limits. The queue holds views of blocks that the engine holds anyway. Every wait has a timeout, and
-`cancel` ends all waits.
+A ticket that is bound to this worker is served with frames of version 2 (lanes.py), any other with
+those of version 1. Its resources are bounded: there is one thread for each prefill in flight, whose
+number the server limits, and a few that help it. The queue holds views of blocks that the engine
+holds anyway. Every wait has a timeout, and `cancel` ends all waits.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from disagg_protocol.events import CANCELLED, ErrorEvent, TokenEvent
 from disagg_protocol.ticket import Ticket, begin_proof, token_hash
 from disagg_wire import codes
-from disagg_worker.transfer import frame_socket
+from disagg_worker.transfer import frame_socket, lanes
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
+from disagg_worker.transfer.lanes import Lanes
 from disagg_worker.transfer.manifest import Digest, commit_payload
+from disagg_worker.transfer.outbox import Commit, Outbox, Part
+from disagg_worker.transfer.sender_timeouts import SenderTimeouts, TransferFailed
 
 log = logging.getLogger(__name__)
 # This is below the protocol's limit because the CRC of a frame is computed before its first byte is
 # sent.
 _FRAME_BYTES = 8 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class SenderTimeouts:
-    """The bounds of a sender's waits."""
-
-    connect_s: float = 3.0
-    """Seconds to connect."""
-    progress_s: float = 1.0
-    """Seconds without a layer after which a PROGRESS frame is sent."""
-    peer_s: float = 5.0
-    """Seconds for the peer to read or to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +50,8 @@ class TransferDone:
     """The reason of a failure."""
 
 
-@dataclass(frozen=True, slots=True)
-class _LayerItem:
-    layer: int
-    first_block: int
-    blocks: tuple[memoryview, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _CommitItem:
-    first_token: TokenEvent
-    computed_at_s: float
-
-
-_Item = _LayerItem | _CommitItem | ErrorEvent
-
-
-class TransferFailed(Exception):
-    """Raised when the peer refuses a transfer or breaks it off."""
-
-
 class TcpKvSender:
-    """Implements contract.KvSender over one TCP connection.
+    """Implements contract.KvSender over TCP.
 
     `on_done` is called exactly once, on the sender's thread or, if the computation fails before
     anything is sent, on the thread that calls `abort`.
@@ -94,11 +66,12 @@ class TcpKvSender:
         source: tuple[str, str],
         on_done: Callable[[TransferDone], None],
         timeouts: SenderTimeouts | None = None,
+        connections: int = 2,
     ) -> None:
         """Prepare a transfer, which starts with the first layer.
 
         `tokens` are the computed tokens, which the commit describes. `source` is the local address
-        to connect from and its interface.
+        to connect from and its interface. At most `connections` are used.
         """
         self._ticket = ticket
         self._key = key
@@ -107,23 +80,24 @@ class TcpKvSender:
         self._source_host, self._interface = source
         self._on_done = on_done
         self._timeouts = timeouts or SenderTimeouts()
-        self._items: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._connections = connections
+        self._outbox = Outbox(lanes.FRAME_BYTES if ticket.bound else _FRAME_BYTES)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._sock: socket.socket | None = None
+        self._socks: list[socket.socket] = []
         self._cancelled = False
         self._ended = False
 
     def layer_ready(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
-        self._items.put(_LayerItem(layer, first_block, tuple(blocks)))
+        self._outbox.layer(layer, first_block, blocks)
         self._start()
 
     def commit(self, first_token: TokenEvent) -> None:
-        self._items.put(_CommitItem(first_token, time.monotonic()))
+        self._outbox.end(Commit(first_token, time.monotonic()))
         self._start()
 
     def abort(self, error: ErrorEvent) -> None:
-        self._items.put(error)
+        self._outbox.end(error)
         with self._lock:
             if self._thread is not None or self._ended:
                 return
@@ -137,9 +111,9 @@ class TcpKvSender:
         """
         with self._lock:
             self._cancelled = True
-            sock = self._sock
-        self._items.put(CANCELLED)
-        if sock is not None:
+            socks = list(self._socks)
+        self._outbox.end(CANCELLED)
+        for sock in socks:
             frame_socket.hang_up(sock)
 
     def _start(self) -> None:
@@ -152,7 +126,7 @@ class TcpKvSender:
     def _run(self) -> None:
         started_s = time.monotonic()
         try:
-            done = self._transfer(started_s)
+            done = self._transfer_bound(started_s) if self._ticket.bound else self._transfer(started_s)
         except Exception as failure:  # `on_done` must free the blocks whatever has happened.
             message = f"KV transfer to {self._ticket.host}:{self._ticket.port}: {failure or type(failure).__name__}"
             log.warning("transfer %s failed: %s", self._ticket.transfer_id, message)
@@ -170,7 +144,7 @@ class TcpKvSender:
         source = (self._source_host, 0) if self._source_host else None
         sock = socket.create_connection(address, timeout=self._timeouts.connect_s, source_address=source)
         with self._lock:
-            self._sock = sock
+            self._socks.append(sock)
             cancelled = self._cancelled
         if cancelled:
             sock.close()
@@ -188,38 +162,43 @@ class TcpKvSender:
             begin = {"ticket": self._ticket.to_json(), "prefill_incarnation": self._incarnation, "proof": proof}
             link.send_json(FrameType.BEGIN, begin)
             first_byte_s = time.monotonic()
-            while not isinstance(item := self._next_item(link), _CommitItem):
-                if isinstance(item, ErrorEvent):
-                    content = {"code": item.code, "message": item.message, "retryable": item.retryable}
-                    link.send_json(FrameType.ERROR, content)
-                    return self._not_sent(started_s, item)
-                self._send_layer(link, item, digest)
-            link.send_json(FrameType.COMMIT, commit_payload(digest, self._n_tokens, self._token_hash, item.first_token))
+            while isinstance(item := self._next(link), Part):
+                header = Header(FrameType.LAYER, item.layer, digest.frames, item.first_block, len(item.blocks))
+                digest.add(self._send(link, header, item.blocks), item.size_bytes)
+            if not isinstance(item, Commit):
+                content = {"code": item.code, "message": item.message, "retryable": item.retryable}
+                link.send_json(FrameType.ERROR, content)
+                return self._not_sent(started_s, item)
+            link.send_json(FrameType.COMMIT, self._commit_of(digest, item))
             self._await_ack(link)
-            now_s = time.monotonic()
-            return TransferDone(
-                kv_bytes=digest.payload_bytes,
-                transfer_s=now_s - first_byte_s,
-                exposed_s=now_s - item.computed_at_s,
-                interface=self._interface,
-                peer=f"{self._ticket.host}:{self._ticket.port}",
-            )
+            return self._sent(digest, item, first_byte_s)
 
-    def _next_item(self, link: frame_socket.FrameSocket) -> _Item:
+    def _transfer_bound(self, started_s: float) -> TransferDone:
+        ends = self._ticket, self._key, self._incarnation
+        running = Lanes(*ends, self._outbox, self._connect, self._timeouts, self._connections)
+        sent = running.run(self._commit_of)
+        if isinstance(sent, ErrorEvent):
+            return self._not_sent(started_s, sent)
+        return self._sent(*sent, started_s)
+
+    def _commit_of(self, digest: Digest, commit: Commit) -> dict[str, Any]:
+        return commit_payload(digest, self._n_tokens, self._token_hash, commit.first_token)
+
+    def _sent(self, digest: Digest, commit: Commit, first_byte_s: float) -> TransferDone:
+        now_s = time.monotonic()
+        return TransferDone(
+            kv_bytes=digest.payload_bytes,
+            transfer_s=now_s - first_byte_s,
+            exposed_s=now_s - commit.computed_at_s,
+            interface=self._interface,
+            peer=f"{self._ticket.host}:{self._ticket.port}",
+        )
+
+    def _next(self, link: frame_socket.FrameSocket) -> Part | Commit | ErrorEvent:
         """Wait for the engine's next report, and tell the peer meanwhile that this worker lives."""
-        while True:
-            try:
-                return self._items.get(timeout=self._timeouts.progress_s)
-            except queue.Empty:
-                self._send(link, Header(FrameType.PROGRESS))
-
-    def _send_layer(self, link: frame_socket.FrameSocket, item: _LayerItem, digest: Digest) -> None:
-        block_bytes = len(item.blocks[0])
-        per_frame = max(1, _FRAME_BYTES // block_bytes)
-        for start in range(0, len(item.blocks), per_frame):
-            part = item.blocks[start : start + per_frame]
-            header = Header(FrameType.LAYER, item.layer, digest.frames, item.first_block + start, len(part))
-            digest.add(self._send(link, header, part), block_bytes * len(part))
+        while (item := self._outbox.next(self._timeouts.progress_s)) is None:
+            self._send(link, Header(FrameType.PROGRESS))
+        return item
 
     def _send(self, link: frame_socket.FrameSocket, header: Header, payload: Sequence[memoryview] = ()) -> int:
         try:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 DAY_S = 86_400.0
 SHAPE_BINS = 144  # of ten minutes each
 ERROR_STEP = 0.05
-ERROR_BINS = 49  # log(actual / forecast) from -1.2 to 1.2
+ERROR_BINS = 25  # log(actual / forecast) from -0.6 to 0.6; larger errors cannot be paid for
 _MIDDLE = ERROR_BINS // 2
 _KEPT_FORECASTS = 128
 _PRIOR_SPREAD, _PRIOR_FORECASTS = 0.2, 3.0
@@ -144,7 +144,8 @@ def prior() -> tuple[float, ...]:
 
 
 def _log_ratio(actual: float, forecast: float) -> float:
-    return max(-1.2, min(1.2, math.log(max(actual, 1e-6) / max(forecast, 1e-6))))
+    most = _MIDDLE * ERROR_STEP
+    return max(-most, min(most, math.log(max(actual, 1e-6) / max(forecast, 1e-6))))
 
 
 def _bin(actual: float, forecast: float) -> int:
@@ -196,6 +197,16 @@ def predict(f: Forecaster, horizon_s: float, tuning: Tuning) -> tuple[float, ...
     off = [(_log_ratio(f.level, level) / 2) ** 2 if f.level > level else 0.0 for level in f.levels]
     weights = [max(s, o, 1e-4) ** -tuning.skill_power for s, o in zip(f.skill, off, strict=True)]
     return (sum(w * e for w, e in zip(weights, each, strict=True)) / sum(weights), *each)
+
+
+def least(f: Forecaster) -> float:
+    """Return a rate that the last two intervals show even if both erred twice as much as usual.
+
+    It is 0 before the second interval.
+    """
+    if len(f.recent) < 2:
+        return 0.0
+    return min(rate for _, rate in f.recent[-2:]) * math.exp(-2 * math.sqrt(min(f.skill)))
 
 
 def remember(f: Forecaster, due_s: float, forecasts: tuple[float, ...]) -> Forecaster:

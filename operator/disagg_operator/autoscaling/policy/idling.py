@@ -57,6 +57,12 @@ class IdleWatch:
     at_s: float = -math.inf
     too_old: bool = False
     """Whether a router is too old to tell."""
+    silent_since_s: float = math.nan
+    """Since when one of the routers has not told; NaN if all have, or are too old for it."""
+
+    def silent_s(self, now_s: float) -> float:
+        """Return for how long one of the routers has not told; 0 if all have."""
+        return 0.0 if math.isnan(self.silent_since_s) else now_s - self.silent_since_s
 
     def at(self, now_s: float) -> float:
         """Return the seconds for which nobody has asked; NaN if that was not seen just now."""
@@ -73,7 +79,10 @@ def watched(before: IdleWatch, routers: Routers, now_s: float, *, serving: bool)
     lost = bool(before.routers - alive)
     since_s = now_s if math.isnan(before.since_s) or lost or not serving else before.since_s
     idle_s = min(routers.idle_s, now_s - since_s, key=_least)
-    return IdleWatch(alive, since_s, idle_s, now_s, routers.too_old if routers.states else before.too_old)
+    too_old = routers.too_old if routers.states else before.too_old
+    silent = bool(alive) and math.isnan(routers.idle_s) and not too_old
+    silent_since_s = now_s if silent and math.isnan(before.silent_since_s) else before.silent_since_s
+    return IdleWatch(alive, since_s, idle_s, now_s, too_old, silent_since_s if silent else math.nan)
 
 
 def _least(value: float) -> float:

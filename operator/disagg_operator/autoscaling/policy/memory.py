@@ -109,8 +109,8 @@ class State:
     """The state of the prefill pool."""
     decode: PoolState = field(default_factory=lambda: PoolState(curve=MissCurve(-0.1, 0.08)))
     """The state of the decode pool."""
-    arrivals_per_s: float = math.nan
-    """Requests that arrive per second, averaged over a minute; NaN until known."""
+    arrivals: Forecaster = field(default_factory=Forecaster)
+    """The requests that arrive per second."""
     output_tokens: float = math.nan
     """Mean output tokens of a request; NaN until known."""
     kv_per_sequence: float = math.nan

@@ -35,6 +35,7 @@ from disagg_operator.autoscaling.policy import forecast, learning, miss_curve
 from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings, State
 from disagg_operator.autoscaling.policy.observation import Observation, Pods, PrefillSignals, Targets
 from disagg_operator.autoscaling.policy.sizing import (
+    DRAIN_S,
     PATIENCE_S,
     Outlook,
     PoolSizing,
@@ -55,7 +56,6 @@ _OUTPUT_MEMORY_S = 600.0
 _MOST_BLIND_RISE = 2.0
 _MOST_TOKENS = 1e9  # per request; a larger value is not a valid measurement
 _MOST_WORK = 1e6  # workers; a larger value is not a valid measurement
-_DRAIN_S = 30.0  # the time in which a backlog should be worked off
 _BUDGET_MEMORY_S = 450.0
 # In this time the price grows e-fold if twice the budget is missed, and shrinks as much if nothing
 # is missed.
@@ -125,10 +125,8 @@ def _learn(settings: Settings, o: Observation, state: State) -> tuple[Settings, 
         held = min(_MOST_TOKENS, d.kv_tokens / d.running_requests)
         kv = held if math.isnan(kv) else kv + gain * (held - kv)
     per_s = min(_MOST_TOKENS, o.prefill.arrivals / o.interval_s)
-    if not math.isnan(state.arrivals_per_s):
-        keep = math.exp(-o.interval_s / settings.tuning.window_s)
-        per_s = keep * state.arrivals_per_s + (1 - keep) * per_s
-    state = replace(state, output_tokens=output, kv_per_sequence=kv, arrivals_per_s=per_s)
+    arrivals = forecast.update(state.arrivals, o.now_s, o.interval_s, per_s, settings.tuning)
+    state = replace(state, output_tokens=output, kv_per_sequence=kv, arrivals=arrivals)
     if not settings.learn:
         return settings, state
     before = learning.profile(state.learned, settings.profile)
@@ -203,8 +201,10 @@ def _prefill(settings: Settings, o: Observation, state: State) -> tuple[PoolSizi
     )
     # The backlog that one interval cannot work off while new work arrives. More prefill workers
     # would not help requests for which the decode pool has no room.
-    extra = (1 - _held(p)) * max(0.0, backlog_s - 0.5 * p.pods.ready) / _DRAIN_S
-    outlook = Outlook(_horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, extra, state.began_s)
+    backlog_s = (1 - _held(p)) * max(0.0, backlog_s - 0.5 * p.pods.ready)
+    outlook = Outlook(
+        _horizon_s(settings, p.pods, o.interval_s), p.arrivals / o.interval_s, backlog_s, DRAIN_S, state.began_s
+    )
     return plan(settings, PREFILL, o, pool, outlook)
 
 
@@ -222,6 +222,9 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     d, pool, interval_s = o.decode, state.decode, o.interval_s
     rate = _decode_rate(settings, settings.profile, state)
     made = d.generated_tokens / interval_s / rate
+    # Full workers make no more tokens, however many sequences they have.
+    full = d.running_requests / rate / (0.97 * settings.tpot_s)
+    made = max(made, full) if full < _MOST_WORK else made
     if not made < _MOST_WORK:
         return hold(d.pods, settings.decode, "generated tokens are not known: holding"), pool
     output = _output_tokens(state)
@@ -232,10 +235,9 @@ def _decode(settings: Settings, o: Observation, state: State) -> tuple[PoolSizin
     # workers and not prefill workers.
     held = _held(o.prefill) * o.prefill.waiting_requests
     waiting = sum(n for n in (d.waiting_requests, held) if n < 1e9)
-    extra = waiting * output / rate / max(_DRAIN_S, duration_s)
-    coming = state.arrivals_per_s * output / rate
+    coming = max(state.arrivals.level, forecast.least(state.arrivals)) * output / rate
     per_s, horizon_s = o.prefill.arrivals / interval_s, _horizon_s(settings, d.pods, interval_s)
-    outlook = Outlook(horizon_s, per_s, extra, state.began_s, coming)
+    outlook = Outlook(horizon_s, per_s, waiting * output / rate, max(DRAIN_S, duration_s), state.began_s, coming)
     found, pool = plan(settings, DECODE, o, pool, outlook)
     found.numbers |= {
         "worker_tokens_per_s": rate, "output_tokens": output, "inflow": coming,

@@ -12,6 +12,7 @@ from disagg_operator.autoscaling.policy.observation import Observation, Pods
 _PRICE_PRIOR_S = 1200.0
 _PRICE_HIGH, _PRICE_GAIN = 1.5, 2.0
 _KEEP = 1.5  # cold starts
+DRAIN_S = 12.0  # the time in which a backlog should be worked off
 _NODE_S = 600.0  # nodes are asked for, and workers kept, by the work expected this much later
 PATIENCE_S = 600.0  # a worker that is starting for longer than this ...
 _PATIENCE = 4.0  # ... and for longer than this many cold starts cannot be placed
@@ -33,9 +34,9 @@ class PoolSizing:
     reason: str
     """The reason for that number, in a few words."""
     forecast: float = 1e-6
-    """The expected work and the backlog, in workers."""
-    lasting: float = 1e-6
-    """The expected work alone, in workers."""
+    """The expected work, in workers."""
+    extra: float = 0.0
+    """Workers that work off the backlog."""
     price: float = 0.0
     """The cost of missed requests that amount to the work of one worker, in workers."""
     shares: list[float] = field(default_factory=list)
@@ -57,7 +58,7 @@ class PoolSizing:
 
     def misses(self, n: int) -> float:
         """Return the expected share of requests that miss with n workers, or 0 if it is unknown."""
-        return miss_share(self.forecast, n, self.shares, self.ratios) if self.ratios else 0.0
+        return miss_share(self.forecast, n - self.extra, self.shares, self.ratios) if self.ratios else 0.0
 
     def loss(self, n: int) -> float:
         """Return the cost of n workers including the misses, in workers.
@@ -66,7 +67,7 @@ class PoolSizing:
         each worker brings something as long as there are too few of them, however few they are.
         """
         if n not in self.known:
-            self.known[n] = self._loss(n, self.forecast, self.price)
+            self.known[n] = self.extra + self._loss(n - self.extra, self.price)
         return self.known[n]
 
     def share_loss(self, n: int, price: float) -> float:
@@ -81,16 +82,17 @@ class PoolSizing:
             return abs(n - self.wanted) + self.wanted
         if n > self.wanted:
             return n - self.wanted + self.share_loss(self.wanted, price)
-        loss, now = self._loss(n, self.lasting, price), max(1, self.pods.replicas - self.lost)
-        return loss if n <= now else loss + (self._loss(now, self.lasting, price) - loss) / _KEEP
+        loss, now = self._loss(n, price), max(1, self.pods.replicas - self.lost)
+        return loss if n <= now else loss + (self._loss(now, price) - loss) / _KEEP
 
     def gives(self, n: int) -> int:
         """Return how many of the workers that it has and wants the pool gives away."""
         return max(0, min(self.wanted, self.pods.replicas - self.lost) - n)
 
-    def _loss(self, n: int, work: float, price: float) -> float:
+    def _loss(self, n: float, price: float) -> float:
         if not self.ratios:
             return n
+        work = self.forecast
         missed = miss_share(work, n, self.shares, self.ratios) + undone_share(work, n, self.ratios)
         return n + price * work * missed
 
@@ -100,10 +102,8 @@ class PoolSizing:
         Fewer workers than the forecast work needs are never considered, since their queue grows
         without end.
         """
-        most = max(1, self.limits.most)  # the bound of the search, whatever is measured
-        low, high = (
-            min(most, max(1, int(min(n, 1e6)))) for n in (math.ceil(min(1e6, self.forecast)), 3 * self.forecast + 4)
-        )
+        most, work = max(1, self.limits.most), self.forecast + self.extra
+        low, high = (min(most, max(1, int(min(n, 1e6)))) for n in (math.ceil(min(1e6, work)), 3 * work + 4))
         return min(range(low, high + 1), key=self.loss)
 
 
@@ -113,7 +113,7 @@ def hold(pods: Pods, limits: PoolLimits, reason: str) -> PoolSizing:
     return PoolSizing(pods, limits, n, reason, ahead=n, need=n)
 
 
-def miss_share(expected: float, n: int, shares: list[float], ratios: list[tuple[float, float]]) -> float:
+def miss_share(expected: float, n: float, shares: list[float], ratios: list[tuple[float, float]]) -> float:
     """Return the expected share of misses with n workers.
 
     Busy moments hold more requests and therefore weigh more.
@@ -124,9 +124,9 @@ def miss_share(expected: float, n: int, shares: list[float], ratios: list[tuple[
     return missed / sum(r * p for r, p in ratios)
 
 
-def undone_share(expected: float, n: int, ratios: list[tuple[float, float]]) -> float:
+def undone_share(expected: float, n: float, ratios: list[tuple[float, float]]) -> float:
     """Return the expected share of the work that n workers cannot do in time."""
-    undone = sum(p * max(0.0, r - n / expected) for r, p in ratios)
+    undone = sum(p * max(0.0, r - max(0.0, n) / expected) for r, p in ratios)
     return undone / sum(r * p for r, p in ratios)
 
 
@@ -149,8 +149,10 @@ class Outlook:
     """Seconds ahead for which work is forecast: a cold start and three scrapes."""
     arrivals_per_s: float
     """Requests that arrive per second."""
-    extra: float = 0.0
-    """Workers that work off the backlog."""
+    backlog: float = 0.0
+    """Seconds of one worker's work that wait now."""
+    drain_s: float = DRAIN_S
+    """Seconds in which a backlog should be worked off."""
     began_s: float = 0.0
     """The time of the policy's first step."""
     coming: float = 0.0
@@ -164,20 +166,22 @@ def plan(
     tuning, horizon_s = settings.tuning, outlook.horizon_s
     limits, pods = settings.limits(role), o.pods(role)
     combined, *each = forecast.predict(pool.demand, horizon_s, tuning)
-    expected = max(combined, outlook.coming)
+    expected = max(combined, outlook.coming, forecast.least(pool.demand))
     if o.now_s - outlook.began_s >= _LEARN_S:
         pool = replace(pool, demand=forecast.remember(pool.demand, o.now_s + horizon_s, (expected, *each)))
     lasting = max(expected * settings.over_provisioning, 1e-6)
-    load = lasting + outlook.extra
+    cold_s = horizon_s - 3 * o.interval_s
+    helps_s = cold_s if settings.role_flip_s is None else min(cold_s, settings.role_flip_s)
+    extra = queue(pods, lasting, outlook.backlog, helps_s) / outlook.drain_s
     price, shares, ratios = (
         price_of(settings, pool, outlook.arrivals_per_s),
         pool.curve.shares(),
         forecast.ratios(pool.demand),
     )
-    found = PoolSizing(pods, limits, pods.replicas, "", load, lasting, price, shares, ratios)
+    found = PoolSizing(pods, limits, pods.replicas, "", lasting, extra, price, shares, ratios)
     in_node_s = max(forecast.predict(pool.demand, _NODE_S, tuning)[0], outlook.coming)
     later = max(in_node_s * settings.over_provisioning, 1e-6)
-    later_plan = PoolSizing(pods, limits, 0, "", later, later, price, shares, ratios)
+    later_plan = PoolSizing(pods, limits, 0, "", later, 0.0, price, shares, ratios)
     found.lost = _lost(pods, horizon_s)
 
     def bounded(n: int) -> int:
@@ -187,14 +191,15 @@ def plan(
     found.need = best = bounded(max(cheapest, scheduled))
     at_node = bounded(later_plan.best())
     found.ahead = max(best, at_node, bounded(math.ceil(min(1e6, later * _quantile(ratios, _NODE_QUANTILE)))))
-    keep_s = _KEEP * (horizon_s - 3 * o.interval_s)
+    keep_s = _KEEP * cold_s
     history = (*[(at, n) for at, n in pool.wanted if at > o.now_s - keep_s], (o.now_s, best))
     lately = max(max(n for _, n in history), at_node)
     if best > pods.replicas and scheduled > cheapest:
         found.wanted, found.reason = best, f"the schedule asks for {scheduled}"
     elif best > pods.replicas:
         found.wanted = best
-        found.reason = f"{load:.2f} workers of work expected in {horizon_s:.0f} s; {_why(found, best)}"
+        backlog = f", and {extra:.2f} for the backlog" if extra else ""
+        found.reason = f"{lasting:.2f} workers of work expected in {horizon_s:.0f} s{backlog}; {_why(found, best)}"
     elif min(lately, limits.most) < pods.replicas:
         found.wanted, found.reason = bounded(lately), f"{keep_s:.0f} s without need of more than {lately}"
     else:
@@ -203,7 +208,7 @@ def plan(
             why = f"are needed in {_NODE_S:.0f} s" if at_node == lately else f"were needed in the last {keep_s:.0f} s"
             found.reason = f"{best} would do now, but {lately} {why}"
     found.numbers = {
-        "demand": pool.demand.level, "forecast": expected, "backlog": outlook.extra, "horizon_s": horizon_s,
+        "demand": pool.demand.level, "forecast": expected, "backlog": extra, "horizon_s": horizon_s,
         "utilisation": pool.load / max(pods.ready, 1), "best": float(best), "in_ten_minutes": float(found.ahead),
         "expected_misses": found.misses(found.wanted), "price": price,
         "missed_share": pool.missed / pool.counted if pool.counted else math.nan,
@@ -211,6 +216,20 @@ def plan(
         "error_high": _quantile(ratios, _HIGH) if ratios else math.nan,
     }  # fmt: skip
     return found, replace(pool, wanted=history)
+
+
+def queue(pods: Pods, work: float, backlog: float, helps_s: float) -> float:
+    """Return the backlog that is to be worked off.
+
+    This is the one of now, or that of the time when a worker that is asked for now can help, if
+    that is more. Until then it grows by the work for which there are no workers.
+    """
+    n, now_s, now = pods.ready, 0.0, backlog
+    due = sorted(max(0.0, helps_s - age) for age in pods.starting_ages_s)
+    for at_s in (*due, helps_s):
+        backlog = max(0.0, backlog + (work - n) * (at_s - now_s))
+        n, now_s = n + 1, at_s
+    return max(now, backlog)
 
 
 def _why(found: PoolSizing, n: int) -> str:
@@ -285,11 +304,11 @@ def _hold_lost(pool: PoolSizing, wish: int) -> None:
 
 def shortage(pool: PoolSizing) -> str:
     """Return why the pool's objective cannot be met for long, or nothing if it can."""
-    if not pool.ratios or pool.lasting <= max(pool.wanted - pool.lost, 0):
+    if not pool.ratios or pool.forecast <= max(pool.wanted - pool.lost, 0):
         return ""
     n = pool.wanted - pool.lost
     limit = f"at most {n} workers are allowed" if n >= pool.limits.most else pool.reason
-    return f"{pool.lasting:.1f} workers of work are expected, and {n} do {n / pool.lasting:.0%} of it: {limit}"
+    return f"{pool.forecast:.1f} workers of work are expected, and {n} do {n / pool.forecast:.0%} of it: {limit}"
 
 
 def limit_of(pool: PoolSizing) -> str:
@@ -309,7 +328,7 @@ def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: 
         limit = decision.RATIO
     # A pool gives a running worker only to one that cannot do its work: otherwise they would pass
     # one to and fro with every breath of the load.
-    short = any(pool.pods.replicas - pool.lost < pool.lasting for pool in (prefill, decode))
+    short = any(pool.pods.replicas - pool.lost < pool.forecast for pool in (prefill, decode))
     best: tuple[float, int, int] | None = None
     for p in range(prefill.limits.least, prefill.limits.most + 1):
         room = min(decode.limits.most, high * p, (budget - p * prefill.limits.gpus) / max(decode.limits.gpus, 1e-9))

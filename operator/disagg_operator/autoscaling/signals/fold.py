@@ -12,16 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Folded, Observation, Pods, PrefillSignals
+from disagg_operator.autoscaling.signals.pool_sums import Answers, PoolSums
 from disagg_operator.autoscaling.signals.samples import Sample
 from disagg_wire import series
 from disagg_wire.roles import DECODE, PREFILL, ROLES
 
 Routed = Callable[[str], float]
-Answers = Mapping[str, Sample | None]  # by pod that should answer
 # An older look tells nothing about the present: after a gap the counters start afresh.
 MAX_GAP_S = 120.0
 _SHARE_MEMORY_S = 120.0
-_YOUNG_S = 60.0
 # The counters from which a worker's speed is learned, by the field that holds their increase.
 _LEARNED_OF_PREFILL = {
     "batches": series.WORKER_PREFILL_BATCHES,
@@ -87,67 +86,6 @@ class Look:
     decode_pods: Pods
 
 
-class _PoolSums:
-    """Sums over the pods of one kind."""
-
-    def __init__(self, answers: Answers, memory: Memory, interval_s: float, now_s: float) -> None:
-        self._memory = memory
-        self._interval_s = interval_s
-        self._expected = len(answers)
-        self._heard = {pod: sample for pod, sample in answers.items() if sample is not None}
-        self._old = {pod: s for pod, s in self._heard.items() if now_s - memory.seen_s.get(pod, now_s) >= _YOUNG_S}
-
-    @property
-    def silent(self) -> bool:
-        """Whether some pods did not answer."""
-        return len(self._heard) < self._expected
-
-    def gauge(self, metric: str) -> float:
-        """Return the sum over all pods; the mean of those that answered stands for the others."""
-        values = [v for s in self._heard.values() if not math.isnan(v := s.get(metric))]
-        return self._for_all(values)
-
-    def mean(self, metric: str) -> float:
-        """Return the mean over all pods."""
-        return self.gauge(metric) / self._expected if self._expected else math.nan
-
-    def increase(self, metric: str) -> float:
-        """Return the increase of a counter in the interval."""
-        if math.isnan(self._interval_s):
-            return math.nan
-        values = [v for pod, s in self._heard.items() if not math.isnan(v := self._increase(pod, s, metric))]
-        return self._for_all(values)
-
-    def increase_of_old(self, *metrics: str) -> tuple[float, ...]:
-        """Return the increases of counters over the same pods for all of them.
-
-        Young pods are left out, and nothing stands for pods that did not answer.
-        """
-        if math.isnan(self._interval_s) or not self._old:
-            return (math.nan,) * len(metrics)
-        rows = [[self._increase(pod, s, m) for m in metrics] for pod, s in self._old.items()]
-        rows = [row for row in rows if not any(map(math.isnan, row))]
-        return tuple(map(sum, zip(*rows, strict=True))) if rows else (math.nan,) * len(metrics)
-
-    def _increase(self, pod: str, sample: Sample, metric: str) -> float:
-        now, before = sample.get(metric), self._memory.samples.get(pod)
-        if before is None:
-            return math.nan if math.isnan(now) else 0.0  # counts from before the first look are not of this interval
-        then, elapsed_s = before.get(metric), sample.at_s - before.at_s
-        if math.isnan(now) or elapsed_s <= 0:
-            return 0.0 if elapsed_s <= 0 and not math.isnan(now) else math.nan
-        if metric in before.values and math.isnan(then):
-            return math.nan  # the pod said that it did not know, so what it says now is of an unknown time
-        # A series that was absent began with its first event.
-        grown = now - then if now >= then else now
-        return grown * min(1.0, self._interval_s / elapsed_s)
-
-    def _for_all(self, values: list[float]) -> float:
-        if not values:
-            return 0.0 if self._expected == 0 else math.nan
-        return sum(values) * self._expected / len(values)
-
-
 def fold(look: Look, memory: Memory) -> tuple[Folded, Memory]:
     """Return the observation of one look, and the memory for the next.
 
@@ -157,9 +95,9 @@ def fold(look: Look, memory: Memory) -> tuple[Folded, Memory]:
     if not 0 < interval_s <= MAX_GAP_S:
         interval_s = math.nan
         memory = replace(memory, samples={})
-    routers = _PoolSums(look.routers, memory, interval_s, look.now_s)
-    prefill = _PoolSums(look.prefill, memory, interval_s, look.now_s)
-    decode = _PoolSums(look.decode, memory, interval_s, look.now_s)
+    routers = PoolSums(look.routers, memory, interval_s, look.now_s)
+    prefill = PoolSums(look.prefill, memory, interval_s, look.now_s)
+    decode = PoolSums(look.decode, memory, interval_s, look.now_s)
     known = len(look.routers) > 0 and not math.isnan(interval_s)
 
     def routed(metric: str) -> float:
@@ -206,7 +144,7 @@ def _kept_and_missed(routed: Routed, objective: str) -> tuple[float, float]:
     return routed(f"{name}:{series.TRUE}"), routed(f"{name}:{series.FALSE}")
 
 
-def _prefill(look: Look, routed: Routed, share: Share, routers: _PoolSums, workers: _PoolSums) -> PrefillSignals:
+def _prefill(look: Look, routed: Routed, share: Share, routers: PoolSums, workers: PoolSums) -> PrefillSignals:
     arrivals = routed(series.ROUTER_ARRIVALS)
     tokens = routed(series.ROUTER_ARRIVED_PROMPT_TOKENS) * share.tokens()
     outside = routers.gauge(f"{series.ROUTER_WAITING_REQUESTS}:{PREFILL}") if look.routers else math.nan
@@ -235,7 +173,7 @@ def _prefill(look: Look, routed: Routed, share: Share, routers: _PoolSums, worke
     )
 
 
-def _decode(look: Look, routed: Routed, routers: _PoolSums, workers: _PoolSums) -> DecodeSignals:
+def _decode(look: Look, routed: Routed, routers: PoolSums, workers: PoolSums) -> DecodeSignals:
     outside = routers.gauge(f"{series.ROUTER_WAITING_REQUESTS}:{DECODE}") if look.routers else math.nan
     ok, missed = _kept_and_missed(routed, series.TPOT)
     learned = workers.increase_of_old(*_LEARNED_OF_DECODE.values())

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from disagg_operator.autoscaling.policy.observation import Folded
 from disagg_operator.autoscaling.policy.queue_depth import QueueSample
-from disagg_operator.autoscaling.signals.fold import Answers, Look, Memory, fold
+from disagg_operator.autoscaling.signals.fold import Look, Memory, fold
 from disagg_operator.autoscaling.signals.pool_reading import reading, view
+from disagg_operator.autoscaling.signals.pool_sums import Answers
 from disagg_wire.roles import DECODE, PREFILL
 
 # Prometheus scrapes pods one after the other. A step waits until all have been scraped, but no
@@ -38,7 +39,7 @@ def observe(look: Look, counters: Memory, *, polled: bool) -> Seen:
 
     `polled` means that it was read from a Prometheus, which scrapes at its own times.
     """
-    fresh = not polled or _advanced(look.routers, counters, look.now_s)
+    fresh = not polled or advanced(look.routers, counters, look.now_s)
     # Without a new scrape the increases of the counters are unknown.
     folded, after = fold(look, counters if fresh else Memory())
     return Seen(
@@ -61,13 +62,13 @@ def _sample(pool: str, workers: Answers, look: Look) -> QueueSample:
     return QueueSample(look.now_s, found.requests, found.silent_pods, found.router_silent)
 
 
-def _advanced(routers: Answers, counters: Memory, now_s: float) -> bool:
-    """Return whether every router that answers has been scraped since the last step.
+def advanced(answers: Answers, counters: Memory, now_s: float) -> bool:
+    """Return whether every pod that answers has been scraped since the last step.
 
     Also true if the last step was long ago.
     """
     if not now_s - counters.at_s < _ALL_SCRAPED_S:
         return True
     before = counters.samples
-    heard = [(pod, sample) for pod, sample in routers.items() if sample is not None]
+    heard = [(pod, sample) for pod, sample in answers.items() if sample is not None]
     return all(pod not in before or sample.at_s > before[pod].at_s for pod, sample in heard)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -52,6 +52,15 @@ def samples_query(namespace: str, name: str) -> str:
         f'pod=~"{_checked(name)}-(router|prefill|decode)(-[0-9a-f]{{10}})?-[a-z0-9]+-[a-z0-9]+"'
     )
     return f'{{{pods},__name__=~"{"|".join((*READ_OF_ROUTERS, *READ_OF_WORKERS))}"}}[{MAX_AGE_S}s]'
+
+
+def pods_query(namespace: str, pods: Iterable[str], names: Iterable[str]) -> str:
+    """Return the query for the last samples of some series of pods of any name.
+
+    Raises ValueError for a name that could break out of the quotes.
+    """
+    which = "|".join(".".join(map(_checked, pod.split("."))).replace(".", "[.]") for pod in pods)
+    return f'{{namespace="{_checked(namespace)}",pod=~"{which}",__name__=~"{"|".join(names)}"}}[{MAX_AGE_S}s]'
 
 
 def history_queries(namespace: str, name: str) -> tuple[str, str, str]:
@@ -103,6 +112,13 @@ class PrometheusDoor:
         if found is None:
             raise Unreadable(_NONSENSE)
         return found
+
+    async def matrix(self, endpoint: PrometheusEndpoint, query: str) -> list[Any]:
+        """Return the series that a range vector selects. Raises Unreadable."""
+        answer = await self._ask(endpoint, lambda client: client.custom_query(query))
+        if not isinstance(answer, list):
+            raise Unreadable(_NONSENSE)
+        return answer
 
     async def history(self, endpoint: PrometheusEndpoint, namespace: str, name: str, now_s: float) -> list[Minute]:
         """Return the minutes of the last days in which requests arrived, oldest first.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from disagg_operator.autoscaling.policy.history import Minute
 from disagg_operator.autoscaling.signals.prometheus_access import (
@@ -68,6 +68,10 @@ class PrometheusSource:
     async def read(self, key: Key, access: Access, now_s: float) -> dict[str, Sample]:
         """Return the result of PrometheusDoor.read for a resource. Raises Unreadable."""
         return await self._ask(key, access, lambda endpoint: self._door.read(endpoint, *key, now_s))
+
+    async def matrix(self, key: Key, access: Access, query: str) -> list[Any]:
+        """Return the result of PrometheusDoor.matrix for a resource. Raises Unreadable."""
+        return await self._ask(key, access, lambda endpoint: self._door.matrix(endpoint, query))
 
     async def history(self, key: Key, access: Access, now_s: float) -> list[Minute]:
         """Return the result of PrometheusDoor.history for a resource.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from disagg_operator.autoscaling.signals.fold import Answers
+from disagg_operator.autoscaling.signals.pool_sums import Answers
 from disagg_operator.autoscaling.signals.samples import Sample
 from disagg_operator.status.effectiveness import PromptTokens
 from disagg_wire import series

@@ -16,6 +16,7 @@ from disagg_operator.autoscaling.policy.forecast import (
     SHAPE_BINS,
     Forecaster,
     Tuning,
+    least,
     predict,
     prior,
     ratios,
@@ -98,15 +99,25 @@ def test_two_rates_at_one_moment_are_no_division_by_nothing() -> None:
 
 def test_a_forecast_is_judged_when_its_time_has_come_and_once() -> None:
     f = follow(lambda _: 5.0, 600)
-    asked = remember(replace(f, made=()), 700.0, (10.0, 10.0, 5.0, 5.0))
+    asked = remember(replace(f, made=()), 700.0, (8.0, 8.0, 5.0, 5.0))
     early = update(asked, 720.0, 15.0, 5.0, TUNING)
     assert early.made == asked.made
     judged = update(early, 735.0, 15.0, 5.0, TUNING)
     assert judged.made == ()
-    half = round(math.log(0.5) / 0.05) + 24
-    assert judged.errors[half] > 0.9
+    below = round(math.log(5 / 8) / 0.05) + 12
+    assert judged.errors[below] > 0.9
     assert judged.skill[0] > f.skill[0]
     assert judged.skill[1] <= f.skill[1]
+
+
+def test_a_rise_that_two_intervals_show_is_a_rise() -> None:
+    calm = follow(lambda _: 5.0, 7200)
+    one = update(calm, 7215.0, 15.0, 50.0, TUNING)
+    two = update(one, 7230.0, 15.0, 50.0, TUNING)
+    assert least(Forecaster()) == least(update(Forecaster(), 0.0, 15.0, 50.0, TUNING)) == 0.0
+    assert least(one) <= 5.0
+    assert least(two) > 40.0
+    assert least(replace(two, skill=(0.5, 0.5, 0.5))) < 15.0
 
 
 def test_a_level_that_missed_a_step_has_no_say_in_the_forecast() -> None:

@@ -18,10 +18,19 @@ def test_what_prefill_will_hand_over_is_decodes_demand_before_it_arrives() -> No
     p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
     for now in (3615, 3630):
         o = look(now, 100.0, p, d)
-        tokens = look(now, 10.0, p, d).decode.generated_tokens
-        answer, state = step(RULES, replace(o, decode=replace(o.decode, generated_tokens=tokens)), state)
+        answer, state = step(RULES, replace(o, decode=look(now, 10.0, p, d).decode), state)
     assert answer.numbers["decode_demand"] < 1.5
     assert answer.decode > calm.decode + 2
+
+
+def test_full_workers_make_no_more_tokens_but_hold_more_sequences() -> None:
+    calm, state = steady(40.0)
+    p, d = (Pods(n, n, cold_start_s=120.0) for n in (calm.prefill, calm.decode))
+    for now in (3615, 3630, 3645):
+        o = look(now, 40.0, p, d)
+        late = 3 * RULES.tpot_s * o.decode.generated_tokens / o.interval_s  # seconds per token, three times too slow
+        answer, state = step(RULES, replace(o, decode=replace(o.decode, running_requests=late)), state)
+    assert answer.decode > 1.5 * calm.decode
 
 
 def test_an_hour_after_a_ramp_the_pools_are_as_in_steady_state() -> None:

@@ -49,6 +49,21 @@ def test_a_router_of_an_earlier_release_is_noticed() -> None:
     assert watched(old, Routers(["a"], []), 5.0, serving=True).too_old
 
 
+def test_a_router_that_has_not_told_for_long_is_noticed() -> None:
+    seen = IdleWatch()
+    for now_s, told, expected in (
+        (0.0, states(0), 0.0),
+        (10.0, [], 0.0),
+        (25.0, [], 15.0),
+        (30.0, states(0), 0.0),
+        (40.0, [], 0.0),
+        (50.0, [{}], 0.0),  # one of an earlier release cannot tell
+    ):
+        seen = watched(seen, Routers(["a"], told), now_s, serving=True)
+        assert seen.silent_s(now_s) == expected
+    assert watched(IdleWatch(), Routers([], []), 9.0, serving=True).silent_s(99.0) == 0.0
+
+
 def test_an_operator_that_has_just_started_knows_nothing() -> None:
     first = watched(IdleWatch(), Routers(["a"], states(5000)), 100.0, serving=True)
     assert first.at(100.0) == 0

@@ -97,13 +97,14 @@ def planned(
 def test_work_that_comes_is_met_by_workers_and_the_reason_says_so() -> None:
     found = planned(6.0, 4)
     assert found.wanted > 6
-    assert found.reason.startswith("6.00 workers of work expected in 120 s; ")
+    assert found.reason.startswith("6.00 workers of work expected in 120 s, and 12.50 for the backlog; ")
+    assert planned(6.0, 7).reason.startswith("6.00 workers of work expected in 120 s; ")
     assert found.wanted == found.need
     assert found.ahead >= found.need
 
 
 def test_enough_workers_stay_and_too_many_go() -> None:
-    need = planned(6.0, 4).need
+    need = planned(6.0, 12).need
     assert (planned(6.0, need).wanted, planned(6.0, need).reason) == (need, "enough")
     fewer = planned(1.0, 12)
     assert fewer.wanted < 12

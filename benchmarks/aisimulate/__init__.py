@@ -1,0 +1,1 @@
+"""The planner's speeds and verdicts beside those of NVIDIA's AISimulate."""

@@ -1,0 +1,1 @@
+"""The KV transfer over TCP beside two plain sockets, on links of known rates."""

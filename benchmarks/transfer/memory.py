@@ -1,0 +1,27 @@
+"""The KV of one prompt in the layout of an 8B model."""
+
+from __future__ import annotations
+
+from disagg_worker.values.layouts import KvLayout
+
+# Llama 3.1 8B in bfloat16, with blocks of the default size.
+LAYOUT = KvLayout(layers=32, kv_heads=8, head_dim=128, block_size_tokens=16, dtype="bfloat16", itemsize_bytes=2)
+TOKENS = 4096
+# The incarnation of the sending worker.
+PREFILL = "prefill/boot"
+
+
+class Memory:
+    """Implements contract.Reservation, block-major as the cache is."""
+
+    n_blocks = TOKENS // LAYOUT.block_size_tokens
+
+    def __init__(self, fill: int) -> None:
+        self.bytes = bytearray([fill]) * (TOKENS * LAYOUT.bytes_per_token)
+
+    def layer_view(self, layer: int, block: int) -> memoryview:
+        start = (block * LAYOUT.layers + layer) * LAYOUT.layer_block_bytes
+        return memoryview(self.bytes)[start : start + LAYOUT.layer_block_bytes]
+
+    def release(self) -> None:
+        """Give nothing back: there is no pool."""

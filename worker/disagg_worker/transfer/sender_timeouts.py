@@ -1,0 +1,21 @@
+"""PURE: The bounds of a sender's waits, and what it raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SenderTimeouts:
+    """The bounds of a sender's waits."""
+
+    connect_s: float = 3.0
+    """Seconds to connect."""
+    progress_s: float = 1.0
+    """Seconds without a layer after which a PROGRESS frame is sent."""
+    peer_s: float = 5.0
+    """Seconds for the peer to read or to answer."""
+
+
+class TransferFailed(Exception):
+    """Raised when the peer refuses a transfer or breaks it off."""
