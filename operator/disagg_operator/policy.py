@@ -41,6 +41,9 @@ class NamespacePolicy(BaseModel):
     prometheus_hosts: tuple[str, ...] = Field(
         ("*",), description="Patterns of the hosts that may be asked for metrics."
     )
+    upstream_hosts: tuple[str, ...] = Field(
+        ("*",), description="Patterns of the hosts to which routers may send requests, with the keys of their clients."
+    )
 
     def allows(self, permission: Permission) -> bool:
         """Return whether a permission is granted."""
@@ -57,6 +60,10 @@ class NamespacePolicy(BaseModel):
     def allows_prometheus(self, host: str) -> bool:
         """Return whether a host may be asked for metrics."""
         return _matches(host.lower(), [pattern.lower() for pattern in self.prometheus_hosts])
+
+    def allows_upstream(self, host: str) -> bool:
+        """Return whether routers may send requests to a host."""
+        return _matches(host.lower(), [pattern.lower() for pattern in self.upstream_hosts])
 
 
 class Policy(BaseModel):

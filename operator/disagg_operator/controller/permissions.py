@@ -53,12 +53,14 @@ def unpermitted(dd: DisaggDeployment, policy: NamespacePolicy) -> Iterator[Viola
         if image is not None and not policy.allows_image(image):
             yield Violation(path, f"{image} is none of the images that this namespace may run", NOT_PERMITTED)
     yield from _network(dd, policy)
-    prometheus = spec.observability.prometheus
-    if prometheus is not None:
-        host = _HOST.match(prometheus.url)
-        if host is not None and not policy.allows_prometheus(host[1]):
-            words = f"{host[1]} is none of the hosts that this namespace may have asked"
-            yield Violation("spec.observability.prometheus.url", words, NOT_PERMITTED)
+    prometheus, upstream = spec.observability.prometheus, spec.router.upstream
+    for path, url, allowed in (
+        ("spec.observability.prometheus.url", "" if prometheus is None else prometheus.url, policy.allows_prometheus),
+        ("spec.router.upstream.url", "" if upstream is None else upstream.url, policy.allows_upstream),
+    ):
+        host = _HOST.match(url)
+        if host is not None and not allowed(host[1]):
+            yield Violation(path, f"{host[1]} is none of the hosts that this namespace may have asked", NOT_PERMITTED)
     for role in (*ROLES, ROUTER):
         patch = spec.router.pod_template if role == ROUTER else spec.pool(role).pod_template
         if patch is not None:

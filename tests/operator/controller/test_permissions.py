@@ -19,7 +19,12 @@ def attached(**attachment: Any) -> dict[str, Any]:
     return good(kvTransfer={"network": {"attachment": attachment}})
 
 
-POLICY = NamespacePolicy(images=("good/*",), network_attachments=("nets/fast",), prometheus_hosts=("*.svc", "[::1]"))
+POLICY = NamespacePolicy(
+    images=("good/*",),
+    network_attachments=("nets/fast",),
+    prometheus_hosts=("*.svc", "[::1]"),
+    upstream_hosts=("*.prod",),
+)
 OPEN = NamespacePolicy.model_validate({"allow": ["HostInterfaces"]})
 
 
@@ -31,6 +36,8 @@ OPEN = NamespacePolicy.model_validate({"allow": ["HostInterfaces"]})
         (of("vllm", engine={"image": "good/a"}), POLICY, []),
         (watched("https://evil:1/x"), POLICY, ["spec.observability.prometheus.url"]),
         (watched("https://p.svc:1/x"), POLICY, []),
+        (good(router={"upstream": {"url": "http://p.svc:1", "percent": 1}}), POLICY, ["spec.router.upstream.url"]),
+        (good(router={"upstream": {"url": "http://VLLM.prod", "percent": 1}}), POLICY, []),
         (watched("http://[::1]:1"), POLICY, []),
         (watched("http://[::2]:1"), POLICY, ["spec.observability.prometheus.url"]),
         (good(kvTransfer={"network": {"attachmentRef": {"name": "fast"}}}), POLICY, []),
