@@ -14,7 +14,7 @@ from disagg_operator.autoscaling.policy.guard import Outcome
 from disagg_operator.autoscaling.policy.observation import Observation, Targets
 from disagg_operator.autoscaling.policy.predictive import Settings, State
 from disagg_operator.autoscaling.policy.queue_pools import QueueStart
-from disagg_operator.autoscaling.records import codec
+from disagg_operator.autoscaling.records import codec, former_releases
 
 _LAST_S = 32_503_680_000.0  # the year 3000
 
@@ -152,7 +152,8 @@ def _beginning(raw: dict[str, Any]) -> Run:
     queue = codec.parse(QueueStart, raw["queue"]) if "queue" in raw else None
     if queue is not None:
         queue_pools.check(queue.pools)
-    return Run(codec.parse(Settings, raw["settings"]), codec.parse(State, raw["state"]), queue=queue)
+    settings, state = former_releases.settings(raw["settings"]), former_releases.state(raw["state"])
+    return Run(codec.parse(Settings, settings), codec.parse(State, state), queue=queue)
 
 
 def _step(raw: dict[str, Any], queue: QueueStart | None) -> Step:

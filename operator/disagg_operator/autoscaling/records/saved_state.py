@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from disagg_operator.autoscaling.policy.memory import State
-from disagg_operator.autoscaling.records import codec
+from disagg_operator.autoscaling.records import codec, former_releases
 
 _VERSION = 2
 _DIGITS = 9
@@ -24,6 +24,7 @@ def from_json(raw: dict[str, Any]) -> State:
     if not isinstance(raw, dict) or raw.get("version") != _VERSION:
         return State()
     try:
-        return codec.parse(State, {name: value for name, value in raw.items() if name != "version"})
+        kept = former_releases.state({name: value for name, value in raw.items() if name != "version"})
+        return codec.parse(State, kept)
     except (codec.CodecError, OverflowError):
         return State()
