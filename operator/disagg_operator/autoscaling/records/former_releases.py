@@ -1,7 +1,7 @@
 """PURE: What release 0.1.0 has saved of the predictive policy, in the form of this release.
 
-That release remembered the errors of its forecasts in two histograms, from e^-1.2 to e^1.2. The first
-one fades about as quickly as the single one of today. What it knew of a full cluster has no
+That release remembered the errors of its forecasts in two histograms, from e^-1.2 to e^1.2. The
+first one fades about as quickly as the single one of today. What it knew of a full cluster has no
 counterpart.
 """
 
