@@ -199,7 +199,7 @@ class _OneConfigMap:
 def _as_kept(state: Obj) -> Obj:
     """Return a state of that release as this one keeps it: of the errors, only the short memory."""
     fresh = exact(asdict(State()))
-    out = fresh | state
+    out: Obj = fresh | state
     for role in ("prefill", "decode"):
         demand = state[role]["demand"]
         errors = []
