@@ -43,16 +43,22 @@ def seen(state: RolloutState, rules: RolloutRules) -> Stock:
     """Return what is known of the cluster's devices.
 
     A kind is used up once a pod has waited for it for long. What pods have held before fits again,
-    so that a pod that is gone makes no difference.
+    so that a pod that is gone makes no difference. If that is not remembered, the successor of an
+    old pod is awaited first.
     """
     before = state.progress
     full = set() if before is None else set(before.full)
     held = {} if before is None else dict(before.held)
     for kind, amount in scheduled(state).items():
         held[kind] = max(amount, held.get(kind, 0))
+    missing = {
+        w.devices.kind for w in state.workers if w.revision != state.target[w.role] and w.existing < w.desired
+    }
     for w in state.workers:
         kind, since_s = w.devices.kind, w.unschedulable_since_s
         if since_s is None or state.now_s - since_s < rules.full_after_s or kind in full:
+            continue
+        if kind in missing and kind not in (before.held if before is not None else ()):
             continue
         full.add(kind)
         # A gap that is too small for one worker may hold a smaller one.

@@ -41,14 +41,10 @@ class Room:
 
 
 def scheduled(state: RolloutState) -> dict[str, int]:
-    """Return the devices that pods on nodes hold, by kind.
-
-    A pod that is just gone counts, as its successor can have the place. That one is unscheduled if
-    there is none any more.
-    """
+    """Return the devices that pods on nodes hold, by kind."""
     out: dict[str, int] = {}
     for w in state.workers:
-        held = (max(w.existing, w.desired) - w.unscheduled + w.terminating) * w.devices.count
+        held = (w.existing - w.unscheduled + w.terminating) * w.devices.count
         out[w.devices.kind] = out.get(w.devices.kind, 0) + held
     return out
 
