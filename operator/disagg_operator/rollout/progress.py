@@ -51,9 +51,7 @@ def seen(state: RolloutState, rules: RolloutRules) -> Stock:
     held = {} if before is None else dict(before.held)
     for kind, amount in scheduled(state).items():
         held[kind] = max(amount, held.get(kind, 0))
-    missing = {
-        w.devices.kind for w in state.workers if w.revision != state.target[w.role] and w.existing < w.desired
-    }
+    missing = {w.devices.kind for w in state.workers if w.revision != state.target[w.role] and w.existing < w.desired}
     for w in state.workers:
         kind, since_s = w.devices.kind, w.unschedulable_since_s
         if since_s is None or state.now_s - since_s < rules.full_after_s or kind in full:
