@@ -19,7 +19,9 @@ from disagg_worker.transfer.frames import (
     Header,
     check_crc,
     decode_header,
+    decode_header_2,
     encode_header,
+    encode_header_2,
 )
 
 U16, U32 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)
@@ -33,6 +35,21 @@ def test_a_frame_is_read_back_as_it_was(
     assert len(raw) == HEADER_BYTES
     assert decode_header(raw) == Header(kind, layer, seq, first, n, sum(map(len, parts)), crc)
     check_crc(raw, [b"".join(parts)], crc)
+
+
+@given(st.sampled_from(FrameType), U16, U32, U32, U32, st.integers(0, MAX_CONTROL_BYTES))
+def test_a_header_of_version_2_is_read_back_as_it_was(
+    kind: FrameType, layer: int, seq: int, first: int, n: int, length: int
+) -> None:
+    raw = encode_header_2(Header(kind, layer, seq, first, n), length)
+    assert decode_header_2(raw) == Header(kind, layer, seq, first, n, length)
+    with pytest.raises(FrameError):
+        decode_header(raw + bytes(HEADER_BYTES - len(raw)))
+
+
+def test_a_payload_over_the_limit_has_no_header() -> None:
+    with pytest.raises(FrameError, match="over the limit"):
+        encode_header_2(Header(FrameType.LAYER), MAX_PAYLOAD_BYTES + 1)
 
 
 def _read(sent: bytes) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from disagg_protocol.events import TokenEvent
 from disagg_protocol.ticket import Ticket, token_hash
 from disagg_worker.transfer.frames import FrameError, FrameType, Header
-from disagg_worker.transfer.manifest import Coverage, commit_payload, verify_commit
+from disagg_worker.transfer.manifest import Coverage, Digest, combined, commit_payload, verify_commit
 from disagg_worker.values.layouts import KvLayout
 
 LAYOUT = KvLayout(layers=2, kv_heads=1, head_dim=2, block_size_tokens=2, dtype="float32", itemsize_bytes=4)
@@ -46,6 +46,24 @@ def test_parts_may_come_in_any_order_and_all_are_needed(parts: list[tuple[int, i
         coverage.check(header)
         coverage.take(header)
     assert coverage.complete
+
+
+def test_a_place_that_is_claimed_is_for_no_other_connection() -> None:
+    coverage = Coverage(LAYOUT, BLOCKS)
+    coverage.claim(layer(0, 0, 0, 2))
+    with pytest.raises(FrameError, match="twice"):
+        coverage.claim(layer(0, 0, 1, 1))
+    coverage.claim(layer(0, 0, 2, 1))
+
+
+def test_the_digest_of_several_connections_is_that_of_their_digests_in_order() -> None:
+    one, two = Digest(), Digest()
+    one.add(1, 10)
+    one.add(2, 10)
+    two.add(3, 5)
+    whole_ = combined({1: two, 0: one})
+    assert (whole_.frames, whole_.payload_bytes) == (3, 25)
+    assert whole_.hex() == combined({0: one, 1: two}).hex() != combined({0: two, 1: one}).hex()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from disagg_operator.autoscaling.policy.forecast import Forecaster
 from disagg_operator.autoscaling.policy.memory import Peak, PoolLimits, PoolState, Settings
 from disagg_operator.autoscaling.policy.miss_curve import MissCurve
 from disagg_operator.autoscaling.policy.observation import DecodeSignals, Observation, Pods, PrefillSignals
-from disagg_operator.autoscaling.policy.sizing import Outlook, PoolSizing, hold, join, plan, price_of
+from disagg_operator.autoscaling.policy.sizing import Outlook, PoolSizing, hold, join, limit_of, plan, price_of
 
 
 def test_misses_raise_the_price_and_with_it_the_size() -> None:
@@ -158,6 +158,15 @@ def test_a_full_cluster_is_shared_and_who_waits_for_it_is_held() -> None:
     other.pods = Pods(1, 1)
     join(RULES, other, wants_less)
     assert wants_less.wanted == 3
+    assert (decode.limit, limit_of(decode)) == ("ClusterCapacity", "ClusterCapacity")
+
+
+def test_after_a_full_cluster_one_worker_finds_out_whether_there_is_room() -> None:
+    prefill, decode = sizing(8, limits=PoolLimits(6, 10)), sizing(4)
+    join(RULES, prefill, decode, full=True)
+    assert (prefill.wanted, prefill.limit) == (6, "ClusterCapacity")  # never below its bounds
+    assert (decode.wanted, decode.limit, limit_of(decode)) == (4, "", "")
+    assert limit_of(sizing(10)) == "MaxReplicas"
 
 
 def test_a_forecast_is_judged_once_the_forecaster_has_watched_for_a_while() -> None:
