@@ -115,7 +115,8 @@ class Board:
         """Return whether there is room for one more worker of a workload."""
         kind = self.groups[key].devices.kind
         after = holding(self.groups, {**self.desired, key: self.desired[key] + 1})
-        after[kind] += reserved.get(kind, 0)
+        for other, devices in reserved.items():
+            after[other] = after.get(other, 0) + devices
         beyond = sum(max(0, n - self.room.ours[k]) for k, n in after.items() if k != PODS)
         limit = self.rules.surge_gpus
         return after[kind] <= self.room.budget[kind] and (kind == PODS or limit is None or beyond <= limit)
