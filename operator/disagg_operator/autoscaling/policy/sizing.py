@@ -34,7 +34,7 @@ class PoolSizing:
     reason: str
     """The reason for that number, in a few words."""
     forecast: float = 1e-6
-    """The expected work, in workers."""
+    """The expected work and its head-room, in workers."""
     extra: float = 0.0
     """Workers that work off the backlog."""
     price: float = 0.0
@@ -53,6 +53,8 @@ class PoolSizing:
     """Workers that the pool is set to, but that cannot be placed or started."""
     limit: str = ""
     """The limit of both pools that has changed the number, as a word of `decision`."""
+    headroom: float = 1.0
+    """The multiple of the expected work that `forecast` is."""
     known: dict[int, float] = field(default_factory=dict)
     """The losses computed so far, by number of workers."""
 
@@ -67,32 +69,36 @@ class PoolSizing:
         each worker brings something as long as there are too few of them, however few they are.
         """
         if n not in self.known:
-            self.known[n] = self.extra + self._loss(n - self.extra, self.price)
+            self.known[n] = self.extra + self._loss(self.forecast, n - self.extra, self.price)
         return self.known[n]
+
+    @property
+    def work(self) -> float:
+        """The expected work without head-room, in workers."""
+        return self.forecast / self.headroom
 
     def share_loss(self, n: int, price: float) -> float:
         """Return the cost of n workers if the pools cannot have as many as they want.
 
-        The price is the same for both pools: that one of them has missed more is no reason to let
-        the other one starve. A backlog does not count, since what the pools share is to serve the
-        work that lasts. A worker that is to be started helps only after its cold start, and stays
-        for `_KEEP` of them.
+        Head-room does not count: it is for those who have enough. The price is the same for both
+        pools: that one of them has missed more is no reason to let the other one starve. A backlog
+        does not count, since what the pools share is to serve the work that lasts. A worker that is
+        to be started helps only after its cold start, and stays for `_KEEP` of them.
         """
         if not self.ratios:
             return abs(n - self.wanted) + self.wanted
         if n > self.wanted:
             return n - self.wanted + self.share_loss(self.wanted, price)
-        loss, now = self._loss(n, price), max(1, self.pods.replicas - self.lost)
-        return loss if n <= now else loss + (self._loss(now, price) - loss) / _KEEP
+        loss, now = self._loss(self.work, n, price), max(1, self.pods.replicas - self.lost)
+        return loss if n <= now else loss + (self._loss(self.work, now, price) - loss) / _KEEP
 
     def gives(self, n: int) -> int:
         """Return how many of the workers that it has and wants the pool gives away."""
         return max(0, min(self.wanted, self.pods.replicas - self.lost) - n)
 
-    def _loss(self, n: float, price: float) -> float:
+    def _loss(self, work: float, n: float, price: float) -> float:
         if not self.ratios:
             return n
-        work = self.forecast
         missed = miss_share(work, n, self.shares, self.ratios) + undone_share(work, n, self.ratios)
         return n + price * work * missed
 
@@ -182,7 +188,7 @@ def plan(
     in_node_s = max(forecast.predict(pool.demand, _NODE_S, tuning)[0], outlook.coming)
     later = max(in_node_s * settings.over_provisioning, 1e-6)
     later_plan = PoolSizing(pods, limits, 0, "", later, 0.0, price, shares, ratios)
-    found.lost = _lost(pods, horizon_s)
+    found.lost, found.headroom = _lost(pods, horizon_s), settings.over_provisioning
 
     def bounded(n: int) -> int:
         return max(limits.least, min(limits.most, n))
@@ -304,11 +310,11 @@ def _hold_lost(pool: PoolSizing, wish: int) -> None:
 
 def shortage(pool: PoolSizing) -> str:
     """Return why the pool's objective cannot be met for long, or nothing if it can."""
-    if not pool.ratios or pool.forecast <= max(pool.wanted - pool.lost, 0):
+    if not pool.ratios or pool.work <= max(pool.wanted - pool.lost, 0):
         return ""
     n = pool.wanted - pool.lost
     limit = f"at most {n} workers are allowed" if n >= pool.limits.most else pool.reason
-    return f"{pool.forecast:.1f} workers of work are expected, and {n} do {n / pool.forecast:.0%} of it: {limit}"
+    return f"{pool.work:.1f} workers of work are expected, and {n} do {n / pool.work:.0%} of it: {limit}"
 
 
 def limit_of(pool: PoolSizing) -> str:
@@ -328,7 +334,7 @@ def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: 
         limit = decision.RATIO
     # A pool gives a running worker only to one that cannot do its work: otherwise they would pass
     # one to and fro with every breath of the load.
-    short = any(pool.pods.replicas - pool.lost < pool.forecast for pool in (prefill, decode))
+    short = any(pool.pods.replicas - pool.lost < pool.work for pool in (prefill, decode))
     best: tuple[float, int, int] | None = None
     for p in range(prefill.limits.least, prefill.limits.most + 1):
         room = min(decode.limits.most, high * p, (budget - p * prefill.limits.gpus) / max(decode.limits.gpus, 1e-9))

@@ -161,6 +161,19 @@ def test_a_full_cluster_is_shared_and_who_waits_for_it_is_held() -> None:
     assert (decode.limit, limit_of(decode)) == ("ClusterCapacity", "ClusterCapacity")
 
 
+def test_head_room_for_one_pool_is_no_reason_to_let_the_other_starve() -> None:
+    """Of three GPUs, decode needs two for its work; both would like three times as many."""
+
+    def shared(headroom: float) -> tuple[int, int]:
+        prefill, decode = sizing(3, 0.67 * headroom), sizing(3, 1.2 * headroom)
+        prefill.pods, decode.pods = Pods(2, 2), Pods(1, 1)
+        prefill.headroom = decode.headroom = headroom
+        join(replace(RULES, gpu_budget=3), prefill, decode)
+        return prefill.wanted, decode.wanted
+
+    assert shared(1.0) == shared(3.0) == (1, 2)
+
+
 def test_after_a_full_cluster_one_worker_finds_out_whether_there_is_room() -> None:
     prefill, decode = sizing(8, limits=PoolLimits(6, 10)), sizing(4)
     join(RULES, prefill, decode, full=True)
