@@ -13,7 +13,7 @@ from disagg_operator.api.admission import refusals
 from disagg_operator.api.base import DnsName, Model, list_map
 from disagg_operator.api.expressions import Expression, at_most, differ, equal, field, present
 from disagg_operator.api.rules import Rule
-from disagg_operator.api.scaling import Behavior, Objectives, Ratio, ScheduledPeak, WorkerSpeed
+from disagg_operator.api.scaling import Behavior, JointScaling, Objectives, WorkerSpeed
 from disagg_operator.api.status import LastDecision, StatusCondition
 from disagg_operator.api.v1alpha1 import InvalidResource, Metadata, Observability
 from disagg_operator.engines import BY_NAME, DEFAULT
@@ -128,27 +128,9 @@ class PoolMetrics(Model):
     router_port: Port | None = Field(None, description="Port of the routers. Default: 8080.")
 
 
-class SharedScaling(Model):
+class ScalerScaling(JointScaling):
     """Scaling of both pools, as in a DisaggDeployment."""
 
-    over_provisioning: Annotated[float, Field(ge=0.5, le=10)] = Field(
-        1.0,
-        description="Expect so many times the work that is forecast, such as 2 for twice the workers.",
-    )
-    max_gpus: int | None = Field(
-        None,
-        alias="maxGPUs",
-        ge=1,
-        le=1_000_000,
-        description="GPUs of both pools together. Default: no limit.",
-    )
-    ratio: Ratio | None = Field(None, description="Decode replicas per prefill replica. Default: each pool on its own.")
-    schedule: list[ScheduledPeak] = Field(
-        [],
-        max_length=32,
-        description="Known peaks, each day.",
-        json_schema_extra=list_map("name"),
-    )
     model: str | None = Field(
         None,
         min_length=1,
@@ -184,7 +166,7 @@ class DisaggScalerSpec(Model):
     observability: Observability = Field(Observability(), description="A Prometheus to read instead of the pods.")
     prefill: ScaledPool = Field(description="The pool that computes prompts.")
     decode: ScaledPool = Field(description="The pool that generates tokens.")
-    scaling: SharedScaling = Field(SharedScaling(), description="How both pools are scaled.")
+    scaling: ScalerScaling = Field(ScalerScaling(), description="How both pools are scaled.")
 
     def pool(self, role: str) -> ScaledPool:
         """Return the pool of a role."""

@@ -193,18 +193,12 @@ class ScaleToZero(Model):
     )
 
 
-class ScalingSpec(Model):
-    """Scaling of both pools."""
+class JointScaling(Model):
+    """What is said of both pools together, whoever runs them."""
 
-    policy: Literal["predictive", "queue"] | None = Field(
-        None,
-        description="predictive: by objectives; queue: requests per worker. Default: queue where a pool has "
-        "metrics, else predictive.",
-    )
-    dry_run: bool = Field(False, description="Compute and report decisions, change nothing.")
     over_provisioning: Annotated[float, Field(ge=0.5, le=10)] = Field(
         1.0,
-        description="predictive: expect so many times the work that is forecast, such as 2 for twice the workers.",
+        description="Expect so many times the work that is forecast, such as 2 for twice the workers.",
     )
     max_gpus: int | None = Field(
         None,
@@ -213,16 +207,24 @@ class ScalingSpec(Model):
         le=1_000_000,
         description="GPUs of both pools together. Default: no limit.",
     )
-    ratio: Ratio | None = Field(
-        None,
-        description="predictive: decode workers per prefill worker. Default: each pool on its own.",
-    )
+    ratio: Ratio | None = Field(None, description="Decode workers per prefill worker. Default: each pool on its own.")
     schedule: list[ScheduledPeak] = Field(
         [],
         max_length=32,
-        description="predictive: known peaks, each day.",
+        description="Known peaks, each day.",
         json_schema_extra=list_map("name"),
     )
+
+
+class ScalingSpec(JointScaling):
+    """Scaling of both pools. The policy `queue` has none of what is said of both together."""
+
+    policy: Literal["predictive", "queue"] | None = Field(
+        None,
+        description="predictive: by objectives; queue: requests per worker. Default: queue where a pool has "
+        "metrics, else predictive.",
+    )
+    dry_run: bool = Field(False, description="Compute and report decisions, change nothing.")
     role_flip: bool = Field(
         False,
         description="predictive: move a running worker to the other pool where that is faster than starting one. "
