@@ -55,6 +55,8 @@ class PoolSizing:
     """The limit of both pools that has changed the number, as a word of `decision`."""
     headroom: float = 1.0
     """The multiple of the expected work that `forecast` is."""
+    flips: bool = False
+    """Whether a worker of the other pool comes sooner than one that is started."""
     known: dict[int, float] = field(default_factory=dict)
     """The losses computed so far, by number of workers."""
 
@@ -77,20 +79,20 @@ class PoolSizing:
         """The expected work without head-room, in workers."""
         return self.forecast / self.headroom
 
-    def share_loss(self, n: int, price: float) -> float:
-        """Return the cost of n workers if the pools cannot have as many as they want.
+    def share_loss(self, n: int, price: float, work: float) -> float:
+        """Return the cost of n workers for this work if the pools cannot have as many as they want.
 
-        Head-room does not count: it is for those who have enough. The price is the same for both
-        pools: that one of them has missed more is no reason to let the other one starve. A backlog
-        does not count, since what the pools share is to serve the work that lasts. A worker that is
-        to be started helps only after its cold start, and stays for `_KEEP` of them.
+        The price is the same for both pools: that one of them has missed more is no reason to let
+        the other one starve. A backlog does not count, since what the pools share is to serve the
+        work that lasts. A worker that is to be started helps only after its cold start, and stays
+        for `_KEEP` of them; one that changes its role helps at once.
         """
         if not self.ratios:
             return abs(n - self.wanted) + self.wanted
         if n > self.wanted:
-            return n - self.wanted + self.share_loss(self.wanted, price)
-        loss, now = self._loss(self.work, n, price), max(1, self.pods.replicas - self.lost)
-        return loss if n <= now else loss + (self._loss(self.work, now, price) - loss) / _KEEP
+            return n - self.wanted + self.share_loss(self.wanted, price, work)
+        loss, now = self._loss(work, n, price), max(1, self.pods.replicas - self.lost)
+        return loss if n <= now or self.flips else loss + (self._loss(work, now, price) - loss) / _KEEP
 
     def gives(self, n: int) -> int:
         """Return how many of the workers that it has and wants the pool gives away."""
@@ -188,7 +190,7 @@ def plan(
     in_node_s = max(forecast.predict(pool.demand, _NODE_S, tuning)[0], outlook.coming)
     later = max(in_node_s * settings.over_provisioning, 1e-6)
     later_plan = PoolSizing(pods, limits, 0, "", later, 0.0, price, shares, ratios)
-    found.lost, found.headroom = _lost(pods, horizon_s), settings.over_provisioning
+    found.lost, found.headroom, found.flips = _lost(pods, horizon_s), settings.over_provisioning, helps_s < cold_s
 
     def bounded(n: int) -> int:
         return max(limits.least, min(limits.most, n))
@@ -332,9 +334,14 @@ def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: 
         return
     if prefill.wanted * prefill.limits.gpus + decode.wanted * decode.limits.gpus <= budget:
         limit = decision.RATIO
-    # A pool gives a running worker only to one that cannot do its work: otherwise they would pass
-    # one to and fro with every breath of the load.
-    short = any(pool.pods.replicas - pool.lost < pool.work for pool in (prefill, decode))
+    # Head-room is for pools of which none lacks workers for its work. Then too, a pool gives a
+    # running worker only to one that has too few: otherwise they would pass one to and fro with
+    # every breath of the load.
+    pools = prefill, decode
+    works = [pool.work for pool in pools]
+    if all(pool.pods.replicas - pool.lost >= pool.work for pool in pools):
+        works = [pool.forecast for pool in pools]
+    short = any(pool.pods.replicas - pool.lost < work for pool, work in zip(pools, works, strict=True))
     best: tuple[float, int, int] | None = None
     for p in range(prefill.limits.least, prefill.limits.most + 1):
         room = min(decode.limits.most, high * p, (budget - p * prefill.limits.gpus) / max(decode.limits.gpus, 1e-9))
@@ -342,9 +349,9 @@ def _share(settings: Settings, prefill: PoolSizing, decode: PoolSizing, budget: 
         d = max(least, min(decode.wanted, math.floor(room + 1e-9)))
         if d > decode.limits.most or not fits(p, d):
             continue
-        pairs = (prefill, p), (decode, d)
-        loss = sum(pool.limits.gpus * pool.share_loss(n, settings.price) for pool, n in pairs)
-        loss += 0.0 if short else settings.price * sum(pool.gives(n) for pool, n in pairs)
+        pairs = (prefill, p, works[0]), (decode, d, works[1])
+        loss = sum(pool.limits.gpus * pool.share_loss(n, settings.price, work) for pool, n, work in pairs)
+        loss += 0.0 if short else settings.price * sum(pool.gives(n) for pool, n, _ in pairs)
         if best is None or loss < best[0]:
             best = loss, p, d
     if best is None:

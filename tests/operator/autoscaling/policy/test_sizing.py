@@ -164,14 +164,17 @@ def test_a_full_cluster_is_shared_and_who_waits_for_it_is_held() -> None:
 def test_head_room_for_one_pool_is_no_reason_to_let_the_other_starve() -> None:
     """Of three GPUs, decode needs two for its work; both would like three times as many."""
 
-    def shared(headroom: float) -> tuple[int, int]:
-        prefill, decode = sizing(3, 0.67 * headroom), sizing(3, 1.2 * headroom)
+    def shared(headroom: float, of_decode: float = 1.2) -> tuple[int, int]:
+        prefill, decode = sizing(3, 0.26 * headroom), sizing(3, of_decode * headroom)
         prefill.pods, decode.pods = Pods(2, 2), Pods(1, 1)
         prefill.headroom = decode.headroom = headroom
+        prefill.flips = decode.flips = True
         join(replace(RULES, gpu_budget=3), prefill, decode)
         return prefill.wanted, decode.wanted
 
-    assert shared(1.0) == shared(3.0) == (1, 2)
+    assert shared(1.0) == shared(3.0) == shared(10.0) == (1, 2)
+    # Where the work of both is done, head-room decides.
+    assert (shared(1.0, 0.39), shared(3.0, 0.39)) == ((2, 1), (1, 2))
 
 
 def test_after_a_full_cluster_one_worker_finds_out_whether_there_is_room() -> None:
