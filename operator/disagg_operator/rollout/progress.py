@@ -45,9 +45,9 @@ def seen(state: RolloutState, rules: RolloutRules) -> Stock:
     """Return what is known of the cluster's devices.
 
     A kind is used up once a pod has waited for it for long. What pods have held before fits again,
-    so that a pod that is gone makes no difference. If nothing is remembered, its place may just have
-    become free for the pod that waits: the next look tells. What was taken for a gap is none if pods
-    still wait for it.
+    so that a pod that is gone makes no difference. If nothing is remembered, such a place may just
+    have become free for the pod that waits: the next look tells. What was taken for a gap is none
+    if pods still wait for it.
     """
     before = state.progress
     full = set() if before is None else set(before.full)
