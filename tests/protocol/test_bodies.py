@@ -143,6 +143,14 @@ def test_a_first_token_is_due_so_many_seconds_after_the_request_came(
     assert decode(mode="remote", first_token_within_s=None).due_s(10.0) is None
 
 
+def test_only_a_request_for_kv_of_another_worker_has_a_limit_for_prefill_here() -> None:
+    assert decode(mode="remote", local_up_to_tokens=7).local_up_to_tokens == 7
+    assert decode(mode="remote").local_up_to_tokens is None
+    for values in ({"mode": "local", "local_up_to_tokens": 7}, {"mode": "remote", "local_up_to_tokens": -1}):
+        with pytest.raises(BadRequest, match="local_up_to_tokens"):
+            decode(**values)
+
+
 def test_a_message_with_text_of_the_client_does_not_break_the_line() -> None:
     line = encode_line(event_json(ErrorEvent("internal", "a\nb", retryable=True)))
     assert line.count(b"\n") == 1

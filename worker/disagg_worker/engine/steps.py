@@ -22,8 +22,15 @@ from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.structured import Grammars
 from disagg_worker.execution.cache_memory import CacheMemory
 from disagg_worker.execution.executor import Executor, OnLayer, Step
+from disagg_worker.values.kv_blocks import KvBlocks
 
 Outcome = Sampled | Exception
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether a step has failed for lack of memory."""
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(slots=True)
@@ -89,7 +96,7 @@ class Steps:
         began_s = time.perf_counter()
         with torch.inference_mode():
             cleared = [b for s, n in work for b in self._partly_filled(s, n)]
-            ready = [(s, range(s.reported, end)) for s, n in work if (end := self._final_blocks(s, n)) > s.reported]
+            ready = [(s, _sent(s, end)) for s, n in work if (end := self._final_blocks(s, n)) > s.reported]
             exported = [s.blocks[i] for s, indices in ready for i in indices]
             failed: dict[Sequence, Exception] = {}
 
@@ -173,7 +180,13 @@ class Steps:
             return
         try:
             blocks = [self._store.pool.ref(s.holding, i).block for i in indices]
-            s.sender.layer_ready(layer, indices.start, [self._memory.view(layer, b) for b in blocks])
+            s.sender.layer_ready(layer, indices.start, KvBlocks(self._memory, blocks))
         except Exception as error:  # The failure of a sender concerns its own request only.
             failed[s] = error
         s.reported_layers = layer + 1
+
+
+def _sent(s: Sequence, end: int) -> range:
+    """Return the blocks up to `end` that are to be reported now: not those that the peer has."""
+    held = 0 if s.sender is None else s.sender.held_blocks
+    return range(max(s.reported, held), max(end, held))

@@ -100,9 +100,8 @@ class Worker(Endpoint):
     async def start_decode(self, request: DecodeRequest, due_s: float | None) -> Job:
         node = self._loaded
         await self._prepare(node, request)
-        return (
-            jobs.decode_remote(node, request) if request.mode == "remote" else jobs.decode_local(node, request, due_s)
-        )
+        local = request.mode == "local" or jobs.is_for_here(node, request)
+        return jobs.decode_local(node, request, due_s) if local else jobs.decode_remote(node, request)
 
     async def start_prefill(self, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> Job:
         node = self._loaded

@@ -282,9 +282,8 @@ class KvListener:
             raw, header = link.header()
             if header.type is FrameType.LAYER:
                 coverage.check(header)
-                first = header.first_block
-                views = [session.reservation.layer_view(header.layer, first + i) for i in range(header.n_blocks)]
-                link.into(raw, header, views)
+                with session.reservation.blocks(header.first_block, header.n_blocks).writing(header.layer) as views:
+                    link.into(raw, header, views)
                 coverage.take(header)
                 continue
             payload = link.control(raw, header)

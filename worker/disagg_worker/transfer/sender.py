@@ -26,6 +26,7 @@ from disagg_worker.transfer.lanes import Lanes
 from disagg_worker.transfer.manifest import Digest, commit_payload
 from disagg_worker.transfer.outbox import Commit, Outbox, Part
 from disagg_worker.transfer.sender_timeouts import SenderTimeouts, TransferFailed
+from disagg_worker.values.kv_blocks import KvBlocks
 
 log = logging.getLogger(__name__)
 # This is below the protocol's limit because the CRC of a frame is computed before its first byte is
@@ -88,7 +89,11 @@ class TcpKvSender:
         self._cancelled = False
         self._ended = False
 
-    def layer_ready(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
+    @property
+    def held_blocks(self) -> int:
+        return self._ticket.held_blocks
+
+    def layer_ready(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
         self._outbox.layer(layer, first_block, blocks)
         self._start()
 
@@ -163,8 +168,9 @@ class TcpKvSender:
             link.send_json(FrameType.BEGIN, begin)
             first_byte_s = time.monotonic()
             while isinstance(item := self._next(link), Part):
-                header = Header(FrameType.LAYER, item.layer, digest.frames, item.first_block, len(item.blocks))
-                digest.add(self._send(link, header, item.blocks), item.size_bytes)
+                header = Header(FrameType.LAYER, item.layer, digest.frames, item.first_block, len(item.blocks.ids))
+                with item.blocks.reading(item.layer) as views:
+                    digest.add(self._send(link, header, views), item.size_bytes)
             if not isinstance(item, Commit):
                 content = {"code": item.code, "message": item.message, "retryable": item.retryable}
                 link.send_json(FrameType.ERROR, content)
