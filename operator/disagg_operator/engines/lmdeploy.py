@@ -109,6 +109,7 @@ ENGINE = Engine(
         absent={
             "engine.prefixCaching.hostMemory": "",
             "kvTransfer.integrity": MOVES_BY_ITSELF,
+            "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
             "engine.leaseSeconds": "nothing keeps KV until decode has read it",
             "prefill.kvCacheSize": _MEMORY,
             "decode.kvCacheSize": _MEMORY,

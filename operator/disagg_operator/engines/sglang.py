@@ -130,6 +130,7 @@ ENGINE = Engine(
         absent={
             "engine.prefixCaching.hostMemory": "",
             "kvTransfer.integrity": MOVES_BY_ITSELF,
+            "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
             "prefill.kvCacheSize": _MEMORY,
             "decode.kvCacheSize": _MEMORY,
         },

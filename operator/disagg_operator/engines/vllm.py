@@ -143,7 +143,11 @@ ENGINE = Engine(
     image="vllm/vllm-openai:v0.33.0",
     limits=EngineLimits(
         values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
-        absent={"engine.prefixCaching.hostMemory": "", "kvTransfer.integrity": MOVES_BY_ITSELF},
+        absent={
+            "engine.prefixCaching.hostMemory": "",
+            "kvTransfer.integrity": MOVES_BY_ITSELF,
+            "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
+        },
         off=("scaling.roleFlip", "engine.experimental"),
         tensor=TensorRule.INTEGER_RATIO,
         batch_holds_running=True,

@@ -269,6 +269,8 @@ _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
                 {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}},
             ),
             ("has no kvTransfer.integrity", "kvTransfer.integrity", {"kvTransfer": {"integrity": "mac"}}),
+            ("has no router.localPrefillMaxTokens", "router.localPrefillMaxTokens",
+             {"router": {"localPrefillMaxTokens": 32}}),
             ("knows no scaling.roleFlip", "scaling.roleFlip",
              {"prefill": _FLIP, "decode": _FLIP, "scaling": {"roleFlip": True}}),
         )
