@@ -152,8 +152,9 @@ lock:           ## requirements/*.txt from pyproject.toml
 bench-adapter: setup ## what the adapter adds to a request and a token; writes benchmarks/results/adapter.md
 	@$(PY) -m benchmarks.adapter
 
-bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); writes benchmarks/results/transfer.md (a minute)
+bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); what a hand-over adds; writes benchmarks/results/transfer.md and handover.md (four minutes)
 	@$(PY) -m benchmarks.transfer
+	@$(PY) -m benchmarks.transfer.handover
 
 bench-engine: setup ## ours beside vLLM, llama.cpp and transformers on one core (installs them: minutes; pins: benchmarks/engine/requirements)
 	@$(PY) -m benchmarks.engine.run
