@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
+from benchmarks.transfer import rest
 from benchmarks.transfer.link import link
 from benchmarks.transfer.memory import LAYOUT, PREFILL
 from benchmarks.transfer.process import End
@@ -54,6 +55,16 @@ stream; the delay is what the longest one took more than the median of those bef
 | | median step, ms | 99th percentile, ms | longest, ms | delay, steps |
 |---|---|---|---|---|
 {steps}
+
+## Where the rest of a prompt is prefilled
+
+Two routers before one pair of worker processes on this machine, without a limit of the network and with nothing else to
+do: decode has the first {held} tokens of a prompt, and the rest is prefilled by the prefill worker, which has them as
+well, or by decode. Times to the first token.
+
+| missing tokens | shipped, ms | prefilled by decode, ms |
+|---|---|---|
+{rest}
 """
 
 
@@ -102,6 +113,7 @@ def main() -> None:
             taken.append(_intake(sender, receiver))
         sender.close()
         receiver.close()
+    found = rest.measure(arguments.rounds)
     rows = [
         f"| {n:,} | {n * LAYOUT.bytes_per_token / 1e6:,.0f} | {n / TOKENS_PER_S:.2f} |"
         f" {1e3 * statistics.median(s['exposed_s'] for s in sent[n]):.1f} |"
@@ -125,6 +137,8 @@ def main() -> None:
         intake=INTAKE_TOKENS,
         intake_gb=INTAKE_TOKENS * LAYOUT.bytes_per_token / 1e9,
         steps="\n".join(steps),
+        held=rest.START_TOKENS,
+        rest="\n".join(f"| {r.missing} | {1e3 * r.shipped_s:.1f} | {1e3 * r.local_s:.1f} |" for r in found),
     )
     print(page)
     if not arguments.stdout:
