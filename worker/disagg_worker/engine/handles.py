@@ -68,13 +68,13 @@ class HeldBlocks:
     def blocks(self, first: int, n: int) -> KvBlocks:
         """Implement Reservation.blocks.
 
-        Raises ValueError if the reservation has ended, IndexError for a block outside of it or one
-        that was there before, and StaleReference if a block is no longer its own.
+        Raises ValueError if the reservation has ended, IndexError for a block outside of it, and
+        StaleReference if a block is no longer its own.
         """
         if self.ended:
             raise ValueError("the reservation has ended")
-        if not self.held_blocks <= first <= first + n <= self.n_blocks:
-            raise IndexError(f"blocks {first}+{n}: nothing may arrive there")
+        if not 0 <= first <= first + n <= self.n_blocks:
+            raise IndexError(f"blocks {first}+{n}: outside of the reservation")
         pool = self._store.pool
         return KvBlocks(self._memory, [pool.ref(self.holding, i).block for i in range(first, first + n)])
 
