@@ -113,6 +113,7 @@ class Metrics:
         self.failovers = Counter(series.ROUTER_FAILOVERS, "Attempts that failed", [series.REASON], registry=r)
         self.weakened = Counter(series.ROUTER_WEAKENED, "Promises weakened by failovers", [series.WHAT], registry=r)
         self.held = Counter(series.ROUTER_HELD, "Waits for a model that nobody served", [series.OUTCOME], registry=r)
+        self.stalled = Counter(series.ROUTER_STALLED_CLIENTS, "Clients cut off for reading nothing", registry=r)
         self.prompt_tokens = Counter(series.ROUTER_PROMPT_TOKENS, "Prompt tokens served", registry=r)
         self.generated_tokens = Counter(series.ROUTER_GENERATED_TOKENS, "Tokens generated", registry=r)
         self._arrivals = Counter(series.ROUTER_ARRIVALS, "Requests that were taken in; each choice is one", registry=r)
@@ -136,9 +137,7 @@ class Metrics:
             registry=r,
         )
         self._completions = Counter(series.ROUTER_COMPLETIONS, "Requests that ended with a whole answer", registry=r)
-        self._completed = Counter(
-            series.ROUTER_COMPLETED_TOKENS, "Tokens of completed requests", [series.KIND], registry=r
-        )
+        self._completed = Counter(series.ROUTER_COMPLETED_TOKENS, "Their tokens", [series.KIND], registry=r)
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
