@@ -125,7 +125,20 @@ def _send(job: dict[str, Any], memory: Memory) -> None:
     _say({"seconds": time.monotonic() - started_s, "exposed_s": exposed_s} | cpu.used())
 
 
+def _watch() -> None:
+    """Decode, and tell the steps before and after a time that is read from the input."""
+    decoding = Decoding()
+    for _ in sys.stdin:
+        streams = decoding.start()
+        _say({})
+        quiet_s, busy_s = streams.end(json.loads(sys.stdin.readline())["began_s"])
+        _say({"quiet_s": quiet_s, "busy_s": busy_s})
+
+
 def main() -> None:
+    if sys.argv[1] == "watch":
+        _watch()
+        return
     sends = sys.argv[1] == "send"
     memory = Memory(1 if sends else 0)
     decoding: Decoding | None = None
