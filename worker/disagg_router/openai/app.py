@@ -285,13 +285,12 @@ class Api:
                 metrics.ended(len(g.state.prompt), g.tokens, g.tpot_s)
             prefill, decode = (w.pod if w else "-" for w in (g.trace.prefill, g.trace.decode))
             log.info(
-                "request=%s prefill=%s decode=%s path=%s reason=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%s"
-                " transfer_ms=%s attempts=%d queue_ms=%.1f",
-                g.state.request_id, prefill, decode, g.trace.path, g.trace.reason, len(g.state.prompt), g.tokens,
-                1e3 * g.ttft_s,
+                "request=%s prefill=%s decode=%s path=%s prompt_tokens=%d tokens=%d ttft_ms=%.1f kv_bytes=%s"
+                " transfer_ms=%s attempts=%d queue_ms=%.1f reason=%s",
+                g.state.request_id, prefill, decode, g.trace.path, len(g.state.prompt), g.tokens, 1e3 * g.ttft_s,
                 "-" if g.trace.kv_bytes is None else g.trace.kv_bytes,
                 "-" if g.trace.transfer_s is None else f"{1e3 * g.trace.transfer_s:.1f}",
-                g.trace.attempts, 1e3 * g.trace.queue_s,
+                g.trace.attempts, 1e3 * g.trace.queue_s, g.trace.reason,
             )  # fmt: skip
 
     async def models(self, request: Request) -> Response:
