@@ -9,9 +9,7 @@ import pytest
 from disagg_operator.kube.pods import http_port, is_ready
 from disagg_operator.status.pod_problems import Problem
 from disagg_operator.status.workloads import (
-    NetworkCheck,
     Workload,
-    network,
     workload,
 )
 
@@ -69,53 +67,6 @@ def test_pods_that_the_api_server_refuses_are_named() -> None:
     assert workload("decode", 1, deployment(conditions=[refused]), []).problem == Problem(
         "PodsRefused", "exceeded quota"
     )
-
-
-NODE = {"metadata": {"name": "n"}, "status": {"allocatable": {"rdma/hca": "4"}}}
-REF = ("ns", "fast")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason", "ok"),
-    [
-        ({"reference": None, "found": False, "multus": False, "rdma": None, "nodes": None}, "NotRequired", True),
-        ({"reference": REF, "found": False, "multus": False, "rdma": None, "nodes": None}, "MultusAbsent", False),
-        (
-            {"reference": REF, "found": False, "multus": True, "rdma": None, "nodes": None},
-            "NetworkAttachmentMissing",
-            False,
-        ),
-        ({"reference": REF, "found": True, "multus": True, "rdma": None, "nodes": None}, "NetworkFound", True),
-        (
-            {"reference": REF, "found": None, "multus": True, "rdma": None, "nodes": None},
-            "AttachmentNotReadable",
-            False,
-        ),
-        (
-            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/x", 1), "nodes": [NODE]},
-            "RdmaResourceMissing",
-            False,
-        ),
-        (
-            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 4), "nodes": [NODE]},
-            "NetworkFound",
-            True,
-        ),
-        (
-            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 5), "nodes": [NODE]},
-            "RdmaResourceMissing",
-            False,
-        ),
-        (
-            {"reference": REF, "found": True, "multus": True, "rdma": ("rdma/hca", 1), "nodes": None},
-            "NodesNotReadable",
-            False,
-        ),
-    ],
-)
-def test_network(arguments: dict[str, Any], reason: str, ok: bool) -> None:
-    seen: NetworkCheck = network(**arguments)
-    assert (seen.reason, seen.ok) == (reason, ok)
 
 
 def test_readiness_and_ports() -> None:
