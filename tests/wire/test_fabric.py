@@ -82,6 +82,12 @@ def test_anything_that_is_no_report_is_none(value: Any) -> None:
 def test_a_report_is_read_once_it_is_whole() -> None:
     assert parse_report(json.dumps(GOOD)) == GOOD
     assert parse_report(json.dumps(GOOD)[:-3]) is None
+    strange: list[dict[str, Any]] = [
+        {"ports": 7}, {"ports": ["x"]}, {"asked": "many"}, {"asked": None}, {"capabilities": "?"}, {"interfaces": [1]},
+        {"ports": [PORT | {"gids": [1]}]}, {"memlock_bytes": [], "error": None}, {"bytes": "x"}, {"usable": "mlx5_0"},
+    ]  # fmt: skip
+    for odd in strange:
+        assert parse_report(json.dumps(GOOD | odd)) is None, odd
     assert parse_report("") is None
 
 

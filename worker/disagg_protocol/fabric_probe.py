@@ -15,10 +15,10 @@ import threading
 from typing import Any
 
 POD_INTERFACE = "eth0"
-_MOST_PORTS, _MOST_GIDS = 64, 16
+_MOST_PORTS, _MOST_GIDS = 32, 4
 # A buffer of any size is made of so many bytes of memory, mapped again and again.
 _PIECE_BYTES = 1 << 24
-_REGISTER_TIMEOUT_S = 60.0
+_REGISTER_TIMEOUT_S = 120.0
 _READ_WRITE = 7  # IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ
 # What a RoCE packet has besides its payload, as the kernel counts it.
 _ROCE_HEADER_BYTES = 96

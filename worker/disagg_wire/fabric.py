@@ -24,7 +24,7 @@ FABRIC_REASONS = (NO_UVERBS_DEVICE, RAILS_INCOMPLETE, MEMLOCK_TOO_LOW, REGISTRAT
 # What engines that choose the size of their KV cache themselves should be able to register.
 UNKNOWN_CACHE_BYTES = 1 << 30
 # Larger reports are not read.
-MAX_REPORT_BYTES = 1 << 18
+MAX_REPORT_BYTES = 1 << 16
 _CAP_IPC_LOCK = 1 << 14
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
@@ -91,12 +91,18 @@ def words_of(field: Mapping[str, Any]) -> str:
 
 
 def parse_report(text: str) -> dict[str, Any] | None:
-    """Return the report in a file, or None if it holds none yet."""
+    """Return the report in a file, or None if it holds none yet, or something else.
+
+    It is written by a container of somebody else's image.
+    """
     try:
         found = json.loads(text)
-    except (ValueError, RecursionError):
+        if not isinstance(found, dict) or not isinstance(found.get(USABLE), list):
+            return None
+        words_of(found), problem_of(found)
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get(USABLE), list) else None
+    return found
 
 
 def summary(field: Any) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from disagg_operator.desired.attachments import (
 )
 from disagg_operator.kube.resources import annotations_of, name_of
 from disagg_operator.vocabulary import Obj
+from disagg_wire.fabric import RAILS_INCOMPLETE
 
 ATTACHMENT_INVALID = "AttachmentInvalid"
 RESOURCE_MISMATCH = "ResourceMismatch"
@@ -118,6 +119,9 @@ def mismatched(
         if resource in devices and devices[resource] < count:
             words = f"{count} attachments take a device of {resource}, and a worker asks for {devices[resource]}"
             yield Flaw(RESOURCE_MISMATCH, words)
+        elif resource in devices and devices[resource] > count:
+            words = f"a worker asks for {devices[resource]} {resource}, and its attachments take {count} into the pod"
+            yield Flaw(RAILS_INCOMPLETE, words)
 
 
 def _of_link(where: str, types: Sequence[str], resource: str, devices: Mapping[str, int]) -> Iterator[Flaw]:

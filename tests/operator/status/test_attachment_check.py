@@ -77,6 +77,8 @@ def test_the_rdma_plugin_has_nothing_to_move_behind_a_macvlan() -> None:
         (nad("host-device", resource=VF), 1, {VF: 1}, "RdmaChainMissing", "host-device"),
         (nad("sriov", "rdma", resource="a/b"), 1, {VF: 1}, "ResourceMismatch", f"is a/b, and workers ask for {VF}"),
         (nad("sriov", "rdma"), 1, {VF: 1}, "ResourceMismatch", "sriov needs the annotation"),
+        # As release 0.1.0 rendered it.
+        (nad("sriov", "rdma", resource=VF), 1, {VF: 8}, "RailsIncomplete", "attachments take 1 into the pod"),
         (nad("sriov", "rdma", resource=VF), 8, {VF: 1}, "ResourceMismatch", f"8 attachments take a device of {VF}"),
     ],
 )
