@@ -35,17 +35,17 @@ def test_without_a_network_nothing_is_looked_for() -> None:
     assert environment == {}
 
 
-def test_a_worker_without_devices_moves_kv_over_its_interface() -> None:
+def test_a_worker_without_devices_lets_ucx_use_no_interface() -> None:
     environment: dict[str, str] = {}
     assert prepare("lo", 0, 1 << 20, 1.0, environment) is None
-    assert environment == {"UCX_NET_DEVICES": "lo"}
+    assert environment == {}
 
 
 def test_devices_are_tried_and_told_and_the_user_chooses(devices: list[int]) -> None:
     environment = {"UCX_MAX_RMA_RAILS": "1"}
     found: Any = prepare("lo", 2, 1 << 30, 1.0, environment)
     assert environment == {
-        "UCX_NET_DEVICES": "mlx5_0:1,mlx5_1:1,lo",
+        "UCX_NET_DEVICES": "mlx5_0:1,mlx5_1:1",
         "NCCL_IB_HCA": "=mlx5_0:1,mlx5_1:1",
         "UCX_MAX_RMA_RAILS": "1",
     }

@@ -11,6 +11,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from disagg_protocol import fabric_probe, network_interfaces
+from disagg_wire.engines import RDMA
 from disagg_wire.fabric import ASKED, BYTES, USABLE, told, words_of
 from disagg_wire.problems import PROBLEM
 from disagg_wire.rails import rail_interfaces
@@ -34,7 +35,8 @@ def prepare(
     interfaces = list(rail_interfaces(interface, devices))
     network_interfaces.wait_for_ipv4(interface, timeout_s)
     report = fabric_probe.look(interfaces)
-    for variable, value in fabric_probe.environment(interfaces, report["ports"], "auto").items():
+    # Only RDMA: whether UCX may use TCP, which has no key, is not decided here.
+    for variable, value in fabric_probe.environment(interfaces, report["ports"], RDMA).items():
         if variable not in _OF_RANKS:
             environment.setdefault(variable, value)
     if not devices:
