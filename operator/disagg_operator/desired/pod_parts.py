@@ -48,9 +48,8 @@ def lock_capabilities(dd: DisaggDeployment, renderer: int) -> list[str] | None:
 
     Without root, a capability of the bounding set is not effective.
     """
-    transfer = dd.spec.kv_transfer
-    wanted = transfer.transport == "rdma" if renderer < RDMA_REPORTS else _as_root(dd)
-    return ["IPC_LOCK"] if wanted else None
+    always = renderer < RDMA_REPORTS and dd.spec.kv_transfer.transport == "rdma"
+    return ["IPC_LOCK"] if always or _as_root(dd) else None
 
 
 def lock_user(dd: DisaggDeployment) -> Obj:

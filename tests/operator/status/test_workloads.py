@@ -10,6 +10,7 @@ from disagg_operator.kube.pods import http_port, is_ready
 from disagg_operator.status.pod_problems import Problem
 from disagg_operator.status.workloads import (
     Workload,
+    pool,
     workload,
 )
 
@@ -86,3 +87,13 @@ def test_a_refusal_that_is_over_or_another_condition_is_no_problem() -> None:
     over = {"type": "ReplicaFailure", "status": "False", "message": "exceeded quota"}
     other = {"type": "Available", "status": "True"}
     assert workload("decode", 1, deployment(conditions=[over, other]), []).problem is None
+
+
+def test_a_pool_is_all_of_its_revisions() -> None:
+    status = {"observedGeneration": 2, "replicas": 2, "readyReplicas": 2, "updatedReplicas": 2}
+    labels = {"labels": {"disagg.dev/revision": "new"}}
+    new = {**deployment(**status), "metadata": {"name": "n", "generation": 2, **labels}}
+    alone = pool("decode", 2, [new], "new", [])
+    assert (alone.current, alone.ready, alone.complete) == (2, 2, True)
+    both = pool("decode", 2, [new, deployment(**status)], "new", [])
+    assert (both.current, both.ready, both.updated, both.complete) == (4, 4, 2, False)
