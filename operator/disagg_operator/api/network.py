@@ -216,6 +216,11 @@ class KvTransferSpec(Model):
     )
 
     @property
+    def may_use_rdma(self) -> bool:
+        """Whether workers ask for RDMA devices, and may move KV by them."""
+        return self.transport != "tcp" and self.network is not None and self.network.has_devices
+
+    @property
     def forbids_fallback(self) -> bool:
         """Whether a fallback to another transport makes the deployment not ready."""
         return (self.fallback or ("Forbid" if self.transport == "rdma" else "Warn")) == "Forbid"

@@ -119,8 +119,7 @@ def _command(dd: DisaggDeployment, role: str, process: EngineProcess, images: Im
 
 def _reports(dd: DisaggDeployment) -> bool:
     """Return whether the engine's container tells which RDMA devices it finds."""
-    network = dd.spec.kv_transfer.network
-    return network is not None and network.has_devices
+    return dd.spec.kv_transfer.may_use_rdma
 
 
 def _asked(dd: DisaggDeployment, role: str) -> str:

@@ -63,7 +63,7 @@ def _worker_container(dd: DisaggDeployment, role: str, images: Images) -> Obj:
     }
     if spec.kv_transfer.network is not None:
         values[WorkerVariable.KV_INTERFACE] = spec.kv_transfer.network.interface
-        if images.renderer >= RDMA_REPORTS and spec.kv_transfer.network.has_devices:
+        if images.renderer >= RDMA_REPORTS and spec.kv_transfer.may_use_rdma:
             values[WorkerVariable.RDMA_DEVICES] = str(attachments.device_count(dd, role))
     values |= {e.name: e.value for e in spec.engine.env}
     env = [

@@ -15,7 +15,7 @@ from disagg_operator.status.attachment_check import Attached, Flaw
 from disagg_operator.status.kv_links import RouterView
 from disagg_operator.status.workloads import NetworkCheck
 from disagg_operator.vocabulary import Obj
-from disagg_wire.engines import PROVED, RDMA
+from disagg_wire.engines import PROVED, RDMA, TCP
 from disagg_wire.fabric import FABRIC_REASONS, RAILS_INCOMPLETE
 from disagg_wire.problems import WorkerProblem
 from disagg_wire.roles import BOTH
@@ -94,7 +94,7 @@ def network_check(found: Findings) -> NetworkCheck:
     for flaw in _flaws(found):
         told = flaw.message + (f"; {words}" if words else "")
         return NetworkCheck(False, flaw.reason, told, tolerated=found.tolerant)
-    for flaw in _of_workers(found):
+    for flaw in _of_workers(found) if found.declared != TCP else ():
         return NetworkCheck(False, flaw.reason, flaw.message, tolerated=found.tolerant)
     if not words:
         shown = sorted({"/".join(link.where) for pool in found.pools.values() for link in pool.links})
@@ -154,7 +154,9 @@ def _flaws(found: Findings) -> Iterator[Flaw]:
     """Yield what does not fit together, unless workers show that it does."""
     if not _all_well(found):
         for pool in found.pools.values():
-            yield from attachment_check.mismatched(_there(found), pool.links, pool.devices)
+            for flaw in attachment_check.mismatched(_there(found), pool.links, pool.devices):
+                if found.declared != TCP or flaw.reason == attachment_check.RESOURCE_MISMATCH:
+                    yield flaw
     if words := attachment_check.incomplete(found.pods, found.namespace):
         yield Flaw(RAILS_INCOMPLETE, words)
 

@@ -176,6 +176,8 @@ def test_the_engine_looks_for_the_devices_that_it_has_alone_and_the_adapter_read
     assert mount in containers["adapter"]["volumeMounts"]
     assert {"name": "fabric", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}} in pod["volumes"]
     assert containers["main"]["resources"]["limits"] == {"nvidia.com/gpu": "8", "rdma/hca": "8"}
+    tcp = _pod("vllm", kvTransfer={"transport": "tcp", "network": network})
+    assert "fabric" not in {volume["name"] for volume in tcp["volumes"]}
     tolerant: Obj = {"transport": "rdma", "fallback": "Warn", "network": network}
     assert _all(_pod("vllm", kvTransfer=tolerant))["main"]["command"][5] == "auto"
 

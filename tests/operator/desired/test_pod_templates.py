@@ -63,7 +63,8 @@ def test_a_worker_that_is_not_root_gets_the_device_and_no_capability() -> None:
     assert root["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
     assert (root["securityContext"]["runAsUser"], root["securityContext"]["runAsNonRoot"]) == (0, False)
     assert _env("decode", kvTransfer={"network": network})["DISAGG_RDMA_DEVICES"] == "2"
-    assert "DISAGG_RDMA_DEVICES" not in _env("decode", kvTransfer={"network": NETWORK})
+    for transfer in ({"network": NETWORK}, {"transport": "tcp", "network": network}):
+        assert "DISAGG_RDMA_DEVICES" not in _env("decode", kvTransfer=transfer)
     assert main["resources"]["limits"] == {"rdma/hca": "2"}
     assert main["resources"]["requests"]["rdma/hca"] == "2"
     tcp = _main("decode", kvTransfer={"transport": "tcp", "network": NETWORK})

@@ -50,7 +50,7 @@ GOOD = Findings(
     nodes=[node("a", 8, 8), node("b", 2, 2), node("c", 8, 1)],
     declared="rdma",
 )
-TCP = replace(GOOD, pools=dict.fromkeys(("prefill", "decode"), needs()), declared="tcp")
+PLAIN = replace(GOOD, pools=dict.fromkeys(("prefill", "decode"), needs()), declared="tcp")
 MEMLOCK = WorkerProblem("MemlockTooLow", "memory of 8 MiB may be locked")
 NO_DEVICE = WorkerProblem("NoUverbsDevice", "no RDMA device can be used")
 
@@ -71,7 +71,7 @@ D = WorkerLink("d", "decode", "rdma", "mlx5_0:1", devices=2)
         (replace(GOOD, nads={WHERE: None}), "NetworkAttachmentMissing", False, "nets/fabric does not exist"),
         (replace(GOOD, hidden=frozenset({WHERE})), "AttachmentNotReadable", None, "may not read nets/fabric"),
         (replace(GOOD, nads={WHERE: nad("macvlan", "rdma")}), "AttachmentInvalid", False, "nets/fabric"),
-        (TCP, "NetworkFound", True, "network attachment nets/fabric exists"),
+        (PLAIN, "NetworkFound", True, "network attachment nets/fabric exists"),
         (GOOD, "NetworkFound", True, f"2 nodes for prefill, 2 nodes for decode (2 {VF})"),
         (replace(GOOD, nodes=[node("a", 8, 8)]), "NetworkFound", True, "1 node for prefill, 1 node for decode"),
         (replace(GOOD, nodes=None), "NodesNotReadable", None, "may not list nodes"),
@@ -99,6 +99,9 @@ D = WorkerLink("d", "decode", "rdma", "mlx5_0:1", devices=2)
         (replace(GOOD, view=view(P, replace(D, problem=MEMLOCK))), "MemlockTooLow", False, "d: memory of 8 MiB"),
         (replace(GOOD, told={"x": NO_DEVICE}), "NoUverbsDevice", False, "x: no RDMA device"),
         (replace(GOOD, told={"x": WorkerProblem("EngineHung", "")}), "NetworkFound", True, "2 nodes"),
+        # What only RDMA lacks is nothing to whoever wants TCP.
+        (replace(GOOD, declared="tcp", told={"x": NO_DEVICE}), "NetworkFound", True, "2 nodes"),
+        (replace(GOOD, declared="tcp", nads={WHERE: nad("sriov")}), "NetworkFound", True, "2 nodes"),
         # The commonest one is told.
         (
             replace(GOOD, told={"x": NO_DEVICE, "y": MEMLOCK, "z": MEMLOCK}),
