@@ -31,5 +31,8 @@ class Memory(InMemory):
     def blocks(self, first: int, n: int) -> KvBlocks:
         return KvBlocks(self, range(first, first + n))
 
+    def written_in_region(self) -> None:
+        raise NotImplementedError
+
     def release(self) -> None:
         """Give nothing back: there is no pool."""

@@ -42,6 +42,9 @@ class _Memory(InMemory):
     def blocks(self, first: int, n: int) -> KvBlocks:
         return KvBlocks(self, range(first, first + n))
 
+    def written_in_region(self) -> None:
+        raise NotImplementedError
+
     def release(self) -> None:
         pass
 

@@ -46,6 +46,10 @@ class InProcessKvSender:
             handle.release()
 
     @property
+    def reads_region(self) -> bool:
+        return False
+
+    @property
     def held_blocks(self) -> int:
         return 0
 

@@ -21,6 +21,10 @@ FEATURE_PREFILL_INCARNATION = "prefill_incarnation"
 # A worker with this feature accepts the field `local_up_to_tokens`: it prefills a prompt itself of
 # which it holds the start, and lacks no more tokens than that.
 FEATURE_LOCAL_UP_TO = "local_up_to_tokens"
+# A worker with this feature writes KV, or has it written, by NIXL. It names in `kv.transports` the
+# transports by which it reaches others, and accepts the field `prefill_transports`, the same of the
+# prefill worker.
+FEATURE_PREFILL_TRANSPORTS = "prefill_transports"
 # The features of workers behind an adapter, which say what their engine cannot do. The first output
 # token comes from decode; a ticket promises room that the engine itself does not hold; a request
 # with a seed draws other tokens after a failover; an output that must match a format cannot go on

@@ -47,6 +47,10 @@ class Keeper:
         self.aborted: list[str] = []
 
     @property
+    def reads_region(self) -> bool:
+        return False
+
+    @property
     def held_blocks(self) -> int:
         return 0
 

@@ -21,6 +21,7 @@ class Sender:
     """A transfer that does nothing."""
 
     held_blocks = 0
+    reads_region = False
 
     def layer_ready(self, layer: int, first_block: int, blocks: Any) -> None: ...
     def commit(self, first_token: Any) -> None: ...

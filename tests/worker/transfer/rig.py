@@ -55,6 +55,9 @@ class Memory(InMemory):
     def blocks(self, first: int, n: int) -> KvBlocks:
         return KvBlocks(self, range(first, first + n))
 
+    def written_in_region(self) -> None:
+        raise NotImplementedError
+
     def release(self) -> None:
         self.released.put(True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from disagg_worker.values.kv_blocks import InMemory, KvBlocks
+from disagg_worker.values.kv_blocks import InMemory, KvBlocks, Region
 from disagg_worker.values.layouts import KvLayout
 
 
@@ -46,3 +46,19 @@ def test_there_is_nothing_outside_of_the_layers(layer: int) -> None:
 def test_a_cache_says_itself_where_its_bytes_are() -> None:
     with pytest.raises(NotImplementedError):
         InMemory().view(0, 0)
+
+
+def test_a_block_is_one_piece_of_its_region() -> None:
+    assert Region(1000, 64, 10).piece(3) == (1192, 64, 0)
+    assert Region(1000, 64, 10, 2).piece(0) == (1000, 64, 2)
+
+
+def test_blocks_have_the_views_of_their_cache_in_order() -> None:
+    memory = Cache()
+    memory.bytes[:] = bytes(range(60))
+    blocks = KvBlocks(memory, (2, 0, 1))
+    assert blocks.views(1) == [memory.view(1, block) for block in (2, 0, 1)]
+    assert blocks.part(1, 9) == KvBlocks(memory, (0, 1))
+    for layer in (-1, 3):
+        with pytest.raises(IndexError, match="outside of the cache"):
+            blocks.views(layer)

@@ -19,6 +19,7 @@ from disagg_wire.protocol import (
     FEATURE_FIRST_TOKEN_WITHIN,
     FEATURE_LOCAL_UP_TO,
     FEATURE_PREFILL_INCARNATION,
+    FEATURE_PREFILL_TRANSPORTS,
 )
 from disagg_wire.room import Room
 
@@ -107,6 +108,8 @@ class Legs:
         told: Line = {"mode": "remote"}
         if all(FEATURE_PREFILL_INCARNATION in worker.features for worker in (prefill, decode)):
             told[FEATURE_PREFILL_INCARNATION] = prefill.incarnation
+            if prefill.transports and all(FEATURE_PREFILL_TRANSPORTS in w.features for w in (prefill, decode)):
+                told[FEATURE_PREFILL_TRANSPORTS] = dict(prefill.transports)
         if self._local_up_to_tokens and FEATURE_LOCAL_UP_TO in decode.features:
             told[FEATURE_LOCAL_UP_TO] = self._local_up_to_tokens
         return told

@@ -15,7 +15,7 @@ from disagg_protocol.events import ErrorEvent, EventSink, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_wire.room import Room
 from disagg_worker.values.engine_load import Load
-from disagg_worker.values.kv_blocks import KvBlocks
+from disagg_worker.values.kv_blocks import KvBlocks, KvCache
 from disagg_worker.values.layouts import KvLayout, ModelInfo
 
 
@@ -28,6 +28,10 @@ class KvSender(Protocol):
     @property
     def held_blocks(self) -> int:
         """The number of leading blocks that the peer has already, and that are not reported."""
+
+    @property
+    def reads_region(self) -> bool:
+        """Whether it reads the blocks in the cache's region, and not by their views."""
 
     def layer_ready(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
         """Take the KV of `layer`, which is final in these blocks of the sequence.
@@ -78,6 +82,9 @@ class Reservation(Protocol):
     def blocks(self, first: int, n: int) -> KvBlocks:
         """Return n of the sequence's blocks, to be written."""
 
+    def written_in_region(self) -> None:
+        """Note that the KV is written into the cache's region, and not by the blocks' views."""
+
     def release(self) -> None:
         """Give the blocks back (idempotent).
 
@@ -107,6 +114,9 @@ class Engine(Protocol):
 
     model: ModelInfo
     layout: KvLayout
+
+    @property
+    def cache(self) -> KvCache: ...
 
     def prefill(
         self,

@@ -58,6 +58,7 @@ class HeldBlocks:
         self.holding = holding
         self.held_blocks = held_blocks
         self.ended = False
+        self.in_region = False
         self._store = store
         self._memory = memory
 
@@ -77,6 +78,9 @@ class HeldBlocks:
             raise IndexError(f"blocks {first}+{n}: outside of the reservation")
         pool = self._store.pool
         return KvBlocks(self._memory, [pool.ref(self.holding, i).block for i in range(first, first + n)])
+
+    def written_in_region(self) -> None:
+        self.in_region = True
 
     def release(self) -> None:
         self._owner.release_reserved(self)

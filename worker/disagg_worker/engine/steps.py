@@ -97,7 +97,7 @@ class Steps:
         with torch.inference_mode():
             cleared = [b for s, n in work for b in self._partly_filled(s, n)]
             ready = [(s, _sent(s, end)) for s, n in work if (end := self._final_blocks(s, n)) > s.reported]
-            exported = [s.blocks[i] for s, indices in ready for i in indices]
+            exported = [s.blocks[i] for s, indices in ready if self._needs_views(s) for i in indices]
             failed: dict[Sequence, Exception] = {}
 
             def on_layer(layer: int) -> None:
@@ -174,6 +174,10 @@ class Steps:
             return 0
         stop = s.computed + n
         return blocks_for(stop, self._size) if stop == len(s.tokens) else stop // self._size
+
+    def _needs_views(self, s: Sequence) -> bool:
+        """Return whether the views of a sequence's blocks must show what is computed."""
+        return s.sender is not None and not (s.sender.reads_region and self._memory.region_is_cache)
 
     def _report(self, s: Sequence, layer: int, indices: range, failed: dict[Sequence, Exception]) -> None:
         if s.sender is None or s.holding is None or s in failed or layer < s.reported_layers:

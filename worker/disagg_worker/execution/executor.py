@@ -82,7 +82,7 @@ class LocalExecutor:
             return logits
 
     def _computed(self, layer: int, step: Step, on_layer: OnLayer) -> None:
-        finish = self.memory.export(layer, step.export)
+        finish = self.memory.export(layer, step.export) or self.memory.computed()
         if self._copies is None:
             on_layer(layer)
         else:

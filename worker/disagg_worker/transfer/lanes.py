@@ -110,6 +110,7 @@ class Lanes:
             self._socks[connection] = sock
         plain.send_json(FrameType.BEGIN, content)
         keys, integrity = session_keys(self._key, challenge, content["proof"]), self._ticket.integrity
+        self._keys = keys
         return SealedSocket(
             sock, self._timeouts.peer_s, Sealer(keys.to_decode, integrity), Sealer(keys.to_prefill, integrity)
         )

@@ -1,6 +1,6 @@
-"""PURE: Blocks of a KV cache as those see them who move KV: by number, in the cache of a worker.
+"""PURE: Blocks of a KV cache as those see them who move KV: by number, in a region of memory.
 
-The cache may be in the memory of a device, which no memoryview shows.
+The region may be that of a device, which no memoryview shows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,21 @@ from typing import Protocol
 from disagg_worker.values.layouts import KvLayout
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The memory in which the blocks lie, one after the other, each in one piece."""
+
+    address: int
+    block_bytes: int
+    blocks: int
+    device: int | None = None
+    """The number of the GPU that has this memory; None for host memory."""
+
+    def piece(self, block: int) -> tuple[int, int, int]:
+        """Return address, length and device of a block, as NIXL takes them."""
+        return self.address + block * self.block_bytes, self.block_bytes, self.device or 0
+
+
 class KvCache(Protocol):
     """The cache of one worker.
 
@@ -22,6 +37,13 @@ class KvCache(Protocol):
     """
 
     layout: KvLayout
+
+    @property
+    def region(self) -> Region:
+        """The memory that other processes may write."""
+
+    def view(self, layer: int, block: int) -> memoryview:
+        """Return the bytes of one layer of a block, of a cache in ordinary memory or its copy."""
 
     def reading(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
         """Give the bytes of one layer of these blocks, which is computed. Raises TimeoutError."""
@@ -34,6 +56,9 @@ class KvCache(Protocol):
 
 class InMemory:
     """What a KvCache in ordinary memory has in common: its bytes are those of its blocks."""
+
+    region: Region
+    """Set where other processes write."""
 
     def view(self, layer: int, block: int) -> memoryview:
         """Return the bytes of one layer of a block."""
@@ -64,6 +89,11 @@ class KvBlocks:
         """
         self._check(layer)
         return self.cache.writing(layer, self.ids)
+
+    def views(self, layer: int) -> list[memoryview]:
+        """Return the bytes of one layer of each block, of a cache in ordinary memory."""
+        self._check(layer)
+        return [self.cache.view(layer, block) for block in self.ids]
 
     def _check(self, layer: int) -> None:
         if not 0 <= layer < self.cache.layout.layers:
