@@ -249,13 +249,10 @@ _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
         for row in (
             ("takes only none", "engine.quantization", {"engine": {"quantization": "int8"}}),
             ("takes only lru", "engine.prefixCaching.eviction", {"engine": {"prefixCaching": {"eviction": "fifo"}}}),
-            (
-                "has no engine.prefixCaching.hostMemory", "engine.prefixCaching.hostMemory",
-                {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}},
-            ),
+            ("has no engine.prefixCaching.host", "engine.prefixCaching.hostMemory",
+             {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}}),
             ("has no kvTransfer.integrity", "kvTransfer.integrity", {"kvTransfer": {"integrity": "mac"}}),
-            ("has no router.localPrefillMaxTokens", "router.localPrefillMaxTokens",
-             {"router": {"localPrefillMaxTokens": 32}}),
+            ("has no router.local", "router.localPrefillMaxTokens", {"router": {"localPrefillMaxTokens": 32}}),
             ("knows no scaling.roleFlip", "scaling.roleFlip",
              {"prefill": _FLIP, "decode": _FLIP, "scaling": {"roleFlip": True}}),
         )
