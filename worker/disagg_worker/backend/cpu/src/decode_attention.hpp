@@ -12,15 +12,15 @@ static inline vf wide(const uint16_t* at) { return widen(at); }
 static inline float wide_one(float v) { return v; }
 static inline float wide_one(uint16_t v) { return widen_one(v); }
 
-// The rows of up to LANES consecutive tokens of one head in the paged cache.
+// The rows of up to PANEL consecutive tokens of one head in the paged cache.
 template <class T>
 struct Rows {
-    const T* at[LANES];
+    const T* at[PANEL];
     int count = 0;
 
     void find(const T* base, const Cache& c, const int64_t* table, int token, int end) {
         const int64_t stride = (int64_t)c.layers * 2 * c.kv_heads * c.head_elements();
-        count = std::min(LANES, end - token);
+        count = std::min(PANEL, end - token);
         int block = token / c.size, offset = token % c.size;
         const T* row = base + table[block] * stride + (int64_t)offset * c.head_dim;
         for (int i = 0; i < count; i++, row += c.head_dim) {
@@ -32,12 +32,8 @@ struct Rows {
     // The hardware's prefetcher does not know where the next block is, so each token prefetches one
     // of the tokens that are read next. (A whole block at once fills the queue of misses and is half
     // as fast.)
-    template <int D>
-    void fetch(int i) const {
-        if (D == 0 || i >= count) return;
-#pragma GCC unroll 8
-        for (size_t byte = 0; byte < D * sizeof(T); byte += 64)
-            _mm_prefetch((const char*)at[i] + byte, _MM_HINT_T0);
+    void fetch(int i, size_t byte) const {
+        if (i < count) _mm_prefetch((const char*)at[i] + byte, _MM_HINT_T0);
     }
 };
 
@@ -84,42 +80,55 @@ static inline void transpose(vu (&v)[LANES]) {
     for (int i = 0; i < LANES; i++) v[i] = t[i];
 }
 
-// Write word w of each row into turned[w], lane by row. A word is a float or two bfloat16.
-template <int D, class T>
-static inline void turn(const Rows<T>& rows, const Rows<T>& next, int head_dim, uint32_t* turned) {
-    const int words = (D ? D : head_dim) * (int)sizeof(T) / 4;
-    for (int i = 0; i < LANES; i++) next.template fetch<D>(i);
-    int w = 0;
-    for (; w + LANES <= words; w += LANES) {
-        vu part[LANES];
+// Write word w of each row into turned[w], lane by row, and return the number of vectors that a
+// word takes. A word is a float or two bfloat16.
+template <class T>
+static inline int turn(const Rows<T>& rows, const Rows<T>& next, int head_dim, uint32_t* turned) {
+    const int words = head_dim * (int)sizeof(T) / 4, halves = rows.count > LANES ? 2 : 1, stride = halves * LANES;
+    for (int half = 0; half < halves; half++, turned += LANES) {
+        const T* const* at = rows.at + half * LANES;
+        int w = 0;
+        for (; w + LANES <= words; w += LANES) {
+            vu part[LANES];
 #pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) part[i] = load<vu>((const uint32_t*)rows.at[i] + w);
-        transpose(part);
+            for (int i = 0; i < LANES; i++) part[i] = load<vu>((const uint32_t*)at[i] + w);
+            if (w * 4 % 64 == 0)
+                for (int i = 0; i < LANES; i++) next.fetch(half * LANES + i, (size_t)w * 4);
+            transpose(part);
 #pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) store(turned + (size_t)(w + i) * LANES, part[i]);
+            for (int i = 0; i < LANES; i++) store(turned + (size_t)(w + i) * stride, part[i]);
+        }
+        for (; w < words; w++)
+            for (int i = 0; i < LANES; i++)
+                std::memcpy(turned + (size_t)w * stride + i, (const uint32_t*)at[i] + w, sizeof(uint32_t));
     }
-    for (; w < words; w++)
-        for (int i = 0; i < LANES; i++) std::memcpy(turned + (size_t)w * LANES + i, (const uint32_t*)rows.at[i] + w, 4);
+    return halves;
 }
 
-// scores[g][lane] = q[g] . key of the lane, for G queries of `words` words each.
-template <int G, bool PAIRED, class T>
+// scores[g][lane] = q[g] . key of the lane, for G queries of `words` words each. Several chains run
+// at a time, because each addition waits for the one before it.
+template <int G, int HALVES, bool PAIRED, class T>
 static inline void scores_for(const uint32_t* q, const uint32_t* turned, int words, int count, float* scores,
                               size_t stride) {
     const int inputs = PAIRED ? words : words * (int)(4 / sizeof(T));  // Words of a query.
-    vf sums[G] = {};
+    vf sums[G][HALVES] = {};
     for (int w = 0; w < words; w++) {
-        const vu key = load<vu>(turned + (size_t)w * LANES);
+        vu key[HALVES];
+#pragma GCC unroll 2
+        for (int h = 0; h < HALVES; h++) key[h] = load<vu>(turned + (size_t)(w * HALVES + h) * LANES);
 #pragma GCC unroll 8
         for (int g = 0; g < G; g++) {
             const uint32_t* query = q + (size_t)g * inputs;
-            if constexpr (PAIRED) {
-                sums[g] = dot(sums[g], key, query[w] - vu{});
-            } else if constexpr (sizeof(T) == 4) {
-                sums[g] += splat(((const float*)query)[w]) * as_float(key);
-            } else {
-                sums[g] += splat(((const float*)query)[2 * w]) * as_float(key << 16);
-                sums[g] += splat(((const float*)query)[2 * w + 1]) * as_float(key & 0xffff0000u);
+#pragma GCC unroll 2
+            for (int h = 0; h < HALVES; h++) {
+                if constexpr (PAIRED) {
+                    sums[g][h] = dot(sums[g][h], key[h], query[w] - vu{});
+                } else if constexpr (sizeof(T) == 4) {
+                    sums[g][h] += splat(((const float*)query)[w]) * as_float(key[h]);
+                } else {
+                    sums[g][h] += splat(((const float*)query)[2 * w]) * as_float(key[h] << 16);
+                    sums[g][h] += splat(((const float*)query)[2 * w + 1]) * as_float(key[h] & 0xffff0000u);
+                }
             }
         }
     }
@@ -146,8 +155,11 @@ static inline void add_values(const uint32_t* weights, size_t stride, const Rows
                 std::memcpy(padded, row, here * sizeof(T)), std::memcpy(padded_second, second, here * sizeof(T));
                 row = padded, second = padded_second;
             }
-            next.template fetch<D>(t);
-            if (PAIRED) next.template fetch<D>(t + 1);
+#pragma GCC unroll 8
+            for (size_t byte = 0; byte < D * sizeof(T); byte += 64) {
+                next.fetch(t, byte);
+                if (PAIRED) next.fetch(t + 1, byte);
+            }
 #pragma GCC unroll 16
             for (int i = 0; i < WIDTH; i++) {
                 if constexpr (PAIRED) {
@@ -198,7 +210,7 @@ static void attend_token(const Cache& c, int layer, int head, const int64_t* tab
     const size_t stride = PAIRED ? (seen + 1) / 2 * 2 : seen;
     static thread_local std::vector<float> scores, sums;
     static thread_local std::vector<uint32_t> turned, queries, packed;
-    scores.resize(group * stride), turned.resize((size_t)words * LANES);
+    scores.resize(group * stride), turned.resize((size_t)words * PANEL);
     sums.assign((size_t)group * room, 0);
     const uint32_t *inputs = (const uint32_t*)q, *weights = (const uint32_t*)scores.data();
     if constexpr (PAIRED) {
@@ -210,15 +222,16 @@ static void attend_token(const Cache& c, int layer, int head, const int64_t* tab
     const T *data = (const T*)c.data, *keys = data + c.at(0, layer, 0, head), *values = data + c.at(0, layer, 1, head);
     Rows<T> rows, next;
     next.find(keys, c, table, begin, length);
-    for (int at = begin; at < length; at += LANES) {
+    for (int at = begin; at < length; at += PANEL) {
         rows = next;
-        for (int i = rows.count; i < LANES; i++) rows.at[i] = rows.at[0];  // Their lanes are not used.
-        const bool more = at + LANES < length;
-        next.find(more ? keys : values, c, table, more ? at + LANES : begin, length);
-        turn<D>(rows, next, d, turned.data());
-        by_queries<8>(group, [&](int g, auto n) {
-            scores_for<n, PAIRED, T>(inputs + (size_t)g * query_words, turned.data(), words, rows.count,
-                                     scores.data() + g * stride + at - begin, stride);
+        for (int i = rows.count; i < PANEL; i++) rows.at[i] = rows.at[0];  // Their lanes are not used.
+        const bool more = at + PANEL < length;
+        next.find(more ? keys : values, c, table, more ? at + PANEL : begin, length);
+        const int halves = turn(rows, next, d, turned.data());
+        by_queries<LANES / 2>(group, [&](int g, auto n) {
+            const auto run = halves == 1 ? scores_for<n, 1, PAIRED, T> : scores_for<n, 2, PAIRED, T>;
+            run(inputs + (size_t)g * query_words, turned.data(), words, rows.count,
+                scores.data() + g * stride + at - begin, stride);
         });
     }
     for (int g = 0; g < group; g++) {
@@ -229,10 +242,10 @@ static void attend_token(const Cache& c, int layer, int head, const int64_t* tab
     }
     // The number of queries at a time that leaves registers free.
     constexpr int MOST = LANES < 16 ? 1 : D == 0 || D <= 64 ? 4 : 2;
-    for (int at = begin; at < length; at += LANES) {
+    for (int at = begin; at < length; at += PANEL) {
         rows = next;
-        if (at + LANES < length)
-            next.find(values, c, table, at + LANES, length);
+        if (at + PANEL < length)
+            next.find(values, c, table, at + PANEL, length);
         else
             next.at[0] = data + after, next.count = 1;
         by_queries<MOST>(group, [&](int g, auto n) {
