@@ -15,7 +15,9 @@ from disagg_worker.backend.plain import PlainBackend
 from disagg_worker.model.decoder import Decoder
 from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
+from disagg_worker.values.choices import Quantization
 
+WINDOWED = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 9}
 LENGTHS = [5, 40, 17, 64, 1, 33, 9, 80]
 
 
@@ -90,6 +92,40 @@ def test_prefill_and_decode_write_the_same_kv(tmp_path: Path, level: str) -> Non
         net.forward(replace(prefill, token_ids=ids), by_prefill)
         run(replace(decode, token_ids=ids, slots=slots, tables=table[None].contiguous()), by_decode)
     assert torch.equal(by_prefill, by_decode)
+
+
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_token_has_the_same_logits_and_kv_decoded_and_prefilled(
+    tmp_path: Path, level: str, quantization: Quantization, dtype: torch.dtype
+) -> None:
+    """Decode one token at a time, prefill all but some of them, in one chunk or two, and go on."""
+    folder = checkpoints.make(tmp_path, head_dim=64, hidden_size=96, intermediate_size=96, **WINDOWED)
+    ids, cuts = [7 * i * i % 97 for i in range(30)], [(30,), (1, 29), (13, 17), (16, 14), (8, 9, 13)]
+    net = load_network(folder, load_config(folder), dtype, kernels.backend(level), quantization=quantization).network
+    decoded = kernels.cache(2, 64, dtype)
+    run = net.backend.decode_program(net, decoded)
+    assert run is not None
+    table = kernels.prefill_batch([(0, 40)]).chunks[0].table
+    logits = []
+    for at, token in enumerate(ids):
+        batch = kernels.decode_batch([at + 1])
+        slots = table[at // 8 : at // 8 + 1] * 8 + at % 8
+        one = replace(batch, token_ids=torch.tensor([token]), slots=slots, tables=table[None].contiguous())
+        logits.append(run(one, decoded)[0])
+    for parts in cuts:
+        prefilled, first = kernels.cache(2, 64, dtype), 0
+        for n in parts:
+            batch = kernels.prefill_batch([(first, n)])
+            chunk = replace(batch.chunks[0], table=table[: -(-(first + n) // 8)].contiguous())
+            slots = table[batch.positions // 8] * 8 + batch.positions % 8
+            token_ids = torch.tensor(ids[first : first + n])
+            found = net.forward(replace(batch, token_ids=token_ids, slots=slots, chunks=(chunk,)), prefilled)
+            assert torch.equal(found, torch.stack(logits[first : first + n]))
+            first += n
+        assert torch.equal(prefilled, decoded)
 
 
 @pytest.mark.parametrize("level", kernels.LEVELS)
