@@ -10,6 +10,7 @@ import json
 from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     MOVES_BY_ITSELF,
+    ROUNDS_BY_ITSELF,
     UCX_PORTS,
     Engine,
     EngineLimits,
@@ -143,7 +144,11 @@ ENGINE = Engine(
     image="vllm/vllm-openai:v0.33.0",
     limits=EngineLimits(
         values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
-        absent={"engine.prefixCaching.hostMemory": "", "kvTransfer.integrity": MOVES_BY_ITSELF},
+        absent={
+            "engine.prefixCaching.hostMemory": "",
+            "engine.numerics": ROUNDS_BY_ITSELF,
+            "kvTransfer.integrity": MOVES_BY_ITSELF,
+        },
         off=("scaling.roleFlip", "engine.experimental"),
         tensor=TensorRule.INTEGER_RATIO,
         batch_holds_running=True,

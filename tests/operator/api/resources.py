@@ -259,6 +259,13 @@ _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
     ("builtin", "has no model.adapters", "model.adapters", {"model": _ADAPTERS}),
     ("builtin", "knows no engine.experimental", "engine.experimental", {"engine": {"experimental": True}}),
     *(
+        (
+            "builtin", f"has engine.numerics Exact on CPUs alone, and {role}.accelerator is set", "engine.numerics",
+            {"engine": {"numerics": "Exact"}, role: {"accelerator": {"count": 1}}},
+        )
+        for role in ("prefill", "decode")
+    ),
+    *(
         (engine, *row)
         for engine in ("vllm", "sglang", "lmdeploy")
         for row in (
@@ -269,6 +276,7 @@ _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
                 {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}},
             ),
             ("has no kvTransfer.integrity", "kvTransfer.integrity", {"kvTransfer": {"integrity": "mac"}}),
+            ("has no engine.numerics", "engine.numerics", {"engine": {"numerics": "Fast"}}),
             ("knows no scaling.roleFlip", "scaling.roleFlip",
              {"prefill": _FLIP, "decode": _FLIP, "scaling": {"roleFlip": True}}),
         )

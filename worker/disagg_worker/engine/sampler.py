@@ -1,9 +1,10 @@
 """The sampler: a token as a pure function of (logits, parameters, tokens so far, position).
 
 Each token ID has a random number u of its own at each position, and the largest weight / -log(u)
-wins, which is the Gumbel-max trick: it draws in proportion to the weights. What rounding changes in the logits of some tokens, or in which tokens a
-filter keeps, therefore changes the result only if the winner and its runner-up are that close;
-numbers drawn along a cumulative sum would move with every term of it.
+wins, which is the Gumbel-max trick: it draws in proportion to the weights. What rounding changes in
+the logits of some tokens, or in which tokens a filter keeps, therefore changes the result only if
+the winner and its runner-up are that close; a number drawn along a cumulative sum would move with
+every term of it.
 
 Random numbers come from Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
 2011), with the request's seed as the key and position and token ID in the counter. A request
@@ -46,8 +47,8 @@ class Sampled:
 
 
 def noise(seed: int, position: int, vocab: int) -> npt.NDArray[np.float64]:
-    """Return the random numbers in (0, 1) of the token IDs below `vocab` that belong to a seed and a
-    position. They do not depend on `vocab`.
+    """Return the random numbers in (0, 1) that belong to a seed and a position, one for each token
+    ID below `vocab`, on which they do not depend otherwise.
     """
     # The low word of the counter runs over the token IDs.
     generator = np.random.Generator(np.random.Philox(key=seed, counter=position << 64))
