@@ -172,5 +172,6 @@ def prefix_hits(folder: Path, number: int, seed: int) -> tuple[int, int]:
                 (e.token, e.top_logprobs) for e in answers[1].events
             ]
     finally:
-        fresh.stop(10), caching.stop(10)
+        fresh.stop(10)
+        caching.stop(10)
     return hits, differ

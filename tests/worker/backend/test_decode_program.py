@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from disagg_worker.model.loader import load_config
 from disagg_worker.model.network import load_network
 from disagg_worker.values.choices import Quantization
 
-WINDOWED = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 9}
+WINDOWED: dict[str, Any] = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 9}
 LENGTHS = [5, 40, 17, 64, 1, 33, 9, 80]
 
 
