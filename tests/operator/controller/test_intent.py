@@ -53,26 +53,6 @@ def test_an_experiment_is_told_only_of_a_resource_that_opts_in() -> None:
     assert experiment("lmdeploy") == experiment("vllm") == intent().declared == ()
 
 
-GPU = {"accelerator": {"count": 1}}
-
-
-@pytest.mark.parametrize(
-    ("spec", "reason"),
-    [
-        ({}, None),
-        ({"engine": {"numerics": "Exact"}}, None),
-        ({"prefill": {"accelerator": {"count": 0}}}, None),
-        ({"engine": {"numerics": "Fast"}}, "FastNumerics"),
-        ({"engine": {"numerics": "Fast"}, "prefill": GPU, "decode": GPU}, "FastNumerics"),
-        ({"prefill": GPU, "decode": GPU}, "ComputesOnGPUs"),
-    ],
-)
-def test_what_fast_numerics_give_up_is_told(spec: dict[str, Any], reason: str | None) -> None:
-    found = [(c.type, c.status, c.reason) for c in intent(**spec).declared]
-    assert found == ([] if reason is None else [("ExactNumerics", "False", reason)])
-    assert all("nearly tied" in c.message for c in intent(**spec).declared)
-
-
 NETWORK = {"attachmentRef": {"name": "fast"}, "interface": "net3", "rdmaResource": {"name": "rdma/hca"}}
 
 
