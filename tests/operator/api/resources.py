@@ -47,6 +47,7 @@ def _merged(base: Obj, patch: Obj) -> Obj:
 
 
 _MACVLAN = {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}
+_RAIL = {"name": "rail0", "resourceName": "nvidia.com/rail0"}
 _SCALE = {"minReplicas": 1, "maxReplicas": 2}
 
 # Error -> (the resource, words of the API server's refusal, words of Python's refusal).
@@ -75,28 +76,12 @@ BAD: dict[str, tuple[Obj, str, str]] = {
     ),
     "a surge that is no number of workers": (good(rollout={"maxSurge": "1.5"}), "maxSurge", "spec.rollout.maxSurge"),
     "only one pool at 0": (good(prefill={"replicas": 0}), "must both be 0", "must both be 0"),
-    "attachment and attachmentRef together": (
-        good(kvTransfer={"network": {"attachment": _MACVLAN, "attachmentRef": {"name": "n"}}}),
-        "spec.kvTransfer.network.attachment", "spec.kvTransfer.network.attachment",
-    ),
-    "a network without attachment": (
-        good(kvTransfer={"network": {"interface": "net1"}}),
-        "either attachmentRef or attachment", "either attachmentRef or attachment",
-    ),
     "transport rdma without a device": (
         good(kvTransfer={"transport": "rdma", "network": {"attachment": _MACVLAN}}), "rdmaResource", "rdmaResource",
     ),
-    "macvlan without a master": (
-        good(kvTransfer={"network": {"attachment": {"type": "macvlan", "subnet": "10.9.0.0/24"}}}),
-        "master is required", ".master",
-    ),
-    "sriov without a resource": (
-        good(kvTransfer={"network": {"attachment": {"type": "sriov", "subnet": "10.9.0.0/24"}}}),
-        "resourceName is required", ".resourceName",
-    ),
-    "an attachment without addresses": (
-        good(kvTransfer={"network": {"attachment": {"type": "macvlan", "master": "eth1"}}}),
-        "subnet or ipam", "subnet or ipam",
+    "a product label that is none": (
+        good(prefill={"accelerator": {"product": "X", "productLabel": "not a label"}}),
+        "productLabel", "spec.prefill.accelerator.productLabel",
     ),
     "a name that leaves no room for the children": (good("a" * 52), "at most 51 characters", "at most 51 characters"),
     "a name that starts with a digit": (good("1chat"), "DNS-1035", "DNS-1035"),
@@ -250,31 +235,23 @@ BAD: dict[str, tuple[Obj, str, str]] = {
 }  # fmt: skip
 
 _ADAPTERS = {"adapters": [{"name": "law", "uri": "file:///law"}]}
+_EXACT: Obj = {"engine": {"numerics": "Exact"}}
+_GPU: Obj = {"accelerator": {"count": 1}}
+_ON_HOST: Obj = {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}}
 _FLIP: Obj = {"autoscaling": _SCALE}
 _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
-    ("builtin", "has no engine.args", "engine.args", {"engine": {"args": ["--x"]}}),
-    ("builtin", "has no prefill.args", "prefill.args", {"prefill": {"args": ["--x"]}}),
-    ("builtin", "has no decode.args", "decode.args", {"decode": {"args": ["--x"]}}),
+    *(("builtin", f"has no {p}.args", f"{p}.args", {p: {"args": ["--x"]}}) for p in ("engine", "prefill", "decode")),
     ("builtin", "has no engine.leaseSeconds", "engine.leaseSeconds", {"engine": {"leaseSeconds": 60}}),
     ("builtin", "has no model.adapters", "model.adapters", {"model": _ADAPTERS}),
     ("builtin", "knows no engine.experimental", "engine.experimental", {"engine": {"experimental": True}}),
-    *(
-        (
-            "builtin", f"has engine.numerics Exact on CPUs alone, and {role}.accelerator is set", "engine.numerics",
-            {"engine": {"numerics": "Exact"}, role: {"accelerator": {"count": 1}}},
-        )
-        for role in ("prefill", "decode")
-    ),
+    *(("builtin", "has engine.numerics E", "engine.numerics", {**_EXACT, p: _GPU}) for p in ("prefill", "decode")),
     *(
         (engine, *row)
         for engine in ("vllm", "sglang", "lmdeploy")
         for row in (
             ("takes only none", "engine.quantization", {"engine": {"quantization": "int8"}}),
             ("takes only lru", "engine.prefixCaching.eviction", {"engine": {"prefixCaching": {"eviction": "fifo"}}}),
-            (
-                "has no engine.prefixCaching.hostMemory", "engine.prefixCaching.hostMemory",
-                {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}},
-            ),
+            ("has no engine.prefixCaching.hostMemory", "engine.prefixCaching.hostMemory", _ON_HOST),
             ("has no kvTransfer.integrity", "kvTransfer.integrity", {"kvTransfer": {"integrity": "mac"}}),
             ("has no engine.numerics", "engine.numerics", {"engine": {"numerics": "Fast"}}),
             ("knows no scaling.roleFlip", "scaling.roleFlip",
@@ -310,6 +287,30 @@ _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
     ),
     ("lmdeploy", "hands KV over by rdma", "engine.experimental", {"engine": {"experimental": True}}),
 )  # fmt: skip
+# Networks: what is wrong, and the words of the API server and of the parser.
+_NETWORKS: dict[str, tuple[Obj, str, str]] = {
+    "attachment and attachmentRef together": (
+        {"attachment": _MACVLAN, "attachmentRef": {"name": "n"}}, "spec.kvTransfer.network.attachment", ".attachment",
+    ),
+    "a network without attachment": ({"interface": "net1"}, "either attachmentRef", "or attachment"),
+    "rails beside an attachment": ({"attachmentRef": {"name": "n"}, "rails": [_RAIL]}, "or rails", "or rails"),
+    "rails with another device": ({"rails": [_RAIL], "rdmaResource": {"name": "a/b"}}, "rails name", "rails name"),
+    "a rail without devices": ({"rails": [{"name": "rail0"}]}, "resourceName", "resourceName"),
+    "root without RDMA": ({"attachmentRef": {"name": "n"}, "rdmaMode": "Root"}, "rdmaMode", "rdmaMode"),
+    "host-device without a device": (
+        {"attachment": {"type": "host-device", "subnet": "10.9.0.0/24"}}, "master or resourceName", ".master",
+    ),
+    "macvlan without a master": (
+        {"attachment": {"type": "macvlan", "subnet": "10.9.0.0/24"}}, "master is required", ".master",
+    ),
+    "sriov without a resource": (
+        {"attachment": {"type": "sriov", "subnet": "10.9.0.0/24"}}, "resourceName is required", ".resourceName",
+    ),
+    "an attachment without addresses": (
+        {"attachment": {"type": "macvlan", "master": "eth1"}}, "subnet or ipam", "subnet or ipam",
+    ),
+}  # fmt: skip
+BAD |= {name: (good(kvTransfer={"network": part}), said, told) for name, (part, said, told) in _NETWORKS.items()}
 BAD |= {
     f"{engine} {words}, {path}": (of(engine, **spec), f"engine.type {engine} {words}", f"spec.{path}: ")
     for engine, words, path, spec in _LIMITS
