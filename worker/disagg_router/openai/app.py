@@ -28,12 +28,14 @@ from disagg_router.openai.api_keys import ApiKeys
 from disagg_router.openai.body import loads
 from disagg_router.openai.generation import Generation
 from disagg_router.openai.model_names import ModelNames
+from disagg_router.openai.openapi import OPENAPI_PATH, document
 from disagg_router.openai.planner import Planner
 from disagg_router.openai.relay import relayed
 from disagg_router.openai.request_body import Bodies
 from disagg_router.openai.streaming import SseResponse, merge, while_connected
 from disagg_router.router import Router
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
+from disagg_wire.version import VERSION
 
 log = logging.getLogger(__name__)
 # The longest time that a request of the operator is kept waiting for news.
@@ -42,8 +44,9 @@ _POLL_S = 60.0
 
 def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
     headers = dict(headers or {})
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(error.retry_after_s)
+    # Whoever may succeed later is told when.
+    if error.retry_after_s is not None or error.status in (429, 503):
+        headers["retry-after"] = str(error.retry_after_s or 1)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.body(), error.status, headers)
@@ -72,6 +75,7 @@ class Api:
         self._names = ModelNames(router)
         self._bodies = Bodies(router.settings.max_body_bytes, router.settings.max_bodies_bytes)
         self._planner = Planner(router.settings.max_attempts)
+        self._openapi = document(VERSION, keys=self._keys.required)
         self._bearer = router.settings.bearer().encode()
         self._salt = hmac.digest(self._bearer, b"disagg-tenant-v1", "sha256")
 
@@ -287,6 +291,9 @@ class Api:
             )
         return JSONResponse(cards[asked])
 
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(self._openapi)
+
     async def healthz(self, request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
@@ -345,6 +352,7 @@ def create_app(router: Router) -> Starlette:
         Route("/v1/completions", api.completions, methods=["POST"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{name:path}", api.models),
+        Route(OPENAPI_PATH, api.openapi),
         Route(HEALTH_PATH, api.healthz),
         Route(READY_PATH, api.readyz),
         Route(METRICS_PATH, api.metrics),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from disagg_router.errors import ApiError
 from disagg_wire import grammar_cost
@@ -18,13 +18,14 @@ MAX_N = 16
 MAX_PROMPTS = 16
 MAX_LOGPROBS = 20
 # Fields of OpenAI's API that change the answer and that this server does not support.
-_UNSUPPORTED = {
+UNSUPPORTED = {
     "tools", "tool_choice", "functions", "function_call", "modalities", "audio", "prediction", "suffix", "best_of",
     "web_search_options", "reasoning_effort", "verbosity",
 }  # fmt: skip
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenList = Annotated[list[TokenId], Field(max_length=MAX_TOKENS, fail_fast=True)]
 Few = Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -49,6 +50,18 @@ class JsonSchema(_Strict):
 
 
 class ResponseFormat(_Strict):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {
+                    "properties": {"type": {"const": "json_schema"}, "json_schema": {"type": "object"}},
+                    "required": ["json_schema"],
+                },
+                {"properties": {"type": {"enum": ["text", "json_object"]}, "json_schema": {"type": "null"}}},
+            ]
+        }
+    )
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -61,6 +74,15 @@ class ResponseFormat(_Strict):
 
 class StructuredOutputs(_Strict):
     """The `structured_outputs` of vLLM: exactly one of the fields is given."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"properties": {name: {"not": {"type": "null"}}}, "required": [name]}
+                for name in ("json", "regex", "choice", "grammar")
+            ]
+        }
+    )
 
     json_: dict[str, Any] | None = Field(None, alias="json")
     regex: str | None = Field(None, min_length=1)
@@ -100,7 +122,7 @@ class _Common(_Strict):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=MIN_REPETITION_PENALTY, le=10)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     response_format: ResponseFormat | None = None
@@ -112,13 +134,6 @@ class _Common(_Strict):
     service_tier: str | None = Field(None, max_length=64)
     safety_identifier: str | None = Field(None, max_length=1024)
     prompt_cache_key: str | None = Field(None, max_length=1024)
-
-    @field_validator("logit_bias")
-    @classmethod
-    def _token_keys(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value is not None and not all(k.isascii() and k.isdigit() and len(k) < 10 for k in value):
-            raise ValueError("keys must be token ids")
-        return value
 
     @property
     def stops(self) -> list[str]:
@@ -288,11 +303,11 @@ def parse(kind: type[RequestT], content: Any) -> RequestT:
     if not isinstance(content, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_body")
     for name in content:
-        if name in _UNSUPPORTED and content[name] not in (None, [], {"type": "text"}):
+        if name in UNSUPPORTED and content[name] not in (None, [], {"type": "text"}):
             raise ApiError(
                 400, f"{name}: is not supported by this server", code="unsupported_parameter", param=str(name)[:64]
             )
-    content = {k: v for k, v in content.items() if k not in _UNSUPPORTED}
+    content = {k: v for k, v in content.items() if k not in UNSUPPORTED}
     try:
         return kind.model_validate(content)
     except ValidationError as error:
