@@ -31,12 +31,16 @@ _NOTHING: Json = {"enum": [None, [], {"type": "text"}], "description": "Is not s
 
 
 def _plain(node: Any) -> Any:
-    """Return a schema without the titles and the defaults of null that pydantic adds."""
+    """Return a schema of pydantic's without titles and defaults of null, and with bounds for keys
+    where it leaves them out.
+    """
     if isinstance(node, list):
         return [_plain(inner) for inner in node]
     if not isinstance(node, dict):
         return node
     kept = {k: v for k, v in node.items() if not (k == "title" and isinstance(v, str)) and (k, v) != ("default", None)}
+    if "patternProperties" in kept:
+        kept.setdefault("additionalProperties", False)
     return {k: _plain(v) for k, v in kept.items()}
 
 
@@ -48,7 +52,7 @@ def _bodies() -> Json:
     _, made = models_json_schema(kinds, ref_template=_REF)
     found: Json = _plain(made["$defs"])
     for kind, _ in kinds:
-        found[kind.__name__]["properties"] |= {name: _NOTHING for name in sorted(schema.UNSUPPORTED)}
+        found[kind.__name__]["properties"] |= dict.fromkeys(sorted(schema.UNSUPPORTED), _NOTHING)
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from disagg_router.errors import ApiError
 from disagg_wire import grammar_cost
@@ -241,6 +241,14 @@ class CompletionRequest(_Common):
     ) = Field(union_mode="smart")
     echo: Literal[False] | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
+
+    @field_validator("echo", mode="before")
+    @classmethod
+    def _no_number(cls, value: object) -> object:
+        # A literal also takes what is equal to it.
+        if value is not None and not isinstance(value, bool):
+            raise ValueError("must be false")
+        return value
 
     @property
     def default_tokens(self) -> int | None:
