@@ -103,7 +103,9 @@ async def _warm(target: Target) -> None:
     until_s = time.monotonic() + _READY_S
     while True:
         try:
-            await Generator(target.port).run(Load(50.0, 1.0, 4, 1000), seed=0)
+            generator = Generator(target.port)
+            await generator.run(Load(50.0, 1.0, 4, 1000), seed=0)
+            generator.close()
             return
         except* (RuntimeError, OSError):
             if time.monotonic() > until_s:
@@ -122,6 +124,8 @@ async def measure(ways: dict[str, Target], load: Load, rounds: int) -> None:
             run = await generators[name].run(load, seed=number)
             run.processor_s = sum(map(processor_s, way.pids)) - before_s
             way.runs.append(run)
+    for generator in generators.values():
+        generator.close()
 
 
 def _median(runs: Sequence[float]) -> float:

@@ -82,6 +82,9 @@ class _Connection(asyncio.Protocol):
         elif not self._first_s and not seen.startswith(b"HTTP/1.1 200"):
             self._over(RuntimeError(f"refused: {seen[:500]!r}"))
 
+    def close(self) -> None:
+        self._transport.close()
+
     def connection_lost(self, error: Exception | None) -> None:
         self._over(error or ConnectionError("the connection was closed"))
 
@@ -100,6 +103,12 @@ class Generator:
     def __init__(self, port: int) -> None:
         self._port = port
         self._idle: list[_Connection] = []
+
+    def close(self) -> None:
+        """Close the connections, none of which may have a request."""
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
 
     async def _ask(self, request: bytes, tokens: int, out: Measured) -> None:
         if self._idle:

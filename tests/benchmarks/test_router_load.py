@@ -34,9 +34,17 @@ async def workers() -> AsyncIterator[dict[str, int]]:
             server.close()
 
 
+async def run(port: int) -> Measured:
+    generator = Generator(port)
+    out = await generator.run(LOAD, seed=1)
+    generator.close()
+    await asyncio.sleep(0)  # the transports close with the next turn of the loop
+    return out
+
+
 async def test_the_generator_sees_every_token_of_the_workers() -> None:
     async with workers() as ports:
-        out = await Generator(ports["decode"]).run(LOAD, seed=1)
+        out = await run(ports["decode"])
     assert out.requests == len(out.late_s) > 5
     assert out.events == LOAD.tokens * out.requests
 
@@ -55,7 +63,7 @@ async def test_through_the_router_it_sees_as_many(tmp_path: Path) -> None:
         async with asyncio.timeout(60):
             while not (server.started and router.handshakes.counts()["healthy"] == 1):
                 await asyncio.sleep(0.01)
-        out = await Generator(server.servers[0].sockets[0].getsockname()[1]).run(LOAD, seed=1)
+        out = await run(server.servers[0].sockets[0].getsockname()[1])
         server.should_exit = True
         await serving
         background.cancel()
