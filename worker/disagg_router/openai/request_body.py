@@ -27,10 +27,20 @@ class Bodies:
 
         Raises ApiError and ClientDisconnect.
         """
-        parts, size = [], 0
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and len(announced) < 20 and int(announced) > self._most_bytes:
             raise self._too_large()
+        parts: list[bytes] = []
+        try:
+            await self._receive(request, parts)
+            parts[:] = [b"".join(parts)]
+            yield parts[0]
+        finally:
+            self.held_bytes -= sum(map(len, parts))
+
+    async def _receive(self, request: Request, parts: list[bytes]) -> None:
+        """Append the pieces of a body to `parts`, and count them."""
+        size = 0
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 async for part in request.stream():
@@ -39,17 +49,12 @@ class Bodies:
                         message = "too many bytes of other requests are on their way; try again"
                         raise ApiError(503, message, code="overloaded", retry_after_s=1)
                     size += len(part)
-                    self.held_bytes += len(part)
                     if size > self._most_bytes:
                         raise self._too_large()
+                    self.held_bytes += len(part)
                     parts.append(part)
-            body = b"".join(parts)
-            parts.clear()
-            yield body
         except TimeoutError:
             raise ApiError(408, f"the body did not come within {_TIMEOUT_S:g} s", code="body_timeout") from None
-        finally:
-            self.held_bytes -= size
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is over {self._most_bytes} bytes", code="body_too_large")

@@ -114,9 +114,11 @@ class AheadMask:
     def _compute(self, emitted: list[int]) -> None:
         with self._lock:
             if self._found[0] < len(emitted):
-                self._found = len(emitted), self._next(emitted)
+                found = self._next(emitted)
                 self._was_quick = time.monotonic() - self._asked_s < QUICK_S
-        self._there.set()
+                # In this order: once it is found, the next one may be asked for.
+                self._there.set()
+                self._found = len(emitted), found
         self._masks.on_ready()
 
     def _next(self, emitted: list[int]) -> Mask | Exception:
