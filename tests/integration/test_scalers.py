@@ -217,10 +217,24 @@ async def test_a_shadow_recommends_and_an_active_one_scales(
         events = await cluster.kube.list(EVENT, cluster.namespace, fields="involvedObject.kind=DisaggScaler")
         assert "ScaledUp" in {event["reason"] for event in events}
         await explained(server, process, cluster)
+        await objectives_that_cannot_be_met_are_told(cluster, fleet)
         await the_series_of_disagg_are_read_too(cluster, fleet)
         assert await process.stop() == 0
     name = state_store.config_map_name("llama", DISAGG_SCALER)
     assert await cluster.kube.get(CONFIG_MAP, cluster.namespace, name) is not None
+
+
+async def objectives_that_cannot_be_met_are_told(cluster: Cluster, fleet: Fleet) -> None:
+    await apply(cluster, scaler(fleet, "Active", objectives={"tpotSeconds": {"p99": 0.001}}))
+    await is_true(cluster, "ObjectivesFeasible", "ObjectivesInfeasible", "False")
+    assert "decode: 0.001 s per token can't be met" in (await condition(cluster, "ObjectivesFeasible"))["message"]
+    await is_true(cluster, "Ready", "Scaling")  # for what can be met
+
+    async def told() -> bool:
+        events = await cluster.kube.list(EVENT, cluster.namespace, fields="involvedObject.kind=DisaggScaler")
+        return "ObjectivesInfeasible" in {event["reason"] for event in events}
+
+    await eventually("an event tells of it", told)
 
 
 async def the_series_of_disagg_are_read_too(cluster: Cluster, fleet: Fleet) -> None:

@@ -12,6 +12,7 @@ from disagg_operator.engines.contract import UNPINNED_KV
 from disagg_operator.status.conditions import RUNTIME_UPDATE_AVAILABLE
 from disagg_operator.status.events import NORMAL, WARNING, Note
 from disagg_operator.status.last_words import NO_ACCELERATOR, POD_SECURITY_LEVEL, READ_ONLY
+from disagg_operator.status.scaling_verdicts import OBJECTIVES_INFEASIBLE
 from disagg_operator.status.unsettled import RECONCILE_FAILURES
 from disagg_operator.status.zero_state import SCALED_TO_ZERO
 from disagg_wire.problems import (
@@ -58,7 +59,7 @@ _WARNINGS = {
     UNPINNED_KV: "Experimental",
     "MetricsUnavailable": "MetricsUnavailable",
     "CredentialsUnavailable": "CredentialsUnavailable",
-    "ObjectivesInfeasible": "ObjectivesInfeasible",
+    OBJECTIVES_INFEASIBLE: OBJECTIVES_INFEASIBLE,
     "ProgressDeadlineExceeded": "RolloutStalled",
     "RolledBack": "RolledBack",
     "CanaryFailed": "CanaryFailed",

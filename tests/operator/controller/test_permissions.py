@@ -38,6 +38,10 @@ OPEN = NamespacePolicy.model_validate({"allow": ["HostInterfaces"]})
         (watched("https://p.svc:1/x"), POLICY, []),
         (good(router={"upstream": {"url": "http://p.svc:1", "percent": 1}}), POLICY, ["spec.router.upstream.url"]),
         (good(router={"upstream": {"url": "http://VLLM.prod", "percent": 1}}), POLICY, []),
+        (good(router={"upstream": {"url": "http://[fe80::1]", "percent": 1}}), OPEN, ["spec.router.upstream.url"]),
+        (good(router={"upstream": {"url": "http://169.254.169.254/v1", "percent": 1}}), OPEN, [
+            "spec.router.upstream.url"
+        ]),
         (watched("http://[::1]:1"), POLICY, []),
         (watched("http://[::2]:1"), POLICY, ["spec.observability.prometheus.url"]),
         (good(kvTransfer={"network": {"attachmentRef": {"name": "fast"}}}), POLICY, []),

@@ -30,9 +30,10 @@ from disagg_router.openai.generation import Generation
 from disagg_router.openai.model_names import ModelNames
 from disagg_router.openai.openapi import OPENAPI_PATH, document
 from disagg_router.openai.planner import Planner
+from disagg_router.openai.pumped_response import while_connected
 from disagg_router.openai.relay import relayed
 from disagg_router.openai.request_body import Bodies
-from disagg_router.openai.streaming import SseResponse, merge, while_connected
+from disagg_router.openai.streaming import SseResponse, merge
 from disagg_router.router import Router
 from disagg_wire.protocol import DEMAND_PATH, HEALTH_PATH, METRICS_PATH, READY_PATH, STATE_PATH
 from disagg_wire.version import VERSION
