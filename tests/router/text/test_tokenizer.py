@@ -193,3 +193,9 @@ def test_other_threads_run_while_a_text_is_tokenized() -> None:
         time.sleep(0)
     thread.join()
     assert counted > 50
+
+
+def test_tokens_that_show_nothing_may_stand_in_the_middle_of_a_character() -> None:
+    first, *rest = TEXT.encode("🙂", special=False)
+    assert len(rest) > 1
+    assert "".join(fed([first, *[0] * 40, *rest])) == "🙂"
