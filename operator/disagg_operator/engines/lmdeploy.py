@@ -12,6 +12,7 @@ from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     EPHEMERAL_SYSCTL,
     MOVES_BY_ITSELF,
+    ROUNDS_BY_ITSELF,
     UNPINNED_KV,
     Engine,
     EngineLimits,
@@ -108,6 +109,7 @@ ENGINE = Engine(
         },
         absent={
             "engine.prefixCaching.hostMemory": "",
+            "engine.numerics": ROUNDS_BY_ITSELF,
             "kvTransfer.integrity": MOVES_BY_ITSELF,
             "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
             "engine.leaseSeconds": "nothing keeps KV until decode has read it",

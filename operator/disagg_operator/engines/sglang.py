@@ -10,6 +10,7 @@ from disagg_operator.engines.contract import (
     EPHEMERAL_PORTS,
     EPHEMERAL_SYSCTL,
     MOVES_BY_ITSELF,
+    ROUNDS_BY_ITSELF,
     Engine,
     EngineLimits,
     EngineMeter,
@@ -112,6 +113,7 @@ ENGINE = Engine(
         values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
         absent={
             "engine.prefixCaching.hostMemory": "",
+            "engine.numerics": ROUNDS_BY_ITSELF,
             "kvTransfer.integrity": MOVES_BY_ITSELF,
             "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
             "prefill.kvCacheSize": _MEMORY,

@@ -10,6 +10,7 @@ import json
 from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     MOVES_BY_ITSELF,
+    ROUNDS_BY_ITSELF,
     UCX_PORTS,
     Engine,
     EngineLimits,
@@ -128,6 +129,7 @@ ENGINE = Engine(
         values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
         absent={
             "engine.prefixCaching.hostMemory": "",
+            "engine.numerics": ROUNDS_BY_ITSELF,
             "kvTransfer.integrity": MOVES_BY_ITSELF,
             "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
         },
