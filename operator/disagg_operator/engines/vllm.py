@@ -11,6 +11,7 @@ from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     MOVES_BY_ITSELF,
     OWN_TRANSPORTS,
+    ROUNDS_BY_ITSELF,
     UCX_PORTS,
     Engine,
     EngineLimits,
@@ -133,6 +134,7 @@ ENGINE = Engine(
         },
         absent={
             "engine.prefixCaching.hostMemory": "",
+            "engine.numerics": ROUNDS_BY_ITSELF,
             "kvTransfer.integrity": MOVES_BY_ITSELF,
             "router.localPrefillMaxTokens": MOVES_BY_ITSELF,
         },
