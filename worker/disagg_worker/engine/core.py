@@ -89,7 +89,8 @@ class TorchEngine:
             model.eos_token_ids,
             model.bos_token_id,
         )
-        self._memory, self._executor = machine.memory, machine.executor
+        self.cache = self._memory = machine.memory
+        self._executor = machine.executor
         self._store = KvStore(
             blocks, config.eviction, config.host_cache_bytes if config.prefix_cache else 0, self._memory
         )
@@ -162,7 +163,8 @@ class TorchEngine:
             if reservation.ended:
                 raise InvalidInput("reservation: has ended")
             self._queues.join(s, reservation.holding)
-            self._steps.arrived(reservation.holding.blocks[: reservation.n_blocks])
+            if not (reservation.in_region and self._memory.region_is_cache):
+                self._steps.arrived(reservation.holding.blocks[: reservation.n_blocks])
             reservation.ended = True
 
         return self._enter(sequence, join)

@@ -22,6 +22,7 @@ from disagg_worker.engine.sequence import Sequence
 from disagg_worker.engine.structured import Grammars
 from disagg_worker.execution.cache_memory import CacheMemory
 from disagg_worker.execution.executor import Executor, OnLayer, Step
+from disagg_worker.values.kv_blocks import KvBlocks
 
 Outcome = Sampled | Exception
 
@@ -90,7 +91,7 @@ class Steps:
         with torch.inference_mode():
             cleared = [b for s, n in work for b in self._partly_filled(s, n)]
             ready = [(s, range(s.reported, end)) for s, n in work if (end := self._final_blocks(s, n)) > s.reported]
-            exported = [s.blocks[i] for s, indices in ready for i in indices]
+            exported = [s.blocks[i] for s, indices in ready if self._needs_views(s) for i in indices]
             failed: dict[Sequence, Exception] = {}
 
             def on_layer(layer: int) -> None:
@@ -168,12 +169,16 @@ class Steps:
         stop = s.computed + n
         return blocks_for(stop, self._size) if stop == len(s.tokens) else stop // self._size
 
+    def _needs_views(self, s: Sequence) -> bool:
+        """Return whether the views of a sequence's blocks must show what is computed."""
+        return s.sender is not None and not (s.sender.reads_region and self._memory.region_is_cache)
+
     def _report(self, s: Sequence, layer: int, indices: range, failed: dict[Sequence, Exception]) -> None:
         if s.sender is None or s.holding is None or s in failed or layer < s.reported_layers:
             return
         try:
             blocks = [self._store.pool.ref(s.holding, i).block for i in indices]
-            s.sender.layer_ready(layer, indices.start, [self._memory.view(layer, b) for b in blocks])
+            s.sender.layer_ready(layer, indices.start, KvBlocks(self._memory, blocks))
         except Exception as error:  # The failure of a sender concerns its own request only.
             failed[s] = error
         s.reported_layers = layer + 1
