@@ -19,6 +19,7 @@ from disagg_wire.room import Room
 Line = dict[str, Any]
 # The types of the line that ends a stream.
 ENDS = ("end", "error")
+ShortText = Annotated[str, Field(max_length=64)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -106,6 +107,8 @@ class DecodeRequest(_WorkRequest):
     """The prefill worker that alone may use the ticket, only for workers with the feature of that
     name.
     """
+    prefill_transports: dict[ShortText, ShortText] | None = Field(None, max_length=16)
+    """What `kv.transports` of this worker is, only for workers with the feature of that name."""
 
 
 class RoomBody(_Strict):
@@ -190,6 +193,8 @@ def parse(kind: type[WorkT], body: bytes) -> WorkT:
         raise BadRequest("first_token_within_s: only with mode local; with mode remote prefill makes the first token")
     if isinstance(request, DecodeRequest) and request.mode == "local" and request.prefill_incarnation is not None:
         raise BadRequest("prefill_incarnation: only with mode remote; with mode local nobody sends KV")
+    if isinstance(request, DecodeRequest) and request.prefill_transports and request.prefill_incarnation is None:
+        raise BadRequest("prefill_transports: only with prefill_incarnation")
     return request
 
 
