@@ -25,10 +25,12 @@ from disagg_wire.integrity import CRC32C
 from disagg_worker import settings
 from disagg_worker.engine.engine_config import EngineConfig
 from disagg_worker.server import jobs
+from disagg_worker.server.kv_usage import KvUsage
 from disagg_worker.server.worker import Worker
 from disagg_worker.transfer.compatibility import compat_hash
 from disagg_worker.transfer.greeting import MAX_CONNECTIONS
 from disagg_worker.transfer.listener import KvListener
+from disagg_worker.transfer.nixl_side import nixl_side
 from disagg_worker.transfer.seals import CRC32C_IN_HARDWARE
 
 log = logging.getLogger("disagg_worker")
@@ -92,6 +94,9 @@ def load_node(
     if s.transfer_integrity == CRC32C and not CRC32C_IN_HARDWARE:
         log.warning("this processor computes no CRC-32C: %s=%s is slow", WorkerVariable.TRANSFER_INTEGRITY, CRC32C)
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
+    nixl = nixl_side(engine.cache, s.transport, s.nixl_over_tcp, interface, s.role)
+    if nixl is not None:
+        worker.metrics.quarantined_blocks.set_function(lambda: nixl.landings.held_blocks)
     worker.tokenizer, worker.source_revision = tokenizer, source_revision(folder)
     worker.node = jobs.Node(
         engine=engine,
@@ -100,7 +105,9 @@ def load_node(
         key=key,
         compat=compat_hash(engine.model.digest, engine.layout),
         incarnation=worker.incarnation,
+        usage=KvUsage(nixl, interface, worker.metrics),
         interface=interface,
+        nixl=nixl,
         ticket_lifetime_s=s.ticket_lifetime_s,
         integrity=s.transfer_integrity,
         connections=s.transfer_connections,

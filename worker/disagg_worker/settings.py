@@ -118,6 +118,16 @@ class Settings(BaseModel):
         description="The check of KV transfers that a decode worker asks for. mac: nobody without the cluster key can "
         "change the KV. crc32c: damage is noticed, for a network that nobody else reaches.",
     )
+    transport: Literal["auto", "rdma", "nvlink", "shm", "tcp"] = Field(
+        "auto",
+        description="The transport of KV: the best that both workers of a pair have (auto), one that is preferred to "
+        "the others, or tcp alone. All but tcp need NIXL; without it KV goes over TCP.",
+    )
+    nixl_over_tcp: bool = Field(
+        False,
+        description="Whether NIXL moves the KV over TCP where two workers have nothing faster, to try it on a "
+        "network. The worker's own TCP is faster.",
+    )
     drain_timeout_s: float = Field(
         300.0,
         ge=0,
