@@ -51,7 +51,9 @@ def _rules(engine: Engine) -> Iterator[Rule]:
         return Rule(message=f"{which} {message}", condition=other | condition, field=path)
 
     for path, values in limits.values.items():
-        yield rule(path, one_of(field(path), values), f"takes only {' or '.join(values)} for {path}")
+        allowed, section = one_of(field(path), values), path.partition(".")[0]
+        condition = allowed if section == "engine" else ~present(section) | ~present(path) | allowed
+        yield rule(path, condition, f"takes only {' or '.join(values)} for {path}")
     for path, advice in limits.absent.items():
         missing = ~filled(path) if path in _LISTS else ~present(path)
         yield rule(path, missing, f"has no {path}" + (f": {advice}" if advice else ""))

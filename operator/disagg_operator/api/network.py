@@ -133,10 +133,11 @@ class KvTransferSpec(Model):
             field="network",
         ),
     )
-    transport: Literal["auto", "rdma", "tcp"] = Field(
+    transport: Literal["auto", "rdma", "nvlink", "shm", "tcp"] = Field(
         "auto",
-        description="What is declared. The builtin engine moves KV over TCP; the condition KVTransferReady tells the "
-        "truth. rdma adds the capability IPC_LOCK, which only the Pod Security level privileged admits.",
+        description="What is preferred; auto: the best that both workers of a pair have. The condition KVTransferReady "
+        "tells what is used. All but tcp need NIXL in the image of builtin workers. rdma adds the capability IPC_LOCK, "
+        "which only the Pod Security level privileged admits.",
     )
     fallback: Literal["Forbid", "Warn"] | None = Field(
         None,

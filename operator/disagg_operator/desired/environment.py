@@ -12,6 +12,7 @@ from disagg_operator.api.quantity import quantity_bytes
 from disagg_operator.api.scaling import TpotPercentile
 from disagg_operator.desired.engine_inputs import DEFAULT_LEASE_S
 from disagg_operator.performance.declared import profile_of
+from disagg_wire.engines import AUTO
 from disagg_wire.environment import AdapterVariable, RouterVariable, WorkerVariable
 
 
@@ -45,6 +46,12 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
     if (target_s := _step_target_s(dd, role)) is not None:
         out[WorkerVariable.DECODE_STEP_TARGET_S] = f"{target_s:g}"
     return out
+
+
+def transport_environment(dd: DisaggDeployment) -> dict[str, str]:
+    """Return what a bundled worker must know of the transport; `auto` is its default."""
+    transport = dd.spec.kv_transfer.transport
+    return {} if transport == AUTO else {WorkerVariable.TRANSPORT: transport}
 
 
 def adapter_environment(dd: DisaggDeployment, role: str, worker_role: str) -> dict[str, str]:

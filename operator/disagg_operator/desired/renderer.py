@@ -24,5 +24,7 @@ ROUTER_POLICY = 2
 ROUTERS_OUTLAST_HOLDS = 2
 # The status of a container that has failed quotes the end of its log.
 LAST_WORDS = 2
+# Bundled workers know the transport that the spec prefers.
+WORKER_TRANSPORT = 2
 
 CURRENT = 2

@@ -12,6 +12,7 @@ from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     EPHEMERAL_SYSCTL,
     MOVES_BY_ITSELF,
+    OWN_TRANSPORTS,
     UNPINNED_KV,
     Engine,
     EngineLimits,
@@ -105,6 +106,7 @@ ENGINE = Engine(
             "engine.dtype": ("auto", "bfloat16"),
             "engine.quantization": ("none",),
             "engine.prefixCaching.eviction": ("lru",),
+            **OWN_TRANSPORTS,
         },
         absent={
             "engine.prefixCaching.hostMemory": "",
@@ -122,7 +124,6 @@ ENGINE = Engine(
     owned=_OWNED,
     reserved=surroundings.RESERVED,
     process=_process,
-    moves_by_rdma=True,
     serves_every_model=True,
     experiment=_EXPERIMENT,
     plans_pairs=False,

@@ -10,6 +10,7 @@ from disagg_operator.engines.contract import (
     EPHEMERAL_PORTS,
     EPHEMERAL_SYSCTL,
     MOVES_BY_ITSELF,
+    OWN_TRANSPORTS,
     Engine,
     EngineLimits,
     EngineMeter,
@@ -109,7 +110,11 @@ ENGINE = Engine(
     name=SGLANG,
     image="lmsysorg/sglang:v0.5.23",
     limits=EngineLimits(
-        values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
+        values={
+            "engine.quantization": ("none", "fp8"),
+            "engine.prefixCaching.eviction": ("lru",),
+            **OWN_TRANSPORTS,
+        },
         absent={
             "engine.prefixCaching.hostMemory": "",
             "kvTransfer.integrity": MOVES_BY_ITSELF,
@@ -125,7 +130,6 @@ ENGINE = Engine(
     owned=_OWNED,
     reserved=(*surroundings.RESERVED, "SGLANG_LOCAL_IP_NIC", _HOST_IP, _BOOTSTRAP_TIMEOUT, _WAITING_TIMEOUT),
     process=_process,
-    moves_by_rdma=True,
     meter=EngineMeter(30000, SERIES, pool_readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8_e4m3"),

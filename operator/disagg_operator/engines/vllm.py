@@ -10,6 +10,7 @@ import json
 from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     MOVES_BY_ITSELF,
+    OWN_TRANSPORTS,
     UCX_PORTS,
     Engine,
     EngineLimits,
@@ -125,7 +126,11 @@ ENGINE = Engine(
     name=VLLM,
     image="vllm/vllm-openai:v0.33.0",
     limits=EngineLimits(
-        values={"engine.quantization": ("none", "fp8"), "engine.prefixCaching.eviction": ("lru",)},
+        values={
+            "engine.quantization": ("none", "fp8"),
+            "engine.prefixCaching.eviction": ("lru",),
+            **OWN_TRANSPORTS,
+        },
         absent={"engine.prefixCaching.hostMemory": "", "kvTransfer.integrity": MOVES_BY_ITSELF},
         off=("scaling.roleFlip", "engine.experimental"),
         tensor=TensorRule.INTEGER_RATIO,
@@ -136,7 +141,6 @@ ENGINE = Engine(
         *surroundings.RESERVED, "VLLM_API_KEY", "VLLM_CACHE_ROOT", _SIDE_CHANNEL_HOST, "VLLM_NIXL_SIDE_CHANNEL_PORT",
     ),
     process=_process,
-    moves_by_rdma=True,
     meter=EngineMeter(8000, SERIES, pool_readings_of),
     serves_every_model=True,
     fp8_cache=("--kv-cache-dtype", "fp8"),
