@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 REPO = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
 BLOCK_BYTES = 64 << 10
 NEAR, FAR = "near", "far"
 

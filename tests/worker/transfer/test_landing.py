@@ -30,7 +30,7 @@ class FakeAgent:
 
     def __init__(self, number: int) -> None:
         self.name, self.metadata, self.region = f"agent{number}", b"", Region(0, 1, 100)
-        self.closed = False
+        self.closed = self.worked = False
         self.tags: set[bytes] = set()
 
     def add_peer(self, metadata: bytes) -> str:
@@ -53,6 +53,9 @@ class FakeAgent:
 
     def notified(self, tag: bytes) -> bool:
         return tag in self.tags
+
+    def progress(self) -> None:
+        self.worked = True
 
     def close(self) -> None:
         self.closed = True
@@ -104,6 +107,20 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
         running.wait()
         assert running.stdin is not None
         running.stdin.close()
+
+
+def test_an_agent_works_while_somebody_may_write(rig: Rig) -> None:
+    agent = rig.agents[0]
+    one, _ = rig.begun()
+    until(lambda: agent.worked)
+    one.end()
+    until(lambda: not rig.landings._working)
+    other, _ = rig.begun("q")
+    agent.worked = False
+    other.hold()
+    until(lambda: agent.worked)
+    other.released(flushed=True)
+    until(lambda: not rig.landings._working)
 
 
 def test_what_is_acknowledged_is_given_back_at_once(rig: Rig) -> None:
@@ -198,20 +215,21 @@ def test_the_notification_of_nixl_is_waited_for(rig: Rig) -> None:
     one.await_notification(b"t", 0.01)
 
 
-def test_an_agent_that_cannot_be_made_is_tried_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_that_cannot_be_made_is_tried_by_the_next_request(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     one, memory = rig.begun()
     make = rig._make
     failed: list[int] = []
 
     def broken() -> FakeAgent:
-        if len(failed) < 2:
+        if not failed:
             failed.append(1)
             raise RuntimeError("no memory to lock")
         return make()
 
     monkeypatch.setattr(rig.landings, "_make", broken)
     one.hold()
-    until(lambda: len(failed) == 2 or not memory.released.empty())
     until(lambda: not memory.released.empty())
+    until(lambda: failed == [1])
+    assert not rig.landings.is_open
     rig.landings.open()
     assert rig.landings.is_open

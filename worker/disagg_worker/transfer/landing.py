@@ -1,5 +1,8 @@
 """The memory of a decode worker, into which prefill workers write by NIXL.
 
+NIXL has no thread of its own here, which would use a whole core: while somebody may write, a thread
+of ours lets it work.
+
 A prefill worker that falls silent may write later. Its blocks are in quarantine until it has said
 that it writes no more, or cannot: the agent that offered them is closed, which ends all its
 connections, and a process that shares memory with this one has ended.
@@ -21,6 +24,7 @@ from disagg_worker.transfer.frames import FrameError
 from disagg_worker.transfer.nixl_agent import Agent
 from disagg_worker.transfer.offers import Offer
 from disagg_worker.transfer.reach import Place, Reach, common
+from disagg_worker.transfer.sender_timeouts import TransferFailed
 
 log = logging.getLogger(__name__)
 # A silent prefill worker gets this time to say that it writes no more.
@@ -56,6 +60,7 @@ class Landing:
         """A descriptor of the process, if it shares memory with this one."""
         self._unseen = False
         """Whether a process of this machine that is not seen from here may write to the GPU."""
+        self._told = False
         self._left = False
         self.begun = False
         self.quiet = True
@@ -78,6 +83,7 @@ class Landing:
                 raise FrameError(f"WRITES: there is no process {pid}") from None
         self.reservation.written_in_region()
         self.begun, self.quiet = True, False
+        self._owner.begin(self)
 
     def await_notification(self, tag: bytes, timeout_s: float) -> None:
         """Wait until NIXL has notified this end. Raises TimeoutError or TransferFailed."""
@@ -97,12 +103,12 @@ class Landing:
 
     def forget_neighbour(self) -> None:
         """Note that no process writes by shared memory any more."""
-        self._left = True
+        self._told = True
 
     def neighbour_has_ended(self) -> bool:
         """Return whether no process can write by shared memory. The owner's lock is held."""
-        if self.neighbour_fd is None:
-            return not self._unseen or self._left
+        if self._told or self.neighbour_fd is None:
+            return self._told or self._left or not self._unseen
         process = select.poll()
         process.register(self.neighbour_fd, select.POLLIN)
         return bool(process.poll(0))
@@ -144,6 +150,8 @@ class Landings:
         self._current: _Generation | None = None
         self._held: list[Landing] = []
         self._retired: list[_Generation] = []
+        self._begun: list[Landing] = []
+        self._working = False
         self._watching = False
 
     @property
@@ -182,13 +190,43 @@ class Landings:
         offer = Offer(agent.name, agent.metadata, transport, agent.region, blocks)
         return offer, Landing(self, generation, reservation, prefill)
 
+    def begin(self, landing: Landing) -> None:
+        with self._changed:
+            self._begun.append(landing)
+            start, self._working = not self._working, True
+        if start:
+            threading.Thread(target=self._work, name="kv-nixl", daemon=True).start()
+
+    def _work(self) -> None:
+        """Let the agents work while somebody may write; at most one thread does so."""
+        while True:
+            with self._changed:
+                agents = {h.generation.agent for h in self._begun if not h.generation.closed}
+                if not agents:
+                    self._working = False
+                    return
+            for agent in agents:
+                try:
+                    agent.progress()
+                except TransferFailed as failure:
+                    log.info("NIXL agent %s: %s", agent.name, failure)
+            time.sleep(_POLL_S)
+
+    def _forget(self, landing: Landing) -> None:
+        """Note that nobody writes for a landing any more. The lock is held."""
+        if landing in self._begun:
+            self._begun.remove(landing)
+        if landing.neighbour_fd is not None:
+            os.close(landing.neighbour_fd)
+            landing.neighbour_fd = None
+
     def end(self, landing: Landing) -> None:
         with self._changed:
             if landing.ended:
                 return
             landing.ended = True
             landing.generation.live -= 1
-            self._close_fd(landing)
+            self._forget(landing)
             self._changed.notify_all()
 
     def hold(self, landing: Landing) -> None:
@@ -197,7 +235,7 @@ class Landings:
                 return
             landing.ended = True
             landing.generation.live -= 1
-            landing.held_until_s = time.monotonic() + RELEASE_S
+            landing.held_until_s = min(landing.held_until_s or math.inf, time.monotonic() + RELEASE_S)
             self._held.append(landing)
             start, self._watching = not self._watching, True
             self._changed.notify_all()
@@ -210,13 +248,12 @@ class Landings:
             free = [landing for landing in self._held if self._is_safe(landing)]
             self._held = [landing for landing in self._held if landing not in free]
             for landing in free:
-                self._close_fd(landing)
+                self._forget(landing)
         for landing in free:
             landing.reservation.release()
 
     def released(self, landing: Landing, flushed: bool) -> None:
         with self._changed:
-            self._close_fd(landing)
             landing.forget_neighbour()
             landing.quiet = flushed
         if not flushed:
@@ -235,10 +272,7 @@ class Landings:
         """Look after what is held until nothing is; at most one thread does so."""
         while True:
             self.look()
-            try:
-                self._retire()
-            except Exception:
-                log.exception("a new NIXL agent cannot be made")
+            self._retire()
             with self._changed:
                 if not self._held and not self._retired:
                     self._watching = False
@@ -249,22 +283,20 @@ class Landings:
         """Close the agents of silent writers, once the transfers of others are over."""
         now_s = time.monotonic()
         with self._changed:
-            current = self._current
+            current, replaced = self._current, False
             silent = any(h.generation is current and now_s > (h.held_until_s or now_s) for h in self._held)
             if current is not None and silent:
                 log.warning("a prefill worker is silent: the NIXL agent %s is replaced", current.agent.name)
                 self._retired.append(current)
-                self._current = None
+                self._current, replaced = None, True
             closing = [generation for generation in self._retired if generation.live == 0]
         for generation in closing:
             generation.agent.close()
             with self._changed:
                 generation.closed = True
                 self._retired.remove(generation)
-        self.open()
-
-    @staticmethod
-    def _close_fd(landing: Landing) -> None:
-        if landing.neighbour_fd is not None:
-            os.close(landing.neighbour_fd)
-            landing.neighbour_fd = None
+        if replaced:
+            try:
+                self.open()
+            except Exception as failure:  # Its errors have no common type. The next request tries again.
+                log.warning("no NIXL agent can be made: %s", failure or type(failure).__name__)

@@ -45,6 +45,7 @@ class Agent(Protocol):
     def forget(self, write: Any) -> None: ...
     def notify(self, peer: str, tag: bytes) -> None: ...
     def notified(self, tag: bytes) -> bool: ...
+    def progress(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -138,7 +139,9 @@ class NixlAgent:
         self.name = secrets.token_hex(16)
         self.region = region
         sync = nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
-        self._agent: Any = nixl_agent(self.name, nixl_agent_config(backends=["UCX"], sync_mode=sync))
+        # A thread of NIXL's would poll without a pause: whoever waits for something polls himself.
+        config = nixl_agent_config(enable_prog_thread=False, backends=["UCX"], sync_mode=sync)
+        self._agent: Any = nixl_agent(self.name, config)
         size = region.block_bytes * region.blocks
         self._registered = self._agent.register_memory([(region.address, size, region.device or 0, "")], _kind(region))
         self.metadata: bytes = self._agent.get_agent_metadata()
@@ -177,16 +180,27 @@ class NixlAgent:
     def notified(self, tag: bytes) -> bool:
         """Return whether a peer has sent this tag, once."""
         with self._lock:
-            for tags in _call(lambda: self._agent.get_new_notifs()).values():
-                self._tags |= dict.fromkeys(tags)
-            while len(self._tags) > _MAX_TAGS:
-                del self._tags[next(iter(self._tags))]
+            self._take_tags()
             return self._tags.pop(tag, 0) is None
+
+    def progress(self) -> None:
+        """Do what peers wait for: take connections, and over TCP what they write."""
+        with self._lock:
+            if self._agent is not None:
+                self._take_tags()
+
+    def _take_tags(self) -> None:
+        for tags in _call(lambda: self._agent.get_new_notifs()).values():
+            self._tags |= dict.fromkeys(tags)
+        while len(self._tags) > _MAX_TAGS:
+            del self._tags[next(iter(self._tags))]
 
     def close(self) -> None:
         """Deregister the memory and close all connections. Nothing comes by this agent then."""
-        agent, self._agent = self._agent, None
-        agent.deregister_memory(self._registered)
+        with self._lock:
+            agent, self._agent = self._agent, None
+            agent.deregister_memory(self._registered)
+            del agent
 
 
 def _kind(region: Region) -> str:

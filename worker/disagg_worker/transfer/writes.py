@@ -128,9 +128,19 @@ class Writes(Lanes):
         digest, moved = combined(self._digests), self.moved
         said = {} if moved is None else {"moved": [moved.transport, moved.evidence, moved.interface]}
         link.send_json(FrameType.COMMIT, commit_of(digest, item) | {"connections": [0]} | said)
+        self._work_until_answered(link, target)
         self._read_answer(link)
         self._acknowledged = True
         return digest, item
+
+    def _work_until_answered(self, link: SealedSocket, target: Target) -> None:
+        """Let the agent work until decode answers, as the notification may be under way."""
+        until_s = time.monotonic() + self._timeouts.peer_s
+        while not link.answered() and time.monotonic() < until_s and self._outbox.failure is None:
+            target.agent.progress()
+            time.sleep(_POLL_S)
+        if self._outbox.failure is not None:
+            raise self._outbox.failure
 
     def _take(self) -> Part | Commit | ErrorEvent | None:
         """Return what comes next, or None after a moment. Raises the failure, as of a cancel."""
