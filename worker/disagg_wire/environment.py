@@ -45,6 +45,7 @@ class WorkerVariable(StrEnum):
     TENSOR_PARALLEL = "DISAGG_TENSOR_PARALLEL"
     TRANSFER_INTEGRITY = "DISAGG_TRANSFER_INTEGRITY"
     TRANSPORT = "DISAGG_TRANSPORT"
+    RDMA_DEVICES = "DISAGG_RDMA_DEVICES"
     HF_TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a variable, no secret
 
 
@@ -113,6 +114,8 @@ class AdapterVariable(StrEnum):
     BOOTSTRAP_PORT = "DISAGG_BOOTSTRAP_PORT"
     # The transport of KV that the spec asks for: auto, rdma or tcp.
     TRANSPORT = "DISAGG_TRANSPORT"
+    # The file in which the engine's container says which RDMA devices it finds.
+    FABRIC_REPORT = "DISAGG_FABRIC_REPORT"
     # A second opt-in, of engines whose hand-over is an experiment.
     EXPERIMENTAL = "DISAGG_EXPERIMENTAL"
 

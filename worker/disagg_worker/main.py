@@ -21,10 +21,11 @@ from disagg_protocol.errors import EngineError
 from disagg_protocol.model_files import source_revision, tokenizer_files
 from disagg_protocol.process import Process
 from disagg_wire.environment import WorkerVariable
+from disagg_wire.fabric import USABLE
 from disagg_wire.integrity import CRC32C
 from disagg_worker import settings
 from disagg_worker.engine.engine_config import EngineConfig
-from disagg_worker.server import jobs
+from disagg_worker.server import fabric_start, jobs
 from disagg_worker.server.kv_usage import KvUsage
 from disagg_worker.server.worker import Worker
 from disagg_worker.transfer.compatibility import compat_hash
@@ -35,6 +36,8 @@ from disagg_worker.transfer.seals import CRC32C_IN_HARDWARE
 
 log = logging.getLogger("disagg_worker")
 _INTERFACE_TIMEOUT_S = 10.0
+# What is registered at RDMA devices where the size of the cache is the engine's default.
+_CACHE_BYTES = 256 << 20
 
 
 def engine_config(s: settings.Settings) -> EngineConfig:
@@ -78,6 +81,9 @@ def load_node(
     from disagg_worker.engine.core import TorchEngine
     from disagg_worker.model import loader
 
+    worker.fabric = fabric_start.prepare(
+        s.kv_interface, s.rdma_devices, s.kv_cache_bytes or _CACHE_BYTES, _INTERFACE_TIMEOUT_S, os.environ
+    )
     folder = loader.resolve(s.model_uri, s.model_mount, s.cache_dir)
     log.info("loading %s from %s", s.model_name, folder)
     tokenizer = tokenizer_files(folder)
@@ -94,7 +100,8 @@ def load_node(
     if s.transfer_integrity == CRC32C and not CRC32C_IN_HARDWARE:
         log.warning("this processor computes no CRC-32C: %s=%s is slow", WorkerVariable.TRANSFER_INTEGRITY, CRC32C)
     listener = KvListener(host, s.kv_port, key, engine.layout, engine.model.vocab_size, s.transfer_idle_s, connections)
-    nixl = nixl_side(engine.cache, s.transport, s.nixl_over_tcp, interface, s.role)
+    devices = worker.fabric[USABLE] if worker.fabric else ()
+    nixl = nixl_side(engine.cache, s.transport, s.nixl_over_tcp, interface, devices, s.role)
     if nixl is not None:
         worker.metrics.quarantined_blocks.set_function(lambda: nixl.landings.held_blocks)
     worker.tokenizer, worker.source_revision = tokenizer, source_revision(folder)

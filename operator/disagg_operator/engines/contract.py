@@ -101,6 +101,8 @@ class EnginePool:
     """Whether no other transport than the declared one may be used."""
     interface: str | None
     """The interface of the attached network, or None for the pod's own."""
+    copies: tuple[str, str]
+    """The transports of UCX within a node and between its accelerators' memory and the host's."""
     experimental: bool
     args: tuple[str, ...]
     """The arguments of the user, which come last."""

@@ -144,7 +144,7 @@ def conditions(
     """
     causes = [
         _accepted(intent),
-        _network(observed.network),
+        network := _network(observed.network),
         *(_pool_ready(observed.pools[p.name], intent) for p in intent.pools),
         _router_ready(observed.router),
         _kv_transfer(intent, observed),
@@ -168,7 +168,7 @@ def conditions(
         *_warning(intent),
         _runtime(intent.runtime_update),
         _degraded(available, told, intent, observed),
-        _ready([*causes, available], progressing),
+        _ready([c for c in (*causes, available) if c is not network or not observed.network.tolerated], progressing),
     ]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from disagg_operator.vocabulary import Obj
 from disagg_wire.engines import CONFIGURED, EVIDENCE, NVLINK, PROVED, RDMA, SHM, TRANSPORTS
+from disagg_wire.fabric import FABRIC, FABRIC_REASONS, USABLE, summary
+from disagg_wire.problems import PROBLEM, WorkerProblem, parse_problem
 from disagg_wire.protocol import READY
 from disagg_wire.roles import BOTH, DECODE, PREFILL
 
@@ -45,6 +47,10 @@ class WorkerLink:
     """The hash that is equal for workers that can exchange KV."""
     engine: str = ""
     """The engine with its version; empty if it is not reported."""
+    devices: int = 0
+    """The RDMA devices that it can use; 0 also if it does not tell."""
+    problem: WorkerProblem | None = None
+    """What is wrong with its RDMA devices or its limits, as it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +148,16 @@ def _link(worker: Mapping[str, Any]) -> WorkerLink:
         evidence=_evidence(worker),
         compat=str(worker.get("compat") or ""),
         engine=str(worker.get("engine") or ""),
+        **_fabric(worker.get(FABRIC)),
     )
+
+
+def _fabric(field: Any) -> Obj:
+    found = summary(field)
+    if found is None:
+        return {}
+    problem = parse_problem(found.get(PROBLEM))
+    return {"devices": len(found[USABLE]), "problem": problem if problem and problem.reason in FABRIC_REASONS else None}
 
 
 def workers_by_transport(view: RouterView) -> dict[str, int]:
@@ -175,16 +190,12 @@ def fallback_of(view: RouterView, transport: str, interface: str | None) -> str 
     if slower:
         who = _who([link.pods if isinstance(link, PairLink) else link.pod for link in slower])
         return f"transport {transport} is asked for, but {who} uses {slower[0].transport}"
-    networked = [w for w in view.workers if w.transport not in _WITHOUT_NETWORK and not _is_rdma_device(w)]
+    # With RDMA a worker names the device, and not the interface.
+    networked = [w for w in view.workers if w.transport not in (RDMA, *_WITHOUT_NETWORK)]
     if interface is not None and (strays := [w for w in networked if w.interface != interface]):
         used = strays[0].interface or "?"
         return f"KV should use {interface}, but {_who([w.pod for w in strays])} uses {used}"
     return None
-
-
-def _is_rdma_device(worker: WorkerLink) -> bool:
-    """Return whether a worker names its RDMA device and port, and not a network interface."""
-    return worker.transport == RDMA and ":" in worker.interface
 
 
 def mismatch_of(view: RouterView) -> tuple[str, str] | None:

@@ -24,7 +24,6 @@ from disagg_worker.values.kv_blocks import Region
 log = logging.getLogger(__name__)
 _MAX_TAGS = 4096
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_VERBS = Path("/sys/class/infiniband_verbs")
 Piece = tuple[int, int, int]
 ResultT = TypeVar("ResultT")
 
@@ -51,21 +50,6 @@ class Agent(Protocol):
 
 def is_installed() -> bool:
     return importlib.util.find_spec("nixl") is not None
-
-
-def rdma_devices(root: Path = Path("/dev/infiniband"), verbs: Path = _VERBS) -> list[str]:
-    """Return the names of the RDMA devices that this process can open.
-
-    The list of the kernel has all devices of the machine, and only those with a file are the pod's.
-    """
-    found = []
-    for path in sorted(root.glob("uverbs*")):
-        if os.access(path, os.R_OK | os.W_OK):
-            try:
-                found.append((verbs / path.name / "ibdev").read_text().strip())
-            except OSError:
-                found.append(path.name)
-    return found
 
 
 def place() -> Place:

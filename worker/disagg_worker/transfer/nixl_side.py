@@ -35,14 +35,16 @@ class NixlSide:
     landings: Landings
 
 
-def nixl_side(cache: KvCache, wanted: str, over_tcp: bool, interface: str, role: Role) -> NixlSide | None:
+def nixl_side(
+    cache: KvCache, wanted: str, over_tcp: bool, interface: str, devices: Sequence[str], role: Role
+) -> NixlSide | None:
     """Return what is there for a cache, or None if KV goes over TCP anyway.
 
-    `wanted` is the transport that the spec asks for. The memory is registered here, which a limit
+    `wanted` is the transport that the spec asks for, and `devices` are the RDMA devices that can be
+    used, with their ports. The memory is registered here, which a limit
     of locked memory may refuse; that ends the use of NIXL, and not the worker.
     """
     region = cache.region
-    devices = [f"{name}:1" for name in nixl_agent.rdma_devices()]
     place = nixl_agent.place()
     on_gpu = region.device is not None
     facts = Facts(nixl_agent.is_installed(), on_gpu, devices, place.neighbourhood, os.environ.get("UCX_TLS", ""))
