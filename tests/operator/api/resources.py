@@ -249,6 +249,7 @@ _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
         for row in (
             ("takes only none", "engine.quantization", {"engine": {"quantization": "int8"}}),
             ("takes only lru", "engine.prefixCaching.eviction", {"engine": {"prefixCaching": {"eviction": "fifo"}}}),
+            ("takes only auto", "kvTransfer.transport", {"kvTransfer": {"transport": "nvlink"}}),
             (
                 "has no engine.prefixCaching.hostMemory", "engine.prefixCaching.hostMemory",
                 {"engine": {"prefixCaching": {"hostMemory": "1Gi"}}},
