@@ -47,6 +47,7 @@ def engine_config(s: settings.Settings) -> EngineConfig:
         role=s.role,
         dtype=s.dtype,
         quantization=s.quantization,
+        numerics=s.numerics,
         block_size_tokens=s.block_size_tokens,
         kv_cache_bytes=s.kv_cache_bytes,
         max_model_len=s.max_model_len,

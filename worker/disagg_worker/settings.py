@@ -12,6 +12,7 @@ from disagg_wire.cluster_key import ClusterKeyError, read_key
 from disagg_wire.environment import WorkerVariable, fields_in, variable_of
 from disagg_wire.integrity import MAC, Integrity
 from disagg_wire.roles import Role
+from disagg_worker.values.choices import Numerics
 
 
 class SettingsError(Exception):
@@ -70,6 +71,12 @@ class Settings(BaseModel):
         "none",
         description="The quantisation of the weights while they are loaded. A checkpoint that is quantised already "
         "needs none.",
+    )
+    numerics: Numerics = Field(
+        "auto",
+        description="Whether rounding may depend on who else is in the batch, and on whether a token is decoded or "
+        "prefilled. exact: it may not; a worker on a GPU then does not start, and one without the CPU kernels is slow. "
+        "fast: it may, where that is faster. auto: exact with the CPU kernels, fast elsewhere.",
     )
     kv_cache_dtype: Literal["auto", "fp8"] = Field(
         "auto",

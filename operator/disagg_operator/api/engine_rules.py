@@ -59,6 +59,11 @@ def _rules(engine: Engine) -> Iterator[Rule]:
         yield rule(path, missing, f"has no {path}" + (f": {advice}" if advice else ""))
     for path in limits.off:
         yield rule(path, ~present(path.partition(".")[0]) | ~present(path) | ~field(path), f"knows no {path}")
+    for path, value in limits.cpu_alone:
+        for role in ROLES:
+            none = ~present(f"{role}.accelerator") | equal(field(f"{role}.accelerator.count"), 0)
+            other = ~present(path) | differ(field(path), value)
+            yield rule(path, other | none, f"has {path} {value} on CPUs alone, and {role}.accelerator is set")
     for role in ROLES if limits.needs_accelerators else ():
         some = present(f"{role}.accelerator") & differ(field(f"{role}.accelerator.count"), 0)
         yield rule(f"{role}.accelerator", some, f"computes on GPUs alone: set {role}.accelerator")

@@ -41,6 +41,8 @@ def worker_environment(dd: DisaggDeployment, role: str) -> dict[str, str]:
         out[WorkerVariable.KV_CACHE_BYTES] = str(quantity_bytes(pool.kv_cache_size))
     if spec.engine.prefix_caching.host_memory is not None:
         out[WorkerVariable.HOST_CACHE_BYTES] = str(quantity_bytes(spec.engine.prefix_caching.host_memory))
+    if spec.engine.numerics is not None:
+        out[WorkerVariable.NUMERICS] = spec.engine.numerics.lower()
     if spec.kv_transfer.integrity is not None:
         out[WorkerVariable.TRANSFER_INTEGRITY] = spec.kv_transfer.integrity
     if (target_s := _step_target_s(dd, role)) is not None:

@@ -28,6 +28,8 @@ EPHEMERAL_SYSCTL = ("net.ipv4.ip_local_port_range", "32768 60999")
 MOVES_BY_ITSELF = "the engine moves KV by itself"
 # What such an engine can be told: which way it takes within a machine is its own choice.
 OWN_TRANSPORTS = {"kvTransfer.transport": (AUTO, RDMA, TCP)}
+# Why an engine has no `numerics`.
+ROUNDS_BY_ITSELF = "how the engine rounds is up to its own arguments"
 # The reason of an experiment in which nothing keeps KV until decode has read it.
 UNPINNED_KV = "UnpinnedKV"
 
@@ -52,6 +54,8 @@ class EngineLimits:
     """The values that an enumeration may have."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """The fields that must not be set, each with advice or ""."""
+    cpu_alone: tuple[tuple[str, str], ...] = ()
+    """The values of fields, each with its path, that no pool with accelerators can have."""
     off: tuple[str, ...] = ()
     """The switches that must not be on."""
     needs_accelerators: bool = False

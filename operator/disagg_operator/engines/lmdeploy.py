@@ -13,6 +13,7 @@ from disagg_operator.engines.contract import (
     EPHEMERAL_SYSCTL,
     MOVES_BY_ITSELF,
     OWN_TRANSPORTS,
+    ROUNDS_BY_ITSELF,
     UNPINNED_KV,
     Engine,
     EngineLimits,
@@ -110,6 +111,7 @@ ENGINE = Engine(
         },
         absent={
             "engine.prefixCaching.hostMemory": "",
+            "engine.numerics": ROUNDS_BY_ITSELF,
             "kvTransfer.integrity": MOVES_BY_ITSELF,
             "engine.leaseSeconds": "nothing keeps KV until decode has read it",
             "prefill.kvCacheSize": _MEMORY,

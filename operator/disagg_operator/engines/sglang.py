@@ -11,6 +11,7 @@ from disagg_operator.engines.contract import (
     EPHEMERAL_SYSCTL,
     MOVES_BY_ITSELF,
     OWN_TRANSPORTS,
+    ROUNDS_BY_ITSELF,
     Engine,
     EngineLimits,
     EngineMeter,
@@ -117,6 +118,7 @@ ENGINE = Engine(
         },
         absent={
             "engine.prefixCaching.hostMemory": "",
+            "engine.numerics": ROUNDS_BY_ITSELF,
             "kvTransfer.integrity": MOVES_BY_ITSELF,
             "prefill.kvCacheSize": _MEMORY,
             "decode.kvCacheSize": _MEMORY,

@@ -11,6 +11,7 @@ from disagg_operator.engines import surroundings
 from disagg_operator.engines.contract import (
     MOVES_BY_ITSELF,
     OWN_TRANSPORTS,
+    ROUNDS_BY_ITSELF,
     UCX_PORTS,
     Engine,
     EngineLimits,
@@ -131,7 +132,11 @@ ENGINE = Engine(
             "engine.prefixCaching.eviction": ("lru",),
             **OWN_TRANSPORTS,
         },
-        absent={"engine.prefixCaching.hostMemory": "", "kvTransfer.integrity": MOVES_BY_ITSELF},
+        absent={
+            "engine.prefixCaching.hostMemory": "",
+            "engine.numerics": ROUNDS_BY_ITSELF,
+            "kvTransfer.integrity": MOVES_BY_ITSELF,
+        },
         off=("scaling.roleFlip", "engine.experimental"),
         tensor=TensorRule.INTEGER_RATIO,
         batch_holds_running=True,

@@ -52,6 +52,8 @@ def test_a_worker_is_told_what_the_spec_says(spec: dict[str, Any], variable: str
         ({"decode": {"kvCacheSize": "1Gi"}}, "DISAGG_KV_CACHE_BYTES", str(1 << 30)),
         ({"engine": {"prefixCaching": {"hostMemory": "2Mi"}}}, "DISAGG_HOST_CACHE_BYTES", str(2 << 20)),
         ({"kvTransfer": {"integrity": "crc32c"}}, "DISAGG_TRANSFER_INTEGRITY", "crc32c"),
+        ({"engine": {"numerics": "Exact"}}, "DISAGG_NUMERICS", "exact"),
+        ({"engine": {"numerics": "Fast"}}, "DISAGG_NUMERICS", "fast"),
     ],
 )
 def test_an_optional_field_is_a_variable_only_where_it_is_set(spec: dict[str, Any], variable: str, value: str) -> None:

@@ -74,7 +74,7 @@ class TorchEngine:
         self._wake = threading.Condition()
         self._stopping = False
         model = loader.load_config(folder)
-        backend = backend or select(config.device, config.threads)
+        backend = backend or select(config.device, config.threads, numerics=config.numerics)
         dtype = loader.pick_dtype(config.dtype, model, backend.device.type)
         max_len = min(config.max_model_len or model.max_positions, model.max_positions)
         machine = set_up(Plan(folder, config, model, backend, dtype, max_len), on_progress, self._lost)

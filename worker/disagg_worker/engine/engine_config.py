@@ -7,7 +7,7 @@ from typing import Literal
 
 from disagg_wire.roles import Role
 from disagg_worker.engine.block_pool import Eviction
-from disagg_worker.values.choices import Quantization
+from disagg_worker.values.choices import Numerics, Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class EngineConfig:
     """The quantisation of the weights at load (model.quantization)."""
     device: str = "cpu"
     """The device that computes (backend.select)."""
+    numerics: Numerics = "auto"
+    """Whether tokens may depend on their batch (backend.select)."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     """The dtype of the KV cache; `auto` is that of the weights."""
     block_size_tokens: int = 16
