@@ -68,8 +68,7 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         "spec.router.upstream.percent", "spec.router.upstream.percent",
     ),
     "a canary with Recreate": (
-        good(rollout={"canary": {}, "strategy": "Recreate"}), "a canary needs the strategy RollingUpdate",
-        "spec.rollout.canary",
+        good(rollout={"canary": {}, "strategy": "Recreate"}), "needs the strategy RollingUpdate", "spec.rollout.canary",
     ),
     "a canary with most of the requests": (
         good(rollout={"canary": {"weight": 51}}), "spec.rollout.canary.weight", "spec.rollout.canary.weight",
