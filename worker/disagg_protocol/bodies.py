@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from disagg_protocol.events import EndEvent, ErrorEvent, Event, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams, Structured
-from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS
+from disagg_wire import grammar_cost
+from disagg_wire.protocol import MAX_GRAMMAR_CHARS, MAX_TOKENS, MIN_REPETITION_PENALTY
 from disagg_wire.roles import Role
 from disagg_wire.room import Room
 
@@ -21,6 +22,7 @@ Line = dict[str, Any]
 ENDS = ("end", "error")
 ShortText = Annotated[str, Field(max_length=64)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenList = Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 class _Strict(BaseModel):
@@ -42,6 +44,8 @@ class StructuredOutput(_Strict):
                 raise ValueError("is nested too deeply") from None
             if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
                 raise ValueError("must be a JSON list of strings that are not empty")
+        if complex_because := grammar_cost.problem(self.kind, self.value):
+            raise ValueError(f"is too complex: {complex_because}")
         return self
 
 
@@ -56,12 +60,12 @@ class Sampling(_Strict):
     min_p: float = Field(0.0, ge=0, le=1)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    repetition_penalty: float = Field(1.0, ge=MIN_REPETITION_PENALTY, le=100)
     logit_bias: list[tuple[TokenId, Annotated[float, Field(ge=-100, le=100)]]] = Field(
         default=[], max_length=1024, strict=False
     )
     logprobs: int | None = Field(None, ge=0, le=20)
-    stop_token_ids: list[TokenId] = Field(default=[], max_length=256)
+    stop_token_ids: TokenList = Field(default=[], max_length=256)
     min_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
     structured: StructuredOutput | None = None
 
@@ -79,7 +83,7 @@ class _WorkRequest(_Strict):
     request_id: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:-]+$")
     epoch: int = Field(ge=0, le=1 << 20)
     """The number of the router's attempt."""
-    tokens: list[TokenId] = Field(min_length=1, max_length=MAX_TOKENS)
+    tokens: TokenList = Field(min_length=1, max_length=MAX_TOKENS)
     """The prompt and the tokens emitted so far."""
     prompt_tokens: int = Field(ge=1)
     """The number of tokens of the prompt."""

@@ -80,3 +80,5 @@ DRAINING = "draining"
 # sent.
 MAX_TOKENS = 1 << 20
 MAX_GRAMMAR_CHARS = 65_536
+# The least repetition penalty. It is a factor of the logits: with far less, they overflow.
+MIN_REPETITION_PENALTY = 0.01

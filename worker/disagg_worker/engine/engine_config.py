@@ -62,6 +62,12 @@ class EngineConfig:
     """The tokens of a prefill batch that saturate the processor (prefill_scheduler)."""
     decode_step_target_s: float | None = None
     """The seconds per decode step above which prefill batches shrink (prefill_limit)."""
+    mask_threads: int = 2
+    """The threads that compile grammars and compute masks of structured output (masks)."""
+    mask_start_s: float = 1.0
+    """The processor time, in seconds, that a request's grammar may take before its first token."""
+    mask_token_s: float = 0.02
+    """The processor time, in seconds, that it may take for each token in addition."""
     tensor_parallel: int = 1
     """The number of ranks (execution)."""
     rank_timeout_s: float = 60.0
