@@ -68,8 +68,7 @@ BAD: dict[str, tuple[Obj, str, str]] = {
         "spec.router.upstream.percent", "spec.router.upstream.percent",
     ),
     "a canary with Recreate": (
-        good(rollout={"canary": {}, "strategy": "Recreate"}), "a canary needs the strategy RollingUpdate",
-        "spec.rollout.canary",
+        good(rollout={"canary": {}, "strategy": "Recreate"}), "needs the strategy RollingUpdate", "spec.rollout.canary",
     ),
     "a canary with most of the requests": (
         good(rollout={"canary": {"weight": 51}}), "spec.rollout.canary.weight", "spec.rollout.canary.weight",
@@ -251,6 +250,7 @@ _LIMITS: tuple[tuple[str, str, str, Obj], ...] = (
         for row in (
             ("takes only none", "engine.quantization", {"engine": {"quantization": "int8"}}),
             ("takes only lru", "engine.prefixCaching.eviction", {"engine": {"prefixCaching": {"eviction": "fifo"}}}),
+            ("takes only auto", "kvTransfer.transport", {"kvTransfer": {"transport": "nvlink"}}),
             ("has no engine.prefixCaching.hostMemory", "engine.prefixCaching.hostMemory", _ON_HOST),
             ("has no kvTransfer.integrity", "kvTransfer.integrity", {"kvTransfer": {"integrity": "mac"}}),
             ("has no engine.numerics", "engine.numerics", {"engine": {"numerics": "Fast"}}),
