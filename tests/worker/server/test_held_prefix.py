@@ -166,7 +166,14 @@ async def test_a_prompt_of_which_little_is_missing_is_prefilled_by_decode(tiny: 
         async with p.decode.call("decode", _asks(p, grown) | {"local_up_to_tokens": 20}) as events:
             assert (await anext(events))["type"] == "ticket"  # 24 tokens are missing.
         assert tokens_of(await p.decode.lines("decode", _asks(p, grown) | {"local_up_to_tokens": 24}))
+        by_source = 'disagg_worker_prompt_tokens_by_source_total{source="%s"}'
+        assert await _counted(p, by_source % "local_rest") == 4 + 24  # By choice, so nothing is repeated.
+        assert await _counted(p, by_source % "local_compute") == 0
+        assert await _counted(p, "disagg_worker_prompt_tokens_total") == 4 + 24
         await p.empty()
+        alone = await p.decode.lines("decode", body(prompt(50, start=3)) | {"mode": "local"})
+        assert await _counted(p, by_source % "local_rest") == 4 + 24
+        assert (alone[0]["path"], await _counted(p, by_source % "local_compute")) == ("local", 50)
 
 
 async def test_the_limit_is_only_for_transfers(tiny: Path) -> None:
