@@ -126,6 +126,7 @@ class Drainer:
             found = victims.chosen(looking.pods_of(run.children.pods, (role, revision)), wanted, run.live.loads)
             await self._call_back(run, found.called_back)
             if wanted < replicas:
+                run.view.certain()
                 timeout_s = float(run.plan.resource.spec.pool(role).drain.timeout_seconds)
                 told = await self._tell(run, found.going, timeout_s, epoch_s(now))
                 answers |= told
