@@ -13,10 +13,9 @@ from disagg_operator.kube.errors import Invalid
 from disagg_operator.kube.resources import Resource, name_of
 from disagg_operator.vocabulary import Obj, Objs
 
-# The API server sets the time of creation itself, and refuses one that differs from that of an
-# object that exists.
-_CREATION_TIME = "1970-01-01T00:00:00Z"
-_CREATION_FIELD = "metadata.creationTimestamp"
+# An apply also changes what exists. But the API server removes this field from what it creates, and
+# nobody may set it in what exists; so with it, an apply creates an object or is refused.
+_ONLY_NEW = "deletionGracePeriodSeconds"
 
 
 class Stale(Exception):
@@ -96,11 +95,11 @@ class CreatingDoor(Door):
         which = (str(obj["kind"]), name_of(obj))
         if which in self._created:
             return await super().apply(obj, dry_run=dry_run)
-        fresh = {**obj, "metadata": {**obj["metadata"], "creationTimestamp": _CREATION_TIME}}
+        fresh = {**obj, "metadata": {**obj["metadata"], _ONLY_NEW: 1}}
         try:
             answer = await super().apply(fresh, dry_run=dry_run)
         except Invalid as error:
-            if any(path == _CREATION_FIELD for path, _ in error.fields):
+            if any(path == f"metadata.{_ONLY_NEW}" for path, _ in error.fields):
                 raise Stale(f"{' '.join(which)} exists") from None
             raise
         if not dry_run:
