@@ -47,8 +47,11 @@ class QueueState:
     answer is no fault of a key, so what fails by that waits for `max_away_s` at most: then all is
     well soon after the API server is back. An event brings forward a key that is delayed but not
     backing off. A key that is backing off keeps waiting, so that a burst of events cannot become a
-    burst of retries. The first lane that holds a key comes next; but one that others have been
-    preferred to `max_passed` times has its turn. Within a lane, first come is first served.
+    burst of retries.
+
+    The first lane that holds a key comes next; but one that others have been preferred to
+    `max_passed` times has its turn. Within a lane, first come is first served. Until then, no run
+    of a full list begins while an edit is carried out, because it would slow that down.
     """
 
     max_keys: int = 20_000
@@ -61,7 +64,7 @@ class QueueState:
     _lanes: dict[Lane, OrderedDict[Key, None]] = field(default_factory=lambda: {lane: OrderedDict() for lane in Lane})
     _passed: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
     _queued: dict[Key, Lane] = field(default_factory=dict)
-    _running: set[Key] = field(default_factory=set)
+    _running: dict[Key, Lane] = field(default_factory=dict)
     _dirty: dict[Key, Lane] = field(default_factory=dict)
     _due: dict[Key, float] = field(default_factory=dict)
     _heap: list[tuple[float, Key]] = field(default_factory=list)
@@ -98,19 +101,24 @@ class QueueState:
             if self._due.get(key) == due:  # otherwise the key was brought forward or dropped
                 del self._due[key]
                 self._push(key, Lane.EVENT)
-        if not self._queued:
+        lane = self._next_lane()
+        if lane is None:
             return None
-        key, _ = self._lanes[self._next_lane()].popitem(last=False)
+        key, _ = self._lanes[lane].popitem(last=False)
         del self._queued[key]
-        self._running.add(key)
+        self._running[key] = lane
         return key
 
-    def _next_lane(self) -> Lane:
+    def _next_lane(self) -> Lane | None:
         waiting = [lane for lane in Lane if self._lanes[lane]]
+        if Lane.EDIT in self._running.values() and self._passed[Lane.RESYNC] < self.max_passed:
+            waiting = [lane for lane in waiting if lane is not Lane.RESYNC]
+        if not waiting:
+            return None
         late = [lane for lane in waiting if self._passed[lane] >= self.max_passed]
         chosen = max(late, key=lambda lane: (self._passed[lane], lane)) if late else waiting[0]
         for lane in Lane:
-            is_passed = lane in waiting and lane is not chosen
+            is_passed = bool(self._lanes[lane]) and lane is not chosen
             self._passed[lane] = self._passed[lane] + 1 if is_passed else 0
         return chosen
 
@@ -130,7 +138,7 @@ class QueueState:
         Retry-After, of which five minutes are believed, or the delay until a requested second run.
         `chance` is a random number from 0 to 1.
         """
-        self._running.discard(key)
+        self._running.pop(key, None)
         dirty = self._dirty.pop(key, None)
         if failed:
             count = self._failures[key] = self._failures.get(key, 0) + 1

@@ -44,7 +44,8 @@ class Cache:
 
     def __init__(self) -> None:
         self._objects: dict[str, dict[Key, Obj]] = {r.kind: {} for r in KEPT}
-        self._prints: dict[str, dict[Key, str]] = {r.kind: {} for r in WATCHED}
+        # The fingerprint of each object, and the version that it was made of.
+        self._prints: dict[str, dict[Key, tuple[str, int]]] = {r.kind: {} for r in WATCHED}
         # The kinds and own keys of the objects of each DisaggDeployment.
         self._families: dict[Key, dict[tuple[str, Key], None]] = {}
         self._newest: dict[str, int] = {r.kind: 0 for r in KEPT}
@@ -69,11 +70,12 @@ class Cache:
         key, slim = _own_key(obj), self.note(resource, obj, newest)
         if slim is None or resource in MISSED:
             return set()
-        mark = fingerprint(resource, slim)
-        if self._prints[resource.kind].get(key) == mark:
+        before, version = self._prints[resource.kind].get(key, ("", 0)), version_of(obj)
+        if version and before[1] == version:
             return set()
-        self._prints[resource.kind][key] = mark
-        return concerned(resource, obj)
+        mark = fingerprint(resource, slim)
+        self._prints[resource.kind][key] = mark, version
+        return set() if before[0] == mark else concerned(resource, obj)
 
     def drop(self, resource: Resource, obj: Obj) -> set[Key]:
         """Remove an object that was deleted."""

@@ -135,9 +135,13 @@ async def test_two_keys_added_at_once_wake_two_workers() -> None:
         assert set(await asyncio.gather(*waiting)) == {A, B}
 
 
-def taken(q: QueueState, now: float = 0.0) -> str:
-    """Return the names of all keys that are due, in the order in which they come."""
-    return "".join(key[1] for key in iter(lambda: q.pop(now), None))
+def taken(q: QueueState) -> str:
+    """Run all keys that are due, one after another, and return their names."""
+    names = ""
+    while (key := q.pop(0.0)) is not None:
+        names += key[1]
+        q.done(key, 0.0)
+    return names
 
 
 @pytest.mark.parametrize(
@@ -176,6 +180,21 @@ def test_a_key_that_changes_while_it_runs_keeps_its_most_urgent_reason() -> None
     assert taken(q) == "ab"
 
 
+def test_no_run_of_a_full_list_begins_during_an_edit_but_that_has_an_end() -> None:
+    q = QueueState()
+    for name in "yz":
+        q.add(("ns", name), 0.0, lane=Lane.RESYNC)
+    q.add(A, 0.0, lane=Lane.EDIT)
+    assert q.pop(0.0) == A
+    assert q.pop(0.0) is None
+    for name in "cde":
+        q.add(("ns", name), 0.0, lane=Lane.EVENT)
+        assert q.pop(0.0) == ("ns", name)
+    assert (q.pop(0.0), q.pop(0.0)) == (("ns", "y"), None)
+    q.done(A, 0.0)
+    assert q.pop(0.0) == ("ns", "z")
+
+
 @given(st.lists(st.one_of(st.none(), st.sampled_from(Lane)), max_size=150))
 def test_no_lane_waits_for_ever(steps: list[Lane | None]) -> None:
     """None is a pop; a lane is a new key in it."""
@@ -190,6 +209,7 @@ def test_no_lane_waits_for_ever(steps: list[Lane | None]) -> None:
         key = q.pop(0.0)
         assert (key is None) == (not waiting)
         if key is not None:
+            q.done(key, 0.0)
             chosen = lanes.pop(key)
             passed = {one: passed[one] + 1 if one in waiting and one is not chosen else 0 for one in Lane}
             assert max(passed.values()) <= q.max_passed + len(Lane) - 1
