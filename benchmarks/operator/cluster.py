@@ -46,7 +46,9 @@ class Cluster:
         await eventually("the CRDs are served", lambda: self.kube.has_api(DISAGG_DEPLOYMENT))
 
     async def namespace(self, name: str) -> None:
-        await self.send(f"/api/v1/namespaces/{name}", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        await self.send(
+            f"/api/v1/namespaces/{name}", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+        )
 
     async def watch(
         self, resource: Resource, namespace: str, see: Callable[[Obj], bool], *, slim: bool = False, version: str = "0"
