@@ -16,6 +16,10 @@ from disagg_wire.labels import LABEL_DEPLOYMENT
 class Unlisted(KubeError):
     """Raised when a kind can't be listed, because its CRD or the right to it is missing."""
 
+    def __init__(self, plural: str, message: str) -> None:
+        super().__init__(message)
+        self.plural = plural
+
 
 async def refresh(kube: HttpKube, cache: Cache, namespaces: Sequence[str]) -> None:
     """Replace what the cache holds, kind by kind. Raises KubeError, such as Unlisted."""
@@ -24,7 +28,7 @@ async def refresh(kube: HttpKube, cache: Cache, namespaces: Sequence[str]) -> No
         try:
             objects = await _list(kube, resource, namespaces)
         except (NotFound, Forbidden) as error:
-            raise Unlisted(f"{resource.plural} can't be listed: {error}") from error
+            raise Unlisted(resource.plural, str(error)) from error
         cache.replace(resource, objects, newest)
         await asyncio.sleep(0)  # others may run between two kinds
 

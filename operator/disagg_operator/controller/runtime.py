@@ -280,7 +280,7 @@ class Runtime:
         try:
             await full_list.refresh(self._kube, self.cache, self._settings.namespaces)
         except full_list.Unlisted as error:
-            self._unlisted = str(error)
+            self._unlisted = f"{error.plural} can't be listed: {error}"
             raise
         self._unlisted = None
         self._synced_at = self._clock()
