@@ -108,6 +108,8 @@ def test_the_whole_of_sampling_reaches_the_engine() -> None:
         ({"sampling": SAMPLING | {"top_p": 0}}, "sampling.top_p"),
         ({"sampling": SAMPLING | {"max_new_tokens": 0}}, "sampling.max_new_tokens"),
         ({"sampling": SAMPLING | {"logit_bias": [[1, 1000]]}}, "sampling.logit_bias"),
+        ({"sampling": SAMPLING | {"repetition_penalty": 3e-38}}, "sampling.repetition_penalty"),
+        ({"sampling": SAMPLING | {"structured": {"kind": "regex", "value": "(a{400}){400}"}}}, "sampling.structured"),
         ({"sampling": SAMPLING | {"unknown": 1}}, "sampling.unknown"),
         ({"prompt_tokens": 1, "sampling": SAMPLING | {"max_new_tokens": 2}}, "sampling.max_new_tokens"),
     ],
@@ -141,6 +143,14 @@ def test_a_first_token_is_due_so_many_seconds_after_the_request_came(
     assert decode(mode="local", first_token_within_s=within_s).due_s(10.0) == due_s
     assert decode(mode="local").due_s(10.0) is None
     assert decode(mode="remote", first_token_within_s=None).due_s(10.0) is None
+
+
+def test_only_a_request_for_kv_of_another_worker_has_a_limit_for_prefill_here() -> None:
+    assert decode(mode="remote", local_up_to_tokens=7).local_up_to_tokens == 7
+    assert decode(mode="remote").local_up_to_tokens is None
+    for values in ({"mode": "local", "local_up_to_tokens": 7}, {"mode": "remote", "local_up_to_tokens": -1}):
+        with pytest.raises(BadRequest, match="local_up_to_tokens"):
+            decode(**values)
 
 
 def test_a_message_with_text_of_the_client_does_not_break_the_line() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from disagg_protocol.events import ErrorEvent, Event, EventSink, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
+from disagg_worker.values.kv_blocks import KvBlocks
 
 
 class InProcessKvSender:
@@ -44,10 +45,21 @@ class InProcessKvSender:
         if over:
             handle.release()
 
-    def layer_ready(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
-        for i, block in enumerate(blocks, first_block):
-            self._reservation.layer_view(layer, i)[:] = block
-            self.reported[layer, i] += 1
+    @property
+    def reads_region(self) -> bool:
+        return False
+
+    @property
+    def held_blocks(self) -> int:
+        return 0
+
+    def layer_ready(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
+        theirs = self._reservation.blocks(first_block, len(blocks.ids))
+        with blocks.reading(layer) as source, theirs.writing(layer) as target:
+            content = memoryview(b"".join(source))
+            for view in target:
+                view[:], content = content[: len(view)], content[len(view) :]
+        self.reported.update((layer, i) for i in range(first_block, first_block + len(blocks.ids)))
 
     def commit(self, first_token: TokenEvent) -> None:
         tokens, prompt_tokens, sampling = self._request

@@ -94,6 +94,13 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(
         8 << 20, ge=1024, le=1 << 30, description="The largest accepted body of a request, in bytes."
     )
+    max_bodies_bytes: int = Field(
+        64 << 20,
+        ge=1024,
+        le=1 << 40,
+        description="The most bytes of bodies that are on their way or not parsed yet, over all requests; further ones"
+        " get 503.",
+    )
     drain_timeout_s: float | None = Field(
         None,
         ge=0,
@@ -149,6 +156,13 @@ class Settings(BaseModel):
         le=3600,
         description="The time after this router's first request to a worker for which its requests do not count for a"
         " canary, in seconds: it may compile and warm up. 0: all count.",
+    )
+    local_prefill_max_tokens: int = Field(
+        64,
+        ge=0,
+        le=1 << 20,
+        description="The most tokens of a prompt that decode prefills itself, if it has the KV of all before them. 0:"
+        " it prefills nothing while there is a prefill worker.",
     )
     upstream_url: str | None = Field(
         None,

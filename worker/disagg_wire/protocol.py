@@ -18,6 +18,13 @@ FEATURE_DIGEST = "digest"
 # A worker with this feature accepts the field `prefill_incarnation`, to which it binds the ticket,
 # and sends and receives KV in frames of version 2.
 FEATURE_PREFILL_INCARNATION = "prefill_incarnation"
+# A worker with this feature accepts the field `local_up_to_tokens`: it prefills a prompt itself of
+# which it holds the start, and lacks no more tokens than that.
+FEATURE_LOCAL_UP_TO = "local_up_to_tokens"
+# A worker with this feature writes KV, or has it written, by NIXL. It names in `kv.transports` the
+# transports by which it reaches others, and accepts the field `prefill_transports`, the same of the
+# prefill worker.
+FEATURE_PREFILL_TRANSPORTS = "prefill_transports"
 # The features of workers behind an adapter, which say what their engine cannot do. The first output
 # token comes from decode; a ticket promises room that the engine itself does not hold; a request
 # with a seed draws other tokens after a failover; an output that must match a format cannot go on
@@ -31,7 +38,7 @@ FEATURE_NO_LOCAL_PREFILL = "no_local_prefill"
 # The hand-over of KV is an experiment with this engine.
 FEATURE_EXPERIMENTAL = "experimental_transfer"
 # What the bundled worker supports.
-FEATURES = (FEATURE_FIRST_TOKEN_WITHIN, FEATURE_DIGEST, FEATURE_PREFILL_INCARNATION)
+FEATURES = (FEATURE_FIRST_TOKEN_WITHIN, FEATURE_DIGEST, FEATURE_PREFILL_INCARNATION, FEATURE_LOCAL_UP_TO)
 
 HEALTH_PATH = "/healthz"
 READY_PATH = "/readyz"
@@ -76,3 +83,5 @@ DRAINING = "draining"
 # sent.
 MAX_TOKENS = 1 << 20
 MAX_GRAMMAR_CHARS = 65_536
+# The least repetition penalty. It is a factor of the logits: with far less, they overflow.
+MIN_REPETITION_PENALTY = 0.01

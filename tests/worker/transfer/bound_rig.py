@@ -19,8 +19,8 @@ from disagg_worker.transfer.sealed_socket import SealedSocket
 from disagg_worker.transfer.seals import Sealer
 
 PREFILL = "p/e"
-MAC = {"prefill_incarnation": PREFILL, "integrity": "mac"}
-CRC = {"prefill_incarnation": PREFILL, "integrity": "crc32c"}
+MAC: dict[str, Any] = {"prefill_incarnation": PREFILL, "integrity": "mac"}
+CRC: dict[str, Any] = {"prefill_incarnation": PREFILL, "integrity": "crc32c"}
 
 
 class Lane:
@@ -32,6 +32,7 @@ class Lane:
         plain = FrameSocket(self.sock, 10)
         raw, header = plain.header()
         challenge = plain.control(raw, header)
+        self.challenge = challenge
         self.content = begin_content(key, challenge, ticket, incarnation, connection, "ab" * 16)
         keys = session_keys(key, challenge, self.content["proof"])
         self.plain = plain

@@ -15,6 +15,7 @@ from disagg_protocol.events import ErrorEvent, EventSink, TokenEvent
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_wire.room import Room
 from disagg_worker.values.engine_load import Load
+from disagg_worker.values.kv_blocks import KvBlocks, KvCache
 from disagg_worker.values.layouts import KvLayout, ModelInfo
 
 
@@ -24,15 +25,22 @@ class KvSender(Protocol):
     Its methods must not block; the blocks stay leased until `PrefillHandle.release` is called.
     """
 
-    def layer_ready(self, layer: int, first_block: int, blocks: Sequence[memoryview]) -> None:
+    @property
+    def held_blocks(self) -> int:
+        """The number of leading blocks that the peer has already, and that are not reported."""
+
+    @property
+    def reads_region(self) -> bool:
+        """Whether it reads the blocks in the cache's region, and not by their views."""
+
+    def layer_ready(self, layer: int, first_block: int, blocks: KvBlocks) -> None:
         """Take the KV of `layer`, which is final in these blocks of the sequence.
 
-        `first_block` counts the sequence's blocks from 0. Each memoryview is the contiguous bytes
-        `[k, v][kv_head][token][head_dim]` of one block and layer, zero-copy.
+        `first_block` counts the sequence's blocks from 0.
 
-        This is called once for every layer and block, including those found in the prefix cache. A
-        block that a chunk fills only in part is reported when a later chunk (or the last one)
-        completes it.
+        This is called once for every layer and block but the `held_blocks`, including those found
+        in the prefix cache; without blocks for a layer of which nothing is to be sent. A block that
+        a chunk fills only in part is reported when a later chunk (or the last one) completes it.
         """
 
     def commit(self, first_token: TokenEvent) -> None:
@@ -67,10 +75,15 @@ class Reservation(Protocol):
     def n_blocks(self) -> int:
         """The number of blocks that the announced tokens need, without the growth reserve."""
 
-    def layer_view(self, layer: int, block: int) -> memoryview:
-        """Return the writable bytes `[k, v][kv_head][token][head_dim]` of one layer of the
-        sequence's `block`-th block.
-        """
+    @property
+    def held_blocks(self) -> int:
+        """The number of the first of them whose KV is there already, and must not be written."""
+
+    def blocks(self, first: int, n: int) -> KvBlocks:
+        """Return n of the sequence's blocks, to be written."""
+
+    def written_in_region(self) -> None:
+        """Note that the KV is written into the cache's region, and not by the blocks' views."""
 
     def release(self) -> None:
         """Give the blocks back (idempotent).
@@ -102,6 +115,9 @@ class Engine(Protocol):
     model: ModelInfo
     layout: KvLayout
 
+    @property
+    def cache(self) -> KvCache: ...
+
     def prefill(
         self,
         request_id: str,
@@ -121,10 +137,20 @@ class Engine(Protocol):
         Raises NoCapacity if the queue is full, or InvalidInput.
         """
 
-    def reserve(self, request_id: str, tokens: int, max_total_tokens: int) -> Reservation:
+    def held_tokens(self, tokens: Sequence[int], tenant: str = "") -> int:
+        """Return how many of the first tokens have their KV in the cache now, in full blocks.
+
+        It is less than all of them, because the last token is always computed.
+        """
+
+    def reserve(
+        self, request_id: str, tokens: int, max_total_tokens: int, prompt: Sequence[int] = (), tenant: str = ""
+    ) -> Reservation:
         """Hold blocks for `tokens` and a growth reserve.
 
-        `decode` may then emit tokens up to a total of `max_total_tokens`.
+        `decode` may then emit tokens up to a total of `max_total_tokens`. If `prompt` is given, it
+        has these tokens: the first blocks whose KV is here are shared and need not arrive. They
+        stay here until the reservation is released, or its sequence has ended.
 
         Raises NoCapacity, or InvalidInput if the tokens would never fit.
         """

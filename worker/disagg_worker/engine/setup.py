@@ -19,6 +19,7 @@ from disagg_worker.execution.cache_memory import CacheMemory, HostCopy
 from disagg_worker.execution.collectives import Collectives
 from disagg_worker.execution.executor import Executor, LocalExecutor
 from disagg_worker.execution.leader import Group, GroupExecutor
+from disagg_worker.execution.staging import Staging
 from disagg_worker.model.checkpoint import OnProgress
 from disagg_worker.model.config import ModelConfig
 from disagg_worker.model.network import load_network
@@ -88,8 +89,9 @@ def set_up(plan: Plan, on_progress: OnProgress | None, on_lost: Callable[[str], 
     machine = _alone(plan, on_progress) if plan.config.tensor_parallel == 1 else _split(plan, on_progress, on_lost)
     c, sizes = plan.config, plan.backend.decode_sizes
     log.info(
-        "backend %s on %s, %d rank(s), weights and activations %s, KV cache %s of %d blocks",
+        "backend %s (numerics %s) on %s, %d rank(s), weights and activations %s, KV cache %s of %d blocks",
         plan.backend.name,
+        "exact" if plan.backend.exact else "fast",
         plan.backend.device,
         c.tensor_parallel,
         plan.layout.dtype if c.quantization == "none" else f"{plan.layout.dtype} and {c.quantization}",
@@ -118,6 +120,7 @@ def _split(plan: Plan, on_progress: OnProgress | None, on_lost: Callable[[str], 
         "dtype": str(plan.dtype).removeprefix("torch."),
         "device": "cuda" if plan.backend.device.type == "cuda" else config.device,
         "threads": config.threads,
+        "numerics": config.numerics,
         "quantization": config.quantization,
         "positions": plan.max_len,
         "log_level": config.log_level,
@@ -142,9 +145,15 @@ def _alone(plan: Plan, on_progress: OnProgress | None) -> Machine:
         on_progress=on_progress,
     )
     blocks = _blocks(plan, [_free_bytes(device)])
-    host = None if device.type == "cpu" else HostCopy(layout, blocks, plan.cache_dtype, -1)
-    memory = CacheMemory(layout, blocks, plan.cache_dtype, device, host=host)
+    memory = CacheMemory(layout, blocks, plan.cache_dtype, device, staging=_staging(config, device))
     return Machine(LocalExecutor(loaded.network, memory), memory, layout, blocks, loaded.digest)
+
+
+def _staging(config: EngineConfig, device: torch.device) -> Staging | None:
+    """Return the buffers between the device and the network; the CPU needs none."""
+    if device.type == "cpu":
+        return None
+    return Staging(config.staging_buffers, config.staging_timeout_s, pinned=True)
 
 
 def _together(plan: Plan, group: Group, on_progress: OnProgress | None) -> Machine:

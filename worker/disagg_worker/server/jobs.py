@@ -8,21 +8,25 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass, replace
 
 from disagg_protocol.bodies import DecodeRequest, Line, PrefillRequest, error_json, event_json
 from disagg_protocol.event_stream import EventQueue
 from disagg_protocol.events import EndEvent, ErrorEvent, TokenEvent
 from disagg_protocol.requests import Job
-from disagg_protocol.ticket import Ticket, sign, token_hash
+from disagg_protocol.ticket import Ticket, check_held, prefix_hash, sign, token_hash
 from disagg_wire import codes
 from disagg_wire.integrity import MAC, Integrity
 from disagg_worker.engine.contract import DecodeHandle, Engine, PrefillHandle, Reservation
+from disagg_worker.server.kv_usage import KvUsage
 from disagg_worker.server.metrics import Metrics
+from disagg_worker.transfer.landing import Landing
 from disagg_worker.transfer.listener import KvListener, Session
+from disagg_worker.transfer.nixl_side import NixlSide
 from disagg_worker.transfer.received import Received
 from disagg_worker.transfer.sender import TcpKvSender, TransferDone
+from disagg_worker.transfer.writes import NixlKvSender
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class Node:
     """The compatibility hash of model and cache."""
     incarnation: str
     """The worker's incarnation (docs/protocol.md)."""
+    usage: KvUsage
+    """What moves its KV."""
     interface: str
     """The network interface that has the address `listener.host`."""
     ticket_lifetime_s: float
@@ -46,6 +52,19 @@ class Node:
     """The check that the tickets of this worker ask for."""
     connections: int = 2
     """The most connections of a transfer that is sent."""
+    nixl: NixlSide | None = None
+    """What it has for transfers by NIXL."""
+
+    def open_sender(
+        self, request: PrefillRequest, ticket: Ticket, on_done: Callable[[TransferDone], None]
+    ) -> TcpKvSender:
+        """Return the sender for a ticket: it writes by itself if that is offered."""
+        source = (self.listener.host, self.interface)
+        ends = ticket, self.key, self.incarnation, request.tokens, source, on_done
+        if ticket.offer and self.nixl is not None:
+            nixl, layout = self.nixl, self.engine.layout
+            return NixlKvSender(*ends, writer=nixl.writer, layout=layout, place=nixl.place)
+        return TcpKvSender(*ends, connections=self.connections)
 
 
 _END = (EndEvent, ErrorEvent)
@@ -88,7 +107,24 @@ def decode_local(node: Node, request: DecodeRequest, due_s: float | None) -> Job
     return Job(lines(), handle.cancel, events.put, deadline_s)
 
 
-def _issue(node: Node, request: DecodeRequest) -> Ticket:
+def is_for_here(node: Node, request: DecodeRequest) -> bool:
+    """Return whether a request that came for KV of another worker is to be prefilled here: its
+    start is here, and what is missing is little.
+    """
+    if not request.local_up_to_tokens:
+        return False
+    held = node.engine.held_tokens(request.tokens, request.tenant)
+    return held > 0 and len(request.tokens) - held <= request.local_up_to_tokens
+
+
+def _issue(node: Node, request: DecodeRequest, reservation: Reservation) -> tuple[Ticket, Landing | None]:
+    """Return the ticket, and the offer of the blocks if there is one."""
+    offer, landing = "", None
+    if node.nixl is not None and request.prefill_transports and request.prefill_incarnation:
+        ends = request.prefill_transports, request.prefill_incarnation
+        if (offered := node.nixl.landings.offer(*ends, reservation)) is not None:
+            offer, landing = offered[0].encode(), offered[1]
+    size, held = node.engine.layout.block_size_tokens, reservation.held_blocks
     ticket = Ticket(
         transfer_id=secrets.token_hex(16),
         request_id=request.request_id,
@@ -102,8 +138,11 @@ def _issue(node: Node, request: DecodeRequest) -> Ticket:
         lifetime_s=node.ticket_lifetime_s,
         prefill_incarnation=request.prefill_incarnation or "",
         integrity=node.integrity if request.prefill_incarnation else "",
+        held_blocks=held,
+        held_hash=prefix_hash(node.compat, request.adapter or "", request.tokens, size, held),
+        offer=offer,
     )
-    return sign(node.key, ticket)
+    return sign(node.key, ticket), landing
 
 
 class _RemoteDecode:
@@ -117,15 +156,16 @@ class _RemoteDecode:
         self._reservation = reservation
         self._lock = threading.Lock()
         self._closed = False
-        self.ticket = _issue(node, request)
-        self._session = Session(self.ticket, reservation, self._on_commit, self._on_failed)
+        self.ticket, landing = _issue(node, request, reservation)
+        self._session = Session(self.ticket, reservation, self._on_commit, self._on_failed, landing=landing)
         node.listener.expect(self._session)
 
     def _on_commit(self, received: Received) -> None:
         """Add the verified KV to the batch, on the listener's thread."""
         tokens = [*self._request.tokens, received.first_token]
         params = self._request.sampling.to_params()
-        self.events.put(received)
+        moved = self._node.usage.received(received.moved, self._request.prefill_incarnation or "")
+        self.events.put(replace(received, moved=moved))
         prompt_tokens = self._request.prompt_tokens
         handle = self._node.engine.decode(
             self._reservation, tokens, prompt_tokens, params, self.events, self._request.tenant
@@ -135,7 +175,14 @@ class _RemoteDecode:
             closed = self._closed
         if closed:
             handle.cancel()
-        self._node.metrics.received(received.kv_bytes, received.transfer_s, len(self._request.tokens))
+        self._count(received)
+
+    def _count(self, received: Received) -> None:
+        held, layout = self._reservation.held_blocks, self._node.engine.layout
+        held_tokens = held * layout.block_size_tokens
+        came = len(self._request.tokens) - held_tokens
+        self._node.metrics.received(received.kv_bytes, received.transfer_s, came)
+        self._node.metrics.saved(held, held_tokens * layout.bytes_per_token)
 
     def _on_failed(self, code: str, message: str) -> None:
         self._node.metrics.transfer_failures.labels(code).inc()
@@ -152,7 +199,7 @@ class _RemoteDecode:
             "path": "remote",
             "kv_bytes": first.kv_bytes,
             "transfer_s": round(first.transfer_s, 6),
-            "interface": self._node.interface,
+            **self._node.usage.words(first.moved),
         }
         async for line in _relay(self.events, deadline_s):
             yield line
@@ -193,7 +240,9 @@ def decode_remote(node: Node, request: DecodeRequest) -> Job:
     emitted = len(request.tokens) - request.prompt_tokens
     total = len(request.tokens) + request.sampling.max_new_tokens - emitted
     deadline_s = time.monotonic() + request.deadline_s
-    reservation = node.engine.reserve(request.request_id, len(request.tokens), total)
+    # A prefill worker that needs frames of version 1 sends everything.
+    known = request.tokens if request.prefill_incarnation else ()
+    reservation = node.engine.reserve(request.request_id, len(request.tokens), total, known, request.tenant)
     decode = _RemoteDecode(node, request, reservation)
     return Job(decode.lines(deadline_s), decode.close, decode.events.put, deadline_s)
 
@@ -209,9 +258,7 @@ class _Prefill:
         self._handle: PrefillHandle | None = None
         self._sender: TcpKvSender | None = None
         if ticket is not None:
-            source = (node.listener.host, node.interface)
-            ends = ticket, node.key, node.incarnation
-            self._sender = TcpKvSender(*ends, request.tokens, source, self._on_done, connections=node.connections)
+            self._sender = node.open_sender(request, ticket, self._on_done)
         params = request.sampling.to_params()
         tokens, prompt_tokens = request.tokens, request.prompt_tokens
         handle = node.engine.prefill(
@@ -244,6 +291,7 @@ class _Prefill:
             metrics.transfer_bytes.labels("sent").inc(done.kv_bytes)
             metrics.transfer_seconds.observe(done.transfer_s)
             metrics.transfer_exposed_seconds.observe(done.exposed_s)
+            done = replace(done, moved=self._node.usage.sent(done.moved, done.peer))
         elif done.error.code == codes.TRANSFER_FAILED:
             metrics.transfer_failures.labels(done.error.code).inc()
         self.events.put(done)
@@ -268,7 +316,7 @@ class _Prefill:
                 if event.error is not None and event.error.code == codes.TRANSFER_FAILED:
                     ended = event.error
                 elif event.error is None:
-                    yield _transferred(event)
+                    yield _transferred(event) | self._node.usage.words(event.moved)
             elif ended is None:
                 ended = event
         yield event_json(ended)
@@ -292,7 +340,6 @@ def _transferred(done: TransferDone) -> Line:
         "kv_bytes": done.kv_bytes,
         "transfer_s": round(done.transfer_s, 6),
         "exposed_s": round(done.exposed_s, 6),
-        "interface": done.interface,
         "peer": done.peer,
     }
 
@@ -300,8 +347,11 @@ def _transferred(done: TransferDone) -> Line:
 def prefill(node: Node, request: PrefillRequest, ticket: Ticket | None, due_s: float | None) -> Job:
     """Start to compute a prompt and to send its KV; the first token is due at `due_s`.
 
-    Raises NoCapacity or InvalidInput.
+    Raises NoCapacity, InvalidInput or TicketError.
     """
+    if ticket is not None:
+        size = node.engine.layout.block_size_tokens
+        check_held(ticket, node.compat, request.adapter or "", request.tokens, size)
     deadline_s = time.monotonic() + request.deadline_s
     if request.decode_room is not None:
         node.engine.limit_prefill(request.decode_room.to_room())
