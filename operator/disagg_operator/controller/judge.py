@@ -78,10 +78,6 @@ class Judge:
         warnings = (*seen.violations, *seen.questions)
         return Judgement(seen.plan, last, (refused.reason, str(refused)), warnings, refused.retry_s)
 
-    async def has_accepted(self, resource: Obj, children: Children) -> bool:
-        """Return whether a spec of a resource has ever been accepted."""
-        return await self._specs.last(resource, children) is not None
-
     async def served(self, resource: Obj, judgement: Judgement, *, first: bool = False) -> Obj:
         """Return a resource as it would be stored if what is served had been its last edit.
 

@@ -17,7 +17,6 @@ from disagg_operator.controller import children as kids
 from disagg_operator.controller import (
     decision_report,
     drift,
-    leftovers,
     pod_moves,
     policy_rules,
     policy_writes,
@@ -65,9 +64,6 @@ from disagg_wire.roles import ROLES
 log = logging.getLogger(__name__)
 
 _AT_ONCE_S = 0.1
-# What is heard before the first write for a new resource, and written last: the pods' templates,
-# which hold its author's words, and what the operator has no right to delete again.
-_HEARD_FIRST = (SECRET.kind, NETWORK_ATTACHMENT.kind, DEPLOYMENT.kind)
 
 
 class Reconciler:
@@ -139,11 +135,9 @@ class Reconciler:
             await self._write(run)
         except (Refused, NameTaken, Invalid, Denied) as error:
             if view.first:
-                raise Stale(str(error)) from error  # the next run hears every object before it judges
+                raise Stale(str(error)) from error  # the next run knows what exists
             refused = refusal_of(error)
             live.plan = None
-            if not await self._judge.has_accepted(resource, view.children):
-                await leftovers.clear(view)
             await self.statuses.refuse(resource, refused.reason, str(refused))
             return refused.retry_s
         live.plan = run.plan.scaling
@@ -174,12 +168,7 @@ class Reconciler:
         If it refuses the spec as it is written, that is the one that was accepted last. Of this
         one, everything is written that is not refused. Raises Refused.
         """
-        refused = await self._rehearse_with_pins(run)
-        if run.view.first:
-            if refused:
-                raise in_one(refused.values())
-            return run
-        refused = refused or await self._judge.accepted(run.resource, run.judgement)
+        refused = await self._rehearse_with_pins(run) or await self._judge.accepted(run.resource, run.judgement)
         if refused and run.judgement.refusal is None:
             judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
             run = await self._begin(run.key, run.view, run.live, judgement)
@@ -210,10 +199,7 @@ class Reconciler:
         # A router that follows the workers is judged with them.
         waiting = [obj for obj in every if labels_of(obj).get(LABEL_COMPONENT) == ROUTER and obj not in rendered]
         waiting += [] if run.step is None or run.step.record is None else [run.step.record]
-        heard = [*rendered, *waiting]
-        if run.view.first:
-            heard = [obj for obj in heard if obj["kind"] in _HEARD_FIRST]
-        return await rehearse(run.kube, run.judgement.spec, heard, run.children, owners)
+        return await rehearse(run.kube, run.judgement.spec, [*rendered, *waiting], run.children, owners)
 
     async def _facts(self, run: Pass) -> Facts:
         has_networks = run.plan.attachment is not None and await self._kube.has_api(NETWORK_ATTACHMENT)
@@ -268,12 +254,9 @@ class Reconciler:
             await self._move_pod(run, rendered)
             await self._drainer.prepare(run, self._wall())
             for obj in rendered:
-                if not run.view.first or obj["kind"] not in _HEARD_FIRST:
-                    await self._apply(run, obj)
+                await self._apply(run, obj)
             if len(uids) == len(ROLES):
                 break
-        if run.view.first:
-            await self._finish_first(run, rendered)
         await policy_writes.keep_for_pods(run.kube, run, self._clock())
         self._zero.written(run, marked)
         kept = frozenset[ChildKey]() if run.step is None else run.step.kept
@@ -285,17 +268,6 @@ class Reconciler:
             await self._resize(run, run.step)
         for gone in await kids.prune(run.kube, run.resource, rendered, run.children, run.step.kept):
             log.info("%s/%s: deleted %s %s", *run.key, gone["kind"], name_of(gone))
-
-    async def _finish_first(self, run: Pass, rendered: list[Obj]) -> None:
-        """Write what brings a new resource to life, now that nothing else is refused.
-
-        Raises Refused.
-        """
-        if refused := await self._judge.accepted(run.resource, run.judgement):
-            raise in_one(refused.values())
-        for obj in rendered:
-            if obj["kind"] in _HEARD_FIRST:
-                await self._apply(run, obj)
 
     async def _resize(self, run: Pass, step: RolloutStep) -> None:
         """Change the sizes of the Deployments of other revisions than the declared one."""

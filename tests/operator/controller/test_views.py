@@ -60,13 +60,6 @@ async def test_a_new_resource_is_created_without_a_read_and_then_costs_nothing()
     assert (await world.blind(), await world.step(), len(world.kube.log)) == (0, 0, log)
 
 
-async def test_what_lives_last_is_written_last() -> None:
-    world = Counted()
-    await world.step()
-    kinds = [kind for verb, kind, _ in world.kube.log if verb == "apply"]
-    assert kinds[-5:] == ["ConfigMap", "Secret", "Deployment", "Deployment", "Deployment"]
-
-
 async def test_an_edit_is_carried_out_from_a_fresh_read() -> None:
     world = Counted()
     await world.step()
