@@ -111,8 +111,9 @@ class Cache:
                 keys |= self.drop(resource, old)
         for obj in fresh.values():
             keys |= self.put(resource, obj, newest)
-        self._gone[resource.kind] = {u: v for u, v in self._gone[resource.kind].items() if v > (newest or 0)}
-        self._newest[resource.kind] = max(map(version_of, self._objects[resource.kind].values()), default=0)
+        gone = self._gone[resource.kind] = {u: v for u, v in self._gone[resource.kind].items() if v > (newest or 0)}
+        here = map(version_of, self._objects[resource.kind].values())
+        self._newest[resource.kind] = max(*here, *gone.values(), 0, 0)
         return keys
 
     def replace_family(self, key: Key, objects: Iterable[Obj], newest: Mapping[str, int]) -> None:
