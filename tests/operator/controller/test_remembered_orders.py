@@ -39,7 +39,7 @@ async def test_owners_of_policies_that_were_denied_are_written_once_they_are_all
             raise Denied("policies are frozen")
         return await merge(resource, *more)
 
-    world.kube.merge = denying  # type: ignore[method-assign]
+    world.kube.merge = denying  # type: ignore[assignment, method-assign]
     await world.roll()
     world.kube.merge = merge  # type: ignore[method-assign]
     for _ in range(20):  # 20 minutes
@@ -101,14 +101,12 @@ async def test_a_child_that_is_deleted_during_a_fresh_read_comes_back() -> None:
             assert world.cache.drop(SERVICE, gone) == {KEY}
         return found
 
-    world.kube.list = slow  # type: ignore[method-assign]
+    world.kube.list = slow  # type: ignore[assignment, method-assign]
     world.views.doubt((KEY,))
     await world.reconciler.run(KEY)
     world.kube.list = listed  # type: ignore[method-assign]
     await world.reconciler.run(KEY)  # the run that the deletion asked for
     assert "chat-router" in world.kube.names("Service")
-
-
 
 
 async def test_what_a_full_list_finds_wakes_at_once_even_if_it_breaks_off_later() -> None:
@@ -123,7 +121,7 @@ async def test_what_a_full_list_finds_wakes_at_once_even_if_it_breaks_off_later(
             raise Retry("away")
         return await listed(resource, *more)
 
-    world.kube.list = broken  # type: ignore[method-assign]
+    world.kube.list = broken  # type: ignore[assignment, method-assign]
     with pytest.raises(Retry):
         await full_list.refresh(world.kube, world.cache, [], woken.update)  # type: ignore[arg-type]
     woken |= world.cache.put(DISAGG_DEPLOYMENT, world.kube.find("DisaggDeployment", "chat"))  # the watch event
