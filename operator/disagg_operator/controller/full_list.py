@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from disagg_operator.kube.cache import KEPT, Cache
 from disagg_operator.kube.client import HttpKube
 from disagg_operator.kube.errors import Forbidden, KubeError, NotFound
 from disagg_operator.kube.resources import DISAGG_DEPLOYMENT, DISAGG_POOL, Resource
-from disagg_operator.vocabulary import Objs
+from disagg_operator.vocabulary import Key, Objs
 from disagg_wire.labels import LABEL_DEPLOYMENT
 
 
@@ -21,15 +21,20 @@ class Unlisted(KubeError):
         self.plural = plural
 
 
-async def refresh(kube: HttpKube, cache: Cache, namespaces: Sequence[str]) -> None:
-    """Replace what the cache holds, kind by kind. Raises KubeError, such as Unlisted."""
+async def refresh(
+    kube: HttpKube, cache: Cache, namespaces: Sequence[str], wake: Callable[[set[Key]], None] = lambda _: None
+) -> None:
+    """Replace what the cache holds, kind by kind. Raises KubeError, such as Unlisted.
+
+    `wake` is called with the keys of what has changed, of which no watch event is news any more.
+    """
     for resource in KEPT:
         newest = cache.newest(resource)
         try:
             objects = await _list(kube, resource, namespaces)
         except (NotFound, Forbidden) as error:
             raise Unlisted(resource.plural, str(error)) from error
-        cache.replace(resource, objects, newest)
+        wake(cache.replace(resource, objects, newest))
         await asyncio.sleep(0)  # others may run between two kinds
 
 

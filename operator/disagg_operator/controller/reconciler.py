@@ -7,7 +7,6 @@ to the garbage collector: every child carries an ownerReference, and there is no
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -112,8 +111,11 @@ class Reconciler:
         Returns the number of seconds after which to reconcile again, or None. Raises KubeError.
         """
         if (view := await self._views.remembered(key)) is not None:
-            with contextlib.suppress(Stale):
+            try:
                 return await self._once(key, view)
+            except Stale:
+                if view.first:
+                    self._judge.forget(key)  # that nothing has been accepted yet was a guess
         return await self._once(key, await self._views.fresh(key))
 
     async def _once(self, key: Key, view: View) -> float | None:

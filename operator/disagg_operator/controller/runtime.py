@@ -278,7 +278,7 @@ class Runtime:
     async def resync(self) -> None:
         """List all watched kinds, repair the cache, and queue every resource. Raises KubeError."""
         try:
-            await full_list.refresh(self._kube, self.cache, self._settings.namespaces)
+            await full_list.refresh(self._kube, self.cache, self._settings.namespaces, self._wake_changed)
         except full_list.Unlisted as error:
             self._unlisted = f"{error.plural} can't be listed: {error}"
             raise
@@ -361,6 +361,9 @@ class Runtime:
 
     def _wake(self, key: Key) -> None:
         self._wake_all({key}, 0.0)
+
+    def _wake_changed(self, keys: set[Key]) -> None:
+        self._wake_all(keys, 0.0)
 
     def _may_write(self) -> bool:
         return self._leadership.write_within_s() > 0

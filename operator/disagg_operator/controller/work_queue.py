@@ -81,15 +81,16 @@ class QueueState:
             self._dirty[key] = min(lane, self._dirty.get(key, lane))
             return
         if (held := self._queued.get(key)) is not None:
-            if lane < held and delay_s <= 0:
-                del self._lanes[held][key]
-                self._queued[key] = lane
-                self._lanes[lane][key] = None
+            if delay_s <= 0:
+                self._hurry(key, lane)
+            elif held is Lane.RESYNC and self._due.get(key, float("inf")) > now + delay_s:
+                self._later(key, now + delay_s)
             return
         if key in self._failures and key in self._due:
             return
         if delay_s <= 0:
-            self._due.pop(key, None)
+            if lane is not Lane.RESYNC:  # or its time may come before its turn
+                self._due.pop(key, None)
             self._push(key, lane)
         elif self._due.get(key, float("inf")) > now + delay_s:
             self._later(key, now + delay_s)
@@ -100,12 +101,16 @@ class QueueState:
             due, key = heapq.heappop(self._heap)
             if self._due.get(key) == due:  # otherwise the key was brought forward or dropped
                 del self._due[key]
-                self._push(key, Lane.EVENT)
+                if key in self._queued:
+                    self._hurry(key, Lane.EVENT)
+                else:
+                    self._push(key, Lane.EVENT)
         lane = self._next_lane()
         if lane is None:
             return None
         key, _ = self._lanes[lane].popitem(last=False)
         del self._queued[key]
+        self._due.pop(key, None)
         self._running[key] = lane
         return key
 
@@ -170,6 +175,12 @@ class QueueState:
     def running(self) -> int:
         """Return the number of keys that are running."""
         return len(self._running)
+
+    def _hurry(self, key: Key, lane: Lane) -> None:
+        if lane < (held := self._queued[key]):
+            del self._lanes[held][key]
+            self._queued[key] = lane
+            self._lanes[lane][key] = None
 
     def _push(self, key: Key, lane: Lane) -> None:
         if len(self._queued) + len(self._due) >= self.max_keys:

@@ -49,6 +49,9 @@ class Cache:
         # The kinds and own keys of the objects of each DisaggDeployment.
         self._families: dict[Key, dict[tuple[str, Key], None]] = {}
         self._newest: dict[str, int] = {r.kind: 0 for r in KEPT}
+        # The versions of deletions by uid, until the next full list: a read that began before one
+        # may still tell of the object.
+        self._gone: dict[str, dict[str, int]] = {r.kind: {} for r in KEPT}
 
     def note(self, resource: Resource, obj: Obj, newest: int | None = None) -> Obj | None:
         """Store a version that the operator has seen itself, unless a newer one is held.
@@ -58,6 +61,8 @@ class Cache:
         what is stored.
         """
         key = _own_key(obj)
+        if newest is not None and self._gone[resource.kind].get(uid_of(obj), 0) > newest:
+            return None
         held = self._objects[resource.kind].get(key)
         is_older = held is not None and 0 < version_of(obj) < version_of(held)
         if held is not None and is_older and (newest is None or version_of(held) > newest):
@@ -79,7 +84,9 @@ class Cache:
 
     def drop(self, resource: Resource, obj: Obj) -> set[Key]:
         """Remove an object that was deleted."""
-        key = _own_key(obj)
+        key, version = _own_key(obj), version_of(obj)
+        self._newest[resource.kind] = max(self._newest[resource.kind], version)
+        self._gone[resource.kind][uid_of(obj)] = version
         held = self._objects[resource.kind].get(key)
         if held is not None and uid_of(held) != uid_of(obj):
             return set()  # a late DELETED event of an earlier object of the same name
@@ -104,7 +111,9 @@ class Cache:
                 keys |= self.drop(resource, old)
         for obj in fresh.values():
             keys |= self.put(resource, obj, newest)
-        self._newest[resource.kind] = max(map(version_of, self._objects[resource.kind].values()), default=0)
+        gone = self._gone[resource.kind] = {u: v for u, v in self._gone[resource.kind].items() if v > (newest or 0)}
+        here = map(version_of, self._objects[resource.kind].values())
+        self._newest[resource.kind] = max(*here, *gone.values(), 0, 0)
         return keys
 
     def replace_family(self, key: Key, objects: Iterable[Obj], newest: Mapping[str, int]) -> None:

@@ -195,6 +195,21 @@ def test_no_run_of_a_full_list_begins_during_an_edit_but_that_has_an_end() -> No
     assert q.pop(0.0) == ("ns", "z")
 
 
+@pytest.mark.parametrize("first", ["the time", "the list"])
+def test_a_full_list_delays_no_key_whose_time_comes(first: str) -> None:
+    """A step of a rollout that is due in 0.1 s does not wait for a thousand other resources."""
+    q = QueueState()
+    for name in "yz":
+        q.add(("ns", name), 0.0, lane=Lane.RESYNC)
+    if first == "the time":
+        q.add(A, 0.0, 0.1)
+    q.add(A, 0.0, lane=Lane.RESYNC)
+    if first == "the list":
+        q.add(A, 0.0, 0.1)
+    assert q.pop(0.2) == A
+    assert (taken(q), q.next_due()) == ("yz", None)
+
+
 @given(st.lists(st.one_of(st.none(), st.sampled_from(Lane)), max_size=150))
 def test_no_lane_waits_for_ever(steps: list[Lane | None]) -> None:
     """None is a pop; a lane is a new key in it."""

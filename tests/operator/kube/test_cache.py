@@ -232,3 +232,23 @@ def test_what_the_watches_bring(kind: Resource, labels: dict[str, str], kept: bo
 def test_a_version_that_is_no_number_is_the_oldest() -> None:
     assert version_of(pod()) == 0
     assert version_of({"metadata": {"resourceVersion": "x1"}}) == 0
+
+
+def test_what_is_deleted_while_a_kind_is_listed_does_not_come_back_with_the_list() -> None:
+    cache = Cache()
+    cache.put(POD, version(pod(), 5))
+    newest = cache.newest(POD)
+    assert cache.drop(POD, version(pod(), 6)) == {KEY}
+    cache.replace(POD, [version(pod(), 5)], newest)
+    assert held(cache) == -1
+    cache.replace(POD, [version(pod(), 5)], cache.newest(POD))  # a backup in which it still exists
+    assert held(cache) == 5
+
+
+def test_what_is_deleted_while_a_family_is_read_does_not_come_back() -> None:
+    cache = Cache()
+    cache.put(POD, version(pod(), 5))
+    newest = {POD.kind: cache.newest(POD)}
+    cache.drop(POD, version(pod(), 6))
+    cache.replace_family(KEY, [{**version(pod(), 5), "kind": POD.kind}], newest)
+    assert held(cache) == -1
