@@ -18,6 +18,7 @@ from disagg_protocol.bodies import (
     encoded,
     event_json,
     parse,
+    parse_drain,
     parse_role,
     parse_room,
 )
@@ -151,6 +152,22 @@ def test_only_a_request_for_kv_of_another_worker_has_a_limit_for_prefill_here() 
     for values in ({"mode": "local", "local_up_to_tokens": 7}, {"mode": "remote", "local_up_to_tokens": -1}):
         with pytest.raises(BadRequest, match="local_up_to_tokens"):
             decode(**values)
+
+
+def test_what_prefill_is_told_of_belongs_to_kv_that_it_sends() -> None:
+    sent = decode(prefill_incarnation="p1", prefill_transports={"tcp": ""})
+    assert (sent.prefill_incarnation, sent.prefill_transports) == ("p1", {"tcp": ""})
+    with pytest.raises(BadRequest, match=r"^prefill_incarnation: only with mode remote"):
+        decode(mode="local", prefill_incarnation="p1")
+    with pytest.raises(BadRequest, match=r"^prefill_transports: only with prefill_incarnation"):
+        decode(prefill_transports={"tcp": ""})
+
+
+def test_a_notice_to_leave_has_a_lease_within_a_day() -> None:
+    assert (parse_drain(b"{}").lease_s, parse_drain(b'{"lease_s": 0}').lease_s) == (30.0, 0.0)
+    for body in (b'{"lease_s": -1}', b'{"lease_s": 86401}', b'{"lease": 1}'):
+        with pytest.raises(BadRequest, match=r"^lease"):
+            parse_drain(body)
 
 
 def test_a_message_with_text_of_the_client_does_not_break_the_line() -> None:
