@@ -20,7 +20,7 @@ pytestmark = pytest.mark.apiserver
 
 HOURS, EVERY_S = 12, 30
 STRETCH = 20
-"""Looks that an engine stays busy or quiet: some of assess's windows, however they lie on the samples."""
+"""Looks that an engine stays busy or quiet, some of the windows of assess."""
 ENGINES = ("vllm", "sglang")
 
 
