@@ -176,6 +176,24 @@ async def test_a_prompt_of_which_little_is_missing_is_prefilled_by_decode(tiny: 
         assert (alone[0]["path"], await _counted(p, by_source % "local_compute")) == ("local", 50)
 
 
+@pytest.mark.parametrize("n", [96, 97, 111], ids=["whole blocks", "a token more", "a token less"])
+async def test_what_decode_prefills_goes_on_as_if_it_had_been_sent(tiny: Path, n: int) -> None:
+    """Ask three times: as before, as after a failover, and not to the end."""
+    request = body(prompt(n), max_new_tokens=24)
+    async with pair(tiny) as p:
+        tokens, _ = await _sent(p, request)
+        little = _asks(p, request) | {"local_up_to_tokens": 64}
+        lines = await p.decode.lines("decode", little)
+        held = SIZE * ((n - 1) // SIZE)
+        assert (lines[0]["path"], lines[1]["cached_tokens"], tokens_of(lines)) == ("local", held, tokens)
+        emitted = [token for _, token in tokens[:10]]
+        resumed = await p.decode.lines("decode", little | {"tokens": [*request["tokens"], *emitted]})
+        assert (resumed[0]["path"], tokens_of(resumed)) == ("local", tokens[10:])
+        async with p.decode.call("decode", little) as events:
+            assert (await anext(events))["path"] == "local"
+        await p.empty()
+
+
 async def test_the_limit_is_only_for_transfers(tiny: Path) -> None:
     async with running("decode", tiny) as decode:
         request = body(prompt(20)) | {"mode": "local", "local_up_to_tokens": 20}
