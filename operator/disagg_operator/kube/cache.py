@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from disagg_operator.kube.listings import Listing
 from disagg_operator.kube.resources import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
@@ -114,6 +115,15 @@ class Cache:
         gone = self._gone[resource.kind] = {u: v for u, v in self._gone[resource.kind].items() if v > (newest or 0)}
         here = map(version_of, self._objects[resource.kind].values())
         self._newest[resource.kind] = max(*here, *gone.values(), 0, 0)
+        return keys
+
+    def drop_unlisted(self, listing: Listing) -> set[Key]:
+        """Remove the objects that a list would have shown if they still existed."""
+        keys: set[Key] = set()
+        for key, old in list(self._objects[listing.resource.kind].items()):
+            listed = listing.namespace in ("", key[0])
+            if listed and key not in listing.keys and version_of(old) <= listing.version:
+                keys |= self.drop(listing.resource, old)
         return keys
 
     def replace_family(self, key: Key, objects: Iterable[Obj], newest: Mapping[str, int]) -> None:
