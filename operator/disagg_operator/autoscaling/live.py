@@ -33,6 +33,8 @@ class Live:
     """The token for /internal/ of the pods; None until it is known, or if it was refused."""
     plan: ScalePlan | None = None
     """The settings of the spec that is served; None before the first reconcile."""
+    written: tuple[object, ScalePlan | None] = (None, None)
+    """The settings of the spec as it is written, after what they were read from."""
     view: RouterView | None = None
     """The routers' last report on the pairs."""
     view_at: float = float("-inf")

@@ -362,7 +362,12 @@ class Runtime:
     def _plan_of(self, resource: Obj) -> ScalePlan | None:
         """Return the scaling settings of the spec that is served, which may be an earlier one."""
         meta = resource["metadata"]
-        return self.live.of((meta["namespace"], meta["name"]), uid_of(resource)).plan or scale_plan(resource)
+        entry = self.live.of((meta["namespace"], meta["name"]), uid_of(resource))
+        # While nothing is served, each tick asks for it; but to read a spec takes milliseconds.
+        read_from = meta.get("generation"), bool((resource.get("status") or {}).get("rollout"))
+        if entry.plan is None and entry.written[0] != read_from:
+            entry.written = read_from, scale_plan(resource)
+        return entry.plan or entry.written[1]
 
     def _wake(self, key: Key) -> None:
         self._wake_all({key}, 0.0)
