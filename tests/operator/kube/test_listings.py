@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from kopf._cogs.clients import api as kopf_api
 from kopf._cogs.clients.fetching import fetch_objs
+from kopf._cogs.structs.references import NamespaceName
 
 from disagg_operator.controller import watches
 from disagg_operator.kube.cache import KEPT, Cache
@@ -120,5 +121,8 @@ async def test_the_lists_that_kopf_reads_are_told(monkeypatch: pytest.MonkeyPatc
 
     kind: Any = SimpleNamespace(get_url=get_url)
     logger: Any = None
-    seen = [len(chunk) async for chunk, _ in fetch_objs(settings=settings, resource=kind, namespace="n", logger=logger)]
+    space = NamespaceName("n")
+    seen = [
+        len(chunk) async for chunk, _ in fetch_objs(settings=settings, resource=kind, namespace=space, logger=logger)
+    ]
     assert (seen, told) == ([1, 0], [Listing(POD, "n", frozenset({("n", "a")}), 7)])
