@@ -84,12 +84,12 @@ async def until_quiet(running: Operator, reconciles: float = 1) -> None:
 
 
 async def leads(running: Operator) -> None:
-    """Wait until an operator leads and its watches have begun."""
+    """Wait until an operator works and its watches have begun."""
 
-    async def leading() -> bool:
-        return await running.metric("disagg_operator_leading") == 1
+    async def works() -> bool:
+        return await running.metric("disagg_operator_sweep_seconds_count") > 0
 
-    await eventually("the operator leads", leading)
+    await eventually("the operator leads", works, _LIMIT_S)
     await asyncio.sleep(2)
 
 

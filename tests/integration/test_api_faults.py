@@ -195,7 +195,6 @@ async def test_f18_what_was_deleted_while_a_watch_was_gone_is_missed_when_it_is_
         await watching(api, cluster)
         await edit(cluster, "one")
         await shown(cluster, "one")
-        await rests(api)
         api.passes = no_deletion
         service = await cluster.kube.get(SERVICE, cluster.namespace, "chat-router")
         assert service is not None
