@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from disagg_operator.kube.connections import Answer, Connections, Unanswered
+from disagg_operator.kube.connections import Connections, Reply, Unanswered
 from disagg_operator.kube.credentials import Credentials
 from disagg_operator.kube.errors import (
     FieldError,
@@ -307,7 +307,7 @@ class HttpKube:
         raise from_status(answer.status, what, _message(answer), _retry_after_s(answer), _field_errors(answer))
 
 
-def _object(what: str, answer: Answer) -> Obj:
+def _object(what: str, answer: Reply) -> Obj:
     try:
         value: Any = loads(answer.text)
     except ValueError as error:
@@ -317,7 +317,7 @@ def _object(what: str, answer: Answer) -> Obj:
     return value
 
 
-def _message(answer: Answer) -> str:
+def _message(answer: Reply) -> str:
     try:
         value = json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -325,7 +325,7 @@ def _message(answer: Answer) -> str:
     return str(value.get("message", "")) if isinstance(value, dict) else ""
 
 
-def _field_errors(answer: Answer) -> list[FieldError]:
+def _field_errors(answer: Reply) -> list[FieldError]:
     """Return the fields that the answer blames, with the reason of each."""
     try:
         causes = json.loads(answer.body)["details"]["causes"]
@@ -334,7 +334,7 @@ def _field_errors(answer: Answer) -> list[FieldError]:
         return []
 
 
-def _retry_after_s(answer: Answer) -> float | None:
+def _retry_after_s(answer: Reply) -> float | None:
     try:
         return max(0.0, float(answer.retry_after or ""))
     except ValueError:

@@ -25,7 +25,7 @@ class Unanswered(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """What the API server has answered to a request."""
 
     status: int
@@ -61,7 +61,7 @@ class Connections:
         params: Mapping[str, str] | None = None,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> Reply:
         """Send a request and return the answer, whatever its status. Raises Unanswered.
 
         It waits for an answer without an end: the caller has a deadline.
@@ -72,7 +72,7 @@ class Connections:
         sent = {**(headers or {}), **self._credentials.headers()}
         try:
             async with self._open().request(verb, url, data=content, headers=sent, allow_redirects=False) as got:
-                return Answer(got.status, got.reason or "", got.headers.get("Retry-After"), await got.read())
+                return Reply(got.status, got.reason or "", got.headers.get("Retry-After"), await got.read())
         except (aiohttp.ClientError, OSError) as error:
             raise Unanswered(type(error).__name__) from error
 
