@@ -363,11 +363,8 @@ class Runtime:
         """Return the scaling settings of the spec that is served, which may be an earlier one."""
         meta = resource["metadata"]
         entry = self.live.of((meta["namespace"], meta["name"]), uid_of(resource))
-        # While nothing is served, each tick asks for it; but to read a spec takes milliseconds.
-        read_from = meta.get("generation"), bool((resource.get("status") or {}).get("rollout"))
-        if entry.plan is None and entry.written[0] != read_from:
-            entry.written = read_from, scale_plan(resource)
-        return entry.plan or entry.written[1]
+        source = meta.get("generation"), bool((resource.get("status") or {}).get("rollout"))
+        return entry.plan_from(source, partial(scale_plan, resource))
 
     def _wake(self, key: Key) -> None:
         self._wake_all({key}, 0.0)
