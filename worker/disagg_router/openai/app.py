@@ -364,4 +364,7 @@ def create_app(router: Router) -> Starlette:
         Route(STATE_PATH, api.state),
         Route(DEMAND_PATH, api.demand),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _http_error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _http_error})
+    # A redirect would lead to the host that the request names, which may be anybody's.
+    app.router.redirect_slashes = False
+    return app
