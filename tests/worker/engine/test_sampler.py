@@ -251,6 +251,14 @@ def test_logits_that_are_not_finite_fail_their_own_row_only(bad: float) -> None:
     assert isinstance(failed, ArithmeticError)
 
 
+@pytest.mark.parametrize("params", [PLAIN, GREEDY])
+def test_where_no_token_may_follow_none_does(params: SamplingParams) -> None:
+    forbidden = replace(params, stop_token_ids=(0, 1, 2), min_tokens=9)
+    [good, failed] = sample_rows(torch.ones(2, 3), [Row(params, [1], 1), Row(forbidden, [1], 1)])
+    assert isinstance(good, Sampled)
+    assert isinstance(failed, ArithmeticError)
+
+
 def test_min_tokens_holds_the_stop_token_back_for_greedy_rows_too() -> None:
     logits = torch.tensor([[5.0, 1.0, 0.0]])
     row = Row(replace(GREEDY, stop_token_ids=(0,), min_tokens=2), [1, 1], 1)

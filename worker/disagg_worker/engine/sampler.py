@@ -157,11 +157,13 @@ def sample(
 ) -> Sampled:
     """Sample the next token after `tokens`; `logits` and `allowed` are [vocab].
 
-    Raises ArithmeticError if the logits are not finite.
+    Raises ArithmeticError if the logits are not finite, or no token may follow.
     """
     if not np.isfinite(logits).all():
         raise ArithmeticError(_NOT_FINITE)
     adjusted = _penalised(logits, params, tokens, prompt_tokens, allowed)
+    if not math.isfinite(adjusted.max()):
+        raise ArithmeticError("no token may follow")
     token = int(adjusted.argmax()) if params.temperature < _GREEDY else _draw(adjusted, params, len(tokens))
     if params.logprobs is None:
         return Sampled(token, None, ())
