@@ -35,5 +35,7 @@ RDMA_CHAIN = 2
 RDMA_REPORTS = 2
 # Nodes are chosen by the labels and tolerated by the taints of the accelerator's maker.
 MAKERS_LABELS = 2
+# Workers that reach the web do not reach link-local addresses, where clouds have credentials.
+NO_METADATA_SERVICES = 2
 
 CURRENT = 2
