@@ -76,7 +76,7 @@ class Api:
         self._keys = ApiKeys(router.settings)
         self._names = ModelNames(router)
         self._bodies = Bodies(router.settings.max_body_bytes, router.settings.max_bodies_bytes)
-        self._planner = Planner(router.settings.max_attempts)
+        self._planner = Planner(router.settings.max_attempts, router.settings.max_bodies_bytes)
         self._openapi = document(VERSION, keys=self._keys.required)
         self._bearer = router.settings.bearer().encode()
         self._salt = hmac.digest(self._bearer, b"disagg-tenant-v1", "sha256")
