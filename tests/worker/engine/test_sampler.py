@@ -16,6 +16,7 @@ from tests.profiles import examples
 from disagg_protocol.sampling_params import SamplingParams
 from disagg_worker.engine import sampler
 from disagg_worker.engine.sampler import Row, Sampled, noise, sample_rows
+from disagg_worker.engine.token_counts import TokenCounts
 
 VOCAB = 32
 PLAIN = SamplingParams(seed=7, max_new_tokens=100)
@@ -118,7 +119,7 @@ def test_rounding_changes_only_what_is_nearly_tied(params: SamplingParams, token
     if before == after:
         return
     filtered = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
-    adjusted = sampler._penalised(logits.numpy(), params, tokens, prompt_tokens, None).astype(np.float64)
+    adjusted = sampler._penalised(logits.numpy(), params, tokens, prompt_tokens, None, TokenCounts()).astype(np.float64)
     gumbel = -np.log(-np.log(noise(params.seed, len(tokens), VOCAB)))
     sums = adjusted / max(params.temperature, 1e-5) + gumbel
     assert filtered or abs(sums[before] - sums[after]) < 1e-3
