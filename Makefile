@@ -162,9 +162,9 @@ lock:           ## requirements/*.txt from pyproject.toml
 bench-adapter: setup ## what the adapter adds to a request and a token; writes benchmarks/results/adapter.md
 	@$(PY) -m benchmarks.adapter
 
-bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); what a hand-over adds; writes benchmarks/results/transfer.md and handover.md (four minutes)
+bench-transfer: setup ## the KV transfer beside two plain sockets, on links of 10 and 20 Gb/s (root); what a hand-over adds, beside vLLM (installs it: 1 GB); writes benchmarks/results/transfer.md and handover.md (six minutes)
 	@$(PY) -m benchmarks.transfer
-	@$(PY) -m benchmarks.transfer.handover
+	@$(PY) -m benchmarks.transfer.handover --vllm
 
 bench-router: setup ## the router beside nginx, in front of the same simulated workers; writes benchmarks/results/router.md (6 minutes; fetches nginx)
 	@$(PY) -m benchmarks.router

@@ -22,9 +22,9 @@ from benchmarks.processes import ROOT, process
 
 MISSING = (16, 64, 256, 1024)
 START_TOKENS = 900
-_SHIPPED, _LOCAL = "shipped", "few_tokens_missing"
-_LIMITS = {_SHIPPED: 0, _LOCAL: 4096}
-_WAIT_S = 120.0
+SHIPPED, LOCAL = "shipped", "few_tokens_missing"
+_LIMITS = {SHIPPED: 0, LOCAL: 4096}
+WAIT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _routers() -> Iterator[dict[str, str]]:
+def routers(**more: object) -> Iterator[dict[str, str]]:
     """Yield the URLs of two routers before one pair of workers: the reason that they should give
-    for the path of a prompt, and their URL.
+    for the path of a prompt, and their URL. The workers have `more` settings.
     """
     with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
         folder = Path(home)
@@ -53,7 +53,7 @@ def _routers() -> Iterator[dict[str, str]]:
         listed = []
         for role in ("prefill", "decode"):
             port = _free_port()
-            model = {"model_uri": f"file://{ROOT / 'models' / 'stdlib-llama'}", "kv_cache_bytes": 256 << 20}
+            model = {"model_uri": f"file://{ROOT / 'models' / 'stdlib-llama'}", "kv_cache_bytes": 256 << 20} | more
             settings = common | model | {"role": role, "port": port, "kv_port": 0, "pod_name": role}
             stack.enter_context(process("disagg_worker", folder / f"{role}.log", **settings))
             listed.append({"name": role, "url": f"http://127.0.0.1:{port}"})
@@ -70,7 +70,7 @@ def _routers() -> Iterator[dict[str, str]]:
 
 
 def _await_pairs(url: str) -> None:
-    until_s = time.monotonic() + _WAIT_S
+    until_s = time.monotonic() + WAIT_S
     while time.monotonic() < until_s:
         try:
             page = httpx.get(f"{url}/metrics", trust_env=False).text
@@ -82,7 +82,7 @@ def _await_pairs(url: str) -> None:
     raise TimeoutError(f"{url} has no pair")
 
 
-def _ask(http: httpx.Client, url: str, prompt: list[int], reason: str) -> float:
+def ask(http: httpx.Client, url: str, prompt: list[int], reason: str) -> float:
     """Return the time to the second token, in seconds: the first of a prompt that is shipped does
     not wait for the transfer.
     """
@@ -99,10 +99,10 @@ def measure(rounds: int) -> list[Row]:
     """Return the rows; each prompt is new, and both ways take turns."""
     times: dict[tuple[int, str], list[float]] = {(n, reason): [] for n in MISSING for reason in _LIMITS}
     rng = random.Random(7)
-    with _routers() as urls, httpx.Client(trust_env=False, timeout=_WAIT_S) as http:
+    with routers() as urls, httpx.Client(trust_env=False, timeout=WAIT_S) as http:
         for _ in range(rounds):
             for (n, reason), seen in times.items():
                 prompt = [rng.randrange(1, 2000) for _ in range(START_TOKENS + n)]
-                _ask(http, urls[_SHIPPED], prompt[:START_TOKENS], _SHIPPED)
-                seen.append(_ask(http, urls[reason], prompt, reason))
-    return [Row(n, *(statistics.median(times[n, reason]) for reason in (_SHIPPED, _LOCAL))) for n in MISSING]
+                ask(http, urls[SHIPPED], prompt[:START_TOKENS], SHIPPED)
+                seen.append(ask(http, urls[reason], prompt, reason))
+    return [Row(n, *(statistics.median(times[n, reason]) for reason in (SHIPPED, LOCAL))) for n in MISSING]
