@@ -81,8 +81,8 @@ _BESIDE = """
 
 vLLM {version} for the CPU (NixlConnector, UCX over tcp), and workers of this project with their router, with the model
 of this repository in float32 and one thread for each process, on this machine without a limit of the network; each
-prompt is new (of ours decode has the first 32 tokens), and all take turns. Times to the second token; added is what two
-engines take more than one.
+prompt is new (of ours decode has the first 32 tokens), and all take turns. The least times of all rounds to the second
+token; added is what two engines take more than one.
 
 | engine | prompt, tokens | alone, ms | handed over, ms | added, ms |
 |---|---|---|---|---|
