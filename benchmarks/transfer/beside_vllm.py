@@ -73,7 +73,7 @@ async def _served() -> AsyncIterator[dict[str, tuple[_Ask, _Ask]]]:
     """Yield, by the name of an engine, how a prompt is answered by one alone and by two."""
     with (
         tempfile.TemporaryDirectory() as home,
-        rest.routers(dtype="float32") as urls,
+        rest.routers(dtype="float32") as (urls, _),
         httpx.Client(trust_env=False, timeout=rest.WAIT_S) as http,
     ):
         async with engines(Path(home), PREFILL, DECODE, BOTH) as (prefill, decode, alone):
