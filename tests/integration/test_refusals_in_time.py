@@ -14,6 +14,7 @@ from disagg_operator.kube.errors import KubeError
 from disagg_operator.kube.resources import DEPLOYMENT, SECRET
 from disagg_operator.vocabulary import Obj
 from disagg_wire.labels import LABEL_DEPLOYMENT
+from disagg_wire.roles import ROLES
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
 
@@ -45,7 +46,7 @@ REFUSED: dict[str, tuple[str, str, Obj]] = {
     "what-does-not-exist": ("ReferenceMissing", "spec.model.uri", {"model": {"uri": "pvc://absent/m"}}),
     "what-does-not-fit": (
         "Infeasible", "spec.scaling.maxGPUs",
-        {**dict.fromkeys(("prefill", "decode"), {"accelerator": {"count": 2}}), "scaling": {"maxGPUs": 3}},
+        {role: {"accelerator": {"count": 2}} for role in ROLES} | {"scaling": {"maxGPUs": 3}},
     ),
 }  # fmt: skip
 
