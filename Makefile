@@ -65,7 +65,7 @@ test-rollouts: setup cluster ## rollouts, canaries, drains, zero, deletion and t
 	  $(PY) scripts/long_form.py .cache/rollouts.xml benchmarks/results/rollouts.md "Rollouts and upgrades under load" "make test-rollouts"; \
 	  exit $$status
 
-test-fabric: setup cluster ## KV by NIXL between processes, network namespaces and pods, with peers that die or freeze (three minutes)
+test-fabric: setup cluster ## KV by NIXL between processes, network namespaces and pods, with peers that die or freeze, also under load (five minutes)
 	@status=0; $(PY) -m pytest -q --timeout 900 tests/worker/nixl tests/e2e/test_nixl.py --junitxml .cache/fabric.xml || status=$$?; \
 	  $(PY) scripts/long_form.py .cache/fabric.xml benchmarks/results/fabric.md "KV by NIXL" "make test-fabric"; \
 	  exit $$status

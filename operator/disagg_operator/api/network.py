@@ -14,6 +14,8 @@ from disagg_operator.api.rules import Rule
 
 _NOT_RDMA = ~present("transport") | differ(field("transport"), "rdma")
 _INTERFACES_OF_PODS = ("eth0", "lo")
+# Of a smaller one, host-local gives no address.
+_SMALLEST_PREFIX = 30
 _IS_VIRTUAL_FUNCTION = one_of(field("type"), ["sriov", "ib-sriov"])
 _REFERENCE, _OWN, _RAILS = present("attachmentRef"), present("attachment"), filled("rails")
 _ONE_OF_THREE = _REFERENCE & ~_OWN & ~_RAILS | ~_REFERENCE & _OWN & ~_RAILS | ~_REFERENCE & ~_OWN & _RAILS
@@ -89,13 +91,17 @@ class Attachment(Model):
     )
 
     def broken(self) -> Iterator[tuple[str, str]]:
-        """Yield the broken rules, and a subnet that is none."""
+        """Yield the broken rules, and a subnet that gives workers no address of use."""
         yield from super().broken()
         try:
-            if self.subnet is not None:
-                ipaddress.ip_network(self.subnet, strict=False)
+            found = None if self.subnet is None else ipaddress.ip_network(self.subnet, strict=False)
         except ValueError:
             yield "subnet", f"{self.subnet} is no subnet"
+            return
+        if isinstance(found, ipaddress.IPv6Network):
+            yield "subnet", f"{self.subnet} has no IPv4 addresses, over which workers send KV"
+        elif found is not None and found.prefixlen > _SMALLEST_PREFIX:
+            yield "subnet", f"{self.subnet} is too small: host-local needs a /{_SMALLEST_PREFIX} or a larger one"
 
 
 class RdmaResource(Model):

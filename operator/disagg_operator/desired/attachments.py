@@ -6,6 +6,7 @@ entry of its annotation. A NAD is a NetworkAttachmentDefinition.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from disagg_operator.api import DisaggDeployment
 from disagg_operator.api.network import Attachment, NetworkSpec
 from disagg_operator.desired import names
-from disagg_operator.desired.renderer import NETWORK_OF_EACH_DEVICE, RDMA_CHAIN
+from disagg_operator.desired.renderer import NETWORK_OF_EACH_DEVICE, RDMA_CHAIN, SUBNETS_FIRST_ADDRESS
 from disagg_operator.performance.declared import gpus_of
 from disagg_operator.vocabulary import Obj
 from disagg_wire.rails import rail_interfaces
@@ -96,6 +97,11 @@ def resources_of(network: NetworkSpec | None) -> frozenset[str]:
     return frozenset(found)
 
 
+def _subnet(text: str, renderer: int) -> str:
+    """Return a subnet by its first address, the only one by which host-local takes it."""
+    return str(ipaddress.ip_network(text, strict=False)) if renderer >= SUBNETS_FIRST_ADDRESS else text
+
+
 def attachment_config(dd: DisaggDeployment, network: NetworkSpec, attachment: Attachment, renderer: int) -> str:
     """Return the CNI configuration of the NAD that the operator makes."""
     plugin: dict[str, Any] = {"type": attachment.type}
@@ -106,7 +112,7 @@ def attachment_config(dd: DisaggDeployment, network: NetworkSpec, attachment: At
     if attachment.ipam is not None:
         plugin["ipam"] = attachment.ipam
     elif attachment.subnet:
-        plugin["ipam"] = {"type": "host-local", "ranges": [[{"subnet": attachment.subnet}]]}
+        plugin["ipam"] = {"type": "host-local", "ranges": [[{"subnet": _subnet(attachment.subnet, renderer)}]]}
     chained: list[Obj] = []
     by_device = attachment.type in DEVICE_PLUGINS and renderer >= RDMA_CHAIN
     if attachment.mtu and by_device:

@@ -35,7 +35,10 @@ def test_the_fields_of_the_spec_name_secrets_claims_and_networks() -> None:
     hub = good(model={"uri": "hf://a/b", "authSecretRef": {"name": "hf"}})
     assert found(hub) == {"spec.model.authSecretRef": ("Secret", "default", "hf", "token")}
     inline = {"attachment": {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}}
-    assert found(good(kvTransfer={"network": inline})) == {}
+    path = "spec.kvTransfer.network.attachment"
+    assert found(good(kvTransfer={"network": inline})) == {
+        path: ("NetworkAttachmentDefinition", "default", "chat-kv", None)
+    }
     rails = [{"name": "a", "namespace": "nets", "resourceName": "v/a"}, {"name": "b", "resourceName": "v/b"}]
     assert found(good(kvTransfer={"network": {"rails": rails}})) == {
         "spec.kvTransfer.network.rails[0]": ("NetworkAttachmentDefinition", "nets", "a", None),
@@ -110,3 +113,9 @@ def test_a_claim_without_its_volume_is_missing_and_a_network_has_its_own_reason(
     (gone,) = missing(network, {network[0].target: Sight(exists=False)})
     assert gone.reason == "NetworkAttachmentMissing"
     assert isinstance(network[0].target, NamedObject)
+
+
+def test_what_the_operator_makes_itself_is_looked_at_and_never_missing() -> None:
+    inline = {"attachment": {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.0/24"}}
+    (own,) = references_of(parse(good(kvTransfer={"network": inline})))
+    assert missing((own,), {own.target: Sight(exists=False)}) == []

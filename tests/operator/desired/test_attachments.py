@@ -104,6 +104,13 @@ def test_the_rdma_plugin_is_chained_where_the_virtual_function_is_the_device() -
     assert config(rdma="nvidia.com/vf", **VF | {"type": "ib-sriov"})["plugins"][1:] == [{"type": "rdma"}]
 
 
+def test_a_subnet_is_told_by_its_first_address() -> None:
+    """By another one, host-local refuses it, and no pod gets an interface."""
+    macvlan: dict[str, Any] = {"type": "macvlan", "master": "eth1", "subnet": "10.9.0.7/24"}
+    assert config(**macvlan)["ipam"]["ranges"] == [[{"subnet": "10.9.0.0/24"}]]
+    assert config(1, **macvlan)["ipam"]["ranges"] == [[{"subnet": "10.9.0.7/24"}]]
+
+
 @pytest.mark.parametrize(
     ("facts", "plugin"),
     [

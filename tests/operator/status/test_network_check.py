@@ -71,6 +71,7 @@ D = WorkerLink("d", "decode", "rdma", "mlx5_0:1", devices=2)
         (replace(GOOD, nads={WHERE: None}), "NetworkAttachmentMissing", False, "nets/fabric does not exist"),
         (replace(GOOD, hidden=frozenset({WHERE})), "AttachmentNotReadable", None, "may not read nets/fabric"),
         (replace(GOOD, nads={WHERE: nad("macvlan", "rdma")}), "AttachmentInvalid", False, "nets/fabric"),
+        (replace(GOOD, nads={WHERE: nad("rdma", "sriov")}), "AttachmentInvalid", False, "the rdma plugin comes first"),
         (PLAIN, "NetworkFound", True, "network attachment nets/fabric exists"),
         (GOOD, "NetworkFound", True, f"2 nodes for prefill, 2 nodes for decode (2 {VF})"),
         (replace(GOOD, nodes=[node("a", 8, 8)]), "NetworkFound", True, "1 node for prefill, 1 node for decode"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from disagg_wire.engines import CONFIGURED
+from disagg_worker.transfer.avoided import Avoided
 from disagg_worker.transfer.nixl_agent import UCX_LOG, Agent
 from disagg_worker.transfer.offers import Offer
 from disagg_worker.transfer.sender_timeouts import TransferFailed
@@ -38,6 +40,7 @@ class Writer:
         self._peers: OrderedDict[str, str] = OrderedDict()
         self._busy: dict[str, int] = {}
         self._links: dict[str, frozenset[str]] = {}
+        self._avoided = Avoided()
 
     def open(self) -> Agent:
         """Return the agent, which is made at the first call; that may take a second."""
@@ -76,6 +79,20 @@ class Writer:
             agent.remove_peer(self._peers.pop(name))
         except TransferFailed as failure:
             log.info("peer %s: %s", name, failure)
+
+    def avoids(self, decode: str) -> bool:
+        """Return whether KV goes to an incarnation over TCP for now, as NIXL has failed with it."""
+        with self._lock:
+            return self._avoided.contains(decode, time.monotonic())
+
+    def failed(self, decode: str, reason: Exception) -> None:
+        with self._lock:
+            for_s = self._avoided.failed(decode, time.monotonic())
+        log.warning("NIXL to worker %s failed, so that KV goes over TCP for %g s: %s", decode, for_s, reason)
+
+    def worked(self, decode: str) -> None:
+        with self._lock:
+            self._avoided.worked(decode)
 
     def connects(self, target: Target) -> bool:
         """Return whether the next write to a peer is the first one, which connects."""
