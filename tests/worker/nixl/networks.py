@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ def namespaces() -> Iterator[list[tuple[list[str], str]]]:
     with link(None) as commands:
         ends = []
         for i, command in enumerate(commands):
-            outside, net = f"kvtest{i}", f"10.232.{i}."
+            outside, net = f"kvt{os.getpid()}-{i}", f"10.232.{i}."
             run = ["ip", "-n", command[-1]]
             for step in (
                 ["ip", "link", "add", outside, "type", "veth", "peer", "name", "ctl", "netns", command[-1]],

@@ -5,14 +5,17 @@ load: no stream is lost or changed, no block is leaked, and what was held is giv
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 from tests.worker import checkpoints
 from tests.worker.nixl.deployment import Deployment, deployment, member
+from tests.worker.nixl.networks import namespaces
 from tests.worker.oracle import MODEL
 from tests.worker.server.rig import KEY
 
@@ -84,7 +87,7 @@ async def test_workers_that_die_or_freeze_in_the_middle_cost_no_stream_and_no_bl
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 async def test_a_link_that_breaks_in_the_middle_costs_no_stream_and_no_block(weights: Path, nixl: Path) -> None:
-    """Decode 1 is beside prefill, decode 0 behind the link, over which nothing comes for a while."""
+    """Decode 1 is beside prefill, decode 0 behind the link, which breaks for a while."""
     with namespaces() as ends:
         (near, near_host), (far, far_host) = ends
         more = {"ucx_tls": "tcp", "nixl_over_tcp": True}
