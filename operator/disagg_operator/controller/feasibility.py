@@ -42,6 +42,7 @@ def infeasible(dd: DisaggDeployment) -> Iterator[Violation]:
             words = "needs a GPU: set count above 0, or use podTemplate.spec.nodeSelector"
             yield Violation(f"spec.{role}.accelerator.product", words)
     yield from _devices(dd)
+    yield from _claims(dd)
     yield from _root_in_namespace(dd)
     yield from _transport(dd)
     bounds = {role: _bounds(dd.spec.pool(role)) for role in ROLES}
@@ -74,6 +75,19 @@ def questionable(dd: DisaggDeployment) -> Iterator[Violation]:
         if accelerator is not None and guessed and maker_of(accelerator.resource_name) is None:
             words = f"nodes with {accelerator.resource_name} may lack the label {NVIDIA.product_label}"
             yield Violation(f"spec.{role}.accelerator.product", f"{words}: set productLabel", PRODUCT_LABEL)
+
+
+def _claims(dd: DisaggDeployment) -> Iterator[Violation]:
+    """Yield RDMA devices that come by a claim in one place alone: in a pool or in the network."""
+    network = dd.spec.kv_transfer.network
+    wanted = network is not None and network.claims_devices
+    for role in ROLES:
+        claim = dd.spec.pool(role).device_claim
+        path = f"spec.{role}.deviceClaim" if claim is None else f"spec.{role}.deviceClaim.rdmaDevices"
+        if wanted and not (claim and claim.rdma_devices):
+            yield Violation(path, "is needed above 0, as spec.kvTransfer.network.devicesBy is Claim")
+        elif not wanted and claim is not None and claim.rdma_devices:
+            yield Violation(path, "needs spec.kvTransfer.network with devicesBy: Claim")
 
 
 def _root_in_namespace(dd: DisaggDeployment) -> Iterator[Violation]:

@@ -15,6 +15,7 @@ from disagg_operator.kube.resources import (
     NETWORK_ATTACHMENT,
     PERSISTENT_VOLUME_CLAIM,
     PRIORITY_CLASS,
+    RESOURCE_CLAIM_TEMPLATE,
     RUNTIME_CLASS,
     SECRET,
     Resource,
@@ -119,6 +120,10 @@ def _references(dd: DisaggDeployment) -> Iterator[Reference]:
     for index, rail in enumerate(() if network is None else network.rails):
         target = NamedObject(NETWORK_ATTACHMENT, rail.namespace or own, rail.name)
         yield Reference(f"spec.kvTransfer.network.rails[{index}]", target)
+    for role in ROLES:
+        if (claim := spec.pool(role).device_claim) is not None:
+            target = NamedObject(RESOURCE_CLAIM_TEMPLATE, own, claim.template_name)
+            yield Reference(f"spec.{role}.deviceClaim.templateName", target)
     templates = {ROUTER: spec.router.pod_template, **{role: spec.pool(role).pod_template for role in ROLES}}
     for role, template in templates.items():
         if template is not None and template.spec:

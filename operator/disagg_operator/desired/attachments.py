@@ -40,9 +40,12 @@ class Link:
 
 def device_count(dd: DisaggDeployment, role: str) -> int:
     """Return how many RDMA devices a worker of a pool asks for."""
-    network, gpus = dd.spec.kv_transfer.network, gpus_of(dd.spec.pool(role))
+    network, pool = dd.spec.kv_transfer.network, dd.spec.pool(role)
     if network is None:
         return 0
+    if network.claims_devices:
+        return 0 if pool.device_claim is None else pool.device_claim.rdma_devices
+    gpus = gpus_of(pool)
     if network.rails:
         return min(len(network.rails), gpus or len(network.rails))
     return 0 if network.rdma_resource is None else network.rdma_resource.devices(gpus)
@@ -59,6 +62,8 @@ def links_of(dd: DisaggDeployment, role: str, renderer: int) -> tuple[Link, ...]
         used = network.rails[:count]
         return tuple(Link(r.namespace or own, r.name, i) for r, i in zip(used, interfaces, strict=True))
     reference = network.attachment_ref
+    if reference is None and network.attachment is None:
+        return ()  # The driver of the claim makes the interface.
     name = reference.name if reference else names.network_name(dd.metadata.name)
     namespace = (reference.namespace if reference else None) or own
     return tuple(Link(namespace, name, interface) for interface in interfaces)

@@ -72,6 +72,15 @@ def network(**more: Any) -> dict[str, Any]:
             "spec.kvTransfer.network.attachment.resourceName", "InvalidSpec",
         ),
         (
+            good(decode={"deviceClaim": {"templateName": "t", "rdmaDevices": 1}}),
+            "spec.decode.deviceClaim.rdmaDevices", "InvalidSpec",
+        ),
+        (
+            good(prefill={"deviceClaim": {"templateName": "t", "rdmaDevices": 1}},
+                 kvTransfer={"network": {"devicesBy": "Claim"}}),
+            "spec.decode.deviceClaim", "InvalidSpec",
+        ),
+        (
             made({"type": "macvlan", "master": "eth1", "ipam": {"poolName": "kv"}}),
             "spec.kvTransfer.network.attachment.ipam.type", "InvalidSpec",
         ),
@@ -119,6 +128,12 @@ def test_what_can_not_be_met_names_its_field(resource: dict[str, Any], path: str
                 }
             }
         ),
+        good(
+            prefill={"deviceClaim": {"templateName": "t", "rdmaDevices": 1}},
+            decode={"deviceClaim": {"templateName": "t", "rdmaDevices": 2}},
+            kvTransfer={"transport": "rdma", "network": {"devicesBy": "Claim"}},
+        ),
+        good(prefill={"deviceClaim": {"templateName": "t"}}),
         of("vllm", kvTransfer={"transport": "rdma", **network(rdmaResource={"name": "rdma/a"})}),
     ],
 )

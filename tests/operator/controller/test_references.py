@@ -46,6 +46,13 @@ def test_the_fields_of_the_spec_name_secrets_claims_and_networks() -> None:
     }
 
 
+def test_the_template_of_a_device_claim_must_be_there() -> None:
+    (claim,) = references_of(parse(good(decode={"deviceClaim": {"templateName": "pairs"}})))
+    (gone,) = missing((claim,), {claim.target: Sight(exists=False)})
+    words = "spec.decode.deviceClaim.templateName: ResourceClaimTemplate default/pairs does not exist"
+    assert str(gone) == words
+
+
 def test_an_edit_of_an_attachment_is_another_sight() -> None:
     def seen(config: str, resource: str) -> Sight:
         annotations = {"k8s.v1.cni.cncf.io/resourceName": resource}
