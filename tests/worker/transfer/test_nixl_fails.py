@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,8 +69,8 @@ class WritingAgent(FakeAgent):
 class Pair:
     """Prefill with an agent, and decode, which offers its blocks."""
 
-    def __init__(self, r: Rig, agent: FakeAgent) -> None:
-        self.rig, self.writer = r, Writer(lambda: agent)
+    def __init__(self, r: Rig, make: Callable[[], FakeAgent]) -> None:
+        self.rig, self.writer = r, Writer(make)
         self.landings = Landings(lambda: FakeAgent(0), REACH, "auto", PLACE, 100)
         self.landings.open()
         self.done: queue.SimpleQueue[TransferDone] = queue.SimpleQueue()
@@ -109,7 +110,7 @@ class Pair:
 def test_after_a_failure_kv_goes_over_tcp_into_the_offered_blocks(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     monkeypatch.setattr(writes, "_SETTLE_S", 0.05)
     with rig(idle_s=0.5) as r:
-        pair = Pair(r, WritingAgent(fails))
+        pair = Pair(r, lambda: WritingAgent(fails))
         first, session, _ = pair.sender()
         assert isinstance(first, NixlKvSender)
         pair.send(first)
@@ -125,9 +126,14 @@ def test_after_a_failure_kv_goes_over_tcp_into_the_offered_blocks(monkeypatch: p
         assert not pair.writer.avoids("another/incarnation")
 
 
-def test_a_peer_that_cannot_be_added_is_sent_the_kv_over_tcp_at_once() -> None:
+def _no_agent() -> FakeAgent:
+    raise RuntimeError("no memory may be locked")
+
+
+@pytest.mark.parametrize("make", [lambda: WritingAgent("add_peer"), _no_agent])
+def test_without_an_agent_or_a_peer_the_kv_is_sent_over_tcp_at_once(make: Callable[[], FakeAgent]) -> None:
     with rig(idle_s=5) as r:
-        pair = Pair(r, WritingAgent("add_peer"))
+        pair = Pair(r, make)
         sender, session, memory = pair.sender()
         pair.send(sender)
         assert pair.end().error is None
@@ -140,7 +146,7 @@ def test_a_cancel_is_no_failure_of_nixl(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(writes, "_SETTLE_S", 0.05)
     with rig(idle_s=5) as r:
         agent = WritingAgent("nothing")
-        pair = Pair(r, agent)
+        pair = Pair(r, lambda: agent)
         sender, session, _ = pair.sender()
         pair.send(sender, commit=False)
         assert agent.wrote.wait(10)

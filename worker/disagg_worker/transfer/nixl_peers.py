@@ -13,7 +13,7 @@ from disagg_wire.engines import CONFIGURED
 from disagg_worker.transfer.avoided import Avoided
 from disagg_worker.transfer.nixl_agent import UCX_LOG, Agent
 from disagg_worker.transfer.offers import Offer
-from disagg_worker.transfer.sender_timeouts import TransferFailed
+from disagg_worker.transfer.sender_timeouts import NixlFailed, TransferFailed
 from disagg_worker.transfer.ucx_report import Moved
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,10 @@ class Target:
 class Writer:
     """The agent that writes, and the peers that it knows."""
 
-    def __init__(self, make: Callable[[], Agent]) -> None:
+    def __init__(self, make: Callable[[], Agent], *, on_device: bool = False) -> None:
+        """Prepare to make an agent, whose memory is that of a device or not."""
         self._make = make
+        self.on_device = on_device
         self._lock = threading.Lock()
         self._agent: Agent | None = None
         self._peers: OrderedDict[str, str] = OrderedDict()
@@ -43,10 +45,16 @@ class Writer:
         self._avoided = Avoided()
 
     def open(self) -> Agent:
-        """Return the agent, which is made at the first call; that may take a second."""
+        """Return the agent, which is made at the first call; that may take a second.
+
+        Raises NixlFailed.
+        """
         with self._lock:
             if self._agent is None:
-                self._agent = self._make()
+                try:
+                    self._agent = self._make()
+                except Exception as failure:  # Its errors have no common type.
+                    raise NixlFailed(f"NIXL can make no agent: {failure or type(failure).__name__}") from None
             return self._agent
 
     def target(self, offer: Offer) -> Target:

@@ -86,7 +86,7 @@ class Writes(Lanes):
             self._target = self.writer.target(decode_offer(self._ticket.offer))
         except TransferFailed as failure:
             self.writer.failed(self._ticket.decode_incarnation, failure)
-            if self.writer.open().region.device is not None:
+            if self.writer.on_device:
                 raise  # The views do not show what a device has computed.
             return super()._lead(commit_of)
         sock = self._connect()
