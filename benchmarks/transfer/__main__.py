@@ -27,7 +27,8 @@ GB = TOKENS * LAYOUT.bytes_per_token / 1e9
 _PLAIN = "two plain sockets"
 _MAC, _CRC32C = "version 2, `mac`", "version 2, `crc32c`"
 _BOUND = {"prefill_incarnation": PREFILL}
-CASES: dict[str, dict[str, Any]] = {
+Cases = dict[str, dict[str, Any]]
+CASES: Cases = {
     _PLAIN: {"encrypted": False},
     "two plain sockets, AES-GCM": {"encrypted": True},
     "version 1 (zlib's CRC-32)": {"encrypted": False, "bound": {}},
@@ -77,10 +78,8 @@ class Measured:
     receiver_user_s: list[float] = field(default_factory=list)
 
 
-def measure(
-    rate: int | None, rounds: int, nixl: str, cases: dict[str, dict[str, Any]] = OVER_TCP, ucx_tls: str = "tcp"
-) -> dict[str, Measured]:
-    """Return what was measured on one link, with NIXL from a folder."""
+def measure(rate: int | None, rounds: int, nixl: str, cases: Cases, ucx_tls: str) -> dict[str, Measured]:
+    """Return what was measured on one link, with NIXL from a folder and by these transports."""
     out = {name: Measured() for name in cases}
     with link(rate) as (at_sender, at_receiver):
         receiver, sender = (End(at, r, nixl, ucx_tls) for at, r in ((at_receiver, "receive"), (at_sender, "send")))
@@ -128,8 +127,9 @@ def main() -> None:
     done = subprocess.run([ROOT / "scripts" / "nixl"], check=True, capture_output=True, text=True)
     nixl = done.stdout.strip()
     start, lines = os.getloadavg()[0], []
-    for rate, *more in [*((rate,) for rate in links), (None, BY_MEMORY, "cma,tcp")]:
-        measured = measure(rate, arguments.rounds, nixl, *more)
+    runs: list[tuple[int | None, Cases, str]] = [(rate, OVER_TCP, "tcp") for rate in links]
+    for rate, cases, ucx_tls in [*runs, (None, BY_MEMORY, "cma,tcp")]:
+        measured = measure(rate, arguments.rounds, nixl, cases, ucx_tls)
         for name, case in measured.items():
             lines.append(row(rate, name, case, measured[_PLAIN]))
             print(lines[-1], flush=True)

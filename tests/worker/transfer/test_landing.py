@@ -246,7 +246,7 @@ def test_an_agent_that_cannot_be_made_is_not_tried_with_every_request(monkeypatc
         return FakeAgent(0)
 
     clock_s = 1000.0
-    monkeypatch.setattr(landing.time, "monotonic", lambda: clock_s)
+    monkeypatch.setattr("disagg_worker.transfer.landing.time.monotonic", lambda: clock_s)
     landings = Landings(make, REACH, "auto", Place("machine", "here", "n"), 10)
     with pytest.raises(RuntimeError):
         landings.open()
