@@ -37,5 +37,7 @@ SUBNETS_FIRST_ADDRESS = 2
 RDMA_REPORTS = 2
 # Nodes are chosen by the labels and tolerated by the taints of the accelerator's maker.
 MAKERS_LABELS = 2
+# A pod that is deleted as it starts hears of it.
+SIGNAL_AFTER_START = 2
 
 CURRENT = 2

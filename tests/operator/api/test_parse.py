@@ -64,6 +64,24 @@ def test_a_subnet_with_addresses_for_workers_and_another_interface_are_good() ->
             parse(good(kvTransfer={"network": {"attachment": attachment}}))
 
 
+def test_rdma_devices_come_by_a_resource_by_rails_or_by_claims() -> None:
+    claimed = {"devicesBy": "Claim"}
+    plain = {"attachmentRef": {"name": "n"}}
+    rails = {"rails": [{"name": "r", "resourceName": "rdma/a"}]}
+    resource = {"name": "rdma/a", "quantity": 2, "per": "Accelerator"}
+    for network, some in ((plain, False), (rails, True), (claimed, True), (plain | claimed, True),
+                          (plain | {"rdmaResource": resource}, True)):  # fmt: skip
+        transfer = parse(good(kvTransfer={"network": network})).spec.kv_transfer
+        assert transfer.network is not None
+        assert (transfer.may_use_rdma, transfer.network.has_devices) == (some, some)
+        if (device := transfer.network.rdma_resource) is not None:
+            assert [device.devices(gpus) for gpus in (0, 1, 8)] == [2, 2, 16]
+    parse(good(kvTransfer={"transport": "rdma", "network": claimed}))
+    for network in (claimed | rails, plain | claimed | {"rdmaResource": resource}):
+        with pytest.raises(InvalidResource, match="devicesBy Claim stands for rdmaResource and rails"):
+            parse(good(kvTransfer={"network": network}))
+
+
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_an_unknown_field_is_refused_in_a_file_and_passed_over_in_the_cluster(case: str) -> None:
     resource, path = UNKNOWN[case]
