@@ -200,7 +200,7 @@ process of its own with its default settings. The bare loop sends the same write
 themselves among them, with the same client: one resource after another, or four at once, as many as the operator's
 workers. An edit raises `decode.replicas` of some resource; its time ends when a watch shows the Deployment. "During
 resyncs", full lists of everything follow each other without a pause; "at the start", the operator has just begun its
-term, and reads every resource from the API server. Bold: a missed goal.
+term, and lists everything. Bold: a missed goal.
 
 One new resource costs {total} calls: {writes} writes, {dry} dry runs and {reads} reads, {ratio:.2f} a write (goal: at
 most {goal}).
