@@ -6,6 +6,7 @@ time this process has used for it.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -144,9 +145,9 @@ def _send(job: dict[str, Any], memory: Memory) -> None:
 
 def _watch() -> None:
     """Decode, and tell the steps before and after a time that is read from the input."""
-    decoding = Decoding()
-    for _ in sys.stdin:
-        streams = decoding.start()
+    decoding = functools.cache(Decoding)
+    for line in sys.stdin:
+        streams = decoding(json.loads(line)["watch"]).start()
         _say({})
         quiet_s, busy_s = streams.end(json.loads(sys.stdin.readline())["began_s"])
         _say({"quiet_s": quiet_s, "busy_s": busy_s})
@@ -158,21 +159,14 @@ def main() -> None:
         return
     sends = sys.argv[1] == "send"
     memory = Memory(1 if sends else 0)
-    decoding: Decoding | None = None
+    decoding = functools.cache(Decoding)
     for line in sys.stdin:
         job = json.loads(line)
         if sends:
             _send(job, memory)
         elif "bound" in job:
-            if job.get("decodes"):
-                decoding = decoding or Decoding()
-            _receive_kv(
-                memory,
-                job["bound"],
-                job.get("tokens", TOKENS),
-                decoding if job.get("decodes") else None,
-                job.get("moved", ""),
-            )
+            beside = decoding(job["decodes"]) if "decodes" in job else None
+            _receive_kv(memory, job["bound"], job.get("tokens", TOKENS), beside, job.get("moved", ""))
         else:
             _receive_plain(memory, job["encrypted"])
         if not sends and not job["encrypted"] and memory.bytes[-1] != 1:

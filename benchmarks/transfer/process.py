@@ -34,6 +34,11 @@ class End:
         self._in: IO[str] = self._process.stdin
         self._out: IO[str] = self._process.stdout
 
+    @property
+    def pid(self) -> int:
+        """The process; where the command enters a namespace, that has replaced itself by it."""
+        return self._process.pid
+
     def tell(self, job: dict[str, Any]) -> None:
         self._in.write(json.dumps(job) + "\n")
         self._in.flush()

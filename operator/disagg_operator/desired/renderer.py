@@ -39,5 +39,7 @@ RDMA_REPORTS = 2
 MAKERS_LABELS = 2
 # A pod that is deleted as it starts hears of it.
 SIGNAL_AFTER_START = 2
+# Workers that reach the web do not reach link-local addresses, where clouds have credentials.
+NO_METADATA_SERVICES = 2
 
 CURRENT = 2

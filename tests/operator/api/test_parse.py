@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, good, watched
+from tests.operator.api.resources import BAD, BAD_TEMPLATES, UNKNOWN, Obj, good, watched
 from tests.operator.desired.facts import FACTS
 
 from disagg_operator.api import InvalidResource, parse, parse_file
@@ -66,10 +65,10 @@ def test_a_subnet_with_addresses_for_workers_and_another_interface_are_good() ->
 
 
 def test_rdma_devices_come_by_a_resource_by_rails_or_by_claims() -> None:
-    claimed: dict[str, Any] = {"devicesBy": "Claim"}
-    plain: dict[str, Any] = {"attachmentRef": {"name": "n"}}
-    rails: dict[str, Any] = {"rails": [{"name": "r", "resourceName": "rdma/a"}]}
-    resource: dict[str, Any] = {"name": "rdma/a", "quantity": 2, "per": "Accelerator"}
+    claimed: Obj = {"devicesBy": "Claim"}
+    plain: Obj = {"attachmentRef": {"name": "n"}}
+    rails: Obj = {"rails": [{"name": "r", "resourceName": "rdma/a"}]}
+    resource: Obj = {"name": "rdma/a", "quantity": 2, "per": "Accelerator"}
     for network, some in ((plain, False), (rails, True), (claimed, True), (plain | claimed, True),
                           (plain | {"rdmaResource": resource}, True)):  # fmt: skip
         transfer = parse(good(kvTransfer={"network": network})).spec.kv_transfer
