@@ -53,6 +53,7 @@ from disagg_operator.kube.resources import (
     name_of,
     uid_of,
 )
+from disagg_operator.rollout.steady_times import progress_status
 from disagg_operator.status import changes, conditions
 from disagg_operator.status.recorder import Recorder
 from disagg_operator.status.workloads import Observed
@@ -114,8 +115,9 @@ class Reconciler:
             try:
                 return await self._once(key, view)
             except Stale:
-                if view.first:
-                    self._judge.forget(key)  # that nothing has been accepted yet was a guess
+                if view.first:  # that nothing has been accepted yet was a guess
+                    for part in (self._judge, self._views):
+                        part.forget(key)
         return await self._once(key, await self._views.fresh(key))
 
     async def _once(self, key: Key, view: View) -> float | None:
@@ -170,7 +172,9 @@ class Reconciler:
         If it refuses the spec as it is written, that is the one that was accepted last. Of this
         one, everything is written that is not refused. Raises Refused.
         """
-        refused = await self._rehearse_with_pins(run) or await self._judge.accepted(run.resource, run.judgement)
+        refused = await self._rehearse_with_pins(run) or await self._judge.accepted(
+            run.resource, run.judgement, run.kube
+        )
         if refused and run.judgement.refusal is None:
             judgement = await self._judge.fall_back(run.resource, run.children, in_one(refused.values()))
             run = await self._begin(run.key, run.view, run.live, judgement)
@@ -236,6 +240,8 @@ class Reconciler:
                 view=run.live.view,
                 now=self._wall(),
                 reports=run.live.canary,
+                steady=run.live.steady,
+                clock_s=self._clock(),
             )
         )
         if run.step is None:  # a pool is still to be made; its Deployments need its uid
@@ -345,7 +351,7 @@ class Reconciler:
         stored, wall = run.resource.get("status") or {}, self._wall()
         new = conditions.build(run_intent.of(run, self._zero, stored, wall), observed, stored, wall)
         self._zero.told(run.key, run.live, new)
-        if run.step is not None and (progress := rollout_step.progress_status(run.step.plan.progress)) is not None:
+        if run.step is not None and (progress := progress_status(run.step.plan.progress)) is not None:
             new["rollout"] = progress
         await self._write_pool_statuses(run, observed)
         await self.statuses.write(run.resource, new)
