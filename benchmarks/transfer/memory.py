@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
 from disagg_worker.values.kv_blocks import InMemory, KvBlocks
 from disagg_worker.values.layouts import KvLayout
 
@@ -23,10 +26,13 @@ class Memory(InMemory):
         self._room = self.n_blocks
         self.bytes = bytearray([fill]) * (TOKENS * LAYOUT.bytes_per_token)
 
-    def view(self, layer: int, block: int) -> memoryview:
+    def reading(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
+        """Give the views as disagg_worker.execution.cache_memory does."""
+        held, size = memoryview(self.bytes), LAYOUT.layer_block_bytes
+        first, step = layer * size, LAYOUT.layers * size
         # The blocks of a prompt that is longer lie on those before them.
-        start = (block % self._room * LAYOUT.layers + layer) * LAYOUT.layer_block_bytes
-        return memoryview(self.bytes)[start : start + LAYOUT.layer_block_bytes]
+        starts = [first + block % self._room * step for block in ids]
+        return nullcontext([held[start : start + size] for start in starts])
 
     def blocks(self, first: int, n: int) -> KvBlocks:
         return KvBlocks(self, range(first, first + n))
