@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from disagg_worker.values.kv_blocks import InMemory, KvBlocks
+from disagg_worker.values.kv_blocks import InMemory, KvBlocks, Region
 from disagg_worker.values.layouts import KvLayout
 
 # Llama 3.1 8B in bfloat16, with blocks of the default size.
@@ -25,20 +26,28 @@ class Memory(InMemory):
         self.n_blocks = TOKENS // LAYOUT.block_size_tokens
         self._room = self.n_blocks
         self.bytes = bytearray([fill]) * (TOKENS * LAYOUT.bytes_per_token)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.bytes))
+        self.region = Region(address, LAYOUT.layers * LAYOUT.layer_block_bytes, self.n_blocks)
 
-    def reading(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
-        """Give the views as disagg_worker.execution.cache_memory does."""
+    def view(self, layer: int, block: int) -> memoryview:
+        return self._views(layer, [block])[0]
+
+    def _views(self, layer: int, ids: Sequence[int]) -> list[memoryview]:
+        """Return what disagg_worker.execution.cache_memory does, in the same way."""
         held, size = memoryview(self.bytes), LAYOUT.layer_block_bytes
         first, step = layer * size, LAYOUT.layers * size
         # The blocks of a prompt that is longer lie on those before them.
         starts = [first + block % self._room * step for block in ids]
-        return nullcontext([held[start : start + size] for start in starts])
+        return [held[start : start + size] for start in starts]
+
+    def reading(self, layer: int, ids: Sequence[int]) -> AbstractContextManager[Sequence[memoryview]]:
+        return nullcontext(self._views(layer, ids))
 
     def blocks(self, first: int, n: int) -> KvBlocks:
         return KvBlocks(self, range(first, first + n))
 
     def written_in_region(self) -> None:
-        raise AssertionError("only NIXL writes in the region")
+        """Note nothing: here the region is what the views show."""
 
     def release(self) -> None:
         """Give nothing back: there is no pool."""
