@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from disagg_protocol.app import create_app
 from disagg_protocol.endpoint import Endpoint
-from disagg_protocol.patient_http import patient_protocol
+from disagg_protocol.patient_http import guarded
 from disagg_wire import drain_report, termination_log
 from disagg_wire.connection_guard import ConnectionLimits, Port, raise_file_limit
 
@@ -47,14 +47,8 @@ class Process:
         self._drain_timeout_s = drain_timeout_s
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        config = uvicorn.Config(
-            create_app(endpoint, more),
-            http=patient_protocol(Port(ConnectionLimits(raise_file_limit(_MAX_CONNECTIONS)))),
-            log_level="warning",
-            access_log=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=max(1, round(self._grace_s)),
-        )
+        limits = ConnectionLimits(raise_file_limit(_MAX_CONNECTIONS))
+        config = guarded(create_app(endpoint, more), Port(limits), max(1, round(self._grace_s)))
         self._server = QuietServer(config)
 
     @property

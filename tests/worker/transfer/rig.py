@@ -78,7 +78,7 @@ class Rig:
     """A listener with one announced transfer at a time; its outcome is in `outcomes`."""
 
     def __init__(self, idle_s: float) -> None:
-        self.listener = KvListener("127.0.0.1", 0, KEY, LAYOUT, VOCAB, idle_s=idle_s, max_connections=4)
+        self.listener = KvListener("127.0.0.1", 0, KEY, LAYOUT, VOCAB, idle_s=idle_s, max_connections=12)
         self.outcomes: queue.SimpleQueue[Received | tuple[str, str]] = queue.SimpleQueue()
 
     def announce(self, **bound: Any) -> Session:
